@@ -1,0 +1,1 @@
+"""GPU operators that know nothing of models."""

@@ -1,0 +1,1 @@
+"""From a manifest row to a model that loads, trains and predicts."""

@@ -1,0 +1,1 @@
+"""Datasets and the preprocessing that a checkpoint was trained with."""

@@ -1,0 +1,1 @@
+"""Detectors: a backbone, a neck and heads, assembled from zoo.parts."""

@@ -1,0 +1,21 @@
+"""The project's own errors: each message says what is wrong, where (file and row), and what to do."""
+
+
+class ZooError(Exception):
+    """Base of the errors that a command reports in one line, without a traceback, and ends with exit code 1."""
+
+
+class ManifestError(ZooError):
+    """A manifest cannot be read, or a row in it is wrong, missing or ambiguous."""
+
+
+class DownloadError(ZooError):
+    """A file could not be fetched, or what came is not the file that the manifest promises."""
+
+
+class CheckpointError(ZooError):
+    """A checkpoint cannot be read safely, or does not fit the model that it is loaded into."""
+
+
+class DatasetError(ZooError):
+    """A dataset folder, an annotation file or an image is missing or malformed."""

@@ -1,0 +1,1 @@
+"""A model's stages beside the recorded outputs of the original implementation."""

@@ -1,0 +1,1 @@
+"""Building blocks of detectors: pyramids, proposals, heads, anchors, boxes, losses."""

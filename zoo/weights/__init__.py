@@ -1,0 +1,1 @@
+"""Weight files: fetching, reading safely, renaming, loading."""
