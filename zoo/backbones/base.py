@@ -1,0 +1,25 @@
+"""What a backbone is: images in, named feature maps out, with the channels and stride of each."""
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One feature map of a backbone: its channels, and how many input pixels one cell spans."""
+
+    channels: int
+    stride: int
+
+
+class Backbone(nn.Module):
+    """Images (N, 3, H, W) to feature maps by name, finest first; necks and heads ask `specs` and hard-code nothing."""
+
+    specs: dict[str, FeatureSpec]  # name of a map -> its shape; the names are the keys of what forward returns, in that order
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Feature maps (N, C, H / stride, W / stride) by name, finest first."""

@@ -1,0 +1,85 @@
+"""What a detector is: a dict of losses in training, `Detections` for each image at inference."""
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Target:
+    """The objects of one training image, in the pixels of the network's input.
+
+    boxes (R, 4) float32 xyxy; labels (R,) int64 in 0..K-1; polygons: for each object a list of flat [x, y, ...] lists;
+    keypoints (R, P, 3) float32 with x, y, visibility (0, 1 or 2); crowd (R,) bool.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    polygons: list[list[list[float]]] | None = None
+    keypoints: Tensor | None = None
+    crowd: Tensor | None = None
+
+
+@dataclass
+class Detections:
+    """What was found in one image.
+
+    boxes (R, 4) float32 xyxy pixels; scores (R,) float32; labels (R,) int64 in 0..K-1 (background is no label);
+    masks: (R, M, M) float32 probabilities until they are pasted, then (R, H, W) bool; keypoints (R, P, 3) float32 with x, y, score.
+    extra: what a family records besides (keypoint heat values, say), each with R rows.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+    keypoints: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, rows: Tensor) -> Detections:
+        """The given rows (int64 indices or a bool mask), in their order."""
+        picked = {name: value[rows] for name in ("boxes", "scores", "labels", "masks", "keypoints") if (value := getattr(self, name)) is not None}
+        return replace(self, **picked, extra={name: value[rows] for name, value in self.extra.items()})
+
+
+class Detector(nn.Module):
+    """Base of every detector. A family implements `losses`, `raw` and `postprocess`; calling the module picks by mode."""
+
+    num_classes: int  # K, background not counted
+    class_names: tuple[str, ...] = ()
+
+    def forward(self, images: Tensor, sizes: Tensor, targets: list[Target] | None = None) -> dict[str, Tensor] | list[Detections]:
+        """Losses in training mode, detections otherwise.
+
+        Args:
+            images: (N, 3, H, W) float, normalised and zero-padded as the conventions say.
+            sizes: (N, 2) int64, the true (height, width) of each image before padding.
+            targets: one `Target` an image; needed in training.
+        """
+        if self.training:
+            if targets is None:
+                raise ValueError("training needs targets, one for each image")
+            return self.losses(images, sizes, targets)
+        return self.predict(images, sizes)
+
+    def predict(self, images: Tensor, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
+        """Detections of each image; in the pixels of `original_sizes` (N, 2) where given, of the input otherwise."""
+        return self.postprocess(self.raw(images, sizes), sizes, original_sizes)
+
+    @abstractmethod
+    def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        """Scalar losses by name; their plain sum is what training minimises."""
+
+    @abstractmethod
+    def raw(self, images: Tensor, sizes: Tensor) -> Any:
+        """Everything the network computes before per-class selection: the part timed as 'forward'."""
+
+    @abstractmethod
+    def postprocess(self, raw: Any, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
+        """Selection, NMS, mask pasting and scaling to original pixels: the part timed as 'post-processing'."""

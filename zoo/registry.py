@@ -1,0 +1,66 @@
+"""Registries: a name to a builder, for backbones, necks, detectors and checkpoint formats."""
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: the nearest known names, or all of them when none is near.
+
+    Args:
+        name: what was asked for.
+        known: the names that exist.
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
+    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return f"known: {listed}" if known else "none is known"
+
+
+class Registry:
+    """Builders by name. A duplicate name raises; an unknown one answers with the nearest right one.
+
+    Args:
+        kind: what the builders build, in the singular, for messages ("backbone").
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._builders: dict[str, Callable[..., Any]] = {}
+
+    def register(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator that files a builder under `name`; raises ValueError where the name is taken."""
+
+        def add(builder: Callable[..., Any]) -> Callable[..., Any]:
+            if name in self._builders:
+                raise ValueError(f"{self.kind} {name!r} is registered twice: {self._builders[name].__module__} and {builder.__module__}")
+            self._builders[name] = builder
+            return builder
+
+        return add
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        """The builder of that name; raises KeyError with the nearest known names."""
+        try:
+            return self._builders[name]
+        except KeyError:
+            raise KeyError(f"unknown {self.kind} {name!r}: {did_you_mean(name, self._builders)}") from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._builders
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._builders))
+
+    def __len__(self) -> int:
+        return len(self._builders)
+
+
+BACKBONES = Registry("backbone")
+NECKS = Registry("neck")
+DETECTORS = Registry("detector")
+CHECKPOINT_FORMATS = Registry("checkpoint format")
