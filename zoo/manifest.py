@@ -114,6 +114,10 @@ class Schedule(Strict):
     policy: Literal["steps", "cosine"] = "steps"
     warmup_iterations: int = 0
     warmup_factor: float = 1.0
+    warmup_stop: int | None = Field(None, description="iteration at which the ramp is cut short; none: it runs to its end")
+    scheduler_leads: bool = Field(False, description="the scheduler steps before the optimiser: update i (from 0) uses the rate of i + 1")
+    rescale_momentum: bool = Field(False, description="momentum buffers are multiplied by new/old rate where it changes by more than a tenth (Detectron)")
+    optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
