@@ -1,0 +1,160 @@
+"""What a dataset is: images in a fixed order, each with its ground truth in dataset-independent terms."""
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import DatasetError
+from .images import decode_image
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The objects of one image as the annotation file has them, in the pixels of the original image.
+
+    boxes_xywh (R, 4) float64: left, top, width, height, measured between pixel edges; labels (R,) int64 in 0..K-1;
+    crowd, difficult (R,) bool; area (R,) float64 square pixels; masks: for each object a list of flat [x, y, ...] polygons, an RLE
+    mapping, or None; keypoints (R, P, 3) float32 with x, y, visibility (0, 1 or 2), or None.
+    """
+
+    boxes_xywh: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+    area: np.ndarray
+    masks: list[list[list[float]] | dict[str, Any] | None] | None = None
+    keypoints: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(R, 4) float32 x1, y1, x2, y2 between pixel edges: x2 = x1 + width, no pixel taken off."""
+        xywh = self.boxes_xywh
+        return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
+
+
+class Dataset(ABC):
+    """Images in a fixed order with their ground truth; `subset` restricts it to the first images.
+
+    layout: how accuracy is measured on it; name: as in records, "coco:val2017"; classes: K names by label; category_ids: the
+    dataset's own id of each label.
+    """
+
+    layout: Literal["coco", "voc", "imagenet"]
+    name: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int | str, ...]
+    keypoint_names: tuple[str, ...] = ()
+    annotation_file: Path | None = None
+    full_size: int
+    decoder: Literal["pil", "cv2"] = "pil"
+
+    def __init__(self) -> None:
+        self._rows: Sequence[int] = ()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def is_subset(self) -> bool:
+        """Whether fewer images than the whole split are left."""
+        return len(self) < self.full_size
+
+    @property
+    def image_ids(self) -> list[int | str]:
+        """The id of every image, in order."""
+        return [self.image_id(index) for index in range(len(self))]
+
+    @abstractmethod
+    def image_id(self, index: int) -> int | str:
+        """The dataset's own id of an image."""
+
+    @abstractmethod
+    def image_path(self, index: int) -> Path:
+        """The file of an image."""
+
+    @abstractmethod
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) in pixels, as the annotations say."""
+
+    @abstractmethod
+    def target(self, index: int) -> GroundTruth:
+        """The objects of an image."""
+
+    def load_image(self, index: int) -> np.ndarray:
+        """Decode an image to (H, W, 3) uint8 RGB.
+
+        Raises:
+            DatasetError: the file is missing, no image, cut short, or not of the annotated size.
+        """
+        path = self.image_path(index)
+        image = decode_image(self.read_bytes(index), str(path), self.decoder)
+        height, width = self.image_size(index)
+        if image.shape[:2] != (height, width):
+            raise DatasetError(f"{path}: the image is {image.shape[1]}x{image.shape[0]} pixels (width x height), its annotation says {width}x{height}; "
+                               "replace the image by the original one")
+        return image
+
+    def read_bytes(self, index: int) -> bytes:
+        """The encoded bytes of an image file; raises DatasetError where it is missing."""
+        path = self.image_path(index)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise DatasetError(f"{path}: this image is listed but absent ({self.listed_at(index)}); "
+                               "download it, or restrict the run to images that are there") from None
+
+    def listed_at(self, index: int) -> str:
+        """Where an image is listed, for messages."""
+        return f"image {self.image_id(index)} of {self.annotation_file or self.name}"
+
+    def subset(self, images: int | Sequence[int | str]) -> Dataset:
+        """The same dataset with its first `images` images, or with those of the given ids, in dataset order.
+
+        Raises:
+            DatasetError: a count below one, or an id that the dataset does not have.
+        """
+        if isinstance(images, int):
+            if images < 1:
+                raise DatasetError(f"{self.name}: a subset needs at least one image, {images} were asked for")
+            rows = self._rows[:images]
+        else:
+            wanted, known = set(images), set(self.image_ids)
+            if missing := wanted - known:
+                raise DatasetError(f"{self.name}: no image has the id {sorted(missing, key=str)[0]!r} ({len(missing)} unknown of {len(wanted)})")
+            rows = [row for index, row in enumerate(self._rows) if self.image_id(index) in wanted]
+        smaller = copy.copy(self)
+        smaller._rows = rows
+        return smaller
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says of its data: name, images measured, images of the whole split."""
+        return {"dataset": self.name, "images": len(self), "images_of_split": self.full_size, "subset": self.is_subset}
+
+
+def label_order(file_classes: Sequence[str], classes: Sequence[str] | None, where: str) -> list[int]:
+    """For each class of a dataset file, its label; `classes` is the order a model was trained with, None keeps the file's own.
+
+    Raises:
+        DatasetError: the file has a class that the model does not know, or lacks one that it predicts.
+    """
+    if classes is None:
+        return list(range(len(file_classes)))
+    place = {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in file_classes if name not in place]
+    if unknown:
+        raise DatasetError(f"{where}: class {unknown[0]!r} is unknown to the model, which has {len(classes)} classes ({', '.join(list(classes)[:5])}, ...); "
+                           "take a row trained on this dataset")
+    missing = [name for name in classes if name not in file_classes]
+    if missing:
+        raise DatasetError(f"{where}: the model predicts {missing[0]!r}, which is no class of this dataset ({len(missing)} such); "
+                           "take a row trained on this dataset")
+    return [place[name] for name in file_classes]

@@ -1,0 +1,105 @@
+"""ImageNet-style folders: one label an image, from labels.csv or from folders named by wnid."""
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ..errors import DatasetError
+from .base import Dataset, GroundTruth
+from .images import decode_image
+
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+
+
+class ImageNetDataset(Dataset):
+    """Images with one class each; labels are places of the wnid among the sorted wnids of all classes (0..999 for ImageNet-1k).
+
+    Args:
+        folder: holds labels.csv (file, wnid, class_index, name), or one folder of images a wnid, or val/ with such folders. Where
+            not all classes have a folder, wnids.txt lists all of them, one a line in label order.
+        classes: how many classes the model has; where given, the folder must tell the labels of that many.
+
+    Raises:
+        DatasetError: names file and line, or the folder, and what is wanted there.
+    """
+
+    layout: Literal["imagenet"] = "imagenet"
+
+    def __init__(self, folder: Path, *, classes: int | None = None, decoder: Literal["pil", "cv2"] = "pil") -> None:
+        super().__init__()
+        if not folder.is_dir():
+            raise DatasetError(f"{folder}: no such folder; give a folder with labels.csv, or with one folder of images a wnid")
+        self.name, self.decoder = "imagenet", decoder
+        if (folder / "labels.csv").is_file():
+            self.annotation_file = folder / "labels.csv"
+            self._images, names = _read_labels(self.annotation_file)
+        else:
+            self._images, names = _list_folders(folder, classes)
+        self.classes = self.category_ids = tuple(names)
+        self._rows, self.full_size = range(len(self._images)), len(self._images)
+
+    def image_id(self, index: int) -> str:
+        """The image's path below the dataset folder."""
+        return self._images[self._rows[index]][1]
+
+    def image_path(self, index: int) -> Path:
+        """The image's file."""
+        return self._images[self._rows[index]][0]
+
+    def label(self, index: int) -> int:
+        """The image's class, 0..K-1."""
+        return self._images[self._rows[index]][2]
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) in pixels, read from the image: nothing else tells it."""
+        return self.load_image(index).shape[:2]
+
+    def load_image(self, index: int) -> np.ndarray:
+        """Decode an image to (H, W, 3) uint8 RGB; raises DatasetError where it is missing or no image."""
+        return decode_image(self.read_bytes(index), str(self.image_path(index)), self.decoder)
+
+    def target(self, index: int) -> GroundTruth:
+        """No boxes: the label alone, as the only entry of `labels`."""
+        return GroundTruth(boxes_xywh=np.zeros((0, 4)), labels=np.array([self.label(index)], np.int64),
+                           crowd=np.zeros(0, bool), difficult=np.zeros(0, bool), area=np.zeros(0))
+
+
+def _read_labels(path: Path) -> tuple[list[tuple[Path, str, int]], list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        missing = {"file", "class_index"} - set(rows.fieldnames or ())
+        if missing:
+            raise DatasetError(f"{path}: line 1: no column {sorted(missing)[0]!r}; wanted are file, wnid, class_index, name")
+        images, names = [], {}
+        for row in rows:
+            if not (row["class_index"] or "").isdigit():
+                raise DatasetError(f"{path}: line {rows.line_num}: class_index is {row['class_index']!r}, a whole number is wanted")
+            label = int(row["class_index"])
+            names[label] = row.get("name") or row.get("wnid") or str(label)
+            images.append((path.parent / row["file"], row["file"], label))
+    if not images:
+        raise DatasetError(f"{path}: line 2: the list of images is empty")
+    return images, [names.get(label, f"class {label}") for label in range(max(1000, max(names) + 1))]
+
+
+def _list_folders(folder: Path, classes: int | None) -> tuple[list[tuple[Path, str, int]], list[str]]:
+    root = folder / "val" if (folder / "val").is_dir() else folder
+    found = sorted(p.name for p in root.iterdir() if p.is_dir())
+    if not found:
+        raise DatasetError(f"{root}: holds neither labels.csv nor a folder of images a wnid")
+    listed = folder / "wnids.txt"
+    wnids = listed.read_text(encoding="utf-8").split() if listed.is_file() else found
+    if classes is not None and len(wnids) != classes:
+        raise DatasetError(f"{listed if listed.is_file() else root}: tells the order of {len(wnids)} classes, the model has {classes}; "
+                           f"list all of them in {listed}, one wnid a line in label order, or write labels.csv")
+    label = {name: place for place, name in enumerate(wnids)}
+    if unknown := [name for name in found if name not in label]:
+        raise DatasetError(f"{root / unknown[0]}: {unknown[0]!r} is not among the {len(label)} wnids of {listed}")
+    images = [(path, str(path.relative_to(folder)), label[name])
+              for name in found for path in sorted((root / name).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise DatasetError(f"{root}: its {len(found)} folders hold no image ({', '.join(IMAGE_SUFFIXES)})")
+    return images, wnids

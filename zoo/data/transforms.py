@@ -1,0 +1,250 @@
+"""From decoded pixels to the network's input: resizing and normalising, each exactly as one source does it."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..conventions import ImageConventions
+
+Interpolation = Literal["pil_bilinear", "cv2_bilinear", "tf1_bilinear"]
+_RANGE = {"0..255": (1.0, 0.0), "0..1": (1 / 255.0, 0.0), "-1..1": (2 / 255.0, -1.0)}  # multiplied by, then added
+
+
+@dataclass(frozen=True)
+class ResizePlan:
+    """What a resize does to one image: its new size in pixels, and the (x, y) factors that boxes are multiplied by.
+
+    common_factor: the pixel grid follows the factor (cv2 with fx, fy), not the ratio of the rounded sizes.
+    crop: (top, left, height, width) cut out afterwards.
+    """
+
+    height: int
+    width: int
+    scale: tuple[float, float]
+    common_factor: bool = False
+    crop: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ShorterSide:
+    """The shorter side becomes `size` pixels, the longer one at most `longest` (None: unbounded).
+
+    rounding: "truncate" cuts both sides to whole pixels and lets each axis have its own ratio (maskrcnn-benchmark);
+    "round" scales both axes by one factor and rounds the sizes half to even (Detectron, DetNet_pytorch).
+    """
+
+    size: int
+    longest: int | None = None
+    rounding: Literal["truncate", "round"] = "truncate"
+
+    def plan(self, height: int, width: int) -> ResizePlan:
+        """The resize of an image of (height, width) pixels."""
+        return self._truncated(height, width) if self.rounding == "truncate" else self._rounded(height, width)
+
+    def _truncated(self, height: int, width: int) -> ResizePlan:
+        short, long, size = min(height, width), max(height, width), self.size
+        if self.longest is not None and long / short * size > self.longest:
+            size = int(round(self.longest * short / long))
+        if short == size:
+            return ResizePlan(height, width, (1.0, 1.0))
+        new_height = size if height <= width else int(size * height / width)
+        new_width = size if width <= height else int(size * width / height)
+        return ResizePlan(new_height, new_width, (new_width / width, new_height / height))
+
+    def _rounded(self, height: int, width: int) -> ResizePlan:
+        short, long = min(height, width), max(height, width)
+        factor = self.size / short
+        if self.longest is not None and round(factor * long) > self.longest:
+            factor = self.longest / long
+        return ResizePlan(round(height * factor), round(width * factor), (factor, factor), common_factor=True)
+
+
+@dataclass(frozen=True)
+class FixedSize:
+    """Both sides become `size` pixels; the aspect ratio is not kept (SSD)."""
+
+    size: int
+
+    def plan(self, height: int, width: int) -> ResizePlan:
+        """The resize of an image of (height, width) pixels."""
+        return ResizePlan(self.size, self.size, (self.size / width, self.size / height))
+
+
+@dataclass(frozen=True)
+class ResizeThenCentreCrop:
+    """The shorter side becomes `short` pixels (the longer one is truncated), then the centre `crop` x `crop` is kept (classifiers)."""
+
+    short: int
+    crop: int
+
+    def plan(self, height: int, width: int) -> ResizePlan:
+        """The resize of an image of (height, width) pixels."""
+        new_height = self.short if height <= width else int(self.short * height / width)
+        new_width = self.short if width <= height else int(self.short * width / height)
+        top, left = (int(round((side - self.crop) / 2.0)) for side in (new_height, new_width))
+        return ResizePlan(new_height, new_width, (new_width / width, new_height / height), crop=(top, left, self.crop, self.crop))
+
+
+@dataclass(frozen=True)
+class NoResize:
+    """Images keep their size."""
+
+    def plan(self, height: int, width: int) -> ResizePlan:
+        """The resize of an image of (height, width) pixels: none."""
+        return ResizePlan(height, width, (1.0, 1.0))
+
+
+Resize = ShorterSide | FixedSize | ResizeThenCentreCrop | NoResize
+
+
+@dataclass(frozen=True)
+class PreprocessedImage:
+    """One image as the network sees it.
+
+    tensor (3, H, W) float32; size, original_size (height, width) in pixels; scale (x, y): what original coordinates were multiplied by.
+    """
+
+    tensor: torch.Tensor
+    size: tuple[int, int]
+    original_size: tuple[int, int]
+    scale: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resizing and normalising as one bundle of conventions says.
+
+    Args:
+        channel_order: of the network's input; images come as RGB.
+        value_range: of the values before mean and std.
+        mean, std: subtracted, then divided by, in channel order.
+        resize: the rule for sizes.
+        interpolation: "pil_bilinear" (antialiased, on uint8), "cv2_bilinear" (not antialiased), "tf1_bilinear" (no half-pixel offset).
+        normalise_first: mean and std come before resizing, on float pixels.
+        size_divisor: batches are padded to multiples of it.
+    """
+
+    channel_order: Literal["rgb", "bgr"]
+    value_range: Literal["0..255", "0..1", "-1..1"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: Resize
+    interpolation: Interpolation = "pil_bilinear"
+    normalise_first: bool = False
+    size_divisor: int = 1
+
+    def __post_init__(self) -> None:
+        if self.normalise_first and self.interpolation == "pil_bilinear":
+            raise ValueError("Pillow resizes uint8 pixels only: normalise_first needs cv2_bilinear or tf1_bilinear")
+
+    @classmethod
+    def from_conventions(cls, image: ImageConventions) -> Preprocess:
+        """Build from the `image` section of a row's conventions."""
+        return cls(image.channel_order, image.value_range, tuple(image.mean), tuple(image.std), _resize_rule(image),  # type: ignore[arg-type]
+                   image.interpolation, image.normalise_first, image.size_divisor)
+
+    def with_short_side(self, size: int) -> Preprocess:
+        """The same with another shorter side, for multi-scale training; raises TypeError where the rule is not ShorterSide."""
+        if not isinstance(self.resize, ShorterSide):
+            raise TypeError(f"only a shorter-side resize has a short side to change, this is {self.resize}")
+        return replace(self, resize=replace(self.resize, size=size))
+
+    def __call__(self, image: np.ndarray) -> PreprocessedImage:
+        """Preprocess one image (H, W, 3) uint8 RGB."""
+        import torch
+
+        height, width = image.shape[:2]
+        plan = self.resize.plan(height, width)
+        if self.channel_order == "bgr":
+            image = image[:, :, ::-1]
+        pixels = resize_pixels(self.normalise(image) if self.normalise_first else image, plan, self.interpolation)
+        if not self.normalise_first:
+            pixels = self.normalise(pixels)
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return PreprocessedImage(tensor, tuple(tensor.shape[1:]), (height, width), plan.scale)  # type: ignore[arg-type]
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """(256, 3) float32: what each byte of each channel becomes."""
+        return self._normalised(np.repeat(np.arange(256, dtype=np.float64)[:, None], 3, axis=1))
+
+    def _normalised(self, values: np.ndarray) -> np.ndarray:
+        factor, offset = _RANGE[self.value_range]
+        return ((values * factor + offset - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
+
+    def normalise(self, pixels: np.ndarray) -> np.ndarray:
+        """Value range, mean and std: (H, W, 3) uint8 or float32 in channel order -> float32."""
+        import cv2
+
+        if pixels.dtype != np.uint8:
+            return self._normalised(pixels.astype(np.float64))
+        return cv2.LUT(np.ascontiguousarray(pixels), self._table[:, None, :].reshape(1, 256, 3))
+
+
+def _resize_rule(image: ImageConventions) -> Resize:
+    if image.resize == "shorter_side":
+        return ShorterSide(image.size, image.max_size, image.rounding)
+    if image.resize == "fixed":
+        return FixedSize(image.size)
+    if image.resize == "centre_crop":
+        return ResizeThenCentreCrop(image.resize_short, image.size)
+    return NoResize()
+
+
+def resize_pixels(pixels: np.ndarray, plan: ResizePlan, interpolation: Interpolation) -> np.ndarray:
+    """Resize and crop as planned.
+
+    Args:
+        pixels: (H, W, 3) uint8, or float32 for cv2 and tf1.
+        plan: from a resize rule.
+        interpolation: see `Preprocess`.
+
+    Returns:
+        (H', W', 3); uint8 from uint8, but float32 from tf1_bilinear.
+    """
+    resized = pixels if pixels.shape[:2] == (plan.height, plan.width) else _INTERPOLATE[interpolation](pixels, plan)
+    if plan.crop is None:
+        return resized
+    top, left, height, width = plan.crop
+    return resized[top:top + height, left:left + width]
+
+
+def _resize_pil(pixels: np.ndarray, plan: ResizePlan) -> np.ndarray:
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.array(image.resize((plan.width, plan.height), Image.Resampling.BILINEAR))
+
+
+def _resize_cv2(pixels: np.ndarray, plan: ResizePlan) -> np.ndarray:
+    import cv2
+
+    pixels = np.ascontiguousarray(pixels)
+    if plan.common_factor:
+        return cv2.resize(pixels, None, fx=plan.scale[0], fy=plan.scale[1], interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(pixels, (plan.width, plan.height), interpolation=cv2.INTER_LINEAR)
+
+
+def _resize_tf1(pixels: np.ndarray, plan: ResizePlan) -> np.ndarray:
+    """Output pixel i reads input coordinate i * in / out: TensorFlow 1's default, without the half-pixel offset."""
+    height, width = pixels.shape[:2]
+    values = pixels.astype(np.float32)
+    y0, y1, wy = _tf1_axis(height, plan.height)
+    x0, x1, wx = _tf1_axis(width, plan.width)
+    rows = values[y0] + (values[y1] - values[y0]) * wy[:, None, None]  # (H', W, 3)
+    return rows[:, x0] + (rows[:, x1] - rows[:, x0]) * wx[None, :, None]
+
+
+def _tf1_axis(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    place = np.arange(new, dtype=np.float32) * np.float32(old / new)
+    low = np.floor(place).astype(np.int64)
+    return low, np.minimum(low + 1, old - 1), (place - low).astype(np.float32)
+
+
+_INTERPOLATE = {"pil_bilinear": _resize_pil, "cv2_bilinear": _resize_cv2, "tf1_bilinear": _resize_tf1}
