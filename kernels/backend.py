@@ -1,0 +1,50 @@
+"""Which implementation of an operator runs: the plain torch reference, the CUDA kernel, or torchvision as a peer."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+BACKENDS = ("reference", "cuda", "torchvision")
+_forced: str | None = None
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every kernel called inside the block on one backend, for the whole process.
+
+    Args:
+        name: "reference", "cuda" or "torchvision".
+    Raises:
+        ValueError: for another name.
+    """
+    global _forced
+    before, _forced = _forced, _known(name)
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def backend_for(tensor: torch.Tensor, backend: str | None = None) -> str:
+    """Name the backend that will run on a tensor: the one asked for, the one of `use_backend`, else the device's own.
+
+    Args:
+        tensor: the operator's first input; a CUDA tensor runs the kernel, any other the reference.
+        backend: one of `BACKENDS`, or None to leave the choice open.
+    Raises:
+        ValueError: for an unknown name, or for "cuda" with a tensor that is not on a CUDA device.
+    """
+    chosen = backend if backend is not None else _forced
+    if chosen is None:
+        return "cuda" if tensor.is_cuda else "reference"
+    if _known(chosen) == "cuda" and not tensor.is_cuda:
+        raise ValueError(f"backend 'cuda' needs CUDA tensors, got one on {tensor.device}; move it, or use backend='reference'")
+    return chosen
+
+
+def _known(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"unknown kernel backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    return name

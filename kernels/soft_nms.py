@@ -1,0 +1,92 @@
+"""Soft-NMS: overlapping boxes lose score instead of being removed (Bodla et al. 2017, section 3, figure 2).
+
+The rule, as Detectron and DetNet_pytorch run it: the best remaining box (equal scores: lowest index) is picked; every other remaining
+box that overlaps it has its score multiplied by a weight, and leaves if the new score is below `score_threshold`. A box that touches
+no picked box keeps its score, however low. Picked boxes come out in the order picked.
+"""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .backend import backend_for
+from .nms import check_rows, raise_for_values
+
+METHODS = ("linear", "gaussian", "hard")
+
+
+def soft_nms(boxes: Tensor, scores: Tensor, *, method: str = "linear", sigma: float = 0.5, iou_threshold: float = 0.3,
+             score_threshold: float = 0.001, offset: float = 0.0, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """Pick boxes by falling decayed score (on a GPU the result's size is read by the host).
+
+    Args:
+        boxes: (R, 4) floating, (x1, y1, x2, y2) pixels.
+        scores: (R,) floating.
+        method: weight of a box with IoU o: "linear" 1 - o above the threshold (equation 1), "gaussian" exp(-o^2 / sigma), "hard" 0.
+        sigma: of the gaussian.
+        iou_threshold: IoU above which "linear" and "hard" act.
+        score_threshold: overlapped boxes whose new score is below it leave.
+        offset: added to every side; 1.0 for boxes with inclusive far corners.
+    Returns:
+        (M,) int64 indices in the order picked; (M,) new scores of the scores' type.
+    Raises:
+        ValueError: wrong shapes, unknown method, sigma not above 0, NaN scores, non-finite or inverted boxes.
+    """
+    boxes = check_rows(boxes, scores)
+    if method not in METHODS:
+        raise ValueError(f"unknown soft-NMS method {method!r}; choose one of {', '.join(METHODS)}")
+    if sigma <= 0:
+        raise ValueError(f"sigma is {sigma}; it must be above 0")
+    chosen = backend_for(boxes, backend)
+    if chosen == "torchvision":
+        raise ValueError("torchvision has no soft-NMS; use backend 'reference' or 'cuda'")
+    kept, new_scores = _soft_nms_op(boxes, scores.to(boxes.dtype), method, sigma, iou_threshold, score_threshold, offset, chosen)
+    return kept, new_scores.to(scores.dtype)
+
+
+def reference_soft_nms(boxes: Tensor, scores: Tensor, method: str, sigma: float, iou_threshold: float, score_threshold: float,
+                       offset: float) -> tuple[Tensor, Tensor]:
+    """The contract of this file in NumPy, one picked box at a time; arguments as in `soft_nms`."""
+    raise_for_values(boxes, scores, offset)
+    number = boxes.detach().cpu().numpy().dtype.type
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes.detach().cpu().numpy().T)
+    remaining, offset = scores.detach().cpu().numpy().copy(), number(offset)
+    areas = (x2 - x1 + offset) * (y2 - y1 + offset)
+    rows, picked, picked_scores = np.arange(len(remaining)), [], []
+    while len(rows):
+        best = rows[np.argmax(remaining[rows])]  # the first of equal scores, and rows stay in rising order
+        picked.append(best)
+        picked_scores.append(remaining[best])
+        rows = rows[rows != best]
+        width = np.minimum(x2[best], x2[rows]) - np.maximum(x1[best], x1[rows]) + offset
+        height = np.minimum(y2[best], y2[rows]) - np.maximum(y1[best], y1[rows]) + offset
+        touching = (width > 0) & (height > 0)
+        inter = np.where(touching, width * height, number(0))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            overlap = inter / (areas[best] + areas[rows] - inter)
+        remaining[rows] = np.where(touching, remaining[rows] * _weight(overlap, method, sigma, iou_threshold, number), remaining[rows])
+        rows = rows[~(touching & (remaining[rows] < number(score_threshold)))]
+    kept = torch.from_numpy(np.asarray(picked, dtype=np.int64)).to(boxes.device)
+    return kept, torch.from_numpy(np.asarray(picked_scores, dtype=number)).to(boxes.device)
+
+
+def _weight(overlap: np.ndarray, method: str, sigma: float, iou_threshold: float, number: type) -> np.ndarray:
+    if method == "gaussian":
+        return np.exp(-(overlap * overlap) / number(sigma))
+    above = overlap > number(iou_threshold)
+    return np.where(above, number(1) - overlap if method == "linear" else number(0), number(1))
+
+
+@torch.library.custom_op("detection_zoo::soft_nms", mutates_args=())
+def _soft_nms_op(boxes: Tensor, scores: Tensor, method: str, sigma: float, iou_threshold: float, score_threshold: float, offset: float,
+                 backend: str) -> tuple[Tensor, Tensor]:
+    if backend == "reference":
+        return reference_soft_nms(boxes, scores, method, sigma, iou_threshold, score_threshold, offset)
+    raise RuntimeError(f"no backend {backend!r}")
+
+
+@_soft_nms_op.register_fake
+def _(boxes, scores, method, sigma, iou_threshold, score_threshold, offset, backend):
+    kept = torch.library.get_ctx().new_dynamic_size()
+    return boxes.new_empty(kept, dtype=torch.int64), scores.new_empty(kept)
