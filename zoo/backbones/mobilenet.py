@@ -1,0 +1,98 @@
+"""MobileNetV2 (Sandler et al., CVPR 2018, table 2), with torch's symmetric padding or TensorFlow's "SAME"."""
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ..parts.same_padding import SameConv2d
+from ..registry import BACKBONES
+from .base import Backbone, FeatureSpec
+
+Padding = Literal["symmetric", "same"]
+# expansion, channels, blocks, stride of the first block
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+STEM, LAST = 32, 1280
+ENDS = {3: "c2", 6: "c3"}  # features whose output is a map as it is
+EXPANDED = 14  # the feature whose expanded input is the map c4, as SSD takes it
+
+
+def divisible_by_8(channels: float) -> int:
+    """The nearest multiple of 8, at least 8, never more than a tenth below: how the authors round scaled widths."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+def conv_norm_act(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, padding: Padding) -> nn.Sequential:
+    """Convolution without bias, batch norm, ReLU6."""
+    conv: nn.Module
+    if padding == "same" and stride > 1:
+        conv = SameConv2d(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
+    else:
+        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))
+
+
+class InvertedResidual(nn.Module):
+    """Expand 1x1, depthwise 3x3, project 1x1 without activation; a residual where the shape stays (section 3.3)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, expansion: int, padding: Padding) -> None:
+        super().__init__()
+        wide = in_channels * expansion
+        expand = [conv_norm_act(in_channels, wide, 1, padding=padding)] if expansion > 1 else []
+        self.conv = nn.Sequential(*expand, conv_norm_act(wide, wide, 3, stride=stride, groups=wide, padding=padding),
+                                  nn.Conv2d(wide, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.conv(features) if self.residual else self.conv(features)
+
+
+class MobileNetV2(Backbone):
+    """MobileNetV2 without its classifier; `features` is numbered as in the public checkpoints.
+
+    Maps: c2 and c3 are block outputs, c4 is the expanded input of the first stride-32 block (as SSD takes it), c5 the last 1x1.
+
+    Args:
+        width: multiplier of every width.
+        padding: of the strided convolutions: "same" puts the odd pixel at the right and bottom (TensorFlow).
+    """
+
+    def __init__(self, *, width: float, padding: Padding) -> None:
+        super().__init__()
+        channels = divisible_by_8(STEM * width)
+        features: list[nn.Module] = [conv_norm_act(3, channels, 3, stride=2, padding=padding)]
+        self.specs = {}
+        stride = 2
+        for expansion, base, blocks, first_stride in STAGES:
+            for block in range(blocks):
+                step = first_stride if block == 0 else 1
+                if len(features) == EXPANDED:
+                    self.specs["c4"] = FeatureSpec(channels * expansion, stride)
+                out = divisible_by_8(base * width)
+                features.append(InvertedResidual(channels, out, stride=step, expansion=expansion, padding=padding))
+                channels, stride = out, stride * step
+                if len(features) - 1 in ENDS:
+                    self.specs[ENDS[len(features) - 1]] = FeatureSpec(channels, stride)
+        last = divisible_by_8(LAST * max(1.0, width))
+        self.features = nn.ModuleList([*features, conv_norm_act(channels, last, 1, padding=padding)])
+        self.specs["c5"] = FeatureSpec(last, stride)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps, features = {}, images
+        for index, block in enumerate(self.features):
+            if index == EXPANDED:
+                maps["c4"] = block.conv[0](features)
+                features = block.conv[1:](maps["c4"])
+            else:
+                features = block(features)
+            if index in ENDS:
+                maps[ENDS[index]] = features
+        maps["c5"] = features
+        return maps
+
+
+@BACKBONES.register("mobilenet_v2")
+def mobilenet_v2(*, width: float = 1.0, padding: Padding = "symmetric") -> MobileNetV2:
+    """MobileNetV2 of a width multiplier; checkpoints of TensorFlow want padding="same"."""
+    return MobileNetV2(width=width, padding=padding)

@@ -1,0 +1,61 @@
+"""VGG-16 (Simonyan and Zisserman, ICLR 2015, table 1, D) and the reduced form that SSD starts from (Liu et al., ECCV 2016, section 3.1)."""
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..registry import BACKBONES
+from .base import Backbone, FeatureSpec
+
+WIDTHS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and 3x3 convolutions of each stride
+
+
+def _convolutions(ceil_pool: int | None) -> list[nn.Module]:
+    """conv1_1 to conv5_3 with their ReLUs and the pools between; the pool after block `ceil_pool` (from 0) rounds up."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for block, (width, convolutions) in enumerate(WIDTHS):
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = width
+        if block < len(WIDTHS) - 1:
+            layers.append(nn.MaxPool2d(2, ceil_mode=block == ceil_pool))
+    return layers
+
+
+class VGG(Backbone):
+    """A plain sequence `features`, numbered as in the public checkpoints, with the maps that are taken from it.
+
+    Args:
+        layers: the sequence.
+        maps: name of a map -> index of the layer whose output it is.
+        specs: name of a map -> its shape.
+    """
+
+    def __init__(self, layers: list[nn.Module], maps: dict[str, int], specs: dict[str, FeatureSpec]) -> None:
+        super().__init__()
+        self.features = nn.ModuleList(layers)
+        self.maps = maps
+        self.specs = specs
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps, features = {}, images
+        names = {index: name for name, index in self.maps.items()}
+        for index, layer in enumerate(self.features):
+            features = layer(features)
+            if index in names:
+                maps[names[index]] = features
+        return maps
+
+
+@BACKBONES.register("vgg16")
+def vgg16() -> VGG:
+    """The 13 convolutions; maps are conv3_3 (c2), conv4_3 (c3) and conv5_3 (c4, stride 16), after their ReLUs."""
+    return VGG(_convolutions(None), {"c2": 15, "c3": 22, "c4": 29}, {"c2": FeatureSpec(256, 4), "c3": FeatureSpec(512, 8), "c4": FeatureSpec(512, 16)})
+
+
+@BACKBONES.register("vgg16_reduced")
+def vgg16_reduced() -> VGG:
+    """VGG-16 whose fc6 and fc7 are a dilated 3x3 and a 1x1 convolution; maps are conv4_3 (as c3) and fc7 (as c4), after their ReLUs."""
+    layers = [*_convolutions(ceil_pool=2), nn.MaxPool2d(3, 1, 1), nn.Conv2d(512, 1024, 3, padding=6, dilation=6), nn.ReLU(inplace=True),
+              nn.Conv2d(1024, 1024, 1), nn.ReLU(inplace=True)]
+    return VGG(layers, {"c3": 22, "c4": 34}, {"c3": FeatureSpec(512, 8), "c4": FeatureSpec(1024, 16)})
