@@ -1,0 +1,130 @@
+"""Training checkpoints: written whole or not at all, read without running code, resumed bit for bit."""
+from __future__ import annotations
+
+import os
+import random
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import CheckpointError
+from .distributed import bare
+
+FORMAT = 1
+_NAME = re.compile(r"^step_(\d{8})\.pth$")
+
+
+def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """State of the generators of Python, NumPy, torch and the device, as tensors and plain values."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state = {"python": [version, list(words), gauss], "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+             "torch": torch.get_rng_state()}
+    if torch.device(device).type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+    """Put the generators back to a state of `random_state`."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.device(device).type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def write_whole(path: Path, value: Any) -> None:
+    """Write with torch.save so that the name never stands for half a file, not even after a power cut or kill -9."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself must outlive a power cut
+    finally:
+        os.close(folder)
+
+
+def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, iteration: int, *, scaler: torch.amp.GradScaler | None = None,
+         entry: str = "", keep: int = 2) -> Path:
+    """Save a training state as step_<iteration>.pth and drop older ones.
+
+    Args:
+        folder: made where missing.
+        model: a distributed wrapper is taken off.
+        iteration: updates made; `restore` returns it as the `start` of `train_steps`.
+        entry: name of the manifest row, so that a checkpoint is not resumed into another model.
+        keep: checkpoints that stay, the newest; 0 keeps all.
+    """
+    device = next(model.parameters()).device
+    path = folder / f"step_{iteration:08d}.pth"
+    write_whole(path, {"format": FORMAT, "entry": entry, "iteration": iteration, "model": bare(model).state_dict(), "optimizer": optimizer.state_dict(),
+                       "scaler": scaler.state_dict() if scaler else None, "random": random_state(device)})
+    for old in _found(folder)[:-keep] if keep else []:
+        old.unlink(missing_ok=True)
+    for part in folder.glob(".step_*.part"):  # left by a process that was killed while writing
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _found(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step_*.pth") if _NAME.match(path.name))
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint with the most iterations, or none."""
+    found = _found(folder)
+    return found[-1] if found else None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint as `save` wrote it, on the CPU, read with weights_only.
+
+    Raises:
+        CheckpointError: the file is cut short, holds something that is not data, or is no training checkpoint.
+    """
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... by what is broken
+        raise CheckpointError(f"{path}: not a readable training checkpoint ({type(error).__name__}); delete it and resume from an older one") from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a training checkpoint of format {FORMAT}; load weight files with the checkpoint formats instead")
+    return value
+
+
+def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, scaler: torch.amp.GradScaler | None = None, entry: str = "") -> int:
+    """Put model, optimiser and random generators back; returns the iteration to go on from.
+
+    Raises:
+        CheckpointError: unreadable, of another row, or of another shape than the model.
+    """
+    value = read(path)
+    if entry and value["entry"] and value["entry"] != entry:
+        raise CheckpointError(f"{path}: a training of {value['entry']!r}, not of {entry!r}; choose another folder")
+    try:
+        bare(model).load_state_dict(value["model"], strict=True)
+        optimizer.load_state_dict(value["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: does not fit the model being trained: {error}") from error
+    if scaler is not None and value["scaler"]:
+        scaler.load_state_dict(value["scaler"])
+    set_random_state(value["random"], next(model.parameters()).device)
+    return value["iteration"]

@@ -1,0 +1,96 @@
+"""Several processes: joining, sharing out indices, averaging, gathering. NCCL on GPUs, gloo on CPUs."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among all: its rank of `world` and the device it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes and prints."""
+        return self.rank == 0
+
+
+@contextmanager
+def joined(device: str | torch.device = "cpu", timeout_s: float = 600.0) -> Iterator[Process]:
+    """Join the processes that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*); alone without them.
+
+    Args:
+        device: "cpu" or "cuda"; a bare "cuda" becomes the device of the local rank.
+        timeout_s: seconds after which a silent peer is an error.
+    """
+    device = torch.device(device)
+    if "RANK" not in os.environ:
+        yield Process(0, 1, device)
+        return
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
+    try:
+        yield Process(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def distribute(model: nn.Module, process: Process) -> nn.Module:
+    """The model on the process's device, its gradients averaged over all processes; as it is when there is one process."""
+    model = model.to(process.device)
+    if process.world == 1:
+        return model
+    devices = [process.device] if process.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module without its distributed wrapper: what checkpoints hold."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def share(count: int, process: Process) -> range:
+    """This process's indices of `count` items; every index belongs to exactly one process."""
+    return range(process.rank, count, process.world)
+
+
+def mean_over_processes(values: dict[str, float], process: Process) -> dict[str, float]:
+    """Each number averaged over the processes; all must give the same names."""
+    if process.world == 1:
+        return dict(values)
+    total = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=process.device)
+    dist.all_reduce(total)
+    return dict(zip(sorted(values), (total / process.world).tolist(), strict=True))
+
+
+def gather(items: list[Any], process: Process) -> list[Any]:
+    """The items of every process, by rank, in one list on every process (for results of an evaluation that was shared out)."""
+    if process.world == 1:
+        return list(items)
+    everyone: list[list[Any]] = [[] for _ in range(process.world)]
+    dist.all_gather_object(everyone, items)
+    return [item for part in everyone for item in part]
+
+
+def same_everywhere(tensor: Tensor, process: Process) -> bool:
+    """Whether all processes hold the same values: a cheap check that their weights have not parted."""
+    if process.world == 1:
+        return True
+    low, high = tensor.detach().clone(), tensor.detach().clone()
+    dist.all_reduce(low, op=dist.ReduceOp.MIN)
+    dist.all_reduce(high, op=dist.ReduceOp.MAX)
+    return bool(torch.equal(low, high))

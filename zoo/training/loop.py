@@ -1,0 +1,158 @@
+"""The training loop: forward, backward, update; nothing else, so that what it costs is what a benchmark measures."""
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..detectors.base import Target
+from ..manifest import Schedule
+from .recipe import learning_rate, set_learning_rate
+
+Batch = tuple[Tensor, Tensor, list[Target]]  # images (N, 3, H, W), sizes (N, 2), targets
+Stage = Literal["data", "forward", "backward", "update"]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One update: which, at what rate, its losses (summed over accumulated passes, on the CPU), how many images, whether it was left out."""
+
+    iteration: int
+    learning_rate: float
+    losses: dict[str, float]
+    images: int
+    skipped: bool = False
+
+    @property
+    def total_loss(self) -> float:
+        """The plain sum of the loss terms."""
+        return sum(self.losses.values())
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """A tensor, or a list, tuple, dict or dataclass of them, on the device; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, (list, tuple)):
+        return type(value)(move(item, device) for item in value)
+    if isinstance(value, dict):
+        return {key: move(item, device) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{f.name: move(getattr(value, f.name), device) for f in dataclasses.fields(value) if f.init})
+    return value
+
+
+def endless(batches: Callable[[int], Iterable[Any]], epoch: int = 0) -> Iterator[Any]:
+    """Batches of epoch after epoch; `batches` makes the pass of an epoch from its number, counted from `epoch`."""
+    for number in itertools.count(epoch):
+        empty = True
+        for batch in batches(number):
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError(f"epoch {number} has no batch; is the data set smaller than one batch?")
+
+
+def train_steps(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    *,
+    iterations: int,
+    start: int = 0,
+    iterations_per_epoch: int | None = None,
+    accumulate: int = 1,
+    amp_dtype: torch.dtype | None = None,
+    on_nonfinite: Literal["raise", "skip"] = "raise",
+    scaler: torch.amp.GradScaler | None = None,
+    mark: Callable[[Stage], None] | None = None,
+) -> Iterator[StepRecord]:
+    """Train, yielding a record after every update (so the caller logs, saves and stops).
+
+    Args:
+        model: in training mode; maps (images, sizes, targets) to a dict of scalar losses. A DistributedDataParallel wrapper will do.
+        batches: at least (iterations - start) * accumulate of them.
+        optimizer: by `build_optimizer`.
+        schedule: rate of each update, momentum rule.
+        iterations: updates when training ends; start: updates already made.
+        accumulate: forward passes an update; their gradients are summed, not averaged.
+        amp_dtype: torch.bfloat16 or torch.float16 for automatic mixed precision; none for full float32.
+        on_nonfinite: a loss that is NaN or infinite raises FloatingPointError, or its update is left out (and the record says so).
+        scaler: loss scaling for float16.
+        mark: called at the end of each stage; where a benchmark puts its timers.
+    """
+    device = next(model.parameters()).device
+    stream, mark = iter(batches), mark or (lambda stage: None)
+    for iteration in range(start, iterations):
+        rate = learning_rate(schedule, iteration, iterations_per_epoch)
+        set_learning_rate(optimizer, rate, schedule.rescale_momentum)
+        optimizer.zero_grad(set_to_none=True)
+        terms: dict[str, float] = {}
+        images = 0
+        for turn in range(accumulate):
+            batch = move(_next(stream, iteration), device)
+            mark("data")
+            with _unsynchronised(model, turn < accumulate - 1), torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+                losses = model(*batch)
+                total = sum(losses.values())
+            mark("forward")
+            with _unsynchronised(model, turn < accumulate - 1):
+                (scaler.scale(total) if scaler else total).backward()
+            mark("backward")
+            for name, value in _numbers(losses).items():
+                terms[name] = terms.get(name, 0.0) + value
+            images += len(batch[0])
+        skipped = not _finite(terms, iteration, on_nonfinite, device)
+        if not skipped:
+            _update(optimizer, scaler)
+        mark("update")
+        yield StepRecord(iteration, rate, terms, images, skipped)
+
+
+def _next(stream: Iterator[Batch], iteration: int) -> Batch:
+    try:
+        return next(stream)
+    except StopIteration:
+        raise ValueError(f"the batches end before update {iteration}; give an endless iterable (zoo.training.loop.endless)") from None
+
+
+def _unsynchronised(model: nn.Module, wanted: bool) -> AbstractContextManager:
+    """Distributed wrappers exchange gradients once an update, not once a pass."""
+    return model.no_sync() if wanted and hasattr(model, "no_sync") else nullcontext()
+
+
+def _numbers(losses: dict[str, Tensor]) -> dict[str, float]:
+    """The terms on the CPU, in one transfer."""
+    values = torch.stack([value.detach().float().reshape(()) for value in losses.values()]).tolist()
+    return dict(zip(losses, values, strict=True))
+
+
+def _finite(terms: dict[str, float], iteration: int, on_nonfinite: str, device: torch.device) -> bool:
+    """Whether all terms are finite in every process; raises where asked."""
+    bad = {name: value for name, value in terms.items() if not math.isfinite(value)}
+    anywhere = bool(bad)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # one process that leaves an update out must take the others along, or their weights part
+        flag = torch.tensor(float(anywhere), device=device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        anywhere = bool(flag)
+    if anywhere and on_nonfinite == "raise":
+        where = ", ".join(f"{name} = {value}" for name, value in bad.items()) or "in another process"
+        raise FloatingPointError(f"the loss of update {iteration} is not finite: {where}; lower the learning rate, or leave such updates out")
+    return not anywhere
+
+
+def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()

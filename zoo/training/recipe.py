@@ -1,0 +1,148 @@
+"""Recipes: from a manifest's schedule to an optimiser and to the learning rate of every update."""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ..manifest import Schedule
+
+MOMENTUM_THRESHOLD = 1.1  # a change of rate below this ratio leaves the momentum buffers alone
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)
+
+
+def total_iterations(schedule: Schedule, iterations_per_epoch: int | None = None) -> int:
+    """How many optimiser updates a schedule asks for.
+
+    Args:
+        schedule: with `iterations`, or with `epochs`.
+        iterations_per_epoch: updates an epoch; needed where the schedule counts epochs.
+    """
+    if schedule.iterations is not None:
+        return schedule.iterations
+    if schedule.epochs is None:
+        raise ValueError("the schedule gives neither iterations nor epochs; add one to its table in schedules.toml")
+    return schedule.epochs * _per_epoch(iterations_per_epoch)
+
+
+def _per_epoch(iterations_per_epoch: int | None) -> int:
+    if not iterations_per_epoch or iterations_per_epoch < 1:
+        raise ValueError(f"the schedule counts epochs: iterations_per_epoch must be a positive number, not {iterations_per_epoch!r}")
+    return iterations_per_epoch
+
+
+def learning_rate(schedule: Schedule, iteration: int, iterations_per_epoch: int | None = None) -> float:
+    """The rate of the weights (before any group's own factor) in one update.
+
+    Args:
+        schedule: the recipe; its `steps` count iterations, or finished epochs where `epochs` is set.
+        iteration: updates already made, from 0.
+        iterations_per_epoch: updates an epoch; needed where the schedule counts epochs.
+    """
+    position = iteration + schedule.scheduler_leads
+    rate = schedule.lr * _warmup(schedule, position)
+    done = position if schedule.epochs is None else position // _per_epoch(iterations_per_epoch)
+    if schedule.policy == "cosine":
+        end = schedule.iterations if schedule.epochs is None else schedule.epochs
+        if end is None:
+            raise ValueError("a cosine schedule needs iterations or epochs")
+        return rate * 0.5 * (1 + math.cos(math.pi * done / end))
+    return rate * schedule.gamma ** sum(done >= step for step in schedule.steps)
+
+
+def _warmup(schedule: Schedule, position: int) -> float:
+    """The linear ramp from `warmup_factor` to 1, as a factor."""
+    stop = schedule.warmup_iterations if schedule.warmup_stop is None else schedule.warmup_stop
+    if position >= stop:
+        return 1.0
+    done = position / schedule.warmup_iterations
+    return schedule.warmup_factor * (1 - done) + done
+
+
+def scale_schedule(schedule: Schedule, images_per_batch: int, accumulate: int = 1) -> Schedule:
+    """The same training with another batch: rate in proportion, iterations and steps in inverse proportion, warm-up as it is.
+
+    The linear rule of Detectron.pytorch's training script. Accumulated gradients are summed, so `accumulate` shortens the
+    schedule and leaves the rate alone. Schedules in epochs keep their epochs.
+
+    Args:
+        schedule: for its own `images_per_batch`.
+        images_per_batch: images of one forward pass over all devices.
+        accumulate: forward passes an update.
+    """
+    if images_per_batch < 1 or accumulate < 1:
+        raise ValueError(f"images_per_batch and accumulate must be at least 1, not {images_per_batch} and {accumulate}")
+    ratio = schedule.images_per_batch / (images_per_batch * accumulate)
+
+    def shorten(count: int) -> int:
+        return int(count * ratio + 0.5)
+
+    changes: dict[str, object] = {"lr": schedule.lr * images_per_batch / schedule.images_per_batch, "images_per_batch": images_per_batch}
+    if schedule.epochs is None:
+        changes["steps"] = [shorten(step) for step in schedule.steps]
+        changes["iterations"] = None if schedule.iterations is None else shorten(schedule.iterations)
+    return schedule.model_copy(update=changes)
+
+
+def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict]:
+    """Trainable parameters grouped by the schedule's rules: biases (of norms too), norm weights, all other weights.
+
+    Returns:
+        groups with `params`, `names`, `lr_factor` and `weight_decay`; groups of equal rules are one.
+    """
+    norm_decay = schedule.weight_decay if schedule.weight_decay_norm is None else schedule.weight_decay_norm
+    groups: dict[tuple[float, float], dict] = {}
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        if leaf == "bias":
+            rule = (schedule.bias_lr_factor, schedule.weight_decay_bias)
+        else:
+            rule = (1.0, norm_decay if isinstance(modules[owner], NORMS) else schedule.weight_decay)
+        group = groups.setdefault(rule, {"params": [], "names": [], "lr_factor": rule[0], "weight_decay": rule[1]})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """SGD or Adam over the model's trainable parameters, by the schedule's rules.
+
+    Args:
+        model: frozen parameters (requires_grad off) are left out.
+        schedule: rates, decay, momentum.
+
+    Returns:
+        an optimiser whose groups carry `lr_factor` for `set_learning_rate`.
+    """
+    groups = [{**{k: v for k, v in group.items() if k != "names"}, "lr": schedule.lr * group["lr_factor"]} for group in parameter_groups(model, schedule)]
+    if not groups:
+        raise ValueError("the model has no trainable parameter; nothing is left for an optimiser")
+    if schedule.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=schedule.lr)
+    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, rescale_momentum: bool = False) -> None:
+    """Give every group its rate, and where asked keep the last update's size by rescaling SGD's momentum.
+
+    Detectron keeps the rate inside the momentum buffer and so rescales it when the rate jumps. torch keeps the rate outside, where
+    the same multiplication shrinks the buffer once more; Detectron.pytorch does that all the same, and so does this to follow its curves.
+
+    Args:
+        optimizer: made by `build_optimizer`.
+        rate: of the weights; each group multiplies it by its own `lr_factor`.
+        rescale_momentum: multiply the buffers by new/old where the rate changes by more than 1.1 times.
+    """
+    first = optimizer.param_groups[0]
+    before = first["lr"] / first["lr_factor"]
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]
+    if not rescale_momentum or before <= 1e-7 or max(before, rate) <= MOMENTUM_THRESHOLD * min(before, rate):
+        return
+    for state in optimizer.state.values():
+        if state.get("momentum_buffer") is not None:
+            state["momentum_buffer"].mul_(rate / before)
