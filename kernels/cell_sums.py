@@ -1,0 +1,39 @@
+"""Weighted sums of map cells in plain torch, and their transpose: what bilinear pooling is, whatever places its points."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+
+def sum_type(tensor: Tensor) -> torch.dtype:
+    """The type sums are kept in: float64 for float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def cell_table(maps: Sequence[Tensor]) -> Tensor:
+    """All cells of maps (N, C, H_l, W_l) as rows: level, image, row, column; (cells, C) in the type of sums."""
+    return torch.cat([each.permute(0, 2, 3, 1).reshape(-1, each.shape[1]) for each in maps]).to(sum_type(maps[0]))
+
+
+def fill_maps(maps: Sequence[Tensor], table: Tensor) -> list[Tensor]:
+    """Copy the rows of `cell_table` back into maps (N, C, H_l, W_l) and return them."""
+    parts = table.split([each.shape[0] * each.shape[2] * each.shape[3] for each in maps])
+    for each, part in zip(maps, parts, strict=True):
+        each.copy_(part.view(each.shape[0], each.shape[2], each.shape[3], -1).permute(0, 3, 1, 2))
+    return list(maps)
+
+
+def sum_cells(table: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
+    """For each of n outputs the sum of k weighted rows; cells (n, k) int64, weights (n, k) -> (n, C)."""
+    return embedding_bag(cells, table, per_sample_weights=weights, mode="sum")
+
+
+def add_to_cells(table: Tensor, cells: Tensor, weights: Tensor, grads: Tensor) -> None:
+    """Transpose of `sum_cells`: add n weighted gradients (n, C) to the rows they were summed from."""
+    outputs = torch.arange(len(cells), device=cells.device)[:, None].expand_as(cells)
+    spread = torch.sparse_coo_tensor(torch.stack([cells.flatten(), outputs.flatten()]), weights.flatten(), (len(table), len(cells)),
+                                     check_invariants=False)
+    table += torch.sparse.mm(spread, grads)

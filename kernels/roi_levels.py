@@ -1,0 +1,50 @@
+"""Which pyramid level a RoI is pooled from (Lin et al. 2017, equation 1)."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LevelRule(NamedTuple):
+    """level = floor(canonical_level + log2(sqrt(area) / canonical_scale + eps)), held to the levels there are.
+
+    The formula is evaluated as a comparison, sqrt(area) / canonical_scale + eps >= 2^(level - canonical_level), which rounds the same
+    everywhere; float32 (float64 with float64 maps). area = (x2 - x1 + offset) * (y2 - y1 + offset) in pixels, negative areas count as 0.
+    """
+
+    canonical_scale: float = 224.0
+    canonical_level: int = 4
+    min_level: int = 2
+    offset: float = 0.0
+    eps: float = 1e-6
+
+    def numbers(self) -> list[float]:
+        """The rule as floats, for the operators' schema."""
+        return [float(number) for number in self]
+
+    @classmethod
+    def of(cls, numbers: list[float]) -> LevelRule:
+        """The rule from `numbers`."""
+        scale, level, least, offset, eps = numbers
+        return cls(scale, int(level), int(least), offset, eps)
+
+
+def assign_levels(rois: Tensor, rule: LevelRule, num_levels: int) -> Tensor:
+    """The level of each RoI.
+
+    Args:
+        rois: (R, 5) floating, (image index, x1, y1, x2, y2) in image pixels.
+        rule: see `LevelRule`.
+        num_levels: L, levels min_level .. min_level + L - 1 exist.
+    Returns:
+        (R,) int64 levels; a RoI with a coordinate that is not a number gets min_level.
+    """
+    x1, y1, x2, y2 = rois[:, 1:].unbind(1)
+    area = (x2 - x1 + rule.offset) * (y2 - y1 + rule.offset)
+    size = torch.sqrt(area.clamp(min=0)) / rule.canonical_scale + rule.eps
+    level = torch.full_like(size, rule.min_level, dtype=torch.int64)
+    for candidate in range(rule.min_level + 1, rule.min_level + num_levels):
+        level += size >= 2.0 ** (candidate - rule.canonical_level)
+    return level
