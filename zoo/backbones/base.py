@@ -23,3 +23,7 @@ class Backbone(nn.Module):
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps (N, C, H / stride, W / stride) by name, finest first."""
+
+    def head_stage(self, stride: int = 2) -> tuple[nn.Module, int]:
+        """A new stage to run on pooled features, with its output channels (C4 detectors); raises ValueError where a family has none."""
+        raise ValueError(f"{type(self).__name__} has no stage for a head on pooled features; use a box head with its own layers, on a pyramid")

@@ -1,0 +1,90 @@
+"""Anchors: cell boxes by one of several rules, laid over a pyramid of feature maps (Faster R-CNN, Ren et al. 2015, section 3.1.1)."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def rounded_cells(stride: float, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
+    """Detectron's recipe: sides are rounded at the size of one stride and scaled to `sizes` afterwards; ratio is height / width.
+
+    Returns:
+        (len(ratios) * len(sizes), 4) float64 around the centre (stride - 1) / 2, ratio slow, size fast, far corners inclusive.
+    """
+    centre = (stride - 1) / 2
+    cells = []
+    for ratio in ratios:
+        width = np.round(np.sqrt(stride * stride / ratio))
+        height = np.round(width * ratio)
+        for size in sizes:
+            half_width, half_height = (width * (size / stride) - 1) / 2, (height * (size / stride) - 1) / 2
+            cells.append([centre - half_width, centre - half_height, centre + half_width, centre + half_height])
+    return np.array(cells)
+
+
+def centred_cells(stride: float, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
+    """DetNet_pytorch's recipe: around the cell's corner (0, 0), nothing rounded; ratio is width / height.
+
+    Returns:
+        (len(sizes) * len(ratios), 4) float64, size slow, ratio fast.
+    """
+    sides = np.array([[size * np.sqrt(ratio), size / np.sqrt(ratio)] for size in sizes for ratio in ratios])
+    return np.concatenate([-sides / 2, sides / 2], axis=1)
+
+
+def torchvision_cells(stride: float, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
+    """torchvision's recipe: around (0, 0), corners rounded half to even; ratio is height / width; computed in float32.
+
+    Returns:
+        (len(ratios) * len(sizes), 4) float64, ratio slow, size fast.
+    """
+    heights = np.sqrt(np.array(ratios, dtype=np.float32))[:, None] * np.array(sizes, dtype=np.float32)
+    widths = (1 / np.sqrt(np.array(ratios, dtype=np.float32)))[:, None] * np.array(sizes, dtype=np.float32)
+    sides = np.stack([widths.reshape(-1), heights.reshape(-1)], axis=1)
+    return np.round(np.concatenate([-sides, sides], axis=1) / 2).astype(np.float64)
+
+
+CELL_RULES = {"rounded": rounded_cells, "centred": centred_cells, "torchvision": torchvision_cells}
+
+
+class AnchorGenerator(nn.Module):
+    """Anchors of every cell of every level, from the cell boxes of each level.
+
+    Args:
+        sizes: for each level, the anchor sizes in pixels.
+        ratios: shapes; what a ratio means, and the order, is the rule's.
+        strides: for each level, the pixels from one cell to the next.
+        rule: a name of CELL_RULES.
+    """
+
+    def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float], strides: Sequence[int], *, rule: str = "rounded") -> None:
+        super().__init__()
+        if rule not in CELL_RULES:
+            raise ValueError(f"unknown anchor rule {rule!r}; known: {', '.join(CELL_RULES)}")
+        if len(sizes) != len(strides):
+            raise ValueError(f"anchor sizes are given for {len(sizes)} levels, but there are {len(strides)} (strides {list(strides)})")
+        cells = [CELL_RULES[rule](stride, level, ratios) for level, stride in zip(sizes, strides, strict=True)]
+        if len({len(level) for level in cells}) != 1:
+            raise ValueError(f"every level needs as many anchors a cell, but they have {[len(level) for level in cells]}")
+        self.strides = list(strides)
+        self.per_cell = len(cells[0])  # A
+        self._cells = [torch.tensor(level, dtype=torch.float32, device="cpu") for level in cells]
+
+    def cells(self) -> list[Tensor]:
+        """The cell boxes (A, 4) float32 of each level."""
+        return [level.clone() for level in self._cells]
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Anchors of each level (H * W * A, 4), row slow, column, anchor fast; rounded to float32, then in the type of the features."""
+        return [self._level(level, stride, feature) for level, stride, feature in zip(self._cells, self.strides, features, strict=True)]
+
+    def _level(self, cells: Tensor, stride: int, feature: Tensor) -> Tensor:
+        height, width = feature.shape[-2:]
+        device = feature.device
+        y, x = torch.meshgrid(torch.arange(height, device=device) * stride, torch.arange(width, device=device) * stride, indexing="ij")
+        shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).to(torch.float32)  # (H*W, 1, 4)
+        kind = feature.dtype if feature.dtype == torch.float64 else torch.float32
+        return (shifts + cells.to(device)).reshape(-1, 4).to(kind)

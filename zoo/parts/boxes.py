@@ -1,0 +1,103 @@
+"""Box arithmetic: areas, IoU, clipping, scaling, and the coding of boxes as deltas. Boxes are (x1, y1, x2, y2) pixels.
+
+`offset` is what a source adds to x2 - x1 for a width: 1.0 where far corners are inclusive pixels (Detectron's family), 0.0 elsewhere.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DELTA_CAP = math.log(1000.0 / 16)  # Detectron's bound of dw and dh: a box grows at most to 1000 pixels from 16
+
+
+def box_areas(boxes: Tensor, offset: float = 0.0) -> Tensor:
+    """Areas (R,) in square pixels of boxes (R, 4)."""
+    return (boxes[:, 2] - boxes[:, 0] + offset) * (boxes[:, 3] - boxes[:, 1] + offset)
+
+
+def box_iou(first: Tensor, second: Tensor, offset: float = 0.0) -> Tensor:
+    """Intersection over union of every pair.
+
+    Args:
+        first: (R, 4) float boxes.
+        second: (S, 4) float boxes.
+        offset: added to every side.
+
+    Returns:
+        (R, S) float.
+    """
+    near = torch.maximum(first[:, None, :2], second[None, :, :2])
+    far = torch.minimum(first[:, None, 2:], second[None, :, 2:])
+    sides = (far - near + offset).clamp(min=0)  # (R, S, 2)
+    overlap = sides[..., 0] * sides[..., 1]
+    return overlap / (box_areas(first, offset)[:, None] + box_areas(second, offset) - overlap)
+
+
+def clip_boxes(boxes: Tensor, size: Tensor | Sequence[float], offset: float = 0.0) -> Tensor:
+    """Boxes (..., 4) held to [0, width - offset] x [0, height - offset]; size is (height, width)."""
+    height, width = float(size[0]) - offset, float(size[1]) - offset
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=-1)
+
+
+def large_enough(boxes: Tensor, min_size: float, offset: float = 0.0) -> Tensor:
+    """Mark (R,) bool the boxes (R, 4) whose sides are both at least `min_size` pixels."""
+    sides = boxes[:, 2:] - boxes[:, :2] + offset
+    return (sides >= min_size).all(dim=1)
+
+
+def scale_boxes(boxes: Tensor, factor_x: float, factor_y: float) -> Tensor:
+    """Boxes (R, 4) with x multiplied by one factor and y by the other."""
+    return boxes * boxes.new_tensor([factor_x, factor_y, factor_x, factor_y])
+
+
+def xyxy_to_xywh(boxes: Tensor, offset: float = 0.0) -> Tensor:
+    """Corners (R, 4) to (x, y, width, height) as COCO files have them, with the offset in width and height."""
+    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + offset], dim=1)
+
+
+def flip_boxes(boxes: Tensor, width: float, offset: float = 0.0) -> Tensor:
+    """Boxes (R, 4) of a horizontally flipped image: x1' = width - offset - x2."""
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack([width - offset - x2, y1, width - offset - x1, y2], dim=1)
+
+
+@dataclass(frozen=True)
+class BoxCoder:
+    """Boxes as (dx, dy, dw, dh) relative to other boxes (R-CNN, Girshick et al. 2014, appendix C).
+
+    weights: multiply the four deltas when encoding, divide them when decoding.
+    offset: added to sides of boxes; centres are x1 + width / 2 with that width.
+    far_offset: subtracted from decoded far corners (Detectron 1, DetNet_pytorch 0 although its offset is 1).
+    cap: bound of dw and dh from above, after the division; None for unbounded.
+    """
+
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
+    offset: float = 1.0
+    far_offset: float = 1.0
+    cap: float | None = DELTA_CAP
+
+    def _centres_and_sides(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        sides = boxes[:, 2:] - boxes[:, :2] + self.offset
+        return boxes[:, :2] + 0.5 * sides, sides
+
+    def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """Deltas (R, 4) that turn anchors (R, 4) into boxes (R, 4)."""
+        centres, sides = self._centres_and_sides(boxes)
+        anchor_centres, anchor_sides = self._centres_and_sides(anchors)
+        weights = boxes.new_tensor(self.weights)
+        return torch.cat([weights[:2] * (centres - anchor_centres) / anchor_sides, weights[2:] * torch.log(sides / anchor_sides)], dim=1)
+
+    def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes (R, 4 * K) from deltas (R, 4 * K), K sets a row, relative to anchors (R, 4)."""
+        centres, sides = self._centres_and_sides(anchors)
+        parts = deltas.reshape(len(deltas), -1, 4) / deltas.new_tensor(self.weights)  # (R, K, 4)
+        growth = parts[..., 2:] if self.cap is None else parts[..., 2:].clamp(max=self.cap)
+        centres = parts[..., :2] * sides[:, None] + centres[:, None]
+        sides = torch.exp(growth) * sides[:, None]
+        boxes = torch.cat([centres - 0.5 * sides, centres + 0.5 * sides - self.far_offset], dim=2)
+        return boxes.reshape(deltas.shape)

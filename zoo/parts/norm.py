@@ -1,0 +1,100 @@
+"""Normalisation layers by name, and the convolution with a norm that every network here is made of."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+NORM_KINDS = ("frozen", "frozen_eps", "affine", "group", "batch", "none")
+
+
+class FrozenNorm(nn.Module):
+    """Batch normalisation with fixed statistics and fixed affine numbers, all buffers: x * scale + shift (Detectron's family).
+
+    Args:
+        channels: C of the input (N, C, H, W).
+        eps: added to the variance; maskrcnn-benchmark adds none.
+    """
+
+    def __init__(self, channels: int, eps: float = 0.0) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift (N, C, H, W) by channel."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+
+
+class FrozenAffine(nn.Module):
+    """A fixed scale and shift by channel without statistics, both buffers: what Caffe2 models carry in place of batch normalisation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift (N, C, H, W) by channel."""
+        return x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+
+
+def make_norm(kind: str, channels: int, *, eps: float | None = None, groups: int = 32) -> nn.Module:
+    """A norm layer by name.
+
+    Args:
+        kind: "frozen" (fixed statistics, no eps), "frozen_eps" (the same with eps), "affine" (fixed scale and shift), "group"
+            (GroupNorm, Wu and He 2018), "batch" (trained BatchNorm), "none".
+        channels: C.
+        eps: default 1e-5 where the kind has one.
+        groups: of GroupNorm; fewer where they do not divide the channels.
+    """
+    eps = 1e-5 if eps is None else eps
+    if kind == "frozen":
+        return FrozenNorm(channels)
+    if kind == "frozen_eps":
+        return FrozenNorm(channels, eps)
+    if kind == "affine":
+        return FrozenAffine(channels)
+    if kind == "group":
+        while channels % groups:
+            groups //= 2
+        return nn.GroupNorm(groups, channels, eps=eps)
+    if kind == "batch":
+        return nn.BatchNorm2d(channels, eps=eps)
+    if kind == "none":
+        return nn.Identity()
+    raise ValueError(f"unknown norm {kind!r}; known: {', '.join(NORM_KINDS)}")
+
+
+class ConvNorm(nn.Module):
+    """Convolution, norm, activation; children `conv` and `norm` (norm is an identity for "none").
+
+    Args:
+        in_channels, out_channels, kernel, stride, dilation, groups: of the convolution; its padding keeps the size.
+        norm: a kind of `make_norm`; the convolution has a bias only without a norm.
+        activation: "relu" or "none".
+        padding: in place of the one that keeps the size.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, dilation: int = 1, groups: int = 1,
+                 norm: str = "none", activation: str = "relu", padding: int | None = None) -> None:
+        super().__init__()
+        padding = dilation * (kernel - 1) // 2 if padding is None else padding
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=norm == "none")
+        self.norm = make_norm(norm, out_channels)
+        self.activation = nn.ReLU(inplace=True) if activation == "relu" else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, out_channels, H', W')."""
+        return self.activation(self.norm(self.conv(x)))
+
+
+def freeze(module: nn.Module) -> None:
+    """Take every parameter of a module out of training."""
+    for parameter in module.parameters():
+        parameter.requires_grad = False
