@@ -1,0 +1,181 @@
+"""Batches for evaluation and training: decode, preprocess, pad; worker processes and pinned memory where asked."""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from ..detectors.base import Target
+from .base import Dataset
+from .samplers import GroupedBatchSampler, aspect_ratios
+from .targets import TargetRules, make_target, trained_images
+from .transforms import Preprocess, PreprocessedImage, ShorterSide
+
+
+@dataclass
+class EvaluationBatch:
+    """Images ready for a detector, and what is needed to bring its boxes back.
+
+    images (N, 3, H, W) float32, zero-padded; sizes, original_sizes (N, 2) int64 height and width; scales (N, 2) float64 x and y
+    factors from original to resized pixels; indices: places in the dataset; decode_ms, resize_ms: time spent on each image, in
+    milliseconds (resize_ms includes normalising).
+    """
+
+    images: Tensor
+    sizes: Tensor
+    original_sizes: Tensor
+    scales: Tensor
+    indices: list[int]
+    decode_ms: list[float]
+    resize_ms: list[float]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _each(self, move: Any) -> EvaluationBatch:
+        return replace(self, **{f.name: move(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)})
+
+    def pin_memory(self) -> EvaluationBatch:
+        """The batch in page-locked memory; DataLoader calls this."""
+        return self._each(Tensor.pin_memory)
+
+    def to(self, device: torch.device | str) -> EvaluationBatch:
+        """The batch on a device; the copy overlaps with other work where memory is pinned."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def pad_batch(tensors: Sequence[Tensor], size_divisor: int = 1) -> Tensor:
+    """Stack images of different sizes.
+
+    Args:
+        tensors: (3, h, w) each.
+        size_divisor: both sides of the result are multiples of it.
+
+    Returns:
+        (N, 3, H, W) with zeros right of and below each image.
+    """
+    height, width = (-(-max(tensor.shape[axis] for tensor in tensors) // size_divisor) * size_divisor for axis in (1, 2))
+    if len(tensors) == 1 and tensors[0].shape[1:] == (height, width):
+        return tensors[0][None]
+    padded = tensors[0].new_zeros(len(tensors), tensors[0].shape[0], height, width)
+    for place, tensor in enumerate(tensors):
+        padded[place, :, :tensor.shape[1], :tensor.shape[2]] = tensor
+    return padded
+
+
+class _EvaluationImages(TorchDataset):
+    def __init__(self, dataset: Dataset, preprocess: Preprocess) -> None:
+        self.dataset, self.preprocess = dataset, preprocess
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, PreprocessedImage, float, float]:
+        start = time.perf_counter()
+        pixels = self.dataset.load_image(index)
+        decoded = time.perf_counter()
+        image = self.preprocess(pixels)
+        return index, image, (decoded - start) * 1e3, (time.perf_counter() - decoded) * 1e3
+
+    def collate(self, items: list[tuple[int, PreprocessedImage, float, float]]) -> EvaluationBatch:
+        indices, images, decode_ms, resize_ms = (list(column) for column in zip(*items, strict=True))
+        return EvaluationBatch(
+            images=pad_batch([image.tensor for image in images], self.preprocess.size_divisor),
+            sizes=torch.tensor([image.size for image in images]),
+            original_sizes=torch.tensor([image.original_size for image in images]),
+            scales=torch.tensor([image.scale for image in images], dtype=torch.float64),
+            indices=indices, decode_ms=decode_ms, resize_ms=resize_ms,
+        )
+
+
+def evaluation_loader(dataset: Dataset, preprocess: Preprocess, *, batch_size: int = 1, workers: int = 0, pin_memory: bool = False) -> DataLoader:
+    """Batches of every image once, in dataset order.
+
+    Args:
+        dataset: what to read.
+        preprocess: the row's own.
+        batch_size: images a batch; the last may be smaller.
+        workers: processes that decode ahead; 0 decodes in this one.
+        pin_memory: page-locked batches, for copies to a GPU.
+
+    Returns:
+        A DataLoader of `EvaluationBatch`.
+    """
+    images = _EvaluationImages(dataset, preprocess)
+    return DataLoader(images, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory, collate_fn=images.collate,
+                      prefetch_factor=4 if workers else None)
+
+
+class _TrainingImages(TorchDataset):
+    """Items are drawn from (seed, epoch, index) alone, so that neither the number of workers nor their timing changes them."""
+
+    def __init__(self, loader: TrainingBatches, epoch: int) -> None:
+        self.loader, self.epoch = loader, epoch
+
+    def __len__(self) -> int:
+        return len(self.loader.dataset)
+
+    def __getitem__(self, index: int) -> tuple[PreprocessedImage, Target]:
+        loader = self.loader
+        random = np.random.default_rng([loader.seed, self.epoch, index])
+        flip = random.random() < loader.flip_probability
+        preprocess = loader.preprocess
+        if loader.short_sides:
+            preprocess = preprocess.with_short_side(int(random.choice(loader.short_sides)))
+        pixels = loader.dataset.load_image(index)
+        if flip and loader.rules.flip_first:
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        image = preprocess(pixels)
+        if flip and not loader.rules.flip_first:
+            image = replace(image, tensor=image.tensor.flip(-1))
+        target = make_target(loader.dataset.target(index), image.original_size, image.scale, loader.rules, resized_width=image.size[1],
+                             flip=flip, keypoint_names=loader.dataset.keypoint_names)
+        return image, target
+
+    def collate(self, items: list[tuple[PreprocessedImage, Target]]) -> tuple[Tensor, Tensor, list[Target]]:
+        images = [image for image, _ in items]
+        sizes = torch.tensor([image.size for image in images])
+        return pad_batch([image.tensor for image in images], self.loader.preprocess.size_divisor), sizes, [target for _, target in items]
+
+
+class TrainingBatches:
+    """Shuffled, augmented batches: calling it with an epoch gives the batches of that epoch, the same for the same seed.
+
+    Args:
+        dataset: what to read.
+        preprocess: the row's own.
+        rules: which objects and images are trained on.
+        images_per_batch: of this process.
+        seed: of order, flips and scales.
+        flip_probability: of a horizontal flip.
+        short_sides: shorter sides in pixels, one drawn for each image; empty: the row's own.
+        workers, pin_memory: as in `evaluation_loader`.
+        rank, world_size: this process's share.
+    """
+
+    def __init__(self, dataset: Dataset, preprocess: Preprocess, rules: TargetRules, *, images_per_batch: int, seed: int = 0,
+                 flip_probability: float = 0.5, short_sides: Sequence[int] = (), workers: int = 0, pin_memory: bool = False,
+                 rank: int = 0, world_size: int = 1) -> None:
+        if short_sides and not isinstance(preprocess.resize, ShorterSide):
+            raise ValueError(f"short_sides need a shorter-side resize, this row has {preprocess.resize}")
+        self.dataset, self.preprocess, self.rules, self.seed = dataset, preprocess, rules, seed
+        self.images_per_batch, self.flip_probability, self.short_sides = images_per_batch, flip_probability, list(short_sides)
+        self.workers, self.pin_memory, self.rank, self.world_size = workers, pin_memory, rank, world_size
+        self.indices = trained_images(dataset, rules)
+        ratios = aspect_ratios(dataset)
+        self._ratios = [ratios[index] for index in self.indices]
+
+    def __call__(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor, list[Target]]]:
+        """Batches of one epoch: images (N, 3, H, W) float32, sizes (N, 2) int64, N targets."""
+        images = _TrainingImages(self, epoch)
+        sampler = GroupedBatchSampler(self._ratios, self.images_per_batch, seed=self.seed, epoch=epoch, rank=self.rank,
+                                      world_size=self.world_size, indices=self.indices)
+        return iter(DataLoader(images, batch_sampler=sampler, num_workers=self.workers, pin_memory=self.pin_memory,
+                               collate_fn=images.collate, prefetch_factor=4 if self.workers else None))

@@ -1,0 +1,152 @@
+"""From ground truth in original pixels to what a detector trains on, by the rules of one source."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .base import Dataset, GroundTruth
+
+if TYPE_CHECKING:
+    from ..detectors.base import Target
+
+
+@dataclass(frozen=True)
+class TargetRules:
+    """Which objects a source trains on, and how it writes their boxes.
+
+    inclusive: x2 = x1 + max(0, width - 1), the last pixel inside; otherwise x2 = x1 + width, the far edge.
+    extent_from_clipped: width is laid off from the clipped x1 (HarDNet's and DetNet_pytorch's COCO readers), not from the annotated one.
+    crowd, difficult: whether such objects are trained on. keep_thin: boxes with x2 == x1 or y2 == y1 stay.
+    need_area: objects of annotated area 0 are dropped. whole_pixels: corners are cut to whole pixels (DetNet_pytorch).
+    images: which images are trained on: all, those with any annotation of sides above 1, those with a usable box.
+    min_visible_keypoints: images with fewer labelled keypoints are left out. flip_first: flip before resizing, not after.
+    max_objects: no more than the first so many.
+    """
+
+    inclusive: bool = True
+    extent_from_clipped: bool = False
+    crowd: bool = False
+    difficult: bool = True
+    keep_thin: bool = False
+    need_area: bool = False
+    whole_pixels: bool = False
+    images: Literal["all", "annotated", "usable"] = "annotated"
+    min_visible_keypoints: int = 0
+    flip_first: bool = False
+    max_objects: int | None = None
+
+
+def training_boxes(truth: GroundTruth, size: tuple[int, int], rules: TargetRules) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes a source trains on.
+
+    Args:
+        truth: ground truth of the image.
+        size: (height, width) of the original image in pixels.
+        rules: of the source.
+
+    Returns:
+        (R, 4) float64 x1, y1, x2, y2 in original pixels, and (R,) int64 rows of `truth` that they come from.
+    """
+    less = 1.0 if rules.inclusive else 0.0
+    limit = np.array([size[1], size[0]]) - less
+    start = truth.boxes_xywh[:, :2]
+    extent = np.maximum(truth.boxes_xywh[:, 2:] - less, 0)
+    clipped = np.clip(start, 0, limit)
+    end = np.clip((np.maximum(start, 0) if rules.extent_from_clipped else start) + extent, 0, limit)
+    boxes = np.concatenate([np.maximum(start, 0) if rules.extent_from_clipped else clipped, end], axis=1)
+    if rules.whole_pixels:
+        boxes = np.trunc(boxes)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    keep = (sides >= 0).all(axis=1) if rules.keep_thin else (sides > 0).all(axis=1)
+    keep &= (rules.crowd | ~truth.crowd) & (rules.difficult | ~truth.difficult)
+    if rules.need_area:
+        keep &= truth.area > 0
+    rows = np.flatnonzero(keep)[:rules.max_objects]
+    return boxes[rows], rows
+
+
+def trained_images(dataset: Dataset, rules: TargetRules) -> list[int]:
+    """Indices of the images that a source trains on."""
+    return [index for index in range(len(dataset)) if _trained(dataset.target(index), dataset.image_size(index), rules)]
+
+
+def _trained(truth: GroundTruth, size: tuple[int, int], rules: TargetRules) -> bool:
+    if rules.images == "annotated" and not (truth.boxes_xywh[:, 2:] > 1).all(axis=1).any():
+        return False
+    if rules.images == "usable" and not len(training_boxes(truth, size, rules)[1]):
+        return False
+    if rules.min_visible_keypoints:
+        return truth.keypoints is not None and int((truth.keypoints[..., 2] > 0).sum()) >= rules.min_visible_keypoints
+    return True
+
+
+def make_target(truth: GroundTruth, size: tuple[int, int], scale: tuple[float, float], rules: TargetRules, *, resized_width: int,
+                flip: bool = False, keypoint_names: Sequence[str] = ()) -> Target:
+    """The training target of one image in the network's pixels.
+
+    Args:
+        truth: ground truth in original pixels.
+        size: (height, width) of the original image.
+        scale: (x, y) factors of the resize.
+        rules: of the source.
+        resized_width: of the network's input before padding, in pixels.
+        flip: mirror left and right, keypoints' sides included.
+        keypoint_names: tell left from right; needed to flip keypoints.
+    """
+    import torch
+
+    from ..detectors.base import Target
+
+    boxes, rows = training_boxes(truth, size, rules)
+    mirror = (size[1] if rules.flip_first else resized_width) - (1 if rules.inclusive else 0)
+    factors = np.array([*scale, *scale])
+    if not rules.flip_first:
+        boxes = boxes * factors
+    if flip:
+        boxes = boxes[:, [2, 1, 0, 3]]
+        boxes[:, [0, 2]] = mirror - boxes[:, [0, 2]]
+    if rules.flip_first:
+        boxes = boxes * factors
+
+    def points(xy: np.ndarray) -> np.ndarray:
+        """Scaled and mirrored (n, 2) points, in the order of the source."""
+        xy = xy.copy() if rules.flip_first else xy * scale
+        if flip:
+            xy[:, 0] = mirror - xy[:, 0]
+        return xy * scale if rules.flip_first else xy
+
+    return Target(
+        boxes=torch.from_numpy(boxes.astype(np.float32)),
+        labels=torch.from_numpy(truth.labels[rows]),
+        polygons=None if truth.masks is None else [_polygons(truth.masks[row], points) for row in rows],
+        keypoints=None if truth.keypoints is None else torch.from_numpy(_keypoints(truth.keypoints[rows], points, flip, keypoint_names)),
+        crowd=torch.from_numpy(truth.crowd[rows]),
+    )
+
+
+def _polygons(mask: list[list[float]] | dict[str, Any] | None, points: Any) -> list[list[float]]:
+    """Polygons of at least three corners; a crowd's RLE has none."""
+    if not isinstance(mask, list):
+        return []
+    return [points(np.array(polygon, np.float64).reshape(-1, 2)).reshape(-1).tolist() for polygon in mask if len(polygon) >= 6]
+
+
+def _keypoints(keypoints: np.ndarray, points: Any, flip: bool, names: Sequence[str]) -> np.ndarray:
+    """(R, P, 3) moved like the boxes; points that are not labelled become zeros where they are flipped."""
+    moved = keypoints.astype(np.float64)
+    moved[..., :2] = points(moved[..., :2].reshape(-1, 2)).reshape(*moved.shape[:2], 2)
+    if flip:
+        moved = moved[:, mirrored_keypoints(names)]
+        moved[moved[..., 2] == 0] = 0
+    return moved.astype(np.float32)
+
+
+def mirrored_keypoints(names: Sequence[str]) -> list[int]:
+    """For each keypoint, the place of its mirror image: left_* and right_* change places, others stay."""
+    place = {name: index for index, name in enumerate(names)}
+    swap = {"left_": "right_", "right_": "left_"}
+    return [next((place[other + name.removeprefix(side)] for side, other in swap.items() if name.startswith(side)), index)
+            for index, name in enumerate(names)]
