@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import fnmatch
 import tomllib
+from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -44,6 +45,7 @@ class WeightSpec(Strict):
     urls: list[str] = Field(default_factory=list, description="addresses in the order they are tried")
     filename: str | None = Field(None, description="name of the stored file; default: the last part of the first address")
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file; none: unpinned, recorded on first use")
+    sha256_prefix: str | None = Field(None, pattern=r"^[0-9a-f]{8,63}$", description="first digits of the SHA-256, where the source publishes no more")
     md5: str | None = Field(None, pattern=r"^[0-9a-f]{32}$", description="MD5, where the source publishes one")
     md5_url: str | None = Field(None, description="address of a published .md5sum file")
     archive_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the package that holds the member (pypi:, npm:)")
@@ -68,7 +70,9 @@ class Published(Strict):
     """Numbers that a source publishes for a row, with where and under what conditions."""
 
     source: str = Field(description="file of the source repository, or paper, that prints the numbers")
-    split: str | None = Field(None, description="dataset split the numbers were measured on")
+    title: str | None = Field(None, description="how that table names the model, where it is not the row's title")
+    dataset: Name | None = Field(None, description="dataset the numbers were measured on, where it is not the row's own")
+    split: str | None = Field(None, description="split of that dataset")
     hardware: str | None = Field(None, description="hardware and software as the source states it")
     protocol: str | None = Field(None, description="how it was measured, where the source says so")
     variant: str | None = Field(None, description="what differs from the row as configured: soft-NMS, test-time augmentation ...")
@@ -95,6 +99,7 @@ class ModelEntry(Strict):
     conventions_name: Name | None = None
     source_config: str | None = Field(None, description="configuration file of the source repository")
     weights: list[WeightSpec] = Field(default_factory=list)
+    initial: Name | None = Field(None, description="row whose trained weights the training starts from")
     published: list[Published] = Field(default_factory=list)
     published_only: str | None = Field(None, description="why the row cannot be built here: it stands for its numbers alone")
     licence: Licence | None = None
@@ -165,6 +170,23 @@ class Manifests(Strict):
             return self.entries[name]
         raise ManifestError(f"no row is named {name!r} in the manifests: {did_you_mean(name, self.entries)} (bench.py list shows all)")
 
+    def by_config(self, config: str) -> ModelEntry:
+        """The row of a source's configuration, given as `source_config` has it or by the file's name alone; raises ManifestError."""
+        exact = [e for e in self.entries.values() if e.source_config == config]
+        stem = PurePosixPath(config).name.removesuffix(".yaml")
+        found = exact or [e for e in self.entries.values() if e.source_config and PurePosixPath(e.source_config).name.removesuffix(".yaml") == stem]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ManifestError(f"configuration {config!r} fits several rows: {', '.join(e.name for e in found)}; give one of them by name")
+        known = [e.source_config for e in self.entries.values() if e.source_config]
+        raise ManifestError(f"no row has the configuration {config!r}: {did_you_mean(config, known)}")
+
+    def initial_weights(self, entry: ModelEntry) -> list[WeightSpec]:
+        """Weight files that the training of a row starts from: its own of role 'initial', then those of the row it names."""
+        own = [spec for spec in entry.weights if spec.role == "initial"]
+        return own + ([spec for spec in self.entries[entry.initial].weights if spec.role == "trained" and not spec.wrong] if entry.initial else [])
+
     def find(self, pattern: str) -> list[ModelEntry]:
         """Rows whose name, source or title matches a shell pattern; a plain word matches anywhere in the name."""
         glob = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
@@ -208,16 +230,18 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _raw_conventions(raw: dict[str, Any], name: str, where: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A bundle with what it `extends` laid below it."""
+def _with_base(raw: dict[str, Any], name: str, where: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A table of conventions.toml or schedules.toml with what it `extends` laid below it."""
     if name not in raw:
-        raise ManifestError(f"{where}: unknown conventions {name!r}: {did_you_mean(name, raw)}")
+        raise ManifestError(f"{where}: nothing is named {name!r}: {did_you_mean(name, raw)}")
     if name in seen:
-        raise ManifestError(f"{where}: conventions {name!r} extend themselves: {' -> '.join((*seen, name))}")
+        raise ManifestError(f"{where}: {name!r} extends itself: {' -> '.join((*seen, name))}")
+    if not isinstance(raw[name], dict):
+        raise ManifestError(f"{where}: field {name}: a table [{name}] is wanted, but it is {raw[name]!r:.80}")
     own = {k: v for k, v in raw[name].items() if k != "extends"}
     if "extends" not in raw[name]:
         return own
-    return merge(_raw_conventions(raw, raw[name]["extends"], f"{where}, bundle {name}", (*seen, name)), own)
+    return merge(_with_base(raw, raw[name]["extends"], f"{where}: {name}: field extends", (*seen, name)), own)
 
 
 def _entry(row: dict[str, Any], path: Path, number: int, raw_conventions: dict[str, Any]) -> ModelEntry:
@@ -225,11 +249,17 @@ def _entry(row: dict[str, Any], path: Path, number: int, raw_conventions: dict[s
     row = {**row, "source": path.stem}
     adjust = row.pop("adjust", {})
     if isinstance(name := row.get("conventions"), str):
-        bundle = merge(_raw_conventions(raw_conventions, name, where), adjust)
+        bundle = merge(_with_base(raw_conventions, name, f"{where}: field conventions"), adjust)
         row = {**row, "conventions": _validate(Conventions, bundle, where), "conventions_name": name}
     elif name is not None or adjust:
         raise ManifestError(f"{where}: field conventions: the name of a bundle of conventions.toml is wanted, but it is {name!r:.80}")
     return _validate(ModelEntry, row, where)
+
+
+def _known(where: str, field: str, name: str | None, known: Iterable[str]) -> None:
+    """Raise where a row points to a name that does not exist."""
+    if name is not None and name not in known:
+        raise ManifestError(f"{where}: field {field}: unknown {name!r}: {did_you_mean(name, known)}")
 
 
 def _check_references(manifests: Manifests) -> None:
@@ -237,14 +267,18 @@ def _check_references(manifests: Manifests) -> None:
     owner: dict[str, str] = {}
     for entry in manifests.entries.values():
         where = f"manifests/{entry.source}.toml: row {entry.name}"
-        if entry.schedule is not None and entry.schedule not in manifests.schedules:
-            raise ManifestError(f"{where}: field schedule: unknown {entry.schedule!r}: {did_you_mean(entry.schedule, manifests.schedules)}")
-        if entry.dataset not in manifests.datasets:
-            raise ManifestError(f"{where}: field dataset: unknown {entry.dataset!r}: {did_you_mean(entry.dataset, manifests.datasets)}")
-        for published in entry.published:
+        _known(where, "schedule", entry.schedule, manifests.schedules)
+        _known(where, "initial", entry.initial, manifests.entries)
+        _known(where, "dataset", entry.dataset, manifests.datasets)
+        splits = manifests.datasets[entry.dataset].splits
+        _known(where, "train_split", entry.train_split, splits)
+        _known(where, "test_split", entry.test_split, splits)
+        for number, published in enumerate(entry.published):
+            field = f"published.{number}"
+            _known(where, f"{field}.dataset", published.dataset, manifests.datasets)
+            _known(where, f"{field}.split", published.split, manifests.datasets[published.dataset or entry.dataset].splits)
             for metric in published.values:
-                if metric not in manifests.metrics:
-                    raise ManifestError(f"{where}: field published.values: unknown metric {metric!r}: {did_you_mean(metric, manifests.metrics)}")
+                _known(where, f"{field}.values", metric, manifests.metrics)
         for spec in entry.weights:
             for url in spec.urls:
                 if owner.setdefault(url, entry.name) != entry.name and not (spec.wrong or spec.shared):
@@ -262,16 +296,15 @@ def read_manifests(folder: Path) -> Manifests:
     """
     raw = {file: _read_toml(folder / file) for file in SHARED_FILES}
     shared = {
-        kind: {name: _validate(model, value, f"{folder / file}: {name}") for name, value in raw[file].items()}
+        kind: {name: _validate(model, _with_base(raw[file], name, str(folder / file)), f"{folder / file}: {name}") for name in raw[file]}
         for kind, file, model in (
+            ("conventions", "conventions.toml", Conventions),
             ("schedules", "schedules.toml", Schedule),
             ("datasets", "datasets.toml", DatasetSpec),
             ("metrics", "metrics.toml", MetricSpec),
         )
     }
     bundles = raw["conventions.toml"]
-    where = str(folder / "conventions.toml")
-    shared["conventions"] = {name: _validate(Conventions, _raw_conventions(bundles, name, where), f"{where}: {name}") for name in bundles}
     entries: dict[str, ModelEntry] = {}
     for path in sorted(folder.glob("*.toml")):
         if path.name in SHARED_FILES:
