@@ -33,7 +33,24 @@ class ImageConventions(Section):
     size_divisor: int = Field(1, gt=0, description="batches are zero-padded at the right and bottom to multiples of this")
 
 
+class SSDConventions(Section):
+    """Priors, coding, scores and selection of the SSD family (SSD, RFB, SSDLite)."""
+
+    variances: list[float] = Field([0.1, 0.2], min_length=2, max_length=2, description="of centres and of sides")
+    scores: Literal["softmax", "sigmoid"] = Field("softmax", description="over all classes with background, or each class by itself")
+    channels: Literal["dense", "coco_ids"] = Field("dense", description="class channels behind background: one a class, or one a COCO category id (90)")
+    background_filter: float | None = Field(None, description="a prior whose best class is background at this probability or more is left out; none: no prior is")
+    score_threshold: float = Field(ge=0, description="scores must be above it")
+    nms_iou: float = Field(gt=0, le=1)
+    nms_offset: float = Field(0.0, description="added to widths and heights in NMS; 1.0: the CUDA NMS before December 2019")
+    per_class_keep: int = Field(gt=0, description="detections of a class that NMS keeps")
+    per_image_keep: int = Field(gt=0, description="detections of an image, and those that tie with the last")
+    match_iou: float = Field(0.5, description="IoU from which a prior is trained as an object")
+    negatives: int = Field(3, description="background priors trained for each object prior")
+
+
 class Conventions(Section):
     """One named bundle."""
 
     image: ImageConventions
+    ssd: SSDConventions | None = None
