@@ -1,15 +1,12 @@
 """MobileNetV2 (Sandler et al., CVPR 2018, table 2), with torch's symmetric padding or TensorFlow's "SAME"."""
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 
-from ..parts.same_padding import SameConv2d
+from ..parts.mobile_convs import Padding, conv_norm_act
 from ..registry import BACKBONES
 from .base import Backbone, FeatureSpec
 
-Padding = Literal["symmetric", "same"]
 # expansion, channels, blocks, stride of the first block
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 STEM, LAST = 32, 1280
@@ -21,16 +18,6 @@ def divisible_by_8(channels: float) -> int:
     """The nearest multiple of 8, at least 8, never more than a tenth below: how the authors round scaled widths."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
-def conv_norm_act(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, padding: Padding) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU6."""
-    conv: nn.Module
-    if padding == "same" and stride > 1:
-        conv = SameConv2d(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
-    else:
-        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU6(inplace=True))
 
 
 class InvertedResidual(nn.Module):

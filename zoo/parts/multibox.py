@@ -63,12 +63,12 @@ def match_priors(boxes: Tensor, classes: Tensor, priors: Tensor, *, threshold: f
     if len(boxes) == 0:
         return PriorTargets(classes.new_zeros(len(priors)), torch.zeros_like(priors))
     overlaps = box_iou(boxes, prior_corners(priors))  # (G, P)
-    best_prior = overlaps.argmax(dim=1)
-    best_overlap, best_truth = overlaps.max(dim=0)
-    for truth, prior in enumerate(best_prior.tolist()):
-        best_overlap[prior], best_truth[prior] = 2.0, truth
-    target = torch.where(best_overlap < threshold, BACKGROUND, classes[best_truth])
-    return PriorTargets(target, coder.encode(boxes[best_truth], priors))
+    best_overlap, truth = overlaps.max(dim=0)
+    order = torch.arange(len(boxes), device=boxes.device)
+    owner = torch.full_like(truth, -1).scatter_reduce(0, overlaps.argmax(dim=1), order, "amax")  # (P,) the last truth whose best prior it is
+    truth = torch.where(owner >= 0, owner, truth)
+    target = torch.where((owner < 0) & (best_overlap < threshold), BACKGROUND, classes[truth])
+    return PriorTargets(target, coder.encode(boxes[truth], priors))
 
 
 def mine_negatives(hardness: Tensor, positive: Tensor, *, negatives: int) -> Tensor:
