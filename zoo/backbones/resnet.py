@@ -22,17 +22,18 @@ class Bottleneck(nn.Module):
         groups: of the 3x3.
         dilation: of the 3x3.
         norm: a kind of zoo.parts.norm.make_norm.
+        project: project the shortcut even where the shapes agree (DetNet).
     """
 
-    def __init__(self, in_channels: int, inner: int, out_channels: int, *, stride: int, groups: int, dilation: int, stride_in_1x1: bool,
-                 norm: str) -> None:
+    def __init__(self, in_channels: int, inner: int, out_channels: int, *, stride: int, groups: int = 1, dilation: int = 1, stride_in_1x1: bool,
+                 norm: str, project: bool = False) -> None:
         super().__init__()
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = ConvNorm(in_channels, inner, 1, stride=first, norm=norm)
         self.conv2 = ConvNorm(inner, inner, 3, stride=second, groups=groups, dilation=dilation, norm=norm)
         self.conv3 = ConvNorm(inner, out_channels, 1, norm=norm, activation="none")
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
+        if project or stride != 1 or in_channels != out_channels:
             self.shortcut = ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm, activation="none")
         self.relu = nn.ReLU(inplace=True)
 
