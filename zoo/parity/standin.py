@@ -1,0 +1,105 @@
+"""Stand-in checkpoints: every tensor filled from its own name, as the folders of recorded reference outputs describe them."""
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+
+CHECKPOINT_FILE = "checkpoint.json"
+
+
+def fill(entry: dict[str, Any]) -> np.ndarray:
+    """One tensor of a stand-in checkpoint; its numbers follow from its name alone.
+
+    Args:
+        entry: name, shape, fill, and where given dtype, gain, and fill_name (the name that the numbers follow from).
+
+    Raises:
+        CheckpointError: an unknown fill.
+    """
+    shape, gain = tuple(entry["shape"]), entry.get("gain", 1.0)
+    draw = np.random.RandomState(zlib.crc32(entry.get("fill_name", entry["name"]).encode()))
+    match entry["fill"]:
+        case "zeros":
+            value: Any = np.zeros(shape)
+        case "fan_in":
+            value = gain * math.sqrt(2.0 / max(1, math.prod(shape[1:]))) * draw.standard_normal(shape)
+        case "scale":
+            value = gain * (0.75 + 0.5 * draw.random_sample(shape))
+        case "shift":
+            value = gain * 0.1 * draw.standard_normal(shape)
+        case "mean":
+            value = 0.1 * draw.standard_normal(shape)
+        case "var":
+            value = 0.75 + 0.5 * draw.random_sample(shape)
+        case other:
+            raise CheckpointError(f"{entry['name']}: unknown fill {other!r}; known: zeros, fan_in, scale, shift, mean, var")
+    return np.asarray(value).astype(entry.get("dtype", "float32"))
+
+
+def read_checkpoint_description(folder: Path | str, file: str = CHECKPOINT_FILE) -> dict[str, Any]:
+    """The JSON description of a folder's checkpoint; raises CheckpointError where it is missing or malformed."""
+    path = Path(folder) / file
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; a reference folder with a model describes its checkpoint there") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}; is the file cut short?") from None
+    if not isinstance(described.get("tensors"), list):
+        raise CheckpointError(f"{path}: has no list 'tensors' of names, shapes and fills")
+    return described
+
+
+def standin_arrays(folder: Path | str, file: str = CHECKPOINT_FILE) -> dict[str, np.ndarray]:
+    """The whole stand-in checkpoint of a reference folder, in its own order; tensors of fixed values (anchors) included.
+
+    Args:
+        folder: holds the description.
+        file: its name, where a folder describes one checkpoint in several formats.
+    """
+    described = read_checkpoint_description(folder, file)
+    arrays = {entry["name"]: fill(entry) for entry in described["tensors"]}
+    for entry in described.get("not_filled", []):
+        if "values" in entry:
+            arrays[entry["name"]] = np.array(entry["values"], dtype=entry.get("dtype", "float32")).reshape(entry["shape"])
+    return arrays
+
+
+def write_standin_checkpoint(folder: Path | str, path: Path | str, file: str = CHECKPOINT_FILE) -> Path:
+    """Write a folder's stand-in checkpoint as the file its source would have saved.
+
+    Args:
+        folder: reference folder.
+        path: file to write; `.pkl` becomes Detectron's pickle of blobs, anything else a torch file with the tensors under "model"
+            where the description says so, or bare.
+        file: the description's name.
+    """
+    path = Path(path)
+    arrays = standin_arrays(folder, file)
+    temporary = path.with_name(path.name + ".part")
+    if path.suffix == ".pkl":
+        import pickle
+
+        with temporary.open("wb") as stream:
+            pickle.dump({"blobs": arrays}, stream, protocol=2)
+    else:
+        import torch
+
+        state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        described = read_checkpoint_description(folder, file)
+        wrapped = bool(described.get("config")) or "under 'model'" in described.get("format", "")
+        torch.save({"model": state} if wrapped else state, temporary)
+    temporary.replace(path)
+    return path
+
+
+def normal_input(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 standard-normal array: what a network sees after its own normalisation."""
+    return np.random.RandomState(seed).standard_normal(shape).astype("float32")

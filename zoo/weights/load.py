@@ -1,0 +1,97 @@
+"""Loading local weight files into models: read safely, rename, account for every tensor, copy."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointError
+from ..registry import CHECKPOINT_FORMATS
+from . import maskrcnn_benchmark  # noqa: F401 - registers its formats
+from .rename import CheckpointFormat, LoadReport, Translation, account
+
+
+def read_tensors(path: Path, *wrappers: str) -> dict[str, Any]:
+    """Tensors by name of a torch file; a dict under the first of the `wrappers` keys that is there is taken in place of the whole.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, or holds something else.
+    """
+    from .safe_pickle import read_torch_file
+
+    content = read_torch_file(path)
+    for key in wrappers:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise CheckpointError(f"{path}: holds no state dict (tensors by name), nor one under {', '.join(wrappers) or 'a key'}; is it the right file?")
+    return dict(content)
+
+
+def checkpoint_format(name: str) -> CheckpointFormat:
+    """The registered format; raises CheckpointError with the nearest names."""
+    try:
+        return CHECKPOINT_FORMATS[name]
+    except KeyError as error:
+        raise CheckpointError(str(error.args[0])) from None
+
+
+def load_weights(model: nn.Module, path: Path | str, checkpoint: str, *, row: str | None = None) -> LoadReport:
+    """Load a whole checkpoint file into a model.
+
+    Args:
+        model: any module; nothing is changed unless the file fits completely.
+        path: local file.
+        checkpoint: format, a name of zoo.registry.CHECKPOINT_FORMATS.
+        row: the manifest row, for messages.
+
+    Raises:
+        CheckpointError: unreadable, unsafe, or incomplete; says which tensors.
+    """
+    arrays = checkpoint_format(checkpoint).read(Path(path))
+    return load_arrays(model, arrays, checkpoint, where=f"{path} ({checkpoint})" + (f" for row {row}" if row else ""))
+
+
+def load_arrays(model: nn.Module, arrays: Mapping[str, Any], checkpoint: str, *, where: str) -> LoadReport:
+    """Load tensors that are already read, by the file's names; as `load_weights`."""
+    return copy_into(model, checkpoint_format(checkpoint).translate(dict(arrays)), where)
+
+
+def load_backbone(model: nn.Module, path: Path | str, checkpoint: str, *, row: str | None = None) -> LoadReport:
+    """Load an ImageNet classifier's file into the parts of a detector that came from it; its last layer is left out.
+
+    Args, raises: as in `load_weights`. The model's `backbone_parts` (classifier prefix -> model prefix) says where they are.
+    """
+    translation = checkpoint_format(checkpoint).translate(checkpoint_format(checkpoint).read(Path(path)))
+    parts: dict[str, str] = getattr(model, "backbone_parts", {"backbone.": "backbone."})
+    moved = Translation(defaults=translation.defaults, dropped=dict(translation.dropped))
+    for name, array in translation.state.items():
+        prefix = max((p for p in parts if name.startswith(p)), key=len, default=None)
+        if prefix is None:
+            moved.dropped[translation.origin[name]] = "the classifier's last layer"
+            continue
+        target = parts[prefix] + name.removeprefix(prefix)
+        moved.state[target], moved.origin[target] = array, translation.origin[name]
+    where = f"{path} ({checkpoint})" + (f" for the backbone of row {row}" if row else "")
+    return copy_into(model, moved, where, only=tuple(parts.values()))
+
+
+def copy_into(model: nn.Module, translation: Translation, where: str, *, only: tuple[str, ...] = ("",)) -> LoadReport:
+    """Copy translated tensors into a model after the account is found complete.
+
+    Args:
+        model: receives values in its own types; it must not stand on the meta device.
+        translation: by the model's names.
+        where: file and row, for messages.
+        only: prefixes of the model's names that the file must fill.
+    """
+    tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name.startswith(only)}
+    report = account(translation, {name: tuple(t.shape) for name, t in tensors.items()}, where, lambda array: tuple(array.shape)).require_complete()
+    with torch.no_grad():
+        for name in report.matched:
+            tensors[name].copy_(torch.as_tensor(translation.state[name]))
+    return report

@@ -1,0 +1,150 @@
+"""From the names of a checkpoint file to the names of a model, with an account of every tensor. No torch, no models."""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+
+SHOWN = 6  # names printed of a long list
+Rules = Sequence[tuple[str, str]]  # regular expression, replacement
+
+
+@dataclass
+class Translation:
+    """A file's tensors under a model's names.
+
+    state: model name -> array. origin: model name -> file name. dropped: file name -> why the model needs no such tensor.
+    defaults: regular expression of model names that this kind of file does not hold, and that keep the model's initial value.
+    """
+
+    state: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    defaults: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointFormat:
+    """How one kind of file is read and renamed.
+
+    read: path -> tensors by the file's own names, wrappers taken off. translate: those -> Translation.
+    """
+
+    read: Callable[[Path], dict[str, Any]]
+    translate: Callable[[dict[str, Any]], Translation]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor of a file, and of every tensor of a model.
+
+    matched, defaulted (kept at their initial value, as the format says), missing: model names. unexpected: file names.
+    wrong_shape: (model name, shape in the file, shape in the model). dropped: file name -> why it is not needed.
+    """
+
+    where: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    wrong_shape: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    dropped: Mapping[str, str]
+    defaulted: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor of the model and of the file is accounted for."""
+        return not (self.missing or self.unexpected or self.wrong_shape)
+
+    def summary(self) -> str:
+        """One line: how many of each."""
+        text = f"{self.where}: {len(self.matched)} matched, {len(self.missing)} missing, {len(self.unexpected)} unexpected"
+        text += f", {len(self.wrong_shape)} of wrong shape"
+        for count, word in ((len(self.dropped), "left out"), (len(self.defaulted), "kept at their initial value")):
+            text += f", {count} {word}" if count else ""
+        return text
+
+    def require_complete(self) -> LoadReport:
+        """The report itself; raises CheckpointError that lists what does not fit."""
+        if self.complete:
+            return self
+        problems = [f"{word}: {_listed(names)}" for word, names in (
+            ("the model needs, and the file has not", self.missing),
+            ("the file has, and the model knows not", self.unexpected),
+            ("of another shape", [f"{name} {list(there)} in the file, {list(here)} in the model" for name, there, here in self.wrong_shape]),
+        ) if names]
+        advice = "is it the file of this row, and the right checkpoint format? Nothing was loaded"
+        raise CheckpointError("\n  ".join([self.summary(), *problems, advice]))
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
+
+
+def rename(name: str, rules: Rules) -> str:
+    """A name after every rule in turn, each applied wherever its expression matches."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def translate_names(arrays: Mapping[str, Any], rules: Rules, drop: Sequence[tuple[str, str]] = (), *, last_wins: bool = False) -> Translation:
+    """Rename every tensor of a file.
+
+    Args:
+        arrays: by file name.
+        rules: applied in order to each name.
+        drop: (regular expression that a whole file name matches, why the tensor is not needed).
+        last_wins: two file names may become one model name (a module saved twice); the later one counts, the earlier is listed as dropped.
+
+    Raises:
+        CheckpointError: two file names become one model name, without `last_wins`.
+    """
+    result = Translation()
+    for name, array in arrays.items():
+        reason = next((why for pattern, why in drop if re.fullmatch(pattern, name)), None)
+        if reason is not None:
+            result.dropped[name] = reason
+            continue
+        target = rename(name, rules)
+        if target in result.state:
+            if not last_wins:
+                raise CheckpointError(f"both {result.origin[target]} and {name} of the file are {target} of the model; is it a checkpoint of another format?")
+            result.dropped[result.origin[target]] = f"the same module as {name}, which stands later in the file"
+        result.state[target], result.origin[target] = array, name
+    return result
+
+
+def strip_prefix(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Names without a prefix, where ALL of them have it; as they are otherwise."""
+    if arrays and all(name.startswith(prefix) for name in arrays):
+        return {name.removeprefix(prefix): array for name, array in arrays.items()}
+    return dict(arrays)
+
+
+def account(translation: Translation, shapes: Mapping[str, tuple[int, ...]], where: str, shape_of: Callable[[Any], tuple[int, ...]]) -> LoadReport:
+    """Compare a translated file with a model.
+
+    Args:
+        translation: what the file holds.
+        shapes: what the model needs, by name.
+        where: file and row, for messages.
+        shape_of: shape of one of the file's arrays.
+    """
+    matched, wrong = [], []
+    for name in sorted(translation.state.keys() & shapes.keys()):
+        there = tuple(shape_of(translation.state[name]))
+        if there == tuple(shapes[name]):
+            matched.append(name)
+        else:
+            wrong.append((name, there, tuple(shapes[name])))
+    absent = [name for name in shapes if name not in translation.state]
+    defaulted = [name for name in absent if translation.defaults and re.fullmatch(translation.defaults, name)]
+    return LoadReport(
+        where, tuple(matched), tuple(name for name in absent if name not in set(defaulted)),
+        tuple(translation.origin.get(name, name) for name in translation.state if name not in shapes), tuple(wrong), dict(translation.dropped),
+        tuple(defaulted))
