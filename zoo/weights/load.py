@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..registry import CHECKPOINT_FORMATS
-from . import maskrcnn_benchmark  # noqa: F401 - registers its formats
+from . import detectron, maskrcnn_benchmark  # noqa: F401 - register their formats
 from .rename import CheckpointFormat, LoadReport, Translation, account
 
 
