@@ -73,6 +73,13 @@ class Dataset(ABC):
         """The id of every image, in order."""
         return [self.image_id(index) for index in range(len(self))]
 
+    @property
+    def all_image_ids(self) -> list[int | str]:
+        """The ids of the whole split, whether or not this is a subset."""
+        whole = copy.copy(self)
+        whole._rows = range(self.full_size)
+        return whole.image_ids
+
     @abstractmethod
     def image_id(self, index: int) -> int | str:
         """The dataset's own id of an image."""

@@ -1,0 +1,162 @@
+"""Accuracy of a model on a dataset: collect its detections, keep them as results files, evaluate them now or again later."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoo.data.base import Dataset
+from zoo.data.coco import CocoDataset
+from zoo.data.voc import VocDataset
+from zoo.errors import DatasetError
+
+from .coco_evaluation import CocoScores, Kind, evaluate_coco, score_coco
+from .coco_results import detection_records, read_results, write_results, write_submission
+from .voc_evaluation import VocDetection, evaluate_voc, mean_ap, voc_truth
+from .voc_results import parse_voc_lines, read_voc_results, voc_lines, write_voc_results
+
+if TYPE_CHECKING:
+    from zoo.detectors.base import Detections
+
+__all__ = ["AccuracyReport", "DetectionCollector", "evaluate_coco", "evaluate_results_file", "top_k_accuracy", "write_submission"]
+
+PREFIX: dict[Kind, str] = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}  # of metric names in manifests/metrics.toml
+SUFFIX = {"APs": "ap_s", "APm": "ap_m", "APl": "ap_l", "ARs": "ar_s", "ARm": "ar_m", "ARl": "ar_l"}
+
+
+@dataclass(frozen=True)
+class AccuracyReport:
+    """What came out: metrics of manifests/metrics.toml in percent (those without ground truth left out), AP of each class in percent.
+
+    data: what was measured on, `subset` true where that was not the whole split.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    data: dict[str, Any]
+    kinds: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"data": self.data, "kinds": list(self.kinds), "metrics": self.metrics, "per_class": self.per_class}
+
+
+@dataclass
+class DetectionCollector:
+    """Gathers the detections of a run in the dataset's own result format.
+
+    Args:
+        dataset: COCO or VOC.
+        inclusive: x2 and y2 of detections are the last pixels inside (the row's conventions), not far edges.
+    """
+
+    dataset: Dataset
+    inclusive: bool
+    records: dict[Kind, list[dict[str, Any]]] = field(default_factory=lambda: {"bbox": []})
+    lines: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, index: int, detections: Detections) -> None:
+        """Take the detections of the dataset's image at `index`; masks must be pasted.
+
+        Raises:
+            FloatingPointError: a score or box is NaN or infinite.
+        """
+        image = self.dataset.image_id(index)
+        if not (bool(detections.boxes.isfinite().all()) and bool(detections.scores.isfinite().all())):
+            raise FloatingPointError(f"detections of image {image} of {self.dataset.name} have boxes or scores that are not finite")
+        if isinstance(self.dataset, VocDataset):
+            self.lines += voc_lines(detections, str(image), self.dataset.classes, inclusive=self.inclusive)
+            return
+        records = detection_records(detections, int(image), self.dataset.category_ids, inclusive=self.inclusive)  # type: ignore[arg-type]
+        for kind, found in records.items():
+            self.records.setdefault(kind, []).extend(found)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Keep the detections: bbox.json, segm.json, keypoints.json for COCO, comp4 files for VOC."""
+        if isinstance(self.dataset, VocDataset):
+            return write_voc_results(folder, self.lines, self.dataset)
+        for kind, records in self.records.items():
+            write_results(folder / f"{kind}.json", records)
+        return [folder / f"{kind}.json" for kind in self.records]
+
+    def evaluate(self) -> AccuracyReport:
+        """Evaluate what was collected, on the dataset's images."""
+        if isinstance(self.dataset, VocDataset):
+            texts = {name: "\n".join(line for owner, line in self.lines if owner == name) for name in self.dataset.classes}
+            known = set(self.dataset.image_ids)
+            return _voc_report(self.dataset, {name: parse_voc_lines(text, name, known) for name, text in texts.items()})  # type: ignore[arg-type]
+        return _coco_report(_measurable(self.dataset), self.records)
+
+
+def evaluate_results_file(path: Path, dataset: Dataset, kind: Kind | None = None) -> AccuracyReport:
+    """Evaluate stored detections again.
+
+    Args:
+        path: a COCO results file, or for VOC the folder of comp4 files (or one of them).
+        dataset: a subset restricts ground truth and detections to its images.
+        kind: of a COCO file; None: told by its first record.
+
+    Raises:
+        DatasetError: the file is missing or malformed (with row or line), or the dataset has nothing to measure against.
+    """
+    if isinstance(dataset, VocDataset):
+        return _voc_report(dataset, read_voc_results(path if path.is_dir() else path.parent, dataset))
+    records, kind = read_results(path, dataset, kind)
+    return _coco_report(_measurable(dataset), {kind: records})
+
+
+def _measurable(dataset: Dataset) -> CocoDataset:
+    if not isinstance(dataset, CocoDataset):
+        raise DatasetError(f"{dataset.name}: has no boxes to measure detections against; take a COCO or VOC dataset")
+    if not dataset.has_annotations:
+        raise DatasetError(f"{dataset.name}: its annotations are not public; write a submission file and send it to the evaluation server")
+    return dataset
+
+
+def _coco_report(dataset: CocoDataset, records: dict[Kind, list[dict[str, Any]]]) -> AccuracyReport:
+    """Keypoints are measured only where the annotation file has them, boxes and masks likewise."""
+    kinds = [kind for kind in records if kind != "keypoints" or dataset.keypoint_names]
+    metrics: dict[str, float] = {}
+    per_class: dict[str, dict[str, float]] = {name: {} for name in dataset.classes}
+    names = dict(zip(dataset.category_ids, dataset.classes, strict=True))
+    for kind in kinds:
+        scores = score_coco(dataset.annotation_file, records[kind], kind, image_ids=dataset.image_ids)  # type: ignore[arg-type]
+        metrics |= metric_values(scores, kind)
+        for category, values in scores.per_category.items():
+            if values["AP"] >= 0:
+                per_class[names[category]][f"{PREFIX[kind]}_ap"] = 100 * values["AP"]
+    return AccuracyReport(metrics, {name: values for name, values in per_class.items() if values}, dataset.describe(), tuple(kinds))
+
+
+def metric_values(scores: CocoScores, kind: Kind) -> dict[str, float]:
+    """COCO statistics under the names of manifests/metrics.toml, in percent; those without ground truth are left out."""
+    return {f"{PREFIX[kind]}_{SUFFIX.get(name, name.lower())}": 100 * value for name, value in scores.statistics.items() if value >= 0}
+
+
+def _voc_report(dataset: VocDataset, detections: dict[str, list[VocDetection]]) -> AccuracyReport:
+    truth = voc_truth(dataset)
+    eleven, area = evaluate_voc(truth, detections, method="11point"), evaluate_voc(truth, detections, method="area")
+    metrics = {"voc_map": 100 * mean_ap(eleven), "voc_map_area": 100 * mean_ap(area)}
+    per_class = {name: {"ap_11point": 100 * eleven[name].ap} | ({} if math.isnan(area[name].ap) else {"ap_area": 100 * area[name].ap}) for name in truth}
+    return AccuracyReport({k: v for k, v in metrics.items() if not math.isnan(v)}, per_class, dataset.describe(), ("bbox",))
+
+
+def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
+    """The share of images whose label is among the k best classes, in percent.
+
+    Args:
+        scores: (N, K) float, higher is better; among equal scores the lower class comes first.
+        labels: (N,) int64.
+
+    Raises:
+        FloatingPointError: a score is NaN or infinite.
+    """
+    if not np.isfinite(scores).all():
+        row = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
+        raise FloatingPointError(f"scores of image {row} are not finite; no accuracy can be told from them")
+    own = scores[np.arange(len(labels)), labels][:, None]
+    better = (scores > own).sum(axis=1) + ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None])).sum(axis=1)
+    return 100.0 * float((better < k).mean())
