@@ -1,0 +1,109 @@
+"""Table layouts: manifests/tables/<source>.toml says which rows and columns that source's own tables have. No torch."""
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from zoo.errors import ManifestError
+from zoo.manifest import MANIFEST_FOLDER, ModelEntry, Strict
+from zoo.registry import did_you_mean
+
+LAYOUT_FOLDER = MANIFEST_FOLDER / "tables"
+WIDE = "wide"  # the layout of sources that have none of their own
+
+
+class Number(Strict):
+    """One number of a cell: the metric that a source publishes, and what is measured here for it."""
+
+    metric: str = Field(description="metric of the published values")
+    measured: list[str] = Field(default_factory=list, description="metrics of records, the first that is there counts; none: `metric` itself")
+    factor: float = Field(1.0, description="a measured value is multiplied by this to come into the published metric's unit")
+    digits: int | None = Field(None, ge=0, description="digits of the cell; none: the metric's own")
+
+    @property
+    def measured_metrics(self) -> list[str]:
+        """Metrics of records that may fill this number, best first."""
+        return self.measured or [self.metric]
+
+
+class Column(Strict):
+    """One column: text of the row, numbers, or the link to its weights."""
+
+    title: str
+    text: str | None = Field(None, description="a cell of the row's own `table`, or one of: row, title, backbone, neck, detector, dataset, schedule, licence")
+    numbers: list[Number] = Field(default_factory=list, description="printed with a slash between them")
+    ratio: bool = Field(False, description="the first number's ratio to the reference row stands in brackets behind it")
+    weights: bool = Field(False, description="the link to the weights; for measured lines, which weights those were")
+
+
+class Layout(Strict):
+    """One table of a source."""
+
+    name: str = Field(description="unique among all tables")
+    title: str
+    source: str = Field(description="manifest whose rows are listed; filled in on reading (the file's name)")
+    rows: list[str] = Field(default_factory=lambda: ["*"], description="shell patterns of row names, in the table's order")
+    task: Literal["detection", "classification", "proposals"] | None = None
+    reference: list[str] = Field(default_factory=list, description="rows that ratios are relative to: the one with the same detector is taken")
+    columns: list[Column]
+    note: str | None = None
+
+    def select(self, entries: dict[str, ModelEntry]) -> list[ModelEntry]:
+        """The rows of this table, in its order."""
+        mine = [e for e in entries.values() if e.source == self.source and (self.task is None or e.task == self.task)]
+        picked = {e.name: e for pattern in self.rows for e in mine if fnmatch.fnmatchcase(e.name, pattern)}
+        return list(picked.values())
+
+
+def read_layouts(folder: Path) -> dict[str, Layout]:
+    """Read and validate every layout file of a folder, by name of the table; raises ManifestError that names file, table and field."""
+    layouts: dict[str, Layout] = {}
+    for path in sorted(folder.glob("*.toml")):
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ManifestError(f"{path}: not valid TOML: {error}; is the file cut short?") from None
+        if set(document) != {"table"}:
+            raise ManifestError(f"{path}: only [[table]] belongs here, but there is {', '.join(sorted(document)) or 'nothing'}")
+        for number, table in enumerate(document["table"], start=1):
+            layout = _layout(table, path, number)
+            if layout.name in layouts:
+                raise ManifestError(f"{path}: table {number}: the name {layout.name!r} is taken by a table of {layouts[layout.name].source}; names are unique")
+            layouts[layout.name] = layout
+    return layouts
+
+
+def _layout(table: dict[str, Any], path: Path, number: int) -> Layout:
+    try:
+        return Layout.model_validate({**table, "source": path.stem})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ManifestError(f"{path}: table {number} ({table.get('name', 'without a name')}): field {field}: {first['msg']}") from None
+
+
+@cache
+def load_layouts() -> dict[str, Layout]:
+    """The project's own layouts, read once a process."""
+    return read_layouts(LAYOUT_FOLDER)
+
+
+def layouts_of(name: str, layouts: dict[str, Layout], sources: set[str]) -> list[Layout]:
+    """The tables of a source, or the one table of that name; a source without its own gets the wide one.
+
+    Raises:
+        ManifestError: neither a source nor a table is called that; says which are near.
+    """
+    own = [layout for layout in layouts.values() if layout.source == name]
+    if own:
+        return own
+    if name in sources:
+        return [layouts[WIDE].model_copy(update={"source": name, "name": name, "title": f"All rows of {name}"})]
+    if name in layouts:
+        return [layouts[name]]
+    raise ManifestError(f"no source and no table is called {name!r}: {did_you_mean(name, {*layouts, *sources})}")

@@ -1,0 +1,39 @@
+"""Tables of a source from a store: which layouts, which runs, and the finished text. No torch."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from zoo.manifest import load_manifests
+
+from ..store import DEFAULT_STORE, read_runs
+from .layouts import layouts_of, load_layouts
+from .table import Table, as_csv, build_table, markdown
+
+
+def tables_of(name: str | None, store: Path | None) -> tuple[list[Table], list[str]]:
+    """The tables of a source (or one table by its name) and what is wrong in the store.
+
+    Args:
+        name: source or table; None takes every source that has a measured row.
+        store: folder of records; None takes results/runs.
+
+    Raises:
+        ManifestError: no source and no table is called that.
+    """
+    manifests, layouts = load_manifests(), load_layouts()
+    stored = read_runs(store or DEFAULT_STORE)
+    sources = {entry.source for entry in manifests.entries.values()}
+    measured = {run.row for run in stored.runs}
+    names = [name] if name else sorted({entry.source for entry in manifests.entries.values() if entry.name in measured})
+    chosen = [layout for each in names for layout in layouts_of(each, layouts, sources)]
+    tables = [build_table(layout, manifests, stored.runs) for layout in chosen]
+    return [table for table in tables if table.rows], stored.problems
+
+
+def text_of(tables: list[Table], form: Literal["markdown", "csv", "json"]) -> str:
+    """Finished tables as text that ends with a newline."""
+    if form == "json":
+        return json.dumps([record for table in tables for record in table.records], indent=2) + "\n"
+    return as_csv(tables) if form == "csv" else markdown(tables)

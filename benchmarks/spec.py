@@ -1,0 +1,184 @@
+"""What is measured and how, and what came out: the records of `results/runs`. No torch."""
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat
+
+from zoo.manifest import MetricSpec, Strict, load_manifests
+from zoo.registry import did_you_mean
+
+SCHEMA_VERSION = 1
+MetricGroup = Literal["ap", "top1", "inference", "memory", "epoch"]
+METRIC_GROUPS: tuple[MetricGroup, ...] = ("inference", "ap", "top1", "memory", "epoch")  # the order they run in
+MADE_UP_WEIGHTS = ("random", "stand-in")
+
+
+class Metric(MetricSpec):
+    """A metric of manifests/metrics.toml with its name: unit, which way is better, how many digits a table prints."""
+
+    name: str
+
+    def format(self, value: float) -> str:
+        """The value with the metric's own number of digits."""
+        return f"{value:.{self.digits}f}"
+
+
+def metric(name: str) -> Metric:
+    """The metric of that name; raises KeyError with the nearest names."""
+    known = load_manifests().metrics
+    if name not in known:
+        raise KeyError(f"unknown metric {name!r}: {did_you_mean(name, known)}; metrics stand in manifests/metrics.toml")
+    return Metric(name=name, **known[name].model_dump())
+
+
+class Measurement(Strict):
+    """One measured number, how sure it is, and the raw samples it was made from."""
+
+    value: FiniteFloat
+    unit: str
+    statistic: str = Field("value", description="what `value` is of the samples: median, mean, peak, or value where there is one sample")
+    n: int = Field(1, ge=1, description="samples")
+    interval: tuple[FiniteFloat, FiniteFloat] | None = Field(None, description="95 % confidence interval of `value`")
+    percentiles: dict[str, FiniteFloat] = Field(default_factory=dict, description="p5, p20, p80, p95, p99 of the samples")
+    samples: list[FiniteFloat] = Field(default_factory=list, description="raw, in the order they were taken")
+    covers: str = Field("", description="what is inside the clock, or how memory was read")
+    extrapolated: bool = Field(False, description="more was counted than was run")
+    note: str = ""
+
+
+class BenchmarkSpec(Strict):
+    """What to measure and how; with the row, the weights and the data it decides whether a measurement has been made already."""
+
+    groups: tuple[MetricGroup, ...] = ("inference", "ap", "memory", "epoch")
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    tf32: bool = Field(False, description="allow TensorFloat-32 in float32 products on the GPU")
+    split: str | None = Field(None, description="split to evaluate on; none: the dataset's own choice")
+    images: int | None = Field(None, gt=0, description="evaluate on the first N images only; ground truth is restricted to them")
+    batch_size: int = Field(1, gt=0, description="images a forward pass")
+    workers: int = Field(0, ge=0, description="processes that load data for accuracy and training")
+    timed_images: int = Field(100, gt=0, description="images that are timed, again and again in the same order")
+    warm_up_budget_s: float = Field(20.0, gt=0)
+    time_budget_s: float = Field(60.0, gt=0, description="of each timed group, warm-up left out")
+    precision: float = Field(0.01, gt=0, lt=1, description="timing ends when the median's 95 % interval is within this fraction of it")
+    train_images_per_step: int = Field(2, gt=0, description="images a training step on one device")
+    train_warm_up_steps: int = Field(3, ge=1)
+    train_steps: int = Field(50, ge=2, description="most training steps that are timed")
+    seed: int = Field(0, ge=0)
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that name this specification."""
+        return digest_of(self.model_dump(mode="json"))[:16]
+
+
+class Environment(Strict):
+    """The machine and the software a measurement was made with."""
+
+    device_name: str = Field(description="GPU, or processor of a CPU run")
+    gpu_count: int = 0
+    gpu_driver: str | None = None
+    gpu_memory_mib: int | None = None
+    gpu_clocks_mhz: dict[str, int] = Field(default_factory=dict, description="graphics, sm, memory: present and highest, as NVML tells them")
+    cpu: str
+    cpu_cores: int = Field(description="processors this process may use")
+    memory_mib: int
+    system: str
+    python: str
+    packages: dict[str, str] = Field(description="torch, torchvision, cupy ...: version; not installed ones are left out")
+    cuda: str | None = Field(None, description="CUDA version that torch was built for")
+    cudnn: str | None = None
+    threads: int = Field(description="threads of one torch operator")
+    commit: str | None = Field(None, description="commit of this project; none outside a git checkout")
+    dirty: bool | None = Field(None, description="whether tracked files differed from that commit")
+    unknown: dict[str, str] = Field(default_factory=dict, description="what could not be found out, and why")
+
+
+class WeightsIdentity(Strict):
+    """Which weights a model had."""
+
+    kind: Literal["random", "stand-in", "published", "file"]
+    digest: str = Field(description="SHA-256 of the file, or of the names and values for random weights by seed: 'seed:0'")
+    file: str | None = Field(None, description="name of the file, without its folder")
+    note: str = ""
+
+    @property
+    def made_up(self) -> bool:
+        """Whether accuracy says nothing, because nobody trained these weights."""
+        return self.kind in MADE_UP_WEIGHTS
+
+
+class DataIdentity(Strict):
+    """Which images were measured on."""
+
+    name: str = Field(description="layout and split: coco:val2017")
+    digest: str = Field(description="SHA-256 of image ids, file sizes and ground truth of the images used")
+    images: int
+    images_of_split: int
+    made_up: bool = Field(False, description="drawn by a program, not photographed")
+
+    @property
+    def is_subset(self) -> bool:
+        """Whether fewer images than the split has were used."""
+        return self.images < self.images_of_split
+
+
+class Telemetry(Strict):
+    """What NVML saw while a group ran; `absent` says why there is nothing."""
+
+    absent: str | None = None
+    verdict: Literal["clean", "throttled", "shared", "unstable", "unknown"] = "unknown"
+    period_s: float | None = None
+    samples: dict[str, list[FiniteFloat]] = Field(default_factory=dict, description="time_s, sm_clock_mhz, memory_clock_mhz, power_w, temperature_c, "
+                                                  "throttle_reasons, other_processes, process_memory_mib: one value a sample")
+    note: str = ""
+
+
+class StoredFile(Strict):
+    """A file that belongs to a run, stored beside the records."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+class Run(Strict):
+    """One attempt to measure one row: finished, failed or interrupted, with whatever was measured before that."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    id: Annotated[str, Field(pattern=r"^[0-9A-Za-z_.\-]+$")]
+    row: str
+    status: Literal["finished", "failed", "interrupted"]
+    stage: str | None = Field(None, description="what was going on when it failed")
+    reason: str | None = Field(None, description="why it failed, in one line")
+    traceback: str | None = None
+    started: str = Field(description="UTC, ISO 8601")
+    duration_s: FiniteFloat
+    spec: BenchmarkSpec
+    weights: WeightsIdentity | None = None
+    data: DataIdentity | None = None
+    environment: Environment | None = None
+    measurements: dict[str, Measurement] = Field(default_factory=dict, description="metric -> measurement")
+    absent: dict[str, str] = Field(default_factory=dict, description="metric -> why it was asked for and is not there")
+    telemetry: dict[str, Telemetry] = Field(default_factory=dict, description="group -> what NVML saw")
+    files: dict[str, StoredFile] = Field(default_factory=dict, description="bbox, segm, keypoints: COCO result files")
+    notes: list[str] = Field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str]:
+        """Row, specification, data, weights and hardware: a finished run of the same key need not be made again."""
+        return run_key(self.row, self.spec, self.data, self.weights, self.environment)
+
+
+def run_key(row: str, spec: BenchmarkSpec, data: DataIdentity | None, weights: WeightsIdentity | None,
+            environment: Environment | None) -> tuple[str, str, str, str, str]:
+    """What makes two runs measurements of the same thing."""
+    return (row, spec.digest, data.digest if data else "", weights.digest if weights else "", environment.device_name if environment else "")
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 in hex of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
