@@ -11,4 +11,4 @@ def home_folder() -> Path:
         return Path(given).expanduser()
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("detection-zoo"))
+    return Path(platformdirs.user_cache_dir("detection-zoo", appauthor=False))
