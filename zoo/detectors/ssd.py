@@ -1,0 +1,181 @@
+"""SSD (Liu et al., ECCV 2016) and its family: RFB heads on any backbone, SSDLite (MobileNetV2, section 6.2)."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kernels.nms import batched_nms
+
+from ..backbones.base import Backbone
+from ..parts.multibox import BACKGROUND, MultiBoxLoss, PriorCoder
+from ..parts.priors import PriorTable, prior_table
+from ..parts.rfb import RFBPyramid
+from ..parts.ssd_pyramid import Heads, SSDLitePyramid, SSDPyramid
+from ..registry import DETECTORS
+from .base import Detections, Detector, Target
+
+UNUSED_COCO_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})  # of 1..90; the other 80 are the classes
+Scores = Literal["softmax", "sigmoid"]
+Channels = Literal["dense", "coco_ids"]
+Pyramid = SSDPyramid | RFBPyramid | SSDLitePyramid
+
+
+@dataclass(frozen=True)
+class SSDOutput:
+    """What the network says of each prior: boxes (N, P, 4) float, fractions of the image; scores (N, P, C) float, channel 0 is background."""
+
+    boxes: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """From scored priors to detections; fields as in zoo.conventions.SSDConventions."""
+
+    score_threshold: float
+    nms_iou: float
+    per_class_keep: int
+    per_image_keep: int
+    nms_offset: float = 0.0
+    background_filter: float | None = None
+
+    def __call__(self, boxes: Tensor, scores: Tensor, columns: Tensor) -> Detections:
+        """Detections of one image, class ascending, score descending in a class.
+
+        Args:
+            boxes: (P, 4) float, pixels of the image the detections are for (NMS with an offset depends on them).
+            scores: (P, C) float.
+            columns: (K,) int64, channel of each label.
+        """
+        wanted = scores[:, columns].t() > self.score_threshold  # (K, P)
+        if self.background_filter is not None:
+            best, which = scores.max(dim=1)
+            wanted &= ~((which == BACKGROUND) & (best >= self.background_filter))
+        labels, priors = wanted.nonzero(as_tuple=True)
+        found = Detections(boxes[priors], scores[priors, columns[labels]], labels)
+        kept = batched_nms(found.boxes, found.scores, labels, self.nms_iou, offset=self.nms_offset, max_keep=self.per_class_keep)
+        if len(kept) > self.per_image_keep:
+            kept = kept[found.scores[kept] >= found.scores[kept[self.per_image_keep - 1]]]  # ties with the last one stay
+        return found.select(kept[labels[kept].sort(stable=True).indices])
+
+
+class SSD(Detector):
+    """A one-stage detector over two backbone maps and extra ones.
+
+    Args:
+        backbone: images -> maps; fine, coarse: names of the two that are used.
+        pyramid: (fine, coarse) -> the maps of the heads; says their `channels`.
+        table: priors of those maps.
+        num_classes: K.
+        scores: "softmax" or "sigmoid".
+        channels: "dense": label k is channel k + 1; "coco_ids": label k is the channel of its COCO category id.
+        separable_heads: SSDLite's.
+        loss, selection: of training and of inference.
+    """
+
+    def __init__(self, backbone: Backbone, pyramid: Pyramid, table: PriorTable, *, fine: str, coarse: str, num_classes: int, scores: Scores,
+                 channels: Channels, separable_heads: bool, loss: MultiBoxLoss, selection: Selection) -> None:
+        super().__init__()
+        columns = [c for c in range(1, 91) if c not in UNUSED_COCO_IDS] if channels == "coco_ids" else list(range(1, num_classes + 1))
+        if len(columns) != num_classes:
+            raise ValueError(f"channels={channels!r} go with {len(columns)} classes, not {num_classes}")
+        self.num_classes = num_classes
+        self.backbone, self.pyramid, self.fine, self.coarse = backbone, pyramid, fine, coarse
+        self.box_head = Heads(pyramid.channels, table.per_cell, 4, separable=separable_heads)
+        self.class_head = Heads(pyramid.channels, table.per_cell, max(columns) + 1, separable=separable_heads)
+        self.loss, self.selection, self.scores = loss, selection, scores
+        self.register_buffer("priors", table.priors(), persistent=False)
+        self.register_buffer("columns", torch.tensor(columns, device="cpu"), persistent=False)
+
+    def network(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets (N, P, 4) and class logits (N, P, C) of images (N, 3, S, S)."""
+        features = self.backbone(images)
+        maps = self.pyramid(features[self.fine], features[self.coarse])
+        offsets, logits = self.box_head(maps), self.class_head(maps)
+        if offsets.shape[1] != len(self.priors):
+            raise ValueError(f"inputs of {tuple(images.shape[2:])} pixels give {offsets.shape[1]} boxes, but there are {len(self.priors)} priors; "
+                             "resize images to the size that the row's conventions say")
+        return offsets, logits
+
+    def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        offsets, logits = self.network(images)
+        height, width = images.shape[2:]
+        scale = images.new_tensor([width, height, width, height])
+        return self.loss(_widened(offsets), _widened(logits), self.priors, [t.boxes / scale for t in targets], [self.columns[t.labels] for t in targets])
+
+    def raw(self, images: Tensor, sizes: Tensor) -> SSDOutput:
+        offsets, logits = self.network(images)
+        scores = _widened(logits).softmax(dim=2) if self.scores == "softmax" else _widened(logits).sigmoid()
+        return SSDOutput(torch.stack([self.loss.coder.decode(one, self.priors) for one in _widened(offsets)]), scores)
+
+    def postprocess(self, raw: SSDOutput, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
+        pixels = (sizes if original_sizes is None else original_sizes).to(raw.boxes)
+        scales = pixels.flip(1).repeat(1, 2)  # (N, 4) width, height, width, height
+        return [self.selection(boxes * scale, scores, self.columns) for boxes, scores, scale in zip(raw.boxes, raw.scores, scales, strict=True)]
+
+    def initialise(self) -> None:
+        """New layers as the authors' training script leaves them: biases of extras and heads zero, convolutions with a norm Kaiming normal.
+
+        Plain convolutions (SSD's extras and heads) keep torch's default weights, for the script's initialiser passes them by.
+        """
+        bridge = getattr(self.backbone, "bridge", None)
+        for part in (self.pyramid, self.box_head, self.class_head, bridge):
+            for module in part.modules() if part is not None else ():
+                if isinstance(module, nn.Conv2d) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+                elif isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+
+def _widened(values: Tensor) -> Tensor:
+    """At least float32: coordinates and losses of half types would be too coarse."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def two_maps(backbone: Backbone, size: int, table: PriorTable) -> tuple[str, str]:
+    """Names of the map whose stride is nearest to the first level's step, and of the next coarser one.
+
+    Args:
+        backbone: at least two maps.
+        size: side of the input in pixels.
+        table: priors.
+    """
+    names = list(backbone.specs)
+    step = size / table.levels[0].pitch
+    if len(names) < 2:
+        raise ValueError(f"SSD needs two maps of its backbone, this one has {', '.join(names)}")
+    place = min(range(len(names) - 1), key=lambda index: abs(backbone.specs[names[index]].stride - step))
+    return names[place], names[place + 1]
+
+
+@DETECTORS.register("ssd")
+def ssd(
+    backbone: Backbone, *, num_classes: int, size: int, priors: str, heads: Literal["ssd", "rfb", "ssdlite"] = "ssd",
+    variances: Sequence[float] = (0.1, 0.2), scores: Scores = "softmax", channels: Channels = "dense", score_threshold: float = 0.02,
+    nms_iou: float = 0.45, nms_offset: float = 0.0, background_filter: float | None = None, per_class_keep: int = 50, per_image_keep: int = 200,
+    match_iou: float = 0.5, negatives: int = 3,
+) -> SSD:
+    """Build a detector of the SSD family.
+
+    Args:
+        backbone: with at least two maps.
+        num_classes: K.
+        size: side of the input in pixels.
+        priors: a name of zoo.parts.priors.PRIOR_TABLES.
+        heads: "ssd", "rfb" or "ssdlite".
+        variances ... negatives: as in zoo.conventions.SSDConventions.
+    """
+    table = prior_table(priors)
+    fine, coarse = two_maps(backbone, size, table)
+    widths = backbone.specs[fine].channels, backbone.specs[coarse].channels
+    pyramid = SSDLitePyramid(*widths, padding="same") if heads == "ssdlite" else {"ssd": SSDPyramid, "rfb": RFBPyramid}[heads](*widths, size=size)
+    detector = SSD(
+        backbone, pyramid, table, fine=fine, coarse=coarse, num_classes=num_classes, scores=scores, channels=channels, separable_heads=heads == "ssdlite",
+        loss=MultiBoxLoss(PriorCoder((variances[0], variances[1])), threshold=match_iou, negatives=negatives, scores=scores),
+        selection=Selection(score_threshold, nms_iou, per_class_keep, per_image_keep, nms_offset, background_filter))
+    detector.initialise()
+    return detector
