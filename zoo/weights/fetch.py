@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import DownloadError
 from ..manifest import WeightSpec
 from .cache import WeightCache, spec_filename, spec_key, write_atomic
-from .hosts import host_of, needs_person, problem_of, routes, scrub
+from .hosts import hide, host_of, needs_person, problem_of, routes
 from .transfer import Again, PartFile, Policy, Watch, ask, download, new_session
 
 
@@ -78,13 +78,13 @@ def _from_mirrors(spec: WeightSpec, row: str, cache: WeightCache, policy: Policy
     addresses = [route for url in spec.urls if not needs_person(url) for route in _routes(url, problems)]
     md5 = _published_md5(spec, cache, policy, watch)
     for address in dict.fromkeys(addresses):
-        watch.say(f"{row}: {spec_filename(spec)} from {host_of(address)}")
+        watch.say(hide(f"{row}: {spec_filename(spec)} from {host_of(address)}"))
         try:
             return _from_address(address, spec, row, cache, md5, policy, watch)
         except DownloadError as error:
-            problems.append(f"{scrub(address)}: {scrub(str(error))}")
+            problems.append(f"{address}: {error}")
     last = f"\n  {spec.manual}: a person can get it there, then `download_weights.py import FILE {row}`" if spec.manual else ""
-    raise DownloadError(f"{row}: no address gave {spec_filename(spec)}:\n  " + "\n  ".join(problems) + last)
+    raise DownloadError(hide(f"{row}: no address gave {spec_filename(spec)}:\n  " + "\n  ".join(problems) + last))
 
 
 def _routes(url: str, problems: list[str]) -> list[str]:
@@ -113,7 +113,7 @@ def _from_address(address: str, spec: WeightSpec, row: str, cache: WeightCache, 
                 return _keep(spec, row, cache, part, address)
             part.discard()
         finally:
-            part.close()
+            part.close() if part.offset else part.discard()
         if not resumed:
             break
         watch.say(f"{row}: the resumed file is not whole ({fault}); fetching it from its beginning")
@@ -142,10 +142,10 @@ def _keep(spec: WeightSpec, row: str, cache: WeightCache, part: PartFile, addres
     sha256 = part.sha256.hexdigest()
     hash_from = "manifest" if spec.sha256 else "record" if cache.pin_of(spec) else "first use"
     if hash_from == "first use":
-        cache.remember(spec, sha256, part.offset, scrub(address), row)
+        cache.remember(spec, sha256, part.offset, hide(address), row)
     path = cache.store(part.path, sha256)
     part.state_path.unlink(missing_ok=True)
-    return Fetched(path, sha256, part.offset, hash_from, scrub(address))
+    return Fetched(path, sha256, part.offset, hash_from, hide(address))
 
 
 def _published_md5(spec: WeightSpec, cache: WeightCache, policy: Policy, watch: Watch) -> str | None:
@@ -159,11 +159,11 @@ def _published_md5(spec: WeightSpec, cache: WeightCache, policy: Policy, watch: 
                 with response:
                     text = response.raw.read(4096, decode_content=True) if response.status_code == 200 else b""
             except (Again, DownloadError) as error:
-                watch.say(f"{scrub(address)}: {error}")
+                watch.say(f"{hide(address)}: {error}")
                 continue
             if match := re.search(rb"(?<![0-9a-fA-F])([0-9a-fA-F]{32})(?![0-9a-fA-F])", text):
                 return match[1].decode().lower()
-    watch.say(f"{spec_filename(spec)}: its published MD5 could not be had from {scrub(spec.md5_url)}; only the SHA-256 is recorded")
+    watch.say(f"{spec_filename(spec)}: its published MD5 could not be had from {hide(spec.md5_url)}; only the SHA-256 is recorded")
     return None
 
 

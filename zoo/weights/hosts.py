@@ -150,13 +150,17 @@ def token_header(url: str, origin: str, environment: Mapping[str, str] = os.envi
     return {"Authorization": f"Bearer {token}"} if token and same_origin and private else {}
 
 
-def scrub(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """A message without secrets: the values of all *_TOKEN variables, passwords in proxies, and the query of any address."""
+def hide(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """A message without secrets: the values of all *_TOKEN variables, and passwords in addresses."""
     for name, value in environment.items():
         if name.endswith("_TOKEN") and len(value) >= 4:
             text = text.replace(value, "***")
-    text = re.sub(r"(\w+://)[^/@\s:]+:[^/@\s]+@", r"\1***@", text)
-    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"),]*", r"\1?...", text)
+    return re.sub(r"(\w+://)[^/@\s:]+:[^/@\s]+@", r"\1***@", text)
+
+
+def scrub(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """A message about an address that a server chose: secrets hidden, and every query cut off, since signatures stand there."""
+    return re.sub(r"(\w+:/+[^\s?'\"]+)\?[^\s'\"),]*", r"\1?...", hide(text, environment))
 
 
 # --- pages in place of files -----------------------------------------------------------------------------------------

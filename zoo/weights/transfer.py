@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import threading
 import time
@@ -17,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import DownloadError
 from .cache import CHUNK_BYTES, write_atomic
-from .hosts import read_page, redirect_target, scrub, token_header
+from .hosts import hide, read_page, redirect_target, scrub, token_header
 
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 PAGE_BYTES = 128 * 1024
@@ -176,6 +177,8 @@ def connection_problem(error: Exception) -> str:
                           ("Connection refused", "connection refused"), ("timed out", "timed out"), ("CERTIFICATE", "certificate not accepted")):
         if sign in text:
             return meaning
+    if short := re.search(r"(\d+) more expected", text):
+        return f"it ended {int(short[1]):,} bytes early"
     return f"{type(error).__name__}: {text[:200]}"
 
 
@@ -205,7 +208,7 @@ def download(url: str, part: PartFile, expected_bytes: int | None, policy: Polic
                 if failures >= policy.attempts or attempt == policy.total_attempts:
                     raise DownloadError(f"{error} (tried {attempt} times)") from None
                 wait_s = backoff_s(failures, error.wait_s, policy)
-                watch.say(f"{scrub(url)}: {error}; again in {wait_s:.1f} s")
+                watch.say(f"{hide(url)}: {error}; again in {wait_s:.1f} s")
                 if watch.stop.wait(wait_s):
                     raise KeyboardInterrupt from None
 
@@ -270,7 +273,7 @@ def _follow_page(url: str, page: bytes, part: PartFile) -> None:
 
 def _range_headers(part: PartFile) -> dict[str, str]:
     validator = part.state.get("validator")
-    if part.offset and validator:
+    if part.offset and validator and not part.state.get("no_range"):
         return {"Range": f"bytes={part.offset}-", "If-Range": validator}
     return {}
 
@@ -326,7 +329,7 @@ def _begin(response: Any, part: PartFile, expected_bytes: int | None, policy: Po
         total = _continued(headers.get("Content-Range", ""), part, encoded, validator)
     else:
         total = size
-        part.restart(**{k: v for k, v in part.state.items() if k in ("url", "confirmed")}, validator=validator, total=total)
+        part.restart(**_kept(part), validator=validator, total=total)
     if _packing(response) not in ("identity", "gzip", "deflate"):
         raise DownloadError(f"the server packs the file as {_packing(response)!r:.40}, which was not asked for")
     if expected_bytes and total not in (None, expected_bytes):
@@ -335,6 +338,11 @@ def _begin(response: Any, part: PartFile, expected_bytes: int | None, policy: Po
         raise DownloadError(f"the server announces {total:,} bytes, more than any checkpoint has")
     _check_space(part, total if total is not None else expected_bytes)
     return total
+
+
+def _kept(part: PartFile) -> dict[str, Any]:
+    """What stays true of an address when its file is begun anew."""
+    return {key: value for key, value in part.state.items() if key in ("url", "confirmed", "no_range")}
 
 
 def _packing(response: Any) -> str:
@@ -347,7 +355,7 @@ def _continued(content_range: str, part: PartFile, encoded: bool, validator: str
     total = int(total_text) if total_text.isdigit() else None
     wrong = not content_range.startswith(expected) or not part.offset or encoded
     if wrong or validator != part.state.get("validator") or total not in (None, part.state.get("total")):
-        part.restart(url=part.state["url"])
+        part.restart(**_kept(part), no_range=True)
         raise Again("the server sent another range or version than asked; starting over")
     part.resumed = True
     return part.state.get("total")
