@@ -106,6 +106,12 @@ def _pool(features: Sequence[Tensor], rois: Tensor, output_size: int | tuple[int
                          levels.numbers(), channels_last, chosen)
 
 
+def empty_map(shape: tuple[int, ...], like: Tensor, channels_last: bool) -> Tensor:
+    """An uninitialised (N, C, H, W) tensor of another's type and device, in NCHW or channels-last order."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
 def is_channels_last(features: Tensor) -> bool:
     """Tell whether an (N, C, H, W) map is stored channels-last and not also NCHW."""
     return features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
@@ -157,8 +163,7 @@ def _roi_align_op(features: list[Tensor], rois: Tensor, output_size: list[int], 
 
 @_roi_align_op.register_fake
 def _(features, rois, output_size, scales, sampling_ratio, rule, levels, channels_last, backend):
-    shape = (rois.shape[0], features[0].shape[1], *output_size)
-    return features[0].new_empty(shape, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return empty_map((rois.shape[0], features[0].shape[1], *output_size), features[0], channels_last)
 
 
 @torch.library.custom_op("detection_zoo::roi_align_backward", mutates_args=())
@@ -177,19 +182,19 @@ def _(grad, rois, shapes, channels_last_maps, scales, sampling_ratio, rule, leve
 
 def _empty_maps(grad: Tensor, shapes: list[int], channels_last_maps: list[int]) -> list[Tensor]:
     """Uninitialised gradients, one a level; shapes holds N, H_0, W_0, H_1, W_1 ..."""
-    formats = [torch.channels_last if last else torch.contiguous_format for last in channels_last_maps]
-    return [torch.empty((shapes[0], grad.shape[1], height, width), dtype=grad.dtype, device=grad.device, memory_format=each)
-            for height, width, each in zip(shapes[1::2], shapes[2::2], formats, strict=True)]
+    return [empty_map((shapes[0], grad.shape[1], height, width), grad, bool(last))
+            for height, width, last in zip(shapes[1::2], shapes[2::2], channels_last_maps, strict=True)]
 
 
 def _setup(ctx, inputs, output) -> None:
-    features, ctx.rois, ctx.output_size, ctx.scales, ctx.sampling_ratio, ctx.rule, ctx.levels, ctx.channels_last, ctx.backend = inputs
+    features, rois, _, ctx.scales, ctx.sampling_ratio, ctx.rule, ctx.levels, _, ctx.backend = inputs
+    ctx.save_for_backward(rois)
     ctx.shapes = [features[0].shape[0], *(side for each in features for side in each.shape[2:])]
     ctx.channels_last_maps = [int(is_channels_last(each)) for each in features]
 
 
 def _backward(ctx, grad: Tensor):
-    grads = _roi_align_backward_op(grad, ctx.rois, ctx.shapes, ctx.channels_last_maps, ctx.scales, ctx.sampling_ratio, ctx.rule,
+    grads = _roi_align_backward_op(grad, ctx.saved_tensors[0], ctx.shapes, ctx.channels_last_maps, ctx.scales, ctx.sampling_ratio, ctx.rule,
                                    ctx.levels, ctx.backend, torch.are_deterministic_algorithms_enabled())
     return grads, None, None, None, None, None, None, None, None
 
@@ -198,13 +203,14 @@ _roi_align_op.register_autograd(_backward, setup_context=_setup)
 
 
 def _setup_double(ctx, inputs, output) -> None:
-    grad, ctx.rois, _, _, ctx.scales, ctx.sampling_ratio, ctx.rule, ctx.levels, ctx.backend, _ = inputs
+    grad, rois, _, _, ctx.scales, ctx.sampling_ratio, ctx.rule, ctx.levels, ctx.backend, _ = inputs
+    ctx.save_for_backward(rois)
     ctx.output_size, ctx.channels_last = list(grad.shape[2:]), is_channels_last(grad)
 
 
 def _double_backward(ctx, grads_of_maps: list[Tensor]):
     """The gradient is linear in the upstream gradient, and its transpose is the pooling itself."""
-    pooled = _roi_align_op(grads_of_maps, ctx.rois, ctx.output_size, ctx.scales, ctx.sampling_ratio, ctx.rule, ctx.levels,
+    pooled = _roi_align_op(grads_of_maps, ctx.saved_tensors[0], ctx.output_size, ctx.scales, ctx.sampling_ratio, ctx.rule, ctx.levels,
                            ctx.channels_last, ctx.backend)
     return pooled, None, None, None, None, None, None, None, None, None
 
