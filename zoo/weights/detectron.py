@@ -162,11 +162,11 @@ def _folded_classifier(arrays: dict[str, Any]) -> Translation:
             result.dropped[name] = "folded into the norm's scale and shift"
             continue
         target = rename(name, rules)
-        result.state[target], result.origin[target] = _fold(name, arrays), name
+        result.state[target], result.origin[target] = fold_norm(name, arrays), name
     return result
 
 
-def _fold(name: str, arrays: Mapping[str, Any]) -> Any:
+def fold_norm(name: str, arrays: Mapping[str, Any]) -> Any:
     """A norm's scale or shift with its statistics worked in (batch normalisation of fixed statistics is affine); other tensors as they are."""
     norm, _, leaf = name.rpartition(".")
     if f"{norm}.running_var" not in arrays:
