@@ -116,10 +116,15 @@ class Reference:
     folder: Path
     notes: list[str] = field(default_factory=list, compare=False)  # adapters add what a report should say
 
+    @property
+    def is_steps(self) -> bool:
+        """Whether the folder holds single steps: steps.json and whole arrays, no model."""
+        return (self.folder / "steps.json").is_file()
+
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """outputs.json."""
-        path = self.folder / "outputs.json"
+        """outputs.json, or steps.json of a folder of exact arrays."""
+        path = self.folder / ("steps.json" if self.is_steps else "outputs.json")
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -129,7 +134,9 @@ class Reference:
 
     @cached_property
     def recorded(self) -> dict[str, dict[str, np.ndarray]]:
-        """outputs.npz: output name -> shape, moments, samples, stride."""
+        """outputs.npz: output name -> shape, moments, samples, stride; of a folder of steps, the same of every whole array."""
+        if self.is_steps:
+            return {name: _whole_record(array) for path in sorted(self.folder.glob("*.npz")) for name, array in _arrays(path).items()}
         path, kept = self.folder / "outputs.npz", {}
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -178,6 +185,22 @@ class Reference:
         if len(kept["samples"]) != math.prod(shape):
             raise ParityError(f"{self.folder}: {name!r} was sampled ({len(kept['samples'])} of {math.prod(shape)} numbers), so nothing can be computed from it")
         return kept["samples"].reshape(shape)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array of a file; those of any other file than steps.npz have its name in front."""
+    prefix = "" if path.stem == "steps" else f"{path.stem}|"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {prefix + name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise ParityError(f"{path}: cannot be read ({error}); is the file cut short?") from None
+
+
+def _whole_record(array: np.ndarray) -> dict[str, np.ndarray]:
+    """A whole array in the form of a sampled one."""
+    moments = [array.mean(dtype="float64"), array.std(dtype="float64")] if array.size else [0.0, 0.0]
+    return {"shape": np.array(array.shape), "moments": np.array(moments), "samples": array.reshape(-1), "stride": np.array(1)}
 
 
 def to_numpy(value: Any) -> np.ndarray:
