@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -245,14 +246,23 @@ def _drip(h: Handler, n: int) -> None:
     h.hang_up()
 
 
+class Server(ThreadingHTTPServer):
+    """Threads that end with the test, and no noise about clients that hang up."""
+
+    daemon_threads, block_on_close = True, False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def hostile_server() -> Iterator[HostileServer]:
     """A server on a free port of this machine; a second one beside it is another origin (`other`)."""
     servers, states = [], []
     for _ in range(2):
         handler = type("BoundHandler", (Handler,), {})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads, server.block_on_close = True, False
+        server = Server(("127.0.0.1", 0), handler)
         handler.state = HostileServer(server.server_address[1])
         servers.append(server)
         states.append(handler.state)

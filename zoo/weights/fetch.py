@@ -144,7 +144,7 @@ def _keep(spec: WeightSpec, row: str, cache: WeightCache, part: PartFile, addres
     if hash_from == "first use":
         cache.remember(spec, sha256, part.offset, hide(address), row)
     path = cache.store(part.path, sha256)
-    part.state_path.unlink(missing_ok=True)
+    part.forget()
     return Fetched(path, sha256, part.offset, hash_from, hide(address))
 
 

@@ -123,7 +123,12 @@ class PartFile:
         """Remove the file and its state: its content is of no use."""
         self.close()
         self.path.unlink(missing_ok=True)
-        self.state_path.unlink(missing_ok=True)
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove the state, when the file is whole or gone."""
+        for path in (self.state_path, self.state_path.with_name(f".{self.state_path.name}.new")):
+            path.unlink(missing_ok=True)
 
 
 def new_session() -> Any:
