@@ -49,8 +49,143 @@ class SSDConventions(Section):
     negatives: int = Field(3, description="background priors trained for each object prior")
 
 
+class BoxConventions(Section):
+    """Box arithmetic and the coding of boxes as deltas."""
+
+    offset: float = Field(1.0, description="added to x2 - x1 for a width: 1 where far corners are inclusive pixels")
+    far_offset: float = Field(1.0, description="subtracted from decoded far corners")
+    cap: float | None = Field(4.135166556742356, description="bound of dw and dh when decoding, log(1000/16); none: unbounded")
+    weights: list[float] = Field([10.0, 10.0, 5.0, 5.0], min_length=4, max_length=4, description="multiply the deltas of the box branch (and of RetinaNet)")
+    rpn_weights: list[float] = Field([1.0, 1.0, 1.0, 1.0], min_length=4, max_length=4, description="multiply the deltas of the proposals")
+
+
+class AnchorConventions(Section):
+    """Anchors of the proposals, or of RetinaNet."""
+
+    rule: Literal["rounded", "centred", "torchvision"] = Field("rounded", description="recipe of the cell anchors, see zoo/parts/anchors.py")
+    sizes: list[list[float]] | None = Field(None, description="pixels, a list a level; none: 8 strides on a pyramid, 32 to 512 on one level")
+    ratios: list[float] = Field([0.5, 1.0, 2.0], min_length=1)
+    strides: list[int] | None = Field(None, description="pixels from cell to cell; none: those of the levels")
+
+
+class RpnConventions(Section):
+    """The proposal network's head and training."""
+
+    channels: int | None = Field(None, gt=0, description="of the 3x3 convolution; none: as its input")
+    samples: int = Field(256, gt=0, description="anchors of an image that are trained on")
+    positive_fraction: float = Field(0.5, ge=0, le=1)
+    foreground_iou: float = 0.7
+    background_iou: float = 0.3
+    low_quality: bool = Field(True, description="the anchors with a ground truth's best IoU are positive at any IoU")
+    zero_overlap: bool = Field(True, description="low_quality even where that best IoU is 0")
+    straddle: float | None = Field(0.0, description="anchors further outside the image than this are not trained on; none: all are")
+    inside_only: bool = Field(False, description="anchors outside take no part in the matching either")
+    smooth_l1_beta: float = Field(0.1111111111111111, gt=0)
+
+
+class ProposalConventions(Section):
+    """How proposals are chosen, in training or at test time."""
+
+    pre_nms: int = Field(1000, gt=0, description="best anchors of a level")
+    post_nms: int = Field(1000, gt=0, description="proposals of a level after NMS")
+    nms_iou: float = 0.7
+    inclusive: bool = Field(True, description="NMS removes at IoU equal to the threshold too")
+    together: bool = Field(False, description="all levels are one list for the limits and the NMS")
+    min_size: float = Field(0.0, ge=0, description="pixels")
+    collect: int | None = Field(1000, description="best over all levels; none: no such cut")
+    collect_over: Literal["image", "batch"] = "image"
+    collect_order: Literal["score", "level"] = "score"
+    clip_to: Literal["image", "batch"] = Field("image", description="true size of the image, or padded size of the batch")
+
+
+class PoolingConventions(Section):
+    """RoI pooling; a RoI's level is floor(canonical_level + log2(sqrt(area) / canonical_scale + level_eps)), with level_offset in its sides."""
+
+    size: int = Field(7, gt=0, description="cells on a side of the pooled map")
+    sampling_ratio: int = Field(2, ge=0, description="points a bin and axis; 0: as many as cells")
+    aligned: bool = Field(False, description="RoIAlign shifted by half a cell")
+    canonical_scale: float = 224.0
+    canonical_level: int = 4
+    level_offset: float = 1.0
+    level_eps: float = 1e-6
+
+
+class RoiConventions(Section):
+    """Training of the box branch."""
+
+    samples: int = Field(512, gt=0, description="proposals of an image that are trained on")
+    positive_fraction: float = Field(0.25, ge=0, le=1)
+    foreground_iou: float = 0.5
+    background_iou: float = 0.5
+    background_low: float = Field(0.0, description="proposals below this IoU are not used")
+    ground_truth: Literal["last", "first"] = Field("last", description="where ground truth boxes stand among the proposals")
+    order: Literal["position", "foreground_first"] = Field("position", description="of the sampled proposals")
+    smooth_l1_beta: float = Field(1.0, gt=0)
+
+
+class DetectionConventions(Section):
+    """How detections are chosen."""
+
+    score_threshold: float = Field(0.05, ge=0, description="scores must be above it")
+    nms_iou: float = 0.5
+    inclusive: bool = True
+    max_detections: int = Field(100, description="of an image, and those that tie with the last; 0: all")
+    frame: Literal["network", "original"] = Field("network", description="pixels in which boxes are decoded and clipped")
+
+
+class MaskConventions(Section):
+    """The mask branch."""
+
+    pooling: PoolingConventions | None = Field(None, description="none: as the box branch, with 14 cells")
+    threshold: float = Field(0.5, description="a pasted pixel's probability must be above it")
+    interpolation: Literal["torch", "cv2"] = Field("torch", description="bilinear resize that pastes masks")
+
+
+class KeypointConventions(Section):
+    """The keypoint branch."""
+
+    keypoints: int = Field(17, gt=0)
+    pooling: PoolingConventions | None = Field(None, description="none: as the box branch, with 14 cells")
+    upsampling: Literal["interpolate", "deconvolution"] = Field("interpolate", description="the last doubling: bilinear, or a fixed bilinear deconvolution")
+    samples: int = Field(512, gt=0)
+    positive_fraction: float = 0.25
+
+
+class RetinaNetConventions(Section):
+    """RetinaNet's training and selection."""
+
+    scales_per_octave: int = Field(3, gt=0)
+    octave: float = 2.0
+    sizes: list[float] | None = Field(None, description="pixels, one a level; none: 4 strides")
+    foreground_iou: float = 0.5
+    background_iou: float = 0.4
+    low_quality: bool = True
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    box_weight: float = Field(4.0, description="the box loss is divided by it, and by the positives")
+    smooth_l1_beta: float = 0.11
+    class_normalizer: Literal["positives_and_images", "positives"] = "positives_and_images"
+    prior: float = Field(0.01, description="probability that the class logits start from")
+    score_threshold: float = 0.05
+    pre_nms: int = Field(1000, description="best (anchor, class) pairs of a level")
+    nms_iou: float = 0.4
+    inclusive: bool = True
+    max_detections: int = 100
+
+
 class Conventions(Section):
-    """One named bundle."""
+    """One named bundle. A section goes to the detector's parameter of its name; the section named like the detector is spread over its parameters."""
 
     image: ImageConventions
+    boxes: BoxConventions | None = None
+    anchors: AnchorConventions | None = None
+    rpn: RpnConventions | None = None
+    proposals: ProposalConventions | None = None
+    training_proposals: ProposalConventions | None = None
+    pooling: PoolingConventions | None = None
+    roi: RoiConventions | None = None
+    detections: DetectionConventions | None = None
+    mask: MaskConventions | None = None
+    keypoint: KeypointConventions | None = None
+    retinanet: RetinaNetConventions | None = None
     ssd: SSDConventions | None = None

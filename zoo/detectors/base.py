@@ -69,7 +69,7 @@ class Detector(nn.Module):
         return self.predict(images, sizes)
 
     def predict(self, images: Tensor, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
-        """Detections of each image; in the pixels of `original_sizes` (N, 2) where given, of the input otherwise."""
+        """Detections of each image; in the pixels of `original_sizes` (N, 2) where given, of the input otherwise (masks are not pasted then)."""
         return self.postprocess(self.raw(images, sizes), sizes, original_sizes)
 
     @abstractmethod

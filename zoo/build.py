@@ -1,0 +1,129 @@
+"""From a manifest row to a module: the explicit list of families, and `build_model`."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .backbones import detnet, hardnet, mobilenet, resnet, vgg, vovnet  # noqa: F401 - each registers its builders; a new backbone is one name here
+from .backbones.base import Backbone
+from .classifier import Classifier
+from .conventions import Conventions
+from .detectors import faster_rcnn, joint_rcnn, ssd  # noqa: F401 - likewise the detectors
+from .detectors.base import Detector
+from .errors import CheckpointError, ManifestError
+from .manifest import Component, ModelEntry, load_manifests
+from .parts import fpn, smoothed_fpn  # noqa: F401 - likewise the necks
+from .registry import BACKBONES, DETECTORS, NECKS, Registry, did_you_mean
+
+Weights = Literal["random", "published"] | str | Path | None
+RANDOM_SEED = 0
+
+
+def build_model(entry: str | ModelEntry, weights: Weights = None, device: torch.device | str = "cpu") -> Detector | Classifier:
+    """Build a row's model, in evaluation mode.
+
+    Args:
+        entry: the row, or its name.
+        weights: none: initialised as for training from scratch; "random": the same from a fixed seed; "published": the row's own
+            file, from the local store; else the path of a file in the format of the row's own weights.
+        device: where the model goes; "meta" for shapes only.
+
+    Raises:
+        ManifestError: no such row, or it cannot be built. CheckpointError: the weights are absent or do not fit.
+    """
+    row = load_manifests().entry(entry) if isinstance(entry, str) else entry
+    with torch.random.fork_rng(devices=[], enabled=weights is not None), torch.device("meta" if str(device) == "meta" else "cpu"):
+        if weights is not None:
+            torch.manual_seed(RANDOM_SEED)
+        model = assemble(row)
+    if weights not in (None, "random"):
+        load_row_weights(model, row, weights)
+    return model.to(device).eval()
+
+
+def assemble(row: ModelEntry) -> Detector | Classifier:
+    """The modules of a row, freshly initialised; raises ManifestError naming row and component."""
+    if row.published_only is not None:
+        raise ManifestError(f"row {row.name} cannot be built: {row.published_only}")
+    where = f"manifests/{row.source}.toml: row {row.name}"
+    backbone: Backbone = _call(BACKBONES, row.backbone, where, {})
+    if row.detector is None:
+        return Classifier(backbone, row.classes)
+    inputs: dict[str, Any] = {"backbone": backbone, "num_classes": row.classes}
+    if row.neck is not None:
+        inputs["neck"] = _call(NECKS, row.neck, where, {"specs": backbone.specs})
+    inputs.update(convention_arguments(row.conventions, row.detector.name, _builder(DETECTORS, row.detector, where)))
+    detector: Detector = _call(DETECTORS, row.detector, where, inputs)
+    dataset = load_manifests().datasets.get(row.dataset)
+    detector.class_names = tuple(dataset.classes) if dataset is not None and len(dataset.classes) == row.classes else ()
+    return detector
+
+
+def convention_arguments(conventions: Conventions | None, detector: str, builder: Callable[..., Any]) -> dict[str, Any]:
+    """Keyword arguments for a detector's builder: each section by its name, the section named like the detector by its fields."""
+    if conventions is None:
+        return {}
+    accepted = inspect.signature(builder).parameters
+    arguments: dict[str, Any] = {}
+    for section in type(conventions).model_fields:
+        values = getattr(conventions, section)
+        if values is None or section == "image":
+            continue
+        if section in accepted:
+            arguments[section] = values.model_dump(exclude_unset=True)
+        elif section == detector:
+            arguments.update(values.model_dump(exclude_unset=True))
+    return arguments
+
+
+def _builder(registry: Registry, component: Component, where: str) -> Callable[..., Any]:
+    try:
+        return registry[component.name]
+    except KeyError as error:
+        raise ManifestError(f"{where}: field {registry.kind}.name: {error.args[0]}") from None
+
+
+def _call(registry: Registry, component: Component, where: str, inputs: dict[str, Any]) -> Any:
+    """Run a component's builder with `inputs` and the row's own arguments, which win."""
+    builder = _builder(registry, component, where)
+    arguments = {**inputs, **component.arguments}
+    parameters = inspect.signature(builder).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in arguments:
+            if name not in parameters:
+                raise ManifestError(f"{where}: field {registry.kind}.{name}: {component.name} has no such argument; {did_you_mean(name, parameters)}")
+    try:
+        return builder(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ManifestError(f"{where}: {registry.kind} {component.name} cannot be built: {error}") from error
+
+
+def own_weights(row: ModelEntry) -> Any:
+    """The first weight file that holds the row's own trained weights; raises CheckpointError where it has none."""
+    wanted = "detector" if row.detector is not None else "imagenet"
+    for spec in row.weights:
+        if spec.holds == wanted and spec.role == "trained" and not spec.wrong:
+            return spec
+    wrong = [spec.wrong for spec in row.weights if spec.wrong]
+    raise CheckpointError(f"row {row.name} has no published weights" + (f": {wrong[0]}" if wrong else "; train it, or pass the path of a file"))
+
+
+def load_row_weights(model: nn.Module, row: ModelEntry, weights: str | Path, checkpoint_format: str | None = None) -> None:
+    """Load "published" or a file's weights into a row's model; raises CheckpointError."""
+    from .weights.load import load_weights
+
+    if weights == "published":
+        from .weights.cache import WeightCache
+
+        spec = own_weights(row)
+        path = WeightCache().find(spec)
+        if path is None:
+            raise CheckpointError(f"row {row.name}: its weights are not on this machine; fetch them with: python download_weights.py get {row.name}")
+        load_weights(model, path, spec.format, row=row.name)
+        return
+    load_weights(model, Path(weights), checkpoint_format or own_weights(row).format, row=row.name)

@@ -1,0 +1,105 @@
+"""Necks: from a backbone's maps to the levels that heads read; the feature pyramid (Lin et al. 2017) and a single level."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbones.base import FeatureSpec
+from ..registry import NECKS
+from .norm import ConvNorm
+
+
+class Neck(nn.Module):
+    """Maps by name to levels by name. `specs` describes the levels, finest first; `roi_levels` names those that RoIs are pooled from."""
+
+    specs: dict[str, FeatureSpec]
+    roi_levels: tuple[str, ...]
+
+
+@NECKS.register("single")
+class SingleLevel(Neck):
+    """One map of the backbone as it is (C4 detectors).
+
+    Args:
+        specs: of the backbone.
+        level: name of the map; default: the last.
+    """
+
+    def __init__(self, specs: Mapping[str, FeatureSpec], *, level: str | None = None) -> None:
+        super().__init__()
+        self.level = list(specs)[-1] if level is None else level
+        if self.level not in specs:
+            raise ValueError(f"the backbone has no map {level!r}; it has {', '.join(specs)}")
+        self.specs, self.roi_levels = {self.level: specs[self.level]}, (self.level,)
+
+    def forward(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The one map."""
+        return {self.level: maps[self.level]}
+
+
+@NECKS.register("fpn")
+class FeaturePyramid(Neck):
+    """Top-down pyramid: 1x1 laterals, nearest upsampling and sum, 3x3 outputs; c2..c5 become p2..p5 (Lin et al. 2017, section 3).
+
+    Args:
+        specs: of the backbone.
+        channels: of every level.
+        levels: the backbone's maps that take part; default: all of stride 4 and more.
+        extra: levels on top: "max_pool" (p6, every second cell of p5), "p6p7" (stride-2 convolutions, RetinaNet's), "none".
+        extra_from: what "p6p7" starts from, "c" for the backbone's last map or "p" for the pyramid's.
+        norm: "none" (convolutions with bias) or a kind of make_norm; there is no activation.
+    """
+
+    def __init__(self, specs: Mapping[str, FeatureSpec], *, channels: int = 256, levels: Sequence[str] | None = None, extra: str = "max_pool",
+                 extra_from: str = "c", norm: str = "none") -> None:
+        super().__init__()
+        if extra not in ("max_pool", "p6p7", "none") or extra_from not in ("c", "p"):
+            raise ValueError(f"extra must be max_pool, p6p7 or none and extra_from c or p, not {extra!r} and {extra_from!r}")
+        self.levels = [name for name, spec in specs.items() if spec.stride >= 4] if levels is None else list(levels)
+        if not self.levels or any(name not in specs for name in self.levels):
+            raise ValueError(f"pyramid levels {self.levels} must be maps of the backbone, which has {', '.join(specs)}")
+        self.kind, self.extra_from = extra, extra_from
+        self.lateral = nn.ModuleDict({name: ConvNorm(specs[name].channels, channels, 1, norm=norm, activation="none") for name in self.levels})
+        self.output = nn.ModuleDict({name: ConvNorm(channels, channels, 3, norm=norm, activation="none") for name in self.levels})
+        self.specs = {self._level_name(name): FeatureSpec(channels, specs[name].stride) for name in self.levels}
+        self.roi_levels = tuple(self.specs)
+        number, stride = len(self.levels) + 2, specs[self.levels[-1]].stride
+        if self.levels[-1].startswith("c") and self.levels[-1][1:].isdigit():
+            number = int(self.levels[-1][1:]) + 1
+        if extra == "max_pool":
+            self.specs[f"p{number}"] = FeatureSpec(channels, stride * 2)
+        self.extra = nn.ModuleDict()
+        if extra == "p6p7":
+            first = specs[self.levels[-1]].channels if extra_from == "c" else channels
+            for step, name in enumerate((f"p{number}", f"p{number + 1}")):
+                self.extra[name] = nn.Conv2d(first if step == 0 else channels, channels, 3, 2, 1)
+                self.specs[name] = FeatureSpec(channels, stride * 2 ** (step + 1))
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_uniform_(layer.weight, a=1)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    @staticmethod
+    def _level_name(name: str) -> str:
+        return "p" + name.removeprefix("c")
+
+    def forward(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Levels (N, channels, H / stride, W / stride) by name, finest first."""
+        merged, out = None, {}
+        for name in reversed(self.levels):
+            lateral = self.lateral[name](maps[name])
+            if merged is not None:
+                lateral = lateral + (merged if merged.shape[-2:] == lateral.shape[-2:] else F.interpolate(merged, size=lateral.shape[-2:], mode="nearest"))
+            merged = lateral
+            out[self._level_name(name)] = self.output[name](merged)
+        levels = {name: out[name] for name in self.roi_levels}
+        last = levels[self.roi_levels[-1]]
+        if self.kind == "max_pool":
+            levels[list(self.specs)[-1]] = F.max_pool2d(last, 1, 2)
+        x = maps[self.levels[-1]] if self.extra_from == "c" else last
+        for step, (name, convolution) in enumerate(self.extra.items()):
+            x = levels[name] = convolution(x if step == 0 else F.relu(x))
+        return levels

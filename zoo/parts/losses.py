@@ -1,0 +1,31 @@
+"""Losses that several detectors share."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def smooth_l1_sum(predicted: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Summed smooth L1: quadratic below beta, linear above (Fast R-CNN, Girshick 2015, equation 3, with its corner moved to beta)."""
+    return F.smooth_l1_loss(predicted, target, reduction="sum", beta=beta)
+
+
+def sigmoid_focal(logits: Tensor, targets: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Focal loss of each class of each candidate, not reduced (Lin et al. 2017b, equation 5).
+
+    Args:
+        logits: (A, K) float, one sigmoid a class.
+        targets: (A,) int64, 1..K a class, 0 background, below 0 ignored.
+        alpha: weight of the positives; 1 - alpha of the rest.
+        gamma: exponent that lowers what is already well classified.
+
+    Returns:
+        (A, K) float, 0 where ignored.
+    """
+    classes = torch.arange(1, logits.shape[1] + 1, device=logits.device)
+    positive = targets[:, None] == classes
+    probability = torch.sigmoid(logits)
+    loss_positive = -alpha * (1 - probability) ** gamma * F.logsigmoid(logits)
+    loss_negative = -(1 - alpha) * probability ** gamma * F.logsigmoid(-logits)
+    return torch.where(positive, loss_positive, loss_negative) * (targets >= 0)[:, None]

@@ -1,0 +1,278 @@
+"""RoI heads: pooling, trunks, the box predictor, sampling of proposals, and the choice of detections (Fast R-CNN, Girshick 2015)."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.nms import batched_nms
+from kernels.roi_align import multilevel_roi_align
+from kernels.roi_levels import LevelRule, assign_levels
+
+from ..backbones.base import FeatureSpec
+from ..detectors.base import Detections, Target
+from .boxes import BoxCoder, box_iou, clip_boxes
+from .losses import smooth_l1_sum
+from .matcher import match
+from .norm import ConvNorm, make_norm
+from .proposals import Size
+from .sampler import Sampler
+
+
+def with_image_index(boxes: Sequence[Tensor]) -> Tensor:
+    """Boxes (R_i, 4) of each image as RoIs (R, 5): image index, x1, y1, x2, y2."""
+    return torch.cat([torch.cat([each.new_full((len(each), 1), i), each], dim=1) for i, each in enumerate(boxes)])
+
+
+class RoiAlignPooler(nn.Module):
+    """RoIAlign from the pyramid level that a RoI's size asks for (FPN, Lin et al. 2017, equation 1).
+
+    Args:
+        specs: the levels RoIs are pooled from, finest first, by name.
+        output_size: PH = PW.
+        sampling_ratio: points a bin and axis, 0 for as many as cells. aligned: shifted by half a cell.
+        canonical_scale, canonical_level, level_offset, level_eps: of kernels.roi_levels.LevelRule; the finest level counts as 2.
+    """
+
+    def __init__(self, specs: Mapping[str, FeatureSpec], output_size: int, *, sampling_ratio: int = 2, aligned: bool = False, canonical_scale: float = 224.0,
+                 canonical_level: int = 4, level_offset: float = 1.0, level_eps: float = 1e-6) -> None:
+        super().__init__()
+        self.levels, self.scales = list(specs), [1.0 / spec.stride for spec in specs.values()]
+        self.output_size, self.sampling_ratio, self.aligned = output_size, sampling_ratio, aligned
+        self.rule = LevelRule(canonical_scale, canonical_level, 2, level_offset, level_eps)
+
+    def forward(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Pooled features (R, C, PH, PW) of boxes (R_i, 4) of each image, image after image."""
+        rule = self.rule
+        return multilevel_roi_align(
+            [features[name] for name in self.levels], with_image_index(boxes), self.output_size, self.scales, self.sampling_ratio, self.aligned,
+            canonical_scale=rule.canonical_scale, canonical_level=rule.canonical_level, min_level=rule.min_level, level_offset=rule.offset,
+            level_eps=rule.eps)
+
+    def level_indices(self, boxes: Sequence[Tensor]) -> Tensor:
+        """Which level (R,) int64, 0 the finest, each box is pooled from."""
+        return assign_levels(with_image_index(boxes), self.rule, len(self.levels)) - self.rule.min_level
+
+
+def linear(in_width: int, out_width: int, norm: str = "none") -> nn.Module:
+    """A fully connected layer, or one without bias with GroupNorm after it; Caffe2's "Xavier" weights."""
+    layer = nn.Linear(in_width, out_width, bias=norm == "none")
+    nn.init.kaiming_uniform_(layer.weight, a=1)
+    if norm == "none":
+        nn.init.zeros_(layer.bias)
+        return layer
+    return nn.Sequential(layer, make_norm(norm, out_width))
+
+
+class MlpTrunk(nn.Module):
+    """Two fully connected layers with ReLU over the flattened features (FPN, section 4.2).
+
+    Args:
+        channels, size: of the pooled features. width: of both layers. norm: "none", or "group" in place of the biases.
+    """
+
+    def __init__(self, channels: int, size: int, *, width: int = 1024, norm: str = "none") -> None:
+        super().__init__()
+        self.fc6, self.fc7, self.channels = linear(channels * size * size, width, norm), linear(width, width, norm), width
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(R, C, PH, PW) to (R, width)."""
+        return F.relu(self.fc7(F.relu(self.fc6(pooled.flatten(1)), inplace=True)), inplace=True)
+
+
+class ConvTrunk(nn.Module):
+    """3x3 convolutions with a norm and ReLU, then one fully connected layer with ReLU (Group Normalization, Wu and He 2018, section 5.3).
+
+    Args:
+        channels, size: of the pooled features. convs: how many. conv_channels, width: of the convolutions, of the layer.
+        norm: a kind of make_norm; the convolutions have a bias only without one.
+    """
+
+    def __init__(self, channels: int, size: int, *, convs: int = 4, conv_channels: int = 256, width: int = 1024, norm: str = "group") -> None:
+        super().__init__()
+        self.convs = nn.Sequential(*(ConvNorm(channels if i == 0 else conv_channels, conv_channels, 3, norm=norm) for i in range(convs)))
+        self.fc6, self.channels = linear(conv_channels * size * size, width), width
+        for layer in self.convs:
+            nn.init.normal_(layer.conv.weight, std=0.01)
+            if layer.conv.bias is not None:
+                nn.init.zeros_(layer.conv.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(R, C, PH, PW) to (R, width)."""
+        return F.relu(self.fc6(self.convs(pooled).flatten(1)), inplace=True)
+
+
+class StageTrunk(nn.Module):
+    """The backbone's last stage, run on pooled features (He et al. 2015, appendix A); the predictor averages its map.
+
+    Args:
+        stage: module. channels: of its output.
+    """
+
+    def __init__(self, stage: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.stage, self.channels = stage, channels
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(R, C, PH, PW) to a map (R, channels, PH / 2, PW / 2)."""
+        return self.stage(pooled)
+
+
+class BoxPredictor(nn.Module):
+    """Class logits and box deltas, background first.
+
+    Args:
+        channels: of the trunk. num_classes: K. class_specific: deltas for each class, or for background and object only.
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, class_specific: bool = True) -> None:
+        super().__init__()
+        self.class_logits = nn.Linear(channels, num_classes + 1)
+        self.box_deltas = nn.Linear(channels, 4 * (num_classes + 1 if class_specific else 2))
+        for layer, std in ((self.class_logits, 0.01), (self.box_deltas, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, C) or a map (R, C, H, W), which is averaged, to logits (R, K + 1) and deltas (R, 4 * (K + 1))."""
+        x = x if x.ndim == 2 else F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return self.class_logits(x), self.box_deltas(x)
+
+
+class BoxHead(nn.Module):
+    """Pooler, trunk and predictor of the box branch; `trunk` is shared with a C4 mask head."""
+
+    def __init__(self, pooler: nn.Module, trunk: nn.Module, predictor: nn.Module) -> None:
+        super().__init__()
+        self.pooler, self.trunk, self.predictor = pooler, trunk, predictor
+
+    def forward(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The trunk's output for every box, class logits (R, K + 1), deltas (R, 4 * (K + 1))."""
+        hidden = self.trunk(self.pooler(features, boxes))
+        return hidden, *self.predictor(hidden)
+
+
+@dataclass
+class SampledBoxes:
+    """The proposals of one image that are trained on.
+
+    boxes (S, 4); labels (S,) int64, 0 background, 1..K; targets (S, 4) deltas; matches (S,) int64, the ground truth (0 for background);
+    rows (S,): their positions among the candidates; positive, negative: indices among the candidates; candidate_labels: of all candidates.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    targets: Tensor
+    matches: Tensor
+    rows: Tensor
+    positive: Tensor
+    negative: Tensor
+    candidate_labels: Tensor
+
+
+@dataclass(frozen=True)
+class BoxTraining:
+    """How proposals are labelled and weighed in training.
+
+    foreground_iou, background_iou: of the matcher; below background_low a proposal is not used.
+    ground_truth: boxes of the ground truth are appended "last" or put "first" among the proposals.
+    order: sampled proposals stay in "position" order, or come "foreground_first".
+    smooth_l1_beta: of the box loss, which is divided by the number of all sampled proposals.
+    """
+
+    foreground_iou: float = 0.5
+    background_iou: float = 0.5
+    background_low: float = 0.0
+    ground_truth: str = "last"
+    order: str = "position"
+    smooth_l1_beta: float = 1.0
+
+
+def sample_boxes(proposals: Tensor, target: Target, *, coder: BoxCoder, sampler: Sampler, rule: BoxTraining) -> SampledBoxes:
+    """Label the proposals (R, 4) of one image, ground truth boxes among them, and draw those to train on."""
+    parts = [proposals, target.boxes.to(proposals.dtype)]
+    boxes = torch.cat(parts if rule.ground_truth == "last" else parts[::-1])
+    quality = box_iou(target.boxes.to(boxes.dtype), boxes, coder.offset)
+    matches = match(quality, rule.foreground_iou, rule.background_iou)
+    labels = _labels(matches, target.labels)
+    if rule.background_low > 0 and len(quality):
+        labels[(labels == 0) & (quality.max(dim=0).values < rule.background_low)] = -1
+    positive, negative = sampler(labels)
+    rows = torch.cat([positive, negative])
+    rows = rows.sort().values if rule.order == "position" else rows
+    matches = matches.clamp(min=0)
+    targets = coder.encode(target.boxes.to(boxes.dtype)[matches[rows]], boxes[rows]) if len(target.boxes) else torch.zeros_like(boxes[rows])
+    return SampledBoxes(boxes[rows], labels[rows], targets, matches[rows], rows, positive, negative, labels)
+
+
+def _labels(matches: Tensor, classes: Tensor) -> Tensor:
+    """Labels (R,) int64 from matches: 1..K, 0 for background, -1 for what lies between the thresholds."""
+    if not len(classes):
+        return torch.zeros_like(matches)
+    return torch.where(matches >= 0, classes[matches.clamp(min=0)] + 1, matches + 1)
+
+
+def box_losses(logits: Tensor, deltas: Tensor, sampled: Sequence[SampledBoxes], beta: float) -> dict[str, Tensor]:
+    """Mean cross entropy and smooth L1 of the true class's deltas over the number of all sampled boxes (Girshick 2015, equation 1)."""
+    labels = torch.cat([each.labels for each in sampled])
+    targets = torch.cat([each.targets for each in sampled])
+    rows = torch.nonzero(labels > 0).squeeze(1)
+    classes = deltas.shape[1] // 4
+    column = labels[rows] if classes > 2 else torch.ones_like(labels[rows])
+    chosen = deltas.view(len(deltas), classes, 4)[rows, column]
+    box = smooth_l1_sum(chosen, targets[rows], beta) / max(len(labels), 1)
+    classification = F.cross_entropy(logits, labels) if len(labels) else logits.sum() * 0
+    return {"loss_class": classification, "loss_box": box}
+
+
+@dataclass(frozen=True)
+class DetectionRule:
+    """How detections are chosen from class probabilities.
+
+    score_threshold: a probability must be above it; nms_iou, inclusive: of the NMS of each class; max_detections: of an image,
+    by the threshold of the last one's score, so that ties may leave more. frame: boxes are decoded and clipped in pixels of the
+    "network" input, or of the "original" image.
+    """
+
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    inclusive: bool = True
+    max_detections: int = 100
+    frame: str = "network"
+
+
+def select_detections(logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[Size], *, coder: BoxCoder,
+                      rule: DetectionRule) -> list[Detections]:
+    """Detections of each image: class rising, inside a class in the order of the proposals.
+
+    Args:
+        logits: (R, K + 1) and deltas (R, 4 * (K + 1)), image after image.
+        boxes: proposals (R_i, 4) of each image.
+        sizes: (height, width) of each image, to clip to.
+        coder: decodes deltas.
+        rule: thresholds and limits.
+    """
+    chances = F.softmax(logits.float(), dim=1)
+    counts = [len(each) for each in boxes]
+    decoded = coder.decode(deltas, torch.cat(list(boxes))).split(counts)
+    return [_select(probability, clip_boxes(each.view(len(each), -1, 4), size, coder.offset), coder.offset, rule)
+            for probability, each, size in zip(chances.split(counts), decoded, sizes, strict=True)]
+
+
+def _select(probability: Tensor, boxes: Tensor, offset: float, rule: DetectionRule) -> Detections:
+    """One image: probability (R, K + 1), boxes (R, K + 1 or 2, 4)."""
+    label, row = torch.nonzero((probability[:, 1:] > rule.score_threshold).t(), as_tuple=True)  # class after class
+    scores = probability[row, label + 1]
+    column = label + 1 if boxes.shape[1] == probability.shape[1] else torch.ones_like(label)
+    candidates = boxes[row, column]
+    if rule.nms_iou > 0:
+        kept = batched_nms(candidates, scores, label, rule.nms_iou, offset=offset, inclusive=rule.inclusive).sort().values
+        candidates, scores, label = candidates[kept], scores[kept], label[kept]
+    if 0 < rule.max_detections < len(scores):
+        least = scores.kthvalue(len(scores) - rule.max_detections + 1).values
+        kept = torch.nonzero(scores >= least).squeeze(1)
+        candidates, scores, label = candidates[kept], scores[kept], label[kept]
+    return Detections(candidates, scores, label)
