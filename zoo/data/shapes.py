@@ -100,16 +100,17 @@ def _draw_scene(random: np.random.RandomState, *, empty: bool, crowd: bool) -> _
     for side in sorted(_sides(random, min(height, width)), reverse=True):  # large ones first, else they would hide small ones
         category_id, name = SHAPE_CATEGORIES[random.randint(len(SHAPE_CATEGORIES))]
         polygons, points = outline(name, random)
-        corner = _free_place(scene, random, side)
+        low, high = (reach(np.concatenate(polygons), axis=0) * side for reach in (np.min, np.max))
+        corner = _free_place(scene, random, high - low)
         if corner is None:
             continue
-        polygons = [polygon * side + corner for polygon in polygons]
+        polygons = [polygon * side - low + corner for polygon in polygons]
         _hide_keypoints(scene, polygons)
         _fill(scene.pixels, polygons, _colour(random))
         scene.annotations.append(_annotation(category_id, polygons, scene.pixels.shape[:2]))
         if points is not None:
-            scene.annotations[-1] |= _keypoints(points * side + corner, labelled=side > 32)
-        scene.boxes.append(np.array([*corner, *(corner + side)]))
+            scene.annotations[-1] |= _keypoints(points * side - low + corner, labelled=side > 32)
+        scene.boxes.append(np.concatenate([corner, corner + high - low]))
     return scene
 
 
@@ -135,12 +136,12 @@ def _colour(random: np.random.RandomState) -> tuple[int, int, int]:
     return tuple(int(c) for c in colour)
 
 
-def _free_place(scene: _Scene, random: np.random.RandomState, side: float) -> np.ndarray | None:
+def _free_place(scene: _Scene, random: np.random.RandomState, extent: np.ndarray) -> np.ndarray | None:
     """A corner where the object fits, overlaps no earlier box by more than an IoU of 0.4 and leaves a crowd free; None after 30 tries."""
     height, width = scene.pixels.shape[:2]
     for _ in range(30):
-        corner = np.array([random.uniform(1, width - side - 1), random.uniform(1, height - side - 1)])
-        overlaps = [_iou(np.array([*corner, *(corner + side)]), box) for box in scene.boxes]
+        corner = random.uniform(1, np.array([width, height]) - extent - 1)
+        overlaps = [_iou(np.concatenate([corner, corner + extent]), box) for box in scene.boxes]
         if all(iou <= (0.0 if place == 0 and scene.crowd else 0.4) for place, iou in enumerate(overlaps)):
             return corner
     return None
