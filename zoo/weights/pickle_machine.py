@@ -173,6 +173,8 @@ class Machine:
     def _put(self, index: int) -> None:
         if not self.stack:
             raise self.refuse("malformed pickle: memo of an empty stack")
+        if not 0 <= index <= MAX_OPCODES:
+            raise self.refuse(f"memo index {index}, a memory bomb")
         self.memo[index] = top = self.stack[-1]
         if isinstance(top, Unfinished):
             top.memo_keys.append(index)

@@ -53,7 +53,7 @@ def load_pickle(path: Path | str) -> Any:
         CheckpointError: it names anything else (the message says what), is malformed, or would take more memory than its size allows.
     """
     path = Path(path)
-    if (kind := file_kind(path)) != "pickle":
+    if (kind := file_kind(path)) not in ("pickle", "unknown"):  # the oldest protocol has no mark of its own
         raise CheckpointError(f"{path}: not a pickle ({kind}); is it the right file?")
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def _tar_members(path: Path, size: int) -> dict[str, bytes]:
     with path.open("rb") as file:
         while len(header := file.read(TAR_BLOCK)) == TAR_BLOCK and header.strip(b"\0"):
             digits = header[124:136].strip(b"\0 ")
-            if not digits.isdigit() or (count := int(digits, 8)) > size - file.tell():
+            if not re.fullmatch(rb"[0-7]{1,11}", digits) or (count := int(digits, 8)) > size - file.tell():
                 raise CheckpointError(f"{path}: refused: malformed tar header; is it cut short? fetch it again")
             name = header[:100].rstrip(b"\0").decode("latin1").removeprefix("./")
             body = file.read(-(-count // TAR_BLOCK) * TAR_BLOCK)[:count]
