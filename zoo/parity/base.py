@@ -158,9 +158,9 @@ class Reference:
         return source.split("@")[0]
 
     @property
-    def config(self) -> str | None:
-        """The source's configuration file, where the folder has one."""
-        return self.meta.get("config")
+    def config(self) -> str:
+        """The source's configuration file; the folder's own name where the source has none."""
+        return self.meta.get("config") or self.folder.name
 
     @property
     def has_checkpoint(self) -> bool:
@@ -253,8 +253,6 @@ def find_row(reference: Reference, row: str | None) -> ModelEntry | None:
     manifests = load_manifests()
     if row is not None:
         return manifests.entry(row)
-    if reference.config is None:
-        return None
     rows = [e for e in manifests.entries.values() if e.source_config == reference.config]
     if len(rows) > 1:
         ours = [e for e in rows if e.source == reference.folder.parent.name]

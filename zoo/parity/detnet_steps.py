@@ -1,0 +1,305 @@
+"""The steps around DetNet_pytorch's network, one by one: anchors, coding, NMS, proposals, sampling, pooling, images, detections."""
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kernels.nms import nms
+from kernels.roi_align import roi_align_averaged, roi_align_points
+from kernels.roi_crop import affine_grid, roi_crop
+from kernels.roi_levels import LevelRule, assign_levels
+from kernels.roi_pool import reference_forward as roi_pool_with_argmax
+from kernels.roi_pool import roi_pool
+from kernels.soft_nms import soft_nms
+
+from ..backbones.base import Backbone, FeatureSpec
+from ..backbones.resnet import Stem
+from ..data.transforms import Preprocess, ShorterSide
+from ..detectors.joint_rcnn import JointRCNN, sigma_smooth_l1
+from ..manifest import load_manifests
+from ..parts.anchors import AnchorGenerator
+from ..parts.boxes import clip_boxes
+from ..parts.joint_proposals import CODER, OFFSET, anchor_targets, cells_first, joint_proposals, padded_iou, ranking_scores, sample_rois
+from ..parts.smoothed_fpn import SmoothedPyramid
+from .base import Output, ParityError, Reference, Skip
+from .standin import normal_input
+
+EXACT = 0.0
+CLOSE = 1e-5  # the folder's own advice for values
+Outputs = dict[str, Output | Skip]
+
+
+def inputs_in(text: str, kind: torch.dtype) -> list[Tensor]:
+    """Every "normal_input(seed, (shape))" of a text, in order, as tensors of any shape (N, ...)."""
+    found = re.findall(r"normal_input\(\s*(\d+)\s*,\s*\(([\d,\s]+)\)\s*\)", text)
+    return [torch.from_numpy(normal_input(int(seed), tuple(int(n) for n in shape.split(",") if n.strip()))).to(kind) for seed, shape in found]
+
+
+def numbers_after(text: str, word: str) -> list[float]:
+    """The numbers in the first brackets after a word."""
+    found = re.search(re.escape(word) + r"\s*\(([^)]*)\)", text)
+    if not found:
+        raise ParityError(f"no '{word} (numbers)' in {text!r}")
+    return [float(number) for number in found[1].split(",")]
+
+
+def detection_rows(model: JointRCNN, rois: Tensor, probabilities: Tensor, deltas: Tensor, info: Sequence[float], *, soft: str) -> tuple[Tensor, int]:
+    """Rows (M, 6) class, box, score of one image, and how many there were before the cut to the best.
+
+    Args:
+        model: with its thresholds; `soft` replaces its own choice.
+        rois: (R, 4) float boxes in input pixels; probabilities (R, K + 1); deltas (R, 4 * (K + 1)).
+        info: height, width, scale.
+    """
+    model.soft, most, model.detections_per_image = soft, model.detections_per_image, 0
+    everything = model.detect(rois, probabilities, deltas, info[:2], info[2])
+    model.detections_per_image = most
+    found = model.detect(rois, probabilities, deltas, info[:2], info[2])
+    model.soft = "none"
+    return torch.cat([found.labels[:, None].to(rois.dtype) + 1, found.boxes, found.scores[:, None]], dim=1), len(everything)
+
+
+class _NoBackbone(Backbone):
+    """Stands where only the steps after the network are wanted."""
+
+    specs = {f"c{level}": FeatureSpec(1, stride) for level, stride in zip(range(2, 7), (4, 8, 16, 16, 16), strict=True)}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        raise RuntimeError("only the steps around the network are compared here")
+
+
+def head_model(num_classes: int, **arguments: Any) -> JointRCNN:
+    """A detector of that many classes whose network is never run."""
+    backbone = _NoBackbone()
+    return JointRCNN(backbone, SmoothedPyramid(backbone.specs, channels=1), num_classes, pooled_size=1, rpn_channels=1, **arguments)
+
+
+class _Steps:
+    """The inputs of a folder of steps, and one method a group of its outputs."""
+
+    def __init__(self, reference: Reference, kind: torch.dtype) -> None:
+        self.meta, self.kind, self.described = reference.meta, kind, reference.meta["outputs"]
+        try:
+            with np.load(reference.folder / "inputs.npz", allow_pickle=False) as arrays:
+                self.given = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        except FileNotFoundError:
+            raise ParityError(f"{reference.folder / 'inputs.npz'}: no such file; the steps are computed from the arrays in it") from None
+        self.given = {name: value.to(kind) if value.is_floating_point() else value for name, value in self.given.items()}
+        self.computed: Outputs = {}
+
+    def add(self, name: str, value: Any, tolerance: float = CLOSE) -> None:
+        """File an output that the folder records; others are not wanted."""
+        if name in self.described:
+            self.computed[name] = Output(value, tolerance)
+
+    def text(self, name: str) -> str:
+        """What the folder says of an output, empty where it has none of that name."""
+        return self.described.get(name, {}).get("meaning", "")
+
+    def anchors_over(self, described: dict[str, Any], strides: Sequence[int]) -> Tensor:
+        """All anchors (A, 4) over feature maps of the described shapes."""
+        sizes = described.get("scales", [32, 64, 128, 256, 512])
+        maps = [torch.empty(1, 1, *shape, dtype=self.kind) for shape in described["feature_shapes"]]
+        return torch.cat(AnchorGenerator([[size] for size in sizes], described.get("ratios", (0.5, 1, 2)), strides, rule="centred")(maps))
+
+    def boxes(self) -> None:
+        for name in ("anchors_detnet", "anchors_resnet"):
+            if name in self.described:
+                self.add(name, self.anchors_over(self.described[name], self.described[name]["strides"]))
+        ex, truth = self.given["ex_boxes"], self.given["gt_boxes"]
+        self.add("encode", CODER.encode(truth, ex))
+        decoded = CODER.decode(self.given["decode_deltas"], ex)
+        self.add("decode", decoded)
+        if "decode_clipped" in self.described:
+            size = numbers_after(self.text("decode_clipped"), "im_info")
+            self.add("decode_clipped", clip_boxes(decoded.unflatten(1, (-1, 4)), size, OFFSET).flatten(1))
+        self.add("overlaps", padded_iou(self.given["overlap_boxes"], self.given["overlap_gt"][:, :4]))
+
+    def suppression(self) -> None:
+        rows = self.given["nms_dets"]
+        for name in self.described:
+            if found := re.fullmatch(r"nms_([\d.]+)", name):
+                self.add(name, nms(rows[:, :4], rows[:, 4], float(found[1]), offset=OFFSET), EXACT)
+            if found := re.fullmatch(r"soft_nms_method(\d)", name):
+                method = ("hard", "linear", "gaussian")[int(found[1])]
+                sigma, threshold, least = (float(n) for n in re.search(r"sigma ([\d.]+), Nt ([\d.]+), threshold ([\d.]+)", self.text(name)).groups())
+                kept, scores = soft_nms(rows[:, :4], rows[:, 4], method=method, sigma=sigma, iou_threshold=threshold, score_threshold=least, offset=OFFSET)
+                self.add(name, torch.cat([rows[kept, :4], scores[:, None]], dim=1))
+
+    def proposals(self) -> None:
+        for name, described in self.described.items():
+            if name.startswith("proposals_"):
+                deltas = self._proposal_deltas(described)
+                sizes = torch.tensor(described["im_info"], dtype=self.kind)[:, :2]
+                rois = joint_proposals(self.given["proposal_fg_prob"], deltas, self.anchors_over(described, self.strides), sizes,
+                                       pre_nms=described["pre_nms_top_n"], post_nms=described["post_nms_top_n"], nms_threshold=described["nms"])
+                self.add(name, rois)
+                self.computed[f"{name}: kept"] = Output((rois[..., 1:] != 0).any(dim=2).sum(dim=1).double(), EXACT, expected=np.array(described["kept"], float))
+        if "rpn_pairing_prob" in self.described:
+            logits = inputs_in(self.text("rpn_pairing_prob"), self.kind)[0]
+            self.add("rpn_pairing_prob", ranking_scores(logits))
+            self.add("rpn_pairing_logits", cells_first(logits, 2))
+
+    def _proposal_deltas(self, described: dict[str, Any]) -> Tensor:
+        seed, scale = self.given["proposal_deltas_seed_scale"].tolist()
+        shape = (*self.given["proposal_fg_prob"].shape, 4)
+        return (scale * torch.from_numpy(normal_input(int(seed), shape))).to(self.kind)
+
+    @property
+    def strides(self) -> list[int]:
+        """DetNet's, which every proposal and target of such a folder uses."""
+        return self.described["anchors_detnet"]["strides"]
+
+    def targets(self) -> None:
+        truth = self.given["target_gt"]
+        for name, described in self.described.items():
+            if name.startswith("anchor_labels_"):
+                count, seed = (int(n) for n in re.search(r"RPN_BATCHSIZE (\d+), np\.random\.seed\((\d+)\)", described["meaning"]).groups())
+                anchors = self.anchors_over(described, self.strides)
+                found = anchor_targets(anchors, truth[..., :4], described["im_info"][0][:2], np.random.RandomState(seed), count=count)
+                which = name.removeprefix("anchor_labels_")
+                self.add(name, found.labels, EXACT)
+                self.add(f"anchor_outside_weights_{which}", found.outside)
+                if which == "unsampled":
+                    self.add("anchor_targets", found.targets)
+                    self.add("anchor_inside_weights", found.inside)
+        if "proposal_target_rois" in self.described and "proposals_TRAIN" in self.computed:
+            self._roi_targets(truth)
+
+    def _roi_targets(self, truth: Tensor) -> None:
+        draws = np.random.RandomState(int(re.search(r"np\.random\.seed\((\d+)\)", self.text("proposal_target_rois"))[1]))
+        rois = self.computed["proposals_TRAIN"].value
+        found = sample_rois(rois, truth[..., :4], truth[..., 4].long(), draws, coder=head_model(20).coder)
+        self.add("proposal_target_rois", found.rois)
+        self.add("proposal_target_labels", found.labels, EXACT)
+        self.add("proposal_target_gt_assign", found.assigned, EXACT)
+        self.add("proposal_target_targets", found.targets)
+        self.add("proposal_target_inside_weights", found.inside, EXACT)
+        self.add("proposal_target_outside_weights", (found.inside > 0).to(self.kind), EXACT)
+
+    def losses(self) -> None:
+        if "smooth_l1_sigma3" not in self.described:
+            return
+        text = self.text("smooth_l1_sigma3")
+        predicted, target = inputs_in(text, self.kind)[:2]
+        seed, shape, part = re.search(r"RandomState\((\d+)\)\.random_sample\(\(([\d,]+)\)\)<([\d.]+)", text).groups()
+        inside = torch.from_numpy(np.random.RandomState(int(seed)).random_sample(tuple(int(n) for n in shape.split(","))) < float(part)).to(self.kind)
+        share = float(re.search(r"inside/(\d+)", text)[1])
+        difference = inside * (predicted - target)
+        self.add("smooth_l1_sigma3", (inside / share * sigma_smooth_l1(difference, 3.0)).sum(dim=(1, 2)).mean().reshape(1))
+        self.add("smooth_l1_sigma1", (inside * sigma_smooth_l1(difference, 1.0)).flatten(0, 1).sum(dim=1).mean().reshape(1))
+
+    def pooling(self) -> None:
+        text = self.meta["inputs"]["feature_map"]
+        features, scale = inputs_in(text, self.kind)[0], 1 / float(re.search(r"1/(\d+)", text)[1])
+        rois, cropped = self.given["roi_boxes"], self.given["crop_rois"]
+        for name in self.described:
+            if found := re.fullmatch(r"roi_(pool|align|align_avg|align_max|crop)_(\d+)(_argmax|_grad|_grid_yx|_max_pool|_cpu)?", name):
+                kind, size, what = found[1], int(found[2]), found[3] or ""
+                self.add(name, self._pooled(name, features, cropped if kind == "crop" else rois, kind, size, scale, what))
+
+    def _pooled(self, name: str, features: Tensor, rois: Tensor, kind: str, size: int, scale: float, what: str) -> Tensor:
+        if what == "_cpu":
+            return self._pool_from_minus_one(features, size, scale)
+        if what == "_argmax":
+            argmax = roi_pool_with_argmax(features, rois, [size, size], scale)[1]
+            plane = features.shape[2] * features.shape[3]
+            first = (rois[:, 0].long()[:, None] * features.shape[1] + torch.arange(features.shape[1])) * plane  # (R, C)
+            return torch.where(argmax < 0, argmax, argmax + first[:, :, None, None])
+        if kind == "crop":
+            grid = affine_grid(rois, tuple(features.shape[2:]), size, scale)
+            if what == "_grid_yx":
+                return grid
+        features = features.clone().requires_grad_(what == "_grad")
+        pooled = {
+            "pool": lambda: roi_pool(features, rois, size, scale),
+            "align": lambda: roi_align_points(features, rois, size, scale),
+            "align_avg": lambda: roi_align_averaged(features, rois, size, scale),
+            "align_max": lambda: functional.max_pool2d(roi_align_points(features, rois, size + 1, scale), 2, 1),
+            "crop": lambda: roi_crop(features, grid),
+        }[kind]()
+        if what == "_grad":
+            upstream = inputs_in(self.text(name), self.kind) or inputs_in(self.text(f"roi_align_avg_{size}_grad"), self.kind)
+            return torch.autograd.grad(pooled, features, upstream[0])[0]
+        return functional.max_pool2d(pooled, 2, 2) if what == "_max_pool" else pooled
+
+    def _pool_from_minus_one(self, features: Tensor, size: int, scale: float) -> Tensor:
+        """The C version reads one image and starts every bin at -1, so that nothing below -1 comes out of a bin with cells."""
+        lowered = features[:1] - float(re.search(r"minus ([\d.]+)", self.text(f"roi_pool_{size}_cpu"))[1])
+        rois = torch.tensor(self.meta["inputs"]["cpu_rois"], dtype=self.kind)
+        pooled, argmax = roi_pool_with_argmax(lowered, rois, [size, size], scale)
+        return torch.where(argmax < 0, pooled, pooled.clamp(min=-1))
+
+    def pyramids(self) -> None:
+        for name, described in self.described.items():
+            if not name.startswith("pyramid_roi_"):
+                continue
+            seed = int(re.search(r"normal_input\((\d+)\+i", described["meaning"])[1])
+            channels = int(re.search(r"\(1,(\d+),h,w\)", described["meaning"])[1])
+            maps = [torch.from_numpy(normal_input(seed + i, (1, channels, *shape))).to(self.kind) for i, shape in enumerate(described["map_shapes"])]
+            rois, model = self.given["pyramid_rois"], head_model(1)
+            model.pooled_size = int(re.search(r"pooled size (\d+)", described["meaning"])[1])
+            self.add(name, model.pool(maps, rois, float(described["image"][0])))
+            levels = assign_levels(rois, LevelRule(offset=OFFSET, eps=0.0), len(maps)).double()
+            self.computed[f"{name}: levels"] = Output(levels, EXACT, expected=np.array(described["levels"], float))
+
+    def maps(self) -> None:
+        if "upsample_add" in self.described:
+            coarse, fine = inputs_in(self.text("upsample_add"), self.kind)
+            neck = SmoothedPyramid({"c2": FeatureSpec(fine.shape[1], 4), "c3": FeatureSpec(coarse.shape[1], 8)}, channels=fine.shape[1]).to(self.kind)
+            with torch.no_grad():
+                for layer in (neck.top, neck.lateral[0], neck.smooth[0]):  # identities, so that the sum alone is left
+                    layer.weight.zero_()
+                    layer.bias.zero_()
+                    middle = layer.kernel_size[0] // 2
+                    layer.weight[:, :, middle, middle] = torch.eye(fine.shape[1], dtype=self.kind)
+                self.add("upsample_add", neck({"c2": fine, "c3": coarse})["p2"])
+        if "maxpool_detnet" in self.described:
+            x = inputs_in(self.text("maxpool_detnet"), self.kind)[0]
+            self.add("maxpool_detnet", Stem(4, norm="frozen", pool="padded").pool(x))
+            self.add("maxpool_resnet", Stem(4, norm="frozen", pool="ceil").pool(x))
+            self.add("p6_maxpool", functional.max_pool2d(x, 1, 2))
+
+    def images(self) -> None:
+        bundles, pixels = load_manifests().conventions, self.given["image"].numpy()
+        text = self.text("prep_image_detnet")
+        target, longest = int(re.search(r"by target (\d+)", text)[1]), int(re.search(r"longest side of (\d+)", text)[1])
+        for name, bundle, most in (("prep_image_detnet", "detnet", None), ("prep_image_resnet", "detnet_resnet", None), ("prep_image_demo", "detnet", longest)):
+            if name in self.described:
+                rule = replace(Preprocess.from_conventions(bundles[bundle].image), resize=ShorterSide(target, most, bundles[bundle].image.rounding))
+                prepared = rule(pixels)
+                self.add(name, prepared.tensor.permute(1, 2, 0))
+                self.computed[f"{name}: scale"] = Output(np.array(prepared.scale[:1]), 1e-9, expected=np.array([self.described[name]["scale"]]))
+
+    def detections(self) -> None:
+        rois, probabilities, deltas = (self.given[name][0] for name in ("op_rois", "op_cls_prob", "op_bbox_pred"))
+        for name, described in self.described.items():
+            if not name.startswith("detections"):
+                continue
+            info = numbers_after(described["meaning"], "im_info")
+            least = float(found[1]) if (found := re.search(r"_([\d.]+)$", name)) else 0.0
+            model = head_model(probabilities.shape[1] - 1, score_threshold=least)
+            if "demo" in name:  # there the proposals are scaled first and the boxes held to the scaled image, without a cap
+                model.detections_per_image = 0
+                rows = detection_rows(model, rois[:, 1:] / info[2], probabilities, deltas, [*info[:2], 1.0], soft="none")
+            else:
+                rows = detection_rows(model, rois[:, 1:], probabilities, deltas, info, soft="linear" if "soft" in name else "none")
+            self.add(name, rows[0])
+            counts = [described["before_cap"], described["kept"]]
+            self.computed[f"{name}: counts"] = Output(np.array([rows[1], len(rows[0])], float), EXACT, expected=np.array(counts, float))
+
+
+def outputs(reference: Reference, kind: torch.dtype) -> Outputs:
+    """Every step that the folder records, in the type `kind`."""
+    steps = _Steps(reference, kind)
+    for group in (steps.boxes, steps.suppression, steps.proposals, steps.targets, steps.losses, steps.pooling, steps.pyramids, steps.maps, steps.images,
+                  steps.detections):
+        group()
+    return steps.computed
