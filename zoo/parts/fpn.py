@@ -46,7 +46,7 @@ class FeaturePyramid(Neck):
     Args:
         specs: of the backbone.
         channels: of every level.
-        levels: the backbone's maps that take part; default: all of stride 4 and more.
+        levels: the backbone's maps that take part; default: all of stride 4 and more (8 and more with "p6p7").
         extra: levels on top: "max_pool" (p6, every second cell of p5), "p6p7" (stride-2 convolutions, RetinaNet's), "none".
         extra_from: what "p6p7" starts from, "c" for the backbone's last map or "p" for the pyramid's.
         norm: "none" (convolutions with bias) or a kind of make_norm; there is no activation.
@@ -57,7 +57,8 @@ class FeaturePyramid(Neck):
         super().__init__()
         if extra not in ("max_pool", "p6p7", "none") or extra_from not in ("c", "p"):
             raise ValueError(f"extra must be max_pool, p6p7 or none and extra_from c or p, not {extra!r} and {extra_from!r}")
-        self.levels = [name for name, spec in specs.items() if spec.stride >= 4] if levels is None else list(levels)
+        finest = 8 if extra == "p6p7" else 4
+        self.levels = [name for name, spec in specs.items() if spec.stride >= finest] if levels is None else list(levels)
         if not self.levels or any(name not in specs for name in self.levels):
             raise ValueError(f"pyramid levels {self.levels} must be maps of the backbone, which has {', '.join(specs)}")
         self.kind, self.extra_from = extra, extra_from

@@ -267,12 +267,19 @@ def _select(probability: Tensor, boxes: Tensor, offset: float, rule: DetectionRu
     label, row = torch.nonzero((probability[:, 1:] > rule.score_threshold).t(), as_tuple=True)  # class after class
     scores = probability[row, label + 1]
     column = label + 1 if boxes.shape[1] == probability.shape[1] else torch.ones_like(label)
-    candidates = boxes[row, column]
+    return suppress(boxes[row, column], scores, label, offset, rule)
+
+
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, offset: float, rule: DetectionRule) -> Detections:
+    """NMS inside each class, then the best of the image; what is kept stays in its order.
+
+    Args:
+        boxes (R, 4), scores (R,), labels (R,) 0..K-1: of one image. offset: of the boxes' sides.
+    """
+    found = Detections(boxes, scores, labels)
     if rule.nms_iou > 0:
-        kept = batched_nms(candidates, scores, label, rule.nms_iou, offset=offset, inclusive=rule.inclusive).sort().values
-        candidates, scores, label = candidates[kept], scores[kept], label[kept]
-    if 0 < rule.max_detections < len(scores):
-        least = scores.kthvalue(len(scores) - rule.max_detections + 1).values
-        kept = torch.nonzero(scores >= least).squeeze(1)
-        candidates, scores, label = candidates[kept], scores[kept], label[kept]
-    return Detections(candidates, scores, label)
+        found = found.select(batched_nms(boxes, scores, labels, rule.nms_iou, offset=offset, inclusive=rule.inclusive).sort().values)
+    if 0 < rule.max_detections < len(found):
+        least = found.scores.kthvalue(len(found) - rule.max_detections + 1).values
+        found = found.select(torch.nonzero(found.scores >= least).squeeze(1))
+    return found
