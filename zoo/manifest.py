@@ -97,7 +97,7 @@ class ModelEntry(Strict):
     schedule: Name | None = Field(None, description="schedule of schedules.toml")
     conventions: Conventions | None = Field(None, description="bundle of conventions.toml, with the row's own adjustments; filled in on reading")
     conventions_name: Name | None = None
-    source_config: str | None = Field(None, description="configuration file of the source repository")
+    source_config: str | None = Field(None, description="configuration file of the source repository, or the name that recorded outputs give it")
     weights: list[WeightSpec] = Field(default_factory=list)
     initial: Name | None = Field(None, description="row whose trained weights the training starts from")
     published: list[Published] = Field(default_factory=list)
@@ -331,7 +331,8 @@ def load_manifests() -> Manifests:
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a manifest file, for editors; manifests/schema.json is this, kept current by a test."""
     row = ModelEntry.model_json_schema()
-    definitions = row.pop("$defs")
+    definitions = {model.__name__: row["$defs"][model.__name__] for model in (Component, WeightSpec, Published)}
+    del row["$defs"]
     row["properties"]["conventions"] = {"type": "string", "description": "bundle of conventions.toml"}
     row["properties"]["adjust"] = {"type": "object", "description": "what differs from that bundle, in its own tables"}
     for filled_in in ("source", "conventions_name"):
