@@ -108,15 +108,13 @@ def state_dict() -> dict[str, Any]:
 
     torch.manual_seed(3)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    model(torch.rand(2, 3, 8, 8)).sum().backward()
-    optimiser.step()
+    momentum = {"state": {0: {"momentum_buffer": torch.rand(4, 3, 3, 3)}}, "param_groups": [{"lr": 0.1, "nesterov": False, "params": [0, 1, 2, 3]}]}
     state = model.state_dict()
     state["view"], state["transposed"], state["tied"] = state["0.weight"][1:3], torch.arange(12).reshape(3, 4).t(), state["0.bias"]
     for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64):
         state[str(dtype)] = torch.tensor([0, 1, 1]).to(dtype)
     state["none"], state["scalar"] = torch.empty(0), torch.tensor(3.0)
-    return {"model": state, "optimizer": optimiser.state_dict(), "iteration": 90000, "parameter": torch.nn.Parameter(torch.ones(2)), "array": np.arange(6.0),
+    return {"model": state, "optimizer": momentum, "iteration": 90000, "parameter": torch.nn.Parameter(torch.ones(2)), "array": np.arange(6.0),
             "numpy scalar": np.float64(2), "milestones": collections.Counter([60, 60, 80]), "size": torch.Size([2, 3])}
 
 
