@@ -81,6 +81,8 @@ class RpnConventions(Section):
     straddle: float | None = Field(0.0, description="anchors further outside the image than this are not trained on; none: all are")
     inside_only: bool = Field(False, description="anchors outside take no part in the matching either")
     smooth_l1_beta: float = Field(0.1111111111111111, gt=0)
+    sampling: Literal["balanced", "detectron"] = Field("balanced", description="how anchors are drawn and weighed in training")
+    objectness_over: Literal["sampled", "configured"] = Field("sampled", description="detectron: whose count divides the loss")
 
 
 class ProposalConventions(Section):
@@ -121,6 +123,7 @@ class RoiConventions(Section):
     ground_truth: Literal["last", "first"] = Field("last", description="where ground truth boxes stand among the proposals")
     order: Literal["position", "foreground_first"] = Field("position", description="of the sampled proposals")
     smooth_l1_beta: float = Field(1.0, gt=0)
+    sampling: Literal["balanced", "detectron"] = Field("balanced", description="detectron: drawn in original pixels, crowds count as ground truth of proposals")
 
 
 class DetectionConventions(Section):

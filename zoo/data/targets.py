@@ -124,6 +124,7 @@ def make_target(truth: GroundTruth, size: tuple[int, int], scale: tuple[float, f
         polygons=None if truth.masks is None else [_polygons(truth.masks[row], points) for row in rows],
         keypoints=None if truth.keypoints is None else torch.from_numpy(_keypoints(truth.keypoints[rows], points, flip, keypoint_names)),
         crowd=torch.from_numpy(truth.crowd[rows]),
+        scale=(float(scale[0]), float(scale[1])),
     )
 
 

@@ -13,7 +13,7 @@ class Target:
     """The objects of one training image, in the pixels of the network's input.
 
     boxes (R, 4) float32 xyxy; labels (R,) int64 in 0..K-1; polygons: for each object a list of flat [x, y, ...] lists;
-    keypoints (R, P, 3) float32 with x, y, visibility (0, 1 or 2); crowd (R,) bool.
+    keypoints (R, P, 3) float32 with x, y, visibility (0, 1 or 2); crowd (R,) bool; scale: (x, y) factors from original pixels to these.
     """
 
     boxes: Tensor
@@ -21,6 +21,7 @@ class Target:
     polygons: list[list[list[float]]] | None = None
     keypoints: Tensor | None = None
     crowd: Tensor | None = None
+    scale: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Faster R-CNN (Ren et al. 2015), on a pyramid (Lin et al. 2017) or on one level (C4)."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ..backbones.base import Backbone
 from ..parts.anchors import AnchorGenerator
 from ..parts.boxes import BoxCoder, scale_boxes
+from ..parts.detectron_targets import RoIRules
+from ..parts.detectron_training import DetectronProposalNetwork, DetectronSampling
 from ..parts.fpn import Neck, SingleLevel
 from ..parts.proposals import ProposalRule, Proposals
 from ..parts.roi_heads import (
@@ -73,15 +75,17 @@ class FasterRcnn(Detector):
         coder: of the box branch.
         sampler: which labelled proposals are trained on.
         training_rule, detection_rule: of the box branch.
-        crowd: "drop" leaves crowd objects out of the targets, "keep" trains on them.
+        crowd: "drop" leaves crowd objects out of the targets, "keep" trains on them, "proposals" lets them count for the box branch alone.
+        sampling: draws one image's proposals for the box branch in place of `sample_boxes`.
     """
 
     def __init__(self, backbone: Backbone, neck: Neck, rpn: RegionProposalNetwork, box: BoxHead, *, num_classes: int, coder: BoxCoder, sampler: Sampler,
-                 training_rule: BoxTraining, detection_rule: DetectionRule, crowd: str = "drop") -> None:
+                 training_rule: BoxTraining, detection_rule: DetectionRule, crowd: str = "drop",
+                 sampling: Callable[[Tensor, Target], SampledBoxes] | None = None) -> None:
         super().__init__()
         self.backbone, self.neck, self.rpn, self.box = backbone, neck, rpn, box
         self.num_classes, self.coder, self.sampler, self.crowd = num_classes, coder, sampler, crowd
-        self.training_rule, self.detection_rule = training_rule, detection_rule
+        self.training_rule, self.detection_rule, self.sampling = training_rule, detection_rule, sampling
 
     @property
     def backbone_parts(self) -> dict[str, str]:
@@ -142,7 +146,8 @@ class FasterRcnn(Detector):
         proposals = self.rpn.propose(logits, deltas, anchors, limits, tuple(images.shape[-2:]))
         with torch.no_grad():
             every = torch.cat(anchors)
-            labels = [self.rpn.label(every, target.boxes.to(every.dtype), size) for target, size in zip(targets, limits, strict=True)]
+            objects = [without_crowd(target) if self.crowd == "proposals" else target for target in targets]
+            labels = [self.rpn.label(every, target.boxes.to(every.dtype), size) for target, size in zip(objects, limits, strict=True)]
             sampled = self.sample(proposals, targets)
         hidden, class_logits, box_deltas = self.box(features, [each.boxes for each in sampled])
         return {
@@ -153,6 +158,8 @@ class FasterRcnn(Detector):
 
     def sample(self, proposals: Sequence[Proposals], targets: Sequence[Target]) -> list[SampledBoxes]:
         """The proposals of each image that the box branch is trained on."""
+        if self.sampling is not None:
+            return [self.sampling(each.boxes, target) for each, target in zip(proposals, targets, strict=True)]
         return [sample_boxes(each.boxes, target, coder=self.coder, sampler=self.sampler, rule=self.training_rule)
                 for each, target in zip(proposals, targets, strict=True)]
 
@@ -169,7 +176,7 @@ def without_crowd(target: Target) -> Target:
     rows = torch.nonzero(~target.crowd).squeeze(1)
     polygons = None if target.polygons is None else [target.polygons[i] for i in rows.tolist()]
     keypoints = None if target.keypoints is None else target.keypoints[rows]
-    return Target(target.boxes[rows], target.labels[rows], polygons, keypoints, target.crowd[rows])
+    return replace(target, boxes=target.boxes[rows], labels=target.labels[rows], polygons=polygons, keypoints=keypoints, crowd=target.crowd[rows])
 
 
 def make_trunk(kind: str, backbone: Backbone, channels: int, size: int, norm: str) -> nn.Module:
@@ -213,11 +220,15 @@ def rcnn_parts(
     size = pooling.pop("size")
     levels = {name: neck.specs[name] for name in neck.roi_levels}
     trunk = make_trunk(box_head, backbone, next(iter(levels.values())).channels, size, norm)
-    roi = {"samples": 512, "positive_fraction": 0.25, **(roi or {})}
-    sampler = BalancedSampler(roi.pop("samples"), roi.pop("positive_fraction"))
+    roi = {"samples": 512, "positive_fraction": 0.25, "sampling": "balanced", **(roi or {})}
+    samples, fraction, kind = (roi.pop(name) for name in ("samples", "positive_fraction", "sampling"))
+    rule, sampler, sampling = BoxTraining(**roi), BalancedSampler(samples, fraction), None
+    if kind == "detectron":
+        rules = RoIRules(samples, fraction, rule.foreground_iou, rule.background_iou, rule.background_low)
+        crowd, sampling = "proposals", DetectronSampling(coders["box"], rules)
     head = BoxHead(RoiAlignPooler(levels, size, **pooling), trunk, BoxPredictor(trunk.channels, num_classes, class_specific=class_specific))
     return {"backbone": backbone, "neck": neck, "rpn": rpn_module, "box": head, "num_classes": num_classes, "coder": coders["box"], "sampler": sampler,
-            "training_rule": BoxTraining(**roi), "detection_rule": DetectionRule(**(detections or {})), "crowd": crowd}
+            "training_rule": rule, "detection_rule": DetectionRule(**(detections or {})), "crowd": crowd, "sampling": sampling}
 
 
 def make_coders(*, weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0), rpn_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), **rest: Any) -> dict[str, BoxCoder]:
@@ -240,11 +251,19 @@ def make_anchors(neck: Neck, *, sizes: Sequence[Sequence[float]] | None = None, 
 
 
 def make_rpn(neck: Neck, anchors: AnchorGenerator, coder: BoxCoder, *, channels: int | None = None, samples: int = 256, positive_fraction: float = 0.5,
-             **rest: Any) -> RegionProposalNetwork:
-    """The proposal network over a neck's levels; `rest` as in RegionProposalNetwork."""
+             sampling: str = "balanced", objectness_over: str = "sampled", **rest: Any) -> RegionProposalNetwork:
+    """The proposal network over a neck's levels.
+
+    Args:
+        sampling: "balanced", or "detectron" for zoo.parts.detectron_training's labels and losses, with objectness_over of that class.
+        rest: as in RegionProposalNetwork.
+    """
     in_channels = next(iter(neck.specs.values())).channels
     head = RpnHead(in_channels, anchors.per_cell, channels=channels)
-    return RegionProposalNetwork(head, anchors, coder, BalancedSampler(samples, positive_fraction), **rest)
+    sampler = BalancedSampler(samples, positive_fraction)
+    if sampling == "detectron":
+        return DetectronProposalNetwork(head, anchors, coder, sampler, count=samples, fraction=positive_fraction, over=objectness_over, **rest)
+    return RegionProposalNetwork(head, anchors, coder, sampler, **rest)
 
 
 @DETECTORS.register("faster_rcnn")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from .boxes import BoxCoder, box_iou
 
 OFFSET = 1.0
 IGNORED = -1
+Draws = np.random.RandomState | ModuleType  # numpy's legacy generator, or the module numpy.random for its own
 
 
 @dataclass
@@ -76,7 +78,7 @@ def _rows(mask: Tensor) -> np.ndarray:
     return np.flatnonzero(mask.cpu().numpy())
 
 
-def anchor_targets(anchors: Tensor, boxes: Tensor, size: Sequence[float], draws: np.random.RandomState, rules: AnchorRules) -> AnchorTargets:
+def anchor_targets(anchors: Tensor, boxes: Tensor, size: Sequence[float], draws: Draws, rules: AnchorRules) -> AnchorTargets:
     """Label the anchors of one image and draw those that enter the loss (Ren et al. 2015, section 3.1.2, with Detectron's sampling).
 
     Args:
@@ -113,14 +115,14 @@ def anchor_targets(anchors: Tensor, boxes: Tensor, size: Sequence[float], draws:
     return AnchorTargets(labels, deltas)
 
 
-def _thin(labels: Tensor, most: int, draws: np.random.RandomState) -> None:
+def _thin(labels: Tensor, most: int, draws: Draws) -> None:
     """Leave out positives, in place, until `most` are left."""
     positives = _rows(labels == 1)
     if len(positives) > most:
         labels[torch.from_numpy(draws.choice(positives, size=len(positives) - most, replace=False)).to(labels.device)] = IGNORED
 
 
-def sample_rois(proposals: Tensor, boxes: Tensor, classes: Tensor, crowd: Tensor, draws: np.random.RandomState, rules: RoIRules,
+def sample_rois(proposals: Tensor, boxes: Tensor, classes: Tensor, crowd: Tensor, draws: Draws, rules: RoIRules,
                 keypoints: Tensor | None = None) -> RoISamples:
     """Draw the RoIs of one image that the heads are trained on (Girshick 2015, section 2.3).
 
@@ -151,12 +153,12 @@ def sample_rois(proposals: Tensor, boxes: Tensor, classes: Tensor, crowd: Tensor
     return samples
 
 
-def _draw(rows: np.ndarray, most: int, draws: np.random.RandomState) -> np.ndarray:
+def _draw(rows: np.ndarray, most: int, draws: Draws) -> np.ndarray:
     """At most so many, in the order drawn."""
     return draws.choice(rows, size=min(most, len(rows)), replace=False) if len(rows) else rows
 
 
-def _keypoint_rows(candidates: Tensor, best: Tensor, nearest: Tensor, keypoints: Tensor, most: int, draws: np.random.RandomState, rules: RoIRules) -> Tensor:
+def _keypoint_rows(candidates: Tensor, best: Tensor, nearest: Tensor, keypoints: Tensor, most: int, draws: Draws, rules: RoIRules) -> Tensor:
     """Candidates on an object that has a visible keypoint inside the candidate."""
     if not len(keypoints):
         return torch.zeros(0, dtype=torch.int64, device=candidates.device)
