@@ -1,0 +1,90 @@
+"""What a model costs before any clock runs: parameters, multiply-accumulates (MAC) and floating-point operations (FLOP)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.detectors.base import Detector
+
+MILLION, BILLION = 1e6, 1e9
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Counts for one image.
+
+    parameters: trainable numbers and frozen ones, buffers not counted.
+    macs: multiply-accumulates of convolutions, linear layers and other products; one multiply and one add is ONE.
+    flops: the same, where they are TWO.
+    elementwise: two for each normalised value, one for each activated or pooled one.
+    """
+
+    parameters: int
+    macs: int
+    flops: int
+    elementwise: int
+
+    @property
+    def parameters_m(self) -> float:
+        """Parameters in millions."""
+        return self.parameters / MILLION
+
+    @property
+    def gmacs(self) -> float:
+        """Billions of MACs with the elementwise operations, as counters for PyTorch print them and as HarDNet's README quotes them."""
+        return (self.macs + self.elementwise) / BILLION
+
+    @property
+    def gmacs_products(self) -> float:
+        """Billions of MACs of convolutions and products alone."""
+        return self.macs / BILLION
+
+    @property
+    def gflops(self) -> float:
+        """Billions of FLOPs of convolutions and products alone: twice `gmacs_products`."""
+        return self.flops / BILLION
+
+
+def _each(count: int) -> Any:
+    """A counter of `count` operations for each number of an operator's first input."""
+
+    def counted(shape: tuple[int, ...], *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return count * prod(shape)
+
+    return counted
+
+
+_ATEN = torch.ops.aten
+_ELEMENTWISE = {
+    **{op: _each(2) for op in (_ATEN.native_batch_norm, _ATEN.cudnn_batch_norm, _ATEN._native_batch_norm_legit_no_training, _ATEN.native_group_norm)},
+    **{op: _each(1) for op in (_ATEN.relu, _ATEN.relu_, _ATEN.hardtanh, _ATEN.hardtanh_, _ATEN.max_pool2d_with_indices, _ATEN.avg_pool2d, _ATEN.mean)},
+}
+
+
+def model_cost(model: nn.Module, input_size: tuple[int, int]) -> ModelCost:
+    """Count a model's parameters and operations on one black image.
+
+    Of a detector everything before the selection of detections is counted; where proposals decide how much is computed, for a black image.
+
+    Args:
+        model: a classifier (also on the meta device, where nothing is computed) or a detector.
+        input_size: (height, width) of the network's input in pixels.
+    """
+    device = next(model.parameters()).device
+    images, training = torch.zeros(1, 3, *input_size, device=device), model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_ELEMENTWISE) as counter:
+        if isinstance(model, Detector):
+            model.raw(images, torch.tensor([input_size], device=device))
+        else:
+            model(images)
+    model.train(training)
+    counts = counter.get_flop_counts().get("Global", {})
+    elementwise = sum(count for op, count in counts.items() if op in _ELEMENTWISE)
+    flops = sum(counts.values()) - elementwise
+    return ModelCost(sum(p.numel() for p in model.parameters()), flops // 2, flops, elementwise)
