@@ -161,6 +161,7 @@ class SampledBoxes:
 
     boxes (S, 4); labels (S,) int64, 0 background, 1..K; targets (S, 4) deltas; matches (S,) int64, the ground truth (0 for background);
     rows (S,): their positions among the candidates; positive, negative: indices among the candidates; candidate_labels: of all candidates.
+    keypoint_boxes (T, 4), keypoint_matches (T,): a draw of its own for the keypoint branch, where the source makes one.
     """
 
     boxes: Tensor
@@ -171,6 +172,8 @@ class SampledBoxes:
     positive: Tensor
     negative: Tensor
     candidate_labels: Tensor
+    keypoint_boxes: Tensor | None = None
+    keypoint_matches: Tensor | None = None
 
 
 @dataclass(frozen=True)
