@@ -43,7 +43,7 @@ def detection_records(detections: Detections, image_id: int, category_ids: Seque
     if detections.keypoints is not None:
         points = detections.keypoints.detach().cpu().numpy().copy()
         points[..., 2] = 1  # the place of the visibility flag; evaluation does not read it
-        records["keypoints"] = [{**head, "keypoints": flat} for head, flat in zip(heads, points.reshape(len(points), -1).tolist(), strict=True)]
+        records["keypoints"] = [{**head, "keypoints": flat} for head, flat in zip(heads, points.reshape(len(points), 3 * points.shape[1]).tolist(), strict=True)]
     return records
 
 
@@ -111,6 +111,7 @@ def _kind_of(records: list[Any]) -> Kind:
 def check_results(records: list[Any], dataset: Dataset, kind: Kind, where: str) -> None:
     """Raise DatasetError, with row and field, for the first record that cannot be evaluated on a dataset."""
     images, categories, field = set(dataset.all_image_ids), set(dataset.category_ids), FIELDS[kind]
+    sizes = dataset.all_image_sizes if kind == "segm" else {}
     for row, record in enumerate(records):
         if not isinstance(record, dict):
             raise DatasetError(f"{where}: [{row}]: a detection is a JSON object, this is {record!r:.60}")
@@ -126,6 +127,9 @@ def check_results(records: list[Any], dataset: Dataset, kind: Kind, where: str) 
             raise DatasetError(f"{where}: [{row}]: field 'score' is {record['score']!r:.60}, a finite number is wanted")
         if problem := _VALUE_CHECKS[kind](record[field], len(dataset.keypoint_names)):
             raise DatasetError(f"{where}: [{row}]: field {field!r} is {record[field]!r:.60}, {problem}")
+        if kind == "segm" and record[field]["size"] != list(sizes[record["image_id"]]):
+            raise DatasetError(f"{where}: [{row}]: the mask is {record[field]['size']} (height, width), image {record['image_id']} "
+                               f"is {list(sizes[record['image_id']])}; masks are stored in the original image's size")
 
 
 def _finite(values: Any) -> bool:
@@ -139,9 +143,10 @@ def _box_problem(value: Any, _: int) -> str | None:
 
 
 def _mask_problem(value: Any, _: int) -> str | None:
-    if isinstance(value, dict) and isinstance(value.get("size"), list) and isinstance(value.get("counts"), str | list):
-        return None
-    return None if isinstance(value, list) and value else "an RLE mapping with size and counts, or polygons, are wanted"
+    size = value.get("size") if isinstance(value, dict) else None
+    if not isinstance(size, list) or len(size) != 2 or not _finite(size) or not isinstance(value.get("counts"), str):
+        return "a compressed RLE is wanted: a mapping with size [height, width] and the string counts"
+    return None
 
 
 def _keypoint_problem(value: Any, points: int) -> str | None:
