@@ -43,7 +43,8 @@ def detection_records(detections: Detections, image_id: int, category_ids: Seque
     if detections.keypoints is not None:
         points = detections.keypoints.detach().cpu().numpy().copy()
         points[..., 2] = 1  # the place of the visibility flag; evaluation does not read it
-        records["keypoints"] = [{**head, "keypoints": flat} for head, flat in zip(heads, points.reshape(len(points), 3 * points.shape[1]).tolist(), strict=True)]
+        flat = points.reshape(len(points), 3 * points.shape[1]).tolist()
+        records["keypoints"] = [{**head, "keypoints": values} for head, values in zip(heads, flat, strict=True)]
     return records
 
 

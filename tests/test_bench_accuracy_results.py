@@ -46,9 +46,13 @@ def truth_as_detections(dataset: CocoDataset, index: int, *, inclusive: bool) ->
     boxes = truth.boxes[rows].copy()
     boxes[:, 2:] -= 1 if inclusive else 0
     masks = [coco_mask.decode([coco_mask.merge(coco_mask.frPyObjects(truth.masks[row], height, width))])[:, :, 0] for row in rows]
+    keypoints = None
+    if truth.keypoints is not None:  # a person without labelled keypoints is found as well, with all of them inside its box
+        centres = np.repeat((truth.boxes[rows, :2] + truth.boxes[rows, 2:])[:, None] / 2, 17, axis=1)
+        labelled = truth.keypoints[rows][..., 2:].any(axis=1, keepdims=True)
+        keypoints = torch.from_numpy(np.concatenate([np.where(labelled, truth.keypoints[rows][..., :2], centres), truth.keypoints[rows][..., 2:]], axis=2))
     return Detections(torch.from_numpy(boxes), torch.linspace(0.99, 0.5, len(rows)), torch.from_numpy(truth.labels[rows]),
-                      masks=torch.from_numpy(np.array(masks, bool).reshape(len(rows), height, width)),
-                      keypoints=None if truth.keypoints is None else torch.from_numpy(truth.keypoints[rows]))
+                      masks=torch.from_numpy(np.array(masks, bool).reshape(len(rows), height, width)), keypoints=keypoints)
 
 
 def test_inclusive_boxes_get_their_pixel_back() -> None:
