@@ -41,7 +41,8 @@ def test_a_changed_record_is_found(tmp_path: Path) -> None:
 def test_an_output_nobody_computes_is_not_passed_over(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(FOLDERS / "ops", tmp_path / "ops"))
     with np.load(folder / "outputs.npz") as arrays:
-        more = {name: arrays[name] for name in arrays.files} | {f"unheard_of|{part}": arrays[f"encode|{part}"] for part in ("shape", "moments", "samples", "stride")}
+        more = {name: arrays[name] for name in arrays.files}
+    more |= {f"unheard_of|{part}": more[f"encode|{part}"] for part in ("shape", "moments", "samples", "stride")}
     np.savez(folder / "outputs.npz", **more)
     assert not parity(folder).ok
 
