@@ -94,7 +94,7 @@ class ProposalConventions(Section):
     inclusive: bool = Field(True, description="NMS removes at IoU equal to the threshold too")
     together: bool = Field(False, description="all levels are one list for the limits and the NMS")
     min_size: float = Field(0.0, ge=0, description="pixels")
-    collect: int | None = Field(1000, description="best over all levels; none: no such cut")
+    collect: int = Field(1000, ge=0, description="best over all levels; 0: no such cut")
     collect_over: Literal["image", "batch"] = "image"
     collect_order: Literal["score", "level"] = "score"
     clip_to: Literal["image", "batch"] = Field("image", description="true size of the image, or padded size of the batch")
@@ -134,6 +134,10 @@ class DetectionConventions(Section):
     inclusive: bool = True
     max_detections: int = Field(100, description="of an image, and those that tie with the last; 0: all")
     frame: Literal["network", "original"] = Field("network", description="pixels in which boxes are decoded and clipped")
+    soft: Literal["none", "linear", "gaussian"] = Field("none", description="soft-NMS in place of NMS, by this decay")
+    soft_sigma: float = Field(0.5, gt=0, description="of the gaussian decay")
+    vote_iou: float | None = Field(None, description="boxes are refined by voting among those of this IoU; none: they are not")
+    vote_method: Literal["id", "temp_avg", "avg", "iou_avg", "generalized_avg", "quasi_sum"] = Field("id", description="what voting does to the score")
 
 
 class MaskConventions(Section):

@@ -26,10 +26,11 @@ from ..parts.roi_heads import (
     SampledBoxes,
     StageTrunk,
     box_losses,
+    choose_detections,
     sample_boxes,
-    select_detections,
+    score_boxes,
 )
-from ..parts.rpn import RegionProposalNetwork, RpnHead
+from ..parts.rpn import RegionProposalNetwork, RpnHead, RpnLabels
 from ..parts.sampler import BalancedSampler, Sampler
 from ..registry import DETECTORS
 from .base import Detections, Detector, Target
@@ -43,6 +44,16 @@ class RcnnRaw:
     proposals: list[Proposals]
     logits: Tensor
     deltas: Tensor
+
+
+@dataclass
+class RcnnTraining:
+    """One training step: proposals, labelled anchors and sampled boxes of each image, and the losses."""
+
+    proposals: list[Proposals]
+    labels: list[RpnLabels]
+    sampled: list[SampledBoxes]
+    losses: dict[str, Tensor]
 
 
 @dataclass
@@ -112,13 +123,17 @@ class FasterRcnn(Detector):
 
     def finish(self, raw: RcnnRaw, where: Sequence[Frame]) -> list[Detections]:
         """Detections of each image, given how its pixels relate to the original's."""
+        found = [choose_detections(*scored, self.coder.offset, self.detection_rule) for scored in self.scored_boxes(raw, where)]
+        return self.branch_outputs(raw, found, where)
+
+    def scored_boxes(self, raw: RcnnRaw, where: Sequence[Frame]) -> list[tuple[Tensor, Tensor]]:
+        """For each image, class probabilities (R, K + 1) and boxes (R, K + 1 or 2, 4) in the rule's frame, before any selection."""
         boxes = [each.boxes for each in raw.proposals]
         limits = [frame.size for frame in where]
         if self.detection_rule.frame == "original":
             boxes = [scale_boxes(each, *frame.factor) for each, frame in zip(boxes, where, strict=True)]
             limits = [frame.original or frame.size for frame in where]
-        found = select_detections(raw.logits, raw.deltas, boxes, limits, coder=self.coder, rule=self.detection_rule)
-        return self.branch_outputs(raw, found, where)
+        return score_boxes(raw.logits, raw.deltas, boxes, limits, self.coder)
 
     def network_boxes(self, found: Sequence[Detections], where: Sequence[Frame]) -> list[Tensor]:
         """Boxes of detections in pixels of the network's input."""
@@ -133,11 +148,15 @@ class FasterRcnn(Detector):
         return replace(found, boxes=scale_boxes(found.boxes, *frame.factor))
 
     def branch_outputs(self, raw: RcnnRaw, found: list[Detections], where: Sequence[Frame]) -> list[Detections]:
-        """What is returned, from the detections of `select_detections`: here, their boxes in original pixels."""
+        """What is returned, from the detections of `choose_detections`: here, their boxes in original pixels."""
         return [self.in_original(each, frame) for each, frame in zip(found, where, strict=True)]
 
     def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         """Losses of the proposals, of the box branch and of further branches."""
+        return self.training_step(images, sizes, targets).losses
+
+    def training_step(self, images: Tensor, sizes: Tensor, targets: Sequence[Target]) -> RcnnTraining:
+        """The losses, and what was drawn to compute them; arguments as in `losses`."""
         targets = [without_crowd(target) if self.crowd == "drop" else target for target in targets]
         features = self.features(images)
         levels, limits = list(features.values()), sizes.tolist()
@@ -150,11 +169,12 @@ class FasterRcnn(Detector):
             labels = [self.rpn.label(every, target.boxes.to(every.dtype), size) for target, size in zip(objects, limits, strict=True)]
             sampled = self.sample(proposals, targets)
         hidden, class_logits, box_deltas = self.box(features, [each.boxes for each in sampled])
-        return {
+        losses = {
             **self.rpn.losses(logits, deltas, labels),
             **box_losses(class_logits, box_deltas, sampled, self.training_rule.smooth_l1_beta),
             **self.branch_losses(features, sampled, targets, limits, hidden),
         }
+        return RcnnTraining(proposals, labels, sampled, losses)
 
     def sample(self, proposals: Sequence[Proposals], targets: Sequence[Target]) -> list[SampledBoxes]:
         """The proposals of each image that the box branch is trained on."""

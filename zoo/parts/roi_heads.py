@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +11,19 @@ from torch import Tensor, nn
 from kernels.nms import batched_nms
 from kernels.roi_align import multilevel_roi_align
 from kernels.roi_levels import LevelRule, assign_levels
+from kernels.soft_nms import soft_nms
 
 from ..backbones.base import FeatureSpec
 from ..detectors.base import Detections, Target
+from .box_voting import vote_boxes
 from .boxes import BoxCoder, box_iou, clip_boxes
 from .losses import smooth_l1_sum
 from .matcher import match
 from .norm import ConvNorm, make_norm
 from .proposals import Size
 from .sampler import Sampler
+
+SOFT_NMS_LEAST = 1e-4  # overlapped boxes whose decayed score is below this leave (Detectron)
 
 
 def with_image_index(boxes: Sequence[Tensor]) -> Tensor:
@@ -237,7 +241,8 @@ class DetectionRule:
 
     score_threshold: a probability must be above it; nms_iou, inclusive: of the NMS of each class; max_detections: of an image,
     by the threshold of the last one's score, so that ties may leave more. frame: boxes are decoded and clipped in pixels of the
-    "network" input, or of the "original" image.
+    "network" input, or of the "original" image. soft: "none", or soft-NMS by "linear" or "gaussian" decay (of soft_sigma) in place of
+    the NMS. vote_iou: boxes are refined by box voting among those of this IoU; none: they are not. vote_method: see zoo.parts.box_voting.
     """
 
     score_threshold: float = 0.05
@@ -245,6 +250,10 @@ class DetectionRule:
     inclusive: bool = True
     max_detections: int = 100
     frame: str = "network"
+    soft: str = "none"
+    soft_sigma: float = 0.5
+    vote_iou: float | None = None
+    vote_method: str = "id"
 
 
 def select_detections(logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[Size], *, coder: BoxCoder,
@@ -258,15 +267,20 @@ def select_detections(logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], s
         coder: decodes deltas.
         rule: thresholds and limits.
     """
+    return [choose_detections(*scored, coder.offset, rule) for scored in score_boxes(logits, deltas, boxes, sizes, coder)]
+
+
+def score_boxes(logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[Size], coder: BoxCoder) -> list[tuple[Tensor, Tensor]]:
+    """For each image, class probabilities (R_i, K + 1) and decoded, clipped boxes (R_i, K + 1 or 2, 4); arguments as in `select_detections`."""
     chances = F.softmax(logits.float(), dim=1)
     counts = [len(each) for each in boxes]
     decoded = coder.decode(deltas, torch.cat(list(boxes))).split(counts)
-    return [_select(probability, clip_boxes(each.view(len(each), -1, 4), size, coder.offset), coder.offset, rule)
+    return [(probability, clip_boxes(each.view(len(each), -1, 4), size, coder.offset))
             for probability, each, size in zip(chances.split(counts), decoded, sizes, strict=True)]
 
 
-def _select(probability: Tensor, boxes: Tensor, offset: float, rule: DetectionRule) -> Detections:
-    """One image: probability (R, K + 1), boxes (R, K + 1 or 2, 4)."""
+def choose_detections(probability: Tensor, boxes: Tensor, offset: float, rule: DetectionRule) -> Detections:
+    """Detections of one image from probabilities (R, K + 1) and boxes (R, K + 1 or 2, 4): class rising, inside a class in the order of the rows."""
     label, row = torch.nonzero((probability[:, 1:] > rule.score_threshold).t(), as_tuple=True)  # class after class
     scores = probability[row, label + 1]
     column = label + 1 if boxes.shape[1] == probability.shape[1] else torch.ones_like(label)
@@ -274,15 +288,41 @@ def _select(probability: Tensor, boxes: Tensor, offset: float, rule: DetectionRu
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, offset: float, rule: DetectionRule) -> Detections:
-    """NMS inside each class, then the best of the image; what is kept stays in its order.
+    """NMS inside each class, then the best of the image; what is kept stays in its order (soft-NMS: class by class, as picked).
 
     Args:
         boxes (R, 4), scores (R,), labels (R,) 0..K-1: of one image. offset: of the boxes' sides.
     """
     found = Detections(boxes, scores, labels)
-    if rule.nms_iou > 0:
+    if rule.soft != "none":
+        found = _soft_suppress(found, offset, rule)
+    elif rule.nms_iou > 0:
         found = found.select(batched_nms(boxes, scores, labels, rule.nms_iou, offset=offset, inclusive=rule.inclusive).sort().values)
+    if rule.vote_iou is not None:
+        found = _vote(found, boxes, scores, labels, offset, rule)
     if 0 < rule.max_detections < len(found):
         least = found.scores.kthvalue(len(found) - rule.max_detections + 1).values
         found = found.select(torch.nonzero(found.scores >= least).squeeze(1))
     return found
+
+
+def _soft_suppress(found: Detections, offset: float, rule: DetectionRule) -> Detections:
+    parts = []
+    for label in found.labels.unique().tolist():
+        rows = torch.nonzero(found.labels == label).squeeze(1)
+        kept, scores = soft_nms(found.boxes[rows], found.scores[rows], method=rule.soft, sigma=rule.soft_sigma, iou_threshold=rule.nms_iou,
+                                score_threshold=SOFT_NMS_LEAST, offset=offset)
+        parts.append(replace(found.select(rows[kept]), scores=scores))
+    if not parts:
+        return found
+    return Detections(*(torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "labels")))
+
+
+def _vote(found: Detections, boxes: Tensor, scores: Tensor, labels: Tensor, offset: float, rule: DetectionRule) -> Detections:
+    """Boxes (and by some methods scores) refined by all boxes of the same class before suppression."""
+    refined, changed = found.boxes.clone(), found.scores.clone()
+    for label in found.labels.unique().tolist():
+        rows, rivals = found.labels == label, labels == label
+        refined[rows], changed[rows] = vote_boxes(found.boxes[rows], found.scores[rows], boxes[rivals], scores[rivals], rule.vote_iou,
+                                                  method=rule.vote_method, offset=offset)
+    return replace(found, boxes=refined, scores=changed)
