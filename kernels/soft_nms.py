@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .backend import backend_for
-from .nms import check_rows, raise_for_values
+from .nms import check_rows
+from .nms_reference import raise_for_values
 
 METHODS = ("linear", "gaussian", "hard")
 
@@ -33,7 +34,8 @@ def soft_nms(boxes: Tensor, scores: Tensor, *, method: str = "linear", sigma: fl
     Raises:
         ValueError: wrong shapes, unknown method, sigma not above 0, NaN scores, non-finite or inverted boxes.
     """
-    boxes = check_rows(boxes, scores)
+    type_of_scores = scores.dtype
+    boxes, scores = check_rows(boxes, scores)
     if method not in METHODS:
         raise ValueError(f"unknown soft-NMS method {method!r}; choose one of {', '.join(METHODS)}")
     if sigma <= 0:
@@ -41,8 +43,8 @@ def soft_nms(boxes: Tensor, scores: Tensor, *, method: str = "linear", sigma: fl
     chosen = backend_for(boxes, backend)
     if chosen == "torchvision":
         raise ValueError("torchvision has no soft-NMS; use backend 'reference' or 'cuda'")
-    kept, new_scores = _soft_nms_op(boxes, scores.to(boxes.dtype), method, sigma, iou_threshold, score_threshold, offset, chosen)
-    return kept, new_scores.to(scores.dtype)
+    kept, new_scores = _soft_nms_op(boxes, scores, method, sigma, iou_threshold, score_threshold, offset, chosen)
+    return kept, new_scores.to(type_of_scores)
 
 
 def reference_soft_nms(boxes: Tensor, scores: Tensor, method: str, sigma: float, iou_threshold: float, score_threshold: float,

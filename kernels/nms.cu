@@ -1,0 +1,299 @@
+// Greedy non-maximum suppression of ragged groups; the rule stands in nms.py. Compiled with -DSCALAR=float or double.
+//
+// nms_keys      a row an orderable key, 0 where the row is absent, and (with groups) its arrival number in its group
+// nms_starts    where each group begins when groups lie one after another (one block)
+// nms_scatter   rows moved to their group's segment, in any order
+// nms_rank      a warp counts the better rows of its row's segment: boxes, keys and rows land sorted
+// nms_mask      64 IoU tests a thread: which columns of a 64-column word a row removes (its own word: which remove it)
+// nms_scan      a block a group walks the words in order; inside a word all 64 rows settle together
+// nms_suppress  only for groups beyond one chunk: what was kept removes rows of later chunks
+// nms_merge     only without padding: where each kept row stands among the kept rows of all groups
+//
+// Shared memory is always dynamic and no kernel waits for another: the order of launches is all.
+
+typedef unsigned long long word;
+
+#define CHUNK 4096  // rows of a group settled together: 64 words of 64
+
+struct alignas(16) Box { SCALAR x1, y1, x2, y2; };
+
+struct Segment { int group, start, size; };
+
+__device__ inline word order_key(float score) {
+    const unsigned int bits = __float_as_uint(score + 0.0f);  // -0 equals 0
+    return (bits & 0x80000000u) ? ~bits : (bits | 0x80000000u);
+}
+
+__device__ inline word order_key(double score) {
+    const word bits = (word)__double_as_longlong(score + 0.0), sign = 0x8000000000000000ull;
+    return (bits & sign) ? ~bits : (bits | sign);
+}
+
+__device__ inline bool is_finite(SCALAR value) { return value - value == (SCALAR)0; }
+
+__device__ inline bool is_better(word key, int row, word other_key, int other_row) {
+    return key > other_key || (key == other_key && row < other_row);
+}
+
+// The group that a position of the sorted arrays belongs to; starts is null for a single group. Size 0: no row stands there.
+__device__ inline Segment segment_at(int position, const int* groups_at, const int* starts, const int* counts, int num_groups,
+                                     int max_candidates) {
+    Segment found = {0, 0, counts[0]};
+    if (starts) {
+        if (position >= starts[num_groups - 1] + counts[num_groups - 1]) return {0, 0, 0};
+        found.group = groups_at[position];
+        found.start = starts[found.group];
+        found.size = counts[found.group];
+    }
+    if (found.size > max_candidates) found.size = max_candidates;
+    return found;
+}
+
+__device__ inline SCALAR area_of(const Box& box, SCALAR offset) { return (box.x2 - box.x1 + offset) * (box.y2 - box.y1 + offset); }
+
+// IoU above (or at) the threshold, exactly as inter / (area + area - inter) rounds. Far from the threshold a product decides: the
+// quotient, the product and the slack are each off by less than one part in 2^(mantissa), so 8 parts of slack cannot disagree.
+__device__ inline bool overlaps(const Box& a, SCALAR area_a, const Box& b, SCALAR area_b, SCALAR threshold, SCALAR offset, int inclusive) {
+    const SCALAR zero = (SCALAR)0;
+    const SCALAR width = max(min(a.x2, b.x2) - max(a.x1, b.x1) + offset, zero);
+    const SCALAR height = max(min(a.y2, b.y2) - max(a.y1, b.y1) + offset, zero);
+    const SCALAR inter = width * height, joint = area_a + area_b - inter, limit = threshold * joint;
+    const SCALAR slack = limit * (SCALAR)(sizeof(SCALAR) == 4 ? 4.8e-7 : 8.9e-16), least = (SCALAR)(sizeof(SCALAR) == 4 ? 1e-30 : 1e-290);
+    if (limit > least) {
+        if (inter > limit + slack) return true;
+        if (inter < limit - slack) return false;
+    }
+    const SCALAR quotient = inter / joint;  // 0 / 0 is not a number and removes nothing
+    return inclusive ? quotient >= threshold : quotient > threshold;
+}
+
+// problems (3,): how far from the end the first row with a NaN score, a wrong box, an unknown group stands; 0 for none.
+extern "C" __global__ void nms_keys(const Box* boxes, const SCALAR* scores, const long long* groups, word* keys, int* arrivals, int* counts,
+                                    int* problems, int rows, int num_groups, SCALAR least_side, int padded) {
+    const int row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= rows) return;
+    const Box box = boxes[row];
+    const SCALAR score = scores[row];
+    const long long group = groups ? groups[row] : 0;
+    const bool finite = is_finite(box.x1) && is_finite(box.y1) && is_finite(box.x2) && is_finite(box.y2);
+    const bool wrong[3] = {score != score, !finite || box.x2 - box.x1 < least_side || box.y2 - box.y1 < least_side,
+                           group < 0 || group >= num_groups};
+    bool absent = padded && score < (SCALAR)0 && !is_finite(score);  // -inf
+    for (int kind = 0; kind < 3; ++kind) {
+        if (wrong[kind] && !padded) atomicMax(&problems[kind], rows - row);
+        absent = absent || wrong[kind];
+    }
+    keys[row] = absent ? 0 : order_key(score);
+    if (groups) arrivals[row] = absent ? -1 : atomicAdd(&counts[group], 1);
+}
+
+extern "C" __global__ void nms_starts(const int* counts, int* starts, int num_groups) {
+    extern __shared__ __align__(16) unsigned char shared_bytes[];
+    int* sums = (int*)shared_bytes;
+    const int thread = threadIdx.x, threads = blockDim.x;
+    int before = 0;
+    for (int first = 0; first < num_groups; first += threads) {
+        const int group = first + thread, mine = group < num_groups ? counts[group] : 0;
+        sums[thread] = mine;
+        __syncthreads();
+        for (int step = 1; step < threads; step *= 2) {
+            const int other = thread >= step ? sums[thread - step] : 0;
+            __syncthreads();
+            sums[thread] += other;
+            __syncthreads();
+        }
+        if (group < num_groups) starts[group] = before + sums[thread] - mine;
+        before += sums[threads - 1];
+        __syncthreads();
+    }
+}
+
+extern "C" __global__ void nms_scatter(const word* keys, const long long* groups, const int* arrivals, const int* starts, word* segment_keys,
+                                       int* segment_rows, int* groups_at, int rows) {
+    const int row = blockIdx.x * blockDim.x + threadIdx.x;
+    if (row >= rows || arrivals[row] < 0) return;
+    const int group = (int)groups[row], position = starts[group] + arrivals[row];
+    segment_keys[position] = keys[row];
+    segment_rows[position] = row;
+    groups_at[position] = group;
+}
+
+// A warp a position. Without groups (starts is null) positions are rows, absent ones hold key 0, and counts[0] is found here.
+extern "C" __global__ void nms_rank(const Box* boxes, const word* keys, const int* segment_rows, const int* groups_at, const int* starts,
+                                    int* counts, word* sorted_keys, int* sorted_rows, Box* sorted_boxes, int rows, int num_groups,
+                                    int max_candidates) {
+    const int position = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
+    if (position >= rows) return;
+    Segment segment = {0, 0, rows};
+    if (starts) segment = segment_at(position, groups_at, starts, counts, num_groups, rows);
+    if (segment.size == 0) return;
+    const word key = keys[position];
+    const int row = starts ? segment_rows[position] : position;
+    int better = 0, present = 0;
+    for (int other = segment.start + lane; other < segment.start + segment.size; other += 32) {
+        const word other_key = keys[other];
+        better += is_better(other_key, starts ? segment_rows[other] : other, key, row);
+        present += other_key != 0;
+    }
+    for (int distance = 16; distance > 0; distance /= 2) {
+        better += __shfl_xor_sync(0xffffffffu, better, distance);
+        present += __shfl_xor_sync(0xffffffffu, present, distance);
+    }
+    if (lane > 0) return;
+    if (!starts && position == 0) counts[0] = present;
+    if (key == 0 || better >= max_candidates) return;
+    sorted_keys[segment.start + better] = key;
+    sorted_rows[segment.start + better] = row;
+    sorted_boxes[segment.start + better] = boxes[row];
+}
+
+// A thread a position and word; blockIdx.y is the word. Bit b of mask[position][word]: this row and row 64 * word + b of the chunk
+// overlap, for later rows b; in the row's own word for earlier rows b, which is what nms_scan needs there.
+extern "C" __global__ void nms_mask(const Box* sorted_boxes, const int* groups_at, const int* starts, const int* counts, word* mask, int rows,
+                                    int num_groups, int words, int chunk, int max_candidates, SCALAR threshold, SCALAR offset, int inclusive) {
+    const int position = blockIdx.x * blockDim.x + threadIdx.x, column = blockIdx.y * 64;
+    if (position >= rows) return;
+    const Segment segment = segment_at(position, groups_at, starts, counts, num_groups, max_candidates);
+    const int first = segment.start + chunk * CHUNK, row = position - first;
+    const int size = min(segment.size - chunk * CHUNK, CHUNK);
+    if (row < 0 || row >= size || column >= size || column + 63 < row) return;
+    const Box box = sorted_boxes[position];
+    const SCALAR area = area_of(box, offset);
+    const int end = column <= row ? row : min(column + 64, size);
+    word bits = 0;
+    for (int other = column; other < end; ++other) {
+        const Box rival = sorted_boxes[first + other];
+        if (overlaps(box, area, rival, area_of(rival, offset), threshold, offset, inclusive)) bits |= 1ull << (other - column);
+    }
+    mask[(long long)position * words + blockIdx.y] = bits;
+}
+
+// The rows of one word that are kept. Row i survives if no kept earlier row of the word removes it (removers: bits below i). Repeating
+// that for all rows at once is right for one more row each time, and stops when nothing changes: after as many rounds as the longest
+// chain of removals, not 64.
+__device__ inline word settle(word alive, word removers_low, word removers_high, int lane) {
+    word kept = alive;
+    while (true) {
+        const bool low = (alive >> lane & 1) && !(kept & removers_low);
+        const bool high = (alive >> (lane + 32) & 1) && !(kept & removers_high);
+        const word next = (word)__ballot_sync(0xffffffffu, low) | (word)__ballot_sync(0xffffffffu, high) << 32;
+        if (next == kept) return kept;
+        kept = next;
+    }
+}
+
+__device__ inline int ones_below(word bits, int index) { return __popcll(bits & ((1ull << index) - 1)); }
+
+// A block a group. kept_counts (groups, 2): rows kept before this chunk, and after it. padded (groups, max_keep) or null.
+extern "C" __global__ void nms_scan(const word* mask, const int* sorted_rows, const int* starts, const int* counts,
+                                    const unsigned char* removed_rows, int* kept_positions, int* kept_counts, int* total, long long* padded,
+                                    long long* padded_counts, int words, int chunk, int max_candidates, int max_keep) {
+    extern __shared__ __align__(16) unsigned char shared_bytes[];
+    word* removed = (word*)shared_bytes;  // (words,)
+    word* settled = removed + words;      // the rows kept in the current word
+    const int group = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
+    const int start = starts ? starts[group] : 0, first = start + chunk * CHUNK;
+    const int size = min(min(counts[group], max_candidates) - chunk * CHUNK, CHUNK), used = (size + 63) / 64;
+    const int before = chunk > 0 ? kept_counts[2 * group + 1] : 0;
+    int kept_count = before;
+    for (int index = thread; index < used; index += blockDim.x) {
+        word bits = size - 64 * index >= 64 ? 0 : ~0ull << (size - 64 * index);  // rows beyond the end count as removed
+        if (chunk > 0) {
+            for (int bit = 0; bit < min(64, size - 64 * index); ++bit) bits |= (word)removed_rows[first + 64 * index + bit] << bit;
+        }
+        removed[index] = bits;
+    }
+    for (int index = 0; index < used && kept_count < max_keep; ++index) {
+        __syncthreads();
+        const long long position = first + 64 * index;
+        if (thread < 32) {
+            const int low = 64 * index + lane, high = low + 32;
+            const word removers_low = low < size ? mask[(position + lane) * words + index] : 0;
+            const word removers_high = high < size ? mask[(position + lane + 32) * words + index] : 0;
+            word kept = settle(~removed[index], removers_low, removers_high, lane);
+            const int room = max_keep - kept_count;
+            const bool low_fits = (kept >> lane & 1) && ones_below(kept, lane) < room;
+            const bool high_fits = (kept >> (lane + 32) & 1) && ones_below(kept, lane + 32) < room;
+            kept = (word)__ballot_sync(0xffffffffu, low_fits) | (word)__ballot_sync(0xffffffffu, high_fits) << 32;
+            for (int half = 0; half < 64; half += 32) {
+                const int row = lane + half, place = kept_count + ones_below(kept, row);
+                if (!(kept >> row & 1)) continue;
+                kept_positions[start + place] = (int)position + row;
+                if (padded) padded[(long long)group * max_keep + place] = sorted_rows[position + row];
+            }
+            if (lane == 0) *settled = kept;
+        }
+        __syncthreads();
+        const word kept = *settled;
+        kept_count += __popcll(kept);
+        const int later = used - index - 1;
+        for (int item = thread; item < later * 16; item += blockDim.x) {  // 16 threads a word, 4 rows each, neighbours on neighbouring words
+            const int other = index + 1 + item % later, row = item / later * 4;
+            word bits = 0;
+            for (int each = row; each < row + 4; ++each) {
+                if (kept >> each & 1) bits |= mask[(position + each) * words + other];
+            }
+            if (bits) atomicOr(&removed[other], bits);
+        }
+    }
+    if (thread == 0) {
+        kept_counts[2 * group] = before;
+        kept_counts[2 * group + 1] = kept_count;
+        atomicAdd(total, kept_count - before);
+        if (padded) padded_counts[group] = kept_count;
+    }
+    if (padded) {
+        for (int place = kept_count + thread; place < max_keep; place += blockDim.x) padded[(long long)group * max_keep + place] = -1;
+    }
+}
+
+// A warp a position of a later chunk: is it removed by a row kept in this chunk?
+extern "C" __global__ void nms_suppress(const Box* sorted_boxes, const int* groups_at, const int* starts, const int* counts,
+                                        const int* kept_positions, const int* kept_counts, unsigned char* removed_rows, int rows,
+                                        int num_groups, int chunk, int max_candidates, int max_keep, SCALAR threshold, SCALAR offset,
+                                        int inclusive) {
+    const int position = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
+    if (position >= rows) return;
+    const Segment segment = segment_at(position, groups_at, starts, counts, num_groups, max_candidates);
+    const int row = position - segment.start;
+    if (row < (chunk + 1) * CHUNK || row >= segment.size) return;
+    const int before = kept_counts[2 * segment.group], after = kept_counts[2 * segment.group + 1];
+    if (after >= max_keep) return;
+    const Box box = sorted_boxes[position];
+    const SCALAR area = area_of(box, offset);
+    for (int place = before; place < after; place += 32) {
+        bool hit = false;
+        if (place + lane < after) {
+            const Box rival = sorted_boxes[kept_positions[segment.start + place + lane]];
+            hit = overlaps(rival, area_of(rival, offset), box, area, threshold, offset, inclusive);
+        }
+        if (__any_sync(0xffffffffu, hit)) {
+            if (lane == 0) removed_rows[position] = 1;
+            return;
+        }
+    }
+}
+
+// A warp a kept row: its place among the kept rows of all groups, by bisection of each group's list.
+extern "C" __global__ void nms_merge(const word* sorted_keys, const int* sorted_rows, const int* groups_at, const int* starts,
+                                     const int* counts, const int* kept_positions, const int* kept_counts, long long* merged, int rows,
+                                     int num_groups) {
+    const int position = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
+    if (position >= rows) return;
+    const Segment segment = segment_at(position, groups_at, starts, counts, num_groups, rows);
+    if (segment.size == 0 || position - segment.start >= kept_counts[2 * segment.group + 1]) return;
+    const int mine = kept_positions[position], row = sorted_rows[mine];
+    const word key = sorted_keys[mine];
+    int better = 0;
+    for (int group = lane; group < num_groups; group += 32) {
+        int low = 0, high = kept_counts[2 * group + 1];  // the first place of the group's list that is not better
+        while (low < high) {
+            const int middle = (low + high) / 2, other = kept_positions[starts[group] + middle];
+            if (is_better(sorted_keys[other], sorted_rows[other], key, row)) low = middle + 1;
+            else high = middle;
+        }
+        better += low;
+    }
+    for (int distance = 16; distance > 0; distance /= 2) better += __shfl_xor_sync(0xffffffffu, better, distance);
+    if (lane == 0) merged[better] = row;
+}
