@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from .conventions import Conventions
 from .errors import ManifestError
@@ -76,7 +76,7 @@ class Published(Strict):
     hardware: str | None = Field(None, description="hardware and software as the source states it")
     protocol: str | None = Field(None, description="how it was measured, where the source says so")
     variant: str | None = Field(None, description="what differs from the row as configured: soft-NMS, test-time augmentation ...")
-    values: dict[str, float | int] = Field(description="metric of metrics.toml -> value in that metric's unit")
+    values: dict[str, FiniteFloat] = Field(description="metric of metrics.toml -> value in that metric's unit")
     note: str | None = None
 
 
