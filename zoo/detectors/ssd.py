@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kernels.nms import batched_nms
 
 from ..backbones.base import Backbone
+from ..parts.mobile_convs import Padding
 from ..parts.multibox import BACKGROUND, MultiBoxLoss, PriorCoder
 from ..parts.priors import PriorTable, prior_table
 from ..parts.rfb import RFBPyramid
@@ -155,7 +156,7 @@ def two_maps(backbone: Backbone, size: int, table: PriorTable) -> tuple[str, str
 @DETECTORS.register("ssd")
 def ssd(
     backbone: Backbone, *, num_classes: int, size: int, priors: str, heads: Literal["ssd", "rfb", "ssdlite"] = "ssd",
-    variances: Sequence[float] = (0.1, 0.2), scores: Scores = "softmax", channels: Channels = "dense", score_threshold: float = 0.02,
+    padding: Padding = "same", variances: Sequence[float] = (0.1, 0.2), scores: Scores = "softmax", channels: Channels = "dense", score_threshold: float = 0.02,
     nms_iou: float = 0.45, nms_offset: float = 0.0, background_filter: float | None = None, per_class_keep: int = 50, per_image_keep: int = 200,
     match_iou: float = 0.5, negatives: int = 3,
 ) -> SSD:
@@ -167,12 +168,13 @@ def ssd(
         size: side of the input in pixels.
         priors: a name of zoo.parts.priors.PRIOR_TABLES.
         heads: "ssd", "rfb" or "ssdlite".
+        padding: of SSDLite's strided convolutions; TensorFlow's is "same".
         variances ... negatives: as in zoo.conventions.SSDConventions.
     """
     table = prior_table(priors)
     fine, coarse = two_maps(backbone, size, table)
     widths = backbone.specs[fine].channels, backbone.specs[coarse].channels
-    pyramid = SSDLitePyramid(*widths, padding="same") if heads == "ssdlite" else {"ssd": SSDPyramid, "rfb": RFBPyramid}[heads](*widths, size=size)
+    pyramid = SSDLitePyramid(*widths, padding=padding) if heads == "ssdlite" else {"ssd": SSDPyramid, "rfb": RFBPyramid}[heads](*widths, size=size)
     detector = SSD(
         backbone, pyramid, table, fine=fine, coarse=coarse, num_classes=num_classes, scores=scores, channels=channels, separable_heads=heads == "ssdlite",
         loss=MultiBoxLoss(PriorCoder((variances[0], variances[1])), threshold=match_iou, negatives=negatives, scores=scores),
