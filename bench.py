@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -21,6 +22,9 @@ class _Doors(TyperGroup):
         """Run the command; 1 for what failed, 130 for Ctrl-C."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # whoever read our output has left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
         except (ZooError, OSError) as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None
@@ -84,6 +88,170 @@ def table(source: Annotated[str | None, typer.Argument(help="source or table; de
     for problem in problems:
         _say(f"warning: {problem}")
     _say(f"{len(tables)} tables, {sum(len(t.rows) for t in tables)} lines" + (f"; {len(problems)} records could not be used" if problems else ""))
+
+
+METRICS = Annotated[str | None, typer.Option(help="comma-separated: inference, ap, top1, memory, epoch; default: what is usual for the row")]
+DATA = Annotated[str, typer.Option(help="coco:DIR[:SPLIT], voc:VOCDEVKIT:YEAR:SPLIT, imagenet:DIR or shapes[:SPLIT]")]
+WEIGHTS = Annotated[str, typer.Option(help="random, published, stand-in:REFERENCE_FOLDER, or a checkpoint's path")]
+DEVICE = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda where torch sees a GPU")]
+IMAGES = Annotated[int | None, typer.Option(min=1, help="the first N images only; ground truth is restricted to them")]
+WORKERS = Annotated[int, typer.Option(min=0, help="processes that load data")]
+
+
+def _groups(text: str | None) -> tuple[str, ...]:
+    """The --metrics argument; an unknown name is wrong usage."""
+    from benchmarks.spec import METRIC_GROUPS
+    from zoo.registry import did_you_mean
+
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    for name in names:
+        if name not in METRIC_GROUPS:
+            raise typer.BadParameter(f"unknown metric group {name!r}: {did_you_mean(name, METRIC_GROUPS)}", param_hint="--metrics")
+    return tuple(names)
+
+
+def _device(wanted: str) -> str:
+    """The --device argument; a GPU that is not there is wrong usage."""
+    from benchmarks.environment import choose_device
+
+    try:
+        return choose_device(wanted)
+    except RuntimeError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from None
+
+
+@app.command()
+def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or sources")], data: DATA = "shapes", weights: WEIGHTS = "random",
+        train_data: Annotated[str | None, typer.Option(help="images for training steps; default: the training split beside --data")] = None,
+        metrics: METRICS = None, device: DEVICE = "auto",
+        images: IMAGES = None,
+        batch: Annotated[int, typer.Option(min=1, help="images a forward pass")] = 1,
+        workers: WORKERS = 0,
+        dtype: Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="the shorter ones by autocast")] = "float32",
+        tf32: Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 products")] = False,
+        budget_s: Annotated[float, typer.Option(min=0.1, help="seconds of each timed group")] = 60.0,
+        warm_up_s: Annotated[float, typer.Option(min=0.1, help="most seconds of warm-up")] = 20.0,
+        timed_images: Annotated[int, typer.Option(min=1, help="images that are timed, again and again")] = 100,
+        train_images: Annotated[int, typer.Option(min=1, help="images a training step")] = 2,
+        train_steps: Annotated[int, typer.Option(min=2, help="most training steps that are timed")] = 50,
+        store: STORE = None, again: Annotated[bool, typer.Option("--again", help="measure what is measured already")] = False,
+        in_process: Annotated[bool, typer.Option("--in-process", help="no process of its own for each model")] = False,
+        stall_s: Annotated[float, typer.Option(min=1, help="end a model that shows no sign of life for so long")] = 600.0,
+        limit_s: Annotated[float | None, typer.Option(min=1, help="end a model that takes longer")] = None, as_json: JSON = False) -> None:
+    """Measure rows; each finished model is stored, and a sweep that was stopped goes on where it stopped."""
+    from benchmarks.report.listing import results
+    from benchmarks.spec import BenchmarkSpec
+    from benchmarks.store import DEFAULT_STORE
+    from benchmarks.subject import Sources
+    from benchmarks.sweep import SweepOptions, chosen_rows, run_sweep
+
+    spec = BenchmarkSpec(groups=_groups(metrics), device=_device(device), dtype=dtype, tf32=tf32, images=images, batch_size=batch, workers=workers,
+                         time_budget_s=budget_s, warm_up_budget_s=warm_up_s, timed_images=timed_images, train_images_per_step=train_images,
+                         train_steps=train_steps)
+    options = SweepOptions(store or DEFAULT_STORE, again, not in_process, stall_s, limit_s)
+    sweep = run_sweep(chosen_rows(rows), spec, Sources(data, weights, train_data), options, _say)
+    done = [*sweep.known, *sweep.runs]
+    _print([one.model_dump(mode="json", exclude_defaults=True) for one in done], as_json, results(done))
+    _finish(sweep)
+
+
+def _finish(sweep: Any) -> None:
+    _say(sweep.summary())
+    if sweep.interrupted or sweep.failed:
+        raise typer.Exit(INTERRUPTED if sweep.interrupted else 1)
+
+
+@app.command()
+def reproduce(source: Annotated[str, typer.Argument(help="a manifest: vovnet, detectron ...")],
+              data: Annotated[str | None, typer.Option(help="as for run")] = None, metrics: METRICS = None, device: DEVICE = "auto", images: IMAGES = None,
+              workers: WORKERS = 0, store: STORE = None,
+              dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what could be run")] = False, as_json: JSON = False) -> None:
+    """Run whatever of a source can be run here with its published weights, and say what is missing for the rest."""
+    from benchmarks.report.tables import tables_of, text_of
+    from benchmarks.reproduce import missing_text, plan_source
+    from benchmarks.spec import BenchmarkSpec
+    from benchmarks.store import DEFAULT_STORE
+    from benchmarks.subject import Sources
+    from benchmarks.sweep import Sweep, SweepOptions, run_sweep
+
+    plans = plan_source(source, data)
+    ready = [plan.entry for plan in plans if not plan.missing]
+    spec, sweep = BenchmarkSpec(groups=_groups(metrics), device=_device(device), images=images, workers=workers), Sweep()
+    _say(missing_text(plans))
+    _say(f"{len(ready)} of {len(plans)} rows can be run here: {', '.join(entry.name for entry in ready) or 'none'}")
+    if ready and data is not None and not dry_run:
+        sweep = run_sweep(ready, spec, Sources(data, "published"), SweepOptions(store or DEFAULT_STORE), _say)
+    tables, _ = tables_of(source, store)
+    missing = {plan.entry.name: list(plan.missing) for plan in plans}
+    _print({"missing": missing, "table": json.loads(text_of(tables, "json"))}, as_json, text_of(tables, "markdown"))
+    _finish(sweep)
+
+
+@app.command()
+def evaluate(results_file: Annotated[Path, typer.Argument(metavar="RESULTS", help="COCO results file, or folder of VOC comp4 files")], data: DATA = "shapes",
+             images: IMAGES = None, as_json: JSON = False,
+             kind: Annotated[Literal["bbox", "segm", "keypoints"] | None, typer.Option(help="default: told by the file")] = None) -> None:
+    """Evaluate stored detections again."""
+    from benchmarks.accuracy import evaluate_results_file
+    from benchmarks.report.listing import accuracy
+    from zoo.data.datasets import open_dataset
+
+    dataset = open_dataset(data, images=images, keypoints=kind == "keypoints")
+    report = evaluate_results_file(results_file, dataset, kind)
+    _print(report.as_dict(), as_json, accuracy(report.metrics))
+    _say(f"{results_file.name} on {dataset.name}: {len(dataset)} of {dataset.full_size} images")
+
+
+@app.command()
+def parity(reference: Annotated[Path, typer.Option(help="folder of recorded outputs")],
+           row: Annotated[str | None, typer.Argument(help="default: the row whose configuration the folder names")] = None,
+           dtype: Annotated[Literal["float32", "float64"], typer.Option(help="of the recomputation")] = "float32",
+           checkpoint_format: Annotated[str | None, typer.Option("--format", help="which of the folder's checkpoints; default: the source's own")] = None,
+           as_json: JSON = False) -> None:
+    """Compare a model with outputs recorded from the original code; exit 1 where anything differs."""
+    from zoo.parity.base import parity as compare
+
+    report = compare(reference, row, dtype, checkpoint_format)
+    _print(report.to_json(), as_json, "\n".join(str(line) for line in report.lines))
+    for note in report.notes:
+        _say(f"note: {note}")
+    _say(report.summary())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def detect(row: Annotated[str, typer.Argument(help="name of a row")], images: Annotated[list[Path], typer.Argument(help="pictures, or folders of them")],
+           out: Annotated[Path, typer.Option(help="folder for the drawn pictures")], weights: WEIGHTS = "published", device: DEVICE = "auto",
+           min_score: Annotated[float, typer.Option(min=0, max=1, help="draw detections of at least this score")] = 0.5, as_json: JSON = False) -> None:
+    """Draw a row's detections on pictures: boxes, masks, keypoints."""
+    from benchmarks.detect import detect_files, text_of_files
+
+    found = detect_files(row, images, out, weights=weights, device=_device(device), min_score=min_score)
+    _print(found, as_json, text_of_files(found))
+    _say(f"{len(found)} pictures in {out}, {sum(len(one['detections']) for one in found)} detections of score {min_score:g} and more")
+
+
+@app.command()
+def doctor(as_json: JSON = False) -> None:
+    """Look at hardware, libraries, manifests, records and disk; exit 1 where something is broken."""
+    from benchmarks.doctor import examine
+
+    findings, environment = examine()
+    text = "\n".join(f"{finding.state:8} {finding.what}: {finding.text}" for finding in findings)
+    _print({"findings": [vars(finding) for finding in findings], "environment": environment}, as_json, text)
+    broken = [finding for finding in findings if finding.state == "broken"]
+    _say(f"{len(findings)} things looked at, {len(broken)} broken")
+    if broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def kernels(device: DEVICE = "auto", as_json: JSON = False) -> None:
+    """Time the GPU operators beside torchvision's."""
+    from benchmarks.kernel_speed import report
+
+    typer.echo(report(_device(device), as_json))
 
 
 def main() -> None:

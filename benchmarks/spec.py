@@ -13,6 +13,7 @@ from zoo.registry import did_you_mean
 SCHEMA_VERSION = 1
 MetricGroup = Literal["ap", "top1", "inference", "memory", "epoch"]
 METRIC_GROUPS: tuple[MetricGroup, ...] = ("inference", "ap", "top1", "memory", "epoch")  # the order they run in
+BY_TASK: dict[str, tuple[MetricGroup, ...]] = {"detection": ("inference", "ap", "memory", "epoch"), "classification": ("inference", "top1")}
 MADE_UP_WEIGHTS = ("random", "stand-in")
 
 
@@ -52,11 +53,10 @@ class Measurement(Strict):
 class BenchmarkSpec(Strict):
     """What to measure and how; with the row, the weights and the data it decides whether a measurement has been made already."""
 
-    groups: tuple[MetricGroup, ...] = ("inference", "ap", "memory", "epoch")
+    groups: tuple[MetricGroup, ...] = Field((), description="what is measured; none given: what is usual for the row's task")
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     tf32: bool = Field(False, description="allow TensorFloat-32 in float32 products on the GPU")
-    split: str | None = Field(None, description="split to evaluate on; none: the dataset's own choice")
     images: int | None = Field(None, gt=0, description="evaluate on the first N images only; ground truth is restricted to them")
     batch_size: int = Field(1, gt=0, description="images a forward pass")
     workers: int = Field(0, ge=0, description="processes that load data for accuracy and training")
@@ -68,6 +68,11 @@ class BenchmarkSpec(Strict):
     train_warm_up_steps: int = Field(3, ge=1)
     train_steps: int = Field(50, ge=2, description="most training steps that are timed")
     seed: int = Field(0, ge=0)
+
+    def for_task(self, task: str) -> BenchmarkSpec:
+        """The specification with its groups spelled out for a row of that task, in the order they run."""
+        wanted = self.groups or BY_TASK.get(task, ("inference",))
+        return self.model_copy(update={"groups": tuple(group for group in METRIC_GROUPS if group in wanted)})
 
     @property
     def digest(self) -> str:
@@ -170,13 +175,12 @@ class Run(Strict):
     @property
     def key(self) -> tuple[str, str, str, str, str]:
         """Row, specification, data, weights and hardware: a finished run of the same key need not be made again."""
-        return run_key(self.row, self.spec, self.data, self.weights, self.environment)
+        return run_key(self.row, self.spec, self.data, self.weights, self.environment.device_name if self.environment else "")
 
 
-def run_key(row: str, spec: BenchmarkSpec, data: DataIdentity | None, weights: WeightsIdentity | None,
-            environment: Environment | None) -> tuple[str, str, str, str, str]:
+def run_key(row: str, spec: BenchmarkSpec, data: DataIdentity | None, weights: WeightsIdentity | None, hardware: str) -> tuple[str, str, str, str, str]:
     """What makes two runs measurements of the same thing."""
-    return (row, spec.digest, data.digest if data else "", weights.digest if weights else "", environment.device_name if environment else "")
+    return (row, spec.digest, data.digest if data else "", weights.digest if weights else "", hardware)
 
 
 def digest_of(value: Any) -> str:

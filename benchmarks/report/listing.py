@@ -5,7 +5,7 @@ from typing import Any
 
 from zoo.manifest import ModelEntry, WeightSpec
 
-from ..spec import metric
+from ..spec import Run, metric
 
 HEADLINE = ("box_ap", "voc_map", "top1_error", "proposal_ar")  # the first that a row publishes stands in the list
 
@@ -76,3 +76,24 @@ def _weights(spec: WeightSpec) -> list[str]:
     lines += [f"  {url}" for url in spec.urls] + ([f"  by hand: {spec.manual}"] if spec.manual else [])
     known = {"sha256": spec.sha256, "md5": spec.md5, "bytes": spec.bytes, "licence": spec.licence, "shared": spec.shared, "note": spec.note}
     return lines + [f"  {key}: {value}" for key, value in known.items() if value is not None]
+
+
+def accuracy(metrics: dict[str, float]) -> str:
+    """Metrics and values, a line each."""
+    from tabulate import tabulate
+
+    return tabulate([[metric(name).title, metric(name).format(value), metric(name).unit] for name, value in metrics.items()], tablefmt="plain",
+                    disable_numparse=True)
+
+
+def results(runs: list[Run]) -> str:
+    """Every measurement of some runs, a line each; of failed runs, where and why."""
+    from tabulate import tabulate
+
+    blocks = []
+    for run in runs:
+        lines = [[metric(name).title, metric(name).format(m.value), m.unit, "" if m.interval is None else "-".join(metric(name).format(v) for v in m.interval),
+                  str(m.n), m.covers] for name, m in run.measurements.items()]
+        head = [run.row, *([f"{run.status} while {run.stage}: {run.reason}"] if run.reason else []), f"record {run.id}"]
+        blocks.append("\n".join(["; ".join(head), tabulate(lines, ["metric", "value", "unit", "95 % interval", "n", "covers"], disable_numparse=True)]))
+    return "\n\n".join(blocks)

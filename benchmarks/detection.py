@@ -1,0 +1,111 @@
+"""Accuracy of a subject: every image through the model, detections kept as result files, metrics named as in manifests/metrics.toml."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from zoo.data.loading import evaluation_loader
+from zoo.detectors.base import Detections
+from zoo.errors import DatasetError
+
+from .accuracy import DetectionCollector, top_k_accuracy
+from .inference import to_host
+from .spec import BenchmarkSpec, Measurement, StoredFile
+from .subject import Subject, autocast, progress
+
+BOX = tuple(f"box_{name}" for name in ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "ar1", "ar10", "ar100", "ar_s", "ar_m", "ar_l"))
+MASK = tuple(name.replace("box", "mask") for name in BOX)
+KEYPOINT = tuple(f"keypoint_{name}" for name in ("ap", "ap50", "ap75", "ap_m", "ap_l", "ar", "ar50", "ar75", "ar_m", "ar_l"))
+
+
+def detect_all(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> Iterator[tuple[int, Detections]]:
+    """Detections of every image of the subject's dataset, in its order, in original pixels, on the CPU.
+
+    Args:
+        subject: a detector; left in evaluation mode.
+        spec: batch size, workers, precision.
+        heartbeat: called after every batch.
+    """
+    subject.model.eval()
+    pinned = subject.device.type == "cuda"
+    loader = evaluation_loader(subject.dataset, subject.preprocess, batch_size=spec.batch_size, workers=spec.workers, pin_memory=pinned)
+    with progress(f"{subject.entry.name}: detect", len(loader)) as tick, torch.inference_mode(), autocast(spec):
+        for batch in loader:
+            batch = batch.to(subject.device)
+            found = to_host(subject.model.predict(batch.images, batch.sizes, batch.original_sizes))
+            yield from zip(batch.indices, found, strict=True)
+            tick()
+            heartbeat()
+
+
+def measure_accuracy(subject: Subject, spec: BenchmarkSpec, folder: Path,
+                     heartbeat: Callable[[], None] = lambda: None) -> tuple[dict[str, Measurement], dict[str, str], dict[str, StoredFile]]:
+    """AP of a detector.
+
+    Args:
+        subject: detector and dataset; a subset restricts ground truth to the same images.
+        spec: batch size, workers, precision.
+        folder: where the result files are kept.
+        heartbeat: called after every batch.
+
+    Returns:
+        Measurements in percent; metrics that have no value, with the reason; result files.
+
+    Raises:
+        DatasetError: the dataset has no boxes to measure against.
+        FloatingPointError: a box or score is not finite.
+    """
+    if subject.is_classifier:
+        raise DatasetError(f"row {subject.entry.name} is a classifier; measure --metrics top1")
+    collector = DetectionCollector(subject.dataset, inclusive=subject.inclusive)
+    for index, found in detect_all(subject, spec, heartbeat):
+        collector.add(index, found)
+    files = {path.stem: _stored(path, folder) for path in collector.write(folder)}
+    report = collector.evaluate()
+    used, every = len(subject.dataset), subject.dataset.full_size
+    covers = f"{subject.dataset.name}, " + (f"{used} of {every} images, ground truth restricted to them" if used < every else f"all {every} images")
+    values = {name: Measurement(value=value, unit="%", n=used, covers=covers) for name, value in report.metrics.items()}
+    return values, _absent(report.metrics, report.kinds, subject), files
+
+
+def _stored(path: Path, folder: Path) -> StoredFile:
+    content = path.read_bytes()
+    return StoredFile(name=str(path.relative_to(folder.parent)), sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+
+
+def _absent(metrics: dict[str, float], kinds: tuple[str, ...], subject: Subject) -> dict[str, str]:
+    """Why metrics that a reader may look for are not there."""
+    if subject.dataset.layout != "coco":
+        return {}
+    absent = {}
+    for kind, names, thing in (("bbox", BOX, "boxes"), ("segm", MASK, "masks"), ("keypoints", KEYPOINT, "keypoints")):
+        reason = f"{subject.dataset.name} has no ground truth for it" if kind in kinds else f"the model gives no {thing}, or the data has none"
+        absent |= {name: reason for name in names if name not in metrics}
+    return absent
+
+
+def measure_top_k(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> dict[str, Measurement]:
+    """Top-1 and top-5 accuracy and error of a classifier on its dataset, in percent."""
+    if not subject.is_classifier or subject.dataset.layout != "imagenet":
+        raise DatasetError(f"top-1 needs a classifier and --data imagenet:DIR; {subject.entry.name} is for {subject.entry.task}, "
+                           f"{subject.dataset.name} is of kind {subject.dataset.layout}")
+    subject.model.eval()
+    loader = evaluation_loader(subject.dataset, subject.preprocess, batch_size=spec.batch_size, workers=spec.workers)
+    scores = []
+    with progress(f"{subject.entry.name}: classify", len(loader)) as tick, torch.inference_mode(), autocast(spec):
+        for batch in loader:
+            scores.append(subject.model(batch.images.to(subject.device)).float().cpu())  # (N, K)
+            tick()
+            heartbeat()
+    logits = torch.cat(scores).numpy()
+    labels = torch.tensor([int(subject.dataset.target(index).labels[0]) for index in range(len(subject.dataset))]).numpy()
+    found = {}
+    for k in (1, 5):
+        value = top_k_accuracy(logits, labels, k)
+        covers = f"{subject.dataset.name}, {len(labels)} images"
+        found[f"top{k}"] = Measurement(value=value, unit="%", n=len(labels), covers=covers)
+        found[f"top{k}_error"] = Measurement(value=100 - value, unit="%", n=len(labels), covers=covers)
+    return found

@@ -1,0 +1,101 @@
+"""What a person should know before measuring here: hardware, libraries, the project's own state, and what is missing."""
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from zoo.errors import ManifestError
+from zoo.home import home_folder
+from zoo.manifest import load_manifests
+
+from .environment import ROOT, collect_environment
+from .store import DEFAULT_STORE, read_runs
+from .telemetry import Gpu
+
+FREE_GIB = 5  # of disk, below which a warning is given
+ROOMS = ("zoo", "benchmarks", "kernels")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    state: Literal["ok", "warning", "missing", "broken"]
+    text: str
+
+
+def examine() -> tuple[list[Finding], dict[str, Any]]:
+    """Everything that was looked at, and the environment a record made now would carry."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    environment = collect_environment(device)
+    findings = [_gpu(torch.cuda.is_available()), _cupy(), *_rooms(), _manifests(), _store(), _disk(), _checkout(environment.commit, environment.dirty)]
+    return findings, environment.model_dump(mode="json", exclude_defaults=True)
+
+
+def _gpu(seen_by_torch: bool) -> Finding:
+    try:
+        gpu = Gpu()
+    except RuntimeError as error:
+        if seen_by_torch:
+            return Finding("gpu", "warning", f"torch sees a GPU, but {error}; records will have no clocks, power or process memory")
+        return Finding("gpu", "missing", f"everything runs on the CPU ({error})")
+    if not seen_by_torch:
+        return Finding("gpu", "broken", f"NVML sees {gpu.name} with driver {gpu.driver}, torch does not; install a torch built for that driver")
+    return Finding("gpu", "ok", f"{gpu.name}, driver {gpu.driver}")
+
+
+def _cupy() -> Finding:
+    import importlib.metadata
+
+    found = [d.metadata["Name"] for d in importlib.metadata.distributions() if (d.metadata["Name"] or "").startswith("cupy")]
+    if not found:
+        return Finding("cupy", "missing", "the GPU kernels need it: pip install -e .[gpu]")
+    return Finding("cupy", "ok", f"{found[0]} {importlib.metadata.version(found[0])}")
+
+
+def _rooms() -> list[Finding]:
+    """The rooms have common names; another package of the same name must not stand in front of them."""
+    import importlib.util
+
+    findings = []
+    for room in ROOMS:
+        spec = importlib.util.find_spec(room)
+        place = Path(spec.origin) if spec and spec.origin else None
+        if place is None or not place.is_relative_to(ROOT):
+            cure = f"uninstall the package of that name, or run from {ROOT.name}/"
+            findings.append(Finding(f"import {room}", "broken", f"finds {place}, not this checkout; {cure}"))
+    return findings or [Finding("imports", "ok", "the rooms resolve inside the checkout")]
+
+
+def _manifests() -> Finding:
+    try:
+        manifests = load_manifests()
+    except ManifestError as error:
+        return Finding("manifests", "broken", str(error))
+    return Finding("manifests", "ok", f"{len(manifests.entries)} rows of {len({e.source for e in manifests.entries.values()})} sources")
+
+
+def _store() -> Finding:
+    stored = read_runs(DEFAULT_STORE)
+    if stored.problems:
+        return Finding("records", "warning", "; ".join(stored.problems))
+    return Finding("records", "ok", f"{len(stored.runs)} runs")
+
+
+def _disk() -> Finding:
+    home = home_folder()
+    place = next(path for path in (home, *home.parents) if path.exists())
+    free_gib = shutil.disk_usage(place).free / 2**30
+    state = "ok" if free_gib >= FREE_GIB else "warning"
+    return Finding("disk", state, f"{free_gib:.0f} GiB free where weights and made data are kept")
+
+
+def _checkout(commit: str | None, dirty: bool | None) -> Finding:
+    if commit is None:
+        return Finding("commit", "warning", "no git checkout: records cannot say which code made them")
+    return Finding("commit", "warning" if dirty else "ok", f"{commit[:10]}{' with changes: records will say so' if dirty else ''}")

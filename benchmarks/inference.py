@@ -1,0 +1,117 @@
+"""Inference time by phase: decode, resize, copy, forward, post-processing, copy back; real images, the row's own pre-processing."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from zoo.data.loading import pad_batch
+
+from .spec import BenchmarkSpec, Measurement
+from .statistics import summarise
+from .subject import Subject, autocast, progress
+from .timing import PhaseClock, Repetition, repeat, warm_up
+
+COVERS = {
+    "decode": "reading and decoding the image file",
+    "resize": "resizing, normalising and padding",
+    "copy": "host to device",
+    "forward": "the network up to raw outputs",
+    "postprocess": "selection, NMS, masks pasted, boxes in original pixels",
+    "result_copy": "device to host",
+}
+MODEL = ("forward", "postprocess")
+
+
+@dataclass
+class _Turns:
+    """One batch after another through every phase."""
+
+    subject: Subject
+    spec: BenchmarkSpec
+    clock: PhaseClock
+
+    def __call__(self, indices: list[int]) -> float:
+        """Run a batch and return its model time an image, in milliseconds."""
+        dataset, device, phase, count = self.subject.dataset, self.subject.device, self.clock.phase, len(indices)
+        with phase("decode", count):
+            pixels = [dataset.load_image(index) for index in indices]
+        with phase("resize", count):
+            items = [self.subject.preprocess(image) for image in pixels]
+            images = pad_batch([item.tensor for item in items], self.subject.preprocess.size_divisor)  # (N, 3, H, W)
+            sizes = torch.tensor([item.size for item in items])
+            original_sizes = torch.tensor([item.original_size for item in items])
+        with phase("copy", count):
+            images, sizes, original_sizes = (tensor.to(device) for tensor in (images, sizes, original_sizes))
+        with torch.inference_mode(), autocast(self.spec):
+            with phase("forward", count):
+                raw = self.subject.model(images) if self.subject.is_classifier else self.subject.model.raw(images, sizes)
+            with phase("postprocess", count):
+                found = raw.float().softmax(dim=1) if self.subject.is_classifier else self.subject.model.postprocess(raw, sizes, original_sizes)
+        with phase("result_copy", count):
+            to_host(found)
+        return self.clock.sums_ms(MODEL)[-1]
+
+
+def to_host(found: Any) -> Any:
+    """Class scores (N, K), or the detections of each image, on the CPU."""
+    if isinstance(found, torch.Tensor):
+        return found.cpu()
+    return [type(one)(**{name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in vars(one).items()}) for one in found]
+
+
+def timed_batches(images: int, spec: BenchmarkSpec) -> list[list[int]]:
+    """Indices of the images that are timed: evenly spaced, whole batches only (one smaller batch where there are too few images)."""
+    count = min(images, spec.timed_images)
+    chosen = [place * images // count for place in range(count)]
+    size = min(spec.batch_size, count)
+    return [chosen[start:start + size] for start in range(0, count - size + 1, size)]
+
+
+def measure_inference(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> dict[str, Measurement]:
+    """Time every phase until the median model time is known well enough.
+
+    Args:
+        subject: model in any mode; left in evaluation mode.
+        spec: batch size, images, budgets, precision.
+        heartbeat: called after every batch.
+
+    Returns:
+        decode_ms, resize_ms, copy_ms, forward_ms, postprocess_ms, result_copy_ms, model_ms (forward + post-processing), end_to_end_ms: an image.
+    """
+    subject.model.eval()
+    batches = timed_batches(len(subject.dataset), spec)
+    warming = _Turns(subject, spec, PhaseClock(subject.device))
+
+    def warm_turn() -> float:
+        heartbeat()
+        return warming(batches[0])
+
+    turns, warm = warm_up(warm_turn, spec.warm_up_budget_s)
+    timed = _Turns(subject, spec, PhaseClock(subject.device))
+    with progress(f"{subject.entry.name}: time", len(batches)) as tick:
+        def after() -> None:
+            heartbeat()
+            tick()
+
+        work = [lambda batch=batch: timed(batch) and None for batch in batches]
+        passes, precise = repeat(work, lambda: timed.clock.sums_ms(MODEL), precision=spec.precision, budget_s=spec.time_budget_s, tick=after)
+    how = Repetition(turns, warm, passes, precise).note(spec.precision, spec.time_budget_s)
+    return _measurements(timed.clock, f"{how}; images {images_digest(subject, batches)}", spec)
+
+
+def images_digest(subject: Subject, batches: list[list[int]]) -> str:
+    """A short name for the list of timed images."""
+    ids = [str(subject.dataset.image_id(index)) for batch in batches for index in batch]
+    return f"{len(ids)} of {subject.dataset.name}, list {hashlib.sha256(' '.join(ids).encode()).hexdigest()[:12]}"
+
+
+def _measurements(clock: PhaseClock, note: str, spec: BenchmarkSpec) -> dict[str, Measurement]:
+    batch = f"batch {spec.batch_size}, an image"
+    found = {f"{name}_ms": summarise(samples, "ms", covers=f"{COVERS[name]}; {batch}") for name, samples in clock.samples_ms.items()}
+    found["model_ms"] = summarise(clock.sums_ms(MODEL), "ms", covers=f"forward + post-processing; {batch}", note=note)
+    found["end_to_end_ms"] = summarise(clock.sums_ms(list(COVERS)), "ms", covers=f"file to results on the host, phases one after another; {batch}")
+    return found

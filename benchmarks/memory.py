@@ -1,0 +1,109 @@
+"""Peak memory of a block: torch's allocated and reserved and NVML's process figure on a GPU, the resident set on a CPU."""
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .spec import Measurement
+from .telemetry import PERIOD_S, Gpu
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+@dataclass
+class PeakMemory:
+    """What a `peak_memory` block found: metric name without its prefix (allocated, reserved, process, resident) -> MiB and how it was read."""
+
+    mib: dict[str, float] = field(default_factory=dict)
+    how: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def measurement(self, name: str, what: str) -> Measurement:
+        """One of the peaks; `what` says what ran."""
+        return Measurement(value=self.mib[name], unit="MiB", statistic="peak", covers=f"{self.how[name]}; {what}")
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
+    """Find the peak memory of a block; on a GPU what was cached before is given back first."""
+    peak = PeakMemory()
+    if device.type == "cuda":
+        with _gpu_peak(device, peak):
+            yield peak
+    else:
+        for name in ("allocated", "reserved", "process"):
+            peak.absent[name] = "measured on a CPU, where there is no GPU memory"
+        with _resident_peak(peak):
+            yield peak
+
+
+@contextmanager
+def _gpu_peak(device: torch.device, peak: PeakMemory) -> Iterator[None]:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        read = Gpu().sample
+    except RuntimeError as error:
+        read, peak.absent["process"] = None, str(error)
+    seen: list[float] = []
+    with _sampled(lambda: seen.append(read().get("process_memory_mib", 0.0)) if read else None):
+        yield
+        torch.cuda.synchronize(device)
+    peak.mib = {"allocated": torch.cuda.max_memory_allocated(device) / 2**20, "reserved": torch.cuda.max_memory_reserved(device) / 2**20}
+    peak.how = {"allocated": "torch's peak of allocated GPU memory", "reserved": "torch's peak of reserved GPU memory"}
+    if any(seen):
+        peak.mib["process"], peak.how["process"] = max(seen), f"the process's GPU memory as NVML sees it, highest of {len(seen)} readings"
+    elif read:
+        peak.absent["process"] = "NVML does not tell this process's memory (usual inside containers)"
+
+
+@contextmanager
+def _resident_peak(peak: PeakMemory) -> Iterator[None]:
+    """Linux keeps a high-water mark that can be reset; elsewhere the resident set is read again and again."""
+    if _reset_high_water():
+        yield
+        peak.mib["resident"], peak.how["resident"] = _high_water_mib(), "peak resident set of the process on a CPU (Linux's high-water mark)"
+        return
+    import psutil
+
+    process, seen = psutil.Process(), [0.0]
+    with _sampled(lambda: seen.append(process.memory_info().rss / 2**20)):
+        yield
+        seen.append(process.memory_info().rss / 2**20)
+    peak.mib["resident"], peak.how["resident"] = max(seen), f"peak resident set of the process on a CPU, highest of {len(seen) - 1} readings"
+
+
+def _reset_high_water() -> bool:
+    try:
+        _CLEAR.write_text("5")
+        return "VmHWM" in _STATUS.read_text()
+    except OSError:
+        return False
+
+
+def _high_water_mib() -> float:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+@contextmanager
+def _sampled(read) -> Iterator[None]:  # noqa: ANN001 - a callable without arguments
+    """Call `read` every few milliseconds in a thread until the block ends."""
+    done = threading.Event()
+
+    def sample() -> None:
+        while not done.wait(PERIOD_S / 5):
+            read()
+
+    thread = threading.Thread(target=sample, name="memory", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

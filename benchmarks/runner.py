@@ -1,0 +1,199 @@
+"""One row, one specification, one run: every group of metrics in turn; a failure is a run too."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from zoo.manifest import load_manifests
+
+from .isolation import BEAT, Outcome, Report, failure, run_isolated
+from .spec import METRIC_GROUPS, BenchmarkSpec, Measurement, Run, WeightsIdentity
+from .store import new_id
+from .subject import Sources, Subject, identify_data, open_data, prepare, training_data
+from .telemetry import watching
+
+BEAT_S = 1.0  # seconds between signs of life
+
+
+@dataclass
+class Draft:
+    """A run as it grows: what the work reports is laid in, so that nothing is lost when it fails."""
+
+    row: str
+    spec: BenchmarkSpec
+    id: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    clock: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.id = self.id or new_id(self.row, self.started)
+
+    def add(self, report: dict[str, Any]) -> None:
+        """Lay a report in: mappings are merged, lists are joined, anything else replaces what was there."""
+        for name, value in report.items():
+            old = self.fields.get(name)
+            self.fields[name] = {**old, **value} if isinstance(old, dict) else [*old, *value] if isinstance(old, list) else value
+
+    def finish(self, outcome: Outcome, status: Literal["finished", "failed", "interrupted"] | None = None) -> Run:
+        """The run, as it stands."""
+        finished = outcome.status == "finished"
+        stage = None if finished else self.fields.get("stage")
+        fields = {name: value for name, value in self.fields.items() if name != "stage"}
+        return Run(id=self.id, row=self.row, status=status or outcome.status, stage=stage, reason=outcome.reason, traceback=outcome.traceback,
+                   started=self.started.isoformat(timespec="seconds"), duration_s=time.monotonic() - self.clock, spec=self.spec, **fields)
+
+
+def run_row(row: str, spec: BenchmarkSpec, sources: Sources, weights: tuple[WeightsIdentity, str], folder: Path, *, isolate: bool = True,
+            stall_s: float | None = None, limit_s: float | None = None, work: Callable[..., None] | None = None) -> Run:
+    """Measure one row.
+
+    Args:
+        row: its name.
+        spec: what and how.
+        sources: where the data is.
+        weights: their identity, and what `build_model` takes.
+        folder: where files that belong to the run are kept.
+        isolate: in a process of its own, so that a crash or an exhausted memory ends that process only.
+        stall_s, limit_s: see `run_isolated`; without isolation there is no limit.
+        work: what measures; `measure` unless a test plants a fault.
+
+    Returns:
+        The run, finished or failed; Ctrl-C gives a run marked interrupted inside the exception `Interrupted`.
+    """
+    draft = Draft(row, spec)
+    draft.add({"weights": weights[0], "stage": "starting"})
+    arguments = (row, spec, sources, weights[1], folder / draft.id)
+    try:
+        if isolate:
+            return draft.finish(run_isolated(work or measure, arguments, draft.add, stall_s=stall_s, limit_s=limit_s))
+        return draft.finish(_in_process(work or measure, arguments, draft))
+    except KeyboardInterrupt:
+        raise Interrupted(draft.finish(Outcome("failed", "stopped by Ctrl-C"), "interrupted")) from None
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run; `run` holds what had been measured by then."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__("stopped by Ctrl-C")
+        self.run = run
+
+
+def _in_process(work: Callable[..., None], arguments: tuple[Any, ...], draft: Draft) -> Outcome:
+    def report(value: Any) -> None:
+        if value != BEAT:
+            draft.add(value)
+
+    try:
+        work(*arguments, report)
+    except Exception as error:  # whatever goes wrong with one model is told in its record and ends that model only
+        return failure(error)
+    return Outcome("finished")
+
+
+def measure(row: str, spec: BenchmarkSpec, sources: Sources, weights: str, folder: Path, report: Report) -> None:
+    """Prepare a row and measure every group of the specification, reporting each thing as soon as it is known.
+
+    Args:
+        row, spec, sources, folder: see `run_row`.
+        weights: what `build_model` takes.
+        report: gets mappings of fields of `Run`, and `stage`.
+    """
+    from .environment import collect_environment
+
+    entry = load_manifests().entry(row)
+    report({"stage": "describing the machine"})
+    report({"environment": collect_environment(spec.device)})
+    report({"stage": "opening the data"})
+    dataset = open_data(entry, sources.data, spec.images)
+    report({"data": identify_data(dataset), "stage": "building the model"})
+    subject = prepare(entry, spec, dataset, weights)
+    report({"measurements": {"parameters_m": count_parameters(subject)}})
+    measure_groups(subject, spec, sources, folder, report)
+
+
+def count_parameters(subject: Subject) -> Measurement:
+    """Millions of parameters; buffers (frozen norms, anchors) are not counted."""
+    value = sum(parameter.numel() for parameter in subject.model.parameters()) / 1e6
+    return Measurement(value=value, unit="M", covers="parameters of the whole model; buffers are not counted")
+
+
+def measure_groups(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report) -> None:
+    """Measure the groups of a specification in their fixed order; training comes last, because it changes the weights."""
+    beat = _beating(report)
+    for group in METRIC_GROUPS:
+        if group in spec.groups and not (group == "epoch" and "memory" in spec.groups):
+            training = group in ("memory", "epoch")
+            report({"stage": "training" if training else {"inference": "timing", "ap": "detecting", "top1": "classifying"}[group]})
+            with _watched("training" if training else group, spec.device, report):
+                _GROUPS[group](subject, spec, sources, folder, report, beat)
+
+
+@contextmanager
+def _watched(group: str, device: str, report: Report):  # noqa: ANN202 - a context manager
+    with watching(device) as watch:
+        yield
+    report({"telemetry": {group: watch.result}})
+
+
+def _beating(report: Report) -> Callable[[], None]:
+    """A heartbeat that reports at most once a second."""
+    last = [time.monotonic()]
+
+    def beat() -> None:
+        if time.monotonic() - last[0] >= BEAT_S:
+            last[0] = time.monotonic()
+            report(BEAT)
+
+    return beat
+
+
+def _inference(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
+    from .inference import measure_inference
+
+    report({"measurements": measure_inference(subject, spec, beat)})
+
+
+def _ap(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
+    from .detection import measure_accuracy
+
+    if subject.is_classifier:
+        report({"absent": {"box_ap": "a classifier gives no boxes"}})
+        return
+    measurements, absent, files = measure_accuracy(subject, spec, folder, beat)
+    report({"measurements": measurements, "absent": absent, "files": files})
+
+
+def _top1(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
+    from .detection import measure_top_k
+
+    if not subject.is_classifier:
+        report({"absent": {"top1": "a detector gives no class of the whole image"}})
+        return
+    report({"measurements": measure_top_k(subject, spec, beat)})
+
+
+def _training(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
+    """Memory and epoch time come from the same steps; only what was asked for is kept."""
+    from .training import measure_training
+
+    names = {"memory": ("train_memory_allocated_mib", "resident_memory_mib"), "epoch": ("epoch_time_s",)}
+    if subject.is_classifier:
+        report({"absent": {name: "training of classifiers is not measured" for group in spec.groups for name in names.get(group, ())}})
+        return
+    dataset, note = training_data(subject.entry, sources)
+    measurements, absent = measure_training(subject, dataset, note, spec, beat)
+    if "memory" not in spec.groups:
+        measurements, absent = {name: m for name, m in measurements.items() if "memory" not in name}, {}
+    if "epoch" not in spec.groups:
+        measurements.pop("epoch_time_s")
+    report({"measurements": measurements, "absent": absent})
+
+
+_GROUPS: dict[str, Callable[..., None]] = {"inference": _inference, "ap": _ap, "top1": _top1, "memory": _training, "epoch": _training}

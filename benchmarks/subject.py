@@ -1,0 +1,233 @@
+"""What is measured: a row's model with its weights, its own pre-processing, and the data."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.data.base import Dataset
+from zoo.data.datasets import open_dataset
+from zoo.errors import CheckpointError, ManifestError
+from zoo.home import home_folder
+from zoo.manifest import DatasetSpec, ModelEntry, load_manifests
+
+from .spec import BenchmarkSpec, DataIdentity, WeightsIdentity
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from zoo.data.transforms import Preprocess
+
+STAND_IN = "stand-in:"
+RANDOM_DIGEST = "seed:0"  # the seed that build_model draws random weights from
+BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where data and weights come from, as given on the command line.
+
+    data, train_data: forms of `open_dataset`; train_data None: the training split beside `data`, or `data` itself.
+    weights: "random", "published", "stand-in:FOLDER" of a recorded reference, or a file.
+    """
+
+    data: str
+    weights: str = "random"
+    train_data: str | None = None
+
+
+@dataclass
+class Subject:
+    """A model ready to be measured."""
+
+    entry: ModelEntry
+    model: nn.Module
+    preprocess: Preprocess
+    device: torch.device
+    dataset: Dataset | None = None
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the model gives one label an image."""
+        return self.entry.task == "classification"
+
+    @property
+    def inclusive(self) -> bool:
+        """Whether x2 and y2 of its boxes are the last pixels inside: the "+1" of the row's conventions."""
+        return inclusive_boxes(self.entry)
+
+
+def open_data(entry: ModelEntry, argument: str, images: int | None = None) -> Dataset:
+    """The dataset in the order of the row's labels.
+
+    Args:
+        entry: its classes must be those of the data.
+        argument: a form of `open_dataset`.
+        images: keep the first so many only.
+
+    Raises:
+        DatasetError: the form is unknown, files are missing or malformed, or the classes are not the row's.
+    """
+    spec = load_manifests().datasets[entry.dataset]
+    classes = entry.classes if spec.layout == "imagenet" else spec.classes or None
+    keypoints = entry.detector is not None and "keypoint" in entry.detector.name
+    return open_dataset(argument, classes=classes, keypoints=keypoints, images=images)
+
+
+def inclusive_boxes(entry: ModelEntry) -> bool:
+    """Whether a row's boxes end at the last pixel inside; families without that convention (SSD) end at the far edge."""
+    import inspect
+
+    import zoo.build  # noqa: F401 - fills the registry
+    from zoo.conventions import BoxConventions
+    from zoo.registry import DETECTORS
+
+    if entry.detector is None or entry.conventions is None or "boxes" not in inspect.signature(DETECTORS[entry.detector.name]).parameters:
+        return False
+    return (entry.conventions.boxes or BoxConventions()).offset == 1.0
+
+
+def identify_data(dataset: Dataset) -> DataIdentity:
+    """Name and digest of a dataset: image ids, sizes of image files, boxes and labels of the images used."""
+    digest = hashlib.sha256(repr(dataset.classes).encode())
+    for index in range(len(dataset)):
+        truth = dataset.target(index)
+        path = dataset.image_path(index)
+        size = path.stat().st_size if path.is_file() else -1  # a missing image is an error when it is read, not here
+        digest.update(f"{dataset.image_id(index)} {size} ".encode() + truth.boxes_xywh.tobytes() + truth.labels.tobytes())
+    return DataIdentity(name=dataset.name, digest=digest.hexdigest(), images=len(dataset), images_of_split=dataset.full_size,
+                        made_up=dataset.name.startswith("shapes"))
+
+
+def identify_weights(entry: ModelEntry, argument: str) -> tuple[WeightsIdentity, str]:
+    """Which weights an argument means, and what `build_model` takes for them; published files are fetched where they are not here.
+
+    Raises:
+        DownloadError: the published file cannot be had.
+        CheckpointError: the file, or the description of a stand-in, is not there.
+        ManifestError: the row has no published weights.
+    """
+    if argument == "random":
+        return WeightsIdentity(kind="random", digest=RANDOM_DIGEST, note="initial values, never trained"), "random"
+    if argument == "published":
+        return _published(entry)
+    if argument.startswith(STAND_IN):
+        return _stand_in(Path(argument.removeprefix(STAND_IN)))
+    path = Path(argument).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; --weights takes random, published, {STAND_IN}FOLDER, or a checkpoint's path")
+    return WeightsIdentity(kind="file", digest=file_digest(path), file=path.name), str(path)
+
+
+def _published(entry: ModelEntry) -> tuple[WeightsIdentity, str]:
+    from zoo.weights.fetch import fetch_weights
+
+    spec = next((spec for spec in entry.weights if spec.role == "trained" and spec.holds != "results"), None)
+    if spec is None:
+        raise ManifestError(f"manifests/{entry.source}.toml: row {entry.name} publishes no weights; use --weights random or a file of your own")
+    found = fetch_weights(spec, entry.name)
+    return WeightsIdentity(kind="published", digest=found.sha256, file=found.path.name), "published"
+
+
+def _stand_in(folder: Path) -> tuple[WeightsIdentity, str]:
+    from zoo.parity.standin import CHECKPOINT_FILE, write_standin_checkpoint
+
+    description = folder.expanduser() / CHECKPOINT_FILE
+    if not description.is_file():
+        raise CheckpointError(f"{description}: no such file; {STAND_IN}FOLDER wants a folder of recorded outputs that describes a checkpoint")
+    digest = file_digest(description)
+    path = home_folder() / "stand-in" / f"{folder.name}-{digest[:12]}.pth"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_standin_checkpoint(folder.expanduser(), path)
+    return WeightsIdentity(kind="stand-in", digest=digest, file=path.name, note="filled from tensor names; the digest is that of the description"), str(path)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def training_data(entry: ModelEntry, sources: Sources) -> tuple[Dataset, str]:
+    """The images to train on, and a word on which they are; the evaluation images where there is no training split."""
+    if sources.train_data is not None:
+        dataset = open_data(entry, sources.train_data)
+        return dataset, f"training images {dataset.name}"
+    kind, _, rest = sources.data.partition(":")
+    beside = {"shapes": "shapes:train", "coco": f"coco:{_folder(rest)}:train2017", "voc": f"voc:{rest.rpartition(':')[0]}:trainval"}.get(kind, sources.data)
+    from zoo.errors import DatasetError
+
+    try:
+        dataset = open_data(entry, beside)
+    except DatasetError:
+        dataset = open_data(entry, sources.data)
+        return dataset, f"training images {dataset.name}, because no training split lies beside it: for memory and time only"
+    return dataset, f"training images {dataset.name}"
+
+
+def _folder(rest: str) -> str:
+    """DIR of "DIR" or "DIR:SPLIT"."""
+    return rest if Path(rest).expanduser().is_dir() or ":" not in rest else rest.rpartition(":")[0]
+
+
+def images_in_epoch(entry: ModelEntry, dataset: Dataset) -> tuple[int, str]:
+    """How many images an epoch of the row's training has, and whose count that is: the row's dataset's, unless the data is of another kind."""
+    spec: DatasetSpec = load_manifests().datasets[entry.dataset]
+    if entry.train_split and entry.train_split in spec.splits and not dataset.name.startswith("shapes"):
+        return spec.splits[entry.train_split], f"{spec.title} {entry.train_split}"
+    return dataset.full_size, dataset.name
+
+
+def prepare(entry: ModelEntry, spec: BenchmarkSpec, dataset: Dataset, weights: str) -> Subject:
+    """Build the model on its device.
+
+    Args:
+        entry: a row with conventions.
+        spec: device, seed.
+        dataset: what is measured on.
+        weights: what `build_model` takes.
+    """
+    import torch
+
+    torch.manual_seed(spec.seed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.tf32
+    subject = build_subject(entry, weights, spec.device)
+    subject.dataset = dataset
+    return subject
+
+
+def build_subject(entry: ModelEntry, weights: str, device: str) -> Subject:
+    """A row's model on a device ("cpu" or "cuda") with its pre-processing, without data; `weights` is what `build_model` takes."""
+    import torch
+
+    from zoo.build import build_model
+    from zoo.data.transforms import Preprocess
+
+    if entry.conventions is None:
+        raise ManifestError(f"manifests/{entry.source}.toml: row {entry.name} has no conventions, so nobody knows its pre-processing")
+    model = build_model(entry.name, weights=weights, device=device)
+    return Subject(entry, model, Preprocess.from_conventions(entry.conventions.image), torch.device(device))
+
+
+def autocast(spec: BenchmarkSpec) -> AbstractContextManager:
+    """Automatic mixed precision in the specification's type; nothing for float32."""
+    import torch
+
+    return nullcontext() if spec.dtype == "float32" else torch.autocast(spec.device, getattr(torch, spec.dtype))
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr that appears after two seconds; the block gets a function that moves it by one."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=title, delay=2, leave=False, dynamic_ncols=True) as bar:
+        yield lambda: bar.update(1) and None

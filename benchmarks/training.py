@@ -1,0 +1,116 @@
+"""Training memory and time: real steps (data, forward, backward, update) by the row's own schedule, scaled to an epoch."""
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from zoo.data.base import Dataset
+from zoo.data.loading import TrainingBatches
+from zoo.data.targets import TargetRules
+from zoo.errors import ManifestError
+from zoo.manifest import Schedule, load_manifests
+from zoo.training.loop import endless, train_steps
+from zoo.training.recipe import build_optimizer
+
+from .memory import peak_memory
+from .spec import BenchmarkSpec, Measurement
+from .statistics import mean_interval, summarise
+from .subject import Subject, images_in_epoch, progress
+from .timing import synchronise
+
+MIN_VISIBLE_KEYPOINTS = 10  # of an image that keypoint training uses, in every source
+
+
+def schedule_of(subject: Subject) -> Schedule:
+    """The row's training schedule; raises ManifestError where it names none."""
+    name = subject.entry.schedule
+    if name is None:
+        raise ManifestError(f"manifests/{subject.entry.source}.toml: row {subject.entry.name} names no schedule, so nobody knows its training")
+    return load_manifests().schedules[name]
+
+
+def target_rules(subject: Subject) -> TargetRules:
+    """Which objects the row trains on."""
+    return TargetRules(inclusive=subject.inclusive, min_visible_keypoints=MIN_VISIBLE_KEYPOINTS if subject.dataset.keypoint_names else 0)
+
+
+def batches_of(subject: Subject, dataset: Dataset, spec: BenchmarkSpec, schedule: Schedule) -> Iterator[Any]:
+    """Endless training batches, loaded as in training."""
+    batches = TrainingBatches(dataset, subject.preprocess, target_rules(subject), images_per_batch=spec.train_images_per_step, seed=spec.seed,
+                              short_sides=schedule.short_sides, workers=spec.workers, pin_memory=subject.device.type == "cuda")
+    return endless(batches)
+
+
+def measure_training(subject: Subject, dataset: Dataset, note: str, spec: BenchmarkSpec,
+                     heartbeat: Callable[[], None] = lambda: None) -> tuple[dict[str, Measurement], dict[str, str]]:
+    """Peak memory, step time and epoch time of training; the model's weights change.
+
+    Args:
+        subject: model on its device.
+        dataset: images to train on; note: which they are, for the record.
+        spec: images a step, steps, budget, workers, precision.
+        heartbeat: called after every step.
+
+    Returns:
+        train_memory_*_mib or resident_memory_mib, train_step_ms, epoch_time_s; metrics without value, with the reason.
+
+    Raises:
+        FloatingPointError: no step had a finite loss.
+    """
+    schedule, model = schedule_of(subject), subject.model.train()
+    optimizer = build_optimizer(model, schedule)
+    amp = None if spec.dtype == "float32" else getattr(torch, spec.dtype)
+    steps = train_steps(model, batches_of(subject, dataset, spec, schedule), optimizer, schedule, iterations=spec.train_warm_up_steps + spec.train_steps,
+                        iterations_per_epoch=max(1, len(dataset) // spec.train_images_per_step), amp_dtype=amp, on_nonfinite="skip")
+    with peak_memory(subject.device) as peak:
+        seconds, skipped = _timed(steps, subject, spec, heartbeat)
+    if skipped == spec.train_warm_up_steps + len(seconds):
+        raise FloatingPointError(f"no training step of {subject.entry.name} had a finite loss; with random weights take another row, or give weights")
+    what = f"training step of {spec.train_images_per_step} images, {spec.dtype}, {note}"
+    what += f"; {skipped} steps without update, because their loss was not finite" if skipped else ""
+    found = {f"{'' if name == 'resident' else 'train_'}{'resident_memory' if name == 'resident' else 'memory_' + name}_mib": peak.measurement(name, what)
+             for name in peak.mib}
+    absent = {f"train_memory_{name}_mib": why for name, why in peak.absent.items()}
+    found["train_step_ms"] = summarise([s * 1e3 for s in seconds], "ms", covers=f"data loading, forward, backward, update; {what}")
+    found["epoch_time_s"] = epoch_time(seconds, subject, dataset, spec, what)
+    return found, absent
+
+
+def _timed(steps: Iterator[Any], subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]) -> tuple[list[float], int]:
+    """Seconds of each step after the warm-up, and how many of all steps made no update."""
+    skipped, seconds = 0, []
+    for record in itertools.islice(steps, spec.train_warm_up_steps):
+        skipped += record.skipped
+        heartbeat()
+    synchronise(subject.device)
+    with progress(f"{subject.entry.name}: train", spec.train_steps) as tick:
+        end = time.perf_counter() + spec.time_budget_s
+        start = time.perf_counter()
+        for record in steps:
+            synchronise(subject.device)
+            now = time.perf_counter()
+            seconds.append(now - start)
+            skipped += record.skipped
+            tick()
+            heartbeat()
+            if now >= end and len(seconds) >= 2:
+                break
+            start = time.perf_counter()
+    return seconds, skipped
+
+
+def epoch_time(seconds: list[float], subject: Subject, dataset: Dataset, spec: BenchmarkSpec, what: str) -> Measurement:
+    """The mean step time times the steps of an epoch, with the interval of that mean scaled likewise."""
+    images, whose = images_in_epoch(subject.entry, dataset)
+    steps = math.ceil(images / spec.train_images_per_step)
+    interval = mean_interval(seconds)
+    return Measurement(value=fmean(seconds) * steps, unit="s", statistic="mean", n=len(seconds), samples=seconds, extrapolated=steps != len(seconds),
+                       interval=None if interval is None else (max(0.0, interval[0] * steps), interval[1] * steps),
+                       covers=f"one device, data loading included; {what}",
+                       note=f"{len(seconds)} steps measured, scaled to the {steps} steps of {images} images ({whose})")
