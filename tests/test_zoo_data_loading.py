@@ -189,6 +189,26 @@ def test_evaluation_sees_every_image_once_in_order(shapes_folder: Path, workers:
             assert batch.decode_ms[place] > 0 and batch.resize_ms[place] > 0
 
 
+@pytest.mark.parametrize(("order", "value_range"), [("bgr", "0..255"), ("rgb", "0..1")])
+def test_normalising_on_the_device_changes_no_bit(shapes_folder: Path, order: str, value_range: str) -> None:
+    preprocess = Preprocess(order, value_range, (0.3, 0.2, 0.1), (0.9, 0.7, 0.3), ShorterSide(96, 160), size_divisor=32)  # type: ignore[arg-type]
+    dataset = shapes(shapes_folder).subset(5)
+    here = list(evaluation_loader(dataset, preprocess, batch_size=3))
+    there = list(evaluation_loader(dataset, preprocess, batch_size=3, normalise_on_device=True))
+    assert all(batch.images.dtype == torch.uint8 for batch in there)
+    for one, other in zip(here, there, strict=True):
+        moved = other.to("cpu")
+        assert moved.images.dtype == torch.float32 and torch.equal(moved.images, one.images) and torch.equal(moved.to("cpu").images, one.images)
+
+
+def test_only_whole_bytes_are_normalised_on_the_device(shapes_folder: Path) -> None:
+    preprocess = Preprocess(**PLAIN, resize=ShorterSide(96), interpolation="tf1_bilinear")
+    batch = next(iter(evaluation_loader(shapes(shapes_folder), preprocess, normalise_on_device=True)))
+    assert batch.images.dtype == torch.float32
+    with pytest.raises(TypeError, match="tf1_bilinear"):
+        preprocess.resize_only(np.zeros((9, 9, 3), np.uint8))
+
+
 def test_training_batches_depend_on_the_seed_alone(shapes_folder: Path) -> None:
     def first_epoch(seed: int, workers: int, epoch: int = 0) -> list[tuple]:
         batches = TrainingBatches(shapes(shapes_folder), PREPROCESS, TargetRules(), images_per_batch=2, seed=seed, short_sides=[64, 96], workers=workers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch.utils.data import Dataset as TorchDataset
 from ..detectors.base import Target
 from .base import Dataset
 from .samplers import GroupedBatchSampler, aspect_ratios
-from .targets import TargetRules, make_target, trained_images
+from .ssd_augmentation import SSDAugmentation
+from .targets import TargetRules, make_target, trained_images, training_boxes
 from .transforms import Preprocess, PreprocessedImage, ShorterSide
 
 
@@ -23,9 +25,9 @@ from .transforms import Preprocess, PreprocessedImage, ShorterSide
 class EvaluationBatch:
     """Images ready for a detector, and what is needed to bring its boxes back.
 
-    images (N, 3, H, W) float32, zero-padded; sizes, original_sizes (N, 2) int64 height and width; scales (N, 2) float64 x and y
-    factors from original to resized pixels; indices: places in the dataset; decode_ms, resize_ms: time spent on each image, in
-    milliseconds (resize_ms includes normalising).
+    images (N, 3, H, W) float32, zero-padded; uint8 until `to` where the device is to normalise them; sizes, original_sizes (N, 2)
+    int64 height and width; scales (N, 2) float64 x and y factors from original to resized pixels; indices: places in the dataset;
+    decode_ms, resize_ms: time spent on each image, in milliseconds (resize_ms includes normalising done there).
     """
 
     images: Tensor
@@ -35,6 +37,7 @@ class EvaluationBatch:
     indices: list[int]
     decode_ms: list[float]
     resize_ms: list[float]
+    preprocess: Preprocess
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -47,8 +50,9 @@ class EvaluationBatch:
         return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> EvaluationBatch:
-        """The batch on a device; the copy overlaps with other work where memory is pinned."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on a device, normalised; the copy overlaps with other work where memory is pinned."""
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, images=self.preprocess.finish(moved.images, moved.sizes)) if moved.images.dtype == torch.uint8 else moved
 
 
 def pad_batch(tensors: Sequence[Tensor], size_divisor: int = 1) -> Tensor:
@@ -71,8 +75,9 @@ def pad_batch(tensors: Sequence[Tensor], size_divisor: int = 1) -> Tensor:
 
 
 class _EvaluationImages(TorchDataset):
-    def __init__(self, dataset: Dataset, preprocess: Preprocess) -> None:
+    def __init__(self, dataset: Dataset, preprocess: Preprocess, as_bytes: bool) -> None:
         self.dataset, self.preprocess = dataset, preprocess
+        self.prepare = preprocess.resize_only if as_bytes else preprocess
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -81,7 +86,7 @@ class _EvaluationImages(TorchDataset):
         start = time.perf_counter()
         pixels = self.dataset.load_image(index)
         decoded = time.perf_counter()
-        image = self.preprocess(pixels)
+        image = self.prepare(pixels)
         return index, image, (decoded - start) * 1e3, (time.perf_counter() - decoded) * 1e3
 
     def collate(self, items: list[tuple[int, PreprocessedImage, float, float]]) -> EvaluationBatch:
@@ -91,11 +96,12 @@ class _EvaluationImages(TorchDataset):
             sizes=torch.tensor([image.size for image in images]),
             original_sizes=torch.tensor([image.original_size for image in images]),
             scales=torch.tensor([image.scale for image in images], dtype=torch.float64),
-            indices=indices, decode_ms=decode_ms, resize_ms=resize_ms,
+            indices=indices, decode_ms=decode_ms, resize_ms=resize_ms, preprocess=self.preprocess,
         )
 
 
-def evaluation_loader(dataset: Dataset, preprocess: Preprocess, *, batch_size: int = 1, workers: int = 0, pin_memory: bool = False) -> DataLoader:
+def evaluation_loader(dataset: Dataset, preprocess: Preprocess, *, batch_size: int = 1, workers: int = 0, pin_memory: bool = False,
+                      normalise_on_device: bool = False) -> DataLoader:
     """Batches of every image once, in dataset order.
 
     Args:
@@ -104,11 +110,12 @@ def evaluation_loader(dataset: Dataset, preprocess: Preprocess, *, batch_size: i
         batch_size: images a batch; the last may be smaller.
         workers: processes that decode ahead; 0 decodes in this one.
         pin_memory: page-locked batches, for copies to a GPU.
+        normalise_on_device: move bytes and let `EvaluationBatch.to` normalise, where the row's preprocessing allows it; same values.
 
     Returns:
         A DataLoader of `EvaluationBatch`.
     """
-    images = _EvaluationImages(dataset, preprocess)
+    images = _EvaluationImages(dataset, preprocess, normalise_on_device and preprocess.normalises_bytes)
     return DataLoader(images, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory, collate_fn=images.collate,
                       prefetch_factor=4 if workers else None)
 
@@ -125,6 +132,8 @@ class _TrainingImages(TorchDataset):
     def __getitem__(self, index: int) -> tuple[PreprocessedImage, Target]:
         loader = self.loader
         random = np.random.default_rng([loader.seed, self.epoch, index])
+        if loader.augmentation is not None:
+            return self._augmented(loader.augmentation, index, Random(int(random.integers(2**62))))
         flip = random.random() < loader.flip_probability
         preprocess = loader.preprocess
         if loader.short_sides:
@@ -138,6 +147,15 @@ class _TrainingImages(TorchDataset):
         target = make_target(loader.dataset.target(index), image.original_size, image.scale, loader.rules, resized_width=image.size[1],
                              flip=flip, keypoint_names=loader.dataset.keypoint_names)
         return image, target
+
+    def _augmented(self, augmentation: SSDAugmentation, index: int, draw: Random) -> tuple[PreprocessedImage, Target]:
+        dataset = self.loader.dataset
+        pixels, truth = dataset.load_image(index), dataset.target(index)
+        boxes, rows = training_boxes(truth, pixels.shape[:2], self.loader.rules)
+        image, fractions, labels = augmentation(pixels, boxes, truth.labels[rows], draw)
+        height, width = image.size
+        boxes = fractions * np.array([width, height, width, height])
+        return image, Target(torch.from_numpy(boxes.astype(np.float32)), torch.from_numpy(labels))
 
     def collate(self, items: list[tuple[PreprocessedImage, Target]]) -> tuple[Tensor, Tensor, list[Target]]:
         images = [image for image, _ in items]
@@ -156,16 +174,17 @@ class TrainingBatches:
         seed: of order, flips and scales.
         flip_probability: of a horizontal flip.
         short_sides: shorter sides in pixels, one drawn for each image; empty: the row's own.
+        augmentation: SSD's, in place of resize and flip; boxes only.
         workers, pin_memory: as in `evaluation_loader`.
         rank, world_size: this process's share.
     """
 
     def __init__(self, dataset: Dataset, preprocess: Preprocess, rules: TargetRules, *, images_per_batch: int, seed: int = 0,
-                 flip_probability: float = 0.5, short_sides: Sequence[int] = (), workers: int = 0, pin_memory: bool = False,
-                 rank: int = 0, world_size: int = 1) -> None:
+                 flip_probability: float = 0.5, short_sides: Sequence[int] = (), augmentation: SSDAugmentation | None = None, workers: int = 0,
+                 pin_memory: bool = False, rank: int = 0, world_size: int = 1) -> None:
         if short_sides and not isinstance(preprocess.resize, ShorterSide):
             raise ValueError(f"short_sides need a shorter-side resize, this row has {preprocess.resize}")
-        self.dataset, self.preprocess, self.rules, self.seed = dataset, preprocess, rules, seed
+        self.dataset, self.preprocess, self.rules, self.seed, self.augmentation = dataset, preprocess, rules, seed, augmentation
         self.images_per_batch, self.flip_probability, self.short_sides = images_per_batch, flip_probability, list(short_sides)
         self.workers, self.pin_memory, self.rank, self.world_size = workers, pin_memory, rank, world_size
         self.indices = trained_images(dataset, rules)

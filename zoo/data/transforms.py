@@ -157,34 +157,97 @@ class Preprocess:
 
     def __call__(self, image: np.ndarray) -> PreprocessedImage:
         """Preprocess one image (H, W, 3) uint8 RGB."""
+        pixels, plan = self._resized(image)
+        planes = _planes(pixels)
+        out = np.empty((3, *pixels.shape[:2]), np.float32)
+        for channel, source in enumerate(self._order):
+            out[channel] = planes[source] if self.normalise_first else self._normalise_plane(planes[source], channel)
+        return _preprocessed(out, image, plan)
+
+    def resize_only(self, image: np.ndarray) -> PreprocessedImage:
+        """The same without mean and std, as uint8: a quarter of the bytes to move; `finish` does the rest where the batch is used.
+
+        Raises:
+            TypeError: the source normalises before resizing, or resizes to fractions of a byte.
+        """
+        if not self.normalises_bytes:
+            raise TypeError(f"pixels are not whole bytes after resizing with {self.interpolation}, normalise_first {self.normalise_first}")
+        pixels, plan = self._resized(image)
+        planes = _planes(pixels)
+        out = np.empty((3, *pixels.shape[:2]), np.uint8)
+        for channel, source in enumerate(self._order):
+            out[channel] = planes[source]
+        return _preprocessed(out, image, plan)
+
+    def finish(self, images: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        """Mean and std for a padded batch of `resize_only` images, on its own device; equal bit for bit to what `__call__` gives.
+
+        Args:
+            images: (N, 3, H, W) uint8 in channel order.
+            sizes: (N, 2) height and width of each image inside the padding.
+
+        Returns:
+            (N, 3, H, W) float32, zero in the padding.
+        """
         import torch
 
-        height, width = image.shape[:2]
-        plan = self.resize.plan(height, width)
-        if self.channel_order == "bgr":
-            image = image[:, :, ::-1]
-        pixels = resize_pixels(self.normalise(image) if self.normalise_first else image, plan, self.interpolation)
-        if not self.normalise_first:
-            pixels = self.normalise(pixels)
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        return PreprocessedImage(tensor, tuple(tensor.shape[1:]), (height, width), plan.scale)  # type: ignore[arg-type]
+        table = torch.from_numpy(self._table).to(images.device)  # (256, 3)
+        rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
+        sizes = sizes.to(images.device)
+        inside = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])  # (N, H, W)
+        out = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+        for channel in range(3):
+            plane = images[:, channel]
+            out[:, channel] = table[:, channel].contiguous().index_select(0, plane.reshape(-1).int()).view(plane.shape) * inside
+        return out
+
+    @property
+    def normalises_bytes(self) -> bool:
+        """Whether mean and std are applied to whole bytes, which `resize_only` needs."""
+        return not self.normalise_first and self.interpolation != "tf1_bilinear"
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        """For each channel of the network, the channel of the RGB image."""
+        return (2, 1, 0) if self.channel_order == "bgr" else (0, 1, 2)
 
     @cached_property
     def _table(self) -> np.ndarray:
-        """(256, 3) float32: what each byte of each channel becomes."""
-        return self._normalised(np.repeat(np.arange(256, dtype=np.float64)[:, None], 3, axis=1))
+        """(256, 3) float32: what each byte becomes in each channel of the network."""
+        return np.stack([self._normalised(np.arange(256, dtype=np.float64), channel) for channel in range(3)], axis=1)
 
-    def _normalised(self, values: np.ndarray) -> np.ndarray:
+    def _normalised(self, values: np.ndarray, channel: int) -> np.ndarray:
         factor, offset = _RANGE[self.value_range]
-        return ((values * factor + offset - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
+        return ((values * factor + offset - self.mean[channel]) / self.std[channel]).astype(np.float32)
 
-    def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """Value range, mean and std: (H, W, 3) uint8 or float32 in channel order -> float32."""
+    def _normalise_plane(self, plane: np.ndarray, channel: int) -> np.ndarray:
         import cv2
 
-        if pixels.dtype != np.uint8:
-            return self._normalised(pixels.astype(np.float64))
-        return cv2.LUT(np.ascontiguousarray(pixels), self._table[:, None, :].reshape(1, 256, 3))
+        if plane.dtype != np.uint8:
+            return self._normalised(plane.astype(np.float64), channel)
+        return cv2.LUT(plane, np.ascontiguousarray(self._table[:, channel])[None])
+
+    def _resized(self, image: np.ndarray) -> tuple[np.ndarray, ResizePlan]:
+        """Resized pixels in RGB order: float32 and normalised already where the source does that first."""
+        import cv2
+
+        plan = self.resize.plan(*image.shape[:2])
+        if self.normalise_first:
+            image = cv2.LUT(np.ascontiguousarray(image), np.ascontiguousarray(self._table[:, self._order])[None])
+        return resize_pixels(image, plan, self.interpolation), plan
+
+
+def _planes(pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The three channels as (H, W) arrays of their own."""
+    import cv2
+
+    return cv2.split(np.ascontiguousarray(pixels))
+
+
+def _preprocessed(channels: np.ndarray, image: np.ndarray, plan: ResizePlan) -> PreprocessedImage:
+    import torch
+
+    return PreprocessedImage(torch.from_numpy(channels), channels.shape[1:], image.shape[:2], plan.scale)  # type: ignore[arg-type]
 
 
 def _resize_rule(image: ImageConventions) -> Resize:
