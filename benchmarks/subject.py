@@ -79,13 +79,15 @@ def open_data(entry: ModelEntry, argument: str, images: int | None = None) -> Da
 
 
 def inclusive_boxes(entry: ModelEntry) -> bool:
-    """Whether a row's boxes end at the last pixel inside; families without that convention (SSD) end at the far edge."""
+    """Whether a row's boxes end at the last pixel inside: as its training boxes do, else by the offset of its box arithmetic."""
     import inspect
 
     import zoo.build  # noqa: F401 - fills the registry
     from zoo.conventions import BoxConventions
     from zoo.registry import DETECTORS
 
+    if entry.conventions is not None and entry.conventions.targets is not None:
+        return entry.conventions.targets.inclusive
     if entry.detector is None or entry.conventions is None or "boxes" not in inspect.signature(DETECTORS[entry.detector.name]).parameters:
         return False
     return (entry.conventions.boxes or BoxConventions()).offset == 1.0

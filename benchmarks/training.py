@@ -12,6 +12,7 @@ import torch
 
 from zoo.data.base import Dataset
 from zoo.data.loading import TrainingBatches
+from zoo.data.ssd_augmentation import SSDAugmentation
 from zoo.data.targets import TargetRules
 from zoo.errors import ManifestError
 from zoo.manifest import Schedule, load_manifests
@@ -37,13 +38,23 @@ def schedule_of(subject: Subject) -> Schedule:
 
 def target_rules(subject: Subject) -> TargetRules:
     """Which objects the row trains on."""
-    return TargetRules(inclusive=subject.inclusive, min_visible_keypoints=MIN_VISIBLE_KEYPOINTS if subject.dataset.keypoint_names else 0)
+    keypoints = MIN_VISIBLE_KEYPOINTS if subject.dataset.keypoint_names else 0
+    if subject.entry.conventions is not None and subject.entry.conventions.targets is not None:
+        return TargetRules.from_conventions(subject.entry.conventions.targets, min_visible_keypoints=keypoints)
+    return TargetRules(inclusive=subject.inclusive, min_visible_keypoints=keypoints)
+
+
+def augmentation(subject: Subject) -> SSDAugmentation | None:
+    """SSD's augmentation where the row's conventions ask for it; none: a flip."""
+    targets = subject.entry.conventions.targets if subject.entry.conventions is not None else None
+    return SSDAugmentation(subject.preprocess) if targets is not None and targets.augmentation == "ssd" else None
 
 
 def batches_of(subject: Subject, dataset: Dataset, spec: BenchmarkSpec, schedule: Schedule) -> Iterator[Any]:
     """Endless training batches, loaded as in training."""
     batches = TrainingBatches(dataset, subject.preprocess, target_rules(subject), images_per_batch=spec.train_images_per_step, seed=spec.seed,
-                              short_sides=schedule.short_sides, workers=spec.workers, pin_memory=subject.device.type == "cuda")
+                              short_sides=schedule.short_sides, augmentation=augmentation(subject), workers=spec.workers,
+                              pin_memory=subject.device.type == "cuda")
     return endless(batches)
 
 

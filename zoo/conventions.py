@@ -39,7 +39,7 @@ class SSDConventions(Section):
     variances: list[float] = Field([0.1, 0.2], min_length=2, max_length=2, description="of centres and of sides")
     scores: Literal["softmax", "sigmoid"] = Field("softmax", description="over all classes with background, or each class by itself")
     channels: Literal["dense", "coco_ids"] = Field("dense", description="class channels behind background: one a class, or one a COCO category id (90)")
-    background_filter: float | None = Field(None, description="a prior whose best class is background at this probability or more is left out; none: no prior is")
+    background_filter: float | None = Field(None, description="priors whose best class is background at this or more are left out; none: no prior is")
     score_threshold: float = Field(ge=0, description="scores must be above it")
     nms_iou: float = Field(gt=0, le=1)
     nms_offset: float = Field(0.0, description="added to widths and heights in NMS; 1.0: the CUDA NMS before December 2019")
@@ -47,6 +47,22 @@ class SSDConventions(Section):
     per_image_keep: int = Field(gt=0, description="detections of an image, and those that tie with the last")
     match_iou: float = Field(0.5, description="IoU from which a prior is trained as an object")
     negatives: int = Field(3, description="background priors trained for each object prior")
+
+
+class TargetConventions(Section):
+    """Which objects and images training uses, and how boxes are written (zoo/data/targets.py), and how images are augmented."""
+
+    inclusive: bool = Field(True, description="x2 is the last pixel inside; otherwise the far edge")
+    extent_from_clipped: bool = Field(False, description="width is laid off from the clipped x1, not from the annotated one")
+    crowd: bool = Field(False, description="crowd regions are trained on as ordinary objects")
+    difficult: bool = Field(True, description="difficult objects are trained on")
+    keep_thin: bool = Field(False, description="boxes with x2 == x1 or y2 == y1 stay")
+    need_area: bool = Field(False, description="objects of annotated area 0 are dropped")
+    whole_pixels: bool = Field(False, description="corners are cut to whole pixels")
+    images: Literal["all", "annotated", "usable"] = Field("annotated", description="images trained on: all, those with an annotation, with a usable box")
+    flip_first: bool = Field(False, description="flip before resizing, not after")
+    max_objects: int | None = Field(None, description="no more than the first so many")
+    augmentation: Literal["flip", "ssd"] = Field("flip", description="flip, half the time; or SSD's crop, colours, expansion, mirror and resize")
 
 
 class BoxConventions(Section):
@@ -180,10 +196,32 @@ class RetinaNetConventions(Section):
     max_detections: int = 100
 
 
+class Views(Section):
+    """Copies of an image for test-time augmentation, beside the image itself."""
+
+    flip: bool = Field(False, description="mirrored, at the image's own scale")
+    scales: list[int] = Field(default_factory=list, description="shorter sides, in pixels")
+    max_size: int = Field(4000, gt=0, description="bound of the longer side at those scales")
+    scale_flip: bool = Field(False, description="each of those mirrored too")
+    aspect_ratios: list[float] = Field(default_factory=list, description="widths as multiples of the image's own")
+    aspect_flip: bool = Field(False, description="each of those mirrored too")
+
+
+class AugmentationConventions(Section):
+    """Test-time augmentation that a row's published numbers were measured with; none of a kind: the image alone."""
+
+    boxes: Views | None = None
+    masks: Views | None = None
+    mask_combine: Literal["soft_avg", "soft_max", "logit_avg"] = "soft_avg"
+    keypoints: Views | None = None
+    keypoint_combine: Literal["mean", "max"] = "mean"
+
+
 class Conventions(Section):
     """One named bundle. A section goes to the detector's parameter of its name; the section named like the detector is spread over its parameters."""
 
     image: ImageConventions
+    targets: TargetConventions | None = None
     boxes: BoxConventions | None = None
     anchors: AnchorConventions | None = None
     rpn: RpnConventions | None = None
@@ -196,3 +234,4 @@ class Conventions(Section):
     keypoint: KeypointConventions | None = None
     retinanet: RetinaNetConventions | None = None
     ssd: SSDConventions | None = None
+    augmentation: AugmentationConventions | None = Field(None, description="of bench.py run --tta")

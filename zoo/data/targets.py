@@ -10,6 +10,7 @@ import numpy as np
 from .base import Dataset, GroundTruth
 
 if TYPE_CHECKING:
+    from ..conventions import TargetConventions
     from ..detectors.base import Target
 
 
@@ -37,6 +38,11 @@ class TargetRules:
     min_visible_keypoints: int = 0
     flip_first: bool = False
     max_objects: int | None = None
+
+    @classmethod
+    def from_conventions(cls, targets: TargetConventions, *, min_visible_keypoints: int = 0) -> TargetRules:
+        """Build from the `targets` section of a row's conventions."""
+        return cls(**targets.model_dump(exclude={"augmentation"}), min_visible_keypoints=min_visible_keypoints)
 
 
 def training_boxes(truth: GroundTruth, size: tuple[int, int], rules: TargetRules) -> tuple[np.ndarray, np.ndarray]:
