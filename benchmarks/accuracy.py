@@ -105,6 +105,9 @@ def evaluate_results_file(path: Path, dataset: Dataset, kind: Kind | None = None
     if isinstance(dataset, VocDataset):
         return _voc_report(dataset, read_voc_results(path if path.is_dir() else path.parent, dataset))
     records, kind = read_results(path, dataset, kind)
+    if kind == "keypoints" and not dataset.keypoint_names:
+        raise DatasetError(f"{path}: holds keypoints, but {dataset.annotation_file or dataset.name} has none to measure against; "
+                           "ask for the person_keypoints annotations (--kind keypoints)")
     return _coco_report(_measurable(dataset), {kind: records})
 
 

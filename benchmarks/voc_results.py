@@ -51,9 +51,9 @@ def read_voc_results(folder: Path, dataset: VocDataset) -> dict[str, list[VocDet
     Raises:
         DatasetError: names file and line: no such file at all, an unknown class or image, a line that is not image, score and box.
     """
-    files = sorted(folder.glob("comp4_det_*_*.txt"))
+    files = sorted(folder.glob(f"comp4_det_{dataset.split}_*.txt"))
     if not files:
-        raise DatasetError(f"{folder}: holds no comp4_det_SPLIT_CLASS.txt file; give the folder that holds one for each class")
+        raise DatasetError(f"{folder}: holds no comp4_det_{dataset.split}_CLASS.txt file; give the folder that holds one for each class")
     known, wanted = set(dataset.all_image_ids), set(dataset.image_ids)
     found: dict[str, list[VocDetection]] = {name: [] for name in dataset.classes}
     for path in files:

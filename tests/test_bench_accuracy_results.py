@@ -131,6 +131,11 @@ def test_stored_results_are_evaluated_by_their_own_kind(name: str) -> None:
     assert report.metrics[f"{prefix}_ap_l"] == pytest.approx(100 * case["stats"]["APl"], abs=1e-7)
 
 
+def test_keypoints_need_keypoint_annotations() -> None:
+    with pytest.raises(DatasetError, match=r"keypoints_perturbed.json: holds keypoints, but .*instances_val2017.json has none.*--kind keypoints"):
+        evaluate_results_file(RECORDED / "keypoints_perturbed.json", recorded_dataset())
+
+
 def test_no_detection_at_all(home: Path, tmp_path: Path) -> None:
     dataset = coco(home)
     write_results(tmp_path / "none.json", [])
@@ -264,7 +269,10 @@ def test_broken_voc_files(tmp_path: Path, line: str, said: str) -> None:
 
 def test_voc_folders_without_results(tmp_path: Path) -> None:
     dataset = open_dataset(f"voc:{voc(tmp_path / 'kit')}:2007:test")
-    with pytest.raises(DatasetError, match="holds no comp4_det_SPLIT_CLASS.txt"):
+    with pytest.raises(DatasetError, match="holds no comp4_det_test_CLASS.txt"):
+        read_voc_results(tmp_path, dataset)  # type: ignore[arg-type]
+    (tmp_path / "comp4_det_val_dog.txt").write_text("")  # another split's
+    with pytest.raises(DatasetError, match="holds no comp4_det_test_CLASS.txt"):
         read_voc_results(tmp_path, dataset)  # type: ignore[arg-type]
     (tmp_path / "comp4_det_test_doge.txt").write_text("")
     with pytest.raises(DatasetError, match="'doge' is no class of voc:2007:test; did you mean 'dog'"):
