@@ -5,12 +5,12 @@ Images are (H, W, 3) uint8 BGR, boxes (R, 4) float64 corners in pixels, labels (
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
 
-from .transforms import FixedSize, Preprocess, PreprocessedImage
+from .transforms import FixedSize, NoResize, Preprocess, PreprocessedImage
 
 MINIMUM_IOUS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, -math.inf)  # None: the image stays; -inf: any crop will do
 CROP_TRIES = 50
@@ -168,14 +168,10 @@ class SSDAugmentation:
         return self._finish(image, image.shape[:2], draw), _fractions(image, boxes), labels
 
     def _finish(self, image: np.ndarray, original_size: tuple[int, int], draw: Random) -> PreprocessedImage:
-        import torch
-
         size = self.preprocess.resize.size  # type: ignore[union-attr] - a FixedSize, as checked
         pixels = random_resize(image, size, draw)
-        if self.preprocess.channel_order == "rgb":
-            pixels = pixels[:, :, ::-1]
-        tensor = torch.from_numpy(np.ascontiguousarray(self.preprocess.normalise(pixels).transpose(2, 0, 1)))
-        return PreprocessedImage(tensor, (size, size), original_size, (size / image.shape[1], size / image.shape[0]))
+        normalised = replace(self.preprocess, resize=NoResize())(pixels[:, :, ::-1])
+        return replace(normalised, original_size=original_size, scale=(size / image.shape[1], size / image.shape[0]))
 
 
 def _fractions(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ from .standin import normal_input
 Outputs = dict[str, "Output | Skip"]
 EXACT, CLOSE = 1e-12, 1e-6
 CUBIC = 1  # place of the interpolation whose rounding differs between versions of OpenCV
-SCORED = "evaluation belongs to the room above the zoo; tests/test_zoo_hardnet_steps.py compares it"
+SCORED = "evaluation belongs to the room above the zoo; tests/test_bench_accuracy_voc.py and test_bench_accuracy_results.py compare it"
 COCO_RULES = TargetRules(extent_from_clipped=True, crowd=True, keep_thin=True, need_area=True, images="all")
 VOC_RULES = TargetRules(keep_thin=True, images="all")
 CODER = PriorCoder()
