@@ -20,7 +20,7 @@ COVERS = {
     "resize": "resizing, normalising and padding",
     "copy": "host to device",
     "forward": "the network up to raw outputs",
-    "postprocess": "selection, NMS, masks pasted, boxes in original pixels",
+    "postprocess": "selection, NMS, mask and keypoint heads on what was selected, masks pasted, boxes in original pixels",
     "result_copy": "device to host",
 }
 MODEL = ("forward", "postprocess")
