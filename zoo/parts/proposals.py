@@ -28,7 +28,7 @@ class ProposalRule:
 
     pre_nms: best anchors of a level that go on; post_nms: kept of a level after NMS; nms_iou, inclusive: of that NMS.
     together: all levels are one list, for the limits and the NMS. min_size: least side, in pixels.
-    collect: best over all levels, None for no such cut (nor sorting); collect_over: "image", or "batch" for one cut over all images.
+    collect: best over all levels, 0 for no such cut (nor sorting); collect_over: "image", or "batch" for one cut over all images.
     collect_order: "score" sorts what is collected, "level" leaves level after level.
     clip_to: "image" (true size), or "batch" (padded size).
     """
@@ -39,7 +39,7 @@ class ProposalRule:
     inclusive: bool = True
     together: bool = False
     min_size: float = 0.0
-    collect: int | None = 1000
+    collect: int = 1000
     collect_over: str = "image"
     collect_order: str = "score"
     clip_to: str = "image"
@@ -87,14 +87,14 @@ def select_proposals(scores: Sequence[Tensor], deltas: Sequence[Tensor], anchors
 
 def _collect(boxes: Tensor, scores: Tensor, image: Tensor, images: int, rule: ProposalRule) -> list[Proposals]:
     """Cut what all levels gave, over each image or over the batch, and split by image."""
-    if rule.collect is not None and rule.collect_over == "batch":
+    if rule.collect and rule.collect_over == "batch":
         best = scores.topk(min(rule.collect, len(scores)), sorted=True).indices
         best = best if rule.collect_order == "score" else best.sort().values
         boxes, scores, image = boxes[best], scores[best], image[best]
     result = []
     for i in range(images):
         rows = torch.nonzero(image == i).squeeze(1)
-        if rule.collect is not None and rule.collect_over == "image":
+        if rule.collect and rule.collect_over == "image":
             best = scores[rows].topk(min(rule.collect, len(rows)), sorted=True).indices
             rows = rows[best if rule.collect_order == "score" else best.sort().values]
         result.append(Proposals(boxes[rows], scores[rows]))

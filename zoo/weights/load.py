@@ -68,7 +68,7 @@ def load_backbone(model: nn.Module, path: Path | str, checkpoint: str, *, row: s
     """
     translation = checkpoint_format(checkpoint).translate(checkpoint_format(checkpoint).read(Path(path)))
     parts: dict[str, str] = getattr(model, "backbone_parts", {"backbone.": "backbone."})
-    moved = Translation(defaults=translation.defaults, dropped=dict(translation.dropped))
+    moved = Translation(defaults=translation.defaults, dropped=dict(translation.dropped), optional=translation.optional)
     for name, array in translation.state.items():
         prefix = max((p for p in parts if name.startswith(p)), key=len, default=None)
         if prefix is None:

@@ -45,7 +45,7 @@ _CONV_OR_PAIR = (
     (r"^(neck\.(?:lateral|output)\.c\d|mask\.convs\.\d)\.(weight|bias)$", r"\1.conv.\2"),
 )
 _ANCHORS = (r"rpn\.anchor_generator\.cell_anchors\.\d+", "anchor boxes, which the configuration fixes")
-_COUNTER = (r".*\.num_batches_tracked", "a counter of training")
+_COUNTER = r".*\.num_batches_tracked"  # of trained batch norms; frozen norms have none, and files of PyTorch 0.4 and older neither
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -67,12 +67,17 @@ def _detector(arrays: dict[str, Any]) -> Translation:
 
 def _vovnet_classifier(arrays: dict[str, Any]) -> Translation:
     rules = (*_VOVNET, (r"^(stem|c\d)\.", r"backbone.\1."), (r"^classifier\.", "fc."))
-    return translate_names(strip_prefix(arrays, "module."), rules, [_COUNTER])
+    return _with_counters(translate_names(strip_prefix(arrays, "module."), rules))
+
+
+def _with_counters(result: Translation) -> Translation:
+    result.defaults, result.optional = _COUNTER, ((_COUNTER, "a counter of training, which frozen norms do not keep"),)
+    return result
 
 
 def _torchvision_classifier(arrays: dict[str, Any]) -> Translation:
     rules = ((r"^(conv1|bn1)\.", r"stem.\1."), *_RESNET, (r"^(stem|c\d)\.", r"backbone.\1."))
-    return translate_names(strip_prefix(arrays, "module."), rules, [_COUNTER])
+    return _with_counters(translate_names(strip_prefix(arrays, "module."), rules))
 
 
 _CAFFE2 = (

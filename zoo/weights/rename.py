@@ -18,13 +18,19 @@ class Translation:
     """A file's tensors under a model's names.
 
     state: model name -> array. origin: model name -> file name. dropped: file name -> why the model needs no such tensor.
-    defaults: regular expression of model names that this kind of file does not hold, and that keep the model's initial value.
+    defaults: regular expression of model names that this kind of file may lack, and that keep the model's initial value then.
+    optional: (regular expression of model names, why a model may do without them); such a tensor of the file is left out then.
     """
 
     state: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     defaults: str | None = None
+    optional: tuple[tuple[str, str], ...] = ()
+
+    def without(self, name: str) -> str | None:
+        """Why a model may do without a tensor of that name; none where it may not."""
+        return next((why for pattern, why in self.optional if re.fullmatch(pattern, name)), None)
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,8 @@ def account(translation: Translation, shapes: Mapping[str, tuple[int, ...]], whe
             wrong.append((name, there, tuple(shapes[name])))
     absent = [name for name in shapes if name not in translation.state]
     defaulted = [name for name in absent if translation.defaults and re.fullmatch(translation.defaults, name)]
-    return LoadReport(
-        where, tuple(matched), tuple(name for name in absent if name not in set(defaulted)),
-        tuple(translation.origin.get(name, name) for name in translation.state if name not in shapes), tuple(wrong), dict(translation.dropped),
-        tuple(defaulted))
+    extra = [name for name in translation.state if name not in shapes]
+    dropped = {translation.origin.get(name, name): why for name in extra if (why := translation.without(name))}
+    unexpected = [file for name in extra if (file := translation.origin.get(name, name)) not in dropped]
+    missing = [name for name in absent if name not in set(defaulted)]
+    return LoadReport(where, tuple(matched), tuple(missing), tuple(unexpected), tuple(wrong), {**translation.dropped, **dropped}, tuple(defaulted))
