@@ -27,6 +27,7 @@ from malicious_files import CANARY, good_tensor, legacy, pickles, storage, tenso
 from zoo.errors import CheckpointError
 from zoo.weights.safe_pickle import load_pickle, read_torch_file
 
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch, about odd files
 EXAMPLES = int(os.environ.get("DETECTION_ZOO_TEST_FUZZ", "1000"))
 LONGEST_S = 30
 FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "socket.connect", "exec", "compile", "pickle.find_class", "ctypes.dlopen",

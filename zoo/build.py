@@ -16,7 +16,7 @@ from .conventions import Conventions
 from .detectors import faster_rcnn, joint_rcnn, keypoint_rcnn, mask_rcnn, retinanet, ssd  # noqa: F401 - likewise the detectors
 from .detectors.base import Detector
 from .errors import CheckpointError, ManifestError
-from .manifest import Component, ModelEntry, load_manifests
+from .manifest import Component, ModelEntry, WeightSpec, load_manifests
 from .parts import fpn, smoothed_fpn  # noqa: F401 - likewise the necks
 from .registry import BACKBONES, DETECTORS, NECKS, Registry, did_you_mean
 
@@ -115,15 +115,22 @@ def own_weights(row: ModelEntry) -> Any:
 
 def load_row_weights(model: nn.Module, row: ModelEntry, weights: str | Path, checkpoint_format: str | None = None) -> None:
     """Load "published" or a file's weights into a row's model; raises CheckpointError."""
-    from .weights.load import load_weights
+    from .weights.load import load_arrays, load_weights
 
     if weights == "published":
         from .weights.cache import WeightCache
+        from .weights.convert import read_arrays
 
         spec = own_weights(row)
-        path = WeightCache().find(spec)
-        if path is None:
-            raise CheckpointError(f"row {row.name}: its weights are not on this machine; fetch them with: python download_weights.py get {row.name}")
-        load_weights(model, path, spec.format, row=row.name)
+        arrays, path = read_arrays(spec, WeightCache(), row.name)
+        load_arrays(model, arrays, spec.format, where=f"{path} ({spec.format}) for row {row.name}")
         return
     load_weights(model, Path(weights), checkpoint_format or own_weights(row).format, row=row.name)
+
+
+def weight_shapes(row: ModelEntry, spec: WeightSpec) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of a row's tensors by name, where the file is the row's own whole model; none for other files, which fit no whole model."""
+    wanted = "detector" if row.detector is not None else "imagenet"
+    if row.published_only is not None or spec.role != "trained" or spec.holds != wanted:
+        return None
+    return {name: tuple(tensor.shape) for name, tensor in build_model(row, device="meta").state_dict(keep_vars=True).items()}

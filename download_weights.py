@@ -1,0 +1,266 @@
+"""Fetch, verify and convert the weights that the manifests name. Data goes to stdout, talk to stderr; exit 0, 1 failed, 2 wrong usage."""
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo.errors import DownloadError, ZooError
+from zoo.manifest import MANIFEST_FOLDER, Manifests, load_manifests, read_manifests
+from zoo.weights.cache import WeightCache
+from zoo.weights.selection import Chosen, choose, paste_lines, state_of
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+AUDITS = Path(__file__).resolve().parent / "results" / "audits"
+Rows = Annotated[list[str] | None, typer.Argument(metavar="ROW...", help="row names, shell patterns, or parts of names")]
+Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+Everything = Annotated[bool, typer.Option("--all", help="every row of every manifest")]
+Holds = Annotated[str | None, typer.Option(help="only files that hold: detector, imagenet, results, or all; default: detector and imagenet")]
+Home = Annotated[Path | None, typer.Option(help="folder of the weights; default: DETECTION_ZOO_HOME, else the user's cache folder")]
+Folder = Annotated[Path, typer.Option("--manifests", help="folder of the manifests")]
+Offline = Annotated[bool, typer.Option("--offline", help="never use the network", envvar="DETECTION_ZOO_OFFLINE")]
+
+
+def reported(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors of ours end a command in one message and exit 1; Ctrl-C keeps what is there."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except ZooError as error:
+            say(f"error: {error}")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            say("stopped; the same command goes on from here")
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(rows: Sequence[dict[str, Any]], as_json: bool, columns: Iterable[str] = ()) -> None:
+    """Rows as JSON, or as aligned text under a header."""
+    if as_json:
+        print(json.dumps(rows, indent=1, default=str))
+        return
+    columns = list(columns)
+    cells = [[cell(row[name]) for name in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for line in (columns, *cells):
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def cell(value: Any) -> str:
+    """A value for people: sizes in MiB, nothing for none."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value / 2**20:.1f} MiB"
+    return ", ".join(value) if isinstance(value, list) else "" if value is None else str(value)
+
+
+def manifests_of(folder: Path) -> Manifests:
+    return load_manifests() if folder == MANIFEST_FOLDER else read_manifests(folder)
+
+
+def chosen_of(folder: Path, rows: list[str] | None, everything: bool, holds: str | None, default_all: bool = False) -> list[Chosen]:
+    if holds not in (None, "detector", "imagenet", "results", "all"):
+        raise typer.BadParameter(f"{holds!r} is not one of detector, imagenet, results, all", param_hint="--holds")
+    if not rows and not everything and not default_all:
+        raise typer.BadParameter("name rows or patterns, or say --all", param_hint="ROW...")
+    return choose(manifests_of(folder), rows or (), everything or not rows, holds)
+
+
+@app.command("list")
+@reported
+def list_(rows: Rows = None, holds: Holds = None, here: Annotated[bool, typer.Option("--here", help="only files on this machine")] = False,
+          home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+    """Every weight file: row, size, what vouches for its hash, whether it is here, licence, host."""
+    cache = WeightCache(home)
+    pins = cache.pins()
+    lines = [state_of(c, cache, pins) for c in chosen_of(folder, rows, False, holds, default_all=True)]
+    lines = [line for line in lines if line["here"] or not here]
+    show(lines, as_json, ("row", "file", "holds", "bytes", "hash", "here", "licence", "hosts", "remark"))
+    counts = {state: sum(line["hash"] == state for line in lines) for state in ("pinned", "recorded", "unpinned")}
+    say(f"{len(lines)} files, {sum(bool(line['here']) for line in lines)} here; " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+
+
+@app.command()
+@reported
+def get(rows: Rows = None, everything: Everything = False, holds: Holds = None, jobs: Annotated[int, typer.Option(min=1, help="files at a time")] = 4,
+        offline: Offline = False, home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+    """Fetch weight files, verify them, and keep them; what is here already is not fetched again."""
+    from zoo.weights.fetch_many import fetch_many
+
+    chosen = chosen_of(folder, rows, everything, holds)
+    outcomes = fetch_many(chosen, WeightCache(home), jobs, offline, exact=rows or (), quiet=as_json)
+    show([o.values() for o in outcomes], as_json, ("row", "file", "status", "bytes", "hash_from", "path"))
+    counts = {status: [o for o in outcomes if o.status == status] for status in ("fetched", "here", "skipped", "failed", "stopped")}
+    for outcome in counts["failed"] + counts["skipped"]:
+        say(f"{outcome.status}: {outcome.reason if outcome.status == 'failed' else f'{outcome.chosen.row}: {outcome.reason}'}")
+    if fresh := [o for o in outcomes if o.fetched and o.fetched.hash_from == "first use"]:
+        say("Hashes seen for the first time; `download_weights.py pin ROW` writes these lines into the manifests:")
+        for outcome in fresh:
+            say(paste_lines(outcome.chosen, outcome.fetched.sha256, outcome.fetched.bytes))  # type: ignore[union-attr]
+    say(", ".join(f"{len(found)} {status}" for status, found in counts.items() if found) or "nothing to do")
+    raise typer.Exit(1 if counts["failed"] or counts["stopped"] else 0)
+
+
+@app.command()
+@reported
+def verify(rows: Rows = None, home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+    """Read every fetched file again and compare its hash; a damaged one is set aside."""
+    from zoo.weights.exchange import stray_files, verify_files
+
+    cache = WeightCache(home)
+    records = verify_files(chosen_of(folder, rows, False, "all", default_all=True), cache)
+    records = [r for r in records if r["status"] != "absent" or rows]
+    strays = [] if rows else [{"row": "", "file": path.name, "status": "damaged", "sha256": None} for path in stray_files(cache)]
+    show(records + strays, as_json, ("row", "file", "status", "sha256"))
+    bad = sum(r["status"] != "good" for r in records + strays)
+    say(f"{len(records) + len(strays)} files read, {bad} damaged or absent")
+    raise typer.Exit(1 if bad else 0)
+
+
+@app.command()
+@reported
+def audit(offline: Offline = False, jobs: Annotated[int, typer.Option(min=1, help="links at a time")] = 8,
+          results: Annotated[Path, typer.Option(help="folder of the dated record")] = AUDITS,
+          folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+    """Ask every link of every manifest; find dead links, other sizes, duplicates, malformed rows, rows without a hash."""
+    from datetime import UTC, datetime
+
+    from zoo.weights.audit import audit as run_audit
+    from zoo.weights.cache import write_atomic
+
+    done = run_audit(folder, datetime.now(UTC).strftime("%Y-%m-%d"), offline, jobs, progress=lambda link: say(f"{link.status}: {link.url}"))
+    results.mkdir(parents=True, exist_ok=True)
+    record = results / f"weights_{done.date}.json"
+    write_atomic(record, json.dumps(done.values(), indent=1) + "\n")
+    show(done.values() if as_json else [vars(link) for link in done.links], as_json, ("row", "status", "bytes", "type", "detail", "url"))  # type: ignore[arg-type]
+    for fault in done.faults:
+        say(f"fault: {fault}")
+    counts = {status: sum(link.status == status for link in done.links) for status in dict.fromkeys(link.status for link in done.links)}
+    summary = ", ".join(f"{n} {status}" for status, n in counts.items())
+    say(f"{len(done.links)} links: {summary}; {len(done.faults)} faults of rows, {len(done.unpinned)} files without a hash; {record}")
+    raise typer.Exit(1 if done.faults or done.bad_links else 0)
+
+
+@app.command()
+@reported
+def convert(rows: Rows = None, everything: Everything = False, holds: Holds = None, offline: Offline = False, home: Home = None,
+            folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+    """Write fetched checkpoints as safetensors, which the zoo loads from then on; --all takes those that are here."""
+    from zoo.build import weight_shapes
+    from zoo.weights.convert import convert as convert_one
+    from zoo.weights.fetch import fetch_weights
+
+    cache, records, failed = WeightCache(home), [], 0
+    for chosen in chosen_of(folder, rows, everything, holds):
+        if everything and not cache.find(chosen.spec):
+            continue
+        try:
+            fetch_weights(chosen.spec, chosen.row, cache, offline)
+            records.append(convert_one(chosen.spec, cache, chosen.row, weight_shapes(chosen.entry, chosen.spec)))
+            say(f"{chosen.row}: {chosen.filename} converted")
+        except ZooError as error:
+            failed += 1
+            say(f"failed: {error}")
+    show(records, as_json, ("row", "format", "bytes", "source_sha256", "converted_sha256", "converted"))
+    say(f"{len(records)} converted, {failed} failed")
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+@reported
+def pin(rows: Rows = None, everything: Everything = False, forget: Annotated[bool, typer.Option("--forget", help="forget the recorded hashes instead")] = False,
+        show_only: Annotated[bool, typer.Option("--show", help="print the lines, write nothing")] = False, home: Home = None,
+        folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+    """Write hashes that were recorded on first use into the manifests."""
+    from zoo.weights.pin import pin as pin_one
+
+    cache = WeightCache(home)
+    pins = cache.pins()
+    known = [(c, found) for c in chosen_of(folder, rows, everything, "all") if not c.spec.sha256 and (found := cache.pin_of(c.spec, pins))]
+    if not known and not everything:
+        raise DownloadError(f"no recorded hash waits for {', '.join(rows or ())}: pinned already, or never fetched here (download_weights.py list)")
+    for chosen, found in known:
+        if forget:
+            cache.remember(chosen.spec, "", 0, "forgotten", chosen.row)
+        elif show_only:
+            print(paste_lines(chosen, found.sha256, found.bytes))
+        else:
+            with cache.lock("manifests"):
+                pin_one(chosen, found.sha256, found.bytes, folder)
+    verb = "forgotten" if forget else "waiting" if show_only else "pinned"
+    if not show_only:
+        show([{"row": c.row, "file": c.filename, "sha256": p.sha256, "status": verb} for c, p in known], as_json, ("row", "file", "status", "sha256"))
+    say(f"{len(known)} {verb}")
+
+
+@app.command("export")
+@reported
+def export(target: Annotated[Path, typer.Argument(help="folder to write")], rows: Rows = None, everything: Everything = False, holds: Holds = None,
+           home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+    """Copy fetched files into a folder under readable names, for a machine without a network; --all takes those that are here."""
+    from zoo.weights.exchange import export_files
+
+    cache = WeightCache(home)
+    chosen = [c for c in chosen_of(folder, rows, everything, holds) if not everything or cache.find(c.spec)]
+    records = export_files(chosen, cache, target)
+    show(records, as_json, ("row", "exported", "bytes", "sha256"))
+    say(f"{len(records)} files in {target}; `sha256sum -c SHA256SUMS` checks them, `download_weights.py import {target}` takes them in")
+
+
+@app.command("import")
+@reported
+def import_(path: Annotated[Path, typer.Argument(help="a file, or a folder that export wrote")],
+            row: Annotated[str | None, typer.Argument(help="the row whose file it is; needed where the hash is not known")] = None,
+            home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+    """Take in a file that a person fetched, verified as a download is."""
+    from zoo.weights.exchange import import_path
+
+    manifests = manifests_of(folder)
+    entries = [manifests.entry(row)] if row else manifests.entries.values()
+    taken = import_path(path, [Chosen(entry, spec) for entry in entries for spec in entry.weights], row is not None, WeightCache(home))
+    records = [{"row": c.row, "file": c.filename, "bytes": f.bytes, "hash_from": f.hash_from, "sha256": f.sha256, "path": str(f.path)} for c, f in taken]
+    show(records, as_json, ("row", "file", "bytes", "hash_from", "sha256"))
+    for chosen, fetched in taken:
+        if fetched.hash_from == "first use":
+            say(paste_lines(chosen, fetched.sha256, fetched.bytes))
+    say(f"{len(taken)} imported")
+
+
+@app.command()
+@reported
+def where(rows: Rows = None, home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+    """Print the folder of the weights, or where the files of rows lie."""
+    cache = WeightCache(home)
+    if not rows:
+        print(json.dumps({"home": str(cache.home)}) if as_json else cache.home)
+        return
+    found = [{"row": c.row, "file": c.filename, "path": cache.find(c.spec)} for c in chosen_of(folder, rows, False, "all")]
+    show(found, as_json, ("path",)) if as_json else [print(line["path"]) for line in found if line["path"]]
+    absent = [line for line in found if not line["path"]]
+    for line in absent:
+        say(f"{line['row']}: {line['file']} is not here; download_weights.py get {line['row']}")
+    raise typer.Exit(1 if absent else 0)
+
+
+def main() -> None:
+    """The command `download-weights`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

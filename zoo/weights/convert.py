@@ -1,0 +1,133 @@
+"""Fetched checkpoints as safetensors: converted once, read from then on; the tensors keep the names of their own file."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..manifest import WeightSpec
+from .cache import WeightCache, sha256_of, sync_folder, write_atomic
+from .rename import account
+
+
+def converted_path(cache: WeightCache, sha256: str, checkpoint: str) -> Path:
+    """Where the conversion of a file lies: by the file's hash and its format."""
+    return cache.converted / f"{sha256}.{checkpoint}.safetensors"
+
+
+def read_arrays(spec: WeightSpec, cache: WeightCache, row: str) -> tuple[dict[str, Any], Path]:
+    """The tensors of a row's fetched file by the file's own names: from its conversion where there is one, else from the file.
+
+    Args:
+        spec: the weight file.
+        cache: where files are kept.
+        row: for messages.
+
+    Returns:
+        The arrays (numpy's or torch's, as the format reads them), and the path they came from.
+
+    Raises:
+        CheckpointError: the file is not on this machine, or cannot be read safely.
+    """
+    from .load import checkpoint_format
+
+    path = cache.find(spec)
+    if path is None:
+        raise CheckpointError(f"row {row}: its weights are not on this machine; fetch them with: python download_weights.py get {row}")
+    converted = converted_path(cache, path.name, spec.format)
+    if converted.is_file():
+        return read_converted(converted, path.name), converted
+    return checkpoint_format(spec.format).read(path), path
+
+
+def read_converted(path: Path, source_sha256: str) -> dict[str, Any]:
+    """The tensors of a conversion, in the order of the original file.
+
+    Raises:
+        CheckpointError: it is damaged, or the conversion of another file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            notes = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in json.loads(notes.get("order", "[]"))}
+            whole = set(tensors) == set(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable ({error}); remove it, and convert the row again") from error
+    if notes.get("source_sha256") != source_sha256 or not whole or tensors_sha256(tensors) != notes.get("tensors_sha256"):
+        raise CheckpointError(f"{path}: not the conversion of {source_sha256}, or damaged; remove it, and convert the row again")
+    return {name: tensor.numpy() for name, tensor in tensors.items()} if notes.get("arrays") == "numpy" else tensors
+
+
+def tensors_sha256(tensors: Mapping[str, Any]) -> str:
+    """A digest of names, types, shapes and values, in order."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def convert(spec: WeightSpec, cache: WeightCache, row: str, shapes: Mapping[str, tuple[int, ...]] | None) -> dict[str, Any]:
+    """Write the safetensors file of a fetched checkpoint.
+
+    Args:
+        spec: the weight file, already fetched.
+        cache: where files are kept.
+        row: the manifest row.
+        shapes: what the row's model needs, by name; none where the file is not for a whole model.
+
+    Returns:
+        The record that lies beside the file: row, format, both digests, the rename report.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, or does not fit the model.
+    """
+    from .load import checkpoint_format
+
+    source = cache.find(spec)
+    if source is None:
+        raise CheckpointError(f"row {row}: its weights are not on this machine; fetch them with: python download_weights.py get {row}")
+    if sha256_of(source) != source.name:
+        raise CheckpointError(f"{source}: damaged; run `download_weights.py verify`, then get {row} again")
+    arrays = checkpoint_format(spec.format).read(source)
+    report = _report(arrays, spec.format, f"{source} for row {row}", shapes)
+    target = converted_path(cache, source.name, spec.format)
+    notes = {"source_sha256": source.name, "row": row, "format": spec.format, "rename_report": json.dumps(report)}
+    _write(arrays, target, notes)
+    record = {**notes, "rename_report": report, "converted": str(target), "converted_sha256": sha256_of(target), "bytes": target.stat().st_size}
+    write_atomic(target.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _report(arrays: dict[str, Any], checkpoint: str, where: str, shapes: Mapping[str, tuple[int, ...]] | None) -> dict[str, Any]:
+    from .load import checkpoint_format
+
+    translation = checkpoint_format(checkpoint).translate(dict(arrays))
+    report: dict[str, Any] = {"names": {name: translation.origin[name] for name in translation.state}, "left_out": dict(translation.dropped)}
+    if shapes is not None:
+        result = account(translation, shapes, where, lambda array: tuple(array.shape)).require_complete()
+        report |= {"summary": result.summary(), "matched": len(result.matched), "initial_value_kept": list(result.defaulted)}
+    return report
+
+
+def _write(arrays: Mapping[str, Any], target: Path, notes: dict[str, str]) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    kind = "torch" if all(isinstance(array, torch.Tensor) for array in arrays.values()) else "numpy"
+    tensors = {name: torch.as_tensor(array).detach().clone().contiguous() for name, array in arrays.items()}
+    notes = notes | {"arrays": kind, "order": json.dumps(list(tensors)), "tensors_sha256": tensors_sha256(tensors)}
+    part = target.with_name(f".{target.name}.part")
+    save_file(tensors, part, notes)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, target)
+    sync_folder(target.parent)

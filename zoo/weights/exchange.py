@@ -1,0 +1,117 @@
+"""Carry weights between machines and people: verify, export and import. No torch."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import DownloadError
+from .cache import WeightCache, sha256_of, write_atomic
+from .fetch import Fetched, import_file
+from .selection import Chosen
+
+INDEX = "weights.json"
+
+
+def verify_files(files: Iterable[Chosen], cache: WeightCache) -> list[dict[str, object]]:
+    """Read every fetched file again and compare; a damaged one loses its name, so that the next `get` fetches it anew.
+
+    Returns:
+        One record a file: row, file, status ('good', 'damaged' or 'absent'), sha256.
+    """
+    pins, seen, records = cache.pins(), {}, []
+    for chosen in files:
+        sha256, path = cache.expected_sha256(chosen.spec, pins), cache.find(chosen.spec, pins)
+        if path is not None and path not in seen:
+            actual = sha256_of(path)
+            seen[path] = "good" if actual == sha256 and chosen.spec.bytes in (None, path.stat().st_size) else "damaged"
+            if actual != sha256:
+                os.replace(path, path.with_name(f"{path.name}.damaged"))
+        records.append({"row": chosen.row, "file": chosen.filename, "status": seen.get(path, "absent"), "sha256": sha256})
+    return records
+
+
+def stray_files(cache: WeightCache) -> list[Path]:
+    """Files in the store whose content is not what their name says."""
+    return [path for path in sorted(cache.files.glob("*")) if path.suffix == ".damaged" or sha256_of(path) != path.name] if cache.files.exists() else []
+
+
+def export_files(files: Iterable[Chosen], cache: WeightCache, folder: Path) -> list[dict[str, object]]:
+    """Copy fetched files into a folder under readable names, with SHA256SUMS and an index that `import` reads.
+
+    Raises:
+        DownloadError: a file is not here, or is damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, object]] = []
+    names: dict[str, str] = {}
+    for chosen in files:
+        path = cache.find(chosen.spec)
+        if path is None:
+            raise DownloadError(f"{chosen.row}: {chosen.filename} is not in {cache.home}; get it first")
+        if sha256_of(path) != path.name:
+            raise DownloadError(f"{path}: damaged; run `download_weights.py verify`, then get {chosen.row} again")
+        name = _free_name(chosen, path.name, names)
+        part = folder / f".{name}.part"
+        shutil.copyfile(path, part)
+        os.replace(part, folder / name)
+        records.append({"row": chosen.row, "file": chosen.filename, "exported": name, "sha256": path.name, "bytes": path.stat().st_size})
+    write_atomic(folder / "SHA256SUMS", "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(names.items())))
+    write_atomic(folder / INDEX, json.dumps(records, indent=1) + "\n")
+    return records
+
+
+def _free_name(chosen: Chosen, sha256: str, names: dict[str, str]) -> str:
+    """The file's own name, with the row before it where another file has that name."""
+    name = chosen.filename if names.get(chosen.filename, sha256) == sha256 else f"{chosen.row}.{chosen.filename}"
+    names[name] = sha256
+    return name
+
+
+def import_path(path: Path, rows: list[Chosen], named: bool, cache: WeightCache) -> list[tuple[Chosen, Fetched]]:
+    """Take in a file a person fetched, or a folder that `export` wrote.
+
+    Args:
+        path: the file or folder.
+        rows: the weight files of the named row, or of all rows.
+        named: whether a row was named.
+
+    Raises:
+        DownloadError: no row, or more than one, fits the file; or it is not what its row promises.
+    """
+    if path.is_dir():
+        return _import_folder(path, rows, cache)
+    if not path.is_file():
+        raise DownloadError(f"{path}: no such file")
+    fits = _fitting(path, rows, named, cache)
+    if len({chosen.same_as for chosen in fits}) != 1:
+        found = ", ".join(f"{c.row} ({c.filename})" for c in fits[:6])
+        raise DownloadError(f"{path}: {'it could be ' + found if fits else 'no row has such a file'}; name the row: download_weights.py import FILE ROW")
+    return [(fits[0], import_file(path, fits[0].spec, fits[0].row, cache))]
+
+
+def _fitting(path: Path, rows: list[Chosen], named: bool, cache: WeightCache) -> list[Chosen]:
+    """Rows whose hash the file has; else rows without a hash, by the file's name, or the only one of a named row."""
+    sha256, pins = sha256_of(path), cache.pins()
+    if exact := [c for c in rows if cache.expected_sha256(c.spec, pins) == sha256]:
+        return exact
+    same_name = [c for c in rows if c.filename == path.name]
+    return same_name or ([c for c in rows if not c.spec.wrong] if named else [])
+
+
+def _import_folder(folder: Path, rows: list[Chosen], cache: WeightCache) -> list[tuple[Chosen, Fetched]]:
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        wanted = [(str(r["row"]), str(r["file"]), folder / Path(str(r["exported"])).name) for r in index]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DownloadError(f"{folder}: no readable {INDEX} in it ({error}); import a folder that `export` wrote, or single files") from None
+    by_name = {(chosen.row, chosen.filename): chosen for chosen in rows}
+    taken = []
+    for row, file, path in wanted:
+        if (row, file) not in by_name:
+            raise DownloadError(f"{folder / INDEX}: row {row} with {file} is not in the manifests of this machine")
+        chosen = by_name[row, file]
+        taken.append((chosen, import_file(path, chosen.spec, chosen.row, cache)))
+    return taken
