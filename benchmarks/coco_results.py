@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.data.base import Dataset
+from zoo.data.coco import read_json
 from zoo.errors import DatasetError
 
 from .coco_evaluation import FIELDS, Kind
@@ -90,14 +91,7 @@ def read_results(path: Path, dataset: Dataset, kind: Kind | None = None) -> tupl
     Raises:
         DatasetError: names file, row and field of what is wrong.
     """
-    try:
-        records = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such results file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: not valid JSON ({error}); is the file cut short?") from None
-    if not isinstance(records, list):
-        raise DatasetError(f"{path}: a results file is a JSON list of detections, this is a {type(records).__name__}; is it an annotation file?")
+    records = read_json(path, list, "results file", "is it an annotation file?")
     kind = kind or _kind_of(records)
     check_results(records, dataset, kind, str(path))
     wanted = set(dataset.image_ids)

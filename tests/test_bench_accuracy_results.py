@@ -149,7 +149,7 @@ GOOD = {"image_id": 3, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
 
 
 @pytest.mark.parametrize(("records", "said"), [
-    ({"images": []}, "JSON list of detections.*annotation file"),
+    ({"images": []}, "a results file is a JSON list, this is a dict; is it an annotation file"),
     ([GOOD, 5], r"\[1\]: a detection is a JSON object"),
     ([GOOD, {**GOOD, "image_id": 4}], r"\[1\]: image id 4 is not in coco:val2017"),
     ([{**GOOD, "category_id": 3}], r"\[0\]: category id 3 is not in coco:val2017; its ids run from 1 to 8, 5 of them"),

@@ -95,14 +95,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
     Raises:
         DatasetError: names file, row and field of what is wrong.
     """
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such annotation file; unpack the COCO annotations there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: not valid JSON ({error}); the file is empty or cut short, unpack it again") from None
-    if not isinstance(document, dict):
-        raise DatasetError(f"{path}: a COCO annotation file is a JSON object, this is a {type(document).__name__}; is it a results file?")
+    document = read_json(path, dict, "COCO annotation file", "is it a results file?")
     for key in ("images", "categories"):
         if not isinstance(document.get(key), list) or not document[key]:
             raise DatasetError(f"{path}: the list {key!r} is missing or empty; this is no COCO annotation file, or an empty one")
@@ -114,6 +107,29 @@ def read_annotations(path: Path) -> dict[str, Any]:
         raise DatasetError(f"{path}: the file holds no annotations; there is nothing to train on or to measure against")
     _check_objects(document["annotations"], {image["id"] for image in document["images"]}, categories, path)
     return document
+
+
+def read_json(path: Path, kind: type, title: str, confused: str) -> Any:
+    """Read a JSON file whose outermost value must be a `kind`.
+
+    Args:
+        path: the file; title: what it should be; confused: a question about what it may be instead.
+
+    Raises:
+        DatasetError: the file is missing, no JSON, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such {title}; put it there, or give another path") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: not valid JSON ({error}); the {title} is empty or cut short, get it again") from None
+    if not isinstance(value, kind):
+        raise DatasetError(f"{path}: a {title} is a JSON {_JSON_NAMES[kind]}, this is a {type(value).__name__}; {confused}")
+    return value
+
+
+_JSON_NAMES = {dict: "object", list: "list"}
 
 
 def _check_images(images: list[dict[str, Any]], path: Path) -> None:

@@ -74,6 +74,13 @@ def pad_batch(tensors: Sequence[Tensor], size_divisor: int = 1) -> Tensor:
     return padded
 
 
+def _start_worker(_: int) -> None:
+    """Each worker decodes and resizes with one thread; OpenCV would start one a core in every worker."""
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
 class _EvaluationImages(TorchDataset):
     def __init__(self, dataset: Dataset, preprocess: Preprocess, as_bytes: bool) -> None:
         self.dataset, self.preprocess = dataset, preprocess
@@ -117,7 +124,7 @@ def evaluation_loader(dataset: Dataset, preprocess: Preprocess, *, batch_size: i
     """
     images = _EvaluationImages(dataset, preprocess, normalise_on_device and preprocess.normalises_bytes)
     return DataLoader(images, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory, collate_fn=images.collate,
-                      prefetch_factor=4 if workers else None)
+                      prefetch_factor=4 if workers else None, worker_init_fn=_start_worker)
 
 
 class _TrainingImages(TorchDataset):
@@ -197,4 +204,4 @@ class TrainingBatches:
         sampler = GroupedBatchSampler(self._ratios, self.images_per_batch, seed=self.seed, epoch=epoch, rank=self.rank,
                                       world_size=self.world_size, indices=self.indices)
         return iter(DataLoader(images, batch_sampler=sampler, num_workers=self.workers, pin_memory=self.pin_memory,
-                               collate_fn=images.collate, prefetch_factor=4 if self.workers else None))
+                               collate_fn=images.collate, prefetch_factor=4 if self.workers else None, worker_init_fn=_start_worker))
