@@ -335,7 +335,7 @@ def test_a_model_of_another_task_is_refused(tmp_path: Path) -> None:
 
 
 def test_read_annotations_without_a_file(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no such annotation file"):
+    with pytest.raises(DatasetError, match="gone.json: no such COCO annotation file"):
         read_annotations(tmp_path / "gone.json")
 
 
