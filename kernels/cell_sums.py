@@ -14,14 +14,24 @@ def sum_type(tensor: Tensor) -> torch.dtype:
 
 
 def cell_table(maps: Sequence[Tensor]) -> Tensor:
-    """All cells of maps (N, C, H_l, W_l) as rows: level, image, row, column; (cells, C) in the type of sums."""
-    return torch.cat([each.permute(0, 2, 3, 1).reshape(-1, each.shape[1]) for each in maps]).to(sum_type(maps[0]))
+    """All cells of maps (N, C, H_l, W_l) as rows: level, image, row, column; then one row of zeros, for points off the map.
+
+    Returns (cells + 1, C) in the type of sums.
+    """
+    rows = [each.permute(0, 2, 3, 1).reshape(-1, each.shape[1]) for each in maps]
+    return torch.cat([*rows, rows[0].new_zeros(1, rows[0].shape[1])]).to(sum_type(maps[0]))
+
+
+def zero_table(maps: Sequence[Tensor]) -> Tensor:
+    """A table shaped as `cell_table` of the maps, filled with zeros."""
+    cells = sum(each.shape[0] * each.shape[2] * each.shape[3] for each in maps)
+    return torch.zeros(cells + 1, maps[0].shape[1], dtype=sum_type(maps[0]), device=maps[0].device)
 
 
 def fill_maps(maps: Sequence[Tensor], table: Tensor) -> list[Tensor]:
     """Copy the rows of `cell_table` back into maps (N, C, H_l, W_l) and return them."""
-    parts = table.split([each.shape[0] * each.shape[2] * each.shape[3] for each in maps])
-    for each, part in zip(maps, parts, strict=True):
+    parts = table.split([*(each.shape[0] * each.shape[2] * each.shape[3] for each in maps), 1])
+    for each, part in zip(maps, parts[:-1], strict=True):
         each.copy_(part.view(each.shape[0], each.shape[2], each.shape[3], -1).permute(0, 3, 1, 2))
     return list(maps)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .cell_sums import add_to_cells, cell_table, fill_maps, sum_cells, sum_type
+from .cell_sums import add_to_cells, cell_table, fill_maps, sum_cells, sum_type, zero_table
 from .roi_levels import LevelRule, assign_levels
 
 _LOOKUPS = 1 << 21  # weighted cells built at once: 48 MB of indices, weights and products
@@ -30,7 +30,7 @@ def reference_backward(grad: Tensor, maps: Sequence[Tensor], rois: Tensor, scale
     """Fill maps, one (N, C, H_l, W_l) a level, with the gradient of the features; grad is (R, C, PH, PW)."""
     number = sum_type(grad)
     by_bin = grad.permute(0, 2, 3, 1).reshape(len(rois), -1, grad.shape[1]).to(number)  # (R, PH * PW, C)
-    table = by_bin.new_zeros(sum(each.shape[0] * each.shape[2] * each.shape[3] for each in maps), grad.shape[1])
+    table = zero_table(maps)
     for rows, cells, weights in _bags(maps, rois.to(number), grad.shape[2:], scales, sampling_ratio, rule, levels):
         add_to_cells(table, cells, weights, by_bin[rows].flatten(0, 1))
     return fill_maps(maps, table)
@@ -58,34 +58,37 @@ def _bags(maps: Sequence[Tensor], rois: Tensor, output_size: Sequence[int], scal
     scale = torch.tensor(scales, dtype=rois.dtype, device=rois.device)[level]
     starts, bins, counts = zip(*(_axis(rois[:, 2 - axis] * scale, rois[:, 4 - axis] * scale, output_size[axis], sizes[:, axis],
                                        sampling_ratio, rule) for axis in (0, 1)), strict=True)
-    usable = poolable(rois, images) & (sizes.min(dim=1).values > 0)
+    usable = poolable(rois, images) & (sizes.min(dim=1).values > 0) & (torch.minimum(*counts) > 0)
+    off_map = sum(each.shape[0] * each.shape[2] * each.shape[3] for each in maps)  # the row of zeros
     for count_y, count_x in torch.unique(torch.stack(counts, 1)[usable], dim=0).tolist():
         same = (usable & (counts[0] == count_y) & (counts[1] == count_x)).nonzero().squeeze(1)
         for rows in same.split(max(1, _LOOKUPS // (height * width * 4 * count_y * count_x))):
             y, weight_y = _taps(starts[0][rows], bins[0][rows], height, count_y, sizes[rows, 0], rule)  # (n, PH, 2 * count_y)
             x, weight_x = _taps(starts[1][rows], bins[1][rows], width, count_x, sizes[rows, 1], rule)
-            line = (sizes[rows, 1].long(), (sizes[rows, 0] * sizes[rows, 1]).long())
-            base = first_cell[rows] + rois[rows, 0].long() * line[1]
-            cells = (base[:, None, None] + y * line[0][:, None, None])[:, :, None, :, None] + x[:, None, :, None, :]
-            weights = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]  # (n, PH, PW, 2 * count_y, 2 * count_x)
+            columns, cells_of_map = sizes[rows, 1].long(), (sizes[rows, 0] * sizes[rows, 1]).long()
+            base = first_cell[rows] + rois[rows, 0].long() * cells_of_map
+            y_cells = torch.where(y < 0, -off_map, base[:, None, None] + y * columns[:, None, None])
+            x_cells = torch.where(x < 0, -off_map, x)
+            cells = y_cells[:, :, None, :, None] + x_cells[:, None, :, None, :]  # (n, PH, PW, 2 * count_y, 2 * count_x)
+            weights = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :] / (count_y * count_x)
             bags = (len(rows) * height * width, -1)
-            yield rows, cells.reshape(bags), (weights / (count_y * count_x)).reshape(bags)
+            yield rows, torch.where(cells < 0, off_map, cells).reshape(bags), weights.reshape(bags)
 
 
 def _axis(start: Tensor, end: Tensor, pooled: int, size: Tensor, sampling_ratio: int, rule: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Start, bin length and points a bin of one axis, in map cells, each (R,)."""
+    """Start, bin length and points a bin of one axis, in map cells, each (R,); division by tensors, which rounds alike on every device."""
     if rule == "points":
-        return start, (end - start + 1.0).clamp(min=0.0) / (pooled - 1), torch.ones_like(start, dtype=torch.int64)
+        return start, (end - start + 1.0).clamp(min=0.0) / torch.full_like(start, pooled - 1), torch.ones_like(start, dtype=torch.int64)
     if rule == "aligned":
         start, end = start - 0.5, end - 0.5
     side = end - start if rule == "aligned" else (end - start).clamp(min=1.0)
-    step = side / pooled
+    step = side / torch.full_like(side, pooled)
     count = torch.full_like(step, sampling_ratio) if sampling_ratio > 0 else torch.ceil(step).clamp(min=0.0).minimum(size + 2)
     return start, step, count.nan_to_num(0.0).long()
 
 
 def _taps(start: Tensor, step: Tensor, pooled: int, count: int, size: Tensor, rule: str) -> tuple[Tensor, Tensor]:
-    """The two cells each point of an axis reads, and their weights: (n, P, 2 * count) int64 and floating."""
+    """The two cells each point of an axis reads, -1 for a point off the map, and their weights: (n, P, 2 * count) int64 and floating."""
     bins = torch.arange(pooled, dtype=start.dtype, device=start.device)[None, :, None]
     points = torch.arange(count, dtype=start.dtype, device=start.device)[None, None, :]
     start, step, size = start[:, None, None], step[:, None, None], size[:, None, None]
@@ -95,7 +98,7 @@ def _taps(start: Tensor, step: Tensor, pooled: int, count: int, size: Tensor, ru
         low = torch.where(inside, position, 0.0).floor().minimum((size - 2).clamp(min=0))  # held, so that the last line extends
         high = (low + 1).minimum(size - 1)
     else:
-        position = start + bins * step + (points + 0.5) * step / count
+        position = start + bins * step + (points + 0.5) * step / torch.full_like(step, count)
         inside = (position >= -1) & (position <= size)
         position = torch.where(inside, position, 0.0).clamp(min=0)
         low = position.floor().minimum(size - 1)
@@ -103,5 +106,5 @@ def _taps(start: Tensor, step: Tensor, pooled: int, count: int, size: Tensor, ru
         high = (low + 1).minimum(size - 1)
     fraction = torch.where(inside, position - low, 0.0)
     weights = torch.stack([1 - fraction, fraction], dim=-1) * inside[..., None]
-    cells = torch.stack([low, high], dim=-1).long()
+    cells = torch.where(inside[..., None], torch.stack([low, high], dim=-1), -1.0).long()
     return cells.flatten(2), weights.flatten(2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .backend import backend_for
-from .cell_sums import add_to_cells, cell_table, fill_maps, sum_cells, sum_type
+from .cell_sums import add_to_cells, cell_table, fill_maps, sum_cells, sum_type, zero_table
 from .roi_align import output_pair
 
 
@@ -70,35 +70,36 @@ def roi_crop(features: Tensor, grid: Tensor, image_index: Tensor | None = None, 
 def reference_forward(features: Tensor, grid: Tensor, image_index: Tensor) -> Tensor:
     """Sampled (R, C, PH, PW); arguments as in `roi_crop`."""
     cells, weights = _cells(features.shape, grid, image_index)
-    sampled = sum_cells(cell_table([features]), cells, weights) if features.numel() else grid.new_zeros(len(cells), features.shape[1])
+    sampled = sum_cells(cell_table([features]), cells, weights)
     return sampled.view(*grid.shape[:3], -1).permute(0, 3, 1, 2).contiguous().to(features.dtype)
 
 
 def reference_backward(grad: Tensor, grid: Tensor, image_index: Tensor, grad_features: Tensor) -> Tensor:
     """Fill grad_features (N, C, H, W) from the upstream gradient (R, C, PH, PW)."""
-    table = cell_table([grad_features]).zero_()
+    table = zero_table([grad_features])
     cells, weights = _cells(grad_features.shape, grid, image_index)
-    if len(table):
-        add_to_cells(table, cells, weights, grad.permute(0, 2, 3, 1).reshape(len(cells), -1).to(table.dtype))
+    add_to_cells(table, cells, weights, grad.permute(0, 2, 3, 1).reshape(len(cells), -1).to(table.dtype))
     return fill_maps([grad_features], table)[0]
 
 
 def _cells(shape: torch.Size, grid: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
-    """The four cells around each point and their weights, 0 off the map: (R * PH * PW, 4) each."""
+    """The four cells around each point (images * H * W for those off the map) and their weights: (R * PH * PW, 4) each."""
     images, _, height, width = shape
-    usable = (torch.isfinite(grid).all(dim=-1) & ((image_index >= 0) & (image_index < images))[:, None, None])[..., None]
+    in_batch = (image_index >= 0) & (image_index < images)
+    usable = torch.isfinite(grid).all(dim=-1) & in_batch[:, None, None]
     axes = []
     for axis, side in ((0, height), (1, width)):
-        position = (torch.where(usable[..., 0], grid[..., axis], -2.0) + 1) * (side - 1) / 2
+        position = (torch.where(usable, grid[..., axis], -2.0) + 1) * (side - 1) / 2
         low = position.floor()
         cells = torch.stack([low, low + 1], dim=-1)
-        weights = torch.stack([1 - (position - low), position - low], dim=-1)
-        on_map = (cells >= 0) & (cells <= side - 1) & usable
-        axes.append((torch.where(on_map, cells, 0.0).long(), torch.where(on_map, weights, 0.0)))
-    (y, weight_y), (x, weight_x) = axes
-    base = torch.where(usable[..., 0], image_index[:, None, None], 0)[..., None, None] * (height * width)
-    cells = base + y[..., :, None] * width + x[..., None, :]
-    return cells.reshape(-1, 4), (weight_y[..., :, None] * weight_x[..., None, :]).reshape(-1, 4)
+        axes.append((cells, torch.stack([1 - (position - low), position - low], dim=-1), (cells >= 0) & (cells <= side - 1)))
+    (y, weight_y, y_on_map), (x, weight_x, x_on_map) = axes
+    on_map = y_on_map[..., :, None] & x_on_map[..., None, :] & usable[..., None, None]
+    image = torch.where(in_batch, image_index, 0)[:, None, None, None, None]
+    y, x = (torch.where(each_on_map, each, 0.0).long() for each, each_on_map in ((y, y_on_map), (x, x_on_map)))
+    cells = (image * height + y[..., :, None]) * width + x[..., None, :]
+    weights = weight_y[..., :, None] * weight_x[..., None, :]
+    return torch.where(on_map, cells, images * height * width).reshape(-1, 4), torch.where(on_map, weights, 0.0).reshape(-1, 4)
 
 
 @torch.library.custom_op("detection_zoo::roi_crop", mutates_args=())

@@ -43,7 +43,7 @@ def assign_levels(rois: Tensor, rule: LevelRule, num_levels: int) -> Tensor:
     """
     x1, y1, x2, y2 = rois[:, 1:].unbind(1)
     area = (x2 - x1 + rule.offset) * (y2 - y1 + rule.offset)
-    size = torch.sqrt(area.clamp(min=0)) / rule.canonical_scale + rule.eps
+    size = torch.sqrt(area.clamp(min=0)) / torch.full_like(area, rule.canonical_scale) + rule.eps
     level = torch.full_like(size, rule.min_level, dtype=torch.int64)
     for candidate in range(rule.min_level + 1, rule.min_level + num_levels):
         level += size >= 2.0 ** (candidate - rule.canonical_level)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .backend import backend_for
-from .cell_sums import cell_table, fill_maps
+from .cell_sums import cell_table, fill_maps, zero_table
 from .roi_align import check_pooling, output_pair
 from .roi_align_reference import poolable, unpoolable
 
@@ -67,7 +67,7 @@ def reference_forward(features: Tensor, rois: Tensor, output_size: list[int], sp
 def reference_backward(grad: Tensor, argmax: Tensor, rois: Tensor, spatial_scale: float, grad_features: Tensor) -> Tensor:
     """Fill grad_features (N, C, H, W) from the upstream gradient (R, C, PH, PW) and the argmax of the forward pass."""
     images, channels, height, width = grad_features.shape
-    table = cell_table([grad_features]).zero_()
+    table = zero_table([grad_features])
     edges = _rounded_edges(rois.to(table.dtype), spatial_scale)[:, :, None, None, None]
     y, x = argmax // width, argmax % width
     inside = (argmax >= 0) & (x >= edges[:, 0]) & (y >= edges[:, 1]) & (x <= edges[:, 2]) & (y <= edges[:, 3])
@@ -88,12 +88,13 @@ def _bins(rois: Tensor, output_size: list[int], spatial_scale: float, sides: tup
     """First cell and the one past the last of each bin, for y and x: (R, P) int64 each."""
     edges = _rounded_edges(rois, spatial_scale)
     bins = []
-    for first, last, pooled, side in ((1, 3, output_size[0], sides[0]), (0, 2, output_size[1], sides[1])):
+    for first, last, pooled, cells in ((1, 3, output_size[0], sides[0]), (0, 2, output_size[1], sides[1])):
         start = edges[:, first, None]
-        step = (edges[:, last, None] - start + 1).clamp(min=1) / pooled
+        side = (edges[:, last, None] - start + 1).clamp(min=1)
+        step = side / torch.full_like(side, pooled)
         index = torch.arange(pooled, dtype=rois.dtype, device=rois.device)[None]
-        bins.append(tuple((torch.floor(index * step) + start, torch.ceil((index + 1) * step) + start)))
-        bins[-1] = tuple(edge.clamp(0, side).long() for edge in bins[-1])
+        low, high = torch.floor(index * step) + start, torch.ceil((index + 1) * step) + start
+        bins.append((low.clamp(0, cells).long(), high.clamp(0, cells).long()))
     return bins
 
 
