@@ -47,6 +47,11 @@ def run_isolated(work: Callable[..., None], arguments: tuple[Any, ...], on_repor
     theirs.close()
     try:
         return _follow(process, ours, on_report, stall_s, limit_s)
+    except KeyboardInterrupt:
+        process.kill()
+        process.join()
+        _drain(ours, on_report)
+        raise
     finally:
         if process.is_alive():
             process.kill()
@@ -59,7 +64,7 @@ def _follow(process: Any, reports: Any, on_report: Report, stall_s: float | None
     while True:
         wait_s = min(end - time.monotonic(), float("inf") if stall_s is None else stall_s)
         ready = multiprocessing.connection.wait([reports], None if wait_s == float("inf") else max(wait_s, 0))
-        if not ready:
+        if not ready or time.monotonic() >= end:
             late = f"reported nothing for {stall_s:g} s" if time.monotonic() < end else f"ran longer than its limit of {limit_s:g} s"
             return Outcome("failed", f"the process {late} and was ended")
         try:
@@ -72,6 +77,17 @@ def _follow(process: Any, reports: Any, on_report: Report, stall_s: float | None
             return value
         if value != BEAT:
             on_report(value)
+
+
+def _drain(reports: Any, on_report: Report) -> None:
+    """Pass on what an ended process had reported and nobody had read."""
+    try:
+        while reports.poll():
+            kind, value = reports.recv()
+            if kind == "report" and value != BEAT:
+                on_report(value)
+    except (EOFError, OSError):
+        return  # the end, or a report that was cut by the process's own
 
 
 def _how_it_died(code: int | None) -> str:

@@ -11,7 +11,7 @@ from zoo.registry import did_you_mean
 
 from .environment import device_name
 from .isolation import Outcome, failure
-from .runner import Draft, Interrupted, run_row
+from .runner import Draft, Interrupted, measure, run_row
 from .spec import BenchmarkSpec, Run, run_key
 from .store import DEFAULT_STORE, read_runs, write_run
 from .subject import Sources, identify_data, identify_weights, open_data
@@ -78,7 +78,8 @@ def _fits(entry: ModelEntry, pattern: str) -> bool:
     return any(c in pattern for c in "*?[") or entry.source == pattern
 
 
-def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, options: SweepOptions, say: Say = lambda text: None) -> Sweep:
+def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, options: SweepOptions, say: Say = lambda text: None,
+              work: Callable[..., None] = measure) -> Sweep:
     """Measure rows in order, storing each run as soon as it ends.
 
     Args:
@@ -87,6 +88,7 @@ def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, 
         sources: data and weights.
         options: store, isolation, limits.
         say: gets a line before and after every row.
+        work: what measures a row; a test may plant a fault here.
     """
     sweep = Sweep()
     stored = read_runs(options.store)
@@ -96,7 +98,7 @@ def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, 
     for number, entry in enumerate(entries, start=1):
         say(f"[{number}/{len(entries)}] {entry.name}")
         try:
-            run = _one(entry, spec.for_task(entry.task), sources, options, finished, sweep)
+            run = _one(entry, spec.for_task(entry.task), sources, options, finished, sweep, work)
         except Interrupted as stopped:
             run, sweep.interrupted = stopped.run, True
         if run is None:
@@ -110,7 +112,8 @@ def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, 
     return sweep
 
 
-def _one(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, options: SweepOptions, finished: dict[tuple[str, ...], Run], sweep: Sweep) -> Run | None:
+def _one(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, options: SweepOptions, finished: dict[tuple[str, ...], Run], sweep: Sweep,
+         work: Callable[..., None]) -> Run | None:
     """The new run of a row, or None where a finished run of the same kind is known."""
     draft = Draft(entry.name, spec, fields={"stage": "finding weights and data"})
     try:
@@ -128,4 +131,5 @@ def _one(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, options: Swee
         return draft.finish(failure(error))
     except KeyboardInterrupt:
         raise Interrupted(draft.finish(Outcome("failed", "stopped by Ctrl-C"), "interrupted")) from None
-    return run_row(entry.name, spec, sources, weights, options.files, isolate=options.isolate, stall_s=options.stall_s, limit_s=options.limit_s)
+    return run_row(entry.name, spec, sources, weights, options.files, isolate=options.isolate, stall_s=options.stall_s, limit_s=options.limit_s,
+                   work=work)

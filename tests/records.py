@@ -1,6 +1,7 @@
 """Records that tests store and tabulate: a machine, a model's run, made from what each test cares about."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from benchmarks.spec import BenchmarkSpec, DataIdentity, Environment, Measurement, Run, WeightsIdentity
@@ -20,3 +21,11 @@ def measured(value: float, unit: str, **more: Any) -> Measurement:
 def run_of(row: str, values: dict[str, Measurement], started: str = "2030-01-02T03:04:05+00:00", **more: Any) -> Run:
     return Run(**{"id": new_id(row), "row": row, "status": "finished", "started": started, "duration_s": 1.5, "spec": BenchmarkSpec(), "weights": TRAINED,
                   "data": PHOTOS, "environment": MACHINE, "measurements": values, **more})
+
+
+def make_small_shapes(home: Path) -> Path:
+    """A home folder whose `shapes` has a few images only; to be named in DETECTION_ZOO_HOME."""
+    from zoo.data.shapes import VERSION, make_shapes
+
+    make_shapes(home / "data" / f"shapes-{VERSION}-seed0", splits={"train": 12, "val": 6})
+    return home
