@@ -118,6 +118,7 @@ def test_polygons_move_with_their_boxes(flip_first: bool) -> None:
     rules = TargetRules(inclusive=False, flip_first=flip_first)
     target = make_target(one, (100, 80), (2.0, 3.0), rules, resized_width=160, flip=True)
     assert target.boxes.tolist() == [[80.0, 60.0, 140.0, 180.0]]  # (80 - 40) * 2, 20 * 3, (80 - 10) * 2, 60 * 3
+    assert target.scale == (2.0, 3.0)
     assert target.polygons == [[[140.0, 60.0, 80.0, 60.0, 80.0, 180.0, 140.0, 180.0]]]  # two corners are no polygon
 
 
@@ -136,6 +137,29 @@ def test_images_without_objects_are_left_out(shapes_folder: Path) -> None:
     assert len(trained_images(dataset, TargetRules(images="all"))) == len(dataset)
     persons = trained_images(shapes(shapes_folder, keypoints=True), TargetRules(min_visible_keypoints=10))
     assert 0 < len(persons) < len(kept)
+
+
+def test_an_image_with_a_crowd_alone() -> None:
+    class Crowd:
+        def __len__(self) -> int:
+            return 1
+
+        def target(self, index: int) -> GroundTruth:
+            return truth([[10, 10, 50, 50]], crowd=[True])
+
+        def image_size(self, index: int) -> tuple[int, int]:
+            return 100, 100
+
+    used = {images: len(trained_images(Crowd(), TargetRules(crowd=True, images=images))) for images in ("all", "annotated", "usable")}  # type: ignore[arg-type]
+    assert used == {"all": 1, "annotated": 1, "usable": 0}
+
+
+def test_every_bundle_gives_rules() -> None:
+    from zoo.manifest import load_manifests
+
+    rules = {name: TargetRules.from_conventions(b.targets) for name, b in load_manifests().conventions.items() if b.targets is not None}
+    assert rules["detectron"] == TargetRules(crowd=True, need_area=True, images="usable", flip_first=True)
+    assert rules["detnet_large_scale"].max_objects == 50 and rules["detnet_resnet"].max_objects == 20 and rules["detnet"].whole_pixels
 
 
 def test_detectron_batches(recorded: dict[str, np.ndarray]) -> None:

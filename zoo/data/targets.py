@@ -22,7 +22,7 @@ class TargetRules:
     extent_from_clipped: width is laid off from the clipped x1 (HarDNet's and DetNet_pytorch's COCO readers), not from the annotated one.
     crowd, difficult: whether such objects are trained on. keep_thin: boxes with x2 == x1 or y2 == y1 stay.
     need_area: objects of annotated area 0 are dropped. whole_pixels: corners are cut to whole pixels (DetNet_pytorch).
-    images: which images are trained on: all, those with any annotation of sides above 1, those with a usable box.
+    images: which images are trained on: all, those with any annotation of sides above 1, those with a box that is no crowd.
     min_visible_keypoints: images with fewer labelled keypoints are left out. flip_first: flip before resizing, not after.
     max_objects: no more than the first so many.
     """
@@ -82,7 +82,7 @@ def trained_images(dataset: Dataset, rules: TargetRules) -> list[int]:
 def _trained(truth: GroundTruth, size: tuple[int, int], rules: TargetRules) -> bool:
     if rules.images == "annotated" and not (truth.boxes_xywh[:, 2:] > 1).all(axis=1).any():
         return False
-    if rules.images == "usable" and not len(training_boxes(truth, size, rules)[1]):
+    if rules.images == "usable" and truth.crowd[training_boxes(truth, size, rules)[1]].all():
         return False
     if rules.min_visible_keypoints:
         return truth.keypoints is not None and int((truth.keypoints[..., 2] > 0).sum()) >= rules.min_visible_keypoints
