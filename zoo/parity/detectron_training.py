@@ -1,0 +1,197 @@
+"""Training of Detectron.pytorch's models beside what was recorded: losses from the recorded samples, and from samples drawn anew."""
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..detectors.base import Target
+from ..detectors.keypoint_rcnn import KeypointRcnn
+from ..detectors.mask_rcnn import MaskRcnn
+from ..manifest import Schedule, load_manifests
+from ..parts.keypoint_head import keypoint_loss
+from ..parts.mask_head import mask_loss
+from ..parts.norm import FrozenAffine
+from ..parts.roi_heads import SampledBoxes, box_losses
+from ..parts.rpn import RpnLabels, by_anchor
+from ..training.recipe import learning_rate, parameter_groups
+from .base import Output, ParityError, Skip
+
+if TYPE_CHECKING:
+    from .detectron_pytorch import Folder
+
+LOSSES = 1e-4
+GRADIENTS = 1e-3
+DRAWS = 1e-4
+
+
+def training_outputs(folder: Folder) -> dict[str, Output | Skip]:
+    """Losses, gradients, optimiser groups and rates of a folder of a model (float tensors of one batch)."""
+    step = _Step(folder)
+    computed = step.losses_and_gradients()
+    computed |= step.drawn_anew()
+    computed |= step.recipe()
+    return computed
+
+
+class _Step:
+    """One training step of a folder."""
+
+    def __init__(self, folder: Folder) -> None:
+        from .detectron_pytorch import parse_input
+
+        self.folder, self.model, self.kind = folder, folder.model, folder.kind
+        self.meta = folder.meta["training"]
+        self.count = self.meta["ims_per_batch"]
+        self.scale = float(re.search(r"at scale ([\d.]+)", self.meta["how"])[1])
+        self.images = parse_input(self.meta["how"], self.count).to(self.kind)
+        self.sizes = torch.tensor([[round(each["height"] * self.scale), round(each["width"] * self.scale)] for each in self.meta["gt"]])
+        self.model.train()
+
+    @cached_property
+    def batch(self) -> dict[str, np.ndarray]:
+        """train_batch.npz: what the original's samplers chose."""
+        path = self.folder.reference.folder / "train_batch.npz"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (FileNotFoundError, ValueError, OSError) as error:
+            raise ParityError(f"{path}: cannot be read ({error}); a folder with recorded training needs it") from None
+
+    def tensor(self, name: str) -> Tensor:
+        value = torch.from_numpy(self.batch[name])
+        return value.to(self.kind) if value.is_floating_point() else value.long()
+
+    def recorded_labels(self, levels: list[str]) -> list[RpnLabels]:
+        """The recorded anchors of each image, level after level."""
+        ends = [f"_fpn{name[1:]}" for name in levels] if len(levels) > 1 else [""]
+        labels = torch.cat([by_anchor(self.tensor(f"rpn_labels{end}").to(self.kind), 1).squeeze(2) for end in ends], dim=1)
+        targets = torch.cat([by_anchor(self.tensor(f"rpn_targets{end}"), 4) for end in ends], dim=1)
+        return [RpnLabels(own, deltas, torch.nonzero(own == 1).squeeze(1), torch.nonzero(own == 0).squeeze(1))
+                for own, deltas in zip(labels, targets, strict=True)]
+
+    def recorded_samples(self) -> list[SampledBoxes]:
+        """The recorded RoIs of each image."""
+        rois, labels, targets = self.tensor("rois"), self.tensor("labels"), self.tensor("bbox_targets")
+        found = []
+        for image in range(self.count):
+            rows = torch.nonzero(rois[:, 0] == image).squeeze(1)
+            place = torch.arange(len(rows))
+            found.append(SampledBoxes(rois[rows, 1:], labels[rows], targets[rows], torch.zeros_like(rows), place, place, place, labels[rows]))
+        return found
+
+    def of_images(self, rois: Tensor) -> list[Tensor]:
+        return [rois[rois[:, 0] == image, 1:] for image in range(self.count)]
+
+    def losses_and_gradients(self) -> dict[str, Output | Skip]:
+        """Every loss from the recorded samples, their sum, the share of right classes, and the gradients' norms."""
+        model = self.model
+        features = model.features(self.images)
+        levels = list(features.values())
+        logits, deltas = model.rpn.head(levels)
+        sampled = self.recorded_samples()
+        hidden, class_logits, box_deltas = model.box(features, [each.boxes for each in sampled])
+        losses: dict[str, Tensor] = {}
+        for name, level in zip(features, model.rpn.level_losses(logits, deltas, self.recorded_labels(list(features))), strict=True):
+            end = f"_fpn{name[1:]}" if len(features) > 1 else ""
+            losses |= {f"loss_rpn_cls{end}": level["loss_rpn_objectness"], f"loss_rpn_bbox{end}": level["loss_rpn_box"]}
+        box = box_losses(class_logits, box_deltas, sampled, model.training_rule.smooth_l1_beta)
+        losses |= {"loss_cls": box["loss_class"], "loss_bbox": box["loss_box"]}
+        if isinstance(model, MaskRcnn):
+            losses["loss_mask"] = self.mask_loss(features, hidden)
+        if isinstance(model, KeypointRcnn):
+            losses["loss_kps"] = self.keypoint_loss(features)
+        total = sum(losses.values())
+        right = (class_logits.argmax(dim=1) == torch.cat([each.labels for each in sampled])).to(self.kind).mean()
+        computed = {f"train.{name}": Output(value.reshape(1), LOSSES) for name, value in losses.items()}
+        return computed | {"train.total_loss": Output(total.reshape(1), LOSSES), "train.accuracy_cls": Output(right.reshape(1), 1e-6),
+                           "train.grad_norms": Output(self.gradient_norms(total), GRADIENTS)}
+
+    def mask_loss(self, features: dict[str, Tensor], hidden: Tensor) -> Tensor:
+        """From the recorded masks; a C4 head reads the box trunk's maps of the RoIs that have one."""
+        model = self.model
+        read = hidden[torch.nonzero(self.tensor("roi_has_mask")).squeeze(1)] if model.mask.pooler is None else \
+            model.mask_features(features, self.of_images(self.tensor("mask_rois")))
+        return mask_loss(model.mask(read), self.tensor("mask_labels"), self.tensor("mask_targets").to(self.kind))
+
+    def keypoint_loss(self, features: dict[str, Tensor]) -> Tensor:
+        """From the recorded cells."""
+        heatmaps = self.model.keypoint(self.model.keypoint.pooler(features, self.of_images(self.tensor("keypoint_rois"))))
+        shape = heatmaps.shape[:2]
+        return keypoint_loss(heatmaps, self.tensor("keypoint_locations").view(shape), self.tensor("keypoint_weights").view(shape) > 0)
+
+    def gradient_norms(self, loss: Tensor) -> Tensor:
+        """L2 norms in the recorded order."""
+        self.model.zero_grad()
+        loss.backward()
+        ours = {theirs: name for name, theirs in self.folder.origin.items()}
+        parameters = dict(self.model.named_parameters())
+        return torch.stack([parameters[ours[name]].grad.norm() for name in self.meta["grad_norm_parameters"]])
+
+    def targets(self) -> list[Target]:
+        """Ground truth of each image, in pixels of the input."""
+        found = []
+        for image in self.meta["gt"]:
+            boxes = torch.tensor(image["boxes"], dtype=self.kind)
+            keypoints = torch.tensor(image["gt_keypoints"], dtype=self.kind).transpose(1, 2) if "gt_keypoints" in image else None
+            factor = torch.tensor([self.scale, self.scale, 1.0], dtype=self.kind)
+            polygons = [[[value * self.scale for value in part] for part in each] if isinstance(each, list) else [] for each in image["segms"]]
+            found.append(Target(boxes * self.scale, torch.tensor(image["gt_classes"]) - 1, polygons, None if keypoints is None else keypoints * factor,
+                                torch.tensor(image["is_crowd"]), (self.scale, self.scale)))
+        return found
+
+    def drawn_anew(self) -> dict[str, Output | Skip]:
+        """The same step with samples drawn from the recorded seed: what was drawn, and its losses."""
+        state = np.random.get_state()
+        np.random.seed(int(re.search(r"numpy seed (\d+)", self.meta["how"])[1]))
+        try:
+            with torch.no_grad():
+                done = self.model.training_step(self.images, self.sizes, self.targets())
+        finally:
+            np.random.set_state(state)
+        counts = [len(each.boxes) + len(image["boxes"]) for each, image in zip(done.proposals, self.meta["gt"], strict=True)]
+        rois = torch.cat([torch.cat([each.boxes.new_full((len(each.boxes), 1), float(i)), each.boxes], dim=1) for i, each in enumerate(done.sampled)])
+        anchors = torch.cat([each.labels for each in self.recorded_labels(list(self.model.neck.specs))])
+        recorded = self.folder.reference.recorded["train.total_loss"]["samples"]
+        return {
+            "drawn.candidates": Output(np.array(counts, dtype="float64"), 0.0, expected=np.array(self.meta["candidate_boxes_per_image"], dtype="float64")),
+            "drawn.anchor_labels": Output(torch.cat([each.labels for each in done.labels]), 0.0, expected=anchors),
+            "drawn.rois": Output(rois, DRAWS, expected=self.batch["rois"]),
+            "drawn.labels": Output(torch.cat([each.labels for each in done.sampled]).double(), 0.0, expected=self.batch["labels"].astype("float64")),
+            "drawn.box_targets": Output(torch.cat([each.targets for each in done.sampled]), DRAWS, expected=self.batch["bbox_targets"]),
+            "drawn.total_loss": Output(sum(done.losses.values()).reshape(1), LOSSES, expected=recorded),
+        }
+
+    def recipe(self) -> dict[str, Output | Skip]:
+        """Which tensors are frozen, how many are in each group of the optimiser, and the rate of some updates."""
+        schedule = load_manifests().schedules[self.folder.row.schedule]
+        counts = {"weights": 0, "biases": 0, "GroupNorm weights": 0}
+        modules = dict(self.model.named_modules())
+        for group in parameter_groups(self.model, schedule):
+            for name in group["names"]:
+                norm = isinstance(modules[name.rpartition(".")[0]], torch.nn.GroupNorm)
+                counts["biases" if name.endswith("bias") else "GroupNorm weights" if norm else "weights"] += 1
+        rules = [[group["lr_factor"], group["weight_decay"]] for group in parameter_groups(self.model, schedule)]
+        recorded = [[group["lr"], group["weight_decay"]] for group in self.meta["param_groups"] if group["count"]]
+        frozen = {self.folder.origin[name] for name, parameter in self.model.named_parameters() if not parameter.requires_grad and name in self.folder.origin}
+        for prefix, module in self.model.named_modules():
+            if isinstance(module, FrozenAffine):
+                frozen |= {self.folder.origin[f"{prefix}.{leaf}"] for leaf in ("weight", "bias")}
+        wanted = {name for name in self.meta["frozen"] if not name.startswith("Mask_Head.res5.")}
+        return {
+            "recipe.group_sizes": Output(np.array(list(counts.values()), dtype="float64"), 0.0,
+                                         expected=np.array([group["count"] for group in self.meta["param_groups"]], dtype="float64")),
+            "recipe.group_rules": Output(np.array(sorted(rules)), 1e-9, expected=np.array(sorted(recorded), dtype="float64")),
+            "recipe.frozen_that_differ": Output(np.array(float(len(frozen ^ wanted))), 0.0, expected=np.array(0.0)),
+            "recipe.learning_rates": self.rates(schedule),
+        }
+
+    def rates(self, schedule: Schedule) -> Output:
+        """The rates of the recorded updates."""
+        at = self.folder.meta["lr_schedule"]["at"]
+        own = np.array([learning_rate(schedule, int(iteration)) for iteration in at])
+        return Output(own, 1e-9, expected=np.array(list(at.values())))
