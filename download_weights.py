@@ -22,6 +22,7 @@ Rows = Annotated[list[str] | None, typer.Argument(metavar="ROW...", help="row na
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Everything = Annotated[bool, typer.Option("--all", help="every row of every manifest")]
 Holds = Annotated[str | None, typer.Option(help="only files that hold: detector, imagenet, results, or all; default: detector and imagenet")]
+Role = Annotated[str, typer.Option(help="trained: a row's own weights; initial: what its training starts from; or all")]
 Home = Annotated[Path | None, typer.Option(help="folder of the weights; default: DETECTION_ZOO_HOME, else the user's cache folder")]
 Folder = Annotated[Path, typer.Option("--manifests", help="folder of the manifests")]
 Offline = Annotated[bool, typer.Option("--offline", help="never use the network", envvar="DETECTION_ZOO_OFFLINE")]
@@ -73,12 +74,13 @@ def manifests_of(folder: Path) -> Manifests:
     return load_manifests() if folder == MANIFEST_FOLDER else read_manifests(folder)
 
 
-def chosen_of(folder: Path, rows: list[str] | None, everything: bool, holds: str | None, default_all: bool = False) -> list[Chosen]:
-    if holds not in (None, "detector", "imagenet", "results", "all"):
-        raise typer.BadParameter(f"{holds!r} is not one of detector, imagenet, results, all", param_hint="--holds")
+def chosen_of(folder: Path, rows: list[str] | None, everything: bool, holds: str | None, role: str = "all", default_all: bool = False) -> list[Chosen]:
+    for option, value, allowed in (("--holds", holds, (None, "detector", "imagenet", "results", "all")), ("--role", role, ("trained", "initial", "all"))):
+        if value not in allowed:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(filter(None, allowed))}", param_hint=option)
     if not rows and not everything and not default_all:
         raise typer.BadParameter("name rows or patterns, or say --all", param_hint="ROW...")
-    return choose(manifests_of(folder), rows or (), everything or not rows, holds)
+    return choose(manifests_of(folder), rows or (), everything or not rows, holds, role)
 
 
 @app.command("list")
@@ -97,12 +99,13 @@ def list_(rows: Rows = None, holds: Holds = None, here: Annotated[bool, typer.Op
 
 @app.command()
 @reported
-def get(rows: Rows = None, everything: Everything = False, holds: Holds = None, jobs: Annotated[int, typer.Option(min=1, help="files at a time")] = 4,
-        offline: Offline = False, home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+def get(rows: Rows = None, everything: Everything = False, holds: Holds = None, role: Role = "trained",
+        jobs: Annotated[int, typer.Option(min=1, help="files at a time")] = 4, offline: Offline = False,
+        home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
     """Fetch weight files, verify them, and keep them; what is here already is not fetched again."""
     from zoo.weights.fetch_many import fetch_many
 
-    chosen = chosen_of(folder, rows, everything, holds)
+    chosen = chosen_of(folder, rows, everything, holds, role)
     outcomes = fetch_many(chosen, WeightCache(home), jobs, offline, exact=rows or (), quiet=as_json)
     show([o.values() for o in outcomes], as_json, ("row", "file", "status", "bytes", "hash_from", "path"))
     counts = {status: [o for o in outcomes if o.status == status] for status in ("fetched", "here", "skipped", "failed", "stopped")}
@@ -158,7 +161,7 @@ def audit(offline: Offline = False, jobs: Annotated[int, typer.Option(min=1, hel
 
 @app.command()
 @reported
-def convert(rows: Rows = None, everything: Everything = False, holds: Holds = None, offline: Offline = False, home: Home = None,
+def convert(rows: Rows = None, everything: Everything = False, holds: Holds = None, role: Role = "trained", offline: Offline = False, home: Home = None,
             folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
     """Write fetched checkpoints as safetensors, which the zoo loads from then on; --all takes those that are here."""
     from zoo.build import weight_shapes
@@ -166,7 +169,7 @@ def convert(rows: Rows = None, everything: Everything = False, holds: Holds = No
     from zoo.weights.fetch import fetch_weights
 
     cache, records, failed = WeightCache(home), [], 0
-    for chosen in chosen_of(folder, rows, everything, holds):
+    for chosen in chosen_of(folder, rows, everything, holds, role):
         if everything and not cache.find(chosen.spec):
             continue
         try:
@@ -211,12 +214,12 @@ def pin(rows: Rows = None, everything: Everything = False, forget: Annotated[boo
 @app.command("export")
 @reported
 def export(target: Annotated[Path, typer.Argument(help="folder to write")], rows: Rows = None, everything: Everything = False, holds: Holds = None,
-           home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+           role: Role = "trained", home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
     """Copy fetched files into a folder under readable names, for a machine without a network; --all takes those that are here."""
     from zoo.weights.exchange import export_files
 
     cache = WeightCache(home)
-    chosen = [c for c in chosen_of(folder, rows, everything, holds) if not everything or cache.find(c.spec)]
+    chosen = [c for c in chosen_of(folder, rows, everything, holds, role) if not everything or cache.find(c.spec)]
     records = export_files(chosen, cache, target)
     show(records, as_json, ("row", "exported", "bytes", "sha256"))
     say(f"{len(records)} files in {target}; `sha256sum -c SHA256SUMS` checks them, `download_weights.py import {target}` takes them in")
@@ -243,13 +246,13 @@ def import_(path: Annotated[Path, typer.Argument(help="a file, or a folder that 
 
 @app.command()
 @reported
-def where(rows: Rows = None, home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+def where(rows: Rows = None, role: Role = "trained", home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
     """Print the folder of the weights, or where the files of rows lie."""
     cache = WeightCache(home)
     if not rows:
         print(json.dumps({"home": str(cache.home)}) if as_json else cache.home)
         return
-    found = [{"row": c.row, "file": c.filename, "path": cache.find(c.spec)} for c in chosen_of(folder, rows, False, "all")]
+    found = [{"row": c.row, "file": c.filename, "path": cache.find(c.spec)} for c in chosen_of(folder, rows, False, "all", role)]
     show(found, as_json, ("path",)) if as_json else [print(line["path"]) for line in found if line["path"]]
     absent = [line for line in found if not line["path"]]
     for line in absent:

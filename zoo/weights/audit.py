@@ -15,7 +15,7 @@ from ..errors import DownloadError
 from ..manifest import SHARED_FILES, WeightSpec
 from .cache import spec_key
 from .hosts import host_of, needs_person, problem_of, read_page, routes, same_file, scrub
-from .transfer import Again, Policy, ask, connection_problem, new_session
+from .transfer import NO_HOST, Again, Policy, ask, connection_problem, new_session
 
 ONE_TRY = Policy(attempts=1, connect_timeout_s=10, read_timeout_s=20)
 NO_NETWORK = "no network"
@@ -138,10 +138,11 @@ def audit(folder: Path, date: str, offline: bool = False, jobs: int = 8, policy:
     links = [Link(row, url) for row, spec in rows for url in [*spec.urls, *filter(None, [spec.md5_url])]]
     sizes = {url: spec.bytes for _, spec in rows for url in spec.urls if spec.bytes}
     answers: dict[str, Link] = {}
+    lost: set[str] = set()  # hosts that were not found: looking each up again takes minutes where there is no network
 
     def look(url: str) -> None:
         answers[url] = link = Link("", url)
-        probe(link, sizes.get(url), offline, policy)
+        probe(link, sizes.get(url), offline, policy, lost)
         progress(link)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -152,8 +153,8 @@ def audit(folder: Path, date: str, offline: bool = False, jobs: int = 8, policy:
     return Audit(date, links, faults, [f"{row}: {spec_key(spec)}" for row, spec in rows if not spec.sha256])
 
 
-def probe(link: Link, expected_bytes: int | None, offline: bool, policy: Policy) -> None:
-    """Ask for one byte of a link and note the answer."""
+def probe(link: Link, expected_bytes: int | None, offline: bool, policy: Policy, lost: set[str]) -> None:
+    """Ask for one byte of a link and note the answer; hosts in `lost` are known not to be found."""
     if problem_of(link.url):
         link.status, link.detail = "error", str(problem_of(link.url))
     elif reason := needs_person(link.url):
@@ -165,10 +166,10 @@ def probe(link: Link, expected_bytes: int | None, offline: bool, policy: Policy)
     elif offline:
         link.status, link.detail = NO_NETWORK, "--offline"
     else:
-        _probe_routes(link, expected_bytes, policy)
+        _probe_routes(link, expected_bytes, policy, lost)
 
 
-def _probe_routes(link: Link, expected_bytes: int | None, policy: Policy) -> None:
+def _probe_routes(link: Link, expected_bytes: int | None, policy: Policy, lost: set[str]) -> None:
     """Try each route until one is good."""
     try:
         addresses = routes(link.url)
@@ -177,15 +178,17 @@ def _probe_routes(link: Link, expected_bytes: int | None, policy: Policy) -> Non
         return
     with new_session() as session:
         for address in addresses:
+            if host_of(address) in lost:
+                link.status, link.detail = NO_NETWORK, NO_HOST
+                continue
             try:
                 response, trail = ask(session, address, {"Range": "bytes=0-0"}, policy)
                 with response:
                     _note(link, response, trail, expected_bytes)
-            except Again as error:
+            except (Again, DownloadError) as error:
                 link.status = NO_NETWORK if "no network" in str(error) or "proxy" in str(error) else "error"
                 link.detail = str(error)
-            except DownloadError as error:
-                link.status, link.detail = "error", str(error)
+                lost |= {host_of(address)} if link.detail == NO_HOST else set()
             if link.status == "ok":
                 return
 

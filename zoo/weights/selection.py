@@ -33,13 +33,14 @@ class Chosen:
         return self.spec.sha256 or spec_key(self.spec)
 
 
-def choose(manifests: Manifests, patterns: Iterable[str] = (), everything: bool = False, holds: str | None = None) -> list[Chosen]:
+def choose(manifests: Manifests, patterns: Iterable[str] = (), everything: bool = False, holds: str | None = None, role: str = "all") -> list[Chosen]:
     """Weight files of the rows that match.
 
     Args:
         patterns: row names, shell patterns, parts of names or sources.
         everything: all rows, instead of patterns.
         holds: "detector", "imagenet", "results" or "all"; none: weights of every kind, but no stored results.
+        role: "trained" (a row's own weights), "initial" (what its training starts from) or "all".
 
     Raises:
         ManifestError: a pattern matches no row, or no row with such files.
@@ -51,9 +52,10 @@ def choose(manifests: Manifests, patterns: Iterable[str] = (), everything: bool 
         if not found:
             raise ManifestError(f"no row matches {pattern!r}: {did_you_mean(pattern, manifests.entries)} (download_weights.py list shows all)")
         entries |= {entry.name: entry for entry in found}
-    chosen = [Chosen(entry, spec) for entry in entries.values() for spec in entry.weights if spec.holds in wanted]
+    chosen = [Chosen(entry, spec) for entry in entries.values() for spec in entry.weights if spec.holds in wanted and role in (spec.role, "all")]
     if entries and not chosen:
-        raise ManifestError(f"{', '.join(list(entries)[:3])}: no weight file of kind {' or '.join(map(str, wanted))} is published; see --holds")
+        kinds = f"role {role} that holds {' or '.join(map(str, wanted))}"
+        raise ManifestError(f"{', '.join(list(entries)[:3])}: no weight file of {kinds} is published; see --role and --holds")
     return chosen
 
 

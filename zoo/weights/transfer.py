@@ -21,6 +21,7 @@ from .cache import CHUNK_BYTES, write_atomic
 from .hosts import hide, read_page, redirect_target, scrub, token_header
 
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
+NO_HOST = "host name not found (no network?)"
 PAGE_BYTES = 128 * 1024
 DISK_MARGIN_BYTES = 32 << 20
 
@@ -151,7 +152,7 @@ def ask(session: Any, url: str, headers: dict[str, str], policy: Policy, method:
         The response, its body unread, and the addresses passed, the last one its own.
 
     Raises:
-        DownloadError: a redirect that may not be followed, or too many.
+        DownloadError: a redirect that may not be followed, or too many; a host that does not exist, or no network.
         Again: the connection failed.
     """
     import requests
@@ -164,7 +165,8 @@ def ask(session: Any, url: str, headers: dict[str, str], policy: Policy, method:
             response = session.request(method, here, headers={**headers, **token_header(here, url)}, stream=True, allow_redirects=False,
                                        timeout=(policy.connect_timeout_s, policy.read_timeout_s), proxies=get_environ_proxies(here))
         except requests.exceptions.RequestException as error:
-            raise Again(connection_problem(error)) from None
+            problem = connection_problem(error)
+            raise DownloadError(problem) if NO_HOST in problem else Again(problem) from None
         if response.status_code not in (301, 302, 303, 307, 308):
             return response, trail
         location = response.headers.get("Location", "")
@@ -178,7 +180,7 @@ def ask(session: Any, url: str, headers: dict[str, str], policy: Policy, method:
 def connection_problem(error: Exception) -> str:
     """One line about a failed connection, without secrets."""
     text = scrub(str(error))
-    for sign, meaning in (("NameResolution", "host name not found (no network?)"), ("Failed to resolve", "host name not found (no network?)"),
+    for sign, meaning in (("NameResolution", NO_HOST), ("Failed to resolve", NO_HOST), ("Tunnel connection failed", "the proxy refuses the connection"),
                           ("Connection refused", "connection refused"), ("timed out", "timed out"), ("CERTIFICATE", "certificate not accepted")):
         if sign in text:
             return meaning
