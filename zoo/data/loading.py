@@ -18,7 +18,7 @@ from .base import Dataset
 from .samplers import GroupedBatchSampler, aspect_ratios
 from .ssd_augmentation import SSDAugmentation
 from .targets import TargetRules, make_target, trained_images, training_boxes
-from .transforms import Preprocess, PreprocessedImage, ShorterSide
+from .transforms import FixedSize, Preprocess, PreprocessedImage, ShorterSide
 
 
 @dataclass
@@ -195,8 +195,8 @@ class TrainingBatches:
         self.images_per_batch, self.flip_probability, self.short_sides = images_per_batch, flip_probability, list(short_sides)
         self.workers, self.pin_memory, self.rank, self.world_size = workers, pin_memory, rank, world_size
         self.indices = trained_images(dataset, rules)
-        ratios = aspect_ratios(dataset)
-        self._ratios = [ratios[index] for index in self.indices]
+        ratios = None if isinstance(preprocess.resize, FixedSize) else aspect_ratios(dataset)  # of one size anyway: no groups
+        self._ratios = [1.0 if ratios is None else ratios[index] for index in self.indices]
 
     def __call__(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor, list[Target]]]:
         """Batches of one epoch: images (N, 3, H, W) float32, sizes (N, 2) int64, N targets."""
