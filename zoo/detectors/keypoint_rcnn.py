@@ -61,9 +61,12 @@ class KeypointRcnn(FasterRcnn):
         return self.in_original(found, frame)
 
     def sample_keypoints(self, sampled: SampledBoxes, target: Target) -> SampledKeypoints:
-        """Match the box branch's sampled boxes again; objects without a visible keypoint inside their box are not used."""
+        """The draw that the boxes came with, or one of their objects, matched again; objects without a visible keypoint inside their box are not used."""
         if target.keypoints is None:
             raise ValueError("a keypoint branch is trained with keypoints, and the target has none; is the row's dataset one with keypoints?")
+        if sampled.keypoint_boxes is not None and sampled.keypoint_matches is not None:
+            rows = torch.arange(len(sampled.keypoint_boxes), device=sampled.boxes.device)
+            return SampledKeypoints(sampled.keypoint_boxes, target.keypoints[sampled.keypoint_matches], torch.ones_like(rows), rows, rows[:0])
         rule, boxes = self.training_rule, target.boxes.to(sampled.boxes.dtype)
         matches = match(box_iou(boxes, sampled.boxes, self.coder.offset), rule.foreground_iou, rule.background_iou)
         labels = (matches >= 0).to(torch.int64) - (matches < -1).to(torch.int64)

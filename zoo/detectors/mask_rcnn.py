@@ -57,21 +57,25 @@ class MaskRcnn(FasterRcnn):
     def branch_losses(self, features: dict[str, Tensor], sampled: Sequence[SampledBoxes], targets: Sequence[Target], sizes: Sequence[tuple[int, int]],
                       hidden: Tensor) -> dict[str, Tensor]:
         """Mean binary cross entropy over the sampled objects."""
-        rows = [torch.nonzero(each.labels > 0).squeeze(1) for each in sampled]
+        matches = [each.matches if each.mask_matches is None else each.mask_matches for each in sampled]
+        used = [(each.labels > 0) & (own >= 0) for each, own in zip(sampled, matches, strict=True)]
+        rows = [torch.nonzero(each).squeeze(1) for each in used]
         boxes = [each.boxes[own] for each, own in zip(sampled, rows, strict=True)]
         labels = torch.cat([each.labels[own] for each, own in zip(sampled, rows, strict=True)])
         if self.mask.pooler is None:
-            logits = self.mask(hidden[torch.nonzero(torch.cat([each.labels for each in sampled]) > 0).squeeze(1)])
+            logits = self.mask(hidden[torch.cat(used)])
         else:
             logits = self.mask(self.mask_features(features, boxes))
-        wanted = [self.targets(own, each.matches[at], target, logits.shape[-1], size)
-                  for own, each, at, target, size in zip(boxes, sampled, rows, targets, sizes, strict=True)]
+        wanted = [self.targets(own, match[at], target, logits.shape[-1], size)
+                  for own, match, at, target, size in zip(boxes, matches, rows, targets, sizes, strict=True)]
         return {"loss_mask": mask_loss(logits, labels, torch.cat(wanted))}
 
     def targets(self, boxes: Tensor, matches: Tensor, target: Target, side: int, size: tuple[int, int]) -> Tensor:
         """Mask targets (R, side, side) of one image's sampled objects; raises ValueError where the target has no polygons."""
         if target.polygons is None:
             raise ValueError("a mask branch is trained with polygons, and the target has none; is the row's dataset one with masks?")
+        if self.sampling is not None:  # of original pixels: boxes are not held to the image, and a side of one original pixel is the least
+            return mask_targets(boxes, matches, target.polygons, side, None, min(target.scale))
         return mask_targets(boxes, matches, target.polygons, side, size)
 
 

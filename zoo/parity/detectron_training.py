@@ -181,7 +181,7 @@ class _Step:
         for prefix, module in self.model.named_modules():
             if isinstance(module, FrozenAffine):
                 frozen |= {self.folder.origin[f"{prefix}.{leaf}"] for leaf in ("weight", "bias")}
-        wanted = {name for name in self.meta["frozen"] if not name.startswith("Mask_Head.res5.")}
+        wanted = {name for name in self.meta["frozen"] if not name.startswith(("Mask_Head.res5.", "Keypoint_Outs.upsample."))}
         return {
             "recipe.group_sizes": Output(np.array(list(counts.values()), dtype="float64"), 0.0,
                                          expected=np.array([group["count"] for group in self.meta["param_groups"]], dtype="float64")),

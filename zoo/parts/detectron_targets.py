@@ -170,9 +170,20 @@ def _keypoint_rows(candidates: Tensor, best: Tensor, nearest: Tensor, keypoints:
     return torch.from_numpy(rows.astype(np.int64)).to(candidates.device)
 
 
-def masks_of(boxes: Tensor, polygons: Sequence[Sequence[Sequence[float]]]) -> Tensor:
-    """For each box (R, 4), the row of the object whose polygons' bounding box overlaps it most: (R,) int64; objects without polygons never."""
+def masks_of(boxes: Tensor, polygons: Sequence[Sequence[Sequence[float]]], scale: Tensor) -> Tensor:
+    """The object whose polygons' bounding box overlaps a box most.
+
+    Args:
+        boxes: (R, 4) in original pixels.
+        polygons: of each object, flat [x, y, ...] lists in input pixels; an object without any (a crowd) is nobody's.
+        scale: (4,) x and y factors from original to input pixels, twice.
+
+    Returns:
+        (R,) int64 rows of `polygons`, -1 where no object has any.
+    """
     drawn = [row for row, parts in enumerate(polygons) if parts]
-    extents = boxes.new_tensor([[min(min(p[::2]) for p in polygons[row]), min(min(p[1::2]) for p in polygons[row]),
-                                 max(max(p[::2]) for p in polygons[row]), max(max(p[1::2]) for p in polygons[row])] for row in drawn])
-    return torch.tensor(drawn, device=boxes.device)[box_iou(boxes, extents.reshape(-1, 4), OFFSET).argmax(dim=1)]
+    if not drawn or not len(boxes):
+        return torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
+    corners = [torch.cat([boxes.new_tensor(part).view(-1, 2) for part in polygons[row]]) for row in drawn]
+    extents = torch.stack([torch.cat([each.amin(dim=0), each.amax(dim=0)]) for each in corners]) / scale
+    return torch.tensor(drawn, device=boxes.device)[box_iou(boxes, extents, OFFSET).argmax(dim=1)]

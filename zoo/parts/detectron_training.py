@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..detectors.base import Target
 from .boxes import BoxCoder
-from .detectron_targets import AnchorRules, Draws, RoIRules, RoISamples, anchor_targets, sample_rois
+from .detectron_targets import AnchorRules, Draws, RoIRules, RoISamples, anchor_targets, masks_of, sample_rois
 from .losses import smooth_l1_sum
 from .proposals import Size
 from .roi_heads import SampledBoxes
@@ -78,7 +78,11 @@ class DetectronSampling:
         crowd = torch.zeros(len(truth), dtype=torch.bool, device=truth.device) if target.crowd is None else target.crowd
         keypoints = None if target.keypoints is None else target.keypoints / torch.cat([scale[:2], scale.new_ones(1)])
         drawn = sample_rois(proposals / scale, truth, target.labels, crowd, self.draws, self.rules, keypoints)
-        return self.sampled(drawn, truth, scale)
+        found = self.sampled(drawn, truth, scale)
+        if target.polygons is not None:
+            found.mask_matches = torch.full_like(found.labels, -1)
+            found.mask_matches[found.positive] = masks_of(drawn.boxes[found.positive], target.polygons, scale)
+        return found
 
     def sampled(self, drawn: RoISamples, truth: Tensor, scale: Tensor) -> SampledBoxes:
         """What was drawn (boxes (S, 4) in original pixels) as the heads' training takes it."""
@@ -89,4 +93,4 @@ class DetectronSampling:
         rows = torch.arange(len(drawn.boxes), device=scale.device)
         keypoint_boxes = None if drawn.keypoint_boxes is None else drawn.keypoint_boxes * scale
         return SampledBoxes(drawn.boxes * scale, drawn.labels + 1, targets, drawn.objects, rows, rows[:objects], rows[objects:], drawn.labels + 1,
-                            keypoint_boxes, drawn.keypoint_objects)
+                            keypoint_boxes=keypoint_boxes, keypoint_matches=drawn.keypoint_objects)

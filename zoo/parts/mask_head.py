@@ -46,12 +46,12 @@ def class_masks(logits: Tensor, labels: Tensor) -> Tensor:
     return logits[torch.arange(len(labels), device=logits.device), labels + 1].float().sigmoid()
 
 
-def rasterise(polygons: Sequence[Sequence[float]], box: Sequence[float], side: int, size: Size | None = None) -> np.ndarray:
+def rasterise(polygons: Sequence[Sequence[float]], box: Sequence[float], side: int, size: Size | None = None, least: float = 1.0) -> np.ndarray:
     """The part of an object's polygons inside a box, as a side x side mask; polygons are moved and scaled, not clipped.
 
     Args:
         polygons: flat [x, y, ...] lists in image pixels, joined.
-        box: x1, y1, x2, y2; its sides are x2 - x1, at least 1.
+        box: x1, y1, x2, y2; its sides are x2 - x1, at least `least`.
         side: M.
         size: (height, width) that the box is held to first; none: it is taken as it is.
     """
@@ -62,7 +62,7 @@ def rasterise(polygons: Sequence[Sequence[float]], box: Sequence[float], side: i
         height, width = size
         x1, y1 = min(max(x1, 0.0), width - 1), min(max(y1, 0.0), height - 1)
         x2, y2 = min(max(x2, 0.0), width), min(max(y2, 0.0), height)
-    scale = np.array([side / max(x2 - x1, 1.0), side / max(y2 - y1, 1.0)])
+    scale = np.array([side / max(x2 - x1, least), side / max(y2 - y1, least)])
     moved = [((np.asarray(p, dtype=np.float64).reshape(-1, 2) - (x1, y1)) * scale).reshape(-1).tolist() for p in polygons]
     if not moved:
         return np.zeros((side, side), dtype=np.uint8)
@@ -70,9 +70,10 @@ def rasterise(polygons: Sequence[Sequence[float]], box: Sequence[float], side: i
     return coco_mask.decode(coco_mask.merge(encoded))
 
 
-def mask_targets(boxes: Tensor, matches: Tensor, polygons: Sequence[Sequence[Sequence[float]]], side: int, size: Size | None) -> Tensor:
-    """Targets (R, side, side) float of boxes (R, 4), each from the polygons of the object it is matched with."""
-    masks = [rasterise(polygons[match], box, side, size) for box, match in zip(boxes.tolist(), matches.tolist(), strict=True)]
+def mask_targets(boxes: Tensor, matches: Tensor, polygons: Sequence[Sequence[Sequence[float]]], side: int, size: Size | None,
+                 least: float = 1.0) -> Tensor:
+    """Targets (R, side, side) float of boxes (R, 4), each from the polygons of the object it is matched with; the rest as in `rasterise`."""
+    masks = [rasterise(polygons[match], box, side, size, least) for box, match in zip(boxes.tolist(), matches.tolist(), strict=True)]
     stacked = np.stack(masks) if masks else np.zeros((0, side, side), dtype=np.uint8)
     return torch.from_numpy(stacked).to(boxes.device, torch.float32)
 

@@ -165,6 +165,7 @@ class SampledBoxes:
 
     boxes (S, 4); labels (S,) int64, 0 background, 1..K; targets (S, 4) deltas; matches (S,) int64, the ground truth (0 for background);
     rows (S,): their positions among the candidates; positive, negative: indices among the candidates; candidate_labels: of all candidates.
+    mask_matches (S,): whose mask an object is trained on, where that is not its match; -1 for none.
     keypoint_boxes (T, 4), keypoint_matches (T,): a draw of its own for the keypoint branch, where the source makes one.
     """
 
@@ -176,6 +177,7 @@ class SampledBoxes:
     positive: Tensor
     negative: Tensor
     candidate_labels: Tensor
+    mask_matches: Tensor | None = None
     keypoint_boxes: Tensor | None = None
     keypoint_matches: Tensor | None = None
 
