@@ -1,0 +1,126 @@
+"""Clocks, repetition, memory and telemetry against cases whose answer is known."""
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.environment import choose_device, collect_environment, cpu_name
+from benchmarks.memory import peak_memory
+from benchmarks.telemetry import judge, watching
+from benchmarks.timing import PhaseClock, repeat, warm_up
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+def test_phases_hold_what_ran_inside_them() -> None:
+    clock = PhaseClock(CPU)
+    for _ in range(2):
+        with clock.phase("wait", images=2):
+            threading.Event().wait(0.02)
+        with clock.phase("nothing"):
+            pass
+    assert all(ms >= 10.0 for ms in clock.samples_ms["wait"]) and len(clock.samples_ms["nothing"]) == 2  # 20 ms for two images
+    assert clock.sums_ms(["wait", "nothing"]) == [a + b for a, b in zip(*clock.samples_ms.values(), strict=True)]
+
+
+def test_warm_up_goes_on_until_times_stand_still() -> None:
+    times = iter([100, 50, 30, 20, 15, 12, 10, 10, 10, 10, 10, 10, 10, 10])
+    turns, warm = warm_up(lambda: next(times), budget_s=60)
+    assert warm and turns == 11  # medians of turns 9 to 11 and 6 to 8 are 10 and 10
+
+
+def test_warm_up_ends_at_its_budget() -> None:
+    growing = iter(range(1, 10**6))
+    turns, warm = warm_up(lambda: float(next(growing)), budget_s=1e-9)
+    assert not warm and turns == 1
+
+
+def test_repetition_stops_after_whole_passes_when_precise() -> None:
+    samples: list[float] = []
+    passes, precise = repeat([lambda: samples.append(1.0)] * 4, lambda: samples, precision=0.01, budget_s=60)
+    assert precise and passes == 2 and len(samples) == 8  # six samples are the least for an interval, passes are whole
+
+
+def test_repetition_stops_at_the_budget_but_works_once() -> None:
+    samples: list[float] = []
+    passes, precise = repeat([lambda: samples.append(float(len(samples) % 2))] * 3, lambda: samples, precision=0.01, budget_s=1e-9)
+    assert not precise and passes == 0 and len(samples) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark can be reset on Linux only")
+def test_peak_memory_is_that_of_the_block() -> None:
+    with peak_memory(CPU) as empty:
+        pass
+    before = torch.ones(100 * 2**18)  # 100 MiB
+    del before
+    with peak_memory(CPU) as peak:
+        block = torch.ones(64 * 2**18)  # 64 MiB
+        del block
+    grown = peak.mib["resident"] - empty.mib["resident"]
+    assert 55 <= grown <= 95, f"{grown} MiB for a block of 64 MiB"
+    assert "allocated" in peak.absent and "high-water mark" in peak.how["resident"]
+
+
+def test_telemetry_without_a_gpu_says_so() -> None:
+    with watching("cpu") as watch:
+        pass
+    assert "CPU" in watch.result.absent and watch.result.verdict == "unknown"
+
+
+def test_telemetry_samples_until_the_block_ends() -> None:
+    seen = threading.Event()
+    readings = iter(range(10**6))
+
+    def read() -> dict[str, float]:
+        number = next(readings)
+        if number == 5:
+            seen.set()
+        return {"sm_clock_mhz": 1500.0, "other_processes": 0.0, "throttle_reasons": 0.0}
+
+    with watching("cuda", read, period_s=0.001) as watch:
+        assert seen.wait(30)
+    assert watch.result.verdict == "clean" and len(watch.result.samples["sm_clock_mhz"]) >= 6
+    assert watch.result.samples["time_s"] == sorted(watch.result.samples["time_s"])
+
+
+def test_a_reading_that_fails_is_told_and_stops_nothing() -> None:
+    def read() -> dict[str, float]:
+        raise OSError("the GPU fell off the bus")
+
+    with watching("cuda", read) as watch:
+        pass
+    assert "fell off the bus" in watch.result.note and watch.result.verdict == "unknown"
+
+
+@pytest.mark.parametrize(("samples", "verdict", "said"), [
+    ({"sm_clock_mhz": [1980.0] * 10, "throttle_reasons": [0.0] * 10}, "clean", ""),
+    ({"sm_clock_mhz": [1980.0] * 10, "throttle_reasons": [1.0] * 10}, "clean", ""),  # idle is no fault
+    ({"sm_clock_mhz": [1980.0] * 4, "throttle_reasons": [0.0, 0.0, 64.0, 0.0]}, "throttled", "1 of 4 readings: thermal, hardware"),
+    ({"sm_clock_mhz": [1980.0] * 4, "other_processes": [0.0, 1.0]}, "shared", "up to 1 other"),
+    ({"sm_clock_mhz": [300.0, 1980.0, 1980.0, 1980.0, 1980.0]}, "clean", ""),  # it rose at the start
+    ({"sm_clock_mhz": [1980.0, 1980.0, 1980.0, 1980.0, 1600.0]}, "unstable", "1600 to 1980"),
+    ({}, "unknown", "no clocks"),
+])
+def test_verdicts(samples: dict[str, list[float]], verdict: str, said: str) -> None:
+    found = judge(samples)
+    assert found[0] == verdict and said in found[1]
+
+
+def test_the_environment_names_machine_software_and_commit() -> None:
+    found = collect_environment("cpu")
+    assert found.packages["torch"] == torch.__version__.split("+")[0] and found.device_name == cpu_name() and found.threads == torch.get_num_threads()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    assert found.commit == (head.stdout.strip() if head.returncode == 0 else None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    with pytest.raises(RuntimeError, match="--device cpu"):
+        choose_device("cuda")
