@@ -215,6 +215,7 @@ def torch_files() -> list[Bad]:
     held = storage("FloatStorage", "0", 4, legacy=True)
     four = struct.pack("<q", 4) + bytes(16)
     exec_call = call("builtins", "exec", text(COMMAND))
+    nested = call("torch.storage", "_load_from_bytes", b"C\x01.")
     tar = tar_header("pickle", "00000000100")
     good = torch_zip(torch_pickle(good_tensor()))
     deflated = torch_zip(torch_pickle(good_tensor()), {"archive/data/1": bytes(10 << 20)}, zipfile.ZIP_DEFLATED)
@@ -245,7 +246,10 @@ def torch_files() -> list[Bad]:
         ("legacy: exec first", exec_call, r"'builtins\.exec'"),
         ("legacy: whole module", legacy(b"\x80\x02(" + text("module") + text("x") + text("f.py") + text(COMMAND) + b"tQ.", [], b""),
          "whole module is program code"),
-        ("legacy: plain pickle", pickle.dumps({"a": 1}, 2), "plain pickle"),
+        ("pickled tensors: nested exec", call("torch.storage", "_load_from_bytes", b"B" + struct.pack("<I", len(exec_call)) + exec_call), r"'builtins\.exec'"),
+        ("pickled tensors: not bytes", call("torch.storage", "_load_from_bytes", text("x")), "a storage of"),
+        ("pickled tensors: nested twice", call("torch.storage", "_load_from_bytes", b"C" + bytes([len(nested)]) + nested),
+         r"'torch\.storage\._load_from_bytes'"),
         ("legacy: wrong protocol", pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(7, 2), "protocol 7"),
         ("legacy: cut short", legacy(legacy_tensor(held), ["0"], four[:-3]), "cut short"),
         ("legacy: other count", legacy(legacy_tensor(held), ["0"], struct.pack("<q", 1 << 50) + bytes(16)), "has 1125899906842624 elements"),

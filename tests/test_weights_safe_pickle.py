@@ -134,6 +134,17 @@ def test_honest_torch_file(zipped: bool, protocol: int, tmp_path: Path) -> None:
         same(read_torch_file(state), torch.load(state, weights_only=True))
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_pickled_state_dict(protocol: int, tmp_path: Path) -> None:
+    """Some packages carry `pickle.dump` of a state dict; its tensors come back, each with a storage of its own."""
+    path, content = tmp_path / "state.pkl", state_dict()["model"]
+    path.write_bytes(pickle.dumps(content, protocol))
+    ours = read_torch_file(path)
+    assert list(ours) == list(content)
+    for name, tensor in content.items():
+        same(ours[name].contiguous(), tensor.contiguous())
+
+
 def test_tar_file_of_torch_0_1(tmp_path: Path) -> None:
     """As torch 0.1 wrote one; torch itself still reads it, and is the reference."""
     import torch

@@ -64,7 +64,7 @@ def read_torch_file(path: Path | str) -> Any:
     """The content of a torch checkpoint, on the CPU: zip files by torch with weights_only, older formats by our own reader.
 
     Args:
-        path: a file of `torch.save` of any age; zip files are inspected before torch sees them.
+        path: a file of `torch.save` of any age, or a plain pickle of tensors; zip files are inspected before torch sees them.
 
     Returns:
         What was saved: containers of torch tensors, numpy arrays and scalars.
@@ -78,10 +78,16 @@ def read_torch_file(path: Path | str) -> Any:
         inspect_zip(path)
         return _load_zip(path)
     if kind in ("torch tar", "pickle"):
-        from .torch_legacy import read_legacy, read_tar
+        from .torch_legacy import read_legacy, read_pickled_tensors, read_tar
 
-        return read_tar(path) if kind == "torch tar" else read_legacy(path)
+        read = read_tar if kind == "torch tar" else read_legacy if _has_magic_number(path) else read_pickled_tensors
+        return read(path)
     raise CheckpointError(f"{path}: not a torch checkpoint ({kind}); is it the right file?")
+
+
+def _has_magic_number(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"\x8a\x0a" + MAGIC_NUMBER.to_bytes(10, "little") in file.read(24)
 
 
 def inspect_zip(path: Path) -> None:

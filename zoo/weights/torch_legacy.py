@@ -4,11 +4,12 @@ from __future__ import annotations
 import io
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .pickle_machine import Budget, Machine, Source
+from .pickle_machine import Budget, Machine, Name, Source, shown
 from .pickle_names import Storage, TensorView, tensor_view, torch_names
 from .safe_pickle import MAGIC_NUMBER, PROTOCOL_VERSION, storage_of
 
@@ -26,10 +27,35 @@ def read_legacy(path: Path) -> Any:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        return _read_stream(Source(file, size, str(path)), Budget(size, str(path)))
+        return settle(*_read_stream(Source(file, size, str(path)), Budget(size, str(path))))
 
 
-def _read_stream(source: Source, budget: Budget) -> Any:
+def read_pickled_tensors(path: Path) -> Any:
+    """The content of a plain pickle of torch tensors (`pickle.dump` of a state dict): each storage is a legacy torch file within it.
+
+    Raises:
+        CheckpointError: something but tensors and plain containers is named, or the file is malformed.
+    """
+    size, label, data = path.stat().st_size, str(path), {}
+
+    def storage_from_bytes(machine: Machine, arguments: tuple) -> Storage:
+        if len(arguments) != 1 or not isinstance(arguments[0], bytes):
+            raise machine.refuse(f"a storage of {shown(arguments)}")
+        storage, inner = _read_stream(_source(arguments[0], label), machine.budget)
+        if not isinstance(storage, Storage) or set(inner) != {storage.key}:
+            raise machine.refuse("a storage that holds something else")
+        place = len(data)
+        data[place] = inner[storage.key]
+        return replace(storage, key=place)
+
+    names = torch_names() | {"torch.storage._load_from_bytes": Name("torch.storage._load_from_bytes", storage_from_bytes)}
+    with path.open("rb") as file:
+        value = Machine(Source(file, size, label), names, None, Budget(size, label)).run()
+    return settle(value, data)
+
+
+def _read_stream(source: Source, budget: Budget) -> tuple[Any, dict[Any, bytes]]:
+    """The value of a legacy stream, its tensors as views, and the bytes of their storages."""
     names = torch_names()
     storages: dict[Any, Storage] = {}
 
@@ -53,8 +79,7 @@ def _read_stream(source: Source, budget: Budget) -> Any:
     value, keys = following(), following()
     if not isinstance(keys, list) or len(set(map(repr, keys))) != len(keys) or any(key not in storages for key in keys) or len(keys) != len(storages):
         raise CheckpointError(f"{source.label}: its list of storages does not fit its tensors; malformed, fetch it again")
-    data = {key: _read_storage(source, storages[key]) for key in keys}
-    return settle(value, data)
+    return value, {key: _read_storage(source, storages[key]) for key in keys}
 
 
 def _read_storage(source: Source, storage: Storage) -> bytes:
