@@ -85,7 +85,7 @@ class KeypointRcnn(FasterRcnn):
         boxes = [each.boxes for each in chosen]
         heatmaps = self.keypoint(self.keypoint.pooler(features, boxes))
         keypoints = torch.cat([each.keypoints for each in chosen]).to(heatmaps.dtype)
-        cells, valid = heatmap_targets(keypoints, torch.cat(boxes).to(heatmaps.dtype), heatmaps.shape[-1])
+        cells, valid = heatmap_targets(keypoints, torch.cat(boxes).to(heatmaps.dtype), heatmaps.shape[-1], divide=self.sampling is not None)
         return {"loss_keypoint": keypoint_loss(heatmaps, cells, valid)}
 
 

@@ -68,18 +68,21 @@ def decode_heatmaps(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Te
     return positions, logits, chances
 
 
-def heatmap_targets(keypoints: Tensor, boxes: Tensor, side: int) -> tuple[Tensor, Tensor]:
+def heatmap_targets(keypoints: Tensor, boxes: Tensor, side: int, *, divide: bool = False) -> tuple[Tensor, Tensor]:
     """The cell of each keypoint in its box; a keypoint on the far edge belongs to the last cell.
 
     Args:
         keypoints: (R, P, 3) x, y in pixels and visibility.
         boxes: (R, 4) pixels, sides x2 - x1.
         side: S, cells of a heat map's side.
+        divide: by a box's side, as numpy does it (Detectron), not times its reciprocal, as torch does (maskrcnn-benchmark): a keypoint that
+            lies exactly between two cells may fall into either.
 
     Returns:
         (R, P) int64 row * S + column, 0 where not valid; (R, P) bool, visible and inside.
     """
-    scale = side / (boxes[:, 2:] - boxes[:, :2])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    scale = torch.full_like(sides, side) / sides if divide else side / sides
     near, far = boxes[:, None, :2], boxes[:, None, 2:]
     place = keypoints[..., :2]
     cell = ((place - near) * scale[:, None]).floor().to(torch.int64)
