@@ -66,7 +66,13 @@ def load_backbone(model: nn.Module, path: Path | str, checkpoint: str, *, row: s
 
     Args, raises: as in `load_weights`. The model's `backbone_parts` (classifier prefix -> model prefix) says where they are.
     """
-    translation = checkpoint_format(checkpoint).translate(checkpoint_format(checkpoint).read(Path(path)))
+    arrays = checkpoint_format(checkpoint).read(Path(path))
+    return load_backbone_arrays(model, arrays, checkpoint, where=f"{path} ({checkpoint})" + (f" for the backbone of row {row}" if row else ""))
+
+
+def load_backbone_arrays(model: nn.Module, arrays: Mapping[str, Any], checkpoint: str, *, where: str) -> LoadReport:
+    """Load a classifier's tensors that are already read, by the file's names; as `load_backbone`."""
+    translation = checkpoint_format(checkpoint).translate(dict(arrays))
     parts: dict[str, str] = getattr(model, "backbone_parts", {"backbone.": "backbone."})
     moved = Translation(defaults=translation.defaults, dropped=dict(translation.dropped), optional=translation.optional)
     for name, array in translation.state.items():
@@ -76,7 +82,6 @@ def load_backbone(model: nn.Module, path: Path | str, checkpoint: str, *, row: s
             continue
         target = parts[prefix] + name.removeprefix(prefix)
         moved.state[target], moved.origin[target] = array, translation.origin[name]
-    where = f"{path} ({checkpoint})" + (f" for the backbone of row {row}" if row else "")
     return copy_into(model, moved, where, only=tuple(parts.values()))
 
 
