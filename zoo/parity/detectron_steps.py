@@ -14,13 +14,18 @@ from kernels.roi_levels import LevelRule, assign_levels
 from kernels.roi_pool import roi_pool
 from kernels.soft_nms import soft_nms
 
+from ..data.figures import KEYPOINT_NAMES
 from ..data.samplers import grouped_order, target_ratios
+from ..data.targets import mirrored_keypoints
 from ..data.transforms import Preprocess, ShorterSide
 from ..manifest import load_manifests
 from ..parts.anchors import AnchorGenerator, rounded_cells
 from ..parts.box_voting import vote_boxes
 from ..parts.boxes import BoxCoder, box_iou, clip_boxes
+from ..parts.keypoint_head import KeypointHead, decode_heatmaps, heatmap_targets
+from ..parts.mask_head import paste_masks, rasterise
 from ..parts.proposals import ProposalRule, select_proposals
+from ..parts.roi_heads import DetectionRule, choose_detections
 from .base import Output, Reference, Skip
 
 Outputs = dict[str, Output | Skip]
@@ -86,7 +91,7 @@ def proposals(reference: Reference) -> Outputs:
     for name, least in (("test", 16.0), ("train", 0.0)):
         rows, chances = [], []
         for image, (size, scale) in enumerate((((120, 150), 1.5), ((128, 160), 2.0))):
-            rule = ProposalRule(pre_nms=120, post_nms=40, min_size=least * scale, collect=None)
+            rule = ProposalRule(pre_nms=120, post_nms=40, min_size=least * scale, collect=0)
             one = select_proposals([scores[image:image + 1]], [deltas[image:image + 1]], grid, [size], coder=BoxCoder(), rule=rule)[0]
             rows.append(torch.cat([torch.full((len(one.boxes), 1), float(image)), one.boxes], dim=1))
             chances.append(one.scores[:, None])
@@ -162,8 +167,65 @@ def batching(reference: Reference) -> Outputs:
     }
 
 
+def selection(reference: Reference) -> Outputs:
+    """Detections from class probabilities and boxes: class by class, inside a class by row."""
+    draws = np.random.RandomState(6)
+    draws.dirichlet(0.5 * np.ones(6), 60)  # the scores, which are recorded
+    columns = []
+    for _ in range(6):
+        x1, y1 = draws.rand(60) * 80, draws.rand(60) * 64
+        columns += [x1, y1, np.minimum(x1 + draws.rand(60) * 50, 99), np.minimum(y1 + draws.rand(60) * 40, 79)]
+    place = torch.from_numpy(np.stack(columns, axis=1).astype("float32"))
+    rule = DetectionRule(score_threshold=0.05, nms_iou=0.5, max_detections=25)
+    found = choose_detections(tensor(reference, "final.scores_in"), place.view(60, 6, 4), 1.0, rule)
+    return {
+        "final.scores_in": INPUT, "final.boxes_in": Output(place[:20], 1e-6), "final.boxes": Output(found.boxes, 1e-6),
+        "final.scores": Output(found.scores, 1e-6), "final.labels": Output(found.labels + 1, 0.0),
+    }
+
+
+def masks(reference: Reference) -> Outputs:
+    """Masks pasted into a small image, and polygons drawn into boxes."""
+    place = tensor(reference, "mask.boxes")
+    halves = [[tensor(reference, f"mask.{part}_{row}") for part in ("prob", "prob_right")] for row in range(len(place))]
+    maps = torch.stack([torch.cat(both, dim=1) for both in halves])
+    pasted = paste_masks(maps, place, (20, 24), interpolation="cv2")
+    found: Outputs = {"mask.probs28": Output(maps[:, ::4, ::4], 0.0), "mask.boxes": INPUT}
+    for row, mask in enumerate(pasted):
+        found |= {f"mask.prob_{row}": INPUT, f"mask.prob_right_{row}": INPUT, f"mask.pasted_{row}": Output(mask, 0.0)}
+    polygon, box = [[5, 6, 40, 9, 38, 45, 20, 25, 9, 44]], (3.0, 2.0, 45.0, 50.0)
+    large = rasterise(polygon, box, 28)
+    return found | {"polygon.mask14": Output(rasterise(polygon, box, 14), 0.0), "polygon.mask28_top": Output(large[:14], 0.0),
+                    "polygon.mask28_bottom": Output(large[14:], 0.0)}
+
+
+def keypoints(reference: Reference) -> Outputs:
+    """Heat maps: decoding, mirroring, and the cells that ground truth falls into."""
+    draws = np.random.RandomState(9)
+    draws.standard_normal((2, 17, 56, 56))
+    maps = torch.from_numpy(draws.standard_normal((3, 17, 7, 7)).astype("float32"))
+    places, logits, chances = decode_heatmaps(maps, tensor(reference, "kps.rois"))
+    mirrored = maps[:, mirrored_keypoints(KEYPOINT_NAMES)].flip(-1)
+    truth, place = tensor(reference, "kps.gt").float().transpose(1, 2), tensor(reference, "kps.gt_rois").float()
+    cells, valid = heatmap_targets(truth, place, 56, divide=True)
+    return {
+        "kps.heatmaps_in": Output(maps[:, :, ::2, ::2], 0.0), "kps.rois": INPUT, "kps.gt": INPUT, "kps.gt_rois": INPUT,
+        "kps.decoded": Output(torch.stack([places[..., 0], places[..., 1], logits, chances], dim=1), 1e-5),
+        "kps.flipped": Output(mirrored[:, :, ::2, ::2], 0.0),
+        "kps.labels": Output(cells, 0.0), "kps.weights": Output(valid.float(), 0.0),
+    }
+
+
+def upsampling(reference: Reference) -> Outputs:
+    """The fixed bilinear kernel that doubles heat maps."""
+    head = KeypointHead(nn.Identity(), 4, 2, convs=1, width=4, upsampling="deconvolution")
+    whole = torch.zeros(2, 2, 4, 4)
+    whole[torch.arange(2), torch.arange(2)] = head.kernel[:, 0]
+    return {"bilinear.kernel": Output(whole, 1e-6), "bilinear.in": INPUT, "bilinear.out": Output(head.double_size(tensor(reference, "bilinear.in")), 1e-6)}
+
+
 STEPS: tuple[Callable[[Reference], Outputs], ...] = (
-    anchors, boxes, suppression, proposals, levels, image, pooling, losses_and_norms, batching,
+    anchors, boxes, suppression, proposals, levels, image, pooling, losses_and_norms, batching, selection, masks, keypoints, upsampling,
 )
 
 

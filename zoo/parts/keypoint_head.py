@@ -39,7 +39,10 @@ class KeypointHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled features (R, C, S / 4, S / 4) to heat maps (R, P, S, S)."""
-        low = self.low(pooled)
+        return self.double_size(self.low(pooled))
+
+    def double_size(self, low: Tensor) -> Tensor:
+        """Maps (R, P, S / 2, S / 2) to (R, P, S, S), without trained weights."""
         if self.upsampling == "deconvolution":
             return F.conv_transpose2d(low, self.kernel.to(low.dtype), stride=2, padding=1, groups=self.keypoints)
         return F.interpolate(low, scale_factor=2, mode="bilinear", align_corners=False)
