@@ -63,6 +63,7 @@ def test_detector_and_classifier_forms_differ_where_the_authors_do() -> None:
     maps = detector(torch.zeros(1, 3, 300, 300))
     assert {name: tuple(m.shape[1:]) for name, m in maps.items()} == {"c3": (320, 38, 38), "c4": (640, 19, 19)}
     assert {name: (s.channels, s.stride) for name, s in classifier.specs.items()} == {"c2": (128, 4), "c3": (320, 8), "c4": (640, 16), "c5": (1024, 32)}
+    assert [build_model(f"hardnet{size}_imagenet.hardnet", device="meta").dropout.p for size in ("68", "85", "39ds", "68ds")] == [0.1, 0.2, 0.05, 0.05]
     assert hardnet85(bridge=False).bridge is None and hardnet85().bridge is not None
 
 

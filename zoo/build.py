@@ -53,7 +53,7 @@ def assemble(row: ModelEntry) -> Detector | Classifier:
     where = f"manifests/{row.source}.toml: row {row.name}"
     backbone: Backbone = _call(BACKBONES, row.backbone, where, {})
     if row.detector is None:
-        return Classifier(backbone, row.classes)
+        return Classifier(backbone, row.classes, dropout=backbone.classifier_dropout)
     inputs: dict[str, Any] = {"backbone": backbone, "num_classes": row.classes}
     if row.neck is not None:
         inputs["neck"] = _call(NECKS, row.neck, where, {"specs": backbone.specs})

@@ -19,6 +19,7 @@ class Backbone(nn.Module):
     """Images (N, 3, H, W) to feature maps by name, finest first; necks and heads ask `specs` and hard-code nothing."""
 
     specs: dict[str, FeatureSpec]  # name of a map -> its shape; the names are the keys of what forward returns, in that order
+    classifier_dropout: float = 0.0  # probability before the linear layer, where the network is trained as a classifier
 
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:

@@ -151,6 +151,7 @@ class HarDNet(Backbone):
 
     def __init__(self, design: Design, *, form: Form, activation: Activation, bridge: Bridge = "none") -> None:
         super().__init__()
+        self.classifier_dropout = design.dropout
         first, second = design.stem
         separable = design.separable
         self.stages = nn.ModuleList([
