@@ -95,8 +95,11 @@ class RetinaNet(Detector):
 
     def raw(self, images: Tensor, sizes: Tensor) -> RetinaRaw:
         """Logits, deltas and anchors of each level."""
-        levels = list(self.features(images).values())
-        return RetinaRaw(*self.head(levels), self.anchors(levels))
+        return self.raw_of(*self.head(list(self.features(images).values())))
+
+    def raw_of(self, logits: list[Tensor], deltas: list[Tensor]) -> RetinaRaw:
+        """The same from the head's maps (N, A * K, H, W) and (N, A * 4, H, W) of each level."""
+        return RetinaRaw(logits, deltas, self.anchors(logits))
 
     def postprocess(self, raw: RetinaRaw, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
         """Detections of each image, class rising; the order inside a class is not defined."""

@@ -28,6 +28,7 @@ ADAPTERS = {  # source repository -> module of this package with outputs(referen
     "PingoLH/PytorchSSD-HarDNet": "hardnet",
     "PingoLH/Pytorch-HarDNet": "hardnet",
 }
+ROUNDING = 1e-12  # of moments, which are sums in another order where the array's type is another
 TOLERANCE = {"float32": 1e-4, "float64": 1e-4}  # of continuous outputs, relative L2; folders and adapters ask for less
 
 
@@ -225,8 +226,28 @@ def recorded_difference(value: np.ndarray, kept: Mapping[str, np.ndarray]) -> fl
     if not value.size:
         return difference
     moments = np.array([value.mean(dtype="float64"), value.std(dtype="float64")])
-    size = max(float(np.linalg.norm(kept["moments"])), 1e-12)
-    return max(difference, float(np.abs(moments - kept["moments"]).max()) / size)
+    apart = float(np.abs(moments - kept["moments"]).max()) / max(float(np.linalg.norm(kept["moments"])), 1e-12)
+    return max(difference, apart if apart > ROUNDING else 0.0)
+
+
+def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap: float = 2e-6) -> np.ndarray:
+    """An order of rows in which neighbours of nearly equal scores stand as they were recorded.
+
+    Args:
+        scores: (R,) by falling score. rows: (R, C) in that order, what tells rows apart (boxes).
+        recorded: (M, C), the first rows as recorded, M <= R. gap: scores closer than this may change places.
+
+    Returns:
+        (R,) int64 positions.
+    """
+    order = np.arange(len(scores))
+    for i in range(min(len(recorded), len(scores) - 1)):
+        end = i + 1
+        while end < len(scores) and scores[order[i]] - scores[order[end]] < gap:
+            end += 1
+        nearest = i + int(np.abs(rows[order[i:end]] - recorded[i]).sum(axis=1).argmin())
+        order[i], order[nearest] = order[nearest], order[i]
+    return order
 
 
 def compare(name: str, output: Output | Skip | None, kept: Mapping[str, np.ndarray] | None, dtype: str) -> ParityLine:

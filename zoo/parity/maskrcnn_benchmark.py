@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from ..training.recipe import learning_rate, parameter_groups
 from ..weights.load import checkpoint_format as format_of
 from ..weights.load import copy_into, load_arrays
 from ..weights.rename import Translation
-from .base import Output, ParityError, Reference, Skip
+from .base import Output, ParityError, Reference, Skip, settle_ties
 from .benchmark_settings import departures, entry_from_settings, schedule_from_settings
 from .standin import normal_input
 
@@ -145,7 +146,7 @@ class _Folder:
         recorded = schedule_from_settings(self.meta["settings"])
         if own is not None and own.model_copy(update={"short_sides": [], "note": None}) != recorded:
             self.reference.notes.append(f"schedule {row.schedule} of row {row.name} departs from the recorded solver settings, which were used")
-        return recorded if own is None or self.reference.notes else own
+        return recorded
 
     def outputs(self) -> Outputs:
         with torch.no_grad():
@@ -214,8 +215,9 @@ class _Folder:
             self._map(f"{name}.rpn.deltas.{i}", deltas)
         raw = model.raw(batch.images, batch.sizes)
         for i, proposals in enumerate(raw.proposals):
-            self._boxes(f"{name}.proposals.image{i}.boxes", proposals.boxes)
-            self._list(f"{name}.proposals.image{i}.objectness", proposals.scores)
+            order = self._order(f"{name}.proposals.image{i}.boxes", proposals.scores, proposals.boxes)
+            self._boxes(f"{name}.proposals.image{i}.boxes", proposals.boxes[order])
+            self._list(f"{name}.proposals.image{i}.objectness", proposals.scores[order])
         for i, found in enumerate(model.postprocess(raw, batch.sizes)):
             order = self._detections(f"{name}.detections.image{i}", found)
             if found.masks is not None:
@@ -226,11 +228,26 @@ class _Folder:
 
     def _detections(self, name: str, found: Detections) -> Tensor:
         """Detections by falling score; returns that order."""
-        order = found.scores.sort(descending=True, stable=True).indices
+        order = self._order(f"{name}.boxes", found.scores, found.boxes)
         self._boxes(f"{name}.boxes", found.boxes[order])
         self._list(f"{name}.scores", found.scores[order])
         self._exact(f"{name}.labels", found.labels[order] + 1)
         return order
+
+    def _order(self, name: str, scores: Tensor, boxes: Tensor) -> Tensor:
+        """Rows by falling score; near ties as the recorded boxes of that name, whole or by column, have them."""
+        order = scores.sort(descending=True, stable=True).indices
+        recorded, columns = self.reference.recorded, [f"{name}.{column}" for column in ("x1", "y1", "x2", "y2")]
+        if name in recorded and len(recorded[name]["samples"]) == 4 * int(recorded[name]["shape"][0]):
+            rows = recorded[name]["samples"].reshape(-1, 4)
+        elif all(column in recorded and int(recorded[column]["stride"]) == 1 for column in columns):
+            rows = np.stack([recorded[column]["samples"] for column in columns], axis=1)
+        else:
+            return order
+        settled = settle_ties(scores[order].numpy(), boxes[order].numpy(), rows)
+        if (moved := int((settled != np.arange(len(settled))).sum())):
+            self.reference.notes.append(f"{name}: {moved} rows of nearly equal scores were put in the recorded order")
+        return order[torch.from_numpy(settled)]
 
     def _masks(self, name: str, masks: Tensor, boxes: Tensor, size: Sequence[int], probabilities: str) -> None:
         self._map(f"{name}.{probabilities}", masks[:, None])
@@ -286,13 +303,13 @@ class _Folder:
             self._list(f"train.{names[name]}", value.reshape(1))
         torch.stack(list(losses.values())).sum().backward()
         parameters = dict(model.named_parameters())
-        for ours, theirs in self._file_names().items():
+        for ours, theirs in (*self.translation.origin.items(), *self.translation.aliases.items()):
             if ours in parameters and parameters[ours].grad is not None:
-                self.computed[f"train.grad.{theirs}"] = Output(parameters[ours].grad, self.tolerances.gradients)
+                self.computed[f"train.grad.{theirs.removeprefix('module.')}"] = Output(parameters[ours].grad, self.tolerances.gradients)
 
     def _file_names(self) -> dict[str, str]:
-        """Names of the model's tensors -> the source's own, without the wrapper's prefix."""
-        return {ours: theirs.removeprefix("module.") for ours, theirs in self.translation.origin.items()}
+        """Names of the model's tensors -> the source's own, the first of several, without the wrapper's prefix."""
+        return {ours: theirs.removeprefix("module.") for ours, theirs in (self.translation.origin | self.translation.aliases).items()}
 
     def _dense_training(self, batch: Batch, targets: Sequence[Target]) -> dict[str, Tensor]:
         raw = self.model.raw(batch.images, batch.sizes)

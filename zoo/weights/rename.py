@@ -18,6 +18,7 @@ class Translation:
     """A file's tensors under a model's names.
 
     state: model name -> array. origin: model name -> file name. dropped: file name -> why the model needs no such tensor.
+    aliases: model name -> an earlier file name of the same tensor, where a file holds a shared module twice.
     defaults: regular expression of model names that this kind of file may lack, and that keep the model's initial value then.
     optional: (regular expression of model names, why a model may do without them); such a tensor of the file is left out then.
     """
@@ -25,6 +26,7 @@ class Translation:
     state: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
     defaults: str | None = None
     optional: tuple[tuple[str, str], ...] = ()
 
@@ -120,6 +122,7 @@ def translate_names(arrays: Mapping[str, Any], rules: Rules, drop: Sequence[tupl
         if target in result.state:
             if not last_wins:
                 raise CheckpointError(f"both {result.origin[target]} and {name} of the file are {target} of the model; is it a checkpoint of another format?")
+            result.aliases.setdefault(target, result.origin[target])
             result.dropped[result.origin[target]] = f"the same module as {name}, which stands later in the file"
         result.state[target], result.origin[target] = array, name
     return result
