@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .backend import backend_for
+from .roi_align_cuda import cuda_backward, cuda_forward
 from .roi_align_reference import reference_backward, reference_forward
 from .roi_levels import LevelRule, assign_levels
 
@@ -156,9 +157,10 @@ def _torchvision_roi_align(features: Sequence[Tensor], rois: Tensor, size: tuple
 @torch.library.custom_op("detection_zoo::roi_align", mutates_args=())
 def _roi_align_op(features: list[Tensor], rois: Tensor, output_size: list[int], scales: list[float], sampling_ratio: int, rule: int,
                   levels: list[float], channels_last: bool, backend: str) -> Tensor:
-    if backend == "reference":
-        return reference_forward(features, rois, output_size, scales, sampling_ratio, RULES[rule], LevelRule.of(levels), channels_last)
-    raise RuntimeError(f"no backend {backend!r}")
+    if backend == "cuda":
+        pooled = empty_map((rois.shape[0], features[0].shape[1], *output_size), features[0], channels_last)
+        return cuda_forward(features, rois, pooled, scales, sampling_ratio, rule, LevelRule.of(levels))
+    return reference_forward(features, rois, output_size, scales, sampling_ratio, RULES[rule], LevelRule.of(levels), channels_last)
 
 
 @_roi_align_op.register_fake
@@ -170,9 +172,9 @@ def _(features, rois, output_size, scales, sampling_ratio, rule, levels, channel
 def _roi_align_backward_op(grad: Tensor, rois: Tensor, shapes: list[int], channels_last_maps: list[int], scales: list[float],
                            sampling_ratio: int, rule: int, levels: list[float], backend: str, deterministic: bool) -> list[Tensor]:
     maps = _empty_maps(grad, shapes, channels_last_maps)
-    if backend == "reference":
-        return reference_backward(grad, maps, rois, scales, sampling_ratio, RULES[rule], LevelRule.of(levels))
-    raise RuntimeError(f"no backend {backend!r}")
+    if backend == "cuda":
+        return cuda_backward(grad, maps, rois, scales, sampling_ratio, rule, LevelRule.of(levels), deterministic)
+    return reference_backward(grad, maps, rois, scales, sampling_ratio, RULES[rule], LevelRule.of(levels))
 
 
 @_roi_align_backward_op.register_fake

@@ -286,8 +286,16 @@ extern "C" void shim_take_counts(uint64_t* into) { memcpy(into, &shim::counts, s
 #define blockDim (shim::block_size)
 #define gridDim (shim::grid_size)
 
-using std::max;
-using std::min;
+using std::ceil;
+using std::floor;
+using std::fma;
+using std::sqrt;
+inline int max(int a, int b) { return a > b ? a : b; }
+inline int min(int a, int b) { return a < b ? a : b; }
+inline float max(float a, float b) { return std::fmax(a, b); }  // a number wins over NaN, as on a device
+inline float min(float a, float b) { return std::fmin(a, b); }
+inline double max(double a, double b) { return std::fmax(a, b); }
+inline double min(double a, double b) { return std::fmin(a, b); }
 
 inline void __syncthreads() { shim::wait(shim::AT_BARRIER); }
 inline void __syncwarp(unsigned mask = ~0u) { shim::warp(shim::SYNC, mask, 0); }

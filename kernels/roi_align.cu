@@ -1,0 +1,339 @@
+// RoIAlign from all levels of a pyramid in one launch; the contract stands in roi_align.py. Compiled with SCALAR, SUM (see numbers.cuh),
+// POOLED_H, POOLED_W, PACK (channels a thread loads at once) and OFFSET (int, or long long where an image's map is larger).
+//
+// roi_align_forward_packed   channels-last maps: a warp is 32 * PACK channels of a RoI, a thread sums PACK of them bin by bin
+// roi_align_forward          any strides: a thread a bin and channel, neighbouring threads on neighbouring bins
+// roi_align_backward         the same walk, adding to the maps' gradients with atomics
+// roi_align_backward_tiles   deterministic: a block owns 8 x 8 cells of 32 channels and visits RoIs in order
+//
+// A block first writes, for each bin of each axis, the cells its points read and their weights, neighbours on the same cell merged:
+// 2 points a bin read at most 4 cells, 3 on average where a bin is about a cell long.
+#include "numbers.cuh"
+
+#define MAX_LEVELS 8
+#define BINS (POOLED_H * POOLED_W)
+#define MAX_POINTS 8            // of a bin and axis that a table holds; more are walked one by one
+#define ENTRIES (2 * MAX_POINTS)
+#define SLICE 32                // channels of a block of the kernels that do not load packs
+#define TILE 8
+
+enum Rule { LEGACY, ALIGNED, POINTS };
+
+struct Map {
+    void* cells;
+    long long stride_n, stride_c, stride_h, stride_w;  // in elements
+    double scale;
+    int height, width;
+};
+
+struct Pyramid {
+    Map maps[MAX_LEVELS];
+    double canonical_scale, area_offset, eps, second_size;  // second_size: the relative size from which on a RoI leaves level 0
+    int levels, images, channels, sampling_ratio, rule, padding;
+};
+
+struct Axis { SUM start, step; int points, side; };
+
+struct Placed { RoiState state; int level, image; Axis y, x; };
+
+struct Tap { int low, high; SUM weight_low, weight_high; };  // low is negative for a point off the map
+
+struct Table {  // rows 0 .. POOLED_H - 1 for y, then POOLED_W for x
+    SUM weights[POOLED_H + POOLED_W][ENTRIES];
+    OFFSET offsets[POOLED_H + POOLED_W][ENTRIES];
+    int used[POOLED_H + POOLED_W];
+};
+
+struct alignas(PACK * sizeof(SCALAR)) Pack { SCALAR lanes[PACK]; };
+
+__device__ inline Axis axis_of(SUM low, SUM high, SUM scale, int pooled, int side, const Pyramid& pyramid) {
+    SUM start = low * scale, end = high * scale;
+    if (pyramid.rule == POINTS) return {start, max(end - start + (SUM)1, (SUM)0) / (SUM)(pooled - 1), side > 0 ? 1 : 0, side};
+    if (pyramid.rule == ALIGNED) {
+        start -= (SUM)0.5;
+        end -= (SUM)0.5;
+    }
+    const SUM length = pyramid.rule == LEGACY ? max(end - start, (SUM)1) : end - start, step = length / (SUM)pooled;
+    const int points = pyramid.sampling_ratio > 0 ? pyramid.sampling_ratio : (int)min(max(ceil(step), (SUM)0), (SUM)(side + 2));
+    return {start, step, side > 0 ? points : 0, side};
+}
+
+__device__ inline int level_of(const SUM* roi, const Pyramid& pyramid) {
+    const SUM offset = (SUM)pyramid.area_offset, area = (roi[3] - roi[1] + offset) * (roi[4] - roi[2] + offset);
+    const SUM size = sqrt(max(area, (SUM)0)) / (SUM)pyramid.canonical_scale + (SUM)pyramid.eps;
+    int level = 0;
+    for (SUM least = (SUM)pyramid.second_size; level < pyramid.levels - 1 && size >= least; least *= (SUM)2) ++level;
+    return level;
+}
+
+__device__ inline Placed place(const Pyramid& pyramid, const SUM* rois, long long row) {
+    const SUM* roi = rois + 5 * row;
+    Placed placed;
+    placed.state = state_of(roi, pyramid.images);
+    placed.level = placed.image = 0;
+    if (placed.state != POOLABLE) return placed;
+    placed.level = level_of(roi, pyramid);
+    placed.image = (int)roi[0];
+    const Map& map = pyramid.maps[placed.level];
+    placed.y = axis_of(roi[2], roi[4], (SUM)map.scale, POOLED_H, map.height, pyramid);
+    placed.x = axis_of(roi[1], roi[3], (SUM)map.scale, POOLED_W, map.width, pyramid);
+    return placed;
+}
+
+__device__ inline Tap tap_at(const Axis& axis, int bin, int point, int rule) {
+    SUM position = axis.start + (SUM)bin * axis.step;
+    if (rule == POINTS) {
+        if (!(position >= (SUM)0 && position < (SUM)axis.side)) return {-1, -1, (SUM)0, (SUM)0};
+    } else {
+        position = position + ((SUM)point + (SUM)0.5) * axis.step / (SUM)axis.points;
+        if (!(position >= (SUM)-1 && position <= (SUM)axis.side)) return {-1, -1, (SUM)0, (SUM)0};
+        position = max(position, (SUM)0);
+    }
+    const int last = axis.side - 1;
+    const int low = min((int)floor(position), rule == POINTS ? max(last - 1, 0) : last);
+    const SUM fraction = rule != POINTS && low == last ? (SUM)0 : position - (SUM)low;  // beyond the last centre: that cell
+    return {low, min(low + 1, last), (SUM)1 - fraction, fraction};
+}
+
+__device__ inline void add_entry(Table& table, int row, OFFSET offset, SUM weight) {
+    const int used = table.used[row];
+    for (int entry = used - 1; entry >= 0 && entry >= used - 2; --entry) {  // points go along the axis, so equal cells are close
+        if (table.offsets[row][entry] == offset) {
+            table.weights[row][entry] += weight;
+            return;
+        }
+    }
+    table.offsets[row][used] = offset;
+    table.weights[row][used] = weight;
+    table.used[row] = used + 1;
+}
+
+__device__ inline bool fits_table(const Placed& roi) { return roi.y.points <= MAX_POINTS && roi.x.points <= MAX_POINTS; }
+
+// All threads of the block fill the table and wait for it.
+__device__ inline void fill_table(Table& table, const Placed& roi, const Map& map, int rule, int thread, int threads) {
+    for (int row = thread; row < POOLED_H + POOLED_W; row += threads) {
+        const bool vertical = row < POOLED_H;
+        const Axis& axis = vertical ? roi.y : roi.x;
+        const OFFSET stride = (OFFSET)(vertical ? map.stride_h : map.stride_w);
+        table.used[row] = 0;
+        for (int point = 0; point < axis.points; ++point) {
+            const Tap tap = tap_at(axis, vertical ? row : row - POOLED_H, point, rule);
+            if (tap.low < 0) continue;
+            add_entry(table, row, tap.low * stride, tap.weight_low);
+            add_entry(table, row, tap.high * stride, tap.weight_high);
+        }
+    }
+    __syncthreads();
+}
+
+// Call visit(offset in the image's map, weight) for every cell a bin reads.
+template <class Visit>
+__device__ inline void each_cell(const Table& table, const Placed& roi, const Map& map, int rule, bool tabled, int ph, int pw, Visit visit) {
+    if (tabled) {
+        const int column = POOLED_H + pw, columns = table.used[column];
+        for (int row = 0; row < table.used[ph]; ++row) {
+            const OFFSET offset = table.offsets[ph][row];
+            const SUM weight = table.weights[ph][row];
+            for (int entry = 0; entry < columns; ++entry) visit(offset + table.offsets[column][entry], weight * table.weights[column][entry]);
+        }
+        return;
+    }
+    const OFFSET line = (OFFSET)map.stride_h, cell = (OFFSET)map.stride_w;
+    for (int point_y = 0; point_y < roi.y.points; ++point_y) {
+        const Tap y = tap_at(roi.y, ph, point_y, rule);
+        for (int point_x = 0; y.low >= 0 && point_x < roi.x.points; ++point_x) {
+            const Tap x = tap_at(roi.x, pw, point_x, rule);
+            if (x.low < 0) continue;
+            visit(y.low * line + x.low * cell, y.weight_low * x.weight_low);
+            visit(y.low * line + x.high * cell, y.weight_low * x.weight_high);
+            visit(y.high * line + x.low * cell, y.weight_high * x.weight_low);
+            visit(y.high * line + x.high * cell, y.weight_high * x.weight_high);
+        }
+    }
+}
+
+__device__ inline SUM points_of(const Placed& roi) { return max((SUM)roi.y.points * (SUM)roi.x.points, (SUM)1); }
+
+// Block (32, warps); a warp takes every warps-th row of bins. The output is NCHW by way of a tile in shared memory, so that it leaves in
+// whole lines, or channels-last. A row of the tile is a bin; channel PACK * lane + k stands at 32 * k + lane, and rows are one bank
+// apart, so that neither filling nor draining the tile meets a bank twice.
+extern "C" __global__ void roi_align_forward_packed(const Pyramid pyramid, const SUM* rois, SCALAR* pooled, int channels_last) {
+    extern __shared__ __align__(16) unsigned char shared_bytes[];
+    Table& table = *(Table*)shared_bytes;
+    SCALAR* tile = (SCALAR*)(shared_bytes + (sizeof(Table) + 15) / 16 * 16);
+    const int tile_row = 32 * PACK + (sizeof(SCALAR) < 4 ? 4 / sizeof(SCALAR) : 1);
+    const long long row = blockIdx.x;
+    const int lane = threadIdx.x, thread = threadIdx.y * 32 + lane, threads = blockDim.y * 32;
+    const int first = blockIdx.y * 32 * PACK, channel = first + lane * PACK, channels = min(pyramid.channels - first, 32 * PACK);
+    const Placed roi = place(pyramid, rois, row);
+    const Map& map = pyramid.maps[roi.level];
+    const bool tabled = roi.state == POOLABLE && fits_table(roi);
+    const SUM blank = roi.state == UNPOOLABLE ? not_a_number() : (SUM)0, points = roi.state == POOLABLE ? points_of(roi) : (SUM)1;
+    if (tabled) fill_table(table, roi, map, pyramid.rule, thread, threads);
+    const SCALAR* cells = (const SCALAR*)map.cells + roi.image * map.stride_n + channel;
+    SCALAR* out = pooled + row * pyramid.channels * BINS;
+    for (int ph = threadIdx.y; ph < POOLED_H; ph += blockDim.y) {
+        for (int pw = 0; pw < POOLED_W; ++pw) {
+            SUM sums[PACK];
+            for (int k = 0; k < PACK; ++k) sums[k] = blank;
+            if (roi.state == POOLABLE && channel < pyramid.channels) {
+                each_cell(table, roi, map, pyramid.rule, tabled, ph, pw, [&](OFFSET offset, SUM weight) {
+                    const Pack pack = *(const Pack*)(cells + offset);
+                    for (int k = 0; k < PACK; ++k) sums[k] = fma(weight, (SUM)widen(pack.lanes[k]), sums[k]);
+                });
+            }
+            Pack pack;
+            for (int k = 0; k < PACK; ++k) pack.lanes[k] = narrow<SCALAR>(sums[k] / points);
+            const int bin = ph * POOLED_W + pw;
+            if (channels_last) {
+                if (channel < pyramid.channels) *(Pack*)(out + (long long)bin * pyramid.channels + channel) = pack;
+            } else {
+                for (int k = 0; k < PACK; ++k) tile[bin * tile_row + 32 * k + lane] = pack.lanes[k];
+            }
+        }
+    }
+    if (channels_last) return;
+    __syncthreads();
+    for (int item = thread; item < channels * BINS; item += threads) {
+        const int from = item / BINS, bin = item % BINS;
+        out[(long long)first * BINS + item] = tile[bin * tile_row + from % PACK * 32 + from / PACK];
+    }
+}
+
+extern "C" __global__ void roi_align_forward(const Pyramid pyramid, const SUM* rois, SCALAR* pooled, int channels_last) {
+    extern __shared__ __align__(16) unsigned char shared_bytes[];
+    Table& table = *(Table*)shared_bytes;
+    const long long row = blockIdx.x;
+    const int first = blockIdx.y * SLICE, channels = min(pyramid.channels - first, SLICE);
+    const Placed roi = place(pyramid, rois, row);
+    const Map& map = pyramid.maps[roi.level];
+    const bool tabled = roi.state == POOLABLE && fits_table(roi);
+    const SUM points = roi.state == POOLABLE ? points_of(roi) : (SUM)1;
+    if (tabled) fill_table(table, roi, map, pyramid.rule, threadIdx.x, blockDim.x);
+    const SCALAR* cells = (const SCALAR*)map.cells + roi.image * map.stride_n;
+    SCALAR* out = pooled + row * pyramid.channels * BINS;
+    for (int item = threadIdx.x; item < channels * BINS; item += blockDim.x) {
+        const int channel = first + item / BINS, bin = item % BINS;
+        const SCALAR* plane = cells + channel * map.stride_c;
+        SUM sum = roi.state == UNPOOLABLE ? not_a_number() : (SUM)0;
+        if (roi.state == POOLABLE) {
+            each_cell(table, roi, map, pyramid.rule, tabled, bin / POOLED_W, bin % POOLED_W,
+                      [&](OFFSET offset, SUM weight) { sum = fma(weight, (SUM)widen(plane[offset]), sum); });
+        }
+        out[channels_last ? (long long)bin * pyramid.channels + channel : (long long)channel * BINS + bin] = narrow<SCALAR>(sum / points);
+    }
+}
+
+struct Upstream { const void* cells; long long stride_r, stride_c, stride_h, stride_w; };  // the gradient of the pooled maps
+
+__device__ inline SUM upstream_at(const Upstream& grad, long long row, int channel, int ph, int pw) {
+    return (SUM)widen(((const SCALAR*)grad.cells)[row * grad.stride_r + channel * grad.stride_c + ph * grad.stride_h + pw * grad.stride_w]);
+}
+
+// pyramid.maps are the gradients here, of type SUM and filled with zeros.
+extern "C" __global__ void roi_align_backward(const Pyramid pyramid, const SUM* rois, const Upstream grad, int channels_fastest) {
+    extern __shared__ __align__(16) unsigned char shared_bytes[];
+    Table& table = *(Table*)shared_bytes;
+    const long long row = blockIdx.x;
+    const int first = blockIdx.y * SLICE, channels = min(pyramid.channels - first, SLICE);
+    const Placed roi = place(pyramid, rois, row);
+    if (roi.state != POOLABLE) return;
+    const Map& map = pyramid.maps[roi.level];
+    const bool tabled = fits_table(roi);
+    if (tabled) fill_table(table, roi, map, pyramid.rule, threadIdx.x, blockDim.x);
+    const SUM points = points_of(roi);
+    for (int item = threadIdx.x; item < channels * BINS; item += blockDim.x) {
+        const int channel = first + (channels_fastest ? item % channels : item / BINS);
+        const int bin = channels_fastest ? item / channels : item % BINS, ph = bin / POOLED_W, pw = bin % POOLED_W;
+        SUM* plane = (SUM*)map.cells + roi.image * map.stride_n + channel * map.stride_c;
+        const SUM part = upstream_at(grad, row, channel, ph, pw) / points;
+        each_cell(table, roi, map, pyramid.rule, tabled, ph, pw,
+                  [&](OFFSET offset, SUM weight) { atomicAdd(plane + offset, weight * part); });
+    }
+}
+
+// The rows (or columns) of a map that an axis may read, both ends included: a cell more than needed on either side is harmless.
+__device__ inline bool may_touch(const Axis& axis, int pooled, int first, int last) {
+    if (axis.points == 0) return false;
+    const SUM end = axis.start + (SUM)pooled * axis.step;
+    const SUM low = min(max(min(axis.start, end) - (SUM)2, (SUM)0), (SUM)axis.side);
+    const SUM high = min(max(max(axis.start, end) + (SUM)2, (SUM)0), (SUM)axis.side);
+    return low <= (SUM)last && high >= (SUM)first;
+}
+
+// The weight a bin gives one cell of an axis.
+__device__ inline SUM weight_of(const Axis& axis, int bin, int cell, int rule) {
+    SUM weight = (SUM)0;
+    for (int point = 0; point < axis.points; ++point) {
+        const Tap tap = tap_at(axis, bin, point, rule);
+        if (tap.low == cell) weight += tap.weight_low;
+        if (tap.high == cell) weight += tap.weight_high;
+    }
+    return weight;
+}
+
+// pyramid.maps are the gradients, of type SCALAR; every element is written once, so they need no zeros. blockIdx.x counts the tiles of
+// all levels and images, blockIdx.y slices of 32 channels. RoIs are visited in order, bins in order: the sums never vary.
+extern "C" __global__ void roi_align_backward_tiles(const Pyramid pyramid, const SUM* rois, const Upstream grad, int num_rois,
+                                                    int channels_fastest) {
+    extern __shared__ __align__(16) unsigned char shared_bytes[];
+    SUM* rows = (SUM*)shared_bytes;              // (TILE, POOLED_H) weights of the tile's rows
+    SUM* columns = rows + TILE * POOLED_H;       // (TILE, POOLED_W)
+    int* touching = (int*)(columns + TILE * POOLED_W);  // (blockDim.x,) which of the RoIs just looked at touch the tile
+    const int thread = threadIdx.x, threads = blockDim.x, first = blockIdx.y * SLICE, channels = min(pyramid.channels - first, SLICE);
+    int level = 0, tile = blockIdx.x;
+    while (true) {
+        const Map& map = pyramid.maps[level];
+        const int tiles = pyramid.images * ((map.height + TILE - 1) / TILE) * ((map.width + TILE - 1) / TILE);
+        if (tile < tiles) break;
+        tile -= tiles;
+        ++level;
+    }
+    const Map& map = pyramid.maps[level];
+    const int across = (map.width + TILE - 1) / TILE, down = (map.height + TILE - 1) / TILE;
+    const int left = tile % across * TILE, top = tile / across % down * TILE, image = tile / across / down;
+    SUM sums[TILE * TILE * SLICE / 256];  // the launch has 256 threads
+    for (int k = 0; k < TILE * TILE * SLICE / 256; ++k) sums[k] = (SUM)0;
+    for (int start = 0; start < num_rois; start += threads) {
+        bool hit = false;
+        if (start + thread < num_rois) {
+            const Placed roi = place(pyramid, rois, start + thread);
+            hit = roi.state == POOLABLE && roi.level == level && roi.image == image && may_touch(roi.y, POOLED_H, top, top + TILE - 1) &&
+                  may_touch(roi.x, POOLED_W, left, left + TILE - 1);
+        }
+        touching[thread] = hit;
+        __syncthreads();
+        for (int each = 0; each < threads; ++each) {
+            if (!touching[each]) continue;  // the same for all threads
+            const Placed roi = place(pyramid, rois, start + each);
+            for (int item = thread; item < TILE * (POOLED_H + POOLED_W); item += threads) {
+                const bool vertical = item < TILE * POOLED_H;
+                const int place_in = vertical ? item : item - TILE * POOLED_H, pooled = vertical ? POOLED_H : POOLED_W;
+                rows[item] = weight_of(vertical ? roi.y : roi.x, place_in % pooled, (vertical ? top : left) + place_in / pooled, pyramid.rule);
+            }
+            __syncthreads();
+            const SUM points = points_of(roi);
+            for (int k = 0; k < TILE * TILE * SLICE / 256; ++k) {
+                const int item = thread + 256 * k, cell = channels_fastest ? item / SLICE : item % (TILE * TILE);
+                const int channel = channels_fastest ? item % SLICE : item / (TILE * TILE);
+                for (int ph = 0; channel < channels && ph < POOLED_H; ++ph) {
+                    const SUM weight = rows[cell / TILE * POOLED_H + ph];
+                    for (int pw = 0; weight != (SUM)0 && pw < POOLED_W; ++pw) {
+                        const SUM other = columns[cell % TILE * POOLED_W + pw];
+                        if (other != (SUM)0) sums[k] = fma(weight * other, upstream_at(grad, start + each, first + channel, ph, pw) / points, sums[k]);
+                    }
+                }
+            }
+            __syncthreads();
+        }
+        __syncthreads();
+    }
+    for (int k = 0; k < TILE * TILE * SLICE / 256; ++k) {
+        const int item = thread + 256 * k, cell = channels_fastest ? item / SLICE : item % (TILE * TILE);
+        const int channel = channels_fastest ? item % SLICE : item / (TILE * TILE), y = top + cell / TILE, x = left + cell % TILE;
+        if (channel >= channels || y >= map.height || x >= map.width) continue;
+        SCALAR* to = (SCALAR*)map.cells + image * map.stride_n + (first + channel) * map.stride_c + y * map.stride_h + x * map.stride_w;
+        *to = narrow<SCALAR>(sums[k]);
+    }
+}
