@@ -126,6 +126,7 @@ class PoolingConventions(Section):
     canonical_level: int = 4
     level_offset: float = 1.0
     level_eps: float = 1e-6
+    method: Literal["roi_align", "roi_pool", "roi_crop"] = "roi_align"
 
 
 class RoiConventions(Section):
@@ -162,6 +163,8 @@ class MaskConventions(Section):
     pooling: PoolingConventions | None = Field(None, description="none: as the box branch, with 14 cells")
     threshold: float = Field(0.5, description="a pasted pixel's probability must be above it")
     interpolation: Literal["torch", "cv2"] = Field("torch", description="bilinear resize that pastes masks")
+    width: int = Field(256, gt=0, description="channels of the convolutions and of the upsampling")
+    dilation: int = Field(1, gt=0, description="of the convolutions")
 
 
 class KeypointConventions(Section):
@@ -169,6 +172,8 @@ class KeypointConventions(Section):
 
     keypoints: int = Field(17, gt=0)
     pooling: PoolingConventions | None = Field(None, description="none: as the box branch, with 14 cells")
+    convs: int = Field(8, gt=0, description="3x3 convolutions")
+    width: int = Field(512, gt=0, description="their channels")
     upsampling: Literal["interpolate", "deconvolution"] = Field("interpolate", description="the last doubling: bilinear, or a fixed bilinear deconvolution")
     samples: int = Field(512, gt=0)
     positive_fraction: float = 0.25

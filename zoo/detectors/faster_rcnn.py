@@ -35,6 +35,8 @@ from ..parts.sampler import BalancedSampler, Sampler
 from ..registry import DETECTORS
 from .base import Detections, Detector, Target
 
+Options = Mapping[str, Any] | None
+
 
 @dataclass
 class RcnnRaw:
@@ -199,24 +201,21 @@ def without_crowd(target: Target) -> Target:
     return replace(target, boxes=target.boxes[rows], labels=target.labels[rows], polygons=polygons, keypoints=keypoints, crowd=target.crowd[rows])
 
 
-def make_trunk(kind: str, backbone: Backbone, channels: int, size: int, norm: str) -> nn.Module:
-    """The box trunk by name: "2mlp", "xconv1fc" (4 convolutions, with `norm`), or "conv5" (the backbone's own last stage)."""
+def make_trunk(kind: str, backbone: Backbone, channels: int, size: int, norm: str, head: Options = None) -> nn.Module:
+    """The box trunk by name: "2mlp", "xconv1fc" (convolutions, with `norm`), both with options `head`, or "conv5" (the backbone's own last stage)."""
     if kind == "2mlp":
-        return MlpTrunk(channels, size, norm=norm)
+        return MlpTrunk(channels, size, norm=norm, **(head or {}))
     if kind == "xconv1fc":
-        return ConvTrunk(channels, size, norm=norm)
+        return ConvTrunk(channels, size, norm=norm, **(head or {}))
     if kind == "conv5":
         return StageTrunk(*backbone.head_stage(stride=max(size // 7, 1)))
     raise ValueError(f"unknown box_head {kind!r}; known: 2mlp, xconv1fc, conv5")
 
 
-Options = Mapping[str, Any] | None
-
-
 def rcnn_parts(
     backbone: Backbone, num_classes: int, *, neck: Neck | None = None, box_head: str = "2mlp", norm: str = "none", class_specific: bool = True,
     boxes: Options = None, anchors: Options = None, rpn: Options = None, proposals: Options = None, training_proposals: Options = None,
-    pooling: Options = None, roi: Options = None, detections: Options = None, crowd: str = "drop",
+    pooling: Options = None, roi: Options = None, detections: Options = None, crowd: str = "drop", head: Options = None,
 ) -> dict[str, Any]:
     """The keyword arguments of FasterRcnn, made from a backbone and from plain numbers.
 
@@ -230,6 +229,7 @@ def rcnn_parts(
         pooling: size, and of RoiAlignPooler.
         roi: of BoxTraining, with samples and positive_fraction.
         detections: of DetectionRule.
+        head: of MlpTrunk or ConvTrunk: width, convs, conv_channels.
     """
     neck = SingleLevel(backbone.specs) if neck is None else neck
     coders = make_coders(**(boxes or {}))
@@ -239,15 +239,15 @@ def rcnn_parts(
     pooling = {"size": 7, **(pooling or {})}
     size = pooling.pop("size")
     levels = {name: neck.specs[name] for name in neck.roi_levels}
-    trunk = make_trunk(box_head, backbone, next(iter(levels.values())).channels, size, norm)
+    trunk = make_trunk(box_head, backbone, next(iter(levels.values())).channels, size, norm, head)
     roi = {"samples": 512, "positive_fraction": 0.25, "sampling": "balanced", **(roi or {})}
     samples, fraction, kind = (roi.pop(name) for name in ("samples", "positive_fraction", "sampling"))
     rule, sampler, sampling = BoxTraining(**roi), BalancedSampler(samples, fraction), None
     if kind == "detectron":
         rules = RoIRules(samples, fraction, rule.foreground_iou, rule.background_iou, rule.background_low)
         crowd, sampling = "proposals", DetectronSampling(coders["box"], rules)
-    head = BoxHead(RoiAlignPooler(levels, size, **pooling), trunk, BoxPredictor(trunk.channels, num_classes, class_specific=class_specific))
-    return {"backbone": backbone, "neck": neck, "rpn": rpn_module, "box": head, "num_classes": num_classes, "coder": coders["box"], "sampler": sampler,
+    box = BoxHead(RoiAlignPooler(levels, size, **pooling), trunk, BoxPredictor(trunk.channels, num_classes, class_specific=class_specific))
+    return {"backbone": backbone, "neck": neck, "rpn": rpn_module, "box": box, "num_classes": num_classes, "coder": coders["box"], "sampler": sampler,
             "training_rule": rule, "detection_rule": DetectionRule(**(detections or {})), "crowd": crowd, "sampling": sampling}
 
 
@@ -290,7 +290,7 @@ def make_rpn(neck: Neck, anchors: AnchorGenerator, coder: BoxCoder, *, channels:
 def faster_rcnn(
     backbone: Backbone, num_classes: int, *, neck: Neck | None = None, box_head: str = "2mlp", norm: str = "none", class_specific: bool = True,
     boxes: Options = None, anchors: Options = None, rpn: Options = None, proposals: Options = None, training_proposals: Options = None,
-    pooling: Options = None, roi: Options = None, detections: Options = None, crowd: str = "drop",
+    pooling: Options = None, roi: Options = None, detections: Options = None, crowd: str = "drop", head: Options = None,
 ) -> FasterRcnn:
     """Faster R-CNN; arguments as in `rcnn_parts`."""
     return FasterRcnn(**rcnn_parts(**locals()))

@@ -94,16 +94,16 @@ def keypoint_rcnn(
     backbone: Backbone, num_classes: int, *, neck: Neck | None = None, box_head: str = "2mlp", keypoint_head: str = "v1convx", norm: str = "none",
     class_specific: bool = True, boxes: Options = None, anchors: Options = None, rpn: Options = None, proposals: Options = None,
     training_proposals: Options = None, pooling: Options = None, roi: Options = None, detections: Options = None, keypoint: Options = None,
-    crowd: str = "drop",
+    crowd: str = "drop", head: Options = None,
 ) -> KeypointRcnn:
-    """Keypoint R-CNN; `keypoint_head` "v1convx"; `keypoint` holds keypoints, upsampling, samples, positive_fraction and pooling; the rest as in rcnn_parts."""
+    """Keypoint R-CNN; `keypoint_head` "v1convx"; `keypoint` is KeypointConventions; the rest as in rcnn_parts."""
     if keypoint_head != "v1convx":
         raise ValueError(f"unknown keypoint_head {keypoint_head!r}; known: v1convx")
     parts = rcnn_parts(backbone, num_classes, neck=neck, box_head=box_head, norm=norm, class_specific=class_specific, boxes=boxes, anchors=anchors, rpn=rpn,
-                       proposals=proposals, training_proposals=training_proposals, pooling=pooling, roi=roi, detections=detections, crowd=crowd)
+                       proposals=proposals, training_proposals=training_proposals, pooling=pooling, roi=roi, detections=detections, crowd=crowd, head=head)
     options = {"samples": 512, "positive_fraction": 0.25, "keypoints": 17, "upsampling": "interpolate", **mask_options(keypoint, pooling)}
     levels = {name: parts["neck"].specs[name] for name in parts["neck"].roi_levels}
     size = options["pooling"].pop("size")
-    head = KeypointHead(RoiAlignPooler(levels, size, **options["pooling"]), next(iter(levels.values())).channels, options["keypoints"],
-                        upsampling=options["upsampling"])
-    return KeypointRcnn(head, BalancedSampler(options["samples"], options["positive_fraction"]), **parts)
+    layers = {name: options[name] for name in ("convs", "width", "upsampling") if name in options}
+    branch = KeypointHead(RoiAlignPooler(levels, size, **options["pooling"]), next(iter(levels.values())).channels, options["keypoints"], **layers)
+    return KeypointRcnn(branch, BalancedSampler(options["samples"], options["positive_fraction"]), **parts)

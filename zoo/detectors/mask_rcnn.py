@@ -79,17 +79,28 @@ class MaskRcnn(FasterRcnn):
         return mask_targets(boxes, matches, target.polygons, side, size)
 
 
-def make_mask_head(kind: str, parts: dict[str, Any], *, norm: str, pooling: dict[str, Any]) -> MaskHead:
-    """The mask head by name: "v1up4convs" (four convolutions), "v1up" (two), or "v0upshare" (on the box trunk's maps)."""
+def make_mask_head(kind: str, parts: dict[str, Any], *, norm: str, pooling: dict[str, Any], width: int = 256, dilation: int = 1) -> MaskHead:
+    """The mask head by name.
+
+    Args:
+        kind: "v1up4convs" (four convolutions), "v1up" (two), "v0upshare" (on the box trunk's maps), "v0up" (on a last stage of its own).
+        parts: of FasterRcnn.
+        norm, width, dilation: of the convolutions, see MaskHead.
+        pooling: size, and of RoiAlignPooler.
+    """
     if kind == "v0upshare":
-        return MaskHead(None, parts["box"].trunk.channels, parts["num_classes"], convs=0)
-    convs = {"v1up4convs": 4, "v1up": 2}
+        return MaskHead(None, parts["box"].trunk.channels, parts["num_classes"], convs=0, width=width)
+    convs = {"v1up4convs": 4, "v1up": 2, "v0up": 0}
     if kind not in convs:
-        raise ValueError(f"unknown mask_head {kind!r}; known: v1up4convs, v1up, v0upshare")
+        raise ValueError(f"unknown mask_head {kind!r}; known: {', '.join((*convs, 'v0upshare'))}")
     neck: Neck = parts["neck"]
     levels = {name: neck.specs[name] for name in neck.roi_levels}
     size = pooling.pop("size")
-    return MaskHead(RoiAlignPooler(levels, size, **pooling), next(iter(levels.values())).channels, parts["num_classes"], convs=convs[kind], norm=norm)
+    stage, channels = None, next(iter(levels.values())).channels
+    if kind == "v0up":
+        stage, channels = parts["backbone"].head_stage(stride=max(size // 7, 1))
+    return MaskHead(RoiAlignPooler(levels, size, **pooling), channels, parts["num_classes"], convs=convs[kind], norm=norm, width=width, dilation=dilation,
+                    stage=stage)
 
 
 @DETECTORS.register("mask_rcnn")
@@ -97,10 +108,11 @@ def mask_rcnn(
     backbone: Backbone, num_classes: int, *, neck: Neck | None = None, box_head: str = "2mlp", mask_head: str = "v1up4convs", norm: str = "none",
     class_specific: bool = True, boxes: Options = None, anchors: Options = None, rpn: Options = None, proposals: Options = None,
     training_proposals: Options = None, pooling: Options = None, roi: Options = None, detections: Options = None, mask: Options = None, crowd: str = "drop",
+    head: Options = None,
 ) -> MaskRcnn:
-    """Mask R-CNN; `mask_head` as in make_mask_head, `mask` holds threshold, interpolation and pooling; the rest as in rcnn_parts."""
+    """Mask R-CNN; `mask_head` as in make_mask_head, `mask` holds threshold, interpolation, pooling, width and dilation; the rest as in rcnn_parts."""
     parts = rcnn_parts(backbone, num_classes, neck=neck, box_head=box_head, norm=norm, class_specific=class_specific, boxes=boxes, anchors=anchors, rpn=rpn,
-                       proposals=proposals, training_proposals=training_proposals, pooling=pooling, roi=roi, detections=detections, crowd=crowd)
+                       proposals=proposals, training_proposals=training_proposals, pooling=pooling, roi=roi, detections=detections, crowd=crowd, head=head)
     options = mask_options(mask, pooling)
-    head = make_mask_head(mask_head, parts, norm=norm, pooling=options.pop("pooling"))
-    return MaskRcnn(head, **options, **parts)
+    layers = {name: options.pop(name) for name in ("pooling", "width", "dilation") if name in options}
+    return MaskRcnn(make_mask_head(mask_head, parts, norm=norm, **layers), **options, **parts)

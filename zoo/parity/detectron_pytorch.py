@@ -211,7 +211,7 @@ class Folder:
         model = self.model
         pooled = (model.mask.pooler or model.box.pooler)(features, boxes)[places]
         read = model.mask_features(features, boxes)[places]
-        hidden = F.relu(model.mask.upsample(model.mask.convs(read)))
+        hidden = F.relu(model.mask.upsample(model.mask.convs(model.mask.stage(read))))
         logits = model.mask.logits(hidden)
         add(mask_pooled=pooled, mask_feat=hidden, mask_logits=logits, mask_probs=logits.sigmoid())
 

@@ -50,10 +50,11 @@ class FeaturePyramid(Neck):
         extra: levels on top: "max_pool" (p6, every second cell of p5), "p6p7" (stride-2 convolutions, RetinaNet's), "none".
         extra_from: what "p6p7" starts from, "c" for the backbone's last map or "p" for the pyramid's.
         norm: "none" (convolutions with bias) or a kind of make_norm; there is no activation.
+        only: the one level that heads read (Detectron's "P2 only"); none: they read all.
     """
 
     def __init__(self, specs: Mapping[str, FeatureSpec], *, channels: int = 256, levels: Sequence[str] | None = None, extra: str = "max_pool",
-                 extra_from: str = "c", norm: str = "none") -> None:
+                 extra_from: str = "c", norm: str = "none", only: str | None = None) -> None:
         super().__init__()
         if extra not in ("max_pool", "p6p7", "none") or extra_from not in ("c", "p"):
             raise ValueError(f"extra must be max_pool, p6p7 or none and extra_from c or p, not {extra!r} and {extra_from!r}")
@@ -77,6 +78,11 @@ class FeaturePyramid(Neck):
             for step, name in enumerate((f"p{number}", f"p{number + 1}")):
                 self.extra[name] = nn.Conv2d(first if step == 0 else channels, channels, 3, 2, 1)
                 self.specs[name] = FeatureSpec(channels, stride * 2 ** (step + 1))
+        self.every, self.only = tuple(self.specs), only
+        if only is not None:
+            if only not in self.roi_levels:
+                raise ValueError(f"the pyramid has no level {only!r}; it has {', '.join(self.roi_levels)}")
+            self.specs, self.roi_levels = {only: self.specs[only]}, (only,)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_uniform_(layer.weight, a=1)
@@ -96,10 +102,12 @@ class FeaturePyramid(Neck):
                 lateral = lateral + (merged if merged.shape[-2:] == lateral.shape[-2:] else F.interpolate(merged, size=lateral.shape[-2:], mode="nearest"))
             merged = lateral
             out[self._level_name(name)] = self.output[name](merged)
+        if self.only is not None:
+            return {self.only: out[self.only]}
         levels = {name: out[name] for name in self.roi_levels}
         last = levels[self.roi_levels[-1]]
         if self.kind == "max_pool":
-            levels[list(self.specs)[-1]] = F.max_pool2d(last, 1, 2)
+            levels[self.every[-1]] = F.max_pool2d(last, 1, 2)
         x = maps[self.levels[-1]] if self.extra_from == "c" else last
         for step, (name, convolution) in enumerate(self.extra.items()):
             x = levels[name] = convolution(x if step == 0 else F.relu(x))

@@ -21,16 +21,18 @@ class MaskHead(nn.Module):
         channels: of the pooled features.
         num_classes: K.
         convs: 3x3 convolutions before the upsampling. norm: their norm, "none" for biases.
-        width: of the convolutions and of the upsampling.
+        width: of the convolutions and of the upsampling. dilation: of the convolutions.
+        stage: runs before them, on the pooled features; none: nothing does.
     """
 
-    def __init__(self, pooler: nn.Module | None, channels: int, num_classes: int, *, convs: int = 4, norm: str = "none", width: int = 256) -> None:
+    def __init__(self, pooler: nn.Module | None, channels: int, num_classes: int, *, convs: int = 4, norm: str = "none", width: int = 256,
+                 dilation: int = 1, stage: nn.Module | None = None) -> None:
         super().__init__()
-        self.pooler = pooler
-        self.convs = nn.Sequential(*(ConvNorm(channels if i == 0 else width, width, 3, norm=norm) for i in range(convs)))
+        self.pooler, self.stage = pooler, stage or nn.Identity()
+        self.convs = nn.Sequential(*(ConvNorm(channels if i == 0 else width, width, 3, norm=norm, dilation=dilation) for i in range(convs)))
         self.upsample = nn.ConvTranspose2d(width if convs else channels, width, 2, 2)
         self.logits = nn.Conv2d(width, num_classes + 1, 1)
-        for layer in self.modules():
+        for layer in [*self.convs.modules(), self.upsample, self.logits]:
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 if layer.bias is not None:
@@ -38,7 +40,7 @@ class MaskHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled features (R, C, M / 2, M / 2) to logits (R, K + 1, M, M)."""
-        return self.logits(F.relu(self.upsample(self.convs(pooled)), inplace=True))
+        return self.logits(F.relu(self.upsample(self.convs(self.stage(pooled))), inplace=True))
 
 
 def class_masks(logits: Tensor, labels: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from kernels.nms import batched_nms
 from kernels.roi_align import multilevel_roi_align
+from kernels.roi_crop import affine_grid, roi_crop
 from kernels.roi_levels import LevelRule, assign_levels
+from kernels.roi_pool import roi_pool
 from kernels.soft_nms import soft_nms
 
 from ..backbones.base import FeatureSpec
@@ -32,18 +34,23 @@ def with_image_index(boxes: Sequence[Tensor]) -> Tensor:
 
 
 class RoiAlignPooler(nn.Module):
-    """RoIAlign from the pyramid level that a RoI's size asks for (FPN, Lin et al. 2017, equation 1).
+    """RoIAlign, or one of its forerunners, from the pyramid level that a RoI's size asks for (FPN, Lin et al. 2017, equation 1).
 
     Args:
         specs: the levels RoIs are pooled from, finest first, by name.
         output_size: PH = PW.
         sampling_ratio: points a bin and axis, 0 for as many as cells. aligned: shifted by half a cell.
         canonical_scale, canonical_level, level_offset, level_eps: of kernels.roi_levels.LevelRule; the finest level counts as 2.
+        method: "roi_align"; "roi_pool" (maximum of whole cells); "roi_crop" (points of a grid, then the maximum of 2 x 2 of them; its
+            source fixes one cell to 16 pixels on every level).
     """
 
     def __init__(self, specs: Mapping[str, FeatureSpec], output_size: int, *, sampling_ratio: int = 2, aligned: bool = False, canonical_scale: float = 224.0,
-                 canonical_level: int = 4, level_offset: float = 1.0, level_eps: float = 1e-6) -> None:
+                 canonical_level: int = 4, level_offset: float = 1.0, level_eps: float = 1e-6, method: str = "roi_align") -> None:
         super().__init__()
+        if method not in ("roi_align", "roi_pool", "roi_crop"):
+            raise ValueError(f"unknown pooling method {method!r}; known: roi_align, roi_pool, roi_crop")
+        self.method = method
         self.levels, self.scales = list(specs), [1.0 / spec.stride for spec in specs.values()]
         self.output_size, self.sampling_ratio, self.aligned = output_size, sampling_ratio, aligned
         self.rule = LevelRule(canonical_scale, canonical_level, 2, level_offset, level_eps)
@@ -51,10 +58,27 @@ class RoiAlignPooler(nn.Module):
     def forward(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Pooled features (R, C, PH, PW) of boxes (R_i, 4) of each image, image after image."""
         rule = self.rule
+        if self.method != "roi_align":
+            return self._by_level(features, boxes)
         return multilevel_roi_align(
             [features[name] for name in self.levels], with_image_index(boxes), self.output_size, self.scales, self.sampling_ratio, self.aligned,
             canonical_scale=rule.canonical_scale, canonical_level=rule.canonical_level, min_level=rule.min_level, level_offset=rule.offset,
             level_eps=rule.eps)
+
+    def _by_level(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        rois, level_of, first = with_image_index(boxes), self.level_indices(boxes), features[self.levels[0]]
+        pooled = first.new_zeros(len(rois), first.shape[1], self.output_size, self.output_size)
+        for index, (name, scale) in enumerate(zip(self.levels, self.scales, strict=True)):
+            rows = torch.nonzero(level_of == index).squeeze(1)
+            if not len(rows):
+                continue
+            if self.method == "roi_pool":
+                part = roi_pool(features[name], rois[rows], self.output_size, scale)
+            else:
+                grid = affine_grid(rois[rows], tuple(features[name].shape[-2:]), 2 * self.output_size)
+                part = F.max_pool2d(roi_crop(features[name], grid, rois[rows, 0].long()), 2, 2)
+            pooled = pooled.index_copy(0, rows, part)
+        return pooled
 
     def level_indices(self, boxes: Sequence[Tensor]) -> Tensor:
         """Which level (R,) int64, 0 the finest, each box is pooled from."""
