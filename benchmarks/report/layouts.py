@@ -54,8 +54,8 @@ class Layout(Strict):
     note: str | None = None
 
     def select(self, entries: dict[str, ModelEntry]) -> list[ModelEntry]:
-        """The rows of this table, in its order."""
-        mine = [e for e in entries.values() if e.source == self.source and (self.task is None or e.task == self.task)]
+        """The rows of this table, in its order; the wide one has those of every source."""
+        mine = [e for e in entries.values() if self.source in (e.source, WIDE) and (self.task is None or e.task == self.task)]
         picked = {e.name: e for pattern in self.rows for e in mine if fnmatch.fnmatchcase(e.name, pattern)}
         return list(picked.values())
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from zoo.manifest import load_manifests
 
+from ..spec import Run
 from ..store import DEFAULT_STORE, read_runs
 from .layouts import layouts_of, load_layouts
 from .table import Table, as_csv, build_table, markdown
@@ -22,14 +23,18 @@ def tables_of(name: str | None, store: Path | None) -> tuple[list[Table], list[s
     Raises:
         ManifestError: no source and no table is called that.
     """
-    manifests, layouts = load_manifests(), load_layouts()
     stored = read_runs(store or DEFAULT_STORE)
-    sources = {entry.source for entry in manifests.entries.values()}
     measured = {run.row for run in stored.runs}
-    names = [name] if name else sorted({entry.source for entry in manifests.entries.values() if entry.name in measured})
-    chosen = [layout for each in names for layout in layouts_of(each, layouts, sources)]
-    tables = [build_table(layout, manifests, stored.runs) for layout in chosen]
-    return [table for table in tables if table.rows], stored.problems
+    names = [name] if name else sorted({entry.source for entry in load_manifests().entries.values() if entry.name in measured})
+    return [table for each in names for table in tables_from(each, stored.runs)], stored.problems
+
+
+def tables_from(name: str, runs: list[Run]) -> list[Table]:
+    """The tables of a source (or one table by its name) that have lines, filled from these runs; raises ManifestError as `tables_of` does."""
+    manifests = load_manifests()
+    chosen = layouts_of(name, load_layouts(), {entry.source for entry in manifests.entries.values()})
+    tables = [build_table(layout, manifests, runs) for layout in chosen]
+    return [table for table in tables if table.rows]
 
 
 def text_of(tables: list[Table], form: Literal["markdown", "csv", "json"]) -> str:
