@@ -1,4 +1,4 @@
-"""ResNet (He et al. 2015) and ResNeXt (Xie et al. 2016): bottleneck networks with stages c2 to c5 at strides 4, 8, 16, 32."""
+"""ResNet (He et al. 2015) and ResNeXt (Xie et al. 2016): residual networks with stages c2 to c5 at strides 4, 8, 16, 32."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -42,6 +42,23 @@ class Bottleneck(nn.Module):
         return self.relu(self.conv3(self.conv2(self.conv1(x))) + self.shortcut(x))
 
 
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a sum at the end (He et al. 2015, figure 5 left); arguments as in Bottleneck, of which three have no effect."""
+
+    def __init__(self, in_channels: int, inner: int, out_channels: int, *, stride: int, groups: int, dilation: int, stride_in_1x1: bool, norm: str) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, out_channels, 3, stride=stride, norm=norm)
+        self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm, activation="none")
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm, activation="none")
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        return self.relu(self.conv2(self.conv1(x)) + self.shortcut(x))
+
+
 class Stem(nn.Module):
     """7x7 stride-2 convolution, norm, ReLU and a 3x3 stride-2 max pool.
 
@@ -74,7 +91,7 @@ def initialise(module: nn.Module, norm: str) -> None:
 
 
 class ResNet(Backbone):
-    """Bottleneck ResNet.
+    """Residual network.
 
     Args:
         blocks: of stages c2 to c5.
@@ -84,17 +101,19 @@ class ResNet(Backbone):
         last: the last stage of the body; "c4" leaves c5 to `head_stage` (C4 detectors).
         groups, width_per_group: of c2's 3x3 convolutions; 1 and 64 for ResNet, 32 and 8 for ResNeXt-32x8d.
         dilation_c5: dilation of c5's 3x3 convolutions; above 1 the stage has stride 1.
-        stem_channels: also a quarter of c2's output channels.
+        stem_channels: c2's output has as many, times four with Bottleneck.
         stem_pool: see Stem.
+        block: Bottleneck or BasicBlock.
     """
 
     def __init__(self, blocks: Sequence[int], *, norm: str = "frozen", freeze_at: int = 2, stride_in_1x1: bool = True, last: str = "c5", groups: int = 1,
-                 width_per_group: int = 64, dilation_c5: int = 1, stem_channels: int = 64, stem_pool: str = "padded") -> None:
+                 width_per_group: int = 64, dilation_c5: int = 1, stem_channels: int = 64, stem_pool: str = "padded",
+                 block: type[nn.Module] = Bottleneck) -> None:
         super().__init__()
         if last not in STAGES:
             raise ValueError(f"last must be one of {', '.join(STAGES)}, not {last!r}")
         self.blocks, self.norm, self.stride_in_1x1, self.groups = tuple(blocks), norm, stride_in_1x1, groups
-        self.inner, self.base, self.dilation_c5 = groups * width_per_group, stem_channels, dilation_c5
+        self.inner, self.base, self.dilation_c5, self.block = groups * width_per_group, stem_channels, dilation_c5, block
         self.stages = STAGES[:STAGES.index(last) + 1]
         self.stem = Stem(stem_channels, norm=norm, pool=stem_pool)
         self.specs, stride = {}, 4
@@ -108,7 +127,7 @@ class ResNet(Backbone):
             freeze(getattr(self, part))
 
     def _channels(self, stage: str) -> int:
-        return self.base * EXPANSION * 2 ** STAGES.index(stage)
+        return self.base * (EXPANSION if self.block is Bottleneck else 1) * 2 ** STAGES.index(stage)
 
     def _stride(self, stage: str) -> int:
         return 1 if stage == "c2" or (stage == "c5" and self.dilation_c5 > 1) else 2
@@ -119,7 +138,7 @@ class ResNet(Backbone):
         before = self.base if index == 0 else self._channels(STAGES[index - 1])
         dilation = self.dilation_c5 if stage == "c5" else 1
         return nn.Sequential(*(
-            Bottleneck(before if i == 0 else out, inner, out, stride=stride if i == 0 else 1, groups=self.groups, dilation=dilation,
+            self.block(before if i == 0 else out, inner, out, stride=stride if i == 0 else 1, groups=self.groups, dilation=dilation,
                        stride_in_1x1=self.stride_in_1x1, norm=self.norm)
             for i in range(self.blocks[index])
         ))
@@ -140,6 +159,18 @@ class ResNet(Backbone):
         for name in self.stages:
             x = maps[name] = getattr(self, name)(x)
         return maps
+
+
+@BACKBONES.register("resnet18")
+def resnet18(**arguments) -> ResNet:
+    """ResNet-18; arguments as in ResNet."""
+    return ResNet((2, 2, 2, 2), block=BasicBlock, **arguments)
+
+
+@BACKBONES.register("resnet34")
+def resnet34(**arguments) -> ResNet:
+    """ResNet-34; arguments as in ResNet."""
+    return ResNet((3, 4, 6, 3), block=BasicBlock, **arguments)
 
 
 @BACKBONES.register("resnet50")
