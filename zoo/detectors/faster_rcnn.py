@@ -68,7 +68,7 @@ class Frame:
 
 
 def frames(sizes: Tensor, original_sizes: Tensor | None, common: bool) -> list[Frame]:
-    """The frame of each image; factors are the ratio of the sides, or for both axes that of the shorter sides (`common`)."""
+    """The frame of each image of sizes (N, 2); factors are the ratio of the sides, or for both axes that of the shorter sides (`common`)."""
     found = [Frame((h, w)) for h, w in sizes.tolist()]
     if original_sizes is not None:
         for frame, (height, width) in zip(found, original_sizes.tolist(), strict=True):

@@ -210,7 +210,7 @@ def to_numpy(value: Any) -> np.ndarray:
 
 
 def relative_difference(value: np.ndarray, expected: np.ndarray) -> float:
-    """Relative L2 difference of two arrays of one shape; inf where anything is not finite."""
+    """Relative L2 difference, a scalar, of two arrays of one shape; inf where anything is not finite."""
     value, expected = value.reshape(-1).astype("float64"), expected.reshape(-1).astype("float64")
     if not np.isfinite(value).all():
         return math.inf
@@ -218,7 +218,7 @@ def relative_difference(value: np.ndarray, expected: np.ndarray) -> float:
 
 
 def recorded_difference(value: np.ndarray, kept: Mapping[str, np.ndarray]) -> float:
-    """The larger of two differences from what was recorded: of the samples, and of the moments of the whole array; inf where shapes differ."""
+    """The larger of two differences from what was recorded, a scalar: of the samples, and of the whole array's moments; inf where shapes differ."""
     if value.shape != tuple(int(n) for n in kept["shape"]):
         return math.inf
     samples = value.reshape(-1)[:: int(kept["stride"])][: len(kept["samples"])]
@@ -251,7 +251,7 @@ def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap:
 
 
 def compare(name: str, output: Output | Skip | None, kept: Mapping[str, np.ndarray] | None, dtype: str) -> ParityLine:
-    """One line: a recomputed output beside what was recorded of it."""
+    """One line: a recomputed output beside what was recorded of it (arrays of one shape, else the difference, a scalar, is infinite)."""
     shape = tuple(int(n) for n in kept["shape"]) if kept is not None else ()
     if output is None:
         return ParityLine(name, shape, None, None, "skipped", None)

@@ -49,7 +49,7 @@ def number(text: str) -> float:
 
 
 def listed_inputs(text: str, kind: torch.dtype, sizes: Sequence[Sequence[int]] = ((),)) -> list[list[Tensor]]:
-    """For each call of normal_input in a text, its array, or one array a level where its seed counts up with i.
+    """For each call of normal_input in a text, its array of the shape it states, or one array a level where its seed counts up with i.
 
     Args:
         text: such as "2*normal_input(100+i,(2,3,h,w))"; products and shifts are taken in float32.
@@ -59,7 +59,7 @@ def listed_inputs(text: str, kind: torch.dtype, sizes: Sequence[Sequence[int]] =
     for call in _CALL.finditer(text):
         levels = []
         for i, size in enumerate(sizes if call["plus"] else ((),)):
-            letters = dict(zip("hw", size, strict=False))
+            letters = dict(zip("hw", size, strict=True)) if size else {}
             shape = [int(letters.get(n.strip(), n)) for n in call["shape"].split(",") if n.strip()]
             array = np.float32(call["times"] or 1) * normal_input(int(call["seed"]) + i, tuple(shape)) + np.float32(call["shift"] or 0)
             levels.append(torch.from_numpy(array).to(kind))

@@ -151,14 +151,19 @@ class _Folder:
     def outputs(self) -> Outputs:
         with torch.no_grad():
             for name, batch in self.batches.items():
-                self._inference(name, batch)
-        if training := self.meta.get("training"):
+                if self._wants(f"{name}."):
+                    self._inference(name, batch)
+        if (training := self.meta.get("training")) and self._wants("train."):
             self._training(training)
         if optimiser := self.meta.get("optimiser"):
             self._optimiser(optimiser)
         self._anchors()
         recorded = self.reference.recorded
         return {name: output for name, output in self.computed.items() if name in recorded or getattr(output, "expected", None) is not None}
+
+    def _wants(self, *prefixes: str) -> bool:
+        """Whether anything is recorded under one of these prefixes; the rest need not be computed."""
+        return any(name.startswith(prefixes) for name in self.reference.recorded)
 
     # ---- filing ----
 
@@ -213,6 +218,8 @@ class _Folder:
         for i, (logits, deltas) in enumerate(zip(*model.rpn.head(list(features.values())), strict=True)):
             self._map(f"{name}.rpn.logits.{i}", logits)
             self._map(f"{name}.rpn.deltas.{i}", deltas)
+        if not self._wants(f"{name}.proposals.", f"{name}.detections."):
+            return
         raw = model.raw(batch.images, batch.sizes)
         for i, proposals in enumerate(raw.proposals):
             order = self._order(f"{name}.proposals.image{i}.boxes", proposals.scores, proposals.boxes)
@@ -279,6 +286,8 @@ class _Folder:
             heatmaps = model.keypoint(pooled)
             for part, value in (("pooled", pooled), ("features", model.keypoint.convs(pooled)), ("heatmaps", heatmaps)):
                 self._map(f"{name}.keypoint.{part}", value)
+            if not self._wants(f"{name}.keypoint.keypoints", f"{name}.keypoint.scores"):
+                return
             places, values, _ = decode_heatmaps(heatmaps, boxes[0])
             self._list(f"{name}.keypoint.keypoints", places, "x y")
             self._list(f"{name}.keypoint.scores", values)
