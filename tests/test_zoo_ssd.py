@@ -151,6 +151,16 @@ def test_boxes_are_scaled_to_the_original_image_before_nms() -> None:
     torch.testing.assert_close(found.boxes, torch.tensor([[20.0, 20.0, 100.0, 80.0]]))
 
 
+def test_boxes_are_held_to_the_image_where_the_row_says() -> None:
+    torch.manual_seed(0)
+    free, held = small_ssd(), small_ssd(clip=True)
+    held.load_state_dict(free.state_dict())
+    images, sizes = torch.randn(1, 3, 300, 300), torch.tensor([[300, 300]])
+    outside, inside = free.eval().raw(images, sizes).boxes, held.eval().raw(images, sizes).boxes
+    assert outside.min() < 0 and outside.max() > 1
+    torch.testing.assert_close(inside, outside.clamp(0, 1))
+
+
 def test_an_input_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="but there are 11620 priors; resize images"):
         small_ssd().eval().predict(torch.zeros(1, 3, 320, 320), torch.tensor([[320, 320]]))

@@ -39,6 +39,7 @@ class SSDConventions(Section):
     variances: list[float] = Field([0.1, 0.2], min_length=2, max_length=2, description="of centres and of sides")
     scores: Literal["softmax", "sigmoid"] = Field("softmax", description="over all classes with background, or each class by itself")
     channels: Literal["dense", "coco_ids"] = Field("dense", description="class channels behind background: one a class, or one a COCO category id (90)")
+    clip: bool = Field(False, description="boxes are held to the image before NMS")
     background_filter: float | None = Field(None, description="priors whose best class is background at this or more are left out; none: no prior is")
     score_threshold: float = Field(ge=0, description="scores must be above it")
     nms_iou: float = Field(gt=0, le=1)

@@ -74,12 +74,13 @@ class SSD(Detector):
         num_classes: K.
         scores: "softmax" or "sigmoid".
         channels: "dense": label k is channel k + 1; "coco_ids": label k is the channel of its COCO category id.
+        clip: boxes are held to the image, before NMS.
         separable_heads: SSDLite's.
         loss, selection: of training and of inference.
     """
 
     def __init__(self, backbone: Backbone, pyramid: Pyramid, table: PriorTable, *, fine: str, coarse: str, num_classes: int, scores: Scores,
-                 channels: Channels, separable_heads: bool, loss: MultiBoxLoss, selection: Selection) -> None:
+                 channels: Channels, clip: bool, separable_heads: bool, loss: MultiBoxLoss, selection: Selection) -> None:
         super().__init__()
         columns = [c for c in range(1, 91) if c not in UNUSED_COCO_IDS] if channels == "coco_ids" else list(range(1, num_classes + 1))
         if len(columns) != num_classes:
@@ -88,7 +89,7 @@ class SSD(Detector):
         self.backbone, self.pyramid, self.fine, self.coarse = backbone, pyramid, fine, coarse
         self.box_head = Heads(pyramid.channels, table.per_cell, 4, separable=separable_heads)
         self.class_head = Heads(pyramid.channels, table.per_cell, max(columns) + 1, separable=separable_heads)
-        self.loss, self.selection, self.scores = loss, selection, scores
+        self.loss, self.selection, self.scores, self.clip = loss, selection, scores, clip
         self.register_buffer("priors", table.priors(), persistent=False)
         self.register_buffer("columns", torch.tensor(columns, device="cpu"), persistent=False)
 
@@ -111,7 +112,8 @@ class SSD(Detector):
     def raw(self, images: Tensor, sizes: Tensor) -> SSDOutput:
         offsets, logits = self.network(images)
         scores = _widened(logits).softmax(dim=2) if self.scores == "softmax" else _widened(logits).sigmoid()
-        return SSDOutput(torch.stack([self.loss.coder.decode(one, self.priors) for one in _widened(offsets)]), scores)
+        boxes = torch.stack([self.loss.coder.decode(one, self.priors) for one in _widened(offsets)])
+        return SSDOutput(boxes.clamp(0, 1) if self.clip else boxes, scores)
 
     def postprocess(self, raw: SSDOutput, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
         pixels = (sizes if original_sizes is None else original_sizes).to(raw.boxes)
@@ -156,9 +158,9 @@ def two_maps(backbone: Backbone, size: int, table: PriorTable) -> tuple[str, str
 @DETECTORS.register("ssd")
 def ssd(
     backbone: Backbone, *, num_classes: int, size: int, priors: str, heads: Literal["ssd", "rfb", "ssdlite"] = "ssd",
-    padding: Padding = "same", variances: Sequence[float] = (0.1, 0.2), scores: Scores = "softmax", channels: Channels = "dense", score_threshold: float = 0.02,
-    nms_iou: float = 0.45, nms_offset: float = 0.0, background_filter: float | None = None, per_class_keep: int = 50, per_image_keep: int = 200,
-    match_iou: float = 0.5, negatives: int = 3,
+    padding: Padding = "same", variances: Sequence[float] = (0.1, 0.2), scores: Scores = "softmax", channels: Channels = "dense", clip: bool = False,
+    score_threshold: float = 0.02, nms_iou: float = 0.45, nms_offset: float = 0.0, background_filter: float | None = None, per_class_keep: int = 50,
+    per_image_keep: int = 200, match_iou: float = 0.5, negatives: int = 3,
 ) -> SSD:
     """Build a detector of the SSD family.
 
@@ -176,7 +178,8 @@ def ssd(
     widths = backbone.specs[fine].channels, backbone.specs[coarse].channels
     pyramid = SSDLitePyramid(*widths, padding=padding) if heads == "ssdlite" else {"ssd": SSDPyramid, "rfb": RFBPyramid}[heads](*widths, size=size)
     detector = SSD(
-        backbone, pyramid, table, fine=fine, coarse=coarse, num_classes=num_classes, scores=scores, channels=channels, separable_heads=heads == "ssdlite",
+        backbone, pyramid, table, fine=fine, coarse=coarse, num_classes=num_classes, scores=scores, channels=channels, clip=clip,
+        separable_heads=heads == "ssdlite",
         loss=MultiBoxLoss(PriorCoder((variances[0], variances[1])), threshold=match_iou, negatives=negatives, scores=scores),
         selection=Selection(score_threshold, nms_iou, per_class_keep, per_image_keep, nms_offset, background_filter))
     detector.initialise()
