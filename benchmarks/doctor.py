@@ -10,7 +10,7 @@ from zoo.errors import ManifestError
 from zoo.home import home_folder
 from zoo.manifest import load_manifests
 
-from .environment import ROOT, collect_environment
+from .environment import ROOT, collect_environment, installed_packages
 from .store import DEFAULT_STORE, read_runs
 from .telemetry import Gpu
 
@@ -50,12 +50,10 @@ def _gpu(seen_by_torch: bool) -> Finding:
 
 
 def _cupy() -> Finding:
-    import importlib.metadata
-
-    found = [d.metadata["Name"] for d in importlib.metadata.distributions() if (d.metadata["Name"] or "").startswith("cupy")]
-    if not found:
+    version = installed_packages().get("cupy")
+    if version is None:
         return Finding("cupy", "missing", "the GPU kernels need it: pip install -e .[gpu]")
-    return Finding("cupy", "ok", f"{found[0]} {importlib.metadata.version(found[0])}")
+    return Finding("cupy", "ok", version)
 
 
 def _rooms() -> list[Finding]:

@@ -14,7 +14,7 @@ from .telemetry import Gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pycocotools", "hotcoco", "timm")
-CUPY = "cupy"  # its distribution is called cupy-cuda13x or the like
+CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")  # distributions of one library
 
 
 def collect_environment(device: str) -> Environment:
@@ -84,10 +84,11 @@ def _gpu(unknown: dict[str, str]) -> dict[str, Any]:
 def installed_packages() -> dict[str, str]:
     """Versions of the libraries that measurements depend on; those that are not installed are left out."""
     found = {}
-    for distribution in importlib.metadata.distributions():
-        name = (distribution.metadata["Name"] or "").lower()
-        if name in PACKAGES or name.startswith(CUPY):
-            found[CUPY if name.startswith(CUPY) else name] = distribution.version
+    for distribution, name in {**{name: name for name in PACKAGES}, **{name: "cupy" for name in CUPY}}.items():
+        try:
+            found[name] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
     return found
 
 

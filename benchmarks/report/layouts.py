@@ -23,7 +23,13 @@ class Number(Strict):
     metric: str = Field(description="metric of the published values")
     measured: list[str] = Field(default_factory=list, description="metrics of records, the first that is there counts; none: `metric` itself")
     factor: float = Field(1.0, description="a measured value is multiplied by this to come into the published metric's unit")
+    inverse: bool = Field(False, description="this factor is divided by the measured value instead: images a second from milliseconds")
     digits: int | None = Field(None, ge=0, description="digits of the cell; none: the metric's own")
+    optional: bool = Field(False, description="where it is absent the cell goes without it")
+
+    def convert(self, value: float) -> float:
+        """A measured value in the published metric's unit."""
+        return self.factor / value if self.inverse else self.factor * value
 
     @property
     def measured_metrics(self) -> list[str]:
@@ -36,7 +42,9 @@ class Column(Strict):
 
     title: str
     text: str | None = Field(None, description="a cell of the row's own `table`, or one of: row, title, backbone, neck, detector, dataset, schedule, licence")
-    numbers: list[Number] = Field(default_factory=list, description="printed with a slash between them")
+    numbers: list[Number] = Field(default_factory=list, description="printed with `separator` between them")
+    separator: str = "/"
+    setting: bool = Field(False, description="a setting that the source prints, such as its learning rate; nothing is measured for it")
     ratio: bool = Field(False, description="the first number's ratio to the reference row stands in brackets behind it")
     weights: bool = Field(False, description="the link to the weights; for measured lines, which weights those were")
 
@@ -47,7 +55,7 @@ class Layout(Strict):
     name: str = Field(description="unique among all tables")
     title: str
     source: str = Field(description="manifest whose rows are listed; filled in on reading (the file's name)")
-    rows: list[str] = Field(default_factory=lambda: ["*"], description="shell patterns of row names, in the table's order")
+    rows: list[str] = Field(default_factory=lambda: ["*"], description="shell patterns of row names, in the table's order; !PATTERN leaves rows out again")
     task: Literal["detection", "classification", "proposals"] | None = None
     reference: list[str] = Field(default_factory=list, description="rows that ratios are relative to: the one with the same detector is taken")
     columns: list[Column]
@@ -56,8 +64,9 @@ class Layout(Strict):
     def select(self, entries: dict[str, ModelEntry]) -> list[ModelEntry]:
         """The rows of this table, in its order; the wide one has those of every source."""
         mine = [e for e in entries.values() if self.source in (e.source, WIDE) and (self.task is None or e.task == self.task)]
+        out = [pattern[1:] for pattern in self.rows if pattern.startswith("!")]
         picked = {e.name: e for pattern in self.rows for e in mine if fnmatch.fnmatchcase(e.name, pattern)}
-        return list(picked.values())
+        return [e for name, e in picked.items() if not any(fnmatch.fnmatchcase(name, pattern) for pattern in out)]
 
 
 def read_layouts(folder: Path) -> dict[str, Layout]:

@@ -41,8 +41,8 @@ def published_lines(entry: ModelEntry) -> list[PublishedLine]:
     """Published numbers of a row, as few lines as hold them without two values of one metric or two pieces of hardware in a line."""
     lines: list[PublishedLine] = []
     for record in entry.published:
-        fits = (line for line in lines if line.variant == record.variant and not line.values.keys() & record.values.keys()
-                and (line.hardware is None or record.hardware in (None, line.hardware)))
+        fits = (line for line in lines if line.variant == record.variant and (line.hardware is None or record.hardware in (None, line.hardware))
+                and all(line.values[name] == record.values[name] for name in line.values.keys() & record.values.keys()))
         line = next(fits, None)
         if line is None:
             line = PublishedLine(record.variant, record.hardware)

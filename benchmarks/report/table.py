@@ -67,7 +67,7 @@ def build_table(layout: Layout, manifests: Manifests, runs: list[Run]) -> Table:
     rows, records = [], []
     for group in groups:
         for line in [*group.published, *(group.measured or [None])]:
-            rows.append(writer.cells(group.entry, line, references.get(group.detector)))
+            rows.append(writer.cells(group, line, references.get(group.detector)))
             records.append(_record(layout, group.entry, line, runs))
     headers = [column.title for column in layout.columns]
     headers.insert(writer.kind_place, KIND)
@@ -89,10 +89,11 @@ class _Writer:
         asked = has_reference and any(column.ratio for column in self.layout.columns)
         return [*([self.layout.note] if self.layout.note else []), *([ratio] if asked else []), *(f"[{n}] {text}" for text, n in self.notes.texts.items())]
 
-    def cells(self, entry: ModelEntry, line: Line, reference: _Group | None) -> list[str]:
+    def cells(self, group: _Group, line: Line, reference: _Group | None) -> list[str]:
         """One line of the table."""
+        entry = group.entry
         why = why_not_measured(entry, self.runs) if line is None else ""
-        kind, cells = self.kind(line), []
+        kind, cells = self.kind(line, group), []
         for column in self.layout.columns:
             if column.text:
                 cells.append(_text(entry, column.text))
@@ -100,6 +101,8 @@ class _Writer:
                 cells.append(self.weights(entry, line))
             elif isinstance(line, PublishedLine):
                 cells.append(self.published(column, line, reference))
+            elif column.setting:
+                cells.append("-" + self.notes.mark("a setting of the source, not a measurement"))
             elif isinstance(line, MeasuredLine):
                 cells.append(self.measured(column, line, reference))
             else:
@@ -107,14 +110,16 @@ class _Writer:
         cells.insert(self.kind_place, kind)
         return cells
 
-    def kind(self, line: Line) -> str:
+    def kind(self, line: Line, group: _Group) -> str:
         """Published or measured, and under what circumstances."""
         if line is None:
             return "measured"
         if isinstance(line, MeasuredLine):
             return ", ".join(["measured", *qualifiers(line.runs[0])]) + " " + self.notes.mark(provenance(line))
         texts = ["; ".join(part for part in (r.source, r.title, r.split, r.hardware, r.protocol, r.note) if part) for r in line.records]
-        return ", ".join(["published", *([line.variant] if line.variant else [])]) + " " + self.notes.mark(*(f"published: {text}" for text in texts))
+        several = line.hardware and any(other is not line and other.variant == line.variant for other in group.published)
+        parts = ["published", *([line.variant] if line.variant else []), *([line.hardware.split(",")[0]] if several else [])]
+        return ", ".join(parts) + " " + self.notes.mark(*(f"published: {text}" for text in texts))
 
     def weights(self, entry: ModelEntry, line: Line) -> str:
         """The link to the published weights, or which weights were measured."""
@@ -138,7 +143,8 @@ class _Writer:
         values = [line.values.get(number.metric) for number in column.numbers]
         if all(value is None for value in values):
             return "-" + self.notes.mark("the source prints no number here")
-        cell = "/".join("-" if value is None else self.format(number, value) for number, value in zip(column.numbers, values, strict=True))
+        cell = column.separator.join("-" if value is None else self.format(number, value)
+                                     for number, value in zip(column.numbers, values, strict=True) if value is not None or not number.optional)
         name, same = column.numbers[0].metric, (line.variant, line.hardware)
         bases = [r.values[name] for r in reference.published if name in r.values and (r.variant, r.hardware) == same] if column.ratio and reference else []
         return cell + (f" ({values[0] / bases[0]:.2f}x)" if bases and bases[0] and values[0] is not None else "")
@@ -148,9 +154,11 @@ class _Writer:
         parts, notes = [], []
         for number in column.numbers:
             found = _measured(number, line)
-            parts.append("-" if found is None else self.format(number, found.value * number.factor))
+            if found is None and number.optional:
+                continue
+            parts.append("-" if found is None else self.format(number, number.convert(found.value)))
             notes.append(_why_absent(number, line) if found is None else _how(column, found))
-        cell = "-" if all(part == "-" for part in parts) else "/".join(parts)
+        cell = "-" if all(part == "-" for part in parts) else column.separator.join(parts)
         inside = [text for text in (self.interval(column, line), _ratio(column, line, reference)) if text]
         marks = self.notes.mark(*dict.fromkeys(notes))
         return cell + (f" ({'; '.join(inside)})" if inside else "") + (f" {marks}" if marks and cell != "-" else marks)
@@ -160,7 +168,7 @@ class _Writer:
         number = column.numbers[0]
         if len(column.numbers) != 1 or (found := _measured(number, line)) is None or found.interval is None:
             return ""
-        return "-".join(self.format(number, edge * number.factor) for edge in found.interval)
+        return "-".join(self.format(number, edge) for edge in sorted(number.convert(edge) for edge in found.interval))
 
 
 def _measured(number: Number, line: MeasuredLine) -> Measurement | None:
