@@ -109,8 +109,7 @@ def _hugging_face(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme == "https":
         return url.replace("/blob/", "/resolve/", 1)
-    path = f"{parts.netloc}{parts.path}" if "@" not in parts.path else parts.path
-    match = re.fullmatch(r"([^/]+/[^/@]+)(?:@([^/]+))?/(.+)", path)
+    match = re.fullmatch(r"([^/]+/[^/@]+)(?:@([^/]+))?/(.+)", url.removeprefix("hf://"))
     if not match:
         raise DownloadError(f"{url}: write hf://OWNER/NAME@REVISION/FILE; mend the row")
     return f"https://huggingface.co/{match[1]}/resolve/{match[2] or 'main'}/{quote(match[3])}"

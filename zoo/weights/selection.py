@@ -48,7 +48,7 @@ def choose(manifests: Manifests, patterns: Iterable[str] = (), everything: bool 
     wanted = {"all": ("detector", "imagenet", "results"), None: ("detector", "imagenet")}.get(holds, (holds,))
     entries: dict[str, ModelEntry] = dict(manifests.entries) if everything else {}
     for pattern in patterns:
-        found = manifests.find(pattern)
+        found = [manifests.entries[pattern]] if pattern in manifests.entries else manifests.find(pattern)
         if not found:
             raise ManifestError(f"no row matches {pattern!r}: {did_you_mean(pattern, manifests.entries)} (download_weights.py list shows all)")
         entries |= {entry.name: entry for entry in found}

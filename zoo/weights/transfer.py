@@ -69,7 +69,7 @@ class PartFile:
 
     def __init__(self, path: Path, with_md5: bool) -> None:
         self.path, self.state_path, self.with_md5 = path, path.with_name(path.name + ".json"), with_md5
-        self.file = path.open("ab")
+        self.file = path.open("ab", buffering=0)  # what came is on its way to the disk, should this process be killed
         self.state: dict[str, Any] = self._read_state()
         self.offset, self.resumed = 0, False
         self._hash_existing()
@@ -106,8 +106,10 @@ class PartFile:
 
     def write(self, chunk: bytes) -> None:
         """Append bytes; raises DownloadError where the disk is full."""
+        rest = memoryview(chunk)
         try:
-            self.file.write(chunk)
+            while rest:
+                rest = rest[self.file.write(rest):]
         except OSError as error:
             raise DownloadError(f"cannot write {self.path}: {error.strerror}; free some space and run again, it goes on from there") from None
         self._update(chunk)
@@ -115,7 +117,6 @@ class PartFile:
     def close(self, sync: bool = False) -> None:
         """Close the file; with `sync`, after its bytes are on the disk."""
         if not self.file.closed:
-            self.file.flush()
             if sync:
                 os.fsync(self.file.fileno())
             self.file.close()
