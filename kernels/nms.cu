@@ -11,29 +11,11 @@
 //
 // Shared memory is always dynamic and no kernel waits for another: the order of launches is all.
 
-typedef unsigned long long word;
+#include "boxes.cuh"
 
 #define CHUNK 4096  // rows of a group settled together: 64 words of 64
 
-struct alignas(16) Box { SCALAR x1, y1, x2, y2; };
-
 struct Segment { int group, start, size; };
-
-__device__ inline word order_key(float score) {
-    const unsigned int bits = __float_as_uint(score + 0.0f);  // -0 equals 0
-    return (bits & 0x80000000u) ? ~bits : (bits | 0x80000000u);
-}
-
-__device__ inline word order_key(double score) {
-    const word bits = (word)__double_as_longlong(score + 0.0), sign = 0x8000000000000000ull;
-    return (bits & sign) ? ~bits : (bits | sign);
-}
-
-__device__ inline bool is_finite(SCALAR value) { return value - value == (SCALAR)0; }
-
-__device__ inline bool is_better(word key, int row, word other_key, int other_row) {
-    return key > other_key || (key == other_key && row < other_row);
-}
 
 // The group that a position of the sorted arrays belongs to; starts is null for a single group. Size 0: no row stands there.
 __device__ inline Segment segment_at(int position, const int* groups_at, const int* starts, const int* counts, int num_groups,
@@ -48,8 +30,6 @@ __device__ inline Segment segment_at(int position, const int* groups_at, const i
     if (found.size > max_candidates) found.size = max_candidates;
     return found;
 }
-
-__device__ inline SCALAR area_of(const Box& box, SCALAR offset) { return (box.x2 - box.x1 + offset) * (box.y2 - box.y1 + offset); }
 
 // IoU above (or at) the threshold, exactly as inter / (area + area - inter) rounds. Far from the threshold a product decides: the
 // quotient, the product and the slack are each off by less than one part in 2^(mantissa), so 8 parts of slack cannot disagree.
@@ -75,9 +55,7 @@ extern "C" __global__ void nms_keys(const Box* boxes, const SCALAR* scores, cons
     const Box box = boxes[row];
     const SCALAR score = scores[row];
     const long long group = groups ? groups[row] : 0;
-    const bool finite = is_finite(box.x1) && is_finite(box.y1) && is_finite(box.x2) && is_finite(box.y2);
-    const bool wrong[3] = {score != score, !finite || box.x2 - box.x1 < least_side || box.y2 - box.y1 < least_side,
-                           group < 0 || group >= num_groups};
+    const bool wrong[3] = {score != score, is_wrong(box, least_side), group < 0 || group >= num_groups};
     bool absent = padded && score < (SCALAR)0 && !is_finite(score);  // -inf
     for (int kind = 0; kind < 3; ++kind) {
         if (wrong[kind] && !padded) atomicMax(&problems[kind], rows - row);

@@ -5,11 +5,13 @@ the four cells around a point counts only if it lies on the map; the gradient go
 """
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .backend import backend_for
 from .cell_sums import add_to_cells, cell_table, fill_maps, sum_cells, sum_type, zero_table
+from .plane_launch import run_on_planes
 from .roi_align import output_pair
 
 
@@ -106,7 +108,10 @@ def _cells(shape: torch.Size, grid: Tensor, image_index: Tensor) -> tuple[Tensor
 def _roi_crop_op(features: Tensor, grid: Tensor, image_index: Tensor, backend: str) -> Tensor:
     if backend == "reference":
         return reference_forward(features, grid, image_index)
-    raise RuntimeError(f"no backend {backend!r}")
+    cropped = features.new_empty(grid.shape[0], features.shape[1], grid.shape[1], grid.shape[2])
+    run_on_planes("roi_crop.cu", "roi_crop_forward", features, cropped, grid.contiguous(), image_index.contiguous(), cropped,
+                  np.int32(grid.shape[1] * grid.shape[2]))
+    return cropped
 
 
 @_roi_crop_op.register_fake
@@ -118,7 +123,10 @@ def _(features, grid, image_index, backend):
 def _roi_crop_backward_op(grad: Tensor, grid: Tensor, image_index: Tensor, shape: list[int], backend: str, deterministic: bool) -> Tensor:
     if backend == "reference":
         return reference_backward(grad, grid, image_index, grad.new_empty(shape))
-    raise RuntimeError(f"no backend {backend!r}")
+    sums = grad.new_zeros(shape, dtype=sum_type(grad))
+    run_on_planes("roi_crop.cu", "roi_crop_backward", sums, grad, grid.contiguous(), image_index.contiguous(), grad.contiguous(),
+                  np.int32(grid.shape[1] * grid.shape[2]), ordered=deterministic)
+    return sums.to(grad.dtype)
 
 
 @_roi_crop_backward_op.register_fake

@@ -7,11 +7,13 @@ ends before it starts passes none. NaN cells win. Rows that cannot be pooled are
 """
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .backend import backend_for
-from .cell_sums import cell_table, fill_maps, zero_table
+from .cell_sums import cell_table, fill_maps, sum_type, zero_table
+from .plane_launch import run_on_planes
 from .roi_align import check_pooling, output_pair
 from .roi_align_reference import poolable, unpoolable
 
@@ -107,7 +109,11 @@ def _cells_of(start: Tensor, end: Tensor, longest: int) -> Tensor:
 def _roi_pool_op(features: Tensor, rois: Tensor, output_size: list[int], spatial_scale: float, backend: str) -> tuple[Tensor, Tensor]:
     if backend == "reference":
         return reference_forward(features, rois, output_size, spatial_scale)
-    raise RuntimeError(f"no backend {backend!r}")
+    rois = rois.to(sum_type(features)).contiguous()
+    pooled = features.new_empty(len(rois), features.shape[1], *output_size)
+    argmax = torch.empty_like(pooled, dtype=torch.int64)
+    run_on_planes("roi_pool.cu", "roi_pool_forward", features, pooled, rois, pooled, argmax, spatial_scale, *map(np.int32, output_size))
+    return pooled, argmax
 
 
 @_roi_pool_op.register_fake
@@ -121,7 +127,10 @@ def _roi_pool_backward_op(grad: Tensor, argmax: Tensor, rois: Tensor, spatial_sc
                           deterministic: bool) -> Tensor:
     if backend == "reference":
         return reference_backward(grad, argmax, rois, spatial_scale, grad.new_empty(shape))
-    raise RuntimeError(f"no backend {backend!r}")
+    sums = grad.new_zeros(shape, dtype=sum_type(grad))
+    run_on_planes("roi_pool.cu", "roi_pool_backward", sums, grad, rois.to(sums.dtype).contiguous(), grad.contiguous(), argmax,
+                  spatial_scale, np.int32(grad.shape[2] * grad.shape[3]), ordered=deterministic)
+    return sums.to(grad.dtype)
 
 
 @_roi_pool_backward_op.register_fake

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .backend import backend_for
+from .launch import launch
 from .nms import check_rows
 from .nms_reference import raise_for_values
 
@@ -80,12 +81,29 @@ def _weight(overlap: np.ndarray, method: str, sigma: float, iou_threshold: float
     return np.where(above, number(1) - overlap if method == "linear" else number(0), number(1))
 
 
+def cuda_soft_nms(boxes: Tensor, scores: Tensor, method: str, sigma: float, iou_threshold: float, score_threshold: float,
+                  offset: float) -> tuple[Tensor, Tensor]:
+    """One launch of soft_nms.cu, then the host waits for the number picked; arguments as in `soft_nms`."""
+    rows, number = len(boxes), np.float64 if boxes.dtype == torch.float64 else np.float32
+    picked, picked_scores = boxes.new_empty(rows, dtype=torch.int64), boxes.new_empty(rows)
+    count = boxes.new_zeros(2, dtype=torch.int32)
+    defines = {"SCALAR": "double" if boxes.dtype == torch.float64 else "float"}
+    threads = min(1024, -(-rows // 32) * 32)
+    launch("soft_nms.cu", "soft_nms", defines, (min(rows, 1),), (threads,),
+           (boxes.detach().contiguous(), scores.detach().clone(), boxes.new_empty(rows, dtype=torch.uint8), picked, picked_scores, count,
+            np.int32(rows), np.int32(METHODS.index(method)), number(sigma), number(iou_threshold), number(score_threshold), number(offset),
+            number(-1.01 * offset)), 16 * 32)
+    taken, distance = count.tolist()
+    if distance:
+        raise ValueError(f"row {rows - distance} has a NaN score, or a box that is inverted or not finite; filter the rows before NMS")
+    return picked[:taken].clone(), picked_scores[:taken].clone()
+
+
 @torch.library.custom_op("detection_zoo::soft_nms", mutates_args=())
 def _soft_nms_op(boxes: Tensor, scores: Tensor, method: str, sigma: float, iou_threshold: float, score_threshold: float, offset: float,
                  backend: str) -> tuple[Tensor, Tensor]:
-    if backend == "reference":
-        return reference_soft_nms(boxes, scores, method, sigma, iou_threshold, score_threshold, offset)
-    raise RuntimeError(f"no backend {backend!r}")
+    run = cuda_soft_nms if backend == "cuda" else reference_soft_nms
+    return run(boxes, scores, method, sigma, iou_threshold, score_threshold, offset)
 
 
 @_soft_nms_op.register_fake

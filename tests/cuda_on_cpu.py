@@ -65,7 +65,7 @@ def _library(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
         raise RuntimeError("g++ is not installed; the kernels' source is executed on the CPU by every test run, so install it")
     kernels = re.findall(r"__global__ void (\w+)\(", source)
     text = '#include "cuda_on_cpu.h"\n' + source + "".join(f"\nSHIM_KERNEL({name})" for name in kernels) + "\n"
-    command = [compiler, "-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w", f"-I{SHIM}", *flags]
+    command = [compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w", f"-I{SHIM}", *flags]
     shim = "".join(header.read_text() for header in sorted(SHIM.glob("*.h")))
     digest = hashlib.sha256("\0".join([text, shim, *command[1:]]).encode()).hexdigest()[:24]
     path = BUILD / f"{digest}.so"

@@ -287,6 +287,7 @@ extern "C" void shim_take_counts(uint64_t* into) { memcpy(into, &shim::counts, s
 #define gridDim (shim::grid_size)
 
 using std::ceil;
+using std::exp;
 using std::floor;
 using std::fma;
 using std::sqrt;
