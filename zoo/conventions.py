@@ -83,6 +83,7 @@ class AnchorConventions(Section):
     sizes: list[list[float]] | None = Field(None, description="pixels, a list a level; none: 8 strides on a pyramid, 32 to 512 on one level")
     ratios: list[float] = Field([0.5, 1.0, 2.0], min_length=1)
     strides: list[int] | None = Field(None, description="pixels from cell to cell; none: those of the levels")
+    slow: Literal["rule", "size"] = Field("rule", description="what changes last among a cell's anchors: as the rule has it, or the size")
 
 
 class RpnConventions(Section):
@@ -194,8 +195,11 @@ class RetinaNetConventions(Section):
     box_weight: float = Field(4.0, description="the box loss is divided by it, and by the positives")
     smooth_l1_beta: float = 0.11
     class_normalizer: Literal["positives_and_images", "positives"] = "positives_and_images"
+    box_normalizer: Literal["positives_and_images", "positives"] = "positives"
+    weak_background: bool = Field(False, description="a low-quality match below background_iou is trained as background, though it is counted")
     prior: float = Field(0.01, description="probability that the class logits start from")
     score_threshold: float = 0.05
+    last_score_threshold: float | None = Field(None, description="of the coarsest level; none: as on the others")
     pre_nms: int = Field(1000, description="best (anchor, class) pairs of a level")
     nms_iou: float = 0.4
     inclusive: bool = True

@@ -43,31 +43,28 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 class Options:
     """Options by dotted name: the file's value, else the default; remembers which were asked for, so that no given one is lost.
 
-    given: what the file sets; notes: what was mended or renamed; refused: options that cannot be honoured, with the reason.
+    given: what the file sets; notes: what was mended or renamed; refused: options that cannot be honoured, with the reason; idle: options
+    that this model has no use for, with the reason.
     """
 
     given: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
+    idle: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         self.asked.add(name)
         return self.given[name] if name in self.given else default(name)
 
-    def refuse(self, name: str, reason: str) -> None:
-        """Note that an option's value cannot be honoured; nothing to note where the file leaves it at its default."""
-        self.asked.add(name)
-        if name in self.given and self.given[name] != default(name):
-            self.refused[name] = reason
-
     def without_effect(self) -> dict[str, str]:
-        """Given options that nothing asked for and that change nothing, with the reason."""
-        return {name: WITHOUT_EFFECT[name] for name in self.given if name not in self.asked and name in WITHOUT_EFFECT}
+        """Given options that change nothing, or nothing for this model, with the reason."""
+        always = {name: WITHOUT_EFFECT[name] for name in self.given if name not in self.asked and name in WITHOUT_EFFECT}
+        return always | {name: reason for name, reason in self.idle.items() if name in self.given}
 
     def unread(self) -> list[str]:
         """Given options that nothing asked for, although they may change something."""
-        return [name for name in self.given if name not in self.asked and name not in WITHOUT_EFFECT]
+        return [name for name in self.given if name not in self.asked and name not in WITHOUT_EFFECT and name not in self.idle]
 
 
 def default(name: str) -> Any:

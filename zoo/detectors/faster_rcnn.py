@@ -257,7 +257,7 @@ def make_coders(*, weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0), rpn_weight
 
 
 def make_anchors(neck: Neck, *, sizes: Sequence[Sequence[float]] | None = None, ratios: Sequence[float] = (0.5, 1.0, 2.0), rule: str = "rounded",
-                 strides: Sequence[int] | None = None) -> AnchorGenerator:
+                 strides: Sequence[int] | None = None, slow: str = "rule") -> AnchorGenerator:
     """Anchors for a neck's levels.
 
     Args:
@@ -267,7 +267,7 @@ def make_anchors(neck: Neck, *, sizes: Sequence[Sequence[float]] | None = None, 
     strides = [spec.stride for spec in neck.specs.values()] if strides is None else strides
     if sizes is None:
         sizes = [[8.0 * stride] for stride in strides] if len(strides) > 1 else [[32.0, 64.0, 128.0, 256.0, 512.0]]
-    return AnchorGenerator(sizes, ratios, strides, rule=rule)
+    return AnchorGenerator(sizes, ratios, strides, rule=rule, slow=slow)
 
 
 def make_rpn(neck: Neck, anchors: AnchorGenerator, coder: BoxCoder, *, channels: int | None = None, samples: int = 256, positive_fraction: float = 0.5,

@@ -20,7 +20,7 @@ from ..parts.roi_heads import DetectionRule, suppress
 from ..parts.rpn import by_anchor
 from ..registry import DETECTORS
 from .base import Detections, Detector, Target
-from .faster_rcnn import Options, frames, make_coders, without_crowd
+from .faster_rcnn import Frame, Options, frames, make_coders, without_crowd
 
 
 class RetinaHead(nn.Module):
@@ -61,10 +61,11 @@ class RetinaRaw:
 
 @dataclass
 class RetinaLabels:
-    """Labels of one image's anchors: labels (A,) int64, 1..K, 0 background, -1 not used; targets (A, 4) deltas."""
+    """Labels of one image's anchors: labels (A,) int64, 1..K, 0 background, -1 not used; targets (A, 4) deltas; count: matched anchors."""
 
     labels: Tensor
     targets: Tensor
+    count: int
 
 
 class RetinaNet(Detector):
@@ -75,19 +76,23 @@ class RetinaNet(Detector):
         foreground_iou, background_iou, low_quality: of zoo.parts.matcher.match.
         focal_alpha, focal_gamma: of the focal loss.
         box_weight, smooth_l1_beta: the box loss is divided by box_weight and by the positives.
-        class_normalizer: the class loss is divided by "positives_and_images" (their sum) or "positives".
-        pre_nms: best (anchor, class) pairs of a level. rule: thresholds and limits of the detections.
+        class_normalizer, box_normalizer: a loss is divided by "positives_and_images" (their sum) or "positives".
+        weak_background: a low-quality match below background_iou is trained as background, though it is counted (Detectron).
+        pre_nms: best (anchor, class) pairs of a level. rule: thresholds, limits and frame of the detections.
+        last_score_threshold: of the coarsest level; none: as on the others.
     """
 
     def __init__(self, backbone: Backbone, neck: Neck, head: RetinaHead, anchors: AnchorGenerator, coder: BoxCoder, *, rule: DetectionRule,
                  foreground_iou: float = 0.5, background_iou: float = 0.4, low_quality: bool = True, focal_alpha: float = 0.25, focal_gamma: float = 2.0,
-                 box_weight: float = 4.0, smooth_l1_beta: float = 0.11, class_normalizer: str = "positives_and_images", pre_nms: int = 1000) -> None:
+                 box_weight: float = 4.0, smooth_l1_beta: float = 0.11, class_normalizer: str = "positives_and_images", pre_nms: int = 1000,
+                 box_normalizer: str = "positives", weak_background: bool = False, last_score_threshold: float | None = None) -> None:
         super().__init__()
         self.backbone, self.neck, self.head, self.anchors, self.coder, self.rule = backbone, neck, head, anchors, coder, rule
         self.num_classes = head.num_classes
         self.foreground_iou, self.background_iou, self.low_quality = foreground_iou, background_iou, low_quality
         self.focal_alpha, self.focal_gamma, self.box_weight, self.smooth_l1_beta = focal_alpha, focal_gamma, box_weight, smooth_l1_beta
-        self.class_normalizer, self.pre_nms = class_normalizer, pre_nms
+        self.class_normalizer, self.pre_nms, self.box_normalizer, self.weak_background = class_normalizer, pre_nms, box_normalizer, weak_background
+        self.last_score_threshold = rule.score_threshold if last_score_threshold is None else last_score_threshold
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Levels (N, C, H, W) that the head reads."""
@@ -103,38 +108,46 @@ class RetinaNet(Detector):
 
     def postprocess(self, raw: RetinaRaw, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
         """Detections of each image, class rising; the order inside a class is not defined."""
-        where = frames(sizes, original_sizes, common=False)
-        found = [self._detect(raw, i, frame.size) for i, frame in enumerate(where)]
-        for each, frame in zip(found, where, strict=True):
-            each.boxes = scale_boxes(each.boxes, *frame.factor)
+        where = frames(sizes, original_sizes, common=self.rule.frame == "original")
+        found = [self._detect(raw, i, frame) for i, frame in enumerate(where)]
+        if self.rule.frame == "network":
+            for each, frame in zip(found, where, strict=True):
+                each.boxes = scale_boxes(each.boxes, *frame.factor)
         return found
 
-    def _detect(self, raw: RetinaRaw, image: int, size: tuple[int, int]) -> Detections:
-        parts = [self._candidates(logits[image:image + 1], deltas[image:image + 1], anchors, size)
-                 for logits, deltas, anchors in zip(raw.logits, raw.deltas, raw.anchors, strict=True)]
+    def _detect(self, raw: RetinaRaw, image: int, frame: Frame) -> Detections:
+        thresholds = [self.rule.score_threshold] * (len(raw.logits) - 1) + [self.last_score_threshold]
+        parts = [self._candidates(logits[image:image + 1], deltas[image:image + 1], anchors, frame, threshold)
+                 for logits, deltas, anchors, threshold in zip(raw.logits, raw.deltas, raw.anchors, thresholds, strict=True)]
         boxes, scores, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         order = labels.sort(stable=True).indices
         return suppress(boxes[order], scores[order], labels[order], self.coder.offset, self.rule)
 
-    def _candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    def _candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor, frame: Frame, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
         """The best (anchor, class) pairs of one level of one image: boxes, scores, labels."""
         chances = by_anchor(logits, self.num_classes)[0].float().sigmoid()  # (A, K)
-        anchor, label = torch.nonzero(chances > self.rule.score_threshold, as_tuple=True)
+        anchor, label = torch.nonzero(chances > threshold, as_tuple=True)
         scores, best = chances[anchor, label].topk(min(self.pre_nms, len(anchor)))
         anchor, label = anchor[best], label[best]
         boxes = self.coder.decode(by_anchor(deltas, 4)[0, anchor], anchors[anchor])
+        size = frame.size
+        if self.rule.frame == "original" and frame.original is not None:
+            boxes, size = scale_boxes(boxes, *frame.factor), frame.original
         return clip_boxes(boxes, size, self.coder.offset), scores, label
 
     def label(self, anchors: Tensor, target: Target) -> RetinaLabels:
         """Label all anchors (A, 4) of one image."""
         boxes = target.boxes.to(anchors.dtype)
-        matches = match(box_iou(boxes, anchors, self.coder.offset), self.foreground_iou, self.background_iou, low_quality=self.low_quality)
+        quality = box_iou(boxes, anchors, self.coder.offset)
+        matches = match(quality, self.foreground_iou, self.background_iou, low_quality=self.low_quality)
         labels = torch.zeros_like(matches)
         labels[matches < BACKGROUND] = -1
         if not len(boxes):
-            return RetinaLabels(labels, torch.zeros_like(anchors))
+            return RetinaLabels(labels, torch.zeros_like(anchors), 0)
         labels = torch.where(matches >= 0, target.labels[matches.clamp(min=0)] + 1, labels)
-        return RetinaLabels(labels, self.coder.encode(boxes[matches.clamp(min=0)], anchors))
+        if self.weak_background:
+            labels[quality.max(dim=0).values < self.background_iou] = 0
+        return RetinaLabels(labels, self.coder.encode(boxes[matches.clamp(min=0)], anchors), int((matches >= 0).sum()))
 
     def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         """Summed focal loss over positives and images, smooth L1 over positives."""
@@ -151,24 +164,25 @@ class RetinaNet(Detector):
         classes = torch.cat([each.labels for each in labels])
         positive = torch.nonzero(classes > 0).squeeze(1)
         targets = torch.cat([each.targets for each in labels])[positive]
-        normalizer = len(positive) + (len(labels) if self.class_normalizer == "positives_and_images" else 0)
+        count = sum(each.count for each in labels)
+        divisor = {"positives": count, "positives_and_images": count + len(labels)}
         focal = sigmoid_focal(logits, classes, alpha=self.focal_alpha, gamma=self.focal_gamma).sum()
         box = smooth_l1_sum(deltas[positive], targets, self.smooth_l1_beta)
-        return {"loss_class": focal / max(normalizer, 1), "loss_box": box / max(len(positive) * self.box_weight, 1)}
+        return {"loss_class": focal / max(divisor[self.class_normalizer], 1), "loss_box": box / max(divisor[self.box_normalizer] * self.box_weight, 1)}
 
 
 @DETECTORS.register("retinanet")
 def retinanet(
     backbone: Backbone, num_classes: int, *, neck: Neck | None = None, boxes: Options = None, anchors: Options = None, scales_per_octave: int = 3,
     octave: float = 2.0, sizes: Sequence[float] | None = None, prior: float = 0.01, score_threshold: float = 0.05, nms_iou: float = 0.4,
-    inclusive: bool = True, max_detections: int = 100, convs: int = 4, **arguments: Any,
+    inclusive: bool = True, max_detections: int = 100, convs: int = 4, detections: Options = None, **arguments: Any,
 ) -> RetinaNet:
     """RetinaNet.
 
     Args:
         boxes: of make_coders. anchors: ratios, rule, strides of AnchorGenerator.
         sizes: pixels, one a level, default 4 strides; each is multiplied by octave ** (i / scales_per_octave).
-        prior, convs: of RetinaHead. score_threshold ... max_detections: of DetectionRule. arguments: of RetinaNet.
+        prior, convs: of RetinaHead. score_threshold ... max_detections: of DetectionRule, as is the frame of `detections`. arguments: of RetinaNet.
     """
     neck = SingleLevel(backbone.specs) if neck is None else neck
     options = {"ratios": (0.5, 1.0, 2.0), "strides": [spec.stride for spec in neck.specs.values()], **(anchors or {})}
@@ -176,5 +190,5 @@ def retinanet(
     every = [[size * octave ** (i / scales_per_octave) for i in range(scales_per_octave)] for size in sizes]
     generator = AnchorGenerator(**{**options, "sizes": every})
     head = RetinaHead(next(iter(neck.specs.values())).channels, generator.per_cell, num_classes, convs=convs, prior=prior)
-    rule = DetectionRule(score_threshold, nms_iou, inclusive, max_detections)
+    rule = DetectionRule(score_threshold, nms_iou, inclusive, max_detections, (detections or {}).get("frame", "network"))
     return RetinaNet(backbone, neck, head, generator, make_coders(**(boxes or {}))["box"], rule=rule, **arguments)

@@ -58,15 +58,20 @@ class AnchorGenerator(nn.Module):
         ratios: shapes; what a ratio means, and the order, is the rule's.
         strides: for each level, the pixels from one cell to the next.
         rule: a name of CELL_RULES.
+        slow: of a cell's anchors, what changes last: "rule" as the rule has it, "size" every ratio of one size after another (Detectron's RetinaNet).
     """
 
-    def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float], strides: Sequence[int], *, rule: str = "rounded") -> None:
+    def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float], strides: Sequence[int], *, rule: str = "rounded",
+                 slow: str = "rule") -> None:
         super().__init__()
         if rule not in CELL_RULES:
             raise ValueError(f"unknown anchor rule {rule!r}; known: {', '.join(CELL_RULES)}")
         if len(sizes) != len(strides):
             raise ValueError(f"anchor sizes are given for {len(sizes)} levels, but there are {len(strides)} (strides {list(strides)})")
-        cells = [CELL_RULES[rule](stride, level, ratios) for level, stride in zip(sizes, strides, strict=True)]
+        if slow == "size":
+            cells = [np.concatenate([CELL_RULES[rule](stride, [size], ratios) for size in level]) for level, stride in zip(sizes, strides, strict=True)]
+        else:
+            cells = [CELL_RULES[rule](stride, level, ratios) for level, stride in zip(sizes, strides, strict=True)]
         if len({len(level) for level in cells}) != 1:
             raise ValueError(f"every level needs as many anchors a cell, but they have {[len(level) for level in cells]}")
         self.strides = list(strides)
