@@ -25,7 +25,7 @@ def made_up_runs(count: int, seed: int = 0) -> list[Run]:
 
 
 def _run(entry: ModelEntry, number: int, draw: random.Random) -> Run:
-    commit = f"{number // 40 + 1:040x}"
+    commit = f"{number // 40 + 1:07x}" + "0" * 33
     machine = MACHINES[number % 7 == 0].model_copy(update={"commit": commit})
     data, weights = draw.choice([(PHOTOS, TRAINED), (PHOTOS, TRAINED), (PHOTOS, TRAINED), (SUBSET, TRAINED), (SHAPES, RANDOM)])
     started = datetime(2030, 1, 1, tzinfo=UTC) + timedelta(minutes=17 * number)

@@ -1,0 +1,118 @@
+"""What each figure shows, as plain data: panels of points, bars of phases, histories. No torch, no matplotlib."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..spec import Run
+from .lines import comparable
+from .pareto import pareto_front
+from .wide import QUANTITIES, Overview, Point, Quantity, WideLine, setting_title
+
+Y_QUANTITIES = ("box_ap", "voc_map", "mask_ap", "keypoint_ap", "top1")  # of a panel: the one that most of its lines have, the first of equals
+PHASES = {"decode_ms": "decode", "resize_ms": "resize + normalise", "copy_ms": "copy to device", "forward_ms": "forward", "postprocess_ms": "post-processing",
+          "result_copy_ms": "copy back"}
+MOST_PANELS, MOST_BARS, MOST_HISTORIES = 4, 24, 6
+COMMIT_DIGITS = 7
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One line of the wide table in a plot."""
+
+    label: str
+    detector: str
+    x: Point
+    y: Point
+    trusted: bool
+    on_front: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines of one setting, which may be compared with each other."""
+
+    title: str
+    kind: str
+    x: str
+    y: str
+    dots: tuple[Dot, ...]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Median milliseconds of each phase of one line."""
+
+    label: str
+    phases: dict[str, float]
+
+
+@dataclass(frozen=True)
+class History:
+    """One metric of one row in one setting, commit by commit."""
+
+    title: str
+    metric: str
+    commits: tuple[str, ...]
+    points: tuple[Point, ...]
+
+
+def panels(view: Overview, x: Quantity) -> tuple[list[Panel], int]:
+    """The settings with the most lines that have x and an accuracy, measured ones first, and how many settings were left out."""
+    groups: dict[tuple[str, ...], list[WideLine]] = {}
+    for line in view.lines:
+        if line.setting and line.point(x):
+            groups.setdefault(line.setting, []).append(line)
+    found = [panel for lines in groups.values() if len((panel := _panel(lines, x)).dots) >= 2]
+    found.sort(key=lambda panel: (panel.kind != "measured", not any(dot.trusted for dot in panel.dots), -len(panel.dots), panel.title))
+    return found[:MOST_PANELS], max(0, len(found) - MOST_PANELS)
+
+
+def _panel(lines: list[WideLine], x: Quantity) -> Panel:
+    have = Counter(name for line in lines for name in Y_QUANTITIES if line.point(QUANTITIES[name]))
+    y = QUANTITIES[max(Y_QUANTITIES, key=lambda name: have[name])]  # max keeps the first of equals
+    both = [(line, line.point(x), point) for line in lines if (point := line.point(y))]
+    trusted = [place for place, (line, _, _) in enumerate(both) if line.trusted]
+    front = {trusted[place] for place in pareto_front([(both[p][1].value, both[p][2].value) for p in trusted], (x.better, y.better))}
+    dots = (Dot(_label(line), detector(line), px, py, line.trusted, place in front) for place, (line, px, py) in enumerate(both))
+    return Panel(lines[0].setting_title, lines[0].kind, x.name, y.name, tuple(sorted(dots, key=lambda dot: (dot.x.value, dot.y.value, dot.label))))
+
+
+def _label(line: WideLine) -> str:
+    return ", ".join([line.entry.backbone.name, *(line.flags if line.kind == "published" else ())])
+
+
+def detector(line: WideLine) -> str:
+    """The family a line is coloured by."""
+    return line.entry.detector.name.split(".")[0] if line.entry.detector else "classifier"
+
+
+def phase_bars(view: Overview) -> tuple[str, list[Bar], int]:
+    """Phases of the setting with the most lines that have them: its title, the bars, slowest first, and how many lines were left out."""
+    timed = [line for line in view.lines if line.kind == "measured" and "forward_ms" in line.metrics()]
+    if not timed:
+        return "", [], 0
+    most = Counter(line.setting for line in timed).most_common(1)[0][0]
+    lines = [line for line in timed if line.setting == most]
+    bars = [Bar(", ".join([line.entry.name, *(flag for flag in line.flags if "images" not in flag)]),
+                {name: line.metrics()[name].value for name in PHASES if name in line.metrics()}) for line in lines]
+    bars.sort(key=lambda bar: (-sum(bar.phases.values()), bar.label))
+    return lines[0].setting_title, bars[:MOST_BARS], len(timed) - min(len(bars), MOST_BARS)
+
+
+def histories(runs: Iterable[Run], metric: str = "model_ms") -> tuple[list[History], int]:
+    """Rows whose metric was measured at two commits or more in one setting with the same weights; those with the most runs, and how many were left out."""
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.started, run.id)):
+        if metric in run.measurements and run.environment and run.environment.commit:
+            groups.setdefault((run.row, *comparable(run), run.weights.digest if run.weights else ""), []).append(run)
+    several = [group for group in groups.values() if len({run.environment.commit for run in group if run.environment}) >= 2]
+    several.sort(key=lambda group: (-len(group), group[0].row, setting_title(group[0])))
+    return [_history(group, metric) for group in several[:MOST_HISTORIES]], max(0, len(several) - MOST_HISTORIES)
+
+
+def _history(group: list[Run], metric: str) -> History:
+    commits = [f"{run.environment.commit[:COMMIT_DIGITS]}{'+' if run.environment.dirty else ''}" for run in group if run.environment and run.environment.commit]
+    points = [Point(found.value, found.interval) for found in (run.measurements[metric] for run in group)]
+    return History(f"{group[0].row}\n{setting_title(group[0])}", metric, tuple(commits), tuple(points))

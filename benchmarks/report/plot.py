@@ -1,0 +1,200 @@
+"""Figures from stored records: accuracy against time, memory and parameters, phases, history; the same bytes from the same records. No torch."""
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ..spec import digest_of, metric
+from .figure_data import PHASES, Bar, Dot, History, Panel, histories, panels, phase_bars
+from .wide import QUANTITIES, Overview, Point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+AGAINST = {"ap_time": "time_ms", "ap_memory": "memory_gib", "ap_parameters": "parameters_m"}  # figure -> quantity on its x axis
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#5e5e5e", "#7a5cff", "#56b4e9")  # told apart by the colour-blind (after Okabe and Ito)
+INK, FAINT = "#1b1f24", "#8b949e"
+STYLE = {"svg.hashsalt": "detection-zoo", "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 8, "axes.spines.top": False,
+         "axes.spines.right": False, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
+         "axes.titlesize": 8, "axes.titlelocation": "left", "axes.grid": True, "grid.color": "#e6e8eb", "grid.linewidth": 0.6, "axes.axisbelow": True,
+         "legend.frameon": False, "figure.dpi": 120}
+TITLE_WIDTH = 58  # letters over one of two columns
+LABEL_GAP = 0.06  # of the height of a panel, between the names of two dots
+
+
+def figure_files(view: Overview, formats: set[str]) -> dict[str, bytes]:
+    """Every figure that has something to show, as SVG and PNG, by its path under results/; each says in its metadata what data it was made from."""
+    drawn = {name: figure for name, figure in _plans(view).items() if figure[0]}
+    return {f"figures/{name}.{form}": _save(draw, data, form) for name, (data, draw) in drawn.items() for form in ("svg", "png") if form in formats}
+
+
+def described(data: Any) -> str:
+    """What the metadata of a figure of that data says; a figure that says otherwise is stale."""
+    return f"made from stored records by bench.py report; data sha256 {digest_of(data)}"
+
+
+def descriptions(view: Overview) -> dict[str, str]:
+    """Figure -> what its metadata must say today."""
+    return {name: described(data) for name, (data, _) in _plans(view).items() if data}
+
+
+def _plans(view: Overview) -> dict[str, tuple[list[Any], Callable[[], Figure]]]:
+    """Figure -> its data, empty where there is nothing to show, and what draws it."""
+    plans: dict[str, tuple[list[Any], Callable[[], Figure]]] = {}
+    for name, x in AGAINST.items():
+        found, left_out = panels(view, QUANTITIES[x])
+        plans[name] = ([*map(asdict, found), left_out] if found else [], lambda found=found, left_out=left_out: _draw_panels(found, left_out))
+    title, bars, without = phase_bars(view)
+    plans["phases"] = ([title, *map(asdict, bars), without] if bars else [], lambda: _draw_phases(title, bars, without))
+    told, untold = histories(view.runs)
+    plans["history"] = ([*map(asdict, told), untold] if told else [], lambda: _draw_histories(told, untold))
+    return plans
+
+
+def _save(draw: Callable[[], Figure], data: Any, form: str) -> bytes:
+    import matplotlib
+
+    content = io.BytesIO()
+    unsaid = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}  # neither the day nor the library's version belongs to the data
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
+        draw().savefig(content, format=form, metadata={"Description": described(data), **unsaid})
+    return content.getvalue()
+
+
+def _grid(count: int, height: float, width: float = 4.6) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes in two columns, or one."""
+    from matplotlib.figure import Figure
+
+    columns = min(2, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for spare in axes[count:]:
+        spare.set_axis_off()
+    return figure, axes[:count]
+
+
+def _draw_panels(found: list[Panel], left_out: int) -> Figure:
+    figure, axes = _grid(len(found), 3.5)
+    families = sorted({dot.detector for panel in found for dot in panel.dots})
+    colours = {family: COLOURS[place % len(COLOURS)] for place, family in enumerate(families)}
+    for axis, panel in zip(axes, found, strict=True):
+        _draw_panel(axis, panel, colours)
+    _legend(figure, colours)
+    _left_out(figure, left_out, "settings")
+    return figure
+
+
+def _draw_panel(axis: Axes, panel: Panel, colours: dict[str, str]) -> None:
+    x, y = QUANTITIES[panel.x], QUANTITIES[panel.y]
+    for dots in _alike(panel.dots):
+        axis.errorbar([dot.x.value for dot in dots], [dot.y.value for dot in dots], xerr=_reaches([dot.x for dot in dots]), yerr=_reaches([dot.y for dot in dots]),
+                      elinewidth=0.9, capsize=1.5, linestyle="", **_marker(dots[0], panel.kind, colours[dots[0].detector]))
+    front = [dot for dot in panel.dots if dot.on_front]
+    axis.plot([dot.x.value for dot in front], [dot.y.value for dot in front], drawstyle="steps-post", color=INK, linewidth=0.9, zorder=1)
+    _label_front(axis, panel)
+    axis.set_xlabel(f"{x.title} ({x.unit})")
+    axis.set_ylabel(f"{y.title} ({y.unit})")
+    axis.margins(0.12)
+    axis.set_title(textwrap.fill(f"{panel.kind}: {panel.title}", TITLE_WIDTH))
+
+
+def _alike(dots: Iterable[Dot]) -> list[list[Dot]]:
+    """Dots that look alike, drawn in one go."""
+    groups: dict[tuple[str, bool], list[Dot]] = {}
+    for dot in dots:
+        groups.setdefault((dot.detector, dot.trusted), []).append(dot)
+    return list(groups.values())
+
+
+def _label_front(axis: Axes, panel: Panel) -> None:
+    """Names above the front, where no dot can be: to the left, but near the left edge to the right."""
+    places = [dot.x.value for dot in panel.dots]
+    edge = min(places) + 0.3 * (max(places) - min(places))
+    for dot in _apart(panel):
+        left = dot.x.value > edge
+        axis.annotate(dot.label, (dot.x.value, dot.y.value), xytext=(-4 if left else -2, 3 if left else 6), textcoords="offset points", fontsize=6.5,
+                      ha="right" if left else "left").set_in_layout(False)
+
+
+def _marker(dot: Dot, kind: str, colour: str) -> dict[str, Any]:
+    """Measured is full, published is hollow; accuracy that says nothing is a cross."""
+    if not dot.trusted:
+        return {"marker": "x", "color": FAINT, "markersize": 4}
+    return {"marker": "o" if kind == "measured" else "D", "color": colour, "markerfacecolor": colour if kind == "measured" else "white",
+            "markersize": 5 if kind == "measured" else 4}
+
+
+def _reaches(points: list[Point]) -> list[list[float]] | None:
+    """Error bars from 95 % intervals, none of length 0; an edge on the wrong side of the value is cut to it."""
+    if all(point.interval is None for point in points):
+        return None
+    edges = [point.interval or (point.value, point.value) for point in points]
+    return [[max(0.0, point.value - low) for point, (low, _) in zip(points, edges, strict=True)],
+            [max(0.0, high - point.value) for point, (_, high) in zip(points, edges, strict=True)]]
+
+
+def _apart(panel: Panel) -> list[Dot]:
+    """Dots of the front whose names do not fall on each other."""
+    heights = [dot.y.value for dot in panel.dots]
+    gap = LABEL_GAP * (max(heights) - min(heights))
+    chosen: list[Dot] = []
+    for dot in (dot for dot in panel.dots if dot.on_front):
+        if not chosen or dot.y.value - chosen[-1].y.value >= gap:
+            chosen.append(dot)
+    return chosen
+
+
+def _legend(figure: Figure, colours: dict[str, str]) -> None:
+    from matplotlib.lines import Line2D
+
+    marks = [Line2D([], [], marker="o", linestyle="", color=INK, label="measured"),
+             Line2D([], [], marker="D", linestyle="", color=INK, markerfacecolor="white", markersize=4, label="published"),
+             Line2D([], [], marker="x", linestyle="", color=FAINT, label="made up: accuracy says nothing"),
+             Line2D([], [], color=INK, linewidth=0.9, label="Pareto front")]
+    families = [Line2D([], [], marker="s", linestyle="", color=colour, label=family) for family, colour in colours.items()]
+    figure.legend(handles=[*marks, *families], loc="outside lower center", ncols=min(6, len(marks) + len(families)), fontsize=7)
+
+
+def _left_out(figure: Figure, count: int, what: str) -> None:
+    if count:
+        figure.suptitle(f"{count} more {what} are not drawn; report.html has them all", fontsize=7, color=FAINT, x=0.995, ha="right")
+
+
+def _draw_phases(title: str, bars: list[Bar], without: int) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.2, 1.4 + 0.24 * len(bars)), layout="constrained")
+    axis = figure.subplots()
+    shown = bars[::-1]  # the first bar stands on top
+    start = [0.0] * len(shown)
+    for colour, (name, label) in zip(COLOURS, PHASES.items(), strict=False):
+        widths = [bar.phases.get(name, 0.0) for bar in shown]
+        axis.barh([bar.label for bar in shown], widths, left=start, color=colour, label=label, height=0.7)
+        start = [a + b for a, b in zip(start, widths, strict=True)]
+    axis.set_xlabel("median of each phase (ms an image)")
+    axis.set_title(f"measured: {title}", loc="right")
+    axis.grid(False, axis="y")
+    figure.legend(loc="outside lower center", ncols=len(PHASES), fontsize=7)
+    _left_out(figure, without, "measured lines")
+    return figure
+
+
+def _draw_histories(told: Iterable[History], untold: int) -> Figure:
+    told = list(told)
+    figure, axes = _grid(len(told), 2.6)
+    for axis, history in zip(axes, told, strict=True):
+        places = list(range(len(history.points)))
+        axis.errorbar(places, [point.value for point in history.points], yerr=_reaches(list(history.points)), fmt="o-", color=COLOURS[0],
+                      markersize=4, linewidth=0.9, capsize=1.5)
+        axis.set_xticks(places, history.commits, rotation=30, ha="right")
+        spec = metric(history.metric)
+        axis.set_ylabel(f"{spec.title} ({spec.unit})")
+        axis.set_title("\n".join(textwrap.fill(part, TITLE_WIDTH) for part in history.title.splitlines()))
+        axis.margins(y=0.3)
+    _left_out(figure, untold, "histories")
+    return figure
