@@ -46,6 +46,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def say(text: str) -> None:
+    """Talk, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -71,10 +72,12 @@ def cell(value: Any) -> str:
 
 
 def manifests_of(folder: Path) -> Manifests:
+    """The manifests of a folder."""
     return load_manifests() if folder == MANIFEST_FOLDER else read_manifests(folder)
 
 
 def chosen_of(folder: Path, rows: list[str] | None, everything: bool, holds: str | None, role: str = "all", default_all: bool = False) -> list[Chosen]:
+    """The weight files that a command's rows and options mean; wrong usage ends the command with 2."""
     for option, value, allowed in (("--holds", holds, (None, "detector", "imagenet", "results", "all")), ("--role", role, ("trained", "initial", "all"))):
         if value not in allowed:
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(filter(None, allowed))}", param_hint=option)
@@ -123,15 +126,15 @@ def get(rows: Rows = None, everything: Everything = False, holds: Holds = None, 
 @reported
 def verify(rows: Rows = None, home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
     """Read every fetched file again and compare its hash; a damaged one is set aside."""
-    from zoo.weights.exchange import stray_files, verify_files
+    from zoo.weights.exchange import verify_files, verify_others
 
     cache = WeightCache(home)
     records = verify_files(chosen_of(folder, rows, False, "all", default_all=True), cache)
     records = [r for r in records if r["status"] != "absent" or rows]
-    strays = [] if rows else [{"row": "", "file": path.name, "status": "damaged", "sha256": None} for path in stray_files(cache)]
-    show(records + strays, as_json, ("row", "file", "status", "sha256"))
-    bad = sum(r["status"] != "good" for r in records + strays)
-    say(f"{len(records) + len(strays)} files read, {bad} damaged or absent")
+    records += [] if rows else verify_others(cache, {str(r["sha256"]) for r in records})
+    show(records, as_json, ("row", "file", "status", "sha256"))
+    bad = sum(r["status"] != "good" for r in records)
+    say(f"{len(records)} files read, {bad} damaged or absent; damaged ones are set aside in {cache.home / 'damaged'}")
     raise typer.Exit(1 if bad else 0)
 
 

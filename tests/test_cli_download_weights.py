@@ -164,7 +164,11 @@ def test_verify_sets_a_damaged_file_aside(run: Any, home: Path) -> None:
     stored.write_bytes(BODY[:-1] + b"x")
     assert rows(run("verify", "pinned.sample", "--json", code=1))[0]["status"] == "damaged"
     assert not stored.exists()
+    assert (home / "damaged" / SHA256).exists()
     assert rows(run("get", "pinned.sample", "--json"))[0]["status"] == "fetched"
+    (home / "sha256" / ("0" * 64)).write_bytes(b"nobody knows")
+    assert [(r["file"], r["status"]) for r in rows(run("verify", "--json", code=1))] == [("a.pkl", "good"), ("0" * 64, "damaged")]
+    assert "1 files read, 0 damaged" in run("verify").stderr
 
 
 def test_export_and_import(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

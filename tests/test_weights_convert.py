@@ -18,6 +18,7 @@ from zoo.errors import CheckpointError
 from zoo.manifest import ModelEntry, WeightSpec, load_manifests
 from zoo.weights.cache import WeightCache, sha256_of
 from zoo.weights.convert import convert, converted_path, read_arrays
+from zoo.weights.exchange import verify_others
 from zoo.weights.fetch import fetch_weights
 
 SLIM = "mask_rcnn_vovnet27_tiny_fpn.demo"
@@ -55,6 +56,7 @@ def test_convert_and_load(cache: WeightCache, slim: ModelEntry) -> None:
     for name, tensor in build_model(SLIM, "random").state_dict().items():
         assert torch.equal(loaded[name], tensor), name
     assert read_arrays(spec, cache, slim.name)[1] == path
+    assert [(r["file"], r["status"]) for r in verify_others(cache, {fetched.sha256})] == [(path.name, "good")]
 
 
 def test_the_converted_file_is_what_is_read(cache: WeightCache, slim: ModelEntry) -> None:
@@ -72,7 +74,8 @@ def test_the_converted_file_is_what_is_read(cache: WeightCache, slim: ModelEntry
     save_file(tensors | {name: tensors[name] + 1}, path, notes)
     with pytest.raises(CheckpointError, match="not the conversion of .*, or damaged"):
         read_arrays(spec, cache, slim.name)
-    path.write_bytes(path.read_bytes()[:100])
+    assert verify_others(cache, {fetched.sha256})[0]["status"] == "damaged" and not path.exists()
+    path.write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(CheckpointError, match="not readable"):
         read_arrays(spec, cache, slim.name)
     path.unlink()

@@ -45,6 +45,7 @@ class Audit:
 
     @property
     def bad_links(self) -> list[Link]:
+        """Links that answered, but not with the file."""
         return [link for link in self.links if link.status in ("dead", "refused", "wrong size", "page", "error")]
 
     def values(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ INDEX = "weights.json"
 
 
 def verify_files(files: Iterable[Chosen], cache: WeightCache) -> list[dict[str, object]]:
-    """Read every fetched file again and compare; a damaged one loses its name, so that the next `get` fetches it anew.
+    """Read every fetched file again and compare; a damaged one is set aside, so that the next `get` fetches it anew.
 
     Returns:
         One record a file: row, file, status ('good', 'damaged' or 'absent'), sha256.
@@ -25,17 +25,46 @@ def verify_files(files: Iterable[Chosen], cache: WeightCache) -> list[dict[str, 
     for chosen in files:
         sha256, path = cache.expected_sha256(chosen.spec, pins), cache.find(chosen.spec, pins)
         if path is not None and path not in seen:
-            actual = sha256_of(path)
-            seen[path] = "good" if actual == sha256 and chosen.spec.bytes in (None, path.stat().st_size) else "damaged"
-            if actual != sha256:
-                os.replace(path, path.with_name(f"{path.name}.damaged"))
+            seen[path] = "good" if _sound(path) and chosen.spec.bytes in (None, path.stat().st_size) else "damaged"
         records.append({"row": chosen.row, "file": chosen.filename, "status": seen.get(path, "absent"), "sha256": sha256})
+    for path, status in seen.items():
+        if status == "damaged":
+            set_aside(path, cache)
     return records
 
 
-def stray_files(cache: WeightCache) -> list[Path]:
-    """Files in the store whose content is not what their name says."""
-    return [path for path in sorted(cache.files.glob("*")) if path.suffix == ".damaged" or sha256_of(path) != path.name] if cache.files.exists() else []
+def verify_others(cache: WeightCache, known: set[str]) -> list[dict[str, object]]:
+    """The same for what no row names any more, and for converted files.
+
+    Args:
+        known: hashes of files that were read already.
+    """
+    records: list[dict[str, object]] = []
+    others = [path for folder in (cache.files, cache.converted) if folder.exists() for path in sorted(folder.iterdir())]
+    for path in others:
+        if path.name in known or path.suffix == ".json" or path.name.startswith("."):
+            continue
+        sound = _sound(path)
+        records.append({"row": "", "file": path.name, "status": "good" if sound else "damaged", "sha256": None})
+        if not sound:
+            set_aside(path, cache)
+    return records
+
+
+def _sound(path: Path) -> bool:
+    """Whether a stored file is what its name says, or a converted one what the record beside it says."""
+    if path.suffix != ".safetensors":
+        return sha256_of(path) == path.name
+    try:
+        return sha256_of(path) == json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["converted_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def set_aside(path: Path, cache: WeightCache) -> None:
+    """Move a damaged file where nothing reads it, and a person can."""
+    (cache.home / "damaged").mkdir(exist_ok=True)
+    os.replace(path, cache.home / "damaged" / path.name)
 
 
 def export_files(files: Iterable[Chosen], cache: WeightCache, folder: Path) -> list[dict[str, object]]:

@@ -56,6 +56,7 @@ class Source:
         self.size = size
 
     def read(self, count: int) -> bytes:
+        """Exactly `count` bytes; raises CheckpointError where fewer are left."""
         if count > self.remaining:
             raise CheckpointError(f"{self.label}: the pickle asks for {count} bytes, {self.remaining} are left: cut short or malformed; fetch it again")
         self.remaining -= count
@@ -65,6 +66,7 @@ class Source:
         return data
 
     def line(self) -> bytes:
+        """The bytes up to the next newline, without it; raises CheckpointError where there is none."""
         data = self.file.readline(min(self.remaining, MAX_LINE_BYTES))
         self.remaining -= len(data)
         if not data.endswith(b"\n"):
@@ -72,6 +74,7 @@ class Source:
         return data[:-1]
 
     def number(self, layout: str) -> int:
+        """One number in a layout of `struct`."""
         return struct.unpack(layout, self.read(struct.calcsize(layout)))[0]
 
 

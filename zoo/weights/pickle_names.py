@@ -165,10 +165,12 @@ class Storage:
 
     @property
     def item_bytes(self) -> int:
+        """Bytes of one element."""
         return STORAGE_ITEM_BYTES[self.kind]
 
     @property
     def root_count(self) -> int:
+        """Elements of the whole storage, where this is a view of it."""
         return self.count if self.whole is None else self.whole
 
 

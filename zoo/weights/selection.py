@@ -21,10 +21,12 @@ class Chosen:
 
     @property
     def row(self) -> str:
+        """Name of the row."""
         return self.entry.name
 
     @property
     def filename(self) -> str:
+        """Name the file is exported under."""
         return spec_filename(self.spec)
 
     @property
