@@ -1,13 +1,16 @@
 """The command download_weights.py, from its door: what it prints, how it ends, and that it starts without torch."""
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import resource
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,3 +275,29 @@ def test_list_starts_fast_and_without_heavy_imports(home: Path) -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(spent_s) < 0.6, spent_s
+
+
+def test_bars_on_a_terminal(manifests: Path, home: Path, server: HostileServer) -> None:
+    """One bar for each file and one for all, on a real pseudo-terminal."""
+    master, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    server.files |= {"a.pkl": BODY, "b.pkl": BODY[::-1]}
+    command = [sys.executable, str(ROOT / "download_weights.py"), "get", "pinned.sample", "unpinned.sample", "--manifests", str(manifests)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True)
+    os.close(terminal)
+    shown = b""
+    while piece := read_terminal(master):
+        shown += piece
+    assert process.wait() == 0 and process.stdout.read().count("fetched") == 2
+    text = shown.decode()
+    for title in ("a.pkl", "b.pkl", "total"):
+        assert f"{title}: " in text
+    assert f"total: {2 * len(BODY) / 1000:.0f}kB" in text
+
+
+def read_terminal(master: int) -> bytes:
+    """What was written to a pseudo-terminal; empty when the other side is closed."""
+    try:
+        return os.read(master, 1 << 16)
+    except OSError:
+        return b""
