@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import ManifestError, ZooError
 from ..manifest import ModelEntry, load_manifests
-from .standin import read_checkpoint_description, standin_arrays
+from .standin import CHECKPOINT_FILE, read_checkpoint_description, standin_arrays
 
 ADAPTERS = {  # source repository -> module of this package with outputs(reference, entry, dtype, checkpoint_format)
     "stigma0617/maskrcnn-benchmark-vovnet": "maskrcnn_benchmark",
@@ -161,7 +161,8 @@ class Reference:
     @property
     def config(self) -> str:
         """The source's configuration file; the folder's own name where the source has none."""
-        return self.meta.get("config") or self.folder.name
+        described = self.description.get("config") if (self.folder / CHECKPOINT_FILE).is_file() else None
+        return self.meta.get("config") or described or self.folder.name
 
     @property
     def has_checkpoint(self) -> bool:
