@@ -31,7 +31,7 @@ def backend_for(tensor: torch.Tensor, backend: str | None = None) -> str:
     """Name the backend that will run on a tensor: the one asked for, the one of `use_backend`, else the device's own.
 
     Args:
-        tensor: the operator's first input; a CUDA tensor runs the kernel, any other the reference.
+        tensor: the operator's first input, of any shape (R, ...); a CUDA tensor runs the kernel, any other the reference.
         backend: one of `BACKENDS`, or None to leave the choice open.
     Raises:
         ValueError: for an unknown name ("cuda" with a tensor that is not on a GPU is refused at the launch).

@@ -9,7 +9,7 @@ from torch.nn.functional import embedding_bag
 
 
 def sum_type(tensor: Tensor) -> torch.dtype:
-    """The type sums are kept in: float64 for float64, else float32."""
+    """The type that sums over a map (N, C, H, W) are kept in: float64 for float64, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
@@ -23,7 +23,7 @@ def cell_table(maps: Sequence[Tensor]) -> Tensor:
 
 
 def zero_table(maps: Sequence[Tensor]) -> Tensor:
-    """A table shaped as `cell_table` of the maps, filled with zeros."""
+    """Zeros (R, C) of the shape and type that `cell_table` gives for maps (N, C, H_l, W_l)."""
     cells = sum(each.shape[0] * each.shape[2] * each.shape[3] for each in maps)
     return torch.zeros(cells + 1, maps[0].shape[1], dtype=sum_type(maps[0]), device=maps[0].device)
 
@@ -37,12 +37,12 @@ def fill_maps(maps: Sequence[Tensor], table: Tensor) -> list[Tensor]:
 
 
 def sum_cells(table: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
-    """For each of n outputs the sum of k weighted rows; cells (n, k) int64, weights (n, k) -> (n, C)."""
+    """For each of n outputs the sum of k weighted rows of the table (cells + 1, C); cells (n, k) int64, weights (n, k) -> (n, C)."""
     return embedding_bag(cells, table, per_sample_weights=weights, mode="sum")
 
 
 def add_to_cells(table: Tensor, cells: Tensor, weights: Tensor, grads: Tensor) -> None:
-    """Transpose of `sum_cells`: add n weighted gradients (n, C) to the rows they were summed from."""
+    """Transpose of `sum_cells`: add n weighted gradients (n, C) to the rows of the table (cells + 1, C) they were summed from."""
     outputs = torch.arange(len(cells), device=cells.device)[:, None].expand_as(cells)
     spread = torch.sparse_coo_tensor(torch.stack([cells.flatten(), outputs.flatten()]), weights.flatten(), (len(table), len(cells)),
                                      check_invariants=False)

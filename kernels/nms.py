@@ -87,7 +87,7 @@ def nms_padded(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_thresho
 
 def check_rows(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, num_groups: int | None = None, max_keep: int | None = None,
                max_candidates: int | None = None) -> tuple[Tensor, Tensor]:
-    """Boxes at least float32 and scores of their type; ValueError unless shapes, types, devices and limits go together."""
+    """Boxes (R, 4) at least float32 and scores (R,) of their type; ValueError unless shapes, types, devices and limits go together."""
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
         raise ValueError(f"boxes must be floating (R, 4), got {boxes.dtype} {tuple(boxes.shape)}")
     if scores.ndim != 1 or scores.shape[0] != boxes.shape[0] or not scores.is_floating_point():

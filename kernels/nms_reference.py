@@ -89,7 +89,7 @@ def inverted_or_not_finite(boxes: Tensor, offset: float) -> Tensor:
 
 
 def raise_for_values(boxes: Tensor, scores: Tensor, offset: float) -> None:
-    """Raise ValueError that names the first NaN score or the first inverted or non-finite box; reads values, so waits for a GPU."""
+    """Raise ValueError that names the first NaN score of (R,) or the first inverted or non-finite box of (R, 4); waits for a GPU."""
     missing = torch.isnan(scores)
     if missing.any():
         raise ValueError(f"scores[{int(missing.nonzero()[0])}] is NaN ({int(missing.sum())} of {len(scores)}); filter the rows before NMS")

@@ -50,7 +50,7 @@ def soft_nms(boxes: Tensor, scores: Tensor, *, method: str = "linear", sigma: fl
 
 def reference_soft_nms(boxes: Tensor, scores: Tensor, method: str, sigma: float, iou_threshold: float, score_threshold: float,
                        offset: float) -> tuple[Tensor, Tensor]:
-    """The contract of this file in NumPy, one picked box at a time; arguments as in `soft_nms`."""
+    """The contract of this file in NumPy, one picked box at a time; boxes (R, 4), scores (R,) of their type, the rest as in `soft_nms`."""
     raise_for_values(boxes, scores, offset)
     number = boxes.detach().cpu().numpy().dtype.type
     x1, y1, x2, y2 = np.ascontiguousarray(boxes.detach().cpu().numpy().T)
@@ -83,7 +83,7 @@ def _weight(overlap: np.ndarray, method: str, sigma: float, iou_threshold: float
 
 def cuda_soft_nms(boxes: Tensor, scores: Tensor, method: str, sigma: float, iou_threshold: float, score_threshold: float,
                   offset: float) -> tuple[Tensor, Tensor]:
-    """One launch of soft_nms.cu, then the host waits for the number picked; arguments as in `soft_nms`."""
+    """One launch of soft_nms.cu, then the host waits for the number picked; boxes (R, 4), scores (R,), the rest as in `soft_nms`."""
     rows, number = len(boxes), np.float64 if boxes.dtype == torch.float64 else np.float32
     picked, picked_scores = boxes.new_empty(rows, dtype=torch.int64), boxes.new_empty(rows)
     count = boxes.new_zeros(2, dtype=torch.int32)
