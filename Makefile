@@ -15,7 +15,7 @@ $(VENV)/ready: pyproject.toml
 	@set -e; \
 	if command -v uv >/dev/null 2>&1; then \
 	  test -x $(RUN) || uv venv --python ">=3.11" $(VENV); \
-	  uv pip install --python $(RUN) -e ".[test]"; \
+	  uv pip install --compile-bytecode --python $(RUN) -e ".[test]"; \
 	else \
 	  if ! test -x $(RUN); then \
 	    for python in "$(PYTHON)" python3 python3.14 python3.13 python3.12 python3.11; do \

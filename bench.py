@@ -209,9 +209,9 @@ def parity(reference: Annotated[Path, typer.Option(help="folder of recorded outp
            checkpoint_format: Annotated[str | None, typer.Option("--format", help="which of the folder's checkpoints; default: the source's own")] = None,
            as_json: JSON = False) -> None:
     """Compare a model with outputs recorded from the original code; exit 1 where anything differs."""
-    from zoo.parity.base import parity as compare
+    from benchmarks.parity import check_reference
 
-    report = compare(reference, row, dtype, checkpoint_format)
+    report = check_reference(reference, row, dtype, checkpoint_format)
     _print(report.to_json(), as_json, "\n".join(str(line) for line in report.lines))
     for note in report.notes:
         _say(f"note: {note}")

@@ -86,11 +86,13 @@ def measure_inference(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable
     batches = timed_batches(len(subject.dataset), spec)
     warming = _Turns(subject, spec, PhaseClock(subject.device))
 
-    def warm_turn() -> float:
-        heartbeat()
-        return warming(batches[0])
+    with progress(f"{subject.entry.name}: warm up", None) as tick:
+        def warm_turn() -> float:
+            heartbeat()
+            tick()
+            return warming(batches[0])
 
-    turns, warm = warm_up(warm_turn, spec.warm_up_budget_s)
+        turns, warm = warm_up(warm_turn, spec.warm_up_budget_s)
     timed = _Turns(subject, spec, PhaseClock(subject.device))
     with progress(f"{subject.entry.name}: time", len(batches)) as tick:
         def after() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zoo.errors import DatasetError, ManifestError
-from zoo.manifest import ModelEntry, WeightSpec, load_manifests
+from zoo.manifest import ModelEntry, load_manifests
 from zoo.registry import did_you_mean
 
 from .subject import open_data
@@ -49,8 +49,7 @@ def _weights_problem(entry: ModelEntry) -> str | None:
     """Why a row has no weights here, and how to get them."""
     from zoo.weights.cache import WeightCache
 
-    holds = "detector" if entry.detector is not None else "imagenet"
-    own: list[WeightSpec] = [spec for spec in entry.weights if spec.holds == holds and spec.role == "trained"]
+    own = entry.trained_weights
     usable = [spec for spec in own if not spec.wrong]
     if not usable:
         return f"weights: the published link is wrong: {own[0].wrong}" if own else "weights: none are published; train it, or run it with --weights FILE"

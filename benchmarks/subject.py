@@ -128,7 +128,7 @@ def identify_weights(entry: ModelEntry, argument: str) -> tuple[WeightsIdentity,
 def _published(entry: ModelEntry) -> tuple[WeightsIdentity, str]:
     from zoo.weights.fetch import fetch_weights
 
-    spec = next((spec for spec in entry.weights if spec.role == "trained" and spec.holds != "results"), None)
+    spec = next(iter(entry.trained_weights), None)
     if spec is None:
         raise ManifestError(f"manifests/{entry.source}.toml: row {entry.name} publishes no weights; use --weights random or a file of your own")
     found = fetch_weights(spec, entry.name)
@@ -227,8 +227,8 @@ def autocast(spec: BenchmarkSpec) -> AbstractContextManager:
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr that appears after two seconds; the block gets a function that moves it by one."""
+def progress(title: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """A bar on stderr that appears after two seconds (a count where the total is not known); the block gets a function that moves it by one."""
     from tqdm import tqdm
 
     with tqdm(total=total, desc=title, delay=2, leave=False, dynamic_ncols=True) as bar:

@@ -101,6 +101,9 @@ def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, 
             run = _one(entry, spec.for_task(entry.task), sources, options, finished, sweep, work)
         except Interrupted as stopped:
             run, sweep.interrupted = stopped.run, True
+        except KeyboardInterrupt:  # before anything of this row was begun
+            sweep.interrupted = True
+            break
         if run is None:
             say(f"    measured already in {sweep.known[-1].id}; --again measures anew")
             continue

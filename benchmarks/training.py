@@ -96,9 +96,11 @@ def measure_training(subject: Subject, dataset: Dataset, note: str, spec: Benchm
 def _timed(steps: Iterator[Any], subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]) -> tuple[list[float], int]:
     """Seconds of each step after the warm-up, and how many of all steps made no update."""
     skipped, seconds = 0, []
-    for record in itertools.islice(steps, spec.train_warm_up_steps):
-        skipped += record.skipped
-        heartbeat()
+    with progress(f"{subject.entry.name}: train, warm up", spec.train_warm_up_steps) as tick:
+        for record in itertools.islice(steps, spec.train_warm_up_steps):
+            skipped += record.skipped
+            tick()
+            heartbeat()
     synchronise(subject.device)
     with progress(f"{subject.entry.name}: train", spec.train_steps) as tick:
         end = time.perf_counter() + spec.time_budget_s

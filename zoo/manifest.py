@@ -106,6 +106,12 @@ class ModelEntry(Strict):
     table: dict[str, str] = Field(default_factory=dict, description="cells of the source's own table, by column, where the columns are not computed")
     note: str | None = None
 
+    @property
+    def trained_weights(self) -> list[WeightSpec]:
+        """The row's own trained weights, usable ones before wrong links."""
+        holds = "detector" if self.detector is not None else "imagenet"
+        return sorted((spec for spec in self.weights if spec.holds == holds and spec.role == "trained"), key=lambda spec: spec.wrong is not None)
+
 
 class Schedule(Strict):
     """How a model was trained: SGD steps or epochs, rates, warm-up. Rates are for `images_per_batch` images."""

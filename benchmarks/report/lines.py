@@ -87,9 +87,8 @@ def why_not_measured(entry: ModelEntry, runs: list[Run]) -> str:
     if attempts:
         last = max(attempts, key=lambda run: (run.started, run.id))
         return f"not measured: the last run ({last.id}) {last.status} while {last.stage or 'starting'}: {last.reason or 'no reason was recorded'}"
-    wrong = next((spec.wrong for spec in entry.weights if spec.wrong and spec.role == "trained"), None)
-    if wrong:
-        return f"not measured, and its published weights are not fetched: {wrong}"
+    if entry.trained_weights and entry.trained_weights[0].wrong:
+        return f"not measured, and its published weights are not fetched: {entry.trained_weights[0].wrong}"
     return "not measured: the store has no run of this row; `python bench.py run ROW --data ...` measures it"
 
 

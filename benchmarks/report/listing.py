@@ -27,7 +27,7 @@ def _weights_state(entry: ModelEntry) -> str:
     """Whether trained weights can be fetched, in one word."""
     if entry.published_only:
         return "numbers only"
-    spec = next((spec for spec in entry.weights if spec.role == "trained"), None)
+    spec = next(iter(entry.trained_weights), None)
     if spec is None:
         return "none"
     return "wrong link" if spec.wrong else "link" if spec.urls else "by hand"

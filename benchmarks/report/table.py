@@ -128,11 +128,11 @@ class _Writer:
         if isinstance(line, MeasuredLine):
             weights = line.runs[0].weights
             return "-" if weights is None else weights.kind if weights.made_up else f"{weights.kind} {weights.digest[:12]}"
-        spec = next((spec for spec in entry.weights if spec.role == "trained"), None)
-        if spec is None:
+        specs = [spec for place, spec in enumerate(entry.trained_weights) if place == 0 or spec.wrong]  # a wrong link is shown beside the right one
+        if not specs:
             return "-" + self.notes.mark("the source links no weights")
-        link = f"[{'model' if spec.urls else 'page'}]({spec.urls[0] if spec.urls else spec.manual})"
-        return link + self.notes.mark(f"the link is wrong: {spec.wrong}" if spec.wrong else "")
+        return " ".join(f"[{'model' if spec.urls else 'page'}]({spec.urls[0] if spec.urls else spec.manual})"
+                        + self.notes.mark(f"this link is wrong: {spec.wrong}" if spec.wrong else "") for spec in specs)
 
     def format(self, number: Number, value: float) -> str:
         """A value in the digits of the column, or of the metric."""
