@@ -18,7 +18,7 @@ import requests  # noqa: F401
 from zoo.manifest import WeightSpec
 from zoo.weights.cache import WeightCache
 from zoo.weights.fetch import fetch_weights
-from zoo.weights.transfer import Policy, Watch
+from zoo.weights.request import Policy, Watch
 
 
 def die() -> None:

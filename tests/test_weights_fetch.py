@@ -17,7 +17,7 @@ from zoo.manifest import WeightSpec
 from zoo.weights import hosts
 from zoo.weights.cache import WeightCache
 from zoo.weights.fetch import Fetched, fetch_weights, import_file
-from zoo.weights.transfer import Policy, Watch
+from zoo.weights.request import Policy, Watch
 
 FAST = Policy(attempts=3, backoff_s=0.01, connect_timeout_s=5, read_timeout_s=5)
 MD5 = hashlib.md5(BODY, usedforsecurity=False).hexdigest()

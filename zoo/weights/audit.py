@@ -15,7 +15,7 @@ from ..errors import DownloadError
 from ..manifest import SHARED_FILES, WeightSpec
 from .cache import spec_key
 from .hosts import host_of, needs_person, problem_of, read_page, routes, same_file, scrub
-from .transfer import NO_HOST, Again, Policy, ask, connection_problem, new_session
+from .request import NO_HOST, Again, Policy, ask, connection_problem, new_session
 
 ONE_TRY = Policy(attempts=1, connect_timeout_s=10, read_timeout_s=20)
 NO_NETWORK = "no network"

@@ -9,7 +9,9 @@ from ..errors import DownloadError
 from ..manifest import WeightSpec
 from .cache import WeightCache, spec_filename
 from .hosts import hide, host_of, needs_person, routes
-from .transfer import Again, PartFile, Policy, Watch, ask, download, new_session
+from .part_file import PartFile
+from .request import Again, Policy, Watch, ask, new_session
+from .transfer import download
 
 
 @dataclass(frozen=True)

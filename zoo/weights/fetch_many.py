@@ -11,8 +11,8 @@ from typing import Any
 from ..errors import ZooError
 from .cache import WeightCache
 from .fetch import Fetched, fetch_weights, refusal_of
+from .request import Policy, Watch
 from .selection import Chosen
-from .transfer import Policy, Watch
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from typing import IO, Any
 from ..errors import DownloadError
 from .cache import CHUNK_BYTES, WeightCache, sha256_of
 from .hosts import scrub
-from .transfer import PartFile, Watch
+from .part_file import PartFile
+from .request import Watch
 
 LARGEST_MEMBER_BYTES = 8 << 30
 LARGEST_GROWTH = 200  # of a member over its archive

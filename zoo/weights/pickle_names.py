@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .pickle_machine import Machine, Name, Unfinished, shown
+from .pickle_machine import Machine, Name, Unfinished
+from .pickle_source import shown
 
 _DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16|\?)")
 MAX_DIMENSIONS = 32

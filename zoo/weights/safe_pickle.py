@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .pickle_machine import Budget, Machine, Source
+from .pickle_machine import Machine
 from .pickle_names import Storage, numpy_names, torch_names
+from .pickle_source import Budget, Source
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # of torch's format before 1.6
 PROTOCOL_VERSION = 1001

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .pickle_machine import Budget, Machine, Name, Source, shown
+from .pickle_machine import Machine, Name
 from .pickle_names import Storage, TensorView, tensor_view, torch_names
+from .pickle_source import Budget, Source, shown
 from .safe_pickle import MAGIC_NUMBER, PROTOCOL_VERSION, storage_of
 
 TAR_BLOCK = 512

@@ -1,193 +1,21 @@
 """One address to one `.part` file: resume, redirects, retries, refusal of pages; the bytes are hashed as they pass."""
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import random
-import re
 import shutil
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import DownloadError
-from .cache import CHUNK_BYTES, write_atomic
-from .hosts import hide, read_page, redirect_target, scrub, token_header
+from .cache import CHUNK_BYTES
+from .hosts import hide, read_page
+from .part_file import PartFile
+from .request import Again, Policy, Watch, ask, backoff_s, connection_problem, new_session, retry_after_s
 
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
-NO_HOST = "host name not found (no network?)"
 PAGE_BYTES = 128 * 1024
 DISK_MARGIN_BYTES = 32 << 20
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How patient a download is. Times in seconds, sizes in bytes."""
-
-    attempts: int = 5  # failures in a row without progress
-    total_attempts: int = 100
-    backoff_s: float = 0.5
-    longest_wait_s: float = 60.0
-    connect_timeout_s: float = 10.0
-    read_timeout_s: float = 30.0
-    slowest_bytes_per_s: float = 1024.0
-    slow_window_s: float = 60.0
-    redirects: int = 10
-    largest_file_bytes: int = 64 << 30
-
-
-@dataclass
-class Watch:
-    """What a caller sees and steers: progress, remarks, and a flag that stops the transfer."""
-
-    progress: Callable[[int, int | None], None] = lambda done, total: None
-    say: Callable[[str], None] = lambda text: None
-    stop: threading.Event = field(default_factory=threading.Event)
-
-
-class Again(Exception):
-    """This attempt failed, another may not."""
-
-    def __init__(self, reason: str, wait_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.wait_s = wait_s
-
-
-class PartFile:
-    """A file that grows, is hashed as it grows, and remembers which version of which address it is a part of.
-
-    Args:
-        path: the `.part` file; its state lies beside it in `.part.json`.
-        with_md5: also compute the MD5.
-    """
-
-    def __init__(self, path: Path, with_md5: bool) -> None:
-        self.path, self.state_path, self.with_md5 = path, path.with_name(path.name + ".json"), with_md5
-        self.file = path.open("ab", buffering=0)  # what came is on its way to the disk, should this process be killed
-        self.state: dict[str, Any] = self._read_state()
-        self.offset, self.resumed = 0, False
-        self._hash_existing()
-
-    def _read_state(self) -> dict[str, Any]:
-        try:
-            state = json.loads(self.state_path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return state if isinstance(state, dict) else {}
-
-    def _hash_existing(self) -> None:
-        self.sha256, self.md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False) if self.with_md5 else None
-        if not self.state:
-            self.file.truncate(0)
-        with self.path.open("rb") as existing:
-            while chunk := existing.read(CHUNK_BYTES):
-                self._update(chunk)
-        self.resumed = self.offset > 0
-
-    def _update(self, chunk: bytes) -> None:
-        self.sha256.update(chunk)
-        if self.md5:
-            self.md5.update(chunk)
-        self.offset += len(chunk)
-
-    def restart(self, **state: Any) -> None:
-        """Empty the file and note what it will be a part of."""
-        self.file.truncate(0)
-        self.file.seek(0)
-        self.offset, self.resumed, self.state = 0, False, state
-        self._hash_existing()
-        write_atomic(self.state_path, json.dumps(state))
-
-    def write(self, chunk: bytes) -> None:
-        """Append bytes; raises DownloadError where the disk is full."""
-        rest = memoryview(chunk)
-        try:
-            while rest:
-                rest = rest[self.file.write(rest):]
-        except OSError as error:
-            raise DownloadError(f"cannot write {self.path}: {error.strerror}; free some space and run again, it goes on from there") from None
-        self._update(chunk)
-
-    def close(self, sync: bool = False) -> None:
-        """Close the file; with `sync`, after its bytes are on the disk."""
-        if not self.file.closed:
-            if sync:
-                os.fsync(self.file.fileno())
-            self.file.close()
-
-    def discard(self) -> None:
-        """Remove the file and its state: its content is of no use."""
-        self.close()
-        self.path.unlink(missing_ok=True)
-        self.forget()
-
-    def forget(self) -> None:
-        """Remove the state, when the file is whole or gone."""
-        for path in (self.state_path, self.state_path.with_name(f".{self.state_path.name}.new")):
-            path.unlink(missing_ok=True)
-
-
-def new_session() -> Any:
-    """A requests session that reads no .netrc, takes what a server sends as it is, and keeps no credentials."""
-    import requests
-
-    session = requests.Session()
-    session.trust_env = False
-    session.headers.update({"Accept-Encoding": "identity", "User-Agent": "detection-zoo", "Accept": "*/*"})
-    bundle = next((os.environ[n] for n in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE") if os.environ.get(n)), None)
-    if bundle:
-        session.verify = bundle
-    return session
-
-
-def ask(session: Any, url: str, headers: dict[str, str], policy: Policy, method: str = "GET") -> tuple[Any, list[str]]:
-    """Send a request and follow redirects by our own rules.
-
-    Returns:
-        The response, its body unread, and the addresses passed, the last one its own.
-
-    Raises:
-        DownloadError: a redirect that may not be followed, or too many; a host that does not exist, or no network.
-        Again: the connection failed.
-    """
-    import requests
-    from requests.utils import get_environ_proxies
-
-    trail = [url]
-    while len(trail) <= policy.redirects + 1:
-        here = trail[-1]
-        try:
-            response = session.request(method, here, headers={**headers, **token_header(here, url)}, stream=True, allow_redirects=False,
-                                       timeout=(policy.connect_timeout_s, policy.read_timeout_s), proxies=get_environ_proxies(here))
-        except requests.exceptions.RequestException as error:
-            problem = connection_problem(error)
-            raise DownloadError(problem) if NO_HOST in problem else Again(problem) from None
-        if response.status_code not in (301, 302, 303, 307, 308):
-            return response, trail
-        location = response.headers.get("Location", "")
-        response.close()
-        if not location:
-            raise DownloadError(f"HTTP {response.status_code} without a Location")
-        trail.append(redirect_target(here, location))
-    raise DownloadError(f"more than {policy.redirects} redirects, a loop")
-
-
-def connection_problem(error: Exception) -> str:
-    """One line about a failed connection, without secrets."""
-    text = scrub(str(error))
-    for sign, meaning in (("NameResolution", NO_HOST), ("Failed to resolve", NO_HOST), ("Tunnel connection failed", "the proxy refuses the connection"),
-                          ("Connection refused", "connection refused"), ("timed out", "timed out"), ("CERTIFICATE", "certificate not accepted")):
-        if sign in text:
-            return meaning
-    if short := re.search(r"(\d+) more expected", text):
-        return f"it ended {int(short[1]):,} bytes early"
-    return f"{type(error).__name__}: {text[:200]}"
 
 
 def download(url: str, part: PartFile, expected_bytes: int | None, policy: Policy, watch: Watch) -> None:
@@ -219,19 +47,6 @@ def download(url: str, part: PartFile, expected_bytes: int | None, policy: Polic
                 watch.say(f"{hide(url)}: {error}; again in {wait_s:.1f} s")
                 if watch.stop.wait(wait_s):
                     raise KeyboardInterrupt from None
-
-
-def backoff_s(failures: int, asked_s: float | None, policy: Policy) -> float:
-    """Seconds to wait before the next attempt: what the server asks, else a random time under a bound that doubles.
-
-    Raises:
-        DownloadError: the server asks for more than the policy grants.
-    """
-    if asked_s is not None:
-        if asked_s > policy.longest_wait_s:
-            raise DownloadError(f"the server asks to come back in {asked_s:.0f} s; run the same command later")
-        return asked_s
-    return random.uniform(0, min(policy.longest_wait_s, policy.backoff_s * 2**failures))
 
 
 def _copy(url: str, part: PartFile, watch: Watch) -> None:
@@ -299,7 +114,7 @@ def _check_status(response: Any, part: PartFile) -> None:
         part.restart(url=part.state["url"])
         raise Again("HTTP 416: the server knows another size; starting over")
     if status in RETRY_STATUS:
-        raise Again(f"HTTP {status}", wait_s=_retry_after_s(response.headers.get("Retry-After")))
+        raise Again(f"HTTP {status}", wait_s=retry_after_s(response.headers.get("Retry-After")))
     if status not in (200, 206):
         if "confirmed" in part.state:
             part.restart(url=part.state["url"])
@@ -313,17 +128,6 @@ def _error_code(response: Any) -> str:
     body = response.raw.read(2048, decode_content=True) or b""
     start, end = body.find(b"<Code>"), body.find(b"</Code>")
     return f" ({body[start + 6 : end].decode('ascii', 'replace')[:60]})" if 0 <= start < end else ""
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
 
 
 def _begin(response: Any, part: PartFile, expected_bytes: int | None, policy: Policy) -> int | None:
