@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-FILE_MIB = int(os.environ.get("DETECTION_ZOO_TEST_SPEED_MIB", "200"))
-ROUNDS = int(os.environ.get("DETECTION_ZOO_TEST_SPEED_ROUNDS", "4"))
+FILE_MIB = int(os.environ.get("DETECTION_ZOO_TEST_SPEED_MIB", "100"))
+ROUNDS = int(os.environ.get("DETECTION_ZOO_TEST_SPEED_ROUNDS", "2"))
 FETCH = """
 import sys, time
 from pathlib import Path
