@@ -33,6 +33,7 @@ def outputs(reference: Reference, entry: ModelEntry | None, dtype: str, checkpoi
     if reference.is_steps:
         from .hardnet_steps import step_outputs
 
+        reference.notes.append("single steps are computed in the original's own types, whatever dtype says")
         return step_outputs(reference)
     with torch.random.fork_rng(devices=[]):
         return _Folder(reference, entry, dtype, checkpoint).outputs()
@@ -51,9 +52,9 @@ def listed_image(text: str) -> np.ndarray:
     if found := re.search(r"clip\(rint\((\([\d,]+\)) \+ ([\d.]+)\*RandomState\((\d+)\)\.standard_normal\((\([\d,]+\))\)", text):
         noise = np.random.RandomState(int(found[3])).standard_normal(ast.literal_eval(found[4]))
         return np.clip(np.rint(np.array(ast.literal_eval(found[1])) + float(found[2]) * noise), 0, 255).astype(np.uint8)[:, :, ::-1]
-    if found := re.search(r"RandomState\((\d+)\)\.randint\(0,256,(\([\d,]+\))\).*repeated (\d+) times", text):
-        small = np.random.RandomState(int(found[1])).randint(0, 256, ast.literal_eval(found[2])).astype(np.uint8)
-        return small.repeat(int(found[3]), axis=0).repeat(int(found[3]), axis=1)
+    if found := re.search(r"RandomState\((\d+)\)\.randint\(0,256,(\([\d,]+\))\)(?:.*repeated (\d+) times)?", text):
+        small, times = np.random.RandomState(int(found[1])).randint(0, 256, ast.literal_eval(found[2])).astype(np.uint8), int(found[3] or 1)
+        return small.repeat(times, axis=0).repeat(times, axis=1)
     raise ParityError(f"the image of the folder is described as {text!r}, which names no generator that is known")
 
 

@@ -2,9 +2,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,9 @@ from ..parts.priors import prior_table
 from ..training.recipe import learning_rate, total_iterations
 from ..weights.rename import rename
 from .base import Output, Reference, Skip
-from .standin import normal_input
+from .hardnet import Outputs, build_detector, listed_image, listed_input
+from .recording_random import RecordingRandom
 
-Outputs = dict[str, "Output | Skip"]
 EXACT, CLOSE = 1e-12, 1e-6
 CUBIC = 1  # place of the interpolation whose rounding differs between versions of OpenCV
 SCORED = "evaluation belongs to the room above the zoo; tests/test_bench_accuracy_voc.py and test_bench_accuracy_results.py compare it"
@@ -78,11 +77,11 @@ def _boxes(reference: Reference) -> Outputs:
     crossed = reference.meta["matrix_iou"]
     summed = reference.meta["log_sum_exp"]
     return {
-        "boxes|decode": Output(CODER.decode(torch.from_numpy(normal_input(11, (len(priors), 4))), priors)[::7], CLOSE),
+        "boxes|decode": Output(CODER.decode(torch.from_numpy(listed_input(reference.meta["array_meaning"]["boxes|decode"])), priors)[::7], CLOSE),
         "boxes|jaccard": Output(box_iou(boxes, prior_corners(priors))[:, ::7], CLOSE),
         "boxes|encode": Output(CODER.encode(boxes[torch.arange(len(priors)) % len(boxes)], priors)[::7], CLOSE),
         "matrix_iou": _number(box_ious(np.array(crossed["a"]), np.array(crossed["b"])), crossed["result"]),
-        "log_sum_exp": _number(torch.from_numpy(3 * normal_input(12, (4, 6))).logsumexp(dim=1), summed["result"], CLOSE),
+        "log_sum_exp": _number(torch.from_numpy(_listed_multiple(summed["input"])).logsumexp(dim=1), summed["result"], CLOSE),
     }
 
 
@@ -102,12 +101,11 @@ def _matching(reference: Reference) -> Outputs:
 def _losses(reference: Reference) -> Outputs:
     found: Outputs = {}
     truths = [_truths(rows) for rows in reference.meta["targets"]]
-    for name, seed in (("loss_voc300", 21), ("loss_coco512", 24)):
-        said = reference.meta[name]
+    for name, said in ((key, value) for key, value in reference.meta.items() if key.startswith("loss_")):
         priors = prior_table(said["priors"].lower()).priors()
-        offsets = torch.from_numpy(normal_input(seed, (2, len(priors), 4))).requires_grad_()
-        logits = torch.from_numpy(2 * normal_input(seed + 1, (2, len(priors), said["classes"])))
-        logits[..., 0] += 2
+        offsets = torch.from_numpy(listed_input(said["loc"])).requires_grad_()
+        logits = torch.from_numpy(_listed_multiple(said["conf"]))
+        logits[..., 0] += _added(said["conf"])
         losses = MultiBoxLoss(CODER)(offsets, logits.requires_grad_(), priors, *zip(*truths, strict=True))
         sum(losses.values()).backward()
         with torch.no_grad():
@@ -127,9 +125,21 @@ def _losses(reference: Reference) -> Outputs:
     return found
 
 
-def _softmax_with(logits: np.ndarray, added: float) -> Tensor:
+def _listed_multiple(text: str) -> np.ndarray:
+    """The array that a text like "2*normal_input(22,(2,11620,21))" names; float32, as a plain number times a float32 array is."""
+    found = re.search(r"([\d.]+)\*(?:synth\.)?normal_input", text)
+    return listed_input(text) * np.float32(found[1] if found else 1)
+
+
+def _added(text: str) -> np.float32:
+    """What a text like "then 2 added to column 0" adds to the logit of background."""
+    return np.float32(re.search(r"(\d+) added to column 0", text)[1])
+
+
+def _listed_scores(text: str) -> Tensor:
     """Scores (P, C) float32 of a float64 softmax, with a number added to the float32 logit of background."""
-    logits[:, 0] += np.float32(added)
+    logits = _listed_multiple(text)
+    logits[:, 0] += _added(text)
     return torch.from_numpy(logits).double().softmax(dim=1).float()
 
 
@@ -137,11 +147,10 @@ def _test_loops(reference: Reference) -> Outputs:
     """Both test loops on the recorded cases: with the filter on background and without +1 since December 2019."""
     found: Outputs = {}
     for name, said in ((key, value) for key, value in reference.meta.items() if key.startswith("detect_")):
-        seed, added = int(re.search(r"normal_input\((\d+)", said["loc"])[1]), float(re.search(r"with (\d+) added", said["prob"])[1])
         priors = prior_table(said["priors"].lower()).priors()
         height, width = said["image_hw"]
-        boxes = CODER.decode(torch.from_numpy(0.1 * normal_input(seed, (len(priors), 4))), priors) * torch.tensor([width, height, width, height])
-        scores = _softmax_with(2.5 * normal_input(seed + 1, (len(priors), said["classes"])), added)
+        boxes = CODER.decode(torch.from_numpy(_listed_multiple(said["loc"])[0]), priors) * torch.tensor([width, height, width, height])
+        scores = _listed_scores(said["prob"])
         for suffix, offset, background in (("", 0.0, 0.9), ("_before_dec2019", 1.0, None)):
             rule = Selection(said["score_threshold"], 0.45, 50, said["top_k"], offset, background)
             found.update(_loop(f"{name}{suffix}", suffix, rule, boxes, scores, said))
@@ -166,9 +175,12 @@ def _loop(name: str, suffix: str, rule: Selection, boxes: Tensor, scores: Tensor
 
 
 def _suppression(reference: Reference) -> Outputs:
-    draw, said = np.random.RandomState(41), reference.meta["nms"]
-    corners, sides = draw.uniform(0, 40, (200, 2)), draw.uniform(2, 14, (200, 2))
-    scores = torch.from_numpy((draw.permutation(200) / 200).astype(np.float32))
+    said = reference.meta["nms"]
+    found_in_text = re.search(r"RandomState\((\d+)\): xy=uniform\((\d+),(\d+),\((\d+),2\)\), wh=uniform\((\d+),(\d+)", said["boxes"])
+    seed, low, high, count, least, most = (int(number) for number in found_in_text.groups())
+    draw = np.random.RandomState(seed)
+    corners, sides = draw.uniform(low, high, (count, 2)), draw.uniform(least, most, (count, 2))
+    scores = torch.from_numpy((draw.permutation(count) / count).astype(np.float32))
     boxes = torch.from_numpy(np.concatenate([corners, corners + sides], axis=1).astype(np.float32))
     found: Outputs = {}
     for name, offset in (("torchvision", 0.0), ("plus_one", 1.0)):
@@ -185,57 +197,14 @@ def _preprocess(size: int) -> Preprocess:
 
 def _transforms(reference: Reference) -> Outputs:
     """The folder's images are in the order of OpenCV, blue first; `Preprocess` takes RGB."""
-    small = np.random.RandomState(42).randint(0, 256, (9, 13, 3)).astype(np.uint8)
-    large = np.random.RandomState(43).randint(0, 256, (30, 40, 3)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-    found: Outputs = {f"transform|{size}": Output(_preprocess(size)(small[:, :, ::-1]).tensor, EXACT) for size in (5, 16)}
-    for size in (300, 512):
-        found[f"transform|{size}_corner"] = Output(_preprocess(size)(large[:, :, ::-1]).tensor[:, :9, -11:], EXACT)
+    small, large = (listed_image(reference.meta["transform"][name]) for name in ("small", "large"))
+    found: Outputs = {}
+    for name in [name for name in reference.recorded if name.startswith("transform|")]:
+        size, _, corner = name.removeprefix("transform|").partition("_")
+        result = _preprocess(int(size))((large if corner else small)[:, :, ::-1]).tensor
+        found[name] = Output(result[:, :9, -11:] if corner else result, EXACT)
     found["transform.largest_deviation_from_rounded_float_bilinear"] = Skip("a property of OpenCV's fixed-point arithmetic, which is called as it is")
     return found
-
-
-class RecordingRandom(Random):
-    """Draws as `random.Random`, noting name, arguments and result of each: what the folder records."""
-
-    def __init__(self, seed: int) -> None:
-        self.draws: list[list[Any]] = []
-        self._nested = False
-        super().__init__(seed)
-
-    def getrandbits(self, k: int) -> int:
-        """As inherited; overriding it keeps the choice of whole numbers as it is."""
-        return super().getrandbits(k)
-
-    def _note(self, name: str, arguments: Any, draw: Callable[[], Any]) -> Any:
-        if self._nested:  # choice and randint call randrange and random
-            return draw()
-        self._nested = True
-        value = draw()
-        self._nested = False
-        self.draws.append([name, arguments, value])
-        return value
-
-    def random(self) -> float:
-        """As inherited, noted."""
-        return self._note("random", [], super().random)
-
-    def uniform(self, a: float, b: float) -> float:
-        """As inherited, noted."""
-        return self._note("uniform", [a, b], lambda: Random.uniform(self, a, b))
-
-    def randrange(self, stop: int) -> int:  # type: ignore[override]
-        """As inherited, noted."""
-        return self._note("randrange", [stop], lambda: Random.randrange(self, stop))
-
-    def randint(self, a: int, b: int) -> int:
-        """As inherited, noted."""
-        return self._note("randint", [a, b], lambda: a + Random.randrange(self, b - a + 1))
-
-    def choice(self, seq: Sequence[Any]) -> Any:
-        """As inherited, noted: the folder has the number of options, and writes a mode as (minimum, maximum) IoU."""
-        value = self._note("choice", len(seq), lambda: Random.choice(self, seq))
-        self.draws[-1][2] = None if value is None else [None if value < 0 else value, None]
-        return value
 
 
 def _augmentation(reference: Reference) -> Outputs:
@@ -314,8 +283,6 @@ def _annotations(reference: Reference) -> Outputs:
 
 def _initialisation(reference: Reference) -> Outputs:
     """Which new layers a training run draws again, and how many biases it sets to zero."""
-    from .hardnet import build_detector  # at call time: that module imports this one
-
     found: Outputs = {}
     for name, said in reference.meta["initialisation"].items():
         with torch.random.fork_rng(devices=[]):
