@@ -247,6 +247,32 @@ def doctor(as_json: JSON = False) -> None:
 
 
 @app.command()
+def report(out: Annotated[Path | None, typer.Option(help="folder to write into; default: results, and README's blocks with it")] = None,
+           formats: Annotated[str, typer.Option("--format", help="comma-separated: md, csv, json, latex, svg, png, html")] = "md,csv,svg,html",
+           store: STORE = None, check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 where results or README is stale")] = False,
+           as_json: JSON = False) -> None:
+    """Make tables, figures and the page from stored records alone."""
+    from benchmarks.report.generate import FORMATS, make_report, stale_report
+
+    wanted = {name.strip() for name in formats.split(",") if name.strip()}
+    if wanted - set(FORMATS):
+        raise typer.BadParameter(f"unknown format {', '.join(sorted(wanted - set(FORMATS)))}; there are {', '.join(FORMATS)}", param_hint="--format")
+    if store is not None and out is None:
+        raise typer.BadParameter("results and README are made from results/runs alone; say with --out where another store's report goes", param_hint="--store")
+    try:
+        done, problems = stale_report() if check else make_report(store, out, wanted)
+    except (ModuleNotFoundError, ValueError) as error:
+        _say(f"error: {error}")
+        raise typer.Exit(1) from None
+    _print({"stale" if check else "files": done, "problems": problems}, as_json, "\n".join(done))
+    for problem in problems:
+        _say(f"warning: {problem}")
+    _say(f"{len(done)} {'things are stale; bench.py report makes them anew' if check else 'files'}")
+    if check and done:
+        raise typer.Exit(1)
+
+
+@app.command()
 def kernels(device: DEVICE = "auto", as_json: JSON = False) -> None:
     """Time the GPU operators beside torchvision's."""
     from benchmarks.kernel_speed import report

@@ -92,8 +92,9 @@ def _draw_panels(found: list[Panel], left_out: int) -> Figure:
 def _draw_panel(axis: Axes, panel: Panel, colours: dict[str, str]) -> None:
     x, y = QUANTITIES[panel.x], QUANTITIES[panel.y]
     for dots in _alike(panel.dots):
-        axis.errorbar([dot.x.value for dot in dots], [dot.y.value for dot in dots], xerr=_reaches([dot.x for dot in dots]), yerr=_reaches([dot.y for dot in dots]),
-                      elinewidth=0.9, capsize=1.5, linestyle="", **_marker(dots[0], panel.kind, colours[dots[0].detector]))
+        across, up = [dot.x for dot in dots], [dot.y for dot in dots]
+        axis.errorbar([point.value for point in across], [point.value for point in up], xerr=_reaches(across), yerr=_reaches(up), elinewidth=0.9, capsize=1.5,
+                      linestyle="", **_marker(dots[0], panel.kind, colours[dots[0].detector]))
     front = [dot for dot in panel.dots if dot.on_front]
     axis.plot([dot.x.value for dot in front], [dot.y.value for dot in front], drawstyle="steps-post", color=INK, linewidth=0.9, zorder=1)
     _label_front(axis, panel)

@@ -54,10 +54,6 @@ def _plain(name: str, title: str, unit: str, better: Literal["higher", "lower"],
 QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in (
     _plain("box_ap", "Box AP", "%", "higher", 1, "COCO AP at IoU 0.50:0.95"),
     _plain("mask_ap", "Mask AP", "%", "higher", 1, "COCO AP at IoU 0.50:0.95"),
-    _plain("keypoint_ap", "Keypoint AP", "%", "higher", 1, "COCO AP at OKS 0.50:0.95"),
-    _plain("voc_map", "VOC mAP", "%", "higher", 1, "PASCAL VOC at IoU 0.5, 11 points"),
-    Quantity("top1", "Top-1", "%", "higher", 1, (("top1", _same),), (("top1", _same), ("top1_error", lambda error: 100 - error)),
-             "ImageNet accuracy; published errors are subtracted from 100"),
     Quantity("time_ms", "Time", "ms", "lower", 1, (("model_ms", _same),),
              (("inference_time_ms", _same), ("inference_time_s", lambda s: s * 1000), ("fps", lambda fps: 1000 / fps)),
              "an image; measured: forward + post-processing; published: whatever the source had inside its clock, a of 'a + b'"),
@@ -70,6 +66,10 @@ QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in (
              "training time of one epoch on one device; measured ones are extrapolated from timed steps"),
     _plain("parameters_m", "Parameters", "M", "lower", 1),
     _plain("gmacs", "MACs", "GMAC", "lower", 1),
+    _plain("voc_map", "VOC mAP", "%", "higher", 1, "PASCAL VOC at IoU 0.5, 11 points"),
+    Quantity("top1", "Top-1", "%", "higher", 1, (("top1", _same),), (("top1", _same), ("top1_error", lambda error: 100 - error)),
+             "ImageNet accuracy; published errors are subtracted from 100"),
+    _plain("keypoint_ap", "Keypoint AP", "%", "higher", 1, "COCO AP at OKS 0.50:0.95"),
 )}
 
 
@@ -151,7 +151,7 @@ def _measured(entry: ModelEntry, line: MeasuredLine) -> WideLine:
     run = line.runs[0]
     flags = qualifiers(run)
     verdicts = {one.verdict for each in line.runs for one in each.telemetry.values()} & {"throttled", "shared", "unstable"}
-    flags += [f"{verdict} while measuring" for verdict in sorted(verdicts)]
+    flags += sorted(verdicts)
     flags += ["unfinished run"] if any(each.status != "finished" for each in line.runs) else []
     made_up = bool(run.weights and run.weights.made_up) or bool(run.data and run.data.made_up)
     return WideLine(entry, "measured", line, ("measured", *line.setting), setting_title(run), tuple(flags), trusted=not made_up)

@@ -1,0 +1,141 @@
+"""What the page knows, as one JSON value: rows, lines, records, settings; long texts are stored once. No torch."""
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from zoo.manifest import MetricSpec, ModelEntry, Published, WeightSpec
+
+from ..spec import Measurement, Run
+from .figure_data import PHASES, detector
+from .lines import PublishedLine, comparable
+from .wide import QUANTITIES, Overview, WideLine
+
+SIGNIFICANT = 6  # digits: the page shows numbers, the records keep them
+MOST_DOTS = 40  # of a drawn series of samples
+LEAST_SAMPLES = 8
+FOLLOWED = ("model_ms", "end_to_end_ms", "box_ap", "voc_map", "top1", "train_memory_allocated_mib", "resident_memory_mib", "epoch_time_s")  # in histories
+
+
+class Once:
+    """Values by place, equal ones once."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, value: Any) -> int:
+        """Where the value stands; it is added where it is new."""
+        key = repr(value)
+        if key not in self._places:
+            self._places[key] = len(self.values)
+            self.values.append(value)
+        return self._places[key]
+
+
+def page_data(view: Overview) -> dict[str, Any]:
+    """Everything that the page shows, in plain values; the same records give the same data."""
+    packed = _Packed(view)
+    lines = [packed.line(line) for line in view.lines]
+    records = [packed.record(run) for run in view.runs if run.row in view.manifests.entries]
+    return {
+        "quantities": [{"name": q.name, "title": q.title, "unit": q.unit, "better": q.better, "digits": q.digits, "note": q.note} for q in QUANTITIES.values()],
+        "metrics": {name: _metric(view.manifests.metrics[name]) for name in sorted(packed.metrics & view.manifests.metrics.keys())},
+        "phases": PHASES, "followed": FOLLOWED, "rows": packed.rows.values, "lines": lines, "records": records, "settings": packed.settings.values,
+        "texts": packed.texts.values, "environments": packed.environments.values, "specs": packed.specs.values, "data": packed.data.values,
+        "problems": view.problems,
+    }
+
+
+def _metric(spec: MetricSpec) -> dict[str, Any]:
+    return {"title": spec.title, "unit": spec.unit, "digits": spec.digits, "note": spec.note}
+
+
+def significant(value: float) -> float:
+    """The value with as many digits as the page needs."""
+    return float(f"{value:.{SIGNIFICANT}g}")
+
+
+def _bare(value: Any) -> Any:
+    """A record without what says nothing."""
+    return {name: item for name, item in value.items() if item not in (None, [], {}, "")}
+
+
+class _Packed:
+    """Lines and records as plain values; what repeats is named by its place in a list."""
+
+    def __init__(self, view: Overview) -> None:
+        self.rows, self.settings, self.texts, self.environments, self.specs, self.data = Once(), Once(), Once(), Once(), Once(), Once()
+        self.metrics: set[str] = set()
+        self._places = {run.id: place for place, run in enumerate(run for run in view.runs if run.row in view.manifests.entries)}
+
+    def line(self, line: WideLine) -> dict[str, Any]:
+        """One line of the table and the plot."""
+        found: dict[str, Any] = {"row": self.rows.place(_row(line)), "kind": line.kind, "values": self._values(line), "trusted": line.trusted}
+        if line.setting:
+            found["setting"] = self.settings.place({"kind": line.kind, "title": line.setting_title, "key": "|".join(line.setting)})
+        if line.kind == "measured":
+            found["absent"] = {q.name: self.texts.place(line.why_not(q)) for q in QUANTITIES.values() if q.name not in found["values"]}
+            found["records"] = [self._places[run.id] for run in line.runs]
+        if isinstance(line.line, PublishedLine):
+            self.metrics |= line.line.values.keys()
+            found["published"] = [self._published(record) for record in line.line.records]
+        return found | _bare({"flags": list(line.flags), "reason": self.texts.place(line.reason) if line.reason else None})
+
+    def _values(self, line: WideLine) -> dict[str, list[float]]:
+        points = {q.name: point for q in QUANTITIES.values() if (point := line.point(q))}
+        return {name: [significant(value) for value in (point.value, *(point.interval or ()))] for name, point in points.items()}
+
+    def _published(self, record: Published) -> dict[str, Any]:
+        where = {name: getattr(record, name) for name in ("source", "title", "split", "hardware", "protocol", "variant", "note")}
+        return {"where": self.texts.place(_bare(where)), "values": record.values}
+
+    def record(self, run: Run) -> dict[str, Any]:
+        """One record with everything that the details show; raw samples are thinned out."""
+        self.metrics |= run.measurements.keys() | run.absent.keys()
+        weights = run.weights.model_dump(mode="json", exclude_defaults=True) if run.weights else None
+        return _bare({
+            "id": run.id, "status": run.status, "stage": run.stage, "reason": run.reason, "started": run.started, "duration_s": significant(run.duration_s),
+            "series": "|".join((run.row, *comparable(run), run.weights.digest if run.weights else "")), "weights": weights,
+            "commit": run.environment.commit if run.environment else None, "dirty": run.environment.dirty if run.environment else None,
+            "environment": self._environment(run), "spec": self.specs.place(run.spec.model_dump(mode="json")),
+            "data": self.data.place(run.data.model_dump(mode="json")) if run.data else None,
+            "values": {name: self._measurement(found) for name, found in run.measurements.items()},
+            "absent": {name: self.texts.place(why) for name, why in run.absent.items()},
+            "telemetry": {group: _bare({"verdict": one.verdict, "absent": one.absent, "note": one.note}) for group, one in run.telemetry.items()},
+            "notes": [self.texts.place(note) for note in run.notes],
+        })
+
+    def _environment(self, run: Run) -> int | None:
+        """The machine without the commit, which changes with every record."""
+        return self.environments.place(_bare(run.environment.model_dump(mode="json", exclude={"commit", "dirty"}))) if run.environment else None
+
+    def _measurement(self, found: Measurement) -> dict[str, Any]:
+        return _bare({
+            "value": significant(found.value), "interval": [significant(edge) for edge in found.interval] if found.interval else None, "unit": found.unit,
+            "n": found.n, "statistic": found.statistic, "percentiles": {name: significant(value) for name, value in found.percentiles.items()},
+            "covers": self.texts.place(found.covers) if found.covers else None, "note": self.texts.place(found.note) if found.note else None,
+            "extrapolated": found.extrapolated or None, "samples": thinned(found.samples),
+        })
+
+
+def thinned(samples: list[float]) -> list[float]:
+    """Medians of neighbouring samples, at most so many, in the order they were taken; nothing where there are too few to draw."""
+    if len(samples) < LEAST_SAMPLES:
+        return []
+    count = min(MOST_DOTS, len(samples))
+    edges = [place * len(samples) // count for place in range(count + 1)]
+    return [float(f"{median(samples[start:end]):.4g}") for start, end in zip(edges, edges[1:], strict=False)]
+
+
+def _row(line: WideLine) -> dict[str, Any]:
+    """What the page says of a manifest row."""
+    entry: ModelEntry = line.entry
+    return _bare({"name": entry.name, "title": entry.title, "source": entry.source, "backbone": entry.backbone.name,
+                  "neck": entry.neck.name if entry.neck else None, "detector": entry.detector.name if entry.detector else "classifier",
+                  "family": detector(line), "dataset": entry.dataset, "schedule": entry.schedule, "licence": entry.licence, "note": entry.note,
+                  "weights": [_weights(spec) for spec in entry.weights if spec.role == "trained"]})
+
+
+def _weights(spec: WeightSpec) -> dict[str, Any]:
+    return _bare({name: getattr(spec, name) for name in ("urls", "manual", "wrong", "sha256", "bytes", "licence", "format", "holds", "note")})
