@@ -78,12 +78,14 @@ def heatmap_targets(keypoints: Tensor, boxes: Tensor, side: int, *, divide: bool
         keypoints: (R, P, 3) x, y in pixels and visibility.
         boxes: (R, 4) pixels, sides x2 - x1.
         side: S, cells of a heat map's side.
-        divide: by a box's side, as numpy does it (Detectron), not times its reciprocal, as torch does (maskrcnn-benchmark): a keypoint that
-            lies exactly between two cells may fall into either.
+        divide: by a box's side in float32, as numpy does it (Detectron), not times its reciprocal, as torch does (maskrcnn-benchmark): a
+            keypoint that lies exactly between two cells may fall into either.
 
     Returns:
         (R, P) int64 row * S + column, 0 where not valid; (R, P) bool, visible and inside.
     """
+    if divide:
+        keypoints, boxes = keypoints.float(), boxes.float()
     sides = boxes[:, 2:] - boxes[:, :2]
     scale = torch.full_like(sides, side) / sides if divide else side / sides
     near, far = boxes[:, None, :2], boxes[:, None, 2:]
