@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class SSDLitePyramid(nn.Module):
             nn.Sequential(conv_norm_act(before, out // 2, 1, padding=padding),
                           conv_norm_act(out // 2, out // 2, 3, stride=2, groups=out // 2, padding=padding),
                           conv_norm_act(out // 2, out, 1, padding=padding))
-            for before, out in zip(self.channels[1:], self.channels[2:], strict=False))
+            for before, out in pairwise(self.channels[1:]))
 
     def forward(self, fine: Tensor, coarse: Tensor) -> list[Tensor]:
         maps = [fine, coarse]
