@@ -87,7 +87,7 @@ class JointRCNN(Detector):
         num_classes: K, background not counted.
         pooled_size: of the box head.
         pool_levels: how many of the finest levels RoIs are pooled from.
-        anchor_sizes: one a level, in pixels; three shapes (width / height 0.5, 1, 2) each.
+        anchor_sizes: one a level, in pixels, default 32, 64, 128, ...; three shapes (width / height 0.5, 1, 2) each.
         pre_nms, post_nms: proposals before and after suppression at test time; train_pre_nms, train_post_nms in training.
         target_stds: deviations that box targets are divided by.
         score_threshold, nms_threshold, detections_per_image: of the detections.
@@ -97,13 +97,14 @@ class JointRCNN(Detector):
     """
 
     def __init__(self, backbone: Backbone, neck: nn.Module, num_classes: int, *, pooled_size: int, pool_levels: int = 4,
-                 anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512), pre_nms: int = 6000, post_nms: int = 300, train_pre_nms: int = 12000,
+                 anchor_sizes: Sequence[float] | None = None, pre_nms: int = 6000, post_nms: int = 300, train_pre_nms: int = 12000,
                  train_post_nms: int = 2000, proposal_nms_threshold: float = 0.7, target_stds: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
                  score_threshold: float = 0.0, nms_threshold: float = 0.3, detections_per_image: int = 100, class_agnostic: bool = False,
                  soft: str = "none", rpn_channels: int = 512, rois_per_image: int = 128, anchors_per_image: int = 256, seed: int = 3) -> None:
         super().__init__()
         specs = list(neck.specs.values())
         self.backbone, self.neck, self.num_classes = backbone, neck, num_classes
+        anchor_sizes = [32 * 2**level for level in range(len(specs))] if anchor_sizes is None else anchor_sizes
         self.anchors = AnchorGenerator([[size] for size in anchor_sizes], (0.5, 1.0, 2.0), [spec.stride for spec in specs], rule="centred")
         self.rpn_head = PairedRPNHead(specs[0].channels, self.anchors.per_cell, channels=rpn_channels)
         self.box_head = BoxHead(specs[0].channels, num_classes, pooled_size=pooled_size, class_agnostic=class_agnostic)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..parts.boxes import box_iou
+from ..parts.boxes import box_iou, widened
 from ..parts.fpn import Neck
 from ..parts.keypoint_head import KeypointHead, decode_heatmaps, has_visible_keypoint, heatmap_targets, keypoint_loss
 from ..parts.mask_head import mask_options
@@ -47,7 +47,7 @@ class KeypointRcnn(FasterRcnn):
 
     def branch_outputs(self, raw: RcnnRaw, found: list[Detections], where: Sequence[Frame]) -> list[Detections]:
         """Detections with keypoints (R, P, 3) x, y, 1; extra: keypoint_logits and keypoint_probabilities (R, P)."""
-        heatmaps = self.keypoint(self.keypoint.pooler(raw.features, self.network_boxes(found, where))).float()
+        heatmaps = widened(self.keypoint(self.keypoint.pooler(raw.features, self.network_boxes(found, where))))
         maps = heatmaps.split([len(each) for each in found])
         return [self.with_keypoints(each, own, frame) for each, own, frame in zip(found, maps, where, strict=True)]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone
 from ..parts.anchors import AnchorGenerator
-from ..parts.boxes import BoxCoder, box_iou, clip_boxes, scale_boxes
+from ..parts.boxes import BoxCoder, box_iou, clip_boxes, scale_boxes, widened
 from ..parts.fpn import Neck, SingleLevel
 from ..parts.losses import sigmoid_focal, smooth_l1_sum
 from ..parts.matcher import BACKGROUND, match
@@ -125,7 +125,7 @@ class RetinaNet(Detector):
 
     def _candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor, frame: Frame, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
         """The best (anchor, class) pairs of one level of one image: boxes, scores, labels."""
-        chances = by_anchor(logits, self.num_classes)[0].float().sigmoid()  # (A, K)
+        chances = widened(by_anchor(logits, self.num_classes)[0]).sigmoid()  # (A, K)
         anchor, label = torch.nonzero(chances > threshold, as_tuple=True)
         scores, best = chances[anchor, label].topk(min(self.pre_nms, len(anchor)))
         anchor, label = anchor[best], label[best]

@@ -14,6 +14,11 @@ from torch import Tensor
 DELTA_CAP = math.log(1000.0 / 16)  # Detectron's bound of dw and dh: a box grows at most to 1000 pixels from 16
 
 
+def widened(values: Tensor) -> Tensor:
+    """Values of any shape (...) in at least float32: scores and coordinates of half types would be too coarse."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def box_areas(boxes: Tensor, offset: float = 0.0) -> Tensor:
     """Areas (R,) in square pixels of boxes (R, 4)."""
     return (boxes[:, 2] - boxes[:, 0] + offset) * (boxes[:, 3] - boxes[:, 1] + offset)
@@ -95,7 +100,7 @@ class BoxCoder:
     def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
         """Boxes (R, 4 * K) from deltas (R, 4 * K), K sets a row, relative to anchors (R, 4)."""
         centres, sides = self._centres_and_sides(anchors)
-        parts = deltas.reshape(len(deltas), -1, 4) / deltas.new_tensor(self.weights)  # (R, K, 4)
+        parts = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4) / deltas.new_tensor(self.weights)  # (R, K, 4)
         growth = parts[..., 2:] if self.cap is None else parts[..., 2:].clamp(max=self.cap)
         centres = parts[..., :2] * sides[:, None] + centres[:, None]
         sides = torch.exp(growth) * sides[:, None]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .boxes import widened
 from .norm import ConvNorm
 from .proposals import Size
 
@@ -45,7 +46,7 @@ class MaskHead(nn.Module):
 
 def class_masks(logits: Tensor, labels: Tensor) -> Tensor:
     """Probabilities (R, M, M) of each row's own class, from logits (R, K + 1, M, M) and labels (R,) 0..K-1."""
-    return logits[torch.arange(len(labels), device=logits.device), labels + 1].float().sigmoid()
+    return widened(logits[torch.arange(len(labels), device=logits.device), labels + 1]).sigmoid()
 
 
 def rasterise(polygons: Sequence[Sequence[float]], box: Sequence[float], side: int, size: Size | None = None, least: float = 1.0) -> np.ndarray:

@@ -18,7 +18,7 @@ from kernels.soft_nms import soft_nms
 from ..backbones.base import FeatureSpec
 from ..detectors.base import Detections, Target
 from .box_voting import vote_boxes
-from .boxes import BoxCoder, box_iou, clip_boxes
+from .boxes import BoxCoder, box_iou, clip_boxes, widened
 from .losses import smooth_l1_sum
 from .matcher import match
 from .norm import ConvNorm, make_norm
@@ -298,10 +298,10 @@ def select_detections(logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], s
 
 def score_boxes(logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[Size], coder: BoxCoder) -> list[tuple[Tensor, Tensor]]:
     """For each image, class probabilities (R_i, K + 1) and decoded, clipped boxes (R_i, K + 1 or 2, 4); arguments as in `select_detections`."""
-    chances = F.softmax(logits.float(), dim=1)
+    chances = F.softmax(widened(logits), dim=1)
     counts = [len(each) for each in boxes]
     decoded = coder.decode(deltas, torch.cat(list(boxes))).split(counts)
-    return [(probability, clip_boxes(each.view(len(each), -1, 4), size, coder.offset))
+    return [(probability, clip_boxes(each.view(len(each), each.shape[1] // 4, 4), size, coder.offset))
             for probability, each, size in zip(chances.split(counts), decoded, sizes, strict=True)]
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .anchors import AnchorGenerator
-from .boxes import BoxCoder, box_iou
+from .boxes import BoxCoder, box_iou, widened
 from .losses import smooth_l1_sum
 from .matcher import BACKGROUND, match
 from .proposals import ProposalRule, Proposals, Size, select_proposals
@@ -99,7 +99,7 @@ class RegionProposalNetwork(nn.Module):
         rule = self.rules[self.training]
         limits = [padded] * len(sizes) if rule.clip_to == "batch" else sizes
         with torch.no_grad():
-            scores = [self.head.scores(level).float() for level in logits]
+            scores = [widened(self.head.scores(level)) for level in logits]
             return select_proposals(scores, [by_anchor(level, 4) for level in deltas], anchors, limits, coder=self.coder, rule=rule)
 
     def label(self, anchors: Tensor, boxes: Tensor, size: Size) -> RpnLabels:

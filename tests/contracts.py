@@ -1,0 +1,68 @@
+"""What every backbone and every detector must do, as functions that tests apply to whatever is registered."""
+from __future__ import annotations
+
+import torch
+
+from zoo.backbones.base import Backbone
+from zoo.detectors.base import Detections, Detector, Target
+
+
+def check_backbone(backbone: Backbone, side: int = 64, device: str = "meta") -> None:
+    """Maps come by name, in the order and with the channels and strides that `specs` says; strides do not fall."""
+    maps = backbone(torch.zeros(2, 3, side, side, device=device))
+    assert list(maps) == list(backbone.specs), f"{list(maps)} are not the names of specs, {list(backbone.specs)}"
+    strides = [spec.stride for spec in backbone.specs.values()]
+    assert strides == sorted(strides)
+    for name, spec in backbone.specs.items():
+        images, channels, height, width = maps[name].shape
+        assert (images, channels) == (2, spec.channels), name
+        assert abs(height - side / spec.stride) <= 1 and abs(width - side / spec.stride) <= 1, f"{name}: {height} x {width} for stride {spec.stride}"
+
+
+def images_and_targets(sizes: list[tuple[int, int]], *, polygons: bool, keypoints: bool, classes: int) -> tuple[torch.Tensor, torch.Tensor, list[Target]]:
+    """A padded batch, true sizes, and two objects an image, with polygons and keypoints where wanted."""
+    generator = torch.Generator().manual_seed(4)
+    height, width = (-(-max(size[axis] for size in sizes) // 32) * 32 for axis in (0, 1))
+    images = torch.zeros(len(sizes), 3, height, width)
+    targets = []
+    for i, (h, w) in enumerate(sizes):
+        images[i, :, :h, :w] = torch.randn(3, h, w, generator=generator)
+        boxes = torch.tensor([[4.0, 6.0, w * 0.6, h * 0.7], [w * 0.3, h * 0.2, w - 4.0, h - 3.0]])
+        corners = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()]
+        points = torch.cat([boxes[:, None, :2] + (boxes[:, None, 2:] - boxes[:, None, :2]) * torch.rand(2, 17, 2, generator=generator), torch.full((2, 17, 1), 2.0)], 2)
+        targets.append(Target(boxes, torch.tensor([0, classes - 1]), corners if polygons else None, points if keypoints else None, torch.zeros(2, dtype=torch.bool)))
+    return images, torch.tensor(sizes), targets
+
+
+def check_detections(found: list[Detections], sizes: list[tuple[int, int]], classes: int) -> None:
+    """One entry an image; rows go together; boxes lie in the image; labels are 0..K-1."""
+    assert len(found) == len(sizes)
+    for each, (height, width) in zip(found, sizes, strict=True):
+        rows = len(each.scores)
+        assert each.boxes.shape == (rows, 4) and each.labels.shape == (rows,) and each.labels.dtype == torch.int64
+        assert ((each.scores >= 0) & (each.scores <= 1)).all() and ((each.labels >= 0) & (each.labels < classes)).all()
+        assert torch.isfinite(each.boxes).all() and (each.boxes >= -1.01).all()
+        assert (each.boxes[:, 0::2] <= width + 0.01).all() and (each.boxes[:, 1::2] <= height + 0.01).all()
+        for name in ("masks", "keypoints"):
+            if (value := getattr(each, name)) is not None:
+                assert len(value) == rows, name
+
+
+def check_detector(model: Detector, sizes: list[tuple[int, int]], *, polygons: bool = False, keypoints: bool = False) -> None:
+    """Losses are finite scalars that reach the first trained weight and the last; detections keep their contract in input and original pixels."""
+    images, true, targets = images_and_targets(sizes, polygons=polygons, keypoints=keypoints, classes=model.num_classes)
+    model.train()
+    losses = model(images, true, targets)
+    assert losses and all(value.ndim == 0 and torch.isfinite(value) for value in losses.values()), losses
+    torch.stack(list(losses.values())).sum().backward()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    silent = [name for name, parameter in trained.items() if parameter.grad is None]
+    assert not silent, f"no gradient reaches {silent[:5]}"
+    model.eval()
+    with torch.no_grad():
+        check_detections(model.predict(images, true), sizes, model.num_classes)
+        doubled = [(2 * h, 2 * w) for h, w in sizes]
+        found = model.predict(images, true, torch.tensor(doubled))
+    check_detections(found, doubled, model.num_classes)
+    for each, (height, width) in zip(found, doubled, strict=True):
+        assert each.masks is None or (each.masks.shape[1:] == (height, width) and each.masks.dtype == torch.bool)
