@@ -18,7 +18,7 @@ def cell_table(maps: Sequence[Tensor]) -> Tensor:
 
     Returns (cells + 1, C) in the type of sums.
     """
-    rows = [each.permute(0, 2, 3, 1).reshape(-1, each.shape[1]) for each in maps]
+    rows = [each.permute(0, 2, 3, 1).flatten(0, 2) for each in maps]
     return torch.cat([*rows, rows[0].new_zeros(1, rows[0].shape[1])]).to(sum_type(maps[0]))
 
 
@@ -32,12 +32,14 @@ def fill_maps(maps: Sequence[Tensor], table: Tensor) -> list[Tensor]:
     """Copy the rows of `cell_table` back into maps (N, C, H_l, W_l) and return them."""
     parts = table.split([*(each.shape[0] * each.shape[2] * each.shape[3] for each in maps), 1])
     for each, part in zip(maps, parts[:-1], strict=True):
-        each.copy_(part.view(each.shape[0], each.shape[2], each.shape[3], -1).permute(0, 3, 1, 2))
+        each.copy_(part.view(each.shape[0], each.shape[2], each.shape[3], each.shape[1]).permute(0, 3, 1, 2))
     return list(maps)
 
 
 def sum_cells(table: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
     """For each of n outputs the sum of k weighted rows of the table (cells + 1, C); cells (n, k) int64, weights (n, k) -> (n, C)."""
+    if table.shape[1] == 0:  # which embedding_bag refuses
+        return table.new_zeros(len(cells), 0)
     return embedding_bag(cells, table, per_sample_weights=weights, mode="sum")
 
 

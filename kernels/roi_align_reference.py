@@ -21,7 +21,7 @@ def reference_forward(features: Sequence[Tensor], rois: Tensor, output_size: Seq
     for rows, cells, weights in _bags(features, rois.to(table.dtype), output_size, scales, sampling_ratio, rule, levels):
         pooled[rows] = sum_cells(table, cells, weights).view(len(rows), height * width, -1)
     pooled[unpoolable(rois, features[0].shape[0])] = float("nan")
-    pooled = pooled.to(features[0].dtype).view(len(rois), height, width, -1).permute(0, 3, 1, 2)
+    pooled = pooled.to(features[0].dtype).view(len(rois), height, width, table.shape[1]).permute(0, 3, 1, 2)
     return pooled.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -29,7 +29,7 @@ def reference_backward(grad: Tensor, maps: Sequence[Tensor], rois: Tensor, scale
                        levels: LevelRule) -> list[Tensor]:
     """Fill maps, one (N, C, H_l, W_l) a level, with the gradient of the features; grad is (R, C, PH, PW)."""
     number = sum_type(grad)
-    by_bin = grad.permute(0, 2, 3, 1).reshape(len(rois), -1, grad.shape[1]).to(number)  # (R, PH * PW, C)
+    by_bin = grad.permute(0, 2, 3, 1).flatten(1, 2).to(number)  # (R, PH * PW, C)
     table = zero_table(maps)
     for rows, cells, weights in _bags(maps, rois.to(number), grad.shape[2:], scales, sampling_ratio, rule, levels):
         add_to_cells(table, cells, weights, by_bin[rows].flatten(0, 1))

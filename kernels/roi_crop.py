@@ -73,14 +73,14 @@ def reference_forward(features: Tensor, grid: Tensor, image_index: Tensor) -> Te
     """Sampled (R, C, PH, PW); arguments as in `roi_crop`."""
     cells, weights = _cells(features.shape, grid, image_index)
     sampled = sum_cells(cell_table([features]), cells, weights)
-    return sampled.view(*grid.shape[:3], -1).permute(0, 3, 1, 2).contiguous().to(features.dtype)
+    return sampled.view(*grid.shape[:3], features.shape[1]).permute(0, 3, 1, 2).contiguous().to(features.dtype)
 
 
 def reference_backward(grad: Tensor, grid: Tensor, image_index: Tensor, grad_features: Tensor) -> Tensor:
     """Fill grad_features (N, C, H, W) from the upstream gradient (R, C, PH, PW)."""
     table = zero_table([grad_features])
     cells, weights = _cells(grad_features.shape, grid, image_index)
-    add_to_cells(table, cells, weights, grad.permute(0, 2, 3, 1).reshape(len(cells), -1).to(table.dtype))
+    add_to_cells(table, cells, weights, grad.permute(0, 2, 3, 1).flatten(0, 2).to(table.dtype))
     return fill_maps([grad_features], table)[0]
 
 

@@ -20,8 +20,8 @@ class Backend(NamedTuple):
     device: str
 
 
-@pytest.fixture(params=["reference", "source", "source-backward", pytest.param("gpu", marks=pytest.mark.gpu)])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+@pytest.fixture(name="backend", params=["reference", "source", "source-backward", pytest.param("gpu", marks=pytest.mark.gpu)])
+def every_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """The reference, the CUDA source on the CPU with threads run forward and backward, and the CUDA source on a GPU."""
     if request.param == "reference":
         return Backend("reference", "cpu")

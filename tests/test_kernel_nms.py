@@ -7,7 +7,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_backends import Backend, backend, clustered_boxes, recorded  # noqa: F401 - a fixture
+from kernel_backends import Backend, clustered_boxes, every_backend, recorded  # noqa: F401 - a fixture
 
 from kernels.nms import batched_nms, nms, nms_padded
 
@@ -201,7 +201,8 @@ coordinate = st.integers(0, 12).map(float)
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=st.lists(st.tuples(coordinate, coordinate, coordinate, coordinate, st.integers(0, 4)), max_size=80), threshold=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+@given(rows=st.lists(st.tuples(coordinate, coordinate, coordinate, coordinate, st.integers(0, 4)), max_size=80),
+       threshold=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 def test_what_is_kept_and_what_is_removed(rows: list[tuple[float, ...]], threshold: float) -> None:
     """From the definition: kept boxes do not overlap, and every other box overlaps a better kept one (small integers: IoU is exact)."""
     table = torch.tensor(rows).reshape(-1, 5)
