@@ -58,7 +58,7 @@ def _bags(maps: Sequence[Tensor], rois: Tensor, output_size: Sequence[int], scal
     scale = torch.tensor(scales, dtype=rois.dtype, device=rois.device)[level]
     starts, bins, counts = zip(*(_axis(rois[:, 2 - axis] * scale, rois[:, 4 - axis] * scale, output_size[axis], sizes[:, axis],
                                        sampling_ratio, rule) for axis in (0, 1)), strict=True)
-    usable = poolable(rois, images) & (sizes.min(dim=1).values > 0) & (torch.minimum(*counts) > 0)
+    usable = poolable(rois, images) & (sizes > 0).all(dim=1) & (torch.minimum(*counts) > 0)
     off_map = sum(each.shape[0] * each.shape[2] * each.shape[3] for each in maps)  # the row of zeros
     for count_y, count_x in torch.unique(torch.stack(counts, 1)[usable], dim=0).tolist():
         same = (usable & (counts[0] == count_y) & (counts[1] == count_x)).nonzero().squeeze(1)

@@ -52,8 +52,9 @@ def reference_forward(features: Tensor, rois: Tensor, output_size: list[int], sp
     rows = poolable(rois, images).nonzero().squeeze(1)
     (top, bottom), (left, right) = _bins(rois.to(table.dtype)[rows], output_size, spatial_scale, (height, width))
     tallest, widest = (int((end - start).max()) if end.numel() else 0 for start, end in ((top, bottom), (left, right)))
-    if tallest > 0 and widest > 0:
-        for part in torch.arange(len(rows), device=rois.device).split(max(1, _CELLS // (output_size[0] * output_size[1] * tallest * widest * channels))):
+    if min(tallest, widest, channels) > 0:
+        at_once = max(1, _CELLS // (output_size[0] * output_size[1] * tallest * widest * channels))
+        for part in torch.arange(len(rows), device=rois.device).split(at_once):
             y = _cells_of(top[part], bottom[part], tallest)[:, :, None, :, None]  # (n, PH, 1, tallest, 1)
             x = _cells_of(left[part], right[part], widest)[:, None, :, None, :]
             cells = (y * width + x).flatten(3)  # (n, PH, PW, cells of a bin, in row order)
