@@ -80,37 +80,6 @@ def _torchvision_classifier(arrays: dict[str, Any]) -> Translation:
     return _with_counters(translate_names(strip_prefix(arrays, "module."), rules))
 
 
-_CAFFE2 = (
-    (r"^conv1_w$", "stem.conv.conv.weight"),
-    (r"^res_conv1_bn_s$", "stem.conv.norm.weight"),
-    (r"^res_conv1_bn_b$", "stem.conv.norm.bias"),
-    (r"^res(\d)_(\d+)_branch1_", r"c\1.\2.shortcut."),
-    (r"^res(\d)_(\d+)_branch2([abc])_", lambda m: f"c{m[1]}.{m[2]}.conv{'abc'.index(m[3]) + 1}."),
-    (r"\.w$", ".conv.weight"),
-    (r"\.bn_s$", ".norm.weight"),
-    (r"\.bn_b$", ".norm.bias"),
-    (r"^fc1000_w$", "fc.weight"),
-    (r"^fc1000_b$", "fc.bias"),
-    (r"^(stem|c\d)\.", r"backbone.\1."),
-)
-
-
-def _read_blobs(path: Path) -> dict[str, Any]:
-    from .safe_pickle import load_pickle
-
-    content = load_pickle(path)
-    return dict(content.get("blobs", content))
-
-
-def _caffe2_classifier(arrays: dict[str, Any]) -> Translation:
-    """Caffe2's ImageNet ResNets: norms are a scale and a shift; where the model has statistics too, they stay at mean 0, variance 1."""
-    drop = [(r".*_momentum", "a momentum of training"), (r"(conv1|res\d+_\d+_branch\w+)_b", "the bias of a convolution before a norm, unused")]
-    result = translate_names(arrays, _CAFFE2, drop)
-    result.defaults = r".*\.(running_mean|running_var)"
-    return result
-
-
 CHECKPOINT_FORMATS.register("maskrcnn_benchmark_pth")(CheckpointFormat(_read, _detector))
 CHECKPOINT_FORMATS.register("vovnet_imagenet_pth")(CheckpointFormat(_read, _vovnet_classifier))
 CHECKPOINT_FORMATS.register("torchvision_resnet_pth")(CheckpointFormat(_read, _torchvision_classifier))
-CHECKPOINT_FORMATS.register("caffe2_resnet_pkl")(CheckpointFormat(_read_blobs, _caffe2_classifier))
