@@ -13,7 +13,7 @@ from torch import Tensor
 from zoo.backbones.base import FeatureSpec
 from zoo.build import assemble, build_model
 from zoo.detectors.base import Target
-from zoo.detectors.faster_rcnn import make_anchors, rcnn_parts
+from zoo.detectors.faster_rcnn import frames, make_anchors, rcnn_parts
 from zoo.detectors.mask_rcnn import mask_rcnn
 from zoo.detectors.retinanet import retinanet
 from zoo.manifest import load_manifests
@@ -238,3 +238,14 @@ def test_the_default_anchor_sizes_follow_the_levels() -> None:
     generator = make_anchors(FeaturePyramid(backbone.specs, channels=4))
     areas = [math.sqrt(((cells[1, 2:] - cells[1, :2] + 1).prod()).item()) for cells in generator.cells()]
     assert areas == [32.0, 64.0, 128.0, 256.0, 512.0]
+
+
+@pytest.mark.parametrize(("original", "size", "scale"), [
+    ((427, 640), (800, 1199), 800 / 427), ((360, 640), (750, 1333), 1333 / 640), ((640, 360), (1333, 750), 1333 / 640),
+    ((480, 640), (480, 640), 1.0),  # not a result of the rule: the ratio of the shorter sides
+])
+def test_boxes_come_back_by_the_factor_that_images_were_resized_by(original: tuple[int, int], size: tuple[int, int], scale: float) -> None:
+    frame = frames(torch.tensor([size]), torch.tensor([original]), True, (800, 1333))[0]
+    assert frame.factor == pytest.approx((1 / scale, 1 / scale), rel=1e-12)
+    model = build_model("faster_rcnn_resnet50_fpn_1x.detectron_pytorch", device="meta")
+    assert model.resize == (800, 1333)

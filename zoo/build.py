@@ -61,6 +61,9 @@ def assemble(row: ModelEntry) -> Detector | Classifier:
     detector: Detector = _call(DETECTORS, row.detector, where, inputs)
     dataset = load_manifests().datasets.get(row.dataset)
     detector.class_names = tuple(dataset.classes) if dataset is not None and len(dataset.classes) == row.classes else ()
+    image = row.conventions.image if row.conventions is not None else None
+    if image is not None and image.resize == "shorter_side" and image.rounding == "round":
+        detector.resize = (image.size, image.max_size)
     return detector
 
 

@@ -54,6 +54,7 @@ class Detector(nn.Module):
 
     num_classes: int  # K, background not counted
     class_names: tuple[str, ...] = ()
+    resize: tuple[int, int | None] | None = None  # shorter side, bound of the longer, of images resized by one rounded factor (Detectron)
 
     def forward(self, images: Tensor, sizes: Tensor, targets: list[Target] | None = None) -> dict[str, Tensor] | list[Detections]:
         """Losses in training mode, detections otherwise.

@@ -67,16 +67,32 @@ class Frame:
     factor: tuple[float, float] = (1.0, 1.0)
 
 
-def frames(sizes: Tensor, original_sizes: Tensor | None, common: bool) -> list[Frame]:
-    """The frame of each image of sizes (N, 2); factors are the ratio of the sides, or for both axes that of the shorter sides (`common`)."""
+def frames(sizes: Tensor, original_sizes: Tensor | None, common: bool, resize: tuple[int, int | None] | None = None) -> list[Frame]:
+    """The frame of each image of sizes (N, 2); factors are the ratio of the sides, or for both axes one factor (`common`).
+
+    That factor is the one of `resize` (shorter side, bound of the longer) where the sizes are its result, else the ratio of the shorter
+    sides: the sizes themselves are rounded, so they do not tell it exactly.
+    """
     found = [Frame((h, w)) for h, w in sizes.tolist()]
     if original_sizes is not None:
         for frame, (height, width) in zip(found, original_sizes.tolist(), strict=True):
             frame.original = (height, width)
             frame.factor = (width / frame.size[1], height / frame.size[0])
             if common:
-                frame.factor = (min(height, width) / min(frame.size),) * 2
+                frame.factor = (_unscaled(frame.size, (height, width), resize),) * 2
     return found
+
+
+def _unscaled(size: tuple[int, int], original: tuple[int, int], resize: tuple[int, int | None] | None) -> float:
+    """From input pixels to original pixels."""
+    if resize is not None:
+        short, longest = resize
+        scale = short / min(original)
+        if longest is not None and round(scale * max(original)) > longest:
+            scale = longest / max(original)
+        if tuple(round(side * scale) for side in original) == tuple(size):
+            return 1 / scale
+    return min(original) / min(size)
 
 
 class FasterRcnn(Detector):
@@ -121,7 +137,7 @@ class FasterRcnn(Detector):
 
     def postprocess(self, raw: RcnnRaw, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
         """Detections of each image, and what further branches find in them."""
-        return self.finish(raw, frames(sizes, original_sizes, common=self.detection_rule.frame == "original"))
+        return self.finish(raw, frames(sizes, original_sizes, self.detection_rule.frame == "original", self.resize))
 
     def finish(self, raw: RcnnRaw, where: Sequence[Frame]) -> list[Detections]:
         """Detections of each image, given how its pixels relate to the original's."""

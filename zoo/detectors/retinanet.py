@@ -108,7 +108,7 @@ class RetinaNet(Detector):
 
     def postprocess(self, raw: RetinaRaw, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
         """Detections of each image, class rising; the order inside a class is not defined."""
-        where = frames(sizes, original_sizes, common=self.rule.frame == "original")
+        where = frames(sizes, original_sizes, self.rule.frame == "original", self.resize)
         found = [self._detect(raw, i, frame) for i, frame in enumerate(where)]
         if self.rule.frame == "network":
             for each, frame in zip(found, where, strict=True):

@@ -44,7 +44,7 @@ class ProposalDetector(Detector):
 
     def postprocess(self, raw: RpnRaw, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
         """Proposals by falling score, in the pixels of the original images."""
-        where = frames(sizes, original_sizes, self.common)
+        where = frames(sizes, original_sizes, self.common, self.resize)
         found = []
         for each, frame in zip(raw.proposals, where, strict=True):
             order = each.scores.argsort(descending=True, stable=True)
