@@ -111,14 +111,12 @@ class Page:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']['exception'].get('description')}")
         return answer["result"].get("value")
 
-    def wait_for(self, condition: str, limit_s: float = 10.0) -> Any:
+    def wait_for(self, condition: str, limit_s: float = 10.0) -> None:
         """Wait, frame by frame, until a condition holds; raises TimeoutError where it never does."""
         end = time.monotonic() + limit_s
-        while time.monotonic() < end:
-            found = self.run(f"new Promise(done => requestAnimationFrame(() => done({condition})))")
-            if found:
-                return found
-        raise TimeoutError(f"never came true: {condition}")
+        while not self.run(f"new Promise(done => requestAnimationFrame(() => done(Boolean({condition}))))"):
+            if time.monotonic() > end:
+                raise TimeoutError(f"never came true: {condition}")
 
     def settle(self) -> None:
         """Let the page finish two frames."""
@@ -127,7 +125,7 @@ class Page:
     def press(self, *keys: str) -> None:
         """Press keys, one after another, as a person does."""
         for key in keys:
-            code, text = KEYS.get(key, (ord(key.upper()), key))
+            code, text = KEYS[key] if key in KEYS else (ord(key.upper()), key)
             known = {"key": key, "code": key, "windowsVirtualKeyCode": code}
             self.call("Input.dispatchKeyEvent", type="keyDown", **known, **({"text": text} if text else {}))
             self.call("Input.dispatchKeyEvent", type="keyUp", **known)

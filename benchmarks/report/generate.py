@@ -85,7 +85,7 @@ def make_report(store: Path | None, out: Path | None, formats: set[str]) -> tupl
     made = generate(view, formats)
     paths = write_files(out or RESULTS_FOLDER, made.files)
     if out is None:
-        paths += write_files(README.parent, {README.name: readme_text(view).encode()})
+        paths += write_files(README.parent, {README.name: readme_text(view, README).encode()})
     return [str(path if out else path.relative_to(README.parent)) for path in paths], made.problems
 
 

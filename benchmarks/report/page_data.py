@@ -134,7 +134,7 @@ def _row(line: WideLine) -> dict[str, Any]:
     return _bare({"name": entry.name, "title": entry.title, "source": entry.source, "backbone": entry.backbone.name,
                   "neck": entry.neck.name if entry.neck else None, "detector": entry.detector.name if entry.detector else "classifier",
                   "family": detector(line), "dataset": entry.dataset, "schedule": entry.schedule, "licence": entry.licence, "note": entry.note,
-                  "weights": [_weights(spec) for spec in entry.weights if spec.role == "trained"]})
+                  "weights": [_weights(spec) for spec in entry.trained_weights]})
 
 
 def _weights(spec: WeightSpec) -> dict[str, Any]:

@@ -210,5 +210,5 @@ def _weights(line: WideLine) -> str | None:
     if line.runs:
         weights = line.runs[0].weights
         return f"{weights.kind} {weights.digest}" if weights else None
-    spec = next((spec for spec in line.entry.weights if spec.role == "trained" and not spec.wrong), None)
+    spec = next((spec for spec in line.entry.trained_weights if not spec.wrong), None)
     return (spec.urls[0] if spec.urls else spec.manual) if spec else None

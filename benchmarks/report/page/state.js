@@ -106,11 +106,15 @@ function draw(tag, attributes = {}, ...children) {
 
 function badge(line) { return make("span", { class: `badge ${line.kind.split(" ")[0]}` }, line.kind); }
 
-/** A link to where weights lie, or words where there is none to follow. */
+/** A link to where weights lie, or words where there is none to follow; that a source also gives a wrong link is said beside it. */
 function weightsLink(row, focusable = true) {
-  const weights = (row.weights || [])[0];
-  if (!weights) return make("span", { class: "how", title: "the source links no weights" }, "–");
-  if (weights.wrong) return make("span", { class: "flag", title: weights.wrong }, "wrong link");
+  const known = row.weights || [], weights = known.find((each) => !each.wrong), wrong = known.find((each) => each.wrong);
+  const warning = wrong ? make("span", { class: "flag", title: wrong.wrong }, "wrong link") : null;
+  if (!known.length) return [make("span", { title: "the source links no weights" }, "–")];
+  return [weights ? addressOf(weights, row, focusable) : null, weights && warning ? " " : null, warning].filter(Boolean);
+}
+
+function addressOf(weights, row, focusable) {
   const address = (weights.urls || []).find((url) => /^https?:\/\//.test(url)) || weights.manual;
   if (!address || !/^https?:\/\//.test(address)) return make("code", {}, (weights.urls || [weights.manual])[0]);
   return make("a", { href: address, rel: "noopener noreferrer", tabindex: focusable ? null : "-1", "aria-label": `weights of ${row.name}` }, weights.urls ? "weights" : "page");

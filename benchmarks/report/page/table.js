@@ -41,7 +41,7 @@ function buildHead() {
   }));
   table.root.style.width = `${columns.reduce((sum, column) => sum + columnWidth(column), 0)}px`;
   table.head.replaceChildren(make("tr", { "aria-rowindex": 1 }, columns.map((column) => {
-    const title = column.quantity ? `${column.title} (${column.quantity.unit})` : column.title;
+    const title = [make("span", { class: "title" }, column.title), column.quantity ? make("small", {}, column.quantity.unit) : null];
     const inside = sortable(column.name) ? make("button", { type: "button", "data-sort": column.name }, title) : make("span", { class: "still" }, title);
     const hint = column.quantity && column.quantity.note ? `${column.title}: ${column.quantity.note}` : null;
     return make("th", { scope: "col", class: column.quantity ? "number" : "", title: hint, "data-column": column.name }, inside);
@@ -53,7 +53,7 @@ const NARROW = { row: 150, kind: 104 };
 
 function columnWidth(column) {
   if (NARROW[column.name] && matchMedia("(max-width: 760px)").matches) return NARROW[column.name];
-  return column.quantity ? Math.max(96, 46 + 8.6 * `${column.title} (${column.quantity.unit})`.length) : column.width;
+  return column.quantity ? Math.max(88, 38 + 8.4 * column.title.length) : column.width;
 }
 
 function markSorted() {
@@ -103,7 +103,7 @@ function layTable(lines) {
 
 /** Put the rows in sight into the document. */
 function showRows(all = false) {
-  const top = Math.floor(table.scroller.scrollTop / ROW_HEIGHT), count = Math.ceil(table.scroller.clientHeight / ROW_HEIGHT);
+  const top = Math.floor(table.scroller.scrollTop / ROW_HEIGHT), count = Math.ceil(innerHeight / ROW_HEIGHT);  // the box is never taller than the window
   const first = all ? 0 : Math.max(0, top - SPARE_ROWS), last = all ? table.lines.length : Math.min(table.lines.length, top + count + SPARE_ROWS);
   if (first === table.first && last === table.last) return;
   const kept = new Map([...table.body.querySelectorAll("tr[data-index]")].map((row) => [Number(row.dataset.index), row]));
