@@ -29,8 +29,10 @@ def images_and_targets(sizes: list[tuple[int, int]], *, polygons: bool, keypoint
         images[i, :, :h, :w] = torch.randn(3, h, w, generator=generator)
         boxes = torch.tensor([[4.0, 6.0, w * 0.6, h * 0.7], [w * 0.3, h * 0.2, w - 4.0, h - 3.0]])
         corners = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()]
-        points = torch.cat([boxes[:, None, :2] + (boxes[:, None, 2:] - boxes[:, None, :2]) * torch.rand(2, 17, 2, generator=generator), torch.full((2, 17, 1), 2.0)], 2)
-        targets.append(Target(boxes, torch.tensor([0, classes - 1]), corners if polygons else None, points if keypoints else None, torch.zeros(2, dtype=torch.bool)))
+        places = boxes[:, None, :2] + (boxes[:, None, 2:] - boxes[:, None, :2]) * torch.rand(2, 17, 2, generator=generator)
+        points = torch.cat([places, torch.full((2, 17, 1), 2.0)], dim=2)
+        labels, crowd = torch.tensor([0, classes - 1]), torch.zeros(2, dtype=torch.bool)
+        targets.append(Target(boxes, labels, corners if polygons else None, points if keypoints else None, crowd))
     return images, torch.tensor(sizes), targets
 
 

@@ -7,6 +7,7 @@ from contracts import check_backbone, check_detector
 
 from zoo import build
 from zoo.build import assemble, build_model
+from zoo.conventions import Conventions, DetectionConventions, KeypointConventions, RoiConventions
 from zoo.manifest import Component, ModelEntry, load_manifests
 from zoo.registry import BACKBONES, DETECTORS
 
@@ -42,11 +43,19 @@ def test_any_backbone_goes_with_any_detector(backbone: str, detector: str) -> No
         assert levels[name].shape[1] == spec.channels and abs(levels[name].shape[2] - 128 / spec.stride) <= 1, name
 
 
-@pytest.mark.parametrize("backbone", ["resnet14_slim", "vovnet27_tiny"])
-@pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "rpn"])
-def test_detector_keeps_its_contract(backbone: str, detector: str) -> None:
+def few() -> Conventions:
+    """maskrcnn-benchmark's conventions with few RoIs, so that heads take little time."""
+    usual = load_manifests().conventions["maskrcnn_benchmark"]
+    fewer = {"roi": RoiConventions(samples=24), "keypoint": KeypointConventions(samples=8), "detections": DetectionConventions(max_detections=6)}
+    return usual.model_copy(update=fewer)
+
+
+@pytest.mark.parametrize(("detector", "backbone"), [
+    ("faster_rcnn", "resnet14_slim"), ("faster_rcnn", "vovnet27_tiny"), ("mask_rcnn", "resnet14_slim"), ("keypoint_rcnn", "vovnet27_tiny"),
+    ("retinanet", "resnet14_slim"), ("retinanet", "vovnet27_tiny"), ("rpn", "resnet14_slim")])
+def test_detector_keeps_its_contract(detector: str, backbone: str) -> None:
     torch.manual_seed(2)
-    model = assemble(entry(backbone, detector))
+    model = assemble(entry(backbone, detector).model_copy(update={"conventions": few()}))
     check_detector(model, [(64, 96), (60, 70)], polygons=detector == "mask_rcnn", keypoints=detector == "keypoint_rcnn")
 
 
