@@ -7,7 +7,7 @@ DEMO := results/demo
 # one thread an operator, so that several test processes share a machine
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test browser report lint clean
 
 setup: $(VENV)/ready
 
@@ -36,8 +36,21 @@ demo: setup
 	@$(RUN) bench.py table demo --store $(DEMO)/runs --out $(DEMO)/table.md
 	@echo "written: $(DEMO)/table.md (the table), $(DEMO)/measurements.txt (every number), $(DEMO)/runs (the records)" >&2
 
-test: setup
+test: setup browser
 	$(ONE_THREAD) $(RUN) -m pytest -n $(JOBS)
+
+# the page is tested in Chromium; where none can be had, those tests are skipped and say so
+browser:
+	@if $(RUN) -c 'import sys; sys.path.insert(0, "tests"); from browser import find_browser; sys.exit(find_browser() is None)' 2>/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	  echo "browser: installing Debian's chromium for the tests of the page" >&2; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } >/dev/null 2>&1 \
+	    || echo "browser: apt-get could not install chromium; the tests of the page will be skipped" >&2; \
+	else echo "browser: no Chromium here, and no root to install one; the tests of the page will be skipped (DETECTION_ZOO_BROWSER names one elsewhere)" >&2; fi
+
+# tables, figures, the page and README's blocks, from results/runs and the manifests
+report: setup
+	$(RUN) bench.py report
 
 lint: setup
 	$(RUN) -m ruff check .
