@@ -30,6 +30,9 @@ def detect_all(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], No
         heartbeat: called after every batch.
     """
     subject.model.eval()
+    if spec.tta:
+        yield from _detect_augmented(subject, spec, heartbeat)
+        return
     pinned = subject.device.type == "cuda"
     loader = evaluation_loader(subject.dataset, subject.preprocess, batch_size=spec.batch_size, workers=spec.workers, pin_memory=pinned)
     with progress(f"{subject.entry.name}: detect", len(loader)) as tick, torch.inference_mode(), autocast(spec):
@@ -37,6 +40,20 @@ def detect_all(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], No
             batch = batch.to(subject.device)
             found = to_host(subject.model.predict(batch.images, batch.sizes, batch.original_sizes))
             yield from zip(batch.indices, found, strict=True)
+            tick()
+            heartbeat()
+
+
+def _detect_augmented(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]) -> Iterator[tuple[int, Detections]]:
+    """Every image with altered copies of it, by the row's own augmentation where its conventions have one."""
+    from zoo.tta import DEFAULT, detect_augmented
+
+    conventions = subject.entry.conventions
+    wanted = conventions.augmentation if conventions is not None and conventions.augmentation is not None else DEFAULT
+    with progress(f"{subject.entry.name}: detect with augmentation", len(subject.dataset)) as tick, autocast(spec):
+        for index in range(len(subject.dataset)):
+            found = detect_augmented(subject.model, subject.dataset.load_image(index), subject.preprocess, wanted)
+            yield index, to_host([found])[0]
             tick()
             heartbeat()
 

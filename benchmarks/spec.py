@@ -59,6 +59,7 @@ class BenchmarkSpec(Strict):
     tf32: bool = Field(False, description="allow TensorFloat-32 in float32 products on the GPU")
     images: int | None = Field(None, gt=0, description="evaluate on the first N images only; ground truth is restricted to them")
     batch_size: int = Field(1, gt=0, description="images a forward pass")
+    tta: bool = Field(False, description="accuracy with test-time augmentation: the row's own, or Detectron's; one image at a time")
     workers: int = Field(0, ge=0, description="processes that load data for accuracy and training")
     timed_images: int = Field(100, gt=0, description="images that are timed, again and again in the same order")
     warm_up_budget_s: float = Field(20.0, gt=0)
