@@ -93,6 +93,7 @@ def table(source: Annotated[str | None, typer.Argument(help="source or table; de
 METRICS = Annotated[str | None, typer.Option(help="comma-separated: inference, ap, top1, memory, epoch; default: what is usual for the row")]
 DATA = Annotated[str, typer.Option(help="coco:DIR[:SPLIT], voc:VOCDEVKIT:YEAR:SPLIT, imagenet:DIR or shapes[:SPLIT]")]
 WEIGHTS = Annotated[str, typer.Option(help="random, published, stand-in:REFERENCE_FOLDER, or a checkpoint's path")]
+FORMAT = Annotated[str | None, typer.Option("--format", help="checkpoint format of a file that is not in the row's own")]
 DEVICE = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda where torch sees a GPU")]
 IMAGES = Annotated[int | None, typer.Option(min=1, help="the first N images only; ground truth is restricted to them")]
 WORKERS = Annotated[int, typer.Option(min=0, help="processes that load data")]
@@ -122,6 +123,7 @@ def _device(wanted: str) -> str:
 
 @app.command()
 def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or sources")], data: DATA = "shapes", weights: WEIGHTS = "random",
+        checkpoint_format: FORMAT = None,
         train_data: Annotated[str | None, typer.Option(help="images for training steps; default: the training split beside --data")] = None,
         metrics: METRICS = None, device: DEVICE = "auto",
         images: IMAGES = None,
@@ -149,7 +151,7 @@ def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or
                          time_budget_s=budget_s, warm_up_budget_s=warm_up_s, timed_images=timed_images, train_images_per_step=train_images,
                          train_steps=train_steps)
     options = SweepOptions(store or DEFAULT_STORE, again, not in_process, stall_s, limit_s)
-    sweep = run_sweep(chosen_rows(rows), spec, Sources(data, weights, train_data), options, _say)
+    sweep = run_sweep(chosen_rows(rows), spec, Sources(data, weights, train_data, checkpoint_format), options, _say)
     done = [*sweep.known, *sweep.runs]
     _print([one.model_dump(mode="json", exclude_defaults=True) for one in done], as_json, results(done))
     _finish(sweep)
@@ -222,12 +224,13 @@ def parity(reference: Annotated[Path, typer.Option(help="folder of recorded outp
 
 @app.command()
 def detect(row: Annotated[str, typer.Argument(help="name of a row")], images: Annotated[list[Path], typer.Argument(help="pictures, or folders of them")],
-           out: Annotated[Path, typer.Option(help="folder for the drawn pictures")], weights: WEIGHTS = "published", device: DEVICE = "auto",
+           out: Annotated[Path, typer.Option(help="folder for the drawn pictures")], weights: WEIGHTS = "published",
+           checkpoint_format: FORMAT = None, device: DEVICE = "auto",
            min_score: Annotated[float, typer.Option(min=0, max=1, help="draw detections of at least this score")] = 0.5, as_json: JSON = False) -> None:
     """Draw a row's detections on pictures: boxes, masks, keypoints."""
     from benchmarks.detect import detect_files, text_of_files
 
-    found = detect_files(row, images, out, weights=weights, device=_device(device), min_score=min_score)
+    found = detect_files(row, images, out, weights=weights, device=_device(device), min_score=min_score, checkpoint_format=checkpoint_format)
     _print(found, as_json, text_of_files(found))
     _say(f"{len(found)} pictures in {out}, {sum(len(one['detections']) for one in found)} detections of score {min_score:g} and more")
 

@@ -11,7 +11,8 @@ from .drawing import as_records, detect_image, draw, images_of
 from .subject import build_subject, identify_weights, progress
 
 
-def detect_files(row: str, paths: list[Path], out: Path, *, weights: str, device: str, min_score: float) -> list[dict[str, Any]]:
+def detect_files(row: str, paths: list[Path], out: Path, *, weights: str, device: str, min_score: float,
+                 checkpoint_format: str | None = None) -> list[dict[str, Any]]:
     """Detect in pictures and write the drawn ones.
 
     Args:
@@ -21,6 +22,7 @@ def detect_files(row: str, paths: list[Path], out: Path, *, weights: str, device
         weights: see `identify_weights`.
         device: "cpu" or "cuda".
         min_score: 0..1, of detections that are drawn and returned.
+        checkpoint_format: of a file, where it is not the row's own.
 
     Returns:
         For each picture its path, the drawn one's path, the weights and the detections, best first.
@@ -37,7 +39,7 @@ def detect_files(row: str, paths: list[Path], out: Path, *, weights: str, device
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise DatasetError(f"two pictures are called {doubled!r}; detect in them one after another, into folders of their own")
     identity, argument = identify_weights(entry, weights)
-    subject = build_subject(entry, argument, device)
+    subject = build_subject(entry, argument, device, checkpoint_format)
     out.mkdir(parents=True, exist_ok=True)
     told = []
     with progress(f"{row}: detect", len(files)) as tick:

@@ -113,7 +113,7 @@ def measure(row: str, spec: BenchmarkSpec, sources: Sources, weights: str, folde
     report({"stage": "opening the data"})
     dataset = open_data(entry, sources.data, spec.images)
     report({"data": identify_data(dataset), "stage": "building the model"})
-    subject = prepare(entry, spec, dataset, weights)
+    subject = prepare(entry, spec, dataset, weights, sources.checkpoint_format)
     report({"measurements": {"parameters_m": count_parameters(subject)}})
     measure_groups(subject, spec, sources, folder, report)
 

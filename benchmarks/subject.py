@@ -33,11 +33,13 @@ class Sources:
 
     data, train_data: forms of `open_dataset`; train_data None: the training split beside `data`, or `data` itself.
     weights: "random", "published", "stand-in:FOLDER" of a recorded reference, or a file.
+    checkpoint_format: of a file that is not in the format of the row's own weights.
     """
 
     data: str
     weights: str = "random"
     train_data: str | None = None
+    checkpoint_format: str | None = None
 
 
 @dataclass
@@ -188,7 +190,7 @@ def images_in_epoch(entry: ModelEntry, dataset: Dataset) -> tuple[int, str]:
     return dataset.full_size, dataset.name
 
 
-def prepare(entry: ModelEntry, spec: BenchmarkSpec, dataset: Dataset, weights: str) -> Subject:
+def prepare(entry: ModelEntry, spec: BenchmarkSpec, dataset: Dataset, weights: str, checkpoint_format: str | None = None) -> Subject:
     """Build the model on its device.
 
     Args:
@@ -196,26 +198,29 @@ def prepare(entry: ModelEntry, spec: BenchmarkSpec, dataset: Dataset, weights: s
         spec: device, seed.
         dataset: what is measured on.
         weights: what `build_model` takes.
+        checkpoint_format: of a file, where it is not the row's own.
     """
     import torch
 
     torch.manual_seed(spec.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.tf32
-    subject = build_subject(entry, weights, spec.device)
+    subject = build_subject(entry, weights, spec.device, checkpoint_format)
     subject.dataset = dataset
     return subject
 
 
-def build_subject(entry: ModelEntry, weights: str, device: str) -> Subject:
+def build_subject(entry: ModelEntry, weights: str, device: str, checkpoint_format: str | None = None) -> Subject:
     """A row's model on a device ("cpu" or "cuda") with its pre-processing, without data; `weights` is what `build_model` takes."""
     import torch
 
-    from zoo.build import build_model
+    from zoo.build import build_model, load_row_weights
     from zoo.data.transforms import Preprocess
 
     if entry.conventions is None:
         raise ManifestError(f"manifests/{entry.source}.toml: row {entry.name} has no conventions, so nobody knows its pre-processing")
-    model = build_model(entry.name, weights=weights, device=device)
+    model = build_model(entry.name, weights=weights if checkpoint_format is None else "random", device=device)
+    if checkpoint_format is not None:
+        load_row_weights(model, entry, weights, checkpoint_format)
     return Subject(entry, model, Preprocess.from_conventions(entry.conventions.image), torch.device(device))
 
 
