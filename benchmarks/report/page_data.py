@@ -1,6 +1,7 @@
 """What the page knows, as one JSON value: rows, lines, records, settings; long texts are stored once. No torch."""
 from __future__ import annotations
 
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -125,7 +126,7 @@ def thinned(samples: list[float]) -> list[float]:
         return []
     count = min(MOST_DOTS, len(samples))
     edges = [place * len(samples) // count for place in range(count + 1)]
-    return [float(f"{median(samples[start:end]):.4g}") for start, end in zip(edges, edges[1:], strict=False)]
+    return [float(f"{median(samples[start:end]):.4g}") for start, end in pairwise(edges)]
 
 
 def _row(line: WideLine) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def _draw_phases(title: str, bars: list[Bar], without: int) -> Figure:
     axis = figure.subplots()
     shown = bars[::-1]  # the first bar stands on top
     start = [0.0] * len(shown)
-    for colour, (name, label) in zip(COLOURS, PHASES.items(), strict=False):
+    for colour, (name, label) in zip(COLOURS[:len(PHASES)], PHASES.items(), strict=True):
         widths = [bar.phases.get(name, 0.0) for bar in shown]
         axis.barh([bar.label for bar in shown], widths, left=start, color=colour, label=label, height=0.7)
         start = [a + b for a, b in zip(start, widths, strict=True)]
