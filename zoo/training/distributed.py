@@ -87,7 +87,7 @@ def gather(items: list[Any], process: Process) -> list[Any]:
 
 
 def same_everywhere(tensor: Tensor, process: Process) -> bool:
-    """Whether all processes hold the same values of a tensor (any shape): a cheap check that their weights have not parted."""
+    """Whether all processes hold the same values of a tensor (N, ...): a cheap check that their weights have not parted."""
     if process.world == 1:
         return True
     low, high = tensor.detach().clone(), tensor.detach().clone()
