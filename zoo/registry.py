@@ -5,6 +5,8 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+SHOWN = 12  # names listed where none is near
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the nearest known names, or all of them when none is near.
@@ -15,10 +17,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if not near and (letters := _letters(name)):  # a part of a long name, written differently
+        near = sorted((n for n in known if letters in _letters(n)), key=len)[:3]
     if near:
         return "did you mean " + " or ".join(repr(n) for n in near) + "?"
-    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    listed = ", ".join(known[:SHOWN]) + (f", ... ({len(known)} in all)" if len(known) > SHOWN else "")
     return f"known: {listed}" if known else "none is known"
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 class Registry:
