@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zoo.data.figures import KEYPOINT_NAMES, SKELETON
 from zoo.data.images import decode_image
 from zoo.errors import DatasetError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MASK_WEIGHT = 0.45
 TEXT_MARGIN = 2  # pixels
+LEAST_LOGIT = 2.0  # a keypoint's heat below it is not drawn (Detectron's threshold)
 
 
 def images_of(paths: list[Path]) -> list[Path]:
@@ -54,7 +56,7 @@ def detect_image(subject: Subject, path: Path) -> tuple[np.ndarray, Detections]:
 
 
 def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], min_score: float) -> np.ndarray:
-    """The picture with every detection of at least `min_score`, best on top.
+    """The picture with every detection of at least `min_score`, best on top: mask, box, class and score, skeleton.
 
     Args:
         pixels: (H, W, 3) uint8 RGB; not changed.
@@ -71,9 +73,11 @@ def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], mi
     order = kept.scores.argsort().tolist()
     canvas = pixels.astype(np.float32)
     if kept.masks is not None:
-        for row in order:
+        for place, row in enumerate(order):
             inside = kept.masks[row].numpy().astype(bool)
-            canvas[inside] = (1 - MASK_WEIGHT) * canvas[inside] + MASK_WEIGHT * np.array(colour(int(kept.labels[row])))
+            paint = np.array(colour(place))  # by object, so that two of one class can be told apart
+            canvas[inside] = (1 - MASK_WEIGHT) * canvas[inside] + MASK_WEIGHT * paint
+            canvas[mask_edge(inside)] = paint
     picture = Image.fromarray(canvas.round().astype(np.uint8))
     pen = ImageDraw.Draw(picture)
     width = max(1, round(min(picture.size) / 250))
@@ -83,9 +87,43 @@ def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], mi
         pen.rectangle([min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])], outline=paint, width=width)
         _write(pen, box, f"{class_names[label] if label < len(class_names) else label} {float(kept.scores[row]):.2f}", paint)
         if kept.keypoints is not None:
-            for x, y, *_ in kept.keypoints[row].tolist():
-                pen.ellipse([x - 2 * width, y - 2 * width, x + 2 * width, y + 2 * width], fill=paint)
+            heat = kept.extra["keypoint_logits"][row].tolist() if "keypoint_logits" in kept.extra else None
+            _draw_skeleton(pen, kept.keypoints[row].tolist(), heat, width)
     return np.array(picture)
+
+
+def mask_edge(inside: np.ndarray) -> np.ndarray:
+    """The outermost pixels (H, W) bool of a mask (H, W) bool: those with a neighbour to a side that is outside it."""
+    around = np.pad(inside, 1)
+    return inside & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
+
+
+def limbs(points: list[list[float]], heat: list[float] | None) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Lines of a person's skeleton between keypoints that are certain enough, and down the middle of the body.
+
+    Args:
+        points: COCO's 17 keypoints, x and y first; another number of them has no skeleton.
+        heat: the value of each keypoint's heat map; none: all count.
+    """
+    if len(points) != len(KEYPOINT_NAMES):
+        return []
+    place = {name: (point[0], point[1]) for name, point, value in zip(KEYPOINT_NAMES, points, heat or [LEAST_LOGIT] * len(points), strict=True)
+             if value >= LEAST_LOGIT}
+    for middle, sides in (("shoulders", ("left_shoulder", "right_shoulder")), ("hips", ("left_hip", "right_hip"))):
+        if all(side in place for side in sides):
+            (x1, y1), (x2, y2) = (place[side] for side in sides)
+            place[middle] = ((x1 + x2) / 2, (y1 + y2) / 2)
+    pairs = [(KEYPOINT_NAMES[a - 1], KEYPOINT_NAMES[b - 1]) for a, b in SKELETON] + [("nose", "shoulders"), ("shoulders", "hips")]
+    return [(place[a], place[b]) for a, b in pairs if a in place and b in place]
+
+
+def _draw_skeleton(pen: Any, points: list[list[float]], heat: list[float] | None, width: int) -> None:
+    lines = limbs(points, heat)
+    for number, (start, end) in enumerate(lines):
+        pen.line([start, end], fill=colour(number), width=2 * width)
+    for number, (x, y, *_) in enumerate(points):
+        if heat is None or heat[number] >= LEAST_LOGIT:
+            pen.ellipse([x - 2 * width, y - 2 * width, x + 2 * width, y + 2 * width], fill=colour(number), outline=(0, 0, 0))
 
 
 def _write(pen: Any, box: list[float], text: str, paint: tuple[int, int, int]) -> None:
