@@ -131,6 +131,7 @@ def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or
         workers: WORKERS = 0,
         dtype: Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="the shorter ones by autocast")] = "float32",
         tf32: Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 products")] = False,
+        tta: Annotated[bool, typer.Option("--tta", help="accuracy with test-time augmentation: the row's own, or Detectron's")] = False,
         budget_s: Annotated[float, typer.Option(min=0.1, help="seconds of each timed group")] = 60.0,
         warm_up_s: Annotated[float, typer.Option(min=0.1, help="most seconds of warm-up")] = 20.0,
         timed_images: Annotated[int, typer.Option(min=1, help="images that are timed, again and again")] = 100,
@@ -147,7 +148,7 @@ def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or
     from benchmarks.subject import Sources
     from benchmarks.sweep import SweepOptions, chosen_rows, run_sweep
 
-    spec = BenchmarkSpec(groups=_groups(metrics), device=_device(device), dtype=dtype, tf32=tf32, images=images, batch_size=batch, workers=workers,
+    spec = BenchmarkSpec(groups=_groups(metrics), device=_device(device), dtype=dtype, tf32=tf32, tta=tta, images=images, batch_size=batch, workers=workers,
                          time_budget_s=budget_s, warm_up_budget_s=warm_up_s, timed_images=timed_images, train_images_per_step=train_images,
                          train_steps=train_steps)
     options = SweepOptions(store or DEFAULT_STORE, again, not in_process, stall_s, limit_s)
@@ -219,6 +220,25 @@ def parity(reference: Annotated[Path, typer.Option(help="folder of recorded outp
         _say(f"note: {note}")
     _say(report.summary())
     if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command("import-config")
+def import_config(file: Annotated[Path, typer.Argument(help="YAML file of Detectron or Detectron.pytorch")],
+                  source: Annotated[str | None, typer.Option(help="manifest that the row is for; default: by the file's options")] = None,
+                  as_json: JSON = False) -> None:
+    """Turn a configuration of Detectron or Detectron.pytorch into a manifest row; says what was mended, and what cannot be honoured."""
+    from zoo.import_config import import_config as read
+
+    found = read(file, source)
+    told = {"row": found.row, "schedule": {found.schedule_name: found.schedule.model_dump(exclude_defaults=True)}, "new_schedule": found.new_schedule,
+            "notes": found.notes, "without_effect": found.without_effect, "refused": found.refused}
+    _print(told, as_json, found.toml().rstrip())
+    for line in found.report():
+        _say(line)
+    _say(f"{file.name}: row {found.row['name']}, {len(found.notes)} notes, {len(found.without_effect)} options without effect, "
+         f"{len(found.refused)} that cannot be honoured")
+    if found.refused:
         raise typer.Exit(1)
 
 
