@@ -110,3 +110,24 @@ def test_other_families_are_refused() -> None:
     backbone = resnet14_slim()
     with pytest.raises(ValueError, match="for the Faster R-CNN family, not for RetinaNet"):
         detect_augmented(retinanet(backbone, 2).eval(), picture(), PLAIN)
+
+
+def test_accuracy_is_measured_with_the_rows_own_copies() -> None:
+    """What bench.py run --tta does: the same images, each with its copies, in the dataset's order."""
+    from benchmarks.detection import detect_all
+    from benchmarks.spec import BenchmarkSpec
+    from benchmarks.subject import Subject, open_data
+    from zoo.build import build_model
+    from zoo.manifest import load_manifests
+
+    entry = load_manifests().entry("mask_rcnn_resnet14_slim_fpn.demo")
+    flipped = AugmentationConventions(boxes=Views(flip=True), masks=Views(flip=True))
+    entry = entry.model_copy(update={"conventions": entry.conventions.model_copy(update={"augmentation": flipped})})
+    dataset, model = open_data(entry, "shapes", 2), build_model(entry, "random")
+    preprocess = Preprocess.from_conventions(entry.conventions.image).with_short_side(64)
+    subject = Subject(entry, model, preprocess, torch.device("cpu"), dataset)
+    plain, augmented = (dict(detect_all(subject, BenchmarkSpec(tta=tta))) for tta in (False, True))
+    for index in range(2):
+        expected = detect_augmented(model, dataset.load_image(index), preprocess, flipped)
+        torch.testing.assert_close(augmented[index].boxes, expected.boxes)
+        assert not torch.equal(plain[index].scores, augmented[index].scores)

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -193,3 +195,15 @@ def test_files_that_do_not_parse(text: str, message: str, tmp_path: Path) -> Non
     path.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(ManifestError, match="not UTF-8"):
         import_config(path)
+
+
+def test_the_command_prints_the_row_and_says_what_a_person_should_know(tmp_path: Path) -> None:
+    command = [sys.executable, str(Path(__file__).parent.parent / "bench.py"), "import-config"]
+    good = write(tmp_path / "tuned.yaml", {**BASE, "TEST.NMS": 0.4})
+    done = subprocess.run([*command, str(good)], capture_output=True, text=True)
+    assert done.returncode == 0 and tomllib.loads(done.stdout)["model"][0]["adjust"] == {"detections": {"nms_iou": 0.4}}
+    assert "without effect: SOLVER.LR_POLICY: " in done.stderr
+    bad = write(tmp_path / "cropped.yaml", {**BASE, "TRAIN.ASPECT_CROPPING": True})
+    done = subprocess.run([*command, str(bad), "--json"], capture_output=True, text=True)
+    assert done.returncode == 1 and list(json.loads(done.stdout)["refused"]) == ["TRAIN.ASPECT_CROPPING"]
+    assert "cannot be honoured: TRAIN.ASPECT_CROPPING: True: " in done.stderr
