@@ -106,19 +106,22 @@ def _call(registry: Registry, component: Component, where: str, inputs: dict[str
         raise ManifestError(f"{where}: {registry.kind} {component.name} cannot be built: {error}") from error
 
 
-def own_weights(row: ModelEntry) -> Any:
+def own_weights(row: ModelEntry) -> WeightSpec:
     """The first weight file that holds the row's own trained weights; raises CheckpointError where it has none."""
-    wanted = "detector" if row.detector is not None else "imagenet"
-    for spec in row.weights:
-        if spec.holds == wanted and spec.role == "trained" and not spec.wrong:
+    for spec in row.trained_weights:
+        if not spec.wrong:
             return spec
     wrong = [spec.wrong for spec in row.weights if spec.wrong]
     raise CheckpointError(f"row {row.name} has no published weights" + (f": {wrong[0]}" if wrong else "; train it, or pass the path of a file"))
 
 
 def load_row_weights(model: nn.Module, row: ModelEntry, weights: str | Path, checkpoint_format: str | None = None) -> None:
-    """Load "published" or a file's weights into a row's model; raises CheckpointError."""
-    from .weights.load import load_arrays, load_weights
+    """Load "published" or a file's weights into a row's model; raises CheckpointError.
+
+    Args:
+        checkpoint_format: of a file; default: this project's own where the names are the model's, else that of the row's published weights.
+    """
+    from .weights.load import format_of_file, load_arrays, load_weights
 
     if weights == "published":
         from .weights.cache import WeightCache
@@ -128,12 +131,12 @@ def load_row_weights(model: nn.Module, row: ModelEntry, weights: str | Path, che
         arrays, path = read_arrays(spec, WeightCache(), row.name)
         load_arrays(model, arrays, spec.format, where=f"{path} ({spec.format}) for row {row.name}")
         return
-    load_weights(model, Path(weights), checkpoint_format or own_weights(row).format, row=row.name)
+    stated = [spec.format for spec in row.trained_weights]
+    load_weights(model, Path(weights), checkpoint_format or format_of_file(model, weights, stated[0] if stated else None), row=row.name)
 
 
 def weight_shapes(row: ModelEntry, spec: WeightSpec) -> dict[str, tuple[int, ...]] | None:
     """Shapes of a row's tensors by name, where the file is the row's own whole model; none for other files, which fit no whole model."""
-    wanted = "detector" if row.detector is not None else "imagenet"
-    if row.published_only is not None or spec.role != "trained" or spec.holds != wanted:
+    if row.published_only is not None or spec not in row.trained_weights:
         return None
     return {name: tuple(tensor.shape) for name, tensor in build_model(row, device="meta").state_dict(keep_vars=True).items()}

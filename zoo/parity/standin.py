@@ -93,8 +93,8 @@ def write_standin_checkpoint(folder: Path | str, path: Path | str, file: str = C
         import torch
 
         state = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        described = read_checkpoint_description(folder, file)
-        wrapped = bool(described.get("config")) or "under 'model'" in described.get("format", "")
+        said = read_checkpoint_description(folder, file).get("format", "")
+        wrapped = "'model'" in said and "no wrapper" not in said
         torch.save({"model": state} if wrapped else state, temporary)
     temporary.replace(path)
     return path

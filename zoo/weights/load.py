@@ -10,8 +10,8 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..registry import CHECKPOINT_FORMATS
-from . import detectron, detnet, hardnet, maskrcnn_benchmark, ssdlite  # noqa: F401 - register their formats
-from .rename import CheckpointFormat, LoadReport, Translation, account
+from . import detectron, detnet, hardnet, keras_classifiers, maskrcnn_benchmark, ssdlite  # noqa: F401 - register their formats
+from .rename import CheckpointFormat, LoadReport, Translation, account, strip_prefix, translate_names
 
 
 def read_tensors(path: Path, *wrappers: str) -> dict[str, Any]:
@@ -30,6 +30,62 @@ def read_tensors(path: Path, *wrappers: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise CheckpointError(f"{path}: holds no state dict (tensors by name), nor one under {', '.join(wrappers) or 'a key'}; is it the right file?")
     return dict(content)
+
+
+def read_own(path: Path) -> dict[str, Any]:
+    """Tensors by name of a file that this project wrote: a training checkpoint, a state dict, or safetensors.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, or holds something else.
+    """
+    from .safe_pickle import file_kind
+
+    if file_kind(path) != "safetensors":
+        return read_tensors(path, "model")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error}); is it cut short?") from None
+
+
+def _own_names(arrays: dict[str, Any]) -> Translation:
+    return translate_names(strip_prefix(arrays, "module."), ())
+
+
+CHECKPOINT_FORMATS.register("zoo")(CheckpointFormat(read_own, _own_names))
+
+
+def format_of_file(model: nn.Module, path: Path | str, stated: str | None) -> str:
+    """The format of a local file.
+
+    Args:
+        model: that the file is for.
+        stated: the row's own format; without one, the registered format under which the file fits the model completely.
+
+    Returns:
+        "zoo" where the file's names are the model's own (with or without `module.`), else `stated` or what fits.
+
+    Raises:
+        CheckpointError: no format is stated and none fits.
+    """
+    from .safe_pickle import file_kind
+
+    path, shapes = Path(path), {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+    if file_kind(path) in ("torch zip", "safetensors") and strip_prefix(read_own(path), "module.").keys() <= shapes.keys():
+        return "zoo"
+    if stated is not None:
+        return stated
+    for name in CHECKPOINT_FORMATS:
+        try:
+            translation = CHECKPOINT_FORMATS[name].translate(CHECKPOINT_FORMATS[name].read(path))
+        except CheckpointError:  # not a file of this format
+            continue
+        if account(translation, shapes, str(path), lambda array: tuple(array.shape)).complete:
+            return name
+    raise CheckpointError(f"{path}: fits the model in none of the checkpoint formats, and the row states none; is it the right file?")
 
 
 def checkpoint_format(name: str) -> CheckpointFormat:
