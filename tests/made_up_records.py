@@ -7,6 +7,7 @@ from statistics import median
 
 from records import MACHINE, PHOTOS, RANDOM, TRAINED
 
+from benchmarks.report.kernel_cases import KernelCase, KernelTimings
 from benchmarks.spec import BenchmarkSpec, Measurement, Run, Telemetry
 from zoo.manifest import ModelEntry, load_manifests
 
@@ -22,6 +23,19 @@ def made_up_runs(count: int, seed: int = 0) -> list[Run]:
     draw = random.Random(seed)
     entries = [entry for entry in load_manifests().entries.values() if entry.detector and entry.task == "detection" and not entry.published_only]
     return [_run(entries[number % len(entries)], number, draw) for number in range(count)]
+
+
+def made_up_timings(seed: int = 0) -> KernelTimings:
+    """Timings of operators that nobody took."""
+    draw = random.Random(seed)
+
+    def time_us(value: float) -> Measurement:
+        return Measurement(value=value, unit="us", statistic="median", n=50, interval=(value * 0.97, value * 1.04))
+
+    cases = [KernelCase(name=name, ours=time_us(draw.uniform(20, 200)), peer=time_us(peer), correct=True, note=NOTE)
+             for name, peer in (("nms, 1,000 boxes", 484.0), ("nms, 12,000 boxes", 8059.0), ("roi_align 7x7, 1,000 RoIs", 60.0))]
+    return KernelTimings(started="2030-01-01T00:00:00+00:00", backend="cuda", peer="torchvision (made up)", environment=MACHINES[0],
+                         cases=[*cases, KernelCase(name="roi_crop", ours=time_us(30.0), correct=False, note="the peer has none; " + NOTE)])
 
 
 def _run(entry: ModelEntry, number: int, draw: random.Random) -> Run:

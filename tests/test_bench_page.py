@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, Page, find_browser
-from made_up_records import made_up_runs
+from made_up_records import made_up_runs, made_up_timings
 from records import PHOTOS, run_of
 
 from benchmarks.report.html_page import html_page
@@ -24,7 +24,9 @@ Open = Callable[..., Page]
 @pytest.fixture(scope="module")
 def view() -> Overview:
     runs = made_up_runs(150)
-    return overview(load_manifests(), [*runs, runs[1].model_copy(update={"id": "20310101T000000Z-v39", "row": V39})])
+    view = overview(load_manifests(), [*runs, runs[1].model_copy(update={"id": "20310101T000000Z-v39", "row": V39})])
+    view.kernels = [made_up_timings()]
+    return view
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +228,13 @@ def test_history_of_a_row_that_was_measured_again(open_page: Open, pages: Path) 
     page.click("#table tbody th button")
     assert "Model time (ms), commit by commit" in page.run("document.getElementById('details').textContent")
     assert {"0000000", "1111111", "2222222"} <= set(page.run("[...document.querySelectorAll('#details svg text')].map(text => text.textContent)"))
+
+
+def test_operators_stand_beside_the_peers(open_page: Open) -> None:
+    page = open_page()
+    rows = page.run("[...document.querySelectorAll('#kernels tbody tr')].map(row => [...row.children].map(cell => cell.textContent))")
+    assert [row[0] for row in rows] == [case.name for case in made_up_timings().cases]
+    assert rows[0][3].startswith(f"{made_up_timings().cases[0].ratio:.2f} (") and rows[3][2:4] == ["–", "–"] and "differs from the reference" in rows[3][5]
 
 
 def test_a_wrong_link_is_told_and_cannot_be_followed(open_page: Open) -> None:

@@ -49,6 +49,15 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Ratios:
+    """How many times as fast as a peer's our operators are on one device."""
+
+    title: str
+    names: tuple[str, ...]
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
 class History:
     """One metric of one row in one setting, commit by commit."""
 
@@ -99,6 +108,17 @@ def phase_bars(view: Overview) -> tuple[str, list[Bar], int]:
                 {name: line.metrics()[name].value for name in PHASES if name in line.metrics()}) for line in lines]
     bars.sort(key=lambda bar: (-sum(bar.phases.values()), bar.label))
     return lines[0].setting_title, bars[:MOST_BARS], len(timed) - min(len(bars), MOST_BARS)
+
+
+def kernel_ratios(view: Overview) -> list[Ratios]:
+    """Ratios of every device whose operators were timed beside a peer's."""
+    found = []
+    for timings in view.kernels:
+        cases = [(case.name, Point(case.ratio, case.ratio_interval)) for case in timings.cases if case.ratio is not None]
+        if cases:
+            title = f"{timings.environment.device_name}, {timings.backend} beside {timings.peer}"
+            found.append(Ratios(title, tuple(name for name, _ in cases), tuple(point for _, point in cases)))
+    return found
 
 
 def histories(runs: Iterable[Run], metric: str = "model_ms") -> tuple[list[History], int]:

@@ -9,6 +9,7 @@ from zoo.manifest import load_manifests
 from ..store import DEFAULT_STORE, RESULTS_FOLDER, read_runs, write_whole
 from .blocks import renew_blocks
 from .export import SUFFIX, table_files
+from .kernel_cases import read_timings
 from .tables import tables_from, text_of
 from .wide import Overview, overview
 
@@ -17,6 +18,7 @@ FORMATS = (*SUFFIX, "svg", "png", "html")
 TRACKED = ("md", "csv", "svg", "html")  # what results/ keeps; the rest is made when somebody asks for it
 FIGURES = {"svg", "png"}
 PAGE = "report.html"
+KERNELS = "kernels"  # beside runs: what bench.py kernels stored
 
 
 @dataclass
@@ -28,9 +30,12 @@ class Generated:
 
 
 def stored_overview(store: Path | None = None) -> Overview:
-    """Every line of the manifests and of a store; None takes results/runs."""
-    stored = read_runs(store or DEFAULT_STORE)
-    return overview(load_manifests(), stored.runs, stored.problems)
+    """Every line of the manifests and of a store, and the operators' timings beside it; None takes results/runs."""
+    folder = store or DEFAULT_STORE
+    stored, (timings, wrong) = read_runs(folder), read_timings(folder.parent / KERNELS)
+    view = overview(load_manifests(), stored.runs, [*stored.problems, *wrong])
+    view.kernels = timings
+    return view
 
 
 def generate(view: Overview, formats: set[str]) -> Generated:
@@ -39,20 +44,32 @@ def generate(view: Overview, formats: set[str]) -> Generated:
     Raises:
         ModuleNotFoundError: matplotlib or jinja2 is not installed; says how to get it.
     """
-    files = table_files(view, formats)
+    from tqdm import tqdm
+
+    files: dict[str, bytes] = {}
     try:
-        if formats & FIGURES:
-            from .plot import figure_files
-
-            files |= figure_files(view, formats)
-        if "html" in formats:
-            from .html_page import html_page
-
-            files[PAGE] = html_page(view).encode()
+        for part in tqdm((table_files, _figures, _page), desc="report", unit="part", leave=False, disable=None):
+            files |= part(view, formats)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error.name} is missing, which draws the report: pip install -e .[report], or leave svg, png and html out of --format",
                                   name=error.name) from None
     return Generated(files, view.problems)
+
+
+def _figures(view: Overview, formats: set[str]) -> dict[str, bytes]:
+    if not formats & FIGURES:
+        return {}
+    from .plot import figure_files
+
+    return figure_files(view, formats)
+
+
+def _page(view: Overview, formats: set[str]) -> dict[str, bytes]:
+    if "html" not in formats:
+        return {}
+    from .html_page import html_page
+
+    return {PAGE: html_page(view).encode()}
 
 
 def readme_text(view: Overview, readme: Path = README) -> str:

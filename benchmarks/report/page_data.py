@@ -9,6 +9,7 @@ from zoo.manifest import MetricSpec, ModelEntry, Published, WeightSpec
 
 from ..spec import Measurement, Run
 from .figure_data import PHASES, detector
+from .kernel_cases import KernelTimings
 from .lines import PublishedLine, comparable
 from .wide import QUANTITIES, Overview, WideLine
 
@@ -44,8 +45,18 @@ def page_data(view: Overview) -> dict[str, Any]:
         "metrics": {name: _metric(view.manifests.metrics[name]) for name in sorted(packed.metrics & view.manifests.metrics.keys())},
         "phases": PHASES, "followed": FOLLOWED, "rows": packed.rows.values, "lines": lines, "records": records, "settings": packed.settings.values,
         "texts": packed.texts.values, "environments": packed.environments.values, "specs": packed.specs.values, "data": packed.data.values,
-        "problems": view.problems,
+        "kernels": [_kernels(timings) for timings in view.kernels], "problems": view.problems,
     }
+
+
+def _kernels(timings: KernelTimings) -> dict[str, Any]:
+    """Timings of operators, times as text with their unit."""
+    def told(time: Measurement | None) -> str | None:
+        return None if time is None else f"{time.value:.4g} {time.unit}"
+
+    cases = [_bare({"name": case.name, "ours": told(case.ours), "peer": told(case.peer), "ratio": case.ratio, "interval": case.ratio_interval,
+                    "correct": case.correct, "note": case.note}) for case in timings.cases]
+    return {"device": timings.environment.device_name, "backend": timings.backend, "peer": timings.peer, "cases": cases}
 
 
 def _metric(spec: MetricSpec) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..spec import digest_of, metric
-from .figure_data import PHASES, Bar, Dot, History, Panel, histories, panels, phase_bars
+from .figure_data import PHASES, Bar, Dot, History, Panel, Ratios, histories, kernel_ratios, panels, phase_bars
 from .wide import QUANTITIES, Overview, Point
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def _plans(view: Overview) -> dict[str, tuple[list[Any], Callable[[], Figure]]]:
     plans["phases"] = ([title, *map(asdict, bars), without] if bars else [], lambda: _draw_phases(title, bars, without))
     told, untold = histories(view.runs)
     plans["history"] = ([*map(asdict, told), untold] if told else [], lambda: _draw_histories(told, untold))
+    ratios = kernel_ratios(view)
+    plans["kernels"] = ([*map(asdict, ratios)], lambda: _draw_ratios(ratios))
     return plans
 
 
@@ -182,6 +184,28 @@ def _draw_phases(title: str, bars: list[Bar], without: int) -> Figure:
     axis.grid(False, axis="y")
     figure.legend(loc="outside lower center", ncols=len(PHASES), fontsize=7)
     _left_out(figure, without, "measured lines")
+    return figure
+
+
+def _draw_ratios(ratios: list[Ratios]) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    figure = Figure(figsize=(9.2, sum(1.0 + 0.26 * len(one.names) for one in ratios)), layout="constrained")
+    axes = figure.subplots(len(ratios), 1, squeeze=False, gridspec_kw={"height_ratios": [1.0 + 0.26 * len(one.names) for one in ratios]})
+    for axis, one in zip(axes.flat, ratios, strict=True):
+        values = [point.value for point in one.points]
+        axis.barh(one.names, [value - 1 for value in values], left=1, xerr=_reaches(list(one.points)), ecolor=INK, capsize=1.5, height=0.65,
+                  color=[COLOURS[2] if value >= 1 else COLOURS[1] for value in values])
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.axvline(1, color=INK, linewidth=0.9)
+        axis.invert_yaxis()
+        axis.grid(False, axis="y")
+        axis.set_xlabel("times as fast as the peer")
+        axis.set_title(f"measured: {one.title}", loc="right")
     return figure
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from zoo.manifest import Manifests, ModelEntry, Published
 
 from ..spec import Run
+from .kernel_cases import KernelTimings
 from .lines import MeasuredLine, PublishedLine, measured_lines, published_lines, qualifiers, why_not_measured
 from .table import provenance
 
@@ -123,6 +124,7 @@ class Overview:
     runs: list[Run]
     lines: list[WideLine] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    kernels: list[KernelTimings] = field(default_factory=list)
 
 
 def overview(manifests: Manifests, runs: list[Run], problems: Iterable[str] = ()) -> Overview:

@@ -60,7 +60,7 @@ function publishedNumbers(line) {
   return line.published.map((record) => {
     const where = DATA.texts[record.where];
     const rows = Object.entries(record.values).map(([name, at]) => [metricOf(name).title, `${at} ${metricOf(name).unit}`]);
-    return chapter(`Published in ${where.source}`, facts(where), grid([{ title: "Metric" }, { title: "Value, as printed", number: true }], rows));
+    return chapter(`Published in ${where.source}`, facts(where), grid([{ title: "Metric" }, { title: "Value", number: true }], rows));
   }).flat();
 }
 

@@ -125,6 +125,7 @@ startPlot();
 startDetails();
 startControls();
 showTiles();
+showKernels();
 showProblems();
 showChosen();
 buildHead();

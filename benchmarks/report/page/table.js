@@ -52,8 +52,9 @@ function buildHead() {
 const NARROW = { row: 150, kind: 104 };
 
 function columnWidth(column) {
-  if (NARROW[column.name] && matchMedia("(max-width: 760px)").matches) return NARROW[column.name];
-  return column.quantity ? Math.max(88, 38 + 8.4 * column.title.length) : column.width;
+  const narrow = matchMedia("(max-width: 760px)").matches;
+  if (narrow && NARROW[column.name]) return NARROW[column.name];
+  return column.quantity ? Math.max(narrow ? 92 : 114, 46 + 8.8 * column.title.length) : column.width;
 }
 
 function markSorted() {
