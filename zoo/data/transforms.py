@@ -78,16 +78,21 @@ class FixedSize:
 
 @dataclass(frozen=True)
 class ResizeThenCentreCrop:
-    """The shorter side becomes `short` pixels (the longer one is truncated), then the centre `crop` x `crop` is kept (classifiers)."""
+    """The shorter side becomes `short` pixels (the longer one is truncated), then the centre `crop` x `crop` is kept (classifiers).
+
+    rounding: where the margins are odd, the crop's corner is rounded half to even (torchvision) or truncated (Keras, Caffe).
+    """
 
     short: int
     crop: int
+    rounding: Literal["round", "truncate"] = "round"
 
     def plan(self, height: int, width: int) -> ResizePlan:
         """The resize of an image of (height, width) pixels."""
         new_height = self.short if height <= width else int(self.short * height / width)
         new_width = self.short if width <= height else int(self.short * width / height)
-        top, left = (int(round((side - self.crop) / 2.0)) for side in (new_height, new_width))
+        whole = round if self.rounding == "round" else int
+        top, left = (whole((side - self.crop) / 2.0) for side in (new_height, new_width))
         return ResizePlan(new_height, new_width, (new_width / width, new_height / height), crop=(top, left, self.crop, self.crop))
 
 
@@ -256,7 +261,7 @@ def _resize_rule(image: ImageConventions) -> Resize:
     if image.resize == "fixed":
         return FixedSize(image.size)
     if image.resize == "centre_crop":
-        return ResizeThenCentreCrop(image.resize_short, image.size)
+        return ResizeThenCentreCrop(image.resize_short, image.size, image.crop_rounding)
     return NoResize()
 
 
