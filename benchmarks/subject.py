@@ -132,7 +132,8 @@ def _published(entry: ModelEntry) -> tuple[WeightsIdentity, str]:
 
     spec = next(iter(entry.trained_weights), None)
     if spec is None:
-        raise ManifestError(f"manifests/{entry.source}.toml: row {entry.name} publishes no weights; use --weights random or a file of your own")
+        part = next((f" of the whole model, but {spec.partial}" for spec in entry.weights if spec.partial), "")
+        raise ManifestError(f"manifests/{entry.source}.toml: row {entry.name} publishes no weights{part}; use --weights random or a file of your own")
     found = fetch_weights(spec, entry.name)
     return WeightsIdentity(kind="published", digest=found.sha256, file=found.path.name), "published"
 

@@ -111,8 +111,8 @@ def own_weights(row: ModelEntry) -> WeightSpec:
     for spec in row.trained_weights:
         if not spec.wrong:
             return spec
-    wrong = [spec.wrong for spec in row.weights if spec.wrong]
-    raise CheckpointError(f"row {row.name} has no published weights" + (f": {wrong[0]}" if wrong else "; train it, or pass the path of a file"))
+    why = [spec.wrong or f"they are {spec.partial}, for a training to start from" for spec in row.weights if spec.wrong or spec.partial]
+    raise CheckpointError(f"row {row.name} has no published weights" + (f": {why[0]}" if why else "; train it, or pass the path of a file"))
 
 
 def load_row_weights(model: nn.Module, row: ModelEntry, weights: str | Path, checkpoint_format: str | None = None) -> None:
