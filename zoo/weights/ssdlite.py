@@ -68,6 +68,8 @@ def _graph(arrays: dict[str, Any]) -> Translation:
 
 def _put_layer(result: Translation, arrays: dict[str, Any], layer: str, kernel: str) -> None:
     """One convolution of the graph, with its norm or its bias."""
+    import numpy as np
+
     place = rename(layer, _LAYERS)
     if place == layer:
         raise CheckpointError(f"the file has {kernel}, which is no layer of SSDLite on MobileNetV2; is it the right file?")
@@ -78,7 +80,8 @@ def _put_layer(result: Translation, arrays: dict[str, Any], layer: str, kernel: 
         return
     scale, shift, shift_name = _norm(arrays, layer)
     _put(result, f"{_child(place, 0)}.weight", weight if scale is None else weight * scale.reshape(-1, 1, 1, 1), kernel)
-    for part, value in (("weight", shift * 0 + 1), ("bias", shift), ("running_mean", shift * 0), ("running_var", shift * 0 + (1 - NORM_EPS))):
+    constants = {part: np.full_like(shift, value) for part, value in (("weight", 1), ("running_mean", 0), ("running_var", 1 - NORM_EPS))}
+    for part, value in {"bias": shift, **constants}.items():
         _put(result, f"{_child(place, 1)}.{part}", value, shift_name)
 
 
