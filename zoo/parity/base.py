@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -146,7 +147,7 @@ class Reference:
                     kept.setdefault(name, {})[part] = arrays[key]
         except FileNotFoundError:
             raise ParityError(f"{path}: no such file; --reference wants a folder with outputs.json and outputs.npz") from None
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ParityError(f"{path}: cannot be read ({error}); is the file cut short?") from None
         return kept
 
@@ -195,7 +196,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {prefix + name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ParityError(f"{path}: cannot be read ({error}); is the file cut short?") from None
 
 

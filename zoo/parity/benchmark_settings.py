@@ -16,9 +16,11 @@ from .base import ParityError, Reference
 Settings = Mapping[str, Any]
 _BODY = re.compile(r"(?P<family>[RV])-(?P<depth>\d+)-(?P<kind>FPN-RETINANET|FPN|C4)")
 _BOX_HEADS = {"FPN2MLPFeatureExtractor": "2mlp", "FPNXconv1fcFeatureExtractor": "xconv1fc", "ResNet50Conv5ROIFeatureExtractor": "conv5"}
+_WIDTHS = {"2mlp": {"width": "MLP_HEAD_DIM"}, "conv5": {}, "xconv1fc": {"width": "MLP_HEAD_DIM", "convs": "NUM_STACKED_CONVS", "conv_channels": "CONV_HEAD_DIM"}}
 _FIXED = {  # settings whose other values nothing here can follow, by section
-    "ROI_BOX_HEAD": {"MLP_HEAD_DIM": 1024, "CONV_HEAD_DIM": 256, "NUM_STACKED_CONVS": 4, "DILATION": 1},
-    "ROI_MASK_HEAD": {"DILATION": 1, "POSTPROCESS_MASKS": False},
+    "ROI_BOX_HEAD": {"DILATION": 1},
+    "ROI_MASK_HEAD": {"DILATION": 1, "POSTPROCESS_MASKS": False, "CONV_LAYERS": [256] * 4},
+    "ROI_KEYPOINT_HEAD": {"CONV_LAYERS": [512] * 8, "SHARE_BOX_FEATURE_EXTRACTOR": False},
     "RPN": {"RPN_HEAD": "SingleConvRPNHead"},
     "SOLVER": {"WARMUP_METHOD": "linear"},
 }
@@ -79,6 +81,9 @@ def _detector(settings: Settings, retina: bool) -> Component:
     if extractor not in _BOX_HEADS:
         raise ParityError(f"box head {extractor!r} is not known; known: {', '.join(_BOX_HEADS)}")
     arguments: dict[str, Any] = {"box_head": _BOX_HEADS[extractor], "norm": "group" if settings["use_gn"]["box"] else "none"}
+    widths = {ours: settings["ROI_BOX_HEAD"][theirs] for ours, theirs in _WIDTHS[arguments["box_head"]].items() if theirs in settings["ROI_BOX_HEAD"]}
+    if widths:
+        arguments["head"] = widths
     if settings["MASK_ON"]:
         if settings["use_gn"]["box"] != settings["use_gn"]["mask"]:
             raise ParityError("GroupNorm in only one of the box and mask heads is not supported")

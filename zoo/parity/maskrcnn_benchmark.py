@@ -115,7 +115,7 @@ class _Folder:
         row, model = self._model(entry)
         self.translation = format_of(checkpoint).translate(reference.checkpoint())
         copy_into(model, self.translation, f"stand-in checkpoint of {reference.folder} ({checkpoint})")
-        self.model, self.schedule = model.to(kind).eval(), self._schedule(row)
+        self.model, self.schedule = model.to(kind).eval(), self._schedule(entry or row)
         divisor = row.conventions.image.size_divisor if row.conventions else 1
         described = {name: text for name, text in self.meta["inputs"].items() if isinstance(text, str) and _CALL.search(text)}
         self.batches = {name: replace(batch, images=batch.images.to(kind)) for name, text in described.items() for batch in [parse_batch(text, divisor)]}
