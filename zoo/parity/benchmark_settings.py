@@ -16,7 +16,8 @@ from .base import ParityError, Reference
 Settings = Mapping[str, Any]
 _BODY = re.compile(r"(?P<family>[RV])-(?P<depth>\d+)-(?P<kind>FPN-RETINANET|FPN|C4)")
 _BOX_HEADS = {"FPN2MLPFeatureExtractor": "2mlp", "FPNXconv1fcFeatureExtractor": "xconv1fc", "ResNet50Conv5ROIFeatureExtractor": "conv5"}
-_WIDTHS = {"2mlp": {"width": "MLP_HEAD_DIM"}, "conv5": {}, "xconv1fc": {"width": "MLP_HEAD_DIM", "convs": "NUM_STACKED_CONVS", "conv_channels": "CONV_HEAD_DIM"}}
+_WIDTHS = {"2mlp": {"width": "MLP_HEAD_DIM"}, "conv5": {},
+           "xconv1fc": {"width": "MLP_HEAD_DIM", "convs": "NUM_STACKED_CONVS", "conv_channels": "CONV_HEAD_DIM"}}
 _FIXED = {  # settings whose other values nothing here can follow, by section
     "ROI_BOX_HEAD": {"DILATION": 1},
     "ROI_MASK_HEAD": {"DILATION": 1, "POSTPROCESS_MASKS": False, "CONV_LAYERS": [256] * 4},
