@@ -30,8 +30,8 @@ $(VENV)/ready: pyproject.toml
 	@touch $@
 
 demo: setup
-	@mkdir -p $(DEMO)
-	@$(RUN) bench.py run demo --data shapes --device cpu --images 40 --timed-images 20 --budget-s 20 --warm-up-s 10 --train-steps 20 \
+	@rm -rf $(DEMO) && mkdir -p $(DEMO)
+	@$(ONE_THREAD) $(RUN) bench.py run demo --data shapes --device cpu --images 30 --timed-images 15 --budget-s 15 --warm-up-s 5 --train-steps 12 \
 	  --store $(DEMO)/runs --again > $(DEMO)/measurements.txt
 	@$(RUN) bench.py table demo --store $(DEMO)/runs --out $(DEMO)/table.md
 	@echo "written: $(DEMO)/table.md (the table), $(DEMO)/measurements.txt (every number), $(DEMO)/runs (the records)" >&2
