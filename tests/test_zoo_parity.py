@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from zoo.build import assemble
+from zoo.errors import CheckpointError
 from zoo.manifest import load_manifests
 from zoo.parity.base import Output, ParityError, ParityReport, Reference, Skip, compare, parity, recorded_difference, settle_ties
 from zoo.parity.benchmark_settings import departures, entry_from_settings, schedule_from_settings
@@ -107,6 +108,10 @@ def test_a_row_that_departs_from_the_recorded_settings_is_named(tmp_path: Path) 
     settings["RETINANET"]["NMS_TH"] = 0.41
     settings["SOLVER"]["GAMMA"] = 0.2
     notes = parity(copied(RETINA, tmp_path, settings=settings)).notes
+    asked = parity(tmp_path / RETINA, row="retinanet_resnet50_fpn_1x.maskrcnn_benchmark")
+    assert asked.notes[0].endswith(".rule: built as the row says")
+    with pytest.raises(CheckpointError, match="the model needs, and the file has not"):
+        parity(tmp_path / RETINA, row="faster_rcnn_vovnet39_fpn_2x.vovnet")
     assert len(notes) == 2 and "departs from the recorded settings in .rule" in notes[0] and "solver settings" in notes[1]
 
 
@@ -158,8 +163,7 @@ def test_group_norm_configurations_are_built_and_loaded(tmp_path: Path) -> None:
             return [*convs, *norms, {**tensor, "shape": shape}]
         return [tensor]
 
-    gn = {"use_gn": {"backbone": True, "fpn": True, "box": True, "mask": True}}
-    reference = other_configuration(tmp_path, MASK, gn, grouped, ROI_BOX_HEAD={"FEATURE_EXTRACTOR": "FPNXconv1fcFeatureExtractor"})
+    reference = other_configuration(tmp_path, MASK, {}, grouped, ROI_BOX_HEAD={"FEATURE_EXTRACTOR": "FPNXconv1fcFeatureExtractor"})
     model = loads(reference)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(43.455, abs=6e-4)  # as counted in the source
 

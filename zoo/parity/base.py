@@ -116,6 +116,7 @@ class Reference:
     """A folder of recorded outputs."""
 
     folder: Path
+    asked: bool = False  # the row was asked for by name: it is built as it stands, whatever the folder says
     notes: list[str] = field(default_factory=list, compare=False)  # adapters add what a report should say
 
     @property
@@ -299,7 +300,7 @@ def parity(folder: Path | str, row: str | None = None, dtype: str = "float32", c
     """
     if dtype not in TOLERANCE:
         raise ValueError(f"dtype must be float32 or float64, not {dtype!r}")
-    reference = Reference(Path(folder))
+    reference = Reference(Path(folder), asked=row is not None)
     if reference.repository not in ADAPTERS:
         raise ParityError(f"{reference.folder}: no adapter knows source {reference.repository!r}; known: {', '.join(sorted(ADAPTERS))}")
     entry = find_row(reference, row)

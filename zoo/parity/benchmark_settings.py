@@ -41,18 +41,29 @@ def entry_from_settings(reference: Reference) -> ModelEntry:
         given = settings["BACKBONE"]["CONV_BODY"]
         raise ParityError(f"{reference.folder}: backbone {given!r} is not known; known: R or V, a depth, and FPN, FPN-RETINANET or C4, as in R-50-FPN")
     kind = body["kind"]
-    neck = {"FPN": _pyramid, "FPN-RETINANET": _retina_pyramid, "C4": lambda _: None}[kind](settings)
+    norms = norms_of(entry["name"] for entry in reference.description["tensors"])
+    neck = {"FPN": _pyramid, "FPN-RETINANET": _retina_pyramid, "C4": lambda *_: None}[kind](settings, norms)
     retina = kind == "FPN-RETINANET"
     classes = settings["RETINANET" if retina else "ROI_BOX_HEAD"]["NUM_CLASSES"] - 1
     base = load_manifests().conventions["maskrcnn_benchmark"].model_dump(exclude_unset=True)
     conventions = Conventions.model_validate({**base, **_conventions(settings, kind)})
-    return ModelEntry(name=reference.folder.name, source="settings", title=reference.config, backbone=_backbone(reference, settings, body), neck=neck,
-                      detector=_detector(settings, retina), classes=classes, dataset="coco", conventions=conventions)
+    return ModelEntry(name=reference.folder.name, source="settings", title=reference.config, backbone=_backbone(reference, settings, body, norms), neck=neck,
+                      detector=_detector(settings, retina, norms), classes=classes, dataset="coco", conventions=conventions)
 
 
-def _backbone(reference: Reference, settings: Settings, body: re.Match[str]) -> Component:
+def norms_of(names: Iterable[str]) -> dict[str, str]:
+    """The norm of the backbone, the pyramid, the box head and the mask head, from a checkpoint's names: only GroupNorm has names of its own kind."""
+    names = list(names)
+    grouped = {"backbone": not any("backbone.body." in name and name.endswith("running_mean") for name in names),
+               "fpn": any(re.search(r"fpn_inner\d\.1\.", name) for name in names),
+               "box": any(re.search(r"box\.feature_extractor\.(xconvs|fc\d)\.1\.", name) for name in names),
+               "mask": any(re.search(r"mask_fcn\d\.1\.", name) for name in names)}
+    return {part: "group" if group else {"backbone": "frozen"}.get(part, "none") for part, group in grouped.items()}
+
+
+def _backbone(reference: Reference, settings: Settings, body: re.Match[str], norms: Mapping[str, str]) -> Component:
     """ResNet or VoVNet; groups come from the checkpoint's shapes, the stride's place from the settings, or from what the configurations do."""
-    arguments: dict[str, Any] = {"norm": "group" if settings["use_gn"]["backbone"] else "frozen", "freeze_at": settings["BACKBONE"]["FREEZE_CONV_BODY_AT"]}
+    arguments: dict[str, Any] = {"norm": norms["backbone"], "freeze_at": settings["BACKBONE"]["FREEZE_CONV_BODY_AT"]}
     if body["family"] == "V":
         return Component(name=f"vovnet{body['depth']}", **arguments)
     shapes = {entry["name"]: entry["shape"] for entry in reference.description["tensors"]}
@@ -66,29 +77,29 @@ def _backbone(reference: Reference, settings: Settings, body: re.Match[str]) -> 
     return Component(name=f"resnet{body['depth']}", **arguments)
 
 
-def _pyramid(settings: Settings) -> Component:
-    return Component(name="fpn", norm="group" if settings["use_gn"]["fpn"] else "none")
+def _pyramid(settings: Settings, norms: Mapping[str, str]) -> Component:
+    return Component(name="fpn", norm=norms["fpn"])
 
 
-def _retina_pyramid(settings: Settings) -> Component:
+def _retina_pyramid(settings: Settings, norms: Mapping[str, str]) -> Component:
     start = "c" if settings["RETINANET"]["USE_C5"] else "p"
-    return Component(name="fpn", norm="group" if settings["use_gn"]["fpn"] else "none", extra="p6p7", extra_from=start)
+    return Component(name="fpn", norm=norms["fpn"], extra="p6p7", extra_from=start)
 
 
-def _detector(settings: Settings, retina: bool) -> Component:
+def _detector(settings: Settings, retina: bool, norms: Mapping[str, str]) -> Component:
     if retina:
         return Component(name="retinanet", convs=settings["RETINANET"]["NUM_CONVS"])
     extractor = settings["ROI_BOX_HEAD"]["FEATURE_EXTRACTOR"]
     if extractor not in _BOX_HEADS:
         raise ParityError(f"box head {extractor!r} is not known; known: {', '.join(_BOX_HEADS)}")
-    arguments: dict[str, Any] = {"box_head": _BOX_HEADS[extractor], "norm": "group" if settings["use_gn"]["box"] else "none"}
+    arguments: dict[str, Any] = {"box_head": _BOX_HEADS[extractor], "norm": norms["box"]}
     widths = {ours: settings["ROI_BOX_HEAD"][theirs] for ours, theirs in _WIDTHS[arguments["box_head"]].items() if theirs in settings["ROI_BOX_HEAD"]}
     if widths:
         arguments["head"] = widths
     if settings["MASK_ON"]:
-        if settings["use_gn"]["box"] != settings["use_gn"]["mask"]:
-            raise ParityError("GroupNorm in only one of the box and mask heads is not supported")
         shared = settings["ROI_MASK_HEAD"]["SHARE_BOX_FEATURE_EXTRACTOR"]
+        if norms["box"] != norms["mask"] and not shared:
+            raise ParityError("GroupNorm in only one of the box and mask heads is not supported")
         return Component(name="mask_rcnn", mask_head="v0upshare" if shared else "v1up4convs", **arguments)
     return Component(name="keypoint_rcnn" if settings["KEYPOINT_ON"] else "faster_rcnn", **arguments)
 

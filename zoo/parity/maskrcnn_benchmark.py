@@ -135,9 +135,10 @@ class _Folder:
             differing.append("conventions.image")
         if not differing:
             return entry, assemble(entry)
+        built = "built as the row says" if self.reference.asked else "built from the recorded settings"
         some = ", ".join(differing[:8]) + (f", ... ({len(differing)} in all)" if len(differing) > 8 else "")
-        self.reference.notes.append(f"row {entry.name} departs from the recorded settings in {some}: built from the recorded settings")
-        return recorded, assemble(recorded)
+        self.reference.notes.append(f"row {entry.name} departs from the recorded settings in {some}: {built}")
+        return (entry, assemble(entry)) if self.reference.asked else (recorded, assemble(recorded))
 
     def _schedule(self, row: ModelEntry) -> Schedule | None:
         own = load_manifests().schedules[row.schedule] if row.schedule else None
