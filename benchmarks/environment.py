@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .spec import Environment
+from .spec import Environment, hardware
 from .telemetry import Gpu
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +47,13 @@ def choose_device(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("torch sees no CUDA GPU; run with --device cpu, or install a torch built for this driver")
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def present_hardware(device: str) -> str:
+    """What a run made now would name as its hardware."""
+    import torch
+
+    return hardware(device_name(device), torch.get_num_threads(), device)
 
 
 def device_name(device: str) -> str:

@@ -176,12 +176,22 @@ class Run(Strict):
     @property
     def key(self) -> tuple[str, str, str, str, str]:
         """Row, specification, data, weights and hardware: a finished run of the same key need not be made again."""
-        return run_key(self.row, self.spec, self.data, self.weights, self.environment.device_name if self.environment else "")
+        return run_key(self.row, self.spec, self.data, self.weights, self.hardware)
+
+    @property
+    def hardware(self) -> str:
+        """The GPU, or the processor with the threads that were used of it."""
+        return hardware(self.environment.device_name, self.environment.threads, self.spec.device) if self.environment else ""
 
 
-def run_key(row: str, spec: BenchmarkSpec, data: DataIdentity | None, weights: WeightsIdentity | None, hardware: str) -> tuple[str, str, str, str, str]:
+def hardware(name: str, threads: int, device: str) -> str:
+    """What a time depends on: a GPU by name, a processor by name and threads."""
+    return name if device == "cuda" else f"{name}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def run_key(row: str, spec: BenchmarkSpec, data: DataIdentity | None, weights: WeightsIdentity | None, machine: str) -> tuple[str, str, str, str, str]:
     """What makes two runs measurements of the same thing."""
-    return (row, spec.digest, data.digest if data else "", weights.digest if weights else "", hardware)
+    return (row, spec.digest, data.digest if data else "", weights.digest if weights else "", machine)
 
 
 def digest_of(value: Any) -> str:

@@ -9,7 +9,7 @@ from zoo.errors import ManifestError, ZooError
 from zoo.manifest import ModelEntry, load_manifests
 from zoo.registry import did_you_mean
 
-from .environment import device_name
+from .environment import present_hardware
 from .isolation import Outcome, failure
 from .runner import Draft, Interrupted, measure, run_row
 from .spec import BenchmarkSpec, Run, run_key
@@ -126,7 +126,7 @@ def _one(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, options: Swee
         draft.add({"weights": weights[0]})
         if finished:
             data = identify_data(open_data(entry, sources.data, spec.images))
-            known = finished.get(run_key(entry.name, spec, data, weights[0], device_name(spec.device)))
+            known = finished.get(run_key(entry.name, spec, data, weights[0], present_hardware(spec.device)))
             if known is not None:
                 sweep.known.append(known)
                 return None

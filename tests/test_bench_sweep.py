@@ -34,7 +34,9 @@ def shapes_home(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
 
 def quick(row: str, spec: BenchmarkSpec, sources: Sources, weights: str, folder: Path, report) -> None:  # noqa: ANN001
     """Stands for a model: reports what the real work reports, without one."""
-    report({"stage": "timing", "environment": MACHINE.model_copy(update={"device_name": cpu_name()}),
+    import torch
+
+    report({"stage": "timing", "environment": MACHINE.model_copy(update={"device_name": cpu_name(), "threads": torch.get_num_threads()}),
             "data": identify_data(open_data(load_manifests().entry(row), sources.data, spec.images))})
     report({"measurements": {"model_ms": measured(20.0, "ms")}})
 

@@ -157,6 +157,7 @@ def test_measured_numbers_come_with_interval_ratio_and_boundary(layout: Layout, 
 
 
 @pytest.mark.parametrize("difference", [{"environment": MACHINE.model_copy(update={"device_name": "Slate 2"})},
+                                        {"environment": MACHINE.model_copy(update={"threads": 2})},
                                         {"data": PHOTOS.model_copy(update={"digest": "e" * 64})}])
 def test_ratios_are_not_taken_between_settings(layout: Layout, manifests: Manifests, difference: dict) -> None:
     base = run_of("faster_r50.test", {"model_ms": measured(20.0, "ms")}, **difference)

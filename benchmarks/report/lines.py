@@ -55,8 +55,8 @@ def published_lines(entry: ModelEntry) -> list[PublishedLine]:
 
 def comparable(run: Run) -> tuple[str, ...]:
     """Hardware, precision, batch and data of a run: ratios are only taken between runs in which these are equal."""
-    spec, hardware, data = run.spec, run.environment.device_name if run.environment else "", run.data.digest if run.data else ""
-    return (hardware, spec.device, spec.dtype, str(spec.tf32), str(spec.batch_size), data)
+    spec, data = run.spec, run.data.digest if run.data else ""
+    return (run.hardware, spec.device, spec.dtype, str(spec.tf32), str(spec.batch_size), data)
 
 
 def measured_lines(entry: ModelEntry, runs: list[Run]) -> list[MeasuredLine]:
