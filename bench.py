@@ -38,6 +38,7 @@ app = typer.Typer(cls=_Doors, add_completion=False, no_args_is_help=True, pretty
 
 JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 STORE = Annotated[Path | None, typer.Option(help="folder of records; default: results/runs")]
+PROTOCOL = Annotated[str, typer.Option(help="timing protocol of manifests/protocols.toml; a table shows one alone")]
 
 
 def _print(value: Any, as_json: bool, text: str) -> None:
@@ -76,17 +77,19 @@ def show(row: Annotated[str, typer.Argument(help="name of a row")], as_json: JSO
 @app.command()
 def table(source: Annotated[str | None, typer.Argument(help="source or table; default: every source with a measured row")] = None,
           store: STORE = None, out: Annotated[Path | None, typer.Option(help="write the table here as well")] = None,
-          as_csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False, as_json: JSON = False) -> None:
+          protocol: PROTOCOL = "zoo", as_csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False, as_json: JSON = False) -> None:
     """Print a source's own table, published beside measured."""
     from benchmarks.report.tables import tables_of, text_of
 
-    tables, problems = tables_of(source, store)
+    tables, problems = tables_of(source, store, protocol)
     text = text_of(tables, "json" if as_json else "csv" if as_csv else "markdown")
     if out is not None:
         out.write_text(text, encoding="utf-8")
     typer.echo(text, nl=False)
     for problem in problems:
         _say(f"warning: {problem}")
+    if source is None and not tables:
+        _say("no row is measured yet; name a source to see what it publishes")
     _say(f"{len(tables)} tables, {sum(len(t.rows) for t in tables)} lines" + (f"; {len(problems)} records could not be used" if problems else ""))
 
 
@@ -111,6 +114,15 @@ def _groups(text: str | None) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _protocol(name: str) -> None:
+    """The --protocol argument; an unknown name is wrong usage."""
+    from zoo.manifest import load_manifests
+    from zoo.registry import did_you_mean
+
+    if name not in (known := load_manifests().protocols):
+        raise typer.BadParameter(f"unknown timing protocol {name!r}: {did_you_mean(name, known)}", param_hint="--protocol")
+
+
 def _device(wanted: str) -> str:
     """The --device argument; a GPU that is not there is wrong usage."""
     from benchmarks.environment import choose_device
@@ -132,7 +144,7 @@ def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or
         dtype: Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="the shorter ones by autocast")] = "float32",
         tf32: Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 products")] = False,
         tta: Annotated[bool, typer.Option("--tta", help="accuracy with test-time augmentation: the row's own, or Detectron's")] = False,
-        budget_s: Annotated[float, typer.Option(min=0.1, help="seconds of each timed group")] = 60.0,
+        protocol: PROTOCOL = "zoo", budget_s: Annotated[float, typer.Option(min=0.1, help="seconds of each timed group")] = 60.0,
         warm_up_s: Annotated[float, typer.Option(min=0.1, help="most seconds of warm-up")] = 20.0,
         timed_images: Annotated[int, typer.Option(min=1, help="images that are timed, again and again")] = 100,
         train_images: Annotated[int, typer.Option(min=1, help="images a training step")] = 2,
@@ -148,9 +160,10 @@ def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or
     from benchmarks.subject import Sources
     from benchmarks.sweep import SweepOptions, chosen_rows, run_sweep
 
-    spec = BenchmarkSpec(groups=_groups(metrics), device=_device(device), dtype=dtype, tf32=tf32, tta=tta, images=images, batch_size=batch, workers=workers,
-                         time_budget_s=budget_s, warm_up_budget_s=warm_up_s, timed_images=timed_images, train_images_per_step=train_images,
-                         train_steps=train_steps)
+    _protocol(protocol)
+    spec = BenchmarkSpec(groups=_groups(metrics), device=_device(device), dtype=dtype, tf32=tf32, tta=tta, protocol=protocol, images=images,
+                         batch_size=batch, workers=workers, time_budget_s=budget_s, warm_up_budget_s=warm_up_s, timed_images=timed_images,
+                         train_images_per_step=train_images, train_steps=train_steps)
     options = SweepOptions(store or DEFAULT_STORE, again, not in_process, stall_s, limit_s)
     sweep = run_sweep(chosen_rows(rows), spec, Sources(data, weights, train_data, checkpoint_format), options, _say)
     done = [*sweep.known, *sweep.runs]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.detection import detect_all, measure_accuracy
 from benchmarks.inference import COVERS, measure_inference, timed_batches
-from benchmarks.runner import Draft, measure, measure_groups
+from benchmarks.runner import Draft, measure, measure_groups, run_row
 from benchmarks.spec import BenchmarkSpec
 from benchmarks.subject import (
     RANDOM_DIGEST,
@@ -30,6 +30,7 @@ from benchmarks.subject import (
 from benchmarks.training import measure_training
 from zoo.build import RANDOM_SEED
 from zoo.conventions import TargetConventions
+from zoo.data.shapes import make_shapes
 from zoo.data.transforms import Preprocess
 from zoo.detectors.base import Detections, Detector
 from zoo.errors import CheckpointError
@@ -170,6 +171,20 @@ def test_a_real_row_from_file_to_record(tmp_path: Path) -> None:
     assert {"parameters_m", "model_ms", "box_ap", "mask_ap", "resident_memory_mib", "epoch_time_s"} <= set(run.measurements)
     assert run.data.made_up and run.data.is_subset and run.environment.packages["torch"] == torch.__version__.split("+")[0]
     assert set(run.files) == {"bbox", "segm"}
+
+
+@pytest.mark.parametrize(("damage", "said"), [(None, "listed but absent"), (b"\xff\xd8\xff\xe0 cut", "cannot be decoded"), (b"", "the file is empty")])
+def test_a_bad_image_is_a_record_that_names_the_file(tmp_path: Path, damage: bytes | None, said: str) -> None:
+    folder = make_shapes(tmp_path / "coco", splits={"val": 2})
+    image = sorted((folder / "val").iterdir())[1]
+    if damage is None:
+        image.unlink()
+    else:
+        image.write_bytes(damage)
+    weights = identify_weights(load_manifests().entry(ROW), "random")
+    run = run_row(ROW, SPEC.model_copy(update={"images": None, "groups": ("ap",)}), Sources(f"coco:{folder}:val"), weights, tmp_path / "files", isolate=False)
+    assert run.status == "failed" and run.stage == "detecting" and said in run.reason and image.name in run.reason
+    assert run.environment is not None and run.data is not None and "DatasetError" in run.traceback
 
 
 def test_data_has_a_digest_of_its_content() -> None:
