@@ -164,12 +164,12 @@ def test_formats_of_rows_that_can_be_built_have_readers() -> None:
     import zoo.weights.load  # noqa: F401 - registers them
     from zoo.registry import CHECKPOINT_FORMATS
 
-    named = {spec.format: e.name for e in ROWS if not e.published_only and e.source != PEERS for spec in e.weights if spec.holds != "results"}
+    named = {spec.format: e.name for e in ROWS if not e.published_only for spec in e.weights if spec.holds != "results"}
     assert len(named) >= 10
     assert not {form: name for form, name in named.items() if form not in CHECKPOINT_FORMATS}
 
 
-@pytest.mark.parametrize("entry", [e for e in ROWS if not e.published_only and e.source != PEERS], ids=lambda e: e.name)
+@pytest.mark.parametrize("entry", [e for e in ROWS if not e.published_only], ids=lambda e: e.name)
 def test_every_row_builds(entry: ModelEntry) -> None:
     from zoo.build import build_model
 

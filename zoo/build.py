@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .backbones import detnet, hardnet, mobilenet, resnet, vgg, vovnet  # noqa: F401 - each registers its builders; a new backbone is one name here
+from .backbones import detnet, hardnet, mobilenet, resnet, timm_adapter, vgg, vovnet  # noqa: F401 - each registers its builders; a new backbone is one name here
 from .backbones.base import Backbone
 from .classifier import Classifier
 from .conventions import Conventions
-from .detectors import faster_rcnn, joint_rcnn, keypoint_rcnn, mask_rcnn, retinanet, rpn, ssd  # noqa: F401 - likewise the detectors
+from .detectors import faster_rcnn, joint_rcnn, keypoint_rcnn, mask_rcnn, retinanet, rpn, ssd, torchvision_peers  # noqa: F401 - likewise the detectors
 from .detectors.base import Detector
 from .errors import CheckpointError, ManifestError
 from .manifest import Component, ModelEntry, WeightSpec, load_manifests
@@ -51,12 +51,14 @@ def assemble(row: ModelEntry) -> Detector | Classifier:
     if row.published_only is not None:
         raise ManifestError(f"row {row.name} cannot be built: {row.published_only}")
     where = f"manifests/{row.source}.toml: row {row.name}"
-    backbone: Backbone = _call(BACKBONES, row.backbone, where, {})
     if row.detector is None:
+        backbone: Backbone = _call(BACKBONES, row.backbone, where, {})
         return Classifier(backbone, row.classes, dropout=backbone.classifier_dropout)
-    inputs: dict[str, Any] = {"backbone": backbone, "num_classes": row.classes}
-    if row.neck is not None:
-        inputs["neck"] = _call(NECKS, row.neck, where, {"specs": backbone.specs})
+    inputs: dict[str, Any] = {"num_classes": row.classes}
+    if "backbone" in inspect.signature(_builder(DETECTORS, row.detector, where)).parameters:  # a peer brings its own body and neck
+        inputs["backbone"] = _call(BACKBONES, row.backbone, where, {})
+        if row.neck is not None:
+            inputs["neck"] = _call(NECKS, row.neck, where, {"specs": inputs["backbone"].specs})
     inputs.update(convention_arguments(row.conventions, row.detector.name, _builder(DETECTORS, row.detector, where)))
     detector: Detector = _call(DETECTORS, row.detector, where, inputs)
     dataset = load_manifests().datasets.get(row.dataset)

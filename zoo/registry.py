@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -39,6 +40,7 @@ class Registry:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._builders: dict[str, Callable[..., Any]] = {}
+        self._families: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that files a builder under `name`; raises ValueError where the name is taken."""
@@ -51,15 +53,28 @@ class Registry:
 
         return add
 
+    def family(self, prefix: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator that files a builder for every name PREFIX.NAME of another library: it is called with NAME first. Families are not listed."""
+
+        def add(builder: Callable[..., Any]) -> Callable[..., Any]:
+            if prefix in self._families:
+                raise ValueError(f"{self.kind} family {prefix!r} is registered twice: {self._families[prefix].__module__} and {builder.__module__}")
+            self._families[prefix] = builder
+            return builder
+
+        return add
+
     def __getitem__(self, name: str) -> Callable[..., Any]:
         """The builder of that name; raises KeyError with the nearest known names."""
-        try:
+        if name in self._builders:
             return self._builders[name]
-        except KeyError:
-            raise KeyError(f"unknown {self.kind} {name!r}: {did_you_mean(name, self._builders)}") from None
+        prefix, _, rest = name.partition(".")
+        if rest and prefix in self._families:
+            return functools.partial(self._families[prefix], rest)
+        raise KeyError(f"unknown {self.kind} {name!r}: {did_you_mean(name, [*self._builders, *(f'{known}.' for known in self._families)])}")
 
     def __contains__(self, name: str) -> bool:
-        return name in self._builders
+        return name in self._builders or name.partition(".")[0] in self._families and "." in name
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._builders))
