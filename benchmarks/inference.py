@@ -27,7 +27,7 @@ MODEL = ("forward", "postprocess")
 
 
 @dataclass
-class _Turns:
+class Turns:
     """One batch after another through every phase."""
 
     subject: Subject
@@ -46,6 +46,11 @@ class _Turns:
             original_sizes = torch.tensor([item.original_size for item in items])
         with phase("copy", count):
             images, sizes, original_sizes = (tensor.to(device) for tensor in (images, sizes, original_sizes))
+        return self.network(images, sizes, original_sizes, count)
+
+    def network(self, images: torch.Tensor, sizes: torch.Tensor, original_sizes: torch.Tensor, count: int) -> float:
+        """The phases from the network on, of images (N, 3, H, W) with sizes (N, 2) on the device; returns the model time an image, in milliseconds."""
+        phase = self.clock.phase
         with torch.inference_mode(), autocast(self.spec):
             with phase("forward", count):
                 raw = self.subject.model(images) if self.subject.is_classifier else self.subject.model.raw(images, sizes)
@@ -84,7 +89,7 @@ def measure_inference(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable
     """
     subject.model.eval()
     batches = timed_batches(len(subject.dataset), spec)
-    warming = _Turns(subject, spec, PhaseClock(subject.device))
+    warming = Turns(subject, spec, PhaseClock(subject.device))
 
     with progress(f"{subject.entry.name}: warm up", None) as tick:
         def warm_turn() -> float:
@@ -93,7 +98,7 @@ def measure_inference(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable
             return warming(batches[0])
 
         turns, warm = warm_up(warm_turn, spec.warm_up_budget_s)
-    timed = _Turns(subject, spec, PhaseClock(subject.device))
+    timed = Turns(subject, spec, PhaseClock(subject.device))
     with progress(f"{subject.entry.name}: time", len(batches)) as tick:
         def after() -> None:
             heartbeat()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from zoo.manifest import load_manifests
 
 from .isolation import BEAT, Outcome, Report, failure, run_isolated
-from .spec import METRIC_GROUPS, BenchmarkSpec, Measurement, Run, WeightsIdentity
+from .spec import METRIC_GROUPS, OWN_PROTOCOL, BenchmarkSpec, Measurement, Run, WeightsIdentity
 from .store import new_id
 from .subject import Sources, Subject, identify_data, open_data, prepare, training_data
 from .telemetry import watching
@@ -156,8 +156,10 @@ def _beating(report: Report) -> Callable[[], None]:
 
 def _inference(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
     from .inference import measure_inference
+    from .protocols import measure_protocol
 
-    report({"measurements": measure_inference(subject, spec, beat)})
+    clocked = measure_inference if spec.protocol == OWN_PROTOCOL else measure_protocol
+    report({"measurements": clocked(subject, spec, beat)})
 
 
 def _ap(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:

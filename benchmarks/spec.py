@@ -14,6 +14,7 @@ SCHEMA_VERSION = 1
 MetricGroup = Literal["ap", "top1", "inference", "memory", "epoch"]
 METRIC_GROUPS: tuple[MetricGroup, ...] = ("inference", "ap", "top1", "memory", "epoch")  # the order they run in
 BY_TASK: dict[str, tuple[MetricGroup, ...]] = {"detection": ("inference", "ap", "memory", "epoch"), "classification": ("inference", "top1")}
+OWN_PROTOCOL = "zoo"  # of manifests/protocols.toml
 MADE_UP_WEIGHTS = ("random", "stand-in")
 
 
@@ -59,6 +60,7 @@ class BenchmarkSpec(Strict):
     tf32: bool = Field(False, description="allow TensorFloat-32 in float32 products on the GPU")
     images: int | None = Field(None, gt=0, description="evaluate on the first N images only; ground truth is restricted to them")
     batch_size: int = Field(1, gt=0, description="images a forward pass")
+    protocol: str = Field(OWN_PROTOCOL, description="timing protocol of manifests/protocols.toml: what is inside the clock")
     tta: bool = Field(False, description="accuracy with test-time augmentation: the row's own, or Detectron's; one image at a time")
     workers: int = Field(0, ge=0, description="processes that load data for accuracy and training")
     timed_images: int = Field(100, gt=0, description="images that are timed, again and again in the same order")

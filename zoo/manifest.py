@@ -15,7 +15,7 @@ from .errors import ManifestError
 from .registry import did_you_mean
 
 MANIFEST_FOLDER = Path(__file__).resolve().parent.parent / "manifests"
-SHARED_FILES = ("conventions.toml", "schedules.toml", "datasets.toml", "metrics.toml")
+SHARED_FILES = ("conventions.toml", "schedules.toml", "datasets.toml", "metrics.toml", "protocols.toml")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 Licence = str  # SPDX name where there is one
@@ -163,6 +163,21 @@ class MetricSpec(Strict):
     note: str | None = None
 
 
+class TimingProtocol(Strict):
+    """How a source timed inference: what it ran on, what was inside its clock, which statistic it printed."""
+
+    title: str
+    source: str | None = None
+    input: Literal["images", "random"] = Field(description="the images of --data, or normal random numbers of height x width")
+    height: int | None = Field(None, gt=0, description="pixels of random input")
+    width: int | None = Field(None, gt=0)
+    turns: int | None = Field(None, gt=0, description="batches of random input; images are each taken once")
+    skip: int = Field(0, ge=0, description="turns at the start that do not count")
+    inside: list[Literal["decode", "resize", "copy", "forward", "postprocess", "result_copy"]] = Field(min_length=1)
+    statistic: Literal["mean", "median", "last"]
+    note: str | None = None
+
+
 class Manifests(Strict):
     """Every manifest, read: rows by name, and the shared tables they point to."""
 
@@ -170,6 +185,7 @@ class Manifests(Strict):
     schedules: dict[str, Schedule]
     datasets: dict[str, DatasetSpec]
     metrics: dict[str, MetricSpec]
+    protocols: dict[str, TimingProtocol]
     conventions: dict[str, Conventions]
 
     def entry(self, name: str) -> ModelEntry:
@@ -297,7 +313,7 @@ def read_manifests(folder: Path) -> Manifests:
     """Read and validate every manifest of a folder.
 
     Args:
-        folder: holds conventions.toml, schedules.toml, datasets.toml, metrics.toml and one TOML file a source.
+        folder: holds conventions, schedules, datasets, metrics and protocols (.toml) and one TOML file a source.
 
     Raises:
         ManifestError: names the file, row, field, the value and what is allowed.
@@ -310,6 +326,7 @@ def read_manifests(folder: Path) -> Manifests:
             ("schedules", "schedules.toml", Schedule),
             ("datasets", "datasets.toml", DatasetSpec),
             ("metrics", "metrics.toml", MetricSpec),
+            ("protocols", "protocols.toml", TimingProtocol),
         )
     }
     bundles = raw["conventions.toml"]

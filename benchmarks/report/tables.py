@@ -5,32 +5,38 @@ import json
 from pathlib import Path
 from typing import Literal
 
+from zoo.errors import ManifestError
 from zoo.manifest import load_manifests
+from zoo.registry import did_you_mean
 
-from ..spec import Run
+from ..spec import OWN_PROTOCOL, Run
 from ..store import DEFAULT_STORE, read_runs
 from .layouts import layouts_of, load_layouts
 from .table import Table, as_csv, build_table, markdown
 
 
-def tables_of(name: str | None, store: Path | None) -> tuple[list[Table], list[str]]:
+def tables_of(name: str | None, store: Path | None, protocol: str = OWN_PROTOCOL) -> tuple[list[Table], list[str]]:
     """The tables of a source (or one table by its name) and what is wrong in the store.
 
     Args:
         name: source or table; None takes every source that has a measured row.
         store: folder of records; None takes results/runs.
+        protocol: timing protocol; runs made by another are left out, so that no table mixes them.
 
     Raises:
-        ManifestError: no source and no table is called that.
+        ManifestError: no source and no table is called that, or no protocol.
     """
     stored = read_runs(store or DEFAULT_STORE)
+    if protocol not in load_manifests().protocols:
+        raise ManifestError(f"unknown timing protocol {protocol!r}: {did_you_mean(protocol, load_manifests().protocols)}")
     measured = {run.row for run in stored.runs}
     names = [name] if name else sorted({entry.source for entry in load_manifests().entries.values() if entry.name in measured})
-    return [table for each in names for table in tables_from(each, stored.runs)], stored.problems
+    return [table for each in names for table in tables_from(each, stored.runs, protocol)], stored.problems
 
 
-def tables_from(name: str, runs: list[Run]) -> list[Table]:
-    """The tables of a source (or one table by its name) that have lines, filled from these runs; raises ManifestError as `tables_of` does."""
+def tables_from(name: str, runs: list[Run], protocol: str = OWN_PROTOCOL) -> list[Table]:
+    """The tables of a source (or one table by its name) that have lines, filled from the runs of one protocol; raises as `tables_of` does."""
+    runs = [run for run in runs if run.spec.protocol == protocol]
     manifests = load_manifests()
     chosen = layouts_of(name, load_layouts(), {entry.source for entry in manifests.entries.values()})
     tables = [build_table(layout, manifests, runs) for layout in chosen]

@@ -1,0 +1,71 @@
+"""Timing as a source did it: named protocols of manifests/protocols.toml beside this project's own."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from zoo.manifest import TimingProtocol, load_manifests
+from zoo.registry import did_you_mean
+
+from .inference import COVERS, Turns, timed_batches
+from .spec import BenchmarkSpec, Measurement
+from .statistics import summarise
+from .subject import Subject, progress
+from .timing import PhaseClock
+
+
+def protocol_of(name: str) -> TimingProtocol:
+    """The protocol of that name; raises KeyError with the nearest names."""
+    known = load_manifests().protocols
+    if name not in known:
+        raise KeyError(f"unknown timing protocol {name!r}: {did_you_mean(name, known)}; protocols stand in manifests/protocols.toml")
+    return known[name]
+
+
+@dataclass
+class _RandomTurns(Turns):
+    """The network on one random batch after another; no file is read."""
+
+    height: int = 0
+    width: int = 0
+
+    def __call__(self, indices: list[int]) -> float:
+        """Run a batch of normal random numbers and return its model time an image, in milliseconds."""
+        shape = (len(indices), 3, self.height, self.width)
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(indices[0])).to(self.subject.device)
+        sizes = torch.tensor([[self.height, self.width]] * len(indices), device=self.subject.device)
+        return self.network(images, sizes, sizes, len(indices))
+
+
+def measure_protocol(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> dict[str, Measurement]:
+    """Time a model by the protocol that the specification names.
+
+    Args:
+        subject: model in any mode; left in evaluation mode.
+        spec: names the protocol, the batch size and the images.
+        heartbeat: called after every batch.
+
+    Returns:
+        model_ms: what the protocol has inside its clock, an image, by the protocol's own statistic.
+    """
+    subject.model.eval()
+    protocol, clock = protocol_of(spec.protocol), PhaseClock(subject.device)
+    if protocol.input == "random":
+        turns: Turns = _RandomTurns(subject, spec, clock, protocol.height or 0, protocol.width or 0)
+        batches = [list(range(place * spec.batch_size, (place + 1) * spec.batch_size)) for place in range(protocol.turns or 1)]
+    else:
+        turns, batches = Turns(subject, spec, clock), timed_batches(len(subject.dataset), spec)
+    with progress(f"{subject.entry.name}: protocol {spec.protocol}", len(batches)) as tick:
+        for batch in batches:
+            turns(batch)
+            heartbeat()
+            tick()
+    samples = clock.sums_ms(protocol.inside)[protocol.skip:] or clock.sums_ms(protocol.inside)
+    inside = " + ".join(COVERS[phase] for phase in protocol.inside)
+    found = summarise(samples, "ms", covers=f"{inside}; batch {spec.batch_size}, an image; {protocol.title}", note=f"protocol {spec.protocol}")
+    value = {"mean": sum(samples) / len(samples), "last": samples[-1], "median": found.value}[protocol.statistic]
+    if protocol.statistic != "median":
+        found = found.model_copy(update={"value": value, "statistic": protocol.statistic, "interval": None})
+    return {"model_ms": found}
