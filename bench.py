@@ -269,6 +269,25 @@ def detect(row: Annotated[str, typer.Argument(help="name of a row")], images: An
 
 
 @app.command()
+def explain(row: Annotated[str, typer.Argument(help="name of a row")], data: DATA = "shapes", weights: WEIGHTS = "published", images: IMAGES = None,
+            settings: Annotated[list[str] | None, typer.Option("--set", help="SECTION.FIELD=VALUE: what differs in the setup in question")] = None,
+            suspects: Annotated[str | None, typer.Option(help="comma-separated names; default: all")] = None,
+            expected: Annotated[float | None, typer.Option(help="the number that was expected, in percent")] = None,
+            device: DEVICE = "auto", as_json: JSON = False) -> None:
+    """Say why a number differs: change each usual suspect and measure again on the same images."""
+    from dataclasses import asdict
+
+    from benchmarks.explain import explain as explain_row
+    from benchmarks.explain import text_of
+    from zoo.manifest import load_manifests
+
+    only = [name.strip() for name in (suspects or "").split(",") if name.strip()]
+    found = explain_row(load_manifests().entry(row), data, weights, images=images, settings=settings or [], only=only, expected=expected,
+                        device=_device(device), say=_say)
+    _print(asdict(found) | {"named": found.named}, as_json, text_of(found))
+
+
+@app.command()
 def doctor(as_json: JSON = False) -> None:
     """Look at hardware, libraries, manifests, records and disk; exit 1 where something is broken."""
     from benchmarks.doctor import examine
