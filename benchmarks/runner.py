@@ -114,14 +114,21 @@ def measure(row: str, spec: BenchmarkSpec, sources: Sources, weights: str, folde
     dataset = open_data(entry, sources.data, spec.images)
     report({"data": identify_data(dataset), "stage": "building the model"})
     subject = prepare(entry, spec, dataset, weights, sources.checkpoint_format)
-    report({"measurements": {"parameters_m": count_parameters(subject)}})
+    report({"measurements": count_cost(subject)})
     measure_groups(subject, spec, sources, folder, report)
 
 
-def count_parameters(subject: Subject) -> Measurement:
-    """Millions of parameters; buffers (frozen norms, anchors) are not counted."""
-    value = sum(parameter.numel() for parameter in subject.model.parameters()) / 1e6
-    return Measurement(value=value, unit="M", covers="parameters of the whole model; buffers are not counted")
+def count_cost(subject: Subject) -> dict[str, Measurement]:
+    """Millions of parameters (buffers, which frozen norms and anchors are, not counted), and 10^9 MACs where every image has one size."""
+    from .cost import model_cost
+
+    parameters = sum(parameter.numel() for parameter in subject.model.parameters()) / 1e6
+    found = {"parameters_m": Measurement(value=parameters, unit="M", covers="parameters of the whole model; buffers are not counted")}
+    rule = subject.entry.conventions.image if subject.entry.conventions else None
+    if rule is not None and rule.resize in ("fixed", "centre_crop") and rule.size:
+        covers = f"an image of {rule.size} x {rule.size}: products and sums of layers, norms counted twice and activations once for each value"
+        found["gmacs"] = Measurement(value=model_cost(subject.model, (rule.size, rule.size)).gmacs, unit="GMAC", covers=covers)
+    return found
 
 
 def measure_groups(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report) -> None:

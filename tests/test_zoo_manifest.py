@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zoo.errors import ManifestError
-from zoo.manifest import MANIFEST_FOLDER, json_schema, read_manifests
+from zoo.manifest import MANIFEST_FOLDER, SHARED_FILES, json_schema, read_manifests
 
 CONVENTIONS = """
 [plain]
@@ -83,7 +83,7 @@ holds = "imagenet"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with one good row; tests spoil it."""
-    for name, text in (("conventions", CONVENTIONS), ("schedules", SCHEDULES), ("datasets", DATASETS), ("metrics", METRICS), ("ours", ROW)):
+    for name, text in (("conventions", CONVENTIONS), ("schedules", SCHEDULES), ("datasets", DATASETS), ("metrics", METRICS), ("protocols", ""), ("ours", ROW)):
         (tmp_path / f"{name}.toml").write_text(text)
     return tmp_path
 
@@ -188,7 +188,7 @@ def test_two_rows_may_claim_one_address_only_where_they_say_why(folder: Path) ->
         assert len(read_manifests(folder).entries) == 2
 
 
-@pytest.mark.parametrize("name", ["conventions.toml", "schedules.toml", "datasets.toml", "metrics.toml"])
+@pytest.mark.parametrize("name", SHARED_FILES)
 def test_shared_files_must_be_there_and_right(folder: Path, name: str) -> None:
     text = (folder / name).read_text()
     (folder / name).unlink()

@@ -134,16 +134,24 @@ class _Writer:
         return " ".join(f"[{'model' if spec.urls else 'page'}]({spec.urls[0] if spec.urls else spec.manual})"
                         + self.notes.mark(f"this link is wrong: {spec.wrong}" if spec.wrong else "") for spec in specs)
 
+    def digits(self, number: Number) -> int:
+        """Those of the column, or of the metric."""
+        return self.metrics[number.metric].digits if number.digits is None else number.digits
+
     def format(self, number: Number, value: float) -> str:
-        """A value in the digits of the column, or of the metric."""
-        return f"{value:.{self.metrics[number.metric].digits if number.digits is None else number.digits}f}"
+        """A value in the digits of its column."""
+        return f"{value:.{self.digits(number)}f}"
+
+    def as_printed(self, number: Number, value: float) -> str:
+        """A published value in its own digits, which are the source's; a whole number with one at most."""
+        return f"{value:.{min(self.digits(number), 1)}f}" if float(value).is_integer() else repr(value)
 
     def published(self, column: Column, line: PublishedLine, reference: _Group | None) -> str:
         """Numbers of a source, and the first one's ratio to the reference row's under the same circumstances."""
         values = [line.values.get(number.metric) for number in column.numbers]
         if all(value is None for value in values):
             return "-" + self.notes.mark("the source prints no number here")
-        cell = column.separator.join("-" if value is None else self.format(number, value)
+        cell = column.separator.join("-" if value is None else self.as_printed(number, value)
                                      for number, value in zip(column.numbers, values, strict=True) if value is not None or not number.optional)
         name, same = column.numbers[0].metric, (line.variant, line.hardware)
         bases = [r.values[name] for r in reference.published if name in r.values and (r.variant, r.hardware) == same] if column.ratio and reference else []
