@@ -27,16 +27,17 @@ SPEC = BenchmarkSpec(images=2)
 
 @pytest.fixture(scope="module", autouse=True)
 def shapes_home(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+    import torch  # here alone: every process of these tests imports this file
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEST_THREADS", str(torch.get_num_threads()))  # for `quick`, which starts without torch
         patch.setenv("DETECTION_ZOO_HOME", str(make_small_shapes(tmp_path_factory.mktemp("home"))))
         yield
 
 
 def quick(row: str, spec: BenchmarkSpec, sources: Sources, weights: str, folder: Path, report) -> None:  # noqa: ANN001
     """Stands for a model: reports what the real work reports, without one."""
-    import torch
-
-    report({"stage": "timing", "environment": MACHINE.model_copy(update={"device_name": cpu_name(), "threads": torch.get_num_threads()}),
+    report({"stage": "timing", "environment": MACHINE.model_copy(update={"device_name": cpu_name(), "threads": int(os.environ["TEST_THREADS"])}),
             "data": identify_data(open_data(load_manifests().entry(row), sources.data, spec.images))})
     report({"measurements": {"model_ms": measured(20.0, "ms")}})
 
