@@ -205,9 +205,24 @@ def prepare(entry: ModelEntry, spec: BenchmarkSpec, dataset: Dataset, weights: s
 
     torch.manual_seed(spec.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.tf32
-    subject = build_subject(entry, weights, spec.device, checkpoint_format)
+    subject = build_subject(with_soft_nms(entry, spec.soft_nms), weights, spec.device, checkpoint_format)
     subject.dataset = dataset
     return subject
+
+
+def with_soft_nms(entry: ModelEntry, kind: str) -> ModelEntry:
+    """The row with soft-NMS ("linear" or "gaussian") in place of its own NMS; "none" leaves it as it is.
+
+    Raises:
+        ManifestError: the row's conventions have no detections to which it could apply.
+    """
+    if kind == "none":
+        return entry
+    if entry.conventions is None or entry.conventions.detections is None:
+        raise ManifestError(f"row {entry.name}: soft-NMS is for rows whose conventions have a table [detections], the R-CNN families")
+    detections = entry.conventions.detections.model_copy(update={"soft": kind})
+    detections.model_fields_set.add("soft")
+    return entry.model_copy(update={"conventions": entry.conventions.model_copy(update={"detections": detections})})
 
 
 def build_subject(entry: ModelEntry, weights: str, device: str, checkpoint_format: str | None = None) -> Subject:
@@ -219,7 +234,7 @@ def build_subject(entry: ModelEntry, weights: str, device: str, checkpoint_forma
 
     if entry.conventions is None:
         raise ManifestError(f"manifests/{entry.source}.toml: row {entry.name} has no conventions, so nobody knows its pre-processing")
-    model = build_model(entry.name, weights=weights if checkpoint_format is None else "random", device=device)
+    model = build_model(entry, weights=weights if checkpoint_format is None else "random", device=device)
     if checkpoint_format is not None:
         load_row_weights(model, entry, weights, checkpoint_format)
     return Subject(entry, model, Preprocess.from_conventions(entry.conventions.image), torch.device(device))
