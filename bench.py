@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,8 @@ class _Doors(TyperGroup):
     """Turns the project's errors into one line and an exit code, and Ctrl-C into a sentence."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; 1 for what failed, 130 for Ctrl-C."""
+        """Run the command; 1 for what failed, 130 for Ctrl-C or a polite kill."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # whoever read our output has left, as `head` does
@@ -144,11 +146,13 @@ def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or
         dtype: Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="the shorter ones by autocast")] = "float32",
         tf32: Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 products")] = False,
         tta: Annotated[bool, typer.Option("--tta", help="accuracy with test-time augmentation: the row's own, or Detectron's")] = False,
+        soft_nms: Annotated[Literal["none", "linear", "gaussian"], typer.Option(help="soft-NMS in place of the row's own NMS")] = "none",
         protocol: PROTOCOL = "zoo", budget_s: Annotated[float, typer.Option(min=0.1, help="seconds of each timed group")] = 60.0,
         warm_up_s: Annotated[float, typer.Option(min=0.1, help="most seconds of warm-up")] = 20.0,
         timed_images: Annotated[int, typer.Option(min=1, help="images that are timed, again and again")] = 100,
         train_images: Annotated[int, typer.Option(min=1, help="images a training step")] = 2,
         train_steps: Annotated[int, typer.Option(min=2, help="most training steps that are timed")] = 50,
+        train_warm_up: Annotated[int, typer.Option(min=1, help="training steps before those")] = 3,
         store: STORE = None, again: Annotated[bool, typer.Option("--again", help="measure what is measured already")] = False,
         in_process: Annotated[bool, typer.Option("--in-process", help="no process of its own for each model")] = False,
         stall_s: Annotated[float, typer.Option(min=1, help="end a model that shows no sign of life for so long")] = 600.0,
@@ -161,9 +165,10 @@ def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or
     from benchmarks.sweep import SweepOptions, chosen_rows, run_sweep
 
     _protocol(protocol)
-    spec = BenchmarkSpec(groups=_groups(metrics), device=_device(device), dtype=dtype, tf32=tf32, tta=tta, protocol=protocol, images=images,
+    spec = BenchmarkSpec(groups=_groups(metrics), device=_device(device), dtype=dtype, tf32=tf32, tta=tta, soft_nms=soft_nms, protocol=protocol, images=images,
                          batch_size=batch, workers=workers, time_budget_s=budget_s, warm_up_budget_s=warm_up_s, timed_images=timed_images,
-                         train_images_per_step=train_images, train_steps=train_steps)
+                         train_images_per_step=train_images, train_steps=train_steps,
+                         train_warm_up_steps=train_warm_up)
     options = SweepOptions(store or DEFAULT_STORE, again, not in_process, stall_s, limit_s)
     sweep = run_sweep(chosen_rows(rows), spec, Sources(data, weights, train_data, checkpoint_format), options, _say)
     done = [*sweep.known, *sweep.runs]

@@ -89,11 +89,12 @@ def test_detections_are_drawn_on_the_picture(home: Path, tmp_path: Path) -> None
     assert told["detections"] and len(drawn.getcolors(160 * 120)) > 1, "something was found, so something must be drawn"
 
 
-def test_ctrl_c_says_what_is_kept_and_ends_with_130(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=lambda kind: kind.name)
+def test_ctrl_c_or_kill_says_what_is_kept_and_ends_with_130(home: Path, tmp_path: Path, kind: signal.Signals) -> None:
     process = start(home, "run", ROW, "--data", "shapes", "--images", "2", "--budget-s", "300", "--warm-up-s", "300", "--device", "cpu",
                     "--store", str(tmp_path / "runs"))
     assert any("warm up" in line for line in process.stderr), "the bar of the warm-up appears after two seconds"
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, kind) if kind == signal.SIGINT else os.kill(process.pid, kind)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Ctrl-C" in err and "Traceback" not in err
     run, = read_runs(tmp_path / "runs").runs
