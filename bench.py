@@ -293,6 +293,29 @@ def explain(row: Annotated[str, typer.Argument(help="name of a row")], data: DAT
 
 
 @app.command()
+def pick(max_ms: Annotated[float | None, typer.Option(help="model time an image, milliseconds")] = None,
+         max_gb: Annotated[float | None, typer.Option(help="training memory, GiB")] = None,
+         min_ap: Annotated[float | None, typer.Option(help="accuracy in percent, of --metric")] = None,
+         metric: Annotated[Literal["box_ap", "mask_ap", "keypoint_ap", "voc_map", "top1"], typer.Option(help="what --min-ap is of")] = "box_ap",
+         max_parameters: Annotated[float | None, typer.Option(help="millions")] = None,
+         licence: Annotated[str | None, typer.Option(help="permissive, or an SPDX name")] = None,
+         hardware: Annotated[str | None, typer.Option(help="part of the name of the processor or GPU")] = None,
+         others: Annotated[int, typer.Option(min=0, help="how many of the other rows are told")] = 10, store: STORE = None, as_json: JSON = False) -> None:
+    """Pick the rows that fit a budget, best first, and say why others do not."""
+    from dataclasses import asdict
+
+    from benchmarks.pick import Wish, text_of
+    from benchmarks.pick import pick as pick_rows
+
+    wish = Wish(max_ms, max_gb, min_ap, metric, max_parameters, licence, hardware)
+    fits, rest = pick_rows(wish, store)
+    _print({"qualify": [asdict(one) for one in fits], "others": [asdict(one) for one in rest]}, as_json, text_of(fits, rest, wish, others))
+    _say(f"{len(fits)} lines qualify, {len(rest)} rows do not")
+    if not fits:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(as_json: JSON = False) -> None:
     """Look at hardware, libraries, manifests, records and disk; exit 1 where something is broken."""
     from benchmarks.doctor import examine
