@@ -62,6 +62,7 @@ class BenchmarkSpec(Strict):
     batch_size: int = Field(1, gt=0, description="images a forward pass")
     protocol: str = Field(OWN_PROTOCOL, description="timing protocol of manifests/protocols.toml: what is inside the clock")
     tta: bool = Field(False, description="accuracy with test-time augmentation: the row's own, or Detectron's; one image at a time")
+    soft_nms: Literal["none", "linear", "gaussian"] = Field("none", description="soft-NMS in place of the row's own NMS")
     workers: int = Field(0, ge=0, description="processes that load data for accuracy and training")
     timed_images: int = Field(100, gt=0, description="images that are timed, again and again in the same order")
     warm_up_budget_s: float = Field(20.0, gt=0)

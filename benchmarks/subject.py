@@ -221,7 +221,6 @@ def with_soft_nms(entry: ModelEntry, kind: str) -> ModelEntry:
     if entry.conventions is None or entry.conventions.detections is None:
         raise ManifestError(f"row {entry.name}: soft-NMS is for rows whose conventions have a table [detections], the R-CNN families")
     detections = entry.conventions.detections.model_copy(update={"soft": kind})
-    detections.model_fields_set.add("soft")
     return entry.model_copy(update={"conventions": entry.conventions.model_copy(update={"detections": detections})})
 
 

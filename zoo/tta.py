@@ -18,10 +18,10 @@ from .data.targets import mirrored_keypoints
 from .data.transforms import Preprocess, ShorterSide
 from .detectors.base import Detections, Detector
 from .detectors.faster_rcnn import FasterRcnn, Frame
+from .detectors.joint_rcnn import JointRCNN
 from .detectors.keypoint_rcnn import KeypointRcnn
 from .detectors.mask_rcnn import MaskRcnn
 from .parts.mask_head import class_masks, paste_masks
-from .parts.roi_heads import choose_detections
 
 FLIPPED = Views(flip=True)
 SCALED = Views(flip=True, scales=[400, 500, 600, 700, 900, 1000, 1100, 1200], max_size=2000, scale_flip=True)
@@ -118,7 +118,7 @@ def detect_augmented(model: Detector, image: np.ndarray, preprocess: Preprocess,
     Raises:
         ValueError: the model is of another family.
     """
-    if not isinstance(model, FasterRcnn):
+    if not isinstance(model, FasterRcnn | JointRCNN):
         raise ValueError(f"test-time augmentation is for the Faster R-CNN family, not for {type(model).__name__}")
     parameter = next(model.parameters())
     plain = make_copy(View(preprocess), image, parameter.device, parameter.dtype)
@@ -140,7 +140,7 @@ def detect_augmented(model: Detector, image: np.ndarray, preprocess: Preprocess,
     return found
 
 
-def _boxes(model: FasterRcnn, copies: Sequence[Copy]) -> Detections:
+def _boxes(model: FasterRcnn | JointRCNN, copies: Sequence[Copy]) -> Detections:
     """The union of all copies' scored boxes, after suppression."""
     chances, boxes = [], []
     for copy in copies:
@@ -149,7 +149,7 @@ def _boxes(model: FasterRcnn, copies: Sequence[Copy]) -> Detections:
             place = place * place.new_tensor([*copy.frame.factor, *copy.frame.factor])
         chances.append(probability)
         boxes.append(copy.view.back(place, copy.width))
-    return choose_detections(torch.cat(chances), torch.cat(boxes), model.coder.offset, model.detection_rule)
+    return model.choose(torch.cat(chances), torch.cat(boxes))
 
 
 def _pooled_from(copy: Copy, found: Detections) -> list[Tensor]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from zoo.manifest import ModelEntry, Published
 
-from ..spec import MADE_UP_WEIGHTS, Measurement, Run
+from ..spec import MADE_UP_WEIGHTS, OWN_PROTOCOL, Measurement, Run
 
 
 @dataclass
@@ -54,9 +54,9 @@ def published_lines(entry: ModelEntry) -> list[PublishedLine]:
 
 
 def comparable(run: Run) -> tuple[str, ...]:
-    """Hardware, precision, batch and data of a run: ratios are only taken between runs in which these are equal."""
+    """Hardware, precision, batch, data and what was done at test time: ratios are only taken between runs in which these are equal."""
     spec, data = run.spec, run.data.digest if run.data else ""
-    return (run.hardware, spec.device, spec.dtype, str(spec.tf32), str(spec.batch_size), data)
+    return (run.hardware, spec.device, spec.dtype, str(spec.tf32), str(spec.batch_size), spec.protocol, str(spec.tta), spec.soft_nms, data)
 
 
 def measured_lines(entry: ModelEntry, runs: list[Run]) -> list[MeasuredLine]:
@@ -97,6 +97,12 @@ def qualifiers(run: Run) -> list[str]:
     found = []
     if run.weights is not None and run.weights.kind in MADE_UP_WEIGHTS:
         found.append(f"{run.weights.kind} weights")
+    if run.spec.tta:
+        found.append("test-time augmentation")
+    if run.spec.soft_nms != "none":
+        found.append(f"{run.spec.soft_nms} soft-NMS")
+    if run.spec.protocol != OWN_PROTOCOL:
+        found.append(f"protocol {run.spec.protocol}")
     if run.data is not None and run.data.made_up:
         found.append("made-up data")
     if run.data is not None and run.data.is_subset:

@@ -141,8 +141,11 @@ class FasterRcnn(Detector):
 
     def finish(self, raw: RcnnRaw, where: Sequence[Frame]) -> list[Detections]:
         """Detections of each image, given how its pixels relate to the original's."""
-        found = [choose_detections(*scored, self.coder.offset, self.detection_rule) for scored in self.scored_boxes(raw, where)]
-        return self.branch_outputs(raw, found, where)
+        return self.branch_outputs(raw, [self.choose(*scored) for scored in self.scored_boxes(raw, where)], where)
+
+    def choose(self, probabilities: Tensor, boxes: Tensor) -> Detections:
+        """Detections of one image from class probabilities (R, K + 1) and boxes (R, K + 1 or 2, 4)."""
+        return choose_detections(probabilities, boxes, self.coder.offset, self.detection_rule)
 
     def scored_boxes(self, raw: RcnnRaw, where: Sequence[Frame]) -> list[tuple[Tensor, Tensor]]:
         """For each image, class probabilities (R, K + 1) and boxes (R, K + 1 or 2, 4) in the rule's frame, before any selection."""

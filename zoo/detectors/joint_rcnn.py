@@ -18,8 +18,10 @@ from ..backbones.base import Backbone
 from ..parts.anchors import AnchorGenerator
 from ..parts.boxes import BoxCoder, clip_boxes
 from ..parts.joint_proposals import OFFSET, PairedRPNHead, RoISamples, anchor_targets, cells_first, joint_proposals, ranking_scores, sample_rois
+from ..parts.roi_heads import DetectionRule
 from ..registry import DETECTORS
 from .base import Detections, Detector, Target
+from .faster_rcnn import Frame, Options, frames
 
 
 @dataclass
@@ -90,17 +92,16 @@ class JointRCNN(Detector):
         anchor_sizes: one a level, in pixels, default 32, 64, 128, ...; three shapes (width / height 0.5, 1, 2) each.
         pre_nms, post_nms: proposals before and after suppression at test time; train_pre_nms, train_post_nms in training.
         target_stds: deviations that box targets are divided by.
-        score_threshold, nms_threshold, detections_per_image: of the detections.
+        detections: of DetectionRule; boxes are always chosen in original pixels, and box voting is not known here.
         class_agnostic: the box head has one set of deltas.
-        soft: "none", "linear" or "gaussian" soft-NMS in place of NMS.
         seed: of the numpy draws that sample anchors and RoIs in training.
     """
 
     def __init__(self, backbone: Backbone, neck: nn.Module, num_classes: int, *, pooled_size: int, pool_levels: int = 4,
                  anchor_sizes: Sequence[float] | None = None, pre_nms: int = 6000, post_nms: int = 300, train_pre_nms: int = 12000,
                  train_post_nms: int = 2000, proposal_nms_threshold: float = 0.7, target_stds: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
-                 score_threshold: float = 0.0, nms_threshold: float = 0.3, detections_per_image: int = 100, class_agnostic: bool = False,
-                 soft: str = "none", rpn_channels: int = 512, rois_per_image: int = 128, anchors_per_image: int = 256, seed: int = 3) -> None:
+                 detections: Options = None, class_agnostic: bool = False,
+                 rpn_channels: int = 512, rois_per_image: int = 128, anchors_per_image: int = 256, seed: int = 3) -> None:
         super().__init__()
         specs = list(neck.specs.values())
         self.backbone, self.neck, self.num_classes = backbone, neck, num_classes
@@ -112,7 +113,9 @@ class JointRCNN(Detector):
         self.test_proposals = {"pre_nms": pre_nms, "post_nms": post_nms, "nms_threshold": proposal_nms_threshold}
         self.train_proposals = {"pre_nms": train_pre_nms, "post_nms": train_post_nms, "nms_threshold": proposal_nms_threshold}
         self.coder = BoxCoder([1 / std for std in target_stds], offset=OFFSET, far_offset=0.0, cap=None)
-        self.score_threshold, self.nms_threshold, self.detections_per_image, self.soft = score_threshold, nms_threshold, detections_per_image, soft
+        self.detection_rule = DetectionRule(**{"score_threshold": 0.0, "nms_iou": 0.3, "inclusive": False, **(detections or {}), "frame": "original"})
+        if self.detection_rule.vote_iou is not None:
+            raise ValueError("box voting is not known to this family; leave vote_iou out")
         self.rois_per_image, self.anchors_per_image = rois_per_image, anchors_per_image
         self.draws = np.random.RandomState(seed)
 
@@ -142,39 +145,39 @@ class JointRCNN(Detector):
 
     def postprocess(self, raw: Raw, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
         """Per-class suppression in the pixels of the original image, at most `detections_per_image` over all classes (ties stay)."""
-        scales = [1.0] * len(sizes)
-        if original_sizes is not None:  # the shorter sides give the common factor that the images were resized by
-            scales = (sizes.min(dim=1).values / original_sizes.min(dim=1).values).tolist()
-        return [self.detect(*rows) for rows in zip(raw.rois[..., 1:], raw.probabilities, raw.deltas, sizes.tolist(), scales, strict=True)]
+        where = frames(sizes, original_sizes, common=True)  # the shorter sides give the common factor that the images were resized by
+        return [self.choose(*scored) for scored in self.scored_boxes(raw, where)]
 
-    def boxes_of(self, rois: Tensor, deltas: Tensor, size: Sequence[float], scale: float) -> Tensor:
-        """Boxes (R, K + 1, 4) in original pixels from rois (R, 4) in input pixels and their deltas."""
-        boxes = clip_boxes(self.coder.decode(deltas, rois).unflatten(1, (-1, 4)), size, OFFSET) / scale
+    def scored_boxes(self, raw: Raw, where: Sequence[Frame]) -> list[tuple[Tensor, Tensor]]:
+        """For each image, class probabilities (R, K + 1), background first, and boxes (R, K + 1, 4) in original pixels, before any selection."""
+        rows = zip(raw.rois[..., 1:], raw.probabilities, raw.deltas, where, strict=True)
+        return [(probabilities, self.boxes_of(rois, deltas, frame.size, frame.factor[0])) for rois, probabilities, deltas, frame in rows]
+
+    def boxes_of(self, rois: Tensor, deltas: Tensor, size: Sequence[float], factor: float) -> Tensor:
+        """Boxes (R, K + 1, 4) in original pixels from rois (R, 4) in input pixels and their deltas; factor: original pixels an input pixel."""
+        boxes = clip_boxes(self.coder.decode(deltas, rois).unflatten(1, (-1, 4)), size, OFFSET) / (1 / factor)
         return boxes.expand(-1, self.num_classes + 1, 4)
 
-    def detect(self, rois: Tensor, probabilities: Tensor, deltas: Tensor, size: Sequence[float], scale: float) -> Detections:
+    def choose(self, probabilities: Tensor, boxes: Tensor) -> Detections:
         """Detections of one image, class by class, by falling score in a class.
 
         Args:
-            rois: (R, 4) float boxes in input pixels.
             probabilities: (R, K + 1) float, background first.
-            deltas: (R, 4 * (K + 1)) or (R, 4) float.
-            size: height and width of the input in pixels.
-            scale: input pixels an original pixel.
+            boxes: (R, K + 1, 4) float.
         """
-        boxes, groups = self.boxes_of(rois, deltas, size, scale), []
+        rule, groups = self.detection_rule, []
         for label in range(1, self.num_classes + 1):
-            rows = torch.nonzero(probabilities[:, label] > self.score_threshold).squeeze(1)
+            rows = torch.nonzero(probabilities[:, label] > rule.score_threshold).squeeze(1)
             own, scores = boxes[rows, label], probabilities[rows, label]
-            if self.soft == "none":
-                kept = nms(own, scores, self.nms_threshold, offset=OFFSET)
+            if rule.soft == "none":
+                kept = nms(own, scores, rule.nms_iou, offset=OFFSET, inclusive=rule.inclusive)
                 scores = scores[kept]
             else:
-                kept, scores = soft_nms(own, scores, method=self.soft, iou_threshold=self.nms_threshold, offset=OFFSET)
+                kept, scores = soft_nms(own, scores, method=rule.soft, sigma=rule.soft_sigma, iou_threshold=rule.nms_iou, offset=OFFSET)
             groups.append((own[kept], scores, torch.full_like(kept, label - 1)))
         found = Detections(*(torch.cat(column) for column in zip(*groups, strict=True)))
-        if self.detections_per_image and len(found) > self.detections_per_image:
-            found = found.select(found.scores >= found.scores.topk(self.detections_per_image).values[-1])
+        if rule.max_detections and len(found) > rule.max_detections:
+            found = found.select(found.scores >= found.scores.topk(rule.max_detections).values[-1])
         return found
 
     def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
@@ -218,6 +221,6 @@ def padded_truth(targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
 
 
 @DETECTORS.register("joint_rcnn")
-def joint_rcnn(backbone: Backbone, neck: nn.Module, num_classes: int, *, pooled_size: int = 7, **arguments) -> JointRCNN:
+def joint_rcnn(backbone: Backbone, neck: nn.Module, num_classes: int, *, pooled_size: int = 7, detections: Options = None, **arguments) -> JointRCNN:
     """Faster R-CNN as DetNet_pytorch trains and tests it; arguments as in JointRCNN."""
-    return JointRCNN(backbone, neck, num_classes, pooled_size=pooled_size, **arguments)
+    return JointRCNN(backbone, neck, num_classes, pooled_size=pooled_size, detections=detections, **arguments)

@@ -54,15 +54,18 @@ def detection_rows(model: JointRCNN, rois: Tensor, probabilities: Tensor, deltas
     """Rows (M, 6) class, box, score of one image, and how many there were before the cut to the best.
 
     Args:
-        model: with its thresholds; `soft` replaces its own choice.
+        model: with its thresholds.
         rois: (R, 4) float boxes in input pixels; probabilities (R, K + 1); deltas (R, 4 * (K + 1)).
         info: height, width, scale.
+        soft: kind of soft-NMS in place of the model's own choice.
     """
-    model.soft, most, model.detections_per_image = soft, model.detections_per_image, 0
-    everything = model.detect(rois, probabilities, deltas, info[:2], info[2])
-    model.detections_per_image = most
-    found = model.detect(rois, probabilities, deltas, info[:2], info[2])
-    model.soft = "none"
+    boxes = model.boxes_of(rois, deltas, info[:2], 1 / info[2])
+    rule = model.detection_rule
+    model.detection_rule = replace(rule, soft=soft, max_detections=0)
+    everything = model.choose(probabilities, boxes)
+    model.detection_rule = replace(rule, soft=soft)
+    found = model.choose(probabilities, boxes)
+    model.detection_rule = rule
     return torch.cat([found.labels[:, None].to(rois.dtype) + 1, found.boxes, found.scores[:, None]], dim=1), len(everything)
 
 
@@ -285,9 +288,8 @@ class _Steps:
                 continue
             info = numbers_after(described["meaning"], "im_info")
             least = float(found[1]) if (found := re.search(r"_([\d.]+)$", name)) else 0.0
-            model = head_model(probabilities.shape[1] - 1, score_threshold=least)
+            model = head_model(probabilities.shape[1] - 1, detections={"score_threshold": least, "max_detections": 0 if "demo" in name else 100})
             if "demo" in name:  # there the proposals are scaled first and the boxes held to the scaled image, without a cap
-                model.detections_per_image = 0
                 rows = detection_rows(model, rois[:, 1:] / info[2], probabilities, deltas, [*info[:2], 1.0], soft="none")
             else:
                 rows = detection_rows(model, rois[:, 1:], probabilities, deltas, info, soft="linear" if "soft" in name else "none")
