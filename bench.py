@@ -188,6 +188,7 @@ def reproduce(source: Annotated[str, typer.Argument(help="a manifest: vovnet, de
               workers: WORKERS = 0, store: STORE = None,
               dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what could be run")] = False, as_json: JSON = False) -> None:
     """Run whatever of a source can be run here with its published weights, and say what is missing for the rest."""
+    from benchmarks.progress import clock
     from benchmarks.report.tables import tables_of, text_of
     from benchmarks.reproduce import missing_text, plan_source
     from benchmarks.spec import BenchmarkSpec
@@ -195,7 +196,8 @@ def reproduce(source: Annotated[str, typer.Argument(help="a manifest: vovnet, de
     from benchmarks.subject import Sources
     from benchmarks.sweep import Sweep, SweepOptions, run_sweep
 
-    plans = plan_source(source, data)
+    with clock(f"looking for weights and data of {source}"):
+        plans = plan_source(source, data)
     ready = [plan.entry for plan in plans if not plan.missing]
     spec, sweep = BenchmarkSpec(groups=_groups(metrics), device=_device(device), images=images, workers=workers), Sweep()
     _say(missing_text(plans))
@@ -214,11 +216,13 @@ def evaluate(results_file: Annotated[Path, typer.Argument(metavar="RESULTS", hel
              kind: Annotated[Literal["bbox", "segm", "keypoints"] | None, typer.Option(help="default: told by the file")] = None) -> None:
     """Evaluate stored detections again."""
     from benchmarks.accuracy import evaluate_results_file
+    from benchmarks.progress import clock
     from benchmarks.report.listing import accuracy
     from zoo.data.datasets import open_dataset
 
-    dataset = open_dataset(data, images=images, keypoints=kind == "keypoints")
-    report = evaluate_results_file(results_file, dataset, kind)
+    with clock("evaluate"):
+        dataset = open_dataset(data, images=images, keypoints=kind == "keypoints")
+        report = evaluate_results_file(results_file, dataset, kind)
     _print(report.as_dict(), as_json, accuracy(report.metrics))
     _say(f"{results_file.name} on {dataset.name}: {len(dataset)} of {dataset.full_size} images")
 
@@ -231,8 +235,10 @@ def parity(reference: Annotated[Path, typer.Option(help="folder of recorded outp
            as_json: JSON = False) -> None:
     """Compare a model with outputs recorded from the original code; exit 1 where anything differs."""
     from benchmarks.parity import check_reference
+    from benchmarks.progress import clock
 
-    report = check_reference(reference, row, dtype, checkpoint_format)
+    with clock(f"parity with {reference.name}"):
+        report = check_reference(reference, row, dtype, checkpoint_format)
     _print(report.to_json(), as_json, "\n".join(str(line) for line in report.lines))
     for note in report.notes:
         _say(f"note: {note}")

@@ -8,7 +8,8 @@ from zoo.errors import DatasetError
 from zoo.manifest import load_manifests
 
 from .drawing import as_records, detect_image, draw, images_of
-from .subject import build_subject, identify_weights, progress
+from .progress import progress
+from .subject import build_subject, identify_weights
 
 
 def detect_files(row: str, paths: list[Path], out: Path, *, weights: str, device: str, min_score: float,

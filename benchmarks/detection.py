@@ -13,8 +13,9 @@ from zoo.errors import DatasetError
 
 from .accuracy import DetectionCollector, top_k_accuracy
 from .inference import to_host
+from .progress import clock, progress
 from .spec import BenchmarkSpec, Measurement, StoredFile
-from .subject import Subject, autocast, progress
+from .subject import Subject, autocast
 
 BOX = tuple(f"box_{name}" for name in ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "ar1", "ar10", "ar100", "ar_s", "ar_m", "ar_l"))
 MASK = tuple(name.replace("box", "mask") for name in BOX)
@@ -81,7 +82,8 @@ def measure_accuracy(subject: Subject, spec: BenchmarkSpec, folder: Path,
     for index, found in detect_all(subject, spec, heartbeat):
         collector.add(index, found)
     files = {path.stem: _stored(path, folder) for path in collector.write(folder)}
-    report = collector.evaluate()
+    with clock(f"{subject.entry.name}: evaluate"):
+        report = collector.evaluate()
     used, every = len(subject.dataset), subject.dataset.full_size
     covers = f"{subject.dataset.name}, " + (f"{used} of {every} images, ground truth restricted to them" if used < every else f"all {every} images")
     values = {name: Measurement(value=value, unit="%", n=used, covers=covers) for name, value in report.metrics.items()}

@@ -20,7 +20,8 @@ from zoo.manifest import ModelEntry
 from .accuracy import DetectionCollector
 from .coco_evaluation import EvaluationPlan, complete_annotations
 from .inference import to_host
-from .subject import Subject, build_subject, identify_weights, inclusive_boxes, open_data, progress
+from .progress import progress
+from .subject import Subject, build_subject, identify_weights, inclusive_boxes, open_data
 from .suspects import Variant, parse_setting, variants, with_value
 
 NOTHING = 0.05  # points: what a table does not print

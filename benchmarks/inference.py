@@ -10,9 +10,10 @@ import torch
 
 from zoo.data.loading import pad_batch
 
+from .progress import progress
 from .spec import BenchmarkSpec, Measurement
 from .statistics import summarise
-from .subject import Subject, autocast, progress
+from .subject import Subject, autocast
 from .timing import PhaseClock, Repetition, repeat, warm_up
 
 COVERS = {

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from zoo.manifest import load_manifests
 
 from .isolation import BEAT, Outcome, Report, failure, run_isolated
+from .progress import clock
 from .spec import METRIC_GROUPS, OWN_PROTOCOL, BenchmarkSpec, Measurement, Run, WeightsIdentity
 from .store import new_id
 from .subject import Sources, Subject, identify_data, open_data, prepare, training_data
@@ -111,9 +112,11 @@ def measure(row: str, spec: BenchmarkSpec, sources: Sources, weights: str, folde
     report({"stage": "describing the machine"})
     report({"environment": collect_environment(spec.device)})
     report({"stage": "opening the data"})
-    dataset = open_data(entry, sources.data, spec.images)
-    report({"data": identify_data(dataset), "stage": "building the model"})
-    subject = prepare(entry, spec, dataset, weights, sources.checkpoint_format)
+    with clock(f"{row}: open data"):
+        dataset = open_data(entry, sources.data, spec.images)
+        report({"data": identify_data(dataset), "stage": "building the model"})
+    with clock(f"{row}: build model"):
+        subject = prepare(entry, spec, dataset, weights, sources.checkpoint_format)
     report({"measurements": count_cost(subject)})
     measure_groups(subject, spec, sources, folder, report)
 

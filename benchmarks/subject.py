@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -244,12 +243,3 @@ def autocast(spec: BenchmarkSpec) -> AbstractContextManager:
     import torch
 
     return nullcontext() if spec.dtype == "float32" else torch.autocast(spec.device, getattr(torch, spec.dtype))
-
-
-@contextmanager
-def progress(title: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """A bar on stderr that appears after two seconds (a count where the total is not known); the block gets a function that moves it by one."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=title, delay=2, leave=False, dynamic_ncols=True) as bar:
-        yield lambda: bar.update(1) and None

@@ -20,9 +20,10 @@ from zoo.training.loop import endless, train_steps
 from zoo.training.recipe import build_optimizer
 
 from .memory import peak_memory
+from .progress import progress
 from .spec import BenchmarkSpec, Measurement
 from .statistics import mean_interval, summarise
-from .subject import Subject, images_in_epoch, progress
+from .subject import Subject, images_in_epoch
 from .timing import synchronise
 
 MIN_VISIBLE_KEYPOINTS = 10  # of an image that keypoint training uses, in every source

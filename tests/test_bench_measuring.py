@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.environment import choose_device, collect_environment, cpu_name
 from benchmarks.memory import peak_memory
+from benchmarks.progress import clock, progress
 from benchmarks.telemetry import judge, watching
 from benchmarks.timing import PhaseClock, repeat, warm_up
 
@@ -124,3 +125,18 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     assert choose_device("auto") == choose_device("cpu") == "cpu"
     with pytest.raises(RuntimeError, match="--device cpu"):
         choose_device("cuda")
+
+
+def test_bars_and_clocks_appear_after_two_seconds_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with progress("short", 3) as tick, clock("short too"):
+        tick()
+    assert capsys.readouterr().err.strip() == ""
+    monkeypatch.setattr("benchmarks.progress.QUIET_S", 0)
+    monkeypatch.setattr("benchmarks.progress.TICK_S", 0.001)
+    with progress("long", 3) as tick:
+        tick()
+    shown = threading.Event()
+    with clock("longer"):
+        shown.wait(0.2)
+    told = capsys.readouterr()
+    assert "long" in told.err and "longer: 00:00" in told.err and not told.out
