@@ -83,7 +83,7 @@ def test_a_row_is_consistent(entry: ModelEntry) -> None:
     assert not dataset.classes or entry.classes == len(dataset.classes)
     assert (entry.detector is None) == (entry.task == "classification")
     assert entry.published_only or entry.conventions is not None, "a row that can be built needs conventions"
-    assert entry.weights or entry.published or entry.source_config or entry.source == "demo", "a row without weights, numbers or configuration says nothing"
+    assert entry.weights or entry.published or entry.source_config or entry.source in ("demo", "timm"), "a row without weights, numbers or configuration says nothing"
     assert not (entry.published_only and not entry.published and not entry.weights)
     assert all(p.values for p in entry.published)
     conditions = Counter((p.title, p.source, p.dataset, p.split, p.hardware, p.protocol, p.variant) for p in entry.published)

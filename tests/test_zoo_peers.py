@@ -148,3 +148,20 @@ def test_what_timm_cannot_give_is_said() -> None:
         assemble(timm_row("resnet49"))
     with pytest.raises(ManifestError, match="norm must be 'batch' or 'frozen'"):
         assemble(timm_row("resnet10t", norm="group"))
+
+
+def test_peers_and_timm_rows_run_through_the_runner(tmp_path) -> None:  # noqa: ANN001
+    """Ours, torchvision's Faster R-CNN and ours on a timm backbone: one runner, times of the same phases, real pre-processing."""
+    pytest.importorskip("timm", reason="timm is an extra: pip install -e .[timm]")
+    from benchmarks.spec import BenchmarkSpec
+    from benchmarks.subject import Sources
+    from benchmarks.sweep import SweepOptions, chosen_rows, run_sweep
+
+    spec = BenchmarkSpec(groups=("inference",), timed_images=2, images=2, time_budget_s=0.5, warm_up_budget_s=0.5)
+    options = SweepOptions(tmp_path / "runs", isolate=False)
+    names = ["mask_rcnn_resnet14_slim_fpn.demo", "mask_rcnn_resnet10t_fpn_slim.timm"]
+    phases = None
+    for run in run_sweep(chosen_rows(names), spec, Sources("shapes"), options).runs:
+        assert run.status == "finished", run.reason
+        phases = phases or set(run.measurements)
+        assert set(run.measurements) == phases and {"forward_ms", "postprocess_ms", "model_ms", "end_to_end_ms"} <= phases
