@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -74,18 +75,16 @@ def _value(arg: Argument) -> np.generic | np.ndarray:
 @functools.cache
 def _function(file: str, kernel: str, options: tuple[str, ...], device_index: int):  # noqa: ANN202 - a class of an optional package
     """One compiled kernel; CuPy keeps the binaries on disk as well, so that a new process compiles nothing."""
-    headers = tuple(f"-I{folder}" for folder in cuda_include_folders())
+    headers = tuple(f"-I{folder}" for folder in cuda_include_folders()[:1])
     return _cupy().RawModule(code=source_of(file), options=options + headers, backend="nvrtc").get_function(kernel)
 
 
 def cuda_include_folders() -> list[Path]:
-    """Where NVIDIA's wheels keep cuda_fp16.h, newest first; empty where CUDA was installed otherwise (CuPy then finds it)."""
-    import importlib.util
-
+    """Where NVIDIA's wheels keep cuda_fp16.h, newest CUDA first; empty where CUDA was installed otherwise (CuPy then finds it)."""
     spec = importlib.util.find_spec("nvidia")
-    folders = [] if spec is None else [Path(root) for root in spec.submodule_search_locations or ()]
-    found = [header.parent for folder in folders for header in folder.glob("*/include/cuda_fp16.h")]
-    return sorted(found, key=lambda folder: folder.parent.name, reverse=True)[:1]
+    roots = [] if spec is None else [Path(root) for root in spec.submodule_search_locations or ()]
+    found = [header.parent for root in roots for header in root.glob("*/include/cuda_fp16.h")]
+    return sorted(found, key=lambda folder: (folder.parent.name[2:].isdigit(), folder.parent.name), reverse=True)  # cu13 before cuda_runtime
 
 
 @functools.cache

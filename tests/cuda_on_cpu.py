@@ -18,14 +18,16 @@ from kernels.launch import Argument, source_of
 SHIM = Path(__file__).parent / "host_shim"
 BUILD = Path(__file__).parent.parent / "build" / "host_shim"
 FORWARD, BACKWARD, SHUFFLED = 0, 1, 12345  # order in which the threads of a block run
+# address: reads and writes one element beyond a tensor; undefined: overflows, shifts, conversions that do not fit. Needs libasan preloaded.
+SANITIZE = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "--param", "asan-stack=0", "-O1")
 COUNTS = ("threads", "barriers", "warp_operations", "atomics")
 
 
 class CudaOnCpu:
     """Executes kernels on CPU tensors; raises RuntimeError for what would hang or corrupt memory on a device."""
 
-    def __init__(self, order: int = FORWARD, edit: Callable[[str], str] = lambda source: source, flags: Sequence[str] = ()) -> None:
-        self.order, self.edit, self.flags, self.counts = order, edit, tuple(flags), {}
+    def __init__(self, order: int = FORWARD, edit: Callable[[str], str] = lambda source: source, flags: tuple[str, ...] = ()) -> None:
+        self.order, self.edit, self.flags, self.counts = order, edit, flags, {}
 
     def __call__(self, file: str, kernel: str, options: tuple[str, ...], grid: tuple[int, ...], block: tuple[int, ...],
                  args: Sequence[Argument], shared_bytes: int) -> None:

@@ -1,7 +1,8 @@
 // Executes the text of a .cu file on the CPU. Every CUDA thread of a block is a coroutine with its own stack, all on one OS thread;
 // a barrier or a warp operation switches to the next coroutine and returns when all that must arrive have arrived. Blocks run one
 // after another. What makes mistakes visible:
-//   - threads run in a chosen order (forward, backward, shuffled), so that a missing barrier changes results;
+//   - warps run in a chosen order, each as far ahead of the others as barriers let it (forward, backward), or all threads take turns
+//     in a shuffled order, so that a missing barrier changes results;
 //   - shared memory is filled with 0xff bytes before each block, and what lies beyond its size is checked after it;
 //   - a barrier or a warp operation that not all threads reach ends the launch with an error, instead of hanging.
 // Products and sums are compiled with -ffp-contract=off, as the kernels are compiled with --fmad=false.
@@ -88,43 +89,39 @@ inline int source_lane(int kind, int lane, int argument) {
 
 inline int shuffle_argument[MAX_THREADS];
 
-inline bool release_warps() {
+// Finish the warp operations of one warp that all lanes of their masks have reached.
+inline bool release_warp(int first) {
+    const int lanes = std::min(WARP, thread_count - first);
+    const unsigned full = lanes == WARP ? ~0u : (1u << lanes) - 1;
     bool released = false;
-    for (int first = 0; first < thread_count; first += WARP) {
-        const int lanes = std::min(WARP, thread_count - first);
-        unsigned waiting = 0;
-        for (int lane = 0; lane < lanes; ++lane) waiting |= (unsigned)(threads[first + lane].state == AT_WARP) << lane;
-        for (int lane = 0; lane < lanes; ++lane) {
-            Thread& leader = threads[first + lane];
-            if (leader.state != AT_WARP) continue;
-            const unsigned full = lanes == WARP ? ~0u : (1u << lanes) - 1, mask = leader.warp_mask & full;
-            if ((mask & waiting) != mask || !(mask >> lane & 1)) continue;
-            bool same = true;
-            unsigned votes = 0;
-            for (int other = 0; other < lanes; ++other) {
-                if (!(mask >> other & 1)) continue;
-                const Thread& peer = threads[first + other];
-                same = same && peer.warp_kind == leader.warp_kind && (peer.warp_mask & full) == mask;
-                votes |= (unsigned)(peer.given != 0) << other;
-            }
-            if (!same) continue;
-            const int kind = leader.warp_kind;
-            for (int other = 0; other < lanes; ++other) {
-                if (!(mask >> other & 1)) continue;
-                Thread& peer = threads[first + other];
-                if (kind == BALLOT) peer.result = votes;
-                else if (kind == ANY) peer.result = votes != 0;
-                else if (kind == ALL) peer.result = votes == mask;
-                else if (kind != SYNC) {
-                    const int source = source_lane(kind, other, shuffle_argument[first + other]);
-                    if (source < lanes && !(mask >> source & 1)) problem = "a shuffle reads a lane that does not take part";
-                    peer.result = threads[first + std::min(source, lanes - 1)].given;
-                }
-                peer.state = READY;
-                waiting &= ~(1u << other);
-            }
-            released = true;
+    for (int lane = 0; lane < lanes; ++lane) {
+        const Thread& leader = threads[first + lane];
+        const unsigned mask = leader.warp_mask & full;
+        if (leader.state != AT_WARP || !(mask >> lane & 1)) continue;
+        bool all = true;
+        unsigned votes = 0;
+        for (int other = 0; other < lanes; ++other) {
+            if (!(mask >> other & 1)) continue;
+            const Thread& peer = threads[first + other];
+            all = all && peer.state == AT_WARP && peer.warp_kind == leader.warp_kind && (peer.warp_mask & full) == mask;
+            votes |= (unsigned)(peer.given != 0) << other;
         }
+        if (!all) continue;
+        const int kind = leader.warp_kind;
+        for (int other = 0; other < lanes; ++other) {
+            if (!(mask >> other & 1)) continue;
+            Thread& peer = threads[first + other];
+            if (kind == BALLOT) peer.result = votes;
+            else if (kind == ANY) peer.result = votes != 0;
+            else if (kind == ALL) peer.result = votes == mask;
+            else if (kind != SYNC) {
+                const int source = source_lane(kind, other, shuffle_argument[first + other]);
+                if (source >= lanes || !(mask >> source & 1)) problem = "a shuffle reads a lane that does not take part";
+                peer.result = threads[first + std::min(source, lanes - 1)].given;
+            }
+            peer.state = READY;
+        }
+        released = true;
     }
     return released;
 }
@@ -159,15 +156,30 @@ inline void resume(int each) {
     setcontext(&thread.context);
 }
 
-inline void run_block(const std::vector<int>& order) {
+inline bool run_ready(const int* order, int count) {
+    bool ran = false;
+    for (int at = 0; at < count; ++at) {
+        if (threads[order[at]].state == READY) { resume(order[at]); ran = true; }
+    }
+    return ran;
+}
+
+// order lists the threads, warp by warp if warps run ahead.
+inline void run_block(const std::vector<int>& order, bool warps_run_ahead) {
     for (int each = 0; each < thread_count; ++each) threads[each].state = READY;
     while (problem.empty()) {
-        bool ran = false;
-        for (int each : order) {
-            if (threads[each].state == READY) { resume(each); ran = true; }
+        bool moved = false;
+        if (warps_run_ahead) {
+            for (int first = 0; first < thread_count;) {
+                const int warp = order[first] / WARP * WARP, lanes = std::min(WARP, thread_count - warp);
+                while (problem.empty() && (run_ready(&order[first], lanes) || release_warp(warp))) moved = true;
+                first += lanes;
+            }
+        } else {
+            moved = run_ready(order.data(), thread_count);
+            for (int warp = 0; warp < thread_count; warp += WARP) moved = release_warp(warp) || moved;
         }
-        const bool released = release_warps() || release_barrier();
-        if (ran || released) continue;
+        if (moved || release_barrier()) continue;
         for (int each = 0; each < thread_count; ++each) {
             if (threads[each].state == AT_WARP) problem = "a warp operation that not all lanes of its mask reach";
             if (threads[each].state == AT_BARRIER) problem = "a barrier that not all threads of the block reach";
@@ -206,7 +218,7 @@ inline const char* launch(Index grid, Index block, size_t shared_size, int order
         }
         memset(shared_bytes, 0xff, sizeof shared_bytes);
         counts.threads += thread_count;
-        run_block(order);
+        run_block(order, order_kind < 2);
         for (size_t byte = shared_size; byte < sizeof shared_bytes && problem.empty(); ++byte) {
             if (shared_bytes[byte] != 0xff) problem = "a write beyond the block's shared memory";
         }

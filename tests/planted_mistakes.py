@@ -1,0 +1,116 @@
+"""Copies of the kernels with one mistake each, run in the host shim: every mistake must be noticed. Run by test_kernel_source.py.
+
+Prints a line a mistake, beginning "noticed" or "UNNOTICED". Each runs in a process of its own, since some end in a crash, which counts.
+"""
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable
+
+import torch
+from cuda_on_cpu import BACKWARD, FORWARD, SHUFFLED, CudaOnCpu
+from kernel_backends import clustered_boxes, normal_input
+
+import kernels.launch
+from kernels.nms import batched_nms
+from kernels.roi_align import multilevel_roi_align
+from kernels.roi_pool import roi_pool
+from kernels.soft_nms import soft_nms
+
+
+def suppress() -> None:
+    boxes, scores = clustered_boxes(400, seed=1)
+    few = {"max_candidates": 130, "max_keep": 20}
+    for num_groups, limits in ((1, {}), (1, {"max_candidates": 130}), (3, few), (1100, {})):  # a block finds the beginnings of 1,024 groups at a time
+        groups = None if num_groups == 1 else torch.arange(400) % 3 * (num_groups // 3)
+        more = limits | {"offset": 1.0} | ({} if groups is None else {"num_groups": num_groups})
+        assert torch.equal(batched_nms(boxes, scores, groups, 0.6, backend="cuda", **more), batched_nms(boxes, scores, groups, 0.6, **more))
+
+
+def suppress_softly() -> None:
+    boxes, scores = clustered_boxes(200, seed=2)
+    assert torch.equal(soft_nms(boxes, scores, backend="cuda")[0], soft_nms(boxes, scores)[0])
+
+
+def align() -> None:
+    """300 RoIs, more than a block of the deterministic form looks at together; those beyond lie apart, on tiles of their own."""
+    random = torch.Generator().manual_seed(0)
+    corners = 30 * torch.rand(300, 2, generator=random)
+    corners[256:, 0] += 70
+    rois = torch.cat([torch.zeros(300, 1), corners, corners + 8 + 30 * torch.rand(300, 2, generator=random)], 1)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        maps = [normal_input(level, (1, 4, 24 >> level, 28 >> level)).contiguous(memory_format=layout).requires_grad_() for level in range(2)]
+        pooled = [multilevel_roi_align(maps, rois, 2, [1 / 4, 1 / 8], 2, True, canonical_scale=60, min_level=3, channels_last=False, backend=name)
+                  for name in ("cuda", "reference")]
+        torch.testing.assert_close(*pooled, rtol=1e-5, atol=1e-5)
+        for deterministic in (False, True):
+            torch.use_deterministic_algorithms(deterministic)
+            grads = [torch.autograd.grad(each.sum(), maps, retain_graph=True) for each in pooled]
+            torch.use_deterministic_algorithms(False)
+            torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-3)
+
+
+def pool() -> None:
+    maps, rois = normal_input(3, (2, 4, 20, 30)), torch.tensor([[0, 10.3, 12.7, 100.2, 90.9], [1, 33.7, 20.2, 190.6, 40.8]])
+    assert torch.equal(roi_pool(maps, rois, 4, 1 / 8, backend="cuda"), roi_pool(maps, rois, 4, 1 / 8))
+
+
+BARRIER = "__syncthreads()"
+# What a tired author might write: the check that must notice, what stands in the source, and what he wrote; or the barrier he left out.
+PLANTED = [
+    (suppress, "column + 63 < row", "column + 62 < row"), (suppress, "found.size > max_candidates", "found.size < max_candidates"),
+    (suppress, "const int end = column <= row ? row :", "const int end = column <= row ? row - 1 :"),
+    (suppress, "ones_below(kept, lane) < room", "ones_below(kept, lane) <= room"), (suppress, "row < other_row", "row > other_row"),
+    (suppress, "kept & removers_high", "kept & removers_low"), (suppress, "each < row + 4", "each < row + 3"),
+    *((suppress, BARRIER, place) for place in range(6)),
+    (suppress_softly, "b.row, a.key, a.row", "a.row, a.key, b.row"), *((suppress_softly, BARRIER, place) for place in range(2)),
+    (align, "(SUM)point + (SUM)0.5", "(SUM)point"), (align, "min(low + 1, last)", "low"), (align, "tile_row = 32 * PACK +", "tile_row = 32 * PACK - 2 +"),
+    (align, "axis.start, end) - (SUM)2", "axis.start, end) + (SUM)2"), (align, "weight += tap.weight_high", "weight = tap.weight_high"),
+    *((align, BARRIER, place) for place in range(6)),
+    (pool, "end - start + (SUM)1", "end - start"), (pool, "is_end ? ceil(at)", "is_end ? floor(at)"),
+]
+
+
+def planted(what: str, instead: str | int) -> Callable[[str], str]:
+    """An edit of a source: every occurrence of a text replaced, or the n-th occurrence left out."""
+    def edit(source: str) -> str:
+        parts = source.split(what)
+        assert len(parts) > (instead + 1 if isinstance(instead, int) else 1), f"{what!r} no longer stands in the source; plant another mistake"
+        return instead.join(parts) if isinstance(instead, str) else what.join(parts[: instead + 1]) + what.join(parts[instead + 1:])
+    return edit
+
+
+def unnoticed(check: Callable[[], None], edit: Callable[[str], str]) -> int:
+    """0 if the check fails with threads run in some order, 1 if it passes in all three."""
+    for order in (FORWARD, BACKWARD, SHUFFLED):
+        kernels.launch.runner = CudaOnCpu(order, edit, ("-O0",))
+        try:
+            check()
+        except (AssertionError, RuntimeError):
+            return 0
+    return 1
+
+
+def exit_status(check: Callable[[], None], edit: Callable[[str], str]) -> int:
+    """What `unnoticed` says in a child process; negative if it died of a signal."""
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        resource.setrlimit(resource.RLIMIT_CPU, (5, 5))  # a mistake may never end: 1 s is what the checks take
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a crash's own words
+        status = 2
+        try:
+            status = unnoticed(check, edit)
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    for each in (suppress, suppress_softly, align, pool):  # in this process, so that what torch prepares once is inherited
+        print("passes as it stands" if unnoticed(each, lambda source: source) else "FAILS as it stands", each.__name__, flush=True)
+    for each, text, mistake in PLANTED:
+        outcome = exit_status(each, planted(text, mistake))
+        verdict = "noticed" if outcome <= 0 else "UNNOTICED" if outcome == 1 else "BROKEN"
+        print(f"{verdict}: {each.__name__}: {text!r} {f'-> {mistake!r}' if isinstance(mistake, str) else f'number {mistake} left out'}", flush=True)

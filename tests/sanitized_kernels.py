@@ -1,0 +1,58 @@
+"""Every kernel on hostile inputs under the address and undefined-behaviour sanitizers; run by test_kernel_source.py with libasan preloaded.
+
+Prints "clean" at the end. With an argument it plants a read one column beyond the map first, which must not end so.
+"""
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from cuda_on_cpu import SANITIZE, CudaOnCpu
+from kernel_backends import clustered_boxes
+
+import kernels.launch
+from kernels.nms import batched_nms, nms_padded
+from kernels.roi_align import multilevel_roi_align
+from kernels.roi_crop import affine_grid, roi_crop
+from kernels.roi_pool import roi_pool
+from kernels.soft_nms import soft_nms
+
+PLANTED = ("return {low, min(low + 1, last),", "return {low, low + 1,")
+# inside, beyond each corner, the last cell, huge, a point, inverted, no image, an absent row, not finite
+ROIS = torch.tensor([[0, 3, 4, 40, 30], [1, -90, -90, 20, 20], [1, 40, 30, 400, 400], [0, 47, 39, 48, 40], [0, -1e30, -1e30, 1e38, 1e38],
+                     [1, 9, 9, 9, 9], [0, 30, 30, 5, 5], [2, 0, 0, 9, 9], [-1, 0, 0, 9, 9], [0, torch.nan, 0, torch.inf, 9]])
+
+
+def pool_all(layout: torch.memory_format, channels: int) -> None:
+    maps = [torch.randn(2, channels, 10 >> level, 12 >> level).contiguous(memory_format=layout).requires_grad_() for level in range(2)]
+    poolings: list[Callable[[], torch.Tensor]] = [
+        lambda: multilevel_roi_align(maps, ROIS, (3, 2), [1 / 4, 1 / 8], 0, True, canonical_scale=30, min_level=3, backend="cuda"),
+        lambda: multilevel_roi_align(maps, ROIS, (3, 2), [1 / 4, 1 / 8], 9, canonical_scale=30, min_level=3, channels_last=True, backend="cuda"),
+        lambda: roi_pool(maps[0], ROIS, (3, 2), 1 / 4, backend="cuda"),
+        lambda: roi_crop(maps[0], affine_grid(ROIS, (10, 12), (3, 2), 1 / 4), torch.tensor([0, 1, 1, 0, 0, 1, 0, 2, -1, 0]), backend="cuda")]
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        for pooling in poolings:
+            pooling().nan_to_num().sum().backward()
+    torch.use_deterministic_algorithms(False)
+
+
+def suppress_all() -> None:
+    for count in (1, 63, 65, 200):
+        boxes, scores = clustered_boxes(count, seed=count)
+        groups = torch.arange(count) % 5 - 1
+        batched_nms(boxes, scores, None, 0.5, backend="cuda")
+        batched_nms(boxes, scores, groups, 0.5, max_keep=3, backend="cuda")
+        boxes[count // 2] = torch.inf
+        nms_padded(boxes, scores, groups, 0.5, num_groups=3, max_keep=7, max_candidates=40, backend="cuda")
+        soft_nms(*clustered_boxes(count, seed=count), backend="cuda")
+
+
+if __name__ == "__main__":
+    plant = (lambda source: source.replace(*PLANTED)) if len(sys.argv) > 1 else (lambda source: source)
+    kernels.launch.runner = CudaOnCpu(edit=plant, flags=SANITIZE)
+    pool_all(torch.contiguous_format, 3)
+    pool_all(torch.channels_last, 4)
+    suppress_all()
+    print("clean")
