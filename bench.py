@@ -366,7 +366,7 @@ def kernels(device: DEVICE = "auto", as_json: JSON = False) -> None:
     """Time the GPU operators beside torchvision's."""
     from benchmarks.kernel_speed import report
 
-    typer.echo(report(_device(device), as_json))
+    raise typer.Exit(report(_device(device), as_json))
 
 
 def main() -> None:
