@@ -71,7 +71,7 @@ def _follow(process: Any, reports: Any, on_report: Report, stall_s: float | None
             kind, value = reports.recv()
         except EOFError:
             process.join(_GRACE_S)
-            return Outcome("failed", _how_it_died(process.exitcode))
+            return Outcome("failed", how_it_died(process.exitcode))
         if kind == "end":
             process.join(_GRACE_S)  # it still has to leave in order; after that it is ended
             return value
@@ -90,7 +90,8 @@ def _drain(reports: Any, on_report: Report) -> None:
         return  # the end, or a report that was cut by the process's own
 
 
-def _how_it_died(code: int | None) -> str:
+def how_it_died(code: int | None) -> str:
+    """What an exit code says of a process that said nothing itself."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         why = "; the system ends processes so when memory runs out" if -code == signal.SIGKILL else ""
@@ -99,10 +100,8 @@ def _how_it_died(code: int | None) -> str:
 
 
 def _in_child(work: Callable[..., None], arguments: tuple[Any, ...], reports: Any) -> None:
-    """The process: Ctrl-C is the parent's to handle, stdout is for data, and nothing outlives the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """The process."""
+    settle_in_child()
     try:
         work(*arguments, lambda value: reports.send(("report", value)))
         outcome = Outcome("finished")
@@ -110,6 +109,13 @@ def _in_child(work: Callable[..., None], arguments: tuple[Any, ...], reports: An
         outcome = failure(error)
     reports.send(("end", outcome))
     reports.close()
+
+
+def settle_in_child() -> None:
+    """What every process of ours does first: Ctrl-C is the parent's to handle, stdout is for data, and nothing outlives the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

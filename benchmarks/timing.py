@@ -22,23 +22,33 @@ class PhaseClock:
     """Host time of named phases; the device is idle at both edges of each.
 
     samples_ms: for every phase, one value a turn, in milliseconds, divided by the images of that turn.
+    cpu_ms: on a CPU the same of the processor time of all threads, which does not count waiting for a processor that others use.
+    starts_s: when each turn's first phase began, by time.perf_counter.
     """
 
     device: torch.device
     samples_ms: dict[str, list[float]] = field(default_factory=dict)
+    cpu_ms: dict[str, list[float]] = field(default_factory=dict)
+    starts_s: list[float] = field(default_factory=list)
 
     @contextmanager
     def phase(self, name: str, images: int = 1) -> Iterator[None]:
         """Time a block as one turn of `name`."""
         synchronise(self.device)
-        start = time.perf_counter()
+        processor, start = time.process_time(), time.perf_counter()
         yield
         synchronise(self.device)
-        self.samples_ms.setdefault(name, []).append((time.perf_counter() - start) * 1e3 / images)
+        end = time.perf_counter()
+        if self.device.type == "cpu":
+            self.cpu_ms.setdefault(name, []).append((time.process_time() - processor) * 1e3 / images)
+        if name == next(iter(self.samples_ms), name):
+            self.starts_s.append(start)
+        self.samples_ms.setdefault(name, []).append((end - start) * 1e3 / images)
 
-    def sums_ms(self, names: Sequence[str]) -> list[float]:
-        """For every turn, the sum of these phases."""
-        return [sum(values) for values in zip(*(self.samples_ms[name] for name in names), strict=True)]
+    def sums_ms(self, names: Sequence[str], cpu: bool = False) -> list[float]:
+        """For every turn, the sum of these phases; cpu: of their processor time."""
+        samples = self.cpu_ms if cpu else self.samples_ms
+        return [sum(values) for values in zip(*(samples[name] for name in names), strict=True)]
 
 
 @dataclass(frozen=True)

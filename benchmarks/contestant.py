@@ -1,0 +1,94 @@
+"""One model of a comparison, in a process of its own: it runs the batches it is told to and answers with times."""
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.manifest import load_manifests
+
+from .environment import collect_environment
+from .inference import MODEL, Turns, timed_batches
+from .memory import peak_memory
+from .planted import ExtraWork, with_extra_work
+from .spec import BenchmarkSpec
+from .subject import identify_data, open_data, prepare
+from .timing import PhaseClock
+
+TIMES = {"model_ms": MODEL, "forward_ms": ("forward",), "postprocess_ms": ("postprocess",)}
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """What takes part: a row with weights (as `identify_weights` takes them) under a label; `extra_units` of planted work an image."""
+
+    label: str
+    row: str
+    weights: str = "random"
+    extra_units: int = 0
+
+
+class Contestant:
+    """A built model and the images it is timed on.
+
+    Args:
+        entrant, spec, data: the row, how it is measured, on what.
+        weights: what `build_model` takes.
+        threads: of one torch operator on the CPU.
+        beat: says "still alive".
+    """
+
+    def __init__(self, entrant: Entrant, spec: BenchmarkSpec, data: str, weights: str, threads: int, beat: Callable[[], None] = lambda: None) -> None:
+        if spec.device == "cpu":
+            torch.set_num_threads(threads)
+        self.entrant, self.spec, self.data, self.beat = entrant, spec, data, beat
+        entry = load_manifests().entry(entrant.row)
+        self.subject = prepare(entry, spec, open_data(entry, data, spec.images), weights)
+        self.subject.model.eval()
+        if entrant.extra_units:
+            self.subject.model = with_extra_work(self.subject.model, ExtraWork(self.subject.device), entrant.extra_units)
+        self.batches = timed_batches(len(self.subject.dataset), spec)
+        self.turns = Turns(self.subject, spec, PhaseClock(self.subject.device))
+
+    def describe(self) -> dict[str, Any]:
+        """Machine, data, the digest of the image list, how many batches there are, and the process."""
+        dataset = self.subject.dataset
+        ids = " ".join(str(dataset.image_id(index)) for batch in self.batches for index in batch)
+        return {"environment": collect_environment(self.spec.device), "data": identify_data(dataset), "batches": len(self.batches), "pid": os.getpid(),
+                "image_list": hashlib.sha256(ids.encode()).hexdigest(), "timed_images": sum(map(len, self.batches))}
+
+    def turn(self, batches: list[int]) -> dict[str, float]:
+        """Run batches by number; wall milliseconds an image of each metric, and on a CPU the processor's own ("cpu_model_ms"), summed over the batches."""
+        clock = self.turns.clock = PhaseClock(self.subject.device)
+        for number in batches:
+            self.turns(self.batches[number])
+            self.beat()
+        found = {name: sum(clock.sums_ms(phases)) for name, phases in TIMES.items()} | {"end_to_end_ms": sum(clock.sums_ms(list(clock.samples_ms)))}
+        if clock.cpu_ms:
+            found |= {f"cpu_{name}": sum(clock.sums_ms(phases, cpu=True)) for name, phases in TIMES.items()}
+            found["cpu_end_to_end_ms"] = sum(clock.sums_ms(list(clock.cpu_ms), cpu=True))
+        return found
+
+    def turn_with_peak(self, batches: list[int]) -> dict[str, float]:
+        """Peak memory in MiB of running these batches, by metric name."""
+        with peak_memory(self.subject.device) as peak:
+            self.turn(batches)
+        return {"resident_memory_mib" if name == "resident" else f"inference_memory_{name}_mib": value for name, value in peak.mib.items()}
+
+    def detect(self, folder: Path) -> dict[str, Any]:
+        """Detections of every image, kept in `folder`; metrics as `measure_accuracy` gives them."""
+        from .detection import measure_accuracy
+
+        measurements, absent, files = measure_accuracy(self.subject, self.spec, folder, self.beat)
+        return {"measurements": measurements, "absent": absent, "files": files}
+
+    def cost_of_unit(self, pairs: int) -> float:
+        """What one unit of extra work costs, as a fraction of an image's model time; from alternating pairs of both."""
+        from .planted import cost_of_unit
+
+        return cost_of_unit(self, pairs)

@@ -1,0 +1,130 @@
+"""Processes that build something once and then answer calls, one at a time, over a pipe; forked from one that has imported torch already."""
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .isolation import BEAT, Outcome, failure, how_it_died, settle_in_child
+
+PRELOADED = ["benchmarks.contestant"]
+# Left alone, glibc gives freed memory back and fetches it again, or not, as the history of each process has it: of two equal processes one had 13,700
+# page faults an image and the other 7,800, and was 7.5 % faster. Memory that is kept, in large pages where the system has them, ends that.
+ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=67108864"
+ALLOCATOR_NOTE = "freed memory is kept (glibc: no mmap, no trim, huge pages), since page faults differ from process to process"
+_LEAVE_S = 10.0
+
+
+class WorkerFailed(RuntimeError):
+    """A worker that raised, died or did not answer; `outcome` says which."""
+
+    def __init__(self, label: str, outcome: Outcome) -> None:
+        super().__init__(f"{label}: {outcome.reason}")
+        self.label, self.outcome = label, outcome
+
+
+class Worker:
+    """The parent's side of one process.
+
+    Args:
+        label: what failures call it.
+        build: a module-level class or function; called in the process with `arguments` and a function that says "still alive".
+        arguments: must pickle.
+    """
+
+    def __init__(self, label: str, build: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.label = label
+        context = _context()
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(build, arguments, theirs), name=f"worker {label}", daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def call(self, name: str, *arguments: Any, stall_s: float) -> Any:
+        """Call a method of what was built.
+
+        Args:
+            name, arguments: method and what it takes; "ready" waits until it is built.
+            stall_s: a worker that gives no sign of life for so long is ended.
+
+        Raises:
+            WorkerFailed: the method raised, the process died, or it did not answer in time; the process is gone then.
+        """
+        try:
+            self._pipe.send((name, arguments))
+        except OSError:
+            raise self._fail(Outcome("failed", how_it_died(self._code()))) from None
+        while True:
+            end = time.monotonic() + stall_s
+            try:
+                if not self._pipe.poll(max(end - time.monotonic(), 0)):
+                    raise self._fail(Outcome("failed", f"the process reported nothing for {stall_s:g} s and was ended"))
+                kind, value = self._pipe.recv()
+            except (EOFError, ConnectionResetError):
+                raise self._fail(Outcome("failed", how_it_died(self._code()))) from None
+            if kind == "failed":
+                raise self._fail(value)
+            if value != BEAT:
+                return value
+
+    def close(self) -> None:
+        """End the process; it is given a moment to leave in order."""
+        self._pipe.close()
+        self._process.join(_LEAVE_S)
+        self._end()
+
+    def _code(self) -> int | None:
+        self._process.join(_LEAVE_S)
+        return self._process.exitcode
+
+    def _fail(self, outcome: Outcome) -> WorkerFailed:
+        self._end()
+        return WorkerFailed(self.label, outcome)
+
+    def _end(self) -> None:
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _context() -> Any:
+    """Forking from a server that has imported torch and touched no GPU: a process is there in a fraction of a second."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with _environment(GLIBC_TUNABLES=ALLOCATOR):
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Variables that programs started inside the block see."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _serve(build: Callable[..., Any], arguments: tuple[Any, ...], pipe: Any) -> None:
+    """The process: build, then answer until the other end is closed."""
+    settle_in_child()
+    try:
+        served = build(*arguments, lambda: pipe.send(("beat", BEAT)))
+        while True:
+            try:
+                name, given = pipe.recv()
+            except EOFError:
+                return
+            pipe.send(("reply", None if name == "ready" else getattr(served, name)(*given)))
+    except BaseException as error:
+        try:
+            pipe.send(("failed", failure(error)))
+        except OSError:
+            return  # nobody listens any more
