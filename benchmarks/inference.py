@@ -58,7 +58,8 @@ class Turns:
             with phase("postprocess", count):
                 found = raw.float().softmax(dim=1) if self.subject.is_classifier else self.subject.model.postprocess(raw, sizes, original_sizes)
         with phase("result_copy", count):
-            to_host(found)
+            host = to_host(found)
+        check_finite(host)
         return self.clock.sums_ms(MODEL)[-1]
 
 
@@ -67,6 +68,13 @@ def to_host(found: Any) -> Any:
     if isinstance(found, torch.Tensor):
         return found.cpu()
     return [type(one)(**{name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in vars(one).items()}) for one in found]
+
+
+def check_finite(found: Any) -> None:
+    """Raise FloatingPointError for class scores (N, K) or detections with a NaN or an infinite number: the time of a broken model means nothing."""
+    tensors = [found] if isinstance(found, torch.Tensor) else [tensor for one in found for tensor in (one.boxes, one.scores)]
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise FloatingPointError("the model gives boxes or scores that are not finite (NaN or infinite); check weights and precision")
 
 
 def timed_batches(images: int, spec: BenchmarkSpec) -> list[list[int]]:
@@ -120,6 +128,10 @@ def images_digest(subject: Subject, batches: list[list[int]]) -> str:
 def _measurements(clock: PhaseClock, note: str, spec: BenchmarkSpec) -> dict[str, Measurement]:
     batch = f"batch {spec.batch_size}, an image"
     found = {f"{name}_ms": summarise(samples, "ms", covers=f"{COVERS[name]}; {batch}") for name, samples in clock.samples_ms.items()}
-    found["model_ms"] = summarise(clock.sums_ms(MODEL), "ms", covers=f"forward + post-processing; {batch}", note=note)
+    model = summarise(clock.sums_ms(MODEL), "ms", covers=f"forward + post-processing; {batch}", note=note)
+    found["model_ms"] = model.model_copy(update={"times_s": clock.starts_s})
+    if clock.cpu_ms:
+        covers = f"forward + post-processing, processor time of all threads: waiting for a processor that others use is left out; {batch}"
+        found["model_cpu_ms"] = summarise(clock.sums_ms(MODEL, cpu=True), "ms", covers=covers)
     found["end_to_end_ms"] = summarise(clock.sums_ms(list(COVERS)), "ms", covers=f"file to results on the host, phases one after another; {batch}")
     return found

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from zoo.manifest import load_manifests
@@ -16,7 +17,7 @@ from .progress import clock
 from .spec import METRIC_GROUPS, OWN_PROTOCOL, BenchmarkSpec, Measurement, Run, WeightsIdentity
 from .store import new_id
 from .subject import Sources, Subject, identify_data, open_data, prepare, training_data
-from .telemetry import watching
+from .telemetry import Watch, marked, watching
 
 BEAT_S = 1.0  # seconds between signs of life
 
@@ -141,15 +142,41 @@ def measure_groups(subject: Subject, spec: BenchmarkSpec, sources: Sources, fold
         if group in spec.groups and not (group == "epoch" and "memory" in spec.groups):
             training = group in ("memory", "epoch")
             report({"stage": "training" if training else {"inference": "timing", "ap": "detecting", "top1": "classifying"}[group]})
-            with _watched("training" if training else group, spec.device, report):
-                _GROUPS[group](subject, spec, sources, folder, report, beat)
+            with _watched("training" if training else group, spec, report) as passing:
+                _GROUPS[group](subject, spec, sources, folder, passing, beat)
 
 
 @contextmanager
-def _watched(group: str, device: str, report: Report):  # noqa: ANN202 - a context manager
-    with watching(device) as watch:
-        yield
-    report({"telemetry": {group: watch.result}})
+def _watched(group: str, spec: BenchmarkSpec, report: Report) -> Iterator[Report]:
+    """Telemetry of a block; measurements that pass through are reported again with what the telemetry says of them."""
+    seen: dict[str, Measurement] = {}
+
+    def passing(value: Any) -> None:
+        if isinstance(value, dict):
+            seen.update(value.get("measurements", {}))
+        report(value)
+
+    with watching(spec.device) as watch:
+        yield passing
+    report({"telemetry": {group: watch.result}, "measurements": with_telemetry(seen, watch, spec)})
+
+
+def with_telemetry(found: dict[str, Measurement], watch: Watch, spec: BenchmarkSpec) -> dict[str, Measurement]:
+    """Timed measurements with their moments on the telemetry's clock and suspect samples marked, and the energy an image where power was read."""
+    values: dict[str, Measurement] = {}
+    for name, one in found.items():
+        if one.times_s:
+            times_s = [moment - watch.start_s for moment in one.times_s]
+            values[name] = one.model_copy(update={"times_s": times_s, "marked": marked(times_s, watch.result)})
+    timed, power = values.get("model_ms"), watch.result.samples.get("power_w", [])
+    if timed is not None and "end_to_end_ms" in found and power:
+        pairs = zip(watch.result.samples["time_s"], power, strict=True)
+        during = [watts for moment, watts in pairs if timed.times_s[0] <= moment <= timed.times_s[-1]] or power
+        an_image_s = found["end_to_end_ms"].value / 1e3
+        values["energy_j_per_image"] = Measurement(value=fmean(during) * an_image_s, unit="J/image", statistic="mean", n=len(during), covers=(
+            f"mean power of the whole GPU board, {len(during)} readings while images were timed one after another, times the end-to-end time of an image; "
+            f"batch {spec.batch_size}"))
+    return values
 
 
 def _beating(report: Report) -> Callable[[], None]:

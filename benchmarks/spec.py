@@ -46,6 +46,8 @@ class Measurement(Strict):
     interval: tuple[FiniteFloat, FiniteFloat] | None = Field(None, description="95 % confidence interval of `value`")
     percentiles: dict[str, FiniteFloat] = Field(default_factory=dict, description="p5, p20, p80, p95, p99 of the samples")
     samples: list[FiniteFloat] = Field(default_factory=list, description="raw, in the order they were taken")
+    times_s: list[FiniteFloat] = Field(default_factory=list, description="when each sample was begun, on the clock of the telemetry's time_s")
+    marked: list[int] = Field(default_factory=list, description="places of samples taken while the device was throttled or shared; they count all the same")
     covers: str = Field("", description="what is inside the clock, or how memory was read")
     extrapolated: bool = Field(False, description="more was counted than was run")
     note: str = ""
@@ -136,13 +138,14 @@ class DataIdentity(Strict):
 
 
 class Telemetry(Strict):
-    """What NVML saw while a group ran; `absent` says why there is nothing."""
+    """What NVML saw while a group ran, or on a CPU what else used the processors; `absent` says why NVML has nothing."""
 
     absent: str | None = None
     verdict: Literal["clean", "throttled", "shared", "unstable", "unknown"] = "unknown"
     period_s: float | None = None
     samples: dict[str, list[FiniteFloat]] = Field(default_factory=dict, description="time_s, sm_clock_mhz, memory_clock_mhz, power_w, temperature_c, "
-                                                  "throttle_reasons, other_processes, process_memory_mib: one value a sample")
+                                                  "throttle_reasons, other_processes, process_memory_mib; on a CPU own_cpus, other_cpus, stolen_cpus, "
+                                                  "quota_cuts, cpu_clock_mhz: one value a reading")
     note: str = ""
 
 

@@ -1,13 +1,16 @@
-"""What NVML sees while something runs: clocks, power, temperature, throttling, other processes, this process's memory."""
+"""What is seen while something runs: by NVML clocks, power, temperature, throttling and other processes of a GPU; on a CPU what else used it."""
 from __future__ import annotations
 
 import os
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from . import cpu_load
+from .cpu_load import LoadReader, crowded_readings, judge_load
 from .spec import Telemetry
 
 PERIOD_S = 0.05
@@ -71,7 +74,8 @@ class Gpu:
     def sample(self) -> dict[str, float]:
         """One reading; what the GPU does not tell is left out."""
         processes = self.ask("ComputeRunningProcesses")
-        own = [p for p in processes or [] if p.pid == os.getpid()]
+        ours = _our_processes() if processes else set()
+        own = [p for p in processes or [] if p.pid in ours]
         readings = {
             "sm_clock_mhz": self.ask("ClockInfo", self.nvml.NVML_CLOCK_SM),
             "memory_clock_mhz": self.ask("ClockInfo", self.nvml.NVML_CLOCK_MEM),
@@ -79,7 +83,7 @@ class Gpu:
             "temperature_c": self.ask("Temperature", self.nvml.NVML_TEMPERATURE_GPU),
             "throttle_reasons": self.ask("CurrentClocksThrottleReasons"),
             "other_processes": None if processes is None else len(processes) - len(own),
-            "process_memory_mib": own[0].usedGpuMemory / 2**20 if own and own[0].usedGpuMemory else None,
+            "process_memory_mib": sum(p.usedGpuMemory or 0 for p in own) / 2**20 or None,
         }
         return {name: float(value) for name, value in readings.items() if value is not None}
 
@@ -90,46 +94,56 @@ def _first_visible() -> int | str:
     return int(first) if first.isdigit() else first
 
 
+def _our_processes() -> set[int]:
+    """This process and those it started."""
+    import psutil
+
+    return {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+
+
 class Watch:
-    """Readings of one GPU, taken in a thread; `result` is complete after the `watching` block."""
+    """Readings of one device, taken in a thread; `result` is complete after the `watching` block. start_s: time.perf_counter at time_s = 0."""
 
     def __init__(self) -> None:
         self.result = Telemetry(absent="not watched")
+        self.start_s = time.perf_counter()
 
 
 @contextmanager
-def watching(device: str, read: Callable[[], dict[str, float]] | None = None, period_s: float = PERIOD_S) -> Iterator[Watch]:
-    """Sample the GPU until the block ends.
+def watching(device: str, read: Callable[[], dict[str, float]] | None = None, period_s: float | None = None) -> Iterator[Watch]:
+    """Sample the device until the block ends.
 
     Args:
-        device: "cuda", or "cpu", where there is nothing to read.
-        read: takes one reading; default: NVML's.
+        device: "cuda", or "cpu", where other use of the processors is read and `absent` says that NVML has nothing to say.
+        read: takes one reading; default: NVML's, or the load of the processors.
         period_s: seconds between readings.
     """
-    watch = Watch()
-    if read is None:
+    watch, verdict_of, absent = Watch(), judge, None
+    if read is None and device == "cpu":
+        read, verdict_of, period_s = LoadReader(), judge_load, period_s or cpu_load.PERIOD_S
+        absent = "the run was on the CPU; NVML watches GPUs only. Readings and verdict are of the processors' load"
+    elif read is None:
         try:
-            if device == "cpu":
-                raise RuntimeError("the run was on the CPU; NVML watches GPUs only")
             read = Gpu().sample
         except RuntimeError as error:
             watch.result = Telemetry(absent=str(error))
             yield watch
             return
+    period_s = period_s or PERIOD_S
     samples: dict[str, list[float]] = {}
-    done, start, faults = threading.Event(), time.perf_counter(), []
+    done, faults = threading.Event(), []
 
     def sample() -> None:
-        while True:
+        ended = False
+        while not ended:
+            ended = done.wait(period_s)
             try:
                 reading = read()
             except Exception as error:  # a reading that fails ends the watch and is told; it must not end the measurement
                 faults.append(f"reading stopped: {type(error).__name__}: {error}")
                 return
-            for name, value in {"time_s": time.perf_counter() - start, **reading}.items():
+            for name, value in ({"time_s": time.perf_counter() - watch.start_s, **reading} if reading else {}).items():
                 samples.setdefault(name, []).append(value)
-            if done.wait(period_s):
-                return
 
     thread = threading.Thread(target=sample, name="telemetry", daemon=True)
     thread.start()
@@ -138,8 +152,30 @@ def watching(device: str, read: Callable[[], dict[str, float]] | None = None, pe
     finally:
         done.set()
         thread.join()
-        verdict, note = judge(samples)
-        watch.result = Telemetry(verdict=verdict, period_s=period_s, samples=samples, note="; ".join(part for part in (note, *faults) if part))
+        verdict, note = verdict_of(samples)
+        watch.result = Telemetry(absent=absent, verdict=verdict, period_s=period_s, samples=samples,
+                                 note="; ".join(part for part in (note, *faults) if part))
+
+
+def suspect_readings(samples: dict[str, list[float]]) -> list[bool]:
+    """For every reading whether the device was held back or shared then."""
+    count = len(samples.get("time_s", []))
+    slowed = [int(reasons) & sum(SLOWING) != 0 for reasons in samples.get("throttle_reasons", [])]
+    others = [number > 0 for number in samples.get("other_processes", [])]
+    held = [cuts > 0 for cuts in samples.get("quota_cuts", [])]
+    crowded = crowded_readings(samples)
+    return [any(column[place] for column in (slowed, others, held, crowded) if place < len(column)) for place in range(count)]
+
+
+def marked(times_s: list[float], telemetry: Telemetry) -> list[int]:
+    """Places of the samples that were taken next to a suspect reading; they are kept all the same.
+
+    times_s: when each sample was begun, on the clock of the readings.
+    """
+    readings = telemetry.samples.get("time_s", [])
+    bad = suspect_readings(telemetry.samples)
+    nearest = [min(bisect_left(readings, moment), len(readings) - 1) for moment in times_s] if readings else []
+    return [place for place, reading in enumerate(nearest) if bad[reading]]
 
 
 def judge(samples: dict[str, list[float]]) -> tuple[Any, str]:

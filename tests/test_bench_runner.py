@@ -103,7 +103,7 @@ def test_scores_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
 
 def test_phases_are_timed_apart_and_add_up() -> None:
     found = measure_inference(subject_of(forward_s=0.03), SPEC)
-    assert set(found) == {f"{name}_ms" for name in COVERS} | {"model_ms", "end_to_end_ms"}
+    assert set(found) == {f"{name}_ms" for name in COVERS} | {"model_ms", "model_cpu_ms", "end_to_end_ms"}
     assert min(found["forward_ms"].samples) >= 30.0 > found["postprocess_ms"].value
     assert found["model_ms"].samples == [a + b for a, b in zip(found["forward_ms"].samples, found["postprocess_ms"].samples, strict=True)]
     sums = [sum(values) for values in zip(*(found[f"{name}_ms"].samples for name in COVERS), strict=True)]
