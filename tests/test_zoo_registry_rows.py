@@ -82,3 +82,21 @@ def test_msra_resnet_starts_detectrons_rows(package_weights: Path) -> None:
         wanted, found = build_model(RESNET, "published").backbone(images), detector.backbone(images)
         for name, values in wanted.items():
             torch.testing.assert_close(found[name], values, rtol=1e-3, atol=1e-3 * float(values.abs().max()))
+
+
+@pytest.mark.parametrize(("row", "data", "wanted", "within"), [
+    (SSDLITE, "coco:{}/coco_mini", {"box_ap": 34.8, "box_ap50": 50.7, "box_ap75": 38.7}, 0.2),
+    (RESNET, "imagenet:{}/imagenet_mini", {"top1": 92.0, "top5": 99.0}, 0.1),
+    ("resnet18_imagenet.registry", "imagenet:{}/imagenet_mini", {"top1": 79.0, "top5": 94.0}, 0.5),  # 79.5 here: torchvision rounds the crop's corner
+])
+def test_accuracy_is_what_others_measured(row: str, data: str, wanted: dict[str, float], within: float, package_weights: Path, data_folder: Path,
+                                          tmp_path: Path) -> None:
+    from benchmarks.spec import BenchmarkSpec
+    from benchmarks.subject import Sources
+    from benchmarks.sweep import SweepOptions, chosen_rows, run_sweep
+
+    arrays_of(row, package_weights)
+    spec = BenchmarkSpec(groups=("ap",) if row == SSDLITE else ("top1",))
+    sweep = run_sweep(chosen_rows([row]), spec, Sources(data.format(data_folder), "published"), SweepOptions(tmp_path / "runs", isolate=False))
+    measured = sweep.runs[0].measurements
+    assert {name: measured[name].value for name in wanted} == {name: pytest.approx(value, abs=within + 1e-6) for name, value in wanted.items()}
