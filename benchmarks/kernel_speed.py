@@ -143,10 +143,9 @@ def _pooling(device: str, images: int, count: int, size: int, dtype: torch.dtype
         return Case(name, lambda: pool(last), lambda: judge(maps), lambda: pool(last, "reference"), 1e-4 if item == 4 else 4e-3, moved)
     upstream = torch.randn(count, CHANNELS, size, size, generator=random).to(device, dtype)
 
-    def both(function: Callable[[list[Tensor]], Tensor], given: list[Tensor]) -> Tensor:
+    def both(function: Callable[[list[Tensor]], Tensor], given: list[Tensor]) -> tuple[Tensor, ...]:
         leaves = [each.detach().requires_grad_() for each in given]
-        return torch.cat([grad.flatten() for grad in torch.autograd.grad(function(leaves), leaves, upstream)]) if not on_cuda(device) else \
-            torch.autograd.grad(function(leaves), leaves, upstream)[0]
+        return torch.autograd.grad(function(leaves), leaves, upstream)
 
     return Case(name, lambda: both(pool, last), lambda: both(judge, maps), lambda: both(lambda given: pool(given, "reference"), last), 1e-3, 2 * moved)
 
@@ -179,7 +178,9 @@ def _measure(case: Case, device: str, repeats: int) -> Speed:
                  moved / ours[0] / 1e3 if moved else None, moved / BANDWIDTH * 1e6 / ours[0] if moved else None)
 
 
-def _agree(found: Tensor, answer: Tensor, tolerance: float) -> bool:
+def _agree(found: Tensor | tuple[Tensor, ...], answer: Tensor | tuple[Tensor, ...], tolerance: float) -> bool:
+    if isinstance(found, tuple):
+        return all(_agree(*pair, tolerance) for pair in zip(found, answer, strict=True))
     found, answer = found.cpu(), answer.cpu()
     if tolerance == 0.0:
         return torch.equal(found, answer)
