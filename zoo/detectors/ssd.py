@@ -58,7 +58,7 @@ class Selection:
             wanted &= ~((which == BACKGROUND) & (best >= self.background_filter))
         labels, priors = wanted.nonzero(as_tuple=True)
         found = Detections(boxes[priors], scores[priors, columns[labels]], labels)
-        kept = batched_nms(found.boxes, found.scores, labels, self.nms_iou, offset=self.nms_offset, max_keep=self.per_class_keep)
+        kept = batched_nms(found.boxes, found.scores, labels, self.nms_iou, num_groups=len(columns), offset=self.nms_offset, max_keep=self.per_class_keep)
         if len(kept) > self.per_image_keep:
             kept = kept[found.scores[kept] >= found.scores[kept[self.per_image_keep - 1]]]  # ties with the last one stay
         return found.select(kept[labels[kept].sort(stable=True).indices])

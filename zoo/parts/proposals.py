@@ -80,7 +80,8 @@ def select_proposals(scores: Sequence[Tensor], deltas: Sequence[Tensor], anchors
     boxes, chances = boxes.reshape(-1, 4), chances.reshape(-1)
     rows = torch.nonzero(large_enough(boxes, rule.min_size, coder.offset)).squeeze(1)
     boxes, chances, groups = boxes[rows], chances[rows], groups[rows]
-    kept = batched_nms(boxes, chances, groups, rule.nms_iou, offset=coder.offset, inclusive=rule.inclusive, max_keep=rule.post_nms)
+    kept = batched_nms(boxes, chances, groups, rule.nms_iou, num_groups=images * len(levels), offset=coder.offset, inclusive=rule.inclusive,
+                       max_keep=rule.post_nms, max_candidates=rule.pre_nms or None)
     kept = kept.sort().values  # image by image, level by level, falling score
     return _collect(boxes[kept], chances[kept], groups[kept] // len(levels), images, rule)
 
