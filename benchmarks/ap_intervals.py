@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data.coco import read_annotations
+from zoo.data.base import Dataset
+from zoo.data.coco import CocoDataset, read_annotations
 
 from .coco_evaluation import Kind, _hotcoco, complete_annotations, result_records
+from .coco_results import read_results
+from .spec import Measurement
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # as pycocotools makes them, to the last bit
 EVERY_AREA = [0.0, 1e10]
@@ -198,3 +201,26 @@ def _halves(images: int, draw: np.random.Generator) -> np.ndarray:
         weights[row, order[:images // 2]] = 1
         weights[row + 1, order[images - images // 2:]] = 1
     return weights
+
+
+def subset_intervals(measurements: dict[str, Measurement], dataset: Dataset, files: dict[str, Path]) -> dict[str, Measurement]:
+    """The AP measurements of a subset again, with the interval of the AP on all images of its split; nothing where the whole split was measured.
+
+    Args:
+        measurements: box_ap, mask_ap and keypoint_ap in percent, where they were measured.
+        dataset: what they were measured on.
+        files: "bbox", "segm", "keypoints" -> result file.
+    """
+    found: dict[str, Measurement] = {}
+    if not isinstance(dataset, CocoDataset) or not dataset.is_subset:
+        return found
+    for kind, name in (("bbox", "box_ap"), ("segm", "mask_ap"), ("keypoints", "keypoint_ap")):
+        if name not in measurements or kind not in files:
+            continue
+        records, _ = read_results(files[kind], dataset, kind)
+        interval = subset_interval(match_images(dataset.annotation_file, records, kind, dataset.image_ids), dataset.full_size)
+        text = interval.reason or (f"the interval is that of the AP on all {dataset.full_size} images, from random halves of the subset, if its images are as "
+                                   "good as drawn at random; AP on a subset is too high and may lie outside")
+        edges = None if interval.low is None else (100 * max(interval.low, 0.0), 100 * min(interval.high, 1.0))
+        found[name] = measurements[name].model_copy(update={"interval": edges, "note": "; ".join(filter(None, (measurements[name].note, text)))})
+    return found

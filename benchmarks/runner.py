@@ -200,12 +200,14 @@ def _inference(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: 
 
 
 def _ap(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
+    from .ap_intervals import subset_intervals
     from .detection import measure_accuracy
 
     if subject.is_classifier:
         report({"absent": {"box_ap": "a classifier gives no boxes"}})
         return
     measurements, absent, files = measure_accuracy(subject, spec, folder, beat)
+    measurements |= subset_intervals(measurements, subject.dataset, {kind: folder.parent / file.name for kind, file in files.items()})
     report({"measurements": measurements, "absent": absent, "files": files})
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from generated_matches import made_up_set
 
-from benchmarks.ap_intervals import ImageMatches, class_matches, match_images, paired_difference, subset_interval, weighted_ap
+from benchmarks.ap_intervals import ImageMatches, class_matches, match_images, paired_difference, subset_interval, subset_intervals, weighted_ap
 from benchmarks.coco_evaluation import EvaluationPlan, complete_annotations
+from benchmarks.spec import Measurement
+from zoo.data.coco import CocoDataset
 
 
 def by_pycocotools(document, results, images: list[int]) -> float:  # noqa: ANN001 - a COCO document
@@ -113,3 +115,14 @@ def test_a_worse_model_is_told_from_noise() -> None:
     assert not found.may_be_noise and found.high < 0 and found.below == 300
     with pytest.raises(ValueError, match="same images"):
         paired_difference(good, small()[2])
+
+
+def test_measurements_of_a_subset_get_the_interval_and_those_of_a_split_do_not(tmp_path: Path) -> None:
+    document, results, _ = small()
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    (tmp_path / "bbox.json").write_text(json.dumps(results))
+    whole = CocoDataset(tmp_path, tmp_path / "truth.json")
+    measured = {"box_ap": Measurement(value=30.0, unit="%"), "box_ap50": Measurement(value=50.0, unit="%")}
+    found = subset_intervals(measured, whole.subset(50), {"bbox": tmp_path / "bbox.json"})
+    assert set(found) == {"box_ap"} and "all 60 images" in found["box_ap"].note and found["box_ap"].interval[0] < found["box_ap"].interval[1]
+    assert subset_intervals(measured, whole, {"bbox": tmp_path / "bbox.json"}) == {}
