@@ -213,15 +213,18 @@ def reproduce(source: Annotated[str, typer.Argument(help="a manifest: vovnet, de
 @app.command()
 def evaluate(results_file: Annotated[Path, typer.Argument(metavar="RESULTS", help="COCO results file, or folder of VOC comp4 files")], data: DATA = "shapes",
              images: IMAGES = None, as_json: JSON = False,
-             kind: Annotated[Literal["bbox", "segm", "keypoints"] | None, typer.Option(help="default: told by the file")] = None) -> None:
+             kind: Annotated[Literal["bbox", "segm", "keypoints"] | None, typer.Option(help="default: told by the file")] = None,
+             every_image: Annotated[bool, typer.Option("--every-image", help="images without a detection were looked at too")] = False) -> None:
     """Evaluate stored detections again."""
     from benchmarks.accuracy import evaluate_results_file
     from benchmarks.progress import clock
     from benchmarks.report.listing import accuracy
+    from benchmarks.subset_guard import refuse_naive_subset
     from zoo.data.datasets import open_dataset
 
     with clock("evaluate"):
         dataset = open_dataset(data, images=images, keypoints=kind == "keypoints")
+        refuse_naive_subset(results_file, dataset, every_image)
         report = evaluate_results_file(results_file, dataset, kind)
     _print(report.as_dict(), as_json, accuracy(report.metrics))
     _say(f"{results_file.name} on {dataset.name}: {len(dataset)} of {dataset.full_size} images")

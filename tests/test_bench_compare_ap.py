@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from generated_matches import made_up_set
+from records import PHOTOS, run_of
 
 from benchmarks.ap_intervals import ImageMatches, class_matches, match_images, paired_difference, subset_interval, subset_intervals, weighted_ap
 from benchmarks.coco_evaluation import EvaluationPlan, complete_annotations
 from benchmarks.spec import Measurement
+from benchmarks.store import write_run
+from benchmarks.subset_guard import refuse_naive_subset
 from zoo.data.coco import CocoDataset
+from zoo.errors import DatasetError
 
 
 def by_pycocotools(document, results, images: list[int]) -> float:  # noqa: ANN001 - a COCO document
@@ -126,3 +130,22 @@ def test_measurements_of_a_subset_get_the_interval_and_those_of_a_split_do_not(t
     found = subset_intervals(measured, whole.subset(50), {"bbox": tmp_path / "bbox.json"})
     assert set(found) == {"box_ap"} and "all 60 images" in found["box_ap"].note and found["box_ap"].interval[0] < found["box_ap"].interval[1]
     assert subset_intervals(measured, whole, {"bbox": tmp_path / "bbox.json"}) == {}
+
+
+def test_detections_of_a_subset_are_never_measured_against_all_ground_truth(tmp_path: Path) -> None:
+    document, results, _ = small()
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    whole = CocoDataset(tmp_path, tmp_path / "truth.json")
+    file = tmp_path / "detections" / "some-run" / "bbox.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps([r for r in results if r["image_id"] <= 20]))
+    refuse_naive_subset(file, whole.subset(20))
+    with pytest.raises(DatasetError, match="--images N.*--every-image"):
+        refuse_naive_subset(file, whole)
+    refuse_naive_subset(file, whole, every_image=True)  # nobody but the asker can know
+    some = PHOTOS.model_copy(update={"images": 20, "images_of_split": 60})
+    write_run(tmp_path / "runs", run_of("a.demo", {}, id="some-run", data=some))
+    with pytest.raises(DatasetError, match="20 of 60 images.*say --images 20"):
+        refuse_naive_subset(file, whole, every_image=True)  # its record knows better
+    file.write_text("[]")
+    refuse_naive_subset(file, whole.subset(20))
