@@ -182,6 +182,55 @@ def _finish(sweep: Any) -> None:
         raise typer.Exit(INTERRUPTED if sweep.interrupted else 1)
 
 
+SELF_CHECK = typer.Option("--self-check", min=1, help="compare one row with itself and with a slowed copy, so often each, and count verdicts")
+
+
+@app.command()
+def compare(rows: Annotated[list[str], typer.Argument(metavar="ROW[@WEIGHTS]...", help="two rows or more; the first is the reference")],
+            data: DATA = "shapes", weights: WEIGHTS = "random", device: DEVICE = "auto", images: IMAGES = None,
+            batch: Annotated[int, typer.Option(min=1, help="images a forward pass")] = 1,
+            dtype: Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="the shorter ones by autocast")] = "float32",
+            tf32: Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 products")] = False,
+            smallest: Annotated[float, typer.Option(min=0.0, max=0.5, help="smallest difference of interest, a fraction of the time")] = 0.015,
+            smallest_ap: Annotated[float, typer.Option(min=0.0, help="smallest difference of interest of AP, in points")] = 0.5,
+            with_ap: Annotated[bool, typer.Option("--ap", help="AP as well, by a paired bootstrap over images")] = False,
+            blocks: Annotated[int, typer.Option(min=2, help="most blocks of fresh processes")] = 32,
+            rounds: Annotated[int, typer.Option(min=2, help="rounds in a block; in each every model runs the same images")] = 12,
+            budget_s: Annotated[float, typer.Option(min=1, help="no block begins after so long")] = 1800.0,
+            threads: Annotated[int, typer.Option(min=1, help="of one operator on a CPU; 1: the processor's time decides, more: wall time")] = 1,
+            timed_images: Annotated[int, typer.Option(min=1, help="images that are timed")] = 100,
+            stall_s: Annotated[float, typer.Option(min=1, help="end a model that shows no sign of life for so long")] = 300.0,
+            seed: Annotated[int, typer.Option(min=0, help="of the order")] = 0,
+            runs: Annotated[int | None, SELF_CHECK] = None,
+            slow_down: Annotated[float, typer.Option(min=0.001, max=1, help="extra work of the slowed copy, a fraction")] = 0.03,
+            store: Annotated[Path | None, typer.Option(help="folder of comparisons; default: results/comparisons")] = None, as_json: JSON = False) -> None:
+    """Run models side by side and say FASTER, SAME, SLOWER or UNDECIDED of every metric."""
+    from benchmarks.compare import CompareOptions, entrants_of
+    from benchmarks.compare import compare as run_comparison
+    from benchmarks.comparison import COMPARISONS, write_comparison
+    from benchmarks.report.comparison import comparison_text
+    from benchmarks.self_check import self_check
+    from benchmarks.spec import BenchmarkSpec
+
+    folder = store or COMPARISONS
+    spec = BenchmarkSpec(groups=("inference",), device=_device(device), dtype=dtype, tf32=tf32, images=images, batch_size=batch, timed_images=timed_images)
+    options = CompareOptions(smallest, smallest_ap, blocks, rounds, budget_s=budget_s, threads=threads, stall_s=stall_s, accuracy=with_ap,
+                             files=folder.parent / "detections", seed=seed)
+    if (runs is None) != (len(rows) > 1):
+        raise typer.BadParameter("name two rows or more; or one row and --self-check", param_hint="ROW")
+    entrants = entrants_of(rows, weights)
+    if runs is not None:
+        check = self_check(entrants[0].row, entrants[0].weights, spec, data, options, runs, slow_down, _say)
+        _print(check.as_dict(), as_json, check.summary())
+        raise typer.Exit(0 if check.ok else 1)
+    found = run_comparison(entrants, spec, data, options, _say)
+    path = write_comparison(folder, found)
+    _print(found.model_dump(mode="json", exclude_defaults=True), as_json, comparison_text(found))
+    _say(f"{found.status}: {found.ended}; stored as {path.name}")
+    if found.status != "finished":
+        raise typer.Exit(INTERRUPTED if found.status == "interrupted" else 1)
+
+
 @app.command()
 def reproduce(source: Annotated[str, typer.Argument(help="a manifest: vovnet, detectron ...")],
               data: Annotated[str | None, typer.Option(help="as for run")] = None, metrics: METRICS = None, device: DEVICE = "auto", images: IMAGES = None,

@@ -63,15 +63,15 @@ class Contestant:
                 "image_list": hashlib.sha256(ids.encode()).hexdigest(), "timed_images": sum(map(len, self.batches))}
 
     def turn(self, batches: list[int]) -> dict[str, float]:
-        """Run batches by number; wall milliseconds an image of each metric, and on a CPU the processor's own ("cpu_model_ms"), summed over the batches."""
+        """Run batches by number; wall milliseconds an image of each metric, and on a CPU the processor's own ("model_cpu_ms"), summed over the batches."""
         clock = self.turns.clock = PhaseClock(self.subject.device)
         for number in batches:
             self.turns(self.batches[number])
             self.beat()
         found = {name: sum(clock.sums_ms(phases)) for name, phases in TIMES.items()} | {"end_to_end_ms": sum(clock.sums_ms(list(clock.samples_ms)))}
         if clock.cpu_ms:
-            found |= {f"cpu_{name}": sum(clock.sums_ms(phases, cpu=True)) for name, phases in TIMES.items()}
-            found["cpu_end_to_end_ms"] = sum(clock.sums_ms(list(clock.cpu_ms), cpu=True))
+            found |= {name.replace("_ms", "_cpu_ms"): sum(clock.sums_ms(phases, cpu=True)) for name, phases in TIMES.items()}
+            found["end_to_end_cpu_ms"] = sum(clock.sums_ms(list(clock.cpu_ms), cpu=True))
         return found
 
     def turn_with_peak(self, batches: list[int]) -> dict[str, float]:

@@ -56,7 +56,7 @@ def with_extra_work(model: nn.Module, work: ExtraWork, units: int) -> nn.Module:
 def cost_of_unit(contestant: Contestant, pairs: int) -> float:
     """What one product costs as a fraction of the model time of an image, from so many alternating pairs of turns and bursts."""
     work, on_cpu = ExtraWork(contestant.subject.device), contestant.subject.device.type == "cpu"
-    name = "cpu_model_ms" if on_cpu else "model_ms"
+    name = "model_cpu_ms" if on_cpu else "model_ms"
     turn_ms = contestant.turn([0])[name]
     work.do(100)
     units = max(1, round(BURST * turn_ms / (work.time_ms(1000) / 1000)))

@@ -51,8 +51,25 @@ def write_run(folder: Path, run: Run) -> Path:
     if path.exists():
         raise FileExistsError(f"{path}: this record exists already and records are never changed; give the run a new id")
     text = run.model_dump_json(exclude_defaults=True).encode()
-    write_whole(path, _HEAD + hashlib.sha256(text).hexdigest().encode() + _MIDDLE + text + _TAIL)
+    write_whole(path, sealed(text))
     return path
+
+
+def sealed(text: bytes) -> bytes:
+    """A record's JSON with the SHA-256 of it in front, in one line."""
+    return _HEAD + hashlib.sha256(text).hexdigest().encode() + _MIDDLE + text + _TAIL
+
+
+def unsealed(path: Path) -> bytes:
+    """The JSON of a record's file; raises ValueError where the file is cut short or was changed."""
+    content = path.read_bytes()
+    start = len(_HEAD) + 64 + len(_MIDDLE)
+    if not (content.startswith(_HEAD) and content[start - len(_MIDDLE):start] == _MIDDLE and content.endswith(_TAIL)):
+        raise ValueError(f"{path}: the record is cut short or no record; it is left out. Delete the file and measure again")
+    text = content[start:-len(_TAIL)]
+    if hashlib.sha256(text).hexdigest().encode() != content[len(_HEAD):len(_HEAD) + 64]:
+        raise ValueError(f"{path}: the record was changed after it was written (its SHA-256 differs); it is left out. Restore or delete the file")
+    return text
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -76,13 +93,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def read_run(path: Path) -> Run:
     """Read one record; raises ValueError that says what is wrong with the file and what to do."""
-    content = path.read_bytes()
-    start = len(_HEAD) + 64 + len(_MIDDLE)
-    if not (content.startswith(_HEAD) and content[start - len(_MIDDLE):start] == _MIDDLE and content.endswith(_TAIL)):
-        raise ValueError(f"{path}: the record is cut short or no record; it is left out. Delete the file and measure again")
-    text = content[start:-len(_TAIL)]
-    if hashlib.sha256(text).hexdigest().encode() != content[len(_HEAD):len(_HEAD) + 64]:
-        raise ValueError(f"{path}: the record was changed after it was written (its SHA-256 differs); it is left out. Restore or delete the file")
+    text = unsealed(path)
     version = json.loads(text).get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path}: the record has schema version {version}, this program reads {SCHEMA_VERSION}; it is left out. Use the program that wrote it")

@@ -1,0 +1,297 @@
+"""Head to head: models in processes of their own run the same images in turn, in random order, until each difference is known or the time is spent."""
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from math import ceil
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from zoo.errors import DatasetError
+from zoo.manifest import load_manifests
+
+from .comparison import Comparison, Pair, Side
+from .contestant import Contestant, Entrant
+from .isolation import Outcome
+from .judging import ap_pairs, judge_pairs
+from .paired import confidence_of_each, planned_looks
+from .progress import progress
+from .spec import BenchmarkSpec, Telemetry, WeightsIdentity
+from .store import RESULTS_FOLDER, new_id
+from .subject import identify_weights
+from .telemetry import watching
+from .workers import ALLOCATOR_NOTE, Worker, WorkerFailed
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """How a comparison is made.
+
+    smallest, smallest_ap: smallest differences of interest, as a fraction and in percentage points. blocks: at most so many, each with fresh processes.
+    rounds: in a block; in a round every model runs the same images once. warm_up: rounds before those. turn_ms: a turn takes as many batches as last so
+    long. budget_s: no block is begun after that. threads: of one operator on a CPU. accuracy: AP as well. files: folder for detections.
+    """
+
+    smallest: float = 0.015
+    smallest_ap: float = 0.5
+    blocks: int = 32
+    rounds: int = 12
+    warm_up: int = 3
+    turn_ms: float = 20.0
+    budget_s: float = 1800.0
+    threads: int = 1
+    stall_s: float = 300.0
+    accuracy: bool = False
+    files: Path = RESULTS_FOLDER / "detections"
+    seed: int = 0
+
+    @property
+    def clock(self) -> str:
+        """With one thread the processor's time is the latency without the waiting that others cause; with several it is not."""
+        return "processor" if self.threads == 1 else "wall"
+
+
+@dataclass
+class _State:
+    """One model as the comparison goes on."""
+
+    entrant: Entrant
+    weights: WeightsIdentity
+    argument: str
+    samples: dict[str, list[list[float]]] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    failure: Outcome | None = None
+    files: dict[str, Any] = field(default_factory=dict)
+
+    def side(self, interrupted: bool) -> Side:
+        """The model's part of the record."""
+        failed = self.failure is not None
+        return Side(label=self.entrant.label, row=self.entrant.row, status="failed" if failed else "interrupted" if interrupted else "finished",
+                    reason=self.failure.reason if failed else None, traceback=self.failure.traceback if failed else None, weights=self.weights,
+                    data=self.about.get("data"), environment=self.about.get("environment"), samples=self.samples, files=self.files)
+
+
+def entrants_of(names: Sequence[str], weights: str) -> list[Entrant]:
+    """Entrants from ROW or ROW@WEIGHTS; a row that is named twice gets a number. Raises ManifestError for an unknown row."""
+    entrants: list[Entrant] = []
+    for name in names:
+        row, _, own = name.partition("@")
+        load_manifests().entry(row)
+        times = sum(one.label.split(" (")[0] == name for one in entrants) + 1
+        entrants.append(Entrant(name if times == 1 else f"{name} ({times})", row, own or weights))
+    return entrants
+
+
+class _Match:
+    """The state of a comparison and its steps."""
+
+    def __init__(self, entrants: Sequence[Entrant], spec: BenchmarkSpec, data: str, options: CompareOptions, say: Say) -> None:
+        self.spec, self.data, self.options, self.say = spec, data, options, say
+        self.states = {one.label: _State(one, *identify_weights(load_manifests().entry(one.row), one.weights)) for one in entrants}
+        self.reference, self.draw = entrants[0].label, random.Random(options.seed)
+        self.orders: list[list[list[str]]] = []
+        self.per_turn, self.upcoming = 1, []  # batches of a turn; numbers of batches still to come in this pass over the images
+        self.looks = planned_looks(options.blocks)
+        self.confidence = confidence_of_each(len(self.looks), len(entrants) - 1)
+
+    @property
+    def decides(self) -> str:
+        """The metric that ends the comparison."""
+        return "model_cpu_ms" if self.spec.device == "cpu" and self.options.clock == "processor" else "model_ms"
+
+    @property
+    def running(self) -> list[str]:
+        """Labels of the models that have not failed."""
+        return [label for label, state in self.states.items() if state.failure is None]
+
+    def possible(self) -> bool:
+        """Whether there is still something to compare."""
+        return self.states[self.reference].failure is None and len(self.running) > 1
+
+    def worker(self, label: str) -> Worker:
+        state = self.states[label]
+        return Worker(label, Contestant, (state.entrant, self.spec, self.data, state.argument, self.options.threads))
+
+    def block(self) -> None:
+        """Fresh processes, warm-up, rounds, memory. A model that fails is out, and the block counts for nobody."""
+        workers = {label: self.worker(label) for label in self.shuffled(self.running)}
+        ask = lambda label, name, *given: workers[label].call(name, *given, stall_s=self.options.stall_s)  # noqa: E731 - a word for the lines below
+        samples: dict[str, dict[str, list[float]]] = {label: {} for label in workers}
+        orders: list[list[str]] = []
+        try:
+            for label in workers:
+                ask(label, "ready")
+            if not self.orders:
+                self.meet({label: ask(label, "describe") for label in workers})
+            self.warm_up(list(workers), ask)
+            for number in range(self.options.rounds):
+                # every second round runs in the order opposite to the one before, so that nobody is first more often
+                orders.append(orders[-1][::-1] if number % 2 else self.shuffled(list(workers)))
+                batches = self.next_batches()
+                for label in orders[-1]:
+                    for name, value in ask(label, "turn", batches).items():
+                        samples[label].setdefault(name, []).append(value)
+            for label in workers:
+                for name, value in ask(label, "turn_with_peak", self.next_batches()).items():
+                    samples[label][name] = [value]
+        except WorkerFailed as failed:
+            self.states[failed.label].failure = failed.outcome
+            self.say(f"    {failed.label} failed and is out: {failed.outcome.reason}")
+            return
+        finally:
+            for worker in workers.values():
+                worker.close()
+        self.orders.append(orders)
+        for label, found in samples.items():
+            for name, values in found.items():
+                self.states[label].samples.setdefault(name, []).append(values)
+
+    def shuffled(self, labels: list[str]) -> list[str]:
+        return self.draw.sample(labels, len(labels))
+
+    def meet(self, about: dict[str, dict[str, Any]]) -> None:
+        """Everybody runs the same images, or nobody runs."""
+        for label, told in about.items():
+            self.states[label].about = told
+            if told["image_list"] != about[self.reference]["image_list"]:
+                raise DatasetError(f"{label} and {self.reference} would run different images of {self.data}; choose data that fits both rows")
+
+    def warm_up(self, labels: list[str], ask: Callable[..., Any]) -> None:
+        times = {label: [ask(label, "turn", self.next_batches())["model_ms"] for _ in range(self.options.warm_up)] for label in labels}
+        if not self.orders:
+            fastest = min(median(values) for values in times.values()) * self.spec.batch_size / self.per_turn
+            self.per_turn = max(1, min(ceil(self.options.turn_ms / fastest), 50))
+
+    def next_batches(self) -> list[int]:
+        """The batches of the next turn; every batch comes once before any comes again."""
+        chosen = []
+        while len(chosen) < self.per_turn:
+            if not self.upcoming:
+                self.upcoming = self.draw.sample(range(self.count), self.count)
+            chosen.append(self.upcoming.pop())
+        return chosen
+
+    @property
+    def count(self) -> int:
+        """How many batches there are."""
+        return self.states[self.reference].about["batches"]
+
+    def pairs(self, confidence: float) -> list[Pair]:
+        """Every metric of every other model beside the reference's."""
+        others = [label for label in self.running if label != self.reference]
+        samples = {label: self.states[label].samples for label in self.states}
+        return judge_pairs(samples, self.reference, others, self.options.smallest, confidence, self.decides)
+
+    def decided(self) -> bool:
+        """Whether the deciding metric has a verdict for everybody; says how things stand."""
+        pairs = [pair for pair in self.pairs(self.confidence) if pair.decides]
+        for pair in pairs:
+            low, high = pair.interval or (float("nan"),) * 2
+            self.say(f"    block {len(self.orders)}: {pair.other} takes {pair.value:.4f} ({low:.4f}-{high:.4f}) times as long as {pair.reference}: "
+                     f"{pair.verdict}")
+        return bool(pairs) and all(pair.verdict != "UNDECIDED" for pair in pairs)
+
+    def run(self) -> str:
+        """Blocks until all is decided, or there is no more time; returns why it ended."""
+        start = time.monotonic()
+        with progress("compare", self.options.blocks) as tick:
+            while self.possible():
+                self.block()
+                tick()
+                done = len(self.orders)
+                if done in self.looks and self.decided():
+                    return f"every verdict was reached after {done} blocks"
+                if done >= self.options.blocks:
+                    return f"the most blocks were run, {done}"
+                if time.monotonic() - start > self.options.budget_s:
+                    return f"the time budget of {self.options.budget_s:g} s was spent after {done} blocks"
+        return "fewer than two models were left" if self.states[self.reference].failure is None else f"the reference {self.reference} failed"
+
+    def detect(self, folder: Path, identity: str) -> None:
+        """Detections of every model that is left."""
+        for label in self.running:
+            worker = self.worker(label)
+            try:
+                found = worker.call("detect", folder / f"{identity}-{_file_name(label)}", stall_s=self.options.stall_s)
+                self.states[label].files = found["files"]
+            except WorkerFailed as failed:
+                self.states[label].failure = failed.outcome
+                self.say(f"    {label} failed while detecting: {failed.outcome.reason}")
+            finally:
+                worker.close()
+
+
+def compare(entrants: Sequence[Entrant], spec: BenchmarkSpec, data: str, options: CompareOptions, say: Say = lambda text: None) -> Comparison:
+    """Compare models; the first is the reference.
+
+    Args:
+        entrants: at least two, with different labels.
+        spec: device, precision, batch, images; its budgets are not used.
+        data: a form of `open_dataset`.
+        options: blocks, rounds, smallest differences.
+        say: gets a line a failure and a look.
+
+    Returns:
+        The record, not yet stored; Ctrl-C ends it with what was measured by then.
+
+    Raises:
+        ZooError: weights or data of an entrant cannot be had, or the entrants would run different images.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    match, ended, pairs, interrupted = _Match(entrants, spec, data, options, say), "", [], False
+    identity = new_id("comparison", started)
+    telemetry = Telemetry(absent="the comparison ended before it was watched")
+    try:
+        with watching(spec.device) as watch:
+            ended = match.run()
+        telemetry = watch.result
+        if options.accuracy and match.possible():
+            match.detect(options.files, identity)
+            pairs = ap_pairs({label: state.files for label, state in match.states.items() if state.files}, options.files,
+                             lambda label: match.states[label].entrant.row, match.reference, data, spec, options)
+    except KeyboardInterrupt:
+        interrupted, ended = True, f"Ctrl-C after {len(match.orders)} blocks"
+    pairs = [*(match.pairs(match.confidence) if match.orders and match.possible() else []), *pairs]
+    about = match.states[match.reference].about
+    failed = [label for label, state in match.states.items() if state.failure]
+    return Comparison(
+        id=identity, started=started.isoformat(timespec="seconds"), duration_s=time.monotonic() - clock, ended=ended,
+        status="interrupted" if interrupted else "failed" if failed else "finished", spec=spec, threads=options.threads if spec.device == "cpu" else None,
+        clock="processor" if match.decides == "model_cpu_ms" else "wall", protocol=_protocol(match), seed=options.seed,
+        image_list=about.get("image_list", ""), looks=list(match.looks), orders=match.orders, pairs=pairs, telemetry=telemetry,
+        sides=[state.side(interrupted) for state in match.states.values()], footnotes=_footnotes(match))
+
+
+def _file_name(label: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in label)
+
+
+def _protocol(match: _Match) -> str:
+    options, images = match.options, match.states[match.reference].about.get("timed_images", 0)
+    threads = f"{options.threads} thread{'' if options.threads == 1 else 's'} an operator"
+    where = f"{threads}, {ALLOCATOR_NOTE}" if match.spec.device == "cpu" else "on one GPU in turn"
+    return (f"{len(match.orders)} blocks of {options.rounds} rounds after {options.warm_up} rounds of warm-up; fresh processes in each block; in a round "
+            f"every model runs the same {match.per_turn * match.spec.batch_size} of {images} images, in random order; {where}. Ratios: Hodges-Lehmann in a "
+            f"block, Student's t over blocks; intervals hold together at 95 % for {len(match.looks)} looks and {len(match.states) - 1} comparisons of each "
+            "metric")
+
+
+def _footnotes(match: _Match) -> list[str]:
+    """What a reader must know of the models before believing a ratio."""
+    notes = []
+    kinds = {state.weights.kind for state in match.states.values()}
+    if kinds & {"random", "stand-in"}:
+        made_up = [label for label, state in match.states.items() if state.weights.made_up]
+        notes.append(f"weights nobody trained: {', '.join(made_up)}; a detector's time depends on what it finds, and its accuracy says nothing")
+    if len({state.about["data"].digest for state in match.states.values() if "data" in state.about}) > 1:
+        notes.append("the images are the same, but their labels are numbered or chosen differently for the rows")
+    for label, state in match.states.items():
+        if state.entrant.extra_units:
+            notes.append(f"{label} does planted extra work, {state.entrant.extra_units} units an image, to test this comparison")
+    return notes

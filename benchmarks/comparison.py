@@ -1,0 +1,96 @@
+"""Records of comparisons: who ran against whom, every raw sample, and what was judged. No torch."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, FiniteFloat, ValidationError
+
+from zoo.manifest import Strict
+
+from .paired import Verdict
+from .spec import BenchmarkSpec, DataIdentity, Environment, StoredFile, Telemetry, WeightsIdentity
+from .store import RESULTS_FOLDER, sealed, unsealed, write_whole
+
+COMPARISONS = RESULTS_FOLDER / "comparisons"
+
+
+class Pair(Strict):
+    """One metric of one model beside the reference's."""
+
+    metric: str
+    other: str = Field(description="label of the model")
+    reference: str = Field(description="label of the model that it is compared with")
+    values: tuple[FiniteFloat, FiniteFloat] = Field(description="reference, other: medians over all samples, or the AP in percent")
+    unit: str
+    kind: Literal["ratio", "difference"]
+    value: FiniteFloat | None = Field(description="other / reference, or other - reference")
+    interval: tuple[FiniteFloat, FiniteFloat] | None = Field(None, description="of `value`, at `confidence`")
+    confidence: float = 0.95
+    blocks: int = Field(0, description="what the interval rests on: blocks of fresh processes, or images")
+    smallest: float = Field(description="smallest difference of interest, a fraction of the reference or percentage points")
+    verdict: Verdict
+    decides: bool = Field(False, description="the metric that ended the comparison")
+    covers: str = ""
+    note: str = ""
+
+
+class Side(Strict):
+    """One model that took part."""
+
+    label: str
+    row: str
+    status: Literal["finished", "failed", "interrupted"]
+    reason: str | None = None
+    traceback: str | None = None
+    weights: WeightsIdentity | None = None
+    data: DataIdentity | None = None
+    environment: Environment | None = None
+    samples: dict[str, list[list[FiniteFloat]]] = Field(default_factory=dict, description="metric -> block -> one value a round, in the metric's unit")
+    files: dict[str, StoredFile] = Field(default_factory=dict)
+
+
+class Comparison(Strict):
+    """Models side by side: interleaved rounds in random order, blocks with fresh processes."""
+
+    schema_version: Literal[1] = 1
+    id: Annotated[str, Field(pattern=r"^[0-9A-Za-z_.\-]+$")]
+    started: str
+    duration_s: FiniteFloat
+    status: Literal["finished", "failed", "interrupted"]
+    ended: str = Field(description="why no further block was run")
+    spec: BenchmarkSpec
+    threads: int | None = Field(None, description="of one torch operator, on a CPU")
+    clock: Literal["processor", "wall"] = Field(description="the clock that decides: processor time of all threads, or wall time")
+    protocol: str = Field(description="what was done, in a sentence")
+    seed: int
+    image_list: str = Field("", description="SHA-256 of the ids of the timed images, in order")
+    looks: list[int] = Field(default_factory=list, description="after how many blocks the verdicts might be given")
+    orders: list[list[list[str]]] = Field(default_factory=list, description="block -> round -> labels in the order they ran")
+    sides: list[Side]
+    pairs: list[Pair] = Field(default_factory=list)
+    telemetry: Telemetry | None = None
+    footnotes: list[str] = Field(default_factory=list)
+
+
+def write_comparison(folder: Path, comparison: Comparison) -> Path:
+    """Store a comparison for good, whole or not at all; raises FileExistsError where one of that id is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{comparison.id}.json"
+    if path.exists():
+        raise FileExistsError(f"{path}: this record exists already and records are never changed")
+    write_whole(path, sealed(comparison.model_dump_json(exclude_defaults=True).encode()))
+    return path
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Read one; raises ValueError that says what is wrong with the file."""
+    text = unsealed(path)
+    if (version := json.loads(text).get("schema_version", 1)) != 1:
+        raise ValueError(f"{path}: the comparison has schema version {version}, this program reads 1; use the program that wrote it")
+    try:
+        return Comparison.model_validate_json(text)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ValueError(f"{path}: field {where}: {error.errors()[0]['msg']}; delete the file and compare again") from None

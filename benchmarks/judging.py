@@ -1,0 +1,101 @@
+"""Verdicts of a comparison from its raw samples: ratios of times and memory, differences of AP."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from zoo.manifest import load_manifests
+
+from .comparison import Pair
+from .paired import Verdict, block_shift, confidence_of_each, judge_ratio, ratio_of_blocks
+from .spec import BenchmarkSpec, StoredFile, metric
+
+if TYPE_CHECKING:
+    from .compare import CompareOptions
+
+Samples = dict[str, list[list[float]]]
+COVERS = {"model_ms": "forward + post-processing, wall time", "model_cpu_ms": "forward + post-processing, processor time",
+          "forward_ms": "the network up to raw outputs, wall time", "forward_cpu_ms": "the network up to raw outputs, processor time",
+          "postprocess_ms": "post-processing, wall time", "postprocess_cpu_ms": "post-processing, processor time",
+          "end_to_end_ms": "file to results on the host, wall time", "end_to_end_cpu_ms": "file to results on the host, processor time"}
+
+
+def judge_pairs(samples: dict[str, Samples], reference: str, others: list[str], smallest: float, confidence: float, decides: str) -> list[Pair]:
+    """Every metric that both sides have, of every other model beside the reference.
+
+    Args:
+        samples: label -> metric -> block -> values of its rounds.
+        reference, others: labels.
+        smallest: smallest difference of interest, a fraction.
+        confidence: of each interval.
+        decides: the metric that ends the comparison; it comes first.
+    """
+    pairs = []
+    for other in others:
+        names = [name for name in samples[reference] if name in samples[other]]
+        for name in sorted(names, key=lambda name: name != decides):
+            pairs.append(_ratio_pair(name, samples[reference][name], samples[other][name], reference, other, smallest, confidence, decides))
+    return pairs
+
+
+def _ratio_pair(name: str, base: list[list[float]], own: list[list[float]], reference: str, other: str, smallest: float, confidence: float,
+                decides: str) -> Pair:
+    memory = name.endswith("_mib")
+    words: tuple[Verdict, Verdict] = ("LOWER", "HIGHER") if memory else ("FASTER", "SLOWER")
+    values = (median(v for block in base for v in block), median(v for block in own for v in block))
+    countable = min(min(map(min, base)), min(map(min, own))) > 0
+    ratio = ratio_of_blocks([block_shift(a, b) for a, b in zip(base, own, strict=True)], confidence) if countable else None
+    note = "" if countable else "too short for the clock: some samples are zero"
+    return Pair(metric=name, other=other, reference=reference, values=values, unit=metric(name).unit, kind="ratio", confidence=confidence,
+                value=None if ratio is None else ratio.value, interval=None if ratio is None else (ratio.low, ratio.high), blocks=len(base),
+                smallest=smallest, verdict=judge_ratio(ratio, smallest, words), decides=name == decides, note=note,
+                covers=COVERS.get(name, "peak of a turn" if memory else ""))
+
+
+def ap_pairs(files: dict[str, dict[str, StoredFile]], folder: Path, row_of: Callable[[str], str], reference: str, data: str, spec: BenchmarkSpec,
+             options: CompareOptions) -> list[Pair]:
+    """Paired bootstrap over images of every AP that both sides have.
+
+    Args:
+        files: label -> kind of detections -> file; folder: what their names are relative to.
+        row_of: gives the row of a label.
+        reference, data, spec, options: as in `compare`.
+    """
+    from .ap_intervals import match_images
+    from .coco_results import read_results
+    from .subject import open_data
+
+    pairs, others = [], [label for label in files if label != reference]
+    matches = {}
+    for label, kinds in files.items():
+        dataset = open_data(load_manifests().entry(row_of(label)), data, spec.images)
+        if dataset.layout != "coco":
+            return []
+        for kind, file in kinds.items():
+            records, _ = read_results(folder / file.name, dataset, kind)
+            matches[label, kind] = match_images(dataset.annotation_file, records, kind, dataset.image_ids)
+    for other in others:
+        for kind, name in (("bbox", "box_ap"), ("segm", "mask_ap"), ("keypoints", "keypoint_ap")):
+            if (reference, kind) in matches and (other, kind) in matches:
+                pairs.append(ap_pair(name, matches[reference, kind], matches[other, kind], reference, other, options.smallest_ap,
+                                     confidence_of_each(1, len(others)), spec.seed))
+    return pairs
+
+
+def ap_pair(name: str, base, own, reference: str, other: str, smallest: float, confidence: float, seed: int = 0) -> Pair:  # noqa: ANN001 - ImageMatches
+    """One AP of two models on the same images; smallest: in percentage points."""
+    import numpy as np
+
+    from .ap_intervals import paired_difference, weighted_ap
+
+    found = paired_difference(base, own, seed=seed, confidence=confidence)
+    low, high = 100 * found.low, 100 * found.high
+    verdict: Verdict = ("HIGHER" if low > smallest else "LOWER" if high < -smallest else "SAME" if -smallest <= low and high <= smallest else "UNDECIDED")
+    noise = "the difference may be noise of these images" if found.may_be_noise else "the difference is not noise of these images"
+    values = tuple(100 * float(weighted_ap(one, np.ones((1, one.images)))[0]) for one in (base, own))
+    return Pair(metric=name, other=other, reference=reference, values=values, unit="%", kind="difference", value=100 * found.value, interval=(low, high),
+                confidence=confidence, blocks=own.images, smallest=smallest, verdict=verdict,
+                covers=f"paired bootstrap over {own.images} images, {found.draws} draws",
+                note=f"{noise}: {found.below} draws below zero, {found.above} above" if found.value or not found.may_be_noise else noise)

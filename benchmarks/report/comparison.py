@@ -1,0 +1,49 @@
+"""A comparison as text: a line a metric, the verdict first to be seen, and what a reader must know below. No torch."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..comparison import Comparison, Pair
+from ..spec import metric
+
+HEADERS = ["model", "metric", "reference", "model's", "ratio or difference", "interval", "verdict", "what it is of"]
+
+
+def comparison_text(found: Comparison) -> str:
+    """The whole comparison for a terminal."""
+    from tabulate import tabulate
+
+    rows = [pair_cells(pair) for pair in found.pairs]
+    table = tabulate(rows, HEADERS, disable_numparse=True) if rows else "nothing could be compared"
+    return "\n".join([f"reference: {found.sides[0].label}", table, "", *notes(found)])
+
+
+def pair_cells(pair: Pair) -> list[str]:
+    """One metric of one model."""
+    known = metric(pair.metric)
+    percent = pair.kind == "ratio"
+    value = "-" if pair.value is None else f"{pair.value:.3f} x" if percent else f"{pair.value:+.2f} points"
+    edges = "-" if pair.interval is None else "to".join(f" {edge:.3f} " if percent else f" {edge:+.2f} " for edge in pair.interval).strip()
+    unit = f" {pair.unit}"
+    return [pair.other, known.title, known.format(pair.values[0]) + unit, known.format(pair.values[1]) + unit, value, edges, pair.verdict,
+            "; ".join(part for part in (pair.covers, pair.note) if part)]
+
+
+def notes(found: Comparison) -> list[str]:
+    """What was done, under what circumstances, and what failed."""
+    lines = [f"- {found.protocol}.", f"- {found.ended}."]
+    lines += _zones(found.pairs)
+    if found.telemetry is not None:
+        said = found.telemetry.note or found.telemetry.absent
+        lines.append(f"- the machine was {found.telemetry.verdict}" + (f": {said}" if said else ""))
+    lines += [f"- {side.label} {side.status}: {side.reason}" for side in found.sides if side.status == "failed"]
+    return lines + [f"- {text}" for text in found.footnotes]
+
+
+def _zones(pairs: Iterable[Pair]) -> list[str]:
+    """What the verdicts mean, with their smallest differences."""
+    fractions = {pair.smallest for pair in pairs if pair.kind == "ratio"}
+    points = {pair.smallest for pair in pairs if pair.kind == "difference"}
+    lines = [f"- smallest difference of interest {value:.1%}: SAME has the whole interval within it, FASTER and SLOWER (memory: LOWER, HIGHER) wholly beyond it, "
+             "UNDECIDED neither" for value in sorted(fractions)]
+    return lines + [f"- AP: smallest difference of interest {value:g} points" for value in sorted(points)]
