@@ -44,6 +44,6 @@ def _zones(pairs: Iterable[Pair]) -> list[str]:
     """What the verdicts mean, with their smallest differences."""
     fractions = {pair.smallest for pair in pairs if pair.kind == "ratio"}
     points = {pair.smallest for pair in pairs if pair.kind == "difference"}
-    lines = [f"- smallest difference of interest {value:.1%}: SAME has the whole interval within it, FASTER and SLOWER (memory: LOWER, HIGHER) wholly beyond it, "
-             "UNDECIDED neither" for value in sorted(fractions)]
+    meaning = "SAME has the whole interval within it, FASTER and SLOWER (memory: LOWER, HIGHER) wholly beyond it, UNDECIDED neither"
+    lines = [f"- smallest difference of interest {value:.1%}: {meaning}" for value in sorted(fractions)]
     return lines + [f"- AP: smallest difference of interest {value:g} points" for value in sorted(points)]
