@@ -182,6 +182,22 @@ def _finish(sweep: Any) -> None:
         raise typer.Exit(INTERRUPTED if sweep.interrupted else 1)
 
 
+def _compare_stored(names: list[str], smallest: float, anyway: bool, relative_to: str | None, folder: Path | None, as_json: bool) -> None:
+    from benchmarks.comparability import chosen_runs, compare_stored, relative_speeds
+    from benchmarks.comparison_text import relative_text, stored_text
+    from benchmarks.store import DEFAULT_STORE, read_runs
+
+    kept = read_runs(folder or DEFAULT_STORE)
+    for problem in kept.problems:
+        _say(f"warning: {problem}")
+    if relative_to is not None:
+        found = [one for one in relative_speeds(kept.runs, relative_to) if one["row"] in {*names, relative_to} or one["record"] in names]
+        _print(found, as_json, relative_text(found, relative_to))
+        return
+    pairs = compare_stored(chosen_runs(names, kept.runs), smallest, anyway)
+    _print([pair.as_dict() for pair in pairs], as_json, stored_text(pairs))
+
+
 SELF_CHECK = typer.Option("--self-check", min=1, help="compare one row with itself and with a slowed copy, so often each, and count verdicts")
 
 
@@ -203,12 +219,19 @@ def compare(rows: Annotated[list[str], typer.Argument(metavar="ROW[@WEIGHTS]..."
             seed: Annotated[int, typer.Option(min=0, help="of the order")] = 0,
             runs: Annotated[int | None, SELF_CHECK] = None,
             slow_down: Annotated[float, typer.Option(min=0.001, max=1, help="extra work of the slowed copy, a fraction")] = 0.03,
+            stored: Annotated[bool, typer.Option("--stored", help="compare stored records (rows or record ids) and run nothing")] = False,
+            anyway: Annotated[bool, typer.Option("--anyway", help="with --stored: footnotes where the comparison would be refused")] = False,
+            relative_to: Annotated[str | None, typer.Option(help="with --stored: times as multiples of this row's on the same hardware")] = None,
+            runs_folder: Annotated[Path | None, typer.Option("--runs", help="with --stored: folder of records; default: results/runs")] = None,
             store: Annotated[Path | None, typer.Option(help="folder of comparisons; default: results/comparisons")] = None, as_json: JSON = False) -> None:
     """Run models side by side and say FASTER, SAME, SLOWER or UNDECIDED of every metric."""
+    if stored:
+        _compare_stored(rows, smallest, anyway, relative_to, runs_folder, as_json)
+        return
     from benchmarks.compare import CompareOptions, entrants_of
     from benchmarks.compare import compare as run_comparison
     from benchmarks.comparison import COMPARISONS, write_comparison
-    from benchmarks.report.comparison import comparison_text
+    from benchmarks.comparison_text import comparison_text
     from benchmarks.self_check import self_check
     from benchmarks.spec import BenchmarkSpec
 

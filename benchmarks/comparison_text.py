@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from ..comparison import Comparison, Pair
-from ..spec import metric
+from .comparability import StoredPair
+from .comparison import Comparison, Pair
+from .spec import metric
 
 HEADERS = ["model", "metric", "reference", "model's", "ratio or difference", "interval", "verdict", "what it is of"]
 
@@ -47,3 +49,29 @@ def _zones(pairs: Iterable[Pair]) -> list[str]:
     meaning = "SAME has the whole interval within it, FASTER and SLOWER (memory: LOWER, HIGHER) wholly beyond it, UNDECIDED neither"
     lines = [f"- smallest difference of interest {value:.1%}: {meaning}" for value in sorted(fractions)]
     return lines + [f"- AP: smallest difference of interest {value:g} points" for value in sorted(points)]
+
+
+def stored_text(pairs: list[StoredPair]) -> str:
+    """Stored runs beside each other, with what differs between them as footnotes."""
+    from tabulate import tabulate
+
+    numbers: dict[str, int] = {}
+    rows = []
+    for pair in pairs:
+        known = metric(pair.metric)
+        marks = "".join(f"[{numbers.setdefault(note, len(numbers) + 1)}]" for note in pair.footnotes)
+        value, edges = pair.values[1] / pair.values[0], "-"
+        if pair.ratio is not None:
+            value, edges = pair.ratio.value, f"{pair.ratio.low:.3f} to {pair.ratio.high:.3f}"
+        rows.append([pair.other.row, known.title, *(f"{known.format(v)} {known.unit}" for v in pair.values), f"{value:.3f} x", edges, pair.verdict, marks])
+    headers = ["model", "metric", "reference", "model's", "ratio", "interval", "verdict", "see"]
+    table = tabulate(rows, headers, disable_numparse=True) if rows else "the records have no metric in common"
+    return "\n".join([f"reference: {pairs[0].reference.row}" if pairs else "", table, "", *(f"[{number}] {note}" for note, number in numbers.items())]).strip()
+
+
+def relative_text(found: list[dict[str, Any]], reference_row: str) -> str:
+    """Times as multiples of the reference row's on the same hardware."""
+    from tabulate import tabulate
+
+    rows = [[one["row"], one["hardware"], one["precision"], str(one["batch"]), f"{one['value']:.2f} ms", f"{one['relative']:.2f}"] for one in found]
+    return tabulate(rows, ["row", "hardware", "precision", "batch", "model time", f"times {reference_row}"], disable_numparse=True)
