@@ -18,9 +18,11 @@ from zoo.detectors.mask_rcnn import mask_rcnn
 from zoo.detectors.retinanet import retinanet
 from zoo.manifest import load_manifests
 from zoo.parity.base import parity
+from zoo.parity.detectron_training import settle_draws
 from zoo.parts.box_voting import vote_boxes
 from zoo.parts.detectron_targets import AnchorRules, RoIRules, anchor_targets, masks_of, sample_rois
 from zoo.parts.fpn import FeaturePyramid
+from zoo.parts.proposals import Proposals
 from zoo.parts.roi_heads import DetectionRule, RoiAlignPooler, suppress
 from zoo.registry import BACKBONES
 
@@ -47,6 +49,17 @@ def test_a_changed_record_is_found(tmp_path: Path) -> None:
     np.savez(folder / "outputs.npz", **changed)
     report = parity(folder)
     assert [line.name for line in report.lines if line.verdict == "differs"] == ["vote.AVG"] and not report.ok
+
+
+@pytest.mark.parametrize(("gap", "moved"), [(1e-6, 1), (1e-4, 0)])
+def test_only_near_ties_are_put_in_the_recorded_order(gap: float, moved: int) -> None:
+    boxes = torch.tensor([[0.0, 0, 9, 9], [20, 20, 40, 40], [50, 5, 60, 30]])
+    proposals = Proposals(boxes, torch.tensor([0.5 + gap, 0.5, 0.1]))
+    rois = torch.cat([torch.zeros(2, 1), boxes[[0, 2]]], dim=1)
+    recorded = torch.cat([torch.zeros(2, 1), boxes[[1, 2]]], dim=1)
+    settled, count = settle_draws(rois, recorded, [proposals])
+    assert count == moved
+    assert torch.equal(settled, recorded if moved else rois)
 
 
 def test_every_row_of_both_sources_builds() -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from ..manifest import Schedule, load_manifests
 from ..parts.keypoint_head import keypoint_loss
 from ..parts.mask_head import mask_loss
 from ..parts.norm import FrozenAffine
+from ..parts.proposals import Proposals
 from ..parts.roi_heads import SampledBoxes, box_losses
 from ..parts.rpn import RpnLabels, by_anchor
 from ..training.recipe import learning_rate, parameter_groups
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 LOSSES = 1e-4
 GRADIENTS = 1e-3
 DRAWS = 1e-4
+NEIGHBOURS = 1e-2  # boxes (pixels) closer than this are one box
+TIE = 2e-6  # proposals' scores closer than this may change places with the order of a sum
 
 
 def training_outputs(folder: Folder) -> dict[str, Output | Skip]:
@@ -155,6 +159,9 @@ class _Step:
             np.random.set_state(state)
         counts = [len(each.boxes) + len(image["boxes"]) for each, image in zip(done.proposals, self.meta["gt"], strict=True)]
         rois = torch.cat([torch.cat([each.boxes.new_full((len(each.boxes), 1), float(i)), each.boxes], dim=1) for i, each in enumerate(done.sampled)])
+        rois, moved = settle_draws(rois, self.tensor("rois"), done.proposals)
+        if moved:
+            self.folder.reference.notes.append(f"drawn.rois: {moved} rows are a neighbour of nearly equal score, as recorded")
         anchors = torch.cat([each.labels for each in self.recorded_labels(list(self.model.neck.specs))])
         recorded = self.folder.reference.recorded["train.total_loss"]["samples"]
         return {
@@ -195,3 +202,20 @@ class _Step:
         at = self.folder.meta["lr_schedule"]["at"]
         own = np.array([learning_rate(schedule, int(iteration)) for iteration in at])
         return Output(own, 1e-9, expected=np.array(list(at.values())))
+
+
+def settle_draws(rois: Tensor, recorded: Tensor, proposals: Sequence[Proposals]) -> tuple[Tensor, int]:
+    """Sampled boxes, and how many changed: where two proposals of nearly equal scores stand the other way round in the record, the one it drew.
+
+    Args:
+        rois: (R, 5) image and box. recorded: (R, 5) too, else nothing changes. proposals: of each image.
+    """
+    settled, moved = rois.clone(), 0
+    if rois.shape != recorded.shape:
+        return settled, moved
+    for row in ((rois - recorded).abs().amax(dim=1) > NEIGHBOURS).nonzero()[:, 0].tolist():
+        image = proposals[int(rois[row, 0])]
+        apart, at = (image.boxes[None] - torch.stack([rois[row, 1:], recorded[row, 1:]])[:, None]).abs().amax(dim=2).min(dim=1)
+        if apart.max() < NEIGHBOURS and (at[0] - at[1]).abs() == 1 and (image.scores[at[0]] - image.scores[at[1]]).abs() < TIE:
+            settled[row, 1:], moved = image.boxes[at[1]], moved + 1
+    return settled, moved
