@@ -83,6 +83,12 @@ def test_selection_orders_by_class_then_score_and_keeps_ties() -> None:
     assert tied.scores.tolist() == pytest.approx([0.6, 0.5, 0.5])
 
 
+def test_a_box_that_overflows_is_no_detection() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [-torch.inf, 0, torch.inf, 10], [5.0, torch.nan, 6, 7]])
+    found = Selection(0.1, 0.5, 10, 10)(boxes, torch.tensor([[0.1, 0.9]] * 3), torch.tensor([1]))
+    assert found.boxes.tolist() == [[0, 0, 10, 10]]
+
+
 def test_both_test_loops() -> None:
     """IoU of the first two boxes is 0.5 and with +1 66/121; of the first and fourth 0.4 and 55/121 = 0.4545, above 0.45."""
     scores = torch.tensor([[0.05, 0.95, 0.0], [0.95, 0.05, 0.0], [0.95, 0.05, 0.0], [0.1, 0.9, 0.0]])

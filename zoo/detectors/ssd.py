@@ -56,6 +56,7 @@ class Selection:
         if self.background_filter is not None:
             best, which = scores.max(dim=1)
             wanted &= ~((which == BACKGROUND) & (best >= self.background_filter))
+        wanted &= torch.isfinite(boxes).all(dim=1)  # sizes are exponentials without a bound: one that overflows is no box
         labels, priors = wanted.nonzero(as_tuple=True)
         found = Detections(boxes[priors], scores[priors, columns[labels]], labels)
         kept = batched_nms(found.boxes, found.scores, labels, self.nms_iou, num_groups=len(columns), offset=self.nms_offset, max_keep=self.per_class_keep)
