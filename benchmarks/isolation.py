@@ -10,10 +10,12 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 Report = Callable[[Any], None]
 BEAT = "beat"  # a report that says nothing but "still alive"
+MEMORY_POLL_S = 0.1
 _GRACE_S = 10.0  # from the work's last word to the end of its process
 
 
@@ -26,27 +28,81 @@ class Outcome:
     traceback: str | None = None
 
 
-def run_isolated(work: Callable[..., None], arguments: tuple[Any, ...], on_report: Report, *, stall_s: float | None = None,
-                 limit_s: float | None = None) -> Outcome:
+@dataclass(frozen=True)
+class Limits:
+    """When a process is ended.
+
+    stall_s: it has reported nothing for so long. limit_s: it has run for so long. memory_mib: it and its children hold more than that in the machine's
+    memory; without such a limit the system would end some process of its own choice when memory runs out.
+    """
+
+    stall_s: float | None = None
+    limit_s: float | None = None
+    memory_mib: float | None = None
+
+    def exceeded(self, running_s: float, silent_s: float, process: Any) -> str | None:
+        """What is wrong with a process that has run and been silent for so long, or None."""
+        if self.limit_s is not None and running_s >= self.limit_s:
+            return f"the process ran longer than its limit of {self.limit_s:g} s and was ended"
+        if self.stall_s is not None and silent_s >= self.stall_s:
+            return f"the process reported nothing for {self.stall_s:g} s and was ended"
+        if self.memory_mib is not None and (used := _resident_mib(process.pid)) > self.memory_mib:
+            return f"out of memory: the process held {used:.0f} MiB, its limit is {self.memory_mib:.0f} MiB, and was ended"
+        return None
+
+    def wait_s(self, running_s: float, silent_s: float) -> float | None:
+        """How long nothing can be exceeded unseen; None for ever."""
+        waits = [limit - passed for limit, passed in ((self.limit_s, running_s), (self.stall_s, silent_s)) if limit is not None]
+        waits += [MEMORY_POLL_S] if self.memory_mib is not None else []
+        return max(min(waits), 0.0) if waits else None
+
+
+def usable_memory_mib(share: float = 0.9) -> float:
+    """That share of the memory which is free now, for this machine or container."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = (Path("/sys/fs/cgroup", name).read_text().strip() for name in ("memory.max", "memory.current"))
+        free = min(free, int(limit) - int(used)) if limit != "max" else free
+    except OSError:
+        pass  # no such container
+    return share * free / 2**20
+
+
+def _resident_mib(pid: int) -> float:
+    """Memory that a process and its children hold; 0 for one that has just ended."""
+    import psutil
+
+    try:
+        parent = psutil.Process(pid)
+        return sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)]) / 2**20
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def run_isolated(work: Callable[..., None], arguments: tuple[Any, ...], on_report: Report, *, stall_s: float | None = None, limit_s: float | None = None,
+                 memory_mib: float | None = None, environment: dict[str, str] | None = None, cancel: Any = None) -> Outcome:
     """Run `work(*arguments, report)` in a fresh process.
 
     Args:
         work: a module-level function; it calls `report` with anything that pickles, as often as it likes.
         arguments: must pickle.
         on_report: gets every report in order, except BEAT.
-        stall_s: a process that reports nothing for so long is ended.
-        limit_s: a process that runs for so long is ended.
+        stall_s, limit_s, memory_mib: see `Limits`.
+        environment: variables set in the process before the work begins.
+        cancel: a connection; when something is to be read from it, or its other end closes, the work is ended as by Ctrl-C.
 
     Returns:
         How it ended. KeyboardInterrupt passes through, after the process has been ended.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_in_child, args=(work, arguments, theirs), name="benchmark", daemon=False)
+    process = context.Process(target=_in_child, args=(work, arguments, theirs, environment or {}), name="benchmark", daemon=False)
     process.start()
     theirs.close()
     try:
-        return _follow(process, ours, on_report, stall_s, limit_s)
+        return _follow(process, ours, on_report, Limits(stall_s, limit_s, memory_mib), [] if cancel is None else [cancel])
     except KeyboardInterrupt:
         process.kill()
         process.join()
@@ -59,24 +115,28 @@ def run_isolated(work: Callable[..., None], arguments: tuple[Any, ...], on_repor
         ours.close()
 
 
-def _follow(process: Any, reports: Any, on_report: Report, stall_s: float | None, limit_s: float | None) -> Outcome:
-    end = time.monotonic() + limit_s if limit_s is not None else float("inf")
+def _follow(process: Any, reports: Any, on_report: Report, limits: Limits, cancel: list[Any]) -> Outcome:
+    started = heard = time.monotonic()
     while True:
-        wait_s = min(end - time.monotonic(), float("inf") if stall_s is None else stall_s)
-        ready = multiprocessing.connection.wait([reports], None if wait_s == float("inf") else max(wait_s, 0))
-        if not ready or time.monotonic() >= end:
-            late = f"reported nothing for {stall_s:g} s" if time.monotonic() < end else f"ran longer than its limit of {limit_s:g} s"
-            return Outcome("failed", f"the process {late} and was ended")
-        try:
-            kind, value = reports.recv()
-        except EOFError:
-            process.join(_GRACE_S)
-            return Outcome("failed", how_it_died(process.exitcode))
-        if kind == "end":
-            process.join(_GRACE_S)  # it still has to leave in order; after that it is ended
-            return value
-        if value != BEAT:
-            on_report(value)
+        now = time.monotonic()
+        ready = multiprocessing.connection.wait([reports, *cancel], limits.wait_s(now - started, now - heard))
+        if any(one in ready for one in cancel):
+            raise KeyboardInterrupt
+        if reports in ready:
+            try:
+                kind, value = reports.recv()
+            except EOFError:
+                process.join(_GRACE_S)
+                return Outcome("failed", how_it_died(process.exitcode))
+            heard = time.monotonic()
+            if kind == "end":
+                process.join(_GRACE_S)  # it still has to leave in order; after that it is ended
+                return value
+            if value != BEAT:
+                on_report(value)
+        now = time.monotonic()
+        if wrong := limits.exceeded(now - started, now - heard, process):
+            return Outcome("failed", wrong)
 
 
 def _drain(reports: Any, on_report: Report) -> None:
@@ -99,9 +159,10 @@ def how_it_died(code: int | None) -> str:
     return f"the process ended without a word (exit code {code})"
 
 
-def _in_child(work: Callable[..., None], arguments: tuple[Any, ...], reports: Any) -> None:
+def _in_child(work: Callable[..., None], arguments: tuple[Any, ...], reports: Any, environment: dict[str, str]) -> None:
     """The process."""
     settle_in_child()
+    os.environ.update(environment)
     try:
         work(*arguments, lambda value: reports.send(("report", value)))
         outcome = Outcome("finished")

@@ -52,7 +52,8 @@ class Draft:
 
 
 def run_row(row: str, spec: BenchmarkSpec, sources: Sources, weights: tuple[WeightsIdentity, str], folder: Path, *, isolate: bool = True,
-            stall_s: float | None = None, limit_s: float | None = None, work: Callable[..., None] | None = None) -> Run:
+            stall_s: float | None = None, limit_s: float | None = None, memory_mib: float | None = None, environment: dict[str, str] | None = None,
+            cancel: Any = None, work: Callable[..., None] | None = None) -> Run:
     """Measure one row.
 
     Args:
@@ -62,7 +63,7 @@ def run_row(row: str, spec: BenchmarkSpec, sources: Sources, weights: tuple[Weig
         weights: their identity, and what `build_model` takes.
         folder: where files that belong to the run are kept.
         isolate: in a process of its own, so that a crash or an exhausted memory ends that process only.
-        stall_s, limit_s: see `run_isolated`; without isolation there is no limit.
+        stall_s, limit_s, memory_mib, environment, cancel: see `run_isolated`; without isolation they are not used.
         work: what measures; `measure` unless a test plants a fault.
 
     Returns:
@@ -73,7 +74,8 @@ def run_row(row: str, spec: BenchmarkSpec, sources: Sources, weights: tuple[Weig
     arguments = (row, spec, sources, weights[1], folder / draft.id)
     try:
         if isolate:
-            return draft.finish(run_isolated(work or measure, arguments, draft.add, stall_s=stall_s, limit_s=limit_s))
+            return draft.finish(run_isolated(work or measure, arguments, draft.add, stall_s=stall_s, limit_s=limit_s, memory_mib=memory_mib,
+                                             environment=environment, cancel=cancel))
         return draft.finish(_in_process(work or measure, arguments, draft))
     except KeyboardInterrupt:
         raise Interrupted(draft.finish(Outcome("failed", "stopped by Ctrl-C"), "interrupted")) from None

@@ -4,13 +4,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from zoo.errors import ManifestError, ZooError
 from zoo.manifest import ModelEntry, load_manifests
 from zoo.registry import did_you_mean
 
 from .environment import present_hardware
-from .isolation import Outcome, failure
+from .isolation import Outcome, failure, usable_memory_mib
+from .jobs import run_parallel, slots_of
 from .runner import Draft, Interrupted, measure, run_row
 from .spec import BenchmarkSpec, Run, run_key
 from .store import DEFAULT_STORE, read_runs, write_run
@@ -26,6 +28,7 @@ class Sweep:
     runs: list[Run] = field(default_factory=list)
     known: list[Run] = field(default_factory=list)
     interrupted: bool = False
+    unsaved: dict[str, tuple[Run, str]] = field(default_factory=dict)  # id -> a run that could not be stored, and why
 
     @property
     def failed(self) -> list[Run]:
@@ -36,6 +39,7 @@ class Sweep:
         """One line."""
         finished = len(self.runs) - len(self.failed)
         text = f"{finished} measured, {len(self.failed)} failed, {len(self.known)} measured before"
+        text += f"; {len(self.unsaved)} COULD NOT BE STORED: {next(iter(self.unsaved.values()))[1]}" if self.unsaved else ""
         return text + ("; stopped by Ctrl-C, the same command goes on from here" if self.interrupted else "")
 
 
@@ -43,7 +47,8 @@ class Sweep:
 class SweepOptions:
     """How a sweep treats rows.
 
-    store: folder of records. again: measure what is measured already. isolate, stall_s, limit_s: see `run_row`.
+    store: folder of records. again: measure what is measured already. isolate, stall_s, limit_s, memory_mib: see `run_row`; memory_mib None: nine tenths
+    of what is free when a row begins, shared among the jobs. jobs: rows at once, a GPU each. engine: this machine, or a Ray cluster.
     """
 
     store: Path = DEFAULT_STORE
@@ -51,6 +56,9 @@ class SweepOptions:
     isolate: bool = True
     stall_s: float | None = 600.0
     limit_s: float | None = None
+    memory_mib: float | None = None
+    jobs: int = 1
+    engine: Literal["local", "ray"] = "local"
 
     @property
     def files(self) -> Path:
@@ -95,29 +103,73 @@ def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, 
     for problem in stored.problems:
         say(f"warning: {problem}")
     finished = {} if options.again else {run.key: run for run in stored.runs if run.status == "finished"}
-    for number, entry in enumerate(entries, start=1):
-        say(f"[{number}/{len(entries)}] {entry.name}")
+    numbers = {entry.name: number for number, entry in enumerate(entries, start=1)}
+
+    def one(entry: ModelEntry, environment: dict[str, str], cancel: Any) -> Run:
+        say(f"[{numbers[entry.name]}/{len(entries)}] {entry.name}")
         try:
-            run = _one(entry, spec.for_task(entry.task), sources, options, finished, sweep, work)
+            return _one(entry, spec.for_task(entry.task), sources, options, finished, work, environment, cancel)
         except Interrupted as stopped:
-            run, sweep.interrupted = stopped.run, True
-        except KeyboardInterrupt:  # before anything of this row was begun
-            sweep.interrupted = True
-            break
-        if run is None:
-            say(f"    measured already in {sweep.known[-1].id}; --again measures anew")
-            continue
-        write_run(options.store, run)
+            return stopped.run
+
+    def done(entry: ModelEntry, run: Run) -> None:
+        if run.key in finished and finished[run.key] is run:
+            sweep.known.append(run)
+            say(f"    {entry.name}: measured already in {run.id}; --again measures anew")
+            return
+        keep(run, options.store, sweep, say)
         sweep.runs.append(run)
-        say(f"    {run.status} in {run.duration_s:.0f} s" + (f", while {run.stage}: {run.reason}" if run.reason else ""))
-        if sweep.interrupted:
-            break
+        sweep.interrupted |= run.status == "interrupted"
+        say(f"    {entry.name}: {run.status} in {run.duration_s:.0f} s" + (f", while {run.stage}: {run.reason}" if run.reason else ""))
+
+    if options.engine == "ray":
+        from .ray_engine import run_on_ray
+
+        run_on_ray(entries, spec, sources, options, finished, done, say, work)
+    elif options.jobs > 1:
+        sweep.interrupted |= run_parallel(entries, one, done, slots_of(options.jobs, spec.device))
+    else:
+        _in_turn(entries, one, done, sweep)
+    for run, _ in list(sweep.unsaved.values()):
+        keep(run, options.store, sweep, say)
     return sweep
 
 
-def _one(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, options: SweepOptions, finished: dict[tuple[str, ...], Run], sweep: Sweep,
-         work: Callable[..., None]) -> Run | None:
-    """The new run of a row, or None where a finished run of the same kind is known."""
+def _in_turn(entries: list[ModelEntry], one: Callable[..., Run], done: Callable[[ModelEntry, Run], None], sweep: Sweep) -> None:
+    """One row after another."""
+    for entry in entries:
+        try:
+            run = one(entry, {}, None)
+        except KeyboardInterrupt:  # before anything of this row was begun
+            sweep.interrupted = True
+            return
+        done(entry, run)
+        if sweep.interrupted:
+            return
+
+
+def keep(run: Run, store: Path, sweep: Sweep, say: Say) -> None:
+    """Store a run; one that cannot be stored (the disk is full, say) stays in memory, is tried again later, and stops nothing."""
+    try:
+        write_run(store, run)
+        sweep.unsaved.pop(run.id, None)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        sweep.unsaved[run.id] = (run, str(error))
+        say(f"    warning: {run.id} could not be stored ({error}); make room, it is tried again after the next row and at the end")
+        return
+    for other, _ in [pair for name, pair in sweep.unsaved.items() if name != run.id]:
+        try:
+            write_run(store, other)
+            del sweep.unsaved[other.id]
+        except OSError:
+            return  # still no room; it is told at the end
+
+
+def _one(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, options: SweepOptions, finished: dict[tuple[str, ...], Run], work: Callable[..., None],
+         environment: dict[str, str], cancel: Any) -> Run:
+    """The new run of a row, or the finished run of the same kind that is known."""
     draft = Draft(entry.name, spec, fields={"stage": "finding weights and data"})
     try:
         if entry.published_only:
@@ -128,11 +180,10 @@ def _one(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, options: Swee
             data = identify_data(open_data(entry, sources.data, spec.images))
             known = finished.get(run_key(entry.name, spec, data, weights[0], present_hardware(spec.device)))
             if known is not None:
-                sweep.known.append(known)
-                return None
+                return known
     except (ZooError, OSError) as error:
         return draft.finish(failure(error))
     except KeyboardInterrupt:
         raise Interrupted(draft.finish(Outcome("failed", "stopped by Ctrl-C"), "interrupted")) from None
     return run_row(entry.name, spec, sources, weights, options.files, isolate=options.isolate, stall_s=options.stall_s, limit_s=options.limit_s,
-                   work=work)
+                   memory_mib=options.memory_mib or usable_memory_mib() / options.jobs, environment=environment, cancel=cancel, work=work)
