@@ -87,7 +87,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     folder = tmp_path_factory.mktemp("compare")
     broken = folder / "broken.pth"
     broken.write_bytes(b"not a checkpoint")
-    entrants = [Entrant("plain", ROW), Entrant("slowed", ROW, extra_units=1500), Entrant("broken", ROW, str(broken))]
+    entrants = [Entrant("plain", ROW), Entrant("slowed", ROW, extra_units=20000), Entrant("broken", ROW, str(broken))]
     options = CompareOptions(smallest=0.05, blocks=2, rounds=2, warm_up=1, accuracy=True, files=folder / "detections")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTION_ZOO_HOME", str(make_small_shapes(folder / "home")))
