@@ -91,14 +91,14 @@ def test_detections_are_drawn_on_the_picture(home: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=lambda kind: kind.name)
 def test_ctrl_c_or_kill_says_what_is_kept_and_ends_with_130(home: Path, tmp_path: Path, kind: signal.Signals) -> None:
-    process = start(home, "run", ROW, "--data", "shapes", "--images", "2", "--budget-s", "300", "--warm-up-s", "300", "--device", "cpu",
-                    "--store", str(tmp_path / "runs"))
-    assert any("warm up" in line for line in process.stderr), "the bar of the warm-up appears after two seconds"
+    process = start(home, "run", ROW, "--data", "shapes", "--images", "2", "--metrics", "epoch", "--budget-s", "3000", "--train-steps", "1000000",
+                    "--device", "cpu", "--store", str(tmp_path / "runs"))
+    assert any(f"{ROW}: train:" in line for line in process.stderr), "a million steps go on for longer than the bar takes to appear"
     os.killpg(process.pid, kind) if kind == signal.SIGINT else os.kill(process.pid, kind)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Ctrl-C" in err and "Traceback" not in err
     run, = read_runs(tmp_path / "runs").runs
-    assert run.status == "interrupted" and run.stage == "timing" and "parameters_m" in run.measurements and not read_runs(tmp_path / "runs").problems
+    assert run.status == "interrupted" and run.stage == "training" and "parameters_m" in run.measurements and not read_runs(tmp_path / "runs").problems
 
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [
