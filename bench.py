@@ -156,7 +156,12 @@ def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or
         store: STORE = None, again: Annotated[bool, typer.Option("--again", help="measure what is measured already")] = False,
         in_process: Annotated[bool, typer.Option("--in-process", help="no process of its own for each model")] = False,
         stall_s: Annotated[float, typer.Option(min=1, help="end a model that shows no sign of life for so long")] = 600.0,
-        limit_s: Annotated[float | None, typer.Option(min=1, help="end a model that takes longer")] = None, as_json: JSON = False) -> None:
+        limit_s: Annotated[float | None, typer.Option(min=1, help="end a model that takes longer")] = None,
+        memory_gb: Annotated[float | None, typer.Option(min=0.1, help="end a model that holds more memory of the machine; default: nearly all that is free")]
+        = None,
+        jobs: Annotated[int, typer.Option(min=1, help="models at once, each on a GPU of its own (on a CPU they share it)")] = 1,
+        engine: Annotated[Literal["local", "ray"], typer.Option(help="ray: the cluster of RAY_ADDRESS, a GPU a model")] = "local",
+        as_json: JSON = False) -> None:
     """Measure rows; each finished model is stored, and a sweep that was stopped goes on where it stopped."""
     from benchmarks.report.listing import results
     from benchmarks.spec import BenchmarkSpec
@@ -169,7 +174,10 @@ def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or
                          batch_size=batch, workers=workers, time_budget_s=budget_s, warm_up_budget_s=warm_up_s, timed_images=timed_images,
                          train_images_per_step=train_images, train_steps=train_steps,
                          train_warm_up_steps=train_warm_up)
-    options = SweepOptions(store or DEFAULT_STORE, again, not in_process, stall_s, limit_s)
+    if in_process and (jobs > 1 or engine == "ray"):
+        raise typer.BadParameter("one process can measure one model at a time", param_hint="--in-process")
+    memory_mib = None if memory_gb is None else memory_gb * 1e9 / 2**20
+    options = SweepOptions(store or DEFAULT_STORE, again, not in_process, stall_s, limit_s, memory_mib, jobs, engine)
     sweep = run_sweep(chosen_rows(rows), spec, Sources(data, weights, train_data, checkpoint_format), options, _say)
     done = [*sweep.known, *sweep.runs]
     _print([one.model_dump(mode="json", exclude_defaults=True) for one in done], as_json, results(done))
@@ -178,7 +186,7 @@ def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or
 
 def _finish(sweep: Any) -> None:
     _say(sweep.summary())
-    if sweep.interrupted or sweep.failed:
+    if sweep.interrupted or sweep.failed or sweep.unsaved:
         raise typer.Exit(INTERRUPTED if sweep.interrupted else 1)
 
 
@@ -208,8 +216,8 @@ def compare(rows: Annotated[list[str], typer.Argument(metavar="ROW[@WEIGHTS]..."
             dtype: Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="the shorter ones by autocast")] = "float32",
             tf32: Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 products")] = False,
             smallest: Annotated[float, typer.Option(min=0.0, max=0.5, help="smallest difference of interest, a fraction of the time")] = 0.015,
-            smallest_ap: Annotated[float, typer.Option(min=0.0, help="smallest difference of interest of AP, in points")] = 0.5,
-            with_ap: Annotated[bool, typer.Option("--ap", help="AP as well, by a paired bootstrap over images")] = False,
+            smallest_ap: Annotated[float, typer.Option(min=0.0, help="smallest difference of interest of AP or top-1, in points")] = 0.5,
+            with_ap: Annotated[bool, typer.Option("--ap", help="AP (of classifiers: top-1) as well, by a paired bootstrap over images")] = False,
             blocks: Annotated[int, typer.Option(min=2, help="most blocks of fresh processes")] = 32,
             rounds: Annotated[int, typer.Option(min=2, help="rounds in a block; in each every model runs the same images")] = 12,
             budget_s: Annotated[float, typer.Option(min=1, help="no block begins after so long")] = 1800.0,

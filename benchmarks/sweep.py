@@ -125,13 +125,12 @@ def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, 
     if options.engine == "ray":
         from .ray_engine import run_on_ray
 
-        run_on_ray(entries, spec, sources, options, finished, done, say, work)
+        sweep.interrupted |= run_on_ray(entries, spec, sources, options, finished, done, say, work)
     elif options.jobs > 1:
         sweep.interrupted |= run_parallel(entries, one, done, slots_of(options.jobs, spec.device))
     else:
         _in_turn(entries, one, done, sweep)
-    for run, _ in list(sweep.unsaved.values()):
-        keep(run, options.store, sweep, say)
+    store_unsaved(options.store, sweep, say)
     return sweep
 
 
@@ -149,22 +148,21 @@ def _in_turn(entries: list[ModelEntry], one: Callable[..., Run], done: Callable[
 
 
 def keep(run: Run, store: Path, sweep: Sweep, say: Say) -> None:
-    """Store a run; one that cannot be stored (the disk is full, say) stays in memory, is tried again later, and stops nothing."""
-    try:
-        write_run(store, run)
-        sweep.unsaved.pop(run.id, None)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        sweep.unsaved[run.id] = (run, str(error))
-        say(f"    warning: {run.id} could not be stored ({error}); make room, it is tried again after the next row and at the end")
-        return
-    for other, _ in [pair for name, pair in sweep.unsaved.items() if name != run.id]:
+    """Store a run; one that cannot be stored (the disk is full, say) stays in memory, is tried again with every later one, and stops nothing."""
+    sweep.unsaved[run.id] = (run, "")
+    store_unsaved(store, sweep, say)
+
+
+def store_unsaved(store: Path, sweep: Sweep, say: Say) -> None:
+    """Try to store what is not stored yet; a run that fails for the first time is told."""
+    for run, known in list(sweep.unsaved.values()):
         try:
-            write_run(store, other)
-            del sweep.unsaved[other.id]
-        except OSError:
-            return  # still no room; it is told at the end
+            write_run(store, run)
+            del sweep.unsaved[run.id]
+        except OSError as error:
+            sweep.unsaved[run.id] = (run, str(error))
+            if not known:
+                say(f"    warning: {run.id} could not be stored ({error}); make room, it is tried again after the next row and at the end")
 
 
 def _one(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, options: SweepOptions, finished: dict[tuple[str, ...], Run], work: Callable[..., None],
