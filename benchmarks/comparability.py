@@ -16,7 +16,7 @@ from .spec import Measurement, Run, metric
 
 DRAWS = 2000
 TIMES = ("model_ms", "model_cpu_ms", "forward_ms", "postprocess_ms", "end_to_end_ms", "throughput_images_per_s", "epoch_time_s")
-MEMORY = ("inference_memory_allocated_mib", "train_memory_allocated_mib", "resident_memory_mib")
+MEMORY = ("inference_memory_allocated_mib", "inference_memory_resident_mib", "train_memory_allocated_mib", "train_memory_resident_mib")
 
 
 class NotComparable(ManifestError):

@@ -14,7 +14,7 @@ from zoo.manifest import load_manifests
 
 from .environment import collect_environment
 from .inference import MODEL, Turns, timed_batches
-from .memory import peak_memory
+from .memory import memory_metric, peak_memory
 from .planted import ExtraWork, with_extra_work
 from .spec import BenchmarkSpec
 from .subject import identify_data, open_data, prepare
@@ -78,11 +78,16 @@ class Contestant:
         """Peak memory in MiB of running these batches, by metric name."""
         with peak_memory(self.subject.device) as peak:
             self.turn(batches)
-        return {"resident_memory_mib" if name == "resident" else f"inference_memory_{name}_mib": value for name, value in peak.mib.items()}
+        return {memory_metric("inference", name): value for name, value in peak.mib.items()}
 
     def detect(self, folder: Path) -> dict[str, Any]:
-        """Detections of every image, kept in `folder`; metrics as `measure_accuracy` gives them."""
+        """Detections (of a classifier: classes) of every image, kept in `folder`; metrics as `measure_accuracy` gives them."""
+        from .classification import class_scores, write_classes
         from .detection import measure_accuracy
+
+        if self.subject.is_classifier:
+            scores, _ = class_scores(self.subject, self.spec, self.beat)
+            return {"measurements": {}, "absent": {}, "files": write_classes(scores, self.subject.dataset, folder)}
 
         measurements, absent, files = measure_accuracy(self.subject, self.spec, folder, self.beat)
         return {"measurements": measurements, "absent": absent, "files": files}

@@ -10,6 +10,7 @@ import torch
 
 from zoo.data.loading import pad_batch
 
+from .memory import peak_memory
 from .progress import progress
 from .spec import BenchmarkSpec, Measurement
 from .statistics import summarise
@@ -25,6 +26,7 @@ COVERS = {
     "result_copy": "device to host",
 }
 MODEL = ("forward", "postprocess")
+MEMORY_TURNS = 4
 
 
 @dataclass
@@ -117,6 +119,32 @@ def measure_inference(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable
         passes, precise = repeat(work, lambda: timed.clock.sums_ms(MODEL), precision=spec.precision, budget_s=spec.time_budget_s, tick=after)
     how = Repetition(turns, warm, passes, precise).note(spec.precision, spec.time_budget_s)
     return _measurements(timed.clock, f"{how}; images {images_digest(subject, batches)}", spec)
+
+
+def measure_inference_memory(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> tuple[dict[str, Measurement],
+                                                                                                                      dict[str, str]]:
+    """Peak memory of inference over a few of the timed batches, evenly spaced, after a warm turn; nothing is timed.
+
+    Args:
+        subject: model in any mode; left in evaluation mode.
+        spec: batch size, images, precision.
+        heartbeat: called after every batch.
+
+    Returns:
+        inference_memory_*_mib; metrics without value, with the reason.
+    """
+    subject.model.eval()
+    every = timed_batches(len(subject.dataset), spec)
+    count = min(MEMORY_TURNS, len(every))
+    turns = Turns(subject, spec, PhaseClock(subject.device))
+    turns(every[0])
+    with progress(f"{subject.entry.name}: memory", count) as tick, peak_memory(subject.device) as peak:
+        for place in range(count):
+            turns(every[place * len(every) // count])
+            heartbeat()
+            tick()
+    what = f"file to results on the host, {count} of the {len(every)} timed batches after a warm turn; batch {spec.batch_size}, {spec.dtype}"
+    return peak.measurements("inference", what), peak.reasons("inference")
 
 
 def images_digest(subject: Subject, batches: list[list[int]]) -> str:

@@ -1,4 +1,4 @@
-"""Peak memory of a block: torch's allocated and reserved and NVML's process figure on a GPU, the resident set on a CPU."""
+"""Peak memory of a block: torch's allocated and reserved, NVML's process figure and the context on a GPU, the resident set on a CPU."""
 from __future__ import annotations
 
 import threading
@@ -12,12 +12,14 @@ import torch
 from .spec import Measurement
 from .telemetry import PERIOD_S, Gpu
 
+ON_GPU, ON_CPU = ("allocated", "reserved", "process", "context"), ("resident",)
+WHOLE_PROCESS = "peak resident set on a CPU: the whole process with interpreter, libraries, weights and images"
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 @dataclass
 class PeakMemory:
-    """What a `peak_memory` block found: metric name without its prefix (allocated, reserved, process, resident) -> MiB and how it was read."""
+    """What a `peak_memory` block found: ON_GPU or ON_CPU -> MiB and how it was read, or why it is not there."""
 
     mib: dict[str, float] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
@@ -26,6 +28,19 @@ class PeakMemory:
     def measurement(self, name: str, what: str) -> Measurement:
         """One of the peaks; `what` says what ran."""
         return Measurement(value=self.mib[name], unit="MiB", statistic="peak", covers=f"{self.how[name]}; {what}")
+
+    def measurements(self, use: str, what: str) -> dict[str, Measurement]:
+        """Every peak by its metric; use: "inference" or "train"."""
+        return {memory_metric(use, name): self.measurement(name, what) for name in self.mib}
+
+    def reasons(self, use: str) -> dict[str, str]:
+        """Metrics without value, with the reason."""
+        return {memory_metric(use, name): why for name, why in self.absent.items()}
+
+
+def memory_metric(use: str, name: str) -> str:
+    """The metric of a peak of ON_GPU or ON_CPU; use: "inference" or "train"."""
+    return f"{use}_memory_{name}_mib"
 
 
 @contextmanager
@@ -36,8 +51,7 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
         with _gpu_peak(device, peak):
             yield peak
     else:
-        for name in ("allocated", "reserved", "process"):
-            peak.absent[name] = "measured on a CPU, where there is no GPU memory"
+        peak.absent = dict.fromkeys(ON_GPU, "measured on a CPU, where there is no GPU memory")
         with _resident_peak(peak):
             yield peak
 
@@ -46,20 +60,28 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
 def _gpu_peak(device: torch.device, peak: PeakMemory) -> Iterator[None]:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
+    gpu, seen = None, []
     try:
-        read = Gpu().sample
+        gpu = Gpu()
     except RuntimeError as error:
-        read, peak.absent["process"] = None, str(error)
-    seen: list[float] = []
-    with _sampled(lambda: seen.append(read().get("process_memory_mib", 0.0)) if read else None):
+        peak.absent |= dict.fromkeys(("process", "context"), str(error))
+
+    def read() -> None:
+        if gpu is not None and (process := gpu.sample().get("process_memory_mib")):  # before torch's figure: what torch takes meanwhile is no context
+            seen.append((process, process - torch.cuda.memory_reserved(device) / 2**20))
+
+    with _sampled(read):
         yield
         torch.cuda.synchronize(device)
+    read()
     peak.mib = {"allocated": torch.cuda.max_memory_allocated(device) / 2**20, "reserved": torch.cuda.max_memory_reserved(device) / 2**20}
     peak.how = {"allocated": "torch's peak of allocated GPU memory", "reserved": "torch's peak of reserved GPU memory"}
-    if any(seen):
-        peak.mib["process"], peak.how["process"] = max(seen), f"the process's GPU memory as NVML sees it, highest of {len(seen)} readings"
-    elif read:
-        peak.absent["process"] = "NVML does not tell this process's memory (usual inside containers)"
+    if seen:
+        peak.mib["process"], peak.mib["context"] = map(max, zip(*seen, strict=True))
+        peak.how["process"] = f"the process's GPU memory as NVML sees it, highest of {len(seen)} readings"
+        peak.how["context"] = f"the process's GPU memory as NVML sees it less what torch reserves: CUDA context and libraries, highest of {len(seen)} readings"
+    elif gpu is not None:
+        peak.absent |= dict.fromkeys(("process", "context"), "NVML does not tell this process's memory (usual inside containers)")
 
 
 @contextmanager
@@ -67,7 +89,7 @@ def _resident_peak(peak: PeakMemory) -> Iterator[None]:
     """Linux keeps a high-water mark that can be reset; elsewhere the resident set is read again and again."""
     if _reset_high_water():
         yield
-        peak.mib["resident"], peak.how["resident"] = _high_water_mib(), "peak resident set of the process on a CPU (Linux's high-water mark)"
+        peak.mib["resident"], peak.how["resident"] = _high_water_mib(), f"{WHOLE_PROCESS} (Linux's high-water mark)"
         return
     import psutil
 
@@ -75,7 +97,7 @@ def _resident_peak(peak: PeakMemory) -> Iterator[None]:
     with _sampled(lambda: seen.append(process.memory_info().rss / 2**20)):
         yield
         seen.append(process.memory_info().rss / 2**20)
-    peak.mib["resident"], peak.how["resident"] = max(seen), f"peak resident set of the process on a CPU, highest of {len(seen) - 1} readings"
+    peak.mib["resident"], peak.how["resident"] = max(seen), f"{WHOLE_PROCESS}, highest of {len(seen) - 1} readings"
 
 
 def _reset_high_water() -> bool:

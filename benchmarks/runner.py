@@ -14,7 +14,7 @@ from zoo.manifest import load_manifests
 
 from .isolation import BEAT, Outcome, Report, failure, run_isolated
 from .progress import clock
-from .spec import METRIC_GROUPS, OWN_PROTOCOL, BenchmarkSpec, Measurement, Run, WeightsIdentity
+from .spec import OWN_PROTOCOL, BenchmarkSpec, Measurement, MetricGroup, Run, WeightsIdentity
 from .store import new_id
 from .subject import Sources, Subject, identify_data, open_data, prepare, training_data
 from .telemetry import Watch, marked, watching
@@ -138,18 +138,17 @@ def count_cost(subject: Subject) -> dict[str, Measurement]:
 
 
 def measure_groups(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report) -> None:
-    """Measure the groups of a specification in their fixed order; training comes last, because it changes the weights."""
+    """Measure the groups of a specification in a fixed order; training comes last, because it changes the weights."""
     beat = _beating(report)
-    for group in METRIC_GROUPS:
-        if group in spec.groups and not (group == "epoch" and "memory" in spec.groups):
-            training = group in ("memory", "epoch")
-            report({"stage": "training" if training else {"inference": "timing", "ap": "detecting", "top1": "classifying"}[group]})
-            with _watched("training" if training else group, spec, report) as passing:
-                _GROUPS[group](subject, spec, sources, folder, passing, beat)
+    for step in _STEPS:
+        if any(group in spec.groups for group in step.groups):
+            report({"stage": step.stage})
+            with _watched(step.name, spec, report) as passing:
+                step.work(subject, spec, sources, folder, passing, beat)
 
 
 @contextmanager
-def _watched(group: str, spec: BenchmarkSpec, report: Report) -> Iterator[Report]:
+def _watched(step: str, spec: BenchmarkSpec, report: Report) -> Iterator[Report]:
     """Telemetry of a block; measurements that pass through are reported again with what the telemetry says of them."""
     seen: dict[str, Measurement] = {}
 
@@ -160,7 +159,7 @@ def _watched(group: str, spec: BenchmarkSpec, report: Report) -> Iterator[Report
 
     with watching(spec.device) as watch:
         yield passing
-    report({"telemetry": {group: watch.result}, "measurements": with_telemetry(seen, watch, spec)})
+    report({"telemetry": {step: watch.result}, "measurements": with_telemetry(seen, watch, spec)})
 
 
 def with_telemetry(found: dict[str, Measurement], watch: Watch, spec: BenchmarkSpec) -> dict[str, Measurement]:
@@ -201,6 +200,13 @@ def _inference(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: 
     report({"measurements": clocked(subject, spec, beat)})
 
 
+def _memory(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
+    from .inference import measure_inference_memory
+
+    measurements, absent = measure_inference_memory(subject, spec, beat)
+    report({"measurements": measurements, "absent": absent})
+
+
 def _ap(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
     from .ap_intervals import subset_intervals
     from .detection import measure_accuracy
@@ -224,11 +230,12 @@ def _top1(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path,
 
 def _training(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
     """Memory and epoch time come from the same steps; only what was asked for is kept."""
-    from .training import measure_training
+    from .memory import ON_CPU, ON_GPU, memory_metric
+    from .training import measure_training, why_no_training
 
-    names = {"memory": ("train_memory_allocated_mib", "resident_memory_mib"), "epoch": ("epoch_time_s",)}
-    if subject.is_classifier:
-        report({"absent": {name: "training of classifiers is not measured" for group in spec.groups for name in names.get(group, ())}})
+    if why := why_no_training(subject):
+        names = {"memory": [memory_metric("train", name) for name in (*ON_GPU, *ON_CPU)], "epoch": ["epoch_time_s"]}
+        report({"absent": {name: why for group in spec.groups for name in names.get(group, ())}})
         return
     dataset, note = training_data(subject.entry, sources)
     measurements, absent = measure_training(subject, dataset, note, spec, beat)
@@ -239,4 +246,20 @@ def _training(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: P
     report({"measurements": measurements, "absent": absent})
 
 
-_GROUPS: dict[str, Callable[..., None]] = {"inference": _inference, "ap": _ap, "top1": _top1, "memory": _training, "epoch": _training}
+@dataclass(frozen=True)
+class _Step:
+    """One piece of a run: the name of its telemetry, what a failed run says was going on, the groups that ask for it, what does it."""
+
+    name: str
+    stage: str
+    groups: tuple[MetricGroup, ...]
+    work: Callable[..., None]
+
+
+_STEPS = (
+    _Step("inference", "timing", ("inference",), _inference),
+    _Step("memory", "measuring memory", ("memory",), _memory),
+    _Step("ap", "detecting", ("ap",), _ap),
+    _Step("top1", "classifying", ("top1",), _top1),
+    _Step("training", "training", ("memory", "epoch"), _training),
+)

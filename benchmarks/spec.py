@@ -12,8 +12,8 @@ from zoo.registry import did_you_mean
 
 SCHEMA_VERSION = 1
 MetricGroup = Literal["ap", "top1", "inference", "memory", "epoch"]
-METRIC_GROUPS: tuple[MetricGroup, ...] = ("inference", "ap", "top1", "memory", "epoch")  # the order they run in
-BY_TASK: dict[str, tuple[MetricGroup, ...]] = {"detection": ("inference", "ap", "memory", "epoch"), "classification": ("inference", "top1")}
+METRIC_GROUPS: tuple[MetricGroup, ...] = ("inference", "ap", "top1", "memory", "epoch")  # the order they stand in; the runner has that of its steps
+BY_TASK: dict[str, tuple[MetricGroup, ...]] = {"detection": ("inference", "ap", "memory", "epoch"), "classification": ("inference", "top1", "memory")}
 OWN_PROTOCOL = "zoo"  # of manifests/protocols.toml
 MADE_UP_WEIGHTS = ("random", "stand-in")
 
@@ -76,7 +76,7 @@ class BenchmarkSpec(Strict):
     seed: int = Field(0, ge=0)
 
     def for_task(self, task: str) -> BenchmarkSpec:
-        """The specification with its groups spelled out for a row of that task, in the order they run."""
+        """The specification with its groups spelled out for a row of that task, in one order."""
         wanted = self.groups or BY_TASK.get(task, ("inference",))
         return self.model_copy(update={"groups": tuple(group for group in METRIC_GROUPS if group in wanted)})
 

@@ -29,12 +29,18 @@ from .timing import synchronise
 MIN_VISIBLE_KEYPOINTS = 10  # of an image that keypoint training uses, in every source
 
 
+def why_no_training(subject: Subject) -> str:
+    """Why a row's training cannot be measured; empty where it can."""
+    if subject.is_classifier:
+        return "training of classifiers is not measured"
+    return "" if subject.entry.schedule else "the row names no schedule, so nobody knows its training"
+
+
 def schedule_of(subject: Subject) -> Schedule:
     """The row's training schedule; raises ManifestError where it names none."""
-    name = subject.entry.schedule
-    if name is None:
-        raise ManifestError(f"manifests/{subject.entry.source}.toml: row {subject.entry.name} names no schedule, so nobody knows its training")
-    return load_manifests().schedules[name]
+    if why := why_no_training(subject):
+        raise ManifestError(f"manifests/{subject.entry.source}.toml: row {subject.entry.name}: {why}")
+    return load_manifests().schedules[subject.entry.schedule]
 
 
 def target_rules(subject: Subject) -> TargetRules:
@@ -70,7 +76,7 @@ def measure_training(subject: Subject, dataset: Dataset, note: str, spec: Benchm
         heartbeat: called after every step.
 
     Returns:
-        train_memory_*_mib or resident_memory_mib, train_step_ms, epoch_time_s; metrics without value, with the reason.
+        train_memory_*_mib, train_step_ms, epoch_time_s; metrics without value, with the reason.
 
     Raises:
         FloatingPointError: no step had a finite loss.
@@ -86,12 +92,10 @@ def measure_training(subject: Subject, dataset: Dataset, note: str, spec: Benchm
         raise FloatingPointError(f"no training step of {subject.entry.name} had a finite loss; with random weights take another row, or give weights")
     what = f"training step of {spec.train_images_per_step} images, {spec.dtype}, {note}"
     what += f"; {skipped} steps without update, because their loss was not finite" if skipped else ""
-    found = {f"{'' if name == 'resident' else 'train_'}{'resident_memory' if name == 'resident' else 'memory_' + name}_mib": peak.measurement(name, what)
-             for name in peak.mib}
-    absent = {f"train_memory_{name}_mib": why for name, why in peak.absent.items()}
+    found = peak.measurements("train", what)
     found["train_step_ms"] = summarise([s * 1e3 for s in seconds], "ms", covers=f"data loading, forward, backward, update; {what}")
     found["epoch_time_s"] = epoch_time(seconds, subject, dataset, spec, what)
-    return found, absent
+    return found, peak.reasons("train")
 
 
 def _timed(steps: Iterator[Any], subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]) -> tuple[list[float], int]:

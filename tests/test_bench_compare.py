@@ -74,8 +74,8 @@ def test_a_difference_on_the_edge_is_seldom_called_wrongly() -> None:
 
 
 def test_memory_has_words_of_its_own_and_zeros_are_told() -> None:
-    samples = {"a": {"resident_memory_mib": [[100.0]] * 4, "model_ms": [[0.0, 1.0]] * 4},
-               "b": {"resident_memory_mib": [[120.0]] * 4, "model_ms": [[1.0, 1.0]] * 4}}
+    samples = {"a": {"inference_memory_resident_mib": [[100.0]] * 4, "model_ms": [[0.0, 1.0]] * 4},
+               "b": {"inference_memory_resident_mib": [[120.0]] * 4, "model_ms": [[1.0, 1.0]] * 4}}
     memory, clock = judge_pairs(samples, "a", ["b"], 0.015, 0.95, "x")
     assert memory.verdict == "HIGHER" and memory.value == pytest.approx(1.2) and memory.unit == "MiB"
     assert clock.verdict == "UNDECIDED" and clock.value is None and "too short for the clock" in clock.note
@@ -113,7 +113,8 @@ def test_every_raw_sample_is_kept_in_order(found: Comparison) -> None:
     for block in found.orders:
         assert all(second == first[::-1] for first, second in zip(block[::2], block[1::2], strict=True)), "nobody is first more often"
     for side in found.sides[:2]:
-        assert [len(block) for block in side.samples["model_ms"]] == [2] * 3 and [len(block) for block in side.samples["resident_memory_mib"]] == [1] * 3
+        counts = [[len(block) for block in side.samples[name]] for name in ("model_ms", "inference_memory_resident_mib")]
+        assert counts == [[2] * 3, [1] * 3]
     plain = found.sides[0].samples
     assert all(cpu <= 1.1 * wall + 1 for a, b in zip(plain["model_cpu_ms"], plain["model_ms"], strict=True) for cpu, wall in zip(a, b, strict=True))
 

@@ -133,7 +133,7 @@ def test_epoch_time_is_the_mean_step_times_the_steps() -> None:
     assert epoch.value == pytest.approx(fmean(epoch.samples) * 6)  # 12 images, 2 a step
     assert epoch.interval[0] <= epoch.value <= epoch.interval[1] and "scaled to the 6 steps of 12 images (shapes:train)" in epoch.note
     assert found["train_step_ms"].samples == pytest.approx([s * 1e3 for s in epoch.samples])
-    assert found["resident_memory_mib"].value > 50 and "CPU" in found["resident_memory_mib"].covers
+    assert found["train_memory_resident_mib"].value > 50 and "CPU" in found["train_memory_resident_mib"].covers
     assert "measured on a CPU" in absent["train_memory_allocated_mib"]
     assert all(shape[0] == 2 and shape[1] == 3 for shape, _ in subject.model.seen) and any(sum(counts) for _, counts in subject.model.seen)
 
@@ -157,7 +157,7 @@ def test_groups_report_what_was_asked_for(tmp_path: Path) -> None:
     draft = Draft(ROW, spec)
     measure_groups(subject_of(), spec, SOURCES, tmp_path / "id", lambda value: draft.add(value) if isinstance(value, dict) else None)
     names = set(draft.fields["measurements"])
-    assert {"box_ap", "resident_memory_mib", "train_step_ms"} <= names and not names & {"model_ms", "epoch_time_s"}
+    assert {"box_ap", "inference_memory_resident_mib", "train_memory_resident_mib", "train_step_ms"} <= names and not names & {"model_ms", "epoch_time_s"}
     assert draft.fields["telemetry"]["ap"].absent and draft.fields["stage"] == "training"
 
 
@@ -168,7 +168,8 @@ def test_a_real_row_from_file_to_record(tmp_path: Path) -> None:
     from benchmarks.isolation import Outcome
 
     run = draft.finish(Outcome("finished"))
-    assert {"parameters_m", "model_ms", "box_ap", "mask_ap", "resident_memory_mib", "epoch_time_s"} <= set(run.measurements)
+    memory = {"inference_memory_resident_mib", "train_memory_resident_mib"}
+    assert {"parameters_m", "model_ms", "box_ap", "mask_ap", "epoch_time_s"} | memory <= set(run.measurements)
     assert run.data.made_up and run.data.is_subset and run.environment.packages["torch"] == torch.__version__.split("+")[0]
     assert set(run.files) == {"bbox", "segm"}
 

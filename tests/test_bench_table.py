@@ -81,7 +81,7 @@ title = "Backbone"
 text = "Backbone"
 [[table.columns]]
 title = "Train mem(GB)"
-numbers = [{ metric = "train_memory_gb", measured = ["train_memory_allocated_mib", "resident_memory_mib"], factor = 0.0009765625 }]
+numbers = [{ metric = "train_memory_gb", measured = ["train_memory_allocated_mib", "train_memory_resident_mib"], factor = 0.0009765625 }]
 [[table.columns]]
 title = "Inference time (ms)"
 numbers = [{ metric = "inference_time_ms", measured = ["model_ms"], digits = 0 }]

@@ -50,7 +50,7 @@ def store(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_record_of_a_run_has_all_four_metrics(store: Path) -> None:
     run, = read_runs(store).runs
     assert run.status == "finished" and run.weights.kind == "random" and run.data.made_up and run.data.images == 2
-    assert {"box_ap", "mask_ap", "model_ms", "end_to_end_ms", "resident_memory_mib", "epoch_time_s"} <= set(run.measurements)
+    assert {"box_ap", "mask_ap", "model_ms", "end_to_end_ms", "train_memory_resident_mib", "epoch_time_s"} <= set(run.measurements)
     assert run.measurements["epoch_time_s"].extrapolated and run.telemetry["inference"].absent
     for file in run.files.values():
         assert (store.parent / "detections" / file.name).stat().st_size == file.bytes

@@ -16,7 +16,7 @@ from .wide import QUANTITIES, Overview, WideLine
 SIGNIFICANT = 6  # digits: the page shows numbers, the records keep them
 MOST_DOTS = 40  # of a drawn series of samples
 LEAST_SAMPLES = 8
-FOLLOWED = ("model_ms", "end_to_end_ms", "box_ap", "voc_map", "top1", "train_memory_allocated_mib", "resident_memory_mib", "epoch_time_s")  # in histories
+FOLLOWED = ("model_ms", "end_to_end_ms", "box_ap", "voc_map", "top1", "train_memory_allocated_mib", "train_memory_resident_mib", "epoch_time_s")  # in histories
 
 
 class Once:

@@ -60,7 +60,7 @@ QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in (
              "an image; measured: forward + post-processing; published: whatever the source had inside its clock, a of 'a + b'"),
     _plain("end_to_end_ms", "End to end", "ms", "lower", 1, "an image, from the file to results on the host"),
     Quantity("memory_gib", "Train memory", "GiB", "lower", 2,
-             tuple((name, lambda mib: mib / MIB_PER_GIB) for name in ("train_memory_allocated_mib", "resident_memory_mib")),
+             tuple((name, lambda mib: mib / MIB_PER_GIB) for name in ("train_memory_allocated_mib", "train_memory_resident_mib")),
              (("train_memory_gb", _same), ("train_memory_mb", lambda mib: mib / MIB_PER_GIB)),
              "measured: torch's peak on a GPU, the process's peak resident set on a CPU; published: as printed"),
     Quantity("epoch_time_h", "Epoch", "h", "lower", 2, (("epoch_time_s", lambda s: s / 3600),), (("epoch_time_h", _same),),
