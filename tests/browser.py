@@ -111,7 +111,7 @@ class Page:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']['exception'].get('description')}")
         return answer["result"].get("value")
 
-    def wait_for(self, condition: str, limit_s: float = 10.0) -> None:
+    def wait_for(self, condition: str, limit_s: float = 60.0) -> None:
         """Wait, frame by frame, until a condition holds; raises TimeoutError where it never does."""
         end = time.monotonic() + limit_s
         while not self.run(f"new Promise(done => requestAnimationFrame(() => done(Boolean({condition}))))"):
