@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -37,12 +37,29 @@ class ClassMatches:
     truths: np.ndarray
 
 
+class Answers(Protocol):
+    """What a model answered on some images: detections that were matched, or classes."""
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        ...
+
+    def score(self, weights: np.ndarray) -> np.ndarray:
+        """(B,) fractions: AP or accuracy, as if each image stood in the dataset as often as weights (B, N) say."""
+        ...
+
+
 @dataclass
 class ImageMatches:
     """What was matched in N images, category by category."""
 
     classes: list[ClassMatches]
     images: int
+
+    def score(self, weights: np.ndarray) -> np.ndarray:
+        """AP, as `weighted_ap`."""
+        return weighted_ap(self, weights)
 
 
 def match_images(ground_truth: Path | dict[str, Any], results: list[dict[str, Any]], kind: Kind, image_ids: Sequence[int]) -> ImageMatches:
@@ -123,8 +140,8 @@ def _class_ap(one: ClassMatches, weights: np.ndarray, truths: np.ndarray) -> np.
 
 
 @dataclass(frozen=True)
-class ApDifference:
-    """A difference of two APs on the same images, as fractions, with its interval, and how many of the draws were below and above zero."""
+class Difference:
+    """A difference of two APs (or top-1 accuracies) on the same images, as fractions, with its interval, and how many draws were below and above zero."""
 
     value: float
     low: float
@@ -139,8 +156,8 @@ class ApDifference:
         return self.low <= 0 <= self.high
 
 
-def paired_difference(reference: ImageMatches, other: ImageMatches, draws: int = DRAWS, seed: int = 0, confidence: float = 0.95) -> ApDifference:
-    """How much higher the other AP is, and how much of that the choice of images may explain.
+def paired_difference(reference: Answers, other: Answers, draws: int = DRAWS, seed: int = 0, confidence: float = 0.95) -> Difference:
+    """How much higher the other's AP or accuracy is, and how much of that the choice of images may explain.
 
     The paired bootstrap: images are drawn with replacement, the same for both, and the middle `confidence` of the differences is the interval (Efron and
     Tibshirani, An Introduction to the Bootstrap, 13.3). Both must be of the same images.
@@ -149,10 +166,10 @@ def paired_difference(reference: ImageMatches, other: ImageMatches, draws: int =
         raise ValueError(f"a paired bootstrap needs the same images for both, these are {reference.images} and {other.images}")
     ones = np.ones((1, other.images))
     weights = np.random.default_rng(seed).multinomial(other.images, np.full(other.images, 1 / other.images), draws)
-    differences = weighted_ap(other, weights) - weighted_ap(reference, weights)
+    differences = other.score(weights) - reference.score(weights)
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
-    value = float((weighted_ap(other, ones) - weighted_ap(reference, ones))[0])
-    return ApDifference(value, float(low), float(high), draws, int((differences < 0).sum()), int((differences > 0).sum()))
+    value = float((other.score(ones) - reference.score(ones))[0])
+    return Difference(value, float(low), float(high), draws, int((differences < 0).sum()), int((differences > 0).sum()))
 
 
 @dataclass(frozen=True)

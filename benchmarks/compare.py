@@ -12,12 +12,12 @@ from statistics import median
 from typing import Any
 
 from zoo.errors import DatasetError
-from zoo.manifest import load_manifests
+from zoo.manifest import ModelEntry, load_manifests
 
 from .comparison import Comparison, Pair, Side
 from .contestant import Contestant, Entrant
 from .isolation import Outcome
-from .judging import ap_pairs, judge_pairs
+from .judging import accuracy_pairs, judge_pairs
 from .paired import confidence_of_each, planned_looks
 from .progress import progress
 from .spec import BenchmarkSpec, Telemetry, WeightsIdentity
@@ -35,7 +35,7 @@ class CompareOptions:
 
     smallest, smallest_ap: smallest differences of interest, as a fraction and in percentage points. blocks: at most so many, each with fresh processes.
     rounds: in a block; in a round every model runs the same images once. warm_up: rounds before those. turn_ms: a turn takes as many batches as last so
-    long. budget_s: no block is begun after that. threads: of one operator on a CPU. accuracy: AP as well. files: folder for detections.
+    long. budget_s: no block is begun after that. threads: of one operator on a CPU. accuracy: AP, or top-1, as well. files: folder for detections.
     """
 
     smallest: float = 0.015
@@ -214,7 +214,7 @@ class _Match:
         return "fewer than two models were left" if self.states[self.reference].failure is None else f"the reference {self.reference} failed"
 
     def detect(self, folder: Path, identity: str) -> None:
-        """Detections of every model that is left."""
+        """Detections, or classes, of every model that is left."""
         for label in self.running:
             worker = self.worker(label)
             try:
@@ -241,8 +241,10 @@ def compare(entrants: Sequence[Entrant], spec: BenchmarkSpec, data: str, options
         The record, not yet stored; Ctrl-C ends it with what was measured by then.
 
     Raises:
-        ZooError: weights or data of an entrant cannot be had, or the entrants would run different images.
+        ZooError: weights or data of an entrant cannot be had, the entrants would run different images, or their accuracy cannot be compared.
     """
+    if options.accuracy and data.startswith("voc:"):
+        raise DatasetError(f"--data {data}: differences of VOC's mAP have no paired bootstrap here; leave --ap out, or take COCO or ImageNet data")
     started, clock = datetime.now(UTC), time.monotonic()
     match, ended, pairs, interrupted = _Match(entrants, spec, data, options, say), "", [], False
     identity = new_id("comparison", started)
@@ -253,8 +255,8 @@ def compare(entrants: Sequence[Entrant], spec: BenchmarkSpec, data: str, options
         telemetry = watch.result
         if options.accuracy and match.possible():
             match.detect(options.files, identity)
-            pairs = ap_pairs({label: state.files for label, state in match.states.items() if state.files}, options.files,
-                             lambda label: match.states[label].entrant.row, match.reference, data, spec, options)
+            pairs = accuracy_pairs({label: state.files for label, state in match.states.items() if state.files}, options.files,
+                                   lambda label: match.states[label].entrant.row, match.reference, data, spec, options)
     except KeyboardInterrupt:
         interrupted, ended = True, f"Ctrl-C after {len(match.orders)} blocks"
     pairs = [*(match.pairs(match.confidence) if match.orders and match.possible() else []), *pairs]
@@ -272,14 +274,18 @@ def _file_name(label: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in label)
 
 
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def _protocol(match: _Match) -> str:
     options, images = match.options, match.states[match.reference].about.get("timed_images", 0)
-    threads = f"{options.threads} thread{'' if options.threads == 1 else 's'} an operator"
+    threads = f"{_count(options.threads, 'thread')} an operator"
     where = f"{threads}, {ALLOCATOR_NOTE}" if match.spec.device == "cpu" else "on one GPU in turn"
+    at_once = f"{_count(len(match.looks), 'look')} and {_count(len(match.states) - 1, 'comparison')} of each metric"
     return (f"{len(match.orders)} blocks of {options.rounds} rounds after {options.warm_up} rounds of warm-up; fresh processes in each block; in a round "
             f"every model runs the same {match.per_turn * match.spec.batch_size} of {images} images, in random order; {where}. Ratios: Hodges-Lehmann in a "
-            f"block, Student's t over blocks; intervals hold together at 95 % for {len(match.looks)} looks and {len(match.states) - 1} comparisons of each "
-            "metric")
+            f"block, Student's t over blocks; intervals hold together at 95 % for {at_once}")
 
 
 def _footnotes(match: _Match) -> list[str]:
@@ -289,9 +295,34 @@ def _footnotes(match: _Match) -> list[str]:
     if kinds & {"random", "stand-in"}:
         made_up = [label for label, state in match.states.items() if state.weights.made_up]
         notes.append(f"weights nobody trained: {', '.join(made_up)}; a detector's time depends on what it finds, and its accuracy says nothing")
+    known = {state.about["data"].name for state in match.states.values() if "data" in state.about and state.about["data"].made_up}
+    notes += [f"the images of {name} are drawn by a program: times and accuracy on photographs may differ" for name in sorted(known)]
+    notes += unlike_rows([load_manifests().entry(state.entrant.row) for state in match.states.values()])
     if len({state.about["data"].digest for state in match.states.values() if "data" in state.about}) > 1:
         notes.append("the images are the same, but their labels are numbered or chosen differently for the rows")
     for label, state in match.states.items():
         if state.entrant.extra_units:
             notes.append(f"{label} does planted extra work, {state.entrant.extra_units} units an image, to test this comparison")
     return notes
+
+
+def unlike_rows(entries: Sequence[ModelEntry]) -> list[str]:
+    """What sets rows apart besides backbone and weights, so that a ratio of their times is a ratio of that too."""
+    notes = []
+    for what, told in (("detector", _detector), ("resize of the images", _resize)):
+        found = {entry.name: told(entry) for entry in entries}
+        if len(set(found.values())) > 1:
+            notes.append(f"the rows differ in the {what}: " + "; ".join(f"{name}: {value}" for name, value in found.items()))
+    return notes
+
+
+def _detector(entry: ModelEntry) -> str:
+    return entry.detector.name if entry.detector else "none, a classifier"
+
+
+def _resize(entry: ModelEntry) -> str:
+    image = entry.conventions.image if entry.conventions else None
+    if image is None or image.resize == "none":
+        return "in the model, so inside 'forward'"
+    limits = f" {image.size}" + (f" (at most {image.max_size})" if image.max_size else "")
+    return f"{image.resize.replace('_', ' ')}{limits} before the model"

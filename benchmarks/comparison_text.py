@@ -48,7 +48,7 @@ def _zones(pairs: Iterable[Pair]) -> list[str]:
     points = {pair.smallest for pair in pairs if pair.kind == "difference"}
     meaning = "SAME has the whole interval within it, FASTER and SLOWER (memory: LOWER, HIGHER) wholly beyond it, UNDECIDED neither"
     lines = [f"- smallest difference of interest {value:.1%}: {meaning}" for value in sorted(fractions)]
-    return lines + [f"- AP: smallest difference of interest {value:g} points" for value in sorted(points)]
+    return lines + [f"- AP and top-1: smallest difference of interest {value:g} points" for value in sorted(points)]
 
 
 def stored_text(pairs: list[StoredPair]) -> str:

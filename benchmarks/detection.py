@@ -12,6 +12,7 @@ from zoo.detectors.base import Detections
 from zoo.errors import DatasetError
 
 from .accuracy import DetectionCollector, top_k_accuracy
+from .classification import class_scores
 from .inference import to_host
 from .progress import clock, progress
 from .spec import BenchmarkSpec, Measurement, StoredFile
@@ -108,19 +109,7 @@ def _absent(metrics: dict[str, float], kinds: tuple[str, ...], subject: Subject)
 
 def measure_top_k(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> dict[str, Measurement]:
     """Top-1 and top-5 accuracy and error of a classifier on its dataset, in percent."""
-    if not subject.is_classifier or subject.dataset.layout != "imagenet":
-        raise DatasetError(f"top-1 needs a classifier and --data imagenet:DIR; {subject.entry.name} is for {subject.entry.task}, "
-                           f"{subject.dataset.name} is of kind {subject.dataset.layout}")
-    subject.model.eval()
-    loader = evaluation_loader(subject.dataset, subject.preprocess, batch_size=spec.batch_size, workers=spec.workers)
-    scores = []
-    with progress(f"{subject.entry.name}: classify", len(loader)) as tick, torch.inference_mode(), autocast(spec):
-        for batch in loader:
-            scores.append(subject.model(batch.images.to(subject.device)).float().cpu())  # (N, K)
-            tick()
-            heartbeat()
-    logits = torch.cat(scores).numpy()
-    labels = torch.tensor([int(subject.dataset.target(index).labels[0]) for index in range(len(subject.dataset))]).numpy()
+    logits, labels = class_scores(subject, spec, heartbeat)
     found = {}
     for k in (1, 5):
         value = top_k_accuracy(logits, labels, k)

@@ -1,4 +1,4 @@
-"""Verdicts of a comparison from its raw samples: ratios of times and memory, differences of AP."""
+"""Verdicts of a comparison from its raw samples: ratios of times and memory, differences of AP and top-1."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,9 +13,13 @@ from .paired import Verdict, block_shift, confidence_of_each, judge_ratio, ratio
 from .spec import BenchmarkSpec, StoredFile, metric
 
 if TYPE_CHECKING:
+    from zoo.data.base import Dataset
+
+    from .ap_intervals import Answers
     from .compare import CompareOptions
 
 Samples = dict[str, list[list[float]]]
+AP_OF = {"bbox": "box_ap", "segm": "mask_ap", "keypoints": "keypoint_ap"}
 COVERS = {"model_ms": "forward + post-processing, wall time", "model_cpu_ms": "forward + post-processing, processor time",
           "forward_ms": "the network up to raw outputs, wall time", "forward_cpu_ms": "the network up to raw outputs, processor time",
           "postprocess_ms": "post-processing, wall time", "postprocess_cpu_ms": "post-processing, processor time",
@@ -54,47 +58,50 @@ def _ratio_pair(name: str, base: list[list[float]], own: list[list[float]], refe
                 covers=COVERS.get(name, "peak of a turn" if memory else ""))
 
 
-def ap_pairs(files: dict[str, dict[str, StoredFile]], folder: Path, row_of: Callable[[str], str], reference: str, data: str, spec: BenchmarkSpec,
-             options: CompareOptions) -> list[Pair]:
-    """Paired bootstrap over images of every AP that both sides have.
+def accuracy_pairs(files: dict[str, dict[str, StoredFile]], folder: Path, row_of: Callable[[str], str], reference: str, data: str, spec: BenchmarkSpec,
+                   options: CompareOptions) -> list[Pair]:
+    """Paired bootstrap over images of every AP, or of top-1 and top-5, that both sides have.
 
     Args:
-        files: label -> kind of detections -> file; folder: what their names are relative to.
+        files: label -> kind of answers -> file; folder: what their names are relative to.
         row_of: gives the row of a label.
         reference, data, spec, options: as in `compare`.
     """
-    from .ap_intervals import match_images
-    from .coco_results import read_results
     from .subject import open_data
 
-    pairs, others = [], [label for label in files if label != reference]
-    matches = {}
+    answers: dict[str, dict[str, Answers]] = {}
     for label, kinds in files.items():
         dataset = open_data(load_manifests().entry(row_of(label)), data, spec.images)
-        if dataset.layout != "coco":
-            return []
-        for kind, file in kinds.items():
-            records, _ = read_results(folder / file.name, dataset, kind)
-            matches[label, kind] = match_images(dataset.annotation_file, records, kind, dataset.image_ids)
-    for other in others:
-        for kind, name in (("bbox", "box_ap"), ("segm", "mask_ap"), ("keypoints", "keypoint_ap")):
-            if (reference, kind) in matches and (other, kind) in matches:
-                pairs.append(ap_pair(name, matches[reference, kind], matches[other, kind], reference, other, options.smallest_ap,
-                                     confidence_of_each(1, len(others)), spec.seed))
-    return pairs
+        answers[label] = {name: found for kind, file in kinds.items() for name, found in _answers(folder / file.name, kind, dataset).items()}
+    others = [label for label in files if label != reference]
+    confidence = confidence_of_each(1, len(others))
+    return [accuracy_pair(name, answers[reference][name], answers[other][name], reference, other, options.smallest_ap, confidence, spec.seed)
+            for other in others for name in answers[reference] if name in answers[other]]
 
 
-def ap_pair(name: str, base, own, reference: str, other: str, smallest: float, confidence: float, seed: int = 0) -> Pair:  # noqa: ANN001 - ImageMatches
-    """One AP of two models on the same images; smallest: in percentage points."""
+def _answers(path: Path, kind: str, dataset: Dataset) -> dict[str, Answers]:
+    """What a file holds, by the metric that is made from it."""
+    from .ap_intervals import match_images
+    from .classification import CLASSES_FILE, read_hits
+    from .coco_results import read_results
+
+    if kind == CLASSES_FILE:
+        return {f"top{k}": read_hits(path, dataset, k) for k in (1, 5)}
+    records, _ = read_results(path, dataset, kind)  # type: ignore[arg-type]
+    return {AP_OF[kind]: match_images(dataset.annotation_file, records, kind, dataset.image_ids)}  # type: ignore[arg-type,attr-defined]
+
+
+def accuracy_pair(name: str, base: Answers, own: Answers, reference: str, other: str, smallest: float, confidence: float, seed: int = 0) -> Pair:
+    """One AP or accuracy of two models on the same images; smallest: in percentage points."""
     import numpy as np
 
-    from .ap_intervals import paired_difference, weighted_ap
+    from .ap_intervals import paired_difference
 
     found = paired_difference(base, own, seed=seed, confidence=confidence)
     low, high = 100 * found.low, 100 * found.high
     verdict: Verdict = ("HIGHER" if low > smallest else "LOWER" if high < -smallest else "SAME" if -smallest <= low and high <= smallest else "UNDECIDED")
     noise = "the difference may be noise of these images" if found.may_be_noise else "the difference is not noise of these images"
-    values = tuple(100 * float(weighted_ap(one, np.ones((1, one.images)))[0]) for one in (base, own))
+    values = tuple(100 * float(one.score(np.ones((1, one.images)))[0]) for one in (base, own))
     return Pair(metric=name, other=other, reference=reference, values=values, unit="%", kind="difference", value=100 * found.value, interval=(low, high),
                 confidence=confidence, blocks=own.images, smallest=smallest, verdict=verdict,
                 covers=f"paired bootstrap over {own.images} images, {found.draws} draws",

@@ -12,7 +12,7 @@ from zoo.manifest import Component, ModelEntry, load_manifests
 from zoo.registry import BACKBONES
 from zoo.weights.load import checkpoint_format, load_weights
 
-PEERS = [entry for entry in load_manifests().entries.values() if entry.source == "torchvision"]
+PEERS = [entry for entry in load_manifests().entries.values() if entry.source == "torchvision" and entry.weights]
 SMALL = "faster_rcnn_mobilenet_v3_large_320_fpn_coco_v1.torchvision"
 
 

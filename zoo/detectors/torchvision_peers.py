@@ -1,7 +1,7 @@
 """torchvision's detectors behind this project's contract, through torchvision's own code: peers to compare with."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,7 +141,8 @@ def _bitmaps(polygons: Sequence[list[list[float]]], height: int, width: int) -> 
 
 
 @DETECTORS.family("torchvision")
-def torchvision_detector(builder: str, *, num_classes: int, frozen_norm_eps: float | None = None, frozen: Sequence[str] = ()) -> TorchvisionDetector:
+def torchvision_detector(builder: str, *, num_classes: int, frozen_norm_eps: float | None = None, frozen: Sequence[str] = (),
+                         options: Mapping[str, Any] | None = None) -> TorchvisionDetector:
     """A detector of torchvision.models.detection, without weights.
 
     Args:
@@ -149,6 +150,7 @@ def torchvision_detector(builder: str, *, num_classes: int, frozen_norm_eps: flo
         num_classes: K; 80 means COCO's, for which the model has a class for each category id up to 90.
         frozen_norm_eps: the body's batch norms are frozen ones with this eps, as torchvision builds them around trained weights.
         frozen: beginnings of the body's parameter names that are not trained.
+        options: torchvision's own keyword arguments, min_size (pixels) or box_detections_per_img say.
     """
     from torchvision.models import detection
     from torchvision.ops import FrozenBatchNorm2d
@@ -158,7 +160,7 @@ def torchvision_detector(builder: str, *, num_classes: int, frozen_norm_eps: flo
     known = [name for name in vars(detection) if name.islower() and "_" in name and callable(getattr(detection, name))]
     if builder not in known:
         raise ValueError(f"torchvision.models.detection has no {builder!r}: {did_you_mean(builder, known)}")
-    model = getattr(detection, builder)(weights=None, weights_backbone=None, num_classes=_columns(num_classes)[-1] + 1)
+    model = getattr(detection, builder)(weights=None, weights_backbone=None, num_classes=_columns(num_classes)[-1] + 1, **(options or {}))
     if frozen_norm_eps is not None:
         _replace_norms(model.backbone, lambda norm: FrozenBatchNorm2d(norm.num_features, eps=frozen_norm_eps))
     body = model.backbone.body if hasattr(model.backbone, "body") else model.backbone

@@ -1,0 +1,89 @@
+"""Answers of a classifier: scores of every image, the best classes kept in a file, and who was right, image by image."""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from zoo.data.base import Dataset
+from zoo.errors import DatasetError
+
+from .spec import BenchmarkSpec, StoredFile
+
+if TYPE_CHECKING:
+    from .subject import Subject
+
+CLASSES_FILE = "classes"
+BEST = 5  # classes kept of each image
+
+
+@dataclass(frozen=True)
+class ImageHits:
+    """Whether the right class was among the best ones, image by image; right: (N,) bool."""
+
+    right: np.ndarray
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        return len(self.right)
+
+    def score(self, weights: np.ndarray) -> np.ndarray:
+        """Accuracy, (B,) fractions, as if each image stood in the dataset as often as weights (B, N) say."""
+        return weights @ self.right / weights.sum(axis=1)
+
+
+def class_scores(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (N, K) of a classifier on every image of its dataset, in its order, and the right classes (N,) int64.
+
+    Raises:
+        DatasetError: the row is no classifier, or the data has no classes of images.
+    """
+    import torch
+
+    from zoo.data.loading import evaluation_loader
+
+    from .progress import progress
+    from .subject import autocast
+
+    if not subject.is_classifier or subject.dataset.layout != "imagenet":
+        raise DatasetError(f"top-1 needs a classifier and --data imagenet:DIR; {subject.entry.name} is for {subject.entry.task}, "
+                           f"{subject.dataset.name} is of kind {subject.dataset.layout}")
+    subject.model.eval()
+    loader = evaluation_loader(subject.dataset, subject.preprocess, batch_size=spec.batch_size, workers=spec.workers)
+    scores = []
+    with progress(f"{subject.entry.name}: classify", len(loader)) as tick, torch.inference_mode(), autocast(spec):
+        for batch in loader:
+            scores.append(subject.model(batch.images.to(subject.device)).float().cpu())  # (N, K)
+            tick()
+            heartbeat()
+    return torch.cat(scores).numpy(), right_classes(subject.dataset)
+
+
+def right_classes(dataset: Dataset) -> np.ndarray:
+    """The class of each image, (N,) int64."""
+    return np.array([int(dataset.target(index).labels[0]) for index in range(len(dataset))], np.int64)
+
+
+def write_classes(scores: np.ndarray, dataset: Dataset, folder: Path) -> dict[str, StoredFile]:
+    """Keep the best classes of each image, best first, of scores (N, K); among equal scores the lower class comes first."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :BEST].tolist()
+    content = json.dumps([{"image_id": str(dataset.image_id(index)), "classes": classes} for index, classes in enumerate(best)]).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{CLASSES_FILE}.json"
+    path.write_bytes(content)
+    name = str(path.relative_to(folder.parent))
+    return {CLASSES_FILE: StoredFile(name=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))}
+
+
+def read_hits(path: Path, dataset: Dataset, k: int) -> ImageHits:
+    """Who was right among the k <= 5 best classes that `write_classes` kept; raises DatasetError where the file is not of these images."""
+    kept = json.loads(path.read_bytes())
+    if [one["image_id"] for one in kept] != [str(dataset.image_id(index)) for index in range(len(dataset))]:
+        raise DatasetError(f"{path}: its images are not those of {dataset.name}; classify again")
+    return ImageHits(np.array([right in one["classes"][:k] for one, right in zip(kept, right_classes(dataset).tolist(), strict=True)], bool))
