@@ -10,11 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import backend_for
+from .backend import BACKENDS, backend_for
+from .nms_cpu import cpu_nms
 from .nms_cuda import cuda_nms, cuda_nms_padded
-from .nms_reference import NmsRule, reference_nms, reference_nms_padded
+from .nms_reference import NmsRule, best_of_all, reference_nms, reference_nms_padded
 
 _NO_LIMIT = -1  # of the operators
+_RUN = {"reference": reference_nms, "cpu": cpu_nms, "cuda": cuda_nms}
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, offset: float = 0.0, inclusive: bool = False,
@@ -38,25 +40,27 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, offset: float = 
 
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, *, num_groups: int | None = None,
                 offset: float = 0.0, inclusive: bool = False, max_keep: int | None = None, max_candidates: int | None = None,
-                backend: str | None = None) -> Tensor:
+                max_total: int | None = None, backend: str | None = None) -> Tensor:
     """NMS inside each group, for all groups at once (image x level, image x class); groups may be ragged.
 
     Args:
         boxes, scores, iou_threshold, offset, inclusive: as in `nms`.
         groups: (R,) integers; None for one group.
         num_groups: groups are 0..num_groups-1; None for any values, which costs a sort of the groups.
-        max_keep: at most this many of EACH group (a limit over all groups is a slice of the result).
+        max_keep: at most this many of EACH group.
         max_candidates: only this many of each group enter, the best by score.
+        max_total: of all groups the best this many, and those that tie with the last of them (a CPU then looks at the best rows alone).
     Returns:
         (M,) int64 indices of kept boxes of all groups by falling score, ties by rising index.
     Raises:
         ValueError: wrong shapes, NaN scores, non-finite or inverted boxes, groups beyond num_groups.
     """
-    boxes, scores = check_rows(boxes, scores, groups, num_groups, max_keep, max_candidates)
-    chosen = backend_for(boxes, backend)
+    boxes, scores = check_rows(boxes, scores, groups, num_groups, max_keep, max_candidates, max_total)
+    chosen = backend_for(boxes, backend, operator="NMS", known=BACKENDS)
     if chosen == "torchvision":
-        return _torchvision_nms(boxes, scores, groups, iou_threshold, offset, inclusive, (max_keep, max_candidates))
-    return _nms_op(boxes, scores, groups, iou_threshold, offset, inclusive, num_groups or 0, _limit(max_keep), _limit(max_candidates), chosen)
+        kept = _torchvision_nms(boxes, scores, groups, iou_threshold, offset, inclusive, (max_keep, max_candidates))
+        return best_of_all(kept, scores, len(boxes) if max_total is None else max_total)
+    return _nms_op(boxes, scores, groups, iou_threshold, offset, inclusive, num_groups or 0, *map(_limit, (max_keep, max_candidates, max_total)), chosen)
 
 
 def nms_padded(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, *, num_groups: int = 1, max_keep: int,
@@ -79,14 +83,12 @@ def nms_padded(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_thresho
     boxes, scores = check_rows(boxes, scores, groups, num_groups, max_keep, max_candidates)
     if groups is None and num_groups != 1:
         raise ValueError(f"num_groups is {num_groups} without groups; give groups, or leave num_groups at 1")
-    chosen = backend_for(boxes, backend)
-    if chosen == "torchvision":
-        raise ValueError("torchvision has no padded NMS; use backend 'reference' or 'cuda'")
+    chosen = backend_for(boxes, backend, operator="padded NMS", known=("reference", "cpu", "cuda"))
     return _nms_padded_op(boxes, scores, groups, iou_threshold, offset, inclusive, num_groups, max_keep, _limit(max_candidates), chosen)
 
 
 def check_rows(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, num_groups: int | None = None, max_keep: int | None = None,
-               max_candidates: int | None = None) -> tuple[Tensor, Tensor]:
+               max_candidates: int | None = None, max_total: int | None = None) -> tuple[Tensor, Tensor]:
     """Boxes (R, 4) at least float32 and scores (R,) of their type; ValueError unless shapes, types, devices and limits go together."""
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
         raise ValueError(f"boxes must be floating (R, 4), got {boxes.dtype} {tuple(boxes.shape)}")
@@ -97,7 +99,7 @@ def check_rows(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, num_
     for name, other in (("scores", scores), ("groups", groups)):
         if other is not None and other.device != boxes.device:
             raise ValueError(f"{name} are on {other.device}, boxes on {boxes.device}; move them together")
-    for name, number, least in (("max_keep", max_keep, 0), ("max_candidates", max_candidates, 0), ("num_groups", num_groups, 1)):
+    for name, number, least in (("max_keep", max_keep, 0), ("max_candidates", max_candidates, 0), ("max_total", max_total, 0), ("num_groups", num_groups, 1)):
         if number is not None and number < least:
             raise ValueError(f"{name} is {number}; it must be at least {least}")
     boxes = boxes.float() if boxes.dtype in (torch.float16, torch.bfloat16) else boxes
@@ -108,9 +110,8 @@ def _limit(number: int | None) -> int:
     return _NO_LIMIT if number is None else number
 
 
-def _rule(rows: int, iou_threshold: float, offset: float, inclusive: bool, max_keep: int, max_candidates: int) -> NmsRule:
-    keep, candidates = (rows if number == _NO_LIMIT else min(number, rows) for number in (max_keep, max_candidates))
-    return NmsRule(iou_threshold, offset, inclusive, keep, candidates)
+def _rule(rows: int, iou_threshold: float, offset: float, inclusive: bool, max_keep: int, max_candidates: int, max_total: int = _NO_LIMIT) -> NmsRule:
+    return NmsRule(iou_threshold, offset, inclusive, *(rows if number == _NO_LIMIT else min(number, rows) for number in (max_keep, max_candidates, max_total)))
 
 
 def _torchvision_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, offset: float, inclusive: bool,
@@ -118,24 +119,24 @@ def _torchvision_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_t
     import torchvision
 
     if offset != 0.0 or inclusive:
-        raise ValueError("torchvision's NMS knows neither offset nor inclusive; use backend 'reference' or 'cuda'")
+        raise ValueError("torchvision's NMS knows neither offset nor inclusive; use backend 'reference', 'cpu' or 'cuda'")
     if groups is None:
         return torchvision.ops.nms(boxes, scores, iou_threshold)[:limits[0]]
     if limits != (None, None):
-        raise ValueError("torchvision's batched NMS has no limits a group; use backend 'reference' or 'cuda'")
+        raise ValueError("torchvision's batched NMS has no limits a group; use backend 'reference', 'cpu' or 'cuda'")
     return torchvision.ops.batched_nms(boxes, scores, groups, iou_threshold)
 
 
 @torch.library.custom_op("detection_zoo::nms", mutates_args=())
 def _nms_op(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, offset: float, inclusive: bool, num_groups: int,
-            max_keep: int, max_candidates: int, backend: str) -> Tensor:
-    rule = _rule(len(boxes), iou_threshold, offset, inclusive, max_keep, max_candidates)
-    run = cuda_nms if backend == "cuda" else reference_nms
-    return run(boxes, scores, groups, num_groups, rule)
+            max_keep: int, max_candidates: int, max_total: int, backend: str) -> Tensor:
+    rule = _rule(len(boxes), iou_threshold, offset, inclusive, max_keep, max_candidates, max_total)
+    kept = _RUN[backend](boxes, scores, groups, num_groups, rule)
+    return best_of_all(kept, scores, rule.max_total)
 
 
 @_nms_op.register_fake
-def _(boxes, scores, groups, iou_threshold, offset, inclusive, num_groups, max_keep, max_candidates, backend):
+def _(boxes, scores, groups, iou_threshold, offset, inclusive, num_groups, max_keep, max_candidates, max_total, backend):
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
@@ -143,8 +144,9 @@ def _(boxes, scores, groups, iou_threshold, offset, inclusive, num_groups, max_k
 def _nms_padded_op(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, offset: float, inclusive: bool,
                    num_groups: int, max_keep: int, max_candidates: int, backend: str) -> tuple[Tensor, Tensor]:
     rule = _rule(len(boxes), iou_threshold, offset, inclusive, max_keep, max_candidates)
-    run = cuda_nms_padded if backend == "cuda" else reference_nms_padded
-    return run(boxes, scores, groups, num_groups, max_keep, rule)
+    if backend == "cuda":
+        return cuda_nms_padded(boxes, scores, groups, num_groups, max_keep, rule)
+    return reference_nms_padded(boxes, scores, groups, num_groups, max_keep, rule, _RUN[backend])
 
 
 @_nms_padded_op.register_fake

@@ -1,6 +1,7 @@
 """The rule of nms.py in NumPy, one visited box at a time."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,20 +10,20 @@ from torch import Tensor
 
 
 class NmsRule(NamedTuple):
-    """What decides a removal, and where a group stops; the limits are at most the number of rows."""
+    """What decides a removal, and where a group stops and all together; the limits are at most the number of rows."""
 
     iou_threshold: float
     offset: float
     inclusive: bool
     max_keep: int
     max_candidates: int
+    max_total: int
 
 
 def reference_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, rule: NmsRule) -> Tensor:
     """Kept rows (M,) int64 by falling score; arguments as in `kernels.nms.batched_nms`, num_groups 0 for groups of any values."""
     raise_for_values(boxes, scores, rule.offset)
-    if groups is not None and num_groups and ((groups < 0) | (groups >= num_groups)).any():
-        raise ValueError(f"groups reach from {int(groups.min())} to {int(groups.max())}; with num_groups they must lie in 0..{num_groups - 1}")
+    raise_for_groups(groups, num_groups)
     order = torch.sort(scores, descending=True, stable=True).indices
     by_group = order if groups is None else order[torch.sort(groups[order], stable=True).indices]
     ends = [len(order)] if groups is None else torch.unique(groups, return_counts=True)[1].cumsum(0).tolist()
@@ -38,13 +39,20 @@ def reference_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_grou
     return order[kept[order]]
 
 
-def reference_nms_padded(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, max_keep: int,
-                         rule: NmsRule) -> tuple[Tensor, Tensor]:
-    """Indices (G, max_keep) and counts (G,): `reference_nms` of the rows that are present; arguments as in `kernels.nms.nms_padded`."""
+def best_of_all(kept: Tensor, scores: Tensor, most: int) -> Tensor:
+    """The first `most` of kept rows (M,) int64, which stand by falling score (R,), and those that tie with the last of them."""
+    if most == 0 or len(kept) <= most:
+        return kept[:most]
+    return kept[scores[kept] >= scores[kept[most - 1]]]
+
+
+def reference_nms_padded(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, max_keep: int, rule: NmsRule,
+                         run: Callable[..., Tensor] = reference_nms) -> tuple[Tensor, Tensor]:
+    """Indices (G, max_keep) and counts (G,): `run` on the rows that are present; arguments as in `kernels.nms.nms_padded`."""
     groups = torch.zeros_like(scores, dtype=torch.int64) if groups is None else groups.long()
     present = ~(torch.isnan(scores) | torch.isneginf(scores) | inverted_or_not_finite(boxes, rule.offset))
     rows = (present & (groups >= 0) & (groups < num_groups)).nonzero().squeeze(1)
-    kept = rows[reference_nms(boxes[rows], scores[rows], groups[rows], num_groups, rule)]
+    kept = rows[run(boxes[rows], scores[rows], groups[rows], num_groups, rule)]
     counts = torch.bincount(groups[kept], minlength=num_groups)
     order = torch.sort(groups[kept], stable=True).indices
     column = torch.arange(len(kept), device=boxes.device) - (counts.cumsum(0) - counts)[groups[kept][order]]
@@ -86,6 +94,12 @@ def inverted_or_not_finite(boxes: Tensor, offset: float) -> Tensor:
     """
     sides = boxes[:, 2:] - boxes[:, :2]
     return ~torch.isfinite(boxes).all(dim=1) | (sides < -1.01 * offset).any(dim=1)
+
+
+def raise_for_groups(groups: Tensor | None, num_groups: int) -> None:
+    """Raise ValueError where one of groups (R,) lies outside 0..num_groups-1; num_groups 0 allows any."""
+    if groups is not None and num_groups and ((groups < 0) | (groups >= num_groups)).any():
+        raise ValueError(f"groups reach from {int(groups.min())} to {int(groups.max())}; with num_groups they must lie in 0..{num_groups - 1}")
 
 
 def raise_for_values(boxes: Tensor, scores: Tensor, offset: float) -> None:

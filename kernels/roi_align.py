@@ -98,7 +98,7 @@ def _pool(features: Sequence[Tensor], rois: Tensor, output_size: int | tuple[int
     if len(features) != len(scales) or sampling_ratio < 0:
         raise ValueError(f"{len(features)} feature maps, {len(scales)} scales, sampling ratio {sampling_ratio}; give one scale for each map "
                          "and a ratio of at least 0")
-    chosen = backend_for(features[0], backend)
+    chosen = backend_for(features[0], backend, operator="RoIAlign", known=("reference", "cuda", "torchvision"))
     if chosen == "torchvision":
         return _torchvision_roi_align(features, rois, size, scales, sampling_ratio, rule, levels)
     if channels_last is None:

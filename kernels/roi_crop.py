@@ -63,9 +63,7 @@ def roi_crop(features: Tensor, grid: Tensor, image_index: Tensor | None = None, 
         image_index = torch.arange(len(features), device=grid.device).repeat_interleave(len(grid) // max(len(features), 1))
     if image_index.shape != grid.shape[:1] or image_index.is_floating_point():
         raise ValueError(f"image_index must be integers ({len(grid)},), got {image_index.dtype} {tuple(image_index.shape)}")
-    chosen = backend_for(features, backend)
-    if chosen == "torchvision":
-        raise ValueError("torchvision has no RoICrop; use backend 'reference' or 'cuda'")
+    chosen = backend_for(features, backend, operator="RoICrop", known=("reference", "cuda"))
     return _roi_crop_op(features, grid.detach().to(sum_type(features)), image_index.long(), chosen)
 
 

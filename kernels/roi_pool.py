@@ -35,7 +35,7 @@ def roi_pool(features: Tensor, rois: Tensor, output_size: int | tuple[int, int],
     """
     size = output_pair(output_size)
     check_pooling([features], rois, size)
-    chosen = backend_for(features, backend)
+    chosen = backend_for(features, backend, operator="RoIPool", known=("reference", "cuda", "torchvision"))
     if chosen == "torchvision":
         import torchvision
 

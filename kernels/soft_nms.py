@@ -41,9 +41,7 @@ def soft_nms(boxes: Tensor, scores: Tensor, *, method: str = "linear", sigma: fl
         raise ValueError(f"unknown soft-NMS method {method!r}; choose one of {', '.join(METHODS)}")
     if sigma <= 0:
         raise ValueError(f"sigma is {sigma}; it must be above 0")
-    chosen = backend_for(boxes, backend)
-    if chosen == "torchvision":
-        raise ValueError("torchvision has no soft-NMS; use backend 'reference' or 'cuda'")
+    chosen = backend_for(boxes, backend, operator="soft-NMS", known=("reference", "cuda"))
     kept, new_scores = _soft_nms_op(boxes, scores, method, sigma, iou_threshold, score_threshold, offset, chosen)
     return kept, new_scores.to(type_of_scores)
 

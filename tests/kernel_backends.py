@@ -20,16 +20,29 @@ class Backend(NamedTuple):
     device: str
 
 
-@pytest.fixture(name="backend", params=["reference", "source", "source-backward", pytest.param("gpu", marks=pytest.mark.gpu)])
+BACKENDS = ("reference", "source", "source-backward", pytest.param("gpu", marks=pytest.mark.gpu))
+
+
+@pytest.fixture(name="backend", params=BACKENDS)
 def every_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """The reference, the CUDA source on the CPU with threads run forward and backward, and the CUDA source on a GPU."""
-    if request.param == "reference":
-        return Backend("reference", "cpu")
-    if request.param == "gpu":
+    return _backend(request.param, monkeypatch)
+
+
+@pytest.fixture(name="backend", params=("cpu", *BACKENDS))
+def every_nms_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """The same, and the form for CPUs."""
+    return _backend(request.param, monkeypatch)
+
+
+def _backend(kind: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    if kind in ("reference", "cpu"):
+        return Backend(kind, "cpu")
+    if kind == "gpu":
         if not torch.cuda.is_available():
             pytest.skip("no GPU here; the same test ran the kernels' source on the CPU")
         return Backend("cuda", "cuda")
-    monkeypatch.setattr("kernels.launch.runner", CudaOnCpu(FORWARD if request.param == "source" else BACKWARD))
+    monkeypatch.setattr("kernels.launch.runner", CudaOnCpu(FORWARD if kind == "source" else BACKWARD))
     return Backend("cuda", "cpu")
 
 

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_backends import Backend, clustered_boxes, every_backend, recorded  # noqa: F401 - a fixture
+from kernel_backends import Backend, clustered_boxes, every_nms_backend, recorded  # noqa: F401 - a fixture
 
 from kernels.nms import batched_nms, nms, nms_padded
 
@@ -86,16 +86,17 @@ def test_more_than_one_chunk(backend: Backend) -> None:
     assert kept(backend, boxes, scores, 0.5, groups, num_groups=5)[:5] == expected[:5]
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_hundred_thousand_boxes(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
+@pytest.mark.parametrize("name", ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_hundred_thousand_boxes(name: str) -> None:
+    if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU here")
     boxes, scores = clustered_boxes(800, seed=5)
     many = boxes.repeat(125, 1) + torch.arange(100_000)[:, None] % 7 * 0.25
     scores = torch.rand(100_000, generator=torch.Generator().manual_seed(1))
-    best = kept(Backend("cuda" if device == "cuda" else "reference", device), many, scores, 0.5, max_keep=150)
     order = torch.sort(scores, descending=True, stable=True).indices
-    assert best == order[torchvision.ops.nms(many[order[:20_000]], torch.arange(20_000, 0, -1.0), 0.5)][:150].tolist()
+    expected = order[torchvision.ops.nms(many[order[:20_000]], torch.arange(20_000, 0, -1.0), 0.5)]
+    for limit in ("max_keep", "max_total"):
+        assert kept(Backend(name, "cuda" if name == "cuda" else "cpu"), many, scores, 0.5, **{limit: 150}) == expected[:150].tolist()
 
 
 def test_ragged_groups_with_any_values(backend: Backend) -> None:
@@ -115,6 +116,35 @@ def test_limits_of_each_group(backend: Backend) -> None:
     assert kept(backend, boxes, scores, 0.5, groups, num_groups=3, max_keep=2) == [0, 2, 4, 5]
     assert kept(backend, boxes, scores, 0.5, groups, num_groups=3, max_candidates=2) == [0, 4, 5]
     assert kept(backend, boxes, scores, 0.5, groups, num_groups=3, max_keep=0) == []
+
+
+def test_a_limit_over_all_groups_and_what_ties_with_its_last(backend: Backend) -> None:
+    boxes = torch.tensor([[20.0 * i, 0, 20.0 * i + 10, 10] for i in range(8)])  # none overlap
+    boxes[1] = boxes[0]
+    scores, groups = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.6, 0.5, 0.6, 0.9]), torch.tensor([0, 0, 0, 0, 2, 2, 2, 2])
+    for most, expected in ((0, []), (1, [0, 7]), (2, [0, 7]), (3, [0, 7, 2]), (4, [0, 7, 2, 3, 4, 6]), (7, [0, 7, 2, 3, 4, 6, 5]), (99, [0, 7, 2, 3, 4, 6, 5])):
+        assert kept(backend, boxes, scores, 0.5, groups, num_groups=3, max_total=most) == expected
+    assert kept(backend, boxes, scores, 0.5, groups, num_groups=3, max_total=4, max_keep=2) == [0, 7, 2, 4]  # 3 and 6 find their group full
+    assert kept(backend, boxes, scores, 0.5, groups, num_groups=3, max_total=4, max_candidates=2) == [0, 7, 4]  # group 0 ends at row 1
+    assert kept(backend, boxes, scores, 0.5, max_total=3) == [0, 7, 2]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_limit_over_all_groups_that_the_best_rows_do_not_fill(backend: Backend, tied: bool) -> None:
+    """The 700 best boxes are one box, or two in two groups; the others stand apart."""
+    boxes = torch.tensor([[0.0, 0, 10, 10]] * 700 + [[20.0 * i, 0, 20.0 * i + 10, 10] for i in range(1, 6)])
+    scores = torch.cat([torch.ones(700) if tied else torch.linspace(2, 1, 700), torch.tensor([0.5, 0.4, 0.4, 0.3, 0.2])])
+    groups = torch.arange(705) % 2
+    assert kept(backend, boxes, scores, 0.5, max_total=3) == [0, 700, 701, 702]
+    assert kept(backend, boxes, scores, 0.5, groups, num_groups=2, max_total=3) == [0, 1, 700]
+    assert kept(backend, boxes, scores, 0.5, groups, num_groups=2, max_total=7) == [0, 1, *range(700, 705)]
+
+
+def test_bad_values_raise_below_the_best_rows_too(backend: Backend) -> None:
+    boxes, scores = clustered_boxes(700, seed=0)
+    boxes[int(scores.argmin()), 2] = torch.inf
+    with pytest.raises(ValueError, match=rf"boxes\[{int(scores.argmin())}\]"):
+        kept(backend, boxes, scores, 0.5, max_total=1)
 
 
 def test_padded_form(backend: Backend) -> None:
@@ -197,17 +227,35 @@ def test_recorded_hardnet(backend: Backend, name: str, offset: float) -> None:
     assert kept(backend, boxes, scores, 0.45, offset=offset) == recorded(f"hardnet/nms.{name}").tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_form_for_cpus_is_the_reference_bit_for_bit(dtype: torch.dtype, seed: int) -> None:
+    """Coarse scores and corners, so that ties and IoU equal to the threshold are common, in groups shorter and longer than a block."""
+    draw = torch.Generator().manual_seed(seed)
+    boxes, scores = clustered_boxes(600, seed=seed)
+    boxes, scores = boxes.mul(0.5).round().to(dtype), (scores * 40).round().to(dtype)
+    sizes = torch.tensor([1, 70, 3, 200, 64, 5, 1, 190, 66])
+    mixed = torch.repeat_interleave(torch.arange(9), sizes)[torch.randperm(600, generator=draw)]
+    for threshold in (0.0, 1 / 3, 0.5, 1.0):
+        for limits in ({}, {"max_keep": 7}, {"max_keep": 40, "max_candidates": 65}, {"max_total": 20}, {"max_total": 90, "max_keep": 9}):
+            for groups in (None, mixed):
+                for rule in ({}, {"inclusive": True}, {"offset": 1.0}):
+                    expected = batched_nms(boxes, scores, groups, threshold, **limits, **rule, backend="reference")
+                    assert torch.equal(batched_nms(boxes, scores, groups, threshold, **limits, **rule, backend="cpu"), expected)
+
+
 coordinate = st.integers(0, 12).map(float)
 
 
+@pytest.mark.parametrize("backend_name", ["reference", "cpu"])
 @settings(max_examples=60, deadline=None)
 @given(rows=st.lists(st.tuples(coordinate, coordinate, coordinate, coordinate, st.integers(0, 4)), max_size=80),
        threshold=st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-def test_what_is_kept_and_what_is_removed(rows: list[tuple[float, ...]], threshold: float) -> None:
+def test_what_is_kept_and_what_is_removed(backend_name: str, rows: list[tuple[float, ...]], threshold: float) -> None:
     """From the definition: kept boxes do not overlap, and every other box overlaps a better kept one (small integers: IoU is exact)."""
     table = torch.tensor(rows).reshape(-1, 5)
     boxes, scores = torch.cat([torch.minimum(table[:, :2], table[:, 2:4]), torch.maximum(table[:, :2], table[:, 2:4])], 1), table[:, 4]
-    found = nms(boxes, scores, threshold).tolist()
+    found = nms(boxes, scores, threshold, backend=backend_name).tolist()
     iou = torchvision.ops.box_iou(boxes.double(), boxes.double()).nan_to_num(0.0) > threshold
     better = [(-scores[row].item(), row) for row in range(len(rows))]
     for row in range(len(rows)):

@@ -1,6 +1,8 @@
 """The kernels as torch operators: schemas, fake implementations, compile and export without a graph break, and the choice of a backend."""
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from kernel_backends import Backend, clustered_boxes, every_backend, normal_input  # noqa: F401 - a fixture
@@ -28,7 +30,7 @@ def operators(name: str) -> dict[str, tuple]:
     pooled, pool_cell = torch.randn(3, 4, 2, 2), torch.randint(-1, 72, (3, 4, 2, 2))
     last = maps(torch.channels_last)
     return {
-        "nms": (_nms_op, (BOXES, SCORES, GROUPS, 0.5, 0.0, False, 3, -1, -1, name)),
+        "nms": (_nms_op, (BOXES, SCORES, GROUPS, 0.5, 0.0, False, 3, -1, -1, -1, name)),
         "nms_padded": (_nms_padded_op, (BOXES, SCORES, GROUPS, 0.5, 1.0, True, 3, 7, 9, name)),
         "soft_nms": (_soft_nms_op, (BOXES, SCORES, "linear", 0.5, 0.3, 0.001, 0.0, name)),
         "roi_align": (_roi_align_op, (maps(), ROIS, [2, 3], [0.25, 0.125], 2, 1, LEVELS, False, name)),
@@ -42,8 +44,7 @@ def operators(name: str) -> dict[str, tuple]:
     }
 
 
-@pytest.mark.parametrize("operator", operators("reference"))
-@pytest.mark.parametrize("name", ["reference", "cuda"])
+@pytest.mark.parametrize(("operator", "name"), [*product(operators("reference"), ("reference", "cuda")), ("nms", "cpu"), ("nms_padded", "cpu")])
 def test_operators_keep_torchs_rules(operator: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Schema, autograd registration, fake results against real ones, and tracing with dynamic shapes."""
     from cuda_on_cpu import CudaOnCpu
@@ -104,15 +105,19 @@ def test_export(backend: Backend) -> None:
 
 
 def test_the_backend_is_the_devices_own_unless_one_is_named() -> None:
-    assert backend_for(BOXES) == "reference" and backend_for(BOXES, "torchvision") == "torchvision"
+    pooling = {"operator": "RoIPool", "known": ("reference", "cuda", "torchvision")}
+    assert backend_for(BOXES, operator="NMS", known=("reference", "cpu", "cuda")) == "cpu"
+    assert backend_for(BOXES, **pooling) == "reference" and backend_for(BOXES, "torchvision", **pooling) == "torchvision"
     with use_backend("torchvision"):
-        assert backend_for(BOXES) == "torchvision" and backend_for(BOXES, "reference") == "reference"
+        assert backend_for(BOXES, **pooling) == "torchvision" and backend_for(BOXES, "reference", **pooling) == "reference"
         with pytest.raises(ValueError, match="padded"):
             nms_padded(BOXES, SCORES, None, 0.5, max_keep=3)
-    assert backend_for(BOXES) == "reference"
+    assert backend_for(BOXES, **pooling) == "reference"
     for wrong in ("gpu", "CUDA", ""):
-        with pytest.raises(ValueError, match="choose one of reference, cuda, torchvision"):
-            backend_for(BOXES, wrong)
+        with pytest.raises(ValueError, match="choose one of reference, cpu, cuda, torchvision"):
+            backend_for(BOXES, wrong, **pooling)
+    with pytest.raises(ValueError, match="'cpu' has no RoIPool; use one of reference, cuda, torchvision"):
+        roi_pool(maps()[0], ROIS, 2, 0.25, backend="cpu")
     with pytest.raises(ValueError, match="needs CUDA tensors"):
         nms(BOXES, SCORES, 0.5, backend="cuda")
 

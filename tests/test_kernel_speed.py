@@ -25,7 +25,7 @@ def test_close_answers_agree_within_the_tolerance() -> None:
 
 def test_the_table_names_what_ran() -> None:
     text = render([], "cpu")
-    assert text.startswith("CPU: the reference") and torch.__version__ in text
+    assert text.startswith("CPU: answers held to torchvision") and torch.__version__ in text
 
 
 def test_spread_is_median_and_fifths() -> None:

@@ -59,9 +59,8 @@ class Selection:
         wanted &= torch.isfinite(boxes).all(dim=1)  # sizes are exponentials without a bound: one that overflows is no box
         labels, priors = wanted.nonzero(as_tuple=True)
         found = Detections(boxes[priors], scores[priors, columns[labels]], labels)
-        kept = batched_nms(found.boxes, found.scores, labels, self.nms_iou, num_groups=len(columns), offset=self.nms_offset, max_keep=self.per_class_keep)
-        if len(kept) > self.per_image_keep:
-            kept = kept[found.scores[kept] >= found.scores[kept[self.per_image_keep - 1]]]  # ties with the last one stay
+        kept = batched_nms(found.boxes, found.scores, labels, self.nms_iou, num_groups=len(columns), offset=self.nms_offset, max_keep=self.per_class_keep,
+                           max_total=self.per_image_keep)
         return found.select(kept[labels[kept].sort(stable=True).indices])
 
 
@@ -79,6 +78,8 @@ class SSD(Detector):
         separable_heads: SSDLite's.
         loss, selection: of training and of inference.
     """
+
+    parts = {"backbone": ("backbone",), "neck": ("pyramid",), "heads": ("box_head", "class_head")}
 
     def __init__(self, backbone: Backbone, pyramid: Pyramid, table: PriorTable, *, fine: str, coarse: str, num_classes: int, scores: Scores,
                  channels: Channels, clip: bool, separable_heads: bool, loss: MultiBoxLoss, selection: Selection) -> None:
