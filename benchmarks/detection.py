@@ -13,6 +13,7 @@ from zoo.errors import DatasetError
 
 from .accuracy import DetectionCollector, top_k_accuracy
 from .classification import class_scores
+from .finite import watched
 from .inference import to_host
 from .progress import clock, progress
 from .spec import BenchmarkSpec, Measurement, StoredFile
@@ -30,11 +31,17 @@ def detect_all(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], No
         subject: a detector; left in evaluation mode.
         spec: batch size, workers, precision.
         heartbeat: called after every batch.
+
+    Raises:
+        FloatingPointError: a part of the model gives a number that is not finite.
     """
     subject.model.eval()
-    if spec.tta:
-        yield from _detect_augmented(subject, spec, heartbeat)
-        return
+    with watched(subject.model):
+        yield from (_detect_augmented if spec.tta else _detect)(subject, spec, heartbeat)
+
+
+def _detect(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]) -> Iterator[tuple[int, Detections]]:
+    """Every image as the row resizes it."""
     pinned = subject.device.type == "cuda"
     loader = evaluation_loader(subject.dataset, subject.preprocess, batch_size=spec.batch_size, workers=spec.workers, pin_memory=pinned)
     with progress(f"{subject.entry.name}: detect", len(loader)) as tick, torch.inference_mode(), autocast(spec):

@@ -10,6 +10,7 @@ import torch
 
 from zoo.data.loading import pad_batch
 
+from .finite import check_finite, watched
 from .memory import peak_memory
 from .progress import progress
 from .spec import BenchmarkSpec, Measurement
@@ -39,6 +40,10 @@ class Turns:
 
     def __call__(self, indices: list[int]) -> float:
         """Run a batch and return its model time an image, in milliseconds."""
+        return self.network(*self.load(indices), len(indices))
+
+    def load(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The phases up to the network: images (N, 3, H, W), sizes (N, 2) and original sizes (N, 2) on the device."""
         dataset, device, phase, count = self.subject.dataset, self.subject.device, self.clock.phase, len(indices)
         with phase("decode", count):
             pixels = [dataset.load_image(index) for index in indices]
@@ -48,20 +53,20 @@ class Turns:
             sizes = torch.tensor([item.size for item in items])
             original_sizes = torch.tensor([item.original_size for item in items])
         with phase("copy", count):
-            images, sizes, original_sizes = (tensor.to(device) for tensor in (images, sizes, original_sizes))
-        return self.network(images, sizes, original_sizes, count)
+            return images.to(device), sizes.to(device), original_sizes.to(device)
 
     def network(self, images: torch.Tensor, sizes: torch.Tensor, original_sizes: torch.Tensor, count: int) -> float:
         """The phases from the network on, of images (N, 3, H, W) with sizes (N, 2) on the device; returns the model time an image, in milliseconds."""
         phase = self.clock.phase
         with torch.inference_mode(), autocast(self.spec):
             with phase("forward", count):
-                raw = self.subject.model(images) if self.subject.is_classifier else self.subject.model.raw(images, sizes)
+                raw = self.subject.forward(images, sizes)
             with phase("postprocess", count):
                 found = raw.float().softmax(dim=1) if self.subject.is_classifier else self.subject.model.postprocess(raw, sizes, original_sizes)
         with phase("result_copy", count):
             host = to_host(found)
-        check_finite(host)
+        check_finite(raw, "the network", boxes=False)
+        check_finite(host, "the model")
         return self.clock.sums_ms(MODEL)[-1]
 
 
@@ -70,13 +75,6 @@ def to_host(found: Any) -> Any:
     if isinstance(found, torch.Tensor):
         return found.cpu()
     return [type(one)(**{name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in vars(one).items()}) for one in found]
-
-
-def check_finite(found: Any) -> None:
-    """Raise FloatingPointError for class scores (N, K) or detections with a NaN or an infinite number: the time of a broken model means nothing."""
-    tensors = [found] if isinstance(found, torch.Tensor) else [tensor for one in found for tensor in (one.boxes, one.scores)]
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        raise FloatingPointError("the model gives boxes or scores that are not finite (NaN or infinite); check weights and precision")
 
 
 def timed_batches(images: int, spec: BenchmarkSpec) -> list[list[int]]:
@@ -101,13 +99,14 @@ def measure_inference(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable
     subject.model.eval()
     batches = timed_batches(len(subject.dataset), spec)
     warming = Turns(subject, spec, PhaseClock(subject.device))
-
     with progress(f"{subject.entry.name}: warm up", None) as tick:
         def warm_turn() -> float:
             heartbeat()
             tick()
             return warming(batches[0])
 
+        with watched(subject.model):  # once, part by part: a NaN may be sorted out on its way to the outputs
+            warm_turn()
         turns, warm = warm_up(warm_turn, spec.warm_up_budget_s)
     timed = Turns(subject, spec, PhaseClock(subject.device))
     with progress(f"{subject.entry.name}: time", len(batches)) as tick:

@@ -194,10 +194,15 @@ def _beating(report: Report) -> Callable[[], None]:
 
 def _inference(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
     from .inference import measure_inference
+    from .phases import measure_phases
     from .protocols import measure_protocol
 
-    clocked = measure_inference if spec.protocol == OWN_PROTOCOL else measure_protocol
-    report({"measurements": clocked(subject, spec, beat)})
+    if spec.protocol != OWN_PROTOCOL:
+        report({"measurements": measure_protocol(subject, spec, beat)})
+        return
+    report({"measurements": measure_inference(subject, spec, beat)})
+    parts, absent = measure_phases(subject, spec, beat)
+    report({"measurements": parts, "absent": absent})
 
 
 def _memory(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:

@@ -5,7 +5,7 @@ import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.data.base import Dataset
 from zoo.data.datasets import open_dataset
@@ -55,6 +55,10 @@ class Subject:
     def is_classifier(self) -> bool:
         """Whether the model gives one label an image."""
         return self.entry.task == "classification"
+
+    def forward(self, images: torch.Tensor, sizes: torch.Tensor) -> Any:
+        """The forward phase of images (N, 3, H, W) with sizes (N, 2): raw outputs of a detector, class logits (N, K) of a classifier."""
+        return self.model(images) if self.is_classifier else self.model.raw(images, sizes)
 
     @property
     def inclusive(self) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.cpu_load import LoadReader, judge_load
-from benchmarks.inference import check_finite
+from benchmarks.finite import check_finite
 from benchmarks.runner import with_telemetry
 from benchmarks.spec import BenchmarkSpec, Measurement, Telemetry
 from benchmarks.telemetry import Watch, marked, watching
@@ -79,9 +79,9 @@ def test_energy_is_power_times_the_time_of_an_image() -> None:
 @pytest.mark.parametrize("field", ["boxes", "scores"])
 def test_results_that_are_not_finite_are_refused(field: str) -> None:
     good = Detections(torch.zeros(1, 4), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
-    check_finite([good])
+    check_finite([good], "the model")
     getattr(good, field).view(-1)[0] = math.nan
     with pytest.raises(FloatingPointError, match="not finite"):
-        check_finite([good])
+        check_finite([good], "the model")
     with pytest.raises(FloatingPointError, match="not finite"):
-        check_finite(torch.tensor([[1.0, math.inf]]))
+        check_finite(torch.tensor([[1.0, math.inf]]), "the model")

@@ -15,6 +15,8 @@ class Classifier(nn.Module):
         dropout: probability, before the linear layer.
     """
 
+    parts = {"backbone": ("backbone",), "heads": ("fc",)}
+
     def __init__(self, backbone: Backbone, num_classes: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.backbone, self.num_classes = backbone, num_classes

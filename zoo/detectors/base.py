@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,6 +55,7 @@ class Detector(nn.Module):
 
     num_classes: int  # K, background not counted
     class_names: tuple[str, ...] = ()
+    parts: Mapping[str, tuple[str, ...]] = {}  # of `raw`: backbone, neck, rpn, heads -> dotted names of the modules and methods that it calls for each
     resize: tuple[int, int | None] | None = None  # shorter side, bound of the longer, of images resized by one rounded factor (Detectron)
 
     def forward(self, images: Tensor, sizes: Tensor, targets: list[Target] | None = None) -> dict[str, Tensor] | list[Detections]:

@@ -108,6 +108,8 @@ class FasterRcnn(Detector):
         sampling: draws one image's proposals for the box branch in place of `sample_boxes`.
     """
 
+    parts = {"backbone": ("backbone",), "neck": ("neck",), "rpn": ("rpn.head", "rpn.anchors", "rpn.propose"), "heads": ("box",)}
+
     def __init__(self, backbone: Backbone, neck: Neck, rpn: RegionProposalNetwork, box: BoxHead, *, num_classes: int, coder: BoxCoder, sampler: Sampler,
                  training_rule: BoxTraining, detection_rule: DetectionRule, crowd: str = "drop",
                  sampling: Callable[[Tensor, Target], SampledBoxes] | None = None) -> None:

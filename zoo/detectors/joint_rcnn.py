@@ -97,6 +97,8 @@ class JointRCNN(Detector):
         seed: of the numpy draws that sample anchors and RoIs in training.
     """
 
+    parts = {"backbone": ("backbone",), "neck": ("neck",), "rpn": ("rpn_head", "anchors", "propose"), "heads": ("pool", "box_head")}
+
     def __init__(self, backbone: Backbone, neck: nn.Module, num_classes: int, *, pooled_size: int, pool_levels: int = 4,
                  anchor_sizes: Sequence[float] | None = None, pre_nms: int = 6000, post_nms: int = 300, train_pre_nms: int = 12000,
                  train_post_nms: int = 2000, proposal_nms_threshold: float = 0.7, target_stds: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
@@ -136,10 +138,14 @@ class JointRCNN(Detector):
                 pooled = pooled.index_copy(0, rows, roi_align_averaged(level, rois[rows], self.pooled_size, level.shape[2] / image_height))
         return pooled
 
+    def propose(self, found: Pyramid, sizes: Tensor) -> Tensor:
+        """Proposals (N, R, 5) of test time."""
+        return joint_proposals(found.scores, found.deltas, found.anchors, sizes, **self.test_proposals)
+
     def raw(self, images: Tensor, sizes: Tensor) -> Raw:
         """The proposals and what the box head says of them, of images (N, 3, H, W)."""
         found = self.pyramid(images)
-        rois = joint_proposals(found.scores, found.deltas, found.anchors, sizes, **self.test_proposals)
+        rois = self.propose(found, sizes)
         logits, deltas = self.box_head(self.pool(found.levels, rois.flatten(0, 1), float(sizes[0, 0])))
         return Raw(rois, logits.softmax(dim=1).unflatten(0, rois.shape[:2]), deltas.unflatten(0, rois.shape[:2]))
 

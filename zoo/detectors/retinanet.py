@@ -82,6 +82,8 @@ class RetinaNet(Detector):
         last_score_threshold: of the coarsest level; none: as on the others.
     """
 
+    parts = {"backbone": ("backbone",), "neck": ("neck",), "heads": ("head",)}
+
     def __init__(self, backbone: Backbone, neck: Neck, head: RetinaHead, anchors: AnchorGenerator, coder: BoxCoder, *, rule: DetectionRule,
                  foreground_iou: float = 0.5, background_iou: float = 0.4, low_quality: bool = True, focal_alpha: float = 0.25, focal_gamma: float = 2.0,
                  box_weight: float = 4.0, smooth_l1_beta: float = 0.11, class_normalizer: str = "positives_and_images", pre_nms: int = 1000,

@@ -33,6 +33,8 @@ class ProposalDetector(Detector):
         common: one factor for both axes brings boxes back to the original (Detectron), not one an axis.
     """
 
+    parts = {"backbone": ("backbone",), "neck": ("neck",), "rpn": ("rpn.head", "rpn.anchors", "rpn.propose")}
+
     def __init__(self, backbone: Backbone, neck: Neck, rpn: RegionProposalNetwork, *, num_classes: int, common: bool = False) -> None:
         super().__init__()
         self.backbone, self.neck, self.rpn, self.num_classes, self.common = backbone, neck, rpn, num_classes, common

@@ -42,6 +42,15 @@ class TorchvisionDetector(Detector):
         self.register_buffer("labels", labels, persistent=False)
         self.register_buffer("columns", torch.tensor(columns, device="cpu"), persistent=False)
 
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """What `raw` calls for backbone, neck, rpn and heads; SSD's extra layers are inside its backbone, the resize is in none of them."""
+        body = {"backbone": ("model.backbone.body",), "neck": ("model.backbone.fpn",)} if hasattr(self.model.backbone, "fpn") else {
+            "backbone": ("model.backbone",)}
+        if hasattr(self.model, "rpn"):
+            return {**body, "rpn": ("model.rpn",), "heads": tuple(f"model.roi_heads.{name}" for name in ("box_roi_pool", "box_head", "box_predictor"))}
+        return {**body, "heads": ("model.head",)}
+
     def raw(self, images: Tensor, sizes: Tensor) -> PeerRaw:
         model = self.model
         inputs, _ = model.transform([image[:, :h, :w] for image, (h, w) in zip(images, sizes.tolist(), strict=True)])

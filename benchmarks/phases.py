@@ -1,0 +1,100 @@
+"""What the forward phase is made of: backbone, neck, RPN and heads, in passes of their own that leave the main timing undisturbed."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+
+from .inference import Turns, timed_batches
+from .parts import around_parts, parts_of
+from .progress import progress
+from .spec import BenchmarkSpec, Measurement
+from .statistics import summarise
+from .subject import Subject, autocast
+from .timing import PhaseClock, repeat, synchronise
+
+SHARE = 0.08  # of the time budget of the timing
+COVERS = {
+    "backbone": "backbone",
+    "neck": "pyramid, or extra layers, between backbone and heads",
+    "rpn": "head of the proposals, anchors, and the choice of proposals",
+    "heads": "heads of the forward phase, pooling included (masks and keypoints of what was selected belong to post-processing)",
+}
+REST = "what no named part claims: in-between steps, anchors, decoding, a resize in the network"
+
+
+class PartTimes:
+    """Milliseconds of each part's calls within one turn; of parts that call one another the outermost counts."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.spent_ms, self.inside = device, dict[str, float](), False
+
+    def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same call, timed; the device is idle at both edges."""
+        @wraps(call)
+        def timed(*arguments: Any, **options: Any) -> Any:
+            if self.inside:
+                return call(*arguments, **options)
+            self.inside = True
+            synchronise(self.device)
+            start = time.perf_counter()
+            try:
+                return call(*arguments, **options)
+            finally:
+                synchronise(self.device)
+                self.spent_ms[name] = self.spent_ms.get(name, 0.0) + (time.perf_counter() - start) * 1e3
+                self.inside = False
+
+        return timed
+
+
+def measure_phases(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> tuple[dict[str, Measurement], dict[str, str]]:
+    """Time the parts of the forward phase, batch after batch, within a small share of the time budget; a batch at least.
+
+    Args:
+        subject: model that was run before, so that it is warm; left in evaluation mode.
+        spec: batch size, images, budget, precision.
+        heartbeat: called after every batch.
+
+    Returns:
+        backbone_ms, neck_ms, rpn_ms, heads_ms where the model names such a part, and forward_rest_ms, an image; the others, with the reason.
+    """
+    subject.model.eval()
+    parts, found = parts_of(subject.model), list[dict[str, float]]()
+    absent = {f"{name}_ms": "the model has no such part, or does not name it" for name in COVERS if name not in parts}
+    if not parts:
+        return {}, absent
+    batches = timed_batches(len(subject.dataset), spec)
+    with progress(f"{subject.entry.name}: parts", len(batches)) as tick:
+        def after() -> None:
+            heartbeat()
+            tick()
+
+        work = [lambda batch=batch: found.append(parts_of_turn(subject, spec, batch)) for batch in batches]
+        repeat(work, lambda: [turn["forward"] for turn in found], precision=spec.precision, budget_s=SHARE * spec.time_budget_s, tick=after)
+    return _measurements(found, [*parts, "forward_rest"], spec), absent
+
+
+def parts_of_turn(subject: Subject, spec: BenchmarkSpec, indices: list[int]) -> dict[str, float]:
+    """One batch through the forward phase: milliseconds an image of every part, of the rest ("forward_rest") and of all together ("forward")."""
+    images, sizes, _ = Turns(subject, spec, PhaseClock(subject.device)).load(indices)
+    times, whole = PartTimes(subject.device), PhaseClock(subject.device)
+    with torch.inference_mode(), autocast(spec), around_parts(subject.model, parts_of(subject.model), times.around), whole.phase("forward"):
+        subject.forward(images, sizes)
+    spent = dict.fromkeys(parts_of(subject.model), 0.0) | times.spent_ms
+    total = whole.samples_ms["forward"][0]
+    return {name: ms / len(indices) for name, ms in {**spent, "forward_rest": total - sum(spent.values()), "forward": total}.items()}
+
+
+def _measurements(turns: list[dict[str, float]], names: list[str], spec: BenchmarkSpec) -> dict[str, Measurement]:
+    total = sum(turn["forward"] for turn in turns)
+    how = f"in passes of their own, with a synchronisation at each border; batch {spec.batch_size}, an image"
+    found = {}
+    for name in names:
+        samples = [turn[name] for turn in turns]
+        note = f"{sum(samples) / total:.1%} of the forward phase in these passes"
+        found[f"{name}_ms"] = summarise(samples, "ms", covers=f"{COVERS.get(name, REST)}; {how}", note=note)
+    return found

@@ -1,0 +1,195 @@
+"""The forward phase in parts, and numbers that are not finite: of models whose parts and faults are known."""
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass
+
+import pytest
+import torch
+from records import make_small_shapes
+from torch import Tensor, nn
+
+from benchmarks.detection import detect_all
+from benchmarks.finite import check_finite, watched
+from benchmarks.inference import measure_inference
+from benchmarks.parts import around_parts, parts_of
+from benchmarks.phases import measure_phases
+from benchmarks.spec import BenchmarkSpec
+from benchmarks.subject import Subject, build_subject, open_data
+from zoo.build import assemble
+from zoo.classifier import Classifier
+from zoo.data.transforms import Preprocess
+from zoo.detectors.base import Detections, Detector
+from zoo.manifest import load_manifests
+
+ROW = "mask_rcnn_resnet14_slim_fpn.demo"
+SPEC = BenchmarkSpec(images=2, timed_images=2, warm_up_budget_s=0.1, time_budget_s=0.1)
+WAITS_S = {"backbone": 0.04, "neck": 0.01, "heads": 0.02, "forward_rest": 0.03}
+
+
+class Waiting(nn.Module):
+    """Waits, and adds a number."""
+
+    def __init__(self, seconds: float, number: float = 0.0) -> None:
+        super().__init__()
+        self.seconds, self.number = seconds, number
+
+    def forward(self, x: Tensor) -> Tensor:
+        threading.Event().wait(self.seconds)
+        return x + self.number
+
+
+class Sleeper(Detector):
+    """Parts that take a known time; its head is a method, and calls another part."""
+
+    num_classes, parts = 5, {"backbone": ("body",), "neck": ("block.neck",), "heads": ("head", "scale")}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.block = Waiting(WAITS_S["backbone"]), nn.Module()
+        self.block.neck, self.scale = Waiting(WAITS_S["neck"]), Waiting(WAITS_S["heads"] / 2)
+
+    def head(self, x: Tensor) -> Tensor:
+        threading.Event().wait(WAITS_S["heads"] / 2)
+        return self.scale(x)
+
+    def losses(self, images, sizes, targets):  # noqa: ANN001, ANN201
+        raise AssertionError("nobody asked for training")
+
+    def raw(self, images: Tensor, sizes: Tensor) -> Tensor:
+        threading.Event().wait(WAITS_S["forward_rest"])
+        return self.head(self.block.neck(self.body(images)))
+
+    def postprocess(self, raw: Tensor, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
+        return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)) for _ in raw]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes_home(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTION_ZOO_HOME", str(make_small_shapes(tmp_path_factory.mktemp("home"))))
+        yield
+
+
+def subject_of(model: nn.Module) -> Subject:
+    entry = load_manifests().entry(ROW)
+    return Subject(entry, model, Preprocess.from_conventions(entry.conventions.image), torch.device("cpu"), open_data(entry, "shapes", 2))
+
+
+def real_subject(row: str = ROW) -> Subject:
+    subject = build_subject(load_manifests().entry(row), "random", "cpu")
+    subject.dataset = open_data(subject.entry, "shapes", 2)
+    return subject
+
+
+def test_every_part_gets_its_own_time_and_the_rest_is_told() -> None:
+    found, absent = measure_phases(subject_of(Sleeper()), SPEC)
+    assert set(found) == {f"{name}_ms" for name in WAITS_S} and set(absent) == {"rpn_ms"}
+    for name, wait_s in WAITS_S.items():
+        one = found[f"{name}_ms"]
+        assert min(one.samples) >= 1e3 * wait_s - 1, f"{name} waits for {wait_s} s, once: a part inside a part counts with the outer one"
+        assert "synchronisation at each border" in one.covers and one.unit == "ms" and one.n == len(one.samples)
+    shares = [float(one.note.split("%")[0]) for one in found.values()]
+    assert sum(shares) == pytest.approx(100, abs=0.3), "the parts and the rest are the whole"
+
+
+def test_times_are_an_image_whatever_the_batch() -> None:
+    found, _ = measure_phases(subject_of(Sleeper()), SPEC.model_copy(update={"batch_size": 2}))
+    assert min(found["backbone_ms"].samples) >= 19 and "batch 2" in found["backbone_ms"].covers
+
+
+def test_a_model_that_names_no_parts_says_so() -> None:
+    model = Sleeper()
+    model.parts = {}
+    found, absent = measure_phases(subject_of(model), SPEC)
+    assert not found and set(absent) == {"backbone_ms", "neck_ms", "rpn_ms", "heads_ms"}
+
+
+def test_parts_are_as_they_were_afterwards() -> None:
+    model, calls = Sleeper(), []
+    model.body.forward = own = lambda x: x  # one that somebody has replaced before
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    with pytest.raises(KeyError), around_parts(model, model.parts, lambda name, call: lambda *a: (calls.append(name), call(*a))[1]):
+        model.raw(torch.zeros(1, 3, 8, 8), torch.tensor([[8, 8]]))
+        raise KeyError
+    assert calls == ["backbone", "neck", "heads", "heads"]
+    assert before == {name: set(vars(module)) for name, module in model.named_modules()} and model.body.forward is own
+
+
+FAMILIES = {  # a small row of each family -> the parts it must have
+    ROW: {"backbone", "neck", "rpn", "heads"},
+    "faster_rcnn_resnet50_fpn_slim.torchvision": {"backbone", "neck", "rpn", "heads"},
+}
+
+
+@pytest.mark.parametrize("row", FAMILIES)
+def test_parts_of_real_models_claim_most_of_the_forward_phase(row: str) -> None:
+    found, absent = measure_phases(real_subject(row), SPEC)
+    assert {name.removesuffix("_ms") for name in found} == FAMILIES[row] | {"forward_rest"} and not absent
+    claimed = sum(sum(one.samples) for name, one in found.items() if name != "forward_rest_ms")
+    assert all(min(one.samples) > 0 for one in found.values()) and claimed > sum(found["forward_rest_ms"].samples)
+
+
+def one_row_of_each_family() -> dict[str, str]:
+    """Detector's name -> a row, torchvision's each, and a classifier."""
+    rows = {entry.detector.name if entry.detector else "classifier": name for name, entry in load_manifests().entries.items()
+            if entry.conventions is not None and not entry.published_only}
+    return {family: row for family, row in rows.items() if not family.startswith("detectron2.")}  # they need a package that is no dependency
+
+
+@pytest.mark.parametrize("family", one_row_of_each_family())
+def test_every_family_names_its_parts(family: str) -> None:
+    with torch.device("meta"):
+        model = assemble(load_manifests().entry(one_row_of_each_family()[family]))
+    parts = parts_of(model)
+    assert {"backbone"} <= set(parts) <= {"backbone", "neck", "rpn", "heads"}
+    with around_parts(model, parts, lambda name, call: call):  # raises where a name leads nowhere
+        assert isinstance(model, (Detector, Classifier))
+
+
+@dataclass
+class Raw:
+    boxes: Tensor
+    scores: Tensor
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_found_wherever_they_stand(bad: float) -> None:
+    good, broken = torch.zeros(2, 3), torch.tensor([[0.0, bad]])
+    check_finite({"a": [good, (good, None, "text")], "raw": Raw(good, torch.zeros(0, 4)), "labels": torch.zeros(1, dtype=torch.int64)}, "it")
+    for value in (broken, [good, broken], {"a": {"b": broken}}, Raw(good, broken), Raw(broken, good), broken.half(), broken.bfloat16()):
+        with pytest.raises(FloatingPointError, match="it gives numbers that are not finite"):
+            check_finite(value, "it")
+    check_finite(Raw(broken, good), "it", boxes=False)
+
+
+@pytest.mark.parametrize("part", ["backbone", "rpn.head.deltas", "box"])
+def test_a_nan_in_any_part_ends_timing_and_accuracy(part: str) -> None:
+    subject = real_subject()
+    with torch.no_grad():
+        next(subject.model.get_submodule(part).parameters()).view(-1)[0] = math.nan
+    for measure in (lambda: measure_inference(subject, SPEC), lambda: list(detect_all(subject, SPEC))):
+        with pytest.raises(FloatingPointError, match=rf"the model \({part.split('.')[0].replace('box', 'heads')}\).* not finite"):
+            measure()
+
+
+def test_a_nan_that_comes_later_ends_the_timing_too() -> None:
+    class Late(Sleeper):
+        turns = 0
+
+        def raw(self, images: Tensor, sizes: Tensor) -> Tensor:
+            self.turns += 1
+            return images / 0 if self.turns == 4 else images
+
+    model = Late()
+    with pytest.raises(FloatingPointError, match="the network gives numbers that are not finite"):
+        measure_inference(subject_of(model), SPEC.model_copy(update={"time_budget_s": 60.0, "warm_up_budget_s": 1e-9}))
+    assert model.turns == 4, "one that is watched, one to warm up, and then two that are timed"
+
+
+def test_a_healthy_model_is_watched_without_a_word() -> None:
+    subject = real_subject()
+    with watched(subject.model):
+        pass
+    assert len(list(detect_all(subject, SPEC))) == 2 and "raw" not in vars(subject.model)
