@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, ValidationError
 
-from zoo.manifest import Strict
+from zoo.manifest import Strict, load_manifests
 
 from .paired import Verdict
 from .spec import BenchmarkSpec, DataIdentity, Environment, StoredFile, Telemetry, WeightsIdentity
@@ -94,3 +94,29 @@ def read_comparison(path: Path) -> Comparison:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise ValueError(f"{path}: field {where}: {error.errors()[0]['msg']}; delete the file and compare again") from None
+
+
+def read_comparisons(folder: Path) -> tuple[list[Comparison], list[str]]:
+    """The newest comparison of each setting (models, weights, images, machine, protocol), and what is wrong with files that are not used."""
+    found: dict[tuple[str, ...], Comparison] = {}
+    problems = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            one = read_comparison(path)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if unknown := sorted({pair.metric for pair in one.pairs} - load_manifests().metrics.keys()):
+            problems.append(f"{path}: manifests/metrics.toml does not know the metrics {', '.join(unknown)}; the comparison is left out. Compare again")
+            continue
+        key = setting_of(one)
+        if key not in found or one.started > found[key].started:
+            found[key] = one
+    return [found[key] for key in sorted(found)], problems
+
+
+def setting_of(one: Comparison) -> tuple[str, ...]:
+    """What a later comparison must have in common to take the place of this one."""
+    sides = [part for side in one.sides for part in (side.label, side.weights.digest if side.weights else "", side.data.digest if side.data else "")]
+    machine = next((side.environment.device_name for side in one.sides if side.environment), "")
+    return (*sides, machine, one.spec.digest, one.clock, str(one.threads), one.image_list)

@@ -17,29 +17,31 @@ def comparison_text(found: Comparison) -> str:
 
     rows = [pair_cells(pair) for pair in found.pairs]
     table = tabulate(rows, HEADERS, disable_numparse=True) if rows else "nothing could be compared"
-    return "\n".join([f"reference: {found.sides[0].label}", table, "", *notes(found)])
+    return "\n".join([f"reference: {found.sides[0].label}", table, "", *(f"- {text}" for text in notes(found))])
 
 
 def pair_cells(pair: Pair) -> list[str]:
     """One metric of one model."""
     known = metric(pair.metric)
-    percent = pair.kind == "ratio"
-    value = "-" if pair.value is None else f"{pair.value:.3f} x" if percent else f"{pair.value:+.2f} points"
-    edges = "-" if pair.interval is None else "to".join(f" {edge:.3f} " if percent else f" {edge:+.2f} " for edge in pair.interval).strip()
     unit = f" {pair.unit}"
-    return [pair.other, known.title, known.format(pair.values[0]) + unit, known.format(pair.values[1]) + unit, value, edges, pair.verdict,
+    return [pair.other, known.title, known.format(pair.values[0]) + unit, known.format(pair.values[1]) + unit, *told(pair), pair.verdict,
             "; ".join(part for part in (pair.covers, pair.note) if part)]
 
 
+def told(pair: Pair) -> tuple[str, str]:
+    """The ratio or difference, and its interval; a dash for what is not known."""
+    digits, unit = (".3f", " x") if pair.kind == "ratio" else ("+.2f", " points")
+    value = "-" if pair.value is None else f"{pair.value:{digits}}{unit}"
+    return value, "-" if pair.interval is None else " to ".join(f"{edge:{digits}}" for edge in pair.interval)
+
+
 def notes(found: Comparison) -> list[str]:
-    """What was done, under what circumstances, and what failed."""
-    lines = [f"- {found.protocol}.", f"- {found.ended}."]
-    lines += _zones(found.pairs)
+    """What was done, under what circumstances, what failed, and what a reader must know; a sentence each."""
+    lines = [found.protocol, found.ended, *_zones(found.pairs)]
     if found.telemetry is not None:
         said = found.telemetry.note or found.telemetry.absent
-        lines.append(f"- the machine was {found.telemetry.verdict}" + (f": {said}" if said else ""))
-    lines += [f"- {side.label} {side.status}: {side.reason}" for side in found.sides if side.status == "failed"]
-    return lines + [f"- {text}" for text in found.footnotes]
+        lines.append(f"the machine was {found.telemetry.verdict}" + (f": {said}" if said else ""))
+    return [*lines, *(f"{side.label} {side.status}: {side.reason}" for side in found.sides if side.status == "failed"), *found.footnotes]
 
 
 def _zones(pairs: Iterable[Pair]) -> list[str]:
@@ -47,8 +49,8 @@ def _zones(pairs: Iterable[Pair]) -> list[str]:
     fractions = {pair.smallest for pair in pairs if pair.kind == "ratio"}
     points = {pair.smallest for pair in pairs if pair.kind == "difference"}
     meaning = "SAME has the whole interval within it, FASTER and SLOWER (memory: LOWER, HIGHER) wholly beyond it, UNDECIDED neither"
-    lines = [f"- smallest difference of interest {value:.1%}: {meaning}" for value in sorted(fractions)]
-    return lines + [f"- AP and top-1: smallest difference of interest {value:g} points" for value in sorted(points)]
+    lines = [f"smallest difference of interest {value:.1%}: {meaning}" for value in sorted(fractions)]
+    return lines + [f"AP and top-1: smallest difference of interest {value:g} points" for value in sorted(points)]
 
 
 def stored_text(pairs: list[StoredPair]) -> str:

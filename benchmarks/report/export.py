@@ -1,13 +1,14 @@
-"""Table files: every source's own tables and the wide one, as Markdown, CSV, JSON and LaTeX. No torch."""
+"""Table files: every source's own tables, the wide one, comparisons and operators, as Markdown, CSV, JSON and LaTeX. No torch."""
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from . import comparisons, kernel_cases
 from .latex import latex
 from .layouts import WIDE
-from .table import Table
+from .table import Table, records_csv
 from .tables import tables_from, text_of
 from .wide import Overview, wide_records
 
@@ -19,6 +20,12 @@ OWN: dict[str, Callable[[list[Table]], str]] = {
     "md": lambda tables: text_of(tables, "markdown"), "csv": lambda tables: text_of(tables, "csv"),
     "json": lambda tables: text_of(tables, "json"), "latex": latex,
 }
+FLAT = {**OWN, "csv": records_csv}  # of what is no source's table: numbers, not cells
+
+
+def stored_tables(view: Overview) -> dict[str, list[Table]]:
+    """Tables of what is stored beside the runs, by name: comparisons and timings of operators."""
+    return {comparisons.NAME: comparisons.comparison_tables(view.comparisons), kernel_cases.NAME: kernel_cases.kernel_tables(view.kernels)}
 
 
 def table_files(view: Overview, formats: set[str]) -> dict[str, bytes]:
@@ -27,6 +34,8 @@ def table_files(view: Overview, formats: set[str]) -> dict[str, bytes]:
     for source in sorted({entry.source for entry in view.manifests.entries.values()}):
         tables = tables_from(source, view.runs)
         files |= {f"tables/{source}.{SUFFIX[form]}": OWN[form](tables) for form in SUFFIX if form in formats}
+    for name, tables in stored_tables(view).items():
+        files |= {f"tables/{name}.{SUFFIX[form]}": FLAT[form](tables) for form in SUFFIX if form in formats and tables}
     files |= {f"tables/{WIDE}.{SUFFIX[form]}": text for form, text in _wide(view, formats).items()}
     return {path: text.encode() for path, text in files.items()}
 

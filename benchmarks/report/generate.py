@@ -6,9 +6,11 @@ from pathlib import Path
 
 from zoo.manifest import load_manifests
 
+from ..comparison import COMPARISONS, read_comparisons
 from ..store import DEFAULT_STORE, RESULTS_FOLDER, read_runs, write_whole
 from .blocks import renew_blocks
-from .export import SUFFIX, table_files
+from .export import SUFFIX, stored_tables, table_files
+from .kernel_cases import NAME as KERNELS
 from .kernel_cases import read_timings
 from .tables import tables_from, text_of
 from .wide import Overview, overview
@@ -18,7 +20,6 @@ FORMATS = (*SUFFIX, "svg", "png", "html")
 TRACKED = ("md", "csv", "svg", "html")  # what results/ keeps; the rest is made when somebody asks for it
 FIGURES = {"svg", "png"}
 PAGE = "report.html"
-KERNELS = "kernels"  # beside runs: what bench.py kernels stored
 
 
 @dataclass
@@ -30,11 +31,12 @@ class Generated:
 
 
 def stored_overview(store: Path | None = None) -> Overview:
-    """Every line of the manifests and of a store, and the operators' timings beside it; None takes results/runs."""
+    """Every line of the manifests and of a store, and the comparisons and operators' timings beside it; None takes results/runs."""
     folder = store or DEFAULT_STORE
     stored, (timings, wrong) = read_runs(folder), read_timings(folder.parent / KERNELS)
-    view = overview(load_manifests(), stored.runs, [*stored.problems, *wrong])
-    view.kernels = timings
+    comparisons, refused = read_comparisons(folder.parent / COMPARISONS.name)
+    view = overview(load_manifests(), stored.runs, [*stored.problems, *wrong, *refused])
+    view.kernels, view.comparisons = timings, comparisons
     return view
 
 
@@ -74,7 +76,12 @@ def _page(view: Overview, formats: set[str]) -> dict[str, bytes]:
 
 def readme_text(view: Overview, readme: Path = README) -> str:
     """README with its blocks made anew; raises ManifestError for a block that is no table, ValueError for broken markers."""
-    return renew_blocks(readme.read_text(encoding="utf-8"), lambda name: text_of(tables_from(name, view.runs), "markdown"), readme.name)
+    stored = stored_tables(view)
+
+    def render(name: str) -> str:
+        return text_of(stored[name] if name in stored else tables_from(name, view.runs), "markdown")
+
+    return renew_blocks(readme.read_text(encoding="utf-8"), render, readme.name)
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> list[Path]:

@@ -11,7 +11,7 @@ from .page_data import page_data
 from .wide import Overview
 
 PAGE_FOLDER = Path(__file__).resolve().parent / "page"
-SCRIPTS = ("state.js", "table.js", "plot.js", "details.js", "kernels.js", "main.js")
+SCRIPTS = ("state.js", "table.js", "plot.js", "details.js", "comparisons.js", "kernels.js", "main.js")
 TITLE = "detection-zoo: results"
 
 

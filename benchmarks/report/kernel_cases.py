@@ -2,12 +2,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
 from zoo.manifest import Strict
 
 from ..spec import Environment, Measurement
+from .table import Table
+
+NAME = "kernels"  # of the files, of README's block, and of the folder that timings are stored in
+ON_A_CPU = "on a CPU ours is what the zoo runs there, beside the peer's own CPU operators: it says nothing of a GPU; quote the ratios alone"
 
 
 class KernelCase(Strict):
@@ -38,7 +43,7 @@ class KernelTimings(Strict):
     """One run of `bench.py kernels`."""
 
     started: str = Field(description="UTC, ISO 8601")
-    backend: str = Field(description="cuda; or reference, where the plain implementation ran on a CPU")
+    backend: str = Field(description="cuda; on a CPU cpu, or reference where the operator has no form of its own for CPUs")
     peer: str = Field(description="whose operators ours are measured against, with its version")
     environment: Environment
     cases: list[KernelCase]
@@ -59,3 +64,40 @@ def read_timings(folder: Path) -> tuple[list[KernelTimings], list[str]]:
         if key not in found or timings.started > found[key].started:
             found[key] = timings
     return [found[key] for key in sorted(found)], problems
+
+
+def kernel_tables(timings: list[KernelTimings]) -> list[Table]:
+    """A table of operators for each device and backend, in the order given."""
+    return [_table(one) for one in timings]
+
+
+def _table(one: KernelTimings) -> Table:
+    env = one.environment
+    rows = [[case.name, _time(case.ours), _time(case.peer), _ratio(case), "yes" if case.correct else "NO", case.note or "-"] for case in one.cases]
+    commit = f"commit {env.commit[:10]}{' with changes' if env.dirty else ''}" if env.commit else "no commit known"
+    where = env.device_name + (f", driver {env.gpu_driver}" if one.backend == "cuda" else f", {env.threads} thread{'' if env.threads == 1 else 's'}")
+    footnotes = [f"measured: {where}; begun {one.started}; torch {env.packages.get('torch', 'unknown')}; {commit}",
+                 "times are medians with the 95 % interval of the median; the ratio is the peer's time over ours, with the widest that both intervals allow"]
+    title = f"Operators beside {one.peer}: {one.backend}, {env.device_name}"
+    return Table(NAME, title, ["Work", "Ours", "Peer", "Times as fast", "Agrees", "Note"], rows, footnotes + ([ON_A_CPU] if one.backend != "cuda" else []),
+                 [_record(one, case) for case in one.cases])
+
+
+def _time(time: Measurement | None) -> str:
+    if time is None:
+        return "-"
+    return f"{time.value:,.0f} {time.unit}" + (f" ({time.interval[0]:,.0f}-{time.interval[1]:,.0f})" if time.interval else "")
+
+
+def _ratio(case: KernelCase) -> str:
+    if case.ratio is None:
+        return "-"
+    return f"{case.ratio:.2f}x" + (f" ({case.ratio_interval[0]:.2f}-{case.ratio_interval[1]:.2f})" if case.ratio_interval else "")
+
+
+def _record(one: KernelTimings, case: KernelCase) -> dict[str, Any]:
+    """A case as flat data."""
+    low, high = case.ratio_interval or (None, None)
+    return {"started": one.started, "device": one.environment.device_name, "backend": one.backend, "peer": one.peer, "work": case.name, "unit": case.ours.unit,
+            "ours": case.ours.value, "peer_time": case.peer.value if case.peer else None, "ratio": case.ratio, "ratio_low": low, "ratio_high": high,
+            "agrees": case.correct, "note": case.note}

@@ -8,6 +8,7 @@ from typing import Any
 from zoo.manifest import MetricSpec, ModelEntry, Published, WeightSpec
 
 from ..spec import Measurement, Run
+from .comparisons import comparison_data
 from .figure_data import PHASES, detector
 from .kernel_cases import KernelTimings
 from .lines import PublishedLine, comparable
@@ -45,7 +46,8 @@ def page_data(view: Overview) -> dict[str, Any]:
         "metrics": {name: _metric(view.manifests.metrics[name]) for name in sorted(packed.metrics & view.manifests.metrics.keys())},
         "phases": PHASES, "followed": FOLLOWED, "rows": packed.rows.values, "lines": lines, "records": records, "settings": packed.settings.values,
         "texts": packed.texts.values, "environments": packed.environments.values, "specs": packed.specs.values, "data": packed.data.values,
-        "kernels": [_kernels(timings) for timings in view.kernels], "problems": view.problems,
+        "kernels": [_kernels(timings) for timings in view.kernels],
+        "comparisons": [comparison_data(one) for one in view.comparisons], "problems": view.problems,
     }
 
 

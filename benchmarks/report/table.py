@@ -264,3 +264,13 @@ def as_csv(tables: list[Table]) -> str:
         writer.writerow(["table", *table.headers])
         writer.writerows([table.name, *row] for row in table.rows)
     return out.getvalue()
+
+
+def records_csv(tables: list[Table]) -> str:
+    """The records of tables as CSV, every digit kept."""
+    records = [record for table in tables for record in table.records]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()

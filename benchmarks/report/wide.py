@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from zoo.manifest import Manifests, ModelEntry, Published
 
+from ..comparison import Comparison
 from ..spec import Run
 from .kernel_cases import KernelTimings
 from .lines import MeasuredLine, PublishedLine, measured_lines, published_lines, qualifiers, why_not_measured
@@ -125,6 +126,7 @@ class Overview:
     lines: list[WideLine] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     kernels: list[KernelTimings] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
 
 
 def overview(manifests: Manifests, runs: list[Run], problems: Iterable[str] = ()) -> Overview:

@@ -125,6 +125,7 @@ startPlot();
 startDetails();
 startControls();
 showTiles();
+showComparisons();
 showKernels();
 showProblems();
 showChosen();
