@@ -129,7 +129,7 @@ def _resize(entry: ModelEntry) -> Iterator[Variant]:
         changed = with_value(with_value(entry, "image.resize", "fixed"), "image.size", image.size)
         yield Variant("resize rule", "whole image squeezed, no crop", changed)
     if image.resize == "shorter_side":
-        other = {"round": "truncate", "truncate": "round"}[image.rounding]
+        other = {"round": "truncate", "half_up": "truncate", "truncate": "round"}[image.rounding]
         yield Variant("resize rule", f"sides: {other}", with_value(entry, "image.rounding", other))
         size = 600 if image.size >= 800 else 800
         yield Variant("resize rule", f"shorter side {size}", with_value(entry, "image.size", size))

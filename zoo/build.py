@@ -13,7 +13,7 @@ from .backbones import detnet, hardnet, mobilenet, resnet, timm_adapter, vgg, vo
 from .backbones.base import Backbone
 from .classifier import Classifier
 from .conventions import Conventions
-from .detectors import faster_rcnn, joint_rcnn, keypoint_rcnn, mask_rcnn, retinanet, rpn, ssd, torchvision_peers  # noqa: F401 - likewise the detectors
+from .detectors import detectron2_peers, faster_rcnn, joint_rcnn, keypoint_rcnn, mask_rcnn, retinanet, rpn, ssd, torchvision_peers  # noqa: F401 - likewise the detectors
 from .detectors.base import Detector
 from .errors import CheckpointError, ManifestError
 from .manifest import Component, ModelEntry, WeightSpec, load_manifests

@@ -28,7 +28,7 @@ class ImageConventions(Section):
     max_size: int | None = Field(None, gt=0, description="shorter_side: bound of the longer side; none: unbounded")
     resize_short: int | None = Field(None, gt=0, description="centre_crop: the short side before the crop")
     interpolation: Literal["pil_bilinear", "cv2_bilinear", "tf1_bilinear"] = "pil_bilinear"
-    rounding: Literal["truncate", "round"] = Field("truncate", description="how the resized sides become whole pixels")
+    rounding: Literal["truncate", "round", "half_up"] = Field("truncate", description="how the resized sides become whole pixels")
     crop_rounding: Literal["round", "truncate"] = Field("round", description="centre_crop: how its corner becomes whole pixels, halves to even or down")
     normalise_first: bool = Field(False, description="mean and std are applied before resizing (on float pixels), not after")
     size_divisor: int = Field(1, gt=0, description="batches are zero-padded at the right and bottom to multiples of this")

@@ -36,16 +36,17 @@ class ShorterSide:
     """The shorter side becomes `size` pixels, the longer one at most `longest` (None: unbounded).
 
     rounding: "truncate" cuts both sides to whole pixels and lets each axis have its own ratio (maskrcnn-benchmark);
-    "round" scales both axes by one factor and rounds the sizes half to even (Detectron, DetNet_pytorch).
+    "round" scales both axes by one factor and rounds the sizes half to even (Detectron, DetNet_pytorch);
+    "half_up" rounds halves up after the longer side was bounded, and lets each axis have its own ratio (Detectron2).
     """
 
     size: int
     longest: int | None = None
-    rounding: Literal["truncate", "round"] = "truncate"
+    rounding: Literal["truncate", "round", "half_up"] = "truncate"
 
     def plan(self, height: int, width: int) -> ResizePlan:
         """The resize of an image of (height, width) pixels."""
-        return self._truncated(height, width) if self.rounding == "truncate" else self._rounded(height, width)
+        return {"truncate": self._truncated, "round": self._rounded, "half_up": self._rounded_up}[self.rounding](height, width)
 
     def _truncated(self, height: int, width: int) -> ResizePlan:
         short, long, size = min(height, width), max(height, width), self.size
@@ -63,6 +64,13 @@ class ShorterSide:
         if self.longest is not None and round(factor * long) > self.longest:
             factor = self.longest / long
         return ResizePlan(round(height * factor), round(width * factor), (factor, factor), common_factor=True)
+
+    def _rounded_up(self, height: int, width: int) -> ResizePlan:
+        factor = self.size / min(height, width)
+        sides = (self.size, factor * width) if height < width else (factor * height, self.size)
+        bound = 1.0 if self.longest is None or max(sides) <= self.longest else self.longest / max(sides)
+        new_height, new_width = (int(side * bound + 0.5) for side in sides)
+        return ResizePlan(new_height, new_width, (new_width / width, new_height / height))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..registry import CHECKPOINT_FORMATS
-from . import detectron, detnet, hardnet, keras_classifiers, maskrcnn_benchmark, ssdlite, torchvision_detectors  # noqa: F401 - register their formats
+from . import detectron, detectron2, detnet, hardnet, keras_classifiers, maskrcnn_benchmark, ssdlite, torchvision_detectors  # noqa: F401 - register their formats
 from .rename import CheckpointFormat, LoadReport, Translation, account, strip_prefix, translate_names
 
 
