@@ -445,11 +445,14 @@ def report(out: Annotated[Path | None, typer.Option(help="folder to write into; 
 
 
 @app.command()
-def kernels(device: DEVICE = "auto", as_json: JSON = False) -> None:
+def kernels(device: DEVICE = "auto", as_json: JSON = False,
+            store: Annotated[Path | None, typer.Option(help="folder of timings; default: results/kernels")] = None) -> None:
     """Time the GPU operators beside torchvision's."""
     from benchmarks.kernel_speed import report
+    from benchmarks.report.kernel_cases import NAME
+    from benchmarks.store import RESULTS_FOLDER
 
-    raise typer.Exit(report(_device(device), as_json))
+    raise typer.Exit(report(_device(device), as_json, store or RESULTS_FOLDER / NAME))
 
 
 def main() -> None:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -17,6 +21,10 @@ from torch import Tensor
 
 from kernels.nms import batched_nms
 from kernels.roi_align import multilevel_roi_align
+
+from .environment import collect_environment
+from .report.kernel_cases import KernelCase, KernelTimings, write_timings
+from .statistics import summarise
 
 IMAGE = (800, 1216)  # height, width in pixels
 SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
@@ -50,6 +58,8 @@ class Speed:
     ratio: float
     achieved_gb_s: float | None
     share_of_limit: float | None
+    ours_samples_us: list[float]
+    torchvision_samples_us: list[float]
 
 
 def run_kernel_benchmark(device: str, repeats: int | None = None) -> list[dict]:
@@ -57,13 +67,13 @@ def run_kernel_benchmark(device: str, repeats: int | None = None) -> list[dict]:
 
     Args:
         device: "cuda" or "cpu"; a CPU gets fewer and smaller cases.
-        repeats: calls timed of each; None for 50 on a GPU, 5 on a CPU.
+        repeats: calls timed of each; None for 50 on a GPU, 7 on a CPU.
     Returns:
         one dict a case, the fields of `Speed`.
     """
     on_gpu = torch.device(device).type == "cuda"
     cases = _nms_cases(device, on_gpu) + _pooling_cases(device, on_gpu)
-    return [asdict(_measure(case, device, repeats or (50 if on_gpu else 5))) for case in cases]
+    return [asdict(_measure(case, device, repeats or (50 if on_gpu else 7))) for case in cases]
 
 
 def render(rows: list[dict], device: str) -> str:
@@ -83,11 +93,26 @@ def render(rows: list[dict], device: str) -> str:
     return "\n".join(lines)
 
 
-def report(device: str, as_json: bool = False) -> int:
-    """Print the benchmark as a table or JSON; 0, or 1 where an answer differs."""
+def report(device: str, as_json: bool = False, store: Path | None = None) -> int:
+    """Print the benchmark as a table or JSON, and store it in a folder where one is given; 0, or 1 where an answer differs."""
     rows = run_kernel_benchmark(device)
     print(json.dumps(rows, indent=2) if as_json else render(rows, device))
+    if store is not None:
+        print(f"stored as {write_timings(store, timings_of(rows, device)).name}", file=sys.stderr)
     return 0 if all(row["agrees"] for row in rows) else 1
+
+
+def timings_of(rows: list[dict[str, Any]], device: str) -> KernelTimings:
+    """The rows of `run_kernel_benchmark` as the record that reports are made from, begun now."""
+    covers = "device time of one call, L2 flushed" if on_cuda(device) else f"{'processor' if _one_thread() else 'wall'} time of one call"
+
+    def case(row: dict[str, Any]) -> KernelCase:
+        rate = [] if row["achieved_gb_s"] is None else [f"{row['achieved_gb_s']:,.0f} GB/s, {row['share_of_limit']:.0%} of the limit"]
+        ours, peer = (summarise(row[f"{side}_samples_us"], "us", covers=covers) for side in ("ours", "torchvision"))
+        return KernelCase(name=row["name"], ours=ours, peer=peer, correct=row["agrees"], note="; ".join([f"backend {row['backend']}", *rate]))
+
+    return KernelTimings(started=datetime.now(UTC).isoformat(timespec="seconds"), backend="cuda" if on_cuda(device) else "cpu",
+                         peer=f"torchvision {torchvision.__version__}", environment=collect_environment(device), cases=[case(row) for row in rows])
 
 
 def _nms_cases(device: str, on_gpu: bool) -> list[Case]:
@@ -174,9 +199,9 @@ def _measure(case: Case, device: str, repeats: int) -> Speed:
         agrees = _agree(case.ours(), judge(), case.tolerance)
         clock = _device_times if on_cuda(device) else _host_times
         ours, peer = clock(case.ours, repeats), clock(case.peer, repeats)
-    moved = case.least_bytes if on_cuda(device) else 0
-    return Speed(case.name, "cuda" if on_cuda(device) else case.on_cpu, agrees, ours, peer, peer[0] / ours[0],
-                 moved / ours[0] / 1e3 if moved else None, moved / BANDWIDTH * 1e6 / ours[0] if moved else None)
+    moved, typical = case.least_bytes if on_cuda(device) else 0, statistics.median(ours)
+    return Speed(case.name, "cuda" if on_cuda(device) else case.on_cpu, agrees, _spread(ours), _spread(peer), statistics.median(peer) / typical,
+                 moved / typical / 1e3 if moved else None, moved / BANDWIDTH * 1e6 / typical if moved else None, ours, peer)
 
 
 def _agree(found: Tensor | tuple[Tensor, ...], answer: Tensor | tuple[Tensor, ...], tolerance: float) -> bool:
@@ -188,7 +213,7 @@ def _agree(found: Tensor | tuple[Tensor, ...], answer: Tensor | tuple[Tensor, ..
     return bool((found.double() - answer.double()).norm() <= tolerance * answer.double().norm())
 
 
-def _device_times(work: Callable[[], object], repeats: int) -> tuple[float, float, float]:
+def _device_times(work: Callable[[], object], repeats: int) -> list[float]:
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     for _ in range(3):
         work()
@@ -201,17 +226,22 @@ def _device_times(work: Callable[[], object], repeats: int) -> tuple[float, floa
         end.record()
         end.synchronize()
         times.append(1e3 * start.elapsed_time(end))
-    return _spread(times)
+    return times
 
 
-def _host_times(work: Callable[[], object], repeats: int) -> tuple[float, float, float]:
+def _host_times(work: Callable[[], object], repeats: int) -> list[float]:
+    clock = time.process_time if _one_thread() else time.perf_counter  # with one thread the processor's time is the latency without waiting for others
     work()
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         work()
-        times.append(1e6 * (time.perf_counter() - start))
-    return _spread(times)
+        times.append(1e6 * (clock() - start))
+    return times
+
+
+def _one_thread() -> bool:
+    return torch.get_num_threads() == 1
 
 
 def _spread(times: list[float]) -> tuple[float, float, float]:

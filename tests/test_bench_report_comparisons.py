@@ -18,7 +18,7 @@ from benchmarks.report.comparisons import comparison_data, comparison_tables
 from benchmarks.report.export import stored_tables
 from benchmarks.report.generate import generate, make_report, readme_text, stale, stored_overview
 from benchmarks.report.html_page import html_page
-from benchmarks.report.kernel_cases import kernel_tables
+from benchmarks.report.kernel_cases import kernel_tables, read_timings
 from benchmarks.report.table import markdown
 from benchmarks.report.wide import Overview, overview
 from benchmarks.spec import BenchmarkSpec, Telemetry, metric
@@ -119,8 +119,28 @@ def test_operators_have_a_table_with_ratio_interval_and_agreement() -> None:
     assert first["Work"] == case.name and first["Peer"].startswith("484 us (") and first["Agrees"] == "yes"
     assert first["Times as fast"] == f"{484 / case.ours.value:.2f}x ({case.ratio_interval[0]:.2f}-{case.ratio_interval[1]:.2f})"
     assert table.rows[-1][2:5] == ["-", "-", "NO"] and "made up" in table.title
+    assert any("ended 2030-01-01" in text and "Abacus 9" in text for text in table.footnotes)
     on_cpu, = kernel_tables([timings.model_copy(update={"backend": "cpu"})])
     assert any("on a CPU" in text for text in on_cpu.footnotes) and not any("on a CPU" in text for text in table.footnotes)
+
+
+def test_timings_that_bench_kernels_stores_are_read_and_keep_every_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from benchmarks import kernel_speed
+
+    answer = torch.tensor([1])
+    case = kernel_speed.Case("nothing much", lambda: answer, lambda: answer, lambda: answer, 0.0, on_cpu="cpu")
+    monkeypatch.setattr(kernel_speed, "_nms_cases", lambda device, on_gpu: [case])
+    monkeypatch.setattr(kernel_speed, "_pooling_cases", lambda device, on_gpu: [])
+    assert kernel_speed.report("cpu", store=tmp_path / "kernels") == 0
+    (found,), problems = read_timings(tmp_path / "kernels")
+    one, = found.cases
+    assert problems == [] and found.backend == "cpu" and found.peer.startswith("torchvision ")
+    assert (one.name, one.correct, one.note) == (case.name, True, "backend cpu")
+    for time in (one.ours, one.peer):
+        assert time.n == len(time.samples) == 7 and time.value == sorted(time.samples)[3] and time.interval == (min(time.samples), max(time.samples))
+    assert one.ours.covers == ("processor" if torch.get_num_threads() == 1 else "wall") + " time of one call"
 
 
 def test_stale_tables_of_comparisons_and_readme_blocks_are_found_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +191,10 @@ def test_the_page_shows_verdicts_and_what_to_know(chromium: Browser, tmp_path: P
     rows = [[" ".join(cell.split()) for cell in row] for row in rows]
     assert len(rows) == 3 and "reference" in rows[0][0] and V57 in rows[1][0]
     assert "SLOWER 110.0 1.100 x (1.090 to 1.110)" in rows[1][1] and rows[2][1].endswith("–")
-    assert ("Model time" in rows[1][1]) == bool(how.get("phone")), "on a phone a cell carries its column's title"
+    head = page.run("getComputedStyle(document.querySelector('#comparisons tbody td'), '::before').content")
+    assert ("Model time" in head) == bool(how.get("phone")), "on a phone a cell carries its column's title"
+    assert "[object" not in page.run("document.body.innerText"), "what is text is written as text"
+    assert "Abacus 9" in page.run("document.getElementById('kernels').innerText")
     page.click("#comparisons summary")
     assert "out of memory: made up by a test" in page.run("document.querySelector('#comparisons details').innerText")
     assert page.run("document.documentElement.scrollWidth <= innerWidth") and page.complaints() == []

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from zoo.manifest import Strict
 
 from ..spec import Environment, Measurement
+from ..store import new_id, write_whole
 from .table import Table
 
 NAME = "kernels"  # of the files, of README's block, and of the folder that timings are stored in
@@ -42,11 +43,19 @@ class KernelCase(Strict):
 class KernelTimings(Strict):
     """One run of `bench.py kernels`."""
 
-    started: str = Field(description="UTC, ISO 8601")
+    started: str = Field(description="when it was stored: UTC, ISO 8601")
     backend: str = Field(description="cuda; on a CPU cpu, or reference where the operator has no form of its own for CPUs")
     peer: str = Field(description="whose operators ours are measured against, with its version")
     environment: Environment
     cases: list[KernelCase]
+
+
+def write_timings(folder: Path, timings: KernelTimings) -> Path:
+    """Store timings for good, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{new_id(NAME)}.json"
+    write_whole(path, timings.model_dump_json(exclude_defaults=True).encode())
+    return path
 
 
 def read_timings(folder: Path) -> tuple[list[KernelTimings], list[str]]:
@@ -76,7 +85,8 @@ def _table(one: KernelTimings) -> Table:
     rows = [[case.name, _time(case.ours), _time(case.peer), _ratio(case), "yes" if case.correct else "NO", case.note or "-"] for case in one.cases]
     commit = f"commit {env.commit[:10]}{' with changes' if env.dirty else ''}" if env.commit else "no commit known"
     where = env.device_name + (f", driver {env.gpu_driver}" if one.backend == "cuda" else f", {env.threads} thread{'' if env.threads == 1 else 's'}")
-    footnotes = [f"measured: {where}; begun {one.started}; torch {env.packages.get('torch', 'unknown')}; {commit}",
+    covers = sorted({case.ours.covers for case in one.cases if case.ours.covers})
+    footnotes = ["; ".join([f"measured: {where}", *covers, f"ended {one.started}", f"torch {env.packages.get('torch', 'unknown')}", commit]),
                  "times are medians with the 95 % interval of the median; the ratio is the peer's time over ours, with the widest that both intervals allow"]
     title = f"Operators beside {one.peer}: {one.backend}, {env.device_name}"
     return Table(NAME, title, ["Work", "Ours", "Peer", "Times as fast", "Agrees", "Note"], rows, footnotes + ([ON_A_CPU] if one.backend != "cuda" else []),
@@ -86,7 +96,12 @@ def _table(one: KernelTimings) -> Table:
 def _time(time: Measurement | None) -> str:
     if time is None:
         return "-"
-    return f"{time.value:,.0f} {time.unit}" + (f" ({time.interval[0]:,.0f}-{time.interval[1]:,.0f})" if time.interval else "")
+    return f"{time_text(time.value)} {time.unit}" + (f" ({'-'.join(map(time_text, time.interval))})" if time.interval else "")
+
+
+def time_text(value: float) -> str:
+    """A time in whole units from a thousand on, else with four digits."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _ratio(case: KernelCase) -> str:

@@ -10,7 +10,7 @@ from zoo.manifest import MetricSpec, ModelEntry, Published, WeightSpec
 from ..spec import Measurement, Run
 from .comparisons import comparison_data
 from .figure_data import PHASES, detector
-from .kernel_cases import KernelTimings
+from .kernel_cases import KernelTimings, kernel_tables, time_text
 from .lines import PublishedLine, comparable
 from .wide import QUANTITIES, Overview, WideLine
 
@@ -54,11 +54,12 @@ def page_data(view: Overview) -> dict[str, Any]:
 def _kernels(timings: KernelTimings) -> dict[str, Any]:
     """Timings of operators, times as text with their unit."""
     def told(time: Measurement | None) -> str | None:
-        return None if time is None else f"{time.value:.4g} {time.unit}"
+        return None if time is None else f"{time_text(time.value)} {time.unit}"
 
     cases = [_bare({"name": case.name, "ours": told(case.ours), "peer": told(case.peer), "ratio": case.ratio, "interval": case.ratio_interval,
                     "correct": case.correct, "note": case.note}) for case in timings.cases]
-    return {"device": timings.environment.device_name, "backend": timings.backend, "peer": timings.peer, "cases": cases}
+    return {"device": timings.environment.device_name, "backend": timings.backend, "peer": timings.peer, "about": kernel_tables([timings])[0].footnotes,
+            "cases": cases}
 
 
 def _metric(spec: MetricSpec) -> dict[str, Any]:

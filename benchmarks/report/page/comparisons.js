@@ -3,13 +3,11 @@
 /** A name that may be broken behind its underscores and dots. */
 function breakable(name) { return name.split(/(?<=[_.])/).flatMap((part) => [part, make("wbr")]); }
 
-/** On a phone a cell stands below the one before it, and carries the title of its column. */
-function comparedCell(found, title) {
-  const head = make("span", { class: "head" }, title);
-  if (found.why) return [head, make("span", { title: found.why, "aria-label": found.why }, "–")];
-  if (!found.verdict) return [head, make("span", { class: "own" }, found.own)];
+function comparedCell(found) {
+  if (found.why) return make("span", { title: found.why, "aria-label": found.why }, "–");
+  if (!found.verdict) return make("span", { class: "own" }, found.own);
   const about = found.value === "-" ? found.note : `${found.value} (${found.interval})`;
-  return [head, make("span", { class: `verdict ${found.tone}`, title: found.note }, found.verdict), " ", make("span", { class: "own" }, found.own), make("small", {}, about)];
+  return [make("span", { class: `verdict ${found.tone}`, title: found.note }, found.verdict), " ", make("span", { class: "own" }, found.own), make("small", {}, about)];
 }
 
 function showComparisons() {
@@ -17,8 +15,7 @@ function showComparisons() {
   section.hidden = !DATA.comparisons.length;
   for (const one of DATA.comparisons) {
     const heads = [{ title: "Model" }, ...one.heads.map((title) => ({ title, number: true }))];
-    const rows = one.rows.map((row, place) => [[breakable(row.model), make("small", {}, `${place ? "" : "reference; "}weights ${row.weights}`)],
-      ...row.cells.map((found, column) => comparedCell(found, one.heads[column]))]);
+    const rows = one.rows.map((row, place) => [[breakable(row.model), make("small", {}, `${place ? "" : "reference; "}weights ${row.weights}`)], ...row.cells.map(comparedCell)]);
     section.append(...chapter(breakable(one.title), grid(heads, rows), make("p", { class: "help" }, one.circumstances),
       make("details", {}, make("summary", {}, "How it was measured, and what to know"), make("ul", {}, one.notes.map((note) => make("li", {}, note))))));
   }

@@ -38,7 +38,8 @@ function metricOf(name) { return DATA.metrics[name] || { title: name, unit: "", 
 
 function grid(heads, rows) {
   const numbers = heads.map((head) => head.number);
-  const cells = rows.map((row) => make("tr", {}, row.map((inside, place) => make(place ? "td" : "th", { scope: place ? null : "row", class: numbers[place] ? "number" : null }, inside))));
+  const cells = rows.map((row) => make("tr", {}, row.map((inside, place) => make(place ? "td" : "th", { scope: place ? null : "row",
+    class: numbers[place] ? "number" : null, "data-head": place ? heads[place].title : null }, inside))));
   return make("div", { class: "wide" }, make("table", {}, make("thead", {}, make("tr", {}, heads.map((head) => make("th", { scope: "col", class: head.number ? "number" : null }, head.title)))),
     make("tbody", {}, cells)));
 }
