@@ -97,15 +97,16 @@ def test_voc_is_refused_before_anything_runs() -> None:
 
 
 def test_a_peer_row_goes_through_the_runner(tmp_path: Path) -> None:
-    """Inference, AP and memory; what a row without a schedule cannot have is absent with its reason."""
+    """Every metric; what a row without a schedule cannot have is absent with its reason."""
     home = {"DETECTION_ZOO_HOME": str(make_small_shapes(tmp_path / "home"))}
     command = [sys.executable, "bench.py", "run", PEER, "--weights", "random", "--data", "shapes", "--device", "cpu", "--images", "2", "--timed-images", "1",
-               "--budget-s", "1", "--warm-up-s", "1", "--metrics", "inference,ap", "--store", str(tmp_path / "runs"), "--json"]
+               "--budget-s", "1", "--warm-up-s", "1", "--store", str(tmp_path / "runs"), "--json"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **home}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     path, = (tmp_path / "runs").glob("*.json")
     run = json.loads(path.read_text())["run"]
     assert run["status"] == "finished" and {"model_ms", "forward_ms", "postprocess_ms", "end_to_end_ms", "box_ap"} <= run["measurements"].keys()
+    assert all("names no schedule" in run["absent"][name] for name in ("epoch_time_s", "train_memory_resident_mib"))
 
 
 class Pictures:
