@@ -95,7 +95,7 @@ def table(source: Annotated[str | None, typer.Argument(help="source or table; de
     _say(f"{len(tables)} tables, {sum(len(t.rows) for t in tables)} lines" + (f"; {len(problems)} records could not be used" if problems else ""))
 
 
-METRICS = Annotated[str | None, typer.Option(help="comma-separated: inference, ap, top1, memory, epoch; default: what is usual for the row")]
+METRICS = Annotated[str | None, typer.Option(help="comma-separated: inference, ap, top1, memory, epoch, throughput; default: all but throughput")]
 DATA = Annotated[str, typer.Option(help="coco:DIR[:SPLIT], voc:VOCDEVKIT:YEAR:SPLIT, imagenet:DIR or shapes[:SPLIT]")]
 WEIGHTS = Annotated[str, typer.Option(help="random, published, stand-in:REFERENCE_FOLDER, or a checkpoint's path")]
 FORMAT = Annotated[str | None, typer.Option("--format", help="checkpoint format of a file that is not in the row's own")]

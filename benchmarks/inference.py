@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from zoo.data.loading import pad_batch
+from zoo.data.transforms import Preprocess, PreprocessedImage
 
 from .finite import check_finite, watched
 from .memory import peak_memory
@@ -49,9 +50,7 @@ class Turns:
             pixels = [dataset.load_image(index) for index in indices]
         with phase("resize", count):
             items = [self.subject.preprocess(image) for image in pixels]
-            images = pad_batch([item.tensor for item in items], self.subject.preprocess.size_divisor)  # (N, 3, H, W)
-            sizes = torch.tensor([item.size for item in items])
-            original_sizes = torch.tensor([item.original_size for item in items])
+            images, sizes, original_sizes = collate(items, self.subject.preprocess)
         with phase("copy", count):
             return images.to(device), sizes.to(device), original_sizes.to(device)
 
@@ -68,6 +67,12 @@ class Turns:
         check_finite(raw, "the network", boxes=False)
         check_finite(host, "the model")
         return self.clock.sums_ms(MODEL)[-1]
+
+
+def collate(items: Sequence[PreprocessedImage], preprocess: Preprocess) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images (N, 3, H, W) padded to the largest, sizes (N, 2) and original sizes (N, 2)."""
+    images = pad_batch([item.tensor for item in items], preprocess.size_divisor)
+    return images, torch.tensor([item.size for item in items]), torch.tensor([item.original_size for item in items])
 
 
 def to_host(found: Any) -> Any:

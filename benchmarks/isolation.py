@@ -184,9 +184,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: Python's, the processor's or the GPU's."""
+    said = ("can't allocate memory", "_ALLOC_FAILED")  # torch on a CPU; cuDNN and cuBLAS
+    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or any(words in str(error) for words in said)
+
+
 def failure(error: BaseException) -> Outcome:
     """An exception as an outcome: one line that says what went wrong, and the traceback."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-    memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in text
-    reason = f"out of memory: {text}" if memory else f"{type(error).__name__}: {text}"
+    reason = f"out of memory: {text}" if out_of_memory(error) else f"{type(error).__name__}: {text}"
     return Outcome("failed", reason, "".join(traceback.format_exception(error)))

@@ -16,7 +16,6 @@ from .statistics import summarise
 from .subject import Subject, autocast
 from .timing import PhaseClock, repeat, synchronise
 
-SHARE = 0.08  # of the time budget of the timing
 COVERS = {
     "backbone": "backbone",
     "neck": "pyramid, or extra layers, between backbone and heads",
@@ -51,12 +50,14 @@ class PartTimes:
         return timed
 
 
-def measure_phases(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> tuple[dict[str, Measurement], dict[str, str]]:
-    """Time the parts of the forward phase, batch after batch, within a small share of the time budget; a batch at least.
+def measure_phases(subject: Subject, spec: BenchmarkSpec, budget_s: float,
+                   heartbeat: Callable[[], None] = lambda: None) -> tuple[dict[str, Measurement], dict[str, str]]:
+    """Time the parts of the forward phase, batch after batch; a batch at least.
 
     Args:
         subject: model that was run before, so that it is warm; left in evaluation mode.
-        spec: batch size, images, budget, precision.
+        spec: batch size, images, precision.
+        budget_s: seconds.
         heartbeat: called after every batch.
 
     Returns:
@@ -74,7 +75,7 @@ def measure_phases(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[]
             tick()
 
         work = [lambda batch=batch: found.append(parts_of_turn(subject, spec, batch)) for batch in batches]
-        repeat(work, lambda: [turn["forward"] for turn in found], precision=spec.precision, budget_s=SHARE * spec.time_budget_s, tick=after)
+        repeat(work, lambda: [turn["forward"] for turn in found], precision=spec.precision, budget_s=budget_s, tick=after)
     return _measurements(found, [*parts, "forward_rest"], spec), absent
 
 

@@ -11,8 +11,8 @@ from zoo.manifest import MetricSpec, Strict, load_manifests
 from zoo.registry import did_you_mean
 
 SCHEMA_VERSION = 1
-MetricGroup = Literal["ap", "top1", "inference", "memory", "epoch"]
-METRIC_GROUPS: tuple[MetricGroup, ...] = ("inference", "ap", "top1", "memory", "epoch")  # the order they stand in; the runner has that of its steps
+MetricGroup = Literal["ap", "top1", "inference", "memory", "epoch", "throughput"]
+METRIC_GROUPS: tuple[MetricGroup, ...] = ("inference", "ap", "top1", "memory", "epoch", "throughput")  # as they stand in a record
 BY_TASK: dict[str, tuple[MetricGroup, ...]] = {"detection": ("inference", "ap", "memory", "epoch"), "classification": ("inference", "top1", "memory")}
 OWN_PROTOCOL = "zoo"  # of manifests/protocols.toml
 MADE_UP_WEIGHTS = ("random", "stand-in")

@@ -84,7 +84,7 @@ def real_subject(row: str = ROW) -> Subject:
 
 
 def test_every_part_gets_its_own_time_and_the_rest_is_told() -> None:
-    found, absent = measure_phases(subject_of(Sleeper()), SPEC)
+    found, absent = measure_phases(subject_of(Sleeper()), SPEC, 0.01)
     assert set(found) == {f"{name}_ms" for name in WAITS_S} and set(absent) == {"rpn_ms"}
     for name, wait_s in WAITS_S.items():
         one = found[f"{name}_ms"]
@@ -95,14 +95,14 @@ def test_every_part_gets_its_own_time_and_the_rest_is_told() -> None:
 
 
 def test_times_are_an_image_whatever_the_batch() -> None:
-    found, _ = measure_phases(subject_of(Sleeper()), SPEC.model_copy(update={"batch_size": 2}))
+    found, _ = measure_phases(subject_of(Sleeper()), SPEC.model_copy(update={"batch_size": 2}), 0.01)
     assert min(found["backbone_ms"].samples) >= 19 and "batch 2" in found["backbone_ms"].covers
 
 
 def test_a_model_that_names_no_parts_says_so() -> None:
     model = Sleeper()
     model.parts = {}
-    found, absent = measure_phases(subject_of(model), SPEC)
+    found, absent = measure_phases(subject_of(model), SPEC, 0.01)
     assert not found and set(absent) == {"backbone_ms", "neck_ms", "rpn_ms", "heads_ms"}
 
 
@@ -125,7 +125,7 @@ FAMILIES = {  # a small row of each family -> the parts it must have
 
 @pytest.mark.parametrize("row", FAMILIES)
 def test_parts_of_real_models_claim_most_of_the_forward_phase(row: str) -> None:
-    found, absent = measure_phases(real_subject(row), SPEC)
+    found, absent = measure_phases(real_subject(row), SPEC, 0.01)
     assert {name.removesuffix("_ms") for name in found} == FAMILIES[row] | {"forward_rest"} and not absent
     claimed = sum(sum(one.samples) for name, one in found.items() if name != "forward_rest_ms")
     assert all(min(one.samples) > 0 for one in found.values()) and claimed > sum(found["forward_rest_ms"].samples)

@@ -1,0 +1,126 @@
+"""Images a second of larger and larger batches, until it no longer pays, images run out or memory does."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from zoo.data.transforms import PreprocessedImage
+
+from .inference import MODEL, Turns, collate, timed_batches
+from .isolation import out_of_memory
+from .progress import progress
+from .spec import BenchmarkSpec, Measurement
+from .statistics import summarise
+from .subject import Subject
+from .timing import PhaseClock, Repetition, repeat, warm_up
+
+RISE = 0.03  # by which a batch twice as large must be faster for the ladder to go on
+BUDGET_SHARE = 1 / 6  # of the budgets of the timing, for each batch size
+LARGEST = 1024  # metrics.toml has no metric beyond it
+UNIT = "images/s"
+
+
+@dataclass
+class Ladder:
+    """What each batch size gave, from 1 upward, and why there is no larger one."""
+
+    rungs: dict[int, Measurement] = field(default_factory=dict)
+    end: str = ""
+
+    @property
+    def best(self) -> int:
+        """The batch size with the most images a second."""
+        return max(self.rungs, key=lambda size: self.rungs[size].value)
+
+    def why_no_more(self, size: int, images: int, budget_s: float) -> str:
+        """Why a batch of this size is not tried, with so many images and seconds; empty where it is."""
+        if not self.rungs:
+            return ""
+        *smaller, last = (one.value for one in self.rungs.values())
+        if smaller and last < (1 + RISE) * max(smaller):
+            return f"twice the batch was not {RISE:.0%} faster"
+        if size > images:
+            return f"there are {images} images; give more for larger batches"
+        if size > LARGEST:
+            return f"{LARGEST} is the largest batch that is tried"
+        return f"two batches of {size} would take longer than the time budget of {budget_s:g} s" if 2 * size / last > budget_s else ""
+
+    def measurements(self) -> dict[str, Measurement]:
+        """throughput_images_per_s, that of the best batch, and the same of each batch, throughput_batch_N_images_per_s."""
+        steps = ", ".join(f"{size}: {one.value:.4g}" for size, one in self.rungs.items())
+        best = self.rungs[self.best]
+        note = f"best of the batches {steps}; ended because {self.end}; {best.note}"
+        return {"throughput_images_per_s": best.model_copy(update={"note": note}),
+                **{f"throughput_batch_{size}_images_per_s": one for size, one in self.rungs.items()}}
+
+
+def measure_throughput(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> dict[str, Measurement]:
+    """Images a second in the model (forward + post-processing, on prepared batches) of batch 1, 2, 4, 8 ...
+
+    Args:
+        subject: model in any mode; left in evaluation mode.
+        spec: timed images (the largest power of two of them is used, for every batch the same ones), budgets, precision; its own batch size is not used.
+        heartbeat: called after every batch.
+
+    Returns:
+        As `Ladder.measurements`.
+
+    Raises:
+        RuntimeError, MemoryError: not even one image fits in memory.
+    """
+    subject.model.eval()
+    images = prepared_images(subject, spec)
+    ladder = Ladder()
+    for size in _sizes():
+        ladder.end = ladder.why_no_more(size, len(images), spec.time_budget_s)
+        if ladder.end:
+            break
+        try:
+            ladder.rungs[size] = throughput_of(subject, images, size, spec, heartbeat)
+        except (RuntimeError, MemoryError) as error:
+            if not (out_of_memory(error) and ladder.rungs):
+                raise
+            ladder.end = f"a batch of {size} does not fit in memory"
+            break
+    if subject.device.type == "cuda":
+        torch.cuda.empty_cache()  # what the largest batch needed is no other measurement's memory
+    return ladder.measurements()
+
+
+def _sizes() -> Iterator[int]:
+    size = 1
+    while True:
+        yield size
+        size *= 2
+
+
+def prepared_images(subject: Subject, spec: BenchmarkSpec) -> list[PreprocessedImage]:
+    """As many of the timed images as make whole batches of every size, pre-processed, on the host."""
+    count = min(len(subject.dataset), spec.timed_images)
+    count = 1 << (count.bit_length() - 1)
+    chosen = timed_batches(len(subject.dataset), spec.model_copy(update={"batch_size": 1, "timed_images": count}))
+    return [subject.preprocess(subject.dataset.load_image(index)) for index, in chosen]
+
+
+def throughput_of(subject: Subject, images: list[PreprocessedImage], size: int, spec: BenchmarkSpec, heartbeat: Callable[[], None]) -> Measurement:
+    """Images a second in batches of one size, a sample a batch."""
+    batches = [images[start:start + size] for start in range(0, len(images), size)]
+
+    def turn(timed: Turns, batch: list[PreprocessedImage]) -> float:
+        on_device = [tensor.to(subject.device) for tensor in collate(batch, subject.preprocess)]
+        found_ms = timed.network(*on_device, size)
+        heartbeat()
+        tick()
+        return found_ms
+
+    with progress(f"{subject.entry.name}: throughput, batch {size}", None) as tick:
+        warming, timed = (Turns(subject, spec, PhaseClock(subject.device)) for _ in range(2))
+        warmed = warm_up(lambda: turn(warming, batches[0]), BUDGET_SHARE * spec.warm_up_budget_s)
+        budget_s = BUDGET_SHARE * spec.time_budget_s
+        repeated = repeat([lambda batch=batch: turn(timed, batch) and None for batch in batches], lambda: timed.clock.sums_ms(MODEL),
+                          precision=spec.precision, budget_s=budget_s)
+    how = Repetition(*warmed, *repeated).note(spec.precision, budget_s)
+    covers = f"batch {size}: forward + post-processing of prepared batches that lie on the device, {len(images)} images in a pass; {spec.dtype}"
+    return summarise([1e3 / ms for ms in timed.clock.sums_ms(MODEL)], UNIT, covers=covers, note=how)
