@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kernels.nms import nms
+from kernels.nms import batched_nms
 from kernels.roi_align import roi_align_averaged
 from kernels.roi_levels import LevelRule, assign_levels
 from kernels.soft_nms import soft_nms
@@ -171,16 +171,17 @@ class JointRCNN(Detector):
             probabilities: (R, K + 1) float, background first.
             boxes: (R, K + 1, 4) float.
         """
-        rule, groups = self.detection_rule, []
-        for label in range(1, self.num_classes + 1):
-            rows = torch.nonzero(probabilities[:, label] > rule.score_threshold).squeeze(1)
-            own, scores = boxes[rows, label], probabilities[rows, label]
-            if rule.soft == "none":
-                kept = nms(own, scores, rule.nms_iou, offset=OFFSET, inclusive=rule.inclusive)
-                scores = scores[kept]
-            else:
-                kept, scores = soft_nms(own, scores, method=rule.soft, sigma=rule.soft_sigma, iou_threshold=rule.nms_iou, offset=OFFSET)
-            groups.append((own[kept], scores, torch.full_like(kept, label - 1)))
+        rule = self.detection_rule
+        labels, rows = torch.nonzero(probabilities[:, 1:].t() > rule.score_threshold, as_tuple=True)
+        found = Detections(boxes[rows, labels + 1], probabilities[rows, labels + 1], labels)
+        if rule.soft == "none":
+            kept = batched_nms(found.boxes, found.scores, labels, rule.nms_iou, num_groups=self.num_classes, offset=OFFSET, inclusive=rule.inclusive,
+                               max_total=rule.max_detections or None)
+            return found.select(kept[labels[kept].sort(stable=True).indices])
+        groups = []
+        for own in (found.select(torch.nonzero(labels == label).squeeze(1)) for label in range(self.num_classes)):
+            kept, scores = soft_nms(own.boxes, own.scores, method=rule.soft, sigma=rule.soft_sigma, iou_threshold=rule.nms_iou, offset=OFFSET)
+            groups.append((own.boxes[kept], scores, own.labels[kept]))
         found = Detections(*(torch.cat(column) for column in zip(*groups, strict=True)))
         if rule.max_detections and len(found) > rule.max_detections:
             found = found.select(found.scores >= found.scores.topk(rule.max_detections).values[-1])

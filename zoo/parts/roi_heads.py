@@ -323,7 +323,8 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, offset: float, rule:
     if rule.soft != "none":
         found = _soft_suppress(found, offset, rule)
     elif rule.nms_iou > 0:
-        found = found.select(batched_nms(boxes, scores, labels, rule.nms_iou, offset=offset, inclusive=rule.inclusive).sort().values)
+        most = rule.max_detections if rule.vote_iou is None else None  # voting may change scores, so the best are known after it
+        found = found.select(batched_nms(boxes, scores, labels, rule.nms_iou, offset=offset, inclusive=rule.inclusive, max_total=most or None).sort().values)
     if rule.vote_iou is not None:
         found = _vote(found, boxes, scores, labels, offset, rule)
     if 0 < rule.max_detections < len(found):
