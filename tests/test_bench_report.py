@@ -14,9 +14,8 @@ import pytest
 from made_up_records import made_up_runs, made_up_timings
 from records import MACHINE, RANDOM, measured, run_of
 
-from benchmarks.report import generate as generate_module
 from benchmarks.report.figure_data import histories, panels, phase_bars
-from benchmarks.report.generate import FORMATS, generate, make_report, readme_text, stale, stored_overview, write_files
+from benchmarks.report.generate import FORMATS, TRACKED, generate, make_report, readme_text, stale, stored_overview, write_files
 from benchmarks.report.kernel_cases import KernelCase, read_timings
 from benchmarks.report.latex import escape, latex
 from benchmarks.report.table import Table
@@ -179,13 +178,11 @@ def test_phase_bars_are_of_one_setting(view: Overview) -> None:
     assert phase_bars(overview(load_manifests(), [])) == ("", [], 0)
 
 
-def test_stale_files_are_found_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, readme, store = tmp_path / "results", tmp_path / "README.md", tmp_path / "results" / "runs"
-    for name, value in {"RESULTS_FOLDER": folder, "README": readme, "DEFAULT_STORE": store}.items():
-        monkeypatch.setattr(generate_module, name, value)
+def test_stale_files_are_found_and_mended(own_results: tuple[Path, Path, Path]) -> None:
+    folder, readme, store = own_results
     readme.write_text("# Title\n<!-- table: vovnet -->\n<!-- end -->\n")
     write_run(store, run_of(V39, {"model_ms": measured(20.0, "ms")}))
-    make_report(None, None, set(generate_module.TRACKED))
+    make_report(None, None, set(TRACKED))
 
     def found() -> list[str]:
         return stale(stored_overview(store), folder, readme)
@@ -202,7 +199,7 @@ def test_stale_files_are_found_and_mended(tmp_path: Path, monkeypatch: pytest.Mo
     for run in two_of(30.0, started="2031-01-01T00:00:00+00:00"):
         write_run(store, run)
     assert {"results/figures/ap_time.svg is missing or stale", "results/tables/vovnet.md is stale", "README.md has stale blocks"} <= set(found())
-    make_report(None, None, set(generate_module.TRACKED))
+    make_report(None, None, set(TRACKED))
     assert found() == []
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, Page, find_browser
+from browser import Browser, Page
 from made_up_records import made_up_timings
 from records import MACHINE, PHOTOS, RANDOM, TRAINED, measured, run_of
 
 from benchmarks.comparison import Comparison, Pair, Side, read_comparisons, write_comparison
-from benchmarks.report import generate as generate_module
 from benchmarks.report.comparisons import comparison_data, comparison_tables
 from benchmarks.report.export import stored_tables
 from benchmarks.report.generate import generate, make_report, readme_text, stale, stored_overview
@@ -143,10 +141,8 @@ def test_timings_that_bench_kernels_stores_are_read_and_keep_every_sample(tmp_pa
     assert one.ours.covers == ("processor" if torch.get_num_threads() == 1 else "wall") + " time of one call"
 
 
-def test_stale_tables_of_comparisons_and_readme_blocks_are_found_and_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, readme, store = tmp_path / "results", tmp_path / "README.md", tmp_path / "results" / "runs"
-    for name, value in {"RESULTS_FOLDER": folder, "README": readme, "DEFAULT_STORE": store}.items():
-        monkeypatch.setattr(generate_module, name, value)
+def test_stale_tables_of_comparisons_and_readme_blocks_are_found_and_mended(own_results: tuple[Path, Path, Path]) -> None:
+    folder, readme, store = own_results
     readme.write_text("<!-- table: comparisons -->\n<!-- end -->\n<!-- table: kernels -->\n<!-- end -->\n")
     write_run(store, run_of(V39, {"model_ms": measured(20.0, "ms")}))
     assert readme_text(stored_overview(store), readme) == readme.read_text(), "nothing is stored, nothing is shown"
@@ -172,15 +168,6 @@ def test_names_that_may_break_are_read_whole(chromium: Browser, tmp_path: Path, 
     page = Page(chromium).open((tmp_path / "page.html").as_uri())
     assert page.run("document.querySelector('#comparisons h3').textContent") == f"{V39} and {V57}, {R50}"
     page.call("Page.close")
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_browser()
-    if program is None:
-        pytest.skip("no Chromium here: `make browser` installs one where it may, DETECTION_ZOO_BROWSER names one that lies elsewhere")
-    with Browser(program, tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.mark.parametrize("how", [{}, {"dark": True}, {"phone": True, "width": 390, "height": 800}], ids=["light", "dark", "phone"])
