@@ -405,6 +405,38 @@ def pick(max_ms: Annotated[float | None, typer.Option(help="model time an image,
 
 
 @app.command()
+def fit(row: Annotated[str, typer.Argument(help="name of a row")],
+        gb: Annotated[float, typer.Option(min=0.01, help="memory that a process may hold, GB of 2^30 bytes: the GPU's, or on a CPU the machine's")],
+        train: Annotated[bool, typer.Option("--train", help="training steps in place of inference")] = False,
+        only: Annotated[Literal["batch", "image"] | None, typer.Option(help="search for this alone; default: both")] = None,
+        image: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the image files in pixels; the row's rule resizes them")] = "640x480",
+        max_batch: Annotated[int, typer.Option(min=1, help="largest batch that is tried")] = 1024,
+        max_side: Annotated[int, typer.Option(min=64, help="largest shorter side of an image that is tried, pixels")] = 8192,
+        weights: WEIGHTS = "random", device: DEVICE = "auto",
+        dtype: Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="the shorter ones by autocast")] = "float32",
+        limit_s: Annotated[float, typer.Option(min=1, help="a trial that takes longer ends its search")] = 600.0, as_json: JSON = False) -> None:
+    """Find the largest batch and the largest image that fit in so much memory, each trial in a process of its own."""
+    from benchmarks.environment import present_hardware
+    from benchmarks.fit import MIB_PER_GB, check_row, text_of
+    from benchmarks.fit import fit as search
+    from benchmarks.fit_trial import Case
+    from benchmarks.subject import identify_weights
+    from zoo.manifest import load_manifests
+
+    width, _, height = image.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise typer.BadParameter(f"{image!r} is no size; write WIDTHxHEIGHT in pixels, as in 640x480", param_hint="--image")
+    entry, where = load_manifests().entry(row), _device(device)
+    check_row(entry, train)
+    case = Case(row, identify_weights(entry, weights)[1], where, dtype, train, 1, (int(width), int(height)))
+    found = search(case, gb * MIB_PER_GB, (only,) if only else ("batch", "image"), most_batch=max_batch, most_side=max_side, limit_s=limit_s, say=_say)
+    _print(found.as_dict(), as_json, text_of(found, present_hardware(where)))
+    _say(f"{len(found.trials)} trials" + ("; stopped by Ctrl-C" if found.interrupted else ""))
+    if found.interrupted or not found.ok:
+        raise typer.Exit(INTERRUPTED if found.interrupted else 1)
+
+
+@app.command()
 def doctor(as_json: JSON = False) -> None:
     """Look at hardware, libraries, manifests, records and disk; exit 1 where something is broken."""
     from benchmarks.doctor import examine

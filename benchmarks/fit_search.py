@@ -1,0 +1,97 @@
+"""The largest size that fits, by few trials: doubling, a straight line through what was measured, and halving where the line misleads. No torch."""
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+GROWTH = 8.0  # nothing is tried that costs more than so many times the largest that fits
+LINE_POINTS = 2  # the line goes through the largest so many, since what a process holds at rest hides in small ones
+PATIENCE = 2  # predictions in a row that leave more than half of what is open, before it is halved
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attempt in a process of its own.
+
+    batch: images. image: (width, height) of the image file; network: (width, height) of what the network saw, padding included. peak_mib: None where the
+    process was ended before its peak was known; how: what that is. detections: of an image, on average.
+    """
+
+    batch: int
+    image: tuple[int, int]
+    verdict: Literal["fits", "too much", "failed"]
+    peak_mib: float | None = None
+    how: str | None = None
+    network: tuple[int, int] | None = None
+    detections: float | None = None
+    reason: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class Search:
+    """Sizes to try, one after another; whoever searches calls `next_size`, makes the trial and calls `tell`.
+
+    start, least, most: first, smallest and largest size. limit: memory in MiB. cost: what memory grows with in a straight line, rising with the size.
+    """
+
+    start: int
+    least: int
+    most: int
+    limit: float
+    cost: Callable[[int], float] = float
+    low: int = field(init=False)
+    high: int = field(init=False)
+    points: dict[int, float] = field(default_factory=dict)
+    tries: int = 0
+    stalled: bool = False  # the last prediction left more than half of what was open
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        self.low, self.high = self.least - 1, self.most + 1  # neither has been tried; `fitting` and `exceeding` know
+
+    @property
+    def fitting(self) -> int | None:
+        """The largest size known to fit."""
+        return self.low if self.low >= self.least else None
+
+    @property
+    def exceeding(self) -> int | None:
+        """The smallest size known not to."""
+        return self.high if self.high <= self.most else None
+
+    def next_size(self) -> int | None:
+        """What to try next; None when a size that fits stands next to one that does not, or at an end of the range."""
+        if self.high - self.low == 1:
+            return None
+        if not self.tries:
+            return self.start
+        if self.exceeding is not None and (self.stalled or self.fitting is None and len(self.points) < 2):
+            return (self.low + self.high) // 2
+        guess = self._predicted()
+        if self.exceeding is None and guess <= self.low:
+            guess = self.low + self.step
+        return max(self.low + 1, min(guess, self.high - 1))
+
+    def tell(self, size: int, fits: bool, peak_mib: float | None) -> None:
+        """What came of a trial; peak_mib None: it was ended before its peak was known."""
+        self.tries += 1
+        before, open_end = self.high - self.low, self.exceeding is None
+        self.step = 2 * self.step if fits and size == self.low + self.step else 1
+        if peak_mib is not None:
+            self.points[size] = peak_mib
+        self.low, self.high = (max(self.low, size), self.high) if fits else (self.low, min(self.high, size))
+        self.stalled = not open_end and not self.stalled and 2 * (self.high - self.low) > before
+
+    def _predicted(self) -> int:
+        """The largest size under the limit by a line through the two largest measured ones (what a process holds at rest hides in small ones); twice the cost
+        of what fits where no line rises; at most GROWTH times that cost."""
+        known = self.cost(self.low) if self.fitting is not None else self.cost(self.least)
+        reach = 2 * known
+        if len(self.points) > 1:
+            (x, peak), (next_x, next_peak) = ((self.cost(size), peak) for size, peak in sorted(self.points.items())[-2:])
+            if next_peak > peak:
+                reach = x + (self.limit - peak) * (next_x - x) / (next_peak - peak)
+        return self.least - 1 + bisect_right(range(self.least, self.most + 1), min(reach, GROWTH * known), key=self.cost)
