@@ -206,7 +206,7 @@ class _Match:
                 tick()
                 done = len(self.orders)
                 if done in self.looks and self.decided():
-                    return f"every verdict was reached after {done} blocks"
+                    return f"the deciding verdicts were reached after {done} blocks"
                 if done >= self.options.blocks:
                     return f"the most blocks were run, {done}"
                 if time.monotonic() - start > self.options.budget_s:

@@ -41,7 +41,7 @@ def made_up(started: str = "2030-01-02T03:04:05+00:00", **more: object) -> Compa
              pair("inference_memory_resident_mib", V57, (500.0, 400.0), "LOWER", (0.79, 0.81)), pair("box_ap", V57, (39.8, 40.8), "HIGHER", (0.6, 1.4)),
              pair("postprocess_cpu_ms", V57, (0.0, 0.1), "UNDECIDED", note="too short for the clock: some samples are zero")]
     return Comparison(**{
-        "id": f"{started[:4]}-comparison", "started": started, "duration_s": 60.0, "status": "failed", "ended": "every verdict was reached after 6 blocks",
+        "id": f"{started[:4]}-comparison", "started": started, "duration_s": 60.0, "status": "failed", "ended": "the deciding verdicts were reached after 6 blocks",
         "spec": BenchmarkSpec(), "threads": 1, "clock": "processor", "protocol": "6 blocks of 12 rounds", "seed": 0, "image_list": "e" * 64, "pairs": pairs,
         "sides": [Side(label=V39, row=V39, **side), Side(label=V57, row=V57, **side),
                   Side(label=R50, row=R50, **{**side, "status": "failed", "weights": RANDOM}, reason="out of memory: made up by a test")],
