@@ -123,4 +123,5 @@ def throughput_of(subject: Subject, images: list[PreprocessedImage], size: int, 
                           precision=spec.precision, budget_s=budget_s)
     how = Repetition(*warmed, *repeated).note(spec.precision, budget_s)
     covers = f"batch {size}: forward + post-processing of prepared batches that lie on the device, {len(images)} images in a pass; {spec.dtype}"
-    return summarise([1e3 / ms for ms in timed.clock.sums_ms(MODEL)], UNIT, covers=covers, note=how)
+    found = summarise([1e3 / ms for ms in timed.clock.sums_ms(MODEL)], UNIT, covers=covers, note=how)
+    return found.model_copy(update={"times_s": timed.clock.starts_s})

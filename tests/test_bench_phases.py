@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -21,7 +22,10 @@ from zoo.build import assemble
 from zoo.classifier import Classifier
 from zoo.data.transforms import Preprocess
 from zoo.detectors.base import Detections, Detector
+from zoo.detectors.joint_rcnn import JointRCNN
 from zoo.manifest import load_manifests
+from zoo.parts.smoothed_fpn import SmoothedPyramid
+from zoo.registry import BACKBONES
 
 ROW = "mask_rcnn_resnet14_slim_fpn.demo"
 SPEC = BenchmarkSpec(images=2, timed_images=2, warm_up_budget_s=0.1, time_budget_s=0.1)
@@ -146,6 +150,28 @@ def test_every_family_names_its_parts(family: str) -> None:
     assert {"backbone"} <= set(parts) <= {"backbone", "neck", "rpn", "heads"}
     with around_parts(model, parts, lambda name, call: call):  # raises where a name leads nowhere
         assert isinstance(model, (Detector, Classifier))
+
+
+def small_models() -> dict[str, Callable[[], nn.Module]]:
+    """One of each family that names parts of its own, as small as they come."""
+    def joint() -> JointRCNN:
+        backbone = BACKBONES["resnet14_slim"]()
+        return JointRCNN(backbone, SmoothedPyramid(backbone.specs, channels=16), 5, pooled_size=3, rpn_channels=16, post_nms=20)
+
+    rows = ("ssdlite_mobilenetv2_300.registry", "retinanet_resnet50_fpn_1x.detectron", "rpn_resnet50_fpn_1x.detectron",
+            "ssdlite320_mobilenet_v3_large_coco_v1.torchvision", "resnet18_imagenet.registry")
+    return {"joint": joint, **{row: lambda row=row: assemble(load_manifests().entry(row)) for row in rows}}
+
+
+@pytest.mark.parametrize("name", small_models())
+def test_the_forward_phase_calls_every_part_that_is_named(name: str) -> None:
+    model, called = small_models()[name]().eval(), set()
+    side = 300 if name.startswith("ssdlite_") else 64
+    images, sizes = torch.rand(1, 3, side, side), torch.tensor([[side, side]])
+    places = {place: (place,) for several in model.parts.values() for place in several}  # each by itself
+    with torch.inference_mode(), around_parts(model, places, lambda place, call: lambda *a: (called.add(place), call(*a))[1]):
+        model.raw(images, sizes) if isinstance(model, Detector) else model(images)
+    assert called == set(places)
 
 
 @dataclass

@@ -34,6 +34,10 @@ def _same(value: float) -> float:
     return value
 
 
+def _gib(mib: float) -> float:
+    return mib / MIB_PER_GIB
+
+
 @dataclass(frozen=True)
 class Quantity:
     """What an axis or a column shows: the metrics that give it, the first that is there, and how each comes into the unit."""
@@ -60,10 +64,14 @@ QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in (
              (("inference_time_ms", _same), ("inference_time_s", lambda s: s * 1000), ("fps", lambda fps: 1000 / fps)),
              "an image; measured: forward + post-processing; published: whatever the source had inside its clock, a of 'a + b'"),
     _plain("end_to_end_ms", "End to end", "ms", "lower", 1, "an image, from the file to results on the host"),
+    _plain("throughput_images_per_s", "Throughput", "images/s", "higher", 1, "forward + post-processing at the best batch size"),
     Quantity("memory_gib", "Train memory", "GiB", "lower", 2,
-             tuple((name, lambda mib: mib / MIB_PER_GIB) for name in ("train_memory_allocated_mib", "train_memory_resident_mib")),
-             (("train_memory_gb", _same), ("train_memory_mb", lambda mib: mib / MIB_PER_GIB)),
+             tuple((name, _gib) for name in ("train_memory_allocated_mib", "train_memory_resident_mib")),
+             (("train_memory_gb", _same), ("train_memory_mb", _gib)),
              "measured: torch's peak on a GPU, the process's peak resident set on a CPU; published: as printed"),
+    Quantity("inference_memory_gib", "Inference memory", "GiB", "lower", 2,
+             tuple((name, _gib) for name in ("inference_memory_allocated_mib", "inference_memory_resident_mib")), (),
+             "torch's peak on a GPU, the process's peak resident set on a CPU"),
     Quantity("epoch_time_h", "Epoch", "h", "lower", 2, (("epoch_time_s", lambda s: s / 3600),), (("epoch_time_h", _same),),
              "training time of one epoch on one device; measured ones are extrapolated from timed steps"),
     _plain("parameters_m", "Parameters", "M", "lower", 1),
