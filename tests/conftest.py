@@ -32,6 +32,16 @@ def data_folder(request: pytest.FixtureRequest) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def drawn_shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A few drawn images are what "shapes" means, for a whole file of tests."""
+    from records import make_small_shapes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTION_ZOO_HOME", str(make_small_shapes(tmp_path_factory.mktemp("home"))))
+        yield
+
+
 @pytest.fixture
 def package_weights(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of weights from package registries, in place of the user's own; or a skip that says how to give one."""

@@ -7,52 +7,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from records import make_small_shapes
+from made_up_models import ROW, FindsNothing, subject_of
 from torch import Tensor, nn
 
 from benchmarks.inference import measure_inference_memory
 from benchmarks.runner import Draft, measure_groups
 from benchmarks.spec import METRIC_GROUPS, BenchmarkSpec
-from benchmarks.subject import Sources, Subject, open_data
-from zoo.data.transforms import Preprocess
-from zoo.detectors.base import Detections, Detector
-from zoo.manifest import ModelEntry, load_manifests
+from benchmarks.subject import Sources, Subject
+from zoo.manifest import load_manifests
 
-ROW, CLASSIFIER = "mask_rcnn_resnet14_slim_fpn.demo", "vovnet39_imagenet.vovnet"
+CLASSIFIER = "vovnet39_imagenet.vovnet"
 SPEC = BenchmarkSpec(images=4, timed_images=4, groups=("memory", "epoch"))
-CPU = torch.device("cpu")
 MIB = 2**18  # float32 numbers
+pytestmark = pytest.mark.usefixtures("drawn_shapes")
 
 
-class Hungry(Detector):
+class Hungry(FindsNothing):
     """Finds nothing, and holds so much memory while it looks."""
-
-    num_classes = 5
 
     def __init__(self, mib: int) -> None:
         super().__init__()
         self.mib, self.turns = mib, 0
 
-    def losses(self, images, sizes, targets):  # noqa: ANN001, ANN201
-        raise AssertionError("nobody asked for training")
-
     def raw(self, images: Tensor, sizes: Tensor) -> Tensor:
         self.turns += 1
         return torch.ones(self.mib * MIB)[:len(images)].clone()
-
-    def postprocess(self, raw: Tensor, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
-        return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)) for _ in raw]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shapes_home(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTION_ZOO_HOME", str(make_small_shapes(tmp_path_factory.mktemp("home"))))
-        yield
-
-
-def subject_of(entry: ModelEntry, model: nn.Module, data: str = "shapes", device: torch.device = CPU) -> Subject:
-    return Subject(entry, model.to(device), Preprocess.from_conventions(entry.conventions.image), device, open_data(entry, data, SPEC.images))
 
 
 def record_of(subject: Subject, spec: BenchmarkSpec, folder: Path) -> dict:
@@ -63,9 +42,9 @@ def record_of(subject: Subject, spec: BenchmarkSpec, folder: Path) -> dict:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark can be reset on Linux only")
 def test_the_peak_holds_what_the_network_held_for_a_moment() -> None:
-    entry, peaks = load_manifests().entry(ROW), {}
+    peaks = {}
     for mib in (1, 1, 200):  # the first turn of all pays for what is loaded once
-        found, absent = measure_inference_memory(subject_of(entry, Hungry(mib)), SPEC)
+        found, absent = measure_inference_memory(subject_of(Hungry(mib), 4), SPEC)
         peaks[mib] = found["inference_memory_resident_mib"].value
     assert 150 <= peaks[200] - peaks[1] <= 260
     assert "whole process" in found["inference_memory_resident_mib"].covers and "4 of the 4 timed batches" in found["inference_memory_resident_mib"].covers
@@ -74,15 +53,13 @@ def test_the_peak_holds_what_the_network_held_for_a_moment() -> None:
 
 def test_a_few_spread_batches_are_enough() -> None:
     model = Hungry(1)
-    entry = load_manifests().entry(ROW)
-    subject = Subject(entry, model, Preprocess.from_conventions(entry.conventions.image), CPU, open_data(entry, "shapes"))
-    found, _ = measure_inference_memory(subject, SPEC)
+    found, _ = measure_inference_memory(subject_of(model), SPEC.model_copy(update={"timed_images": 6}))
     assert model.turns == 1 + 4 and found["inference_memory_resident_mib"].statistic == "peak"
 
 
 def test_a_row_without_a_schedule_has_its_inference_memory_and_a_reason_for_training(tmp_path: Path) -> None:
     entry = load_manifests().entry(ROW).model_copy(update={"schedule": None})
-    fields = record_of(subject_of(entry, Hungry(1)), SPEC, tmp_path)
+    fields = record_of(subject_of(Hungry(1), entry=entry), SPEC, tmp_path)
     assert set(fields["measurements"]) == {"inference_memory_resident_mib"}
     assert all("names no schedule" in fields["absent"][name] for name in ("train_memory_allocated_mib", "train_memory_resident_mib", "epoch_time_s"))
     assert set(fields["telemetry"]) == {"memory", "training"}
@@ -101,15 +78,14 @@ def test_a_classifier_has_memory_among_its_usual_metrics(tmp_path: Path) -> None
     entry = load_manifests().entry(CLASSIFIER)
     usual = BenchmarkSpec().for_task(entry.task)
     assert "memory" in usual.groups and set(usual.groups) <= set(METRIC_GROUPS)
-    fields = record_of(subject_of(entry, Flat(), f"imagenet:{tmp_path}"), usual.model_copy(update={"groups": ("memory",)}), tmp_path)
+    fields = record_of(subject_of(Flat(), entry=entry, data=f"imagenet:{tmp_path}"), usual.model_copy(update={"groups": ("memory",)}), tmp_path)
     assert set(fields["measurements"]) == {"inference_memory_resident_mib"} and "classifiers" in fields["absent"]["train_memory_resident_mib"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_context_is_told_apart() -> None:
-    device = torch.device("cuda")
-    found, absent = measure_inference_memory(subject_of(load_manifests().entry(ROW), Hungry(1), device=device), SPEC.model_copy(update={"device": "cuda"}))
+    found, absent = measure_inference_memory(subject_of(Hungry(1), device="cuda"), SPEC.model_copy(update={"device": "cuda"}))
     mib = {name: one.value for name, one in found.items()}
     assert mib["inference_memory_allocated_mib"] <= mib["inference_memory_reserved_mib"]
     if "inference_memory_process_mib" in mib:

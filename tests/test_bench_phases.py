@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from records import make_small_shapes
+from made_up_models import ROW, FindsNothing, real_subject, subject_of
 from torch import Tensor, nn
 
 from benchmarks.detection import detect_all
@@ -17,18 +17,16 @@ from benchmarks.inference import measure_inference
 from benchmarks.parts import around_parts, parts_of
 from benchmarks.phases import measure_phases
 from benchmarks.spec import BenchmarkSpec
-from benchmarks.subject import Subject, build_subject, open_data
 from zoo.build import assemble
 from zoo.classifier import Classifier
-from zoo.data.transforms import Preprocess
-from zoo.detectors.base import Detections, Detector
+from zoo.detectors.base import Detector
 from zoo.detectors.joint_rcnn import JointRCNN
 from zoo.manifest import load_manifests
 from zoo.parts.smoothed_fpn import SmoothedPyramid
 from zoo.registry import BACKBONES
 
-ROW = "mask_rcnn_resnet14_slim_fpn.demo"
 SPEC = BenchmarkSpec(images=2, timed_images=2, warm_up_budget_s=0.1, time_budget_s=0.1)
+pytestmark = pytest.mark.usefixtures("drawn_shapes")
 WAITS_S = {"backbone": 0.04, "neck": 0.01, "heads": 0.02, "forward_rest": 0.03}
 
 
@@ -44,10 +42,10 @@ class Waiting(nn.Module):
         return x + self.number
 
 
-class Sleeper(Detector):
+class Sleeper(FindsNothing):
     """Parts that take a known time; its head is a method, and calls another part."""
 
-    num_classes, parts = 5, {"backbone": ("body",), "neck": ("block.neck",), "heads": ("head", "scale")}
+    parts = {"backbone": ("body",), "neck": ("block.neck",), "heads": ("head", "scale")}
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,37 +56,13 @@ class Sleeper(Detector):
         threading.Event().wait(WAITS_S["heads"] / 2)
         return self.scale(x)
 
-    def losses(self, images, sizes, targets):  # noqa: ANN001, ANN201
-        raise AssertionError("nobody asked for training")
-
     def raw(self, images: Tensor, sizes: Tensor) -> Tensor:
         threading.Event().wait(WAITS_S["forward_rest"])
         return self.head(self.block.neck(self.body(images)))
 
-    def postprocess(self, raw: Tensor, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
-        return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)) for _ in raw]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shapes_home(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTION_ZOO_HOME", str(make_small_shapes(tmp_path_factory.mktemp("home"))))
-        yield
-
-
-def subject_of(model: nn.Module) -> Subject:
-    entry = load_manifests().entry(ROW)
-    return Subject(entry, model, Preprocess.from_conventions(entry.conventions.image), torch.device("cpu"), open_data(entry, "shapes", 2))
-
-
-def real_subject(row: str = ROW) -> Subject:
-    subject = build_subject(load_manifests().entry(row), "random", "cpu")
-    subject.dataset = open_data(subject.entry, "shapes", 2)
-    return subject
-
 
 def test_every_part_gets_its_own_time_and_the_rest_is_told() -> None:
-    found, absent = measure_phases(subject_of(Sleeper()), SPEC, 0.01)
+    found, absent = measure_phases(subject_of(Sleeper(), 2), SPEC, 0.01)
     assert set(found) == {f"{name}_ms" for name in WAITS_S} and set(absent) == {"rpn_ms"}
     for name, wait_s in WAITS_S.items():
         one = found[f"{name}_ms"]
@@ -99,14 +73,14 @@ def test_every_part_gets_its_own_time_and_the_rest_is_told() -> None:
 
 
 def test_times_are_an_image_whatever_the_batch() -> None:
-    found, _ = measure_phases(subject_of(Sleeper()), SPEC.model_copy(update={"batch_size": 2}), 0.01)
+    found, _ = measure_phases(subject_of(Sleeper(), 2), SPEC.model_copy(update={"batch_size": 2}), 0.01)
     assert min(found["backbone_ms"].samples) >= 19 and "batch 2" in found["backbone_ms"].covers
 
 
 def test_a_model_that_names_no_parts_says_so() -> None:
     model = Sleeper()
     model.parts = {}
-    found, absent = measure_phases(subject_of(model), SPEC, 0.01)
+    found, absent = measure_phases(subject_of(model, 2), SPEC, 0.01)
     assert not found and set(absent) == {"backbone_ms", "neck_ms", "rpn_ms", "heads_ms"}
 
 
@@ -210,7 +184,7 @@ def test_a_nan_that_comes_later_ends_the_timing_too() -> None:
 
     model = Late()
     with pytest.raises(FloatingPointError, match="the network gives numbers that are not finite"):
-        measure_inference(subject_of(model), SPEC.model_copy(update={"time_budget_s": 60.0, "warm_up_budget_s": 1e-9}))
+        measure_inference(subject_of(model, 2), SPEC.model_copy(update={"time_budget_s": 60.0, "warm_up_budget_s": 1e-9}))
     assert model.turns == 4, "one that is watched, one to warm up, and then two that are timed"
 
 

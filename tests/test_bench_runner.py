@@ -9,7 +9,6 @@ from statistics import fmean
 import numpy as np
 import pytest
 import torch
-from records import make_small_shapes
 from torch import Tensor, nn
 
 from benchmarks.detection import detect_all, measure_accuracy
@@ -39,6 +38,7 @@ from zoo.manifest import load_manifests
 ROW = "mask_rcnn_resnet14_slim_fpn.demo"
 SPEC = BenchmarkSpec(images=4, timed_images=3, warm_up_budget_s=0.2, time_budget_s=0.5, train_steps=4, train_warm_up_steps=1)
 SOURCES = Sources("shapes")
+pytestmark = pytest.mark.usefixtures("drawn_shapes")
 
 
 class Oracle(Detector):
@@ -67,13 +67,6 @@ class Oracle(Detector):
             boxes[:, 2:] -= 1  # the row's boxes end at the last pixel inside
             found.append(Detections(boxes, torch.full((len(boxes),), self.score), torch.from_numpy(truth.labels[keep])))
         return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shapes_home(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTION_ZOO_HOME", str(make_small_shapes(tmp_path_factory.mktemp("home"))))
-        yield
 
 
 def subject_of(images: int | None = 4, **oracle) -> Subject:  # noqa: ANN003

@@ -8,34 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from records import make_small_shapes, measured
+from made_up_models import ROW, FindsNothing, real_subject, subject_of
+from records import measured
 from torch import Tensor
 
 from benchmarks.isolation import out_of_memory
 from benchmarks.runner import Draft, measure_groups
 from benchmarks.spec import METRIC_GROUPS, BenchmarkSpec, metric
-from benchmarks.subject import Sources, Subject, build_subject, open_data
+from benchmarks.subject import Sources
 from benchmarks.throughput import LARGEST, Ladder, measure_throughput, prepared_images
-from zoo.data.transforms import Preprocess
-from zoo.detectors.base import Detections, Detector
-from zoo.manifest import load_manifests
 
-ROW = "mask_rcnn_resnet14_slim_fpn.demo"
 SPEC = BenchmarkSpec(groups=("throughput",), warm_up_budget_s=0.01, precision=0.9)
 BEST = "throughput_images_per_s"
+pytestmark = pytest.mark.usefixtures("drawn_shapes")
 
 
-class Paced(Detector):
+class Paced(FindsNothing):
     """A batch takes a time that depends on its size alone; beyond a size there is no memory for it."""
-
-    num_classes = 5
 
     def __init__(self, batch_s: Callable[[int], float] = lambda size: 0.0, most: int = 1000) -> None:
         super().__init__()
         self.batch_s, self.most, self.batches = batch_s, most, list[int]()
-
-    def losses(self, images, sizes, targets):  # noqa: ANN001, ANN201
-        raise AssertionError("nobody asked for training")
 
     def raw(self, images: Tensor, sizes: Tensor) -> Tensor:
         self.batches.append(len(images))
@@ -43,21 +36,6 @@ class Paced(Detector):
             torch.empty(2**60)  # what no machine has: the allocator's own error
         threading.Event().wait(self.batch_s(len(images)))
         return images
-
-    def postprocess(self, raw: Tensor, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
-        return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)) for _ in raw]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shapes_home(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTION_ZOO_HOME", str(make_small_shapes(tmp_path_factory.mktemp("home"))))
-        yield
-
-
-def subject_of(model: Detector, images: int | None = None) -> Subject:
-    entry = load_manifests().entry(ROW)
-    return Subject(entry, model, Preprocess.from_conventions(entry.conventions.image), torch.device("cpu"), open_data(entry, "shapes", images))
 
 
 def far_faster(size: int) -> float:
@@ -134,8 +112,6 @@ def test_every_batch_has_a_metric() -> None:
 
 def test_throughput_is_measured_when_asked_for_and_only_then(tmp_path: Path) -> None:
     assert "throughput" in METRIC_GROUPS and not any("throughput" in BenchmarkSpec().for_task(task).groups for task in ("detection", "classification"))
-    subject = build_subject(load_manifests().entry(ROW), "random", "cpu")
-    subject.dataset = open_data(subject.entry, "shapes", 2)
     draft, quick = Draft(ROW, SPEC), SPEC.model_copy(update={"time_budget_s": 0.6})
-    measure_groups(subject, quick, Sources("shapes"), tmp_path, lambda value: draft.add(value) if isinstance(value, dict) else None)
+    measure_groups(real_subject(), quick, Sources("shapes"), tmp_path, lambda value: draft.add(value) if isinstance(value, dict) else None)
     assert set(draft.fields["measurements"]) >= {BEST, "throughput_batch_1_images_per_s"} and set(draft.fields["telemetry"]) == {"throughput"}
