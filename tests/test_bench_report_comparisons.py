@@ -18,6 +18,7 @@ from benchmarks.report.generate import generate, make_report, readme_text, stale
 from benchmarks.report.html_page import html_page
 from benchmarks.report.kernel_cases import kernel_tables, read_timings
 from benchmarks.report.table import markdown
+from benchmarks.report.tables import tables_of, text_of
 from benchmarks.report.wide import Overview, overview
 from benchmarks.spec import BenchmarkSpec, Telemetry, metric
 from benchmarks.store import write_run
@@ -41,7 +42,8 @@ def made_up(started: str = "2030-01-02T03:04:05+00:00", **more: object) -> Compa
              pair("inference_memory_resident_mib", V57, (500.0, 400.0), "LOWER", (0.79, 0.81)), pair("box_ap", V57, (39.8, 40.8), "HIGHER", (0.6, 1.4)),
              pair("postprocess_cpu_ms", V57, (0.0, 0.1), "UNDECIDED", note="too short for the clock: some samples are zero")]
     return Comparison(**{
-        "id": f"{started[:4]}-comparison", "started": started, "duration_s": 60.0, "status": "failed", "ended": "the deciding verdicts were reached after 6 blocks",
+        "id": f"{started[:4]}-comparison", "started": started, "duration_s": 60.0, "status": "failed",
+        "ended": "the deciding verdicts were reached after 6 blocks",
         "spec": BenchmarkSpec(), "threads": 1, "clock": "processor", "protocol": "6 blocks of 12 rounds", "seed": 0, "image_list": "e" * 64, "pairs": pairs,
         "sides": [Side(label=V39, row=V39, **side), Side(label=V57, row=V57, **side),
                   Side(label=R50, row=R50, **{**side, "status": "failed", "weights": RANDOM}, reason="out of memory: made up by a test")],
@@ -108,6 +110,13 @@ def test_the_newest_of_a_setting_is_shown_and_broken_files_are_told(tmp_path: Pa
     assert {one.started[:4] for one in found} == {"2031", "2029"}
     assert len(problems) == 2 and any("cut.json" in text for text in problems) and any("quickness" in text for text in problems)
     assert read_comparisons(tmp_path / "nowhere") == ([], [])
+
+
+def test_bench_table_prints_what_the_file_holds(tmp_path: Path, view: Overview) -> None:
+    write_comparison(tmp_path / "comparisons", made_up())
+    tables, problems = tables_of("comparisons", tmp_path / "runs")
+    assert problems == [] and text_of(tables, "markdown").encode() == generate(view, {"md"}).files["tables/comparisons.md"]
+    assert tables_of("kernels", tmp_path / "runs") == ([], [])
 
 
 def test_operators_have_a_table_with_ratio_interval_and_agreement() -> None:

@@ -9,7 +9,7 @@ from . import comparisons, kernel_cases
 from .latex import latex
 from .layouts import WIDE
 from .table import Table, records_csv
-from .tables import tables_from, text_of
+from .tables import BESIDE, tables_from, text_of
 from .wide import Overview, wide_records
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ FLAT = {**OWN, "csv": records_csv}  # of what is no source's table: numbers, not
 
 def stored_tables(view: Overview) -> dict[str, list[Table]]:
     """Tables of what is stored beside the runs, by name: comparisons and timings of operators."""
-    return {comparisons.NAME: comparisons.comparison_tables(view.comparisons), kernel_cases.NAME: kernel_cases.kernel_tables(view.kernels)}
+    found = {comparisons.NAME: view.comparisons, kernel_cases.NAME: view.kernels}
+    return {name: beside.lay_out(found[name]) for name, beside in BESIDE.items()}
 
 
 def table_files(view: Overview, formats: set[str]) -> dict[str, bytes]:

@@ -2,30 +2,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from zoo.errors import ManifestError
 from zoo.manifest import load_manifests
 from zoo.registry import did_you_mean
 
+from ..comparison import read_comparisons
 from ..spec import OWN_PROTOCOL, Run
 from ..store import DEFAULT_STORE, read_runs
+from . import comparisons, kernel_cases
 from .layouts import layouts_of, load_layouts
 from .table import Table, as_csv, build_table, markdown
+
+
+class Beside(NamedTuple):
+    """Records that lie beside the runs, in a folder of that name: how they are read, and laid out as tables."""
+
+    read: Callable[[Path], tuple[list[Any], list[str]]]
+    lay_out: Callable[[list[Any]], list[Table]]
+
+
+BESIDE = {comparisons.NAME: Beside(read_comparisons, comparisons.comparison_tables),
+          kernel_cases.NAME: Beside(kernel_cases.read_timings, kernel_cases.kernel_tables)}
 
 
 def tables_of(name: str | None, store: Path | None, protocol: str = OWN_PROTOCOL) -> tuple[list[Table], list[str]]:
     """The tables of a source (or one table by its name) and what is wrong in the store.
 
     Args:
-        name: source or table; None takes every source that has a measured row.
+        name: source or table, "comparisons" or "kernels"; None takes every source that has a measured row.
         store: folder of records; None takes results/runs.
         protocol: timing protocol; runs made by another are left out, so that no table mixes them.
 
     Raises:
         ManifestError: no source and no table is called that, or no protocol.
     """
+    if name in BESIDE:
+        found, problems = BESIDE[name].read((store or DEFAULT_STORE).parent / name)
+        return BESIDE[name].lay_out(found), problems
     stored = read_runs(store or DEFAULT_STORE)
     if protocol not in load_manifests().protocols:
         raise ManifestError(f"unknown timing protocol {protocol!r}: {did_you_mean(protocol, load_manifests().protocols)}")
