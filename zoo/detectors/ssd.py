@@ -52,13 +52,16 @@ class Selection:
             scores: (P, C) float.
             columns: (K,) int64, channel of each label.
         """
-        wanted = scores[:, columns].t() > self.score_threshold  # (K, P)
+        label_of = columns.new_full(scores.shape[1:], -1)  # (C,)
+        label_of[columns] = torch.arange(len(columns), device=columns.device)
+        allowed = torch.isfinite(boxes).all(dim=1)  # sizes are exponentials without a bound: one that overflows is no box
         if self.background_filter is not None:
-            best, which = scores.max(dim=1)
-            wanted &= ~((which == BACKGROUND) & (best >= self.background_filter))
-        wanted &= torch.isfinite(boxes).all(dim=1)  # sizes are exponentials without a bound: one that overflows is no box
-        labels, priors = wanted.nonzero(as_tuple=True)
-        found = Detections(boxes[priors], scores[priors, columns[labels]], labels)
+            best = scores.amax(dim=1)
+            allowed &= (scores[:, BACKGROUND] != best) | (best < self.background_filter)
+        wanted = (scores > self.score_threshold) & (label_of >= 0) & allowed[:, None]  # (P, C)
+        priors, channels = wanted.nonzero(as_tuple=True)
+        labels = label_of[channels]
+        found = Detections(boxes[priors], scores[priors, channels], labels)
         kept = batched_nms(found.boxes, found.scores, labels, self.nms_iou, num_groups=len(columns), offset=self.nms_offset, max_keep=self.per_class_keep,
                            max_total=self.per_image_keep)
         return found.select(kept[labels[kept].sort(stable=True).indices])
