@@ -68,7 +68,7 @@ def test_detections_are_detectron2s_own(name: str) -> None:
     torch.manual_seed(3)
     model = assemble(small(name)).eval()
     images, sizes, _ = images_and_targets([(64, 96), (80, 64)], polygons=False, keypoints=False, classes=2)
-    images = images * 50 + 110
+    images = images + 110
     batch = [{"image": image[:, :h, :w], "height": 2 * h, "width": 2 * w} for image, (h, w) in zip(images, sizes.tolist(), strict=True)]
     with torch.no_grad():
         wanted = [each["instances"] for each in model.model(batch)]
@@ -84,7 +84,9 @@ def test_detections_are_detectron2s_own(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_it_keeps_the_contract(name: str) -> None:
     torch.manual_seed(2)
-    check_detector(assemble(small(name)), [(64, 96), (80, 64)], polygons=name.startswith("mask"), keypoints=name.startswith("keypoint"))
+    model = assemble(small(name))
+    model.model.pixel_mean.zero_()  # the contract's images are around zero; with fresh weights a large constant grows beyond all bounds
+    check_detector(model, [(64, 96), (80, 64)], polygons=name.startswith("mask"), keypoints=name.startswith("keypoint"))
 
 
 @needs_detectron2

@@ -70,10 +70,11 @@ class Detectron2Detector(Detector):
         else:
             found, _ = model.roi_heads.box_predictor.inference(raw.predictions, raw.proposals)
             found = model.roi_heads.forward_with_given_boxes(raw.features, found)
-        masks = [each.pred_masks[:, 0] if each.has("pred_masks") else None for each in found]
+        for each in found:
+            if original_sizes is None and each.has("pred_masks"):
+                each.unpasted = each.pred_masks[:, 0]  # goes with the others where scaling drops an empty box
         shapes = (sizes if original_sizes is None else original_sizes).tolist()
-        scaled = [detector_postprocess(each, height, width) for each, (height, width) in zip(found, shapes, strict=True)]
-        return [_detections(each, None if original_sizes is not None else _fitting(small, each)) for each, small in zip(scaled, masks, strict=True)]
+        return [_detections(detector_postprocess(each, height, width)) for each, (height, width) in zip(found, shapes, strict=True)]
 
     def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         from detectron2.utils.events import EventStorage
@@ -90,18 +91,11 @@ class Detectron2Detector(Detector):
         return [{"image": image[:, :height, :width], "height": height, "width": width} for image, (height, width) in zip(images, sizes.tolist(), strict=True)]
 
 
-def _detections(found: Any, unpasted: Tensor | None) -> Detections:
-    """Instances as Detections; unpasted (R, M, M): masks that were not asked for in the image."""
-    masks = unpasted if unpasted is not None else found.pred_masks if found.has("pred_masks") else None
-    return Detections(found.pred_boxes.tensor, found.scores, found.pred_classes, masks=masks,
-                      keypoints=found.pred_keypoints if found.has("pred_keypoints") else None)
-
-
-def _fitting(masks: Tensor | None, kept: Any) -> Tensor | None:
-    """Masks (R, M, M) of the detections that scaling kept; it drops empty boxes, which selection has dropped before."""
-    if masks is not None and len(masks) != len(kept):
-        raise ValueError(f"scaling kept {len(kept)} of {len(masks)} detections, and nobody knows which masks are theirs")
-    return masks
+def _detections(found: Any) -> Detections:
+    """Instances as Detections; masks pasted, or (R, M, M) where that was not asked for."""
+    fields = found.get_fields()
+    return Detections(found.pred_boxes.tensor, found.scores, found.pred_classes, masks=fields.get("unpasted", fields.get("pred_masks")),
+                      keypoints=fields.get("pred_keypoints"))
 
 
 def _instances(target: Target, height: int, width: int) -> Any:
