@@ -169,6 +169,16 @@ def test_detection_rules_choose_soft_nms_and_voting() -> None:
     assert len(suppress(boxes[:0], scores[:0], labels[:0], 1.0, DetectionRule(soft="linear", vote_iou=0.9))) == 0
 
 
+def test_the_best_of_an_image_are_those_after_voting() -> None:
+    """By "avg" the first keeps (0.6 + 0.1) / 2, below the 0.4 of the third; without voting the first is the best, and with ties both are."""
+    boxes, scores, labels = few([[0, 0, 9, 9], [0, 0, 9, 11], [50, 50, 59, 59]]), torch.tensor([0.6, 0.1, 0.4]), torch.tensor([0, 0, 0])
+    voted = suppress(boxes, scores, labels, 1.0, DetectionRule(max_detections=1, vote_iou=0.8, vote_method="avg"))
+    assert voted.scores.tolist() == pytest.approx([0.4])
+    assert suppress(boxes, scores, labels, 1.0, DetectionRule(max_detections=1)).scores.tolist() == pytest.approx([0.6])
+    tied = suppress(boxes, torch.tensor([0.6, 0.1, 0.6]), torch.tensor([1, 1, 0]), 1.0, DetectionRule(max_detections=1))
+    assert tied.labels.tolist() == [1, 0]
+
+
 def test_pooling_methods_agree_on_a_constant_map_and_differ_on_a_ramp() -> None:
     specs = {"p2": FeatureSpec(1, 4), "p3": FeatureSpec(1, 8)}
     boxes = [few([[4, 4, 40, 40], [0, 0, 200, 200]])]
