@@ -157,8 +157,8 @@ def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or
         in_process: Annotated[bool, typer.Option("--in-process", help="no process of its own for each model")] = False,
         stall_s: Annotated[float, typer.Option(min=1, help="end a model that shows no sign of life for so long")] = 600.0,
         limit_s: Annotated[float | None, typer.Option(min=1, help="end a model that takes longer")] = None,
-        memory_gb: Annotated[float | None, typer.Option(min=0.1, help="end a model that holds more memory of the machine; default: nearly all that is free")]
-        = None,
+        memory_gb: Annotated[float | None, typer.Option(min=0.1, help="end a model that holds more memory, GB of 2^30 bytes; default: nearly all "
+                                                                      "that is free")] = None,
         jobs: Annotated[int, typer.Option(min=1, help="models at once, each on a GPU of its own (on a CPU they share it)")] = 1,
         engine: Annotated[Literal["local", "ray"], typer.Option(help="ray: the cluster of RAY_ADDRESS, a GPU a model")] = "local",
         as_json: JSON = False) -> None:
@@ -176,7 +176,7 @@ def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or
                          train_warm_up_steps=train_warm_up)
     if in_process and (jobs > 1 or engine == "ray"):
         raise typer.BadParameter("one process can measure one model at a time", param_hint="--in-process")
-    memory_mib = None if memory_gb is None else memory_gb * 1e9 / 2**20
+    memory_mib = None if memory_gb is None else memory_gb * 1024
     options = SweepOptions(store or DEFAULT_STORE, again, not in_process, stall_s, limit_s, memory_mib, jobs, engine)
     sweep = run_sweep(chosen_rows(rows), spec, Sources(data, weights, train_data, checkpoint_format), options, _say)
     done = [*sweep.known, *sweep.runs]
