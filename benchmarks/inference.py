@@ -28,7 +28,7 @@ COVERS = {
     "result_copy": "device to host",
 }
 MODEL = ("forward", "postprocess")
-MEMORY_TURNS = 4
+MEMORY_TURNS = 3
 
 
 @dataclass
