@@ -47,7 +47,8 @@ class Search:
     points: dict[int, float] = field(default_factory=dict)
     tries: int = 0
     stalled: bool = False  # the last prediction left more than half of what was open
-    step: int = 1
+    step: int = 1  # from the largest that fits to the next, while the line says that nothing more fits and nothing has been too much
+    stepped: bool = False
 
     def __post_init__(self) -> None:
         self.low, self.high = self.least - 1, self.most + 1  # neither has been tried; `fitting` and `exceeding` know
@@ -71,7 +72,8 @@ class Search:
         if self.exceeding is not None and (self.stalled or self.fitting is None and len(self.points) < 2):
             return (self.low + self.high) // 2
         guess = self._predicted()
-        if self.exceeding is None and guess <= self.low:
+        self.stepped = self.exceeding is None and guess <= self.low
+        if self.stepped:
             guess = self.low + self.step
         return max(self.low + 1, min(guess, self.high - 1))
 
@@ -79,7 +81,7 @@ class Search:
         """What came of a trial; peak_mib None: it was ended before its peak was known."""
         self.tries += 1
         before, open_end = self.high - self.low, self.exceeding is None
-        self.step = 2 * self.step if fits and size == self.low + self.step else 1
+        self.step = 2 * self.step if fits and self.stepped else 1
         if peak_mib is not None:
             self.points[size] = peak_mib
         self.low, self.high = (max(self.low, size), self.high) if fits else (self.low, min(self.high, size))
