@@ -13,6 +13,7 @@ from zoo.manifest import ModelEntry, load_manifests
 
 NOTE = "made up by a test: nobody measured this"
 PHASES = {"decode_ms": 0.12, "resize_ms": 0.1, "copy_ms": 0.03, "forward_ms": 0.6, "postprocess_ms": 0.12, "result_copy_ms": 0.03}
+PARTS = {"backbone_ms": 0.35, "neck_ms": 0.1, "rpn_ms": 0.06, "heads_ms": 0.11, "forward_rest_ms": 0.02}  # passes of their own: a little more than forward
 MACHINES = [MACHINE.model_copy(update={"device_name": f"{name} (made up)", "cpu": name}) for name in ("Abacus 9", "Slate 2")]
 SHAPES = PHOTOS.model_copy(update={"name": "shapes:val", "digest": "5" * 64, "images": 60, "images_of_split": 60, "made_up": True})
 SUBSET = PHOTOS.model_copy(update={"digest": "6" * 64, "images": 500})
@@ -57,7 +58,7 @@ def _measurements(draw: random.Random, untrained: bool) -> dict[str, Measurement
     samples = [total * draw.lognormvariate(0, 0.03) for _ in range(60)]
     ordered = sorted(samples)
     ap = draw.uniform(0, 0.4) if untrained else 18 + 6 * (total / 8) ** 0.5 + draw.uniform(-2, 2)
-    values = {name: Measurement(value=total * share, unit="ms", statistic="median", n=60) for name, share in PHASES.items()}
+    values = {name: Measurement(value=total * share, unit="ms", statistic="median", n=60) for name, share in (PHASES | PARTS).items()}
     values["model_ms"] = Measurement(value=median(samples), unit="ms", statistic="median", n=60, interval=(ordered[21], ordered[38]), samples=samples,
                                      percentiles={"p5": ordered[3], "p95": ordered[56]}, covers="forward + post-processing; batch 1, an image", note=NOTE)
     values["end_to_end_ms"] = Measurement(value=median(samples) * 1.4, unit="ms", statistic="median", n=60, covers="file to results on the host")

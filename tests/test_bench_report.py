@@ -175,6 +175,8 @@ def test_phase_bars_are_of_one_setting(view: Overview) -> None:
     timed = [line for line in view.lines if "forward_ms" in line.metrics()]
     assert len(bars) + without == len(timed) and {line.setting_title for line in timed} >= {title}
     assert [sum(bar.phases.values()) for bar in bars] == sorted((sum(bar.phases.values()) for bar in bars), reverse=True)
+    for bar in bars:  # 35, 10, 6, 11 and 2 of 64 parts
+        assert list(bar.shares.values()) == pytest.approx([bar.phases["forward_ms"] * part / 64 for part in (35, 10, 6, 11, 2)])
     assert phase_bars(overview(load_manifests(), [])) == ("", [], 0)
 
 

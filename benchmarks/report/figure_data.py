@@ -13,6 +13,7 @@ from .wide import QUANTITIES, Overview, Point, Quantity, WideLine, setting_title
 Y_QUANTITIES = ("box_ap", "voc_map", "mask_ap", "keypoint_ap", "top1")  # of a panel: the one that most of its lines have, the first of equals
 PHASES = {"decode_ms": "decode", "resize_ms": "resize + normalise", "copy_ms": "copy to device", "forward_ms": "forward", "postprocess_ms": "post-processing",
           "result_copy_ms": "copy back"}
+PARTS = {"backbone_ms": "backbone", "neck_ms": "neck", "rpn_ms": "RPN", "heads_ms": "heads", "forward_rest_ms": "rest"}  # of the forward phase, timed apart
 MOST_PANELS, MOST_BARS, MOST_HISTORIES = 4, 24, 6
 COMMIT_DIGITS = 7
 
@@ -42,10 +43,17 @@ class Panel:
 
 @dataclass(frozen=True)
 class Bar:
-    """Median milliseconds of each phase of one line."""
+    """Median milliseconds of each phase of one line, and of each part of its forward phase where those were timed."""
 
     label: str
     phases: dict[str, float]
+    parts: dict[str, float]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The forward phase's milliseconds shared out as its parts' own passes share them."""
+        total = sum(self.parts.values())
+        return {name: self.phases["forward_ms"] * value / total for name, value in self.parts.items()} if total else {}
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ def phase_bars(view: Overview) -> tuple[str, list[Bar], int]:
     most = Counter(line.setting for line in timed).most_common(1)[0][0]
     lines = [line for line in timed if line.setting == most]
     bars = [Bar(", ".join([line.entry.name, *(flag for flag in line.flags if "images" not in flag)]),
-                {name: line.metrics()[name].value for name in PHASES if name in line.metrics()}) for line in lines]
+                *({name: line.metrics()[name].value for name in names if name in line.metrics()} for names in (PHASES, PARTS))) for line in lines]
     bars.sort(key=lambda bar: (-sum(bar.phases.values()), bar.label))
     return lines[0].setting_title, bars[:MOST_BARS], len(timed) - min(len(bars), MOST_BARS)
 

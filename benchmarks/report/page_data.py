@@ -9,7 +9,7 @@ from zoo.manifest import MetricSpec, ModelEntry, Published, WeightSpec
 
 from ..spec import Measurement, Run
 from .comparisons import comparison_data
-from .figure_data import PHASES, detector
+from .figure_data import PARTS, PHASES, detector
 from .kernel_cases import KernelTimings, kernel_tables, time_text
 from .lines import PublishedLine, comparable
 from .wide import QUANTITIES, Overview, WideLine
@@ -44,7 +44,8 @@ def page_data(view: Overview) -> dict[str, Any]:
     return {
         "quantities": [{"name": q.name, "title": q.title, "unit": q.unit, "better": q.better, "digits": q.digits, "note": q.note} for q in QUANTITIES.values()],
         "metrics": {name: _metric(view.manifests.metrics[name]) for name in sorted(packed.metrics & view.manifests.metrics.keys())},
-        "phases": PHASES, "followed": FOLLOWED, "rows": packed.rows.values, "lines": lines, "records": records, "settings": packed.settings.values,
+        "phases": PHASES, "parts": PARTS, "followed": FOLLOWED,
+        "rows": packed.rows.values, "lines": lines, "records": records, "settings": packed.settings.values,
         "texts": packed.texts.values, "environments": packed.environments.values, "specs": packed.specs.values, "data": packed.data.values,
         "kernels": [_kernels(timings) for timings in view.kernels],
         "comparisons": [comparison_data(one) for one in view.comparisons], "problems": view.problems,

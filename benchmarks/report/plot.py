@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..spec import digest_of, metric
-from .figure_data import PHASES, Bar, Dot, History, Panel, Ratios, histories, kernel_ratios, panels, phase_bars
+from .figure_data import PARTS, PHASES, Bar, Dot, History, Panel, Ratios, histories, kernel_ratios, panels, phase_bars
 from .wide import QUANTITIES, Overview, Point
 
 if TYPE_CHECKING:
@@ -179,12 +179,24 @@ def _draw_phases(title: str, bars: list[Bar], without: int) -> Figure:
         widths = [bar.phases.get(name, 0.0) for bar in shown]
         axis.barh([bar.label for bar in shown], widths, left=start, color=colour, label=label, height=0.7)
         start = [a + b for a, b in zip(start, widths, strict=True)]
-    axis.set_xlabel("median of each phase (ms an image)")
+    _draw_parts(axis, shown)
+    axis.set_xlabel("median of each phase (ms an image); below a bar the shares of the forward phase, from passes of their own")
     axis.set_title(f"measured: {title}", loc="right")
     axis.grid(False, axis="y")
     figure.legend(loc="outside lower center", ncols=len(PHASES), fontsize=7)
     _left_out(figure, without, "measured lines")
     return figure
+
+
+def _draw_parts(axis: Axes, bars: list[Bar]) -> None:
+    """A thin strip under the forward phase of each bar: its parts, in greys."""
+    start = [sum(bar.phases.get(name, 0.0) for name in list(PHASES)[:list(PHASES).index("forward_ms")]) for bar in bars]
+    for grey, (name, label) in zip(("#222222", "#777777", "#aaaaaa", "#444444", "#dddddd"), PARTS.items(), strict=True):
+        widths = [bar.shares.get(name, 0.0) for bar in bars]
+        if any(widths):
+            places = [place - 0.42 for place in range(len(bars))]
+            axis.barh(places, widths, left=start, color=grey, label=label, height=0.14)
+        start = [a + b for a, b in zip(start, widths, strict=True)]
 
 
 def _draw_ratios(ratios: list[Ratios]) -> Figure:

@@ -98,17 +98,25 @@ function elsewhere(line) {
 function phaseBar(records) {
   const record = records.find((each) => each.values && each.values.forward_ms);
   if (!record) return null;
-  const parts = Object.entries(DATA.phases).filter(([name]) => record.values[name]).map(([name, title]) => [title, record.values[name].value]);
-  const total = parts.reduce((sum, [, at]) => sum + at, 0);
-  const svg = draw("svg", { viewBox: "0 0 700 30", role: "img", "aria-label": parts.map(([title, at]) => `${title} ${at.toFixed(2)} ms`).join(", ") });
+  const parts = shareBar(record, DATA.parts);
+  return chapter("Phases, median of each", ...shareBar(record, DATA.phases),
+    ...(parts.length ? [make("h4", {}, "The forward phase, in passes of their own"), ...parts] : []));
+}
+
+/** A bar of named times, and what they are; nothing where there are none. */
+function shareBar(record, titles) {
+  const shares = Object.entries(titles).filter(([name]) => record.values[name]).map(([name, title]) => [title, record.values[name].value]);
+  if (!shares.length) return [];
+  const total = shares.reduce((sum, [, at]) => sum + at, 0);
+  const svg = draw("svg", { viewBox: "0 0 700 30", role: "img", "aria-label": shares.map(([title, at]) => `${title} ${at.toFixed(2)} ms`).join(", ") });
   let start = 0;
-  const list = parts.map(([title, at], place) => {
+  const list = shares.map(([title, at], place) => {
     svg.append(draw("rect", { class: `c${place}`, fill: "currentColor", x: start, y: 2, width: Math.max(0, at / total * 700 - 1), height: 26 }));
     start += at / total * 700;
     const swatch = draw("svg", { viewBox: "0 0 16 16", "aria-hidden": "true" }, draw("rect", { class: `c${place}`, fill: "currentColor", width: 14, height: 14, y: 1 }));
     return make("li", {}, swatch, `${title} ${at.toFixed(2)} ms`);
   });
-  return chapter("Phases, median of each", svg, make("ul", { class: "legend" }, list));
+  return [svg, make("ul", { class: "legend" }, list)];
 }
 
 /** A curve over equal steps, with its ends labelled. */
