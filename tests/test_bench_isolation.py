@@ -82,3 +82,19 @@ def test_a_process_does_not_outlive_its_parent() -> None:
     closed.join(30)
     assert not closed.is_alive(), f"process {child} is still there"
     parent.stderr.close()
+
+
+def shows_a_bar(report) -> None:  # noqa: ANN001
+    from benchmarks.progress import progress
+
+    with progress("a bar", 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_ended_process_with_a_bar_leaves_no_semaphore_behind() -> None:
+    """Python's resource tracker warned of one at the end of every sweep that Ctrl-C had stopped."""
+    code = ("from test_bench_isolation import shows_a_bar; from benchmarks.isolation import run_isolated\n"
+            "if __name__ == '__main__': print(run_isolated(shows_a_bar, (), print).reason)")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert "ended by SIGKILL" in done.stdout and "leaked" not in done.stderr
