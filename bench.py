@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, in_one_line
 
 INTERRUPTED = 130
 
@@ -28,10 +28,10 @@ class _Doors(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except (ZooError, OSError) as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {in_one_line(error)}", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            typer.echo("stopped by Ctrl-C; everything finished is stored, and the same command goes on from there", err=True)
+            typer.echo("stopped by Ctrl-C; what had been stored before is kept", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -39,7 +39,8 @@ app = typer.Typer(cls=_Doors, add_completion=False, no_args_is_help=True, pretty
                   help="Benchmark tables of object detectors: rows of the manifests, measured here and as published.")
 
 JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
-STORE = Annotated[Path | None, typer.Option(help="folder of records; default: results/runs")]
+STORE = Annotated[Path | None, typer.Option(file_okay=False, help="folder of records; default: results/runs")]
+READ_STORE = Annotated[Path | None, typer.Option("--store", exists=True, file_okay=False, help="folder of records; default: results/runs")]
 PROTOCOL = Annotated[str, typer.Option(help="timing protocol of manifests/protocols.toml; a table shows one alone")]
 
 
@@ -78,7 +79,7 @@ def show(row: Annotated[str, typer.Argument(help="name of a row")], as_json: JSO
 
 @app.command()
 def table(source: Annotated[str | None, typer.Argument(help="source or table; default: every source with a measured row")] = None,
-          store: STORE = None, out: Annotated[Path | None, typer.Option(help="write the table here as well")] = None,
+          store: READ_STORE = None, out: Annotated[Path | None, typer.Option(help="write the table here as well")] = None,
           protocol: PROTOCOL = "zoo", as_csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False, as_json: JSON = False) -> None:
     """Print a source's own table, published beside measured."""
     from benchmarks.report.tables import tables_of, text_of
@@ -230,7 +231,7 @@ def compare(rows: Annotated[list[str], typer.Argument(metavar="ROW[@WEIGHTS]..."
             stored: Annotated[bool, typer.Option("--stored", help="compare stored records (rows or record ids) and run nothing")] = False,
             anyway: Annotated[bool, typer.Option("--anyway", help="with --stored: footnotes where the comparison would be refused")] = False,
             relative_to: Annotated[str | None, typer.Option(help="with --stored: times as multiples of this row's on the same hardware")] = None,
-            runs_folder: Annotated[Path | None, typer.Option("--runs", help="with --stored: folder of records; default: results/runs")] = None,
+            runs_folder: Annotated[Path | None, typer.Option("--runs", exists=True, file_okay=False, help="with --stored: folder of records")] = None,
             store: Annotated[Path | None, typer.Option(help="folder of comparisons; default: results/comparisons")] = None, as_json: JSON = False) -> None:
     """Run models side by side and say FASTER, SAME, SLOWER or UNDECIDED of every metric."""
     if stored:
@@ -389,7 +390,7 @@ def pick(max_ms: Annotated[float | None, typer.Option(help="model time an image,
          max_parameters: Annotated[float | None, typer.Option(help="millions")] = None,
          licence: Annotated[str | None, typer.Option(help="permissive, or an SPDX name")] = None,
          hardware: Annotated[str | None, typer.Option(help="part of the name of the processor or GPU")] = None,
-         others: Annotated[int, typer.Option(min=0, help="how many of the other rows are told")] = 10, store: STORE = None, as_json: JSON = False) -> None:
+         others: Annotated[int, typer.Option(min=0, help="how many of the other rows are told")] = 10, store: READ_STORE = None, as_json: JSON = False) -> None:
     """Pick the rows that fit a budget, best first, and say why others do not."""
     from dataclasses import asdict
 
@@ -453,7 +454,7 @@ def doctor(as_json: JSON = False) -> None:
 @app.command()
 def report(out: Annotated[Path | None, typer.Option(help="folder to write into; default: results, and README's blocks with it")] = None,
            formats: Annotated[str, typer.Option("--format", help="comma-separated: md, csv, json, latex, svg, png, html")] = "md,csv,svg,html",
-           store: STORE = None, check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 where results or README is stale")] = False,
+           store: READ_STORE = None, check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 where results or README is stale")] = False,
            as_json: JSON = False) -> None:
     """Make tables, figures and the page from stored records alone."""
     from benchmarks.report.generate import FORMATS, make_report, stale_report

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.errors import DownloadError, ZooError
+from zoo.errors import DownloadError, ZooError, in_one_line
 from zoo.manifest import MANIFEST_FOLDER, Manifests, load_manifests, read_manifests
 from zoo.weights.cache import WeightCache
 from zoo.weights.selection import Chosen, choose, paste_lines, state_of
@@ -35,8 +36,11 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except ZooError as error:
-            say(f"error: {error}")
+        except BrokenPipeError:  # whoever read our output has left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except (ZooError, OSError) as error:
+            say(f"error: {in_one_line(error)}")
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             say("stopped; the same command goes on from here")
@@ -47,7 +51,8 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def say(text: str) -> None:
     """Talk, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{text}\n")  # in one piece: threads talk too
+    sys.stderr.flush()
 
 
 def show(rows: Sequence[dict[str, Any]], as_json: bool, columns: Iterable[str] = ()) -> None:
@@ -159,7 +164,10 @@ def audit(offline: Offline = False, jobs: Annotated[int, typer.Option(min=1, hel
     counts = {status: sum(link.status == status for link in done.links) for status in dict.fromkeys(link.status for link in done.links)}
     summary = ", ".join(f"{n} {status}" for status, n in counts.items())
     say(f"{len(done.links)} links: {summary}; {len(done.faults)} faults of rows, {len(done.unpinned)} files without a hash; {record}")
-    raise typer.Exit(1 if done.faults or done.bad_links else 0)
+    unasked = not offline and done.links != [] and set(counts) <= {"no network", "not tried"}
+    if unasked:
+        say("no link could be asked: is there a network? (--offline looks at the rows alone)")
+    raise typer.Exit(1 if done.faults or done.bad_links or unasked else 0)
 
 
 @app.command()

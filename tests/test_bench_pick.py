@@ -82,5 +82,6 @@ def test_the_command(tmp_path: Path) -> None:
     assert all(one["reasons"] for one in answer["others"]) and len(answer["others"]) == len(load_manifests().entries) - 1
     text = CliRunner().invoke(app, ask).stdout
     assert "Measured here: 1 qualify" in text and "Why others do not" in text
+    (tmp_path / "empty").mkdir()
     none = CliRunner().invoke(app, ["pick", "--max-ms", "0.001", "--store", str(tmp_path / "empty")])
     assert none.exit_code == 1 and "Measured here: 0 qualify" in none.stdout

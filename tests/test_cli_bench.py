@@ -71,6 +71,11 @@ def test_show_prints_everything_of_a_row() -> None:
     (("shwo", "x"), 2, "Did you mean 'show'"),
     (("list", "--jsn"), 2, "--json"),
     (("show",), 2, "Missing argument"),
+    (("table", "vovnet", "--store", "no/such/store"), 2, "does not exist"),
+    (("pick", "--max-ms", "9", "--store", "README.md"), 2, "is a file"),
+    (("run", "demo", "--store", "README.md"), 2, "is a file"),
+    (("table", "vovnet", "--out", "no/such/folder/table.md"), 1, "error: no/such/folder/table.md: no such file or directory"),
+    (("evaluate", "tests", "--data", "shapes"), 1, "error: tests: is a directory"),
 ])
 def test_mistakes_get_one_answer_and_no_traceback(arguments: tuple[str, ...], code: int, said: str) -> None:
     done = bench(*arguments)

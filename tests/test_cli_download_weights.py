@@ -234,6 +234,20 @@ def test_audit_without_a_network(run: Any, manifests: Path, tmp_path: Path) -> N
     assert "no network: https://weights.invalid/x.pth" in result.stderr
 
 
+def test_an_audit_that_could_ask_nothing_has_not_passed(run: Any, manifests: Path, tmp_path: Path) -> None:
+    (manifests / "sample.toml").write_text(ROW.format(name="far") + FILE.format(url="https://weights.invalid/x.pth", more=""))
+    assert "no link could be asked" in run("audit", "--results", str(tmp_path), code=1).stderr
+    assert "no link could be asked" not in run("audit", "--results", str(tmp_path), "--offline").stderr
+
+
+@pytest.mark.parametrize("command", [("export", "TAKEN", "pinned.sample"), ("audit", "--offline", "--results", "TAKEN")], ids=["export", "audit"])
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(run: Any, tmp_path: Path, command: tuple[str, ...]) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    run("get", "pinned.sample")
+    assert f"error: {taken}: " in run(*(part.replace("TAKEN", str(taken)) for part in command), code=1).stderr
+
+
 def test_audit_of_the_project_itself(tmp_path: Path) -> None:
     """The project's own manifests have no malformed row and no unexplained duplicate."""
     result = CliRunner().invoke(app, ["audit", "--offline", "--results", str(tmp_path), "--json"])

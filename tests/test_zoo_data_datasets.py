@@ -162,6 +162,12 @@ def test_corrupt_images(decoder: str, data: bytes, said: str) -> None:
         decode_image(data, "x.jpg", decoder)  # type: ignore[arg-type]
 
 
+def test_what_is_no_image_is_told_without_python_objects() -> None:
+    with pytest.raises(DatasetError, match=r"^README\.md: ") as caught:
+        decode_image(b"# detection-zoo\n", "README.md")
+    assert "BytesIO" not in str(caught.value)
+
+
 @pytest.mark.parametrize("decoder", ["pil", "cv2"])
 def test_grey_palette_alpha_and_cmyk_become_rgb(decoder: str) -> None:
     image = Image.fromarray(PIXELS)

@@ -19,3 +19,10 @@ class CheckpointError(ZooError):
 
 class DatasetError(ZooError):
     """A dataset folder, an annotation file or an image is missing or malformed."""
+
+
+def in_one_line(error: ZooError | OSError) -> str:
+    """What a command says of an error: its own message, or of the system's "path: what is wrong" without the number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
+    return str(error)

@@ -36,7 +36,7 @@ def open_dataset(argument: str, *, classes: Sequence[str] | int | None = None, k
     """
     kind, _, rest = argument.partition(":")
     if kind not in FORMS:
-        raise DatasetError(f"--data {argument!r}: unknown kind of dataset {kind!r}, {did_you_mean(kind, FORMS)} Forms: " + "; ".join(FORMS.values()))
+        raise DatasetError(f"--data {argument!r}: unknown kind of dataset {kind!r}, {did_you_mean(kind, FORMS)}; forms: " + "; ".join(FORMS.values()))
     if kind != "shapes" and not rest:
         raise DatasetError(f"--data {argument!r}: the folder is missing; write {FORMS[kind]}")
     if isinstance(classes, int) != (kind == "imagenet") and classes is not None:

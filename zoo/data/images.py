@@ -34,7 +34,9 @@ def _decode_pil(data: bytes, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError:
+        raise DatasetError(f"{where}: cannot be decoded as an image, by its first bytes it is none; if it should be one, download it again") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise DatasetError(f"{where}: cannot be decoded as an image ({error}); download it again") from None
 
 
