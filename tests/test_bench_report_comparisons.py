@@ -60,8 +60,8 @@ def view() -> Overview:
 def test_a_model_a_line_with_verdict_ratio_interval_and_values_of_both() -> None:
     table, = comparison_tables([made_up()])
     assert table.title == f"{V39} and {V57}, {R50}"
-    assert table.headers == ["Model", "Weights", "Model time, processor (ms)", "Forward, processor (ms)", "Inference mem, resident (MiB)", "Box AP (%)",
-                             "Post-processing, processor (ms)"], "the clock that decides alone, and what it decided first"
+    assert table.headers == ["Model", "Weights", "Model time, processor (ms)", "Box AP (%)", "Forward, processor (ms)", "Inference mem, resident (MiB)",
+                             "Post-processing, processor (ms)"], "what decided, then accuracy; times by the clock that decides alone"
     reference, slower, failed = (dict(zip(table.headers, row, strict=True)) for row in table.rows)
     assert reference["Model"] == V39 and reference["Weights"] == "published aaaaaaaaaaaa" and reference["Model time, processor (ms)"] == "100.0"
     assert slower["Model time, processor (ms)"] == "SLOWER 1.100 x (1.090 to 1.110), 110.0"
@@ -73,7 +73,7 @@ def test_a_model_a_line_with_verdict_ratio_interval_and_values_of_both() -> None
 def test_protocol_machine_date_and_footnotes_stand_below() -> None:
     text = markdown(comparison_tables([made_up()]))
     for said in ("Abacus 9", "1 thread an operator", "processor time decides", "2030-01-02T03:04:05+00:00", "torch 2.11.0", "commit 0123456789",
-                 "float32, batch 1", "coco:val2017, 5000 of 5000 images", "record 2030-comparison", "6 blocks of 12 rounds",
+                 "float32, batch 1", "coco:val2017, 100 of 5000 images timed", "record 2030-comparison", "6 blocks of 12 rounds",
                  "smallest difference of interest 1.5%",
                  "the machine was shared: 2 processes of others", f"{R50} failed: out of memory", f"weights nobody trained: {R50}", "too short for the clock"):
         assert said in text, said

@@ -69,10 +69,10 @@ def _why_not(side: Side) -> str:
 
 
 def _columns(one: Comparison) -> dict[str, Pair]:
-    """Metrics in columns: the one that decides first, times by its clock only, memory, accuracy."""
+    """Metrics in columns: the one that decides first, accuracy, times by its clock only, memory."""
     own_clock = (lambda name: name.endswith("_cpu_ms")) if one.clock == "processor" else (lambda name: not name.endswith("_cpu_ms"))
     shown = [pair for pair in one.pairs if pair.unit != "ms" or own_clock(pair.metric)]
-    return {pair.metric: pair for pair in sorted(shown, key=lambda pair: not pair.decides)}
+    return {pair.metric: pair for pair in sorted(shown, key=lambda pair: (not pair.decides, pair.unit != "%"))}
 
 
 def _cell(pair: Pair | None, side: Side, marks: Footnotes) -> str:
@@ -100,7 +100,9 @@ def circumstances(one: Comparison) -> str:
         parts.append(f"commit {env.commit[:10]}{' with changes' if env.dirty else ''}" if env.commit else "no commit known")
     parts.append(f"{one.spec.dtype}{' with TF32' if one.spec.tf32 else ''}, batch {one.spec.batch_size}")
     if data:
-        parts.append(f"{data.name}{' (made up)' if data.made_up else ''}, {data.images} of {data.images_of_split} images")
+        subset = f", the first {data.images} of {data.images_of_split} images" if data.is_subset else ""
+        timed = min(one.spec.timed_images, data.images)
+        parts.append(f"{data.name}{' (made up)' if data.made_up else ''}{subset}, {timed} of {data.images} images timed")
     return "; ".join([*parts, f"record {one.id}"])
 
 
