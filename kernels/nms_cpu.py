@@ -1,8 +1,6 @@
 """The rule of nms.py for a CPU: 64 sorted rows at a time in NumPy, and no more rows than a limit over all groups needs."""
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,15 +9,8 @@ from .nms_reference import NmsRule, raise_for_groups, raise_for_values
 
 BLOCK = 64  # rows whose pairs are tested together; a row of the table of pairs is one 64-bit number
 BITS = tuple(1 << row for row in range(BLOCK))  # of the rows of a block
+LATER = np.triu(np.ones((BLOCK, BLOCK), dtype=bool), 1)  # row, later row
 FIRST_LOOK = 4  # rows looked at first, for each that is wanted; SSDLite needs 1.4 to 4.7 of them on real images
-
-
-class SortedRows(NamedTuple):
-    """Rows by rising group, by falling score in a group; groups are numbered 0, 1, ..."""
-
-    columns: np.ndarray  # (5, R) floating: x1, y1, x2, y2, area
-    group: np.ndarray  # (R,) int64
-    ends: list[int]  # of each group
 
 
 def cpu_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, rule: NmsRule) -> Tensor:
@@ -50,19 +41,23 @@ def _best_rows(scores: np.ndarray, count: int) -> np.ndarray:
 def _suppress(boxes: np.ndarray, scores: np.ndarray, group: np.ndarray, rule: NmsRule) -> np.ndarray:
     """Kept rows by falling score of boxes (R, 4), scores (R,), group (R,) of any values."""
     by_score = torch.sort(torch.from_numpy(scores), descending=True, stable=True).indices.numpy()
-    rank = np.argsort(group[by_score], kind="stable")  # of the rows by group, place in `by_score`
-    group = group[by_score][rank]
-    starts = np.flatnonzero(np.append(True, group[1:] != group[:-1]))
-    sizes = np.diff(np.append(starts, len(group)))
-    within = np.arange(len(group)) - np.repeat(starts, sizes) < rule.max_candidates
-    rank, sizes = rank[within], np.minimum(sizes, rule.max_candidates)
+    rank = np.argsort(group[by_score], kind="stable")  # place in `by_score`, by rising group, by falling score in a group
+    rank = rank[_first_of_each(group[by_score[rank]], rule.max_candidates)]
+    group = group[by_score[rank]]
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # 0 / 0 of two empty boxes: not a number, removes nothing
-        columns = _columns(boxes[by_score[rank]], rule.offset)
-        kept = _greedy(SortedRows(columns, np.repeat(np.arange(len(sizes)), sizes), sizes.cumsum().tolist()), rule)
+        kept = _greedy(_columns(boxes[by_score[rank]], rule.offset), group, rule)
+    kept = kept[_first_of_each(group[kept], rule.max_keep)]  # a row beyond the limit removes only rows that are beyond it too
     return by_score[np.sort(rank[kept])]
 
 
+def _first_of_each(group: np.ndarray, most: int) -> np.ndarray:
+    """(R,) bool, which rows are among the first `most` of their group; groups (R,) rise."""
+    later = group[most:] != group[:max(len(group) - most, 0)]  # of another group than the row `most` places before
+    return np.append(np.ones(len(group) - len(later), dtype=bool), later)
+
+
 def _columns(boxes: np.ndarray, offset: float) -> np.ndarray:
+    """(5, R) x1, y1, x2, y2, area."""
     columns = np.empty((5, len(boxes)), dtype=boxes.dtype)
     columns[:4] = boxes.T
     width, height = columns[2:4] - columns[:2] + boxes.dtype.type(offset)
@@ -70,42 +65,48 @@ def _columns(boxes: np.ndarray, offset: float) -> np.ndarray:
     return columns
 
 
-def _greedy(rows: SortedRows, rule: NmsRule) -> list[int]:
-    """Places in rows that survive, rising: each block is tested against the kept rows of its first group and against itself."""
-    count = len(rows.group)
-    columns = np.empty((5, count + BLOCK), dtype=rows.columns.dtype)  # of the kept rows, then of the block
-    places, counts, start = [], [0] * len(rows.ends), 0
-    while start < count:
-        first = int(rows.group[start])
-        if counts[first] >= rule.max_keep:
-            start = rows.ends[first]
+def _greedy(columns: np.ndarray, groups: np.ndarray, rule: NmsRule) -> np.ndarray:
+    """Rising places (M,) that survive of columns (5, R) by rising groups (R,), by falling score in a group; of a full group there may be some too many.
+
+    Each block is tested against the kept rows of its first group, which are the last kept ones, and against itself.
+    """
+    alive = np.zeros(len(groups), dtype=bool)
+    kept_columns = np.empty((5, len(groups) + BLOCK), dtype=columns.dtype)  # of the kept rows, then of the block
+    start = kept = before = 0  # before: kept rows of the group of the last block's last row
+    while start < len(groups):
+        block, group = columns[:, start:start + BLOCK], groups[start:start + BLOCK]
+        before = before if start and group[0] == groups[start - 1] else 0
+        if before >= rule.max_keep:
+            start += int(np.searchsorted(groups[start:], group[0], side="right"))
             continue
-        block, group = rows.columns[:, start:start + BLOCK], rows.group[start:start + BLOCK]
-        columns[:, len(places):len(places) + len(group)] = block
-        before = counts[first]  # kept rows of a group that began before this block; they are the last kept ones
-        exceeds = _exceeds(block, columns[:, len(places) - before:len(places) + len(group)], rule)
-        removed = _as_bits(exceeds[:rows.ends[first] - start, :before].any(axis=1))
-        found = []
-        for row, (bit, number, removes) in enumerate(zip(BITS, group.tolist(), _pairs_as_bits(exceeds[:, before:], group), strict=False)):
-            if not removed & bit and counts[number] < rule.max_keep:
-                removed |= removes
-                counts[number] += 1
-                found.append(row)
-        columns[:, len(places):len(places) + len(found)] = block[:, found]
-        places += [start + row for row in found]
+        kept_columns[:, kept:kept + len(group)] = block
+        exceeds = _exceeds(block, kept_columns[:, kept - before:kept + len(group)], rule)
+        own = np.count_nonzero(group == group[0])
+        found = _settle(exceeds[:own, :before].any(axis=1), exceeds[:, before:], group)
+        kept_columns[:, kept:kept + len(found)] = block[:, found]
+        alive[start + found] = True
+        before = np.count_nonzero(group[found] == group[-1]) + (before if own == len(group) else 0)
+        kept += len(found)
         start += BLOCK
-    return places
+    return np.flatnonzero(alive)
 
 
-def _pairs_as_bits(exceeds: np.ndarray, group: np.ndarray) -> list[int]:
-    """For each row of a block, pairs (B, B) and groups (B,), a bit for each row that it removes (bits of itself and of better rows mean nothing)."""
-    table = np.zeros((len(group), BLOCK), dtype=bool)
-    table[:, :len(group)] = exceeds if group[0] == group[-1] else exceeds & (group[:, None] == group)
-    return np.packbits(table, axis=1, bitorder="little").view("<u8")[:, 0].tolist()
+def _settle(removed: np.ndarray, exceeds: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Rising rows of a block that survive: removed (at most B,) from before, exceeds (B, B) by each row of each other, group (B,) rising."""
+    size = len(group)
+    removes = np.zeros((size, BLOCK), dtype=bool)
+    np.logical_and(exceeds, LATER[:size, :size], out=removes[:, :size])
+    if group[0] != group[-1]:
+        removes[:, :size] &= group[:, None] == group
+    bits = int.from_bytes(_packed(removed).tobytes(), "little")  # a bit for each row that is removed
+    for bit, removed_by_it in zip(BITS, _packed(removes).view("<u8")[:, 0].tolist(), strict=False):
+        if removed_by_it and not bits & bit:
+            bits |= removed_by_it
+    return np.flatnonzero(np.unpackbits(np.frombuffer(bits.to_bytes(BLOCK // 8, "little"), dtype=np.uint8), bitorder="little")[:size] == 0)
 
 
-def _as_bits(flags: np.ndarray) -> int:
-    return int.from_bytes(np.packbits(flags, bitorder="little").tobytes(), "little")
+def _packed(flags: np.ndarray) -> np.ndarray:
+    return np.packbits(flags, axis=-1, bitorder="little")
 
 
 def _exceeds(some: np.ndarray, others: np.ndarray, rule: NmsRule) -> np.ndarray:
