@@ -201,8 +201,8 @@ def subset_interval(matches: ImageMatches, all_images: int, seed: int = 0, confi
     value = float(weighted_ap(matches, np.ones((1, matches.images)))[0])
     seen = sorted(int((one.truths > 0).sum()) for one in matches.classes if (one.truths > 0).any())
     if not seen or seen[len(seen) // 2] < FEW_IMAGES:
-        return SubsetInterval(value, None, None, f"half of the categories occur in fewer than {FEW_IMAGES} of the {matches.images} images, so that nothing "
-                                                 "can be said about all images; take more")
+        return SubsetInterval(value, None, None, f"half of the categories occur in fewer than {FEW_IMAGES} images (of {matches.images} here), so that "
+                                                 "nothing can be said about all images; take more")
     halves = weighted_ap(matches, _halves(matches.images, np.random.default_rng(seed)))
     gained, spread = float(halves.mean()) - value, float(halves.std(ddof=1)) * (1 - share) ** 0.5
     biases = [gained * (1 - share**rate) / (2**rate - 1) for rate in RATES]

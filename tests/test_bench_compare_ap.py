@@ -92,7 +92,7 @@ def test_the_interval_of_a_subset_covers_the_ap_of_all_images_in_90_of_100_draws
 def test_no_interval_where_categories_are_too_rare() -> None:
     document, (results,) = made_up_set(40, 60, seed=1)
     found = subset_interval(match_images(document, results, "bbox", range(1, 41)), 5000)
-    assert found.low is None and "fewer than 5 of the 40 images" in found.reason and 0 < found.value < 1
+    assert found.low is None and "fewer than 5 images (of 40 here)" in found.reason and 0 < found.value < 1
 
 
 def test_a_subset_that_is_nearly_everything_is_nearly_sure() -> None:
