@@ -16,8 +16,6 @@ from .isolation import Report
 from .spec import BenchmarkSpec
 
 if TYPE_CHECKING:
-    import torch
-
     from .memory import PeakMemory
     from .subject import Subject
 
@@ -110,7 +108,7 @@ def run_trial(case: Case, report: Report) -> None:
     from .memory import peak_memory
 
     device = torch.device(case.device)
-    share = GpuShare(device, case.gpu_limit_mib) if case.device == "cuda" else None
+    share = GpuShare(case.gpu_limit_mib) if case.device == "cuda" else None
     with peak_memory(device) as peak:
         found = _train(case) if case.train else _infer(case)
     peak_mib, how = share.peak(peak) if share else (peak.mib["resident"], peak.how["resident"])
@@ -175,44 +173,45 @@ def _train(case: Case) -> dict[str, Any]:
 
 
 class GpuShare:
-    """Holds torch's allocator to what the limit leaves beside the CUDA context, and tells the process's peak.
+    """Holds torch's allocator to what the limit leaves beside the CUDA context, and tells the process's peak; made before anything else uses the GPU.
 
-    Where NVML does not tell the process's memory (usual inside containers), it is torch's reserved peak and by how much else the GPU's used memory grew.
+    Where NVML does not tell the process's memory (usual inside containers), it is torch's reserved peak and by how much else the GPU's used memory grew;
+    without NVML all that is used counts.
     """
 
-    def __init__(self, device: torch.device, limit_mib: float | None) -> None:
+    def __init__(self, limit_mib: float | None) -> None:
         import torch
 
         from .telemetry import Gpu
 
-        self.device = device
         try:
-            self.gpu: Gpu | None = Gpu()
+            gpu: Gpu | None = Gpu()
         except RuntimeError:
-            self.gpu = None
+            gpu = None
+        self.gpu = gpu if gpu is not None and gpu.ask("MemoryInfo") is not None else None
         self.before = self._used_mib() if self.gpu else 0.0
-        torch.zeros(1, device=device)  # makes the context
-        total = torch.cuda.get_device_properties(device).total_memory / 2**20
+        torch.zeros(1, device="cuda")  # makes the context
+        total = torch.cuda.mem_get_info()[1] / 2**20
         if limit_mib is not None:
             left = limit_mib - self.beside_mib()
             if left <= 0:
                 raise MemoryError(f"the CUDA context alone takes {self.beside_mib():.0f} MiB of GPU memory")
-            torch.cuda.set_per_process_memory_fraction(min(1.0, left / total), device)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, left / total))
 
     def _used_mib(self) -> float:
         """Memory of the GPU that is in use, by whomever."""
         import torch
 
-        if self.gpu is not None and (info := self.gpu.ask("MemoryInfo")) is not None:
-            return info.used / 2**20
-        free, total = torch.cuda.mem_get_info(self.device)
+        if self.gpu is not None:
+            return self.gpu.ask("MemoryInfo").used / 2**20
+        free, total = torch.cuda.mem_get_info()
         return (total - free) / 2**20
 
     def beside_mib(self) -> float:
         """Context and libraries: what is used more than before this process, less what torch reserves."""
         import torch
 
-        return max(0.0, self._used_mib() - self.before - torch.cuda.memory_reserved(self.device) / 2**20)
+        return max(0.0, self._used_mib() - self.before - torch.cuda.memory_reserved() / 2**20)
 
     def peak(self, peak: PeakMemory) -> tuple[float, str]:
         """The process's peak in MiB and how it was read."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -191,6 +192,19 @@ def test_the_door_answers() -> None:
     told = json.loads(result.stdout)
     assert result.exit_code == 0 and told["limit_mib"] == 64 * 1024 and [trial["verdict"] for trial in told["trials"]] == ["fits"]
     assert [(answer["fits"]["batch"], answer["bound"]) for answer in told["answers"]] == [(1, "no larger one was tried (--max-batch 1)")]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="needs a CUDA device")
+def test_on_a_gpu_the_process_stays_within_the_limit() -> None:
+    found = Fit(replace(CASE, device="cuda"), 1536)
+    found.batches(1024)
+    answer = found.answers[0]
+    assert found.ok and answer.exceeds.batch == answer.fits.batch + 1
+    assert 100 < found.trials[0].peak_mib < answer.fits.peak_mib <= 1536
+    none = Fit(replace(CASE, device="cuda"), 50)
+    none.batches(1024)
+    assert none.answers[0].fits is None and none.answers[0].exceeds.peak_mib > 100, "the context alone takes more; without the limit the need is told"
 
 
 def test_ctrl_c_leaves_what_is_known() -> None:
