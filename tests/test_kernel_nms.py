@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_backends import Backend, clustered_boxes, every_nms_backend, recorded  # noqa: F401 - a fixture
 
+from kernels import nms_cpu
 from kernels.nms import batched_nms, nms, nms_padded
 
 # IoU of rows 0 and 1 is 8 / 16 = 0.5 exactly; row 2 is apart
@@ -138,6 +139,20 @@ def test_a_limit_over_all_groups_that_the_best_rows_do_not_fill(backend: Backend
     assert kept(backend, boxes, scores, 0.5, max_total=3) == [0, 700, 701, 702]
     assert kept(backend, boxes, scores, 0.5, groups, num_groups=2, max_total=3) == [0, 1, 700]
     assert kept(backend, boxes, scores, 0.5, groups, num_groups=2, max_total=7) == [0, 1, *range(700, 705)]
+
+
+def test_a_cpu_looks_at_no_more_rows_than_the_limit_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+
+    def suppress(boxes: np.ndarray, *rest: object) -> np.ndarray:
+        looked_at.append(len(boxes))
+        return suppress_rows(boxes, *rest)
+
+    suppress_rows = nms_cpu._suppress
+    monkeypatch.setattr(nms_cpu, "_suppress", suppress)
+    apart = torch.arange(5000.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
+    assert batched_nms(apart, torch.linspace(1, 0, 5000), None, 0.5, max_total=100).tolist() == list(range(100)) and looked_at == [400]
+    assert len(batched_nms(apart, torch.linspace(1, 0, 5000), None, 0.5)) == 5000 and looked_at == [400, 5000]
 
 
 def test_bad_values_raise_below_the_best_rows_too(backend: Backend) -> None:
