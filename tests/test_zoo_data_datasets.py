@@ -334,7 +334,7 @@ def test_empty_imagenet_folders(tmp_path: Path) -> None:
 
 
 def test_a_model_of_another_task_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="does not fit a dataset of kind coco"):
+    with pytest.raises(DatasetError, match="is a classifier, which does not fit a dataset of kind coco; give --data imagenet:DIR"):
         open_dataset(f"coco:{write_coco(tmp_path)}", classes=1000)
     with pytest.raises(DatasetError, match="no keypoint annotations"):
         open_dataset(f"voc:{tmp_path}:2007:test", keypoints=True)

@@ -40,8 +40,9 @@ def open_dataset(argument: str, *, classes: Sequence[str] | int | None = None, k
     if kind != "shapes" and not rest:
         raise DatasetError(f"--data {argument!r}: the folder is missing; write {FORMS[kind]}")
     if isinstance(classes, int) != (kind == "imagenet") and classes is not None:
-        raise DatasetError(f"--data {argument!r}: the model has {'a count of classes' if isinstance(classes, int) else 'names of classes'}, "
-                           f"which does not fit a dataset of kind {kind}; take a row of another task")
+        model, fitting = ("a classifier", ["imagenet"]) if isinstance(classes, int) else ("a detector", ["coco", "voc", "shapes"])
+        raise DatasetError(f"--data {argument!r}: the model is {model}, which does not fit a dataset of kind {kind}; give --data "
+                           + ", or ".join(FORMS[one] for one in fitting))
     dataset = _OPEN[kind](rest, classes, keypoints, decoder)
     return dataset if images is None else dataset.subset(images)
 
