@@ -221,7 +221,8 @@ def test_unknown_blocks_of_readme_answer_with_the_nearest(view: Overview, tmp_pa
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["--format", "pdf"], "unknown format pdf"), (["--store", "elsewhere"], "say with --out"),
+    (["--format", "pdf"], "unknown format pdf"), (["--store", "tests"], "say with --out"),
+    (["--store", "elsewhere", "--out", "x"], "does not exist"),
 ])
 def test_wrong_usage_is_refused(arguments: list[str], said: str) -> None:
     done = subprocess.run([sys.executable, "bench.py", "report", *arguments], cwd=ROOT, capture_output=True, text=True)

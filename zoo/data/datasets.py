@@ -42,7 +42,7 @@ def open_dataset(argument: str, *, classes: Sequence[str] | int | None = None, k
     if isinstance(classes, int) != (kind == "imagenet") and classes is not None:
         model, fitting = ("a classifier", ["imagenet"]) if isinstance(classes, int) else ("a detector", ["coco", "voc", "shapes"])
         raise DatasetError(f"--data {argument!r}: the model is {model}, which does not fit a dataset of kind {kind}; give --data "
-                           + ", or ".join(FORMS[one] for one in fitting))
+                           + ", or ".join(FORMS[one] for one in fitting) + "; or take a row of another task")
     dataset = _OPEN[kind](rest, classes, keypoints, decoder)
     return dataset if images is None else dataset.subset(images)
 
