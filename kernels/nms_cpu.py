@@ -99,7 +99,7 @@ def _settle(removed: np.ndarray, exceeds: np.ndarray, group: np.ndarray) -> np.n
     if group[0] != group[-1]:
         removes[:, :size] &= group[:, None] == group
     bits = int.from_bytes(_packed(removed).tobytes(), "little")  # a bit for each row that is removed
-    for bit, removed_by_it in zip(BITS, _packed(removes).view("<u8")[:, 0].tolist(), strict=False):
+    for bit, removed_by_it in zip(BITS[:size], _packed(removes).view("<u8")[:, 0].tolist(), strict=True):
         if removed_by_it and not bits & bit:
             bits |= removed_by_it
     return np.flatnonzero(np.unpackbits(np.frombuffer(bits.to_bytes(BLOCK // 8, "little"), dtype=np.uint8), bitorder="little")[:size] == 0)
