@@ -1,6 +1,10 @@
-"""Progress on stderr: a bar for work that counts its steps, a clock for work that cannot. Nothing appears in the first two seconds."""
+"""Progress on stderr: a bar for work that counts its steps, a clock for work that cannot. Nothing appears in the first two seconds.
+
+Where stderr is no terminal but a log, a bar says something every few seconds only.
+"""
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,21 +12,22 @@ from typing import Any
 
 QUIET_S = 2
 TICK_S = 0.5
+LOG_S = 5.0
 _LOCK = threading.RLock()
 
 
-def _bars() -> Any:
-    """tqdm with a lock of this process: its own is a semaphore of the system, and a process that is ended leaves one behind, of which Python then warns."""
+def _bar(title: str, **options: Any) -> Any:
+    """A tqdm bar with a lock of this process: tqdm's own is a semaphore of the system, and a process that is ended leaves it behind, and a warning."""
     from tqdm import tqdm
 
     tqdm.set_lock(_LOCK)
-    return tqdm
+    return tqdm(desc=title, delay=QUIET_S, leave=False, miniters=1, mininterval=0.1 if sys.stderr.isatty() else LOG_S, **options)
 
 
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[], None]]:
     """A bar (a count where the total is not known); the block gets a function that moves it by one."""
-    with _bars()(total=total, desc=title, delay=QUIET_S, leave=False, dynamic_ncols=True) as bar:
+    with _bar(title, total=total, dynamic_ncols=True) as bar:
         yield lambda: bar.update(1) and None
 
 
@@ -30,7 +35,7 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[], None]]:
 def clock(title: str) -> Iterator[None]:
     """The time that a block has been running, told twice a second by a thread."""
     done = threading.Event()
-    with _bars()(desc=title, delay=QUIET_S, leave=False, bar_format="{desc}: {elapsed}") as bar:
+    with _bar(title, bar_format="{desc}: {elapsed}") as bar:
         def tell() -> None:
             while not done.wait(TICK_S):
                 bar.update(1)

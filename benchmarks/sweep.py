@@ -32,12 +32,12 @@ class Sweep:
 
     @property
     def failed(self) -> list[Run]:
-        """New runs that did not finish."""
-        return [run for run in self.runs if run.status != "finished"]
+        """New runs that failed; one that Ctrl-C ended has not."""
+        return [run for run in self.runs if run.status == "failed"]
 
     def summary(self) -> str:
         """One line."""
-        finished = len(self.runs) - len(self.failed)
+        finished = sum(run.status == "finished" for run in self.runs)
         text = f"{finished} measured, {len(self.failed)} failed, {len(self.known)} measured before"
         text += f"; {len(self.unsaved)} COULD NOT BE STORED: {next(iter(self.unsaved.values()))[1]}" if self.unsaved else ""
         return text + ("; stopped by Ctrl-C, the same command goes on from here" if self.interrupted else "")
@@ -97,8 +97,12 @@ def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, 
         options: store, isolation, limits.
         say: gets a line before and after every row.
         work: what measures a row; a test may plant a fault here.
+
+    Raises:
+        OSError: the store's folder is not there and cannot be made; nothing has been measured then.
     """
     sweep = Sweep()
+    options.store.mkdir(parents=True, exist_ok=True)
     stored = read_runs(options.store)
     for problem in stored.problems:
         say(f"warning: {problem}")
