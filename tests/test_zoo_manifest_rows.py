@@ -23,7 +23,8 @@ def links(entries: list[ModelEntry], holds: str) -> int:
 
 
 # Facts of the sources: rows of their tables and configurations, numbers they print, files they link
-# (a time printed as "a + b" is two numbers; the VoVNet README links its start files, Detectron's zoo also its result files; the slim rows of torchvision and Detectron2 are ours).
+# (a time printed as "a + b" is two numbers; the VoVNet README links its start files, Detectron's zoo also its result files; the slim rows of torchvision
+# and Detectron2 are ours).
 FACTS = {
     # source: (rows, published numbers, links to detectors, to classifiers, to results)
     "vovnet": (16, 82, 12, 6, 0),
