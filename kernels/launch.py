@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import hashlib
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -62,7 +64,7 @@ def run_on_gpu(file: str, kernel: str, options: tuple[str, ...], grid: tuple[int
     if device.type != "cuda":
         raise ValueError(f"backend 'cuda' needs CUDA tensors, {kernel} got one on {device}; move it, or use backend='reference'")
     cupy = _cupy()
-    with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index):
+    with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)):
         _function(file, kernel, options, device.index)(grid, block, tuple(_value(arg) for arg in args), shared_mem=shared_bytes)
 
 
@@ -74,17 +76,59 @@ def _value(arg: Argument) -> np.generic | np.ndarray:
 
 @functools.cache
 def _function(file: str, kernel: str, options: tuple[str, ...], device_index: int):  # noqa: ANN202 - a class of an optional package
-    """One compiled kernel; CuPy keeps the binaries on disk as well, so that a new process compiles nothing."""
-    headers = tuple(f"-I{folder}" for folder in cuda_include_folders()[:1])
-    return _cupy().RawModule(code=source_of(file), options=options + headers, backend="nvrtc").get_function(kernel)
+    """One compiled kernel, loaded on the device that is current."""
+    cupy = _cupy()
+    return cupy.RawModule(path=str(binary_of(file, options, int(cupy.cuda.Device(device_index).compute_capability)))).get_function(kernel)
 
 
-def cuda_include_folders() -> list[Path]:
-    """Where NVIDIA's wheels keep cuda_fp16.h, newest CUDA first; empty where CUDA was installed otherwise (CuPy then finds it)."""
-    spec = importlib.util.find_spec("nvidia")
-    roots = [] if spec is None else [Path(root) for root in spec.submodule_search_locations or ()]
-    found = [header.parent for root in roots for header in root.glob("*/include/cuda_fp16.h")]
-    return sorted(found, key=lambda folder: (folder.parent.name[2:].isdigit(), folder.parent.name), reverse=True)  # cu13 before cuda_runtime
+@functools.cache
+def binary_of(file: str, options: tuple[str, ...], architecture: int) -> Path:
+    """A compiled .cu file for an architecture (90 for sm_90), kept in CuPy's cache folder so that a new process compiles nothing.
+
+    NVRTC is called here and not by CuPy's RawModule, which adds -ftz=true to all options: numbers below 1e-38 would count as 0, unlike in the reference.
+    """
+    _cupy()
+    from cupy.cuda import nvrtc
+
+    newest = max((arch for arch in nvrtc.getSupportedArchs() if arch <= architecture), default=None)
+    if newest is None:
+        raise RuntimeError(f"this CuPy's NVRTC {'.'.join(map(str, nvrtc.getVersion()))} knows no GPU as old as sm_{architecture}; install cupy-cuda12x in its place")
+    kind = "sm" if newest == architecture else "compute"  # a GPU that this NVRTC does not know: the driver finishes the work
+    options = (*options, f"--gpu-architecture={kind}_{newest}", f"-I{cuda_include_folder()}")
+    key = hashlib.sha256("\0".join([source_of(file), *options, *map(str, nvrtc.getVersion())]).encode()).hexdigest()[:32]
+    folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+    path = folder / f"detection-zoo-{Path(file).stem}-{key}.{'cubin' if kind == 'sm' else 'ptx'}"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:  # processes may compile the same at once
+            part.write(_compile(file, options))
+        os.replace(part.name, path)
+    return path
+
+
+def _compile(file: str, options: tuple[str, ...]) -> bytes:
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(source_of(file), file, (), ())
+    try:
+        nvrtc.compileProgram(program, options)
+        found = nvrtc.getCUBIN(program) if any("=sm_" in option for option in options) else nvrtc.getPTX(program)
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"NVRTC refused kernels/{file} with {' '.join(options)}:\n{nvrtc.getProgramLog(program)[:4000]}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+    return found.encode() if isinstance(found, str) else found
+
+
+@functools.cache
+def cuda_include_folder() -> str:
+    """Where cuda_fp16.h lies: in NVIDIA's wheels, or where CUDA is installed."""
+    from cuda.pathfinder import find_nvidia_header_directory
+
+    found = find_nvidia_header_directory("cudart")
+    if found is None:
+        raise RuntimeError("the CUDA kernels need CUDA's headers, which are not here; run: pip install nvidia-cuda-runtime, or set CUDA_PATH")
+    return found
 
 
 @functools.cache

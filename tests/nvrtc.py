@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from kernels.launch import compile_options, cuda_include_folders, source_of
+from kernels.launch import compile_options, cuda_include_folder, source_of
 
 
 class Usage(NamedTuple):
@@ -21,8 +21,7 @@ class Usage(NamedTuple):
 def compile_for(file: str, defines: dict[str, object], architecture: int) -> dict[str, Usage]:
     """What each kernel of a file uses on an architecture (70 for sm_70); RuntimeError with the compiler's words if it refuses."""
     library = _library_for(architecture)
-    options = [*compile_options(defines), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v",
-               *(f"-I{folder}" for folder in cuda_include_folders()[:1])]
+    options = [*compile_options(defines), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v", f"-I{cuda_include_folder()}"]
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(ctypes.byref(program), source_of(file).encode(), file.encode(), 0, None, None)
     failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*(option.encode() for option in options)))

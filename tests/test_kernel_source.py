@@ -13,7 +13,7 @@ from cuda_on_cpu import CudaOnCpu
 from nvrtc import compile_for
 
 import kernels.launch
-from kernels.launch import launch, run_on_gpu
+from kernels.launch import binary_of, compile_options, launch, run_on_gpu
 
 ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100)
 HALF = {"SCALAR": "__half", "SUM": "float"}
@@ -42,6 +42,25 @@ def test_nvrtc_compiles_without_spilling(file: str, architecture: int) -> None:
 def test_nvrtc_compiles_other_types(file: str, defines: dict[str, object]) -> None:
     usage = compile_for(file, {name: str(value).strip("'") for name, value in defines.items()}, 90)
     assert set(usage) == kernels_of(file) and all(spilled == 0 for _, spilled in usage.values())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_a_gpu_loads_keeps_small_numbers(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PTX for a GPU that is newer than NVRTC and a binary for a known one; no operation may take a subnormal number for 0, as the reference does not."""
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
+    binary_of.cache_clear()
+    text, binary = (binary_of(file, compile_options(FILES[file]), architecture) for architecture in (999, 90))
+    assert kernels_of(file) <= {word.split("(")[0] for word in text.read_text().split()} and ".f32" in text.read_text()
+    assert ".ftz" not in text.read_text().replace("ex2.approx.ftz", "")  # part of exp itself, whose argument was brought into range before
+    assert binary.read_bytes().startswith(b"\x7fELF") and sorted((tmp_path / "cache").iterdir()) == sorted([text, binary])
+    made = binary.stat().st_mtime_ns
+    binary_of.cache_clear()
+    assert binary_of(file, compile_options(FILES[file]), 90).stat().st_mtime_ns == made  # a new process compiles nothing
+
+
+def test_a_gpu_too_old_for_this_nvrtc_is_told_what_to_install() -> None:
+    with pytest.raises(RuntimeError, match="sm_30; install cupy-cuda12x"):
+        binary_of("nms.cu", (), 30)
 
 
 def test_every_source_file_is_compiled() -> None:
