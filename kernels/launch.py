@@ -92,7 +92,7 @@ def binary_of(file: str, options: tuple[str, ...], architecture: int) -> Path:
 
     newest = max((arch for arch in nvrtc.getSupportedArchs() if arch <= architecture), default=None)
     if newest is None:
-        raise RuntimeError(f"this CuPy's NVRTC {'.'.join(map(str, nvrtc.getVersion()))} knows no GPU as old as sm_{architecture}; install cupy-cuda12x in its place")
+        raise RuntimeError(f"this CuPy's NVRTC {'.'.join(map(str, nvrtc.getVersion()))} does not know sm_{architecture}; install cupy-cuda12x in its place")
     kind = "sm" if newest == architecture else "compute"  # a GPU that this NVRTC does not know: the driver finishes the work
     options = (*options, f"--gpu-architecture={kind}_{newest}", f"-I{cuda_include_folder()}")
     key = hashlib.sha256("\0".join([source_of(file), *options, *map(str, nvrtc.getVersion())]).encode()).hexdigest()[:32]
