@@ -74,16 +74,15 @@ class Gpu:
     def sample(self) -> dict[str, float]:
         """One reading; what the GPU does not tell is left out."""
         processes = self.ask("ComputeRunningProcesses")
-        ours = _our_processes() if processes else set()
-        own = [p for p in processes or [] if p.pid in ours]
+        held_mib, others = share_of({p.pid: (p.usedGpuMemory or 0) / 2**20 for p in processes}) if processes else (None, 0)
         readings = {
             "sm_clock_mhz": self.ask("ClockInfo", self.nvml.NVML_CLOCK_SM),
             "memory_clock_mhz": self.ask("ClockInfo", self.nvml.NVML_CLOCK_MEM),
             "power_w": None if (power := self.ask("PowerUsage")) is None else power / 1000,
             "temperature_c": self.ask("Temperature", self.nvml.NVML_TEMPERATURE_GPU),
             "throttle_reasons": self.ask("CurrentClocksThrottleReasons"),
-            "other_processes": None if processes is None else len(processes) - len(own),
-            "process_memory_mib": sum(p.usedGpuMemory or 0 for p in own) / 2**20 or None,
+            "other_processes": None if processes is None else others,
+            "process_memory_mib": held_mib,
         }
         return {name: float(value) for name, value in readings.items() if value is not None}
 
@@ -94,11 +93,21 @@ def _first_visible() -> int | str:
     return int(first) if first.isdigit() else first
 
 
-def _our_processes() -> set[int]:
-    """This process and those it started."""
+def share_of(held_mib: dict[int, float]) -> tuple[float | None, int]:
+    """What this process and those it started hold of a GPU, None where that is not told, and how many others there are.
+
+    held_mib: by process number, as NVML tells it. Inside a container these may be the host's numbers, under which nobody is known here: one of them is this
+    process, whose memory is known where it is alone.
+    """
     import psutil
 
-    return {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    ours = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    own = [number for number in held_mib if number in ours]
+    if not own:
+        strangers = [number for number in held_mib if not psutil.pid_exists(number)]
+        own = strangers if len(strangers) == 1 else []
+        return sum(held_mib[number] for number in own) or None, len(held_mib) - bool(strangers)
+    return sum(held_mib[number] for number in own) or None, len(held_mib) - len(own)
 
 
 class Watch:

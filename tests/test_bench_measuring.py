@@ -1,6 +1,7 @@
 """Clocks, repetition, memory and telemetry against cases whose answer is known."""
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import torch
 from benchmarks.environment import choose_device, collect_environment, cpu_name
 from benchmarks.memory import peak_memory
 from benchmarks.progress import clock, progress
-from benchmarks.telemetry import judge, watching
+from benchmarks.telemetry import judge, share_of, watching
 from benchmarks.timing import PhaseClock, repeat, warm_up
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +98,21 @@ def test_a_reading_that_fails_is_told_and_stops_nothing() -> None:
     with watching("cuda", read) as watch:
         pass
     assert "fell off the bus" in watch.result.note and watch.result.verdict == "unknown"
+
+
+NOBODY, NOBODY_ELSE = 2**22 + 1, 2**22 + 2  # Linux numbers no process so high
+
+
+@pytest.mark.parametrize(("listed", "held_mib", "others"), [
+    ({os.getpid(): 500.0}, 500.0, 0),
+    ({os.getpid(): 500.0, os.getppid(): 30.0}, 500.0, 1),
+    ({os.getpid(): 0.0}, None, 0),  # NVML names the process, not what it holds
+    ({os.getppid(): 30.0}, None, 1),  # ours is not on the GPU yet
+    ({NOBODY: 500.0}, 500.0, 0),  # a container: the host's number of the only process
+    ({NOBODY: 500.0, NOBODY_ELSE: 30.0}, None, 1),  # one of them is ours
+])
+def test_own_and_other_processes_of_a_gpu(listed: dict[int, float], held_mib: float | None, others: int) -> None:
+    assert share_of(listed) == (held_mib, others)
 
 
 @pytest.mark.parametrize(("samples", "verdict", "said"), [
