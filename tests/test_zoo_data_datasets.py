@@ -130,6 +130,13 @@ BROKEN_COCO = {
     "a box without numbers": (edited(lambda d: d["annotations"][0].update(bbox=[1, 2, float("nan"), 4])), "four finite numbers"),
     "an image twice": (edited(lambda d: d["images"].append(d["images"][0])), r"images\[2\]: image id 7 occurs twice"),
     "a category twice": (edited(lambda d: d["categories"].append(d["categories"][0])), r"categories\[2\]: category id 9 occurs twice"),
+    "an annotation twice": (edited(lambda d: d["annotations"][1].update(id=1)), r"annotations\[1\] \(id 1\): annotation id 1 occurs twice"),
+    "half a point": (edited(lambda d: d["annotations"][0].update(segmentation=[[1, 2, 3, 4, 5]])), "'segmentation' is .*polygons are wanted"),
+    "a polygon that is no list": (edited(lambda d: d["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6])), "polygons are wanted"),
+    "a mask of another size": (edited(lambda d: d["annotations"][0].update(segmentation={"size": [3, 4], "counts": [12]})), r"size \[3, 4\], .*image's size"),
+    "a mask without counts": (edited(lambda d: d["annotations"][0].update(segmentation={"size": [20, 30]})), "'counts' and"),
+    "points cut short": (edited(lambda d: (d["categories"][0].update(keypoints=["nose"]), d["annotations"][0].update(keypoints=[1, 2]),
+                                           d["annotations"][0].update(category_id=d["categories"][0]["id"]))), "'keypoints' has 2 numbers, 3 are wanted"),
     "an image without size": (edited(lambda d: d["images"][1].pop("width")), r"images\[1\]: field 'width'"),
 }
 
@@ -266,6 +273,8 @@ def test_voc_years_join_and_class_lists_select(tmp_path: Path) -> None:
     (voc_xml("<object>\n<name>dog</name>\n<bndbox>\n<xmin>1</xmin></bndbox></object>\n"), "line 5: <bndbox> has no <ymin>"),
     (voc_xml(OBJECT.format(name="dog", difficult=0).replace(">12<", ">twelve<")), "line 6: <xmax> is 'twelve', a number is wanted"),
     (voc_xml(OBJECT.format(name="dog", difficult=0).replace(">12<", ">0<")), "line 6: box .* far corner before its near one"),
+    (voc_xml(OBJECT.format(name="dog", difficult=0).replace(">12<", ">nan<")), "line 6: <xmax> is 'nan', a number is wanted"),
+    (voc_xml(size="<size><width>inf</width><height>20</height></size>"), "line 2: <width> is 'inf', a number is wanted"),
     (voc_xml(size=""), "line 1: no <size>"),
     ("", "line 1: malformed XML"),
 ])

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +105,9 @@ def read_annotations(path: Path) -> dict[str, Any]:
         return document
     if not document.get("annotations"):
         raise DatasetError(f"{path}: the file holds no annotations; there is nothing to train on or to measure against")
-    _check_objects(document["annotations"], {image["id"] for image in document["images"]}, categories, path)
+    sizes = {image["id"]: [image["height"], image["width"]] for image in document["images"]}
+    points = {category["id"]: 3 * len(category["keypoints"]) for category in document["categories"] if category.get("keypoints")}
+    _check_objects(document["annotations"], sizes, categories, points, path)
     return document
 
 
@@ -154,7 +156,9 @@ def _check_categories(categories: list[dict[str, Any]], path: Path) -> set[int]:
     return seen
 
 
-def _check_objects(objects: list[dict[str, Any]], images: set[int], categories: set[int], path: Path) -> None:
+def _check_objects(objects: list[dict[str, Any]], images: Mapping[int, list[int]], categories: set[int], points: Mapping[int, int], path: Path) -> None:
+    """images: id -> [height, width]; points: category id -> numbers in its key points."""
+    seen: set[int] = set()
     for row, item in enumerate(objects):
         try:
             image, category, box = item["image_id"], item["category_id"], item["bbox"]
@@ -167,6 +171,25 @@ def _check_objects(objects: list[dict[str, Any]], images: set[int], categories: 
             raise DatasetError(f"{where}: category id {category} is not in the list of categories ({len(categories)} of them)")
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) and math.isfinite(v) for v in box) or min(box[2:]) < 0:
             raise DatasetError(f"{where}: field 'bbox' is {box!r:.60}, four finite numbers x, y, width, height are wanted")
+        if "id" in item and item["id"] in seen:
+            raise DatasetError(f"{where}: annotation id {item['id']} occurs twice; ids are unique, and evaluation finds objects by them")
+        seen.add(item.get("id"))
+        _check_outline(item.get("segmentation"), images[image], where)
+        keypoints = item.get("keypoints")
+        if keypoints and len(keypoints) != points.get(category, len(keypoints)):
+            raise DatasetError(f"{where}: field 'keypoints' has {len(keypoints)} numbers, {points[category]} are wanted: x, y, visibility of every point")
+
+
+def _check_outline(outline: Any, size: list[int], where: str) -> None:
+    """Refuse a segmentation, polygons or a run-length code, that cannot be drawn on an image of that [height, width]."""
+    if not outline:
+        return
+    if isinstance(outline, dict):
+        if outline.get("size") != size or not isinstance(outline.get("counts"), str | list):
+            raise DatasetError(f"{where}: field 'segmentation' is a run-length code of size {outline.get('size')}, "
+                               f"'counts' and the image's size {size} (height, width) are wanted")
+    elif not isinstance(outline, list) or any(not isinstance(polygon, list) or len(polygon) < 4 or len(polygon) % 2 for polygon in outline):
+        raise DatasetError(f"{where}: field 'segmentation' is {outline!r:.60}, polygons are wanted, each a list of x, y, x, y, ...")
 
 
 def find_split(folder: Path, split: str | None, keypoints: bool) -> tuple[Path, Path, str]:

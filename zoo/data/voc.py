@@ -1,6 +1,7 @@
 """PASCAL VOC: a devkit folder with ImageSets, JPEGImages and one XML file an image."""
 from __future__ import annotations
 
+import math
 import xml.parsers.expat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -98,9 +99,12 @@ def _number(parent: Element, name: str, path: Path) -> float:
     if element is None:
         raise DatasetError(f"{path}: line {parent.line}: <{parent.name}> has no <{name}>")
     try:
-        return float(element.text)
+        value = float(element.text)
     except ValueError:
-        raise DatasetError(f"{path}: line {element.line}: <{name}> is {element.text.strip()!r}, a number is wanted") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise DatasetError(f"{path}: line {element.line}: <{name}> is {element.text.strip()!r}, a number is wanted")
+    return value
 
 
 def _read_object(element: Element, path: Path, classes: Sequence[str]) -> VocObject:
