@@ -85,6 +85,29 @@ def arrays() -> dict[str, Any]:
             "frozen": frozenset({"a"}), "ordered": collections.OrderedDict(a=1, b=[2]), "shared": [[1] * 3] * 3, "complex": 1 + 2j}
 
 
+def test_a_changed_byte_of_a_torch_file_is_found(tmp_path: Path) -> None:
+    import torch
+
+    path = tmp_path / "model.pth"
+    torch.save({"weight": torch.full((64, 64), 0.5)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(np.full(8, 0.5, "float32").tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"Bad CRC-32 for file .*/data/0"):
+        read_torch_file(path)
+
+
+def test_a_torch_file_saved_without_checksums_is_read(tmp_path: Path) -> None:
+    import torch
+
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weight": torch.arange(9.0)}, tmp_path / "model.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_torch_file(tmp_path / "model.pth")["weight"], torch.arange(9.0))
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_honest_pickle(protocol: int, tmp_path: Path) -> None:
     path = tmp_path / "model_final.pkl"

@@ -87,6 +87,16 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     assert torch.equal(model.box_head.conv1.weight, before)
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.complex64, torch.bool])
+def test_tensors_of_another_kind_are_not_made_into_weights(kind: torch.dtype) -> None:
+    model = torch.nn.Linear(2, 2)
+    before = model.weight.clone()
+    arrays = {"bias": torch.ones(2), "weight": torch.ones(2, 2).to(kind)}
+    with pytest.raises(CheckpointError, match=rf"(?s)not real floating-point numbers in the file: weight \({kind}\).*Nothing was loaded"):
+        load_arrays(model, arrays, "zoo", where="test")
+    assert torch.equal(model.weight, before)
+
+
 def test_the_last_stages_keep_their_stride() -> None:
     backbone = detnet59(norm="batch").eval()
     maps = backbone(torch.zeros(1, 3, 64, 96))

@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import CheckpointError
 from ..registry import CHECKPOINT_FORMATS
 from . import detectron, detectron2, detnet, hardnet, keras_classifiers, maskrcnn_benchmark, ssdlite, torchvision_detectors  # noqa: F401 - register their formats
-from .rename import CheckpointFormat, LoadReport, Translation, account, strip_prefix, translate_names
+from .rename import CheckpointFormat, LoadReport, Translation, account, listed, strip_prefix, translate_names
 
 
 def read_tensors(path: Path, *wrappers: str) -> dict[str, Any]:
@@ -152,7 +152,11 @@ def copy_into(model: nn.Module, translation: Translation, where: str, *, only: t
     """
     tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name.startswith(only)}
     report = account(translation, {name: tuple(t.shape) for name, t in tensors.items()}, where, lambda array: tuple(array.shape)).require_complete()
+    values = {name: torch.as_tensor(translation.state[name]) for name in report.matched}
+    other = [f"{name} ({values[name].dtype})" for name in report.matched if tensors[name].is_floating_point() and not values[name].is_floating_point()]
+    if other:
+        raise CheckpointError(f"{where}: not real floating-point numbers in the file: {listed(other)}; is it quantised or damaged? Nothing was loaded")
     with torch.no_grad():
-        for name in report.matched:
-            tensors[name].copy_(torch.as_tensor(translation.state[name]))
+        for name, value in values.items():
+            tensors[name].copy_(value)
     return report

@@ -79,7 +79,7 @@ class LoadReport:
         """The report itself; raises CheckpointError that lists what does not fit."""
         if self.complete:
             return self
-        problems = [f"{word}: {_listed(names)}" for word, names in (
+        problems = [f"{word}: {listed(names)}" for word, names in (
             ("the model needs, and the file has not", self.missing),
             ("the file has, and the model knows not", self.unexpected),
             ("of another shape", [f"{name} {list(there)} in the file, {list(here)} in the model" for name, there, here in self.wrong_shape]),
@@ -88,7 +88,8 @@ class LoadReport:
         raise CheckpointError("\n  ".join([self.summary(), *problems, advice]))
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first names of a list, and how many there are."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
 
