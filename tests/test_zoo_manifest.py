@@ -108,6 +108,12 @@ def test_a_good_row_reads_whole(folder: Path) -> None:
     assert entry.published[0].values == {"box_ap": 41.0, "fps": 20}
 
 
+@pytest.mark.parametrize("text", ["", "# nothing but this\n", "model = 3\n", "[model]\nname = 'alone'\n", "model = []\n"])
+def test_a_manifest_without_rows_is_told(folder: Path, text: str) -> None:
+    (folder / "ours.toml").write_text(text)
+    assert "ours.toml: holds no list of [[model]] tables; is the file empty or cut short?" in complaint(folder)
+
+
 def test_a_table_that_extends_another_holds_what_differs(folder: Path) -> None:
     schedules = read_manifests(folder).schedules
     assert (schedules["long"].iterations, schedules["long"].lr, schedules["long"].images_per_batch) == (180000, 0.02, 16)

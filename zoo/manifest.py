@@ -337,7 +337,10 @@ def read_manifests(folder: Path) -> Manifests:
         document = _read_toml(path)
         if set(document) - {"model"}:
             raise ManifestError(f"{path}: only [[model]] tables belong here, but there is {', '.join(sorted(set(document) - {'model'}))}")
-        for number, row in enumerate(document.get("model", []), start=1):
+        rows = document.get("model")
+        if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+            raise ManifestError(f"{path}: holds no list of [[model]] tables; is the file empty or cut short?")
+        for number, row in enumerate(rows, start=1):
             entry = _entry(row, path, number, bundles)
             if entry.name in entries:
                 raise ManifestError(f"{path}: row {number}: name {entry.name!r} is taken by a row of {entries[entry.name].source}.toml; names are unique")
