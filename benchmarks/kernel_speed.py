@@ -31,6 +31,7 @@ SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 CHANNELS = 256
 BANDWIDTH = 4.23e12  # bytes a second, read and write, that a copy reaches on one H200
 FLUSH_BYTES = 512 << 20
+FLUSHES = 8  # about a millisecond: longer than a host takes to queue the work, which would otherwise be counted
 
 
 @dataclass(frozen=True)
@@ -219,8 +220,9 @@ def _device_times(work: Callable[[], object], repeats: int) -> list[float]:
         work()
     times = []
     for _ in range(repeats):
-        flush.zero_()  # also keeps the device busy while the host queues the work
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for _ in range(FLUSHES):
+            flush.zero_()
         start.record()
         work()
         end.record()

@@ -1,6 +1,6 @@
-"""Every kernel on hostile inputs under the address and undefined-behaviour sanitizers; run by test_kernel_source.py with libasan preloaded.
+"""Every kernel on hostile inputs under sanitizers; run by test_kernel_source.py with libasan preloaded, or (argument "cuda") by compute-sanitizer on a GPU.
 
-Prints "clean" at the end. With an argument it plants a read one column beyond the map first, which must not end so.
+Prints "clean" at the end. With the argument "plant" a read one column beyond the map is planted first, which must not end so.
 """
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ ROIS = torch.tensor([[0, 3, 4, 40, 30], [1, -90, -90, 20, 20], [1, 40, 30, 400, 
                      [1, 9, 9, 9, 9], [0, 30, 30, 5, 5], [2, 0, 0, 9, 9], [-1, 0, 0, 9, 9], [0, torch.nan, 0, torch.inf, 9]])
 
 
-def pool_all(layout: torch.memory_format, channels: int) -> None:
-    maps = [torch.randn(2, channels, 10 >> level, 12 >> level).contiguous(memory_format=layout).requires_grad_() for level in range(2)]
+def pool_all(layout: torch.memory_format, channels: int, device: str) -> None:
+    rois = ROIS.to(device)
+    maps = [torch.randn(2, channels, 10 >> level, 12 >> level, device=device).contiguous(memory_format=layout).requires_grad_() for level in range(2)]
     poolings: list[Callable[[], torch.Tensor]] = [
-        lambda: multilevel_roi_align(maps, ROIS, (3, 2), [1 / 4, 1 / 8], 0, True, canonical_scale=30, min_level=3, backend="cuda"),
-        lambda: multilevel_roi_align(maps, ROIS, (3, 2), [1 / 4, 1 / 8], 9, canonical_scale=30, min_level=3, channels_last=True, backend="cuda"),
-        lambda: roi_pool(maps[0], ROIS, (3, 2), 1 / 4, backend="cuda"),
-        lambda: roi_crop(maps[0], affine_grid(ROIS, (10, 12), (3, 2), 1 / 4), torch.tensor([0, 1, 1, 0, 0, 1, 0, 2, -1, 0]), backend="cuda")]
+        lambda: multilevel_roi_align(maps, rois, (3, 2), [1 / 4, 1 / 8], 0, True, canonical_scale=30, min_level=3, backend="cuda"),
+        lambda: multilevel_roi_align(maps, rois, (3, 2), [1 / 4, 1 / 8], 9, canonical_scale=30, min_level=3, channels_last=True, backend="cuda"),
+        lambda: roi_pool(maps[0], rois, (3, 2), 1 / 4, backend="cuda"),
+        lambda: roi_crop(maps[0], affine_grid(rois, (10, 12), (3, 2), 1 / 4), torch.tensor([0, 1, 1, 0, 0, 1, 0, 2, -1, 0], device=device), backend="cuda")]
     for deterministic in (False, True):
         torch.use_deterministic_algorithms(deterministic)
         for pooling in poolings:
@@ -38,21 +39,24 @@ def pool_all(layout: torch.memory_format, channels: int) -> None:
     torch.use_deterministic_algorithms(False)
 
 
-def suppress_all() -> None:
+def suppress_all(device: str) -> None:
     for count in (1, 63, 65, 200):
-        boxes, scores = clustered_boxes(count, seed=count)
-        groups = torch.arange(count) % 5 - 1
+        boxes, scores = (each.to(device) for each in clustered_boxes(count, seed=count))
+        groups = torch.arange(count, device=device) % 5 - 1
+        soft_nms(boxes, scores, backend="cuda")
         batched_nms(boxes, scores, None, 0.5, backend="cuda")
         batched_nms(boxes, scores, groups, 0.5, max_keep=3, backend="cuda")
         boxes[count // 2] = torch.inf
         nms_padded(boxes, scores, groups, 0.5, num_groups=3, max_keep=7, max_candidates=40, backend="cuda")
-        soft_nms(*clustered_boxes(count, seed=count), backend="cuda")
 
 
 if __name__ == "__main__":
-    plant = (lambda source: source.replace(*PLANTED)) if len(sys.argv) > 1 else (lambda source: source)
-    kernels.launch.runner = CudaOnCpu(edit=plant, flags=SANITIZE)
-    pool_all(torch.contiguous_format, 3)
-    pool_all(torch.channels_last, 4)
-    suppress_all()
+    given = sys.argv[1] if len(sys.argv) > 1 else ""
+    device = "cuda" if given == "cuda" else "cpu"
+    if device == "cpu":
+        plant = (lambda source: source.replace(*PLANTED)) if given == "plant" else (lambda source: source)
+        kernels.launch.runner = CudaOnCpu(edit=plant, flags=SANITIZE)
+    pool_all(torch.contiguous_format, 3, device)
+    pool_all(torch.channels_last, 4, device)
+    suppress_all(device)
     print("clean")

@@ -178,6 +178,28 @@ def test_padded_form(backend: Backend) -> None:
     assert empty.tolist() == [[-1, -1]] and count.tolist() == [0]
 
 
+@pytest.mark.gpu
+def test_the_padded_form_in_a_cuda_graph() -> None:
+    """A graph that was captured on some boxes answers for others, as the reference does."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here, so no graph")
+    groups = torch.arange(300) % 4
+    options = {"num_groups": 4, "max_keep": 50, "max_candidates": 60}
+    boxes, scores = (each.cuda() for each in clustered_boxes(300, seed=1))
+    on_gpu = groups.cuda()
+    nms_padded(boxes, scores, on_gpu, 0.5, **options)  # compiled before, which no capture allows
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = nms_padded(boxes, scores, on_gpu, 0.5, **options)
+    for seed in (2, 3):
+        others = clustered_boxes(300, seed=seed)
+        boxes.copy_(others[0])
+        scores.copy_(others[1])
+        graph.replay()
+        for ours, expected in zip(found, nms_padded(*others, groups, 0.5, backend="reference", **options), strict=True):
+            assert torch.equal(ours.cpu(), expected)
+
+
 @pytest.mark.parametrize("groups", [None, torch.tensor([0, 1, 0])])
 @pytest.mark.parametrize(("row", "column", "value", "what"), [(1, 4, torch.nan, "scores"), (2, 0, torch.nan, "boxes"), (0, 2, torch.inf, "boxes"),
                                                              (1, 2, -50.0, "boxes")])

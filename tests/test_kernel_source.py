@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,19 @@ def test_sanitizers_find_nothing() -> None:
 def test_sanitizers_find_a_planted_read_beyond_the_map() -> None:
     done = under_sanitizers("plant")
     assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "clean" not in done.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer_finds_nothing(tool: str) -> None:
+    program = shutil.which("compute-sanitizer")
+    if program is None or not torch.cuda.is_available():
+        pytest.skip("needs a GPU and compute-sanitizer (CUDA toolkit); the sanitizers of g++ watched the same inputs on the CPU")
+    root = Path(__file__).parent.parent
+    done = subprocess.run([program, "--tool", tool, "--error-exitcode", "9", sys.executable, str(root / "tests" / "sanitized_kernels.py"), "cuda"], cwd=root,
+                          capture_output=True, text=True, timeout=1800,
+                          env=os.environ | {"PYTHONPATH": str(root), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})  # or one block holds several tensors
+    assert done.returncode == 0 and "clean" in done.stdout, done.stdout[-4000:] + done.stderr[-2000:]
 
 
 def run_in_shim(body: str, *args: np.generic | torch.Tensor, parameters: str = "int* out", threads: int = 64, shared: int = 0) -> None:
