@@ -3,17 +3,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from zoo.backbones.detnet import detnet59
 from zoo.build import assemble
 from zoo.errors import CheckpointError
-from zoo.parity.base import Reference, parity
+from zoo.manifest import load_manifests
+from zoo.parity.base import ParityError, Reference, parity
 from zoo.parity.detnet import detector_components, row_for
+from zoo.parity.detnet_steps import head_model
 from zoo.weights.load import load_arrays
 
 FOLDERS = Path(__file__).parent / "reference" / "detnet"
@@ -73,6 +77,72 @@ def test_other_configurations_are_built_from_what_the_folder_says(tmp_path: Path
     assert report.complete and set(report.dropped) == {"RCNN_roi_feat_ds.weight", "RCNN_roi_feat_ds.bias"}
     found = model.eval()(torch.zeros(1, 3, 64, 96), torch.tensor([[64, 96]]))
     assert len(found) == 1 and found[0].boxes.shape[1] == 4
+
+
+def arguments_of(tmp_path: Path, **options: object) -> tuple[dict, Reference]:
+    reference = resnet50_coco(tmp_path)
+    reference.meta["options"] |= {"class_agnostic": False, **options}
+    return detector_components(reference)["detector"].arguments, reference
+
+
+@pytest.mark.parametrize(("options", "wanted"), [
+    ({}, {}),
+    ({"yml": "cfgs/res50_ls.yml"}, {"post_nms": 1000}),  # FACTS: 300 (VOC), 1000 with the _ls yml (COCO)
+    ({"yml": "cfgs/res50_ls.yml", "overrides": ["TEST.RPN_POST_NMS_TOP_N", "300"]}, {}),
+    ({"overrides": ["FPN_ANCHOR_SCALES", "[16, 32, 64, 128, 256]", "MAX_NUM_GT_BOXES", "50"]}, {"anchor_sizes": [16, 32, 64, 128, 256]}),
+    ({"overrides": ["TRAIN.RPN_POST_NMS_TOP_N", 1000]}, {"train_post_nms": 1000}),
+    ({"pooling": "pool"}, {"pooling": "pool"}),
+    ({"pooling": "crop", "overrides": ["POOLING_MODE", "align"]}, {}),
+])
+def test_what_the_options_say_of_the_detector_is_followed(options: dict, wanted: dict, tmp_path: Path) -> None:
+    found, _ = arguments_of(tmp_path, **options)
+    assert found == {"pooled_size": 7, **wanted}
+
+
+def test_options_that_cannot_be_followed_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match="pooling 'crop' works on no pyramid; known: align, pool"):
+        arguments_of(tmp_path, pooling="crop")
+    _, reference = arguments_of(tmp_path, overrides=["TEST.NMS", "0.5"])
+    assert any("TEST.NMS" in note for note in reference.notes)
+
+
+def test_a_row_of_coco_is_the_folder_of_the_large_scale(tmp_path: Path) -> None:
+    row = load_manifests().entry("faster_rcnn_detnet59_fpn_coco.detnet")
+    arguments, _ = arguments_of(tmp_path, yml="cfgs/detnet59_ls.yml", pooled_size=14)
+    assert row.detector is not None and arguments == row.detector.arguments
+
+
+@pytest.mark.parametrize(("pooling", "operator"), [("pool", torchvision.ops.roi_pool), ("align", None)])
+def test_rois_are_pooled_as_configured(pooling: str, operator: Callable[..., torch.Tensor] | None) -> None:
+    model = head_model(2, pooling=pooling)
+    model.pooled_size = 3
+    levels = [torch.rand(1, 2, 32 // 2**i, 32 // 2**i) for i in range(4)]
+    rois = torch.tensor([[0, 8.0, 4.0, 60.0, 90.0]])  # of the finest level, scale 1 / 4
+    found = model.pool(levels, rois, 128.0)
+    own = torchvision.ops.roi_pool(levels[0], rois, 3, 0.25)
+    assert torch.equal(found, own) == (operator is not None)
+
+
+def test_damaged_folders_name_what_they_lack(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FOLDERS / "ops", tmp_path / "ops"))
+    meta = json.loads((folder / "outputs.json").read_text())
+    (folder / "outputs.json").write_text(json.dumps({name: value for name, value in meta.items() if name != "inputs"}))
+    with pytest.raises(ParityError, match=r"outputs\.json: field 'inputs' is missing"):
+        parity(folder)
+    (folder / "outputs.json").write_text("[1]")
+    with pytest.raises(ParityError, match=r"outputs\.json: holds a list, an object"):
+        parity(folder)
+    (folder / "outputs.json").write_text(json.dumps(meta))
+    with np.load(folder / "inputs.npz") as arrays:
+        given = {name: arrays[name] for name in arrays.files if name != "ex_boxes"}
+    np.savez(folder / "inputs.npz", **given)
+    with pytest.raises(ParityError, match=r"inputs\.npz: field 'ex_boxes' is missing"):
+        parity(folder)
+    with np.load(folder / "outputs.npz") as arrays:
+        kept = {name: arrays[name] for name in arrays.files if name != "encode|stride"}
+    np.savez(folder / "outputs.npz", **kept)
+    with pytest.raises(ParityError, match="'encode' is recorded without its stride"):
+        _ = Reference(folder).recorded
 
 
 def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:

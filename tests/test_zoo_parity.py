@@ -16,6 +16,7 @@ from zoo.errors import CheckpointError
 from zoo.manifest import load_manifests
 from zoo.parity.base import Output, ParityError, ParityReport, Reference, Skip, compare, parity, recorded_difference, settle_ties
 from zoo.parity.benchmark_settings import departures, entry_from_settings, schedule_from_settings
+from zoo.parity.benchmark_steps import halved
 from zoo.parity.maskrcnn_benchmark import Tolerances, outputs, parse_batch
 from zoo.parity.standin import normal_input
 from zoo.weights.load import load_arrays
@@ -274,6 +275,12 @@ def test_near_ties_may_change_places_and_nothing_else_may() -> None:
     assert settle_ties(scores, rows, rows[[0, 2, 1, 3]]).tolist() == [0, 2, 1, 3]
     assert settle_ties(scores, rows, rows[[1, 0, 2, 3]]).tolist() == [0, 1, 2, 3]
     assert settle_ties(scores, rows, rows[:2]).tolist() == [0, 1, 2, 3]
+
+
+def test_levels_of_odd_sizes_are_halved_upwards() -> None:
+    assert halved((100, 152), (13, 19)) == [(100, 152), (50, 76), (25, 38), (13, 19)]
+    with pytest.raises(ParityError, match="no halving leads"):
+        halved((100, 152), (12, 19))
 
 
 def test_folders_that_cannot_be_used_say_why(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 from kernels.nms import batched_nms
 from kernels.roi_align import roi_align_averaged
 from kernels.roi_levels import LevelRule, assign_levels
+from kernels.roi_pool import roi_pool
 from kernels.soft_nms import soft_nms
 
 from ..backbones.base import Backbone
@@ -88,6 +90,7 @@ class JointRCNN(Detector):
         backbone, neck: images to maps, maps to levels p2, p3, ...
         num_classes: K, background not counted.
         pooled_size: of the box head.
+        pooling: RoIAlign of four averaged points, or RoIPool.
         pool_levels: how many of the finest levels RoIs are pooled from.
         anchor_sizes: one a level, in pixels, default 32, 64, 128, ...; three shapes (width / height 0.5, 1, 2) each.
         pre_nms, post_nms: proposals before and after suppression at test time; train_pre_nms, train_post_nms in training.
@@ -99,9 +102,10 @@ class JointRCNN(Detector):
 
     parts = {"backbone": ("backbone",), "neck": ("neck",), "rpn": ("rpn_head", "anchors", "propose"), "heads": ("pool", "box_head")}
 
-    def __init__(self, backbone: Backbone, neck: nn.Module, num_classes: int, *, pooled_size: int, pool_levels: int = 4,
-                 anchor_sizes: Sequence[float] | None = None, pre_nms: int = 6000, post_nms: int = 300, train_pre_nms: int = 12000,
-                 train_post_nms: int = 2000, proposal_nms_threshold: float = 0.7, target_stds: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
+    def __init__(self, backbone: Backbone, neck: nn.Module, num_classes: int, *, pooled_size: int,
+                 pooling: Literal["align", "pool"] = "align", pool_levels: int = 4, anchor_sizes: Sequence[float] | None = None,
+                 pre_nms: int = 6000, post_nms: int = 300, train_pre_nms: int = 12000, train_post_nms: int = 2000,
+                 proposal_nms_threshold: float = 0.7, target_stds: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
                  detections: Options = None, class_agnostic: bool = False,
                  rpn_channels: int = 512, rois_per_image: int = 128, anchors_per_image: int = 256, seed: int = 3) -> None:
         super().__init__()
@@ -111,7 +115,9 @@ class JointRCNN(Detector):
         self.anchors = AnchorGenerator([[size] for size in anchor_sizes], (0.5, 1.0, 2.0), [spec.stride for spec in specs], rule="centred")
         self.rpn_head = PairedRPNHead(specs[0].channels, self.anchors.per_cell, channels=rpn_channels)
         self.box_head = BoxHead(specs[0].channels, num_classes, pooled_size=pooled_size, class_agnostic=class_agnostic)
-        self.pooled_size, self.pool_levels, self.class_agnostic = pooled_size, pool_levels, class_agnostic
+        if pooling not in ("align", "pool"):
+            raise ValueError(f"pooling {pooling!r} is unknown to this family; known: align, pool")
+        self.pooled_size, self.pooling, self.pool_levels, self.class_agnostic = pooled_size, pooling, pool_levels, class_agnostic
         self.test_proposals = {"pre_nms": pre_nms, "post_nms": post_nms, "nms_threshold": proposal_nms_threshold}
         self.train_proposals = {"pre_nms": train_pre_nms, "post_nms": train_post_nms, "nms_threshold": proposal_nms_threshold}
         self.coder = BoxCoder([1 / std for std in target_stds], offset=OFFSET, far_offset=0.0, cap=None)
@@ -131,11 +137,12 @@ class JointRCNN(Detector):
     def pool(self, levels: Sequence[Tensor], rois: Tensor, image_height: float) -> Tensor:
         """RoI features (R, C, P, P) of rois (R, 5); the scale of a level is its height over the first image's height, for x too."""
         level_of = assign_levels(rois, LevelRule(offset=OFFSET, eps=0.0), self.pool_levels) - 2
+        operator = roi_pool if self.pooling == "pool" else roi_align_averaged
         pooled = levels[0].new_zeros(len(rois), levels[0].shape[1], self.pooled_size, self.pooled_size)
         for index, level in enumerate(levels[: self.pool_levels]):
             rows = torch.nonzero(level_of == index).squeeze(1)
             if len(rows):
-                pooled = pooled.index_copy(0, rows, roi_align_averaged(level, rois[rows], self.pooled_size, level.shape[2] / image_height))
+                pooled = pooled.index_copy(0, rows, operator(level, rois[rows], self.pooled_size, level.shape[2] / image_height))
         return pooled
 
     def propose(self, found: Pyramid, sizes: Tensor) -> Tensor:

@@ -37,6 +37,17 @@ class ParityError(ZooError):
     """A reference folder cannot be read, or no adapter knows its source."""
 
 
+class Described(dict[str, Any]):
+    """A JSON object that names its file where a field is missing: what a reference folder says of itself is needed, not guessed."""
+
+    def __init__(self, path: Path, fields: Mapping[str, Any]) -> None:
+        super().__init__(fields)
+        self.path = path
+
+    def __missing__(self, field: str) -> Any:
+        raise ParityError(f"{self.path}: field {field!r} is missing beside {', '.join(list(self)[:6]) or 'nothing'}; it is needed to recompute the outputs")
+
+
 @dataclass(frozen=True)
 class Output:
     """A recomputed output.
@@ -129,11 +140,14 @@ class Reference:
         """outputs.json, or steps.json of a folder of exact arrays."""
         path = self.folder / ("steps.json" if self.is_steps else "outputs.json")
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda fields: Described(path, fields))
         except FileNotFoundError:
             raise ParityError(f"{path}: no such file; --reference wants a folder with outputs.json and outputs.npz") from None
         except json.JSONDecodeError as error:
             raise ParityError(f"{path}: not valid JSON: {error}; is the file cut short?") from None
+        if not isinstance(content, dict):
+            raise ParityError(f"{path}: holds a {type(content).__name__}, an object with 'source' and 'inputs' is wanted")
+        return content
 
     @cached_property
     def recorded(self) -> dict[str, dict[str, np.ndarray]]:
@@ -150,6 +164,9 @@ class Reference:
             raise ParityError(f"{path}: no such file; --reference wants a folder with outputs.json and outputs.npz") from None
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ParityError(f"{path}: cannot be read ({error}); is the file cut short?") from None
+        for name, parts in kept.items():
+            if lacking := {"shape", "moments", "samples", "stride"} - set(parts):
+                raise ParityError(f"{path}: output {name!r} is recorded without its {', '.join(sorted(lacking))}; is the file whole?")
         return kept
 
     @property

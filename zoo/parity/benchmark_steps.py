@@ -72,6 +72,16 @@ def pairs(text: str) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in re.findall(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)", text)]
 
 
+def halved(first: tuple[int, int], last: tuple[int, int]) -> list[tuple[int, int]]:
+    """Sizes (height, width) from the first to the last, each half of the one before it, rounded up as convolutions of stride 2 do."""
+    sizes = [first]
+    while sizes[-1] != last:
+        if sizes[-1] == (1, 1):
+            raise ParityError(f"no halving leads from a map of {first} to one of {last}")
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    return sizes
+
+
 def search(pattern: str, text: str) -> re.Match[str]:
     """The first match; raises ParityError where a description does not say what is needed."""
     found = re.search(pattern, text)
@@ -269,12 +279,11 @@ class _Steps:
             return
         width, height = described["image_size_wh"]
         boxes = [torch.tensor(rows, dtype=self.kind) for name, rows in sorted(described.items()) if name.startswith("image") and name != "image_size_wh"]
-        said = next(text for name, text in self.named("pool.").items() if name.startswith("pool.fpn"))
-        (first, last), sizes = pairs(search(r"of sizes (.*)", said)[1])[:2], []
-        while not sizes or sizes[-1] != last:
-            sizes.append((first[0] >> len(sizes), first[1] >> len(sizes)))
-        features = listed_inputs(said, self.kind, sizes)[0]
-        specs = {f"p{i + 2}": FeatureSpec(feature.shape[1], height // size[0]) for i, (feature, size) in enumerate(zip(features, sizes, strict=True))}
+        said = next((text for name, text in self.named("pool.").items() if name.startswith("pool.fpn")), "nothing of pooling from a pyramid")
+        first, last = pairs(search(r"of sizes (.*)", said)[1])[:2]
+        sizes = halved(first, last)
+        features, stride = listed_inputs(said, self.kind, sizes)[0], round(height / first[0])
+        specs = {f"p{i + 2}": FeatureSpec(feature.shape[1], stride * 2**i) for i, feature in enumerate(features)}
         levels = dict(zip(specs, features, strict=True))
         for name, text in self.named("pool.").items():
             if name == "pool.levels":

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from ast import literal_eval
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,19 +11,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kernels.roi_levels import LevelRule, assign_levels
+
 from ..build import assemble
 from ..detectors.base import Target
 from ..detectors.joint_rcnn import JointRCNN, padded_truth
 from ..manifest import Component, ModelEntry, Schedule
-from ..parts.joint_proposals import anchor_targets, joint_proposals, sample_rois
+from ..parts.joint_proposals import OFFSET, anchor_targets, joint_proposals, sample_rois
 from ..training.recipe import learning_rate, parameter_groups
 from ..weights.load import load_arrays
 from . import detnet_steps
-from .base import Output, Reference, Skip
+from .base import Output, ParityError, Reference, Skip
 from .standin import normal_input
 
 GRADIENT_TOLERANCE = 2e-3  # the folders' own advice
 Outputs = dict[str, Output | Skip]
+_SETTINGS = {  # the configuration's name of a number -> the detector's
+    "TEST.RPN_PRE_NMS_TOP_N": "pre_nms", "TEST.RPN_POST_NMS_TOP_N": "post_nms", "TRAIN.RPN_PRE_NMS_TOP_N": "train_pre_nms",
+    "TRAIN.RPN_POST_NMS_TOP_N": "train_post_nms", "TRAIN.BATCH_SIZE": "rois_per_image", "TRAIN.RPN_BATCHSIZE": "anchors_per_image",
+    "FPN_ANCHOR_SCALES": "anchor_sizes"}
+_ELSEWHERE = ("FPN_FEAT_STRIDES", "MAX_NUM_GT_BOXES", "ANCHOR_SCALES", "FEAT_STRIDE", "POOLING_SIZE")  # told by the backbone and the truth, or idle
+_USUAL = {"pre_nms": 6000, "post_nms": 300, "train_pre_nms": 12000, "train_post_nms": 2000, "rois_per_image": 128, "anchors_per_image": 256,
+          "anchor_sizes": [32, 64, 128, 256, 512], "class_agnostic": False, "pooling": "align"}
 
 
 def outputs(reference: Reference, entry: ModelEntry | None, dtype: str, checkpoint_format: str | None) -> Outputs:
@@ -61,7 +71,7 @@ def parse_input(text: str, kind: torch.dtype) -> Tensor:
     """The tensor that a text such as "normal_input(3, (2, 3, 96, 128))" describes, of any shape (N, ...)."""
     found = re.search(r"normal_input\(\s*(\d+)\s*,\s*\(([\d,\s]+)\)\s*\)", text)
     if not found:
-        raise ValueError(f"no 'normal_input(seed, (shape))' in {text!r}")
+        raise ParityError(f"no 'normal_input(seed, (shape))' in {text!r}, the description of an input")
     return torch.from_numpy(normal_input(int(found[1]), tuple(int(n) for n in found[2].split(",") if n.strip()))).to(kind)
 
 
@@ -79,10 +89,24 @@ def detector_components(reference: Reference) -> dict[str, Any]:
         depth = {(4, 6): 50, (4, 23): 101, (8, 36): 152}[_blocks(names, "RCNN_layer2.0."), _blocks(names, "RCNN_layer3.0.")]
         backbone = Component(name=f"resnet{depth}", norm="frozen_eps", freeze_at=2, stem_pool="ceil")
         neck = Component(name="smoothed_fpn", extra="max_pool")
-    arguments: dict[str, Any] = {"pooled_size": options["pooled_size"]}
-    if options.get("class_agnostic"):
-        arguments["class_agnostic"] = True
+    arguments = {"pooled_size": options["pooled_size"], **_configured(reference)}
     return {"backbone": backbone, "neck": neck, "detector": Component(name="joint_rcnn", **arguments), "classes": options["classes"] - 1}
+
+
+def _configured(reference: Reference) -> dict[str, Any]:
+    """What a folder's options change of the detector: its yml, its flags, and its overrides of the yml."""
+    options = reference.meta["options"]
+    given = options.get("overrides", [])
+    overrides = dict(zip(given[::2], given[1::2], strict=True))
+    arguments = {"class_agnostic": bool(options.get("class_agnostic")), "pooling": overrides.pop("POOLING_MODE", options.get("pooling", "align"))}
+    if options.get("yml", "").endswith("_ls.yml"):
+        arguments["post_nms"] = 1000
+    arguments |= {ours: literal_eval(str(overrides.pop(theirs))) for theirs, ours in _SETTINGS.items() if theirs in overrides}
+    if other := sorted(set(overrides) - set(_ELSEWHERE)):
+        reference.notes.append(f"the options set {', '.join(other)}, which nothing here follows")
+    if arguments["pooling"] not in ("align", "pool"):
+        raise ParityError(f"{reference.folder}: pooling {arguments['pooling']!r} works on no pyramid; known: align, pool")
+    return {name: value for name, value in arguments.items() if value != _USUAL[name]}
 
 
 def row_for(reference: Reference, entry: ModelEntry | None, own: dict[str, Any]) -> ModelEntry:
@@ -147,8 +171,13 @@ class _Detector:
     def _fixed(self, name: str, levels: list[Tensor], images: int, height: float) -> None:
         if "fixed_rois" not in self.meta:
             return
-        rows = torch.tensor(self.meta["fixed_rois"]["rows"], dtype=self.kind)
-        pooled = self.model.pool(levels, rows[rows[:, 0] < images], height)
+        fixed = self.meta["fixed_rois"]
+        rows = torch.tensor(fixed["rows"], dtype=self.kind)
+        here = rows[:, 0] < images
+        if "levels" in fixed:
+            assigned = assign_levels(rows[here], LevelRule(offset=OFFSET, eps=0.0), self.model.pool_levels)
+            self._expect(f"{name}/fixed_rois: levels", assigned, np.array(fixed["levels"])[here.numpy()])
+        pooled = self.model.pool(levels, rows[here], height)
         logits, deltas = self.model.box_head(pooled)
         self._add(name, {"fixed_roi_feat": pooled, "fixed_fc7": self.model.box_head.trunk(pooled), "fixed_cls_score": logits, "fixed_bbox_pred": deltas})
 
@@ -232,7 +261,10 @@ class _Detector:
                     for group in parameter_groups(self.model, schedule) for parameter in group["params"])
         self._expect("train: tensors with another rate or decay", wrong, 0)
         for label, rates in train["learning_rate_by_epoch"].items():
-            step = int(re.search(r"(?:step|lr_decay) (\d+)", label)[1])
+            found = re.search(r"(?:step|lr_decay) (\d+)", label)
+            if not found:
+                raise ParityError(f"{self.reference.folder}: no 'step N' or 'lr_decay N' in {label!r}, which learning rates follow from")
+            step = int(found[1])
             recipe = Schedule(images_per_batch=1, lr=rates[0][1], epochs=1000, steps=[(step + 1) * k - 1 for k in range(1, 50)])
             own = [[epoch, learning_rate(recipe, epoch - 1, 1)] for epoch, _ in rates]
             self.computed[f"train: learning rate by epoch, {label}"] = Output(np.array(own), 1e-9, expected=np.array(rates, dtype="float64"))

@@ -28,7 +28,7 @@ from ..parts.anchors import AnchorGenerator
 from ..parts.boxes import clip_boxes
 from ..parts.joint_proposals import CODER, OFFSET, anchor_targets, cells_first, joint_proposals, padded_iou, ranking_scores, sample_rois
 from ..parts.smoothed_fpn import SmoothedPyramid
-from .base import Output, ParityError, Reference, Skip
+from .base import Described, Output, ParityError, Reference, Skip
 from .standin import normal_input
 
 EXACT = 0.0
@@ -91,10 +91,10 @@ class _Steps:
         self.meta, self.kind, self.described = reference.meta, kind, reference.meta["outputs"]
         try:
             with np.load(reference.folder / "inputs.npz", allow_pickle=False) as arrays:
-                self.given = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+                self.given = Described(reference.folder / "inputs.npz", {name: torch.from_numpy(arrays[name]) for name in arrays.files})
         except FileNotFoundError:
             raise ParityError(f"{reference.folder / 'inputs.npz'}: no such file; the steps are computed from the arrays in it") from None
-        self.given = {name: value.to(kind) if value.is_floating_point() else value for name, value in self.given.items()}
+        self.given |= {name: value.to(kind) for name, value in self.given.items() if value.is_floating_point()}
         self.computed: Outputs = {}
 
     def add(self, name: str, value: Any, tolerance: float = CLOSE) -> None:
