@@ -15,6 +15,7 @@ from zoo.errors import DatasetError
 
 from .coco_evaluation import CocoScores, Kind, evaluate_coco, score_coco
 from .coco_results import detection_records, read_results, write_results, write_submission
+from .spec import SUBMISSION
 from .voc_evaluation import VocDetection, evaluate_voc, mean_ap, voc_truth
 from .voc_results import parse_voc_lines, read_voc_results, voc_lines, write_voc_results
 
@@ -82,6 +83,16 @@ class DetectionCollector:
             write_results(folder / f"{kind}.json", records)
         return [folder / f"{kind}.json" for kind in self.records]
 
+    def submissions(self, folder: Path, algorithm: str) -> dict[str, Path]:
+        """Zip files for COCO's evaluation server, a folder a kind, where the dataset's annotations are hidden; none elsewhere.
+
+        Raises:
+            DatasetError: the dataset is a subset; the server wants the whole split.
+        """
+        if not annotations_hidden(self.dataset):
+            return {}
+        return {kind + SUBMISSION: write_submission(folder / kind, records, self.dataset, kind, algorithm) for kind, records in self.records.items()}
+
     def evaluate(self) -> AccuracyReport:
         """Evaluate what was collected, on the dataset's images."""
         if isinstance(self.dataset, VocDataset):
@@ -111,11 +122,16 @@ def evaluate_results_file(path: Path, dataset: Dataset, kind: Kind | None = None
     return _coco_report(_measurable(dataset), {kind: records})
 
 
+def annotations_hidden(dataset: Dataset) -> bool:
+    """Whether only the evaluation server can tell the accuracy: COCO's test splits."""
+    return isinstance(dataset, CocoDataset) and not dataset.has_annotations
+
+
 def _measurable(dataset: Dataset) -> CocoDataset:
     if not isinstance(dataset, CocoDataset):
         raise DatasetError(f"{dataset.name}: has no boxes to measure detections against; take a COCO or VOC dataset")
-    if not dataset.has_annotations:
-        raise DatasetError(f"{dataset.name}: its annotations are not public; write a submission file and send it to the evaluation server")
+    if annotations_hidden(dataset):
+        raise DatasetError(f"{dataset.name}: its annotations are not public; `bench.py run ... --metrics ap` writes a file for the evaluation server")
     return dataset
 
 

@@ -11,7 +11,7 @@ from zoo.data.loading import evaluation_loader
 from zoo.detectors.base import Detections
 from zoo.errors import DatasetError
 
-from .accuracy import DetectionCollector, top_k_accuracy
+from .accuracy import DetectionCollector, annotations_hidden, top_k_accuracy
 from .classification import class_scores
 from .finite import watched
 from .inference import to_host
@@ -78,7 +78,7 @@ def measure_accuracy(subject: Subject, spec: BenchmarkSpec, folder: Path,
         heartbeat: called after every batch.
 
     Returns:
-        Measurements in percent; metrics that have no value, with the reason; result files.
+        Measurements in percent; metrics that have no value, with the reason; result files, and of a test split the zip files for COCO's server.
 
     Raises:
         DatasetError: the dataset has no boxes to measure against.
@@ -86,10 +86,17 @@ def measure_accuracy(subject: Subject, spec: BenchmarkSpec, folder: Path,
     """
     if subject.is_classifier:
         raise DatasetError(f"row {subject.entry.name} is a classifier; measure --metrics top1")
+    hidden = annotations_hidden(subject.dataset)
+    if hidden and subject.dataset.is_subset:
+        raise DatasetError(f"{subject.dataset.name}: its annotations are not public, and the evaluation server wants the whole split; leave out --images")
     collector = DetectionCollector(subject.dataset, inclusive=subject.inclusive)
     for index, found in detect_all(subject, spec, heartbeat):
         collector.add(index, found)
-    files = {path.stem: _stored(path, folder) for path in collector.write(folder)}
+    paths = {path.stem: path for path in collector.write(folder)} | collector.submissions(folder, subject.entry.name)
+    files = {name: _stored(path, folder) for name, path in paths.items()}
+    if hidden:
+        reason = f"{subject.dataset.name} has no public annotations; send the submission file to the evaluation server"
+        return {}, dict.fromkeys((*BOX, *MASK, *KEYPOINT), reason), files
     with clock(f"{subject.entry.name}: evaluate"):
         report = collector.evaluate()
     used, every = len(subject.dataset), subject.dataset.full_size

@@ -149,6 +149,9 @@ class Telemetry(Strict):
     note: str = ""
 
 
+SUBMISSION = "_submission"  # ends a file's key where it is for an evaluation server
+
+
 class StoredFile(Strict):
     """A file that belongs to a run, stored beside the records."""
 

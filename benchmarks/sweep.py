@@ -14,7 +14,7 @@ from .environment import present_hardware
 from .isolation import Outcome, failure, usable_memory_mib
 from .jobs import run_parallel, slots_of
 from .runner import Draft, Interrupted, measure, run_row
-from .spec import BenchmarkSpec, Run, run_key
+from .spec import SUBMISSION, BenchmarkSpec, Run, run_key
 from .store import DEFAULT_STORE, read_runs, write_run
 from .subject import Sources, identify_data, identify_weights, open_data
 
@@ -125,6 +125,9 @@ def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, 
         sweep.runs.append(run)
         sweep.interrupted |= run.status == "interrupted"
         say(f"    {entry.name}: {run.status} in {run.duration_s:.0f} s" + (f", while {run.stage}: {run.reason}" if run.reason else ""))
+        for name, file in run.files.items():
+            if name.endswith(SUBMISSION):
+                say(f"    for COCO's evaluation server: {options.files / file.name}")
 
     if options.engine == "ray":
         from .ray_engine import run_on_ray

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import torch
 
 from benchmarks.accuracy import DetectionCollector, evaluate_results_file, top_k_accuracy, write_submission
 from benchmarks.coco_results import check_results, detection_records, read_results, write_atomically, write_results
+from benchmarks.spec import BenchmarkSpec
+from benchmarks.subject import Sources
+from benchmarks.sweep import SweepOptions, run_sweep
 from benchmarks.voc_results import read_voc_results
 from zoo.data.coco import CocoDataset
 from zoo.data.datasets import open_dataset
@@ -222,9 +226,25 @@ def test_submission_files(test_dev: CocoDataset, tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "out").iterdir()] == [path.name]
 
 
+def test_a_run_on_test_dev_writes_what_the_server_takes(test_dev: CocoDataset, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "val2017", tmp_path / "test2017", dirs_exist_ok=True)
+    entry, said = load_manifests().entry("mask_rcnn_resnet14_slim_fpn.demo"), []
+    sources, options = Sources(f"coco:{tmp_path}:test-dev2017"), SweepOptions(tmp_path / "runs", isolate=False)
+    run, = run_sweep([entry], BenchmarkSpec(groups=("ap",)), sources, options, said.append).runs
+    assert run.status == "finished" and "box_ap" not in run.measurements and "send the submission file" in run.absent["box_ap"]
+    for kind, key in (("bbox", "bbox"), ("segm", "segmentation")):
+        path = options.files / run.files[f"{kind}_submission"].name
+        assert any(str(path) in line for line in said)
+        with zipfile.ZipFile(path) as archive:
+            records = json.loads(archive.read(archive.namelist()[0]))
+        assert records == json.loads((options.files / run.files[kind].name).read_text()) and all(key in record for record in records)
+    run, = run_sweep([entry], BenchmarkSpec(groups=("ap",), images=2), sources, options, said.append).runs
+    assert run.status == "failed" and "leave out --images" in run.reason
+
+
 def test_test_dev_cannot_be_evaluated_here(test_dev: CocoDataset, tmp_path: Path) -> None:
     write_results(tmp_path / "r.json", [GOOD])
-    with pytest.raises(DatasetError, match="annotations are not public; write a submission file"):
+    with pytest.raises(DatasetError, match="annotations are not public; `bench.py run"):
         evaluate_results_file(tmp_path / "r.json", test_dev)
 
 
