@@ -51,7 +51,7 @@ _UNUSED_BLOBS = (
     (r".*_momentum", "a momentum of training"),
     (r"(conv1|res\d+_\d+_branch\w+)(?<!_bn)(?<!_gn)_b", "the bias of a convolution before a norm, left over from the ImageNet file"),
 )
-_LAST_LAYER = ((r"(fc1000|pred)_[wb]", "the ImageNet classifier's last layer, left over"),)
+_LAST_LAYER = ((r"(fc\d{3,}|pred)_[wb]", "the ImageNet classifier's last layer, left over"),)
 _FIXED_KERNEL = (r"kps_score_[wb]", "a fixed bilinear kernel")
 
 # Detectron.pytorch's modules.
