@@ -124,10 +124,10 @@ def _absent(metrics: dict[str, float], kinds: tuple[str, ...], subject: Subject)
 def measure_top_k(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> dict[str, Measurement]:
     """Top-1 and top-5 accuracy and error of a classifier on its dataset, in percent."""
     logits, labels = class_scores(subject, spec, heartbeat)
-    found = {}
+    found, every = {}, subject.dataset.full_size
+    covers = f"{subject.dataset.name}, {len(labels)} " + (f"of {every} images" if subject.dataset.is_subset else "images")
     for k in (1, 5):
         value = top_k_accuracy(logits, labels, k)
-        covers = f"{subject.dataset.name}, {len(labels)} images"
         found[f"top{k}"] = Measurement(value=value, unit="%", n=len(labels), covers=covers)
         found[f"top{k}_error"] = Measurement(value=100 - value, unit="%", n=len(labels), covers=covers)
     return found

@@ -231,3 +231,6 @@ def test_class_scores_become_top_1_and_top_5(tmp_path: Path) -> None:
     subject = Subject(entry, Seven(), Preprocess.from_conventions(entry.conventions.image), torch.device("cpu"), open_data(entry, f"imagenet:{tmp_path}"))
     found = measure_top_k(subject, SPEC.model_copy(update={"batch_size": 3}))
     assert {name: m.value for name, m in found.items()} == {"top1": 75.0, "top1_error": 25.0, "top5": 100.0, "top5_error": 0.0}
+    assert {m.covers for m in found.values()} == {"imagenet, 4 images"}
+    subject.dataset = subject.dataset.subset(3)
+    assert {m.covers for m in measure_top_k(subject, SPEC).values()} == {"imagenet, 3 of 4 images"}

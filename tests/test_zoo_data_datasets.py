@@ -13,6 +13,7 @@ from PIL import Image
 from zoo.data.coco import CocoDataset, read_annotations
 from zoo.data.datasets import open_dataset
 from zoo.data.images import decode_image
+from zoo.data.imagenet import ImageNetDataset
 from zoo.data.voc import VOC_CLASSES, VocDataset, read_voc_xml
 from zoo.errors import DatasetError
 
@@ -332,6 +333,13 @@ def test_broken_labels(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(DatasetError, match=rf"labels\.csv: {said}"):
         open_dataset(f"imagenet:{tmp_path}")
+
+
+def test_labels_beyond_the_models_classes(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file,class_index\nx.jpg,9\ny.jpg,10\n")
+    with pytest.raises(DatasetError, match=r"labels\.csv: line 3: class_index is 10, the model's 10 classes are 0 to 9"):
+        ImageNetDataset(tmp_path, classes=10)
+    assert len(ImageNetDataset(tmp_path)) == 2
 
 
 def test_empty_imagenet_folders(tmp_path: Path) -> None:

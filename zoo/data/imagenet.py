@@ -35,7 +35,7 @@ class ImageNetDataset(Dataset):
         self.name, self.decoder = "imagenet", decoder
         if (folder / "labels.csv").is_file():
             self.annotation_file = folder / "labels.csv"
-            self._images, names = _read_labels(self.annotation_file)
+            self._images, names = _read_labels(self.annotation_file, classes)
         else:
             self._images, names = _list_folders(folder, classes)
         self.classes = self.category_ids = tuple(names)
@@ -67,7 +67,7 @@ class ImageNetDataset(Dataset):
                            crowd=np.zeros(0, bool), difficult=np.zeros(0, bool), area=np.zeros(0))
 
 
-def _read_labels(path: Path) -> tuple[list[tuple[Path, str, int]], list[str]]:
+def _read_labels(path: Path, classes: int | None) -> tuple[list[tuple[Path, str, int]], list[str]]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         missing = {"file", "class_index"} - set(rows.fieldnames or ())
@@ -78,6 +78,9 @@ def _read_labels(path: Path) -> tuple[list[tuple[Path, str, int]], list[str]]:
             if not (row["class_index"] or "").isdigit():
                 raise DatasetError(f"{path}: line {rows.line_num}: class_index is {row['class_index']!r}, a whole number is wanted")
             label = int(row["class_index"])
+            if classes is not None and label >= classes:
+                raise DatasetError(f"{path}: line {rows.line_num}: class_index is {label}, the model's {classes} classes are 0 to {classes - 1}; "
+                                   "take a row trained on this dataset")
             names[label] = row.get("name") or row.get("wnid") or str(label)
             images.append((path.parent / row["file"], row["file"], label))
     if not images:
