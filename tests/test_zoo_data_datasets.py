@@ -12,8 +12,8 @@ from PIL import Image
 
 from zoo.data.coco import CocoDataset, read_annotations
 from zoo.data.datasets import open_dataset
-from zoo.data.images import decode_image
 from zoo.data.imagenet import ImageNetDataset
+from zoo.data.images import decode_image
 from zoo.data.voc import VOC_CLASSES, VocDataset, read_voc_xml
 from zoo.errors import DatasetError
 
