@@ -69,16 +69,15 @@ def run_parallel(work: Sequence[Any], one: Callable[[Any, Environment, Any], Any
     while left:
         try:
             piece, result, error = results.get()
+            left -= 1
+            if error is None:
+                done(piece, result)
+            else:
+                fault = fault or error
+                left -= _end(waiting, cancel)
         except KeyboardInterrupt:
             stopped = True
             left -= _end(waiting, cancel)
-            continue
-        left -= 1
-        if error is not None:
-            fault = fault or error
-            left -= _end(waiting, cancel)
-        else:
-            done(piece, result)
     for thread in threads:
         thread.join()
     if fault is not None:
