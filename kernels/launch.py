@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 Argument = torch.Tensor | np.generic | np.ndarray | None
+SHARED_BYTES = 48 * 1024  # of a block, that every GPU has without being asked for more
 COMPILER_FLAGS = ("--std=c++17", "--fmad=false")  # a product and a sum are rounded once each, as the reference rounds them
 
 
@@ -33,10 +34,13 @@ def launch(file: str, kernel: str, defines: Mapping[str, object], grid: tuple[in
         defines: macros the file is compiled with.
         grid, block: up to three sizes each.
         args: tensors (passed as pointers), NumPy scalars and structured arrays (passed by value), or None (a null pointer).
-        shared_bytes: dynamic shared memory of a block, at most 48 KiB.
+        shared_bytes: dynamic shared memory of a block.
     Raises:
         TypeError: for an argument of another type, since CuPy would pass a Python int as 64 bits whatever the kernel declares.
+        ValueError: for more shared memory than a block may have.
     """
+    if shared_bytes > SHARED_BYTES:
+        raise ValueError(f"{kernel} in {file} would need {shared_bytes} bytes of shared memory, a block has {SHARED_BYTES}; pool to fewer bins")
     for index, arg in enumerate(args):
         if not isinstance(arg, torch.Tensor | np.generic | np.ndarray | None):
             raise TypeError(f"{kernel} in {file}: argument {index} is {type(arg).__name__}; wrap it as a NumPy scalar")

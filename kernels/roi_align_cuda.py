@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .cell_sums import sum_type
-from .launch import launch
+from .launch import SHARED_BYTES, launch
 from .roi_levels import LevelRule
 
-FILE, MAX_LEVELS, SLICE, TILE, THREADS, SHARED_BYTES, ENTRIES = "roi_align.cu", 8, 32, 8, 256, 48 * 1024, 16
+FILE, MAX_LEVELS, SLICE, TILE, THREADS, ENTRIES = "roi_align.cu", 8, 32, 8, 256, 16
 SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}
 _MAP = np.dtype([("cells", "u8"), ("strides", "i8", 4), ("scale", "f8"), ("height", "i4"), ("width", "i4")], align=True)
 _PYRAMID = np.dtype([("maps", _MAP, MAX_LEVELS), ("canonical_scale", "f8"), ("area_offset", "f8"), ("eps", "f8"), ("second_size", "f8"),

@@ -97,7 +97,7 @@ def _bins(rois: Tensor, output_size: list[int], spatial_scale: float, sides: tup
         step = side / torch.full_like(side, pooled)
         index = torch.arange(pooled, dtype=rois.dtype, device=rois.device)[None]
         low, high = torch.floor(index * step) + start, torch.ceil((index + 1) * step) + start
-        bins.append((low.clamp(0, cells).long(), high.clamp(0, cells).long()))
+        bins.append((low.clamp(0, cells).nan_to_num().long(), high.clamp(0, cells).long()))  # 0 times a side beyond all numbers: the map's begin
     return bins
 
 

@@ -46,6 +46,14 @@ def test_equal_scores_go_by_index(backend: Backend) -> None:
     assert kept(backend, boxes, torch.tensor([-1.0, -torch.inf, 3.0]), 0.5) == [2, 0]
 
 
+def test_subnormal_numbers_are_numbers(backend: Backend) -> None:
+    """IoU of equal boxes is 1 although their area is 1e-40; scores of 1e-40 have an order."""
+    boxes = torch.tensor([[0, 0, 1e-20, 1e-20], [0, 0, 1e-20, 1e-20], [5, 5, 6, 6]], device=backend.device)
+    scores = torch.tensor([1e-40, 2e-40, 3e-40], device=backend.device)
+    assert nms(boxes, scores, 0.5, backend=backend.name).tolist() == [2, 1]
+    assert nms_padded(boxes, scores, None, 0.5, max_keep=3, backend=backend.name)[0].tolist() == [[2, 1, -1]]
+
+
 def test_a_removed_box_removes_nothing(backend: Backend) -> None:
     chain = torch.tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10], [12, 0, 22, 10]])  # neighbours share 6/14
     assert kept(backend, chain, torch.tensor([0.9, 0.8, 0.7, 0.6]), 0.4) == [0, 2]

@@ -274,3 +274,11 @@ def test_more_levels_than_a_launch_takes(backend: Backend) -> None:
         pytest.skip("the reference takes any number of levels")
     with pytest.raises(ValueError, match="at most 8"):
         multilevel_roi_align([torch.zeros(1, 1, 2, 2, device=backend.device)] * 9, ROIS.to(backend.device), 7, [0.25] * 9, backend=backend.name)
+
+
+def test_more_bins_than_a_block_has_shared_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels.launch.runner", CudaOnCpu())
+    for layout in (torch.contiguous_format, torch.channels_last):
+        features = torch.ones(1, 4, 8, 8).contiguous(memory_format=layout)
+        with pytest.raises(ValueError, match="shared memory, a block has 49152; pool to fewer bins"):
+            roi_align(features, torch.tensor([[0.0, 0, 0, 7, 7]]), 300, 1.0, 2, backend="cuda")

@@ -88,6 +88,13 @@ def test_rows_that_cannot_be_pooled(backend: Backend, deterministic: bool) -> No
     torch.testing.assert_close(grad, expected)
 
 
+def test_sides_beyond_all_numbers(backend: Backend) -> None:
+    """The side overflows to infinity: the first bin is the whole map, the others lie behind it."""
+    maps = torch.arange(12.0, device=backend.device).view(1, 1, 3, 4)
+    rois = torch.tensor([[0, -1e38, -1e38, 3e38, 3e38]], device=backend.device)
+    assert roi_pool(maps, rois, 2, 1.0, backend=backend.name).flatten().tolist() == [11, 0, 0, 0]
+
+
 def test_the_first_maximum_and_the_first_nan_win(backend: Backend) -> None:
     maps = torch.tensor([[[[3.0, 7, 7], [7, 1, torch.nan], [torch.nan, 7, 0]]]], device=backend.device)
     rois = torch.tensor([[0.0, 0, 0, 1, 1], [0, 0, 0, 2, 2]], device=backend.device)
