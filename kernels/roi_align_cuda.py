@@ -90,7 +90,7 @@ def _table_bytes(defines: dict[str, object]) -> int:
 
 
 def _pack(features: Sequence[Tensor], size: tuple[int, ...], channels_last: bool) -> tuple[int, int]:
-    """Channels a thread loads at once (at most 16 bytes), and the shared memory that takes; (0, 0) where nothing fits."""
+    """Channels a thread loads at once (at most 16 bytes), and the shared memory that takes; no channels where no tile for NCHW output fits."""
     item = features[0].element_size()
     for pack in (8, 4, 2, 1):
         table = _table_bytes(_defines(features, size, pack))
@@ -98,4 +98,4 @@ def _pack(features: Sequence[Tensor], size: tuple[int, ...], channels_last: bool
         aligned = all(each.data_ptr() % (pack * item) == 0 and all(each.stride(k) % pack == 0 for k in (0, 2, 3)) for each in features)
         if pack * item <= 16 and features[0].shape[1] % pack == 0 and aligned and table + tile <= SHARED_BYTES:
             return pack, table + tile
-    return 0, 0
+    return int(channels_last), table  # without a tile only the table can be too large, which the launch refuses
