@@ -67,8 +67,9 @@ def _gpu_peak(device: torch.device, peak: PeakMemory) -> Iterator[None]:
         peak.absent |= dict.fromkeys(("process", "context"), str(error))
 
     def read() -> None:
-        if gpu is not None and (process := gpu.sample().get("process_memory_mib")):  # before torch's figure: what torch takes meanwhile is no context
-            seen.append((process, process - torch.cuda.memory_reserved(device) / 2**20))
+        held_mib, _ = gpu and gpu.processes() or (None, 0)  # before torch's figure: what torch takes meanwhile is no context
+        if held_mib:
+            seen.append((held_mib, held_mib - torch.cuda.memory_reserved(device) / 2**20))
 
     with _sampled(read):
         yield

@@ -71,17 +71,21 @@ class Gpu:
         info = self.ask("MemoryInfo")
         return None if info is None else info.total // 2**20
 
+    def processes(self) -> tuple[float | None, int] | None:
+        """As `share_of`: what ours hold in MiB, and how many others there are; None where the GPU does not tell its processes."""
+        listed = self.ask("ComputeRunningProcesses")
+        return None if listed is None else share_of({process.pid: (process.usedGpuMemory or 0) / 2**20 for process in listed})
+
     def sample(self) -> dict[str, float]:
         """One reading; what the GPU does not tell is left out."""
-        processes = self.ask("ComputeRunningProcesses")
-        held_mib, others = share_of({p.pid: (p.usedGpuMemory or 0) / 2**20 for p in processes}) if processes else (None, 0)
+        held_mib, others = self.processes() or (None, None)
         readings = {
             "sm_clock_mhz": self.ask("ClockInfo", self.nvml.NVML_CLOCK_SM),
             "memory_clock_mhz": self.ask("ClockInfo", self.nvml.NVML_CLOCK_MEM),
             "power_w": None if (power := self.ask("PowerUsage")) is None else power / 1000,
             "temperature_c": self.ask("Temperature", self.nvml.NVML_TEMPERATURE_GPU),
             "throttle_reasons": self.ask("CurrentClocksThrottleReasons"),
-            "other_processes": None if processes is None else others,
+            "other_processes": others,
             "process_memory_mib": held_mib,
         }
         return {name: float(value) for name, value in readings.items() if value is not None}
@@ -101,13 +105,21 @@ def share_of(held_mib: dict[int, float]) -> tuple[float | None, int]:
     """
     import psutil
 
-    ours = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
-    own = [number for number in held_mib if number in ours]
-    if not own:
-        strangers = [number for number in held_mib if not psutil.pid_exists(number)]
-        own = strangers if len(strangers) == 1 else []
-        return sum(held_mib[number] for number in own) or None, len(held_mib) - bool(strangers)
-    return sum(held_mib[number] for number in own) or None, len(held_mib) - len(own)
+    own = [number for number in held_mib if _is_ours(number)]
+    strangers = [] if own else [number for number in held_mib if not psutil.pid_exists(number)]
+    if len(strangers) == 1:
+        own = strangers
+    return sum(held_mib[number] for number in own) or None, len(held_mib) - max(len(own), bool(strangers))
+
+
+def _is_ours(number: int) -> bool:
+    """Whether a process is this one or one it started; asked of the few on a GPU, since looking through all of a machine's takes milliseconds."""
+    import psutil
+
+    try:
+        return number == os.getpid() or any(parent.pid == os.getpid() for parent in psutil.Process(number).parents())
+    except psutil.Error:
+        return False
 
 
 class Watch:

@@ -115,6 +115,12 @@ def test_own_and_other_processes_of_a_gpu(listed: dict[int, float], held_mib: fl
     assert share_of(listed) == (held_mib, others)
 
 
+def test_a_process_that_was_started_here_is_ours() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert share_of({child.pid: 300.0, os.getpid(): 200.0, os.getppid(): 10.0}) == (500.0, 1)
+        child.stdin.close()
+
+
 @pytest.mark.parametrize(("samples", "verdict", "said"), [
     ({"sm_clock_mhz": [1980.0] * 10, "throttle_reasons": [0.0] * 10}, "clean", ""),
     ({"sm_clock_mhz": [1980.0] * 10, "throttle_reasons": [1.0] * 10}, "clean", ""),  # idle is no fault
