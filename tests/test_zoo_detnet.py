@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import torchvision
 
 from zoo.backbones.detnet import detnet59
 from zoo.build import assemble
+from zoo.detectors.joint_rcnn import Pyramid
 from zoo.errors import CheckpointError
 from zoo.manifest import load_manifests
 from zoo.parity.base import ParityError, Reference, parity
-from zoo.parity.detnet import detector_components, row_for
+from zoo.parity.detnet import _Detector, detector_components, known_values, row_for
 from zoo.parity.detnet_steps import head_model
 from zoo.weights.load import load_arrays
 
@@ -121,6 +123,39 @@ def test_rois_are_pooled_as_configured(pooling: str, operator: Callable[..., tor
     found = model.pool(levels, rois, 128.0)
     own = torchvision.ops.roi_pool(levels[0], rois, 3, 0.25)
     assert torch.equal(found, own) == (operator is not None)
+
+
+@pytest.mark.parametrize(("gap", "followed"), [(1e-7, True), (1e-3, False)])
+def test_near_ties_among_proposals_and_detections_stand_as_recorded(gap: float, followed: bool, tmp_path: Path) -> None:
+    anchors = torch.tensor([[10.0, 10, 30, 30], [50, 50, 80, 80], [5, 60, 25, 90]])
+    scores = torch.tensor([[0.5 + gap, 0.5, 0.2]], dtype=torch.float64)
+    found = Pyramid([], [], [], scores, torch.zeros(1, 3, 4), anchors)
+    limits = {"pre_nms": 9, "post_nms": 4, "nms_threshold": 0.7}
+    boxes = anchors + torch.tensor([0.0, 0, 1, 1])  # decoded far corners lie one pixel further
+    recorded = torch.cat([torch.zeros(4, 1), torch.cat([boxes[[1, 0, 2]], torch.zeros(1, 4)])], dim=1)[None].numpy()
+    rows = torch.tensor([[2.0, 10, 10, 30, 30, 0.5 + gap], [2, 50, 50, 80, 80, 0.5], [3, 1, 1, 9, 9, 0.9]], dtype=torch.float64)
+    kept = {"x/rois": recorded, "x/detections": rows.numpy()[[1, 0, 2]]}
+    reference = Reference(tmp_path)
+    reference.__dict__["recorded"] = {name: {"shape": np.array(value.shape), "samples": value.reshape(-1)[::3], "stride": np.array(3)}
+                                      for name, value in kept.items()}
+    folder = _Detector.__new__(_Detector)
+    folder.reference = reference
+    proposals = folder._proposals("x/rois", found, torch.tensor([[100.0, 100.0]]), limits)
+    assert np.array_equal(proposals.numpy(), recorded) == followed
+    detections = folder._settled_detections("x/detections", rows)
+    assert np.array_equal(detections.numpy(), kept["x/detections"]) == followed
+    assert len(reference.notes) == 2 * followed
+
+
+def test_values_known_from_both_samplings(tmp_path: Path) -> None:
+    whole = np.arange(6000.0).reshape(6, 1000)
+    reference = Reference(tmp_path)
+    probed = np.random.RandomState(zlib.crc32(b"a/rois")).randint(0, 6000, 512)  # as the folders' own words say
+    reference.__dict__["recorded"] = {"a/rois": {"shape": np.array([6, 1000]), "samples": whole.reshape(-1)[::11][:512], "stride": np.array(11)},
+                                      "a/rois@probe": {"shape": np.array([512]), "samples": whole.reshape(-1)[probed], "stride": np.array(1)}}
+    known = known_values(reference, "a/rois")
+    assert known.shape == (6, 1000) and np.array_equal(known[~np.isnan(known)], whole[~np.isnan(known)])
+    assert (~np.isnan(known)).sum() == len({*probed, *range(0, 6000, 11)[:512]})
 
 
 def test_damaged_folders_name_what_they_lack(tmp_path: Path) -> None:

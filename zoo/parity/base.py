@@ -255,7 +255,7 @@ def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap:
 
     Args:
         scores: (R,) by falling score. rows: (R, C) in that order, what tells rows apart (boxes).
-        recorded: (M, C), the first rows as recorded, M <= R. gap: scores closer than this may change places.
+        recorded: (M, C), the first rows as recorded, M <= R, NaN where a number was not kept. gap: scores closer than this may change places.
 
     Returns:
         (R,) int64 positions.
@@ -265,7 +265,7 @@ def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap:
         end = i + 1
         while end < len(scores) and scores[order[i]] - scores[order[end]] < gap:
             end += 1
-        nearest = i + int(np.abs(rows[order[i:end]] - recorded[i]).sum(axis=1).argmin())
+        nearest = i + int(np.nansum(np.abs(rows[order[i:end]] - recorded[i]), axis=1).argmin())
         order[i], order[nearest] = order[nearest], order[i]
     return order
 

@@ -15,13 +15,13 @@ from kernels.roi_levels import LevelRule, assign_levels
 
 from ..build import assemble
 from ..detectors.base import Target
-from ..detectors.joint_rcnn import JointRCNN, padded_truth
+from ..detectors.joint_rcnn import JointRCNN, Pyramid, padded_truth
 from ..manifest import Component, ModelEntry, Schedule
-from ..parts.joint_proposals import OFFSET, anchor_targets, joint_proposals, sample_rois
+from ..parts.joint_proposals import OFFSET, anchor_targets, best_proposals, joint_proposals, sample_rois
 from ..training.recipe import learning_rate, parameter_groups
 from ..weights.load import load_arrays
 from . import detnet_steps
-from .base import Output, ParityError, Reference, Skip
+from .base import Output, ParityError, Reference, Skip, settle_ties
 from .standin import normal_input
 
 GRADIENT_TOLERANCE = 2e-3  # the folders' own advice
@@ -56,11 +56,25 @@ def with_probes(reference: Reference, computed: Outputs) -> Outputs:
         output = computed.get(whole)
         if whole != name and isinstance(output, Output):
             flat = _array(output.value).reshape(-1)
-            rows = np.random.RandomState(zlib.crc32(whole.encode())).randint(0, max(flat.size, 1), 512)
-            computed[name] = Output(flat[rows] if flat.size else flat, output.tolerance)
+            computed[name] = Output(flat[_probed(whole, flat.size)] if flat.size else flat, output.tolerance)
         elif whole != name and isinstance(output, Skip):
             computed[name] = output
     return computed
+
+
+def _probed(name: str, size: int) -> np.ndarray:
+    """Places (512,) of an output's values that are recorded under its name with '@probe'."""
+    return np.random.RandomState(zlib.crc32(name.encode())).randint(0, size, 512)
+
+
+def known_values(reference: Reference, name: str) -> np.ndarray:
+    """An output as far as it is recorded, evenly and by '@probe', in its whole shape; NaN elsewhere."""
+    kept, probe = reference.recorded[name], reference.recorded.get(f"{name}@probe")
+    flat = np.full(int(np.prod(kept["shape"])), np.nan)
+    flat[:: int(kept["stride"])][: len(kept["samples"])] = kept["samples"]
+    if probe is not None and flat.size:
+        flat[_probed(name, flat.size)] = probe["samples"]
+    return flat.reshape(kept["shape"])
 
 
 def _array(value: Any) -> np.ndarray:
@@ -153,7 +167,7 @@ class _Detector:
         rpn = {f"rpn_cls_score_{level}": x for level, x in zip(levels, found.logits, strict=True)}
         rpn |= {f"rpn_bbox_pred_{level}": x for level, x in zip(levels, found.delta_maps, strict=True)}
         self._add(name, maps | levels | rpn | {"rpn_fg_prob": found.scores})
-        rois = joint_proposals(found.scores, found.deltas, found.anchors, info[:, :2], **model.test_proposals)
+        rois = self._proposals(f"{name}/rois", found, info[:, :2], model.test_proposals)
         height = float(info[0, 0])
         pooled = model.pool(found.levels, rois.flatten(0, 1), height)
         logits, deltas = model.box_head(pooled)
@@ -165,8 +179,31 @@ class _Detector:
         for soft, what in (("none", "detections"), ("linear", "detections_soft_nms")):
             if what in described:
                 rows = detnet_steps.detection_rows(model, rois[0, :, 1:], probabilities[0], deltas, info[0].tolist(), soft=soft)
-                self._add(name, {what: rows[0]})
+                self._add(name, {what: self._settled_detections(f"{name}/{what}", rows[0])})
                 self._expect(f"{name}/{what}: counts", [rows[1], len(rows[0])], [described[what]["before_cap"], described[what]["kept"]])
+
+    def _proposals(self, name: str, found: Pyramid, sizes: Tensor, limits: dict[str, Any]) -> Tensor:
+        """Proposals (N, R, 5) of a batch; near ties stand as far as it is known in the recorded order."""
+        rois = joint_proposals(found.scores, found.deltas, found.anchors, sizes, **limits)
+        known = known_values(self.reference, name) if name in self.reference.recorded else None
+        for index, own in enumerate(rois if known is not None and known.shape == tuple(rois.shape) else ()):
+            boxes, scores = best_proposals(found.scores[index], found.deltas[index], found.anchors, sizes[index].tolist(), **limits)
+            own[: len(boxes)] = own[self._order(name, scores, boxes, known[index, : len(boxes), 1:])]
+        return rois
+
+    def _settled_detections(self, name: str, rows: Tensor) -> Tensor:
+        """Rows (M, 6) class, box, score by class and falling score; near ties of a class stand as far as it is known in the recorded order."""
+        known = known_values(self.reference, name) if name in self.reference.recorded else None
+        if known is None or known.shape != tuple(rows.shape):
+            return rows
+        own = [torch.nonzero(rows[:, 0] == label).squeeze(1) for label in rows[:, 0].unique()]
+        return torch.cat([rows[here[self._order(name, rows[here, 5], rows[here, 1:5], known[here, 1:5])]] for here in own])
+
+    def _order(self, name: str, scores: Tensor, boxes: Tensor, known: np.ndarray) -> Tensor:
+        settled = settle_ties(_array(scores), _array(boxes), known)
+        if moved := int((settled != np.arange(len(settled))).sum()):
+            self.reference.notes.append(f"{name}: {moved} rows of nearly equal scores were put in the recorded order")
+        return torch.from_numpy(settled)
 
     def _fixed(self, name: str, levels: list[Tensor], images: int, height: float) -> None:
         if "fixed_rois" not in self.meta:
@@ -195,7 +232,7 @@ class _Detector:
         state = draws.get_state()
         anchors = anchor_targets(found.anchors, truth, sizes[0].tolist(), draws, count=model.anchors_per_image)
         with torch.no_grad():
-            rois = joint_proposals(found.scores, found.deltas, found.anchors, sizes, **model.train_proposals)
+            rois = self._proposals("train/proposals", found, sizes, model.train_proposals)
         samples = sample_rois(rois, truth, labels, draws, count=model.rois_per_image, coder=model.coder)
         model.draws.set_state(state)
         losses = model.rpn_losses(found, truth, sizes) | model.box_losses(found.levels, samples, sizes)
