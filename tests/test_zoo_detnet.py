@@ -19,7 +19,7 @@ from zoo.errors import CheckpointError
 from zoo.manifest import load_manifests
 from zoo.parity.base import ParityError, Reference, parity
 from zoo.parity.detnet import _Detector, detector_components, known_values, row_for
-from zoo.parity.detnet_steps import head_model
+from zoo.parity.detnet_steps import _Steps, head_model
 from zoo.weights.load import load_arrays
 
 FOLDERS = Path(__file__).parent / "reference" / "detnet"
@@ -156,6 +156,14 @@ def test_values_known_from_both_samplings(tmp_path: Path) -> None:
     known = known_values(reference, "a/rois")
     assert known.shape == (6, 1000) and np.array_equal(known[~np.isnan(known)], whole[~np.isnan(known)])
     assert (~np.isnan(known)).sum() == len({*probed, *range(0, 6000, 11)[:512]})
+
+
+def test_strides_of_steps_follow_from_their_maps() -> None:
+    steps = _Steps(Reference(FOLDERS / "ops"), torch.float32)
+    for name in ("anchors_detnet", "anchors_resnet"):  # 4, 8, 16, 16, 16 and 4, 8, 16, 32, 64
+        described = steps.described[name]
+        untold = {field: value for field, value in described.items() if field != "strides"}
+        assert torch.equal(steps.anchors_over(untold), steps.anchors_over(described)) and len(steps.anchors_over(untold)) == described["count"]
 
 
 def test_damaged_folders_name_what_they_lack(tmp_path: Path) -> None:

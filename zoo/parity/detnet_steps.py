@@ -1,6 +1,7 @@
 """The steps around DetNet_pytorch's network, one by one: anchors, coding, NMS, proposals, sampling, pooling, images, detections."""
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -106,8 +107,10 @@ class _Steps:
         """What the folder says of an output, empty where it has none of that name."""
         return self.described.get(name, {}).get("meaning", "")
 
-    def anchors_over(self, described: dict[str, Any], strides: Sequence[int]) -> Tensor:
-        """All anchors (A, 4) over feature maps of the described shapes."""
+    def anchors_over(self, described: dict[str, Any]) -> Tensor:
+        """All anchors (A, 4) over feature maps of the described shapes; strides that are not told follow from the shapes, 4 being the finest."""
+        cells = [height * width for height, width in described["feature_shapes"]]
+        strides = described.get("strides") or [4 * 2 ** round(math.log2(cells[0] / own) / 2) for own in cells]
         sizes = described.get("scales", [32, 64, 128, 256, 512])
         maps = [torch.empty(1, 1, *shape, dtype=self.kind) for shape in described["feature_shapes"]]
         return torch.cat(AnchorGenerator([[size] for size in sizes], described.get("ratios", (0.5, 1, 2)), strides, rule="centred")(maps))
@@ -115,7 +118,7 @@ class _Steps:
     def boxes(self) -> None:
         for name in ("anchors_detnet", "anchors_resnet"):
             if name in self.described:
-                self.add(name, self.anchors_over(self.described[name], self.described[name]["strides"]))
+                self.add(name, self.anchors_over(self.described[name]))
         ex, truth = self.given["ex_boxes"], self.given["gt_boxes"]
         self.add("encode", CODER.encode(truth, ex))
         decoded = CODER.decode(self.given["decode_deltas"], ex)
@@ -141,7 +144,7 @@ class _Steps:
             if name.startswith("proposals_"):
                 deltas = self._proposal_deltas(described)
                 sizes = torch.tensor(described["im_info"], dtype=self.kind)[:, :2]
-                rois = joint_proposals(self.given["proposal_fg_prob"], deltas, self.anchors_over(described, self.strides), sizes,
+                rois = joint_proposals(self.given["proposal_fg_prob"], deltas, self.anchors_over(described), sizes,
                                        pre_nms=described["pre_nms_top_n"], post_nms=described["post_nms_top_n"], nms_threshold=described["nms"])
                 self.add(name, rois)
                 self.computed[f"{name}: kept"] = Output((rois[..., 1:] != 0).any(dim=2).sum(dim=1).double(), EXACT, expected=np.array(described["kept"], float))
@@ -155,17 +158,12 @@ class _Steps:
         shape = (*self.given["proposal_fg_prob"].shape, 4)
         return (scale * torch.from_numpy(normal_input(int(seed), shape))).to(self.kind)
 
-    @property
-    def strides(self) -> list[int]:
-        """DetNet's, which every proposal and target of such a folder uses."""
-        return self.described["anchors_detnet"]["strides"]
-
     def targets(self) -> None:
         truth = self.given["target_gt"]
         for name, described in self.described.items():
             if name.startswith("anchor_labels_"):
                 count, seed = (int(n) for n in re.search(r"RPN_BATCHSIZE (\d+), np\.random\.seed\((\d+)\)", described["meaning"]).groups())
-                anchors = self.anchors_over(described, self.strides)
+                anchors = self.anchors_over(described)
                 found = anchor_targets(anchors, truth[..., :4], described["im_info"][0][:2], np.random.RandomState(seed), count=count)
                 which = name.removeprefix("anchor_labels_")
                 self.add(name, found.labels, EXACT)
