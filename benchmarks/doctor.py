@@ -33,7 +33,7 @@ def examine() -> tuple[list[Finding], dict[str, Any]]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     environment = collect_environment(device)
-    findings = [_gpu(torch.cuda.is_available()), _cupy(), *_rooms(), _manifests(), _store(), _disk(), _checkout(environment.commit, environment.dirty)]
+    findings = [_gpu(torch.cuda.is_available()), _cupy(), *([_kernels()] if device == "cuda" else []), *_rooms(), _manifests(), _store(), _disk(), _checkout(environment.commit, environment.dirty)]
     return findings, environment.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -54,6 +54,20 @@ def _cupy() -> Finding:
     if version is None:
         return Finding("cupy", "missing", "the GPU kernels need it: pip install -e .[gpu]")
     return Finding("cupy", "ok", version)
+
+
+def _kernels() -> Finding:
+    """Whether a kernel can be compiled and run: CuPy, its compiler, the headers and the driver must go together."""
+    import torch
+
+    from kernels.nms import nms
+
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 30, 30]], device="cuda")
+    try:
+        kept = nms(boxes, torch.tensor([0.5, 0.9, 0.7], device="cuda"), 0.5).tolist()
+    except Exception as error:  # whatever it is, this is the place to be told of it
+        return Finding("kernels", "broken", f"{type(error).__name__}: {error}")
+    return Finding("kernels", "ok", "compiled and run") if kept == [1, 2] else Finding("kernels", "broken", f"NMS of three boxes kept {kept}, not [1, 2]")
 
 
 def _rooms() -> list[Finding]:
