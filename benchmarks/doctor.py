@@ -33,7 +33,8 @@ def examine() -> tuple[list[Finding], dict[str, Any]]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     environment = collect_environment(device)
-    findings = [_gpu(torch.cuda.is_available()), _cupy(), *([_kernels()] if device == "cuda" else []), *_rooms(), _manifests(), _store(), _disk(), _checkout(environment.commit, environment.dirty)]
+    on_gpu = [_kernels()] if device == "cuda" else []
+    findings = [_gpu(bool(on_gpu)), _cupy(), *on_gpu, *_rooms(), _manifests(), _store(), _disk(), _checkout(environment.commit, environment.dirty)]
     return findings, environment.model_dump(mode="json", exclude_defaults=True)
 
 
