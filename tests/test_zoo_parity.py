@@ -275,6 +275,11 @@ def test_near_ties_may_change_places_and_nothing_else_may() -> None:
     assert settle_ties(scores, rows, rows[[0, 2, 1, 3]]).tolist() == [0, 2, 1, 3]
     assert settle_ties(scores, rows, rows[[1, 0, 2, 3]]).tolist() == [0, 1, 2, 3]
     assert settle_ties(scores, rows, rows[:2]).tolist() == [0, 1, 2, 3]
+    partly = rows[[0, 2, 1, 3]].astype(float)
+    partly[1] = np.nan  # nothing is known of the first of the two that changed places
+    assert settle_ties(scores, rows, partly).tolist() == [0, 2, 1, 3]
+    partly[2] = np.nan
+    assert settle_ties(scores, rows, partly).tolist() == [0, 1, 2, 3]
 
 
 def test_levels_of_odd_sizes_are_halved_upwards() -> None:

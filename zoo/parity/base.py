@@ -261,13 +261,24 @@ def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap:
         (R,) int64 positions.
     """
     order = np.arange(len(scores))
-    for i in range(min(len(recorded), len(scores) - 1)):
-        end = i + 1
-        while end < len(scores) and scores[order[i]] - scores[order[end]] < gap:
-            end += 1
-        nearest = i + int(np.nansum(np.abs(rows[order[i:end]] - recorded[i]), axis=1).argmin())
-        order[i], order[nearest] = order[nearest], order[i]
+    starts = np.flatnonzero(np.concatenate([[True], scores[:-1] - scores[1:] >= gap]))
+    for start, end in zip(starts, [*starts[1:], len(scores)], strict=True):
+        if end - start > 1 and start < len(recorded):
+            order[start:end] = start + _matched(rows[start:end], recorded[start:end])
     return order
+
+
+def _matched(rows: np.ndarray, recorded: np.ndarray) -> np.ndarray:
+    """An order (R,) of rows (R, C) by the recorded ones (M, C): those with the most known numbers choose the nearest row first, the rest follow in order."""
+    chosen: dict[int, int] = {}
+    known = (~np.isnan(recorded)).sum(axis=1)
+    for place in np.argsort(-known, kind="stable"):
+        if known[place]:
+            apart = np.nansum(np.abs(rows - recorded[place]), axis=1)
+            apart[list(chosen.values())] = np.inf
+            chosen[int(place)] = int(apart.argmin())
+    left = [row for row in range(len(rows)) if row not in set(chosen.values())]
+    return np.array([chosen[place] if place in chosen else left.pop(0) for place in range(len(rows))])
 
 
 def compare(name: str, output: Output | Skip | None, kept: Mapping[str, np.ndarray] | None, dtype: str) -> ParityLine:
