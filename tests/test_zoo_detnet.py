@@ -139,12 +139,31 @@ def test_near_ties_among_proposals_and_detections_stand_as_recorded(gap: float, 
     reference.__dict__["recorded"] = {name: {"shape": np.array(value.shape), "samples": value.reshape(-1)[::3], "stride": np.array(3)}
                                       for name, value in kept.items()}
     folder = _Detector.__new__(_Detector)
-    folder.reference = reference
-    proposals = folder._proposals("x/rois", found, torch.tensor([[100.0, 100.0]]), limits)
+    folder.reference, folder.kind = reference, torch.float64
+    proposals = folder._proposals("x/rois", torch.zeros(1, 3, 100, 100), found, torch.tensor([[100.0, 100.0]]), limits)
     assert np.array_equal(proposals.numpy(), recorded) == followed
     detections = folder._settled_detections("x/detections", rows)
     assert np.array_equal(detections.numpy(), kept["x/detections"]) == followed
     assert len(reference.notes) == 2 * followed
+
+
+def test_near_ties_of_which_nothing_is_recorded_are_ranked_in_double_precision(tmp_path: Path) -> None:
+    anchors = torch.tensor([[10.0, 10, 30, 30], [50, 50, 80, 80]])
+    folder = _Detector.__new__(_Detector)
+    folder.reference, folder.kind = Reference(tmp_path), torch.float32
+    folder.reference.__dict__["recorded"] = {"x/rois": {"shape": np.array([1, 2, 5]), "samples": np.zeros(1), "stride": np.array(10)}}
+
+    class Finer(torch.nn.Module):
+        def pyramid(self, images: torch.Tensor) -> Pyramid:
+            assert images.dtype == torch.float64
+            return Pyramid([], [], [], torch.tensor([[0.5, 0.5 + 1e-9]], dtype=torch.float64), torch.zeros(1, 2, 4), anchors)
+
+    folder.model = Finer()
+    limits = {"pre_nms": 9, "post_nms": 2, "nms_threshold": 0.7}
+    for scores, first in (([0.5, 0.5], 50.0), ([0.6, 0.5], 10.0)):  # a tie, which the finer scores settle, and none
+        found = Pyramid([], [], [], torch.tensor([scores]), torch.zeros(1, 2, 4), anchors)
+        proposals = folder._proposals("x/rois", torch.zeros(1, 3, 100, 100), found, torch.tensor([[100.0, 100.0]]), limits)
+        assert proposals[0, 0, 1] == first
 
 
 def test_values_known_from_both_samplings(tmp_path: Path) -> None:

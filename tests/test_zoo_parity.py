@@ -280,6 +280,8 @@ def test_near_ties_may_change_places_and_nothing_else_may() -> None:
     assert settle_ties(scores, rows, partly).tolist() == [0, 2, 1, 3]
     partly[2] = np.nan
     assert settle_ties(scores, rows, partly).tolist() == [0, 1, 2, 3]
+    clipped = np.array([[0.0, 9], [0, 5], [0, 7]])
+    assert settle_ties(np.full(3, 0.5), clipped, np.array([[np.nan, np.nan], [0, 5], [0, np.nan]])).tolist() == [0, 1, 2]
 
 
 def test_levels_of_odd_sizes_are_halved_upwards() -> None:

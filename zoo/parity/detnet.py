@@ -5,6 +5,7 @@ import re
 import zlib
 from ast import literal_eval
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from .base import Output, ParityError, Reference, Skip, settle_ties
 from .standin import normal_input
 
 GRADIENT_TOLERANCE = 2e-3  # the folders' own advice
+NEAR = 2e-6  # between scores that two ways of adding up may rank differently
 Outputs = dict[str, Output | Skip]
 _SETTINGS = {  # the configuration's name of a number -> the detector's
     "TEST.RPN_PRE_NMS_TOP_N": "pre_nms", "TEST.RPN_POST_NMS_TOP_N": "post_nms", "TRAIN.RPN_PRE_NMS_TOP_N": "train_pre_nms",
@@ -167,7 +169,7 @@ class _Detector:
         rpn = {f"rpn_cls_score_{level}": x for level, x in zip(levels, found.logits, strict=True)}
         rpn |= {f"rpn_bbox_pred_{level}": x for level, x in zip(levels, found.delta_maps, strict=True)}
         self._add(name, maps | levels | rpn | {"rpn_fg_prob": found.scores})
-        rois = self._proposals(f"{name}/rois", found, info[:, :2], model.test_proposals)
+        rois = self._proposals(f"{name}/rois", images, found, info[:, :2], model.test_proposals)
         height = float(info[0, 0])
         pooled = model.pool(found.levels, rois.flatten(0, 1), height)
         logits, deltas = model.box_head(pooled)
@@ -182,13 +184,21 @@ class _Detector:
                 self._add(name, {what: self._settled_detections(f"{name}/{what}", rows[0])})
                 self._expect(f"{name}/{what}: counts", [rows[1], len(rows[0])], [described[what]["before_cap"], described[what]["kept"]])
 
-    def _proposals(self, name: str, found: Pyramid, sizes: Tensor, limits: dict[str, Any]) -> Tensor:
-        """Proposals (N, R, 5) of a batch; near ties stand as far as it is known in the recorded order."""
+    def _proposals(self, name: str, images: Tensor, found: Pyramid, sizes: Tensor, limits: dict[str, Any]) -> Tensor:
+        """Proposals (N, R, 5) of a batch; near ties stand in the recorded order as far as it is known, and else as double precision ranks them."""
         rois = joint_proposals(found.scores, found.deltas, found.anchors, sizes, **limits)
         known = known_values(self.reference, name) if name in self.reference.recorded else None
-        for index, own in enumerate(rois if known is not None and known.shape == tuple(rois.shape) else ()):
-            boxes, scores = best_proposals(found.scores[index], found.deltas[index], found.anchors, sizes[index].tolist(), **limits)
-            own[: len(boxes)] = own[self._order(name, scores, boxes, known[index, : len(boxes), 1:])]
+        if known is None or known.shape != tuple(rois.shape):
+            return rois
+        best = [best_proposals(*one, found.anchors, size, **limits) for *one, size in zip(found.scores, found.deltas, sizes.tolist(), strict=True)]
+        scores = [own[kept] for own, (kept, _) in zip(found.scores, best, strict=True)]
+        if self.kind != torch.float64 and any((own[:-1] - own[1:] < NEAR).any() for own in scores):
+            finer = deepcopy(self.model).double().pyramid(images.double()).scores  # the folders say that both precisions agree on the order
+            scores = [own[kept] for own, (kept, _) in zip(finer, best, strict=True)]
+        for index, (own, (_, boxes)) in enumerate(zip(scores, best, strict=True)):
+            ranked = own.sort(descending=True, stable=True)
+            order = ranked.indices[self._order(name, ranked.values, boxes[ranked.indices], known[index, : len(boxes), 1:])]
+            rois[index, : len(boxes), 1:] = boxes[order]
         return rois
 
     def _settled_detections(self, name: str, rows: Tensor) -> Tensor:
@@ -232,7 +242,7 @@ class _Detector:
         state = draws.get_state()
         anchors = anchor_targets(found.anchors, truth, sizes[0].tolist(), draws, count=model.anchors_per_image)
         with torch.no_grad():
-            rois = self._proposals("train/proposals", found, sizes, model.train_proposals)
+            rois = self._proposals("train/proposals", images, found, sizes, model.train_proposals)
         samples = sample_rois(rois, truth, labels, draws, count=model.rois_per_image, coder=model.coder)
         model.draws.set_state(state)
         losses = model.rpn_losses(found, truth, sizes) | model.box_losses(found.levels, samples, sizes)

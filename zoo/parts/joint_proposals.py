@@ -76,18 +76,18 @@ def joint_proposals(scores: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tens
     rois = deltas.new_zeros(len(scores), post_nms, 5)
     rois[:, :, 0] = torch.arange(len(scores), device=scores.device)[:, None]
     for index, (score, delta) in enumerate(zip(scores, deltas, strict=True)):
-        boxes, _ = best_proposals(score, delta, anchors, sizes[index].tolist(), pre_nms=pre_nms, post_nms=post_nms, nms_threshold=nms_threshold)
+        _, boxes = best_proposals(score, delta, anchors, sizes[index].tolist(), pre_nms=pre_nms, post_nms=post_nms, nms_threshold=nms_threshold)
         rois[index, : len(boxes), 1:] = boxes
     return rois
 
 
 def best_proposals(score: Tensor, deltas: Tensor, anchors: Tensor, size: Sequence[float], *, pre_nms: int, post_nms: int,
                    nms_threshold: float) -> tuple[Tensor, Tensor]:
-    """Boxes (M, 4) and scores (M,) that one image keeps, by falling score; arguments as in `joint_proposals`, of one image."""
+    """Anchors (M,) int64 that one image keeps, by falling score, and their boxes (M, 4); arguments as in `joint_proposals`, of one image."""
     boxes = clip_boxes(CODER.decode(deltas, anchors), size, OFFSET)
     order = score.sort(descending=True, stable=True).indices[:pre_nms]
     kept = order[nms(boxes[order], score[order], nms_threshold, offset=OFFSET, max_keep=post_nms)]
-    return boxes[kept], score[kept]
+    return kept, boxes[kept]
 
 
 def padded_iou(boxes: Tensor, truth: Tensor) -> Tensor:
