@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from zoo.errors import ZooError
+
 Report = Callable[[Any], None]
 BEAT = "beat"  # a report that says nothing but "still alive"
 MEMORY_POLL_S = 0.1
@@ -192,6 +194,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 def failure(error: BaseException) -> Outcome:
     """An exception as an outcome: one line that says what went wrong, and the traceback."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    lines = [line.strip() for line in str(error).strip().splitlines()] or ["no message"]
+    text = "; ".join(lines) if isinstance(error, ZooError) else lines[0]  # ours name what is wrong in all of their lines
     reason = f"out of memory: {text}" if out_of_memory(error) else f"{type(error).__name__}: {text}"
     return Outcome("failed", reason, "".join(traceback.format_exception(error)))

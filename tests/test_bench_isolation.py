@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.isolation import BEAT, run_isolated
+from benchmarks.isolation import BEAT, failure, run_isolated
+from zoo.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -98,3 +99,10 @@ def test_an_ended_process_with_a_bar_leaves_no_semaphore_behind() -> None:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert "ended by SIGKILL" in done.stdout and "leaked" not in done.stderr
+
+
+def test_a_reason_is_one_line_and_keeps_what_our_own_errors_name() -> None:
+    ours = failure(CheckpointError("a.pth: 1 missing\n  the model needs, and the file has not: fc.bias\n  is it the file of this row?"))
+    assert ours.reason == "CheckpointError: a.pth: 1 missing; the model needs, and the file has not: fc.bias; is it the file of this row?"
+    assert failure(RuntimeError("sizes differ\n  (at some kernel)\n")).reason == "RuntimeError: sizes differ"
+    assert failure(ValueError("")).reason == "ValueError: no message"
