@@ -90,7 +90,7 @@ def test_spoiled_models_are_refused(tmp_path: Path, change: Callable[[dict[str, 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page").write_text("<html>")
-    with pytest.raises(CheckpointError, match="not a TensorFlow.js model in a zip file"):
+    with pytest.raises(CheckpointError, match="not a TensorFlow.js model in a zip file .*say which with --format"):
         read_tfjs(tmp_path / "page")
     with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
         archive.writestr("other.json", "{}")

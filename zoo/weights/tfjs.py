@@ -34,7 +34,8 @@ def read_tfjs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             description = _description(archive, path)
             return dict(_weights(archive, description, path)), description
     except MALFORMED_ZIP as error:
-        raise CheckpointError(f"{path}: not a TensorFlow.js model in a zip file ({type(error).__name__}: {error}); fetch it again") from error
+        raise CheckpointError(f"{path}: not a TensorFlow.js model in a zip file ({type(error).__name__}: {error}); "
+                              "fetch it again, or where it is a file of another format, say which with --format") from error
 
 
 def _description(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
