@@ -192,8 +192,8 @@ def _finish(sweep: Any) -> None:
 
 
 def _compare_stored(names: list[str], smallest: float, anyway: bool, relative_to: str | None, folder: Path | None, as_json: bool) -> None:
-    from benchmarks.comparability import chosen_runs, compare_stored, relative_speeds
-    from benchmarks.comparison_text import relative_text, stored_text
+    from benchmarks.compare.stored import chosen_runs, compare_stored, relative_speeds
+    from benchmarks.compare.text import relative_text, stored_text
     from benchmarks.store import DEFAULT_STORE, read_runs
 
     kept = read_runs(folder or DEFAULT_STORE)
@@ -237,11 +237,11 @@ def compare(rows: Annotated[list[str], typer.Argument(metavar="ROW[@WEIGHTS]..."
     if stored:
         _compare_stored(rows, smallest, anyway, relative_to, runs_folder, as_json)
         return
-    from benchmarks.compare import CompareOptions, entrants_of
-    from benchmarks.compare import compare as run_comparison
-    from benchmarks.comparison import COMPARISONS, write_comparison
-    from benchmarks.comparison_text import comparison_text
-    from benchmarks.self_check import self_check
+    from benchmarks.compare.match import CompareOptions, entrants_of
+    from benchmarks.compare.match import compare as run_comparison
+    from benchmarks.compare.record import COMPARISONS, write_comparison
+    from benchmarks.compare.self_check import self_check
+    from benchmarks.compare.text import comparison_text
     from benchmarks.spec import BenchmarkSpec
 
     folder = store or COMPARISONS
@@ -297,10 +297,10 @@ def evaluate(results_file: Annotated[Path, typer.Argument(metavar="RESULTS", hel
              kind: Annotated[Literal["bbox", "segm", "keypoints"] | None, typer.Option(help="default: told by the file")] = None,
              every_image: Annotated[bool, typer.Option("--every-image", help="images without a detection were looked at too")] = False) -> None:
     """Evaluate stored detections again."""
-    from benchmarks.accuracy import evaluate_results_file
+    from benchmarks.evaluation.accuracy import evaluate_results_file
+    from benchmarks.evaluation.subset_guard import refuse_naive_subset
     from benchmarks.progress import clock
     from benchmarks.report.listing import accuracy
-    from benchmarks.subset_guard import refuse_naive_subset
     from zoo.data.datasets import open_dataset
 
     with clock("evaluate"):
@@ -418,9 +418,9 @@ def fit(row: Annotated[str, typer.Argument(help="name of a row")],
         limit_s: Annotated[float, typer.Option(min=1, help="a trial that takes longer ends its search")] = 600.0, as_json: JSON = False) -> None:
     """Find the largest batch and the largest image that fit in so much memory, each trial in a process of its own."""
     from benchmarks.environment import present_hardware
-    from benchmarks.fit import MIB_PER_GB, check_row, text_of
-    from benchmarks.fit import fit as search
-    from benchmarks.fit_trial import Case
+    from benchmarks.fit.find import MIB_PER_GB, check_row, text_of
+    from benchmarks.fit.find import fit as search
+    from benchmarks.fit.trial import Case
     from benchmarks.subject import identify_weights
     from zoo.manifest import load_manifests
 

@@ -11,8 +11,8 @@ from zoo.home import home_folder
 from zoo.manifest import load_manifests
 
 from .environment import ROOT, collect_environment, installed_packages
+from .measure.telemetry import Gpu
 from .store import DEFAULT_STORE, read_runs
-from .telemetry import Gpu
 
 FREE_GIB = 5  # of disk, below which a warning is given
 ROOMS = ("zoo", "benchmarks", "kernels")

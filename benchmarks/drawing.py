@@ -45,7 +45,7 @@ def detect_image(subject: Subject, path: Path) -> tuple[np.ndarray, Detections]:
 
     from zoo.data.loading import pad_batch
 
-    from .inference import to_host
+    from .measure.inference import to_host
 
     pixels = decode_image(path.read_bytes(), str(path))
     item = subject.preprocess(pixels)

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .measure.telemetry import Gpu
 from .spec import Environment, hardware
-from .telemetry import Gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pycocotools", "hotcoco", "timm")

@@ -17,9 +17,9 @@ from zoo.data.transforms import Preprocess
 from zoo.errors import DatasetError
 from zoo.manifest import ModelEntry
 
-from .accuracy import DetectionCollector
-from .coco_evaluation import EvaluationPlan, complete_annotations
-from .inference import to_host
+from .evaluation.accuracy import DetectionCollector
+from .evaluation.coco_evaluation import EvaluationPlan, complete_annotations
+from .measure.inference import to_host
 from .progress import progress
 from .subject import Subject, build_subject, identify_weights, inclusive_boxes, open_data
 from .suspects import Variant, parse_setting, variants, with_value
@@ -238,7 +238,7 @@ def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:
         return 100 * float(np.mean(base.right[:middle] or [0])), 100 * float(np.mean(base.right[middle:]))
     if dataset.layout != "coco":
         return base.value, base.value
-    from .coco_evaluation import evaluate_coco
+    from .evaluation.coco_evaluation import evaluate_coco
 
     parts = (list(dataset.image_ids)[:middle], list(dataset.image_ids)[middle:])
     return tuple(100 * evaluate_coco(dataset.annotation_file, [r for r in base.records if r["image_id"] in set(part)], "bbox",  # type: ignore[return-value]

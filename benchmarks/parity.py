@@ -14,8 +14,8 @@ from zoo.detectors.base import Detections
 from zoo.parity.base import Output, ParityError, ParityReport, Reference, compare
 from zoo.parity.base import parity as zoo_parity
 
-from .coco_results import detection_records
-from .voc_evaluation import ClassScore, VocDetection, VocTruth, evaluate_voc, mean_ap
+from .evaluation.coco_results import detection_records
+from .evaluation.voc_evaluation import ClassScore, VocDetection, VocTruth, evaluate_voc, mean_ap
 
 EXACT = 1e-9
 SIX_DECIMALS = 1e-6  # of recorded recall and precision

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from zoo.manifest import load_manifests
 
 from .isolation import BEAT, Outcome, Report, failure, run_isolated
+from .measure.telemetry import Watch, marked, watching
 from .progress import clock
 from .spec import OWN_PROTOCOL, BenchmarkSpec, Measurement, MetricGroup, Run, WeightsIdentity
 from .store import new_id
 from .subject import Sources, Subject, identify_data, open_data, prepare, training_data
-from .telemetry import Watch, marked, watching
 
 BEAT_S = 1.0  # seconds between signs of life
 PARTS_SHARE = 0.08  # of the time that timing took: what the parts of the forward phase may take besides
@@ -127,7 +127,7 @@ def measure(row: str, spec: BenchmarkSpec, sources: Sources, weights: str, folde
 
 def count_cost(subject: Subject) -> dict[str, Measurement]:
     """Millions of parameters (buffers, which frozen norms and anchors are, not counted), and 10^9 MACs where every image has one size."""
-    from .cost import model_cost
+    from .measure.cost import model_cost
 
     parameters = sum(parameter.numel() for parameter in subject.model.parameters()) / 1e6
     found = {"parameters_m": Measurement(value=parameters, unit="M", covers="parameters of the whole model; buffers are not counted")}
@@ -194,9 +194,9 @@ def _beating(report: Report) -> Callable[[], None]:
 
 
 def _inference(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
-    from .inference import measure_inference
-    from .phases import measure_phases
-    from .protocols import measure_protocol
+    from .measure.inference import measure_inference
+    from .measure.phases import measure_phases
+    from .measure.protocols import measure_protocol
 
     if spec.protocol != OWN_PROTOCOL:
         report({"measurements": measure_protocol(subject, spec, beat)})
@@ -208,21 +208,21 @@ def _inference(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: 
 
 
 def _memory(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
-    from .inference import measure_inference_memory
+    from .measure.inference import measure_inference_memory
 
     measurements, absent = measure_inference_memory(subject, spec, beat)
     report({"measurements": measurements, "absent": absent})
 
 
 def _throughput(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
-    from .throughput import measure_throughput
+    from .measure.throughput import measure_throughput
 
     report({"measurements": measure_throughput(subject, spec, beat)})
 
 
 def _ap(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
-    from .ap_intervals import subset_intervals
-    from .detection import measure_accuracy
+    from .evaluation.ap_intervals import subset_intervals
+    from .measure.detection import measure_accuracy
 
     if subject.is_classifier:
         report({"absent": {"box_ap": "a classifier gives no boxes"}})
@@ -233,7 +233,7 @@ def _ap(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, r
 
 
 def _top1(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
-    from .detection import measure_top_k
+    from .measure.detection import measure_top_k
 
     if not subject.is_classifier:
         report({"absent": {"top1": "a detector gives no class of the whole image"}})
@@ -243,8 +243,8 @@ def _top1(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path,
 
 def _training(subject: Subject, spec: BenchmarkSpec, sources: Sources, folder: Path, report: Report, beat: Callable[[], None]) -> None:
     """Memory and epoch time come from the same steps; only what was asked for is kept."""
-    from .memory import ON_CPU, ON_GPU, memory_metric
-    from .training import measure_training, why_no_training
+    from .measure.memory import ON_CPU, ON_GPU, memory_metric
+    from .measure.training import measure_training, why_no_training
 
     if why := why_no_training(subject):
         names = {"memory": [memory_metric("train", name) for name in (*ON_GPU, *ON_CPU)], "epoch": ["epoch_time_s"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.coco_evaluation import (
+from benchmarks.evaluation.coco_evaluation import (
     BOX_STATISTICS,
     KEYPOINT_STATISTICS,
     CocoScores,
@@ -17,7 +17,7 @@ from benchmarks.coco_evaluation import (
     evaluate_coco,
     score_coco,
 )
-from benchmarks.evaluation_speed import evaluation_speed, render_evaluation_speed
+from benchmarks.evaluation.speed import evaluation_speed, render_evaluation_speed
 from zoo.errors import DatasetError
 
 RECORDED = Path(__file__).parent / "reference" / "evaluation"

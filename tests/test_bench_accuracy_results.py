@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.accuracy import DetectionCollector, evaluate_results_file, top_k_accuracy, write_submission
-from benchmarks.coco_results import check_results, detection_records, read_results, write_atomically, write_results
+from benchmarks.evaluation.accuracy import DetectionCollector, evaluate_results_file, top_k_accuracy, write_submission
+from benchmarks.evaluation.coco_results import check_results, detection_records, read_results, write_atomically, write_results
+from benchmarks.evaluation.voc_results import read_voc_results
 from benchmarks.spec import BenchmarkSpec
 from benchmarks.subject import Sources
 from benchmarks.sweep import SweepOptions, run_sweep
-from benchmarks.voc_results import read_voc_results
 from zoo.data.coco import CocoDataset
 from zoo.data.datasets import open_dataset
 from zoo.data.shapes import make_shapes

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.voc_evaluation import VocDetection, VocTruth, average_precision, evaluate_voc, evaluate_voc_class, mean_ap, voc_truth
-from benchmarks.voc_results import read_voc_results
+from benchmarks.evaluation.voc_evaluation import VocDetection, VocTruth, average_precision, evaluate_voc, evaluate_voc_class, mean_ap, voc_truth
+from benchmarks.evaluation.voc_results import read_voc_results
 from zoo.data.datasets import open_dataset
 
 RECORDED = Path(__file__).parent / "reference" / "evaluation"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from records import make_small_shapes
 
-from benchmarks.compare import CompareOptions, compare, entrants_of
-from benchmarks.comparison import Comparison, Pair, read_comparison, write_comparison
-from benchmarks.comparison_text import comparison_text
-from benchmarks.contestant import Entrant
-from benchmarks.judging import judge_pairs
-from benchmarks.paired import Ratio, block_shift, confidence_of_each, hodges_lehmann, judge_ratio, planned_looks, ratio_of_blocks
+from benchmarks.compare.contestant import Entrant
+from benchmarks.compare.judging import judge_pairs
+from benchmarks.compare.match import CompareOptions, compare, entrants_of
+from benchmarks.compare.paired import Ratio, block_shift, confidence_of_each, hodges_lehmann, judge_ratio, planned_looks, ratio_of_blocks
+from benchmarks.compare.record import Comparison, Pair, read_comparison, write_comparison
+from benchmarks.compare.text import comparison_text
 from benchmarks.spec import BenchmarkSpec
 from zoo.errors import ManifestError
 

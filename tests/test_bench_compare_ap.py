@@ -11,11 +11,11 @@ import pytest
 from generated_matches import made_up_set
 from records import PHOTOS, run_of
 
-from benchmarks.ap_intervals import ImageMatches, class_matches, match_images, paired_difference, subset_interval, subset_intervals, weighted_ap
-from benchmarks.coco_evaluation import EvaluationPlan, complete_annotations
+from benchmarks.evaluation.ap_intervals import ImageMatches, class_matches, match_images, paired_difference, subset_interval, subset_intervals, weighted_ap
+from benchmarks.evaluation.coco_evaluation import EvaluationPlan, complete_annotations
+from benchmarks.evaluation.subset_guard import refuse_naive_subset
 from benchmarks.spec import Measurement
 from benchmarks.store import write_run
-from benchmarks.subset_guard import refuse_naive_subset
 from zoo.data.coco import CocoDataset
 from zoo.errors import DatasetError
 

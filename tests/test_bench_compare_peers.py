@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from records import make_small_shapes
 
-from benchmarks.ap_intervals import paired_difference
-from benchmarks.classification import ImageHits, read_hits, write_classes
-from benchmarks.compare import CompareOptions, compare, unlike_rows
-from benchmarks.comparison import Comparison, read_comparison
-from benchmarks.contestant import Entrant
-from benchmarks.judging import accuracy_pair
+from benchmarks.compare.contestant import Entrant
+from benchmarks.compare.judging import accuracy_pair
+from benchmarks.compare.match import CompareOptions, compare, unlike_rows
+from benchmarks.compare.record import Comparison, read_comparison
+from benchmarks.evaluation.ap_intervals import paired_difference
+from benchmarks.evaluation.classification import ImageHits, read_hits, write_classes
 from benchmarks.spec import BenchmarkSpec
 from zoo.errors import DatasetError
 from zoo.manifest import load_manifests

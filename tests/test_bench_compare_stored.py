@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from records import MACHINE, PHOTOS, TRAINED, measured, run_of
 
-from benchmarks.comparability import NotComparable, chosen_runs, compare_stored, differences, ratio_of_medians, relative_speeds
-from benchmarks.comparison_text import relative_text, stored_text
+from benchmarks.compare.stored import NotComparable, chosen_runs, compare_stored, differences, ratio_of_medians, relative_speeds
+from benchmarks.compare.text import relative_text, stored_text
 from benchmarks.spec import BenchmarkSpec, Run, Telemetry
 from benchmarks.store import write_run
 

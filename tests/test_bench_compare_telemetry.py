@@ -10,11 +10,11 @@ from statistics import fmean
 import pytest
 import torch
 
-from benchmarks.cpu_load import LoadReader, judge_load
-from benchmarks.finite import check_finite
+from benchmarks.measure.cpu_load import LoadReader, judge_load
+from benchmarks.measure.finite import check_finite
+from benchmarks.measure.telemetry import Watch, marked, watching
 from benchmarks.runner import with_telemetry
 from benchmarks.spec import BenchmarkSpec, Measurement, Telemetry
-from benchmarks.telemetry import Watch, marked, watching
 from zoo.detectors.base import Detections
 
 

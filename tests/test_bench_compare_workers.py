@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from benchmarks.workers import Worker, WorkerFailed
+from benchmarks.compare.workers import Worker, WorkerFailed
 
 
 class Adder:

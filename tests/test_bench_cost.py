@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.cost import model_cost
+from benchmarks.measure.cost import model_cost
 from zoo.build import build_model
 from zoo.manifest import load_manifests
 

@@ -16,9 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import app
-from benchmarks.fit import Fit, check_row, exhausted, text_of
-from benchmarks.fit_search import Search
-from benchmarks.fit_trial import OBJECTS, Case, RandomImages, run_trial
+from benchmarks.fit.find import Fit, check_row, exhausted, text_of
+from benchmarks.fit.search import Search
+from benchmarks.fit.trial import OBJECTS, Case, RandomImages, run_trial
 from zoo.errors import ManifestError
 from zoo.manifest import load_manifests
 
@@ -149,7 +149,7 @@ def test_a_trial_sees_what_the_row_makes_of_an_image() -> None:
 
 def test_a_fixed_size_is_not_searched_and_ssd_trains_on_random_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """SSD has its own augmentation, and a schedule that counts epochs."""
-    monkeypatch.setattr("benchmarks.fit_trial.TRAINING_STEPS", 1)
+    monkeypatch.setattr("benchmarks.fit.trial.TRAINING_STEPS", 1)
     case, seen = Case("ssd300_vgg16_voc.hardnet", "random", "cpu", "float32", True, 1, (96, 64)), {}
     run_trial(case, seen.update)
     assert seen["network"] == (300, 300)

@@ -10,7 +10,7 @@ import torch
 from made_up_models import ROW, FindsNothing, subject_of
 from torch import Tensor, nn
 
-from benchmarks.inference import measure_inference_memory
+from benchmarks.measure.inference import measure_inference_memory
 from benchmarks.runner import Draft, measure_groups
 from benchmarks.spec import METRIC_GROUPS, BenchmarkSpec
 from benchmarks.subject import Sources, Subject

@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.environment import choose_device, collect_environment, cpu_name
 from benchmarks.isolation import run_isolated
-from benchmarks.memory import peak_memory
+from benchmarks.measure.memory import peak_memory
+from benchmarks.measure.telemetry import judge, share_of, watching
+from benchmarks.measure.timing import PhaseClock, repeat, warm_up
 from benchmarks.progress import clock, progress
-from benchmarks.telemetry import judge, share_of, watching
-from benchmarks.timing import PhaseClock, repeat, warm_up
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

@@ -11,11 +11,11 @@ import torch
 from made_up_models import ROW, FindsNothing, real_subject, subject_of
 from torch import Tensor, nn
 
-from benchmarks.detection import detect_all
-from benchmarks.finite import check_finite, watched
-from benchmarks.inference import measure_inference
-from benchmarks.parts import around_parts, parts_of
-from benchmarks.phases import measure_phases
+from benchmarks.measure.detection import detect_all
+from benchmarks.measure.finite import check_finite, watched
+from benchmarks.measure.inference import measure_inference
+from benchmarks.measure.parts import around_parts, parts_of
+from benchmarks.measure.phases import measure_phases
 from benchmarks.spec import BenchmarkSpec
 from zoo.build import assemble
 from zoo.classifier import Classifier

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.protocols import measure_protocol, protocol_of
+from benchmarks.measure.protocols import measure_protocol, protocol_of
 from benchmarks.report.tables import tables_of
 from benchmarks.spec import BenchmarkSpec
 from benchmarks.subject import Subject

@@ -11,7 +11,7 @@ from browser import Browser, Page
 from made_up_records import made_up_timings
 from records import MACHINE, PHOTOS, RANDOM, TRAINED, measured, run_of
 
-from benchmarks.comparison import Comparison, Pair, Side, read_comparisons, write_comparison
+from benchmarks.compare.record import Comparison, Pair, Side, read_comparisons, write_comparison
 from benchmarks.report.comparisons import comparison_data, comparison_tables
 from benchmarks.report.export import stored_tables
 from benchmarks.report.generate import generate, make_report, readme_text, stale, stored_overview

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.detection import detect_all, measure_accuracy
-from benchmarks.inference import COVERS, measure_inference, timed_batches
+from benchmarks.measure.detection import detect_all, measure_accuracy
+from benchmarks.measure.inference import COVERS, measure_inference, timed_batches
+from benchmarks.measure.training import measure_training
 from benchmarks.runner import Draft, measure, measure_groups, run_row
 from benchmarks.spec import BenchmarkSpec
 from benchmarks.subject import (
@@ -26,7 +27,6 @@ from benchmarks.subject import (
     open_data,
     training_data,
 )
-from benchmarks.training import measure_training
 from zoo.build import RANDOM_SEED
 from zoo.conventions import TargetConventions
 from zoo.data.shapes import make_shapes
@@ -210,7 +210,7 @@ def test_inclusive_boxes_follow_the_conventions(row: str) -> None:
 def test_class_scores_become_top_1_and_top_5(tmp_path: Path) -> None:
     from PIL import Image
 
-    from benchmarks.detection import measure_top_k
+    from benchmarks.measure.detection import measure_top_k
 
     folder = tmp_path / "images"
     folder.mkdir()

@@ -13,10 +13,10 @@ from records import measured
 from torch import Tensor
 
 from benchmarks.isolation import out_of_memory
+from benchmarks.measure.throughput import LARGEST, Ladder, measure_throughput, prepared_images
 from benchmarks.runner import Draft, measure_groups
 from benchmarks.spec import METRIC_GROUPS, BenchmarkSpec, metric
 from benchmarks.subject import Sources
-from benchmarks.throughput import LARGEST, Ladder, measure_throughput, prepared_images
 
 SPEC = BenchmarkSpec(groups=("throughput",), warm_up_budget_s=0.01, precision=0.9)
 BEST = "throughput_images_per_s"

@@ -31,7 +31,7 @@ MAY_IMPORT = [
     ("benchmarks/spec.py", ("zoo.errors", "zoo.manifest", "zoo.registry", "benchmarks.spec")),
     ("benchmarks/store.py", ("zoo.errors", "zoo.manifest", "zoo.registry", "benchmarks.spec", "benchmarks.store")),
     ("benchmarks/report/", ("zoo.errors", "zoo.manifest", "zoo.registry", "benchmarks.spec", "benchmarks.store", "benchmarks.statistics",
-                            "benchmarks.comparison", "benchmarks.comparison_text", "benchmarks.report")),
+                            "benchmarks.compare.record", "benchmarks.compare.text", "benchmarks.report")),
     ("benchmarks/", ("zoo", "kernels", "benchmarks")),
     ("bench.py", ("zoo", "benchmarks", "kernels")),
     ("download_weights.py", ("zoo.errors", "zoo.manifest", "zoo.registry", "zoo.home", "zoo.weights", "zoo.build")),  # build: to convert alone

@@ -114,7 +114,7 @@ def test_other_families_are_refused() -> None:
 
 def test_accuracy_is_measured_with_the_rows_own_copies() -> None:
     """What bench.py run --tta does: the same images, each with its copies, in the dataset's order."""
-    from benchmarks.detection import detect_all
+    from benchmarks.measure.detection import detect_all
     from benchmarks.spec import BenchmarkSpec
     from benchmarks.subject import Subject, open_data
     from zoo.build import build_model

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..comparison import Comparison, Pair, Side
-from ..comparison_text import notes, told
+from ..compare.record import Comparison, Pair, Side
+from ..compare.text import notes, told
 from ..spec import metric
 from .table import Footnotes, Table
 

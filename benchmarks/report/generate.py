@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zoo.manifest import load_manifests
 
-from ..comparison import COMPARISONS, read_comparisons
+from ..compare.record import COMPARISONS, read_comparisons
 from ..store import DEFAULT_STORE, RESULTS_FOLDER, read_runs, write_whole
 from .blocks import renew_blocks
 from .export import SUFFIX, stored_tables, table_files

@@ -10,7 +10,7 @@ from zoo.errors import ManifestError
 from zoo.manifest import load_manifests
 from zoo.registry import did_you_mean
 
-from ..comparison import read_comparisons
+from ..compare.record import read_comparisons
 from ..spec import OWN_PROTOCOL, Run
 from ..store import DEFAULT_STORE, read_runs
 from . import comparisons, kernel_cases

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from zoo.manifest import Manifests, ModelEntry, Published
 
-from ..comparison import Comparison
+from ..compare.record import Comparison
 from ..spec import Run
 from .kernel_cases import KernelTimings
 from .lines import MeasuredLine, PublishedLine, measured_lines, published_lines, qualifiers, why_not_measured

@@ -11,13 +11,13 @@ from zoo.data.loading import evaluation_loader
 from zoo.detectors.base import Detections
 from zoo.errors import DatasetError
 
-from .accuracy import DetectionCollector, annotations_hidden, top_k_accuracy
-from .classification import class_scores
+from ..evaluation.accuracy import DetectionCollector, annotations_hidden, top_k_accuracy
+from ..evaluation.classification import class_scores
+from ..progress import clock, progress
+from ..spec import BenchmarkSpec, Measurement, StoredFile
+from ..subject import Subject, autocast
 from .finite import watched
 from .inference import to_host
-from .progress import clock, progress
-from .spec import BenchmarkSpec, Measurement, StoredFile
-from .subject import Subject, autocast
 
 BOX = tuple(f"box_{name}" for name in ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "ar1", "ar10", "ar100", "ar_s", "ar_m", "ar_l"))
 MASK = tuple(name.replace("box", "mask") for name in BOX)

@@ -12,12 +12,12 @@ from zoo.data.base import Dataset, GroundTruth
 from zoo.data.figures import KEYPOINT_NAMES
 from zoo.manifest import ModelEntry, load_manifests
 
-from .isolation import Report
-from .spec import BenchmarkSpec
+from ..isolation import Report
+from ..spec import BenchmarkSpec
 
 if TYPE_CHECKING:
-    from .memory import PeakMemory
-    from .subject import Subject
+    from ..measure.memory import PeakMemory
+    from ..subject import Subject
 
 OBJECTS = 8  # of an image; COCO's training images have 7.3 on average
 INFERENCE_TURNS, TRAINING_STEPS = 2, 3  # the second update is the first one that the optimizer's own memory is there for from the beginning
@@ -105,7 +105,7 @@ def run_trial(case: Case, report: Report) -> None:
     """Build the row, run it, and report peak_mib, how it was read, the network's image size and what was found; raises where memory runs out."""
     import torch
 
-    from .memory import peak_memory
+    from ..measure.memory import peak_memory
 
     device = torch.device(case.device)
     share = GpuShare(case.gpu_limit_mib) if case.device == "cuda" else None
@@ -116,7 +116,7 @@ def run_trial(case: Case, report: Report) -> None:
 
 
 def _subject(case: Case) -> tuple[Subject, BenchmarkSpec]:
-    from .subject import prepare
+    from ..subject import prepare
 
     entry = case.entry
     spec = BenchmarkSpec(device=case.device, dtype=case.dtype, batch_size=case.batch, train_images_per_step=case.batch)
@@ -130,8 +130,8 @@ def _infer(case: Case) -> dict[str, Any]:
 
     from zoo.data.loading import evaluation_loader
 
-    from .inference import to_host
-    from .subject import autocast
+    from ..measure.inference import to_host
+    from ..subject import autocast
 
     subject, spec = _subject(case)
     found: Any = None
@@ -151,7 +151,7 @@ def _train(case: Case) -> dict[str, Any]:
     from zoo.training.loop import train_steps
     from zoo.training.recipe import build_optimizer
 
-    from .training import batches_of, schedule_of
+    from ..measure.training import batches_of, schedule_of
 
     subject, spec = _subject(case)
     schedule = schedule_of(subject)
@@ -182,7 +182,7 @@ class GpuShare:
     def __init__(self, limit_mib: float | None) -> None:
         import torch
 
-        from .telemetry import Gpu
+        from ..measure.telemetry import Gpu
 
         try:
             gpu: Gpu | None = Gpu()

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from ..progress import progress
+from ..spec import BenchmarkSpec, Measurement
+from ..statistics import summarise
+from ..subject import Subject, autocast
 from .inference import Turns, timed_batches
 from .parts import around_parts, parts_of
-from .progress import progress
-from .spec import BenchmarkSpec, Measurement
-from .statistics import summarise
-from .subject import Subject, autocast
 from .timing import PhaseClock, repeat, synchronise
 
 COVERS = {

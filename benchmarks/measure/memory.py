@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .spec import Measurement
+from ..spec import Measurement
 from .telemetry import PERIOD_S, Gpu
 
 ON_GPU, ON_CPU = ("allocated", "reserved", "process", "context"), ("resident",)

@@ -13,10 +13,10 @@ import numpy as np
 from zoo.data.base import Dataset
 from zoo.errors import DatasetError
 
-from .spec import BenchmarkSpec, StoredFile
+from ..spec import BenchmarkSpec, StoredFile
 
 if TYPE_CHECKING:
-    from .subject import Subject
+    from ..subject import Subject
 
 CLASSES_FILE = "classes"
 BEST = 5  # classes kept of each image
@@ -48,8 +48,8 @@ def class_scores(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], 
 
     from zoo.data.loading import evaluation_loader
 
-    from .progress import progress
-    from .subject import autocast
+    from ..progress import progress
+    from ..subject import autocast
 
     if not subject.is_classifier or subject.dataset.layout != "imagenet":
         raise DatasetError(f"top-1 needs a classifier and --data imagenet:DIR; {subject.entry.name} is for {subject.entry.task}, "

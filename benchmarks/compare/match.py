@@ -14,16 +14,16 @@ from typing import Any
 from zoo.errors import DatasetError
 from zoo.manifest import ModelEntry, load_manifests
 
-from .comparison import Comparison, Pair, Side
+from ..isolation import Outcome
+from ..measure.telemetry import watching
+from ..progress import progress
+from ..spec import BenchmarkSpec, Telemetry, WeightsIdentity
+from ..store import RESULTS_FOLDER, new_id
+from ..subject import identify_weights
 from .contestant import Contestant, Entrant
-from .isolation import Outcome
 from .judging import accuracy_pairs, judge_pairs
 from .paired import confidence_of_each, planned_looks
-from .progress import progress
-from .spec import BenchmarkSpec, Telemetry, WeightsIdentity
-from .store import RESULTS_FOLDER, new_id
-from .subject import identify_weights
-from .telemetry import watching
+from .record import Comparison, Pair, Side
 from .workers import ALLOCATOR_NOTE, Worker, WorkerFailed
 
 Say = Callable[[str], None]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..measure.timing import synchronise
 from .paired import hodges_lehmann
-from .timing import synchronise
 
 if TYPE_CHECKING:
     from .contestant import Contestant

@@ -9,10 +9,10 @@ from typing import Any, Literal
 from zoo.errors import ManifestError
 from zoo.manifest import ModelEntry
 
-from .fit_search import Search, Trial
-from .fit_trial import INFERENCE_TURNS, OBJECTS, TRAINING_STEPS, Case, run_trial
-from .isolation import Outcome, run_isolated, usable_memory_mib
-from .progress import clock
+from ..isolation import Outcome, run_isolated, usable_memory_mib
+from ..progress import clock
+from .search import Search, Trial
+from .trial import INFERENCE_TURNS, OBJECTS, TRAINING_STEPS, Case, run_trial
 
 MIB_PER_GB = 1024  # as `pick --max-gb`, and as memory is sold
 SIDE_STEP = 32  # pixels of the shorter side from one image size to the next: the coarsest stride that most detectors have

@@ -9,11 +9,11 @@ import torch
 from zoo.manifest import TimingProtocol, load_manifests
 from zoo.registry import did_you_mean
 
+from ..progress import progress
+from ..spec import BenchmarkSpec, Measurement
+from ..statistics import summarise
+from ..subject import Subject
 from .inference import COVERS, Turns, timed_batches
-from .progress import progress
-from .spec import BenchmarkSpec, Measurement
-from .statistics import summarise
-from .subject import Subject
 from .timing import PhaseClock
 
 

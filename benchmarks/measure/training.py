@@ -19,11 +19,11 @@ from zoo.manifest import Schedule, load_manifests
 from zoo.training.loop import endless, train_steps
 from zoo.training.recipe import build_optimizer
 
+from ..progress import progress
+from ..spec import BenchmarkSpec, Measurement
+from ..statistics import mean_interval, summarise
+from ..subject import Subject, images_in_epoch
 from .memory import peak_memory
-from .progress import progress
-from .spec import BenchmarkSpec, Measurement
-from .statistics import mean_interval, summarise
-from .subject import Subject, images_in_epoch
 from .timing import synchronise
 
 MIN_VISIBLE_KEYPOINTS = 10  # of an image that keypoint training uses, in every source

@@ -13,9 +13,9 @@ from zoo.data.coco import CocoDataset
 from zoo.data.voc import VocDataset
 from zoo.errors import DatasetError
 
+from ..spec import SUBMISSION
 from .coco_evaluation import CocoScores, Kind, evaluate_coco, score_coco
 from .coco_results import detection_records, read_results, write_results, write_submission
-from .spec import SUBMISSION
 from .voc_evaluation import VocDetection, evaluate_voc, mean_ap, voc_truth
 from .voc_results import parse_voc_lines, read_voc_results, voc_lines, write_voc_results
 

@@ -7,9 +7,9 @@ from zoo.data.base import Dataset
 from zoo.data.voc import VocDataset
 from zoo.errors import DatasetError
 
+from ..spec import DataIdentity
+from ..store import RESULTS_FOLDER, read_run
 from .coco_results import read_results
-from .spec import DataIdentity
-from .store import RESULTS_FOLDER, read_run
 from .voc_results import read_voc_results
 
 ENOUGH = 0.5  # of the images with objects

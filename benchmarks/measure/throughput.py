@@ -8,12 +8,12 @@ import torch
 
 from zoo.data.transforms import PreprocessedImage
 
+from ..isolation import out_of_memory
+from ..progress import progress
+from ..spec import BenchmarkSpec, Measurement
+from ..statistics import summarise
+from ..subject import Subject
 from .inference import MODEL, Turns, collate, timed_batches
-from .isolation import out_of_memory
-from .progress import progress
-from .spec import BenchmarkSpec, Measurement
-from .statistics import summarise
-from .subject import Subject
 from .timing import PhaseClock, Repetition, repeat, warm_up
 
 RISE = 0.03  # by which a batch twice as large must be faster for the ladder to go on

@@ -11,12 +11,12 @@ import torch
 from zoo.data.loading import pad_batch
 from zoo.data.transforms import Preprocess, PreprocessedImage
 
+from ..progress import progress
+from ..spec import BenchmarkSpec, Measurement
+from ..statistics import summarise
+from ..subject import Subject, autocast
 from .finite import check_finite, watched
 from .memory import peak_memory
-from .progress import progress
-from .spec import BenchmarkSpec, Measurement
-from .statistics import summarise
-from .subject import Subject, autocast
 from .timing import PhaseClock, Repetition, repeat, warm_up
 
 COVERS = {

@@ -9,9 +9,9 @@ from pydantic import Field, FiniteFloat, ValidationError
 
 from zoo.manifest import Strict, load_manifests
 
+from ..spec import BenchmarkSpec, DataIdentity, Environment, StoredFile, Telemetry, WeightsIdentity
+from ..store import RESULTS_FOLDER, sealed, unsealed, write_whole
 from .paired import Verdict
-from .spec import BenchmarkSpec, DataIdentity, Environment, StoredFile, Telemetry, WeightsIdentity
-from .store import RESULTS_FOLDER, sealed, unsealed, write_whole
 
 COMPARISONS = RESULTS_FOLDER / "comparisons"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from zoo.manifest import load_manifests
 
-from .compare import CompareOptions, compare
-from .comparison import Comparison
+from ..spec import BenchmarkSpec
+from ..subject import identify_weights
 from .contestant import Contestant, Entrant
-from .spec import BenchmarkSpec
-from .subject import identify_weights
+from .match import CompareOptions, compare
+from .record import Comparison
 from .workers import Worker
 
 PAIRS = 60  # turns and bursts that tell what a unit of extra work costs

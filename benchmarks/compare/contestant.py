@@ -12,13 +12,13 @@ import torch
 
 from zoo.manifest import load_manifests
 
-from .environment import collect_environment
-from .inference import MODEL, Turns, timed_batches
-from .memory import memory_metric, peak_memory
+from ..environment import collect_environment
+from ..measure.inference import MODEL, Turns, timed_batches
+from ..measure.memory import memory_metric, peak_memory
+from ..measure.timing import PhaseClock
+from ..spec import BenchmarkSpec
+from ..subject import identify_data, open_data, prepare
 from .planted import ExtraWork, with_extra_work
-from .spec import BenchmarkSpec
-from .subject import identify_data, open_data, prepare
-from .timing import PhaseClock
 
 TIMES = {"model_ms": MODEL, "forward_ms": ("forward",), "postprocess_ms": ("postprocess",)}
 
@@ -82,8 +82,8 @@ class Contestant:
 
     def detect(self, folder: Path) -> dict[str, Any]:
         """Detections (of a classifier: classes) of every image, kept in `folder`; metrics as `measure_accuracy` gives them."""
-        from .classification import class_scores, write_classes
-        from .detection import measure_accuracy
+        from ..evaluation.classification import class_scores, write_classes
+        from ..measure.detection import measure_accuracy
 
         if self.subject.is_classifier:
             scores, _ = class_scores(self.subject, self.spec, self.beat)

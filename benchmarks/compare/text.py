@@ -4,9 +4,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .comparability import StoredPair
-from .comparison import Comparison, Pair
-from .spec import metric
+from ..spec import metric
+from .record import Comparison, Pair
+from .stored import StoredPair
 
 HEADERS = ["model", "metric", "reference", "model's", "ratio or difference", "interval", "verdict", "what it is of"]
 

@@ -1,0 +1,1 @@
+"""Models side by side: processes, interleaved blocks, verdicts, records."""

@@ -1,0 +1,1 @@
+"""From detections to AP, mAP and top-1, with intervals."""

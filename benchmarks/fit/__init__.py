@@ -1,0 +1,1 @@
+"""The largest batch and image that fit in so much memory."""
