@@ -490,6 +490,7 @@ def kernels(device: DEVICE = "auto", as_json: JSON = False,
 
 def main() -> None:
     """Entry point of the `bench` command."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA numbers GPUs as NVML does then
     app(prog_name="bench.py" if sys.argv[0].endswith(".py") else None)
 
 

@@ -87,7 +87,7 @@ def accuracy(metrics: dict[str, float]) -> str:
 
 
 def results(runs: list[Run]) -> str:
-    """Every measurement of some runs, a line each; of failed runs, where and why."""
+    """Every measurement of some runs, a line each, and why others are absent; of failed runs, where and why."""
     from tabulate import tabulate
 
     blocks = []
@@ -95,5 +95,9 @@ def results(runs: list[Run]) -> str:
         lines = [[metric(name).title, metric(name).format(m.value), m.unit, "" if m.interval is None else "-".join(metric(name).format(v) for v in m.interval),
                   str(m.n), m.covers] for name, m in run.measurements.items()]
         head = [run.row, *([f"{run.status} while {run.stage}: {run.reason}"] if run.reason else []), f"record {run.id}"]
-        blocks.append("\n".join(["; ".join(head), tabulate(lines, ["metric", "value", "unit", "95 % interval", "n", "covers"], disable_numparse=True)]))
+        table = tabulate(lines, ["metric", "value", "unit", "95 % interval", "n", "covers"], disable_numparse=True)
+        reasons: dict[str, list[str]] = {}
+        for name, why in run.absent.items():
+            reasons.setdefault(why, []).append(metric(name).title)
+        blocks.append("\n".join(["; ".join(head), table, *(f"not measured: {', '.join(names)}: {why}" for why, names in reasons.items())]))
     return "\n\n".join(blocks)
