@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contracts import check_backbone, check_detector
+from contracts import check_backbone, check_detector, need_package
 
 from zoo import build
 from zoo.build import assemble, build_model
@@ -71,6 +71,7 @@ def distinct_rows() -> list[str]:
 
 @pytest.mark.parametrize("name", distinct_rows())
 def test_every_row_is_built(name: str) -> None:
+    need_package(name)
     model = build_model(name, device="meta")
     assert sum(parameter.numel() for parameter in model.parameters()) > 100_000
     assert model.num_classes == load_manifests().entry(name).classes

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from contracts import need_package
 
 from zoo.errors import CheckpointError
 from zoo.manifest import ModelEntry, load_manifests
@@ -176,7 +177,6 @@ def test_formats_of_rows_that_can_be_built_have_readers() -> None:
 def test_every_row_builds(entry: ModelEntry) -> None:
     from zoo.build import build_model
 
-    if entry.source == "detectron2":
-        pytest.importorskip("detectron2", reason="Detectron2 is not installed; its rows run through its own code")
+    need_package(entry.name)
     model = build_model(entry, device="meta")
     assert sum(p.numel() for p in model.parameters()) > 1_000_000 or entry.source == "demo"
