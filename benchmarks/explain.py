@@ -18,7 +18,6 @@ from zoo.errors import DatasetError
 from zoo.manifest import ModelEntry
 
 from .evaluation.accuracy import DetectionCollector
-from .evaluation.coco_evaluation import EvaluationPlan, complete_annotations
 from .measure.inference import to_host
 from .progress import progress
 from .subject import Subject, build_subject, identify_weights, inclusive_boxes, open_data
@@ -202,33 +201,11 @@ def chance_of_rise(one: Measured, base: Measured, dataset: Dataset) -> float | N
         return sum(comb(won + lost, k) for k in range(won, won + lost + 1)) / 2 ** (won + lost)
     if dataset.layout != "coco":
         return None
-    from zoo.data.coco import read_annotations
+    from .evaluation.ap_intervals import match_images, paired_difference
 
-    document = complete_annotations(read_annotations(dataset.annotation_file), "bbox")
-    ids, draw = list(dataset.image_ids), np.random.default_rng(0)
-    worse = 0
-    for _ in range(RESAMPLES):
-        picked = draw.choice(len(ids), len(ids))
-        worse += _resampled_ap(document, one.records, ids, picked) <= _resampled_ap(document, base.records, ids, picked)
-    return (worse + 1) / (RESAMPLES + 1)
-
-
-def _resampled_ap(document: dict[str, Any], records: list[dict[str, Any]], ids: list[Any], picked: np.ndarray) -> float:
-    """AP on images drawn with replacement: each draw is an image of its own."""
-    truth, found = _by_image(document["annotations"]), _by_image(records)
-    images = [{"id": new, "width": 0, "height": 0} for new in range(len(picked))]
-    annotations = [{**a, "image_id": new} for new, old in enumerate(picked) for a in truth.get(ids[old], ())]
-    numbered = [{**a, "id": number} for number, a in enumerate(annotations, start=1)]
-    results = [{**r, "image_id": new} for new, old in enumerate(picked) for r in found.get(ids[old], ())]
-    resampled = {**document, "images": images, "annotations": numbered}
-    return EvaluationPlan("bbox", list(range(len(picked))), None, False).run("hotcoco", resampled, results).statistics["AP"]
-
-
-def _by_image(items: list[dict[str, Any]]) -> dict[Any, list[dict[str, Any]]]:
-    grouped: dict[Any, list[dict[str, Any]]] = {}
-    for item in items:
-        grouped.setdefault(item["image_id"], []).append(item)
-    return grouped
+    before, after = (match_images(dataset.annotation_file, measured.records, "bbox", dataset.image_ids) for measured in (base, one))
+    found = paired_difference(before, after, RESAMPLES)
+    return (found.draws - found.above + 1) / (found.draws + 1)
 
 
 def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:

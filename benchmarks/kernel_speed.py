@@ -72,14 +72,14 @@ def run_kernel_benchmark(device: str, repeats: int | None = None) -> list[dict]:
     Returns:
         one dict a case, the fields of `Speed`.
     """
-    on_gpu = torch.device(device).type == "cuda"
+    on_gpu = on_cuda(device)
     cases = _nms_cases(device, on_gpu) + _pooling_cases(device, on_gpu)
     return [asdict(_measure(case, device, repeats or (50 if on_gpu else 7))) for case in cases]
 
 
 def render(rows: list[dict], device: str) -> str:
     """The rows as a Markdown table under a title that says what ran."""
-    on_gpu = torch.device(device).type == "cuda"
+    on_gpu = on_cuda(device)
     what = "CPU: answers held to torchvision's; quote the ratios alone"
     if on_gpu:
         what = f"device time on {torch.cuda.get_device_name(device)}, L2 flushed, answers held to the reference's"

@@ -34,16 +34,23 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[], None]]:
 @contextmanager
 def clock(title: str) -> Iterator[None]:
     """The time that a block has been running, told twice a second by a thread."""
-    done = threading.Event()
-    with _bar(title, bar_format="{desc}: {elapsed}") as bar:
-        def tell() -> None:
-            while not done.wait(TICK_S):
-                bar.update(1)
+    with _bar(title, bar_format="{desc}: {elapsed}") as bar, ticking(lambda: bar.update(1), TICK_S, "clock"):
+        yield
 
-        thread = threading.Thread(target=tell, name="clock", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+
+@contextmanager
+def ticking(call: Callable[[], Any], period_s: float, name: str) -> Iterator[None]:
+    """Call a function every so many seconds in a thread of that name until the block ends."""
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.wait(period_s):
+            call()
+
+    thread = threading.Thread(target=tick, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

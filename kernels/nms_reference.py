@@ -43,7 +43,8 @@ def best_of_all(kept: Tensor, scores: Tensor, most: int) -> Tensor:
     """The first `most` of kept rows (M,) int64, which stand by falling score (R,), and those that tie with the last of them."""
     if most == 0 or len(kept) <= most:
         return kept[:most]
-    return kept[scores[kept] >= scores[kept[most - 1]]]
+    best = scores[kept]
+    return kept[best >= best[most - 1]]
 
 
 def reference_nms_padded(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, max_keep: int, rule: NmsRule,

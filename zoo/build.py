@@ -9,36 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .backbones import (
-    detnet,  # noqa: F401 - each registers its builders; a new backbone is one name here
-    hardnet,  # noqa: F401 - each registers its builders; a new backbone is one name here
-    mobilenet,  # noqa: F401 - each registers its builders; a new backbone is one name here
-    resnet,  # noqa: F401 - each registers its builders; a new backbone is one name here
-    timm_adapter,  # noqa: F401 - each registers its builders; a new backbone is one name here
-    vgg,  # noqa: F401 - each registers its builders; a new backbone is one name here
-    vovnet,  # noqa: F401 - each registers its builders; a new backbone is one name here
-)
+from .backbones import detnet, hardnet, mobilenet, resnet, timm_adapter, vgg, vovnet  # noqa: F401 - each registers its builders; a new backbone is one name here
 from .backbones.base import Backbone
 from .classifier import Classifier
 from .conventions import Conventions
-from .detectors import (
-    detectron2_peers,  # noqa: F401 - likewise the detectors
-    faster_rcnn,  # noqa: F401 - likewise the detectors
-    joint_rcnn,  # noqa: F401 - likewise the detectors
-    keypoint_rcnn,  # noqa: F401 - likewise the detectors
-    mask_rcnn,  # noqa: F401 - likewise the detectors
-    retinanet,  # noqa: F401 - likewise the detectors
-    rpn,  # noqa: F401 - likewise the detectors
-    ssd,  # noqa: F401 - likewise the detectors
-    torchvision_peers,  # noqa: F401 - likewise the detectors
-)
+from .detectors import detectron2_peers, faster_rcnn, joint_rcnn, keypoint_rcnn, mask_rcnn, retinanet, rpn, ssd, torchvision_peers  # noqa: F401 - likewise the detectors
 from .detectors.base import Detector
 from .errors import CheckpointError, ManifestError
 from .manifest import Component, ModelEntry, WeightSpec, load_manifests
-from .parts import (
-    fpn,  # noqa: F401 - likewise the necks
-    smoothed_fpn,  # noqa: F401 - likewise the necks
-)
+from .parts import fpn, smoothed_fpn  # noqa: F401 - likewise the necks
 from .registry import BACKBONES, DETECTORS, NECKS, Registry, did_you_mean
 
 Weights = Literal["random", "published"] | str | Path | None

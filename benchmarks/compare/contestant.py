@@ -18,7 +18,7 @@ from ..measure.memory import memory_metric, peak_memory
 from ..measure.timing import PhaseClock
 from ..spec import BenchmarkSpec
 from ..subject import identify_data, open_data, prepare
-from .planted import ExtraWork, with_extra_work
+from .planted import ExtraWork, cost_of_unit, with_extra_work
 
 TIMES = {"model_ms": MODEL, "forward_ms": ("forward",), "postprocess_ms": ("postprocess",)}
 
@@ -94,6 +94,4 @@ class Contestant:
 
     def cost_of_unit(self, pairs: int) -> float:
         """What one unit of extra work costs, as a fraction of an image's model time; from alternating pairs of both."""
-        from .planted import cost_of_unit
-
         return cost_of_unit(self, pairs)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from zoo.errors import ZooError
 from zoo.manifest import load_manifests
 
 from ..spec import BenchmarkSpec
@@ -66,6 +67,10 @@ def self_check(row: str, weights: str, spec: BenchmarkSpec, data: str, options: 
         label = f"with {slow_down:.1%} extra work" if extra else "itself"
         entrants = [Entrant("reference", row, weights), Entrant(label, row, weights, extra)]
         found = compare(entrants, spec, data, replace(options, seed=options.seed + number))
+        if found.status == "interrupted":
+            raise KeyboardInterrupt
+        if found.status == "failed":
+            raise ZooError(f"{label}: {'; '.join(side.reason for side in found.sides if side.reason)}")
         deciding = next(pair for pair in found.pairs if pair.decides)
         counts[extra][deciding.verdict] += 1
         comparisons.append(found)

@@ -1,7 +1,6 @@
 """Answers of a classifier: scores of every image, the best classes kept in a file, and who was right, image by image."""
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from zoo.data.base import Dataset
 from zoo.errors import DatasetError
 
 from ..spec import BenchmarkSpec, StoredFile
+from ..store import store_file
 
 if TYPE_CHECKING:
     from ..subject import Subject
@@ -74,11 +74,8 @@ def write_classes(scores: np.ndarray, dataset: Dataset, folder: Path) -> dict[st
     """Keep the best classes of each image, best first, of scores (N, K); among equal scores the lower class comes first."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :BEST].tolist()
     content = json.dumps([{"image_id": str(dataset.image_id(index)), "classes": classes} for index, classes in enumerate(best)]).encode()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{CLASSES_FILE}.json"
-    path.write_bytes(content)
-    name = str(path.relative_to(folder.parent))
-    return {CLASSES_FILE: StoredFile(name=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))}
+    kept = store_file(folder, f"{CLASSES_FILE}.json", content)
+    return {CLASSES_FILE: kept.model_copy(update={"name": f"{folder.name}/{kept.name}"})}
 
 
 def read_hits(path: Path, dataset: Dataset, k: int) -> ImageHits:

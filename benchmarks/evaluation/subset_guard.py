@@ -8,7 +8,7 @@ from zoo.data.voc import VocDataset
 from zoo.errors import DatasetError
 
 from ..spec import DataIdentity
-from ..store import RESULTS_FOLDER, read_run
+from ..store import DEFAULT_STORE, read_run
 from .coco_results import read_results
 from .voc_results import read_voc_results
 
@@ -26,7 +26,7 @@ def refuse_naive_subset(path: Path, dataset: Dataset, every_image: bool = False)
     Raises:
         DatasetError: the detections' own record, or the images without any detection, say that a subset was looked at.
     """
-    record = path.resolve().parent.parent.parent / RESULTS_FOLDER.joinpath("runs").name / f"{path.resolve().parent.name}.json"
+    record = path.resolve().parent.parent.parent / DEFAULT_STORE.name / f"{path.resolve().parent.name}.json"
     made_on = _made_on(record)
     if made_on is not None and made_on.images < len(dataset):
         raise DatasetError(f"{path}: its record {record.name} says that it was made on {made_on.images} of {made_on.images_of_split} images, this would "

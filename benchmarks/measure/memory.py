@@ -1,7 +1,6 @@
 """Peak memory of a block: torch's allocated and reserved, NVML's process figure and the context on a GPU, the resident set on a CPU."""
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..progress import ticking
 from ..spec import Measurement
 from .telemetry import PERIOD_S, Gpu
 
@@ -71,7 +71,7 @@ def _gpu_peak(device: torch.device, peak: PeakMemory) -> Iterator[None]:
         if held_mib:
             seen.append((held_mib, held_mib - torch.cuda.memory_reserved(device) / 2**20))
 
-    with _sampled(read):
+    with ticking(read, PERIOD_S / 5, "memory"):
         yield
         torch.cuda.synchronize(device)
     read()
@@ -95,7 +95,7 @@ def _resident_peak(peak: PeakMemory) -> Iterator[None]:
     import psutil
 
     process, seen = psutil.Process(), [0.0]
-    with _sampled(lambda: seen.append(process.memory_info().rss / 2**20)):
+    with ticking(lambda: seen.append(process.memory_info().rss / 2**20), PERIOD_S / 5, "memory"):
         yield
         seen.append(process.memory_info().rss / 2**20)
     peak.mib["resident"], peak.how["resident"] = max(seen), f"{WHOLE_PROCESS}, highest of {len(seen) - 1} readings"
@@ -112,21 +112,3 @@ def _reset_high_water() -> bool:
 def _high_water_mib() -> float:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
-
-
-@contextmanager
-def _sampled(read) -> Iterator[None]:  # noqa: ANN001 - a callable without arguments
-    """Call `read` every few milliseconds in a thread until the block ends."""
-    done = threading.Event()
-
-    def sample() -> None:
-        while not done.wait(PERIOD_S / 5):
-            read()
-
-    thread = threading.Thread(target=sample, name="memory", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

@@ -1,7 +1,8 @@
 """Images a second of larger and larger batches, until it no longer pays, images run out or memory does."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -73,7 +74,7 @@ def measure_throughput(subject: Subject, spec: BenchmarkSpec, heartbeat: Callabl
     subject.model.eval()
     images = prepared_images(subject, spec)
     ladder = Ladder()
-    for size in _sizes():
+    for size in (1 << power for power in itertools.count()):
         ladder.end = ladder.why_no_more(size, len(images), spec.time_budget_s)
         if ladder.end:
             break
@@ -87,13 +88,6 @@ def measure_throughput(subject: Subject, spec: BenchmarkSpec, heartbeat: Callabl
     if subject.device.type == "cuda":
         torch.cuda.empty_cache()  # what the largest batch needed is no other measurement's memory
     return ladder.measurements()
-
-
-def _sizes() -> Iterator[int]:
-    size = 1
-    while True:
-        yield size
-        size *= 2
 
 
 def prepared_images(subject: Subject, spec: BenchmarkSpec) -> list[PreprocessedImage]:

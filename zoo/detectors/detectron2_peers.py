@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import ManifestError
 from ..registry import DETECTORS
 from .base import Detections, Detector, Target
+from .faster_rcnn import without_crowd
 
 INSTALL = "https://detectron2.readthedocs.io/tutorials/install.html"
 
@@ -102,13 +103,12 @@ def _instances(target: Target, height: int, width: int) -> Any:
     """A training target in Detectron2's form; crowd objects are left out."""
     from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 
-    kept = torch.ones(len(target.boxes), dtype=torch.bool) if target.crowd is None else ~target.crowd.cpu()
-    rows = kept.nonzero().squeeze(1).to(target.boxes.device)
-    found = Instances((height, width), gt_boxes=Boxes(target.boxes[rows]), gt_classes=target.labels[rows])
+    target = without_crowd(target)
+    found = Instances((height, width), gt_boxes=Boxes(target.boxes), gt_classes=target.labels)
     if target.polygons is not None:
-        found.gt_masks = PolygonMasks([target.polygons[row] for row in rows.tolist()])
+        found.gt_masks = PolygonMasks(target.polygons)
     if target.keypoints is not None:
-        found.gt_keypoints = Keypoints(target.keypoints[rows])
+        found.gt_keypoints = Keypoints(target.keypoints)
     return found
 
 

@@ -157,7 +157,7 @@ class JointRCNN(Detector):
         return Raw(rois, logits.softmax(dim=1).unflatten(0, rois.shape[:2]), deltas.unflatten(0, rois.shape[:2]))
 
     def postprocess(self, raw: Raw, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
-        """Per-class suppression in the pixels of the original image, at most `detections_per_image` over all classes (ties stay)."""
+        """Per-class suppression in the pixels of the original image, at most `max_detections` over all classes (ties stay)."""
         where = frames(sizes, original_sizes, common=True)  # the shorter sides give the common factor that the images were resized by
         return [self.choose(*scored) for scored in self.scored_boxes(raw, where)]
 

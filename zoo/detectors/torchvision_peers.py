@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..registry import DETECTORS
+from ..registry import DETECTORS, did_you_mean
 from .base import Detections, Detector, Target
+from .faster_rcnn import without_crowd
 from .ssd import UNUSED_COCO_IDS
 
 COCO_CLASSES, COCO_IDS = 80, 90
@@ -114,14 +115,12 @@ class TorchvisionDetector(Detector):
 
     def _target(self, target: Target, height: int, width: int) -> dict[str, Tensor]:
         """A training target in torchvision's form; crowd objects are left out."""
-        kept = torch.ones(len(target.boxes), dtype=torch.bool) if target.crowd is None else ~target.crowd.cpu()
-        rows = kept.nonzero().squeeze(1).to(target.boxes.device)
-        converted = {"boxes": target.boxes[rows], "labels": self.columns[target.labels[rows]]}
+        target = without_crowd(target)
+        converted = {"boxes": target.boxes, "labels": self.columns[target.labels]}
         if hasattr(self.model, "roi_heads") and self.model.roi_heads.has_mask():
-            polygons = [target.polygons[row] for row in rows.tolist()] if target.polygons is not None else []
-            converted["masks"] = _bitmaps(polygons, height, width).to(target.boxes.device)
+            converted["masks"] = _bitmaps(target.polygons or [], height, width).to(target.boxes.device)
         if hasattr(self.model, "roi_heads") and self.model.roi_heads.has_keypoint() and target.keypoints is not None:
-            converted["keypoints"] = target.keypoints[rows]
+            converted["keypoints"] = target.keypoints
         return converted
 
 
@@ -164,7 +163,6 @@ def torchvision_detector(builder: str, *, num_classes: int, frozen_norm_eps: flo
     from torchvision.models import detection
     from torchvision.ops import FrozenBatchNorm2d
 
-    from ..registry import did_you_mean
 
     known = [name for name in vars(detection) if name.islower() and "_" in name and callable(getattr(detection, name))]
     if builder not in known:

@@ -262,10 +262,12 @@ def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap:
         (R,) int64 positions.
     """
     order = np.arange(len(scores))
-    starts = np.flatnonzero(np.concatenate([[True], scores[:-1] - scores[1:] >= gap]))
-    for start, end in zip(starts, [*starts[1:], len(scores)], strict=True):
-        if end - start > 1 and start < len(recorded):
+    start = 0
+    while start < min(len(recorded), len(scores)):
+        end = start + int((scores[start] - scores[start:] < gap).sum())  # no row of a tie is further than the gap from another
+        if end - start > 1:
             order[start:end] = start + _matched(rows[start:end], recorded[start:end])
+        start = max(end, start + 1)
     return order
 
 

@@ -197,6 +197,8 @@ class _Detector:
             scores = [own[kept] for own, (kept, _) in zip(finer, best, strict=True)]
         for index, (own, (_, boxes)) in enumerate(zip(scores, best, strict=True)):
             ranked = own.sort(descending=True, stable=True)
+            if moved := int((_array(ranked.indices) != np.arange(len(own))).sum()):
+                self.reference.notes.append(f"{name}: {moved} rows stand as double precision ranks their scores")
             order = ranked.indices[self._order(name, ranked.values, boxes[ranked.indices], known[index, : len(boxes), 1:])]
             rois[index, : len(boxes), 1:] = boxes[order]
         return rois

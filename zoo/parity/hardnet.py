@@ -10,10 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..backbones import (
-    hardnet,  # noqa: F401 - register their builders
-    vgg,  # noqa: F401 - register their builders
-)
+from ..backbones import hardnet, vgg  # noqa: F401 - register their builders
 from ..conventions import ImageConventions
 from ..data.transforms import Preprocess
 from ..detectors.base import Target

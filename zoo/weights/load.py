@@ -10,16 +10,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..registry import CHECKPOINT_FORMATS
-from . import (
-    detectron,  # noqa: F401 - register their formats
-    detectron2,  # noqa: F401 - register their formats
-    detnet,  # noqa: F401 - register their formats
-    hardnet,  # noqa: F401 - register their formats
-    keras_classifiers,  # noqa: F401 - register their formats
-    maskrcnn_benchmark,  # noqa: F401 - register their formats
-    ssdlite,  # noqa: F401 - register their formats
-    torchvision_detectors,  # noqa: F401 - register their formats
-)
+from . import detectron, detectron2, detnet, hardnet, keras_classifiers, maskrcnn_benchmark, ssdlite, torchvision_detectors  # noqa: F401 - register their formats
 from .rename import CheckpointFormat, LoadReport, Translation, account, listed, strip_prefix, translate_names
 
 

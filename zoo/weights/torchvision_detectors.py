@@ -1,7 +1,6 @@
 """Checkpoints of torchvision's detectors: names as today's code has them, or as files of older versions have them."""
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _detector(arrays: dict[str, Any]) -> Translation:
-    plain = any(re.fullmatch(r"head\.classification_head\.conv\.2\.weight", name) for name in arrays) and "head.classification_head.conv.1.weight" not in arrays
+    plain = "head.classification_head.conv.2.weight" in arrays and "head.classification_head.conv.1.weight" not in arrays
     result = translate_names(arrays, (*_OLDER, *((_OLDER_RETINANET,) if plain else ()), (r"^", "model.")))
     result.defaults, result.optional = _COUNTER, ((_COUNTER, "a counter of training, which frozen norms do not keep"),)
     return result
