@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from zoo.errors import ZooError, in_one_line
+from detection_zoo.zoo.errors import ZooError, in_one_line
 
 INTERRUPTED = 130
 
@@ -57,8 +57,8 @@ def _say(text: str) -> None:
 @app.command("list")
 def list_rows(pattern: Annotated[str, typer.Argument(help="part of a name, a shell pattern, or a source")] = "*", as_json: JSON = False) -> None:
     """List the rows of the manifests."""
-    from benchmarks.report.listing import listing, summary
-    from zoo.manifest import load_manifests
+    from detection_zoo.benchmarks.report.listing import listing, summary
+    from detection_zoo.zoo.manifest import load_manifests
 
     entries = load_manifests().find(pattern)
     _print([summary(entry) for entry in entries], as_json, listing(entries))
@@ -70,8 +70,8 @@ def list_rows(pattern: Annotated[str, typer.Argument(help="part of a name, a she
 @app.command()
 def show(row: Annotated[str, typer.Argument(help="name of a row")], as_json: JSON = False) -> None:
     """Show everything the manifests say of one row."""
-    from benchmarks.report.listing import described
-    from zoo.manifest import load_manifests
+    from detection_zoo.benchmarks.report.listing import described
+    from detection_zoo.zoo.manifest import load_manifests
 
     entry = load_manifests().entry(row)
     _print(entry.model_dump(mode="json", exclude_none=True), as_json, described(entry))
@@ -82,7 +82,7 @@ def table(source: Annotated[str | None, typer.Argument(help="source or table; de
           store: READ_STORE = None, out: Annotated[Path | None, typer.Option(help="write the table here as well")] = None,
           protocol: PROTOCOL = "zoo", as_csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False, as_json: JSON = False) -> None:
     """Print a source's own table, published beside measured."""
-    from benchmarks.report.tables import tables_of, text_of
+    from detection_zoo.benchmarks.report.tables import tables_of, text_of
 
     tables, problems = tables_of(source, store, protocol)
     text = text_of(tables, "json" if as_json else "csv" if as_csv else "markdown")
@@ -107,8 +107,8 @@ WORKERS = Annotated[int, typer.Option(min=0, help="processes that load data")]
 
 def _groups(text: str | None) -> tuple[str, ...]:
     """The --metrics argument; an unknown name is wrong usage."""
-    from benchmarks.spec import METRIC_GROUPS
-    from zoo.registry import did_you_mean
+    from detection_zoo.benchmarks.spec import METRIC_GROUPS
+    from detection_zoo.zoo.registry import did_you_mean
 
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
     for name in names:
@@ -119,8 +119,8 @@ def _groups(text: str | None) -> tuple[str, ...]:
 
 def _protocol(name: str) -> None:
     """The --protocol argument; an unknown name is wrong usage."""
-    from zoo.manifest import load_manifests
-    from zoo.registry import did_you_mean
+    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.registry import did_you_mean
 
     if name not in (known := load_manifests().protocols):
         raise typer.BadParameter(f"unknown timing protocol {name!r}: {did_you_mean(name, known)}", param_hint="--protocol")
@@ -128,7 +128,7 @@ def _protocol(name: str) -> None:
 
 def _device(wanted: str) -> str:
     """The --device argument; a GPU that is not there is wrong usage."""
-    from benchmarks.environment import choose_device
+    from detection_zoo.benchmarks.environment import choose_device
 
     try:
         return choose_device(wanted)
@@ -164,11 +164,11 @@ def run(rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or
         engine: Annotated[Literal["local", "ray"], typer.Option(help="ray: the cluster of RAY_ADDRESS, a GPU a model")] = "local",
         as_json: JSON = False) -> None:
     """Measure rows; each finished model is stored, and a sweep that was stopped goes on where it stopped."""
-    from benchmarks.report.listing import results
-    from benchmarks.spec import BenchmarkSpec
-    from benchmarks.store import DEFAULT_STORE
-    from benchmarks.subject import Sources
-    from benchmarks.sweep import SweepOptions, chosen_rows, run_sweep
+    from detection_zoo.benchmarks.report.listing import results
+    from detection_zoo.benchmarks.spec import BenchmarkSpec
+    from detection_zoo.benchmarks.store import DEFAULT_STORE
+    from detection_zoo.benchmarks.run.subject import Sources
+    from detection_zoo.benchmarks.run.sweep import SweepOptions, chosen_rows, run_sweep
 
     _protocol(protocol)
     spec = BenchmarkSpec(groups=_groups(metrics), device=_device(device), dtype=dtype, tf32=tf32, tta=tta, soft_nms=soft_nms, protocol=protocol, images=images,
@@ -192,9 +192,9 @@ def _finish(sweep: Any) -> None:
 
 
 def _compare_stored(names: list[str], smallest: float, anyway: bool, relative_to: str | None, folder: Path | None, as_json: bool) -> None:
-    from benchmarks.compare.stored import chosen_runs, compare_stored, relative_speeds
-    from benchmarks.compare.text import relative_text, stored_text
-    from benchmarks.store import DEFAULT_STORE, read_runs
+    from detection_zoo.benchmarks.compare.stored import chosen_runs, compare_stored, relative_speeds
+    from detection_zoo.benchmarks.compare.text import relative_text, stored_text
+    from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs
 
     kept = read_runs(folder or DEFAULT_STORE)
     for problem in kept.problems:
@@ -237,12 +237,12 @@ def compare(rows: Annotated[list[str], typer.Argument(metavar="ROW[@WEIGHTS]..."
     if stored:
         _compare_stored(rows, smallest, anyway, relative_to, runs_folder, as_json)
         return
-    from benchmarks.compare.match import CompareOptions, entrants_of
-    from benchmarks.compare.match import compare as run_comparison
-    from benchmarks.compare.record import COMPARISONS, write_comparison
-    from benchmarks.compare.self_check import self_check
-    from benchmarks.compare.text import comparison_text
-    from benchmarks.spec import BenchmarkSpec
+    from detection_zoo.benchmarks.compare.match import CompareOptions, entrants_of
+    from detection_zoo.benchmarks.compare.match import compare as run_comparison
+    from detection_zoo.benchmarks.compare.record import COMPARISONS, write_comparison
+    from detection_zoo.benchmarks.compare.self_check import self_check
+    from detection_zoo.benchmarks.compare.text import comparison_text
+    from detection_zoo.benchmarks.spec import BenchmarkSpec
 
     folder = store or COMPARISONS
     spec = BenchmarkSpec(groups=("inference",), device=_device(device), dtype=dtype, tf32=tf32, images=images, batch_size=batch, timed_images=timed_images)
@@ -269,13 +269,13 @@ def reproduce(source: Annotated[str, typer.Argument(help="a manifest: vovnet, de
               workers: WORKERS = 0, store: STORE = None,
               dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what could be run")] = False, as_json: JSON = False) -> None:
     """Run whatever of a source can be run here with its published weights, and say what is missing for the rest."""
-    from benchmarks.progress import clock
-    from benchmarks.report.tables import tables_of, text_of
-    from benchmarks.reproduce import missing_text, plan_source
-    from benchmarks.spec import BenchmarkSpec
-    from benchmarks.store import DEFAULT_STORE
-    from benchmarks.subject import Sources
-    from benchmarks.sweep import Sweep, SweepOptions, run_sweep
+    from detection_zoo.benchmarks.run.progress import clock
+    from detection_zoo.benchmarks.report.tables import tables_of, text_of
+    from detection_zoo.benchmarks.run.reproduce import missing_text, plan_source
+    from detection_zoo.benchmarks.spec import BenchmarkSpec
+    from detection_zoo.benchmarks.store import DEFAULT_STORE
+    from detection_zoo.benchmarks.run.subject import Sources
+    from detection_zoo.benchmarks.run.sweep import Sweep, SweepOptions, run_sweep
 
     with clock(f"looking for weights and data of {source}"):
         plans = plan_source(source, data)
@@ -297,11 +297,11 @@ def evaluate(results_file: Annotated[Path, typer.Argument(metavar="RESULTS", hel
              kind: Annotated[Literal["bbox", "segm", "keypoints"] | None, typer.Option(help="default: told by the file")] = None,
              every_image: Annotated[bool, typer.Option("--every-image", help="images without a detection were looked at too")] = False) -> None:
     """Evaluate stored detections again."""
-    from benchmarks.evaluation.accuracy import evaluate_results_file
-    from benchmarks.evaluation.subset_guard import refuse_naive_subset
-    from benchmarks.progress import clock
-    from benchmarks.report.listing import accuracy
-    from zoo.data.datasets import open_dataset
+    from detection_zoo.benchmarks.evaluation.accuracy import evaluate_results_file
+    from detection_zoo.benchmarks.evaluation.subset_guard import refuse_naive_subset
+    from detection_zoo.benchmarks.run.progress import clock
+    from detection_zoo.benchmarks.report.listing import accuracy
+    from detection_zoo.zoo.data.datasets import open_dataset
 
     with clock("evaluate"):
         dataset = open_dataset(data, images=images, keypoints=kind == "keypoints")
@@ -318,8 +318,8 @@ def parity(reference: Annotated[Path, typer.Option(help="folder of recorded outp
            checkpoint_format: Annotated[str | None, typer.Option("--format", help="which of the folder's checkpoints; default: the source's own")] = None,
            as_json: JSON = False) -> None:
     """Compare a model with outputs recorded from the original code; exit 1 where anything differs."""
-    from benchmarks.parity import check_reference
-    from benchmarks.progress import clock
+    from detection_zoo.benchmarks.run.parity import check_reference
+    from detection_zoo.benchmarks.run.progress import clock
 
     with clock(f"parity with {reference.name}"):
         report = check_reference(reference, row, dtype, checkpoint_format)
@@ -336,7 +336,7 @@ def import_config(file: Annotated[Path, typer.Argument(help="YAML file of Detect
                   source: Annotated[str | None, typer.Option(help="manifest that the row is for; default: by the file's options")] = None,
                   as_json: JSON = False) -> None:
     """Turn a configuration of Detectron or Detectron.pytorch into a manifest row; says what was mended, and what cannot be honoured."""
-    from zoo.import_config import import_config as read
+    from detection_zoo.zoo.importers.import_config import import_config as read
 
     found = read(file, source)
     told = {"row": found.row, "schedule": {found.schedule_name: found.schedule.model_dump(exclude_defaults=True)}, "new_schedule": found.new_schedule,
@@ -356,7 +356,7 @@ def detect(row: Annotated[str, typer.Argument(help="name of a row")], images: An
            checkpoint_format: FORMAT = None, device: DEVICE = "auto",
            min_score: Annotated[float, typer.Option(min=0, max=1, help="draw detections of at least this score")] = 0.5, as_json: JSON = False) -> None:
     """Draw a row's detections on pictures: boxes, masks, keypoints."""
-    from benchmarks.detect import detect_files, text_of_files
+    from detection_zoo.benchmarks.run.detect import detect_files, text_of_files
 
     found = detect_files(row, images, out, weights=weights, device=_device(device), min_score=min_score, checkpoint_format=checkpoint_format)
     _print(found, as_json, text_of_files(found))
@@ -372,9 +372,9 @@ def explain(row: Annotated[str, typer.Argument(help="name of a row")], data: DAT
     """Say why a number differs: change each usual suspect and measure again on the same images."""
     from dataclasses import asdict
 
-    from benchmarks.explain import explain as explain_row
-    from benchmarks.explain import text_of
-    from zoo.manifest import load_manifests
+    from detection_zoo.benchmarks.ask.explain import explain as explain_row
+    from detection_zoo.benchmarks.ask.explain import text_of
+    from detection_zoo.zoo.manifest import load_manifests
 
     only = [name.strip() for name in (suspects or "").split(",") if name.strip()]
     found = explain_row(load_manifests().entry(row), data, weights, images=images, settings=settings or [], only=only, expected=expected,
@@ -394,8 +394,8 @@ def pick(max_ms: Annotated[float | None, typer.Option(help="model time an image,
     """Pick the rows that fit a budget, best first, and say why others do not."""
     from dataclasses import asdict
 
-    from benchmarks.pick import Wish, text_of
-    from benchmarks.pick import pick as pick_rows
+    from detection_zoo.benchmarks.ask.pick import Wish, text_of
+    from detection_zoo.benchmarks.ask.pick import pick as pick_rows
 
     wish = Wish(max_ms, max_gb, min_ap, metric, max_parameters, licence, hardware)
     fits, rest = pick_rows(wish, store)
@@ -417,12 +417,12 @@ def fit(row: Annotated[str, typer.Argument(help="name of a row")],
         dtype: Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="the shorter ones by autocast")] = "float32",
         limit_s: Annotated[float, typer.Option(min=1, help="a trial that takes longer ends its search")] = 600.0, as_json: JSON = False) -> None:
     """Find the largest batch and the largest image that fit in so much memory, each trial in a process of its own."""
-    from benchmarks.environment import present_hardware
-    from benchmarks.fit.find import MIB_PER_GB, check_row, text_of
-    from benchmarks.fit.find import fit as search
-    from benchmarks.fit.trial import Case
-    from benchmarks.subject import identify_weights
-    from zoo.manifest import load_manifests
+    from detection_zoo.benchmarks.environment import present_hardware
+    from detection_zoo.benchmarks.ask.fit_find import MIB_PER_GB, check_row, text_of
+    from detection_zoo.benchmarks.ask.fit_find import fit as search
+    from detection_zoo.benchmarks.ask.fit_trial import Case
+    from detection_zoo.benchmarks.run.subject import identify_weights
+    from detection_zoo.zoo.manifest import load_manifests
 
     width, _, height = image.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
@@ -440,7 +440,7 @@ def fit(row: Annotated[str, typer.Argument(help="name of a row")],
 @app.command()
 def doctor(as_json: JSON = False) -> None:
     """Look at hardware, libraries, manifests, records and disk; exit 1 where something is broken."""
-    from benchmarks.doctor import examine
+    from detection_zoo.benchmarks.ask.doctor import examine
 
     findings, environment = examine()
     text = "\n".join(f"{finding.state:8} {finding.what}: {finding.text}" for finding in findings)
@@ -457,7 +457,7 @@ def report(out: Annotated[Path | None, typer.Option(help="folder to write into; 
            store: READ_STORE = None, check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 where results or README is stale")] = False,
            as_json: JSON = False) -> None:
     """Make tables, figures and the page from stored records alone."""
-    from benchmarks.report.generate import FORMATS, make_report, stale_report
+    from detection_zoo.benchmarks.report.generate import FORMATS, make_report, stale_report
 
     wanted = {name.strip() for name in formats.split(",") if name.strip()}
     if wanted - set(FORMATS):
@@ -481,9 +481,9 @@ def report(out: Annotated[Path | None, typer.Option(help="folder to write into; 
 def kernels(device: DEVICE = "auto", as_json: JSON = False,
             store: Annotated[Path | None, typer.Option(help="folder of timings; default: results/kernels")] = None) -> None:
     """Time the GPU operators beside torchvision's."""
-    from benchmarks.kernel_speed import report
-    from benchmarks.report.kernel_cases import NAME
-    from benchmarks.store import RESULTS_FOLDER
+    from detection_zoo.benchmarks.measure.kernel_speed import report
+    from detection_zoo.benchmarks.report.kernel_cases import NAME
+    from detection_zoo.benchmarks.store import RESULTS_FOLDER
 
     raise typer.Exit(report(_device(device), as_json, store or RESULTS_FOLDER / NAME))
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.errors import DownloadError, ZooError, in_one_line
-from zoo.manifest import MANIFEST_FOLDER, Manifests, load_manifests, read_manifests
-from zoo.weights.cache import WeightCache
-from zoo.weights.selection import Chosen, choose, paste_lines, state_of
+from detection_zoo.zoo.errors import DownloadError, ZooError, in_one_line
+from detection_zoo.zoo.manifest import MANIFEST_FOLDER, Manifests, load_manifests, read_manifests
+from detection_zoo.zoo.weights.fetch.cache import WeightCache
+from detection_zoo.zoo.weights.fetch.selection import Chosen, choose, paste_lines, state_of
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -111,7 +111,7 @@ def get(rows: Rows = None, everything: Everything = False, holds: Holds = None, 
         jobs: Annotated[int, typer.Option(min=1, help="files at a time")] = 4, offline: Offline = False,
         home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
     """Fetch weight files, verify them, and keep them; what is here already is not fetched again."""
-    from zoo.weights.fetch_many import fetch_many
+    from detection_zoo.zoo.weights.fetch.many import fetch_many
 
     chosen = chosen_of(folder, rows, everything, holds, role)
     outcomes = fetch_many(chosen, WeightCache(home), jobs, offline, exact=rows or (), quiet=as_json)
@@ -131,7 +131,7 @@ def get(rows: Rows = None, everything: Everything = False, holds: Holds = None, 
 @reported
 def verify(rows: Rows = None, home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
     """Read every fetched file again and compare its hash; a damaged one is set aside."""
-    from zoo.weights.exchange import verify_files, verify_others
+    from detection_zoo.zoo.weights.exchange import verify_files, verify_others
 
     cache = WeightCache(home)
     records = verify_files(chosen_of(folder, rows, False, "all", default_all=True), cache)
@@ -151,8 +151,8 @@ def audit(offline: Offline = False, jobs: Annotated[int, typer.Option(min=1, hel
     """Ask every link of every manifest; find dead links, other sizes, duplicates, malformed rows, rows without a hash."""
     from datetime import UTC, datetime
 
-    from zoo.weights.audit import audit as run_audit
-    from zoo.weights.cache import write_atomic
+    from detection_zoo.zoo.weights.fetch.audit import audit as run_audit
+    from detection_zoo.zoo.weights.fetch.cache import write_atomic
 
     done = run_audit(folder, datetime.now(UTC).strftime("%Y-%m-%d"), offline, jobs, progress=lambda link: say(f"{link.status}: {link.url}"))
     results.mkdir(parents=True, exist_ok=True)
@@ -175,9 +175,9 @@ def audit(offline: Offline = False, jobs: Annotated[int, typer.Option(min=1, hel
 def convert(rows: Rows = None, everything: Everything = False, holds: Holds = None, role: Role = "trained", offline: Offline = False, home: Home = None,
             folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
     """Write fetched checkpoints as safetensors, which the zoo loads from then on; --all takes those that are here."""
-    from zoo.build import weight_shapes
-    from zoo.weights.convert import convert as convert_one
-    from zoo.weights.fetch import fetch_weights
+    from detection_zoo.zoo.build import weight_shapes
+    from detection_zoo.zoo.weights.convert import convert as convert_one
+    from detection_zoo.zoo.weights.fetch.one import fetch_weights
 
     cache, records, failed = WeightCache(home), [], 0
     for chosen in chosen_of(folder, rows, everything, holds, role):
@@ -201,7 +201,7 @@ def pin(rows: Rows = None, everything: Everything = False, forget: Annotated[boo
         show_only: Annotated[bool, typer.Option("--show", help="print the lines, write nothing")] = False, home: Home = None,
         folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
     """Write hashes that were recorded on first use into the manifests."""
-    from zoo.weights.pin import pin as pin_one
+    from detection_zoo.zoo.weights.fetch.pin import pin as pin_one
 
     cache = WeightCache(home)
     pins = cache.pins()
@@ -227,7 +227,7 @@ def pin(rows: Rows = None, everything: Everything = False, forget: Annotated[boo
 def export(target: Annotated[Path, typer.Argument(help="folder to write")], rows: Rows = None, everything: Everything = False, holds: Holds = None,
            role: Role = "trained", home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
     """Copy fetched files into a folder under readable names, for a machine without a network; --all takes those that are here."""
-    from zoo.weights.exchange import export_files
+    from detection_zoo.zoo.weights.exchange import export_files
 
     cache = WeightCache(home)
     chosen = [c for c in chosen_of(folder, rows, everything, holds, role) if not everything or cache.find(c.spec)]
@@ -242,7 +242,7 @@ def import_(path: Annotated[Path, typer.Argument(help="a file, or a folder that 
             row: Annotated[str | None, typer.Argument(help="the row whose file it is; needed where the hash is not known")] = None,
             home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
     """Take in a file that a person fetched, verified as a download is."""
-    from zoo.weights.exchange import import_path
+    from detection_zoo.zoo.weights.exchange import import_path
 
     manifests = manifests_of(folder)
     entries = [manifests.entry(row)] if row else manifests.entries.values()

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .measure.telemetry import Gpu
-from .spec import Environment, hardware
+from detection_zoo.benchmarks.measure.telemetry import Gpu
+from detection_zoo.benchmarks.spec import Environment, hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pycocotools", "hotcoco", "timm")

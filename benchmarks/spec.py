@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
-from zoo.manifest import MetricSpec, Strict, load_manifests
-from zoo.registry import did_you_mean
+from detection_zoo.zoo.manifest import MetricSpec, Strict, load_manifests
+from detection_zoo.zoo.registry import did_you_mean
 
 SCHEMA_VERSION = 1
 MetricGroup = Literal["ap", "top1", "inference", "memory", "epoch", "throughput"]

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, median, stdev
 
-from .spec import Measurement
+from detection_zoo.benchmarks.spec import Measurement
 
 PERCENTILES = (5, 20, 80, 95, 99)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from .spec import SCHEMA_VERSION, Run, StoredFile
+from detection_zoo.benchmarks.spec import SCHEMA_VERSION, Run, StoredFile
 
 RESULTS_FOLDER = Path(__file__).resolve().parent.parent / "results"
 DEFAULT_STORE = RESULTS_FOLDER / "runs"

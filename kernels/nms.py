@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .backend import BACKENDS, backend_for
-from .nms_cpu import cpu_nms
-from .nms_cuda import cuda_nms, cuda_nms_padded
-from .nms_reference import NmsRule, best_of_all, reference_nms, reference_nms_padded
+from detection_zoo.kernels.backend import BACKENDS, backend_for
+from detection_zoo.kernels.nms_cpu import cpu_nms
+from detection_zoo.kernels.nms_cuda import cuda_nms, cuda_nms_padded
+from detection_zoo.kernels.nms_reference import NmsRule, best_of_all, reference_nms, reference_nms_padded
 
 _NO_LIMIT = -1  # of the operators
 _RUN = {"reference": reference_nms, "cpu": cpu_nms, "cuda": cuda_nms}

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .nms_reference import NmsRule, raise_for_groups, raise_for_values
+from detection_zoo.kernels.nms_reference import NmsRule, raise_for_groups, raise_for_values
 
 BLOCK = 64  # rows whose pairs are tested together; a row of the table of pairs is one 64-bit number
 BITS = tuple(1 << row for row in range(BLOCK))  # of the rows of a block

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .launch import launch
-from .nms_reference import NmsRule
+from detection_zoo.kernels.launch import launch
+from detection_zoo.kernels.nms_reference import NmsRule
 
 FILE, CHUNK, THREADS, SCAN_THREADS = "nms.cu", 4096, 128, 512
 _PROBLEMS = ("scores[{}] is NaN", "boxes[{}] is inverted or not finite", "groups[{}] is outside 0..num_groups-1")

@@ -5,9 +5,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cell_sums import sum_type
-from .launch import launch
-from .roi_align_cuda import SCALARS
+from detection_zoo.kernels.cell_sums import sum_type
+from detection_zoo.kernels.launch import launch
+from detection_zoo.kernels.roi_align_cuda import SCALARS
 
 THREADS = 256
 _MAP = np.dtype([("cells", "u8"), ("strides", "i8", 4), ("images", "i4"), ("channels", "i4"), ("height", "i4"), ("width", "i4")], align=True)

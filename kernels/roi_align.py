@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backend import backend_for
-from .roi_align_cuda import cuda_backward, cuda_forward
-from .roi_align_reference import reference_backward, reference_forward
-from .roi_levels import LevelRule, assign_levels
+from detection_zoo.kernels.backend import backend_for
+from detection_zoo.kernels.roi_align_cuda import cuda_backward, cuda_forward
+from detection_zoo.kernels.roi_align_reference import reference_backward, reference_forward
+from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 
 RULES = ("legacy", "aligned", "points")
 

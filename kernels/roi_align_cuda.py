@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cell_sums import sum_type
-from .launch import SHARED_BYTES, launch
-from .roi_levels import LevelRule
+from detection_zoo.kernels.cell_sums import sum_type
+from detection_zoo.kernels.launch import SHARED_BYTES, launch
+from detection_zoo.kernels.roi_levels import LevelRule
 
 FILE, MAX_LEVELS, SLICE, TILE, THREADS, ENTRIES = "roi_align.cu", 8, 32, 8, 256, 16
 SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}

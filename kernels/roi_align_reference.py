@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .cell_sums import add_to_cells, cell_table, fill_maps, sum_cells, sum_type, zero_table
-from .roi_levels import LevelRule, assign_levels
+from detection_zoo.kernels.cell_sums import (
+    add_to_cells, cell_table, fill_maps, sum_cells, sum_type, zero_table,
+)
+from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 
 _LOOKUPS = 1 << 21  # weighted cells built at once: 48 MB of indices, weights and products
 

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backend import backend_for
-from .cell_sums import add_to_cells, cell_table, fill_maps, sum_cells, sum_type, zero_table
-from .plane_launch import run_on_planes
-from .roi_align import output_pair
+from detection_zoo.kernels.backend import backend_for
+from detection_zoo.kernels.cell_sums import (
+    add_to_cells, cell_table, fill_maps, sum_cells, sum_type, zero_table,
+)
+from detection_zoo.kernels.plane_launch import run_on_planes
+from detection_zoo.kernels.roi_align import output_pair
 
 
 def affine_grid(rois: Tensor, map_size: tuple[int, int], output_size: int | tuple[int, int], spatial_scale: float = 1 / 16) -> Tensor:

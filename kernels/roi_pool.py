@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backend import backend_for
-from .cell_sums import cell_table, fill_maps, sum_type, zero_table
-from .plane_launch import run_on_planes
-from .roi_align import check_pooling, output_pair
-from .roi_align_reference import poolable, unpoolable
+from detection_zoo.kernels.backend import backend_for
+from detection_zoo.kernels.cell_sums import cell_table, fill_maps, sum_type, zero_table
+from detection_zoo.kernels.plane_launch import run_on_planes
+from detection_zoo.kernels.roi_align import check_pooling, output_pair
+from detection_zoo.kernels.roi_align_reference import poolable, unpoolable
 
 _CELLS = 1 << 22  # cells compared at once
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backend import backend_for
-from .launch import launch
-from .nms import check_rows
-from .nms_reference import raise_for_values
+from detection_zoo.kernels.backend import backend_for
+from detection_zoo.kernels.launch import launch
+from detection_zoo.kernels.nms import check_rows
+from detection_zoo.kernels.nms_reference import raise_for_values
 
 METHODS = ("linear", "gaussian", "hard")
 

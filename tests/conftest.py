@@ -74,7 +74,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture
 def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Path]:
     """A results folder, a README (not yet written) and a store, which reports take for the project's own."""
-    from benchmarks.report import generate
+    from detection_zoo.benchmarks.report import generate
 
     folder, readme, store = tmp_path / "results", tmp_path / "README.md", tmp_path / "results" / "runs"
     for name, value in {"RESULTS_FOLDER": folder, "README": readme, "DEFAULT_STORE": store}.items():

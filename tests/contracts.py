@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zoo.backbones.base import Backbone
-from zoo.detectors.base import Detections, Detector, Target
+from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.detectors.base import Detections, Detector, Target
 
 
 def need_package(row: str) -> None:

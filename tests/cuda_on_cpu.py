@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kernels.launch import Argument, source_of
+from detection_zoo.kernels.launch import Argument, source_of
 
 SHIM = Path(__file__).parent / "host_shim"
 BUILD = Path(__file__).parent.parent / "build" / "host_shim"

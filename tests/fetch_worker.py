@@ -15,10 +15,10 @@ from typing import Any
 import filelock  # noqa: F401 - imported before the fork, so that each child starts at once
 import requests  # noqa: F401
 
-from zoo.manifest import WeightSpec
-from zoo.weights.cache import WeightCache
-from zoo.weights.fetch import fetch_weights
-from zoo.weights.request import Policy, Watch
+from detection_zoo.zoo.manifest import WeightSpec
+from detection_zoo.zoo.weights.fetch.cache import WeightCache
+from detection_zoo.zoo.weights.fetch.one import fetch_weights
+from detection_zoo.zoo.weights.fetch.request import Policy, Watch
 
 
 def die() -> None:

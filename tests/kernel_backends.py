@@ -42,7 +42,7 @@ def _backend(kind: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
         if not torch.cuda.is_available():
             pytest.skip("no GPU here; the same test ran the kernels' source on the CPU")
         return Backend("cuda", "cuda")
-    monkeypatch.setattr("kernels.launch.runner", CudaOnCpu(FORWARD if kind == "source" else BACKWARD))
+    monkeypatch.setattr("detection_zoo.kernels.launch.runner", CudaOnCpu(FORWARD if kind == "source" else BACKWARD))
     return Backend("cuda", "cpu")
 
 

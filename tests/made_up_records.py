@@ -7,9 +7,9 @@ from statistics import median
 
 from records import MACHINE, PHOTOS, RANDOM, TRAINED
 
-from benchmarks.report.kernel_cases import KernelCase, KernelTimings
-from benchmarks.spec import BenchmarkSpec, Measurement, Run, Telemetry
-from zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.benchmarks.report.kernel_cases import KernelCase, KernelTimings
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, Run, Telemetry
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 
 NOTE = "made up by a test: nobody measured this"
 PHASES = {"decode_ms": 0.12, "resize_ms": 0.1, "copy_ms": 0.03, "forward_ms": 0.6, "postprocess_ms": 0.12, "result_copy_ms": 0.03}

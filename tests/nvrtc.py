@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from kernels.launch import compile_options, cuda_include_folder, source_of
+from detection_zoo.kernels.launch import compile_options, cuda_include_folder, source_of
 
 
 class Usage(NamedTuple):

@@ -12,11 +12,11 @@ import torch
 from cuda_on_cpu import BACKWARD, FORWARD, SHUFFLED, CudaOnCpu
 from kernel_backends import clustered_boxes, normal_input
 
-import kernels.launch
-from kernels.nms import batched_nms
-from kernels.roi_align import multilevel_roi_align
-from kernels.roi_pool import roi_pool
-from kernels.soft_nms import soft_nms
+import detection_zoo.kernels.launch as launching
+from detection_zoo.kernels.nms import batched_nms
+from detection_zoo.kernels.roi_align import multilevel_roi_align
+from detection_zoo.kernels.roi_pool import roi_pool
+from detection_zoo.kernels.soft_nms import soft_nms
 
 
 def suppress() -> None:
@@ -85,7 +85,7 @@ def planted(what: str, instead: str | int) -> Callable[[str], str]:
 def unnoticed(check: Callable[[], None], edit: Callable[[str], str]) -> int:
     """0 if the check fails with threads run in some order, 1 if it passes in all three."""
     for order in (FORWARD, BACKWARD, SHUFFLED):
-        kernels.launch.runner = CudaOnCpu(order, edit, ("-O0",))
+        launching.runner = CudaOnCpu(order, edit, ("-O0",))
         try:
             check()
         except (AssertionError, RuntimeError) as error:

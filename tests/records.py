@@ -4,8 +4,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.spec import BenchmarkSpec, DataIdentity, Environment, Measurement, Run, WeightsIdentity
-from benchmarks.store import new_id
+from detection_zoo.benchmarks.spec import (
+    BenchmarkSpec, DataIdentity, Environment, Measurement, Run, WeightsIdentity,
+)
+from detection_zoo.benchmarks.store import new_id
 
 MACHINE = Environment(device_name="Abacus 9", cpu="Abacus 9", cpu_cores=2, memory_mib=4096, system="Linux", python="3.11.9",
                       packages={"torch": "2.11.0"}, threads=1, commit="0123456789abcdef0123456789abcdef01234567", dirty=False)
@@ -25,7 +27,7 @@ def run_of(row: str, values: dict[str, Measurement], started: str = "2030-01-02T
 
 def make_small_shapes(home: Path) -> Path:
     """A home folder whose `shapes` has a few images only; to be named in DETECTION_ZOO_HOME."""
-    from zoo.data.shapes import VERSION, make_shapes
+    from detection_zoo.zoo.data.shapes import VERSION, make_shapes
 
     make_shapes(home / "data" / f"shapes-{VERSION}-seed0", splits={"train": 12, "val": 6})
     return home

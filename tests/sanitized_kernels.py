@@ -11,12 +11,12 @@ import torch
 from cuda_on_cpu import SANITIZE, CudaOnCpu
 from kernel_backends import clustered_boxes
 
-import kernels.launch
-from kernels.nms import batched_nms, nms_padded
-from kernels.roi_align import multilevel_roi_align
-from kernels.roi_crop import affine_grid, roi_crop
-from kernels.roi_pool import roi_pool
-from kernels.soft_nms import soft_nms
+import detection_zoo.kernels.launch as launching
+from detection_zoo.kernels.nms import batched_nms, nms_padded
+from detection_zoo.kernels.roi_align import multilevel_roi_align
+from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
+from detection_zoo.kernels.roi_pool import roi_pool
+from detection_zoo.kernels.soft_nms import soft_nms
 
 PLANTED = ("return {low, min(low + 1, last),", "return {low, low + 1,")
 # inside, beyond each corner, the last cell, huge, a point, inverted, no image, an absent row, not finite
@@ -55,7 +55,7 @@ if __name__ == "__main__":
     device = "cuda" if given == "cuda" else "cpu"
     if device == "cpu":
         plant = (lambda source: source.replace(*PLANTED)) if given == "plant" else (lambda source: source)
-        kernels.launch.runner = CudaOnCpu(edit=plant, flags=SANITIZE)
+        launching.runner = CudaOnCpu(edit=plant, flags=SANITIZE)
     pool_all(torch.contiguous_format, 3, device)
     pool_all(torch.channels_last, 4, device)
     suppress_all(device)

@@ -9,16 +9,23 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .backbones import detnet, hardnet, mobilenet, resnet, timm_adapter, vgg, vovnet  # noqa: F401 - each registers its builders; a new backbone is one name here
-from .backbones.base import Backbone
-from .classifier import Classifier
-from .conventions import Conventions
-from .detectors import detectron2_peers, faster_rcnn, joint_rcnn, keypoint_rcnn, mask_rcnn, retinanet, rpn, ssd, torchvision_peers  # noqa: F401 - likewise the detectors
-from .detectors.base import Detector
-from .errors import CheckpointError, ManifestError
-from .manifest import Component, ModelEntry, WeightSpec, load_manifests
-from .parts import fpn, smoothed_fpn  # noqa: F401 - likewise the necks
-from .registry import BACKBONES, DETECTORS, NECKS, Registry, did_you_mean
+from detection_zoo.zoo.backbones import (  # noqa: F401 - each registers its builders; a new backbone is one name here
+    detnet, hardnet, mobilenet, resnet, timm_adapter, vgg, vovnet,
+)
+from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.detectors.classifier import Classifier
+from detection_zoo.zoo.conventions import Conventions
+from detection_zoo.zoo.detectors.peers import (  # noqa: F401 - likewise the detectors
+    detectron2 as detectron2_peers, torchvision as torchvision_peers,
+)
+from detection_zoo.zoo.detectors import (  # noqa: F401 - likewise the detectors
+    faster_rcnn, joint_rcnn, keypoint_rcnn, mask_rcnn, retinanet, rpn, ssd,
+)
+from detection_zoo.zoo.detectors.base import Detector
+from detection_zoo.zoo.errors import CheckpointError, ManifestError
+from detection_zoo.zoo.manifest import Component, ModelEntry, WeightSpec, load_manifests
+from detection_zoo.zoo.parts import fpn, smoothed_fpn  # noqa: F401 - likewise the necks
+from detection_zoo.zoo.registry import BACKBONES, DETECTORS, NECKS, Registry, did_you_mean
 
 Weights = Literal["random", "published"] | str | Path | None
 RANDOM_SEED = 0
@@ -123,11 +130,11 @@ def load_row_weights(model: nn.Module, row: ModelEntry, weights: str | Path, che
     Args:
         checkpoint_format: of a file; default: this project's own where the names are the model's, else that of the row's published weights.
     """
-    from .weights.load import format_of_file, load_arrays, load_weights
+    from detection_zoo.zoo.weights.load import format_of_file, load_arrays, load_weights
 
     if weights == "published":
-        from .weights.cache import WeightCache
-        from .weights.convert import read_arrays
+        from detection_zoo.zoo.weights.fetch.cache import WeightCache
+        from detection_zoo.zoo.weights.convert import read_arrays
 
         spec = own_weights(row)
         arrays, path = read_arrays(spec, WeightCache(), row.name)

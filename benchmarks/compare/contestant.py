@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest import load_manifests
 
-from ..environment import collect_environment
-from ..measure.inference import MODEL, Turns, timed_batches
-from ..measure.memory import memory_metric, peak_memory
-from ..measure.timing import PhaseClock
-from ..spec import BenchmarkSpec
-from ..subject import identify_data, open_data, prepare
-from .planted import ExtraWork, cost_of_unit, with_extra_work
+from detection_zoo.benchmarks.environment import collect_environment
+from detection_zoo.benchmarks.measure.inference import MODEL, Turns, timed_batches
+from detection_zoo.benchmarks.measure.memory import memory_metric, peak_memory
+from detection_zoo.benchmarks.measure.timing import PhaseClock
+from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.benchmarks.run.subject import identify_data, open_data, prepare
+from detection_zoo.benchmarks.compare.planted import ExtraWork, cost_of_unit, with_extra_work
 
 TIMES = {"model_ms": MODEL, "forward_ms": ("forward",), "postprocess_ms": ("postprocess",)}
 
@@ -82,8 +82,8 @@ class Contestant:
 
     def detect(self, folder: Path) -> dict[str, Any]:
         """Detections (of a classifier: classes) of every image, kept in `folder`; metrics as `measure_accuracy` gives them."""
-        from ..evaluation.classification import class_scores, write_classes
-        from ..measure.detection import measure_accuracy
+        from detection_zoo.benchmarks.evaluation.classification import class_scores, write_classes
+        from detection_zoo.benchmarks.measure.detection import measure_accuracy
 
         if self.subject.is_classifier:
             scores, _ = class_scores(self.subject, self.spec, self.beat)

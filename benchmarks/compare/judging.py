@@ -6,17 +6,19 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest import load_manifests
 
-from ..spec import BenchmarkSpec, StoredFile, metric
-from .paired import Verdict, block_shift, confidence_of_each, judge_ratio, ratio_of_blocks
-from .record import Pair
+from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile, metric
+from detection_zoo.benchmarks.compare.paired import (
+    Verdict, block_shift, confidence_of_each, judge_ratio, ratio_of_blocks,
+)
+from detection_zoo.benchmarks.compare.record import Pair
 
 if TYPE_CHECKING:
-    from zoo.data.base import Dataset
+    from detection_zoo.zoo.data.base import Dataset
 
-    from ..evaluation.ap_intervals import Answers
-    from .match import CompareOptions
+    from detection_zoo.benchmarks.evaluation.ap_intervals import Answers
+    from detection_zoo.benchmarks.compare.match import CompareOptions
 
 Samples = dict[str, list[list[float]]]
 AP_OF = {"bbox": "box_ap", "segm": "mask_ap", "keypoints": "keypoint_ap"}
@@ -67,7 +69,7 @@ def accuracy_pairs(files: dict[str, dict[str, StoredFile]], folder: Path, row_of
         row_of: gives the row of a label.
         reference, data, spec, options: as in `compare`.
     """
-    from ..subject import open_data
+    from detection_zoo.benchmarks.run.subject import open_data
 
     answers: dict[str, dict[str, Answers]] = {}
     for label, kinds in files.items():
@@ -81,9 +83,9 @@ def accuracy_pairs(files: dict[str, dict[str, StoredFile]], folder: Path, row_of
 
 def _answers(path: Path, kind: str, dataset: Dataset) -> dict[str, Answers]:
     """What a file holds, by the metric that is made from it."""
-    from ..evaluation.ap_intervals import match_images
-    from ..evaluation.classification import CLASSES_FILE, read_hits
-    from ..evaluation.coco_results import read_results
+    from detection_zoo.benchmarks.evaluation.ap_intervals import match_images
+    from detection_zoo.benchmarks.evaluation.classification import CLASSES_FILE, read_hits
+    from detection_zoo.benchmarks.evaluation.coco_results import read_results
 
     if kind == CLASSES_FILE:
         return {f"top{k}": read_hits(path, dataset, k) for k in (1, 5)}
@@ -95,7 +97,7 @@ def accuracy_pair(name: str, base: Answers, own: Answers, reference: str, other:
     """One AP or accuracy of two models on the same images; smallest: in percentage points."""
     import numpy as np
 
-    from ..evaluation.ap_intervals import paired_difference
+    from detection_zoo.benchmarks.evaluation.ap_intervals import paired_difference
 
     found = paired_difference(base, own, seed=seed, confidence=confidence)
     low, high = 100 * found.low, 100 * found.high

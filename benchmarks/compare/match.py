@@ -11,20 +11,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from zoo.errors import DatasetError
-from zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 
-from ..isolation import Outcome
-from ..measure.telemetry import watching
-from ..progress import progress
-from ..spec import BenchmarkSpec, Telemetry, WeightsIdentity
-from ..store import RESULTS_FOLDER, new_id
-from ..subject import identify_weights
-from .contestant import Contestant, Entrant
-from .judging import accuracy_pairs, judge_pairs
-from .paired import confidence_of_each, planned_looks
-from .record import Comparison, Pair, Side
-from .workers import ALLOCATOR_NOTE, Worker, WorkerFailed
+from detection_zoo.benchmarks.run.isolation import Outcome
+from detection_zoo.benchmarks.measure.telemetry import watching
+from detection_zoo.benchmarks.run.progress import progress
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry, WeightsIdentity
+from detection_zoo.benchmarks.store import RESULTS_FOLDER, new_id
+from detection_zoo.benchmarks.run.subject import identify_weights
+from detection_zoo.benchmarks.compare.contestant import Contestant, Entrant
+from detection_zoo.benchmarks.compare.judging import accuracy_pairs, judge_pairs
+from detection_zoo.benchmarks.compare.paired import confidence_of_each, planned_looks
+from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side
+from detection_zoo.benchmarks.compare.workers import ALLOCATOR_NOTE, Worker, WorkerFailed
 
 Say = Callable[[str], None]
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..measure.timing import synchronise
-from .paired import hodges_lehmann
+from detection_zoo.benchmarks.measure.timing import synchronise
+from detection_zoo.benchmarks.compare.paired import hodges_lehmann
 
 if TYPE_CHECKING:
-    from .contestant import Contestant
+    from detection_zoo.benchmarks.compare.contestant import Contestant
 
 SIDE = 128
 BURST = 0.2  # of a turn: how long the units run that are timed together

@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, ValidationError
 
-from zoo.manifest import Strict, load_manifests
+from detection_zoo.zoo.manifest import Strict, load_manifests
 
-from ..spec import BenchmarkSpec, DataIdentity, Environment, StoredFile, Telemetry, WeightsIdentity
-from ..store import RESULTS_FOLDER, sealed, unsealed, write_whole
-from .paired import Verdict
+from detection_zoo.benchmarks.spec import (
+    BenchmarkSpec, DataIdentity, Environment, StoredFile, Telemetry, WeightsIdentity,
+)
+from detection_zoo.benchmarks.store import RESULTS_FOLDER, sealed, unsealed, write_whole
+from detection_zoo.benchmarks.compare.paired import Verdict
 
 COMPARISONS = RESULTS_FOLDER / "comparisons"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from zoo.errors import ManifestError
-from zoo.registry import did_you_mean
+from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.registry import did_you_mean
 
-from ..spec import Measurement, Run, metric
-from .paired import Ratio, Verdict, judge_ratio
+from detection_zoo.benchmarks.spec import Measurement, Run, metric
+from detection_zoo.benchmarks.compare.paired import Ratio, Verdict, judge_ratio
 
 DRAWS = 2000
 TIMES = ("model_ms", "model_cpu_ms", "forward_ms", "postprocess_ms", "end_to_end_ms", "throughput_images_per_s", "epoch_time_s")

@@ -4,9 +4,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..spec import metric
-from .record import Comparison, Pair
-from .stored import StoredPair
+from detection_zoo.benchmarks.spec import metric
+from detection_zoo.benchmarks.compare.record import Comparison, Pair
+from detection_zoo.benchmarks.compare.stored import StoredPair
 
 HEADERS = ["model", "metric", "reference", "model's", "ratio or difference", "interval", "verdict", "what it is of"]
 

@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.data.base import Dataset
-from zoo.data.coco import CocoDataset
-from zoo.data.voc import VocDataset
-from zoo.errors import DatasetError
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.coco import CocoDataset
+from detection_zoo.zoo.data.voc import VocDataset
+from detection_zoo.zoo.errors import DatasetError
 
-from ..spec import SUBMISSION
-from .coco_evaluation import CocoScores, Kind, evaluate_coco, score_coco
-from .coco_results import detection_records, read_results, write_results, write_submission
-from .voc_evaluation import VocDetection, evaluate_voc, mean_ap, voc_truth
-from .voc_results import parse_voc_lines, read_voc_results, voc_lines, write_voc_results
+from detection_zoo.benchmarks.spec import SUBMISSION
+from detection_zoo.benchmarks.evaluation.coco_evaluation import CocoScores, Kind, evaluate_coco, score_coco
+from detection_zoo.benchmarks.evaluation.coco_results import (
+    detection_records, read_results, write_results, write_submission,
+)
+from detection_zoo.benchmarks.evaluation.voc_evaluation import VocDetection, evaluate_voc, mean_ap, voc_truth
+from detection_zoo.benchmarks.evaluation.voc_results import (
+    parse_voc_lines, read_voc_results, voc_lines, write_voc_results,
+)
 
 if TYPE_CHECKING:
-    from zoo.detectors.base import Detections
+    from detection_zoo.zoo.detectors.base import Detections
 
 __all__ = ["AccuracyReport", "DetectionCollector", "evaluate_coco", "evaluate_results_file", "top_k_accuracy", "write_submission"]
 

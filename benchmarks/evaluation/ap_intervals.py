@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from zoo.data.base import Dataset
-from zoo.data.coco import CocoDataset, read_annotations
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.coco import CocoDataset, read_annotations
 
-from ..spec import Measurement
-from .coco_evaluation import Kind, _hotcoco, complete_annotations, result_records
-from .coco_results import read_results
+from detection_zoo.benchmarks.spec import Measurement
+from detection_zoo.benchmarks.evaluation.coco_evaluation import (
+    Kind, _hotcoco, complete_annotations, result_records,
+)
+from detection_zoo.benchmarks.evaluation.coco_results import read_results
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # as pycocotools makes them, to the last bit
 EVERY_AREA = [0.0, 1e10]

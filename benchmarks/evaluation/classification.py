@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zoo.data.base import Dataset
-from zoo.errors import DatasetError
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.errors import DatasetError
 
-from ..spec import BenchmarkSpec, StoredFile
-from ..store import store_file
+from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile
+from detection_zoo.benchmarks.store import store_file
 
 if TYPE_CHECKING:
-    from ..subject import Subject
+    from detection_zoo.benchmarks.run.subject import Subject
 
 CLASSES_FILE = "classes"
 BEST = 5  # classes kept of each image
@@ -46,10 +46,10 @@ def class_scores(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], 
     """
     import torch
 
-    from zoo.data.loading import evaluation_loader
+    from detection_zoo.zoo.data.loading import evaluation_loader
 
-    from ..progress import progress
-    from ..subject import autocast
+    from detection_zoo.benchmarks.run.progress import progress
+    from detection_zoo.benchmarks.run.subject import autocast
 
     if not subject.is_classifier or subject.dataset.layout != "imagenet":
         raise DatasetError(f"top-1 needs a classifier and --data imagenet:DIR; {subject.entry.name} is for {subject.entry.task}, "

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zoo.data.coco import read_annotations
-from zoo.errors import DatasetError
+from detection_zoo.zoo.data.coco import read_annotations
+from detection_zoo.zoo.errors import DatasetError
 
 Kind = Literal["bbox", "segm", "keypoints"]
 Engine = Literal["hotcoco", "pycocotools"]

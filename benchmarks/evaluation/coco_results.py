@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.data.base import Dataset
-from zoo.data.coco import read_json
-from zoo.errors import DatasetError
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.coco import read_json
+from detection_zoo.zoo.errors import DatasetError
 
-from .coco_evaluation import FIELDS, Kind
+from detection_zoo.benchmarks.evaluation.coco_evaluation import FIELDS, Kind
 
 if TYPE_CHECKING:
-    from zoo.detectors.base import Detections
+    from detection_zoo.zoo.detectors.base import Detections
 
 
 def detection_records(detections: Detections, image_id: int, category_ids: Sequence[int], *, inclusive: bool) -> dict[Kind, list[dict[str, Any]]]:

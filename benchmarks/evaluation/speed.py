@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from zoo.data.coco import read_annotations
+from detection_zoo.zoo.data.coco import read_annotations
 
-from .coco_evaluation import EvaluationPlan, Kind, compare_engines, complete_annotations, result_records
+from detection_zoo.benchmarks.evaluation.coco_evaluation import (
+    EvaluationPlan, Kind, compare_engines, complete_annotations, result_records,
+)
 
 
 def repeat_images(document: dict[str, Any], records: list[dict[str, Any]], copies: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:

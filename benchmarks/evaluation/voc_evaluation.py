@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from zoo.data.voc import VocDataset
+from detection_zoo.zoo.data.voc import VocDataset
 
 Method = Literal["11point", "area"]
 

@@ -5,15 +5,15 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.data.voc import VocDataset
-from zoo.errors import DatasetError
-from zoo.registry import did_you_mean
+from detection_zoo.zoo.data.voc import VocDataset
+from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.registry import did_you_mean
 
-from .coco_results import write_atomically
-from .voc_evaluation import VocDetection
+from detection_zoo.benchmarks.evaluation.coco_results import write_atomically
+from detection_zoo.benchmarks.evaluation.voc_evaluation import VocDetection
 
 if TYPE_CHECKING:
-    from zoo.detectors.base import Detections
+    from detection_zoo.zoo.detectors.base import Detections
 
 
 def voc_lines(detections: Detections, image: str, classes: tuple[str, ...], *, inclusive: bool) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.detectors.base import Detector
+from detection_zoo.zoo.detectors.base import Detector
 
 MILLION, BILLION = 1e6, 1e9
 

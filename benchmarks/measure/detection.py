@@ -7,17 +7,19 @@ from pathlib import Path
 
 import torch
 
-from zoo.data.loading import evaluation_loader
-from zoo.detectors.base import Detections
-from zoo.errors import DatasetError
+from detection_zoo.zoo.data.loading import evaluation_loader
+from detection_zoo.zoo.detectors.base import Detections
+from detection_zoo.zoo.errors import DatasetError
 
-from ..evaluation.accuracy import DetectionCollector, annotations_hidden, top_k_accuracy
-from ..evaluation.classification import class_scores
-from ..progress import clock, progress
-from ..spec import BenchmarkSpec, Measurement, StoredFile
-from ..subject import Subject, autocast
-from .finite import watched
-from .inference import to_host
+from detection_zoo.benchmarks.evaluation.accuracy import (
+    DetectionCollector, annotations_hidden, top_k_accuracy,
+)
+from detection_zoo.benchmarks.evaluation.classification import class_scores
+from detection_zoo.benchmarks.run.progress import clock, progress
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, StoredFile
+from detection_zoo.benchmarks.run.subject import Subject, autocast
+from detection_zoo.benchmarks.measure.finite import watched
+from detection_zoo.benchmarks.measure.inference import to_host
 
 BOX = tuple(f"box_{name}" for name in ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "ar1", "ar10", "ar100", "ar_s", "ar_m", "ar_l"))
 MASK = tuple(name.replace("box", "mask") for name in BOX)
@@ -55,7 +57,7 @@ def _detect(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]
 
 def _detect_augmented(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]) -> Iterator[tuple[int, Detections]]:
     """Every image with altered copies of it, by the row's own augmentation where its conventions have one."""
-    from zoo.tta import DEFAULT, detect_augmented
+    from detection_zoo.zoo.detectors.tta import DEFAULT, detect_augmented
 
     conventions = subject.entry.conventions
     wanted = conventions.augmentation if conventions is not None and conventions.augmentation is not None else DEFAULT

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .parts import around_parts, parts_of
+from detection_zoo.benchmarks.measure.parts import around_parts, parts_of
 
 
 def check_finite(value: Any, what: str, *, boxes: bool = True) -> None:

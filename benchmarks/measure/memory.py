@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from ..progress import ticking
-from ..spec import Measurement
-from .telemetry import PERIOD_S, Gpu
+from detection_zoo.benchmarks.run.progress import ticking
+from detection_zoo.benchmarks.spec import Measurement
+from detection_zoo.benchmarks.measure.telemetry import PERIOD_S, Gpu
 
 ON_GPU, ON_CPU = ("allocated", "reserved", "process", "context"), ("resident",)
 WHOLE_PROCESS = "peak resident set on a CPU: the whole process with interpreter, libraries, weights and images"

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ..progress import progress
-from ..spec import BenchmarkSpec, Measurement
-from ..statistics import summarise
-from ..subject import Subject, autocast
-from .inference import Turns, timed_batches
-from .parts import around_parts, parts_of
-from .timing import PhaseClock, repeat, synchronise
+from detection_zoo.benchmarks.run.progress import progress
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
+from detection_zoo.benchmarks.statistics import summarise
+from detection_zoo.benchmarks.run.subject import Subject, autocast
+from detection_zoo.benchmarks.measure.inference import Turns, timed_batches
+from detection_zoo.benchmarks.measure.parts import around_parts, parts_of
+from detection_zoo.benchmarks.measure.timing import PhaseClock, repeat, synchronise
 
 COVERS = {
     "backbone": "backbone",

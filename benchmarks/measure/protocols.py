@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from zoo.manifest import TimingProtocol, load_manifests
-from zoo.registry import did_you_mean
+from detection_zoo.zoo.manifest import TimingProtocol, load_manifests
+from detection_zoo.zoo.registry import did_you_mean
 
-from ..progress import progress
-from ..spec import BenchmarkSpec, Measurement
-from ..statistics import summarise
-from ..subject import Subject
-from .inference import COVERS, Turns, timed_batches
-from .timing import PhaseClock
+from detection_zoo.benchmarks.run.progress import progress
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
+from detection_zoo.benchmarks.statistics import summarise
+from detection_zoo.benchmarks.run.subject import Subject
+from detection_zoo.benchmarks.measure.inference import COVERS, Turns, timed_batches
+from detection_zoo.benchmarks.measure.timing import PhaseClock
 
 
 def protocol_of(name: str) -> TimingProtocol:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..statistics import is_warm, median_interval, precise_enough
+from detection_zoo.benchmarks.statistics import is_warm, median_interval, precise_enough
 
 
 def synchronise(device: torch.device) -> None:

@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 
-from zoo.data.base import Dataset
-from zoo.data.loading import TrainingBatches
-from zoo.data.ssd_augmentation import SSDAugmentation
-from zoo.data.targets import TargetRules
-from zoo.errors import ManifestError
-from zoo.manifest import Schedule, load_manifests
-from zoo.training.loop import endless, train_steps
-from zoo.training.recipe import build_optimizer
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.loading import TrainingBatches
+from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
+from detection_zoo.zoo.data.targets import TargetRules
+from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.manifest import Schedule, load_manifests
+from detection_zoo.zoo.training.loop import endless, train_steps
+from detection_zoo.zoo.training.recipe import build_optimizer
 
-from ..progress import progress
-from ..spec import BenchmarkSpec, Measurement
-from ..statistics import mean_interval, summarise
-from ..subject import Subject, images_in_epoch
-from .memory import peak_memory
-from .timing import synchronise
+from detection_zoo.benchmarks.run.progress import progress
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
+from detection_zoo.benchmarks.statistics import mean_interval, summarise
+from detection_zoo.benchmarks.run.subject import Subject, images_in_epoch
+from detection_zoo.benchmarks.measure.memory import peak_memory
+from detection_zoo.benchmarks.measure.timing import synchronise
 
 MIN_VISIBLE_KEYPOINTS = 10  # of an image that keypoint training uses, in every source
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..compare.record import Comparison, Pair, Side
-from ..compare.text import notes, told
-from ..spec import metric
-from .table import Footnotes, Table
+from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side
+from detection_zoo.benchmarks.compare.text import notes, told
+from detection_zoo.benchmarks.spec import metric
+from detection_zoo.benchmarks.report.table import Footnotes, Table
 
 NAME = "comparisons"  # of the files, and of README's block
 

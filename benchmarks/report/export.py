@@ -5,12 +5,12 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from . import comparisons, kernel_cases
-from .latex import latex
-from .layouts import WIDE
-from .table import Table, records_csv
-from .tables import BESIDE, tables_from, text_of
-from .wide import Overview, wide_records
+from detection_zoo.benchmarks.report import comparisons, kernel_cases
+from detection_zoo.benchmarks.report.latex import latex
+from detection_zoo.benchmarks.report.layouts import WIDE
+from detection_zoo.benchmarks.report.table import Table, records_csv
+from detection_zoo.benchmarks.report.tables import BESIDE, tables_from, text_of
+from detection_zoo.benchmarks.report.wide import Overview, wide_records
 
 if TYPE_CHECKING:
     import pandas

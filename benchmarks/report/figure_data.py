@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..spec import Run
-from .lines import comparable
-from .pareto import pareto_front
-from .wide import QUANTITIES, Overview, Point, Quantity, WideLine, setting_title
+from detection_zoo.benchmarks.spec import Run
+from detection_zoo.benchmarks.report.lines import comparable
+from detection_zoo.benchmarks.report.pareto import pareto_front
+from detection_zoo.benchmarks.report.wide import (
+    QUANTITIES, Overview, Point, Quantity, WideLine, setting_title,
+)
 
 Y_QUANTITIES = ("box_ap", "voc_map", "mask_ap", "keypoint_ap", "top1")  # of a panel: the one that most of its lines have, the first of equals
 PHASES = {"decode_ms": "decode", "resize_ms": "resize + normalise", "copy_ms": "copy to device", "forward_ms": "forward", "postprocess_ms": "post-processing",

@@ -4,16 +4,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest import load_manifests
 
-from ..compare.record import COMPARISONS, read_comparisons
-from ..store import DEFAULT_STORE, RESULTS_FOLDER, read_runs, write_whole
-from .blocks import renew_blocks
-from .export import SUFFIX, stored_tables, table_files
-from .kernel_cases import NAME as KERNELS
-from .kernel_cases import read_timings
-from .tables import tables_from, text_of
-from .wide import Overview, overview
+from detection_zoo.benchmarks.compare.record import COMPARISONS, read_comparisons
+from detection_zoo.benchmarks.store import DEFAULT_STORE, RESULTS_FOLDER, read_runs, write_whole
+from detection_zoo.benchmarks.report.blocks import renew_blocks
+from detection_zoo.benchmarks.report.export import SUFFIX, stored_tables, table_files
+from detection_zoo.benchmarks.report.kernel_cases import NAME as KERNELS
+from detection_zoo.benchmarks.report.kernel_cases import read_timings
+from detection_zoo.benchmarks.report.tables import tables_from, text_of
+from detection_zoo.benchmarks.report.wide import Overview, overview
 
 README = RESULTS_FOLDER.parent / "README.md"
 FORMATS = (*SUFFIX, "svg", "png", "html")
@@ -61,7 +61,7 @@ def generate(view: Overview, formats: set[str]) -> Generated:
 def _figures(view: Overview, formats: set[str]) -> dict[str, bytes]:
     if not formats & FIGURES:
         return {}
-    from .plot import figure_files
+    from detection_zoo.benchmarks.report.plot import figure_files
 
     return figure_files(view, formats)
 
@@ -69,7 +69,7 @@ def _figures(view: Overview, formats: set[str]) -> dict[str, bytes]:
 def _page(view: Overview, formats: set[str]) -> dict[str, bytes]:
     if "html" not in formats:
         return {}
-    from .html_page import html_page
+    from detection_zoo.benchmarks.report.html_page import html_page
 
     return {PAGE: html_page(view).encode()}
 
@@ -121,7 +121,7 @@ def stale_report() -> tuple[list[str], list[str]]:
 
 def stale(view: Overview, folder: Path = RESULTS_FOLDER, readme: Path = README) -> list[str]:
     """What in results/ and README is not what the records say today, a sentence each; figures are judged by the data they say they were made from."""
-    from .plot import descriptions
+    from detection_zoo.benchmarks.report.plot import descriptions
 
     text = set(TRACKED) - FIGURES
     wanted = generate(view, text).files

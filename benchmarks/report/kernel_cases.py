@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from zoo.manifest import Strict
+from detection_zoo.zoo.manifest import Strict
 
-from ..spec import Environment, Measurement
-from ..store import new_id, write_whole
-from .table import Table
+from detection_zoo.benchmarks.spec import Environment, Measurement
+from detection_zoo.benchmarks.store import new_id, write_whole
+from detection_zoo.benchmarks.report.table import Table
 
 NAME = "kernels"  # of the files, of README's block, and of the folder that timings are stored in
 ON_A_CPU = "on a CPU ours is what the zoo runs there, beside the peer's own CPU operators: it says nothing of a GPU; quote the ratios alone"

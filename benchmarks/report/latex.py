@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import re
 
-from .table import Table
+from detection_zoo.benchmarks.report.table import Table
 
 PREAMBLE = "% \\usepackage{booktabs,longtable,hyperref}, in a document that reads UTF-8\n"
 SPECIAL = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from zoo.errors import ManifestError
-from zoo.manifest import MANIFEST_FOLDER, ModelEntry, Strict
-from zoo.registry import did_you_mean
+from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.manifest import MANIFEST_FOLDER, ModelEntry, Strict
+from detection_zoo.zoo.registry import did_you_mean
 
 LAYOUT_FOLDER = MANIFEST_FOLDER / "tables"
 WIDE = "wide"  # the layout of sources that have none of their own

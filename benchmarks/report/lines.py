@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from zoo.manifest import ModelEntry, Published
+from detection_zoo.zoo.manifest import ModelEntry, Published
 
-from ..spec import MADE_UP_WEIGHTS, OWN_PROTOCOL, Measurement, Run
+from detection_zoo.benchmarks.spec import MADE_UP_WEIGHTS, OWN_PROTOCOL, Measurement, Run
 
 
 @dataclass

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.manifest import ModelEntry, WeightSpec
+from detection_zoo.zoo.manifest import ModelEntry, WeightSpec
 
-from ..spec import Run, metric
+from detection_zoo.benchmarks.spec import Run, metric
 
 HEADLINE = ("box_ap", "voc_map", "top1_error", "proposal_ar")  # the first that a row publishes stands in the list
 

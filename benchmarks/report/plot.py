@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ..spec import digest_of, metric
-from .figure_data import PARTS, PHASES, Bar, Dot, History, Panel, Ratios, histories, kernel_ratios, panels, phase_bars
-from .wide import QUANTITIES, Overview, Point
+from detection_zoo.benchmarks.spec import digest_of, metric
+from detection_zoo.benchmarks.report.figure_data import (
+    PARTS, PHASES, Bar, Dot, History, Panel, Ratios, histories, kernel_ratios, panels, phase_bars,
+)
+from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

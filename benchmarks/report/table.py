@@ -6,11 +6,13 @@ import io
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoo.manifest import Manifests, MetricSpec, ModelEntry
+from detection_zoo.zoo.manifest import Manifests, MetricSpec, ModelEntry
 
-from ..spec import Measurement, Run
-from .layouts import Column, Layout, Number
-from .lines import MeasuredLine, PublishedLine, measured_lines, published_lines, qualifiers, why_not_measured
+from detection_zoo.benchmarks.spec import Measurement, Run
+from detection_zoo.benchmarks.report.layouts import Column, Layout, Number
+from detection_zoo.benchmarks.report.lines import (
+    MeasuredLine, PublishedLine, measured_lines, published_lines, qualifiers, why_not_measured,
+)
 
 Line = PublishedLine | MeasuredLine | None  # none: nothing was measured
 KIND = "Numbers"  # title of the column that says published or measured

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from zoo.errors import ManifestError
-from zoo.manifest import load_manifests
-from zoo.registry import did_you_mean
+from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.registry import did_you_mean
 
-from ..compare.record import read_comparisons
-from ..spec import OWN_PROTOCOL, Run
-from ..store import DEFAULT_STORE, read_runs
-from . import comparisons, kernel_cases
-from .layouts import layouts_of, load_layouts
-from .table import Table, as_csv, build_table, markdown
+from detection_zoo.benchmarks.compare.record import read_comparisons
+from detection_zoo.benchmarks.spec import OWN_PROTOCOL, Run
+from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs
+from detection_zoo.benchmarks.report import comparisons, kernel_cases
+from detection_zoo.benchmarks.report.layouts import layouts_of, load_layouts
+from detection_zoo.benchmarks.report.table import Table, as_csv, build_table, markdown
 
 
 class Beside(NamedTuple):

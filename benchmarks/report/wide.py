@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from zoo.manifest import Manifests, ModelEntry, Published
+from detection_zoo.zoo.manifest import Manifests, ModelEntry, Published
 
-from ..compare.record import Comparison
-from ..spec import Run
-from .kernel_cases import KernelTimings
-from .lines import MeasuredLine, PublishedLine, measured_lines, published_lines, qualifiers, why_not_measured
-from .table import provenance
+from detection_zoo.benchmarks.compare.record import Comparison
+from detection_zoo.benchmarks.spec import Run
+from detection_zoo.benchmarks.report.kernel_cases import KernelTimings
+from detection_zoo.benchmarks.report.lines import (
+    MeasuredLine, PublishedLine, measured_lines, published_lines, qualifiers, why_not_measured,
+)
+from detection_zoo.benchmarks.report.table import provenance
 
 Kind = Literal["measured", "published", "not measured"]
 ACCURACY = ("box_ap", "mask_ap", "keypoint_ap", "voc_map", "top1", "top1_error", "proposal_ar")  # what a published split belongs to

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..parts.norm import freeze
-from ..registry import BACKBONES
-from .base import Backbone, FeatureSpec
-from .resnet import EXPANSION, Bottleneck, Stem, initialise
+from detection_zoo.zoo.parts.norm import freeze
+from detection_zoo.zoo.registry import BACKBONES
+from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
+from detection_zoo.zoo.backbones.resnet import EXPANSION, Bottleneck, Stem, initialise
 
 STAGES = {"c2": (3, 64, 1, 1), "c3": (4, 128, 2, 1), "c4": (6, 256, 2, 1), "c5": (3, 256, 1, 2), "c6": (3, 256, 1, 2)}  # blocks, inner, stride, dilation
 

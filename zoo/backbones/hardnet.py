@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..registry import BACKBONES
-from .base import Backbone, FeatureSpec
+from detection_zoo.zoo.registry import BACKBONES
+from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 
 Activation = Literal["relu", "relu6"]
 Form = Literal["classifier", "detector"]

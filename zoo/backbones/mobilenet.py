@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..parts.mobile_convs import Padding, conv_norm_act
-from ..registry import BACKBONES
-from .base import Backbone, FeatureSpec
+from detection_zoo.zoo.parts.mobile_convs import Padding, conv_norm_act
+from detection_zoo.zoo.registry import BACKBONES
+from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 
 # expansion, channels, blocks, stride of the first block
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..parts.norm import ConvNorm, freeze
-from ..registry import BACKBONES
-from .base import Backbone, FeatureSpec
+from detection_zoo.zoo.parts.norm import ConvNorm, freeze
+from detection_zoo.zoo.registry import BACKBONES
+from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 
 EXPANSION = 4
 STAGES = ("c2", "c3", "c4", "c5")

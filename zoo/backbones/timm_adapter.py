@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import BACKBONES, did_you_mean
-from .base import Backbone, FeatureSpec
+from detection_zoo.zoo.registry import BACKBONES, did_you_mean
+from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 
 FINEST = 4  # pixels: maps of smaller strides are not built
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..parts.norm import ConvNorm, freeze
-from ..registry import BACKBONES
-from .base import Backbone, FeatureSpec
+from detection_zoo.zoo.parts.norm import ConvNorm, freeze
+from detection_zoo.zoo.registry import BACKBONES
+from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 
 STAGES = ("c2", "c3", "c4", "c5")
 WIDTHS = ((128, 256), (160, 512), (192, 768), (224, 1024))  # of each stage: of its convolutions, of its output (table 1)

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import DatasetError
-from .images import decode_image
+from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.data.images import decode_image
 
 
 @dataclass(frozen=True)

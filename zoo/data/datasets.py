@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from ..errors import DatasetError
-from ..registry import did_you_mean
-from .base import Dataset
-from .coco import CocoDataset, find_split
-from .imagenet import ImageNetDataset
-from .voc import VocDataset
+from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.registry import did_you_mean
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.coco import CocoDataset, find_split
+from detection_zoo.zoo.data.imagenet import ImageNetDataset
+from detection_zoo.zoo.data.voc import VocDataset
 
 FORMS = {
     "coco": "coco:DIR or coco:DIR:SPLIT, as in coco:/data/coco:val2017 (splits: val2017, train2017, minival, test-dev2017 ...)",
@@ -69,7 +69,7 @@ def _open_imagenet(rest: str, classes: int | None, keypoints: bool, decoder: Lit
 
 
 def _open_shapes(rest: str, classes: Sequence[str] | None, keypoints: bool, decoder: Literal["pil", "cv2"]) -> Dataset:
-    from .shapes import make_shapes
+    from detection_zoo.zoo.data.shapes import make_shapes
 
     split = rest or "val"
     images, annotations, split = find_split(make_shapes(), split, keypoints)

@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import DatasetError
-from .base import Dataset, GroundTruth
-from .images import decode_image
+from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.data.base import Dataset, GroundTruth
+from detection_zoo.zoo.data.images import decode_image
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 

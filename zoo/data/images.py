@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import DatasetError
+from detection_zoo.zoo.errors import DatasetError
 
 
 def decode_image(data: bytes, where: str, decoder: Literal["pil", "cv2"] = "pil") -> np.ndarray:

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ..detectors.base import Target
-from .base import Dataset
-from .samplers import GroupedBatchSampler, aspect_ratios
-from .ssd_augmentation import SSDAugmentation
-from .targets import TargetRules, make_target, trained_images, training_boxes
-from .transforms import FixedSize, Preprocess, PreprocessedImage, ShorterSide
+from detection_zoo.zoo.detectors.base import Target
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.samplers import GroupedBatchSampler, aspect_ratios
+from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
+from detection_zoo.zoo.data.targets import TargetRules, make_target, trained_images, training_boxes
+from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, PreprocessedImage, ShorterSide
 
 
 @dataclass

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from .base import Dataset
+from detection_zoo.zoo.data.base import Dataset
 
 
 def aspect_ratios(dataset: Dataset) -> list[float]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..home import home_folder
-from .figures import KEYPOINT_NAMES, SHAPE_CATEGORIES, SKELETON, outline
+from detection_zoo.zoo.home import home_folder
+from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, SHAPE_CATEGORIES, SKELETON, outline
 
 VERSION = 1  # part of the folder's name: a change of the drawing raises it
 SPLITS = {"train": 240, "val": 60}

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .base import Dataset, GroundTruth
+from detection_zoo.zoo.data.base import Dataset, GroundTruth
 
 if TYPE_CHECKING:
-    from ..conventions import TargetConventions
-    from ..detectors.base import Target
+    from detection_zoo.zoo.conventions import TargetConventions
+    from detection_zoo.zoo.detectors.base import Target
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def make_target(truth: GroundTruth, size: tuple[int, int], scale: tuple[float, f
     """
     import torch
 
-    from ..detectors.base import Target
+    from detection_zoo.zoo.detectors.base import Target
 
     boxes, rows = training_boxes(truth, size, rules)
     mirror = (size[1] if rules.flip_first else resized_width) - (1 if rules.inclusive else 0)

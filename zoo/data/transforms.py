@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from ..conventions import ImageConventions
+    from detection_zoo.zoo.conventions import ImageConventions
 
 Interpolation = Literal["pil_bilinear", "cv2_bilinear", "tf1_bilinear"]
 _RANGE = {"0..255": (1.0, 0.0), "0..1": (1 / 255.0, 0.0), "-1..1": (2 / 255.0, -1.0)}  # multiplied by, then added

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import DatasetError
-from ..registry import did_you_mean
-from .base import Dataset, GroundTruth, label_order
+from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.registry import did_you_mean
+from detection_zoo.zoo.data.base import Dataset, GroundTruth, label_order
 
 VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
                "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")

@@ -8,32 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones.base import Backbone
-from ..parts.anchors import AnchorGenerator
-from ..parts.boxes import BoxCoder, scale_boxes
-from ..parts.detectron_targets import RoIRules
-from ..parts.detectron_training import DetectronProposalNetwork, DetectronSampling
-from ..parts.fpn import Neck, SingleLevel
-from ..parts.proposals import ProposalRule, Proposals
-from ..parts.roi_heads import (
-    BoxHead,
-    BoxPredictor,
-    BoxTraining,
-    ConvTrunk,
-    DetectionRule,
-    MlpTrunk,
-    RoiAlignPooler,
-    SampledBoxes,
-    StageTrunk,
-    box_losses,
-    choose_detections,
-    sample_boxes,
-    score_boxes,
+from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.parts.anchors import AnchorGenerator
+from detection_zoo.zoo.parts.boxes import BoxCoder, scale_boxes
+from detection_zoo.zoo.parts.detectron_targets import RoIRules
+from detection_zoo.zoo.parts.detectron_training import DetectronProposalNetwork, DetectronSampling
+from detection_zoo.zoo.parts.fpn import Neck, SingleLevel
+from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals
+from detection_zoo.zoo.parts.roi_heads import (
+    BoxHead, BoxPredictor, BoxTraining, ConvTrunk, DetectionRule, MlpTrunk, RoiAlignPooler, SampledBoxes,
+    StageTrunk, box_losses, choose_detections, sample_boxes, score_boxes,
 )
-from ..parts.rpn import RegionProposalNetwork, RpnHead, RpnLabels
-from ..parts.sampler import BalancedSampler, Sampler
-from ..registry import DETECTORS
-from .base import Detections, Detector, Target
+from detection_zoo.zoo.parts.rpn import RegionProposalNetwork, RpnHead, RpnLabels
+from detection_zoo.zoo.parts.sampler import BalancedSampler, Sampler
+from detection_zoo.zoo.registry import DETECTORS
+from detection_zoo.zoo.detectors.base import Detections, Detector, Target
 
 Options = Mapping[str, Any] | None
 

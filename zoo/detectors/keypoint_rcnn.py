@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones.base import Backbone
-from ..parts.boxes import box_iou, widened
-from ..parts.fpn import Neck
-from ..parts.keypoint_head import KeypointHead, decode_heatmaps, has_visible_keypoint, heatmap_targets, keypoint_loss
-from ..parts.mask_head import mask_options
-from ..parts.matcher import match
-from ..parts.roi_heads import RoiAlignPooler, SampledBoxes
-from ..parts.sampler import BalancedSampler, Sampler
-from ..registry import DETECTORS
-from .base import Detections, Target
-from .faster_rcnn import FasterRcnn, Frame, Options, RcnnRaw, rcnn_parts
+from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.parts.boxes import box_iou, widened
+from detection_zoo.zoo.parts.fpn import Neck
+from detection_zoo.zoo.parts.keypoint_head import (
+    KeypointHead, decode_heatmaps, has_visible_keypoint, heatmap_targets, keypoint_loss,
+)
+from detection_zoo.zoo.parts.mask_head import mask_options
+from detection_zoo.zoo.parts.matcher import match
+from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, SampledBoxes
+from detection_zoo.zoo.parts.sampler import BalancedSampler, Sampler
+from detection_zoo.zoo.registry import DETECTORS
+from detection_zoo.zoo.detectors.base import Detections, Target
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame, Options, RcnnRaw, rcnn_parts
 
 
 @dataclass

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones.base import Backbone
-from ..parts.fpn import Neck
-from ..parts.mask_head import MaskHead, class_masks, mask_loss, mask_options, mask_targets, paste_masks
-from ..parts.roi_heads import RoiAlignPooler, SampledBoxes
-from ..registry import DETECTORS
-from .base import Detections, Target
-from .faster_rcnn import FasterRcnn, Frame, Options, RcnnRaw, rcnn_parts
+from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.parts.fpn import Neck
+from detection_zoo.zoo.parts.mask_head import (
+    MaskHead, class_masks, mask_loss, mask_options, mask_targets, paste_masks,
+)
+from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, SampledBoxes
+from detection_zoo.zoo.registry import DETECTORS
+from detection_zoo.zoo.detectors.base import Detections, Target
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame, Options, RcnnRaw, rcnn_parts
 
 
 class MaskRcnn(FasterRcnn):

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones.base import Backbone
-from ..parts.anchors import AnchorGenerator
-from ..parts.boxes import BoxCoder, box_iou, clip_boxes, scale_boxes, widened
-from ..parts.fpn import Neck, SingleLevel
-from ..parts.losses import sigmoid_focal, smooth_l1_sum
-from ..parts.matcher import BACKGROUND, match
-from ..parts.norm import ConvNorm
-from ..parts.roi_heads import DetectionRule, suppress
-from ..parts.rpn import by_anchor
-from ..registry import DETECTORS
-from .base import Detections, Detector, Target
-from .faster_rcnn import Frame, Options, frames, make_coders, without_crowd
+from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.parts.anchors import AnchorGenerator
+from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes, scale_boxes, widened
+from detection_zoo.zoo.parts.fpn import Neck, SingleLevel
+from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
+from detection_zoo.zoo.parts.matcher import BACKGROUND, match
+from detection_zoo.zoo.parts.norm import ConvNorm
+from detection_zoo.zoo.parts.roi_heads import DetectionRule, suppress
+from detection_zoo.zoo.parts.rpn import by_anchor
+from detection_zoo.zoo.registry import DETECTORS
+from detection_zoo.zoo.detectors.base import Detections, Detector, Target
+from detection_zoo.zoo.detectors.faster_rcnn import Frame, Options, frames, make_coders, without_crowd
 
 
 class RetinaHead(nn.Module):

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backbones.base import Backbone
-from ..parts.boxes import scale_boxes
-from ..parts.fpn import Neck, SingleLevel
-from ..parts.proposals import ProposalRule, Proposals
-from ..parts.rpn import RegionProposalNetwork
-from ..registry import DETECTORS
-from .base import Detections, Detector, Target
-from .faster_rcnn import Options, frames, make_anchors, make_coders, make_rpn, without_crowd
+from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.parts.boxes import scale_boxes
+from detection_zoo.zoo.parts.fpn import Neck, SingleLevel
+from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals
+from detection_zoo.zoo.parts.rpn import RegionProposalNetwork
+from detection_zoo.zoo.registry import DETECTORS
+from detection_zoo.zoo.detectors.base import Detections, Detector, Target
+from detection_zoo.zoo.detectors.faster_rcnn import (
+    Options, frames, make_anchors, make_coders, make_rpn, without_crowd,
+)
 
 
 @dataclass

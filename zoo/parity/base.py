@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ManifestError, ZooError
-from ..manifest import ModelEntry, load_manifests
-from .standin import CHECKPOINT_FILE, read_checkpoint_description, standin_arrays
+from detection_zoo.zoo.errors import ManifestError, ZooError
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.parity.standin import CHECKPOINT_FILE, read_checkpoint_description, standin_arrays
 
 ADAPTERS = {  # source repository -> module of this package with outputs(reference, entry, dtype, checkpoint_format)
     "stigma0617/maskrcnn-benchmark-vovnet": "maskrcnn_benchmark",

@@ -14,27 +14,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.nms import nms
+from detection_zoo.kernels.nms import nms
 
-from ..backbones.base import FeatureSpec
-from ..data.figures import KEYPOINT_NAMES
-from ..data.loading import pad_batch
-from ..data.targets import mirrored_keypoints
-from ..data.transforms import Preprocess, ShorterSide, resize_pixels
-from ..detectors.faster_rcnn import make_coders
-from ..detectors.retinanet import RetinaNet
-from ..manifest import load_manifests
-from ..parts.anchors import AnchorGenerator
-from ..parts.boxes import BoxCoder, box_iou, clip_boxes, flip_boxes, large_enough, scale_boxes, xyxy_to_xywh
-from ..parts.keypoint_head import decode_heatmaps, heatmap_targets
-from ..parts.losses import sigmoid_focal, smooth_l1_sum
-from ..parts.mask_head import paste_masks, rasterise
-from ..parts.matcher import match
-from ..parts.proposals import ProposalRule, Proposals, select_proposals
-from ..parts.roi_heads import DetectionRule, RoiAlignPooler, select_detections
-from ..parts.rpn import RegionProposalNetwork, by_anchor
-from .base import Output, ParityError, Reference, Skip
-from .standin import normal_input
+from detection_zoo.zoo.backbones.base import FeatureSpec
+from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
+from detection_zoo.zoo.data.loading import pad_batch
+from detection_zoo.zoo.data.targets import mirrored_keypoints
+from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide, resize_pixels
+from detection_zoo.zoo.detectors.faster_rcnn import make_coders
+from detection_zoo.zoo.detectors.retinanet import RetinaNet
+from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.parts.anchors import AnchorGenerator
+from detection_zoo.zoo.parts.boxes import (
+    BoxCoder, box_iou, clip_boxes, flip_boxes, large_enough, scale_boxes, xyxy_to_xywh,
+)
+from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps, heatmap_targets
+from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
+from detection_zoo.zoo.parts.mask_head import paste_masks, rasterise
+from detection_zoo.zoo.parts.matcher import match
+from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals, select_proposals
+from detection_zoo.zoo.parts.roi_heads import DetectionRule, RoiAlignPooler, select_detections
+from detection_zoo.zoo.parts.rpn import RegionProposalNetwork, by_anchor
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
+from detection_zoo.zoo.parity.standin import normal_input
 
 Outputs = dict[str, Output | Skip]
 NUMBER = r"-?\d+(?:\.\d+)?(?:/\d+)?"

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbones.resnet import ResNet
-from ..weights.load import load_backbone_arrays
-from .base import Output, Reference, Skip
-from .standin import fill, read_checkpoint_description
+from detection_zoo.zoo.backbones.resnet import ResNet
+from detection_zoo.zoo.weights.load import load_backbone_arrays
+from detection_zoo.zoo.parity.base import Output, Reference, Skip
+from detection_zoo.zoo.parity.standin import fill, read_checkpoint_description
 
 TOLERANCE = 1e-5  # the folder's own
 FORMATS = {".pth": "caffe_resnet_pth", ".pkl": "detectron_imagenet_pkl"}
@@ -38,7 +38,7 @@ def make_body(tensors: list[dict[str, Any]], kind: str) -> Body:
 
 def imagenet_outputs(reference: Reference, kind: torch.dtype) -> dict[str, Output | Skip]:
     """The stages (N, C, H, W) of every backbone whose file the folder beside describes."""
-    from .detectron_pytorch import parse_input
+    from detection_zoo.zoo.parity.detectron_pytorch import parse_input
 
     images = parse_input(reference.meta["how"]).to(kind)
     computed: dict[str, Output | Skip] = {}

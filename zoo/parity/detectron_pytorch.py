@@ -12,23 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..build import assemble
-from ..conventions import AugmentationConventions, Views
-from ..data.loading import pad_batch
-from ..data.transforms import Preprocess
-from ..detectors.base import Detections
-from ..detectors.faster_rcnn import FasterRcnn, Frame
-from ..detectors.keypoint_rcnn import KeypointRcnn
-from ..detectors.mask_rcnn import MaskRcnn
-from ..manifest import ModelEntry, load_manifests
-from ..parts.keypoint_head import decode_heatmaps
-from ..parts.proposals import select_proposals
-from ..parts.roi_heads import StageTrunk
-from ..parts.rpn import by_anchor
-from ..tta import View, detect_augmented, make_copy
-from ..weights.load import load_arrays
-from .base import Output, ParityError, Reference, Skip
-from .standin import normal_input
+from detection_zoo.zoo.build import assemble
+from detection_zoo.zoo.conventions import AugmentationConventions, Views
+from detection_zoo.zoo.data.loading import pad_batch
+from detection_zoo.zoo.data.transforms import Preprocess
+from detection_zoo.zoo.detectors.base import Detections
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame
+from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
+from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
+from detection_zoo.zoo.parts.proposals import select_proposals
+from detection_zoo.zoo.parts.roi_heads import StageTrunk
+from detection_zoo.zoo.parts.rpn import by_anchor
+from detection_zoo.zoo.detectors.tta import View, detect_augmented, make_copy
+from detection_zoo.zoo.weights.load import load_arrays
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
+from detection_zoo.zoo.parity.standin import normal_input
 
 Outputs = dict[str, Output | Skip]
 FORMATS = {"detectron_pytorch_pth": "checkpoint.json", "detectron_pkl": "checkpoint_pkl.json"}
@@ -47,10 +47,10 @@ def outputs(reference: Reference, entry: ModelEntry | None, dtype: str, checkpoi
     """
     if not reference.has_checkpoint:
         if any(name.startswith("anchors.") for name in reference.recorded):
-            from .detectron_steps import step_outputs
+            from detection_zoo.zoo.parity.detectron_steps import step_outputs
 
             return step_outputs(reference)
-        from .detectron_imagenet import imagenet_outputs
+        from detection_zoo.zoo.parity.detectron_imagenet import imagenet_outputs
 
         return imagenet_outputs(reference, getattr(torch, dtype))
     kind = checkpoint_format or "detectron_pytorch_pth"
@@ -95,7 +95,7 @@ class Folder:
 
     def _origin(self, arrays: dict[str, Any], checkpoint_format: str) -> dict[str, str]:
         """Detectron.pytorch's names of this model's parameters."""
-        from ..weights.load import checkpoint_format as registered
+        from detection_zoo.zoo.weights.load import checkpoint_format as registered
 
         origin = registered(checkpoint_format).translate(arrays).origin
         if checkpoint_format == "detectron_pkl":
@@ -106,7 +106,7 @@ class Folder:
     @property
     def reference_pkl(self) -> dict[str, Any]:
         """The description of the pickle."""
-        from .standin import read_checkpoint_description
+        from detection_zoo.zoo.parity.standin import read_checkpoint_description
 
         return read_checkpoint_description(self.reference.folder, FORMATS["detectron_pkl"])
 
@@ -118,7 +118,7 @@ class Folder:
             self.detections()
             if "img" in self.meta["inputs"]:
                 self.image()
-        from .detectron_training import training_outputs
+        from detection_zoo.zoo.parity.detectron_training import training_outputs
 
         self.computed |= training_outputs(self)
         return {name: self.judged(name, output) for name, output in self.computed.items() if name in self.reference.recorded or output.expected is not None}

@@ -7,26 +7,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernels.nms import nms
-from kernels.roi_align import roi_align
-from kernels.roi_crop import affine_grid, roi_crop
-from kernels.roi_levels import LevelRule, assign_levels
-from kernels.roi_pool import roi_pool
-from kernels.soft_nms import soft_nms
+from detection_zoo.kernels.nms import nms
+from detection_zoo.kernels.roi_align import roi_align
+from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
+from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
+from detection_zoo.kernels.roi_pool import roi_pool
+from detection_zoo.kernels.soft_nms import soft_nms
 
-from ..data.figures import KEYPOINT_NAMES
-from ..data.samplers import grouped_order, target_ratios
-from ..data.targets import mirrored_keypoints
-from ..data.transforms import Preprocess, ShorterSide
-from ..manifest import load_manifests
-from ..parts.anchors import AnchorGenerator, rounded_cells
-from ..parts.box_voting import vote_boxes
-from ..parts.boxes import BoxCoder, box_iou, clip_boxes
-from ..parts.keypoint_head import KeypointHead, decode_heatmaps, heatmap_targets
-from ..parts.mask_head import paste_masks, rasterise
-from ..parts.proposals import ProposalRule, select_proposals
-from ..parts.roi_heads import DetectionRule, choose_detections
-from .base import Output, Reference, Skip
+from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
+from detection_zoo.zoo.data.samplers import grouped_order, target_ratios
+from detection_zoo.zoo.data.targets import mirrored_keypoints
+from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
+from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.parts.anchors import AnchorGenerator, rounded_cells
+from detection_zoo.zoo.parts.box_voting import vote_boxes
+from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes
+from detection_zoo.zoo.parts.keypoint_head import KeypointHead, decode_heatmaps, heatmap_targets
+from detection_zoo.zoo.parts.mask_head import paste_masks, rasterise
+from detection_zoo.zoo.parts.proposals import ProposalRule, select_proposals
+from detection_zoo.zoo.parts.roi_heads import DetectionRule, choose_detections
+from detection_zoo.zoo.parity.base import Output, Reference, Skip
 
 Outputs = dict[str, Output | Skip]
 INPUT = Skip("an input, which other outputs are computed from")
@@ -150,7 +150,7 @@ def losses_and_norms(reference: Reference) -> Outputs:
         found[f"smoothl1.loss_beta{beta:.3f}"] = Output((outside * terms).sum()[None] / len(predicted), 1e-6)
     norm = nn.GroupNorm(2, 4)
     found |= {"gn.in": INPUT, "gn.out_old": Skip("the unbiased variance of the fallback for torch before 0.4, which no checkpoint was published with")}
-    from ..weights.detectron import fold_norm
+    from detection_zoo.zoo.weights.formats.detectron import fold_norm
 
     statistics = dict(zip(("weight", "bias", "running_mean", "running_var"), tensor(reference, "bn.in"), strict=True))
     folded = [fold_norm(f"norm.{leaf}", {f"norm.{name}": value for name, value in statistics.items()}) for leaf in ("weight", "bias")]

@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..detectors.base import Target
-from ..detectors.keypoint_rcnn import KeypointRcnn
-from ..detectors.mask_rcnn import MaskRcnn
-from ..manifest import Schedule, load_manifests
-from ..parts.keypoint_head import keypoint_loss
-from ..parts.mask_head import mask_loss
-from ..parts.norm import FrozenAffine
-from ..parts.proposals import Proposals
-from ..parts.roi_heads import SampledBoxes, box_losses
-from ..parts.rpn import RpnLabels, by_anchor
-from ..training.recipe import learning_rate, parameter_groups
-from .base import Output, ParityError, Skip
+from detection_zoo.zoo.detectors.base import Target
+from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
+from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
+from detection_zoo.zoo.manifest import Schedule, load_manifests
+from detection_zoo.zoo.parts.keypoint_head import keypoint_loss
+from detection_zoo.zoo.parts.mask_head import mask_loss
+from detection_zoo.zoo.parts.norm import FrozenAffine
+from detection_zoo.zoo.parts.proposals import Proposals
+from detection_zoo.zoo.parts.roi_heads import SampledBoxes, box_losses
+from detection_zoo.zoo.parts.rpn import RpnLabels, by_anchor
+from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
+from detection_zoo.zoo.parity.base import Output, ParityError, Skip
 
 if TYPE_CHECKING:
-    from .detectron_pytorch import Folder
+    from detection_zoo.zoo.parity.detectron_pytorch import Folder
 
 LOSSES = 1e-4
 GRADIENTS = 1e-3
@@ -46,7 +46,7 @@ class _Step:
     """One training step of a folder."""
 
     def __init__(self, folder: Folder) -> None:
-        from .detectron_pytorch import parse_input
+        from detection_zoo.zoo.parity.detectron_pytorch import parse_input
 
         self.folder, self.model, self.kind = folder, folder.model, folder.kind
         self.meta = folder.meta["training"]

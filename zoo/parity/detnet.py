@@ -12,18 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernels.roi_levels import LevelRule, assign_levels
+from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 
-from ..build import assemble
-from ..detectors.base import Target
-from ..detectors.joint_rcnn import JointRCNN, Pyramid, padded_truth
-from ..manifest import Component, ModelEntry, Schedule
-from ..parts.joint_proposals import OFFSET, anchor_targets, best_proposals, joint_proposals, sample_rois
-from ..training.recipe import learning_rate, parameter_groups
-from ..weights.load import load_arrays
-from . import detnet_steps
-from .base import Output, ParityError, Reference, Skip, settle_ties
-from .standin import normal_input
+from detection_zoo.zoo.build import assemble
+from detection_zoo.zoo.detectors.base import Target
+from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN, Pyramid, padded_truth
+from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule
+from detection_zoo.zoo.parts.joint_proposals import (
+    OFFSET, anchor_targets, best_proposals, joint_proposals, sample_rois,
+)
+from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
+from detection_zoo.zoo.weights.load import load_arrays
+from detection_zoo.zoo.parity import detnet_steps
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, settle_ties
+from detection_zoo.zoo.parity.standin import normal_input
 
 GRADIENT_TOLERANCE = 2e-3  # the folders' own advice
 NEAR = 2e-6  # between scores that two ways of adding up may rank differently
@@ -281,7 +283,7 @@ class _Detector:
 
     def names(self) -> dict[str, str]:
         """This model's names -> the checkpoint's."""
-        from ..weights.load import checkpoint_format
+        from detection_zoo.zoo.weights.load import checkpoint_format
 
         return checkpoint_format("detnet_pytorch_pth").translate(self.reference.checkpoint()).origin
 

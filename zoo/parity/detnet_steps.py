@@ -12,25 +12,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.nms import nms
-from kernels.roi_align import roi_align_averaged, roi_align_points
-from kernels.roi_crop import affine_grid, roi_crop
-from kernels.roi_levels import LevelRule, assign_levels
-from kernels.roi_pool import reference_forward as roi_pool_with_argmax
-from kernels.roi_pool import roi_pool
-from kernels.soft_nms import soft_nms
+from detection_zoo.kernels.nms import nms
+from detection_zoo.kernels.roi_align import roi_align_averaged, roi_align_points
+from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
+from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
+from detection_zoo.kernels.roi_pool import reference_forward as roi_pool_with_argmax
+from detection_zoo.kernels.roi_pool import roi_pool
+from detection_zoo.kernels.soft_nms import soft_nms
 
-from ..backbones.base import Backbone, FeatureSpec
-from ..backbones.resnet import Stem
-from ..data.transforms import Preprocess, ShorterSide
-from ..detectors.joint_rcnn import JointRCNN, sigma_smooth_l1
-from ..manifest import load_manifests
-from ..parts.anchors import AnchorGenerator
-from ..parts.boxes import clip_boxes
-from ..parts.joint_proposals import CODER, OFFSET, anchor_targets, cells_first, joint_proposals, padded_iou, ranking_scores, sample_rois
-from ..parts.smoothed_fpn import SmoothedPyramid
-from .base import Described, Output, ParityError, Reference, Skip
-from .standin import normal_input
+from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
+from detection_zoo.zoo.backbones.resnet import Stem
+from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
+from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN, sigma_smooth_l1
+from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.parts.anchors import AnchorGenerator
+from detection_zoo.zoo.parts.boxes import clip_boxes
+from detection_zoo.zoo.parts.joint_proposals import (
+    CODER, OFFSET, anchor_targets, cells_first, joint_proposals, padded_iou, ranking_scores, sample_rois,
+)
+from detection_zoo.zoo.parts.smoothed_fpn import SmoothedPyramid
+from detection_zoo.zoo.parity.base import Described, Output, ParityError, Reference, Skip
+from detection_zoo.zoo.parity.standin import normal_input
 
 EXACT = 0.0
 CLOSE = 1e-5  # the folder's own advice for values

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..backbones import hardnet, vgg  # noqa: F401 - register their builders
-from ..conventions import ImageConventions
-from ..data.transforms import Preprocess
-from ..detectors.base import Target
-from ..detectors.ssd import SSD, Selection
-from ..manifest import ModelEntry, Schedule, load_manifests
-from ..registry import BACKBONES, DETECTORS
-from ..training.recipe import build_optimizer
-from ..weights.load import checkpoint_format, copy_into
-from .base import Output, ParityError, Reference, Skip
-from .standin import normal_input
+from detection_zoo.zoo.backbones import hardnet, vgg  # noqa: F401 - register their builders
+from detection_zoo.zoo.conventions import ImageConventions
+from detection_zoo.zoo.data.transforms import Preprocess
+from detection_zoo.zoo.detectors.base import Target
+from detection_zoo.zoo.detectors.ssd import SSD, Selection
+from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
+from detection_zoo.zoo.registry import BACKBONES, DETECTORS
+from detection_zoo.zoo.training.recipe import build_optimizer
+from detection_zoo.zoo.weights.load import checkpoint_format, copy_into
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
+from detection_zoo.zoo.parity.standin import normal_input
 
 FORMATS = {"detector": "pytorchssd_pth", "classifier": "hardnet_imagenet_pth"}
 LEAST = 1e-6  # no folder asks for less of a continuous output
@@ -31,7 +31,7 @@ Outputs = dict[str, "Output | Skip"]
 def outputs(reference: Reference, entry: ModelEntry | None, dtype: str, checkpoint: str | None) -> Outputs:
     """Every output of a folder, recomputed; see zoo.parity.base."""
     if reference.is_steps:
-        from .hardnet_steps import step_outputs
+        from detection_zoo.zoo.parity.hardnet_steps import step_outputs
 
         reference.notes.append("single steps are computed in the original's own types, whatever dtype says")
         return step_outputs(reference)
@@ -70,7 +70,7 @@ def build_detector(meta: dict[str, Any]) -> SSD:
 
 def build_classifier(meta: dict[str, Any]) -> nn.Module:
     """The classifier that a folder's outputs.json describes by model and classes."""
-    from ..classifier import Classifier
+    from detection_zoo.zoo.detectors.classifier import Classifier
 
     name = meta["model"].removeprefix("imagenet_").lower()
     return Classifier(BACKBONES[name](**({} if name.endswith("ds") else {"form": "classifier"})), num_classes=meta["classes"])
@@ -119,7 +119,7 @@ class _Folder:
         if entry is None:
             self.reference.notes.append("no row has this source_config; built from what outputs.json says")
             return build_detector(self.meta) if self.is_detector else build_classifier(self.meta)
-        from ..build import build_model
+        from detection_zoo.zoo.build import build_model
 
         return build_model(entry)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError
+from detection_zoo.zoo.errors import CheckpointError
 
 CHECKPOINT_FILE = "checkpoint.json"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .boxes import box_iou
+from detection_zoo.zoo.parts.boxes import box_iou
 
 METHODS = ("id", "temp_avg", "avg", "iou_avg", "generalized_avg", "quasi_sum")
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .boxes import BoxCoder, box_iou
+from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou
 
 OFFSET = 1.0
 IGNORED = -1

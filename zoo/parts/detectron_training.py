@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..detectors.base import Target
-from .boxes import BoxCoder
-from .detectron_targets import AnchorRules, Draws, RoIRules, RoISamples, anchor_targets, masks_of, sample_rois
-from .losses import smooth_l1_sum
-from .proposals import Size
-from .roi_heads import SampledBoxes
-from .rpn import RegionProposalNetwork, RpnLabels, by_anchor
+from detection_zoo.zoo.detectors.base import Target
+from detection_zoo.zoo.parts.boxes import BoxCoder
+from detection_zoo.zoo.parts.detectron_targets import (
+    AnchorRules, Draws, RoIRules, RoISamples, anchor_targets, masks_of, sample_rois,
+)
+from detection_zoo.zoo.parts.losses import smooth_l1_sum
+from detection_zoo.zoo.parts.proposals import Size
+from detection_zoo.zoo.parts.roi_heads import SampledBoxes
+from detection_zoo.zoo.parts.rpn import RegionProposalNetwork, RpnLabels, by_anchor
 
 
 class DetectronProposalNetwork(RegionProposalNetwork):

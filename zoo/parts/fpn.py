@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbones.base import FeatureSpec
-from ..registry import NECKS
-from .norm import ConvNorm
+from detection_zoo.zoo.backbones.base import FeatureSpec
+from detection_zoo.zoo.registry import NECKS
+from detection_zoo.zoo.parts.norm import ConvNorm
 
 
 class Neck(nn.Module):

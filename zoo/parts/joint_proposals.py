@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kernels.nms import nms
+from detection_zoo.kernels.nms import nms
 
-from .boxes import BoxCoder, box_iou, clip_boxes
+from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes
 
 OFFSET = 1.0
 CODER = BoxCoder(offset=OFFSET, far_offset=0.0, cap=None)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .norm import ConvNorm
+from detection_zoo.zoo.parts.norm import ConvNorm
 
 
 class KeypointHead(nn.Module):

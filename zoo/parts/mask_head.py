@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .boxes import widened
-from .norm import ConvNorm
-from .proposals import Size
+from detection_zoo.zoo.parts.boxes import widened
+from detection_zoo.zoo.parts.norm import ConvNorm
+from detection_zoo.zoo.parts.proposals import Size
 
 
 class MaskHead(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .boxes import box_iou
+from detection_zoo.zoo.parts.boxes import box_iou
 
 BACKGROUND = 0  # class 0 of the network's C = K + 1 channels
 

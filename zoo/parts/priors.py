@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..registry import did_you_mean
+from detection_zoo.zoo.registry import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.nms import batched_nms
+from detection_zoo.kernels.nms import batched_nms
 
-from .boxes import BoxCoder, clip_boxes, large_enough
+from detection_zoo.zoo.parts.boxes import BoxCoder, clip_boxes, large_enough
 
 Size = tuple[int, int]  # (height, width) in pixels
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .ssd_pyramid import check_size
+from detection_zoo.zoo.parts.ssd_pyramid import check_size
 
 Kernel = int | tuple[int, int]
 

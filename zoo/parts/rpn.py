@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .anchors import AnchorGenerator
-from .boxes import BoxCoder, box_iou, widened
-from .losses import smooth_l1_sum
-from .matcher import BACKGROUND, match
-from .proposals import ProposalRule, Proposals, Size, select_proposals
-from .sampler import Sampler
+from detection_zoo.zoo.parts.anchors import AnchorGenerator
+from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, widened
+from detection_zoo.zoo.parts.losses import smooth_l1_sum
+from detection_zoo.zoo.parts.matcher import BACKGROUND, match
+from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals, Size, select_proposals
+from detection_zoo.zoo.parts.sampler import Sampler
 
 
 def by_anchor(maps: Tensor, values: int) -> Tensor:

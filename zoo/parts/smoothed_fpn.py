@@ -4,8 +4,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..backbones.base import FeatureSpec
-from ..registry import NECKS
+from detection_zoo.zoo.backbones.base import FeatureSpec
+from detection_zoo.zoo.registry import NECKS
 
 
 class SmoothedPyramid(nn.Module):

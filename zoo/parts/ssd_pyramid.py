@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .mobile_convs import Padding, conv_norm_act
+from detection_zoo.zoo.parts.mobile_convs import Padding, conv_norm_act
 
 # kernel, stride, padding, channels of the extra convolutions; every second one gives a map
 REDUCE_AND_HALVE = ((1, 1, 0, 256), (3, 2, 1, 512), (1, 1, 0, 128), (3, 2, 1, 256))

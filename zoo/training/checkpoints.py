@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import CheckpointError
-from .distributed import bare
+from detection_zoo.zoo.errors import CheckpointError
+from detection_zoo.zoo.training.distributed import bare
 
 FORMAT = 1
 _NAME = re.compile(r"^step_(\d{8})\.pth$")

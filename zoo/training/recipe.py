@@ -6,7 +6,7 @@ import math
 import torch
 from torch import nn
 
-from ..manifest import Schedule
+from detection_zoo.zoo.manifest import Schedule
 
 MOMENTUM_THRESHOLD = 1.1  # a change of rate below this ratio leaves the momentum buffers alone
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)

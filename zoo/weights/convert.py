@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
-from ..manifest import WeightSpec
-from .cache import WeightCache, sha256_of, sync_folder, write_atomic
-from .rename import account
+from detection_zoo.zoo.errors import CheckpointError
+from detection_zoo.zoo.manifest import WeightSpec
+from detection_zoo.zoo.weights.fetch.cache import WeightCache, sha256_of, sync_folder, write_atomic
+from detection_zoo.zoo.weights.rename import account
 
 
 def converted_path(cache: WeightCache, sha256: str, checkpoint: str) -> Path:
@@ -33,7 +33,7 @@ def read_arrays(spec: WeightSpec, cache: WeightCache, row: str) -> tuple[dict[st
     Raises:
         CheckpointError: the file is not on this machine, or cannot be read safely.
     """
-    from .load import checkpoint_format
+    from detection_zoo.zoo.weights.load import checkpoint_format
 
     path = cache.find(spec)
     if path is None:
@@ -90,7 +90,7 @@ def convert(spec: WeightSpec, cache: WeightCache, row: str, shapes: Mapping[str,
     Raises:
         CheckpointError: the file cannot be read safely, or does not fit the model.
     """
-    from .load import checkpoint_format
+    from detection_zoo.zoo.weights.load import checkpoint_format
 
     source = cache.find(spec)
     if source is None:
@@ -108,7 +108,7 @@ def convert(spec: WeightSpec, cache: WeightCache, row: str, shapes: Mapping[str,
 
 
 def _report(arrays: dict[str, Any], checkpoint: str, where: str, shapes: Mapping[str, tuple[int, ...]] | None) -> dict[str, Any]:
-    from .load import checkpoint_format
+    from detection_zoo.zoo.weights.load import checkpoint_format
 
     translation = checkpoint_format(checkpoint).translate(dict(arrays))
     report: dict[str, Any] = {"names": {name: translation.origin[name] for name in translation.state}, "left_out": dict(translation.dropped)}

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import DownloadError
-from .cache import WeightCache, sha256_of, write_atomic
-from .fetch import Fetched, import_file
-from .selection import Chosen
+from detection_zoo.zoo.errors import DownloadError
+from detection_zoo.zoo.weights.fetch.cache import WeightCache, sha256_of, write_atomic
+from detection_zoo.zoo.weights.fetch.one import Fetched, import_file
+from detection_zoo.zoo.weights.fetch.selection import Chosen
 
 INDEX = "weights.json"
 

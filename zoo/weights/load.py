@@ -8,10 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import CheckpointError
-from ..registry import CHECKPOINT_FORMATS
-from . import detectron, detectron2, detnet, hardnet, keras_classifiers, maskrcnn_benchmark, ssdlite, torchvision_detectors  # noqa: F401 - register their formats
-from .rename import CheckpointFormat, LoadReport, Translation, account, listed, strip_prefix, translate_names
+from detection_zoo.zoo.errors import CheckpointError
+from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
+from detection_zoo.zoo.weights.formats import (  # noqa: F401 - register their formats
+    detectron, detectron2, detnet, hardnet, keras_classifiers, maskrcnn_benchmark, ssdlite,
+    torchvision_detectors,
+)
+from detection_zoo.zoo.weights.rename import (
+    CheckpointFormat, LoadReport, Translation, account, listed, strip_prefix, translate_names,
+)
 
 
 def read_tensors(path: Path, *wrappers: str) -> dict[str, Any]:
@@ -20,7 +25,7 @@ def read_tensors(path: Path, *wrappers: str) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read safely, or holds something else.
     """
-    from .safe_pickle import read_torch_file
+    from detection_zoo.zoo.weights.pickle.safe import read_torch_file
 
     content = read_torch_file(path)
     for key in wrappers:
@@ -38,7 +43,7 @@ def read_own(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read safely, or holds something else.
     """
-    from .safe_pickle import file_kind
+    from detection_zoo.zoo.weights.pickle.safe import file_kind
 
     if file_kind(path) != "safetensors":
         return read_tensors(path, "model")
@@ -71,7 +76,7 @@ def format_of_file(model: nn.Module, path: Path | str, stated: str | None) -> st
     Raises:
         CheckpointError: no format is stated and none fits.
     """
-    from .safe_pickle import file_kind
+    from detection_zoo.zoo.weights.pickle.safe import file_kind
 
     path, shapes = Path(path), {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
     if file_kind(path) in ("torch zip", "safetensors") and strip_prefix(read_own(path), "module.").keys() <= shapes.keys():

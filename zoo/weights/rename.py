@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from detection_zoo.zoo.errors import CheckpointError
 
 SHOWN = 6  # names printed of a long list
 Rules = Sequence[tuple[str, str]]  # regular expression, replacement

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
-from .safe_pickle import MALFORMED_ZIP
+from detection_zoo.zoo.errors import CheckpointError
+from detection_zoo.zoo.weights.pickle.safe import MALFORMED_ZIP
 
 DESCRIPTION = "model.json"
 LARGEST_DESCRIPTION_BYTES = 64 << 20

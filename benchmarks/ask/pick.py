@@ -1,0 +1,130 @@
+"""`bench.py pick`: the rows that fit a budget, best first, and why the others do not. Measured and published numbers never mix. No torch."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+
+from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, Quantity, WideLine, overview
+from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs
+
+PERMISSIVE = frozenset({"MIT", "ISC", "BSD-2-Clause", "BSD-3-Clause", "Apache-2.0", "Unlicense", "CC0-1.0", "CC-BY-4.0", "0BSD", "Zlib"})
+ORDER = {"measured": 0, "published": 1}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for; None: no matter.
+
+    max_ms: model time an image. max_gb: training memory in GiB. min_score: accuracy in percent, of the quantity `metric`. licence: "permissive", or an
+    SPDX name. hardware: part of the name of the processor or GPU.
+    """
+
+    max_ms: float | None = None
+    max_gb: float | None = None
+    min_score: float | None = None
+    metric: str = "box_ap"
+    max_parameters_m: float | None = None
+    licence: str | None = None
+    hardware: str | None = None
+
+    def bounds(self) -> list[tuple[Quantity, float]]:
+        """Quantities with the bound that each must keep; which side is right the quantity says."""
+        asked = (("time_ms", self.max_ms), ("memory_gib", self.max_gb), (self.metric, self.min_score), ("parameters_m", self.max_parameters_m))
+        return [(QUANTITIES[name], bound) for name, bound in asked if bound is not None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One line of one row and why it does not qualify; no reasons: it does."""
+
+    row: str
+    kind: str
+    setting: str
+    licence: str
+    values: dict[str, float]
+    flags: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
+def pick(wish: Wish, store: Path | None = None) -> tuple[list[Candidate], list[Candidate]]:
+    """Lines that qualify, measured ones first and the best of each kind first; and the other rows, each with the reasons of its nearest line.
+
+    Args:
+        wish: the bounds.
+        store: folder of records; default: results/runs.
+    """
+    stored = read_runs(store or DEFAULT_STORE)
+    return choose(overview(load_manifests(), stored.runs, stored.problems), wish)
+
+
+def choose(view: Overview, wish: Wish) -> tuple[list[Candidate], list[Candidate]]:
+    """As `pick`, from what is already read."""
+    every = [_candidate(line, wish) for line in view.lines]
+    best = QUANTITIES[wish.metric]
+    fits = sorted((one for one in every if not one.reasons), key=lambda one: (ORDER[one.kind], -one.values.get(best.name, float("-inf")), one.row))
+    chosen = {one.row for one in fits}
+    others: dict[str, Candidate] = {}
+    for one in every:
+        if one.row not in chosen and (one.row not in others or _nearness(one) < _nearness(others[one.row])):
+            others[one.row] = one
+    return fits, sorted(others.values(), key=_nearness)
+
+
+def _nearness(one: Candidate) -> tuple[int, int, str]:
+    return len(one.reasons), ORDER.get(one.kind, 2), one.row
+
+
+def _candidate(line: WideLine, wish: Wish) -> Candidate:
+    shown = {name: found.value for name in ("time_ms", "memory_gib", wish.metric, "parameters_m") if (found := line.point(QUANTITIES[name])) is not None}
+    licence, reasons = licence_of(line.entry), []
+    if line.kind == "not measured":
+        reasons.append(line.reason)
+    else:
+        reasons += [reason for quantity, bound in wish.bounds() if (reason := _short_of(line, quantity, bound))]
+    if wish.licence is not None and not permitted(line.entry, wish.licence):
+        reasons.append(f"licence: {licence}")
+    if wish.hardware is not None and line.kind != "not measured" and wish.hardware.lower() not in line.setting_title.lower():
+        reasons.append(f"on other hardware: {line.setting_title or 'not stated'}")
+    if wish.min_score is not None and not line.trusted:
+        reasons.append("its accuracy says nothing: weights or images are made up")
+    return Candidate(line.entry.name, line.kind, line.setting_title, licence, shown, line.flags, tuple(reasons))
+
+
+def _short_of(line: WideLine, quantity: Quantity, bound: float) -> str | None:
+    """Why a bound is not kept; a published number may be missing, and then nobody knows."""
+    found = line.point(quantity)
+    if found is None:
+        return f"no {line.kind} {quantity.title}"
+    if (found.value > bound) if quantity.better == "lower" else (found.value < bound):
+        return f"{quantity.title} {found.value:.{quantity.digits}f} {quantity.unit}"
+    return None
+
+
+def licence_of(entry: ModelEntry) -> str:
+    """The licences of a row and of its weights, each once."""
+    named = dict.fromkeys([entry.licence, *(spec.licence for spec in entry.trained_weights if not spec.wrong)])
+    return " and ".join(name or "not stated" for name in named)
+
+
+def permitted(entry: ModelEntry, wanted: str) -> bool:
+    """Whether the row's licence and that of its weights are the wanted one, or permissive ones where that is wanted; unstated ones are not."""
+    licences = {entry.licence, *(spec.licence for spec in entry.trained_weights if not spec.wrong)}
+    return all(name is not None and (name in PERMISSIVE if wanted == "permissive" else name == wanted) for name in licences)
+
+
+def text_of(fits: list[Candidate], others: list[Candidate], wish: Wish, shown: int) -> str:
+    """The answer for people; of the others the nearest `shown`."""
+    from tabulate import tabulate
+
+    columns = [QUANTITIES[name] for name in dict.fromkeys((wish.metric, "time_ms", "memory_gib", "parameters_m"))]
+    head = ["row", *(f"{q.title} ({q.unit})" for q in columns), "licence", "where, and what to know"]
+    blocks = []
+    for kind, title in (("measured", "Measured here"), ("published", "Published by their sources, not measured here: their clocks and hardware differ")):
+        rows = [[one.row, *(f"{one.values[q.name]:.{q.digits}f}" if q.name in one.values else "-" for q in columns), one.licence,
+                 "; ".join((one.setting, *one.flags))] for one in fits if one.kind == kind]
+        blocks.append(f"{title}: {len(rows)} qualify\n" + (tabulate(rows, head, disable_numparse=True) + "\n" if rows else ""))
+    lines = [[one.row, one.kind, "; ".join(one.reasons)] for one in others[:shown]]
+    rest = f"Why others do not ({len(others)} rows, the nearest {len(lines)})\n"
+    return "\n".join([*blocks, rest + tabulate(lines, ["row", "by its numbers", "why not"], disable_numparse=True)])

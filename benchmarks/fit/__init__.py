@@ -1,1 +1,0 @@
-"""The largest batch and image that fit in so much memory."""

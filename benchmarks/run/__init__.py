@@ -1,0 +1,1 @@
+"""Run benchmarks: one row, a sweep, several processes or machines."""

@@ -1,0 +1,159 @@
+"""Detections drawn on pictures: boxes with class and score, masks, keypoints."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, SKELETON
+from detection_zoo.zoo.data.images import decode_image
+from detection_zoo.zoo.errors import DatasetError
+
+if TYPE_CHECKING:
+    from detection_zoo.zoo.detectors.base import Detections
+
+    from detection_zoo.benchmarks.run.subject import Subject
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+MASK_WEIGHT = 0.45
+TEXT_MARGIN = 2  # pixels
+LEAST_LOGIT = 2.0  # a keypoint's heat below it is not drawn (Detectron's threshold)
+
+
+def images_of(paths: list[Path]) -> list[Path]:
+    """Image files that are named, and those inside named folders; raises DatasetError for a path without any."""
+    found = []
+    for path in paths:
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path] if path.is_file() else []
+        if not inside:
+            raise DatasetError(f"{path}: no such file, or a folder without images ({', '.join(IMAGE_SUFFIXES)})")
+        found += inside
+    return found
+
+
+def detect_image(subject: Subject, path: Path) -> tuple[np.ndarray, Detections]:
+    """One image file through a detector.
+
+    Returns:
+        (H, W, 3) uint8 RGB pixels, and the detections in them, on the CPU.
+
+    Raises:
+        DatasetError: the file is no image.
+    """
+    import torch
+
+    from detection_zoo.zoo.data.loading import pad_batch
+
+    from detection_zoo.benchmarks.measure.inference import to_host
+
+    pixels = decode_image(path.read_bytes(), str(path))
+    item = subject.preprocess(pixels)
+    images = pad_batch([item.tensor], subject.preprocess.size_divisor).to(subject.device)  # (1, 3, H, W)
+    sizes, original_sizes = (torch.tensor([size], device=subject.device) for size in (item.size, item.original_size))
+    with torch.inference_mode():
+        return pixels, to_host(subject.model.predict(images, sizes, original_sizes))[0]
+
+
+def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], min_score: float) -> np.ndarray:
+    """The picture with every detection of at least `min_score`, best on top: mask, box, class and score, skeleton.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB; not changed.
+        found: detections in its pixels; masks (R, H, W) bool.
+        class_names: by label; where empty, the label's number is written.
+        min_score: 0..1.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    from PIL import Image, ImageDraw
+
+    kept = found.select((found.scores >= min_score).nonzero().squeeze(1))
+    order = kept.scores.argsort().tolist()
+    canvas = pixels.astype(np.float32)
+    if kept.masks is not None:
+        for place, row in enumerate(order):
+            inside = kept.masks[row].numpy().astype(bool)
+            paint = np.array(colour(place))  # by object, so that two of one class can be told apart
+            canvas[inside] = (1 - MASK_WEIGHT) * canvas[inside] + MASK_WEIGHT * paint
+            canvas[mask_edge(inside)] = paint
+    picture = Image.fromarray(canvas.round().astype(np.uint8))
+    pen = ImageDraw.Draw(picture)
+    width = max(1, round(min(picture.size) / 250))
+    for row in order:
+        label, paint = int(kept.labels[row]), colour(int(kept.labels[row]))
+        box = [float(v) for v in kept.boxes[row]]
+        pen.rectangle([min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])], outline=paint, width=width)
+        _write(pen, box, f"{class_names[label] if label < len(class_names) else label} {float(kept.scores[row]):.2f}", paint)
+        if kept.keypoints is not None:
+            heat = kept.extra["keypoint_logits"][row].tolist() if "keypoint_logits" in kept.extra else None
+            _draw_skeleton(pen, kept.keypoints[row].tolist(), heat, width)
+    return np.array(picture)
+
+
+def mask_edge(inside: np.ndarray) -> np.ndarray:
+    """The outermost pixels (H, W) bool of a mask (H, W) bool: those with a neighbour to a side that is outside it."""
+    around = np.pad(inside, 1)
+    return inside & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
+
+
+def limbs(points: list[list[float]], heat: list[float] | None) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Lines of a person's skeleton between keypoints that are certain enough, and down the middle of the body.
+
+    Args:
+        points: COCO's 17 keypoints, x and y first; another number of them has no skeleton.
+        heat: the value of each keypoint's heat map; none: all count.
+    """
+    if len(points) != len(KEYPOINT_NAMES):
+        return []
+    place = {name: (point[0], point[1]) for name, point, value in zip(KEYPOINT_NAMES, points, heat or [LEAST_LOGIT] * len(points), strict=True)
+             if value >= LEAST_LOGIT}
+    for middle, sides in (("shoulders", ("left_shoulder", "right_shoulder")), ("hips", ("left_hip", "right_hip"))):
+        if all(side in place for side in sides):
+            (x1, y1), (x2, y2) = (place[side] for side in sides)
+            place[middle] = ((x1 + x2) / 2, (y1 + y2) / 2)
+    pairs = [(KEYPOINT_NAMES[a - 1], KEYPOINT_NAMES[b - 1]) for a, b in SKELETON] + [("nose", "shoulders"), ("shoulders", "hips")]
+    return [(place[a], place[b]) for a, b in pairs if a in place and b in place]
+
+
+def _draw_skeleton(pen: Any, points: list[list[float]], heat: list[float] | None, width: int) -> None:
+    lines = limbs(points, heat)
+    for number, (start, end) in enumerate(lines):
+        pen.line([start, end], fill=colour(number), width=2 * width)
+    for number, (x, y, *_) in enumerate(points):
+        if heat is None or heat[number] >= LEAST_LOGIT:
+            pen.ellipse([x - 2 * width, y - 2 * width, x + 2 * width, y + 2 * width], fill=colour(number), outline=(0, 0, 0))
+
+
+def _write(pen: Any, box: list[float], text: str, paint: tuple[int, int, int]) -> None:
+    """The label above the box, or inside it at the picture's edge."""
+    left, top, right, bottom = pen.textbbox((box[0], box[1]), text)
+    height = bottom - top + 2 * TEXT_MARGIN
+    y = box[1] - height if box[1] >= height else box[1]
+    pen.rectangle([box[0], y, box[0] + right - left + 2 * TEXT_MARGIN, y + height], fill=paint)
+    pen.text((box[0] + TEXT_MARGIN, y + TEXT_MARGIN - (top - box[1])), text, fill=(0, 0, 0))
+
+
+def colour(label: int) -> tuple[int, int, int]:
+    """A bright colour of a label, neighbours far apart (golden-angle hues)."""
+    import colorsys
+
+    red, green, blue = colorsys.hsv_to_rgb((label * 0.618033988749895) % 1.0, 0.65, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def as_records(found: Detections, class_names: tuple[str, ...], min_score: float) -> list[dict[str, Any]]:
+    """Detections of at least `min_score` as plain values, best first; boxes x1, y1, x2, y2 in pixels."""
+    records = []
+    for row in found.scores.argsort(descending=True).tolist():
+        label, score = int(found.labels[row]), float(found.scores[row])
+        if score >= min_score:
+            record = {"class": class_names[label] if label < len(class_names) else str(label), "label": label, "score": score,
+                      "box": [float(v) for v in found.boxes[row]]}
+            if found.masks is not None:
+                record["mask_pixels"] = int(found.masks[row].sum())
+            if found.keypoints is not None:
+                record["keypoints"] = found.keypoints[row].tolist()
+            records.append(record)
+    return records

@@ -1,0 +1,200 @@
+"""A piece of work in a process of its own: what it reports as it goes reaches the caller, whatever becomes of the process."""
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from detection_zoo.zoo.errors import ZooError
+
+Report = Callable[[Any], None]
+BEAT = "beat"  # a report that says nothing but "still alive"
+MEMORY_POLL_S = 0.1
+_GRACE_S = 10.0  # from the work's last word to the end of its process
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the work ended: finished, or failed with a reason and, where Python raised it, a traceback."""
+
+    status: Literal["finished", "failed"]
+    reason: str | None = None
+    traceback: str | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a process is ended.
+
+    stall_s: it has reported nothing for so long. limit_s: it has run for so long. memory_mib: it and its children hold more than that in the machine's
+    memory; without such a limit the system would end some process of its own choice when memory runs out.
+    """
+
+    stall_s: float | None = None
+    limit_s: float | None = None
+    memory_mib: float | None = None
+
+    def exceeded(self, running_s: float, silent_s: float, process: Any) -> str | None:
+        """What is wrong with a process that has run and been silent for so long, or None."""
+        if self.limit_s is not None and running_s >= self.limit_s:
+            return f"the process ran longer than its limit of {self.limit_s:g} s and was ended"
+        if self.stall_s is not None and silent_s >= self.stall_s:
+            return f"the process reported nothing for {self.stall_s:g} s and was ended"
+        if self.memory_mib is not None and (used := _resident_mib(process.pid)) > self.memory_mib:
+            return f"out of memory: the process held {used:.0f} MiB, its limit is {self.memory_mib:.0f} MiB, and was ended"
+        return None
+
+    def wait_s(self, running_s: float, silent_s: float) -> float | None:
+        """How long nothing can be exceeded unseen; None for ever."""
+        waits = [limit - passed for limit, passed in ((self.limit_s, running_s), (self.stall_s, silent_s)) if limit is not None]
+        waits += [MEMORY_POLL_S] if self.memory_mib is not None else []
+        return max(min(waits), 0.0) if waits else None
+
+
+def usable_memory_mib(share: float = 0.9) -> float:
+    """That share of the memory which is free now, for this machine or container."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = (Path("/sys/fs/cgroup", name).read_text().strip() for name in ("memory.max", "memory.current"))
+        free = min(free, int(limit) - int(used)) if limit != "max" else free
+    except OSError:
+        pass  # no such container
+    return share * free / 2**20
+
+
+def _resident_mib(pid: int) -> float:
+    """Memory that a process and its children hold; 0 for one that has just ended."""
+    import psutil
+
+    try:
+        parent = psutil.Process(pid)
+        return sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)]) / 2**20
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def run_isolated(work: Callable[..., None], arguments: tuple[Any, ...], on_report: Report, *, stall_s: float | None = None, limit_s: float | None = None,
+                 memory_mib: float | None = None, environment: dict[str, str] | None = None, cancel: Any = None) -> Outcome:
+    """Run `work(*arguments, report)` in a fresh process.
+
+    Args:
+        work: a module-level function; it calls `report` with anything that pickles, as often as it likes.
+        arguments: must pickle.
+        on_report: gets every report in order, except BEAT.
+        stall_s, limit_s, memory_mib: see `Limits`.
+        environment: variables set in the process before the work begins.
+        cancel: a connection; when something is to be read from it, or its other end closes, the work is ended as by Ctrl-C.
+
+    Returns:
+        How it ended. KeyboardInterrupt passes through, after the process has been ended.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_in_child, args=(work, arguments, theirs, environment or {}), name="benchmark", daemon=False)
+    process.start()
+    theirs.close()
+    try:
+        return _follow(process, ours, on_report, Limits(stall_s, limit_s, memory_mib), [] if cancel is None else [cancel])
+    except KeyboardInterrupt:
+        process.kill()
+        process.join()
+        _drain(ours, on_report)
+        raise
+    finally:
+        if process.is_alive():
+            process.kill()
+        process.join()
+        ours.close()
+
+
+def _follow(process: Any, reports: Any, on_report: Report, limits: Limits, cancel: list[Any]) -> Outcome:
+    started = heard = time.monotonic()
+    while True:
+        now = time.monotonic()
+        ready = multiprocessing.connection.wait([reports, *cancel], limits.wait_s(now - started, now - heard))
+        if any(one in ready for one in cancel):
+            raise KeyboardInterrupt
+        if reports in ready:
+            try:
+                kind, value = reports.recv()
+            except EOFError:
+                process.join(_GRACE_S)
+                return Outcome("failed", how_it_died(process.exitcode))
+            heard = time.monotonic()
+            if kind == "end":
+                process.join(_GRACE_S)  # it still has to leave in order; after that it is ended
+                return value
+            if value != BEAT:
+                on_report(value)
+        now = time.monotonic()
+        if wrong := limits.exceeded(now - started, now - heard, process):
+            return Outcome("failed", wrong)
+
+
+def _drain(reports: Any, on_report: Report) -> None:
+    """Pass on what an ended process had reported and nobody had read."""
+    try:
+        while reports.poll():
+            kind, value = reports.recv()
+            if kind == "report" and value != BEAT:
+                on_report(value)
+    except (EOFError, OSError):
+        return  # the end, or a report that was cut by the process's own
+
+
+def how_it_died(code: int | None) -> str:
+    """What an exit code says of a process that said nothing itself."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        why = "; the system ends processes so when memory runs out" if -code == signal.SIGKILL else ""
+        return f"the process was ended by {name}{why}"
+    return f"the process ended without a word (exit code {code})"
+
+
+def _in_child(work: Callable[..., None], arguments: tuple[Any, ...], reports: Any, environment: dict[str, str]) -> None:
+    """The process."""
+    settle_in_child()
+    os.environ.update(environment)
+    try:
+        work(*arguments, lambda value: reports.send(("report", value)))
+        outcome = Outcome("finished")
+    except BaseException as error:
+        outcome = failure(error)
+    reports.send(("end", outcome))
+    reports.close()
+
+
+def settle_in_child() -> None:
+    """What every process of ours does first: Ctrl-C is the parent's to handle, stdout is for data, and nothing outlives the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: Python's, the processor's or the GPU's."""
+    said = ("can't allocate memory", "_ALLOC_FAILED")  # torch on a CPU; cuDNN and cuBLAS
+    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or any(words in str(error) for words in said)
+
+
+def failure(error: BaseException) -> Outcome:
+    """An exception as an outcome: one line that says what went wrong, and the traceback."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or ["no message"]
+    text = "; ".join(lines) if isinstance(error, ZooError) else lines[0]  # ours name what is wrong in all of their lines
+    reason = f"out of memory: {text}" if out_of_memory(error) else f"{type(error).__name__}: {text}"
+    return Outcome("failed", reason, "".join(traceback.format_exception(error)))

@@ -1,0 +1,138 @@
+"""A sweep on a Ray cluster: one GPU a task, a process of its own in each, records and detections brought back to the one store."""
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detection_zoo.zoo.errors import ManifestError, ZooError
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+
+from detection_zoo.benchmarks.run.isolation import Outcome, failure, usable_memory_mib
+from detection_zoo.benchmarks.run.runner import Draft, Interrupted, run_row
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Run
+from detection_zoo.benchmarks.store import store_file
+from detection_zoo.benchmarks.run.subject import Sources, identify_data, identify_weights, open_data
+
+if TYPE_CHECKING:
+    from detection_zoo.benchmarks.run.sweep import SweepOptions
+
+from detection_zoo.benchmarks.environment import ROOT
+RETRIES = 3  # of a task whose worker or machine was lost; a model that fails is a record and not tried again
+
+
+def run_on_ray(entries: Sequence[ModelEntry], spec: BenchmarkSpec, sources: Sources, options: SweepOptions, finished: dict[tuple[str, ...], Run],
+               done: Callable[[ModelEntry, Run], None], say: Callable[[str], None], work: Callable[..., None]) -> bool:
+    """Measure rows on the cluster that RAY_ADDRESS names, or on this machine's GPUs where it names none.
+
+    Every machine of the cluster must have this checkout, its packages and the data at the same paths.
+
+    Args:
+        entries, spec, sources, options, work: as in `run_sweep`.
+        finished: finished runs by key; a row that was measured on any hardware is not measured again.
+        done: gets each row with its run, as they come.
+        say: gets a line when a row is given to the cluster.
+
+    Returns:
+        Whether Ctrl-C ended it.
+
+    Raises:
+        ManifestError: Ray is not installed.
+    """
+    ray = _ray()
+    anywhere = {key[:-1]: run for key, run in finished.items()}
+    started = not ray.is_initialized()
+    if started:
+        ray.init(log_to_driver=False, runtime_env=_runtime())
+    resources = {"num_gpus": 1} if spec.device == "cuda" else {"num_cpus": 1}
+    task = ray.remote(max_retries=RETRIES, runtime_env=_runtime(), **resources)(measure_on_node)
+    drafts: dict[Any, tuple[ModelEntry, Draft]] = {}
+    try:
+        for entry in entries:
+            own = spec.for_task(entry.task)
+            known = _known(entry, own, sources, anywhere)
+            if known is not None:
+                done(entry, known)
+                continue
+            say(f"{entry.name}: given to the cluster")
+            limits = {"stall_s": options.stall_s, "limit_s": options.limit_s, "memory_mib": options.memory_mib}
+            drafts[task.remote(entry.name, own, sources, limits, work)] = (entry, Draft(entry.name, own, fields={"stage": "on the cluster"}))
+        return _collect(ray, drafts, options.files, done)
+    except KeyboardInterrupt:
+        for reference in drafts:
+            ray.cancel(reference, force=True)
+        return True
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise ManifestError("--engine ray needs Ray: install the extra, as in `pip install -e .[ray]`, or leave --engine out") from None
+    return ray
+
+
+def _runtime() -> dict[str, Any]:
+    """What workers need to find this project and its files."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    passed = {name: os.environ[name] for name in ("DETECTION_ZOO_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ}
+    return {"env_vars": {"PYTHONPATH": path, **passed}}
+
+
+def _known(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, anywhere: dict[tuple[str, ...], Run]) -> Run | None:
+    """A finished run of the same row, specification, data and weights, whatever it ran on."""
+    if not anywhere:
+        return None
+    try:
+        weights, _ = identify_weights(entry, sources.weights)
+        data = identify_data(open_data(entry, sources.data, spec.images))
+    except (ZooError, OSError):
+        return None  # the task will say what is missing where it runs
+    return anywhere.get((entry.name, spec.digest, data.digest, weights.digest))
+
+
+def _collect(ray: Any, drafts: dict[Any, tuple[ModelEntry, Draft]], files: Path, done: Callable[[ModelEntry, Run], None]) -> bool:
+    """Take results as they come; a task that the cluster lost for good is a failed run."""
+    while drafts:
+        (reference,), _ = ray.wait(list(drafts), num_returns=1)
+        entry, draft = drafts[reference]
+        try:
+            text, contents = ray.get(reference)
+            run = Run.model_validate_json(text)
+            for name, content in contents.items():
+                store_file((files / name).parent, Path(name).name, content)
+        except ray.exceptions.RayError as error:
+            lost = failure(error)
+            run = draft.finish(Outcome("failed", f"the cluster lost the task {RETRIES + 1} times: {lost.reason}", lost.traceback))
+        except OSError as error:
+            run = run.model_copy(update={"notes": [*run.notes, f"its detections could not be stored: {error}"], "files": {}})
+        del drafts[reference]
+        done(entry, run)
+    return False
+
+
+def measure_on_node(row: str, spec: BenchmarkSpec, sources: Sources, limits: dict[str, float | None],
+                    work: Callable[..., None]) -> tuple[str, dict[str, bytes]]:
+    """The task: measure a row in a process of its own on whatever machine this is.
+
+    Returns:
+        The run as JSON, and the content of its files by name.
+    """
+    entry = load_manifests().entry(row)
+    with tempfile.TemporaryDirectory(prefix="detection-zoo-") as folder:
+        draft = Draft(row, spec, fields={"stage": "finding weights and data"})
+        try:
+            weights = identify_weights(entry, sources.weights)
+            memory_mib = limits["memory_mib"] or usable_memory_mib()
+            run = run_row(row, spec, sources, weights, Path(folder), stall_s=limits["stall_s"], limit_s=limits["limit_s"], memory_mib=memory_mib, work=work)
+        except (ZooError, OSError) as error:
+            run = draft.finish(failure(error))
+        except Interrupted as stopped:
+            run = stopped.run
+        contents = {file.name: (Path(folder) / file.name).read_bytes() for file in run.files.values()}
+    return run.model_dump_json(), contents

@@ -1,0 +1,84 @@
+"""Reproduce a source's table: what can be run here with the published weights, and what is missing for the rest."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detection_zoo.zoo.errors import DatasetError, ManifestError
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.registry import did_you_mean
+
+from detection_zoo.benchmarks.run.subject import open_data
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One row: whether it can be run here, and what is missing."""
+
+    entry: ModelEntry
+    missing: tuple[str, ...] = ()
+
+
+def plan_source(source: str, data: str | None) -> list[Plan]:
+    """What of a source can be run here; nothing is fetched.
+
+    Args:
+        source: name of a manifest.
+        data: form of `open_dataset`, or None.
+
+    Raises:
+        ManifestError: no manifest is called that.
+    """
+    manifests = load_manifests()
+    sources = {entry.source for entry in manifests.entries.values()}
+    if source not in sources:
+        raise ManifestError(f"no source is called {source!r}: {did_you_mean(source, sources)}")
+    opened: dict[str, str | None] = {}
+    plans = []
+    for entry in manifests.entries.values():
+        if entry.source == source:
+            if entry.published_only:
+                plans.append(Plan(entry, (f"stands for its numbers alone: {entry.published_only}",)))
+                continue
+            if entry.dataset not in opened:
+                opened[entry.dataset] = _data_problem(entry, data)
+            plans.append(Plan(entry, tuple(text for text in (_weights_problem(entry), opened[entry.dataset]) if text)))
+    return plans
+
+
+def _weights_problem(entry: ModelEntry) -> str | None:
+    """Why a row has no weights here, and how to get them."""
+    from detection_zoo.zoo.weights.fetch.cache import WeightCache
+
+    own = entry.trained_weights
+    usable = [spec for spec in own if not spec.wrong]
+    if not usable:
+        return f"weights: the published link is wrong: {own[0].wrong}" if own else "weights: none are published; train it, or run it with --weights FILE"
+    if any(WeightCache().find(spec) for spec in usable):
+        return None
+    if not usable[0].urls:
+        return f"weights: a person has to get them from {usable[0].manual}, then `python download_weights.py import FILE {entry.name}`"
+    return f"weights: not on this machine; `python download_weights.py get {entry.name}` fetches them"
+
+
+def _data_problem(entry: ModelEntry, data: str | None) -> str | None:
+    """Why the row's dataset cannot be measured on, and how to get it."""
+    spec = load_manifests().datasets[entry.dataset]
+    where = f" (from {spec.url})" if spec.url else ""
+    if data is None:
+        return f"data: {spec.title} is needed{where}; give --data {spec.layout}:DIR"
+    if data.partition(":")[0] != spec.layout:
+        return f"data: {spec.title} is needed{where}, and --data gives {data.partition(':')[0]}"
+    try:
+        open_data(entry, data)
+    except DatasetError as error:
+        return f"data: {error}"
+    return None
+
+
+def missing_text(plans: list[Plan]) -> str:
+    """A line for every row that cannot be run, with what is missing; rows that lack the same are named together."""
+    by_reason: dict[str, list[str]] = {}
+    for plan in plans:
+        for reason in plan.missing:
+            by_reason.setdefault(reason, []).append(plan.entry.name)
+    return "\n".join(f"{', '.join(rows)}\n    {reason}" for reason, rows in by_reason.items())

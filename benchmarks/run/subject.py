@@ -1,0 +1,249 @@
+"""What is measured: a row's model with its weights, its own pre-processing, and the data."""
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.datasets import open_dataset
+from detection_zoo.zoo.errors import CheckpointError, ManifestError
+from detection_zoo.zoo.home import home_folder
+from detection_zoo.zoo.manifest import DatasetSpec, ModelEntry, load_manifests
+
+from detection_zoo.benchmarks.spec import BenchmarkSpec, DataIdentity, WeightsIdentity
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from detection_zoo.zoo.data.transforms import Preprocess
+
+STAND_IN = "stand-in:"
+RANDOM_DIGEST = "seed:0"  # the seed that build_model draws random weights from
+BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where data and weights come from, as given on the command line.
+
+    data, train_data: forms of `open_dataset`; train_data None: the training split beside `data`, or `data` itself.
+    weights: "random", "published", "stand-in:FOLDER" of a recorded reference, or a file.
+    checkpoint_format: of a file that is not in the format of the row's own weights.
+    """
+
+    data: str
+    weights: str = "random"
+    train_data: str | None = None
+    checkpoint_format: str | None = None
+
+
+@dataclass
+class Subject:
+    """A model ready to be measured."""
+
+    entry: ModelEntry
+    model: nn.Module
+    preprocess: Preprocess
+    device: torch.device
+    dataset: Dataset | None = None
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the model gives one label an image."""
+        return self.entry.task == "classification"
+
+    def forward(self, images: torch.Tensor, sizes: torch.Tensor) -> Any:
+        """The forward phase of images (N, 3, H, W) with sizes (N, 2): raw outputs of a detector, class logits (N, K) of a classifier."""
+        return self.model(images) if self.is_classifier else self.model.raw(images, sizes)
+
+    @property
+    def inclusive(self) -> bool:
+        """Whether x2 and y2 of its boxes are the last pixels inside: the "+1" of the row's conventions."""
+        return inclusive_boxes(self.entry)
+
+
+def open_data(entry: ModelEntry, argument: str, images: int | None = None) -> Dataset:
+    """The dataset in the order of the row's labels.
+
+    Args:
+        entry: its classes must be those of the data.
+        argument: a form of `open_dataset`.
+        images: keep the first so many only.
+
+    Raises:
+        DatasetError: the form is unknown, files are missing or malformed, or the classes are not the row's.
+    """
+    spec = load_manifests().datasets[entry.dataset]
+    classes = entry.classes if spec.layout == "imagenet" else spec.classes or None
+    keypoints = entry.detector is not None and "keypoint" in entry.detector.name
+    return open_dataset(argument, classes=classes, keypoints=keypoints, images=images)
+
+
+def inclusive_boxes(entry: ModelEntry) -> bool:
+    """Whether a row's boxes end at the last pixel inside: as its training boxes do, else by the offset of its box arithmetic."""
+    import inspect
+
+    import detection_zoo.zoo.build  # noqa: F401 - fills the registry
+    from detection_zoo.zoo.conventions import BoxConventions
+    from detection_zoo.zoo.registry import DETECTORS
+
+    if entry.conventions is not None and entry.conventions.targets is not None:
+        return entry.conventions.targets.inclusive
+    if entry.detector is None or entry.conventions is None or "boxes" not in inspect.signature(DETECTORS[entry.detector.name]).parameters:
+        return False
+    return (entry.conventions.boxes or BoxConventions()).offset == 1.0
+
+
+def identify_data(dataset: Dataset) -> DataIdentity:
+    """Name and digest of a dataset: image ids, sizes of image files, boxes and labels of the images used."""
+    digest = hashlib.sha256(repr(dataset.classes).encode())
+    for index in range(len(dataset)):
+        truth = dataset.target(index)
+        path = dataset.image_path(index)
+        size = path.stat().st_size if path.is_file() else -1  # a missing image is an error when it is read, not here
+        digest.update(f"{dataset.image_id(index)} {size} ".encode() + truth.boxes_xywh.tobytes() + truth.labels.tobytes())
+    return DataIdentity(name=dataset.name, digest=digest.hexdigest(), images=len(dataset), images_of_split=dataset.full_size,
+                        made_up=dataset.name.startswith("shapes"))
+
+
+def identify_weights(entry: ModelEntry, argument: str) -> tuple[WeightsIdentity, str]:
+    """Which weights an argument means, and what `build_model` takes for them; published files are fetched where they are not here.
+
+    Raises:
+        DownloadError: the published file cannot be had.
+        CheckpointError: the file, or the description of a stand-in, is not there.
+        ManifestError: the row has no published weights.
+    """
+    if argument == "random":
+        return WeightsIdentity(kind="random", digest=RANDOM_DIGEST, note="initial values, never trained"), "random"
+    if argument == "published":
+        return _published(entry)
+    if argument.startswith(STAND_IN):
+        return _stand_in(Path(argument.removeprefix(STAND_IN)))
+    path = Path(argument).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; --weights takes random, published, {STAND_IN}FOLDER, or a checkpoint's path")
+    return WeightsIdentity(kind="file", digest=file_digest(path), file=path.name), str(path)
+
+
+def _published(entry: ModelEntry) -> tuple[WeightsIdentity, str]:
+    from detection_zoo.zoo.weights.fetch.one import fetch_weights
+
+    spec = next(iter(entry.trained_weights), None)
+    if spec is None:
+        part = next((f" of the whole model, but {spec.partial}" for spec in entry.weights if spec.partial), "")
+        raise ManifestError(f"manifests/{entry.source}.toml: row {entry.name} publishes no weights{part}; use --weights random or a file of your own")
+    found = fetch_weights(spec, entry.name)
+    return WeightsIdentity(kind="published", digest=found.sha256, file=found.path.name), "published"
+
+
+def _stand_in(folder: Path) -> tuple[WeightsIdentity, str]:
+    from detection_zoo.zoo.parity.standin import CHECKPOINT_FILE, write_standin_checkpoint
+
+    description = folder.expanduser() / CHECKPOINT_FILE
+    if not description.is_file():
+        raise CheckpointError(f"{description}: no such file; {STAND_IN}FOLDER wants a folder of recorded outputs that describes a checkpoint")
+    digest = file_digest(description)
+    path = home_folder() / "stand-in" / f"{folder.name}-{digest[:12]}.pth"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_standin_checkpoint(folder.expanduser(), path)
+    return WeightsIdentity(kind="stand-in", digest=digest, file=path.name, note="filled from tensor names; the digest is that of the description"), str(path)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def training_data(entry: ModelEntry, sources: Sources) -> tuple[Dataset, str]:
+    """The images to train on, and a word on which they are; the evaluation images where there is no training split."""
+    if sources.train_data is not None:
+        dataset = open_data(entry, sources.train_data)
+        return dataset, f"training images {dataset.name}"
+    kind, _, rest = sources.data.partition(":")
+    beside = {"shapes": "shapes:train", "coco": f"coco:{_folder(rest)}:train2017", "voc": f"voc:{rest.rpartition(':')[0]}:trainval"}.get(kind, sources.data)
+    from detection_zoo.zoo.errors import DatasetError
+
+    try:
+        dataset = open_data(entry, beside)
+    except DatasetError:
+        dataset = open_data(entry, sources.data)
+        return dataset, f"training images {dataset.name}, because no training split lies beside it: for memory and time only"
+    return dataset, f"training images {dataset.name}"
+
+
+def _folder(rest: str) -> str:
+    """DIR of "DIR" or "DIR:SPLIT"."""
+    return rest if Path(rest).expanduser().is_dir() or ":" not in rest else rest.rpartition(":")[0]
+
+
+def images_in_epoch(entry: ModelEntry, dataset: Dataset) -> tuple[int, str]:
+    """How many images an epoch of the row's training has, and whose count that is: the row's dataset's, unless the data is of another kind."""
+    spec: DatasetSpec = load_manifests().datasets[entry.dataset]
+    if entry.train_split and entry.train_split in spec.splits and not dataset.name.startswith("shapes"):
+        return spec.splits[entry.train_split], f"{spec.title} {entry.train_split}"
+    return dataset.full_size, dataset.name
+
+
+def prepare(entry: ModelEntry, spec: BenchmarkSpec, dataset: Dataset, weights: str, checkpoint_format: str | None = None) -> Subject:
+    """Build the model on its device.
+
+    Args:
+        entry: a row with conventions.
+        spec: device, seed.
+        dataset: what is measured on.
+        weights: what `build_model` takes.
+        checkpoint_format: of a file, where it is not the row's own.
+    """
+    import torch
+
+    torch.manual_seed(spec.seed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.tf32
+    subject = build_subject(with_soft_nms(entry, spec.soft_nms), weights, spec.device, checkpoint_format)
+    subject.dataset = dataset
+    return subject
+
+
+def with_soft_nms(entry: ModelEntry, kind: str) -> ModelEntry:
+    """The row with soft-NMS ("linear" or "gaussian") in place of its own NMS; "none" leaves it as it is.
+
+    Raises:
+        ManifestError: the row's conventions have no detections to which it could apply.
+    """
+    if kind == "none":
+        return entry
+    if entry.conventions is None or entry.conventions.detections is None:
+        raise ManifestError(f"row {entry.name}: soft-NMS is for rows whose conventions have a table [detections], the R-CNN families")
+    detections = entry.conventions.detections.model_copy(update={"soft": kind})
+    return entry.model_copy(update={"conventions": entry.conventions.model_copy(update={"detections": detections})})
+
+
+def build_subject(entry: ModelEntry, weights: str, device: str, checkpoint_format: str | None = None) -> Subject:
+    """A row's model on a device ("cpu" or "cuda") with its pre-processing, without data; `weights` is what `build_model` takes."""
+    import torch
+
+    from detection_zoo.zoo.build import build_model, load_row_weights
+    from detection_zoo.zoo.data.transforms import Preprocess
+
+    if entry.conventions is None:
+        raise ManifestError(f"manifests/{entry.source}.toml: row {entry.name} has no conventions, so nobody knows its pre-processing")
+    model = build_model(entry, weights=weights if checkpoint_format is None else "random", device=device)
+    if checkpoint_format is not None:
+        load_row_weights(model, entry, weights, checkpoint_format)
+    return Subject(entry, model, Preprocess.from_conventions(entry.conventions.image), torch.device(device))
+
+
+def autocast(spec: BenchmarkSpec) -> AbstractContextManager:
+    """Automatic mixed precision in the specification's type; nothing for float32."""
+    import torch
+
+    return nullcontext() if spec.dtype == "float32" else torch.autocast(spec.device, getattr(torch, spec.dtype))

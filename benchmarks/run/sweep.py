@@ -1,0 +1,194 @@
+"""Many rows, one after another: what is measured already is not measured again, and nothing that fails stops the rest."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from detection_zoo.zoo.errors import ManifestError, ZooError
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.registry import did_you_mean
+
+from detection_zoo.benchmarks.environment import present_hardware
+from detection_zoo.benchmarks.run.isolation import Outcome, failure, usable_memory_mib
+from detection_zoo.benchmarks.run.jobs import run_parallel, slots_of
+from detection_zoo.benchmarks.run.runner import Draft, Interrupted, measure, run_row
+from detection_zoo.benchmarks.spec import SUBMISSION, BenchmarkSpec, Run, run_key
+from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs, write_run
+from detection_zoo.benchmarks.run.subject import Sources, identify_data, identify_weights, open_data
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Sweep:
+    """What came of a sweep: new runs, and rows that had been measured already with the run that did it."""
+
+    runs: list[Run] = field(default_factory=list)
+    known: list[Run] = field(default_factory=list)
+    interrupted: bool = False
+    unsaved: dict[str, tuple[Run, str]] = field(default_factory=dict)  # id -> a run that could not be stored, and why
+
+    @property
+    def failed(self) -> list[Run]:
+        """New runs that failed; one that Ctrl-C ended has not."""
+        return [run for run in self.runs if run.status == "failed"]
+
+    def summary(self) -> str:
+        """One line."""
+        finished = sum(run.status == "finished" for run in self.runs)
+        text = f"{finished} measured, {len(self.failed)} failed, {len(self.known)} measured before"
+        text += f"; {len(self.unsaved)} COULD NOT BE STORED: {next(iter(self.unsaved.values()))[1]}" if self.unsaved else ""
+        return text + ("; stopped by Ctrl-C, the same command goes on from here" if self.interrupted else "")
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How a sweep treats rows.
+
+    store: folder of records. again: measure what is measured already. isolate, stall_s, limit_s, memory_mib: see `run_row`; memory_mib None: nine tenths
+    of what is free when a row begins, shared among the jobs. jobs: rows at once, a GPU each. engine: this machine, or a Ray cluster.
+    """
+
+    store: Path = DEFAULT_STORE
+    again: bool = False
+    isolate: bool = True
+    stall_s: float | None = 600.0
+    limit_s: float | None = None
+    memory_mib: float | None = None
+    jobs: int = 1
+    engine: Literal["local", "ray"] = "local"
+
+    @property
+    def files(self) -> Path:
+        """Where files that belong to runs are kept."""
+        return self.store.parent / "detections"
+
+
+def chosen_rows(patterns: Iterable[str]) -> list[ModelEntry]:
+    """The rows that names, shell patterns or sources mean, each once.
+
+    Raises:
+        ManifestError: a pattern fits no row; says which are near.
+    """
+    manifests, chosen = load_manifests(), {}
+    for pattern in patterns:
+        exact = [manifests.entries[pattern]] if pattern in manifests.entries else [e for e in manifests.find(pattern) if _fits(e, pattern)]
+        if not exact:
+            raise ManifestError(f"no row fits {pattern!r}: {did_you_mean(pattern, manifests.entries)} (bench.py list shows all)")
+        chosen |= {entry.name: entry for entry in exact}
+    return list(chosen.values())
+
+
+def _fits(entry: ModelEntry, pattern: str) -> bool:
+    """A plain word means a source here, never a part of a name: nobody runs a day of benchmarks by a slip."""
+    return any(c in pattern for c in "*?[") or entry.source == pattern
+
+
+def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, options: SweepOptions, say: Say = lambda text: None,
+              work: Callable[..., None] = measure) -> Sweep:
+    """Measure rows in order, storing each run as soon as it ends.
+
+    Args:
+        entries: the rows.
+        spec: what and how.
+        sources: data and weights.
+        options: store, isolation, limits.
+        say: gets a line before and after every row.
+        work: what measures a row; a test may plant a fault here.
+
+    Raises:
+        OSError: the store's folder is not there and cannot be made; nothing has been measured then.
+    """
+    sweep = Sweep()
+    options.store.mkdir(parents=True, exist_ok=True)
+    stored = read_runs(options.store)
+    for problem in stored.problems:
+        say(f"warning: {problem}")
+    finished = {} if options.again else {run.key: run for run in stored.runs if run.status == "finished"}
+    numbers = {entry.name: number for number, entry in enumerate(entries, start=1)}
+
+    def one(entry: ModelEntry, environment: dict[str, str], cancel: Any) -> Run:
+        say(f"[{numbers[entry.name]}/{len(entries)}] {entry.name}")
+        try:
+            return _one(entry, spec.for_task(entry.task), sources, options, finished, work, environment, cancel)
+        except Interrupted as stopped:
+            return stopped.run
+
+    def done(entry: ModelEntry, run: Run) -> None:
+        if run.key in finished and finished[run.key] is run:
+            sweep.known.append(run)
+            say(f"    {entry.name}: measured already in {run.id}; --again measures anew")
+            return
+        keep(run, options.store, sweep, say)
+        sweep.runs.append(run)
+        sweep.interrupted |= run.status == "interrupted"
+        say(f"    {entry.name}: {run.status} in {run.duration_s:.0f} s" + (f", while {run.stage}: {run.reason}" if run.reason else ""))
+        for name, file in run.files.items():
+            if name.endswith(SUBMISSION):
+                say(f"    for COCO's evaluation server: {options.files / file.name}")
+
+    if options.engine == "ray":
+        from detection_zoo.benchmarks.run.ray_engine import run_on_ray
+
+        sweep.interrupted |= run_on_ray(entries, spec, sources, options, finished, done, say, work)
+    elif options.jobs > 1:
+        sweep.interrupted |= run_parallel(entries, one, done, slots_of(options.jobs, spec.device))
+    else:
+        _in_turn(entries, one, done, sweep)
+    store_unsaved(options.store, sweep, say)
+    return sweep
+
+
+def _in_turn(entries: list[ModelEntry], one: Callable[..., Run], done: Callable[[ModelEntry, Run], None], sweep: Sweep) -> None:
+    """One row after another."""
+    for entry in entries:
+        try:
+            run = one(entry, {}, None)
+        except KeyboardInterrupt:  # before anything of this row was begun
+            sweep.interrupted = True
+            return
+        done(entry, run)
+        if sweep.interrupted:
+            return
+
+
+def keep(run: Run, store: Path, sweep: Sweep, say: Say) -> None:
+    """Store a run; one that cannot be stored (the disk is full, say) stays in memory, is tried again with every later one, and stops nothing."""
+    sweep.unsaved[run.id] = (run, "")
+    store_unsaved(store, sweep, say)
+
+
+def store_unsaved(store: Path, sweep: Sweep, say: Say) -> None:
+    """Try to store what is not stored yet; a run that fails for the first time is told."""
+    for run, known in list(sweep.unsaved.values()):
+        try:
+            write_run(store, run)
+            del sweep.unsaved[run.id]
+        except OSError as error:
+            sweep.unsaved[run.id] = (run, str(error))
+            if not known:
+                say(f"    warning: {run.id} could not be stored ({error}); make room, it is tried again after the next row and at the end")
+
+
+def _one(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, options: SweepOptions, finished: dict[tuple[str, ...], Run], work: Callable[..., None],
+         environment: dict[str, str], cancel: Any) -> Run:
+    """The new run of a row, or the finished run of the same kind that is known."""
+    draft = Draft(entry.name, spec, fields={"stage": "finding weights and data"})
+    try:
+        if entry.published_only:
+            raise ZooError(f"row {entry.name} stands for its numbers alone: {entry.published_only}")
+        weights = identify_weights(entry, sources.weights)
+        draft.add({"weights": weights[0]})
+        if finished:
+            data = identify_data(open_data(entry, sources.data, spec.images))
+            known = finished.get(run_key(entry.name, spec, data, weights[0], present_hardware(spec.device)))
+            if known is not None:
+                return known
+    except (ZooError, OSError) as error:
+        return draft.finish(failure(error))
+    except KeyboardInterrupt:
+        raise Interrupted(draft.finish(Outcome("failed", "stopped by Ctrl-C"), "interrupted")) from None
+    return run_row(entry.name, spec, sources, weights, options.files, isolate=options.isolate, stall_s=options.stall_s, limit_s=options.limit_s,
+                   memory_mib=options.memory_mib or usable_memory_mib() / options.jobs, environment=environment, cancel=cancel, work=work)

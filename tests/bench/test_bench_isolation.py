@@ -1,0 +1,108 @@
+"""Work in a process of its own: reports survive whatever becomes of the process."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from detection_zoo.benchmarks.run.isolation import BEAT, failure, run_isolated
+from detection_zoo.zoo.errors import CheckpointError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def counts(upto: int, report) -> None:  # noqa: ANN001 - a callable
+    for number in range(upto):
+        report({"number": number})
+        report(BEAT)
+    print("this is talk, and stdout is for data", flush=True)
+
+
+def breaks(kind: str, report) -> None:  # noqa: ANN001
+    report("before")
+    match kind:
+        case "raise":
+            raise ValueError("the wheel came off\nand rolled away")
+        case "memory":
+            bytearray(2**60)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "fault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "leave":
+            os._exit(3)
+        case "hang":
+            threading.Event().wait()
+        case "busy":
+            while True:
+                report(BEAT)
+    raise AssertionError("not reached")
+
+
+def stays(report) -> None:  # noqa: ANN001
+    print(f"PID {os.getpid()}", file=sys.stderr, flush=True)
+    threading.Event().wait()
+
+
+def test_reports_arrive_in_order_and_talk_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    outcome = run_isolated(counts, (5,), seen.append, stall_s=60)
+    assert outcome.status == "finished" and outcome.reason is None
+    assert seen == [{"number": number} for number in range(5)]
+    out, err = capfd.readouterr()
+    assert "talk" in err and "talk" not in out
+
+
+@pytest.mark.parametrize(("kind", "said"), [
+    ("raise", "ValueError: the wheel came off"), ("memory", "out of memory"), ("kill", "ended by SIGKILL; the system ends processes so when memory runs out"),
+    ("fault", "ended by SIGSEGV"), ("leave", "without a word (exit code 3)"), ("hang", "reported nothing for 0.5 s"), ("busy", "longer than its limit of 6 s"),
+])
+def test_every_way_to_fail_is_told_and_keeps_what_was_reported(kind: str, said: str) -> None:
+    seen = []
+    outcome = run_isolated(breaks, (kind,), seen.append, stall_s=0.5 if kind == "hang" else 60, limit_s=6 if kind == "busy" else None)
+    assert outcome.status == "failed" and said in outcome.reason and "\n" not in outcome.reason
+    assert (outcome.traceback is not None) == (kind in ("raise", "memory"))
+    assert seen == ["before"] or kind == "hang"  # a process may still be starting when half a second is over
+
+
+def test_a_process_does_not_outlive_its_parent() -> None:
+    code = "from test_bench_isolation import stays; from detection_zoo.benchmarks.run.isolation import run_isolated\nif __name__ == '__main__': run_isolated(stays, (), print)"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    child = int(next(line for line in parent.stderr if line.startswith("PID")).split()[1])
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    # the pipe to stderr closes when the last process that holds it has ended
+    closed = threading.Thread(target=parent.stderr.read, daemon=True)
+    closed.start()
+    closed.join(30)
+    assert not closed.is_alive(), f"process {child} is still there"
+    parent.stderr.close()
+
+
+def shows_a_bar(report) -> None:  # noqa: ANN001
+    from detection_zoo.benchmarks.run.progress import progress
+
+    with progress("a bar", 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_ended_process_with_a_bar_leaves_no_semaphore_behind() -> None:
+    """Python's resource tracker warned of one at the end of every sweep that Ctrl-C had stopped."""
+    code = ("from test_bench_isolation import shows_a_bar; from detection_zoo.benchmarks.run.isolation import run_isolated\n"
+            "if __name__ == '__main__': print(run_isolated(shows_a_bar, (), print).reason)")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert "ended by SIGKILL" in done.stdout and "leaked" not in done.stderr
+
+
+def test_a_reason_is_one_line_and_keeps_what_our_own_errors_name() -> None:
+    ours = failure(CheckpointError("a.pth: 1 missing\n  the model needs, and the file has not: fc.bias\n  is it the file of this row?"))
+    assert ours.reason == "CheckpointError: a.pth: 1 missing; the model needs, and the file has not: fc.bias; is it the file of this row?"
+    assert failure(RuntimeError("sizes differ\n  (at some kernel)\n")).reason == "RuntimeError: sizes differ"
+    assert failure(ValueError("")).reason == "ValueError: no message"

@@ -1,0 +1,176 @@
+"""Clocks, repetition, memory and telemetry against cases whose answer is known."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detection_zoo.benchmarks.environment import choose_device, collect_environment, cpu_name
+from detection_zoo.benchmarks.run.isolation import run_isolated
+from detection_zoo.benchmarks.measure.memory import peak_memory
+from detection_zoo.benchmarks.measure.telemetry import judge, share_of, watching
+from detection_zoo.benchmarks.measure.timing import PhaseClock, repeat, warm_up
+from detection_zoo.benchmarks.run.progress import clock, progress
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+def test_phases_hold_what_ran_inside_them() -> None:
+    clock = PhaseClock(CPU)
+    for _ in range(2):
+        with clock.phase("wait", images=2):
+            threading.Event().wait(0.02)
+        with clock.phase("nothing"):
+            pass
+    assert all(ms >= 10.0 for ms in clock.samples_ms["wait"]) and len(clock.samples_ms["nothing"]) == 2  # 20 ms for two images
+    assert clock.sums_ms(["wait", "nothing"]) == [a + b for a, b in zip(*clock.samples_ms.values(), strict=True)]
+
+
+def test_warm_up_goes_on_until_times_stand_still() -> None:
+    times = iter([100, 50, 30, 20, 15, 12, 10, 10, 10, 10, 10, 10, 10, 10])
+    turns, warm = warm_up(lambda: next(times), budget_s=60)
+    assert warm and turns == 11  # medians of turns 9 to 11 and 6 to 8 are 10 and 10
+
+
+def test_warm_up_ends_at_its_budget() -> None:
+    growing = iter(range(1, 10**6))
+    turns, warm = warm_up(lambda: float(next(growing)), budget_s=1e-9)
+    assert not warm and turns == 1
+
+
+def test_repetition_stops_after_whole_passes_when_precise() -> None:
+    samples: list[float] = []
+    passes, precise = repeat([lambda: samples.append(1.0)] * 4, lambda: samples, precision=0.01, budget_s=60)
+    assert precise and passes == 2 and len(samples) == 8  # six samples are the least for an interval, passes are whole
+
+
+def test_repetition_stops_at_the_budget_but_works_once() -> None:
+    samples: list[float] = []
+    passes, precise = repeat([lambda: samples.append(float(len(samples) % 2))] * 3, lambda: samples, precision=0.01, budget_s=1e-9)
+    assert not precise and passes == 0 and len(samples) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark can be reset on Linux only")
+def test_peak_memory_is_that_of_the_block() -> None:
+    """In a process of its own: one in which other tests ran may hold freed memory that the block is laid into."""
+    seen: list[dict[str, Any]] = []
+    outcome = run_isolated(hold_a_block, (), seen.append)
+    assert outcome.status == "finished", outcome.reason
+    grown = seen[1]["mib"]["resident"] - seen[0]["mib"]["resident"]
+    assert 55 <= grown <= 95, f"{grown} MiB for a block of 64 MiB"
+    assert "allocated" in seen[1]["absent"] and "high-water mark" in seen[1]["how"]["resident"]
+
+
+def hold_a_block(report: Callable[[Any], None]) -> None:
+    with peak_memory(CPU) as empty:
+        pass
+    before = torch.ones(100 * 2**18)  # 100 MiB
+    del before
+    with peak_memory(CPU) as peak:
+        block = torch.ones(64 * 2**18)  # 64 MiB
+        del block
+    report(vars(empty))
+    report(vars(peak))
+
+
+def test_telemetry_without_a_gpu_says_so() -> None:
+    with watching("cpu") as watch:
+        pass
+    assert "CPU" in watch.result.absent and watch.result.verdict == "unknown"
+
+
+def test_telemetry_samples_until_the_block_ends() -> None:
+    seen = threading.Event()
+    readings = iter(range(10**6))
+
+    def read() -> dict[str, float]:
+        number = next(readings)
+        if number == 5:
+            seen.set()
+        return {"sm_clock_mhz": 1500.0, "other_processes": 0.0, "throttle_reasons": 0.0}
+
+    with watching("cuda", read, period_s=0.001) as watch:
+        assert seen.wait(30)
+    assert watch.result.verdict == "clean" and len(watch.result.samples["sm_clock_mhz"]) >= 6
+    assert watch.result.samples["time_s"] == sorted(watch.result.samples["time_s"])
+
+
+def test_a_reading_that_fails_is_told_and_stops_nothing() -> None:
+    def read() -> dict[str, float]:
+        raise OSError("the GPU fell off the bus")
+
+    with watching("cuda", read) as watch:
+        pass
+    assert "fell off the bus" in watch.result.note and watch.result.verdict == "unknown"
+
+
+NOBODY, NOBODY_ELSE = 2**22 + 1, 2**22 + 2  # Linux numbers no process so high
+
+
+@pytest.mark.parametrize(("listed", "held_mib", "others"), [
+    ({os.getpid(): 500.0}, 500.0, 0),
+    ({os.getpid(): 500.0, os.getppid(): 30.0}, 500.0, 1),
+    ({os.getpid(): 0.0}, None, 0),  # NVML names the process, not what it holds
+    ({os.getppid(): 30.0}, None, 1),  # ours is not on the GPU yet
+    ({NOBODY: 500.0}, 500.0, 0),  # a container: the host's number of the only process
+    ({NOBODY: 500.0, NOBODY_ELSE: 30.0}, None, 1),  # one of them is ours
+])
+def test_own_and_other_processes_of_a_gpu(listed: dict[int, float], held_mib: float | None, others: int) -> None:
+    assert share_of(listed) == (held_mib, others)
+
+
+def test_a_process_that_was_started_here_is_ours() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert share_of({child.pid: 300.0, os.getpid(): 200.0, os.getppid(): 10.0}) == (500.0, 1)
+        child.stdin.close()
+
+
+@pytest.mark.parametrize(("samples", "verdict", "said"), [
+    ({"sm_clock_mhz": [1980.0] * 10, "throttle_reasons": [0.0] * 10}, "clean", ""),
+    ({"sm_clock_mhz": [1980.0] * 10, "throttle_reasons": [1.0] * 10}, "clean", ""),  # idle is no fault
+    ({"sm_clock_mhz": [1980.0] * 4, "throttle_reasons": [0.0, 0.0, 64.0, 0.0]}, "throttled", "1 of 4 readings: thermal, hardware"),
+    ({"sm_clock_mhz": [1980.0] * 4, "other_processes": [0.0, 1.0]}, "shared", "up to 1 other"),
+    ({"sm_clock_mhz": [300.0, 1980.0, 1980.0, 1980.0, 1980.0]}, "clean", ""),  # it rose at the start
+    ({"sm_clock_mhz": [1980.0, 1980.0, 1980.0, 1980.0, 1600.0]}, "unstable", "1600 to 1980"),
+    ({}, "unknown", "no clocks"),
+])
+def test_verdicts(samples: dict[str, list[float]], verdict: str, said: str) -> None:
+    found = judge(samples)
+    assert found[0] == verdict and said in found[1]
+
+
+def test_the_environment_names_machine_software_and_commit() -> None:
+    found = collect_environment("cpu")
+    assert found.packages["torch"] == torch.__version__.split("+")[0] and found.device_name == cpu_name() and found.threads == torch.get_num_threads()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    assert found.commit == (head.stdout.strip() if head.returncode == 0 else None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    with pytest.raises(RuntimeError, match="--device cpu"):
+        choose_device("cuda")
+
+
+def test_bars_and_clocks_appear_after_two_seconds_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with progress("short", 3) as tick, clock("short too"):
+        tick()
+    assert capsys.readouterr().err.strip() == ""
+    monkeypatch.setattr("detection_zoo.benchmarks.run.progress.QUIET_S", 0)
+    monkeypatch.setattr("detection_zoo.benchmarks.run.progress.TICK_S", 0.001)
+    with progress("long", 3) as tick:
+        tick()
+    shown = threading.Event()
+    with clock("longer"):
+        shown.wait(0.2)
+    told = capsys.readouterr()
+    assert "long" in told.err and "longer: 00:00" in told.err and not told.out

@@ -1,0 +1,68 @@
+"""Statistics against published tables and hand-worked cases."""
+from __future__ import annotations
+
+import random
+from statistics import median
+
+import pytest
+
+from detection_zoo.benchmarks.statistics import (
+    is_warm, mean_interval, median_interval, median_interval_ranks, percentile, precise_enough, summarise,
+)
+
+# Ranks of the 95 % distribution-free interval of the median: the sign-test table printed in textbooks (n: lower rank, upper rank).
+SIGN_TEST_TABLE = {5: None, 6: (1, 6), 8: (1, 8), 9: (2, 8), 10: (2, 9), 12: (3, 10), 15: (4, 12), 20: (6, 15), 25: (8, 18), 30: (10, 21), 50: (18, 33),
+                   100: (40, 61)}
+
+
+@pytest.mark.parametrize(("n", "ranks"), SIGN_TEST_TABLE.items())
+def test_median_ranks_are_those_of_the_sign_test(n: int, ranks: tuple[int, int] | None) -> None:
+    assert median_interval_ranks(n) == ranks
+
+
+def test_many_samples_do_not_overflow() -> None:
+    low, high = median_interval_ranks(5000)
+    assert abs(low - (2500 - 0.98 * 5000**0.5)) < 2 and high == 5001 - low  # the normal approximation
+
+
+def test_median_interval_covers_the_true_median() -> None:
+    draw = random.Random(1)
+    hits = 0
+    for _ in range(400):
+        low, high = median_interval([draw.lognormvariate(0, 1) for _ in range(40)])
+        hits += low <= 1.0 <= high  # the median of that distribution is 1
+    assert hits >= 0.93 * 400
+
+
+def test_percentiles_are_linear_between_neighbours() -> None:
+    assert [percentile([15, 20, 35, 40, 50], p) for p in (0, 40, 50, 100)] == [15, 29, 35, 50]
+    with pytest.raises(ValueError, match="at least one sample"):
+        percentile([], 50)
+
+
+def test_mean_interval_is_students() -> None:
+    # mean 3, s = sqrt(2.5), t(0.975, 4) = 2.776: half width 2.776 * sqrt(2.5 / 5)
+    low, high = mean_interval([1, 2, 3, 4, 5])
+    assert (low, high) == (pytest.approx(3 - 1.9629, abs=1e-3), pytest.approx(3 + 1.9629, abs=1e-3))
+    assert mean_interval([1.0]) is None
+
+
+def test_precision_needs_enough_samples_and_a_narrow_interval() -> None:
+    assert not precise_enough([1.0] * 5, 0.01)
+    assert precise_enough([1.0] * 6, 0.01)
+    assert not precise_enough([0.9, 0.95, 1.0, 1.0, 1.05, 1.1], 0.01)
+    assert precise_enough([0.9, 0.95, 1.0, 1.0, 1.05, 1.1], 0.11)
+
+
+def test_warm_up_ends_when_the_rolling_median_stands_still() -> None:
+    falling = [100, 60, 40, 30, 25, 22]
+    assert not is_warm(falling) and not is_warm([10.0] * 5)
+    assert is_warm([*falling, 20.1, 20.0, 20.2, 20.0, 20.1, 20.0])
+    assert is_warm([10, 10, 10, 10, 99, 10.1])  # one hiccup does not count
+
+
+def test_summary_keeps_every_sample_in_order() -> None:
+    samples = [3.0, 1.0, 2.0, 10.0, 2.5, 2.0]
+    found = summarise(samples, "ms", covers="forward")
+    assert found.samples == samples and found.n == 6 and found.value == median(samples) == 2.25
+    assert found.interval == (1.0, 10.0) and found.percentiles["p5"] == pytest.approx(1.25) and found.percentiles["p95"] == pytest.approx(8.25)

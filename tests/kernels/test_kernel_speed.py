@@ -1,0 +1,40 @@
+"""The kernels' benchmark: what a row holds, and that a wrong answer fails it. Its times are not tested."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from detection_zoo.benchmarks.measure import kernel_speed
+from detection_zoo.benchmarks.measure.kernel_speed import (
+    Case, _measure, _spread, clustered_proposals, render, report,
+)
+
+
+def test_a_wrong_answer_fails_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    right = Case("right", lambda: torch.tensor([1, 2]), lambda: torch.tensor([1, 2]), lambda: None, 0.0)
+    wrong = Case("wrong", lambda: torch.tensor([1, 2]), lambda: torch.tensor([2, 1]), lambda: None, 0.0)
+    monkeypatch.setattr(kernel_speed, "_pooling_cases", lambda device, on_gpu: [])
+    for cases, status, word in (([right], 0, "| yes |"), ([right, wrong], 1, "| NO |")):
+        monkeypatch.setattr(kernel_speed, "_nms_cases", lambda device, on_gpu, cases=cases: cases)
+        assert report("cpu") == status and word in capsys.readouterr().out
+
+
+def test_close_answers_agree_within_the_tolerance() -> None:
+    for offset, agrees in ((1e-6, True), (1e-2, False)):
+        case = Case("near", lambda: torch.ones(4), lambda offset=offset: torch.ones(4) + offset, lambda: None, 1e-4)
+        assert _measure(case, "cpu", 5).agrees is agrees
+
+
+def test_the_table_names_what_ran() -> None:
+    text = render([], "cpu")
+    assert text.startswith("CPU: answers held to torchvision") and torch.__version__ in text
+
+
+def test_spread_is_median_and_fifths() -> None:
+    assert _spread([6.0, 1.0, 2.0, 3.0, 4.0, 5.0]) == (3.5, 2.0, 5.0)
+
+
+def test_proposals_lie_in_the_image_with_different_scores() -> None:
+    boxes, scores = clustered_proposals(500)
+    assert (boxes[:, :2] <= boxes[:, 2:]).all() and boxes.min() >= 0 and boxes[:, 2].max() <= 1216 and boxes[:, 3].max() <= 800
+    assert len(scores.unique()) == 500

@@ -1,0 +1,32 @@
+"""A classifier: a backbone, global average pooling and one linear layer; what backbones are pretrained as."""
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from detection_zoo.zoo.backbones.base import Backbone
+
+
+class Classifier(nn.Module):
+    """Images to class logits from the backbone's last map.
+
+    Args:
+        backbone: any.
+        num_classes: K.
+        dropout: probability, before the linear layer.
+    """
+
+    parts = {"backbone": ("backbone",), "heads": ("fc",)}
+
+    def __init__(self, backbone: Backbone, num_classes: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.backbone, self.num_classes = backbone, num_classes
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(list(backbone.specs.values())[-1].channels, num_classes)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) to the mean (N, C) of the last map."""
+        return list(self.backbone(images).values())[-1].mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) to logits (N, K)."""
+        return self.fc(self.dropout(self.pooled(images)))

@@ -1,0 +1,1 @@
+"""Detectors of other libraries, behind our Detector interface, for comparison."""

@@ -1,0 +1,1 @@
+"""Turn configuration files of other projects into manifest rows."""

@@ -1,0 +1,1 @@
+"""Download weight files: hosts, resume, hashes, cache. No torch."""

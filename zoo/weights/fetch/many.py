@@ -1,0 +1,142 @@
+"""Fetch several weight files at once, with a bar for each and one for all. No torch."""
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from detection_zoo.zoo.errors import ZooError
+from detection_zoo.zoo.weights.fetch.cache import WeightCache
+from detection_zoo.zoo.weights.fetch.one import Fetched, fetch_weights, refusal_of
+from detection_zoo.zoo.weights.fetch.request import Policy, Watch
+from detection_zoo.zoo.weights.fetch.selection import Chosen
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file: 'fetched', 'here', 'failed', 'skipped' (a wrong link or one for a person, matched by a pattern) or 'stopped'."""
+
+    chosen: Chosen
+    status: str
+    fetched: Fetched | None = None
+    reason: str | None = None
+
+    def values(self) -> dict[str, Any]:
+        """Plain values for --json."""
+        found = self.fetched
+        return {"row": self.chosen.row, "file": self.chosen.filename, "status": self.status, "reason": self.reason,
+                "path": str(found.path) if found else None, "sha256": found.sha256 if found else None, "bytes": found.bytes if found else None,
+                "hash_from": found.hash_from if found else None, "url": found.url if found else None}
+
+
+class Bars:
+    """Progress on stderr: a bar for each running file and one for all; plain lines where stderr is no terminal.
+
+    Args:
+        files: how many there are.
+    """
+
+    def __init__(self, files: int, quiet: bool = False) -> None:
+        self.quiet, self.files, self.lock = quiet, files, threading.Lock()
+        self.terminal = sys.stderr.isatty() and not quiet
+        self.total: Any = self._bar("total", 0) if self.terminal else None
+        self.places: set[int] = set()
+
+    def _bar(self, title: str, place: int) -> Any:
+        from tqdm import tqdm
+
+        return tqdm(desc=title[:40], unit="B", unit_scale=True, position=place, leave=place == 0, file=sys.stderr)
+
+    def say(self, text: str) -> None:
+        """A remark that does not break the bars."""
+        if self.terminal:
+            self.total.write(text, file=sys.stderr)
+        elif not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def watch(self, chosen: Chosen, stop: threading.Event) -> tuple[Watch, Any]:
+        """What one download reports to, and what closes its bar."""
+        if not self.terminal:
+            return Watch(say=self.say, stop=stop), lambda: None
+        with self.lock:
+            place = next(n for n in range(1, self.files + 2) if n not in self.places)
+            self.places.add(place)
+            bar = self._bar(chosen.filename, place)
+
+        def progress(done: int, size: int | None) -> None:
+            with self.lock:
+                bar.total = size
+                self.total.update(max(0, done - bar.n))
+                bar.update(done - bar.n)
+
+        def close() -> None:
+            with self.lock:
+                self.places.discard(place)
+                bar.close()
+
+        return Watch(progress=progress, say=self.say, stop=stop), close
+
+    def close(self) -> None:
+        """Leave the total behind."""
+        if self.total is not None:
+            self.total.close()
+
+
+def fetch_many(files: Iterable[Chosen], cache: WeightCache, jobs: int = 4, offline: bool = False, exact: Iterable[str] = (), quiet: bool = False,
+               policy: Policy | None = None) -> list[Outcome]:
+    """Fetch files side by side; one that fails does not stop the others, Ctrl-C stops all and keeps what came.
+
+    Args:
+        files: what to fetch; two rows' claims to one file fetch it once.
+        jobs: files at a time.
+        exact: row names that were asked for literally: what cannot be fetched for them is a failure, for others it is skipped.
+        quiet: no bars and no remarks.
+    """
+    groups: dict[str, list[Chosen]] = {}
+    for chosen in files:
+        groups.setdefault(chosen.same_as, []).append(chosen)
+    stop, bars, exact = threading.Event(), Bars(len(groups), quiet), set(exact)
+
+    def work(group: list[Chosen]) -> list[Outcome]:
+        return _fetch_group(group, cache, offline, exact, policy, bars, stop)
+
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        futures = {pool.submit(work, group): group for group in groups.values()}
+        try:
+            _wait_all(futures)
+        except KeyboardInterrupt:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+        bars.close()
+    outcomes: list[Outcome] = []
+    for future, group in futures.items():
+        outcomes += [Outcome(chosen, "stopped", reason="not begun") for chosen in group] if future.cancelled() else future.result()
+    return outcomes
+
+
+def _wait_all(futures: Iterable[Future]) -> None:
+    pending = set(futures)
+    while pending:
+        _, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+
+
+def _fetch_group(group: list[Chosen], cache: WeightCache, offline: bool, exact: set[str], policy: Policy | None, bars: Bars,
+                 stop: threading.Event) -> list[Outcome]:
+    first = group[0]
+    if stop.is_set():
+        return [Outcome(chosen, "stopped", reason="not begun") for chosen in group]
+    if (reason := refusal_of(first.spec)) and not cache.find(first.spec) and first.row not in exact:
+        return [Outcome(chosen, "skipped", reason=reason) for chosen in group]
+    watch, close = bars.watch(first, stop)
+    try:
+        fetched = fetch_weights(first.spec, first.row, cache, offline=offline, policy=policy, watch=watch)
+        return [Outcome(chosen, "fetched" if fetched.url else "here", fetched) for chosen in group]
+    except ZooError as error:
+        return [Outcome(chosen, "failed", reason=str(error)) for chosen in group]
+    except KeyboardInterrupt:
+        return [Outcome(chosen, "stopped", reason="the same command goes on from here") for chosen in group]
+    finally:
+        close()

@@ -1,0 +1,60 @@
+"""Checkpoints of DetNet_pytorch under this project's names: detectors (`fpn_{session}_{epoch}_{step}.pth`) and the ImageNet classifier."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
+from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, strip_prefix, translate_names
+
+_BLOCKS = (
+    (r"^(backbone\.c\d\.\d+)\.conv([123])\.", r"\1.conv\2.conv."),
+    (r"^(backbone\.c\d\.\d+)\.bn([123])\.", r"\1.conv\2.norm."),
+    (r"\.(downsample|extra_conv)\.0\.", ".shortcut.conv."),
+    (r"\.(downsample|extra_conv)\.1\.", ".shortcut.norm."),
+)
+_DETECTOR = (
+    (r"^RCNN_layer0\.0\.", "backbone.stem.conv.conv."),
+    (r"^RCNN_layer0\.1\.", "backbone.stem.conv.norm."),
+    (r"^RCNN_layer(\d)\.0\.(\d+)\.", lambda m: f"backbone.c{int(m[1]) + 1}.{m[2]}."),
+    *_BLOCKS,
+    (r"^RCNN_toplayer\.", "neck.top."),
+    (r"^RCNN_latlayer(\d)\.", lambda m: f"neck.lateral.{int(m[1]) - 1}."),
+    (r"^RCNN_rpn\.RPN_Conv\.", "rpn_head.conv."),
+    (r"^RCNN_rpn\.RPN_cls_score\.", "rpn_head.objectness."),
+    (r"^RCNN_rpn\.RPN_bbox_pred\.", "rpn_head.deltas."),
+    (r"^RCNN_top\.0\.", "box_head.conv1."),
+    (r"^RCNN_top\.2\.", "box_head.conv2."),
+    (r"^RCNN_(cls_score|bbox_pred)\.", r"box_head.\1."),
+)
+_CLASSIFIER = (
+    (r"^conv1\.", "backbone.stem.conv.conv."),
+    (r"^bn1\.", "backbone.stem.conv.norm."),
+    (r"^layer(\d)\.(\d+)\.", lambda m: f"backbone.c{int(m[1]) + 1}.{m[2]}."),
+    *_BLOCKS,
+)
+_COUNTER = (r".*\.num_batches_tracked", "a counter of training")
+_DROP = (_COUNTER, (r"RCNN_roi_feat_ds\..*", "a convolution that the original builds and never uses"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from detection_zoo.zoo.weights.load import read_tensors
+
+    return read_tensors(path, "model", "state_dict")
+
+
+def _detector(arrays: dict[str, Any]) -> Translation:
+    """Smoothing is numbered from the coarsest upsampled map: behind DetNet's two plain sums, from the first with a ResNet."""
+    plain = 2 if any(name.startswith("RCNN_layer5.") for name in arrays) else 0
+    smooth = (r"^RCNN_smooth(\d)\.", lambda m: f"neck.smooth.{int(m[1]) - 1 + plain}.")
+    return translate_names(arrays, (*_DETECTOR, smooth), _DROP)
+
+
+def _classifier(arrays: dict[str, Any]) -> Translation:
+    result = translate_names(strip_prefix(arrays, "module."), _CLASSIFIER, [_COUNTER])
+    result.defaults = _COUNTER[0]
+    return result
+
+
+CHECKPOINT_FORMATS.register("detnet_pytorch_pth")(CheckpointFormat(_read, _detector))
+CHECKPOINT_FORMATS.register("detnet_imagenet_pth")(CheckpointFormat(_read, _classifier))

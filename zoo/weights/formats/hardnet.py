@@ -1,0 +1,60 @@
+"""Checkpoints of PytorchSSD-HarDNet and Pytorch-HarDNet under this project's names, with or without `module.` and batch counters."""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
+from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, strip_prefix, translate_names
+
+_COUNTERS = r".*\.num_batches_tracked"  # files of PyTorch 0.4 and older have none
+_BRIDGE_85 = r"backbone\.bridge\..*"  # trained with the detector: base files of HarDNet85 do not hold it
+_DETECTOR = (
+    (r"^bridge\.", "backbone.bridge."),
+    (r"^(L2Norm|Norm)\.", "pyramid.norm."),
+    (r"^extras\.", "pyramid.extras."),
+    (r"^loc\.", "box_head."),
+    (r"^conf\.", "class_head."),
+    (r"\.branch(\d)\.", r".branches.\1."),
+    (r"\.ConvLinear\.", ".linear."),
+    (r"^(pyramid\..*)\.bn\.", r"\1.norm."),
+)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from detection_zoo.zoo.weights.load import read_tensors
+
+    return read_tensors(path, "state_dict")
+
+
+def _body(arrays: dict[str, Any], prefix: str) -> tuple[str, str]:
+    """The rule for the backbone's names: HarDNet's blocks have children (`0.conv.weight`), VGG's are bare layers (`0.weight`)."""
+    start = re.escape(prefix)
+    bare = any(re.match(rf"{start}\d+\.(weight|bias)$", name) for name in arrays)
+    return rf"^{start}(\d+)\.", r"backbone.features.\1." if bare else r"backbone.stages.\1."
+
+
+def _detector(arrays: dict[str, Any]) -> Translation:
+    arrays = strip_prefix(arrays, "module.")
+    result = translate_names(arrays, (_body(arrays, "base."), *_DETECTOR))
+    result.defaults = _COUNTERS
+    return result
+
+
+def _base(arrays: dict[str, Any]) -> Translation:
+    arrays = strip_prefix(arrays, "module.")
+    result = translate_names(arrays, (_body(arrays, ""),))
+    result.defaults = f"{_COUNTERS}|{_BRIDGE_85}"
+    return result
+
+
+def _classifier(arrays: dict[str, Any]) -> Translation:
+    result = translate_names(strip_prefix(arrays, "module."), ((r"^base\.\d+\.3\.", "fc."), (r"^base\.", "backbone.stages.")))
+    result.defaults = _COUNTERS
+    return result
+
+
+CHECKPOINT_FORMATS.register("pytorchssd_pth")(CheckpointFormat(_read, _detector))
+CHECKPOINT_FORMATS.register("pytorchssd_base_pth")(CheckpointFormat(_read, _base))
+CHECKPOINT_FORMATS.register("hardnet_imagenet_pth")(CheckpointFormat(_read, _classifier))

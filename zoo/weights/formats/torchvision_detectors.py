@@ -1,0 +1,33 @@
+"""Checkpoints of torchvision's detectors: names as today's code has them, or as files of older versions have them."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
+from detection_zoo.zoo.weights.rename import CheckpointFormat, Rules, Translation, translate_names
+
+_COUNTER = r".*\.num_batches_tracked"
+_OLDER: Rules = (
+    (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
+    (r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2"),
+    (r"^roi_heads\.mask_head\.mask_fcn(\d)\.", lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0."),
+)
+# convolutions and ReLUs in one list; FCOS has a norm between them, and keeps that form
+_OLDER_RETINANET = (r"^(head\.(?:classification|regression)_head\.conv)\.(\d+)\.(weight|bias)$", lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from detection_zoo.zoo.weights.load import read_tensors
+
+    return read_tensors(path, "model")
+
+
+def _detector(arrays: dict[str, Any]) -> Translation:
+    plain = "head.classification_head.conv.2.weight" in arrays and "head.classification_head.conv.1.weight" not in arrays
+    result = translate_names(arrays, (*_OLDER, *((_OLDER_RETINANET,) if plain else ()), (r"^", "model.")))
+    result.defaults, result.optional = _COUNTER, ((_COUNTER, "a counter of training, which frozen norms do not keep"),)
+    return result
+
+
+CHECKPOINT_FORMATS.register("torchvision_detection_pth")(CheckpointFormat(_read, _detector))

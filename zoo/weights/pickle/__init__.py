@@ -1,0 +1,1 @@
+"""Read pickles and torch files without executing them."""
