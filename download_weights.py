@@ -1,4 +1,6 @@
-"""Fetch, verify and convert the weights that the manifests name. Data goes to stdout, talk to stderr; exit 0, 1 failed, 2 wrong usage."""
+"""Fetch, verify and convert the weights that the manifests name. Data goes to stdout, talk to stderr; exit 0,
+1 failed, 2 wrong usage."""
+
 from __future__ import annotations
 
 import json
@@ -16,17 +18,37 @@ from detection_zoo.zoo.manifest import MANIFEST_FOLDER, Manifests, load_manifest
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
 from detection_zoo.zoo.weights.fetch.selection import Chosen, choose, paste_lines, state_of
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
 AUDITS = Path(__file__).resolve().parent / "results" / "audits"
-Rows = Annotated[list[str] | None, typer.Argument(metavar="ROW...", help="row names, shell patterns, or parts of names")]
+Rows = Annotated[
+    list[str] | None, typer.Argument(metavar="ROW...", help="row names, shell patterns, or parts of names")
+]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Everything = Annotated[bool, typer.Option("--all", help="every row of every manifest")]
-Holds = Annotated[str | None, typer.Option(help="only files that hold: detector, imagenet, results, or all; default: detector and imagenet")]
-Role = Annotated[str, typer.Option(help="trained: a row's own weights; initial: what its training starts from; or all")]
-Home = Annotated[Path | None, typer.Option(help="folder of the weights; default: DETECTION_ZOO_HOME, else the user's cache folder")]
+Holds = Annotated[
+    str | None,
+    typer.Option(
+        help="only files that hold: detector, imagenet, results, or all; default: detector and imagenet"
+    ),
+]
+Role = Annotated[
+    str, typer.Option(help="trained: a row's own weights; initial: what its training starts from; or all")
+]
+Home = Annotated[
+    Path | None,
+    typer.Option(help="folder of the weights; default: DETECTION_ZOO_HOME, else the user's cache folder"),
+]
 Folder = Annotated[Path, typer.Option("--manifests", help="folder of the manifests")]
-Offline = Annotated[bool, typer.Option("--offline", help="never use the network", envvar="DETECTION_ZOO_OFFLINE")]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="never use the network", envvar="DETECTION_ZOO_OFFLINE")
+]
 
 
 def reported(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,11 +103,23 @@ def manifests_of(folder: Path) -> Manifests:
     return load_manifests() if folder == MANIFEST_FOLDER else read_manifests(folder)
 
 
-def chosen_of(folder: Path, rows: list[str] | None, everything: bool, holds: str | None, role: str = "all", default_all: bool = False) -> list[Chosen]:
+def chosen_of(
+    folder: Path,
+    rows: list[str] | None,
+    everything: bool,
+    holds: str | None,
+    role: str = "all",
+    default_all: bool = False,
+) -> list[Chosen]:
     """The weight files that a command's rows and options mean; wrong usage ends the command with 2."""
-    for option, value, allowed in (("--holds", holds, (None, "detector", "imagenet", "results", "all")), ("--role", role, ("trained", "initial", "all"))):
+    for option, value, allowed in (
+        ("--holds", holds, (None, "detector", "imagenet", "results", "all")),
+        ("--role", role, ("trained", "initial", "all")),
+    ):
         if value not in allowed:
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(filter(None, allowed))}", param_hint=option)
+            raise typer.BadParameter(
+                f"{value!r} is not one of {', '.join(filter(None, allowed))}", param_hint=option
+            )
     if not rows and not everything and not default_all:
         raise typer.BadParameter("name rows or patterns, or say --all", param_hint="ROW...")
     return choose(manifests_of(folder), rows or (), everything or not rows, holds, role)
@@ -93,34 +127,62 @@ def chosen_of(folder: Path, rows: list[str] | None, everything: bool, holds: str
 
 @app.command("list")
 @reported
-def list_(rows: Rows = None, holds: Holds = None, here: Annotated[bool, typer.Option("--here", help="only files on this machine")] = False,
-          home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+def list_(
+    rows: Rows = None,
+    holds: Holds = None,
+    here: Annotated[bool, typer.Option("--here", help="only files on this machine")] = False,
+    home: Home = None,
+    folder: Folder = MANIFEST_FOLDER,
+    as_json: Json = False,
+) -> None:
     """Every weight file: row, size, what vouches for its hash, whether it is here, licence, host."""
     cache = WeightCache(home)
     pins = cache.pins()
     lines = [state_of(c, cache, pins) for c in chosen_of(folder, rows, False, holds, default_all=True)]
     lines = [line for line in lines if line["here"] or not here]
     show(lines, as_json, ("row", "file", "holds", "bytes", "hash", "here", "licence", "hosts", "remark"))
-    counts = {state: sum(line["hash"] == state for line in lines) for state in ("pinned", "recorded", "unpinned")}
-    say(f"{len(lines)} files, {sum(bool(line['here']) for line in lines)} here; " + ", ".join(f"{n} {state}" for state, n in counts.items()))
+    counts = {
+        state: sum(line["hash"] == state for line in lines) for state in ("pinned", "recorded", "unpinned")
+    }
+    say(
+        f"{len(lines)} files, {sum(bool(line['here']) for line in lines)} here; "
+        + ", ".join(f"{n} {state}" for state, n in counts.items())
+    )
 
 
 @app.command()
 @reported
-def get(rows: Rows = None, everything: Everything = False, holds: Holds = None, role: Role = "trained",
-        jobs: Annotated[int, typer.Option(min=1, help="files at a time")] = 4, offline: Offline = False,
-        home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+def get(
+    rows: Rows = None,
+    everything: Everything = False,
+    holds: Holds = None,
+    role: Role = "trained",
+    jobs: Annotated[int, typer.Option(min=1, help="files at a time")] = 4,
+    offline: Offline = False,
+    home: Home = None,
+    folder: Folder = MANIFEST_FOLDER,
+    as_json: Json = False,
+) -> None:
     """Fetch weight files, verify them, and keep them; what is here already is not fetched again."""
     from detection_zoo.zoo.weights.fetch.many import fetch_many
 
     chosen = chosen_of(folder, rows, everything, holds, role)
     outcomes = fetch_many(chosen, WeightCache(home), jobs, offline, exact=rows or (), quiet=as_json)
     show([o.values() for o in outcomes], as_json, ("row", "file", "status", "bytes", "hash_from", "path"))
-    counts = {status: [o for o in outcomes if o.status == status] for status in ("fetched", "here", "skipped", "failed", "stopped")}
+    counts = {
+        status: [o for o in outcomes if o.status == status]
+        for status in ("fetched", "here", "skipped", "failed", "stopped")
+    }
     for outcome in counts["failed"] + counts["skipped"]:
-        say(f"{outcome.status}: {outcome.reason if outcome.status == 'failed' else f'{outcome.chosen.row}: {outcome.reason}'}")
+        say(
+            f"{outcome.status}:"
+            f" {outcome.reason if outcome.status == 'failed' else f'{outcome.chosen.row}: {outcome.reason}'}"
+        )
     if fresh := [o for o in outcomes if o.fetched and o.fetched.hash_from == "first use"]:
-        say("Hashes seen for the first time; `download_weights.py pin ROW` writes these lines into the manifests:")
+        say(
+            "Hashes seen for the first time; `download_weights.py pin ROW` writes these lines into the"
+            " manifests:"
+        )
         for outcome in fresh:
             say(paste_lines(outcome.chosen, outcome.fetched.sha256, outcome.fetched.bytes))  # type: ignore[union-attr]
     say(", ".join(f"{len(found)} {status}" for status, found in counts.items() if found) or "nothing to do")
@@ -129,7 +191,9 @@ def get(rows: Rows = None, everything: Everything = False, holds: Holds = None, 
 
 @app.command()
 @reported
-def verify(rows: Rows = None, home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+def verify(
+    rows: Rows = None, home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False
+) -> None:
     """Read every fetched file again and compare its hash; a damaged one is set aside."""
     from detection_zoo.zoo.weights.exchange import verify_files, verify_others
 
@@ -139,31 +203,55 @@ def verify(rows: Rows = None, home: Home = None, folder: Folder = MANIFEST_FOLDE
     records += [] if rows else verify_others(cache, {str(r["sha256"]) for r in records})
     show(records, as_json, ("row", "file", "status", "sha256"))
     bad = sum(r["status"] != "good" for r in records)
-    say(f"{len(records)} files read, {bad} damaged or absent; damaged ones are set aside in {cache.home / 'damaged'}")
+    say(
+        f"{len(records)} files read, {bad} damaged or absent; damaged ones are set aside in"
+        f" {cache.home / 'damaged'}"
+    )
     raise typer.Exit(1 if bad else 0)
 
 
 @app.command()
 @reported
-def audit(offline: Offline = False, jobs: Annotated[int, typer.Option(min=1, help="links at a time")] = 8,
-          results: Annotated[Path, typer.Option(help="folder of the dated record")] = AUDITS,
-          folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
-    """Ask every link of every manifest; find dead links, other sizes, duplicates, malformed rows, rows without a hash."""
+def audit(
+    offline: Offline = False,
+    jobs: Annotated[int, typer.Option(min=1, help="links at a time")] = 8,
+    results: Annotated[Path, typer.Option(help="folder of the dated record")] = AUDITS,
+    folder: Folder = MANIFEST_FOLDER,
+    as_json: Json = False,
+) -> None:
+    """Ask every link of every manifest; find dead links, other sizes, duplicates, malformed rows, rows
+    without a hash."""
     from datetime import UTC, datetime
 
     from detection_zoo.zoo.weights.fetch.audit import audit as run_audit
     from detection_zoo.zoo.weights.fetch.cache import write_atomic
 
-    done = run_audit(folder, datetime.now(UTC).strftime("%Y-%m-%d"), offline, jobs, progress=lambda link: say(f"{link.status}: {link.url}"))
+    done = run_audit(
+        folder,
+        datetime.now(UTC).strftime("%Y-%m-%d"),
+        offline,
+        jobs,
+        progress=lambda link: say(f"{link.status}: {link.url}"),
+    )
     results.mkdir(parents=True, exist_ok=True)
     record = results / f"weights_{done.date}.json"
     write_atomic(record, json.dumps(done.values(), indent=1) + "\n")
-    show(done.values() if as_json else [vars(link) for link in done.links], as_json, ("row", "status", "bytes", "type", "detail", "url"))  # type: ignore[arg-type]
+    show(
+        done.values() if as_json else [vars(link) for link in done.links],
+        as_json,
+        ("row", "status", "bytes", "type", "detail", "url"),
+    )  # type: ignore[arg-type]
     for fault in done.faults:
         say(f"fault: {fault}")
-    counts = {status: sum(link.status == status for link in done.links) for status in dict.fromkeys(link.status for link in done.links)}
+    counts = {
+        status: sum(link.status == status for link in done.links)
+        for status in dict.fromkeys(link.status for link in done.links)
+    }
     summary = ", ".join(f"{n} {status}" for status, n in counts.items())
-    say(f"{len(done.links)} links: {summary}; {len(done.faults)} faults of rows, {len(done.unpinned)} files without a hash; {record}")
+    say(
+        f"{len(done.links)} links: {summary}; {len(done.faults)} faults of rows, {len(done.unpinned)} files"
+        f" without a hash; {record}"
+    )
     unasked = not offline and done.links != [] and set(counts) <= {"no network", "not tried"}
     if unasked:
         say("no link could be asked: is there a network? (--offline looks at the rows alone)")
@@ -172,9 +260,18 @@ def audit(offline: Offline = False, jobs: Annotated[int, typer.Option(min=1, hel
 
 @app.command()
 @reported
-def convert(rows: Rows = None, everything: Everything = False, holds: Holds = None, role: Role = "trained", offline: Offline = False, home: Home = None,
-            folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
-    """Write fetched checkpoints as safetensors, which the zoo loads from then on; --all takes those that are here."""
+def convert(
+    rows: Rows = None,
+    everything: Everything = False,
+    holds: Holds = None,
+    role: Role = "trained",
+    offline: Offline = False,
+    home: Home = None,
+    folder: Folder = MANIFEST_FOLDER,
+    as_json: Json = False,
+) -> None:
+    """Write fetched checkpoints as safetensors, which the zoo loads from then on; --all takes those that are
+    here."""
     from detection_zoo.zoo.build import weight_shapes
     from detection_zoo.zoo.weights.convert import convert as convert_one
     from detection_zoo.zoo.weights.fetch.one import fetch_weights
@@ -185,7 +282,9 @@ def convert(rows: Rows = None, everything: Everything = False, holds: Holds = No
             continue
         try:
             fetch_weights(chosen.spec, chosen.row, cache, offline)
-            records.append(convert_one(chosen.spec, cache, chosen.row, weight_shapes(chosen.entry, chosen.spec)))
+            records.append(
+                convert_one(chosen.spec, cache, chosen.row, weight_shapes(chosen.entry, chosen.spec))
+            )
             say(f"{chosen.row}: {chosen.filename} converted")
         except ZooError as error:
             failed += 1
@@ -197,17 +296,30 @@ def convert(rows: Rows = None, everything: Everything = False, holds: Holds = No
 
 @app.command()
 @reported
-def pin(rows: Rows = None, everything: Everything = False, forget: Annotated[bool, typer.Option("--forget", help="forget the recorded hashes instead")] = False,
-        show_only: Annotated[bool, typer.Option("--show", help="print the lines, write nothing")] = False, home: Home = None,
-        folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+def pin(
+    rows: Rows = None,
+    everything: Everything = False,
+    forget: Annotated[bool, typer.Option("--forget", help="forget the recorded hashes instead")] = False,
+    show_only: Annotated[bool, typer.Option("--show", help="print the lines, write nothing")] = False,
+    home: Home = None,
+    folder: Folder = MANIFEST_FOLDER,
+    as_json: Json = False,
+) -> None:
     """Write hashes that were recorded on first use into the manifests."""
     from detection_zoo.zoo.weights.fetch.pin import pin as pin_one
 
     cache = WeightCache(home)
     pins = cache.pins()
-    known = [(c, found) for c in chosen_of(folder, rows, everything, "all") if not c.spec.sha256 and (found := cache.pin_of(c.spec, pins))]
+    known = [
+        (c, found)
+        for c in chosen_of(folder, rows, everything, "all")
+        if not c.spec.sha256 and (found := cache.pin_of(c.spec, pins))
+    ]
     if not known and not everything:
-        raise DownloadError(f"no recorded hash waits for {', '.join(rows or ())}: pinned already, or never fetched here (download_weights.py list)")
+        raise DownloadError(
+            f"no recorded hash waits for {', '.join(rows or ())}: pinned already, or never fetched here"
+            " (download_weights.py list)"
+        )
     for chosen, found in known:
         if forget:
             cache.remember(chosen.spec, "", 0, "forgotten", chosen.row)
@@ -218,36 +330,75 @@ def pin(rows: Rows = None, everything: Everything = False, forget: Annotated[boo
                 pin_one(chosen, found.sha256, found.bytes, folder)
     verb = "forgotten" if forget else "waiting" if show_only else "pinned"
     if not show_only:
-        show([{"row": c.row, "file": c.filename, "sha256": p.sha256, "status": verb} for c, p in known], as_json, ("row", "file", "status", "sha256"))
+        show(
+            [{"row": c.row, "file": c.filename, "sha256": p.sha256, "status": verb} for c, p in known],
+            as_json,
+            ("row", "file", "status", "sha256"),
+        )
     say(f"{len(known)} {verb}")
 
 
 @app.command("export")
 @reported
-def export(target: Annotated[Path, typer.Argument(help="folder to write")], rows: Rows = None, everything: Everything = False, holds: Holds = None,
-           role: Role = "trained", home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
-    """Copy fetched files into a folder under readable names, for a machine without a network; --all takes those that are here."""
+def export(
+    target: Annotated[Path, typer.Argument(help="folder to write")],
+    rows: Rows = None,
+    everything: Everything = False,
+    holds: Holds = None,
+    role: Role = "trained",
+    home: Home = None,
+    folder: Folder = MANIFEST_FOLDER,
+    as_json: Json = False,
+) -> None:
+    """Copy fetched files into a folder under readable names, for a machine without a network; --all takes
+    those that are here."""
     from detection_zoo.zoo.weights.exchange import export_files
 
     cache = WeightCache(home)
-    chosen = [c for c in chosen_of(folder, rows, everything, holds, role) if not everything or cache.find(c.spec)]
+    chosen = [
+        c for c in chosen_of(folder, rows, everything, holds, role) if not everything or cache.find(c.spec)
+    ]
     records = export_files(chosen, cache, target)
     show(records, as_json, ("row", "exported", "bytes", "sha256"))
-    say(f"{len(records)} files in {target}; `sha256sum -c SHA256SUMS` checks them, `download_weights.py import {target}` takes them in")
+    say(
+        f"{len(records)} files in {target}; `sha256sum -c SHA256SUMS` checks them, `download_weights.py"
+        f" import {target}` takes them in"
+    )
 
 
 @app.command("import")
 @reported
-def import_(path: Annotated[Path, typer.Argument(help="a file, or a folder that export wrote")],
-            row: Annotated[str | None, typer.Argument(help="the row whose file it is; needed where the hash is not known")] = None,
-            home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+def import_(
+    path: Annotated[Path, typer.Argument(help="a file, or a folder that export wrote")],
+    row: Annotated[
+        str | None, typer.Argument(help="the row whose file it is; needed where the hash is not known")
+    ] = None,
+    home: Home = None,
+    folder: Folder = MANIFEST_FOLDER,
+    as_json: Json = False,
+) -> None:
     """Take in a file that a person fetched, verified as a download is."""
     from detection_zoo.zoo.weights.exchange import import_path
 
     manifests = manifests_of(folder)
     entries = [manifests.entry(row)] if row else manifests.entries.values()
-    taken = import_path(path, [Chosen(entry, spec) for entry in entries for spec in entry.weights], row is not None, WeightCache(home))
-    records = [{"row": c.row, "file": c.filename, "bytes": f.bytes, "hash_from": f.hash_from, "sha256": f.sha256, "path": str(f.path)} for c, f in taken]
+    taken = import_path(
+        path,
+        [Chosen(entry, spec) for entry in entries for spec in entry.weights],
+        row is not None,
+        WeightCache(home),
+    )
+    records = [
+        {
+            "row": c.row,
+            "file": c.filename,
+            "bytes": f.bytes,
+            "hash_from": f.hash_from,
+            "sha256": f.sha256,
+            "path": str(f.path),
+        }
+        for c, f in taken
+    ]
     show(records, as_json, ("row", "file", "bytes", "hash_from", "sha256"))
     for chosen, fetched in taken:
         if fetched.hash_from == "first use":
@@ -257,13 +408,22 @@ def import_(path: Annotated[Path, typer.Argument(help="a file, or a folder that 
 
 @app.command()
 @reported
-def where(rows: Rows = None, role: Role = "trained", home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False) -> None:
+def where(
+    rows: Rows = None,
+    role: Role = "trained",
+    home: Home = None,
+    folder: Folder = MANIFEST_FOLDER,
+    as_json: Json = False,
+) -> None:
     """Print the folder of the weights, or where the files of rows lie."""
     cache = WeightCache(home)
     if not rows:
         print(json.dumps({"home": str(cache.home)}) if as_json else cache.home)
         return
-    found = [{"row": c.row, "file": c.filename, "path": cache.find(c.spec)} for c in chosen_of(folder, rows, False, "all", role)]
+    found = [
+        {"row": c.row, "file": c.filename, "path": cache.find(c.spec)}
+        for c in chosen_of(folder, rows, False, "all", role)
+    ]
     show(found, as_json, ("path",)) if as_json else [print(line["path"]) for line in found if line["path"]]
     absent = [line for line in found if not line["path"]]
     for line in absent:

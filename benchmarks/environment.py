@@ -1,4 +1,5 @@
 """The machine and the software a measurement is made with."""
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -13,7 +14,16 @@ from detection_zoo.benchmarks.measure.telemetry import Gpu
 from detection_zoo.benchmarks.spec import Environment, hardware
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pycocotools", "hotcoco", "timm")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "opencv-python-headless",
+    "pycocotools",
+    "hotcoco",
+    "timm",
+)
 CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")  # distributions of one library
 
 
@@ -30,22 +40,34 @@ def collect_environment(device: str) -> Environment:
     gpu = _gpu(unknown) if device == "cuda" else {}
     commit, dirty = _commit(unknown)
     return Environment(
-        device_name=device_name(device), cpu=cpu_name(), cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_mib=psutil.virtual_memory().total // 2**20, system=f"{platform.system()} {platform.release()}", python=platform.python_version(),
-        packages=installed_packages(), cuda=torch.version.cuda if device == "cuda" else None,
-        cudnn=str(torch.backends.cudnn.version()) if device == "cuda" else None, threads=torch.get_num_threads(), commit=commit, dirty=dirty,
-        unknown=unknown, **gpu,
+        device_name=device_name(device),
+        cpu=cpu_name(),
+        cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_mib=psutil.virtual_memory().total // 2**20,
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        packages=installed_packages(),
+        cuda=torch.version.cuda if device == "cuda" else None,
+        cudnn=str(torch.backends.cudnn.version()) if device == "cuda" else None,
+        threads=torch.get_num_threads(),
+        commit=commit,
+        dirty=dirty,
+        unknown=unknown,
+        **gpu,
     )
 
 
 def choose_device(wanted: str) -> str:
-    """The device, cpu or cuda, that "cpu", "cuda" or "auto" means; raises RuntimeError for a GPU that is not there."""
+    """The device, cpu or cuda, that "cpu", "cuda" or "auto" means; raises RuntimeError for a GPU that is not
+    there."""
     if wanted == "cpu":
         return wanted
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("torch sees no CUDA GPU; run with --device cpu, or install a torch built for this driver")
+        raise RuntimeError(
+            "torch sees no CUDA GPU; run with --device cpu, or install a torch built for this driver"
+        )
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -85,13 +107,21 @@ def _gpu(unknown: dict[str, str]) -> dict[str, Any]:
     except RuntimeError as error:
         unknown["gpu"] = str(error)
         return {}
-    return {"gpu_count": gpu.count, "gpu_driver": gpu.driver, "gpu_memory_mib": gpu.memory_mib(), "gpu_clocks_mhz": gpu.clocks_mhz()}
+    return {
+        "gpu_count": gpu.count,
+        "gpu_driver": gpu.driver,
+        "gpu_memory_mib": gpu.memory_mib(),
+        "gpu_clocks_mhz": gpu.clocks_mhz(),
+    }
 
 
 def installed_packages() -> dict[str, str]:
     """Versions of the libraries that measurements depend on; those that are not installed are left out."""
     found = {}
-    for distribution, name in {**{name: name for name in PACKAGES}, **{name: "cupy" for name in CUPY}}.items():
+    for distribution, name in {
+        **{name: name for name in PACKAGES},
+        **{name: "cupy" for name in CUPY},
+    }.items():
         try:
             found[name] = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
@@ -102,12 +132,24 @@ def installed_packages() -> dict[str, str]:
 def _commit(unknown: dict[str, str]) -> tuple[str | None, bool | None]:
     """The checkout's commit, and whether tracked files differ from it."""
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=30)
-        state = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=30
+        )
+        state = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         unknown["commit"] = f"git did not answer: {error}"
         return None, None
     if head.returncode or state.returncode:
-        unknown["commit"] = (head.stderr or state.stderr).strip().splitlines()[0] if head.stderr or state.stderr else "git failed"
+        unknown["commit"] = (
+            (head.stderr or state.stderr).strip().splitlines()[0]
+            if head.stderr or state.stderr
+            else "git failed"
+        )
         return None, None
     return head.stdout.strip(), bool(state.stdout.strip())

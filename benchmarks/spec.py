@@ -1,4 +1,5 @@
 """What is measured and how, and what came out: the records of `results/runs`. No torch."""
+
 from __future__ import annotations
 
 import hashlib
@@ -12,14 +13,25 @@ from detection_zoo.zoo.registry import did_you_mean
 
 SCHEMA_VERSION = 1
 MetricGroup = Literal["ap", "top1", "inference", "memory", "epoch", "throughput"]
-METRIC_GROUPS: tuple[MetricGroup, ...] = ("inference", "ap", "top1", "memory", "epoch", "throughput")  # as they stand in a record
-BY_TASK: dict[str, tuple[MetricGroup, ...]] = {"detection": ("inference", "ap", "memory", "epoch"), "classification": ("inference", "top1", "memory")}
+METRIC_GROUPS: tuple[MetricGroup, ...] = (
+    "inference",
+    "ap",
+    "top1",
+    "memory",
+    "epoch",
+    "throughput",
+)  # as they stand in a record
+BY_TASK: dict[str, tuple[MetricGroup, ...]] = {
+    "detection": ("inference", "ap", "memory", "epoch"),
+    "classification": ("inference", "top1", "memory"),
+}
 OWN_PROTOCOL = "zoo"  # of manifests/protocols.toml
 MADE_UP_WEIGHTS = ("random", "stand-in")
 
 
 class Metric(MetricSpec):
-    """A metric of manifests/metrics.toml with its name: unit, which way is better, how many digits a table prints."""
+    """A metric of manifests/metrics.toml with its name: unit, which way is better, how many digits a table
+    prints."""
 
     name: str
 
@@ -32,7 +44,9 @@ def metric(name: str) -> Metric:
     """The metric of that name; raises KeyError with the nearest names."""
     known = load_manifests().metrics
     if name not in known:
-        raise KeyError(f"unknown metric {name!r}: {did_you_mean(name, known)}; metrics stand in manifests/metrics.toml")
+        raise KeyError(
+            f"unknown metric {name!r}: {did_you_mean(name, known)}; metrics stand in manifests/metrics.toml"
+        )
     return Metric(name=name, **known[name].model_dump())
 
 
@@ -41,35 +55,70 @@ class Measurement(Strict):
 
     value: FiniteFloat
     unit: str
-    statistic: str = Field("value", description="what `value` is of the samples: median, mean, peak, or value where there is one sample")
+    statistic: str = Field(
+        "value",
+        description="what `value` is of the samples: median, mean, peak, or value where there is one sample",
+    )
     n: int = Field(1, ge=1, description="samples")
-    interval: tuple[FiniteFloat, FiniteFloat] | None = Field(None, description="95 % confidence interval of `value`")
-    percentiles: dict[str, FiniteFloat] = Field(default_factory=dict, description="p5, p20, p80, p95, p99 of the samples")
+    interval: tuple[FiniteFloat, FiniteFloat] | None = Field(
+        None, description="95 % confidence interval of `value`"
+    )
+    percentiles: dict[str, FiniteFloat] = Field(
+        default_factory=dict, description="p5, p20, p80, p95, p99 of the samples"
+    )
     samples: list[FiniteFloat] = Field(default_factory=list, description="raw, in the order they were taken")
-    times_s: list[FiniteFloat] = Field(default_factory=list, description="when each sample was begun, on the clock of the telemetry's time_s")
-    marked: list[int] = Field(default_factory=list, description="places of samples taken while the device was throttled or shared; they count all the same")
+    times_s: list[FiniteFloat] = Field(
+        default_factory=list, description="when each sample was begun, on the clock of the telemetry's time_s"
+    )
+    marked: list[int] = Field(
+        default_factory=list,
+        description=(
+            "places of samples taken while the device was throttled or shared; they count all the same"
+        ),
+    )
     covers: str = Field("", description="what is inside the clock, or how memory was read")
     extrapolated: bool = Field(False, description="more was counted than was run")
     note: str = ""
 
 
 class BenchmarkSpec(Strict):
-    """What to measure and how; with the row, the weights and the data it decides whether a measurement has been made already."""
+    """What to measure and how; with the row, the weights and the data it decides whether a measurement has
+    been made already."""
 
-    groups: tuple[MetricGroup, ...] = Field((), description="what is measured; none given: what is usual for the row's task")
+    groups: tuple[MetricGroup, ...] = Field(
+        (), description="what is measured; none given: what is usual for the row's task"
+    )
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     tf32: bool = Field(False, description="allow TensorFloat-32 in float32 products on the GPU")
-    images: int | None = Field(None, gt=0, description="evaluate on the first N images only; ground truth is restricted to them")
+    images: int | None = Field(
+        None, gt=0, description="evaluate on the first N images only; ground truth is restricted to them"
+    )
     batch_size: int = Field(1, gt=0, description="images a forward pass")
-    protocol: str = Field(OWN_PROTOCOL, description="timing protocol of manifests/protocols.toml: what is inside the clock")
-    tta: bool = Field(False, description="accuracy with test-time augmentation: the row's own, or Detectron's; one image at a time")
-    soft_nms: Literal["none", "linear", "gaussian"] = Field("none", description="soft-NMS in place of the row's own NMS")
+    protocol: str = Field(
+        OWN_PROTOCOL, description="timing protocol of manifests/protocols.toml: what is inside the clock"
+    )
+    tta: bool = Field(
+        False,
+        description=(
+            "accuracy with test-time augmentation: the row's own, or Detectron's; one image at a time"
+        ),
+    )
+    soft_nms: Literal["none", "linear", "gaussian"] = Field(
+        "none", description="soft-NMS in place of the row's own NMS"
+    )
     workers: int = Field(0, ge=0, description="processes that load data for accuracy and training")
-    timed_images: int = Field(100, gt=0, description="images that are timed, again and again in the same order")
+    timed_images: int = Field(
+        100, gt=0, description="images that are timed, again and again in the same order"
+    )
     warm_up_budget_s: float = Field(20.0, gt=0)
     time_budget_s: float = Field(60.0, gt=0, description="of each timed group, warm-up left out")
-    precision: float = Field(0.01, gt=0, lt=1, description="timing ends when the median's 95 % interval is within this fraction of it")
+    precision: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="timing ends when the median's 95 % interval is within this fraction of it",
+    )
     train_images_per_step: int = Field(2, gt=0, description="images a training step on one device")
     train_warm_up_steps: int = Field(3, ge=1)
     train_steps: int = Field(50, ge=2, description="most training steps that are timed")
@@ -93,13 +142,17 @@ class Environment(Strict):
     gpu_count: int = 0
     gpu_driver: str | None = None
     gpu_memory_mib: int | None = None
-    gpu_clocks_mhz: dict[str, int] = Field(default_factory=dict, description="graphics, sm, memory: present and highest, as NVML tells them")
+    gpu_clocks_mhz: dict[str, int] = Field(
+        default_factory=dict, description="graphics, sm, memory: present and highest, as NVML tells them"
+    )
     cpu: str
     cpu_cores: int = Field(description="processors this process may use")
     memory_mib: int
     system: str
     python: str
-    packages: dict[str, str] = Field(description="torch, torchvision, cupy ...: version; not installed ones are left out")
+    packages: dict[str, str] = Field(
+        description="torch, torchvision, cupy ...: version; not installed ones are left out"
+    )
     cuda: str | None = Field(None, description="CUDA version that torch was built for")
     cudnn: str | None = None
     threads: int = Field(description="threads of one torch operator")
@@ -112,7 +165,9 @@ class WeightsIdentity(Strict):
     """Which weights a model had."""
 
     kind: Literal["random", "stand-in", "published", "file"]
-    digest: str = Field(description="SHA-256 of the file, or of the names and values for random weights by seed: 'seed:0'")
+    digest: str = Field(
+        description="SHA-256 of the file, or of the names and values for random weights by seed: 'seed:0'"
+    )
     file: str | None = Field(None, description="name of the file, without its folder")
     note: str = ""
 
@@ -138,14 +193,20 @@ class DataIdentity(Strict):
 
 
 class Telemetry(Strict):
-    """What NVML saw while a group ran, or on a CPU what else used the processors; `absent` says why NVML has nothing."""
+    """What NVML saw while a group ran, or on a CPU what else used the processors; `absent` says why NVML has
+    nothing."""
 
     absent: str | None = None
     verdict: Literal["clean", "throttled", "shared", "unstable", "unknown"] = "unknown"
     period_s: float | None = None
-    samples: dict[str, list[FiniteFloat]] = Field(default_factory=dict, description="time_s, sm_clock_mhz, memory_clock_mhz, power_w, temperature_c, "
-                                                  "throttle_reasons, other_processes, process_memory_mib; on a CPU own_cpus, other_cpus, stolen_cpus, "
-                                                  "quota_cuts, cpu_clock_mhz: one value a reading")
+    samples: dict[str, list[FiniteFloat]] = Field(
+        default_factory=dict,
+        description=(
+            "time_s, sm_clock_mhz, memory_clock_mhz, power_w, temperature_c, throttle_reasons,"
+            " other_processes, process_memory_mib; on a CPU own_cpus, other_cpus, stolen_cpus, quota_cuts,"
+            " cpu_clock_mhz: one value a reading"
+        ),
+    )
     note: str = ""
 
 
@@ -161,7 +222,8 @@ class StoredFile(Strict):
 
 
 class Run(Strict):
-    """One attempt to measure one row: finished, failed or interrupted, with whatever was measured before that."""
+    """One attempt to measure one row: finished, failed or interrupted, with whatever was measured before
+    that."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     id: Annotated[str, Field(pattern=r"^[0-9A-Za-z_.\-]+$")]
@@ -177,20 +239,29 @@ class Run(Strict):
     data: DataIdentity | None = None
     environment: Environment | None = None
     measurements: dict[str, Measurement] = Field(default_factory=dict, description="metric -> measurement")
-    absent: dict[str, str] = Field(default_factory=dict, description="metric -> why it was asked for and is not there")
+    absent: dict[str, str] = Field(
+        default_factory=dict, description="metric -> why it was asked for and is not there"
+    )
     telemetry: dict[str, Telemetry] = Field(default_factory=dict, description="group -> what NVML saw")
-    files: dict[str, StoredFile] = Field(default_factory=dict, description="bbox, segm, keypoints: COCO result files")
+    files: dict[str, StoredFile] = Field(
+        default_factory=dict, description="bbox, segm, keypoints: COCO result files"
+    )
     notes: list[str] = Field(default_factory=list)
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
-        """Row, specification, data, weights and hardware: a finished run of the same key need not be made again."""
+        """Row, specification, data, weights and hardware: a finished run of the same key need not be made
+        again."""
         return run_key(self.row, self.spec, self.data, self.weights, self.hardware)
 
     @property
     def hardware(self) -> str:
         """The GPU, or the processor with the threads that were used of it."""
-        return hardware(self.environment.device_name, self.environment.threads, self.spec.device) if self.environment else ""
+        return (
+            hardware(self.environment.device_name, self.environment.threads, self.spec.device)
+            if self.environment
+            else ""
+        )
 
 
 def hardware(name: str, threads: int, device: str) -> str:
@@ -198,11 +269,15 @@ def hardware(name: str, threads: int, device: str) -> str:
     return name if device == "cuda" else f"{name}, {threads} thread{'' if threads == 1 else 's'}"
 
 
-def run_key(row: str, spec: BenchmarkSpec, data: DataIdentity | None, weights: WeightsIdentity | None, machine: str) -> tuple[str, str, str, str, str]:
+def run_key(
+    row: str, spec: BenchmarkSpec, data: DataIdentity | None, weights: WeightsIdentity | None, machine: str
+) -> tuple[str, str, str, str, str]:
     """What makes two runs measurements of the same thing."""
     return (row, spec.digest, data.digest if data else "", weights.digest if weights else "", machine)
 
 
 def digest_of(value: Any) -> str:
     """SHA-256 in hex of a JSON value, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    ).hexdigest()

@@ -1,4 +1,6 @@
-"""Statistics of raw samples: medians and means with 95 % intervals, percentiles, and when a warm-up is over. No torch."""
+"""Statistics of raw samples: medians and means with 95 % intervals, percentiles, and when a warm-up is over.
+No torch."""
+
 from __future__ import annotations
 
 import math
@@ -11,7 +13,8 @@ PERCENTILES = (5, 20, 80, 95, 99)
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
-    """The value below which `percent` % of the samples lie, linear between neighbours (Hyndman and Fan 1996, definition 7)."""
+    """The value below which `percent` % of the samples lie, linear between neighbours (Hyndman and Fan 1996,
+    definition 7)."""
     if not samples:
         raise ValueError("a percentile needs at least one sample")
     ordered = sorted(samples)
@@ -22,10 +25,11 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 
 
 def median_interval_ranks(n: int, confidence: float = 0.95) -> tuple[int, int] | None:
-    """Ranks (from 1) of the order statistics that hold the median with at least that confidence, whatever the distribution.
+    """Ranks (from 1) of the order statistics that hold the median with at least that confidence, whatever the
+    distribution.
 
-    None where n is too small for any such interval (n < 6 for 95 %). Binomial count of samples below the median
-    (Conover, Practical Nonparametric Statistics, 3.2).
+    None where n is too small for any such interval (n < 6 for 95 %). Binomial count of samples below the
+    median (Conover, Practical Nonparametric Statistics, 3.2).
     """
     term, total, rank = 1, 1, 0
     bound = round((1 - confidence) * 10**6) * 2**n // (2 * 10**6)  # whole numbers: 2**n outgrows a float
@@ -66,14 +70,24 @@ def precise_enough(samples: Sequence[float], fraction: float) -> bool:
 
 
 def is_warm(series: Sequence[float], window: int = 3, tolerance: float = 0.02) -> bool:
-    """Whether the median of the last `window` values is within `tolerance` of the median of the `window` before."""
+    """Whether the median of the last `window` values is within `tolerance` of the median of the `window`
+    before."""
     if len(series) < 2 * window:
         return False
-    before, now = median(series[-2 * window:-window]), median(series[-window:])
+    before, now = median(series[-2 * window : -window]), median(series[-window:])
     return abs(now - before) <= tolerance * before
 
 
 def summarise(samples: Sequence[float], unit: str, *, covers: str, note: str = "") -> Measurement:
     """The median of raw samples with its interval and percentiles, samples kept."""
-    return Measurement(value=median(samples), unit=unit, statistic="median", n=len(samples), interval=median_interval(samples),
-                       percentiles={f"p{p}": percentile(samples, p) for p in PERCENTILES}, samples=list(samples), covers=covers, note=note)
+    return Measurement(
+        value=median(samples),
+        unit=unit,
+        statistic="median",
+        n=len(samples),
+        interval=median_interval(samples),
+        percentiles={f"p{p}": percentile(samples, p) for p in PERCENTILES},
+        samples=list(samples),
+        covers=covers,
+        note=note,
+    )

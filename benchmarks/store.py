@@ -1,4 +1,6 @@
-"""The store: one immutable JSON file a run, written whole or not at all; a cut or edited one is reported, never used. No torch."""
+"""The store: one immutable JSON file a run, written whole or not at all; a cut or edited one is reported,
+never used. No torch."""
+
 from __future__ import annotations
 
 import hashlib
@@ -49,7 +51,9 @@ def write_run(folder: Path, run: Run) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{run.id}.json"
     if path.exists():
-        raise FileExistsError(f"{path}: this record exists already and records are never changed; give the run a new id")
+        raise FileExistsError(
+            f"{path}: this record exists already and records are never changed; give the run a new id"
+        )
     text = run.model_dump_json(exclude_defaults=True).encode()
     write_whole(path, sealed(text))
     return path
@@ -64,16 +68,26 @@ def unsealed(path: Path) -> bytes:
     """The JSON of a record's file; raises ValueError where the file is cut short or was changed."""
     content = path.read_bytes()
     start = len(_HEAD) + 64 + len(_MIDDLE)
-    if not (content.startswith(_HEAD) and content[start - len(_MIDDLE):start] == _MIDDLE and content.endswith(_TAIL)):
-        raise ValueError(f"{path}: the record is cut short or no record; it is left out. Delete the file and measure again")
-    text = content[start:-len(_TAIL)]
-    if hashlib.sha256(text).hexdigest().encode() != content[len(_HEAD):len(_HEAD) + 64]:
-        raise ValueError(f"{path}: the record was changed after it was written (its SHA-256 differs); it is left out. Restore or delete the file")
+    if not (
+        content.startswith(_HEAD)
+        and content[start - len(_MIDDLE) : start] == _MIDDLE
+        and content.endswith(_TAIL)
+    ):
+        raise ValueError(
+            f"{path}: the record is cut short or no record; it is left out. Delete the file and measure again"
+        )
+    text = content[start : -len(_TAIL)]
+    if hashlib.sha256(text).hexdigest().encode() != content[len(_HEAD) : len(_HEAD) + 64]:
+        raise ValueError(
+            f"{path}: the record was changed after it was written (its SHA-256 differs); it is left out."
+            " Restore or delete the file"
+        )
     return text
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that after any crash either all of it is there or none; raises OSError with nothing left behind."""
+    """Write a file so that after any crash either all of it is there or none; raises OSError with nothing
+    left behind."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("xb") as file:
@@ -96,25 +110,36 @@ def read_run(path: Path) -> Run:
     text = unsealed(path)
     version = json.loads(text).get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
-        raise ValueError(f"{path}: the record has schema version {version}, this program reads {SCHEMA_VERSION}; it is left out. Use the program that wrote it")
+        raise ValueError(
+            f"{path}: the record has schema version {version}, this program reads {SCHEMA_VERSION}; it is"
+            " left out. Use the program that wrote it"
+        )
     try:
         run = Run.model_validate_json(text)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise ValueError(f"{path}: field {where}: {error.errors()[0]['msg']}; it is left out. Delete the file and measure again") from None
+        raise ValueError(
+            f"{path}: field {where}: {error.errors()[0]['msg']}; it is left out. Delete the file and measure"
+            " again"
+        ) from None
     if path.name != f"{run.id}.json":
-        raise ValueError(f"{path}: holds the record of {run.id}; it is left out. Give the file its own name back")
+        raise ValueError(
+            f"{path}: holds the record of {run.id}; it is left out. Give the file its own name back"
+        )
     return run
 
 
 def read_runs(folder: Path) -> Stored:
-    """Every run of a store, oldest first; files that are no whole record become problems, and stop nothing."""
+    """Every run of a store, oldest first; files that are no whole record become problems, and stop
+    nothing."""
     stored = Stored()
     if not folder.is_dir():
         return stored
     for path in sorted(folder.iterdir()):
         if path.name.endswith(".part"):
-            stored.problems.append(f"{path}: a write that never finished; it is left out. Delete the file if no sweep is running")
+            stored.problems.append(
+                f"{path}: a write that never finished; it is left out. Delete the file if no sweep is running"
+            )
         elif path.suffix == ".json":
             try:
                 stored.runs.append(read_run(path))

@@ -1,8 +1,10 @@
 """Detection zoo: pretrained detectors, reproducible benchmark tables, head-to-head comparison.
 
-In a checkout the packages `zoo`, `kernels` and `benchmarks` lie in the root beside this folder; in an installed wheel
-they lie inside it. Both import as `detection_zoo.zoo`, `detection_zoo.kernels` and `detection_zoo.benchmarks`.
+In a checkout the packages `zoo`, `kernels` and `benchmarks` lie in the root beside this folder; in an
+installed wheel they lie inside it. Both import as `detection_zoo.zoo`, `detection_zoo.kernels` and
+`detection_zoo.benchmarks`.
 """
+
 from __future__ import annotations
 
 from pathlib import Path

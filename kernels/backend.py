@@ -1,4 +1,6 @@
-"""Which implementation of an operator runs: the plain reference, a faster one for CPUs, the CUDA kernel, or torchvision as a peer."""
+"""Which implementation of an operator runs: the plain reference, a faster one for CPUs, the CUDA kernel, or
+torchvision as a peer."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -27,15 +29,20 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def backend_for(tensor: torch.Tensor, backend: str | None = None, *, operator: str, known: tuple[str, ...]) -> str:
-    """Name the backend that will run on a tensor: the one asked for, the one of `use_backend`, else the device's own.
+def backend_for(
+    tensor: torch.Tensor, backend: str | None = None, *, operator: str, known: tuple[str, ...]
+) -> str:
+    """Name the backend that will run on a tensor: the one asked for, the one of `use_backend`, else the
+    device's own.
 
     Args:
-        tensor: the operator's first input, of any shape (R, ...); a CUDA tensor runs the kernel, any other "cpu" where it is known, else the reference.
+        tensor: the operator's first input, of any shape (R, ...); a CUDA tensor runs the kernel, any other
+            "cpu" where it is known, else the reference.
         backend: one of `BACKENDS`, or None to leave the choice open.
         operator: its name in messages. known: the backends it has.
     Raises:
-        ValueError: for a name that is unknown, or not known to the operator ("cuda" with a tensor that is not on a GPU is refused at the launch).
+        ValueError: for a name that is unknown, or not known to the operator ("cuda" with a tensor that is not
+            on a GPU is refused at the launch).
     """
     chosen = backend if backend is not None else _forced
     if chosen is None:

@@ -1,4 +1,6 @@
-"""Weighted sums of map cells in plain torch, and their transpose: what bilinear pooling is, whatever places its points."""
+"""Weighted sums of map cells in plain torch, and their transpose: what bilinear pooling is, whatever places
+its points."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -14,7 +16,8 @@ def sum_type(tensor: Tensor) -> torch.dtype:
 
 
 def cell_table(maps: Sequence[Tensor]) -> Tensor:
-    """All cells of maps (N, C, H_l, W_l) as rows: level, image, row, column; then one row of zeros, for points off the map.
+    """All cells of maps (N, C, H_l, W_l) as rows: level, image, row, column; then one row of zeros, for
+    points off the map.
 
     Returns (cells + 1, C) in the type of sums.
     """
@@ -37,15 +40,21 @@ def fill_maps(maps: Sequence[Tensor], table: Tensor) -> list[Tensor]:
 
 
 def sum_cells(table: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
-    """For each of n outputs the sum of k weighted rows of the table (cells + 1, C); cells (n, k) int64, weights (n, k) -> (n, C)."""
+    """For each of n outputs the sum of k weighted rows of the table (cells + 1, C); cells (n, k) int64,
+    weights (n, k) -> (n, C)."""
     if table.shape[1] == 0:  # which embedding_bag refuses
         return table.new_zeros(len(cells), 0)
     return embedding_bag(cells, table, per_sample_weights=weights, mode="sum")
 
 
 def add_to_cells(table: Tensor, cells: Tensor, weights: Tensor, grads: Tensor) -> None:
-    """Transpose of `sum_cells`: add n weighted gradients (n, C) to the rows of the table (cells + 1, C) they were summed from."""
+    """Transpose of `sum_cells`: add n weighted gradients (n, C) to the rows of the table (cells + 1, C) they
+    were summed from."""
     outputs = torch.arange(len(cells), device=cells.device)[:, None].expand_as(cells)
-    spread = torch.sparse_coo_tensor(torch.stack([cells.flatten(), outputs.flatten()]), weights.flatten(), (len(table), len(cells)),
-                                     check_invariants=False)
+    spread = torch.sparse_coo_tensor(
+        torch.stack([cells.flatten(), outputs.flatten()]),
+        weights.flatten(),
+        (len(table), len(cells)),
+        check_invariants=False,
+    )
     table += torch.sparse.mm(spread, grads)

@@ -1,4 +1,5 @@
 """Compile a .cu file once for its options and device, and launch its kernels on torch's current stream."""
+
 from __future__ import annotations
 
 import functools
@@ -14,18 +15,36 @@ import torch
 
 Argument = torch.Tensor | np.generic | np.ndarray | None
 SHARED_BYTES = 48 * 1024  # of a block, that every GPU has without being asked for more
-COMPILER_FLAGS = ("--std=c++17", "--fmad=false")  # a product and a sum are rounded once each, as the reference rounds them
+COMPILER_FLAGS = (
+    "--std=c++17",
+    "--fmad=false",
+)  # a product and a sum are rounded once each, as the reference rounds them
 
 
 class Runner(Protocol):
     """What executes a launch: `run_on_gpu`, or the host shim of the tests."""
 
-    def __call__(self, file: str, kernel: str, options: tuple[str, ...], grid: tuple[int, ...], block: tuple[int, ...],
-                 args: Sequence[Argument], shared_bytes: int) -> None: ...
+    def __call__(
+        self,
+        file: str,
+        kernel: str,
+        options: tuple[str, ...],
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Argument],
+        shared_bytes: int,
+    ) -> None: ...
 
 
-def launch(file: str, kernel: str, defines: Mapping[str, object], grid: tuple[int, ...], block: tuple[int, ...],
-           args: Sequence[Argument], shared_bytes: int = 0) -> None:
+def launch(
+    file: str,
+    kernel: str,
+    defines: Mapping[str, object],
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    args: Sequence[Argument],
+    shared_bytes: int = 0,
+) -> None:
     """Start one kernel; returns at once, and does nothing for an empty grid.
 
     Args:
@@ -33,17 +52,24 @@ def launch(file: str, kernel: str, defines: Mapping[str, object], grid: tuple[in
         kernel: name of an extern "C" kernel in it.
         defines: macros the file is compiled with.
         grid, block: up to three sizes each.
-        args: tensors (passed as pointers), NumPy scalars and structured arrays (passed by value), or None (a null pointer).
+        args: tensors (passed as pointers), NumPy scalars and structured arrays (passed by value), or None (a
+            null pointer).
         shared_bytes: dynamic shared memory of a block.
     Raises:
-        TypeError: for an argument of another type, since CuPy would pass a Python int as 64 bits whatever the kernel declares.
+        TypeError: for an argument of another type, since CuPy would pass a Python int as 64 bits whatever the
+            kernel declares.
         ValueError: for more shared memory than a block may have.
     """
     if shared_bytes > SHARED_BYTES:
-        raise ValueError(f"{kernel} in {file} would need {shared_bytes} bytes of shared memory, a block has {SHARED_BYTES}; pool to fewer bins")
+        raise ValueError(
+            f"{kernel} in {file} would need {shared_bytes} bytes of shared memory, a block has"
+            f" {SHARED_BYTES}; pool to fewer bins"
+        )
     for index, arg in enumerate(args):
         if not isinstance(arg, torch.Tensor | np.generic | np.ndarray | None):
-            raise TypeError(f"{kernel} in {file}: argument {index} is {type(arg).__name__}; wrap it as a NumPy scalar")
+            raise TypeError(
+                f"{kernel} in {file}: argument {index} is {type(arg).__name__}; wrap it as a NumPy scalar"
+            )
     if min(grid) > 0:
         runner(file, kernel, compile_options(defines), grid, block, args, shared_bytes)
 
@@ -55,21 +81,34 @@ def compile_options(defines: Mapping[str, object]) -> tuple[str, ...]:
 
 @functools.cache
 def source_of(file: str) -> str:
-    """A .cu file's text with the headers of this folder put in place of their #include lines, so that a cache sees every change."""
+    """A .cu file's text with the headers of this folder put in place of their #include lines, so that a cache
+    sees every change."""
     folder = Path(__file__).parent
     lines = (folder / file).read_text().splitlines(keepends=True)
     return "".join(source_of(line.split('"')[1]) if line.startswith('#include "') else line for line in lines)
 
 
-def run_on_gpu(file: str, kernel: str, options: tuple[str, ...], grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Argument],
-               shared_bytes: int) -> None:
+def run_on_gpu(
+    file: str,
+    kernel: str,
+    options: tuple[str, ...],
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    args: Sequence[Argument],
+    shared_bytes: int,
+) -> None:
     """The `Runner` that launches through CuPy on the device of the first tensor."""
     device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
     if device.type != "cuda":
-        raise ValueError(f"backend 'cuda' needs CUDA tensors, {kernel} got one on {device}; move it, or use backend='reference'")
+        raise ValueError(
+            f"backend 'cuda' needs CUDA tensors, {kernel} got one on {device}; move it, or use"
+            " backend='reference'"
+        )
     cupy = _cupy()
     with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(torch.cuda.current_stream(device)):
-        _function(file, kernel, options, device.index)(grid, block, tuple(_value(arg) for arg in args), shared_mem=shared_bytes)
+        _function(file, kernel, options, device.index)(
+            grid, block, tuple(_value(arg) for arg in args), shared_mem=shared_bytes
+        )
 
 
 def _value(arg: Argument) -> np.generic | np.ndarray:
@@ -82,29 +121,42 @@ def _value(arg: Argument) -> np.generic | np.ndarray:
 def _function(file: str, kernel: str, options: tuple[str, ...], device_index: int):  # noqa: ANN202 - a class of an optional package
     """One compiled kernel, loaded on the device that is current."""
     cupy = _cupy()
-    return cupy.RawModule(path=str(binary_of(file, options, int(cupy.cuda.Device(device_index).compute_capability)))).get_function(kernel)
+    return cupy.RawModule(
+        path=str(binary_of(file, options, int(cupy.cuda.Device(device_index).compute_capability)))
+    ).get_function(kernel)
 
 
 @functools.cache
 def binary_of(file: str, options: tuple[str, ...], architecture: int) -> Path:
-    """A compiled .cu file for an architecture (90 for sm_90), kept in CuPy's cache folder so that a new process compiles nothing.
+    """A compiled .cu file for an architecture (90 for sm_90), kept in CuPy's cache folder so that a new
+    process compiles nothing.
 
-    NVRTC is called here and not by CuPy's RawModule, which adds -ftz=true to all options: numbers below 1e-38 would count as 0, unlike in the reference.
+    NVRTC is called here and not by CuPy's RawModule, which adds -ftz=true to all options: numbers below 1e-38
+    would count as 0, unlike in the reference.
     """
     _cupy()
     from cupy.cuda import nvrtc
 
     newest = max((arch for arch in nvrtc.getSupportedArchs() if arch <= architecture), default=None)
     if newest is None:
-        raise RuntimeError(f"this CuPy's NVRTC {'.'.join(map(str, nvrtc.getVersion()))} does not know sm_{architecture}; install cupy-cuda12x in its place")
-    kind = "sm" if newest == architecture else "compute"  # a GPU that this NVRTC does not know: the driver finishes the work
+        raise RuntimeError(
+            f"this CuPy's NVRTC {'.'.join(map(str, nvrtc.getVersion()))} does not know sm_{architecture};"
+            " install cupy-cuda12x in its place"
+        )
+    kind = (
+        "sm" if newest == architecture else "compute"
+    )  # a GPU that this NVRTC does not know: the driver finishes the work
     options = (*options, f"--gpu-architecture={kind}_{newest}", f"-I{cuda_include_folder()}")
-    key = hashlib.sha256("\0".join([source_of(file), *options, *map(str, nvrtc.getVersion())]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(
+        "\0".join([source_of(file), *options, *map(str, nvrtc.getVersion())]).encode()
+    ).hexdigest()[:32]
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
     path = folder / f"detection-zoo-{Path(file).stem}-{key}.{'cubin' if kind == 'sm' else 'ptx'}"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:  # processes may compile the same at once
+        with tempfile.NamedTemporaryFile(
+            dir=folder, suffix=".part", delete=False
+        ) as part:  # processes may compile the same at once
             part.write(_compile(file, options))
         os.replace(part.name, path)
     return path
@@ -116,9 +168,13 @@ def _compile(file: str, options: tuple[str, ...]) -> bytes:
     program = nvrtc.createProgram(source_of(file), file, (), ())
     try:
         nvrtc.compileProgram(program, options)
-        found = nvrtc.getCUBIN(program) if any("=sm_" in option for option in options) else nvrtc.getPTX(program)
+        found = (
+            nvrtc.getCUBIN(program) if any("=sm_" in option for option in options) else nvrtc.getPTX(program)
+        )
     except nvrtc.NVRTCError as error:
-        raise RuntimeError(f"NVRTC refused kernels/{file} with {' '.join(options)}:\n{nvrtc.getProgramLog(program)[:4000]}") from error
+        raise RuntimeError(
+            f"NVRTC refused kernels/{file} with {' '.join(options)}:\n{nvrtc.getProgramLog(program)[:4000]}"
+        ) from error
     finally:
         nvrtc.destroyProgram(program)
     return found.encode() if isinstance(found, str) else found
@@ -131,7 +187,10 @@ def cuda_include_folder() -> str:
 
     found = find_nvidia_header_directory("cudart")
     if found is None:
-        raise RuntimeError("the CUDA kernels need CUDA's headers, which are not here; run: pip install nvidia-cuda-runtime, or set CUDA_PATH")
+        raise RuntimeError(
+            "the CUDA kernels need CUDA's headers, which are not here; run: pip install nvidia-cuda-runtime,"
+            " or set CUDA_PATH"
+        )
     return found
 
 
@@ -141,8 +200,10 @@ def _cupy():  # noqa: ANN202 - an optional package
         import cupy
     except ImportError as error:
         major = (torch.version.cuda or "13").split(".")[0]
-        raise RuntimeError(f"the CUDA kernels need CuPy, which is not installed; run: pip install cupy-cuda{major}x "
-                           "(or ask for backend='reference')") from error
+        raise RuntimeError(
+            f"the CUDA kernels need CuPy, which is not installed; run: pip install cupy-cuda{major}x "
+            "(or ask for backend='reference')"
+        ) from error
     return cupy
 
 

@@ -1,10 +1,14 @@
 """Greedy non-maximum suppression, alone, in groups, and in a fixed-size form that never waits for the host.
 
-The rule, the same bit for bit on every backend: boxes are visited by falling score, equal scores by rising index; a visited box that
-is still alive is kept and removes every later box of its group whose IoU with it exceeds the threshold (or reaches it, with
-`inclusive`). IoU is inter / (area_a + area_b - inter), each operation rounded once in the boxes' type, sides x2 - x1 + offset;
+The rule, the same bit for bit on every backend: boxes are visited by falling score, equal scores by rising
+    index; a visited box that
+is still alive is kept and removes every later box of its group whose IoU with it exceeds the threshold (or
+reaches it, with
+`inclusive`). IoU is inter / (area_a + area_b - inter), each operation rounded once in the boxes' type, sides
+x2 - x1 + offset;
 scores and threshold are rounded to that type first. 0 / 0 (two empty boxes) removes nothing.
 """
+
 from __future__ import annotations
 
 import torch
@@ -19,28 +23,58 @@ _NO_LIMIT = -1  # of the operators
 _RUN = {"reference": reference_nms, "cpu": cpu_nms, "cuda": cuda_nms}
 
 
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, offset: float = 0.0, inclusive: bool = False,
-        max_keep: int | None = None, backend: str | None = None) -> Tensor:
-    """Keep the best boxes that do not overlap a better one (on a GPU the host waits once, for the result's size).
+def nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    *,
+    offset: float = 0.0,
+    inclusive: bool = False,
+    max_keep: int | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Keep the best boxes that do not overlap a better one (on a GPU the host waits once, for the result's
+    size).
 
     Args:
         boxes: (R, 4) floating, (x1, y1, x2, y2) pixels; half types are widened to float32.
         scores: (R,) floating.
         iou_threshold: IoU above which the lower-scored box is removed.
         offset: added to every side; 1.0 for boxes with inclusive far corners.
-        inclusive: remove at IoU equal to the threshold as well (CPU kernels of Detectron and maskrcnn-benchmark).
+        inclusive: remove at IoU equal to the threshold as well (CPU kernels of Detectron and
+            maskrcnn-benchmark).
         max_keep: at most this many.
     Returns:
         (M,) int64 indices of kept boxes by falling score, ties by rising index.
     Raises:
         ValueError: wrong shapes, NaN scores, non-finite or inverted boxes.
     """
-    return batched_nms(boxes, scores, None, iou_threshold, offset=offset, inclusive=inclusive, max_keep=max_keep, backend=backend)
+    return batched_nms(
+        boxes,
+        scores,
+        None,
+        iou_threshold,
+        offset=offset,
+        inclusive=inclusive,
+        max_keep=max_keep,
+        backend=backend,
+    )
 
 
-def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, *, num_groups: int | None = None,
-                offset: float = 0.0, inclusive: bool = False, max_keep: int | None = None, max_candidates: int | None = None,
-                max_total: int | None = None, backend: str | None = None) -> Tensor:
+def batched_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    iou_threshold: float,
+    *,
+    num_groups: int | None = None,
+    offset: float = 0.0,
+    inclusive: bool = False,
+    max_keep: int | None = None,
+    max_candidates: int | None = None,
+    max_total: int | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """NMS inside each group, for all groups at once (image x level, image x class); groups may be ragged.
 
     Args:
@@ -49,7 +83,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_thresh
         num_groups: groups are 0..num_groups-1; None for any values, which costs a sort of the groups.
         max_keep: at most this many of EACH group.
         max_candidates: only this many of each group enter, the best by score.
-        max_total: of all groups the best this many, and those that tie with the last of them (a CPU then looks at the best rows alone).
+        max_total: of all groups the best this many, and those that tie with the last of them (a CPU then
+            looks at the best rows alone).
     Returns:
         (M,) int64 indices of kept boxes of all groups by falling score, ties by rising index.
     Raises:
@@ -58,17 +93,41 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_thresh
     boxes, scores = check_rows(boxes, scores, groups, num_groups, max_keep, max_candidates, max_total)
     chosen = backend_for(boxes, backend, operator="NMS", known=BACKENDS)
     if chosen == "torchvision":
-        kept = _torchvision_nms(boxes, scores, groups, iou_threshold, offset, inclusive, (max_keep, max_candidates))
+        kept = _torchvision_nms(
+            boxes, scores, groups, iou_threshold, offset, inclusive, (max_keep, max_candidates)
+        )
         return best_of_all(kept, scores, len(boxes) if max_total is None else max_total)
-    return _nms_op(boxes, scores, groups, iou_threshold, offset, inclusive, num_groups or 0, *map(_limit, (max_keep, max_candidates, max_total)), chosen)
+    return _nms_op(
+        boxes,
+        scores,
+        groups,
+        iou_threshold,
+        offset,
+        inclusive,
+        num_groups or 0,
+        *map(_limit, (max_keep, max_candidates, max_total)),
+        chosen,
+    )
 
 
-def nms_padded(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, *, num_groups: int = 1, max_keep: int,
-               offset: float = 0.0, inclusive: bool = False, max_candidates: int | None = None,
-               backend: str | None = None) -> tuple[Tensor, Tensor]:
-    """NMS inside each group with results of a fixed size; never waits for the host, so it can be captured in a CUDA graph.
+def nms_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    iou_threshold: float,
+    *,
+    num_groups: int = 1,
+    max_keep: int,
+    offset: float = 0.0,
+    inclusive: bool = False,
+    max_candidates: int | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """NMS inside each group with results of a fixed size; never waits for the host, so it can be captured in
+    a CUDA graph.
 
-    No value raises: a row whose group is outside 0..num_groups-1, whose score is NaN or -inf, or whose box is non-finite or
+    No value raises: a row whose group is outside 0..num_groups-1, whose score is NaN or -inf, or whose box is
+        non-finite or
     inverted, is absent (neither kept nor removing others).
 
     Args:
@@ -84,22 +143,54 @@ def nms_padded(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_thresho
     if groups is None and num_groups != 1:
         raise ValueError(f"num_groups is {num_groups} without groups; give groups, or leave num_groups at 1")
     chosen = backend_for(boxes, backend, operator="padded NMS", known=("reference", "cpu", "cuda"))
-    return _nms_padded_op(boxes, scores, groups, iou_threshold, offset, inclusive, num_groups, max_keep, _limit(max_candidates), chosen)
+    return _nms_padded_op(
+        boxes,
+        scores,
+        groups,
+        iou_threshold,
+        offset,
+        inclusive,
+        num_groups,
+        max_keep,
+        _limit(max_candidates),
+        chosen,
+    )
 
 
-def check_rows(boxes: Tensor, scores: Tensor, groups: Tensor | None = None, num_groups: int | None = None, max_keep: int | None = None,
-               max_candidates: int | None = None, max_total: int | None = None) -> tuple[Tensor, Tensor]:
-    """Boxes (R, 4) at least float32 and scores (R,) of their type; ValueError unless shapes, types, devices and limits go together."""
+def check_rows(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None = None,
+    num_groups: int | None = None,
+    max_keep: int | None = None,
+    max_candidates: int | None = None,
+    max_total: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Boxes (R, 4) at least float32 and scores (R,) of their type; ValueError unless shapes, types, devices
+    and limits go together."""
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
         raise ValueError(f"boxes must be floating (R, 4), got {boxes.dtype} {tuple(boxes.shape)}")
     if scores.ndim != 1 or scores.shape[0] != boxes.shape[0] or not scores.is_floating_point():
-        raise ValueError(f"scores must be floating ({boxes.shape[0]},) to go with the boxes, got {scores.dtype} {tuple(scores.shape)}")
-    if groups is not None and (groups.shape != scores.shape or groups.is_floating_point() or groups.dtype == torch.bool):
-        raise ValueError(f"groups must be integers ({boxes.shape[0]},) to go with the boxes, got {groups.dtype} {tuple(groups.shape)}")
+        raise ValueError(
+            f"scores must be floating ({boxes.shape[0]},) to go with the boxes, got {scores.dtype}"
+            f" {tuple(scores.shape)}"
+        )
+    if groups is not None and (
+        groups.shape != scores.shape or groups.is_floating_point() or groups.dtype == torch.bool
+    ):
+        raise ValueError(
+            f"groups must be integers ({boxes.shape[0]},) to go with the boxes, got {groups.dtype}"
+            f" {tuple(groups.shape)}"
+        )
     for name, other in (("scores", scores), ("groups", groups)):
         if other is not None and other.device != boxes.device:
             raise ValueError(f"{name} are on {other.device}, boxes on {boxes.device}; move them together")
-    for name, number, least in (("max_keep", max_keep, 0), ("max_candidates", max_candidates, 0), ("max_total", max_total, 0), ("num_groups", num_groups, 1)):
+    for name, number, least in (
+        ("max_keep", max_keep, 0),
+        ("max_candidates", max_candidates, 0),
+        ("max_total", max_total, 0),
+        ("num_groups", num_groups, 1),
+    ):
         if number is not None and number < least:
             raise ValueError(f"{name} is {number}; it must be at least {least}")
     boxes = boxes.float() if boxes.dtype in (torch.float16, torch.bfloat16) else boxes
@@ -110,39 +201,99 @@ def _limit(number: int | None) -> int:
     return _NO_LIMIT if number is None else number
 
 
-def _rule(rows: int, iou_threshold: float, offset: float, inclusive: bool, max_keep: int, max_candidates: int, max_total: int = _NO_LIMIT) -> NmsRule:
-    return NmsRule(iou_threshold, offset, inclusive, *(rows if number == _NO_LIMIT else min(number, rows) for number in (max_keep, max_candidates, max_total)))
+def _rule(
+    rows: int,
+    iou_threshold: float,
+    offset: float,
+    inclusive: bool,
+    max_keep: int,
+    max_candidates: int,
+    max_total: int = _NO_LIMIT,
+) -> NmsRule:
+    return NmsRule(
+        iou_threshold,
+        offset,
+        inclusive,
+        *(
+            rows if number == _NO_LIMIT else min(number, rows)
+            for number in (max_keep, max_candidates, max_total)
+        ),
+    )
 
 
-def _torchvision_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, offset: float, inclusive: bool,
-                     limits: tuple[int | None, int | None]) -> Tensor:
+def _torchvision_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    iou_threshold: float,
+    offset: float,
+    inclusive: bool,
+    limits: tuple[int | None, int | None],
+) -> Tensor:
     import torchvision
 
     if offset != 0.0 or inclusive:
-        raise ValueError("torchvision's NMS knows neither offset nor inclusive; use backend 'reference', 'cpu' or 'cuda'")
+        raise ValueError(
+            "torchvision's NMS knows neither offset nor inclusive; use backend 'reference', 'cpu' or 'cuda'"
+        )
     if groups is None:
-        return torchvision.ops.nms(boxes, scores, iou_threshold)[:limits[0]]
+        return torchvision.ops.nms(boxes, scores, iou_threshold)[: limits[0]]
     if limits != (None, None):
-        raise ValueError("torchvision's batched NMS has no limits a group; use backend 'reference', 'cpu' or 'cuda'")
+        raise ValueError(
+            "torchvision's batched NMS has no limits a group; use backend 'reference', 'cpu' or 'cuda'"
+        )
     return torchvision.ops.batched_nms(boxes, scores, groups, iou_threshold)
 
 
 @torch.library.custom_op("detection_zoo::nms", mutates_args=())
-def _nms_op(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, offset: float, inclusive: bool, num_groups: int,
-            max_keep: int, max_candidates: int, max_total: int, backend: str) -> Tensor:
+def _nms_op(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    iou_threshold: float,
+    offset: float,
+    inclusive: bool,
+    num_groups: int,
+    max_keep: int,
+    max_candidates: int,
+    max_total: int,
+    backend: str,
+) -> Tensor:
     rule = _rule(len(boxes), iou_threshold, offset, inclusive, max_keep, max_candidates, max_total)
     kept = _RUN[backend](boxes, scores, groups, num_groups, rule)
     return best_of_all(kept, scores, rule.max_total)
 
 
 @_nms_op.register_fake
-def _(boxes, scores, groups, iou_threshold, offset, inclusive, num_groups, max_keep, max_candidates, max_total, backend):
+def _(
+    boxes,
+    scores,
+    groups,
+    iou_threshold,
+    offset,
+    inclusive,
+    num_groups,
+    max_keep,
+    max_candidates,
+    max_total,
+    backend,
+):
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
 @torch.library.custom_op("detection_zoo::nms_padded", mutates_args=())
-def _nms_padded_op(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, offset: float, inclusive: bool,
-                   num_groups: int, max_keep: int, max_candidates: int, backend: str) -> tuple[Tensor, Tensor]:
+def _nms_padded_op(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    iou_threshold: float,
+    offset: float,
+    inclusive: bool,
+    num_groups: int,
+    max_keep: int,
+    max_candidates: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     rule = _rule(len(boxes), iou_threshold, offset, inclusive, max_keep, max_candidates)
     if backend == "cuda":
         return cuda_nms_padded(boxes, scores, groups, num_groups, max_keep, rule)
@@ -151,4 +302,6 @@ def _nms_padded_op(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_thr
 
 @_nms_padded_op.register_fake
 def _(boxes, scores, groups, iou_threshold, offset, inclusive, num_groups, max_keep, max_candidates, backend):
-    return boxes.new_empty((num_groups, max_keep), dtype=torch.int64), boxes.new_empty(num_groups, dtype=torch.int64)
+    return boxes.new_empty((num_groups, max_keep), dtype=torch.int64), boxes.new_empty(
+        num_groups, dtype=torch.int64
+    )

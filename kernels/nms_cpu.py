@@ -1,4 +1,6 @@
-"""The rule of nms.py for a CPU: 64 sorted rows at a time in NumPy, and no more rows than a limit over all groups needs."""
+"""The rule of nms.py for a CPU: 64 sorted rows at a time in NumPy, and no more rows than a limit over all
+groups needs."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -10,11 +12,14 @@ from detection_zoo.kernels.nms_reference import NmsRule, raise_for_groups, raise
 BLOCK = 64  # rows whose pairs are tested together; a row of the table of pairs is one 64-bit number
 BITS = tuple(1 << row for row in range(BLOCK))  # of the rows of a block
 LATER = np.triu(np.ones((BLOCK, BLOCK), dtype=bool), 1)  # row, later row
-FIRST_LOOK = 4  # rows looked at first, for each that is wanted; SSDLite needs 1.4 to 4.7 of them on real images
+FIRST_LOOK = (
+    4  # rows looked at first, for each that is wanted; SSDLite needs 1.4 to 4.7 of them on real images
+)
 
 
 def cpu_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, rule: NmsRule) -> Tensor:
-    """Kept rows (M,) int64 by falling score: all of them, or at least the best `rule.max_total` with their ties.
+    """Kept rows (M,) int64 by falling score: all of them, or at least the best `rule.max_total` with their
+    ties.
 
     Whether a row is kept depends on better rows alone, so what is kept among the best rows is kept among all.
     """
@@ -41,18 +46,26 @@ def _best_rows(scores: np.ndarray, count: int) -> np.ndarray:
 def _suppress(boxes: np.ndarray, scores: np.ndarray, group: np.ndarray, rule: NmsRule) -> np.ndarray:
     """Kept rows by falling score of boxes (R, 4), scores (R,), group (R,) of any values."""
     by_score = torch.sort(torch.from_numpy(scores), descending=True, stable=True).indices.numpy()
-    rank = np.argsort(group[by_score], kind="stable")  # place in `by_score`, by rising group, by falling score in a group
+    rank = np.argsort(
+        group[by_score], kind="stable"
+    )  # place in `by_score`, by rising group, by falling score in a group
     rank = rank[_first_of_each(group[by_score[rank]], rule.max_candidates)]
     group = group[by_score[rank]]
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # 0 / 0 of two empty boxes: not a number, removes nothing
+    with np.errstate(
+        invalid="ignore", divide="ignore", over="ignore"
+    ):  # 0 / 0 of two empty boxes: not a number, removes nothing
         kept = _greedy(_columns(boxes[by_score[rank]], rule.offset), group, rule)
-    kept = kept[_first_of_each(group[kept], rule.max_keep)]  # a row beyond the limit removes only rows that are beyond it too
+    kept = kept[
+        _first_of_each(group[kept], rule.max_keep)
+    ]  # a row beyond the limit removes only rows that are beyond it too
     return by_score[np.sort(rank[kept])]
 
 
 def _first_of_each(group: np.ndarray, most: int) -> np.ndarray:
     """(R,) bool, which rows are among the first `most` of their group; groups (R,) rise."""
-    later = group[most:] != group[:max(len(group) - most, 0)]  # of another group than the row `most` places before
+    later = (
+        group[most:] != group[: max(len(group) - most, 0)]
+    )  # of another group than the row `most` places before
     return np.append(np.ones(len(group) - len(later), dtype=bool), later)
 
 
@@ -66,24 +79,28 @@ def _columns(boxes: np.ndarray, offset: float) -> np.ndarray:
 
 
 def _greedy(columns: np.ndarray, groups: np.ndarray, rule: NmsRule) -> np.ndarray:
-    """Rising places (M,) that survive of columns (5, R) by rising groups (R,), by falling score in a group; of a full group there may be some too many.
+    """Rising places (M,) that survive of columns (5, R) by rising groups (R,), by falling score in a group;
+    of a full group there may be some too many.
 
-    Each block is tested against the kept rows of its first group, which are the last kept ones, and against itself.
+    Each block is tested against the kept rows of its first group, which are the last kept ones, and against
+    itself.
     """
     alive = np.zeros(len(groups), dtype=bool)
-    kept_columns = np.empty((5, len(groups) + BLOCK), dtype=columns.dtype)  # of the kept rows, then of the block
+    kept_columns = np.empty(
+        (5, len(groups) + BLOCK), dtype=columns.dtype
+    )  # of the kept rows, then of the block
     start = kept = before = 0  # before: kept rows of the group of the last block's last row
     while start < len(groups):
-        block, group = columns[:, start:start + BLOCK], groups[start:start + BLOCK]
+        block, group = columns[:, start : start + BLOCK], groups[start : start + BLOCK]
         before = before if start and group[0] == groups[start - 1] else 0
         if before >= rule.max_keep:
             start += int(np.searchsorted(groups[start:], group[0], side="right"))
             continue
-        kept_columns[:, kept:kept + len(group)] = block
-        exceeds = _exceeds(block, kept_columns[:, kept - before:kept + len(group)], rule)
+        kept_columns[:, kept : kept + len(group)] = block
+        exceeds = _exceeds(block, kept_columns[:, kept - before : kept + len(group)], rule)
         own = np.count_nonzero(group == group[0])
         found = _settle(exceeds[:own, :before].any(axis=1), exceeds[:, before:], group)
-        kept_columns[:, kept:kept + len(found)] = block[:, found]
+        kept_columns[:, kept : kept + len(found)] = block[:, found]
         alive[start + found] = True
         before = np.count_nonzero(group[found] == group[-1]) + (before if own == len(group) else 0)
         kept += len(found)
@@ -92,7 +109,8 @@ def _greedy(columns: np.ndarray, groups: np.ndarray, rule: NmsRule) -> np.ndarra
 
 
 def _settle(removed: np.ndarray, exceeds: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Rising rows of a block that survive: removed (at most B,) from before, exceeds (B, B) by each row of each other, group (B,) rising."""
+    """Rising rows of a block that survive: removed (at most B,) from before, exceeds (B, B) by each row of
+    each other, group (B,) rising."""
     size = len(group)
     removes = np.zeros((size, BLOCK), dtype=bool)
     np.logical_and(exceeds, LATER[:size, :size], out=removes[:, :size])
@@ -102,7 +120,12 @@ def _settle(removed: np.ndarray, exceeds: np.ndarray, group: np.ndarray) -> np.n
     for bit, removed_by_it in zip(BITS[:size], _packed(removes).view("<u8")[:, 0].tolist(), strict=True):
         if removed_by_it and not bits & bit:
             bits |= removed_by_it
-    return np.flatnonzero(np.unpackbits(np.frombuffer(bits.to_bytes(BLOCK // 8, "little"), dtype=np.uint8), bitorder="little")[:size] == 0)
+    return np.flatnonzero(
+        np.unpackbits(np.frombuffer(bits.to_bytes(BLOCK // 8, "little"), dtype=np.uint8), bitorder="little")[
+            :size
+        ]
+        == 0
+    )
 
 
 def _packed(flags: np.ndarray) -> np.ndarray:
@@ -110,7 +133,8 @@ def _packed(flags: np.ndarray) -> np.ndarray:
 
 
 def _exceeds(some: np.ndarray, others: np.ndarray, rule: NmsRule) -> np.ndarray:
-    """(A, B) bool, whether the IoU of two boxes removes one: columns (5, A) and (5, B), each operation of the rule in its order, in place."""
+    """(A, B) bool, whether the IoU of two boxes removes one: columns (5, A) and (5, B), each operation of the
+    rule in its order, in place."""
     number = some.dtype.type
     sides = np.minimum(some[2:4, :, None], others[2:4, None])  # (2, A, B)
     sides -= np.maximum(some[:2, :, None], others[:2, None])

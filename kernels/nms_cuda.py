@@ -1,4 +1,6 @@
-"""Launches of nms.cu: sort each group, test pairs, settle the groups, and (without padding) merge their survivors."""
+"""Launches of nms.cu: sort each group, test pairs, settle the groups, and (without padding) merge their
+survivors."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -11,11 +13,16 @@ from detection_zoo.kernels.launch import launch
 from detection_zoo.kernels.nms_reference import NmsRule
 
 FILE, CHUNK, THREADS, SCAN_THREADS = "nms.cu", 4096, 128, 512
-_PROBLEMS = ("scores[{}] is NaN", "boxes[{}] is inverted or not finite", "groups[{}] is outside 0..num_groups-1")
+_PROBLEMS = (
+    "scores[{}] is NaN",
+    "boxes[{}] is inverted or not finite",
+    "groups[{}] is outside 0..num_groups-1",
+)
 
 
 class Rows(NamedTuple):
-    """Rows of the input, sorted inside each group; groups lie one after another (starts is None for a single group)."""
+    """Rows of the input, sorted inside each group; groups lie one after another (starts is None for a single
+    group)."""
 
     boxes: Tensor  # (R, 4)
     rows: Tensor  # (R,) int32
@@ -39,8 +46,21 @@ def cuda_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: i
     positions, kept_counts, total = _settle(sorted_rows, rule, num_groups, kept, None)
     if kept is None:
         kept = boxes.new_empty((1, len(boxes)), dtype=torch.int64)
-        _launch(sorted_rows, "nms_merge", 32 * len(boxes), sorted_rows.keys, sorted_rows.rows, sorted_rows.groups_at, sorted_rows.starts,
-                sorted_rows.counts, positions, kept_counts, kept, np.int32(len(boxes)), np.int32(num_groups))
+        _launch(
+            sorted_rows,
+            "nms_merge",
+            32 * len(boxes),
+            sorted_rows.keys,
+            sorted_rows.rows,
+            sorted_rows.groups_at,
+            sorted_rows.starts,
+            sorted_rows.counts,
+            positions,
+            kept_counts,
+            kept,
+            np.int32(len(boxes)),
+            np.int32(num_groups),
+        )
     count, *problems = torch.cat([total, sorted_rows.problems]).tolist()
     for problem, distance in zip(_PROBLEMS, problems, strict=True):
         if distance:
@@ -48,43 +68,117 @@ def cuda_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: i
     return kept[0, :count]
 
 
-def cuda_nms_padded(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, max_keep: int, rule: NmsRule) -> tuple[Tensor, Tensor]:
+def cuda_nms_padded(
+    boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, max_keep: int, rule: NmsRule
+) -> tuple[Tensor, Tensor]:
     """Indices (G, max_keep) and counts (G,), int64; only launches, so that it can be captured in a graph."""
     indices = boxes.new_empty((num_groups, max_keep), dtype=torch.int64)
     counts = boxes.new_zeros(num_groups, dtype=torch.int64)
     if min(len(boxes), max_keep, rule.max_candidates) == 0:
         return indices.fill_(-1), counts
-    _settle(_sort(boxes, scores, groups, num_groups, rule, padded=True), rule._replace(max_keep=max_keep), num_groups, indices, counts)
+    _settle(
+        _sort(boxes, scores, groups, num_groups, rule, padded=True),
+        rule._replace(max_keep=max_keep),
+        num_groups,
+        indices,
+        counts,
+    )
     return indices, counts
 
 
-def _sort(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, rule: NmsRule, padded: bool) -> Rows:
+def _sort(
+    boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, rule: NmsRule, padded: bool
+) -> Rows:
     count = len(boxes)
     if count >= 2**31 // 32:
         raise ValueError(f"{count} boxes; the kernels take fewer than {2**31 // 32} at a time")
     boxes, scores = boxes.detach().contiguous(), scores.detach().contiguous()
     groups = None if groups is None else groups.long().contiguous()
     ints = boxes.new_zeros(num_groups + 3, dtype=torch.int32)  # one fill for both
-    keys, arrivals = boxes.new_empty(count, dtype=torch.int64), boxes.new_empty(count if groups is not None else 0, dtype=torch.int32)
-    found = Rows(torch.empty_like(boxes), boxes.new_empty(count, dtype=torch.int32), torch.empty_like(keys), None, None, ints[:num_groups],
-                 ints[num_groups:])
+    keys, arrivals = (
+        boxes.new_empty(count, dtype=torch.int64),
+        boxes.new_empty(count if groups is not None else 0, dtype=torch.int32),
+    )
+    found = Rows(
+        torch.empty_like(boxes),
+        boxes.new_empty(count, dtype=torch.int32),
+        torch.empty_like(keys),
+        None,
+        None,
+        ints[:num_groups],
+        ints[num_groups:],
+    )
     rows = np.int32(count)
-    _launch(found, "nms_keys", count, boxes, scores, groups, keys, arrivals, found.counts, found.problems, rows, np.int32(num_groups),
-            _number(boxes, -1.01 * rule.offset), np.int32(padded))
+    _launch(
+        found,
+        "nms_keys",
+        count,
+        boxes,
+        scores,
+        groups,
+        keys,
+        arrivals,
+        found.counts,
+        found.problems,
+        rows,
+        np.int32(num_groups),
+        _number(boxes, -1.01 * rule.offset),
+        np.int32(padded),
+    )
     segment_rows = None
     if groups is not None:
-        found = found._replace(groups_at=boxes.new_empty(count, dtype=torch.int32), starts=torch.empty_like(found.counts))
-        launch(FILE, "nms_starts", _defines(boxes), (1,), (1024,), (found.counts, found.starts, np.int32(num_groups)), 4 * 1024)
+        found = found._replace(
+            groups_at=boxes.new_empty(count, dtype=torch.int32), starts=torch.empty_like(found.counts)
+        )
+        launch(
+            FILE,
+            "nms_starts",
+            _defines(boxes),
+            (1,),
+            (1024,),
+            (found.counts, found.starts, np.int32(num_groups)),
+            4 * 1024,
+        )
         segment_keys, segment_rows = torch.empty_like(keys), torch.empty_like(found.rows)
-        _launch(found, "nms_scatter", count, keys, groups, arrivals, found.starts, segment_keys, segment_rows, found.groups_at, rows)
+        _launch(
+            found,
+            "nms_scatter",
+            count,
+            keys,
+            groups,
+            arrivals,
+            found.starts,
+            segment_keys,
+            segment_rows,
+            found.groups_at,
+            rows,
+        )
         keys = segment_keys
-    _launch(found, "nms_rank", 32 * count, boxes, keys, segment_rows, found.groups_at, found.starts, found.counts, found.keys, found.rows,
-            found.boxes, rows, np.int32(num_groups), np.int32(rule.max_candidates))
+    _launch(
+        found,
+        "nms_rank",
+        32 * count,
+        boxes,
+        keys,
+        segment_rows,
+        found.groups_at,
+        found.starts,
+        found.counts,
+        found.keys,
+        found.rows,
+        found.boxes,
+        rows,
+        np.int32(num_groups),
+        np.int32(rule.max_candidates),
+    )
     return found
 
 
-def _settle(found: Rows, rule: NmsRule, num_groups: int, padded: Tensor | None, padded_counts: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions kept (R,), their counts (G, 2) before and after the last chunk, and their number (1,), all int32."""
+def _settle(
+    found: Rows, rule: NmsRule, num_groups: int, padded: Tensor | None, padded_counts: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions kept (R,), their counts (G, 2) before and after the last chunk, and their number (1,), all
+    int32."""
     count = len(found.boxes)
     words = -(-min(rule.max_candidates, CHUNK) // 64)
     mask = found.keys.new_empty((count, words))
@@ -96,16 +190,58 @@ def _settle(found: Rows, rule: NmsRule, num_groups: int, padded: Tensor | None, 
         padded_counts = padded.new_empty(num_groups)
     where = (found.groups_at, found.starts, found.counts)
     limits = (np.int32(rule.max_candidates), np.int32(rule.max_keep))
-    test = (_number(found.boxes, rule.iou_threshold), _number(found.boxes, rule.offset), np.int32(rule.inclusive))
+    test = (
+        _number(found.boxes, rule.iou_threshold),
+        _number(found.boxes, rule.offset),
+        np.int32(rule.inclusive),
+    )
     sizes = (np.int32(count), np.int32(num_groups))
     for chunk in map(np.int32, range(chunks)):
-        launch(FILE, "nms_mask", _defines(found.boxes), (-(-count // THREADS), words), (THREADS,),
-               (found.boxes, *where, mask, *sizes, np.int32(words), chunk, limits[0], *test))
-        launch(FILE, "nms_scan", _defines(found.boxes), (num_groups,), (SCAN_THREADS,),
-               (mask, found.rows, *where[1:], removed, positions, kept_counts, total, padded, padded_counts, np.int32(words), chunk, *limits),
-               8 * (words + 1))
+        launch(
+            FILE,
+            "nms_mask",
+            _defines(found.boxes),
+            (-(-count // THREADS), words),
+            (THREADS,),
+            (found.boxes, *where, mask, *sizes, np.int32(words), chunk, limits[0], *test),
+        )
+        launch(
+            FILE,
+            "nms_scan",
+            _defines(found.boxes),
+            (num_groups,),
+            (SCAN_THREADS,),
+            (
+                mask,
+                found.rows,
+                *where[1:],
+                removed,
+                positions,
+                kept_counts,
+                total,
+                padded,
+                padded_counts,
+                np.int32(words),
+                chunk,
+                *limits,
+            ),
+            8 * (words + 1),
+        )
         if chunk + 1 < chunks:
-            _launch(found, "nms_suppress", 32 * count, found.boxes, *where, positions, kept_counts, removed, *sizes, chunk, *limits, *test)
+            _launch(
+                found,
+                "nms_suppress",
+                32 * count,
+                found.boxes,
+                *where,
+                positions,
+                kept_counts,
+                removed,
+                *sizes,
+                chunk,
+                *limits,
+                *test,
+            )
     return positions, kept_counts, total
 
 

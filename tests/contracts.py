@@ -1,4 +1,5 @@
 """What every backbone and every detector must do, as functions that tests apply to whatever is registered."""
+
 from __future__ import annotations
 
 import pytest
@@ -9,24 +10,34 @@ from detection_zoo.zoo.detectors.base import Detections, Detector, Target
 
 
 def need_package(row: str) -> None:
-    """Skip a test that builds a row of Detectron2 where that is not installed: it is in no package registry, and its rows run through its own code."""
+    """Skip a test that builds a row of Detectron2 where that is not installed: it is in no package registry,
+    and its rows run through its own code."""
     if row.endswith(".detectron2"):
-        pytest.importorskip("detectron2", reason="Detectron2 is not installed; its rows run through its own code")
+        pytest.importorskip(
+            "detectron2", reason="Detectron2 is not installed; its rows run through its own code"
+        )
 
 
 def check_backbone(backbone: Backbone, side: int = 64, device: str = "meta") -> None:
-    """Maps come by name, in the order and with the channels and strides that `specs` says; strides do not fall."""
+    """Maps come by name, in the order and with the channels and strides that `specs` says; strides do not
+    fall."""
     maps = backbone(torch.zeros(2, 3, side, side, device=device))
-    assert list(maps) == list(backbone.specs), f"{list(maps)} are not the names of specs, {list(backbone.specs)}"
+    assert list(maps) == list(backbone.specs), (
+        f"{list(maps)} are not the names of specs, {list(backbone.specs)}"
+    )
     strides = [spec.stride for spec in backbone.specs.values()]
     assert strides == sorted(strides)
     for name, spec in backbone.specs.items():
         images, channels, height, width = maps[name].shape
         assert (images, channels) == (2, spec.channels), name
-        assert abs(height - side / spec.stride) <= 1 and abs(width - side / spec.stride) <= 1, f"{name}: {height} x {width} for stride {spec.stride}"
+        assert abs(height - side / spec.stride) <= 1 and abs(width - side / spec.stride) <= 1, (
+            f"{name}: {height} x {width} for stride {spec.stride}"
+        )
 
 
-def images_and_targets(sizes: list[tuple[int, int]], *, polygons: bool, keypoints: bool, classes: int) -> tuple[torch.Tensor, torch.Tensor, list[Target]]:
+def images_and_targets(
+    sizes: list[tuple[int, int]], *, polygons: bool, keypoints: bool, classes: int
+) -> tuple[torch.Tensor, torch.Tensor, list[Target]]:
     """A padded batch, true sizes, and two objects an image, with polygons and keypoints where wanted."""
     generator = torch.Generator().manual_seed(4)
     height, width = (-(-max(size[axis] for size in sizes) // 32) * 32 for axis in (0, 1))
@@ -36,10 +47,14 @@ def images_and_targets(sizes: list[tuple[int, int]], *, polygons: bool, keypoint
         images[i, :, :h, :w] = torch.randn(3, h, w, generator=generator)
         boxes = torch.tensor([[4.0, 6.0, w * 0.6, h * 0.7], [w * 0.3, h * 0.2, w - 4.0, h - 3.0]])
         corners = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()]
-        places = boxes[:, None, :2] + (boxes[:, None, 2:] - boxes[:, None, :2]) * torch.rand(2, 17, 2, generator=generator)
+        places = boxes[:, None, :2] + (boxes[:, None, 2:] - boxes[:, None, :2]) * torch.rand(
+            2, 17, 2, generator=generator
+        )
         points = torch.cat([places, torch.full((2, 17, 1), 2.0)], dim=2)
         labels, crowd = torch.tensor([0, classes - 1]), torch.zeros(2, dtype=torch.bool)
-        targets.append(Target(boxes, labels, corners if polygons else None, points if keypoints else None, crowd))
+        targets.append(
+            Target(boxes, labels, corners if polygons else None, points if keypoints else None, crowd)
+        )
     return images, torch.tensor(sizes), targets
 
 
@@ -48,8 +63,14 @@ def check_detections(found: list[Detections], sizes: list[tuple[int, int]], clas
     assert len(found) == len(sizes)
     for each, (height, width) in zip(found, sizes, strict=True):
         rows = len(each.scores)
-        assert each.boxes.shape == (rows, 4) and each.labels.shape == (rows,) and each.labels.dtype == torch.int64
-        assert ((each.scores >= 0) & (each.scores <= 1)).all() and ((each.labels >= 0) & (each.labels < classes)).all()
+        assert (
+            each.boxes.shape == (rows, 4)
+            and each.labels.shape == (rows,)
+            and each.labels.dtype == torch.int64
+        )
+        assert ((each.scores >= 0) & (each.scores <= 1)).all() and (
+            (each.labels >= 0) & (each.labels < classes)
+        ).all()
         assert torch.isfinite(each.boxes).all() and (each.boxes >= -1.01).all()
         assert (each.boxes[:, 0::2] <= width + 0.01).all() and (each.boxes[:, 1::2] <= height + 0.01).all()
         for name in ("masks", "keypoints"):
@@ -57,9 +78,14 @@ def check_detections(found: list[Detections], sizes: list[tuple[int, int]], clas
                 assert len(value) == rows, name
 
 
-def check_detector(model: Detector, sizes: list[tuple[int, int]], *, polygons: bool = False, keypoints: bool = False) -> None:
-    """Losses are finite scalars that reach the first trained weight and the last; detections keep their contract in input and original pixels."""
-    images, true, targets = images_and_targets(sizes, polygons=polygons, keypoints=keypoints, classes=model.num_classes)
+def check_detector(
+    model: Detector, sizes: list[tuple[int, int]], *, polygons: bool = False, keypoints: bool = False
+) -> None:
+    """Losses are finite scalars that reach the first trained weight and the last; detections keep their
+    contract in input and original pixels."""
+    images, true, targets = images_and_targets(
+        sizes, polygons=polygons, keypoints=keypoints, classes=model.num_classes
+    )
     model.train()
     losses = model(images, true, targets)
     assert losses and all(value.ndim == 0 and torch.isfinite(value) for value in losses.values()), losses
@@ -74,4 +100,6 @@ def check_detector(model: Detector, sizes: list[tuple[int, int]], *, polygons: b
         found = model.predict(images, true, torch.tensor(doubled))
     check_detections(found, doubled, model.num_classes)
     for each, (height, width) in zip(found, doubled, strict=True):
-        assert each.masks is None or (each.masks.shape[1:] == (height, width) and each.masks.dtype == torch.bool)
+        assert each.masks is None or (
+            each.masks.shape[1:] == (height, width) and each.masks.dtype == torch.bool
+        )

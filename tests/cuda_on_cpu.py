@@ -1,4 +1,6 @@
-"""The `Runner` of kernels.launch that executes a .cu file on the CPU: built by g++ around tests/host_shim/cuda_on_cpu.h."""
+"""The `Runner` of kernels.launch that executes a .cu file on the CPU: built by g++ around
+tests/host_shim/cuda_on_cpu.h."""
+
 from __future__ import annotations
 
 import ctypes
@@ -18,20 +20,44 @@ from detection_zoo.kernels.launch import Argument, source_of
 SHIM = Path(__file__).parent / "host_shim"
 BUILD = Path(__file__).parent.parent / "build" / "host_shim"
 FORWARD, BACKWARD, SHUFFLED = 0, 1, 12345  # order in which the threads of a block run
-# address: reads and writes one element beyond a tensor; undefined: overflows, shifts, conversions that do not fit. Needs libasan preloaded.
-SANITIZE = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "--param", "asan-stack=0", "-O1")
+# address: reads and writes one element beyond a tensor; undefined: overflows, shifts, conversions that do not
+# fit. Needs libasan preloaded.
+SANITIZE = (
+    "-fsanitize=address,undefined,float-cast-overflow",
+    "-fno-sanitize=vptr",
+    "-fno-sanitize-recover=all",
+    "--param",
+    "asan-stack=0",
+    "-O1",
+)
 COUNTS = ("threads", "barriers", "warp_operations", "atomics")
 
 
 class CudaOnCpu:
-    """Executes kernels on CPU tensors; raises RuntimeError for what would hang or corrupt memory on a device."""
+    """Executes kernels on CPU tensors; raises RuntimeError for what would hang or corrupt memory on a
+    device."""
 
-    def __init__(self, order: int = FORWARD, edit: Callable[[str], str] = lambda source: source, flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        order: int = FORWARD,
+        edit: Callable[[str], str] = lambda source: source,
+        flags: tuple[str, ...] = (),
+    ) -> None:
         self.order, self.edit, self.flags, self.counts = order, edit, flags, {}
 
-    def __call__(self, file: str, kernel: str, options: tuple[str, ...], grid: tuple[int, ...], block: tuple[int, ...],
-                 args: Sequence[Argument], shared_bytes: int) -> None:
-        library = _library(self.edit(source_of(file)), tuple(flag for flag in options if flag.startswith("-D")) + self.flags)
+    def __call__(
+        self,
+        file: str,
+        kernel: str,
+        options: tuple[str, ...],
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Argument],
+        shared_bytes: int,
+    ) -> None:
+        library = _library(
+            self.edit(source_of(file)), tuple(flag for flag in options if flag.startswith("-D")) + self.flags
+        )
         values = [np.atleast_1d(_value(kernel, index, arg)) for index, arg in enumerate(args)]
         describe = getattr(library, f"shim_arguments_{kernel}")
         describe.restype = ctypes.c_char_p
@@ -46,7 +72,9 @@ class CudaOnCpu:
         problem = run(*sizes, ctypes.c_size_t(shared_bytes), self.order, pointers)
         taken = (ctypes.c_uint64 * len(COUNTS))()
         library.shim_take_counts(taken)
-        self.counts[kernel] = [old + new for old, new in zip(self.counts.get(kernel, [0] * len(COUNTS)), taken, strict=True)]
+        self.counts[kernel] = [
+            old + new for old, new in zip(self.counts.get(kernel, [0] * len(COUNTS)), taken, strict=True)
+        ]
         if problem:
             raise RuntimeError(f"{kernel} in {file}: {problem.decode()}")
 
@@ -61,20 +89,41 @@ def _value(kernel: str, index: int, arg: Argument) -> np.generic | np.ndarray:
 
 @functools.cache
 def _library(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
-    """Build (once for a text, the shim and the flags; kept in build/host_shim) and load the kernels of one file."""
+    """Build (once for a text, the shim and the flags; kept in build/host_shim) and load the kernels of one
+    file."""
     compiler = shutil.which("g++")
     if compiler is None:
-        raise RuntimeError("g++ is not installed; the kernels' source is executed on the CPU by every test run, so install it")
+        raise RuntimeError(
+            "g++ is not installed; the kernels' source is executed on the CPU by every test run, so"
+            " install it"
+        )
     kernels = re.findall(r"__global__ void (\w+)\(", source)
-    text = '#include "cuda_on_cpu.h"\n' + source + "".join(f"\nSHIM_KERNEL({name})" for name in kernels) + "\n"
-    command = [compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w", f"-I{SHIM}", *flags]
+    text = (
+        '#include "cuda_on_cpu.h"\n' + source + "".join(f"\nSHIM_KERNEL({name})" for name in kernels) + "\n"
+    )
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O2",
+        "-fPIC",
+        "-shared",
+        "-ffp-contract=off",
+        "-U_FORTIFY_SOURCE",
+        "-w",
+        f"-I{SHIM}",
+        *flags,
+    ]
     shim = "".join(header.read_text() for header in sorted(SHIM.glob("*.h")))
     digest = hashlib.sha256("\0".join([text, shim, *command[1:]]).encode()).hexdigest()[:24]
     path = BUILD / f"{digest}.so"
     if not path.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         (BUILD / f"{digest}.cpp").write_text(text)
-        made = subprocess.run([*command, "-o", str(BUILD / f"{digest}.part"), str(BUILD / f"{digest}.cpp")], capture_output=True, text=True)
+        made = subprocess.run(
+            [*command, "-o", str(BUILD / f"{digest}.part"), str(BUILD / f"{digest}.cpp")],
+            capture_output=True,
+            text=True,
+        )
         if made.returncode:
             raise RuntimeError(f"g++ could not build the kernels:\n{made.stderr[:4000]}")
         (BUILD / f"{digest}.part").rename(path)

@@ -1,7 +1,10 @@
-"""A process that fetches on command, and can be told to die by SIGKILL at a chosen byte or at a chosen operation of the interpreter.
+"""A process that fetches on command, and can be told to die by SIGKILL at a chosen byte or at a chosen
+operation of the interpreter.
 
-Reads one JSON order a line from stdin, runs it in a forked child, and answers with one JSON line: exit status, peak memory, result.
+Reads one JSON order a line from stdin, runs it in a forked child, and answers with one JSON line: exit
+status, peak memory, result.
 """
+
 from __future__ import annotations
 
 import json
@@ -43,7 +46,13 @@ def fetch(order: dict[str, Any]) -> dict[str, Any]:
             die()
 
     spec = WeightSpec(urls=[order["url"]], sha256=order.get("sha256"), format="torch", holds="imagenet")
-    fetched = fetch_weights(spec, "row", WeightCache(Path(order["home"])), policy=Policy(attempts=2, backoff_s=0.01), watch=Watch(progress=progress))
+    fetched = fetch_weights(
+        spec,
+        "row",
+        WeightCache(Path(order["home"])),
+        policy=Policy(attempts=2, backoff_s=0.01),
+        watch=Watch(progress=progress),
+    )
     return {"sha256": fetched.sha256, "downloaded": fetched.url is not None, "events": events}
 
 
@@ -67,7 +76,12 @@ def main() -> None:
         with os.fdopen(read, "rb") as pipe:
             result = json.loads(pipe.read() or b"{}")
         _, status = os.waitpid(pid, 0)
-        print(json.dumps({"killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, **result}), flush=True)
+        print(
+            json.dumps(
+                {"killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, **result}
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

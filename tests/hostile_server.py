@@ -1,4 +1,5 @@
 """A real HTTP server on this machine that misbehaves on purpose: the first part of the path names how."""
+
 from __future__ import annotations
 
 import gzip
@@ -12,7 +13,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-BODY = b"\x80\x02" + b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(12_000))  # 384,002 bytes
+BODY = b"\x80\x02" + b"".join(
+    hashlib.sha256(str(i).encode()).digest() for i in range(12_000)
+)  # 384,002 bytes
 SHA256 = hashlib.sha256(BODY).hexdigest()
 HALF = len(BODY) // 2
 ETAG = '"one"'
@@ -43,7 +46,9 @@ class HostileServer:
     other: str = ""  # another origin, for redirects
     files: dict[str, bytes] = field(default_factory=dict)
     neighbour: HostileServer | None = None
-    released: threading.Event = field(default_factory=threading.Event)  # set at the end: cases that hang let go
+    released: threading.Event = field(
+        default_factory=threading.Event
+    )  # set at the end: cases that hang let go
 
     def url(self, case: str, name: str = "weights.pkl") -> str:
         return f"http://localhost:{self.port}/{case}/{name}"
@@ -104,7 +109,13 @@ class Handler(BaseHTTPRequestHandler):
             if start >= len(body):
                 self.whole(b"", 416, Content_Range=f"bytes */{len(body)}")
                 return
-            self.whole(body[start:], 206, ETag=etag, Content_Range=f"bytes {start}-{len(body) - 1}/{len(body)}", **headers)
+            self.whole(
+                body[start:],
+                206,
+                ETag=etag,
+                Content_Range=f"bytes {start}-{len(body) - 1}/{len(body)}",
+                **headers,
+            )
         else:
             self.whole(body, ETag=etag, **headers)
 
@@ -126,26 +137,74 @@ def case(name: str) -> Callable[[Case], Case]:
 case("good")(lambda h, n: h.ranged())
 case("cut-then-good")(lambda h, n: h.cut(BODY[:HALF], len(BODY), ETag=ETAG) if n == 1 else h.ranged())
 case("cut-always")(lambda h, n: h.cut(BODY[:HALF], len(BODY)))
-case("cut-then-etag-changed")(lambda h, n: h.cut(b"\x80old" * 30_000, len(BODY), ETag='"old"') if n == 1 else h.ranged())
+case("cut-then-etag-changed")(
+    lambda h, n: h.cut(b"\x80old" * 30_000, len(BODY), ETag='"old"') if n == 1 else h.ranged()
+)
 case("etag-changed-if-range-ignored")(
-    lambda h, n: h.cut(b"\x80old" * 30_000, len(BODY), ETag='"old"') if n == 1
-    else h.whole(BODY[h.range_start():], 206, ETag=ETAG, Content_Range=f"bytes {h.range_start()}-{len(BODY) - 1}/{len(BODY)}") if h.range_start()
-    else h.whole(ETag=ETAG))
+    lambda h, n: (
+        h.cut(b"\x80old" * 30_000, len(BODY), ETag='"old"')
+        if n == 1
+        else (
+            h.whole(
+                BODY[h.range_start() :],
+                206,
+                ETag=ETAG,
+                Content_Range=f"bytes {h.range_start()}-{len(BODY) - 1}/{len(BODY)}",
+            )
+            if h.range_start()
+            else h.whole(ETag=ETAG)
+        )
+    )
+)
 case("length-too-large")(lambda h, n: h.cut(BODY, len(BODY) + 100, ETag=ETAG))
-case("length-too-large-then-416")(lambda h, n: h.cut(BODY, len(BODY) + 100, ETag=ETAG) if n == 1 else h.ranged())
+case("length-too-large-then-416")(
+    lambda h, n: h.cut(BODY, len(BODY) + 100, ETag=ETAG) if n == 1 else h.ranged()
+)
 case("length-too-small")(lambda h, n: h.cut(BODY, HALF))
 case("range-ignored")(lambda h, n: h.cut(BODY[:HALF], len(BODY), ETag=ETAG) if n == 1 else h.whole(ETag=ETAG))
 case("wrong-range")(
-    lambda h, n: h.cut(BODY[:HALF], len(BODY), ETag=ETAG) if n == 1
-    else h.whole(BODY[10:], 206, ETag=ETAG, Content_Range=f"bytes 10-{len(BODY) - 1}/{len(BODY)}") if h.range_start() else h.whole(ETag=ETAG))
+    lambda h, n: (
+        h.cut(BODY[:HALF], len(BODY), ETag=ETAG)
+        if n == 1
+        else (
+            h.whole(BODY[10:], 206, ETag=ETAG, Content_Range=f"bytes 10-{len(BODY) - 1}/{len(BODY)}")
+            if h.range_start()
+            else h.whole(ETag=ETAG)
+        )
+    )
+)
 case("wrong-range-always")(
-    lambda h, n: h.cut(BODY[:HALF], len(BODY), ETag=ETAG) if not h.range_start()
-    else h.whole(BODY[10:], 206, ETag=ETAG, Content_Range=f"bytes 10-{len(BODY) - 1}/{len(BODY)}"))
+    lambda h, n: (
+        h.cut(BODY[:HALF], len(BODY), ETag=ETAG)
+        if not h.range_start()
+        else h.whole(BODY[10:], 206, ETag=ETAG, Content_Range=f"bytes 10-{len(BODY) - 1}/{len(BODY)}")
+    )
+)
 case("lying-range")(  # says the right range, sends other bytes
-    lambda h, n: h.cut(BODY[:HALF], len(BODY), ETag=ETAG) if n == 1
-    else h.whole(BODY[:len(BODY) - h.range_start()], 206, ETag=ETAG, Content_Range=f"bytes {h.range_start()}-{len(BODY) - 1}/{len(BODY)}")
-    if h.range_start() else h.whole(ETag=ETAG))
-case("416")(lambda h, n: h.cut(BODY[:HALF], len(BODY), ETag=ETAG) if n == 1 else h.whole(b"", 416, Content_Range="bytes */7") if n == 2 else h.ranged())
+    lambda h, n: (
+        h.cut(BODY[:HALF], len(BODY), ETag=ETAG)
+        if n == 1
+        else (
+            h.whole(
+                BODY[: len(BODY) - h.range_start()],
+                206,
+                ETag=ETAG,
+                Content_Range=f"bytes {h.range_start()}-{len(BODY) - 1}/{len(BODY)}",
+            )
+            if h.range_start()
+            else h.whole(ETag=ETAG)
+        )
+    )
+)
+case("416")(
+    lambda h, n: (
+        h.cut(BODY[:HALF], len(BODY), ETag=ETAG)
+        if n == 1
+        else h.whole(b"", 416, Content_Range="bytes */7")
+        if n == 2
+        else h.ranged()
+    )
+)
 case("429")(lambda h, n: h.whole(b"slow down", 429, Retry_After="1") if n == 1 else h.ranged())
 case("429-for-hours")(lambda h, n: h.whole(b"slow down", 429, Retry_After="7200"))
 case("500")(lambda h, n: h.whole(b"oops", 500) if n < 3 else h.ranged())
@@ -154,15 +213,21 @@ case("404")(lambda h, n: h.whole(b"<?xml version='1.0'?><Error><Code>NoSuchKey</
 case("redirect-loop")(lambda h, n: h.whole(b"", 302, Location="/redirect-loop/weights.pkl"))
 case("redirect")(lambda h, n: h.whole(b"", 302, Location="/good/weights.pkl"))
 case("redirect-other-host")(lambda h, n: h.whole(b"", 302, Location=f"{h.state.other}/good/weights.pkl"))
-case("redirect-signed")(lambda h, n: h.whole(b"", 302, Location=f"{h.state.other}/good/weights.pkl?signature=do-not-tell"))
-case("redirect-signed-to-file")(lambda h, n: h.whole(b"", 302, Location="ftp://localhost/x?signature=do-not-tell"))
+case("redirect-signed")(
+    lambda h, n: h.whole(b"", 302, Location=f"{h.state.other}/good/weights.pkl?signature=do-not-tell")
+)
+case("redirect-signed-to-file")(
+    lambda h, n: h.whole(b"", 302, Location="ftp://localhost/x?signature=do-not-tell")
+)
 case("redirect-to-file")(lambda h, n: h.whole(b"", 301, Location="file:///etc/hostname"))
 case("redirect-nowhere")(lambda h, n: h.whole(b"", 302))
 case("html")(lambda h, n: h.whole(HTML_PAGE, Content_Type="text/html; charset=utf-8"))
 case("html-as-binary")(lambda h, n: h.whole(HTML_PAGE, Content_Type="application/octet-stream"))
 case("quota")(lambda h, n: h.whole(QUOTA_PAGE, Content_Type="text/html"))
 case("drive")(lambda h, n: h.whole(CONFIRM_PAGE, Content_Type="text/html"))
-case("drive-confirmed")(lambda h, n: h.ranged() if "uuid=u-1" in h.path and "confirm=t" in h.path else h.whole(HTML_PAGE))
+case("drive-confirmed")(
+    lambda h, n: h.ranged() if "uuid=u-1" in h.path and "confirm=t" in h.path else h.whole(HTML_PAGE)
+)
 case("gzip")(lambda h, n: h.whole(gzip.compress(BODY), Content_Encoding="gzip"))
 case("gzip-bomb")(lambda h, n: h.whole(gzip.compress(bytes(64 << 20)), Content_Encoding="gzip"))
 case("brotli")(lambda h, n: h.whole(BODY, Content_Encoding="br"))
@@ -171,7 +236,11 @@ case("traversal")(lambda h, n: h.ranged(Content_Disposition='attachment; filenam
 case("empty")(lambda h, n: h.whole(b""))
 case("huge")(lambda h, n: h.cut(b"\x80", 1 << 50))
 case("larger")(lambda h, n: h.whole(BODY + b"more"))
-case("md5sum")(lambda h, n: h.whole(hashlib.md5(BODY, usedforsecurity=False).hexdigest().encode() + b"  model_final.pkl\n"))
+case("md5sum")(
+    lambda h, n: h.whole(
+        hashlib.md5(BODY, usedforsecurity=False).hexdigest().encode() + b"  model_final.pkl\n"
+    )
+)
 case("md5sum-wrong")(lambda h, n: h.whole(b"0" * 32 + b"\n"))
 
 

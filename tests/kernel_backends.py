@@ -1,4 +1,5 @@
 """What every kernel test runs on, and the recorded outputs of the original implementations."""
+
 from __future__ import annotations
 
 import zlib
@@ -14,7 +15,8 @@ RECORDED = np.load(Path(__file__).parent / "reference" / "kernels" / "recorded.n
 
 
 class Backend(NamedTuple):
-    """A backend's name and where its tensors live; under "cuda" on the CPU the .cu text runs in the host shim."""
+    """A backend's name and where its tensors live; under "cuda" on the CPU the .cu text runs in the host
+    shim."""
 
     name: str
     device: str
@@ -25,7 +27,8 @@ BACKENDS = ("reference", "source", "source-backward", pytest.param("gpu", marks=
 
 @pytest.fixture(name="backend", params=BACKENDS)
 def every_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    """The reference, the CUDA source on the CPU with threads run forward and backward, and the CUDA source on a GPU."""
+    """The reference, the CUDA source on the CPU with threads run forward and backward, and the CUDA source on
+    a GPU."""
     return _backend(request.param, monkeypatch)
 
 
@@ -42,7 +45,9 @@ def _backend(kind: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
         if not torch.cuda.is_available():
             pytest.skip("no GPU here; the same test ran the kernels' source on the CPU")
         return Backend("cuda", "cuda")
-    monkeypatch.setattr("detection_zoo.kernels.launch.runner", CudaOnCpu(FORWARD if kind == "source" else BACKWARD))
+    monkeypatch.setattr(
+        "detection_zoo.kernels.launch.runner", CudaOnCpu(FORWARD if kind == "source" else BACKWARD)
+    )
     return Backend("cuda", "cpu")
 
 
@@ -56,14 +61,19 @@ def recorded(name: str) -> torch.Tensor:
     if name in RECORDED:
         return torch.from_numpy(RECORDED[name])
     samples = RECORDED[f"{name}|samples"]
-    assert int(RECORDED[f"{name}|stride"]) == 1 and samples.size == np.prod(RECORDED[f"{name}|shape"]), f"{name} was sampled, compare with `matches`"
+    assert int(RECORDED[f"{name}|stride"]) == 1 and samples.size == np.prod(RECORDED[f"{name}|shape"]), (
+        f"{name} was sampled, compare with `matches`"
+    )
     return torch.from_numpy(samples.reshape(RECORDED[f"{name}|shape"]))
 
 
 def matches(value: torch.Tensor, name: str, tolerance: float = 1e-5) -> None:
-    """Assert shape, evenly spaced samples and (where there is one) the random probe of a recorded output, to a relative L2 tolerance."""
+    """Assert shape, evenly spaced samples and (where there is one) the random probe of a recorded output, to
+    a relative L2 tolerance."""
     array = value.detach().cpu().numpy()
-    assert array.shape == tuple(RECORDED[f"{name}|shape"]), f"{name}: shape {array.shape}, recorded {tuple(RECORDED[f'{name}|shape'])}"
+    assert array.shape == tuple(RECORDED[f"{name}|shape"]), (
+        f"{name}: shape {array.shape}, recorded {tuple(RECORDED[f'{name}|shape'])}"
+    )
     flat, kept = array.reshape(-1), RECORDED[f"{name}|samples"]
     close(flat[:: int(RECORDED[f"{name}|stride"])][: kept.size], kept, name, tolerance)
     if f"{name}@probe|samples" in RECORDED:
@@ -76,7 +86,9 @@ def close(got: np.ndarray, kept: np.ndarray, name: str, tolerance: float) -> Non
     if np.issubdtype(kept.dtype, np.integer):
         assert np.array_equal(got, kept), name
         return
-    difference = np.linalg.norm(got.astype("f8") - kept.astype("f8")) / max(np.linalg.norm(kept.astype("f8")), 1e-12)
+    difference = np.linalg.norm(got.astype("f8") - kept.astype("f8")) / max(
+        np.linalg.norm(kept.astype("f8")), 1e-12
+    )
     assert difference <= tolerance, f"{name}: relative difference {difference:.2e}, at most {tolerance:.0e}"
 
 
@@ -85,7 +97,9 @@ def clustered_boxes(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     random = torch.Generator().manual_seed(seed)
     corner = torch.rand(max(count // 8, 1), 2, generator=random) * 300
     centre = torch.cat([corner, corner + 15 + 90 * torch.rand(len(corner), 2, generator=random)], 1)
-    boxes = centre[torch.randint(len(centre), (count,), generator=random)] + 4 * torch.randn(count, 4, generator=random)
+    boxes = centre[torch.randint(len(centre), (count,), generator=random)] + 4 * torch.randn(
+        count, 4, generator=random
+    )
     boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2])
     scores = torch.rand(count, generator=random)
     scores[::10] = (scores[::10] * 8).round() / 8

@@ -1,4 +1,5 @@
 """Detectors whose behaviour a test decides, on images that a program drew."""
+
 from __future__ import annotations
 
 import torch
@@ -17,14 +18,29 @@ class FindsNothing(Detector):
 
     num_classes = 5
 
-    def postprocess(self, raw: Tensor, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
+    def postprocess(
+        self, raw: Tensor, sizes: Tensor, original_sizes: Tensor | None = None
+    ) -> list[Detections]:
         return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)) for _ in raw]
 
 
-def subject_of(model: nn.Module, images: int | None = None, *, entry: ModelEntry | None = None, data: str = "shapes", device: str = "cpu") -> Subject:
+def subject_of(
+    model: nn.Module,
+    images: int | None = None,
+    *,
+    entry: ModelEntry | None = None,
+    data: str = "shapes",
+    device: str = "cpu",
+) -> Subject:
     """A model with the images and the pre-processing of a row (ROW unless another is given)."""
     entry = load_manifests().entry(ROW) if entry is None else entry
-    return Subject(entry, model.to(device), Preprocess.from_conventions(entry.conventions.image), torch.device(device), open_data(entry, data, images))
+    return Subject(
+        entry,
+        model.to(device),
+        Preprocess.from_conventions(entry.conventions.image),
+        torch.device(device),
+        open_data(entry, data, images),
+    )
 
 
 def real_subject(row: str = ROW, images: int = 2) -> Subject:

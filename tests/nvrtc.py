@@ -1,4 +1,6 @@
-"""Compile a .cu file with NVRTC, which needs no GPU, and read what ptxas says of each kernel's registers and spills."""
+"""Compile a .cu file with NVRTC, which needs no GPU, and read what ptxas says of each kernel's registers and
+spills."""
+
 from __future__ import annotations
 
 import ctypes
@@ -19,12 +21,20 @@ class Usage(NamedTuple):
 
 
 def compile_for(file: str, defines: dict[str, object], architecture: int) -> dict[str, Usage]:
-    """What each kernel of a file uses on an architecture (70 for sm_70); RuntimeError with the compiler's words if it refuses."""
+    """What each kernel of a file uses on an architecture (70 for sm_70); RuntimeError with the compiler's
+    words if it refuses."""
     library = _library_for(architecture)
-    options = [*compile_options(defines), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v", f"-I{cuda_include_folder()}"]
+    options = [
+        *compile_options(defines),
+        f"--gpu-architecture=sm_{architecture}",
+        "--ptxas-options=-v",
+        f"-I{cuda_include_folder()}",
+    ]
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(ctypes.byref(program), source_of(file).encode(), file.encode(), 0, None, None)
-    failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*(option.encode() for option in options)))
+    failed = library.nvrtcCompileProgram(
+        program, len(options), (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    )
     size = ctypes.c_size_t()
     library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)
@@ -32,16 +42,24 @@ def compile_for(file: str, defines: dict[str, object], architecture: int) -> dic
     library.nvrtcDestroyProgram(ctypes.byref(program))
     if failed:
         raise RuntimeError(f"NVRTC refused {file} for sm_{architecture}:\n{log.value.decode()[:4000]}")
-    found = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", log.value.decode(), re.DOTALL)
+    found = re.findall(
+        r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers",
+        log.value.decode(),
+        re.DOTALL,
+    )
     return {kernel: Usage(int(registers), int(spilled)) for kernel, spilled, registers in found}
 
 
 @functools.cache
 def _library_for(architecture: int) -> ctypes.CDLL:
-    """The newest NVRTC of NVIDIA's wheels that knows an architecture (CUDA 13 forgot sm_70, CUDA 12 knows it)."""
+    """The newest NVRTC of NVIDIA's wheels that knows an architecture (CUDA 13 forgot sm_70, CUDA 12 knows
+    it)."""
     spec = importlib.util.find_spec("nvidia")
     roots = [Path(root) for root in spec.submodule_search_locations or ()] if spec else []
-    names = sorted((path for root in roots for path in root.glob("*/lib/libnvrtc.so.*")), key=lambda path: int(path.name.rsplit(".", 1)[1]))
+    names = sorted(
+        (path for root in roots for path in root.glob("*/lib/libnvrtc.so.*")),
+        key=lambda path: int(path.name.rsplit(".", 1)[1]),
+    )
     for name in reversed(names):
         library = ctypes.CDLL(str(name))
         count = ctypes.c_int()
@@ -50,4 +68,7 @@ def _library_for(architecture: int) -> ctypes.CDLL:
         library.nvrtcGetSupportedArchs(known)
         if architecture in known:
             return library
-    raise RuntimeError(f"no NVRTC for sm_{architecture} among {[name.name for name in names]}; install the test dependencies: pip install -e .[test]")
+    raise RuntimeError(
+        f"no NVRTC for sm_{architecture} among {[name.name for name in names]}; install the test"
+        " dependencies: pip install -e .[test]"
+    )

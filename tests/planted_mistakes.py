@@ -1,7 +1,10 @@
-"""Copies of the kernels with one mistake each, run in the host shim: every mistake must be noticed. Run by test_kernel_source.py.
+"""Copies of the kernels with one mistake each, run in the host shim: every mistake must be noticed. Run by
+test_kernel_source.py.
 
-Prints a line a mistake, beginning "noticed" or "UNNOTICED". Each runs in a process of its own, since some end in a crash, which counts.
+Prints a line a mistake, beginning "noticed" or "UNNOTICED". Each runs in a process of its own, since some end
+in a crash, which counts.
 """
+
 from __future__ import annotations
 
 import os
@@ -22,10 +25,17 @@ from detection_zoo.kernels.soft_nms import soft_nms
 def suppress() -> None:
     boxes, scores = clustered_boxes(400, seed=1)
     few = {"max_candidates": 130, "max_keep": 20}
-    for num_groups, limits in ((1, {}), (1, {"max_candidates": 130}), (3, few), (1100, {})):  # a block finds the beginnings of 1,024 groups at a time
+    for num_groups, limits in (
+        (1, {}),
+        (1, {"max_candidates": 130}),
+        (3, few),
+        (1100, {}),
+    ):  # a block finds the beginnings of 1,024 groups at a time
         groups = None if num_groups == 1 else torch.arange(400) % 3 * (num_groups // 3)
         more = limits | {"offset": 1.0} | ({} if groups is None else {"num_groups": num_groups})
-        found, expected = (batched_nms(boxes, scores, groups, 0.6, backend=name, **more) for name in ("cuda", "reference"))
+        found, expected = (
+            batched_nms(boxes, scores, groups, 0.6, backend=name, **more) for name in ("cuda", "reference")
+        )
         assert torch.equal(found, expected)
 
 
@@ -35,15 +45,36 @@ def suppress_softly() -> None:
 
 
 def align() -> None:
-    """300 RoIs, more than a block of the deterministic form looks at together; those beyond lie apart, on tiles of their own."""
+    """300 RoIs, more than a block of the deterministic form looks at together; those beyond lie apart, on
+    tiles of their own."""
     random = torch.Generator().manual_seed(0)
     corners = 30 * torch.rand(300, 2, generator=random)
     corners[256:, 0] += 70
-    rois = torch.cat([torch.zeros(300, 1), corners, corners + 8 + 30 * torch.rand(300, 2, generator=random)], 1)
+    rois = torch.cat(
+        [torch.zeros(300, 1), corners, corners + 8 + 30 * torch.rand(300, 2, generator=random)], 1
+    )
     for layout in (torch.channels_last, torch.contiguous_format):
-        maps = [normal_input(level, (1, 4, 24 >> level, 28 >> level)).contiguous(memory_format=layout).requires_grad_() for level in range(2)]
-        pooled = [multilevel_roi_align(maps, rois, 2, [1 / 4, 1 / 8], 2, True, canonical_scale=60, min_level=3, channels_last=False, backend=name)
-                  for name in ("cuda", "reference")]
+        maps = [
+            normal_input(level, (1, 4, 24 >> level, 28 >> level))
+            .contiguous(memory_format=layout)
+            .requires_grad_()
+            for level in range(2)
+        ]
+        pooled = [
+            multilevel_roi_align(
+                maps,
+                rois,
+                2,
+                [1 / 4, 1 / 8],
+                2,
+                True,
+                canonical_scale=60,
+                min_level=3,
+                channels_last=False,
+                backend=name,
+            )
+            for name in ("cuda", "reference")
+        ]
         torch.testing.assert_close(*pooled, rtol=1e-5, atol=1e-5)
         for deterministic in (False, True):
             torch.use_deterministic_algorithms(deterministic)
@@ -53,32 +84,52 @@ def align() -> None:
 
 
 def pool() -> None:
-    maps, rois = normal_input(3, (2, 4, 20, 30)), torch.tensor([[0, 10.3, 12.7, 100.2, 90.9], [1, 33.7, 20.2, 190.6, 40.8]])
+    maps, rois = (
+        normal_input(3, (2, 4, 20, 30)),
+        torch.tensor([[0, 10.3, 12.7, 100.2, 90.9], [1, 33.7, 20.2, 190.6, 40.8]]),
+    )
     assert torch.equal(roi_pool(maps, rois, 4, 1 / 8, backend="cuda"), roi_pool(maps, rois, 4, 1 / 8))
 
 
 BARRIER = "__syncthreads()"
-# What a tired author might write: the check that must notice, what stands in the source, and what he wrote; or the barrier he left out.
+# What a tired author might write: the check that must notice, what stands in the source, and what he wrote;
+# or the barrier he left out.
 PLANTED = [
-    (suppress, "column + 63 < row", "column + 62 < row"), (suppress, "found.size > max_candidates", "found.size < max_candidates"),
+    (suppress, "column + 63 < row", "column + 62 < row"),
+    (suppress, "found.size > max_candidates", "found.size < max_candidates"),
     (suppress, "const int end = column <= row ? row :", "const int end = column <= row ? row - 1 :"),
-    (suppress, "ones_below(kept, lane) < room", "ones_below(kept, lane) <= room"), (suppress, "row < other_row", "row > other_row"),
-    (suppress, "kept & removers_high", "kept & removers_low"), (suppress, "each < row + 4", "each < row + 3"),
+    (suppress, "ones_below(kept, lane) < room", "ones_below(kept, lane) <= room"),
+    (suppress, "row < other_row", "row > other_row"),
+    (suppress, "kept & removers_high", "kept & removers_low"),
+    (suppress, "each < row + 4", "each < row + 3"),
     *((suppress, BARRIER, place) for place in range(6)),
-    (suppress_softly, "b.row, a.key, a.row", "a.row, a.key, b.row"), *((suppress_softly, BARRIER, place) for place in range(2)),
-    (align, "(SUM)point + (SUM)0.5", "(SUM)point"), (align, "min(low + 1, last)", "low"), (align, "tile_row = 32 * PACK +", "tile_row = 32 * PACK - 2 +"),
-    (align, "axis.start, end) - (SUM)2", "axis.start, end) + (SUM)2"), (align, "weight += tap.weight_high", "weight = tap.weight_high"),
+    (suppress_softly, "b.row, a.key, a.row", "a.row, a.key, b.row"),
+    *((suppress_softly, BARRIER, place) for place in range(2)),
+    (align, "(SUM)point + (SUM)0.5", "(SUM)point"),
+    (align, "min(low + 1, last)", "low"),
+    (align, "tile_row = 32 * PACK +", "tile_row = 32 * PACK - 2 +"),
+    (align, "axis.start, end) - (SUM)2", "axis.start, end) + (SUM)2"),
+    (align, "weight += tap.weight_high", "weight = tap.weight_high"),
     *((align, BARRIER, place) for place in range(6)),
-    (pool, "end - start + (SUM)1", "end - start"), (pool, "is_end ? ceil(at)", "is_end ? floor(at)"),
+    (pool, "end - start + (SUM)1", "end - start"),
+    (pool, "is_end ? ceil(at)", "is_end ? floor(at)"),
 ]
 
 
 def planted(what: str, instead: str | int) -> Callable[[str], str]:
     """An edit of a source: every occurrence of a text replaced, or the n-th occurrence left out."""
+
     def edit(source: str) -> str:
         parts = source.split(what)
-        assert len(parts) > (instead + 1 if isinstance(instead, int) else 1), f"{what!r} no longer stands in the source; plant another mistake"
-        return instead.join(parts) if isinstance(instead, str) else what.join(parts[: instead + 1]) + what.join(parts[instead + 1:])
+        assert len(parts) > (instead + 1 if isinstance(instead, int) else 1), (
+            f"{what!r} no longer stands in the source; plant another mistake"
+        )
+        return (
+            instead.join(parts)
+            if isinstance(instead, str)
+            else what.join(parts[: instead + 1]) + what.join(parts[instead + 1 :])
+        )
+
     return edit
 
 
@@ -100,7 +151,9 @@ def exit_status(check: Callable[[], None], edit: Callable[[str], str]) -> int:
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)
-        resource.setrlimit(resource.RLIMIT_CPU, (5, 5))  # a mistake may never end: 1 s is what the checks take
+        resource.setrlimit(
+            resource.RLIMIT_CPU, (5, 5)
+        )  # a mistake may never end: 1 s is what the checks take
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a crash's own words
         status = 2
         try:
@@ -111,9 +164,22 @@ def exit_status(check: Callable[[], None], edit: Callable[[str], str]) -> int:
 
 
 if __name__ == "__main__":
-    for each in (suppress, suppress_softly, align, pool):  # in this process, so that what torch prepares once is inherited
-        print("passes as it stands" if unnoticed(each, lambda source: source) else "FAILS as it stands", each.__name__, flush=True)
+    for each in (
+        suppress,
+        suppress_softly,
+        align,
+        pool,
+    ):  # in this process, so that what torch prepares once is inherited
+        print(
+            "passes as it stands" if unnoticed(each, lambda source: source) else "FAILS as it stands",
+            each.__name__,
+            flush=True,
+        )
     for each, text, mistake in PLANTED:
         outcome = exit_status(each, planted(text, mistake))
         verdict = "noticed" if outcome <= 0 else "UNNOTICED" if outcome == 1 else "BROKEN"
-        print(f"{verdict}: {each.__name__}: {text!r} {f'-> {mistake!r}' if isinstance(mistake, str) else f'number {mistake} left out'}", flush=True)
+        print(
+            f"{verdict}: {each.__name__}: {text!r}"
+            f" {f'-> {mistake!r}' if isinstance(mistake, str) else f'number {mistake} left out'}",
+            flush=True,
+        )

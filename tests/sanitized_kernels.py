@@ -1,7 +1,10 @@
-"""Every kernel on hostile inputs under sanitizers; run by test_kernel_source.py with libasan preloaded, or (argument "cuda") by compute-sanitizer on a GPU.
+"""Every kernel on hostile inputs under sanitizers; run by test_kernel_source.py with libasan preloaded, or
+(argument "cuda") by compute-sanitizer on a GPU.
 
-Prints "clean" at the end. With the argument "plant" a read one column beyond the map is planted first, which must not end so.
+Prints "clean" at the end. With the argument "plant" a read one column beyond the map is planted first, which
+must not end so.
 """
+
 from __future__ import annotations
 
 import sys
@@ -20,18 +23,53 @@ from detection_zoo.kernels.soft_nms import soft_nms
 
 PLANTED = ("return {low, min(low + 1, last),", "return {low, low + 1,")
 # inside, beyond each corner, the last cell, huge, a point, inverted, no image, an absent row, not finite
-ROIS = torch.tensor([[0, 3, 4, 40, 30], [1, -90, -90, 20, 20], [1, 40, 30, 400, 400], [0, 47, 39, 48, 40], [0, -1e30, -1e30, 1e38, 1e38],
-                     [1, 9, 9, 9, 9], [0, 30, 30, 5, 5], [2, 0, 0, 9, 9], [-1, 0, 0, 9, 9], [0, torch.nan, 0, torch.inf, 9]])
+ROIS = torch.tensor(
+    [
+        [0, 3, 4, 40, 30],
+        [1, -90, -90, 20, 20],
+        [1, 40, 30, 400, 400],
+        [0, 47, 39, 48, 40],
+        [0, -1e30, -1e30, 1e38, 1e38],
+        [1, 9, 9, 9, 9],
+        [0, 30, 30, 5, 5],
+        [2, 0, 0, 9, 9],
+        [-1, 0, 0, 9, 9],
+        [0, torch.nan, 0, torch.inf, 9],
+    ]
+)
 
 
 def pool_all(layout: torch.memory_format, channels: int, device: str) -> None:
     rois = ROIS.to(device)
-    maps = [torch.randn(2, channels, 10 >> level, 12 >> level, device=device).contiguous(memory_format=layout).requires_grad_() for level in range(2)]
+    maps = [
+        torch.randn(2, channels, 10 >> level, 12 >> level, device=device)
+        .contiguous(memory_format=layout)
+        .requires_grad_()
+        for level in range(2)
+    ]
     poolings: list[Callable[[], torch.Tensor]] = [
-        lambda: multilevel_roi_align(maps, rois, (3, 2), [1 / 4, 1 / 8], 0, True, canonical_scale=30, min_level=3, backend="cuda"),
-        lambda: multilevel_roi_align(maps, rois, (3, 2), [1 / 4, 1 / 8], 9, canonical_scale=30, min_level=3, channels_last=True, backend="cuda"),
+        lambda: multilevel_roi_align(
+            maps, rois, (3, 2), [1 / 4, 1 / 8], 0, True, canonical_scale=30, min_level=3, backend="cuda"
+        ),
+        lambda: multilevel_roi_align(
+            maps,
+            rois,
+            (3, 2),
+            [1 / 4, 1 / 8],
+            9,
+            canonical_scale=30,
+            min_level=3,
+            channels_last=True,
+            backend="cuda",
+        ),
         lambda: roi_pool(maps[0], rois, (3, 2), 1 / 4, backend="cuda"),
-        lambda: roi_crop(maps[0], affine_grid(rois, (10, 12), (3, 2), 1 / 4), torch.tensor([0, 1, 1, 0, 0, 1, 0, 2, -1, 0], device=device), backend="cuda")]
+        lambda: roi_crop(
+            maps[0],
+            affine_grid(rois, (10, 12), (3, 2), 1 / 4),
+            torch.tensor([0, 1, 1, 0, 0, 1, 0, 2, -1, 0], device=device),
+            backend="cuda",
+        ),
+    ]
     for deterministic in (False, True):
         torch.use_deterministic_algorithms(deterministic)
         for pooling in poolings:

@@ -1,4 +1,5 @@
 """From a manifest row to a module: the explicit list of families, and `build_model`."""
+
 from __future__ import annotations
 
 import inspect
@@ -10,16 +11,29 @@ import torch
 from torch import nn
 
 from detection_zoo.zoo.backbones import (  # noqa: F401 - each registers its builders; a new backbone is one name here
-    detnet, hardnet, mobilenet, resnet, timm_adapter, vgg, vovnet,
+    detnet,
+    hardnet,
+    mobilenet,
+    resnet,
+    timm_adapter,
+    vgg,
+    vovnet,
 )
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.conventions import Conventions
 from detection_zoo.zoo.detectors.peers import (  # noqa: F401 - likewise the detectors
-    detectron2 as detectron2_peers, torchvision as torchvision_peers,
+    detectron2 as detectron2_peers,
+    torchvision as torchvision_peers,
 )
 from detection_zoo.zoo.detectors import (  # noqa: F401 - likewise the detectors
-    faster_rcnn, joint_rcnn, keypoint_rcnn, mask_rcnn, retinanet, rpn, ssd,
+    faster_rcnn,
+    joint_rcnn,
+    keypoint_rcnn,
+    mask_rcnn,
+    retinanet,
+    rpn,
+    ssd,
 )
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
@@ -31,20 +45,27 @@ Weights = Literal["random", "published"] | str | Path | None
 RANDOM_SEED = 0
 
 
-def build_model(entry: str | ModelEntry, weights: Weights = None, device: torch.device | str = "cpu") -> Detector | Classifier:
+def build_model(
+    entry: str | ModelEntry, weights: Weights = None, device: torch.device | str = "cpu"
+) -> Detector | Classifier:
     """Build a row's model, in evaluation mode.
 
     Args:
         entry: the row, or its name.
-        weights: none: initialised as for training from scratch; "random": the same from a fixed seed; "published": the row's own
-            file, from the local store; else the path of a file in the format of the row's own weights.
+        weights: none: initialised as for training from scratch; "random": the same from a fixed seed;
+            "published": the row's own file, from the local store; else the path of a file in the format of
+            the row's own weights.
         device: where the model goes; "meta" for shapes only.
 
     Raises:
-        ManifestError: no such row, or it cannot be built. CheckpointError: the weights are absent or do not fit.
+        ManifestError: no such row, or it cannot be built. CheckpointError: the weights are absent or do not
+            fit.
     """
     row = load_manifests().entry(entry) if isinstance(entry, str) else entry
-    with torch.random.fork_rng(devices=[], enabled=weights is not None), torch.device("meta" if str(device) == "meta" else "cpu"):
+    with (
+        torch.random.fork_rng(devices=[], enabled=weights is not None),
+        torch.device("meta" if str(device) == "meta" else "cpu"),
+    ):
         if weights is not None:
             torch.manual_seed(RANDOM_SEED)
         model = assemble(row)
@@ -62,22 +83,31 @@ def assemble(row: ModelEntry) -> Detector | Classifier:
         backbone: Backbone = _call(BACKBONES, row.backbone, where, {})
         return Classifier(backbone, row.classes, dropout=backbone.classifier_dropout)
     inputs: dict[str, Any] = {"num_classes": row.classes}
-    if "backbone" in inspect.signature(_builder(DETECTORS, row.detector, where)).parameters:  # a peer brings its own body and neck
+    if (
+        "backbone" in inspect.signature(_builder(DETECTORS, row.detector, where)).parameters
+    ):  # a peer brings its own body and neck
         inputs["backbone"] = _call(BACKBONES, row.backbone, where, {})
         if row.neck is not None:
             inputs["neck"] = _call(NECKS, row.neck, where, {"specs": inputs["backbone"].specs})
-    inputs.update(convention_arguments(row.conventions, row.detector.name, _builder(DETECTORS, row.detector, where)))
+    inputs.update(
+        convention_arguments(row.conventions, row.detector.name, _builder(DETECTORS, row.detector, where))
+    )
     detector: Detector = _call(DETECTORS, row.detector, where, inputs)
     dataset = load_manifests().datasets.get(row.dataset)
-    detector.class_names = tuple(dataset.classes) if dataset is not None and len(dataset.classes) == row.classes else ()
+    detector.class_names = (
+        tuple(dataset.classes) if dataset is not None and len(dataset.classes) == row.classes else ()
+    )
     image = row.conventions.image if row.conventions is not None else None
     if image is not None and image.resize == "shorter_side" and image.rounding == "round":
         detector.resize = (image.size, image.max_size)
     return detector
 
 
-def convention_arguments(conventions: Conventions | None, detector: str, builder: Callable[..., Any]) -> dict[str, Any]:
-    """Keyword arguments for a detector's builder: each section by its name, the section named like the detector by its fields."""
+def convention_arguments(
+    conventions: Conventions | None, detector: str, builder: Callable[..., Any]
+) -> dict[str, Any]:
+    """Keyword arguments for a detector's builder: each section by its name, the section named like the
+    detector by its fields."""
     if conventions is None:
         return {}
     accepted = inspect.signature(builder).parameters
@@ -108,7 +138,10 @@ def _call(registry: Registry, component: Component, where: str, inputs: dict[str
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for name in arguments:
             if name not in parameters:
-                raise ManifestError(f"{where}: field {registry.kind}.{name}: {component.name} has no such argument; {did_you_mean(name, parameters)}")
+                raise ManifestError(
+                    f"{where}: field {registry.kind}.{name}: {component.name} has no such argument;"
+                    f" {did_you_mean(name, parameters)}"
+                )
     try:
         return builder(**arguments)
     except (TypeError, ValueError) as error:
@@ -116,19 +149,30 @@ def _call(registry: Registry, component: Component, where: str, inputs: dict[str
 
 
 def own_weights(row: ModelEntry) -> WeightSpec:
-    """The first weight file that holds the row's own trained weights; raises CheckpointError where it has none."""
+    """The first weight file that holds the row's own trained weights; raises CheckpointError where it has
+    none."""
     for spec in row.trained_weights:
         if not spec.wrong:
             return spec
-    why = [spec.wrong or f"they are {spec.partial}, for a training to start from" for spec in row.weights if spec.wrong or spec.partial]
-    raise CheckpointError(f"row {row.name} has no published weights" + (f": {why[0]}" if why else "; train it, or pass the path of a file"))
+    why = [
+        spec.wrong or f"they are {spec.partial}, for a training to start from"
+        for spec in row.weights
+        if spec.wrong or spec.partial
+    ]
+    raise CheckpointError(
+        f"row {row.name} has no published weights"
+        + (f": {why[0]}" if why else "; train it, or pass the path of a file")
+    )
 
 
-def load_row_weights(model: nn.Module, row: ModelEntry, weights: str | Path, checkpoint_format: str | None = None) -> None:
+def load_row_weights(
+    model: nn.Module, row: ModelEntry, weights: str | Path, checkpoint_format: str | None = None
+) -> None:
     """Load "published" or a file's weights into a row's model; raises CheckpointError.
 
     Args:
-        checkpoint_format: of a file; default: this project's own where the names are the model's, else that of the row's published weights.
+        checkpoint_format: of a file; default: this project's own where the names are the model's, else that
+            of the row's published weights.
     """
     from detection_zoo.zoo.weights.load import format_of_file, load_arrays, load_weights
 
@@ -141,11 +185,20 @@ def load_row_weights(model: nn.Module, row: ModelEntry, weights: str | Path, che
         load_arrays(model, arrays, spec.format, where=f"{path} ({spec.format}) for row {row.name}")
         return
     stated = [spec.format for spec in row.trained_weights]
-    load_weights(model, Path(weights), checkpoint_format or format_of_file(model, weights, stated[0] if stated else None), row=row.name)
+    load_weights(
+        model,
+        Path(weights),
+        checkpoint_format or format_of_file(model, weights, stated[0] if stated else None),
+        row=row.name,
+    )
 
 
 def weight_shapes(row: ModelEntry, spec: WeightSpec) -> dict[str, tuple[int, ...]] | None:
-    """Shapes of a row's tensors by name, where the file is the row's own whole model; none for other files, which fit no whole model."""
+    """Shapes of a row's tensors by name, where the file is the row's own whole model; none for other files,
+    which fit no whole model."""
     if row.published_only is not None or spec not in row.trained_weights:
         return None
-    return {name: tuple(tensor.shape) for name, tensor in build_model(row, device="meta").state_dict(keep_vars=True).items()}
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in build_model(row, device="meta").state_dict(keep_vars=True).items()
+    }

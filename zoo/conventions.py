@@ -1,8 +1,9 @@
 """Conventions: everything numeric that a checkpoint silently assumes, as plain records. No torch.
 
-A bundle in manifests/conventions.toml is one `Conventions`; rows may adjust single values. Parts never see these records:
-zoo.build hands each value to the part that needs it as an explicit keyword argument.
+A bundle in manifests/conventions.toml is one `Conventions`; rows may adjust single values. Parts never see
+these records: zoo.build hands each value to the part that needs it as an explicit keyword argument.
 """
+
 from __future__ import annotations
 
 from typing import Literal
@@ -17,34 +18,60 @@ class Section(BaseModel):
 
 
 class ImageConventions(Section):
-    """How pixels become the network's input (maskrcnn-benchmark, Detectron, DetNet_pytorch and SSD each differ)."""
+    """How pixels become the network's input (maskrcnn-benchmark, Detectron, DetNet_pytorch and SSD each
+    differ)."""
 
     channel_order: Literal["rgb", "bgr"]
-    value_range: Literal["0..255", "0..1", "-1..1"] = Field(description="range of the values before mean and std")
+    value_range: Literal["0..255", "0..1", "-1..1"] = Field(
+        description="range of the values before mean and std"
+    )
     mean: list[float] = Field(min_length=3, max_length=3, description="subtracted, in channel order")
     std: list[float] = Field(min_length=3, max_length=3, description="divided by, in channel order")
     resize: Literal["shorter_side", "fixed", "centre_crop", "none"]
-    size: int | None = Field(None, gt=0, description="shorter_side: its length; fixed: both sides; centre_crop: the crop")
-    max_size: int | None = Field(None, gt=0, description="shorter_side: bound of the longer side; none: unbounded")
+    size: int | None = Field(
+        None, gt=0, description="shorter_side: its length; fixed: both sides; centre_crop: the crop"
+    )
+    max_size: int | None = Field(
+        None, gt=0, description="shorter_side: bound of the longer side; none: unbounded"
+    )
     resize_short: int | None = Field(None, gt=0, description="centre_crop: the short side before the crop")
     interpolation: Literal["pil_bilinear", "cv2_bilinear", "tf1_bilinear"] = "pil_bilinear"
-    rounding: Literal["truncate", "round", "half_up"] = Field("truncate", description="how the resized sides become whole pixels")
-    crop_rounding: Literal["round", "truncate"] = Field("round", description="centre_crop: how its corner becomes whole pixels, halves to even or down")
-    normalise_first: bool = Field(False, description="mean and std are applied before resizing (on float pixels), not after")
-    size_divisor: int = Field(1, gt=0, description="batches are zero-padded at the right and bottom to multiples of this")
+    rounding: Literal["truncate", "round", "half_up"] = Field(
+        "truncate", description="how the resized sides become whole pixels"
+    )
+    crop_rounding: Literal["round", "truncate"] = Field(
+        "round", description="centre_crop: how its corner becomes whole pixels, halves to even or down"
+    )
+    normalise_first: bool = Field(
+        False, description="mean and std are applied before resizing (on float pixels), not after"
+    )
+    size_divisor: int = Field(
+        1, gt=0, description="batches are zero-padded at the right and bottom to multiples of this"
+    )
 
 
 class SSDConventions(Section):
     """Priors, coding, scores and selection of the SSD family (SSD, RFB, SSDLite)."""
 
-    variances: list[float] = Field([0.1, 0.2], min_length=2, max_length=2, description="of centres and of sides")
-    scores: Literal["softmax", "sigmoid"] = Field("softmax", description="over all classes with background, or each class by itself")
-    channels: Literal["dense", "coco_ids"] = Field("dense", description="class channels behind background: one a class, or one a COCO category id (90)")
+    variances: list[float] = Field(
+        [0.1, 0.2], min_length=2, max_length=2, description="of centres and of sides"
+    )
+    scores: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="over all classes with background, or each class by itself"
+    )
+    channels: Literal["dense", "coco_ids"] = Field(
+        "dense", description="class channels behind background: one a class, or one a COCO category id (90)"
+    )
     clip: bool = Field(False, description="boxes are held to the image before NMS")
-    background_filter: float | None = Field(None, description="priors whose best class is background at this or more are left out; none: no prior is")
+    background_filter: float | None = Field(
+        None,
+        description="priors whose best class is background at this or more are left out; none: no prior is",
+    )
     score_threshold: float = Field(ge=0, description="scores must be above it")
     nms_iou: float = Field(gt=0, le=1)
-    nms_offset: float = Field(0.0, description="added to widths and heights in NMS; 1.0: the CUDA NMS before December 2019")
+    nms_offset: float = Field(
+        0.0, description="added to widths and heights in NMS; 1.0: the CUDA NMS before December 2019"
+    )
     per_class_keep: int = Field(gt=0, description="detections of a class that NMS keeps")
     per_image_keep: int = Field(gt=0, description="detections of an image, and those that tie with the last")
     match_iou: float = Field(0.5, description="IoU from which a prior is trained as an object")
@@ -52,39 +79,63 @@ class SSDConventions(Section):
 
 
 class TargetConventions(Section):
-    """Which objects and images training uses, and how boxes are written (zoo/data/targets.py), and how images are augmented."""
+    """Which objects and images training uses, and how boxes are written (zoo/data/targets.py), and how images
+    are augmented."""
 
     inclusive: bool = Field(True, description="x2 is the last pixel inside; otherwise the far edge")
-    extent_from_clipped: bool = Field(False, description="width is laid off from the clipped x1, not from the annotated one")
+    extent_from_clipped: bool = Field(
+        False, description="width is laid off from the clipped x1, not from the annotated one"
+    )
     crowd: bool = Field(False, description="crowd regions are trained on as ordinary objects")
     difficult: bool = Field(True, description="difficult objects are trained on")
     keep_thin: bool = Field(False, description="boxes with x2 == x1 or y2 == y1 stay")
     need_area: bool = Field(False, description="objects of annotated area 0 are dropped")
     whole_pixels: bool = Field(False, description="corners are cut to whole pixels")
-    images: Literal["all", "annotated", "usable"] = Field("annotated", description="images trained on: all, those with an annotation, with a usable box")
+    images: Literal["all", "annotated", "usable"] = Field(
+        "annotated", description="images trained on: all, those with an annotation, with a usable box"
+    )
     flip_first: bool = Field(False, description="flip before resizing, not after")
     max_objects: int | None = Field(None, description="no more than the first so many")
-    augmentation: Literal["flip", "ssd"] = Field("flip", description="flip, half the time; or SSD's crop, colours, expansion, mirror and resize")
+    augmentation: Literal["flip", "ssd"] = Field(
+        "flip", description="flip, half the time; or SSD's crop, colours, expansion, mirror and resize"
+    )
 
 
 class BoxConventions(Section):
     """Box arithmetic and the coding of boxes as deltas."""
 
-    offset: float = Field(1.0, description="added to x2 - x1 for a width: 1 where far corners are inclusive pixels")
+    offset: float = Field(
+        1.0, description="added to x2 - x1 for a width: 1 where far corners are inclusive pixels"
+    )
     far_offset: float = Field(1.0, description="subtracted from decoded far corners")
-    cap: float | None = Field(4.135166556742356, description="bound of dw and dh when decoding, log(1000/16); none: unbounded")
-    weights: list[float] = Field([10.0, 10.0, 5.0, 5.0], min_length=4, max_length=4, description="multiply the deltas of the box branch (and of RetinaNet)")
-    rpn_weights: list[float] = Field([1.0, 1.0, 1.0, 1.0], min_length=4, max_length=4, description="multiply the deltas of the proposals")
+    cap: float | None = Field(
+        4.135166556742356, description="bound of dw and dh when decoding, log(1000/16); none: unbounded"
+    )
+    weights: list[float] = Field(
+        [10.0, 10.0, 5.0, 5.0],
+        min_length=4,
+        max_length=4,
+        description="multiply the deltas of the box branch (and of RetinaNet)",
+    )
+    rpn_weights: list[float] = Field(
+        [1.0, 1.0, 1.0, 1.0], min_length=4, max_length=4, description="multiply the deltas of the proposals"
+    )
 
 
 class AnchorConventions(Section):
     """Anchors of the proposals, or of RetinaNet."""
 
-    rule: Literal["rounded", "centred", "torchvision"] = Field("rounded", description="recipe of the cell anchors, see zoo/parts/anchors.py")
-    sizes: list[list[float]] | None = Field(None, description="pixels, a list a level; none: 8 strides on a pyramid, 32 to 512 on one level")
+    rule: Literal["rounded", "centred", "torchvision"] = Field(
+        "rounded", description="recipe of the cell anchors, see zoo/parts/anchors.py"
+    )
+    sizes: list[list[float]] | None = Field(
+        None, description="pixels, a list a level; none: 8 strides on a pyramid, 32 to 512 on one level"
+    )
     ratios: list[float] = Field([0.5, 1.0, 2.0], min_length=1)
     strides: list[int] | None = Field(None, description="pixels from cell to cell; none: those of the levels")
-    slow: Literal["rule", "size"] = Field("rule", description="what changes last among a cell's anchors: as the rule has it, or the size")
+    slow: Literal["rule", "size"] = Field(
+        "rule", description="what changes last among a cell's anchors: as the rule has it, or the size"
+    )
 
 
 class RpnConventions(Section):
@@ -95,13 +146,21 @@ class RpnConventions(Section):
     positive_fraction: float = Field(0.5, ge=0, le=1)
     foreground_iou: float = 0.7
     background_iou: float = 0.3
-    low_quality: bool = Field(True, description="the anchors with a ground truth's best IoU are positive at any IoU")
+    low_quality: bool = Field(
+        True, description="the anchors with a ground truth's best IoU are positive at any IoU"
+    )
     zero_overlap: bool = Field(True, description="low_quality even where that best IoU is 0")
-    straddle: float | None = Field(0.0, description="anchors further outside the image than this are not trained on; none: all are")
+    straddle: float | None = Field(
+        0.0, description="anchors further outside the image than this are not trained on; none: all are"
+    )
     inside_only: bool = Field(False, description="anchors outside take no part in the matching either")
     smooth_l1_beta: float = Field(0.1111111111111111, gt=0)
-    sampling: Literal["balanced", "detectron"] = Field("balanced", description="how anchors are drawn and weighed in training")
-    objectness_over: Literal["sampled", "configured"] = Field("sampled", description="detectron: whose count divides the loss")
+    sampling: Literal["balanced", "detectron"] = Field(
+        "balanced", description="how anchors are drawn and weighed in training"
+    )
+    objectness_over: Literal["sampled", "configured"] = Field(
+        "sampled", description="detectron: whose count divides the loss"
+    )
 
 
 class ProposalConventions(Section):
@@ -116,11 +175,14 @@ class ProposalConventions(Section):
     collect: int = Field(1000, ge=0, description="best over all levels; 0: no such cut")
     collect_over: Literal["image", "batch"] = "image"
     collect_order: Literal["score", "level"] = "score"
-    clip_to: Literal["image", "batch"] = Field("image", description="true size of the image, or padded size of the batch")
+    clip_to: Literal["image", "batch"] = Field(
+        "image", description="true size of the image, or padded size of the batch"
+    )
 
 
 class PoolingConventions(Section):
-    """RoI pooling; a RoI's level is floor(canonical_level + log2(sqrt(area) / canonical_scale + level_eps)), with level_offset in its sides."""
+    """RoI pooling; a RoI's level is floor(canonical_level + log2(sqrt(area) / canonical_scale + level_eps)),
+    with level_offset in its sides."""
 
     size: int = Field(7, gt=0, description="cells on a side of the pooled map")
     sampling_ratio: int = Field(2, ge=0, description="points a bin and axis; 0: as many as cells")
@@ -140,10 +202,15 @@ class RoiConventions(Section):
     foreground_iou: float = 0.5
     background_iou: float = 0.5
     background_low: float = Field(0.0, description="proposals below this IoU are not used")
-    ground_truth: Literal["last", "first"] = Field("last", description="where ground truth boxes stand among the proposals")
+    ground_truth: Literal["last", "first"] = Field(
+        "last", description="where ground truth boxes stand among the proposals"
+    )
     order: Literal["position", "foreground_first"] = Field("position", description="of the sampled proposals")
     smooth_l1_beta: float = Field(1.0, gt=0)
-    sampling: Literal["balanced", "detectron"] = Field("balanced", description="detectron: drawn in original pixels, crowds count as ground truth of proposals")
+    sampling: Literal["balanced", "detectron"] = Field(
+        "balanced",
+        description="detectron: drawn in original pixels, crowds count as ground truth of proposals",
+    )
 
 
 class DetectionConventions(Section):
@@ -153,11 +220,19 @@ class DetectionConventions(Section):
     nms_iou: float = 0.5
     inclusive: bool = True
     max_detections: int = Field(100, description="of an image, and those that tie with the last; 0: all")
-    frame: Literal["network", "original"] = Field("network", description="pixels in which boxes are decoded and clipped")
-    soft: Literal["none", "linear", "gaussian"] = Field("none", description="soft-NMS in place of NMS, by this decay")
+    frame: Literal["network", "original"] = Field(
+        "network", description="pixels in which boxes are decoded and clipped"
+    )
+    soft: Literal["none", "linear", "gaussian"] = Field(
+        "none", description="soft-NMS in place of NMS, by this decay"
+    )
     soft_sigma: float = Field(0.5, gt=0, description="of the gaussian decay")
-    vote_iou: float | None = Field(None, description="boxes are refined by voting among those of this IoU; none: they are not")
-    vote_method: Literal["id", "temp_avg", "avg", "iou_avg", "generalized_avg", "quasi_sum"] = Field("id", description="what voting does to the score")
+    vote_iou: float | None = Field(
+        None, description="boxes are refined by voting among those of this IoU; none: they are not"
+    )
+    vote_method: Literal["id", "temp_avg", "avg", "iou_avg", "generalized_avg", "quasi_sum"] = Field(
+        "id", description="what voting does to the score"
+    )
 
 
 class MaskConventions(Section):
@@ -177,7 +252,9 @@ class KeypointConventions(Section):
     pooling: PoolingConventions | None = Field(None, description="none: as the box branch, with 14 cells")
     convs: int = Field(8, gt=0, description="3x3 convolutions")
     width: int = Field(512, gt=0, description="their channels")
-    upsampling: Literal["interpolate", "deconvolution"] = Field("interpolate", description="the last doubling: bilinear, or a fixed bilinear deconvolution")
+    upsampling: Literal["interpolate", "deconvolution"] = Field(
+        "interpolate", description="the last doubling: bilinear, or a fixed bilinear deconvolution"
+    )
     samples: int = Field(512, gt=0)
     positive_fraction: float = 0.25
 
@@ -197,10 +274,15 @@ class RetinaNetConventions(Section):
     smooth_l1_beta: float = 0.11
     class_normalizer: Literal["positives_and_images", "positives"] = "positives_and_images"
     box_normalizer: Literal["positives_and_images", "positives"] = "positives"
-    weak_background: bool = Field(False, description="a low-quality match below background_iou is trained as background, though it is counted")
+    weak_background: bool = Field(
+        False,
+        description="a low-quality match below background_iou is trained as background, though it is counted",
+    )
     prior: float = Field(0.01, description="probability that the class logits start from")
     score_threshold: float = 0.05
-    last_score_threshold: float | None = Field(None, description="of the coarsest level; none: as on the others")
+    last_score_threshold: float | None = Field(
+        None, description="of the coarsest level; none: as on the others"
+    )
     pre_nms: int = Field(1000, description="best (anchor, class) pairs of a level")
     nms_iou: float = 0.4
     inclusive: bool = True
@@ -214,12 +296,15 @@ class Views(Section):
     scales: list[int] = Field(default_factory=list, description="shorter sides, in pixels")
     max_size: int = Field(4000, gt=0, description="bound of the longer side at those scales")
     scale_flip: bool = Field(False, description="each of those mirrored too")
-    aspect_ratios: list[float] = Field(default_factory=list, description="widths as multiples of the image's own")
+    aspect_ratios: list[float] = Field(
+        default_factory=list, description="widths as multiples of the image's own"
+    )
     aspect_flip: bool = Field(False, description="each of those mirrored too")
 
 
 class AugmentationConventions(Section):
-    """Test-time augmentation that a row's published numbers were measured with; none of a kind: the image alone."""
+    """Test-time augmentation that a row's published numbers were measured with; none of a kind: the image
+    alone."""
 
     boxes: Views | None = None
     masks: Views | None = None
@@ -229,7 +314,8 @@ class AugmentationConventions(Section):
 
 
 class Conventions(Section):
-    """One named bundle. A section goes to the detector's parameter of its name; the section named like the detector is spread over its parameters."""
+    """One named bundle. A section goes to the detector's parameter of its name; the section named like the
+    detector is spread over its parameters."""
 
     image: ImageConventions
     targets: TargetConventions | None = None

@@ -2,7 +2,8 @@
 
 
 class ZooError(Exception):
-    """Base of the errors that a command reports in one line, without a traceback, and ends with exit code 1."""
+    """Base of the errors that a command reports in one line, without a traceback, and ends with exit code
+    1."""
 
 
 class ManifestError(ZooError):
@@ -22,7 +23,8 @@ class DatasetError(ZooError):
 
 
 def in_one_line(error: ZooError | OSError) -> str:
-    """What a command says of an error: its own message, or of the system's "path: what is wrong" without the number."""
+    """What a command says of an error: its own message, or of the system's "path: what is wrong" without the
+    number."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
     return str(error)

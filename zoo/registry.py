@@ -1,4 +1,5 @@
 """Registries: a name to a builder, for backbones, necks, detectors and checkpoint formats."""
+
 from __future__ import annotations
 
 import difflib
@@ -10,7 +11,8 @@ SHOWN = 12  # names listed where none is near
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the nearest known names, or all of them when none is near.
+    """The end of an error message about an unknown name: the nearest known names, or all of them when none is
+    near.
 
     Args:
         name: what was asked for.
@@ -47,18 +49,25 @@ class Registry:
 
         def add(builder: Callable[..., Any]) -> Callable[..., Any]:
             if name in self._builders:
-                raise ValueError(f"{self.kind} {name!r} is registered twice: {self._builders[name].__module__} and {builder.__module__}")
+                raise ValueError(
+                    f"{self.kind} {name!r} is registered twice: {self._builders[name].__module__} and"
+                    f" {builder.__module__}"
+                )
             self._builders[name] = builder
             return builder
 
         return add
 
     def family(self, prefix: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorator that files a builder for every name PREFIX.NAME of another library: it is called with NAME first. Families are not listed."""
+        """Decorator that files a builder for every name PREFIX.NAME of another library: it is called with
+        NAME first. Families are not listed."""
 
         def add(builder: Callable[..., Any]) -> Callable[..., Any]:
             if prefix in self._families:
-                raise ValueError(f"{self.kind} family {prefix!r} is registered twice: {self._families[prefix].__module__} and {builder.__module__}")
+                raise ValueError(
+                    f"{self.kind} family {prefix!r} is registered twice: {self._families[prefix].__module__}"
+                    f" and {builder.__module__}"
+                )
             self._families[prefix] = builder
             return builder
 
@@ -71,7 +80,10 @@ class Registry:
         prefix, _, rest = name.partition(".")
         if rest and prefix in self._families:
             return functools.partial(self._families[prefix], rest)
-        raise KeyError(f"unknown {self.kind} {name!r}: {did_you_mean(name, [*self._builders, *(f'{known}.' for known in self._families)])}")
+        raise KeyError(
+            f"unknown {self.kind} {name!r}:"
+            f" {did_you_mean(name, [*self._builders, *(f'{known}.' for known in self._families)])}"
+        )
 
     def __contains__(self, name: str) -> bool:
         return name in self._builders or name.partition(".")[0] in self._families and "." in name

@@ -1,4 +1,6 @@
-"""What a person should know before measuring here: hardware, libraries, the project's own state, and what is missing."""
+"""What a person should know before measuring here: hardware, libraries, the project's own state, and what is
+missing."""
+
 from __future__ import annotations
 
 import shutil
@@ -34,7 +36,16 @@ def examine() -> tuple[list[Finding], dict[str, Any]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     environment = collect_environment(device)
     on_gpu = [_kernels()] if device == "cuda" else []
-    findings = [_gpu(bool(on_gpu)), _cupy(), *on_gpu, *_rooms(), _manifests(), _store(), _disk(), _checkout(environment.commit, environment.dirty)]
+    findings = [
+        _gpu(bool(on_gpu)),
+        _cupy(),
+        *on_gpu,
+        *_rooms(),
+        _manifests(),
+        _store(),
+        _disk(),
+        _checkout(environment.commit, environment.dirty),
+    ]
     return findings, environment.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -43,10 +54,19 @@ def _gpu(seen_by_torch: bool) -> Finding:
         gpu = Gpu()
     except RuntimeError as error:
         if seen_by_torch:
-            return Finding("gpu", "warning", f"torch sees a GPU, but {error}; records will have no clocks, power or process memory")
+            return Finding(
+                "gpu",
+                "warning",
+                f"torch sees a GPU, but {error}; records will have no clocks, power or process memory",
+            )
         return Finding("gpu", "missing", f"everything runs on the CPU ({error})")
     if not seen_by_torch:
-        return Finding("gpu", "broken", f"NVML sees {gpu.name} with driver {gpu.driver}, torch does not; install a torch built for that driver")
+        return Finding(
+            "gpu",
+            "broken",
+            f"NVML sees {gpu.name} with driver {gpu.driver}, torch does not; install a torch built for that"
+            " driver",
+        )
     return Finding("gpu", "ok", f"{gpu.name}, driver {gpu.driver}")
 
 
@@ -58,7 +78,8 @@ def _cupy() -> Finding:
 
 
 def _kernels() -> Finding:
-    """Whether a kernel can be compiled and run: CuPy, its compiler, the headers and the driver must go together."""
+    """Whether a kernel can be compiled and run: CuPy, its compiler, the headers and the driver must go
+    together."""
     import torch
 
     from detection_zoo.kernels.nms import nms
@@ -68,7 +89,11 @@ def _kernels() -> Finding:
         kept = nms(boxes, torch.tensor([0.5, 0.9, 0.7], device="cuda"), 0.5).tolist()
     except Exception as error:  # whatever it is, this is the place to be told of it
         return Finding("kernels", "broken", f"{type(error).__name__}: {error}")
-    return Finding("kernels", "ok", "compiled and run") if kept == [1, 2] else Finding("kernels", "broken", f"NMS of three boxes kept {kept}, not [1, 2]")
+    return (
+        Finding("kernels", "ok", "compiled and run")
+        if kept == [1, 2]
+        else Finding("kernels", "broken", f"NMS of three boxes kept {kept}, not [1, 2]")
+    )
 
 
 def _rooms() -> list[Finding]:
@@ -90,7 +115,11 @@ def _manifests() -> Finding:
         manifests = load_manifests()
     except ManifestError as error:
         return Finding("manifests", "broken", str(error))
-    return Finding("manifests", "ok", f"{len(manifests.entries)} rows of {len({e.source for e in manifests.entries.values()})} sources")
+    return Finding(
+        "manifests",
+        "ok",
+        f"{len(manifests.entries)} rows of {len({e.source for e in manifests.entries.values()})} sources",
+    )
 
 
 def _store() -> Finding:
@@ -111,4 +140,8 @@ def _disk() -> Finding:
 def _checkout(commit: str | None, dirty: bool | None) -> Finding:
     if commit is None:
         return Finding("commit", "warning", "no git checkout: records cannot say which code made them")
-    return Finding("commit", "warning" if dirty else "ok", f"{commit[:10]}{' with changes: records will say so' if dirty else ''}")
+    return Finding(
+        "commit",
+        "warning" if dirty else "ok",
+        f"{commit[:10]}{' with changes: records will say so' if dirty else ''}",
+    )

@@ -1,4 +1,6 @@
-"""`bench.py explain`: why a number differs. The row as it is, and with each suspect changed, on the same images; what each change does."""
+"""`bench.py explain`: why a number differs. The row as it is, and with each suspect changed, on the same
+images; what each change does."""
+
 from __future__ import annotations
 
 import contextlib
@@ -21,7 +23,11 @@ from detection_zoo.benchmarks.evaluation.accuracy import DetectionCollector
 from detection_zoo.benchmarks.measure.inference import to_host
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import (
-    Subject, build_subject, identify_weights, inclusive_boxes, open_data,
+    Subject,
+    build_subject,
+    identify_weights,
+    inclusive_boxes,
+    open_data,
 )
 from detection_zoo.benchmarks.ask.suspects import Variant, parse_setting, variants, with_value
 
@@ -32,7 +38,8 @@ RESAMPLES = 200
 
 @dataclass
 class Measured:
-    """A variant's number in percent, and per image what a paired test needs: right or wrong, or the detections."""
+    """A variant's number in percent, and per image what a paired test needs: right or wrong, or the
+    detections."""
 
     variant: Variant
     value: float
@@ -53,7 +60,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The answer. published: (where, value) of the same metric; halves: the number on each half of the images; named: suspects whose change raises it."""
+    """The answer. published: (where, value) of the same metric; halves: the number on each half of the
+    images; named: suspects whose change raises it."""
 
     row: str
     metric: str
@@ -69,7 +77,10 @@ class Explanation:
     @property
     def named(self) -> list[str]:
         """Suspects whose change raises the number beyond chance, the largest rise first."""
-        raised = sorted((line for line in self.lines if line.verdict.startswith("RAISES")), key=lambda line: -line.difference)
+        raised = sorted(
+            (line for line in self.lines if line.verdict.startswith("RAISES")),
+            key=lambda line: -line.difference,
+        )
         return list(dict.fromkeys(line.suspect for line in raised))
 
     @property
@@ -81,8 +92,18 @@ class Explanation:
         return line if abs(line.value - self.expected) < abs(self.value - self.expected) else None
 
 
-def explain(entry: ModelEntry, data: str, weights: str = "published", *, images: int | None = None, settings: Sequence[str] = (),
-            only: Sequence[str] = (), expected: float | None = None, device: str = "cpu", say: Callable[[str], None] = lambda text: None) -> Explanation:
+def explain(
+    entry: ModelEntry,
+    data: str,
+    weights: str = "published",
+    *,
+    images: int | None = None,
+    settings: Sequence[str] = (),
+    only: Sequence[str] = (),
+    expected: float | None = None,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda text: None,
+) -> Explanation:
     """Test the suspects of a row one by one.
 
     Args:
@@ -94,7 +115,8 @@ def explain(entry: ModelEntry, data: str, weights: str = "published", *, images:
         expected: the number that somebody else got, in percent.
 
     Raises:
-        ManifestError: a setting does not fit. DatasetError: the data has nothing to measure against, or no suspect has that name.
+        ManifestError: a setting does not fit. DatasetError: the data has nothing to measure against, or no
+            suspect has that name.
     """
     dataset = open_data(entry, data, images)
     identity, argument = identify_weights(entry, weights)
@@ -107,19 +129,38 @@ def explain(entry: ModelEntry, data: str, weights: str = "published", *, images:
     names = {v.suspect for v in every}
     chosen = [v for v in every if not only or v.suspect in only]
     if unknown := set(only) - names:
-        raise DatasetError(f"row {entry.name} has no suspect {', '.join(sorted(unknown))}; there are {', '.join(sorted(names))}")
+        raise DatasetError(
+            f"row {entry.name} has no suspect {', '.join(sorted(unknown))}; there are"
+            f" {', '.join(sorted(names))}"
+        )
     say(f"{len(chosen)} changes on {len(dataset)} images")
     measured = measure_variants([base, *chosen], plain, dataset)
     lines = [_line(one, measured[0], dataset, expected) for one in measured[1:]]
     metric = "top1" if plain.is_classifier else "voc_map" if dataset.layout == "voc" else "box_ap"
-    published = [(f"{p.source}{', ' + p.split if p.split else ''}", p.values[metric]) for p in entry.published if metric in p.values]
+    published = [
+        (f"{p.source}{', ' + p.split if p.split else ''}", p.values[metric])
+        for p in entry.published
+        if metric in p.values
+    ]
     untested = sorted({"RoIAlign alignment", "stride position", "padding", "score threshold"} - names)
     used = f"{dataset.name}, {len(dataset)} of {dataset.full_size} images"
-    return Explanation(entry.name, metric, used, identity.kind, measured[0].value, published, expected, _halves(measured[0], dataset), lines, untested)
+    return Explanation(
+        entry.name,
+        metric,
+        used,
+        identity.kind,
+        measured[0].value,
+        published,
+        expected,
+        _halves(measured[0], dataset),
+        lines,
+        untested,
+    )
 
 
 def measure_variants(every: Sequence[Variant], plain: Subject, dataset: Dataset) -> list[Measured]:
-    """Each variant's number on a dataset; images are decoded once, equal inputs and equal networks are run once.
+    """Each variant's number on a dataset; images are decoded once, equal inputs and equal networks are run
+    once.
 
     Args:
         every: the first one is the row as it is.
@@ -128,7 +169,14 @@ def measure_variants(every: Sequence[Variant], plain: Subject, dataset: Dataset)
     """
     models = [_built(variant, plain.model) for variant in every]
     inputs = [Preprocess.from_conventions(variant.entry.conventions.image) for variant in every]
-    collectors = [None if plain.is_classifier else DetectionCollector(dataset, inclusive=inclusive_boxes(v.entry) != (v.kind == "ends")) for v in every]
+    collectors = [
+        (
+            None
+            if plain.is_classifier
+            else DetectionCollector(dataset, inclusive=inclusive_boxes(v.entry) != (v.kind == "ends"))
+        )
+        for v in every
+    ]
     right: list[list[bool]] = [[] for _ in every]
     with progress(f"{plain.entry.name}: explain", len(dataset)) as tick, torch.inference_mode():
         for index in range(len(dataset)):
@@ -137,7 +185,9 @@ def measure_variants(every: Sequence[Variant], plain: Subject, dataset: Dataset)
                 key = inputs[place]
                 if key not in seen:
                     item = key(pixels)
-                    sizes = [torch.tensor([size], device=plain.device) for size in (item.size, item.original_size)]
+                    sizes = [
+                        torch.tensor([size], device=plain.device) for size in (item.size, item.original_size)
+                    ]
                     seen[key] = pad_batch([item.tensor], key.size_divisor).to(plain.device), *sizes
                 shares = 0 if variant.kind in ("selection", "ends") else place
                 if (shares, key) not in outputs:
@@ -148,11 +198,18 @@ def measure_variants(every: Sequence[Variant], plain: Subject, dataset: Dataset)
                     found = models[place].postprocess(outputs[shares, key], *seen[key][1:])
                     collectors[place].add(index, to_host(found)[0])
             tick()
-    return [_measured(variant, collector, flags) for variant, collector, flags in zip(every, collectors, right, strict=True)]
+    return [
+        _measured(variant, collector, flags)
+        for variant, collector, flags in zip(every, collectors, right, strict=True)
+    ]
 
 
 def _outputs(model: Any, variant: Variant, images: torch.Tensor, sizes: torch.Tensor) -> Any:
-    precision = torch.autocast(images.device.type, torch.bfloat16) if variant.kind == "precision" else contextlib.nullcontext()
+    precision = (
+        torch.autocast(images.device.type, torch.bfloat16)
+        if variant.kind == "precision"
+        else contextlib.nullcontext()
+    )
     with precision:
         return model.raw(images, sizes) if hasattr(model, "raw") else model(images).float()
 
@@ -165,7 +222,7 @@ def _built(variant: Variant, loaded: torch.nn.Module) -> torch.nn.Module:
     state = loaded.state_dict()
     if variant.kind == "half":
         body = [name for name in state if name.startswith(("backbone.", "model.backbone."))]
-        state |= {name: model.state_dict()[name] for name in body[2 * len(body) // 3:]}
+        state |= {name: model.state_dict()[name] for name in body[2 * len(body) // 3 :]}
     model.load_state_dict(state, assign=True)
     return model.to(next(loaded.parameters()).device).eval()
 
@@ -174,7 +231,9 @@ def _measured(variant: Variant, collector: DetectionCollector | None, right: lis
     if collector is None:
         return Measured(variant, 100.0 * float(np.mean(right)), right)
     metrics = collector.evaluate().metrics
-    return Measured(variant, metrics.get("box_ap", metrics.get("voc_map", 0.0)), records=collector.records["bbox"])
+    return Measured(
+        variant, metrics.get("box_ap", metrics.get("voc_map", 0.0)), records=collector.records["bbox"]
+    )
 
 
 def _line(one: Measured, base: Measured, dataset: Dataset, expected: float | None) -> Line:
@@ -185,14 +244,27 @@ def _line(one: Measured, base: Measured, dataset: Dataset, expected: float | Non
         verdict = "lowers it"
     else:
         chance = chance_of_rise(one, base, dataset)
-        verdict = "raises it" if chance is None else f"RAISES it, p = {chance:.2g}" if chance < LEVEL else f"raises it, perhaps by chance (p = {chance:.2g})"
-    if expected is not None and difference and abs(one.value - expected) < min(1.0, abs(base.value - expected)):
+        verdict = (
+            "raises it"
+            if chance is None
+            else (
+                f"RAISES it, p = {chance:.2g}"
+                if chance < LEVEL
+                else f"raises it, perhaps by chance (p = {chance:.2g})"
+            )
+        )
+    if (
+        expected is not None
+        and difference
+        and abs(one.value - expected) < min(1.0, abs(base.value - expected))
+    ):
         verdict += "; gives the expected number"
     return Line(one.variant.suspect, one.variant.change, one.value, difference, verdict)
 
 
 def chance_of_rise(one: Measured, base: Measured, dataset: Dataset) -> float | None:
-    """How likely a rise like this is by chance: the exact sign test of images that changed (top-1), or a paired bootstrap over images (COCO's AP).
+    """How likely a rise like this is by chance: the exact sign test of images that changed (top-1), or a
+    paired bootstrap over images (COCO's AP).
 
     Returns:
         A one-sided p-value; none where the data has no such test.
@@ -205,13 +277,17 @@ def chance_of_rise(one: Measured, base: Measured, dataset: Dataset) -> float | N
         return None
     from detection_zoo.benchmarks.evaluation.ap_intervals import match_images, paired_difference
 
-    before, after = (match_images(dataset.annotation_file, measured.records, "bbox", dataset.image_ids) for measured in (base, one))
+    before, after = (
+        match_images(dataset.annotation_file, measured.records, "bbox", dataset.image_ids)
+        for measured in (base, one)
+    )
     found = paired_difference(before, after, RESAMPLES)
     return (found.draws - found.above + 1) / (found.draws + 1)
 
 
 def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:
-    """The number on the first and on the second half of the images: how far a subset of that size moves it."""
+    """The number on the first and on the second half of the images: how far a subset of that size moves
+    it."""
     middle = len(dataset) // 2
     if base.right:
         return 100 * float(np.mean(base.right[:middle] or [0])), 100 * float(np.mean(base.right[middle:]))
@@ -220,8 +296,16 @@ def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:
     from detection_zoo.benchmarks.evaluation.coco_evaluation import evaluate_coco
 
     parts = (list(dataset.image_ids)[:middle], list(dataset.image_ids)[middle:])
-    return tuple(100 * evaluate_coco(dataset.annotation_file, [r for r in base.records if r["image_id"] in set(part)], "bbox",  # type: ignore[return-value]
-                                     image_ids=part)["AP"] for part in parts)
+    return tuple(
+        100
+        * evaluate_coco(
+            dataset.annotation_file,
+            [r for r in base.records if r["image_id"] in set(part)],
+            "bbox",  # type: ignore[return-value]
+            image_ids=part,
+        )["AP"]
+        for part in parts
+    )
 
 
 def text_of(found: Explanation) -> str:
@@ -232,12 +316,34 @@ def text_of(found: Explanation) -> str:
 
     title = metric(found.metric).title
     head = [f"{found.row}: {title} {found.value:.1f} on {found.images}, {found.weights} weights"]
-    head += [f"published: {value:g} ({where})" for where, value in found.published] or ["published: nothing of this metric"]
+    head += [f"published: {value:g} ({where})" for where, value in found.published] or [
+        "published: nothing of this metric"
+    ]
     head += [f"expected: {found.expected:g}"] if found.expected is not None else []
-    head.append(f"subset: the two halves of these images give {found.halves[0]:.1f} and {found.halves[1]:.1f}")
-    rows = [[line.suspect, line.change, f"{line.value:.1f}", f"{line.difference:+.1f}", line.verdict] for line in found.lines]
+    head.append(
+        f"subset: the two halves of these images give {found.halves[0]:.1f} and {found.halves[1]:.1f}"
+    )
+    rows = [
+        [line.suspect, line.change, f"{line.value:.1f}", f"{line.difference:+.1f}", line.verdict]
+        for line in found.lines
+    ]
     tail = [f"not of this model: {', '.join(found.untested)}"] if found.untested else []
-    tail.append(f"suspected: {', '.join(found.named)}" if found.named else "suspected: nothing; no change raises the number beyond chance")
+    tail.append(
+        f"suspected: {', '.join(found.named)}"
+        if found.named
+        else "suspected: nothing; no change raises the number beyond chance"
+    )
     if found.nearest is not None:
-        tail.append(f"nearest to {found.expected:g}: {found.nearest.suspect} ({found.nearest.change}) with {found.nearest.value:.1f}")
-    return "\n".join([*head, "", tabulate(rows, ["suspect", "change", title, "difference", "what it does"], disable_numparse=True), "", *tail])
+        tail.append(
+            f"nearest to {found.expected:g}: {found.nearest.suspect} ({found.nearest.change}) with"
+            f" {found.nearest.value:.1f}"
+        )
+    return "\n".join(
+        [
+            *head,
+            "",
+            tabulate(rows, ["suspect", "change", title, "difference", "what it does"], disable_numparse=True),
+            "",
+            *tail,
+        ]
+    )

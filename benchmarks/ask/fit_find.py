@@ -1,4 +1,6 @@
-"""`bench.py fit`: the largest batch and the largest image of a row that fit in so much memory; every trial is a process of its own. No torch here."""
+"""`bench.py fit`: the largest batch and the largest image of a row that fit in so much memory; every trial is
+a process of its own. No torch here."""
+
 from __future__ import annotations
 
 import time
@@ -15,7 +17,8 @@ from detection_zoo.benchmarks.ask.fit_search import Search, Trial
 from detection_zoo.benchmarks.ask.fit_trial import INFERENCE_TURNS, OBJECTS, TRAINING_STEPS, Case, run_trial
 
 MIB_PER_GB = 1024  # as `pick --max-gb`, and as memory is sold
-SIDE_STEP = 32  # pixels of the shorter side from one image size to the next: the coarsest stride that most detectors have
+# pixels of the shorter side from one image size to the next: the coarsest stride that most detectors have
+SIDE_STEP = 32
 LEAST_SIDE = 64
 Axis = Literal["batch", "image"]
 Say = Callable[[str], None]
@@ -23,7 +26,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one axis: the largest trial that fits, the smallest that does not; `bound` says why there is no such neighbour, or no search."""
+    """Of one axis: the largest trial that fits, the smallest that does not; `bound` says why there is no such
+    neighbour, or no search."""
 
     axis: Axis
     fits: Trial | None = None
@@ -35,7 +39,8 @@ class Answer:
 class Fit:
     """A search as it goes.
 
-    case: row, weights, device, type, size of the image files. limit_mib: what a process may hold. limit_s: what a trial may take. say: gets a line a trial.
+    case: row, weights, device, type, size of the image files. limit_mib: what a process may hold. limit_s:
+        what a trial may take. say: gets a line a trial.
     """
 
     case: Case
@@ -50,31 +55,56 @@ class Fit:
     @property
     def ok(self) -> bool:
         """Whether every search that was made found a size that fits, and no trial failed."""
-        return not any(trial.verdict == "failed" for trial in self.trials) and all(answer.fits for answer in self.answers if answer.exceeds or answer.fits)
+        return not any(trial.verdict == "failed" for trial in self.trials) and all(
+            answer.fits for answer in self.answers if answer.exceeds or answer.fits
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"row": self.case.row, "train": self.case.train, "device": self.case.device, "dtype": self.case.dtype, "weights": self.case.weights,
-                "limit_mib": self.limit_mib, "interrupted": self.interrupted, "trials": [asdict(one) for one in self.trials],
-                "answers": [asdict(one) for one in self.answers]}
+        return {
+            "row": self.case.row,
+            "train": self.case.train,
+            "device": self.case.device,
+            "dtype": self.case.dtype,
+            "weights": self.case.weights,
+            "limit_mib": self.limit_mib,
+            "interrupted": self.interrupted,
+            "trials": [asdict(one) for one in self.trials],
+            "answers": [asdict(one) for one in self.answers],
+        }
 
     def batches(self, most: int) -> None:
         """Search for the largest batch, up to `most`, of images as the row makes them."""
-        self._search("batch", Search(1, 1, most, self.limit_mib), lambda size: replace(self.case, batch=size), f"no larger one was tried (--max-batch {most})")
+        self._search(
+            "batch",
+            Search(1, 1, most, self.limit_mib),
+            lambda size: replace(self.case, batch=size),
+            f"no larger one was tried (--max-batch {most})",
+        )
 
     def images(self, most_side: int) -> None:
         """Search for the largest image at batch 1, its shorter side up to `most_side` pixels."""
         rule = self.case.entry.conventions.image
         if rule.resize != "shorter_side":
-            why = {"fixed": f"the row makes every image {rule.size} x {rule.size}", "centre_crop": f"the row cuts {rule.size} x {rule.size} out of every image",
-                   "none": "the model resizes inside itself, so that a larger file is no larger image to its network"}[rule.resize]
+            why = {
+                "fixed": f"the row makes every image {rule.size} x {rule.size}",
+                "centre_crop": f"the row cuts {rule.size} x {rule.size} out of every image",
+                "none": (
+                    "the model resizes inside itself, so that a larger file is no larger image to its network"
+                ),
+            }[rule.resize]
             self.answers.append(Answer("image", bound=f"not searched: {why}"))
             return
 
         def case_of(number: int) -> Case:
             short = rule.size + number * SIDE_STEP
             scale = short / min(self.case.image)
-            return replace(self.case, batch=1, image=tuple(round(side * scale) for side in self.case.image), short_side=short)
+            return replace(
+                self.case,
+                batch=1,
+                image=tuple(round(side * scale) for side in self.case.image),
+                short_side=short,
+            )
 
         def pixels(number: int) -> float:
             width, height = case_of(number).image
@@ -97,7 +127,9 @@ class Fit:
                 search.tell(size, trial.verdict == "fits", trial.peak_mib)
                 self._tell(axis, trial)
             if search.fitting is None and tried[search.exceeding].peak_mib is None:
-                tried[search.exceeding] = self._try(axis, case_of(search.exceeding), None)  # what it would need
+                tried[search.exceeding] = self._try(
+                    axis, case_of(search.exceeding), None
+                )  # what it would need
                 self._tell(axis, tried[search.exceeding])
         except KeyboardInterrupt:
             ended, self.interrupted = "stopped by Ctrl-C", True
@@ -111,14 +143,29 @@ class Fit:
         on_cpu, started, seen = case.device == "cpu", time.monotonic(), {}
         free = usable_memory_mib()
         with clock(f"{case.row}: {_size_text(axis, case.batch, case.image)}"):
-            outcome = run_isolated(self.work, (replace(case, gpu_limit_mib=None if on_cpu else limit_mib),), seen.update, limit_s=self.limit_s,
-                                   memory_mib=min(limit_mib, free) if on_cpu and limit_mib is not None else free)
-        trial = Trial(case.batch, case.image, self._verdict(outcome, seen.get("peak_mib")), reason=outcome.reason, seconds=time.monotonic() - started, **seen)
+            outcome = run_isolated(
+                self.work,
+                (replace(case, gpu_limit_mib=None if on_cpu else limit_mib),),
+                seen.update,
+                limit_s=self.limit_s,
+                memory_mib=min(limit_mib, free) if on_cpu and limit_mib is not None else free,
+            )
+        trial = Trial(
+            case.batch,
+            case.image,
+            self._verdict(outcome, seen.get("peak_mib")),
+            reason=outcome.reason,
+            seconds=time.monotonic() - started,
+            **seen,
+        )
         self.trials.append(trial)
         return trial
 
     def _tell(self, axis: Axis, trial: Trial) -> None:
-        self.say(f"{_size_text(axis, trial.batch, trial.image)}: {trial.verdict}, {_peak_text(trial)}, {trial.seconds:.0f} s")
+        self.say(
+            f"{_size_text(axis, trial.batch, trial.image)}: {trial.verdict}, {_peak_text(trial)},"
+            f" {trial.seconds:.0f} s"
+        )
 
     def _verdict(self, outcome: Outcome, peak_mib: float | None) -> Literal["fits", "too much", "failed"]:
         if peak_mib is not None:
@@ -127,27 +174,49 @@ class Fit:
 
 
 def exhausted(reason: str, device: str) -> bool:
-    """Whether a process failed because the memory in question ran out; that of the machine says nothing of a GPU's."""
+    """Whether a process failed because the memory in question ran out; that of the machine says nothing of a
+    GPU's."""
     text = reason.lower()
     if device == "cpu":
         return text.startswith("out of memory") or "sigkill" in text
-    return "alloc_failed" in text or "out of memory" in text and "the process held" not in text and "cpuallocator" not in text
+    return (
+        "alloc_failed" in text
+        or "out of memory" in text
+        and "the process held" not in text
+        and "cpuallocator" not in text
+    )
 
 
 def check_row(entry: ModelEntry, train: bool) -> None:
     """Raise ManifestError where a row cannot be built, or not be trained."""
     where = f"manifests/{entry.source}.toml: row {entry.name}"
     if entry.published_only is not None:
-        raise ManifestError(f"{where} stands for its published numbers alone and cannot be built: {entry.published_only}")
+        raise ManifestError(
+            f"{where} stands for its published numbers alone and cannot be built: {entry.published_only}"
+        )
     if entry.conventions is None:
-        raise ManifestError(f"{where} has no conventions, so nobody knows its image size; name some in the row")
+        raise ManifestError(
+            f"{where} has no conventions, so nobody knows its image size; name some in the row"
+        )
     if train and (entry.task == "classification" or entry.schedule is None):
-        why = "is a classifier, whose training is not measured" if entry.task == "classification" else "names no schedule, so nobody knows its training"
+        why = (
+            "is a classifier, whose training is not measured"
+            if entry.task == "classification"
+            else "names no schedule, so nobody knows its training"
+        )
         raise ManifestError(f"{where} {why}; leave out --train")
 
 
-def fit(case: Case, limit_mib: float, axes: tuple[Axis, ...] = ("batch", "image"), *, most_batch: int = 1024, most_side: int = 8192, limit_s: float = 600.0,
-        say: Say = lambda text: None) -> Fit:
+def fit(
+    case: Case,
+    limit_mib: float,
+    axes: tuple[Axis, ...] = ("batch", "image"),
+    *,
+    most_batch: int = 1024,
+    most_side: int = 8192,
+    limit_s: float = 600.0,
+    say: Say = lambda text: None,
+) -> Fit:
     """Search for what fits in `limit_mib`.
 
     Args:
@@ -180,29 +249,65 @@ def text_of(found: Fit, hardware: str) -> str:
     """The answers, every trial, and what the numbers mean."""
     from tabulate import tabulate
 
-    rows = [[trial.batch, _pixels(trial.image), _pixels(trial.network), "-" if trial.peak_mib is None else f"{trial.peak_mib:.0f}", trial.verdict,
-             trial.reason or ""] for trial in found.trials]
-    table = tabulate(rows, ["batch", "image file", "network's input", "peak (MiB)", "verdict", "why"], disable_numparse=True)
+    rows = [
+        [
+            trial.batch,
+            _pixels(trial.image),
+            _pixels(trial.network),
+            "-" if trial.peak_mib is None else f"{trial.peak_mib:.0f}",
+            trial.verdict,
+            trial.reason or "",
+        ]
+        for trial in found.trials
+    ]
+    table = tabulate(
+        rows,
+        ["batch", "image file", "network's input", "peak (MiB)", "verdict", "why"],
+        disable_numparse=True,
+    )
     case = found.case
-    title = f"{case.row}: {'training' if case.train else 'inference'}, {case.dtype}, {case.weights} weights, on {hardware}"
-    return "\n".join([title, *map(_answer_text, found.answers), "", table, "", *(f"- {line}" for line in meaning(found))])
+    title = (
+        f"{case.row}: {'training' if case.train else 'inference'}, {case.dtype}, {case.weights} weights, on"
+        f" {hardware}"
+    )
+    return "\n".join(
+        [title, *map(_answer_text, found.answers), "", table, "", *(f"- {line}" for line in meaning(found))]
+    )
 
 
 def meaning(found: Fit) -> list[str]:
     """What is counted, and of what images."""
     case, how = found.case, next((trial.how for trial in found.trials if trial.how), None)
-    lines = [f"The limit is {found.limit_mib / MIB_PER_GB:.4g} GB of 2^30 bytes, {found.limit_mib:.0f} MiB, as `pick --max-gb` counts."]
+    lines = [
+        f"The limit is {found.limit_mib / MIB_PER_GB:.4g} GB of 2^30 bytes, {found.limit_mib:.0f} MiB, as"
+        " `pick --max-gb` counts."
+    ]
     if case.device == "cpu":
-        lines.append(f"Fits: the memory of the whole process stays within it; {how or 'no trial ended in order'}.")
+        lines.append(
+            f"Fits: the memory of the whole process stays within it; {how or 'no trial ended in order'}."
+        )
     else:
-        lines.append("Fits: the GPU memory of the whole process stays within it, CUDA context and libraries included, with torch's allocator held to the rest;"
-                     f" {how or 'no trial ended in order'}. A card has a little less to give than its name says: driver and desktop hold some.")
-    turns = f"{TRAINING_STEPS} training steps, {OBJECTS} objects an image" if case.train else f"{INFERENCE_TURNS} turns from pixels to results on the host"
+        lines.append(
+            "Fits: the GPU memory of the whole process stays within it, CUDA context and libraries included,"
+            f" with torch's allocator held to the rest; {how or 'no trial ended in order'}. A card has a"
+            " little less to give than its name says: driver and desktop hold some."
+        )
+    turns = (
+        f"{TRAINING_STEPS} training steps, {OBJECTS} objects an image"
+        if case.train
+        else f"{INFERENCE_TURNS} turns from pixels to results on the host"
+    )
     lines.append(f"A trial is a process of its own: the model is built and runs {turns}.")
-    lines.append(f"Images are random pixels of {_pixels(case.image)} (--image), prepared as the row does{_rule_text(case)}.")
+    lines.append(
+        f"Images are random pixels of {_pixels(case.image)} (--image), prepared as the row"
+        f" does{_rule_text(case)}."
+    )
     counts = [trial.detections for trial in found.trials if trial.detections is not None]
     if counts:
-        lines.append(f"Memory does not depend on what is in an image, but on how much is found there: up to {max(counts):.0f} detections an image here.")
+        lines.append(
+            "Memory does not depend on what is in an image, but on how much is found there: up to"
+            f" {max(counts):.0f} detections an image here."
+        )
     return lines
 
 
@@ -210,16 +315,34 @@ def _rule_text(case: Case) -> str:
     image = case.entry.conventions.image
     if image.resize != "shorter_side" or image.max_size is None:
         return ""
-    return f"; longer ones become up to {image.max_size} x {image.size}, and --image {image.max_size}x{image.size} tries that"
+    return (
+        f"; longer ones become up to {image.max_size} x {image.size}, and --image"
+        f" {image.max_size}x{image.size} tries that"
+    )
 
 
 def _answer_text(answer: Answer) -> str:
     name = "largest batch" if answer.axis == "batch" else "largest image at batch 1"
     if answer.fits is None and answer.exceeds is None:
         return f"{name}: {answer.bound}"
-    size = {trial: str(trial.batch) if answer.axis == "batch" else _pixels(trial.image) for trial in (answer.fits, answer.exceeds) if trial}
-    first = f"{name}: none fits" if answer.fits is None else f"{name}: {size[answer.fits]} fits ({_peak_text(answer.fits)})"
-    beyond = "" if answer.exceeds is None else f"; {size[answer.exceeds]} {'needs' if answer.exceeds.peak_mib else 'is too much:'} {_peak_text(answer.exceeds)}"
+    size = {
+        trial: str(trial.batch) if answer.axis == "batch" else _pixels(trial.image)
+        for trial in (answer.fits, answer.exceeds)
+        if trial
+    }
+    first = (
+        f"{name}: none fits"
+        if answer.fits is None
+        else f"{name}: {size[answer.fits]} fits ({_peak_text(answer.fits)})"
+    )
+    beyond = (
+        ""
+        if answer.exceeds is None
+        else (
+            f"; {size[answer.exceeds]} {'needs' if answer.exceeds.peak_mib else 'is too much:'}"
+            f" {_peak_text(answer.exceeds)}"
+        )
+    )
     return first + beyond + (f"; {answer.bound}" if answer.bound else "")
 
 

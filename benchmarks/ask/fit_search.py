@@ -1,4 +1,6 @@
-"""The largest size that fits, by few trials: doubling, a straight line through what was measured, and halving where the line misleads. No torch."""
+"""The largest size that fits, by few trials: doubling, a straight line through what was measured, and halving
+where the line misleads. No torch."""
+
 from __future__ import annotations
 
 from bisect import bisect_right
@@ -7,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 GROWTH = 8.0  # nothing is tried that costs more than so many times the largest that fits
-LINE_POINTS = 2  # the line goes through the largest so many, since what a process holds at rest hides in small ones
+LINE_POINTS = (
+    2  # the line goes through the largest so many, since what a process holds at rest hides in small ones
+)
 PATIENCE = 2  # predictions in a row that leave more than half of what is open, before it is halved
 
 
@@ -15,7 +19,8 @@ PATIENCE = 2  # predictions in a row that leave more than half of what is open, 
 class Trial:
     """One attempt in a process of its own.
 
-    batch: images. image: (width, height) of the image file; network: (width, height) of what the network saw, padding included. peak_mib: None where the
+    batch: images. image: (width, height) of the image file; network: (width, height) of what the network saw,
+        padding included. peak_mib: None where the
     process was ended before its peak was known; how: what that is. detections: of an image, on average.
     """
 
@@ -34,7 +39,8 @@ class Trial:
 class Search:
     """Sizes to try, one after another; whoever searches calls `next_size`, makes the trial and calls `tell`.
 
-    start, least, most: first, smallest and largest size. limit: memory in MiB. cost: what memory grows with in a straight line, rising with the size.
+    start, least, most: first, smallest and largest size. limit: memory in MiB. cost: what memory grows with
+        in a straight line, rising with the size.
     """
 
     start: int
@@ -47,11 +53,16 @@ class Search:
     points: dict[int, float] = field(default_factory=dict)
     tries: int = 0
     stalled: bool = False  # the last prediction left more than half of what was open
-    step: int = 1  # from the largest that fits to the next, while the line says that nothing more fits and nothing has been too much
+    # from the largest that fits to the next, while the line says that nothing more fits and nothing has been
+    # too much
+    step: int = 1
     stepped: bool = False
 
     def __post_init__(self) -> None:
-        self.low, self.high = self.least - 1, self.most + 1  # neither has been tried; `fitting` and `exceeding` know
+        self.low, self.high = (
+            self.least - 1,
+            self.most + 1,
+        )  # neither has been tried; `fitting` and `exceeding` know
 
     @property
     def fitting(self) -> int | None:
@@ -64,7 +75,8 @@ class Search:
         return self.high if self.high <= self.most else None
 
     def next_size(self) -> int | None:
-        """What to try next; None when a size that fits stands next to one that does not, or at an end of the range."""
+        """What to try next; None when a size that fits stands next to one that does not, or at an end of the
+        range."""
         if self.high - self.low == 1:
             return None
         if not self.tries:
@@ -88,12 +100,19 @@ class Search:
         self.stalled = not open_end and not self.stalled and 2 * (self.high - self.low) > before
 
     def _predicted(self) -> int:
-        """The largest size under the limit by a line through the two largest measured ones (what a process holds at rest hides in small ones); twice the cost
-        of what fits where no line rises; at most GROWTH times that cost."""
+        """The largest size under the limit by a line through the two largest measured ones (what a process
+        holds at rest hides in small ones); twice the cost of what fits where no line rises; at most GROWTH
+        times that cost."""
         known = self.cost(self.low) if self.fitting is not None else self.cost(self.least)
         reach = 2 * known
         if len(self.points) > 1:
-            (x, peak), (next_x, next_peak) = ((self.cost(size), peak) for size, peak in sorted(self.points.items())[-2:])
+            (x, peak), (next_x, next_peak) = (
+                (self.cost(size), peak) for size, peak in sorted(self.points.items())[-2:]
+            )
             if next_peak > peak:
                 reach = x + (self.limit - peak) * (next_x - x) / (next_peak - peak)
-        return self.least - 1 + bisect_right(range(self.least, self.most + 1), min(reach, GROWTH * known), key=self.cost)
+        return (
+            self.least
+            - 1
+            + bisect_right(range(self.least, self.most + 1), min(reach, GROWTH * known), key=self.cost)
+        )

@@ -1,4 +1,6 @@
-"""One trial of `bench.py fit`: a row at one batch and image size, in the process that the trial has for itself; it reports its peak memory."""
+"""One trial of `bench.py fit`: a row at one batch and image size, in the process that the trial has for
+itself; it reports its peak memory."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -20,15 +22,20 @@ if TYPE_CHECKING:
     from detection_zoo.benchmarks.run.subject import Subject
 
 OBJECTS = 8  # of an image; COCO's training images have 7.3 on average
-INFERENCE_TURNS, TRAINING_STEPS = 2, 3  # the second update is the first one that the optimizer's own memory is there for from the beginning
+INFERENCE_TURNS, TRAINING_STEPS = (
+    2,
+    3,
+)  # the second update is the first one that the optimizer's own memory is there for from the beginning
 
 
 @dataclass(frozen=True)
 class Case:
     """What is tried.
 
-    weights: what `build_model` takes. batch: images. image: (width, height) of the files. short_side: what the row's rule makes of the shorter side, in place
-    of its own (and the longer one is unbounded then); None: the row's rule. gpu_limit_mib: of the process's GPU memory; None: no limit.
+    weights: what `build_model` takes. batch: images. image: (width, height) of the files. short_side: what
+        the row's rule makes of the shorter side, in place
+    of its own (and the longer one is unbounded then); None: the row's rule. gpu_limit_mib: of the process's
+    GPU memory; None: no limit.
     """
 
     row: str
@@ -66,7 +73,10 @@ class RandomImages(Dataset):
     def __init__(self, images: int, size: tuple[int, int], classes: int, keypoints: bool = False) -> None:
         super().__init__()
         self._rows, self.full_size, self._size = range(images), images, size
-        self.name, self.classes = f"random pixels {size[0]}x{size[1]}", tuple(f"class {label}" for label in range(classes))
+        self.name, self.classes = (
+            f"random pixels {size[0]}x{size[1]}",
+            tuple(f"class {label}" for label in range(classes)),
+        )
         self.category_ids = tuple(range(1, classes + 1))
         self.keypoint_names = KEYPOINT_NAMES if keypoints else ()
 
@@ -90,19 +100,33 @@ class RandomImages(Dataset):
         """OBJECTS rectangles, their sides a tenth to a half of the image's, drawn from the index."""
         random = np.random.default_rng([index, 1])
         sides = random.uniform(0.1, 0.5, (OBJECTS, 2)) * self._size
-        boxes = np.concatenate([random.uniform(0, 1, (OBJECTS, 2)) * (np.array(self._size) - sides), sides], axis=1)
+        boxes = np.concatenate(
+            [random.uniform(0, 1, (OBJECTS, 2)) * (np.array(self._size) - sides), sides], axis=1
+        )
         x1, y1, x2, y2 = *boxes[:, :2].T, *(boxes[:, :2] + sides).T
         no = np.zeros(OBJECTS, bool)
         polygons = [[corners.tolist()] for corners in np.stack([x1, y1, x2, y1, x2, y2, x1, y2], axis=1)]
         points = None
         if self.keypoint_names:
-            places = boxes[:, None, :2] + random.uniform(0, 1, (OBJECTS, len(self.keypoint_names), 2)) * sides[:, None]
+            places = (
+                boxes[:, None, :2]
+                + random.uniform(0, 1, (OBJECTS, len(self.keypoint_names), 2)) * sides[:, None]
+            )
             points = np.concatenate([places, np.full((*places.shape[:2], 1), 2.0)], axis=2).astype(np.float32)
-        return GroundTruth(boxes, random.integers(0, len(self.classes), OBJECTS), no, no, sides.prod(axis=1), polygons, points)
+        return GroundTruth(
+            boxes,
+            random.integers(0, len(self.classes), OBJECTS),
+            no,
+            no,
+            sides.prod(axis=1),
+            polygons,
+            points,
+        )
 
 
 def run_trial(case: Case, report: Report) -> None:
-    """Build the row, run it, and report peak_mib, how it was read, the network's image size and what was found; raises where memory runs out."""
+    """Build the row, run it, and report peak_mib, how it was read, the network's image size and what was
+    found; raises where memory runs out."""
     import torch
 
     from detection_zoo.benchmarks.measure.memory import peak_memory
@@ -119,9 +143,14 @@ def _subject(case: Case) -> tuple[Subject, BenchmarkSpec]:
     from detection_zoo.benchmarks.run.subject import prepare
 
     entry = case.entry
-    spec = BenchmarkSpec(device=case.device, dtype=case.dtype, batch_size=case.batch, train_images_per_step=case.batch)
+    spec = BenchmarkSpec(
+        device=case.device, dtype=case.dtype, batch_size=case.batch, train_images_per_step=case.batch
+    )
     keypoints = entry.detector is not None and "keypoint" in entry.detector.name
-    return prepare(entry, spec, RandomImages(case.batch, case.image, entry.classes, keypoints), case.weights), spec
+    return (
+        prepare(entry, spec, RandomImages(case.batch, case.image, entry.classes, keypoints), case.weights),
+        spec,
+    )
 
 
 def _infer(case: Case) -> dict[str, Any]:
@@ -136,12 +165,21 @@ def _infer(case: Case) -> dict[str, Any]:
     subject, spec = _subject(case)
     found: Any = None
     for _ in range(INFERENCE_TURNS):
-        batch = next(iter(evaluation_loader(subject.dataset, subject.preprocess, batch_size=case.batch))).to(subject.device)
+        batch = next(iter(evaluation_loader(subject.dataset, subject.preprocess, batch_size=case.batch))).to(
+            subject.device
+        )
         with torch.inference_mode(), autocast(spec):
             model = subject.model
-            found = to_host(model(batch.images) if subject.is_classifier else model.predict(batch.images, batch.sizes, batch.original_sizes))
+            found = to_host(
+                model(batch.images)
+                if subject.is_classifier
+                else model.predict(batch.images, batch.sizes, batch.original_sizes)
+            )
     counts = [] if subject.is_classifier else [len(one) for one in found]
-    return {"network": (batch.images.shape[3], batch.images.shape[2]), "detections": sum(counts) / len(counts) if counts else None}
+    return {
+        "network": (batch.images.shape[3], batch.images.shape[2]),
+        "detections": sum(counts) / len(counts) if counts else None,
+    }
 
 
 def _train(case: Case) -> dict[str, Any]:
@@ -165,18 +203,32 @@ def _train(case: Case) -> dict[str, Any]:
             yield images, sizes, targets
 
     amp = None if case.dtype == "float32" else getattr(torch, case.dtype)
-    steps = list(train_steps(model, batches(), build_optimizer(model, schedule), schedule, iterations=TRAINING_STEPS, iterations_per_epoch=TRAINING_STEPS,
-                             amp_dtype=amp, on_nonfinite="skip"))
+    steps = list(
+        train_steps(
+            model,
+            batches(),
+            build_optimizer(model, schedule),
+            schedule,
+            iterations=TRAINING_STEPS,
+            iterations_per_epoch=TRAINING_STEPS,
+            amp_dtype=amp,
+            on_nonfinite="skip",
+        )
+    )
     if all(step.skipped for step in steps):
-        raise FloatingPointError(f"no training step of {case.row} had a finite loss, so the optimizer's memory was not seen; give weights with --weights")
+        raise FloatingPointError(
+            f"no training step of {case.row} had a finite loss, so the optimizer's memory was not seen; give"
+            " weights with --weights"
+        )
     return seen
 
 
 class GpuShare:
-    """Holds torch's allocator to what the limit leaves beside the CUDA context, and tells the process's peak; made before anything else uses the GPU.
+    """Holds torch's allocator to what the limit leaves beside the CUDA context, and tells the process's peak;
+    made before anything else uses the GPU.
 
-    Where NVML does not tell the process's memory (usual inside containers), it is torch's reserved peak and by how much else the GPU's used memory grew;
-    without NVML all that is used counts.
+    Where NVML does not tell the process's memory (usual inside containers), it is torch's reserved peak and
+    by how much else the GPU's used memory grew; without NVML all that is used counts.
     """
 
     def __init__(self, limit_mib: float | None) -> None:
@@ -217,4 +269,10 @@ class GpuShare:
         """The process's peak in MiB and how it was read."""
         if "process" in peak.mib:
             return peak.mib["process"], peak.how["process"]
-        return peak.mib["reserved"] + self.beside_mib(), "torch's peak of reserved GPU memory, and context and libraries by how the GPU's used memory grew"
+        return (
+            peak.mib["reserved"] + self.beside_mib(),
+            (
+                "torch's peak of reserved GPU memory, and context and libraries by how the GPU's used memory"
+                " grew"
+            ),
+        )

@@ -1,4 +1,6 @@
-"""`bench.py pick`: the rows that fit a budget, best first, and why the others do not. Measured and published numbers never mix. No torch."""
+"""`bench.py pick`: the rows that fit a budget, best first, and why the others do not. Measured and published
+numbers never mix. No torch."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,7 +11,20 @@ from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, Quantity, WideLine, overview
 from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs
 
-PERMISSIVE = frozenset({"MIT", "ISC", "BSD-2-Clause", "BSD-3-Clause", "Apache-2.0", "Unlicense", "CC0-1.0", "CC-BY-4.0", "0BSD", "Zlib"})
+PERMISSIVE = frozenset(
+    {
+        "MIT",
+        "ISC",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "Apache-2.0",
+        "Unlicense",
+        "CC0-1.0",
+        "CC-BY-4.0",
+        "0BSD",
+        "Zlib",
+    }
+)
 ORDER = {"measured": 0, "published": 1}
 
 
@@ -17,7 +32,8 @@ ORDER = {"measured": 0, "published": 1}
 class Wish:
     """What is asked for; None: no matter.
 
-    max_ms: model time an image. max_gb: training memory in GiB. min_score: accuracy in percent, of the quantity `metric`. licence: "permissive", or an
+    max_ms: model time an image. max_gb: training memory in GiB. min_score: accuracy in percent, of the
+        quantity `metric`. licence: "permissive", or an
     SPDX name. hardware: part of the name of the processor or GPU.
     """
 
@@ -31,7 +47,12 @@ class Wish:
 
     def bounds(self) -> list[tuple[Quantity, float]]:
         """Quantities with the bound that each must keep; which side is right the quantity says."""
-        asked = (("time_ms", self.max_ms), ("memory_gib", self.max_gb), (self.metric, self.min_score), ("parameters_m", self.max_parameters_m))
+        asked = (
+            ("time_ms", self.max_ms),
+            ("memory_gib", self.max_gb),
+            (self.metric, self.min_score),
+            ("parameters_m", self.max_parameters_m),
+        )
         return [(QUANTITIES[name], bound) for name, bound in asked if bound is not None]
 
 
@@ -49,7 +70,8 @@ class Candidate:
 
 
 def pick(wish: Wish, store: Path | None = None) -> tuple[list[Candidate], list[Candidate]]:
-    """Lines that qualify, measured ones first and the best of each kind first; and the other rows, each with the reasons of its nearest line.
+    """Lines that qualify, measured ones first and the best of each kind first; and the other rows, each with
+    the reasons of its nearest line.
 
     Args:
         wish: the bounds.
@@ -63,7 +85,10 @@ def choose(view: Overview, wish: Wish) -> tuple[list[Candidate], list[Candidate]
     """As `pick`, from what is already read."""
     every = [_candidate(line, wish) for line in view.lines]
     best = QUANTITIES[wish.metric]
-    fits = sorted((one for one in every if not one.reasons), key=lambda one: (ORDER[one.kind], -one.values.get(best.name, float("-inf")), one.row))
+    fits = sorted(
+        (one for one in every if not one.reasons),
+        key=lambda one: (ORDER[one.kind], -one.values.get(best.name, float("-inf")), one.row),
+    )
     chosen = {one.row for one in fits}
     others: dict[str, Candidate] = {}
     for one in every:
@@ -77,19 +102,31 @@ def _nearness(one: Candidate) -> tuple[int, int, str]:
 
 
 def _candidate(line: WideLine, wish: Wish) -> Candidate:
-    shown = {name: found.value for name in ("time_ms", "memory_gib", wish.metric, "parameters_m") if (found := line.point(QUANTITIES[name])) is not None}
+    shown = {
+        name: found.value
+        for name in ("time_ms", "memory_gib", wish.metric, "parameters_m")
+        if (found := line.point(QUANTITIES[name])) is not None
+    }
     licence, reasons = licence_of(line.entry), []
     if line.kind == "not measured":
         reasons.append(line.reason)
     else:
-        reasons += [reason for quantity, bound in wish.bounds() if (reason := _short_of(line, quantity, bound))]
+        reasons += [
+            reason for quantity, bound in wish.bounds() if (reason := _short_of(line, quantity, bound))
+        ]
     if wish.licence is not None and not permitted(line.entry, wish.licence):
         reasons.append(f"licence: {licence}")
-    if wish.hardware is not None and line.kind != "not measured" and wish.hardware.lower() not in line.setting_title.lower():
+    if (
+        wish.hardware is not None
+        and line.kind != "not measured"
+        and wish.hardware.lower() not in line.setting_title.lower()
+    ):
         reasons.append(f"on other hardware: {line.setting_title or 'not stated'}")
     if wish.min_score is not None and not line.trusted:
         reasons.append("its accuracy says nothing: weights or images are made up")
-    return Candidate(line.entry.name, line.kind, line.setting_title, licence, shown, line.flags, tuple(reasons))
+    return Candidate(
+        line.entry.name, line.kind, line.setting_title, licence, shown, line.flags, tuple(reasons)
+    )
 
 
 def _short_of(line: WideLine, quantity: Quantity, bound: float) -> str | None:
@@ -104,27 +141,51 @@ def _short_of(line: WideLine, quantity: Quantity, bound: float) -> str | None:
 
 def licence_of(entry: ModelEntry) -> str:
     """The licences of a row and of its weights, each once."""
-    named = dict.fromkeys([entry.licence, *(spec.licence for spec in entry.trained_weights if not spec.wrong)])
+    named = dict.fromkeys(
+        [entry.licence, *(spec.licence for spec in entry.trained_weights if not spec.wrong)]
+    )
     return " and ".join(name or "not stated" for name in named)
 
 
 def permitted(entry: ModelEntry, wanted: str) -> bool:
-    """Whether the row's licence and that of its weights are the wanted one, or permissive ones where that is wanted; unstated ones are not."""
+    """Whether the row's licence and that of its weights are the wanted one, or permissive ones where that is
+    wanted; unstated ones are not."""
     licences = {entry.licence, *(spec.licence for spec in entry.trained_weights if not spec.wrong)}
-    return all(name is not None and (name in PERMISSIVE if wanted == "permissive" else name == wanted) for name in licences)
+    return all(
+        name is not None and (name in PERMISSIVE if wanted == "permissive" else name == wanted)
+        for name in licences
+    )
 
 
 def text_of(fits: list[Candidate], others: list[Candidate], wish: Wish, shown: int) -> str:
     """The answer for people; of the others the nearest `shown`."""
     from tabulate import tabulate
 
-    columns = [QUANTITIES[name] for name in dict.fromkeys((wish.metric, "time_ms", "memory_gib", "parameters_m"))]
+    columns = [
+        QUANTITIES[name] for name in dict.fromkeys((wish.metric, "time_ms", "memory_gib", "parameters_m"))
+    ]
     head = ["row", *(f"{q.title} ({q.unit})" for q in columns), "licence", "where, and what to know"]
     blocks = []
-    for kind, title in (("measured", "Measured here"), ("published", "Published by their sources, not measured here: their clocks and hardware differ")):
-        rows = [[one.row, *(f"{one.values[q.name]:.{q.digits}f}" if q.name in one.values else "-" for q in columns), one.licence,
-                 "; ".join((one.setting, *one.flags))] for one in fits if one.kind == kind]
-        blocks.append(f"{title}: {len(rows)} qualify\n" + (tabulate(rows, head, disable_numparse=True) + "\n" if rows else ""))
+    for kind, title in (
+        ("measured", "Measured here"),
+        ("published", "Published by their sources, not measured here: their clocks and hardware differ"),
+    ):
+        rows = [
+            [
+                one.row,
+                *(f"{one.values[q.name]:.{q.digits}f}" if q.name in one.values else "-" for q in columns),
+                one.licence,
+                "; ".join((one.setting, *one.flags)),
+            ]
+            for one in fits
+            if one.kind == kind
+        ]
+        blocks.append(
+            f"{title}: {len(rows)} qualify\n"
+            + (tabulate(rows, head, disable_numparse=True) + "\n" if rows else "")
+        )
     lines = [[one.row, one.kind, "; ".join(one.reasons)] for one in others[:shown]]
     rest = f"Why others do not ({len(others)} rows, the nearest {len(lines)})\n"
-    return "\n".join([*blocks, rest + tabulate(lines, ["row", "by its numbers", "why not"], disable_numparse=True)])
+    return "\n".join(
+        [*blocks, rest + tabulate(lines, ["row", "by its numbers", "why not"], disable_numparse=True)]
+    )

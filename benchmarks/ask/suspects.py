@@ -1,4 +1,6 @@
-"""The usual suspects when a number differs: one wrong convention each, as a row with that one thing changed."""
+"""The usual suspects when a number differs: one wrong convention each, as a row with that one thing
+changed."""
+
 from __future__ import annotations
 
 import tomllib
@@ -20,8 +22,10 @@ NEAR = 0.01  # of the value range: normalisations closer than that count as one
 class Variant:
     """A row with one thing changed.
 
-    suspect, change: what is suspected, and the change, for people. entry: the changed row. kind: "selection" leaves the network's outputs as they
-    are; "precision" computes in bfloat16; "half" leaves part of the weights at their initial values; "ends" reads box ends the other way.
+    suspect, change: what is suspected, and the change, for people. entry: the changed row. kind: "selection"
+        leaves the network's outputs as they
+    are; "precision" computes in bfloat16; "half" leaves part of the weights at their initial values; "ends"
+    reads box ends the other way.
     """
 
     suspect: str
@@ -31,7 +35,8 @@ class Variant:
 
 
 def with_value(entry: ModelEntry, path: str, value: Any) -> ModelEntry:
-    """The row with one convention ("image.channel_order") or one argument of a component ("backbone.stride_in_1x1") set.
+    """The row with one convention ("image.channel_order") or one argument of a component
+    ("backbone.stride_in_1x1") set.
 
     Raises:
         ManifestError: there is no such field, or the value does not fit it.
@@ -41,18 +46,27 @@ def with_value(entry: ModelEntry, path: str, value: Any) -> ModelEntry:
     section, _, field = path.partition(".")
     if section in COMPONENTS and getattr(entry, section) is not None and field:
         component = getattr(entry, section)
-        return entry.model_copy(update={section: Component(name=component.name, **{**component.arguments, field: value})})
+        return entry.model_copy(
+            update={section: Component(name=component.name, **{**component.arguments, field: value})}
+        )
     if entry.conventions is None or not field:
-        raise ManifestError(f"row {entry.name}: {path!r} is no field; write SECTION.FIELD=VALUE, image.channel_order=rgb or backbone.stride_in_1x1=false say")
+        raise ManifestError(
+            f"row {entry.name}: {path!r} is no field; write SECTION.FIELD=VALUE, image.channel_order=rgb or"
+            " backbone.stride_in_1x1=false say"
+        )
     try:
-        changed = type(entry.conventions).model_validate(merge(entry.conventions.model_dump(exclude_unset=True), {section: {field: value}}))
+        changed = type(entry.conventions).model_validate(
+            merge(entry.conventions.model_dump(exclude_unset=True), {section: {field: value}})
+        )
     except ValidationError as error:
-        raise ManifestError(f"row {entry.name}: {path}: {error.errors()[0]['msg']}, but it is {value!r:.60}") from None
+        raise ManifestError(
+            f"row {entry.name}: {path}: {error.errors()[0]['msg']}, but it is {value!r:.60}"
+        ) from None
     return entry.model_copy(update={"conventions": changed})
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """"path=value" in two; the value as TOML has it, or as plain text."""
+    """ "path=value" in two; the value as TOML has it, or as plain text."""
     path, _, value = text.partition("=")
     if not value:
         raise ManifestError(f"{text!r}: write SECTION.FIELD=VALUE")
@@ -98,18 +112,26 @@ def _normalisation(entry: ModelEntry) -> Iterator[Variant]:
         turn = -1 if image.channel_order != own.channel_order else 1
         mean, std = image.mean[::turn], image.std[::turn]
         here = _affine(image.value_range, mean, std)
-        if any(all(abs(a - b) <= NEAR * max(abs(a), abs(b), 1e-3) + (NEAR if place else 0) for place, (a, b) in enumerate(zip(here, one, strict=True)))
-               for one in seen):
+        if any(
+            all(
+                abs(a - b) <= NEAR * max(abs(a), abs(b), 1e-3) + (NEAR if place else 0)
+                for place, (a, b) in enumerate(zip(here, one, strict=True))
+            )
+            for one in seen
+        ):
             continue
         seen.append(here)
         changed = entry
         for field, value in (("value_range", image.value_range), ("mean", mean), ("std", std)):
             changed = with_value(changed, f"image.{field}", value)
-        yield Variant("mean and std", f"{image.value_range}, mean {_listed(mean)}, std {_listed(std)} ({name})", changed)
+        yield Variant(
+            "mean and std", f"{image.value_range}, mean {_listed(mean)}, std {_listed(std)} ({name})", changed
+        )
 
 
 def _affine(value_range: str, mean: list[float], std: list[float]) -> list[float]:
-    """What black and white become, the slope first: (white - black, black) of each channel, in units of the slope."""
+    """What black and white become, the slope first: (white - black, black) of each channel, in units of the
+    slope."""
     factor, offset = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (2 / 255, -1.0)}[value_range]
     return [sum(factor / s for s in std), *((offset - m) / (255 * factor) for m in mean)]
 
@@ -121,11 +143,17 @@ def _listed(values: list[float]) -> str:
 def _resize(entry: ModelEntry) -> Iterator[Variant]:
     image = entry.conventions.image
     for other in ("pil_bilinear", "cv2_bilinear", "tf1_bilinear"):
-        if image.resize != "none" and other != image.interpolation and not (image.normalise_first and other == "pil_bilinear"):
+        if (
+            image.resize != "none"
+            and other != image.interpolation
+            and not (image.normalise_first and other == "pil_bilinear")
+        ):
             yield Variant("resize rule", other, with_value(entry, "image.interpolation", other))
     if image.resize == "centre_crop":
         other = {"round": "truncate", "truncate": "round"}[image.crop_rounding]
-        yield Variant("resize rule", f"crop's corner: {other}", with_value(entry, "image.crop_rounding", other))
+        yield Variant(
+            "resize rule", f"crop's corner: {other}", with_value(entry, "image.crop_rounding", other)
+        )
         changed = with_value(with_value(entry, "image.resize", "fixed"), "image.size", image.size)
         yield Variant("resize rule", "whole image squeezed, no crop", changed)
     if image.resize == "shorter_side":
@@ -142,25 +170,45 @@ def _selection(entry: ModelEntry) -> Iterator[Variant]:
     if values is None:
         return
     limit = "per_image_keep" if section == "ssd" else "max_detections"
-    for title, field, others in (("score threshold", "score_threshold", (0.001, 0.05, 0.5)), ("detections an image", limit, (20, 100, 300)),
-                                 ("NMS threshold", "nms_iou", (0.3, 0.5, 0.7))):
+    for title, field, others in (
+        ("score threshold", "score_threshold", (0.001, 0.05, 0.5)),
+        ("detections an image", limit, (20, 100, 300)),
+        ("NMS threshold", "nms_iou", (0.3, 0.5, 0.7)),
+    ):
         for other in others:
             if other != getattr(values, field):
-                yield Variant(title, f"{other:g} for {getattr(values, field):g}", with_value(entry, f"{section}.{field}", other), "selection")
+                yield Variant(
+                    title,
+                    f"{other:g} for {getattr(values, field):g}",
+                    with_value(entry, f"{section}.{field}", other),
+                    "selection",
+                )
     yield Variant("box ends", "x2 and y2 read the other way (the +1)", entry, "ends")
 
 
 def _network(entry: ModelEntry, model: nn.Module) -> Iterator[Variant]:
     if entry.conventions.pooling is not None and hasattr(model, "box"):
         aligned = entry.conventions.pooling.aligned
-        yield Variant("RoIAlign alignment", "off" if aligned else "shifted by half a cell", with_value(entry, "pooling.aligned", not aligned))
+        yield Variant(
+            "RoIAlign alignment",
+            "off" if aligned else "shifted by half a cell",
+            with_value(entry, "pooling.aligned", not aligned),
+        )
     if hasattr(model.backbone if hasattr(model, "backbone") else model, "stride_in_1x1"):
         first = model.backbone.stride_in_1x1
         where = "3x3" if first else "first 1x1"
-        yield Variant("stride position", f"in the {where}", with_value(entry, "backbone.stride_in_1x1", not first))
-    padded = [part for part in ("backbone", "detector") if getattr(entry, part) is not None and _takes_padding(entry, part)]
+        yield Variant(
+            "stride position", f"in the {where}", with_value(entry, "backbone.stride_in_1x1", not first)
+        )
+    padded = [
+        part
+        for part in ("backbone", "detector")
+        if getattr(entry, part) is not None and _takes_padding(entry, part)
+    ]
     if padded:
-        other = {"same": "symmetric", "symmetric": "same"}[entry.backbone.arguments.get("padding", "symmetric")]
+        other = {"same": "symmetric", "symmetric": "same"}[
+            entry.backbone.arguments.get("padding", "symmetric")
+        ]
         changed = entry
         for part in padded:
             changed = with_value(changed, f"{part}.padding", other)

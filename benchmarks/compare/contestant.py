@@ -1,4 +1,6 @@
-"""One model of a comparison, in a process of its own: it runs the batches it is told to and answers with times."""
+"""One model of a comparison, in a process of its own: it runs the batches it is told to and answers with
+times."""
+
 from __future__ import annotations
 
 import hashlib
@@ -25,7 +27,8 @@ TIMES = {"model_ms": MODEL, "forward_ms": ("forward",), "postprocess_ms": ("post
 
 @dataclass(frozen=True)
 class Entrant:
-    """What takes part: a row with weights (as `identify_weights` takes them) under a label; `extra_units` of planted work an image."""
+    """What takes part: a row with weights (as `identify_weights` takes them) under a label; `extra_units` of
+    planted work an image."""
 
     label: str
     row: str
@@ -43,7 +46,15 @@ class Contestant:
         beat: says "still alive".
     """
 
-    def __init__(self, entrant: Entrant, spec: BenchmarkSpec, data: str, weights: str, threads: int, beat: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        entrant: Entrant,
+        spec: BenchmarkSpec,
+        data: str,
+        weights: str,
+        threads: int,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         if spec.device == "cpu":
             torch.set_num_threads(threads)
         self.entrant, self.spec, self.data, self.beat = entrant, spec, data, beat
@@ -51,7 +62,9 @@ class Contestant:
         self.subject = prepare(entry, spec, open_data(entry, data, spec.images), weights)
         self.subject.model.eval()
         if entrant.extra_units:
-            self.subject.model = with_extra_work(self.subject.model, ExtraWork(self.subject.device), entrant.extra_units)
+            self.subject.model = with_extra_work(
+                self.subject.model, ExtraWork(self.subject.device), entrant.extra_units
+            )
         self.batches = timed_batches(len(self.subject.dataset), spec)
         self.turns = Turns(self.subject, spec, PhaseClock(self.subject.device))
 
@@ -59,18 +72,30 @@ class Contestant:
         """Machine, data, the digest of the image list, how many batches there are, and the process."""
         dataset = self.subject.dataset
         ids = " ".join(str(dataset.image_id(index)) for batch in self.batches for index in batch)
-        return {"environment": collect_environment(self.spec.device), "data": identify_data(dataset), "batches": len(self.batches), "pid": os.getpid(),
-                "image_list": hashlib.sha256(ids.encode()).hexdigest(), "timed_images": sum(map(len, self.batches))}
+        return {
+            "environment": collect_environment(self.spec.device),
+            "data": identify_data(dataset),
+            "batches": len(self.batches),
+            "pid": os.getpid(),
+            "image_list": hashlib.sha256(ids.encode()).hexdigest(),
+            "timed_images": sum(map(len, self.batches)),
+        }
 
     def turn(self, batches: list[int]) -> dict[str, float]:
-        """Run batches by number; wall milliseconds an image of each metric, and on a CPU the processor's own ("model_cpu_ms"), summed over the batches."""
+        """Run batches by number; wall milliseconds an image of each metric, and on a CPU the processor's own
+        ("model_cpu_ms"), summed over the batches."""
         clock = self.turns.clock = PhaseClock(self.subject.device)
         for number in batches:
             self.turns(self.batches[number])
             self.beat()
-        found = {name: sum(clock.sums_ms(phases)) for name, phases in TIMES.items()} | {"end_to_end_ms": sum(clock.sums_ms(list(clock.samples_ms)))}
+        found = {name: sum(clock.sums_ms(phases)) for name, phases in TIMES.items()} | {
+            "end_to_end_ms": sum(clock.sums_ms(list(clock.samples_ms)))
+        }
         if clock.cpu_ms:
-            found |= {name.replace("_ms", "_cpu_ms"): sum(clock.sums_ms(phases, cpu=True)) for name, phases in TIMES.items()}
+            found |= {
+                name.replace("_ms", "_cpu_ms"): sum(clock.sums_ms(phases, cpu=True))
+                for name, phases in TIMES.items()
+            }
             found["end_to_end_cpu_ms"] = sum(clock.sums_ms(list(clock.cpu_ms), cpu=True))
         return found
 
@@ -81,17 +106,23 @@ class Contestant:
         return {memory_metric("inference", name): value for name, value in peak.mib.items()}
 
     def detect(self, folder: Path) -> dict[str, Any]:
-        """Detections (of a classifier: classes) of every image, kept in `folder`; metrics as `measure_accuracy` gives them."""
+        """Detections (of a classifier: classes) of every image, kept in `folder`; metrics as
+        `measure_accuracy` gives them."""
         from detection_zoo.benchmarks.evaluation.classification import class_scores, write_classes
         from detection_zoo.benchmarks.measure.detection import measure_accuracy
 
         if self.subject.is_classifier:
             scores, _ = class_scores(self.subject, self.spec, self.beat)
-            return {"measurements": {}, "absent": {}, "files": write_classes(scores, self.subject.dataset, folder)}
+            return {
+                "measurements": {},
+                "absent": {},
+                "files": write_classes(scores, self.subject.dataset, folder),
+            }
 
         measurements, absent, files = measure_accuracy(self.subject, self.spec, folder, self.beat)
         return {"measurements": measurements, "absent": absent, "files": files}
 
     def cost_of_unit(self, pairs: int) -> float:
-        """What one unit of extra work costs, as a fraction of an image's model time; from alternating pairs of both."""
+        """What one unit of extra work costs, as a fraction of an image's model time; from alternating pairs
+        of both."""
         return cost_of_unit(self, pairs)

@@ -1,4 +1,5 @@
 """Verdicts of a comparison from its raw samples: ratios of times and memory, differences of AP and top-1."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,7 +11,11 @@ from detection_zoo.zoo.manifest import load_manifests
 
 from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile, metric
 from detection_zoo.benchmarks.compare.paired import (
-    Verdict, block_shift, confidence_of_each, judge_ratio, ratio_of_blocks,
+    Verdict,
+    block_shift,
+    confidence_of_each,
+    judge_ratio,
+    ratio_of_blocks,
 )
 from detection_zoo.benchmarks.compare.record import Pair
 
@@ -22,13 +27,26 @@ if TYPE_CHECKING:
 
 Samples = dict[str, list[list[float]]]
 AP_OF = {"bbox": "box_ap", "segm": "mask_ap", "keypoints": "keypoint_ap"}
-COVERS = {"model_ms": "forward + post-processing, wall time", "model_cpu_ms": "forward + post-processing, processor time",
-          "forward_ms": "the network up to raw outputs, wall time", "forward_cpu_ms": "the network up to raw outputs, processor time",
-          "postprocess_ms": "post-processing, wall time", "postprocess_cpu_ms": "post-processing, processor time",
-          "end_to_end_ms": "file to results on the host, wall time", "end_to_end_cpu_ms": "file to results on the host, processor time"}
+COVERS = {
+    "model_ms": "forward + post-processing, wall time",
+    "model_cpu_ms": "forward + post-processing, processor time",
+    "forward_ms": "the network up to raw outputs, wall time",
+    "forward_cpu_ms": "the network up to raw outputs, processor time",
+    "postprocess_ms": "post-processing, wall time",
+    "postprocess_cpu_ms": "post-processing, processor time",
+    "end_to_end_ms": "file to results on the host, wall time",
+    "end_to_end_cpu_ms": "file to results on the host, processor time",
+}
 
 
-def judge_pairs(samples: dict[str, Samples], reference: str, others: list[str], smallest: float, confidence: float, decides: str) -> list[Pair]:
+def judge_pairs(
+    samples: dict[str, Samples],
+    reference: str,
+    others: list[str],
+    smallest: float,
+    confidence: float,
+    decides: str,
+) -> list[Pair]:
     """Every metric that both sides have, of every other model beside the reference.
 
     Args:
@@ -42,26 +60,69 @@ def judge_pairs(samples: dict[str, Samples], reference: str, others: list[str], 
     for other in others:
         names = [name for name in samples[reference] if name in samples[other]]
         for name in sorted(names, key=lambda name: name != decides):
-            pairs.append(_ratio_pair(name, samples[reference][name], samples[other][name], reference, other, smallest, confidence, decides))
+            pairs.append(
+                _ratio_pair(
+                    name,
+                    samples[reference][name],
+                    samples[other][name],
+                    reference,
+                    other,
+                    smallest,
+                    confidence,
+                    decides,
+                )
+            )
     return pairs
 
 
-def _ratio_pair(name: str, base: list[list[float]], own: list[list[float]], reference: str, other: str, smallest: float, confidence: float,
-                decides: str) -> Pair:
+def _ratio_pair(
+    name: str,
+    base: list[list[float]],
+    own: list[list[float]],
+    reference: str,
+    other: str,
+    smallest: float,
+    confidence: float,
+    decides: str,
+) -> Pair:
     memory = name.endswith("_mib")
     words: tuple[Verdict, Verdict] = ("LOWER", "HIGHER") if memory else ("FASTER", "SLOWER")
     values = (median(v for block in base for v in block), median(v for block in own for v in block))
     countable = min(min(map(min, base)), min(map(min, own))) > 0
-    ratio = ratio_of_blocks([block_shift(a, b) for a, b in zip(base, own, strict=True)], confidence) if countable else None
+    ratio = (
+        ratio_of_blocks([block_shift(a, b) for a, b in zip(base, own, strict=True)], confidence)
+        if countable
+        else None
+    )
     note = "" if countable else "too short for the clock: some samples are zero"
-    return Pair(metric=name, other=other, reference=reference, values=values, unit=metric(name).unit, kind="ratio", confidence=confidence,
-                value=None if ratio is None else ratio.value, interval=None if ratio is None else (ratio.low, ratio.high), blocks=len(base),
-                smallest=smallest, verdict=judge_ratio(ratio, smallest, words), decides=name == decides, note=note,
-                covers=COVERS.get(name, "peak of a turn" if memory else ""))
+    return Pair(
+        metric=name,
+        other=other,
+        reference=reference,
+        values=values,
+        unit=metric(name).unit,
+        kind="ratio",
+        confidence=confidence,
+        value=None if ratio is None else ratio.value,
+        interval=None if ratio is None else (ratio.low, ratio.high),
+        blocks=len(base),
+        smallest=smallest,
+        verdict=judge_ratio(ratio, smallest, words),
+        decides=name == decides,
+        note=note,
+        covers=COVERS.get(name, "peak of a turn" if memory else ""),
+    )
 
 
-def accuracy_pairs(files: dict[str, dict[str, StoredFile]], folder: Path, row_of: Callable[[str], str], reference: str, data: str, spec: BenchmarkSpec,
-                   options: CompareOptions) -> list[Pair]:
+def accuracy_pairs(
+    files: dict[str, dict[str, StoredFile]],
+    folder: Path,
+    row_of: Callable[[str], str],
+    reference: str,
+    data: str,
+    spec: BenchmarkSpec,
+    options: CompareOptions,
+) -> list[Pair]:
     """Paired bootstrap over images of every AP, or of top-1 and top-5, that both sides have.
 
     Args:
@@ -74,11 +135,28 @@ def accuracy_pairs(files: dict[str, dict[str, StoredFile]], folder: Path, row_of
     answers: dict[str, dict[str, Answers]] = {}
     for label, kinds in files.items():
         dataset = open_data(load_manifests().entry(row_of(label)), data, spec.images)
-        answers[label] = {name: found for kind, file in kinds.items() for name, found in _answers(folder / file.name, kind, dataset).items()}
+        answers[label] = {
+            name: found
+            for kind, file in kinds.items()
+            for name, found in _answers(folder / file.name, kind, dataset).items()
+        }
     others = [label for label in files if label != reference]
     confidence = confidence_of_each(1, len(others))
-    return [accuracy_pair(name, answers[reference][name], answers[other][name], reference, other, options.smallest_ap, confidence, spec.seed)
-            for other in others for name in answers[reference] if name in answers[other]]
+    return [
+        accuracy_pair(
+            name,
+            answers[reference][name],
+            answers[other][name],
+            reference,
+            other,
+            options.smallest_ap,
+            confidence,
+            spec.seed,
+        )
+        for other in others
+        for name in answers[reference]
+        if name in answers[other]
+    ]
 
 
 def _answers(path: Path, kind: str, dataset: Dataset) -> dict[str, Answers]:
@@ -93,7 +171,16 @@ def _answers(path: Path, kind: str, dataset: Dataset) -> dict[str, Answers]:
     return {AP_OF[kind]: match_images(dataset.annotation_file, records, kind, dataset.image_ids)}  # type: ignore[arg-type,attr-defined]
 
 
-def accuracy_pair(name: str, base: Answers, own: Answers, reference: str, other: str, smallest: float, confidence: float, seed: int = 0) -> Pair:
+def accuracy_pair(
+    name: str,
+    base: Answers,
+    own: Answers,
+    reference: str,
+    other: str,
+    smallest: float,
+    confidence: float,
+    seed: int = 0,
+) -> Pair:
     """One AP or accuracy of two models on the same images; smallest: in percentage points."""
     import numpy as np
 
@@ -101,10 +188,38 @@ def accuracy_pair(name: str, base: Answers, own: Answers, reference: str, other:
 
     found = paired_difference(base, own, seed=seed, confidence=confidence)
     low, high = 100 * found.low, 100 * found.high
-    verdict: Verdict = ("HIGHER" if low > smallest else "LOWER" if high < -smallest else "SAME" if -smallest <= low and high <= smallest else "UNDECIDED")
-    noise = "the difference may be noise of these images" if found.may_be_noise else "the difference is not noise of these images"
+    verdict: Verdict = (
+        "HIGHER"
+        if low > smallest
+        else "LOWER"
+        if high < -smallest
+        else "SAME"
+        if -smallest <= low and high <= smallest
+        else "UNDECIDED"
+    )
+    noise = (
+        "the difference may be noise of these images"
+        if found.may_be_noise
+        else "the difference is not noise of these images"
+    )
     values = tuple(100 * float(one.score(np.ones((1, one.images)))[0]) for one in (base, own))
-    return Pair(metric=name, other=other, reference=reference, values=values, unit="%", kind="difference", value=100 * found.value, interval=(low, high),
-                confidence=confidence, blocks=own.images, smallest=smallest, verdict=verdict,
-                covers=f"paired bootstrap over {own.images} images, {found.draws} draws",
-                note=f"{noise}: {found.below} draws below zero, {found.above} above" if found.value or not found.may_be_noise else noise)
+    return Pair(
+        metric=name,
+        other=other,
+        reference=reference,
+        values=values,
+        unit="%",
+        kind="difference",
+        value=100 * found.value,
+        interval=(low, high),
+        confidence=confidence,
+        blocks=own.images,
+        smallest=smallest,
+        verdict=verdict,
+        covers=f"paired bootstrap over {own.images} images, {found.draws} draws",
+        note=(
+            f"{noise}: {found.below} draws below zero, {found.above} above"
+            if found.value or not found.may_be_noise
+            else noise
+        ),
+    )

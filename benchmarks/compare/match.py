@@ -1,4 +1,6 @@
-"""Head to head: models in processes of their own run the same images in turn, in random order, until each difference is known or the time is spent."""
+"""Head to head: models in processes of their own run the same images in turn, in random order, until each
+difference is known or the time is spent."""
+
 from __future__ import annotations
 
 import random
@@ -33,9 +35,12 @@ Say = Callable[[str], None]
 class CompareOptions:
     """How a comparison is made.
 
-    smallest, smallest_ap: smallest differences of interest, as a fraction and in percentage points. blocks: at most so many, each with fresh processes.
-    rounds: in a block; in a round every model runs the same images once. warm_up: rounds before those. turn_ms: a turn takes as many batches as last so
-    long. budget_s: no block is begun after that. threads: of one operator on a CPU. accuracy: AP, or top-1, as well. files: folder for detections.
+    smallest, smallest_ap: smallest differences of interest, as a fraction and in percentage points. blocks:
+        at most so many, each with fresh processes.
+    rounds: in a block; in a round every model runs the same images once. warm_up: rounds before those.
+        turn_ms: a turn takes as many batches as last so
+    long. budget_s: no block is begun after that. threads: of one operator on a CPU. accuracy: AP, or top-1,
+        as well. files: folder for detections.
     """
 
     smallest: float = 0.015
@@ -53,7 +58,8 @@ class CompareOptions:
 
     @property
     def clock(self) -> str:
-        """With one thread the processor's time is the latency without the waiting that others cause; with several it is not."""
+        """With one thread the processor's time is the latency without the waiting that others cause; with
+        several it is not."""
         return "processor" if self.threads == 1 else "wall"
 
 
@@ -72,13 +78,23 @@ class _State:
     def side(self, interrupted: bool) -> Side:
         """The model's part of the record."""
         failed = self.failure is not None
-        return Side(label=self.entrant.label, row=self.entrant.row, status="failed" if failed else "interrupted" if interrupted else "finished",
-                    reason=self.failure.reason if failed else None, traceback=self.failure.traceback if failed else None, weights=self.weights,
-                    data=self.about.get("data"), environment=self.about.get("environment"), samples=self.samples, files=self.files)
+        return Side(
+            label=self.entrant.label,
+            row=self.entrant.row,
+            status="failed" if failed else "interrupted" if interrupted else "finished",
+            reason=self.failure.reason if failed else None,
+            traceback=self.failure.traceback if failed else None,
+            weights=self.weights,
+            data=self.about.get("data"),
+            environment=self.about.get("environment"),
+            samples=self.samples,
+            files=self.files,
+        )
 
 
 def entrants_of(names: Sequence[str], weights: str) -> list[Entrant]:
-    """Entrants from ROW or ROW@WEIGHTS; a row that is named twice gets a number. Raises ManifestError for an unknown row."""
+    """Entrants from ROW or ROW@WEIGHTS; a row that is named twice gets a number. Raises ManifestError for an
+    unknown row."""
     entrants: list[Entrant] = []
     for name in names:
         row, _, own = name.partition("@")
@@ -91,19 +107,29 @@ def entrants_of(names: Sequence[str], weights: str) -> list[Entrant]:
 class _Match:
     """The state of a comparison and its steps."""
 
-    def __init__(self, entrants: Sequence[Entrant], spec: BenchmarkSpec, data: str, options: CompareOptions, say: Say) -> None:
+    def __init__(
+        self, entrants: Sequence[Entrant], spec: BenchmarkSpec, data: str, options: CompareOptions, say: Say
+    ) -> None:
         self.spec, self.data, self.options, self.say = spec, data, options, say
-        self.states = {one.label: _State(one, *identify_weights(load_manifests().entry(one.row), one.weights)) for one in entrants}
+        self.states = {
+            one.label: _State(one, *identify_weights(load_manifests().entry(one.row), one.weights))
+            for one in entrants
+        }
         self.reference, self.draw = entrants[0].label, random.Random(options.seed)
         self.orders: list[list[list[str]]] = []
-        self.per_turn, self.upcoming = 1, []  # batches of a turn; numbers of batches still to come in this pass over the images
+        self.per_turn, self.upcoming = (
+            1,
+            [],
+        )  # batches of a turn; numbers of batches still to come in this pass over the images
         self.looks = planned_looks(options.blocks)
         self.confidence = confidence_of_each(len(self.looks), len(entrants) - 1)
 
     @property
     def decides(self) -> str:
         """The metric that ends the comparison."""
-        return "model_cpu_ms" if self.spec.device == "cpu" and self.options.clock == "processor" else "model_ms"
+        return (
+            "model_cpu_ms" if self.spec.device == "cpu" and self.options.clock == "processor" else "model_ms"
+        )
 
     @property
     def running(self) -> list[str]:
@@ -116,10 +142,13 @@ class _Match:
 
     def worker(self, label: str) -> Worker:
         state = self.states[label]
-        return Worker(label, Contestant, (state.entrant, self.spec, self.data, state.argument, self.options.threads))
+        return Worker(
+            label, Contestant, (state.entrant, self.spec, self.data, state.argument, self.options.threads)
+        )
 
     def block(self) -> None:
-        """Fresh processes, warm-up, rounds, memory. A model that fails is out, and the block counts for nobody."""
+        """Fresh processes, warm-up, rounds, memory. A model that fails is out, and the block counts for
+        nobody."""
         workers = {label: self.worker(label) for label in self.shuffled(self.running)}
         ask = lambda label, name, *given: workers[label].call(name, *given, stall_s=self.options.stall_s)  # noqa: E731 - a word for the lines below
         samples: dict[str, dict[str, list[float]]] = {label: {} for label in workers}
@@ -131,7 +160,8 @@ class _Match:
                 self.meet({label: ask(label, "describe") for label in workers})
             self.warm_up(list(workers), ask)
             for number in range(self.options.rounds):
-                # every second round runs in the order opposite to the one before, so that nobody is first more often
+                # every second round runs in the order opposite to the one before, so that nobody is first
+                # more often
                 orders.append(orders[-1][::-1] if number % 2 else self.shuffled(list(workers)))
                 batches = self.next_batches()
                 for label in orders[-1]:
@@ -160,10 +190,16 @@ class _Match:
         for label, told in about.items():
             self.states[label].about = told
             if told["image_list"] != about[self.reference]["image_list"]:
-                raise DatasetError(f"{label} and {self.reference} would run different images of {self.data}; choose data that fits both rows")
+                raise DatasetError(
+                    f"{label} and {self.reference} would run different images of {self.data}; choose data"
+                    " that fits both rows"
+                )
 
     def warm_up(self, labels: list[str], ask: Callable[..., Any]) -> None:
-        times = {label: [ask(label, "turn", self.next_batches())["model_ms"] for _ in range(self.options.warm_up)] for label in labels}
+        times = {
+            label: [ask(label, "turn", self.next_batches())["model_ms"] for _ in range(self.options.warm_up)]
+            for label in labels
+        }
         if not self.orders:
             fastest = min(median(values) for values in times.values()) * self.spec.batch_size / self.per_turn
             self.per_turn = max(1, min(ceil(self.options.turn_ms / fastest), 50))
@@ -193,8 +229,10 @@ class _Match:
         pairs = [pair for pair in self.pairs(self.confidence) if pair.decides]
         for pair in pairs:
             low, high = pair.interval or (float("nan"),) * 2
-            self.say(f"    block {len(self.orders)}: {pair.other} takes {pair.value:.4f} ({low:.4f}-{high:.4f}) times as long as {pair.reference}: "
-                     f"{pair.verdict}")
+            self.say(
+                f"    block {len(self.orders)}: {pair.other} takes {pair.value:.4f} ({low:.4f}-{high:.4f})"
+                f" times as long as {pair.reference}: {pair.verdict}"
+            )
         return bool(pairs) and all(pair.verdict != "UNDECIDED" for pair in pairs)
 
     def run(self) -> str:
@@ -211,14 +249,20 @@ class _Match:
                     return f"the most blocks were run, {done}"
                 if time.monotonic() - start > self.options.budget_s:
                     return f"the time budget of {self.options.budget_s:g} s was spent after {done} blocks"
-        return "fewer than two models were left" if self.states[self.reference].failure is None else f"the reference {self.reference} failed"
+        return (
+            "fewer than two models were left"
+            if self.states[self.reference].failure is None
+            else f"the reference {self.reference} failed"
+        )
 
     def detect(self, folder: Path, identity: str) -> None:
         """Detections, or classes, of every model that is left."""
         for label in self.running:
             worker = self.worker(label)
             try:
-                found = worker.call("detect", folder / f"{identity}-{_file_name(label)}", stall_s=self.options.stall_s)
+                found = worker.call(
+                    "detect", folder / f"{identity}-{_file_name(label)}", stall_s=self.options.stall_s
+                )
                 self.states[label].files = found["files"]
             except WorkerFailed as failed:
                 self.states[label].failure = failed.outcome
@@ -227,7 +271,13 @@ class _Match:
                 worker.close()
 
 
-def compare(entrants: Sequence[Entrant], spec: BenchmarkSpec, data: str, options: CompareOptions, say: Say = lambda text: None) -> Comparison:
+def compare(
+    entrants: Sequence[Entrant],
+    spec: BenchmarkSpec,
+    data: str,
+    options: CompareOptions,
+    say: Say = lambda text: None,
+) -> Comparison:
     """Compare models; the first is the reference.
 
     Args:
@@ -241,10 +291,14 @@ def compare(entrants: Sequence[Entrant], spec: BenchmarkSpec, data: str, options
         The record, not yet stored; Ctrl-C ends it with what was measured by then.
 
     Raises:
-        ZooError: weights or data of an entrant cannot be had, the entrants would run different images, or their accuracy cannot be compared.
+        ZooError: weights or data of an entrant cannot be had, the entrants would run different images, or
+            their accuracy cannot be compared.
     """
     if options.accuracy and data.startswith("voc:"):
-        raise DatasetError(f"--data {data}: differences of VOC's mAP have no paired bootstrap here; leave --ap out, or take COCO or ImageNet data")
+        raise DatasetError(
+            f"--data {data}: differences of VOC's mAP have no paired bootstrap here; leave --ap out, or take"
+            " COCO or ImageNet data"
+        )
     started, clock = datetime.now(UTC), time.monotonic()
     match, ended, pairs, interrupted = _Match(entrants, spec, data, options, say), "", [], False
     identity = new_id("comparison", started)
@@ -255,19 +309,39 @@ def compare(entrants: Sequence[Entrant], spec: BenchmarkSpec, data: str, options
         telemetry = watch.result
         if options.accuracy and match.possible():
             match.detect(options.files, identity)
-            pairs = accuracy_pairs({label: state.files for label, state in match.states.items() if state.files}, options.files,
-                                   lambda label: match.states[label].entrant.row, match.reference, data, spec, options)
+            pairs = accuracy_pairs(
+                {label: state.files for label, state in match.states.items() if state.files},
+                options.files,
+                lambda label: match.states[label].entrant.row,
+                match.reference,
+                data,
+                spec,
+                options,
+            )
     except KeyboardInterrupt:
         interrupted, ended = True, f"Ctrl-C after {len(match.orders)} blocks"
     pairs = [*(match.pairs(match.confidence) if match.orders and match.possible() else []), *pairs]
     about = match.states[match.reference].about
     failed = [label for label, state in match.states.items() if state.failure]
     return Comparison(
-        id=identity, started=started.isoformat(timespec="seconds"), duration_s=time.monotonic() - clock, ended=ended,
-        status="interrupted" if interrupted else "failed" if failed else "finished", spec=spec, threads=options.threads if spec.device == "cpu" else None,
-        clock="processor" if match.decides == "model_cpu_ms" else "wall", protocol=_protocol(match), seed=options.seed,
-        image_list=about.get("image_list", ""), looks=list(match.looks), orders=match.orders, pairs=pairs, telemetry=telemetry,
-        sides=[state.side(interrupted) for state in match.states.values()], footnotes=_footnotes(match))
+        id=identity,
+        started=started.isoformat(timespec="seconds"),
+        duration_s=time.monotonic() - clock,
+        ended=ended,
+        status="interrupted" if interrupted else "failed" if failed else "finished",
+        spec=spec,
+        threads=options.threads if spec.device == "cpu" else None,
+        clock="processor" if match.decides == "model_cpu_ms" else "wall",
+        protocol=_protocol(match),
+        seed=options.seed,
+        image_list=about.get("image_list", ""),
+        looks=list(match.looks),
+        orders=match.orders,
+        pairs=pairs,
+        telemetry=telemetry,
+        sides=[state.side(interrupted) for state in match.states.values()],
+        footnotes=_footnotes(match),
+    )
 
 
 def _file_name(label: str) -> str:
@@ -282,10 +356,15 @@ def _protocol(match: _Match) -> str:
     options, images = match.options, match.states[match.reference].about.get("timed_images", 0)
     threads = f"{_count(options.threads, 'thread')} an operator"
     where = f"{threads}, {ALLOCATOR_NOTE}" if match.spec.device == "cpu" else "on one GPU in turn"
-    at_once = f"{_count(len(match.looks), 'look')} and {_count(len(match.states) - 1, 'comparison')} of each metric"
-    return (f"{len(match.orders)} blocks of {options.rounds} rounds after {options.warm_up} rounds of warm-up; fresh processes in each block; in a round "
-            f"every model runs the same {match.per_turn * match.spec.batch_size} of {images} images, in random order; {where}. Ratios: Hodges-Lehmann in a "
-            f"block, Student's t over blocks; intervals hold together at 95 % for {at_once}")
+    at_once = (
+        f"{_count(len(match.looks), 'look')} and {_count(len(match.states) - 1, 'comparison')} of each metric"
+    )
+    return (
+        f"{len(match.orders)} blocks of {options.rounds} rounds after {options.warm_up} rounds of warm-up;"
+        " fresh processes in each block; in a round every model runs the same"
+        f" {match.per_turn * match.spec.batch_size} of {images} images, in random order; {where}. Ratios:"
+        f" Hodges-Lehmann in a block, Student's t over blocks; intervals hold together at 95 % for {at_once}"
+    )
 
 
 def _footnotes(match: _Match) -> list[str]:
@@ -294,25 +373,44 @@ def _footnotes(match: _Match) -> list[str]:
     kinds = {state.weights.kind for state in match.states.values()}
     if kinds & {"random", "stand-in"}:
         made_up = [label for label, state in match.states.items() if state.weights.made_up]
-        notes.append(f"weights nobody trained: {', '.join(made_up)}; a detector's time depends on what it finds, and its accuracy says nothing")
-    known = {state.about["data"].name for state in match.states.values() if "data" in state.about and state.about["data"].made_up}
-    notes += [f"the images of {name} are drawn by a program: times and accuracy on photographs may differ" for name in sorted(known)]
+        notes.append(
+            f"weights nobody trained: {', '.join(made_up)}; a detector's time depends on what it finds, and"
+            " its accuracy says nothing"
+        )
+    known = {
+        state.about["data"].name
+        for state in match.states.values()
+        if "data" in state.about and state.about["data"].made_up
+    }
+    notes += [
+        f"the images of {name} are drawn by a program: times and accuracy on photographs may differ"
+        for name in sorted(known)
+    ]
     notes += unlike_rows([load_manifests().entry(state.entrant.row) for state in match.states.values()])
     if len({state.about["data"].digest for state in match.states.values() if "data" in state.about}) > 1:
-        notes.append("the images are the same, but their labels are numbered or chosen differently for the rows")
+        notes.append(
+            "the images are the same, but their labels are numbered or chosen differently for the rows"
+        )
     for label, state in match.states.items():
         if state.entrant.extra_units:
-            notes.append(f"{label} does planted extra work, {state.entrant.extra_units} units an image, to test this comparison")
+            notes.append(
+                f"{label} does planted extra work, {state.entrant.extra_units} units an image, to test this"
+                " comparison"
+            )
     return notes
 
 
 def unlike_rows(entries: Sequence[ModelEntry]) -> list[str]:
-    """What sets rows apart besides backbone and weights, so that a ratio of their times is a ratio of that too."""
+    """What sets rows apart besides backbone and weights, so that a ratio of their times is a ratio of that
+    too."""
     notes = []
     for what, told in (("detector", _detector), ("resize of the images", _resize)):
         found = {entry.name: told(entry) for entry in entries}
         if len(set(found.values())) > 1:
-            notes.append(f"the rows differ in the {what}: " + "; ".join(f"{name}: {value}" for name, value in found.items()))
+            notes.append(
+                f"the rows differ in the {what}: "
+                + "; ".join(f"{name}: {value}" for name, value in found.items())
+            )
     return notes
 
 

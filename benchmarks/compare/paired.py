@@ -1,4 +1,6 @@
-"""Statistics of paired measurements: how much slower one model is than another, how sure that is, and when to stop. No torch."""
+"""Statistics of paired measurements: how much slower one model is than another, how sure that is, and when to
+stop. No torch."""
+
 from __future__ import annotations
 
 import math
@@ -25,7 +27,8 @@ class Ratio:
 
 
 def hodges_lehmann(values: Sequence[float]) -> float:
-    """The median of the means of all pairs, each value with itself too: nearly as sharp as the mean, and unmoved by a quarter of wild values.
+    """The median of the means of all pairs, each value with itself too: nearly as sharp as the mean, and
+    unmoved by a quarter of wild values.
 
     Hodges and Lehmann, Annals of Mathematical Statistics 34 (1963).
     """
@@ -34,15 +37,16 @@ def hodges_lehmann(values: Sequence[float]) -> float:
 
 
 def block_shift(reference: Sequence[float], other: Sequence[float]) -> float:
-    """The typical log ratio of `other` to `reference` in one block; both (n,), of the same rounds, above zero."""
+    """The typical log ratio of `other` to `reference` in one block; both (n,), of the same rounds, above
+    zero."""
     return hodges_lehmann(np.log(np.asarray(other, np.float64) / np.asarray(reference, np.float64)))
 
 
 def ratio_of_blocks(shifts: Sequence[float], confidence: float = 0.95) -> Ratio | None:
     """The ratio from one log ratio a block, by Student's t over blocks.
 
-    A block has processes of its own, so that what differs from process to process (where its memory lies) counts as noise and not as a difference
-    between models. None with fewer than two blocks.
+    A block has processes of its own, so that what differs from process to process (where its memory lies)
+    counts as noise and not as a difference between models. None with fewer than two blocks.
     """
     if len(shifts) < 2:
         return None
@@ -53,7 +57,9 @@ def ratio_of_blocks(shifts: Sequence[float], confidence: float = 0.95) -> Ratio 
     return Ratio(math.exp(centre), math.exp(centre - half), math.exp(centre + half), confidence, len(shifts))
 
 
-def judge_ratio(ratio: Ratio | None, smallest: float, words: tuple[Verdict, Verdict] = ("FASTER", "SLOWER")) -> Verdict:
+def judge_ratio(
+    ratio: Ratio | None, smallest: float, words: tuple[Verdict, Verdict] = ("FASTER", "SLOWER")
+) -> Verdict:
     """A verdict on a ratio.
 
     Args:
@@ -62,7 +68,8 @@ def judge_ratio(ratio: Ratio | None, smallest: float, words: tuple[Verdict, Verd
         words: what a value below and above the reference's is called.
 
     Returns:
-        The second word: the whole interval lies above 1 + smallest. The first: below 1 / (1 + smallest). SAME: between the two. Otherwise UNDECIDED.
+        The second word: the whole interval lies above 1 + smallest. The first: below 1 / (1 + smallest).
+            SAME: between the two. Otherwise UNDECIDED.
     """
     if ratio is None:
         return "UNDECIDED"
@@ -75,7 +82,8 @@ def judge_ratio(ratio: Ratio | None, smallest: float, words: tuple[Verdict, Verd
 
 
 def planned_looks(most: int, first: int = FIRST_LOOK) -> tuple[int, ...]:
-    """After how many blocks the data are looked at: the first, then about half as many again, then `most`; fixed beforehand, so that it can be paid for."""
+    """After how many blocks the data are looked at: the first, then about half as many again, then `most`;
+    fixed beforehand, so that it can be paid for."""
     looks, blocks = [], first
     while blocks < most:
         looks.append(blocks)
@@ -84,5 +92,6 @@ def planned_looks(most: int, first: int = FIRST_LOOK) -> tuple[int, ...]:
 
 
 def confidence_of_each(looks: int, comparisons: int, confidence: float = 0.95) -> float:
-    """The confidence of one interval such that all of them hold together with `confidence`, by Bonferroni's inequality."""
+    """The confidence of one interval such that all of them hold together with `confidence`, by Bonferroni's
+    inequality."""
     return 1 - (1 - confidence) / (looks * comparisons)

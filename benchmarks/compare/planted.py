@@ -1,4 +1,6 @@
-"""Planted slow-downs: real extra work of a known share of a model's time, by which a comparison can be tested."""
+"""Planted slow-downs: real extra work of a known share of a model's time, by which a comparison can be
+tested."""
+
 from __future__ import annotations
 
 import time
@@ -54,7 +56,8 @@ def with_extra_work(model: nn.Module, work: ExtraWork, units: int) -> nn.Module:
 
 
 def cost_of_unit(contestant: Contestant, pairs: int) -> float:
-    """What one product costs as a fraction of the model time of an image, from so many alternating pairs of turns and bursts."""
+    """What one product costs as a fraction of the model time of an image, from so many alternating pairs of
+    turns and bursts."""
     work, on_cpu = ExtraWork(contestant.subject.device), contestant.subject.device.type == "cpu"
     name = "model_cpu_ms" if on_cpu else "model_ms"
     turn_ms = contestant.turn([0])[name]

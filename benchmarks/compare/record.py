@@ -1,4 +1,5 @@
 """Records of comparisons: who ran against whom, every raw sample, and what was judged. No torch."""
+
 from __future__ import annotations
 
 import json
@@ -10,7 +11,12 @@ from pydantic import Field, FiniteFloat, ValidationError
 from detection_zoo.zoo.manifest import Strict, load_manifests
 
 from detection_zoo.benchmarks.spec import (
-    BenchmarkSpec, DataIdentity, Environment, StoredFile, Telemetry, WeightsIdentity,
+    BenchmarkSpec,
+    DataIdentity,
+    Environment,
+    StoredFile,
+    Telemetry,
+    WeightsIdentity,
 )
 from detection_zoo.benchmarks.store import RESULTS_FOLDER, sealed, unsealed, write_whole
 from detection_zoo.benchmarks.compare.paired import Verdict
@@ -24,14 +30,18 @@ class Pair(Strict):
     metric: str
     other: str = Field(description="label of the model")
     reference: str = Field(description="label of the model that it is compared with")
-    values: tuple[FiniteFloat, FiniteFloat] = Field(description="reference, other: medians over all samples, or the AP in percent")
+    values: tuple[FiniteFloat, FiniteFloat] = Field(
+        description="reference, other: medians over all samples, or the AP in percent"
+    )
     unit: str
     kind: Literal["ratio", "difference"]
     value: FiniteFloat | None = Field(description="other / reference, or other - reference")
     interval: tuple[FiniteFloat, FiniteFloat] | None = Field(None, description="of `value`, at `confidence`")
     confidence: float = 0.95
     blocks: int = Field(0, description="what the interval rests on: blocks of fresh processes, or images")
-    smallest: float = Field(description="smallest difference of interest, a fraction of the reference or percentage points")
+    smallest: float = Field(
+        description="smallest difference of interest, a fraction of the reference or percentage points"
+    )
     verdict: Verdict
     decides: bool = Field(False, description="the metric that ended the comparison")
     covers: str = ""
@@ -49,7 +59,9 @@ class Side(Strict):
     weights: WeightsIdentity | None = None
     data: DataIdentity | None = None
     environment: Environment | None = None
-    samples: dict[str, list[list[FiniteFloat]]] = Field(default_factory=dict, description="metric -> block -> one value a round, in the metric's unit")
+    samples: dict[str, list[list[FiniteFloat]]] = Field(
+        default_factory=dict, description="metric -> block -> one value a round, in the metric's unit"
+    )
     files: dict[str, StoredFile] = Field(default_factory=dict)
 
 
@@ -64,12 +76,18 @@ class Comparison(Strict):
     ended: str = Field(description="why no further block was run")
     spec: BenchmarkSpec
     threads: int | None = Field(None, description="of one torch operator, on a CPU")
-    clock: Literal["processor", "wall"] = Field(description="the clock that decides: processor time of all threads, or wall time")
+    clock: Literal["processor", "wall"] = Field(
+        description="the clock that decides: processor time of all threads, or wall time"
+    )
     protocol: str = Field(description="what was done, in a sentence")
     seed: int
     image_list: str = Field("", description="SHA-256 of the ids of the timed images, in order")
-    looks: list[int] = Field(default_factory=list, description="after how many blocks the verdicts might be given")
-    orders: list[list[list[str]]] = Field(default_factory=list, description="block -> round -> labels in the order they ran")
+    looks: list[int] = Field(
+        default_factory=list, description="after how many blocks the verdicts might be given"
+    )
+    orders: list[list[list[str]]] = Field(
+        default_factory=list, description="block -> round -> labels in the order they ran"
+    )
     sides: list[Side]
     pairs: list[Pair] = Field(default_factory=list)
     telemetry: Telemetry | None = None
@@ -77,7 +95,8 @@ class Comparison(Strict):
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> Path:
-    """Store a comparison for good, whole or not at all; raises FileExistsError where one of that id is there."""
+    """Store a comparison for good, whole or not at all; raises FileExistsError where one of that id is
+    there."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{comparison.id}.json"
     if path.exists():
@@ -90,16 +109,22 @@ def read_comparison(path: Path) -> Comparison:
     """Read one; raises ValueError that says what is wrong with the file."""
     text = unsealed(path)
     if (version := json.loads(text).get("schema_version", 1)) != 1:
-        raise ValueError(f"{path}: the comparison has schema version {version}, this program reads 1; use the program that wrote it")
+        raise ValueError(
+            f"{path}: the comparison has schema version {version}, this program reads 1; use the program that"
+            " wrote it"
+        )
     try:
         return Comparison.model_validate_json(text)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise ValueError(f"{path}: field {where}: {error.errors()[0]['msg']}; delete the file and compare again") from None
+        raise ValueError(
+            f"{path}: field {where}: {error.errors()[0]['msg']}; delete the file and compare again"
+        ) from None
 
 
 def read_comparisons(folder: Path) -> tuple[list[Comparison], list[str]]:
-    """The newest comparison of each setting (models, weights, images, machine, protocol), and what is wrong with files that are not used."""
+    """The newest comparison of each setting (models, weights, images, machine, protocol), and what is wrong
+    with files that are not used."""
     found: dict[tuple[str, ...], Comparison] = {}
     problems = []
     for path in sorted(folder.glob("*.json")):
@@ -109,7 +134,10 @@ def read_comparisons(folder: Path) -> tuple[list[Comparison], list[str]]:
             problems.append(str(error))
             continue
         if unknown := sorted({pair.metric for pair in one.pairs} - load_manifests().metrics.keys()):
-            problems.append(f"{path}: manifests/metrics.toml does not know the metrics {', '.join(unknown)}; the comparison is left out. Compare again")
+            problems.append(
+                f"{path}: manifests/metrics.toml does not know the metrics {', '.join(unknown)}; the"
+                " comparison is left out. Compare again"
+            )
             continue
         key = setting_of(one)
         if key not in found or one.started > found[key].started:
@@ -119,6 +147,14 @@ def read_comparisons(folder: Path) -> tuple[list[Comparison], list[str]]:
 
 def setting_of(one: Comparison) -> tuple[str, ...]:
     """What a later comparison must have in common to take the place of this one."""
-    sides = [part for side in one.sides for part in (side.label, side.weights.digest if side.weights else "", side.data.digest if side.data else "")]
+    sides = [
+        part
+        for side in one.sides
+        for part in (
+            side.label,
+            side.weights.digest if side.weights else "",
+            side.data.digest if side.data else "",
+        )
+    ]
     machine = next((side.environment.device_name for side in one.sides if side.environment), "")
     return (*sides, machine, one.spec.digest, one.clock, str(one.threads), one.image_list)

@@ -1,4 +1,6 @@
-"""Does a comparison tell the truth on this machine? A model against itself, and against itself with planted extra work."""
+"""Does a comparison tell the truth on this machine? A model against itself, and against itself with planted
+extra work."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -33,24 +35,54 @@ class SelfCheck:
     @property
     def ok(self) -> bool:
         """Whether enough of the runs were right, of both kinds."""
-        return self.same["SAME"] >= ENOUGH * self.same.total() and self.slower["SLOWER"] >= ENOUGH * self.slower.total()
+        return (
+            self.same["SAME"] >= ENOUGH * self.same.total()
+            and self.slower["SLOWER"] >= ENOUGH * self.slower.total()
+        )
 
     def summary(self) -> str:
         """Two counts in one line."""
-        told = [f"{', '.join(f'{word} {count}' for word, count in found.most_common())} of {found.total()}" for found in (self.same, self.slower)]
+        told = [
+            f"{', '.join(f'{word} {count}' for word, count in found.most_common())} of {found.total()}"
+            for found in (self.same, self.slower)
+        ]
         return f"against itself: {told[0]}; with {self.slow_down:.1%} extra work: {told[1]}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"slow_down": self.slow_down, "units": self.units, "same": dict(self.same), "slower": dict(self.slower), "ok": self.ok,
-                "runs": [{"ended": one.ended, "duration_s": one.duration_s, "load": one.telemetry.verdict if one.telemetry else None,
-                          "other": one.pairs[0].other, "ratio": one.pairs[0].value, "interval": one.pairs[0].interval, "verdict": one.pairs[0].verdict}
-                         for one in self.comparisons]}
+        return {
+            "slow_down": self.slow_down,
+            "units": self.units,
+            "same": dict(self.same),
+            "slower": dict(self.slower),
+            "ok": self.ok,
+            "runs": [
+                {
+                    "ended": one.ended,
+                    "duration_s": one.duration_s,
+                    "load": one.telemetry.verdict if one.telemetry else None,
+                    "other": one.pairs[0].other,
+                    "ratio": one.pairs[0].value,
+                    "interval": one.pairs[0].interval,
+                    "verdict": one.pairs[0].verdict,
+                }
+                for one in self.comparisons
+            ],
+        }
 
 
-def self_check(row: str, weights: str, spec: BenchmarkSpec, data: str, options: CompareOptions, runs: int, slow_down: float = 0.03,
-               say: Callable[[str], None] = lambda text: None) -> SelfCheck:
-    """Compare a row with itself, as it is and slowed down, so many times each, with processes of their own every time.
+def self_check(
+    row: str,
+    weights: str,
+    spec: BenchmarkSpec,
+    data: str,
+    options: CompareOptions,
+    runs: int,
+    slow_down: float = 0.03,
+    say: Callable[[str], None] = lambda text: None,
+) -> SelfCheck:
+    """Compare a row with itself, as it is and slowed down, so many times each, with processes of their own
+    every time.
 
     Args:
         row, weights, spec, data, options: as for `compare`.
@@ -75,15 +107,22 @@ def self_check(row: str, weights: str, spec: BenchmarkSpec, data: str, options: 
         counts[extra][deciding.verdict] += 1
         comparisons.append(found)
         low, high = deciding.interval or (float("nan"),) * 2
-        say(f"[{number + 1}/{2 * runs}] {label}: {deciding.value:.4f} ({low:.4f}-{high:.4f}) {deciding.verdict}, {deciding.blocks} blocks, "
-            f"{found.duration_s:.0f} s, machine {found.telemetry.verdict if found.telemetry else 'not watched'}")
+        say(
+            f"[{number + 1}/{2 * runs}] {label}: {deciding.value:.4f} ({low:.4f}-{high:.4f})"
+            f" {deciding.verdict}, {deciding.blocks} blocks, {found.duration_s:.0f} s, machine"
+            f" {found.telemetry.verdict if found.telemetry else 'not watched'}"
+        )
     return SelfCheck(slow_down, units, counts[0], counts[units], comparisons)
 
 
 def _cost(row: str, weights: str, spec: BenchmarkSpec, data: str, options: CompareOptions) -> float:
     """What a unit of extra work costs, as a fraction of the model time of an image."""
     _, argument = identify_weights(load_manifests().entry(row), weights)
-    worker = Worker(f"{row}, calibration", Contestant, (Entrant("calibration", row, weights), spec, data, argument, options.threads))
+    worker = Worker(
+        f"{row}, calibration",
+        Contestant,
+        (Entrant("calibration", row, weights), spec, data, argument, options.threads),
+    )
     try:
         return worker.call("cost_of_unit", PAIRS, stall_s=options.stall_s)
     finally:

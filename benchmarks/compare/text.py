@@ -1,4 +1,6 @@
-"""A comparison as text: a line a metric, the verdict first to be seen, and what a reader must know below. No torch."""
+"""A comparison as text: a line a metric, the verdict first to be seen, and what a reader must know below. No
+torch."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -8,7 +10,16 @@ from detection_zoo.benchmarks.spec import metric
 from detection_zoo.benchmarks.compare.record import Comparison, Pair
 from detection_zoo.benchmarks.compare.stored import StoredPair
 
-HEADERS = ["model", "metric", "reference", "model's", "ratio or difference", "interval", "verdict", "what it is of"]
+HEADERS = [
+    "model",
+    "metric",
+    "reference",
+    "model's",
+    "ratio or difference",
+    "interval",
+    "verdict",
+    "what it is of",
+]
 
 
 def comparison_text(found: Comparison) -> str:
@@ -17,15 +28,24 @@ def comparison_text(found: Comparison) -> str:
 
     rows = [pair_cells(pair) for pair in found.pairs]
     table = tabulate(rows, HEADERS, disable_numparse=True) if rows else "nothing could be compared"
-    return "\n".join([f"reference: {found.sides[0].label}", table, "", *(f"- {text}" for text in notes(found))])
+    return "\n".join(
+        [f"reference: {found.sides[0].label}", table, "", *(f"- {text}" for text in notes(found))]
+    )
 
 
 def pair_cells(pair: Pair) -> list[str]:
     """One metric of one model."""
     known = metric(pair.metric)
     unit = f" {pair.unit}"
-    return [pair.other, known.title, known.format(pair.values[0]) + unit, known.format(pair.values[1]) + unit, *told(pair), pair.verdict,
-            "; ".join(part for part in (pair.covers, pair.note) if part)]
+    return [
+        pair.other,
+        known.title,
+        known.format(pair.values[0]) + unit,
+        known.format(pair.values[1]) + unit,
+        *told(pair),
+        pair.verdict,
+        "; ".join(part for part in (pair.covers, pair.note) if part),
+    ]
 
 
 def told(pair: Pair) -> tuple[str, str]:
@@ -41,16 +61,25 @@ def notes(found: Comparison) -> list[str]:
     if found.telemetry is not None:
         said = found.telemetry.note or found.telemetry.absent
         lines.append(f"the machine was {found.telemetry.verdict}" + (f": {said}" if said else ""))
-    return [*lines, *(f"{side.label} {side.status}: {side.reason}" for side in found.sides if side.status == "failed"), *found.footnotes]
+    return [
+        *lines,
+        *(f"{side.label} {side.status}: {side.reason}" for side in found.sides if side.status == "failed"),
+        *found.footnotes,
+    ]
 
 
 def _zones(pairs: Iterable[Pair]) -> list[str]:
     """What the verdicts mean, with their smallest differences."""
     fractions = {pair.smallest for pair in pairs if pair.kind == "ratio"}
     points = {pair.smallest for pair in pairs if pair.kind == "difference"}
-    meaning = "SAME has the whole interval within it, FASTER and SLOWER (memory: LOWER, HIGHER) wholly beyond it, UNDECIDED neither"
+    meaning = (
+        "SAME has the whole interval within it, FASTER and SLOWER (memory: LOWER, HIGHER) wholly beyond it,"
+        " UNDECIDED neither"
+    )
     lines = [f"smallest difference of interest {value:.1%}: {meaning}" for value in sorted(fractions)]
-    return lines + [f"AP and top-1: smallest difference of interest {value:g} points" for value in sorted(points)]
+    return lines + [
+        f"AP and top-1: smallest difference of interest {value:g} points" for value in sorted(points)
+    ]
 
 
 def stored_text(pairs: list[StoredPair]) -> str:
@@ -65,15 +94,46 @@ def stored_text(pairs: list[StoredPair]) -> str:
         value, edges = pair.values[1] / pair.values[0], "-"
         if pair.ratio is not None:
             value, edges = pair.ratio.value, f"{pair.ratio.low:.3f} to {pair.ratio.high:.3f}"
-        rows.append([pair.other.row, known.title, *(f"{known.format(v)} {known.unit}" for v in pair.values), f"{value:.3f} x", edges, pair.verdict, marks])
+        rows.append(
+            [
+                pair.other.row,
+                known.title,
+                *(f"{known.format(v)} {known.unit}" for v in pair.values),
+                f"{value:.3f} x",
+                edges,
+                pair.verdict,
+                marks,
+            ]
+        )
     headers = ["model", "metric", "reference", "model's", "ratio", "interval", "verdict", "see"]
     table = tabulate(rows, headers, disable_numparse=True) if rows else "the records have no metric in common"
-    return "\n".join([f"reference: {pairs[0].reference.row}" if pairs else "", table, "", *(f"[{number}] {note}" for note, number in numbers.items())]).strip()
+    return "\n".join(
+        [
+            f"reference: {pairs[0].reference.row}" if pairs else "",
+            table,
+            "",
+            *(f"[{number}] {note}" for note, number in numbers.items()),
+        ]
+    ).strip()
 
 
 def relative_text(found: list[dict[str, Any]], reference_row: str) -> str:
     """Times as multiples of the reference row's on the same hardware."""
     from tabulate import tabulate
 
-    rows = [[one["row"], one["hardware"], one["precision"], str(one["batch"]), f"{one['value']:.2f} ms", f"{one['relative']:.2f}"] for one in found]
-    return tabulate(rows, ["row", "hardware", "precision", "batch", "model time", f"times {reference_row}"], disable_numparse=True)
+    rows = [
+        [
+            one["row"],
+            one["hardware"],
+            one["precision"],
+            str(one["batch"]),
+            f"{one['value']:.2f} ms",
+            f"{one['relative']:.2f}",
+        ]
+        for one in found
+    ]
+    return tabulate(
+        rows,
+        ["row", "hardware", "precision", "batch", "model time", f"times {reference_row}"],
+        disable_numparse=True,
+    )

@@ -1,4 +1,6 @@
-"""Processes that build something once and then answer calls, one at a time, over a pipe; forked from one that has imported torch already."""
+"""Processes that build something once and then answer calls, one at a time, over a pipe; forked from one that
+has imported torch already."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -12,10 +14,14 @@ from typing import Any
 from detection_zoo.benchmarks.run.isolation import BEAT, Outcome, failure, how_it_died, settle_in_child
 
 PRELOADED = ["detection_zoo.benchmarks.compare.contestant"]
-# Left alone, glibc gives freed memory back and fetches it again, or not, as the history of each process has it: of two equal processes one had 13,700
-# page faults an image and the other 7,800, and was 7.5 % faster. Memory that is kept, in large pages where the system has them, ends that.
+# Left alone, glibc gives freed memory back and fetches it again, or not, as the history of each process has
+# it: of two equal processes one had 13,700 page faults an image and the other 7,800, and was 7.5 % faster.
+# Memory that is kept, in large pages where the system has them, ends that.
 ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=67108864"
-ALLOCATOR_NOTE = "freed memory is kept (glibc: no mmap, no trim, huge pages), since page faults differ from process to process"
+ALLOCATOR_NOTE = (
+    "freed memory is kept (glibc: no mmap, no trim, huge pages), since page faults differ from process to"
+    " process"
+)
 _LEAVE_S = 10.0
 
 
@@ -32,7 +38,8 @@ class Worker:
 
     Args:
         label: what failures call it.
-        build: a module-level class or function; called in the process with `arguments` and a function that says "still alive".
+        build: a module-level class or function; called in the process with `arguments` and a function that
+            says "still alive".
         arguments: must pickle.
     """
 
@@ -40,7 +47,9 @@ class Worker:
         self.label = label
         context = _context()
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(build, arguments, theirs), name=f"worker {label}", daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(build, arguments, theirs), name=f"worker {label}", daemon=True
+        )
         self._process.start()
         theirs.close()
 
@@ -52,7 +61,8 @@ class Worker:
             stall_s: a worker that gives no sign of life for so long is ended.
 
         Raises:
-            WorkerFailed: the method raised, the process died, or it did not answer in time; the process is gone then.
+            WorkerFailed: the method raised, the process died, or it did not answer in time; the process is
+                gone then.
         """
         try:
             self._pipe.send((name, arguments))
@@ -62,7 +72,9 @@ class Worker:
             end = time.monotonic() + stall_s
             try:
                 if not self._pipe.poll(max(end - time.monotonic(), 0)):
-                    raise self._fail(Outcome("failed", f"the process reported nothing for {stall_s:g} s and was ended"))
+                    raise self._fail(
+                        Outcome("failed", f"the process reported nothing for {stall_s:g} s and was ended")
+                    )
                 kind, value = self._pipe.recv()
             except (EOFError, ConnectionResetError):
                 raise self._fail(Outcome("failed", how_it_died(self._code()))) from None
@@ -92,7 +104,8 @@ class Worker:
 
 
 def _context() -> Any:
-    """Forking from a server that has imported torch and touched no GPU: a process is there in a fraction of a second."""
+    """Forking from a server that has imported torch and touched no GPU: a process is there in a fraction of a
+    second."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with _environment(GLIBC_TUNABLES=ALLOCATOR):

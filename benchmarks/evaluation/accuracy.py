@@ -1,4 +1,6 @@
-"""Accuracy of a model on a dataset: collect its detections, keep them as results files, evaluate them now or again later."""
+"""Accuracy of a model on a dataset: collect its detections, keep them as results files, evaluate them now or
+again later."""
+
 from __future__ import annotations
 
 import math
@@ -16,25 +18,43 @@ from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.benchmarks.spec import SUBMISSION
 from detection_zoo.benchmarks.evaluation.coco_evaluation import CocoScores, Kind, evaluate_coco, score_coco
 from detection_zoo.benchmarks.evaluation.coco_results import (
-    detection_records, read_results, write_results, write_submission,
+    detection_records,
+    read_results,
+    write_results,
+    write_submission,
 )
 from detection_zoo.benchmarks.evaluation.voc_evaluation import VocDetection, evaluate_voc, mean_ap, voc_truth
 from detection_zoo.benchmarks.evaluation.voc_results import (
-    parse_voc_lines, read_voc_results, voc_lines, write_voc_results,
+    parse_voc_lines,
+    read_voc_results,
+    voc_lines,
+    write_voc_results,
 )
 
 if TYPE_CHECKING:
     from detection_zoo.zoo.detectors.base import Detections
 
-__all__ = ["AccuracyReport", "DetectionCollector", "evaluate_coco", "evaluate_results_file", "top_k_accuracy", "write_submission"]
+__all__ = [
+    "AccuracyReport",
+    "DetectionCollector",
+    "evaluate_coco",
+    "evaluate_results_file",
+    "top_k_accuracy",
+    "write_submission",
+]
 
-PREFIX: dict[Kind, str] = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}  # of metric names in manifests/metrics.toml
+PREFIX: dict[Kind, str] = {
+    "bbox": "box",
+    "segm": "mask",
+    "keypoints": "keypoint",
+}  # of metric names in manifests/metrics.toml
 SUFFIX = {"APs": "ap_s", "APm": "ap_m", "APl": "ap_l", "ARs": "ar_s", "ARm": "ar_m", "ARl": "ar_l"}
 
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """What came out: metrics of manifests/metrics.toml in percent (those without ground truth left out), AP of each class in percent.
+    """What came out: metrics of manifests/metrics.toml in percent (those without ground truth left out), AP
+    of each class in percent.
 
     data: what was measured on, `subset` true where that was not the whole split.
     """
@@ -46,7 +66,12 @@ class AccuracyReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"data": self.data, "kinds": list(self.kinds), "metrics": self.metrics, "per_class": self.per_class}
+        return {
+            "data": self.data,
+            "kinds": list(self.kinds),
+            "metrics": self.metrics,
+            "per_class": self.per_class,
+        }
 
 
 @dataclass
@@ -71,11 +96,15 @@ class DetectionCollector:
         """
         image = self.dataset.image_id(index)
         if not (bool(detections.boxes.isfinite().all()) and bool(detections.scores.isfinite().all())):
-            raise FloatingPointError(f"detections of image {image} of {self.dataset.name} have boxes or scores that are not finite")
+            raise FloatingPointError(
+                f"detections of image {image} of {self.dataset.name} have boxes or scores that are not finite"
+            )
         if isinstance(self.dataset, VocDataset):
             self.lines += voc_lines(detections, str(image), self.dataset.classes, inclusive=self.inclusive)
             return
-        records = detection_records(detections, int(image), self.dataset.category_ids, inclusive=self.inclusive)  # type: ignore[arg-type]
+        records = detection_records(
+            detections, int(image), self.dataset.category_ids, inclusive=self.inclusive
+        )  # type: ignore[arg-type]
         for kind, found in records.items():
             self.records.setdefault(kind, []).extend(found)
 
@@ -88,21 +117,30 @@ class DetectionCollector:
         return [folder / f"{kind}.json" for kind in self.records]
 
     def submissions(self, folder: Path, algorithm: str) -> dict[str, Path]:
-        """Zip files for COCO's evaluation server, a folder a kind, where the dataset's annotations are hidden; none elsewhere.
+        """Zip files for COCO's evaluation server, a folder a kind, where the dataset's annotations are
+        hidden; none elsewhere.
 
         Raises:
             DatasetError: the dataset is a subset; the server wants the whole split.
         """
         if not annotations_hidden(self.dataset):
             return {}
-        return {kind + SUBMISSION: write_submission(folder / kind, records, self.dataset, kind, algorithm) for kind, records in self.records.items()}
+        return {
+            kind + SUBMISSION: write_submission(folder / kind, records, self.dataset, kind, algorithm)
+            for kind, records in self.records.items()
+        }
 
     def evaluate(self) -> AccuracyReport:
         """Evaluate what was collected, on the dataset's images."""
         if isinstance(self.dataset, VocDataset):
-            texts = {name: "\n".join(line for owner, line in self.lines if owner == name) for name in self.dataset.classes}
+            texts = {
+                name: "\n".join(line for owner, line in self.lines if owner == name)
+                for name in self.dataset.classes
+            }
             known = set(self.dataset.image_ids)
-            return _voc_report(self.dataset, {name: parse_voc_lines(text, name, known) for name, text in texts.items()})  # type: ignore[arg-type]
+            return _voc_report(
+                self.dataset, {name: parse_voc_lines(text, name, known) for name, text in texts.items()}
+            )  # type: ignore[arg-type]
         return _coco_report(_measurable(self.dataset), self.records)
 
 
@@ -115,14 +153,17 @@ def evaluate_results_file(path: Path, dataset: Dataset, kind: Kind | None = None
         kind: of a COCO file; None: told by its first record.
 
     Raises:
-        DatasetError: the file is missing or malformed (with row or line), or the dataset has nothing to measure against.
+        DatasetError: the file is missing or malformed (with row or line), or the dataset has nothing to
+            measure against.
     """
     if isinstance(dataset, VocDataset):
         return _voc_report(dataset, read_voc_results(path if path.is_dir() else path.parent, dataset))
     records, kind = read_results(path, dataset, kind)
     if kind == "keypoints" and not dataset.keypoint_names:
-        raise DatasetError(f"{path}: holds keypoints, but {dataset.annotation_file or dataset.name} has none to measure against; "
-                           "ask for the person_keypoints annotations (--kind keypoints)")
+        raise DatasetError(
+            f"{path}: holds keypoints, but {dataset.annotation_file or dataset.name} has none to measure"
+            " against; ask for the person_keypoints annotations (--kind keypoints)"
+        )
     return _coco_report(_measurable(dataset), {kind: records})
 
 
@@ -133,9 +174,14 @@ def annotations_hidden(dataset: Dataset) -> bool:
 
 def _measurable(dataset: Dataset) -> CocoDataset:
     if not isinstance(dataset, CocoDataset):
-        raise DatasetError(f"{dataset.name}: has no boxes to measure detections against; take a COCO or VOC dataset")
+        raise DatasetError(
+            f"{dataset.name}: has no boxes to measure detections against; take a COCO or VOC dataset"
+        )
     if annotations_hidden(dataset):
-        raise DatasetError(f"{dataset.name}: its annotations are not public; `bench.py run ... --metrics ap` writes a file for the evaluation server")
+        raise DatasetError(
+            f"{dataset.name}: its annotations are not public; `bench.py run ... --metrics ap` writes a file"
+            " for the evaluation server"
+        )
     return dataset
 
 
@@ -151,20 +197,41 @@ def _coco_report(dataset: CocoDataset, records: dict[Kind, list[dict[str, Any]]]
         for category, values in scores.per_category.items():
             if values["AP"] >= 0:
                 per_class[names[category]][f"{PREFIX[kind]}_ap"] = 100 * values["AP"]
-    return AccuracyReport(metrics, {name: values for name, values in per_class.items() if values}, dataset.describe(), tuple(kinds))
+    return AccuracyReport(
+        metrics,
+        {name: values for name, values in per_class.items() if values},
+        dataset.describe(),
+        tuple(kinds),
+    )
 
 
 def metric_values(scores: CocoScores, kind: Kind) -> dict[str, float]:
-    """COCO statistics under the names of manifests/metrics.toml, in percent; those without ground truth are left out."""
-    return {f"{PREFIX[kind]}_{SUFFIX.get(name, name.lower())}": 100 * value for name, value in scores.statistics.items() if value >= 0}
+    """COCO statistics under the names of manifests/metrics.toml, in percent; those without ground truth are
+    left out."""
+    return {
+        f"{PREFIX[kind]}_{SUFFIX.get(name, name.lower())}": 100 * value
+        for name, value in scores.statistics.items()
+        if value >= 0
+    }
 
 
 def _voc_report(dataset: VocDataset, detections: dict[str, list[VocDetection]]) -> AccuracyReport:
     truth = voc_truth(dataset)
-    eleven, area = evaluate_voc(truth, detections, method="11point"), evaluate_voc(truth, detections, method="area")
+    eleven, area = (
+        evaluate_voc(truth, detections, method="11point"),
+        evaluate_voc(truth, detections, method="area"),
+    )
     metrics = {"voc_map": 100 * mean_ap(eleven), "voc_map_area": 100 * mean_ap(area)}
-    per_class = {name: {"ap_11point": 100 * eleven[name].ap} | ({} if math.isnan(area[name].ap) else {"ap_area": 100 * area[name].ap}) for name in truth}
-    return AccuracyReport({k: v for k, v in metrics.items() if not math.isnan(v)}, per_class, dataset.describe(), ("bbox",))
+    per_class = {
+        name: (
+            {"ap_11point": 100 * eleven[name].ap}
+            | ({} if math.isnan(area[name].ap) else {"ap_area": 100 * area[name].ap})
+        )
+        for name in truth
+    }
+    return AccuracyReport(
+        {k: v for k, v in metrics.items() if not math.isnan(v)}, per_class, dataset.describe(), ("bbox",)
+    )
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
@@ -181,5 +248,7 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
         row = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
         raise FloatingPointError(f"scores of image {row} are not finite; no accuracy can be told from them")
     own = scores[np.arange(len(labels)), labels][:, None]
-    better = (scores > own).sum(axis=1) + ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None])).sum(axis=1)
+    better = (scores > own).sum(axis=1) + (
+        (scores == own) & (np.arange(scores.shape[1]) < labels[:, None])
+    ).sum(axis=1)
     return 100.0 * float((better < k).mean())

@@ -1,4 +1,6 @@
-"""How sure an AP is: matches are made once, then AP is computed again for other weights of the images. No torch."""
+"""How sure an AP is: matches are made once, then AP is computed again for other weights of the images. No
+torch."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -14,7 +16,10 @@ from detection_zoo.zoo.data.coco import CocoDataset, read_annotations
 
 from detection_zoo.benchmarks.spec import Measurement
 from detection_zoo.benchmarks.evaluation.coco_evaluation import (
-    Kind, _hotcoco, complete_annotations, result_records,
+    Kind,
+    _hotcoco,
+    complete_annotations,
+    result_records,
 )
 from detection_zoo.benchmarks.evaluation.coco_results import read_results
 
@@ -30,7 +35,8 @@ RATES = (0.5, 1.0)  # the bias of AP on m images falls at least like m ** -0.5 a
 class ClassMatches:
     """The detections of one category, best first, down to the last that matches anything.
 
-    image (D,) int: place of its image; matched, ignored (T, D) bool for T IoU thresholds; truths (N,): objects to be found in each image.
+    image (D,) int: place of its image; matched, ignored (T, D) bool for T IoU thresholds; truths (N,):
+    objects to be found in each image.
     """
 
     image: np.ndarray
@@ -48,7 +54,8 @@ class Answers(Protocol):
         ...
 
     def score(self, weights: np.ndarray) -> np.ndarray:
-        """(B,) fractions: AP or accuracy, as if each image stood in the dataset as often as weights (B, N) say."""
+        """(B,) fractions: AP or accuracy, as if each image stood in the dataset as often as weights (B, N)
+        say."""
         ...
 
 
@@ -64,12 +71,21 @@ class ImageMatches:
         return weighted_ap(self, weights)
 
 
-def match_images(ground_truth: Path | dict[str, Any], results: list[dict[str, Any]], kind: Kind, image_ids: Sequence[int]) -> ImageMatches:
-    """Match results to ground truth on some images, both restricted to them; arguments as `score_coco` takes them."""
-    document = complete_annotations(read_annotations(ground_truth) if isinstance(ground_truth, Path) else ground_truth, kind)
+def match_images(
+    ground_truth: Path | dict[str, Any], results: list[dict[str, Any]], kind: Kind, image_ids: Sequence[int]
+) -> ImageMatches:
+    """Match results to ground truth on some images, both restricted to them; arguments as `score_coco` takes
+    them."""
+    document = complete_annotations(
+        read_annotations(ground_truth) if isinstance(ground_truth, Path) else ground_truth, kind
+    )
     images = sorted(set(image_ids))
     evaluation = _hotcoco(document, result_records(results, kind), kind)
-    evaluation.params.img_ids, evaluation.params.area_rng, evaluation.params.area_rng_lbl = images, [EVERY_AREA], ["all"]
+    evaluation.params.img_ids, evaluation.params.area_rng, evaluation.params.area_rng_lbl = (
+        images,
+        [EVERY_AREA],
+        ["all"],
+    )
     evaluation.evaluate()
     place = {image: number for number, image in enumerate(images)}
     found: dict[int, list[dict[str, Any]]] = {}
@@ -85,13 +101,28 @@ def _class_matches(ones: list[dict[str, Any]], place: dict[int, int]) -> ClassMa
     for one in ones:
         truths[place[one["image_id"]]] = sum(not ignored for ignored in one["gtIgnore"])
     image = np.concatenate([np.full(len(one["dtScores"]), place[one["image_id"]], np.int64) for one in ones])
-    ignored, matched = (np.concatenate([np.array(one[name], bool).reshape(-1, len(one["dtScores"])) if one["dtScores"] else np.zeros((10, 0), bool)
-                                        for one in ones], axis=1) for name in ("dtIgnore", "dtMatched"))  # (T, D)
+    ignored, matched = (
+        np.concatenate(
+            [
+                (
+                    np.array(one[name], bool).reshape(-1, len(one["dtScores"]))
+                    if one["dtScores"]
+                    else np.zeros((10, 0), bool)
+                )
+                for one in ones
+            ],
+            axis=1,
+        )
+        for name in ("dtIgnore", "dtMatched")
+    )  # (T, D)
     return class_matches(image, np.concatenate([one["dtScores"] for one in ones]), matched, ignored, truths)
 
 
-def class_matches(image: np.ndarray, scores: np.ndarray, matched: np.ndarray, ignored: np.ndarray, truths: np.ndarray) -> ClassMatches:
-    """Sort detections as pycocotools does (stable, best first) and drop the tail that matches nothing; image, scores (D,), the others as `ClassMatches`."""
+def class_matches(
+    image: np.ndarray, scores: np.ndarray, matched: np.ndarray, ignored: np.ndarray, truths: np.ndarray
+) -> ClassMatches:
+    """Sort detections as pycocotools does (stable, best first) and drop the tail that matches nothing; image,
+    scores (D,), the others as `ClassMatches`."""
     order = np.argsort(-scores, kind="mergesort")
     matched, ignored = matched[:, order] & ~ignored[:, order], ignored[:, order]
     hits = np.flatnonzero(matched.any(axis=0))
@@ -104,12 +135,16 @@ def weighted_ap(matches: ImageMatches, weights: np.ndarray) -> np.ndarray:
 
     Args:
         matches: of N images.
-        weights: (B, N), whole numbers; ones give the AP of the dataset, 0 and 1 that of a subset with restricted ground truth.
+        weights: (B, N), whole numbers; ones give the AP of the dataset, 0 and 1 that of a subset with
+            restricted ground truth.
 
     Returns:
         (B,) fractions: COCO's AP, the mean over categories that have ground truth under those weights.
     """
-    parts = [_mean_over_classes(matches, weights[start:start + AT_ONCE]) for start in range(0, len(weights), AT_ONCE)]
+    parts = [
+        _mean_over_classes(matches, weights[start : start + AT_ONCE])
+        for start in range(0, len(weights), AT_ONCE)
+    ]
     return np.concatenate(parts)
 
 
@@ -124,7 +159,8 @@ def _mean_over_classes(matches: ImageMatches, weights: np.ndarray) -> np.ndarray
 
 
 def _class_ap(one: ClassMatches, weights: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """(B,) AP of a category. Precision is needed at matched detections alone: between two of them it only falls."""
+    """(B,) AP of a category. Precision is needed at matched detections alone: between two of them it only
+    falls."""
     drawn = weights[:, one.image].astype(np.float64)  # (B, D)
     every, total = np.cumsum(drawn, axis=1), np.zeros(len(weights))
     for matched, ignored in zip(one.matched, one.ignored, strict=True):
@@ -135,7 +171,9 @@ def _class_ap(one: ClassMatches, weights: np.ndarray, truths: np.ndarray) -> np.
         hits = np.cumsum(drawn[:, places], axis=1)  # (B, P)
         precision = hits / np.maximum(counted[:, places], 1)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        reached = np.searchsorted(RECALLS, hits / truths[:, None], side="right")  # recall thresholds reached so far
+        reached = np.searchsorted(
+            RECALLS, hits / truths[:, None], side="right"
+        )  # recall thresholds reached so far
         reached = np.where(hits > 0, reached, 0)
         total += (np.diff(reached, axis=1, prepend=0) * envelope).sum(axis=1) / len(RECALLS)
     return total / len(one.matched)
@@ -143,7 +181,8 @@ def _class_ap(one: ClassMatches, weights: np.ndarray, truths: np.ndarray) -> np.
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two APs (or top-1 accuracies) on the same images, as fractions, with its interval, and how many draws were below and above zero."""
+    """A difference of two APs (or top-1 accuracies) on the same images, as fractions, with its interval, and
+    how many draws were below and above zero."""
 
     value: float
     low: float
@@ -158,25 +197,36 @@ class Difference:
         return self.low <= 0 <= self.high
 
 
-def paired_difference(reference: Answers, other: Answers, draws: int = DRAWS, seed: int = 0, confidence: float = 0.95) -> Difference:
+def paired_difference(
+    reference: Answers, other: Answers, draws: int = DRAWS, seed: int = 0, confidence: float = 0.95
+) -> Difference:
     """How much higher the other's AP or accuracy is, and how much of that the choice of images may explain.
 
-    The paired bootstrap: images are drawn with replacement, the same for both, and the middle `confidence` of the differences is the interval (Efron and
+    The paired bootstrap: images are drawn with replacement, the same for both, and the middle `confidence` of
+        the differences is the interval (Efron and
     Tibshirani, An Introduction to the Bootstrap, 13.3). Both must be of the same images.
     """
     if reference.images != other.images:
-        raise ValueError(f"a paired bootstrap needs the same images for both, these are {reference.images} and {other.images}")
+        raise ValueError(
+            f"a paired bootstrap needs the same images for both, these are {reference.images} and"
+            f" {other.images}"
+        )
     ones = np.ones((1, other.images))
-    weights = np.random.default_rng(seed).multinomial(other.images, np.full(other.images, 1 / other.images), draws)
+    weights = np.random.default_rng(seed).multinomial(
+        other.images, np.full(other.images, 1 / other.images), draws
+    )
     differences = other.score(weights) - reference.score(weights)
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
     value = float((other.score(ones) - reference.score(ones))[0])
-    return Difference(value, float(low), float(high), draws, int((differences < 0).sum()), int((differences > 0).sum()))
+    return Difference(
+        value, float(low), float(high), draws, int((differences < 0).sum()), int((differences > 0).sum())
+    )
 
 
 @dataclass(frozen=True)
 class SubsetInterval:
-    """What AP on a subset says of AP on the whole split, as fractions; without an interval, `reason` says why."""
+    """What AP on a subset says of AP on the whole split, as fractions; without an interval, `reason` says
+    why."""
 
     value: float
     low: float | None
@@ -184,27 +234,37 @@ class SubsetInterval:
     reason: str = ""
 
 
-def subset_interval(matches: ImageMatches, all_images: int, seed: int = 0, confidence: float = 0.95) -> SubsetInterval:
+def subset_interval(
+    matches: ImageMatches, all_images: int, seed: int = 0, confidence: float = 0.95
+) -> SubsetInterval:
     """An interval of the AP on all images of a split from some of them.
 
-    AP on few images is too high: the precision envelope follows luck, the more so the fewer objects a category has. How much is told by random halves of the
-    subset: what is gained from n to n/2 images is carried on from n to all, for a bias that falls like m^-1/2 and like m^-1, and the interval spans both.
-    The spread of the halves is that of the subset itself (delete-half jackknife; Shao and Wu, Annals of Statistics 17, 1989), times the share of the split
-    that was not seen.
+    AP on few images is too high: the precision envelope follows luck, the more so the fewer objects a
+        category has. How much is told by random halves of the
+    subset: what is gained from n to n/2 images is carried on from n to all, for a bias that falls like m^-1/2
+        and like m^-1, and the interval spans both.
+    The spread of the halves is that of the subset itself (delete-half jackknife; Shao and Wu, Annals of
+    Statistics 17, 1989), times the share of the split that was not seen.
 
     Args:
         matches: of the n images of the subset, which must be as good as drawn at random.
         all_images: of the split.
 
     Returns:
-        The subset's AP and the interval; none where most categories occur in so few images that halves say nothing.
+        The subset's AP and the interval; none where most categories occur in so few images that halves say
+        nothing.
     """
     share = matches.images / all_images
     value = float(weighted_ap(matches, np.ones((1, matches.images)))[0])
     seen = sorted(int((one.truths > 0).sum()) for one in matches.classes if (one.truths > 0).any())
     if not seen or seen[len(seen) // 2] < FEW_IMAGES:
-        return SubsetInterval(value, None, None, f"half of the categories occur in fewer than {FEW_IMAGES} images (of {matches.images} here), so that "
-                                                 "nothing can be said about all images; take more")
+        return SubsetInterval(
+            value,
+            None,
+            None,
+            f"half of the categories occur in fewer than {FEW_IMAGES} images (of {matches.images} here), so"
+            " that nothing can be said about all images; take more",
+        )
     halves = weighted_ap(matches, _halves(matches.images, np.random.default_rng(seed)))
     gained, spread = float(halves.mean()) - value, float(halves.std(ddof=1)) * (1 - share) ** 0.5
     biases = [gained * (1 - share**rate) / (2**rate - 1) for rate in RATES]
@@ -217,13 +277,16 @@ def _halves(images: int, draw: np.random.Generator) -> np.ndarray:
     weights = np.zeros((HALVES, images))
     for row in range(0, HALVES, 2):
         order = draw.permutation(images)
-        weights[row, order[:images // 2]] = 1
-        weights[row + 1, order[images - images // 2:]] = 1
+        weights[row, order[: images // 2]] = 1
+        weights[row + 1, order[images - images // 2 :]] = 1
     return weights
 
 
-def subset_intervals(measurements: dict[str, Measurement], dataset: Dataset, files: dict[str, Path]) -> dict[str, Measurement]:
-    """The AP measurements of a subset again, with the interval of the AP on all images of its split; nothing where the whole split was measured.
+def subset_intervals(
+    measurements: dict[str, Measurement], dataset: Dataset, files: dict[str, Path]
+) -> dict[str, Measurement]:
+    """The AP measurements of a subset again, with the interval of the AP on all images of its split; nothing
+    where the whole split was measured.
 
     Args:
         measurements: box_ap, mask_ap and keypoint_ap in percent, where they were measured.
@@ -237,9 +300,18 @@ def subset_intervals(measurements: dict[str, Measurement], dataset: Dataset, fil
         if name not in measurements or kind not in files:
             continue
         records, _ = read_results(files[kind], dataset, kind)
-        interval = subset_interval(match_images(dataset.annotation_file, records, kind, dataset.image_ids), dataset.full_size)
-        text = interval.reason or (f"the interval is that of the AP on all {dataset.full_size} images, from random halves of the subset, if its images are as "
-                                   "good as drawn at random; AP on a subset is too high and may lie outside")
-        edges = None if interval.low is None else (100 * max(interval.low, 0.0), 100 * min(interval.high, 1.0))
-        found[name] = measurements[name].model_copy(update={"interval": edges, "note": "; ".join(filter(None, (measurements[name].note, text)))})
+        interval = subset_interval(
+            match_images(dataset.annotation_file, records, kind, dataset.image_ids), dataset.full_size
+        )
+        text = interval.reason or (
+            f"the interval is that of the AP on all {dataset.full_size} images, from random halves of the"
+            " subset, if its images are as good as drawn at random; AP on a subset is too high and may lie"
+            " outside"
+        )
+        edges = (
+            None if interval.low is None else (100 * max(interval.low, 0.0), 100 * min(interval.high, 1.0))
+        )
+        found[name] = measurements[name].model_copy(
+            update={"interval": edges, "note": "; ".join(filter(None, (measurements[name].note, text)))}
+        )
     return found

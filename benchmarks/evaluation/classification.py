@@ -1,4 +1,6 @@
-"""Answers of a classifier: scores of every image, the best classes kept in a file, and who was right, image by image."""
+"""Answers of a classifier: scores of every image, the best classes kept in a file, and who was right, image
+by image."""
+
 from __future__ import annotations
 
 import json
@@ -38,8 +40,11 @@ class ImageHits:
         return weights @ self.right / weights.sum(axis=1)
 
 
-def class_scores(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (N, K) of a classifier on every image of its dataset, in its order, and the right classes (N,) int64.
+def class_scores(
+    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (N, K) of a classifier on every image of its dataset, in its order, and the right classes (N,)
+    int64.
 
     Raises:
         DatasetError: the row is no classifier, or the data has no classes of images.
@@ -52,12 +57,20 @@ def class_scores(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], 
     from detection_zoo.benchmarks.run.subject import autocast
 
     if not subject.is_classifier or subject.dataset.layout != "imagenet":
-        raise DatasetError(f"top-1 needs a classifier and --data imagenet:DIR; {subject.entry.name} is for {subject.entry.task}, "
-                           f"{subject.dataset.name} is of kind {subject.dataset.layout}")
+        raise DatasetError(
+            f"top-1 needs a classifier and --data imagenet:DIR; {subject.entry.name} is for"
+            f" {subject.entry.task}, {subject.dataset.name} is of kind {subject.dataset.layout}"
+        )
     subject.model.eval()
-    loader = evaluation_loader(subject.dataset, subject.preprocess, batch_size=spec.batch_size, workers=spec.workers)
+    loader = evaluation_loader(
+        subject.dataset, subject.preprocess, batch_size=spec.batch_size, workers=spec.workers
+    )
     scores = []
-    with progress(f"{subject.entry.name}: classify", len(loader)) as tick, torch.inference_mode(), autocast(spec):
+    with (
+        progress(f"{subject.entry.name}: classify", len(loader)) as tick,
+        torch.inference_mode(),
+        autocast(spec),
+    ):
         for batch in loader:
             scores.append(subject.model(batch.images.to(subject.device)).float().cpu())  # (N, K)
             tick()
@@ -71,16 +84,28 @@ def right_classes(dataset: Dataset) -> np.ndarray:
 
 
 def write_classes(scores: np.ndarray, dataset: Dataset, folder: Path) -> dict[str, StoredFile]:
-    """Keep the best classes of each image, best first, of scores (N, K); among equal scores the lower class comes first."""
+    """Keep the best classes of each image, best first, of scores (N, K); among equal scores the lower class
+    comes first."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :BEST].tolist()
-    content = json.dumps([{"image_id": str(dataset.image_id(index)), "classes": classes} for index, classes in enumerate(best)]).encode()
+    content = json.dumps(
+        [{"image_id": str(dataset.image_id(index)), "classes": classes} for index, classes in enumerate(best)]
+    ).encode()
     kept = store_file(folder, f"{CLASSES_FILE}.json", content)
     return {CLASSES_FILE: kept.model_copy(update={"name": f"{folder.name}/{kept.name}"})}
 
 
 def read_hits(path: Path, dataset: Dataset, k: int) -> ImageHits:
-    """Who was right among the k <= 5 best classes that `write_classes` kept; raises DatasetError where the file is not of these images."""
+    """Who was right among the k <= 5 best classes that `write_classes` kept; raises DatasetError where the
+    file is not of these images."""
     kept = json.loads(path.read_bytes())
     if [one["image_id"] for one in kept] != [str(dataset.image_id(index)) for index in range(len(dataset))]:
         raise DatasetError(f"{path}: its images are not those of {dataset.name}; classify again")
-    return ImageHits(np.array([right in one["classes"][:k] for one, right in zip(kept, right_classes(dataset).tolist(), strict=True)], bool))
+    return ImageHits(
+        np.array(
+            [
+                right in one["classes"][:k]
+                for one, right in zip(kept, right_classes(dataset).tolist(), strict=True)
+            ],
+            bool,
+        )
+    )

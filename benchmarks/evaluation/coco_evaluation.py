@@ -1,4 +1,6 @@
-"""COCO accuracy: pycocotools is the reference, hotcoco the fast path, and every run holds a sample of the one against the other."""
+"""COCO accuracy: pycocotools is the reference, hotcoco the fast path, and every run holds a sample of the one
+against the other."""
+
 from __future__ import annotations
 
 import contextlib
@@ -17,7 +19,11 @@ Kind = Literal["bbox", "segm", "keypoints"]
 Engine = Literal["hotcoco", "pycocotools"]
 BOX_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_STATISTICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
-FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # what a result of each kind holds
+FIELDS = {
+    "bbox": "bbox",
+    "segm": "segmentation",
+    "keypoints": "keypoints",
+}  # what a result of each kind holds
 AGREEMENT = 1e-9  # largest difference between the two engines
 
 
@@ -25,7 +31,8 @@ AGREEMENT = 1e-9  # largest difference between the two engines
 class CocoScores:
     """What COCO evaluation gives, as fractions; -1 where there is no ground truth to measure against.
 
-    statistics: the 12 (keypoints: 10) numbers by name; per_category: category id -> AP and AP50 (class agnostic: the one id -1).
+    statistics: the 12 (keypoints: 10) numbers by name; per_category: category id -> AP and AP50 (class
+        agnostic: the one id -1).
     """
 
     statistics: dict[str, float]
@@ -37,13 +44,22 @@ def statistic_names(kind: Kind) -> tuple[str, ...]:
     return KEYPOINT_STATISTICS if kind == "keypoints" else BOX_STATISTICS
 
 
-def evaluate_coco(ground_truth: Path | dict[str, Any], results: list[dict[str, Any]], kind: Kind, *, image_ids: Sequence[int] | None = None,
-                  category_ids: Sequence[int] | None = None, class_agnostic: bool = False, checked_images: int = 50) -> dict[str, float]:
+def evaluate_coco(
+    ground_truth: Path | dict[str, Any],
+    results: list[dict[str, Any]],
+    kind: Kind,
+    *,
+    image_ids: Sequence[int] | None = None,
+    category_ids: Sequence[int] | None = None,
+    class_agnostic: bool = False,
+    checked_images: int = 50,
+) -> dict[str, float]:
     """The named COCO statistics of some results.
 
     Args:
         ground_truth: annotation file, or its document.
-        results: records in COCO's result format, checked (see `read_results`); order decides between equal scores.
+        results: records in COCO's result format, checked (see `read_results`); order decides between equal
+            scores.
         kind: what is compared: boxes, masks or keypoints.
         image_ids, category_ids: restrict ground truth and results to these.
         class_agnostic: compare regardless of category.
@@ -56,17 +72,36 @@ def evaluate_coco(ground_truth: Path | dict[str, Any], results: list[dict[str, A
         RuntimeError: the two engines disagree on the sample.
         DatasetError: the annotation file is missing or malformed.
     """
-    return score_coco(ground_truth, results, kind, image_ids=image_ids, category_ids=category_ids, class_agnostic=class_agnostic,
-                      checked_images=checked_images).statistics
+    return score_coco(
+        ground_truth,
+        results,
+        kind,
+        image_ids=image_ids,
+        category_ids=category_ids,
+        class_agnostic=class_agnostic,
+        checked_images=checked_images,
+    ).statistics
 
 
-def score_coco(ground_truth: Path | dict[str, Any], results: list[dict[str, Any]], kind: Kind, *, image_ids: Sequence[int] | None = None,
-               category_ids: Sequence[int] | None = None, class_agnostic: bool = False, checked_images: int = 50) -> CocoScores:
+def score_coco(
+    ground_truth: Path | dict[str, Any],
+    results: list[dict[str, Any]],
+    kind: Kind,
+    *,
+    image_ids: Sequence[int] | None = None,
+    category_ids: Sequence[int] | None = None,
+    class_agnostic: bool = False,
+    checked_images: int = 50,
+) -> CocoScores:
     """As `evaluate_coco`, with AP and AP50 of each category."""
-    document = complete_annotations(read_annotations(ground_truth) if isinstance(ground_truth, Path) else ground_truth, kind)
+    document = complete_annotations(
+        read_annotations(ground_truth) if isinstance(ground_truth, Path) else ground_truth, kind
+    )
     every_image = sorted({image["id"] for image in document["images"]})
     images = every_image if image_ids is None else sorted(set(image_ids))
-    plan = EvaluationPlan(kind, images, None if category_ids is None else sorted(set(category_ids)), class_agnostic)
+    plan = EvaluationPlan(
+        kind, images, None if category_ids is None else sorted(set(category_ids)), class_agnostic
+    )
     records = result_records(results, kind)
     scores = plan.run("hotcoco", document, records)
     sample = _spread(images, checked_images)
@@ -80,38 +115,52 @@ def score_coco(ground_truth: Path | dict[str, Any], results: list[dict[str, Any]
 
 
 def complete_annotations(document: dict[str, Any], kind: Kind) -> dict[str, Any]:
-    """The document with what evaluation needs and some files leave out: an id, a crowd flag and an area for each annotation.
+    """The document with what evaluation needs and some files leave out: an id, a crowd flag and an area for
+    each annotation.
 
     Raises:
         DatasetError: an annotation lacks the box, mask or keypoints that are to be compared.
     """
     for row, annotation in enumerate(document["annotations"]):
         if not annotation.get(FIELDS[kind]):
-            raise DatasetError(f"annotations[{row}] (id {annotation.get('id')}): field {FIELDS[kind]!r} is missing or empty; "
-                               f"results of kind {kind} cannot be measured against this annotation file")
-    annotations = [{"id": row, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a} for row, a in enumerate(document["annotations"], start=1)]
+            raise DatasetError(
+                f"annotations[{row}] (id {annotation.get('id')}): field {FIELDS[kind]!r} is missing or empty;"
+                f" results of kind {kind} cannot be measured against this annotation file"
+            )
+    annotations = [
+        {"id": row, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a}
+        for row, a in enumerate(document["annotations"], start=1)
+    ]
     return {"info": {}, "licenses": [], **document, "annotations": annotations}
 
 
 def result_records(results: list[dict[str, Any]], kind: Kind) -> list[dict[str, Any]]:
     """Only the fields that count for a kind.
 
-    pycocotools takes the area of a result from its box where it has one; without the box it is that of the mask or of the
-    keypoints, as in files of one kind alone.
+    pycocotools takes the area of a result from its box where it has one; without the box it is that of the
+    mask or of the keypoints, as in files of one kind alone.
     """
     field = FIELDS[kind]
-    return [{"image_id": r["image_id"], "category_id": r["category_id"], field: r[field], "score": r["score"]} for r in results]
+    return [
+        {"image_id": r["image_id"], "category_id": r["category_id"], field: r[field], "score": r["score"]}
+        for r in results
+    ]
 
 
 def compare_engines(fast: CocoScores, reference: CocoScores) -> None:
     """Raise RuntimeError where hotcoco and pycocotools differ by more than 1e-9 in any number."""
     pairs = [(name, value, reference.statistics[name]) for name, value in fast.statistics.items()]
-    pairs += [(f"{name} of category {category}", value, reference.per_category[category][name])
-              for category, values in fast.per_category.items() for name, value in values.items()]
+    pairs += [
+        (f"{name} of category {category}", value, reference.per_category[category][name])
+        for category, values in fast.per_category.items()
+        for name, value in values.items()
+    ]
     for name, value, wanted in pairs:
         if not abs(value - wanted) <= AGREEMENT:
-            raise RuntimeError(f"COCO evaluation: hotcoco gives {name} = {value!r}, pycocotools {wanted!r}, on the same images; "
-                               "do not use either number, and report the results file that shows it")
+            raise RuntimeError(
+                f"COCO evaluation: hotcoco gives {name} = {value!r}, pycocotools {wanted!r}, on the same"
+                " images; do not use either number, and report the results file that shows it"
+            )
 
 
 def _spread(images: list[int], count: int) -> list[int]:
@@ -121,8 +170,13 @@ def _spread(images: list[int], count: int) -> list[int]:
     return [images[round(place)] for place in np.linspace(0, len(images) - 1, count)]
 
 
-def _restrict(document: dict[str, Any], records: list[dict[str, Any]], images: set[int]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    kept = {"images": [i for i in document["images"] if i["id"] in images], "annotations": [a for a in document["annotations"] if a["image_id"] in images]}
+def _restrict(
+    document: dict[str, Any], records: list[dict[str, Any]], images: set[int]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    kept = {
+        "images": [i for i in document["images"] if i["id"] in images],
+        "annotations": [a for a in document["annotations"] if a["image_id"] in images],
+    }
     return {**document, **kept}, [record for record in records if record["image_id"] in images]
 
 
@@ -146,13 +200,17 @@ class EvaluationPlan:
         if self.categories is not None:
             evaluation.params.catIds = self.categories
         evaluation.params.useCats = 0 if self.class_agnostic else 1
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints progress; tables belong to the caller
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # pycocotools prints progress; tables belong to the caller
             evaluation.evaluate()
             evaluation.accumulate()
             statistics = _summarise(engine, evaluation)
         categories = [-1] if self.class_agnostic else list(evaluation.params.catIds)
         names = statistic_names(self.kind)
-        return CocoScores(dict(zip(names, statistics, strict=True)), _per_category(evaluation.eval["precision"], categories))
+        return CocoScores(
+            dict(zip(names, statistics, strict=True)), _per_category(evaluation.eval["precision"], categories)
+        )
 
 
 def _summarise(engine: Engine, evaluation: Any) -> list[float]:
@@ -168,8 +226,10 @@ def _per_category(precision: np.ndarray, categories: list[int]) -> dict[int, dic
     scores = {}
     for place, category in enumerate(categories):
         values = precision[:, :, place, 0, -1]
-        scores[int(category)] = {"AP": float(values[values > -1].mean()) if (values > -1).any() else -1.0,
-                                 "AP50": float(values[0][values[0] > -1].mean()) if (values[0] > -1).any() else -1.0}
+        scores[int(category)] = {
+            "AP": float(values[values > -1].mean()) if (values > -1).any() else -1.0,
+            "AP50": float(values[0][values[0] > -1].mean()) if (values[0] > -1).any() else -1.0,
+        }
     return scores
 
 
@@ -187,7 +247,10 @@ def _pycocotools(document: dict[str, Any], records: list[dict[str, Any]], kind: 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         # it writes into the annotations it is given, so it gets copies
-        truth.dataset = {**document, "annotations": [dict(annotation) for annotation in document["annotations"]]}
+        truth.dataset = {
+            **document,
+            "annotations": [dict(annotation) for annotation in document["annotations"]],
+        }
         truth.createIndex()
         if records:
             found = truth.loadRes([dict(record) for record in records])

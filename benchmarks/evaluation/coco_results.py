@@ -1,4 +1,6 @@
-"""COCO results files: detections as JSON that any COCO tool can evaluate again, and files for the test-dev server."""
+"""COCO results files: detections as JSON that any COCO tool can evaluate again, and files for the test-dev
+server."""
+
 from __future__ import annotations
 
 import json
@@ -22,30 +24,44 @@ if TYPE_CHECKING:
     from detection_zoo.zoo.detectors.base import Detections
 
 
-def detection_records(detections: Detections, image_id: int, category_ids: Sequence[int], *, inclusive: bool) -> dict[Kind, list[dict[str, Any]]]:
+def detection_records(
+    detections: Detections, image_id: int, category_ids: Sequence[int], *, inclusive: bool
+) -> dict[Kind, list[dict[str, Any]]]:
     """The detections of one image in COCO's result format, by kind.
 
     Args:
         detections: boxes (R, 4) float32 in original pixels; masks, where present, (R, H, W) bool, pasted.
         image_id: of the dataset.
         category_ids: dataset category id of each label.
-        inclusive: x2 and y2 are the last pixels inside, so that width = x2 - x1 + 1; otherwise they are far edges.
+        inclusive: x2 and y2 are the last pixels inside, so that width = x2 - x1 + 1; otherwise they are far
+            edges.
 
     Returns:
         "bbox" always, "segm" and "keypoints" where the detections have them; R records each.
     """
     boxes = detections.boxes.detach().cpu().numpy()
-    xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + np.float32(1 if inclusive else 0)], axis=1)
-    heads = [{"image_id": image_id, "category_id": category_ids[label], "score": score}
-             for label, score in zip(detections.labels.tolist(), detections.scores.tolist(), strict=True)]
-    records: dict[Kind, list[dict[str, Any]]] = {"bbox": [{**head, "bbox": box} for head, box in zip(heads, xywh.tolist(), strict=True)]}
+    xywh = np.concatenate(
+        [boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + np.float32(1 if inclusive else 0)], axis=1
+    )
+    heads = [
+        {"image_id": image_id, "category_id": category_ids[label], "score": score}
+        for label, score in zip(detections.labels.tolist(), detections.scores.tolist(), strict=True)
+    ]
+    records: dict[Kind, list[dict[str, Any]]] = {
+        "bbox": [{**head, "bbox": box} for head, box in zip(heads, xywh.tolist(), strict=True)]
+    }
     if detections.masks is not None:
-        records["segm"] = [{**head, "segmentation": rle} for head, rle in zip(heads, _encode(detections.masks.cpu().numpy()), strict=True)]
+        records["segm"] = [
+            {**head, "segmentation": rle}
+            for head, rle in zip(heads, _encode(detections.masks.cpu().numpy()), strict=True)
+        ]
     if detections.keypoints is not None:
         points = detections.keypoints.detach().cpu().numpy().copy()
         points[..., 2] = 1  # the place of the visibility flag; evaluation does not read it
         flat = points.reshape(len(points), 3 * points.shape[1]).tolist()
-        records["keypoints"] = [{**head, "keypoints": values} for head, values in zip(heads, flat, strict=True)]
+        records["keypoints"] = [
+            {**head, "keypoints": values} for head, values in zip(heads, flat, strict=True)
+        ]
     return records
 
 
@@ -54,13 +70,19 @@ def _encode(masks: np.ndarray) -> list[dict[str, Any]]:
     from pycocotools import mask as coco_mask
 
     if masks.dtype != np.bool_:
-        raise ValueError(f"masks must be pasted into the image as bool before they are stored, these are {masks.dtype}")
+        raise ValueError(
+            f"masks must be pasted into the image as bool before they are stored, these are {masks.dtype}"
+        )
     encoded = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
-    return [{"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")} for rle in encoded]
+    return [
+        {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+        for rle in encoded
+    ]
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place: the path holds the whole file or what it held before."""
+    """Let `write` fill a temporary file beside `path`, then put it in place: the path holds the whole file or
+    what it held before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, part = tempfile.mkstemp(prefix=f"{path.name}.part-", dir=path.parent)
     os.close(descriptor)
@@ -82,11 +104,14 @@ def read_results(path: Path, dataset: Dataset, kind: Kind | None = None) -> tupl
 
     Args:
         path: a JSON list of records with image_id, category_id, score and bbox, segmentation or keypoints.
-        dataset: whose image and category ids may occur. Images of its full split may occur in a subset's file too.
-        kind: what the records hold; None: told by the first record (keypoints before bbox before segmentation).
+        dataset: whose image and category ids may occur. Images of its full split may occur in a subset's file
+            too.
+        kind: what the records hold; None: told by the first record (keypoints before bbox before
+            segmentation).
 
     Returns:
-        The records of the dataset's images, in file order, and their kind. An empty list is a valid file: nothing was found.
+        The records of the dataset's images, in file order, and their kind. An empty list is a valid file:
+        nothing was found.
 
     Raises:
         DatasetError: names file, row and field of what is wrong.
@@ -100,7 +125,13 @@ def read_results(path: Path, dataset: Dataset, kind: Kind | None = None) -> tupl
 
 def _kind_of(records: list[Any]) -> Kind:
     first = records[0] if records and isinstance(records[0], dict) else {}
-    return "keypoints" if "keypoints" in first else "bbox" if "bbox" in first or "segmentation" not in first else "segm"
+    return (
+        "keypoints"
+        if "keypoints" in first
+        else "bbox"
+        if "bbox" in first or "segmentation" not in first
+        else "segm"
+    )
 
 
 def check_results(records: list[Any], dataset: Dataset, kind: Kind, where: str) -> None:
@@ -110,21 +141,36 @@ def check_results(records: list[Any], dataset: Dataset, kind: Kind, where: str) 
     for row, record in enumerate(records):
         if not isinstance(record, dict):
             raise DatasetError(f"{where}: [{row}]: a detection is a JSON object, this is {record!r:.60}")
-        missing = next((name for name in ("image_id", "category_id", "score", field) if name not in record), None)
+        missing = next(
+            (name for name in ("image_id", "category_id", "score", field) if name not in record), None
+        )
         if missing is not None:
-            raise DatasetError(f"{where}: [{row}]: field {missing!r} is missing; records of kind {kind} need image_id, category_id, score and {field}")
+            raise DatasetError(
+                f"{where}: [{row}]: field {missing!r} is missing; records of kind {kind} need image_id,"
+                f" category_id, score and {field}"
+            )
         if record["image_id"] not in images:
-            raise DatasetError(f"{where}: [{row}]: image id {record['image_id']!r} is not in {dataset.name}; were these detections made on another split?")
+            raise DatasetError(
+                f"{where}: [{row}]: image id {record['image_id']!r} is not in {dataset.name}; were these"
+                " detections made on another split?"
+            )
         if record["category_id"] not in categories:
-            raise DatasetError(f"{where}: [{row}]: category id {record['category_id']!r} is not in {dataset.name}; "
-                               f"its ids run from {min(categories)} to {max(categories)}, {len(categories)} of them")
+            raise DatasetError(
+                f"{where}: [{row}]: category id {record['category_id']!r} is not in {dataset.name}; "
+                f"its ids run from {min(categories)} to {max(categories)}, {len(categories)} of them"
+            )
         if not _finite([record["score"]]):
-            raise DatasetError(f"{where}: [{row}]: field 'score' is {record['score']!r:.60}, a finite number is wanted")
+            raise DatasetError(
+                f"{where}: [{row}]: field 'score' is {record['score']!r:.60}, a finite number is wanted"
+            )
         if problem := _VALUE_CHECKS[kind](record[field], len(dataset.keypoint_names)):
             raise DatasetError(f"{where}: [{row}]: field {field!r} is {record[field]!r:.60}, {problem}")
         if kind == "segm" and record[field]["size"] != list(sizes[record["image_id"]]):
-            raise DatasetError(f"{where}: [{row}]: the mask is {record[field]['size']} (height, width), image {record['image_id']} "
-                               f"is {list(sizes[record['image_id']])}; masks are stored in the original image's size")
+            raise DatasetError(
+                f"{where}: [{row}]: the mask is {record[field]['size']} (height, width), image"
+                f" {record['image_id']} is {list(sizes[record['image_id']])}; masks are stored in the"
+                " original image's size"
+            )
 
 
 def _finite(values: Any) -> bool:
@@ -139,21 +185,42 @@ def _box_problem(value: Any, _: int) -> str | None:
 
 def _mask_problem(value: Any, _: int) -> str | None:
     size = value.get("size") if isinstance(value, dict) else None
-    if not isinstance(size, list) or len(size) != 2 or not _finite(size) or not isinstance(value.get("counts"), str):
+    if (
+        not isinstance(size, list)
+        or len(size) != 2
+        or not _finite(size)
+        or not isinstance(value.get("counts"), str)
+    ):
         return "a compressed RLE is wanted: a mapping with size [height, width] and the string counts"
     return None
 
 
 def _keypoint_problem(value: Any, points: int) -> str | None:
-    if not isinstance(value, list) or not value or len(value) % 3 or not _finite(value) or (points and len(value) != 3 * points):
-        return f"{points} times x, y, flag as finite numbers are wanted" if points else "x, y, flag for each point as finite numbers are wanted"
+    if (
+        not isinstance(value, list)
+        or not value
+        or len(value) % 3
+        or not _finite(value)
+        or (points and len(value) != 3 * points)
+    ):
+        return (
+            f"{points} times x, y, flag as finite numbers are wanted"
+            if points
+            else "x, y, flag for each point as finite numbers are wanted"
+        )
     return None
 
 
-_VALUE_CHECKS: dict[str, Callable[[Any, int], str | None]] = {"bbox": _box_problem, "segm": _mask_problem, "keypoints": _keypoint_problem}
+_VALUE_CHECKS: dict[str, Callable[[Any, int], str | None]] = {
+    "bbox": _box_problem,
+    "segm": _mask_problem,
+    "keypoints": _keypoint_problem,
+}
 
 
-def write_submission(folder: Path, records: list[dict[str, Any]], dataset: Dataset, kind: Kind, algorithm: str) -> Path:
+def write_submission(
+    folder: Path, records: list[dict[str, Any]], dataset: Dataset, kind: Kind, algorithm: str
+) -> Path:
     """Write the zip file that COCO's evaluation server takes for its hidden test annotations.
 
     Args:
@@ -164,13 +231,18 @@ def write_submission(folder: Path, records: list[dict[str, Any]], dataset: Datas
         algorithm: short name of the model; letters, digits, dash and underscore.
 
     Returns:
-        The zip file: detections_SPLIT_ALGORITHM_results.zip (person_keypoints_... for keypoints) with one JSON file of the same name.
+        The zip file: detections_SPLIT_ALGORITHM_results.zip (person_keypoints_... for keypoints) with one
+            JSON file of the same name.
 
     Raises:
-        DatasetError: a record does not fit the split, or the dataset is a subset: the server wants the whole split.
+        DatasetError: a record does not fit the split, or the dataset is a subset: the server wants the whole
+            split.
     """
     if dataset.is_subset:
-        raise DatasetError(f"{dataset.name}: a submission covers the whole split of {dataset.full_size} images, this is a subset of {len(dataset)}")
+        raise DatasetError(
+            f"{dataset.name}: a submission covers the whole split of {dataset.full_size} images, this is a"
+            f" subset of {len(dataset)}"
+        )
     check_results(records, dataset, kind, "submission")
     prefix = "person_keypoints" if kind == "keypoints" else "detections"
     split = dataset.name.split(":")[1]

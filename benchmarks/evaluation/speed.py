@@ -1,4 +1,5 @@
 """How much faster the fast COCO evaluation is than the reference, both timed in one run."""
+
 from __future__ import annotations
 
 import time
@@ -8,21 +9,41 @@ from typing import Any
 from detection_zoo.zoo.data.coco import read_annotations
 
 from detection_zoo.benchmarks.evaluation.coco_evaluation import (
-    EvaluationPlan, Kind, compare_engines, complete_annotations, result_records,
+    EvaluationPlan,
+    Kind,
+    compare_engines,
+    complete_annotations,
+    result_records,
 )
 
 
-def repeat_images(document: dict[str, Any], records: list[dict[str, Any]], copies: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The same images and detections several times over under new image ids, to reach the size of a full split."""
+def repeat_images(
+    document: dict[str, Any], records: list[dict[str, Any]], copies: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The same images and detections several times over under new image ids, to reach the size of a full
+    split."""
     step = max(image["id"] for image in document["images"]) + 1
-    images = [{**image, "id": image["id"] + copy * step} for copy in range(copies) for image in document["images"]]
-    annotations = [{**a, "image_id": a["image_id"] + copy * step} for copy in range(copies) for a in document["annotations"]]
+    images = [
+        {**image, "id": image["id"] + copy * step} for copy in range(copies) for image in document["images"]
+    ]
+    annotations = [
+        {**a, "image_id": a["image_id"] + copy * step}
+        for copy in range(copies)
+        for a in document["annotations"]
+    ]
     annotations = [{**a, "id": number} for number, a in enumerate(annotations, start=1)]
     repeated = [{**r, "image_id": r["image_id"] + copy * step} for copy in range(copies) for r in records]
     return {**document, "images": images, "annotations": annotations}, repeated
 
 
-def evaluation_speed(ground_truth: Path, records: list[dict[str, Any]], kind: Kind = "bbox", *, copies: int = 1, repeats: int = 3) -> dict[str, float]:
+def evaluation_speed(
+    ground_truth: Path,
+    records: list[dict[str, Any]],
+    kind: Kind = "bbox",
+    *,
+    copies: int = 1,
+    repeats: int = 3,
+) -> dict[str, float]:
     """Time both engines on the same results and compare what they give.
 
     Args:
@@ -36,7 +57,9 @@ def evaluation_speed(ground_truth: Path, records: list[dict[str, Any]], kind: Ki
     Raises:
         RuntimeError: the engines disagree.
     """
-    document, records = repeat_images(complete_annotations(read_annotations(ground_truth), kind), result_records(records, kind), copies)
+    document, records = repeat_images(
+        complete_annotations(read_annotations(ground_truth), kind), result_records(records, kind), copies
+    )
     plan = EvaluationPlan(kind, sorted(image["id"] for image in document["images"]), None, False)
     fast_times = []
     for _ in range(repeats):
@@ -48,11 +71,19 @@ def evaluation_speed(ground_truth: Path, records: list[dict[str, Any]], kind: Ki
     reference_time = 1e3 * (time.perf_counter() - start)
     compare_engines(fast, reference)
     fast_time = sorted(fast_times)[len(fast_times) // 2]
-    return {"images": len(document["images"]), "detections": len(records), "hotcoco_time_ms": fast_time, "pycocotools_time_ms": reference_time,
-            "ratio": reference_time / fast_time}
+    return {
+        "images": len(document["images"]),
+        "detections": len(records),
+        "hotcoco_time_ms": fast_time,
+        "pycocotools_time_ms": reference_time,
+        "ratio": reference_time / fast_time,
+    }
 
 
 def render_evaluation_speed(result: dict[str, float]) -> str:
     """One line of text for `evaluation_speed`'s result."""
-    return (f"COCO evaluation, {result['images']:.0f} images, {result['detections']:.0f} detections: hotcoco {result['hotcoco_time_ms']:.0f} ms, "
-            f"pycocotools {result['pycocotools_time_ms']:.0f} ms, ratio {result['ratio']:.1f}, all numbers equal")
+    return (
+        f"COCO evaluation, {result['images']:.0f} images, {result['detections']:.0f} detections: hotcoco"
+        f" {result['hotcoco_time_ms']:.0f} ms, pycocotools {result['pycocotools_time_ms']:.0f} ms, ratio"
+        f" {result['ratio']:.1f}, all numbers equal"
+    )

@@ -1,4 +1,6 @@
-"""Detections of some images are never measured against the ground truth of all: what would come out is a small number that means nothing."""
+"""Detections of some images are never measured against the ground truth of all: what would come out is a
+small number that means nothing."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -24,20 +26,27 @@ def refuse_naive_subset(path: Path, dataset: Dataset, every_image: bool = False)
         every_image: whoever asks says that all images were looked at; what a record says still counts.
 
     Raises:
-        DatasetError: the detections' own record, or the images without any detection, say that a subset was looked at.
+        DatasetError: the detections' own record, or the images without any detection, say that a subset was
+            looked at.
     """
     record = path.resolve().parent.parent.parent / DEFAULT_STORE.name / f"{path.resolve().parent.name}.json"
     made_on = _made_on(record)
     if made_on is not None and made_on.images < len(dataset):
-        raise DatasetError(f"{path}: its record {record.name} says that it was made on {made_on.images} of {made_on.images_of_split} images, this would "
-                           f"measure it on {len(dataset)}; say --images {made_on.images}")
+        raise DatasetError(
+            f"{path}: its record {record.name} says that it was made on {made_on.images} of"
+            f" {made_on.images_of_split} images, this would measure it on {len(dataset)}; say --images"
+            f" {made_on.images}"
+        )
     if every_image or not path.exists():
         return
     found = _images_with_detections(path, dataset)
     wanted = {dataset.image_id(index) for index in range(len(dataset)) if len(dataset.target(index).labels)}
     if found and len(found & wanted) < ENOUGH * len(wanted):
-        raise DatasetError(f"{path}: has detections in {len(found & wanted)} of the {len(wanted)} images of {dataset.name} that hold objects. If it was made "
-                           "on the first N images, say --images N; if the model looked at all and found nothing in the rest, say --every-image")
+        raise DatasetError(
+            f"{path}: has detections in {len(found & wanted)} of the {len(wanted)} images of {dataset.name}"
+            " that hold objects. If it was made on the first N images, say --images N; if the model looked"
+            " at all and found nothing in the rest, say --every-image"
+        )
 
 
 def _made_on(record: Path) -> DataIdentity | None:
@@ -49,5 +58,9 @@ def _made_on(record: Path) -> DataIdentity | None:
 
 def _images_with_detections(path: Path, dataset: Dataset) -> set[int | str]:
     if isinstance(dataset, VocDataset):
-        return {one.image for found in read_voc_results(path if path.is_dir() else path.parent, dataset).values() for one in found}
+        return {
+            one.image
+            for found in read_voc_results(path if path.is_dir() else path.parent, dataset).values()
+            for one in found
+        }
     return {record["image_id"] for record in read_results(path, dataset)[0]}

@@ -1,4 +1,6 @@
-"""PASCAL VOC accuracy: average precision by the 11-point metric of 2007 and by the area metric of later years."""
+"""PASCAL VOC accuracy: average precision by the 11-point metric of 2007 and by the area metric of later
+years."""
+
 from __future__ import annotations
 
 import math
@@ -15,7 +17,8 @@ Method = Literal["11point", "area"]
 
 @dataclass(frozen=True)
 class VocTruth:
-    """The objects of one class in one image: boxes (R, 4) float64 xyxy in file coordinates, difficult (R,) bool."""
+    """The objects of one class in one image: boxes (R, 4) float64 xyxy in file coordinates, difficult (R,)
+    bool."""
 
     boxes: np.ndarray
     difficult: np.ndarray
@@ -32,7 +35,8 @@ class VocDetection:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """A class: AP (NaN where the area metric has no object to find), recall and precision after each detection, counts.
+    """A class: AP (NaN where the area metric has no object to find), recall and precision after each
+    detection, counts.
 
     recall is NaN throughout where the class has no object that is not difficult.
     """
@@ -43,18 +47,26 @@ class ClassScore:
     positives: int
 
 
-def evaluate_voc_class(truth: dict[str, VocTruth], detections: Sequence[VocDetection], *, iou_threshold: float = 0.5, method: Method = "11point",
-                       plus_one: bool = True) -> ClassScore:
+def evaluate_voc_class(
+    truth: dict[str, VocTruth],
+    detections: Sequence[VocDetection],
+    *,
+    iou_threshold: float = 0.5,
+    method: Method = "11point",
+    plus_one: bool = True,
+) -> ClassScore:
     """Average precision of one class, as the devkit computes it.
 
-    A detection takes the object of best overlap in its image, difficult and already taken ones included. It is right where that overlap
-    is above the threshold and the object is free; one on a difficult object counts neither way, one on a taken object is wrong.
+    A detection takes the object of best overlap in its image, difficult and already taken ones included. It
+    is right where that overlap is above the threshold and the object is free; one on a difficult object
+    counts neither way, one on a taken object is wrong.
 
     Args:
         truth: image -> objects of the class; images without any may be left out.
         detections: of the class, in any order; equal scores keep theirs.
         iou_threshold: strictly above it is a match.
-        method: "11point" (mean of the best precision at recall 0, 0.1 ... 1) or "area" (under the precision envelope).
+        method: "11point" (mean of the best precision at recall 0, 0.1 ... 1) or "area" (under the precision
+            envelope).
         plus_one: widths are x2 - x1 + 1, as the devkit has them.
     """
     positives = sum(int((~objects.difficult).sum()) for objects in truth.values())
@@ -64,7 +76,11 @@ def evaluate_voc_class(truth: dict[str, VocTruth], detections: Sequence[VocDetec
     for place, row in enumerate(order):
         detection = detections[row]
         objects = truth.get(detection.image)
-        best, overlap = _best(objects.boxes, detection.box, plus_one) if objects is not None and len(objects.boxes) else (0, -math.inf)
+        best, overlap = (
+            _best(objects.boxes, detection.box, plus_one)
+            if objects is not None and len(objects.boxes)
+            else (0, -math.inf)
+        )
         if overlap <= iou_threshold:
             wrong[place] = 1
         elif not objects.difficult[best]:  # type: ignore[union-attr]
@@ -80,7 +96,9 @@ def _best(boxes: np.ndarray, box: Sequence[float], plus_one: bool) -> tuple[int,
     """The place of the box of best overlap (the first of equals), and that overlap."""
     more = 1.0 if plus_one else 0.0
     candidate = np.asarray(box, np.float64)
-    sides = np.maximum(np.minimum(boxes[:, 2:], candidate[2:]) - np.maximum(boxes[:, :2], candidate[:2]) + more, 0.0)
+    sides = np.maximum(
+        np.minimum(boxes[:, 2:], candidate[2:]) - np.maximum(boxes[:, :2], candidate[:2]) + more, 0.0
+    )
     shared = sides[:, 0] * sides[:, 1]
     areas = (boxes[:, 2] - boxes[:, 0] + more) * (boxes[:, 3] - boxes[:, 1] + more)
     own = (candidate[2] - candidate[0] + more) * (candidate[3] - candidate[1] + more)
@@ -98,7 +116,8 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, method: Method,
         positives: objects to find. Without any, 11-point AP is 0 and area AP is NaN, as in the original.
     """
     if method == "11point":
-        # the devkit's own thresholds: floating sums, so that a recall of exactly 0.3 misses the point 0.30000000000000004
+        # the devkit's own thresholds: floating sums, so that a recall of exactly 0.3 misses the point
+        # 0.30000000000000004
         points = np.arange(0.0, 1.1, 0.1)
         if not positives:
             return 0.0
@@ -118,15 +137,33 @@ def voc_truth(dataset: VocDataset) -> dict[str, dict[str, VocTruth]]:
     for index in range(len(dataset)):
         for item in dataset.annotation(index).objects:
             found[item.name].setdefault(dataset.image_id(index), []).append((item.box, item.difficult))
-    return {name: {image: VocTruth(np.array([box for box, _ in objects], np.float64), np.array([hard for _, hard in objects], bool))
-                   for image, objects in images.items()} for name, images in found.items()}
+    return {
+        name: {
+            image: VocTruth(
+                np.array([box for box, _ in objects], np.float64),
+                np.array([hard for _, hard in objects], bool),
+            )
+            for image, objects in images.items()
+        }
+        for name, images in found.items()
+    }
 
 
-def evaluate_voc(truth: dict[str, dict[str, VocTruth]], detections: dict[str, list[VocDetection]], *, iou_threshold: float = 0.5,
-                 method: Method = "11point", plus_one: bool = True) -> dict[str, ClassScore]:
+def evaluate_voc(
+    truth: dict[str, dict[str, VocTruth]],
+    detections: dict[str, list[VocDetection]],
+    *,
+    iou_threshold: float = 0.5,
+    method: Method = "11point",
+    plus_one: bool = True,
+) -> dict[str, ClassScore]:
     """Score of each class of `truth`; a class without detections has AP 0. See `evaluate_voc_class`."""
-    return {name: evaluate_voc_class(images, detections.get(name, []), iou_threshold=iou_threshold, method=method, plus_one=plus_one)
-            for name, images in truth.items()}
+    return {
+        name: evaluate_voc_class(
+            images, detections.get(name, []), iou_threshold=iou_threshold, method=method, plus_one=plus_one
+        )
+        for name, images in truth.items()
+    }
 
 
 def mean_ap(scores: dict[str, ClassScore]) -> float:

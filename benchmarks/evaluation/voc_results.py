@@ -1,4 +1,6 @@
-"""PASCAL VOC results: one text file a class, as the devkit's comp4 task has them; written, read and checked."""
+"""PASCAL VOC results: one text file a class, as the devkit's comp4 task has them; written, read and
+checked."""
+
 from __future__ import annotations
 
 import math
@@ -16,22 +18,30 @@ if TYPE_CHECKING:
     from detection_zoo.zoo.detectors.base import Detections
 
 
-def voc_lines(detections: Detections, image: str, classes: tuple[str, ...], *, inclusive: bool) -> list[tuple[str, str]]:
-    """The detections of one image as (class, line): image, score with 3 decimals, 1-based inclusive box with 1 decimal.
+def voc_lines(
+    detections: Detections, image: str, classes: tuple[str, ...], *, inclusive: bool
+) -> list[tuple[str, str]]:
+    """The detections of one image as (class, line): image, score with 3 decimals, 1-based inclusive box with
+    1 decimal.
 
     Args:
         detections: boxes (R, 4) float32 in original pixels, counted from 0.
         image: the image's name.
         classes: names by label.
-        inclusive: x2 and y2 are the last pixels inside, so that each corner gets +1; otherwise they are far edges, already 1-based.
+        inclusive: x2 and y2 are the last pixels inside, so that each corner gets +1; otherwise they are far
+            edges, already 1-based.
     """
     far = 1.0 if inclusive else 0.0
     rows = zip(detections.labels.tolist(), detections.scores.tolist(), detections.boxes.tolist(), strict=True)
-    return [(classes[label], f"{image} {score:.3f} {x1 + 1:.1f} {y1 + 1:.1f} {x2 + far:.1f} {y2 + far:.1f}") for label, score, (x1, y1, x2, y2) in rows]
+    return [
+        (classes[label], f"{image} {score:.3f} {x1 + 1:.1f} {y1 + 1:.1f} {x2 + far:.1f} {y2 + far:.1f}")
+        for label, score, (x1, y1, x2, y2) in rows
+    ]
 
 
 def write_voc_results(folder: Path, lines: list[tuple[str, str]], dataset: VocDataset) -> list[Path]:
-    """Write comp4_det_SPLIT_CLASS.txt for every class, empty where nothing was found; each appears whole or not at all."""
+    """Write comp4_det_SPLIT_CLASS.txt for every class, empty where nothing was found; each appears whole or
+    not at all."""
     paths = []
     for name in dataset.classes:
         text = "".join(f"{line}\n" for owner, line in lines if owner == name)
@@ -46,21 +56,32 @@ def read_voc_results(folder: Path, dataset: VocDataset) -> dict[str, list[VocDet
 
     Args:
         folder: holds comp4_det_SPLIT_CLASS.txt files; a class without a file has no detections.
-        dataset: whose images and classes may occur; detections of images that a subset leaves out are dropped.
+        dataset: whose images and classes may occur; detections of images that a subset leaves out are
+            dropped.
 
     Raises:
-        DatasetError: names file and line: no such file at all, an unknown class or image, a line that is not image, score and box.
+        DatasetError: names file and line: no such file at all, an unknown class or image, a line that is not
+            image, score and box.
     """
     files = sorted(folder.glob(f"comp4_det_{dataset.split}_*.txt"))
     if not files:
-        raise DatasetError(f"{folder}: holds no comp4_det_{dataset.split}_CLASS.txt file; give the folder that holds one for each class")
+        raise DatasetError(
+            f"{folder}: holds no comp4_det_{dataset.split}_CLASS.txt file; give the folder that holds one for"
+            " each class"
+        )
     known, wanted = set(dataset.all_image_ids), set(dataset.image_ids)
     found: dict[str, list[VocDetection]] = {name: [] for name in dataset.classes}
     for path in files:
         name = path.stem.rsplit("_", 1)[1]
         if name not in found:
-            raise DatasetError(f"{path}: {name!r} is no class of {dataset.name}; {did_you_mean(name, dataset.classes)}")
-        found[name] += [d for d in parse_voc_lines(path.read_text(encoding="utf-8"), str(path), known) if d.image in wanted]
+            raise DatasetError(
+                f"{path}: {name!r} is no class of {dataset.name}; {did_you_mean(name, dataset.classes)}"
+            )
+        found[name] += [
+            d
+            for d in parse_voc_lines(path.read_text(encoding="utf-8"), str(path), known)
+            if d.image in wanted
+        ]
     return found
 
 
@@ -74,10 +95,18 @@ def parse_voc_lines(text: str, where: str, known: set[str]) -> list[VocDetection
         try:
             image, (score, *box) = words[0], [float(word) for word in words[1:]]
         except ValueError:
-            raise DatasetError(f"{where}: line {number}: {line!r:.60} is not image, score, xmin, ymin, xmax, ymax") from None
+            raise DatasetError(
+                f"{where}: line {number}: {line!r:.60} is not image, score, xmin, ymin, xmax, ymax"
+            ) from None
         if len(box) != 4 or not all(map(math.isfinite, (score, *box))):
-            raise DatasetError(f"{where}: line {number}: {line!r:.60} is not image, score, xmin, ymin, xmax, ymax in finite numbers")
+            raise DatasetError(
+                f"{where}: line {number}: {line!r:.60} is not image, score, xmin, ymin, xmax, ymax in finite"
+                " numbers"
+            )
         if image not in known:
-            raise DatasetError(f"{where}: line {number}: image {image!r} is not in the split; were these detections made on another one?")
+            raise DatasetError(
+                f"{where}: line {number}: image {image!r} is not in the split; were these detections made on"
+                " another one?"
+            )
         detections.append(VocDetection(image, score, tuple(box)))  # type: ignore[arg-type]
     return detections

@@ -1,1 +1,2 @@
-"""Clocks, counters and the passes they time: inference, training, memory, telemetry, detections of a whole dataset."""
+"""Clocks, counters and the passes they time: inference, training, memory, telemetry, detections of a whole
+dataset."""

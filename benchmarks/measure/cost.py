@@ -1,4 +1,6 @@
-"""What a model costs before any clock runs: parameters, multiply-accumulates (MAC) and floating-point operations (FLOP)."""
+"""What a model costs before any clock runs: parameters, multiply-accumulates (MAC) and floating-point
+operations (FLOP)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ class ModelCost:
     """Counts for one image.
 
     parameters: trainable numbers and frozen ones, buffers not counted.
-    macs: multiply-accumulates of convolutions, linear layers and other products; one multiply and one add is ONE.
+    macs: multiply-accumulates of convolutions, linear layers and other products; one multiply and one add is
+        ONE.
     flops: the same, where they are TWO.
     elementwise: two for each normalised value, one for each activated or pooled one.
     """
@@ -36,7 +39,8 @@ class ModelCost:
 
     @property
     def gmacs(self) -> float:
-        """Billions of MACs with the elementwise operations, as counters for PyTorch print them and as HarDNet's README quotes them."""
+        """Billions of MACs with the elementwise operations, as counters for PyTorch print them and as
+        HarDNet's README quotes them."""
         return (self.macs + self.elementwise) / BILLION
 
     @property
@@ -61,15 +65,35 @@ def _each(count: int) -> Any:
 
 _ATEN = torch.ops.aten
 _ELEMENTWISE = {
-    **{op: _each(2) for op in (_ATEN.native_batch_norm, _ATEN.cudnn_batch_norm, _ATEN._native_batch_norm_legit_no_training, _ATEN.native_group_norm)},
-    **{op: _each(1) for op in (_ATEN.relu, _ATEN.relu_, _ATEN.hardtanh, _ATEN.hardtanh_, _ATEN.max_pool2d_with_indices, _ATEN.avg_pool2d, _ATEN.mean)},
+    **{
+        op: _each(2)
+        for op in (
+            _ATEN.native_batch_norm,
+            _ATEN.cudnn_batch_norm,
+            _ATEN._native_batch_norm_legit_no_training,
+            _ATEN.native_group_norm,
+        )
+    },
+    **{
+        op: _each(1)
+        for op in (
+            _ATEN.relu,
+            _ATEN.relu_,
+            _ATEN.hardtanh,
+            _ATEN.hardtanh_,
+            _ATEN.max_pool2d_with_indices,
+            _ATEN.avg_pool2d,
+            _ATEN.mean,
+        )
+    },
 }
 
 
 def model_cost(model: nn.Module, input_size: tuple[int, int]) -> ModelCost:
     """Count a model's parameters and operations on one black image.
 
-    Of a detector everything before the selection of detections is counted; where proposals decide how much is computed, for a black image.
+    Of a detector everything before the selection of detections is counted; where proposals decide how much is
+    computed, for a black image.
 
     Args:
         model: a classifier (also on the meta device, where nothing is computed) or a detector.

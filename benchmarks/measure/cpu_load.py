@@ -1,4 +1,6 @@
-"""What else a processor did while something ran on it: other processes, other machines of the same host, quotas, clock. No torch."""
+"""What else a processor did while something ran on it: other processes, other machines of the same host,
+quotas, clock. No torch."""
+
 from __future__ import annotations
 
 import os
@@ -25,7 +27,8 @@ class LoadReader:
         self._last = self._counters()
 
     def __call__(self) -> dict[str, float]:
-        """Processors in use by us and by others and taken by the host, the clock where it is told, and periods cut by a quota; empty when just asked."""
+        """Processors in use by us and by others and taken by the host, the clock where it is told, and
+        periods cut by a quota; empty when just asked."""
         if time.perf_counter() - self._last["time"] < SHORTEST_S:
             return {}
         now, before = self._counters(), self._last
@@ -34,14 +37,30 @@ class LoadReader:
         own = sum(max(used - before["own"].get(pid, used), 0.0) for pid, used in now["own"].items()) / passed
         busy = (now["busy"] - before["busy"]) / passed
         clock = self.psutil.cpu_freq()
-        found = {"own_cpus": own, "other_cpus": max(busy - own, 0.0), "stolen_cpus": (now["steal"] - before["steal"]) / passed,
-                 "quota_cuts": now["cuts"] - before["cuts"]}
+        found = {
+            "own_cpus": own,
+            "other_cpus": max(busy - own, 0.0),
+            "stolen_cpus": (now["steal"] - before["steal"]) / passed,
+            "quota_cuts": now["cuts"] - before["cuts"],
+        }
         return found | ({"cpu_clock_mhz": clock.current} if clock and clock.current else {})
 
     def _counters(self) -> dict[str, Any]:
         times = self.psutil.cpu_times()
-        busy = times.user + times.system + getattr(times, "nice", 0.0) + getattr(times, "irq", 0.0) + getattr(times, "softirq", 0.0)
-        return {"time": time.perf_counter(), "busy": busy, "steal": getattr(times, "steal", 0.0), "own": self._own(), "cuts": _quota_cuts()}
+        busy = (
+            times.user
+            + times.system
+            + getattr(times, "nice", 0.0)
+            + getattr(times, "irq", 0.0)
+            + getattr(times, "softirq", 0.0)
+        )
+        return {
+            "time": time.perf_counter(),
+            "busy": busy,
+            "steal": getattr(times, "steal", 0.0),
+            "own": self._own(),
+            "cuts": _quota_cuts(),
+        }
 
     def _own(self) -> dict[int, float]:
         """Processor seconds of this process and of those it started."""
@@ -83,8 +102,13 @@ def judge_load(samples: dict[str, list[float]], processors: int | None = None) -
         return "shared", f"other machines of the host took {stolen:.2f} of {processors} processors"
     crowded = crowded_readings(samples, processors)
     if sum(crowded) > OFTEN * len(others):
-        return "shared", (f"in {sum(crowded)} of {len(others)} readings all {processors} processors were in use, up to {max(others):.1f} of them "
-                          "by other processes")
+        return (
+            "shared",
+            (
+                f"in {sum(crowded)} of {len(others)} readings all {processors} processors were in use, up to"
+                f" {max(others):.1f} of them by other processes"
+            ),
+        )
     clocks = samples.get("cpu_clock_mhz", [])
     if clocks and max(clocks) - min(clocks) > CLOCK_SPREAD * max(clocks):
         return "unstable", f"the processor's clock went from {min(clocks):.0f} to {max(clocks):.0f} MHz"

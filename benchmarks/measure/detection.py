@@ -1,4 +1,6 @@
-"""Accuracy of a subject: every image through the model, detections kept as result files, metrics named as in manifests/metrics.toml."""
+"""Accuracy of a subject: every image through the model, detections kept as result files, metrics named as in
+manifests/metrics.toml."""
+
 from __future__ import annotations
 
 import hashlib
@@ -12,7 +14,9 @@ from detection_zoo.zoo.detectors.base import Detections
 from detection_zoo.zoo.errors import DatasetError
 
 from detection_zoo.benchmarks.evaluation.accuracy import (
-    DetectionCollector, annotations_hidden, top_k_accuracy,
+    DetectionCollector,
+    annotations_hidden,
+    top_k_accuracy,
 )
 from detection_zoo.benchmarks.evaluation.classification import class_scores
 from detection_zoo.benchmarks.run.progress import clock, progress
@@ -21,12 +25,20 @@ from detection_zoo.benchmarks.run.subject import Subject, autocast
 from detection_zoo.benchmarks.measure.finite import watched
 from detection_zoo.benchmarks.measure.inference import to_host
 
-BOX = tuple(f"box_{name}" for name in ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "ar1", "ar10", "ar100", "ar_s", "ar_m", "ar_l"))
+BOX = tuple(
+    f"box_{name}"
+    for name in ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "ar1", "ar10", "ar100", "ar_s", "ar_m", "ar_l")
+)
 MASK = tuple(name.replace("box", "mask") for name in BOX)
-KEYPOINT = tuple(f"keypoint_{name}" for name in ("ap", "ap50", "ap75", "ap_m", "ap_l", "ar", "ar50", "ar75", "ar_m", "ar_l"))
+KEYPOINT = tuple(
+    f"keypoint_{name}"
+    for name in ("ap", "ap50", "ap75", "ap_m", "ap_l", "ar", "ar50", "ar75", "ar_m", "ar_l")
+)
 
 
-def detect_all(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> Iterator[tuple[int, Detections]]:
+def detect_all(
+    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
+) -> Iterator[tuple[int, Detections]]:
     """Detections of every image of the subject's dataset, in its order, in original pixels, on the CPU.
 
     Args:
@@ -42,11 +54,23 @@ def detect_all(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], No
         yield from (_detect_augmented if spec.tta else _detect)(subject, spec, heartbeat)
 
 
-def _detect(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]) -> Iterator[tuple[int, Detections]]:
+def _detect(
+    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]
+) -> Iterator[tuple[int, Detections]]:
     """Every image as the row resizes it."""
     pinned = subject.device.type == "cuda"
-    loader = evaluation_loader(subject.dataset, subject.preprocess, batch_size=spec.batch_size, workers=spec.workers, pin_memory=pinned)
-    with progress(f"{subject.entry.name}: detect", len(loader)) as tick, torch.inference_mode(), autocast(spec):
+    loader = evaluation_loader(
+        subject.dataset,
+        subject.preprocess,
+        batch_size=spec.batch_size,
+        workers=spec.workers,
+        pin_memory=pinned,
+    )
+    with (
+        progress(f"{subject.entry.name}: detect", len(loader)) as tick,
+        torch.inference_mode(),
+        autocast(spec),
+    ):
         for batch in loader:
             batch = batch.to(subject.device)
             found = to_host(subject.model.predict(batch.images, batch.sizes, batch.original_sizes))
@@ -55,22 +79,34 @@ def _detect(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]
             heartbeat()
 
 
-def _detect_augmented(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]) -> Iterator[tuple[int, Detections]]:
+def _detect_augmented(
+    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]
+) -> Iterator[tuple[int, Detections]]:
     """Every image with altered copies of it, by the row's own augmentation where its conventions have one."""
     from detection_zoo.zoo.detectors.tta import DEFAULT, detect_augmented
 
     conventions = subject.entry.conventions
-    wanted = conventions.augmentation if conventions is not None and conventions.augmentation is not None else DEFAULT
-    with progress(f"{subject.entry.name}: detect with augmentation", len(subject.dataset)) as tick, autocast(spec):
+    wanted = (
+        conventions.augmentation
+        if conventions is not None and conventions.augmentation is not None
+        else DEFAULT
+    )
+    with (
+        progress(f"{subject.entry.name}: detect with augmentation", len(subject.dataset)) as tick,
+        autocast(spec),
+    ):
         for index in range(len(subject.dataset)):
-            found = detect_augmented(subject.model, subject.dataset.load_image(index), subject.preprocess, wanted)
+            found = detect_augmented(
+                subject.model, subject.dataset.load_image(index), subject.preprocess, wanted
+            )
             yield index, to_host([found])[0]
             tick()
             heartbeat()
 
 
-def measure_accuracy(subject: Subject, spec: BenchmarkSpec, folder: Path,
-                     heartbeat: Callable[[], None] = lambda: None) -> tuple[dict[str, Measurement], dict[str, str], dict[str, StoredFile]]:
+def measure_accuracy(
+    subject: Subject, spec: BenchmarkSpec, folder: Path, heartbeat: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Measurement], dict[str, str], dict[str, StoredFile]]:
     """AP of a detector.
 
     Args:
@@ -80,7 +116,8 @@ def measure_accuracy(subject: Subject, spec: BenchmarkSpec, folder: Path,
         heartbeat: called after every batch.
 
     Returns:
-        Measurements in percent; metrics that have no value, with the reason; result files, and of a test split the zip files for COCO's server.
+        Measurements in percent; metrics that have no value, with the reason; result files, and of a test
+        split the zip files for COCO's server.
 
     Raises:
         DatasetError: the dataset has no boxes to measure against.
@@ -90,26 +127,45 @@ def measure_accuracy(subject: Subject, spec: BenchmarkSpec, folder: Path,
         raise DatasetError(f"row {subject.entry.name} is a classifier; measure --metrics top1")
     hidden = annotations_hidden(subject.dataset)
     if hidden and subject.dataset.is_subset:
-        raise DatasetError(f"{subject.dataset.name}: its annotations are not public, and the evaluation server wants the whole split; leave out --images")
+        raise DatasetError(
+            f"{subject.dataset.name}: its annotations are not public, and the evaluation server wants the"
+            " whole split; leave out --images"
+        )
     collector = DetectionCollector(subject.dataset, inclusive=subject.inclusive)
     for index, found in detect_all(subject, spec, heartbeat):
         collector.add(index, found)
-    paths = {path.stem: path for path in collector.write(folder)} | collector.submissions(folder, subject.entry.name)
+    paths = {path.stem: path for path in collector.write(folder)} | collector.submissions(
+        folder, subject.entry.name
+    )
     files = {name: _stored(path, folder) for name, path in paths.items()}
     if hidden:
-        reason = f"{subject.dataset.name} has no public annotations; send the submission file to the evaluation server"
+        reason = (
+            f"{subject.dataset.name} has no public annotations; send the submission file to the evaluation"
+            " server"
+        )
         return {}, dict.fromkeys((*BOX, *MASK, *KEYPOINT), reason), files
     with clock(f"{subject.entry.name}: evaluate"):
         report = collector.evaluate()
     used, every = len(subject.dataset), subject.dataset.full_size
-    covers = f"{subject.dataset.name}, " + (f"{used} of {every} images, ground truth restricted to them" if used < every else f"all {every} images")
-    values = {name: Measurement(value=value, unit="%", n=used, covers=covers) for name, value in report.metrics.items()}
+    covers = f"{subject.dataset.name}, " + (
+        f"{used} of {every} images, ground truth restricted to them"
+        if used < every
+        else f"all {every} images"
+    )
+    values = {
+        name: Measurement(value=value, unit="%", n=used, covers=covers)
+        for name, value in report.metrics.items()
+    }
     return values, _absent(report.metrics, report.kinds, subject), files
 
 
 def _stored(path: Path, folder: Path) -> StoredFile:
     content = path.read_bytes()
-    return StoredFile(name=str(path.relative_to(folder.parent)), sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    return StoredFile(
+        name=str(path.relative_to(folder.parent)),
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+    )
 
 
 def _absent(metrics: dict[str, float], kinds: tuple[str, ...], subject: Subject) -> dict[str, str]:
@@ -117,17 +173,29 @@ def _absent(metrics: dict[str, float], kinds: tuple[str, ...], subject: Subject)
     if subject.dataset.layout != "coco":
         return {}
     absent = {}
-    for kind, names, thing in (("bbox", BOX, "boxes"), ("segm", MASK, "masks"), ("keypoints", KEYPOINT, "keypoints")):
-        reason = f"{subject.dataset.name} has no ground truth for it" if kind in kinds else f"the model gives no {thing}, or the data has none"
+    for kind, names, thing in (
+        ("bbox", BOX, "boxes"),
+        ("segm", MASK, "masks"),
+        ("keypoints", KEYPOINT, "keypoints"),
+    ):
+        reason = (
+            f"{subject.dataset.name} has no ground truth for it"
+            if kind in kinds
+            else f"the model gives no {thing}, or the data has none"
+        )
         absent |= {name: reason for name in names if name not in metrics}
     return absent
 
 
-def measure_top_k(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> dict[str, Measurement]:
+def measure_top_k(
+    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
+) -> dict[str, Measurement]:
     """Top-1 and top-5 accuracy and error of a classifier on its dataset, in percent."""
     logits, labels = class_scores(subject, spec, heartbeat)
     found, every = {}, subject.dataset.full_size
-    covers = f"{subject.dataset.name}, {len(labels)} " + (f"of {every} images" if subject.dataset.is_subset else "images")
+    covers = f"{subject.dataset.name}, {len(labels)} " + (
+        f"of {every} images" if subject.dataset.is_subset else "images"
+    )
     for k in (1, 5):
         value = top_k_accuracy(logits, labels, k)
         found[f"top{k}"] = Measurement(value=value, unit="%", n=len(labels), covers=covers)

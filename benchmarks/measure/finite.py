@@ -1,4 +1,6 @@
-"""Numbers that are not finite: a model that gives them is broken, and neither its time nor its accuracy means anything."""
+"""Numbers that are not finite: a model that gives them is broken, and neither its time nor its accuracy means
+anything."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,14 +19,19 @@ def check_finite(value: Any, what: str, *, boxes: bool = True) -> None:
     """Raise FloatingPointError where a number in it is NaN or infinite; waits for the device.
 
     Args:
-        value: tensors of any shape, alone or in lists, mappings and dataclasses; anything else in them is passed by.
+        value: tensors of any shape, alone or in lists, mappings and dataclasses; anything else in them is
+            passed by.
         what: gave it, for the message.
-        boxes: look at fields called boxes too. Raw ones may be infinite: in some families a side is an exponential without a bound, and a box that
-            overflows is dropped later.
+        boxes: look at fields called boxes too. Raw ones may be infinite: in some families a side is an
+            exponential without a bound, and a box that overflows is dropped later.
     """
-    edges = [torch.stack(torch.aminmax(tensor)).float() for tensor in _numbers(value, boxes)]  # a NaN is the least and the greatest
+    edges = [
+        torch.stack(torch.aminmax(tensor)).float() for tensor in _numbers(value, boxes)
+    ]  # a NaN is the least and the greatest
     if edges and not bool(torch.cat(edges).isfinite().all()):
-        raise FloatingPointError(f"{what} gives numbers that are not finite (NaN or infinite); check weights and precision")
+        raise FloatingPointError(
+            f"{what} gives numbers that are not finite (NaN or infinite); check weights and precision"
+        )
 
 
 def _numbers(value: Any, boxes: bool) -> Iterator[Tensor]:
@@ -35,17 +42,23 @@ def _numbers(value: Any, boxes: bool) -> Iterator[Tensor]:
         for one in value:
             yield from _numbers(one, boxes)
     elif isinstance(value, Mapping) or is_dataclass(value):
-        named = value if isinstance(value, Mapping) else {field.name: getattr(value, field.name) for field in fields(value)}
+        named = (
+            value
+            if isinstance(value, Mapping)
+            else {field.name: getattr(value, field.name) for field in fields(value)}
+        )
         yield from _numbers([one for name, one in named.items() if boxes or name != "boxes"], boxes)
 
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[None]:
-    """In this block, what each part of the model gives and what its forward phase gives is checked; not for timing.
+    """In this block, what each part of the model gives and what its forward phase gives is checked; not for
+    timing.
 
     Raises:
         FloatingPointError: names the first part that gives a NaN or an infinite number.
     """
+
     def around(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
         def checked(*arguments: Any, **options: Any) -> Any:
@@ -55,5 +68,7 @@ def watched(model: nn.Module) -> Iterator[None]:
 
         return checked
 
-    with around_parts(model, {**parts_of(model), "raw outputs": ("raw" if hasattr(model, "raw") else "forward",)}, around):
+    with around_parts(
+        model, {**parts_of(model), "raw outputs": ("raw" if hasattr(model, "raw") else "forward",)}, around
+    ):
         yield

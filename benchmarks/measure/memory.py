@@ -1,4 +1,6 @@
-"""Peak memory of a block: torch's allocated and reserved, NVML's process figure and the context on a GPU, the resident set on a CPU."""
+"""Peak memory of a block: torch's allocated and reserved, NVML's process figure and the context on a GPU, the
+resident set on a CPU."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -13,13 +15,16 @@ from detection_zoo.benchmarks.spec import Measurement
 from detection_zoo.benchmarks.measure.telemetry import PERIOD_S, Gpu
 
 ON_GPU, ON_CPU = ("allocated", "reserved", "process", "context"), ("resident",)
-WHOLE_PROCESS = "peak resident set on a CPU: the whole process with interpreter, libraries, weights and images"
+WHOLE_PROCESS = (
+    "peak resident set on a CPU: the whole process with interpreter, libraries, weights and images"
+)
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 @dataclass
 class PeakMemory:
-    """What a `peak_memory` block found: ON_GPU or ON_CPU -> MiB and how it was read, or why it is not there."""
+    """What a `peak_memory` block found: ON_GPU or ON_CPU -> MiB and how it was read, or why it is not
+    there."""
 
     mib: dict[str, float] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
@@ -27,7 +32,9 @@ class PeakMemory:
 
     def measurement(self, name: str, what: str) -> Measurement:
         """One of the peaks; `what` says what ran."""
-        return Measurement(value=self.mib[name], unit="MiB", statistic="peak", covers=f"{self.how[name]}; {what}")
+        return Measurement(
+            value=self.mib[name], unit="MiB", statistic="peak", covers=f"{self.how[name]}; {what}"
+        )
 
     def measurements(self, use: str, what: str) -> dict[str, Measurement]:
         """Every peak by its metric; use: "inference" or "train"."""
@@ -67,7 +74,9 @@ def _gpu_peak(device: torch.device, peak: PeakMemory) -> Iterator[None]:
         peak.absent |= dict.fromkeys(("process", "context"), str(error))
 
     def read() -> None:
-        held_mib, _ = gpu and gpu.processes() or (None, 0)  # before torch's figure: what torch takes meanwhile is no context
+        held_mib, _ = (
+            gpu and gpu.processes() or (None, 0)
+        )  # before torch's figure: what torch takes meanwhile is no context
         if held_mib:
             seen.append((held_mib, held_mib - torch.cuda.memory_reserved(device) / 2**20))
 
@@ -75,14 +84,25 @@ def _gpu_peak(device: torch.device, peak: PeakMemory) -> Iterator[None]:
         yield
         torch.cuda.synchronize(device)
     read()
-    peak.mib = {"allocated": torch.cuda.max_memory_allocated(device) / 2**20, "reserved": torch.cuda.max_memory_reserved(device) / 2**20}
-    peak.how = {"allocated": "torch's peak of allocated GPU memory", "reserved": "torch's peak of reserved GPU memory"}
+    peak.mib = {
+        "allocated": torch.cuda.max_memory_allocated(device) / 2**20,
+        "reserved": torch.cuda.max_memory_reserved(device) / 2**20,
+    }
+    peak.how = {
+        "allocated": "torch's peak of allocated GPU memory",
+        "reserved": "torch's peak of reserved GPU memory",
+    }
     if seen:
         peak.mib["process"], peak.mib["context"] = map(max, zip(*seen, strict=True))
         peak.how["process"] = f"the process's GPU memory as NVML sees it, highest of {len(seen)} readings"
-        peak.how["context"] = f"the process's GPU memory as NVML sees it less what torch reserves: CUDA context and libraries, highest of {len(seen)} readings"
+        peak.how["context"] = (
+            "the process's GPU memory as NVML sees it less what torch reserves: CUDA context and libraries,"
+            f" highest of {len(seen)} readings"
+        )
     elif gpu is not None:
-        peak.absent |= dict.fromkeys(("process", "context"), "NVML does not tell this process's memory (usual inside containers)")
+        peak.absent |= dict.fromkeys(
+            ("process", "context"), "NVML does not tell this process's memory (usual inside containers)"
+        )
 
 
 @contextmanager
@@ -90,7 +110,10 @@ def _resident_peak(peak: PeakMemory) -> Iterator[None]:
     """Linux keeps a high-water mark that can be reset; elsewhere the resident set is read again and again."""
     if _reset_high_water():
         yield
-        peak.mib["resident"], peak.how["resident"] = _high_water_mib(), f"{WHOLE_PROCESS} (Linux's high-water mark)"
+        peak.mib["resident"], peak.how["resident"] = (
+            _high_water_mib(),
+            f"{WHOLE_PROCESS} (Linux's high-water mark)",
+        )
         return
     import psutil
 
@@ -98,7 +121,10 @@ def _resident_peak(peak: PeakMemory) -> Iterator[None]:
     with ticking(lambda: seen.append(process.memory_info().rss / 2**20), PERIOD_S / 5, "memory"):
         yield
         seen.append(process.memory_info().rss / 2**20)
-    peak.mib["resident"], peak.how["resident"] = max(seen), f"{WHOLE_PROCESS}, highest of {len(seen) - 1} readings"
+    peak.mib["resident"], peak.how["resident"] = (
+        max(seen),
+        f"{WHOLE_PROCESS}, highest of {len(seen) - 1} readings",
+    )
 
 
 def _reset_high_water() -> bool:

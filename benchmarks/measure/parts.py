@@ -1,4 +1,6 @@
-"""The parts that a model names: every call of one goes through a function of ours, and afterwards the model is as it was."""
+"""The parts that a model names: every call of one goes through a function of ours, and afterwards the model
+is as it was."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,13 +14,17 @@ Call = Callable[..., Any]
 
 
 def parts_of(model: nn.Module) -> Mapping[str, Sequence[str]]:
-    """What the forward phase of a model is made of: backbone, neck, rpn, heads -> dotted names of what is called; empty where it names none."""
+    """What the forward phase of a model is made of: backbone, neck, rpn, heads -> dotted names of what is
+    called; empty where it names none."""
     return getattr(model, "parts", {})
 
 
 @contextmanager
-def around_parts(model: nn.Module, parts: Mapping[str, Sequence[str]], around: Callable[[str, Call], Call]) -> Iterator[None]:
-    """In this block, calls of the parts go through `around(name of the part, what was called)`; modules and methods alike.
+def around_parts(
+    model: nn.Module, parts: Mapping[str, Sequence[str]], around: Callable[[str, Call], Call]
+) -> Iterator[None]:
+    """In this block, calls of the parts go through `around(name of the part, what was called)`; modules and
+    methods alike.
 
     Args:
         model: holds the parts.

@@ -1,4 +1,6 @@
-"""What the forward phase is made of: backbone, neck, RPN and heads, in passes of their own that leave the main timing undisturbed."""
+"""What the forward phase is made of: backbone, neck, RPN and heads, in passes of their own that leave the
+main timing undisturbed."""
+
 from __future__ import annotations
 
 import time
@@ -20,19 +22,24 @@ COVERS = {
     "backbone": "backbone",
     "neck": "pyramid, or extra layers, between backbone and heads",
     "rpn": "head of the proposals, anchors, and the choice of proposals",
-    "heads": "heads of the forward phase, pooling included (masks and keypoints of what was selected belong to post-processing)",
+    "heads": (
+        "heads of the forward phase, pooling included (masks and keypoints of what was selected belong to"
+        " post-processing)"
+    ),
 }
 REST = "what no named part claims: in-between steps, anchors, decoding, a resize in the network"
 
 
 class PartTimes:
-    """Milliseconds of each part's calls within one turn; of parts that call one another the outermost counts."""
+    """Milliseconds of each part's calls within one turn; of parts that call one another the outermost
+    counts."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.spent_ms, self.inside = device, dict[str, float](), False
 
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """The same call, timed; the device is idle at both edges."""
+
         @wraps(call)
         def timed(*arguments: Any, **options: Any) -> Any:
             if self.inside:
@@ -50,8 +57,9 @@ class PartTimes:
         return timed
 
 
-def measure_phases(subject: Subject, spec: BenchmarkSpec, budget_s: float,
-                   heartbeat: Callable[[], None] = lambda: None) -> tuple[dict[str, Measurement], dict[str, str]]:
+def measure_phases(
+    subject: Subject, spec: BenchmarkSpec, budget_s: float, heartbeat: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Measurement], dict[str, str]]:
     """Time the parts of the forward phase, batch after batch; a batch at least.
 
     Args:
@@ -61,36 +69,59 @@ def measure_phases(subject: Subject, spec: BenchmarkSpec, budget_s: float,
         heartbeat: called after every batch.
 
     Returns:
-        backbone_ms, neck_ms, rpn_ms, heads_ms where the model names such a part, and forward_rest_ms, an image; the others, with the reason.
+        backbone_ms, neck_ms, rpn_ms, heads_ms where the model names such a part, and forward_rest_ms, an
+        image; the others, with the reason.
     """
     subject.model.eval()
     parts, found = parts_of(subject.model), list[dict[str, float]]()
-    absent = {f"{name}_ms": "the model has no such part, or does not name it" for name in COVERS if name not in parts}
+    absent = {
+        f"{name}_ms": "the model has no such part, or does not name it"
+        for name in COVERS
+        if name not in parts
+    }
     if not parts:
         return {}, absent
     batches = timed_batches(len(subject.dataset), spec)
     with progress(f"{subject.entry.name}: parts", len(batches)) as tick:
+
         def after() -> None:
             heartbeat()
             tick()
 
         work = [lambda batch=batch: found.append(parts_of_turn(subject, spec, batch)) for batch in batches]
-        repeat(work, lambda: [turn["forward"] for turn in found], precision=spec.precision, budget_s=budget_s, tick=after)
+        repeat(
+            work,
+            lambda: [turn["forward"] for turn in found],
+            precision=spec.precision,
+            budget_s=budget_s,
+            tick=after,
+        )
     return _measurements(found, [*parts, "forward_rest"], spec), absent
 
 
 def parts_of_turn(subject: Subject, spec: BenchmarkSpec, indices: list[int]) -> dict[str, float]:
-    """One batch through the forward phase: milliseconds an image of every part, of the rest ("forward_rest") and of all together ("forward")."""
+    """One batch through the forward phase: milliseconds an image of every part, of the rest ("forward_rest")
+    and of all together ("forward")."""
     images, sizes, _ = Turns(subject, spec, PhaseClock(subject.device)).load(indices)
     times, whole = PartTimes(subject.device), PhaseClock(subject.device)
-    with torch.inference_mode(), autocast(spec), around_parts(subject.model, parts_of(subject.model), times.around), whole.phase("forward"):
+    with (
+        torch.inference_mode(),
+        autocast(spec),
+        around_parts(subject.model, parts_of(subject.model), times.around),
+        whole.phase("forward"),
+    ):
         subject.forward(images, sizes)
     spent = dict.fromkeys(parts_of(subject.model), 0.0) | times.spent_ms
     total = whole.samples_ms["forward"][0]
-    return {name: ms / len(indices) for name, ms in {**spent, "forward_rest": total - sum(spent.values()), "forward": total}.items()}
+    return {
+        name: ms / len(indices)
+        for name, ms in {**spent, "forward_rest": total - sum(spent.values()), "forward": total}.items()
+    }
 
 
-def _measurements(turns: list[dict[str, float]], names: list[str], spec: BenchmarkSpec) -> dict[str, Measurement]:
+def _measurements(
+    turns: list[dict[str, float]], names: list[str], spec: BenchmarkSpec
+) -> dict[str, Measurement]:
     total = sum(turn["forward"] for turn in turns)
     how = f"in passes of their own, with a synchronisation at each border; batch {spec.batch_size}, an image"
     found = {}

@@ -1,4 +1,5 @@
 """Timing as a source did it: named protocols of manifests/protocols.toml beside this project's own."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -21,7 +22,10 @@ def protocol_of(name: str) -> TimingProtocol:
     """The protocol of that name; raises KeyError with the nearest names."""
     known = load_manifests().protocols
     if name not in known:
-        raise KeyError(f"unknown timing protocol {name!r}: {did_you_mean(name, known)}; protocols stand in manifests/protocols.toml")
+        raise KeyError(
+            f"unknown timing protocol {name!r}: {did_you_mean(name, known)}; protocols stand in"
+            " manifests/protocols.toml"
+        )
     return known[name]
 
 
@@ -35,12 +39,16 @@ class _RandomTurns(Turns):
     def __call__(self, indices: list[int]) -> float:
         """Run a batch of normal random numbers and return its model time an image, in milliseconds."""
         shape = (len(indices), 3, self.height, self.width)
-        images = torch.randn(shape, generator=torch.Generator().manual_seed(indices[0])).to(self.subject.device)
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(indices[0])).to(
+            self.subject.device
+        )
         sizes = torch.tensor([[self.height, self.width]] * len(indices), device=self.subject.device)
         return self.network(images, sizes, sizes, len(indices))
 
 
-def measure_protocol(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> dict[str, Measurement]:
+def measure_protocol(
+    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
+) -> dict[str, Measurement]:
     """Time a model by the protocol that the specification names.
 
     Args:
@@ -55,7 +63,10 @@ def measure_protocol(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[
     protocol, clock = protocol_of(spec.protocol), PhaseClock(subject.device)
     if protocol.input == "random":
         turns: Turns = _RandomTurns(subject, spec, clock, protocol.height or 0, protocol.width or 0)
-        batches = [list(range(place * spec.batch_size, (place + 1) * spec.batch_size)) for place in range(protocol.turns or 1)]
+        batches = [
+            list(range(place * spec.batch_size, (place + 1) * spec.batch_size))
+            for place in range(protocol.turns or 1)
+        ]
     else:
         turns, batches = Turns(subject, spec, clock), timed_batches(len(subject.dataset), spec)
     with progress(f"{subject.entry.name}: protocol {spec.protocol}", len(batches)) as tick:
@@ -63,10 +74,17 @@ def measure_protocol(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[
             turns(batch)
             heartbeat()
             tick()
-    samples = clock.sums_ms(protocol.inside)[protocol.skip:] or clock.sums_ms(protocol.inside)
+    samples = clock.sums_ms(protocol.inside)[protocol.skip :] or clock.sums_ms(protocol.inside)
     inside = " + ".join(COVERS[phase] for phase in protocol.inside)
-    found = summarise(samples, "ms", covers=f"{inside}; batch {spec.batch_size}, an image; {protocol.title}", note=f"protocol {spec.protocol}")
-    value = {"mean": sum(samples) / len(samples), "last": samples[-1], "median": found.value}[protocol.statistic]
+    found = summarise(
+        samples,
+        "ms",
+        covers=f"{inside}; batch {spec.batch_size}, an image; {protocol.title}",
+        note=f"protocol {spec.protocol}",
+    )
+    value = {"mean": sum(samples) / len(samples), "last": samples[-1], "median": found.value}[
+        protocol.statistic
+    ]
     if protocol.statistic != "median":
         found = found.model_copy(update={"value": value, "statistic": protocol.statistic, "interval": None})
     return {"model_ms": found}

@@ -1,4 +1,6 @@
-"""What is seen while something runs: by NVML clocks, power, temperature, throttling and other processes of a GPU; on a CPU what else used it."""
+"""What is seen while something runs: by NVML clocks, power, temperature, throttling and other processes of a
+GPU; on a CPU what else used it."""
+
 from __future__ import annotations
 
 import os
@@ -15,8 +17,15 @@ from detection_zoo.benchmarks.measure.cpu_load import LoadReader, crowded_readin
 
 PERIOD_S = 0.05
 CLOCK_SPREAD = 0.05  # SM clock: (highest - lowest) / highest above this is unstable
-# Reasons that slow a busy GPU (nvml.h, nvmlClocksEventReasons); idle, application clocks and sync boost are no faults.
-SLOWING = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "thermal, software", 0x40: "thermal, hardware", 0x80: "power brake"}
+# Reasons that slow a busy GPU (nvml.h, nvmlClocksEventReasons); idle, application clocks and sync boost are
+# no faults.
+SLOWING = {
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "thermal, software",
+    0x40: "thermal, hardware",
+    0x80: "power brake",
+}
 
 
 class Gpu:
@@ -31,7 +40,11 @@ class Gpu:
         try:
             pynvml.nvmlInit()
             visible = _first_visible() if index is None else index
-            self.handle = (pynvml.nvmlDeviceGetHandleByIndex(visible) if isinstance(visible, int) else pynvml.nvmlDeviceGetHandleByUUID(visible))
+            self.handle = (
+                pynvml.nvmlDeviceGetHandleByIndex(visible)
+                if isinstance(visible, int)
+                else pynvml.nvmlDeviceGetHandleByUUID(visible)
+            )
         except pynvml.NVMLError as error:
             raise RuntimeError(f"NVML gives no GPU: {error}") from None
 
@@ -61,9 +74,16 @@ class Gpu:
 
     def clocks_mhz(self) -> dict[str, int]:
         """Present and highest clocks."""
-        kinds = {"graphics": self.nvml.NVML_CLOCK_GRAPHICS, "sm": self.nvml.NVML_CLOCK_SM, "memory": self.nvml.NVML_CLOCK_MEM}
-        found = {f"{kind}{suffix}": self.ask(question, number) for kind, number in kinds.items()
-                 for suffix, question in (("", "ClockInfo"), ("_max", "MaxClockInfo"))}
+        kinds = {
+            "graphics": self.nvml.NVML_CLOCK_GRAPHICS,
+            "sm": self.nvml.NVML_CLOCK_SM,
+            "memory": self.nvml.NVML_CLOCK_MEM,
+        }
+        found = {
+            f"{kind}{suffix}": self.ask(question, number)
+            for kind, number in kinds.items()
+            for suffix, question in (("", "ClockInfo"), ("_max", "MaxClockInfo"))
+        }
         return {name: value for name, value in found.items() if value is not None}
 
     def memory_mib(self) -> int | None:
@@ -72,9 +92,14 @@ class Gpu:
         return None if info is None else info.total // 2**20
 
     def processes(self) -> tuple[float | None, int] | None:
-        """As `share_of`: what ours hold in MiB, and how many others there are; None where the GPU does not tell its processes."""
+        """As `share_of`: what ours hold in MiB, and how many others there are; None where the GPU does not
+        tell its processes."""
         listed = self.ask("ComputeRunningProcesses")
-        return None if listed is None else share_of({process.pid: (process.usedGpuMemory or 0) / 2**20 for process in listed})
+        return (
+            None
+            if listed is None
+            else share_of({process.pid: (process.usedGpuMemory or 0) / 2**20 for process in listed})
+        )
 
     def sample(self) -> dict[str, float]:
         """One reading; what the GPU does not tell is left out."""
@@ -98,9 +123,11 @@ def _first_visible() -> int | str:
 
 
 def share_of(held_mib: dict[int, float]) -> tuple[float | None, int]:
-    """What this process and those it started hold of a GPU, None where that is not told, and how many others there are.
+    """What this process and those it started hold of a GPU, None where that is not told, and how many others
+    there are.
 
-    held_mib: by process number, as NVML tells it. Inside a container these may be the host's numbers, under which nobody is known here: one of them is this
+    held_mib: by process number, as NVML tells it. Inside a container these may be the host's numbers, under
+        which nobody is known here: one of them is this
     process, whose memory is known where it is alone.
     """
     import psutil
@@ -113,17 +140,21 @@ def share_of(held_mib: dict[int, float]) -> tuple[float | None, int]:
 
 
 def _is_ours(number: int) -> bool:
-    """Whether a process is this one or one it started; asked of the few on a GPU, since looking through all of a machine's takes milliseconds."""
+    """Whether a process is this one or one it started; asked of the few on a GPU, since looking through all
+    of a machine's takes milliseconds."""
     import psutil
 
     try:
-        return number == os.getpid() or any(parent.pid == os.getpid() for parent in psutil.Process(number).parents())
+        return number == os.getpid() or any(
+            parent.pid == os.getpid() for parent in psutil.Process(number).parents()
+        )
     except psutil.Error:
         return False
 
 
 class Watch:
-    """Readings of one device, taken in a thread; `result` is complete after the `watching` block. start_s: time.perf_counter at time_s = 0."""
+    """Readings of one device, taken in a thread; `result` is complete after the `watching` block. start_s:
+    time.perf_counter at time_s = 0."""
 
     def __init__(self) -> None:
         self.result = Telemetry(absent="not watched")
@@ -131,18 +162,23 @@ class Watch:
 
 
 @contextmanager
-def watching(device: str, read: Callable[[], dict[str, float]] | None = None, period_s: float | None = None) -> Iterator[Watch]:
+def watching(
+    device: str, read: Callable[[], dict[str, float]] | None = None, period_s: float | None = None
+) -> Iterator[Watch]:
     """Sample the device until the block ends.
 
     Args:
-        device: "cuda", or "cpu", where other use of the processors is read and `absent` says that NVML has nothing to say.
+        device: "cuda", or "cpu", where other use of the processors is read and `absent` says that NVML has
+            nothing to say.
         read: takes one reading; default: NVML's, or the load of the processors.
         period_s: seconds between readings.
     """
     watch, verdict_of, absent = Watch(), judge, None
     if read is None and device == "cpu":
         read, verdict_of, period_s = LoadReader(), judge_load, period_s or cpu_load.PERIOD_S
-        absent = "the run was on the CPU; NVML watches GPUs only. Readings and verdict are of the processors' load"
+        absent = (
+            "the run was on the CPU; NVML watches GPUs only. Readings and verdict are of the processors' load"
+        )
     elif read is None:
         try:
             read = Gpu().sample
@@ -160,10 +196,14 @@ def watching(device: str, read: Callable[[], dict[str, float]] | None = None, pe
             ended = done.wait(period_s)
             try:
                 reading = read()
-            except Exception as error:  # a reading that fails ends the watch and is told; it must not end the measurement
+            except (
+                Exception
+            ) as error:  # a reading that fails ends the watch and is told; it must not end the measurement
                 faults.append(f"reading stopped: {type(error).__name__}: {error}")
                 return
-            for name, value in ({"time_s": time.perf_counter() - watch.start_s, **reading} if reading else {}).items():
+            for name, value in (
+                {"time_s": time.perf_counter() - watch.start_s, **reading} if reading else {}
+            ).items():
                 samples.setdefault(name, []).append(value)
 
     thread = threading.Thread(target=sample, name="telemetry", daemon=True)
@@ -174,8 +214,13 @@ def watching(device: str, read: Callable[[], dict[str, float]] | None = None, pe
         done.set()
         thread.join()
         verdict, note = verdict_of(samples)
-        watch.result = Telemetry(absent=absent, verdict=verdict, period_s=period_s, samples=samples,
-                                 note="; ".join(part for part in (note, *faults) if part))
+        watch.result = Telemetry(
+            absent=absent,
+            verdict=verdict,
+            period_s=period_s,
+            samples=samples,
+            note="; ".join(part for part in (note, *faults) if part),
+        )
 
 
 def suspect_readings(samples: dict[str, list[float]]) -> list[bool]:
@@ -185,7 +230,10 @@ def suspect_readings(samples: dict[str, list[float]]) -> list[bool]:
     others = [number > 0 for number in samples.get("other_processes", [])]
     held = [cuts > 0 for cuts in samples.get("quota_cuts", [])]
     crowded = crowded_readings(samples)
-    return [any(column[place] for column in (slowed, others, held, crowded) if place < len(column)) for place in range(count)]
+    return [
+        any(column[place] for column in (slowed, others, held, crowded) if place < len(column))
+        for place in range(count)
+    ]
 
 
 def marked(times_s: list[float], telemetry: Telemetry) -> list[int]:
@@ -195,7 +243,9 @@ def marked(times_s: list[float], telemetry: Telemetry) -> list[int]:
     """
     readings = telemetry.samples.get("time_s", [])
     bad = suspect_readings(telemetry.samples)
-    nearest = [min(bisect_left(readings, moment), len(readings) - 1) for moment in times_s] if readings else []
+    nearest = (
+        [min(bisect_left(readings, moment), len(readings) - 1) for moment in times_s] if readings else []
+    )
     return [place for place, reading in enumerate(nearest) if bad[reading]]
 
 
@@ -206,11 +256,14 @@ def judge(samples: dict[str, list[float]]) -> tuple[Any, str]:
     slowed = [int(reasons) for reasons in samples.get("throttle_reasons", []) if int(reasons) & sum(SLOWING)]
     if slowed:
         names = [name for bit, name in SLOWING.items() if any(reasons & bit for reasons in slowed)]
-        return "throttled", f"{len(slowed)} of {len(samples['throttle_reasons'])} readings: {', '.join(names)}"
+        return (
+            "throttled",
+            f"{len(slowed)} of {len(samples['throttle_reasons'])} readings: {', '.join(names)}",
+        )
     clocks = samples.get("sm_clock_mhz", [])
     if not clocks:
         return "unknown", "the GPU tells no clocks"
-    busy = clocks[len(clocks) // 5:]  # the first readings see the clock rise
+    busy = clocks[len(clocks) // 5 :]  # the first readings see the clock rise
     if max(busy) - min(busy) > CLOCK_SPREAD * max(busy):
         return "unstable", f"the SM clock went from {min(busy):.0f} to {max(busy):.0f} MHz"
     return "clean", ""

@@ -1,4 +1,5 @@
 """Images a second of larger and larger batches, until it no longer pays, images run out or memory does."""
+
 from __future__ import annotations
 
 import itertools
@@ -46,23 +47,33 @@ class Ladder:
             return f"there are {images} images; give more for larger batches"
         if size > LARGEST:
             return f"{LARGEST} is the largest batch that is tried"
-        return f"two batches of {size} would take longer than the time budget of {budget_s:g} s" if 2 * size / last > budget_s else ""
+        return (
+            f"two batches of {size} would take longer than the time budget of {budget_s:g} s"
+            if 2 * size / last > budget_s
+            else ""
+        )
 
     def measurements(self) -> dict[str, Measurement]:
-        """throughput_images_per_s, that of the best batch, and the same of each batch, throughput_batch_N_images_per_s."""
+        """throughput_images_per_s, that of the best batch, and the same of each batch,
+        throughput_batch_N_images_per_s."""
         steps = ", ".join(f"{size}: {one.value:.4g}" for size, one in self.rungs.items())
         best = self.rungs[self.best]
         note = f"best of the batches {steps}; ended because {self.end}; {best.note}"
-        return {"throughput_images_per_s": best.model_copy(update={"note": note}),
-                **{f"throughput_batch_{size}_images_per_s": one for size, one in self.rungs.items()}}
+        return {
+            "throughput_images_per_s": best.model_copy(update={"note": note}),
+            **{f"throughput_batch_{size}_images_per_s": one for size, one in self.rungs.items()},
+        }
 
 
-def measure_throughput(subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None) -> dict[str, Measurement]:
+def measure_throughput(
+    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
+) -> dict[str, Measurement]:
     """Images a second in the model (forward + post-processing, on prepared batches) of batch 1, 2, 4, 8 ...
 
     Args:
         subject: model in any mode; left in evaluation mode.
-        spec: timed images (the largest power of two of them is used, for every batch the same ones), budgets, precision; its own batch size is not used.
+        spec: timed images (the largest power of two of them is used, for every batch the same ones), budgets,
+            precision; its own batch size is not used.
         heartbeat: called after every batch.
 
     Returns:
@@ -94,13 +105,21 @@ def prepared_images(subject: Subject, spec: BenchmarkSpec) -> list[PreprocessedI
     """As many of the timed images as make whole batches of every size, pre-processed, on the host."""
     count = min(len(subject.dataset), spec.timed_images)
     count = 1 << (count.bit_length() - 1)
-    chosen = timed_batches(len(subject.dataset), spec.model_copy(update={"batch_size": 1, "timed_images": count}))
-    return [subject.preprocess(subject.dataset.load_image(index)) for index, in chosen]
+    chosen = timed_batches(
+        len(subject.dataset), spec.model_copy(update={"batch_size": 1, "timed_images": count})
+    )
+    return [subject.preprocess(subject.dataset.load_image(index)) for (index,) in chosen]
 
 
-def throughput_of(subject: Subject, images: list[PreprocessedImage], size: int, spec: BenchmarkSpec, heartbeat: Callable[[], None]) -> Measurement:
+def throughput_of(
+    subject: Subject,
+    images: list[PreprocessedImage],
+    size: int,
+    spec: BenchmarkSpec,
+    heartbeat: Callable[[], None],
+) -> Measurement:
     """Images a second in batches of one size, a sample a batch."""
-    batches = [images[start:start + size] for start in range(0, len(images), size)]
+    batches = [images[start : start + size] for start in range(0, len(images), size)]
 
     def turn(timed: Turns, batch: list[PreprocessedImage]) -> float:
         on_device = [tensor.to(subject.device) for tensor in collate(batch, subject.preprocess)]
@@ -113,9 +132,16 @@ def throughput_of(subject: Subject, images: list[PreprocessedImage], size: int, 
         warming, timed = (Turns(subject, spec, PhaseClock(subject.device)) for _ in range(2))
         warmed = warm_up(lambda: turn(warming, batches[0]), BUDGET_SHARE * spec.warm_up_budget_s)
         budget_s = BUDGET_SHARE * spec.time_budget_s
-        repeated = repeat([lambda batch=batch: turn(timed, batch) and None for batch in batches], lambda: timed.clock.sums_ms(MODEL),
-                          precision=spec.precision, budget_s=budget_s)
+        repeated = repeat(
+            [lambda batch=batch: turn(timed, batch) and None for batch in batches],
+            lambda: timed.clock.sums_ms(MODEL),
+            precision=spec.precision,
+            budget_s=budget_s,
+        )
     how = Repetition(*warmed, *repeated).note(spec.precision, budget_s)
-    covers = f"batch {size}: forward + post-processing of prepared batches that lie on the device, {len(images)} images in a pass; {spec.dtype}"
+    covers = (
+        f"batch {size}: forward + post-processing of prepared batches that lie on the device, {len(images)}"
+        f" images in a pass; {spec.dtype}"
+    )
     found = summarise([1e3 / ms for ms in timed.clock.sums_ms(MODEL)], UNIT, covers=covers, note=how)
     return found.model_copy(update={"times_s": timed.clock.starts_s})

@@ -1,4 +1,6 @@
-"""Clocks: phases of one piece of work apart, warm-up until it stands still, repetition until the median is known well enough."""
+"""Clocks: phases of one piece of work apart, warm-up until it stands still, repetition until the median is
+known well enough."""
+
 from __future__ import annotations
 
 import time
@@ -22,7 +24,8 @@ class PhaseClock:
     """Host time of named phases; the device is idle at both edges of each.
 
     samples_ms: for every phase, one value a turn, in milliseconds, divided by the images of that turn.
-    cpu_ms: on a CPU the same of the processor time of all threads, which does not count waiting for a processor that others use.
+    cpu_ms: on a CPU the same of the processor time of all threads, which does not count waiting for a
+        processor that others use.
     starts_s: when each turn's first phase began, by time.perf_counter.
     """
 
@@ -62,12 +65,22 @@ class Repetition:
 
     def note(self, precision: float, budget_s: float) -> str:
         """A sentence for the record."""
-        warm = f"{self.warm_ups} warm-up turns, " + ("until the rolling median stood still" if self.warm else "ended by their budget before it stood still")
-        end = f"ended with the median's 95 % interval within {precision:.0%}" if self.precise else f"ended at the time budget of {budget_s:g} s"
+        warm = f"{self.warm_ups} warm-up turns, " + (
+            "until the rolling median stood still"
+            if self.warm
+            else "ended by their budget before it stood still"
+        )
+        end = (
+            f"ended with the median's 95 % interval within {precision:.0%}"
+            if self.precise
+            else f"ended at the time budget of {budget_s:g} s"
+        )
         return f"{warm}; {self.passes} whole passes over the images, {end}"
 
 
-def warm_up(turn: Callable[[], float], budget_s: float, window: int = 3, tolerance: float = 0.02) -> tuple[int, bool]:
+def warm_up(
+    turn: Callable[[], float], budget_s: float, window: int = 3, tolerance: float = 0.02
+) -> tuple[int, bool]:
     """Repeat a turn until the rolling median of its times stands still, or the budget is spent.
 
     Args:
@@ -87,9 +100,16 @@ def warm_up(turn: Callable[[], float], budget_s: float, window: int = 3, toleran
     return len(series), True
 
 
-def repeat(work: Sequence[Callable[[], None]], samples: Callable[[], list[float]], *, precision: float, budget_s: float,
-           tick: Callable[[], None] | None = None) -> tuple[int, bool]:
-    """Do pieces of work in order, pass after pass, until the median of the samples is precise enough or the budget is spent.
+def repeat(
+    work: Sequence[Callable[[], None]],
+    samples: Callable[[], list[float]],
+    *,
+    precision: float,
+    budget_s: float,
+    tick: Callable[[], None] | None = None,
+) -> tuple[int, bool]:
+    """Do pieces of work in order, pass after pass, until the median of the samples is precise enough or the
+    budget is spent.
 
     Args:
         work: one callable a batch of images; a pass does each once.
@@ -99,7 +119,8 @@ def repeat(work: Sequence[Callable[[], None]], samples: Callable[[], list[float]
         tick: called after every piece.
 
     Returns:
-        Whole passes made, and whether the precision was reached. It is looked at after whole passes only, so that no image counts more than another.
+        Whole passes made, and whether the precision was reached. It is looked at after whole passes only, so
+        that no image counts more than another.
     """
     end, passes = time.perf_counter() + budget_s, 0
     while True:

@@ -1,4 +1,6 @@
-"""Training memory and time: real steps (data, forward, backward, update) by the row's own schedule, scaled to an epoch."""
+"""Training memory and time: real steps (data, forward, backward, update) by the row's own schedule, scaled to
+an epoch."""
+
 from __future__ import annotations
 
 import itertools
@@ -47,26 +49,43 @@ def target_rules(subject: Subject) -> TargetRules:
     """Which objects the row trains on."""
     keypoints = MIN_VISIBLE_KEYPOINTS if subject.dataset.keypoint_names else 0
     if subject.entry.conventions is not None and subject.entry.conventions.targets is not None:
-        return TargetRules.from_conventions(subject.entry.conventions.targets, min_visible_keypoints=keypoints)
+        return TargetRules.from_conventions(
+            subject.entry.conventions.targets, min_visible_keypoints=keypoints
+        )
     return TargetRules(inclusive=subject.inclusive, min_visible_keypoints=keypoints)
 
 
 def augmentation(subject: Subject) -> SSDAugmentation | None:
     """SSD's augmentation where the row's conventions ask for it; none: a flip."""
     targets = subject.entry.conventions.targets if subject.entry.conventions is not None else None
-    return SSDAugmentation(subject.preprocess) if targets is not None and targets.augmentation == "ssd" else None
+    return (
+        SSDAugmentation(subject.preprocess) if targets is not None and targets.augmentation == "ssd" else None
+    )
 
 
 def batches_of(subject: Subject, dataset: Dataset, spec: BenchmarkSpec, schedule: Schedule) -> Iterator[Any]:
     """Endless training batches, loaded as in training."""
-    batches = TrainingBatches(dataset, subject.preprocess, target_rules(subject), images_per_batch=spec.train_images_per_step, seed=spec.seed,
-                              short_sides=schedule.short_sides, augmentation=augmentation(subject), workers=spec.workers,
-                              pin_memory=subject.device.type == "cuda")
+    batches = TrainingBatches(
+        dataset,
+        subject.preprocess,
+        target_rules(subject),
+        images_per_batch=spec.train_images_per_step,
+        seed=spec.seed,
+        short_sides=schedule.short_sides,
+        augmentation=augmentation(subject),
+        workers=spec.workers,
+        pin_memory=subject.device.type == "cuda",
+    )
     return endless(batches)
 
 
-def measure_training(subject: Subject, dataset: Dataset, note: str, spec: BenchmarkSpec,
-                     heartbeat: Callable[[], None] = lambda: None) -> tuple[dict[str, Measurement], dict[str, str]]:
+def measure_training(
+    subject: Subject,
+    dataset: Dataset,
+    note: str,
+    spec: BenchmarkSpec,
+    heartbeat: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, Measurement], dict[str, str]]:
     """Peak memory, step time and epoch time of training; the model's weights change.
 
     Args:
@@ -84,21 +103,36 @@ def measure_training(subject: Subject, dataset: Dataset, note: str, spec: Benchm
     schedule, model = schedule_of(subject), subject.model.train()
     optimizer = build_optimizer(model, schedule)
     amp = None if spec.dtype == "float32" else getattr(torch, spec.dtype)
-    steps = train_steps(model, batches_of(subject, dataset, spec, schedule), optimizer, schedule, iterations=spec.train_warm_up_steps + spec.train_steps,
-                        iterations_per_epoch=max(1, len(dataset) // spec.train_images_per_step), amp_dtype=amp, on_nonfinite="skip")
+    steps = train_steps(
+        model,
+        batches_of(subject, dataset, spec, schedule),
+        optimizer,
+        schedule,
+        iterations=spec.train_warm_up_steps + spec.train_steps,
+        iterations_per_epoch=max(1, len(dataset) // spec.train_images_per_step),
+        amp_dtype=amp,
+        on_nonfinite="skip",
+    )
     with peak_memory(subject.device) as peak:
         seconds, skipped = _timed(steps, subject, spec, heartbeat)
     if skipped == spec.train_warm_up_steps + len(seconds):
-        raise FloatingPointError(f"no training step of {subject.entry.name} had a finite loss; with random weights take another row, or give weights")
+        raise FloatingPointError(
+            f"no training step of {subject.entry.name} had a finite loss; with random weights take another"
+            " row, or give weights"
+        )
     what = f"training step of {spec.train_images_per_step} images, {spec.dtype}, {note}"
     what += f"; {skipped} steps without update, because their loss was not finite" if skipped else ""
     found = peak.measurements("train", what)
-    found["train_step_ms"] = summarise([s * 1e3 for s in seconds], "ms", covers=f"data loading, forward, backward, update; {what}")
+    found["train_step_ms"] = summarise(
+        [s * 1e3 for s in seconds], "ms", covers=f"data loading, forward, backward, update; {what}"
+    )
     found["epoch_time_s"] = epoch_time(seconds, subject, dataset, spec, what)
     return found, peak.reasons("train")
 
 
-def _timed(steps: Iterator[Any], subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]) -> tuple[list[float], int]:
+def _timed(
+    steps: Iterator[Any], subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]
+) -> tuple[list[float], int]:
     """Seconds of each step after the warm-up, and how many of all steps made no update."""
     skipped, seconds = 0, []
     with progress(f"{subject.entry.name}: train, warm up", spec.train_warm_up_steps) as tick:
@@ -123,12 +157,21 @@ def _timed(steps: Iterator[Any], subject: Subject, spec: BenchmarkSpec, heartbea
     return seconds, skipped
 
 
-def epoch_time(seconds: list[float], subject: Subject, dataset: Dataset, spec: BenchmarkSpec, what: str) -> Measurement:
+def epoch_time(
+    seconds: list[float], subject: Subject, dataset: Dataset, spec: BenchmarkSpec, what: str
+) -> Measurement:
     """The mean step time times the steps of an epoch, with the interval of that mean scaled likewise."""
     images, whose = images_in_epoch(subject.entry, dataset)
     steps = math.ceil(images / spec.train_images_per_step)
     interval = mean_interval(seconds)
-    return Measurement(value=fmean(seconds) * steps, unit="s", statistic="mean", n=len(seconds), samples=seconds, extrapolated=steps != len(seconds),
-                       interval=None if interval is None else (max(0.0, interval[0] * steps), interval[1] * steps),
-                       covers=f"one device, data loading included; {what}",
-                       note=f"{len(seconds)} steps measured, scaled to the {steps} steps of {images} images ({whose})")
+    return Measurement(
+        value=fmean(seconds) * steps,
+        unit="s",
+        statistic="mean",
+        n=len(seconds),
+        samples=seconds,
+        extrapolated=steps != len(seconds),
+        interval=None if interval is None else (max(0.0, interval[0] * steps), interval[1] * steps),
+        covers=f"one device, data loading included; {what}",
+        note=f"{len(seconds)} steps measured, scaled to the {steps} steps of {images} images ({whose})",
+    )

@@ -1,4 +1,6 @@
-"""README blocks: whatever stands between `<!-- table: NAME -->` and `<!-- end -->` is made from records, again and again. No torch."""
+"""README blocks: whatever stands between `<!-- table: NAME -->` and `<!-- end -->` is made from records,
+again and again. No torch."""
+
 from __future__ import annotations
 
 import re
@@ -26,7 +28,11 @@ def renew_blocks(text: str, render: Callable[[str], str], where: str) -> str:
     """
     paired = sum(len(MARKER.findall(found.group())) for found in BLOCK.finditer(text))
     if len(MARKER.findall(text)) != paired or paired != 2 * len(block_names(text)):
-        lines = [str(text[:found.start()].count("\n") + 1) for found in MARKER.finditer(text)]
-        raise ValueError(f"{where}: the markers in lines {', '.join(lines)} are not pairs of '<!-- table: NAME -->' and '<!-- end -->', "
-                         "each alone on its line; add what is missing")
-    return BLOCK.sub(lambda found: f"<!-- table: {found['name']} -->\n{render(found['name'])}<!-- end -->", text)
+        lines = [str(text[: found.start()].count("\n") + 1) for found in MARKER.finditer(text)]
+        raise ValueError(
+            f"{where}: the markers in lines {', '.join(lines)} are not pairs of '<!-- table: NAME -->' and"
+            " '<!-- end -->', each alone on its line; add what is missing"
+        )
+    return BLOCK.sub(
+        lambda found: f"<!-- table: {found['name']} -->\n{render(found['name'])}<!-- end -->", text
+    )

@@ -1,4 +1,6 @@
-"""Stored comparisons as tables: a model a line, its ratio to the reference with interval and verdict in each metric's column. No torch."""
+"""Stored comparisons as tables: a model a line, its ratio to the reference with interval and verdict in each
+metric's column. No torch."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -19,13 +21,35 @@ def comparison_tables(comparisons: list[Comparison]) -> list[Table]:
 def _table(one: Comparison) -> Table:
     reference, *others = one.sides
     columns = _columns(one)
-    first = [reference.label, _weights(reference), *(metric(name).format(pair.values[0]) for name, pair in columns.items())]
+    first = [
+        reference.label,
+        _weights(reference),
+        *(metric(name).format(pair.values[0]) for name, pair in columns.items()),
+    ]
     pairs, marks = {(pair.other, pair.metric): pair for pair in one.pairs}, Footnotes()
-    rows = [[side.label, _weights(side), *(_cell(pairs.get((side.label, name)), side, marks) for name in columns)] for side in others]
-    lead = (f"measured; the first line is the reference. The others: verdict, ratio to the reference (AP and top-1: difference), its interval, own value. "
-            f"Times by the other clock, and every digit, stand in {NAME}.csv")
-    footnotes = [lead, circumstances(one), *notes(one), *(f"[{number}] {text}" for text, number in marks.texts.items())]
-    return Table(NAME, _title(one), ["Model", "Weights", *_heads(columns)], [first, *rows], footnotes, [_record(one, pair) for pair in one.pairs])
+    rows = [
+        [side.label, _weights(side), *(_cell(pairs.get((side.label, name)), side, marks) for name in columns)]
+        for side in others
+    ]
+    lead = (
+        "measured; the first line is the reference. The others: verdict, ratio to the reference (AP and"
+        " top-1: difference), its interval, own value. Times by the other clock, and every digit, stand in"
+        f" {NAME}.csv"
+    )
+    footnotes = [
+        lead,
+        circumstances(one),
+        *notes(one),
+        *(f"[{number}] {text}" for text, number in marks.texts.items()),
+    ]
+    return Table(
+        NAME,
+        _title(one),
+        ["Model", "Weights", *_heads(columns)],
+        [first, *rows],
+        footnotes,
+        [_record(one, pair) for pair in one.pairs],
+    )
 
 
 def comparison_data(one: Comparison) -> dict[str, Any]:
@@ -35,16 +59,35 @@ def comparison_data(one: Comparison) -> dict[str, Any]:
     pairs = {(pair.other, pair.metric): pair for pair in one.pairs}
     own = [{"own": metric(name).format(pair.values[0])} for name, pair in columns.items()]
     first = {"model": reference.label, "weights": _weights(reference), "cells": own}
-    rest = [{"model": side.label, "weights": _weights(side), "cells": [_shown(pairs.get((side.label, name)), side) for name in columns]} for side in others]
-    return {"title": _title(one), "circumstances": circumstances(one), "heads": _heads(columns), "rows": [first, *rest], "notes": notes(one)}
+    rest = [
+        {
+            "model": side.label,
+            "weights": _weights(side),
+            "cells": [_shown(pairs.get((side.label, name)), side) for name in columns],
+        }
+        for side in others
+    ]
+    return {
+        "title": _title(one),
+        "circumstances": circumstances(one),
+        "heads": _heads(columns),
+        "rows": [first, *rest],
+        "notes": notes(one),
+    }
 
 
 def _shown(pair: Pair | None, side: Side) -> dict[str, str]:
     if pair is None:
         return {"why": _why_not(side)}
     value, interval = told(pair)
-    return {"own": metric(pair.metric).format(pair.values[1]), "verdict": pair.verdict, "tone": _tone(pair), "value": value, "interval": interval,
-            "note": pair.note}
+    return {
+        "own": metric(pair.metric).format(pair.values[1]),
+        "verdict": pair.verdict,
+        "tone": _tone(pair),
+        "value": value,
+        "interval": interval,
+        "note": pair.note,
+    }
 
 
 def _tone(pair: Pair) -> str:
@@ -70,9 +113,15 @@ def _why_not(side: Side) -> str:
 
 def _columns(one: Comparison) -> dict[str, Pair]:
     """Metrics in columns: the one that decides first, accuracy, times by its clock only, memory."""
-    own_clock = (lambda name: name.endswith("_cpu_ms")) if one.clock == "processor" else (lambda name: not name.endswith("_cpu_ms"))
+    own_clock = (
+        (lambda name: name.endswith("_cpu_ms"))
+        if one.clock == "processor"
+        else (lambda name: not name.endswith("_cpu_ms"))
+    )
     shown = [pair for pair in one.pairs if pair.unit != "ms" or own_clock(pair.metric)]
-    return {pair.metric: pair for pair in sorted(shown, key=lambda pair: (not pair.decides, pair.unit != "%"))}
+    return {
+        pair.metric: pair for pair in sorted(shown, key=lambda pair: (not pair.decides, pair.unit != "%"))
+    }
 
 
 def _cell(pair: Pair | None, side: Side, marks: Footnotes) -> str:
@@ -80,29 +129,50 @@ def _cell(pair: Pair | None, side: Side, marks: Footnotes) -> str:
         return "-" + marks.mark(_why_not(side))
     value, interval = told(pair)
     own = metric(pair.metric).format(pair.values[1])
-    return f"{pair.verdict} {value} ({interval}), {own}" if pair.value is not None else f"{pair.verdict}{marks.mark(pair.note)}, {own}"
+    return (
+        f"{pair.verdict} {value} ({interval}), {own}"
+        if pair.value is not None
+        else f"{pair.verdict}{marks.mark(pair.note)}, {own}"
+    )
 
 
 def _weights(side: Side) -> str:
     weights = side.weights
-    return "-" if weights is None else weights.kind if weights.made_up else f"{weights.kind} {weights.digest[:12]}"
+    return (
+        "-"
+        if weights is None
+        else weights.kind
+        if weights.made_up
+        else f"{weights.kind} {weights.digest[:12]}"
+    )
 
 
 def circumstances(one: Comparison) -> str:
     """Machine, clock, date, software and images of a comparison, in a sentence."""
     side = next((side for side in one.sides if side.environment and side.data), one.sides[0])
     env, data = side.environment, side.data
-    parts = [env.device_name if env else "machine not recorded", f"{one.clock} time decides", f"begun {one.started}"]
+    parts = [
+        env.device_name if env else "machine not recorded",
+        f"{one.clock} time decides",
+        f"begun {one.started}",
+    ]
     if one.threads is not None:
         parts.insert(1, f"{one.threads} thread{'' if one.threads == 1 else 's'} an operator")
     if env:
         parts.append(f"torch {env.packages.get('torch', 'unknown')}, Python {env.python}")
-        parts.append(f"commit {env.commit[:10]}{' with changes' if env.dirty else ''}" if env.commit else "no commit known")
+        parts.append(
+            f"commit {env.commit[:10]}{' with changes' if env.dirty else ''}"
+            if env.commit
+            else "no commit known"
+        )
     parts.append(f"{one.spec.dtype}{' with TF32' if one.spec.tf32 else ''}, batch {one.spec.batch_size}")
     if data:
         subset = f", the first {data.images} of {data.images_of_split} images" if data.is_subset else ""
         timed = min(one.spec.timed_images, data.images)
-        parts.append(f"{data.name}{' (made up)' if data.made_up else ''}{subset}, {timed} of {data.images} images timed")
+        parts.append(
+            f"{data.name}{' (made up)' if data.made_up else ''}{subset}, {timed} of {data.images} images"
+            " timed"
+        )
     return "; ".join([*parts, f"record {one.id}"])
 
 
@@ -111,8 +181,29 @@ def _record(one: Comparison, pair: Pair) -> dict[str, Any]:
     rows = {side.label: side.row for side in one.sides}
     low, high = pair.interval or (None, None)
     env = next((side.environment for side in one.sides if side.environment), None)
-    return {"comparison": one.id, "started": one.started, "device": env.device_name if env else None, "threads": one.threads, "clock": one.clock,
-            "reference": pair.reference, "reference_row": rows[pair.reference], "model": pair.other, "row": rows[pair.other], "metric": pair.metric,
-            "unit": pair.unit, "reference_value": pair.values[0], "value": pair.values[1], "kind": pair.kind, "of_reference": pair.value,
-            "low": low, "high": high, "confidence": pair.confidence, "rests_on": pair.blocks, "smallest_difference": pair.smallest,
-            "verdict": pair.verdict, "decides": pair.decides, "covers": pair.covers, "note": pair.note}
+    return {
+        "comparison": one.id,
+        "started": one.started,
+        "device": env.device_name if env else None,
+        "threads": one.threads,
+        "clock": one.clock,
+        "reference": pair.reference,
+        "reference_row": rows[pair.reference],
+        "model": pair.other,
+        "row": rows[pair.other],
+        "metric": pair.metric,
+        "unit": pair.unit,
+        "reference_value": pair.values[0],
+        "value": pair.values[1],
+        "kind": pair.kind,
+        "of_reference": pair.value,
+        "low": low,
+        "high": high,
+        "confidence": pair.confidence,
+        "rests_on": pair.blocks,
+        "smallest_difference": pair.smallest,
+        "verdict": pair.verdict,
+        "decides": pair.decides,
+        "covers": pair.covers,
+        "note": pair.note,
+    }

@@ -1,4 +1,6 @@
-"""Table files: every source's own tables, the wide one, comparisons and operators, as Markdown, CSV, JSON and LaTeX. No torch."""
+"""Table files: every source's own tables, the wide one, comparisons and operators, as Markdown, CSV, JSON and
+LaTeX. No torch."""
+
 from __future__ import annotations
 
 import json
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
 
 SUFFIX = {"md": "md", "csv": "csv", "json": "json", "latex": "tex"}  # format -> how its files end
 OWN: dict[str, Callable[[list[Table]], str]] = {
-    "md": lambda tables: text_of(tables, "markdown"), "csv": lambda tables: text_of(tables, "csv"),
-    "json": lambda tables: text_of(tables, "json"), "latex": latex,
+    "md": lambda tables: text_of(tables, "markdown"),
+    "csv": lambda tables: text_of(tables, "csv"),
+    "json": lambda tables: text_of(tables, "json"),
+    "latex": latex,
 }
 FLAT = {**OWN, "csv": records_csv}  # of what is no source's table: numbers, not cells
 
@@ -30,13 +34,18 @@ def stored_tables(view: Overview) -> dict[str, list[Table]]:
 
 
 def table_files(view: Overview, formats: set[str]) -> dict[str, bytes]:
-    """Every table file of these formats by its path under results/: `tables/SOURCE.md` is what `bench.py table SOURCE` prints."""
+    """Every table file of these formats by its path under results/: `tables/SOURCE.md` is what `bench.py
+    table SOURCE` prints."""
     files: dict[str, str] = {}
     for source in sorted({entry.source for entry in view.manifests.entries.values()}):
         tables = tables_from(source, view.runs)
         files |= {f"tables/{source}.{SUFFIX[form]}": OWN[form](tables) for form in SUFFIX if form in formats}
     for name, tables in stored_tables(view).items():
-        files |= {f"tables/{name}.{SUFFIX[form]}": FLAT[form](tables) for form in SUFFIX if form in formats and tables}
+        files |= {
+            f"tables/{name}.{SUFFIX[form]}": FLAT[form](tables)
+            for form in SUFFIX
+            if form in formats and tables
+        }
     files |= {f"tables/{WIDE}.{SUFFIX[form]}": text for form, text in _wide(view, formats).items()}
     return {path: text.encode() for path, text in files.items()}
 
@@ -59,16 +68,25 @@ def _known(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def wide_frame(view: Overview) -> pandas.DataFrame:
-    """The wide table as a data frame: a line each, every metric in its own unit, empty where there is no number."""
+    """The wide table as a data frame: a line each, every metric in its own unit, empty where there is no
+    number."""
     import pandas
 
     records = wide_records(view)
     columns = list(dict.fromkeys(name for record in records for name in record))
     ordered = _beside(columns)
-    return pandas.DataFrame([[record.get(name) for name in ordered] for record in records], columns=ordered, dtype=object)
+    return pandas.DataFrame(
+        [[record.get(name) for name in ordered] for record in records], columns=ordered, dtype=object
+    )
 
 
 def _beside(columns: list[str]) -> list[str]:
     """Columns in their order, with a metric's _low, _high and _n right behind it."""
     extra = {f"{name}{end}" for name in columns for end in ("_low", "_high", "_n")} & set(columns)
-    return [each for name in columns if name not in extra for each in (name, f"{name}_low", f"{name}_high", f"{name}_n") if each in columns]
+    return [
+        each
+        for name in columns
+        if name not in extra
+        for each in (name, f"{name}_low", f"{name}_high", f"{name}_n")
+        if each in columns
+    ]

@@ -1,4 +1,6 @@
-"""What each figure shows, as plain data: panels of points, bars of phases, histories. No torch, no matplotlib."""
+"""What each figure shows, as plain data: panels of points, bars of phases, histories. No torch, no
+matplotlib."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -9,13 +11,36 @@ from detection_zoo.benchmarks.spec import Run
 from detection_zoo.benchmarks.report.lines import comparable
 from detection_zoo.benchmarks.report.pareto import pareto_front
 from detection_zoo.benchmarks.report.wide import (
-    QUANTITIES, Overview, Point, Quantity, WideLine, setting_title,
+    QUANTITIES,
+    Overview,
+    Point,
+    Quantity,
+    WideLine,
+    setting_title,
 )
 
-Y_QUANTITIES = ("box_ap", "voc_map", "mask_ap", "keypoint_ap", "top1")  # of a panel: the one that most of its lines have, the first of equals
-PHASES = {"decode_ms": "decode", "resize_ms": "resize + normalise", "copy_ms": "copy to device", "forward_ms": "forward", "postprocess_ms": "post-processing",
-          "result_copy_ms": "copy back"}
-PARTS = {"backbone_ms": "backbone", "neck_ms": "neck", "rpn_ms": "RPN", "heads_ms": "heads", "forward_rest_ms": "rest"}  # of the forward phase, timed apart
+Y_QUANTITIES = (
+    "box_ap",
+    "voc_map",
+    "mask_ap",
+    "keypoint_ap",
+    "top1",
+)  # of a panel: the one that most of its lines have, the first of equals
+PHASES = {
+    "decode_ms": "decode",
+    "resize_ms": "resize + normalise",
+    "copy_ms": "copy to device",
+    "forward_ms": "forward",
+    "postprocess_ms": "post-processing",
+    "result_copy_ms": "copy back",
+}
+PARTS = {
+    "backbone_ms": "backbone",
+    "neck_ms": "neck",
+    "rpn_ms": "RPN",
+    "heads_ms": "heads",
+    "forward_rest_ms": "rest",
+}  # of the forward phase, timed apart
 MOST_PANELS, MOST_BARS, MOST_HISTORIES = 4, 24, 6
 COMMIT_DIGITS = 7
 
@@ -45,7 +70,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Bar:
-    """Median milliseconds of each phase of one line, and of each part of its forward phase where those were timed."""
+    """Median milliseconds of each phase of one line, and of each part of its forward phase where those were
+    timed."""
 
     label: str
     phases: dict[str, float]
@@ -55,7 +81,11 @@ class Bar:
     def shares(self) -> dict[str, float]:
         """The forward phase's milliseconds shared out as its parts' own passes share them."""
         total = sum(self.parts.values())
-        return {name: self.phases["forward_ms"] * value / total for name, value in self.parts.items()} if total else {}
+        return (
+            {name: self.phases["forward_ms"] * value / total for name, value in self.parts.items()}
+            if total
+            else {}
+        )
 
 
 @dataclass(frozen=True)
@@ -78,13 +108,21 @@ class History:
 
 
 def panels(view: Overview, x: Quantity) -> tuple[list[Panel], int]:
-    """The settings with the most lines that have x and an accuracy, measured ones first, and how many settings were left out."""
+    """The settings with the most lines that have x and an accuracy, measured ones first, and how many
+    settings were left out."""
     groups: dict[tuple[str, ...], list[WideLine]] = {}
     for line in view.lines:
         if line.setting and line.point(x):
             groups.setdefault(line.setting, []).append(line)
     found = [panel for lines in groups.values() if len((panel := _panel(lines, x)).dots) >= 2]
-    found.sort(key=lambda panel: (panel.kind != "measured", not any(dot.trusted for dot in panel.dots), -len(panel.dots), panel.title))
+    found.sort(
+        key=lambda panel: (
+            panel.kind != "measured",
+            not any(dot.trusted for dot in panel.dots),
+            -len(panel.dots),
+            panel.title,
+        )
+    )
     return found[:MOST_PANELS], max(0, len(found) - MOST_PANELS)
 
 
@@ -93,9 +131,23 @@ def _panel(lines: list[WideLine], x: Quantity) -> Panel:
     y = QUANTITIES[max(Y_QUANTITIES, key=lambda name: have[name])]  # max keeps the first of equals
     both = [(line, line.point(x), point) for line in lines if (point := line.point(y))]
     trusted = [place for place, (line, _, _) in enumerate(both) if line.trusted]
-    front = {trusted[place] for place in pareto_front([(both[p][1].value, both[p][2].value) for p in trusted], (x.better, y.better))}
-    dots = (Dot(_label(line), detector(line), px, py, line.trusted, place in front) for place, (line, px, py) in enumerate(both))
-    return Panel(lines[0].setting_title, lines[0].kind, x.name, y.name, tuple(sorted(dots, key=lambda dot: (dot.x.value, dot.y.value, dot.label))))
+    front = {
+        trusted[place]
+        for place in pareto_front(
+            [(both[p][1].value, both[p][2].value) for p in trusted], (x.better, y.better)
+        )
+    }
+    dots = (
+        Dot(_label(line), detector(line), px, py, line.trusted, place in front)
+        for place, (line, px, py) in enumerate(both)
+    )
+    return Panel(
+        lines[0].setting_title,
+        lines[0].kind,
+        x.name,
+        y.name,
+        tuple(sorted(dots, key=lambda dot: (dot.x.value, dot.y.value, dot.label))),
+    )
 
 
 def _label(line: WideLine) -> str:
@@ -108,14 +160,23 @@ def detector(line: WideLine) -> str:
 
 
 def phase_bars(view: Overview) -> tuple[str, list[Bar], int]:
-    """Phases of the setting with the most lines that have them: its title, the bars, slowest first, and how many lines were left out."""
+    """Phases of the setting with the most lines that have them: its title, the bars, slowest first, and how
+    many lines were left out."""
     timed = [line for line in view.lines if line.kind == "measured" and "forward_ms" in line.metrics()]
     if not timed:
         return "", [], 0
     most = Counter(line.setting for line in timed).most_common(1)[0][0]
     lines = [line for line in timed if line.setting == most]
-    bars = [Bar(", ".join([line.entry.name, *(flag for flag in line.flags if "images" not in flag)]),
-                *({name: line.metrics()[name].value for name in names if name in line.metrics()} for names in (PHASES, PARTS))) for line in lines]
+    bars = [
+        Bar(
+            ", ".join([line.entry.name, *(flag for flag in line.flags if "images" not in flag)]),
+            *(
+                {name: line.metrics()[name].value for name in names if name in line.metrics()}
+                for names in (PHASES, PARTS)
+            ),
+        )
+        for line in lines
+    ]
     bars.sort(key=lambda bar: (-sum(bar.phases.values()), bar.label))
     return lines[0].setting_title, bars[:MOST_BARS], len(timed) - min(len(bars), MOST_BARS)
 
@@ -124,7 +185,11 @@ def kernel_ratios(view: Overview) -> list[Ratios]:
     """Ratios of every device whose operators were timed beside a peer's."""
     found = []
     for timings in view.kernels:
-        cases = [(case.name, Point(case.ratio, case.ratio_interval)) for case in timings.cases if case.ratio is not None]
+        cases = [
+            (case.name, Point(case.ratio, case.ratio_interval))
+            for case in timings.cases
+            if case.ratio is not None
+        ]
         if cases:
             title = f"{timings.environment.device_name}, {timings.backend} beside {timings.peer}"
             found.append(Ratios(title, tuple(name for name, _ in cases), tuple(point for _, point in cases)))
@@ -132,17 +197,30 @@ def kernel_ratios(view: Overview) -> list[Ratios]:
 
 
 def histories(runs: Iterable[Run], metric: str = "model_ms") -> tuple[list[History], int]:
-    """Rows whose metric was measured at two commits or more in one setting with the same weights; those with the most runs, and how many were left out."""
+    """Rows whose metric was measured at two commits or more in one setting with the same weights; those with
+    the most runs, and how many were left out."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.started, run.id)):
         if metric in run.measurements and run.environment and run.environment.commit:
-            groups.setdefault((run.row, *comparable(run), run.weights.digest if run.weights else ""), []).append(run)
-    several = [group for group in groups.values() if len({run.environment.commit for run in group if run.environment}) >= 2]
+            groups.setdefault(
+                (run.row, *comparable(run), run.weights.digest if run.weights else ""), []
+            ).append(run)
+    several = [
+        group
+        for group in groups.values()
+        if len({run.environment.commit for run in group if run.environment}) >= 2
+    ]
     several.sort(key=lambda group: (-len(group), group[0].row, setting_title(group[0])))
-    return [_history(group, metric) for group in several[:MOST_HISTORIES]], max(0, len(several) - MOST_HISTORIES)
+    return [_history(group, metric) for group in several[:MOST_HISTORIES]], max(
+        0, len(several) - MOST_HISTORIES
+    )
 
 
 def _history(group: list[Run], metric: str) -> History:
-    commits = [f"{run.environment.commit[:COMMIT_DIGITS]}{'+' if run.environment.dirty else ''}" for run in group if run.environment and run.environment.commit]
+    commits = [
+        f"{run.environment.commit[:COMMIT_DIGITS]}{'+' if run.environment.dirty else ''}"
+        for run in group
+        if run.environment and run.environment.commit
+    ]
     points = [Point(found.value, found.interval) for found in (run.measurements[metric] for run in group)]
     return History(f"{group[0].row}\n{setting_title(group[0])}", metric, tuple(commits), tuple(points))

@@ -1,4 +1,6 @@
-"""Everything that stands in results/ and README and is made from records: written anew, or compared with what stands there. No torch."""
+"""Everything that stands in results/ and README and is made from records: written anew, or compared with what
+stands there. No torch."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -31,7 +33,8 @@ class Generated:
 
 
 def stored_overview(store: Path | None = None) -> Overview:
-    """Every line of the manifests and of a store, and the comparisons and operators' timings beside it; None takes results/runs."""
+    """Every line of the manifests and of a store, and the comparisons and operators' timings beside it; None
+    takes results/runs."""
     folder = store or DEFAULT_STORE
     stored, (timings, wrong) = read_runs(folder), read_timings(folder.parent / KERNELS)
     comparisons, refused = read_comparisons(folder.parent / COMPARISONS.name)
@@ -50,11 +53,16 @@ def generate(view: Overview, formats: set[str]) -> Generated:
 
     files: dict[str, bytes] = {}
     try:
-        for part in tqdm((table_files, _figures, _page), desc="report", unit="part", leave=False, disable=None):
+        for part in tqdm(
+            (table_files, _figures, _page), desc="report", unit="part", leave=False, disable=None
+        ):
             files |= part(view, formats)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} is missing, which draws the report: pip install -e .[report], or leave svg, png and html out of --format",
-                                  name=error.name) from None
+        raise ModuleNotFoundError(
+            f"{error.name} is missing, which draws the report: pip install -e .[report], or leave svg, png"
+            " and html out of --format",
+            name=error.name,
+        ) from None
     return Generated(files, view.problems)
 
 
@@ -75,7 +83,8 @@ def _page(view: Overview, formats: set[str]) -> dict[str, bytes]:
 
 
 def readme_text(view: Overview, readme: Path = README) -> str:
-    """README with its blocks made anew; raises ManifestError for a block that is no table, ValueError for broken markers."""
+    """README with its blocks made anew; raises ManifestError for a block that is no table, ValueError for
+    broken markers."""
     stored = stored_tables(view)
 
     def render(name: str) -> str:
@@ -85,7 +94,8 @@ def readme_text(view: Overview, readme: Path = README) -> str:
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> list[Path]:
-    """Write files below a folder, each whole or not at all; those that are the same already are left alone. Returns every file's path."""
+    """Write files below a folder, each whole or not at all; those that are the same already are left alone.
+    Returns every file's path."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,18 +130,33 @@ def stale_report() -> tuple[list[str], list[str]]:
 
 
 def stale(view: Overview, folder: Path = RESULTS_FOLDER, readme: Path = README) -> list[str]:
-    """What in results/ and README is not what the records say today, a sentence each; figures are judged by the data they say they were made from."""
+    """What in results/ and README is not what the records say today, a sentence each; figures are judged by
+    the data they say they were made from."""
     from detection_zoo.benchmarks.report.plot import descriptions
 
     text = set(TRACKED) - FIGURES
     wanted = generate(view, text).files
-    found = [f"{folder.name}/{name} is {'missing' if not (folder / name).is_file() else 'stale'}" for name, content in wanted.items()
-             if not (folder / name).is_file() or (folder / name).read_bytes() != content]
+    found = [
+        f"{folder.name}/{name} is {'missing' if not (folder / name).is_file() else 'stale'}"
+        for name, content in wanted.items()
+        if not (folder / name).is_file() or (folder / name).read_bytes() != content
+    ]
     drawn = {f"figures/{name}.svg": said for name, said in descriptions(view).items()}
-    found += [f"{folder.name}/{name} is missing or stale" for name, said in drawn.items()
-              if not (folder / name).is_file() or said not in (folder / name).read_text(encoding="utf-8")]
-    ours = [path.relative_to(folder).as_posix() for part in ("tables", "figures") for path in sorted((folder / part).glob("*"))]
-    found += [f"{folder.name}/{name} is made from nothing any more: delete it" for name in ours if name not in wanted and name not in drawn]
+    found += [
+        f"{folder.name}/{name} is missing or stale"
+        for name, said in drawn.items()
+        if not (folder / name).is_file() or said not in (folder / name).read_text(encoding="utf-8")
+    ]
+    ours = [
+        path.relative_to(folder).as_posix()
+        for part in ("tables", "figures")
+        for path in sorted((folder / part).glob("*"))
+    ]
+    found += [
+        f"{folder.name}/{name} is made from nothing any more: delete it"
+        for name in ours
+        if name not in wanted and name not in drawn
+    ]
     if readme.read_text(encoding="utf-8") != readme_text(view, readme):
         found.append(f"{readme.name} has stale blocks")
     return found

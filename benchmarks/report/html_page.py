@@ -1,4 +1,6 @@
-"""The page: one HTML file that holds its style, its program and its data, and asks no network for anything. No torch."""
+"""The page: one HTML file that holds its style, its program and its data, and asks no network for anything.
+No torch."""
+
 from __future__ import annotations
 
 import base64
@@ -22,10 +24,18 @@ def html_page(view: Overview) -> str:
 
     style, script = (PAGE_FOLDER / "style.css").read_text(encoding="utf-8"), _script()
     data = page_data(view)
-    # autoescape covers the whole template; what is marked is ours (style, script) or JSON that cannot end its element
-    templates = Environment(loader=FileSystemLoader(PAGE_FOLDER), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    # autoescape covers the whole template; what is marked is ours (style, script) or JSON that cannot end its
+    # element
+    templates = Environment(
+        loader=FileSystemLoader(PAGE_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
     inside = {"policy": _policy(style, script), "style": style, "script": script, "data": _embedded(data)}
-    return templates.get_template("page.html").render(title=TITLE, digest=digest_of(data), **{name: Markup(text) for name, text in inside.items()})
+    return templates.get_template("page.html").render(
+        title=TITLE, digest=digest_of(data), **{name: Markup(text) for name, text in inside.items()}
+    )
 
 
 def _script() -> str:
@@ -36,8 +46,10 @@ def _script() -> str:
 
 def _policy(style: str, script: str) -> str:
     """A content security policy under which nothing is fetched and only this style and this program run."""
-    return (f"default-src 'none'; img-src data:; style-src 'sha256-{_sha256(style)}'; script-src 'sha256-{_sha256(script)}'; "
-            "base-uri 'none'; form-action 'none'")
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{_sha256(style)}'; script-src"
+        f" 'sha256-{_sha256(script)}'; base-uri 'none'; form-action 'none'"
+    )
 
 
 def _sha256(text: str) -> str:

@@ -1,4 +1,6 @@
-"""Timings of the GPU operators beside a peer's, as they are stored in results/kernels: schema, reader, ratios. No torch."""
+"""Timings of the GPU operators beside a peer's, as they are stored in results/kernels: schema, reader,
+ratios. No torch."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,7 +15,10 @@ from detection_zoo.benchmarks.store import new_id, write_whole
 from detection_zoo.benchmarks.report.table import Table
 
 NAME = "kernels"  # of the files, of README's block, and of the folder that timings are stored in
-ON_A_CPU = "on a CPU ours is what the zoo runs there, beside the peer's own CPU operators: it says nothing of a GPU; quote the ratios alone"
+ON_A_CPU = (
+    "on a CPU ours is what the zoo runs there, beside the peer's own CPU operators: it says nothing of a GPU;"
+    " quote the ratios alone"
+)
 
 
 class KernelCase(Strict):
@@ -35,7 +40,13 @@ class KernelCase(Strict):
     @property
     def ratio_interval(self) -> tuple[float, float] | None:
         """The widest ratios that both 95 % intervals allow."""
-        if self.ratio is None or self.peer is None or self.peer.interval is None or self.ours.interval is None or self.ours.interval[0] <= 0:
+        if (
+            self.ratio is None
+            or self.peer is None
+            or self.peer.interval is None
+            or self.ours.interval is None
+            or self.ours.interval[0] <= 0
+        ):
             return None
         return self.peer.interval[0] / self.ours.interval[1], self.peer.interval[1] / self.ours.interval[0]
 
@@ -44,7 +55,9 @@ class KernelTimings(Strict):
     """One run of `bench.py kernels`."""
 
     started: str = Field(description="when it was stored: UTC, ISO 8601")
-    backend: str = Field(description="cuda; on a CPU cpu, or reference where the operator has no form of its own for CPUs")
+    backend: str = Field(
+        description="cuda; on a CPU cpu, or reference where the operator has no form of its own for CPUs"
+    )
     peer: str = Field(description="whose operators ours are measured against, with its version")
     environment: Environment
     cases: list[KernelCase]
@@ -67,7 +80,10 @@ def read_timings(folder: Path) -> tuple[list[KernelTimings], list[str]]:
             timings = KernelTimings.model_validate_json(path.read_bytes())
         except ValidationError as error:
             where = ".".join(str(part) for part in error.errors()[0]["loc"])
-            problems.append(f"{path}: field {where}: {error.errors()[0]['msg']}; it is left out. Run `bench.py kernels` again")
+            problems.append(
+                f"{path}: field {where}: {error.errors()[0]['msg']}; it is left out. Run `bench.py kernels`"
+                " again"
+            )
             continue
         key = (timings.environment.device_name, timings.backend)
         if key not in found or timings.started > found[key].started:
@@ -82,21 +98,58 @@ def kernel_tables(timings: list[KernelTimings]) -> list[Table]:
 
 def _table(one: KernelTimings) -> Table:
     env = one.environment
-    rows = [[case.name, _time(case.ours), _time(case.peer), _ratio(case), "yes" if case.correct else "NO", case.note or "-"] for case in one.cases]
-    commit = f"commit {env.commit[:10]}{' with changes' if env.dirty else ''}" if env.commit else "no commit known"
-    where = env.device_name + (f", driver {env.gpu_driver}" if one.backend == "cuda" else f", {env.threads} thread{'' if env.threads == 1 else 's'}")
+    rows = [
+        [
+            case.name,
+            _time(case.ours),
+            _time(case.peer),
+            _ratio(case),
+            "yes" if case.correct else "NO",
+            case.note or "-",
+        ]
+        for case in one.cases
+    ]
+    commit = (
+        f"commit {env.commit[:10]}{' with changes' if env.dirty else ''}" if env.commit else "no commit known"
+    )
+    where = env.device_name + (
+        f", driver {env.gpu_driver}"
+        if one.backend == "cuda"
+        else f", {env.threads} thread{'' if env.threads == 1 else 's'}"
+    )
     covers = sorted({case.ours.covers for case in one.cases if case.ours.covers})
-    footnotes = ["; ".join([f"measured: {where}", *covers, f"ended {one.started}", f"torch {env.packages.get('torch', 'unknown')}", commit]),
-                 "times are medians with the 95 % interval of the median; the ratio is the peer's time over ours, with the widest that both intervals allow"]
+    footnotes = [
+        "; ".join(
+            [
+                f"measured: {where}",
+                *covers,
+                f"ended {one.started}",
+                f"torch {env.packages.get('torch', 'unknown')}",
+                commit,
+            ]
+        ),
+        (
+            "times are medians with the 95 % interval of the median; the ratio is the peer's time over ours,"
+            " with the widest that both intervals allow"
+        ),
+    ]
     title = f"Operators beside {one.peer}: {one.backend}, {env.device_name}"
-    return Table(NAME, title, ["Work", "Ours", "Peer", "Times as fast", "Agrees", "Note"], rows, footnotes + ([ON_A_CPU] if one.backend != "cuda" else []),
-                 [_record(one, case) for case in one.cases])
+    return Table(
+        NAME,
+        title,
+        ["Work", "Ours", "Peer", "Times as fast", "Agrees", "Note"],
+        rows,
+        footnotes + ([ON_A_CPU] if one.backend != "cuda" else []),
+        [_record(one, case) for case in one.cases],
+    )
 
 
 def _time(time: Measurement | None) -> str:
     if time is None:
         return "-"
-    return f"{time_text(time.value)} {time.unit}" + (f" ({'-'.join(map(time_text, time.interval))})" if time.interval else "")
+    return f"{time_text(time.value)} {time.unit}" + (
+        f" ({'-'.join(map(time_text, time.interval))})" if time.interval else ""
+    )
 
 
 def time_text(value: float) -> str:
@@ -107,12 +160,26 @@ def time_text(value: float) -> str:
 def _ratio(case: KernelCase) -> str:
     if case.ratio is None:
         return "-"
-    return f"{case.ratio:.2f}x" + (f" ({case.ratio_interval[0]:.2f}-{case.ratio_interval[1]:.2f})" if case.ratio_interval else "")
+    return f"{case.ratio:.2f}x" + (
+        f" ({case.ratio_interval[0]:.2f}-{case.ratio_interval[1]:.2f})" if case.ratio_interval else ""
+    )
 
 
 def _record(one: KernelTimings, case: KernelCase) -> dict[str, Any]:
     """A case as flat data."""
     low, high = case.ratio_interval or (None, None)
-    return {"started": one.started, "device": one.environment.device_name, "backend": one.backend, "peer": one.peer, "work": case.name, "unit": case.ours.unit,
-            "ours": case.ours.value, "peer_time": case.peer.value if case.peer else None, "ratio": case.ratio, "ratio_low": low, "ratio_high": high,
-            "agrees": case.correct, "note": case.note}
+    return {
+        "started": one.started,
+        "device": one.environment.device_name,
+        "backend": one.backend,
+        "peer": one.peer,
+        "work": case.name,
+        "unit": case.ours.unit,
+        "ours": case.ours.value,
+        "peer_time": case.peer.value if case.peer else None,
+        "ratio": case.ratio,
+        "ratio_low": low,
+        "ratio_high": high,
+        "agrees": case.correct,
+        "note": case.note,
+    }

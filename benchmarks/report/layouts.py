@@ -1,4 +1,6 @@
-"""Table layouts: manifests/tables/<source>.toml says which rows and columns that source's own tables have. No torch."""
+"""Table layouts: manifests/tables/<source>.toml says which rows and columns that source's own tables have. No
+torch."""
+
 from __future__ import annotations
 
 import fnmatch
@@ -21,9 +23,17 @@ class Number(Strict):
     """One number of a cell: the metric that a source publishes, and what is measured here for it."""
 
     metric: str = Field(description="metric of the published values")
-    measured: list[str] = Field(default_factory=list, description="metrics of records, the first that is there counts; none: `metric` itself")
-    factor: float = Field(1.0, description="a measured value is multiplied by this to come into the published metric's unit")
-    inverse: bool = Field(False, description="this factor is divided by the measured value instead: images a second from milliseconds")
+    measured: list[str] = Field(
+        default_factory=list,
+        description="metrics of records, the first that is there counts; none: `metric` itself",
+    )
+    factor: float = Field(
+        1.0, description="a measured value is multiplied by this to come into the published metric's unit"
+    )
+    inverse: bool = Field(
+        False,
+        description="this factor is divided by the measured value instead: images a second from milliseconds",
+    )
     digits: int | None = Field(None, ge=0, description="digits of the cell; none: the metric's own")
     optional: bool = Field(False, description="where it is absent the cell goes without it")
 
@@ -41,12 +51,25 @@ class Column(Strict):
     """One column: text of the row, numbers, or the link to its weights."""
 
     title: str
-    text: str | None = Field(None, description="a cell of the row's own `table`, or one of: row, title, backbone, neck, detector, dataset, schedule, licence")
+    text: str | None = Field(
+        None,
+        description=(
+            "a cell of the row's own `table`, or one of: row, title, backbone, neck, detector, dataset,"
+            " schedule, licence"
+        ),
+    )
     numbers: list[Number] = Field(default_factory=list, description="printed with `separator` between them")
     separator: str = "/"
-    setting: bool = Field(False, description="a setting that the source prints, such as its learning rate; nothing is measured for it")
-    ratio: bool = Field(False, description="the first number's ratio to the reference row stands in brackets behind it")
-    weights: bool = Field(False, description="the link to the weights; for measured lines, which weights those were")
+    setting: bool = Field(
+        False,
+        description="a setting that the source prints, such as its learning rate; nothing is measured for it",
+    )
+    ratio: bool = Field(
+        False, description="the first number's ratio to the reference row stands in brackets behind it"
+    )
+    weights: bool = Field(
+        False, description="the link to the weights; for measured lines, which weights those were"
+    )
 
 
 class Layout(Strict):
@@ -55,22 +78,35 @@ class Layout(Strict):
     name: str = Field(description="unique among all tables")
     title: str
     source: str = Field(description="manifest whose rows are listed; filled in on reading (the file's name)")
-    rows: list[str] = Field(default_factory=lambda: ["*"], description="shell patterns of row names, in the table's order; !PATTERN leaves rows out again")
+    rows: list[str] = Field(
+        default_factory=lambda: ["*"],
+        description="shell patterns of row names, in the table's order; !PATTERN leaves rows out again",
+    )
     task: Literal["detection", "classification", "proposals"] | None = None
-    reference: list[str] = Field(default_factory=list, description="rows that ratios are relative to: the one with the same detector is taken")
+    reference: list[str] = Field(
+        default_factory=list,
+        description="rows that ratios are relative to: the one with the same detector is taken",
+    )
     columns: list[Column]
     note: str | None = None
 
     def select(self, entries: dict[str, ModelEntry]) -> list[ModelEntry]:
         """The rows of this table, in its order; the wide one has those of every source."""
-        mine = [e for e in entries.values() if self.source in (e.source, WIDE) and (self.task is None or e.task == self.task)]
+        mine = [
+            e
+            for e in entries.values()
+            if self.source in (e.source, WIDE) and (self.task is None or e.task == self.task)
+        ]
         out = [pattern[1:] for pattern in self.rows if pattern.startswith("!")]
         picked = {e.name: e for pattern in self.rows for e in mine if fnmatch.fnmatchcase(e.name, pattern)}
-        return [e for name, e in picked.items() if not any(fnmatch.fnmatchcase(name, pattern) for pattern in out)]
+        return [
+            e for name, e in picked.items() if not any(fnmatch.fnmatchcase(name, pattern) for pattern in out)
+        ]
 
 
 def read_layouts(folder: Path) -> dict[str, Layout]:
-    """Read and validate every layout file of a folder, by name of the table; raises ManifestError that names file, table and field."""
+    """Read and validate every layout file of a folder, by name of the table; raises ManifestError that names
+    file, table and field."""
     layouts: dict[str, Layout] = {}
     for path in sorted(folder.glob("*.toml")):
         try:
@@ -78,11 +114,17 @@ def read_layouts(folder: Path) -> dict[str, Layout]:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ManifestError(f"{path}: not valid TOML: {error}; is the file cut short?") from None
         if set(document) != {"table"}:
-            raise ManifestError(f"{path}: only [[table]] belongs here, but there is {', '.join(sorted(document)) or 'nothing'}")
+            raise ManifestError(
+                f"{path}: only [[table]] belongs here, but there is"
+                f" {', '.join(sorted(document)) or 'nothing'}"
+            )
         for number, table in enumerate(document["table"], start=1):
             layout = _layout(table, path, number)
             if layout.name in layouts:
-                raise ManifestError(f"{path}: table {number}: the name {layout.name!r} is taken by a table of {layouts[layout.name].source}; names are unique")
+                raise ManifestError(
+                    f"{path}: table {number}: the name {layout.name!r} is taken by a table of"
+                    f" {layouts[layout.name].source}; names are unique"
+                )
             layouts[layout.name] = layout
     return layouts
 
@@ -93,7 +135,9 @@ def _layout(table: dict[str, Any], path: Path, number: int) -> Layout:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise ManifestError(f"{path}: table {number} ({table.get('name', 'without a name')}): field {field}: {first['msg']}") from None
+        raise ManifestError(
+            f"{path}: table {number} ({table.get('name', 'without a name')}): field {field}: {first['msg']}"
+        ) from None
 
 
 @cache
@@ -112,7 +156,11 @@ def layouts_of(name: str, layouts: dict[str, Layout], sources: set[str]) -> list
     if own:
         return own
     if name in sources:
-        return [layouts[WIDE].model_copy(update={"source": name, "name": name, "title": f"All rows of {name}"})]
+        return [
+            layouts[WIDE].model_copy(update={"source": name, "name": name, "title": f"All rows of {name}"})
+        ]
     if name in layouts:
         return [layouts[name]]
-    raise ManifestError(f"no source and no table is called {name!r}: {did_you_mean(name, {*layouts, *sources})}")
+    raise ManifestError(
+        f"no source and no table is called {name!r}: {did_you_mean(name, {*layouts, *sources})}"
+    )

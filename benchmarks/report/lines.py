@@ -1,4 +1,6 @@
-"""Lines of a table: one a set of published numbers, one a setting that was measured. The two never mix. No torch."""
+"""Lines of a table: one a set of published numbers, one a setting that was measured. The two never mix. No
+torch."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -38,11 +40,19 @@ class MeasuredLine:
 
 
 def published_lines(entry: ModelEntry) -> list[PublishedLine]:
-    """Published numbers of a row, as few lines as hold them without two values of one metric or two pieces of hardware in a line."""
+    """Published numbers of a row, as few lines as hold them without two values of one metric or two pieces of
+    hardware in a line."""
     lines: list[PublishedLine] = []
     for record in entry.published:
-        fits = (line for line in lines if line.variant == record.variant and (line.hardware is None or record.hardware in (None, line.hardware))
-                and all(line.values[name] == record.values[name] for name in line.values.keys() & record.values.keys()))
+        fits = (
+            line
+            for line in lines
+            if line.variant == record.variant
+            and (line.hardware is None or record.hardware in (None, line.hardware))
+            and all(
+                line.values[name] == record.values[name] for name in line.values.keys() & record.values.keys()
+            )
+        )
         line = next(fits, None)
         if line is None:
             line = PublishedLine(record.variant, record.hardware)
@@ -54,13 +64,25 @@ def published_lines(entry: ModelEntry) -> list[PublishedLine]:
 
 
 def comparable(run: Run) -> tuple[str, ...]:
-    """Hardware, precision, batch, data and what was done at test time: ratios are only taken between runs in which these are equal."""
+    """Hardware, precision, batch, data and what was done at test time: ratios are only taken between runs in
+    which these are equal."""
     spec, data = run.spec, run.data.digest if run.data else ""
-    return (run.hardware, spec.device, spec.dtype, str(spec.tf32), str(spec.batch_size), spec.protocol, str(spec.tta), spec.soft_nms, data)
+    return (
+        run.hardware,
+        spec.device,
+        spec.dtype,
+        str(spec.tf32),
+        str(spec.batch_size),
+        spec.protocol,
+        str(spec.tta),
+        spec.soft_nms,
+        data,
+    )
 
 
 def measured_lines(entry: ModelEntry, runs: list[Run]) -> list[MeasuredLine]:
-    """Measurements of a row, a line a setting, newest measurement of each metric; runs that measured nothing make no line."""
+    """Measurements of a row, a line a setting, newest measurement of each metric; runs that measured nothing
+    make no line."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.started, run.id), reverse=True):
         if run.row == entry.name and run.measurements:
@@ -86,7 +108,10 @@ def why_not_measured(entry: ModelEntry, runs: list[Run]) -> str:
     attempts = [run for run in runs if run.row == entry.name]
     if attempts:
         last = max(attempts, key=lambda run: (run.started, run.id))
-        return f"not measured: the last run ({last.id}) {last.status} while {last.stage or 'starting'}: {last.reason or 'no reason was recorded'}"
+        return (
+            f"not measured: the last run ({last.id}) {last.status} while {last.stage or 'starting'}:"
+            f" {last.reason or 'no reason was recorded'}"
+        )
     if entry.trained_weights and entry.trained_weights[0].wrong:
         return f"not measured, and its published weights are not fetched: {entry.trained_weights[0].wrong}"
     return "not measured: the store has no run of this row; `python bench.py run ROW --data ...` measures it"

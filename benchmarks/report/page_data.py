@@ -1,4 +1,6 @@
-"""What the page knows, as one JSON value: rows, lines, records, settings; long texts are stored once. No torch."""
+"""What the page knows, as one JSON value: rows, lines, records, settings; long texts are stored once. No
+torch."""
+
 from __future__ import annotations
 
 from itertools import pairwise
@@ -17,7 +19,16 @@ from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, WideLine
 SIGNIFICANT = 6  # digits: the page shows numbers, the records keep them
 MOST_DOTS = 40  # of a drawn series of samples
 LEAST_SAMPLES = 8
-FOLLOWED = ("model_ms", "end_to_end_ms", "box_ap", "voc_map", "top1", "train_memory_allocated_mib", "train_memory_resident_mib", "epoch_time_s")  # in histories
+FOLLOWED = (
+    "model_ms",
+    "end_to_end_ms",
+    "box_ap",
+    "voc_map",
+    "top1",
+    "train_memory_allocated_mib",
+    "train_memory_resident_mib",
+    "epoch_time_s",
+)  # in histories
 
 
 class Once:
@@ -42,25 +53,65 @@ def page_data(view: Overview) -> dict[str, Any]:
     lines = [packed.line(line) for line in view.lines]
     records = [packed.record(run) for run in view.runs if run.row in view.manifests.entries]
     return {
-        "quantities": [{"name": q.name, "title": q.title, "unit": q.unit, "better": q.better, "digits": q.digits, "note": q.note} for q in QUANTITIES.values()],
-        "metrics": {name: _metric(view.manifests.metrics[name]) for name in sorted(packed.metrics & view.manifests.metrics.keys())},
-        "phases": PHASES, "parts": PARTS, "followed": FOLLOWED,
-        "rows": packed.rows.values, "lines": lines, "records": records, "settings": packed.settings.values,
-        "texts": packed.texts.values, "environments": packed.environments.values, "specs": packed.specs.values, "data": packed.data.values,
+        "quantities": [
+            {
+                "name": q.name,
+                "title": q.title,
+                "unit": q.unit,
+                "better": q.better,
+                "digits": q.digits,
+                "note": q.note,
+            }
+            for q in QUANTITIES.values()
+        ],
+        "metrics": {
+            name: _metric(view.manifests.metrics[name])
+            for name in sorted(packed.metrics & view.manifests.metrics.keys())
+        },
+        "phases": PHASES,
+        "parts": PARTS,
+        "followed": FOLLOWED,
+        "rows": packed.rows.values,
+        "lines": lines,
+        "records": records,
+        "settings": packed.settings.values,
+        "texts": packed.texts.values,
+        "environments": packed.environments.values,
+        "specs": packed.specs.values,
+        "data": packed.data.values,
         "kernels": [_kernels(timings) for timings in view.kernels],
-        "comparisons": [comparison_data(one) for one in view.comparisons], "problems": view.problems,
+        "comparisons": [comparison_data(one) for one in view.comparisons],
+        "problems": view.problems,
     }
 
 
 def _kernels(timings: KernelTimings) -> dict[str, Any]:
     """Timings of operators, times as text with their unit."""
+
     def told(time: Measurement | None) -> str | None:
         return None if time is None else f"{time_text(time.value)} {time.unit}"
 
-    cases = [_bare({"name": case.name, "ours": told(case.ours), "peer": told(case.peer), "ratio": case.ratio, "interval": case.ratio_interval,
-                    "correct": case.correct, "note": case.note}) for case in timings.cases]
-    return {"device": timings.environment.device_name, "backend": timings.backend, "peer": timings.peer, "about": kernel_tables([timings])[0].footnotes,
-            "cases": cases}
+    cases = [
+        _bare(
+            {
+                "name": case.name,
+                "ours": told(case.ours),
+                "peer": told(case.peer),
+                "ratio": case.ratio,
+                "interval": case.ratio_interval,
+                "correct": case.correct,
+                "note": case.note,
+            }
+        )
+        for case in timings.cases
+    ]
+    return {
+        "device": timings.environment.device_name,
+        "backend": timings.backend,
+        "peer": timings.peer,
+        "about": kernel_tables([timings])[0].footnotes,
+        "cases": cases,
+    }
 
 
 def _metric(spec: MetricSpec) -> dict[str, Any]:
@@ -81,62 +132,119 @@ class _Packed:
     """Lines and records as plain values; what repeats is named by its place in a list."""
 
     def __init__(self, view: Overview) -> None:
-        self.rows, self.settings, self.texts, self.environments, self.specs, self.data = Once(), Once(), Once(), Once(), Once(), Once()
+        self.rows, self.settings, self.texts, self.environments, self.specs, self.data = (
+            Once(),
+            Once(),
+            Once(),
+            Once(),
+            Once(),
+            Once(),
+        )
         self.metrics: set[str] = set()
-        self._places = {run.id: place for place, run in enumerate(run for run in view.runs if run.row in view.manifests.entries)}
+        self._places = {
+            run.id: place
+            for place, run in enumerate(run for run in view.runs if run.row in view.manifests.entries)
+        }
 
     def line(self, line: WideLine) -> dict[str, Any]:
         """One line of the table and the plot."""
-        found: dict[str, Any] = {"row": self.rows.place(_row(line)), "kind": line.kind, "values": self._values(line), "trusted": line.trusted}
+        found: dict[str, Any] = {
+            "row": self.rows.place(_row(line)),
+            "kind": line.kind,
+            "values": self._values(line),
+            "trusted": line.trusted,
+        }
         if line.setting:
-            found["setting"] = self.settings.place({"kind": line.kind, "title": line.setting_title, "key": "|".join(line.setting)})
+            found["setting"] = self.settings.place(
+                {"kind": line.kind, "title": line.setting_title, "key": "|".join(line.setting)}
+            )
         if line.kind == "measured":
-            found["absent"] = {q.name: self.texts.place(line.why_not(q)) for q in QUANTITIES.values() if q.name not in found["values"]}
+            found["absent"] = {
+                q.name: self.texts.place(line.why_not(q))
+                for q in QUANTITIES.values()
+                if q.name not in found["values"]
+            }
             found["records"] = [self._places[run.id] for run in line.runs]
         if isinstance(line.line, PublishedLine):
             self.metrics |= line.line.values.keys()
             found["published"] = [self._published(record) for record in line.line.records]
-        return found | _bare({"flags": list(line.flags), "reason": self.texts.place(line.reason) if line.reason else None})
+        return found | _bare(
+            {"flags": list(line.flags), "reason": self.texts.place(line.reason) if line.reason else None}
+        )
 
     def _values(self, line: WideLine) -> dict[str, list[float]]:
         points = {q.name: point for q in QUANTITIES.values() if (point := line.point(q))}
-        return {name: [significant(value) for value in (point.value, *(point.interval or ()))] for name, point in points.items()}
+        return {
+            name: [significant(value) for value in (point.value, *(point.interval or ()))]
+            for name, point in points.items()
+        }
 
     def _published(self, record: Published) -> dict[str, Any]:
-        where = {name: getattr(record, name) for name in ("source", "title", "split", "hardware", "protocol", "variant", "note")}
+        where = {
+            name: getattr(record, name)
+            for name in ("source", "title", "split", "hardware", "protocol", "variant", "note")
+        }
         return {"where": self.texts.place(_bare(where)), "values": record.values}
 
     def record(self, run: Run) -> dict[str, Any]:
         """One record with everything that the details show; raw samples are thinned out."""
         self.metrics |= run.measurements.keys() | run.absent.keys()
         weights = run.weights.model_dump(mode="json", exclude_defaults=True) if run.weights else None
-        return _bare({
-            "id": run.id, "status": run.status, "stage": run.stage, "reason": run.reason, "started": run.started, "duration_s": significant(run.duration_s),
-            "series": "|".join((run.row, *comparable(run), run.weights.digest if run.weights else "")), "weights": weights,
-            "commit": run.environment.commit if run.environment else None, "dirty": run.environment.dirty if run.environment else None,
-            "environment": self._environment(run), "spec": self.specs.place(run.spec.model_dump(mode="json")),
-            "data": self.data.place(run.data.model_dump(mode="json")) if run.data else None,
-            "values": {name: self._measurement(found) for name, found in run.measurements.items()},
-            "absent": {name: self.texts.place(why) for name, why in run.absent.items()},
-            "telemetry": {group: _bare({"verdict": one.verdict, "absent": one.absent, "note": one.note}) for group, one in run.telemetry.items()},
-            "notes": [self.texts.place(note) for note in run.notes],
-        })
+        return _bare(
+            {
+                "id": run.id,
+                "status": run.status,
+                "stage": run.stage,
+                "reason": run.reason,
+                "started": run.started,
+                "duration_s": significant(run.duration_s),
+                "series": "|".join((run.row, *comparable(run), run.weights.digest if run.weights else "")),
+                "weights": weights,
+                "commit": run.environment.commit if run.environment else None,
+                "dirty": run.environment.dirty if run.environment else None,
+                "environment": self._environment(run),
+                "spec": self.specs.place(run.spec.model_dump(mode="json")),
+                "data": self.data.place(run.data.model_dump(mode="json")) if run.data else None,
+                "values": {name: self._measurement(found) for name, found in run.measurements.items()},
+                "absent": {name: self.texts.place(why) for name, why in run.absent.items()},
+                "telemetry": {
+                    group: _bare({"verdict": one.verdict, "absent": one.absent, "note": one.note})
+                    for group, one in run.telemetry.items()
+                },
+                "notes": [self.texts.place(note) for note in run.notes],
+            }
+        )
 
     def _environment(self, run: Run) -> int | None:
         """The machine without the commit, which changes with every record."""
-        return self.environments.place(_bare(run.environment.model_dump(mode="json", exclude={"commit", "dirty"}))) if run.environment else None
+        return (
+            self.environments.place(
+                _bare(run.environment.model_dump(mode="json", exclude={"commit", "dirty"}))
+            )
+            if run.environment
+            else None
+        )
 
     def _measurement(self, found: Measurement) -> dict[str, Any]:
-        return _bare({
-            "value": significant(found.value), "interval": [significant(edge) for edge in found.interval] if found.interval else None, "unit": found.unit,
-            "n": found.n, "statistic": found.statistic, "percentiles": {name: significant(value) for name, value in found.percentiles.items()},
-            "covers": self.texts.place(found.covers) if found.covers else None, "note": self.texts.place(found.note) if found.note else None,
-            "extrapolated": found.extrapolated or None, "samples": thinned(found.samples),
-        })
+        return _bare(
+            {
+                "value": significant(found.value),
+                "interval": [significant(edge) for edge in found.interval] if found.interval else None,
+                "unit": found.unit,
+                "n": found.n,
+                "statistic": found.statistic,
+                "percentiles": {name: significant(value) for name, value in found.percentiles.items()},
+                "covers": self.texts.place(found.covers) if found.covers else None,
+                "note": self.texts.place(found.note) if found.note else None,
+                "extrapolated": found.extrapolated or None,
+                "samples": thinned(found.samples),
+            }
+        )
 
 
 def thinned(samples: list[float]) -> list[float]:
-    """Medians of neighbouring samples, at most so many, in the order they were taken; nothing where there are too few to draw."""
+    """Medians of neighbouring samples, at most so many, in the order they were taken; nothing where there are
+    too few to draw."""
     if len(samples) < LEAST_SAMPLES:
         return []
     count = min(MOST_DOTS, len(samples))
@@ -147,11 +255,28 @@ def thinned(samples: list[float]) -> list[float]:
 def _row(line: WideLine) -> dict[str, Any]:
     """What the page says of a manifest row."""
     entry: ModelEntry = line.entry
-    return _bare({"name": entry.name, "title": entry.title, "source": entry.source, "backbone": entry.backbone.name,
-                  "neck": entry.neck.name if entry.neck else None, "detector": entry.detector.name if entry.detector else "classifier",
-                  "family": detector(line), "dataset": entry.dataset, "schedule": entry.schedule, "licence": entry.licence, "note": entry.note,
-                  "weights": [_weights(spec) for spec in entry.trained_weights]})
+    return _bare(
+        {
+            "name": entry.name,
+            "title": entry.title,
+            "source": entry.source,
+            "backbone": entry.backbone.name,
+            "neck": entry.neck.name if entry.neck else None,
+            "detector": entry.detector.name if entry.detector else "classifier",
+            "family": detector(line),
+            "dataset": entry.dataset,
+            "schedule": entry.schedule,
+            "licence": entry.licence,
+            "note": entry.note,
+            "weights": [_weights(spec) for spec in entry.trained_weights],
+        }
+    )
 
 
 def _weights(spec: WeightSpec) -> dict[str, Any]:
-    return _bare({name: getattr(spec, name) for name in ("urls", "manual", "wrong", "sha256", "bytes", "licence", "format", "holds", "note")})
+    return _bare(
+        {
+            name: getattr(spec, name)
+            for name in ("urls", "manual", "wrong", "sha256", "bytes", "licence", "format", "holds", "note")
+        }
+    )

@@ -1,4 +1,5 @@
 """The Pareto front: the lines that no other line beats in both numbers. No torch."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,7 +8,9 @@ from typing import Literal
 Better = Literal["higher", "lower"]
 
 
-def pareto_front(points: Sequence[tuple[float, float]], better: tuple[Better, Better] = ("lower", "higher")) -> list[int]:
+def pareto_front(
+    points: Sequence[tuple[float, float]], better: tuple[Better, Better] = ("lower", "higher")
+) -> list[int]:
     """Places of the points that no other beats: none is at least as good in both numbers and better in one.
 
     Args:

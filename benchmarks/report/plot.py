@@ -1,4 +1,6 @@
-"""Figures from stored records: accuracy against time, memory and parameters, phases, history; the same bytes from the same records. No torch."""
+"""Figures from stored records: accuracy against time, memory and parameters, phases, history; the same bytes
+from the same records. No torch."""
+
 from __future__ import annotations
 
 import io
@@ -9,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from detection_zoo.benchmarks.spec import digest_of, metric
 from detection_zoo.benchmarks.report.figure_data import (
-    PARTS, PHASES, Bar, Dot, History, Panel, Ratios, histories, kernel_ratios, panels, phase_bars,
+    PARTS,
+    PHASES,
+    Bar,
+    Dot,
+    History,
+    Panel,
+    Ratios,
+    histories,
+    kernel_ratios,
+    panels,
+    phase_bars,
 )
 from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, Point
 
@@ -17,21 +29,57 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-AGAINST = {"ap_time": "time_ms", "ap_memory": "memory_gib", "ap_parameters": "parameters_m"}  # figure -> quantity on its x axis
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#5e5e5e", "#7a5cff", "#56b4e9")  # told apart by the colour-blind (after Okabe and Ito)
+AGAINST = {
+    "ap_time": "time_ms",
+    "ap_memory": "memory_gib",
+    "ap_parameters": "parameters_m",
+}  # figure -> quantity on its x axis
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#8c6d00",
+    "#5e5e5e",
+    "#7a5cff",
+    "#56b4e9",
+)  # told apart by the colour-blind (after Okabe and Ito)
 INK, FAINT = "#1b1f24", "#8b949e"
-STYLE = {"svg.hashsalt": "detection-zoo", "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 8, "axes.spines.top": False,
-         "axes.spines.right": False, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
-         "axes.titlesize": 8, "axes.titlelocation": "left", "axes.grid": True, "grid.color": "#e6e8eb", "grid.linewidth": 0.6, "axes.axisbelow": True,
-         "legend.frameon": False, "figure.dpi": 120}
+STYLE = {
+    "svg.hashsalt": "detection-zoo",
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#e6e8eb",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.dpi": 120,
+}
 TITLE_WIDTH = 58  # letters over one of two columns
 LABEL_GAP = 0.06  # of the height of a panel, between the names of two dots
 
 
 def figure_files(view: Overview, formats: set[str]) -> dict[str, bytes]:
-    """Every figure that has something to show, as SVG and PNG, by its path under results/; each says in its metadata what data it was made from."""
+    """Every figure that has something to show, as SVG and PNG, by its path under results/; each says in its
+    metadata what data it was made from."""
     drawn = {name: figure for name, figure in _plans(view).items() if figure[0]}
-    return {f"figures/{name}.{form}": _save(draw, data, form) for name, (data, draw) in drawn.items() for form in ("svg", "png") if form in formats}
+    return {
+        f"figures/{name}.{form}": _save(draw, data, form)
+        for name, (data, draw) in drawn.items()
+        for form in ("svg", "png")
+        if form in formats
+    }
 
 
 def described(data: Any) -> str:
@@ -49,9 +97,15 @@ def _plans(view: Overview) -> dict[str, tuple[list[Any], Callable[[], Figure]]]:
     plans: dict[str, tuple[list[Any], Callable[[], Figure]]] = {}
     for name, x in AGAINST.items():
         found, left_out = panels(view, QUANTITIES[x])
-        plans[name] = ([*map(asdict, found), left_out] if found else [], lambda found=found, left_out=left_out: _draw_panels(found, left_out))
+        plans[name] = (
+            [*map(asdict, found), left_out] if found else [],
+            lambda found=found, left_out=left_out: _draw_panels(found, left_out),
+        )
     title, bars, without = phase_bars(view)
-    plans["phases"] = ([title, *map(asdict, bars), without] if bars else [], lambda: _draw_phases(title, bars, without))
+    plans["phases"] = (
+        [title, *map(asdict, bars), without] if bars else [],
+        lambda: _draw_phases(title, bars, without),
+    )
     told, untold = histories(view.runs)
     plans["history"] = ([*map(asdict, told), untold] if told else [], lambda: _draw_histories(told, untold))
     ratios = kernel_ratios(view)
@@ -63,7 +117,9 @@ def _save(draw: Callable[[], Figure], data: Any, form: str) -> bytes:
     import matplotlib
 
     content = io.BytesIO()
-    unsaid = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}  # neither the day nor the library's version belongs to the data
+    unsaid = (
+        {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
+    )  # neither the day nor the library's version belongs to the data
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
         draw().savefig(content, format=form, metadata={"Description": described(data), **unsaid})
     return content.getvalue()
@@ -97,10 +153,25 @@ def _draw_panel(axis: Axes, panel: Panel, colours: dict[str, str]) -> None:
     x, y = QUANTITIES[panel.x], QUANTITIES[panel.y]
     for dots in _alike(panel.dots):
         across, up = [dot.x for dot in dots], [dot.y for dot in dots]
-        axis.errorbar([point.value for point in across], [point.value for point in up], xerr=_reaches(across), yerr=_reaches(up), elinewidth=0.9, capsize=1.5,
-                      linestyle="", **_marker(dots[0], panel.kind, colours[dots[0].detector]))
+        axis.errorbar(
+            [point.value for point in across],
+            [point.value for point in up],
+            xerr=_reaches(across),
+            yerr=_reaches(up),
+            elinewidth=0.9,
+            capsize=1.5,
+            linestyle="",
+            **_marker(dots[0], panel.kind, colours[dots[0].detector]),
+        )
     front = [dot for dot in panel.dots if dot.on_front]
-    axis.plot([dot.x.value for dot in front], [dot.y.value for dot in front], drawstyle="steps-post", color=INK, linewidth=0.9, zorder=1)
+    axis.plot(
+        [dot.x.value for dot in front],
+        [dot.y.value for dot in front],
+        drawstyle="steps-post",
+        color=INK,
+        linewidth=0.9,
+        zorder=1,
+    )
     _label_front(axis, panel)
     axis.set_xlabel(f"{x.title} ({x.unit})")
     axis.set_ylabel(f"{y.title} ({y.unit})")
@@ -122,25 +193,38 @@ def _label_front(axis: Axes, panel: Panel) -> None:
     edge = min(places) + 0.3 * (max(places) - min(places))
     for dot in _apart(panel):
         left = dot.x.value > edge
-        axis.annotate(dot.label, (dot.x.value, dot.y.value), xytext=(-4 if left else -2, 3 if left else 6), textcoords="offset points", fontsize=6.5,
-                      ha="right" if left else "left").set_in_layout(False)
+        axis.annotate(
+            dot.label,
+            (dot.x.value, dot.y.value),
+            xytext=(-4 if left else -2, 3 if left else 6),
+            textcoords="offset points",
+            fontsize=6.5,
+            ha="right" if left else "left",
+        ).set_in_layout(False)
 
 
 def _marker(dot: Dot, kind: str, colour: str) -> dict[str, Any]:
     """Measured is full, published is hollow; accuracy that says nothing is a cross."""
     if not dot.trusted:
         return {"marker": "x", "color": FAINT, "markersize": 4}
-    return {"marker": "o" if kind == "measured" else "D", "color": colour, "markerfacecolor": colour if kind == "measured" else "white",
-            "markersize": 5 if kind == "measured" else 4}
+    return {
+        "marker": "o" if kind == "measured" else "D",
+        "color": colour,
+        "markerfacecolor": colour if kind == "measured" else "white",
+        "markersize": 5 if kind == "measured" else 4,
+    }
 
 
 def _reaches(points: list[Point]) -> list[list[float]] | None:
-    """Error bars from 95 % intervals, none of length 0; an edge on the wrong side of the value is cut to it."""
+    """Error bars from 95 % intervals, none of length 0; an edge on the wrong side of the value is cut to
+    it."""
     if all(point.interval is None for point in points):
         return None
     edges = [point.interval or (point.value, point.value) for point in points]
-    return [[max(0.0, point.value - low) for point, (low, _) in zip(points, edges, strict=True)],
-            [max(0.0, high - point.value) for point, (_, high) in zip(points, edges, strict=True)]]
+    return [
+        [max(0.0, point.value - low) for point, (low, _) in zip(points, edges, strict=True)],
+        [max(0.0, high - point.value) for point, (_, high) in zip(points, edges, strict=True)],
+    ]
 
 
 def _apart(panel: Panel) -> list[Dot]:
@@ -157,17 +241,42 @@ def _apart(panel: Panel) -> list[Dot]:
 def _legend(figure: Figure, colours: dict[str, str]) -> None:
     from matplotlib.lines import Line2D
 
-    marks = [Line2D([], [], marker="o", linestyle="", color=INK, label="measured"),
-             Line2D([], [], marker="D", linestyle="", color=INK, markerfacecolor="white", markersize=4, label="published"),
-             Line2D([], [], marker="x", linestyle="", color=FAINT, label="made up: accuracy says nothing"),
-             Line2D([], [], color=INK, linewidth=0.9, label="Pareto front")]
-    families = [Line2D([], [], marker="s", linestyle="", color=colour, label=family) for family, colour in colours.items()]
-    figure.legend(handles=[*marks, *families], loc="outside lower center", ncols=min(6, len(marks) + len(families)), fontsize=7)
+    marks = [
+        Line2D([], [], marker="o", linestyle="", color=INK, label="measured"),
+        Line2D(
+            [],
+            [],
+            marker="D",
+            linestyle="",
+            color=INK,
+            markerfacecolor="white",
+            markersize=4,
+            label="published",
+        ),
+        Line2D([], [], marker="x", linestyle="", color=FAINT, label="made up: accuracy says nothing"),
+        Line2D([], [], color=INK, linewidth=0.9, label="Pareto front"),
+    ]
+    families = [
+        Line2D([], [], marker="s", linestyle="", color=colour, label=family)
+        for family, colour in colours.items()
+    ]
+    figure.legend(
+        handles=[*marks, *families],
+        loc="outside lower center",
+        ncols=min(6, len(marks) + len(families)),
+        fontsize=7,
+    )
 
 
 def _left_out(figure: Figure, count: int, what: str) -> None:
     if count:
-        figure.suptitle(f"{count} more {what} are not drawn; report.html has them all", fontsize=7, color=FAINT, x=0.995, ha="right")
+        figure.suptitle(
+            f"{count} more {what} are not drawn; report.html has them all",
+            fontsize=7,
+            color=FAINT,
+            x=0.995,
+            ha="right",
+        )
 
 
 def _draw_phases(title: str, bars: list[Bar], without: int) -> Figure:
@@ -177,12 +286,15 @@ def _draw_phases(title: str, bars: list[Bar], without: int) -> Figure:
     axis = figure.subplots()
     shown = bars[::-1]  # the first bar stands on top
     start = [0.0] * len(shown)
-    for colour, (name, label) in zip(COLOURS[:len(PHASES)], PHASES.items(), strict=True):
+    for colour, (name, label) in zip(COLOURS[: len(PHASES)], PHASES.items(), strict=True):
         widths = [bar.phases.get(name, 0.0) for bar in shown]
         axis.barh([bar.label for bar in shown], widths, left=start, color=colour, label=label, height=0.7)
         start = [a + b for a, b in zip(start, widths, strict=True)]
     _draw_parts(axis, shown)
-    axis.set_xlabel("median of each phase (ms an image); below a bar the shares of the forward phase, from passes of their own")
+    axis.set_xlabel(
+        "median of each phase (ms an image); below a bar the shares of the forward phase, from passes of"
+        " their own"
+    )
     axis.set_title(f"measured: {title}", loc="right")
     axis.grid(False, axis="y")
     figure.legend(loc="outside lower center", ncols=len(PHASES), fontsize=7)
@@ -192,8 +304,13 @@ def _draw_phases(title: str, bars: list[Bar], without: int) -> Figure:
 
 def _draw_parts(axis: Axes, bars: list[Bar]) -> None:
     """A thin strip under the forward phase of each bar: its parts, in greys."""
-    start = [sum(bar.phases.get(name, 0.0) for name in list(PHASES)[:list(PHASES).index("forward_ms")]) for bar in bars]
-    for grey, (name, label) in zip(("#222222", "#777777", "#aaaaaa", "#444444", "#dddddd"), PARTS.items(), strict=True):
+    start = [
+        sum(bar.phases.get(name, 0.0) for name in list(PHASES)[: list(PHASES).index("forward_ms")])
+        for bar in bars
+    ]
+    for grey, (name, label) in zip(
+        ("#222222", "#777777", "#aaaaaa", "#444444", "#dddddd"), PARTS.items(), strict=True
+    ):
         widths = [bar.shares.get(name, 0.0) for bar in bars]
         if any(widths):
             places = [place - 0.42 for place in range(len(bars))]
@@ -206,11 +323,24 @@ def _draw_ratios(ratios: list[Ratios]) -> Figure:
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     figure = Figure(figsize=(9.2, sum(1.0 + 0.26 * len(one.names) for one in ratios)), layout="constrained")
-    axes = figure.subplots(len(ratios), 1, squeeze=False, gridspec_kw={"height_ratios": [1.0 + 0.26 * len(one.names) for one in ratios]})
+    axes = figure.subplots(
+        len(ratios),
+        1,
+        squeeze=False,
+        gridspec_kw={"height_ratios": [1.0 + 0.26 * len(one.names) for one in ratios]},
+    )
     for axis, one in zip(axes.flat, ratios, strict=True):
         values = [point.value for point in one.points]
-        axis.barh(one.names, [value - 1 for value in values], left=1, xerr=_reaches(list(one.points)), ecolor=INK, capsize=1.5, height=0.65,
-                  color=[COLOURS[2] if value >= 1 else COLOURS[1] for value in values])
+        axis.barh(
+            one.names,
+            [value - 1 for value in values],
+            left=1,
+            xerr=_reaches(list(one.points)),
+            ecolor=INK,
+            capsize=1.5,
+            height=0.65,
+            color=[COLOURS[2] if value >= 1 else COLOURS[1] for value in values],
+        )
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -228,8 +358,16 @@ def _draw_histories(told: Iterable[History], untold: int) -> Figure:
     figure, axes = _grid(len(told), 2.6)
     for axis, history in zip(axes, told, strict=True):
         places = list(range(len(history.points)))
-        axis.errorbar(places, [point.value for point in history.points], yerr=_reaches(list(history.points)), fmt="o-", color=COLOURS[0],
-                      markersize=4, linewidth=0.9, capsize=1.5)
+        axis.errorbar(
+            places,
+            [point.value for point in history.points],
+            yerr=_reaches(list(history.points)),
+            fmt="o-",
+            color=COLOURS[0],
+            markersize=4,
+            linewidth=0.9,
+            capsize=1.5,
+        )
         axis.set_xticks(places, history.commits, rotation=30, ha="right")
         spec = metric(history.metric)
         axis.set_ylabel(f"{spec.title} ({spec.unit})")

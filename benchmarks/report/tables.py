@@ -1,4 +1,5 @@
 """Tables of a source from a store: which layouts, which runs, and the finished text. No torch."""
+
 from __future__ import annotations
 
 import json
@@ -19,17 +20,22 @@ from detection_zoo.benchmarks.report.table import Table, as_csv, build_table, ma
 
 
 class Beside(NamedTuple):
-    """Records that lie beside the runs, in a folder of that name: how they are read, and laid out as tables."""
+    """Records that lie beside the runs, in a folder of that name: how they are read, and laid out as
+    tables."""
 
     read: Callable[[Path], tuple[list[Any], list[str]]]
     lay_out: Callable[[list[Any]], list[Table]]
 
 
-BESIDE = {comparisons.NAME: Beside(read_comparisons, comparisons.comparison_tables),
-          kernel_cases.NAME: Beside(kernel_cases.read_timings, kernel_cases.kernel_tables)}
+BESIDE = {
+    comparisons.NAME: Beside(read_comparisons, comparisons.comparison_tables),
+    kernel_cases.NAME: Beside(kernel_cases.read_timings, kernel_cases.kernel_tables),
+}
 
 
-def tables_of(name: str | None, store: Path | None, protocol: str = OWN_PROTOCOL) -> tuple[list[Table], list[str]]:
+def tables_of(
+    name: str | None, store: Path | None, protocol: str = OWN_PROTOCOL
+) -> tuple[list[Table], list[str]]:
     """The tables of a source (or one table by its name) and what is wrong in the store.
 
     Args:
@@ -45,14 +51,21 @@ def tables_of(name: str | None, store: Path | None, protocol: str = OWN_PROTOCOL
         return BESIDE[name].lay_out(found), problems
     stored = read_runs(store or DEFAULT_STORE)
     if protocol not in load_manifests().protocols:
-        raise ManifestError(f"unknown timing protocol {protocol!r}: {did_you_mean(protocol, load_manifests().protocols)}")
+        raise ManifestError(
+            f"unknown timing protocol {protocol!r}: {did_you_mean(protocol, load_manifests().protocols)}"
+        )
     measured = {run.row for run in stored.runs}
-    names = [name] if name else sorted({entry.source for entry in load_manifests().entries.values() if entry.name in measured})
+    names = (
+        [name]
+        if name
+        else sorted({entry.source for entry in load_manifests().entries.values() if entry.name in measured})
+    )
     return [table for each in names for table in tables_from(each, stored.runs, protocol)], stored.problems
 
 
 def tables_from(name: str, runs: list[Run], protocol: str = OWN_PROTOCOL) -> list[Table]:
-    """The tables of a source (or one table by its name) that have lines, filled from the runs of one protocol; raises as `tables_of` does."""
+    """The tables of a source (or one table by its name) that have lines, filled from the runs of one
+    protocol; raises as `tables_of` does."""
     runs = [run for run in runs if run.spec.protocol == protocol]
     manifests = load_manifests()
     chosen = layouts_of(name, load_layouts(), {entry.source for entry in manifests.entries.values()})

@@ -1,4 +1,6 @@
-"""Every line of every source in one list: what the plots, the page and the wide table are made from. No torch."""
+"""Every line of every source in one list: what the plots, the page and the wide table are made from. No
+torch."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -11,12 +13,25 @@ from detection_zoo.benchmarks.compare.record import Comparison
 from detection_zoo.benchmarks.spec import Run
 from detection_zoo.benchmarks.report.kernel_cases import KernelTimings
 from detection_zoo.benchmarks.report.lines import (
-    MeasuredLine, PublishedLine, measured_lines, published_lines, qualifiers, why_not_measured,
+    MeasuredLine,
+    PublishedLine,
+    measured_lines,
+    published_lines,
+    qualifiers,
+    why_not_measured,
 )
 from detection_zoo.benchmarks.report.table import provenance
 
 Kind = Literal["measured", "published", "not measured"]
-ACCURACY = ("box_ap", "mask_ap", "keypoint_ap", "voc_map", "top1", "top1_error", "proposal_ar")  # what a published split belongs to
+ACCURACY = (
+    "box_ap",
+    "mask_ap",
+    "keypoint_ap",
+    "voc_map",
+    "top1",
+    "top1_error",
+    "proposal_ar",
+)  # what a published split belongs to
 NOT_PRINTED = "the source prints no number here"
 NOT_RUN = "no run with these weights and this data has measured it"
 MIB_PER_GIB = 1024
@@ -42,7 +57,8 @@ def _gib(mib: float) -> float:
 
 @dataclass(frozen=True)
 class Quantity:
-    """What an axis or a column shows: the metrics that give it, the first that is there, and how each comes into the unit."""
+    """What an axis or a column shows: the metrics that give it, the first that is there, and how each comes
+    into the unit."""
 
     name: str
     title: str
@@ -54,40 +70,99 @@ class Quantity:
     note: str = ""
 
 
-def _plain(name: str, title: str, unit: str, better: Literal["higher", "lower"], digits: int, note: str = "") -> Quantity:
+def _plain(
+    name: str, title: str, unit: str, better: Literal["higher", "lower"], digits: int, note: str = ""
+) -> Quantity:
     """A quantity that sources and records name and count alike."""
     return Quantity(name, title, unit, better, digits, ((name, _same),), ((name, _same),), note)
 
 
-QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in (
-    _plain("box_ap", "Box AP", "%", "higher", 1, "COCO AP at IoU 0.50:0.95"),
-    _plain("mask_ap", "Mask AP", "%", "higher", 1, "COCO AP at IoU 0.50:0.95"),
-    Quantity("time_ms", "Time", "ms", "lower", 1, (("model_ms", _same),),
-             (("inference_time_ms", _same), ("inference_time_s", lambda s: s * 1000), ("fps", lambda fps: 1000 / fps)),
-             "an image; measured: forward + post-processing; published: whatever the source had inside its clock, a of 'a + b'"),
-    _plain("end_to_end_ms", "End to end", "ms", "lower", 1, "an image, from the file to results on the host"),
-    _plain("throughput_images_per_s", "Throughput", "images/s", "higher", 1, "forward + post-processing at the best batch size"),
-    Quantity("memory_gib", "Train memory", "GiB", "lower", 2,
-             tuple((name, _gib) for name in ("train_memory_allocated_mib", "train_memory_resident_mib")),
-             (("train_memory_gb", _same), ("train_memory_mb", _gib)),
-             "measured: torch's peak on a GPU, the process's peak resident set on a CPU; published: as printed"),
-    Quantity("inference_memory_gib", "Inference memory", "GiB", "lower", 2,
-             tuple((name, _gib) for name in ("inference_memory_allocated_mib", "inference_memory_resident_mib")), (),
-             "torch's peak on a GPU, the process's peak resident set on a CPU"),
-    Quantity("epoch_time_h", "Epoch", "h", "lower", 2, (("epoch_time_s", lambda s: s / 3600),), (("epoch_time_h", _same),),
-             "training time of one epoch on one device; measured ones are extrapolated from timed steps"),
-    _plain("parameters_m", "Parameters", "M", "lower", 1),
-    _plain("gmacs", "MACs", "GMAC", "lower", 1),
-    _plain("voc_map", "VOC mAP", "%", "higher", 1, "PASCAL VOC at IoU 0.5, 11 points"),
-    Quantity("top1", "Top-1", "%", "higher", 1, (("top1", _same),), (("top1", _same), ("top1_error", lambda error: 100 - error)),
-             "ImageNet accuracy; published errors are subtracted from 100"),
-    _plain("keypoint_ap", "Keypoint AP", "%", "higher", 1, "COCO AP at OKS 0.50:0.95"),
-)}
+QUANTITIES: dict[str, Quantity] = {
+    quantity.name: quantity
+    for quantity in (
+        _plain("box_ap", "Box AP", "%", "higher", 1, "COCO AP at IoU 0.50:0.95"),
+        _plain("mask_ap", "Mask AP", "%", "higher", 1, "COCO AP at IoU 0.50:0.95"),
+        Quantity(
+            "time_ms",
+            "Time",
+            "ms",
+            "lower",
+            1,
+            (("model_ms", _same),),
+            (
+                ("inference_time_ms", _same),
+                ("inference_time_s", lambda s: s * 1000),
+                ("fps", lambda fps: 1000 / fps),
+            ),
+            "an image; measured: forward + post-processing; published: whatever the source had inside its"
+            " clock, a of 'a + b'",
+        ),
+        _plain(
+            "end_to_end_ms", "End to end", "ms", "lower", 1, "an image, from the file to results on the host"
+        ),
+        _plain(
+            "throughput_images_per_s",
+            "Throughput",
+            "images/s",
+            "higher",
+            1,
+            "forward + post-processing at the best batch size",
+        ),
+        Quantity(
+            "memory_gib",
+            "Train memory",
+            "GiB",
+            "lower",
+            2,
+            tuple((name, _gib) for name in ("train_memory_allocated_mib", "train_memory_resident_mib")),
+            (("train_memory_gb", _same), ("train_memory_mb", _gib)),
+            "measured: torch's peak on a GPU, the process's peak resident set on a CPU; published: as"
+            " printed",
+        ),
+        Quantity(
+            "inference_memory_gib",
+            "Inference memory",
+            "GiB",
+            "lower",
+            2,
+            tuple(
+                (name, _gib) for name in ("inference_memory_allocated_mib", "inference_memory_resident_mib")
+            ),
+            (),
+            "torch's peak on a GPU, the process's peak resident set on a CPU",
+        ),
+        Quantity(
+            "epoch_time_h",
+            "Epoch",
+            "h",
+            "lower",
+            2,
+            (("epoch_time_s", lambda s: s / 3600),),
+            (("epoch_time_h", _same),),
+            "training time of one epoch on one device; measured ones are extrapolated from timed steps",
+        ),
+        _plain("parameters_m", "Parameters", "M", "lower", 1),
+        _plain("gmacs", "MACs", "GMAC", "lower", 1),
+        _plain("voc_map", "VOC mAP", "%", "higher", 1, "PASCAL VOC at IoU 0.5, 11 points"),
+        Quantity(
+            "top1",
+            "Top-1",
+            "%",
+            "higher",
+            1,
+            (("top1", _same),),
+            (("top1", _same), ("top1_error", lambda error: 100 - error)),
+            "ImageNet accuracy; published errors are subtracted from 100",
+        ),
+        _plain("keypoint_ap", "Keypoint AP", "%", "higher", 1, "COCO AP at OKS 0.50:0.95"),
+    )
+}
 
 
 @dataclass(frozen=True)
 class WideLine:
-    """One line of the wide table: a row's published numbers under one set of conditions, its measured ones in one setting, or neither."""
+    """One line of the wide table: a row's published numbers under one set of conditions, its measured ones in
+    one setting, or neither."""
 
     entry: ModelEntry
     kind: Kind
@@ -96,7 +171,9 @@ class WideLine:
     setting_title: str
     flags: tuple[str, ...]  # what a reader must know before believing a number
     reason: str = ""  # why there is no number at all
-    trusted: bool = True  # accuracy means something: somebody trained the weights, and the images are photographs
+    trusted: bool = (
+        True  # accuracy means something: somebody trained the weights, and the images are photographs
+    )
 
     @property
     def runs(self) -> list[Run]:
@@ -123,7 +200,9 @@ class WideLine:
     def why_not(self, quantity: Quantity) -> str:
         """Why the line has no such number."""
         if isinstance(self.line, MeasuredLine):
-            return next((self.line.absent[name] for name, _ in quantity.measured if name in self.line.absent), NOT_RUN)
+            return next(
+                (self.line.absent[name] for name, _ in quantity.measured if name in self.line.absent), NOT_RUN
+            )
         return NOT_PRINTED if self.line else self.reason
 
 
@@ -152,29 +231,50 @@ def overview(manifests: Manifests, runs: list[Run], problems: Iterable[str] = ()
         by_row.setdefault(run.row, []).append(run)
     view = Overview(manifests, runs, problems=list(problems))
     for row in sorted(by_row.keys() - manifests.entries.keys()):
-        view.problems.append(f"{len(by_row[row])} records are of {row}, which no manifest has; they are left out. Restore the row, or move the records away")
+        view.problems.append(
+            f"{len(by_row[row])} records are of {row}, which no manifest has; they are left out. Restore the"
+            " row, or move the records away"
+        )
     for entry in manifests.entries.values():
         own = by_row.get(entry.name, [])
         measured = [_measured(entry, line) for line in measured_lines(entry, own)]
         view.lines += [_published(entry, line) for line in published_lines(entry)]
-        view.lines += measured or [WideLine(entry, "not measured", None, (), "", (), why_not_measured(entry, own))]
+        view.lines += measured or [
+            WideLine(entry, "not measured", None, (), "", (), why_not_measured(entry, own))
+        ]
     return view
 
 
 def _measured(entry: ModelEntry, line: MeasuredLine) -> WideLine:
     run = line.runs[0]
     flags = qualifiers(run)
-    verdicts = {one.verdict for each in line.runs for one in each.telemetry.values()} & {"throttled", "shared", "unstable"}
+    verdicts = {one.verdict for each in line.runs for one in each.telemetry.values()} & {
+        "throttled",
+        "shared",
+        "unstable",
+    }
     flags += sorted(verdicts)
     flags += ["unfinished run"] if any(each.status != "finished" for each in line.runs) else []
     made_up = bool(run.weights and run.weights.made_up) or bool(run.data and run.data.made_up)
-    return WideLine(entry, "measured", line, ("measured", *line.setting), setting_title(run), tuple(flags), trusted=not made_up)
+    return WideLine(
+        entry,
+        "measured",
+        line,
+        ("measured", *line.setting),
+        setting_title(run),
+        tuple(flags),
+        trusted=not made_up,
+    )
 
 
 def setting_title(run: Run) -> str:
     """Hardware, precision, batch and data of a run in a few words."""
     spec, data = run.spec, run.data
-    images = f"{data.name}, {'first ' if data.is_subset else ''}{data.images} images" if data else "data not recorded"
+    images = (
+        f"{data.name}, {'first ' if data.is_subset else ''}{data.images} images"
+        if data
+        else "data not recorded"
+    )
     hardware = run.environment.device_name if run.environment else "machine not recorded"
     return f"{hardware}, {spec.dtype}{' with TF32' if spec.tf32 else ''}, batch {spec.batch_size}, {images}"
 
@@ -183,10 +283,19 @@ def _published(entry: ModelEntry, line: PublishedLine) -> WideLine:
     record = _of_accuracy(line.records)
     hardware = line.hardware or "hardware not stated"
     dataset = record.dataset or entry.dataset
-    data = dataset if not record.split else record.split if "_" in record.split else f"{dataset} {record.split}"  # coco_2014_minival says it all
+    data = (
+        dataset if not record.split else record.split if "_" in record.split else f"{dataset} {record.split}"
+    )  # coco_2014_minival says it all
     protocols = tuple(sorted({one.protocol for one in line.records if one.protocol}))
     key = ("published", entry.source, data, hardware, *protocols)
-    return WideLine(entry, "published", line, key, f"{entry.source}, {data}, {hardware}", (line.variant,) if line.variant else ())
+    return WideLine(
+        entry,
+        "published",
+        line,
+        key,
+        f"{entry.source}, {data}, {hardware}",
+        (line.variant,) if line.variant else (),
+    )
 
 
 def _of_accuracy(records: list[Published]) -> Published:
@@ -195,27 +304,52 @@ def _of_accuracy(records: list[Published]) -> Published:
 
 
 def wide_records(view: Overview) -> list[dict[str, Any]]:
-    """The wide table as flat records, a line each: identity, every metric of any line with interval and n, provenance."""
+    """The wide table as flat records, a line each: identity, every metric of any line with interval and n,
+    provenance."""
     names = [name for name in view.manifests.metrics if any(name in line.metrics() for line in view.lines)]
     return [_flat(line, names) for line in view.lines]
 
 
 def _flat(line: WideLine, names: list[str]) -> dict[str, Any]:
     entry, found = line.entry, line.line
-    parts = {part: component.name if (component := getattr(entry, part)) else None for part in ("backbone", "neck", "detector")}
-    flat: dict[str, Any] = {"row": entry.name, "source": entry.source, "title": entry.title, **parts, "dataset": entry.dataset, "schedule": entry.schedule,
-                            "kind": line.kind, "setting": line.setting_title or None, "flags": ", ".join(line.flags) or None}
+    parts = {
+        part: component.name if (component := getattr(entry, part)) else None
+        for part in ("backbone", "neck", "detector")
+    }
+    flat: dict[str, Any] = {
+        "row": entry.name,
+        "source": entry.source,
+        "title": entry.title,
+        **parts,
+        "dataset": entry.dataset,
+        "schedule": entry.schedule,
+        "kind": line.kind,
+        "setting": line.setting_title or None,
+        "flags": ", ".join(line.flags) or None,
+    }
     metrics = line.metrics()
     for name in names:
         point = metrics.get(name, Point(None))  # type: ignore[arg-type]
         flat[name] = point.value
         if isinstance(found, MeasuredLine) and name in found.values:
-            flat |= {f"{name}_low": point.interval[0], f"{name}_high": point.interval[1]} if point.interval else {}
+            flat |= (
+                {f"{name}_low": point.interval[0], f"{name}_high": point.interval[1]}
+                if point.interval
+                else {}
+            )
             flat[f"{name}_n"] = found.values[name].n
-    reasons = [f"{name}: {why}" for name, why in found.absent.items()] if isinstance(found, MeasuredLine) else []
+    reasons = (
+        [f"{name}: {why}" for name, why in found.absent.items()] if isinstance(found, MeasuredLine) else []
+    )
     flat["reason"] = line.reason or "; ".join(reasons) or None
     flat["weights"] = _weights(line)
-    flat["from"] = provenance(found) if isinstance(found, MeasuredLine) else "; ".join(dict.fromkeys(one.source for one in found.records)) if found else None
+    flat["from"] = (
+        provenance(found)
+        if isinstance(found, MeasuredLine)
+        else "; ".join(dict.fromkeys(one.source for one in found.records))
+        if found
+        else None
+    )
     return flat
 
 

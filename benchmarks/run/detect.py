@@ -1,4 +1,5 @@
 """`bench.py detect`: a row's model over pictures, its detections drawn and told."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,8 +13,16 @@ from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import build_subject, identify_weights
 
 
-def detect_files(row: str, paths: list[Path], out: Path, *, weights: str, device: str, min_score: float,
-                 checkpoint_format: str | None = None) -> list[dict[str, Any]]:
+def detect_files(
+    row: str,
+    paths: list[Path],
+    out: Path,
+    *,
+    weights: str,
+    device: str,
+    min_score: float,
+    checkpoint_format: str | None = None,
+) -> list[dict[str, Any]]:
     """Detect in pictures and write the drawn ones.
 
     Args:
@@ -38,7 +47,10 @@ def detect_files(row: str, paths: list[Path], out: Path, *, weights: str, device
         raise DatasetError(f"row {row} is a classifier; detect needs a detector")
     names = [path.stem for path in files]
     if doubled := next((name for name in names if names.count(name) > 1), None):
-        raise DatasetError(f"two pictures are called {doubled!r}; detect in them one after another, into folders of their own")
+        raise DatasetError(
+            f"two pictures are called {doubled!r}; detect in them one after another, into folders of"
+            " their own"
+        )
     identity, argument = identify_weights(entry, weights)
     subject = build_subject(entry, argument, device, checkpoint_format)
     out.mkdir(parents=True, exist_ok=True)
@@ -48,17 +60,31 @@ def detect_files(row: str, paths: list[Path], out: Path, *, weights: str, device
             pixels, found = detect_image(subject, path)
             target = out / f"{path.stem}.png"
             Image.fromarray(draw(pixels, found, subject.model.class_names, min_score)).save(target)
-            told.append({"image": str(path), "drawn": str(target), "weights": identity.kind,
-                         "detections": as_records(found, subject.model.class_names, min_score)})
+            told.append(
+                {
+                    "image": str(path),
+                    "drawn": str(target),
+                    "weights": identity.kind,
+                    "detections": as_records(found, subject.model.class_names, min_score),
+                }
+            )
             tick()
     return told
 
 
 def text_of_files(told: list[dict[str, Any]]) -> str:
-    """Pictures and detections as lines; what random or stand-in weights find means nothing, and is said to."""
+    """Pictures and detections as lines; what random or stand-in weights find means nothing, and is said
+    to."""
     lines = []
     for one in told:
-        made_up = f" ({one['weights']} weights: nobody trained them)" if one["weights"] in ("random", "stand-in") else ""
+        made_up = (
+            f" ({one['weights']} weights: nobody trained them)"
+            if one["weights"] in ("random", "stand-in")
+            else ""
+        )
         lines.append(f"{one['drawn']}{made_up}")
-        lines += [f"  {d['score']:.3f} {d['class']} " + " ".join(f"{v:.1f}" for v in d["box"]) for d in one["detections"]]
+        lines += [
+            f"  {d['score']:.3f} {d['class']} " + " ".join(f"{v:.1f}" for v in d["box"])
+            for d in one["detections"]
+        ]
     return "\n".join(lines)

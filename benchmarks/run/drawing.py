@@ -1,4 +1,5 @@
 """Detections drawn on pictures: boxes with class and score, masks, keypoints."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,12 +23,21 @@ LEAST_LOGIT = 2.0  # a keypoint's heat below it is not drawn (Detectron's thresh
 
 
 def images_of(paths: list[Path]) -> list[Path]:
-    """Image files that are named, and those inside named folders; raises DatasetError for a path without any."""
+    """Image files that are named, and those inside named folders; raises DatasetError for a path without
+    any."""
     found = []
     for path in paths:
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path] if path.is_file() else []
+        inside = (
+            sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if path.is_dir()
+            else [path]
+            if path.is_file()
+            else []
+        )
         if not inside:
-            raise DatasetError(f"{path}: no such file, or a folder without images ({', '.join(IMAGE_SUFFIXES)})")
+            raise DatasetError(
+                f"{path}: no such file, or a folder without images ({', '.join(IMAGE_SUFFIXES)})"
+            )
         found += inside
     return found
 
@@ -50,13 +60,16 @@ def detect_image(subject: Subject, path: Path) -> tuple[np.ndarray, Detections]:
     pixels = decode_image(path.read_bytes(), str(path))
     item = subject.preprocess(pixels)
     images = pad_batch([item.tensor], subject.preprocess.size_divisor).to(subject.device)  # (1, 3, H, W)
-    sizes, original_sizes = (torch.tensor([size], device=subject.device) for size in (item.size, item.original_size))
+    sizes, original_sizes = (
+        torch.tensor([size], device=subject.device) for size in (item.size, item.original_size)
+    )
     with torch.inference_mode():
         return pixels, to_host(subject.model.predict(images, sizes, original_sizes))[0]
 
 
 def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], min_score: float) -> np.ndarray:
-    """The picture with every detection of at least `min_score`, best on top: mask, box, class and score, skeleton.
+    """The picture with every detection of at least `min_score`, best on top: mask, box, class and score,
+    skeleton.
 
     Args:
         pixels: (H, W, 3) uint8 RGB; not changed.
@@ -84,8 +97,17 @@ def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], mi
     for row in order:
         label, paint = int(kept.labels[row]), colour(int(kept.labels[row]))
         box = [float(v) for v in kept.boxes[row]]
-        pen.rectangle([min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])], outline=paint, width=width)
-        _write(pen, box, f"{class_names[label] if label < len(class_names) else label} {float(kept.scores[row]):.2f}", paint)
+        pen.rectangle(
+            [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])],
+            outline=paint,
+            width=width,
+        )
+        _write(
+            pen,
+            box,
+            f"{class_names[label] if label < len(class_names) else label} {float(kept.scores[row]):.2f}",
+            paint,
+        )
         if kept.keypoints is not None:
             heat = kept.extra["keypoint_logits"][row].tolist() if "keypoint_logits" in kept.extra else None
             _draw_skeleton(pen, kept.keypoints[row].tolist(), heat, width)
@@ -93,13 +115,17 @@ def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], mi
 
 
 def mask_edge(inside: np.ndarray) -> np.ndarray:
-    """The outermost pixels (H, W) bool of a mask (H, W) bool: those with a neighbour to a side that is outside it."""
+    """The outermost pixels (H, W) bool of a mask (H, W) bool: those with a neighbour to a side that is
+    outside it."""
     around = np.pad(inside, 1)
     return inside & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
 
 
-def limbs(points: list[list[float]], heat: list[float] | None) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """Lines of a person's skeleton between keypoints that are certain enough, and down the middle of the body.
+def limbs(
+    points: list[list[float]], heat: list[float] | None
+) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Lines of a person's skeleton between keypoints that are certain enough, and down the middle of the
+    body.
 
     Args:
         points: COCO's 17 keypoints, x and y first; another number of them has no skeleton.
@@ -107,13 +133,24 @@ def limbs(points: list[list[float]], heat: list[float] | None) -> list[tuple[tup
     """
     if len(points) != len(KEYPOINT_NAMES):
         return []
-    place = {name: (point[0], point[1]) for name, point, value in zip(KEYPOINT_NAMES, points, heat or [LEAST_LOGIT] * len(points), strict=True)
-             if value >= LEAST_LOGIT}
-    for middle, sides in (("shoulders", ("left_shoulder", "right_shoulder")), ("hips", ("left_hip", "right_hip"))):
+    place = {
+        name: (point[0], point[1])
+        for name, point, value in zip(
+            KEYPOINT_NAMES, points, heat or [LEAST_LOGIT] * len(points), strict=True
+        )
+        if value >= LEAST_LOGIT
+    }
+    for middle, sides in (
+        ("shoulders", ("left_shoulder", "right_shoulder")),
+        ("hips", ("left_hip", "right_hip")),
+    ):
         if all(side in place for side in sides):
             (x1, y1), (x2, y2) = (place[side] for side in sides)
             place[middle] = ((x1 + x2) / 2, (y1 + y2) / 2)
-    pairs = [(KEYPOINT_NAMES[a - 1], KEYPOINT_NAMES[b - 1]) for a, b in SKELETON] + [("nose", "shoulders"), ("shoulders", "hips")]
+    pairs = [(KEYPOINT_NAMES[a - 1], KEYPOINT_NAMES[b - 1]) for a, b in SKELETON] + [
+        ("nose", "shoulders"),
+        ("shoulders", "hips"),
+    ]
     return [(place[a], place[b]) for a, b in pairs if a in place and b in place]
 
 
@@ -123,7 +160,11 @@ def _draw_skeleton(pen: Any, points: list[list[float]], heat: list[float] | None
         pen.line([start, end], fill=colour(number), width=2 * width)
     for number, (x, y, *_) in enumerate(points):
         if heat is None or heat[number] >= LEAST_LOGIT:
-            pen.ellipse([x - 2 * width, y - 2 * width, x + 2 * width, y + 2 * width], fill=colour(number), outline=(0, 0, 0))
+            pen.ellipse(
+                [x - 2 * width, y - 2 * width, x + 2 * width, y + 2 * width],
+                fill=colour(number),
+                outline=(0, 0, 0),
+            )
 
 
 def _write(pen: Any, box: list[float], text: str, paint: tuple[int, int, int]) -> None:
@@ -149,8 +190,12 @@ def as_records(found: Detections, class_names: tuple[str, ...], min_score: float
     for row in found.scores.argsort(descending=True).tolist():
         label, score = int(found.labels[row]), float(found.scores[row])
         if score >= min_score:
-            record = {"class": class_names[label] if label < len(class_names) else str(label), "label": label, "score": score,
-                      "box": [float(v) for v in found.boxes[row]]}
+            record = {
+                "class": class_names[label] if label < len(class_names) else str(label),
+                "label": label,
+                "score": score,
+                "box": [float(v) for v in found.boxes[row]],
+            }
             if found.masks is not None:
                 record["mask_pixels"] = int(found.masks[row].sum())
             if found.keypoints is not None:

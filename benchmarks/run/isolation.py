@@ -1,4 +1,6 @@
-"""A piece of work in a process of its own: what it reports as it goes reaches the caller, whatever becomes of the process."""
+"""A piece of work in a process of its own: what it reports as it goes reaches the caller, whatever becomes of
+the process."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -34,7 +36,8 @@ class Outcome:
 class Limits:
     """When a process is ended.
 
-    stall_s: it has reported nothing for so long. limit_s: it has run for so long. memory_mib: it and its children hold more than that in the machine's
+    stall_s: it has reported nothing for so long. limit_s: it has run for so long. memory_mib: it and its
+        children hold more than that in the machine's
     memory; without such a limit the system would end some process of its own choice when memory runs out.
     """
 
@@ -49,12 +52,19 @@ class Limits:
         if self.stall_s is not None and silent_s >= self.stall_s:
             return f"the process reported nothing for {self.stall_s:g} s and was ended"
         if self.memory_mib is not None and (used := _resident_mib(process.pid)) > self.memory_mib:
-            return f"out of memory: the process held {used:.0f} MiB, its limit is {self.memory_mib:.0f} MiB, and was ended"
+            return (
+                f"out of memory: the process held {used:.0f} MiB, its limit is {self.memory_mib:.0f} MiB, and"
+                " was ended"
+            )
         return None
 
     def wait_s(self, running_s: float, silent_s: float) -> float | None:
         """How long nothing can be exceeded unseen; None for ever."""
-        waits = [limit - passed for limit, passed in ((self.limit_s, running_s), (self.stall_s, silent_s)) if limit is not None]
+        waits = [
+            limit - passed
+            for limit, passed in ((self.limit_s, running_s), (self.stall_s, silent_s))
+            if limit is not None
+        ]
         waits += [MEMORY_POLL_S] if self.memory_mib is not None else []
         return max(min(waits), 0.0) if waits else None
 
@@ -65,7 +75,9 @@ def usable_memory_mib(share: float = 0.9) -> float:
 
     free = psutil.virtual_memory().available
     try:
-        limit, used = (Path("/sys/fs/cgroup", name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = (
+            Path("/sys/fs/cgroup", name).read_text().strip() for name in ("memory.max", "memory.current")
+        )
         free = min(free, int(limit) - int(used)) if limit != "max" else free
     except OSError:
         pass  # no such container
@@ -78,13 +90,24 @@ def _resident_mib(pid: int) -> float:
 
     try:
         parent = psutil.Process(pid)
-        return sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)]) / 2**20
+        return (
+            sum(process.memory_info().rss for process in [parent, *parent.children(recursive=True)]) / 2**20
+        )
     except psutil.NoSuchProcess:
         return 0.0
 
 
-def run_isolated(work: Callable[..., None], arguments: tuple[Any, ...], on_report: Report, *, stall_s: float | None = None, limit_s: float | None = None,
-                 memory_mib: float | None = None, environment: dict[str, str] | None = None, cancel: Any = None) -> Outcome:
+def run_isolated(
+    work: Callable[..., None],
+    arguments: tuple[Any, ...],
+    on_report: Report,
+    *,
+    stall_s: float | None = None,
+    limit_s: float | None = None,
+    memory_mib: float | None = None,
+    environment: dict[str, str] | None = None,
+    cancel: Any = None,
+) -> Outcome:
     """Run `work(*arguments, report)` in a fresh process.
 
     Args:
@@ -93,18 +116,23 @@ def run_isolated(work: Callable[..., None], arguments: tuple[Any, ...], on_repor
         on_report: gets every report in order, except BEAT.
         stall_s, limit_s, memory_mib: see `Limits`.
         environment: variables set in the process before the work begins.
-        cancel: a connection; when something is to be read from it, or its other end closes, the work is ended as by Ctrl-C.
+        cancel: a connection; when something is to be read from it, or its other end closes, the work is ended
+            as by Ctrl-C.
 
     Returns:
         How it ended. KeyboardInterrupt passes through, after the process has been ended.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_in_child, args=(work, arguments, theirs, environment or {}), name="benchmark", daemon=False)
+    process = context.Process(
+        target=_in_child, args=(work, arguments, theirs, environment or {}), name="benchmark", daemon=False
+    )
     process.start()
     theirs.close()
     try:
-        return _follow(process, ours, on_report, Limits(stall_s, limit_s, memory_mib), [] if cancel is None else [cancel])
+        return _follow(
+            process, ours, on_report, Limits(stall_s, limit_s, memory_mib), [] if cancel is None else [cancel]
+        )
     except KeyboardInterrupt:
         process.kill()
         process.join()
@@ -161,7 +189,9 @@ def how_it_died(code: int | None) -> str:
     return f"the process ended without a word (exit code {code})"
 
 
-def _in_child(work: Callable[..., None], arguments: tuple[Any, ...], reports: Any, environment: dict[str, str]) -> None:
+def _in_child(
+    work: Callable[..., None], arguments: tuple[Any, ...], reports: Any, environment: dict[str, str]
+) -> None:
     """The process."""
     settle_in_child()
     os.environ.update(environment)
@@ -175,7 +205,8 @@ def _in_child(work: Callable[..., None], arguments: tuple[Any, ...], reports: An
 
 
 def settle_in_child() -> None:
-    """What every process of ours does first: Ctrl-C is the parent's to handle, stdout is for data, and nothing outlives the parent."""
+    """What every process of ours does first: Ctrl-C is the parent's to handle, stdout is for data, and
+    nothing outlives the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -189,12 +220,18 @@ def _end_with_parent() -> None:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out: Python's, the processor's or the GPU's."""
     said = ("can't allocate memory", "_ALLOC_FAILED")  # torch on a CPU; cuDNN and cuBLAS
-    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or any(words in str(error) for words in said)
+    return (
+        isinstance(error, MemoryError)
+        or "OutOfMemory" in type(error).__name__
+        or any(words in str(error) for words in said)
+    )
 
 
 def failure(error: BaseException) -> Outcome:
     """An exception as an outcome: one line that says what went wrong, and the traceback."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or ["no message"]
-    text = "; ".join(lines) if isinstance(error, ZooError) else lines[0]  # ours name what is wrong in all of their lines
+    text = (
+        "; ".join(lines) if isinstance(error, ZooError) else lines[0]
+    )  # ours name what is wrong in all of their lines
     reason = f"out of memory: {text}" if out_of_memory(error) else f"{type(error).__name__}: {text}"
     return Outcome("failed", reason, "".join(traceback.format_exception(error)))

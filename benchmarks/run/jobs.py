@@ -1,4 +1,5 @@
 """Several models at once on one machine: a thread a slot, a GPU a slot, and Ctrl-C reaches all of them."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -24,18 +25,31 @@ def slots_of(jobs: int, device: str) -> list[Environment]:
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = [name.strip() for name in given.split(",") if name.strip()] if given else [str(number) for number in range(torch.cuda.device_count())]
+    gpus = (
+        [name.strip() for name in given.split(",") if name.strip()]
+        if given
+        else [str(number) for number in range(torch.cuda.device_count())]
+    )
     if len(gpus) < jobs:
-        raise ManifestError(f"--jobs {jobs}: this machine shows {len(gpus)} GPUs; two models on one GPU would disturb each other's times")
+        raise ManifestError(
+            f"--jobs {jobs}: this machine shows {len(gpus)} GPUs; two models on one GPU would disturb each"
+            " other's times"
+        )
     return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:jobs]]
 
 
-def run_parallel(work: Sequence[Any], one: Callable[[Any, Environment, Any], Any], done: Callable[[Any, Any], None], slots: Sequence[Environment]) -> bool:
+def run_parallel(
+    work: Sequence[Any],
+    one: Callable[[Any, Environment, Any], Any],
+    done: Callable[[Any, Any], None],
+    slots: Sequence[Environment],
+) -> bool:
     """Do pieces of work in as many threads as there are slots.
 
     Args:
         work: pieces, taken in order.
-        one: does a piece, given the slot's variables and a connection that becomes readable when all is to end; returns a result.
+        one: does a piece, given the slot's variables and a connection that becomes readable when all is to
+            end; returns a result.
         done: gets each piece with its result, in this thread, as they come.
         slots: variables of each slot.
 
@@ -62,7 +76,10 @@ def run_parallel(work: Sequence[Any], one: Callable[[Any, Environment, Any], Any
             except BaseException as error:
                 results.put((piece, None, error))
 
-    threads = [threading.Thread(target=serve, args=(slot,), name=f"job {number}", daemon=True) for number, slot in enumerate(slots)]
+    threads = [
+        threading.Thread(target=serve, args=(slot,), name=f"job {number}", daemon=True)
+        for number, slot in enumerate(slots)
+    ]
     for thread in threads:
         thread.start()
     left, stopped, fault = len(work), False, None

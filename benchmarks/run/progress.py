@@ -1,7 +1,9 @@
-"""Progress on stderr: a bar for work that counts its steps, a clock for work that cannot. Nothing appears in the first two seconds.
+"""Progress on stderr: a bar for work that counts its steps, a clock for work that cannot. Nothing appears in
+the first two seconds.
 
 Where stderr is no terminal but a log, a bar says something every few seconds only.
 """
+
 from __future__ import annotations
 
 import sys
@@ -17,11 +19,19 @@ _LOCK = threading.RLock()
 
 
 def _bar(title: str, **options: Any) -> Any:
-    """A tqdm bar with a lock of this process: tqdm's own is a semaphore of the system, and a process that is ended leaves it behind, and a warning."""
+    """A tqdm bar with a lock of this process: tqdm's own is a semaphore of the system, and a process that is
+    ended leaves it behind, and a warning."""
     from tqdm import tqdm
 
     tqdm.set_lock(_LOCK)
-    return tqdm(desc=title, delay=QUIET_S, leave=False, miniters=1, mininterval=0.1 if sys.stderr.isatty() else LOG_S, **options)
+    return tqdm(
+        desc=title,
+        delay=QUIET_S,
+        leave=False,
+        miniters=1,
+        mininterval=0.1 if sys.stderr.isatty() else LOG_S,
+        **options,
+    )
 
 
 @contextmanager

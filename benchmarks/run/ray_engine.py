@@ -1,4 +1,6 @@
-"""A sweep on a Ray cluster: one GPU a task, a process of its own in each, records and detections brought back to the one store."""
+"""A sweep on a Ray cluster: one GPU a task, a process of its own in each, records and detections brought back
+to the one store."""
+
 from __future__ import annotations
 
 import os
@@ -20,11 +22,20 @@ if TYPE_CHECKING:
     from detection_zoo.benchmarks.run.sweep import SweepOptions
 
 from detection_zoo.benchmarks.environment import ROOT
+
 RETRIES = 3  # of a task whose worker or machine was lost; a model that fails is a record and not tried again
 
 
-def run_on_ray(entries: Sequence[ModelEntry], spec: BenchmarkSpec, sources: Sources, options: SweepOptions, finished: dict[tuple[str, ...], Run],
-               done: Callable[[ModelEntry, Run], None], say: Callable[[str], None], work: Callable[..., None]) -> bool:
+def run_on_ray(
+    entries: Sequence[ModelEntry],
+    spec: BenchmarkSpec,
+    sources: Sources,
+    options: SweepOptions,
+    finished: dict[tuple[str, ...], Run],
+    done: Callable[[ModelEntry, Run], None],
+    say: Callable[[str], None],
+    work: Callable[..., None],
+) -> bool:
     """Measure rows on the cluster that RAY_ADDRESS names, or on this machine's GPUs where it names none.
 
     Every machine of the cluster must have this checkout, its packages and the data at the same paths.
@@ -57,8 +68,15 @@ def run_on_ray(entries: Sequence[ModelEntry], spec: BenchmarkSpec, sources: Sour
                 done(entry, known)
                 continue
             say(f"{entry.name}: given to the cluster")
-            limits = {"stall_s": options.stall_s, "limit_s": options.limit_s, "memory_mib": options.memory_mib}
-            drafts[task.remote(entry.name, own, sources, limits, work)] = (entry, Draft(entry.name, own, fields={"stage": "on the cluster"}))
+            limits = {
+                "stall_s": options.stall_s,
+                "limit_s": options.limit_s,
+                "memory_mib": options.memory_mib,
+            }
+            drafts[task.remote(entry.name, own, sources, limits, work)] = (
+                entry,
+                Draft(entry.name, own, fields={"stage": "on the cluster"}),
+            )
         return _collect(ray, drafts, options.files, done)
     except KeyboardInterrupt:
         for reference in drafts:
@@ -73,18 +91,26 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise ManifestError("--engine ray needs Ray: install the extra, as in `pip install -e .[ray]`, or leave --engine out") from None
+        raise ManifestError(
+            "--engine ray needs Ray: install the extra, as in `pip install -e .[ray]`, or leave --engine out"
+        ) from None
     return ray
 
 
 def _runtime() -> dict[str, Any]:
     """What workers need to find this project and its files."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    passed = {name: os.environ[name] for name in ("DETECTION_ZOO_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ}
+    passed = {
+        name: os.environ[name]
+        for name in ("DETECTION_ZOO_HOME", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        if name in os.environ
+    }
     return {"env_vars": {"PYTHONPATH": path, **passed}}
 
 
-def _known(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, anywhere: dict[tuple[str, ...], Run]) -> Run | None:
+def _known(
+    entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, anywhere: dict[tuple[str, ...], Run]
+) -> Run | None:
     """A finished run of the same row, specification, data and weights, whatever it ran on."""
     if not anywhere:
         return None
@@ -96,7 +122,12 @@ def _known(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, anywhere: d
     return anywhere.get((entry.name, spec.digest, data.digest, weights.digest))
 
 
-def _collect(ray: Any, drafts: dict[Any, tuple[ModelEntry, Draft]], files: Path, done: Callable[[ModelEntry, Run], None]) -> bool:
+def _collect(
+    ray: Any,
+    drafts: dict[Any, tuple[ModelEntry, Draft]],
+    files: Path,
+    done: Callable[[ModelEntry, Run], None],
+) -> bool:
     """Take results as they come; a task that the cluster lost for good is a failed run."""
     while drafts:
         (reference,), _ = ray.wait(list(drafts), num_returns=1)
@@ -108,16 +139,27 @@ def _collect(ray: Any, drafts: dict[Any, tuple[ModelEntry, Draft]], files: Path,
                 store_file((files / name).parent, Path(name).name, content)
         except ray.exceptions.RayError as error:
             lost = failure(error)
-            run = draft.finish(Outcome("failed", f"the cluster lost the task {RETRIES + 1} times: {lost.reason}", lost.traceback))
+            run = draft.finish(
+                Outcome(
+                    "failed", f"the cluster lost the task {RETRIES + 1} times: {lost.reason}", lost.traceback
+                )
+            )
         except OSError as error:
-            run = run.model_copy(update={"notes": [*run.notes, f"its detections could not be stored: {error}"], "files": {}})
+            run = run.model_copy(
+                update={"notes": [*run.notes, f"its detections could not be stored: {error}"], "files": {}}
+            )
         del drafts[reference]
         done(entry, run)
     return False
 
 
-def measure_on_node(row: str, spec: BenchmarkSpec, sources: Sources, limits: dict[str, float | None],
-                    work: Callable[..., None]) -> tuple[str, dict[str, bytes]]:
+def measure_on_node(
+    row: str,
+    spec: BenchmarkSpec,
+    sources: Sources,
+    limits: dict[str, float | None],
+    work: Callable[..., None],
+) -> tuple[str, dict[str, bytes]]:
     """The task: measure a row in a process of its own on whatever machine this is.
 
     Returns:
@@ -129,7 +171,17 @@ def measure_on_node(row: str, spec: BenchmarkSpec, sources: Sources, limits: dic
         try:
             weights = identify_weights(entry, sources.weights)
             memory_mib = limits["memory_mib"] or usable_memory_mib()
-            run = run_row(row, spec, sources, weights, Path(folder), stall_s=limits["stall_s"], limit_s=limits["limit_s"], memory_mib=memory_mib, work=work)
+            run = run_row(
+                row,
+                spec,
+                sources,
+                weights,
+                Path(folder),
+                stall_s=limits["stall_s"],
+                limit_s=limits["limit_s"],
+                memory_mib=memory_mib,
+                work=work,
+            )
         except (ZooError, OSError) as error:
             run = draft.finish(failure(error))
         except Interrupted as stopped:

@@ -1,4 +1,6 @@
-"""Reproduce a source's table: what can be run here with the published weights, and what is missing for the rest."""
+"""Reproduce a source's table: what can be run here with the published weights, and what is missing for the
+rest."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -41,7 +43,9 @@ def plan_source(source: str, data: str | None) -> list[Plan]:
                 continue
             if entry.dataset not in opened:
                 opened[entry.dataset] = _data_problem(entry, data)
-            plans.append(Plan(entry, tuple(text for text in (_weights_problem(entry), opened[entry.dataset]) if text)))
+            plans.append(
+                Plan(entry, tuple(text for text in (_weights_problem(entry), opened[entry.dataset]) if text))
+            )
     return plans
 
 
@@ -52,11 +56,18 @@ def _weights_problem(entry: ModelEntry) -> str | None:
     own = entry.trained_weights
     usable = [spec for spec in own if not spec.wrong]
     if not usable:
-        return f"weights: the published link is wrong: {own[0].wrong}" if own else "weights: none are published; train it, or run it with --weights FILE"
+        return (
+            f"weights: the published link is wrong: {own[0].wrong}"
+            if own
+            else "weights: none are published; train it, or run it with --weights FILE"
+        )
     if any(WeightCache().find(spec) for spec in usable):
         return None
     if not usable[0].urls:
-        return f"weights: a person has to get them from {usable[0].manual}, then `python download_weights.py import FILE {entry.name}`"
+        return (
+            f"weights: a person has to get them from {usable[0].manual}, then `python download_weights.py"
+            f" import FILE {entry.name}`"
+        )
     return f"weights: not on this machine; `python download_weights.py get {entry.name}` fetches them"
 
 
@@ -76,7 +87,8 @@ def _data_problem(entry: ModelEntry, data: str | None) -> str | None:
 
 
 def missing_text(plans: list[Plan]) -> str:
-    """A line for every row that cannot be run, with what is missing; rows that lack the same are named together."""
+    """A line for every row that cannot be run, with what is missing; rows that lack the same are named
+    together."""
     by_reason: dict[str, list[str]] = {}
     for plan in plans:
         for reason in plan.missing:

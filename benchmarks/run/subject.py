@@ -1,4 +1,5 @@
 """What is measured: a row's model with its weights, its own pre-processing, and the data."""
+
 from __future__ import annotations
 
 import hashlib
@@ -30,7 +31,8 @@ BLOCK = 2**20
 class Sources:
     """Where data and weights come from, as given on the command line.
 
-    data, train_data: forms of `open_dataset`; train_data None: the training split beside `data`, or `data` itself.
+    data, train_data: forms of `open_dataset`; train_data None: the training split beside `data`, or `data`
+        itself.
     weights: "random", "published", "stand-in:FOLDER" of a recorded reference, or a file.
     checkpoint_format: of a file that is not in the format of the row's own weights.
     """
@@ -57,7 +59,8 @@ class Subject:
         return self.entry.task == "classification"
 
     def forward(self, images: torch.Tensor, sizes: torch.Tensor) -> Any:
-        """The forward phase of images (N, 3, H, W) with sizes (N, 2): raw outputs of a detector, class logits (N, K) of a classifier."""
+        """The forward phase of images (N, 3, H, W) with sizes (N, 2): raw outputs of a detector, class logits
+        (N, K) of a classifier."""
         return self.model(images) if self.is_classifier else self.model.raw(images, sizes)
 
     @property
@@ -84,7 +87,8 @@ def open_data(entry: ModelEntry, argument: str, images: int | None = None) -> Da
 
 
 def inclusive_boxes(entry: ModelEntry) -> bool:
-    """Whether a row's boxes end at the last pixel inside: as its training boxes do, else by the offset of its box arithmetic."""
+    """Whether a row's boxes end at the last pixel inside: as its training boxes do, else by the offset of its
+    box arithmetic."""
     import inspect
 
     import detection_zoo.zoo.build  # noqa: F401 - fills the registry
@@ -93,7 +97,11 @@ def inclusive_boxes(entry: ModelEntry) -> bool:
 
     if entry.conventions is not None and entry.conventions.targets is not None:
         return entry.conventions.targets.inclusive
-    if entry.detector is None or entry.conventions is None or "boxes" not in inspect.signature(DETECTORS[entry.detector.name]).parameters:
+    if (
+        entry.detector is None
+        or entry.conventions is None
+        or "boxes" not in inspect.signature(DETECTORS[entry.detector.name]).parameters
+    ):
         return False
     return (entry.conventions.boxes or BoxConventions()).offset == 1.0
 
@@ -104,14 +112,26 @@ def identify_data(dataset: Dataset) -> DataIdentity:
     for index in range(len(dataset)):
         truth = dataset.target(index)
         path = dataset.image_path(index)
-        size = path.stat().st_size if path.is_file() else -1  # a missing image is an error when it is read, not here
-        digest.update(f"{dataset.image_id(index)} {size} ".encode() + truth.boxes_xywh.tobytes() + truth.labels.tobytes())
-    return DataIdentity(name=dataset.name, digest=digest.hexdigest(), images=len(dataset), images_of_split=dataset.full_size,
-                        made_up=dataset.name.startswith("shapes"))
+        size = (
+            path.stat().st_size if path.is_file() else -1
+        )  # a missing image is an error when it is read, not here
+        digest.update(
+            f"{dataset.image_id(index)} {size} ".encode()
+            + truth.boxes_xywh.tobytes()
+            + truth.labels.tobytes()
+        )
+    return DataIdentity(
+        name=dataset.name,
+        digest=digest.hexdigest(),
+        images=len(dataset),
+        images_of_split=dataset.full_size,
+        made_up=dataset.name.startswith("shapes"),
+    )
 
 
 def identify_weights(entry: ModelEntry, argument: str) -> tuple[WeightsIdentity, str]:
-    """Which weights an argument means, and what `build_model` takes for them; published files are fetched where they are not here.
+    """Which weights an argument means, and what `build_model` takes for them; published files are fetched
+    where they are not here.
 
     Raises:
         DownloadError: the published file cannot be had.
@@ -119,14 +139,20 @@ def identify_weights(entry: ModelEntry, argument: str) -> tuple[WeightsIdentity,
         ManifestError: the row has no published weights.
     """
     if argument == "random":
-        return WeightsIdentity(kind="random", digest=RANDOM_DIGEST, note="initial values, never trained"), "random"
+        return (
+            WeightsIdentity(kind="random", digest=RANDOM_DIGEST, note="initial values, never trained"),
+            "random",
+        )
     if argument == "published":
         return _published(entry)
     if argument.startswith(STAND_IN):
         return _stand_in(Path(argument.removeprefix(STAND_IN)))
     path = Path(argument).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; --weights takes random, published, {STAND_IN}FOLDER, or a checkpoint's path")
+        raise CheckpointError(
+            f"{path}: no such file; --weights takes random, published, {STAND_IN}FOLDER, or a checkpoint's"
+            " path"
+        )
     return WeightsIdentity(kind="file", digest=file_digest(path), file=path.name), str(path)
 
 
@@ -135,8 +161,13 @@ def _published(entry: ModelEntry) -> tuple[WeightsIdentity, str]:
 
     spec = next(iter(entry.trained_weights), None)
     if spec is None:
-        part = next((f" of the whole model, but {spec.partial}" for spec in entry.weights if spec.partial), "")
-        raise ManifestError(f"manifests/{entry.source}.toml: row {entry.name} publishes no weights{part}; use --weights random or a file of your own")
+        part = next(
+            (f" of the whole model, but {spec.partial}" for spec in entry.weights if spec.partial), ""
+        )
+        raise ManifestError(
+            f"manifests/{entry.source}.toml: row {entry.name} publishes no weights{part}; use --weights"
+            " random or a file of your own"
+        )
     found = fetch_weights(spec, entry.name)
     return WeightsIdentity(kind="published", digest=found.sha256, file=found.path.name), "published"
 
@@ -146,13 +177,21 @@ def _stand_in(folder: Path) -> tuple[WeightsIdentity, str]:
 
     description = folder.expanduser() / CHECKPOINT_FILE
     if not description.is_file():
-        raise CheckpointError(f"{description}: no such file; {STAND_IN}FOLDER wants a folder of recorded outputs that describes a checkpoint")
+        raise CheckpointError(
+            f"{description}: no such file; {STAND_IN}FOLDER wants a folder of recorded outputs that describes"
+            " a checkpoint"
+        )
     digest = file_digest(description)
     path = home_folder() / "stand-in" / f"{folder.name}-{digest[:12]}.pth"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_standin_checkpoint(folder.expanduser(), path)
-    return WeightsIdentity(kind="stand-in", digest=digest, file=path.name, note="filled from tensor names; the digest is that of the description"), str(path)
+    return WeightsIdentity(
+        kind="stand-in",
+        digest=digest,
+        file=path.name,
+        note="filled from tensor names; the digest is that of the description",
+    ), str(path)
 
 
 def file_digest(path: Path) -> str:
@@ -165,19 +204,30 @@ def file_digest(path: Path) -> str:
 
 
 def training_data(entry: ModelEntry, sources: Sources) -> tuple[Dataset, str]:
-    """The images to train on, and a word on which they are; the evaluation images where there is no training split."""
+    """The images to train on, and a word on which they are; the evaluation images where there is no training
+    split."""
     if sources.train_data is not None:
         dataset = open_data(entry, sources.train_data)
         return dataset, f"training images {dataset.name}"
     kind, _, rest = sources.data.partition(":")
-    beside = {"shapes": "shapes:train", "coco": f"coco:{_folder(rest)}:train2017", "voc": f"voc:{rest.rpartition(':')[0]}:trainval"}.get(kind, sources.data)
+    beside = {
+        "shapes": "shapes:train",
+        "coco": f"coco:{_folder(rest)}:train2017",
+        "voc": f"voc:{rest.rpartition(':')[0]}:trainval",
+    }.get(kind, sources.data)
     from detection_zoo.zoo.errors import DatasetError
 
     try:
         dataset = open_data(entry, beside)
     except DatasetError:
         dataset = open_data(entry, sources.data)
-        return dataset, f"training images {dataset.name}, because no training split lies beside it: for memory and time only"
+        return (
+            dataset,
+            (
+                f"training images {dataset.name}, because no training split lies beside it: for memory and"
+                " time only"
+            ),
+        )
     return dataset, f"training images {dataset.name}"
 
 
@@ -187,14 +237,21 @@ def _folder(rest: str) -> str:
 
 
 def images_in_epoch(entry: ModelEntry, dataset: Dataset) -> tuple[int, str]:
-    """How many images an epoch of the row's training has, and whose count that is: the row's dataset's, unless the data is of another kind."""
+    """How many images an epoch of the row's training has, and whose count that is: the row's dataset's,
+    unless the data is of another kind."""
     spec: DatasetSpec = load_manifests().datasets[entry.dataset]
     if entry.train_split and entry.train_split in spec.splits and not dataset.name.startswith("shapes"):
         return spec.splits[entry.train_split], f"{spec.title} {entry.train_split}"
     return dataset.full_size, dataset.name
 
 
-def prepare(entry: ModelEntry, spec: BenchmarkSpec, dataset: Dataset, weights: str, checkpoint_format: str | None = None) -> Subject:
+def prepare(
+    entry: ModelEntry,
+    spec: BenchmarkSpec,
+    dataset: Dataset,
+    weights: str,
+    checkpoint_format: str | None = None,
+) -> Subject:
     """Build the model on its device.
 
     Args:
@@ -222,20 +279,31 @@ def with_soft_nms(entry: ModelEntry, kind: str) -> ModelEntry:
     if kind == "none":
         return entry
     if entry.conventions is None or entry.conventions.detections is None:
-        raise ManifestError(f"row {entry.name}: soft-NMS is for rows whose conventions have a table [detections], the R-CNN families")
+        raise ManifestError(
+            f"row {entry.name}: soft-NMS is for rows whose conventions have a table [detections], the R-CNN"
+            " families"
+        )
     detections = entry.conventions.detections.model_copy(update={"soft": kind})
-    return entry.model_copy(update={"conventions": entry.conventions.model_copy(update={"detections": detections})})
+    return entry.model_copy(
+        update={"conventions": entry.conventions.model_copy(update={"detections": detections})}
+    )
 
 
-def build_subject(entry: ModelEntry, weights: str, device: str, checkpoint_format: str | None = None) -> Subject:
-    """A row's model on a device ("cpu" or "cuda") with its pre-processing, without data; `weights` is what `build_model` takes."""
+def build_subject(
+    entry: ModelEntry, weights: str, device: str, checkpoint_format: str | None = None
+) -> Subject:
+    """A row's model on a device ("cpu" or "cuda") with its pre-processing, without data; `weights` is what
+    `build_model` takes."""
     import torch
 
     from detection_zoo.zoo.build import build_model, load_row_weights
     from detection_zoo.zoo.data.transforms import Preprocess
 
     if entry.conventions is None:
-        raise ManifestError(f"manifests/{entry.source}.toml: row {entry.name} has no conventions, so nobody knows its pre-processing")
+        raise ManifestError(
+            f"manifests/{entry.source}.toml: row {entry.name} has no conventions, so nobody knows its"
+            " pre-processing"
+        )
     model = build_model(entry, weights=weights if checkpoint_format is None else "random", device=device)
     if checkpoint_format is not None:
         load_row_weights(model, entry, weights, checkpoint_format)
@@ -246,4 +314,6 @@ def autocast(spec: BenchmarkSpec) -> AbstractContextManager:
     """Automatic mixed precision in the specification's type; nothing for float32."""
     import torch
 
-    return nullcontext() if spec.dtype == "float32" else torch.autocast(spec.device, getattr(torch, spec.dtype))
+    return (
+        nullcontext() if spec.dtype == "float32" else torch.autocast(spec.device, getattr(torch, spec.dtype))
+    )

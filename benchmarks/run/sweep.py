@@ -1,4 +1,6 @@
-"""Many rows, one after another: what is measured already is not measured again, and nothing that fails stops the rest."""
+"""Many rows, one after another: what is measured already is not measured again, and nothing that fails stops
+the rest."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -28,7 +30,9 @@ class Sweep:
     runs: list[Run] = field(default_factory=list)
     known: list[Run] = field(default_factory=list)
     interrupted: bool = False
-    unsaved: dict[str, tuple[Run, str]] = field(default_factory=dict)  # id -> a run that could not be stored, and why
+    unsaved: dict[str, tuple[Run, str]] = field(
+        default_factory=dict
+    )  # id -> a run that could not be stored, and why
 
     @property
     def failed(self) -> list[Run]:
@@ -39,7 +43,11 @@ class Sweep:
         """One line."""
         finished = sum(run.status == "finished" for run in self.runs)
         text = f"{finished} measured, {len(self.failed)} failed, {len(self.known)} measured before"
-        text += f"; {len(self.unsaved)} COULD NOT BE STORED: {next(iter(self.unsaved.values()))[1]}" if self.unsaved else ""
+        text += (
+            f"; {len(self.unsaved)} COULD NOT BE STORED: {next(iter(self.unsaved.values()))[1]}"
+            if self.unsaved
+            else ""
+        )
         return text + ("; stopped by Ctrl-C, the same command goes on from here" if self.interrupted else "")
 
 
@@ -47,8 +55,10 @@ class Sweep:
 class SweepOptions:
     """How a sweep treats rows.
 
-    store: folder of records. again: measure what is measured already. isolate, stall_s, limit_s, memory_mib: see `run_row`; memory_mib None: nine tenths
-    of what is free when a row begins, shared among the jobs. jobs: rows at once, a GPU each. engine: this machine, or a Ray cluster.
+    store: folder of records. again: measure what is measured already. isolate, stall_s, limit_s, memory_mib:
+        see `run_row`; memory_mib None: nine tenths
+    of what is free when a row begins, shared among the jobs. jobs: rows at once, a GPU each. engine: this
+    machine, or a Ray cluster.
     """
 
     store: Path = DEFAULT_STORE
@@ -74,9 +84,16 @@ def chosen_rows(patterns: Iterable[str]) -> list[ModelEntry]:
     """
     manifests, chosen = load_manifests(), {}
     for pattern in patterns:
-        exact = [manifests.entries[pattern]] if pattern in manifests.entries else [e for e in manifests.find(pattern) if _fits(e, pattern)]
+        exact = (
+            [manifests.entries[pattern]]
+            if pattern in manifests.entries
+            else [e for e in manifests.find(pattern) if _fits(e, pattern)]
+        )
         if not exact:
-            raise ManifestError(f"no row fits {pattern!r}: {did_you_mean(pattern, manifests.entries)} (bench.py list shows all)")
+            raise ManifestError(
+                f"no row fits {pattern!r}: {did_you_mean(pattern, manifests.entries)} (bench.py list shows"
+                " all)"
+            )
         chosen |= {entry.name: entry for entry in exact}
     return list(chosen.values())
 
@@ -86,8 +103,14 @@ def _fits(entry: ModelEntry, pattern: str) -> bool:
     return any(c in pattern for c in "*?[") or entry.source == pattern
 
 
-def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, options: SweepOptions, say: Say = lambda text: None,
-              work: Callable[..., None] = measure) -> Sweep:
+def run_sweep(
+    entries: list[ModelEntry],
+    spec: BenchmarkSpec,
+    sources: Sources,
+    options: SweepOptions,
+    say: Say = lambda text: None,
+    work: Callable[..., None] = measure,
+) -> Sweep:
     """Measure rows in order, storing each run as soon as it ends.
 
     Args:
@@ -112,7 +135,9 @@ def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, 
     def one(entry: ModelEntry, environment: dict[str, str], cancel: Any) -> Run:
         say(f"[{numbers[entry.name]}/{len(entries)}] {entry.name}")
         try:
-            return _one(entry, spec.for_task(entry.task), sources, options, finished, work, environment, cancel)
+            return _one(
+                entry, spec.for_task(entry.task), sources, options, finished, work, environment, cancel
+            )
         except Interrupted as stopped:
             return stopped.run
 
@@ -124,7 +149,10 @@ def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, 
         keep(run, options.store, sweep, say)
         sweep.runs.append(run)
         sweep.interrupted |= run.status == "interrupted"
-        say(f"    {entry.name}: {run.status} in {run.duration_s:.0f} s" + (f", while {run.stage}: {run.reason}" if run.reason else ""))
+        say(
+            f"    {entry.name}: {run.status} in {run.duration_s:.0f} s"
+            + (f", while {run.stage}: {run.reason}" if run.reason else "")
+        )
         for name, file in run.files.items():
             if name.endswith(SUBMISSION):
                 say(f"    for COCO's evaluation server: {options.files / file.name}")
@@ -141,7 +169,9 @@ def run_sweep(entries: list[ModelEntry], spec: BenchmarkSpec, sources: Sources, 
     return sweep
 
 
-def _in_turn(entries: list[ModelEntry], one: Callable[..., Run], done: Callable[[ModelEntry, Run], None], sweep: Sweep) -> None:
+def _in_turn(
+    entries: list[ModelEntry], one: Callable[..., Run], done: Callable[[ModelEntry, Run], None], sweep: Sweep
+) -> None:
     """One row after another."""
     for entry in entries:
         try:
@@ -155,7 +185,8 @@ def _in_turn(entries: list[ModelEntry], one: Callable[..., Run], done: Callable[
 
 
 def keep(run: Run, store: Path, sweep: Sweep, say: Say) -> None:
-    """Store a run; one that cannot be stored (the disk is full, say) stays in memory, is tried again with every later one, and stops nothing."""
+    """Store a run; one that cannot be stored (the disk is full, say) stays in memory, is tried again with
+    every later one, and stops nothing."""
     sweep.unsaved[run.id] = (run, "")
     store_unsaved(store, sweep, say)
 
@@ -169,11 +200,22 @@ def store_unsaved(store: Path, sweep: Sweep, say: Say) -> None:
         except OSError as error:
             sweep.unsaved[run.id] = (run, str(error))
             if not known:
-                say(f"    warning: {run.id} could not be stored ({error}); make room, it is tried again after the next row and at the end")
+                say(
+                    f"    warning: {run.id} could not be stored ({error}); make room, it is tried again after"
+                    " the next row and at the end"
+                )
 
 
-def _one(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, options: SweepOptions, finished: dict[tuple[str, ...], Run], work: Callable[..., None],
-         environment: dict[str, str], cancel: Any) -> Run:
+def _one(
+    entry: ModelEntry,
+    spec: BenchmarkSpec,
+    sources: Sources,
+    options: SweepOptions,
+    finished: dict[tuple[str, ...], Run],
+    work: Callable[..., None],
+    environment: dict[str, str],
+    cancel: Any,
+) -> Run:
     """The new run of a row, or the finished run of the same kind that is known."""
     draft = Draft(entry.name, spec, fields={"stage": "finding weights and data"})
     try:
@@ -190,5 +232,17 @@ def _one(entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, options: Swee
         return draft.finish(failure(error))
     except KeyboardInterrupt:
         raise Interrupted(draft.finish(Outcome("failed", "stopped by Ctrl-C"), "interrupted")) from None
-    return run_row(entry.name, spec, sources, weights, options.files, isolate=options.isolate, stall_s=options.stall_s, limit_s=options.limit_s,
-                   memory_mib=options.memory_mib or usable_memory_mib() / options.jobs, environment=environment, cancel=cancel, work=work)
+    return run_row(
+        entry.name,
+        spec,
+        sources,
+        weights,
+        options.files,
+        isolate=options.isolate,
+        stall_s=options.stall_s,
+        limit_s=options.limit_s,
+        memory_mib=options.memory_mib or usable_memory_mib() / options.jobs,
+        environment=environment,
+        cancel=cancel,
+        work=work,
+    )

@@ -1,4 +1,5 @@
 """COCO accuracy: recorded cases to 1e-9, hand-worked cases, both engines held together."""
+
 from __future__ import annotations
 
 import json
@@ -8,8 +9,14 @@ import numpy as np
 import pytest
 
 from detection_zoo.benchmarks.evaluation.coco_evaluation import (
-    BOX_STATISTICS, KEYPOINT_STATISTICS, CocoScores, EvaluationPlan, compare_engines, complete_annotations,
-    evaluate_coco, score_coco,
+    BOX_STATISTICS,
+    KEYPOINT_STATISTICS,
+    CocoScores,
+    EvaluationPlan,
+    compare_engines,
+    complete_annotations,
+    evaluate_coco,
+    score_coco,
 )
 from detection_zoo.benchmarks.evaluation.speed import evaluation_speed, render_evaluation_speed
 from detection_zoo.zoo.errors import DatasetError
@@ -22,8 +29,14 @@ def check(case: dict, folder: Path) -> None:
     """The twelve (ten) numbers, and AP and AP50 of every category, to 1e-9."""
     params = case["params"]
     results = json.loads((folder / case["detections"]).read_text())
-    scores = score_coco((folder / case["ground_truth"]).resolve(), results, case["iou_type"], image_ids=params.get("imgIds"),
-                        category_ids=params.get("catIds"), class_agnostic=params.get("useCats", 1) == 0)
+    scores = score_coco(
+        (folder / case["ground_truth"]).resolve(),
+        results,
+        case["iou_type"],
+        image_ids=params.get("imgIds"),
+        category_ids=params.get("catIds"),
+        class_agnostic=params.get("useCats", 1) == 0,
+    )
     assert list(scores.statistics) == list(case["stats"])
     for name, wanted in case["stats"].items():
         assert abs(scores.statistics[name] - wanted) <= 1e-9, name
@@ -31,7 +44,9 @@ def check(case: dict, folder: Path) -> None:
     assert {int(category) for category in recorded} <= set(scores.per_category)
     for category, values in recorded.items():
         for name, wanted in values.items():
-            assert abs(scores.per_category[int(category)][name] - wanted) <= 1e-9, f"{name} of category {category}"
+            assert abs(scores.per_category[int(category)][name] - wanted) <= 1e-9, (
+                f"{name} of category {category}"
+            )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -48,11 +63,18 @@ def test_every_case_of_the_data_folder(data_folder: Path, folder: str) -> None:
         check(case, base)
 
 
-def one_image(boxes: list[list[float]], categories: list[int] | None = None, crowd: list[int] | None = None) -> dict:
+def one_image(
+    boxes: list[list[float]], categories: list[int] | None = None, crowd: list[int] | None = None
+) -> dict:
     categories, crowd = categories or [1] * len(boxes), crowd or [0] * len(boxes)
-    return {"images": [{"id": 5, "file_name": "5.jpg", "height": 200, "width": 200}], "categories": [{"id": 1, "name": "a"}, {"id": 4, "name": "b"}],
-            "annotations": [{"id": i + 1, "image_id": 5, "category_id": c, "bbox": b, "area": b[2] * b[3], "iscrowd": k}
-                            for i, (b, c, k) in enumerate(zip(boxes, categories, crowd, strict=True))]}
+    return {
+        "images": [{"id": 5, "file_name": "5.jpg", "height": 200, "width": 200}],
+        "categories": [{"id": 1, "name": "a"}, {"id": 4, "name": "b"}],
+        "annotations": [
+            {"id": i + 1, "image_id": 5, "category_id": c, "bbox": b, "area": b[2] * b[3], "iscrowd": k}
+            for i, (b, c, k) in enumerate(zip(boxes, categories, crowd, strict=True))
+        ],
+    }
 
 
 def found(box: list[float], score: float, category: int = 1) -> dict:
@@ -65,7 +87,8 @@ def test_nothing_found_is_zero_not_an_error() -> None:
 
 
 def test_a_duplicate_is_a_false_positive() -> None:
-    """Two objects; the right box twice, then the other object: precision 1, 1/2, 2/3, so AP = (51 * 1 + 50 * 2/3) / 101 at every threshold."""
+    """Two objects; the right box twice, then the other object: precision 1, 1/2, 2/3, so AP = (51 * 1 + 50 *
+    2/3) / 101 at every threshold."""
     truth = one_image([[0, 0, 50, 50], [100, 100, 50, 50]])
     results = [found([0, 0, 50, 50], 0.9), found([0, 0, 50, 50], 0.8), found([100, 100, 50, 50], 0.7)]
     assert evaluate_coco(truth, results, "bbox")["AP"] == pytest.approx((51 + 50 * 2 / 3) / 101, abs=1e-12)
@@ -74,7 +97,11 @@ def test_a_duplicate_is_a_false_positive() -> None:
 def test_an_overlap_of_three_quarters_counts_at_six_of_ten_thresholds() -> None:
     """IoU 0.75 exactly reaches 0.50 ... 0.75: six thresholds of ten."""
     scores = evaluate_coco(one_image([[0, 0, 100, 100]]), [found([0, 0, 75, 100], 0.9)], "bbox")
-    assert scores["AP"] == pytest.approx(0.6, abs=1e-12) and scores["AP75"] == pytest.approx(1.0) and scores["AR1"] == pytest.approx(0.6)
+    assert (
+        scores["AP"] == pytest.approx(0.6, abs=1e-12)
+        and scores["AP75"] == pytest.approx(1.0)
+        and scores["AR1"] == pytest.approx(0.6)
+    )
 
 
 def test_detections_on_a_crowd_count_neither_way() -> None:
@@ -86,12 +113,16 @@ def test_detections_on_a_crowd_count_neither_way() -> None:
 def test_images_and_categories_restrict_the_ground_truth() -> None:
     truth = one_image([[0, 0, 50, 50], [100, 100, 50, 50]], categories=[1, 4])
     truth["images"].append({"id": 6, "file_name": "6.jpg", "height": 200, "width": 200})
-    truth["annotations"].append({"id": 3, "image_id": 6, "category_id": 1, "bbox": [0, 0, 40, 40]})  # no area, no crowd flag
+    truth["annotations"].append(
+        {"id": 3, "image_id": 6, "category_id": 1, "bbox": [0, 0, 40, 40]}
+    )  # no area, no crowd flag
     results = [found([0, 0, 50, 50], 0.9)]
     assert evaluate_coco(truth, results, "bbox")["AP"] == pytest.approx((51 / 101 + 0) / 2)
     assert evaluate_coco(truth, results, "bbox", image_ids=[5])["AP"] == pytest.approx(0.5)
     assert evaluate_coco(truth, results, "bbox", image_ids=[5], category_ids=[1])["AP"] == pytest.approx(1.0)
-    assert evaluate_coco(truth, results, "bbox", image_ids=[5], class_agnostic=True)["AP"] == pytest.approx(51 / 101)
+    assert evaluate_coco(truth, results, "bbox", image_ids=[5], class_agnostic=True)["AP"] == pytest.approx(
+        51 / 101
+    )
 
 
 def encoded(polygon: list[float]) -> dict:
@@ -102,22 +133,43 @@ def encoded(polygon: list[float]) -> dict:
 
 
 def test_mask_results_take_the_area_of_the_mask() -> None:
-    """A false positive whose mask is large but whose box is said to be tiny is ignored among medium objects, not among all."""
+    """A false positive whose mask is large but whose box is said to be tiny is ignored among medium objects,
+    not among all."""
     polygon = [0, 0, 10, 0, 150, 150, 140, 150]  # 1500 square pixels: medium
     truth = one_image([[0, 0, 150, 150]])
     truth["annotations"][0] |= {"segmentation": [polygon], "area": 1500.0}
-    right = {"image_id": 5, "category_id": 1, "bbox": [0, 0, 150, 150], "segmentation": encoded(polygon), "score": 0.9}
-    large = {"image_id": 5, "category_id": 1, "bbox": [0, 0, 40, 40], "segmentation": encoded([0, 160, 199, 160, 199, 199, 0, 199]), "score": 0.95}
-    scores = evaluate_coco(truth, [large, right], "segm")  # 7800 square pixels of mask, not below 96 * 96: still medium
+    right = {
+        "image_id": 5,
+        "category_id": 1,
+        "bbox": [0, 0, 150, 150],
+        "segmentation": encoded(polygon),
+        "score": 0.9,
+    }
+    large = {
+        "image_id": 5,
+        "category_id": 1,
+        "bbox": [0, 0, 40, 40],
+        "segmentation": encoded([0, 160, 199, 160, 199, 199, 0, 199]),
+        "score": 0.95,
+    }
+    scores = evaluate_coco(
+        truth, [large, right], "segm"
+    )  # 7800 square pixels of mask, not below 96 * 96: still medium
     assert scores["APm"] == pytest.approx(0.5)
-    larger = {**large, "segmentation": encoded([0, 100, 199, 100, 199, 199, 0, 199])}  # 19,700: large, whatever its box
+    larger = {
+        **large,
+        "segmentation": encoded([0, 100, 199, 100, 199, 199, 0, 199]),
+    }  # 19,700: large, whatever its box
     scores = evaluate_coco(truth, [larger, right], "segm")
     assert scores["AP"] == pytest.approx(0.5) and scores["APm"] == pytest.approx(1.0) and scores["APl"] == -1
 
 
 def test_names_of_the_statistics() -> None:
     assert len(BOX_STATISTICS) == 12 and len(KEYPOINT_STATISTICS) == 10
-    assert tuple(CASES["bbox_small_jitter"]["stats"]) == BOX_STATISTICS and tuple(CASES["keypoints_perturbed"]["stats"]) == KEYPOINT_STATISTICS
+    assert (
+        tuple(CASES["bbox_small_jitter"]["stats"]) == BOX_STATISTICS
+        and tuple(CASES["keypoints_perturbed"]["stats"]) == KEYPOINT_STATISTICS
+    )
 
 
 def test_engines_that_disagree_raise() -> None:
@@ -132,7 +184,8 @@ def test_engines_that_disagree_raise() -> None:
 
 
 def test_a_sample_is_compared_on_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference runs on as many images as were asked for, and a fast engine gone wrong is caught by them."""
+    """The reference runs on as many images as were asked for, and a fast engine gone wrong is caught by
+    them."""
     ran: list[tuple[str, int]] = []
     run = EvaluationPlan.run
 
@@ -143,8 +196,14 @@ def test_a_sample_is_compared_on_every_run(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(EvaluationPlan, "run", watched)
     case, wrong = CASES["bbox_small_jitter"], False
-    arguments = (RECORDED / case["ground_truth"], json.loads((RECORDED / case["detections"]).read_text()), "bbox")
-    assert score_coco(*arguments, checked_images=10).statistics["AP"] == pytest.approx(case["stats"]["AP"], abs=1e-9)
+    arguments = (
+        RECORDED / case["ground_truth"],
+        json.loads((RECORDED / case["detections"]).read_text()),
+        "bbox",
+    )
+    assert score_coco(*arguments, checked_images=10).statistics["AP"] == pytest.approx(
+        case["stats"]["AP"], abs=1e-9
+    )
     assert ran == [("hotcoco", 79), ("hotcoco", 10), ("pycocotools", 10)]
     wrong = True
     with pytest.raises(RuntimeError, match="hotcoco gives AP = 0.123"):
@@ -153,28 +212,51 @@ def test_a_sample_is_compared_on_every_run(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("seed", range(3))
 def test_engines_agree_on_random_detections(seed: int) -> None:
-    """score_coco itself compares them on all images; ties, empty images, boxes without extent and crowds included."""
+    """score_coco itself compares them on all images; ties, empty images, boxes without extent and crowds
+    included."""
     random = np.random.RandomState(seed)
     boxes = random.uniform(0, 120, (40, 4)).round(1).tolist()
-    truth = one_image(boxes, random.choice([1, 4], 40).tolist(), (random.random_sample(40) < 0.1).astype(int).tolist())
+    truth = one_image(
+        boxes, random.choice([1, 4], 40).tolist(), (random.random_sample(40) < 0.1).astype(int).tolist()
+    )
     truth["images"].append({"id": 6, "file_name": "6.jpg", "height": 200, "width": 200})
     moved = np.array(boxes * 4) + random.uniform(-9, 9, (160, 4))
     moved[:, 2:] = np.clip(moved[:, 2:], 0, None)
-    results = [{**found(box.tolist(), float(random.choice([0.1, 0.5, 0.9])), int(random.choice([1, 4]))), "image_id": int(random.choice([5, 6]))}
-               for box in moved]
+    results = [
+        {
+            **found(box.tolist(), float(random.choice([0.1, 0.5, 0.9])), int(random.choice([1, 4]))),
+            "image_id": int(random.choice([5, 6])),
+        }
+        for box in moved
+    ]
     assert -1 <= score_coco(truth, results, "bbox").statistics["AP"] <= 1
 
 
 def test_annotations_without_what_is_compared() -> None:
-    with pytest.raises(DatasetError, match=r"annotations\[0\] \(id 1\): field 'segmentation' is missing or empty; results of kind segm"):
+    with pytest.raises(
+        DatasetError,
+        match=r"annotations\[0\] \(id 1\): field 'segmentation' is missing or empty; results of kind segm",
+    ):
         evaluate_coco(one_image([[0, 0, 5, 5]]), [], "segm")
-    filled = complete_annotations({"images": [], "annotations": [{"bbox": [0, 0, 4, 5], "image_id": 1, "category_id": 1}]}, "bbox")
-    assert filled["annotations"] == [{"id": 1, "iscrowd": 0, "area": 20, "bbox": [0, 0, 4, 5], "image_id": 1, "category_id": 1}]
+    filled = complete_annotations(
+        {"images": [], "annotations": [{"bbox": [0, 0, 4, 5], "image_id": 1, "category_id": 1}]}, "bbox"
+    )
+    assert filled["annotations"] == [
+        {"id": 1, "iscrowd": 0, "area": 20, "bbox": [0, 0, 4, 5], "image_id": 1, "category_id": 1}
+    ]
 
 
 def test_evaluation_speed_prints_a_ratio() -> None:
     case = CASES["bbox_small_jitter"]
-    result = evaluation_speed(RECORDED / case["ground_truth"], json.loads((RECORDED / case["detections"]).read_text()), copies=2, repeats=1)
+    result = evaluation_speed(
+        RECORDED / case["ground_truth"],
+        json.loads((RECORDED / case["detections"]).read_text()),
+        copies=2,
+        repeats=1,
+    )
     assert result["images"] == 158 and result["detections"] == 2 * case["n_detections"]
-    assert result["ratio"] == pytest.approx(result["pycocotools_time_ms"] / result["hotcoco_time_ms"]) and result["ratio"] > 1
+    assert (
+        result["ratio"] == pytest.approx(result["pycocotools_time_ms"] / result["hotcoco_time_ms"])
+        and result["ratio"] > 1
+    )
     assert "158 images" in render_evaluation_speed(result)

@@ -1,4 +1,5 @@
 """Intervals of AP: re-weighted images against pycocotools, coverage on generated sets, paired differences."""
+
 from __future__ import annotations
 
 import copy
@@ -12,7 +13,12 @@ from generated_matches import made_up_set
 from records import PHOTOS, run_of
 
 from detection_zoo.benchmarks.evaluation.ap_intervals import (
-    ImageMatches, class_matches, match_images, paired_difference, subset_interval, subset_intervals,
+    ImageMatches,
+    class_matches,
+    match_images,
+    paired_difference,
+    subset_interval,
+    subset_intervals,
     weighted_ap,
 )
 from detection_zoo.benchmarks.evaluation.coco_evaluation import EvaluationPlan, complete_annotations
@@ -24,13 +30,21 @@ from detection_zoo.zoo.errors import DatasetError
 
 
 def by_pycocotools(document, results, images: list[int]) -> float:  # noqa: ANN001 - a COCO document
-    return EvaluationPlan("bbox", images, None, False).run("pycocotools", complete_annotations(document, "bbox"), results).statistics["AP"]
+    return (
+        EvaluationPlan("bbox", images, None, False)
+        .run("pycocotools", complete_annotations(document, "bbox"), results)
+        .statistics["AP"]
+    )
 
 
 @cache
 def small():  # noqa: ANN201
     document, (results,) = made_up_set(60, 6, seed=3)
-    return document, results, match_images(document, results, "bbox", [image["id"] for image in document["images"]])
+    return (
+        document,
+        results,
+        match_images(document, results, "bbox", [image["id"] for image in document["images"]]),
+    )
 
 
 def test_whole_and_subset_are_those_of_pycocotools() -> None:
@@ -38,7 +52,10 @@ def test_whole_and_subset_are_those_of_pycocotools() -> None:
     every = [image["id"] for image in document["images"]]
     some = every[5:60:3]
     weights = np.array([[1] * 60, [int(image in some) for image in every]])
-    wanted = [by_pycocotools(document, results, every), by_pycocotools(document, results, some)]  # the second restricts ground truth to its images
+    wanted = [
+        by_pycocotools(document, results, every),
+        by_pycocotools(document, results, some),
+    ]  # the second restricts ground truth to its images
     assert weighted_ap(matches, weights) == pytest.approx(wanted, abs=1e-12)
     unrestricted = by_pycocotools(document, [r for r in results if r["image_id"] in some], every)
     assert unrestricted < 0.6 * wanted[1], "what a naive subset would give is another number altogether"
@@ -50,31 +67,56 @@ def test_a_weight_of_two_is_an_image_that_stands_there_twice() -> None:
     for image in (1, 2, 7):
         twice["images"].append({**document["images"][image - 1], "id": 1000 + image})
         for annotation in [a for a in document["annotations"] if a["image_id"] == image]:
-            twice["annotations"].append({**annotation, "id": len(twice["annotations"]) + 1, "image_id": 1000 + image})
+            twice["annotations"].append(
+                {**annotation, "id": len(twice["annotations"]) + 1, "image_id": 1000 + image}
+            )
         found += [{**r, "image_id": 1000 + image} for r in results if r["image_id"] == image]
     weights = np.ones((1, 60))
     weights[0, [0, 1, 6]] = 2
-    assert weighted_ap(matches, weights)[0] == pytest.approx(by_pycocotools(twice, found, [image["id"] for image in twice["images"]]), abs=1e-12)
+    assert weighted_ap(matches, weights)[0] == pytest.approx(
+        by_pycocotools(twice, found, [image["id"] for image in twice["images"]]), abs=1e-12
+    )
 
 
-@pytest.mark.parametrize("case", ["bbox_tied_scores", "bbox_over_100_per_image", "bbox_images_without_detections", "segm_perturbed", "keypoints_perturbed"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "bbox_tied_scores",
+        "bbox_over_100_per_image",
+        "bbox_images_without_detections",
+        "segm_perturbed",
+        "keypoints_perturbed",
+    ],
+)
 def test_recorded_cases(data_folder: Path, case: str) -> None:
     folder = data_folder / "coco_eval_cases" / "generated"
     recorded = json.loads((folder / "expected.json").read_text())["cases"][case]
     truth = json.loads((folder / recorded["ground_truth"]).read_text())
-    matches = match_images(truth, json.loads((folder / recorded["detections"]).read_text()), recorded["iou_type"], [i["id"] for i in truth["images"]])
-    assert weighted_ap(matches, np.ones((1, matches.images)))[0] == pytest.approx(recorded["stats"]["AP"], abs=1e-12)
+    matches = match_images(
+        truth,
+        json.loads((folder / recorded["detections"]).read_text()),
+        recorded["iou_type"],
+        [i["id"] for i in truth["images"]],
+    )
+    assert weighted_ap(matches, np.ones((1, matches.images)))[0] == pytest.approx(
+        recorded["stats"]["AP"], abs=1e-12
+    )
 
 
 def restricted(matches: ImageMatches, chosen: np.ndarray) -> ImageMatches:
-    """The matches of some images alone; matching looks at one image at a time, so nothing has to be matched again."""
+    """The matches of some images alone; matching looks at one image at a time, so nothing has to be matched
+    again."""
     place = np.full(matches.images, -1)
     place[chosen] = np.arange(len(chosen))
     classes = []
     for one in matches.classes:
         kept = place[one.image] >= 0
         order = np.arange(kept.sum(), 0, -1, dtype=float)  # they are in order of score already
-        classes.append(class_matches(place[one.image[kept]], order, one.matched[:, kept], one.ignored[:, kept], one.truths[chosen]))
+        classes.append(
+            class_matches(
+                place[one.image[kept]], order, one.matched[:, kept], one.ignored[:, kept], one.truths[chosen]
+            )
+        )
     return ImageMatches(classes, len(chosen))
 
 
@@ -86,7 +128,9 @@ def test_the_interval_of_a_subset_covers_the_ap_of_all_images_in_90_of_100_draws
         subset = restricted(matches, np.sort(draw.choice(800, 100, replace=False)))
         found = subset_interval(subset, 800)
         hits += found.low <= full <= found.high
-        spread = weighted_ap(subset, draw.multinomial(100, [0.01] * 100, 60))  # an ordinary bootstrap of the subset knows nothing of its bias
+        spread = weighted_ap(
+            subset, draw.multinomial(100, [0.01] * 100, 60)
+        )  # an ordinary bootstrap of the subset knows nothing of its bias
         plain += np.quantile(spread, 0.025) <= full <= np.quantile(spread, 0.975)
     print(f"the interval covered {hits} of 100, the ordinary bootstrap {plain} of 100")
     assert hits >= 90 > plain
@@ -109,7 +153,9 @@ def test_models_of_equal_skill_differ_by_noise_and_a_model_differs_from_itself_b
     document, models = made_up_set(250, 8, seed=2, models=8)
     found = [match_images(document, results, "bbox", range(1, 251)) for results in models]
     pairs = [paired_difference(a, b, draws=300) for a, b in zip(found[::2], found[1::2], strict=True)]
-    assert sum(pair.may_be_noise for pair in pairs) >= 3 and all(pair.low < pair.value < pair.high for pair in pairs)
+    assert sum(pair.may_be_noise for pair in pairs) >= 3 and all(
+        pair.low < pair.value < pair.high for pair in pairs
+    )
     same = paired_difference(found[0], found[0], draws=50)
     assert (same.value, same.low, same.high, same.below, same.above) == (0, 0, 0, 0, 0)
 
@@ -117,7 +163,9 @@ def test_models_of_equal_skill_differ_by_noise_and_a_model_differs_from_itself_b
 def test_a_worse_model_is_told_from_noise() -> None:
     document, (results,) = made_up_set(250, 8, seed=2)
     good = match_images(document, results, "bbox", range(1, 251))
-    missing = match_images(document, [r for number, r in enumerate(results) if number % 6], "bbox", range(1, 251))
+    missing = match_images(
+        document, [r for number, r in enumerate(results) if number % 6], "bbox", range(1, 251)
+    )
     found = paired_difference(good, missing, draws=300)
     assert not found.may_be_noise and found.high < 0 and found.below == 300
     with pytest.raises(ValueError, match="same images"):
@@ -131,7 +179,11 @@ def test_measurements_of_a_subset_get_the_interval_and_those_of_a_split_do_not(t
     whole = CocoDataset(tmp_path, tmp_path / "truth.json")
     measured = {"box_ap": Measurement(value=30.0, unit="%"), "box_ap50": Measurement(value=50.0, unit="%")}
     found = subset_intervals(measured, whole.subset(50), {"bbox": tmp_path / "bbox.json"})
-    assert set(found) == {"box_ap"} and "all 60 images" in found["box_ap"].note and found["box_ap"].interval[0] < found["box_ap"].interval[1]
+    assert (
+        set(found) == {"box_ap"}
+        and "all 60 images" in found["box_ap"].note
+        and found["box_ap"].interval[0] < found["box_ap"].interval[1]
+    )
     assert subset_intervals(measured, whole, {"bbox": tmp_path / "bbox.json"}) == {}
 
 

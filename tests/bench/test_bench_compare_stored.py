@@ -1,4 +1,5 @@
 """Comparing stored records: refused, footnoted, or set beside each other by a reference row."""
+
 from __future__ import annotations
 
 import random
@@ -8,7 +9,12 @@ import pytest
 from records import MACHINE, PHOTOS, TRAINED, measured, run_of
 
 from detection_zoo.benchmarks.compare.stored import (
-    NotComparable, chosen_runs, compare_stored, differences, ratio_of_medians, relative_speeds,
+    NotComparable,
+    chosen_runs,
+    compare_stored,
+    differences,
+    ratio_of_medians,
+    relative_speeds,
 )
 from detection_zoo.benchmarks.compare.text import relative_text, stored_text
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Run, Telemetry
@@ -22,40 +28,86 @@ def timed(row: str, ms: float, seed: int = 0, **more) -> Run:  # noqa: ANN003
     samples = [ms * draw.lognormvariate(0, 0.01) for _ in range(200)]
     samples.sort(key=lambda _: draw.random())
     value = sorted(samples)[100]
-    return run_of(row, {"model_ms": measured(value, "ms", samples=samples, n=200, statistic="median", covers="forward + post-processing; batch 1, an image")},
-                  **more)
+    return run_of(
+        row,
+        {
+            "model_ms": measured(
+                value,
+                "ms",
+                samples=samples,
+                n=200,
+                statistic="median",
+                covers="forward + post-processing; batch 1, an image",
+            )
+        },
+        **more,
+    )
 
 
 SPEC = BenchmarkSpec()
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"environment": MACHINE.model_copy(update={"device_name": "Slate 2"})}, "hardware: Abacus 9, 1 thread and Slate 2, 1 thread"),
-    ({"environment": MACHINE.model_copy(update={"threads": 8})}, "hardware: Abacus 9, 1 thread and Abacus 9, 8 threads"),
-    ({"spec": SPEC.model_copy(update={"dtype": "float16"})}, "precision: float32 and float16"),
-    ({"spec": SPEC.model_copy(update={"tf32": True})}, "TensorFloat-32: False and True"),
-    ({"spec": SPEC.model_copy(update={"batch_size": 8})}, "batch: 1 and 8"),
-    ({"data": PHOTOS.model_copy(update={"digest": "e" * 64})}, "images: coco:val2017 dddddddddddd and coco:val2017 eeeeeeeeeeee"),
-    ({"spec": SPEC.model_copy(update={"timed_images": 50})}, "image list: 100 timed of 5000 and 50 timed of 5000"),
-    ({"spec": SPEC.model_copy(update={"protocol": "detnet"})}, "protocol: zoo and detnet"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"environment": MACHINE.model_copy(update={"device_name": "Slate 2"})},
+            "hardware: Abacus 9, 1 thread and Slate 2, 1 thread",
+        ),
+        (
+            {"environment": MACHINE.model_copy(update={"threads": 8})},
+            "hardware: Abacus 9, 1 thread and Abacus 9, 8 threads",
+        ),
+        ({"spec": SPEC.model_copy(update={"dtype": "float16"})}, "precision: float32 and float16"),
+        ({"spec": SPEC.model_copy(update={"tf32": True})}, "TensorFloat-32: False and True"),
+        ({"spec": SPEC.model_copy(update={"batch_size": 8})}, "batch: 1 and 8"),
+        (
+            {"data": PHOTOS.model_copy(update={"digest": "e" * 64})},
+            "images: coco:val2017 dddddddddddd and coco:val2017 eeeeeeeeeeee",
+        ),
+        (
+            {"spec": SPEC.model_copy(update={"timed_images": 50})},
+            "image list: 100 timed of 5000 and 50 timed of 5000",
+        ),
+        ({"spec": SPEC.model_copy(update={"protocol": "detnet"})}, "protocol: zoo and detnet"),
+    ],
+)
 def test_what_was_measured_differently_is_refused(change: dict, said: str) -> None:
     reference, other = timed(A, 50.0), timed(B, 40.0, **change)
     with pytest.raises(NotComparable, match=said):
         compare_stored([reference, other])
-    pair, = compare_stored([reference, other], anyway=True)
+    (pair,) = compare_stored([reference, other], anyway=True)
     assert said in pair.footnotes and pair.verdict == "FASTER"
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"environment": MACHINE.model_copy(update={"packages": {"torch": "2.12.1"}})}, "version of torch: 2.11.0 and 2.12.1"),
-    ({"environment": MACHINE.model_copy(update={"commit": "f" * 40})}, f"commit: {MACHINE.commit} and {'f' * 40}"),
-    ({"weights": TRAINED.model_copy(update={"kind": "random", "digest": "seed:0"})}, "kind of weights: published and random"),
-    ({"telemetry": {"inference": Telemetry(verdict="throttled")}}, "state of the machine: not watched and throttled"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"environment": MACHINE.model_copy(update={"packages": {"torch": "2.12.1"}})},
+            "version of torch: 2.11.0 and 2.12.1",
+        ),
+        (
+            {"environment": MACHINE.model_copy(update={"commit": "f" * 40})},
+            f"commit: {MACHINE.commit} and {'f' * 40}",
+        ),
+        (
+            {"weights": TRAINED.model_copy(update={"kind": "random", "digest": "seed:0"})},
+            "kind of weights: published and random",
+        ),
+        (
+            {"telemetry": {"inference": Telemetry(verdict="throttled")}},
+            "state of the machine: not watched and throttled",
+        ),
+    ],
+)
 def test_circumstances_are_footnotes(change: dict, said: str) -> None:
-    pair, = compare_stored([timed(A, 50.0), timed(B, 50.0, seed=1, **change)])
-    assert said in pair.footnotes and pair.verdict == "SAME" and any("one after the other" in note for note in pair.footnotes)
+    (pair,) = compare_stored([timed(A, 50.0), timed(B, 50.0, seed=1, **change)])
+    assert (
+        said in pair.footnotes
+        and pair.verdict == "SAME"
+        and any("one after the other" in note for note in pair.footnotes)
+    )
 
 
 def test_runs_alike_differ_in_nothing() -> None:
@@ -65,14 +117,21 @@ def test_runs_alike_differ_in_nothing() -> None:
 def test_the_ratio_of_medians_has_an_interval_that_holds_it() -> None:
     hits = 0
     for seed in range(60):
-        ratio = ratio_of_medians(timed(A, 50.0, seed).measurements["model_ms"], timed(B, 51.5, seed + 1000).measurements["model_ms"], seed)
+        ratio = ratio_of_medians(
+            timed(A, 50.0, seed).measurements["model_ms"],
+            timed(B, 51.5, seed + 1000).measurements["model_ms"],
+            seed,
+        )
         hits += ratio.low <= 1.03 <= ratio.high
     assert hits >= 54
     assert ratio_of_medians(measured(1.0, "ms"), measured(1.0, "ms")) is None
 
 
 def test_a_row_means_its_newest_run_and_an_id_itself() -> None:
-    old, new = timed(A, 50.0, started="2030-01-01T00:00:00+00:00"), timed(A, 49.0, started="2030-02-01T00:00:00+00:00")
+    old, new = (
+        timed(A, 50.0, started="2030-01-01T00:00:00+00:00"),
+        timed(A, 49.0, started="2030-02-01T00:00:00+00:00"),
+    )
     failed = run_of(A, {}, started="2030-03-01T00:00:00+00:00", status="failed", reason="x")
     assert chosen_runs([A, old.id], [old, new, failed]) == [new, old]
     with pytest.raises(NotComparable, match=f"did you mean '{A}'"):
@@ -81,18 +140,34 @@ def test_a_row_means_its_newest_run_and_an_id_itself() -> None:
 
 def test_other_hardware_is_set_beside_by_a_reference_row() -> None:
     slate = MACHINE.model_copy(update={"device_name": "Slate 2"})
-    runs = [timed(A, 50.0), timed(B, 25.0), timed(A, 200.0, environment=slate), timed(B, 120.0, environment=slate),
-            timed(B, 10.0, environment=MACHINE.model_copy(update={"device_name": "Lonely 1"}))]
+    runs = [
+        timed(A, 50.0),
+        timed(B, 25.0),
+        timed(A, 200.0, environment=slate),
+        timed(B, 120.0, environment=slate),
+        timed(B, 10.0, environment=MACHINE.model_copy(update={"device_name": "Lonely 1"})),
+    ]
     found = {(one["row"], one["hardware"]): one["relative"] for one in relative_speeds(runs, A)}
-    assert found[B, "Abacus 9, 1 thread"] == pytest.approx(0.5, rel=0.02) and found[B, "Slate 2, 1 thread"] == pytest.approx(0.6, rel=0.02)
-    assert found[A, "Slate 2, 1 thread"] == 1.0 and not any("Lonely" in hardware for _, hardware in found), "without the reference there is no ratio"
+    assert found[B, "Abacus 9, 1 thread"] == pytest.approx(0.5, rel=0.02) and found[
+        B, "Slate 2, 1 thread"
+    ] == pytest.approx(0.6, rel=0.02)
+    assert found[A, "Slate 2, 1 thread"] == 1.0 and not any("Lonely" in hardware for _, hardware in found), (
+        "without the reference there is no ratio"
+    )
     with pytest.raises(NotComparable, match="no stored run"):
         relative_speeds(runs, "nothing")
-    assert "0.60" in relative_text(relative_speeds(runs, A), A) and "Slate 2" in relative_text(relative_speeds(runs, A), A)
+    assert "0.60" in relative_text(relative_speeds(runs, A), A) and "Slate 2" in relative_text(
+        relative_speeds(runs, A), A
+    )
 
 
 def test_the_text_carries_the_footnotes(tmp_path: Path) -> None:
-    pairs = compare_stored([timed(A, 50.0), timed(B, 40.0, environment=MACHINE.model_copy(update={"packages": {"torch": "2.12.1"}}))])
+    pairs = compare_stored(
+        [
+            timed(A, 50.0),
+            timed(B, 40.0, environment=MACHINE.model_copy(update={"packages": {"torch": "2.12.1"}})),
+        ]
+    )
     text = stored_text(pairs)
     assert "FASTER" in text and "[1]" in text and "version of torch: 2.11.0 and 2.12.1" in text
 
@@ -106,11 +181,27 @@ def test_from_outside(tmp_path: Path) -> None:
 
     def bench(*more: str) -> subprocess.CompletedProcess[str]:
         root = Path(__file__).resolve().parents[2]
-        return subprocess.run([sys.executable, "bench.py", "compare", A, B, "--stored", "--runs", str(tmp_path / "runs"), *more], cwd=root, capture_output=True,
-                              text=True)
+        return subprocess.run(
+            [
+                sys.executable,
+                "bench.py",
+                "compare",
+                A,
+                B,
+                "--stored",
+                "--runs",
+                str(tmp_path / "runs"),
+                *more,
+            ],
+            cwd=root,
+            capture_output=True,
+            text=True,
+        )
 
     refused, forced = bench(), bench("--anyway")
-    assert refused.returncode == 1 and "batch: 1 and 8" in refused.stderr and "Traceback" not in refused.stderr
+    assert (
+        refused.returncode == 1 and "batch: 1 and 8" in refused.stderr and "Traceback" not in refused.stderr
+    )
     assert forced.returncode == 0 and "FASTER" in forced.stdout and "batch: 1 and 8" in forced.stdout
     relative = bench("--relative-to", A, "--json")
     assert relative.returncode == 0 and '"relative": 1.0' in relative.stdout

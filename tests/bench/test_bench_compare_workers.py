@@ -1,4 +1,5 @@
 """Persistent workers: they answer, and every way to fail is told."""
+
 from __future__ import annotations
 
 import os
@@ -47,17 +48,28 @@ def worker():  # noqa: ANN201
 
 def test_a_worker_keeps_its_state_between_calls(worker: Worker) -> None:
     assert [worker.call("add", number, stall_s=60) for number in (2, 3)] == [3, 6]
-    assert worker.call("pid", stall_s=60) not in (os.getpid(), Worker("other", Adder, (1,)).call("pid", stall_s=60))
+    assert worker.call("pid", stall_s=60) not in (
+        os.getpid(),
+        Worker("other", Adder, (1,)).call("pid", stall_s=60),
+    )
 
 
-@pytest.mark.parametrize(("how", "said"), [
-    ("raise", "ArithmeticError: no more numbers"), ("memory", "out of memory"), ("kill", "ended by SIGKILL"), ("hang", "reported nothing for 1 s"),
-])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raise", "ArithmeticError: no more numbers"),
+        ("memory", "out of memory"),
+        ("kill", "ended by SIGKILL"),
+        ("hang", "reported nothing for 1 s"),
+    ],
+)
 def test_failures_are_told_and_leave_no_process(worker: Worker, how: str, said: str) -> None:
     pid = worker.call("pid", stall_s=60)
     with pytest.raises(WorkerFailed, match=said) as caught:
         worker.call("fail", how, stall_s=1 if how == "hang" else 60)
-    assert caught.value.label == "adder" and (caught.value.outcome.traceback is not None) == (how in ("raise", "memory"))
+    assert caught.value.label == "adder" and (caught.value.outcome.traceback is not None) == (
+        how in ("raise", "memory")
+    )
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -70,7 +82,9 @@ def test_what_cannot_be_built_says_why() -> None:
 def test_equal_processes_make_no_page_faults() -> None:
     """The allocator setting reaches the workers: memory that was used once is used again without a fault."""
     found = Worker("faults", Faults, ()).call("faults", stall_s=60)
-    assert found < 200, f"{found} page faults for 20 blocks of 40 MiB that were all used before (10,240 pages each)"
+    assert found < 200, (
+        f"{found} page faults for 20 blocks of 40 MiB that were all used before (10,240 pages each)"
+    )
 
 
 class Faults:

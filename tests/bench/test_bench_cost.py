@@ -1,4 +1,5 @@
 """Parameters and multiply-accumulates: the numbers that HarDNet's README prints, and hand-counted layers."""
+
 from __future__ import annotations
 
 import pytest
@@ -9,7 +10,9 @@ from detection_zoo.benchmarks.measure.cost import model_cost
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.manifest import load_manifests
 
-PUBLISHED = {  # HarDNet's README, table of ImageNet models: parameters in millions, MACs in billions at 224 x 224, as printed
+# HarDNet's README, table of ImageNet models: parameters in millions, MACs in billions at 224 x 224, as
+# printed
+PUBLISHED = {
     "hardnet39ds_imagenet.hardnet": ("3.5", "0.44"),
     "hardnet68ds_imagenet.hardnet": ("4.2", "0.8"),
     "hardnet68_imagenet.hardnet": ("17.6", "4.3"),
@@ -31,8 +34,12 @@ def test_hardnet_costs_what_its_readme_prints(row: str) -> None:
 
 
 DETECTORS = {  # counted from the authors' own networks, in millions
-    "ssd512_hardnet68_coco.hardnet": 25.700, "ssd512_hardnet85_coco.hardnet": 38.782, "ssd300_hardnet68_voc.hardnet": 17.261,
-    "rfb512_hardnet68_coco.hardnet": 33.112, "rfb512_hardnet85_coco.hardnet": 39.263, "ssd512_vgg16_coco.hardnet": 36.822,
+    "ssd512_hardnet68_coco.hardnet": 25.700,
+    "ssd512_hardnet85_coco.hardnet": 38.782,
+    "ssd300_hardnet68_voc.hardnet": 17.261,
+    "rfb512_hardnet68_coco.hardnet": 33.112,
+    "rfb512_hardnet85_coco.hardnet": 39.263,
+    "ssd512_vgg16_coco.hardnet": 36.822,
     "ssd300_vgg16_voc.hardnet": 26.516,
 }
 
@@ -44,8 +51,14 @@ def test_detectors_have_the_authors_parameters(row: str) -> None:
 
 
 def test_a_mac_is_two_flops_and_groups_share_no_channels() -> None:
-    layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
-                           nn.Flatten(), nn.Linear(8 * 4 * 6, 5))
+    layers = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
+        nn.Flatten(),
+        nn.Linear(8 * 4 * 6, 5),
+    )
     cost = model_cost(layers, (4, 6))
     cells = 4 * 6
     assert cost.macs == cells * 3 * 8 * 9 + cells * 8 * 9 + 8 * cells * 5

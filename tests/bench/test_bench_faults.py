@@ -1,4 +1,6 @@
-"""Planted faults: whatever a model, a disk or another sweep does, no earlier record is lost and no other model is stopped."""
+"""Planted faults: whatever a model, a disk or another sweep does, no earlier record is lost and no other
+model is stopped."""
+
 from __future__ import annotations
 
 import math
@@ -21,13 +23,22 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.benchmarks.store import read_runs, write_run
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, open_data
 from detection_zoo.benchmarks.run.sweep import (
-    Sweep, SweepOptions, chosen_rows, keep, run_sweep, store_unsaved,
+    Sweep,
+    SweepOptions,
+    chosen_rows,
+    keep,
+    run_sweep,
+    store_unsaved,
 )
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import load_manifests
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST, SICK, LAST = "mask_rcnn_resnet10t_fpn_slim.timm", "mask_rcnn_resnet14_slim_fpn.demo", "mask_rcnn_vovnet27_tiny_fpn.demo"
+FIRST, SICK, LAST = (
+    "mask_rcnn_resnet10t_fpn_slim.timm",
+    "mask_rcnn_resnet14_slim_fpn.demo",
+    "mask_rcnn_vovnet27_tiny_fpn.demo",
+)
 SPEC, SOURCES = BenchmarkSpec(images=2), Sources("shapes")
 
 
@@ -39,7 +50,13 @@ def shapes_home(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
 
 
 def healthy(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path, report) -> None:  # noqa: ANN001
-    report({"stage": "timing", "environment": MACHINE, "data": identify_data(open_data(load_manifests().entry(row), sources.data, spec.images))})
+    report(
+        {
+            "stage": "timing",
+            "environment": MACHINE,
+            "data": identify_data(open_data(load_manifests().entry(row), sources.data, spec.images)),
+        }
+    )
     report({"measurements": {"model_ms": measured(20.0, "ms")}})
 
 
@@ -91,8 +108,14 @@ def gives_nan(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path
     measure_groups(subject, quick, sources, folder, report)
 
 
-FAULTS = [(hangs, {"stall_s": 20.0}, "reported nothing for 20 s"), (leaks, {"memory_mib": 1500.0}, "out of memory: the process held"),
-          (exhausts, {}, "out of memory"), (kills_itself, {}, "ended by SIGKILL"), (faults, {}, "ended by SIGSEGV"), (gives_nan, {}, "not finite")]
+FAULTS = [
+    (hangs, {"stall_s": 20.0}, "reported nothing for 20 s"),
+    (leaks, {"memory_mib": 1500.0}, "out of memory: the process held"),
+    (exhausts, {}, "out of memory"),
+    (kills_itself, {}, "ended by SIGKILL"),
+    (faults, {}, "ended by SIGSEGV"),
+    (gives_nan, {}, "not finite"),
+]
 
 
 @pytest.mark.parametrize(("work", "limits", "said"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
@@ -100,7 +123,13 @@ def test_a_sick_model_is_a_record_and_stops_nobody(tmp_path: Path, work, limits:
     store = tmp_path / "runs"
     earlier = run_of("a.demo", {"model_ms": measured(1.0, "ms")})
     write_run(store, earlier)
-    sweep = run_sweep(chosen_rows([SICK, LAST]), SPEC, SOURCES, SweepOptions(store, **{"stall_s": 120.0, **limits}), work=work)
+    sweep = run_sweep(
+        chosen_rows([SICK, LAST]),
+        SPEC,
+        SOURCES,
+        SweepOptions(store, **{"stall_s": 120.0, **limits}),
+        work=work,
+    )
     stored = read_runs(store)
     found = {run.row: run for run in stored.runs}
     assert found["a.demo"] == earlier and found[LAST].status == "finished" and not stored.problems
@@ -122,14 +151,26 @@ def leak_children(report) -> None:  # noqa: ANN001
 
 
 def sweep_on_a_small_disk(store: str, limit_bytes: int) -> None:
-    """A sweep in a process whose files may not grow beyond a limit: what a full disk does to a writer, by the system itself."""
+    """A sweep in a process whose files may not grow beyond a limit: what a full disk does to a writer, by the
+    system itself."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, resource.RLIM_INFINITY))
     said: list[str] = []
-    sweep = run_sweep(chosen_rows([SICK, LAST]), SPEC, SOURCES, SweepOptions(Path(store), isolate=False), said.append, work=healthy)
-    assert len(sweep.unsaved) == 2 and not sweep.failed and len(sweep.runs) == 2, "both were measured, none could be stored"
+    sweep = run_sweep(
+        chosen_rows([SICK, LAST]),
+        SPEC,
+        SOURCES,
+        SweepOptions(Path(store), isolate=False),
+        said.append,
+        work=healthy,
+    )
+    assert len(sweep.unsaved) == 2 and not sweep.failed and len(sweep.runs) == 2, (
+        "both were measured, none could be stored"
+    )
     assert "2 COULD NOT BE STORED" in sweep.summary() and any("make room" in line for line in said)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # somebody made room
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    )  # somebody made room
     store_unsaved(Path(store), sweep, said.append)
     assert not sweep.unsaved
 
@@ -138,10 +179,18 @@ def test_a_disk_that_fills_loses_no_record_and_stops_no_model(tmp_path: Path) ->
     store = tmp_path / "runs"
     write_run(store, run_of("a.demo", {}))
     code = f"import test_bench_faults as t; t.sweep_on_a_small_disk({str(store)!r}, 300)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     stored = read_runs(store)
-    assert sorted(run.row for run in stored.runs) == sorted(["a.demo", SICK, LAST]) and not stored.problems, "nothing half-written was left behind"
+    assert sorted(run.row for run in stored.runs) == sorted(["a.demo", SICK, LAST]) and not stored.problems, (
+        "nothing half-written was left behind"
+    )
 
 
 def test_a_later_record_saves_those_that_found_no_room(tmp_path: Path) -> None:
@@ -161,22 +210,47 @@ def test_a_record_cut_in_half_is_told_and_measured_again(tmp_path: Path) -> None
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     again = run_sweep(chosen_rows([SICK, LAST]), SPEC, SOURCES, options, said.append, work=healthy)
     assert sorted(run.row for run in again.known + again.runs) == sorted([SICK, LAST])
-    assert [run.row for run in again.runs if run.row == SICK] == [SICK] and any("cut short" in line for line in said)
+    assert [run.row for run in again.runs if run.row == SICK] == [SICK] and any(
+        "cut short" in line for line in said
+    )
 
 
 def test_two_sweeps_at_once_share_a_store_with_a_sick_model(tmp_path: Path) -> None:
-    code = ("import sys, test_bench_faults as t\nfrom pathlib import Path\nif __name__ == '__main__':\n"
-            "    t.run_sweep(t.chosen_rows([t.SICK, t.LAST]), t.SPEC, t.SOURCES, t.SweepOptions(Path(sys.argv[1])), work=t.kills_itself)")
-    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "runs")], cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
-            for _ in range(2)]
+    code = (
+        "import sys, test_bench_faults as t\nfrom pathlib import Path\nif __name__ == '__main__':\n   "
+        " t.run_sweep(t.chosen_rows([t.SICK, t.LAST]), t.SPEC, t.SOURCES, t.SweepOptions(Path(sys.argv[1])),"
+        " work=t.kills_itself)"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "runs")],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        )
+        for _ in range(2)
+    ]
     assert [process.wait(120) for process in both] == [0, 0]
     stored = read_runs(tmp_path / "runs")
-    assert sorted((run.row, run.status) for run in stored.runs) == sorted([(SICK, "failed")] * 2 + [(LAST, "finished")] * 2) and not stored.problems
+    assert (
+        sorted((run.row, run.status) for run in stored.runs)
+        == sorted([(SICK, "failed")] * 2 + [(LAST, "finished")] * 2)
+        and not stored.problems
+    )
 
 
 def test_several_jobs_at_once_do_not_disturb_each_others_records(tmp_path: Path) -> None:
-    sweep = run_sweep(chosen_rows([FIRST, SICK, LAST]), SPEC, SOURCES, SweepOptions(tmp_path / "runs", jobs=3), work=kills_itself)
-    assert {run.row: run.status for run in read_runs(tmp_path / "runs").runs} == {FIRST: "finished", SICK: "failed", LAST: "finished"}
+    sweep = run_sweep(
+        chosen_rows([FIRST, SICK, LAST]),
+        SPEC,
+        SOURCES,
+        SweepOptions(tmp_path / "runs", jobs=3),
+        work=kills_itself,
+    )
+    assert {run.row: run.status for run in read_runs(tmp_path / "runs").runs} == {
+        FIRST: "finished",
+        SICK: "failed",
+        LAST: "finished",
+    }
     assert len(sweep.runs) == 3 and not sweep.interrupted
 
 
@@ -189,15 +263,27 @@ def one_of_two_is_interrupted(row: str, *rest) -> None:  # noqa: ANN002
 
 def test_ctrl_c_ends_every_job_and_keeps_what_they_had_measured(tmp_path: Path) -> None:
     rows = [SICK, LAST, FIRST]
-    sweep = run_sweep(chosen_rows(rows), SPEC, SOURCES, SweepOptions(tmp_path / "runs", jobs=2), work=one_of_two_is_interrupted)
+    sweep = run_sweep(
+        chosen_rows(rows),
+        SPEC,
+        SOURCES,
+        SweepOptions(tmp_path / "runs", jobs=2),
+        work=one_of_two_is_interrupted,
+    )
     found = {run.row: run for run in read_runs(tmp_path / "runs").runs}
-    assert sweep.interrupted and set(found) == {SICK, LAST} and {run.status for run in found.values()} == {"interrupted"}
+    assert (
+        sweep.interrupted
+        and set(found) == {SICK, LAST}
+        and {run.status for run in found.values()} == {"interrupted"}
+    )
     assert found[SICK].measurements["model_ms"].value == 20.0
 
 
 def test_each_job_sees_its_own_gpu_and_too_many_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert slots_of(2, "cuda") == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}] and slots_of(2, "cpu") == [{}, {}]
+    assert slots_of(2, "cuda") == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}] and slots_of(
+        2, "cpu"
+    ) == [{}, {}]
     with pytest.raises(ManifestError, match="shows 2 GPUs"):
         slots_of(3, "cuda")
     seen: list[str] = []

@@ -1,4 +1,6 @@
-"""bench.py fit: few trials to a size that fits beside one that does not, whatever becomes of the processes that try."""
+"""bench.py fit: few trials to a size that fits beside one that does not, whatever becomes of the processes
+that try."""
+
 from __future__ import annotations
 
 import json
@@ -29,17 +31,33 @@ BLOCK_MIB = 32  # an image of the processes below
 
 
 @pytest.mark.parametrize("known_above", [True, False], ids=["told", "killed"])
-@pytest.mark.parametrize(("memory", "limit", "largest", "most_trials"), [
-    (lambda n: 300 + 50 * n, 8192, 157, 7),  # 300 + 50 * 157 = 8150
-    (lambda n: max(400, 100 + 3 * n), 1500, 466, 15),  # what a process holds at rest hides the line at first
-    (lambda n: 300 + n * n, 8192, 88, 14),  # 88 * 88 = 7744, 89 * 89 = 7921
-    (lambda n: 300 + 40 * n ** 0.5, 1100, 400, 15),
-    (lambda n: 300 + (9000 if n > 77 else 0), 8192, 77, 18),  # a step that no line foresees
-    (lambda n: 9000, 8192, None, 1),
-    (lambda n: 300, 8192, 1024, 11),
-    (lambda n: {1: 1726, 2: 2226, 3: 2715}.get(n, 3200 * n / 4), 3072, 3, 4),  # what Faster R-CNN on VoVNet-39 took on a CPU: 1, 2, 3 and then 4
-], ids=["line", "rest", "square", "root", "step", "nothing fits", "everything fits", "vovnet39"])
-def test_the_neighbours_are_found_in_few_trials(memory: Callable[[int], float], limit: float, largest: int | None, most_trials: int, known_above: bool) -> None:
+@pytest.mark.parametrize(
+    ("memory", "limit", "largest", "most_trials"),
+    [
+        (lambda n: 300 + 50 * n, 8192, 157, 7),  # 300 + 50 * 157 = 8150
+        (
+            lambda n: max(400, 100 + 3 * n),
+            1500,
+            466,
+            15,
+        ),  # what a process holds at rest hides the line at first
+        (lambda n: 300 + n * n, 8192, 88, 14),  # 88 * 88 = 7744, 89 * 89 = 7921
+        (lambda n: 300 + 40 * n**0.5, 1100, 400, 15),
+        (lambda n: 300 + (9000 if n > 77 else 0), 8192, 77, 18),  # a step that no line foresees
+        (lambda n: 9000, 8192, None, 1),
+        (lambda n: 300, 8192, 1024, 11),
+        (
+            lambda n: {1: 1726, 2: 2226, 3: 2715}.get(n, 3200 * n / 4),
+            3072,
+            3,
+            4,
+        ),  # what Faster R-CNN on VoVNet-39 took on a CPU: 1, 2, 3 and then 4
+    ],
+    ids=["line", "rest", "square", "root", "step", "nothing fits", "everything fits", "vovnet39"],
+)
+def test_the_neighbours_are_found_in_few_trials(
+    memory: Callable[[int], float], limit: float, largest: int | None, most_trials: int, known_above: bool
+) -> None:
     """known_above: a process that needs too much lives to tell how much."""
     search, tried = Search(1, 1, 1024, limit), []
     while (size := search.next_size()) is not None:
@@ -93,7 +111,8 @@ def rest_mib() -> float:
 
 
 def test_processes_that_hold_memory() -> None:
-    """Room for five blocks and a half: the sixth is too much, whether the process was ended or lived to tell."""
+    """Room for five blocks and a half: the sixth is too much, whether the process was ended or lived to
+    tell."""
     found = Fit(CASE, rest_mib() + 5.5 * BLOCK_MIB, work=holds)
     found.batches(64)
     assert (found.answers[0].fits.batch, found.answers[0].exceeds.batch) == (5, 6) and found.ok
@@ -105,41 +124,70 @@ def test_what_the_smallest_needs_is_found_without_the_limit() -> None:
     found = Fit(CASE, rest_mib() / 2, work=holds)
     found.batches(64)
     answer = found.answers[0]
-    assert answer.fits is None and answer.exceeds.batch == 1 and answer.exceeds.peak_mib > BLOCK_MIB and not found.ok
+    assert (
+        answer.fits is None
+        and answer.exceeds.batch == 1
+        and answer.exceeds.peak_mib > BLOCK_MIB
+        and not found.ok
+    )
     assert f"none fits; 1 needs {answer.exceeds.peak_mib:.0f} MiB" in text_of(found, "a machine")
 
 
 def test_a_killed_process_is_an_answer_and_an_error_ends_the_search() -> None:
     killed = Fit(CASE, 1000, work=killed_from_three)
     killed.batches(64)
-    assert (killed.answers[0].fits.batch, killed.answers[0].exceeds.batch, killed.answers[0].bound) == (2, 3, None) and killed.ok
+    assert (killed.answers[0].fits.batch, killed.answers[0].exceeds.batch, killed.answers[0].bound) == (
+        2,
+        3,
+        None,
+    ) and killed.ok
     refused = Fit(CASE, 1000, work=refuses_from_three)
     refused.batches(64)
     assert refused.answers[0].fits.batch == 2 and refused.answers[0].exceeds is None and not refused.ok
     assert "ValueError: the kernel takes two images at most" in text_of(refused, "a machine")
     slow = Fit(CASE, 1000, limit_s=0.1, work=hangs)
     slow.batches(64)
-    assert len(slow.trials) == 1 and "ran longer than its limit of 0.1 s" in slow.answers[0].bound and not slow.ok
+    assert (
+        len(slow.trials) == 1
+        and "ran longer than its limit of 0.1 s" in slow.answers[0].bound
+        and not slow.ok
+    )
 
 
-@pytest.mark.parametrize(("reason", "device", "memory"), [
-    ("out of memory: CUDA out of memory. Tried to allocate 2.00 GiB", "cuda", True),
-    ("AcceleratorError: CUDA error: out of memory", "cuda", True),
-    ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "cuda", True),
-    ("out of memory: the process held 30000 MiB, its limit is 29000 MiB, and was ended", "cuda", False),
-    ("out of memory: [enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory", "cuda", False),
-    ("the process was ended by SIGKILL; the system ends processes so when memory runs out", "cuda", False),
-    ("the process was ended by SIGKILL; the system ends processes so when memory runs out", "cpu", True),
-    ("out of memory: the process held 800 MiB, its limit is 700 MiB, and was ended", "cpu", True),
-    ("RuntimeError: CUDA error: an illegal memory access was encountered", "cuda", False),
-    ("the process ran longer than its limit of 600 s and was ended", "cpu", False),
-])
+@pytest.mark.parametrize(
+    ("reason", "device", "memory"),
+    [
+        ("out of memory: CUDA out of memory. Tried to allocate 2.00 GiB", "cuda", True),
+        ("AcceleratorError: CUDA error: out of memory", "cuda", True),
+        (
+            "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "cuda",
+            True,
+        ),
+        ("out of memory: the process held 30000 MiB, its limit is 29000 MiB, and was ended", "cuda", False),
+        (
+            "out of memory: [enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory",
+            "cuda",
+            False,
+        ),
+        (
+            "the process was ended by SIGKILL; the system ends processes so when memory runs out",
+            "cuda",
+            False,
+        ),
+        ("the process was ended by SIGKILL; the system ends processes so when memory runs out", "cpu", True),
+        ("out of memory: the process held 800 MiB, its limit is 700 MiB, and was ended", "cpu", True),
+        ("RuntimeError: CUDA error: an illegal memory access was encountered", "cuda", False),
+        ("the process ran longer than its limit of 600 s and was ended", "cpu", False),
+    ],
+)
 def test_whose_memory_ran_out(reason: str, device: str, memory: bool) -> None:
     assert exhausted(reason, device) is memory
 
 
 def test_a_trial_sees_what_the_row_makes_of_an_image() -> None:
-    """maskrcnn-benchmark's rule makes 256 x 192 of 640 x 480; an image that is searched for stays as it is, but for padding to multiples of 32."""
+    """maskrcnn-benchmark's rule makes 256 x 192 of 640 x 480; an image that is searched for stays as it is,
+    but for padding to multiples of 32."""
     seen: dict[str, object] = {}
     run_trial(Case(DEMO, "random", "cpu", "float32", False, 1, (640, 480)), seen.update)
     assert seen["network"] == (256, 192) and seen["peak_mib"] > 100 and 0 <= seen["detections"] <= 20
@@ -147,7 +195,9 @@ def test_a_trial_sees_what_the_row_makes_of_an_image() -> None:
     assert seen["network"] == (416, 320)
 
 
-def test_a_fixed_size_is_not_searched_and_ssd_trains_on_random_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fixed_size_is_not_searched_and_ssd_trains_on_random_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """SSD has its own augmentation, and a schedule that counts epochs."""
     monkeypatch.setattr("detection_zoo.benchmarks.ask.fit_trial.TRAINING_STEPS", 1)
     case, seen = Case("ssd300_vgg16_voc.hardnet", "random", "cpu", "float32", True, 1, (96, 64)), {}
@@ -155,24 +205,38 @@ def test_a_fixed_size_is_not_searched_and_ssd_trains_on_random_images(monkeypatc
     assert seen["network"] == (300, 300)
     found = Fit(case, 1e6)
     found.images(8192)
-    assert found.trials == [] and found.answers[0].bound == "not searched: the row makes every image 300 x 300"
+    assert (
+        found.trials == [] and found.answers[0].bound == "not searched: the row makes every image 300 x 300"
+    )
 
 
 def test_random_images_are_the_same_for_everybody_and_lie_inside() -> None:
     images = RandomImages(2, (64, 48), 3, keypoints=True)
     truth = images.target(1)
-    assert images.load_image(0).shape == (48, 64, 3) and (images.load_image(1) == RandomImages(2, (64, 48), 3).load_image(1)).all()
-    assert truth.boxes.shape == (OBJECTS, 4) and truth.boxes.min() >= 0 and (truth.boxes.max(axis=0) <= [64, 48, 64, 48]).all()
-    assert truth.keypoints.shape == (OBJECTS, 17, 3) and truth.labels.max() < 3 and len(truth.masks) == OBJECTS
+    assert (
+        images.load_image(0).shape == (48, 64, 3)
+        and (images.load_image(1) == RandomImages(2, (64, 48), 3).load_image(1)).all()
+    )
+    assert (
+        truth.boxes.shape == (OBJECTS, 4)
+        and truth.boxes.min() >= 0
+        and (truth.boxes.max(axis=0) <= [64, 48, 64, 48]).all()
+    )
+    assert (
+        truth.keypoints.shape == (OBJECTS, 17, 3) and truth.labels.max() < 3 and len(truth.masks) == OBJECTS
+    )
 
 
-@pytest.mark.parametrize(("arguments", "code", "said"), [
-    (["no_such_row", "--gb", "1"], 1, "no_such_row"),
-    ([DEMO], 2, "--gb"),
-    ([DEMO, "--gb", "1", "--image", "640"], 2, "WIDTHxHEIGHT"),
-    (["resnet18_imagenet.registry", "--gb", "1", "--train"], 1, "classifier"),
-    ([DEMO, "--gb", "1", "--weights", "nowhere.pth"], 1, "nowhere.pth"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["no_such_row", "--gb", "1"], 1, "no_such_row"),
+        ([DEMO], 2, "--gb"),
+        ([DEMO, "--gb", "1", "--image", "640"], 2, "WIDTHxHEIGHT"),
+        (["resnet18_imagenet.registry", "--gb", "1", "--train"], 1, "classifier"),
+        ([DEMO, "--gb", "1", "--weights", "nowhere.pth"], 1, "nowhere.pth"),
+    ],
+)
 def test_wrong_usage(arguments: list[str], code: int, said: str) -> None:
     result = CliRunner().invoke(app, ["fit", *arguments, "--device", "cpu"])
     assert result.exit_code == code and said in result.output and result.stdout == ""
@@ -188,10 +252,18 @@ def test_rows_that_stand_for_their_numbers_alone_are_refused() -> None:
 
 
 def test_the_door_answers() -> None:
-    result = CliRunner().invoke(app, ["fit", DEMO, "--gb", "64", "--only", "batch", "--max-batch", "1", "--device", "cpu", "--json"])
+    result = CliRunner().invoke(
+        app, ["fit", DEMO, "--gb", "64", "--only", "batch", "--max-batch", "1", "--device", "cpu", "--json"]
+    )
     told = json.loads(result.stdout)
-    assert result.exit_code == 0 and told["limit_mib"] == 64 * 1024 and [trial["verdict"] for trial in told["trials"]] == ["fits"]
-    assert [(answer["fits"]["batch"], answer["bound"]) for answer in told["answers"]] == [(1, "no larger one was tried (--max-batch 1)")]
+    assert (
+        result.exit_code == 0
+        and told["limit_mib"] == 64 * 1024
+        and [trial["verdict"] for trial in told["trials"]] == ["fits"]
+    )
+    assert [(answer["fits"]["batch"], answer["bound"]) for answer in told["answers"]] == [
+        (1, "no larger one was tried (--max-batch 1)")
+    ]
 
 
 @pytest.mark.gpu
@@ -204,12 +276,16 @@ def test_on_a_gpu_the_process_stays_within_the_limit() -> None:
     assert 100 < found.trials[0].peak_mib < answer.fits.peak_mib <= 1536
     none = Fit(replace(CASE, device="cuda"), 50)
     none.batches(1024)
-    assert none.answers[0].fits is None and none.answers[0].exceeds.peak_mib > 100, "the context alone takes more; without the limit the need is told"
+    assert none.answers[0].fits is None and none.answers[0].exceeds.peak_mib > 100, (
+        "the context alone takes more; without the limit the need is told"
+    )
 
 
 def test_ctrl_c_leaves_what_is_known() -> None:
     arguments = [sys.executable, "bench.py", "fit", DEMO, "--gb", "64", "--device", "cpu"]
-    stopped = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    stopped = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     for line in stopped.stderr:
         if "batch 1: fits" in line:
             break

@@ -1,4 +1,5 @@
 """Memory of inference: of every model, whether or not anybody knows its training."""
+
 from __future__ import annotations
 
 import sys
@@ -31,12 +32,18 @@ class Hungry(FindsNothing):
 
     def raw(self, images: Tensor, sizes: Tensor) -> Tensor:
         self.turns += 1
-        return torch.ones(self.mib * MIB)[:len(images)].clone()
+        return torch.ones(self.mib * MIB)[: len(images)].clone()
 
 
 def record_of(subject: Subject, spec: BenchmarkSpec, folder: Path) -> dict:
     draft = Draft(subject.entry.name, spec)
-    measure_groups(subject, spec, Sources("shapes"), folder, lambda value: draft.add(value) if isinstance(value, dict) else None)
+    measure_groups(
+        subject,
+        spec,
+        Sources("shapes"),
+        folder,
+        lambda value: draft.add(value) if isinstance(value, dict) else None,
+    )
     return draft.fields
 
 
@@ -47,8 +54,13 @@ def test_the_peak_holds_what_the_network_held_for_a_moment() -> None:
         found, absent = measure_inference_memory(subject_of(Hungry(mib), 4), SPEC)
         peaks[mib] = found["inference_memory_resident_mib"].value
     assert 150 <= peaks[200] - peaks[1] <= 260
-    assert "whole process" in found["inference_memory_resident_mib"].covers and "3 of the 4 timed batches" in found["inference_memory_resident_mib"].covers
-    assert {f"inference_memory_{name}_mib" for name in ("allocated", "reserved", "process", "context")} == set(absent)
+    assert (
+        "whole process" in found["inference_memory_resident_mib"].covers
+        and "3 of the 4 timed batches" in found["inference_memory_resident_mib"].covers
+    )
+    assert {
+        f"inference_memory_{name}_mib" for name in ("allocated", "reserved", "process", "context")
+    } == set(absent)
 
 
 def test_a_few_spread_batches_are_enough() -> None:
@@ -61,7 +73,10 @@ def test_a_row_without_a_schedule_has_its_inference_memory_and_a_reason_for_trai
     entry = load_manifests().entry(ROW).model_copy(update={"schedule": None})
     fields = record_of(subject_of(Hungry(1), entry=entry), SPEC, tmp_path)
     assert set(fields["measurements"]) == {"inference_memory_resident_mib"}
-    assert all("names no schedule" in fields["absent"][name] for name in ("train_memory_allocated_mib", "train_memory_resident_mib", "epoch_time_s"))
+    assert all(
+        "names no schedule" in fields["absent"][name]
+        for name in ("train_memory_allocated_mib", "train_memory_resident_mib", "epoch_time_s")
+    )
     assert set(fields["telemetry"]) == {"memory", "training"}
 
 
@@ -78,14 +93,23 @@ def test_a_classifier_has_memory_among_its_usual_metrics(tmp_path: Path) -> None
     entry = load_manifests().entry(CLASSIFIER)
     usual = BenchmarkSpec().for_task(entry.task)
     assert "memory" in usual.groups and set(usual.groups) <= set(METRIC_GROUPS)
-    fields = record_of(subject_of(Flat(), entry=entry, data=f"imagenet:{tmp_path}"), usual.model_copy(update={"groups": ("memory",)}), tmp_path)
-    assert set(fields["measurements"]) == {"inference_memory_resident_mib"} and "classifiers" in fields["absent"]["train_memory_resident_mib"]
+    fields = record_of(
+        subject_of(Flat(), entry=entry, data=f"imagenet:{tmp_path}"),
+        usual.model_copy(update={"groups": ("memory",)}),
+        tmp_path,
+    )
+    assert (
+        set(fields["measurements"]) == {"inference_memory_resident_mib"}
+        and "classifiers" in fields["absent"]["train_memory_resident_mib"]
+    )
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_context_is_told_apart() -> None:
-    found, absent = measure_inference_memory(subject_of(Hungry(1), device="cuda"), SPEC.model_copy(update={"device": "cuda"}))
+    found, absent = measure_inference_memory(
+        subject_of(Hungry(1), device="cuda"), SPEC.model_copy(update={"device": "cuda"})
+    )
     mib = {name: one.value for name, one in found.items()}
     assert mib["inference_memory_allocated_mib"] <= mib["inference_memory_reserved_mib"]
     if "inference_memory_process_mib" in mib:

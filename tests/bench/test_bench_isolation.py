@@ -1,4 +1,5 @@
 """Work in a process of its own: reports survive whatever becomes of the process."""
+
 from __future__ import annotations
 
 import os
@@ -58,22 +59,41 @@ def test_reports_arrive_in_order_and_talk_goes_to_stderr(capfd: pytest.CaptureFi
     assert "talk" in err and "talk" not in out
 
 
-@pytest.mark.parametrize(("kind", "said"), [
-    ("raise", "ValueError: the wheel came off"), ("memory", "out of memory"), ("kill", "ended by SIGKILL; the system ends processes so when memory runs out"),
-    ("fault", "ended by SIGSEGV"), ("leave", "without a word (exit code 3)"), ("hang", "reported nothing for 0.5 s"), ("busy", "longer than its limit of 6 s"),
-])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("raise", "ValueError: the wheel came off"),
+        ("memory", "out of memory"),
+        ("kill", "ended by SIGKILL; the system ends processes so when memory runs out"),
+        ("fault", "ended by SIGSEGV"),
+        ("leave", "without a word (exit code 3)"),
+        ("hang", "reported nothing for 0.5 s"),
+        ("busy", "longer than its limit of 6 s"),
+    ],
+)
 def test_every_way_to_fail_is_told_and_keeps_what_was_reported(kind: str, said: str) -> None:
     seen = []
-    outcome = run_isolated(breaks, (kind,), seen.append, stall_s=0.5 if kind == "hang" else 60, limit_s=6 if kind == "busy" else None)
+    outcome = run_isolated(
+        breaks,
+        (kind,),
+        seen.append,
+        stall_s=0.5 if kind == "hang" else 60,
+        limit_s=6 if kind == "busy" else None,
+    )
     assert outcome.status == "failed" and said in outcome.reason and "\n" not in outcome.reason
     assert (outcome.traceback is not None) == (kind in ("raise", "memory"))
     assert seen == ["before"] or kind == "hang"  # a process may still be starting when half a second is over
 
 
 def test_a_process_does_not_outlive_its_parent() -> None:
-    code = "from test_bench_isolation import stays; from detection_zoo.benchmarks.run.isolation import run_isolated\nif __name__ == '__main__': run_isolated(stays, (), print)"
+    code = (
+        "from test_bench_isolation import stays; from detection_zoo.benchmarks.run.isolation import"
+        " run_isolated\nif __name__ == '__main__': run_isolated(stays, (), print)"
+    )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
     child = int(next(line for line in parent.stderr if line.startswith("PID")).split()[1])
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
@@ -94,15 +114,28 @@ def shows_a_bar(report) -> None:  # noqa: ANN001
 
 def test_an_ended_process_with_a_bar_leaves_no_semaphore_behind() -> None:
     """Python's resource tracker warned of one at the end of every sweep that Ctrl-C had stopped."""
-    code = ("from test_bench_isolation import shows_a_bar; from detection_zoo.benchmarks.run.isolation import run_isolated\n"
-            "if __name__ == '__main__': print(run_isolated(shows_a_bar, (), print).reason)")
+    code = (
+        "from test_bench_isolation import shows_a_bar; from detection_zoo.benchmarks.run.isolation import"
+        " run_isolated\nif __name__ == '__main__': print(run_isolated(shows_a_bar, (), print).reason)"
+    )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     assert "ended by SIGKILL" in done.stdout and "leaked" not in done.stderr
 
 
 def test_a_reason_is_one_line_and_keeps_what_our_own_errors_name() -> None:
-    ours = failure(CheckpointError("a.pth: 1 missing\n  the model needs, and the file has not: fc.bias\n  is it the file of this row?"))
-    assert ours.reason == "CheckpointError: a.pth: 1 missing; the model needs, and the file has not: fc.bias; is it the file of this row?"
+    ours = failure(
+        CheckpointError(
+            "a.pth: 1 missing\n  the model needs, and the file has not: fc.bias\n  is it the file of this"
+            " row?"
+        )
+    )
+    assert (
+        ours.reason
+        == "CheckpointError: a.pth: 1 missing; the model needs, and the file has not: fc.bias; is it the file"
+        " of this row?"
+    )
     assert failure(RuntimeError("sizes differ\n  (at some kernel)\n")).reason == "RuntimeError: sizes differ"
     assert failure(ValueError("")).reason == "ValueError: no message"

@@ -1,4 +1,5 @@
 """Clocks, repetition, memory and telemetry against cases whose answer is known."""
+
 from __future__ import annotations
 
 import os
@@ -30,8 +31,12 @@ def test_phases_hold_what_ran_inside_them() -> None:
             threading.Event().wait(0.02)
         with clock.phase("nothing"):
             pass
-    assert all(ms >= 10.0 for ms in clock.samples_ms["wait"]) and len(clock.samples_ms["nothing"]) == 2  # 20 ms for two images
-    assert clock.sums_ms(["wait", "nothing"]) == [a + b for a, b in zip(*clock.samples_ms.values(), strict=True)]
+    assert (
+        all(ms >= 10.0 for ms in clock.samples_ms["wait"]) and len(clock.samples_ms["nothing"]) == 2
+    )  # 20 ms for two images
+    assert clock.sums_ms(["wait", "nothing"]) == [
+        a + b for a, b in zip(*clock.samples_ms.values(), strict=True)
+    ]
 
 
 def test_warm_up_goes_on_until_times_stand_still() -> None:
@@ -49,18 +54,23 @@ def test_warm_up_ends_at_its_budget() -> None:
 def test_repetition_stops_after_whole_passes_when_precise() -> None:
     samples: list[float] = []
     passes, precise = repeat([lambda: samples.append(1.0)] * 4, lambda: samples, precision=0.01, budget_s=60)
-    assert precise and passes == 2 and len(samples) == 8  # six samples are the least for an interval, passes are whole
+    assert (
+        precise and passes == 2 and len(samples) == 8
+    )  # six samples are the least for an interval, passes are whole
 
 
 def test_repetition_stops_at_the_budget_but_works_once() -> None:
     samples: list[float] = []
-    passes, precise = repeat([lambda: samples.append(float(len(samples) % 2))] * 3, lambda: samples, precision=0.01, budget_s=1e-9)
+    passes, precise = repeat(
+        [lambda: samples.append(float(len(samples) % 2))] * 3, lambda: samples, precision=0.01, budget_s=1e-9
+    )
     assert not precise and passes == 0 and len(samples) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark can be reset on Linux only")
 def test_peak_memory_is_that_of_the_block() -> None:
-    """In a process of its own: one in which other tests ran may hold freed memory that the block is laid into."""
+    """In a process of its own: one in which other tests ran may hold freed memory that the block is laid
+    into."""
     seen: list[dict[str, Any]] = []
     outcome = run_isolated(hold_a_block, (), seen.append)
     assert outcome.status == "finished", outcome.reason
@@ -115,15 +125,20 @@ def test_a_reading_that_fails_is_told_and_stops_nothing() -> None:
 NOBODY, NOBODY_ELSE = 2**22 + 1, 2**22 + 2  # Linux numbers no process so high
 
 
-@pytest.mark.parametrize(("listed", "held_mib", "others"), [
-    ({os.getpid(): 500.0}, 500.0, 0),
-    ({os.getpid(): 500.0, os.getppid(): 30.0}, 500.0, 1),
-    ({os.getpid(): 0.0}, None, 0),  # NVML names the process, not what it holds
-    ({os.getppid(): 30.0}, None, 1),  # ours is not on the GPU yet
-    ({NOBODY: 500.0}, 500.0, 0),  # a container: the host's number of the only process
-    ({NOBODY: 500.0, NOBODY_ELSE: 30.0}, None, 1),  # one of them is ours
-])
-def test_own_and_other_processes_of_a_gpu(listed: dict[int, float], held_mib: float | None, others: int) -> None:
+@pytest.mark.parametrize(
+    ("listed", "held_mib", "others"),
+    [
+        ({os.getpid(): 500.0}, 500.0, 0),
+        ({os.getpid(): 500.0, os.getppid(): 30.0}, 500.0, 1),
+        ({os.getpid(): 0.0}, None, 0),  # NVML names the process, not what it holds
+        ({os.getppid(): 30.0}, None, 1),  # ours is not on the GPU yet
+        ({NOBODY: 500.0}, 500.0, 0),  # a container: the host's number of the only process
+        ({NOBODY: 500.0, NOBODY_ELSE: 30.0}, None, 1),  # one of them is ours
+    ],
+)
+def test_own_and_other_processes_of_a_gpu(
+    listed: dict[int, float], held_mib: float | None, others: int
+) -> None:
     assert share_of(listed) == (held_mib, others)
 
 
@@ -133,15 +148,22 @@ def test_a_process_that_was_started_here_is_ours() -> None:
         child.stdin.close()
 
 
-@pytest.mark.parametrize(("samples", "verdict", "said"), [
-    ({"sm_clock_mhz": [1980.0] * 10, "throttle_reasons": [0.0] * 10}, "clean", ""),
-    ({"sm_clock_mhz": [1980.0] * 10, "throttle_reasons": [1.0] * 10}, "clean", ""),  # idle is no fault
-    ({"sm_clock_mhz": [1980.0] * 4, "throttle_reasons": [0.0, 0.0, 64.0, 0.0]}, "throttled", "1 of 4 readings: thermal, hardware"),
-    ({"sm_clock_mhz": [1980.0] * 4, "other_processes": [0.0, 1.0]}, "shared", "up to 1 other"),
-    ({"sm_clock_mhz": [300.0, 1980.0, 1980.0, 1980.0, 1980.0]}, "clean", ""),  # it rose at the start
-    ({"sm_clock_mhz": [1980.0, 1980.0, 1980.0, 1980.0, 1600.0]}, "unstable", "1600 to 1980"),
-    ({}, "unknown", "no clocks"),
-])
+@pytest.mark.parametrize(
+    ("samples", "verdict", "said"),
+    [
+        ({"sm_clock_mhz": [1980.0] * 10, "throttle_reasons": [0.0] * 10}, "clean", ""),
+        ({"sm_clock_mhz": [1980.0] * 10, "throttle_reasons": [1.0] * 10}, "clean", ""),  # idle is no fault
+        (
+            {"sm_clock_mhz": [1980.0] * 4, "throttle_reasons": [0.0, 0.0, 64.0, 0.0]},
+            "throttled",
+            "1 of 4 readings: thermal, hardware",
+        ),
+        ({"sm_clock_mhz": [1980.0] * 4, "other_processes": [0.0, 1.0]}, "shared", "up to 1 other"),
+        ({"sm_clock_mhz": [300.0, 1980.0, 1980.0, 1980.0, 1980.0]}, "clean", ""),  # it rose at the start
+        ({"sm_clock_mhz": [1980.0, 1980.0, 1980.0, 1980.0, 1600.0]}, "unstable", "1600 to 1980"),
+        ({}, "unknown", "no clocks"),
+    ],
+)
 def test_verdicts(samples: dict[str, list[float]], verdict: str, said: str) -> None:
     found = judge(samples)
     assert found[0] == verdict and said in found[1]
@@ -149,7 +171,11 @@ def test_verdicts(samples: dict[str, list[float]], verdict: str, said: str) -> N
 
 def test_the_environment_names_machine_software_and_commit() -> None:
     found = collect_environment("cpu")
-    assert found.packages["torch"] == torch.__version__.split("+")[0] and found.device_name == cpu_name() and found.threads == torch.get_num_threads()
+    assert (
+        found.packages["torch"] == torch.__version__.split("+")[0]
+        and found.device_name == cpu_name()
+        and found.threads == torch.get_num_threads()
+    )
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     assert found.commit == (head.stdout.strip() if head.returncode == 0 else None)
 
@@ -161,7 +187,9 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
         choose_device("cuda")
 
 
-def test_bars_and_clocks_appear_after_two_seconds_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_and_clocks_appear_after_two_seconds_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with progress("short", 3) as tick, clock("short too"):
         tick()
     assert capsys.readouterr().err.strip() == ""

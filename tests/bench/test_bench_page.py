@@ -1,4 +1,6 @@
-"""The page in a real browser: sorting, filtering, plot, details, keyboard, phone, both colour schemes; no complaint, no request that leaves it."""
+"""The page in a real browser: sorting, filtering, plot, details, keyboard, phone, both colour schemes; no
+complaint, no request that leaves it."""
+
 from __future__ import annotations
 
 import json
@@ -24,7 +26,9 @@ Open = Callable[..., Page]
 @pytest.fixture(scope="module")
 def view() -> Overview:
     runs = made_up_runs(150)
-    view = overview(load_manifests(), [*runs, runs[1].model_copy(update={"id": "20310101T000000Z-v39", "row": V39})])
+    view = overview(
+        load_manifests(), [*runs, runs[1].model_copy(update={"id": "20310101T000000Z-v39", "row": V39})]
+    )
     view.kernels = [made_up_timings()]
     return view
 
@@ -56,8 +60,14 @@ def open_page(chromium: Browser, pages: Path) -> Iterator[Open]:
 
 def shown(page: Page, column: str) -> list[str]:
     """Texts of a column, row by row, as far as rows are in the document."""
-    place = page.run(f"[...document.querySelectorAll('#table thead th')].findIndex(th => th.dataset.column === {json.dumps(column)})")
-    return page.run(f"[...document.querySelectorAll('#table tbody tr[data-index]')].map(row => row.children[{place}].firstChild.textContent)")
+    place = page.run(
+        "[...document.querySelectorAll('#table thead th')].findIndex(th => th.dataset.column ==="
+        f" {json.dumps(column)})"
+    )
+    return page.run(
+        "[...document.querySelectorAll('#table tbody tr[data-index]')].map(row =>"
+        f" row.children[{place}].firstChild.textContent)"
+    )
 
 
 def status(page: Page) -> int:
@@ -67,30 +77,42 @@ def status(page: Page) -> int:
 
 def choose(page: Page, control: str, value: str) -> None:
     """Choose an option, as a person does."""
-    page.run(f"(() => {{ const s = document.getElementById('{control}'); s.value = '{value}'; s.dispatchEvent(new Event('change')); }})()")
+    page.run(
+        f"(() => {{ const s = document.getElementById('{control}'); s.value = '{value}'; s.dispatchEvent(new"
+        " Event('change')); })()"
+    )
 
 
 def best_first(view: Overview, name: str) -> list[str]:
     """Measured numbers of a quantity as the page must list them."""
     quantity = QUANTITIES[name]
-    values = sorted((point.value for line in view.lines if line.kind == "measured" and (point := line.point(quantity))), reverse=quantity.better == "higher")
+    values = sorted(
+        (point.value for line in view.lines if line.kind == "measured" and (point := line.point(quantity))),
+        reverse=quantity.better == "higher",
+    )
     return [f"{value:.{quantity.digits}f}" for value in values]
 
 
 def test_the_harness_notices_requests_and_complaints(chromium: Browser, tmp_path: Path) -> None:
-    (tmp_path / "bad.html").write_text("<img src='http://127.0.0.1:9/x.png'><script>console.error('said'); "
-                                       "setTimeout(() => { throw new Error('thrown') })</script>")
+    (tmp_path / "bad.html").write_text(
+        "<img src='http://127.0.0.1:9/x.png'><script>console.error('said'); "
+        "setTimeout(() => { throw new Error('thrown') })</script>"
+    )
     page = Page(chromium).open((tmp_path / "bad.html").as_uri())
     page.settle()
     assert any("127.0.0.1" in request for request in page.requests())
-    assert any("said" in text for text in page.complaints()) and any("thrown" in text for text in page.complaints())
+    assert any("said" in text for text in page.complaints()) and any(
+        "thrown" in text for text in page.complaints()
+    )
     page.call("Page.close")
 
 
 def test_the_page_could_not_ask_the_network_if_it_wanted(chromium: Browser, pages: Path) -> None:
     page = Page(chromium).open((pages / "some.html").as_uri())
-    blocked = page.run("new Promise(done => { document.addEventListener('securitypolicyviolation', event => done(event.effectiveDirective));"
-                       " fetch('http://127.0.0.1:9/').catch(() => {}); })")
+    blocked = page.run(
+        "new Promise(done => { document.addEventListener('securitypolicyviolation', event =>"
+        " done(event.effectiveDirective)); fetch('http://127.0.0.1:9/').catch(() => {}); })"
+    )
     assert blocked == "connect-src"
     page.call("Page.close")
 
@@ -113,13 +135,17 @@ def test_measured_and_published_stay_apart_and_dashes_stand_last(open_page: Open
     page.run("document.querySelector('#scroller').scrollTop = 1e9")
     page.wait_for(f"document.querySelector('#table tbody tr[data-index=\"{status(page) - 1}\"]')")
     assert set(shown(page, "kind")) == {"published"} and set(shown(page, "mask_ap")) == {"–"}
-    assert "prints no number" in page.run("document.querySelector('#table tbody tr[data-index] td.number span').ariaLabel")
+    assert "prints no number" in page.run(
+        "document.querySelector('#table tbody tr[data-index] td.number span').ariaLabel"
+    )
     page.click("[data-sort=row]")
     names = shown(page, "row")
     assert names == sorted(names)
 
 
-def matching(view: Overview, holds: Callable[[WideLine], bool], kinds: tuple[str, ...] = ("measured", "published")) -> int:
+def matching(
+    view: Overview, holds: Callable[[WideLine], bool], kinds: tuple[str, ...] = ("measured", "published")
+) -> int:
     return sum(line.kind in kinds and holds(line) for line in view.lines)
 
 
@@ -133,14 +159,30 @@ def test_filtering_by_words_limits_and_choices(open_page: Open, view: Overview) 
     assert status(page) == matching(view, lambda line: True)
     page.press("/")
     page.write("VovNet39 faster")
-    assert status(page) == matching(view, lambda line: "vovnet39" in line.entry.name and "faster" in line.entry.name) > 0
+    assert (
+        status(page)
+        == matching(view, lambda line: "vovnet39" in line.entry.name and "faster" in line.entry.name)
+        > 0
+    )
     page.run("document.getElementById('search').select()")
     page.write("box_ap>=40 time_ms<60")
-    assert status(page) == matching(view, lambda line: at_least(line, "box_ap", 40) and line.point(QUANTITIES["time_ms"]) is not None
-                                    and not at_least(line, "time_ms", 60)) > 0
+    assert (
+        status(page)
+        == matching(
+            view,
+            lambda line: (
+                at_least(line, "box_ap", 40)
+                and line.point(QUANTITIES["time_ms"]) is not None
+                and not at_least(line, "time_ms", 60)
+            ),
+        )
+        > 0
+    )
     page.run("document.getElementById('search').select()")
     page.write("ap>3 nothing-like-it")
-    assert status(page) == 0 and "No such number: ap" in page.run("document.getElementById('status').textContent")
+    assert status(page) == 0 and "No such number: ap" in page.run(
+        "document.getElementById('status').textContent"
+    )
     assert "No line fits" in page.run("document.querySelector('#table tbody').textContent")
     page.click("#more summary")
     page.click("#clear")
@@ -148,13 +190,18 @@ def test_filtering_by_words_limits_and_choices(open_page: Open, view: Overview) 
     assert status(page) == matching(view, lambda line: line.entry.source == "vovnet")
     page.click("#kinds input[value='not measured']")
     page.click("#kinds input[value='published']")
-    assert status(page) == matching(view, lambda line: line.entry.source == "vovnet", ("measured", "not measured"))
+    assert status(page) == matching(
+        view, lambda line: line.entry.source == "vovnet", ("measured", "not measured")
+    )
 
 
 def test_made_up_lines_are_marked_and_can_be_hidden(open_page: Open, view: Overview) -> None:
     page = open_page(fragment="#q=random")
     assert status(page) == matching(view, lambda line: "random weights" in line.flags) > 0
-    assert page.run("[...document.querySelectorAll('#table tbody tr[data-index] .flag')].every(flag => flag.textContent.includes('random weights'))")
+    assert page.run(
+        "[...document.querySelectorAll('#table tbody tr[data-index] .flag')].every(flag =>"
+        " flag.textContent.includes('random weights'))"
+    )
     assert page.run("document.querySelectorAll('#table td.untrusted').length") > 0
     page.click("#more summary")
     page.click("#trusted")
@@ -173,12 +220,18 @@ def largest_setting(view: Overview) -> list[WideLine]:
 def test_the_plot_shows_one_setting_and_its_front(open_page: Open, view: Overview) -> None:
     page, lines = open_page(), largest_setting(view)
     assert page.run("document.querySelectorAll('#plot .point').length") == len(lines)
-    trusted = [(line.point(QUANTITIES["time_ms"]).value, line.point(QUANTITIES["box_ap"]).value) for line in lines if line.trusted]
+    trusted = [
+        (line.point(QUANTITIES["time_ms"]).value, line.point(QUANTITIES["box_ap"]).value)
+        for line in lines
+        if line.trusted
+    ]
     corners = page.run("document.querySelector('#plot .front').getAttribute('d')").count("V") + 1
     assert corners == len(pareto_front(trusted))
     assert page.run("document.querySelectorAll('#plot .bar-error').length") == 2 * len(lines)
     choose(page, "plot-setting", "every")
-    assert page.run("document.querySelectorAll('#plot .point').length") > len(lines) and not page.run("Boolean(document.querySelector('#plot .front'))")
+    assert page.run("document.querySelectorAll('#plot .point').length") > len(lines) and not page.run(
+        "Boolean(document.querySelector('#plot .front'))"
+    )
     assert "must not be compared" in page.run("document.getElementById('plot-note').textContent")
 
 
@@ -186,10 +239,15 @@ def test_pointing_at_a_dot_tells_it_and_a_click_opens_it(open_page: Open) -> Non
     page = open_page()
     last = page.run("document.querySelectorAll('#plot .point').length") - 1
     page.hover(f"#plot .point[data-index='{last}']")
-    tip = page.run("document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent").splitlines()
+    tip = page.run(
+        "document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent"
+    ).splitlines()
     assert tip[1].startswith("measured") and tip[2].startswith("Time ") and "Box AP" in tip[3]
     page.click(f"#plot .point[data-index='{last}']")
-    assert page.run("document.getElementById('details').open") and page.run("document.getElementById('details-title').textContent") == tip[0]
+    assert (
+        page.run("document.getElementById('details').open")
+        and page.run("document.getElementById('details-title').textContent") == tip[0]
+    )
     page.press("Escape")
     assert not page.run("document.getElementById('details').open")
     assert page.run("document.activeElement.dataset.index") == str(last)
@@ -201,8 +259,16 @@ def test_details_tell_numbers_circumstances_weights_and_records(open_page: Open,
     text = page.run("document.getElementById('details').textContent")
     line = next(line for line in view.lines if line.entry.name == V39 and line.kind == "measured")
     assert all(run.id in text for run in line.runs) and "made up by a test" in text
-    for part in ("95 % interval", "Dashes, and why", "Phases, median of each", "Model time as it was measured", "Circumstances", "Abacus 9", "torch 2.11.0",
-                 "The same row in every setting"):
+    for part in (
+        "95 % interval",
+        "Dashes, and why",
+        "Phases, median of each",
+        "Model time as it was measured",
+        "Circumstances",
+        "Abacus 9",
+        "torch 2.11.0",
+        "The same row in every setting",
+    ):
         assert part in text, part
     assert page.run("[...document.querySelectorAll('#details a')].some(a => a.href.includes('dropbox.com'))")
     assert page.run("document.querySelector('#details a[href^=runs]').getAttribute('href')").endswith(".json")
@@ -212,25 +278,44 @@ def test_details_tell_numbers_circumstances_weights_and_records(open_page: Open,
 
 def test_history_of_a_row_that_was_measured_again(open_page: Open, pages: Path) -> None:
     run = made_up_runs(1)[0]
-    runs = [run.model_copy(update={"id": f"{run.id}x{hour}", "started": f"2030-02-01T0{hour}:00:00+00:00",
-                                   "environment": run.environment.model_copy(update={"commit": f"{hour}" * 40})}) for hour in range(3)]
+    runs = [
+        run.model_copy(
+            update={
+                "id": f"{run.id}x{hour}",
+                "started": f"2030-02-01T0{hour}:00:00+00:00",
+                "environment": run.environment.model_copy(update={"commit": f"{hour}" * 40}),
+            }
+        )
+        for hour in range(3)
+    ]
     (pages / "history.html").write_text(html_page(overview(load_manifests(), runs)), encoding="utf-8")
     page = open_page("history.html", "#kinds=m")
     page.click("#table tbody th button")
     assert "Model time (ms), commit by commit" in page.run("document.getElementById('details').textContent")
-    assert {"0000000", "1111111", "2222222"} <= set(page.run("[...document.querySelectorAll('#details svg text')].map(text => text.textContent)"))
+    assert {"0000000", "1111111", "2222222"} <= set(
+        page.run("[...document.querySelectorAll('#details svg text')].map(text => text.textContent)")
+    )
 
 
 def test_operators_stand_beside_the_peers(open_page: Open) -> None:
     page = open_page()
-    rows = page.run("[...document.querySelectorAll('#kernels tbody tr')].map(row => [...row.children].map(cell => cell.textContent))")
+    rows = page.run(
+        "[...document.querySelectorAll('#kernels tbody tr')].map(row => [...row.children].map(cell =>"
+        " cell.textContent))"
+    )
     assert [row[0] for row in rows] == [case.name for case in made_up_timings().cases]
-    assert rows[0][3].startswith(f"{made_up_timings().cases[0].ratio:.2f} (") and rows[3][2:4] == ["–", "–"] and "differs from the reference" in rows[3][5]
+    assert (
+        rows[0][3].startswith(f"{made_up_timings().cases[0].ratio:.2f} (")
+        and rows[3][2:4] == ["–", "–"]
+        and "differs from the reference" in rows[3][5]
+    )
 
 
 def test_a_wrong_link_is_told_and_cannot_be_followed(open_page: Open) -> None:
     page = open_page(fragment=f"#q={WRONG_LINK}&kinds=p")
-    assert page.run("[...document.querySelectorAll('#table tbody td .flag')].map(flag => flag.textContent)") == ["wrong link"]
+    assert page.run(
+        "[...document.querySelectorAll('#table tbody td .flag')].map(flag => flag.textContent)"
+    ) == ["wrong link"]
     page.click("#table tbody th button")
     assert "the file is V-39" in page.run("document.getElementById('details').textContent")
     links = page.run("[...document.querySelectorAll('a')].map(a => a.href)")
@@ -244,9 +329,13 @@ def test_everything_by_keyboard(open_page: Open) -> None:
     assert page.run("document.activeElement.id") == "search"
     page.run("document.querySelector('#plot .point[tabindex=\"0\"]').focus()")
     page.press("ArrowRight", "ArrowRight")
-    assert page.run("document.activeElement.dataset.index") == "2" and not page.run("document.getElementById('tip').hidden")
+    assert page.run("document.activeElement.dataset.index") == "2" and not page.run(
+        "document.getElementById('tip').hidden"
+    )
     page.press("Enter")
-    assert page.run("document.getElementById('details').open") and page.run("document.getElementById('details').contains(document.activeElement)")
+    assert page.run("document.getElementById('details').open") and page.run(
+        "document.getElementById('details').contains(document.activeElement)"
+    )
     page.press("Escape")
     page.run("document.getElementById('scroller').focus()")
     page.press("ArrowDown", "ArrowDown", "ArrowDown")
@@ -256,7 +345,9 @@ def test_everything_by_keyboard(open_page: Open) -> None:
     page.press("Enter")
     title = page.run("document.getElementById('details-title').textContent")
     page.press("Escape")
-    assert page.run("document.activeElement.title") == title and page.run("document.activeElement.closest('tr').ariaRowIndex") == str(status(page) + 1)
+    assert page.run("document.activeElement.title") == title and page.run(
+        "document.activeElement.closest('tr').ariaRowIndex"
+    ) == str(status(page) + 1)
     page.press("Home", "Tab")
     assert page.run("document.activeElement.matches('#table a, footer *, body, #table button')")
 
@@ -265,13 +356,27 @@ def test_tab_reaches_every_control_in_order_and_shows_where_it_is(open_page: Ope
     page, seen = open_page(), []
     for _ in range(60):
         page.press("Tab")
-        here = page.run("(() => { const e = document.activeElement, s = getComputedStyle(e.querySelector('.ring') || e); return "
-                        "[e.id || e.dataset.sort || e.tagName, s.outlineStyle !== 'none' || s.stroke !== 'none']; })()")
+        here = page.run(
+            "(() => { const e = document.activeElement, s = getComputedStyle(e.querySelector('.ring') || e);"
+            " return [e.id || e.dataset.sort || e.tagName, s.outlineStyle !== 'none' || s.stroke !== 'none'];"
+            " })()"
+        )
         if here[0] == "BODY":
             break
         assert here[1], f"{here[0]} has no focus ring"
         seen.append(here[0])
-    wanted = ["theme", "search", "plot-setting", "plot-x", "plot-y", "plot-log", "scroller", "row", "box_ap", "time_ms"]
+    wanted = [
+        "theme",
+        "search",
+        "plot-setting",
+        "plot-x",
+        "plot-y",
+        "plot-log",
+        "scroller",
+        "row",
+        "box_ap",
+        "time_ms",
+    ]
     places = [seen.index(name) for name in wanted]
     assert places == sorted(places)
 
@@ -279,13 +384,26 @@ def test_tab_reaches_every_control_in_order_and_shows_where_it_is(open_page: Ope
 def test_table_semantics(open_page: Open) -> None:
     page = open_page()
     assert page.run("document.querySelector('#table').ariaRowCount") == str(status(page) + 1)
-    rows = page.run("[...document.querySelectorAll('#table tbody tr[data-index]')].map(row => Number(row.ariaRowIndex))")
+    rows = page.run(
+        "[...document.querySelectorAll('#table tbody tr[data-index]')].map(row => Number(row.ariaRowIndex))"
+    )
     assert rows == list(range(2, 2 + len(rows)))
-    assert page.run("[...document.querySelectorAll('#table tbody tr[data-index]')].every(row => row.querySelectorAll('th[scope=row]').length === 1)")
+    assert page.run(
+        "[...document.querySelectorAll('#table tbody tr[data-index]')].every(row =>"
+        " row.querySelectorAll('th[scope=row]').length === 1)"
+    )
     assert page.run("[...document.querySelectorAll('#table thead th')].every(th => th.scope === 'col')")
-    assert page.run("[...document.querySelectorAll('input, select')].every(control => control.labels.length > 0)")
-    assert page.run("[...document.querySelectorAll('button, #plot .point')].every(b => (b.ariaLabel || b.textContent).trim().length > 0)")
-    assert page.run("document.documentElement.lang") == "en" and page.run("document.querySelectorAll('h1').length") == 1
+    assert page.run(
+        "[...document.querySelectorAll('input, select')].every(control => control.labels.length > 0)"
+    )
+    assert page.run(
+        "[...document.querySelectorAll('button, #plot .point')].every(b => (b.ariaLabel ||"
+        " b.textContent).trim().length > 0)"
+    )
+    assert (
+        page.run("document.documentElement.lang") == "en"
+        and page.run("document.querySelectorAll('h1').length") == 1
+    )
 
 
 # the contrast ratio of WCAG 2 between each element's ink and what is painted behind it
@@ -308,12 +426,29 @@ def test_contrast_of_text_and_marks(open_page: Open, dark: bool) -> None:
     page = open_page(fragment="#kinds=mpn", dark=dark)
     choose(page, "plot-setting", "every")
     page.click("[data-sort=kind]")
-    for selector in ("p", ".badge", ".flag", "#table td", "#table strong", "#table small", "#table th", "a", "button", "label span", "legend", "dt", "dd",
-                     "kbd", "summary"):
+    for selector in (
+        "p",
+        ".badge",
+        ".flag",
+        "#table td",
+        "#table strong",
+        "#table small",
+        "#table th",
+        "a",
+        "button",
+        "label span",
+        "legend",
+        "dt",
+        "dd",
+        "kbd",
+        "summary",
+    ):
         ratios = page.run(f"{CONTRAST}({json.dumps(selector)})")
         assert ratios or selector in ("a", ".flag"), f"{selector}: nothing to look at"
         assert min(ratios, default=21) >= 4.5, f"{selector}: {min(ratios):.2f}"
-    marks = page.run(f"{CONTRAST}('.point.measured:not(.untrusted) .mark')") + page.run(f"{CONTRAST}('#plot svg text')")
+    marks = page.run(f"{CONTRAST}('.point.measured:not(.untrusted) .mark')") + page.run(
+        f"{CONTRAST}('#plot svg text')"
+    )
     assert marks and min(marks) >= 3
     page.press("End")
     assert light(page.run("getComputedStyle(document.documentElement).backgroundColor")) != dark
@@ -327,7 +462,9 @@ def test_the_colour_scheme_can_be_changed_and_stays_in_the_address(open_page: Op
     page = open_page()
     assert light(page.run("getComputedStyle(document.documentElement).backgroundColor"))
     page.click("#theme")
-    assert not light(page.run("getComputedStyle(document.documentElement).backgroundColor")) and "theme=dark" in page.run("location.hash")
+    assert not light(
+        page.run("getComputedStyle(document.documentElement).backgroundColor")
+    ) and "theme=dark" in page.run("location.hash")
     again = open_page(fragment="#theme=dark")
     assert not light(again.run("getComputedStyle(document.documentElement).backgroundColor"))
 
@@ -340,38 +477,70 @@ def test_the_address_keeps_what_is_chosen(open_page: Open, view: Overview) -> No
     page.click("#plot-log")
     fragment = page.run("location.hash")
     again = open_page(fragment=fragment)
-    assert status(again) == status(page) and shown(again, "time_ms") == shown(page, "time_ms") and again.run("document.getElementById('plot-log').checked")
-    assert open_page(fragment="#sort=nonsense&x=nonsense").run("document.querySelector('[data-column=box_ap]').ariaSort") == "descending"
+    assert (
+        status(again) == status(page)
+        and shown(again, "time_ms") == shown(page, "time_ms")
+        and again.run("document.getElementById('plot-log').checked")
+    )
+    assert (
+        open_page(fragment="#sort=nonsense&x=nonsense").run(
+            "document.querySelector('[data-column=box_ap]').ariaSort"
+        )
+        == "descending"
+    )
 
 
 def test_on_a_phone(open_page: Open) -> None:
     page = open_page(width=390, height=844, phone=True)
     assert page.run("document.documentElement.scrollWidth") <= 390
-    assert page.run("document.querySelector('#scroller').scrollWidth > document.querySelector('#scroller').clientWidth")
+    assert page.run(
+        "document.querySelector('#scroller').scrollWidth > document.querySelector('#scroller').clientWidth"
+    )
     assert page.run("document.querySelector('#plot svg').getBoundingClientRect().width") <= 390
-    controls = "[...document.querySelectorAll('button, select, input[type=search], summary, label.check, fieldset label')]"
-    assert page.run(f"{controls}.filter(e => e.offsetParent && e.offsetHeight < 24).map(e => e.outerHTML)") == []
+    controls = (
+        "[...document.querySelectorAll('button, select, input[type=search], summary, label.check, fieldset"
+        " label')]"
+    )
+    assert (
+        page.run(f"{controls}.filter(e => e.offsetParent && e.offsetHeight < 24).map(e => e.outerHTML)") == []
+    )
     page.click("#table tbody th button")
-    box = page.run("(() => { const b = document.getElementById('details').getBoundingClientRect(); return [b.left, b.width]; })()")
+    box = page.run(
+        "(() => { const b = document.getElementById('details').getBoundingClientRect(); return [b.left,"
+        " b.width]; })()"
+    )
     assert box == [0, 390] and page.run("document.querySelector('#details').scrollWidth") <= 390
 
 
-def test_a_thousand_records_stay_fluent(open_page: Open, pages: Path, record_property: Callable[[str, object], None]) -> None:
+def test_a_thousand_records_stay_fluent(
+    open_page: Open, pages: Path, record_property: Callable[[str, object], None]
+) -> None:
     view = overview(load_manifests(), made_up_runs(MANY))
     (pages / "many.html").write_text(html_page(view), encoding="utf-8")
     page, times = open_page("many.html"), {}
     assert len(view.runs) == MANY and status(page) == matching(view, lambda line: True) > 700
-    steps = {"sort": "document.querySelector('[data-sort=time_ms]').click()", "scroll": "document.querySelector('#scroller').scrollTop = 20000",
-             "filter": "(() => { const s = document.getElementById('search'); s.value = 'resnet50'; s.dispatchEvent(new Event('input')); })()",
-             "details": "document.querySelector('#table tbody th button').click()"}
+    steps = {
+        "sort": "document.querySelector('[data-sort=time_ms]').click()",
+        "scroll": "document.querySelector('#scroller').scrollTop = 20000",
+        "filter": (
+            "(() => { const s = document.getElementById('search'); s.value = 'resnet50'; s.dispatchEvent(new"
+            " Event('input')); })()"
+        ),
+        "details": "document.querySelector('#table tbody th button').click()",
+    }
     for name, step in steps.items():
         start = time.perf_counter()
         page.run(step)
         page.settle()
         times[name] = round((time.perf_counter() - start) * 1e3)
-        assert page.run("document.querySelectorAll('#table tbody tr').length") < 80, f"after {name}: rows out of sight are in the document"
+        assert page.run("document.querySelectorAll('#table tbody tr').length") < 80, (
+            f"after {name}: rows out of sight are in the document"
+        )
     record_property("milliseconds", json.dumps(times))
-    print(f"{MANY} made-up records, {page.run('document.getElementById(`data`).textContent.length') / 1e6:.1f} MB; ms to the next frame: {times}")
+    print(
+        f"{MANY} made-up records, {page.run('document.getElementById(`data`).textContent.length') / 1e6:.1f}"
+        f" MB; ms to the next frame: {times}"
+    )
     assert page.run("document.getElementById('details').open") and max(times.values()) < 5000, times
     assert shown(page, "row") and all("resnet50" in name for name in shown(page, "row"))
 
@@ -380,11 +549,15 @@ def test_a_page_without_records(open_page: Open, pages: Path) -> None:
     view = overview(load_manifests(), [], ["broken.json: the record is cut short"])
     (pages / "none.html").write_text(html_page(view), encoding="utf-8")
     page = open_page("none.html")
-    assert "No record yet" in page.run("document.getElementById('nothing').textContent") and not page.run("document.getElementById('nothing').hidden")
+    assert "No record yet" in page.run("document.getElementById('nothing').textContent") and not page.run(
+        "document.getElementById('nothing').hidden"
+    )
     assert status(page) == matching(view, lambda line: True, ("published",))
     assert "cut short" in page.run("document.getElementById('problems').innerText")
     page.click("#kinds input[value='published']")
-    assert status(page) == 0 and "No line that fits" in page.run("document.getElementById('plot').textContent")
+    assert status(page) == 0 and "No line that fits" in page.run(
+        "document.getElementById('plot').textContent"
+    )
 
 
 def test_text_of_records_is_never_markup(open_page: Open, pages: Path) -> None:

@@ -1,4 +1,5 @@
 """Reference folders that hold evaluations, beside what zoo.parity compares."""
+
 from __future__ import annotations
 
 import json
@@ -28,7 +29,9 @@ def test_a_changed_score_is_found(voc_case: Path) -> None:
     expected = json.loads((voc_case / "expected.json").read_text())
     expected["per_class"]["aeroplane"]["ap_07"] += 1e-6
     (voc_case / "expected.json").write_text(json.dumps(expected))
-    assert [line.name for line in check_reference(voc_case).lines if line.verdict == "differs"] == ["aeroplane (11point)/ap"]
+    assert [line.name for line in check_reference(voc_case).lines if line.verdict == "differs"] == [
+        "aeroplane (11point)/ap"
+    ]
 
 
 def test_a_missing_part_is_named(voc_case: Path) -> None:

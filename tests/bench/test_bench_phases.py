@@ -1,4 +1,5 @@
 """The forward phase in parts, and numbers that are not finite: of models whose parts and faults are known."""
+
 from __future__ import annotations
 
 import math
@@ -66,8 +67,12 @@ def test_every_part_gets_its_own_time_and_the_rest_is_told() -> None:
     assert set(found) == {f"{name}_ms" for name in WAITS_S} and set(absent) == {"rpn_ms"}
     for name, wait_s in WAITS_S.items():
         one = found[f"{name}_ms"]
-        assert min(one.samples) >= 1e3 * wait_s - 1, f"{name} waits for {wait_s} s, once: a part inside a part counts with the outer one"
-        assert "synchronisation at each border" in one.covers and one.unit == "ms" and one.n == len(one.samples)
+        assert min(one.samples) >= 1e3 * wait_s - 1, (
+            f"{name} waits for {wait_s} s, once: a part inside a part counts with the outer one"
+        )
+        assert (
+            "synchronisation at each border" in one.covers and one.unit == "ms" and one.n == len(one.samples)
+        )
     shares = [float(one.note.split("%")[0]) for one in found.values()]
     assert sum(shares) == pytest.approx(100, abs=0.3), "the parts and the rest are the whole"
 
@@ -88,11 +93,17 @@ def test_parts_are_as_they_were_afterwards() -> None:
     model, calls = Sleeper(), []
     model.body.forward = own = lambda x: x  # one that somebody has replaced before
     before = {name: set(vars(module)) for name, module in model.named_modules()}
-    with pytest.raises(KeyError), around_parts(model, model.parts, lambda name, call: lambda *a: (calls.append(name), call(*a))[1]):
+    with (
+        pytest.raises(KeyError),
+        around_parts(model, model.parts, lambda name, call: lambda *a: (calls.append(name), call(*a))[1]),
+    ):
         model.raw(torch.zeros(1, 3, 8, 8), torch.tensor([[8, 8]]))
         raise KeyError
     assert calls == ["backbone", "neck", "heads", "heads"]
-    assert before == {name: set(vars(module)) for name, module in model.named_modules()} and model.body.forward is own
+    assert (
+        before == {name: set(vars(module)) for name, module in model.named_modules()}
+        and model.body.forward is own
+    )
 
 
 FAMILIES = {  # a small row of each family -> the parts it must have
@@ -106,14 +117,21 @@ def test_parts_of_real_models_claim_most_of_the_forward_phase(row: str) -> None:
     found, absent = measure_phases(real_subject(row), SPEC, 0.01)
     assert {name.removesuffix("_ms") for name in found} == FAMILIES[row] | {"forward_rest"} and not absent
     claimed = sum(sum(one.samples) for name, one in found.items() if name != "forward_rest_ms")
-    assert all(min(one.samples) > 0 for one in found.values()) and claimed > sum(found["forward_rest_ms"].samples)
+    assert all(min(one.samples) > 0 for one in found.values()) and claimed > sum(
+        found["forward_rest_ms"].samples
+    )
 
 
 def one_row_of_each_family() -> dict[str, str]:
     """Detector's name -> a row, torchvision's each, and a classifier."""
-    rows = {entry.detector.name if entry.detector else "classifier": name for name, entry in load_manifests().entries.items()
-            if entry.conventions is not None and not entry.published_only}
-    return {family: row for family, row in rows.items() if not family.startswith("detectron2.")}  # they need a package that is no dependency
+    rows = {
+        entry.detector.name if entry.detector else "classifier": name
+        for name, entry in load_manifests().entries.items()
+        if entry.conventions is not None and not entry.published_only
+    }
+    return {
+        family: row for family, row in rows.items() if not family.startswith("detectron2.")
+    }  # they need a package that is no dependency
 
 
 @pytest.mark.parametrize("family", one_row_of_each_family())
@@ -128,12 +146,25 @@ def test_every_family_names_its_parts(family: str) -> None:
 
 def small_models() -> dict[str, Callable[[], nn.Module]]:
     """One of each family that names parts of its own, as small as they come."""
+
     def joint() -> JointRCNN:
         backbone = BACKBONES["resnet14_slim"]()
-        return JointRCNN(backbone, SmoothedPyramid(backbone.specs, channels=16), 5, pooled_size=3, rpn_channels=16, post_nms=20)
+        return JointRCNN(
+            backbone,
+            SmoothedPyramid(backbone.specs, channels=16),
+            5,
+            pooled_size=3,
+            rpn_channels=16,
+            post_nms=20,
+        )
 
-    rows = ("ssdlite_mobilenetv2_300.registry", "retinanet_resnet50_fpn_1x.detectron", "rpn_resnet50_fpn_1x.detectron",
-            "ssdlite320_mobilenet_v3_large_coco_v1.torchvision", "resnet18_imagenet.registry")
+    rows = (
+        "ssdlite_mobilenetv2_300.registry",
+        "retinanet_resnet50_fpn_1x.detectron",
+        "rpn_resnet50_fpn_1x.detectron",
+        "ssdlite320_mobilenet_v3_large_coco_v1.torchvision",
+        "resnet18_imagenet.registry",
+    )
     return {"joint": joint, **{row: lambda row=row: assemble(load_manifests().entry(row)) for row in rows}}
 
 
@@ -143,7 +174,10 @@ def test_the_forward_phase_calls_every_part_that_is_named(name: str) -> None:
     side = 300 if name.startswith("ssdlite_") else 64
     images, sizes = torch.rand(1, 3, side, side), torch.tensor([[side, side]])
     places = {place: (place,) for several in model.parts.values() for place in several}  # each by itself
-    with torch.inference_mode(), around_parts(model, places, lambda place, call: lambda *a: (called.add(place), call(*a))[1]):
+    with (
+        torch.inference_mode(),
+        around_parts(model, places, lambda place, call: lambda *a: (called.add(place), call(*a))[1]),
+    ):
         model.raw(images, sizes) if isinstance(model, Detector) else model(images)
     assert called == set(places)
 
@@ -157,8 +191,23 @@ class Raw:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_found_wherever_they_stand(bad: float) -> None:
     good, broken = torch.zeros(2, 3), torch.tensor([[0.0, bad]])
-    check_finite({"a": [good, (good, None, "text")], "raw": Raw(good, torch.zeros(0, 4)), "labels": torch.zeros(1, dtype=torch.int64)}, "it")
-    for value in (broken, [good, broken], {"a": {"b": broken}}, Raw(good, broken), Raw(broken, good), broken.half(), broken.bfloat16()):
+    check_finite(
+        {
+            "a": [good, (good, None, "text")],
+            "raw": Raw(good, torch.zeros(0, 4)),
+            "labels": torch.zeros(1, dtype=torch.int64),
+        },
+        "it",
+    )
+    for value in (
+        broken,
+        [good, broken],
+        {"a": {"b": broken}},
+        Raw(good, broken),
+        Raw(broken, good),
+        broken.half(),
+        broken.bfloat16(),
+    ):
         with pytest.raises(FloatingPointError, match="it gives numbers that are not finite"):
             check_finite(value, "it")
     check_finite(Raw(broken, good), "it", boxes=False)
@@ -170,7 +219,10 @@ def test_a_nan_in_any_part_ends_timing_and_accuracy(part: str) -> None:
     with torch.no_grad():
         next(subject.model.get_submodule(part).parameters()).view(-1)[0] = math.nan
     for measure in (lambda: measure_inference(subject, SPEC), lambda: list(detect_all(subject, SPEC))):
-        with pytest.raises(FloatingPointError, match=rf"the model \({part.split('.')[0].replace('box', 'heads')}\).* not finite"):
+        with pytest.raises(
+            FloatingPointError,
+            match=rf"the model \({part.split('.')[0].replace('box', 'heads')}\).* not finite",
+        ):
             measure()
 
 
@@ -184,7 +236,9 @@ def test_a_nan_that_comes_later_ends_the_timing_too() -> None:
 
     model = Late()
     with pytest.raises(FloatingPointError, match="the network gives numbers that are not finite"):
-        measure_inference(subject_of(model, 2), SPEC.model_copy(update={"time_budget_s": 60.0, "warm_up_budget_s": 1e-9}))
+        measure_inference(
+            subject_of(model, 2), SPEC.model_copy(update={"time_budget_s": 60.0, "warm_up_budget_s": 1e-9})
+        )
     assert model.turns == 4, "one that is watched, one to warm up, and then two that are timed"
 
 

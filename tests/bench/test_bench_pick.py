@@ -1,4 +1,6 @@
-"""bench.py pick: budgets, licences, measured before published and never mixed, and why others do not qualify."""
+"""bench.py pick: budgets, licences, measured before published and never mixed, and why others do not
+qualify."""
+
 from __future__ import annotations
 
 import json
@@ -15,11 +17,19 @@ from detection_zoo.benchmarks.spec import Run
 from detection_zoo.benchmarks.store import write_run
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 
-SSDLITE, V39, V57 = "ssdlite_mobilenetv2_300.registry", "faster_rcnn_vovnet39_fpn_2x.vovnet", "faster_rcnn_vovnet57_fpn_2x.vovnet"
+SSDLITE, V39, V57 = (
+    "ssdlite_mobilenetv2_300.registry",
+    "faster_rcnn_vovnet39_fpn_2x.vovnet",
+    "faster_rcnn_vovnet57_fpn_2x.vovnet",
+)
 
 
 def run(row: str, ap: float, ms: float, mib: float = 1024, **more: object) -> Run:
-    values = {"box_ap": measured(ap, "%"), "model_ms": measured(ms, "ms"), "train_memory_allocated_mib": measured(mib, "MiB")}
+    values = {
+        "box_ap": measured(ap, "%"),
+        "model_ms": measured(ms, "ms"),
+        "train_memory_allocated_mib": measured(mib, "MiB"),
+    }
     return run_of(row, values, **more)
 
 
@@ -32,11 +42,16 @@ def test_measured_stand_first_and_published_apart() -> None:
     """V-39's README says 78 ms and 39.8, V-57's 87 ms and 40.8."""
     fits, others = picked(Wish(max_ms=80, min_score=38), run(V39, 39.5, 20.0), run(SSDLITE, 38.5, 5.0))
     assert [(one.row, one.kind) for one in fits][:2] == [(V39, "measured"), (SSDLITE, "measured")]
-    assert (V39, "published") in [(one.row, one.kind) for one in fits[2:]] and all(one.kind == "published" for one in fits[2:])
+    assert (V39, "published") in [(one.row, one.kind) for one in fits[2:]] and all(
+        one.kind == "published" for one in fits[2:]
+    )
     assert fits[0].values["time_ms"] == 20.0 and fits[0].values["box_ap"] == 39.5
     assert others[V57].reasons == ("Time 87.0 ms",)
     text = text_of(fits, list(others.values()), Wish(max_ms=80, min_score=38), 5)
-    first, second = text.index("Measured here: 2 qualify"), text.index("Published by their sources, not measured here")
+    first, second = (
+        text.index("Measured here: 2 qualify"),
+        text.index("Published by their sources, not measured here"),
+    )
     assert first < second < text.index("Why others do not")
 
 
@@ -53,10 +68,18 @@ def test_accuracy_of_made_up_weights_never_qualifies() -> None:
     assert [one.row for one in fits if one.kind == "measured"] == [SSDLITE]
 
 
-@pytest.mark.parametrize(("wish", "reason"), [
-    (Wish(max_gb=0.5), "Train memory 1.00 GiB"), (Wish(min_score=50), "Box AP 38.5 %"), (Wish(max_ms=4), "Time 5.0 ms"),
-    (Wish(max_parameters_m=1), "no measured Parameters"), (Wish(licence="MIT"), "licence: Apache-2.0"), (Wish(hardware="H200"), "on other hardware"),
-    (Wish(metric="mask_ap", min_score=10), "no measured Mask AP")])
+@pytest.mark.parametrize(
+    ("wish", "reason"),
+    [
+        (Wish(max_gb=0.5), "Train memory 1.00 GiB"),
+        (Wish(min_score=50), "Box AP 38.5 %"),
+        (Wish(max_ms=4), "Time 5.0 ms"),
+        (Wish(max_parameters_m=1), "no measured Parameters"),
+        (Wish(licence="MIT"), "licence: Apache-2.0"),
+        (Wish(hardware="H200"), "on other hardware"),
+        (Wish(metric="mask_ap", min_score=10), "no measured Mask AP"),
+    ],
+)
 def test_each_bound_has_its_reason(wish: Wish, reason: str) -> None:
     view = overview(load_manifests(), [run(SSDLITE, 38.5, 5.0)])
     view.lines = [line for line in view.lines if line.entry.name == SSDLITE and line.kind == "measured"]
@@ -66,20 +89,41 @@ def test_each_bound_has_its_reason(wish: Wish, reason: str) -> None:
 
 def test_licences() -> None:
     entries = load_manifests().entries
-    assert permitted(entries[SSDLITE], "permissive") and permitted(entries[SSDLITE], "Apache-2.0") and not permitted(entries[SSDLITE], "MIT")
+    assert (
+        permitted(entries[SSDLITE], "permissive")
+        and permitted(entries[SSDLITE], "Apache-2.0")
+        and not permitted(entries[SSDLITE], "MIT")
+    )
     assert not permitted(entries[V39], "permissive"), "its weights state no licence"
     odd = ModelEntry.model_validate({**entries[SSDLITE].model_dump(), "licence": "AGPL-3.0-only"})
-    assert not permitted(odd, "permissive") and permitted(entries["resnet18_imagenet.registry"], "BSD-3-Clause")
+    assert not permitted(odd, "permissive") and permitted(
+        entries["resnet18_imagenet.registry"], "BSD-3-Clause"
+    )
 
 
 def test_the_command(tmp_path: Path) -> None:
     write_run(tmp_path / "runs", run(SSDLITE, 38.5, 5.0))
-    ask = ["pick", "--max-ms", "20", "--max-gb", "4", "--licence", "permissive", "--min-ap", "38", "--store", str(tmp_path / "runs")]
+    ask = [
+        "pick",
+        "--max-ms",
+        "20",
+        "--max-gb",
+        "4",
+        "--licence",
+        "permissive",
+        "--min-ap",
+        "38",
+        "--store",
+        str(tmp_path / "runs"),
+    ]
     done = CliRunner().invoke(app, [*ask, "--json"])
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
     assert [(one["row"], one["kind"]) for one in answer["qualify"]] == [(SSDLITE, "measured")]
-    assert all(one["reasons"] for one in answer["others"]) and len(answer["others"]) == len(load_manifests().entries) - 1
+    assert (
+        all(one["reasons"] for one in answer["others"])
+        and len(answer["others"]) == len(load_manifests().entries) - 1
+    )
     text = CliRunner().invoke(app, ask).stdout
     assert "Measured here: 1 qualify" in text and "Why others do not" in text
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,6 @@
-"""Named timing protocols: what stands inside the clock, which statistic, and that no table mixes two of them."""
+"""Named timing protocols: what stands inside the clock, which statistic, and that no table mixes two of
+them."""
+
 from __future__ import annotations
 
 import pytest
@@ -23,28 +25,45 @@ class Counting(Detector):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.shapes: list[tuple[int, ...]] = []
 
-    def losses(self, images: torch.Tensor, sizes: torch.Tensor, targets: list[Target]) -> dict[str, torch.Tensor]:
+    def losses(
+        self, images: torch.Tensor, sizes: torch.Tensor, targets: list[Target]
+    ) -> dict[str, torch.Tensor]:
         return {"loss": self.weight.sum()}
 
     def raw(self, images: torch.Tensor, sizes: torch.Tensor) -> int:
         self.shapes.append(tuple(images.shape))
         return len(images)
 
-    def postprocess(self, raw: int, sizes: torch.Tensor, original_sizes: torch.Tensor | None = None) -> list[Detections]:
-        return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)) for _ in range(raw)]
+    def postprocess(
+        self, raw: int, sizes: torch.Tensor, original_sizes: torch.Tensor | None = None
+    ) -> list[Detections]:
+        return [
+            Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+            for _ in range(raw)
+        ]
 
 
 @pytest.fixture
 def subject(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Subject:  # noqa: ANN001
     monkeypatch.setenv("DETECTION_ZOO_HOME", str(tmp_path))
     entry = next(entry for entry in load_manifests().entries.values() if entry.source == "demo")
-    return Subject(entry, Counting(), Preprocess.from_conventions(entry.conventions.image), torch.device("cpu"), open_dataset("shapes", images=4))
+    return Subject(
+        entry,
+        Counting(),
+        Preprocess.from_conventions(entry.conventions.image),
+        torch.device("cpu"),
+        open_dataset("shapes", images=4),
+    )
 
 
 def test_random_inputs_have_the_size_and_the_number_that_the_source_names(subject: Subject) -> None:
     found = measure_protocol(subject, BenchmarkSpec(protocol="hardnet_jetson"))["model_ms"]
     assert subject.model.shapes == [(1, 3, 320, 320)] * 500  # the README: 500 random images of 320 x 320
-    assert found.n == 500 and found.statistic == "mean" and found.value == pytest.approx(sum(found.samples) / 500)
+    assert (
+        found.n == 500
+        and found.statistic == "mean"
+        and found.value == pytest.approx(sum(found.samples) / 500)
+    )
     assert found.interval is None and "320 x 320" in found.covers
 
 

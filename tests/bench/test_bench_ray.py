@@ -1,4 +1,5 @@
 """A sweep on a local Ray cluster of two workers, one of which is killed on the way."""
+
 from __future__ import annotations
 
 import os
@@ -24,15 +25,25 @@ SOURCES, SPEC = Sources("shapes"), BenchmarkSpec(images=2)
 def quick(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path, report) -> None:  # noqa: ANN001
     """Stands for a model: reports what the real work reports, without one."""
     data = identify_data(open_data(load_manifests().entry(row), sources.data, spec.images))
-    report({"stage": "timing", "environment": MACHINE, "data": data, "measurements": {"model_ms": measured(20.0, "ms")}})
+    report(
+        {
+            "stage": "timing",
+            "environment": MACHINE,
+            "data": data,
+            "measurements": {"model_ms": measured(20.0, "ms")},
+        }
+    )
 
 
 def lost_once(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path, report) -> None:  # noqa: ANN001
-    """Like a model; the first time that the second row is measured, the worker it runs on is killed from outside, as the machine's loss would."""
+    """Like a model; the first time that the second row is measured, the worker it runs on is killed from
+    outside, as the machine's loss would."""
     quick(row, spec, sources, weights, folder, report)
     folder.mkdir(parents=True)
     (folder / "bbox.json").write_text(f'["{row}"]')
-    report({"files": {"bbox": StoredFile(name=f"{folder.name}/bbox.json", sha256="0" * 64, bytes=len(row) + 4)}})
+    report(
+        {"files": {"bbox": StoredFile(name=f"{folder.name}/bbox.json", sha256="0" * 64, bytes=len(row) + 4)}}
+    )
     marker = Path(os.environ["DETECTION_ZOO_HOME"]) / "killed"
     if row == ROWS[1] and not marker.exists():
         marker.write_text(str(os.getppid()))
@@ -49,7 +60,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
         patch.setenv("DETECTION_ZOO_HOME", str(make_small_shapes(tmp_path_factory.mktemp("home"))))
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        two = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False})
+        two = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False},
+        )
         two.add_node(num_cpus=1, object_store_memory=80 * 2**20)
         ray.init(address=two.address, log_to_driver=False)
         yield ray
@@ -65,9 +79,16 @@ def test_a_worker_that_is_lost_costs_no_row(cluster, tmp_path: Path) -> None:  #
     sweep = run_sweep(entries, SPEC, SOURCES, options, work=lost_once)
     stored = read_runs(tmp_path / "runs")
     assert (Path(os.environ["DETECTION_ZOO_HOME"]) / "killed").is_file(), "the worker was killed"
-    assert {run.row: run.status for run in stored.runs} == {name: "finished" for name in ROWS} and not sweep.failed and not stored.problems
+    assert (
+        {run.row: run.status for run in stored.runs} == {name: "finished" for name in ROWS}
+        and not sweep.failed
+        and not stored.problems
+    )
     for run in stored.runs:
-        assert run.measurements["model_ms"].value == 20.0 and (options.files / run.files["bbox"].name).read_text() == f'["{run.row}"]'
+        assert (
+            run.measurements["model_ms"].value == 20.0
+            and (options.files / run.files["bbox"].name).read_text() == f'["{run.row}"]'
+        )
     again = run_sweep(entries, SPEC, SOURCES, options, work=lost_once)
     assert {run.id for run in again.known} == {run.id for run in stored.runs} and not again.runs
 
@@ -80,8 +101,13 @@ def fails_on_the_second(row: str, *rest) -> None:  # noqa: ANN002
 
 def test_a_model_that_fails_there_is_a_record_here(cluster, tmp_path: Path) -> None:  # noqa: ANN001
     entries = [load_manifests().entry(name) for name in ROWS]
-    sweep = run_sweep(entries, SPEC, SOURCES, SweepOptions(tmp_path / "runs", engine="ray"), work=fails_on_the_second)
-    assert {run.row: run.status for run in read_runs(tmp_path / "runs").runs} == {ROWS[0]: "finished", ROWS[1]: "failed"}
+    sweep = run_sweep(
+        entries, SPEC, SOURCES, SweepOptions(tmp_path / "runs", engine="ray"), work=fails_on_the_second
+    )
+    assert {run.row: run.status for run in read_runs(tmp_path / "runs").runs} == {
+        ROWS[0]: "finished",
+        ROWS[1]: "failed",
+    }
     assert sweep.failed[0].reason == "ValueError: the wheel came off"
 
 
@@ -90,4 +116,6 @@ def test_without_ray_the_engine_says_what_to_install(tmp_path: Path, monkeypatch
 
     monkeypatch.setitem(sys.modules, "ray", None)  # what import finds where it is not installed
     with pytest.raises(ManifestError, match="install the extra"):
-        run_sweep([load_manifests().entry(ROWS[0])], SPEC, SOURCES, SweepOptions(tmp_path / "runs", engine="ray"))
+        run_sweep(
+            [load_manifests().entry(ROWS[0])], SPEC, SOURCES, SweepOptions(tmp_path / "runs", engine="ray")
+        )

@@ -1,4 +1,6 @@
-"""bench.py report: the same records give the same bytes in every format, stale files are found, nothing heavy is imported before it is needed."""
+"""bench.py report: the same records give the same bytes in every format, stale files are found, nothing heavy
+is imported before it is needed."""
+
 from __future__ import annotations
 
 import csv
@@ -16,7 +18,14 @@ from records import MACHINE, RANDOM, measured, run_of
 
 from detection_zoo.benchmarks.report.figure_data import histories, panels, phase_bars
 from detection_zoo.benchmarks.report.generate import (
-    FORMATS, TRACKED, generate, make_report, readme_text, stale, stored_overview, write_files,
+    FORMATS,
+    TRACKED,
+    generate,
+    make_report,
+    readme_text,
+    stale,
+    stored_overview,
+    write_files,
 )
 from detection_zoo.benchmarks.report.kernel_cases import KernelCase, read_timings
 from detection_zoo.benchmarks.report.latex import escape, latex
@@ -50,22 +59,48 @@ def test_results_and_readme_are_what_the_records_say() -> None:
 
 def test_every_format_is_there(files: dict[str, bytes]) -> None:
     sources = {entry.source for entry in load_manifests().entries.values()} | {"wide"}
-    assert {f"tables/{source}.{end}" for source in sources for end in ("md", "csv", "json", "tex")} <= files.keys()
-    assert {f"figures/{name}.{end}" for name in ("ap_time", "ap_memory", "ap_parameters", "phases", "kernels") for end in ("svg", "png")} <= files.keys()
+    assert {
+        f"tables/{source}.{end}" for source in sources for end in ("md", "csv", "json", "tex")
+    } <= files.keys()
+    assert {
+        f"figures/{name}.{end}"
+        for name in ("ap_time", "ap_memory", "ap_parameters", "phases", "kernels")
+        for end in ("svg", "png")
+    } <= files.keys()
     assert "report.html" in files and all(files.values())
 
 
-def test_the_same_records_give_the_same_bytes_in_any_order_and_process(view: Overview, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_the_same_records_give_the_same_bytes_in_any_order_and_process(
+    view: Overview, files: dict[str, bytes], tmp_path: Path
+) -> None:
     for run in view.runs[::-1]:
         write_run(tmp_path / "runs", run)
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "now.json").write_text(made_up_timings().model_dump_json())
-    code = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'bench.py'; import bench; bench.main()"  # importing torch would fail
-    command = [sys.executable, "-c", code, "report", "--store", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--format", ",".join(FORMATS), "--json"]
+    code = (  # importing torch would fail
+        "import sys; sys.modules['torch'] = None; sys.argv[0] = 'bench.py'; import bench; bench.main()"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "report",
+        "--store",
+        str(tmp_path / "runs"),
+        "--out",
+        str(tmp_path / "out"),
+        "--format",
+        ",".join(FORMATS),
+        "--json",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert {Path(name) for name in json.loads(done.stdout)["files"]} == {tmp_path / "out" / name for name in files}
-    assert [name for name, content in files.items() if (tmp_path / "out" / name).read_bytes() != content] == []
+    assert {Path(name) for name in json.loads(done.stdout)["files"]} == {
+        tmp_path / "out" / name for name in files
+    }
+    assert [
+        name for name, content in files.items() if (tmp_path / "out" / name).read_bytes() != content
+    ] == []
 
 
 def test_a_source_file_is_what_bench_table_prints(view: Overview, files: dict[str, bytes]) -> None:
@@ -80,26 +115,50 @@ def test_wide_csv_and_json_hold_the_same_lines(view: Overview, files: dict[str, 
         assert row["row"] == record["row"] == line.entry.name and row["kind"] == line.kind
         for name, point in line.metrics().items():
             assert float(row[name]) == record[name] == point.value, "exports keep every digit"
-            assert point.interval is None or (float(row[f"{name}_low"]), float(row[f"{name}_high"])) == point.interval
+            assert (
+                point.interval is None
+                or (float(row[f"{name}_low"]), float(row[f"{name}_high"])) == point.interval
+            )
     assert {"measured", "published", "not measured"} == {row["kind"] for row in rows}
     assert all(row["reason"] for row in rows if row["kind"] == "not measured")
     header = files["tables/wide.csv"].decode().splitlines()[0].split(",")
-    assert header[header.index("model_ms"):][:4] == ["model_ms", "model_ms_low", "model_ms_high", "model_ms_n"]
+    assert header[header.index("model_ms") :][:4] == [
+        "model_ms",
+        "model_ms_low",
+        "model_ms_high",
+        "model_ms_n",
+    ]
 
 
 def test_wide_markdown_has_every_row_of_every_source(files: dict[str, bytes]) -> None:
     text = files["tables/wide.md"].decode()
     assert not [name for name in load_manifests().entries if f"| {name} " not in text]
-    assert len({line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("|")}) == 1
+    assert (
+        len({line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("|")}) == 1
+    )
 
 
 def test_latex_escapes_and_keeps_links_marks_and_dashes() -> None:
-    table = Table("t", "Speed & cost", ["Row_name", "Box AP (%)", "DOWNLOAD"],
-                  [["R-50", "37.5 (1.00x) [2]", "[model](https://example.org/a_b%20c#d)[1]"], ["{x}~\\^$", "-[3]", "-"]], ["a note", "[1] 100 % #1"])
+    table = Table(
+        "t",
+        "Speed & cost",
+        ["Row_name", "Box AP (%)", "DOWNLOAD"],
+        [
+            ["R-50", "37.5 (1.00x) [2]", "[model](https://example.org/a_b%20c#d)[1]"],
+            ["{x}~\\^$", "-[3]", "-"],
+        ],
+        ["a note", "[1] 100 % #1"],
+    )
     text = latex([table])
     assert r"\caption{Speed \& cost}" in text and r"Row\_name & Box AP (\%) & DOWNLOAD \\" in text
-    assert r"R-50 & 37.5 (1.00x) \textsuperscript{[2]} & \href{https://example.org/a\_b\%20c\#d}{model}\textsuperscript{[1]} \\" in text
-    assert r"\{x\}\textasciitilde{}\textbackslash{}\textasciicircum{}\$ & --\textsuperscript{[3]} & -- \\" in text
+    assert (
+        r"R-50 & 37.5 (1.00x) \textsuperscript{[2]} &"
+        r" \href{https://example.org/a\_b\%20c\#d}{model}\textsuperscript{[1]} \\" in text
+    )
+    assert (
+        r"\{x\}\textasciitilde{}\textbackslash{}\textasciicircum{}\$ & --\textsuperscript{[3]} & -- \\"
+        in text
+    )
     assert r"\item a note" in text and r"\item {[1]} 100 \% \#1" in text
     assert escape("a\nb") == "a b"
 
@@ -109,7 +168,9 @@ def test_latex_of_every_source_is_well_formed(files: dict[str, bytes]) -> None:
         text = files[name].decode()
         plain = re.sub(r"\\[{}]", "", text)
         assert plain.count("{") == plain.count("}"), name
-        for body in re.findall(r"\\begin\{longtable\}\{(l+)\}.*?\\midrule(.*?)\\end\{longtable\}", text, re.DOTALL):
+        for body in re.findall(
+            r"\\begin\{longtable\}\{(l+)\}.*?\\midrule(.*?)\\end\{longtable\}", text, re.DOTALL
+        ):
             rows = [line for line in body[1].splitlines() if line.endswith(r"\\")]
             assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} <= {len(body[0])}, name
 
@@ -118,28 +179,65 @@ def test_figures_are_svg_without_a_date_that_say_what_they_were_made_from(files:
     for name in (name for name in files if name.endswith(".svg")):
         text = files[name].decode()
         assert ElementTree.fromstring(text).tag.endswith("svg")
-        assert re.search(r"data sha256 [0-9a-f]{64}", text) and "<dc:date>" not in text and "Matplotlib v" not in text, name
-    assert files["figures/ap_time.png"].startswith(b"\x89PNG") and b"data sha256 " in files["figures/ap_time.png"]
+        assert (
+            re.search(r"data sha256 [0-9a-f]{64}", text)
+            and "<dc:date>" not in text
+            and "Matplotlib v" not in text
+        ), name
+    assert (
+        files["figures/ap_time.png"].startswith(b"\x89PNG")
+        and b"data sha256 " in files["figures/ap_time.png"]
+    )
 
 
 def test_figures_tell_what_is_measured_published_and_made_up(files: dict[str, bytes]) -> None:
     text = files["figures/ap_time.svg"].decode()
-    assert all(part in text for part in ("measured: Abacus 9 (made up)", "published: detectron", "made up: accuracy says nothing", "Pareto front", "Time (ms)"))
+    assert all(
+        part in text
+        for part in (
+            "measured: Abacus 9 (made up)",
+            "published: detectron",
+            "made up: accuracy says nothing",
+            "Pareto front",
+            "Time (ms)",
+        )
+    )
 
 
 def two_of(value: float, **more: object) -> list[Run]:
     rows = (V39, "faster_rcnn_vovnet57_fpn_2x.vovnet")
-    return [run_of(row, {"model_ms": measured(value + place, "ms"), "box_ap": measured(40.0 + place, "%")}, **more) for place, row in enumerate(rows)]
+    return [
+        run_of(
+            row, {"model_ms": measured(value + place, "ms"), "box_ap": measured(40.0 + place, "%")}, **more
+        )
+        for place, row in enumerate(rows)
+    ]
 
 
 def test_panels_hold_one_setting_each_and_measured_ones_come_first() -> None:
-    assert panels(overview(load_manifests(), two_of(20.0)), QUANTITIES["time_ms"])[1] > 0, "the rest is counted"
-    rows = {name: entry for name, entry in load_manifests().entries.items() if entry.source == "vovnet" and entry.detector}
-    found, left_out = panels(overview(load_manifests().model_copy(update={"entries": rows}), two_of(20.0)), QUANTITIES["time_ms"])
+    assert panels(overview(load_manifests(), two_of(20.0)), QUANTITIES["time_ms"])[1] > 0, (
+        "the rest is counted"
+    )
+    rows = {
+        name: entry
+        for name, entry in load_manifests().entries.items()
+        if entry.source == "vovnet" and entry.detector
+    }
+    found, left_out = panels(
+        overview(load_manifests().model_copy(update={"entries": rows}), two_of(20.0)), QUANTITIES["time_ms"]
+    )
     assert [panel.kind for panel in found] == ["measured", "published"] and left_out == 0
-    assert [(dot.label, dot.x.value, dot.y.value, dot.on_front) for dot in found[0].dots] == [("vovnet39", 20.0, 40.0, True), ("vovnet57", 21.0, 41.0, True)]
-    # the VoVNet README's eight detectors; nothing beats Faster V-39 (78 ms, 39.8), Mask V-39 (81 ms, 41.0) and Mask V-57 (90 ms, 42.0)
-    assert [(dot.x.value, dot.y.value) for dot in found[1].dots if dot.on_front] == [(78.0, 39.8), (81.0, 41.0), (90.0, 42.0)] and len(found[1].dots) == 8
+    assert [(dot.label, dot.x.value, dot.y.value, dot.on_front) for dot in found[0].dots] == [
+        ("vovnet39", 20.0, 40.0, True),
+        ("vovnet57", 21.0, 41.0, True),
+    ]
+    # the VoVNet README's eight detectors; nothing beats Faster V-39 (78 ms, 39.8), Mask V-39 (81 ms, 41.0)
+    # and Mask V-57 (90 ms, 42.0)
+    assert [(dot.x.value, dot.y.value) for dot in found[1].dots if dot.on_front] == [
+        (78.0, 39.8),
+        (81.0, 41.0),
+        (90.0, 42.0),
+    ] and len(found[1].dots) == 8
 
 
 def test_made_up_accuracy_is_on_no_front() -> None:
@@ -149,25 +247,46 @@ def test_made_up_accuracy_is_on_no_front() -> None:
 
 def test_histories_join_runs_of_one_setting_over_commits() -> None:
     def timed(day: int, value: float, **machine: object) -> Run:
-        return run_of(V39, {"model_ms": measured(value, "ms")}, started=f"2030-01-0{day}T00:00:00+00:00", environment=MACHINE.model_copy(update=machine))
+        return run_of(
+            V39,
+            {"model_ms": measured(value, "ms")},
+            started=f"2030-01-0{day}T00:00:00+00:00",
+            environment=MACHINE.model_copy(update=machine),
+        )
 
     runs = [timed(3, 18.0, commit="b" * 40, dirty=True), timed(1, 20.0, commit="a" * 40)]
     (history,), left_out = histories([*runs, timed(2, 1.0, device_name="Slate 2")])
-    assert history.commits == ("aaaaaaa", "bbbbbbb+") and [point.value for point in history.points] == [20.0, 18.0] and left_out == 0
+    assert (
+        history.commits == ("aaaaaaa", "bbbbbbb+")
+        and [point.value for point in history.points] == [20.0, 18.0]
+        and left_out == 0
+    )
     assert histories(runs[:1]) == ([], 0)
 
 
 def test_kernel_timings_are_the_newest_and_ratios_are_the_peers_over_ours(tmp_path: Path) -> None:
     old = made_up_timings()
     us = {"unit": "us", "n": 5}
-    case = KernelCase(name="nms", ours=measured(40.0, interval=(38.0, 42.0), **us), peer=measured(484.0, interval=(480.0, 490.0), **us), correct=True)
-    new = old.model_copy(update={"started": "2030-02-01T00:00:00+00:00", "cases": [case, case.model_copy(update={"peer": measured(0.5, "ms")})]})
+    case = KernelCase(
+        name="nms",
+        ours=measured(40.0, interval=(38.0, 42.0), **us),
+        peer=measured(484.0, interval=(480.0, 490.0), **us),
+        correct=True,
+    )
+    new = old.model_copy(
+        update={
+            "started": "2030-02-01T00:00:00+00:00",
+            "cases": [case, case.model_copy(update={"peer": measured(0.5, "ms")})],
+        }
+    )
     for name, timings in (("a", new), ("b", old)):
         (tmp_path / f"{name}.json").write_text(timings.model_dump_json())
     (tmp_path / "c.json").write_text("{")
     (found,), problems = read_timings(tmp_path)
     assert found == new and len(problems) == 1 and "c.json" in problems[0]
-    assert found.cases[0].ratio == 12.1 and found.cases[0].ratio_interval == pytest.approx((480 / 42, 490 / 38))
+    assert found.cases[0].ratio == 12.1 and found.cases[0].ratio_interval == pytest.approx(
+        (480 / 42, 490 / 38)
+    )
     assert found.cases[1].ratio is None, "microseconds and milliseconds make no ratio"
     assert read_timings(tmp_path / "nowhere") == ([], [])
 
@@ -176,9 +295,13 @@ def test_phase_bars_are_of_one_setting(view: Overview) -> None:
     title, bars, without = phase_bars(view)
     timed = [line for line in view.lines if "forward_ms" in line.metrics()]
     assert len(bars) + without == len(timed) and {line.setting_title for line in timed} >= {title}
-    assert [sum(bar.phases.values()) for bar in bars] == sorted((sum(bar.phases.values()) for bar in bars), reverse=True)
+    assert [sum(bar.phases.values()) for bar in bars] == sorted(
+        (sum(bar.phases.values()) for bar in bars), reverse=True
+    )
     for bar in bars:  # 35, 10, 6, 11 and 2 of 64 parts
-        assert list(bar.shares.values()) == pytest.approx([bar.phases["forward_ms"] * part / 64 for part in (35, 10, 6, 11, 2)])
+        assert list(bar.shares.values()) == pytest.approx(
+            [bar.phases["forward_ms"] * part / 64 for part in (35, 10, 6, 11, 2)]
+        )
     assert phase_bars(overview(load_manifests(), [])) == ("", [], 0)
 
 
@@ -191,7 +314,9 @@ def test_stale_files_are_found_and_mended(own_results: tuple[Path, Path, Path]) 
     def found() -> list[str]:
         return stale(stored_overview(store), folder, readme)
 
-    assert found() == [] and readme.read_text().startswith("# Title\n<!-- table: vovnet -->\n### VoVNet detectors")
+    assert found() == [] and readme.read_text().startswith(
+        "# Title\n<!-- table: vovnet -->\n### VoVNet detectors"
+    )
     for name in ("tables/vovnet.md", "tables/wide.csv", "report.html"):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole.replace(b"measured", b"measurde", 1))
@@ -202,7 +327,11 @@ def test_stale_files_are_found_and_mended(own_results: tuple[Path, Path, Path]) 
     (folder / "figures" / "old.svg").unlink()
     for run in two_of(30.0, started="2031-01-01T00:00:00+00:00"):
         write_run(store, run)
-    assert {"results/figures/ap_time.svg is missing or stale", "results/tables/vovnet.md is stale", "README.md has stale blocks"} <= set(found())
+    assert {
+        "results/figures/ap_time.svg is missing or stale",
+        "results/tables/vovnet.md is stale",
+        "README.md has stale blocks",
+    } <= set(found())
     make_report(None, None, set(TRACKED))
     assert found() == []
 
@@ -222,12 +351,18 @@ def test_unknown_blocks_of_readme_answer_with_the_nearest(view: Overview, tmp_pa
         readme_text(view, tmp_path / "README.md")
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (["--format", "pdf"], "unknown format pdf"), (["--store", "tests"], "say with --out"),
-    (["--store", "elsewhere", "--out", "x"], "does not exist"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--format", "pdf"], "unknown format pdf"),
+        (["--store", "tests"], "say with --out"),
+        (["--store", "elsewhere", "--out", "x"], "does not exist"),
+    ],
+)
 def test_wrong_usage_is_refused(arguments: list[str], said: str) -> None:
-    done = subprocess.run([sys.executable, "bench.py", "report", *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "bench.py", "report", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 2 and said in " ".join(done.stderr.split())
 
 
@@ -238,6 +373,9 @@ def test_broken_records_are_told_and_stop_nothing(tmp_path: Path) -> None:
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
-    code = "import sys, detection_zoo.benchmarks.report.generate; print(*{'torch', 'pandas', 'matplotlib', 'jinja2', 'scipy'} & set(sys.modules))"
+    code = (
+        "import sys, detection_zoo.benchmarks.report.generate; print(*{'torch', 'pandas', 'matplotlib',"
+        " 'jinja2', 'scipy'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stdout.split(), done.stderr + done.stdout

@@ -1,4 +1,5 @@
 """Statistics against published tables and hand-worked cases."""
+
 from __future__ import annotations
 
 import random
@@ -7,12 +8,31 @@ from statistics import median
 import pytest
 
 from detection_zoo.benchmarks.statistics import (
-    is_warm, mean_interval, median_interval, median_interval_ranks, percentile, precise_enough, summarise,
+    is_warm,
+    mean_interval,
+    median_interval,
+    median_interval_ranks,
+    percentile,
+    precise_enough,
+    summarise,
 )
 
-# Ranks of the 95 % distribution-free interval of the median: the sign-test table printed in textbooks (n: lower rank, upper rank).
-SIGN_TEST_TABLE = {5: None, 6: (1, 6), 8: (1, 8), 9: (2, 8), 10: (2, 9), 12: (3, 10), 15: (4, 12), 20: (6, 15), 25: (8, 18), 30: (10, 21), 50: (18, 33),
-                   100: (40, 61)}
+# Ranks of the 95 % distribution-free interval of the median: the sign-test table printed in textbooks (n:
+# lower rank, upper rank).
+SIGN_TEST_TABLE = {
+    5: None,
+    6: (1, 6),
+    8: (1, 8),
+    9: (2, 8),
+    10: (2, 9),
+    12: (3, 10),
+    15: (4, 12),
+    20: (6, 15),
+    25: (8, 18),
+    30: (10, 21),
+    50: (18, 33),
+    100: (40, 61),
+}
 
 
 @pytest.mark.parametrize(("n", "ranks"), SIGN_TEST_TABLE.items())
@@ -65,4 +85,8 @@ def test_summary_keeps_every_sample_in_order() -> None:
     samples = [3.0, 1.0, 2.0, 10.0, 2.5, 2.0]
     found = summarise(samples, "ms", covers="forward")
     assert found.samples == samples and found.n == 6 and found.value == median(samples) == 2.25
-    assert found.interval == (1.0, 10.0) and found.percentiles["p5"] == pytest.approx(1.25) and found.percentiles["p95"] == pytest.approx(8.25)
+    assert (
+        found.interval == (1.0, 10.0)
+        and found.percentiles["p5"] == pytest.approx(1.25)
+        and found.percentiles["p95"] == pytest.approx(8.25)
+    )

@@ -1,4 +1,5 @@
 """The store: whole records or none, cut ones reported, several writers at once, a full disk."""
+
 from __future__ import annotations
 
 import errno
@@ -19,7 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
-    run = run_of("a.demo", {"model_ms": measured(1 / 3, "ms", samples=[0.1, 0.2, 1e-17], interval=(0.25, 0.5), percentiles={"p5": 0.1})})
+    run = run_of(
+        "a.demo",
+        {
+            "model_ms": measured(
+                1 / 3, "ms", samples=[0.1, 0.2, 1e-17], interval=(0.25, 0.5), percentiles={"p5": 0.1}
+            )
+        },
+    )
     path = write_run(tmp_path / "deep" / "runs", run)
     assert path.name == f"{run.id}.json" and read_run(path) == run
     assert read_runs(path.parent).runs == [run] and not read_runs(path.parent).problems
@@ -55,7 +63,11 @@ def test_a_record_under_another_name_and_an_unfinished_write_are_reported(tmp_pa
     path.rename(tmp_path / "other.json")
     (tmp_path / ".x.json.12345678.part").write_bytes(b"{")
     problems = read_runs(tmp_path).problems
-    assert len(problems) == 2 and any("own name" in p for p in problems) and any("never finished" in p for p in problems)
+    assert (
+        len(problems) == 2
+        and any("own name" in p for p in problems)
+        and any("never finished" in p for p in problems)
+    )
 
 
 def test_runs_are_sorted_by_time(tmp_path: Path) -> None:
@@ -83,9 +95,15 @@ def test_several_writers_share_a_store(tmp_path: Path) -> None:
 
 
 def test_a_writer_killed_at_any_time_leaves_whole_records_only(tmp_path: Path) -> None:
-    code = ("import sys; sys.path[:0] = ['tests']; from pathlib import Path; from records import run_of, measured; from detection_zoo.benchmarks.store import write_run\n"
-            "while True: print(write_run(Path(sys.argv[1]), run_of('a.demo', {'model_ms': measured(1.0, 'ms', samples=[0.1] * 20000)})).name, flush=True)")
-    writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    code = (
+        "import sys; sys.path[:0] = ['tests']; from pathlib import Path; from records import run_of,"
+        " measured; from detection_zoo.benchmarks.store import write_run\nwhile True:"
+        " print(write_run(Path(sys.argv[1]), run_of('a.demo', {'model_ms': measured(1.0, 'ms', samples=[0.1]"
+        " * 20000)})).name, flush=True)"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     announced = [writer.stdout.readline().strip() for _ in range(5)]
     os.kill(writer.pid, signal.SIGKILL)
     writer.wait()
@@ -116,7 +134,9 @@ def test_numbers_that_are_none_cannot_be_stored() -> None:
 def test_stored_files_carry_their_digest(tmp_path: Path) -> None:
     found = store_file(tmp_path, "x.bbox.json", b"[]")
     assert (tmp_path / "x.bbox.json").read_bytes() == b"[]" and found.bytes == 2
-    assert found.sha256 == "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"  # sha256sum of "[]"
+    assert (
+        found.sha256 == "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"
+    )  # sha256sum of "[]"
 
 
 def test_equal_specifications_have_equal_digests() -> None:

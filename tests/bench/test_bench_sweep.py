@@ -1,4 +1,6 @@
-"""Sweeps: nothing that fails stops the rest, what is stored is not measured again, and a kill loses the model in progress only."""
+"""Sweeps: nothing that fails stops the rest, what is stored is not measured again, and a kill loses the model
+in progress only."""
+
 from __future__ import annotations
 
 import os
@@ -20,7 +22,11 @@ from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import load_manifests
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = ["mask_rcnn_resnet14_slim_fpn.demo", "mask_rcnn_vovnet27_tiny_fpn.demo", "faster_rcnn_resnet50_fpn_2x.vovnet"]
+ROWS = [
+    "mask_rcnn_resnet14_slim_fpn.demo",
+    "mask_rcnn_vovnet27_tiny_fpn.demo",
+    "faster_rcnn_resnet50_fpn_2x.vovnet",
+]
 SOURCES = Sources("shapes")
 SPEC = BenchmarkSpec(images=2)
 
@@ -37,8 +43,15 @@ def shapes_home(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
 
 def quick(row: str, spec: BenchmarkSpec, sources: Sources, weights: str, folder: Path, report) -> None:  # noqa: ANN001
     """Stands for a model: reports what the real work reports, without one."""
-    report({"stage": "timing", "environment": MACHINE.model_copy(update={"device_name": cpu_name(), "threads": int(os.environ["TEST_THREADS"])}),
-            "data": identify_data(open_data(load_manifests().entry(row), sources.data, spec.images))})
+    report(
+        {
+            "stage": "timing",
+            "environment": MACHINE.model_copy(
+                update={"device_name": cpu_name(), "threads": int(os.environ["TEST_THREADS"])}
+            ),
+            "data": identify_data(open_data(load_manifests().entry(row), sources.data, spec.images)),
+        }
+    )
     report({"measurements": {"model_ms": measured(20.0, "ms")}})
 
 
@@ -68,19 +81,37 @@ def demo_rows():  # noqa: ANN201
 
 def test_a_model_that_dies_is_a_record_and_the_sweep_goes_on(tmp_path: Path) -> None:
     said = []
-    sweep = run_sweep(demo_rows(), SPEC, SOURCES, SweepOptions(tmp_path / "runs"), said.append, work=kills_itself_on_the_second)
+    sweep = run_sweep(
+        demo_rows(),
+        SPEC,
+        SOURCES,
+        SweepOptions(tmp_path / "runs"),
+        said.append,
+        work=kills_itself_on_the_second,
+    )
     runs = read_runs(tmp_path / "runs").runs
     assert [(run.row, run.status) for run in runs] == [(ROWS[0], "finished"), (ROWS[1], "failed")]
-    assert "SIGKILL" in runs[1].reason and runs[1].stage == "timing" and runs[1].measurements["model_ms"].value == 20.0
+    assert (
+        "SIGKILL" in runs[1].reason
+        and runs[1].stage == "timing"
+        and runs[1].measurements["model_ms"].value == 20.0
+    )
     assert sweep.summary().startswith("1 measured, 1 failed") and any("SIGKILL" in line for line in said)
 
 
-@pytest.mark.parametrize(("sources", "said"), [
-    (Sources("coco:no/such/folder"), "no such folder"), (Sources("shapes", weights="no/such/file.pth"), "no such file"),
-    (Sources("cocoo:x"), "unknown kind of dataset"), (Sources("shapes", weights="stand-in:no/such/folder"), "describes a checkpoint"),
-    (Sources("shapes", weights="published"), "publishes no weights"),
-])
-def test_missing_data_and_weights_are_records_with_a_reason(tmp_path: Path, sources: Sources, said: str) -> None:
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        (Sources("coco:no/such/folder"), "no such folder"),
+        (Sources("shapes", weights="no/such/file.pth"), "no such file"),
+        (Sources("cocoo:x"), "unknown kind of dataset"),
+        (Sources("shapes", weights="stand-in:no/such/folder"), "describes a checkpoint"),
+        (Sources("shapes", weights="published"), "publishes no weights"),
+    ],
+)
+def test_missing_data_and_weights_are_records_with_a_reason(
+    tmp_path: Path, sources: Sources, said: str
+) -> None:
     sweep = run_sweep(demo_rows()[:1], SPEC, sources, SweepOptions(tmp_path / "runs", isolate=False))
     run = read_runs(tmp_path / "runs").runs[0]
     assert sweep.failed == [run] and run.status == "failed" and said in run.reason and run.stage
@@ -90,17 +121,39 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
     options = SweepOptions(tmp_path / "runs", isolate=False)
     first = run_sweep(demo_rows(), SPEC, SOURCES, options, work=quick)
     second = run_sweep(demo_rows(), SPEC, SOURCES, options, work=quick)
-    assert len(first.runs) == 2 and not first.known and not second.runs and [run.id for run in second.known] == [run.id for run in first.runs]
+    assert (
+        len(first.runs) == 2
+        and not first.known
+        and not second.runs
+        and [run.id for run in second.known] == [run.id for run in first.runs]
+    )
     different = [SPEC.model_copy(update={"images": 3}), SPEC.model_copy(update={"batch_size": 2})]
-    assert all(len(run_sweep(demo_rows()[:1], spec, SOURCES, options, work=quick).runs) == 1 for spec in different)
-    assert len(run_sweep(demo_rows(), SPEC, SOURCES, SweepOptions(tmp_path / "runs", again=True, isolate=False), work=quick).runs) == 2
+    assert all(
+        len(run_sweep(demo_rows()[:1], spec, SOURCES, options, work=quick).runs) == 1 for spec in different
+    )
+    assert (
+        len(
+            run_sweep(
+                demo_rows(),
+                SPEC,
+                SOURCES,
+                SweepOptions(tmp_path / "runs", again=True, isolate=False),
+                work=quick,
+            ).runs
+        )
+        == 2
+    )
 
 
 def test_failed_runs_are_made_again(tmp_path: Path) -> None:
     options = SweepOptions(tmp_path / "runs")
     run_sweep(demo_rows(), SPEC, SOURCES, options, work=kills_itself_on_the_second)
     second = run_sweep(demo_rows(), SPEC, SOURCES, options, work=quick)
-    assert [run.row for run in second.known] == [ROWS[0]] and [run.row for run in second.runs] == [ROWS[1]] and not second.failed
+    assert (
+        [run.row for run in second.known] == [ROWS[0]]
+        and [run.row for run in second.runs] == [ROWS[1]]
+        and not second.failed
+    )
 
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
@@ -108,7 +161,10 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
     entries = [*demo_rows(), load_manifests().entry(ROWS[2])]
     sweep = run_sweep(entries, SPEC, SOURCES, options, work=stops_the_sweep_on_the_second)
     runs = read_runs(tmp_path / "runs").runs
-    assert sweep.interrupted and [(run.row, run.status) for run in runs] == [(ROWS[0], "finished"), (ROWS[1], "interrupted")]
+    assert sweep.interrupted and [(run.row, run.status) for run in runs] == [
+        (ROWS[0], "finished"),
+        (ROWS[1], "interrupted"),
+    ]
     assert runs[1].measurements["model_ms"].value == 20.0 and "stopped by Ctrl-C" in sweep.summary()
 
 
@@ -123,8 +179,13 @@ if __name__ == "__main__":
 
 
 def in_a_process(store: Path, work: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(store), work], cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-                            stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(store), work],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_a_killed_sweep_loses_the_model_in_progress_only(tmp_path: Path) -> None:
@@ -143,7 +204,11 @@ def test_two_sweeps_share_a_store(tmp_path: Path) -> None:
         process.communicate(timeout=120)
         assert process.returncode == 0
     stored = read_runs(tmp_path / "runs")
-    assert {run.row for run in stored.runs} == set(ROWS[:2]) and all(run.status == "finished" for run in stored.runs) and not stored.problems
+    assert (
+        {run.row for run in stored.runs} == set(ROWS[:2])
+        and all(run.status == "finished" for run in stored.runs)
+        and not stored.problems
+    )
 
 
 def test_rows_are_chosen_by_name_pattern_or_source() -> None:
@@ -151,7 +216,9 @@ def test_rows_are_chosen_by_name_pattern_or_source() -> None:
     assert [e.name for e in chosen_rows(["*_fpn.demo", ROWS[0]])] == ROWS[:2]
     with pytest.raises(ManifestError, match="did you mean 'mask_rcnn_resnet14_slim_fpn.demo'"):
         chosen_rows(["mask_rcnn_resnet14_slim_fpn.dem"])
-    with pytest.raises(ManifestError, match="no row fits 'mask'"):  # a part of a name would run a hundred models
+    with pytest.raises(
+        ManifestError, match="no row fits 'mask'"
+    ):  # a part of a name would run a hundred models
         chosen_rows(["mask"])
 
 
@@ -162,7 +229,11 @@ def test_reports_are_laid_together() -> None:
     from detection_zoo.benchmarks.run.isolation import Outcome
 
     run = draft.finish(Outcome("failed", "why"))
-    assert set(run.measurements) == {"model_ms", "box_ap"} and run.notes == ["one", "two"] and run.stage == "training"
+    assert (
+        set(run.measurements) == {"model_ms", "box_ap"}
+        and run.notes == ["one", "two"]
+        and run.stage == "training"
+    )
     assert draft.finish(Outcome("finished")).stage is None
 
 
@@ -172,5 +243,13 @@ def test_ctrl_c_without_isolation_keeps_the_draft(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(Interrupted) as caught:
-        run_row(ROWS[0], SPEC, SOURCES, (WeightsIdentity(kind="random", digest="seed:0"), "random"), tmp_path, isolate=False, work=work)
+        run_row(
+            ROWS[0],
+            SPEC,
+            SOURCES,
+            (WeightsIdentity(kind="random", digest="seed:0"), "random"),
+            tmp_path,
+            isolate=False,
+            work=work,
+        )
     assert caught.value.run.status == "interrupted" and caught.value.run.measurements["model_ms"].value == 1.0

@@ -1,4 +1,6 @@
-"""Tables: every published number, measured ones beside them and never mixed, ratios, dashes with reasons, what was made up."""
+"""Tables: every published number, measured ones beside them and never mixed, ratios, dashes with reasons,
+what was made up."""
+
 from __future__ import annotations
 
 import json
@@ -16,7 +18,11 @@ from detection_zoo.benchmarks.spec import Run
 from detection_zoo.benchmarks.store import write_run
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import (
-    MANIFEST_FOLDER, SHARED_FILES, Manifests, load_manifests, read_manifests,
+    MANIFEST_FOLDER,
+    SHARED_FILES,
+    Manifests,
+    load_manifests,
+    read_manifests,
 )
 
 SOURCE = """
@@ -117,7 +123,12 @@ def rows(layout: Layout, manifests: Manifests, runs: list[Run]) -> list[list[str
 
 
 def notes_behind(cell: str, table_notes: list[str]) -> str:
-    return " ".join(note for note in table_notes for number in [note.partition("]")[0] + "]"] if note.startswith("[") and number in cell)
+    return " ".join(
+        note
+        for note in table_notes
+        for number in [note.partition("]")[0] + "]"]
+        if note.startswith("[") and number in cell
+    )
 
 
 def test_published_numbers_stand_as_the_source_prints_them(layout: Layout, manifests: Manifests) -> None:
@@ -134,7 +145,11 @@ def test_a_row_nobody_measured_is_dashes_with_a_reason(layout: Layout, manifests
     dashes = [row for row in table.rows if row[1] == "measured"]
     assert len(dashes) == 3 and all(cell.startswith("-") for row in dashes for cell in row[2:])
     reasons = [notes_behind(row[3], table.footnotes) for row in dashes]
-    assert "no run of this row" in reasons[0] and "another model" in reasons[1] and "no configuration" in reasons[2]
+    assert (
+        "no run of this row" in reasons[0]
+        and "another model" in reasons[1]
+        and "no configuration" in reasons[2]
+    )
 
 
 def test_a_failed_run_is_the_reason(layout: Layout, manifests: Manifests) -> None:
@@ -145,45 +160,78 @@ def test_a_failed_run_is_the_reason(layout: Layout, manifests: Manifests) -> Non
 
 
 def test_measured_numbers_come_with_interval_ratio_and_boundary(layout: Layout, manifests: Manifests) -> None:
-    base = run_of("faster_r50.test", {"model_ms": measured(20.0, "ms", interval=(19.0, 21.0), covers="forward + post-processing"),
-                                      "train_memory_allocated_mib": measured(2048.0, "MiB")})
-    other = run_of("faster_v39.test", {"model_ms": measured(25.0, "ms"), "box_ap": measured(39.8, "%")}, absent={"box_ap_s": "no small object in the data"})
+    base = run_of(
+        "faster_r50.test",
+        {
+            "model_ms": measured(20.0, "ms", interval=(19.0, 21.0), covers="forward + post-processing"),
+            "train_memory_allocated_mib": measured(2048.0, "MiB"),
+        },
+    )
+    other = run_of(
+        "faster_v39.test",
+        {"model_ms": measured(25.0, "ms"), "box_ap": measured(39.8, "%")},
+        absent={"box_ap_s": "no small object in the data"},
+    )
     table = build_table(layout, manifests, [base, other])
     r50, v39 = (row for row in table.rows if row[1].startswith("measured ["))
     assert r50[2].startswith("2.0") and r50[3].startswith("20 (19-21; 1.00x) [") and r50[4].startswith("-[")
     assert v39[3].startswith("25 (1.25x)") and v39[4].startswith("39.8/- [")
     assert "forward + post-processing" in notes_behind(r50[3], table.footnotes)
     assert "no small object" in notes_behind(v39[4], table.footnotes)
-    assert "Abacus 9" in notes_behind(r50[1], table.footnotes) and base.id in notes_behind(r50[1], table.footnotes)
+    assert "Abacus 9" in notes_behind(r50[1], table.footnotes) and base.id in notes_behind(
+        r50[1], table.footnotes
+    )
     assert r50[5] == "published " + "a" * 12
 
 
-@pytest.mark.parametrize("difference", [{"environment": MACHINE.model_copy(update={"device_name": "Slate 2"})},
-                                        {"environment": MACHINE.model_copy(update={"threads": 2})},
-                                        {"data": PHOTOS.model_copy(update={"digest": "e" * 64})}])
-def test_ratios_are_not_taken_between_settings(layout: Layout, manifests: Manifests, difference: dict) -> None:
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"environment": MACHINE.model_copy(update={"device_name": "Slate 2"})},
+        {"environment": MACHINE.model_copy(update={"threads": 2})},
+        {"data": PHOTOS.model_copy(update={"digest": "e" * 64})},
+    ],
+)
+def test_ratios_are_not_taken_between_settings(
+    layout: Layout, manifests: Manifests, difference: dict
+) -> None:
     base = run_of("faster_r50.test", {"model_ms": measured(20.0, "ms")}, **difference)
     other = run_of("faster_v39.test", {"model_ms": measured(25.0, "ms")})
-    v39 = next(row for row in rows(layout, manifests, [base, other]) if row[0] == "V-39-FPN" and row[1].startswith("measured"))
+    v39 = next(
+        row
+        for row in rows(layout, manifests, [base, other])
+        if row[0] == "V-39-FPN" and row[1].startswith("measured")
+    )
     assert v39[3] == "25"
 
 
 def test_made_up_weights_data_and_subsets_are_said(layout: Layout, manifests: Manifests) -> None:
-    data = PHOTOS.model_copy(update={"name": "shapes:val", "made_up": True, "images": 20, "images_of_split": 60})
+    data = PHOTOS.model_copy(
+        update={"name": "shapes:val", "made_up": True, "images": 20, "images_of_split": 60}
+    )
     run = run_of("faster_r50.test", {"box_ap": measured(0.1, "%")}, weights=RANDOM, data=data)
     table = build_table(layout, manifests, [run])
     row = next(row for row in table.rows if row[1].startswith("measured,"))
-    assert row[1].startswith("measured, random weights, made-up data, 20 of 60 images [") and row[5] == "random"
+    assert (
+        row[1].startswith("measured, random weights, made-up data, 20 of 60 images [") and row[5] == "random"
+    )
     note = notes_behind(row[1], table.footnotes)
     assert "nobody trained them" in note and "not comparable with published accuracy" in note
 
 
 def test_newest_measurement_of_each_metric_counts_and_settings_stay_apart(manifests: Manifests) -> None:
-    old = run_of("faster_r50.test", {"model_ms": measured(30.0, "ms"), "box_ap": measured(37.0, "%")}, started="2030-01-01T00:00:00+00:00")
+    old = run_of(
+        "faster_r50.test",
+        {"model_ms": measured(30.0, "ms"), "box_ap": measured(37.0, "%")},
+        started="2030-01-01T00:00:00+00:00",
+    )
     new = run_of("faster_r50.test", {"model_ms": measured(20.0, "ms")}, started="2030-01-03T00:00:00+00:00")
     random = run_of("faster_r50.test", {"model_ms": measured(21.0, "ms")}, weights=RANDOM)
     lines = measured_lines(manifests.entries["faster_r50.test"], [old, new, random])
-    assert [{name: m.value for name, m in line.values.items()} for line in lines] == [{"model_ms": 20.0, "box_ap": 37.0}, {"model_ms": 21.0}]
+    assert [{name: m.value for name, m in line.values.items()} for line in lines] == [
+        {"model_ms": 20.0, "box_ap": 37.0},
+        {"model_ms": 21.0},
+    ]
     assert [run.id for run in lines[0].runs] == [new.id, old.id]
 
 
@@ -195,11 +243,17 @@ def test_published_and_measured_never_mix(layout: Layout, manifests: Manifests) 
     assert ("published", "box_ap") in kinds and ("measured", "box_ap") not in kinds
 
 
-def test_markdown_is_one_table_with_footnotes_and_csv_reads_back(layout: Layout, manifests: Manifests) -> None:
+def test_markdown_is_one_table_with_footnotes_and_csv_reads_back(
+    layout: Layout, manifests: Manifests
+) -> None:
     table = build_table(layout, manifests, [])
     text = markdown([table])
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert text.startswith("### Test\n") and len(lines) == len(table.rows) + 2 and len({line.count("|") for line in lines}) == 1
+    assert (
+        text.startswith("### Test\n")
+        and len(lines) == len(table.rows) + 2
+        and len({line.count("|") for line in lines}) == 1
+    )
     assert text == markdown([build_table(layout, manifests, [])])
     assert as_csv([table]).splitlines()[0].startswith("table,Backbone,Numbers,Train mem(GB)")
     assert len(json.loads(text_of([table], "json"))) == len(table.rows)
@@ -214,13 +268,20 @@ def test_pipes_in_cells_do_not_break_the_table(layout: Layout, manifests: Manife
 def test_unknown_tables_answer_with_the_nearest(manifests: Manifests) -> None:
     with pytest.raises(ManifestError, match="did you mean 'vovnet"):
         layouts_of("vovnett", load_layouts(), {"vovnet"})
-    assert [layout.source for layout in layouts_of("test", load_layouts(), {"test"})] == ["test"]  # the wide one
+    assert [layout.source for layout in layouts_of("test", load_layouts(), {"test"})] == [
+        "test"
+    ]  # the wide one
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("[[table]]\nname = 'x'", "field title"), ("[[table]]\nname = 'x'\ntitle = 't'\ncolumns = []\nrwos = ['*']", "field rwos"),
-    ("[[model]]\n", "only [[table]] belongs here"), ("[[table]\n", "not valid TOML"),
-])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[table]]\nname = 'x'", "field title"),
+        ("[[table]]\nname = 'x'\ntitle = 't'\ncolumns = []\nrwos = ['*']", "field rwos"),
+        ("[[model]]\n", "only [[table]] belongs here"),
+        ("[[table]\n", "not valid TOML"),
+    ],
+)
 def test_broken_layouts_say_where(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "bad.toml").write_text(text)
     with pytest.raises(ManifestError) as caught:
@@ -244,9 +305,17 @@ def test_every_published_number_of_a_source_with_layouts_is_in_its_tables() -> N
         shown: dict[str, set[str]] = {}
         for layout in layouts_of(source, layouts, sources):
             for entry in layout.select(manifests.entries):
-                shown.setdefault(entry.name, set()).update(number.metric for column in layout.columns for number in column.numbers)
-        hidden = {(entry.name, name) for entry in manifests.entries.values() if entry.source == source for line in published_lines(entry)
-                  for name in line.values if name not in shown.get(entry.name, set())}
+                shown.setdefault(entry.name, set()).update(
+                    number.metric for column in layout.columns for number in column.numbers
+                )
+        hidden = {
+            (entry.name, name)
+            for entry in manifests.entries.values()
+            if entry.source == source
+            for line in published_lines(entry)
+            for name in line.values
+            if name not in shown.get(entry.name, set())
+        }
         assert not hidden, f"published, but in no table of {source}: {sorted(hidden)}"
 
 

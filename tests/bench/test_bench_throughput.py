@@ -1,4 +1,5 @@
 """Images a second of growing batches: of a model whose speed at every batch is known, and of real ones."""
+
 from __future__ import annotations
 
 import math
@@ -39,7 +40,8 @@ class Paced(FindsNothing):
 
 
 def far_faster(size: int) -> float:
-    """Seconds of a batch: by far more images a second in a larger one, so that no noise of a machine hides it."""
+    """Seconds of a batch: by far more images a second in a larger one, so that no noise of a machine hides
+    it."""
     return 0.1 / size**2
 
 
@@ -50,22 +52,36 @@ def test_batches_double_until_there_are_no_more_images() -> None:
     assert set(found) == {BEST, *(f"throughput_batch_{size}_images_per_s" for size in (1, 2, 4))}
     for size in (1, 2, 4):
         one = found[f"throughput_batch_{size}_images_per_s"]
-        assert max(one.samples) <= 1.02 * size / far_faster(size) and one.n == len(one.samples) >= 6, "never more than its time allows"
+        assert max(one.samples) <= 1.02 * size / far_faster(size) and one.n == len(one.samples) >= 6, (
+            "never more than its time allows"
+        )
         assert one.unit == "images/s" and f"batch {size}:" in one.covers
     assert found[BEST].samples == found["throughput_batch_4_images_per_s"].samples
-    assert "there are 4 images" in found[BEST].note and "batch 4:" in found[BEST].covers and "best of the batches 1: " in found[BEST].note
+    assert (
+        "there are 4 images" in found[BEST].note
+        and "batch 4:" in found[BEST].covers
+        and "best of the batches 1: " in found[BEST].note
+    )
 
 
 def test_a_batch_that_is_no_faster_ends_the_ladder() -> None:
     model = Paced(lambda size: 0.02 * size**3)
     found = measure_throughput(subject_of(model), SPEC)
-    assert set(model.batches) == {1, 2} and "twice the batch was not 3% faster" in found[BEST].note and "batch 1:" in found[BEST].covers
+    assert (
+        set(model.batches) == {1, 2}
+        and "twice the batch was not 3% faster" in found[BEST].note
+        and "batch 1:" in found[BEST].covers
+    )
 
 
 def test_memory_that_runs_out_ends_the_ladder_and_is_no_failure() -> None:
     model = Paced(most=1)
     found = measure_throughput(subject_of(model), SPEC)
-    assert model.batches[-1] == 2 and "a batch of 2 does not fit in memory" in found[BEST].note and "throughput_batch_1_images_per_s" in found
+    assert (
+        model.batches[-1] == 2
+        and "a batch of 2 does not fit in memory" in found[BEST].note
+        and "throughput_batch_1_images_per_s" in found
+    )
     with pytest.raises(RuntimeError, match="allocate"):
         measure_throughput(subject_of(Paced(most=0)), SPEC)
 
@@ -77,17 +93,31 @@ def test_a_fault_of_the_model_is_not_taken_for_a_lack_of_memory() -> None:
 
     with pytest.raises(FloatingPointError, match="not finite"):
         measure_throughput(subject_of(Broken()), SPEC)
-    assert out_of_memory(MemoryError()) and out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")) and not out_of_memory(RuntimeError("no"))
+    assert (
+        out_of_memory(MemoryError())
+        and out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+        and not out_of_memory(RuntimeError("no"))
+    )
 
 
-@pytest.mark.parametrize(("rates", "images", "budget_s", "said"), [
-    ({}, 1, 1e-9, ""),  # one image is always tried
-    ({1: 10.0}, 8, 60.0, ""), ({1: 10.0, 2: 10.3}, 8, 60.0, ""), ({1: 10.0, 2: 10.2}, 8, 60.0, "not 3% faster"), ({1: 10.0, 2: 5.0}, 8, 60.0, "not 3% faster"),
-    ({1: 10.0, 2: 9.0, 4: 10.1}, 8, 60.0, "not 3% faster"),  # than the best before
-    ({1: 10.0, 2: 20.0}, 3, 60.0, "there are 3 images"), ({1: 10.0}, 8, 0.3, "longer than the time budget of 0.3 s"), ({1: 10.0}, 8, 0.5, ""),
-])
+@pytest.mark.parametrize(
+    ("rates", "images", "budget_s", "said"),
+    [
+        ({}, 1, 1e-9, ""),  # one image is always tried
+        ({1: 10.0}, 8, 60.0, ""),
+        ({1: 10.0, 2: 10.3}, 8, 60.0, ""),
+        ({1: 10.0, 2: 10.2}, 8, 60.0, "not 3% faster"),
+        ({1: 10.0, 2: 5.0}, 8, 60.0, "not 3% faster"),
+        ({1: 10.0, 2: 9.0, 4: 10.1}, 8, 60.0, "not 3% faster"),  # than the best before
+        ({1: 10.0, 2: 20.0}, 3, 60.0, "there are 3 images"),
+        ({1: 10.0}, 8, 0.3, "longer than the time budget of 0.3 s"),
+        ({1: 10.0}, 8, 0.5, ""),
+    ],
+)
 def test_where_the_ladder_ends(rates: dict[int, float], images: int, budget_s: float, said: str) -> None:
-    why = Ladder({size: measured(rate, "images/s") for size, rate in rates.items()}).why_no_more(2 * max(rates, default=0) or 1, images, budget_s)
+    why = Ladder({size: measured(rate, "images/s") for size, rate in rates.items()}).why_no_more(
+        2 * max(rates, default=0) or 1, images, budget_s
+    )
     assert bool(why) == bool(said) and said in why
 
 
@@ -97,9 +127,15 @@ def test_every_batch_has_the_same_images(images: int | None, expected: int) -> N
 
 
 def test_the_best_batch_may_be_an_earlier_one() -> None:
-    ladder = Ladder({size: measured(value, "images/s") for size, value in ((1, 10.0), (2, 12.0), (4, 11.0))}, "of this")
+    ladder = Ladder(
+        {size: measured(value, "images/s") for size, value in ((1, 10.0), (2, 12.0), (4, 11.0))}, "of this"
+    )
     found = ladder.measurements()
-    assert ladder.best == 2 and found[BEST].value == 12.0 and "1: 10, 2: 12, 4: 11; ended because of this" in found[BEST].note
+    assert (
+        ladder.best == 2
+        and found[BEST].value == 12.0
+        and "1: 10, 2: 12, 4: 11; ended because of this" in found[BEST].note
+    )
 
 
 def test_every_batch_has_a_metric() -> None:
@@ -111,7 +147,17 @@ def test_every_batch_has_a_metric() -> None:
 
 
 def test_throughput_is_measured_when_asked_for_and_only_then(tmp_path: Path) -> None:
-    assert "throughput" in METRIC_GROUPS and not any("throughput" in BenchmarkSpec().for_task(task).groups for task in ("detection", "classification"))
+    assert "throughput" in METRIC_GROUPS and not any(
+        "throughput" in BenchmarkSpec().for_task(task).groups for task in ("detection", "classification")
+    )
     draft, quick = Draft(ROW, SPEC), SPEC.model_copy(update={"time_budget_s": 0.6})
-    measure_groups(real_subject(), quick, Sources("shapes"), tmp_path, lambda value: draft.add(value) if isinstance(value, dict) else None)
-    assert set(draft.fields["measurements"]) >= {BEST, "throughput_batch_1_images_per_s"} and set(draft.fields["telemetry"]) == {"throughput"}
+    measure_groups(
+        real_subject(),
+        quick,
+        Sources("shapes"),
+        tmp_path,
+        lambda value: draft.add(value) if isinstance(value, dict) else None,
+    )
+    assert set(draft.fields["measurements"]) >= {BEST, "throughput_batch_1_images_per_s"} and set(
+        draft.fields["telemetry"]
+    ) == {"throughput"}

@@ -1,4 +1,6 @@
-"""bench.py from outside: what it prints where, its exit codes, how fast it starts and what it does not import."""
+"""bench.py from outside: what it prints where, its exit codes, how fast it starts and what it does not
+import."""
+
 from __future__ import annotations
 
 import json
@@ -22,15 +24,21 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def imported_by(*arguments: str) -> set[str]:
     """Top-level modules in sys.modules after a command has run in a fresh process."""
-    code = ("import sys, runpy, atexit; sys.argv = ['bench.py', *sys.argv[1:]]\n"
-            "atexit.register(lambda: print('MODULES', *{name.split('.')[0] for name in sys.modules}, file=sys.stderr))\n"
-            "runpy.run_path('bench.py', run_name='__main__')")
+    code = (
+        "import sys, runpy, atexit; sys.argv = ['bench.py', *sys.argv[1:]]\natexit.register(lambda:"
+        " print('MODULES', *{name.split('.')[0] for name in sys.modules},"
+        " file=sys.stderr))\nrunpy.run_path('bench.py', run_name='__main__')"
+    )
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return set(done.stderr.rpartition("MODULES")[2].split())
 
 
-@pytest.mark.parametrize("command", [("list",), ("show", "faster_rcnn_resnet50_fpn_2x.vovnet"), ("table", "vovnet"), ("--help",)], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "command",
+    [("list",), ("show", "faster_rcnn_resnet50_fpn_2x.vovnet"), ("table", "vovnet"), ("--help",)],
+    ids=lambda c: c[0],
+)
 def test_light_commands_import_neither_torch_nor_pandas(command: tuple[str, ...]) -> None:
     imported = imported_by(*command)
     assert "zoo" in imported or command == ("--help",)
@@ -51,32 +59,53 @@ def test_a_cold_list_takes_less_than_six_tenths_of_a_second() -> None:
 def test_list_prints_rows_and_says_how_many() -> None:
     done = bench("list", "vovnet", "--json")
     rows = json.loads(done.stdout)
-    assert {"faster_rcnn_vovnet39_fpn_2x.vovnet", "mask_rcnn_vovnet57_fpn_2x.vovnet"} <= {row["name"] for row in rows}
+    assert {"faster_rcnn_vovnet39_fpn_2x.vovnet", "mask_rcnn_vovnet57_fpn_2x.vovnet"} <= {
+        row["name"] for row in rows
+    }
     assert done.stderr.strip() == f"{len(rows)} rows"
     lines = {line.split()[0]: line for line in bench("list", "vovnet").stdout.splitlines()}
-    assert lines["faster_rcnn_vovnet39_fpn_2x.vovnet"].endswith("link") and lines["densenet161_imagenet.vovnet"].endswith("numbers only")
+    assert lines["faster_rcnn_vovnet39_fpn_2x.vovnet"].endswith("link") and lines[
+        "densenet161_imagenet.vovnet"
+    ].endswith("numbers only")
 
 
 def test_show_prints_everything_of_a_row() -> None:
     text = bench("show", "mask_rcnn_vovnet57_fpn_2x.vovnet").stdout
-    assert "WRONG LINK, never fetched" in text and "Mask AP: 37.5 %" in text and "image.channel_order = bgr" in text
+    assert (
+        "WRONG LINK, never fetched" in text
+        and "Mask AP: 37.5 %" in text
+        and "image.channel_order = bgr" in text
+    )
     entry = load_manifests().entry("mask_rcnn_vovnet57_fpn_2x.vovnet")
-    assert json.loads(bench("show", entry.name, "--json").stdout) == entry.model_dump(mode="json", exclude_none=True)
+    assert json.loads(bench("show", entry.name, "--json").stdout) == entry.model_dump(
+        mode="json", exclude_none=True
+    )
 
 
-@pytest.mark.parametrize(("arguments", "code", "said"), [
-    (("show", "faster_rcnn_vovnet93_fpn_2x.vovnet"), 1, "did you mean 'faster_rcnn_vovnet39_fpn_2x.vovnet'"),
-    (("table", "vovnt"), 1, "did you mean 'vovnet'"),
-    (("list", "no_such_row"), 1, "0 rows"),
-    (("shwo", "x"), 2, "Did you mean 'show'"),
-    (("list", "--jsn"), 2, "--json"),
-    (("show",), 2, "Missing argument"),
-    (("table", "vovnet", "--store", "no/such/store"), 2, "does not exist"),
-    (("pick", "--max-ms", "9", "--store", "README.md"), 2, "is a file"),
-    (("run", "demo", "--store", "README.md"), 2, "is a file"),
-    (("table", "vovnet", "--out", "no/such/folder/table.md"), 1, "error: no/such/folder/table.md: no such file or directory"),
-    (("evaluate", "tests", "--data", "shapes"), 1, "error: tests: is a directory"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (
+            ("show", "faster_rcnn_vovnet93_fpn_2x.vovnet"),
+            1,
+            "did you mean 'faster_rcnn_vovnet39_fpn_2x.vovnet'",
+        ),
+        (("table", "vovnt"), 1, "did you mean 'vovnet'"),
+        (("list", "no_such_row"), 1, "0 rows"),
+        (("shwo", "x"), 2, "Did you mean 'show'"),
+        (("list", "--jsn"), 2, "--json"),
+        (("show",), 2, "Missing argument"),
+        (("table", "vovnet", "--store", "no/such/store"), 2, "does not exist"),
+        (("pick", "--max-ms", "9", "--store", "README.md"), 2, "is a file"),
+        (("run", "demo", "--store", "README.md"), 2, "is a file"),
+        (
+            ("table", "vovnet", "--out", "no/such/folder/table.md"),
+            1,
+            "error: no/such/folder/table.md: no such file or directory",
+        ),
+        (("evaluate", "tests", "--data", "shapes"), 1, "error: tests: is a directory"),
+    ],
+)
 def test_mistakes_get_one_answer_and_no_traceback(arguments: tuple[str, ...], code: int, said: str) -> None:
     done = bench(*arguments)
     assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr
@@ -90,10 +119,16 @@ def test_table_prints_records_of_a_store(tmp_path: Path) -> None:
     line = next(line for line in done.stdout.splitlines() if "measured [" in line)
     assert line.split("|")[5].strip() == "12" and "V-39" in line
     records = json.loads(bench("table", "vovnet", "--store", str(tmp_path), "--json").stdout)
-    assert [r["values"]["model_ms"]["value"] for r in records if r["row"] == row and "model_ms" in r["values"]] == [12.34]
+    assert [
+        r["values"]["model_ms"]["value"] for r in records if r["row"] == row and "model_ms" in r["values"]
+    ] == [12.34]
 
 
 def test_table_reports_broken_records_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     done = bench("table", "vovnet", "--store", str(tmp_path))
-    assert done.returncode == 0 and "x.json: the record is cut short" in done.stderr and "published" in done.stdout
+    assert (
+        done.returncode == 0
+        and "x.json: the record is cut short" in done.stderr
+        and "published" in done.stdout
+    )

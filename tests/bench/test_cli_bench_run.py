@@ -1,4 +1,6 @@
-"""bench.py run, table, detect, evaluate, parity, reproduce and doctor as a person types them, with a real model on `shapes`."""
+"""bench.py run, table, detect, evaluate, parity, reproduce and doctor as a person types them, with a real
+model on `shapes`."""
+
 from __future__ import annotations
 
 import json
@@ -16,7 +18,20 @@ from detection_zoo.benchmarks.store import read_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = "mask_rcnn_vovnet27_tiny_fpn.demo"
-QUICK = ("--images", "2", "--timed-images", "1", "--budget-s", "0.2", "--warm-up-s", "0.2", "--train-steps", "2", "--device", "cpu")
+QUICK = (
+    "--images",
+    "2",
+    "--timed-images",
+    "1",
+    "--budget-s",
+    "0.2",
+    "--warm-up-s",
+    "0.2",
+    "--train-steps",
+    "2",
+    "--device",
+    "cpu",
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +41,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "DETECTION_ZOO_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "bench.py", *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "bench.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def bench(home: Path, *arguments: str) -> tuple[int, str, str]:
@@ -48,9 +70,21 @@ def store(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_record_of_a_run_has_all_four_metrics(store: Path) -> None:
-    run, = read_runs(store).runs
-    assert run.status == "finished" and run.weights.kind == "random" and run.data.made_up and run.data.images == 2
-    assert {"box_ap", "mask_ap", "model_ms", "end_to_end_ms", "train_memory_resident_mib", "epoch_time_s"} <= set(run.measurements)
+    (run,) = read_runs(store).runs
+    assert (
+        run.status == "finished"
+        and run.weights.kind == "random"
+        and run.data.made_up
+        and run.data.images == 2
+    )
+    assert {
+        "box_ap",
+        "mask_ap",
+        "model_ms",
+        "end_to_end_ms",
+        "train_memory_resident_mib",
+        "epoch_time_s",
+    } <= set(run.measurements)
     assert run.measurements["epoch_time_s"].extrapolated and run.telemetry["inference"].absent
     for file in run.files.values():
         assert (store.parent / "detections" / file.name).stat().st_size == file.bytes
@@ -65,62 +99,133 @@ def test_a_second_run_measures_nothing_anew(home: Path, store: Path) -> None:
 def test_the_table_says_what_was_made_up(home: Path, store: Path) -> None:
     code, out, _ = bench(home, "table", "demo", "--store", str(store))
     line = next(line for line in out.splitlines() if "vovnet27_tiny" in line)
-    assert code == 0 and "measured, random weights, made-up data, 2 of 6 images" in line and "nobody trained them" in out
+    assert (
+        code == 0
+        and "measured, random weights, made-up data, 2 of 6 images" in line
+        and "nobody trained them" in out
+    )
     unmeasured = next(line for line in out.splitlines() if line.startswith("| resnet14_slim"))
     assert unmeasured.count("-[") >= 4 and "no run of this row" in out
 
 
 def test_stored_detections_give_the_same_numbers_again(home: Path, store: Path) -> None:
-    run, = read_runs(store).runs
-    code, out, _ = bench(home, "evaluate", str(store.parent / "detections" / run.files["bbox"].name), "--data", "shapes", "--images", "2", "--json")
+    (run,) = read_runs(store).runs
+    code, out, _ = bench(
+        home,
+        "evaluate",
+        str(store.parent / "detections" / run.files["bbox"].name),
+        "--data",
+        "shapes",
+        "--images",
+        "2",
+        "--json",
+    )
     metrics = json.loads(out)["metrics"]
-    assert code == 0 and metrics == {name: pytest.approx(m.value, abs=1e-9) for name, m in run.measurements.items() if name.startswith("box_a")}
+    assert code == 0 and metrics == {
+        name: pytest.approx(m.value, abs=1e-9)
+        for name, m in run.measurements.items()
+        if name.startswith("box_a")
+    }
 
 
 def test_detections_are_drawn_on_the_picture(home: Path, tmp_path: Path) -> None:
     picture = tmp_path / "in" / "grey.jpg"
     picture.parent.mkdir()
     Image.new("RGB", (160, 120), (90, 90, 90)).save(picture)
-    code, out, err = bench(home, "detect", ROW, str(picture), "--out", str(tmp_path / "out"), "--weights", "random", "--device", "cpu", "--min-score", "0",
-                           "--json")
-    told, = json.loads(out)
+    code, out, err = bench(
+        home,
+        "detect",
+        ROW,
+        str(picture),
+        "--out",
+        str(tmp_path / "out"),
+        "--weights",
+        "random",
+        "--device",
+        "cpu",
+        "--min-score",
+        "0",
+        "--json",
+    )
+    (told,) = json.loads(out)
     drawn = Image.open(tmp_path / "out" / "grey.png")
     assert code == 0 and told["weights"] == "random" and drawn.size == (160, 120) and "1 pictures" in err
-    assert told["detections"] and len(drawn.getcolors(160 * 120)) > 1, "something was found, so something must be drawn"
+    assert told["detections"] and len(drawn.getcolors(160 * 120)) > 1, (
+        "something was found, so something must be drawn"
+    )
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=lambda kind: kind.name)
-def test_ctrl_c_or_kill_says_what_is_kept_and_ends_with_130(home: Path, tmp_path: Path, kind: signal.Signals) -> None:
-    process = start(home, "run", ROW, "--data", "shapes", "--images", "2", "--metrics", "epoch", "--budget-s", "3000", "--train-steps", "1000000",
-                    "--device", "cpu", "--store", str(tmp_path / "runs"))
-    assert any(f"{ROW}: train:" in line for line in process.stderr), "a million steps go on for longer than the bar takes to appear"
+def test_ctrl_c_or_kill_says_what_is_kept_and_ends_with_130(
+    home: Path, tmp_path: Path, kind: signal.Signals
+) -> None:
+    process = start(
+        home,
+        "run",
+        ROW,
+        "--data",
+        "shapes",
+        "--images",
+        "2",
+        "--metrics",
+        "epoch",
+        "--budget-s",
+        "3000",
+        "--train-steps",
+        "1000000",
+        "--device",
+        "cpu",
+        "--store",
+        str(tmp_path / "runs"),
+    )
+    assert any(f"{ROW}: train:" in line for line in process.stderr), (
+        "a million steps go on for longer than the bar takes to appear"
+    )
     os.killpg(process.pid, kind) if kind == signal.SIGINT else os.kill(process.pid, kind)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Ctrl-C" in err and "Traceback" not in err
-    run, = read_runs(tmp_path / "runs").runs
-    assert run.status == "interrupted" and run.stage == "training" and "parameters_m" in run.measurements and not read_runs(tmp_path / "runs").problems
+    (run,) = read_runs(tmp_path / "runs").runs
+    assert (
+        run.status == "interrupted"
+        and run.stage == "training"
+        and "parameters_m" in run.measurements
+        and not read_runs(tmp_path / "runs").problems
+    )
 
 
-@pytest.mark.parametrize(("arguments", "code", "said"), [
-    (("run", "no_such_row"), 1, "no row fits"), (("run", ROW, "--metrics", "app"), 2, "did you mean 'ap'"),
-    (("run", ROW, "--images", "0"), 2, "greater than or equal to 1"),
-    (("run", ROW, "--data", "coco:no/such/folder", "--device", "cpu"), 1, "no such folder"),
-    (("run", ROW, "--weights", "no/such.pth", "--device", "cpu"), 1, "no such file"),
-    (("run", "vovnet57_imagenet.vovnet", "--device", "cpu"), 1, "take a row of another task"),
-    (("evaluate", "no/such.json"), 1, "no such results file"), (("detect", ROW, "no/such.jpg", "--out", "x", "--device", "cpu"), 1, "no such file"),
-    (("parity", "--reference", "no/such/folder"), 1, "no such file"), (("reproduce", "vovnt"), 1, "did you mean 'vovnet'"),
-])
-def test_mistakes_get_one_answer(home: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("run", "no_such_row"), 1, "no row fits"),
+        (("run", ROW, "--metrics", "app"), 2, "did you mean 'ap'"),
+        (("run", ROW, "--images", "0"), 2, "greater than or equal to 1"),
+        (("run", ROW, "--data", "coco:no/such/folder", "--device", "cpu"), 1, "no such folder"),
+        (("run", ROW, "--weights", "no/such.pth", "--device", "cpu"), 1, "no such file"),
+        (("run", "vovnet57_imagenet.vovnet", "--device", "cpu"), 1, "take a row of another task"),
+        (("evaluate", "no/such.json"), 1, "no such results file"),
+        (("detect", ROW, "no/such.jpg", "--out", "x", "--device", "cpu"), 1, "no such file"),
+        (("parity", "--reference", "no/such/folder"), 1, "no such file"),
+        (("reproduce", "vovnt"), 1, "did you mean 'vovnet'"),
+    ],
+)
+def test_mistakes_get_one_answer(
+    home: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
+) -> None:
     more = ("--store", str(tmp_path / "runs")) if arguments[0] == "run" else ()
     got, _, err = bench(home, *arguments, *more)
     assert got == code and said in err
 
 
 def test_reproduce_says_what_is_missing_for_each_row(home: Path, tmp_path: Path) -> None:
-    code, out, err = bench(home, "reproduce", "vovnet", "--device", "cpu", "--store", str(tmp_path / "runs"), "--json")
+    code, out, err = bench(
+        home, "reproduce", "vovnet", "--device", "cpu", "--store", str(tmp_path / "runs"), "--json"
+    )
     missing = json.loads(out)["missing"]
     assert code == 0 and "0 of 16 rows can be run here" in err
-    assert any("download_weights.py get faster_rcnn_vovnet39_fpn_2x.vovnet" in text for text in missing["faster_rcnn_vovnet39_fpn_2x.vovnet"])
+    assert any(
+        "download_weights.py get faster_rcnn_vovnet39_fpn_2x.vovnet" in text
+        for text in missing["faster_rcnn_vovnet39_fpn_2x.vovnet"]
+    )
     assert any("--data coco:DIR" in text for text in missing["faster_rcnn_vovnet39_fpn_2x.vovnet"])
     assert any("numbers alone" in text for text in missing["densenet161_imagenet.vovnet"])
 
@@ -128,5 +233,13 @@ def test_reproduce_says_what_is_missing_for_each_row(home: Path, tmp_path: Path)
 def test_doctor_looks_at_everything(home: Path) -> None:
     code, out, err = bench(home, "doctor", "--json")
     found = json.loads(out)
-    assert code == 0 and {f["what"] for f in found["findings"]} >= {"gpu", "cupy", "imports", "manifests", "records", "disk", "commit"}
+    assert code == 0 and {f["what"] for f in found["findings"]} >= {
+        "gpu",
+        "cupy",
+        "imports",
+        "manifests",
+        "records",
+        "disk",
+        "commit",
+    }
     assert "0 broken" in err and found["environment"]["packages"]["torch"]

@@ -1,4 +1,6 @@
-"""The command download_weights.py, from its door: what it prints, how it ends, and that it starts without torch."""
+"""The command download_weights.py, from its door: what it prints, how it ends, and that it starts without
+torch."""
+
 from __future__ import annotations
 
 import fcntl
@@ -63,13 +65,21 @@ def manifests(tmp_path: Path, server: HostileServer) -> Path:
     for name in SHARED_FILES:
         shutil.copyfile(MANIFEST_FOLDER / name, folder / name)
     files = {
-        "pinned": FILE.format(url=server.url("files", "a.pkl"), more=f'sha256 = "{SHA256}"\nbytes = {len(BODY)}\nlicence = "MIT"'),
+        "pinned": FILE.format(
+            url=server.url("files", "a.pkl"),
+            more=f'sha256 = "{SHA256}"\nbytes = {len(BODY)}\nlicence = "MIT"',
+        ),
         "unpinned": FILE.format(url=server.url("files", "b.pkl"), more=""),
         "dead": FILE.format(url=server.url("404"), more=""),
         "wrong": FILE.format(url=server.url("good"), more='wrong = "holds another model"'),
-        "manual": '[[model.weights]]\nmanual = "https://pan.baidu.com/s/1"\nfilename = "c.pth"\nformat = "detectron_pkl"\nholds = "detector"\n',
+        "manual": (
+            '[[model.weights]]\nmanual = "https://pan.baidu.com/s/1"\nfilename = "c.pth"\nformat ='
+            ' "detectron_pkl"\nholds = "detector"\n'
+        ),
     }
-    (folder / "sample.toml").write_text("# All rows\n" + "".join(ROW.format(name=name) + text for name, text in files.items()) + "# the end\n")
+    (folder / "sample.toml").write_text(
+        "# All rows\n" + "".join(ROW.format(name=name) + text for name, text in files.items()) + "# the end\n"
+    )
     return folder
 
 
@@ -97,8 +107,12 @@ def rows(result: Result) -> list[dict[str, Any]]:
 def test_list(run: Any) -> None:
     shown = rows(run("list", "--json"))
     assert [(r["row"], r["hash"], r["here"], r["remark"]) for r in shown] == [
-        ("pinned.sample", "pinned", False, ""), ("unpinned.sample", "unpinned", False, ""), ("dead.sample", "unpinned", False, ""),
-        ("wrong.sample", "unpinned", False, "wrong link"), ("manual.sample", "unpinned", False, "by hand")]
+        ("pinned.sample", "pinned", False, ""),
+        ("unpinned.sample", "unpinned", False, ""),
+        ("dead.sample", "unpinned", False, ""),
+        ("wrong.sample", "unpinned", False, "wrong link"),
+        ("manual.sample", "unpinned", False, "by hand"),
+    ]
     text = run("list")
     assert "0.4 MiB" in text.stdout and "MIT" in text.stdout and "not stated" in text.stdout
     assert text.stderr == "5 files, 0 here; 1 pinned, 0 recorded, 4 unpinned\n"
@@ -110,9 +124,17 @@ def test_list(run: Any) -> None:
 def test_get_all_ends_each_in_its_way(run: Any, home: Path) -> None:
     result = run("get", "--all", "--json", code=1)
     assert {r["row"].split(".")[0]: r["status"] for r in rows(result)} == {
-        "pinned": "fetched", "unpinned": "fetched", "dead": "failed", "wrong": "skipped", "manual": "skipped"}
+        "pinned": "fetched",
+        "unpinned": "fetched",
+        "dead": "failed",
+        "wrong": "skipped",
+        "manual": "skipped",
+    }
     assert "HTTP 404 the file is gone" in result.stderr and "2 fetched, 2 skipped, 1 failed" in result.stderr
-    assert '# manifests/sample.toml, unpinned.sample, b.pkl\nsha256 = "' + hashlib.sha256(BODY[::-1]).hexdigest() in result.stderr
+    assert (
+        '# manifests/sample.toml, unpinned.sample, b.pkl\nsha256 = "' + hashlib.sha256(BODY[::-1]).hexdigest()
+        in result.stderr
+    )
     again = rows(run("get", "pinned.sample", "unpinned.sample", "--json", "--offline"))
     assert [(r["status"], r["hash_from"]) for r in again] == [("here", "manifest"), ("here", "record")]
     assert [r["row"] for r in rows(run("list", "--here", "--json"))] == ["pinned.sample", "unpinned.sample"]
@@ -145,11 +167,16 @@ def test_pin_writes_the_manifest_and_nothing_else(run: Any, manifests: Path) -> 
 
 def test_pin_refuses_a_layout_it_cannot_edit(run: Any, manifests: Path) -> None:
     path = manifests / "sample.toml"
-    inline = f'weights = [{{ urls = ["{tomllib.loads(path.read_text())["model"][1]["weights"][0]["urls"][0]}"], format = "x", holds = "detector" }}]'
+    inline = (
+        f'weights = [{{ urls = ["{tomllib.loads(path.read_text())["model"][1]["weights"][0]["urls"][0]}"],'
+        ' format = "x", holds = "detector" }]'
+    )
     path.write_text(ROW.format(name="inline") + inline + "\n")
     run("get", "inline.sample")
     before = path.read_text()
-    assert "paste by hand:\n# manifests/sample.toml, inline.sample" in run("pin", "inline.sample", code=1).stderr
+    assert (
+        "paste by hand:\n# manifests/sample.toml, inline.sample" in run("pin", "inline.sample", code=1).stderr
+    )
     assert path.read_text() == before
 
 
@@ -170,7 +197,10 @@ def test_verify_sets_a_damaged_file_aside(run: Any, home: Path) -> None:
     assert (home / "damaged" / SHA256).exists()
     assert rows(run("get", "pinned.sample", "--json"))[0]["status"] == "fetched"
     (home / "sha256" / ("0" * 64)).write_bytes(b"nobody knows")
-    assert [(r["file"], r["status"]) for r in rows(run("verify", "--json", code=1))] == [("a.pkl", "good"), ("0" * 64, "damaged")]
+    assert [(r["file"], r["status"]) for r in rows(run("verify", "--json", code=1))] == [
+        ("a.pkl", "good"),
+        ("0" * 64, "damaged"),
+    ]
     assert "1 files read, 0 damaged" in run("verify").stderr
 
 
@@ -182,28 +212,45 @@ def test_export_and_import(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert check.returncode == 0 and check.stdout.count("OK") == 2
     monkeypatch.setenv("DETECTION_ZOO_HOME", str(tmp_path / "offline machine"))
     taken = rows(run("import", str(target), "--json"))
-    assert [(r["row"], r["hash_from"]) for r in taken] == [("pinned.sample", "manifest"), ("unpinned.sample", "first use")]
-    assert [r["status"] for r in rows(run("get", "pinned.sample", "unpinned.sample", "--offline", "--json"))] == ["here", "here"]
+    assert [(r["row"], r["hash_from"]) for r in taken] == [
+        ("pinned.sample", "manifest"),
+        ("unpinned.sample", "first use"),
+    ]
+    assert [
+        r["status"] for r in rows(run("get", "pinned.sample", "unpinned.sample", "--offline", "--json"))
+    ] == ["here", "here"]
     assert Path(run("where", "pinned.sample").stdout.strip()).read_bytes() == BODY
     run("where", "manual.sample", code=1)
 
 
 def test_import_of_a_file_fetched_by_hand(run: Any, tmp_path: Path) -> None:
     (tmp_path / "download (1).pth").write_bytes(b"\x80\x02by hand.")
-    assert "no row has such a file; name the row" in run("import", str(tmp_path / "download (1).pth"), code=1).stderr
+    assert (
+        "no row has such a file; name the row"
+        in run("import", str(tmp_path / "download (1).pth"), code=1).stderr
+    )
     result = run("import", str(tmp_path / "download (1).pth"), "manual.sample")
     assert "# manifests/sample.toml, manual.sample, c.pth" in result.stderr
     assert rows(run("get", "manual.sample", "--json"))[0]["status"] == "here"
     (tmp_path / "a.pkl").write_bytes(b"\x80\x02not it.")
-    assert "bytes came, the manifest says 384,002" in run("import", str(tmp_path / "a.pkl"), "pinned.sample", code=1).stderr
+    assert (
+        "bytes came, the manifest says 384,002"
+        in run("import", str(tmp_path / "a.pkl"), "pinned.sample", code=1).stderr
+    )
     (tmp_path / "anything").write_bytes(BODY)
     assert rows(run("import", str(tmp_path / "anything"), "--json"))[0]["row"] == "pinned.sample"
 
 
 def test_audit(run: Any, manifests: Path, tmp_path: Path, server: HostileServer) -> None:
     text = (manifests / "sample.toml").read_text()
-    for name, url in (("twin", server.url("files", "a.pkl")), ("loop", server.url("redirect-loop")), ("page", server.url("html")),
-                      ("moved", server.url("redirect")), ("malformed", "htp://x"), ("baidu", "https://pan.baidu.com/s/9")):
+    for name, url in (
+        ("twin", server.url("files", "a.pkl")),
+        ("loop", server.url("redirect-loop")),
+        ("page", server.url("html")),
+        ("moved", server.url("redirect")),
+        ("malformed", "htp://x"),
+        ("baidu", "https://pan.baidu.com/s/9"),
+    ):
         text += ROW.format(name=name) + FILE.format(url=url, more="")
     text += ROW.format(name="resized") + FILE.format(url=server.url("larger"), more="bytes = 5")
     text += ROW.format(name="invalid") + FILE.format(url="https://example.org/x", more='sha256 = "short"')
@@ -212,14 +259,32 @@ def test_audit(run: Any, manifests: Path, tmp_path: Path, server: HostileServer)
     record = json.loads(next((tmp_path / "results").glob("weights_????-??-??.json")).read_text())
     assert record == json.loads(result.stdout)
     status = {link["row"].split(".")[0]: link["status"] for link in record["links"]}
-    assert status == {"pinned": "ok", "unpinned": "ok", "dead": "dead", "wrong": "ok", "twin": "ok", "loop": "error", "page": "page", "moved": "ok",
-                      "malformed": "error", "baidu": "by hand", "resized": "wrong size"}
+    assert status == {
+        "pinned": "ok",
+        "unpinned": "ok",
+        "dead": "dead",
+        "wrong": "ok",
+        "twin": "ok",
+        "loop": "error",
+        "page": "page",
+        "moved": "ok",
+        "malformed": "error",
+        "baidu": "by hand",
+        "resized": "wrong size",
+    }
     moved = next(link for link in record["links"] if link["row"] == "moved.sample")
     assert moved["redirects"] == [server.url("good")] and moved["bytes"] == len(BODY)
-    for fault in ("pinned.sample, twin.sample: all claim", "malformed.sample: htp://x: scheme 'htp' is unknown",
-                  "baidu.sample: https://pan.baidu.com/s/9: Baidu", "sample.toml: invalid.sample: weights: sha256", "unpinned.sample: http://localhost"):
+    for fault in (
+        "pinned.sample, twin.sample: all claim",
+        "malformed.sample: htp://x: scheme 'htp' is unknown",
+        "baidu.sample: https://pan.baidu.com/s/9: Baidu",
+        "sample.toml: invalid.sample: weights: sha256",
+        "unpinned.sample: http://localhost",
+    ):
         assert any(fault in line for line in record["faults"]), (fault, record["faults"])
-    assert any(line.startswith("unpinned.sample") for line in record["unpinned"]) and not any(line.startswith("pinned.") for line in record["unpinned"])
+    assert any(line.startswith("unpinned.sample") for line in record["unpinned"]) and not any(
+        line.startswith("pinned.") for line in record["unpinned"]
+    )
 
 
 def test_audit_without_a_network(run: Any, manifests: Path, tmp_path: Path) -> None:
@@ -230,18 +295,29 @@ def test_audit_without_a_network(run: Any, manifests: Path, tmp_path: Path) -> N
         result = run("audit", "--results", str(tmp_path / "results"), *options, "--json", code=1)
         record = json.loads(result.stdout)
         assert [link["status"] for link in record["links"]] == ["no network"] * 2
-        assert len(record["faults"]) == 1 and "far.sample, twin.sample: all claim https://weights.invalid/x.pth" in record["faults"][0]
+        assert (
+            len(record["faults"]) == 1
+            and "far.sample, twin.sample: all claim https://weights.invalid/x.pth" in record["faults"][0]
+        )
     assert "no network: https://weights.invalid/x.pth" in result.stderr
 
 
 def test_an_audit_that_could_ask_nothing_has_not_passed(run: Any, manifests: Path, tmp_path: Path) -> None:
-    (manifests / "sample.toml").write_text(ROW.format(name="far") + FILE.format(url="https://weights.invalid/x.pth", more=""))
+    (manifests / "sample.toml").write_text(
+        ROW.format(name="far") + FILE.format(url="https://weights.invalid/x.pth", more="")
+    )
     assert "no link could be asked" in run("audit", "--results", str(tmp_path), code=1).stderr
     assert "no link could be asked" not in run("audit", "--results", str(tmp_path), "--offline").stderr
 
 
-@pytest.mark.parametrize("command", [("export", "TAKEN", "pinned.sample"), ("audit", "--offline", "--results", "TAKEN")], ids=["export", "audit"])
-def test_a_folder_that_cannot_be_made_is_told_in_one_line(run: Any, tmp_path: Path, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [("export", "TAKEN", "pinned.sample"), ("audit", "--offline", "--results", "TAKEN")],
+    ids=["export", "audit"],
+)
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(
+    run: Any, tmp_path: Path, command: tuple[str, ...]
+) -> None:
     taken = tmp_path / "taken"
     taken.write_text("a file")
     run("get", "pinned.sample")
@@ -259,7 +335,14 @@ def test_interrupt_leaves_something_that_resumes(manifests: Path, home: Path, se
     """Ctrl-C, a real SIGINT to a real process, while the server keeps it waiting."""
     row = ROW.format(name="slow") + FILE.format(url=server.url("drip"), more="")
     (manifests / "sample.toml").write_text(row)
-    command = [sys.executable, str(ROOT / "download_weights.py"), "get", "slow.sample", "--manifests", str(manifests)]
+    command = [
+        sys.executable,
+        str(ROOT / "download_weights.py"),
+        "get",
+        "slow.sample",
+        "--manifests",
+        str(manifests),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(home.glob("parts/*.part")) or next(home.glob("parts/*.part")).stat().st_size == 0:
         assert process.poll() is None, process.stderr.read()
@@ -278,14 +361,23 @@ def test_help_of_every_command() -> None:
 def test_list_starts_fast_and_without_heavy_imports(home: Path) -> None:
     """Under 0.6 s of processor time, which is what it takes on a machine with nothing else to do."""
     code = "import sys; sys.argv = ['download_weights.py', 'list']\nimport atexit, download_weights\n"
-    code += "atexit.register(lambda: print('HEAVY', sorted({'torch', 'numpy', 'pandas', 'requests', 'tqdm'} & set(sys.modules))))\ndownload_weights.main()"
+    code += (
+        "atexit.register(lambda: print('HEAVY', sorted({'torch', 'numpy', 'pandas', 'requests', 'tqdm'} &"
+        " set(sys.modules))))\ndownload_weights.main()"
+    )
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines()[-1] == "HEAVY []"
     assert len(shown.stdout.splitlines()) == len(choose(load_manifests(), everything=True)) + 2
     spent_s = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "download_weights.py", "list"], cwd=ROOT, capture_output=True, check=True, env={**os.environ})
+        subprocess.run(
+            [sys.executable, "download_weights.py", "list"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+            env={**os.environ},
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(spent_s) < 0.6, spent_s
@@ -296,7 +388,15 @@ def test_bars_on_a_terminal(manifests: Path, home: Path, server: HostileServer) 
     master, terminal = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     server.files |= {"a.pkl": BODY, "b.pkl": BODY[::-1]}
-    command = [sys.executable, str(ROOT / "download_weights.py"), "get", "pinned.sample", "unpinned.sample", "--manifests", str(manifests)]
+    command = [
+        sys.executable,
+        str(ROOT / "download_weights.py"),
+        "get",
+        "pinned.sample",
+        "unpinned.sample",
+        "--manifests",
+        str(manifests),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True)
     os.close(terminal)
     shown = b""

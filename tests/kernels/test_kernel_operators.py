@@ -1,4 +1,6 @@
-"""The kernels as torch operators: schemas, fake implementations, compile and export without a graph break, and the choice of a backend."""
+"""The kernels as torch operators: schemas, fake implementations, compile and export without a graph break,
+and the choice of a backend."""
+
 from __future__ import annotations
 
 from itertools import product
@@ -10,7 +12,11 @@ from kernel_backends import Backend, clustered_boxes, every_backend, normal_inpu
 from detection_zoo.kernels.backend import backend_for, use_backend
 from detection_zoo.kernels.nms import _nms_op, _nms_padded_op, batched_nms, nms, nms_padded
 from detection_zoo.kernels.roi_align import (
-    _roi_align_backward_op, _roi_align_op, multilevel_roi_align, roi_align, roi_align_points,
+    _roi_align_backward_op,
+    _roi_align_op,
+    multilevel_roi_align,
+    roi_align,
+    roi_align_points,
 )
 from detection_zoo.kernels.roi_crop import _roi_crop_backward_op, _roi_crop_op, affine_grid, roi_crop
 from detection_zoo.kernels.roi_levels import LevelRule
@@ -25,7 +31,10 @@ LEVELS = LevelRule(canonical_scale=40.0, min_level=3).numbers()
 
 
 def maps(layout: torch.memory_format = torch.contiguous_format) -> list[torch.Tensor]:
-    return [normal_input(level, (2, 4, 8 >> level, 9 >> level)).contiguous(memory_format=layout).requires_grad_() for level in range(2)]
+    return [
+        normal_input(level, (2, 4, 8 >> level, 9 >> level)).contiguous(memory_format=layout).requires_grad_()
+        for level in range(2)
+    ]
 
 
 def operators(name: str) -> dict[str, tuple]:
@@ -36,17 +45,39 @@ def operators(name: str) -> dict[str, tuple]:
         "nms_padded": (_nms_padded_op, (BOXES, SCORES, GROUPS, 0.5, 1.0, True, 3, 7, 9, name)),
         "soft_nms": (_soft_nms_op, (BOXES, SCORES, "linear", 0.5, 0.3, 0.001, 0.0, name)),
         "roi_align": (_roi_align_op, (maps(), ROIS, [2, 3], [0.25, 0.125], 2, 1, LEVELS, False, name)),
-        "roi_align_channels_last": (_roi_align_op, (last, ROIS, [2, 3], [0.25, 0.125], 2, 1, LEVELS, True, name)),
-        "roi_align_backward": (_roi_align_backward_op, (torch.randn(3, 4, 2, 3).requires_grad_(), ROIS, [2, 8, 9, 4, 4], [0, 1], [0.25, 0.125], 2, 0,
-                                                        LEVELS, name, True)),
+        "roi_align_channels_last": (
+            _roi_align_op,
+            (last, ROIS, [2, 3], [0.25, 0.125], 2, 1, LEVELS, True, name),
+        ),
+        "roi_align_backward": (
+            _roi_align_backward_op,
+            (
+                torch.randn(3, 4, 2, 3).requires_grad_(),
+                ROIS,
+                [2, 8, 9, 4, 4],
+                [0, 1],
+                [0.25, 0.125],
+                2,
+                0,
+                LEVELS,
+                name,
+                True,
+            ),
+        ),
         "roi_pool": (_roi_pool_op, (maps()[0], ROIS, [2, 2], 0.25, name)),
-        "roi_pool_backward": (_roi_pool_backward_op, (pooled, pool_cell, ROIS, 0.25, [2, 4, 8, 9], name, True)),
+        "roi_pool_backward": (
+            _roi_pool_backward_op,
+            (pooled, pool_cell, ROIS, 0.25, [2, 4, 8, 9], name, True),
+        ),
         "roi_crop": (_roi_crop_op, (maps()[0], GRID, IMAGES, name)),
         "roi_crop_backward": (_roi_crop_backward_op, (pooled, GRID, IMAGES, [2, 4, 8, 9], name, True)),
     }
 
 
-@pytest.mark.parametrize(("operator", "name"), [*product(operators("reference"), ("reference", "cuda")), ("nms", "cpu"), ("nms_padded", "cpu")])
+@pytest.mark.parametrize(
+    ("operator", "name"),
+    [*product(operators("reference"), ("reference", "cuda")), ("nms", "cpu"), ("nms_padded", "cpu")],
+)
 def test_operators_keep_torchs_rules(operator: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Schema, autograd registration, fake results against real ones, and tracing with dynamic shapes."""
     from cuda_on_cpu import CudaOnCpu
@@ -62,13 +93,38 @@ class Detect(torch.nn.Module):
         super().__init__()
         self.backend = backend
 
-    def forward(self, fine: torch.Tensor, coarse: torch.Tensor, rois: torch.Tensor, boxes: torch.Tensor, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self,
+        fine: torch.Tensor,
+        coarse: torch.Tensor,
+        rois: torch.Tensor,
+        boxes: torch.Tensor,
+        scores: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
         indices, counts = nms_padded(boxes, scores, None, 0.5, max_keep=9, backend=self.backend)
-        return {"indices": indices, "counts": counts, "kept": nms(boxes, scores, 0.5, backend=self.backend),
-                "soft": soft_nms(boxes, scores, backend=self.backend)[1],
-                "aligned": multilevel_roi_align([fine, coarse], rois, 2, [0.25, 0.125], 2, canonical_scale=40, min_level=3, backend=self.backend),
-                "pooled": roi_pool(fine, rois, 2, 0.25, backend=self.backend),
-                "cropped": roi_crop(fine, affine_grid(rois, (8, 9), 2, 0.25), torch.zeros(3, dtype=torch.int64, device=fine.device), backend=self.backend)}
+        return {
+            "indices": indices,
+            "counts": counts,
+            "kept": nms(boxes, scores, 0.5, backend=self.backend),
+            "soft": soft_nms(boxes, scores, backend=self.backend)[1],
+            "aligned": multilevel_roi_align(
+                [fine, coarse],
+                rois,
+                2,
+                [0.25, 0.125],
+                2,
+                canonical_scale=40,
+                min_level=3,
+                backend=self.backend,
+            ),
+            "pooled": roi_pool(fine, rois, 2, 0.25, backend=self.backend),
+            "cropped": roi_crop(
+                fine,
+                affine_grid(rois, (8, 9), 2, 0.25),
+                torch.zeros(3, dtype=torch.int64, device=fine.device),
+                backend=self.backend,
+            ),
+        }
 
 
 def given(device: str) -> list[torch.Tensor]:
@@ -86,7 +142,9 @@ def test_compile_without_a_graph_break(backend: Backend) -> None:
 
 def test_gradients_through_compile(backend: Backend) -> None:
     def loss(fine: torch.Tensor, coarse: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
-        pooled = multilevel_roi_align([fine, coarse], rois, 2, [0.25, 0.125], 2, canonical_scale=40, min_level=3, backend=backend.name)
+        pooled = multilevel_roi_align(
+            [fine, coarse], rois, 2, [0.25, 0.125], 2, canonical_scale=40, min_level=3, backend=backend.name
+        )
         return pooled.square().sum() + roi_pool(fine, rois, 2, 0.25, backend=backend.name).sum()
 
     found = []
@@ -102,16 +160,25 @@ def test_export(backend: Backend) -> None:
     inputs = tuple(given(backend.device))
     exported = torch.export.export(Detect(backend.name), inputs)
     called = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
-    assert {f"detection_zoo.{name}.default" for name in ("nms", "nms_padded", "soft_nms", "roi_align", "roi_pool", "roi_crop")} <= called
+    assert {
+        f"detection_zoo.{name}.default"
+        for name in ("nms", "nms_padded", "soft_nms", "roi_align", "roi_pool", "roi_crop")
+    } <= called
     torch.testing.assert_close(exported.module()(*inputs), Detect(backend.name)(*inputs))
 
 
 def test_the_backend_is_the_devices_own_unless_one_is_named() -> None:
     pooling = {"operator": "RoIPool", "known": ("reference", "cuda", "torchvision")}
     assert backend_for(BOXES, operator="NMS", known=("reference", "cpu", "cuda")) == "cpu"
-    assert backend_for(BOXES, **pooling) == "reference" and backend_for(BOXES, "torchvision", **pooling) == "torchvision"
+    assert (
+        backend_for(BOXES, **pooling) == "reference"
+        and backend_for(BOXES, "torchvision", **pooling) == "torchvision"
+    )
     with use_backend("torchvision"):
-        assert backend_for(BOXES, **pooling) == "torchvision" and backend_for(BOXES, "reference", **pooling) == "reference"
+        assert (
+            backend_for(BOXES, **pooling) == "torchvision"
+            and backend_for(BOXES, "reference", **pooling) == "reference"
+        )
         with pytest.raises(ValueError, match="padded"):
             nms_padded(BOXES, SCORES, None, 0.5, max_keep=3)
     assert backend_for(BOXES, **pooling) == "reference"
@@ -125,9 +192,14 @@ def test_the_backend_is_the_devices_own_unless_one_is_named() -> None:
 
 
 def test_the_peer_refuses_what_it_would_answer_otherwise() -> None:
-    for call in (lambda: nms(BOXES, SCORES, 0.5, offset=1.0, backend="torchvision"), lambda: nms(BOXES, SCORES, 0.5, inclusive=True, backend="torchvision"),
-                 lambda: batched_nms(BOXES, SCORES, GROUPS, 0.5, max_keep=3, backend="torchvision"), lambda: soft_nms(BOXES, SCORES, backend="torchvision"),
-                 lambda: roi_align_points(maps()[0], ROIS, 2, 0.25, backend="torchvision"), lambda: roi_crop(maps()[0], GRID, IMAGES, backend="torchvision")):
+    for call in (
+        lambda: nms(BOXES, SCORES, 0.5, offset=1.0, backend="torchvision"),
+        lambda: nms(BOXES, SCORES, 0.5, inclusive=True, backend="torchvision"),
+        lambda: batched_nms(BOXES, SCORES, GROUPS, 0.5, max_keep=3, backend="torchvision"),
+        lambda: soft_nms(BOXES, SCORES, backend="torchvision"),
+        lambda: roi_align_points(maps()[0], ROIS, 2, 0.25, backend="torchvision"),
+        lambda: roi_crop(maps()[0], GRID, IMAGES, backend="torchvision"),
+    ):
         with pytest.raises(ValueError, match="torchvision"):
             call()
     expected = roi_align(maps()[0], ROIS, 2, 0.25, 2, backend="reference")

@@ -1,4 +1,6 @@
-"""RoIAlign on every backend: a ramp by hand, torchvision and the recorded originals as judges, gradients, and rows that cannot be pooled."""
+"""RoIAlign on every backend: a ramp by hand, torchvision and the recorded originals as judges, gradients, and
+rows that cannot be pooled."""
+
 from __future__ import annotations
 
 import pytest
@@ -8,15 +10,27 @@ from cuda_on_cpu import SHUFFLED, CudaOnCpu
 from kernel_backends import Backend, every_backend, matches, normal_input, recorded  # noqa: F401 - a fixture
 
 from detection_zoo.kernels.roi_align import (
-    multilevel_roi_align, roi_align, roi_align_averaged, roi_align_points,
+    multilevel_roi_align,
+    roi_align,
+    roi_align_averaged,
+    roi_align_points,
 )
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 # inside, wide, beyond every edge, far outside, a point, inverted, and the whole map
-ROIS = torch.tensor([[0, 10.3, 12.7, 100.2, 90.9], [1, 33.7, 20.2, 190.6, 40.8], [0, -42.4, -37.9, 90.3, 240.6], [1, 900, 900, 950, 990],
-                     [1, 60, 60, 60, 60], [0, 90.2, 80.6, 70.1, 60.3], [1, 0, 0, 239, 159]])
+ROIS = torch.tensor(
+    [
+        [0, 10.3, 12.7, 100.2, 90.9],
+        [1, 33.7, 20.2, 190.6, 40.8],
+        [0, -42.4, -37.9, 90.3, 240.6],
+        [1, 900, 900, 950, 990],
+        [1, 60, 60, 60, 60],
+        [0, 90.2, 80.6, 70.1, 60.3],
+        [1, 0, 0, 239, 159],
+    ]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +39,20 @@ def nondeterministic_again():
     torch.use_deterministic_algorithms(False)
 
 
-def pyramid(dtype: torch.dtype = torch.float32, layout: str = "nchw", channels: int = 8) -> list[torch.Tensor]:
-    return [normal_input(70 + level, (2, channels, 40 >> level, 60 >> level)).to(dtype).contiguous(memory_format=LAYOUTS[layout]) for level in range(3)]
+def pyramid(
+    dtype: torch.dtype = torch.float32, layout: str = "nchw", channels: int = 8
+) -> list[torch.Tensor]:
+    return [
+        normal_input(70 + level, (2, channels, 40 >> level, 60 >> level))
+        .to(dtype)
+        .contiguous(memory_format=LAYOUTS[layout])
+        for level in range(3)
+    ]
 
 
-def gradients(maps: list[torch.Tensor], pool, upstream: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def gradients(
+    maps: list[torch.Tensor], pool, upstream: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     maps = [each.detach().clone(memory_format=torch.preserve_format).requires_grad_() for each in maps]
     pooled = pool(maps)
     pooled.backward(upstream.to(pooled))
@@ -45,19 +68,34 @@ def ramp(height: int, width: int) -> torch.Tensor:
 def test_ramp_by_hand(backend: Backend, ratio: int, aligned: bool) -> None:
     """Bilinear samples of a linear map are exact, so a bin's mean is the map at the bin's centre."""
     rois = torch.tensor([[0.0, 16, 24, 80, 120]])
-    pooled = roi_align(ramp(30, 30).to(backend.device), rois.to(backend.device), (4, 2), 0.125, ratio, aligned, backend=backend.name)
+    pooled = roi_align(
+        ramp(30, 30).to(backend.device),
+        rois.to(backend.device),
+        (4, 2),
+        0.125,
+        ratio,
+        aligned,
+        backend=backend.name,
+    )
     shift = 0.5 if aligned else 0.0
     y, x = 3 - shift + (torch.arange(4) + 0.5) * 3, 2 - shift + (torch.arange(2) + 0.5) * 4
     torch.testing.assert_close(pooled.cpu(), (10 * y[:, None] + x[None])[None, None], rtol=1e-6, atol=1e-5)
 
 
 def test_points_by_hand(backend: Backend) -> None:
-    """Points from the box's start to its end + 1 cell; beyond the last cell the ramp goes on, from the size on it is 0."""
+    """Points from the box's start to its end + 1 cell; beyond the last cell the ramp goes on, from the size
+    on it is 0."""
     rois = torch.tensor([[0.0, 1, 2, 5, 4], [0, 6, 0, 8, 1]], device=backend.device)
     pooled = roi_align_points(ramp(9, 9).to(backend.device), rois, (2, 3), 1.0, backend=backend.name).cpu()
     assert pooled[0, 0].tolist() == [[21.0, 23.5, 26.0], [51.0, 53.5, 56.0]]
     assert pooled[1, 0].tolist() == [[6.0, 7.5, 0.0], [26.0, 27.5, 0.0]]
-    last = roi_align_points(ramp(9, 9).to(backend.device), torch.tensor([[0.0, 8, 8, 8, 8]], device=backend.device), (3, 3), 1.0, backend=backend.name)
+    last = roi_align_points(
+        ramp(9, 9).to(backend.device),
+        torch.tensor([[0.0, 8, 8, 8, 8]], device=backend.device),
+        (3, 3),
+        1.0,
+        backend=backend.name,
+    )
     assert last[0, 0].tolist() == [[88.0, 88.5, 0.0], [93.0, 93.5, 0.0], [0.0, 0.0, 0.0]]
 
 
@@ -65,31 +103,62 @@ def test_points_by_hand(backend: Backend) -> None:
 @pytest.mark.parametrize("ratio", [0, 2, 9])
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_one_map_against_torchvision(backend: Backend, dtype: torch.dtype, ratio: int, aligned: bool, layout: str) -> None:
+def test_one_map_against_torchvision(
+    backend: Backend, dtype: torch.dtype, ratio: int, aligned: bool, layout: str
+) -> None:
     maps, rois = [pyramid(dtype, layout)[1].to(backend.device)], ROIS.to(dtype).to(backend.device)
     upstream = normal_input(80, (len(ROIS), 8, 7, 7))
-    pooled, grads = gradients(maps, lambda given: roi_align(given[0], rois, 7, 1 / 8, ratio, aligned, backend=backend.name), upstream)
-    expected, expected_grads = gradients(maps, lambda given: torchvision.ops.roi_align(given[0], rois, 7, 1 / 8, ratio, aligned), upstream)
+    pooled, grads = gradients(
+        maps,
+        lambda given: roi_align(given[0], rois, 7, 1 / 8, ratio, aligned, backend=backend.name),
+        upstream,
+    )
+    expected, expected_grads = gradients(
+        maps, lambda given: torchvision.ops.roi_align(given[0], rois, 7, 1 / 8, ratio, aligned), upstream
+    )
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(pooled, expected, rtol=tolerance, atol=tolerance)
-    assert (grads[0] - expected_grads[0]).norm() <= tolerance * expected_grads[0].norm()  # 16,000 numbers of the point's RoI meet in one cell
+    assert (grads[0] - expected_grads[0]).norm() <= tolerance * expected_grads[
+        0
+    ].norm()  # 16,000 numbers of the point's RoI meet in one cell
 
 
-@pytest.mark.parametrize(("dtype", "layout"), [(torch.float32, "nchw"), (torch.float32, "channels_last"), (torch.float16, "channels_last"),
-                                              (torch.float16, "nchw"), (torch.bfloat16, "channels_last")])
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [
+        (torch.float32, "nchw"),
+        (torch.float32, "channels_last"),
+        (torch.float16, "channels_last"),
+        (torch.float16, "nchw"),
+        (torch.bfloat16, "channels_last"),
+    ],
+)
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_pyramid_against_torchvision(backend: Backend, dtype: torch.dtype, layout: str, deterministic: bool) -> None:
-    """MultiScaleRoIAlign puts the 1e-6 outside the logarithm; no box here lies that close to a level's edge."""
+def test_pyramid_against_torchvision(
+    backend: Backend, dtype: torch.dtype, layout: str, deterministic: bool
+) -> None:
+    """MultiScaleRoIAlign puts the 1e-6 outside the logarithm; no box here lies that close to a level's
+    edge."""
     maps, rois = [each.to(backend.device) for each in pyramid(dtype, layout)], ROIS.to(backend.device)
     peer = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2"], 7, 2, canonical_scale=60, canonical_level=4)
     boxes = [rois[rois[:, 0] == image, 1:] for image in (0, 1)]
     order = torch.cat([(rois[:, 0] == image).nonzero().squeeze(1) for image in (0, 1)])
     upstream = normal_input(81, (len(ROIS), 8, 7, 7))
-    expected, expected_grads = gradients([each.float() for each in maps], lambda given: peer(
-        {str(level): each for level, each in enumerate(given)}, boxes, [(160, 240)] * 2)[torch.argsort(order)], upstream)
+    expected, expected_grads = gradients(
+        [each.float() for each in maps],
+        lambda given: peer({str(level): each for level, each in enumerate(given)}, boxes, [(160, 240)] * 2)[
+            torch.argsort(order)
+        ],
+        upstream,
+    )
     torch.use_deterministic_algorithms(deterministic)
-    pooled, grads = gradients(maps, lambda given: multilevel_roi_align(
-        given, rois, 7, [1 / 4, 1 / 8, 1 / 16], 2, canonical_scale=60, backend=backend.name), upstream)
+    pooled, grads = gradients(
+        maps,
+        lambda given: multilevel_roi_align(
+            given, rois, 7, [1 / 4, 1 / 8, 1 / 16], 2, canonical_scale=60, backend=backend.name
+        ),
+        upstream,
+    )
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(pooled.float(), expected, rtol=tolerance, atol=tolerance)
     for grad, wanted, each in zip(grads, expected_grads, maps, strict=True):
@@ -99,9 +168,16 @@ def test_pyramid_against_torchvision(backend: Backend, dtype: torch.dtype, layou
 
 @pytest.mark.parametrize("wanted", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("channels", "size"), [(3, 7), (8, (2, 5)), (40, (2, 5)), (4, 28)])  # 28 x 28 bins: no tile holds them
-def test_memory_formats_agree(backend: Backend, wanted: bool, layout: str, channels: int, size: int | tuple[int, int]) -> None:
-    maps, rois = [each.to(backend.device) for each in pyramid(layout=layout, channels=channels)], ROIS.to(backend.device)
+@pytest.mark.parametrize(
+    ("channels", "size"), [(3, 7), (8, (2, 5)), (40, (2, 5)), (4, 28)]
+)  # 28 x 28 bins: no tile holds them
+def test_memory_formats_agree(
+    backend: Backend, wanted: bool, layout: str, channels: int, size: int | tuple[int, int]
+) -> None:
+    maps, rois = (
+        [each.to(backend.device) for each in pyramid(layout=layout, channels=channels)],
+        ROIS.to(backend.device),
+    )
     rest = (rois, size, [1 / 4, 1 / 8, 1 / 16], 2, True)
     pooled = multilevel_roi_align(maps, *rest, canonical_scale=60, channels_last=wanted, backend=backend.name)
     expected = multilevel_roi_align(maps, *rest, canonical_scale=60, backend="torchvision")
@@ -113,11 +189,22 @@ def test_any_strides(backend: Backend) -> None:
     whole = normal_input(90, (4, 10, 20, 60))
     part = whole[1::2, 2:9:2, :, 5:35]  # neither layout, and not at the start of its storage
     pool = {"output_size": 3, "spatial_scale": 1 / 8, "sampling_ratio": 2, "backend": backend.name}
-    pooled = roi_align(part.to(backend.device) if backend.device == "cpu" else whole.to(backend.device)[1::2, 2:9:2, :, 5:35],
-                       ROIS.to(backend.device), **pool)
-    torch.testing.assert_close(pooled.cpu(), torchvision.ops.roi_align(part.contiguous(), ROIS, 3, 1 / 8, 2), rtol=1e-5, atol=1e-5)
+    pooled = roi_align(
+        (
+            part.to(backend.device)
+            if backend.device == "cpu"
+            else whole.to(backend.device)[1::2, 2:9:2, :, 5:35]
+        ),
+        ROIS.to(backend.device),
+        **pool,
+    )
+    torch.testing.assert_close(
+        pooled.cpu(), torchvision.ops.roi_align(part.contiguous(), ROIS, 3, 1 / 8, 2), rtol=1e-5, atol=1e-5
+    )
     maps = part.contiguous().to(backend.device).requires_grad_()
-    roi_align(maps, ROIS.to(backend.device), **pool).sum().backward()  # an upstream gradient with strides of 0
+    roi_align(
+        maps, ROIS.to(backend.device), **pool
+    ).sum().backward()  # an upstream gradient with strides of 0
     judge = part.contiguous().requires_grad_()
     torchvision.ops.roi_align(judge, ROIS, 3, 1 / 8, 2).sum().backward()
     torch.testing.assert_close(maps.grad.cpu(), judge.grad, rtol=1e-5, atol=1e-5)
@@ -134,11 +221,37 @@ def test_rows_that_cannot_be_pooled(backend: Backend, layout: str, deterministic
     rois[8, 0] = -torch.inf
     maps = [each.to(backend.device) for each in pyramid(layout=layout)]
     upstream = torch.ones(9, 8, 7, 7)
-    pooled, grads = gradients(maps, lambda given: multilevel_roi_align(
-        given, rois.to(backend.device), 7, [1 / 4, 1 / 8, 1 / 16], 0, canonical_scale=60, backend=backend.name), upstream)
-    assert pooled[[2, 3, 4, 5, 6]].isnan().all() and (pooled[[1, 8]] == 0).all() and pooled[[0, 7]].isfinite().all()
-    alone, alone_grads = gradients(maps, lambda given: multilevel_roi_align(
-        given, rois[[0, 7]].to(backend.device), 7, [1 / 4, 1 / 8, 1 / 16], 0, canonical_scale=60, backend=backend.name), upstream[[0, 7]])
+    pooled, grads = gradients(
+        maps,
+        lambda given: multilevel_roi_align(
+            given,
+            rois.to(backend.device),
+            7,
+            [1 / 4, 1 / 8, 1 / 16],
+            0,
+            canonical_scale=60,
+            backend=backend.name,
+        ),
+        upstream,
+    )
+    assert (
+        pooled[[2, 3, 4, 5, 6]].isnan().all()
+        and (pooled[[1, 8]] == 0).all()
+        and pooled[[0, 7]].isfinite().all()
+    )
+    alone, alone_grads = gradients(
+        maps,
+        lambda given: multilevel_roi_align(
+            given,
+            rois[[0, 7]].to(backend.device),
+            7,
+            [1 / 4, 1 / 8, 1 / 16],
+            0,
+            canonical_scale=60,
+            backend=backend.name,
+        ),
+        upstream[[0, 7]],
+    )
     torch.testing.assert_close(pooled[[0, 7]], alone, rtol=0, atol=0)
     for grad, wanted in zip(grads, alone_grads, strict=True):
         torch.testing.assert_close(grad, wanted, rtol=1e-5, atol=1e-6)
@@ -158,7 +271,12 @@ def test_empty_inputs(backend: Backend) -> None:
     none = roi_align(maps.clone().requires_grad_(), ROIS[:0].to(backend.device), 7, 0.1, backend=backend.name)
     assert none.shape == (0, 3, 7, 7)
     none.sum().backward()
-    assert roi_align(maps[:, :0], ROIS.to(backend.device), 7, 0.1, backend=backend.name).shape == (len(ROIS), 0, 7, 7)
+    assert roi_align(maps[:, :0], ROIS.to(backend.device), 7, 0.1, backend=backend.name).shape == (
+        len(ROIS),
+        0,
+        7,
+        7,
+    )
     assert roi_align(maps[:0], ROIS.to(backend.device), 7, 0.1, backend=backend.name).isnan().all()
     assert (roi_align(maps[..., :0], ROIS.to(backend.device), 7, 0.1, backend=backend.name) == 0).all()
 
@@ -172,14 +290,24 @@ def test_maps_of_more_than_2_to_the_31_elements(backend: Backend) -> None:
     maps.copy_(normal_input(3, (1, 2, 4, 4)))
     rois = torch.tensor([[0.0, 0, 0, 3, 3]])
     pooled = roi_align(maps, rois, 2, 1.0, 2, backend=backend.name)
-    torch.testing.assert_close(pooled.float(), torchvision.ops.roi_align(maps.float().contiguous(), rois, 2, 1.0, 2), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(
+        pooled.float(),
+        torchvision.ops.roi_align(maps.float().contiguous(), rois, 2, 1.0, 2),
+        rtol=2e-3,
+        atol=2e-3,
+    )
 
 
 @pytest.mark.parametrize("size", [7, 14])
 def test_recorded_detnet(backend: Backend, size: int) -> None:
-    maps, rois = normal_input(40, (2, 6, 20, 30)).to(backend.device), recorded("detnet/in.roi_boxes").to(backend.device)
+    maps, rois = (
+        normal_input(40, (2, 6, 20, 30)).to(backend.device),
+        recorded("detnet/in.roi_boxes").to(backend.device),
+    )
     matches(roi_align_points(maps, rois, size, 1 / 16, backend=backend.name), f"detnet/roi_align_{size}")
-    matches(roi_align_averaged(maps, rois, size, 1 / 16, backend=backend.name), f"detnet/roi_align_avg_{size}")
+    matches(
+        roi_align_averaged(maps, rois, size, 1 / 16, backend=backend.name), f"detnet/roi_align_avg_{size}"
+    )
     points = roi_align_points(maps, rois, size + 1, 1 / 16, backend=backend.name)
     matches(torch.nn.functional.max_pool2d(points, 2, 1), f"detnet/roi_align_max_{size}")
 
@@ -188,13 +316,22 @@ def test_recorded_detnet(backend: Backend, size: int) -> None:
 def test_recorded_detnet_gradient(backend: Backend, deterministic: bool) -> None:
     if deterministic and backend.device == "cuda":
         pytest.skip("torch has no deterministic average pooling on a GPU")
-    rois, maps = recorded("detnet/in.roi_boxes").to(backend.device), normal_input(40, (2, 6, 20, 30)).to(backend.device)
+    rois, maps = (
+        recorded("detnet/in.roi_boxes").to(backend.device),
+        normal_input(40, (2, 6, 20, 30)).to(backend.device),
+    )
     torch.use_deterministic_algorithms(deterministic)
-    _, grads = gradients([maps], lambda given: roi_align_averaged(given[0], rois, 7, 1 / 16, backend=backend.name), normal_input(41, (9, 6, 7, 7)))
+    _, grads = gradients(
+        [maps],
+        lambda given: roi_align_averaged(given[0], rois, 7, 1 / 16, backend=backend.name),
+        normal_input(41, (9, 6, 7, 7)),
+    )
     matches(grads[0], "detnet/roi_align_avg_7_grad")
 
 
-@pytest.mark.parametrize(("name", "size", "sides"), [("detnet", 14, (128, 64, 32, 32)), ("resnet", 7, (128, 64, 32, 16))])
+@pytest.mark.parametrize(
+    ("name", "size", "sides"), [("detnet", 14, (128, 64, 32, 32)), ("resnet", 7, (128, 64, 32, 16))]
+)
 def test_recorded_detnet_pyramid(backend: Backend, name: str, size: int, sides: tuple[int, ...]) -> None:
     """One scale a level from the heights alone; levels by the +1 area, without the 1e-6."""
     rois = recorded("detnet/in.pyramid_rois").to(backend.device)
@@ -202,15 +339,23 @@ def test_recorded_detnet_pyramid(backend: Backend, name: str, size: int, sides: 
     assert levels.tolist() == recorded("detnet/in.pyramid_levels").tolist()
     pooled = torch.zeros(len(rois), 4, size, size, device=backend.device)
     for level, height in enumerate(sides):
-        maps, rows = normal_input(50 + level, (1, 4, height, height * 5 // 4)).to(backend.device), levels == level + 2
+        maps, rows = (
+            normal_input(50 + level, (1, 4, height, height * 5 // 4)).to(backend.device),
+            levels == level + 2,
+        )
         pooled[rows] = roi_align_averaged(maps, rois[rows], size, height / 512, backend=backend.name)
     matches(pooled, f"detnet/pyramid_roi_{name}")
 
 
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_recorded_detectron(backend: Backend, ratio: int) -> None:
-    maps, rois = recorded("detectron/pool.features").to(backend.device), recorded("detectron/pool.rois").to(backend.device)
-    matches(roi_align(maps, rois, 3, 1 / 16, ratio, backend=backend.name), f"detectron/pool.roi_align_sr{ratio}")
+    maps, rois = (
+        recorded("detectron/pool.features").to(backend.device),
+        recorded("detectron/pool.rois").to(backend.device),
+    )
+    matches(
+        roi_align(maps, rois, 3, 1 / 16, ratio, backend=backend.name), f"detectron/pool.roi_align_sr{ratio}"
+    )
 
 
 def test_recorded_levels() -> None:
@@ -218,31 +363,57 @@ def test_recorded_levels() -> None:
     rois = torch.stack([torch.zeros_like(side)] * 3 + [side, side], 1)
     assert assign_levels(rois, LevelRule(offset=1.0), 4).tolist() == recorded("detectron/levels.fpn").tolist()
     rois = recorded("maskrcnn_benchmark/in.pool_rois")
-    assert (assign_levels(rois, LevelRule(offset=1.0), 4) - 2).tolist() == recorded("maskrcnn_benchmark/pool.levels").tolist()
+    assert (assign_levels(rois, LevelRule(offset=1.0), 4) - 2).tolist() == recorded(
+        "maskrcnn_benchmark/pool.levels"
+    ).tolist()
 
 
 @pytest.mark.parametrize("size", [7, 14])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_recorded_maskrcnn_benchmark_pyramid(backend: Backend, size: int, layout: str) -> None:
-    maps = [normal_input(200 + level, (2, 8, 160 >> level, 208 >> level)).to(backend.device).contiguous(memory_format=LAYOUTS[layout]) for level in range(4)]
-    pooled = multilevel_roi_align(maps, recorded("maskrcnn_benchmark/in.pool_rois").to(backend.device), size, [1 / 4, 1 / 8, 1 / 16, 1 / 32], 2,
-                                  level_offset=1.0, backend=backend.name)
+    maps = [
+        normal_input(200 + level, (2, 8, 160 >> level, 208 >> level))
+        .to(backend.device)
+        .contiguous(memory_format=LAYOUTS[layout])
+        for level in range(4)
+    ]
+    pooled = multilevel_roi_align(
+        maps,
+        recorded("maskrcnn_benchmark/in.pool_rois").to(backend.device),
+        size,
+        [1 / 4, 1 / 8, 1 / 16, 1 / 32],
+        2,
+        level_offset=1.0,
+        backend=backend.name,
+    )
     matches(pooled, f"maskrcnn_benchmark/pool.fpn{size}")
 
 
 def test_recorded_maskrcnn_benchmark_c4(backend: Backend) -> None:
     maps = normal_input(202, (2, 8, 40, 52)).to(backend.device)
-    pooled = roi_align(maps, recorded("maskrcnn_benchmark/in.pool_rois").to(backend.device), 14, 1 / 16, 0, backend=backend.name)
+    pooled = roi_align(
+        maps,
+        recorded("maskrcnn_benchmark/in.pool_rois").to(backend.device),
+        14,
+        1 / 16,
+        0,
+        backend=backend.name,
+    )
     matches(pooled, "maskrcnn_benchmark/pool.c4")
 
 
 @pytest.mark.parametrize(("ratio", "aligned"), [(0, True), (2, False)])
 def test_gradcheck(ratio: int, aligned: bool) -> None:
-    maps = [normal_input(7, (2, 1, 4, 5)).double().requires_grad_(), normal_input(8, (2, 1, 2, 3)).double().requires_grad_()]
+    maps = [
+        normal_input(7, (2, 1, 4, 5)).double().requires_grad_(),
+        normal_input(8, (2, 1, 2, 3)).double().requires_grad_(),
+    ]
     rois = torch.tensor([[0, 1.0, 2, 14, 13], [1, -5, -4, 60, 40]], dtype=torch.float64)
 
     def pool(*given: torch.Tensor) -> torch.Tensor:
-        return multilevel_roi_align(given, rois, 2, [0.25, 0.125], ratio, aligned, canonical_scale=40, min_level=3)
+        return multilevel_roi_align(
+            given, rois, 2, [0.25, 0.125], ratio, aligned, canonical_scale=40, min_level=3
+        )
 
     assert torch.autograd.gradcheck(pool, maps) and torch.autograd.gradgradcheck(pool, maps, fast_mode=True)
     assert torch.autograd.gradcheck(lambda given: roi_align_points(given, rois, 2, 0.25), maps[:1])
@@ -256,16 +427,36 @@ def test_the_deterministic_form_never_varies(monkeypatch: pytest.MonkeyPatch, la
     found = []
     for order in (0, 1, SHUFFLED):
         monkeypatch.setattr("detection_zoo.kernels.launch.runner", CudaOnCpu(order))
-        found.append(gradients(pyramid(layout=layout), lambda given: multilevel_roi_align(
-            given, rois, 7, [1 / 4, 1 / 8, 1 / 16], 2, canonical_scale=60, backend="cuda"), normal_input(6, (140, 8, 7, 7)))[1])
-    assert all(torch.equal(one, other) for level in zip(*found, strict=True) for one, other in zip(level, level[1:], strict=False))
+        found.append(
+            gradients(
+                pyramid(layout=layout),
+                lambda given: multilevel_roi_align(
+                    given, rois, 7, [1 / 4, 1 / 8, 1 / 16], 2, canonical_scale=60, backend="cuda"
+                ),
+                normal_input(6, (140, 8, 7, 7)),
+            )[1]
+        )
+    assert all(
+        torch.equal(one, other)
+        for level in zip(*found, strict=True)
+        for one, other in zip(level, level[1:], strict=False)
+    )
     assert all(grad.abs().sum() > 0 for grad in found[0])
 
 
-@pytest.mark.parametrize(("maps", "rois", "more"), [
-    ([torch.zeros(1, 2, 4)], ROIS, {}), ([torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)], ROIS, {}), ([torch.zeros(1, 2, 4, 4).long()], ROIS, {}),
-    ([torch.zeros(1, 2, 4, 4)], ROIS[:, 1:], {}), ([torch.zeros(1, 2, 4, 4)], ROIS.long(), {}), ([], ROIS, {}),
-    ([torch.zeros(1, 2, 4, 4)], ROIS, {"sampling_ratio": -1}), ([torch.zeros(1, 2, 4, 4)], ROIS, {"output_size": 0})])
+@pytest.mark.parametrize(
+    ("maps", "rois", "more"),
+    [
+        ([torch.zeros(1, 2, 4)], ROIS, {}),
+        ([torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)], ROIS, {}),
+        ([torch.zeros(1, 2, 4, 4).long()], ROIS, {}),
+        ([torch.zeros(1, 2, 4, 4)], ROIS[:, 1:], {}),
+        ([torch.zeros(1, 2, 4, 4)], ROIS.long(), {}),
+        ([], ROIS, {}),
+        ([torch.zeros(1, 2, 4, 4)], ROIS, {"sampling_ratio": -1}),
+        ([torch.zeros(1, 2, 4, 4)], ROIS, {"output_size": 0}),
+    ],
+)
 def test_shapes_that_raise(maps: list[torch.Tensor], rois: torch.Tensor, more: dict) -> None:
     with pytest.raises(ValueError, match="must be|at least"):
         multilevel_roi_align(maps, rois, **({"output_size": 7, "scales": [0.25] * len(maps)} | more))
@@ -275,7 +466,13 @@ def test_more_levels_than_a_launch_takes(backend: Backend) -> None:
     if backend.name == "reference":
         pytest.skip("the reference takes any number of levels")
     with pytest.raises(ValueError, match="at most 8"):
-        multilevel_roi_align([torch.zeros(1, 1, 2, 2, device=backend.device)] * 9, ROIS.to(backend.device), 7, [0.25] * 9, backend=backend.name)
+        multilevel_roi_align(
+            [torch.zeros(1, 1, 2, 2, device=backend.device)] * 9,
+            ROIS.to(backend.device),
+            7,
+            [0.25] * 9,
+            backend=backend.name,
+        )
 
 
 def test_more_bins_than_a_block_has_shared_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""RoICrop and its grid on every backend: torch's grid_sample and the recorded originals as judges, gradients, and odd points."""
+"""RoICrop and its grid on every backend: torch's grid_sample and the recorded originals as judges, gradients,
+and odd points."""
+
 from __future__ import annotations
 
 import pytest
@@ -17,7 +19,9 @@ def test_grid_by_hand() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_against_grid_sample(backend: Backend, dtype: torch.dtype, layout: torch.memory_format, deterministic: bool) -> None:  # noqa: F811
+def test_against_grid_sample(
+    backend: Backend, dtype: torch.dtype, layout: torch.memory_format, deterministic: bool
+) -> None:  # noqa: F811
     maps = normal_input(31, (3, 5, 9, 12)).to(dtype).to(backend.device).contiguous(memory_format=layout)
     grid, images = 0.9 * normal_input(32, (6, 4, 3, 2)).to(backend.device), torch.tensor([0, 0, 1, 1, 2, 2])
     upstream = normal_input(33, (6, 5, 4, 3)).to(dtype)
@@ -26,18 +30,25 @@ def test_against_grid_sample(backend: Backend, dtype: torch.dtype, layout: torch
     torch.use_deterministic_algorithms(False)  # the judge has no deterministic form on a GPU
 
     def judge(given: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.grid_sample(given[images], grid.cpu().flip(3).to(given.dtype), align_corners=True)
+        return torch.nn.functional.grid_sample(
+            given[images], grid.cpu().flip(3).to(given.dtype), align_corners=True
+        )
 
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     tolerance = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(cropped.cpu().to(wide), judge(maps.cpu().to(wide)), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        cropped.cpu().to(wide), judge(maps.cpu().to(wide)), rtol=tolerance, atol=tolerance
+    )
     expected = gradient(maps.cpu().to(wide), judge, upstream.to(wide))
     torch.testing.assert_close(grad.to(wide), expected, rtol=tolerance, atol=4 * tolerance)
 
 
 @pytest.mark.parametrize("size", [7, 14])
 def test_recorded_detnet(backend: Backend, size: int) -> None:
-    maps, rois = normal_input(40, (2, 6, 20, 30)).to(backend.device), recorded("detnet/in.crop_rois").to(backend.device)
+    maps, rois = (
+        normal_input(40, (2, 6, 20, 30)).to(backend.device),
+        recorded("detnet/in.crop_rois").to(backend.device),
+    )
     grid = affine_grid(rois, (20, 30), size)
     matches(grid, f"detnet/roi_crop_{size}_grid_yx", 1e-6)
     cropped = roi_crop(maps, grid, backend=backend.name)
@@ -47,12 +58,23 @@ def test_recorded_detnet(backend: Backend, size: int) -> None:
 
 
 def test_recorded_detnet_gradient(backend: Backend, deterministic: bool) -> None:  # noqa: F811
-    maps, grid = normal_input(40, (2, 6, 20, 30)).to(backend.device), affine_grid(recorded("detnet/in.crop_rois").to(backend.device), (20, 30), 7)
-    matches(gradient(maps, lambda given: roi_crop(given, grid, backend=backend.name), normal_input(42, (8, 6, 7, 7))), "detnet/roi_crop_7_grad")
+    maps, grid = (
+        normal_input(40, (2, 6, 20, 30)).to(backend.device),
+        affine_grid(recorded("detnet/in.crop_rois").to(backend.device), (20, 30), 7),
+    )
+    matches(
+        gradient(
+            maps, lambda given: roi_crop(given, grid, backend=backend.name), normal_input(42, (8, 6, 7, 7))
+        ),
+        "detnet/roi_crop_7_grad",
+    )
 
 
 def test_recorded_detectron(backend: Backend) -> None:
-    maps, rois = recorded("detectron/pool.features").to(backend.device), recorded("detectron/pool.roi_crop_rois").to(backend.device)
+    maps, rois = (
+        recorded("detectron/pool.features").to(backend.device),
+        recorded("detectron/pool.roi_crop_rois").to(backend.device),
+    )
     cropped = roi_crop(maps, affine_grid(rois, (8, 10), 6), backend=backend.name)
     matches(cropped, "detectron/pool.roi_crop6")
     matches(torch.nn.functional.max_pool2d(cropped, 2, 2), "detectron/pool.roi_crop3")
@@ -65,12 +87,17 @@ def test_points_and_images_off_the_map(backend: Backend, deterministic: bool) ->
     grid[1], grid[2, ..., 0], grid[3, ..., 1] = 1e30, torch.nan, -torch.inf
     images = torch.tensor([0, 0, 0, 0, -1, 7], device=backend.device)
     assert roi_crop(maps, grid, images, backend=backend.name).flatten().tolist() == [1, 0, 0, 0, 0, 0]
-    grad = gradient(maps, lambda given: roi_crop(given, grid, images, backend=backend.name), torch.ones(6, 1, 1, 1))
+    grad = gradient(
+        maps, lambda given: roi_crop(given, grid, images, backend=backend.name), torch.ones(6, 1, 1, 1)
+    )
     assert grad[0, 0].tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]] and (grad[1] == 0).all()
 
 
 def test_gradcheck_to_the_map_alone() -> None:
-    maps, grid = normal_input(9, (2, 1, 4, 5)).double().requires_grad_(), normal_input(10, (2, 2, 2, 2)).double().requires_grad_()
+    maps, grid = (
+        normal_input(9, (2, 1, 4, 5)).double().requires_grad_(),
+        normal_input(10, (2, 2, 2, 2)).double().requires_grad_(),
+    )
     assert torch.autograd.gradcheck(lambda given: roi_crop(given, grid), maps)
     roi_crop(maps, grid).sum().backward()
     assert grid.grad is None
@@ -78,10 +105,23 @@ def test_gradcheck_to_the_map_alone() -> None:
 
 def test_empty_inputs_and_wrong_shapes(backend: Backend) -> None:
     maps = normal_input(1, (2, 3, 5, 5)).to(backend.device)
-    assert roi_crop(maps, torch.zeros(0, 2, 2, 2, device=backend.device), backend=backend.name).shape == (0, 3, 2, 2)
-    for grid, images, what in ((torch.zeros(3, 2, 2, 2), None, "divide"), (torch.zeros(2, 2, 2, 3), None, "must be"),
-                               (torch.zeros(2, 2, 2, 2), torch.zeros(2), "integers")):
+    assert roi_crop(maps, torch.zeros(0, 2, 2, 2, device=backend.device), backend=backend.name).shape == (
+        0,
+        3,
+        2,
+        2,
+    )
+    for grid, images, what in (
+        (torch.zeros(3, 2, 2, 2), None, "divide"),
+        (torch.zeros(2, 2, 2, 3), None, "must be"),
+        (torch.zeros(2, 2, 2, 2), torch.zeros(2), "integers"),
+    ):
         with pytest.raises(ValueError, match=what):
-            roi_crop(maps, grid.to(backend.device), None if images is None else images.to(backend.device), backend=backend.name)
+            roi_crop(
+                maps,
+                grid.to(backend.device),
+                None if images is None else images.to(backend.device),
+                backend=backend.name,
+            )
     with pytest.raises(ValueError, match="at least 2"):
         affine_grid(torch.zeros(1, 5), (1, 9), 7)

@@ -1,4 +1,6 @@
-"""RoIPool on every backend: bins by hand, torchvision and the recorded originals as judges, gradients, and rows that cannot be pooled."""
+"""RoIPool on every backend: bins by hand, torchvision and the recorded originals as judges, gradients, and
+rows that cannot be pooled."""
+
 from __future__ import annotations
 
 import pytest
@@ -8,8 +10,16 @@ from kernel_backends import Backend, every_backend, matches, normal_input, recor
 
 from detection_zoo.kernels.roi_pool import _roi_pool_op, roi_pool
 
-ROIS = torch.tensor([[0, 10.3, 12.7, 100.2, 90.9], [1, 33.7, 20.2, 190.6, 40.8], [0, -42.4, -37.9, 90.3, 240.6], [1, 900, 900, 950, 990],
-                     [1, 60, 60, 60, 60], [1, 0, 0, 239, 159]])
+ROIS = torch.tensor(
+    [
+        [0, 10.3, 12.7, 100.2, 90.9],
+        [1, 33.7, 20.2, 190.6, 40.8],
+        [0, -42.4, -37.9, 90.3, 240.6],
+        [1, 900, 900, 950, 990],
+        [1, 60, 60, 60, 60],
+        [1, 0, 0, 239, 159],
+    ]
+)
 
 
 @pytest.fixture(params=[False, True], ids=["atomic", "deterministic"])
@@ -26,38 +36,57 @@ def gradient(maps: torch.Tensor, pool, upstream: torch.Tensor) -> torch.Tensor:
 
 
 def test_bins_by_hand(backend: Backend) -> None:
-    """A box of 3 cells in 2 bins: both bins take the middle cell. 0.5 rounds to 1, -0.5 to -1; the cell at -1 is off the map."""
+    """A box of 3 cells in 2 bins: both bins take the middle cell. 0.5 rounds to 1, -0.5 to -1; the cell at -1
+    is off the map."""
     maps = torch.tensor([[[[1.0, 5, 2, 4], [0, 0, 0, 0]]]], device=backend.device)
-    rois = torch.tensor([[0.0, 0, 0, 2, 0], [0, 0.5, 0, 2.4, 0], [0, -0.5, 0, 0.4, 0], [0, 3, 0, 1, 0]], device=backend.device)
+    rois = torch.tensor(
+        [[0.0, 0, 0, 2, 0], [0, 0.5, 0, 2.4, 0], [0, -0.5, 0, 0.4, 0], [0, 3, 0, 1, 0]], device=backend.device
+    )
     pooled = roi_pool(maps, rois, (1, 2), 1.0, backend=backend.name)[:, 0, 0]
     assert pooled.tolist() == [[5, 5], [5, 2], [0, 1], [4, 4]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_against_torchvision(backend: Backend, dtype: torch.dtype, layout: torch.memory_format, deterministic: bool) -> None:
+def test_against_torchvision(
+    backend: Backend, dtype: torch.dtype, layout: torch.memory_format, deterministic: bool
+) -> None:
     maps = normal_input(21, (2, 5, 20, 30)).to(dtype).to(backend.device).contiguous(memory_format=layout)
     rois, upstream = ROIS.to(dtype).to(backend.device), normal_input(22, (len(ROIS), 5, 3, 4))
     pooled = roi_pool(maps, rois, (3, 4), 1 / 8, backend=backend.name)
     assert torch.equal(pooled.cpu(), torchvision.ops.roi_pool(maps.cpu(), rois.cpu(), (3, 4), 1 / 8))
     grad = gradient(maps, lambda given: roi_pool(given, rois, (3, 4), 1 / 8, backend=backend.name), upstream)
     torch.use_deterministic_algorithms(False)  # the judge has no deterministic form
-    expected = gradient(maps.cpu(), lambda given: torchvision.ops.roi_pool(given, rois.cpu(), (3, 4), 1 / 8), upstream)
+    expected = gradient(
+        maps.cpu(), lambda given: torchvision.ops.roi_pool(given, rois.cpu(), (3, 4), 1 / 8), upstream
+    )
     torch.testing.assert_close(grad, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types(backend: Backend, dtype: torch.dtype, deterministic: bool) -> None:
-    maps, rois, upstream = normal_input(23, (2, 5, 20, 30)).to(dtype).to(backend.device), ROIS.to(backend.device), normal_input(24, (len(ROIS), 5, 3, 3))
-    assert torch.equal(roi_pool(maps, rois, 3, 1 / 8, backend=backend.name).float(), roi_pool(maps.float(), rois, 3, 1 / 8, backend=backend.name))
+    maps, rois, upstream = (
+        normal_input(23, (2, 5, 20, 30)).to(dtype).to(backend.device),
+        ROIS.to(backend.device),
+        normal_input(24, (len(ROIS), 5, 3, 3)),
+    )
+    assert torch.equal(
+        roi_pool(maps, rois, 3, 1 / 8, backend=backend.name).float(),
+        roi_pool(maps.float(), rois, 3, 1 / 8, backend=backend.name),
+    )
     grad = gradient(maps, lambda given: roi_pool(given, rois, 3, 1 / 8, backend=backend.name), upstream)
-    expected = gradient(maps.float(), lambda given: roi_pool(given, rois, 3, 1 / 8, backend=backend.name), upstream.to(dtype))
+    expected = gradient(
+        maps.float(), lambda given: roi_pool(given, rois, 3, 1 / 8, backend=backend.name), upstream.to(dtype)
+    )
     torch.testing.assert_close(grad.float(), expected, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [7, 14])
 def test_recorded_detnet(backend: Backend, size: int) -> None:
-    maps, rois = normal_input(40, (2, 6, 20, 30)).to(backend.device), recorded("detnet/in.roi_boxes").to(backend.device)
+    maps, rois = (
+        normal_input(40, (2, 6, 20, 30)).to(backend.device),
+        recorded("detnet/in.roi_boxes").to(backend.device),
+    )
     matches(roi_pool(maps, rois, size, 1 / 16, backend=backend.name), f"detnet/roi_pool_{size}")
     cell = _roi_pool_op(maps, rois, [size, size], 1 / 16, backend.name)[1].cpu()
     plane = rois[:, 0].long().cpu()[:, None, None, None] * 6 + torch.arange(6)[:, None, None]
@@ -66,13 +95,23 @@ def test_recorded_detnet(backend: Backend, size: int) -> None:
 
 def test_recorded_detnet_gradient(backend: Backend, deterministic: bool) -> None:
     """A box that ends before it starts pools a cell but passes no gradient."""
-    rois, maps = recorded("detnet/in.roi_boxes").to(backend.device), normal_input(40, (2, 6, 20, 30)).to(backend.device)
-    grad = gradient(maps, lambda given: roi_pool(given, rois, 7, 1 / 16, backend=backend.name), normal_input(41, (9, 6, 7, 7)))
+    rois, maps = (
+        recorded("detnet/in.roi_boxes").to(backend.device),
+        normal_input(40, (2, 6, 20, 30)).to(backend.device),
+    )
+    grad = gradient(
+        maps,
+        lambda given: roi_pool(given, rois, 7, 1 / 16, backend=backend.name),
+        normal_input(41, (9, 6, 7, 7)),
+    )
     matches(grad, "detnet/roi_pool_7_grad")
 
 
 def test_recorded_detectron(backend: Backend) -> None:
-    maps, rois = recorded("detectron/pool.features").to(backend.device), recorded("detectron/pool.rois").to(backend.device)
+    maps, rois = (
+        recorded("detectron/pool.features").to(backend.device),
+        recorded("detectron/pool.rois").to(backend.device),
+    )
     matches(roi_pool(maps, rois, 3, 1 / 16, backend=backend.name), "detectron/pool.roi_pool")
 
 
@@ -83,8 +122,16 @@ def test_rows_that_cannot_be_pooled(backend: Backend, deterministic: bool) -> No
     maps = normal_input(25, (2, 3, 9, 11)).to(backend.device)
     pooled = roi_pool(maps, rois.to(backend.device), 2, 1 / 16, backend=backend.name).cpu()
     assert pooled[2:6].isnan().all() and (pooled[1] == 0).all() and pooled[[0, 6]].isfinite().all()
-    grad = gradient(maps, lambda given: roi_pool(given, rois.to(backend.device), 2, 1 / 16, backend=backend.name), torch.ones(7, 3, 2, 2))
-    expected = gradient(maps, lambda given: roi_pool(given, rois[[0, 6]].to(backend.device), 2, 1 / 16, backend=backend.name), torch.ones(2, 3, 2, 2))
+    grad = gradient(
+        maps,
+        lambda given: roi_pool(given, rois.to(backend.device), 2, 1 / 16, backend=backend.name),
+        torch.ones(7, 3, 2, 2),
+    )
+    expected = gradient(
+        maps,
+        lambda given: roi_pool(given, rois[[0, 6]].to(backend.device), 2, 1 / 16, backend=backend.name),
+        torch.ones(2, 3, 2, 2),
+    )
     torch.testing.assert_close(grad, expected)
 
 
@@ -107,7 +154,12 @@ def test_empty_inputs(backend: Backend) -> None:
     none = roi_pool(maps.clone().requires_grad_(), ROIS[:0].to(backend.device), 7, 0.1, backend=backend.name)
     assert none.shape == (0, 3, 7, 7)
     none.sum().backward()
-    assert roi_pool(maps[:, :0], ROIS.to(backend.device), 7, 0.1, backend=backend.name).shape == (len(ROIS), 0, 7, 7)
+    assert roi_pool(maps[:, :0], ROIS.to(backend.device), 7, 0.1, backend=backend.name).shape == (
+        len(ROIS),
+        0,
+        7,
+        7,
+    )
     assert roi_pool(maps[:0], ROIS.to(backend.device), 7, 0.1, backend=backend.name).isnan().all()
     assert (roi_pool(maps[..., :0], ROIS.to(backend.device), 7, 0.1, backend=backend.name) == 0).all()
 
@@ -118,6 +170,10 @@ def test_gradcheck() -> None:
 
 
 def test_shapes_that_raise() -> None:
-    for maps, rois, size in ((torch.zeros(1, 2, 4), ROIS, 7), (torch.zeros(1, 2, 4, 4), ROIS[:, 1:], 7), (torch.zeros(1, 2, 4, 4), ROIS, 0)):
+    for maps, rois, size in (
+        (torch.zeros(1, 2, 4), ROIS, 7),
+        (torch.zeros(1, 2, 4, 4), ROIS[:, 1:], 7),
+        (torch.zeros(1, 2, 4, 4), ROIS, 0),
+    ):
         with pytest.raises(ValueError, match="must be"):
             roi_pool(maps, rois, size, 0.1)

@@ -1,4 +1,6 @@
-"""The CUDA source itself: NVRTC accepts it for every architecture, the host shim catches planted mistakes, the sanitizers find none."""
+"""The CUDA source itself: NVRTC accepts it for every architecture, the host shim catches planted mistakes,
+the sanitizers find none."""
+
 from __future__ import annotations
 
 import os
@@ -18,15 +20,45 @@ from detection_zoo.kernels.launch import binary_of, compile_options, launch, run
 
 ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100)
 HALF = {"SCALAR": "__half", "SUM": "float"}
-FILES = {"nms.cu": {"SCALAR": "float"}, "soft_nms.cu": {"SCALAR": "float"}, "roi_pool.cu": HALF, "roi_crop.cu": HALF,
-         "roi_align.cu": {"SCALAR": "float", "SUM": "float", "POOLED_H": 7, "POOLED_W": 7, "PACK": 4, "OFFSET": "int"}}
-MORE = [("nms.cu", {"SCALAR": "double"}), ("soft_nms.cu", {"SCALAR": "double"}), ("roi_pool.cu", {"SCALAR": "double", "SUM": "double"}),
-        ("roi_align.cu", HALF | {"POOLED_H": 14, "POOLED_W": 14, "PACK": 2, "OFFSET": "int"}),
-        ("roi_align.cu", {"SCALAR": "__nv_bfloat16", "SUM": "float", "POOLED_H": 7, "POOLED_W": 7, "PACK": 8, "OFFSET": "'long long'"})]
+FILES = {
+    "nms.cu": {"SCALAR": "float"},
+    "soft_nms.cu": {"SCALAR": "float"},
+    "roi_pool.cu": HALF,
+    "roi_crop.cu": HALF,
+    "roi_align.cu": {
+        "SCALAR": "float",
+        "SUM": "float",
+        "POOLED_H": 7,
+        "POOLED_W": 7,
+        "PACK": 4,
+        "OFFSET": "int",
+    },
+}
+MORE = [
+    ("nms.cu", {"SCALAR": "double"}),
+    ("soft_nms.cu", {"SCALAR": "double"}),
+    ("roi_pool.cu", {"SCALAR": "double", "SUM": "double"}),
+    ("roi_align.cu", HALF | {"POOLED_H": 14, "POOLED_W": 14, "PACK": 2, "OFFSET": "int"}),
+    (
+        "roi_align.cu",
+        {
+            "SCALAR": "__nv_bfloat16",
+            "SUM": "float",
+            "POOLED_H": 7,
+            "POOLED_W": 7,
+            "PACK": 8,
+            "OFFSET": "'long long'",
+        },
+    ),
+]
 
 
 def kernels_of(file: str) -> set[str]:
-    return {line.split("__global__ void ")[1].split("(")[0] for line in launching.source_of(file).splitlines() if "__global__ void " in line}
+    return {
+        line.split("__global__ void ")[1].split("(")[0]
+        for line in launching.source_of(file).splitlines()
+        if "__global__ void " in line
+    }
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -36,7 +68,9 @@ def test_nvrtc_compiles_without_spilling(file: str, architecture: int) -> None:
     assert set(usage) == kernels_of(file)
     for kernel, (registers, spilled) in sorted(usage.items()):
         print(f"sm_{architecture} {kernel}: {registers} registers, {spilled} bytes spilled")
-        assert spilled == 0 and registers <= 128  # 65,536 registers of a multiprocessor hold two blocks of 256 threads
+        assert (
+            spilled == 0 and registers <= 128
+        )  # 65,536 registers of a multiprocessor hold two blocks of 256 threads
 
 
 @pytest.mark.parametrize(("file", "defines"), MORE)
@@ -46,17 +80,29 @@ def test_nvrtc_compiles_other_types(file: str, defines: dict[str, object]) -> No
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_what_a_gpu_loads_keeps_small_numbers(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PTX for a GPU that is newer than NVRTC and a binary for a known one; no operation may take a subnormal number for 0, as the reference does not."""
+def test_what_a_gpu_loads_keeps_small_numbers(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PTX for a GPU that is newer than NVRTC and a binary for a known one; no operation may take a subnormal
+    number for 0, as the reference does not."""
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
     binary_of.cache_clear()
     text, binary = (binary_of(file, compile_options(FILES[file]), architecture) for architecture in (999, 90))
-    assert kernels_of(file) <= {word.split("(")[0] for word in text.read_text().split()} and ".f32" in text.read_text()
-    assert ".ftz" not in text.read_text().replace("ex2.approx.ftz", "")  # part of exp itself, whose argument was brought into range before
-    assert binary.read_bytes().startswith(b"\x7fELF") and sorted((tmp_path / "cache").iterdir()) == sorted([text, binary])
+    assert (
+        kernels_of(file) <= {word.split("(")[0] for word in text.read_text().split()}
+        and ".f32" in text.read_text()
+    )
+    assert ".ftz" not in text.read_text().replace(
+        "ex2.approx.ftz", ""
+    )  # part of exp itself, whose argument was brought into range before
+    assert binary.read_bytes().startswith(b"\x7fELF") and sorted((tmp_path / "cache").iterdir()) == sorted(
+        [text, binary]
+    )
     made = binary.stat().st_mtime_ns
     binary_of.cache_clear()
-    assert binary_of(file, compile_options(FILES[file]), 90).stat().st_mtime_ns == made  # a new process compiles nothing
+    assert (
+        binary_of(file, compile_options(FILES[file]), 90).stat().st_mtime_ns == made
+    )  # a new process compiles nothing
 
 
 def test_a_gpu_too_old_for_this_nvrtc_is_told_what_to_install() -> None:
@@ -71,8 +117,14 @@ def test_every_source_file_is_compiled() -> None:
 def run_python(script: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A script of tests/ in a process of its own, from the project's root."""
     root = Path(__file__).resolve().parents[2]
-    return subprocess.run([sys.executable, str(root / "tests" / script), *args], cwd=root, capture_output=True, text=True, timeout=600,
-                          env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"} | environment)
+    return subprocess.run(
+        [sys.executable, str(root / "tests" / script), *args],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"} | environment,
+    )
 
 
 def test_planted_mistakes_are_noticed() -> None:
@@ -85,9 +137,15 @@ def test_planted_mistakes_are_noticed() -> None:
 
 
 def under_sanitizers(*args: str) -> subprocess.CompletedProcess[str]:
-    found = [subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-             for name in ("libasan.so", "libstdc++.so.6")]
-    return run_python("sanitized_kernels.py", *args, LD_PRELOAD=" ".join(found), ASAN_OPTIONS="detect_leaks=0")
+    found = [
+        subprocess.run(
+            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    return run_python(
+        "sanitized_kernels.py", *args, LD_PRELOAD=" ".join(found), ASAN_OPTIONS="detect_leaks=0"
+    )
 
 
 def test_sanitizers_find_nothing() -> None:
@@ -105,24 +163,57 @@ def test_sanitizers_find_a_planted_read_beyond_the_map() -> None:
 def test_compute_sanitizer_finds_nothing(tool: str) -> None:
     program = shutil.which("compute-sanitizer")
     if program is None or not torch.cuda.is_available():
-        pytest.skip("needs a GPU and compute-sanitizer (CUDA toolkit); the sanitizers of g++ watched the same inputs on the CPU")
+        pytest.skip(
+            "needs a GPU and compute-sanitizer (CUDA toolkit); the sanitizers of g++ watched the same inputs"
+            " on the CPU"
+        )
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([program, "--tool", tool, "--error-exitcode", "9", sys.executable, str(root / "tests" / "sanitized_kernels.py"), "cuda"], cwd=root,
-                          capture_output=True, text=True, timeout=1800,
-                          env=os.environ | {"PYTHONPATH": str(root), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})  # or one block holds several tensors
+    done = subprocess.run(
+        [
+            program,
+            "--tool",
+            tool,
+            "--error-exitcode",
+            "9",
+            sys.executable,
+            str(root / "tests" / "sanitized_kernels.py"),
+            "cuda",
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        env=os.environ | {"PYTHONPATH": str(root), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+    )  # or one block holds several tensors
     assert done.returncode == 0 and "clean" in done.stdout, done.stdout[-4000:] + done.stderr[-2000:]
 
 
-def run_in_shim(body: str, *args: np.generic | torch.Tensor, parameters: str = "int* out", threads: int = 64, shared: int = 0) -> None:
-    source = f'extern "C" __global__ void made_up({parameters}) {{ extern __shared__ __align__(16) unsigned char shared_bytes[]; {body} }}'
+def run_in_shim(
+    body: str,
+    *args: np.generic | torch.Tensor,
+    parameters: str = "int* out",
+    threads: int = 64,
+    shared: int = 0,
+) -> None:
+    source = (
+        f'extern "C" __global__ void made_up({parameters}) {{ extern __shared__ __align__(16) unsigned char'
+        f" shared_bytes[]; {body} }}"
+    )
     CudaOnCpu(edit=lambda _: source)("nms.cu", "made_up", (), (1,), (threads,), args, shared)
 
 
-@pytest.mark.parametrize(("body", "what"), [
-    ("if (threadIdx.x < 40) __syncthreads();", "barrier that not all threads"),
-    ("if (threadIdx.x % 32 < 9) out[threadIdx.x] = __ballot_sync(0xffffffffu, true);", "warp operation that not all lanes"),
-    ("if (threadIdx.x == 0) out[0] = __shfl_sync(1u, 5, 3);", "lane that does not take part"),
-    ("((int*)shared_bytes)[threadIdx.x] = 1;", "beyond the block's shared memory")])
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("if (threadIdx.x < 40) __syncthreads();", "barrier that not all threads"),
+        (
+            "if (threadIdx.x % 32 < 9) out[threadIdx.x] = __ballot_sync(0xffffffffu, true);",
+            "warp operation that not all lanes",
+        ),
+        ("if (threadIdx.x == 0) out[0] = __shfl_sync(1u, 5, 3);", "lane that does not take part"),
+        ("((int*)shared_bytes)[threadIdx.x] = 1;", "beyond the block's shared memory"),
+    ],
+)
 def test_the_shim_reports_what_would_hang_or_corrupt(body: str, what: str) -> None:
     with pytest.raises(RuntimeError, match=what):
         run_in_shim(body, torch.zeros(64, dtype=torch.int32), shared=4)
@@ -131,23 +222,42 @@ def test_the_shim_reports_what_would_hang_or_corrupt(body: str, what: str) -> No
 def test_the_shim_is_a_warp_and_a_block() -> None:
     """Numbers by hand: lane sums, votes, and a sum over the block by way of shared memory."""
     out = torch.zeros(3, dtype=torch.int32)
-    run_in_shim("""int sum = threadIdx.x;
+    run_in_shim(
+        """int sum = threadIdx.x;
                    for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
                    int* parts = (int*)shared_bytes;
                    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
                    const unsigned votes = __ballot_sync(0xffffffffu, threadIdx.x % 32 < 3);
                    __syncthreads();
                    if (threadIdx.x == 0) { out[0] = parts[0] + parts[1]; out[1] = votes; }
-                   atomicAdd(&out[2], 1);""", out, shared=8)
+                   atomicAdd(&out[2], 1);""",
+        out,
+        shared=8,
+    )
     assert out.tolist() == [63 * 64 // 2, 0b111, 64]
 
 
 def test_arguments_of_the_wrong_type_are_refused() -> None:
     with pytest.raises(TypeError, match="wrap it as a NumPy scalar"):
-        launch("nms.cu", "nms_starts", {"SCALAR": "float"}, (1,), (32,), (torch.zeros(3, dtype=torch.int32), None, 3))
+        launch(
+            "nms.cu",
+            "nms_starts",
+            {"SCALAR": "float"},
+            (1,),
+            (32,),
+            (torch.zeros(3, dtype=torch.int32), None, 3),
+        )
     for wrong in (np.int64(3), np.float32(3)):
         with pytest.raises(TypeError, match=r"declares arguments \['u8', 'u8', 'i4'\]"):
-            CudaOnCpu()("nms.cu", "nms_starts", ("-DSCALAR=float",), (1,), (32,), (torch.zeros(3, dtype=torch.int32), None, wrong), 128)
+            CudaOnCpu()(
+                "nms.cu",
+                "nms_starts",
+                ("-DSCALAR=float",),
+                (1,),
+                (32,),
+                (torch.zeros(3, dtype=torch.int32), None, wrong),
+                128,
+            )
 
 
 def test_the_kernels_refuse_cpu_tensors_and_say_how_to_get_cupy(monkeypatch: pytest.MonkeyPatch) -> None:

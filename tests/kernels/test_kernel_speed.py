@@ -1,4 +1,5 @@
 """The kernels' benchmark: what a row holds, and that a wrong answer fails it. Its times are not tested."""
+
 from __future__ import annotations
 
 import pytest
@@ -6,11 +7,18 @@ import torch
 
 from detection_zoo.benchmarks.measure import kernel_speed
 from detection_zoo.benchmarks.measure.kernel_speed import (
-    Case, _measure, _spread, clustered_proposals, render, report,
+    Case,
+    _measure,
+    _spread,
+    clustered_proposals,
+    render,
+    report,
 )
 
 
-def test_a_wrong_answer_fails_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_answer_fails_the_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     right = Case("right", lambda: torch.tensor([1, 2]), lambda: torch.tensor([1, 2]), lambda: None, 0.0)
     wrong = Case("wrong", lambda: torch.tensor([1, 2]), lambda: torch.tensor([2, 1]), lambda: None, 0.0)
     monkeypatch.setattr(kernel_speed, "_pooling_cases", lambda device, on_gpu: [])
@@ -21,7 +29,9 @@ def test_a_wrong_answer_fails_the_report(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_close_answers_agree_within_the_tolerance() -> None:
     for offset, agrees in ((1e-6, True), (1e-2, False)):
-        case = Case("near", lambda: torch.ones(4), lambda offset=offset: torch.ones(4) + offset, lambda: None, 1e-4)
+        case = Case(
+            "near", lambda: torch.ones(4), lambda offset=offset: torch.ones(4) + offset, lambda: None, 1e-4
+        )
         assert _measure(case, "cpu", 5).agrees is agrees
 
 
@@ -36,5 +46,10 @@ def test_spread_is_median_and_fifths() -> None:
 
 def test_proposals_lie_in_the_image_with_different_scores() -> None:
     boxes, scores = clustered_proposals(500)
-    assert (boxes[:, :2] <= boxes[:, 2:]).all() and boxes.min() >= 0 and boxes[:, 2].max() <= 1216 and boxes[:, 3].max() <= 800
+    assert (
+        (boxes[:, :2] <= boxes[:, 2:]).all()
+        and boxes.min() >= 0
+        and boxes[:, 2].max() <= 1216
+        and boxes[:, 3].max() <= 800
+    )
     assert len(scores.unique()) == 500

@@ -1,4 +1,6 @@
-"""Conversion to safetensors: once, with an account of where it came from, and the zoo reads the converted file from then on."""
+"""Conversion to safetensors: once, with an account of where it came from, and the zoo reads the converted
+file from then on."""
+
 from __future__ import annotations
 
 import json
@@ -32,11 +34,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WeightCache:
 
 @pytest.fixture
 def slim(tmp_path: Path) -> ModelEntry:
-    """A row whose published file is a training checkpoint of random weights, as maskrcnn-benchmark writes one."""
+    """A row whose published file is a training checkpoint of random weights, as maskrcnn-benchmark writes
+    one."""
     model = build_model(SLIM, "random")
     state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
-    torch.save({"model": state, "iteration": 90000}, tmp_path / "model.pth", _use_new_zipfile_serialization=False)
-    spec = WeightSpec(urls=[(tmp_path / "model.pth").as_uri()], format="maskrcnn_benchmark_pth", holds="detector")
+    torch.save(
+        {"model": state, "iteration": 90000}, tmp_path / "model.pth", _use_new_zipfile_serialization=False
+    )
+    spec = WeightSpec(
+        urls=[(tmp_path / "model.pth").as_uri()], format="maskrcnn_benchmark_pth", holds="detector"
+    )
     return load_manifests().entry(SLIM).model_copy(update={"weights": [spec]})
 
 
@@ -45,13 +52,22 @@ def test_convert_and_load(cache: WeightCache, slim: ModelEntry) -> None:
     fetched = fetch_weights(spec, slim.name, cache)
     record = convert(spec, cache, slim.name, weight_shapes(slim, spec))
     path = converted_path(cache, fetched.sha256, spec.format)
-    assert record["source_sha256"] == sha256_of(fetched.path) == fetched.sha256 and record["converted_sha256"] == sha256_of(path)
+    assert record["source_sha256"] == sha256_of(fetched.path) == fetched.sha256 and record[
+        "converted_sha256"
+    ] == sha256_of(path)
     assert json.loads(path.with_suffix(".json").read_text()) == record
     with safe_open(path, "pt") as file:
         notes = file.metadata()
     report = json.loads(notes["rename_report"])
-    assert (notes["source_sha256"], notes["row"], notes["format"]) == (fetched.sha256, SLIM, "maskrcnn_benchmark_pth")
-    assert report["matched"] == len(weight_shapes(slim, spec)) == len(report["names"]) and "0 missing, 0 unexpected" in report["summary"]
+    assert (notes["source_sha256"], notes["row"], notes["format"]) == (
+        fetched.sha256,
+        SLIM,
+        "maskrcnn_benchmark_pth",
+    )
+    assert (
+        report["matched"] == len(weight_shapes(slim, spec)) == len(report["names"])
+        and "0 missing, 0 unexpected" in report["summary"]
+    )
     loaded = build_model(slim, "published").state_dict()
     for name, tensor in build_model(SLIM, "random").state_dict().items():
         assert torch.equal(loaded[name], tensor), name
@@ -85,10 +101,19 @@ def test_the_converted_file_is_what_is_read(cache: WeightCache, slim: ModelEntry
 
 def test_order_types_and_shared_tensors_survive(cache: WeightCache, tmp_path: Path) -> None:
     base = torch.arange(12, dtype=torch.float32).reshape(3, 4)
-    state = {"z": base, "a": base[1:], "half": base.half(), "transposed": base.t(), "count": torch.tensor(7), "empty": torch.empty(0, 2),
-             "flag": torch.tensor([True])}
+    state = {
+        "z": base,
+        "a": base[1:],
+        "half": base.half(),
+        "transposed": base.t(),
+        "count": torch.tensor(7),
+        "empty": torch.empty(0, 2),
+        "flag": torch.tensor([True]),
+    }
     torch.save(state, tmp_path / "state.pth")
-    spec = WeightSpec(urls=[(tmp_path / "state.pth").as_uri()], format="torchvision_resnet_pth", holds="imagenet")
+    spec = WeightSpec(
+        urls=[(tmp_path / "state.pth").as_uri()], format="torchvision_resnet_pth", holds="imagenet"
+    )
     fetch_weights(spec, "row", cache)
     before, _ = read_arrays(spec, cache, "row")
     convert(spec, cache, "row", None)
@@ -101,9 +126,15 @@ def test_order_types_and_shared_tensors_survive(cache: WeightCache, tmp_path: Pa
 def test_numpy_stays_numpy(cache: WeightCache, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     kernel = rng.standard_normal((8, 3, 7, 7)).astype(np.float32)
-    blobs = {"conv1_w": kernel, "res_conv1_bn_s": np.ones(8, np.float32), "res_conv1_bn_b": np.zeros(8, np.float32)}
+    blobs = {
+        "conv1_w": kernel,
+        "res_conv1_bn_s": np.ones(8, np.float32),
+        "res_conv1_bn_b": np.zeros(8, np.float32),
+    }
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"blobs": blobs, "cfg": "x"}, 2))
-    spec = WeightSpec(urls=[(tmp_path / "R-50.pkl").as_uri()], format="detectron_imagenet_pkl", holds="imagenet")
+    spec = WeightSpec(
+        urls=[(tmp_path / "R-50.pkl").as_uri()], format="detectron_imagenet_pkl", holds="imagenet"
+    )
     fetch_weights(spec, "row", cache)
     record = convert(spec, cache, "row", None)
     assert record["rename_report"]["names"]["backbone.stem.conv.conv.weight"] == "conv1_w"
@@ -123,7 +154,9 @@ def test_what_does_not_fit_is_not_converted(cache: WeightCache, slim: ModelEntry
         convert(spec, cache, slim.name, weight_shapes(slim, spec))
     assert not list(cache.converted.iterdir())
     with pytest.raises(CheckpointError, match="not on this machine; fetch them with"):
-        read_arrays(WeightSpec(urls=["https://example.org/x.pth"], format="x", holds="detector"), cache, "row")
+        read_arrays(
+            WeightSpec(urls=["https://example.org/x.pth"], format="x", holds="detector"), cache, "row"
+        )
 
 
 def test_command(cache: WeightCache, slim: ModelEntry, tmp_path: Path) -> None:
@@ -137,7 +170,10 @@ def test_command(cache: WeightCache, slim: ModelEntry, tmp_path: Path) -> None:
     start = text.index(f'name = "{SLIM}"')
     end = text.find("[[model]]", start)
     row = text[start : end if end > 0 else None]
-    weights = f'\n[[model.weights]]\nurls = ["{slim.weights[0].urls[0]}"]\nformat = "maskrcnn_benchmark_pth"\nholds = "detector"\n'
+    weights = (
+        f'\n[[model.weights]]\nurls = ["{slim.weights[0].urls[0]}"]\nformat = "maskrcnn_benchmark_pth"\nholds'
+        ' = "detector"\n'
+    )
     (folder / "demo.toml").write_text(f"[[model]]\n{row}{weights}")
     result = CliRunner().invoke(app, ["convert", SLIM, "--offline", "--json", "--manifests", str(folder)])
     assert result.exit_code == 0, result.output

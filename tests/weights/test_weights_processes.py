@@ -1,4 +1,6 @@
-"""Several processes and sudden deaths: one download for ten askers, and a killed one is finished by the next."""
+"""Several processes and sudden deaths: one download for ten askers, and a killed one is finished by the
+next."""
+
 from __future__ import annotations
 
 import hashlib
@@ -24,7 +26,9 @@ class Worker:
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
         command = [sys.executable, str(TESTS / "fetch_worker.py")]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def send(self, **order: Any) -> None:
         self.process.stdin.write(json.dumps(order) + "\n")
@@ -80,14 +84,20 @@ def test_killed_at_random_points(pinned: bool, server: HostileServer, worker: Wo
     server.files["medium.pth"] = medium = BODY * 12
     sha256 = hashlib.sha256(medium).hexdigest()
     server.seen.clear()
-    order = {"url": server.url("files", "medium.pth"), "home": str(tmp_path)} | ({"sha256": sha256} if pinned else {})
+    order = {"url": server.url("files", "medium.pth"), "home": str(tmp_path)} | (
+        {"sha256": sha256} if pinned else {}
+    )
     events = worker.run(**order, die_at_event=-1)["events"]
     stored, part_states = tmp_path / "sha256" / sha256, set()
     choice = random.Random(KILLS)
     killed = 0
     while killed < KILLS // 2:
         stored.unlink()
-        where = {"die_at_byte": choice.randrange(1, len(medium))} if killed % 2 else {"die_at_event": choice.randrange(1, events + 1)}
+        where = (
+            {"die_at_byte": choice.randrange(1, len(medium))}
+            if killed % 2
+            else {"die_at_event": choice.randrange(1, events + 1)}
+        )
         killed += worker.run(**order, **where)["killed"]
         assert not stored.exists() or hashlib.sha256(stored.read_bytes()).hexdigest() == sha256
         part_states.add(sum(path.stat().st_size for path in (tmp_path / "parts").glob("*.part")) > 0)

@@ -1,4 +1,6 @@
-"""Checkpoints are read without running a byte of them: honest files of every age equal what torch and pickle read, bad ones are refused by name."""
+"""Checkpoints are read without running a byte of them: honest files of every age equal what torch and pickle
+read, bad ones are refused by name."""
+
 from __future__ import annotations
 
 import collections
@@ -58,10 +60,18 @@ def same(ours: Any, theirs: Any) -> None:
     import torch
 
     if isinstance(theirs, torch.Tensor):
-        assert isinstance(ours, torch.Tensor) and (ours.dtype, ours.shape, ours.stride()) == (theirs.dtype, theirs.shape, theirs.stride())
+        assert isinstance(ours, torch.Tensor) and (ours.dtype, ours.shape, ours.stride()) == (
+            theirs.dtype,
+            theirs.shape,
+            theirs.stride(),
+        )
         assert torch.equal(ours, theirs.detach())
     elif isinstance(theirs, np.ndarray):
-        assert isinstance(ours, np.ndarray) and (ours.dtype, ours.shape) == (theirs.dtype.newbyteorder("="), theirs.shape) and ours.flags.writeable
+        assert (
+            isinstance(ours, np.ndarray)
+            and (ours.dtype, ours.shape) == (theirs.dtype.newbyteorder("="), theirs.shape)
+            and ours.flags.writeable
+        )
         np.testing.assert_array_equal(ours, theirs)
     elif isinstance(theirs, dict):
         assert isinstance(ours, dict) and list(ours) == list(theirs)
@@ -79,10 +89,29 @@ def arrays() -> dict[str, Any]:
     """What a Detectron file holds, and every kind of number and container beside it."""
     rng = np.random.default_rng(7)
     blobs = {f"res2_0_branch2a_w_{i}": rng.standard_normal((4, 3, 2, 2)).astype(np.float32) for i in range(3)}
-    return {"blobs": blobs, "cfg": "MODEL:\n  TYPE: généralisé\n", "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "big": np.arange(3, dtype=">i4"),
-            "empty": np.zeros((0, 3)), "scalar": np.float32(3), "bools": np.array([True, False]), "half": np.ones(3, np.float16), "point": np.array(2),
-            "negative": -5, "long": 2**70, "float": 1.5, "tuple": (1, 2, 3, 4), "none": None, "bytes": b"abc\xff", "no_bytes": b"", "set": {1},
-            "frozen": frozenset({"a"}), "ordered": collections.OrderedDict(a=1, b=[2]), "shared": [[1] * 3] * 3, "complex": 1 + 2j}
+    return {
+        "blobs": blobs,
+        "cfg": "MODEL:\n  TYPE: généralisé\n",
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "big": np.arange(3, dtype=">i4"),
+        "empty": np.zeros((0, 3)),
+        "scalar": np.float32(3),
+        "bools": np.array([True, False]),
+        "half": np.ones(3, np.float16),
+        "point": np.array(2),
+        "negative": -5,
+        "long": 2**70,
+        "float": 1.5,
+        "tuple": (1, 2, 3, 4),
+        "none": None,
+        "bytes": b"abc\xff",
+        "no_bytes": b"",
+        "set": {1},
+        "frozen": frozenset({"a"}),
+        "ordered": collections.OrderedDict(a=1, b=[2]),
+        "shared": [[1] * 3] * 3,
+        "complex": 1 + 2j,
+    }
 
 
 def test_a_changed_byte_of_a_torch_file_is_found(tmp_path: Path) -> None:
@@ -119,7 +148,13 @@ def test_python_2_pickle(tmp_path: Path) -> None:
     """As Python 2 and its numpy write one: names and array data are byte strings, to be read as latin1."""
     data = np.array([[1.5, -2.0]], "<f4")
     dtype = b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-    body = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x01K\x02\x86" + dtype + b"\x89U\x08" + data.tobytes() + b"tb"
+    body = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x01K\x02\x86"
+        + dtype
+        + b"\x89U\x08"
+        + data.tobytes()
+        + b"tb"
+    )
     path = tmp_path / "R-50.pkl"
     path.write_bytes(b"\x80\x02}U\x05blobs}U\x07conv1_w" + body + b"ss.")
     same(load_pickle(path), {"blobs": {"conv1_w": data}})
@@ -131,14 +166,38 @@ def state_dict() -> dict[str, Any]:
 
     torch.manual_seed(3)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    momentum = {"state": {0: {"momentum_buffer": torch.rand(4, 3, 3, 3)}}, "param_groups": [{"lr": 0.1, "nesterov": False, "params": [0, 1, 2, 3]}]}
+    momentum = {
+        "state": {0: {"momentum_buffer": torch.rand(4, 3, 3, 3)}},
+        "param_groups": [{"lr": 0.1, "nesterov": False, "params": [0, 1, 2, 3]}],
+    }
     state = model.state_dict()
-    state["view"], state["transposed"], state["tied"] = state["0.weight"][1:3], torch.arange(12).reshape(3, 4).t(), state["0.bias"]
-    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64):
+    state["view"], state["transposed"], state["tied"] = (
+        state["0.weight"][1:3],
+        torch.arange(12).reshape(3, 4).t(),
+        state["0.bias"],
+    )
+    for dtype in (
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+        torch.complex64,
+    ):
         state[str(dtype)] = torch.tensor([0, 1, 1]).to(dtype)
     state["none"], state["scalar"] = torch.empty(0), torch.tensor(3.0)
-    return {"model": state, "optimizer": momentum, "iteration": 90000, "parameter": torch.nn.Parameter(torch.ones(2)), "array": np.arange(6.0),
-            "numpy scalar": np.float64(2), "milestones": collections.Counter([60, 60, 80]), "size": torch.Size([2, 3])}
+    return {
+        "model": state,
+        "optimizer": momentum,
+        "iteration": 90000,
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "array": np.arange(6.0),
+        "numpy scalar": np.float64(2),
+        "milestones": collections.Counter([60, 60, 80]),
+        "size": torch.Size([2, 3]),
+    }
 
 
 @pytest.mark.parametrize(("zipped", "protocol"), [(True, 2), (False, 2), (False, 4)])
@@ -159,7 +218,8 @@ def test_honest_torch_file(zipped: bool, protocol: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_pickled_state_dict(protocol: int, tmp_path: Path) -> None:
-    """Some packages carry `pickle.dump` of a state dict; its tensors come back, each with a storage of its own."""
+    """Some packages carry `pickle.dump` of a state dict; its tensors come back, each with a storage of its
+    own."""
     path, content = tmp_path / "state.pkl", state_dict()["model"]
     path.write_bytes(pickle.dumps(content, protocol))
     ours = read_torch_file(path)
@@ -180,16 +240,47 @@ def test_tar_file_of_torch_0_1(tmp_path: Path) -> None:
     weights, counts = np.arange(12, dtype="<f4"), np.arange(3, dtype="<i8")
     storages = pickle.dumps(2, 2)
     for key, kind, data in ((11, b"FloatStorage", weights), (12, b"LongStorage", counts)):
-        storages += b"\x80\x02(K" + bytes([key]) + b"X\x03\x00\x00\x00cpuctorch\n" + kind + b"\nt." + struct.pack("<q", len(data)) + data.tobytes()
+        storages += (
+            b"\x80\x02(K"
+            + bytes([key])
+            + b"X\x03\x00\x00\x00cpuctorch\n"
+            + kind
+            + b"\nt."
+            + struct.pack("<q", len(data))
+            + data.tobytes()
+        )
     storages += pickle.dumps([(13, 11, 4, 6)], 2)
     tensors = pickle.dumps(3, 2)
-    for key, storage, shape, strides, offset in ((1, 11, (3, 4), (4, 1), 0), (2, 12, (2,), (1,), 1), (3, 13, (2, 3), (1, 2), 0)):
-        tensors += b"\x80\x02(K" + bytes([key]) + b"K" + bytes([storage]) + b"ctorch\nFloatTensor\nt." + struct.pack("<ii", len(shape), 0)
+    for key, storage, shape, strides, offset in (
+        (1, 11, (3, 4), (4, 1), 0),
+        (2, 12, (2,), (1,), 1),
+        (3, 13, (2, 3), (1, 2), 0),
+    ):
+        tensors += (
+            b"\x80\x02(K"
+            + bytes([key])
+            + b"K"
+            + bytes([storage])
+            + b"ctorch\nFloatTensor\nt."
+            + struct.pack("<ii", len(shape), 0)
+        )
         tensors += struct.pack(f"<{2 * len(shape)}q", *shape, *strides) + struct.pack("<q", offset)
-    content = b"\x80\x02}(" + b"".join(b"U\x01" + name + b"U\x01" + key + b"Q" for name, key in ((b"w", b"1"), (b"n", b"2"), (b"v", b"3"))) + b"u."
+    content = (
+        b"\x80\x02}("
+        + b"".join(
+            b"U\x01" + name + b"U\x01" + key + b"Q"
+            for name, key in ((b"w", b"1"), (b"n", b"2"), (b"v", b"3"))
+        )
+        + b"u."
+    )
     path = tmp_path / "resnet.pth"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
-        for name, part in (("sys_info", pickle.dumps({}, 2)), ("pickle", content), ("tensors", tensors), ("storages", storages)):
+        for name, part in (
+            ("sys_info", pickle.dumps({}, 2)),
+            ("pickle", content),
+            ("tensors", tensors),
+            ("storages", storages),
+        ):
             member(archive, name, part)
     ours = read_torch_file(path)
     same(ours, torch.load(path, weights_only=False))  # a file written above, by this test

@@ -1,4 +1,5 @@
 """ResNet, ResNeXt and VoVNet: sizes known from the papers and the sources, freezing, stride positions."""
+
 from __future__ import annotations
 
 import pytest
@@ -14,8 +15,15 @@ from detection_zoo.zoo.registry import BACKBONES
 # trained parameters of the bodies with frozen norms, in millions, as counted in the sources' own models
 BODIES = {"resnet50": 23.455, "resnet101": 42.395, "vovnet39": 21.555, "vovnet57": 35.584, "vovnet69": 43.546}
 # parameters of torchvision's classifiers with 1000 classes (its documentation)
-CLASSIFIERS = {"resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160, "resnet152": 60_192_808,
-               "resnext101_32x8d": 88_791_336, "resnext101_64x4d": 83_455_272}
+CLASSIFIERS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "resnext101_32x8d": 88_791_336,
+    "resnext101_64x4d": 83_455_272,
+}
 
 
 @pytest.mark.parametrize(("name", "millions"), BODIES.items())
@@ -40,15 +48,34 @@ def test_group_norm_vovnet_has_the_sources_size() -> None:
 
 def test_freezing_goes_from_the_stem_upward() -> None:
     with torch.device("meta"):
-        trained = {at: {name.split(".")[0] for name, p in resnet50(norm="group", freeze_at=at).named_parameters() if p.requires_grad} for at in range(6)}
-    assert trained == {0: {"stem", "c2", "c3", "c4", "c5"}, 1: {"c2", "c3", "c4", "c5"}, 2: {"c3", "c4", "c5"}, 3: {"c4", "c5"}, 4: {"c5"}, 5: set()}
+        trained = {
+            at: {
+                name.split(".")[0]
+                for name, p in resnet50(norm="group", freeze_at=at).named_parameters()
+                if p.requires_grad
+            }
+            for at in range(6)
+        }
+    assert trained == {
+        0: {"stem", "c2", "c3", "c4", "c5"},
+        1: {"c2", "c3", "c4", "c5"},
+        2: {"c3", "c4", "c5"},
+        3: {"c4", "c5"},
+        4: {"c5"},
+        5: set(),
+    }
 
 
-@pytest.mark.parametrize(("kind", "layer"), [("frozen", FrozenNorm), ("affine", FrozenAffine), ("batch", nn.BatchNorm2d), ("group", nn.GroupNorm)])
+@pytest.mark.parametrize(
+    ("kind", "layer"),
+    [("frozen", FrozenNorm), ("affine", FrozenAffine), ("batch", nn.BatchNorm2d), ("group", nn.GroupNorm)],
+)
 def test_every_convolution_has_the_norm_asked_for(kind: str, layer: type[nn.Module]) -> None:
     with torch.device("meta"):
         for body in (resnet50(norm=kind), vovnet39(norm=kind)):
-            assert sum(isinstance(m, layer) for m in body.modules()) == sum(isinstance(m, nn.Conv2d) for m in body.modules())
+            assert sum(isinstance(m, layer) for m in body.modules()) == sum(
+                isinstance(m, nn.Conv2d) for m in body.modules()
+            )
             assert all(m.bias is None for m in body.modules() if isinstance(m, nn.Conv2d))
 
 
@@ -91,8 +118,20 @@ def test_vovnet_pools_without_padding_and_rounds_up() -> None:
 def test_vovnet_adds_its_input_only_from_the_second_module_of_a_stage_on() -> None:
     torch.manual_seed(0)
     body = BACKBONES["vovnet39"](norm="none")
-    assert [module.shortcut for stage in (body.c2, body.c3, body.c4, body.c5) for module in stage] == [False, False, False, True, False, True]
+    assert [module.shortcut for stage in (body.c2, body.c3, body.c4, body.c5) for module in stage] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
     second, x = body.c4[1], torch.randn(1, 768, 3, 3)
-    assert torch.equal(second(x) - x >= -1e-6, torch.ones(1, 768, 3, 3, dtype=torch.bool))  # the sum comes after the ReLU
+    assert torch.equal(
+        second(x) - x >= -1e-6, torch.ones(1, 768, 3, 3, dtype=torch.bool)
+    )  # the sum comes after the ReLU
     assert (second(x) < 0).any()
-    assert body.c2[0].concat.conv.in_channels == 128 + 5 * 128 and body.c5[1].concat.conv.in_channels == 1024 + 5 * 224
+    assert (
+        body.c2[0].concat.conv.in_channels == 128 + 5 * 128
+        and body.c5[1].concat.conv.in_channels == 1024 + 5 * 224
+    )

@@ -1,4 +1,5 @@
 """Checkpoints: names of every source file, the account of every tensor, and files that do not fit."""
+
 from __future__ import annotations
 
 import json
@@ -29,10 +30,20 @@ def arrays(folder: str) -> dict[str, np.ndarray]:
 
 # ---- stand-ins ----
 
+
 def test_fills_follow_from_the_name_alone() -> None:
-    entry = {"name": "module.rpn.head.conv.bias", "shape": [3], "dtype": "float32", "fill": "shift", "gain": 2.0}
-    # numpy.random.RandomState(zlib.crc32(b"module.rpn.head.conv.bias")): three normals, times 0.1, times the gain
-    assert fill(entry).tolist() == pytest.approx((0.2 * np.random.RandomState(3_821_637_783).standard_normal(3)).tolist())
+    entry = {
+        "name": "module.rpn.head.conv.bias",
+        "shape": [3],
+        "dtype": "float32",
+        "fill": "shift",
+        "gain": 2.0,
+    }
+    # numpy.random.RandomState(zlib.crc32(b"module.rpn.head.conv.bias")): three normals, times 0.1, times the
+    # gain
+    assert fill(entry).tolist() == pytest.approx(
+        (0.2 * np.random.RandomState(3_821_637_783).standard_normal(3)).tolist()
+    )
     assert (fill({**entry, "name": "x", "fill_name": entry["name"]}) == fill(entry)).all()
     assert fill({**entry, "fill": "zeros"}).tolist() == [0, 0, 0]
     with pytest.raises(CheckpointError, match="unknown fill 'ones'"):
@@ -43,7 +54,9 @@ def test_a_written_stand_in_is_loaded_like_a_download(tmp_path: Path) -> None:
     path = write_standin_checkpoint(FOLDERS / "retinanet_R-50-FPN_1x", tmp_path / "retina.pth")
     assert list(torch.load(path, weights_only=True)) == ["model"] and not list(tmp_path.glob("*.part"))
     model = build_model(RETINA, path)
-    report = load_arrays(assemble(load_manifests().entry(RETINA)), arrays("retinanet_R-50-FPN_1x"), FORMAT, where="stand-in")
+    report = load_arrays(
+        assemble(load_manifests().entry(RETINA)), arrays("retinanet_R-50-FPN_1x"), FORMAT, where="stand-in"
+    )
     assert report.complete and len(report.matched) == 301 and len(report.dropped) == 5
     wanted = arrays("retinanet_R-50-FPN_1x")["module.rpn.head.cls_tower.2.weight"]
     assert (model.head.class_tower[1].conv.weight.detach().numpy() == wanted).all()
@@ -53,26 +66,32 @@ def test_a_written_stand_in_is_loaded_like_a_download(tmp_path: Path) -> None:
 
 # ---- names ----
 
-@pytest.mark.parametrize(("theirs", "ours"), [
-    ("backbone.body.layer3.5.bn2.running_var", "backbone.c4.5.conv2.norm.running_var"),
-    ("backbone.body.layer1.0.downsample.1.weight", "backbone.c2.0.shortcut.norm.weight"),
-    ("backbone.body.stage5.OSA5_2.layers.3.OSA5_2_3/conv.weight", "backbone.c5.1.layers.3.conv.weight"),
-    ("backbone.body.stage2.OSA2_1.concat.OSA2_1_concat/norm.bias", "backbone.c2.0.concat.norm.bias"),
-    ("backbone.fpn.fpn_inner4.weight", "neck.lateral.c5.conv.weight"),
-    ("backbone.fpn.fpn_layer1.1.bias", "neck.output.c2.norm.bias"),  # with GroupNorm
-    ("backbone.fpn.top_blocks.p7.bias", "neck.extra.p7.bias"),
-    ("roi_heads.box.feature_extractor.xconvs.9.weight", "box.trunk.convs.3.conv.weight"),
-    ("roi_heads.box.feature_extractor.xconvs.1.weight", "box.trunk.convs.0.norm.weight"),
-    ("roi_heads.box.feature_extractor.head.layer4.2.conv3.weight", "box.trunk.stage.2.conv3.conv.weight"),
-    ("roi_heads.mask.feature_extractor.mask_fcn3.0.weight", "mask.convs.2.conv.weight"),
-    ("roi_heads.mask.predictor.conv5_mask.bias", "mask.upsample.bias"),
-    ("roi_heads.keypoint.feature_extractor.conv_fcn8.bias", "keypoint.convs.7.conv.bias"),
-])
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("backbone.body.layer3.5.bn2.running_var", "backbone.c4.5.conv2.norm.running_var"),
+        ("backbone.body.layer1.0.downsample.1.weight", "backbone.c2.0.shortcut.norm.weight"),
+        ("backbone.body.stage5.OSA5_2.layers.3.OSA5_2_3/conv.weight", "backbone.c5.1.layers.3.conv.weight"),
+        ("backbone.body.stage2.OSA2_1.concat.OSA2_1_concat/norm.bias", "backbone.c2.0.concat.norm.bias"),
+        ("backbone.fpn.fpn_inner4.weight", "neck.lateral.c5.conv.weight"),
+        ("backbone.fpn.fpn_layer1.1.bias", "neck.output.c2.norm.bias"),  # with GroupNorm
+        ("backbone.fpn.top_blocks.p7.bias", "neck.extra.p7.bias"),
+        ("roi_heads.box.feature_extractor.xconvs.9.weight", "box.trunk.convs.3.conv.weight"),
+        ("roi_heads.box.feature_extractor.xconvs.1.weight", "box.trunk.convs.0.norm.weight"),
+        ("roi_heads.box.feature_extractor.head.layer4.2.conv3.weight", "box.trunk.stage.2.conv3.conv.weight"),
+        ("roi_heads.mask.feature_extractor.mask_fcn3.0.weight", "mask.convs.2.conv.weight"),
+        ("roi_heads.mask.predictor.conv5_mask.bias", "mask.upsample.bias"),
+        ("roi_heads.keypoint.feature_extractor.conv_fcn8.bias", "keypoint.convs.7.conv.bias"),
+    ],
+)
 def test_names_of_maskrcnn_benchmark(theirs: str, ours: str) -> None:
     from detection_zoo.zoo.weights.formats.maskrcnn_benchmark import _detector
 
     context = {"roi_heads.box.feature_extractor.xconvs.1.weight": 0, theirs: 1}
-    assert _detector({f"module.{name}": value for name, value in context.items()}).state[ours] == context[theirs]
+    assert (
+        _detector({f"module.{name}": value for name, value in context.items()}).state[ours] == context[theirs]
+    )
 
 
 def test_the_wrapper_prefix_goes_only_where_all_names_have_it() -> None:
@@ -87,35 +106,56 @@ def test_a_module_that_a_file_holds_twice_takes_the_later_values() -> None:
     """C4 Mask R-CNN: the mask head is the box head's last stage, and a state dict names both."""
     from detection_zoo.zoo.weights.formats.maskrcnn_benchmark import _detector
 
-    box, mask = (f"roi_heads.{branch}.feature_extractor.head.layer4.0.conv1.weight" for branch in ("box", "mask"))
+    box, mask = (
+        f"roi_heads.{branch}.feature_extractor.head.layer4.0.conv1.weight" for branch in ("box", "mask")
+    )
     found = _detector({box: 1, mask: 2})
-    assert found.state == {"box.trunk.stage.0.conv1.conv.weight": 2} and found.aliases == {"box.trunk.stage.0.conv1.conv.weight": box}
+    assert found.state == {"box.trunk.stage.0.conv1.conv.weight": 2} and found.aliases == {
+        "box.trunk.stage.0.conv1.conv.weight": box
+    }
     assert found.dropped == {box: f"the same module as {mask}, which stands later in the file"}
 
 
 # ---- the account ----
+
 
 @pytest.fixture(scope="module")
 def retina() -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
     return assemble(load_manifests().entry(RETINA)), arrays("retinanet_R-50-FPN_1x")
 
 
-def test_missing_extra_and_misshapen_tensors_are_named_and_nothing_is_loaded(retina: tuple[torch.nn.Module, dict[str, np.ndarray]]) -> None:
+def test_missing_extra_and_misshapen_tensors_are_named_and_nothing_is_loaded(
+    retina: tuple[torch.nn.Module, dict[str, np.ndarray]],
+) -> None:
     model, good = retina
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     short = {name: array for name, array in good.items() if not name.endswith("fpn_inner3.bias")}
-    with pytest.raises(CheckpointError, match=r"300 matched, 1 missing.*\n.*the file has not: neck\.lateral\.c4\.conv\.bias"):
+    with pytest.raises(
+        CheckpointError, match=r"300 matched, 1 missing.*\n.*the file has not: neck\.lateral\.c4\.conv\.bias"
+    ):
         load_arrays(model, short, FORMAT, where="short")
-    with pytest.raises(CheckpointError, match=r"1 unexpected.*\n.*the model knows not: rpn\.head\.extra\.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"1 unexpected.*\n.*the model knows not: rpn\.head\.extra\.weight"
+    ):
         load_arrays(model, good | {"module.rpn.head.extra.weight": np.zeros(3)}, FORMAT, where="long")
-    with pytest.raises(CheckpointError, match=r"head\.box_deltas\.weight \[36, 256, 1, 1\] in the file, \[36, 256, 3, 3\] in the model"):
-        load_arrays(model, good | {"module.rpn.head.bbox_pred.weight": np.zeros((36, 256, 1, 1))}, FORMAT, where="thin")
+    with pytest.raises(
+        CheckpointError,
+        match=r"head\.box_deltas\.weight \[36, 256, 1, 1\] in the file, \[36, 256, 3, 3\] in the model",
+    ):
+        load_arrays(
+            model,
+            good | {"module.rpn.head.bbox_pred.weight": np.zeros((36, 256, 1, 1))},
+            FORMAT,
+            where="thin",
+        )
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_norm_layers_under_another_word_are_an_error_and_not_left_at_their_start() -> None:
     model = assemble(load_manifests().entry("faster_rcnn_vovnet39_fpn_2x.vovnet"))
-    renamed = {name.replace("/norm.", "/bn."): array for name, array in arrays("e2e_faster_rcnn_V_39_FPN_2x").items()}
+    renamed = {
+        name.replace("/norm.", "/bn."): array for name, array in arrays("e2e_faster_rcnn_V_39_FPN_2x").items()
+    }
     with pytest.raises(CheckpointError, match="156 missing, 156 unexpected"):
         load_arrays(model, renamed, FORMAT, where="the successor's file")
 
@@ -144,19 +184,28 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     torch.save({"model": {"weight": [1, 2]}}, whole)
     with pytest.raises(CheckpointError, match="holds no state dict"):
         load_weights(model, whole, FORMAT)
-    with pytest.raises(CheckpointError, match="unknown checkpoint format 'maskrcnn_pth': did you mean 'maskrcnn_benchmark_pth'"):
+    with pytest.raises(
+        CheckpointError,
+        match="unknown checkpoint format 'maskrcnn_pth': did you mean 'maskrcnn_benchmark_pth'",
+    ):
         load_weights(model, whole, "maskrcnn_pth")
 
 
 # ---- ImageNet files ----
+
 
 def test_a_classifiers_file_fills_the_detectors_backbone_and_nothing_else(tmp_path: Path) -> None:
     path = write_standin_checkpoint(FOLDERS / "imagenet_vovnet39", tmp_path / "vovnet39.pth")
     model = build_model("mask_rcnn_vovnet39_fpn_2x.vovnet", "random")
     untouched = model.box.trunk.fc6.weight.detach().clone()
     report = load_backbone(model, path, "vovnet_imagenet_pth")
-    assert len(report.matched) == 195 and not report.missing  # all of the body, as the source's rule takes them
-    assert set(report.dropped.values()) == {"the classifier's last layer", "a counter of training, which frozen norms do not keep"}
+    assert (
+        len(report.matched) == 195 and not report.missing
+    )  # all of the body, as the source's rule takes them
+    assert set(report.dropped.values()) == {
+        "the classifier's last layer",
+        "a counter of training, which frozen norms do not keep",
+    }
     assert torch.equal(model.box.trunk.fc6.weight, untouched)
     with pytest.raises(CheckpointError, match="missing"):
         load_backbone(build_model("mask_rcnn_vovnet57_fpn_2x.vovnet", "random"), path, "vovnet_imagenet_pth")
@@ -164,8 +213,16 @@ def test_a_classifiers_file_fills_the_detectors_backbone_and_nothing_else(tmp_pa
 
 def caffe2_blobs(model: Classifier) -> dict[str, np.ndarray]:
     """A ResNet-50 classifier's tensors under Caffe2's names, with what such files hold besides."""
-    names = {"stem.conv.conv.weight": "conv1_w", "stem.conv.norm.weight": "res_conv1_bn_s", "stem.conv.norm.bias": "res_conv1_bn_b"}
-    blobs: dict[str, np.ndarray] = {"conv1_b": np.zeros(64), "fc1000_w": model.fc.weight.detach().numpy(), "fc1000_b": model.fc.bias.detach().numpy()}
+    names = {
+        "stem.conv.conv.weight": "conv1_w",
+        "stem.conv.norm.weight": "res_conv1_bn_s",
+        "stem.conv.norm.bias": "res_conv1_bn_b",
+    }
+    blobs: dict[str, np.ndarray] = {
+        "conv1_b": np.zeros(64),
+        "fc1000_w": model.fc.weight.detach().numpy(),
+        "fc1000_b": model.fc.bias.detach().numpy(),
+    }
     for name, tensor in model.backbone.state_dict().items():
         parts = name.split(".")
         if name not in names and parts[0] != "stem":
@@ -183,7 +240,9 @@ def test_caffe2_files_leave_statistics_at_their_start_and_reach_a_c4_head(tmp_pa
     path.write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
     model = build_model(C4, "random")
     report = load_backbone(model, path, "detectron_imagenet_pkl")
-    assert len(report.matched) == 159 and len(report.defaulted) == 106  # 53 convolutions; mean 0 and variance 1 of 53 norms stay
+    assert (
+        len(report.matched) == 159 and len(report.defaulted) == 106
+    )  # 53 convolutions; mean 0 and variance 1 of 53 norms stay
     assert (model.box.trunk.stage[2].conv3.conv.weight.detach().numpy() == blobs["res5_2_branch2c_w"]).all()
     assert (model.backbone.stem.conv.norm.weight.numpy() == blobs["res_conv1_bn_s"]).all()
     assert model.backbone.stem.conv.norm.running_var.unique().tolist() == [1.0]
@@ -199,7 +258,11 @@ def test_torchvisions_resnet_files_fit(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 65, 70)
     with torch.no_grad():
         assert torch.allclose(ours(images), theirs(images), atol=1e-5)
-    old = {name: tensor for name, tensor in theirs.state_dict().items() if not name.endswith("num_batches_tracked")}
+    old = {
+        name: tensor
+        for name, tensor in theirs.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     torch.save(old, tmp_path / "old.pth")
     assert load_weights(ours, tmp_path / "old.pth", "torchvision_resnet_pth").complete
 

@@ -1,4 +1,6 @@
-"""`shapes`: what the made dataset must hold, that it is the same everywhere, and that processes share it safely."""
+"""`shapes`: what the made dataset must hold, that it is the same everywhere, and that processes share it
+safely."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -25,14 +27,25 @@ def opened(folder: Path, split: str = "train", keypoints: bool = False) -> CocoD
 def test_objects_of_every_kind(folder: Path) -> None:
     dataset = opened(folder)
     truths = [dataset.target(index) for index in range(len(dataset))]
-    labels, areas, crowds = (np.concatenate([getattr(t, name) for t in truths]) for name in ("labels", "area", "crowd"))
+    labels, areas, crowds = (
+        np.concatenate([getattr(t, name) for t in truths]) for name in ("labels", "area", "crowd")
+    )
     assert set(labels) == set(range(5)) and crowds.sum() >= 5
     single = areas[~crowds]
-    shares = [(single < 32**2).mean(), ((single >= 32**2) & (single <= 96**2)).mean(), (single > 96**2).mean()]
+    shares = [
+        (single < 32**2).mean(),
+        ((single >= 32**2) & (single <= 96**2)).mean(),
+        (single > 96**2).mean(),
+    ]
     assert min(shares) > 0.08, f"small, medium and large objects: {shares}"
     assert any(len(t) == 0 for t in truths), "some images are empty"
-    assert {dataset.image_size(i)[0] > dataset.image_size(i)[1] for i in range(len(dataset))} == {True, False}, "upright and wide images"
-    assert list(dataset.category_ids) != list(range(1, 6)), "ids have gaps, so that they cannot pass for labels"
+    assert {dataset.image_size(i)[0] > dataset.image_size(i)[1] for i in range(len(dataset))} == {
+        True,
+        False,
+    }, "upright and wide images"
+    assert list(dataset.category_ids) != list(range(1, 6)), (
+        "ids have gaps, so that they cannot pass for labels"
+    )
 
 
 def test_objects_overlap_but_none_hides_another(folder: Path) -> None:
@@ -42,7 +55,10 @@ def test_objects_overlap_but_none_hides_another(folder: Path) -> None:
 
 
 def _overlaps(boxes: np.ndarray) -> list[float]:
-    low, high = np.maximum(boxes[:, None, :2], boxes[None, :, :2]), np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    low, high = (
+        np.maximum(boxes[:, None, :2], boxes[None, :, :2]),
+        np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]),
+    )
     shared = np.clip(high - low, 0, None).prod(axis=2)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     iou = shared / (areas[:, None] + areas[None] - shared)
@@ -56,10 +72,19 @@ def test_masks_have_the_annotated_area_and_fit_their_box(folder: Path) -> None:
     for index in range(12):
         truth, size = dataset.target(index), dataset.image_size(index)
         for mask, area, (x, y, w, h) in zip(truth.masks, truth.area, truth.boxes_xywh, strict=True):
-            rle = coco_mask.merge(coco_mask.frPyObjects(mask, *size)) if isinstance(mask, list) else coco_mask.frPyObjects(mask, *size)
+            rle = (
+                coco_mask.merge(coco_mask.frPyObjects(mask, *size))
+                if isinstance(mask, list)
+                else coco_mask.frPyObjects(mask, *size)
+            )
             assert coco_mask.area(rle) == area
             found = coco_mask.toBbox(rle)
-            assert found[0] >= x - 1 and found[1] >= y - 1 and found[0] + found[2] <= x + w + 1 and found[1] + found[3] <= y + h + 1
+            assert (
+                found[0] >= x - 1
+                and found[1] >= y - 1
+                and found[0] + found[2] <= x + w + 1
+                and found[1] + found[3] <= y + h + 1
+            )
 
 
 def test_pixels_show_the_objects(folder: Path) -> None:
@@ -69,11 +94,17 @@ def test_pixels_show_the_objects(folder: Path) -> None:
     dataset = opened(folder)
     contrasts = []
     for index in range(10):
-        image, truth, size = dataset.load_image(index).max(axis=2), dataset.target(index), dataset.image_size(index)
+        image, truth, size = (
+            dataset.load_image(index).max(axis=2),
+            dataset.target(index),
+            dataset.image_size(index),
+        )
         covered = np.zeros(size, bool)
         for mask in truth.masks:
             rles = coco_mask.frPyObjects(mask, *size)
-            covered |= coco_mask.decode(coco_mask.merge(rles) if isinstance(mask, list) else rles).astype(bool)
+            covered |= coco_mask.decode(coco_mask.merge(rles) if isinstance(mask, list) else rles).astype(
+                bool
+            )
         if covered.any():
             contrasts.append(float(image[covered].mean()) - float(image[~covered].mean()))
     assert min(contrasts) > 50
@@ -99,7 +130,10 @@ def test_the_same_seed_gives_the_same_annotations(folder: Path, tmp_path: Path) 
     other = make_shapes(tmp_path / "other", splits={"train": 60, "val": 12}, seed=1)
     name = "annotations/instances_train.json"
     assert read_annotations(again / name) == read_annotations(folder / name) != read_annotations(other / name)
-    assert read_annotations(folder / name)["annotations"] != read_annotations(folder / "annotations/instances_val.json")["annotations"]
+    assert (
+        read_annotations(folder / name)["annotations"]
+        != read_annotations(folder / "annotations/instances_val.json")["annotations"]
+    )
 
 
 def _make(folder: str) -> str:

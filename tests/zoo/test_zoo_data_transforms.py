@@ -1,4 +1,5 @@
 """Preprocessing equals what the four sources' own code computed, and follows their rules for sizes."""
+
 from __future__ import annotations
 
 import math
@@ -10,16 +11,32 @@ import pytest
 
 from detection_zoo.zoo.conventions import ImageConventions
 from detection_zoo.zoo.data.transforms import (
-    FixedSize, NoResize, Preprocess, ResizeThenCentreCrop, ShorterSide, resize_pixels,
+    FixedSize,
+    NoResize,
+    Preprocess,
+    ResizeThenCentreCrop,
+    ShorterSide,
+    resize_pixels,
 )
 from detection_zoo.zoo.manifest import load_manifests
 
 RECORDED = Path(__file__).resolve().parents[1] / "reference" / "evaluation" / "preprocessing.npz"
 CAFFE_MEAN = (102.9801, 115.9465, 122.7717)
 MASKRCNN = {"channel_order": "bgr", "value_range": "0..255", "mean": CAFFE_MEAN, "std": (1.0, 1.0, 1.0)}
-IMAGENET = {"channel_order": "rgb", "value_range": "0..1", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET = {
+    "channel_order": "rgb",
+    "value_range": "0..1",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
 DETECTRON = {**MASKRCNN, "interpolation": "cv2_bilinear", "normalise_first": True}
-SSD = {"channel_order": "bgr", "value_range": "0..255", "mean": (104, 117, 123), "std": (1, 1, 1), "interpolation": "cv2_bilinear"}
+SSD = {
+    "channel_order": "bgr",
+    "value_range": "0..255",
+    "mean": (104, 117, 123),
+    "std": (1, 1, 1),
+    "interpolation": "cv2_bilinear",
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +49,17 @@ def difference(value: np.ndarray, recorded: dict[str, np.ndarray], name: str) ->
     """Relative L2 difference from the recorded samples; infinite where shapes differ."""
     shape, samples, stride = (recorded[f"{name}|{field}"] for field in ("shape", "samples", "stride"))
     if name.endswith("@probe"):
-        where = np.random.RandomState(zlib.crc32(name.split("|")[1].removesuffix("@probe").encode())).randint(0, value.size, 512)
+        where = np.random.RandomState(zlib.crc32(name.split("|")[1].removesuffix("@probe").encode())).randint(
+            0, value.size, 512
+        )
         taken = value.reshape(-1)[where]
     elif value.shape != tuple(shape):
         return math.inf
     else:
-        taken = value.reshape(-1)[::int(stride)][:len(samples)]
-    return float(np.linalg.norm(taken.astype(np.float64) - samples) / np.linalg.norm(samples.astype(np.float64)))
+        taken = value.reshape(-1)[:: int(stride)][: len(samples)]
+    return float(
+        np.linalg.norm(taken.astype(np.float64) - samples) / np.linalg.norm(samples.astype(np.float64))
+    )
 
 
 def ramp_image() -> np.ndarray:
@@ -46,8 +67,12 @@ def ramp_image() -> np.ndarray:
     return ((3 * x + 5 * y + 80 * c + (x * y % 7)) % 256).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("case", "size", "longest"), [("up", 96, 1333), ("down", 40, 1333), ("capped", 96, 100)])
-def test_maskrcnn_benchmark_images(recorded: dict[str, np.ndarray], case: str, size: int, longest: int) -> None:
+@pytest.mark.parametrize(
+    ("case", "size", "longest"), [("up", 96, 1333), ("down", 40, 1333), ("capped", 96, 100)]
+)
+def test_maskrcnn_benchmark_images(
+    recorded: dict[str, np.ndarray], case: str, size: int, longest: int
+) -> None:
     preprocess = Preprocess(**MASKRCNN, resize=ShorterSide(size, longest))
     image = preprocess(ramp_image())
     pixels = resize_pixels(ramp_image(), preprocess.resize.plan(60, 80), "pil_bilinear")
@@ -64,10 +89,14 @@ def test_maskrcnn_benchmark_sizes(recorded: dict[str, np.ndarray]) -> None:
     plans = [ShorterSide(800, 1333).plan(int(height), int(width)) for width, height in sizes]
     resized = np.array([(plan.width, plan.height) for plan in plans])
     np.testing.assert_array_equal(resized, recorded["vovnet|image.test_sizes|samples"].reshape(-1, 2))
-    np.testing.assert_array_equal(-(-resized // 32) * 32, recorded["vovnet|image.padded_sizes|samples"].reshape(-1, 2))
+    np.testing.assert_array_equal(
+        -(-resized // 32) * 32, recorded["vovnet|image.padded_sizes|samples"].reshape(-1, 2)
+    )
 
 
-@pytest.mark.parametrize(("case", "size", "longest"), [("short", 10, 100), ("capped", 10, 11), ("down", 5, 100)])
+@pytest.mark.parametrize(
+    ("case", "size", "longest"), [("short", 10, 100), ("capped", 10, 11), ("down", 5, 100)]
+)
 def test_detectron_images(recorded: dict[str, np.ndarray], case: str, size: int, longest: int) -> None:
     bgr = recorded["detectron|image.in|samples"].reshape(7, 9, 3)
     image = Preprocess(**DETECTRON, resize=ShorterSide(size, longest, "round"))(bgr[:, :, ::-1])
@@ -77,12 +106,17 @@ def test_detectron_images(recorded: dict[str, np.ndarray], case: str, size: int,
 
 
 @pytest.mark.parametrize("suffix", ["", "@probe"])
-@pytest.mark.parametrize(("case", "keywords", "longest"), [
-    ("prep_image_detnet", {**IMAGENET, "interpolation": "cv2_bilinear", "normalise_first": True}, None),
-    ("prep_image_resnet", DETECTRON, None),
-    ("prep_image_demo", {**IMAGENET, "interpolation": "cv2_bilinear", "normalise_first": True}, 80),
-])
-def test_detnet_images(recorded: dict[str, np.ndarray], case: str, keywords: dict, longest: int | None, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "keywords", "longest"),
+    [
+        ("prep_image_detnet", {**IMAGENET, "interpolation": "cv2_bilinear", "normalise_first": True}, None),
+        ("prep_image_resnet", DETECTRON, None),
+        ("prep_image_demo", {**IMAGENET, "interpolation": "cv2_bilinear", "normalise_first": True}, 80),
+    ],
+)
+def test_detnet_images(
+    recorded: dict[str, np.ndarray], case: str, keywords: dict, longest: int | None, suffix: str
+) -> None:
     rgb = np.random.RandomState(70).randint(0, 256, (24, 37, 3)).astype(np.uint8)
     image = Preprocess(**keywords, resize=ShorterSide(60, longest, "round"))(rgb)
     assert difference(image.tensor.numpy().transpose(1, 2, 0), recorded, f"detnet|{case}{suffix}") < 1e-6
@@ -98,13 +132,22 @@ def test_ssd_images(recorded: dict[str, np.ndarray], size: int) -> None:
 
 @pytest.mark.parametrize("size", [300, 512])
 def test_ssd_images_at_full_size(recorded: dict[str, np.ndarray], size: int) -> None:
-    bgr = np.random.RandomState(43).randint(0, 256, (30, 40, 3)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    bgr = (
+        np.random.RandomState(43)
+        .randint(0, 256, (30, 40, 3))
+        .astype(np.uint8)
+        .repeat(8, axis=0)
+        .repeat(8, axis=1)
+    )
     image = Preprocess(**SSD, resize=FixedSize(size))(bgr[:, :, ::-1])
-    np.testing.assert_array_equal(image.tensor.numpy()[:, :9, -11:], recorded[f"hardnet|transform|{size}_corner"])
+    np.testing.assert_array_equal(
+        image.tensor.numpy()[:, :9, -11:], recorded[f"hardnet|transform|{size}_corner"]
+    )
 
 
 def test_tensorflow_1_resize_has_no_half_pixel_offset() -> None:
-    """Worked by hand: twice as wide means input coordinates 0, 0.5, 1, 1.5 -> the last one repeats the edge."""
+    """Worked by hand: twice as wide means input coordinates 0, 0.5, 1, 1.5 -> the last one repeats the
+    edge."""
     row = np.array([[[0, 0, 0], [100, 50, 10]]], np.uint8)  # 1 high, 2 wide
     preprocess = Preprocess("rgb", "0..255", (0, 0, 0), (1, 1, 1), FixedSize(4), "tf1_bilinear")
     tensor = preprocess(np.repeat(row, 2, axis=0)).tensor.numpy()
@@ -139,9 +182,22 @@ def test_every_bundle_of_the_manifests_becomes_a_preprocess() -> None:
 
 
 def test_conventions_reach_the_rule() -> None:
-    image = ImageConventions(channel_order="bgr", value_range="0..255", mean=list(CAFFE_MEAN), std=[1.0, 1.0, 1.0], resize="shorter_side", size=600,
-                             max_size=1000, interpolation="cv2_bilinear", rounding="round", normalise_first=True, size_divisor=32)
-    assert Preprocess.from_conventions(image) == Preprocess(**DETECTRON, resize=ShorterSide(600, 1000, "round"), size_divisor=32)
+    image = ImageConventions(
+        channel_order="bgr",
+        value_range="0..255",
+        mean=list(CAFFE_MEAN),
+        std=[1.0, 1.0, 1.0],
+        resize="shorter_side",
+        size=600,
+        max_size=1000,
+        interpolation="cv2_bilinear",
+        rounding="round",
+        normalise_first=True,
+        size_divisor=32,
+    )
+    assert Preprocess.from_conventions(image) == Preprocess(
+        **DETECTRON, resize=ShorterSide(600, 1000, "round"), size_divisor=32
+    )
 
 
 def test_pillow_cannot_resize_normalised_pixels() -> None:
@@ -150,6 +206,8 @@ def test_pillow_cannot_resize_normalised_pixels() -> None:
 
 
 def test_only_a_shorter_side_has_other_short_sides() -> None:
-    assert Preprocess(**MASKRCNN, resize=ShorterSide(800, 1333)).with_short_side(640).resize == ShorterSide(640, 1333)
+    assert Preprocess(**MASKRCNN, resize=ShorterSide(800, 1333)).with_short_side(640).resize == ShorterSide(
+        640, 1333
+    )
     with pytest.raises(TypeError, match="FixedSize"):
         Preprocess(**SSD, resize=FixedSize(300)).with_short_side(640)

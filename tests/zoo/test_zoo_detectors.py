@@ -1,4 +1,6 @@
-"""Detectors of the Faster R-CNN family and RetinaNet: training targets, frames, images without objects, all on tiny networks."""
+"""Detectors of the Faster R-CNN family and RetinaNet: training targets, frames, images without objects, all
+on tiny networks."""
+
 from __future__ import annotations
 
 import pytest
@@ -33,12 +35,26 @@ def tiny_mask_rcnn(**arguments: object) -> MaskRcnn:
 def test_images_without_objects_train_as_background() -> None:
     torch.manual_seed(5)
     backbone = resnet14_slim()
-    empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), [], torch.zeros(0, 17, 3), torch.zeros(0, dtype=torch.bool))
+    empty = Target(
+        torch.zeros(0, 4),
+        torch.zeros(0, dtype=torch.int64),
+        [],
+        torch.zeros(0, 17, 3),
+        torch.zeros(0, dtype=torch.bool),
+    )
     images, true, _ = images_and_targets(SIZES, polygons=False, keypoints=False, classes=3)
-    for model in (tiny_mask_rcnn(), keypoint_rcnn(backbone, 1, neck=pyramid(backbone), **FEW), retinanet(backbone, 3, neck=pyramid(backbone, extra="p6p7"))):
+    for model in (
+        tiny_mask_rcnn(),
+        keypoint_rcnn(backbone, 1, neck=pyramid(backbone), **FEW),
+        retinanet(backbone, 3, neck=pyramid(backbone, extra="p6p7")),
+    ):
         losses = model.train()(images, true, [empty, empty])
         assert all(torch.isfinite(value) for value in losses.values()), losses
-        assert losses["loss_box"] == 0 and losses.get("loss_mask", 0) == 0 and losses.get("loss_keypoint", 0) == 0
+        assert (
+            losses["loss_box"] == 0
+            and losses.get("loss_mask", 0) == 0
+            and losses.get("loss_keypoint", 0) == 0
+        )
         torch.stack(list(losses.values())).sum().backward()
 
 
@@ -52,9 +68,20 @@ def test_training_without_targets_or_without_their_parts_says_so() -> None:
 
 
 def test_crowd_objects_are_left_out() -> None:
-    target = Target(torch.rand(3, 4), torch.tensor([0, 1, 2]), [[[0.0]], [[1.0]], [[2.0]]], torch.rand(3, 17, 3), torch.tensor([False, True, False]))
+    target = Target(
+        torch.rand(3, 4),
+        torch.tensor([0, 1, 2]),
+        [[[0.0]], [[1.0]], [[2.0]]],
+        torch.rand(3, 17, 3),
+        torch.tensor([False, True, False]),
+    )
     left = without_crowd(target)
-    assert left.labels.tolist() == [0, 2] and left.polygons == [[[0.0]], [[2.0]]] and len(left.keypoints) == 2 and not left.crowd.any()
+    assert (
+        left.labels.tolist() == [0, 2]
+        and left.polygons == [[[0.0]], [[2.0]]]
+        and len(left.keypoints) == 2
+        and not left.crowd.any()
+    )
 
 
 def test_frames_scale_by_sides_or_by_the_common_factor() -> None:
@@ -70,14 +97,18 @@ def test_boxes_in_original_pixels_are_those_of_the_input_scaled() -> None:
     with torch.no_grad():
         here, there = model.predict(images, true), model.predict(images, true, true * torch.tensor([2, 3]))
     for a, b in zip(here, there, strict=True):
-        assert torch.allclose(a.boxes * torch.tensor([3.0, 2.0, 3.0, 2.0]), b.boxes, atol=1e-3) and torch.equal(a.scores, b.scores)
+        assert torch.allclose(
+            a.boxes * torch.tensor([3.0, 2.0, 3.0, 2.0]), b.boxes, atol=1e-3
+        ) and torch.equal(a.scores, b.scores)
         assert a.masks.shape[1:] == (28, 28) and b.masks.dtype == torch.bool
 
 
 def test_c4_mask_head_reads_the_box_heads_stage() -> None:
     torch.manual_seed(5)
     backbone = BACKBONES["resnet14_slim"](last="c4")
-    model = mask_rcnn(backbone, 3, box_head="conv5", mask_head="v0upshare", pooling={"size": 14, "sampling_ratio": 0}, **FEW)
+    model = mask_rcnn(
+        backbone, 3, box_head="conv5", mask_head="v0upshare", pooling={"size": 14, "sampling_ratio": 0}, **FEW
+    )
     images, true, targets = images_and_targets(SIZES, polygons=True, keypoints=False, classes=3)
     losses = model.train()(images, true, targets)
     losses["loss_mask"].backward()
@@ -113,7 +144,9 @@ def test_retinanet_starts_from_its_prior() -> None:
     raw = model.raw(torch.zeros(1, 3, 64, 64), torch.tensor([[64, 64]]))
     assert raw.logits[0].sigmoid().mean().item() == pytest.approx(0.02, rel=0.05)
     assert len(raw.anchors[0]) == 8 * 8 * 9 and model.anchors.strides == [8, 16, 32, 64, 128]
-    assert [len(each) for each in model.postprocess(raw, torch.tensor([[64, 64]]))] == [0]  # 0.02 is below the threshold 0.05
+    assert [len(each) for each in model.postprocess(raw, torch.tensor([[64, 64]]))] == [
+        0
+    ]  # 0.02 is below the threshold 0.05
 
 
 def test_pooling_levels_and_anchors_follow_the_neck() -> None:
@@ -121,8 +154,10 @@ def test_pooling_levels_and_anchors_follow_the_neck() -> None:
         specs = {"a": FeatureSpec(8, 8), "b": FeatureSpec(8, 16)}
 
         def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"a": images.new_ones(len(images), 8, images.shape[2] // 8, images.shape[3] // 8),
-                    "b": images.new_ones(len(images), 8, images.shape[2] // 16, images.shape[3] // 16)}
+            return {
+                "a": images.new_ones(len(images), 8, images.shape[2] // 8, images.shape[3] // 8),
+                "b": images.new_ones(len(images), 8, images.shape[2] // 16, images.shape[3] // 16),
+            }
 
     backbone = TwoMaps()
     model = faster_rcnn(backbone, 2, neck=FeaturePyramid(backbone.specs, channels=8)).eval()

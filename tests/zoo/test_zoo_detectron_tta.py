@@ -1,4 +1,5 @@
 """Test-time augmentation: where boxes, masks and heat maps of altered copies lie in the image."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -16,15 +17,30 @@ from detection_zoo.zoo.detectors.retinanet import retinanet
 from detection_zoo.zoo.parts.fpn import FeaturePyramid
 from detection_zoo.zoo.detectors.tta import View, combine_masks, detect_augmented, make_copy, views
 
-PLAIN = Preprocess("bgr", "0..255", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), ShorterSide(64, 96, "round"), "cv2_bilinear", True, 32)
-EVERY = Views(flip=True, scales=[48, 80], max_size=120, scale_flip=True, aspect_ratios=[0.75], aspect_flip=True)
+PLAIN = Preprocess(
+    "bgr",
+    "0..255",
+    (102.9801, 115.9465, 122.7717),
+    (1.0, 1.0, 1.0),
+    ShorterSide(64, 96, "round"),
+    "cv2_bilinear",
+    True,
+    32,
+)
+EVERY = Views(
+    flip=True, scales=[48, 80], max_size=120, scale_flip=True, aspect_ratios=[0.75], aspect_flip=True
+)
 
 
 def small(kind: str, **options: object) -> torch.nn.Module:
     torch.manual_seed(1)
     backbone = resnet14_slim()
-    arguments = {"neck": FeaturePyramid(backbone.specs, channels=16), "head": {"width": 16}, "proposals": {"pre_nms": 20, "post_nms": 10, "collect": 10},
-                 "detections": {"frame": "original", "score_threshold": 0.2, "max_detections": 5, **options}}
+    arguments = {
+        "neck": FeaturePyramid(backbone.specs, channels=16),
+        "head": {"width": 16},
+        "proposals": {"pre_nms": 20, "post_nms": 10, "collect": 10},
+        "detections": {"frame": "original", "score_threshold": 0.2, "max_detections": 5, **options},
+    }
     if kind == "mask":
         return mask_rcnn(backbone, 2, mask={"width": 8, "interpolation": "cv2"}, **arguments).eval()
     return keypoint_rcnn(backbone, 1, keypoint={"convs": 1, "width": 8}, **arguments).eval()
@@ -35,9 +51,19 @@ def picture(height: int = 60, width: int = 80) -> np.ndarray:
 
 
 def test_copies_come_in_detectrons_order() -> None:
-    found = [(view.preprocess.resize.size, view.preprocess.resize.longest, view.flip, view.aspect) for view in views(PLAIN, EVERY)]
-    assert found == [(64, 96, True, None), (48, 120, False, None), (48, 120, True, None), (80, 120, False, None), (80, 120, True, None),
-                     (64, 96, False, 0.75), (64, 96, True, 0.75)]
+    found = [
+        (view.preprocess.resize.size, view.preprocess.resize.longest, view.flip, view.aspect)
+        for view in views(PLAIN, EVERY)
+    ]
+    assert found == [
+        (64, 96, True, None),
+        (48, 120, False, None),
+        (48, 120, True, None),
+        (80, 120, False, None),
+        (80, 120, True, None),
+        (64, 96, False, 0.75),
+        (64, 96, True, 0.75),
+    ]
     assert list(views(PLAIN, Views())) == []
 
 
@@ -69,7 +95,11 @@ def test_masks_are_combined_as_asked() -> None:
 @pytest.mark.parametrize("frame", ["original", "network"])
 def test_without_copies_nothing_changes(kind: str, frame: str) -> None:
     model, image = small(kind, frame=frame), picture()
-    preprocess = PLAIN if frame == "original" else replace(PLAIN, resize=ShorterSide(64, 96), interpolation="pil_bilinear", normalise_first=False)
+    preprocess = (
+        PLAIN
+        if frame == "original"
+        else replace(PLAIN, resize=ShorterSide(64, 96), interpolation="pil_bilinear", normalise_first=False)
+    )
     copy = make_copy(View(preprocess), image, torch.device("cpu"), torch.float32)
     with torch.no_grad():
         plain = model.predict(copy.images, copy.sizes, torch.tensor([image.shape[:2]]))[0]
@@ -86,9 +116,15 @@ def test_without_copies_nothing_changes(kind: str, frame: str) -> None:
 def test_every_copy_counts(kind: str) -> None:
     augmentation = AugmentationConventions(boxes=EVERY, masks=EVERY, keypoints=EVERY)
     model, image = small(kind, max_detections=0), picture()
-    alone, more = (detect_augmented(model, image, PLAIN, each) for each in (AugmentationConventions(), augmentation))
+    alone, more = (
+        detect_augmented(model, image, PLAIN, each) for each in (AugmentationConventions(), augmentation)
+    )
     assert len(more) > len(alone) and torch.isfinite(more.boxes).all()
-    assert more.boxes.min() >= -1e-3 and more.boxes[:, 0::2].max() <= 79.01 and more.boxes[:, 1::2].max() <= 59.01
+    assert (
+        more.boxes.min() >= -1e-3
+        and more.boxes[:, 0::2].max() <= 79.01
+        and more.boxes[:, 1::2].max() <= 59.01
+    )
     if kind == "mask":
         assert more.masks.shape == (len(more), 60, 80) and more.masks.dtype == torch.bool
     else:
@@ -96,10 +132,14 @@ def test_every_copy_counts(kind: str) -> None:
 
 
 def test_a_mirrored_picture_gives_mirrored_detections() -> None:
-    """With the mirrored copy beside the plain one, an image and its mirror image are the same to the detector, but for NMS order."""
+    """With the mirrored copy beside the plain one, an image and its mirror image are the same to the
+    detector, but for NMS order."""
     both = AugmentationConventions(boxes=Views(flip=True), masks=Views(flip=True), keypoints=Views(flip=True))
     model, image = small("keypoint", nms_iou=0.0, max_detections=0), picture()
-    here, there = detect_augmented(model, image, PLAIN, both), detect_augmented(model, np.ascontiguousarray(image[:, ::-1]), PLAIN, both)
+    here, there = (
+        detect_augmented(model, image, PLAIN, both),
+        detect_augmented(model, np.ascontiguousarray(image[:, ::-1]), PLAIN, both),
+    )
     order, other = here.scores.argsort(descending=True), there.scores.argsort(descending=True)
     torch.testing.assert_close(here.scores[order], there.scores[other], rtol=1e-4, atol=1e-5)
     mirrored = View(PLAIN, flip=True).into(there.boxes[other], 80)
@@ -122,7 +162,9 @@ def test_accuracy_is_measured_with_the_rows_own_copies() -> None:
 
     entry = load_manifests().entry("mask_rcnn_resnet14_slim_fpn.demo")
     flipped = AugmentationConventions(boxes=Views(flip=True), masks=Views(flip=True))
-    entry = entry.model_copy(update={"conventions": entry.conventions.model_copy(update={"augmentation": flipped})})
+    entry = entry.model_copy(
+        update={"conventions": entry.conventions.model_copy(update={"augmentation": flipped})}
+    )
     dataset, model = open_data(entry, "shapes", 2), build_model(entry, "random")
     preprocess = Preprocess.from_conventions(entry.conventions.image).with_short_side(64)
     subject = Subject(entry, model, preprocess, torch.device("cpu"), dataset)

@@ -1,4 +1,5 @@
 """DetNet_pytorch: recorded outputs of the original, other configurations of it, and files that do not fit."""
+
 from __future__ import annotations
 
 import json
@@ -25,7 +26,9 @@ from detection_zoo.zoo.weights.load import load_arrays
 FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "detnet"
 
 
-@pytest.mark.parametrize("folder", ["ops", "imagenet_detnet59", "faster_rcnn_fpn_detnet59_voc", "faster_rcnn_fpn_resnet101_voc"])
+@pytest.mark.parametrize(
+    "folder", ["ops", "imagenet_detnet59", "faster_rcnn_fpn_detnet59_voc", "faster_rcnn_fpn_resnet101_voc"]
+)
 def test_every_recorded_output_is_equal(folder: str) -> None:
     report = parity(FOLDERS / folder)
     assert report.ok, "\n".join(str(line) for line in report.lines if line.verdict != "ok")
@@ -48,7 +51,9 @@ def test_an_output_nobody_computes_is_not_passed_over(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(FOLDERS / "ops", tmp_path / "ops"))
     with np.load(folder / "outputs.npz") as arrays:
         more = {name: arrays[name] for name in arrays.files}
-    more |= {f"unheard_of|{part}": more[f"encode|{part}"] for part in ("shape", "moments", "samples", "stride")}
+    more |= {
+        f"unheard_of|{part}": more[f"encode|{part}"] for part in ("shape", "moments", "samples", "stride")
+    }
     np.savez(folder / "outputs.npz", **more)
     assert not parity(folder).ok
 
@@ -58,7 +63,9 @@ def resnet50_coco(tmp_path: Path) -> Reference:
     source = FOLDERS / "faster_rcnn_fpn_resnet101_voc"
     described = json.loads((source / "checkpoint.json").read_text())
     deeper = tuple(f"RCNN_layer3.0.{block}." for block in range(6, 23))
-    described["tensors"] = [tensor for tensor in described["tensors"] if not tensor["name"].startswith(deeper)]
+    described["tensors"] = [
+        tensor for tensor in described["tensors"] if not tensor["name"].startswith(deeper)
+    ]
     for tensor in described["tensors"]:
         if tensor["name"].startswith("RCNN_cls_score"):
             tensor["shape"][0] = 81
@@ -87,16 +94,24 @@ def arguments_of(tmp_path: Path, **options: object) -> tuple[dict, Reference]:
     return detector_components(reference)["detector"].arguments, reference
 
 
-@pytest.mark.parametrize(("options", "wanted"), [
-    ({}, {}),
-    ({"yml": "cfgs/res50_ls.yml"}, {"post_nms": 1000}),  # FACTS: 300 (VOC), 1000 with the _ls yml (COCO)
-    ({"yml": "cfgs/res50_ls.yml", "overrides": ["TEST.RPN_POST_NMS_TOP_N", "300"]}, {}),
-    ({"overrides": ["FPN_ANCHOR_SCALES", "[16, 32, 64, 128, 256]", "MAX_NUM_GT_BOXES", "50"]}, {"anchor_sizes": [16, 32, 64, 128, 256]}),
-    ({"overrides": ["TRAIN.RPN_POST_NMS_TOP_N", 1000]}, {"train_post_nms": 1000}),
-    ({"pooling": "pool"}, {"pooling": "pool"}),
-    ({"pooling": "crop", "overrides": ["POOLING_MODE", "align"]}, {}),
-])
-def test_what_the_options_say_of_the_detector_is_followed(options: dict, wanted: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, {}),
+        ({"yml": "cfgs/res50_ls.yml"}, {"post_nms": 1000}),  # FACTS: 300 (VOC), 1000 with the _ls yml (COCO)
+        ({"yml": "cfgs/res50_ls.yml", "overrides": ["TEST.RPN_POST_NMS_TOP_N", "300"]}, {}),
+        (
+            {"overrides": ["FPN_ANCHOR_SCALES", "[16, 32, 64, 128, 256]", "MAX_NUM_GT_BOXES", "50"]},
+            {"anchor_sizes": [16, 32, 64, 128, 256]},
+        ),
+        ({"overrides": ["TRAIN.RPN_POST_NMS_TOP_N", 1000]}, {"train_post_nms": 1000}),
+        ({"pooling": "pool"}, {"pooling": "pool"}),
+        ({"pooling": "crop", "overrides": ["POOLING_MODE", "align"]}, {}),
+    ],
+)
+def test_what_the_options_say_of_the_detector_is_followed(
+    options: dict, wanted: dict, tmp_path: Path
+) -> None:
     found, _ = arguments_of(tmp_path, **options)
     assert found == {"pooled_size": 7, **wanted}
 
@@ -126,21 +141,32 @@ def test_rois_are_pooled_as_configured(pooling: str, operator: Callable[..., tor
 
 
 @pytest.mark.parametrize(("gap", "followed"), [(1e-7, True), (1e-3, False)])
-def test_near_ties_among_proposals_and_detections_stand_as_recorded(gap: float, followed: bool, tmp_path: Path) -> None:
+def test_near_ties_among_proposals_and_detections_stand_as_recorded(
+    gap: float, followed: bool, tmp_path: Path
+) -> None:
     anchors = torch.tensor([[10.0, 10, 30, 30], [50, 50, 80, 80], [5, 60, 25, 90]])
     scores = torch.tensor([[0.5 + gap, 0.5, 0.2]], dtype=torch.float64)
     found = Pyramid([], [], [], scores, torch.zeros(1, 3, 4), anchors)
     limits = {"pre_nms": 9, "post_nms": 4, "nms_threshold": 0.7}
     boxes = anchors + torch.tensor([0.0, 0, 1, 1])  # decoded far corners lie one pixel further
-    recorded = torch.cat([torch.zeros(4, 1), torch.cat([boxes[[1, 0, 2]], torch.zeros(1, 4)])], dim=1)[None].numpy()
-    rows = torch.tensor([[2.0, 10, 10, 30, 30, 0.5 + gap], [2, 50, 50, 80, 80, 0.5], [3, 1, 1, 9, 9, 0.9]], dtype=torch.float64)
+    recorded = torch.cat([torch.zeros(4, 1), torch.cat([boxes[[1, 0, 2]], torch.zeros(1, 4)])], dim=1)[
+        None
+    ].numpy()
+    rows = torch.tensor(
+        [[2.0, 10, 10, 30, 30, 0.5 + gap], [2, 50, 50, 80, 80, 0.5], [3, 1, 1, 9, 9, 0.9]],
+        dtype=torch.float64,
+    )
     kept = {"x/rois": recorded, "x/detections": rows.numpy()[[1, 0, 2]]}
     reference = Reference(tmp_path)
-    reference.__dict__["recorded"] = {name: {"shape": np.array(value.shape), "samples": value.reshape(-1)[::3], "stride": np.array(3)}
-                                      for name, value in kept.items()}
+    reference.__dict__["recorded"] = {
+        name: {"shape": np.array(value.shape), "samples": value.reshape(-1)[::3], "stride": np.array(3)}
+        for name, value in kept.items()
+    }
     folder = _Detector.__new__(_Detector)
     folder.reference, folder.kind = reference, torch.float64
-    proposals = folder._proposals("x/rois", torch.zeros(1, 3, 100, 100), found, torch.tensor([[100.0, 100.0]]), limits)
+    proposals = folder._proposals(
+        "x/rois", torch.zeros(1, 3, 100, 100), found, torch.tensor([[100.0, 100.0]]), limits
+    )
     assert np.array_equal(proposals.numpy(), recorded) == followed
     detections = folder._settled_detections("x/detections", rows)
     assert np.array_equal(detections.numpy(), kept["x/detections"]) == followed
@@ -151,27 +177,53 @@ def test_near_ties_of_which_nothing_is_recorded_are_ranked_in_double_precision(t
     anchors = torch.tensor([[10.0, 10, 30, 30], [50, 50, 80, 80]])
     folder = _Detector.__new__(_Detector)
     folder.reference, folder.kind = Reference(tmp_path), torch.float32
-    folder.reference.__dict__["recorded"] = {"x/rois": {"shape": np.array([1, 2, 5]), "samples": np.zeros(1), "stride": np.array(10)}}
+    folder.reference.__dict__["recorded"] = {
+        "x/rois": {"shape": np.array([1, 2, 5]), "samples": np.zeros(1), "stride": np.array(10)}
+    }
 
     class Finer(torch.nn.Module):
         def pyramid(self, images: torch.Tensor) -> Pyramid:
             assert images.dtype == torch.float64
-            return Pyramid([], [], [], torch.tensor([[0.5, 0.5 + 1e-9]], dtype=torch.float64), torch.zeros(1, 2, 4), anchors)
+            return Pyramid(
+                [],
+                [],
+                [],
+                torch.tensor([[0.5, 0.5 + 1e-9]], dtype=torch.float64),
+                torch.zeros(1, 2, 4),
+                anchors,
+            )
 
     folder.model = Finer()
     limits = {"pre_nms": 9, "post_nms": 2, "nms_threshold": 0.7}
-    for scores, first in (([0.5, 0.5], 50.0), ([0.6, 0.5], 10.0)):  # a tie, which the finer scores settle, and none
+    for scores, first in (
+        ([0.5, 0.5], 50.0),
+        ([0.6, 0.5], 10.0),
+    ):  # a tie, which the finer scores settle, and none
         found = Pyramid([], [], [], torch.tensor([scores]), torch.zeros(1, 2, 4), anchors)
-        proposals = folder._proposals("x/rois", torch.zeros(1, 3, 100, 100), found, torch.tensor([[100.0, 100.0]]), limits)
+        proposals = folder._proposals(
+            "x/rois", torch.zeros(1, 3, 100, 100), found, torch.tensor([[100.0, 100.0]]), limits
+        )
         assert proposals[0, 0, 1] == first
 
 
 def test_values_known_from_both_samplings(tmp_path: Path) -> None:
     whole = np.arange(6000.0).reshape(6, 1000)
     reference = Reference(tmp_path)
-    probed = np.random.RandomState(zlib.crc32(b"a/rois")).randint(0, 6000, 512)  # as the folders' own words say
-    reference.__dict__["recorded"] = {"a/rois": {"shape": np.array([6, 1000]), "samples": whole.reshape(-1)[::11][:512], "stride": np.array(11)},
-                                      "a/rois@probe": {"shape": np.array([512]), "samples": whole.reshape(-1)[probed], "stride": np.array(1)}}
+    probed = np.random.RandomState(zlib.crc32(b"a/rois")).randint(
+        0, 6000, 512
+    )  # as the folders' own words say
+    reference.__dict__["recorded"] = {
+        "a/rois": {
+            "shape": np.array([6, 1000]),
+            "samples": whole.reshape(-1)[::11][:512],
+            "stride": np.array(11),
+        },
+        "a/rois@probe": {
+            "shape": np.array([512]),
+            "samples": whole.reshape(-1)[probed],
+            "stride": np.array(1),
+        },
+    }
     known = known_values(reference, "a/rois")
     assert known.shape == (6, 1000) and np.array_equal(known[~np.isnan(known)], whole[~np.isnan(known)])
     assert (~np.isnan(known)).sum() == len({*probed, *range(0, 6000, 11)[:512]})
@@ -182,13 +234,18 @@ def test_strides_of_steps_follow_from_their_maps() -> None:
     for name in ("anchors_detnet", "anchors_resnet"):  # 4, 8, 16, 16, 16 and 4, 8, 16, 32, 64
         described = steps.described[name]
         untold = {field: value for field, value in described.items() if field != "strides"}
-        assert torch.equal(steps.anchors_over(untold), steps.anchors_over(described)) and len(steps.anchors_over(untold)) == described["count"]
+        assert (
+            torch.equal(steps.anchors_over(untold), steps.anchors_over(described))
+            and len(steps.anchors_over(untold)) == described["count"]
+        )
 
 
 def test_damaged_folders_name_what_they_lack(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(FOLDERS / "ops", tmp_path / "ops"))
     meta = json.loads((folder / "outputs.json").read_text())
-    (folder / "outputs.json").write_text(json.dumps({name: value for name, value in meta.items() if name != "inputs"}))
+    (folder / "outputs.json").write_text(
+        json.dumps({name: value for name, value in meta.items() if name != "inputs"})
+    )
     with pytest.raises(ParityError, match=r"outputs\.json: field 'inputs' is missing"):
         parity(folder)
     (folder / "outputs.json").write_text("[1]")
@@ -224,7 +281,10 @@ def test_tensors_of_another_kind_are_not_made_into_weights(kind: torch.dtype) ->
     model = torch.nn.Linear(2, 2)
     before = model.weight.clone()
     arrays = {"bias": torch.ones(2), "weight": torch.ones(2, 2).to(kind)}
-    with pytest.raises(CheckpointError, match=rf"(?s)not real floating-point numbers in the file: weight \({kind}\).*Nothing was loaded"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"(?s)not real floating-point numbers in the file: weight \({kind}\).*Nothing was loaded",
+    ):
         load_arrays(model, arrays, "zoo", where="test")
     assert torch.equal(model.weight, before)
 
@@ -233,6 +293,13 @@ def test_the_last_stages_keep_their_stride() -> None:
     backbone = detnet59(norm="batch").eval()
     maps = backbone(torch.zeros(1, 3, 64, 96))
     assert {name: (spec.channels, spec.stride) for name, spec in backbone.specs.items()} == {
-        "c2": (256, 4), "c3": (512, 8), "c4": (1024, 16), "c5": (1024, 16), "c6": (1024, 16)}  # Li et al. 2018, table 1
+        "c2": (256, 4),
+        "c3": (512, 8),
+        "c4": (1024, 16),
+        "c5": (1024, 16),
+        "c6": (1024, 16),
+    }  # Li et al. 2018, table 1
     assert maps["c6"].shape == (1, 1024, 4, 6)
-    assert sum(p.numel() for p in backbone.parameters()) + 1024 * 1000 + 1000 == 18_372_648  # the classifier, as counted from the original
+    assert (
+        sum(p.numel() for p in backbone.parameters()) + 1024 * 1000 + 1000 == 18_372_648
+    )  # the classifier, as counted from the original

@@ -1,4 +1,6 @@
-"""HarDNet, its SSD and RFB detectors: recorded outputs of the originals, the paper's channel rule, every file name of the checkpoints."""
+"""HarDNet, its SSD and RFB detectors: recorded outputs of the originals, the paper's channel rule, every file
+name of the checkpoints."""
+
 from __future__ import annotations
 
 import json
@@ -19,14 +21,23 @@ from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays, load_
 from detection_zoo.zoo.weights.rename import account
 
 FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "hardnet"
-SKIPPED = {"transform.largest_deviation_from_rounded_float_bilinear", "schedule.coco_resumed_at_100", "coco_result", "voc_eval"}
+SKIPPED = {
+    "transform.largest_deviation_from_rounded_float_bilinear",
+    "schedule.coco_resumed_at_100",
+    "coco_result",
+    "voc_eval",
+}
 
 
-@pytest.mark.parametrize("folder", ["steps", "imagenet_hardnet68", "ssd300_hardnet68_voc", "ssd300_vgg16_voc"])
+@pytest.mark.parametrize(
+    "folder", ["steps", "imagenet_hardnet68", "ssd300_hardnet68_voc", "ssd300_vgg16_voc"]
+)
 def test_every_recorded_output_is_equal(folder: str) -> None:
     report = parity(FOLDERS / folder)
     assert report.ok, "\n".join(str(line) for line in report.lines if line.verdict != "ok")
-    assert {line.name for line in report.lines if line.verdict == "skipped"} == (SKIPPED if folder == "steps" else set())
+    assert {line.name for line in report.lines if line.verdict == "skipped"} == (
+        SKIPPED if folder == "steps" else set()
+    )
 
 
 def test_a_changed_record_is_found(tmp_path: Path) -> None:
@@ -44,33 +55,84 @@ def test_a_changed_step_is_found(tmp_path: Path) -> None:
     steps["augment"]["runs"][2]["draws"][3][2] += 1
     steps["schedule"]["voc"]["lr"]["77550"] = 0.004
     (folder / "steps.json").write_text(json.dumps(steps))
-    assert [line.name for line in parity(folder).lines if line.verdict == "differs"] == ["augment.2.draws", "schedule.voc.lr"]
+    assert [line.name for line in parity(folder).lines if line.verdict == "differs"] == [
+        "augment.2.draws",
+        "schedule.voc.lr",
+    ]
 
 
 def test_links_and_widths_follow_the_paper() -> None:
-    assert [harmonic_links(layer) for layer in range(1, 9)] == [[0], [1, 0], [2], [3, 2, 0], [4], [5, 4], [6], [7, 6, 4, 0]]
-    block = HarmonicBlock(128, 16, 1.7, 16, separable=False, activation="relu")  # HarDNet68's second block, as the authors' files have it
+    assert [harmonic_links(layer) for layer in range(1, 9)] == [
+        [0],
+        [1, 0],
+        [2],
+        [3, 2, 0],
+        [4],
+        [5, 4],
+        [6],
+        [7, 6, 4, 0],
+    ]
+    block = HarmonicBlock(
+        128, 16, 1.7, 16, separable=False, activation="relu"
+    )  # HarDNet68's second block, as the authors' files have it
     shapes = [(layer.conv.in_channels, layer.conv.out_channels) for layer in block.layers]
-    assert shapes == [(128, 16), (144, 28), (28, 16), (172, 46), (46, 16), (62, 28), (28, 16), (218, 78), (78, 16), (94, 28), (28, 16), (122, 46), (46, 16),
-                      (62, 28), (28, 16), (296, 134)]
+    assert shapes == [
+        (128, 16),
+        (144, 28),
+        (28, 16),
+        (172, 46),
+        (46, 16),
+        (62, 28),
+        (28, 16),
+        (218, 78),
+        (78, 16),
+        (94, 28),
+        (28, 16),
+        (122, 46),
+        (46, 16),
+        (62, 28),
+        (28, 16),
+        (296, 134),
+    ]
     assert block.out_channels == 262
 
 
 def test_detector_and_classifier_forms_differ_where_the_authors_do() -> None:
     detector, classifier = hardnet68(form="detector"), hardnet68(form="classifier")
-    assert isinstance(detector.stages[0].relu, torch.nn.ReLU) and isinstance(classifier.stages[0].relu, torch.nn.ReLU6)
-    assert (detector.stages[5].ceil_mode, detector.stages[10].ceil_mode, classifier.stages[5].ceil_mode) == (True, False, False)
+    assert isinstance(detector.stages[0].relu, torch.nn.ReLU) and isinstance(
+        classifier.stages[0].relu, torch.nn.ReLU6
+    )
+    assert (detector.stages[5].ceil_mode, detector.stages[10].ceil_mode, classifier.stages[5].ceil_mode) == (
+        True,
+        False,
+        False,
+    )
     maps = detector(torch.zeros(1, 3, 300, 300))
-    assert {name: tuple(m.shape[1:]) for name, m in maps.items()} == {"c3": (320, 38, 38), "c4": (640, 19, 19)}
-    assert {name: (s.channels, s.stride) for name, s in classifier.specs.items()} == {"c2": (128, 4), "c3": (320, 8), "c4": (640, 16), "c5": (1024, 32)}
-    assert [build_model(f"hardnet{size}_imagenet.hardnet", device="meta").dropout.p for size in ("68", "85", "39ds", "68ds")] == [0.1, 0.2, 0.05, 0.05]
+    assert {name: tuple(m.shape[1:]) for name, m in maps.items()} == {
+        "c3": (320, 38, 38),
+        "c4": (640, 19, 19),
+    }
+    assert {name: (s.channels, s.stride) for name, s in classifier.specs.items()} == {
+        "c2": (128, 4),
+        "c3": (320, 8),
+        "c4": (640, 16),
+        "c5": (1024, 32),
+    }
+    assert [
+        build_model(f"hardnet{size}_imagenet.hardnet", device="meta").dropout.p
+        for size in ("68", "85", "39ds", "68ds")
+    ] == [0.1, 0.2, 0.05, 0.05]
     assert hardnet85(bridge=False).bridge is None and hardnet85().bridge is not None
 
 
 # ---- names and shapes of the files that no recorded folder holds, written out from the authors' code
 
 WIDTHS = {  # growth -> output widths by the number of links of a layer
-    24: (24, 40, 70, 118, 200), 28: (28, 48, 80, 138, 234), 36: (36, 62, 104, 176, 300), 48: (48, 82, 138, 236, 400), 256: (256, 436, 740),
+    24: (24, 40, 70, 118, 200),
+    28: (28, 48, 80, 138, 234),
+    36: (36, 62, 104, 176, 300),
+    48: (48, 82, 138, 236, 400),
+    256: (256, 436, 740),
 }
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
@@ -81,7 +143,9 @@ def norm(name: str, channels: int) -> Shapes:
     yield f"{name}.num_batches_tracked", ()
 
 
-def block(name: str, out: int, into: int, kernel: tuple[int, int] = (1, 1), norm_name: str = "norm") -> Shapes:
+def block(
+    name: str, out: int, into: int, kernel: tuple[int, int] = (1, 1), norm_name: str = "norm"
+) -> Shapes:
     yield f"{name}.conv.weight", (out, into, *kernel)
     yield from norm(f"{name}.{norm_name}", out)
 
@@ -91,15 +155,22 @@ def dense(name: str, into: int, growth: int, layers: int, expected: int) -> Shap
     for layer in range(1, layers + 1):
         links = [layer - 2**i for i in range(5) if layer % 2**i == 0]
         widths.append(WIDTHS[growth][len(links) - 1])
-        yield from block(f"{name}.layers.{layer - 1}", widths[layer], sum(widths[link] for link in links), (3, 3))
+        yield from block(
+            f"{name}.layers.{layer - 1}", widths[layer], sum(widths[link] for link in links), (3, 3)
+        )
     assert sum(widths[1::2]) + widths[-1] == expected
 
 
 def hardnet85_body() -> Shapes:
     yield from block("base.0", 48, 3, (3, 3))
     yield from block("base.1", 96, 48, (3, 3))
-    for index, into, growth, layers, joined, out in ((3, 96, 24, 8, 214, 192), (6, 192, 24, 16, 392, 256), (8, 256, 28, 16, 458, 320),
-                                                     (11, 320, 36, 16, 588, 480), (13, 480, 48, 16, 784, 720)):
+    for index, into, growth, layers, joined, out in (
+        (3, 96, 24, 8, 214, 192),
+        (6, 192, 24, 16, 392, 256),
+        (8, 256, 28, 16, 458, 320),
+        (11, 320, 36, 16, 588, 480),
+        (13, 480, 48, 16, 784, 720),
+    ):
         yield from dense(f"base.{index}", into, growth, layers, joined)
         yield from block(f"base.{index + 1}", out, joined)
 
@@ -116,7 +187,9 @@ def ssd512_hardnet85() -> Shapes:
     yield from block("bridge.1", 960, 720, (3, 3))
     yield from block("bridge.2", 720, 960)
     into = 720
-    for index, (out, kernel) in enumerate([(256, 1), (512, 3), (128, 1), (256, 3), (128, 1), (256, 3), (128, 1), (256, 3), (128, 1), (256, 4)]):
+    for index, (out, kernel) in enumerate(
+        [(256, 1), (512, 3), (128, 1), (256, 3), (128, 1), (256, 3), (128, 1), (256, 3), (128, 1), (256, 4)]
+    ):
         yield f"extras.{index}.weight", (out, into, kernel, kernel)
         yield f"extras.{index}.bias", (out,)
         into = out
@@ -127,8 +200,12 @@ def ssd512_hardnet85() -> Shapes:
 def rfb_block(name: str, into: int, out: int) -> Shapes:
     inter = into // 8
     middle = inter // 2 * 3
-    for branch, layers in enumerate(([(inter, into, 1), (2 * inter, inter, 3), (2 * inter, 2 * inter, 3)],
-                                     [(inter, into, 1), (middle, inter, 3), (2 * inter, middle, 3), (2 * inter, 2 * inter, 3)])):
+    for branch, layers in enumerate(
+        (
+            [(inter, into, 1), (2 * inter, inter, 3), (2 * inter, 2 * inter, 3)],
+            [(inter, into, 1), (middle, inter, 3), (2 * inter, middle, 3), (2 * inter, 2 * inter, 3)],
+        )
+    ):
         for index, (width, before, kernel) in enumerate(layers):
             yield from block(f"{name}.branch{branch}.{index}", width, before, (kernel, kernel), "bn")
     yield from block(f"{name}.ConvLinear", out, 4 * inter, norm_name="bn")
@@ -137,9 +214,14 @@ def rfb_block(name: str, into: int, out: int) -> Shapes:
 
 def rfb512_hardnet85() -> Shapes:
     yield from hardnet85_body()
-    for branch, layers in enumerate(([(80, 320, (1, 1)), (80, 80, (3, 3))], [(80, 320, (1, 1)), (80, 80, (3, 1)), (80, 80, (3, 3))],
-                                     [(80, 320, (1, 1)), (80, 80, (1, 3)), (80, 80, (3, 3))],
-                                     [(40, 320, (1, 1)), (60, 40, (1, 3)), (80, 60, (3, 1)), (80, 80, (3, 3))])):
+    for branch, layers in enumerate(
+        (
+            [(80, 320, (1, 1)), (80, 80, (3, 3))],
+            [(80, 320, (1, 1)), (80, 80, (3, 1)), (80, 80, (3, 3))],
+            [(80, 320, (1, 1)), (80, 80, (1, 3)), (80, 80, (3, 3))],
+            [(40, 320, (1, 1)), (60, 40, (1, 3)), (80, 60, (3, 1)), (80, 80, (3, 3))],
+        )
+    ):
         for index, (out, into, kernel) in enumerate(layers):
             yield from block(f"Norm.branch{branch}.{index}", out, into, kernel, "bn")
     yield from block("Norm.ConvLinear", 512, 320, norm_name="bn")
@@ -170,13 +252,21 @@ def imagenet_hardnet39ds() -> Shapes:
     yield from depthwise("base.2", 48)
     into = 48
     widths = {16: (16, 26, 40), 20: (20, 32, 52, 82, 132), 64: (64, 102, 164, 262), 160: (160, 256, 410)}
-    for index, growth, layers, joined, out, pool in ((3, 16, 4, 72, 96, 5), (6, 20, 16, 292, 320, 8), (9, 64, 8, 518, 640, 11),
-                                                     (12, 160, 4, 730, 1024, None)):
+    for index, growth, layers, joined, out, pool in (
+        (3, 16, 4, 72, 96, 5),
+        (6, 20, 16, 292, 320, 8),
+        (9, 64, 8, 518, 640, 11),
+        (12, 160, 4, 730, 1024, None),
+    ):
         outputs = [into]
         for layer in range(1, layers + 1):
             links = [layer - 2**i for i in range(5) if layer % 2**i == 0]
             outputs.append(widths[growth][len(links) - 1])
-            yield from block(f"base.{index}.layers.{layer - 1}.layer1", outputs[layer], sum(outputs[link] for link in links))
+            yield from block(
+                f"base.{index}.layers.{layer - 1}.layer1",
+                outputs[layer],
+                sum(outputs[link] for link in links),
+            )
             yield from depthwise(f"base.{index}.layers.{layer - 1}.layer2", outputs[layer])
         assert sum(outputs[1::2]) + outputs[-1] == joined
         yield from block(f"base.{index + 1}", out, joined)
@@ -187,21 +277,35 @@ def imagenet_hardnet39ds() -> Shapes:
     yield "base.14.3.bias", (1000,)
 
 
-@pytest.mark.parametrize(("row", "shapes", "form"), [
-    ("ssd512_hardnet85_coco.hardnet", ssd512_hardnet85, "pytorchssd_pth"), ("rfb512_hardnet85_coco.hardnet", rfb512_hardnet85, "pytorchssd_pth"),
-    ("hardnet85_imagenet.hardnet", imagenet_hardnet85, "hardnet_imagenet_pth"), ("hardnet39ds_imagenet.hardnet", imagenet_hardnet39ds, "hardnet_imagenet_pth"),
-])
+@pytest.mark.parametrize(
+    ("row", "shapes", "form"),
+    [
+        ("ssd512_hardnet85_coco.hardnet", ssd512_hardnet85, "pytorchssd_pth"),
+        ("rfb512_hardnet85_coco.hardnet", rfb512_hardnet85, "pytorchssd_pth"),
+        ("hardnet85_imagenet.hardnet", imagenet_hardnet85, "hardnet_imagenet_pth"),
+        ("hardnet39ds_imagenet.hardnet", imagenet_hardnet39ds, "hardnet_imagenet_pth"),
+    ],
+)
 def test_every_name_of_an_unrecorded_file_has_its_place(row: str, shapes: object, form: str) -> None:
     model = build_model(row, device="meta")
     arrays = {f"module.{name}": np.broadcast_to(np.float32(0), shape) for name, shape in shapes()}  # type: ignore[operator]
-    report = account(checkpoint_format(form).translate(arrays), {n: tuple(t.shape) for n, t in model.state_dict().items()}, row, np.shape)
+    report = account(
+        checkpoint_format(form).translate(arrays),
+        {n: tuple(t.shape) for n, t in model.state_dict().items()},
+        row,
+        np.shape,
+    )
     assert report.complete and len(report.matched) == len(arrays) and not report.dropped
 
 
 # ---- files: prefix, counters, backbone alone, the wrong file
 
+
 def tensors(folder: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix("module."): torch.as_tensor(array) for name, array in standin_arrays(FOLDERS / folder).items()}
+    return {
+        name.removeprefix("module."): torch.as_tensor(array)
+        for name, array in standin_arrays(FOLDERS / folder).items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +314,9 @@ def vgg_file() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_files_load_with_and_without_the_prefix(vgg_file: dict[str, torch.Tensor], prefix: str, tmp_path: Path) -> None:
+def test_files_load_with_and_without_the_prefix(
+    vgg_file: dict[str, torch.Tensor], prefix: str, tmp_path: Path
+) -> None:
     torch.save({prefix + name: tensor for name, tensor in vgg_file.items()}, tmp_path / "file.pth")
     model = build_model("ssd300_vgg16_voc.hardnet")
     assert load_weights(model, tmp_path / "file.pth", "pytorchssd_pth").complete
@@ -218,13 +324,21 @@ def test_files_load_with_and_without_the_prefix(vgg_file: dict[str, torch.Tensor
 
 
 def test_files_of_old_pytorch_have_no_counters() -> None:
-    old = {name: tensor for name, tensor in tensors("imagenet_hardnet68").items() if not name.endswith("num_batches_tracked")}
-    report = load_arrays(build_model("hardnet68_imagenet.hardnet"), old, "hardnet_imagenet_pth", where="old file")
+    old = {
+        name: tensor
+        for name, tensor in tensors("imagenet_hardnet68").items()
+        if not name.endswith("num_batches_tracked")
+    }
+    report = load_arrays(
+        build_model("hardnet68_imagenet.hardnet"), old, "hardnet_imagenet_pth", where="old file"
+    )
     assert report.complete and len(report.matched) == len(old) and report.defaulted
 
 
 def test_a_base_file_fills_the_backbone_alone(vgg_file: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    base = {name.removeprefix("base."): tensor for name, tensor in vgg_file.items() if name.startswith("base.")}
+    base = {
+        name.removeprefix("base."): tensor for name, tensor in vgg_file.items() if name.startswith("base.")
+    }
     torch.save(base, tmp_path / "vgg16_reducedfc.pth")
     model = build_model("ssd300_vgg16_voc.hardnet")
     before = model.box_head[0].weight.detach().clone()
@@ -236,6 +350,9 @@ def test_a_base_file_fills_the_backbone_alone(vgg_file: dict[str, torch.Tensor],
 def test_a_file_of_other_classes_is_refused_and_changes_nothing(vgg_file: dict[str, torch.Tensor]) -> None:
     model = build_model("ssd300_vgg16_coco.hardnet", "random")
     before = model.class_head[0].weight.detach().clone()
-    with pytest.raises(CheckpointError, match=r"class_head\.0\.weight \[126, 512, 3, 3\] in the file, \[486, 512, 3, 3\] in the model"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"class_head\.0\.weight \[126, 512, 3, 3\] in the file, \[486, 512, 3, 3\] in the model",
+    ):
         load_arrays(model, vgg_file, "pytorchssd_pth", where="VOC file")
     torch.testing.assert_close(model.class_head[0].weight, before, rtol=0, atol=0)

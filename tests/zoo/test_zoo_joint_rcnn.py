@@ -1,4 +1,5 @@
 """The joint Faster R-CNN at test time: soft-NMS from the conventions, and augmented copies of an image."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -15,15 +16,35 @@ from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.parts.smoothed_fpn import SmoothedPyramid
 from detection_zoo.zoo.detectors.tta import FLIPPED, detect_augmented
 
-PREPROCESS = Preprocess("rgb", "0..1", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ShorterSide(64, None, "round"), "cv2_bilinear", normalise_first=True)
+PREPROCESS = Preprocess(
+    "rgb",
+    "0..1",
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+    ShorterSide(64, None, "round"),
+    "cv2_bilinear",
+    normalise_first=True,
+)
 
 
 def slim(**detections) -> JointRCNN:  # noqa: ANN003
     torch.manual_seed(0)
     backbone = resnet14_slim()
-    model = joint_rcnn(backbone, SmoothedPyramid(backbone.specs, extra="max_pool"), 3, rpn_channels=8, post_nms=50, detections=detections or None).eval()
+    model = joint_rcnn(
+        backbone,
+        SmoothedPyramid(backbone.specs, extra="max_pool"),
+        3,
+        rpn_channels=8,
+        post_nms=50,
+        detections=detections or None,
+    ).eval()
     with torch.no_grad():
-        for layer in (model.rpn_head.objectness, model.rpn_head.deltas, model.box_head.cls_score, model.box_head.bbox_pred):
+        for layer in (
+            model.rpn_head.objectness,
+            model.rpn_head.deltas,
+            model.box_head.cls_score,
+            model.box_head.bbox_pred,
+        ):
             layer.weight.mul_(30)
     return model
 
@@ -36,11 +57,22 @@ def test_copies_of_an_image_are_put_together() -> None:
     model, nothing = slim(), AugmentationConventions()
     plain = detect_augmented(model, picture(), PREPROCESS, nothing)
     prepared = PREPROCESS(picture())
-    expected = model.predict(prepared.tensor[None], torch.tensor([prepared.size]), torch.tensor([prepared.original_size]))[0]
-    assert len(plain) and torch.equal(plain.boxes, expected.boxes) and torch.equal(plain.scores, expected.scores)
+    expected = model.predict(
+        prepared.tensor[None], torch.tensor([prepared.size]), torch.tensor([prepared.original_size])
+    )[0]
+    assert (
+        len(plain) and torch.equal(plain.boxes, expected.boxes) and torch.equal(plain.scores, expected.scores)
+    )
     both = detect_augmented(model, picture(), PREPROCESS, AugmentationConventions(boxes=FLIPPED))
-    mirrored = detect_augmented(model, picture(), PREPROCESS, AugmentationConventions(boxes=FLIPPED)), detect_augmented(
-        model, np.ascontiguousarray(picture()[:, ::-1]), PREPROCESS, AugmentationConventions(boxes=FLIPPED))
+    mirrored = (
+        detect_augmented(model, picture(), PREPROCESS, AugmentationConventions(boxes=FLIPPED)),
+        detect_augmented(
+            model,
+            np.ascontiguousarray(picture()[:, ::-1]),
+            PREPROCESS,
+            AugmentationConventions(boxes=FLIPPED),
+        ),
+    )
     assert not torch.equal(both.scores, plain.scores)
     first, second = mirrored  # an image and its mirror image have the same set of copies
     assert torch.allclose(first.scores.sort().values, second.scores.sort().values, atol=1e-4)
@@ -49,7 +81,9 @@ def test_copies_of_an_image_are_put_together() -> None:
 def test_soft_nms_keeps_what_nms_drops() -> None:
     hard, soft = (slim(max_detections=0, soft=kind) for kind in ("none", "linear"))
     prepared = PREPROCESS(picture())
-    counts = [len(model.predict(prepared.tensor[None], torch.tensor([prepared.size]))[0]) for model in (hard, soft)]
+    counts = [
+        len(model.predict(prepared.tensor[None], torch.tensor([prepared.size]))[0]) for model in (hard, soft)
+    ]
     assert counts[1] > counts[0] > 0
 
 

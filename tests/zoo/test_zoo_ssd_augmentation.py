@@ -1,4 +1,6 @@
-"""SSD's augmentation beyond the recorded draws: images without boxes, boxes that vanish, channel order, repeatability, batches."""
+"""SSD's augmentation beyond the recorded draws: images without boxes, boxes that vanish, channel order,
+repeatability, batches."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,13 +15,21 @@ from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.loading import TrainingBatches
 from detection_zoo.zoo.data.shapes import make_shapes
 from detection_zoo.zoo.data.ssd_augmentation import (
-    FILL, SSDAugmentation, distort_colours, random_crop, random_expand, random_mirror, random_resize,
+    FILL,
+    SSDAugmentation,
+    distort_colours,
+    random_crop,
+    random_expand,
+    random_mirror,
+    random_resize,
 )
 from detection_zoo.zoo.data.targets import TargetRules
 from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, ShorterSide
 from detection_zoo.zoo.manifest import load_manifests
 
-PREPROCESS = Preprocess("bgr", "0..255", (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), FixedSize(64), "cv2_bilinear")
+PREPROCESS = Preprocess(
+    "bgr", "0..255", (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), FixedSize(64), "cv2_bilinear"
+)
 BOXES = np.array([[10.0, 20.0, 60.0, 90.0], [50.0, 10.0, 110.0, 70.0]])
 LABELS = np.array([3, 7])
 
@@ -56,13 +66,17 @@ class Scripted(Random):
 
 
 def test_a_crop_clips_what_stays_and_drops_what_has_its_centre_outside() -> None:
-    """Any crop will do (the last mode), half the sides of a 100 x 120 image from (0, 10): the second box has its centre at x = 80."""
+    """Any crop will do (the last mode), half the sides of a 100 x 120 image from (0, 10): the second box has
+    its centre at x = 80."""
     part, boxes, labels = random_crop(picture(), BOXES, LABELS, Scripted(6, 0.5, 1.0, 0, 10))
-    assert part.shape == (50, 60, 3) and boxes.tolist() == [[10.0, 10.0, 60.0, 50.0]] and labels.tolist() == [3]
+    assert (
+        part.shape == (50, 60, 3) and boxes.tolist() == [[10.0, 10.0, 60.0, 50.0]] and labels.tolist() == [3]
+    )
 
 
 def test_a_crop_must_satisfy_every_box() -> None:
-    """IoU of the whole-image-but-a-line crop with the first box is 3500 / 11900 = 0.29: above 0.1, below 0.3 (then the mode is drawn anew: unchanged)."""
+    """IoU of the whole-image-but-a-line crop with the first box is 3500 / 11900 = 0.29: above 0.1, below 0.3
+    (then the mode is drawn anew: unchanged)."""
     whole = (0.995, 1.0, 0, 0)
     assert random_crop(picture(), BOXES, LABELS, Scripted(1, *whole))[0].shape == (99, 119, 3)
     tries = [value for _ in range(50) for value in whole]
@@ -92,27 +106,45 @@ def test_brightness_is_cut_not_rounded_and_clipped() -> None:
     assert distort_colours(grey, Scripted(0, 1, 0.509, 0, 0)).max() == 50
 
 
-@pytest.mark.parametrize(("place", "method"), list(enumerate([cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA, cv2.INTER_NEAREST,
-                                                              cv2.INTER_LANCZOS4])))
+@pytest.mark.parametrize(
+    ("place", "method"),
+    list(
+        enumerate([cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_LANCZOS4])
+    ),
+)
 def test_the_five_interpolations(place: int, method: int) -> None:
-    np.testing.assert_array_equal(random_resize(picture(), 33, Scripted(place)), cv2.resize(picture(), (33, 33), interpolation=method))
+    np.testing.assert_array_equal(
+        random_resize(picture(), 33, Scripted(place)), cv2.resize(picture(), (33, 33), interpolation=method)
+    )
 
 
 def test_an_image_without_boxes_is_only_resized() -> None:
     draw = Scripted(3)
-    image, boxes, labels = SSDAugmentation(PREPROCESS)(picture(), np.zeros((0, 4)), np.zeros(0, np.int64), draw)
-    assert image.tensor.shape == (3, 64, 64) and boxes.shape == (0, 4) and labels.shape == (0,) and not draw.values
-    expected = cv2.resize(np.ascontiguousarray(picture()[:, :, ::-1]), (64, 64), interpolation=cv2.INTER_NEAREST).astype(np.float32) - np.array(FILL)
+    image, boxes, labels = SSDAugmentation(PREPROCESS)(
+        picture(), np.zeros((0, 4)), np.zeros(0, np.int64), draw
+    )
+    assert (
+        image.tensor.shape == (3, 64, 64)
+        and boxes.shape == (0, 4)
+        and labels.shape == (0,)
+        and not draw.values
+    )
+    expected = cv2.resize(
+        np.ascontiguousarray(picture()[:, :, ::-1]), (64, 64), interpolation=cv2.INTER_NEAREST
+    ).astype(np.float32) - np.array(FILL)
     np.testing.assert_array_equal(image.tensor.numpy(), expected.transpose(2, 0, 1))
 
 
 def test_where_every_box_becomes_too_small_the_image_is_used_as_it_was() -> None:
-    """Expanded four times, a box of 4 pixels is 4 / 480 of the side, below 0.01: the resize is drawn once more, for the original."""
+    """Expanded four times, a box of 4 pixels is 4 / 480 of the side, below 0.01: the resize is drawn once
+    more, for the original."""
     small = np.array([[10.0, 20.0, 14.0, 60.0]])
     draw = Scripted(0, 0, 0, 0, 0, 0.1, 4.0, 1.0, 0, 0, 0, 2, 3)
     image, boxes, _ = SSDAugmentation(PREPROCESS)(picture(), small, np.array([1]), draw)
     np.testing.assert_allclose(boxes, [[10 / 120, 0.2, 14 / 120, 0.6]])
-    expected = cv2.resize(np.ascontiguousarray(picture()[:, :, ::-1]), (64, 64), interpolation=cv2.INTER_NEAREST)
+    expected = cv2.resize(
+        np.ascontiguousarray(picture()[:, :, ::-1]), (64, 64), interpolation=cv2.INTER_NEAREST
+    )
     np.testing.assert_array_equal(image.tensor.numpy()[0] + 104, expected[:, :, 0])
     assert not draw.values and image.original_size == (100, 120)
 
@@ -144,11 +176,22 @@ def test_batches_depend_on_seed_epoch_and_image_alone(tmp_path: Path) -> None:
     dataset = CocoDataset(folder / "train", folder / "annotations" / "instances_train.json")
 
     def batch(seed: int, epoch: int, workers: int = 0) -> tuple[torch.Tensor, list[list[float]]]:
-        batches = TrainingBatches(dataset, preprocess, TargetRules.from_conventions(conventions.targets), images_per_batch=4, seed=seed,
-                                  augmentation=SSDAugmentation(preprocess), workers=workers)
+        batches = TrainingBatches(
+            dataset,
+            preprocess,
+            TargetRules.from_conventions(conventions.targets),
+            images_per_batch=4,
+            seed=seed,
+            augmentation=SSDAugmentation(preprocess),
+            workers=workers,
+        )
         images, sizes, targets = next(iter(batches(epoch)))
         assert images.shape == (4, 3, 300, 300) and sizes.tolist() == [[300, 300]] * 4
-        assert all(t.boxes.min() >= 0 and t.boxes.max() <= 300 and len(t.boxes) == len(t.labels) for t in targets if len(t.boxes))
+        assert all(
+            t.boxes.min() >= 0 and t.boxes.max() <= 300 and len(t.boxes) == len(t.labels)
+            for t in targets
+            if len(t.boxes)
+        )
         return images, [t.boxes.tolist() for t in targets]
 
     first, again, other = batch(1, 0), batch(1, 0, workers=2), batch(1, 1)

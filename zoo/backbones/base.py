@@ -1,4 +1,5 @@
 """What a backbone is: images in, named feature maps out, with the channels and stride of each."""
+
 from __future__ import annotations
 
 from abc import abstractmethod
@@ -16,15 +17,24 @@ class FeatureSpec:
 
 
 class Backbone(nn.Module):
-    """Images (N, 3, H, W) to feature maps by name, finest first; necks and heads ask `specs` and hard-code nothing."""
+    """Images (N, 3, H, W) to feature maps by name, finest first; necks and heads ask `specs` and hard-code
+    nothing."""
 
-    specs: dict[str, FeatureSpec]  # name of a map -> its shape; the names are the keys of what forward returns, in that order
-    classifier_dropout: float = 0.0  # probability before the linear layer, where the network is trained as a classifier
+    specs: dict[
+        str, FeatureSpec
+    ]  # name of a map -> its shape; the names are the keys of what forward returns, in that order
+    classifier_dropout: float = (
+        0.0  # probability before the linear layer, where the network is trained as a classifier
+    )
 
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps (N, C, H / stride, W / stride) by name, finest first."""
 
     def head_stage(self, stride: int = 2) -> tuple[nn.Module, int]:
-        """A new stage to run on pooled features, with its output channels (C4 detectors); raises ValueError where a family has none."""
-        raise ValueError(f"{type(self).__name__} has no stage for a head on pooled features; use a box head with its own layers, on a pyramid")
+        """A new stage to run on pooled features, with its output channels (C4 detectors); raises ValueError
+        where a family has none."""
+        raise ValueError(
+            f"{type(self).__name__} has no stage for a head on pooled features; use a box head with its own"
+            " layers, on a pyramid"
+        )

@@ -1,4 +1,6 @@
-"""DetNet-59: a backbone for detection whose last stages keep stride 16 by dilation (Li et al. 2018, "DetNet: A Backbone network for Object Detection")."""
+"""DetNet-59: a backbone for detection whose last stages keep stride 16 by dilation (Li et al. 2018, "DetNet:
+A Backbone network for Object Detection")."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -8,11 +10,18 @@ from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 from detection_zoo.zoo.backbones.resnet import EXPANSION, Bottleneck, Stem, initialise
 
-STAGES = {"c2": (3, 64, 1, 1), "c3": (4, 128, 2, 1), "c4": (6, 256, 2, 1), "c5": (3, 256, 1, 2), "c6": (3, 256, 1, 2)}  # blocks, inner, stride, dilation
+STAGES = {
+    "c2": (3, 64, 1, 1),
+    "c3": (4, 128, 2, 1),
+    "c4": (6, 256, 2, 1),
+    "c5": (3, 256, 1, 2),
+    "c6": (3, 256, 1, 2),
+}  # blocks, inner, stride, dilation
 
 
 class DetNet(Backbone):
-    """Stem and five stages of bottlenecks; c5 and c6 stay at stride 16 with dilation 2 and 256 channels inside (table 1 of the paper).
+    """Stem and five stages of bottlenecks; c5 and c6 stay at stride 16 with dilation 2 and 256 channels
+    inside (table 1 of the paper).
 
     Args:
         norm: a kind of zoo.parts.norm.make_norm.
@@ -25,8 +34,20 @@ class DetNet(Backbone):
         self.specs, channels, total_stride = {}, 64, 4
         for name, (blocks, inner, stride, dilation) in STAGES.items():
             out = inner * EXPANSION
-            first = Bottleneck(channels, inner, out, stride=stride, dilation=dilation, stride_in_1x1=False, norm=norm, project=dilation > 1)
-            rest = [Bottleneck(out, inner, out, stride=1, dilation=dilation, stride_in_1x1=False, norm=norm) for _ in range(blocks - 1)]
+            first = Bottleneck(
+                channels,
+                inner,
+                out,
+                stride=stride,
+                dilation=dilation,
+                stride_in_1x1=False,
+                norm=norm,
+                project=dilation > 1,
+            )
+            rest = [
+                Bottleneck(out, inner, out, stride=1, dilation=dilation, stride_in_1x1=False, norm=norm)
+                for _ in range(blocks - 1)
+            ]
             self.add_module(name, nn.Sequential(first, *rest))
             channels, total_stride = out, total_stride * stride
             self.specs[name] = FeatureSpec(channels, total_stride)

@@ -1,4 +1,6 @@
-"""HarDNet: harmonic dense connections (Chao et al., "HarDNet: A Low Memory Traffic Network", ICCV 2019, section 3)."""
+"""HarDNet: harmonic dense connections (Chao et al., "HarDNet: A Low Memory Traffic Network", ICCV 2019,
+section 3)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6}
 class ConvNormAct(nn.Sequential):
     """Convolution without bias, batch norm, activation: children `conv`, `norm`, `relu`."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, activation: Activation) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, activation: Activation
+    ) -> None:
         super().__init__()
         self.add_module("conv", nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False))
         self.add_module("norm", nn.BatchNorm2d(out_channels))
@@ -45,7 +49,8 @@ class SeparableLayer(nn.Sequential):
 
 
 def harmonic_links(layer: int) -> list[int]:
-    """Layers that a layer of a dense block reads, nearest first: layer - 2^i wherever 2^i divides layer (section 3.1).
+    """Layers that a layer of a dense block reads, nearest first: layer - 2^i wherever 2^i divides layer
+    (section 3.1).
 
     Args:
         layer: counted from 1; 0 is the block's input.
@@ -54,7 +59,8 @@ def harmonic_links(layer: int) -> list[int]:
 
 
 def layer_width(layer: int, growth: int, multiplier: float) -> int:
-    """Output channels of a layer: growth, times multiplier for every link beyond the first, rounded to an even number (section 3.2)."""
+    """Output channels of a layer: growth, times multiplier for every link beyond the first, rounded to an
+    even number (section 3.2)."""
     width = float(growth)
     for _ in harmonic_links(layer)[1:]:
         width *= multiplier
@@ -62,7 +68,8 @@ def layer_width(layer: int, growth: int, multiplier: float) -> int:
 
 
 class HarmonicBlock(nn.Module):
-    """A dense block with harmonic links; its output is every odd-numbered layer and the last one, ascending, without the input.
+    """A dense block with harmonic links; its output is every odd-numbered layer and the last one, ascending,
+    without the input.
 
     Args:
         in_channels: channels of the input.
@@ -72,42 +79,75 @@ class HarmonicBlock(nn.Module):
         activation: "relu" or "relu6".
     """
 
-    def __init__(self, in_channels: int, growth: int, multiplier: float, num_layers: int, *, separable: bool, activation: Activation) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        growth: int,
+        multiplier: float,
+        num_layers: int,
+        *,
+        separable: bool,
+        activation: Activation,
+    ) -> None:
         super().__init__()
-        widths = [in_channels] + [layer_width(layer, growth, multiplier) for layer in range(1, num_layers + 1)]
+        widths = [in_channels] + [
+            layer_width(layer, growth, multiplier) for layer in range(1, num_layers + 1)
+        ]
         self.links = [harmonic_links(layer) for layer in range(1, num_layers + 1)]
         self.kept = [layer for layer in range(1, num_layers + 1) if layer % 2 == 1 or layer == num_layers]
         self.out_channels = sum(widths[layer] for layer in self.kept)
         self.layers = nn.ModuleList(
-            SeparableLayer(read, widths[layer], activation=activation) if separable else ConvNormAct(read, widths[layer], 3, activation=activation)
+            (
+                SeparableLayer(read, widths[layer], activation=activation)
+                if separable
+                else ConvNormAct(read, widths[layer], 3, activation=activation)
+            )
             for layer, links in enumerate(self.links, start=1)
-            for read in [sum(widths[link] for link in links)])
+            for read in [sum(widths[link] for link in links)]
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         outputs = [features]
         for layer, links in zip(self.layers, self.links, strict=True):
-            outputs.append(layer(torch.cat([outputs[link] for link in links], dim=1) if len(links) > 1 else outputs[links[0]]))
+            outputs.append(
+                layer(
+                    torch.cat([outputs[link] for link in links], dim=1)
+                    if len(links) > 1
+                    else outputs[links[0]]
+                )
+            )
         return torch.cat([outputs[layer] for layer in self.kept], dim=1)
 
 
 def _dilated_bridge(channels: int, activation: Activation) -> nn.Sequential:
-    """HarDNet68's bridge to SSD: 3x3 pooling, a dilated 3x3 convolution (indices 1 and 2 hold weights), a 1x1 block."""
+    """HarDNet68's bridge to SSD: 3x3 pooling, a dilated 3x3 convolution (indices 1 and 2 hold weights), a 1x1
+    block."""
     return nn.Sequential(
-        nn.MaxPool2d(3, 1, 1), nn.Conv2d(channels, channels, 3, padding=4, dilation=4, bias=False), nn.BatchNorm2d(channels),
-        ACTIVATIONS[activation](inplace=True), ConvNormAct(channels, channels, 1, activation=activation))
+        nn.MaxPool2d(3, 1, 1),
+        nn.Conv2d(channels, channels, 3, padding=4, dilation=4, bias=False),
+        nn.BatchNorm2d(channels),
+        ACTIVATIONS[activation](inplace=True),
+        ConvNormAct(channels, channels, 1, activation=activation),
+    )
 
 
 def _widening_bridge(channels: int, activation: Activation) -> nn.Sequential:
-    """HarDNet85's bridge to SSD: 3x3 pooling, a 3x3 block to 4/3 of the channels (not dilated), a 1x1 block back."""
+    """HarDNet85's bridge to SSD: 3x3 pooling, a 3x3 block to 4/3 of the channels (not dilated), a 1x1 block
+    back."""
     wide = channels * 4 // 3
-    return nn.Sequential(nn.MaxPool2d(3, 1, 1), ConvNormAct(channels, wide, 3, activation=activation), ConvNormAct(wide, channels, 1, activation=activation))
+    return nn.Sequential(
+        nn.MaxPool2d(3, 1, 1),
+        ConvNormAct(channels, wide, 3, activation=activation),
+        ConvNormAct(wide, channels, 1, activation=activation),
+    )
 
 
 @dataclass(frozen=True)
 class Dense:
     """One dense block and its 1x1 transition, as the paper's table 1 gives them.
 
-    growth, layers, out_channels; downsample: a 2x2 pooling follows; dropout: a rate between block and transition, or none.
+    growth, layers, out_channels; downsample: a 2x2 pooling follows; dropout: a rate between block and
+    transition, or none.
     """
 
     growth: int
@@ -119,7 +159,8 @@ class Dense:
 
 @dataclass(frozen=True)
 class Design:
-    """Widths of one HarDNet: stem, dense blocks (the last one belongs to the classifier only), multiplier, dropout before the classifier."""
+    """Widths of one HarDNet: stem, dense blocks (the last one belongs to the classifier only), multiplier,
+    dropout before the classifier."""
 
     stem: tuple[int, int]
     blocks: tuple[Dense, ...]
@@ -128,13 +169,40 @@ class Design:
     dropout: float = 0.1
 
 
-_BLOCKS_68 = (Dense(14, 8, 128, True), Dense(16, 16, 256, False), Dense(20, 16, 320, True), Dense(40, 16, 640, True), Dense(160, 4, 1024, False))
+_BLOCKS_68 = (
+    Dense(14, 8, 128, True),
+    Dense(16, 16, 256, False),
+    Dense(20, 16, 320, True),
+    Dense(40, 16, 640, True),
+    Dense(160, 4, 1024, False),
+)
 DESIGNS = {
-    "39ds": Design((24, 48), (Dense(16, 4, 96, True), Dense(20, 16, 320, True), Dense(64, 8, 640, True), Dense(160, 4, 1024, False)), True, 1.6, 0.05),
+    "39ds": Design(
+        (24, 48),
+        (
+            Dense(16, 4, 96, True),
+            Dense(20, 16, 320, True),
+            Dense(64, 8, 640, True),
+            Dense(160, 4, 1024, False),
+        ),
+        True,
+        1.6,
+        0.05,
+    ),
     "68": Design((32, 64), _BLOCKS_68),
     "68ds": Design((32, 64), _BLOCKS_68, separable=True, dropout=0.05),
-    "85": Design((48, 96), (Dense(24, 8, 192, True), Dense(24, 16, 256, False), Dense(28, 16, 320, True), Dense(36, 16, 480, False),
-                            Dense(48, 16, 720, True), Dense(256, 4, 1280, False, dropout=0.1)), dropout=0.2),
+    "85": Design(
+        (48, 96),
+        (
+            Dense(24, 8, 192, True),
+            Dense(24, 16, 256, False),
+            Dense(28, 16, 320, True),
+            Dense(36, 16, 480, False),
+            Dense(48, 16, 720, True),
+            Dense(256, 4, 1280, False, dropout=0.1),
+        ),
+        dropout=0.2,
+    ),
 }
 
 
@@ -143,26 +211,40 @@ class HarDNet(Backbone):
 
     Args:
         design: widths.
-        form: "classifier": every block; maps are the ends of each stride. "detector": without the last pooling and block, the first
-            pooling after a block rounds up (75 to 38 cells), maps are `c3` and `c4`.
+        form: "classifier": every block; maps are the ends of each stride. "detector": without the last
+            pooling and block, the first pooling after a block rounds up (75 to 38 cells), maps are `c3` and
+            `c4`.
         activation: "relu" (the detectors) or "relu6" (the classifiers).
         bridge: "inside": the last stage (68); "behind": a module of its own (85); "none".
     """
 
-    def __init__(self, design: Design, *, form: Form, activation: Activation, bridge: Bridge = "none") -> None:
+    def __init__(
+        self, design: Design, *, form: Form, activation: Activation, bridge: Bridge = "none"
+    ) -> None:
         super().__init__()
         self.classifier_dropout = design.dropout
         first, second = design.stem
         separable = design.separable
-        self.stages = nn.ModuleList([
-            ConvNormAct(3, first, 3, stride=2, activation=activation), ConvNormAct(first, second, 1 if separable else 3, activation=activation),
-            DepthwiseConv(second, stride=2) if separable else nn.MaxPool2d(3, 2, 1)])
+        self.stages = nn.ModuleList(
+            [
+                ConvNormAct(3, first, 3, stride=2, activation=activation),
+                ConvNormAct(first, second, 1 if separable else 3, activation=activation),
+                DepthwiseConv(second, stride=2) if separable else nn.MaxPool2d(3, 2, 1),
+            ]
+        )
         self.maps: dict[int, str] = {}  # index of a stage -> name of the map that it ends
         self.specs = {}
         channels, stride = second, 4
         blocks = design.blocks if form == "classifier" else design.blocks[:-1]
         for number, block in enumerate(blocks):
-            dense = HarmonicBlock(channels, block.growth, design.multiplier, block.layers, separable=separable, activation=activation)
+            dense = HarmonicBlock(
+                channels,
+                block.growth,
+                design.multiplier,
+                block.layers,
+                separable=separable,
+                activation=activation,
+            )
             self.stages.append(dense)
             if block.dropout is not None:
                 self.stages.append(nn.Dropout(block.dropout))
@@ -171,7 +253,11 @@ class HarDNet(Backbone):
             if block.downsample or last:
                 self._end_of_stride(channels, stride)
             if block.downsample and not last:
-                self.stages.append(DepthwiseConv(channels, stride=2) if separable else nn.MaxPool2d(2, ceil_mode=form == "detector" and stride == 4))
+                self.stages.append(
+                    DepthwiseConv(channels, stride=2)
+                    if separable
+                    else nn.MaxPool2d(2, ceil_mode=form == "detector" and stride == 4)
+                )
                 stride *= 2
         if bridge == "inside":
             self.stages.append(_dilated_bridge(channels, activation))

@@ -1,4 +1,5 @@
 """MobileNetV2 (Sandler et al., CVPR 2018, table 2), with torch's symmetric padding or TensorFlow's "SAME"."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -8,27 +9,43 @@ from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 
 # expansion, channels, blocks, stride of the first block
-STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 STEM, LAST = 32, 1280
 ENDS = {3: "c2", 6: "c3"}  # features whose output is a map as it is
 EXPANDED = 14  # the feature whose expanded input is the map c4, as SSD takes it
 
 
 def divisible_by_8(channels: float) -> int:
-    """The nearest multiple of 8, at least 8, never more than a tenth below: how the authors round scaled widths."""
+    """The nearest multiple of 8, at least 8, never more than a tenth below: how the authors round scaled
+    widths."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise 3x3, project 1x1 without activation; a residual where the shape stays (section 3.3)."""
+    """Expand 1x1, depthwise 3x3, project 1x1 without activation; a residual where the shape stays (section
+    3.3)."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, expansion: int, padding: Padding) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int, expansion: int, padding: Padding
+    ) -> None:
         super().__init__()
         wide = in_channels * expansion
         expand = [conv_norm_act(in_channels, wide, 1, padding=padding)] if expansion > 1 else []
-        self.conv = nn.Sequential(*expand, conv_norm_act(wide, wide, 3, stride=stride, groups=wide, padding=padding),
-                                  nn.Conv2d(wide, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+        self.conv = nn.Sequential(
+            *expand,
+            conv_norm_act(wide, wide, 3, stride=stride, groups=wide, padding=padding),
+            nn.Conv2d(wide, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, features: Tensor) -> Tensor:
@@ -38,7 +55,8 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(Backbone):
     """MobileNetV2 without its classifier; `features` is numbered as in the public checkpoints.
 
-    Maps: c2 and c3 are block outputs, c4 is the expanded input of the first stride-32 block (as SSD takes it), c5 the last 1x1.
+    Maps: c2 and c3 are block outputs, c4 is the expanded input of the first stride-32 block (as SSD takes
+        it), c5 the last 1x1.
 
     Args:
         width: multiplier of every width.
@@ -57,7 +75,9 @@ class MobileNetV2(Backbone):
                 if len(features) == EXPANDED:
                     self.specs["c4"] = FeatureSpec(channels * expansion, stride)
                 out = divisible_by_8(base * width)
-                features.append(InvertedResidual(channels, out, stride=step, expansion=expansion, padding=padding))
+                features.append(
+                    InvertedResidual(channels, out, stride=step, expansion=expansion, padding=padding)
+                )
                 channels, stride = out, stride * step
                 if len(features) - 1 in ENDS:
                     self.specs[ENDS[len(features) - 1]] = FeatureSpec(channels, stride)

@@ -1,4 +1,6 @@
-"""ResNet (He et al. 2015) and ResNeXt (Xie et al. 2016): residual networks with stages c2 to c5 at strides 4, 8, 16, 32."""
+"""ResNet (He et al. 2015) and ResNeXt (Xie et al. 2016): residual networks with stages c2 to c5 at strides 4,
+8, 16, 32."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -14,7 +16,8 @@ STAGES = ("c2", "c3", "c4", "c5")
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with a sum at the end (He et al. 2015, figure 5); the shortcut is projected where shapes differ.
+    """1x1, 3x3, 1x1 with a sum at the end (He et al. 2015, figure 5); the shortcut is projected where shapes
+    differ.
 
     Args:
         in_channels, inner, out_channels: of the block, of its 3x3, of its output.
@@ -25,8 +28,19 @@ class Bottleneck(nn.Module):
         project: project the shortcut even where the shapes agree (DetNet).
     """
 
-    def __init__(self, in_channels: int, inner: int, out_channels: int, *, stride: int, groups: int = 1, dilation: int = 1, stride_in_1x1: bool,
-                 norm: str, project: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        inner: int,
+        out_channels: int,
+        *,
+        stride: int,
+        groups: int = 1,
+        dilation: int = 1,
+        stride_in_1x1: bool,
+        norm: str,
+        project: bool = False,
+    ) -> None:
         super().__init__()
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = ConvNorm(in_channels, inner, 1, stride=first, norm=norm)
@@ -34,7 +48,9 @@ class Bottleneck(nn.Module):
         self.conv3 = ConvNorm(inner, out_channels, 1, norm=norm, activation="none")
         self.shortcut: nn.Module = nn.Identity()
         if project or stride != 1 or in_channels != out_channels:
-            self.shortcut = ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm, activation="none")
+            self.shortcut = ConvNorm(
+                in_channels, out_channels, 1, stride=stride, norm=norm, activation="none"
+            )
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,15 +59,29 @@ class Bottleneck(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a sum at the end (He et al. 2015, figure 5 left); arguments as in Bottleneck, of which three have no effect."""
+    """Two 3x3 convolutions with a sum at the end (He et al. 2015, figure 5 left); arguments as in Bottleneck,
+    of which three have no effect."""
 
-    def __init__(self, in_channels: int, inner: int, out_channels: int, *, stride: int, groups: int, dilation: int, stride_in_1x1: bool, norm: str) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        inner: int,
+        out_channels: int,
+        *,
+        stride: int,
+        groups: int,
+        dilation: int,
+        stride_in_1x1: bool,
+        norm: str,
+    ) -> None:
         super().__init__()
         self.conv1 = ConvNorm(in_channels, out_channels, 3, stride=stride, norm=norm)
         self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm, activation="none")
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm, activation="none")
+            self.shortcut = ConvNorm(
+                in_channels, out_channels, 1, stride=stride, norm=norm, activation="none"
+            )
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +103,11 @@ class Stem(nn.Module):
         if pool not in ("padded", "ceil"):
             raise ValueError(f"stem pool must be 'padded' or 'ceil', not {pool!r}")
         self.conv = ConvNorm(3, channels, 7, stride=2, norm=norm)
-        self.pool = nn.MaxPool2d(3, 2, padding=1) if pool == "padded" else nn.MaxPool2d(3, 2, padding=0, ceil_mode=True)
+        self.pool = (
+            nn.MaxPool2d(3, 2, padding=1)
+            if pool == "padded"
+            else nn.MaxPool2d(3, 2, padding=0, ceil_mode=True)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, channels, H / 4, W / 4)."""
@@ -81,7 +115,8 @@ class Stem(nn.Module):
 
 
 def initialise(module: nn.Module, norm: str) -> None:
-    """Weights for training from scratch: uniform with the variance of the fan-in (Caffe2's Xavier) under frozen norms, else He et al. 2015b."""
+    """Weights for training from scratch: uniform with the variance of the fan-in (Caffe2's Xavier) under
+    frozen norms, else He et al. 2015b."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             if norm in ("frozen", "frozen_eps", "affine"):
@@ -106,15 +141,32 @@ class ResNet(Backbone):
         block: Bottleneck or BasicBlock.
     """
 
-    def __init__(self, blocks: Sequence[int], *, norm: str = "frozen", freeze_at: int = 2, stride_in_1x1: bool = True, last: str = "c5", groups: int = 1,
-                 width_per_group: int = 64, dilation_c5: int = 1, stem_channels: int = 64, stem_pool: str = "padded",
-                 block: type[nn.Module] = Bottleneck) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        *,
+        norm: str = "frozen",
+        freeze_at: int = 2,
+        stride_in_1x1: bool = True,
+        last: str = "c5",
+        groups: int = 1,
+        width_per_group: int = 64,
+        dilation_c5: int = 1,
+        stem_channels: int = 64,
+        stem_pool: str = "padded",
+        block: type[nn.Module] = Bottleneck,
+    ) -> None:
         super().__init__()
         if last not in STAGES:
             raise ValueError(f"last must be one of {', '.join(STAGES)}, not {last!r}")
         self.blocks, self.norm, self.stride_in_1x1, self.groups = tuple(blocks), norm, stride_in_1x1, groups
-        self.inner, self.base, self.dilation_c5, self.block = groups * width_per_group, stem_channels, dilation_c5, block
-        self.stages = STAGES[:STAGES.index(last) + 1]
+        self.inner, self.base, self.dilation_c5, self.block = (
+            groups * width_per_group,
+            stem_channels,
+            dilation_c5,
+            block,
+        )
+        self.stages = STAGES[: STAGES.index(last) + 1]
         self.stem = Stem(stem_channels, norm=norm, pool=stem_pool)
         self.specs, stride = {}, 4
         for name in self.stages:
@@ -134,19 +186,32 @@ class ResNet(Backbone):
 
     def _stage(self, stage: str, stride: int) -> nn.Sequential:
         index = STAGES.index(stage)
-        inner, out = self.inner * 2 ** index, self._channels(stage)
+        inner, out = self.inner * 2**index, self._channels(stage)
         before = self.base if index == 0 else self._channels(STAGES[index - 1])
         dilation = self.dilation_c5 if stage == "c5" else 1
-        return nn.Sequential(*(
-            self.block(before if i == 0 else out, inner, out, stride=stride if i == 0 else 1, groups=self.groups, dilation=dilation,
-                       stride_in_1x1=self.stride_in_1x1, norm=self.norm)
-            for i in range(self.blocks[index])
-        ))
+        return nn.Sequential(
+            *(
+                self.block(
+                    before if i == 0 else out,
+                    inner,
+                    out,
+                    stride=stride if i == 0 else 1,
+                    groups=self.groups,
+                    dilation=dilation,
+                    stride_in_1x1=self.stride_in_1x1,
+                    norm=self.norm,
+                )
+                for i in range(self.blocks[index])
+            )
+        )
 
     def head_stage(self, stride: int = 2) -> tuple[nn.Module, int]:
-        """A new stage of the kind that follows the body's last, to run on pooled features; returns it with its output channels."""
+        """A new stage of the kind that follows the body's last, to run on pooled features; returns it with
+        its output channels."""
         if self.stages[-1] == "c5":
-            raise ValueError("the body ends with c5, no stage is left for a head: build the backbone with last='c4'")
+            raise ValueError(
+                "the body ends with c5, no stage is left for a head: build the backbone with last='c4'"
+            )
         following = STAGES[len(self.stages)]
         stage = self._stage(following, stride)
         initialise(stage, self.norm)
@@ -211,5 +276,8 @@ def resnext152_32x8d(*, stride_in_1x1: bool = False, **arguments) -> ResNet:
 
 @BACKBONES.register("resnet14_slim")
 def resnet14_slim(*, norm: str = "group", freeze_at: int = 0, **arguments) -> ResNet:
-    """One block a stage at a quarter of ResNet-50's width, for demonstrations on a CPU; arguments as in ResNet."""
-    return ResNet((1, 1, 1, 1), stem_channels=16, width_per_group=16, norm=norm, freeze_at=freeze_at, **arguments)
+    """One block a stage at a quarter of ResNet-50's width, for demonstrations on a CPU; arguments as in
+    ResNet."""
+    return ResNet(
+        (1, 1, 1, 1), stem_channels=16, width_per_group=16, norm=norm, freeze_at=freeze_at, **arguments
+    )

@@ -1,4 +1,6 @@
-"""Any timm model that gives feature maps, as a backbone of the detectors here; timm is an extra (pip install -e .[timm])."""
+"""Any timm model that gives feature maps, as a backbone of the detectors here; timm is an extra (pip install
+-e .[timm])."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -24,11 +26,17 @@ class TimmBackbone(Backbone):
         super().__init__()
         self.body, self.channels_last = body, channels_last
         strides, channels = body.feature_info.reduction(), body.feature_info.channels()
-        self.specs = {f"c{stride.bit_length() - 1}": FeatureSpec(width, stride) for stride, width in zip(strides, channels, strict=True)}
+        self.specs = {
+            f"c{stride.bit_length() - 1}": FeatureSpec(width, stride)
+            for stride, width in zip(strides, channels, strict=True)
+        }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.body(images)
-        return {name: one.permute(0, 3, 1, 2).contiguous() if self.channels_last else one for name, one in zip(self.specs, maps, strict=True)}
+        return {
+            name: one.permute(0, 3, 1, 2).contiguous() if self.channels_last else one
+            for name, one in zip(self.specs, maps, strict=True)
+        }
 
 
 @BACKBONES.family("timm")
@@ -47,16 +55,22 @@ def timm_backbone(model: str, *, norm: str = "batch", **arguments: Any) -> TimmB
         import timm
         from timm.layers import freeze_batch_norm_2d
     except ModuleNotFoundError:
-        raise ValueError('timm is not installed; it brings these backbones: pip install -e ".[timm]"') from None
+        raise ValueError(
+            'timm is not installed; it brings these backbones: pip install -e ".[timm]"'
+        ) from None
     if norm not in ("batch", "frozen"):
         raise ValueError(f"norm must be 'batch' or 'frozen', not {norm!r}")
     if not timm.is_model(model):
         raise ValueError(f"timm has no model {model!r}: {did_you_mean(model, timm.list_models())}")
     try:
         with torch.device("meta"):
-            strides = timm.create_model(model, pretrained=False, features_only=True, **arguments).feature_info.reduction()
+            strides = timm.create_model(
+                model, pretrained=False, features_only=True, **arguments
+            ).feature_info.reduction()
         last = {stride: place for place, stride in enumerate(strides) if stride >= FINEST}
-        body = timm.create_model(model, pretrained=False, features_only=True, out_indices=tuple(sorted(last.values())), **arguments)
+        body = timm.create_model(
+            model, pretrained=False, features_only=True, out_indices=tuple(sorted(last.values())), **arguments
+        )
     except (RuntimeError, AttributeError, AssertionError) as error:
         raise ValueError(f"timm's {model} gives no feature maps: {error}") from error
     if norm == "frozen":

@@ -1,4 +1,6 @@
-"""VGG-16 (Simonyan and Zisserman, ICLR 2015, table 1, D) and the reduced form that SSD starts from (Liu et al., ECCV 2016, section 3.1)."""
+"""VGG-16 (Simonyan and Zisserman, ICLR 2015, table 1, D) and the reduced form that SSD starts from (Liu et
+al., ECCV 2016, section 3.1)."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -10,7 +12,8 @@ WIDTHS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and 3x3 c
 
 
 def _convolutions(ceil_pool: int | None) -> list[nn.Module]:
-    """conv1_1 to conv5_3 with their ReLUs and the pools between; the pool after block `ceil_pool` (from 0) rounds up."""
+    """conv1_1 to conv5_3 with their ReLUs and the pools between; the pool after block `ceil_pool` (from 0)
+    rounds up."""
     layers: list[nn.Module] = []
     channels = 3
     for block, (width, convolutions) in enumerate(WIDTHS):
@@ -23,7 +26,8 @@ def _convolutions(ceil_pool: int | None) -> list[nn.Module]:
 
 
 class VGG(Backbone):
-    """A plain sequence `features`, numbered as in the public checkpoints, with the maps that are taken from it.
+    """A plain sequence `features`, numbered as in the public checkpoints, with the maps that are taken from
+    it.
 
     Args:
         layers: the sequence.
@@ -49,13 +53,25 @@ class VGG(Backbone):
 
 @BACKBONES.register("vgg16")
 def vgg16() -> VGG:
-    """The 13 convolutions; maps are conv3_3 (c2), conv4_3 (c3) and conv5_3 (c4, stride 16), after their ReLUs."""
-    return VGG(_convolutions(None), {"c2": 15, "c3": 22, "c4": 29}, {"c2": FeatureSpec(256, 4), "c3": FeatureSpec(512, 8), "c4": FeatureSpec(512, 16)})
+    """The 13 convolutions; maps are conv3_3 (c2), conv4_3 (c3) and conv5_3 (c4, stride 16), after their
+    ReLUs."""
+    return VGG(
+        _convolutions(None),
+        {"c2": 15, "c3": 22, "c4": 29},
+        {"c2": FeatureSpec(256, 4), "c3": FeatureSpec(512, 8), "c4": FeatureSpec(512, 16)},
+    )
 
 
 @BACKBONES.register("vgg16_reduced")
 def vgg16_reduced() -> VGG:
-    """VGG-16 whose fc6 and fc7 are a dilated 3x3 and a 1x1 convolution; maps are conv4_3 (as c3) and fc7 (as c4), after their ReLUs."""
-    layers = [*_convolutions(ceil_pool=2), nn.MaxPool2d(3, 1, 1), nn.Conv2d(512, 1024, 3, padding=6, dilation=6), nn.ReLU(inplace=True),
-              nn.Conv2d(1024, 1024, 1), nn.ReLU(inplace=True)]
+    """VGG-16 whose fc6 and fc7 are a dilated 3x3 and a 1x1 convolution; maps are conv4_3 (as c3) and fc7 (as
+    c4), after their ReLUs."""
+    layers = [
+        *_convolutions(ceil_pool=2),
+        nn.MaxPool2d(3, 1, 1),
+        nn.Conv2d(512, 1024, 3, padding=6, dilation=6),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(1024, 1024, 1),
+        nn.ReLU(inplace=True),
+    ]
     return VGG(layers, {"c3": 22, "c4": 34}, {"c3": FeatureSpec(512, 8), "c4": FeatureSpec(1024, 16)})

@@ -1,4 +1,6 @@
-"""VoVNet (Lee et al. 2019): one-shot aggregation, where a module's five convolutions are concatenated once, at its end."""
+"""VoVNet (Lee et al. 2019): one-shot aggregation, where a module's five convolutions are concatenated once,
+at its end."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,12 +13,18 @@ from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 
 STAGES = ("c2", "c3", "c4", "c5")
-WIDTHS = ((128, 256), (160, 512), (192, 768), (224, 1024))  # of each stage: of its convolutions, of its output (table 1)
+WIDTHS = (
+    (128, 256),
+    (160, 512),
+    (192, 768),
+    (224, 1024),
+)  # of each stage: of its convolutions, of its output (table 1)
 SLIM_WIDTHS = ((64, 128), (80, 256), (96, 384), (112, 512))
 
 
 class AggregationModule(nn.Module):
-    """Five 3x3 convolutions in a row; the input and their results, in that order, are concatenated and reduced by a 1x1 (figure 1b).
+    """Five 3x3 convolutions in a row; the input and their results, in that order, are concatenated and
+    reduced by a 1x1 (figure 1b).
 
     Args:
         in_channels, inner, out_channels: of the module, of its convolutions, of its output.
@@ -24,10 +32,14 @@ class AggregationModule(nn.Module):
         norm: a kind of zoo.parts.norm.make_norm.
     """
 
-    def __init__(self, in_channels: int, inner: int, out_channels: int, *, shortcut: bool, norm: str, convs: int = 5) -> None:
+    def __init__(
+        self, in_channels: int, inner: int, out_channels: int, *, shortcut: bool, norm: str, convs: int = 5
+    ) -> None:
         super().__init__()
         self.shortcut = shortcut
-        self.layers = nn.ModuleList(ConvNorm(in_channels if i == 0 else inner, inner, 3, norm=norm) for i in range(convs))
+        self.layers = nn.ModuleList(
+            ConvNorm(in_channels if i == 0 else inner, inner, 3, norm=norm) for i in range(convs)
+        )
         self.concat = ConvNorm(in_channels + convs * inner, out_channels, 1, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,18 +62,37 @@ class VoVNet(Backbone):
         stem_channels: of the three convolutions of the stem.
     """
 
-    def __init__(self, modules: Sequence[int], widths: Sequence[tuple[int, int]] = WIDTHS, *, norm: str = "frozen", freeze_at: int = 0,
-                 stem_channels: tuple[int, int, int] = (64, 64, 128)) -> None:
+    def __init__(
+        self,
+        modules: Sequence[int],
+        widths: Sequence[tuple[int, int]] = WIDTHS,
+        *,
+        norm: str = "frozen",
+        freeze_at: int = 0,
+        stem_channels: tuple[int, int, int] = (64, 64, 128),
+    ) -> None:
         super().__init__()
         first, second, third = stem_channels
-        self.stem = nn.Sequential(ConvNorm(3, first, 3, stride=2, norm=norm), ConvNorm(first, second, 3, norm=norm),
-                                  ConvNorm(second, third, 3, stride=2, norm=norm))
-        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)  # no padding: an odd side n gives ceil((n - 3) / 2) + 1
+        self.stem = nn.Sequential(
+            ConvNorm(3, first, 3, stride=2, norm=norm),
+            ConvNorm(first, second, 3, norm=norm),
+            ConvNorm(second, third, 3, stride=2, norm=norm),
+        )
+        self.pool = nn.MaxPool2d(
+            3, 2, ceil_mode=True
+        )  # no padding: an odd side n gives ceil((n - 3) / 2) + 1
         self.specs, channels = {}, third
         for index, (name, count, (inner, out)) in enumerate(zip(STAGES, modules, widths, strict=True)):
-            self.add_module(name, nn.Sequential(*(
-                AggregationModule(channels if i == 0 else out, inner, out, shortcut=i > 0, norm=norm) for i in range(count))))
-            self.specs[name] = FeatureSpec(out, 4 * 2 ** index)
+            self.add_module(
+                name,
+                nn.Sequential(
+                    *(
+                        AggregationModule(channels if i == 0 else out, inner, out, shortcut=i > 0, norm=norm)
+                        for i in range(count)
+                    )
+                ),
+            )
+            self.specs[name] = FeatureSpec(out, 4 * 2**index)
             channels = out
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -105,4 +136,10 @@ def vovnet69(**arguments) -> VoVNet:
 @BACKBONES.register("vovnet27_tiny")
 def vovnet27_tiny(*, norm: str = "group", **arguments) -> VoVNet:
     """VoVNet-27-slim at a quarter of its width, for demonstrations on a CPU; arguments as in VoVNet."""
-    return VoVNet((1, 1, 1, 1), ((16, 64), (20, 128), (24, 192), (28, 256)), norm=norm, stem_channels=(16, 16, 32), **arguments)
+    return VoVNet(
+        (1, 1, 1, 1),
+        ((16, 64), (20, 128), (24, 192), (28, 256)),
+        norm=norm,
+        stem_channels=(16, 16, 32),
+        **arguments,
+    )

@@ -1,4 +1,5 @@
 """What a dataset is: images in a fixed order, each with its ground truth in dataset-independent terms."""
+
 from __future__ import annotations
 
 import copy
@@ -18,9 +19,10 @@ from detection_zoo.zoo.data.images import decode_image
 class GroundTruth:
     """The objects of one image as the annotation file has them, in the pixels of the original image.
 
-    boxes_xywh (R, 4) float64: left, top, width, height, measured between pixel edges; labels (R,) int64 in 0..K-1;
-    crowd, difficult (R,) bool; area (R,) float64 square pixels; masks: for each object a list of flat [x, y, ...] polygons, an RLE
-    mapping, or None; keypoints (R, P, 3) float32 with x, y, visibility (0, 1 or 2), or None.
+    boxes_xywh (R, 4) float64: left, top, width, height, measured between pixel edges; labels (R,) int64 in
+    0..K-1; crowd, difficult (R,) bool; area (R,) float64 square pixels; masks: for each object a list of flat
+    [x, y, ...] polygons, an RLE mapping, or None; keypoints (R, P, 3) float32 with x, y, visibility (0, 1 or
+    2), or None.
     """
 
     boxes_xywh: np.ndarray
@@ -44,7 +46,8 @@ class GroundTruth:
 class Dataset(ABC):
     """Images in a fixed order with their ground truth; `subset` restricts it to the first images.
 
-    layout: how accuracy is measured on it; name: as in records, "coco:val2017"; classes: K names by label; category_ids: the
+    layout: how accuracy is measured on it; name: as in records, "coco:val2017"; classes: K names by label;
+        category_ids: the
     dataset's own id of each label.
     """
 
@@ -116,8 +119,10 @@ class Dataset(ABC):
         image = decode_image(self.read_bytes(index), str(path), self.decoder)
         height, width = self.image_size(index)
         if image.shape[:2] != (height, width):
-            raise DatasetError(f"{path}: the image is {image.shape[1]}x{image.shape[0]} pixels (width x height), its annotation says {width}x{height}; "
-                               "replace the image by the original one")
+            raise DatasetError(
+                f"{path}: the image is {image.shape[1]}x{image.shape[0]} pixels (width x height), its"
+                f" annotation says {width}x{height}; replace the image by the original one"
+            )
         return image
 
     def read_bytes(self, index: int) -> bytes:
@@ -126,8 +131,10 @@ class Dataset(ABC):
         try:
             return path.read_bytes()
         except FileNotFoundError:
-            raise DatasetError(f"{path}: this image is listed but absent ({self.listed_at(index)}); "
-                               "download it, or restrict the run to images that are there") from None
+            raise DatasetError(
+                f"{path}: this image is listed but absent ({self.listed_at(index)}); "
+                "download it, or restrict the run to images that are there"
+            ) from None
 
     def listed_at(self, index: int) -> str:
         """Where an image is listed, for messages."""
@@ -146,7 +153,10 @@ class Dataset(ABC):
         else:
             wanted, known = set(images), set(self.image_ids)
             if missing := wanted - known:
-                raise DatasetError(f"{self.name}: no image has the id {sorted(missing, key=str)[0]!r} ({len(missing)} unknown of {len(wanted)})")
+                raise DatasetError(
+                    f"{self.name}: no image has the id {sorted(missing, key=str)[0]!r} ({len(missing)}"
+                    f" unknown of {len(wanted)})"
+                )
             rows = [row for index, row in enumerate(self._rows) if self.image_id(index) in wanted]
         smaller = copy.copy(self)
         smaller._rows = rows
@@ -154,11 +164,17 @@ class Dataset(ABC):
 
     def describe(self) -> dict[str, Any]:
         """What a record says of its data: name, images measured, images of the whole split."""
-        return {"dataset": self.name, "images": len(self), "images_of_split": self.full_size, "subset": self.is_subset}
+        return {
+            "dataset": self.name,
+            "images": len(self),
+            "images_of_split": self.full_size,
+            "subset": self.is_subset,
+        }
 
 
 def label_order(file_classes: Sequence[str], classes: Sequence[str] | None, where: str) -> list[int]:
-    """For each class of a dataset file, its label; `classes` is the order a model was trained with, None keeps the file's own.
+    """For each class of a dataset file, its label; `classes` is the order a model was trained with, None
+    keeps the file's own.
 
     Raises:
         DatasetError: the file has a class that the model does not know, or lacks one that it predicts.
@@ -168,10 +184,14 @@ def label_order(file_classes: Sequence[str], classes: Sequence[str] | None, wher
     place = {name: label for label, name in enumerate(classes)}
     unknown = [name for name in file_classes if name not in place]
     if unknown:
-        raise DatasetError(f"{where}: class {unknown[0]!r} is unknown to the model, which has {len(classes)} classes ({', '.join(list(classes)[:5])}, ...); "
-                           "take a row trained on this dataset")
+        raise DatasetError(
+            f"{where}: class {unknown[0]!r} is unknown to the model, which has {len(classes)} classes"
+            f" ({', '.join(list(classes)[:5])}, ...); take a row trained on this dataset"
+        )
     missing = [name for name in classes if name not in file_classes]
     if missing:
-        raise DatasetError(f"{where}: the model predicts {missing[0]!r}, which is no class of this dataset ({len(missing)} such); "
-                           "take a row trained on this dataset")
+        raise DatasetError(
+            f"{where}: the model predicts {missing[0]!r}, which is no class of this dataset ({len(missing)}"
+            " such); take a row trained on this dataset"
+        )
     return [place[name] for name in file_classes]

@@ -1,4 +1,5 @@
 """COCO: images and one JSON annotation file a split, in the official layout or any folder shaped like it."""
+
 from __future__ import annotations
 
 import json
@@ -32,10 +33,22 @@ class CocoDataset(Dataset):
 
     layout: Literal["coco"] = "coco"
 
-    def __init__(self, images_folder: Path, annotation_file: Path, *, classes: Sequence[str] | None = None, name: str = "coco",
-                 decoder: Literal["pil", "cv2"] = "pil") -> None:
+    def __init__(
+        self,
+        images_folder: Path,
+        annotation_file: Path,
+        *,
+        classes: Sequence[str] | None = None,
+        name: str = "coco",
+        decoder: Literal["pil", "cv2"] = "pil",
+    ) -> None:
         super().__init__()
-        self.images_folder, self.annotation_file, self.name, self.decoder = images_folder, annotation_file, name, decoder
+        self.images_folder, self.annotation_file, self.name, self.decoder = (
+            images_folder,
+            annotation_file,
+            name,
+            decoder,
+        )
         document = read_annotations(annotation_file)
         self.has_annotations = "annotations" in document
         self._images = sorted(document["images"], key=lambda image: image["id"])
@@ -71,7 +84,9 @@ class CocoDataset(Dataset):
         count, points = len(objects), len(self.keypoint_names)
         keypoints = None
         if points:
-            keypoints = np.array([o.get("keypoints") or [0] * (3 * points) for o in objects], np.float32).reshape(count, points, 3)
+            keypoints = np.array(
+                [o.get("keypoints") or [0] * (3 * points) for o in objects], np.float32
+            ).reshape(count, points, 3)
         return GroundTruth(
             boxes_xywh=np.array([o["bbox"] for o in objects], np.float64).reshape(count, 4),
             labels=np.array([self._label[o["category_id"]] for o in objects], np.int64),
@@ -98,15 +113,24 @@ def read_annotations(path: Path) -> dict[str, Any]:
     document = read_json(path, dict, "COCO annotation file", "is it a results file?")
     for key in ("images", "categories"):
         if not isinstance(document.get(key), list) or not document[key]:
-            raise DatasetError(f"{path}: the list {key!r} is missing or empty; this is no COCO annotation file, or an empty one")
+            raise DatasetError(
+                f"{path}: the list {key!r} is missing or empty; this is no COCO annotation file, or an"
+                " empty one"
+            )
     _check_images(document["images"], path)
     categories = _check_categories(document["categories"], path)
     if "annotations" not in document and path.name.startswith("image_info"):
         return document
     if not document.get("annotations"):
-        raise DatasetError(f"{path}: the file holds no annotations; there is nothing to train on or to measure against")
+        raise DatasetError(
+            f"{path}: the file holds no annotations; there is nothing to train on or to measure against"
+        )
     sizes = {image["id"]: [image["height"], image["width"]] for image in document["images"]}
-    points = {category["id"]: 3 * len(category["keypoints"]) for category in document["categories"] if category.get("keypoints")}
+    points = {
+        category["id"]: 3 * len(category["keypoints"])
+        for category in document["categories"]
+        if category.get("keypoints")
+    }
     _check_objects(document["annotations"], sizes, categories, points, path)
     return document
 
@@ -125,9 +149,13 @@ def read_json(path: Path, kind: type, title: str, confused: str) -> Any:
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such {title}; put it there, or give another path") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: not valid JSON ({error}); the {title} is empty or cut short, get it again") from None
+        raise DatasetError(
+            f"{path}: not valid JSON ({error}); the {title} is empty or cut short, get it again"
+        ) from None
     if not isinstance(value, kind):
-        raise DatasetError(f"{path}: a {title} is a JSON {_JSON_NAMES[kind]}, this is a {type(value).__name__}; {confused}")
+        raise DatasetError(
+            f"{path}: a {title} is a JSON {_JSON_NAMES[kind]}, this is a {type(value).__name__}; {confused}"
+        )
     return value
 
 
@@ -148,15 +176,27 @@ def _check_images(images: list[dict[str, Any]], path: Path) -> None:
 def _check_categories(categories: list[dict[str, Any]], path: Path) -> set[int]:
     seen: set[int] = set()
     for row, category in enumerate(categories):
-        if not isinstance(category, dict) or not isinstance(category.get("id"), int) or not isinstance(category.get("name"), str):
+        if (
+            not isinstance(category, dict)
+            or not isinstance(category.get("id"), int)
+            or not isinstance(category.get("name"), str)
+        ):
             raise DatasetError(f"{path}: categories[{row}]: needs an integer 'id' and a 'name'")
         if category["id"] in seen:
-            raise DatasetError(f"{path}: categories[{row}]: category id {category['id']} occurs twice; ids are unique")
+            raise DatasetError(
+                f"{path}: categories[{row}]: category id {category['id']} occurs twice; ids are unique"
+            )
         seen.add(category["id"])
     return seen
 
 
-def _check_objects(objects: list[dict[str, Any]], images: Mapping[int, list[int]], categories: set[int], points: Mapping[int, int], path: Path) -> None:
+def _check_objects(
+    objects: list[dict[str, Any]],
+    images: Mapping[int, list[int]],
+    categories: set[int],
+    points: Mapping[int, int],
+    path: Path,
+) -> None:
     """images: id -> [height, width]; points: category id -> numbers in its key points."""
     seen: set[int] = set()
     for row, item in enumerate(objects):
@@ -168,28 +208,52 @@ def _check_objects(objects: list[dict[str, Any]], images: Mapping[int, list[int]
         if image not in images:
             raise DatasetError(f"{where}: image id {image} is not in the list of images")
         if category not in categories:
-            raise DatasetError(f"{where}: category id {category} is not in the list of categories ({len(categories)} of them)")
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) and math.isfinite(v) for v in box) or min(box[2:]) < 0:
-            raise DatasetError(f"{where}: field 'bbox' is {box!r:.60}, four finite numbers x, y, width, height are wanted")
+            raise DatasetError(
+                f"{where}: category id {category} is not in the list of categories ({len(categories)} of"
+                " them)"
+            )
+        if (
+            not isinstance(box, list)
+            or len(box) != 4
+            or not all(isinstance(v, int | float) and math.isfinite(v) for v in box)
+            or min(box[2:]) < 0
+        ):
+            raise DatasetError(
+                f"{where}: field 'bbox' is {box!r:.60}, four finite numbers x, y, width, height are wanted"
+            )
         if "id" in item and item["id"] in seen:
-            raise DatasetError(f"{where}: annotation id {item['id']} occurs twice; ids are unique, and evaluation finds objects by them")
+            raise DatasetError(
+                f"{where}: annotation id {item['id']} occurs twice; ids are unique, and evaluation finds"
+                " objects by them"
+            )
         seen.add(item.get("id"))
         _check_outline(item.get("segmentation"), images[image], where)
         keypoints = item.get("keypoints")
         if keypoints and len(keypoints) != points.get(category, len(keypoints)):
-            raise DatasetError(f"{where}: field 'keypoints' has {len(keypoints)} numbers, {points[category]} are wanted: x, y, visibility of every point")
+            raise DatasetError(
+                f"{where}: field 'keypoints' has {len(keypoints)} numbers, {points[category]} are wanted: x,"
+                " y, visibility of every point"
+            )
 
 
 def _check_outline(outline: Any, size: list[int], where: str) -> None:
-    """Refuse a segmentation, polygons or a run-length code, that cannot be drawn on an image of that [height, width]."""
+    """Refuse a segmentation, polygons or a run-length code, that cannot be drawn on an image of that [height,
+    width]."""
     if not outline:
         return
     if isinstance(outline, dict):
         if outline.get("size") != size or not isinstance(outline.get("counts"), str | list):
-            raise DatasetError(f"{where}: field 'segmentation' is a run-length code of size {outline.get('size')}, "
-                               f"'counts' and the image's size {size} (height, width) are wanted")
-    elif not isinstance(outline, list) or any(not isinstance(polygon, list) or len(polygon) < 4 or len(polygon) % 2 for polygon in outline):
-        raise DatasetError(f"{where}: field 'segmentation' is {outline!r:.60}, polygons are wanted, each a list of x, y, x, y, ...")
+            raise DatasetError(
+                f"{where}: field 'segmentation' is a run-length code of size {outline.get('size')}, "
+                f"'counts' and the image's size {size} (height, width) are wanted"
+            )
+    elif not isinstance(outline, list) or any(
+        not isinstance(polygon, list) or len(polygon) < 4 or len(polygon) % 2 for polygon in outline
+    ):
+        raise DatasetError(
+            f"{where}: field 'segmentation' is {outline!r:.60}, polygons are wanted, each a list of x, y, x,"
+            " y, ..."
+        )
 
 
 def find_split(folder: Path, split: str | None, keypoints: bool) -> tuple[Path, Path, str]:
@@ -197,7 +261,8 @@ def find_split(folder: Path, split: str | None, keypoints: bool) -> tuple[Path, 
 
     Args:
         folder: holds `annotations/` and one image folder a split.
-        split: "val2017", "train2017", "minival" (the 5000 images of val2017, under their 2014 file names where only those are there),
+        split: "val2017", "train2017", "minival" (the 5000 images of val2017, under their 2014 file names
+            where only those are there),
             "test-dev2017" ...; None takes val2017, or the only split there is.
         keypoints: take the person_keypoints_*.json file.
 
@@ -205,10 +270,15 @@ def find_split(folder: Path, split: str | None, keypoints: bool) -> tuple[Path, 
         DatasetError: says what is there instead.
     """
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder; give the folder that holds COCO's annotations/ and val2017/")
+        raise DatasetError(
+            f"{folder}: no such folder; give the folder that holds COCO's annotations/ and val2017/"
+        )
     annotations = next((folder / name for name in ANNOTATION_FOLDERS if (folder / name).is_dir()), None)
     if annotations is None:
-        raise DatasetError(f"{folder}: holds no folder annotations/; give the folder that holds COCO's annotations/ and val2017/")
+        raise DatasetError(
+            f"{folder}: holds no folder annotations/; give the folder that holds COCO's annotations/ and"
+            " val2017/"
+        )
     kind = "person_keypoints" if keypoints else "instances"
     there = {p.stem.removeprefix(f"{kind}_"): p for p in sorted(annotations.glob(f"{kind}_*.json"))}
     there |= {p.stem.removeprefix("image_info_"): p for p in sorted(annotations.glob("image_info_*.json"))}
@@ -218,7 +288,10 @@ def find_split(folder: Path, split: str | None, keypoints: bool) -> tuple[Path, 
         for images in (folder / name, folder / "images" / name):
             if images.is_dir():
                 return images, there[split], split
-    raise DatasetError(f"{folder}: has {there[split].name} but no image folder {' or '.join(candidates)}; unpack the images there")
+    raise DatasetError(
+        f"{folder}: has {there[split].name} but no image folder {' or '.join(candidates)}; unpack the images"
+        " there"
+    )
 
 
 def _resolve_split(split: str | None, there: dict[str, Path], annotations: Path, kind: str) -> str:
@@ -238,7 +311,8 @@ def _resolve_split(split: str | None, there: dict[str, Path], annotations: Path,
 
 
 def _image_folders(split: str) -> list[str]:
-    """Folders that may hold a split's images: test-dev is part of test, minival and valminusminival of val2014."""
+    """Folders that may hold a split's images: test-dev is part of test, minival and valminusminival of
+    val2014."""
     names = [split]
     if split.startswith("test-dev"):
         names.append(split.replace("test-dev", "test"))

@@ -1,4 +1,6 @@
-"""Outlines of the objects in the `shapes` dataset, drawn in a unit square and placed by scale and position."""
+"""Outlines of the objects in the `shapes` dataset, drawn in a unit square and placed by scale and
+position."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,11 +8,56 @@ import numpy as np
 # Category ids have gaps, as COCO's do, so that ids and labels cannot be confused unnoticed.
 SHAPE_CATEGORIES = ((1, "person"), (2, "circle"), (4, "square"), (7, "triangle"), (8, "star"))
 
-KEYPOINT_NAMES = ("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow",
-                  "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle")
-SKELETON = ((16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9), (8, 10), (9, 11), (2, 3), (1, 2),
-            (1, 3), (2, 4), (3, 5), (4, 6), (5, 7))  # numbered from 1, as COCO's
-LIMBS = ((5, 7), (7, 9), (6, 8), (8, 10), (11, 13), (13, 15), (12, 14), (14, 16))  # of the figure, numbered from 0
+KEYPOINT_NAMES = (
+    "nose",
+    "left_eye",
+    "right_eye",
+    "left_ear",
+    "right_ear",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
+SKELETON = (
+    (16, 14),
+    (14, 12),
+    (17, 15),
+    (15, 13),
+    (12, 13),
+    (6, 12),
+    (7, 13),
+    (6, 7),
+    (6, 8),
+    (7, 9),
+    (8, 10),
+    (9, 11),
+    (2, 3),
+    (1, 2),
+    (1, 3),
+    (2, 4),
+    (3, 5),
+    (4, 6),
+    (5, 7),
+)  # numbered from 1, as COCO's
+LIMBS = (
+    (5, 7),
+    (7, 9),
+    (6, 8),
+    (8, 10),
+    (11, 13),
+    (13, 15),
+    (12, 14),
+    (14, 16),
+)  # of the figure, numbered from 0
 LEFT_RIGHT = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16))
 
 
@@ -22,7 +69,8 @@ def outline(name: str, random: np.random.RandomState) -> tuple[list[np.ndarray],
         random: source of the pose.
 
     Returns:
-        Polygons, each (n, 2) float64 x, y, whose union is the object; keypoints (17, 2) for a person, None for the others.
+        Polygons, each (n, 2) float64 x, y, whose union is the object; keypoints (17, 2) for a person, None
+        for the others.
     """
     if name == "person":
         return _person(random)
@@ -41,13 +89,17 @@ def outline(name: str, random: np.random.RandomState) -> tuple[list[np.ndarray],
 def _ring(corners: int, radius: float | np.ndarray, turn: float) -> np.ndarray:
     """Corners on a circle around (0.5, 0.5), fitted into the unit square."""
     angle = turn + 2 * np.pi * np.arange(corners) / corners
-    points = np.stack([np.cos(angle), np.sin(angle)], axis=1) * np.broadcast_to(np.asarray(radius), (corners,))[:, None]
+    points = (
+        np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        * np.broadcast_to(np.asarray(radius), (corners,))[:, None]
+    )
     low, high = points.min(axis=0), points.max(axis=0)
     return (points - low) / (high - low).max()
 
 
 def _person(random: np.random.RandomState) -> tuple[list[np.ndarray], np.ndarray]:
-    """A figure facing the viewer: head, torso and four limbs of two segments each, joints at COCO's 17 keypoints."""
+    """A figure facing the viewer: head, torso and four limbs of two segments each, joints at COCO's 17
+    keypoints."""
     swing = random.uniform(-0.12, 0.12, size=8)
     head = np.array([0.5, 0.12])
     points = np.zeros((17, 2))
@@ -56,10 +108,23 @@ def _person(random: np.random.RandomState) -> tuple[list[np.ndarray], np.ndarray
     points[3], points[4] = head + [0.08, -0.01], head + [-0.08, -0.01]
     for left, right, x, y in ((5, 6, 0.13, 0.26), (11, 12, 0.09, 0.55)):
         points[left], points[right] = [0.5 + x, y], [0.5 - x, y]
-    for place, (upper, lower, x, y) in enumerate(((5, 7, 0.09, 0.13), (6, 8, -0.09, 0.13), (7, 9, 0.03, 0.13), (8, 10, -0.03, 0.13),
-                                                  (11, 13, 0.02, 0.2), (12, 14, -0.02, 0.2), (13, 15, 0.01, 0.2), (14, 16, -0.01, 0.2))):
+    for place, (upper, lower, x, y) in enumerate(
+        (
+            (5, 7, 0.09, 0.13),
+            (6, 8, -0.09, 0.13),
+            (7, 9, 0.03, 0.13),
+            (8, 10, -0.03, 0.13),
+            (11, 13, 0.02, 0.2),
+            (12, 14, -0.02, 0.2),
+            (13, 15, 0.01, 0.2),
+            (14, 16, -0.01, 0.2),
+        )
+    ):
         points[lower] = points[upper] + [x + swing[place] * 0.6, y]
-    polygons = [_ring(16, 1.0, 0.0) * 0.2 + head - 0.1, points[[5, 6, 12, 11]] + np.array([[0.02, -0.02], [-0.02, -0.02], [-0.02, 0.03], [0.02, 0.03]])]
+    polygons = [
+        _ring(16, 1.0, 0.0) * 0.2 + head - 0.1,
+        points[[5, 6, 12, 11]] + np.array([[0.02, -0.02], [-0.02, -0.02], [-0.02, 0.03], [0.02, 0.03]]),
+    ]
     polygons += [_bar(points[a], points[b], 0.035) for a, b in LIMBS]
     return polygons, points
 
@@ -68,4 +133,6 @@ def _bar(start: np.ndarray, end: np.ndarray, half_width: float) -> np.ndarray:
     """The four corners of a thick line."""
     along = (end - start) / np.linalg.norm(end - start)
     across, along = np.array([-along[1], along[0]]) * half_width, along * half_width
-    return np.stack([start + across - along, end + across + along, end - across + along, start - across - along])
+    return np.stack(
+        [start + across - along, end + across + along, end - across + along, start - across - along]
+    )

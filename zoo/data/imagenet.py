@@ -1,4 +1,5 @@
 """ImageNet-style folders: one label an image, from labels.csv or from folders named by wnid."""
+
 from __future__ import annotations
 
 import csv
@@ -15,11 +16,13 @@ IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
 class ImageNetDataset(Dataset):
-    """Images with one class each; labels are places of the wnid among the sorted wnids of all classes (0..999 for ImageNet-1k).
+    """Images with one class each; labels are places of the wnid among the sorted wnids of all classes (0..999
+    for ImageNet-1k).
 
     Args:
-        folder: holds labels.csv (file, wnid, class_index, name), or one folder of images a wnid, or val/ with such folders. Where
-            not all classes have a folder, wnids.txt lists all of them, one a line in label order.
+        folder: holds labels.csv (file, wnid, class_index, name), or one folder of images a wnid, or val/ with
+            such folders. Where not all classes have a folder, wnids.txt lists all of them, one a line in
+            label order.
         classes: how many classes the model has; where given, the folder must tell the labels of that many.
 
     Raises:
@@ -28,10 +31,15 @@ class ImageNetDataset(Dataset):
 
     layout: Literal["imagenet"] = "imagenet"
 
-    def __init__(self, folder: Path, *, classes: int | None = None, decoder: Literal["pil", "cv2"] = "pil") -> None:
+    def __init__(
+        self, folder: Path, *, classes: int | None = None, decoder: Literal["pil", "cv2"] = "pil"
+    ) -> None:
         super().__init__()
         if not folder.is_dir():
-            raise DatasetError(f"{folder}: no such folder; give a folder with labels.csv, or with one folder of images a wnid")
+            raise DatasetError(
+                f"{folder}: no such folder; give a folder with labels.csv, or with one folder of images a"
+                " wnid"
+            )
         self.name, self.decoder = "imagenet", decoder
         if (folder / "labels.csv").is_file():
             self.annotation_file = folder / "labels.csv"
@@ -63,8 +71,13 @@ class ImageNetDataset(Dataset):
 
     def target(self, index: int) -> GroundTruth:
         """No boxes: the label alone, as the only entry of `labels`."""
-        return GroundTruth(boxes_xywh=np.zeros((0, 4)), labels=np.array([self.label(index)], np.int64),
-                           crowd=np.zeros(0, bool), difficult=np.zeros(0, bool), area=np.zeros(0))
+        return GroundTruth(
+            boxes_xywh=np.zeros((0, 4)),
+            labels=np.array([self.label(index)], np.int64),
+            crowd=np.zeros(0, bool),
+            difficult=np.zeros(0, bool),
+            area=np.zeros(0),
+        )
 
 
 def _read_labels(path: Path, classes: int | None) -> tuple[list[tuple[Path, str, int]], list[str]]:
@@ -72,15 +85,22 @@ def _read_labels(path: Path, classes: int | None) -> tuple[list[tuple[Path, str,
         rows = csv.DictReader(file)
         missing = {"file", "class_index"} - set(rows.fieldnames or ())
         if missing:
-            raise DatasetError(f"{path}: line 1: no column {sorted(missing)[0]!r}; wanted are file, wnid, class_index, name")
+            raise DatasetError(
+                f"{path}: line 1: no column {sorted(missing)[0]!r}; wanted are file, wnid, class_index, name"
+            )
         images, names = [], {}
         for row in rows:
             if not (row["class_index"] or "").isdigit():
-                raise DatasetError(f"{path}: line {rows.line_num}: class_index is {row['class_index']!r}, a whole number is wanted")
+                raise DatasetError(
+                    f"{path}: line {rows.line_num}: class_index is {row['class_index']!r}, a whole number is"
+                    " wanted"
+                )
             label = int(row["class_index"])
             if classes is not None and label >= classes:
-                raise DatasetError(f"{path}: line {rows.line_num}: class_index is {label}, the model's {classes} classes are 0 to {classes - 1}; "
-                                   "take a row trained on this dataset")
+                raise DatasetError(
+                    f"{path}: line {rows.line_num}: class_index is {label}, the model's {classes} classes are"
+                    f" 0 to {classes - 1}; take a row trained on this dataset"
+                )
             names[label] = row.get("name") or row.get("wnid") or str(label)
             images.append((path.parent / row["file"], row["file"], label))
     if not images:
@@ -96,13 +116,21 @@ def _list_folders(folder: Path, classes: int | None) -> tuple[list[tuple[Path, s
     listed = folder / "wnids.txt"
     wnids = listed.read_text(encoding="utf-8").split() if listed.is_file() else found
     if classes is not None and len(wnids) != classes:
-        raise DatasetError(f"{listed if listed.is_file() else root}: tells the order of {len(wnids)} classes, the model has {classes}; "
-                           f"list all of them in {listed}, one wnid a line in label order, or write labels.csv")
+        raise DatasetError(
+            f"{listed if listed.is_file() else root}: tells the order of {len(wnids)} classes, the model has"
+            f" {classes}; list all of them in {listed}, one wnid a line in label order, or write labels.csv"
+        )
     label = {name: place for place, name in enumerate(wnids)}
     if unknown := [name for name in found if name not in label]:
-        raise DatasetError(f"{root / unknown[0]}: {unknown[0]!r} is not among the {len(label)} wnids of {listed}")
-    images = [(path, str(path.relative_to(folder)), label[name])
-              for name in found for path in sorted((root / name).iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+        raise DatasetError(
+            f"{root / unknown[0]}: {unknown[0]!r} is not among the {len(label)} wnids of {listed}"
+        )
+    images = [
+        (path, str(path.relative_to(folder)), label[name])
+        for name in found
+        for path in sorted((root / name).iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    ]
     if not images:
         raise DatasetError(f"{root}: its {len(found)} folders hold no image ({', '.join(IMAGE_SUFFIXES)})")
     return images, wnids

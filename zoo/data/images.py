@@ -1,4 +1,6 @@
-"""Image files to pixels, as Pillow or as OpenCV reads them; what either would pass over in silence is an error here."""
+"""Image files to pixels, as Pillow or as OpenCV reads them; what either would pass over in silence is an
+error here."""
+
 from __future__ import annotations
 
 import io
@@ -15,8 +17,9 @@ def decode_image(data: bytes, where: str, decoder: Literal["pil", "cv2"] = "pil"
     Args:
         data: the bytes of a JPEG, PNG ... file.
         where: name of the file, for messages.
-        decoder: "pil" keeps the stored orientation (maskrcnn-benchmark, DetNet_pytorch, torchvision); "cv2" turns the image as
-            its EXIF tag says (Detectron, SSD). On ordinary JPEG files both give the same pixels.
+        decoder: "pil" keeps the stored orientation (maskrcnn-benchmark, DetNet_pytorch, torchvision); "cv2"
+            turns the image as its EXIF tag says (Detectron, SSD). On ordinary JPEG files both give the same
+            pixels.
 
     Raises:
         DatasetError: not an image, or cut short.
@@ -24,7 +27,10 @@ def decode_image(data: bytes, where: str, decoder: Literal["pil", "cv2"] = "pil"
     if not data:
         raise DatasetError(f"{where}: the file is empty; download the image again")
     if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise DatasetError(f"{where}: the JPEG file is cut short (no end marker after its last scan); download the image again")
+        raise DatasetError(
+            f"{where}: the JPEG file is cut short (no end marker after its last scan); download the image"
+            " again"
+        )
     return _decode_pil(data, where) if decoder == "pil" else _decode_cv2(data, where)
 
 
@@ -35,7 +41,10 @@ def _decode_pil(data: bytes, where: str) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError:
-        raise DatasetError(f"{where}: cannot be decoded as an image, by its first bytes it is none; if it should be one, download it again") from None
+        raise DatasetError(
+            f"{where}: cannot be decoded as an image, by its first bytes it is none; if it should be one,"
+            " download it again"
+        ) from None
     except (OSError, SyntaxError, ValueError) as error:
         raise DatasetError(f"{where}: cannot be decoded as an image ({error}); download it again") from None
 

@@ -1,4 +1,6 @@
-"""Batches for evaluation and training: decode, preprocess, pad; worker processes and pinned memory where asked."""
+"""Batches for evaluation and training: decode, preprocess, pad; worker processes and pinned memory where
+asked."""
+
 from __future__ import annotations
 
 import time
@@ -25,9 +27,11 @@ from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, Preprocesse
 class EvaluationBatch:
     """Images ready for a detector, and what is needed to bring its boxes back.
 
-    images (N, 3, H, W) float32, zero-padded; uint8 until `to` where the device is to normalise them; sizes, original_sizes (N, 2)
-    int64 height and width; scales (N, 2) float64 x and y factors from original to resized pixels; indices: places in the dataset;
-    decode_ms, resize_ms: time spent on each image, in milliseconds (resize_ms includes normalising done there).
+    images (N, 3, H, W) float32, zero-padded; uint8 until `to` where the device is to normalise them; sizes,
+    original_sizes (N, 2) int64 height and width; scales (N, 2) float64 x and y factors from original to
+    resized pixels; indices: places in the dataset;
+    decode_ms, resize_ms: time spent on each image, in milliseconds (resize_ms includes normalising done
+        there).
     """
 
     images: Tensor
@@ -43,7 +47,14 @@ class EvaluationBatch:
         return len(self.indices)
 
     def _each(self, move: Any) -> EvaluationBatch:
-        return replace(self, **{f.name: move(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)})
+        return replace(
+            self,
+            **{
+                f.name: move(value)
+                for f in fields(self)
+                if isinstance(value := getattr(self, f.name), Tensor)
+            },
+        )
 
     def pin_memory(self) -> EvaluationBatch:
         """The batch in page-locked memory; DataLoader calls this."""
@@ -52,7 +63,11 @@ class EvaluationBatch:
     def to(self, device: torch.device | str) -> EvaluationBatch:
         """The batch on a device, normalised; the copy overlaps with other work where memory is pinned."""
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
-        return replace(moved, images=self.preprocess.finish(moved.images, moved.sizes)) if moved.images.dtype == torch.uint8 else moved
+        return (
+            replace(moved, images=self.preprocess.finish(moved.images, moved.sizes))
+            if moved.images.dtype == torch.uint8
+            else moved
+        )
 
 
 def pad_batch(tensors: Sequence[Tensor], size_divisor: int = 1) -> Tensor:
@@ -65,12 +80,14 @@ def pad_batch(tensors: Sequence[Tensor], size_divisor: int = 1) -> Tensor:
     Returns:
         (N, 3, H, W) with zeros right of and below each image.
     """
-    height, width = (-(-max(tensor.shape[axis] for tensor in tensors) // size_divisor) * size_divisor for axis in (1, 2))
+    height, width = (
+        -(-max(tensor.shape[axis] for tensor in tensors) // size_divisor) * size_divisor for axis in (1, 2)
+    )
     if len(tensors) == 1 and tensors[0].shape[1:] == (height, width):
         return tensors[0][None]
     padded = tensors[0].new_zeros(len(tensors), tensors[0].shape[0], height, width)
     for place, tensor in enumerate(tensors):
-        padded[place, :, :tensor.shape[1], :tensor.shape[2]] = tensor
+        padded[place, :, : tensor.shape[1], : tensor.shape[2]] = tensor
     return padded
 
 
@@ -103,12 +120,22 @@ class _EvaluationImages(TorchDataset):
             sizes=torch.tensor([image.size for image in images]),
             original_sizes=torch.tensor([image.original_size for image in images]),
             scales=torch.tensor([image.scale for image in images], dtype=torch.float64),
-            indices=indices, decode_ms=decode_ms, resize_ms=resize_ms, preprocess=self.preprocess,
+            indices=indices,
+            decode_ms=decode_ms,
+            resize_ms=resize_ms,
+            preprocess=self.preprocess,
         )
 
 
-def evaluation_loader(dataset: Dataset, preprocess: Preprocess, *, batch_size: int = 1, workers: int = 0, pin_memory: bool = False,
-                      normalise_on_device: bool = False) -> DataLoader:
+def evaluation_loader(
+    dataset: Dataset,
+    preprocess: Preprocess,
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+    normalise_on_device: bool = False,
+) -> DataLoader:
     """Batches of every image once, in dataset order.
 
     Args:
@@ -117,18 +144,27 @@ def evaluation_loader(dataset: Dataset, preprocess: Preprocess, *, batch_size: i
         batch_size: images a batch; the last may be smaller.
         workers: processes that decode ahead; 0 decodes in this one.
         pin_memory: page-locked batches, for copies to a GPU.
-        normalise_on_device: move bytes and let `EvaluationBatch.to` normalise, where the row's preprocessing allows it; same values.
+        normalise_on_device: move bytes and let `EvaluationBatch.to` normalise, where the row's preprocessing
+            allows it; same values.
 
     Returns:
         A DataLoader of `EvaluationBatch`.
     """
     images = _EvaluationImages(dataset, preprocess, normalise_on_device and preprocess.normalises_bytes)
-    return DataLoader(images, batch_size=batch_size, num_workers=workers, pin_memory=pin_memory, collate_fn=images.collate,
-                      prefetch_factor=4 if workers else None, worker_init_fn=_start_worker)
+    return DataLoader(
+        images,
+        batch_size=batch_size,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        collate_fn=images.collate,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_start_worker,
+    )
 
 
 class _TrainingImages(TorchDataset):
-    """Items are drawn from (seed, epoch, index) alone, so that neither the number of workers nor their timing changes them."""
+    """Items are drawn from (seed, epoch, index) alone, so that neither the number of workers nor their timing
+    changes them."""
 
     def __init__(self, loader: TrainingBatches, epoch: int) -> None:
         self.loader, self.epoch = loader, epoch
@@ -151,11 +187,20 @@ class _TrainingImages(TorchDataset):
         image = preprocess(pixels)
         if flip and not loader.rules.flip_first:
             image = replace(image, tensor=image.tensor.flip(-1))
-        target = make_target(loader.dataset.target(index), image.original_size, image.scale, loader.rules, resized_width=image.size[1],
-                             flip=flip, keypoint_names=loader.dataset.keypoint_names)
+        target = make_target(
+            loader.dataset.target(index),
+            image.original_size,
+            image.scale,
+            loader.rules,
+            resized_width=image.size[1],
+            flip=flip,
+            keypoint_names=loader.dataset.keypoint_names,
+        )
         return image, target
 
-    def _augmented(self, augmentation: SSDAugmentation, index: int, draw: Random) -> tuple[PreprocessedImage, Target]:
+    def _augmented(
+        self, augmentation: SSDAugmentation, index: int, draw: Random
+    ) -> tuple[PreprocessedImage, Target]:
         dataset = self.loader.dataset
         pixels, truth = dataset.load_image(index), dataset.target(index)
         boxes, rows = training_boxes(truth, pixels.shape[:2], self.loader.rules)
@@ -167,11 +212,16 @@ class _TrainingImages(TorchDataset):
     def collate(self, items: list[tuple[PreprocessedImage, Target]]) -> tuple[Tensor, Tensor, list[Target]]:
         images = [image for image, _ in items]
         sizes = torch.tensor([image.size for image in images])
-        return pad_batch([image.tensor for image in images], self.loader.preprocess.size_divisor), sizes, [target for _, target in items]
+        return (
+            pad_batch([image.tensor for image in images], self.loader.preprocess.size_divisor),
+            sizes,
+            [target for _, target in items],
+        )
 
 
 class TrainingBatches:
-    """Shuffled, augmented batches: calling it with an epoch gives the batches of that epoch, the same for the same seed.
+    """Shuffled, augmented batches: calling it with an epoch gives the batches of that epoch, the same for the
+    same seed.
 
     Args:
         dataset: what to read.
@@ -186,22 +236,63 @@ class TrainingBatches:
         rank, world_size: this process's share.
     """
 
-    def __init__(self, dataset: Dataset, preprocess: Preprocess, rules: TargetRules, *, images_per_batch: int, seed: int = 0,
-                 flip_probability: float = 0.5, short_sides: Sequence[int] = (), augmentation: SSDAugmentation | None = None, workers: int = 0,
-                 pin_memory: bool = False, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        preprocess: Preprocess,
+        rules: TargetRules,
+        *,
+        images_per_batch: int,
+        seed: int = 0,
+        flip_probability: float = 0.5,
+        short_sides: Sequence[int] = (),
+        augmentation: SSDAugmentation | None = None,
+        workers: int = 0,
+        pin_memory: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         if short_sides and not isinstance(preprocess.resize, ShorterSide):
             raise ValueError(f"short_sides need a shorter-side resize, this row has {preprocess.resize}")
-        self.dataset, self.preprocess, self.rules, self.seed, self.augmentation = dataset, preprocess, rules, seed, augmentation
-        self.images_per_batch, self.flip_probability, self.short_sides = images_per_batch, flip_probability, list(short_sides)
+        self.dataset, self.preprocess, self.rules, self.seed, self.augmentation = (
+            dataset,
+            preprocess,
+            rules,
+            seed,
+            augmentation,
+        )
+        self.images_per_batch, self.flip_probability, self.short_sides = (
+            images_per_batch,
+            flip_probability,
+            list(short_sides),
+        )
         self.workers, self.pin_memory, self.rank, self.world_size = workers, pin_memory, rank, world_size
         self.indices = trained_images(dataset, rules)
-        ratios = None if isinstance(preprocess.resize, FixedSize) else aspect_ratios(dataset)  # of one size anyway: no groups
+        ratios = (
+            None if isinstance(preprocess.resize, FixedSize) else aspect_ratios(dataset)
+        )  # of one size anyway: no groups
         self._ratios = [1.0 if ratios is None else ratios[index] for index in self.indices]
 
     def __call__(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor, list[Target]]]:
         """Batches of one epoch: images (N, 3, H, W) float32, sizes (N, 2) int64, N targets."""
         images = _TrainingImages(self, epoch)
-        sampler = GroupedBatchSampler(self._ratios, self.images_per_batch, seed=self.seed, epoch=epoch, rank=self.rank,
-                                      world_size=self.world_size, indices=self.indices)
-        return iter(DataLoader(images, batch_sampler=sampler, num_workers=self.workers, pin_memory=self.pin_memory,
-                               collate_fn=images.collate, prefetch_factor=4 if self.workers else None, worker_init_fn=_start_worker))
+        sampler = GroupedBatchSampler(
+            self._ratios,
+            self.images_per_batch,
+            seed=self.seed,
+            epoch=epoch,
+            rank=self.rank,
+            world_size=self.world_size,
+            indices=self.indices,
+        )
+        return iter(
+            DataLoader(
+                images,
+                batch_sampler=sampler,
+                num_workers=self.workers,
+                pin_memory=self.pin_memory,
+                collate_fn=images.collate,
+                prefetch_factor=4 if self.workers else None,
+                worker_init_fn=_start_worker,
+            )
+        )

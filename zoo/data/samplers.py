@@ -1,4 +1,5 @@
 """The order in which images are seen: batches of like aspect ratio, the same for the same seed."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,8 @@ def aspect_ratios(dataset: Dataset) -> list[float]:
 
 
 class GroupedBatchSampler(Sampler[list[int]]):
-    """Shuffled batches whose images are all upright (height/width at least 1) or all wide, as maskrcnn-benchmark makes them.
+    """Shuffled batches whose images are all upright (height/width at least 1) or all wide, as
+    maskrcnn-benchmark makes them.
 
     Args:
         ratios: height over width of each image.
@@ -27,12 +29,26 @@ class GroupedBatchSampler(Sampler[list[int]]):
         indices: what the batches hold in place of 0..n-1.
     """
 
-    def __init__(self, ratios: Sequence[float], batch_size: int, *, seed: int = 0, epoch: int = 0, rank: int = 0, world_size: int = 1,
-                 drop_last: bool = False, indices: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        ratios: Sequence[float],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        indices: Sequence[int] | None = None,
+    ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(f"batch_size {batch_size} must be positive and rank {rank} below world_size {world_size}")
+            raise ValueError(
+                f"batch_size {batch_size} must be positive and rank {rank} below world_size {world_size}"
+            )
         order = torch.randperm(len(ratios), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-        self.batches = _group(order[rank::world_size], [ratio >= 1 for ratio in ratios], batch_size, drop_last)
+        self.batches = _group(
+            order[rank::world_size], [ratio >= 1 for ratio in ratios], batch_size, drop_last
+        )
         if indices is not None:
             self.batches = [[indices[place] for place in batch] for batch in self.batches]
 
@@ -66,17 +82,21 @@ def target_ratios(ratios: np.ndarray, images_per_gpu: int) -> np.ndarray:
         images_per_gpu: images of a group; the last group may be smaller.
 
     Returns:
-        (N,) float64: the group's first ratio where all are below 1, its last where all are above 1, and 1 otherwise.
+        (N,) float64: the group's first ratio where all are below 1, its last where all are above 1, and 1
+        otherwise.
     """
     targets = np.empty(len(ratios))
     for start in range(0, len(ratios), images_per_gpu):
-        group = ratios[start:start + images_per_gpu]
-        targets[start:start + images_per_gpu] = group[0] if group[-1] < 1 else group[-1] if group[0] > 1 else 1.0
+        group = ratios[start : start + images_per_gpu]
+        targets[start : start + images_per_gpu] = (
+            group[0] if group[-1] < 1 else group[-1] if group[0] > 1 else 1.0
+        )
     return targets
 
 
 def grouped_order(images: int, images_per_gpu: int, random: np.random.RandomState) -> np.ndarray:
-    """One epoch of Detectron.pytorch: places in the ratio-sorted list, groups shuffled whole, left-over images last.
+    """One epoch of Detectron.pytorch: places in the ratio-sorted list, groups shuffled whole, left-over
+    images last.
 
     Args:
         images: N.

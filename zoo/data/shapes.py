@@ -1,4 +1,6 @@
-"""`shapes`: a small COCO-format dataset drawn from a seed on first use, so that every command runs without a download."""
+"""`shapes`: a small COCO-format dataset drawn from a seed on first use, so that every command runs without a
+download."""
+
 from __future__ import annotations
 
 import json
@@ -25,7 +27,8 @@ def make_shapes(folder: Path | None = None, *, splits: dict[str, int] | None = N
     """The folder of the dataset in COCO's layout; drawn first where it is not there yet.
 
     Args:
-        folder: where it is kept; None: below the project's home folder. Several processes may ask at once: one draws, the others wait.
+        folder: where it is kept; None: below the project's home folder. Several processes may ask at once:
+            one draws, the others wait.
         splits: images by split; None: 240 train and 60 val.
         seed: of the drawing; the same seed gives the same annotations everywhere.
 
@@ -41,7 +44,9 @@ def make_shapes(folder: Path | None = None, *, splits: dict[str, int] | None = N
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
             return folder
-        for left_over in folder.parent.glob(f"{folder.name}.part-*"):  # of a process that was killed; the lock says nobody draws now
+        for left_over in folder.parent.glob(
+            f"{folder.name}.part-*"
+        ):  # of a process that was killed; the lock says nobody draws now
             shutil.rmtree(left_over)
         part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
         for split, images in (splits or SPLITS).items():
@@ -61,24 +66,46 @@ def _write_split(folder: Path, split: str, images: int, random: np.random.Random
     for number in range(1, images + 1):
         scene = _draw_scene(random, empty=number % 20 == 0, crowd=number % 6 == 0)
         name = f"{number:06d}.jpg"
-        if not cv2.imwrite(str(folder / split / name), scene.pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]):
+        if not cv2.imwrite(
+            str(folder / split / name), scene.pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]
+        ):
             raise OSError(f"{folder / split / name}: the image could not be written; is the disk full?")
         height, width = scene.pixels.shape[:2]
         records.append({"id": number * 3, "file_name": name, "height": height, "width": width})
-        annotations += [{**item, "id": len(annotations) + place, "image_id": number * 3} for place, item in enumerate(scene.annotations, start=1)]
+        annotations += [
+            {**item, "id": len(annotations) + place, "image_id": number * 3}
+            for place, item in enumerate(scene.annotations, start=1)
+        ]
     _write_json(folder / "annotations" / f"instances_{split}.json", records, annotations, persons=False)
     _write_json(folder / "annotations" / f"person_keypoints_{split}.json", records, annotations, persons=True)
 
 
-def _write_json(path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]], *, persons: bool) -> None:
-    categories: list[dict[str, Any]] = [{"id": i, "name": name, "supercategory": "shape"} for i, name in SHAPE_CATEGORIES if not persons or i == 1]
+def _write_json(
+    path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]], *, persons: bool
+) -> None:
+    categories: list[dict[str, Any]] = [
+        {"id": i, "name": name, "supercategory": "shape"}
+        for i, name in SHAPE_CATEGORIES
+        if not persons or i == 1
+    ]
     if persons:
         categories[0] |= {"keypoints": list(KEYPOINT_NAMES), "skeleton": [list(pair) for pair in SKELETON]}
         annotations = [a for a in annotations if a["category_id"] == 1]
     else:
-        annotations = [{k: v for k, v in a.items() if k not in ("keypoints", "num_keypoints")} for a in annotations]
-    path.write_text(json.dumps({"info": {"description": "shapes, made from a seed", "version": str(VERSION)}, "images": images,
-                                "annotations": annotations, "categories": categories}), encoding="utf-8")
+        annotations = [
+            {k: v for k, v in a.items() if k not in ("keypoints", "num_keypoints")} for a in annotations
+        ]
+    path.write_text(
+        json.dumps(
+            {
+                "info": {"description": "shapes, made from a seed", "version": str(VERSION)},
+                "images": images,
+                "annotations": annotations,
+                "categories": categories,
+            }
+        ),
+        encoding="utf-8",
+    )
 
 
 @dataclass
@@ -90,14 +117,17 @@ class _Scene:
 
 
 def _draw_scene(random: np.random.RandomState, *, empty: bool, crowd: bool) -> _Scene:
-    """One image; later objects lie on top, and masks and boxes are of whole objects, hidden parts included."""
+    """One image; later objects lie on top, and masks and boxes are of whole objects, hidden parts
+    included."""
     width, height = IMAGE_SIZES[random.randint(len(IMAGE_SIZES))]
     scene = _Scene(_background(random, height, width))
     if empty:
         return scene
     if crowd:
         _draw_crowd(scene, random)
-    for side in sorted(_sides(random, min(height, width)), reverse=True):  # large ones first, else they would hide small ones
+    for side in sorted(
+        _sides(random, min(height, width)), reverse=True
+    ):  # large ones first, else they would hide small ones
         category_id, name = SHAPE_CATEGORIES[random.randint(len(SHAPE_CATEGORIES))]
         polygons, points = outline(name, random)
         low, high = (reach(np.concatenate(polygons), axis=0) * side for reach in (np.min, np.max))
@@ -125,7 +155,9 @@ def _background(random: np.random.RandomState, height: int, width: int) -> np.nd
     corners = random.uniform(20, 110, size=(2, 2, 3)).astype(np.float32)
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     across = np.linspace(0, 1, width, dtype=np.float32)[None, :, None]
-    smooth = (corners[0, 0] * (1 - down) + corners[1, 0] * down) * (1 - across) + (corners[0, 1] * (1 - down) + corners[1, 1] * down) * across
+    smooth = (corners[0, 0] * (1 - down) + corners[1, 0] * down) * (1 - across) + (
+        corners[0, 1] * (1 - down) + corners[1, 1] * down
+    ) * across
     return np.clip(smooth + random.normal(0, 6, size=smooth.shape), 0, 255).astype(np.uint8)
 
 
@@ -137,7 +169,8 @@ def _colour(random: np.random.RandomState) -> tuple[int, int, int]:
 
 
 def _free_place(scene: _Scene, random: np.random.RandomState, extent: np.ndarray) -> np.ndarray | None:
-    """A corner where the object fits, overlaps no earlier box by more than an IoU of 0.4 and leaves a crowd free; None after 30 tries."""
+    """A corner where the object fits, overlaps no earlier box by more than an IoU of 0.4 and leaves a crowd
+    free; None after 30 tries."""
     height, width = scene.pixels.shape[:2]
     for _ in range(30):
         corner = random.uniform(1, np.array([width, height]) - extent - 1)
@@ -154,11 +187,14 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _fill(pixels: np.ndarray, polygons: list[np.ndarray], colour: tuple[int, int, int]) -> None:
-    """Fill with antialiased edges; OpenCV counts from pixel centres, annotations from pixel edges, hence the half pixel."""
+    """Fill with antialiased edges; OpenCV counts from pixel centres, annotations from pixel edges, hence the
+    half pixel."""
     import cv2
 
     for polygon in polygons:
-        cv2.fillPoly(pixels, [np.round((polygon - 0.5) * 16).astype(np.int32)], colour, lineType=cv2.LINE_AA, shift=4)
+        cv2.fillPoly(
+            pixels, [np.round((polygon - 0.5) * 16).astype(np.int32)], colour, lineType=cv2.LINE_AA, shift=4
+        )
 
 
 def _annotation(category_id: int, polygons: list[np.ndarray], size: tuple[int, int]) -> dict[str, Any]:
@@ -168,12 +204,21 @@ def _annotation(category_id: int, polygons: list[np.ndarray], size: tuple[int, i
     low, high = points.min(axis=0), points.max(axis=0)
     segmentation = [[round(float(v), 2) for v in polygon.reshape(-1)] for polygon in polygons]
     area = float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))))
-    return {"category_id": category_id, "bbox": [round(float(v), 2) for v in (*low, *(high - low))], "segmentation": segmentation,
-            "area": area, "iscrowd": 0}
+    return {
+        "category_id": category_id,
+        "bbox": [round(float(v), 2) for v in (*low, *(high - low))],
+        "segmentation": segmentation,
+        "area": area,
+        "iscrowd": 0,
+    }
 
 
 def _keypoints(points: np.ndarray, *, labelled: bool) -> dict[str, Any]:
-    flat = [value for x, y in points for value in (round(float(x), 2), round(float(y), 2), 2)] if labelled else [0] * 3 * len(points)
+    flat = (
+        [value for x, y in points for value in (round(float(x), 2), round(float(y), 2), 2)]
+        if labelled
+        else [0] * 3 * len(points)
+    )
     return {"keypoints": flat, "num_keypoints": len(points) if labelled else 0}
 
 
@@ -185,12 +230,15 @@ def _hide_keypoints(scene: _Scene, polygons: list[np.ndarray]) -> None:
         points = annotation.get("keypoints", [])
         for place in range(0, len(points), 3):
             at = (float(points[place]), float(points[place + 1]))
-            if points[place + 2] == 2 and any(cv2.pointPolygonTest(p.astype(np.float32), at, False) >= 0 for p in polygons):
+            if points[place + 2] == 2 and any(
+                cv2.pointPolygonTest(p.astype(np.float32), at, False) >= 0 for p in polygons
+            ):
                 points[place + 2] = 1
 
 
 def _draw_crowd(scene: _Scene, random: np.random.RandomState) -> None:
-    """Many small objects of one class, annotated as a single crowd region with an uncompressed RLE, as COCO does."""
+    """Many small objects of one class, annotated as a single crowd region with an uncompressed RLE, as COCO
+    does."""
     import cv2
 
     height, width = scene.pixels.shape[:2]
@@ -208,8 +256,15 @@ def _draw_crowd(scene: _Scene, random: np.random.RandomState) -> None:
     box = [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
     scene.crowd = True
     scene.boxes.append(np.array([box[0], box[1], box[0] + box[2], box[1] + box[3]], np.float64))
-    scene.annotations.append({"category_id": category_id, "bbox": box, "area": int(mask.sum()), "iscrowd": 1,
-                              "segmentation": {"size": [height, width], "counts": _run_lengths(mask)}})
+    scene.annotations.append(
+        {
+            "category_id": category_id,
+            "bbox": box,
+            "area": int(mask.sum()),
+            "iscrowd": 1,
+            "segmentation": {"size": [height, width], "counts": _run_lengths(mask)},
+        }
+    )
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:

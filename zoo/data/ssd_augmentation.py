@@ -1,7 +1,10 @@
-"""SSD's training augmentation (Liu et al., ECCV 2016, section 2.2 and 3.6) as PytorchSSD-HarDNet draws it: crop, colours, expand, mirror, resize.
+"""SSD's training augmentation (Liu et al., ECCV 2016, section 2.2 and 3.6) as PytorchSSD-HarDNet draws it:
+crop, colours, expand, mirror, resize.
 
-Images are (H, W, 3) uint8 BGR, boxes (R, 4) float64 corners in pixels, labels (R,). Every draw comes from a `random.Random`, in a fixed order.
+Images are (H, W, 3) uint8 BGR, boxes (R, 4) float64 corners in pixels, labels (R,). Every draw comes from a
+`random.Random`, in a fixed order.
 """
+
 from __future__ import annotations
 
 import math
@@ -49,12 +52,15 @@ def random_crop(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, draw: 
             centres = (boxes[:, :2] + boxes[:, 2:]) / 2
             inside = ((part[:2] < centres) & (centres < part[2:])).all(axis=1)
             if inside.any():
-                cut = np.concatenate([np.maximum(boxes[inside, :2], part[:2]), np.minimum(boxes[inside, 2:], part[2:])], axis=1)
-                return image[part[1]:part[3], part[0]:part[2]], cut - np.tile(part[:2], 2), labels[inside]
+                cut = np.concatenate(
+                    [np.maximum(boxes[inside, :2], part[:2]), np.minimum(boxes[inside, 2:], part[2:])], axis=1
+                )
+                return image[part[1] : part[3], part[0] : part[2]], cut - np.tile(part[:2], 2), labels[inside]
 
 
 def _draw_part(height: int, width: int, draw: Random) -> np.ndarray:
-    """(4,) int64 corners of a part of 0.3 to 1 of the image's side, its shape within 1/2 to 2 of the image's."""
+    """(4,) int64 corners of a part of 0.3 to 1 of the image's side, its shape within 1/2 to 2 of the
+    image's."""
     scale = draw.uniform(0.3, 1.0)
     ratio = math.sqrt(draw.uniform(max(0.5, scale * scale), min(2, 1.0 / scale / scale)))
     w, h = int(scale * ratio * width), int(scale / ratio * height)
@@ -64,7 +70,8 @@ def _draw_part(height: int, width: int, draw: Random) -> np.ndarray:
 
 
 def distort_colours(image: np.ndarray, draw: Random) -> np.ndarray:
-    """Brightness, contrast, hue and saturation of an image (H, W, 3) uint8 BGR, each with probability a half; contrast before hue."""
+    """Brightness, contrast, hue and saturation of an image (H, W, 3) uint8 BGR, each with probability a half;
+    contrast before hue."""
     import cv2
 
     if draw.randrange(2):
@@ -84,7 +91,9 @@ def _linear(values: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.
     return np.clip(values.astype(np.float64) * factor + offset, 0, 255).astype(np.uint8)
 
 
-def random_expand(image: np.ndarray, boxes: np.ndarray, draw: Random, *, probability: float = EXPAND_PROBABILITY) -> tuple[np.ndarray, np.ndarray]:
+def random_expand(
+    image: np.ndarray, boxes: np.ndarray, draw: Random, *, probability: float = EXPAND_PROBABILITY
+) -> tuple[np.ndarray, np.ndarray]:
     """Put the image at a random place of a canvas up to 4 times as large, filled with the mean colour.
 
     Args:
@@ -106,7 +115,7 @@ def random_expand(image: np.ndarray, boxes: np.ndarray, draw: Random, *, probabi
     top = draw.randint(0, new_height - height)
     canvas = np.empty((new_height, new_width, 3), np.uint8)
     canvas[:] = FILL
-    canvas[top:top + height, left:left + width] = image
+    canvas[top : top + height, left : left + width] = image
     return canvas, boxes + np.array([left, top, left, top])
 
 
@@ -115,7 +124,9 @@ def random_mirror(image: np.ndarray, boxes: np.ndarray, draw: Random) -> tuple[n
     if not draw.randrange(2):
         return image, boxes
     width = image.shape[1]
-    return image[:, ::-1], np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+    return image[:, ::-1], np.stack(
+        [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1
+    )
 
 
 def random_resize(image: np.ndarray, size: int, draw: Random) -> np.ndarray:
@@ -132,7 +143,8 @@ class SSDAugmentation:
     """The whole training transform of the SSD family.
 
     Args:
-        preprocess: the row's own; its fixed size, channel order, mean and std are kept, its interpolation is drawn instead.
+        preprocess: the row's own; its fixed size, channel order, mean and std are kept, its interpolation is
+            drawn instead.
         expand_probability: of `random_expand`.
     """
 
@@ -141,9 +153,13 @@ class SSDAugmentation:
 
     def __post_init__(self) -> None:
         if not isinstance(self.preprocess.resize, FixedSize):
-            raise ValueError(f"SSD's augmentation needs inputs of a fixed size, this row has {self.preprocess.resize}")
+            raise ValueError(
+                f"SSD's augmentation needs inputs of a fixed size, this row has {self.preprocess.resize}"
+            )
 
-    def __call__(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, draw: Random) -> tuple[PreprocessedImage, np.ndarray, np.ndarray]:
+    def __call__(
+        self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, draw: Random
+    ) -> tuple[PreprocessedImage, np.ndarray, np.ndarray]:
         """Augment one image.
 
         Args:
@@ -152,13 +168,15 @@ class SSDAugmentation:
             draw: source of randomness.
 
         Returns:
-            the network's input; boxes (R', 4) float64 as fractions of it; their labels. Where no box survives, all boxes of the
-            image as it was.
+            the network's input; boxes (R', 4) float64 as fractions of it; their labels. Where no box
+            survives, all boxes of the image as it was.
         """
         image = np.ascontiguousarray(image[:, :, ::-1])
         if len(boxes):
             changed, changed_boxes, changed_labels = random_crop(image, boxes, labels, draw)
-            changed, changed_boxes = random_expand(distort_colours(changed, draw), changed_boxes, draw, probability=self.expand_probability)
+            changed, changed_boxes = random_expand(
+                distort_colours(changed, draw), changed_boxes, draw, probability=self.expand_probability
+            )
             changed, changed_boxes = random_mirror(changed, changed_boxes, draw)
             fractions = _fractions(changed, changed_boxes)
             network_input = self._finish(changed, image.shape[:2], draw)
@@ -171,7 +189,9 @@ class SSDAugmentation:
         size = self.preprocess.resize.size  # type: ignore[union-attr] - a FixedSize, as checked
         pixels = random_resize(image, size, draw)
         normalised = replace(self.preprocess, resize=NoResize())(pixels[:, :, ::-1])
-        return replace(normalised, original_size=original_size, scale=(size / image.shape[1], size / image.shape[0]))
+        return replace(
+            normalised, original_size=original_size, scale=(size / image.shape[1], size / image.shape[0])
+        )
 
 
 def _fractions(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:

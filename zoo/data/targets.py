@@ -1,4 +1,5 @@
 """From ground truth in original pixels to what a detector trains on, by the rules of one source."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,11 +20,15 @@ class TargetRules:
     """Which objects a source trains on, and how it writes their boxes.
 
     inclusive: x2 = x1 + max(0, width - 1), the last pixel inside; otherwise x2 = x1 + width, the far edge.
-    extent_from_clipped: width is laid off from the clipped x1 (HarDNet's and DetNet_pytorch's COCO readers), not from the annotated one.
+    extent_from_clipped: width is laid off from the clipped x1 (HarDNet's and DetNet_pytorch's COCO readers),
+        not from the annotated one.
     crowd, difficult: whether such objects are trained on. keep_thin: boxes with x2 == x1 or y2 == y1 stay.
-    need_area: objects of annotated area 0 are dropped. whole_pixels: corners are cut to whole pixels (DetNet_pytorch).
-    images: which images are trained on: all, those with any annotation of sides above 1, those with a box that is no crowd.
-    min_visible_keypoints: images with fewer labelled keypoints are left out. flip_first: flip before resizing, not after.
+    need_area: objects of annotated area 0 are dropped. whole_pixels: corners are cut to whole pixels
+        (DetNet_pytorch).
+    images: which images are trained on: all, those with any annotation of sides above 1, those with a box
+        that is no crowd.
+    min_visible_keypoints: images with fewer labelled keypoints are left out. flip_first: flip before
+        resizing, not after.
     max_objects: no more than the first so many.
     """
 
@@ -42,10 +47,14 @@ class TargetRules:
     @classmethod
     def from_conventions(cls, targets: TargetConventions, *, min_visible_keypoints: int = 0) -> TargetRules:
         """Build from the `targets` section of a row's conventions."""
-        return cls(**targets.model_dump(exclude={"augmentation"}), min_visible_keypoints=min_visible_keypoints)
+        return cls(
+            **targets.model_dump(exclude={"augmentation"}), min_visible_keypoints=min_visible_keypoints
+        )
 
 
-def training_boxes(truth: GroundTruth, size: tuple[int, int], rules: TargetRules) -> tuple[np.ndarray, np.ndarray]:
+def training_boxes(
+    truth: GroundTruth, size: tuple[int, int], rules: TargetRules
+) -> tuple[np.ndarray, np.ndarray]:
     """The boxes a source trains on.
 
     Args:
@@ -70,13 +79,17 @@ def training_boxes(truth: GroundTruth, size: tuple[int, int], rules: TargetRules
     keep &= (rules.crowd | ~truth.crowd) & (rules.difficult | ~truth.difficult)
     if rules.need_area:
         keep &= truth.area > 0
-    rows = np.flatnonzero(keep)[:rules.max_objects]
+    rows = np.flatnonzero(keep)[: rules.max_objects]
     return boxes[rows], rows
 
 
 def trained_images(dataset: Dataset, rules: TargetRules) -> list[int]:
     """Indices of the images that a source trains on."""
-    return [index for index in range(len(dataset)) if _trained(dataset.target(index), dataset.image_size(index), rules)]
+    return [
+        index
+        for index in range(len(dataset))
+        if _trained(dataset.target(index), dataset.image_size(index), rules)
+    ]
 
 
 def _trained(truth: GroundTruth, size: tuple[int, int], rules: TargetRules) -> bool:
@@ -85,12 +98,23 @@ def _trained(truth: GroundTruth, size: tuple[int, int], rules: TargetRules) -> b
     if rules.images == "usable" and truth.crowd[training_boxes(truth, size, rules)[1]].all():
         return False
     if rules.min_visible_keypoints:
-        return truth.keypoints is not None and int((truth.keypoints[..., 2] > 0).sum()) >= rules.min_visible_keypoints
+        return (
+            truth.keypoints is not None
+            and int((truth.keypoints[..., 2] > 0).sum()) >= rules.min_visible_keypoints
+        )
     return True
 
 
-def make_target(truth: GroundTruth, size: tuple[int, int], scale: tuple[float, float], rules: TargetRules, *, resized_width: int,
-                flip: bool = False, keypoint_names: Sequence[str] = ()) -> Target:
+def make_target(
+    truth: GroundTruth,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    rules: TargetRules,
+    *,
+    resized_width: int,
+    flip: bool = False,
+    keypoint_names: Sequence[str] = (),
+) -> Target:
     """The training target of one image in the network's pixels.
 
     Args:
@@ -128,7 +152,11 @@ def make_target(truth: GroundTruth, size: tuple[int, int], scale: tuple[float, f
         boxes=torch.from_numpy(boxes.astype(np.float32)),
         labels=torch.from_numpy(truth.labels[rows]),
         polygons=None if truth.masks is None else [_polygons(truth.masks[row], points) for row in rows],
-        keypoints=None if truth.keypoints is None else torch.from_numpy(_keypoints(truth.keypoints[rows], points, flip, keypoint_names)),
+        keypoints=(
+            None
+            if truth.keypoints is None
+            else torch.from_numpy(_keypoints(truth.keypoints[rows], points, flip, keypoint_names))
+        ),
         crowd=torch.from_numpy(truth.crowd[rows]),
         scale=(float(scale[0]), float(scale[1])),
     )
@@ -138,7 +166,11 @@ def _polygons(mask: list[list[float]] | dict[str, Any] | None, points: Any) -> l
     """Polygons of at least three corners; a crowd's RLE has none."""
     if not isinstance(mask, list):
         return []
-    return [points(np.array(polygon, np.float64).reshape(-1, 2)).reshape(-1).tolist() for polygon in mask if len(polygon) >= 6]
+    return [
+        points(np.array(polygon, np.float64).reshape(-1, 2)).reshape(-1).tolist()
+        for polygon in mask
+        if len(polygon) >= 6
+    ]
 
 
 def _keypoints(keypoints: np.ndarray, points: Any, flip: bool, names: Sequence[str]) -> np.ndarray:
@@ -155,5 +187,10 @@ def mirrored_keypoints(names: Sequence[str]) -> list[int]:
     """For each keypoint, the place of its mirror image: left_* and right_* change places, others stay."""
     place = {name: index for index, name in enumerate(names)}
     swap = {"left_": "right_", "right_": "left_"}
-    return [next((place[other + name.removeprefix(side)] for side, other in swap.items() if name.startswith(side)), index)
-            for index, name in enumerate(names)]
+    return [
+        next(
+            (place[other + name.removeprefix(side)] for side, other in swap.items() if name.startswith(side)),
+            index,
+        )
+        for index, name in enumerate(names)
+    ]

@@ -1,4 +1,6 @@
-"""From decoded pixels to the network's input: resizing and normalising, each exactly as one source does it."""
+"""From decoded pixels to the network's input: resizing and normalising, each exactly as one source does
+it."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -13,12 +15,17 @@ if TYPE_CHECKING:
     from detection_zoo.zoo.conventions import ImageConventions
 
 Interpolation = Literal["pil_bilinear", "cv2_bilinear", "tf1_bilinear"]
-_RANGE = {"0..255": (1.0, 0.0), "0..1": (1 / 255.0, 0.0), "-1..1": (2 / 255.0, -1.0)}  # multiplied by, then added
+_RANGE = {
+    "0..255": (1.0, 0.0),
+    "0..1": (1 / 255.0, 0.0),
+    "-1..1": (2 / 255.0, -1.0),
+}  # multiplied by, then added
 
 
 @dataclass(frozen=True)
 class ResizePlan:
-    """What a resize does to one image: its new size in pixels, and the (x, y) factors that boxes are multiplied by.
+    """What a resize does to one image: its new size in pixels, and the (x, y) factors that boxes are
+    multiplied by.
 
     common_factor: the pixel grid follows the factor (cv2 with fx, fy), not the ratio of the rounded sizes.
     crop: (top, left, height, width) cut out afterwards.
@@ -35,9 +42,11 @@ class ResizePlan:
 class ShorterSide:
     """The shorter side becomes `size` pixels, the longer one at most `longest` (None: unbounded).
 
-    rounding: "truncate" cuts both sides to whole pixels and lets each axis have its own ratio (maskrcnn-benchmark);
+    rounding: "truncate" cuts both sides to whole pixels and lets each axis have its own ratio
+        (maskrcnn-benchmark);
     "round" scales both axes by one factor and rounds the sizes half to even (Detectron, DetNet_pytorch);
-    "half_up" rounds halves up after the longer side was bounded, and lets each axis have its own ratio (Detectron2).
+    "half_up" rounds halves up after the longer side was bounded, and lets each axis have its own ratio
+    (Detectron2).
     """
 
     size: int
@@ -46,7 +55,9 @@ class ShorterSide:
 
     def plan(self, height: int, width: int) -> ResizePlan:
         """The resize of an image of (height, width) pixels."""
-        return {"truncate": self._truncated, "round": self._rounded, "half_up": self._rounded_up}[self.rounding](height, width)
+        return {"truncate": self._truncated, "round": self._rounded, "half_up": self._rounded_up}[
+            self.rounding
+        ](height, width)
 
     def _truncated(self, height: int, width: int) -> ResizePlan:
         short, long, size = min(height, width), max(height, width), self.size
@@ -86,9 +97,11 @@ class FixedSize:
 
 @dataclass(frozen=True)
 class ResizeThenCentreCrop:
-    """The shorter side becomes `short` pixels (the longer one is truncated), then the centre `crop` x `crop` is kept (classifiers).
+    """The shorter side becomes `short` pixels (the longer one is truncated), then the centre `crop` x `crop`
+    is kept (classifiers).
 
-    rounding: where the margins are odd, the crop's corner is rounded half to even (torchvision) or truncated (Keras, Caffe).
+    rounding: where the margins are odd, the crop's corner is rounded half to even (torchvision) or truncated
+        (Keras, Caffe).
     """
 
     short: int
@@ -101,7 +114,12 @@ class ResizeThenCentreCrop:
         new_width = self.short if width <= height else int(self.short * width / height)
         whole = round if self.rounding == "round" else int
         top, left = (whole((side - self.crop) / 2.0) for side in (new_height, new_width))
-        return ResizePlan(new_height, new_width, (new_width / width, new_height / height), crop=(top, left, self.crop, self.crop))
+        return ResizePlan(
+            new_height,
+            new_width,
+            (new_width / width, new_height / height),
+            crop=(top, left, self.crop, self.crop),
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,8 @@ Resize = ShorterSide | FixedSize | ResizeThenCentreCrop | NoResize
 class PreprocessedImage:
     """One image as the network sees it.
 
-    tensor (3, H, W) float32; size, original_size (height, width) in pixels; scale (x, y): what original coordinates were multiplied by.
+    tensor (3, H, W) float32; size, original_size (height, width) in pixels; scale (x, y): what original
+    coordinates were multiplied by.
     """
 
     tensor: torch.Tensor
@@ -138,7 +157,8 @@ class Preprocess:
         value_range: of the values before mean and std.
         mean, std: subtracted, then divided by, in channel order.
         resize: the rule for sizes.
-        interpolation: "pil_bilinear" (antialiased, on uint8), "cv2_bilinear" (not antialiased), "tf1_bilinear" (no half-pixel offset).
+        interpolation: "pil_bilinear" (antialiased, on uint8), "cv2_bilinear" (not antialiased),
+            "tf1_bilinear" (no half-pixel offset).
         normalise_first: mean and std come before resizing, on float pixels.
         size_divisor: batches are padded to multiples of it.
     """
@@ -154,16 +174,27 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.normalise_first and self.interpolation == "pil_bilinear":
-            raise ValueError("Pillow resizes uint8 pixels only: normalise_first needs cv2_bilinear or tf1_bilinear")
+            raise ValueError(
+                "Pillow resizes uint8 pixels only: normalise_first needs cv2_bilinear or tf1_bilinear"
+            )
 
     @classmethod
     def from_conventions(cls, image: ImageConventions) -> Preprocess:
         """Build from the `image` section of a row's conventions."""
-        return cls(image.channel_order, image.value_range, tuple(image.mean), tuple(image.std), _resize_rule(image),  # type: ignore[arg-type]
-                   image.interpolation, image.normalise_first, image.size_divisor)
+        return cls(
+            image.channel_order,
+            image.value_range,
+            tuple(image.mean),
+            tuple(image.std),
+            _resize_rule(image),  # type: ignore[arg-type]
+            image.interpolation,
+            image.normalise_first,
+            image.size_divisor,
+        )
 
     def with_short_side(self, size: int) -> Preprocess:
-        """The same with another shorter side, for multi-scale training; raises TypeError where the rule is not ShorterSide."""
+        """The same with another shorter side, for multi-scale training; raises TypeError where the rule is
+        not ShorterSide."""
         if not isinstance(self.resize, ShorterSide):
             raise TypeError(f"only a shorter-side resize has a short side to change, this is {self.resize}")
         return replace(self, resize=replace(self.resize, size=size))
@@ -174,17 +205,23 @@ class Preprocess:
         planes = _planes(pixels)
         out = np.empty((3, *pixels.shape[:2]), np.float32)
         for channel, source in enumerate(self._order):
-            out[channel] = planes[source] if self.normalise_first else self._normalise_plane(planes[source], channel)
+            out[channel] = (
+                planes[source] if self.normalise_first else self._normalise_plane(planes[source], channel)
+            )
         return _preprocessed(out, image, plan)
 
     def resize_only(self, image: np.ndarray) -> PreprocessedImage:
-        """The same without mean and std, as uint8: a quarter of the bytes to move; `finish` does the rest where the batch is used.
+        """The same without mean and std, as uint8: a quarter of the bytes to move; `finish` does the rest
+        where the batch is used.
 
         Raises:
             TypeError: the source normalises before resizing, or resizes to fractions of a byte.
         """
         if not self.normalises_bytes:
-            raise TypeError(f"pixels are not whole bytes after resizing with {self.interpolation}, normalise_first {self.normalise_first}")
+            raise TypeError(
+                f"pixels are not whole bytes after resizing with {self.interpolation}, normalise_first"
+                f" {self.normalise_first}"
+            )
         pixels, plan = self._resized(image)
         planes = _planes(pixels)
         out = np.empty((3, *pixels.shape[:2]), np.uint8)
@@ -193,7 +230,8 @@ class Preprocess:
         return _preprocessed(out, image, plan)
 
     def finish(self, images: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-        """Mean and std for a padded batch of `resize_only` images, on its own device; equal bit for bit to what `__call__` gives.
+        """Mean and std for a padded batch of `resize_only` images, on its own device; equal bit for bit to
+        what `__call__` gives.
 
         Args:
             images: (N, 3, H, W) uint8 in channel order.
@@ -211,7 +249,10 @@ class Preprocess:
         out = torch.empty(images.shape, dtype=torch.float32, device=images.device)
         for channel in range(3):
             plane = images[:, channel]
-            out[:, channel] = table[:, channel].contiguous().index_select(0, plane.reshape(-1).int()).view(plane.shape) * inside
+            out[:, channel] = (
+                table[:, channel].contiguous().index_select(0, plane.reshape(-1).int()).view(plane.shape)
+                * inside
+            )
         return out
 
     @property
@@ -227,7 +268,9 @@ class Preprocess:
     @cached_property
     def _table(self) -> np.ndarray:
         """(256, 3) float32: what each byte becomes in each channel of the network."""
-        return np.stack([self._normalised(np.arange(256, dtype=np.float64), channel) for channel in range(3)], axis=1)
+        return np.stack(
+            [self._normalised(np.arange(256, dtype=np.float64), channel) for channel in range(3)], axis=1
+        )
 
     def _normalised(self, values: np.ndarray, channel: int) -> np.ndarray:
         factor, offset = _RANGE[self.value_range]
@@ -246,7 +289,9 @@ class Preprocess:
 
         plan = self.resize.plan(*image.shape[:2])
         if self.normalise_first:
-            image = cv2.LUT(np.ascontiguousarray(image), np.ascontiguousarray(self._table[:, self._order])[None])
+            image = cv2.LUT(
+                np.ascontiguousarray(image), np.ascontiguousarray(self._table[:, self._order])[None]
+            )
         return resize_pixels(image, plan, self.interpolation), plan
 
 
@@ -284,11 +329,13 @@ def resize_pixels(pixels: np.ndarray, plan: ResizePlan, interpolation: Interpola
     Returns:
         (H', W', 3); uint8 from uint8, but float32 from tf1_bilinear.
     """
-    resized = pixels if pixels.shape[:2] == (plan.height, plan.width) else _INTERPOLATE[interpolation](pixels, plan)
+    resized = (
+        pixels if pixels.shape[:2] == (plan.height, plan.width) else _INTERPOLATE[interpolation](pixels, plan)
+    )
     if plan.crop is None:
         return resized
     top, left, height, width = plan.crop
-    return resized[top:top + height, left:left + width]
+    return resized[top : top + height, left : left + width]
 
 
 def _resize_pil(pixels: np.ndarray, plan: ResizePlan) -> np.ndarray:
@@ -308,7 +355,8 @@ def _resize_cv2(pixels: np.ndarray, plan: ResizePlan) -> np.ndarray:
 
 
 def _resize_tf1(pixels: np.ndarray, plan: ResizePlan) -> np.ndarray:
-    """Output pixel i reads input coordinate i * in / out: TensorFlow 1's default, without the half-pixel offset."""
+    """Output pixel i reads input coordinate i * in / out: TensorFlow 1's default, without the half-pixel
+    offset."""
     height, width = pixels.shape[:2]
     values = pixels.astype(np.float32)
     y0, y1, wy = _tf1_axis(height, plan.height)

@@ -1,4 +1,5 @@
 """PASCAL VOC: a devkit folder with ImageSets, JPEGImages and one XML file an image."""
+
 from __future__ import annotations
 
 import math
@@ -15,8 +16,28 @@ from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.data.base import Dataset, GroundTruth, label_order
 
-VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-               "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 
 
 @dataclass
@@ -67,7 +88,9 @@ def read_voc_xml(path: Path, classes: Sequence[str] = VOC_CLASSES) -> VocAnnotat
     if size is None:
         raise DatasetError(f"{path}: line {root.line}: no <size>; the image's width and height are needed")
     height, width = (int(_number(size, name, path)) for name in ("height", "width"))
-    return VocAnnotation(height, width, tuple(_read_object(o, path, classes) for o in root.children if o.name == "object"))
+    return VocAnnotation(
+        height, width, tuple(_read_object(o, path, classes) for o in root.children if o.name == "object")
+    )
 
 
 def _parse(path: Path) -> Element:
@@ -90,7 +113,10 @@ def _parse(path: Path) -> Element:
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such annotation file; its image is listed in the image set") from None
     except xml.parsers.expat.ExpatError as error:
-        raise DatasetError(f"{path}: line {error.lineno}: malformed XML ({xml.parsers.expat.ErrorString(error.code)}); restore the file") from None
+        raise DatasetError(
+            f"{path}: line {error.lineno}: malformed XML ({xml.parsers.expat.ErrorString(error.code)});"
+            " restore the file"
+        ) from None
     return top.children[0]
 
 
@@ -103,7 +129,9 @@ def _number(parent: Element, name: str, path: Path) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DatasetError(f"{path}: line {element.line}: <{name}> is {element.text.strip()!r}, a number is wanted")
+        raise DatasetError(
+            f"{path}: line {element.line}: <{name}> is {element.text.strip()!r}, a number is wanted"
+        )
     return value
 
 
@@ -114,7 +142,10 @@ def _read_object(element: Element, path: Path, classes: Sequence[str]) -> VocObj
         raise DatasetError(f"{where}: an object without <name>")
     label = name.text.strip().lower()
     if label not in classes:
-        raise DatasetError(f"{path}: line {name.line}: class {name.text.strip()!r} is not in the list of classes; {did_you_mean(label, classes)}")
+        raise DatasetError(
+            f"{path}: line {name.line}: class {name.text.strip()!r} is not in the list of classes;"
+            f" {did_you_mean(label, classes)}"
+        )
     box = element.child("bndbox")
     if box is None:
         raise DatasetError(f"{where}: object {label!r} without a box: <bndbox> is missing")
@@ -122,7 +153,9 @@ def _read_object(element: Element, path: Path, classes: Sequence[str]) -> VocObj
     if corners[2] < corners[0] or corners[3] < corners[1]:
         raise DatasetError(f"{path}: line {box.line}: box {corners} has its far corner before its near one")
     difficult = element.child("difficult")
-    return VocObject(label, corners, difficult is not None and int(_number(element, "difficult", path)) == 1, element.line)  # type: ignore[arg-type]
+    return VocObject(
+        label, corners, difficult is not None and int(_number(element, "difficult", path)) == 1, element.line
+    )  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -141,7 +174,8 @@ class ListedImage:
 
 
 def read_image_set(path: Path, year_folder: Path) -> list[ListedImage]:
-    """Read an image set file: an image name a line, a flag after it is ignored unless it is -1 (class files: no such object).
+    """Read an image set file: an image name a line, a flag after it is ignored unless it is -1 (class files:
+    no such object).
 
     Raises:
         DatasetError: the file is missing, empty, or lists an image twice.
@@ -149,7 +183,11 @@ def read_image_set(path: Path, year_folder: Path) -> list[ListedImage]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        there = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem) if path.parent.is_dir() else []
+        there = (
+            sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
+            if path.parent.is_dir()
+            else []
+        )
         raise DatasetError(f"{path}: no such image set; {did_you_mean(path.stem, there)}") from None
     listed: dict[str, ListedImage] = {}
     for number, line in enumerate(lines, start=1):
@@ -157,7 +195,10 @@ def read_image_set(path: Path, year_folder: Path) -> list[ListedImage]:
         if not words or words[1:2] == ["-1"]:
             continue
         if words[0] in listed:
-            raise DatasetError(f"{path}: line {number}: image {words[0]} is listed twice, first on line {listed[words[0]].line}")
+            raise DatasetError(
+                f"{path}: line {number}: image {words[0]} is listed twice, first on line"
+                f" {listed[words[0]].line}"
+            )
         listed[words[0]] = ListedImage(words[0], year_folder, path, number)
     if not listed:
         raise DatasetError(f"{path}: line 1: the image set is empty; restore the file from the devkit")
@@ -175,20 +216,30 @@ class VocDataset(Dataset):
         decoder: see `decode_image`.
 
     Raises:
-        DatasetError: a folder or image set is missing or empty, or a listed image is absent (with file and line).
+        DatasetError: a folder or image set is missing or empty, or a listed image is absent (with file and
+            line).
     """
 
     layout: Literal["voc"] = "voc"
 
-    def __init__(self, devkit: Path, years: Sequence[str], split: str, *, classes: Sequence[str] | None = None,
-                 decoder: Literal["pil", "cv2"] = "pil") -> None:
+    def __init__(
+        self,
+        devkit: Path,
+        years: Sequence[str],
+        split: str,
+        *,
+        classes: Sequence[str] | None = None,
+        decoder: Literal["pil", "cv2"] = "pil",
+    ) -> None:
         super().__init__()
         self.years, self.split, self.decoder = tuple(years), split, decoder
         self.name = f"voc:{'+'.join(years)}:{split}"
         self._images = [image for year in years for image in _list_year(devkit, year, split)]
         self._rows, self.full_size = range(len(self._images)), len(self._images)
         order = label_order(VOC_CLASSES, classes, f"{devkit} (PASCAL VOC)")
-        self.classes = self.category_ids = tuple(name for _, name in sorted(zip(order, VOC_CLASSES, strict=True)))
+        self.classes = self.category_ids = tuple(
+            name for _, name in sorted(zip(order, VOC_CLASSES, strict=True))
+        )
         self._label = {name: label for label, name in enumerate(self.classes)}
 
     def image_id(self, index: int) -> str:
@@ -215,7 +266,8 @@ class VocDataset(Dataset):
         return f"{image.image_set}: line {image.line}"
 
     def target(self, index: int) -> GroundTruth:
-        """The objects of an image, difficult ones included; xmin..xmax inclusive becomes width xmax - xmin + 1 from edge xmin - 1."""
+        """The objects of an image, difficult ones included; xmin..xmax inclusive becomes width xmax - xmin +
+        1 from edge xmin - 1."""
         objects = self.annotation(index).objects
         corners = np.array([o.box for o in objects], np.float64).reshape(len(objects), 4)
         xywh = np.concatenate([corners[:, :2] - 1, corners[:, 2:] - corners[:, :2] + 1], axis=1)
@@ -231,11 +283,16 @@ class VocDataset(Dataset):
 def _list_year(devkit: Path, year: str, split: str) -> list[ListedImage]:
     folder = devkit / f"VOC{year}"
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder; give the VOCdevkit folder that holds VOC{year}/, as in voc:VOCDEVKIT:{year}:{split}")
+        raise DatasetError(
+            f"{folder}: no such folder; give the VOCdevkit folder that holds VOC{year}/, as in"
+            f" voc:VOCDEVKIT:{year}:{split}"
+        )
     listed = read_image_set(folder / "ImageSets" / "Main" / f"{split}.txt", folder)
     there = {path.stem for path in (folder / "JPEGImages").glob("*.jpg")}
     for image in listed:
         if image.name not in there:
-            raise DatasetError(f"{image.image_set}: line {image.line}: image {image.name} is listed but absent from {folder / 'JPEGImages'}; "
-                               "unpack the images again, or take the line out")
+            raise DatasetError(
+                f"{image.image_set}: line {image.line}: image {image.name} is listed but absent from"
+                f" {folder / 'JPEGImages'}; unpack the images again, or take the line out"
+            )
     return listed

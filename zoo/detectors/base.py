@@ -1,4 +1,5 @@
 """What a detector is: a dict of losses in training, `Detections` for each image at inference."""
+
 from __future__ import annotations
 
 from abc import abstractmethod
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 class Target:
     """The objects of one training image, in the pixels of the network's input.
 
-    boxes (R, 4) float32 xyxy; labels (R,) int64 in 0..K-1; polygons: for each object a list of flat [x, y, ...] lists;
-    keypoints (R, P, 3) float32 with x, y, visibility (0, 1 or 2); crowd (R,) bool; scale: (x, y) factors from original pixels to these.
+    boxes (R, 4) float32 xyxy; labels (R,) int64 in 0..K-1; polygons: for each object a list of flat [x, y,
+    ...] lists; keypoints (R, P, 3) float32 with x, y, visibility (0, 1 or 2); crowd (R,) bool; scale: (x, y)
+    factors from original pixels to these.
     """
 
     boxes: Tensor
@@ -29,8 +31,10 @@ class Target:
 class Detections:
     """What was found in one image.
 
-    boxes (R, 4) float32 xyxy pixels; scores (R,) float32; labels (R,) int64 in 0..K-1 (background is no label);
-    masks: (R, M, M) float32 probabilities until they are pasted, then (R, H, W) bool; keypoints (R, P, 3) float32 with x, y, score.
+    boxes (R, 4) float32 xyxy pixels; scores (R,) float32; labels (R,) int64 in 0..K-1 (background is no
+    label);
+    masks: (R, M, M) float32 probabilities until they are pasted, then (R, H, W) bool; keypoints (R, P, 3)
+        float32 with x, y, score.
     extra: what a family records besides (keypoint heat values, say), each with R rows.
     """
 
@@ -46,19 +50,31 @@ class Detections:
 
     def select(self, rows: Tensor) -> Detections:
         """The given rows (int64 indices or a bool mask), in their order."""
-        picked = {name: value[rows] for name in ("boxes", "scores", "labels", "masks", "keypoints") if (value := getattr(self, name)) is not None}
+        picked = {
+            name: value[rows]
+            for name in ("boxes", "scores", "labels", "masks", "keypoints")
+            if (value := getattr(self, name)) is not None
+        }
         return replace(self, **picked, extra={name: value[rows] for name, value in self.extra.items()})
 
 
 class Detector(nn.Module):
-    """Base of every detector. A family implements `losses`, `raw` and `postprocess`; calling the module picks by mode."""
+    """Base of every detector. A family implements `losses`, `raw` and `postprocess`; calling the module picks
+    by mode."""
 
     num_classes: int  # K, background not counted
     class_names: tuple[str, ...] = ()
-    parts: Mapping[str, tuple[str, ...]] = {}  # of `raw`: backbone, neck, rpn, heads -> dotted names of the modules and methods that it calls for each
-    resize: tuple[int, int | None] | None = None  # shorter side, bound of the longer, of images resized by one rounded factor (Detectron)
+    parts: Mapping[
+        str, tuple[str, ...]
+        # of `raw`: backbone, neck, rpn, heads -> dotted names of the modules and methods that it calls for each
+    ] = {}
+    resize: tuple[int, int | None] | None = (
+        None  # shorter side, bound of the longer, of images resized by one rounded factor (Detectron)
+    )
 
-    def forward(self, images: Tensor, sizes: Tensor, targets: list[Target] | None = None) -> dict[str, Tensor] | list[Detections]:
+    def forward(
+        self, images: Tensor, sizes: Tensor, targets: list[Target] | None = None
+    ) -> dict[str, Tensor] | list[Detections]:
         """Losses in training mode, detections otherwise.
 
         Args:
@@ -72,8 +88,11 @@ class Detector(nn.Module):
             return self.losses(images, sizes, targets)
         return self.predict(images, sizes)
 
-    def predict(self, images: Tensor, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
-        """Detections of each image; in the pixels of `original_sizes` (N, 2) where given, of the input otherwise (masks are not pasted then)."""
+    def predict(
+        self, images: Tensor, sizes: Tensor, original_sizes: Tensor | None = None
+    ) -> list[Detections]:
+        """Detections of each image; in the pixels of `original_sizes` (N, 2) where given, of the input
+        otherwise (masks are not pasted then)."""
         return self.postprocess(self.raw(images, sizes), sizes, original_sizes)
 
     @abstractmethod
@@ -86,4 +105,5 @@ class Detector(nn.Module):
 
     @abstractmethod
     def postprocess(self, raw: Any, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
-        """Selection, NMS, mask pasting and scaling to original pixels: the part timed as 'post-processing'."""
+        """Selection, NMS, mask pasting and scaling to original pixels: the part timed as
+        'post-processing'."""

@@ -1,4 +1,5 @@
 """A classifier: a backbone, global average pooling and one linear layer; what backbones are pretrained as."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn

@@ -1,4 +1,6 @@
-"""A region proposal network by itself (Ren et al. 2015, section 3): its proposals are the detections, of one class."""
+"""A region proposal network by itself (Ren et al. 2015, section 3): its proposals are the detections, of one
+class."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,7 +17,12 @@ from detection_zoo.zoo.parts.rpn import RegionProposalNetwork
 from detection_zoo.zoo.registry import DETECTORS
 from detection_zoo.zoo.detectors.base import Detections, Detector, Target
 from detection_zoo.zoo.detectors.faster_rcnn import (
-    Options, frames, make_anchors, make_coders, make_rpn, without_crowd,
+    Options,
+    frames,
+    make_anchors,
+    make_coders,
+    make_rpn,
+    without_crowd,
 )
 
 
@@ -37,16 +44,36 @@ class ProposalDetector(Detector):
 
     parts = {"backbone": ("backbone",), "neck": ("neck",), "rpn": ("rpn.head", "rpn.anchors", "rpn.propose")}
 
-    def __init__(self, backbone: Backbone, neck: Neck, rpn: RegionProposalNetwork, *, num_classes: int, common: bool = False) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        neck: Neck,
+        rpn: RegionProposalNetwork,
+        *,
+        num_classes: int,
+        common: bool = False,
+    ) -> None:
         super().__init__()
-        self.backbone, self.neck, self.rpn, self.num_classes, self.common = backbone, neck, rpn, num_classes, common
+        self.backbone, self.neck, self.rpn, self.num_classes, self.common = (
+            backbone,
+            neck,
+            rpn,
+            num_classes,
+            common,
+        )
 
     def raw(self, images: Tensor, sizes: Tensor) -> RpnRaw:
         """Proposals of images (N, 3, H, W)."""
         levels = list(self.neck(self.backbone(images)).values())
-        return RpnRaw(self.rpn.propose(*self.rpn.head(levels), self.rpn.anchors(levels), sizes.tolist(), tuple(images.shape[-2:])))
+        return RpnRaw(
+            self.rpn.propose(
+                *self.rpn.head(levels), self.rpn.anchors(levels), sizes.tolist(), tuple(images.shape[-2:])
+            )
+        )
 
-    def postprocess(self, raw: RpnRaw, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
+    def postprocess(
+        self, raw: RpnRaw, sizes: Tensor, original_sizes: Tensor | None = None
+    ) -> list[Detections]:
         """Proposals by falling score, in the pixels of the original images."""
         where = frames(sizes, original_sizes, self.common, self.resize)
         found = []
@@ -61,16 +88,38 @@ class ProposalDetector(Detector):
         levels = list(self.neck(self.backbone(images)).values())
         every = torch.cat(self.rpn.anchors(levels))
         with torch.no_grad():
-            labels = [self.rpn.label(every, without_crowd(target).boxes.to(every.dtype), size) for target, size in zip(targets, sizes.tolist(), strict=True)]
+            labels = [
+                self.rpn.label(every, without_crowd(target).boxes.to(every.dtype), size)
+                for target, size in zip(targets, sizes.tolist(), strict=True)
+            ]
         return self.rpn.losses(*self.rpn.head(levels), labels)
 
 
 @DETECTORS.register("rpn")
-def rpn(backbone: Backbone, num_classes: int, *, neck: Neck | None = None, boxes: Options = None, anchors: Options = None, rpn: Options = None,
-        proposals: Options = None, training_proposals: Options = None, detections: Options = None) -> ProposalDetector:
-    """A proposal network; arguments as in zoo.detectors.faster_rcnn.rcnn_parts, of `detections` only the frame."""
+def rpn(
+    backbone: Backbone,
+    num_classes: int,
+    *,
+    neck: Neck | None = None,
+    boxes: Options = None,
+    anchors: Options = None,
+    rpn: Options = None,
+    proposals: Options = None,
+    training_proposals: Options = None,
+    detections: Options = None,
+) -> ProposalDetector:
+    """A proposal network; arguments as in zoo.detectors.faster_rcnn.rcnn_parts, of `detections` only the
+    frame."""
     neck = SingleLevel(backbone.specs) if neck is None else neck
     coder = make_coders(**(boxes or {}))["rpn"]
-    network = make_rpn(neck, make_anchors(neck, **(anchors or {})), coder, test=ProposalRule(**(proposals or {})),
-                       train=ProposalRule(**(training_proposals or {})), **(rpn or {}))
-    return ProposalDetector(backbone, neck, network, num_classes=num_classes, common=(detections or {}).get("frame") == "original")
+    network = make_rpn(
+        neck,
+        make_anchors(neck, **(anchors or {})),
+        coder,
+        test=ProposalRule(**(proposals or {})),
+        train=ProposalRule(**(training_proposals or {})),
+        **(rpn or {}),
+    )
+    return ProposalDetector(
+        backbone, neck, network, num_classes=num_classes, common=(detections or {}).get("frame") == "original"
+    )

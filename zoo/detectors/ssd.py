@@ -1,4 +1,6 @@
-"""SSD (Liu et al., ECCV 2016) and its family: RFB heads on any backbone, SSDLite (MobileNetV2, section 6.2)."""
+"""SSD (Liu et al., ECCV 2016) and its family: RFB heads on any backbone, SSDLite (MobileNetV2, section
+6.2)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,7 +21,9 @@ from detection_zoo.zoo.parts.ssd_pyramid import Heads, SSDLitePyramid, SSDPyrami
 from detection_zoo.zoo.registry import DETECTORS
 from detection_zoo.zoo.detectors.base import Detections, Detector, Target
 
-UNUSED_COCO_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})  # of 1..90; the other 80 are the classes
+UNUSED_COCO_IDS = frozenset(
+    {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+)  # of 1..90; the other 80 are the classes
 Scores = Literal["softmax", "sigmoid"]
 Channels = Literal["dense", "coco_ids"]
 Pyramid = SSDPyramid | RFBPyramid | SSDLitePyramid
@@ -27,7 +31,8 @@ Pyramid = SSDPyramid | RFBPyramid | SSDLitePyramid
 
 @dataclass(frozen=True)
 class SSDOutput:
-    """What the network says of each prior: boxes (N, P, 4) float, fractions of the image; scores (N, P, C) float, channel 0 is background."""
+    """What the network says of each prior: boxes (N, P, 4) float, fractions of the image; scores (N, P, C)
+    float, channel 0 is background."""
 
     boxes: Tensor
     scores: Tensor
@@ -48,13 +53,16 @@ class Selection:
         """Detections of one image, class ascending, score descending in a class.
 
         Args:
-            boxes: (P, 4) float, pixels of the image the detections are for (NMS with an offset depends on them).
+            boxes: (P, 4) float, pixels of the image the detections are for (NMS with an offset depends on
+                them).
             scores: (P, C) float.
             columns: (K,) int64, channel of each label.
         """
         label_of = columns.new_full(scores.shape[1:], -1)  # (C,)
         label_of[columns] = torch.arange(len(columns), device=columns.device)
-        allowed = torch.isfinite(boxes).all(dim=1)  # sizes are exponentials without a bound: one that overflows is no box
+        allowed = torch.isfinite(boxes).all(
+            dim=1
+        )  # sizes are exponentials without a bound: one that overflows is no box
         if self.background_filter is not None:
             best = scores.amax(dim=1)
             allowed &= (scores[:, BACKGROUND] != best) | (best < self.background_filter)
@@ -62,8 +70,16 @@ class Selection:
         priors, channels = wanted.nonzero(as_tuple=True)
         labels = label_of[channels]
         found = Detections(boxes[priors], scores[priors, channels], labels)
-        kept = batched_nms(found.boxes, found.scores, labels, self.nms_iou, num_groups=len(columns), offset=self.nms_offset, max_keep=self.per_class_keep,
-                           max_total=self.per_image_keep)
+        kept = batched_nms(
+            found.boxes,
+            found.scores,
+            labels,
+            self.nms_iou,
+            num_groups=len(columns),
+            offset=self.nms_offset,
+            max_keep=self.per_class_keep,
+            max_total=self.per_image_keep,
+        )
         return found.select(kept[labels[kept].sort(stable=True).indices])
 
 
@@ -76,7 +92,8 @@ class SSD(Detector):
         table: priors of those maps.
         num_classes: K.
         scores: "softmax" or "sigmoid".
-        channels: "dense": label k is channel k + 1; "coco_ids": label k is the channel of its COCO category id.
+        channels: "dense": label k is channel k + 1; "coco_ids": label k is the channel of its COCO category
+            id.
         clip: boxes are held to the image, before NMS.
         separable_heads: SSDLite's.
         loss, selection: of training and of inference.
@@ -84,10 +101,28 @@ class SSD(Detector):
 
     parts = {"backbone": ("backbone",), "neck": ("pyramid",), "heads": ("box_head", "class_head")}
 
-    def __init__(self, backbone: Backbone, pyramid: Pyramid, table: PriorTable, *, fine: str, coarse: str, num_classes: int, scores: Scores,
-                 channels: Channels, clip: bool, separable_heads: bool, loss: MultiBoxLoss, selection: Selection) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        pyramid: Pyramid,
+        table: PriorTable,
+        *,
+        fine: str,
+        coarse: str,
+        num_classes: int,
+        scores: Scores,
+        channels: Channels,
+        clip: bool,
+        separable_heads: bool,
+        loss: MultiBoxLoss,
+        selection: Selection,
+    ) -> None:
         super().__init__()
-        columns = [c for c in range(1, 91) if c not in UNUSED_COCO_IDS] if channels == "coco_ids" else list(range(1, num_classes + 1))
+        columns = (
+            [c for c in range(1, 91) if c not in UNUSED_COCO_IDS]
+            if channels == "coco_ids"
+            else list(range(1, num_classes + 1))
+        )
         if len(columns) != num_classes:
             raise ValueError(f"channels={channels!r} go with {len(columns)} classes, not {num_classes}")
         self.num_classes = num_classes
@@ -104,15 +139,23 @@ class SSD(Detector):
         maps = self.pyramid(features[self.fine], features[self.coarse])
         offsets, logits = self.box_head(maps), self.class_head(maps)
         if offsets.shape[1] != len(self.priors):
-            raise ValueError(f"inputs of {tuple(images.shape[2:])} pixels give {offsets.shape[1]} boxes, but there are {len(self.priors)} priors; "
-                             "resize images to the size that the row's conventions say")
+            raise ValueError(
+                f"inputs of {tuple(images.shape[2:])} pixels give {offsets.shape[1]} boxes, but there are"
+                f" {len(self.priors)} priors; resize images to the size that the row's conventions say"
+            )
         return offsets, logits
 
     def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         offsets, logits = self.network(images)
         height, width = images.shape[2:]
         scale = images.new_tensor([width, height, width, height])
-        return self.loss(_widened(offsets), _widened(logits), self.priors, [t.boxes / scale for t in targets], [self.columns[t.labels] for t in targets])
+        return self.loss(
+            _widened(offsets),
+            _widened(logits),
+            self.priors,
+            [t.boxes / scale for t in targets],
+            [self.columns[t.labels] for t in targets],
+        )
 
     def raw(self, images: Tensor, sizes: Tensor) -> SSDOutput:
         offsets, logits = self.network(images)
@@ -120,15 +163,22 @@ class SSD(Detector):
         boxes = torch.stack([self.loss.coder.decode(one, self.priors) for one in _widened(offsets)])
         return SSDOutput(boxes.clamp(0, 1) if self.clip else boxes, scores)
 
-    def postprocess(self, raw: SSDOutput, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
+    def postprocess(
+        self, raw: SSDOutput, sizes: Tensor, original_sizes: Tensor | None = None
+    ) -> list[Detections]:
         pixels = (sizes if original_sizes is None else original_sizes).to(raw.boxes)
         scales = pixels.flip(1).repeat(1, 2)  # (N, 4) width, height, width, height
-        return [self.selection(boxes * scale, scores, self.columns) for boxes, scores, scale in zip(raw.boxes, raw.scores, scales, strict=True)]
+        return [
+            self.selection(boxes * scale, scores, self.columns)
+            for boxes, scores, scale in zip(raw.boxes, raw.scores, scales, strict=True)
+        ]
 
     def initialise(self) -> None:
-        """New layers as the authors' training script leaves them: biases of extras and heads zero, convolutions with a norm Kaiming normal.
+        """New layers as the authors' training script leaves them: biases of extras and heads zero,
+        convolutions with a norm Kaiming normal.
 
-        Plain convolutions (SSD's extras and heads) keep torch's default weights, for the script's initialiser passes them by.
+        Plain convolutions (SSD's extras and heads) keep torch's default weights, for the script's initialiser
+        passes them by.
         """
         bridge = getattr(self.backbone, "bridge", None)
         for part in (self.pyramid, self.box_head, self.class_head, bridge):
@@ -162,10 +212,25 @@ def two_maps(backbone: Backbone, size: int, table: PriorTable) -> tuple[str, str
 
 @DETECTORS.register("ssd")
 def ssd(
-    backbone: Backbone, *, num_classes: int, size: int, priors: str, heads: Literal["ssd", "rfb", "ssdlite"] = "ssd",
-    padding: Padding = "same", variances: Sequence[float] = (0.1, 0.2), scores: Scores = "softmax", channels: Channels = "dense", clip: bool = False,
-    score_threshold: float = 0.02, nms_iou: float = 0.45, nms_offset: float = 0.0, background_filter: float | None = None, per_class_keep: int = 50,
-    per_image_keep: int = 200, match_iou: float = 0.5, negatives: int = 3,
+    backbone: Backbone,
+    *,
+    num_classes: int,
+    size: int,
+    priors: str,
+    heads: Literal["ssd", "rfb", "ssdlite"] = "ssd",
+    padding: Padding = "same",
+    variances: Sequence[float] = (0.1, 0.2),
+    scores: Scores = "softmax",
+    channels: Channels = "dense",
+    clip: bool = False,
+    score_threshold: float = 0.02,
+    nms_iou: float = 0.45,
+    nms_offset: float = 0.0,
+    background_filter: float | None = None,
+    per_class_keep: int = 50,
+    per_image_keep: int = 200,
+    match_iou: float = 0.5,
+    negatives: int = 3,
 ) -> SSD:
     """Build a detector of the SSD family.
 
@@ -181,11 +246,28 @@ def ssd(
     table = prior_table(priors)
     fine, coarse = two_maps(backbone, size, table)
     widths = backbone.specs[fine].channels, backbone.specs[coarse].channels
-    pyramid = SSDLitePyramid(*widths, padding=padding) if heads == "ssdlite" else {"ssd": SSDPyramid, "rfb": RFBPyramid}[heads](*widths, size=size)
+    pyramid = (
+        SSDLitePyramid(*widths, padding=padding)
+        if heads == "ssdlite"
+        else {"ssd": SSDPyramid, "rfb": RFBPyramid}[heads](*widths, size=size)
+    )
     detector = SSD(
-        backbone, pyramid, table, fine=fine, coarse=coarse, num_classes=num_classes, scores=scores, channels=channels, clip=clip,
+        backbone,
+        pyramid,
+        table,
+        fine=fine,
+        coarse=coarse,
+        num_classes=num_classes,
+        scores=scores,
+        channels=channels,
+        clip=clip,
         separable_heads=heads == "ssdlite",
-        loss=MultiBoxLoss(PriorCoder((variances[0], variances[1])), threshold=match_iou, negatives=negatives, scores=scores),
-        selection=Selection(score_threshold, nms_iou, per_class_keep, per_image_keep, nms_offset, background_filter))
+        loss=MultiBoxLoss(
+            PriorCoder((variances[0], variances[1])), threshold=match_iou, negatives=negatives, scores=scores
+        ),
+        selection=Selection(
+            score_threshold, nms_iou, per_class_keep, per_image_keep, nms_offset, background_filter
+        ),
+    )
     detector.initialise()
     return detector

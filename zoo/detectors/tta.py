@@ -1,7 +1,10 @@
-"""Test-time augmentation of the Faster R-CNN family, as Detectron does it: flipped, resized and stretched copies of an image.
+"""Test-time augmentation of the Faster R-CNN family, as Detectron does it: flipped, resized and stretched
+copies of an image.
 
-Boxes of all copies are put together before suppression; masks and heat maps are then computed for the detections on every copy, and combined.
+Boxes of all copies are put together before suppression; masks and heat maps are then computed for the
+detections on every copy, and combined.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +28,9 @@ from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
 
 FLIPPED = Views(flip=True)
 SCALED = Views(flip=True, scales=[400, 500, 600, 700, 900, 1000, 1100, 1200], max_size=2000, scale_flip=True)
-DEFAULT = AugmentationConventions(boxes=SCALED, masks=SCALED, keypoints=SCALED)  # of Detectron's one published model with augmentation
+DEFAULT = AugmentationConventions(
+    boxes=SCALED, masks=SCALED, keypoints=SCALED
+)  # of Detectron's one published model with augmentation
 LOGIT_LEAST = 1e-20
 
 
@@ -63,12 +68,16 @@ class View:
 
 
 def views(preprocess: Preprocess, wanted: Views) -> Iterator[View]:
-    """The copies beside the image itself, in Detectron's order: flipped, at each scale (and flipped), at each aspect ratio (and flipped)."""
+    """The copies beside the image itself, in Detectron's order: flipped, at each scale (and flipped), at each
+    aspect ratio (and flipped)."""
     if wanted.flip:
         yield View(preprocess, flip=True)
     for scale in wanted.scales:
         if not isinstance(preprocess.resize, ShorterSide):
-            raise ValueError(f"copies at other scales need images resized by their shorter side, and this row's are resized by {preprocess.resize}")
+            raise ValueError(
+                "copies at other scales need images resized by their shorter side, and this row's are"
+                f" resized by {preprocess.resize}"
+            )
         scaled = replace(preprocess, resize=replace(preprocess.resize, size=scale, longest=wanted.max_size))
         yield View(scaled)
         if wanted.scale_flip:
@@ -81,7 +90,8 @@ def views(preprocess: Preprocess, wanted: Views) -> Iterator[View]:
 
 @dataclass
 class Copy:
-    """A view of one image, ready for the network: images (1, 3, H, W), sizes (1, 2), and where its pixels lie."""
+    """A view of one image, ready for the network: images (1, 3, H, W), sizes (1, 2), and where its pixels
+    lie."""
 
     view: View
     images: Tensor
@@ -95,7 +105,13 @@ def make_copy(view: View, image: np.ndarray, device: torch.device, dtype: torch.
     pixels = view.pixels(image)
     done = view.preprocess(pixels)
     frame = Frame(done.size, pixels.shape[:2], (1 / done.scale[0], 1 / done.scale[1]))
-    return Copy(view, pixels_batch(done.tensor, view.preprocess).to(device, dtype), torch.tensor([done.size], device=device), frame, pixels.shape[1])
+    return Copy(
+        view,
+        pixels_batch(done.tensor, view.preprocess).to(device, dtype),
+        torch.tensor([done.size], device=device),
+        frame,
+        pixels.shape[1],
+    )
 
 
 def pixels_batch(tensor: Tensor, preprocess: Preprocess) -> Tensor:
@@ -104,37 +120,52 @@ def pixels_batch(tensor: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 @torch.no_grad()
-def detect_augmented(model: Detector, image: np.ndarray, preprocess: Preprocess, augmentation: AugmentationConventions = DEFAULT,
-                     keypoint_names: Sequence[str] = KEYPOINT_NAMES) -> Detections:
+def detect_augmented(
+    model: Detector,
+    image: np.ndarray,
+    preprocess: Preprocess,
+    augmentation: AugmentationConventions = DEFAULT,
+    keypoint_names: Sequence[str] = KEYPOINT_NAMES,
+) -> Detections:
     """Detections of one image from many copies of it, in original pixels; masks are pasted (R, H, W) bool.
 
     Args:
         model: of the Faster R-CNN family, in evaluation mode.
         image: (H, W, 3) uint8 RGB.
         preprocess: of the model's row.
-        augmentation: which copies, for boxes, masks and keypoints, and how they are combined; none of a kind: the image alone.
+        augmentation: which copies, for boxes, masks and keypoints, and how they are combined; none of a kind:
+            the image alone.
         keypoint_names: tell left from right.
 
     Raises:
         ValueError: the model is of another family.
     """
     if not isinstance(model, FasterRcnn | JointRCNN):
-        raise ValueError(f"test-time augmentation is for the Faster R-CNN family, not for {type(model).__name__}")
+        raise ValueError(
+            f"test-time augmentation is for the Faster R-CNN family, not for {type(model).__name__}"
+        )
     parameter = next(model.parameters())
     plain = make_copy(View(preprocess), image, parameter.device, parameter.dtype)
 
     def copies(wanted: Views | None) -> Iterator[Copy]:
-        return (make_copy(view, image, parameter.device, parameter.dtype) for view in views(preprocess, wanted or Views()))
+        return (
+            make_copy(view, image, parameter.device, parameter.dtype)
+            for view in views(preprocess, wanted or Views())
+        )
 
     found = _boxes(model, [*copies(augmentation.boxes), plain])
     if isinstance(model, MaskRcnn) and len(found):
         masks = [_masks(model, copy, found) for copy in (plain, *copies(augmentation.masks))]
         merged = combine_masks(masks, augmentation.mask_combine)
-        pasted = paste_masks(merged, found.boxes, image.shape[:2], threshold=model.threshold, interpolation=model.interpolation)
+        pasted = paste_masks(
+            merged, found.boxes, image.shape[:2], threshold=model.threshold, interpolation=model.interpolation
+        )
         found = replace(found, masks=pasted, extra={**found.extra, "mask_probabilities": merged})
     if isinstance(model, KeypointRcnn) and len(found):
         mirror = mirrored_keypoints(keypoint_names)
-        maps = torch.stack([_heatmaps(model, copy, found, mirror) for copy in (plain, *copies(augmentation.keypoints))])
+        maps = torch.stack(
+            [_heatmaps(model, copy, found, mirror) for copy in (plain, *copies(augmentation.keypoints))]
+        )
         combined = maps.mean(dim=0) if augmentation.keypoint_combine == "mean" else maps.amax(dim=0)
         found = model.with_keypoints(found, combined, Frame(image.shape[:2]))
     return found
@@ -177,5 +208,7 @@ def combine_masks(masks: Sequence[Tensor], method: str) -> Tensor:
 
 def _heatmaps(model: KeypointRcnn, copy: Copy, found: Detections, mirror: Sequence[int]) -> Tensor:
     """Heat maps (R, P, S, S) of the detections, turned back with left and right exchanged."""
-    maps = model.keypoint(model.keypoint.pooler(model.features(copy.images), _pooled_from(copy, found))).float()
+    maps = model.keypoint(
+        model.keypoint.pooler(model.features(copy.images), _pooled_from(copy, found))
+    ).float()
     return maps[:, mirror].flip(-1) if copy.view.flip else maps

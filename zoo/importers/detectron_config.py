@@ -1,7 +1,10 @@
-"""Read a configuration file of Detectron or Detectron.pytorch: parse, mend, check against the known options. No torch.
+"""Read a configuration file of Detectron or Detectron.pytorch: parse, mend, check against the known options.
+No torch.
 
-Nothing is dropped in silence: unknown options, options of the wrong type and options given twice are errors; what was mended is said.
+Nothing is dropped in silence: unknown options, options of the wrong type and options given twice are errors;
+    what was mended is said.
 """
+
 from __future__ import annotations
 
 import ast
@@ -16,8 +19,15 @@ from detection_zoo.zoo.importers.detectron_options import DEFAULTS, WITHOUT_EFFE
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.registry import did_you_mean
 
-MODULE_OPTIONS = ("MODEL.CONV_BODY", "FAST_RCNN.ROI_BOX_HEAD", "MRCNN.ROI_MASK_HEAD", "KRCNN.ROI_KEYPOINTS_HEAD", "RESNETS.TRANS_FUNC", "RESNETS.STEM_FUNC",
-                  "RESNETS.SHORTCUT_FUNC")
+MODULE_OPTIONS = (
+    "MODEL.CONV_BODY",
+    "FAST_RCNN.ROI_BOX_HEAD",
+    "MRCNN.ROI_MASK_HEAD",
+    "KRCNN.ROI_KEYPOINTS_HEAD",
+    "RESNETS.TRANS_FUNC",
+    "RESNETS.STEM_FUNC",
+    "RESNETS.SHORTCUT_FUNC",
+)
 RENAMED_MODULES = {"head_builder.roi_2mlp_head": "fast_rcnn_heads.roi_2mlp_head"}
 _SECTION = re.compile(r"^([A-Z][A-Z0-9_]*):\s*(#.*)?$")
 _OPTION = re.compile(r"^([A-Z][A-Z0-9_]*):\s*\S")
@@ -41,9 +51,11 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 @dataclass
 class Options:
-    """Options by dotted name: the file's value, else the default; remembers which were asked for, so that no given one is lost.
+    """Options by dotted name: the file's value, else the default; remembers which were asked for, so that no
+    given one is lost.
 
-    given: what the file sets; notes: what was mended or renamed; refused: options that cannot be honoured, with the reason; idle: options
+    given: what the file sets; notes: what was mended or renamed; refused: options that cannot be honoured,
+        with the reason; idle: options
     that this model has no use for, with the reason.
     """
 
@@ -59,12 +71,20 @@ class Options:
 
     def without_effect(self) -> dict[str, str]:
         """Given options that change nothing, or nothing for this model, with the reason."""
-        always = {name: WITHOUT_EFFECT[name] for name in self.given if name not in self.asked and name in WITHOUT_EFFECT}
+        always = {
+            name: WITHOUT_EFFECT[name]
+            for name in self.given
+            if name not in self.asked and name in WITHOUT_EFFECT
+        }
         return always | {name: reason for name, reason in self.idle.items() if name in self.given}
 
     def unread(self) -> list[str]:
         """Given options that nothing asked for, although they may change something."""
-        return [name for name in self.given if name not in self.asked and name not in WITHOUT_EFFECT and name not in self.idle]
+        return [
+            name
+            for name in self.given
+            if name not in self.asked and name not in WITHOUT_EFFECT and name not in self.idle
+        ]
 
 
 def default(name: str) -> Any:
@@ -82,7 +102,8 @@ def read_options(path: Path) -> Options:
         path: a YAML file of Detectron or Detectron.pytorch.
 
     Raises:
-        ManifestError: the file does not parse, or an option is unknown, given twice or of the wrong type; says where.
+        ManifestError: the file does not parse, or an option is unknown, given twice or of the wrong type;
+            says where.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -96,7 +117,9 @@ def read_options(path: Path) -> Options:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ManifestError(f"{path}:{where}: not valid YAML: {getattr(error, 'problem', None) or error}; correct the file") from None
+        raise ManifestError(
+            f"{path}:{where}: not valid YAML: {getattr(error, 'problem', None) or error}; correct the file"
+        ) from None
     if not isinstance(document, dict):
         raise ManifestError(f"{path}: holds no options; is it a configuration file?")
     options = Options({}, notes)
@@ -108,17 +131,23 @@ def read_options(path: Path) -> Options:
 
 
 def _indent_strays(lines: list[str]) -> list[str]:
-    """Indent, in place, options that stand at the margin below the section that they belong to; returns what was mended."""
+    """Indent, in place, options that stand at the margin below the section that they belong to; returns what
+    was mended."""
     notes = []
     for number in range(1, len(lines)):
         section, option = _SECTION.match(lines[number - 1]), _OPTION.match(lines[number])
         if section and option and option[1] not in DEFAULTS and option[1] in DEFAULTS.get(section[1], ()):
             lines[number] = "  " + lines[number]
-            notes.append(f"line {number + 1}: {option[1]} stood at the margin, outside of {section[1]}; read as {section[1]}.{option[1]}")
+            notes.append(
+                f"line {number + 1}: {option[1]} stood at the margin, outside of {section[1]}; read as"
+                f" {section[1]}.{option[1]}"
+            )
     return notes
 
 
-def _collect(values: dict[str, Any], known: dict[str, Any], prefix: str, given: dict[str, Any], path: Path) -> None:
+def _collect(
+    values: dict[str, Any], known: dict[str, Any], prefix: str, given: dict[str, Any], path: Path
+) -> None:
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in known:
@@ -145,15 +174,20 @@ def _typed(value: Any, like: Any, name: str, path: Path) -> Any:
     if isinstance(like, (list, tuple)) and isinstance(value, (list, tuple)):
         return list(value)
     if type(value) is not type(like):
-        raise ManifestError(f"{path}: {name} wants a value of type {type(like).__name__} like {like!r}, but it is {value!r}")
+        raise ManifestError(
+            f"{path}: {name} wants a value of type {type(like).__name__} like {like!r}, but it is {value!r}"
+        )
     return value
 
 
 def _module(name: str, value: str, notes: list[str]) -> str:
-    """A module option by today's name: Detectron's `add_` prefix is taken off, and a module that does not exist is replaced."""
+    """A module option by today's name: Detectron's `add_` prefix is taken off, and a module that does not
+    exist is replaced."""
     parts = value.split(".")
     parts[-1] = parts[-1].removeprefix("add_")
     plain = ".".join(parts)
     if plain in RENAMED_MODULES:
-        notes.append(f"{name}: there is no module {plain.partition('.')[0]}; read as {RENAMED_MODULES[plain]}")
+        notes.append(
+            f"{name}: there is no module {plain.partition('.')[0]}; read as {RENAMED_MODULES[plain]}"
+        )
     return RENAMED_MODULES.get(plain, plain)

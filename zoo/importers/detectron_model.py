@@ -1,4 +1,6 @@
-"""What a configuration file of Detectron says of the model: backbone, pyramid, heads, data and schedule. No torch."""
+"""What a configuration file of Detectron says of the model: backbone, pyramid, heads, data and schedule. No
+torch."""
+
 from __future__ import annotations
 
 import re
@@ -9,13 +11,25 @@ from detection_zoo.zoo.importers.detectron_config import Options
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import Schedule, load_manifests
 
-RESNEXTS = {(101, 32, 8): "resnext101_32x8d", (101, 64, 4): "resnext101_64x4d", (152, 32, 8): "resnext152_32x8d"}
-BOX_HEADS = {"fast_rcnn_heads.roi_2mlp_head": ("2mlp", "none"), "fast_rcnn_heads.roi_Xconv1fc_head": ("xconv1fc", "none"),
-             "fast_rcnn_heads.roi_Xconv1fc_gn_head": ("xconv1fc", "group"), "ResNet.ResNet_roi_conv5_head": ("conv5", "none")}
-MASK_HEADS = {f"mask_rcnn_heads.mask_rcnn_fcn_head_{name}": name for name in ("v1up4convs", "v1up", "v0up", "v0upshare")}
+RESNEXTS = {
+    (101, 32, 8): "resnext101_32x8d",
+    (101, 64, 4): "resnext101_64x4d",
+    (152, 32, 8): "resnext152_32x8d",
+}
+BOX_HEADS = {
+    "fast_rcnn_heads.roi_2mlp_head": ("2mlp", "none"),
+    "fast_rcnn_heads.roi_Xconv1fc_head": ("xconv1fc", "none"),
+    "fast_rcnn_heads.roi_Xconv1fc_gn_head": ("xconv1fc", "group"),
+    "ResNet.ResNet_roi_conv5_head": ("conv5", "none"),
+}
+MASK_HEADS = {
+    f"mask_rcnn_heads.mask_rcnn_fcn_head_{name}": name for name in ("v1up4convs", "v1up", "v0up", "v0upshare")
+}
 MASK_HEADS["mask_rcnn_heads.mask_rcnn_fcn_head_v1up4convs_gn"] = "v1up4convs"
-NORMS = {("bottleneck_transformation", "basic_bn_stem", "basic_bn_shortcut"): "affine",
-         ("bottleneck_gn_transformation", "basic_gn_stem", "basic_gn_shortcut"): "group"}
+NORMS = {
+    ("bottleneck_transformation", "basic_bn_stem", "basic_bn_shortcut"): "affine",
+    ("bottleneck_gn_transformation", "basic_gn_stem", "basic_gn_shortcut"): "group",
+}
 BODY = re.compile(r"(?:(FPN)\.fpn_|ResNet\.)ResNet(50|101|152)_conv([45])(_P2only)?_body")
 
 
@@ -30,8 +44,16 @@ class ConfigReader:
         self.path, self.options, self.source, self.manifests = path, options, source, load_manifests()
         body = BODY.fullmatch(options["MODEL.CONV_BODY"])
         if body is None:
-            raise self.cannot(f"MODEL.CONV_BODY is {options['MODEL.CONV_BODY']!r}; only ResNet bodies, plain (conv4, conv5) and with FPN, are known")
-        self.pyramid, self.depth, self.last, self.p2_only = bool(body[1]), int(body[2]), f"c{body[3]}", bool(body[4])
+            raise self.cannot(
+                f"MODEL.CONV_BODY is {options['MODEL.CONV_BODY']!r}; only ResNet bodies, plain (conv4, conv5)"
+                " and with FPN, are known"
+            )
+        self.pyramid, self.depth, self.last, self.p2_only = (
+            bool(body[1]),
+            int(body[2]),
+            f"c{body[3]}",
+            bool(body[4]),
+        )
         self.kind = self.find_kind()
 
     def cannot(self, reason: str) -> ManifestError:
@@ -51,10 +73,15 @@ class ConfigReader:
         if get["MODEL.RPN_ONLY"]:
             return "rpn"
         if not get["MODEL.FASTER_RCNN"]:
-            raise self.cannot("MODEL.FASTER_RCNN is off: a second stage alone needs stored proposals, which are not read here")
+            raise self.cannot(
+                "MODEL.FASTER_RCNN is off: a second stage alone needs stored proposals, which are not read"
+                " here"
+            )
         masks, keypoints = get["MODEL.MASK_ON"], get["MODEL.KEYPOINTS_ON"]
         if masks and keypoints:
-            raise self.cannot("MODEL.MASK_ON and MODEL.KEYPOINTS_ON together: no model with both branches is known here")
+            raise self.cannot(
+                "MODEL.MASK_ON and MODEL.KEYPOINTS_ON together: no model with both branches is known here"
+            )
         return "mask_rcnn" if masks else "keypoint_rcnn" if keypoints else "faster_rcnn"
 
     def backbone(self) -> dict[str, Any]:
@@ -62,11 +89,18 @@ class ConfigReader:
         get = self.options
         functions = tuple(get[f"RESNETS.{name}_FUNC"] for name in ("TRANS", "STEM", "SHORTCUT"))
         if functions not in NORMS:
-            raise self.cannot(f"RESNETS.TRANS_FUNC, STEM_FUNC and SHORTCUT_FUNC are {functions}; all three must have the same norm, one of {list(NORMS)}")
+            raise self.cannot(
+                f"RESNETS.TRANS_FUNC, STEM_FUNC and SHORTCUT_FUNC are {functions}; all three must have the"
+                f" same norm, one of {list(NORMS)}"
+            )
         groups, width = get["RESNETS.NUM_GROUPS"], get["RESNETS.WIDTH_PER_GROUP"]
         known = RESNEXTS.get((self.depth, groups, width))
         freeze = get["TRAIN.FREEZE_AT"] if "TRAIN.FREEZE_AT" in get.given else get["RESNETS.FREEZE_AT"]
-        found: dict[str, Any] = {"name": known or f"resnet{self.depth}", "norm": NORMS[functions], "freeze_at": freeze}
+        found: dict[str, Any] = {
+            "name": known or f"resnet{self.depth}",
+            "norm": NORMS[functions],
+            "freeze_at": freeze,
+        }
         if known is None and (groups, width) != (1, 64):
             found |= {"groups": groups, "width_per_group": width}
         if get["RESNETS.STRIDE_1X1"] != (known is None):
@@ -75,7 +109,11 @@ class ConfigReader:
             found["last"] = "c4"
         if get["RESNETS.RES5_DILATION"] != 1:
             found["dilation_c5"] = get["RESNETS.RES5_DILATION"]
-        self.require("TRAIN.FREEZE_CONV_BODY", False, "freezing the pyramid with the backbone is not known here; set freeze_at in the row")
+        self.require(
+            "TRAIN.FREEZE_CONV_BODY",
+            False,
+            "freezing the pyramid with the backbone is not known here; set freeze_at in the row",
+        )
         for name, value in (("DIM_PER_GP", -1), ("NUM_GROUPS", 32), ("EPSILON", 1e-5)):
             self.require(f"GROUP_NORM.{name}", value, "GroupNorm here has 32 groups and eps 1e-5")
         return found
@@ -90,14 +128,29 @@ class ConfigReader:
         found: dict[str, Any] = {"name": "fpn"}
         if self.kind == "retinanet":
             found |= {"levels": ["c3", "c4", "c5"], "extra": "p6p7"}
-            self.require("FPN.EXTRA_CONV_LEVELS", True, "RetinaNet's pyramid here ends with two strided convolutions")
+            self.require(
+                "FPN.EXTRA_CONV_LEVELS", True, "RetinaNet's pyramid here ends with two strided convolutions"
+            )
             self.require("FPN.RPN_MIN_LEVEL", 3, "RetinaNet's pyramid here starts with level 3")
             self.require("FPN.RPN_MAX_LEVEL", 7, "RetinaNet's pyramid here ends with level 7")
         else:
-            self.require("FPN.EXTRA_CONV_LEVELS", False, "strided convolutions on top of the pyramid are RetinaNet's; in the original this option fails")
+            self.require(
+                "FPN.EXTRA_CONV_LEVELS",
+                False,
+                "strided convolutions on top of the pyramid are RetinaNet's; in the original this option"
+                " fails",
+            )
             lowest, highest = get["FPN.RPN_MIN_LEVEL"], get["FPN.RPN_MAX_LEVEL"]
-            if lowest != get["FPN.ROI_MIN_LEVEL"] or get["FPN.ROI_MAX_LEVEL"] != 5 or highest not in (5, 6) or lowest not in (2, 3, 4, 5):
-                raise self.cannot("FPN levels: RPN_MIN_LEVEL must be ROI_MIN_LEVEL, ROI_MAX_LEVEL 5 and RPN_MAX_LEVEL 5 or 6")
+            if (
+                lowest != get["FPN.ROI_MIN_LEVEL"]
+                or get["FPN.ROI_MAX_LEVEL"] != 5
+                or highest not in (5, 6)
+                or lowest not in (2, 3, 4, 5)
+            ):
+                raise self.cannot(
+                    "FPN levels: RPN_MIN_LEVEL must be ROI_MIN_LEVEL, ROI_MAX_LEVEL 5 and RPN_MAX_LEVEL 5"
+                    " or 6"
+                )
             found |= {"levels": [f"c{level}" for level in range(lowest, 6)]} if lowest != 2 else {}
             found |= {"extra": "none"} if highest == 5 else {}
         for name, standard in (("FPN.DIM", 256),):
@@ -106,7 +159,11 @@ class ConfigReader:
         found |= {"only": "p2"} if self.p2_only else {}
         self.require("FPN.ZERO_INIT_LATERAL", False, "laterals start from Caffe2's Xavier values here")
         if not self.p2_only:
-            for name in ("FPN.FPN_ON", "FPN.MULTILEVEL_RPN", *(() if self.kind in ("rpn", "retinanet") else ("FPN.MULTILEVEL_ROIS",))):
+            for name in (
+                "FPN.FPN_ON",
+                "FPN.MULTILEVEL_RPN",
+                *(() if self.kind in ("rpn", "retinanet") else ("FPN.MULTILEVEL_ROIS",)),
+            ):
                 self.require(name, True, "heads on a pyramid read all of its levels here")
         return found
 
@@ -116,12 +173,25 @@ class ConfigReader:
         if self.kind in ("rpn", "retinanet"):
             return {"name": self.kind}
         if get["FAST_RCNN.ROI_BOX_HEAD"] not in BOX_HEADS:
-            raise self.cannot(f"FAST_RCNN.ROI_BOX_HEAD is {get['FAST_RCNN.ROI_BOX_HEAD']!r}; known: {', '.join(BOX_HEADS)}")
+            raise self.cannot(
+                f"FAST_RCNN.ROI_BOX_HEAD is {get['FAST_RCNN.ROI_BOX_HEAD']!r}; known: {', '.join(BOX_HEADS)}"
+            )
         box, norm = BOX_HEADS[get["FAST_RCNN.ROI_BOX_HEAD"]]
         found: dict[str, Any] = {"name": self.kind, "box_head": box}
-        sizes = {"width": ("MLP_HEAD_DIM", 1024), **({"conv_channels": ("CONV_HEAD_DIM", 256), "convs": ("NUM_STACKED_CONVS", 4)} if box == "xconv1fc" else {})}
+        sizes = {
+            "width": ("MLP_HEAD_DIM", 1024),
+            **(
+                {"conv_channels": ("CONV_HEAD_DIM", 256), "convs": ("NUM_STACKED_CONVS", 4)}
+                if box == "xconv1fc"
+                else {}
+            ),
+        }
         if box != "conv5":
-            head = {field_: get[f"FAST_RCNN.{name}"] for field_, (name, standard) in sizes.items() if get[f"FAST_RCNN.{name}"] != standard}
+            head = {
+                field_: get[f"FAST_RCNN.{name}"]
+                for field_, (name, standard) in sizes.items()
+                if get[f"FAST_RCNN.{name}"] != standard
+            }
             found |= {"head": head} if head else {}
         if get["MODEL.CLS_AGNOSTIC_BBOX_REG"]:
             found["class_specific"] = False
@@ -149,10 +219,15 @@ class ConfigReader:
         pooled = get["MRCNN.ROI_XFORM_RESOLUTION"]
         side = 2 * pooled if MASK_HEADS[kind].startswith("v1") else 2 * -(-pooled // max(pooled // 7, 1))
         if get["MRCNN.RESOLUTION"] != side:
-            raise self.cannot(f"MRCNN.RESOLUTION is {get['MRCNN.RESOLUTION']}, but this head makes masks of {side} from a pooled side of {pooled}")
+            raise self.cannot(
+                f"MRCNN.RESOLUTION is {get['MRCNN.RESOLUTION']}, but this head makes masks of {side} from a"
+                f" pooled side of {pooled}"
+            )
         for name, value, reason in (
-            ("UPSAMPLE_RATIO", 1, "masks are not upsampled further here"), ("USE_FC_OUTPUT", False, "masks come from a convolution here"),
-            ("CLS_SPECIFIC_MASK", True, "there is one mask a class here"), ("WEIGHT_LOSS_MASK", 1.0, "losses are summed as they are here"),
+            ("UPSAMPLE_RATIO", 1, "masks are not upsampled further here"),
+            ("USE_FC_OUTPUT", False, "masks come from a convolution here"),
+            ("CLS_SPECIFIC_MASK", True, "there is one mask a class here"),
+            ("WEIGHT_LOSS_MASK", 1.0, "losses are summed as they are here"),
             ("CONV_INIT", "MSRAFill", "training from scratch starts from MSRA values here"),
         ):
             self.require(f"MRCNN.{name}", value, reason)
@@ -161,15 +236,25 @@ class ConfigReader:
         """The keypoint head; its size must follow from its pooling."""
         get = self.options
         if get["KRCNN.ROI_KEYPOINTS_HEAD"] != "keypoint_rcnn_heads.roi_pose_head_v1convX":
-            raise self.cannot(f"KRCNN.ROI_KEYPOINTS_HEAD is {get['KRCNN.ROI_KEYPOINTS_HEAD']!r}; known: keypoint_rcnn_heads.roi_pose_head_v1convX")
+            raise self.cannot(
+                f"KRCNN.ROI_KEYPOINTS_HEAD is {get['KRCNN.ROI_KEYPOINTS_HEAD']!r}; known:"
+                " keypoint_rcnn_heads.roi_pose_head_v1convX"
+            )
         found["keypoint_head"] = "v1convx"
         if get["KRCNN.HEATMAP_SIZE"] != 4 * get["KRCNN.ROI_XFORM_RESOLUTION"]:
-            raise self.cannot("KRCNN.HEATMAP_SIZE must be four times KRCNN.ROI_XFORM_RESOLUTION, which is what this head makes")
+            raise self.cannot(
+                "KRCNN.HEATMAP_SIZE must be four times KRCNN.ROI_XFORM_RESOLUTION, which is what this head"
+                " makes"
+            )
         for name, value, reason in (
-            ("UP_SCALE", 2, "heat maps are doubled once here"), ("USE_DECONV", False, "there is no deconvolution before the last here"),
-            ("USE_DECONV_OUTPUT", True, "the last layer is a deconvolution here"), ("DECONV_KERNEL", 4, "its kernel has a side of 4 here"),
-            ("CONV_HEAD_KERNEL", 3, "kernels have a side of 3 here"), ("NMS_OKS", False, "keypoints are not suppressed by likeness here"),
-            ("KEYPOINT_CONFIDENCE", "bbox", "a keypoint's score is its box's here"), ("INFERENCE_MIN_SIZE", 0, "heat maps are resized to the box here"),
+            ("UP_SCALE", 2, "heat maps are doubled once here"),
+            ("USE_DECONV", False, "there is no deconvolution before the last here"),
+            ("USE_DECONV_OUTPUT", True, "the last layer is a deconvolution here"),
+            ("DECONV_KERNEL", 4, "its kernel has a side of 4 here"),
+            ("CONV_HEAD_KERNEL", 3, "kernels have a side of 3 here"),
+            ("NMS_OKS", False, "keypoints are not suppressed by likeness here"),
+            ("KEYPOINT_CONFIDENCE", "bbox", "a keypoint's score is its box's here"),
+            ("INFERENCE_MIN_SIZE", 0, "heat maps are resized to the box here"),
             ("LOSS_WEIGHT", 1.0, "losses are summed as they are here"),
             ("NORMALIZE_BY_VISIBLE_KEYPOINTS", True, "the loss is a mean over visible keypoints here"),
             ("CONV_INIT", "MSRAFill", "training from scratch starts from MSRA values here"),
@@ -177,7 +262,8 @@ class ConfigReader:
             self.require(f"KRCNN.{name}", value, reason)
 
     def dataset(self) -> dict[str, Any]:
-        """Dataset, classes and splits: rules 1 and 2, classes come from the dataset unless the file gives them."""
+        """Dataset, classes and splits: rules 1 and 2, classes come from the dataset unless the file gives
+        them."""
         get = self.options
         people = any(name.startswith("keypoints_") for name in get["TRAIN.DATASETS"])
         dataset = "coco_keypoints" if people or self.kind == "keypoint_rcnn" else "coco"
@@ -193,9 +279,16 @@ class ConfigReader:
             if not names:
                 continue
             if option == "TEST.DATASETS" and len(names) > 1:
-                get.notes.append(f"{option}: results were made for {', '.join(names)}; the row names the first")
+                get.notes.append(
+                    f"{option}: results were made for {', '.join(names)}; the row names the first"
+                )
                 names = names[:1]
-            joined = "+".join([names[0], *(name.removeprefix("keypoints_").removeprefix("coco_2014_") for name in names[1:])])
+            joined = "+".join(
+                [
+                    names[0],
+                    *(name.removeprefix("keypoints_").removeprefix("coco_2014_") for name in names[1:]),
+                ]
+            )
             if joined in spec.splits:
                 splits[field_] = joined
             else:
@@ -207,7 +300,9 @@ class ConfigReader:
         get = self.options
         if not get["MODEL.LOAD_IMAGENET_PRETRAINED_WEIGHTS"]:
             return None
-        option = next((name for name in ("RESNETS.IMAGENET_PRETRAINED_WEIGHTS", "TRAIN.WEIGHTS") if get[name]), None)
+        option = next(
+            (name for name in ("RESNETS.IMAGENET_PRETRAINED_WEIGHTS", "TRAIN.WEIGHTS") if get[name]), None
+        )
         if option is None:
             return None
         wanted = get[option].rpartition("/")[2]
@@ -220,17 +315,26 @@ class ConfigReader:
         return None
 
     def schedule(self) -> tuple[str, Schedule, bool]:
-        """The training schedule, by name where schedules.toml has it; rule 6: the batch is all GPUs' images together."""
+        """The training schedule, by name where schedules.toml has it; rule 6: the batch is all GPUs' images
+        together."""
         get = self.options
         steps = list(get["SOLVER.STEPS"])
         if steps and steps[0] != 0:
             raise self.cannot(f"SOLVER.STEPS is {steps}; the first step must be 0")
         self.require("SOLVER.WARM_UP_METHOD", "linear", "the warm-up is a ramp here")
         if get["SOLVER.SCALE_MOMENTUM"]:
-            self.require("SOLVER.SCALE_MOMENTUM_THRESHOLD", 1.1, "momentum is rescaled where the rate changes by more than 1.1 times here")
+            self.require(
+                "SOLVER.SCALE_MOMENTUM_THRESHOLD",
+                1.1,
+                "momentum is rescaled where the rate changes by more than 1.1 times here",
+            )
         self.require("TRAIN.USE_FLIPPED", True, "images are flipped in training here")
         self.require("TRAIN.ASPECT_GROUPING", True, "batches hold images of like aspect ratio here")
-        self.require("TRAIN.ASPECT_CROPPING", False, "images are not cropped here; in the original this leaves masks and keypoints unmoved")
+        self.require(
+            "TRAIN.ASPECT_CROPPING",
+            False,
+            "images are not cropped here; in the original this leaves masks and keypoints unmoved",
+        )
         self.require("TRAIN.GT_MIN_AREA", -1, "objects of any area are trained on here")
         optimizer = get["SOLVER.TYPE"].lower()
         if optimizer not in ("sgd", "adam"):
@@ -238,11 +342,22 @@ class ConfigReader:
         decay = get["SOLVER.WEIGHT_DECAY"]
         sides = list(get["TRAIN.SCALES"])
         schedule = Schedule(
-            images_per_batch=get["NUM_GPUS"] * get["TRAIN.IMS_PER_BATCH"], lr=get["SOLVER.BASE_LR"], iterations=get["SOLVER.MAX_ITER"], steps=steps[1:],
-            gamma=get["SOLVER.GAMMA"], warmup_iterations=get["SOLVER.WARM_UP_ITERS"], warmup_factor=get["SOLVER.WARM_UP_FACTOR"],
-            rescale_momentum=get["SOLVER.SCALE_MOMENTUM"] and self.source != "detectron", optimizer=optimizer, momentum=get["SOLVER.MOMENTUM"],
-            weight_decay=decay, weight_decay_bias=decay if get["SOLVER.BIAS_WEIGHT_DECAY"] else 0.0, weight_decay_norm=get["SOLVER.WEIGHT_DECAY_GN"],
-            bias_lr_factor=2.0 if get["SOLVER.BIAS_DOUBLE_LR"] else 1.0, short_sides=[] if sides == [get["TEST.SCALE"]] else sides)
+            images_per_batch=get["NUM_GPUS"] * get["TRAIN.IMS_PER_BATCH"],
+            lr=get["SOLVER.BASE_LR"],
+            iterations=get["SOLVER.MAX_ITER"],
+            steps=steps[1:],
+            gamma=get["SOLVER.GAMMA"],
+            warmup_iterations=get["SOLVER.WARM_UP_ITERS"],
+            warmup_factor=get["SOLVER.WARM_UP_FACTOR"],
+            rescale_momentum=get["SOLVER.SCALE_MOMENTUM"] and self.source != "detectron",
+            optimizer=optimizer,
+            momentum=get["SOLVER.MOMENTUM"],
+            weight_decay=decay,
+            weight_decay_bias=decay if get["SOLVER.BIAS_WEIGHT_DECAY"] else 0.0,
+            weight_decay_norm=get["SOLVER.WEIGHT_DECAY_GN"],
+            bias_lr_factor=2.0 if get["SOLVER.BIAS_DOUBLE_LR"] else 1.0,
+            short_sides=[] if sides == [get["TEST.SCALE"]] else sides,
+        )
         fields = schedule.model_dump(exclude={"note"})
         for name, known in self.manifests.schedules.items():
             if known.model_dump(exclude={"note"}) == fields:

@@ -1,4 +1,6 @@
-"""What a configuration file of Detectron says of conventions: sizes, anchors, sampling, selection, augmentation. No torch."""
+"""What a configuration file of Detectron says of conventions: sizes, anchors, sampling, selection,
+augmentation. No torch."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -8,7 +10,15 @@ from detection_zoo.zoo.importers.detectron_model import MASK_HEADS, ConfigReader
 from detection_zoo.zoo.manifest import merge
 
 POOLINGS = {"RoIAlign": "roi_align", "RoIPoolF": "roi_pool", "RoICrop": "roi_crop"}
-VIEW_OPTIONS = ("ENABLED", "H_FLIP", "SCALES", "MAX_SIZE", "SCALE_H_FLIP", "ASPECT_RATIOS", "ASPECT_RATIO_H_FLIP")
+VIEW_OPTIONS = (
+    "ENABLED",
+    "H_FLIP",
+    "SCALES",
+    "MAX_SIZE",
+    "SCALE_H_FLIP",
+    "ASPECT_RATIOS",
+    "ASPECT_RATIO_H_FLIP",
+)
 ANY_STRADDLE = 100000.0  # pixels; a row cannot say "none"
 
 
@@ -22,7 +32,10 @@ class ConventionReader(ConfigReader):
         kinds = {"detectron_retinanet": "retinanet", "detectron_rpn": "rpn", "detectron_rpn_c4": "rpn"}
         alone = self.kind if self.kind in kinds.values() else None
         names = [name for name in bundles if name.startswith("detectron") and kinds.get(name) == alone]
-        best, adjust = min(((name, self.adjustment(wanted, bundles[name])) for name in names), key=lambda pair: (_count(pair[1]), pair[0] != "detectron"))
+        best, adjust = min(
+            ((name, self.adjustment(wanted, bundles[name])) for name in names),
+            key=lambda pair: (_count(pair[1]), pair[0] != "detectron"),
+        )
         whole = Conventions.model_validate(merge(bundles[best].model_dump(exclude_unset=True), adjust))
         return best, adjust, whole
 
@@ -36,12 +49,24 @@ class ConventionReader(ConfigReader):
     def sections(self) -> dict[str, Any]:
         """Every value of the conventions that the file decides."""
         get = self.options
-        means = [value for rows in get["PIXEL_MEANS"] for row in (rows if isinstance(rows, (list, tuple)) else [rows])
-                 for value in (row if isinstance(row, (list, tuple)) else [row])]
-        self.require("TRAIN.MAX_SIZE", get["TEST.MAX_SIZE"], "the longer side has the same bound in training and at test time here")
+        means = [
+            value
+            for rows in get["PIXEL_MEANS"]
+            for row in (rows if isinstance(rows, (list, tuple)) else [rows])
+            for value in (row if isinstance(row, (list, tuple)) else [row])
+        ]
+        self.require(
+            "TRAIN.MAX_SIZE",
+            get["TEST.MAX_SIZE"],
+            "the longer side has the same bound in training and at test time here",
+        )
         found: dict[str, Any] = {
-            "image": {"size": get["TEST.SCALE"], "max_size": get["TEST.MAX_SIZE"], "mean": [float(value) for value in means],
-                      "size_divisor": get["FPN.COARSEST_STRIDE"] if self.pyramid else 1},
+            "image": {
+                "size": get["TEST.SCALE"],
+                "max_size": get["TEST.MAX_SIZE"],
+                "mean": [float(value) for value in means],
+                "size_divisor": get["FPN.COARSEST_STRIDE"] if self.pyramid else 1,
+            },
             "boxes": {"cap": float(get["BBOX_XFORM_CLIP"])},
         }
         if self.kind == "retinanet":
@@ -52,16 +77,34 @@ class ConventionReader(ConfigReader):
             return found
         found["boxes"]["weights"] = [float(value) for value in get["MODEL.BBOX_REG_WEIGHTS"]]
         found |= self.selection()
-        found["pooling"] = self.pooling("FAST_RCNN", size=True) | {"canonical_scale": float(get["FPN.ROI_CANONICAL_SCALE"]),
-                                                                   "canonical_level": get["FPN.ROI_CANONICAL_LEVEL"]}
-        found["roi"] = {"samples": get["TRAIN.BATCH_SIZE_PER_IM"], "positive_fraction": get["TRAIN.FG_FRACTION"], "foreground_iou": get["TRAIN.FG_THRESH"],
-                        "background_iou": get["TRAIN.BG_THRESH_HI"], "background_low": get["TRAIN.BG_THRESH_LO"]}
+        found["pooling"] = self.pooling("FAST_RCNN", size=True) | {
+            "canonical_scale": float(get["FPN.ROI_CANONICAL_SCALE"]),
+            "canonical_level": get["FPN.ROI_CANONICAL_LEVEL"],
+        }
+        found["roi"] = {
+            "samples": get["TRAIN.BATCH_SIZE_PER_IM"],
+            "positive_fraction": get["TRAIN.FG_FRACTION"],
+            "foreground_iou": get["TRAIN.FG_THRESH"],
+            "background_iou": get["TRAIN.BG_THRESH_HI"],
+            "background_low": get["TRAIN.BG_THRESH_LO"],
+        }
         if self.kind == "mask_rcnn":
-            found["mask"] = {"threshold": get["MRCNN.THRESH_BINARIZE"], "width": get["MRCNN.DIM_REDUCED"],
-                             "dilation": get["MRCNN.DILATION"] if MASK_HEADS[get["MRCNN.ROI_MASK_HEAD"]].startswith("v1") else 1}
-            self.branch_pooling("MRCNN", found, "mask", shared=get["MRCNN.ROI_MASK_HEAD"].endswith("v0upshare"))
+            found["mask"] = {
+                "threshold": get["MRCNN.THRESH_BINARIZE"],
+                "width": get["MRCNN.DIM_REDUCED"],
+                "dilation": (
+                    get["MRCNN.DILATION"] if MASK_HEADS[get["MRCNN.ROI_MASK_HEAD"]].startswith("v1") else 1
+                ),
+            }
+            self.branch_pooling(
+                "MRCNN", found, "mask", shared=get["MRCNN.ROI_MASK_HEAD"].endswith("v0upshare")
+            )
         if self.kind == "keypoint_rcnn":
-            found["keypoint"] = {"keypoints": get["KRCNN.NUM_KEYPOINTS"], "convs": get["KRCNN.NUM_STACKED_CONVS"], "width": get["KRCNN.CONV_HEAD_DIM"]}
+            found["keypoint"] = {
+                "keypoints": get["KRCNN.NUM_KEYPOINTS"],
+                "convs": get["KRCNN.NUM_STACKED_CONVS"],
+                "width": get["KRCNN.CONV_HEAD_DIM"],
+            }
             self.branch_pooling("KRCNN", found, "keypoint", shared=False)
         return found | self.augmentation()
 
@@ -72,16 +115,25 @@ class ConventionReader(ConfigReader):
         if method not in POOLINGS:
             raise self.cannot(f"{section}.ROI_XFORM_METHOD is {method!r}; known: {', '.join(POOLINGS)}")
         if method == "RoICrop":
-            self.require("CROP_RESIZE_WITH_MAX_POOL", True, "RoICrop takes the maximum of two by two points here")
-        return {"sampling_ratio": get[f"{section}.ROI_XFORM_SAMPLING_RATIO"], "method": POOLINGS[method],
-                **({"size": get[f"{section}.ROI_XFORM_RESOLUTION"]} if size else {})}
+            self.require(
+                "CROP_RESIZE_WITH_MAX_POOL", True, "RoICrop takes the maximum of two by two points here"
+            )
+        return {
+            "sampling_ratio": get[f"{section}.ROI_XFORM_SAMPLING_RATIO"],
+            "method": POOLINGS[method],
+            **({"size": get[f"{section}.ROI_XFORM_RESOLUTION"]} if size else {}),
+        }
 
     def branch_pooling(self, section: str, found: dict[str, Any], branch: str, *, shared: bool) -> None:
         """A branch's own pooling where it is not the box branch's with 14 cells."""
         own = self.pooling(section, size=True)
         box = {name: found["pooling"][name] for name in own}
         if shared:
-            self.require(f"{section}.ROI_XFORM_RESOLUTION", box["size"], "the shared mask head reads what the box head pools here")
+            self.require(
+                f"{section}.ROI_XFORM_RESOLUTION",
+                box["size"],
+                "the shared mask head reads what the box head pools here",
+            )
         elif own != {**box, "size": 14}:
             found[branch]["pooling"] = own
 
@@ -93,28 +145,46 @@ class ConventionReader(ConfigReader):
         many = self.pyramid and not self.p2_only
         sizes = [[float(size) for size in get["RPN.SIZES"]]]
         if many:
-            sizes = [[float(get["FPN.RPN_ANCHOR_START_SIZE"] * 2 ** step)] for step, _ in enumerate(levels)]
+            sizes = [[float(get["FPN.RPN_ANCHOR_START_SIZE"] * 2**step)] for step, _ in enumerate(levels)]
         standard = many and sizes == [[8.0 * 2**level] for level in levels]
         straddle = float(get["TRAIN.RPN_STRADDLE_THRESH"])
         found: dict[str, Any] = {
-            "anchors": {"sizes": None if standard else sizes, "ratios": [float(r) for r in get["FPN.RPN_ASPECT_RATIOS" if many else "RPN.ASPECT_RATIOS"]]},
-            "rpn": {"channels": None if get["RPN.OUT_DIM_AS_IN_DIM"] else get["RPN.OUT_DIM"], "samples": get["TRAIN.RPN_BATCH_SIZE_PER_IM"],
-                    "positive_fraction": get["TRAIN.RPN_FG_FRACTION"], "foreground_iou": get["TRAIN.RPN_POSITIVE_OVERLAP"],
-                    "background_iou": get["TRAIN.RPN_NEGATIVE_OVERLAP"], "straddle": ANY_STRADDLE if straddle < 0 else straddle,
-                    "objectness_over": "configured" if many else "sampled"},
+            "anchors": {
+                "sizes": None if standard else sizes,
+                "ratios": [float(r) for r in get["FPN.RPN_ASPECT_RATIOS" if many else "RPN.ASPECT_RATIOS"]],
+            },
+            "rpn": {
+                "channels": None if get["RPN.OUT_DIM_AS_IN_DIM"] else get["RPN.OUT_DIM"],
+                "samples": get["TRAIN.RPN_BATCH_SIZE_PER_IM"],
+                "positive_fraction": get["TRAIN.RPN_FG_FRACTION"],
+                "foreground_iou": get["TRAIN.RPN_POSITIVE_OVERLAP"],
+                "background_iou": get["TRAIN.RPN_NEGATIVE_OVERLAP"],
+                "straddle": ANY_STRADDLE if straddle < 0 else straddle,
+                "objectness_over": "configured" if many else "sampled",
+            },
         }
         for section, name in (("TEST", "proposals"), ("TRAIN", "training_proposals")):
-            self.require(f"{section}.RPN_MIN_SIZE", 0, "a least side in pixels of the original image is not known here")
+            self.require(
+                f"{section}.RPN_MIN_SIZE", 0, "a least side in pixels of the original image is not known here"
+            )
             post = get[f"{section}.RPN_POST_NMS_TOP_N"]
-            found[name] = {"pre_nms": get[f"{section}.RPN_PRE_NMS_TOP_N"], "post_nms": post, "nms_iou": get[f"{section}.RPN_NMS_THRESH"],
-                           "collect": int(post * get["FPN.RPN_COLLECT_SCALE"] + 0.5) if many else post}
+            found[name] = {
+                "pre_nms": get[f"{section}.RPN_PRE_NMS_TOP_N"],
+                "post_nms": post,
+                "nms_iou": get[f"{section}.RPN_NMS_THRESH"],
+                "collect": int(post * get["FPN.RPN_COLLECT_SCALE"] + 0.5) if many else post,
+            }
         found["training_proposals"]["collect_over"] = "batch" if many else "image"
         return found
 
     def selection(self) -> dict[str, Any]:
         """How detections are chosen."""
         get = self.options
-        found: dict[str, Any] = {"score_threshold": get["TEST.SCORE_THRESH"], "nms_iou": get["TEST.NMS"], "max_detections": get["TEST.DETECTIONS_PER_IM"]}
+        found: dict[str, Any] = {
+            "score_threshold": get["TEST.SCORE_THRESH"],
+            "nms_iou": get["TEST.NMS"],
+            "max_detections": get["TEST.DETECTIONS_PER_IM"],
+        }
         found["soft"] = get["TEST.SOFT_NMS.METHOD"] if get["TEST.SOFT_NMS.ENABLED"] else "none"
         found["soft_sigma"] = get["TEST.SOFT_NMS.SIGMA"]
         voting = get["TEST.BBOX_VOTE.ENABLED"]
@@ -127,24 +197,56 @@ class ConventionReader(ConfigReader):
         get, found = self.options, {}
         for section, name in (("BBOX_AUG", "boxes"), ("MASK_AUG", "masks"), ("KPS_AUG", "keypoints")):
             values = {key: get[f"TEST.{section}.{key}"] for key in VIEW_OPTIONS}
-            self.require(f"TEST.{section}.SCALE_SIZE_DEP", False, "copies count alike for objects of all sizes here; in the original this option fails")
+            self.require(
+                f"TEST.{section}.SCALE_SIZE_DEP",
+                False,
+                "copies count alike for objects of all sizes here; in the original this option fails",
+            )
             for threshold in ("AREA_TH", "AREA_TH_LO", "AREA_TH_HI"):
                 get.idle[f"TEST.{section}.{threshold}"] = "read only with SCALE_SIZE_DEP"
             if values["ENABLED"]:
-                found[name] = {"flip": values["H_FLIP"], "scales": values["SCALES"], "max_size": values["MAX_SIZE"], "scale_flip": values["SCALE_H_FLIP"],
-                               "aspect_ratios": [float(ratio) for ratio in values["ASPECT_RATIOS"]], "aspect_flip": values["ASPECT_RATIO_H_FLIP"]}
+                found[name] = {
+                    "flip": values["H_FLIP"],
+                    "scales": values["SCALES"],
+                    "max_size": values["MAX_SIZE"],
+                    "scale_flip": values["SCALE_H_FLIP"],
+                    "aspect_ratios": [float(ratio) for ratio in values["ASPECT_RATIOS"]],
+                    "aspect_flip": values["ASPECT_RATIO_H_FLIP"],
+                }
         for option in ("SCORE_HEUR", "COORD_HEUR"):
-            self.require(f"TEST.BBOX_AUG.{option}", "UNION", "boxes of all copies are put together here, as they must be with a proposal network")
-        combine = {"mask_combine": get["TEST.MASK_AUG.HEUR"].lower(), "keypoint_combine": {"HM_AVG": "mean", "HM_MAX": "max"}.get(get["TEST.KPS_AUG.HEUR"])}
-        if combine["mask_combine"] not in ("soft_avg", "soft_max", "logit_avg") or combine["keypoint_combine"] is None:
-            raise self.cannot("TEST.MASK_AUG.HEUR must be SOFT_AVG, SOFT_MAX or LOGIT_AVG, and TEST.KPS_AUG.HEUR HM_AVG or HM_MAX")
+            self.require(
+                f"TEST.BBOX_AUG.{option}",
+                "UNION",
+                "boxes of all copies are put together here, as they must be with a proposal network",
+            )
+        combine = {
+            "mask_combine": get["TEST.MASK_AUG.HEUR"].lower(),
+            "keypoint_combine": {"HM_AVG": "mean", "HM_MAX": "max"}.get(get["TEST.KPS_AUG.HEUR"]),
+        }
+        if (
+            combine["mask_combine"] not in ("soft_avg", "soft_max", "logit_avg")
+            or combine["keypoint_combine"] is None
+        ):
+            raise self.cannot(
+                "TEST.MASK_AUG.HEUR must be SOFT_AVG, SOFT_MAX or LOGIT_AVG, and TEST.KPS_AUG.HEUR HM_AVG or"
+                " HM_MAX"
+            )
         return {"augmentation": {**found, **combine}} if found else {}
 
     def retinanet(self) -> dict[str, Any]:
         """RetinaNet's head, training and selection."""
         get = self.options
-        for name, value in (("SHARE_CLS_BBOX_TOWER", False), ("CLASS_SPECIFIC_BBOX", False), ("SOFTMAX", False), ("NUM_CONVS", 4)):
-            self.require(f"RETINANET.{name}", value, "RetinaNet's head here has two towers of four convolutions and sigmoid classes")
+        for name, value in (
+            ("SHARE_CLS_BBOX_TOWER", False),
+            ("CLASS_SPECIFIC_BBOX", False),
+            ("SOFTMAX", False),
+            ("NUM_CONVS", 4),
+        ):
+            self.require(
+                f"RETINANET.{name}",
+                value,
+                "RetinaNet's head here has two towers of four convolutions and sigmoid classes",
+            )
         for name in get.given:
             if name.partition(".")[2].startswith("RPN_") and name.partition(".")[0] in ("TRAIN", "TEST"):
                 get.idle[name] = "RetinaNet has no proposal network"
@@ -153,12 +255,19 @@ class ConventionReader(ConfigReader):
         return {
             "anchors": {"ratios": [float(ratio) for ratio in get["RETINANET.ASPECT_RATIOS"]]},
             "retinanet": {
-                "scales_per_octave": get["RETINANET.SCALES_PER_OCTAVE"], "sizes": [start * 2**level for level in range(3, 8)],
-                "foreground_iou": get["RETINANET.POSITIVE_OVERLAP"], "background_iou": get["RETINANET.NEGATIVE_OVERLAP"],
-                "focal_alpha": get["RETINANET.LOSS_ALPHA"], "focal_gamma": get["RETINANET.LOSS_GAMMA"], "prior": get["RETINANET.PRIOR_PROB"],
-                "smooth_l1_beta": get["RETINANET.BBOX_REG_BETA"], "box_weight": 1.0 / get["RETINANET.BBOX_REG_WEIGHT"],
-                "score_threshold": get["RETINANET.INFERENCE_TH"], "pre_nms": get["RETINANET.PRE_NMS_TOP_N"],
-                "nms_iou": get["TEST.NMS"], "max_detections": get["TEST.DETECTIONS_PER_IM"],
+                "scales_per_octave": get["RETINANET.SCALES_PER_OCTAVE"],
+                "sizes": [start * 2**level for level in range(3, 8)],
+                "foreground_iou": get["RETINANET.POSITIVE_OVERLAP"],
+                "background_iou": get["RETINANET.NEGATIVE_OVERLAP"],
+                "focal_alpha": get["RETINANET.LOSS_ALPHA"],
+                "focal_gamma": get["RETINANET.LOSS_GAMMA"],
+                "prior": get["RETINANET.PRIOR_PROB"],
+                "smooth_l1_beta": get["RETINANET.BBOX_REG_BETA"],
+                "box_weight": 1.0 / get["RETINANET.BBOX_REG_WEIGHT"],
+                "score_threshold": get["RETINANET.INFERENCE_TH"],
+                "pre_nms": get["RETINANET.PRE_NMS_TOP_N"],
+                "nms_iou": get["TEST.NMS"],
+                "max_detections": get["TEST.DETECTIONS_PER_IM"],
             },
         }
 
@@ -177,4 +286,6 @@ def _difference(wanted: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
 
 def _count(tree: dict[str, Any]) -> int:
     """How many single values a nested table has; one that a row cannot write (none) counts as very many."""
-    return sum(_count(value) if isinstance(value, dict) else 99 if value is None else 1 for value in tree.values())
+    return sum(
+        _count(value) if isinstance(value, dict) else 99 if value is None else 1 for value in tree.values()
+    )

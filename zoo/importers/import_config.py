@@ -1,8 +1,11 @@
-"""From a configuration file of Detectron or Detectron.pytorch to a manifest row, following its README's six rules. No torch.
+"""From a configuration file of Detectron or Detectron.pytorch to a manifest row, following its README's six
+rules. No torch.
 
-Every option that the file sets ends in one of four lists: it became part of the row, it changes nothing (and why), it was mended
+Every option that the file sets ends in one of four lists: it became part of the row, it changes nothing (and
+    why), it was mended
 (and how), or it cannot be honoured (and why). None is dropped in silence.
 """
+
 from __future__ import annotations
 
 import json
@@ -16,15 +19,31 @@ from detection_zoo.zoo.importers.detectron_sections import ConventionReader
 from detection_zoo.zoo.manifest import Schedule
 
 SCHEDULE_NAMES = {90000: "1x", 180000: "2x", 270000: "3x", 130000: "1.44x"}
-CAFFE2_ONLY = ("TRAIN.WEIGHTS", "TRAIN.DATASETS", "TEST.DATASETS", "TRAIN.FREEZE_AT", "MODEL.EXECUTION_TYPE", "USE_NCCL")
-MODEL_TYPES = ("generalized_rcnn", "retinanet", "rpn", "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "mask_and_keypoint_rcnn")
+CAFFE2_ONLY = (
+    "TRAIN.WEIGHTS",
+    "TRAIN.DATASETS",
+    "TEST.DATASETS",
+    "TRAIN.FREEZE_AT",
+    "MODEL.EXECUTION_TYPE",
+    "USE_NCCL",
+)
+MODEL_TYPES = (
+    "generalized_rcnn",
+    "retinanet",
+    "rpn",
+    "faster_rcnn",
+    "mask_rcnn",
+    "keypoint_rcnn",
+    "mask_and_keypoint_rcnn",
+)
 
 
 @dataclass
 class ImportedConfig:
     """A row made of a configuration file, and what became of every option.
 
-    row: fields of a [[model]] table; conventions: that row's, resolved; schedule: fields of a table of schedules.toml where none of
+    row: fields of a [[model]] table; conventions: that row's, resolved; schedule: fields of a table of
+        schedules.toml where none of
     its tables is the file's. notes: what was mended or renamed; without_effect, refused: option -> reason.
     """
 
@@ -42,8 +61,16 @@ class ImportedConfig:
         text = ""
         if self.new_schedule:
             fields = self.schedule.model_dump(exclude_defaults=True)
-            text = f'# for schedules.toml\n["{self.schedule_name}"]\n' + "".join(f"{name} = {toml_value(value)}\n" for name, value in fields.items()) + "\n"
-        return text + "[[model]]\n" + "".join(f"{name} = {toml_value(value)}\n" for name, value in self.row.items())
+            text = (
+                f'# for schedules.toml\n["{self.schedule_name}"]\n'
+                + "".join(f"{name} = {toml_value(value)}\n" for name, value in fields.items())
+                + "\n"
+            )
+        return (
+            text
+            + "[[model]]\n"
+            + "".join(f"{name} = {toml_value(value)}\n" for name, value in self.row.items())
+        )
 
     def report(self) -> list[str]:
         """What a person should know, a line each."""
@@ -68,15 +95,22 @@ def import_config(path: Path | str, source: str | None = None) -> ImportedConfig
 
     Args:
         path: a YAML file.
-        source: manifest that the row is for; default: "detectron" where the file has options that only Caffe2's Detectron reads, else
+        source: manifest that the row is for; default: "detectron" where the file has options that only
+            Caffe2's Detectron reads, else
             "detectron_pytorch".
 
     Raises:
-        ManifestError: the file cannot be read, or describes a model that cannot be built here; says which options.
+        ManifestError: the file cannot be read, or describes a model that cannot be built here; says which
+            options.
     """
     path = Path(path)
     options = read_options(path)
-    importer = _Importer(path, options, source or ("detectron" if any(name in options.given for name in CAFFE2_ONLY) else "detectron_pytorch"))
+    importer = _Importer(
+        path,
+        options,
+        source
+        or ("detectron" if any(name in options.given for name in CAFFE2_ONLY) else "detectron_pytorch"),
+    )
     return importer.result()
 
 
@@ -88,27 +122,60 @@ class _Importer(ConventionReader):
         backbone, neck, detector = self.backbone(), self.neck(), self.detector()
         schedule_name, schedule, new = self.schedule()
         bundle, adjust, conventions = self.conventions()
-        row: dict[str, Any] = {"name": self.name(backbone, detector, schedule), "title": self.path.stem, "source_config": self.path.name}
+        row: dict[str, Any] = {
+            "name": self.name(backbone, detector, schedule),
+            "title": self.path.stem,
+            "source_config": self.path.name,
+        }
         if self.kind == "rpn":
             row["task"] = "proposals"
-        row |= {"backbone": backbone} | ({"neck": neck} if neck else {}) | {"detector": detector} | self.dataset()
-        row |= {"schedule": schedule_name} | ({"initial": initial} if (initial := self.initial()) else {}) | {"conventions": bundle}
+        row |= (
+            {"backbone": backbone}
+            | ({"neck": neck} if neck else {})
+            | {"detector": detector}
+            | self.dataset()
+        )
+        row |= (
+            {"schedule": schedule_name}
+            | ({"initial": initial} if (initial := self.initial()) else {})
+            | {"conventions": bundle}
+        )
         if adjust:
             row["adjust"] = adjust
         if row["name"] in self.manifests.entries:
             taken = self.manifests.entries[row["name"]]
-            self.options.notes.append(f"name: manifests/{taken.source}.toml has a row {taken.name}; give this one another name")
+            self.options.notes.append(
+                f"name: manifests/{taken.source}.toml has a row {taken.name}; give this one another name"
+            )
         if self.options["MODEL.TYPE"] not in MODEL_TYPES:
-            raise self.cannot(f"MODEL.TYPE is {self.options['MODEL.TYPE']!r}; only generalized_rcnn and its older names, and retinanet, are known")
-        self.options.idle["TEST.WEIGHTS"] = "weights are named where a row is run; add them to the row as [[model.weights]]"
+            raise self.cannot(
+                f"MODEL.TYPE is {self.options['MODEL.TYPE']!r}; only generalized_rcnn and its older names,"
+                " and retinanet, are known"
+            )
+        self.options.idle["TEST.WEIGHTS"] = (
+            "weights are named where a row is run; add them to the row as [[model.weights]]"
+        )
         for name in self.options.unread():
-            self.options.refused[name] = f"{self.options.given[name]!r}: nothing here reads it for a {self.kind}"
-        return ImportedConfig(row, conventions, schedule_name, schedule, new, self.options.notes, self.options.without_effect(), self.options.refused)
+            self.options.refused[name] = (
+                f"{self.options.given[name]!r}: nothing here reads it for a {self.kind}"
+            )
+        return ImportedConfig(
+            row,
+            conventions,
+            schedule_name,
+            schedule,
+            new,
+            self.options.notes,
+            self.options.without_effect(),
+            self.options.refused,
+        )
 
     def name(self, backbone: dict[str, Any], detector: dict[str, Any], schedule: Schedule) -> str:
         """{detector}_{backbone}_{neck}_{schedule}.{source}"""
         gpus = schedule.images_per_batch / 16
-        length = SCHEDULE_NAMES.get(round((schedule.iterations or 0) * gpus), f"{(schedule.iterations or 0) // 1000}k")
+        length = SCHEDULE_NAMES.get(
+            round((schedule.iterations or 0) * gpus), f"{(schedule.iterations or 0) // 1000}k"
+        )
         length = "s1x" if length == "1.44x" and self.kind == "keypoint_rcnn" else length
         norm = "_gn" if backbone["norm"] == "group" else ""
         return f"{detector['name']}_{backbone['name']}_{'fpn' if self.pyramid else self.last}{norm}_{length}.{self.source}"

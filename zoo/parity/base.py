@@ -1,7 +1,9 @@
 """Parity: recompute everything that a folder of reference outputs records, and compare it output by output.
 
-An adapter (one module a source repository) knows how to recompute; this file reads folders, dispatches and compares.
+An adapter (one module a source repository) knows how to recompute; this file reads folders, dispatches and
+compares.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -20,7 +22,8 @@ from detection_zoo.zoo.errors import ManifestError, ZooError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.parity.standin import CHECKPOINT_FILE, read_checkpoint_description, standin_arrays
 
-ADAPTERS = {  # source repository -> module of this package with outputs(reference, entry, dtype, checkpoint_format)
+# source repository -> module of this package with outputs(reference, entry, dtype, checkpoint_format)
+ADAPTERS = {
     "stigma0617/maskrcnn-benchmark-vovnet": "maskrcnn_benchmark",
     "facebookresearch/maskrcnn-benchmark": "maskrcnn_benchmark",
     "stigma0617/VoVNet.pytorch": "maskrcnn_benchmark",
@@ -31,7 +34,10 @@ ADAPTERS = {  # source repository -> module of this package with outputs(referen
 }
 ROUNDING = 1e-12  # of moments, which are sums in another order where the array's type is another
 SAME = 1e-3  # sum of the differences (pixels) of numbers that rounding alone sets apart
-TOLERANCE = {"float32": 1e-4, "float64": 1e-4}  # of continuous outputs, relative L2; folders and adapters ask for less
+TOLERANCE = {
+    "float32": 1e-4,
+    "float64": 1e-4,
+}  # of continuous outputs, relative L2; folders and adapters ask for less
 
 
 class ParityError(ZooError):
@@ -39,21 +45,26 @@ class ParityError(ZooError):
 
 
 class Described(dict[str, Any]):
-    """A JSON object that names its file where a field is missing: what a reference folder says of itself is needed, not guessed."""
+    """A JSON object that names its file where a field is missing: what a reference folder says of itself is
+    needed, not guessed."""
 
     def __init__(self, path: Path, fields: Mapping[str, Any]) -> None:
         super().__init__(fields)
         self.path = path
 
     def __missing__(self, field: str) -> Any:
-        raise ParityError(f"{self.path}: field {field!r} is missing beside {', '.join(list(self)[:6]) or 'nothing'}; it is needed to recompute the outputs")
+        raise ParityError(
+            f"{self.path}: field {field!r} is missing beside {', '.join(list(self)[:6]) or 'nothing'}; it is"
+            " needed to recompute the outputs"
+        )
 
 
 @dataclass(frozen=True)
 class Output:
     """A recomputed output.
 
-    value: array or tensor of the recorded shape. tolerance: relative L2 difference allowed; none: the default; 0.0: exactly.
+    value: array or tensor of the recorded shape. tolerance: relative L2 difference allowed; none: the
+        default; 0.0: exactly.
     expected: what is recorded, where that is not in outputs.npz (numbers of outputs.json).
     """
 
@@ -103,7 +114,9 @@ class ParityReport:
     def ok(self) -> bool:
         """Whether something was compared, nothing differs, and every skip says why."""
         compared = any(line.verdict == "ok" for line in self.lines)
-        return compared and all(line.verdict == "ok" or (line.verdict == "skipped" and line.reason) for line in self.lines)
+        return compared and all(
+            line.verdict == "ok" or (line.verdict == "skipped" and line.reason) for line in self.lines
+        )
 
     def count(self, verdict: str) -> int:
         """How many lines have that verdict."""
@@ -112,14 +125,26 @@ class ParityReport:
     def summary(self) -> str:
         """One line."""
         compared = [line for line in self.lines if line.difference is not None]
-        worst = max(compared, key=lambda line: line.difference / max(line.tolerance or 0, 1e-30), default=None)
-        text = f"{self.folder}: {self.count('ok')} ok, {self.count('differs')} differ, {self.count('skipped')} skipped ({self.dtype}"
+        worst = max(
+            compared, key=lambda line: line.difference / max(line.tolerance or 0, 1e-30), default=None
+        )
+        text = (
+            f"{self.folder}: {self.count('ok')} ok, {self.count('differs')} differ, {self.count('skipped')}"
+            f" skipped ({self.dtype}"
+        )
         text += f", row {self.row})" if self.row else ")"
-        return text + (f"; nearest to its tolerance: {worst.name} {worst.difference:.1e} of {worst.tolerance:.0e}" if worst else "")
+        return text + (
+            f"; nearest to its tolerance: {worst.name} {worst.difference:.1e} of {worst.tolerance:.0e}"
+            if worst
+            else ""
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain values; an infinite difference becomes the text "inf"."""
-        lines = [{**asdict(line), "difference": "inf" if line.difference == math.inf else line.difference} for line in self.lines]
+        lines = [
+            {**asdict(line), "difference": "inf" if line.difference == math.inf else line.difference}
+            for line in self.lines
+        ]
         return {**{k: v for k, v in asdict(self).items() if k != "lines"}, "ok": self.ok, "lines": lines}
 
 
@@ -141,20 +166,31 @@ class Reference:
         """outputs.json, or steps.json of a folder of exact arrays."""
         path = self.folder / ("steps.json" if self.is_steps else "outputs.json")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda fields: Described(path, fields))
+            content = json.loads(
+                path.read_text(encoding="utf-8"), object_hook=lambda fields: Described(path, fields)
+            )
         except FileNotFoundError:
-            raise ParityError(f"{path}: no such file; --reference wants a folder with outputs.json and outputs.npz") from None
+            raise ParityError(
+                f"{path}: no such file; --reference wants a folder with outputs.json and outputs.npz"
+            ) from None
         except json.JSONDecodeError as error:
             raise ParityError(f"{path}: not valid JSON: {error}; is the file cut short?") from None
         if not isinstance(content, dict):
-            raise ParityError(f"{path}: holds a {type(content).__name__}, an object with 'source' and 'inputs' is wanted")
+            raise ParityError(
+                f"{path}: holds a {type(content).__name__}, an object with 'source' and 'inputs' is wanted"
+            )
         return content
 
     @cached_property
     def recorded(self) -> dict[str, dict[str, np.ndarray]]:
-        """outputs.npz: output name -> shape, moments, samples, stride; of a folder of steps, the same of every whole array."""
+        """outputs.npz: output name -> shape, moments, samples, stride; of a folder of steps, the same of
+        every whole array."""
         if self.is_steps:
-            return {name: _whole_record(array) for path in sorted(self.folder.glob("*.npz")) for name, array in _arrays(path).items()}
+            return {
+                name: _whole_record(array)
+                for path in sorted(self.folder.glob("*.npz"))
+                for name, array in _arrays(path).items()
+            }
         path, kept = self.folder / "outputs.npz", {}
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -162,12 +198,17 @@ class Reference:
                     name, part = key.rsplit("|", 1)
                     kept.setdefault(name, {})[part] = arrays[key]
         except FileNotFoundError:
-            raise ParityError(f"{path}: no such file; --reference wants a folder with outputs.json and outputs.npz") from None
+            raise ParityError(
+                f"{path}: no such file; --reference wants a folder with outputs.json and outputs.npz"
+            ) from None
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ParityError(f"{path}: cannot be read ({error}); is the file cut short?") from None
         for name, parts in kept.items():
             if lacking := {"shape", "moments", "samples", "stride"} - set(parts):
-                raise ParityError(f"{path}: output {name!r} is recorded without its {', '.join(sorted(lacking))}; is the file whole?")
+                raise ParityError(
+                    f"{path}: output {name!r} is recorded without its {', '.join(sorted(lacking))}; is the"
+                    " file whole?"
+                )
         return kept
 
     @property
@@ -175,7 +216,10 @@ class Reference:
         """owner/name of the source, without the commit."""
         source = self.meta.get("source") or (self.description.get("source") if self.has_checkpoint else None)
         if not source:
-            raise ParityError(f"{self.folder / 'outputs.json'}: has no field 'source' with the repository that made the outputs")
+            raise ParityError(
+                f"{self.folder / 'outputs.json'}: has no field 'source' with the repository that made the"
+                " outputs"
+            )
         return source.split("@")[0]
 
     @property
@@ -202,10 +246,15 @@ class Reference:
         """A recorded array that was kept completely (inputs are); raises ParityError where it was sampled."""
         kept = self.recorded.get(name)
         if kept is None:
-            raise ParityError(f"{self.folder}: outputs.npz has no {name!r}, which other outputs are computed from")
+            raise ParityError(
+                f"{self.folder}: outputs.npz has no {name!r}, which other outputs are computed from"
+            )
         shape = tuple(int(n) for n in kept["shape"])
         if len(kept["samples"]) != math.prod(shape):
-            raise ParityError(f"{self.folder}: {name!r} was sampled ({len(kept['samples'])} of {math.prod(shape)} numbers), so nothing can be computed from it")
+            raise ParityError(
+                f"{self.folder}: {name!r} was sampled ({len(kept['samples'])} of {math.prod(shape)} numbers),"
+                " so nothing can be computed from it"
+            )
         return kept["samples"].reshape(shape)
 
 
@@ -222,7 +271,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 def _whole_record(array: np.ndarray) -> dict[str, np.ndarray]:
     """A whole array in the form of a sampled one."""
     moments = [array.mean(dtype="float64"), array.std(dtype="float64")] if array.size else [0.0, 0.0]
-    return {"shape": np.array(array.shape), "moments": np.array(moments), "samples": array.reshape(-1), "stride": np.array(1)}
+    return {
+        "shape": np.array(array.shape),
+        "moments": np.array(moments),
+        "samples": array.reshape(-1),
+        "stride": np.array(1),
+    }
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -239,7 +293,8 @@ def relative_difference(value: np.ndarray, expected: np.ndarray) -> float:
 
 
 def recorded_difference(value: np.ndarray, kept: Mapping[str, np.ndarray]) -> float:
-    """The larger of two differences from what was recorded, a scalar: of the samples, and of the whole array's moments; inf where shapes differ."""
+    """The larger of two differences from what was recorded, a scalar: of the samples, and of the whole
+    array's moments; inf where shapes differ."""
     if value.shape != tuple(int(n) for n in kept["shape"]):
         return math.inf
     samples = value.reshape(-1)[:: int(kept["stride"])][: len(kept["samples"])]
@@ -247,7 +302,9 @@ def recorded_difference(value: np.ndarray, kept: Mapping[str, np.ndarray]) -> fl
     if not value.size:
         return difference
     moments = np.array([value.mean(dtype="float64"), value.std(dtype="float64")])
-    apart = float(np.abs(moments - kept["moments"]).max()) / max(float(np.linalg.norm(kept["moments"])), 1e-12)
+    apart = float(np.abs(moments - kept["moments"]).max()) / max(
+        float(np.linalg.norm(kept["moments"])), 1e-12
+    )
     return max(difference, apart if apart > ROUNDING else 0.0)
 
 
@@ -256,7 +313,8 @@ def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap:
 
     Args:
         scores: (R,) by falling score. rows: (R, C) in that order, what tells rows apart (boxes).
-        recorded: (M, C), the first rows as recorded, M <= R, NaN where a number was not kept. gap: scores closer than this may change places.
+        recorded: (M, C), the first rows as recorded, M <= R, NaN where a number was not kept. gap: scores
+            closer than this may change places.
 
     Returns:
         (R,) int64 positions.
@@ -264,7 +322,9 @@ def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap:
     order = np.arange(len(scores))
     start = 0
     while start < min(len(recorded), len(scores)):
-        end = start + int((scores[start] - scores[start:] < gap).sum())  # no row of a tie is further than the gap from another
+        end = start + int(
+            (scores[start] - scores[start:] < gap).sum()
+        )  # no row of a tie is further than the gap from another
         if end - start > 1:
             order[start:end] = start + _matched(rows[start:end], recorded[start:end])
         start = max(end, start + 1)
@@ -272,21 +332,27 @@ def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap:
 
 
 def _matched(rows: np.ndarray, recorded: np.ndarray) -> np.ndarray:
-    """An order (R,) of rows (R, C) by the recorded ones (M, C): those with the most known numbers choose the nearest row first, the rest follow in order."""
+    """An order (R,) of rows (R, C) by the recorded ones (M, C): those with the most known numbers choose the
+    nearest row first, the rest follow in order."""
     chosen: dict[int, int] = {}
     known = (~np.isnan(recorded)).sum(axis=1)
     for place in np.argsort(-known, kind="stable"):
         if known[place]:
             apart = np.nansum(np.abs(rows - recorded[place]), axis=1)
             apart[list(chosen.values())] = np.inf
-            stays = place < len(rows) and apart[place] <= apart.min() + SAME  # clipped edges alone tell no boxes apart
+            stays = (
+                place < len(rows) and apart[place] <= apart.min() + SAME
+            )  # clipped edges alone tell no boxes apart
             chosen[int(place)] = int(place if stays else apart.argmin())
     left = [row for row in range(len(rows)) if row not in set(chosen.values())]
     return np.array([chosen[place] if place in chosen else left.pop(0) for place in range(len(rows))])
 
 
-def compare(name: str, output: Output | Skip | None, kept: Mapping[str, np.ndarray] | None, dtype: str) -> ParityLine:
-    """One line: a recomputed output beside what was recorded of it (arrays of one shape, else the difference, a scalar, is infinite)."""
+def compare(
+    name: str, output: Output | Skip | None, kept: Mapping[str, np.ndarray] | None, dtype: str
+) -> ParityLine:
+    """One line: a recomputed output beside what was recorded of it (arrays of one shape, else the difference,
+    a scalar, is infinite)."""
     shape = tuple(int(n) for n in kept["shape"]) if kept is not None else ()
     if output is None:
         return ParityLine(name, shape, None, None, "skipped", None)
@@ -301,11 +367,14 @@ def compare(name: str, output: Output | Skip | None, kept: Mapping[str, np.ndarr
     else:
         difference = recorded_difference(value, kept)
     reason = f"the shape is {value.shape}" if value.shape != shape else None
-    return ParityLine(name, shape, difference, tolerance, "ok" if difference <= tolerance else "differs", reason)
+    return ParityLine(
+        name, shape, difference, tolerance, "ok" if difference <= tolerance else "differs", reason
+    )
 
 
 def find_row(reference: Reference, row: str | None) -> ModelEntry | None:
-    """The manifest row asked for, or the one whose source_config is the folder's; none where no row names it."""
+    """The manifest row asked for, or the one whose source_config is the folder's; none where no row names
+    it."""
     manifests = load_manifests()
     if row is not None:
         return manifests.entry(row)
@@ -313,12 +382,17 @@ def find_row(reference: Reference, row: str | None) -> ModelEntry | None:
     if len(rows) > 1:
         ours = [e for e in rows if e.source == reference.folder.parent.name]
         if len(ours) != 1:
-            raise ManifestError(f"{reference.folder}: rows {', '.join(e.name for e in rows)} all have source_config {reference.config!r}; name one of them")
+            raise ManifestError(
+                f"{reference.folder}: rows {', '.join(e.name for e in rows)} all have source_config"
+                f" {reference.config!r}; name one of them"
+            )
         rows = ours
     return rows[0] if rows else None
 
 
-def parity(folder: Path | str, row: str | None = None, dtype: str = "float32", checkpoint_format: str | None = None) -> ParityReport:
+def parity(
+    folder: Path | str, row: str | None = None, dtype: str = "float32", checkpoint_format: str | None = None
+) -> ParityReport:
     """Recompute and compare every recorded output of a reference folder.
 
     Args:
@@ -334,10 +408,20 @@ def parity(folder: Path | str, row: str | None = None, dtype: str = "float32", c
         raise ValueError(f"dtype must be float32 or float64, not {dtype!r}")
     reference = Reference(Path(folder), asked=row is not None)
     if reference.repository not in ADAPTERS:
-        raise ParityError(f"{reference.folder}: no adapter knows source {reference.repository!r}; known: {', '.join(sorted(ADAPTERS))}")
+        raise ParityError(
+            f"{reference.folder}: no adapter knows source {reference.repository!r}; known:"
+            f" {', '.join(sorted(ADAPTERS))}"
+        )
     entry = find_row(reference, row)
     adapter = importlib.import_module(f".{ADAPTERS[reference.repository]}", __package__)
     computed: dict[str, Output | Skip] = adapter.outputs(reference, entry, dtype, checkpoint_format)
     names = [*reference.recorded, *(name for name in computed if name not in reference.recorded)]
     lines = tuple(compare(name, computed.get(name), reference.recorded.get(name), dtype) for name in names)
-    return ParityReport(str(reference.folder), reference.repository, entry.name if entry else None, dtype, lines, tuple(reference.notes))
+    return ParityReport(
+        str(reference.folder),
+        reference.repository,
+        entry.name if entry else None,
+        dtype,
+        lines,
+        tuple(reference.notes),
+    )

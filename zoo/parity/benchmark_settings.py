@@ -1,4 +1,6 @@
-"""The manifest row that recorded settings of maskrcnn-benchmark describe, for folders whose configuration no row names."""
+"""The manifest row that recorded settings of maskrcnn-benchmark describe, for folders whose configuration no
+row names."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -15,9 +17,16 @@ from detection_zoo.zoo.parity.base import ParityError, Reference
 
 Settings = Mapping[str, Any]
 _BODY = re.compile(r"(?P<family>[RV])-(?P<depth>\d+)-(?P<kind>FPN-RETINANET|FPN|C4)")
-_BOX_HEADS = {"FPN2MLPFeatureExtractor": "2mlp", "FPNXconv1fcFeatureExtractor": "xconv1fc", "ResNet50Conv5ROIFeatureExtractor": "conv5"}
-_WIDTHS = {"2mlp": {"width": "MLP_HEAD_DIM"}, "conv5": {},
-           "xconv1fc": {"width": "MLP_HEAD_DIM", "convs": "NUM_STACKED_CONVS", "conv_channels": "CONV_HEAD_DIM"}}
+_BOX_HEADS = {
+    "FPN2MLPFeatureExtractor": "2mlp",
+    "FPNXconv1fcFeatureExtractor": "xconv1fc",
+    "ResNet50Conv5ROIFeatureExtractor": "conv5",
+}
+_WIDTHS = {
+    "2mlp": {"width": "MLP_HEAD_DIM"},
+    "conv5": {},
+    "xconv1fc": {"width": "MLP_HEAD_DIM", "convs": "NUM_STACKED_CONVS", "conv_channels": "CONV_HEAD_DIM"},
+}
 _FIXED = {  # settings whose other values nothing here can follow, by section
     "ROI_BOX_HEAD": {"DILATION": 1},
     "ROI_MASK_HEAD": {"DILATION": 1, "POSTPROCESS_MASKS": False, "CONV_LAYERS": [256] * 4},
@@ -28,18 +37,28 @@ _FIXED = {  # settings whose other values nothing here can follow, by section
 
 
 def entry_from_settings(reference: Reference) -> ModelEntry:
-    """A row made of a folder's recorded settings and of its checkpoint's shapes; raises ParityError for settings it cannot follow."""
+    """A row made of a folder's recorded settings and of its checkpoint's shapes; raises ParityError for
+    settings it cannot follow."""
     settings = reference.meta.get("settings")
     if not settings:
-        raise ParityError(f"{reference.folder / 'outputs.json'}: no manifest row has source_config {reference.config!r}, and no 'settings' are recorded")
+        raise ParityError(
+            f"{reference.folder / 'outputs.json'}: no manifest row has source_config {reference.config!r},"
+            " and no 'settings' are recorded"
+        )
     for section, fixed in _FIXED.items():
         for name, value in fixed.items():
             if settings.get(section, {}).get(name, value) != value:
-                raise ParityError(f"{reference.folder}: setting {section}.{name} = {settings[section][name]!r} is not supported, only {value!r}")
+                raise ParityError(
+                    f"{reference.folder}: setting {section}.{name} = {settings[section][name]!r} is not"
+                    f" supported, only {value!r}"
+                )
     body = _BODY.fullmatch(settings["BACKBONE"]["CONV_BODY"])
     if body is None:
         given = settings["BACKBONE"]["CONV_BODY"]
-        raise ParityError(f"{reference.folder}: backbone {given!r} is not known; known: R or V, a depth, and FPN, FPN-RETINANET or C4, as in R-50-FPN")
+        raise ParityError(
+            f"{reference.folder}: backbone {given!r} is not known; known: R or V, a depth, and FPN,"
+            " FPN-RETINANET or C4, as in R-50-FPN"
+        )
     kind = body["kind"]
     norms = norms_of(entry["name"] for entry in reference.description["tensors"])
     neck = {"FPN": _pyramid, "FPN-RETINANET": _retina_pyramid, "C4": lambda *_: None}[kind](settings, norms)
@@ -47,31 +66,56 @@ def entry_from_settings(reference: Reference) -> ModelEntry:
     classes = settings["RETINANET" if retina else "ROI_BOX_HEAD"]["NUM_CLASSES"] - 1
     base = load_manifests().conventions["maskrcnn_benchmark"].model_dump(exclude_unset=True)
     conventions = Conventions.model_validate({**base, **_conventions(settings, kind)})
-    return ModelEntry(name=reference.folder.name, source="settings", title=reference.config, backbone=_backbone(reference, settings, body, norms), neck=neck,
-                      detector=_detector(settings, retina, norms), classes=classes, dataset="coco", conventions=conventions)
+    return ModelEntry(
+        name=reference.folder.name,
+        source="settings",
+        title=reference.config,
+        backbone=_backbone(reference, settings, body, norms),
+        neck=neck,
+        detector=_detector(settings, retina, norms),
+        classes=classes,
+        dataset="coco",
+        conventions=conventions,
+    )
 
 
 def norms_of(names: Iterable[str]) -> dict[str, str]:
-    """The norm of the backbone, the pyramid, the box head and the mask head, from a checkpoint's names: only GroupNorm has names of its own kind."""
+    """The norm of the backbone, the pyramid, the box head and the mask head, from a checkpoint's names: only
+    GroupNorm has names of its own kind."""
     names = list(names)
-    grouped = {"backbone": not any("backbone.body." in name and name.endswith("running_mean") for name in names),
-               "fpn": any(re.search(r"fpn_inner\d\.1\.", name) for name in names),
-               "box": any(re.search(r"box\.feature_extractor\.(xconvs|fc\d)\.1\.", name) for name in names),
-               "mask": any(re.search(r"mask_fcn\d\.1\.", name) for name in names)}
-    return {part: "group" if group else {"backbone": "frozen"}.get(part, "none") for part, group in grouped.items()}
+    grouped = {
+        "backbone": not any("backbone.body." in name and name.endswith("running_mean") for name in names),
+        "fpn": any(re.search(r"fpn_inner\d\.1\.", name) for name in names),
+        "box": any(re.search(r"box\.feature_extractor\.(xconvs|fc\d)\.1\.", name) for name in names),
+        "mask": any(re.search(r"mask_fcn\d\.1\.", name) for name in names),
+    }
+    return {
+        part: "group" if group else {"backbone": "frozen"}.get(part, "none")
+        for part, group in grouped.items()
+    }
 
 
-def _backbone(reference: Reference, settings: Settings, body: re.Match[str], norms: Mapping[str, str]) -> Component:
-    """ResNet or VoVNet; groups come from the checkpoint's shapes, the stride's place from the settings, or from what the configurations do."""
-    arguments: dict[str, Any] = {"norm": norms["backbone"], "freeze_at": settings["BACKBONE"]["FREEZE_CONV_BODY_AT"]}
+def _backbone(
+    reference: Reference, settings: Settings, body: re.Match[str], norms: Mapping[str, str]
+) -> Component:
+    """ResNet or VoVNet; groups come from the checkpoint's shapes, the stride's place from the settings, or
+    from what the configurations do."""
+    arguments: dict[str, Any] = {
+        "norm": norms["backbone"],
+        "freeze_at": settings["BACKBONE"]["FREEZE_CONV_BODY_AT"],
+    }
     if body["family"] == "V":
         return Component(name=f"vovnet{body['depth']}", **arguments)
     shapes = {entry["name"]: entry["shape"] for entry in reference.description["tensors"]}
-    inner, width = next(shape[:2] for name, shape in shapes.items() if name.endswith("backbone.body.layer1.0.conv2.weight"))
+    inner, width = next(
+        shape[:2] for name, shape in shapes.items() if name.endswith("backbone.body.layer1.0.conv2.weight")
+    )
     if inner != width:
         arguments |= {"groups": inner // width, "width_per_group": width}
     stated = settings.get("RESNETS", {}).get("STRIDE_IN_1X1")
-    arguments["stride_in_1x1"] = (inner == width and arguments["norm"] == "frozen") if stated is None else stated
+    arguments["stride_in_1x1"] = (
+        (inner == width and arguments["norm"] == "frozen") if stated is None else stated
+    )
     if body["kind"] == "C4":
         arguments["last"] = "c4"
     return Component(name=f"resnet{body['depth']}", **arguments)
@@ -93,7 +137,11 @@ def _detector(settings: Settings, retina: bool, norms: Mapping[str, str]) -> Com
     if extractor not in _BOX_HEADS:
         raise ParityError(f"box head {extractor!r} is not known; known: {', '.join(_BOX_HEADS)}")
     arguments: dict[str, Any] = {"box_head": _BOX_HEADS[extractor], "norm": norms["box"]}
-    widths = {ours: settings["ROI_BOX_HEAD"][theirs] for ours, theirs in _WIDTHS[arguments["box_head"]].items() if theirs in settings["ROI_BOX_HEAD"]}
+    widths = {
+        ours: settings["ROI_BOX_HEAD"][theirs]
+        for ours, theirs in _WIDTHS[arguments["box_head"]].items()
+        if theirs in settings["ROI_BOX_HEAD"]
+    }
     if widths:
         arguments["head"] = widths
     if settings["MASK_ON"]:
@@ -107,35 +155,69 @@ def _detector(settings: Settings, retina: bool, norms: Mapping[str, str]) -> Com
 def _conventions(settings: Settings, kind: str) -> dict[str, Any]:
     """The sections of conventions that the settings decide."""
     pixels = settings["INPUT"]
-    shape: dict[str, Any] = {"image": {
-        "channel_order": "bgr" if pixels["TO_BGR255"] else "rgb", "value_range": "0..255" if pixels["TO_BGR255"] else "0..1",
-        "mean": pixels["PIXEL_MEAN"], "std": pixels["PIXEL_STD"], "resize": "shorter_side", "size": pixels["MIN_SIZE_TEST"],
-        "max_size": pixels["MAX_SIZE_TEST"], "size_divisor": max(settings["SIZE_DIVISIBILITY"], 1)}}
+    shape: dict[str, Any] = {
+        "image": {
+            "channel_order": "bgr" if pixels["TO_BGR255"] else "rgb",
+            "value_range": "0..255" if pixels["TO_BGR255"] else "0..1",
+            "mean": pixels["PIXEL_MEAN"],
+            "std": pixels["PIXEL_STD"],
+            "resize": "shorter_side",
+            "size": pixels["MIN_SIZE_TEST"],
+            "max_size": pixels["MAX_SIZE_TEST"],
+            "size_divisor": max(settings["SIZE_DIVISIBILITY"], 1),
+        }
+    }
     if kind == "FPN-RETINANET":
         return shape | _retina_conventions(settings)
     rpn, roi = settings["RPN"], settings["ROI_HEADS"]
-    sizes = [[float(s)] for s in rpn["ANCHOR_SIZES"]] if rpn["USE_FPN"] else [[float(s) for s in rpn["ANCHOR_SIZES"]]]
+    sizes = (
+        [[float(s)] for s in rpn["ANCHOR_SIZES"]]
+        if rpn["USE_FPN"]
+        else [[float(s) for s in rpn["ANCHOR_SIZES"]]]
+    )
     return shape | {
         "anchors": {"sizes": sizes, "ratios": rpn["ASPECT_RATIOS"], "strides": rpn["ANCHOR_STRIDE"]},
-        "rpn": {"samples": rpn["BATCH_SIZE_PER_IMAGE"], "positive_fraction": rpn["POSITIVE_FRACTION"], "foreground_iou": rpn["FG_IOU_THRESHOLD"],
-                "background_iou": rpn["BG_IOU_THRESHOLD"], "straddle": float(rpn["STRADDLE_THRESH"]) if rpn["STRADDLE_THRESH"] >= 0 else None},
-        "proposals": _proposals(rpn, "TEST"), "training_proposals": _proposals(rpn, "TRAIN"),
+        "rpn": {
+            "samples": rpn["BATCH_SIZE_PER_IMAGE"],
+            "positive_fraction": rpn["POSITIVE_FRACTION"],
+            "foreground_iou": rpn["FG_IOU_THRESHOLD"],
+            "background_iou": rpn["BG_IOU_THRESHOLD"],
+            "straddle": float(rpn["STRADDLE_THRESH"]) if rpn["STRADDLE_THRESH"] >= 0 else None,
+        },
+        "proposals": _proposals(rpn, "TEST"),
+        "training_proposals": _proposals(rpn, "TRAIN"),
         "boxes": {"weights": roi["BBOX_REG_WEIGHTS"]},
         "pooling": _pooling(settings["ROI_BOX_HEAD"]),
-        "roi": {"samples": roi["BATCH_SIZE_PER_IMAGE"], "positive_fraction": roi["POSITIVE_FRACTION"], "foreground_iou": roi["FG_IOU_THRESHOLD"],
-                "background_iou": roi["BG_IOU_THRESHOLD"]},
-        "detections": {"score_threshold": roi["SCORE_THRESH"], "nms_iou": roi["NMS"], "max_detections": roi["DETECTIONS_PER_IMG"]},
+        "roi": {
+            "samples": roi["BATCH_SIZE_PER_IMAGE"],
+            "positive_fraction": roi["POSITIVE_FRACTION"],
+            "foreground_iou": roi["FG_IOU_THRESHOLD"],
+            "background_iou": roi["BG_IOU_THRESHOLD"],
+        },
+        "detections": {
+            "score_threshold": roi["SCORE_THRESH"],
+            "nms_iou": roi["NMS"],
+            "max_detections": roi["DETECTIONS_PER_IMG"],
+        },
         "mask": _branch(settings.get("ROI_MASK_HEAD"), threshold="POSTPROCESS_MASKS_THRESHOLD"),
-        "keypoint": _branch(settings.get("ROI_KEYPOINT_HEAD"), keypoints="NUM_CLASSES")
-        | {"samples": roi["BATCH_SIZE_PER_IMAGE"], "positive_fraction": roi["POSITIVE_FRACTION"]},
+        "keypoint": (
+            _branch(settings.get("ROI_KEYPOINT_HEAD"), keypoints="NUM_CLASSES")
+            | {"samples": roi["BATCH_SIZE_PER_IMAGE"], "positive_fraction": roi["POSITIVE_FRACTION"]}
+        ),
     }
 
 
 def _proposals(rpn: Settings, mode: str) -> dict[str, Any]:
     by_batch = mode == "TRAIN" and rpn["FPN_POST_NMS_PER_BATCH"]
-    return {"pre_nms": rpn[f"PRE_NMS_TOP_N_{mode}"], "post_nms": rpn[f"POST_NMS_TOP_N_{mode}"], "nms_iou": rpn["NMS_THRESH"],
-            "min_size": float(rpn["MIN_SIZE"]), "collect": rpn[f"FPN_POST_NMS_TOP_N_{mode}"] if rpn["USE_FPN"] else 0,
-            "collect_over": "batch" if by_batch else "image", "collect_order": "level" if by_batch else "score"}
+    return {
+        "pre_nms": rpn[f"PRE_NMS_TOP_N_{mode}"],
+        "post_nms": rpn[f"POST_NMS_TOP_N_{mode}"],
+        "nms_iou": rpn["NMS_THRESH"],
+        "min_size": float(rpn["MIN_SIZE"]),
+        "collect": rpn[f"FPN_POST_NMS_TOP_N_{mode}"] if rpn["USE_FPN"] else 0,
+        "collect_over": "batch" if by_batch else "image",
+        "collect_order": "level" if by_batch else "score",
+    }
 
 
 def _pooling(head: Settings) -> dict[str, Any]:
@@ -143,7 +225,14 @@ def _pooling(head: Settings) -> dict[str, Any]:
 
 
 def _branch(head: Settings | None, **fields: str) -> dict[str, Any]:
-    return {} if head is None else {"pooling": _pooling(head), **{ours: head[theirs] for ours, theirs in fields.items() if theirs in head}}
+    return (
+        {}
+        if head is None
+        else {
+            "pooling": _pooling(head),
+            **{ours: head[theirs] for ours, theirs in fields.items() if theirs in head},
+        }
+    )
 
 
 def _retina_conventions(settings: Settings) -> dict[str, Any]:
@@ -151,24 +240,46 @@ def _retina_conventions(settings: Settings) -> dict[str, Any]:
     return {
         "anchors": {"ratios": retina["ASPECT_RATIOS"], "strides": retina["ANCHOR_STRIDES"]},
         "retinanet": {
-            "sizes": [float(s) for s in retina["ANCHOR_SIZES"]], "octave": retina["OCTAVE"], "scales_per_octave": retina["SCALES_PER_OCTAVE"],
-            "foreground_iou": retina["FG_IOU_THRESHOLD"], "background_iou": retina["BG_IOU_THRESHOLD"], "focal_alpha": retina["LOSS_ALPHA"],
-            "focal_gamma": retina["LOSS_GAMMA"], "box_weight": retina["BBOX_REG_WEIGHT"], "smooth_l1_beta": retina["BBOX_REG_BETA"],
-            "prior": retina["PRIOR_PROB"], "score_threshold": retina["INFERENCE_TH"], "pre_nms": retina["PRE_NMS_TOP_N"], "nms_iou": retina["NMS_TH"],
-            "max_detections": settings["TEST"]["DETECTIONS_PER_IMG"]},
+            "sizes": [float(s) for s in retina["ANCHOR_SIZES"]],
+            "octave": retina["OCTAVE"],
+            "scales_per_octave": retina["SCALES_PER_OCTAVE"],
+            "foreground_iou": retina["FG_IOU_THRESHOLD"],
+            "background_iou": retina["BG_IOU_THRESHOLD"],
+            "focal_alpha": retina["LOSS_ALPHA"],
+            "focal_gamma": retina["LOSS_GAMMA"],
+            "box_weight": retina["BBOX_REG_WEIGHT"],
+            "smooth_l1_beta": retina["BBOX_REG_BETA"],
+            "prior": retina["PRIOR_PROB"],
+            "score_threshold": retina["INFERENCE_TH"],
+            "pre_nms": retina["PRE_NMS_TOP_N"],
+            "nms_iou": retina["NMS_TH"],
+            "max_detections": settings["TEST"]["DETECTIONS_PER_IMG"],
+        },
     }
 
 
 def schedule_from_settings(settings: Settings) -> Schedule:
     """The schedule that recorded solver settings describe."""
     solver = settings["SOLVER"]
-    return Schedule(images_per_batch=solver["IMS_PER_BATCH"], lr=solver["BASE_LR"], iterations=solver["MAX_ITER"], steps=solver["STEPS"], gamma=solver["GAMMA"],
-                    warmup_iterations=solver["WARMUP_ITERS"], warmup_factor=solver["WARMUP_FACTOR"], scheduler_leads=True, momentum=solver["MOMENTUM"],
-                    weight_decay=solver["WEIGHT_DECAY"], weight_decay_bias=float(solver["WEIGHT_DECAY_BIAS"]), bias_lr_factor=float(solver["BIAS_LR_FACTOR"]))
+    return Schedule(
+        images_per_batch=solver["IMS_PER_BATCH"],
+        lr=solver["BASE_LR"],
+        iterations=solver["MAX_ITER"],
+        steps=solver["STEPS"],
+        gamma=solver["GAMMA"],
+        warmup_iterations=solver["WARMUP_ITERS"],
+        warmup_factor=solver["WARMUP_FACTOR"],
+        scheduler_leads=True,
+        momentum=solver["MOMENTUM"],
+        weight_decay=solver["WEIGHT_DECAY"],
+        weight_decay_bias=float(solver["WEIGHT_DECAY_BIAS"]),
+        bias_lr_factor=float(solver["BIAS_LR_FACTOR"]),
+    )
 
 
 def traits(model: nn.Module) -> dict[str, str]:
-    """Every plain number and rule that a model computes with, by module and attribute; two models of equal traits compute the same."""
+    """Every plain number and rule that a model computes with, by module and attribute; two models of equal
+    traits compute the same."""
     found = {name: str(tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
@@ -176,7 +287,12 @@ def traits(model: nn.Module) -> dict[str, str]:
                 found[f"{path}.{name}"] = _plain(value)
         if isinstance(module, AnchorGenerator):
             found[f"{path}.cells"] = repr([cells.tolist() for cells in module.cells()])
-    found.update({f"{name}.requires_grad": str(parameter.requires_grad) for name, parameter in model.named_parameters()})
+    found.update(
+        {
+            f"{name}.requires_grad": str(parameter.requires_grad)
+            for name, parameter in model.named_parameters()
+        }
+    )
     return found
 
 

@@ -1,7 +1,9 @@
-"""maskrcnn-benchmark's steps without a checkpoint (the folder `common_steps`), recomputed with this project's parts.
+"""maskrcnn-benchmark's steps without a checkpoint (the folder `common_steps`), recomputed with this project's
+parts.
 
 What an output was computed from is read from its own text: calls of normal_input, sizes, thresholds, boxes.
 """
+
 from __future__ import annotations
 
 import ast
@@ -26,7 +28,13 @@ from detection_zoo.zoo.detectors.retinanet import RetinaNet
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import (
-    BoxCoder, box_iou, clip_boxes, flip_boxes, large_enough, scale_boxes, xyxy_to_xywh,
+    BoxCoder,
+    box_iou,
+    clip_boxes,
+    flip_boxes,
+    large_enough,
+    scale_boxes,
+    xyxy_to_xywh,
 )
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps, heatmap_targets
 from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
@@ -40,7 +48,9 @@ from detection_zoo.zoo.parity.standin import normal_input
 
 Outputs = dict[str, Output | Skip]
 NUMBER = r"-?\d+(?:\.\d+)?(?:/\d+)?"
-_CALL = re.compile(r"(?:(?P<times>[\d.]+)\*)?normal_input\(\s*(?P<seed>\d+)(?P<plus>\+i)?\s*,\s*\((?P<shape>[\dhw\s,]+)\)\s*\)(?P<shift>-[\d.]+)?")
+_CALL = re.compile(
+    r"(?:(?P<times>[\d.]+)\*)?normal_input\(\s*(?P<seed>\d+)(?P<plus>\+i)?\s*,\s*\((?P<shape>[\dhw\s,]+)\)\s*\)(?P<shift>-[\d.]+)?"
+)
 OFFSET = 1.0
 
 
@@ -51,7 +61,8 @@ def number(text: str) -> float:
 
 
 def listed_inputs(text: str, kind: torch.dtype, sizes: Sequence[Sequence[int]] = ((),)) -> list[list[Tensor]]:
-    """For each call of normal_input in a text, its array of the shape it states, or one array a level where its seed counts up with i.
+    """For each call of normal_input in a text, its array of the shape it states, or one array a level where
+    its seed counts up with i.
 
     Args:
         text: such as "2*normal_input(100+i,(2,3,h,w))"; products and shifts are taken in float32.
@@ -63,7 +74,9 @@ def listed_inputs(text: str, kind: torch.dtype, sizes: Sequence[Sequence[int]] =
         for i, size in enumerate(sizes if call["plus"] else ((),)):
             letters = dict(zip("hw", size, strict=True)) if size else {}
             shape = [int(letters.get(n.strip(), n)) for n in call["shape"].split(",") if n.strip()]
-            array = np.float32(call["times"] or 1) * normal_input(int(call["seed"]) + i, tuple(shape)) + np.float32(call["shift"] or 0)
+            array = np.float32(call["times"] or 1) * normal_input(
+                int(call["seed"]) + i, tuple(shape)
+            ) + np.float32(call["shift"] or 0)
             levels.append(torch.from_numpy(array).to(kind))
         found.append(levels)
     return found
@@ -75,7 +88,8 @@ def pairs(text: str) -> list[tuple[int, int]]:
 
 
 def halved(first: tuple[int, int], last: tuple[int, int]) -> list[tuple[int, int]]:
-    """Sizes (height, width) from the first to the last, each half of the one before it, rounded up as convolutions of stride 2 do."""
+    """Sizes (height, width) from the first to the last, each half of the one before it, rounded up as
+    convolutions of stride 2 do."""
     sizes = [first]
     while sizes[-1] != last:
         if sizes[-1] == (1, 1):
@@ -88,18 +102,36 @@ def search(pattern: str, text: str) -> re.Match[str]:
     """The first match; raises ParityError where a description does not say what is needed."""
     found = re.search(pattern, text)
     if found is None:
-        raise ParityError(f"the description {text!r} of an output does not say what it was computed from (looked for {pattern!r})")
+        raise ParityError(
+            f"the description {text!r} of an output does not say what it was computed from (looked for"
+            f" {pattern!r})"
+        )
     return found
 
 
 def step_outputs(reference: Reference, kind: torch.dtype) -> Outputs:
     """Every output of the folder."""
     steps = _Steps(reference, kind)
-    for part in (steps.anchors, steps.boxes, steps.matching, steps.suppression, steps.proposals, steps.detections, steps.pooling, steps.masks,
-                 steps.keypoints, steps.losses, steps.images):
+    for part in (
+        steps.anchors,
+        steps.boxes,
+        steps.matching,
+        steps.suppression,
+        steps.proposals,
+        steps.detections,
+        steps.pooling,
+        steps.masks,
+        steps.keypoints,
+        steps.losses,
+        steps.images,
+    ):
         part()
     computed = {name: output for name, output in steps.computed.items() if name in reference.recorded}
-    return computed | {name: Skip("an input, which other outputs are computed from") for name in reference.recorded if name.startswith("in.")}
+    return computed | {
+        name: Skip("an input, which other outputs are computed from")
+        for name in reference.recorded
+        if name.startswith("in.")
+    }
 
 
 class _Steps:
@@ -137,12 +169,22 @@ class _Steps:
         if family == "c4":
             return AnchorGenerator(anchors.sizes, anchors.ratios, [16], rule=anchors.rule)
         if family == "fpn":
-            return AnchorGenerator([[8.0 * 2 ** level] for level in range(2, 7)], anchors.ratios, [2 ** level for level in range(2, 7)], rule=anchors.rule)
-        sizes = [[size * retina.octave ** (i / retina.scales_per_octave) for i in range(retina.scales_per_octave)] for size in retina.sizes]
-        return AnchorGenerator(sizes, anchors.ratios, [2 ** level for level in range(3, 8)], rule=anchors.rule)
+            return AnchorGenerator(
+                [[8.0 * 2**level] for level in range(2, 7)],
+                anchors.ratios,
+                [2**level for level in range(2, 7)],
+                rule=anchors.rule,
+            )
+        sizes = [
+            [size * retina.octave ** (i / retina.scales_per_octave) for i in range(retina.scales_per_octave)]
+            for size in retina.sizes
+        ]
+        return AnchorGenerator(sizes, anchors.ratios, [2**level for level in range(3, 8)], rule=anchors.rule)
 
     def laid(self, family: str, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        return self.generator(family)([torch.zeros(1, 1, height, width, dtype=self.kind) for height, width in sizes])
+        return self.generator(family)(
+            [torch.zeros(1, 1, height, width, dtype=self.kind) for height, width in sizes]
+        )
 
     def anchors(self) -> None:
         for family in ("fpn", "c4", "retinanet"):
@@ -152,11 +194,20 @@ class _Steps:
                 continue
             every = torch.cat(self.laid(family, pairs(search(r"grids (\[.*?\])", said)[1])))
             self.close(f"anchors.all.{family}", every, "x1 y1 x2 y2")
-            size = search(r"true image size (\d+)x(\d+) \(height x width\)", self.says[f"anchors.visible.{family}"])
+            size = search(
+                r"true image size (\d+)x(\d+) \(height x width\)", self.says[f"anchors.visible.{family}"]
+            )
             straddle = None if family == "retinanet" else self.bundles["maskrcnn_benchmark"].rpn.straddle
             rule = ProposalRule()
-            network = RegionProposalNetwork(torch.nn.Identity(), self.generator(family), BoxCoder(), lambda labels: (labels, labels), test=rule, train=rule,
-                                            straddle=straddle)
+            network = RegionProposalNetwork(
+                torch.nn.Identity(),
+                self.generator(family),
+                BoxCoder(),
+                lambda labels: (labels, labels),
+                test=rule,
+                train=rule,
+                straddle=straddle,
+            )
             labels = network.label(every, every[:0], (int(size[1]), int(size[2]))).labels
             self.exact(f"anchors.visible.{family}", torch.nonzero(labels >= 0).squeeze(1))
 
@@ -168,13 +219,18 @@ class _Steps:
             self.close("iou", box_iou(self.read("in.boxes.a")[:count], self.read("in.boxes.g"), OFFSET))
         if said := self.says.get("boxes.flip"):
             found = search(r"in\.boxes\.a\[:(\d+)\] in an image (\d+) wide", said)
-            boxes, width = self.read("in.boxes.a")[:int(found[1])], int(found[2])
-            scale = search(r"scaled from (\d+)x(\d+) to (\d+)x(\d+) \(w x h\)", self.says["boxes.resized_xywh"])
+            boxes, width = self.read("in.boxes.a")[: int(found[1])], int(found[2])
+            scale = search(
+                r"scaled from (\d+)x(\d+) to (\d+)x(\d+) \(w x h\)", self.says["boxes.resized_xywh"]
+            )
             old_width, old_height, new_width, new_height = (int(scale[i]) for i in range(1, 5))
             self.close("boxes.flip", flip_boxes(boxes, width, OFFSET))
             self.close("boxes.clip", clip_boxes(boxes, (old_height, old_width), OFFSET))
             self.close("boxes.xywh", xyxy_to_xywh(boxes, OFFSET))
-            self.close("boxes.resized_xywh", xyxy_to_xywh(scale_boxes(boxes, new_width / old_width, new_height / old_height), OFFSET))
+            self.close(
+                "boxes.resized_xywh",
+                xyxy_to_xywh(scale_boxes(boxes, new_width / old_width, new_height / old_height), OFFSET),
+            )
             least = float(search(rf"sides >= ({NUMBER})", self.says["boxes.small"])[1])
             every = self.read("in.boxes.a")
             self.close("boxes.small", every[large_enough(every, least, OFFSET), 0])
@@ -184,25 +240,41 @@ class _Steps:
         if name.endswith("decode_classes"):
             deltas = listed_inputs(said, self.kind)[0][0]
             count = {"two": 2, "three": 3, "four": 4}[search(r"columns of the first (\w+) classes", said)[1]]
-            return make_coders()["box"].decode(deltas, anchors[:len(deltas)])[:, :4 * count]
+            return make_coders()["box"].decode(deltas, anchors[: len(deltas)])[:, : 4 * count]
         weights = ast.literal_eval(search(r"weights (\([\d., ]+\))", said)[1])
         coder = BoxCoder(weights)
-        return coder.encode(boxes, anchors) if name.endswith("encode") else coder.decode(listed_inputs(said, self.kind)[0][0], anchors)
+        return (
+            coder.encode(boxes, anchors)
+            if name.endswith("encode")
+            else coder.decode(listed_inputs(said, self.kind)[0][0], anchors)
+        )
 
     def matching(self) -> None:
         for name, said in self.named("match.").items():
             high, low = search(rf"matcher ({NUMBER})/({NUMBER})", said).groups()
-            self.exact(name, match(self.read("in.match.quality"), float(high), float(low), low_quality="low-quality" in said))
+            self.exact(
+                name,
+                match(
+                    self.read("in.match.quality"), float(high), float(low), low_quality="low-quality" in said
+                ),
+            )
 
     def suppression(self) -> None:
         for name, said in self.named("nms.").items():
             if re.fullmatch(r"nms\.[\d.]+", name):
-                boxes, scores, threshold = self.read("in.nms.boxes"), self.read("in.nms.scores"), float(name.removeprefix("nms."))
+                boxes, scores, threshold = (
+                    self.read("in.nms.boxes"),
+                    self.read("in.nms.scores"),
+                    float(name.removeprefix("nms.")),
+                )
             else:
                 found = search(rf"boxes (\d+)x(\d+) shifted by (\d+) rows.*suppressed at ({NUMBER})", said)
                 width, height, rows = (int(found[i]) for i in range(1, 4))
                 first = torch.tensor([0.0, 0.0, width - 1.0, height - 1.0], dtype=self.kind)
-                boxes, scores = torch.stack([first, first + torch.tensor([0.0, rows, 0.0, rows], dtype=self.kind)]), torch.tensor([1.0, 0.5], dtype=self.kind)
+                boxes, scores = (
+                    torch.stack([first, first + torch.tensor([0.0, rows, 0.0, rows], dtype=self.kind)]),
+                    torch.tensor([1.0, 0.5], dtype=self.kind),
+                )
                 threshold = float(found[4])
             self.exact(name, nms(boxes, scores, threshold, offset=OFFSET, inclusive=True).sort().values)
 
@@ -215,7 +287,11 @@ class _Steps:
         limits, truth = search(r"levels .*?sizes (\[.*?\]), true sizes \(h,w\) (.*)", said).groups()
         sizes, true = pairs(limits), pairs(truth)
         logits, deltas = listed_inputs(said, self.kind, sizes)
-        inputs = [by_anchor(x, 1).squeeze(2).sigmoid() for x in logits], [by_anchor(x, 4) for x in deltas], self.laid("fpn", sizes)
+        inputs = (
+            [by_anchor(x, 1).squeeze(2).sigmoid() for x in logits],
+            [by_anchor(x, 4) for x in deltas],
+            self.laid("fpn", sizes),
+        )
         for group in sorted({name.split(".")[1] for name in self.named("rpn.")}):
             text = self.says[f"rpn.{group}.image0.x1"]
             found = select_proposals(*inputs, true, coder=BoxCoder(), rule=self._rule(text))
@@ -224,24 +300,43 @@ class _Steps:
                 self.close(f"rpn.{group}.image{i}.objectness", each.scores)
 
     def _rule(self, said: str) -> ProposalRule:
-        """The limits a text states: "(pre/post/all, NMS iou, min size s)", or "pre P[ and] post Q, best R over BOTH | R an image, min size s"."""
+        """The limits a text states: "(pre/post/all, NMS iou, min size s)", or "pre P[ and] post Q, best R
+        over BOTH | R an image, min size s"."""
         bundle = self.bundles["maskrcnn_benchmark"]
         training = "training mode" in said
         rule = ProposalRule(**(bundle.training_proposals if training else bundle.proposals).model_dump())
         size = float(search(rf"min size ({NUMBER})", said)[1])
         if found := re.search(rf"\((\d+)/(\d+)/(\d+), NMS ({NUMBER})", said):
-            return replace(rule, pre_nms=int(found[1]), post_nms=int(found[2]), collect=int(found[3]), nms_iou=float(found[4]), min_size=size)
+            return replace(
+                rule,
+                pre_nms=int(found[1]),
+                post_nms=int(found[2]),
+                collect=int(found[3]),
+                nms_iou=float(found[4]),
+                min_size=size,
+            )
         found = search(r"pre (\d+)(?: and|,) post (\d+).*?(?:the best (\d+) over BOTH|(\d+) an image)", said)
-        return replace(rule, pre_nms=int(found[1]), post_nms=int(found[2]), collect=int(found[3] or found[4]), min_size=size)
+        return replace(
+            rule,
+            pre_nms=int(found[1]),
+            post_nms=int(found[2]),
+            collect=int(found[3] or found[4]),
+            min_size=size,
+        )
 
     def _with_truth(self, proposals: list[Proposals], said: str) -> list[Proposals]:
-        """The ground truth that a text says was appended: "ground truth in.boxes.a[:3] and [3:5] appended"."""
+        """The ground truth that a text says was appended: "ground truth in.boxes.a[:3] and [3:5]
+        appended"."""
         if "ground truth in.boxes.a" not in said:
             return proposals
         slices = re.findall(r"\[(\d*):(\d*)\]", said)
-        boxes = [self.read("in.boxes.a")[int(a or 0):int(b) if b else None] for a, b in slices]
-        return [Proposals(torch.cat([each.boxes, truth]), torch.cat([each.scores, each.scores.new_ones(len(truth))]))
-                for each, truth in zip(proposals, boxes, strict=True)]
+        boxes = [self.read("in.boxes.a")[int(a or 0) : int(b) if b else None] for a, b in slices]
+        return [
+            Proposals(
+                torch.cat([each.boxes, truth]), torch.cat([each.scores, each.scores.new_ones(len(truth))])
+            )
+            for each, truth in zip(proposals, boxes, strict=True)
+        ]
 
     def detections(self) -> None:
         for name in sorted({name.split(".")[0] for name in self.named("box") if re.match(r"box\d", name)}):
@@ -250,7 +345,14 @@ class _Steps:
             limits = search(rf"score ({NUMBER}), NMS ({NUMBER}), (\d+) an image", said)
             size = search(r"image (\d+) wide (\d+) high", self.says[f"in.{name}.boxes"])
             rule = DetectionRule(float(limits[1]), float(limits[2]), True, int(limits[3]))
-            found = select_detections(logits, deltas, [self.read(f"in.{name}.boxes")], [(int(size[2]), int(size[1]))], coder=make_coders()["box"], rule=rule)[0]
+            found = select_detections(
+                logits,
+                deltas,
+                [self.read(f"in.{name}.boxes")],
+                [(int(size[2]), int(size[1]))],
+                coder=make_coders()["box"],
+                rule=rule,
+            )[0]
             self.close(f"{name}.boxes", found.boxes)
             self.close(f"{name}.scores", found.scores)
             self.exact(f"{name}.labels", found.labels + 1)
@@ -265,7 +367,15 @@ class _Steps:
         head = torch.nn.Identity()
         head.num_classes = logits[0].shape[1] // generator.per_cell
         rule = DetectionRule(bundle.score_threshold, bundle.nms_iou, bundle.inclusive, bundle.max_detections)
-        model = RetinaNet(torch.nn.Identity(), torch.nn.Identity(), head, generator, make_coders()["box"], rule=rule, pre_nms=bundle.pre_nms)
+        model = RetinaNet(
+            torch.nn.Identity(),
+            torch.nn.Identity(),
+            head,
+            generator,
+            make_coders()["box"],
+            rule=rule,
+            pre_nms=bundle.pre_nms,
+        )
         raw = model.raw_of(logits, deltas)
         found = model.postprocess(raw, torch.tensor([[height, width]]))[0]
         order = found.scores.sort(descending=True, stable=True).indices
@@ -280,19 +390,30 @@ class _Steps:
         if not described:
             return
         width, height = described["image_size_wh"]
-        boxes = [torch.tensor(rows, dtype=self.kind) for name, rows in sorted(described.items()) if name.startswith("image") and name != "image_size_wh"]
-        said = next((text for name, text in self.named("pool.").items() if name.startswith("pool.fpn")), "nothing of pooling from a pyramid")
+        boxes = [
+            torch.tensor(rows, dtype=self.kind)
+            for name, rows in sorted(described.items())
+            if name.startswith("image") and name != "image_size_wh"
+        ]
+        said = next(
+            (text for name, text in self.named("pool.").items() if name.startswith("pool.fpn")),
+            "nothing of pooling from a pyramid",
+        )
         first, last = pairs(search(r"of sizes (.*)", said)[1])[:2]
         sizes = halved(first, last)
         features, stride = listed_inputs(said, self.kind, sizes)[0], round(height / first[0])
-        specs = {f"p{i + 2}": FeatureSpec(feature.shape[1], stride * 2**i) for i, feature in enumerate(features)}
+        specs = {
+            f"p{i + 2}": FeatureSpec(feature.shape[1], stride * 2**i) for i, feature in enumerate(features)
+        }
         levels = dict(zip(specs, features, strict=True))
         for name, text in self.named("pool.").items():
             if name == "pool.levels":
                 self.exact(name, RoiAlignPooler(specs, 7).level_indices(boxes))
             elif name.startswith("pool.fpn"):
                 found = search(r"to (\d+)x\d+, sampling (\d+)", text)
-                self.close(name, RoiAlignPooler(specs, int(found[1]), sampling_ratio=int(found[2]))(levels, boxes))
+                self.close(
+                    name, RoiAlignPooler(specs, int(found[1]), sampling_ratio=int(found[2]))(levels, boxes)
+                )
             elif name.startswith("pool.c4"):
                 found = search(r"pooling (\d+)x\d+, scale 1/(\d+), adaptive sampling \((\d+)\)", text)
                 one = next(key for key, spec in specs.items() if spec.stride == int(found[2]))
@@ -311,13 +432,17 @@ class _Steps:
             self.exact("paste.row_sums", torch.stack(pasted).sum(dim=2))
             self.exact("paste.column_sums", torch.stack(pasted).sum(dim=1))
         for name, said in self.named("mask_target.").items():
-            found = search(r"(\d+)x\d+ target of polygon (\d+) of 'mask_target_polygons' in box (\[.*\])", said)
+            found = search(
+                r"(\d+)x\d+ target of polygon (\d+) of 'mask_target_polygons' in box (\[.*\])", said
+            )
             polygons = self.reference.meta["mask_target_polygons"][int(found[2])]
             self.exact(name, rasterise(polygons, ast.literal_eval(found[3]), int(found[1])))
 
     def keypoints(self) -> None:
         if said := self.says.get("keypoints.x"):
-            boxes = torch.tensor(ast.literal_eval(search(r"in boxes (\[\[.*?\]\])", said)[1]), dtype=self.kind)
+            boxes = torch.tensor(
+                ast.literal_eval(search(r"in boxes (\[\[.*?\]\])", said)[1]), dtype=self.kind
+            )
             places, logits, _ = decode_heatmaps(listed_inputs(said, self.kind)[0][0], boxes)
             for name, value in (("x", places[..., 0]), ("y", places[..., 1]), ("score", logits)):
                 self.close(f"keypoints.{name}", value)
@@ -342,11 +467,18 @@ class _Steps:
             last = values[0][0] if values else last  # "same, beta 1": the input of the line before
             if last is None:
                 raise ParityError(f"{name}: {said!r} does not say of which numbers")
-            self.close(name, smooth_l1_sum(last, torch.zeros_like(last), number(search(rf"beta ({NUMBER})", said)[1])).reshape(1))
+            self.close(
+                name,
+                smooth_l1_sum(
+                    last, torch.zeros_like(last), number(search(rf"beta ({NUMBER})", said)[1])
+                ).reshape(1),
+            )
         if said := self.says.get("loss.focal"):
             logits = listed_inputs(said, self.kind)[0][0]
             gamma, alpha = (float(search(rf"{word} ({NUMBER})", said)[1]) for word in ("gamma", "alpha"))
-            self.close("loss.focal", sigmoid_focal(logits, self.read("in.focal.targets"), alpha=alpha, gamma=gamma))
+            self.close(
+                "loss.focal", sigmoid_focal(logits, self.read("in.focal.targets"), alpha=alpha, gamma=gamma)
+            )
 
     # ---- pixels ----
 
@@ -360,16 +492,28 @@ class _Steps:
             rule = Preprocess.from_conventions(image.model_copy(update={"size": short, "max_size": longest}))
             tensor = rule(pixels).tensor
             self.exact(f"image.{name}.size", torch.tensor([tensor.shape[2], tensor.shape[1]]))
-            self.exact(f"image.{name}.resized", resize_pixels(pixels, rule.resize.plan(height, width), rule.interpolation))
-            for part, value in (("normalised", tensor), ("row_means", tensor.mean(dim=2)), ("column_means", tensor.mean(dim=1))):
+            self.exact(
+                f"image.{name}.resized",
+                resize_pixels(pixels, rule.resize.plan(height, width), rule.interpolation),
+            )
+            for part, value in (
+                ("normalised", tensor),
+                ("row_means", tensor.mean(dim=2)),
+                ("column_means", tensor.mean(dim=1)),
+            ):
                 self.close(f"image.{name}.{part}", value)
         if said := self.says.get("image.test_sizes"):
             short, longest = (int(n) for n in search(r"(\d+)/(\d+) rule", said).groups())
-            plans = [ShorterSide(short, longest, image.rounding).plan(height, width) for width, height in self.read("in.image_sizes").tolist()]
+            plans = [
+                ShorterSide(short, longest, image.rounding).plan(height, width)
+                for width, height in self.read("in.image_sizes").tolist()
+            ]
             self.exact("image.test_sizes", torch.tensor([[plan.width, plan.height] for plan in plans]))
             divisor = int(search(r"multiples of (\d+)", self.says["image.padded_sizes"])[1])
             padded = [pad_batch([torch.zeros(1, plan.height, plan.width)], divisor) for plan in plans]
-            self.exact("image.padded_sizes", torch.tensor([[batch.shape[3], batch.shape[2]] for batch in padded]))
+            self.exact(
+                "image.padded_sizes", torch.tensor([[batch.shape[3], batch.shape[2]] for batch in padded])
+            )
 
 
 def formula_image(said: str, height: int, width: int) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""The ImageNet files that Detectron.pytorch's trainings start from: the backbone's stages after loading each of them."""
+"""The ImageNet files that Detectron.pytorch's trainings start from: the backbone's stages after loading each
+of them."""
+
 from __future__ import annotations
 
 import re
@@ -26,14 +28,23 @@ class Body(nn.Module):
 
 
 def make_body(tensors: list[dict[str, Any]], kind: str) -> Body:
-    """The ResNet of a file (".pth" or ".pkl"), from the names and shapes (out, in / groups, 3, 3) of its 3x3 convolutions."""
-    found = [(int(match[1]), tensor["shape"]) for tensor in tensors if (match := re.fullmatch(CONV2[kind], tensor["name"]))]
+    """The ResNet of a file (".pth" or ".pkl"), from the names and shapes (out, in / groups, 3, 3) of its 3x3
+    convolutions."""
+    found = [
+        (int(match[1]), tensor["shape"])
+        for tensor in tensors
+        if (match := re.fullmatch(CONV2[kind], tensor["name"]))
+    ]
     stages = sorted({stage for stage, _ in found})
     blocks = [sum(stage == own for own, _ in found) for stage in stages]
     width, per_group = next(shape for stage, shape in found if stage == stages[0])[:2]
     norm = "group" if any("_gn_" in tensor["name"] for tensor in tensors) else "affine"
-    first = norm == "affine" and width == per_group  # plain ResNets from Caffe carry the stride on the first 1x1
-    return Body(ResNet(blocks, norm=norm, stride_in_1x1=first, groups=width // per_group, width_per_group=per_group))
+    first = (
+        norm == "affine" and width == per_group
+    )  # plain ResNets from Caffe carry the stride on the first 1x1
+    return Body(
+        ResNet(blocks, norm=norm, stride_in_1x1=first, groups=width // per_group, width_per_group=per_group)
+    )
 
 
 def imagenet_outputs(reference: Reference, kind: torch.dtype) -> dict[str, Output | Skip]:
@@ -47,9 +58,17 @@ def imagenet_outputs(reference: Reference, kind: torch.dtype) -> dict[str, Outpu
         tensors = read_checkpoint_description(reference.folder.parent, description)["tensors"]
         suffix = ".pth" if any(tensor["name"].startswith("layer") for tensor in tensors) else ".pkl"
         body = make_body(tensors, suffix)
-        load_backbone_arrays(body, {tensor["name"]: fill(tensor) for tensor in tensors}, FORMATS[suffix], where=f"stand-in of {description}")
+        load_backbone_arrays(
+            body,
+            {tensor["name"]: fill(tensor) for tensor in tensors},
+            FORMATS[suffix],
+            where=f"stand-in of {description}",
+        )
         with torch.no_grad():
             backbone = body.backbone.to(kind).eval()
-            stages = {"res1": backbone.stem(images), **{f"res{stage[1:]}": value for stage, value in backbone(images).items()}}
+            stages = {
+                "res1": backbone.stem(images),
+                **{f"res{stage[1:]}": value for stage, value in backbone(images).items()},
+            }
         computed |= {f"{name}.{stage}": Output(value, TOLERANCE) for stage, value in stages.items()}
     return computed

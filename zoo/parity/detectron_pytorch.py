@@ -1,4 +1,6 @@
-"""Recompute what Detectron.pytorch's reference folders record: models from either checkpoint, ImageNet files, and steps without one."""
+"""Recompute what Detectron.pytorch's reference folders record: models from either checkpoint, ImageNet files,
+and steps without one."""
+
 from __future__ import annotations
 
 import json
@@ -33,10 +35,14 @@ from detection_zoo.zoo.parity.standin import normal_input
 Outputs = dict[str, Output | Skip]
 FORMATS = {"detectron_pytorch_pth": "checkpoint.json", "detectron_pkl": "checkpoint_pkl.json"}
 CONTINUOUS = 1e-5  # relative; float32 and float64 of the original differ by at most about 2e-6
-SWAPPED = 1e-3  # a recorded float32-float64 difference above it: near ties swapped places in the original itself
+SWAPPED = (
+    1e-3  # a recorded float32-float64 difference above it: near ties swapped places in the original itself
+)
 
 
-def outputs(reference: Reference, entry: ModelEntry | None, dtype: str, checkpoint_format: str | None) -> Outputs:
+def outputs(
+    reference: Reference, entry: ModelEntry | None, dtype: str, checkpoint_format: str | None
+) -> Outputs:
     """Every output of a folder, by its recorded name.
 
     Args:
@@ -65,7 +71,9 @@ def parse_input(text: str, images: int | None = None) -> Tensor:
     found = re.search(r"normal_input\((\d+),\s*\(([\w,\s]+)\)\)", text)
     if not found:
         raise ParityError(f"no 'normal_input(seed,(shape))' in {text!r}")
-    shape = tuple(images if part.strip() == "N" else int(part) for part in found[2].split(",") if part.strip())
+    shape = tuple(
+        images if part.strip() == "N" else int(part) for part in found[2].split(",") if part.strip()
+    )
     return torch.from_numpy(normal_input(int(found[1]), shape))
 
 
@@ -81,14 +89,21 @@ def parse_info(text: str, images: int) -> list[list[float]]:
 class Folder:
     """One folder of a model: the model loaded, and every output recomputed."""
 
-    def __init__(self, reference: Reference, row: ModelEntry, kind: torch.dtype, checkpoint_format: str) -> None:
+    def __init__(
+        self, reference: Reference, row: ModelEntry, kind: torch.dtype, checkpoint_format: str
+    ) -> None:
         self.reference, self.meta, self.kind, self.row = reference, reference.meta, kind, row
         model = assemble(row)
         if not isinstance(model, FasterRcnn):
             raise ParityError(f"{reference.folder}: row {row.name} is no Faster R-CNN; give the right row")
         arrays = reference.checkpoint(FORMATS[checkpoint_format])
         self.origin = self._origin(arrays, checkpoint_format)
-        load_arrays(model, arrays, checkpoint_format, where=f"stand-in checkpoint of {reference.folder} ({checkpoint_format})")
+        load_arrays(
+            model,
+            arrays,
+            checkpoint_format,
+            where=f"stand-in checkpoint of {reference.folder} ({checkpoint_format})",
+        )
         self.model = model.to(kind).eval()
         reference.notes.append(f"built as row {row.name}, loaded as {checkpoint_format}")
         self.computed: Outputs = {}
@@ -121,21 +136,34 @@ class Folder:
         from detection_zoo.zoo.parity.detectron_training import training_outputs
 
         self.computed |= training_outputs(self)
-        return {name: self.judged(name, output) for name, output in self.computed.items() if name in self.reference.recorded or output.expected is not None}
+        return {
+            name: self.judged(name, output)
+            for name, output in self.computed.items()
+            if name in self.reference.recorded or output.expected is not None
+        }
 
     def judged(self, name: str, output: Output | Skip) -> Output | Skip:
         """An output with the tolerance that the original's own float32-float64 difference leaves."""
         described = self.meta["outputs"].get(name, {})
-        if not isinstance(output, Output) or output.tolerance is not None or "float32_vs_float64" not in described:
+        if (
+            not isinstance(output, Output)
+            or output.tolerance is not None
+            or "float32_vs_float64" not in described
+        ):
             return output
         own = described["float32_vs_float64"]
         if own is None and not name.startswith(("train.", "img", "det_vote")):
-            return Skip("the original's float32 and float64 runs give another number of boxes here: near ties decide")
+            return Skip(
+                "the original's float32 and float64 runs give another number of boxes here: near ties decide"
+            )
         return replace(output, tolerance=10 * own if own is not None and own > SWAPPED else CONTINUOUS)
 
     def add(self, **values: Any) -> None:
         """Outputs by name, `__` standing for the dot."""
-        self.computed |= {name.replace("__", "."): value if isinstance(value, (Output, Skip)) else Output(value) for name, value in values.items()}
+        self.computed |= {
+            name.replace("__", "."): value if isinstance(value, (Output, Skip)) else Output(value)
+            for name, value in values.items()
+        }
 
     def sized(self, key: str) -> tuple[Tensor, list[tuple[float, float]]]:
         """The images of one input and the (height, width) that its proposals are clipped to."""
@@ -156,7 +184,10 @@ class Folder:
 
     def features_and_heads(self, key: str) -> None:
         """Backbone, pyramid, proposals, and every head on the fixed boxes."""
-        model, add = self.model, lambda **values: self.add(**{f"{key}__{name}": value for name, value in values.items()})
+        model, add = (
+            self.model,
+            lambda **values: self.add(**{f"{key}__{name}": value for name, value in values.items()}),
+        )
         images, sizes = self.sized(key)
         maps = model.backbone(images)
         features = model.neck(maps)
@@ -172,7 +203,13 @@ class Folder:
         hidden = model.box.trunk(pooled)
         logits, deltas = model.box.predictor(hidden)
         feat = F.adaptive_avg_pool2d(hidden, 1) if isinstance(model.box.trunk, StageTrunk) else hidden
-        add(box_pooled=pooled, box_feat=feat, cls_logits=logits, cls_probs=logits.softmax(dim=1), box_deltas=deltas)
+        add(
+            box_pooled=pooled,
+            box_feat=feat,
+            cls_logits=logits,
+            cls_probs=logits.softmax(dim=1),
+            box_deltas=deltas,
+        )
         if isinstance(model, MaskRcnn):
             self.mask_branch(add, features, boxes, places)
         if isinstance(model, KeypointRcnn):
@@ -187,23 +224,45 @@ class Folder:
         for name, *level in zip(features, logits, deltas, anchors, strict=True):
             end = f"_fpn{name[1:]}" if pyramid else ""
             scores, flat = model.rpn.head.scores(level[0]), by_anchor(level[1], 4)
-            found = select_proposals([scores], [flat], [level[2]], sizes, coder=model.rpn.coder, rule=replace(rule, collect=0))
+            found = select_proposals(
+                [scores], [flat], [level[2]], sizes, coder=model.rpn.coder, rule=replace(rule, collect=0)
+            )
             rois, chances = self.joined(found)
-            add(**{f"rpn_logits{end}": level[0], f"rpn_deltas{end}": level[1], f"rpn_rois{end}": rois, f"rpn_probs{end}": chances[:, None]})
+            add(
+                **{
+                    f"rpn_logits{end}": level[0],
+                    f"rpn_deltas{end}": level[1],
+                    f"rpn_rois{end}": rois,
+                    f"rpn_probs{end}": chances[:, None],
+                }
+            )
         scores = [model.rpn.head.scores(level) for level in logits]
         every = [by_anchor(level, 4) for level in deltas]
-        found = select_proposals(scores, every, anchors, sizes, coder=model.rpn.coder, rule=replace(rule, collect_over="batch") if pyramid else rule)
+        found = select_proposals(
+            scores,
+            every,
+            anchors,
+            sizes,
+            coder=model.rpn.coder,
+            rule=replace(rule, collect_over="batch") if pyramid else rule,
+        )
         rois, chances = self.joined(found)
         if pyramid:  # the original collects over the batch by score
             rois = rois[torch.argsort(chances, descending=True, stable=True)]
-            counts = torch.bincount(model.box.pooler.level_indices([each.boxes for each in found]), minlength=len(model.box.pooler.levels))
+            counts = torch.bincount(
+                model.box.pooler.level_indices([each.boxes for each in found]),
+                minlength=len(model.box.pooler.levels),
+            )
             add(rois_level_counts=counts)
         add(rois=rois)
 
     @staticmethod
     def joined(found: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Proposals of all images as rows (image, x1, y1, x2, y2), and their scores."""
-        rows = [torch.cat([each.boxes.new_full((len(each.boxes), 1), float(i)), each.boxes], dim=1) for i, each in enumerate(found)]
+        rows = [
+            torch.cat([each.boxes.new_full((len(each.boxes), 1), float(i)), each.boxes], dim=1)
+            for i, each in enumerate(found)
+        ]
         return torch.cat(rows), torch.cat([each.scores for each in found])
 
     def mask_branch(self, add: Any, features: dict[str, Tensor], boxes: list[Tensor], places: Tensor) -> None:
@@ -215,13 +274,20 @@ class Folder:
         logits = model.mask.logits(hidden)
         add(mask_pooled=pooled, mask_feat=hidden, mask_logits=logits, mask_probs=logits.sigmoid())
 
-    def keypoint_branch(self, add: Any, features: dict[str, Tensor], boxes: list[Tensor], places: Tensor) -> None:
+    def keypoint_branch(
+        self, add: Any, features: dict[str, Tensor], boxes: list[Tensor], places: Tensor
+    ) -> None:
         """Every step of the keypoint head on the fixed boxes."""
         head = self.model.keypoint
         pooled = head.pooler(features, boxes)[places]
         heatmaps = head(pooled)
-        add(kps_pooled=pooled, kps_feat=head.convs(pooled), kps_lowres=head.low(pooled), kps_heatmaps=heatmaps,
-            kps_decoded=keypoint_rows(*decode_heatmaps(heatmaps, torch.cat(boxes)[places])))
+        add(
+            kps_pooled=pooled,
+            kps_feat=head.convs(pooled),
+            kps_lowres=head.low(pooled),
+            kps_heatmaps=heatmaps,
+            kps_decoded=keypoint_rows(*decode_heatmaps(heatmaps, torch.cat(boxes)[places])),
+        )
 
     def detections(self) -> None:
         """The whole test path on an input that is already normalised, plain and with box voting."""
@@ -233,7 +299,10 @@ class Folder:
         self.report("det", raw, where)
         if "det_vote" in self.meta["inputs"]:
             voting = float(re.search(r"VOTE_TH ([\d.]+)", self.meta["inputs"]["det_vote"])[1])
-            plain, self.model.detection_rule = self.model.detection_rule, replace(self.model.detection_rule, vote_iou=voting, vote_method="id")
+            plain, self.model.detection_rule = (
+                self.model.detection_rule,
+                replace(self.model.detection_rule, vote_iou=voting, vote_method="id"),
+            )
             self.report("det_vote", raw, where)
             self.model.detection_rule = plain
 
@@ -251,10 +320,16 @@ class Folder:
         found = found.select(torch.argsort(found.scores, descending=True, stable=True))
         values: dict[str, Any] = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels + 1}
         if found.masks is not None:
-            values |= {"masks": found.masks, "mask_areas": found.masks.sum(dim=(1, 2)), "mask_probs": found.extra["mask_probabilities"]}
+            values |= {
+                "masks": found.masks,
+                "mask_areas": found.masks.sum(dim=(1, 2)),
+                "mask_probs": found.extra["mask_probabilities"],
+            }
         if found.keypoints is not None:
             places = found.keypoints[..., :2]
-            values["keypoints"] = keypoint_rows(places, found.extra["keypoint_logits"], found.extra["keypoint_probabilities"])
+            values["keypoints"] = keypoint_rows(
+                places, found.extra["keypoint_logits"], found.extra["keypoint_probabilities"]
+            )
         self.add(**{f"{name}__{part}": value for part, value in values.items()})
 
     def image(self) -> None:
@@ -264,14 +339,26 @@ class Folder:
         image = make_image(text, self.row)
         copy = make_copy(View(preprocess), image, torch.device("cpu"), self.kind)
         scale = preprocess(image).scale[0]
-        self.add(img__data=pad_batch([preprocess(image).tensor], preprocess.size_divisor), img__im_info=[[*copy.images.shape[-2:], scale]], img__scale=[scale])
+        self.add(
+            img__data=pad_batch([preprocess(image).tensor], preprocess.size_divisor),
+            img__im_info=[[*copy.images.shape[-2:], scale]],
+            img__scale=[scale],
+        )
         self.report("img", self.model.raw(copy.images, copy.sizes), copy.frame)
         if "img_tta" in self.meta["inputs"]:
-            self.describe("img_tta", detect_augmented(self.model, image, preprocess, parse_augmentation(self.meta["inputs"]["img_tta"])))
+            self.describe(
+                "img_tta",
+                detect_augmented(
+                    self.model, image, preprocess, parse_augmentation(self.meta["inputs"]["img_tta"])
+                ),
+            )
 
     def preprocess(self, text: str) -> Preprocess:
         """The row's preprocessing with the text's TEST.SCALE and TEST.MAX_SIZE."""
-        sides = {name: int(re.search(rf"TEST\.{option}=(\d+)", text)[1]) for name, option in (("size", "SCALE"), ("max_size", "MAX_SIZE"))}
+        sides = {
+            name: int(re.search(rf"TEST\.{option}=(\d+)", text)[1])
+            for name, option in (("size", "SCALE"), ("max_size", "MAX_SIZE"))
+        }
         return Preprocess.from_conventions(self.row.conventions.image.model_copy(update=sides))
 
 
@@ -281,21 +368,36 @@ def keypoint_rows(places: Tensor, logits: Tensor, chances: Tensor) -> Tensor:
 
 
 def make_image(text: str, row: ModelEntry) -> np.ndarray:
-    """The image (H, W, 3) uint8 RGB of "clip(round(means + 1.5*RandomState(7).standard_normal((90,120,3))),0,255)", recorded blue first."""
+    """The image (H, W, 3) uint8 RGB of "clip(round(means +
+    1.5*RandomState(7).standard_normal((90,120,3))),0,255)", recorded blue first."""
     found = re.search(r"means \+ ([\d.]+)\*RandomState\((\d+)\)\.standard_normal\(\(([\d,\s]+)\)\)", text)
-    noise = float(found[1]) * np.random.RandomState(int(found[2])).standard_normal(tuple(int(n) for n in found[3].split(",")))
+    noise = float(found[1]) * np.random.RandomState(int(found[2])).standard_normal(
+        tuple(int(n) for n in found[3].split(","))
+    )
     return np.clip(np.round(np.array(row.conventions.image.mean) + noise), 0, 255).astype("uint8")[:, :, ::-1]
 
 
 def parse_augmentation(text: str) -> AugmentationConventions:
-    """The options of "... (boxes and masks): H_FLIP, SCALES (96,160) with MAX_SIZE 220 and SCALE_H_FLIP, ASPECT_RATIOS (0.75,) with ASPECT_RATIO_H_FLIP"."""
+    """The options of "... (boxes and masks): H_FLIP, SCALES (96,160) with MAX_SIZE 220 and SCALE_H_FLIP,
+    ASPECT_RATIOS (0.75,) with ASPECT_RATIO_H_FLIP"."""
+
     def numbers(option: str) -> list[float]:
         found = re.search(rf"\b{option} \(([\d.,\s]*)\)", text)
         return [float(part) for part in found[1].split(",") if part.strip()] if found else []
 
     size = re.search(r"MAX_SIZE (\d+)", text)
-    wanted = Views(flip=bool(re.search(r"(?<!_)\bH_FLIP", text)), scales=[int(n) for n in numbers("SCALES")], max_size=int(size[1]) if size else 4000,
-                   scale_flip="SCALE_H_FLIP" in text, aspect_ratios=numbers("ASPECT_RATIOS"), aspect_flip="ASPECT_RATIO_H_FLIP" in text)
+    wanted = Views(
+        flip=bool(re.search(r"(?<!_)\bH_FLIP", text)),
+        scales=[int(n) for n in numbers("SCALES")],
+        max_size=int(size[1]) if size else 4000,
+        scale_flip="SCALE_H_FLIP" in text,
+        aspect_ratios=numbers("ASPECT_RATIOS"),
+        aspect_flip="ASPECT_RATIO_H_FLIP" in text,
+    )
     kinds = re.search(r"\(([^()]*\b(?:boxes|masks|keypoints)\b[^()]*)\)", text)[1]
-    used = {kind: wanted for kind in ("boxes", "masks", "keypoints") if kind in kinds and f"{kind}: off" not in kinds}
+    used = {
+        kind: wanted
+        for kind in ("boxes", "masks", "keypoints")
+        if kind in kinds and f"{kind}: off" not in kinds
+    }
     return AugmentationConventions(**used)

@@ -1,4 +1,6 @@
-"""Training of Detectron.pytorch's models beside what was recorded: losses from the recorded samples, and from samples drawn anew."""
+"""Training of Detectron.pytorch's models beside what was recorded: losses from the recorded samples, and from
+samples drawn anew."""
+
 from __future__ import annotations
 
 import re
@@ -53,7 +55,12 @@ class _Step:
         self.count = self.meta["ims_per_batch"]
         self.scale = float(re.search(r"at scale ([\d.]+)", self.meta["how"])[1])
         self.images = parse_input(self.meta["how"], self.count).to(self.kind)
-        self.sizes = torch.tensor([[round(each["height"] * self.scale), round(each["width"] * self.scale)] for each in self.meta["gt"]])
+        self.sizes = torch.tensor(
+            [
+                [round(each["height"] * self.scale), round(each["width"] * self.scale)]
+                for each in self.meta["gt"]
+            ]
+        )
         self.model.train()
 
     @cached_property
@@ -64,7 +71,9 @@ class _Step:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
         except (FileNotFoundError, ValueError, OSError) as error:
-            raise ParityError(f"{path}: cannot be read ({error}); a folder with recorded training needs it") from None
+            raise ParityError(
+                f"{path}: cannot be read ({error}); a folder with recorded training needs it"
+            ) from None
 
     def tensor(self, name: str) -> Tensor:
         value = torch.from_numpy(self.batch[name])
@@ -73,10 +82,14 @@ class _Step:
     def recorded_labels(self, levels: list[str]) -> list[RpnLabels]:
         """The recorded anchors of each image, level after level."""
         ends = [f"_fpn{name[1:]}" for name in levels] if len(levels) > 1 else [""]
-        labels = torch.cat([by_anchor(self.tensor(f"rpn_labels{end}").to(self.kind), 1).squeeze(2) for end in ends], dim=1)
+        labels = torch.cat(
+            [by_anchor(self.tensor(f"rpn_labels{end}").to(self.kind), 1).squeeze(2) for end in ends], dim=1
+        )
         targets = torch.cat([by_anchor(self.tensor(f"rpn_targets{end}"), 4) for end in ends], dim=1)
-        return [RpnLabels(own, deltas, torch.nonzero(own == 1).squeeze(1), torch.nonzero(own == 0).squeeze(1))
-                for own, deltas in zip(labels, targets, strict=True)]
+        return [
+            RpnLabels(own, deltas, torch.nonzero(own == 1).squeeze(1), torch.nonzero(own == 0).squeeze(1))
+            for own, deltas in zip(labels, targets, strict=True)
+        ]
 
     def recorded_samples(self) -> list[SampledBoxes]:
         """The recorded RoIs of each image."""
@@ -85,14 +98,26 @@ class _Step:
         for image in range(self.count):
             rows = torch.nonzero(rois[:, 0] == image).squeeze(1)
             place = torch.arange(len(rows))
-            found.append(SampledBoxes(rois[rows, 1:], labels[rows], targets[rows], torch.zeros_like(rows), place, place, place, labels[rows]))
+            found.append(
+                SampledBoxes(
+                    rois[rows, 1:],
+                    labels[rows],
+                    targets[rows],
+                    torch.zeros_like(rows),
+                    place,
+                    place,
+                    place,
+                    labels[rows],
+                )
+            )
         return found
 
     def of_images(self, rois: Tensor) -> list[Tensor]:
         return [rois[rois[:, 0] == image, 1:] for image in range(self.count)]
 
     def losses_and_gradients(self) -> dict[str, Output | Skip]:
-        """Every loss from the recorded samples, their sum, the share of right classes, and the gradients' norms."""
+        """Every loss from the recorded samples, their sum, the share of right classes, and the gradients'
+        norms."""
         model = self.model
         features = model.features(self.images)
         levels = list(features.values())
@@ -100,9 +125,16 @@ class _Step:
         sampled = self.recorded_samples()
         hidden, class_logits, box_deltas = model.box(features, [each.boxes for each in sampled])
         losses: dict[str, Tensor] = {}
-        for name, level in zip(features, model.rpn.level_losses(logits, deltas, self.recorded_labels(list(features))), strict=True):
+        for name, level in zip(
+            features,
+            model.rpn.level_losses(logits, deltas, self.recorded_labels(list(features))),
+            strict=True,
+        ):
             end = f"_fpn{name[1:]}" if len(features) > 1 else ""
-            losses |= {f"loss_rpn_cls{end}": level["loss_rpn_objectness"], f"loss_rpn_bbox{end}": level["loss_rpn_box"]}
+            losses |= {
+                f"loss_rpn_cls{end}": level["loss_rpn_objectness"],
+                f"loss_rpn_bbox{end}": level["loss_rpn_box"],
+            }
         box = box_losses(class_logits, box_deltas, sampled, model.training_rule.smooth_l1_beta)
         losses |= {"loss_cls": box["loss_class"], "loss_bbox": box["loss_box"]}
         if isinstance(model, MaskRcnn):
@@ -110,23 +142,39 @@ class _Step:
         if isinstance(model, KeypointRcnn):
             losses["loss_kps"] = self.keypoint_loss(features)
         total = sum(losses.values())
-        right = (class_logits.argmax(dim=1) == torch.cat([each.labels for each in sampled])).to(self.kind).mean()
+        right = (
+            (class_logits.argmax(dim=1) == torch.cat([each.labels for each in sampled])).to(self.kind).mean()
+        )
         computed = {f"train.{name}": Output(value.reshape(1), LOSSES) for name, value in losses.items()}
-        return computed | {"train.total_loss": Output(total.reshape(1), LOSSES), "train.accuracy_cls": Output(right.reshape(1), 1e-6),
-                           "train.grad_norms": Output(self.gradient_norms(total), GRADIENTS)}
+        return computed | {
+            "train.total_loss": Output(total.reshape(1), LOSSES),
+            "train.accuracy_cls": Output(right.reshape(1), 1e-6),
+            "train.grad_norms": Output(self.gradient_norms(total), GRADIENTS),
+        }
 
     def mask_loss(self, features: dict[str, Tensor], hidden: Tensor) -> Tensor:
         """From the recorded masks; a C4 head reads the box trunk's maps of the RoIs that have one."""
         model = self.model
-        read = hidden[torch.nonzero(self.tensor("roi_has_mask")).squeeze(1)] if model.mask.pooler is None else \
-            model.mask_features(features, self.of_images(self.tensor("mask_rois")))
-        return mask_loss(model.mask(read), self.tensor("mask_labels"), self.tensor("mask_targets").to(self.kind))
+        read = (
+            hidden[torch.nonzero(self.tensor("roi_has_mask")).squeeze(1)]
+            if model.mask.pooler is None
+            else model.mask_features(features, self.of_images(self.tensor("mask_rois")))
+        )
+        return mask_loss(
+            model.mask(read), self.tensor("mask_labels"), self.tensor("mask_targets").to(self.kind)
+        )
 
     def keypoint_loss(self, features: dict[str, Tensor]) -> Tensor:
         """From the recorded cells."""
-        heatmaps = self.model.keypoint(self.model.keypoint.pooler(features, self.of_images(self.tensor("keypoint_rois"))))
+        heatmaps = self.model.keypoint(
+            self.model.keypoint.pooler(features, self.of_images(self.tensor("keypoint_rois")))
+        )
         shape = heatmaps.shape[:2]
-        return keypoint_loss(heatmaps, self.tensor("keypoint_locations").view(shape), self.tensor("keypoint_weights").view(shape) > 0)
+        return keypoint_loss(
+            heatmaps,
+            self.tensor("keypoint_locations").view(shape),
+            self.tensor("keypoint_weights").view(shape) > 0,
+        )
 
     def gradient_norms(self, loss: Tensor) -> Tensor:
         """L2 norms in the recorded order."""
@@ -141,11 +189,26 @@ class _Step:
         found = []
         for image in self.meta["gt"]:
             boxes = torch.tensor(image["boxes"], dtype=self.kind)
-            keypoints = torch.tensor(image["gt_keypoints"], dtype=self.kind).transpose(1, 2) if "gt_keypoints" in image else None
+            keypoints = (
+                torch.tensor(image["gt_keypoints"], dtype=self.kind).transpose(1, 2)
+                if "gt_keypoints" in image
+                else None
+            )
             factor = torch.tensor([self.scale, self.scale, 1.0], dtype=self.kind)
-            polygons = [[[value * self.scale for value in part] for part in each] if isinstance(each, list) else [] for each in image["segms"]]
-            found.append(Target(boxes * self.scale, torch.tensor(image["gt_classes"]) - 1, polygons, None if keypoints is None else keypoints * factor,
-                                torch.tensor(image["is_crowd"]), (self.scale, self.scale)))
+            polygons = [
+                [[value * self.scale for value in part] for part in each] if isinstance(each, list) else []
+                for each in image["segms"]
+            ]
+            found.append(
+                Target(
+                    boxes * self.scale,
+                    torch.tensor(image["gt_classes"]) - 1,
+                    polygons,
+                    None if keypoints is None else keypoints * factor,
+                    torch.tensor(image["is_crowd"]),
+                    (self.scale, self.scale),
+                )
+            )
         return found
 
     def drawn_anew(self) -> dict[str, Output | Skip]:
@@ -157,24 +220,47 @@ class _Step:
                 done = self.model.training_step(self.images, self.sizes, self.targets())
         finally:
             np.random.set_state(state)
-        counts = [len(each.boxes) + len(image["boxes"]) for each, image in zip(done.proposals, self.meta["gt"], strict=True)]
-        rois = torch.cat([torch.cat([each.boxes.new_full((len(each.boxes), 1), float(i)), each.boxes], dim=1) for i, each in enumerate(done.sampled)])
+        counts = [
+            len(each.boxes) + len(image["boxes"])
+            for each, image in zip(done.proposals, self.meta["gt"], strict=True)
+        ]
+        rois = torch.cat(
+            [
+                torch.cat([each.boxes.new_full((len(each.boxes), 1), float(i)), each.boxes], dim=1)
+                for i, each in enumerate(done.sampled)
+            ]
+        )
         rois, moved = settle_draws(rois, self.tensor("rois"), done.proposals)
         if moved:
-            self.folder.reference.notes.append(f"drawn.rois: {moved} rows are a neighbour of nearly equal score, as recorded")
+            self.folder.reference.notes.append(
+                f"drawn.rois: {moved} rows are a neighbour of nearly equal score, as recorded"
+            )
         anchors = torch.cat([each.labels for each in self.recorded_labels(list(self.model.neck.specs))])
         recorded = self.folder.reference.recorded["train.total_loss"]["samples"]
         return {
-            "drawn.candidates": Output(np.array(counts, dtype="float64"), 0.0, expected=np.array(self.meta["candidate_boxes_per_image"], dtype="float64")),
-            "drawn.anchor_labels": Output(torch.cat([each.labels for each in done.labels]), 0.0, expected=anchors),
+            "drawn.candidates": Output(
+                np.array(counts, dtype="float64"),
+                0.0,
+                expected=np.array(self.meta["candidate_boxes_per_image"], dtype="float64"),
+            ),
+            "drawn.anchor_labels": Output(
+                torch.cat([each.labels for each in done.labels]), 0.0, expected=anchors
+            ),
             "drawn.rois": Output(rois, DRAWS, expected=self.batch["rois"]),
-            "drawn.labels": Output(torch.cat([each.labels for each in done.sampled]).double(), 0.0, expected=self.batch["labels"].astype("float64")),
-            "drawn.box_targets": Output(torch.cat([each.targets for each in done.sampled]), DRAWS, expected=self.batch["bbox_targets"]),
+            "drawn.labels": Output(
+                torch.cat([each.labels for each in done.sampled]).double(),
+                0.0,
+                expected=self.batch["labels"].astype("float64"),
+            ),
+            "drawn.box_targets": Output(
+                torch.cat([each.targets for each in done.sampled]), DRAWS, expected=self.batch["bbox_targets"]
+            ),
             "drawn.total_loss": Output(sum(done.losses.values()).reshape(1), LOSSES, expected=recorded),
         }
 
     def recipe(self) -> dict[str, Output | Skip]:
-        """Which tensors are frozen, how many are in each group of the optimiser, and the rate of some updates."""
+        """Which tensors are frozen, how many are in each group of the optimiser, and the rate of some
+        updates."""
         schedule = load_manifests().schedules[self.folder.row.schedule]
         counts = {"weights": 0, "biases": 0, "GroupNorm weights": 0}
         modules = dict(self.model.named_modules())
@@ -182,18 +268,37 @@ class _Step:
             for name in group["names"]:
                 norm = isinstance(modules[name.rpartition(".")[0]], torch.nn.GroupNorm)
                 counts["biases" if name.endswith("bias") else "GroupNorm weights" if norm else "weights"] += 1
-        rules = [[group["lr_factor"], group["weight_decay"]] for group in parameter_groups(self.model, schedule)]
-        recorded = [[group["lr"], group["weight_decay"]] for group in self.meta["param_groups"] if group["count"]]
-        frozen = {self.folder.origin[name] for name, parameter in self.model.named_parameters() if not parameter.requires_grad and name in self.folder.origin}
+        rules = [
+            [group["lr_factor"], group["weight_decay"]] for group in parameter_groups(self.model, schedule)
+        ]
+        recorded = [
+            [group["lr"], group["weight_decay"]] for group in self.meta["param_groups"] if group["count"]
+        ]
+        frozen = {
+            self.folder.origin[name]
+            for name, parameter in self.model.named_parameters()
+            if not parameter.requires_grad and name in self.folder.origin
+        }
         for prefix, module in self.model.named_modules():
             if isinstance(module, FrozenAffine):
                 frozen |= {self.folder.origin[f"{prefix}.{leaf}"] for leaf in ("weight", "bias")}
-        wanted = {name for name in self.meta["frozen"] if not name.startswith(("Mask_Head.res5.", "Keypoint_Outs.upsample."))}
+        wanted = {
+            name
+            for name in self.meta["frozen"]
+            if not name.startswith(("Mask_Head.res5.", "Keypoint_Outs.upsample."))
+        }
         return {
-            "recipe.group_sizes": Output(np.array(list(counts.values()), dtype="float64"), 0.0,
-                                         expected=np.array([group["count"] for group in self.meta["param_groups"]], dtype="float64")),
-            "recipe.group_rules": Output(np.array(sorted(rules)), 1e-9, expected=np.array(sorted(recorded), dtype="float64")),
-            "recipe.frozen_that_differ": Output(np.array(float(len(frozen ^ wanted))), 0.0, expected=np.array(0.0)),
+            "recipe.group_sizes": Output(
+                np.array(list(counts.values()), dtype="float64"),
+                0.0,
+                expected=np.array([group["count"] for group in self.meta["param_groups"]], dtype="float64"),
+            ),
+            "recipe.group_rules": Output(
+                np.array(sorted(rules)), 1e-9, expected=np.array(sorted(recorded), dtype="float64")
+            ),
+            "recipe.frozen_that_differ": Output(
+                np.array(float(len(frozen ^ wanted))), 0.0, expected=np.array(0.0)
+            ),
             "recipe.learning_rates": self.rates(schedule),
         }
 
@@ -205,7 +310,8 @@ class _Step:
 
 
 def settle_draws(rois: Tensor, recorded: Tensor, proposals: Sequence[Proposals]) -> tuple[Tensor, int]:
-    """Sampled boxes, and how many changed: where two proposals of nearly equal scores stand the other way round in the record, the one it drew.
+    """Sampled boxes, and how many changed: where two proposals of nearly equal scores stand the other way
+    round in the record, the one it drew.
 
     Args:
         rois: (R, 5) image and box. recorded: (R, 5) too, else nothing changes. proposals: of each image.
@@ -215,7 +321,16 @@ def settle_draws(rois: Tensor, recorded: Tensor, proposals: Sequence[Proposals])
         return settled, moved
     for row in ((rois - recorded).abs().amax(dim=1) > NEIGHBOURS).nonzero()[:, 0].tolist():
         image = proposals[int(rois[row, 0])]
-        apart, at = (image.boxes[None] - torch.stack([rois[row, 1:], recorded[row, 1:]])[:, None]).abs().amax(dim=2).min(dim=1)
-        if apart.max() < NEIGHBOURS and (at[0] - at[1]).abs() == 1 and (image.scores[at[0]] - image.scores[at[1]]).abs() < TIE:
+        apart, at = (
+            (image.boxes[None] - torch.stack([rois[row, 1:], recorded[row, 1:]])[:, None])
+            .abs()
+            .amax(dim=2)
+            .min(dim=1)
+        )
+        if (
+            apart.max() < NEIGHBOURS
+            and (at[0] - at[1]).abs() == 1
+            and (image.scores[at[0]] - image.scores[at[1]]).abs() < TIE
+        ):
             settled[row, 1:], moved = image.boxes[at[1]], moved + 1
     return settled, moved

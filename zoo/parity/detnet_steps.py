@@ -1,4 +1,6 @@
-"""The steps around DetNet_pytorch's network, one by one: anchors, coding, NMS, proposals, sampling, pooling, images, detections."""
+"""The steps around DetNet_pytorch's network, one by one: anchors, coding, NMS, proposals, sampling, pooling,
+images, detections."""
+
 from __future__ import annotations
 
 import math
@@ -28,7 +30,14 @@ from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import clip_boxes
 from detection_zoo.zoo.parts.joint_proposals import (
-    CODER, OFFSET, anchor_targets, cells_first, joint_proposals, padded_iou, ranking_scores, sample_rois,
+    CODER,
+    OFFSET,
+    anchor_targets,
+    cells_first,
+    joint_proposals,
+    padded_iou,
+    ranking_scores,
+    sample_rois,
 )
 from detection_zoo.zoo.parts.smoothed_fpn import SmoothedPyramid
 from detection_zoo.zoo.parity.base import Described, Output, ParityError, Reference, Skip
@@ -42,7 +51,12 @@ Outputs = dict[str, Output | Skip]
 def inputs_in(text: str, kind: torch.dtype) -> list[Tensor]:
     """Every "normal_input(seed, (shape))" of a text, in order, as tensors of any shape (N, ...)."""
     found = re.findall(r"normal_input\(\s*(\d+)\s*,\s*\(([\d,\s]+)\)\s*\)", text)
-    return [torch.from_numpy(normal_input(int(seed), tuple(int(n) for n in shape.split(",") if n.strip()))).to(kind) for seed, shape in found]
+    return [
+        torch.from_numpy(normal_input(int(seed), tuple(int(n) for n in shape.split(",") if n.strip()))).to(
+            kind
+        )
+        for seed, shape in found
+    ]
 
 
 def numbers_after(text: str, word: str) -> list[float]:
@@ -53,7 +67,9 @@ def numbers_after(text: str, word: str) -> list[float]:
     return [float(number) for number in found[1].split(",")]
 
 
-def detection_rows(model: JointRCNN, rois: Tensor, probabilities: Tensor, deltas: Tensor, info: Sequence[float], *, soft: str) -> tuple[Tensor, int]:
+def detection_rows(
+    model: JointRCNN, rois: Tensor, probabilities: Tensor, deltas: Tensor, info: Sequence[float], *, soft: str
+) -> tuple[Tensor, int]:
     """Rows (M, 6) class, box, score of one image, and how many there were before the cut to the best.
 
     Args:
@@ -69,13 +85,18 @@ def detection_rows(model: JointRCNN, rois: Tensor, probabilities: Tensor, deltas
     model.detection_rule = replace(rule, soft=soft)
     found = model.choose(probabilities, boxes)
     model.detection_rule = rule
-    return torch.cat([found.labels[:, None].to(rois.dtype) + 1, found.boxes, found.scores[:, None]], dim=1), len(everything)
+    return torch.cat(
+        [found.labels[:, None].to(rois.dtype) + 1, found.boxes, found.scores[:, None]], dim=1
+    ), len(everything)
 
 
 class _NoBackbone(Backbone):
     """Stands where only the steps after the network are wanted."""
 
-    specs = {f"c{level}": FeatureSpec(1, stride) for level, stride in zip(range(2, 7), (4, 8, 16, 16, 16), strict=True)}
+    specs = {
+        f"c{level}": FeatureSpec(1, stride)
+        for level, stride in zip(range(2, 7), (4, 8, 16, 16, 16), strict=True)
+    }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         raise RuntimeError("only the steps around the network are compared here")
@@ -84,7 +105,14 @@ class _NoBackbone(Backbone):
 def head_model(num_classes: int, **arguments: Any) -> JointRCNN:
     """A detector of that many classes whose network is never run."""
     backbone = _NoBackbone()
-    return JointRCNN(backbone, SmoothedPyramid(backbone.specs, channels=1), num_classes, pooled_size=1, rpn_channels=1, **arguments)
+    return JointRCNN(
+        backbone,
+        SmoothedPyramid(backbone.specs, channels=1),
+        num_classes,
+        pooled_size=1,
+        rpn_channels=1,
+        **arguments,
+    )
 
 
 class _Steps:
@@ -94,10 +122,18 @@ class _Steps:
         self.meta, self.kind, self.described = reference.meta, kind, reference.meta["outputs"]
         try:
             with np.load(reference.folder / "inputs.npz", allow_pickle=False) as arrays:
-                self.given = Described(reference.folder / "inputs.npz", {name: torch.from_numpy(arrays[name]) for name in arrays.files})
+                self.given = Described(
+                    reference.folder / "inputs.npz",
+                    {name: torch.from_numpy(arrays[name]) for name in arrays.files},
+                )
         except FileNotFoundError:
-            raise ParityError(f"{reference.folder / 'inputs.npz'}: no such file; the steps are computed from the arrays in it") from None
-        self.given |= {name: value.to(kind) for name, value in self.given.items() if value.is_floating_point()}
+            raise ParityError(
+                f"{reference.folder / 'inputs.npz'}: no such file; the steps are computed from the arrays"
+                " in it"
+            ) from None
+        self.given |= {
+            name: value.to(kind) for name, value in self.given.items() if value.is_floating_point()
+        }
         self.computed: Outputs = {}
 
     def add(self, name: str, value: Any, tolerance: float = CLOSE) -> None:
@@ -110,12 +146,17 @@ class _Steps:
         return self.described.get(name, {}).get("meaning", "")
 
     def anchors_over(self, described: dict[str, Any]) -> Tensor:
-        """All anchors (A, 4) over feature maps of the described shapes; strides that are not told follow from the shapes, 4 being the finest."""
+        """All anchors (A, 4) over feature maps of the described shapes; strides that are not told follow from
+        the shapes, 4 being the finest."""
         cells = [height * width for height, width in described["feature_shapes"]]
         strides = described.get("strides") or [4 * 2 ** round(math.log2(cells[0] / own) / 2) for own in cells]
         sizes = described.get("scales", [32, 64, 128, 256, 512])
         maps = [torch.empty(1, 1, *shape, dtype=self.kind) for shape in described["feature_shapes"]]
-        return torch.cat(AnchorGenerator([[size] for size in sizes], described.get("ratios", (0.5, 1, 2)), strides, rule="centred")(maps))
+        return torch.cat(
+            AnchorGenerator(
+                [[size] for size in sizes], described.get("ratios", (0.5, 1, 2)), strides, rule="centred"
+            )(maps)
+        )
 
     def boxes(self) -> None:
         for name in ("anchors_detnet", "anchors_resnet"):
@@ -137,8 +178,21 @@ class _Steps:
                 self.add(name, nms(rows[:, :4], rows[:, 4], float(found[1]), offset=OFFSET), EXACT)
             if found := re.fullmatch(r"soft_nms_method(\d)", name):
                 method = ("hard", "linear", "gaussian")[int(found[1])]
-                sigma, threshold, least = (float(n) for n in re.search(r"sigma ([\d.]+), Nt ([\d.]+), threshold ([\d.]+)", self.text(name)).groups())
-                kept, scores = soft_nms(rows[:, :4], rows[:, 4], method=method, sigma=sigma, iou_threshold=threshold, score_threshold=least, offset=OFFSET)
+                sigma, threshold, least = (
+                    float(n)
+                    for n in re.search(
+                        r"sigma ([\d.]+), Nt ([\d.]+), threshold ([\d.]+)", self.text(name)
+                    ).groups()
+                )
+                kept, scores = soft_nms(
+                    rows[:, :4],
+                    rows[:, 4],
+                    method=method,
+                    sigma=sigma,
+                    iou_threshold=threshold,
+                    score_threshold=least,
+                    offset=OFFSET,
+                )
                 self.add(name, torch.cat([rows[kept, :4], scores[:, None]], dim=1))
 
     def proposals(self) -> None:
@@ -146,10 +200,21 @@ class _Steps:
             if name.startswith("proposals_"):
                 deltas = self._proposal_deltas(described)
                 sizes = torch.tensor(described["im_info"], dtype=self.kind)[:, :2]
-                rois = joint_proposals(self.given["proposal_fg_prob"], deltas, self.anchors_over(described), sizes,
-                                       pre_nms=described["pre_nms_top_n"], post_nms=described["post_nms_top_n"], nms_threshold=described["nms"])
+                rois = joint_proposals(
+                    self.given["proposal_fg_prob"],
+                    deltas,
+                    self.anchors_over(described),
+                    sizes,
+                    pre_nms=described["pre_nms_top_n"],
+                    post_nms=described["post_nms_top_n"],
+                    nms_threshold=described["nms"],
+                )
                 self.add(name, rois)
-                self.computed[f"{name}: kept"] = Output((rois[..., 1:] != 0).any(dim=2).sum(dim=1).double(), EXACT, expected=np.array(described["kept"], float))
+                self.computed[f"{name}: kept"] = Output(
+                    (rois[..., 1:] != 0).any(dim=2).sum(dim=1).double(),
+                    EXACT,
+                    expected=np.array(described["kept"], float),
+                )
         if "rpn_pairing_prob" in self.described:
             logits = inputs_in(self.text("rpn_pairing_prob"), self.kind)[0]
             self.add("rpn_pairing_prob", ranking_scores(logits))
@@ -164,9 +229,20 @@ class _Steps:
         truth = self.given["target_gt"]
         for name, described in self.described.items():
             if name.startswith("anchor_labels_"):
-                count, seed = (int(n) for n in re.search(r"RPN_BATCHSIZE (\d+), np\.random\.seed\((\d+)\)", described["meaning"]).groups())
+                count, seed = (
+                    int(n)
+                    for n in re.search(
+                        r"RPN_BATCHSIZE (\d+), np\.random\.seed\((\d+)\)", described["meaning"]
+                    ).groups()
+                )
                 anchors = self.anchors_over(described)
-                found = anchor_targets(anchors, truth[..., :4], described["im_info"][0][:2], np.random.RandomState(seed), count=count)
+                found = anchor_targets(
+                    anchors,
+                    truth[..., :4],
+                    described["im_info"][0][:2],
+                    np.random.RandomState(seed),
+                    count=count,
+                )
                 which = name.removeprefix("anchor_labels_")
                 self.add(name, found.labels, EXACT)
                 self.add(f"anchor_outside_weights_{which}", found.outside)
@@ -177,7 +253,9 @@ class _Steps:
             self._roi_targets(truth)
 
     def _roi_targets(self, truth: Tensor) -> None:
-        draws = np.random.RandomState(int(re.search(r"np\.random\.seed\((\d+)\)", self.text("proposal_target_rois"))[1]))
+        draws = np.random.RandomState(
+            int(re.search(r"np\.random\.seed\((\d+)\)", self.text("proposal_target_rois"))[1])
+        )
         rois = self.computed["proposals_TRAIN"].value
         found = sample_rois(rois, truth[..., :4], truth[..., 4].long(), draws, coder=head_model(20).coder)
         self.add("proposal_target_rois", found.rois)
@@ -192,29 +270,52 @@ class _Steps:
             return
         text = self.text("smooth_l1_sigma3")
         predicted, target = inputs_in(text, self.kind)[:2]
-        seed, shape, part = re.search(r"RandomState\((\d+)\)\.random_sample\(\(([\d,]+)\)\)<([\d.]+)", text).groups()
-        inside = torch.from_numpy(np.random.RandomState(int(seed)).random_sample(tuple(int(n) for n in shape.split(","))) < float(part)).to(self.kind)
+        seed, shape, part = re.search(
+            r"RandomState\((\d+)\)\.random_sample\(\(([\d,]+)\)\)<([\d.]+)", text
+        ).groups()
+        inside = torch.from_numpy(
+            np.random.RandomState(int(seed)).random_sample(tuple(int(n) for n in shape.split(",")))
+            < float(part)
+        ).to(self.kind)
         share = float(re.search(r"inside/(\d+)", text)[1])
         difference = inside * (predicted - target)
-        self.add("smooth_l1_sigma3", (inside / share * sigma_smooth_l1(difference, 3.0)).sum(dim=(1, 2)).mean().reshape(1))
-        self.add("smooth_l1_sigma1", (inside * sigma_smooth_l1(difference, 1.0)).flatten(0, 1).sum(dim=1).mean().reshape(1))
+        self.add(
+            "smooth_l1_sigma3",
+            (inside / share * sigma_smooth_l1(difference, 3.0)).sum(dim=(1, 2)).mean().reshape(1),
+        )
+        self.add(
+            "smooth_l1_sigma1",
+            (inside * sigma_smooth_l1(difference, 1.0)).flatten(0, 1).sum(dim=1).mean().reshape(1),
+        )
 
     def pooling(self) -> None:
         text = self.meta["inputs"]["feature_map"]
         features, scale = inputs_in(text, self.kind)[0], 1 / float(re.search(r"1/(\d+)", text)[1])
         rois, cropped = self.given["roi_boxes"], self.given["crop_rois"]
         for name in self.described:
-            if found := re.fullmatch(r"roi_(pool|align|align_avg|align_max|crop)_(\d+)(_argmax|_grad|_grid_yx|_max_pool|_cpu)?", name):
+            if found := re.fullmatch(
+                r"roi_(pool|align|align_avg|align_max|crop)_(\d+)(_argmax|_grad|_grid_yx|_max_pool|_cpu)?",
+                name,
+            ):
                 kind, size, what = found[1], int(found[2]), found[3] or ""
-                self.add(name, self._pooled(name, features, cropped if kind == "crop" else rois, kind, size, scale, what))
+                self.add(
+                    name,
+                    self._pooled(
+                        name, features, cropped if kind == "crop" else rois, kind, size, scale, what
+                    ),
+                )
 
-    def _pooled(self, name: str, features: Tensor, rois: Tensor, kind: str, size: int, scale: float, what: str) -> Tensor:
+    def _pooled(
+        self, name: str, features: Tensor, rois: Tensor, kind: str, size: int, scale: float, what: str
+    ) -> Tensor:
         if what == "_cpu":
             return self._pool_from_minus_one(features, size, scale)
         if what == "_argmax":
             argmax = roi_pool_with_argmax(features, rois, [size, size], scale)[1]
             plane = features.shape[2] * features.shape[3]
-            first = (rois[:, 0].long()[:, None] * features.shape[1] + torch.arange(features.shape[1])) * plane  # (R, C)
+            first = (
+                rois[:, 0].long()[:, None] * features.shape[1] + torch.arange(features.shape[1])
+            ) * plane  # (R, C)
             return torch.where(argmax < 0, argmax, argmax + first[:, :, None, None])
         if kind == "crop":
             grid = affine_grid(rois, tuple(features.shape[2:]), size, scale)
@@ -225,16 +326,21 @@ class _Steps:
             "pool": lambda: roi_pool(features, rois, size, scale),
             "align": lambda: roi_align_points(features, rois, size, scale),
             "align_avg": lambda: roi_align_averaged(features, rois, size, scale),
-            "align_max": lambda: functional.max_pool2d(roi_align_points(features, rois, size + 1, scale), 2, 1),
+            "align_max": lambda: functional.max_pool2d(
+                roi_align_points(features, rois, size + 1, scale), 2, 1
+            ),
             "crop": lambda: roi_crop(features, grid),
         }[kind]()
         if what == "_grad":
-            upstream = inputs_in(self.text(name), self.kind) or inputs_in(self.text(f"roi_align_avg_{size}_grad"), self.kind)
+            upstream = inputs_in(self.text(name), self.kind) or inputs_in(
+                self.text(f"roi_align_avg_{size}_grad"), self.kind
+            )
             return torch.autograd.grad(pooled, features, upstream[0])[0]
         return functional.max_pool2d(pooled, 2, 2) if what == "_max_pool" else pooled
 
     def _pool_from_minus_one(self, features: Tensor, size: int, scale: float) -> Tensor:
-        """The C version reads one image and starts every bin at -1, so that nothing below -1 comes out of a bin with cells."""
+        """The C version reads one image and starts every bin at -1, so that nothing below -1 comes out of a
+        bin with cells."""
         lowered = features[:1] - float(re.search(r"minus ([\d.]+)", self.text(f"roi_pool_{size}_cpu"))[1])
         rois = torch.tensor(self.meta["inputs"]["cpu_rois"], dtype=self.kind)
         pooled, argmax = roi_pool_with_argmax(lowered, rois, [size, size], scale)
@@ -246,19 +352,31 @@ class _Steps:
                 continue
             seed = int(re.search(r"normal_input\((\d+)\+i", described["meaning"])[1])
             channels = int(re.search(r"\(1,(\d+),h,w\)", described["meaning"])[1])
-            maps = [torch.from_numpy(normal_input(seed + i, (1, channels, *shape))).to(self.kind) for i, shape in enumerate(described["map_shapes"])]
+            maps = [
+                torch.from_numpy(normal_input(seed + i, (1, channels, *shape))).to(self.kind)
+                for i, shape in enumerate(described["map_shapes"])
+            ]
             rois, model = self.given["pyramid_rois"], head_model(1)
             model.pooled_size = int(re.search(r"pooled size (\d+)", described["meaning"])[1])
             self.add(name, model.pool(maps, rois, float(described["image"][0])))
             levels = assign_levels(rois, LevelRule(offset=OFFSET, eps=0.0), len(maps)).double()
-            self.computed[f"{name}: levels"] = Output(levels, EXACT, expected=np.array(described["levels"], float))
+            self.computed[f"{name}: levels"] = Output(
+                levels, EXACT, expected=np.array(described["levels"], float)
+            )
 
     def maps(self) -> None:
         if "upsample_add" in self.described:
             coarse, fine = inputs_in(self.text("upsample_add"), self.kind)
-            neck = SmoothedPyramid({"c2": FeatureSpec(fine.shape[1], 4), "c3": FeatureSpec(coarse.shape[1], 8)}, channels=fine.shape[1]).to(self.kind)
+            neck = SmoothedPyramid(
+                {"c2": FeatureSpec(fine.shape[1], 4), "c3": FeatureSpec(coarse.shape[1], 8)},
+                channels=fine.shape[1],
+            ).to(self.kind)
             with torch.no_grad():
-                for layer in (neck.top, neck.lateral[0], neck.smooth[0]):  # identities, so that the sum alone is left
+                for layer in (
+                    neck.top,
+                    neck.lateral[0],
+                    neck.smooth[0],
+                ):  # identities, so that the sum alone is left
                     layer.weight.zero_()
                     layer.bias.zero_()
                     middle = layer.kernel_size[0] // 2
@@ -273,35 +391,75 @@ class _Steps:
     def images(self) -> None:
         bundles, pixels = load_manifests().conventions, self.given["image"].numpy()
         text = self.text("prep_image_detnet")
-        target, longest = int(re.search(r"by target (\d+)", text)[1]), int(re.search(r"longest side of (\d+)", text)[1])
-        for name, bundle, most in (("prep_image_detnet", "detnet", None), ("prep_image_resnet", "detnet_resnet", None), ("prep_image_demo", "detnet", longest)):
+        target, longest = (
+            int(re.search(r"by target (\d+)", text)[1]),
+            int(re.search(r"longest side of (\d+)", text)[1]),
+        )
+        for name, bundle, most in (
+            ("prep_image_detnet", "detnet", None),
+            ("prep_image_resnet", "detnet_resnet", None),
+            ("prep_image_demo", "detnet", longest),
+        ):
             if name in self.described:
-                rule = replace(Preprocess.from_conventions(bundles[bundle].image), resize=ShorterSide(target, most, bundles[bundle].image.rounding))
+                rule = replace(
+                    Preprocess.from_conventions(bundles[bundle].image),
+                    resize=ShorterSide(target, most, bundles[bundle].image.rounding),
+                )
                 prepared = rule(pixels)
                 self.add(name, prepared.tensor.permute(1, 2, 0))
-                self.computed[f"{name}: scale"] = Output(np.array(prepared.scale[:1]), 1e-9, expected=np.array([self.described[name]["scale"]]))
+                self.computed[f"{name}: scale"] = Output(
+                    np.array(prepared.scale[:1]), 1e-9, expected=np.array([self.described[name]["scale"]])
+                )
 
     def detections(self) -> None:
-        rois, probabilities, deltas = (self.given[name][0] for name in ("op_rois", "op_cls_prob", "op_bbox_pred"))
+        rois, probabilities, deltas = (
+            self.given[name][0] for name in ("op_rois", "op_cls_prob", "op_bbox_pred")
+        )
         for name, described in self.described.items():
             if not name.startswith("detections"):
                 continue
             info = numbers_after(described["meaning"], "im_info")
             least = float(found[1]) if (found := re.search(r"_([\d.]+)$", name)) else 0.0
-            model = head_model(probabilities.shape[1] - 1, detections={"score_threshold": least, "max_detections": 0 if "demo" in name else 100})
-            if "demo" in name:  # there the proposals are scaled first and the boxes held to the scaled image, without a cap
-                rows = detection_rows(model, rois[:, 1:] / info[2], probabilities, deltas, [*info[:2], 1.0], soft="none")
+            model = head_model(
+                probabilities.shape[1] - 1,
+                detections={"score_threshold": least, "max_detections": 0 if "demo" in name else 100},
+            )
+            if (
+                "demo" in name
+            ):  # there the proposals are scaled first and the boxes held to the scaled image, without a cap
+                rows = detection_rows(
+                    model, rois[:, 1:] / info[2], probabilities, deltas, [*info[:2], 1.0], soft="none"
+                )
             else:
-                rows = detection_rows(model, rois[:, 1:], probabilities, deltas, info, soft="linear" if "soft" in name else "none")
+                rows = detection_rows(
+                    model,
+                    rois[:, 1:],
+                    probabilities,
+                    deltas,
+                    info,
+                    soft="linear" if "soft" in name else "none",
+                )
             self.add(name, rows[0])
             counts = [described["before_cap"], described["kept"]]
-            self.computed[f"{name}: counts"] = Output(np.array([rows[1], len(rows[0])], float), EXACT, expected=np.array(counts, float))
+            self.computed[f"{name}: counts"] = Output(
+                np.array([rows[1], len(rows[0])], float), EXACT, expected=np.array(counts, float)
+            )
 
 
 def outputs(reference: Reference, kind: torch.dtype) -> Outputs:
     """Every step that the folder records, in the type `kind`."""
     steps = _Steps(reference, kind)
-    for group in (steps.boxes, steps.suppression, steps.proposals, steps.targets, steps.losses, steps.pooling, steps.pyramids, steps.maps, steps.images,
-                  steps.detections):
+    for group in (
+        steps.boxes,
+        steps.suppression,
+        steps.proposals,
+        steps.targets,
+        steps.losses,
+        steps.pooling,
+        steps.pyramids,
+        steps.maps,
+        steps.images,
+        steps.detections,
+    ):
         group()
     return steps.computed

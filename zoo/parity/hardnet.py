@@ -1,4 +1,6 @@
-"""Adapter of the HarDNet folders: detectors of PytorchSSD-HarDNet, classifiers of Pytorch-HarDNet, and the folder of single steps."""
+"""Adapter of the HarDNet folders: detectors of PytorchSSD-HarDNet, classifiers of Pytorch-HarDNet, and the
+folder of single steps."""
+
 from __future__ import annotations
 
 import ast
@@ -40,32 +42,56 @@ def outputs(reference: Reference, entry: ModelEntry | None, dtype: str, checkpoi
 
 
 def listed_input(text: str) -> np.ndarray:
-    """The float32 array that a folder's `inputs` describes by a call: "synth.normal_input(2,(1,3,300,300)), whole network" -> (1, 3, 300, 300)."""
+    """The float32 array that a folder's `inputs` describes by a call: "synth.normal_input(2,(1,3,300,300)),
+    whole network" -> (1, 3, 300, 300)."""
     found = re.search(r"normal_input\((\d+),\s*(\([\d,\s]+\))\)", text)
     if not found:
-        raise ParityError(f"an input of the folder is described as {text!r}; a call of normal_input(seed, shape) is wanted")
+        raise ParityError(
+            f"an input of the folder is described as {text!r}; a call of normal_input(seed, shape) is wanted"
+        )
     return normal_input(int(found[1]), ast.literal_eval(found[2]))
 
 
 def listed_image(text: str) -> np.ndarray:
-    """The (H, W, 3) uint8 RGB image that `inputs` describes: random bytes repeated, or the mean colour (BGR) with normal noise."""
-    if found := re.search(r"clip\(rint\((\([\d,]+\)) \+ ([\d.]+)\*RandomState\((\d+)\)\.standard_normal\((\([\d,]+\))\)", text):
+    """The (H, W, 3) uint8 RGB image that `inputs` describes: random bytes repeated, or the mean colour (BGR)
+    with normal noise."""
+    if found := re.search(
+        r"clip\(rint\((\([\d,]+\)) \+ ([\d.]+)\*RandomState\((\d+)\)\.standard_normal\((\([\d,]+\))\)", text
+    ):
         noise = np.random.RandomState(int(found[3])).standard_normal(ast.literal_eval(found[4]))
-        return np.clip(np.rint(np.array(ast.literal_eval(found[1])) + float(found[2]) * noise), 0, 255).astype(np.uint8)[:, :, ::-1]
-    if found := re.search(r"RandomState\((\d+)\)\.randint\(0,256,(\([\d,]+\))\)(?:.*repeated (\d+) times)?", text):
-        small, times = np.random.RandomState(int(found[1])).randint(0, 256, ast.literal_eval(found[2])).astype(np.uint8), int(found[3] or 1)
+        return np.clip(
+            np.rint(np.array(ast.literal_eval(found[1])) + float(found[2]) * noise), 0, 255
+        ).astype(np.uint8)[:, :, ::-1]
+    if found := re.search(
+        r"RandomState\((\d+)\)\.randint\(0,256,(\([\d,]+\))\)(?:.*repeated (\d+) times)?", text
+    ):
+        small, times = (
+            np.random.RandomState(int(found[1])).randint(0, 256, ast.literal_eval(found[2])).astype(np.uint8),
+            int(found[3] or 1),
+        )
         return small.repeat(times, axis=0).repeat(times, axis=1)
-    raise ParityError(f"the image of the folder is described as {text!r}, which names no generator that is known")
+    raise ParityError(
+        f"the image of the folder is described as {text!r}, which names no generator that is known"
+    )
 
 
 def build_detector(meta: dict[str, Any]) -> SSD:
     """The network that a detector folder's outputs.json describes by model, size, priors and classes."""
     found = re.fullmatch(r"(SSD|RFB)_(HarDNet\d+|vgg)", meta["model"], flags=re.IGNORECASE)
     if not found:
-        raise ParityError(f"{meta['config']}: unknown model {meta['model']!r}; known: SSD_HarDNet68, SSD_HarDNet85, SSD_vgg, RFB_HarDNet68, RFB_HarDNet85")
+        raise ParityError(
+            f"{meta['config']}: unknown model {meta['model']!r}; known: SSD_HarDNet68, SSD_HarDNet85,"
+            " SSD_vgg, RFB_HarDNet68, RFB_HarDNet85"
+        )
     heads, name = found[1].lower(), {"vgg": "vgg16_reduced"}.get(found[2].lower(), found[2].lower())
     backbone = BACKBONES[name](**({"bridge": heads == "ssd"} if name == "hardnet85" else {}))
-    return DETECTORS["ssd"](backbone, num_classes=meta["classes"] - 1, size=meta["image_size"], heads=heads, priors=meta["priors"].lower())
+    return DETECTORS["ssd"](
+        backbone,
+        num_classes=meta["classes"] - 1,
+        size=meta["image_size"],
+        heads=heads,
+        priors=meta["priors"].lower(),
+    )
 
 
 def build_classifier(meta: dict[str, Any]) -> nn.Module:
@@ -73,14 +99,23 @@ def build_classifier(meta: dict[str, Any]) -> nn.Module:
     from detection_zoo.zoo.detectors.classifier import Classifier
 
     name = meta["model"].removeprefix("imagenet_").lower()
-    return Classifier(BACKBONES[name](**({} if name.endswith("ds") else {"form": "classifier"})), num_classes=meta["classes"])
+    return Classifier(
+        BACKBONES[name](**({} if name.endswith("ds") else {"form": "classifier"})),
+        num_classes=meta["classes"],
+    )
 
 
 def listed_selection(rules: dict[str, Any]) -> Selection:
     """The test loop that a folder's `postprocess` describes."""
     filtered = re.search(r"at least ([\d.]+)", rules.get("background_filter") or "")
-    return Selection(rules["score_threshold"], rules["nms_iou"], rules["per_class_keep"], rules["per_image_keep"],
-                     nms_offset=0.0 if "no +1" in rules["nms"] else 1.0, background_filter=float(filtered[1]) if filtered else None)
+    return Selection(
+        rules["score_threshold"],
+        rules["nms_iou"],
+        rules["per_class_keep"],
+        rules["per_image_keep"],
+        nms_offset=0.0 if "no +1" in rules["nms"] else 1.0,
+        background_filter=float(filtered[1]) if filtered else None,
+    )
 
 
 class _Captured:
@@ -88,7 +123,12 @@ class _Captured:
 
     def __init__(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
         self.values: dict[str, Any] = {}
-        self._handles = [module.register_forward_hook(lambda _m, _a, out, name=name: self.values.__setitem__(name, _copied(out))) for name, module in modules]
+        self._handles = [
+            module.register_forward_hook(
+                lambda _m, _a, out, name=name: self.values.__setitem__(name, _copied(out))
+            )
+            for name, module in modules
+        ]
 
     def __enter__(self) -> dict[str, Any]:
         return self.values
@@ -105,11 +145,15 @@ def _copied(value: Any) -> Any:
 class _Folder:
     """One folder with a model."""
 
-    def __init__(self, reference: Reference, entry: ModelEntry | None, dtype: str, checkpoint: str | None) -> None:
+    def __init__(
+        self, reference: Reference, entry: ModelEntry | None, dtype: str, checkpoint: str | None
+    ) -> None:
         self.reference, self.meta, self.dtype = reference, reference.meta, getattr(torch, dtype)
         self.is_detector = "image_size" in self.meta
         self.model = self._build(entry)
-        translation = checkpoint_format(checkpoint or FORMATS["detector" if self.is_detector else "classifier"]).translate(reference.checkpoint())
+        translation = checkpoint_format(
+            checkpoint or FORMATS["detector" if self.is_detector else "classifier"]
+        ).translate(reference.checkpoint())
         copy_into(self.model, translation, str(reference.folder))
         self.names = {file.removeprefix("module."): name for name, file in translation.origin.items()}
         self.model.to(self.dtype).eval()
@@ -139,16 +183,26 @@ class _Folder:
     def _keep(self, name: str, value: Any, *, exact: bool = False) -> None:
         """File an output, and its part without first row and column where that was recorded too."""
         value = value.detach() if isinstance(value, Tensor) else value
-        for whole, part in ((name, value), (f"{name}.inner", value[..., 1:, 1:] if value.ndim >= 2 else None)):
+        for whole, part in (
+            (name, value),
+            (f"{name}.inner", value[..., 1:, 1:] if value.ndim >= 2 else None),
+        ):
             if whole in self.reference.recorded:
                 said = self.meta["outputs"][whole]
                 exact = exact or said["dtype"].startswith("int")
-                self.done[whole] = Output(part, tolerance=EXACT if exact else max(LEAST, 10 * said["float64_difference"]))
+                self.done[whole] = Output(
+                    part, tolerance=EXACT if exact else max(LEAST, 10 * said["float64_difference"])
+                )
 
     def _module(self, path: str) -> nn.Module:
         """The module that a file calls base.N..., bridge, loc.N or conf.N."""
         body = "stages" if hasattr(self.model.backbone, "stages") else "features"
-        for theirs, ours in (("base.", f"backbone.{body}."), ("bridge", "backbone.bridge"), ("loc.", "box_head."), ("conf.", "class_head.")):
+        for theirs, ours in (
+            ("base.", f"backbone.{body}."),
+            ("bridge", "backbone.bridge"),
+            ("loc.", "box_head."),
+            ("conf.", "class_head."),
+        ):
             if path.startswith(theirs):
                 return self.model.get_submodule(ours + path.removeprefix(theirs))
         raise ParityError(f"{self.reference.folder}: no module is known for output {path!r}")
@@ -157,7 +211,11 @@ class _Folder:
         images = torch.from_numpy(listed_input(self.meta["inputs"][letter])).to(self.dtype)
         last = None if self.is_detector else f"base.{len(self.model.backbone.stages)}"
         prefix = f"{letter}."
-        paths = {name.removeprefix(prefix).removesuffix(".inner") for name in self.reference.recorded if name.startswith((f"{prefix}base", f"{prefix}bridge"))}
+        paths = {
+            name.removeprefix(prefix).removesuffix(".inner")
+            for name in self.reference.recorded
+            if name.startswith((f"{prefix}base", f"{prefix}bridge"))
+        }
         with _Captured((path, self._module(path)) for path in paths - {last}) as captured:
             end = self.model.backbone(images) if self.is_detector else self.model(images)
         if last is not None:
@@ -167,7 +225,11 @@ class _Folder:
 
     def _whole_network(self) -> None:
         model, images = self.model, torch.from_numpy(listed_input(self.meta["inputs"]["c"])).to(self.dtype)
-        heads = [(f"{kind}.{level}", self._module(f"{kind}.{level}")) for kind in ("loc", "conf") for level in range(len(model.box_head))]
+        heads = [
+            (f"{kind}.{level}", self._module(f"{kind}.{level}"))
+            for kind in ("loc", "conf")
+            for level in range(len(model.box_head))
+        ]
         with _Captured([("source", model.pyramid), *heads]) as captured:
             offsets, logits = model.network(images)
         for level, features in enumerate(captured.pop("source")):
@@ -190,7 +252,9 @@ class _Folder:
         image = preprocess(listed_image(self.meta["inputs"]["d"]))
         self._keep("d.input", image.tensor, exact=True)
         self.model.selection = listed_selection(self.meta["postprocess"])
-        found = self.model.predict(image.tensor[None].to(self.dtype), torch.tensor([image.size]), torch.tensor([image.original_size]))[0]
+        found = self.model.predict(
+            image.tensor[None].to(self.dtype), torch.tensor([image.size]), torch.tensor([image.original_size])
+        )[0]
         self._keep("d.boxes", found.boxes.t())
         self._keep("d.scores", found.scores)
         self._keep("d.labels", found.labels + 1)
@@ -205,26 +269,48 @@ class _Folder:
         found = []
         for rows in self.meta["targets"]["values"]:
             table = torch.tensor(rows, dtype=torch.float64)
-            found.append(Target((table[:, :4] * self.meta["image_size"]).to(self.dtype), table[:, 4].long() - 1))
+            found.append(
+                Target((table[:, :4] * self.meta["image_size"]).to(self.dtype), table[:, 4].long() - 1)
+            )
         return found
 
     def _training(self) -> None:
         images = torch.from_numpy(listed_input(self.meta["inputs"]["e and f"])).to(self.dtype)
-        sizes, targets, step = torch.tensor([images.shape[2:]] * len(images)), self._targets(), self.meta["sgd_step"]
+        sizes, targets, step = (
+            torch.tensor([images.shape[2:]] * len(images)),
+            self._targets(),
+            self.meta["sgd_step"],
+        )
         with torch.no_grad():
             self._losses("e", self.model.losses(images, sizes, targets))
         decay = step["weight_decay"]
-        optimizer = build_optimizer(self.model, Schedule(images_per_batch=len(images), lr=step["lr"], momentum=step["momentum"], weight_decay=decay,
-                                                         weight_decay_bias=decay))
+        optimizer = build_optimizer(
+            self.model,
+            Schedule(
+                images_per_batch=len(images),
+                lr=step["lr"],
+                momentum=step["momentum"],
+                weight_decay=decay,
+                weight_decay_bias=decay,
+            ),
+        )
         self.model.train()
         losses = self.model(images, sizes, targets)
         self._losses("f", losses)
         sum(losses.values()).backward()
-        for name in [name for name in self.reference.recorded if name.startswith("f.grad.") and not name.endswith(".inner")]:
+        for name in [
+            name
+            for name in self.reference.recorded
+            if name.startswith("f.grad.") and not name.endswith(".inner")
+        ]:
             self._keep(name, self.model.get_parameter(self.names[name.removeprefix("f.grad.")]).grad)
         optimizer.step()
         state = self.model.state_dict()
-        for name in [name for name in self.reference.recorded if name.startswith("f.after.") and not name.endswith(".inner")]:
+        for name in [
+            name
+            for name in self.reference.recorded
+            if name.startswith("f.after.") and not name.endswith(".inner")
+        ]:
             self._keep(name, state[self.names[name.removeprefix("f.after.")]])
 
     def _losses(self, letter: str, losses: dict[str, Tensor]) -> None:

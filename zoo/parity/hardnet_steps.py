@@ -1,4 +1,6 @@
-"""PytorchSSD-HarDNet's single steps (priors, coding, matching, losses, test loops, transforms, augmentation, schedules), recomputed."""
+"""PytorchSSD-HarDNet's single steps (priors, coding, matching, losses, test loops, transforms, augmentation,
+schedules), recomputed."""
+
 from __future__ import annotations
 
 import re
@@ -14,7 +16,12 @@ from detection_zoo.kernels.nms import nms
 
 from detection_zoo.zoo.data.base import GroundTruth
 from detection_zoo.zoo.data.ssd_augmentation import (
-    SSDAugmentation, box_ious, distort_colours, random_crop, random_expand, random_mirror,
+    SSDAugmentation,
+    box_ious,
+    distort_colours,
+    random_crop,
+    random_expand,
+    random_mirror,
 )
 from detection_zoo.zoo.data.targets import TargetRules, training_boxes
 from detection_zoo.zoo.data.transforms import Preprocess
@@ -33,7 +40,10 @@ from detection_zoo.zoo.parity.recording_random import RecordingRandom
 
 EXACT, CLOSE = 1e-12, 1e-6
 CUBIC = 1  # place of the interpolation whose rounding differs between versions of OpenCV
-SCORED = "evaluation belongs to the room above the zoo; tests/test_bench_accuracy_voc.py and test_bench_accuracy_results.py compare it"
+SCORED = (
+    "evaluation belongs to the room above the zoo; tests/test_bench_accuracy_voc.py and"
+    " test_bench_accuracy_results.py compare it"
+)
 COCO_RULES = TargetRules(extent_from_clipped=True, crowd=True, keep_thin=True, need_area=True, images="all")
 VOC_RULES = TargetRules(keep_thin=True, images="all")
 CODER = PriorCoder()
@@ -42,8 +52,20 @@ CODER = PriorCoder()
 def step_outputs(reference: Reference) -> Outputs:
     """Every array and number of the folder."""
     found: Outputs = {}
-    for part in (_priors, _boxes, _matching, _losses, _test_loops, _suppression, _transforms, _augmentation, _augmentation_parts, _schedules, _annotations,
-                 _initialisation):
+    for part in (
+        _priors,
+        _boxes,
+        _matching,
+        _losses,
+        _test_loops,
+        _suppression,
+        _transforms,
+        _augmentation,
+        _augmentation_parts,
+        _schedules,
+        _annotations,
+        _initialisation,
+    ):
         found.update(part(reference))
     return {**found, "coco_result": Skip(SCORED), "voc_eval": Skip(SCORED)}
 
@@ -69,7 +91,7 @@ def _priors(reference: Reference) -> Outputs:
         priors = prior_table(name.lower()).priors()
         found[f"priors|{name}"] = Output(priors, EXACT)
         found[f"priors.{name}.count"] = _number(len(priors), said["count"])
-        found[f"priors.{name}.first"] = _number(priors[:len(said["first"])], said["first"])
+        found[f"priors.{name}.first"] = _number(priors[: len(said["first"])], said["first"])
         found[f"priors.{name}.last"] = _number(priors[-1], said["last"])
     return found
 
@@ -79,11 +101,20 @@ def _boxes(reference: Reference) -> Outputs:
     crossed = reference.meta["matrix_iou"]
     summed = reference.meta["log_sum_exp"]
     return {
-        "boxes|decode": Output(CODER.decode(torch.from_numpy(listed_input(reference.meta["array_meaning"]["boxes|decode"])), priors)[::7], CLOSE),
+        "boxes|decode": Output(
+            CODER.decode(
+                torch.from_numpy(listed_input(reference.meta["array_meaning"]["boxes|decode"])), priors
+            )[::7],
+            CLOSE,
+        ),
         "boxes|jaccard": Output(box_iou(boxes, prior_corners(priors))[:, ::7], CLOSE),
-        "boxes|encode": Output(CODER.encode(boxes[torch.arange(len(priors)) % len(boxes)], priors)[::7], CLOSE),
+        "boxes|encode": Output(
+            CODER.encode(boxes[torch.arange(len(priors)) % len(boxes)], priors)[::7], CLOSE
+        ),
         "matrix_iou": _number(box_ious(np.array(crossed["a"]), np.array(crossed["b"])), crossed["result"]),
-        "log_sum_exp": _number(torch.from_numpy(_listed_multiple(summed["input"])).logsumexp(dim=1), summed["result"], CLOSE),
+        "log_sum_exp": _number(
+            torch.from_numpy(_listed_multiple(summed["input"])).logsumexp(dim=1), summed["result"], CLOSE
+        ),
     }
 
 
@@ -111,24 +142,46 @@ def _losses(reference: Reference) -> Outputs:
         losses = MultiBoxLoss(CODER)(offsets, logits.requires_grad_(), priors, *zip(*truths, strict=True))
         sum(losses.values()).backward()
         with torch.no_grad():
-            double = MultiBoxLoss(CODER)(offsets.double(), logits.double(), priors.double(), *([t.to(kind) for t in part] for part, kind in zip(
-                zip(*truths, strict=True), (torch.float64, torch.int64), strict=True)))
+            double = MultiBoxLoss(CODER)(
+                offsets.double(),
+                logits.double(),
+                priors.double(),
+                *(
+                    [t.to(kind) for t in part]
+                    for part, kind in zip(
+                        zip(*truths, strict=True), (torch.float64, torch.int64), strict=True
+                    )
+                ),
+            )
         found[f"{name}.float64"] = _number([double["loss_box"], double["loss_class"]], said["float64"], CLOSE)
         positive = [match_priors(*truth, priors, threshold=0.5, coder=CODER).classes > 0 for truth in truths]
-        used = [row.abs().sum(dim=1) > 0 for row in logits.grad]  # priors that the class loss reaches: positives and mined negatives
+        used = [
+            row.abs().sum(dim=1) > 0 for row in logits.grad
+        ]  # priors that the class loss reaches: positives and mined negatives
         for image in range(2):
             found[f"{name}|{image}|positive"] = Output(positive[image].nonzero().squeeze(1), EXACT)
-            found[f"{name}|{image}|negative"] = Output((used[image] & ~positive[image]).nonzero().squeeze(1), EXACT)
-        found[f"{name}|loc_grad_positive"] = Output(torch.cat([offsets.grad[i][positive[i]] for i in range(2)]), CLOSE)
-        found[f"{name}|conf_grad_rows"] = Output(torch.cat([logits.grad[i][used[i]] for i in range(2)])[:40], CLOSE)
-        found[f"{name}.losses"] = _number([losses["loss_box"].item(), losses["loss_class"].item()], [said["loss_l"], said["loss_c"]], CLOSE)
+            found[f"{name}|{image}|negative"] = Output(
+                (used[image] & ~positive[image]).nonzero().squeeze(1), EXACT
+            )
+        found[f"{name}|loc_grad_positive"] = Output(
+            torch.cat([offsets.grad[i][positive[i]] for i in range(2)]), CLOSE
+        )
+        found[f"{name}|conf_grad_rows"] = Output(
+            torch.cat([logits.grad[i][used[i]] for i in range(2)])[:40], CLOSE
+        )
+        found[f"{name}.losses"] = _number(
+            [losses["loss_box"].item(), losses["loss_class"].item()], [said["loss_l"], said["loss_c"]], CLOSE
+        )
         found[f"{name}.positives"] = _number([int(p.sum()) for p in positive], said["positives"])
-        found[f"{name}.negatives"] = _number([int((u & ~p).sum()) for u, p in zip(used, positive, strict=True)], said["negatives"])
+        found[f"{name}.negatives"] = _number(
+            [int((u & ~p).sum()) for u, p in zip(used, positive, strict=True)], said["negatives"]
+        )
     return found
 
 
 def _listed_multiple(text: str) -> np.ndarray:
-    """The array that a text like "2*normal_input(22,(2,11620,21))" names; float32, as a plain number times a float32 array is."""
+    """The array that a text like "2*normal_input(22,(2,11620,21))" names; float32, as a plain number times a
+    float32 array is."""
     found = re.search(r"([\d.]+)\*(?:synth\.)?normal_input", text)
     return listed_input(text) * np.float32(found[1] if found else 1)
 
@@ -146,12 +199,15 @@ def _listed_scores(text: str) -> Tensor:
 
 
 def _test_loops(reference: Reference) -> Outputs:
-    """Both test loops on the recorded cases: with the filter on background and without +1 since December 2019."""
+    """Both test loops on the recorded cases: with the filter on background and without +1 since December
+    2019."""
     found: Outputs = {}
     for name, said in ((key, value) for key, value in reference.meta.items() if key.startswith("detect_")):
         priors = prior_table(said["priors"].lower()).priors()
         height, width = said["image_hw"]
-        boxes = CODER.decode(torch.from_numpy(_listed_multiple(said["loc"])[0]), priors) * torch.tensor([width, height, width, height])
+        boxes = CODER.decode(torch.from_numpy(_listed_multiple(said["loc"])[0]), priors) * torch.tensor(
+            [width, height, width, height]
+        )
         scores = _listed_scores(said["prob"])
         for suffix, offset, background in (("", 0.0, 0.9), ("_before_dec2019", 1.0, None)):
             rule = Selection(said["score_threshold"], 0.45, 50, said["top_k"], offset, background)
@@ -159,26 +215,39 @@ def _test_loops(reference: Reference) -> Outputs:
     return found
 
 
-def _loop(name: str, suffix: str, rule: Selection, boxes: Tensor, scores: Tensor, said: dict[str, Any]) -> Outputs:
+def _loop(
+    name: str, suffix: str, rule: Selection, boxes: Tensor, scores: Tensor, said: dict[str, Any]
+) -> Outputs:
     """Detections of one case, and how many were left after each stage."""
     columns = torch.arange(1, said["classes"])
     result: Detections = rule(boxes, scores, columns)
-    uncut: Detections = replace(rule, per_image_keep=len(columns) * rule.per_class_keep)(boxes, scores, columns)
+    uncut: Detections = replace(rule, per_image_keep=len(columns) * rule.per_class_keep)(
+        boxes, scores, columns
+    )
     capped = int((torch.bincount(uncut.labels, minlength=len(columns)) == rule.per_class_keep).sum())
     found: Outputs = {
-        f"{name}|boxes": Output(result.boxes, CLOSE), f"{name}|scores": Output(result.scores, EXACT), f"{name}|labels": Output(result.labels + 1, EXACT),
-        f"{name}.counts": _number([capped, len(uncut), len(result)], [said[key + suffix] for key in ("classes_at_the_cap", "kept_after_nms", "final")]),
+        f"{name}|boxes": Output(result.boxes, CLOSE),
+        f"{name}|scores": Output(result.scores, EXACT),
+        f"{name}|labels": Output(result.labels + 1, EXACT),
+        f"{name}.counts": _number(
+            [capped, len(uncut), len(result)],
+            [said[key + suffix] for key in ("classes_at_the_cap", "kept_after_nms", "final")],
+        ),
     }
     if not suffix:
         kept = scores[~((scores.argmax(dim=1) == 0) & (scores[:, 0] >= 0.9))]
-        found[f"{name}.candidates"] = _number([len(kept), len(scores), int((kept[:, 1:] > rule.score_threshold).sum())],
-                                              [said["after_background_filter"], said["priors_total"], said["candidates_above_threshold"]])
+        found[f"{name}.candidates"] = _number(
+            [len(kept), len(scores), int((kept[:, 1:] > rule.score_threshold).sum())],
+            [said["after_background_filter"], said["priors_total"], said["candidates_above_threshold"]],
+        )
     return found
 
 
 def _suppression(reference: Reference) -> Outputs:
     said = reference.meta["nms"]
-    found_in_text = re.search(r"RandomState\((\d+)\): xy=uniform\((\d+),(\d+),\((\d+),2\)\), wh=uniform\((\d+),(\d+)", said["boxes"])
+    found_in_text = re.search(
+        r"RandomState\((\d+)\): xy=uniform\((\d+),(\d+),\((\d+),2\)\), wh=uniform\((\d+),(\d+)", said["boxes"]
+    )
     seed, low, high, count, least, most = (int(number) for number in found_in_text.groups())
     draw = np.random.RandomState(seed)
     corners, sides = draw.uniform(low, high, (count, 2)), draw.uniform(least, most, (count, 2))
@@ -205,7 +274,9 @@ def _transforms(reference: Reference) -> Outputs:
         size, _, corner = name.removeprefix("transform|").partition("_")
         result = _preprocess(int(size))((large if corner else small)[:, :, ::-1]).tensor
         found[name] = Output(result[:, :9, -11:] if corner else result, EXACT)
-    found["transform.largest_deviation_from_rounded_float_bilinear"] = Skip("a property of OpenCV's fixed-point arithmetic, which is called as it is")
+    found["transform.largest_deviation_from_rounded_float_bilinear"] = Skip(
+        "a property of OpenCV's fixed-point arithmetic, which is called as it is"
+    )
     return found
 
 
@@ -215,10 +286,18 @@ def _augmentation(reference: Reference) -> Outputs:
     objects = np.array(said["boxes"])
     augment = SSDAugmentation(_preprocess(said["size"]), said["p"])
     for run, rules in enumerate(said["runs"]):
-        pixels = np.random.RandomState(rules["image_seed"]).randint(0, 256, (30, 40, 3)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+        pixels = (
+            np.random.RandomState(rules["image_seed"])
+            .randint(0, 256, (30, 40, 3))
+            .astype(np.uint8)
+            .repeat(8, axis=0)
+            .repeat(8, axis=1)
+        )
         draw = RecordingRandom(rules["seed"])
         image, boxes, labels = augment(pixels[:, :, ::-1], objects[:, :4], objects[:, 4], draw)
-        found[f"augment|{run}|image"] = Output(image.tensor, 1e-3 if rules["draws"][-1][2] == CUBIC else EXACT)
+        found[f"augment|{run}|image"] = Output(
+            image.tensor, 1e-3 if rules["draws"][-1][2] == CUBIC else EXACT
+        )
         found[f"augment|{run}|targets"] = Output(np.concatenate([boxes, labels[:, None]], axis=1), EXACT)
         found[f"augment.{run}.draws"] = _same(draw.draws, rules["draws"])
     return found
@@ -229,14 +308,22 @@ def _augmentation_parts(reference: Reference) -> Outputs:
     said = reference.meta["augment_parts"]
     boxes, labels, canvas = np.array(said["boxes"]), np.array(said["labels"]), np.zeros((60, 80, 3), np.uint8)
     for run, rules in enumerate(said["runs"]):
-        pixels = np.random.RandomState(rules["distort"]["image_seed"]).randint(0, 256, (6, 8, 3)).astype(np.uint8)
+        pixels = (
+            np.random.RandomState(rules["distort"]["image_seed"]).randint(0, 256, (6, 8, 3)).astype(np.uint8)
+        )
         draws = {name: RecordingRandom(rules[name]["seed"]) for name in rules}
         found[f"distort|{run}"] = Output(distort_colours(pixels, draws["distort"]), EXACT)
         part, cut, left = random_crop(canvas, boxes, labels, draws["crop"])
         wide, moved = random_expand(canvas, boxes, draws["expand"])
         _, mirrored = random_mirror(canvas, boxes, draws["mirror"])
-        results = {"crop.shape": part.shape, "crop.boxes": cut, "crop.labels": left, "expand.shape": wide.shape, "expand.boxes": moved,
-                   "mirror.boxes": mirrored}
+        results = {
+            "crop.shape": part.shape,
+            "crop.boxes": cut,
+            "crop.labels": left,
+            "expand.shape": wide.shape,
+            "expand.boxes": moved,
+            "mirror.boxes": mirrored,
+        }
         for name, value in results.items():
             step, field = name.split(".")
             found[f"augment_parts.{run}.{name}"] = _number(value, rules[step][field])
@@ -249,14 +336,30 @@ def _schedules(reference: Reference) -> Outputs:
     said, known = reference.meta["schedule"], load_manifests().schedules
     coco, voc = said["coco"]["epoch_size"], said["voc"]["epoch_size"]
     # the ramp starts at 1e-6 and is laid out over n epochs, but ends a whole epoch early
-    warm = known["hardnet_voc"].model_copy(update={"warmup_iterations": 5 * voc, "warmup_stop": 4 * voc, "warmup_factor": 1e-6 / known["hardnet_voc"].lr})
-    plans = {"coco": (known["hardnet_coco"], coco), "voc": (known["hardnet_voc"], voc), "voc_warm_1": (known["hardnet_voc"], voc),
-             "voc_warm_5": (warm, voc), "imagenet": (known["hardnet_imagenet"], 1)}
+    warm = known["hardnet_voc"].model_copy(
+        update={
+            "warmup_iterations": 5 * voc,
+            "warmup_stop": 4 * voc,
+            "warmup_factor": 1e-6 / known["hardnet_voc"].lr,
+        }
+    )
+    plans = {
+        "coco": (known["hardnet_coco"], coco),
+        "voc": (known["hardnet_voc"], voc),
+        "voc_warm_1": (known["hardnet_voc"], voc),
+        "voc_warm_5": (warm, voc),
+        "imagenet": (known["hardnet_imagenet"], 1),
+    }
     found: Outputs = {f"schedule.{name}.lr": _rates(*plan, said[name]["lr"]) for name, plan in plans.items()}
     for name, (plan, size) in list(plans.items())[:2]:
-        found[f"schedule.{name}.plan"] = _number([plan.epochs, *plan.steps, total_iterations(plan, size)],
-                                                 [said[name]["epochs"], *said[name]["steps"], said[name]["epochs"] * size])
-    found["schedule.coco_resumed_at_100"] = Skip("the original forgets on resuming which steps have passed; ours goes on as if it had not been interrupted")
+        found[f"schedule.{name}.plan"] = _number(
+            [plan.epochs, *plan.steps, total_iterations(plan, size)],
+            [said[name]["epochs"], *said[name]["steps"], said[name]["epochs"] * size],
+        )
+    found["schedule.coco_resumed_at_100"] = Skip(
+        "the original forgets on resuming which steps have passed; ours goes on as if it had not been"
+        " interrupted"
+    )
     return found
 
 
@@ -277,10 +380,18 @@ def _annotations(reference: Reference) -> Outputs:
     one = _truth([[x1 - 1, y1 - 1, *sides]], [VOC_CLASSES.index(voc["name"].lower())], [sides[0] * sides[1]])
     boxes, _ = training_boxes(one, (500, 500), VOC_RULES)
     known = sorted({category for *_, category in coco["bbox_area_cat"]})
-    many = _truth([b for b, _, _ in coco["bbox_area_cat"]], [known.index(c) for _, _, c in coco["bbox_area_cat"]], [a for _, a, _ in coco["bbox_area_cat"]])
+    many = _truth(
+        [b for b, _, _ in coco["bbox_area_cat"]],
+        [known.index(c) for _, _, c in coco["bbox_area_cat"]],
+        [a for _, a, _ in coco["bbox_area_cat"]],
+    )
     kept, rows = training_boxes(many, (coco["image_wh"][1], coco["image_wh"][0]), COCO_RULES)
-    return {"voc_annotation": _number([[*boxes[0], one.labels[0] + 1]], voc["row"]),
-            "coco_annotation": _number([[*box, many.labels[row] + 1] for box, row in zip(kept, rows, strict=True)], coco["rows"])}
+    return {
+        "voc_annotation": _number([[*boxes[0], one.labels[0] + 1]], voc["row"]),
+        "coco_annotation": _number(
+            [[*box, many.labels[row] + 1] for box, row in zip(kept, rows, strict=True)], coco["rows"]
+        ),
+    }
 
 
 def _initialisation(reference: Reference) -> Outputs:
@@ -288,22 +399,37 @@ def _initialisation(reference: Reference) -> Outputs:
     found: Outputs = {}
     for name, said in reference.meta["initialisation"].items():
         with torch.random.fork_rng(devices=[]):
-            model = build_detector({"config": "initialisation", "model": name, "classes": 81, "image_size": 512, "priors": "COCO_512"})
+            model = build_detector(
+                {
+                    "config": "initialisation",
+                    "model": name,
+                    "classes": 81,
+                    "image_size": 512,
+                    "priors": "COCO_512",
+                }
+            )
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.fill_(7.0)
             model.initialise()
         changed = {key for key, value in model.named_parameters() if bool((value != 7.0).any())}
         weights = sorted(_original_name(key) for key in changed if key.endswith(".weight"))
-        found[f"initialisation.{name}.weights_drawn_again"] = _same(weights, sorted(said["weights_drawn_again"]))
-        biases = [key for key in changed if key.endswith(".bias") and bool((model.get_parameter(key) == 0).all())]
+        found[f"initialisation.{name}.weights_drawn_again"] = _same(
+            weights, sorted(said["weights_drawn_again"])
+        )
+        biases = [
+            key for key in changed if key.endswith(".bias") and bool((model.get_parameter(key) == 0).all())
+        ]
         found[f"initialisation.{name}.biases_zeroed"] = _number(len(biases), said["biases_zeroed"])
-        found[f"initialisation.{name}.standard_deviation"] = _number(_deviation_ratio(model, changed), 1.0, 0.05)
+        found[f"initialisation.{name}.standard_deviation"] = _number(
+            _deviation_ratio(model, changed), 1.0, 0.05
+        )
     return found
 
 
 def _deviation_ratio(model: nn.Module, changed: set[str]) -> float:
-    """Measured deviation of the drawn weights over sqrt(2 / (out_channels * kernel_area)), pooled over all of them; 1 without any."""
+    """Measured deviation of the drawn weights over sqrt(2 / (out_channels * kernel_area)), pooled over all of
+    them; 1 without any."""
     drawn = [model.get_parameter(key).detach() for key in changed if key.endswith(".weight")]
     scaled = [(w / (2 / (w.shape[0] * w.shape[2:].numel())) ** 0.5).flatten() for w in drawn]
     return float(torch.cat(scaled).std()) if scaled else 1.0
@@ -311,6 +437,13 @@ def _deviation_ratio(model: nn.Module, changed: set[str]) -> float:
 
 def _original_name(name: str) -> str:
     """The name that the source gives a new layer."""
-    back = ((r"^backbone\.bridge\.", "bridge."), (r"^pyramid\.norm\.", "Norm."), (r"^pyramid\.", ""), (r"\.branches\.(\d)\.", r".branch\1."),
-            (r"\.linear\.", ".ConvLinear."), (r"^box_head\.", "loc."), (r"^class_head\.", "conf."))
+    back = (
+        (r"^backbone\.bridge\.", "bridge."),
+        (r"^pyramid\.norm\.", "Norm."),
+        (r"^pyramid\.", ""),
+        (r"\.branches\.(\d)\.", r".branch\1."),
+        (r"\.linear\.", ".ConvLinear."),
+        (r"^box_head\.", "loc."),
+        (r"^class_head\.", "conf."),
+    )
     return rename(name, back)

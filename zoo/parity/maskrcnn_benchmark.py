@@ -1,4 +1,6 @@
-"""Recompute what the reference folders of maskrcnn-benchmark, of its VoVNet fork and of the VoVNet classifier record."""
+"""Recompute what the reference folders of maskrcnn-benchmark, of its VoVNet fork and of the VoVNet classifier
+record."""
+
 from __future__ import annotations
 
 import re
@@ -30,7 +32,9 @@ from detection_zoo.zoo.weights.load import copy_into, load_arrays
 from detection_zoo.zoo.weights.rename import Translation
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, settle_ties
 from detection_zoo.zoo.parity.benchmark_settings import (
-    departures, entry_from_settings, schedule_from_settings,
+    departures,
+    entry_from_settings,
+    schedule_from_settings,
 )
 from detection_zoo.zoo.parity.standin import normal_input
 
@@ -48,7 +52,9 @@ class Batch:
     sizes: Tensor
 
 
-def outputs(reference: Reference, entry: ModelEntry | None, dtype: str, checkpoint_format: str | None) -> Outputs:
+def outputs(
+    reference: Reference, entry: ModelEntry | None, dtype: str, checkpoint_format: str | None
+) -> Outputs:
     """Every output of a folder, by its recorded name.
 
     Args:
@@ -68,32 +74,44 @@ def outputs(reference: Reference, entry: ModelEntry | None, dtype: str, checkpoi
 
 
 def parse_batch(text: str, divisor: int) -> Batch:
-    """The batch a text describes: "normal_input(seed, shape)" calls, of the whole batch or of single images that are zero-padded.
+    """The batch a text describes: "normal_input(seed, shape)" calls, of the whole batch or of single images
+    that are zero-padded.
 
     Args:
-        text: the calls; then, where images are padded, "padded ... to (N,3,H,W)", and "true sizes ... (h,w) and (h,w)".
+        text: the calls; then, where images are padded, "padded ... to (N,3,H,W)", and "true sizes ... (h,w)
+            and (h,w)".
         divisor: padded sides are multiples of it where the text does not say to what.
     """
-    calls = [(int(seed), tuple(int(n) for n in shape.split(",") if n.strip())) for seed, shape in _CALL.findall(text)]
+    calls = [
+        (int(seed), tuple(int(n) for n in shape.split(",") if n.strip()))
+        for seed, shape in _CALL.findall(text)
+    ]
     if not calls:
         raise ParityError(f"no 'normal_input(seed, (shape))' in the description of an input: {text!r}")
     arrays = [torch.from_numpy(normal_input(seed, shape)) for seed, shape in calls]
     images = [image for array in arrays for image in (array if array.ndim == 4 else array[None])]
     padded = re.search(r"padded[^()]*\(\s*\d+\s*,\s*3\s*,\s*(\d+)\s*,\s*(\d+)\s*\)", text)
     sides = [max(image.shape[axis] for image in images) for axis in (1, 2)]
-    height, width = (int(padded[1]), int(padded[2])) if padded else (-(-side // divisor) * divisor for side in sides)
+    height, width = (
+        (int(padded[1]), int(padded[2])) if padded else (-(-side // divisor) * divisor for side in sides)
+    )
     batch = torch.zeros(len(images), 3, height, width)
     for i, image in enumerate(images):
-        batch[i, :, :image.shape[1], :image.shape[2]] = image
+        batch[i, :, : image.shape[1], : image.shape[2]] = image
     true = re.search(rf"true sizes?[^()]*(?:\([^()\d]*\)[^()]*)?((?:{_PAIR}[\s,and]*)+)", text)
     pairs = re.findall(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)", true[1]) if true else []
-    sizes = [(int(h), int(w)) for h, w in pairs] if len(pairs) == len(images) else [tuple(image.shape[1:]) for image in images]
+    sizes = (
+        [(int(h), int(w)) for h, w in pairs]
+        if len(pairs) == len(images)
+        else [tuple(image.shape[1:]) for image in images]
+    )
     return Batch(batch, torch.tensor(sizes))
 
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Relative L2 differences that a folder advises for maps and head outputs, for lists of boxes and scores, and for gradients."""
+    """Relative L2 differences that a folder advises for maps and head outputs, for lists of boxes and scores,
+    and for gradients."""
 
     maps: float = 1e-4
     lists: float = 1e-4
@@ -103,15 +121,20 @@ class Tolerances:
     def of(cls, meta: Mapping[str, Any]) -> Tolerances:
         """From the words of a folder's advice; what it does not say keeps its default."""
         advice = meta.get("tolerance", {}).get("advice", "")
-        found = {"maps": re.search(r"([\d.]+e-\d+) for maps", advice), "lists": re.search(r"([\d.]+e-\d+) for boxes", advice),
-                 "gradients": re.search(r"([\d.]+e-\d+) for gradients", advice)}
+        found = {
+            "maps": re.search(r"([\d.]+e-\d+) for maps", advice),
+            "lists": re.search(r"([\d.]+e-\d+) for boxes", advice),
+            "gradients": re.search(r"([\d.]+e-\d+) for gradients", advice),
+        }
         return cls(**{name: float(match[1]) for name, match in found.items() if match})
 
 
 class _Folder:
     """One detector folder: its model, loaded, and every output it records."""
 
-    def __init__(self, reference: Reference, entry: ModelEntry | None, kind: torch.dtype, checkpoint: str) -> None:
+    def __init__(
+        self, reference: Reference, entry: ModelEntry | None, kind: torch.dtype, checkpoint: str
+    ) -> None:
         self.reference, self.meta, self.kind = reference, reference.meta, kind
         self.tolerances, self.computed = Tolerances.of(reference.meta), {}
         row, model = self._model(entry)
@@ -119,8 +142,16 @@ class _Folder:
         copy_into(model, self.translation, f"stand-in checkpoint of {reference.folder} ({checkpoint})")
         self.model, self.schedule = model.to(kind).eval(), self._schedule(entry or row)
         divisor = row.conventions.image.size_divisor if row.conventions else 1
-        described = {name: text for name, text in self.meta["inputs"].items() if isinstance(text, str) and _CALL.search(text)}
-        self.batches = {name: replace(batch, images=batch.images.to(kind)) for name, text in described.items() for batch in [parse_batch(text, divisor)]}
+        described = {
+            name: text
+            for name, text in self.meta["inputs"].items()
+            if isinstance(text, str) and _CALL.search(text)
+        }
+        self.batches = {
+            name: replace(batch, images=batch.images.to(kind))
+            for name, text in described.items()
+            for batch in [parse_batch(text, divisor)]
+        }
 
     def _model(self, entry: ModelEntry | None) -> tuple[ModelEntry, nn.Module]:
         """The row's model; where no row fits the recorded settings, the model that these describe."""
@@ -129,7 +160,10 @@ class _Folder:
             return entry, assemble(entry)
         recorded = entry_from_settings(self.reference)
         if entry is None:
-            self.reference.notes.append(f"no manifest row has source_config {self.reference.config!r}: built from the recorded settings")
+            self.reference.notes.append(
+                f"no manifest row has source_config {self.reference.config!r}: built from the recorded"
+                " settings"
+            )
             return recorded, assemble(recorded)
         with torch.device("meta"):
             differing = list(departures(assemble(entry), assemble(recorded)))
@@ -148,7 +182,10 @@ class _Folder:
             return own
         recorded = schedule_from_settings(self.meta["settings"])
         if own is not None and own.model_copy(update={"short_sides": [], "note": None}) != recorded:
-            self.reference.notes.append(f"schedule {row.schedule} of row {row.name} departs from the recorded solver settings, which were used")
+            self.reference.notes.append(
+                f"schedule {row.schedule} of row {row.name} departs from the recorded solver settings, which"
+                " were used"
+            )
         return recorded
 
     def outputs(self) -> Outputs:
@@ -162,7 +199,11 @@ class _Folder:
             self._optimiser(optimiser)
         self._anchors()
         recorded = self.reference.recorded
-        return {name: output for name, output in self.computed.items() if name in recorded or getattr(output, "expected", None) is not None}
+        return {
+            name: output
+            for name, output in self.computed.items()
+            if name in recorded or getattr(output, "expected", None) is not None
+        }
 
     def _wants(self, *prefixes: str) -> bool:
         """Whether anything is recorded under one of these prefixes; the rest need not be computed."""
@@ -231,10 +272,18 @@ class _Folder:
         for i, found in enumerate(model.postprocess(raw, batch.sizes)):
             order = self._detections(f"{name}.detections.image{i}", found)
             if found.masks is not None:
-                self._masks(f"{name}.detections.image{i}", found.masks[order], found.boxes[order], batch.sizes[i].tolist(), "mask_probs")
+                self._masks(
+                    f"{name}.detections.image{i}",
+                    found.masks[order],
+                    found.boxes[order],
+                    batch.sizes[i].tolist(),
+                    "mask_probs",
+                )
             if found.keypoints is not None:
                 self._list(f"{name}.detections.image{i}.keypoints", found.keypoints[order], "x y")
-                self._list(f"{name}.detections.image{i}.keypoint_logits", found.extra["keypoint_logits"][order])
+                self._list(
+                    f"{name}.detections.image{i}.keypoint_logits", found.extra["keypoint_logits"][order]
+                )
 
     def _detections(self, name: str, found: Detections) -> Tensor:
         """Detections by falling score; returns that order."""
@@ -245,9 +294,13 @@ class _Folder:
         return order
 
     def _order(self, name: str, scores: Tensor, boxes: Tensor) -> Tensor:
-        """Rows by falling score; near ties as the recorded boxes of that name, whole or by column, have them."""
+        """Rows by falling score; near ties as the recorded boxes of that name, whole or by column, have
+        them."""
         order = scores.sort(descending=True, stable=True).indices
-        recorded, columns = self.reference.recorded, [f"{name}.{column}" for column in ("x1", "y1", "x2", "y2")]
+        recorded, columns = (
+            self.reference.recorded,
+            [f"{name}.{column}" for column in ("x1", "y1", "x2", "y2")],
+        )
         if name in recorded and len(recorded[name]["samples"]) == 4 * int(recorded[name]["shape"][0]):
             rows = recorded[name]["samples"].reshape(-1, 4)
         elif all(column in recorded and int(recorded[column]["stride"]) == 1 for column in columns):
@@ -255,25 +308,44 @@ class _Folder:
         else:
             return order
         settled = settle_ties(scores[order].numpy(), boxes[order].numpy(), rows)
-        if (moved := int((settled != np.arange(len(settled))).sum())):
-            self.reference.notes.append(f"{name}: {moved} rows of nearly equal scores were put in the recorded order")
+        if moved := int((settled != np.arange(len(settled))).sum()):
+            self.reference.notes.append(
+                f"{name}: {moved} rows of nearly equal scores were put in the recorded order"
+            )
         return order[torch.from_numpy(settled)]
 
-    def _masks(self, name: str, masks: Tensor, boxes: Tensor, size: Sequence[int], probabilities: str) -> None:
+    def _masks(
+        self, name: str, masks: Tensor, boxes: Tensor, size: Sequence[int], probabilities: str
+    ) -> None:
         self._map(f"{name}.{probabilities}", masks[:, None])
-        pasted = paste_masks(masks, boxes, (size[0], size[1]), threshold=self.model.threshold, interpolation=self.model.interpolation)
+        pasted = paste_masks(
+            masks,
+            boxes,
+            (size[0], size[1]),
+            threshold=self.model.threshold,
+            interpolation=self.model.interpolation,
+        )
         self._exact(f"{name}.pasted.row_sums", pasted.sum(dim=2))
         self._exact(f"{name}.pasted.column_sums", pasted.sum(dim=1))
 
-    def _fixed_boxes(self, name: str, batch: Batch, features: dict[str, Tensor], fixed: Mapping[str, Any]) -> None:
+    def _fixed_boxes(
+        self, name: str, batch: Batch, features: dict[str, Tensor], fixed: Mapping[str, Any]
+    ) -> None:
         model, boxes = self.model, [torch.tensor(fixed["xyxy"], dtype=self.kind)]
         labels, size = torch.tensor(fixed["labels"]) - 1, batch.sizes[0].tolist()
         pooler: RoiAlignPooler = model.box.pooler
         self._exact(f"{name}.roi.levels", pooler.level_indices(boxes))
         hidden, logits, deltas = model.box(features, boxes)
-        for part, value in (("pooled", pooler(features, boxes)), ("features", hidden), ("class_logits", logits), ("box_deltas", deltas)):
+        for part, value in (
+            ("pooled", pooler(features, boxes)),
+            ("features", hidden),
+            ("class_logits", logits),
+            ("box_deltas", deltas),
+        ):
             self._map(f"{name}.roi.{part}", value)
-        found = select_detections(logits, deltas, boxes, [size], coder=model.coder, rule=model.detection_rule)[0]
+        found = select_detections(
+            logits, deltas, boxes, [size], coder=model.coder, rule=model.detection_rule
+        )[0]
         self._detections(f"{name}.roi.detections.image0", found)
         if isinstance(model, MaskRcnn):
             pooled = model.mask_features(features, boxes)
@@ -283,11 +355,17 @@ class _Folder:
                 self._map(f"{name}.mask.pooled", pooler(features, boxes))
             self._map(f"{name}.mask.features", model.mask.convs(pooled))
             self._map(f"{name}.mask.logits", model.mask(pooled))
-            self._masks(f"{name}.mask", class_masks(model.mask(pooled), labels).to(self.kind), boxes[0], size, "probs")
+            self._masks(
+                f"{name}.mask", class_masks(model.mask(pooled), labels).to(self.kind), boxes[0], size, "probs"
+            )
         if isinstance(model, KeypointRcnn):
             pooled = model.keypoint.pooler(features, boxes)
             heatmaps = model.keypoint(pooled)
-            for part, value in (("pooled", pooled), ("features", model.keypoint.convs(pooled)), ("heatmaps", heatmaps)):
+            for part, value in (
+                ("pooled", pooled),
+                ("features", model.keypoint.convs(pooled)),
+                ("heatmaps", heatmaps),
+            ):
                 self._map(f"{name}.keypoint.{part}", value)
             if not self._wants(f"{name}.keypoint.keypoints", f"{name}.keypoint.scores"):
                 return
@@ -300,28 +378,52 @@ class _Folder:
     def _training(self, training: Mapping[str, Any]) -> None:
         model, batch = self.model.train(), self.batches[training["batch"]]
         targets = [parse_target(described) for described in training["targets"]]
-        for owner, attribute in ((model, "sampler"), (getattr(model, "rpn", None), "sampler"), (model, "keypoint_sampler")):
+        for owner, attribute in (
+            (model, "sampler"),
+            (getattr(model, "rpn", None), "sampler"),
+            (model, "keypoint_sampler"),
+        ):
             sampler = getattr(owner, attribute, None)
             if isinstance(sampler, BalancedSampler):
-                setattr(owner, attribute, BalancedSampler(sampler.count, sampler.positive_fraction, draw="first"))
+                setattr(
+                    owner, attribute, BalancedSampler(sampler.count, sampler.positive_fraction, draw="first")
+                )
         if isinstance(model, RetinaNet):
-            losses, names = self._dense_training(batch, targets), {"loss_class": "loss_retina_cls", "loss_box": "loss_retina_reg"}
+            losses, names = (
+                self._dense_training(batch, targets),
+                {"loss_class": "loss_retina_cls", "loss_box": "loss_retina_reg"},
+            )
         else:
             step = model.training_step(batch.images, batch.sizes, targets)
             self._sampled(step, targets)
-            losses, names = step.losses, {"loss_rpn_objectness": "loss_objectness", "loss_rpn_box": "loss_rpn_box_reg", "loss_class": "loss_classifier",
-                                          "loss_box": "loss_box_reg", "loss_mask": "loss_mask", "loss_keypoint": "loss_kp"}
+            losses, names = (
+                step.losses,
+                {
+                    "loss_rpn_objectness": "loss_objectness",
+                    "loss_rpn_box": "loss_rpn_box_reg",
+                    "loss_class": "loss_classifier",
+                    "loss_box": "loss_box_reg",
+                    "loss_mask": "loss_mask",
+                    "loss_keypoint": "loss_kp",
+                },
+            )
         for name, value in losses.items():
             self._list(f"train.{names[name]}", value.reshape(1))
         torch.stack(list(losses.values())).sum().backward()
         parameters = dict(model.named_parameters())
         for ours, theirs in (*self.translation.origin.items(), *self.translation.aliases.items()):
             if ours in parameters and parameters[ours].grad is not None:
-                self.computed[f"train.grad.{theirs.removeprefix('module.')}"] = Output(parameters[ours].grad, self.tolerances.gradients)
+                self.computed[f"train.grad.{theirs.removeprefix('module.')}"] = Output(
+                    parameters[ours].grad, self.tolerances.gradients
+                )
 
     def _file_names(self) -> dict[str, str]:
-        """Names of the model's tensors -> the source's own, the first of several, without the wrapper's prefix."""
-        return {ours: theirs.removeprefix("module.") for ours, theirs in (self.translation.origin | self.translation.aliases).items()}
+        """Names of the model's tensors -> the source's own, the first of several, without the wrapper's
+        prefix."""
+        return {
+            ours: theirs.removeprefix("module.")
+            for ours, theirs in (self.translation.origin | self.translation.aliases).items()
+        }
 
     def _dense_training(self, batch: Batch, targets: Sequence[Target]) -> dict[str, Tensor]:
         raw = self.model.raw(batch.images, batch.sizes)
@@ -334,42 +436,76 @@ class _Folder:
         return self.model.reduce(raw, labels)
 
     def _sampled(self, step: RcnnTraining, targets: Sequence[Target]) -> None:
-        for i, (proposals, labels, sampled, target) in enumerate(zip(step.proposals, step.labels, step.sampled, targets, strict=True)):
+        for i, (proposals, labels, sampled, target) in enumerate(
+            zip(step.proposals, step.labels, step.sampled, targets, strict=True)
+        ):
             truth = target.boxes.to(proposals.boxes.dtype)
             self._boxes(f"train.proposals.image{i}.boxes", torch.cat([proposals.boxes, truth]))
-            self._list(f"train.proposals.image{i}.objectness", torch.cat([proposals.scores, proposals.scores.new_ones(len(truth))]))
-            for part, value in (("positive", labels.positive), ("negative", labels.negative), ("labels", labels.labels)):
+            self._list(
+                f"train.proposals.image{i}.objectness",
+                torch.cat([proposals.scores, proposals.scores.new_ones(len(truth))]),
+            )
+            for part, value in (
+                ("positive", labels.positive),
+                ("negative", labels.negative),
+                ("labels", labels.labels),
+            ):
                 self._exact(f"train.rpn.{part}.image{i}", value)
-            for part, value in (("positive", sampled.positive), ("negative", sampled.negative), ("labels", sampled.candidate_labels),
-                                ("sampled_labels", sampled.labels)):
+            for part, value in (
+                ("positive", sampled.positive),
+                ("negative", sampled.negative),
+                ("labels", sampled.candidate_labels),
+                ("sampled_labels", sampled.labels),
+            ):
                 self._exact(f"train.roi.{part}.image{i}", value)
             self._boxes(f"train.roi.sampled_boxes.image{i}", sampled.boxes)
             self._list(f"train.roi.sampled_targets.image{i}", sampled.targets, "dx dy dw dh")
             if isinstance(self.model, KeypointRcnn):
                 drawn = self.model.sample_keypoints(sampled, target)
-                for part, value in (("positive", drawn.positive), ("negative", drawn.negative), ("labels", drawn.labels)):
+                for part, value in (
+                    ("positive", drawn.positive),
+                    ("negative", drawn.negative),
+                    ("labels", drawn.labels),
+                ):
                     self._exact(f"train.kp.{part}.image{i}", value)
 
     def _optimiser(self, recorded: Mapping[str, Any]) -> None:
         """Groups of parameters, frozen parameters, buffers, and rates: numbers of outputs.json."""
         names = self._file_names()
         if self.schedule is None:
-            raise ParityError(f"{self.reference.folder}: records an optimiser, and neither settings nor a row's schedule say how to make it")
+            raise ParityError(
+                f"{self.reference.folder}: records an optimiser, and neither settings nor a row's schedule"
+                " say how to make it"
+            )
         groups = parameter_groups(self.model, self.schedule)
         ours = {(group["lr_factor"], group["weight_decay"]): group for group in groups}
         self.computed["optimiser.groups"] = Output(len(groups), 0.0, len(recorded["groups"]))
         for i, group in enumerate(recorded["groups"]):
-            own = ours.get((float(group["lr_times"]), float(group["weight_decay"])), {"params": [], "names": []})
-            self.computed[f"optimiser.group{i}.parameters"] = Output(len(own["params"]), 0.0, group["parameters"])
-            self.computed[f"optimiser.group{i}.scalars"] = Output(sum(p.numel() for p in own["params"]), 0.0, group["scalars"])
+            own = ours.get(
+                (float(group["lr_times"]), float(group["weight_decay"])), {"params": [], "names": []}
+            )
+            self.computed[f"optimiser.group{i}.parameters"] = Output(
+                len(own["params"]), 0.0, group["parameters"]
+            )
+            self.computed[f"optimiser.group{i}.scalars"] = Output(
+                sum(p.numel() for p in own["params"]), 0.0, group["scalars"]
+            )
             missing = set(group.get("examples", [])) - {names[name] for name in own["names"]}
             self.computed[f"optimiser.group{i}.examples_missing"] = Output(len(missing), 0.0, 0)
-        frozen = {names[name] for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
-        self.computed["optimiser.frozen_differing"] = Output(len(frozen ^ set(recorded["frozen_parameters"])), 0.0, 0)
+        frozen = {
+            names[name] for name, parameter in self.model.named_parameters() if not parameter.requires_grad
+        }
+        self.computed["optimiser.frozen_differing"] = Output(
+            len(frozen ^ set(recorded["frozen_parameters"])), 0.0, 0
+        )
         if "buffers_never_trained" in recorded:
-            anchors = len(self.reference.description.get("not_filled", []))  # buffers there; here they follow from the configuration
+            anchors = len(
+                self.reference.description.get("not_filled", [])
+            )  # buffers there; here they follow from the configuration
             held = sum(name in names for name, _ in self.model.named_buffers())
-            self.computed["optimiser.buffers"] = Output(held + anchors, 0.0, recorded["buffers_never_trained"])
+            self.computed["optimiser.buffers"] = Output(
+                held + anchors, 0.0, recorded["buffers_never_trained"]
+            )
         if rates := recorded.get("learning_rate"):
             value = [learning_rate(self.schedule, k - 1) for k in rates["iteration"]]
             self.computed["optimiser.learning_rate"] = Output(value, 1e-12, rates["lr"])
@@ -377,21 +513,36 @@ class _Folder:
     def _anchors(self) -> None:
         """Cell anchors beside the buffers that stand in the checkpoint."""
         generator = self.model.anchors if isinstance(self.model, RetinaNet) else self.model.rpn.anchors
-        stored = {entry["name"]: entry["values"] for entry in self.reference.description.get("not_filled", []) if "values" in entry}
+        stored = {
+            entry["name"]: entry["values"]
+            for entry in self.reference.description.get("not_filled", [])
+            if "values" in entry
+        }
         for name, values in stored.items():
             level = int(name.rsplit(".", 1)[1])
-            self.computed[f"checkpoint.{name.removeprefix('module.')}"] = Output(generator.cells()[level], 1e-7, values)
+            self.computed[f"checkpoint.{name.removeprefix('module.')}"] = Output(
+                generator.cells()[level], 1e-7, values
+            )
 
 
 def parse_target(described: Mapping[str, Any]) -> Target:
-    """A training target from its description: boxes, labels from 1, polygons, key points as flat lists of 3 * P numbers."""
+    """A training target from its description: boxes, labels from 1, polygons, key points as flat lists of 3 *
+    P numbers."""
     keypoints = described.get("keypoints")
-    points = None if keypoints is None else torch.tensor(keypoints, dtype=torch.float32).reshape(len(keypoints), -1, 3)
+    points = (
+        None
+        if keypoints is None
+        else torch.tensor(keypoints, dtype=torch.float32).reshape(len(keypoints), -1, 3)
+    )
     boxes = torch.tensor(described["boxes"], dtype=torch.float32).reshape(-1, 4)
-    return Target(boxes, torch.tensor(described["labels"], dtype=torch.int64) - 1, described.get("polygons"), points)
+    return Target(
+        boxes, torch.tensor(described["labels"], dtype=torch.int64) - 1, described.get("polygons"), points
+    )
 
 
-def _classifier(reference: Reference, entry: ModelEntry | None, kind: torch.dtype, checkpoint: str) -> Outputs:
+def _classifier(
+    reference: Reference, entry: ModelEntry | None, kind: torch.dtype, checkpoint: str
+) -> Outputs:
     """The VoVNet classifier, and the detector's backbone after loading the same file."""
     arrays = reference.checkpoint()
     if entry is not None:
@@ -404,9 +555,17 @@ def _classifier(reference: Reference, entry: ModelEntry | None, kind: torch.dtyp
     body = BACKBONES[name](norm="frozen", freeze_at=0)
     loading = format_of(checkpoint).translate(arrays)
     taken = {target: array for target, array in loading.state.items() if target.startswith("backbone.")}
-    report = copy_into(body, Translation({t.removeprefix("backbone."): a for t, a in taken.items()}, optional=loading.optional), where)
+    report = copy_into(
+        body,
+        Translation({t.removeprefix("backbone."): a for t, a in taken.items()}, optional=loading.optional),
+        where,
+    )
     model, body = model.to(kind).eval(), body.to(kind).eval()
-    tolerance = float(found[0]) if (found := re.findall(r"[\d.]+e-\d+", reference.meta.get("tolerance", {}).get("advice", ""))) else None
+    tolerance = (
+        float(found[0])
+        if (found := re.findall(r"[\d.]+e-\d+", reference.meta.get("tolerance", {}).get("advice", "")))
+        else None
+    )
     computed: Outputs = {}
     for name, text in reference.meta["inputs"].items():
         if isinstance(text, str) and _CALL.search(text):
@@ -417,9 +576,21 @@ def _classifier(reference: Reference, entry: ModelEntry | None, kind: torch.dtyp
                 if value.ndim == 4:
                     computed[f"{name}.{part}.channel_mean"] = Output(value.mean(dim=1), tolerance)
     if described := reference.meta.get("detector_loading"):
-        numbers = {"tensors_taken": len(report.matched), "of_detector_body": len(body.state_dict()), "count_not_taken": len(arrays) - len(report.matched)}
-        computed |= {f"detector_loading.{key}": Output(value, 0.0, described[key]) for key, value in numbers.items() if key in described}
-    return {name: out for name, out in computed.items() if name in reference.recorded or getattr(out, "expected", None) is not None}
+        numbers = {
+            "tensors_taken": len(report.matched),
+            "of_detector_body": len(body.state_dict()),
+            "count_not_taken": len(arrays) - len(report.matched),
+        }
+        computed |= {
+            f"detector_loading.{key}": Output(value, 0.0, described[key])
+            for key, value in numbers.items()
+            if key in described
+        }
+    return {
+        name: out
+        for name, out in computed.items()
+        if name in reference.recorded or getattr(out, "expected", None) is not None
+    }
 
 
 def _classifier_values(model: Classifier, body: Backbone, images: Tensor) -> dict[str, Tensor]:
@@ -437,7 +608,11 @@ def _vovnet_of(arrays: Mapping[str, Any]) -> str:
             with torch.device("meta"):
                 model = Classifier(BACKBONES[name](norm="batch"), len(arrays["classifier.bias"]))
             state = format_of(CLASSIFIER_FORMAT).translate({file: arrays[file] for file in wanted}).state
-            shapes = {key: tuple(value.shape) for key, value in model.state_dict().items() if key.endswith("conv.weight")}
+            shapes = {
+                key: tuple(value.shape)
+                for key, value in model.state_dict().items()
+                if key.endswith("conv.weight")
+            }
             if shapes == {key: tuple(value.shape) for key, value in state.items()}:
                 return name
     raise ParityError("no registered VoVNet has the names and shapes of this classifier's tensors")

@@ -1,4 +1,6 @@
-"""A source of randomness that notes its draws, to compare them with the draws that a reference folder records."""
+"""A source of randomness that notes its draws, to compare them with the draws that a reference folder
+records."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -44,7 +46,8 @@ class RecordingRandom(Random):
         return self._note("randint", [a, b], lambda: a + Random.randrange(self, b - a + 1))
 
     def choice(self, seq: Sequence[Any]) -> Any:
-        """As inherited, noted: the folder has the number of options, and writes a mode as (minimum, maximum) IoU."""
+        """As inherited, noted: the folder has the number of options, and writes a mode as (minimum, maximum)
+        IoU."""
         value = self._note("choice", len(seq), lambda: Random.choice(self, seq))
         self.draws[-1][2] = None if value is None else [None if value < 0 else value, None]
         return value

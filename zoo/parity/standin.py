@@ -1,4 +1,6 @@
-"""Stand-in checkpoints: every tensor filled from its own name, as the folders of recorded reference outputs describe them."""
+"""Stand-in checkpoints: every tensor filled from its own name, as the folders of recorded reference outputs
+describe them."""
+
 from __future__ import annotations
 
 import json
@@ -18,7 +20,8 @@ def fill(entry: dict[str, Any]) -> np.ndarray:
     """One tensor of a stand-in checkpoint; its numbers follow from its name alone.
 
     Args:
-        entry: name, shape, fill, and where given dtype, gain, and fill_name (the name that the numbers follow from).
+        entry: name, shape, fill, and where given dtype, gain, and fill_name (the name that the numbers follow
+            from).
 
     Raises:
         CheckpointError: an unknown fill.
@@ -39,17 +42,22 @@ def fill(entry: dict[str, Any]) -> np.ndarray:
         case "var":
             value = 0.75 + 0.5 * draw.random_sample(shape)
         case other:
-            raise CheckpointError(f"{entry['name']}: unknown fill {other!r}; known: zeros, fan_in, scale, shift, mean, var")
+            raise CheckpointError(
+                f"{entry['name']}: unknown fill {other!r}; known: zeros, fan_in, scale, shift, mean, var"
+            )
     return np.asarray(value).astype(entry.get("dtype", "float32"))
 
 
 def read_checkpoint_description(folder: Path | str, file: str = CHECKPOINT_FILE) -> dict[str, Any]:
-    """The JSON description of a folder's checkpoint; raises CheckpointError where it is missing or malformed."""
+    """The JSON description of a folder's checkpoint; raises CheckpointError where it is missing or
+    malformed."""
     path = Path(folder) / file
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; a reference folder with a model describes its checkpoint there") from None
+        raise CheckpointError(
+            f"{path}: no such file; a reference folder with a model describes its checkpoint there"
+        ) from None
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}; is the file cut short?") from None
     if not isinstance(described.get("tensors"), list):
@@ -58,7 +66,8 @@ def read_checkpoint_description(folder: Path | str, file: str = CHECKPOINT_FILE)
 
 
 def standin_arrays(folder: Path | str, file: str = CHECKPOINT_FILE) -> dict[str, np.ndarray]:
-    """The whole stand-in checkpoint of a reference folder, in its own order; tensors of fixed values (anchors) included.
+    """The whole stand-in checkpoint of a reference folder, in its own order; tensors of fixed values
+    (anchors) included.
 
     Args:
         folder: holds the description.
@@ -68,7 +77,9 @@ def standin_arrays(folder: Path | str, file: str = CHECKPOINT_FILE) -> dict[str,
     arrays = {entry["name"]: fill(entry) for entry in described["tensors"]}
     for entry in described.get("not_filled", []):
         if "values" in entry:
-            arrays[entry["name"]] = np.array(entry["values"], dtype=entry.get("dtype", "float32")).reshape(entry["shape"])
+            arrays[entry["name"]] = np.array(entry["values"], dtype=entry.get("dtype", "float32")).reshape(
+                entry["shape"]
+            )
     return arrays
 
 
@@ -77,8 +88,8 @@ def write_standin_checkpoint(folder: Path | str, path: Path | str, file: str = C
 
     Args:
         folder: reference folder.
-        path: file to write; `.pkl` becomes Detectron's pickle of blobs, anything else a torch file with the tensors under "model"
-            where the description says so, or bare.
+        path: file to write; `.pkl` becomes Detectron's pickle of blobs, anything else a torch file with the
+            tensors under "model" where the description says so, or bare.
         file: the description's name.
     """
     path = Path(path)

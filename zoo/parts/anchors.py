@@ -1,4 +1,6 @@
-"""Anchors: cell boxes by one of several rules, laid over a pyramid of feature maps (Faster R-CNN, Ren et al. 2015, section 3.1.1)."""
+"""Anchors: cell boxes by one of several rules, laid over a pyramid of feature maps (Faster R-CNN, Ren et al.
+2015, section 3.1.1)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,10 +11,12 @@ from torch import Tensor, nn
 
 
 def rounded_cells(stride: float, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
-    """Detectron's recipe: sides are rounded at the size of one stride and scaled to `sizes` afterwards; ratio is height / width.
+    """Detectron's recipe: sides are rounded at the size of one stride and scaled to `sizes` afterwards; ratio
+    is height / width.
 
     Returns:
-        (len(ratios) * len(sizes), 4) float64 around the centre (stride - 1) / 2, ratio slow, size fast, far corners inclusive.
+        (len(ratios) * len(sizes), 4) float64 around the centre (stride - 1) / 2, ratio slow, size fast, far
+        corners inclusive.
     """
     centre = (stride - 1) / 2
     cells = []
@@ -21,7 +25,9 @@ def rounded_cells(stride: float, sizes: Sequence[float], ratios: Sequence[float]
         height = np.round(width * ratio)
         for size in sizes:
             half_width, half_height = (width * (size / stride) - 1) / 2, (height * (size / stride) - 1) / 2
-            cells.append([centre - half_width, centre - half_height, centre + half_width, centre + half_height])
+            cells.append(
+                [centre - half_width, centre - half_height, centre + half_width, centre + half_height]
+            )
     return np.array(cells)
 
 
@@ -36,7 +42,8 @@ def centred_cells(stride: float, sizes: Sequence[float], ratios: Sequence[float]
 
 
 def torchvision_cells(stride: float, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
-    """torchvision's recipe: around (0, 0), corners rounded half to even; ratio is height / width; computed in float32.
+    """torchvision's recipe: around (0, 0), corners rounded half to even; ratio is height / width; computed in
+    float32.
 
     Returns:
         (len(ratios) * len(sizes), 4) float64, ratio slow, size fast.
@@ -58,22 +65,40 @@ class AnchorGenerator(nn.Module):
         ratios: shapes; what a ratio means, and the order, is the rule's.
         strides: for each level, the pixels from one cell to the next.
         rule: a name of CELL_RULES.
-        slow: of a cell's anchors, what changes last: "rule" as the rule has it, "size" every ratio of one size after another (Detectron's RetinaNet).
+        slow: of a cell's anchors, what changes last: "rule" as the rule has it, "size" every ratio of one
+            size after another (Detectron's RetinaNet).
     """
 
-    def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float], strides: Sequence[int], *, rule: str = "rounded",
-                 slow: str = "rule") -> None:
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[float]],
+        ratios: Sequence[float],
+        strides: Sequence[int],
+        *,
+        rule: str = "rounded",
+        slow: str = "rule",
+    ) -> None:
         super().__init__()
         if rule not in CELL_RULES:
             raise ValueError(f"unknown anchor rule {rule!r}; known: {', '.join(CELL_RULES)}")
         if len(sizes) != len(strides):
-            raise ValueError(f"anchor sizes are given for {len(sizes)} levels, but there are {len(strides)} (strides {list(strides)})")
+            raise ValueError(
+                f"anchor sizes are given for {len(sizes)} levels, but there are {len(strides)} (strides"
+                f" {list(strides)})"
+            )
         if slow == "size":
-            cells = [np.concatenate([CELL_RULES[rule](stride, [size], ratios) for size in level]) for level, stride in zip(sizes, strides, strict=True)]
+            cells = [
+                np.concatenate([CELL_RULES[rule](stride, [size], ratios) for size in level])
+                for level, stride in zip(sizes, strides, strict=True)
+            ]
         else:
-            cells = [CELL_RULES[rule](stride, level, ratios) for level, stride in zip(sizes, strides, strict=True)]
+            cells = [
+                CELL_RULES[rule](stride, level, ratios) for level, stride in zip(sizes, strides, strict=True)
+            ]
         if len({len(level) for level in cells}) != 1:
-            raise ValueError(f"every level needs as many anchors a cell, but they have {[len(level) for level in cells]}")
+            raise ValueError(
+                f"every level needs as many anchors a cell, but they have {[len(level) for level in cells]}"
+            )
         self.strides = list(strides)
         self.per_cell = len(cells[0])  # A
         self._cells = [torch.tensor(level, dtype=torch.float32, device="cpu") for level in cells]
@@ -83,13 +108,21 @@ class AnchorGenerator(nn.Module):
         return [level.clone() for level in self._cells]
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Anchors of each level (H * W * A, 4), row slow, column, anchor fast; rounded to float32, then in the type of the features."""
-        return [self._level(level, stride, feature) for level, stride, feature in zip(self._cells, self.strides, features, strict=True)]
+        """Anchors of each level (H * W * A, 4), row slow, column, anchor fast; rounded to float32, then in
+        the type of the features."""
+        return [
+            self._level(level, stride, feature)
+            for level, stride, feature in zip(self._cells, self.strides, features, strict=True)
+        ]
 
     def _level(self, cells: Tensor, stride: int, feature: Tensor) -> Tensor:
         height, width = feature.shape[-2:]
         device = feature.device
-        y, x = torch.meshgrid(torch.arange(height, device=device) * stride, torch.arange(width, device=device) * stride, indexing="ij")
+        y, x = torch.meshgrid(
+            torch.arange(height, device=device) * stride,
+            torch.arange(width, device=device) * stride,
+            indexing="ij",
+        )
         shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).to(torch.float32)  # (H*W, 1, 4)
         kind = feature.dtype if feature.dtype == torch.float64 else torch.float32
         return (shifts + cells.to(device)).reshape(-1, 4).to(kind)

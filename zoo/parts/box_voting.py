@@ -1,4 +1,6 @@
-"""Box voting: a detection's box becomes the mean of its overlapping rivals (Gidaris and Komodakis 2015, section 4)."""
+"""Box voting: a detection's box becomes the mean of its overlapping rivals (Gidaris and Komodakis 2015,
+section 4)."""
+
 from __future__ import annotations
 
 import torch
@@ -9,15 +11,25 @@ from detection_zoo.zoo.parts.boxes import box_iou
 METHODS = ("id", "temp_avg", "avg", "iou_avg", "generalized_avg", "quasi_sum")
 
 
-def vote_boxes(kept: Tensor, kept_scores: Tensor, boxes: Tensor, scores: Tensor, threshold: float, *, method: str = "id", beta: float = 1.0,
-               offset: float = 1.0) -> tuple[Tensor, Tensor]:
+def vote_boxes(
+    kept: Tensor,
+    kept_scores: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    threshold: float,
+    *,
+    method: str = "id",
+    beta: float = 1.0,
+    offset: float = 1.0,
+) -> tuple[Tensor, Tensor]:
     """Refine the boxes that survived suppression by all boxes of their class, as Detectron does it.
 
     Args:
         kept: (M, 4) survivors, float32 pixels; kept_scores: (M,).
         boxes: (R, 4) all boxes of the class before suppression; scores: (R,).
         threshold: a box with IoU of at least this votes, with its score as weight.
-        method: what becomes of the score; "id" leaves it, the others combine those of the voters (Detectron's scoring methods).
+        method: what becomes of the score; "id" leaves it, the others combine those of the voters (Detectron's
+            scoring methods).
         beta: of the scoring method.
         offset: added to every side.
 
@@ -25,16 +37,22 @@ def vote_boxes(kept: Tensor, kept_scores: Tensor, boxes: Tensor, scores: Tensor,
         boxes (M, 4) and scores (M,). A survivor without a voter stays as it is.
     """
     if method not in METHODS:
-        raise ValueError(f"unknown scoring method {method!r} of box voting; choose one of {', '.join(METHODS)}")
+        raise ValueError(
+            f"unknown scoring method {method!r} of box voting; choose one of {', '.join(METHODS)}"
+        )
     overlaps = box_iou(kept, boxes, offset)
     votes = overlaps >= threshold  # (M, R)
     weights = votes * scores.double()
     total = weights.sum(dim=1, keepdim=True)
     voted = (weights @ boxes.double() / total).to(kept)
-    return torch.where(total > 0, voted, kept), _combine(kept_scores, scores.double(), overlaps.double(), votes, method, beta)
+    return torch.where(total > 0, voted, kept), _combine(
+        kept_scores, scores.double(), overlaps.double(), votes, method, beta
+    )
 
 
-def _combine(kept_scores: Tensor, scores: Tensor, overlaps: Tensor, votes: Tensor, method: str, beta: float) -> Tensor:
+def _combine(
+    kept_scores: Tensor, scores: Tensor, overlaps: Tensor, votes: Tensor, method: str, beta: float
+) -> Tensor:
     if method == "id":
         return kept_scores
     count = votes.sum(dim=1)

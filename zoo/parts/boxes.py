@@ -1,7 +1,10 @@
-"""Box arithmetic: areas, IoU, clipping, scaling, and the coding of boxes as deltas. Boxes are (x1, y1, x2, y2) pixels.
+"""Box arithmetic: areas, IoU, clipping, scaling, and the coding of boxes as deltas. Boxes are (x1, y1, x2,
+y2) pixels.
 
-`offset` is what a source adds to x2 - x1 for a width: 1.0 where far corners are inclusive pixels (Detectron's family), 0.0 elsewhere.
+`offset` is what a source adds to x2 - x1 for a width: 1.0 where far corners are inclusive pixels (Detectron's
+family), 0.0 elsewhere.
 """
+
 from __future__ import annotations
 
 import math
@@ -11,11 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DELTA_CAP = math.log(1000.0 / 16)  # Detectron's bound of dw and dh: a box grows at most to 1000 pixels from 16
+DELTA_CAP = math.log(
+    1000.0 / 16
+)  # Detectron's bound of dw and dh: a box grows at most to 1000 pixels from 16
 
 
 def widened(values: Tensor) -> Tensor:
-    """Values of any shape (...) in at least float32: scores and coordinates of half types would be too coarse."""
+    """Values of any shape (...) in at least float32: scores and coordinates of half types would be too
+    coarse."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
@@ -46,7 +52,9 @@ def clip_boxes(boxes: Tensor, size: Tensor | Sequence[float], offset: float = 0.
     """Boxes (..., 4) held to [0, width - offset] x [0, height - offset]; size is (height, width)."""
     height, width = float(size[0]) - offset, float(size[1]) - offset
     x1, y1, x2, y2 = boxes.unbind(-1)
-    return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=-1)
+    return torch.stack(
+        [x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=-1
+    )
 
 
 def large_enough(boxes: Tensor, min_size: float, offset: float = 0.0) -> Tensor:
@@ -61,7 +69,8 @@ def scale_boxes(boxes: Tensor, factor_x: float, factor_y: float) -> Tensor:
 
 
 def xyxy_to_xywh(boxes: Tensor, offset: float = 0.0) -> Tensor:
-    """Corners (R, 4) to (x, y, width, height) as COCO files have them, with the offset in width and height."""
+    """Corners (R, 4) to (x, y, width, height) as COCO files have them, with the offset in width and
+    height."""
     return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + offset], dim=1)
 
 
@@ -95,12 +104,20 @@ class BoxCoder:
         centres, sides = self._centres_and_sides(boxes)
         anchor_centres, anchor_sides = self._centres_and_sides(anchors)
         weights = boxes.new_tensor(self.weights)
-        return torch.cat([weights[:2] * (centres - anchor_centres) / anchor_sides, weights[2:] * torch.log(sides / anchor_sides)], dim=1)
+        return torch.cat(
+            [
+                weights[:2] * (centres - anchor_centres) / anchor_sides,
+                weights[2:] * torch.log(sides / anchor_sides),
+            ],
+            dim=1,
+        )
 
     def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
         """Boxes (R, 4 * K) from deltas (R, 4 * K), K sets a row, relative to anchors (R, 4)."""
         centres, sides = self._centres_and_sides(anchors)
-        parts = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4) / deltas.new_tensor(self.weights)  # (R, K, 4)
+        parts = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4) / deltas.new_tensor(
+            self.weights
+        )  # (R, K, 4)
         growth = parts[..., 2:] if self.cap is None else parts[..., 2:].clamp(max=self.cap)
         centres = parts[..., :2] * sides[:, None] + centres[:, None]
         sides = torch.exp(growth) * sides[:, None]

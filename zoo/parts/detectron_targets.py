@@ -1,9 +1,13 @@
-"""Training targets as Detectron samples them: labels of anchors, RoIs with their classes, masks and keypoints.
+"""Training targets as Detectron samples them: labels of anchors, RoIs with their classes, masks and
+keypoints.
 
-What differs from maskrcnn-benchmark: negatives of the proposal network are drawn WITH replacement, and not at all where candidates
-are fewer than wanted; RoIs are matched in the pixels of the original image; crowd boxes count as ground truth of RoIs; the mask of a
-RoI is the one whose bounding box overlaps it most. Pixels are inclusive: widths are x2 - x1 + 1.
+What differs from maskrcnn-benchmark: negatives of the proposal network are drawn WITH replacement, and not at
+    all where candidates
+are fewer than wanted; RoIs are matched in the pixels of the original image; crowd boxes count as ground truth
+of RoIs; the mask of a RoI is the one whose bounding box overlaps it most. Pixels are inclusive: widths are x2
+- x1 + 1.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -23,7 +27,8 @@ Draws = np.random.RandomState | ModuleType  # numpy's legacy generator, or the m
 
 @dataclass
 class AnchorTargets:
-    """Of one image: labels (A,) int64, 1 object, 0 background, -1 left out; deltas (A, 4), zero unless the label is 1."""
+    """Of one image: labels (A,) int64, 1 object, 0 background, -1 left out; deltas (A, 4), zero unless the
+    label is 1."""
 
     labels: Tensor
     deltas: Tensor
@@ -36,9 +41,11 @@ class AnchorTargets:
 
 @dataclass
 class RoISamples:
-    """Of one image: boxes (R, 4) in original pixels, objects first; labels (R,) int64 in 0..K-1, -1 background; objects (R,) int64 rows of ground truth.
+    """Of one image: boxes (R, 4) in original pixels, objects first; labels (R,) int64 in 0..K-1, -1
+    background; objects (R,) int64 rows of ground truth.
 
-    keypoint_boxes (S, 4) and keypoint_objects (S,): a second draw, for the keypoint head; none without keypoints.
+    keypoint_boxes (S, 4) and keypoint_objects (S,): a second draw, for the keypoint head; none without
+    keypoints.
     """
 
     boxes: Tensor
@@ -52,7 +59,8 @@ class RoISamples:
 class AnchorRules:
     """How anchors of an image are labelled.
 
-    positive, negative: IoU from which an anchor is an object, below which it is background. count: anchors an image, at most `fraction`
+    positive, negative: IoU from which an anchor is an object, below which it is background. count: anchors an
+        image, at most `fraction`
     of them objects. straddle: pixels by which an anchor may leave the image; below 0 any anchor may.
     """
 
@@ -65,7 +73,8 @@ class AnchorRules:
 
 @dataclass(frozen=True)
 class RoIRules:
-    """How RoIs of an image are drawn: `count`, at most `fraction` of them objects (IoU >= foreground); background has IoU in [low, high)."""
+    """How RoIs of an image are drawn: `count`, at most `fraction` of them objects (IoU >= foreground);
+    background has IoU in [low, high)."""
 
     count: int = 512
     fraction: float = 0.25
@@ -78,8 +87,11 @@ def _rows(mask: Tensor) -> np.ndarray:
     return np.flatnonzero(mask.cpu().numpy())
 
 
-def anchor_targets(anchors: Tensor, boxes: Tensor, size: Sequence[float], draws: Draws, rules: AnchorRules) -> AnchorTargets:
-    """Label the anchors of one image and draw those that enter the loss (Ren et al. 2015, section 3.1.2, with Detectron's sampling).
+def anchor_targets(
+    anchors: Tensor, boxes: Tensor, size: Sequence[float], draws: Draws, rules: AnchorRules
+) -> AnchorTargets:
+    """Label the anchors of one image and draw those that enter the loss (Ren et al. 2015, section 3.1.2, with
+    Detectron's sampling).
 
     Args:
         anchors: (A, 4) of every level, in input pixels.
@@ -119,16 +131,28 @@ def _thin(labels: Tensor, most: int, draws: Draws) -> None:
     """Leave out positives, in place, until `most` are left."""
     positives = _rows(labels == 1)
     if len(positives) > most:
-        labels[torch.from_numpy(draws.choice(positives, size=len(positives) - most, replace=False)).to(labels.device)] = IGNORED
+        labels[
+            torch.from_numpy(draws.choice(positives, size=len(positives) - most, replace=False)).to(
+                labels.device
+            )
+        ] = IGNORED
 
 
-def sample_rois(proposals: Tensor, boxes: Tensor, classes: Tensor, crowd: Tensor, draws: Draws, rules: RoIRules,
-                keypoints: Tensor | None = None) -> RoISamples:
+def sample_rois(
+    proposals: Tensor,
+    boxes: Tensor,
+    classes: Tensor,
+    crowd: Tensor,
+    draws: Draws,
+    rules: RoIRules,
+    keypoints: Tensor | None = None,
+) -> RoISamples:
     """Draw the RoIs of one image that the heads are trained on (Girshick 2015, section 2.3).
 
     Args:
         proposals: (R, 4) in original pixels.
-        boxes: (G, 4) ground truth, crowds included, in original pixels; all but crowds are candidates, before the proposals.
+        boxes: (G, 4) ground truth, crowds included, in original pixels; all but crowds are candidates, before
+            the proposals.
         classes: (G,) int64 in 0..K-1.
         crowd: (G,) bool; a proposal on a crowd counts as an object of its class.
         draws: source of random numbers: objects, then background, then keypoints' objects.
@@ -136,16 +160,22 @@ def sample_rois(proposals: Tensor, boxes: Tensor, classes: Tensor, crowd: Tensor
         rules: thresholds and counts.
     """
     candidates = torch.cat([boxes, proposals])
-    best, nearest = torch.zeros(len(candidates), dtype=boxes.dtype, device=boxes.device), torch.zeros(len(candidates), dtype=torch.int64, device=boxes.device)
+    best, nearest = (
+        torch.zeros(len(candidates), dtype=boxes.dtype, device=boxes.device),
+        torch.zeros(len(candidates), dtype=torch.int64, device=boxes.device),
+    )
     if len(boxes):
-        best[len(boxes):], nearest[len(boxes):] = box_iou(proposals, boxes, OFFSET).max(dim=1)
-        best[:len(boxes)], nearest[:len(boxes)] = torch.where(crowd, -1.0, 1.0).to(best), torch.arange(len(boxes), device=boxes.device)
+        best[len(boxes) :], nearest[len(boxes) :] = box_iou(proposals, boxes, OFFSET).max(dim=1)
+        best[: len(boxes)], nearest[: len(boxes)] = (
+            torch.where(crowd, -1.0, 1.0).to(best),
+            torch.arange(len(boxes), device=boxes.device),
+        )
     most = int(np.round(rules.fraction * rules.count))
     objects = _draw(_rows(best >= rules.foreground), most, draws)
     others = _draw(_rows((best < rules.high) & (best >= rules.low)), rules.count - len(objects), draws)
     rows = torch.from_numpy(np.append(objects, others).astype(np.int64)).to(boxes.device)
     labels = classes[nearest[rows]] if len(boxes) else torch.full_like(rows, IGNORED)
-    labels[len(objects):] = IGNORED
+    labels[len(objects) :] = IGNORED
     samples = RoISamples(candidates[rows], labels, nearest[rows])
     if keypoints is not None:
         chosen = _keypoint_rows(candidates, best, nearest, keypoints, most, draws, rules)
@@ -158,12 +188,22 @@ def _draw(rows: np.ndarray, most: int, draws: Draws) -> np.ndarray:
     return draws.choice(rows, size=min(most, len(rows)), replace=False) if len(rows) else rows
 
 
-def _keypoint_rows(candidates: Tensor, best: Tensor, nearest: Tensor, keypoints: Tensor, most: int, draws: Draws, rules: RoIRules) -> Tensor:
+def _keypoint_rows(
+    candidates: Tensor,
+    best: Tensor,
+    nearest: Tensor,
+    keypoints: Tensor,
+    most: int,
+    draws: Draws,
+    rules: RoIRules,
+) -> Tensor:
     """Candidates on an object that has a visible keypoint inside the candidate."""
     if not len(keypoints):
         return torch.zeros(0, dtype=torch.int64, device=candidates.device)
     points = keypoints[nearest]  # (R, P, 3)
-    within = ((points[..., :2] >= candidates[:, None, :2]) & (points[..., :2] <= candidates[:, None, 2:])).all(dim=2)
+    within = (
+        (points[..., :2] >= candidates[:, None, :2]) & (points[..., :2] <= candidates[:, None, 2:])
+    ).all(dim=2)
     rows = _rows((best >= rules.foreground) & (within & (points[..., 2] > 0)).any(dim=1))
     if len(rows) > most:
         rows = draws.choice(rows, size=most, replace=False)
@@ -175,7 +215,8 @@ def masks_of(boxes: Tensor, polygons: Sequence[Sequence[Sequence[float]]], scale
 
     Args:
         boxes: (R, 4) in original pixels.
-        polygons: of each object, flat [x, y, ...] lists in input pixels; an object without any (a crowd) is nobody's.
+        polygons: of each object, flat [x, y, ...] lists in input pixels; an object without any (a crowd) is
+            nobody's.
         scale: (4,) x and y factors from original to input pixels, twice.
 
     Returns:

@@ -1,4 +1,6 @@
-"""Necks: from a backbone's maps to the levels that heads read; the feature pyramid (Lin et al. 2017) and a single level."""
+"""Necks: from a backbone's maps to the levels that heads read; the feature pyramid (Lin et al. 2017) and a
+single level."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +14,8 @@ from detection_zoo.zoo.parts.norm import ConvNorm
 
 
 class Neck(nn.Module):
-    """Maps by name to levels by name. `specs` describes the levels, finest first; `roi_levels` names those that RoIs are pooled from."""
+    """Maps by name to levels by name. `specs` describes the levels, finest first; `roi_levels` names those
+    that RoIs are pooled from."""
 
     specs: dict[str, FeatureSpec]
     roi_levels: tuple[str, ...]
@@ -41,31 +44,61 @@ class SingleLevel(Neck):
 
 @NECKS.register("fpn")
 class FeaturePyramid(Neck):
-    """Top-down pyramid: 1x1 laterals, nearest upsampling and sum, 3x3 outputs; c2..c5 become p2..p5 (Lin et al. 2017, section 3).
+    """Top-down pyramid: 1x1 laterals, nearest upsampling and sum, 3x3 outputs; c2..c5 become p2..p5 (Lin et
+    al. 2017, section 3).
 
     Args:
         specs: of the backbone.
         channels: of every level.
-        levels: the backbone's maps that take part; default: all of stride 4 and more (8 and more with "p6p7").
-        extra: levels on top: "max_pool" (p6, every second cell of p5), "p6p7" (stride-2 convolutions, RetinaNet's), "none".
+        levels: the backbone's maps that take part; default: all of stride 4 and more (8 and more with
+            "p6p7").
+        extra: levels on top: "max_pool" (p6, every second cell of p5), "p6p7" (stride-2 convolutions,
+            RetinaNet's), "none".
         extra_from: what "p6p7" starts from, "c" for the backbone's last map or "p" for the pyramid's.
         norm: "none" (convolutions with bias) or a kind of make_norm; there is no activation.
         only: the one level that heads read (Detectron's "P2 only"); none: they read all.
     """
 
-    def __init__(self, specs: Mapping[str, FeatureSpec], *, channels: int = 256, levels: Sequence[str] | None = None, extra: str = "max_pool",
-                 extra_from: str = "c", norm: str = "none", only: str | None = None) -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, FeatureSpec],
+        *,
+        channels: int = 256,
+        levels: Sequence[str] | None = None,
+        extra: str = "max_pool",
+        extra_from: str = "c",
+        norm: str = "none",
+        only: str | None = None,
+    ) -> None:
         super().__init__()
         if extra not in ("max_pool", "p6p7", "none") or extra_from not in ("c", "p"):
-            raise ValueError(f"extra must be max_pool, p6p7 or none and extra_from c or p, not {extra!r} and {extra_from!r}")
+            raise ValueError(
+                f"extra must be max_pool, p6p7 or none and extra_from c or p, not {extra!r} and"
+                f" {extra_from!r}"
+            )
         finest = 8 if extra == "p6p7" else 4
-        self.levels = [name for name, spec in specs.items() if spec.stride >= finest] if levels is None else list(levels)
+        self.levels = (
+            [name for name, spec in specs.items() if spec.stride >= finest]
+            if levels is None
+            else list(levels)
+        )
         if not self.levels or any(name not in specs for name in self.levels):
-            raise ValueError(f"pyramid levels {self.levels} must be maps of the backbone, which has {', '.join(specs)}")
+            raise ValueError(
+                f"pyramid levels {self.levels} must be maps of the backbone, which has {', '.join(specs)}"
+            )
         self.kind, self.extra_from = extra, extra_from
-        self.lateral = nn.ModuleDict({name: ConvNorm(specs[name].channels, channels, 1, norm=norm, activation="none") for name in self.levels})
-        self.output = nn.ModuleDict({name: ConvNorm(channels, channels, 3, norm=norm, activation="none") for name in self.levels})
-        self.specs = {self._level_name(name): FeatureSpec(channels, specs[name].stride) for name in self.levels}
+        self.lateral = nn.ModuleDict(
+            {
+                name: ConvNorm(specs[name].channels, channels, 1, norm=norm, activation="none")
+                for name in self.levels
+            }
+        )
+        self.output = nn.ModuleDict(
+            {name: ConvNorm(channels, channels, 3, norm=norm, activation="none") for name in self.levels}
+        )
+        self.specs = {
+            self._level_name(name): FeatureSpec(channels, specs[name].stride) for name in self.levels
+        }
         self.roi_levels = tuple(self.specs)
         number, stride = len(self.levels) + 2, specs[self.levels[-1]].stride
         if self.levels[-1].startswith("c") and self.levels[-1][1:].isdigit():
@@ -99,7 +132,11 @@ class FeaturePyramid(Neck):
         for name in reversed(self.levels):
             lateral = self.lateral[name](maps[name])
             if merged is not None:
-                lateral = lateral + (merged if merged.shape[-2:] == lateral.shape[-2:] else F.interpolate(merged, size=lateral.shape[-2:], mode="nearest"))
+                lateral = lateral + (
+                    merged
+                    if merged.shape[-2:] == lateral.shape[-2:]
+                    else F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
+                )
             merged = lateral
             out[self._level_name(name)] = self.output[name](merged)
         if self.only is not None:

@@ -1,7 +1,10 @@
-"""Proposals and training targets of the faster-rcnn.pytorch lineage (DetNet_pytorch): all pyramid levels are ranked and suppressed together.
+"""Proposals and training targets of the faster-rcnn.pytorch lineage (DetNet_pytorch): all pyramid levels are
+ranked and suppressed together.
 
-Pixels are inclusive: widths are x2 - x1 + 1, but decoded far corners lie at centre + half the width, without the - 1.
+Pixels are inclusive: widths are x2 - x1 + 1, but decoded far corners lie at centre + half the width, without
+    the - 1.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -23,8 +26,9 @@ CODER = BoxCoder(offset=OFFSET, far_offset=0.0, cap=None)
 class PairedRPNHead(nn.Module):
     """3x3 convolution, ReLU, then two logits and four deltas an anchor (Ren et al. 2015, section 3.1).
 
-    The score that ranks proposals is not the softmax that the loss sees: it is taken over channels (c, c + A) of the 2A logits, and
-    dealt out to anchors in pairs (2a, 2a + 1) afterwards. `ranking_scores` keeps that order, for checkpoints trained with it.
+    The score that ranks proposals is not the softmax that the loss sees: it is taken over channels (c, c + A)
+    of the 2A logits, and dealt out to anchors in pairs (2a, 2a + 1) afterwards. `ranking_scores` keeps that
+    order, for checkpoints trained with it.
 
     Args:
         in_channels: of every level.
@@ -48,7 +52,8 @@ class PairedRPNHead(nn.Module):
 
 
 def ranking_scores(logits: Tensor) -> Tensor:
-    """Foreground scores (N, H * W * A) that rank proposals, from one level's logits (N, 2A, H, W); see PairedRPNHead."""
+    """Foreground scores (N, H * W * A) that rank proposals, from one level's logits (N, 2A, H, W); see
+    PairedRPNHead."""
     n, channels, height, width = logits.shape
     paired = logits.view(n, 2, channels // 2, height, width).softmax(dim=1).view(n, channels, height, width)
     return paired.permute(0, 2, 3, 1).reshape(n, -1, 2)[..., 1]
@@ -59,7 +64,16 @@ def cells_first(maps: Tensor, numbers: int) -> Tensor:
     return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, numbers)
 
 
-def joint_proposals(scores: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, *, pre_nms: int, post_nms: int, nms_threshold: float) -> Tensor:
+def joint_proposals(
+    scores: Tensor,
+    deltas: Tensor,
+    anchors: Tensor,
+    sizes: Tensor,
+    *,
+    pre_nms: int,
+    post_nms: int,
+    nms_threshold: float,
+) -> Tensor:
     """The best boxes of all levels together after one NMS, filled with zero boxes to a fixed number.
 
     Args:
@@ -76,14 +90,31 @@ def joint_proposals(scores: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tens
     rois = deltas.new_zeros(len(scores), post_nms, 5)
     rois[:, :, 0] = torch.arange(len(scores), device=scores.device)[:, None]
     for index, (score, delta) in enumerate(zip(scores, deltas, strict=True)):
-        _, boxes = best_proposals(score, delta, anchors, sizes[index].tolist(), pre_nms=pre_nms, post_nms=post_nms, nms_threshold=nms_threshold)
+        _, boxes = best_proposals(
+            score,
+            delta,
+            anchors,
+            sizes[index].tolist(),
+            pre_nms=pre_nms,
+            post_nms=post_nms,
+            nms_threshold=nms_threshold,
+        )
         rois[index, : len(boxes), 1:] = boxes
     return rois
 
 
-def best_proposals(score: Tensor, deltas: Tensor, anchors: Tensor, size: Sequence[float], *, pre_nms: int, post_nms: int,
-                   nms_threshold: float) -> tuple[Tensor, Tensor]:
-    """Anchors (M,) int64 that one image keeps, by falling score, and their boxes (M, 4); arguments as in `joint_proposals`, of one image."""
+def best_proposals(
+    score: Tensor,
+    deltas: Tensor,
+    anchors: Tensor,
+    size: Sequence[float],
+    *,
+    pre_nms: int,
+    post_nms: int,
+    nms_threshold: float,
+) -> tuple[Tensor, Tensor]:
+    """Anchors (M,) int64 that one image keeps, by falling score, and their boxes (M, 4); arguments as in
+    `joint_proposals`, of one image."""
     boxes = clip_boxes(CODER.decode(deltas, anchors), size, OFFSET)
     order = score.sort(descending=True, stable=True).indices[:pre_nms]
     kept = order[nms(boxes[order], score[order], nms_threshold, offset=OFFSET, max_keep=post_nms)]
@@ -91,7 +122,8 @@ def best_proposals(score: Tensor, deltas: Tensor, anchors: Tensor, size: Sequenc
 
 
 def padded_iou(boxes: Tensor, truth: Tensor) -> Tensor:
-    """IoU (R, G) where zero boxes (R, 4) overlap nothing at all (-1) and zero ground truth (G, 4) overlaps with 0."""
+    """IoU (R, G) where zero boxes (R, 4) overlap nothing at all (-1) and zero ground truth (G, 4) overlaps
+    with 0."""
     overlaps = box_iou(boxes, truth, OFFSET)
     empty_truth = (truth[:, 2] - truth[:, 0] + OFFSET == 1) & (truth[:, 3] - truth[:, 1] + OFFSET == 1)
     empty_boxes = (boxes[:, 2] - boxes[:, 0] + OFFSET == 1) & (boxes[:, 3] - boxes[:, 1] + OFFSET == 1)
@@ -101,7 +133,8 @@ def padded_iou(boxes: Tensor, truth: Tensor) -> Tensor:
 
 @dataclass
 class AnchorTargets:
-    """Of every anchor of every image: labels (N, A) 1, 0 or -1 (not sampled); targets (N, A, 4); inside and outside weights (N, A)."""
+    """Of every anchor of every image: labels (N, A) 1, 0 or -1 (not sampled); targets (N, A, 4); inside and
+    outside weights (N, A)."""
 
     labels: Tensor
     targets: Tensor
@@ -117,11 +150,22 @@ def _drop(labels: Tensor, value: int, most: int, draws: np.random.RandomState) -
         labels[having[order[: len(having) - most]]] = -1
 
 
-def anchor_targets(anchors: Tensor, truth: Tensor, size: Sequence[float], draws: np.random.RandomState, *, foreground: float = 0.7,
-                   background: float = 0.3, count: int = 256, foreground_fraction: float = 0.5) -> AnchorTargets:
-    """Label, sample and code the anchors of a batch (Ren et al. 2015, section 3.1.2, as faster-rcnn.pytorch does it).
+def anchor_targets(
+    anchors: Tensor,
+    truth: Tensor,
+    size: Sequence[float],
+    draws: np.random.RandomState,
+    *,
+    foreground: float = 0.7,
+    background: float = 0.3,
+    count: int = 256,
+    foreground_fraction: float = 0.5,
+) -> AnchorTargets:
+    """Label, sample and code the anchors of a batch (Ren et al. 2015, section 3.1.2, as faster-rcnn.pytorch
+    does it).
 
-    The quota of background is taken before foreground is thinned out, and the loss weight is 1 / samples of the LAST image.
+    The quota of background is taken before foreground is thinned out, and the loss weight is 1 / samples of
+    the LAST image.
 
     Args:
         anchors: (A, 4) float pixels of all levels.
@@ -135,11 +179,22 @@ def anchor_targets(anchors: Tensor, truth: Tensor, size: Sequence[float], draws:
         ValueError: no anchor lies inside the image.
     """
     height, width = size
-    inside = torch.nonzero((anchors[:, 0] >= 0) & (anchors[:, 1] >= 0) & (anchors[:, 2] < int(width)) & (anchors[:, 3] < int(height))).squeeze(1)
+    inside = torch.nonzero(
+        (anchors[:, 0] >= 0)
+        & (anchors[:, 1] >= 0)
+        & (anchors[:, 2] < int(width))
+        & (anchors[:, 3] < int(height))
+    ).squeeze(1)
     if len(inside) == 0:
-        raise ValueError(f"no anchor lies inside an image of {height} x {width}; the image is smaller than every anchor")
+        raise ValueError(
+            f"no anchor lies inside an image of {height} x {width}; the image is smaller than every anchor"
+        )
     n, picked = len(truth), anchors[inside]
-    result = AnchorTargets(truth.new_full((n, len(anchors)), -1.0), truth.new_zeros(n, len(anchors), 4), *(truth.new_zeros(n, len(anchors)) for _ in range(2)))
+    result = AnchorTargets(
+        truth.new_full((n, len(anchors)), -1.0),
+        truth.new_zeros(n, len(anchors), 4),
+        *(truth.new_zeros(n, len(anchors)) for _ in range(2)),
+    )
     for index in range(n):
         overlaps = padded_iou(picked, truth[index])
         best, assigned = overlaps.max(dim=1)
@@ -162,7 +217,8 @@ def anchor_targets(anchors: Tensor, truth: Tensor, size: Sequence[float], draws:
 
 @dataclass
 class RoISamples:
-    """Sampled RoIs: rois (N, S, 5), labels (N, S) int64 with 0 for background, assigned truth (N, S), targets (N, S, 4), inside (N, S, 4)."""
+    """Sampled RoIs: rois (N, S, 5), labels (N, S) int64 with 0 for background, assigned truth (N, S), targets
+    (N, S, 4), inside (N, S, 4)."""
 
     rois: Tensor
     labels: Tensor
@@ -171,8 +227,16 @@ class RoISamples:
     inside: Tensor
 
 
-def _draw_rois(best: Tensor, draws: np.random.RandomState, count: int, most: int, foreground: float, background: tuple[float, float]) -> tuple[Tensor, int]:
-    """Indices of `count` RoIs, objects first, and the number of objects: objects without, background with replacement."""
+def _draw_rois(
+    best: Tensor,
+    draws: np.random.RandomState,
+    count: int,
+    most: int,
+    foreground: float,
+    background: tuple[float, float],
+) -> tuple[Tensor, int]:
+    """Indices of `count` RoIs, objects first, and the number of objects: objects without, background with
+    replacement."""
     objects = torch.nonzero(best >= foreground).squeeze(1)
     others = torch.nonzero((best < background[1]) & (best >= background[0])).squeeze(1)
 
@@ -190,9 +254,20 @@ def _draw_rois(best: Tensor, draws: np.random.RandomState, count: int, most: int
     raise ValueError("neither an object nor background among the proposals: every box is empty")
 
 
-def sample_rois(rois: Tensor, truth: Tensor, truth_labels: Tensor, draws: np.random.RandomState, *, count: int = 128, foreground_fraction: float = 0.25,
-                foreground: float = 0.5, background: tuple[float, float] = (0.0, 0.5), coder: BoxCoder = CODER) -> RoISamples:
-    """Append the ground truth to the proposals and draw RoIs for the box head (Girshick 2015, section 2.3, as faster-rcnn.pytorch does it).
+def sample_rois(
+    rois: Tensor,
+    truth: Tensor,
+    truth_labels: Tensor,
+    draws: np.random.RandomState,
+    *,
+    count: int = 128,
+    foreground_fraction: float = 0.25,
+    foreground: float = 0.5,
+    background: tuple[float, float] = (0.0, 0.5),
+    coder: BoxCoder = CODER,
+) -> RoISamples:
+    """Append the ground truth to the proposals and draw RoIs for the box head (Girshick 2015, section 2.3, as
+    faster-rcnn.pytorch does it).
 
     Args:
         rois: (N, R, 5) proposals, zero boxes included.
@@ -207,11 +282,19 @@ def sample_rois(rois: Tensor, truth: Tensor, truth_labels: Tensor, draws: np.ran
     appended = torch.cat([torch.zeros_like(truth[..., :1]), truth], dim=2)
     for index, candidates in enumerate(torch.cat([rois, appended], dim=1)):
         best, assigned = padded_iou(candidates[:, 1:], truth[index]).max(dim=1)
-        rows, objects = _draw_rois(best, draws, count, round(foreground_fraction * count), foreground, background)
+        rows, objects = _draw_rois(
+            best, draws, count, round(foreground_fraction * count), foreground, background
+        )
         labels = truth_labels[index, assigned[rows]].clone()
         labels[objects:] = 0
         chosen = candidates[rows].clone()
         chosen[:, 0] = index
         targets = coder.encode(truth[index, assigned[rows]], chosen[:, 1:]) * (labels > 0)[:, None]
-        groups.append((chosen, labels, assigned[rows], targets, (labels > 0)[:, None].expand(-1, 4).to(rois.dtype)))
-    return RoISamples(*(torch.stack([group[field] for group in groups]) for field in range(5))) if n else RoISamples(*([rois] * 5))
+        groups.append(
+            (chosen, labels, assigned[rows], targets, (labels > 0)[:, None].expand(-1, 4).to(rois.dtype))
+        )
+    return (
+        RoISamples(*(torch.stack([group[field] for group in groups]) for field in range(5)))
+        if n
+        else RoISamples(*([rois] * 5))
+    )

@@ -1,4 +1,6 @@
-"""The keypoint branch: head, targets, loss, and decoding of heat maps (Mask R-CNN, He et al. 2017, section 5)."""
+"""The keypoint branch: head, targets, loss, and decoding of heat maps (Mask R-CNN, He et al. 2017, section
+5)."""
+
 from __future__ import annotations
 
 import torch
@@ -16,10 +18,20 @@ class KeypointHead(nn.Module):
         channels: of the pooled features.
         keypoints: P.
         convs, width: of the 3x3 convolutions.
-        upsampling: the last doubling, "interpolate" (bilinear) or "deconvolution" (fixed bilinear kernel, zeros beyond the border).
+        upsampling: the last doubling, "interpolate" (bilinear) or "deconvolution" (fixed bilinear kernel,
+            zeros beyond the border).
     """
 
-    def __init__(self, pooler: nn.Module, channels: int, keypoints: int = 17, *, convs: int = 8, width: int = 512, upsampling: str = "interpolate") -> None:
+    def __init__(
+        self,
+        pooler: nn.Module,
+        channels: int,
+        keypoints: int = 17,
+        *,
+        convs: int = 8,
+        width: int = 512,
+        upsampling: str = "interpolate",
+    ) -> None:
         super().__init__()
         if upsampling not in ("interpolate", "deconvolution"):
             raise ValueError(f"upsampling must be interpolate or deconvolution, not {upsampling!r}")
@@ -27,7 +39,9 @@ class KeypointHead(nn.Module):
         self.convs = nn.Sequential(*(ConvNorm(channels if i == 0 else width, width, 3) for i in range(convs)))
         self.upsample = nn.ConvTranspose2d(width, keypoints, 4, 2, padding=1)
         ramp = torch.tensor([0.25, 0.75, 0.75, 0.25])
-        self.register_buffer("kernel", (ramp[:, None] * ramp).expand(keypoints, 1, 4, 4).clone(), persistent=False)
+        self.register_buffer(
+            "kernel", (ramp[:, None] * ramp).expand(keypoints, 1, 4, 4).clone(), persistent=False
+        )
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -44,25 +58,31 @@ class KeypointHead(nn.Module):
     def double_size(self, low: Tensor) -> Tensor:
         """Maps (R, P, S / 2, S / 2) to (R, P, S, S), without trained weights."""
         if self.upsampling == "deconvolution":
-            return F.conv_transpose2d(low, self.kernel.to(low.dtype), stride=2, padding=1, groups=self.keypoints)
+            return F.conv_transpose2d(
+                low, self.kernel.to(low.dtype), stride=2, padding=1, groups=self.keypoints
+            )
         return F.interpolate(low, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def decode_heatmaps(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The best pixel of each heat map, resized (bicubic) to its box; sides are x2 - x1, at least 1, rounded up for the map.
+    """The best pixel of each heat map, resized (bicubic) to its box; sides are x2 - x1, at least 1, rounded
+    up for the map.
 
     Args:
         heatmaps: (R, P, S, S) float logits.
         boxes: (R, 4) float pixels.
 
     Returns:
-        positions (R, P, 2) x and y in pixels; logits (R, P) there; probabilities (R, P), softmax over the resized map.
+        positions (R, P, 2) x and y in pixels; logits (R, P) there; probabilities (R, P), softmax over the
+        resized map.
     """
     positions, logits = heatmaps.new_zeros((*heatmaps.shape[:2], 2)), heatmaps.new_zeros(heatmaps.shape[:2])
     chances = torch.zeros_like(logits)
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
     for row, (width, height) in enumerate(sides.ceil().to(torch.int64).tolist()):
-        resized = F.interpolate(heatmaps[row:row + 1], size=(height, width), mode="bicubic", align_corners=False)[0].flatten(1)  # (P, height * width)
+        resized = F.interpolate(
+            heatmaps[row : row + 1], size=(height, width), mode="bicubic", align_corners=False
+        )[0].flatten(1)  # (P, height * width)
         logits[row], place = resized.max(dim=1)
         chances[row] = (logits[row] - resized.logsumexp(dim=1)).exp()
         cell = torch.stack([place % width, place // width], dim=1)
@@ -71,15 +91,17 @@ def decode_heatmaps(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Te
     return positions, logits, chances
 
 
-def heatmap_targets(keypoints: Tensor, boxes: Tensor, side: int, *, divide: bool = False) -> tuple[Tensor, Tensor]:
+def heatmap_targets(
+    keypoints: Tensor, boxes: Tensor, side: int, *, divide: bool = False
+) -> tuple[Tensor, Tensor]:
     """The cell of each keypoint in its box; a keypoint on the far edge belongs to the last cell.
 
     Args:
         keypoints: (R, P, 3) x, y in pixels and visibility.
         boxes: (R, 4) pixels, sides x2 - x1.
         side: S, cells of a heat map's side.
-        divide: by a box's side in float32, as numpy does it (Detectron), not times its reciprocal, as torch does (maskrcnn-benchmark): a
-            keypoint that lies exactly between two cells may fall into either.
+        divide: by a box's side in float32, as numpy does it (Detectron), not times its reciprocal, as torch
+            does (maskrcnn-benchmark): a keypoint that lies exactly between two cells may fall into either.
 
     Returns:
         (R, P) int64 row * S + column, 0 where not valid; (R, P) bool, visible and inside.
@@ -104,7 +126,8 @@ def has_visible_keypoint(keypoints: Tensor, boxes: Tensor) -> Tensor:
 
 
 def keypoint_loss(heatmaps: Tensor, cells: Tensor, valid: Tensor) -> Tensor:
-    """Mean cross entropy over a heat map's cells, of the valid keypoints (He et al. 2017, section 5); 0 without any.
+    """Mean cross entropy over a heat map's cells, of the valid keypoints (He et al. 2017, section 5); 0
+    without any.
 
     Args:
         heatmaps: (R, P, S, S). cells: (R, P) int64. valid: (R, P) bool.

@@ -1,4 +1,5 @@
 """Losses that several detectors share."""
+
 from __future__ import annotations
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor
 
 
 def smooth_l1_sum(predicted: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Summed smooth L1: quadratic below beta, linear above (Fast R-CNN, Girshick 2015, equation 3, with its corner moved to beta)."""
+    """Summed smooth L1: quadratic below beta, linear above (Fast R-CNN, Girshick 2015, equation 3, with its
+    corner moved to beta)."""
     return F.smooth_l1_loss(predicted, target, reduction="sum", beta=beta)
 
 
@@ -27,5 +29,5 @@ def sigmoid_focal(logits: Tensor, targets: Tensor, *, alpha: float, gamma: float
     positive = targets[:, None] == classes
     probability = torch.sigmoid(logits)
     loss_positive = -alpha * (1 - probability) ** gamma * F.logsigmoid(logits)
-    loss_negative = -(1 - alpha) * probability ** gamma * F.logsigmoid(-logits)
+    loss_negative = -(1 - alpha) * probability**gamma * F.logsigmoid(-logits)
     return torch.where(positive, loss_positive, loss_negative) * (targets >= 0)[:, None]

@@ -1,4 +1,6 @@
-"""The mask branch: head, targets from polygons, loss, and pasting into images (Mask R-CNN, He et al. 2017, section 3)."""
+"""The mask branch: head, targets from polygons, loss, and pasting into images (Mask R-CNN, He et al. 2017,
+section 3)."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +28,26 @@ class MaskHead(nn.Module):
         stage: runs before them, on the pooled features; none: nothing does.
     """
 
-    def __init__(self, pooler: nn.Module | None, channels: int, num_classes: int, *, convs: int = 4, norm: str = "none", width: int = 256,
-                 dilation: int = 1, stage: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        pooler: nn.Module | None,
+        channels: int,
+        num_classes: int,
+        *,
+        convs: int = 4,
+        norm: str = "none",
+        width: int = 256,
+        dilation: int = 1,
+        stage: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.pooler, self.stage = pooler, stage or nn.Identity()
-        self.convs = nn.Sequential(*(ConvNorm(channels if i == 0 else width, width, 3, norm=norm, dilation=dilation) for i in range(convs)))
+        self.convs = nn.Sequential(
+            *(
+                ConvNorm(channels if i == 0 else width, width, 3, norm=norm, dilation=dilation)
+                for i in range(convs)
+            )
+        )
         self.upsample = nn.ConvTranspose2d(width if convs else channels, width, 2, 2)
         self.logits = nn.Conv2d(width, num_classes + 1, 1)
         for layer in [*self.convs.modules(), self.upsample, self.logits]:
@@ -45,12 +62,20 @@ class MaskHead(nn.Module):
 
 
 def class_masks(logits: Tensor, labels: Tensor) -> Tensor:
-    """Probabilities (R, M, M) of each row's own class, from logits (R, K + 1, M, M) and labels (R,) 0..K-1."""
+    """Probabilities (R, M, M) of each row's own class, from logits (R, K + 1, M, M) and labels (R,)
+    0..K-1."""
     return widened(logits[torch.arange(len(labels), device=logits.device), labels + 1]).sigmoid()
 
 
-def rasterise(polygons: Sequence[Sequence[float]], box: Sequence[float], side: int, size: Size | None = None, least: float = 1.0) -> np.ndarray:
-    """The part of an object's polygons inside a box, as a side x side mask; polygons are moved and scaled, not clipped.
+def rasterise(
+    polygons: Sequence[Sequence[float]],
+    box: Sequence[float],
+    side: int,
+    size: Size | None = None,
+    least: float = 1.0,
+) -> np.ndarray:
+    """The part of an object's polygons inside a box, as a side x side mask; polygons are moved and scaled,
+    not clipped.
 
     Args:
         polygons: flat [x, y, ...] lists in image pixels, joined.
@@ -66,17 +91,30 @@ def rasterise(polygons: Sequence[Sequence[float]], box: Sequence[float], side: i
         x1, y1 = min(max(x1, 0.0), width - 1), min(max(y1, 0.0), height - 1)
         x2, y2 = min(max(x2, 0.0), width), min(max(y2, 0.0), height)
     scale = np.array([side / max(x2 - x1, least), side / max(y2 - y1, least)])
-    moved = [((np.asarray(p, dtype=np.float64).reshape(-1, 2) - (x1, y1)) * scale).reshape(-1).tolist() for p in polygons]
+    moved = [
+        ((np.asarray(p, dtype=np.float64).reshape(-1, 2) - (x1, y1)) * scale).reshape(-1).tolist()
+        for p in polygons
+    ]
     if not moved:
         return np.zeros((side, side), dtype=np.uint8)
     encoded: Any = coco_mask.frPyObjects(moved, side, side)
     return coco_mask.decode(coco_mask.merge(encoded))
 
 
-def mask_targets(boxes: Tensor, matches: Tensor, polygons: Sequence[Sequence[Sequence[float]]], side: int, size: Size | None,
-                 least: float = 1.0) -> Tensor:
-    """Targets (R, side, side) float of boxes (R, 4), each from the polygons of the object it is matched with; the rest as in `rasterise`."""
-    masks = [rasterise(polygons[match], box, side, size, least) for box, match in zip(boxes.tolist(), matches.tolist(), strict=True)]
+def mask_targets(
+    boxes: Tensor,
+    matches: Tensor,
+    polygons: Sequence[Sequence[Sequence[float]]],
+    side: int,
+    size: Size | None,
+    least: float = 1.0,
+) -> Tensor:
+    """Targets (R, side, side) float of boxes (R, 4), each from the polygons of the object it is matched with;
+    the rest as in `rasterise`."""
+    masks = [
+        rasterise(polygons[match], box, side, size, least)
+        for box, match in zip(boxes.tolist(), matches.tolist(), strict=True)
+    ]
     stacked = np.stack(masks) if masks else np.zeros((0, side, side), dtype=np.uint8)
     return torch.from_numpy(stacked).to(boxes.device, torch.float32)
 
@@ -93,10 +131,20 @@ def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(own, targets.to(own.dtype))
 
 
-def paste_masks(masks: Tensor, boxes: Tensor, size: Size, *, threshold: float = 0.5, padding: int = 1, interpolation: str = "torch") -> Tensor:
-    """Masks in the whole image: each is padded by zeros, resized to its grown box, and compared with the threshold.
+def paste_masks(
+    masks: Tensor,
+    boxes: Tensor,
+    size: Size,
+    *,
+    threshold: float = 0.5,
+    padding: int = 1,
+    interpolation: str = "torch",
+) -> Tensor:
+    """Masks in the whole image: each is padded by zeros, resized to its grown box, and compared with the
+    threshold.
 
-    The box grows by (M + 2 * padding) / M around its centre, is cut to whole pixels toward zero, and spans x2 - x1 + 1 pixels.
+    The box grows by (M + 2 * padding) / M around its centre, is cut to whole pixels toward zero, and spans x2
+    - x1 + 1 pixels.
 
     Args:
         masks: (R, M, M) float probabilities.
@@ -116,7 +164,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: Size, *, threshold: float = 
         left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2 + 1, width), min(y2 + 1, height)
         if right > left and bottom > top:
             resized = _resize(padded[row], shape, interpolation) > threshold
-            pasted[row, top:bottom, left:right] = resized[top - y1:bottom - y1, left - x1:right - x1]
+            pasted[row, top:bottom, left:right] = resized[top - y1 : bottom - y1, left - x1 : right - x1]
     return pasted
 
 
@@ -137,7 +185,8 @@ def _resize(mask: Tensor, shape: tuple[int, int], interpolation: str) -> Tensor:
 
 
 def mask_options(mask: Mapping[str, Any] | None, pooling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Options of the branch with its pooling filled in: as the box branch's, with 14 cells, where the branch has none of its own."""
+    """Options of the branch with its pooling filled in: as the box branch's, with 14 cells, where the branch
+    has none of its own."""
     options = dict(mask or {})
     options["pooling"] = {**(pooling or {}), "size": 14, **(options.get("pooling") or {})}
     return options

@@ -1,4 +1,5 @@
 """Matching anchors or proposals with ground truth by IoU (Ren et al. 2015, section 3.1.2)."""
+
 from __future__ import annotations
 
 import torch
@@ -7,14 +8,22 @@ from torch import Tensor
 BACKGROUND, IGNORED = -1, -2
 
 
-def match(quality: Tensor, foreground: float, background: float, *, low_quality: bool = False, zero_overlap: bool = True) -> Tensor:
+def match(
+    quality: Tensor,
+    foreground: float,
+    background: float,
+    *,
+    low_quality: bool = False,
+    zero_overlap: bool = True,
+) -> Tensor:
     """The ground truth that each candidate is matched with.
 
     Args:
         quality: (G, A) float, IoU of each ground truth with each candidate.
         foreground: a best IoU of at least this is a match.
         background: a best IoU below this is background; between the two, ignored.
-        low_quality: every candidate that has some ground truth's best IoU (ties too) is matched, with ITS own best ground truth.
+        low_quality: every candidate that has some ground truth's best IoU (ties too) is matched, with ITS own
+            best ground truth.
         zero_overlap: low_quality holds even where a ground truth's best IoU is 0.
 
     Returns:

@@ -1,4 +1,5 @@
 """Convolution blocks of mobile networks, with torch's symmetric padding or TensorFlow's "SAME"."""
+
 from __future__ import annotations
 
 from typing import Literal
@@ -20,7 +21,8 @@ def same_padding(length: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow pads: an odd zero goes to the right and bottom. Its parameters are those of `nn.Conv2d`."""
+    """A convolution padded as TensorFlow pads: an odd zero goes to the right and bottom. Its parameters are
+    those of `nn.Conv2d`."""
 
     def forward(self, features: Tensor) -> Tensor:
         (kernel_y, kernel_x), (stride_y, stride_x) = self.kernel_size, self.stride
@@ -29,7 +31,9 @@ class SameConv2d(nn.Conv2d):
         return super().forward(functional.pad(features, (left, right, top, bottom)))
 
 
-def conv_norm_act(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, padding: Padding) -> nn.Sequential:
+def conv_norm_act(
+    in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, padding: Padding
+) -> nn.Sequential:
     """Convolution without bias, batch norm, ReLU6."""
     conv: nn.Module
     if padding == "same" and stride > 1:

@@ -1,4 +1,6 @@
-"""Matching, coding and loss of SSD (Liu et al., ECCV 2016, section 2.2). Boxes are fractions of the image, priors (cx, cy, w, h)."""
+"""Matching, coding and loss of SSD (Liu et al., ECCV 2016, section 2.2). Boxes are fractions of the image,
+priors (cx, cy, w, h)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -42,14 +44,18 @@ class PriorCoder:
 
 @dataclass(frozen=True)
 class PriorTargets:
-    """What each prior of one image shall learn: classes (P,) int64 with 0 for background; offsets (P, 4) float, of use where classes > 0."""
+    """What each prior of one image shall learn: classes (P,) int64 with 0 for background; offsets (P, 4)
+    float, of use where classes > 0."""
 
     classes: Tensor
     offsets: Tensor
 
 
-def match_priors(boxes: Tensor, classes: Tensor, priors: Tensor, *, threshold: float, coder: PriorCoder) -> PriorTargets:
-    """Give every prior its ground truth: the best one at IoU >= threshold, and every ground truth owns its best prior.
+def match_priors(
+    boxes: Tensor, classes: Tensor, priors: Tensor, *, threshold: float, coder: PriorCoder
+) -> PriorTargets:
+    """Give every prior its ground truth: the best one at IoU >= threshold, and every ground truth owns its
+    best prior.
 
     Where several ground truths share a best prior the last one has it, and the others may end up without any.
 
@@ -65,7 +71,9 @@ def match_priors(boxes: Tensor, classes: Tensor, priors: Tensor, *, threshold: f
     overlaps = box_iou(boxes, prior_corners(priors))  # (G, P)
     best_overlap, truth = overlaps.max(dim=0)
     order = torch.arange(len(boxes), device=boxes.device)
-    owner = torch.full_like(truth, -1).scatter_reduce(0, overlaps.argmax(dim=1), order, "amax")  # (P,) the last truth whose best prior it is
+    owner = torch.full_like(truth, -1).scatter_reduce(
+        0, overlaps.argmax(dim=1), order, "amax"
+    )  # (P,) the last truth whose best prior it is
     truth = torch.where(owner >= 0, owner, truth)
     target = torch.where((owner < 0) & (best_overlap < threshold), BACKGROUND, classes[truth])
     return PriorTargets(target, coder.encode(boxes[truth], priors))
@@ -89,9 +97,11 @@ def mine_negatives(hardness: Tensor, positive: Tensor, *, negatives: int) -> Ten
 
 @dataclass(frozen=True)
 class MultiBoxLoss:
-    """SSD's two loss terms, both divided by the positives of the whole batch (at least 1, where the original divides by zero).
+    """SSD's two loss terms, both divided by the positives of the whole batch (at least 1, where the original
+    divides by zero).
 
-    threshold: IoU of a positive; negatives: mined for each positive; scores: "softmax" for cross entropy over C classes, "sigmoid" for
+    threshold: IoU of a positive; negatives: mined for each positive; scores: "softmax" for cross entropy over
+        C classes, "sigmoid" for
     a binary one in each of the K object classes (TensorFlow's SSD).
     """
 
@@ -100,7 +110,14 @@ class MultiBoxLoss:
     negatives: int = 3
     scores: Literal["softmax", "sigmoid"] = "softmax"
 
-    def __call__(self, offsets: Tensor, logits: Tensor, priors: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> dict[str, Tensor]:
+    def __call__(
+        self,
+        offsets: Tensor,
+        logits: Tensor,
+        priors: Tensor,
+        boxes: Sequence[Tensor],
+        classes: Sequence[Tensor],
+    ) -> dict[str, Tensor]:
         """Losses `loss_box` and `loss_class`.
 
         Args:
@@ -108,24 +125,36 @@ class MultiBoxLoss:
             boxes, classes: of each image, as in `match_priors`.
         """
         with torch.no_grad():
-            matched = [match_priors(b, c, priors, threshold=self.threshold, coder=self.coder) for b, c in zip(boxes, classes, strict=True)]
+            matched = [
+                match_priors(b, c, priors, threshold=self.threshold, coder=self.coder)
+                for b, c in zip(boxes, classes, strict=True)
+            ]
             target = torch.stack([m.classes for m in matched])  # (N, P)
             target_offsets = torch.stack([m.offsets for m in matched])  # (N, P, 4)
             positive = target > BACKGROUND
-            chosen = positive | mine_negatives(self._hardness(logits, target), positive, negatives=self.negatives)
+            chosen = positive | mine_negatives(
+                self._hardness(logits, target), positive, negatives=self.negatives
+            )
         count = positive.sum().clamp(min=1)
         box = functional.smooth_l1_loss(offsets[positive], target_offsets[positive], reduction="sum")
-        return {"loss_box": box / count, "loss_class": self._class_loss(logits[chosen], target[chosen]) / count}
+        return {
+            "loss_box": box / count,
+            "loss_class": self._class_loss(logits[chosen], target[chosen]) / count,
+        }
 
     def _hardness(self, logits: Tensor, target: Tensor) -> Tensor:
         """(N, P): the class loss of each prior."""
         if self.scores == "sigmoid":
-            return functional.binary_cross_entropy_with_logits(logits[..., 1:], _one_hot(logits, target), reduction="none").sum(dim=2)
+            return functional.binary_cross_entropy_with_logits(
+                logits[..., 1:], _one_hot(logits, target), reduction="none"
+            ).sum(dim=2)
         return torch.logsumexp(logits, dim=2) - logits.gather(2, target[..., None]).squeeze(2)
 
     def _class_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.scores == "sigmoid":
-            return functional.binary_cross_entropy_with_logits(logits[:, 1:], _one_hot(logits, target), reduction="sum")
+            return functional.binary_cross_entropy_with_logits(
+                logits[:, 1:], _one_hot(logits, target), reduction="sum"
+            )
         return functional.cross_entropy(logits, target, reduction="sum")
 
 

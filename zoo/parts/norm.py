@@ -1,4 +1,5 @@
 """Normalisation layers by name, and the convolution with a norm that every network here is made of."""
+
 from __future__ import annotations
 
 import torch
@@ -8,7 +9,8 @@ NORM_KINDS = ("frozen", "frozen_eps", "affine", "group", "batch", "none")
 
 
 class FrozenNorm(nn.Module):
-    """Batch normalisation with fixed statistics and fixed affine numbers, all buffers: x * scale + shift (Detectron's family).
+    """Batch normalisation with fixed statistics and fixed affine numbers, all buffers: x * scale + shift
+    (Detectron's family).
 
     Args:
         channels: C of the input (N, C, H, W).
@@ -31,7 +33,8 @@ class FrozenNorm(nn.Module):
 
 
 class FrozenAffine(nn.Module):
-    """A fixed scale and shift by channel without statistics, both buffers: what Caffe2 models carry in place of batch normalisation."""
+    """A fixed scale and shift by channel without statistics, both buffers: what Caffe2 models carry in place
+    of batch normalisation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -47,8 +50,8 @@ def make_norm(kind: str, channels: int, *, eps: float | None = None, groups: int
     """A norm layer by name.
 
     Args:
-        kind: "frozen" (fixed statistics, no eps), "frozen_eps" (the same with eps), "affine" (fixed scale and shift), "group"
-            (GroupNorm, Wu and He 2018), "batch" (trained BatchNorm), "none".
+        kind: "frozen" (fixed statistics, no eps), "frozen_eps" (the same with eps), "affine" (fixed scale and
+            shift), "group" (GroupNorm, Wu and He 2018), "batch" (trained BatchNorm), "none".
         channels: C.
         eps: default 1e-5 where the kind has one.
         groups: of GroupNorm; fewer where they do not divide the channels.
@@ -75,17 +78,31 @@ class ConvNorm(nn.Module):
     """Convolution, norm, activation; children `conv` and `norm` (norm is an identity for "none").
 
     Args:
-        in_channels, out_channels, kernel, stride, dilation, groups: of the convolution; its padding keeps the size.
+        in_channels, out_channels, kernel, stride, dilation, groups: of the convolution; its padding keeps the
+            size.
         norm: a kind of `make_norm`; the convolution has a bias only without a norm.
         activation: "relu" or "none".
         padding: in place of the one that keeps the size.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, dilation: int = 1, groups: int = 1,
-                 norm: str = "none", activation: str = "relu", padding: int | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        norm: str = "none",
+        activation: str = "relu",
+        padding: int | None = None,
+    ) -> None:
         super().__init__()
         padding = dilation * (kernel - 1) // 2 if padding is None else padding
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=norm == "none")
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=norm == "none"
+        )
         self.norm = make_norm(norm, out_channels)
         self.activation = nn.ReLU(inplace=True) if activation == "relu" else nn.Identity()
 

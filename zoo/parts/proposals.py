@@ -1,4 +1,6 @@
-"""From objectness and deltas of every anchor to the proposals of each image (Faster R-CNN section 3.1, FPN section 4.1)."""
+"""From objectness and deltas of every anchor to the proposals of each image (Faster R-CNN section 3.1, FPN
+section 4.1)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -26,9 +28,11 @@ class Proposals:
 class ProposalRule:
     """How proposals are chosen, in one mode (training or test).
 
-    pre_nms: best anchors of a level that go on; post_nms: kept of a level after NMS; nms_iou, inclusive: of that NMS.
+    pre_nms: best anchors of a level that go on; post_nms: kept of a level after NMS; nms_iou, inclusive: of
+        that NMS.
     together: all levels are one list, for the limits and the NMS. min_size: least side, in pixels.
-    collect: best over all levels, 0 for no such cut (nor sorting); collect_over: "image", or "batch" for one cut over all images.
+    collect: best over all levels, 0 for no such cut (nor sorting); collect_over: "image", or "batch" for one
+        cut over all images.
     collect_order: "score" sorts what is collected, "level" leaves level after level.
     clip_to: "image" (true size), or "batch" (padded size).
     """
@@ -45,20 +49,34 @@ class ProposalRule:
     clip_to: str = "image"
 
 
-def decode_level(scores: Tensor, deltas: Tensor, anchors: Tensor, sizes: Sequence[Size], coder: BoxCoder, pre_nms: int) -> tuple[Tensor, Tensor]:
-    """The best anchors of one level, decoded and clipped: boxes (N, P, 4) and scores (N, P), by falling score.
+def decode_level(
+    scores: Tensor, deltas: Tensor, anchors: Tensor, sizes: Sequence[Size], coder: BoxCoder, pre_nms: int
+) -> tuple[Tensor, Tensor]:
+    """The best anchors of one level, decoded and clipped: boxes (N, P, 4) and scores (N, P), by falling
+    score.
 
     Args:
         scores: (N, A) probabilities. deltas: (N, A, 4). anchors: (A, 4). sizes: to clip to, one an image.
     """
     scores, order = scores.topk(min(pre_nms, scores.shape[1]), dim=1, sorted=True)
-    boxes = torch.stack([
-        clip_boxes(coder.decode(deltas[i, order[i]], anchors[order[i]]), size, coder.offset) for i, size in enumerate(sizes)])
+    boxes = torch.stack(
+        [
+            clip_boxes(coder.decode(deltas[i, order[i]], anchors[order[i]]), size, coder.offset)
+            for i, size in enumerate(sizes)
+        ]
+    )
     return boxes, scores
 
 
-def select_proposals(scores: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], sizes: Sequence[Size], *, coder: BoxCoder,
-                     rule: ProposalRule) -> list[Proposals]:
+def select_proposals(
+    scores: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    sizes: Sequence[Size],
+    *,
+    coder: BoxCoder,
+    rule: ProposalRule,
+) -> list[Proposals]:
     """Choose the proposals of each image.
 
     Args:
@@ -70,23 +88,43 @@ def select_proposals(scores: Sequence[Tensor], deltas: Sequence[Tensor], anchors
         rule: limits and order.
     """
     if rule.together:
-        scores, deltas, anchors = [torch.cat(list(scores), 1)], [torch.cat(list(deltas), 1)], [torch.cat(list(anchors))]
-    levels = [decode_level(*level, sizes, coder, rule.pre_nms) for level in zip(scores, deltas, anchors, strict=True)]
+        scores, deltas, anchors = (
+            [torch.cat(list(scores), 1)],
+            [torch.cat(list(deltas), 1)],
+            [torch.cat(list(anchors))],
+        )
+    levels = [
+        decode_level(*level, sizes, coder, rule.pre_nms)
+        for level in zip(scores, deltas, anchors, strict=True)
+    ]
     boxes = torch.cat([b for b, _ in levels], dim=1)  # (N, P, 4)
     chances = torch.cat([s for _, s in levels], dim=1)  # (N, P)
     images, count = chances.shape
-    level = torch.cat([torch.full((s.shape[1],), i, device=boxes.device) for i, (_, s) in enumerate(levels)])  # (P,)
+    level = torch.cat(
+        [torch.full((s.shape[1],), i, device=boxes.device) for i, (_, s) in enumerate(levels)]
+    )  # (P,)
     groups = (torch.arange(images, device=boxes.device)[:, None] * len(levels) + level).reshape(-1)
     boxes, chances = boxes.reshape(-1, 4), chances.reshape(-1)
     rows = torch.nonzero(large_enough(boxes, rule.min_size, coder.offset)).squeeze(1)
     boxes, chances, groups = boxes[rows], chances[rows], groups[rows]
-    kept = batched_nms(boxes, chances, groups, rule.nms_iou, num_groups=images * len(levels), offset=coder.offset, inclusive=rule.inclusive,
-                       max_keep=rule.post_nms, max_candidates=rule.pre_nms or None)
+    kept = batched_nms(
+        boxes,
+        chances,
+        groups,
+        rule.nms_iou,
+        num_groups=images * len(levels),
+        offset=coder.offset,
+        inclusive=rule.inclusive,
+        max_keep=rule.post_nms,
+        max_candidates=rule.pre_nms or None,
+    )
     kept = kept.sort().values  # image by image, level by level, falling score
     return _collect(boxes[kept], chances[kept], groups[kept] // len(levels), images, rule)
 
 
-def _collect(boxes: Tensor, scores: Tensor, image: Tensor, images: int, rule: ProposalRule) -> list[Proposals]:
+def _collect(
+    boxes: Tensor, scores: Tensor, image: Tensor, images: int, rule: ProposalRule
+) -> list[Proposals]:
     """Cut what all levels gave, over each image or over the batch, and split by image."""
     if rule.collect and rule.collect_over == "batch":
         best = scores.topk(min(rule.collect, len(scores)), sorted=True).indices

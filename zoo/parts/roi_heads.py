@@ -1,4 +1,6 @@
-"""RoI heads: pooling, trunks, the box predictor, sampling of proposals, and the choice of detections (Fast R-CNN, Girshick 2015)."""
+"""RoI heads: pooling, trunks, the box predictor, sampling of proposals, and the choice of detections (Fast
+R-CNN, Girshick 2015)."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -30,23 +32,38 @@ SOFT_NMS_LEAST = 1e-4  # overlapped boxes whose decayed score is below this leav
 
 def with_image_index(boxes: Sequence[Tensor]) -> Tensor:
     """Boxes (R_i, 4) of each image as RoIs (R, 5): image index, x1, y1, x2, y2."""
-    return torch.cat([torch.cat([each.new_full((len(each), 1), i), each], dim=1) for i, each in enumerate(boxes)])
+    return torch.cat(
+        [torch.cat([each.new_full((len(each), 1), i), each], dim=1) for i, each in enumerate(boxes)]
+    )
 
 
 class RoiAlignPooler(nn.Module):
-    """RoIAlign, or one of its forerunners, from the pyramid level that a RoI's size asks for (FPN, Lin et al. 2017, equation 1).
+    """RoIAlign, or one of its forerunners, from the pyramid level that a RoI's size asks for (FPN, Lin et al.
+    2017, equation 1).
 
     Args:
         specs: the levels RoIs are pooled from, finest first, by name.
         output_size: PH = PW.
         sampling_ratio: points a bin and axis, 0 for as many as cells. aligned: shifted by half a cell.
-        canonical_scale, canonical_level, level_offset, level_eps: of kernels.roi_levels.LevelRule; the finest level counts as 2.
-        method: "roi_align"; "roi_pool" (maximum of whole cells); "roi_crop" (points of a grid, then the maximum of 2 x 2 of them; its
-            source fixes one cell to 16 pixels on every level).
+        canonical_scale, canonical_level, level_offset, level_eps: of kernels.roi_levels.LevelRule; the finest
+            level counts as 2.
+        method: "roi_align"; "roi_pool" (maximum of whole cells); "roi_crop" (points of a grid, then the
+            maximum of 2 x 2 of them; its source fixes one cell to 16 pixels on every level).
     """
 
-    def __init__(self, specs: Mapping[str, FeatureSpec], output_size: int, *, sampling_ratio: int = 2, aligned: bool = False, canonical_scale: float = 224.0,
-                 canonical_level: int = 4, level_offset: float = 1.0, level_eps: float = 1e-6, method: str = "roi_align") -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, FeatureSpec],
+        output_size: int,
+        *,
+        sampling_ratio: int = 2,
+        aligned: bool = False,
+        canonical_scale: float = 224.0,
+        canonical_level: int = 4,
+        level_offset: float = 1.0,
+        level_eps: float = 1e-6,
+        method: str = "roi_align",
+    ) -> None:
         super().__init__()
         if method not in ("roi_align", "roi_pool", "roi_crop"):
             raise ValueError(f"unknown pooling method {method!r}; known: roi_align, roi_pool, roi_crop")
@@ -61,9 +78,18 @@ class RoiAlignPooler(nn.Module):
         if self.method != "roi_align":
             return self._by_level(features, boxes)
         return multilevel_roi_align(
-            [features[name] for name in self.levels], with_image_index(boxes), self.output_size, self.scales, self.sampling_ratio, self.aligned,
-            canonical_scale=rule.canonical_scale, canonical_level=rule.canonical_level, min_level=rule.min_level, level_offset=rule.offset,
-            level_eps=rule.eps)
+            [features[name] for name in self.levels],
+            with_image_index(boxes),
+            self.output_size,
+            self.scales,
+            self.sampling_ratio,
+            self.aligned,
+            canonical_scale=rule.canonical_scale,
+            canonical_level=rule.canonical_level,
+            min_level=rule.min_level,
+            level_offset=rule.offset,
+            level_eps=rule.eps,
+        )
 
     def _by_level(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
         rois, level_of, first = with_image_index(boxes), self.level_indices(boxes), features[self.levels[0]]
@@ -99,12 +125,17 @@ class MlpTrunk(nn.Module):
     """Two fully connected layers with ReLU over the flattened features (FPN, section 4.2).
 
     Args:
-        channels, size: of the pooled features. width: of both layers. norm: "none", or "group" in place of the biases.
+        channels, size: of the pooled features. width: of both layers. norm: "none", or "group" in place of
+            the biases.
     """
 
     def __init__(self, channels: int, size: int, *, width: int = 1024, norm: str = "none") -> None:
         super().__init__()
-        self.fc6, self.fc7, self.channels = linear(channels * size * size, width, norm), linear(width, width, norm), width
+        self.fc6, self.fc7, self.channels = (
+            linear(channels * size * size, width, norm),
+            linear(width, width, norm),
+            width,
+        )
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, PH, PW) to (R, width)."""
@@ -112,16 +143,32 @@ class MlpTrunk(nn.Module):
 
 
 class ConvTrunk(nn.Module):
-    """3x3 convolutions with a norm and ReLU, then one fully connected layer with ReLU (Group Normalization, Wu and He 2018, section 5.3).
+    """3x3 convolutions with a norm and ReLU, then one fully connected layer with ReLU (Group Normalization,
+    Wu and He 2018, section 5.3).
 
     Args:
-        channels, size: of the pooled features. convs: how many. conv_channels, width: of the convolutions, of the layer.
+        channels, size: of the pooled features. convs: how many. conv_channels, width: of the convolutions, of
+            the layer.
         norm: a kind of make_norm; the convolutions have a bias only without one.
     """
 
-    def __init__(self, channels: int, size: int, *, convs: int = 4, conv_channels: int = 256, width: int = 1024, norm: str = "group") -> None:
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        *,
+        convs: int = 4,
+        conv_channels: int = 256,
+        width: int = 1024,
+        norm: str = "group",
+    ) -> None:
         super().__init__()
-        self.convs = nn.Sequential(*(ConvNorm(channels if i == 0 else conv_channels, conv_channels, 3, norm=norm) for i in range(convs)))
+        self.convs = nn.Sequential(
+            *(
+                ConvNorm(channels if i == 0 else conv_channels, conv_channels, 3, norm=norm)
+                for i in range(convs)
+            )
+        )
         self.fc6, self.channels = linear(conv_channels * size * size, width), width
         for layer in self.convs:
             nn.init.normal_(layer.conv.weight, std=0.01)
@@ -134,7 +181,8 @@ class ConvTrunk(nn.Module):
 
 
 class StageTrunk(nn.Module):
-    """The backbone's last stage, run on pooled features (He et al. 2015, appendix A); the predictor averages its map.
+    """The backbone's last stage, run on pooled features (He et al. 2015, appendix A); the predictor averages
+    its map.
 
     Args:
         stage: module. channels: of its output.
@@ -153,7 +201,8 @@ class BoxPredictor(nn.Module):
     """Class logits and box deltas, background first.
 
     Args:
-        channels: of the trunk. num_classes: K. class_specific: deltas for each class, or for background and object only.
+        channels: of the trunk. num_classes: K. class_specific: deltas for each class, or for background and
+            object only.
     """
 
     def __init__(self, channels: int, num_classes: int, *, class_specific: bool = True) -> None:
@@ -165,7 +214,8 @@ class BoxPredictor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, C) or a map (R, C, H, W), which is averaged, to logits (R, K + 1) and deltas (R, 4 * (K + 1))."""
+        """(R, C) or a map (R, C, H, W), which is averaged, to logits (R, K + 1) and deltas (R, 4 * (K +
+        1))."""
         x = x if x.ndim == 2 else F.adaptive_avg_pool2d(x, 1).flatten(1)
         return self.class_logits(x), self.box_deltas(x)
 
@@ -177,7 +227,9 @@ class BoxHead(nn.Module):
         super().__init__()
         self.pooler, self.trunk, self.predictor = pooler, trunk, predictor
 
-    def forward(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The trunk's output for every box, class logits (R, K + 1), deltas (R, 4 * (K + 1))."""
         hidden = self.trunk(self.pooler(features, boxes))
         return hidden, *self.predictor(hidden)
@@ -187,10 +239,11 @@ class BoxHead(nn.Module):
 class SampledBoxes:
     """The proposals of one image that are trained on.
 
-    boxes (S, 4); labels (S,) int64, 0 background, 1..K; targets (S, 4) deltas; matches (S,) int64, the ground truth (0 for background);
-    rows (S,): their positions among the candidates; positive, negative: indices among the candidates; candidate_labels: of all candidates.
-    mask_matches (S,): whose mask an object is trained on, where that is not its match; -1 for none.
-    keypoint_boxes (T, 4), keypoint_matches (T,): a draw of its own for the keypoint branch, where the source makes one.
+    boxes (S, 4); labels (S,) int64, 0 background, 1..K; targets (S, 4) deltas; matches (S,) int64, the ground
+    truth (0 for background); rows (S,): their positions among the candidates; positive, negative: indices
+    among the candidates; candidate_labels: of all candidates. mask_matches (S,): whose mask an object is
+    trained on, where that is not its match; -1 for none. keypoint_boxes (T, 4), keypoint_matches (T,): a draw
+    of its own for the keypoint branch, where the source makes one.
     """
 
     boxes: Tensor
@@ -224,7 +277,9 @@ class BoxTraining:
     smooth_l1_beta: float = 1.0
 
 
-def sample_boxes(proposals: Tensor, target: Target, *, coder: BoxCoder, sampler: Sampler, rule: BoxTraining) -> SampledBoxes:
+def sample_boxes(
+    proposals: Tensor, target: Target, *, coder: BoxCoder, sampler: Sampler, rule: BoxTraining
+) -> SampledBoxes:
     """Label the proposals (R, 4) of one image, ground truth boxes among them, and draw those to train on."""
     parts = [proposals, target.boxes.to(proposals.dtype)]
     boxes = torch.cat(parts if rule.ground_truth == "last" else parts[::-1])
@@ -237,7 +292,11 @@ def sample_boxes(proposals: Tensor, target: Target, *, coder: BoxCoder, sampler:
     rows = torch.cat([positive, negative])
     rows = rows.sort().values if rule.order == "position" else rows
     matches = matches.clamp(min=0)
-    targets = coder.encode(target.boxes.to(boxes.dtype)[matches[rows]], boxes[rows]) if len(target.boxes) else torch.zeros_like(boxes[rows])
+    targets = (
+        coder.encode(target.boxes.to(boxes.dtype)[matches[rows]], boxes[rows])
+        if len(target.boxes)
+        else torch.zeros_like(boxes[rows])
+    )
     return SampledBoxes(boxes[rows], labels[rows], targets, matches[rows], rows, positive, negative, labels)
 
 
@@ -248,8 +307,11 @@ def _labels(matches: Tensor, classes: Tensor) -> Tensor:
     return torch.where(matches >= 0, classes[matches.clamp(min=0)] + 1, matches + 1)
 
 
-def box_losses(logits: Tensor, deltas: Tensor, sampled: Sequence[SampledBoxes], beta: float) -> dict[str, Tensor]:
-    """Mean cross entropy and smooth L1 of the true class's deltas over the number of all sampled boxes (Girshick 2015, equation 1)."""
+def box_losses(
+    logits: Tensor, deltas: Tensor, sampled: Sequence[SampledBoxes], beta: float
+) -> dict[str, Tensor]:
+    """Mean cross entropy and smooth L1 of the true class's deltas over the number of all sampled boxes
+    (Girshick 2015, equation 1)."""
     labels = torch.cat([each.labels for each in sampled])
     targets = torch.cat([each.targets for each in sampled])
     rows = torch.nonzero(labels > 0).squeeze(1)
@@ -265,10 +327,14 @@ def box_losses(logits: Tensor, deltas: Tensor, sampled: Sequence[SampledBoxes], 
 class DetectionRule:
     """How detections are chosen from class probabilities.
 
-    score_threshold: a probability must be above it; nms_iou, inclusive: of the NMS of each class; max_detections: of an image,
-    by the threshold of the last one's score, so that ties may leave more. frame: boxes are decoded and clipped in pixels of the
-    "network" input, or of the "original" image. soft: "none", or soft-NMS by "linear" or "gaussian" decay (of soft_sigma) in place of
-    the NMS. vote_iou: boxes are refined by box voting among those of this IoU; none: they are not. vote_method: see zoo.parts.box_voting.
+    score_threshold: a probability must be above it; nms_iou, inclusive: of the NMS of each class;
+        max_detections: of an image,
+    by the threshold of the last one's score, so that ties may leave more. frame: boxes are decoded and
+    clipped in pixels of the
+    "network" input, or of the "original" image. soft: "none", or soft-NMS by "linear" or "gaussian" decay (of
+    soft_sigma) in place of
+    the NMS. vote_iou: boxes are refined by box voting among those of this IoU; none: they are not.
+        vote_method: see zoo.parts.box_voting.
     """
 
     score_threshold: float = 0.05
@@ -282,8 +348,15 @@ class DetectionRule:
     vote_method: str = "id"
 
 
-def select_detections(logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[Size], *, coder: BoxCoder,
-                      rule: DetectionRule) -> list[Detections]:
+def select_detections(
+    logits: Tensor,
+    deltas: Tensor,
+    boxes: Sequence[Tensor],
+    sizes: Sequence[Size],
+    *,
+    coder: BoxCoder,
+    rule: DetectionRule,
+) -> list[Detections]:
     """Detections of each image: class rising, inside a class in the order of the proposals.
 
     Args:
@@ -293,28 +366,40 @@ def select_detections(logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], s
         coder: decodes deltas.
         rule: thresholds and limits.
     """
-    return [choose_detections(*scored, coder.offset, rule) for scored in score_boxes(logits, deltas, boxes, sizes, coder)]
+    return [
+        choose_detections(*scored, coder.offset, rule)
+        for scored in score_boxes(logits, deltas, boxes, sizes, coder)
+    ]
 
 
-def score_boxes(logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[Size], coder: BoxCoder) -> list[tuple[Tensor, Tensor]]:
-    """For each image, class probabilities (R_i, K + 1) and decoded, clipped boxes (R_i, K + 1 or 2, 4); arguments as in `select_detections`."""
+def score_boxes(
+    logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], sizes: Sequence[Size], coder: BoxCoder
+) -> list[tuple[Tensor, Tensor]]:
+    """For each image, class probabilities (R_i, K + 1) and decoded, clipped boxes (R_i, K + 1 or 2, 4);
+    arguments as in `select_detections`."""
     chances = F.softmax(widened(logits), dim=1)
     counts = [len(each) for each in boxes]
     decoded = coder.decode(deltas, torch.cat(list(boxes))).split(counts)
-    return [(probability, clip_boxes(each.view(len(each), each.shape[1] // 4, 4), size, coder.offset))
-            for probability, each, size in zip(chances.split(counts), decoded, sizes, strict=True)]
+    return [
+        (probability, clip_boxes(each.view(len(each), each.shape[1] // 4, 4), size, coder.offset))
+        for probability, each, size in zip(chances.split(counts), decoded, sizes, strict=True)
+    ]
 
 
 def choose_detections(probability: Tensor, boxes: Tensor, offset: float, rule: DetectionRule) -> Detections:
-    """Detections of one image from probabilities (R, K + 1) and boxes (R, K + 1 or 2, 4): class rising, inside a class in the order of the rows."""
-    label, row = torch.nonzero((probability[:, 1:] > rule.score_threshold).t(), as_tuple=True)  # class after class
+    """Detections of one image from probabilities (R, K + 1) and boxes (R, K + 1 or 2, 4): class rising,
+    inside a class in the order of the rows."""
+    label, row = torch.nonzero(
+        (probability[:, 1:] > rule.score_threshold).t(), as_tuple=True
+    )  # class after class
     scores = probability[row, label + 1]
     column = label + 1 if boxes.shape[1] == probability.shape[1] else torch.ones_like(label)
     return suppress(boxes[row, column], scores, label, offset, rule)
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, offset: float, rule: DetectionRule) -> Detections:
-    """NMS inside each class, then the best of the image; what is kept stays in its order (soft-NMS: class by class, as picked).
+    """NMS inside each class, then the best of the image; what is kept stays in its order (soft-NMS: class by
+    class, as picked).
 
     Args:
         boxes (R, 4), scores (R,), labels (R,) 0..K-1: of one image. offset: of the boxes' sides.
@@ -323,8 +408,22 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, offset: float, rule:
     if rule.soft != "none":
         found = _soft_suppress(found, offset, rule)
     elif rule.nms_iou > 0:
-        most = rule.max_detections if rule.vote_iou is None else None  # voting may change scores, so the best are known after it
-        found = found.select(batched_nms(boxes, scores, labels, rule.nms_iou, offset=offset, inclusive=rule.inclusive, max_total=most or None).sort().values)
+        most = (
+            rule.max_detections if rule.vote_iou is None else None
+        )  # voting may change scores, so the best are known after it
+        found = found.select(
+            batched_nms(
+                boxes,
+                scores,
+                labels,
+                rule.nms_iou,
+                offset=offset,
+                inclusive=rule.inclusive,
+                max_total=most or None,
+            )
+            .sort()
+            .values
+        )
     if rule.vote_iou is not None:
         found = _vote(found, boxes, scores, labels, offset, rule)
     if 0 < rule.max_detections < len(found):
@@ -337,19 +436,37 @@ def _soft_suppress(found: Detections, offset: float, rule: DetectionRule) -> Det
     parts = []
     for label in found.labels.unique().tolist():
         rows = torch.nonzero(found.labels == label).squeeze(1)
-        kept, scores = soft_nms(found.boxes[rows], found.scores[rows], method=rule.soft, sigma=rule.soft_sigma, iou_threshold=rule.nms_iou,
-                                score_threshold=SOFT_NMS_LEAST, offset=offset)
+        kept, scores = soft_nms(
+            found.boxes[rows],
+            found.scores[rows],
+            method=rule.soft,
+            sigma=rule.soft_sigma,
+            iou_threshold=rule.nms_iou,
+            score_threshold=SOFT_NMS_LEAST,
+            offset=offset,
+        )
         parts.append(replace(found.select(rows[kept]), scores=scores))
     if not parts:
         return found
-    return Detections(*(torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "labels")))
+    return Detections(
+        *(torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "labels"))
+    )
 
 
-def _vote(found: Detections, boxes: Tensor, scores: Tensor, labels: Tensor, offset: float, rule: DetectionRule) -> Detections:
+def _vote(
+    found: Detections, boxes: Tensor, scores: Tensor, labels: Tensor, offset: float, rule: DetectionRule
+) -> Detections:
     """Boxes (and by some methods scores) refined by all boxes of the same class before suppression."""
     refined, changed = found.boxes.clone(), found.scores.clone()
     for label in found.labels.unique().tolist():
         rows, rivals = found.labels == label, labels == label
-        refined[rows], changed[rows] = vote_boxes(found.boxes[rows], found.scores[rows], boxes[rivals], scores[rivals], rule.vote_iou,
-                                                  method=rule.vote_method, offset=offset)
+        refined[rows], changed[rows] = vote_boxes(
+            found.boxes[rows],
+            found.scores[rows],
+            boxes[rivals],
+            scores[rivals],
+            rule.vote_iou,
+            method=rule.vote_method,
+            offset=offset,
+        )
     return replace(found, boxes=refined, scores=changed)

@@ -1,4 +1,6 @@
-"""Region proposal network: head, labels, losses and proposals (Faster R-CNN, Ren et al. 2015, section 3.1)."""
+"""Region proposal network: head, labels, losses and proposals (Faster R-CNN, Ren et al. 2015, section
+3.1)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -23,7 +25,8 @@ def by_anchor(maps: Tensor, values: int) -> Tensor:
 
 
 class RpnHead(nn.Module):
-    """3x3 convolution and ReLU, then 1x1 for one sigmoid objectness and four deltas an anchor; shared by all levels.
+    """3x3 convolution and ReLU, then 1x1 for one sigmoid objectness and four deltas an anchor; shared by all
+    levels.
 
     Args:
         in_channels: of every level.
@@ -61,7 +64,8 @@ class RpnHead(nn.Module):
 
 @dataclass
 class RpnLabels:
-    """Labels of one image's anchors: labels (A,) float, 1 object, 0 background, -1 not used; targets (A, 4) deltas; the sampled indices."""
+    """Labels of one image's anchors: labels (A,) float, 1 object, 0 background, -1 not used; targets (A, 4)
+    deltas; the sampled indices."""
 
     labels: Tensor
     targets: Tensor
@@ -79,28 +83,62 @@ class RegionProposalNetwork(nn.Module):
         sampler: which labelled anchors enter the losses.
         test, train: rules of selection.
         foreground_iou, background_iou, low_quality, zero_overlap: of zoo.parts.matcher.match.
-        straddle: anchors that leave the true image by more pixels than this are not used in training; None: all are used.
-        inside_only: anchors outside take no part in the matching either (a ground truth's best anchor is an inside one).
+        straddle: anchors that leave the true image by more pixels than this are not used in training; None:
+            all are used.
+        inside_only: anchors outside take no part in the matching either (a ground truth's best anchor is an
+            inside one).
         smooth_l1_beta: of the box loss.
     """
 
-    def __init__(self, head: nn.Module, anchors: AnchorGenerator, coder: BoxCoder, sampler: Sampler, *, test: ProposalRule, train: ProposalRule,
-                 foreground_iou: float = 0.7, background_iou: float = 0.3, low_quality: bool = True, zero_overlap: bool = True,
-                 straddle: float | None = 0.0, inside_only: bool = False, smooth_l1_beta: float = 1 / 9) -> None:
+    def __init__(
+        self,
+        head: nn.Module,
+        anchors: AnchorGenerator,
+        coder: BoxCoder,
+        sampler: Sampler,
+        *,
+        test: ProposalRule,
+        train: ProposalRule,
+        foreground_iou: float = 0.7,
+        background_iou: float = 0.3,
+        low_quality: bool = True,
+        zero_overlap: bool = True,
+        straddle: float | None = 0.0,
+        inside_only: bool = False,
+        smooth_l1_beta: float = 1 / 9,
+    ) -> None:
         super().__init__()
         self.head, self.anchors, self.coder, self.sampler = head, anchors, coder, sampler
         self.rules = {False: test, True: train}
-        self.foreground_iou, self.background_iou, self.low_quality, self.zero_overlap = foreground_iou, background_iou, low_quality, zero_overlap
+        self.foreground_iou, self.background_iou, self.low_quality, self.zero_overlap = (
+            foreground_iou,
+            background_iou,
+            low_quality,
+            zero_overlap,
+        )
         self.straddle, self.inside_only, self.smooth_l1_beta = straddle, inside_only, smooth_l1_beta
 
-    def propose(self, logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], sizes: Sequence[Size],
-                padded: Size) -> list[Proposals]:
+    def propose(
+        self,
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        sizes: Sequence[Size],
+        padded: Size,
+    ) -> list[Proposals]:
         """Proposals of each image by the mode's rule; `padded` is (height, width) of the whole batch."""
         rule = self.rules[self.training]
         limits = [padded] * len(sizes) if rule.clip_to == "batch" else sizes
         with torch.no_grad():
             scores = [widened(self.head.scores(level)) for level in logits]
-            return select_proposals(scores, [by_anchor(level, 4) for level in deltas], anchors, limits, coder=self.coder, rule=rule)
+            return select_proposals(
+                scores,
+                [by_anchor(level, 4) for level in deltas],
+                anchors,
+                limits,
+                coder=self.coder,
+                rule=rule,
+            )
 
     def label(self, anchors: Tensor, boxes: Tensor, size: Size) -> RpnLabels:
         """Label and sample the anchors (A, 4) of one image with ground truth boxes (G, 4)."""
@@ -108,7 +146,11 @@ class RegionProposalNetwork(nn.Module):
         matches = self._match(boxes, anchors, inside)
         labels = (matches >= 0).to(anchors.dtype)
         labels[~inside | (matches < BACKGROUND)] = -1
-        targets = self.coder.encode(boxes[matches.clamp(min=0)], anchors) if len(boxes) else torch.zeros_like(anchors)
+        targets = (
+            self.coder.encode(boxes[matches.clamp(min=0)], anchors)
+            if len(boxes)
+            else torch.zeros_like(anchors)
+        )
         return RpnLabels(labels, targets, *self.sampler(labels))
 
     def _inside(self, anchors: Tensor, size: Size) -> Tensor:
@@ -120,16 +162,24 @@ class RegionProposalNetwork(nn.Module):
 
     def _match(self, boxes: Tensor, anchors: Tensor, inside: Tensor) -> Tensor:
         rows = torch.nonzero(inside).squeeze(1) if self.inside_only else slice(None)
-        found = match(box_iou(boxes, anchors[rows], self.coder.offset), self.foreground_iou, self.background_iou, low_quality=self.low_quality,
-                      zero_overlap=self.zero_overlap)
+        found = match(
+            box_iou(boxes, anchors[rows], self.coder.offset),
+            self.foreground_iou,
+            self.background_iou,
+            low_quality=self.low_quality,
+            zero_overlap=self.zero_overlap,
+        )
         if not self.inside_only:
             return found
         matches = torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
         matches[rows] = found
         return matches
 
-    def losses(self, logits: Sequence[Tensor], deltas: Sequence[Tensor], labels: Sequence[RpnLabels]) -> dict[str, Tensor]:
-        """Mean objectness loss over the sampled anchors; smooth L1 over the positives, divided by the number of all sampled.
+    def losses(
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], labels: Sequence[RpnLabels]
+    ) -> dict[str, Tensor]:
+        """Mean objectness loss over the sampled anchors; smooth L1 over the positives, divided by the number
+        of all sampled.
 
         Args:
             logits, deltas: of each level, as the head gives them.

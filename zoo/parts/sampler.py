@@ -1,4 +1,6 @@
-"""Samplers: which labelled candidates enter a loss. A sampler maps labels to (positive, negative) indices; others of its kind may replace it."""
+"""Samplers: which labelled candidates enter a loss. A sampler maps labels to (positive, negative) indices;
+others of its kind may replace it."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,12 +12,14 @@ Sampler = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class BalancedSampler:
-    """A fixed number of candidates an image with at most a fraction of positives, drawn without replacement (Ren et al. 2015, section 3.1.3).
+    """A fixed number of candidates an image with at most a fraction of positives, drawn without replacement
+    (Ren et al. 2015, section 3.1.3).
 
     Args:
         count: candidates an image.
         positive_fraction: at most int(count * fraction) positives; negatives fill up.
-        draw: "random", or "first" for the first ones in index order (a fixed choice, for comparisons with recorded outputs).
+        draw: "random", or "first" for the first ones in index order (a fixed choice, for comparisons with
+            recorded outputs).
     """
 
     def __init__(self, count: int, positive_fraction: float, draw: str = "random") -> None:

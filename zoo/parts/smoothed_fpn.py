@@ -1,4 +1,6 @@
-"""The feature pyramid of DetNet_pytorch's lineage: corner-aligned upsampling, smoothing where maps were upsampled."""
+"""The feature pyramid of DetNet_pytorch's lineage: corner-aligned upsampling, smoothing where maps were
+upsampled."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -9,10 +11,11 @@ from detection_zoo.zoo.registry import NECKS
 
 
 class SmoothedPyramid(nn.Module):
-    """Top-down pyramid in which only upsampled sums are smoothed, and the smoothed map is what goes further down (Lin et al. 2017 smooths beside).
+    """Top-down pyramid in which only upsampled sums are smoothed, and the smoothed map is what goes further
+    down (Lin et al. 2017 smooths beside).
 
-    Neighbouring maps of the same stride are summed without upsampling and without smoothing (DetNet, Li et al. 2018, figure 1 C).
-    Upsampling is bilinear to the finer map's size with aligned corners.
+    Neighbouring maps of the same stride are summed without upsampling and without smoothing (DetNet, Li et
+    al. 2018, figure 1 C). Upsampling is bilinear to the finer map's size with aligned corners.
 
     Args:
         specs: the backbone's maps, finest first.
@@ -28,9 +31,16 @@ class SmoothedPyramid(nn.Module):
         self.names, self.extra = list(specs), extra
         self.top = nn.Conv2d(coarse_first[0].channels, channels, 1)
         self.lateral = nn.ModuleList(nn.Conv2d(spec.channels, channels, 1) for spec in coarse_first[1:])
-        upsampled = [finer.stride != coarser.stride for coarser, finer in zip(coarse_first[:-1], coarse_first[1:], strict=True)]
-        self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) if step else nn.Identity() for step in upsampled)
-        self.specs = {f"p{name.lstrip('c')}": FeatureSpec(channels, spec.stride) for name, spec in specs.items()}
+        upsampled = [
+            finer.stride != coarser.stride
+            for coarser, finer in zip(coarse_first[:-1], coarse_first[1:], strict=True)
+        ]
+        self.smooth = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1) if step else nn.Identity() for step in upsampled
+        )
+        self.specs = {
+            f"p{name.lstrip('c')}": FeatureSpec(channels, spec.stride) for name, spec in specs.items()
+        }
         if extra == "max_pool":
             coarsest = int(self.names[-1].lstrip("c"))
             self.specs[f"p{coarsest + 1}"] = FeatureSpec(channels, 2 * coarse_first[0].stride)
@@ -42,7 +52,9 @@ class SmoothedPyramid(nn.Module):
         for finer, lateral, smooth in zip(maps[1:], self.lateral, self.smooth, strict=True):
             addend, upper = lateral(finer), levels[-1]
             if not isinstance(smooth, nn.Identity):
-                upper = functional.interpolate(upper, size=addend.shape[-2:], mode="bilinear", align_corners=True)
+                upper = functional.interpolate(
+                    upper, size=addend.shape[-2:], mode="bilinear", align_corners=True
+                )
             levels.append(smooth(upper + addend))
         levels = levels[::-1]
         if self.extra == "max_pool":
@@ -51,6 +63,8 @@ class SmoothedPyramid(nn.Module):
 
 
 @NECKS.register("smoothed_fpn")
-def smoothed_fpn(specs: dict[str, FeatureSpec], *, channels: int = 256, extra: str = "none") -> SmoothedPyramid:
+def smoothed_fpn(
+    specs: dict[str, FeatureSpec], *, channels: int = 256, extra: str = "none"
+) -> SmoothedPyramid:
     """The pyramid of DetNet_pytorch over every map of the backbone, finest first."""
     return SmoothedPyramid(specs, channels=channels, extra=extra)

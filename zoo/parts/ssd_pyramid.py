@@ -1,4 +1,6 @@
-"""SSD's own layers behind a backbone: L2 normalisation, extra feature maps, prediction heads (Liu et al., ECCV 2016, section 3.1)."""
+"""SSD's own layers behind a backbone: L2 normalisation, extra feature maps, prediction heads (Liu et al.,
+ECCV 2016, section 3.1)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -20,11 +22,14 @@ EXTRAS = {
 def check_size(size: int) -> None:
     """Raise ValueError unless extra layers are defined for inputs of `size` pixels."""
     if size not in EXTRAS:
-        raise ValueError(f"SSD and RFB layers are defined for inputs of {' or '.join(map(str, EXTRAS))} pixels, not {size}")
+        raise ValueError(
+            f"SSD and RFB layers are defined for inputs of {' or '.join(map(str, EXTRAS))} pixels, not {size}"
+        )
 
 
 class L2Norm(nn.Module):
-    """Scale every cell's channels to unit length, times a learned weight of each channel (ParseNet, Liu et al. 2015).
+    """Scale every cell's channels to unit length, times a learned weight of each channel (ParseNet, Liu et
+    al. 2015).
 
     Args:
         channels: of the map.
@@ -36,12 +41,15 @@ class L2Norm(nn.Module):
         self.weight = nn.Parameter(torch.full((channels,), scale))
 
     def forward(self, features: Tensor) -> Tensor:
-        length = features.pow(2).sum(dim=1, keepdim=True).sqrt() + 1e-10  # added after the root, unlike torch's normalize
+        length = (
+            features.pow(2).sum(dim=1, keepdim=True).sqrt() + 1e-10
+        )  # added after the root, unlike torch's normalize
         return features / length * self.weight[:, None, None]
 
 
 class SSDPyramid(nn.Module):
-    """Maps for the heads: the finer backbone map L2-normalised, the coarser as it is, then every second extra convolution.
+    """Maps for the heads: the finer backbone map L2-normalised, the coarser as it is, then every second extra
+    convolution.
 
     Args:
         fine_channels, coarse_channels: of the two backbone maps.
@@ -70,7 +78,8 @@ class SSDPyramid(nn.Module):
 
 
 class SSDLitePyramid(nn.Module):
-    """Maps for SSDLite's heads: both backbone maps as they are, then extra maps by 1x1, depthwise stride 2, 1x1 (MobileNetV2, section 6.2).
+    """Maps for SSDLite's heads: both backbone maps as they are, then extra maps by 1x1, depthwise stride 2,
+    1x1 (MobileNetV2, section 6.2).
 
     Args:
         fine_channels, coarse_channels: of the two backbone maps.
@@ -81,10 +90,13 @@ class SSDLitePyramid(nn.Module):
         super().__init__()
         self.channels = [fine_channels, coarse_channels, 512, 256, 256, 128]
         self.extras = nn.ModuleList(
-            nn.Sequential(conv_norm_act(before, out // 2, 1, padding=padding),
-                          conv_norm_act(out // 2, out // 2, 3, stride=2, groups=out // 2, padding=padding),
-                          conv_norm_act(out // 2, out, 1, padding=padding))
-            for before, out in pairwise(self.channels[1:]))
+            nn.Sequential(
+                conv_norm_act(before, out // 2, 1, padding=padding),
+                conv_norm_act(out // 2, out // 2, 3, stride=2, groups=out // 2, padding=padding),
+                conv_norm_act(out // 2, out, 1, padding=padding),
+            )
+            for before, out in pairwise(self.channels[1:])
+        )
 
     def forward(self, fine: Tensor, coarse: Tensor) -> list[Tensor]:
         maps = [fine, coarse]
@@ -98,7 +110,10 @@ def _plain_head(channels: int, out: int) -> nn.Module:
 
 
 def _separable_head(channels: int, out: int) -> nn.Module:
-    return nn.Sequential(conv_norm_act(channels, channels, 3, groups=channels, padding="symmetric"), nn.Conv2d(channels, out, 1))
+    return nn.Sequential(
+        conv_norm_act(channels, channels, 3, groups=channels, padding="symmetric"),
+        nn.Conv2d(channels, out, 1),
+    )
 
 
 class Heads(nn.ModuleList):
@@ -111,12 +126,16 @@ class Heads(nn.ModuleList):
         separable: depthwise 3x3, norm, ReLU6 and 1x1 (SSDLite) in place of one 3x3 convolution.
     """
 
-    def __init__(self, channels: Sequence[int], per_cell: Sequence[int], values: int, *, separable: bool) -> None:
+    def __init__(
+        self, channels: Sequence[int], per_cell: Sequence[int], values: int, *, separable: bool
+    ) -> None:
         head = _separable_head if separable else _plain_head
         super().__init__(head(width, boxes * values) for width, boxes in zip(channels, per_cell, strict=True))
         self.values = values
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """(N, P, values) from maps (N, C, H, W): map, row, column, box, the last fastest."""
-        flat = [head(features).permute(0, 2, 3, 1).flatten(1) for head, features in zip(self, maps, strict=True)]
+        flat = [
+            head(features).permute(0, 2, 3, 1).flatten(1) for head, features in zip(self, maps, strict=True)
+        ]
         return torch.cat(flat, dim=1).reshape(len(maps[0]), -1, self.values)

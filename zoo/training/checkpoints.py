@@ -1,4 +1,5 @@
 """Training checkpoints: written whole or not at all, read without running code, resumed bit for bit."""
+
 from __future__ import annotations
 
 import os
@@ -23,8 +24,11 @@ def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
     """State of the generators of Python, NumPy, torch and the device, as tensors and plain values."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
-    state = {"python": [version, list(words), gauss], "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-             "torch": torch.get_rng_state()}
+    state = {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
     if torch.device(device).type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
@@ -42,7 +46,8 @@ def set_random_state(state: dict[str, Any], device: torch.device | str = "cpu") 
 
 
 def write_whole(path: Path, value: Any) -> None:
-    """Write with torch.save so that the name never stands for half a file, not even after a power cut or kill -9."""
+    """Write with torch.save so that the name never stands for half a file, not even after a power cut or kill
+    -9."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
@@ -61,8 +66,16 @@ def write_whole(path: Path, value: Any) -> None:
         os.close(folder)
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, iteration: int, *, scaler: torch.amp.GradScaler | None = None,
-         entry: str = "", keep: int = 2) -> Path:
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    iteration: int,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+    entry: str = "",
+    keep: int = 2,
+) -> Path:
     """Save a training state as step_<iteration>.pth and drop older ones.
 
     Args:
@@ -74,8 +87,18 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, itera
     """
     device = next(model.parameters()).device
     path = folder / f"step_{iteration:08d}.pth"
-    write_whole(path, {"format": FORMAT, "entry": entry, "iteration": iteration, "model": bare(model).state_dict(), "optimizer": optimizer.state_dict(),
-                       "scaler": scaler.state_dict() if scaler else None, "random": random_state(device)})
+    write_whole(
+        path,
+        {
+            "format": FORMAT,
+            "entry": entry,
+            "iteration": iteration,
+            "model": bare(model).state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "random": random_state(device),
+        },
+    )
     for old in _found(folder)[:-keep] if keep else []:
         old.unlink(missing_ok=True)
     for part in folder.glob(".step_*.part"):  # left by a process that was killed while writing
@@ -97,20 +120,36 @@ def read(path: Path) -> dict[str, Any]:
     """A checkpoint as `save` wrote it, on the CPU, read with weights_only.
 
     Raises:
-        CheckpointError: the file is cut short, holds something that is not data, or is no training checkpoint.
+        CheckpointError: the file is cut short, holds something that is not data, or is no training
+            checkpoint.
     """
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... by what is broken
-        raise CheckpointError(f"{path}: not a readable training checkpoint ({type(error).__name__}); delete it and resume from an older one") from error
+    except (
+        Exception
+    ) as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... by what is broken
+        raise CheckpointError(
+            f"{path}: not a readable training checkpoint ({type(error).__name__}); delete it and resume from"
+            " an older one"
+        ) from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a training checkpoint of format {FORMAT}; load weight files with the checkpoint formats instead")
+        raise CheckpointError(
+            f"{path}: not a training checkpoint of format {FORMAT}; load weight files with the checkpoint"
+            " formats instead"
+        )
     return value
 
 
-def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, scaler: torch.amp.GradScaler | None = None, entry: str = "") -> int:
+def restore(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+    entry: str = "",
+) -> int:
     """Put model, optimiser and random generators back; returns the iteration to go on from.
 
     Raises:
@@ -118,7 +157,9 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, s
     """
     value = read(path)
     if entry and value["entry"] and value["entry"] != entry:
-        raise CheckpointError(f"{path}: a training of {value['entry']!r}, not of {entry!r}; choose another folder")
+        raise CheckpointError(
+            f"{path}: a training of {value['entry']!r}, not of {entry!r}; choose another folder"
+        )
     try:
         bare(model).load_state_dict(value["model"], strict=True)
         optimizer.load_state_dict(value["optimizer"])

@@ -1,4 +1,5 @@
 """Several processes: joining, sharing out indices, averaging, gathering. NCCL on GPUs, gloo on CPUs."""
+
 from __future__ import annotations
 
 import os
@@ -50,7 +51,8 @@ def joined(device: str | torch.device = "cpu", timeout_s: float = 600.0) -> Iter
 
 
 def distribute(model: nn.Module, process: Process) -> nn.Module:
-    """The model on the process's device, its gradients averaged over all processes; as it is when there is one process."""
+    """The model on the process's device, its gradients averaged over all processes; as it is when there is
+    one process."""
     model = model.to(process.device)
     if process.world == 1:
         return model
@@ -72,13 +74,16 @@ def mean_over_processes(values: dict[str, float], process: Process) -> dict[str,
     """Each number averaged over the processes; all must give the same names."""
     if process.world == 1:
         return dict(values)
-    total = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=process.device)
+    total = torch.tensor(
+        [values[name] for name in sorted(values)], dtype=torch.float64, device=process.device
+    )
     dist.all_reduce(total)
     return dict(zip(sorted(values), (total / process.world).tolist(), strict=True))
 
 
 def gather(items: list[Any], process: Process) -> list[Any]:
-    """The items of every process, by rank, in one list on every process (for results of an evaluation that was shared out)."""
+    """The items of every process, by rank, in one list on every process (for results of an evaluation that
+    was shared out)."""
     if process.world == 1:
         return list(items)
     everyone: list[list[Any]] = [[] for _ in range(process.world)]
@@ -87,7 +92,8 @@ def gather(items: list[Any], process: Process) -> list[Any]:
 
 
 def same_everywhere(tensor: Tensor, process: Process) -> bool:
-    """Whether all processes hold the same values of a tensor (N, ...): a cheap check that their weights have not parted."""
+    """Whether all processes hold the same values of a tensor (N, ...): a cheap check that their weights have
+    not parted."""
     if process.world == 1:
         return True
     low, high = tensor.detach().clone(), tensor.detach().clone()

@@ -1,4 +1,6 @@
-"""The training loop: forward, backward, update; nothing else, so that what it costs is what a benchmark measures."""
+"""The training loop: forward, backward, update; nothing else, so that what it costs is what a benchmark
+measures."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,7 +24,8 @@ Stage = Literal["data", "forward", "backward", "update"]
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One update: which, at what rate, its losses (summed over accumulated passes, on the CPU), how many images, whether it was left out."""
+    """One update: which, at what rate, its losses (summed over accumulated passes, on the CPU), how many
+    images, whether it was left out."""
 
     iteration: int
     learning_rate: float
@@ -45,12 +48,16 @@ def move(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {key: move(item, device) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{f.name: move(getattr(value, f.name), device) for f in dataclasses.fields(value) if f.init})
+        return dataclasses.replace(
+            value,
+            **{f.name: move(getattr(value, f.name), device) for f in dataclasses.fields(value) if f.init},
+        )
     return value
 
 
 def endless(batches: Callable[[int], Iterable[Any]], epoch: int = 0) -> Iterator[Any]:
-    """Batches of epoch after epoch; `batches` makes the pass of an epoch from its number, counted from `epoch`."""
+    """Batches of epoch after epoch; `batches` makes the pass of an epoch from its number, counted from
+    `epoch`."""
     for number in itertools.count(epoch):
         empty = True
         for batch in batches(number):
@@ -78,14 +85,16 @@ def train_steps(
     """Train, yielding a record after every update (so the caller logs, saves and stops).
 
     Args:
-        model: in training mode; maps (images, sizes, targets) to a dict of scalar losses. A DistributedDataParallel wrapper will do.
+        model: in training mode; maps (images, sizes, targets) to a dict of scalar losses. A
+            DistributedDataParallel wrapper will do.
         batches: at least (iterations - start) * accumulate of them.
         optimizer: by `build_optimizer`.
         schedule: rate of each update, momentum rule.
         iterations: updates when training ends; start: updates already made.
         accumulate: forward passes an update; their gradients are summed, not averaged.
         amp_dtype: torch.bfloat16 or torch.float16 for automatic mixed precision; none for full float32.
-        on_nonfinite: a loss that is NaN or infinite raises FloatingPointError, or its update is left out (and the record says so).
+        on_nonfinite: a loss that is NaN or infinite raises FloatingPointError, or its update is left out (and
+            the record says so).
         scaler: loss scaling for float16.
         mark: called at the end of each stage; where a benchmark puts its timers.
     """
@@ -100,7 +109,10 @@ def train_steps(
         for turn in range(accumulate):
             batch = move(_next(stream, iteration), device)
             mark("data")
-            with _unsynchronised(model, turn < accumulate - 1), torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+            with (
+                _unsynchronised(model, turn < accumulate - 1),
+                torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None),
+            ):
                 losses = model(*batch)
                 total = sum(losses.values())
             mark("forward")
@@ -121,7 +133,9 @@ def _next(stream: Iterator[Batch], iteration: int) -> Batch:
     try:
         return next(stream)
     except StopIteration:
-        raise ValueError(f"the batches end before update {iteration}; give an endless iterable (zoo.training.loop.endless)") from None
+        raise ValueError(
+            f"the batches end before update {iteration}; give an endless iterable (zoo.training.loop.endless)"
+        ) from None
 
 
 def _unsynchronised(model: nn.Module, wanted: bool) -> AbstractContextManager:
@@ -146,7 +160,10 @@ def _finite(terms: dict[str, float], iteration: int, on_nonfinite: str, device: 
         anywhere = bool(flag)
     if anywhere and on_nonfinite == "raise":
         where = ", ".join(f"{name} = {value}" for name, value in bad.items()) or "in another process"
-        raise FloatingPointError(f"the loss of update {iteration} is not finite: {where}; lower the learning rate, or leave such updates out")
+        raise FloatingPointError(
+            f"the loss of update {iteration} is not finite: {where}; lower the learning rate, or leave such"
+            " updates out"
+        )
     return not anywhere
 
 

@@ -1,4 +1,5 @@
 """Recipes: from a manifest's schedule to an optimiser and to the learning rate of every update."""
+
 from __future__ import annotations
 
 import math
@@ -22,13 +23,18 @@ def total_iterations(schedule: Schedule, iterations_per_epoch: int | None = None
     if schedule.iterations is not None:
         return schedule.iterations
     if schedule.epochs is None:
-        raise ValueError("the schedule gives neither iterations nor epochs; add one to its table in schedules.toml")
+        raise ValueError(
+            "the schedule gives neither iterations nor epochs; add one to its table in schedules.toml"
+        )
     return schedule.epochs * _per_epoch(iterations_per_epoch)
 
 
 def _per_epoch(iterations_per_epoch: int | None) -> int:
     if not iterations_per_epoch or iterations_per_epoch < 1:
-        raise ValueError(f"the schedule counts epochs: iterations_per_epoch must be a positive number, not {iterations_per_epoch!r}")
+        raise ValueError(
+            "the schedule counts epochs: iterations_per_epoch must be a positive number, not"
+            f" {iterations_per_epoch!r}"
+        )
     return iterations_per_epoch
 
 
@@ -61,10 +67,11 @@ def _warmup(schedule: Schedule, position: int) -> float:
 
 
 def scale_schedule(schedule: Schedule, images_per_batch: int, accumulate: int = 1) -> Schedule:
-    """The same training with another batch: rate in proportion, iterations and steps in inverse proportion, warm-up as it is.
+    """The same training with another batch: rate in proportion, iterations and steps in inverse proportion,
+    warm-up as it is.
 
-    The linear rule of Detectron.pytorch's training script. Accumulated gradients are summed, so `accumulate` shortens the
-    schedule and leaves the rate alone. Schedules in epochs keep their epochs.
+    The linear rule of Detectron.pytorch's training script. Accumulated gradients are summed, so `accumulate`
+    shortens the schedule and leaves the rate alone. Schedules in epochs keep their epochs.
 
     Args:
         schedule: for its own `images_per_batch`.
@@ -72,13 +79,18 @@ def scale_schedule(schedule: Schedule, images_per_batch: int, accumulate: int = 
         accumulate: forward passes an update.
     """
     if images_per_batch < 1 or accumulate < 1:
-        raise ValueError(f"images_per_batch and accumulate must be at least 1, not {images_per_batch} and {accumulate}")
+        raise ValueError(
+            f"images_per_batch and accumulate must be at least 1, not {images_per_batch} and {accumulate}"
+        )
     ratio = schedule.images_per_batch / (images_per_batch * accumulate)
 
     def shorten(count: int) -> int:
         return int(count * ratio + 0.5)
 
-    changes: dict[str, object] = {"lr": schedule.lr * images_per_batch / schedule.images_per_batch, "images_per_batch": images_per_batch}
+    changes: dict[str, object] = {
+        "lr": schedule.lr * images_per_batch / schedule.images_per_batch,
+        "images_per_batch": images_per_batch,
+    }
     if schedule.epochs is None:
         changes["steps"] = [shorten(step) for step in schedule.steps]
         changes["iterations"] = None if schedule.iterations is None else shorten(schedule.iterations)
@@ -86,7 +98,8 @@ def scale_schedule(schedule: Schedule, images_per_batch: int, accumulate: int = 
 
 
 def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict]:
-    """Trainable parameters grouped by the schedule's rules: biases (of norms too), norm weights, all other weights.
+    """Trainable parameters grouped by the schedule's rules: biases (of norms too), norm weights, all other
+    weights.
 
     Returns:
         groups with `params`, `names`, `lr_factor` and `weight_decay`; groups of equal rules are one.
@@ -102,7 +115,9 @@ def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict]:
             rule = (schedule.bias_lr_factor, schedule.weight_decay_bias)
         else:
             rule = (1.0, norm_decay if isinstance(modules[owner], NORMS) else schedule.weight_decay)
-        group = groups.setdefault(rule, {"params": [], "names": [], "lr_factor": rule[0], "weight_decay": rule[1]})
+        group = groups.setdefault(
+            rule, {"params": [], "names": [], "lr_factor": rule[0], "weight_decay": rule[1]}
+        )
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
@@ -118,7 +133,10 @@ def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimiz
     Returns:
         an optimiser whose groups carry `lr_factor` for `set_learning_rate`.
     """
-    groups = [{**{k: v for k, v in group.items() if k != "names"}, "lr": schedule.lr * group["lr_factor"]} for group in parameter_groups(model, schedule)]
+    groups = [
+        {**{k: v for k, v in group.items() if k != "names"}, "lr": schedule.lr * group["lr_factor"]}
+        for group in parameter_groups(model, schedule)
+    ]
     if not groups:
         raise ValueError("the model has no trainable parameter; nothing is left for an optimiser")
     if schedule.optimizer == "adam":
@@ -129,8 +147,9 @@ def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimiz
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, rescale_momentum: bool = False) -> None:
     """Give every group its rate, and where asked keep the last update's size by rescaling SGD's momentum.
 
-    Detectron keeps the rate inside the momentum buffer and so rescales it when the rate jumps. torch keeps the rate outside, where
-    the same multiplication shrinks the buffer once more; Detectron.pytorch does that all the same, and so does this to follow its curves.
+    Detectron keeps the rate inside the momentum buffer and so rescales it when the rate jumps. torch keeps
+    the rate outside, where the same multiplication shrinks the buffer once more; Detectron.pytorch does that
+    all the same, and so does this to follow its curves.
 
     Args:
         optimizer: made by `build_optimizer`.

@@ -1,4 +1,6 @@
-"""Fetched checkpoints as safetensors: converted once, read from then on; the tensors keep the names of their own file."""
+"""Fetched checkpoints as safetensors: converted once, read from then on; the tensors keep the names of their
+own file."""
+
 from __future__ import annotations
 
 import hashlib
@@ -20,7 +22,8 @@ def converted_path(cache: WeightCache, sha256: str, checkpoint: str) -> Path:
 
 
 def read_arrays(spec: WeightSpec, cache: WeightCache, row: str) -> tuple[dict[str, Any], Path]:
-    """The tensors of a row's fetched file by the file's own names: from its conversion where there is one, else from the file.
+    """The tensors of a row's fetched file by the file's own names: from its conversion where there is one,
+    else from the file.
 
     Args:
         spec: the weight file.
@@ -37,7 +40,10 @@ def read_arrays(spec: WeightSpec, cache: WeightCache, row: str) -> tuple[dict[st
 
     path = cache.find(spec)
     if path is None:
-        raise CheckpointError(f"row {row}: its weights are not on this machine; fetch them with: python download_weights.py get {row}")
+        raise CheckpointError(
+            f"row {row}: its weights are not on this machine; fetch them with: python download_weights.py get"
+            f" {row}"
+        )
     converted = converted_path(cache, path.name, spec.format)
     if converted.is_file():
         return read_converted(converted, path.name), converted
@@ -58,10 +64,22 @@ def read_converted(path: Path, source_sha256: str) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in json.loads(notes.get("order", "[]"))}
             whole = set(tensors) == set(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable ({error}); remove it, and convert the row again") from error
-    if notes.get("source_sha256") != source_sha256 or not whole or tensors_sha256(tensors) != notes.get("tensors_sha256"):
-        raise CheckpointError(f"{path}: not the conversion of {source_sha256}, or damaged; remove it, and convert the row again")
-    return {name: tensor.numpy() for name, tensor in tensors.items()} if notes.get("arrays") == "numpy" else tensors
+        raise CheckpointError(
+            f"{path}: not readable ({error}); remove it, and convert the row again"
+        ) from error
+    if (
+        notes.get("source_sha256") != source_sha256
+        or not whole
+        or tensors_sha256(tensors) != notes.get("tensors_sha256")
+    ):
+        raise CheckpointError(
+            f"{path}: not the conversion of {source_sha256}, or damaged; remove it, and convert the row again"
+        )
+    return (
+        {name: tensor.numpy() for name, tensor in tensors.items()}
+        if notes.get("arrays") == "numpy"
+        else tensors
+    )
 
 
 def tensors_sha256(tensors: Mapping[str, Any]) -> str:
@@ -71,11 +89,15 @@ def tensors_sha256(tensors: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+        digest.update(
+            tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+        )
     return digest.hexdigest()
 
 
-def convert(spec: WeightSpec, cache: WeightCache, row: str, shapes: Mapping[str, tuple[int, ...]] | None) -> dict[str, Any]:
+def convert(
+    spec: WeightSpec, cache: WeightCache, row: str, shapes: Mapping[str, tuple[int, ...]] | None
+) -> dict[str, Any]:
     """Write the safetensors file of a fetched checkpoint.
 
     Args:
@@ -94,27 +116,50 @@ def convert(spec: WeightSpec, cache: WeightCache, row: str, shapes: Mapping[str,
 
     source = cache.find(spec)
     if source is None:
-        raise CheckpointError(f"row {row}: its weights are not on this machine; fetch them with: python download_weights.py get {row}")
+        raise CheckpointError(
+            f"row {row}: its weights are not on this machine; fetch them with: python download_weights.py get"
+            f" {row}"
+        )
     if sha256_of(source) != source.name:
         raise CheckpointError(f"{source}: damaged; run `download_weights.py verify`, then get {row} again")
     arrays = checkpoint_format(spec.format).read(source)
     report = _report(arrays, spec.format, f"{source} for row {row}", shapes)
     target = converted_path(cache, source.name, spec.format)
-    notes = {"source_sha256": source.name, "row": row, "format": spec.format, "rename_report": json.dumps(report)}
+    notes = {
+        "source_sha256": source.name,
+        "row": row,
+        "format": spec.format,
+        "rename_report": json.dumps(report),
+    }
     _write(arrays, target, notes)
-    record = {**notes, "rename_report": report, "converted": str(target), "converted_sha256": sha256_of(target), "bytes": target.stat().st_size}
+    record = {
+        **notes,
+        "rename_report": report,
+        "converted": str(target),
+        "converted_sha256": sha256_of(target),
+        "bytes": target.stat().st_size,
+    }
     write_atomic(target.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
     return record
 
 
-def _report(arrays: dict[str, Any], checkpoint: str, where: str, shapes: Mapping[str, tuple[int, ...]] | None) -> dict[str, Any]:
+def _report(
+    arrays: dict[str, Any], checkpoint: str, where: str, shapes: Mapping[str, tuple[int, ...]] | None
+) -> dict[str, Any]:
     from detection_zoo.zoo.weights.load import checkpoint_format
 
     translation = checkpoint_format(checkpoint).translate(dict(arrays))
-    report: dict[str, Any] = {"names": {name: translation.origin[name] for name in translation.state}, "left_out": dict(translation.dropped)}
+    report: dict[str, Any] = {
+        "names": {name: translation.origin[name] for name in translation.state},
+        "left_out": dict(translation.dropped),
+    }
     if shapes is not None:
         result = account(translation, shapes, where, lambda array: tuple(array.shape)).require_complete()
-        report |= {"summary": result.summary(), "matched": len(result.matched), "initial_value_kept": list(result.defaulted)}
+        report |= {
+            "summary": result.summary(),
+            "matched": len(result.matched),
+            "initial_value_kept": list(result.defaulted),
+        }
     return report
 
 
@@ -124,7 +169,11 @@ def _write(arrays: Mapping[str, Any], target: Path, notes: dict[str, str]) -> No
 
     kind = "torch" if all(isinstance(array, torch.Tensor) for array in arrays.values()) else "numpy"
     tensors = {name: torch.as_tensor(array).detach().clone().contiguous() for name, array in arrays.items()}
-    notes = notes | {"arrays": kind, "order": json.dumps(list(tensors)), "tensors_sha256": tensors_sha256(tensors)}
+    notes = notes | {
+        "arrays": kind,
+        "order": json.dumps(list(tensors)),
+        "tensors_sha256": tensors_sha256(tensors),
+    }
     part = target.with_name(f".{target.name}.part")
     save_file(tensors, part, notes)
     with part.open("rb") as file:

@@ -1,4 +1,5 @@
 """Carry weights between machines and people: verify, export and import. No torch."""
+
 from __future__ import annotations
 
 import json
@@ -16,7 +17,8 @@ INDEX = "weights.json"
 
 
 def verify_files(files: Iterable[Chosen], cache: WeightCache) -> list[dict[str, object]]:
-    """Read every fetched file again and compare; a damaged one is set aside, so that the next `get` fetches it anew.
+    """Read every fetched file again and compare; a damaged one is set aside, so that the next `get` fetches
+    it anew.
 
     Returns:
         One record a file: row, file, status ('good', 'damaged' or 'absent'), sha256.
@@ -25,8 +27,12 @@ def verify_files(files: Iterable[Chosen], cache: WeightCache) -> list[dict[str, 
     for chosen in files:
         sha256, path = cache.expected_sha256(chosen.spec, pins), cache.find(chosen.spec, pins)
         if path is not None and path not in seen:
-            seen[path] = "good" if _sound(path) and chosen.spec.bytes in (None, path.stat().st_size) else "damaged"
-        records.append({"row": chosen.row, "file": chosen.filename, "status": seen.get(path, "absent"), "sha256": sha256})
+            seen[path] = (
+                "good" if _sound(path) and chosen.spec.bytes in (None, path.stat().st_size) else "damaged"
+            )
+        records.append(
+            {"row": chosen.row, "file": chosen.filename, "status": seen.get(path, "absent"), "sha256": sha256}
+        )
     for path, status in seen.items():
         if status == "damaged":
             set_aside(path, cache)
@@ -40,12 +46,19 @@ def verify_others(cache: WeightCache, known: set[str]) -> list[dict[str, object]
         known: hashes of files that were read already.
     """
     records: list[dict[str, object]] = []
-    others = [path for folder in (cache.files, cache.converted) if folder.exists() for path in sorted(folder.iterdir())]
+    others = [
+        path
+        for folder in (cache.files, cache.converted)
+        if folder.exists()
+        for path in sorted(folder.iterdir())
+    ]
     for path in others:
         if path.name in known or path.suffix == ".json" or path.name.startswith("."):
             continue
         sound = _sound(path)
-        records.append({"row": "", "file": path.name, "status": "good" if sound else "damaged", "sha256": None})
+        records.append(
+            {"row": "", "file": path.name, "status": "good" if sound else "damaged", "sha256": None}
+        )
         if not sound:
             set_aside(path, cache)
     return records
@@ -56,7 +69,10 @@ def _sound(path: Path) -> bool:
     if path.suffix != ".safetensors":
         return sha256_of(path) == path.name
     try:
-        return sha256_of(path) == json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["converted_sha256"]
+        return (
+            sha256_of(path)
+            == json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["converted_sha256"]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -68,7 +84,8 @@ def set_aside(path: Path, cache: WeightCache) -> None:
 
 
 def export_files(files: Iterable[Chosen], cache: WeightCache, folder: Path) -> list[dict[str, object]]:
-    """Copy fetched files into a folder under readable names, with SHA256SUMS and an index that `import` reads.
+    """Copy fetched files into a folder under readable names, with SHA256SUMS and an index that `import`
+    reads.
 
     Raises:
         DownloadError: a file is not here, or is damaged.
@@ -81,25 +98,41 @@ def export_files(files: Iterable[Chosen], cache: WeightCache, folder: Path) -> l
         if path is None:
             raise DownloadError(f"{chosen.row}: {chosen.filename} is not in {cache.home}; get it first")
         if sha256_of(path) != path.name:
-            raise DownloadError(f"{path}: damaged; run `download_weights.py verify`, then get {chosen.row} again")
+            raise DownloadError(
+                f"{path}: damaged; run `download_weights.py verify`, then get {chosen.row} again"
+            )
         name = _free_name(chosen, path.name, names)
         part = folder / f".{name}.part"
         shutil.copyfile(path, part)
         os.replace(part, folder / name)
-        records.append({"row": chosen.row, "file": chosen.filename, "exported": name, "sha256": path.name, "bytes": path.stat().st_size})
-    write_atomic(folder / "SHA256SUMS", "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(names.items())))
+        records.append(
+            {
+                "row": chosen.row,
+                "file": chosen.filename,
+                "exported": name,
+                "sha256": path.name,
+                "bytes": path.stat().st_size,
+            }
+        )
+    write_atomic(
+        folder / "SHA256SUMS", "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(names.items()))
+    )
     write_atomic(folder / INDEX, json.dumps(records, indent=1) + "\n")
     return records
 
 
 def _free_name(chosen: Chosen, sha256: str, names: dict[str, str]) -> str:
     """The file's own name, with the row before it where another file has that name."""
-    name = chosen.filename if names.get(chosen.filename, sha256) == sha256 else f"{chosen.row}.{chosen.filename}"
+    name = (
+        chosen.filename if names.get(chosen.filename, sha256) == sha256 else f"{chosen.row}.{chosen.filename}"
+    )
     names[name] = sha256
     return name
 
 
-def import_path(path: Path, rows: list[Chosen], named: bool, cache: WeightCache) -> list[tuple[Chosen, Fetched]]:
+def import_path(
+    path: Path, rows: list[Chosen], named: bool, cache: WeightCache
+) -> list[tuple[Chosen, Fetched]]:
     """Take in a file a person fetched, or a folder that `export` wrote.
 
     Args:
@@ -117,12 +150,16 @@ def import_path(path: Path, rows: list[Chosen], named: bool, cache: WeightCache)
     fits = _fitting(path, rows, named, cache)
     if len({chosen.same_as for chosen in fits}) != 1:
         found = ", ".join(f"{c.row} ({c.filename})" for c in fits[:6])
-        raise DownloadError(f"{path}: {'it could be ' + found if fits else 'no row has such a file'}; name the row: download_weights.py import FILE ROW")
+        raise DownloadError(
+            f"{path}: {'it could be ' + found if fits else 'no row has such a file'}; name the row:"
+            " download_weights.py import FILE ROW"
+        )
     return [(fits[0], import_file(path, fits[0].spec, fits[0].row, cache))]
 
 
 def _fitting(path: Path, rows: list[Chosen], named: bool, cache: WeightCache) -> list[Chosen]:
-    """Rows whose hash the file has; else rows without a hash, by the file's name, or the only one of a named row."""
+    """Rows whose hash the file has; else rows without a hash, by the file's name, or the only one of a named
+    row."""
     sha256, pins = sha256_of(path), cache.pins()
     if exact := [c for c in rows if cache.expected_sha256(c.spec, pins) == sha256]:
         return exact
@@ -135,12 +172,17 @@ def _import_folder(folder: Path, rows: list[Chosen], cache: WeightCache) -> list
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         wanted = [(str(r["row"]), str(r["file"]), folder / Path(str(r["exported"])).name) for r in index]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DownloadError(f"{folder}: no readable {INDEX} in it ({error}); import a folder that `export` wrote, or single files") from None
+        raise DownloadError(
+            f"{folder}: no readable {INDEX} in it ({error}); import a folder that `export` wrote, or single"
+            " files"
+        ) from None
     by_name = {(chosen.row, chosen.filename): chosen for chosen in rows}
     taken = []
     for row, file, path in wanted:
         if (row, file) not in by_name:
-            raise DownloadError(f"{folder / INDEX}: row {row} with {file} is not in the manifests of this machine")
+            raise DownloadError(
+                f"{folder / INDEX}: row {row} with {file} is not in the manifests of this machine"
+            )
         chosen = by_name[row, file]
         taken.append((chosen, import_file(path, chosen.spec, chosen.row, cache)))
     return taken

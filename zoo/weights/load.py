@@ -1,4 +1,5 @@
 """Loading local weight files into models: read safely, rename, account for every tensor, copy."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -11,16 +12,29 @@ from torch import nn
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.formats import (  # noqa: F401 - register their formats
-    detectron, detectron2, detnet, hardnet, keras_classifiers, maskrcnn_benchmark, ssdlite,
+    detectron,
+    detectron2,
+    detnet,
+    hardnet,
+    keras_classifiers,
+    maskrcnn_benchmark,
+    ssdlite,
     torchvision_detectors,
 )
 from detection_zoo.zoo.weights.rename import (
-    CheckpointFormat, LoadReport, Translation, account, listed, strip_prefix, translate_names,
+    CheckpointFormat,
+    LoadReport,
+    Translation,
+    account,
+    listed,
+    strip_prefix,
+    translate_names,
 )
 
 
 def read_tensors(path: Path, *wrappers: str) -> dict[str, Any]:
-    """Tensors by name of a torch file; a dict under the first of the `wrappers` keys that is there is taken in place of the whole.
+    """Tensors by name of a torch file; a dict under the first of the `wrappers` keys that is there is taken
+    in place of the whole.
 
     Raises:
         CheckpointError: the file cannot be read safely, or holds something else.
@@ -33,7 +47,10 @@ def read_tensors(path: Path, *wrappers: str) -> dict[str, Any]:
             content = content[key]
             break
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise CheckpointError(f"{path}: holds no state dict (tensors by name), nor one under {', '.join(wrappers) or 'a key'}; is it the right file?")
+        raise CheckpointError(
+            f"{path}: holds no state dict (tensors by name), nor one under {', '.join(wrappers) or 'a key'};"
+            " is it the right file?"
+        )
     return dict(content)
 
 
@@ -68,18 +85,26 @@ def format_of_file(model: nn.Module, path: Path | str, stated: str | None) -> st
 
     Args:
         model: that the file is for.
-        stated: the row's own format; without one, the registered format under which the file fits the model completely.
+        stated: the row's own format; without one, the registered format under which the file fits the model
+            completely.
 
     Returns:
-        "zoo" where the file's names are the model's own (with or without `module.`), else `stated` or what fits.
+        "zoo" where the file's names are the model's own (with or without `module.`), else `stated` or what
+        fits.
 
     Raises:
         CheckpointError: no format is stated and none fits.
     """
     from detection_zoo.zoo.weights.pickle.safe import file_kind
 
-    path, shapes = Path(path), {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
-    if file_kind(path) in ("torch zip", "safetensors") and strip_prefix(read_own(path), "module.").keys() <= shapes.keys():
+    path, shapes = (
+        Path(path),
+        {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()},
+    )
+    if (
+        file_kind(path) in ("torch zip", "safetensors")
+        and strip_prefix(read_own(path), "module.").keys() <= shapes.keys()
+    ):
         return "zoo"
     if stated is not None:
         return stated
@@ -90,7 +115,10 @@ def format_of_file(model: nn.Module, path: Path | str, stated: str | None) -> st
             continue
         if account(translation, shapes, str(path), lambda array: tuple(array.shape)).complete:
             return name
-    raise CheckpointError(f"{path}: fits the model in none of the checkpoint formats, and the row states none; is it the right file?")
+    raise CheckpointError(
+        f"{path}: fits the model in none of the checkpoint formats, and the row states none; is it the right"
+        " file?"
+    )
 
 
 def checkpoint_format(name: str) -> CheckpointFormat:
@@ -101,7 +129,9 @@ def checkpoint_format(name: str) -> CheckpointFormat:
         raise CheckpointError(str(error.args[0])) from None
 
 
-def load_weights(model: nn.Module, path: Path | str, checkpoint: str, *, row: str | None = None) -> LoadReport:
+def load_weights(
+    model: nn.Module, path: Path | str, checkpoint: str, *, row: str | None = None
+) -> LoadReport:
     """Load a whole checkpoint file into a model.
 
     Args:
@@ -114,7 +144,9 @@ def load_weights(model: nn.Module, path: Path | str, checkpoint: str, *, row: st
         CheckpointError: unreadable, unsafe, or incomplete; says which tensors.
     """
     arrays = checkpoint_format(checkpoint).read(Path(path))
-    return load_arrays(model, arrays, checkpoint, where=f"{path} ({checkpoint})" + (f" for row {row}" if row else ""))
+    return load_arrays(
+        model, arrays, checkpoint, where=f"{path} ({checkpoint})" + (f" for row {row}" if row else "")
+    )
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, Any], checkpoint: str, *, where: str) -> LoadReport:
@@ -122,20 +154,33 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, Any], checkpoint: str, *,
     return copy_into(model, checkpoint_format(checkpoint).translate(dict(arrays)), where)
 
 
-def load_backbone(model: nn.Module, path: Path | str, checkpoint: str, *, row: str | None = None) -> LoadReport:
-    """Load an ImageNet classifier's file into the parts of a detector that came from it; its last layer is left out.
+def load_backbone(
+    model: nn.Module, path: Path | str, checkpoint: str, *, row: str | None = None
+) -> LoadReport:
+    """Load an ImageNet classifier's file into the parts of a detector that came from it; its last layer is
+    left out.
 
-    Args, raises: as in `load_weights`. The model's `backbone_parts` (classifier prefix -> model prefix) says where they are.
+    Args, raises: as in `load_weights`. The model's `backbone_parts` (classifier prefix -> model prefix) says
+        where they are.
     """
     arrays = checkpoint_format(checkpoint).read(Path(path))
-    return load_backbone_arrays(model, arrays, checkpoint, where=f"{path} ({checkpoint})" + (f" for the backbone of row {row}" if row else ""))
+    return load_backbone_arrays(
+        model,
+        arrays,
+        checkpoint,
+        where=f"{path} ({checkpoint})" + (f" for the backbone of row {row}" if row else ""),
+    )
 
 
-def load_backbone_arrays(model: nn.Module, arrays: Mapping[str, Any], checkpoint: str, *, where: str) -> LoadReport:
+def load_backbone_arrays(
+    model: nn.Module, arrays: Mapping[str, Any], checkpoint: str, *, where: str
+) -> LoadReport:
     """Load a classifier's tensors that are already read, by the file's names; as `load_backbone`."""
     translation = checkpoint_format(checkpoint).translate(dict(arrays))
     parts: dict[str, str] = getattr(model, "backbone_parts", {"backbone.": "backbone."})
-    moved = Translation(defaults=translation.defaults, dropped=dict(translation.dropped), optional=translation.optional)
+    moved = Translation(
+        defaults=translation.defaults, dropped=dict(translation.dropped), optional=translation.optional
+    )
     for name, array in translation.state.items():
         prefix = max((p for p in parts if name.startswith(p)), key=len, default=None)
         if prefix is None:
@@ -146,7 +191,9 @@ def load_backbone_arrays(model: nn.Module, arrays: Mapping[str, Any], checkpoint
     return copy_into(model, moved, where, only=tuple(parts.values()))
 
 
-def copy_into(model: nn.Module, translation: Translation, where: str, *, only: tuple[str, ...] = ("",)) -> LoadReport:
+def copy_into(
+    model: nn.Module, translation: Translation, where: str, *, only: tuple[str, ...] = ("",)
+) -> LoadReport:
     """Copy translated tensors into a model after the account is found complete.
 
     Args:
@@ -155,12 +202,26 @@ def copy_into(model: nn.Module, translation: Translation, where: str, *, only: t
         where: file and row, for messages.
         only: prefixes of the model's names that the file must fill.
     """
-    tensors = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name.startswith(only)}
-    report = account(translation, {name: tuple(t.shape) for name, t in tensors.items()}, where, lambda array: tuple(array.shape)).require_complete()
+    tensors = {
+        name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name.startswith(only)
+    }
+    report = account(
+        translation,
+        {name: tuple(t.shape) for name, t in tensors.items()},
+        where,
+        lambda array: tuple(array.shape),
+    ).require_complete()
     values = {name: torch.as_tensor(translation.state[name]) for name in report.matched}
-    other = [f"{name} ({values[name].dtype})" for name in report.matched if tensors[name].is_floating_point() and not values[name].is_floating_point()]
+    other = [
+        f"{name} ({values[name].dtype})"
+        for name in report.matched
+        if tensors[name].is_floating_point() and not values[name].is_floating_point()
+    ]
     if other:
-        raise CheckpointError(f"{where}: not real floating-point numbers in the file: {listed(other)}; is it quantised or damaged? Nothing was loaded")
+        raise CheckpointError(
+            f"{where}: not real floating-point numbers in the file: {listed(other)}; is it quantised or"
+            " damaged? Nothing was loaded"
+        )
     with torch.no_grad():
         for name, value in values.items():
             tensors[name].copy_(value)

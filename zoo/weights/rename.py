@@ -1,4 +1,6 @@
-"""From the names of a checkpoint file to the names of a model, with an account of every tensor. No torch, no models."""
+"""From the names of a checkpoint file to the names of a model, with an account of every tensor. No torch, no
+models."""
+
 from __future__ import annotations
 
 import re
@@ -17,10 +19,13 @@ Rules = Sequence[tuple[str, str]]  # regular expression, replacement
 class Translation:
     """A file's tensors under a model's names.
 
-    state: model name -> array. origin: model name -> file name. dropped: file name -> why the model needs no such tensor.
+    state: model name -> array. origin: model name -> file name. dropped: file name -> why the model needs no
+        such tensor.
     aliases: model name -> an earlier file name of the same tensor, where a file holds a shared module twice.
-    defaults: regular expression of model names that this kind of file may lack, and that keep the model's initial value then.
-    optional: (regular expression of model names, why a model may do without them); such a tensor of the file is left out then.
+    defaults: regular expression of model names that this kind of file may lack, and that keep the model's
+        initial value then.
+    optional: (regular expression of model names, why a model may do without them); such a tensor of the file
+        is left out then.
     """
 
     state: dict[str, Any] = field(default_factory=dict)
@@ -50,8 +55,10 @@ class CheckpointFormat:
 class LoadReport:
     """What became of every tensor of a file, and of every tensor of a model.
 
-    matched, defaulted (kept at their initial value, as the format says), missing: model names. unexpected: file names.
-    wrong_shape: (model name, shape in the file, shape in the model). dropped: file name -> why it is not needed.
+    matched, defaulted (kept at their initial value, as the format says), missing: model names. unexpected:
+    file names.
+    wrong_shape: (model name, shape in the file, shape in the model). dropped: file name -> why it is not
+        needed.
     """
 
     where: str
@@ -69,9 +76,15 @@ class LoadReport:
 
     def summary(self) -> str:
         """One line: how many of each."""
-        text = f"{self.where}: {len(self.matched)} matched, {len(self.missing)} missing, {len(self.unexpected)} unexpected"
+        text = (
+            f"{self.where}: {len(self.matched)} matched, {len(self.missing)} missing, {len(self.unexpected)}"
+            " unexpected"
+        )
         text += f", {len(self.wrong_shape)} of wrong shape"
-        for count, word in ((len(self.dropped), "left out"), (len(self.defaulted), "kept at their initial value")):
+        for count, word in (
+            (len(self.dropped), "left out"),
+            (len(self.defaulted), "kept at their initial value"),
+        ):
             text += f", {count} {word}" if count else ""
         return text
 
@@ -79,11 +92,21 @@ class LoadReport:
         """The report itself; raises CheckpointError that lists what does not fit."""
         if self.complete:
             return self
-        problems = [f"{word}: {listed(names)}" for word, names in (
-            ("the model needs, and the file has not", self.missing),
-            ("the file has, and the model knows not", self.unexpected),
-            ("of another shape", [f"{name} {list(there)} in the file, {list(here)} in the model" for name, there, here in self.wrong_shape]),
-        ) if names]
+        problems = [
+            f"{word}: {listed(names)}"
+            for word, names in (
+                ("the model needs, and the file has not", self.missing),
+                ("the file has, and the model knows not", self.unexpected),
+                (
+                    "of another shape",
+                    [
+                        f"{name} {list(there)} in the file, {list(here)} in the model"
+                        for name, there, here in self.wrong_shape
+                    ],
+                ),
+            )
+            if names
+        ]
         advice = "is it the file of this row, and the right checkpoint format? Nothing was loaded"
         raise CheckpointError("\n  ".join([self.summary(), *problems, advice]))
 
@@ -101,14 +124,17 @@ def rename(name: str, rules: Rules) -> str:
     return name
 
 
-def translate_names(arrays: Mapping[str, Any], rules: Rules, drop: Sequence[tuple[str, str]] = (), *, last_wins: bool = False) -> Translation:
+def translate_names(
+    arrays: Mapping[str, Any], rules: Rules, drop: Sequence[tuple[str, str]] = (), *, last_wins: bool = False
+) -> Translation:
     """Rename every tensor of a file.
 
     Args:
         arrays: by file name.
         rules: applied in order to each name.
         drop: (regular expression that a whole file name matches, why the tensor is not needed).
-        last_wins: two file names may become one model name (a module saved twice); the later one counts, the earlier is listed as dropped.
+        last_wins: two file names may become one model name (a module saved twice); the later one counts, the
+            earlier is listed as dropped.
 
     Raises:
         CheckpointError: two file names become one model name, without `last_wins`.
@@ -122,9 +148,14 @@ def translate_names(arrays: Mapping[str, Any], rules: Rules, drop: Sequence[tupl
         target = rename(name, rules)
         if target in result.state:
             if not last_wins:
-                raise CheckpointError(f"both {result.origin[target]} and {name} of the file are {target} of the model; is it a checkpoint of another format?")
+                raise CheckpointError(
+                    f"both {result.origin[target]} and {name} of the file are {target} of the model; is it a"
+                    " checkpoint of another format?"
+                )
             result.aliases.setdefault(target, result.origin[target])
-            result.dropped[result.origin[target]] = f"the same module as {name}, which stands later in the file"
+            result.dropped[result.origin[target]] = (
+                f"the same module as {name}, which stands later in the file"
+            )
         result.state[target], result.origin[target] = array, name
     return result
 
@@ -136,7 +167,12 @@ def strip_prefix(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return dict(arrays)
 
 
-def account(translation: Translation, shapes: Mapping[str, tuple[int, ...]], where: str, shape_of: Callable[[Any], tuple[int, ...]]) -> LoadReport:
+def account(
+    translation: Translation,
+    shapes: Mapping[str, tuple[int, ...]],
+    where: str,
+    shape_of: Callable[[Any], tuple[int, ...]],
+) -> LoadReport:
     """Compare a translated file with a model.
 
     Args:
@@ -155,7 +191,17 @@ def account(translation: Translation, shapes: Mapping[str, tuple[int, ...]], whe
     absent = [name for name in shapes if name not in translation.state]
     defaulted = [name for name in absent if translation.defaults and re.fullmatch(translation.defaults, name)]
     extra = [name for name in translation.state if name not in shapes]
-    dropped = {translation.origin.get(name, name): why for name in extra if (why := translation.without(name))}
+    dropped = {
+        translation.origin.get(name, name): why for name in extra if (why := translation.without(name))
+    }
     unexpected = [file for name in extra if (file := translation.origin.get(name, name)) not in dropped]
     missing = [name for name in absent if name not in set(defaulted)]
-    return LoadReport(where, tuple(matched), tuple(missing), tuple(unexpected), tuple(wrong), {**translation.dropped, **dropped}, tuple(defaulted))
+    return LoadReport(
+        where,
+        tuple(matched),
+        tuple(missing),
+        tuple(unexpected),
+        tuple(wrong),
+        {**translation.dropped, **dropped},
+        tuple(defaulted),
+    )

@@ -1,4 +1,6 @@
-"""Read TensorFlow.js models, kept as one zip file of model.json and its shards: arrays by name, in numpy alone, nothing run."""
+"""Read TensorFlow.js models, kept as one zip file of model.json and its shards: arrays by name, in numpy
+alone, nothing run."""
+
 from __future__ import annotations
 
 import json
@@ -34,28 +36,40 @@ def read_tfjs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             description = _description(archive, path)
             return dict(_weights(archive, description, path)), description
     except MALFORMED_ZIP as error:
-        raise CheckpointError(f"{path}: not a TensorFlow.js model in a zip file ({type(error).__name__}: {error}); "
-                              "fetch it again, or where it is a file of another format, say which with --format") from error
+        raise CheckpointError(
+            f"{path}: not a TensorFlow.js model in a zip file ({type(error).__name__}: {error}); "
+            "fetch it again, or where it is a file of another format, say which with --format"
+        ) from error
 
 
 def _description(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     if archive.getinfo(DESCRIPTION).file_size > LARGEST_DESCRIPTION_BYTES:
-        raise CheckpointError(f"{path}: its {DESCRIPTION} is larger than {LARGEST_DESCRIPTION_BYTES:,} bytes: refused")
+        raise CheckpointError(
+            f"{path}: its {DESCRIPTION} is larger than {LARGEST_DESCRIPTION_BYTES:,} bytes: refused"
+        )
     description = json.loads(archive.read(DESCRIPTION))
     if not isinstance(description, dict) or not isinstance(description.get("weightsManifest"), list):
         raise CheckpointError(f"{path}: its {DESCRIPTION} lists no weights; is it a TensorFlow.js model?")
     return description
 
 
-def _weights(archive: zipfile.ZipFile, description: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
-    """(name, array) of every weight; a group's shards are one run of bytes, which its weights fill exactly."""
+def _weights(
+    archive: zipfile.ZipFile, description: Mapping[str, Any], path: Path
+) -> Iterator[tuple[str, Any]]:
+    """(name, array) of every weight; a group's shards are one run of bytes, which its weights fill
+    exactly."""
     for group in description["weightsManifest"]:
-        if sum(archive.getinfo(shard).file_size for shard in group["paths"]) != sum(_stored(entry, path)[1] for entry in group["weights"]):
-            raise CheckpointError(f"{path}: the shards {', '.join(group['paths'][:2])} ... are not as long as their weights; is it cut short? fetch it again")
+        if sum(archive.getinfo(shard).file_size for shard in group["paths"]) != sum(
+            _stored(entry, path)[1] for entry in group["weights"]
+        ):
+            raise CheckpointError(
+                f"{path}: the shards {', '.join(group['paths'][:2])} ... are not as long as their weights; is"
+                " it cut short? fetch it again"
+            )
         data, start = b"".join(archive.read(shard) for shard in group["paths"]), 0
         for entry in group["weights"]:
             size = _stored(entry, path)[1]
-            yield entry["name"], _array(entry, data[start:start + size], path)
+            yield entry["name"], _array(entry, data[start : start + size], path)
             start += size
 
 
@@ -63,8 +77,15 @@ def _stored(entry: Mapping[str, Any], path: Path) -> tuple[str, int]:
     """numpy type code and bytes of a weight as it lies in the shards."""
     stored = entry.get("quantization", {}).get("dtype", entry["dtype"])
     shape = entry["shape"]
-    if entry["dtype"] not in TYPES or stored not in TYPES or not all(type(side) is int and side >= 0 for side in shape):
-        raise CheckpointError(f"{path}: weight {entry['name']!r:.80} has type {stored!r:.20} and shape {shape!r:.60}: not an array of numbers")
+    if (
+        entry["dtype"] not in TYPES
+        or stored not in TYPES
+        or not all(type(side) is int and side >= 0 for side in shape)
+    ):
+        raise CheckpointError(
+            f"{path}: weight {entry['name']!r:.80} has type {stored!r:.20} and shape {shape!r:.60}: not an"
+            " array of numbers"
+        )
     return TYPES[stored], math.prod(shape) * int(TYPES[stored].lstrip("<")[1:] or 1)
 
 
@@ -77,7 +98,10 @@ def _array(entry: Mapping[str, Any], data: bytes, path: Path) -> Any:
     if quantisation is None:
         return array.copy()
     if quantisation["dtype"] not in QUANTISED or entry["dtype"] != "float32":
-        raise CheckpointError(f"{path}: weight {entry['name']!r:.80} is {entry['dtype']} stored as {quantisation['dtype']}: not understood")
+        raise CheckpointError(
+            f"{path}: weight {entry['name']!r:.80} is {entry['dtype']} stored as {quantisation['dtype']}: not"
+            " understood"
+        )
     if quantisation["dtype"] == "float16":
         return array.astype(np.float32)
     return array.astype(np.float32) * np.float32(quantisation["scale"]) + np.float32(quantisation["min"])
@@ -89,7 +113,8 @@ def read_tfjs_layers(path: Path) -> dict[str, Any]:
 
 
 def read_tfjs_graph(path: Path) -> dict[str, Any]:
-    """The constants of a graph model by name, and the epsilon of each batch norm under NODE/epsilon; raises as `read_tfjs`."""
+    """The constants of a graph model by name, and the epsilon of each batch norm under NODE/epsilon; raises
+    as `read_tfjs`."""
     import numpy as np
 
     arrays, description = read_tfjs(path)
@@ -107,7 +132,8 @@ def torch_layout(kernel: Any, *, depthwise: bool = False) -> Any:
     """A kernel as torch has it.
 
     Args:
-        kernel: (height, width, in, out), depthwise (height, width, channels, 1), or of a linear layer (in, out).
+        kernel: (height, width, in, out), depthwise (height, width, channels, 1), or of a linear layer (in,
+            out).
         depthwise: whether it is depthwise.
 
     Returns:

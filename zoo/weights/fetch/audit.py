@@ -1,4 +1,5 @@
 """Look at every link of every manifest: does it answer, with what, and is the row well formed. No torch."""
+
 from __future__ import annotations
 
 import tomllib
@@ -15,10 +16,21 @@ from detection_zoo.zoo.errors import DownloadError
 from detection_zoo.zoo.manifest import SHARED_FILES, WeightSpec
 from detection_zoo.zoo.weights.fetch.cache import spec_key
 from detection_zoo.zoo.weights.fetch.hosts import (
-    host_of, needs_person, problem_of, read_page, routes, same_file, scrub,
+    host_of,
+    needs_person,
+    problem_of,
+    read_page,
+    routes,
+    same_file,
+    scrub,
 )
 from detection_zoo.zoo.weights.fetch.request import (
-    NO_HOST, Again, Policy, ask, connection_problem, new_session,
+    NO_HOST,
+    Again,
+    Policy,
+    ask,
+    connection_problem,
+    new_session,
 )
 
 ONE_TRY = Policy(attempts=1, connect_timeout_s=10, read_timeout_s=20)
@@ -27,7 +39,8 @@ NO_NETWORK = "no network"
 
 @dataclass
 class Link:
-    """One address of one row, and what it answered. `status`: ok, page, by hand, dead, refused, wrong size, no network, not tried, error."""
+    """One address of one row, and what it answered. `status`: ok, page, by hand, dead, refused, wrong size,
+    no network, not tried, error."""
 
     row: str
     url: str
@@ -50,7 +63,9 @@ class Audit:
     @property
     def bad_links(self) -> list[Link]:
         """Links that answered, but not with the file."""
-        return [link for link in self.links if link.status in ("dead", "refused", "wrong size", "page", "error")]
+        return [
+            link for link in self.links if link.status in ("dead", "refused", "wrong size", "page", "error")
+        ]
 
     def values(self) -> dict[str, Any]:
         """Plain values, as they are stored under results/."""
@@ -77,14 +92,21 @@ def read_rows(folder: Path) -> tuple[list[tuple[str, WeightSpec]], list[str]]:
                 try:
                     rows.append((name, WeightSpec.model_validate(table)))
                 except ValidationError as error:
-                    problems = "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in error.errors())
+                    problems = "; ".join(
+                        f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in error.errors()
+                    )
                     faults.append(f"{path.name}: {name}: weights: {problems}")
     return rows, faults
 
 
 def faults_of(row: str, spec: WeightSpec) -> list[str]:
-    """What is malformed in a row's weight file: addresses, missing pages for a person, missing package hashes."""
-    faults = [f"{url}: {reason}" for url in [*spec.urls, *filter(None, [spec.md5_url])] if (reason := problem_of(url))]
+    """What is malformed in a row's weight file: addresses, missing pages for a person, missing package
+    hashes."""
+    faults = [
+        f"{url}: {reason}"
+        for url in [*spec.urls, *filter(None, [spec.md5_url])]
+        if (reason := problem_of(url))
+    ]
     for url in spec.urls:
         if problem_of(url):
             continue
@@ -95,7 +117,10 @@ def faults_of(row: str, spec: WeightSpec) -> list[str]:
         except DownloadError as error:
             faults.append(str(error))
         if url.startswith("http:"):
-            faults.append(f"{url}: plain http, anybody on the way can change the file" + ("" if spec.sha256 else " and no hash would tell"))
+            faults.append(
+                f"{url}: plain http, anybody on the way can change the file"
+                + ("" if spec.sha256 else " and no hash would tell")
+            )
         if url.startswith(("pypi:", "npm:")) and not spec.archive_sha256:
             faults.append(f"{url}: archive_sha256 of the package is missing")
     return [f"{row}: {fault}" for fault in faults]
@@ -125,10 +150,20 @@ def same_targets(links: Iterable[Link]) -> list[str]:
             rows[link.redirects[-1]].add(link.row)
             urls[link.redirects[-1]].add(same_file(link.url))
     shared = [target for target in rows if len(rows[target]) > 1 and len(urls[target]) > 1]
-    return [f"{', '.join(sorted(rows[target]))}: different addresses lead to one file {target}" for target in shared]
+    return [
+        f"{', '.join(sorted(rows[target]))}: different addresses lead to one file {target}"
+        for target in shared
+    ]
 
 
-def audit(folder: Path, date: str, offline: bool = False, jobs: int = 8, policy: Policy = ONE_TRY, progress: Any = lambda link: None) -> Audit:
+def audit(
+    folder: Path,
+    date: str,
+    offline: bool = False,
+    jobs: int = 8,
+    policy: Policy = ONE_TRY,
+    progress: Any = lambda link: None,
+) -> Audit:
     """Audit a manifest folder.
 
     Args:
@@ -143,7 +178,9 @@ def audit(folder: Path, date: str, offline: bool = False, jobs: int = 8, policy:
     links = [Link(row, url) for row, spec in rows for url in [*spec.urls, *filter(None, [spec.md5_url])]]
     sizes = {url: spec.bytes for _, spec in rows for url in spec.urls if spec.bytes}
     answers: dict[str, Link] = {}
-    lost: set[str] = set()  # hosts that were not found: looking each up again takes minutes where there is no network
+    lost: set[str] = (
+        set()
+    )  # hosts that were not found: looking each up again takes minutes where there is no network
 
     def look(url: str) -> None:
         answers[url] = link = Link("", url)
@@ -153,8 +190,14 @@ def audit(folder: Path, date: str, offline: bool = False, jobs: int = 8, policy:
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(look, dict.fromkeys(link.url for link in links)))
     for link in links:
-        link.__dict__.update({key: value for key, value in answers[link.url].__dict__.items() if key != "row"})
-    faults += [fault for row, spec in rows for fault in faults_of(row, spec)] + duplicates(rows) + same_targets(links)
+        link.__dict__.update(
+            {key: value for key, value in answers[link.url].__dict__.items() if key != "row"}
+        )
+    faults += (
+        [fault for row, spec in rows for fault in faults_of(row, spec)]
+        + duplicates(rows)
+        + same_targets(links)
+    )
     return Audit(date, links, faults, [f"{row}: {spec_key(spec)}" for row, spec in rows if not spec.sha256])
 
 
@@ -200,18 +243,29 @@ def _probe_routes(link: Link, expected_bytes: int | None, policy: Policy, lost: 
 
 def _note(link: Link, response: Any, trail: list[str], expected_bytes: int | None) -> None:
     headers = response.headers
-    total = headers.get("Content-Range", "").rpartition("/")[2] if response.status_code == 206 else headers.get("Content-Length", "")
+    total = (
+        headers.get("Content-Range", "").rpartition("/")[2]
+        if response.status_code == 206
+        else headers.get("Content-Length", "")
+    )
     link.bytes, link.type = int(total) if total.isdigit() else None, headers.get("Content-Type")
     link.redirects = [scrub(url).removesuffix("?...") for url in trail[1:]]
-    link.detail = f"HTTP {response.status_code}" + (f" by way of {host_of(trail[-1])}" if len(trail) > 1 else "")
+    link.detail = f"HTTP {response.status_code}" + (
+        f" by way of {host_of(trail[-1])}" if len(trail) > 1 else ""
+    )
     if response.status_code in (200, 206):
         link.status = "ok"
         if expected_bytes and link.bytes not in (None, expected_bytes):
-            link.status, link.detail = "wrong size", f"{link.bytes:,} bytes, the manifest says {expected_bytes:,}"
+            link.status, link.detail = (
+                "wrong size",
+                f"{link.bytes:,} bytes, the manifest says {expected_bytes:,}",
+            )
         if "text/html" in (link.type or ""):
             _note_page(link, response, trail[-1])
     else:
-        link.status = {401: "refused", 403: "refused", 404: "dead", 410: "dead"}.get(response.status_code, "error")
+        link.status = {401: "refused", 403: "refused", 404: "dead", 410: "dead"}.get(
+            response.status_code, "error"
+        )
 
 
 def _note_page(link: Link, response: Any, url: str) -> None:

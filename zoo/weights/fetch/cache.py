@@ -1,4 +1,6 @@
-"""The folder of fetched weights: files under their own SHA-256, a record of hashes seen first, and a lock for each file."""
+"""The folder of fetched weights: files under their own SHA-256, a record of hashes seen first, and a lock for
+each file."""
+
 from __future__ import annotations
 
 import hashlib
@@ -32,12 +34,14 @@ class Pin:
 
 
 def spec_key(spec: WeightSpec) -> str:
-    """What identifies a weight file while its hash is unknown: its first address, else the page a person goes to with its name."""
+    """What identifies a weight file while its hash is unknown: its first address, else the page a person goes
+    to with its name."""
     return spec.urls[0] if spec.urls else f"{spec.manual} {spec.filename or ''}".strip()
 
 
 def spec_filename(spec: WeightSpec) -> str:
-    """The name a file is exported under: the row's, else the last part of the first address. Never what a server says."""
+    """The name a file is exported under: the row's, else the last part of the first address. Never what a
+    server says."""
     if spec.filename:
         return safe_name(spec.filename)
     address = spec_key(spec)
@@ -47,7 +51,9 @@ def spec_filename(spec: WeightSpec) -> str:
 
 def safe_name(name: str) -> str:
     """A file name without folders or odd characters, at most 120 characters."""
-    kept = "".join(c if c.isalnum() or c in "._-+=" else "_" for c in name.replace("\\", "/").rsplit("/", 1)[-1])
+    kept = "".join(
+        c if c.isalnum() or c in "._-+=" else "_" for c in name.replace("\\", "/").rsplit("/", 1)[-1]
+    )
     return kept.lstrip(".")[:120] or "weights"
 
 
@@ -81,7 +87,8 @@ class WeightCache:
     """A folder of weights.
 
     Args:
-        home: the folder; made on first write. `sha256/` holds the files, `parts/` unfinished downloads, `pins.jsonl` the recorded hashes.
+        home: the folder; made on first write. `sha256/` holds the files, `parts/` unfinished downloads,
+            `pins.jsonl` the recorded hashes.
     """
 
     def __init__(self, home: Path | None = None) -> None:
@@ -95,7 +102,10 @@ class WeightCache:
             for folder in (self.files, self.parts, self.locks, self.converted):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            reason = f"cannot make the weight folder ({error.strerror}); set DETECTION_ZOO_HOME or --home to a folder you own"
+            reason = (
+                f"cannot make the weight folder ({error.strerror}); set DETECTION_ZOO_HOME or --home to a"
+                " folder you own"
+            )
             raise DownloadError(f"{self.home}: {reason}") from None
 
     def file(self, sha256: str) -> Path:
@@ -110,13 +120,16 @@ class WeightCache:
         return hashlib.sha256((spec.sha256 or spec_key(spec)).encode()).hexdigest()[:24]
 
     def pins(self) -> dict[str, Pin]:
-        """Recorded hashes by key; a later line replaces an earlier one, and a line with an empty hash forgets it."""
+        """Recorded hashes by key; a later line replaces an earlier one, and a line with an empty hash forgets
+        it."""
         pins: dict[str, Pin] = {}
         for number, line in enumerate(self._lines(), start=1):
             try:
                 pin = Pin(**json.loads(line))
             except (ValueError, TypeError):
-                raise DownloadError(f"{self.record}: line {number} is not a record of a hash; remove the line") from None
+                raise DownloadError(
+                    f"{self.record}: line {number} is not a record of a hash; remove the line"
+                ) from None
             if pin.sha256:
                 pins[pin.key] = pin
             else:
@@ -143,14 +156,17 @@ class WeightCache:
         return pin.sha256 if pin else None
 
     def find(self, spec: WeightSpec, pins: dict[str, Pin] | None = None) -> Path | None:
-        """The fetched file of a row, or none. Its content was verified when it was stored; `verify` looks again."""
+        """The fetched file of a row, or none. Its content was verified when it was stored; `verify` looks
+        again."""
         sha256 = self.expected_sha256(spec, pins)
         path = self.file(sha256) if sha256 else None
         return path if path and path.is_file() else None
 
     def remember(self, spec: WeightSpec, sha256: str, size_bytes: int, url: str, row: str) -> None:
         """Append the hash of a file to the record; an empty hash forgets the file."""
-        pin = Pin(spec_key(spec), sha256, size_bytes, url, row, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        pin = Pin(
+            spec_key(spec), sha256, size_bytes, url, row, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        )
         self.prepare()
         with self.lock("pins"), self.record.open("ab") as file:
             file.truncate(self.record.read_bytes().rfind(b"\n") + 1)  # a torn last line was never recorded
@@ -167,7 +183,9 @@ class WeightCache:
         return target
 
     @contextmanager
-    def lock(self, name: str, waiting: Callable[[], None] = lambda: None, stop: threading.Event | None = None) -> Iterator[None]:
+    def lock(
+        self, name: str, waiting: Callable[[], None] = lambda: None, stop: threading.Event | None = None
+    ) -> Iterator[None]:
         """Hold a lock that other processes respect and that the system releases when a process dies.
 
         Args:
@@ -193,6 +211,11 @@ class WeightCache:
         finally:
             lock.release()
 
-    def lock_file(self, spec: WeightSpec, waiting: Callable[[], None] = lambda: None, stop: threading.Event | None = None) -> AbstractContextManager[None]:
+    def lock_file(
+        self,
+        spec: WeightSpec,
+        waiting: Callable[[], None] = lambda: None,
+        stop: threading.Event | None = None,
+    ) -> AbstractContextManager[None]:
         """The lock of one weight file, as `lock`."""
         return self.lock(self._short(spec), waiting, stop)

@@ -1,4 +1,6 @@
-"""What each host wants: share links become direct ones, moved buckets are followed, pages are read, tokens stay at home. No network here."""
+"""What each host wants: share links become direct ones, moved buckets are followed, pages are read, tokens
+stay at home. No network here."""
+
 from __future__ import annotations
 
 import base64
@@ -18,12 +20,17 @@ MOVED = {
     "https://s3-us-west-2.amazonaws.com/detectron/": "https://dl.fbaipublicfiles.com/detectron/",
     "https://s3.amazonaws.com/pytorch/models/": "https://download.pytorch.org/models/",
 }
-TOKEN_NAMES = {"huggingface.co": "HF_TOKEN", "github.com": "GITHUB_TOKEN", "raw.githubusercontent.com": "GITHUB_TOKEN"}
+TOKEN_NAMES = {
+    "huggingface.co": "HF_TOKEN",
+    "github.com": "GITHUB_TOKEN",
+    "raw.githubusercontent.com": "GITHUB_TOKEN",
+}
 SCHEMES = ("https", "http", "file", "pypi", "npm", "s3", "hf")
 
 
 def host_of(url: str) -> str:
-    """The host of an address in small letters ('file', 'pypi' or 'npm' where there is none), for tables and messages."""
+    """The host of an address in small letters ('file', 'pypi' or 'npm' where there is none), for tables and
+    messages."""
     parts = urlsplit(url)
     return (parts.hostname or parts.scheme).lower()
 
@@ -101,7 +108,9 @@ def drive_id(url: str) -> str | None:
 
 def _drive(url: str) -> str:
     if not (key := drive_id(url)):
-        raise DownloadError(f"{url}: no file id in this Google Drive address; a folder or a malformed link, mend the row")
+        raise DownloadError(
+            f"{url}: no file id in this Google Drive address; a folder or a malformed link, mend the row"
+        )
     return f"{DRIVE_DOWNLOAD}?{urlencode({'id': key, 'export': 'download'})}"
 
 
@@ -116,7 +125,8 @@ def _hugging_face(url: str) -> str:
 
 
 def same_file(url: str) -> str:
-    """A key that is equal for addresses of one file: share links of one id, an old bucket and its new place."""
+    """A key that is equal for addresses of one file: share links of one id, an old bucket and its new
+    place."""
     if problem_of(url) or needs_person(url):
         return url
     if key := drive_id(url) if host_of(url) == "drive.google.com" else None:
@@ -128,10 +138,12 @@ def same_file(url: str) -> str:
     return first.partition("?dl=1")[0]
 
 
-# --- tokens ----------------------------------------------------------------------------------------------------------
+# --- tokens ----------
+
 
 def token_name(host: str) -> str:
-    """The environment variable whose token belongs to a host: HF_TOKEN, GITHUB_TOKEN, else the host in capitals and _TOKEN."""
+    """The environment variable whose token belongs to a host: HF_TOKEN, GITHUB_TOKEN, else the host in
+    capitals and _TOKEN."""
     return TOKEN_NAMES.get(host) or re.sub(r"[^A-Z0-9]", "_", host.upper()) + "_TOKEN"
 
 
@@ -140,7 +152,8 @@ def token_header(url: str, origin: str, environment: Mapping[str, str] = os.envi
 
     Args:
         url: the address about to be asked, perhaps after a redirect.
-        origin: the address of the first request: a token goes there alone, and only encrypted or within this machine.
+        origin: the address of the first request: a token goes there alone, and only encrypted or within this
+            machine.
     """
     here, first = urlsplit(url), urlsplit(origin)
     same_origin = (here.scheme, here.hostname, here.port) == (first.scheme, first.hostname, first.port)
@@ -158,11 +171,13 @@ def hide(text: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def scrub(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """A message about an address that a server chose: secrets hidden, and every query cut off, since signatures stand there."""
+    """A message about an address that a server chose: secrets hidden, and every query cut off, since
+    signatures stand there."""
     return re.sub(r"(\w+:/+[^\s?'\"]+)\?[^\s'\"),]*", r"\1?...", hide(text, environment))
 
 
-# --- pages in place of files -----------------------------------------------------------------------------------------
+# --- pages in place of files ----------
+
 
 class _Page(HTMLParser):
     """Collects the title, the visible text and the forms of a page."""
@@ -191,7 +206,8 @@ class _Page(HTMLParser):
 
 
 def read_page(url: str, body: bytes) -> str:
-    """The address behind a page that was served in place of a file (Google Drive's "cannot scan for viruses" page).
+    """The address behind a page that was served in place of a file (Google Drive's "cannot scan for viruses"
+    page).
 
     Args:
         url: the address that gave the page.
@@ -204,15 +220,24 @@ def read_page(url: str, body: bytes) -> str:
     page.feed(body.decode("utf-8", "replace"))
     title, text = " ".join(page.title.split())[:100], " ".join(" ".join(page.text).split())
     if host_of(url) == host_of(DRIVE_DOWNLOAD) or host_of(url).endswith(".google.com"):
-        if re.search(r"quota exceeded|too many users have viewed or downloaded", f"{title} {text}", re.IGNORECASE):
-            raise DownloadError("Google Drive's download quota for this file is used up; try again in a day, or fetch it in a browser and `import` it")
+        if re.search(
+            r"quota exceeded|too many users have viewed or downloaded", f"{title} {text}", re.IGNORECASE
+        ):
+            raise DownloadError(
+                "Google Drive's download quota for this file is used up; try again in a day, or fetch it in a"
+                " browser and `import` it"
+            )
         if host_of(url) == "accounts.google.com":
             raise DownloadError("Google Drive asks for a login: the file is not public (any more)")
         for action, fields in page.forms:
             target = urljoin(url, action)
-            if host_of(target) in (host_of(url), host_of(DRIVE_DOWNLOAD)) and ("confirm" in fields or "confirm=" in target):
+            if host_of(target) in (host_of(url), host_of(DRIVE_DOWNLOAD)) and (
+                "confirm" in fields or "confirm=" in target
+            ):
                 return f"{target.partition('?')[0]}?{urlencode(dict(parse_qsl(urlsplit(target).query)) | fields)}"
-    raise DownloadError(f"a web page came in place of the file (title {title!r}); the link is dead or needs a person")
+    raise DownloadError(
+        f"a web page came in place of the file (title {title!r}); the link is dead or needs a person"
+    )
 
 
 def redirect_target(url: str, location: str) -> str:
@@ -223,7 +248,9 @@ def redirect_target(url: str, location: str) -> str:
     """
     target = urljoin(url, location)
     if problem_of(target) or urlsplit(target).scheme not in ("http", "https"):
-        raise DownloadError(f"a redirect to {scrub(target)[:200]!r} is refused: only http(s) addresses may follow")
+        raise DownloadError(
+            f"a redirect to {scrub(target)[:200]!r} is refused: only http(s) addresses may follow"
+        )
     if urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http":
         raise DownloadError(f"a redirect from https to plain http ({scrub(target)[:200]}) is refused")
     return target

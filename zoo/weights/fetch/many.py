@@ -1,4 +1,5 @@
 """Fetch several weight files at once, with a bar for each and one for all. No torch."""
+
 from __future__ import annotations
 
 import sys
@@ -17,7 +18,8 @@ from detection_zoo.zoo.weights.fetch.selection import Chosen
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file: 'fetched', 'here', 'failed', 'skipped' (a wrong link or one for a person, matched by a pattern) or 'stopped'."""
+    """What became of one file: 'fetched', 'here', 'failed', 'skipped' (a wrong link or one for a person,
+    matched by a pattern) or 'stopped'."""
 
     chosen: Chosen
     status: str
@@ -27,13 +29,22 @@ class Outcome:
     def values(self) -> dict[str, Any]:
         """Plain values for --json."""
         found = self.fetched
-        return {"row": self.chosen.row, "file": self.chosen.filename, "status": self.status, "reason": self.reason,
-                "path": str(found.path) if found else None, "sha256": found.sha256 if found else None, "bytes": found.bytes if found else None,
-                "hash_from": found.hash_from if found else None, "url": found.url if found else None}
+        return {
+            "row": self.chosen.row,
+            "file": self.chosen.filename,
+            "status": self.status,
+            "reason": self.reason,
+            "path": str(found.path) if found else None,
+            "sha256": found.sha256 if found else None,
+            "bytes": found.bytes if found else None,
+            "hash_from": found.hash_from if found else None,
+            "url": found.url if found else None,
+        }
 
 
 class Bars:
-    """Progress on stderr: a bar for each running file and one for all; plain lines where stderr is no terminal.
+    """Progress on stderr: a bar for each running file and one for all; plain lines where stderr is no
+    terminal.
 
     Args:
         files: how many there are.
@@ -48,7 +59,9 @@ class Bars:
     def _bar(self, title: str, place: int) -> Any:
         from tqdm import tqdm
 
-        return tqdm(desc=title[:40], unit="B", unit_scale=True, position=place, leave=place == 0, file=sys.stderr)
+        return tqdm(
+            desc=title[:40], unit="B", unit_scale=True, position=place, leave=place == 0, file=sys.stderr
+        )
 
     def say(self, text: str) -> None:
         """A remark that does not break the bars."""
@@ -85,14 +98,23 @@ class Bars:
             self.total.close()
 
 
-def fetch_many(files: Iterable[Chosen], cache: WeightCache, jobs: int = 4, offline: bool = False, exact: Iterable[str] = (), quiet: bool = False,
-               policy: Policy | None = None) -> list[Outcome]:
-    """Fetch files side by side; one that fails does not stop the others, Ctrl-C stops all and keeps what came.
+def fetch_many(
+    files: Iterable[Chosen],
+    cache: WeightCache,
+    jobs: int = 4,
+    offline: bool = False,
+    exact: Iterable[str] = (),
+    quiet: bool = False,
+    policy: Policy | None = None,
+) -> list[Outcome]:
+    """Fetch files side by side; one that fails does not stop the others, Ctrl-C stops all and keeps what
+    came.
 
     Args:
         files: what to fetch; two rows' claims to one file fetch it once.
         jobs: files at a time.
-        exact: row names that were asked for literally: what cannot be fetched for them is a failure, for others it is skipped.
+        exact: row names that were asked for literally: what cannot be fetched for them is a failure, for
+            others it is skipped.
         quiet: no bars and no remarks.
     """
     groups: dict[str, list[Chosen]] = {}
@@ -113,7 +135,11 @@ def fetch_many(files: Iterable[Chosen], cache: WeightCache, jobs: int = 4, offli
         bars.close()
     outcomes: list[Outcome] = []
     for future, group in futures.items():
-        outcomes += [Outcome(chosen, "stopped", reason="not begun") for chosen in group] if future.cancelled() else future.result()
+        outcomes += (
+            [Outcome(chosen, "stopped", reason="not begun") for chosen in group]
+            if future.cancelled()
+            else future.result()
+        )
     return outcomes
 
 
@@ -123,8 +149,15 @@ def _wait_all(futures: Iterable[Future]) -> None:
         _, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
 
 
-def _fetch_group(group: list[Chosen], cache: WeightCache, offline: bool, exact: set[str], policy: Policy | None, bars: Bars,
-                 stop: threading.Event) -> list[Outcome]:
+def _fetch_group(
+    group: list[Chosen],
+    cache: WeightCache,
+    offline: bool,
+    exact: set[str],
+    policy: Policy | None,
+    bars: Bars,
+    stop: threading.Event,
+) -> list[Outcome]:
     first = group[0]
     if stop.is_set():
         return [Outcome(chosen, "stopped", reason="not begun") for chosen in group]

@@ -1,4 +1,6 @@
-"""Fetch a weight file: the right bytes from the first mirror that has them, or one clear answer why not. No torch."""
+"""Fetch a weight file: the right bytes from the first mirror that has them, or one clear answer why not. No
+torch."""
+
 from __future__ import annotations
 
 import re
@@ -18,7 +20,8 @@ from detection_zoo.zoo.weights.fetch.transfer import download
 class Fetched:
     """A weight file on this machine.
 
-    `hash_from` says what vouches for it: 'manifest', 'record' (seen before) or 'first use' (nothing yet: pin it).
+    `hash_from` says what vouches for it: 'manifest', 'record' (seen before) or 'first use' (nothing yet: pin
+    it).
     """
 
     path: Path
@@ -29,17 +32,27 @@ class Fetched:
 
 
 def refusal_of(spec: WeightSpec) -> str | None:
-    """Why a row's file is never fetched by a program, or none: a wrong link, or a page that wants a person."""
+    """Why a row's file is never fetched by a program, or none: a wrong link, or a page that wants a
+    person."""
     if spec.wrong:
         return f"marked wrong in its manifest: {spec.wrong}"
     if not [url for url in spec.urls if not needs_person(url)]:
         pages = [spec.manual, *spec.urls] if spec.manual else spec.urls
-        return f"needs a person: open {' or '.join(dict.fromkeys(pages))} , save the file, then run `download_weights.py import FILE ROW`"
+        return (
+            f"needs a person: open {' or '.join(dict.fromkeys(pages))} , save the file, then run"
+            " `download_weights.py import FILE ROW`"
+        )
     return None
 
 
-def fetch_weights(spec: WeightSpec, row: str, cache: WeightCache | None = None, offline: bool = False, policy: Policy | None = None,
-                  watch: Watch | None = None) -> Fetched:
+def fetch_weights(
+    spec: WeightSpec,
+    row: str,
+    cache: WeightCache | None = None,
+    offline: bool = False,
+    policy: Policy | None = None,
+    watch: Watch | None = None,
+) -> Fetched:
     """Make a weight file available on this machine; several processes that ask for one file fetch it once.
 
     Args:
@@ -58,9 +71,15 @@ def fetch_weights(spec: WeightSpec, row: str, cache: WeightCache | None = None, 
         raise DownloadError(f"{row}: {spec_filename(spec)} {reason}")
     if offline and not all(url.startswith("file:") for url in spec.urls):
         cure = "run get once with a network, or import the file"
-        raise DownloadError(f"{row}: {spec_filename(spec)} is not in {cache.home}, and --offline forbids fetching it; {cure}")
+        raise DownloadError(
+            f"{row}: {spec_filename(spec)} is not in {cache.home}, and --offline forbids fetching it; {cure}"
+        )
     cache.prepare()
-    with cache.lock_file(spec, lambda: watch.say(f"{row}: {spec_filename(spec)} is being fetched already, waiting for it"), watch.stop):
+    with cache.lock_file(
+        spec,
+        lambda: watch.say(f"{row}: {spec_filename(spec)} is being fetched already, waiting for it"),
+        watch.stop,
+    ):
         return _found(spec, cache) or _from_mirrors(spec, row, cache, policy, watch)
 
 
@@ -70,7 +89,10 @@ def _found(spec: WeightSpec, cache: WeightCache) -> Fetched | None:
         return None
     size_bytes = path.stat().st_size
     if spec.bytes and size_bytes != spec.bytes:
-        raise DownloadError(f"{path} has {size_bytes:,} bytes, the manifest says {spec.bytes:,}: damaged; run `download_weights.py verify`")
+        raise DownloadError(
+            f"{path} has {size_bytes:,} bytes, the manifest says {spec.bytes:,}: damaged; run"
+            " `download_weights.py verify`"
+        )
     return Fetched(path, path.name, size_bytes, "manifest" if spec.sha256 else "record")
 
 
@@ -84,8 +106,14 @@ def _from_mirrors(spec: WeightSpec, row: str, cache: WeightCache, policy: Policy
             return _from_address(address, spec, row, cache, md5, policy, watch)
         except DownloadError as error:
             problems.append(f"{address}: {error}")
-    last = f"\n  {spec.manual}: a person can get it there, then `download_weights.py import FILE {row}`" if spec.manual else ""
-    raise DownloadError(hide(f"{row}: no address gave {spec_filename(spec)}:\n  " + "\n  ".join(problems) + last))
+    last = (
+        f"\n  {spec.manual}: a person can get it there, then `download_weights.py import FILE {row}`"
+        if spec.manual
+        else ""
+    )
+    raise DownloadError(
+        hide(f"{row}: no address gave {spec_filename(spec)}:\n  " + "\n  ".join(problems) + last)
+    )
 
 
 def _routes(url: str, problems: list[str]) -> list[str]:
@@ -96,8 +124,17 @@ def _routes(url: str, problems: list[str]) -> list[str]:
         return []
 
 
-def _from_address(address: str, spec: WeightSpec, row: str, cache: WeightCache, md5: str | None, policy: Policy, watch: Watch) -> Fetched:
-    """Download, verify, record, name. What was resumed and turns out wrong is fetched once more from its beginning."""
+def _from_address(
+    address: str,
+    spec: WeightSpec,
+    row: str,
+    cache: WeightCache,
+    md5: str | None,
+    policy: Policy,
+    watch: Watch,
+) -> Fetched:
+    """Download, verify, record, name. What was resumed and turns out wrong is fetched once more from its
+    beginning."""
     for _ in range(2):
         part = PartFile(cache.part(spec), with_md5=md5 is not None)
         try:
@@ -130,14 +167,24 @@ def _fault(spec: WeightSpec, cache: WeightCache, part: PartFile, md5: str | None
     expected, actual = cache.expected_sha256(spec), part.sha256.hexdigest()
     if expected and actual != expected:
         vouched = "the manifest" if spec.sha256 else f"the record of {cache.pin_of(spec).date}"  # type: ignore[union-attr]
-        cure = "" if spec.sha256 else "; if the publisher replaced it on purpose, `download_weights.py pin --forget ROW` and get it again"
+        cure = (
+            ""
+            if spec.sha256
+            else (
+                "; if the publisher replaced it on purpose, `download_weights.py pin --forget ROW` and get it"
+                " again"
+            )
+        )
         return f"SHA-256 is {actual}, {vouched} says {expected}: not the file{cure}"
     if spec.sha256_prefix and not actual.startswith(spec.sha256_prefix):
         return f"SHA-256 is {actual}, the publisher says it begins with {spec.sha256_prefix}: not the file"
     if md5 and part.md5 is not None and part.md5.hexdigest() != md5:
         return f"MD5 is {part.md5.hexdigest()}, the publisher says {md5}: not the file"
     if not (expected or spec.sha256_prefix or md5 or spec.bytes) and part.state.get("whole_by") == "nothing":
-        return "the server says neither a size nor an end, and the row has no hash: nobody can tell whether the file is whole; add bytes or sha256 to the row"
+        return (
+            "the server says neither a size nor an end, and the row has no hash: nobody can tell whether the"
+            " file is whole; add bytes or sha256 to the row"
+        )
     return None
 
 
@@ -160,13 +207,18 @@ def _published_md5(spec: WeightSpec, cache: WeightCache, policy: Policy, watch: 
             try:
                 response, _ = ask(session, address, {}, policy)
                 with response:
-                    text = response.raw.read(4096, decode_content=True) if response.status_code == 200 else b""
+                    text = (
+                        response.raw.read(4096, decode_content=True) if response.status_code == 200 else b""
+                    )
             except (Again, DownloadError) as error:
                 watch.say(f"{hide(address)}: {error}")
                 continue
             if match := re.search(rb"(?<![0-9a-fA-F])([0-9a-fA-F]{32})(?![0-9a-fA-F])", text):
                 return match[1].decode().lower()
-    watch.say(f"{spec_filename(spec)}: its published MD5 could not be had from {hide(spec.md5_url)}; only the SHA-256 is recorded")
+    watch.say(
+        f"{spec_filename(spec)}: its published MD5 could not be had from {hide(spec.md5_url)}; only the"
+        " SHA-256 is recorded"
+    )
     return None
 
 

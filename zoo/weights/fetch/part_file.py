@@ -1,4 +1,5 @@
 """A file that grows: hashed as it grows, and continued by a later process."""
+
 from __future__ import annotations
 
 import hashlib
@@ -21,7 +22,9 @@ class PartFile:
 
     def __init__(self, path: Path, with_md5: bool) -> None:
         self.path, self.state_path, self.with_md5 = path, path.with_name(path.name + ".json"), with_md5
-        self.file = path.open("ab", buffering=0)  # what came is on its way to the disk, should this process be killed
+        self.file = path.open(
+            "ab", buffering=0
+        )  # what came is on its way to the disk, should this process be killed
         self.state: dict[str, Any] = self._read_state()
         self.offset, self.resumed = 0, False
         self._hash_existing()
@@ -34,7 +37,10 @@ class PartFile:
         return state if isinstance(state, dict) else {}
 
     def _hash_existing(self) -> None:
-        self.sha256, self.md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False) if self.with_md5 else None
+        self.sha256, self.md5 = (
+            hashlib.sha256(),
+            (hashlib.md5(usedforsecurity=False) if self.with_md5 else None),
+        )
         if not self.state:
             self.file.truncate(0)
         with self.path.open("rb") as existing:
@@ -61,9 +67,12 @@ class PartFile:
         rest = memoryview(chunk)
         try:
             while rest:
-                rest = rest[self.file.write(rest):]
+                rest = rest[self.file.write(rest) :]
         except OSError as error:
-            raise DownloadError(f"cannot write {self.path}: {error.strerror}; free some space and run again, it goes on from there") from None
+            raise DownloadError(
+                f"cannot write {self.path}: {error.strerror}; free some space and run again, it goes on from"
+                " there"
+            ) from None
         self._update(chunk)
 
     def close(self, sync: bool = False) -> None:

@@ -1,4 +1,5 @@
 """Write recorded hashes into the manifests, changing nothing else. No torch."""
+
 from __future__ import annotations
 
 import copy
@@ -40,7 +41,10 @@ def pin(chosen: Chosen, sha256: str, size_bytes: int, folder: Path) -> None:
         edited.insert(after + 1, newline.join([*lines, ""]))
     result = "".join(edited)
     if after is None or _parsed(result) != wanted:
-        raise ManifestError(f"{path}: row {chosen.row} is not laid out as [[model.weights]]; paste by hand:\n{paste_lines(chosen, sha256, size_bytes)}")
+        raise ManifestError(
+            f"{path}: row {chosen.row} is not laid out as [[model.weights]]; paste by"
+            f" hand:\n{paste_lines(chosen, sha256, size_bytes)}"
+        )
     write_atomic(path, result)
 
 
@@ -51,15 +55,26 @@ def _place(document: dict[str, Any], chosen: Chosen, path: Path) -> tuple[int, i
         if row.get("name") != chosen.row:
             continue
         for weights, table in enumerate(row.get("weights", [])):
-            if table.get("urls", []) == spec.urls and table.get("filename") == spec.filename and table.get("manual") == spec.manual:
+            if (
+                table.get("urls", []) == spec.urls
+                and table.get("filename") == spec.filename
+                and table.get("manual") == spec.manual
+            ):
                 if "sha256" in table:
-                    raise ManifestError(f"{path}: row {chosen.row}: {chosen.filename} is pinned already; change a pin by hand, knowing why")
+                    raise ManifestError(
+                        f"{path}: row {chosen.row}: {chosen.filename} is pinned already; change a pin by"
+                        " hand, knowing why"
+                    )
                 return model, weights
-    raise ManifestError(f"{path}: no row {chosen.row} with the file {chosen.filename} any more; was the manifest changed meanwhile?")
+    raise ManifestError(
+        f"{path}: no row {chosen.row} with the file {chosen.filename} any more; was the manifest changed"
+        " meanwhile?"
+    )
 
 
 def _header_line(text: str, model: int, weights: int) -> int | None:
-    """Index of the line [[model.weights]] number `weights` in [[model]] number `model`, both counted from 0."""
+    """Index of the line [[model.weights]] number `weights` in [[model]] number `model`, both counted from
+    0."""
     models, files = -1, -1
     for index, line in enumerate(text.splitlines()):
         if re.match(r"\s*\[\[\s*model\s*\]\]", line):

@@ -1,4 +1,6 @@
-"""One request by our own rules: no .netrc, tokens for their host alone, redirects that stay on http(s), patience within bounds."""
+"""One request by our own rules: no .netrc, tokens for their host alone, redirects that stay on http(s),
+patience within bounds."""
+
 from __future__ import annotations
 
 import os
@@ -51,26 +53,37 @@ class Again(Exception):
 
 
 def new_session() -> Any:
-    """A requests session that reads no .netrc, takes what a server sends as it is, and keeps no credentials."""
+    """A requests session that reads no .netrc, takes what a server sends as it is, and keeps no
+    credentials."""
     import requests
 
     session = requests.Session()
     session.trust_env = False
     session.headers.update({"Accept-Encoding": "identity", "User-Agent": "detection-zoo", "Accept": "*/*"})
-    bundle = next((os.environ[n] for n in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE") if os.environ.get(n)), None)
+    bundle = next(
+        (
+            os.environ[n]
+            for n in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+            if os.environ.get(n)
+        ),
+        None,
+    )
     if bundle:
         session.verify = bundle
     return session
 
 
-def ask(session: Any, url: str, headers: dict[str, str], policy: Policy, method: str = "GET") -> tuple[Any, list[str]]:
+def ask(
+    session: Any, url: str, headers: dict[str, str], policy: Policy, method: str = "GET"
+) -> tuple[Any, list[str]]:
     """Send a request and follow redirects by our own rules.
 
     Returns:
         The response, its body unread, and the addresses passed, the last one its own.
 
     Raises:
-        DownloadError: a redirect that may not be followed, or too many; a host that does not exist, or no network.
+        DownloadError: a redirect that may not be followed, or too many; a host that does not exist, or no
+            network.
         Again: the connection failed.
     """
     import requests
@@ -80,8 +93,15 @@ def ask(session: Any, url: str, headers: dict[str, str], policy: Policy, method:
     while len(trail) <= policy.redirects + 1:
         here = trail[-1]
         try:
-            response = session.request(method, here, headers={**headers, **token_header(here, url)}, stream=True, allow_redirects=False,
-                                       timeout=(policy.connect_timeout_s, policy.read_timeout_s), proxies=get_environ_proxies(here))
+            response = session.request(
+                method,
+                here,
+                headers={**headers, **token_header(here, url)},
+                stream=True,
+                allow_redirects=False,
+                timeout=(policy.connect_timeout_s, policy.read_timeout_s),
+                proxies=get_environ_proxies(here),
+            )
         except requests.exceptions.RequestException as error:
             problem = connection_problem(error)
             raise DownloadError(problem) if NO_HOST in problem else Again(problem) from None
@@ -98,8 +118,14 @@ def ask(session: Any, url: str, headers: dict[str, str], policy: Policy, method:
 def connection_problem(error: Exception) -> str:
     """One line about a failed connection, without secrets."""
     text = scrub(str(error))
-    for sign, meaning in (("NameResolution", NO_HOST), ("Failed to resolve", NO_HOST), ("Tunnel connection failed", "the proxy refuses the connection"),
-                          ("Connection refused", "connection refused"), ("timed out", "timed out"), ("CERTIFICATE", "certificate not accepted")):
+    for sign, meaning in (
+        ("NameResolution", NO_HOST),
+        ("Failed to resolve", NO_HOST),
+        ("Tunnel connection failed", "the proxy refuses the connection"),
+        ("Connection refused", "connection refused"),
+        ("timed out", "timed out"),
+        ("CERTIFICATE", "certificate not accepted"),
+    ):
         if sign in text:
             return meaning
     if short := re.search(r"(\d+) more expected", text):
@@ -108,20 +134,24 @@ def connection_problem(error: Exception) -> str:
 
 
 def backoff_s(failures: int, asked_s: float | None, policy: Policy) -> float:
-    """Seconds to wait before the next attempt: what the server asks, else a random time under a bound that doubles.
+    """Seconds to wait before the next attempt: what the server asks, else a random time under a bound that
+    doubles.
 
     Raises:
         DownloadError: the server asks for more than the policy grants.
     """
     if asked_s is not None:
         if asked_s > policy.longest_wait_s:
-            raise DownloadError(f"the server asks to come back in {asked_s:.0f} s; run the same command later")
+            raise DownloadError(
+                f"the server asks to come back in {asked_s:.0f} s; run the same command later"
+            )
         return asked_s
     return random.uniform(0, min(policy.longest_wait_s, policy.backoff_s * 2**failures))
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, in either of its forms; none where it is absent or malformed."""
+    """Seconds that a Retry-After header asks for, in either of its forms; none where it is absent or
+    malformed."""
     if value is None:
         return None
     if value.strip().isdigit():

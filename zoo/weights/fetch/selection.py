@@ -1,4 +1,5 @@
 """Which weight files a command means, and what is known of each on this machine. No torch."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -35,7 +36,13 @@ class Chosen:
         return self.spec.sha256 or spec_key(self.spec)
 
 
-def choose(manifests: Manifests, patterns: Iterable[str] = (), everything: bool = False, holds: str | None = None, role: str = "all") -> list[Chosen]:
+def choose(
+    manifests: Manifests,
+    patterns: Iterable[str] = (),
+    everything: bool = False,
+    holds: str | None = None,
+    role: str = "all",
+) -> list[Chosen]:
     """Weight files of the rows that match.
 
     Args:
@@ -52,27 +59,50 @@ def choose(manifests: Manifests, patterns: Iterable[str] = (), everything: bool 
     for pattern in patterns:
         found = [manifests.entries[pattern]] if pattern in manifests.entries else manifests.find(pattern)
         if not found:
-            raise ManifestError(f"no row matches {pattern!r}: {did_you_mean(pattern, manifests.entries)} (download_weights.py list shows all)")
+            raise ManifestError(
+                f"no row matches {pattern!r}: {did_you_mean(pattern, manifests.entries)} (download_weights.py"
+                " list shows all)"
+            )
         entries |= {entry.name: entry for entry in found}
-    chosen = [Chosen(entry, spec) for entry in entries.values() for spec in entry.weights if spec.holds in wanted and role in (spec.role, "all")]
+    chosen = [
+        Chosen(entry, spec)
+        for entry in entries.values()
+        for spec in entry.weights
+        if spec.holds in wanted and role in (spec.role, "all")
+    ]
     if entries and not chosen:
         kinds = f"role {role} that holds {' or '.join(map(str, wanted))}"
-        raise ManifestError(f"{', '.join(list(entries)[:3])}: no weight file of {kinds} is published; see --role and --holds")
+        raise ManifestError(
+            f"{', '.join(list(entries)[:3])}: no weight file of {kinds} is published; see --role and --holds"
+        )
     return chosen
 
 
 def state_of(chosen: Chosen, cache: WeightCache, pins: dict[str, Pin]) -> dict[str, object]:
-    """One line of `list`: row, file, what it holds, size in bytes, what vouches for its hash, whether it is here, licence, hosts, remark."""
+    """One line of `list`: row, file, what it holds, size in bytes, what vouches for its hash, whether it is
+    here, licence, hosts, remark."""
     spec, pin = chosen.spec, cache.pin_of(chosen.spec, pins)
     trust = "pinned" if spec.sha256 else "recorded" if pin else "unpinned"
     size = spec.bytes or (pin.bytes if pin else None)
     remark = "wrong link" if spec.wrong else "by hand" if refusal_of(spec) else ""
-    return {"row": chosen.row, "file": chosen.filename, "holds": spec.holds, "format": spec.format, "bytes": size, "hash": trust,
-            "sha256": cache.expected_sha256(spec, pins), "here": cache.find(spec, pins) is not None, "licence": spec.licence or "not stated",
-            "hosts": list(dict.fromkeys(host_of(url) for url in spec.urls)), "remark": remark}
+    return {
+        "row": chosen.row,
+        "file": chosen.filename,
+        "holds": spec.holds,
+        "format": spec.format,
+        "bytes": size,
+        "hash": trust,
+        "sha256": cache.expected_sha256(spec, pins),
+        "here": cache.find(spec, pins) is not None,
+        "licence": spec.licence or "not stated",
+        "hosts": list(dict.fromkeys(host_of(url) for url in spec.urls)),
+        "remark": remark,
+    }
 
 
 def paste_lines(chosen: Chosen, sha256: str, size_bytes: int) -> str:
     """The lines that pin a file, to paste under its [[model.weights]]."""
     size = "" if chosen.spec.bytes else f"\nbytes = {size_bytes}"
-    return f'# manifests/{chosen.entry.source}.toml, {chosen.row}, {chosen.filename}\nsha256 = "{sha256}"{size}'
+    return (
+        f'# manifests/{chosen.entry.source}.toml, {chosen.row}, {chosen.filename}\nsha256 = "{sha256}"{size}'
+    )

@@ -1,4 +1,6 @@
-"""One address to one `.part` file: resume, redirects, retries, refusal of pages; the bytes are hashed as they pass."""
+"""One address to one `.part` file: resume, redirects, retries, refusal of pages; the bytes are hashed as they
+pass."""
+
 from __future__ import annotations
 
 import shutil
@@ -12,7 +14,14 @@ from detection_zoo.zoo.weights.fetch.cache import CHUNK_BYTES
 from detection_zoo.zoo.weights.fetch.hosts import hide, read_page
 from detection_zoo.zoo.weights.fetch.part_file import PartFile
 from detection_zoo.zoo.weights.fetch.request import (
-    Again, Policy, Watch, ask, backoff_s, connection_problem, new_session, retry_after_s,
+    Again,
+    Policy,
+    Watch,
+    ask,
+    backoff_s,
+    connection_problem,
+    new_session,
+    retry_after_s,
 )
 
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
@@ -69,7 +78,9 @@ def _copy(url: str, part: PartFile, watch: Watch) -> None:
     part.state["whole_by"] = "size"
 
 
-def _attempt(session: Any, url: str, part: PartFile, expected_bytes: int | None, policy: Policy, watch: Watch) -> None:
+def _attempt(
+    session: Any, url: str, part: PartFile, expected_bytes: int | None, policy: Policy, watch: Watch
+) -> None:
     """One request; returns when the part file is complete."""
     if part.state.get("url") != url:
         part.restart(url=url)
@@ -121,7 +132,12 @@ def _check_status(response: Any, part: PartFile) -> None:
         if "confirmed" in part.state:
             part.restart(url=part.state["url"])
             raise Again(f"HTTP {status} behind a page that asks for confirmation")
-        advice = {401: "it wants a login", 403: "not public (any more)", 404: "the file is gone", 410: "the file is gone"}.get(status, "")
+        advice = {
+            401: "it wants a login",
+            403: "not public (any more)",
+            404: "the file is gone",
+            410: "the file is gone",
+        }.get(status, "")
         raise DownloadError(f"HTTP {status} {advice}".strip() + _error_code(response))
 
 
@@ -133,10 +149,13 @@ def _error_code(response: Any) -> str:
 
 
 def _begin(response: Any, part: PartFile, expected_bytes: int | None, policy: Policy) -> int | None:
-    """Line the part file up with the response; returns the total size, or none where the server does not say."""
+    """Line the part file up with the response; returns the total size, or none where the server does not
+    say."""
     headers, encoded = response.headers, _packing(response) != "identity"
     etag = headers.get("ETag", "")
-    validator = None if encoded else etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
+    validator = (
+        None if encoded else etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
+    )
     length = headers.get("Content-Length", "")
     size = int(length) if length.isdigit() and not encoded else None
     if response.status_code == 206:
@@ -145,9 +164,13 @@ def _begin(response: Any, part: PartFile, expected_bytes: int | None, policy: Po
         total = size
         part.restart(**_kept(part), validator=validator, total=total)
     if _packing(response) not in ("identity", "gzip", "deflate"):
-        raise DownloadError(f"the server packs the file as {_packing(response)!r:.40}, which was not asked for")
+        raise DownloadError(
+            f"the server packs the file as {_packing(response)!r:.40}, which was not asked for"
+        )
     if expected_bytes and total not in (None, expected_bytes):
-        raise DownloadError(f"the server's file has {total:,} bytes, the manifest says {expected_bytes:,}: another file")
+        raise DownloadError(
+            f"the server's file has {total:,} bytes, the manifest says {expected_bytes:,}: another file"
+        )
     if (total or 0) > policy.largest_file_bytes:
         raise DownloadError(f"the server announces {total:,} bytes, more than any checkpoint has")
     _check_space(part, total if total is not None else expected_bytes)
@@ -196,11 +219,14 @@ def _read(response: Any) -> bytes:
 
 
 def _is_page(response: Any, first: bytes) -> bool:
-    """Whether a page came in place of a file: no checkpoint begins with '<', and none is of type text/html unless a server is careless."""
+    """Whether a page came in place of a file: no checkpoint begins with '<', and none is of type text/html
+    unless a server is careless."""
     if response.status_code != 200:
         return False
     careless = first[:1] in (b"\x80", b"P", b"(")
-    return first.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<" or ("text/html" in response.headers.get("Content-Type", "").lower() and not careless)
+    return first.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<" or (
+        "text/html" in response.headers.get("Content-Type", "").lower() and not careless
+    )
 
 
 def _rest_of_page(response: Any) -> bytes:
@@ -216,10 +242,24 @@ def _limit(response: Any, total: int | None, expected_bytes: int | None, policy:
         return total or expected_bytes or 0
     length = response.headers.get("Content-Length", "")
     packed = _packing(response) != "identity"
-    return 32 * int(length) if packed and length.isdigit() else (1 << 30) if packed else policy.largest_file_bytes
+    return (
+        32 * int(length)
+        if packed and length.isdigit()
+        else (1 << 30)
+        if packed
+        else policy.largest_file_bytes
+    )
 
 
-def _body(response: Any, first: bytes, part: PartFile, total: int | None, expected_bytes: int | None, policy: Policy, watch: Watch) -> None:
+def _body(
+    response: Any,
+    first: bytes,
+    part: PartFile,
+    total: int | None,
+    expected_bytes: int | None,
+    policy: Policy,
+    watch: Watch,
+) -> None:
     """Append the body; returns where the file is complete as far as the server tells."""
     limit = _limit(response, total, expected_bytes, policy)
     window_start_s, window_offset, chunk = time.monotonic(), part.offset, first
@@ -238,5 +278,7 @@ def _body(response: Any, first: bytes, part: PartFile, total: int | None, expect
         chunk = _read(response)
     if total is not None and part.offset < total:
         raise Again(f"cut after {part.offset:,} of {total:,} bytes")
-    ended = _packing(response) != "identity" or "chunked" in response.headers.get("Transfer-Encoding", "").lower()
+    ended = (
+        _packing(response) != "identity" or "chunked" in response.headers.get("Transfer-Encoding", "").lower()
+    )
     part.state["whole_by"] = "size" if total is not None else "end mark" if ended else "nothing"

@@ -1,4 +1,6 @@
-"""Checkpoints of Detectron (Caffe2 pickles) and Detectron.pytorch, and the ImageNet files they start from, under this project's names."""
+"""Checkpoints of Detectron (Caffe2 pickles) and Detectron.pytorch, and the ImageNet files they start from,
+under this project's names."""
+
 from __future__ import annotations
 
 import re
@@ -12,7 +14,8 @@ from detection_zoo.zoo.weights.rename import CheckpointFormat, Rules, Translatio
 
 NORM_EPS = 1e-5  # of the batch normalisation that Caffe's ResNets were trained with
 
-# Caffe2 blobs. A residual block is <stage>_<block>_branch<which>; `fpn_inner_<blob>` are laterals, `fpn_<blob>` outputs.
+# Caffe2 blobs. A residual block is <stage>_<block>_branch<which>; `fpn_inner_<blob>` are laterals,
+# `fpn_<blob>` outputs.
 _BLOB_BODY: Rules = (
     (r"^conv1_w$", "stem.conv.conv.weight"),
     (r"^(?:res_conv1_bn|conv1_gn)_s$", "stem.conv.norm.weight"),
@@ -31,7 +34,10 @@ _BLOB_HEADS: Rules = (
     (r"^conv_rpn(?:_fpn\d)?_", "rpn.head.conv_"),
     (r"^rpn_cls_logits(?:_fpn\d)?_", "rpn.head.objectness_"),
     (r"^rpn_bbox_pred(?:_fpn\d)?_", "rpn.head.deltas_"),
-    (r"^retnet_(cls|bbox)_conv_n(\d)_fpn\d_", lambda m: f"head.{'class' if m[1] == 'cls' else 'box'}_tower.{m[2]}:"),
+    (
+        r"^retnet_(cls|bbox)_conv_n(\d)_fpn\d_",
+        lambda m: f"head.{'class' if m[1] == 'cls' else 'box'}_tower.{m[2]}:",
+    ),
     (r"^retnet_cls_pred_fpn\d_", "head.class_logits_"),
     (r"^retnet_bbox_pred_fpn\d_", "head.box_deltas_"),
     (r"^fc([67])_", r"box.trunk.fc\1_"),
@@ -44,12 +50,19 @@ _BLOB_HEADS: Rules = (
     (r"^conv_fcn(\d)_", lambda m: f"keypoint.convs.{int(m[1]) - 1}:"),
     (r"^kps_score_lowres_", "keypoint.upsample_"),
     # a colon stands for a convolution with or without a norm, an underscore for a bare layer
-    (r":gn_s$", ".norm.weight"), (r":gn_b$", ".norm.bias"), (r":w$", ".conv.weight"), (r":b$", ".conv.bias"),
-    (r"^(\w+\.[\w.]+)_w$", r"\1.weight"), (r"^(\w+\.[\w.]+)_b$", r"\1.bias"),
+    (r":gn_s$", ".norm.weight"),
+    (r":gn_b$", ".norm.bias"),
+    (r":w$", ".conv.weight"),
+    (r":b$", ".conv.bias"),
+    (r"^(\w+\.[\w.]+)_w$", r"\1.weight"),
+    (r"^(\w+\.[\w.]+)_b$", r"\1.bias"),
 )
 _UNUSED_BLOBS = (
     (r".*_momentum", "a momentum of training"),
-    (r"(conv1|res\d+_\d+_branch\w+)(?<!_bn)(?<!_gn)_b", "the bias of a convolution before a norm, left over from the ImageNet file"),
+    (
+        r"(conv1|res\d+_\d+_branch\w+)(?<!_bn)(?<!_gn)_b",
+        "the bias of a convolution before a norm, left over from the ImageNet file",
+    ),
 )
 _LAST_LAYER = ((r"(fc\d{3,}|pred)_[wb]", "the ImageNet classifier's last layer, left over"),)
 _FIXED_KERNEL = (r"kps_score_[wb]", "a fixed bilinear kernel")
@@ -62,15 +75,23 @@ _MODULE_BODY: Rules = (
     (r"^Box_Head\.res5\.", "box.trunk.stage."),
     (r"^Mask_Head\.res5\.", "mask.stage."),
     (r"(\.\d+)\.[bg]n([123])\.", r"\1.conv\2.norm."),
-    (r"^((?:backbone\.c\d|box\.trunk\.stage|mask\.stage)\.\d+)\.conv([123])\.(weight|bias)$", r"\1.conv\2.conv.\3"),
+    (
+        r"^((?:backbone\.c\d|box\.trunk\.stage|mask\.stage)\.\d+)\.conv([123])\.(weight|bias)$",
+        r"\1.conv\2.conv.\3",
+    ),
     (r"\.downsample\.0\.", ".shortcut.conv."),
     (r"\.downsample\.1\.", ".shortcut.norm."),
 )
 _MODULE_HEADS: Rules = (
     (r"^Conv_Body\.conv_top\.", "neck.lateral.c5:"),
-    (r"^Conv_Body\.topdown_lateral_modules\.(\d)\.conv_lateral\.", lambda m: f"neck.lateral.c{4 - int(m[1])}:"),
+    (
+        r"^Conv_Body\.topdown_lateral_modules\.(\d)\.conv_lateral\.",
+        lambda m: f"neck.lateral.c{4 - int(m[1])}:",
+    ),
     (r"^Conv_Body\.posthoc_modules\.(\d)\.", lambda m: f"neck.output.c{5 - int(m[1])}:"),
-    (r":0\.", ".conv."), (r":1\.", ".norm."), (r":", ".conv."),
+    (r":0\.", ".conv."),
+    (r":1\.", ".norm."),
+    (r":", ".conv."),
     (r"^RPN\.(?:FPN_)?RPN_conv\.", "rpn.head.conv."),
     (r"^RPN\.(?:FPN_)?RPN_cls_score\.", "rpn.head.objectness."),
     (r"^RPN\.(?:FPN_)?RPN_bbox_pred\.", "rpn.head.deltas."),
@@ -98,9 +119,15 @@ def _read_blobs(path: Path) -> dict[str, Any]:
         content = content["blobs"]
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path}: holds no blobs (arrays by name); is it a Detectron checkpoint?")
-    wrong = [f"{name!r:.60} ({type(value).__name__})" for name, value in content.items() if not isinstance(name, str) or not isinstance(value, np.ndarray)]
+    wrong = [
+        f"{name!r:.60} ({type(value).__name__})"
+        for name, value in content.items()
+        if not isinstance(name, str) or not isinstance(value, np.ndarray)
+    ]
     if wrong:
-        raise CheckpointError(f"{path}: not every blob is an array: {', '.join(wrong[:3])}; is it a Detectron checkpoint?")
+        raise CheckpointError(
+            f"{path}: not every blob is an array: {', '.join(wrong[:3])}; is it a Detectron checkpoint?"
+        )
     return dict(content)
 
 
@@ -111,7 +138,8 @@ def _read_torch(path: Path) -> dict[str, Any]:
 
 
 def _detector_blobs(blobs: dict[str, Any]) -> Translation:
-    """A detector's pickle. Without a pyramid the body ends with c4, and res5 is the box head's (or, of a proposal network alone, unused)."""
+    """A detector's pickle. Without a pyramid the body ends with c4, and res5 is the box head's (or, of a
+    proposal network alone, unused)."""
     drop = [*_UNUSED_BLOBS, *_LAST_LAYER]
     rules = [*_BLOB_BODY, *_BLOB_HEADS]
     if "kps_score_lowres_w" in blobs:
@@ -121,18 +149,36 @@ def _detector_blobs(blobs: dict[str, Any]) -> Translation:
     if not any(name.startswith("fpn_") for name in blobs):
         rules.append((r"^backbone\.c5\.", "box.trunk.stage."))
         if "cls_score_w" not in blobs:
-            drop.append((r"res5_.*", "a stage that a proposal network without a pyramid does not use, left over from the ImageNet file"))
+            drop.append(
+                (
+                    r"res5_.*",
+                    (
+                        "a stage that a proposal network without a pyramid does not use, left over from the"
+                        " ImageNet file"
+                    ),
+                )
+            )
     rules.append((r"^kps_deconv_", "keypoint.deconv_"))
     return translate_names(blobs, [*rules, *_BLOB_HEADS[-2:]], drop)
 
 
-def _detector_modules(arrays: dict[str, Any], drop: Iterable[tuple[str, str]] = (_SHARED_STAGE,)) -> Translation:
-    step = 3 if any(re.fullmatch(r"(Box_Head\.convs|Mask_Head\.conv_fcn)\.1\.weight", name) for name in arrays) else 2  # conv, norm, ReLU or conv, ReLU
-    return translate_names(arrays, (*_MODULE_BODY, *_MODULE_HEADS, *_stacked(arrays, step)), [*_MODULE_KERNELS, *drop])
+def _detector_modules(
+    arrays: dict[str, Any], drop: Iterable[tuple[str, str]] = (_SHARED_STAGE,)
+) -> Translation:
+    step = (
+        3
+        if any(re.fullmatch(r"(Box_Head\.convs|Mask_Head\.conv_fcn)\.1\.weight", name) for name in arrays)
+        else 2
+    )  # conv, norm, ReLU or conv, ReLU
+    return translate_names(
+        arrays, (*_MODULE_BODY, *_MODULE_HEADS, *_stacked(arrays, step)), [*_MODULE_KERNELS, *drop]
+    )
 
 
 def _stacked(arrays: Mapping[str, Any], step: int) -> Rules:
-    """Rules for Sequentials of convolutions (with norms or not) and ReLUs, which the files number without a break."""
+    """Rules for Sequentials of convolutions (with norms or not) and ReLUs, which the files number without a
+    break."""
+
     def target(match: re.Match[str]) -> str:
         head = "box.trunk.convs" if match[1] == "Box_Head.convs" else "mask.convs"
         return f"{head}.{int(match[2]) // step}.{('conv', 'norm')[int(match[2]) % step]}."
@@ -146,7 +192,8 @@ def _own_mask_stage(arrays: dict[str, Any]) -> Translation:
 
 
 def _classifier_blobs(blobs: dict[str, Any]) -> Translation:
-    """Caffe2's ImageNet ResNets: norms are a scale and a shift; where the model has statistics too, they stay at mean 0, variance 1."""
+    """Caffe2's ImageNet ResNets: norms are a scale and a shift; where the model has statistics too, they stay
+    at mean 0, variance 1."""
     rules = (*_BLOB_BODY, (r"^(?:fc1000|pred)_w$", "fc.weight"), (r"^(?:fc1000|pred)_b$", "fc.bias"))
     result = translate_names(blobs, rules, _UNUSED_BLOBS)
     result.defaults = r".*\.(running_mean|running_var)"
@@ -155,7 +202,11 @@ def _classifier_blobs(blobs: dict[str, Any]) -> Translation:
 
 def _folded_classifier(arrays: dict[str, Any]) -> Translation:
     """Caffe's ImageNet ResNets as torch files: statistics are folded into a scale and a shift."""
-    rules = ((r"^(conv1|bn1)\.", r"Conv_Body.res1.\1."), (r"^layer(\d)\.", lambda m: f"Conv_Body.res{int(m[1]) + 1}."), *_MODULE_BODY)
+    rules = (
+        (r"^(conv1|bn1)\.", r"Conv_Body.res1.\1."),
+        (r"^layer(\d)\.", lambda m: f"Conv_Body.res{int(m[1]) + 1}."),
+        *_MODULE_BODY,
+    )
     result = Translation()
     for name in arrays:
         if name.endswith((".running_mean", ".running_var", ".num_batches_tracked")):
@@ -167,18 +218,23 @@ def _folded_classifier(arrays: dict[str, Any]) -> Translation:
 
 
 def fold_norm(name: str, arrays: Mapping[str, Any]) -> Any:
-    """A norm's scale or shift with its statistics worked in (batch normalisation of fixed statistics is affine); other tensors as they are."""
+    """A norm's scale or shift with its statistics worked in (batch normalisation of fixed statistics is
+    affine); other tensors as they are."""
     norm, _, leaf = name.rpartition(".")
     if f"{norm}.running_var" not in arrays:
         return arrays[name]
     if absent := [part for part in ("weight", "running_mean") if f"{norm}.{part}" not in arrays]:
-        raise CheckpointError(f"the file has {norm}.running_var, and not {norm}.{absent[0]}; is it cut short? fetch it again")
+        raise CheckpointError(
+            f"the file has {norm}.running_var, and not {norm}.{absent[0]}; is it cut short? fetch it again"
+        )
     scale = arrays[f"{norm}.weight"] / (arrays[f"{norm}.running_var"] + NORM_EPS) ** 0.5
     return scale if leaf == "weight" else arrays[name] - arrays[f"{norm}.running_mean"] * scale
 
 
 CHECKPOINT_FORMATS.register("detectron_pkl")(CheckpointFormat(_read_blobs, _detector_blobs))
 CHECKPOINT_FORMATS.register("detectron_pytorch_pth")(CheckpointFormat(_read_torch, _detector_modules))
-CHECKPOINT_FORMATS.register("detectron_pytorch_own_mask_stage_pth")(CheckpointFormat(_read_torch, _own_mask_stage))
+CHECKPOINT_FORMATS.register("detectron_pytorch_own_mask_stage_pth")(
+    CheckpointFormat(_read_torch, _own_mask_stage)
+)
 CHECKPOINT_FORMATS.register("detectron_imagenet_pkl")(CheckpointFormat(_read_blobs, _classifier_blobs))
 CHECKPOINT_FORMATS.register("caffe_resnet_pth")(CheckpointFormat(_read_torch, _folded_classifier))

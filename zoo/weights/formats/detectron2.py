@@ -1,4 +1,5 @@
 """Checkpoints of Detectron2's model zoo: pickles of its own module names."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,8 +9,11 @@ from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, translate_names
 
-_COMPUTED = ((r"pixel_(mean|std)", "from the configuration"), (r"(.*\.)?anchor_generator\.cell_anchors\.\d+", "computed from the configuration"),
-             (r".*\.num_batches_tracked", "a counter of training, which frozen norms do not keep"))
+_COMPUTED = (
+    (r"pixel_(mean|std)", "from the configuration"),
+    (r"(.*\.)?anchor_generator\.cell_anchors\.\d+", "computed from the configuration"),
+    (r".*\.num_batches_tracked", "a counter of training, which frozen norms do not keep"),
+)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -17,7 +21,9 @@ def _read(path: Path) -> dict[str, Any]:
 
     content = load_pickle(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise CheckpointError(f"{path}: a file of Detectron2 holds a dict with 'model'; is it the right file?")
+        raise CheckpointError(
+            f"{path}: a file of Detectron2 holds a dict with 'model'; is it the right file?"
+        )
     return content["model"]
 
 

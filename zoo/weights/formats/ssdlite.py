@@ -1,4 +1,6 @@
-"""SSDLite on MobileNetV2 under this project's names: TensorFlow's graph as TensorFlow.js carries it, or a state dict converted from it."""
+"""SSDLite on MobileNetV2 under this project's names: TensorFlow's graph as TensorFlow.js carries it, or a
+state dict converted from it."""
+
 from __future__ import annotations
 
 import re
@@ -19,25 +21,46 @@ _RULES = (
     (r"^regression_head\.module_list\.", "box_head."),
     (r"^classification_head\.module_list\.", "class_head."),
 )
-# a layer of the graph -> its place in the model; %s: 0 for the convolution and 1 for its norm, %s+N: these stand at N and N + 1 there
+# a layer of the graph -> its place in the model; %s: 0 for the convolution and 1 for its norm, %s+N: these
+# stand at N and N + 1 there
 _LAYERS = (
     (r"^FeatureExtractor/MobilenetV2/Conv$", "backbone.features.0.%s"),
     (r"^FeatureExtractor/MobilenetV2/Conv_1$", "backbone.features.18.%s"),
     (r"^FeatureExtractor/MobilenetV2/expanded_conv/depthwise$", "backbone.features.1.conv.0.%s"),
     (r"^FeatureExtractor/MobilenetV2/expanded_conv/project$", "backbone.features.1.conv.%s+1"),
-    (r"^FeatureExtractor/MobilenetV2/expanded_conv_(\d+)/expand$", lambda m: f"backbone.features.{int(m[1]) + 1}.conv.0.%s"),
-    (r"^FeatureExtractor/MobilenetV2/expanded_conv_(\d+)/depthwise$", lambda m: f"backbone.features.{int(m[1]) + 1}.conv.1.%s"),
-    (r"^FeatureExtractor/MobilenetV2/expanded_conv_(\d+)/project$", lambda m: f"backbone.features.{int(m[1]) + 1}.conv.%s+2"),
-    (r"^FeatureExtractor/MobilenetV2/layer_19_1_Conv2d_(\d)_1x1_\d+$", lambda m: f"pyramid.extras.{int(m[1]) - 2}.0.%s"),
-    (r"^FeatureExtractor/MobilenetV2/layer_19_2_Conv2d_(\d)_3x3_s2_\d+_depthwise$", lambda m: f"pyramid.extras.{int(m[1]) - 2}.1.%s"),
-    (r"^FeatureExtractor/MobilenetV2/layer_19_2_Conv2d_(\d)_3x3_s2_\d+$", lambda m: f"pyramid.extras.{int(m[1]) - 2}.2.%s"),
+    (
+        r"^FeatureExtractor/MobilenetV2/expanded_conv_(\d+)/expand$",
+        lambda m: f"backbone.features.{int(m[1]) + 1}.conv.0.%s",
+    ),
+    (
+        r"^FeatureExtractor/MobilenetV2/expanded_conv_(\d+)/depthwise$",
+        lambda m: f"backbone.features.{int(m[1]) + 1}.conv.1.%s",
+    ),
+    (
+        r"^FeatureExtractor/MobilenetV2/expanded_conv_(\d+)/project$",
+        lambda m: f"backbone.features.{int(m[1]) + 1}.conv.%s+2",
+    ),
+    (
+        r"^FeatureExtractor/MobilenetV2/layer_19_1_Conv2d_(\d)_1x1_\d+$",
+        lambda m: f"pyramid.extras.{int(m[1]) - 2}.0.%s",
+    ),
+    (
+        r"^FeatureExtractor/MobilenetV2/layer_19_2_Conv2d_(\d)_3x3_s2_\d+_depthwise$",
+        lambda m: f"pyramid.extras.{int(m[1]) - 2}.1.%s",
+    ),
+    (
+        r"^FeatureExtractor/MobilenetV2/layer_19_2_Conv2d_(\d)_3x3_s2_\d+$",
+        lambda m: f"pyramid.extras.{int(m[1]) - 2}.2.%s",
+    ),
     (r"^BoxPredictor_(\d)/BoxEncodingPredictor_depthwise$", r"box_head.\1.0.%s"),
     (r"^BoxPredictor_(\d)/ClassPredictor_depthwise$", r"class_head.\1.0.%s"),
     (r"^BoxPredictor_(\d)/BoxEncodingPredictor$", r"box_head.\1.1"),
     (r"^BoxPredictor_(\d)/ClassPredictor$", r"class_head.\1.1"),
 )
 _KERNEL = re.compile(r"(.*)/(Conv2D/merged_input|depthwise_weights|weights)")
-_PLUMBING = re.compile(r"(Pre|Post)processor/.*|MultipleGridAnchorGenerator/.*|ConstantFolding/.*|BoxPredictor_\d/stack.*")
+_PLUMBING = re.compile(
+    r"(Pre|Post)processor/.*|MultipleGridAnchorGenerator/.*|ConstantFolding/.*|BoxPredictor_\d/stack.*"
+)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -51,17 +74,26 @@ def _state_dict(arrays: dict[str, Any]) -> Translation:
 
 
 def _graph(arrays: dict[str, Any]) -> Translation:
-    """TensorFlow's graph: scales of norms are folded into the kernels before them, shifts become the biases of norms that do nothing else."""
+    """TensorFlow's graph: scales of norms are folded into the kernels before them, shifts become the biases
+    of norms that do nothing else."""
     result = Translation(defaults=_COUNTER)
     for name in arrays:
         if _PLUMBING.fullmatch(name):
-            result.dropped[name] = _ANCHORS if name == "Postprocessor/ExpandDims" else "a number of the graph's own pre- and post-processing"
+            result.dropped[name] = (
+                _ANCHORS
+                if name == "Postprocessor/ExpandDims"
+                else "a number of the graph's own pre- and post-processing"
+            )
         elif found := _KERNEL.fullmatch(name):
             _put_layer(result, arrays, found[1], name)
     used = {*result.origin.values(), *result.dropped}
     for name in (name for name in arrays if name not in used):
-        if not re.fullmatch(r".*/BatchNorm/(batchnorm/mul|gamma|moving_mean|moving_variance|FusedBatchNorm/epsilon)", name):
-            raise CheckpointError(f"the file has {name}, and the model knows it not; is it TensorFlow's SSDLite on MobileNetV2?")
+        if not re.fullmatch(
+            r".*/BatchNorm/(batchnorm/mul|gamma|moving_mean|moving_variance|FusedBatchNorm/epsilon)", name
+        ):
+            raise CheckpointError(
+                f"the file has {name}, and the model knows it not; is it TensorFlow's SSDLite on MobileNetV2?"
+            )
         result.dropped[name] = "folded into the kernel and the bias beside it"
     return result
 
@@ -72,26 +104,41 @@ def _put_layer(result: Translation, arrays: dict[str, Any], layer: str, kernel: 
 
     place = rename(layer, _LAYERS)
     if place == layer:
-        raise CheckpointError(f"the file has {kernel}, which is no layer of SSDLite on MobileNetV2; is it the right file?")
+        raise CheckpointError(
+            f"the file has {kernel}, which is no layer of SSDLite on MobileNetV2; is it the right file?"
+        )
     weight = torch_layout(arrays[kernel], depthwise="depthwise" in kernel)
     if "%s" not in place:  # a prediction: no norm
         _put(result, f"{place}.weight", _x_first(weight, place), kernel)
         _put(result, f"{place}.bias", _x_first(_need(arrays, f"{layer}/biases"), place), f"{layer}/biases")
         return
     scale, shift, shift_name = _norm(arrays, layer)
-    _put(result, f"{_child(place, 0)}.weight", weight if scale is None else weight * scale.reshape(-1, 1, 1, 1), kernel)
-    constants = {part: np.full_like(shift, value) for part, value in (("weight", 1), ("running_mean", 0), ("running_var", 1 - NORM_EPS))}
+    _put(
+        result,
+        f"{_child(place, 0)}.weight",
+        weight if scale is None else weight * scale.reshape(-1, 1, 1, 1),
+        kernel,
+    )
+    constants = {
+        part: np.full_like(shift, value)
+        for part, value in (("weight", 1), ("running_mean", 0), ("running_var", 1 - NORM_EPS))
+    }
     for part, value in {"bias": shift, **constants}.items():
         _put(result, f"{_child(place, 1)}.{part}", value, shift_name)
 
 
 def _norm(arrays: dict[str, Any], layer: str) -> tuple[Any, Any, str]:
-    """Scale (none: it is in the kernel already) and shift of a layer's norm, and the tensor that the shift comes from."""
+    """Scale (none: it is in the kernel already) and shift of a layer's norm, and the tensor that the shift
+    comes from."""
     import numpy as np
 
     norm = f"{layer}/BatchNorm"
     if f"{norm}/gamma" not in arrays:
-        return arrays.get(f"{norm}/batchnorm/mul"), _need(arrays, f"{norm}/batchnorm/sub"), f"{norm}/batchnorm/sub"
+        return (
+            arrays.get(f"{norm}/batchnorm/mul"),
+            _need(arrays, f"{norm}/batchnorm/sub"),
+            f"{norm}/batchnorm/sub",
+        )
     parts = ("gamma", "moving_variance", "FusedBatchNorm/epsilon", "moving_mean", "beta")
     gamma, variance, epsilon, mean, shift = (_need(arrays, f"{norm}/{part}") for part in parts)
     scale = gamma / np.sqrt(variance + epsilon)
@@ -110,7 +157,8 @@ def _child(place: str, offset: int) -> str:
 
 
 def _x_first(values: Any, place: str) -> Any:
-    """Box channels (y, x, height, width) of each anchor as (x, y, width, height); class channels as they are."""
+    """Box channels (y, x, height, width) of each anchor as (x, y, width, height); class channels as they
+    are."""
     if not place.startswith("box_head."):
         return values
     return values.reshape(-1, 4, *values.shape[1:])[:, [1, 0, 3, 2]].reshape(values.shape)

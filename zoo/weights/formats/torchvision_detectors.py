@@ -1,4 +1,6 @@
-"""Checkpoints of torchvision's detectors: names as today's code has them, or as files of older versions have them."""
+"""Checkpoints of torchvision's detectors: names as today's code has them, or as files of older versions have
+them."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,7 +16,10 @@ _OLDER: Rules = (
     (r"^roi_heads\.mask_head\.mask_fcn(\d)\.", lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0."),
 )
 # convolutions and ReLUs in one list; FCOS has a norm between them, and keeps that form
-_OLDER_RETINANET = (r"^(head\.(?:classification|regression)_head\.conv)\.(\d+)\.(weight|bias)$", lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}")
+_OLDER_RETINANET = (
+    r"^(head\.(?:classification|regression)_head\.conv)\.(\d+)\.(weight|bias)$",
+    lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}",
+)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -24,9 +29,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _detector(arrays: dict[str, Any]) -> Translation:
-    plain = "head.classification_head.conv.2.weight" in arrays and "head.classification_head.conv.1.weight" not in arrays
+    plain = (
+        "head.classification_head.conv.2.weight" in arrays
+        and "head.classification_head.conv.1.weight" not in arrays
+    )
     result = translate_names(arrays, (*_OLDER, *((_OLDER_RETINANET,) if plain else ()), (r"^", "model.")))
-    result.defaults, result.optional = _COUNTER, ((_COUNTER, "a counter of training, which frozen norms do not keep"),)
+    result.defaults, result.optional = (
+        _COUNTER,
+        ((_COUNTER, "a counter of training, which frozen norms do not keep"),),
+    )
     return result
 
 

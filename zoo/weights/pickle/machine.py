@@ -1,9 +1,12 @@
-"""A pickle reader that cannot run code: it interprets the opcodes itself and knows a short list of names, each by a stand-in.
+"""A pickle reader that cannot run code: it interprets the opcodes itself and knows a short list of names,
+each by a stand-in.
 
-Python's own unpickler is not used: even with a guarded `find_class` a file can make it reserve any amount of memory (a memo
-index of 2**31, a length of 2**60), and numpy's `__setstate__` trusts what it is given. Here nothing is imported by name,
-every length is checked against the file before memory is taken, and work and memory are bounded by the size of the file.
+Python's own unpickler is not used: even with a guarded `find_class` a file can make it reserve any amount of
+memory (a memo index of 2**31, a length of 2**60), and numpy's `__setstate__` trusts what it is given. Here
+nothing is imported by name, every length is checked against the file before memory is taken, and work and
+memory are bounded by the size of the file.
 """
+
 from __future__ import annotations
 
 import pickle
@@ -24,7 +27,8 @@ Construct = Callable[["Machine", tuple], Any]
 
 @dataclass(frozen=True)
 class Name:
-    """Stands for an admitted global: `construct` makes its value from REDUCE arguments, and is none for a bare marker."""
+    """Stands for an admitted global: `construct` makes its value from REDUCE arguments, and is none for a
+    bare marker."""
 
     path: str
     construct: Construct | None = None
@@ -40,7 +44,18 @@ class Unfinished:
 
 
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.)", re.DOTALL)
-_SIMPLE = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\", b"'": b"'", b'"': b'"', b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
+_SIMPLE = {
+    b"n": b"\n",
+    b"r": b"\r",
+    b"t": b"\t",
+    b"\\": b"\\",
+    b"'": b"'",
+    b'"': b'"',
+    b"a": b"\a",
+    b"b": b"\b",
+    b"f": b"\f",
+    b"v": b"\v",
+}
 
 
 def _unescape(match: re.Match[bytes]) -> bytes:
@@ -60,11 +75,18 @@ class Machine:
         names: admitted globals by "module.name"; anything else is refused with its name.
         persistent: makes a value from a persistent id; none where the format has no such thing.
         budget: bytes that values may take beyond the file itself, shared by all machines of one file.
-        allow_names: whether a bare name may stand in the value (torch 0.1 files name the type of each storage).
+        allow_names: whether a bare name may stand in the value (torch 0.1 files name the type of each
+            storage).
     """
 
-    def __init__(self, source: Source, names: dict[str, Name], persistent: Construct | None = None, budget: Budget | None = None,
-                 allow_names: bool = False) -> None:
+    def __init__(
+        self,
+        source: Source,
+        names: dict[str, Name],
+        persistent: Construct | None = None,
+        budget: Budget | None = None,
+        allow_names: bool = False,
+    ) -> None:
         self.source, self.names, self.persistent, self.allow_names = source, names, persistent, allow_names
         self.budget = budget or Budget(source.size, source.label)
         self.stack: list[Any] = []
@@ -73,7 +95,10 @@ class Machine:
 
     def refuse(self, reason: str) -> CheckpointError:
         """An error that names the file and the reason."""
-        return CheckpointError(f"{self.source.label}: refused: {reason}; only numpy arrays, tensors and plain containers are read")
+        return CheckpointError(
+            f"{self.source.label}: refused: {reason}; only numpy arrays, tensors and plain containers are"
+            " read"
+        )
 
     def run(self) -> Any:
         """The value of the pickle, checked: no unfinished object, no cycle, bounded depth and size.
@@ -213,7 +238,10 @@ class Machine:
         elif isinstance(target, dict) and isinstance(state, dict) and set(state) <= {"_metadata"}:
             self.stack.append(target)  # a state dict carries versions of its modules as an attribute
         else:
-            raise self.refuse(f"BUILD sets attributes of {type(target).__name__}: {shown(list(state) if isinstance(state, dict) else state)}")
+            raise self.refuse(
+                f"BUILD sets attributes of {type(target).__name__}:"
+                f" {shown(list(state) if isinstance(state, dict) else state)}"
+            )
 
     def _persistent(self) -> None:
         key = self._pop()
@@ -249,7 +277,9 @@ def _tuple(count: int) -> Callable[[Machine], None]:
     return step
 
 
-def _extend(kind: type, add: Callable[[Machine, Any, list], Any], count: int | None = None) -> Callable[[Machine], None]:
+def _extend(
+    kind: type, add: Callable[[Machine, Any, list], Any], count: int | None = None
+) -> Callable[[Machine], None]:
     def step(machine: Machine) -> None:
         items = machine._items() if count is None else [machine._pop() for _ in range(count)][::-1]
         add(machine, machine._top(kind), items)
@@ -267,7 +297,9 @@ def _below_mark(machine: Machine) -> str:
 
 
 def _stack_names(machine: Machine) -> str:
-    return ", ".join(item.path if isinstance(item, Name) else type(item).__name__ for item in machine.stack[-3:])
+    return ", ".join(
+        item.path if isinstance(item, Name) else type(item).__name__ for item in machine.stack[-3:]
+    )
 
 
 def _forbid(opcode: str, detail: Callable[[Machine], str]) -> Callable[[Machine], None]:
@@ -277,33 +309,69 @@ def _forbid(opcode: str, detail: Callable[[Machine], str]) -> Callable[[Machine]
 _OPCODES: dict[bytes, Callable[[Machine], None]] = {
     b"\x80": Machine._protocol,
     b"\x95": lambda m: m.source.number("<Q"),  # a frame is a hint for buffering
-    b"(": Machine._mark, b"0": Machine._discard, b"1": lambda m: m._items(), b"2": lambda m: m.stack.append(m._top(object)),
-    b"N": _push(lambda m: None), b"\x88": _push(lambda m: True), b"\x89": _push(lambda m: False),
-    b"I": _push(Machine._decimal), b"L": _push(Machine._decimal), b"J": _push(lambda m: m.source.number("<i")),
-    b"K": _push(lambda m: m.source.number("<B")), b"M": _push(lambda m: m.source.number("<H")),
-    b"\x8a": _push(lambda m: m._integer(m.source.number("<B"))), b"\x8b": _push(lambda m: m._integer(m.source.number("<i"))),
-    b"F": _push(lambda m: float(m.source.line())), b"G": _push(lambda m: m.source.number(">d")),
-    b"S": _push(Machine._quoted), b"T": _push(lambda m: m._bytes(m.source.number("<i")).decode("latin1")),
+    b"(": Machine._mark,
+    b"0": Machine._discard,
+    b"1": lambda m: m._items(),
+    b"2": lambda m: m.stack.append(m._top(object)),
+    b"N": _push(lambda m: None),
+    b"\x88": _push(lambda m: True),
+    b"\x89": _push(lambda m: False),
+    b"I": _push(Machine._decimal),
+    b"L": _push(Machine._decimal),
+    b"J": _push(lambda m: m.source.number("<i")),
+    b"K": _push(lambda m: m.source.number("<B")),
+    b"M": _push(lambda m: m.source.number("<H")),
+    b"\x8a": _push(lambda m: m._integer(m.source.number("<B"))),
+    b"\x8b": _push(lambda m: m._integer(m.source.number("<i"))),
+    b"F": _push(lambda m: float(m.source.line())),
+    b"G": _push(lambda m: m.source.number(">d")),
+    b"S": _push(Machine._quoted),
+    b"T": _push(lambda m: m._bytes(m.source.number("<i")).decode("latin1")),
     b"U": _push(lambda m: m._bytes(m.source.number("<B")).decode("latin1")),
-    b"V": _push(lambda m: m.source.line().decode("raw-unicode-escape")), b"X": _push(lambda m: m._text(m.source.number("<I"))),
-    b"\x8c": _push(lambda m: m._text(m.source.number("<B"))), b"\x8d": _push(lambda m: m._text(m.source.number("<Q"))),
-    b"B": _push(lambda m: m._bytes(m.source.number("<I"))), b"C": _push(lambda m: m._bytes(m.source.number("<B"))),
-    b"\x8e": _push(lambda m: m._bytes(m.source.number("<Q"))), b"\x96": _push(lambda m: m._bytes(m.source.number("<Q"))),
-    b"]": _push(lambda m: []), b"}": _push(lambda m: {}), b")": _push(lambda m: ()), b"\x8f": _push(lambda m: set()),
-    b"l": _gather(lambda m, items: items), b"t": _gather(lambda m, items: tuple(items)), b"d": _gather(lambda m, items: m._fill({}, items)),
+    b"V": _push(lambda m: m.source.line().decode("raw-unicode-escape")),
+    b"X": _push(lambda m: m._text(m.source.number("<I"))),
+    b"\x8c": _push(lambda m: m._text(m.source.number("<B"))),
+    b"\x8d": _push(lambda m: m._text(m.source.number("<Q"))),
+    b"B": _push(lambda m: m._bytes(m.source.number("<I"))),
+    b"C": _push(lambda m: m._bytes(m.source.number("<B"))),
+    b"\x8e": _push(lambda m: m._bytes(m.source.number("<Q"))),
+    b"\x96": _push(lambda m: m._bytes(m.source.number("<Q"))),
+    b"]": _push(lambda m: []),
+    b"}": _push(lambda m: {}),
+    b")": _push(lambda m: ()),
+    b"\x8f": _push(lambda m: set()),
+    b"l": _gather(lambda m, items: items),
+    b"t": _gather(lambda m, items: tuple(items)),
+    b"d": _gather(lambda m, items: m._fill({}, items)),
     b"\x91": _gather(lambda m, items: frozenset(m.key(i) for i in items)),
-    b"\x85": _tuple(1), b"\x86": _tuple(2), b"\x87": _tuple(3),
-    b"a": _extend(list, lambda m, top, items: top.extend(items), 1), b"e": _extend(list, lambda m, top, items: top.extend(items)),
-    b"s": _extend(dict, Machine._fill, 2), b"u": _extend(dict, Machine._fill),
+    b"\x85": _tuple(1),
+    b"\x86": _tuple(2),
+    b"\x87": _tuple(3),
+    b"a": _extend(list, lambda m, top, items: top.extend(items), 1),
+    b"e": _extend(list, lambda m, top, items: top.extend(items)),
+    b"s": _extend(dict, Machine._fill, 2),
+    b"u": _extend(dict, Machine._fill),
     b"\x90": _extend(set, lambda m, top, items: top.update(m.key(i) for i in items)),
-    b"g": lambda m: m._get(int(m._decimal())), b"h": lambda m: m._get(m.source.number("<B")), b"j": lambda m: m._get(m.source.number("<I")),
-    b"p": lambda m: m._put(int(m._decimal())), b"q": lambda m: m._put(m.source.number("<B")), b"r": lambda m: m._put(m.source.number("<I")),
+    b"g": lambda m: m._get(int(m._decimal())),
+    b"h": lambda m: m._get(m.source.number("<B")),
+    b"j": lambda m: m._get(m.source.number("<I")),
+    b"p": lambda m: m._put(int(m._decimal())),
+    b"q": lambda m: m._put(m.source.number("<B")),
+    b"r": lambda m: m._put(m.source.number("<I")),
     b"\x94": lambda m: m._put(len(m.memo)),
-    b"c": Machine._global_lines, b"\x93": Machine._global_stack, b"R": Machine._construct, b"b": Machine._build,
-    b"Q": Machine._persistent, b"P": Machine._persistent_line,
-    b"i": _forbid("INST", _two_lines), b"o": _forbid("OBJ", _below_mark),
-    b"\x81": _forbid("NEWOBJ", _stack_names), b"\x92": _forbid("NEWOBJ_EX", _stack_names),
-    b"\x82": _forbid("EXT1", lambda m: str(m.source.number("<B"))), b"\x83": _forbid("EXT2", lambda m: str(m.source.number("<H"))),
+    b"c": Machine._global_lines,
+    b"\x93": Machine._global_stack,
+    b"R": Machine._construct,
+    b"b": Machine._build,
+    b"Q": Machine._persistent,
+    b"P": Machine._persistent_line,
+    b"i": _forbid("INST", _two_lines),
+    b"o": _forbid("OBJ", _below_mark),
+    b"\x81": _forbid("NEWOBJ", _stack_names),
+    b"\x92": _forbid("NEWOBJ_EX", _stack_names),
+    b"\x82": _forbid("EXT1", lambda m: str(m.source.number("<B"))),
+    b"\x83": _forbid("EXT2", lambda m: str(m.source.number("<H"))),
     b"\x84": _forbid("EXT4", lambda m: str(m.source.number("<i"))),
-    b"\x97": _forbid("NEXT_BUFFER", lambda m: "a buffer outside the file"), b"\x98": _forbid("READONLY_BUFFER", lambda m: "a buffer outside the file"),
+    b"\x97": _forbid("NEXT_BUFFER", lambda m: "a buffer outside the file"),
+    b"\x98": _forbid("READONLY_BUFFER", lambda m: "a buffer outside the file"),
 }

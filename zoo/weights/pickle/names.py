@@ -1,4 +1,6 @@
-"""The names a pickle may use: numpy arrays, ordered containers and torch tensors, each rebuilt by code of our own."""
+"""The names a pickle may use: numpy arrays, ordered containers and torch tensors, each rebuilt by code of our
+own."""
+
 from __future__ import annotations
 
 import math
@@ -19,7 +21,11 @@ MAX_DIMENSIONS = 32
 def _dtype_from_text(machine: Machine, text: Any) -> np.dtype:
     text = text.decode("latin1") if isinstance(text, bytes) else text
     if not isinstance(text, str) or not _DTYPE.fullmatch(text):
-        kind = "a numpy object array: its elements are arbitrary objects" if isinstance(text, str) and text.strip("<>=|")[:1] == "O" else "a numpy dtype"
+        kind = (
+            "a numpy object array: its elements are arbitrary objects"
+            if isinstance(text, str) and text.strip("<>=|")[:1] == "O"
+            else "a numpy dtype"
+        )
         raise machine.refuse(f"{kind} ({shown(text)})")
     return np.dtype(text)
 
@@ -28,8 +34,15 @@ def _dtype(machine: Machine, arguments: tuple) -> Unfinished:
     dtype = _dtype_from_text(machine, arguments[0] if arguments else None)
 
     def finish(machine: Machine, state: Any) -> np.dtype:
-        fits = isinstance(state, tuple) and len(state) >= 5 and state[0] in (3, 4) and state[2:5] == (None, None, None)
-        order = state[1].decode("latin1") if fits and isinstance(state[1], bytes) else state[1] if fits else None
+        fits = (
+            isinstance(state, tuple)
+            and len(state) >= 5
+            and state[0] in (3, 4)
+            and state[2:5] == (None, None, None)
+        )
+        order = (
+            state[1].decode("latin1") if fits and isinstance(state[1], bytes) else state[1] if fits else None
+        )
         if order not in ("<", ">", "=", "|"):
             raise machine.refuse(f"the state of a numpy dtype ({shown(state)})")
         return dtype if order == "|" else dtype.newbyteorder(order)
@@ -54,7 +67,11 @@ def _raw(machine: Machine, data: Any) -> bytearray:
 
 def sizes(machine: Machine, shape: Any) -> tuple[int, ...]:
     """A shape or strides from a file: a short tuple of non-negative integers of a size that exists."""
-    if not isinstance(shape, (tuple, list)) or len(shape) > MAX_DIMENSIONS or not all(type(n) is int and 0 <= n < 1 << 47 for n in shape):
+    if (
+        not isinstance(shape, (tuple, list))
+        or len(shape) > MAX_DIMENSIONS
+        or not all(type(n) is int and 0 <= n < 1 << 47 for n in shape)
+    ):
         raise machine.refuse(f"the shape {shown(shape)}")
     if math.prod(n for n in shape if n) >= 1 << 47:
         raise machine.refuse(f"the shape {shown(shape)}, larger than any memory")
@@ -104,7 +121,11 @@ def _encode(machine: Machine, arguments: tuple) -> bytes:
 def _mapping(machine: Machine, arguments: tuple) -> dict:
     items = arguments[0] if arguments else []
     pairs = list(items.items()) if isinstance(items, dict) else items
-    if len(arguments) > 1 or not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+    if (
+        len(arguments) > 1
+        or not isinstance(pairs, (list, tuple))
+        or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs)
+    ):
         raise machine.refuse("an ordered dict of something other than pairs")
     machine.budget.spend_operation(len(pairs))
     return {machine.key(key): value for key, value in pairs}
@@ -134,24 +155,48 @@ def _complex(machine: Machine, arguments: tuple) -> complex:
 
 
 def numpy_names() -> dict[str, Name]:
-    """Names that a Detectron or Caffe2 pickle, or any pickle of numpy arrays and plain containers, may use."""
+    """Names that a Detectron or Caffe2 pickle, or any pickle of numpy arrays and plain containers, may
+    use."""
     constructs: dict[str, Callable[[Machine, tuple], Any]] = {
-        "numpy.dtype": _dtype, "_codecs.encode": _encode, "collections.OrderedDict": _mapping, "collections.Counter": _mapping,
+        "numpy.dtype": _dtype,
+        "_codecs.encode": _encode,
+        "collections.OrderedDict": _mapping,
+        "collections.Counter": _mapping,
     }
     for core in ("numpy.core", "numpy._core"):
-        constructs |= {f"{core}.multiarray._reconstruct": _reconstruct, f"{core}.multiarray.scalar": _scalar, f"{core}.numeric._frombuffer": _from_buffer}
+        constructs |= {
+            f"{core}.multiarray._reconstruct": _reconstruct,
+            f"{core}.multiarray.scalar": _scalar,
+            f"{core}.numeric._frombuffer": _from_buffer,
+        }
     for builtins in ("builtins", "__builtin__"):
-        constructs |= {f"{builtins}.set": _members(set), f"{builtins}.frozenset": _members(frozenset),
-                       f"{builtins}.bytearray": _byte_array, f"{builtins}.bytes": _byte_array,
-                       f"{builtins}.complex": _complex}
+        constructs |= {
+            f"{builtins}.set": _members(set),
+            f"{builtins}.frozenset": _members(frozenset),
+            f"{builtins}.bytearray": _byte_array,
+            f"{builtins}.bytes": _byte_array,
+            f"{builtins}.complex": _complex,
+        }
     names = {path: Name(path, construct) for path, construct in constructs.items()}
     return names | {"numpy.ndarray": Name("numpy.ndarray")}
 
 
-# --- torch -----------------------------------------------------------------------------------------------------------
+# --- torch ----------
 
-STORAGE_ITEM_BYTES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1, "Bool": 1,
-                      "ComplexFloat": 8, "ComplexDouble": 16}
+STORAGE_ITEM_BYTES = {
+    "Double": 8,
+    "Float": 4,
+    "Half": 2,
+    "BFloat16": 2,
+    "Long": 8,
+    "Int": 4,
+    "Short": 2,
+    "Char": 1,
+    "Byte": 1,
+    "Bool": 1,
+    "ComplexFloat": 8,
+    "ComplexDouble": 16,
+}
 
 
 @dataclass
@@ -189,7 +234,8 @@ def tensor_view(machine: Machine, storage: Any, offset: Any, shape: Any, strides
     """A tensor over a storage.
 
     Raises:
-        CheckpointError: it reaches outside its storage, or repeats elements so that it is larger than the storage.
+        CheckpointError: it reaches outside its storage, or repeats elements so that it is larger than the
+            storage.
     """
     if not isinstance(storage, Storage) or type(offset) is not int or offset < 0:
         raise machine.refuse(f"a tensor of {type(storage).__name__} at {shown(offset)}")
@@ -199,7 +245,10 @@ def tensor_view(machine: Machine, storage: Any, offset: Any, shape: Any, strides
     elements = math.prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if elements else 0
     if elements and (last >= storage.count or elements > storage.count):
-        raise machine.refuse(f"a tensor of shape {shape}, strides {strides}, offset {offset} outside its storage of {storage.count} elements")
+        raise machine.refuse(
+            f"a tensor of shape {shape}, strides {strides}, offset {offset} outside its storage of"
+            f" {storage.count} elements"
+        )
     machine.budget.spend_bytes(elements * storage.item_bytes)
     return TensorView(storage, offset, shape, strides)
 
@@ -227,8 +276,11 @@ def _device(machine: Machine, arguments: tuple) -> str:
 def torch_names() -> dict[str, Name]:
     """Names that a torch checkpoint of tensors and plain containers may use, those of numpy among them."""
     constructs: dict[str, Callable[[Machine, tuple], Any]] = {
-        "torch._utils._rebuild_tensor": _rebuild_tensor, "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-        "torch._utils._rebuild_parameter": _rebuild_parameter, "torch.Size": _size, "torch.device": _device,
+        "torch._utils._rebuild_tensor": _rebuild_tensor,
+        "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+        "torch._utils._rebuild_parameter": _rebuild_parameter,
+        "torch.Size": _size,
+        "torch.device": _device,
     }
     markers = [f"torch.{kind}{what}" for kind in STORAGE_ITEM_BYTES for what in ("Storage", "Tensor")]
     names = {path: Name(path, construct) for path, construct in constructs.items()}

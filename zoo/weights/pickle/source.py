@@ -1,4 +1,6 @@
-"""What a pickle is read from and how much it may cost: bounds on bytes, operations, and on the shape of the result."""
+"""What a pickle is read from and how much it may cost: bounds on bytes, operations, and on the shape of the
+result."""
+
 from __future__ import annotations
 
 import struct
@@ -20,7 +22,8 @@ def shown(value: object) -> str:
 
 
 class Source:
-    """A byte source of known size: reads exactly what is asked, and refuses before reserving memory for what is not there."""
+    """A byte source of known size: reads exactly what is asked, and refuses before reserving memory for what
+    is not there."""
 
     def __init__(self, file: BinaryIO, size: int, label: str) -> None:
         self.file, self.remaining, self.label = file, size, label
@@ -29,7 +32,10 @@ class Source:
     def read(self, count: int) -> bytes:
         """Exactly `count` bytes; raises CheckpointError where fewer are left."""
         if count > self.remaining:
-            raise CheckpointError(f"{self.label}: the pickle asks for {count} bytes, {self.remaining} are left: cut short or malformed; fetch it again")
+            raise CheckpointError(
+                f"{self.label}: the pickle asks for {count} bytes, {self.remaining} are left: cut short or"
+                " malformed; fetch it again"
+            )
         self.remaining -= count
         data = self.file.read(count)
         if len(data) != count:
@@ -41,7 +47,9 @@ class Source:
         data = self.file.readline(min(self.remaining, MAX_LINE_BYTES))
         self.remaining -= len(data)
         if not data.endswith(b"\n"):
-            raise CheckpointError(f"{self.label}: the pickle ends inside a line: cut short or malformed; fetch it again")
+            raise CheckpointError(
+                f"{self.label}: the pickle ends inside a line: cut short or malformed; fetch it again"
+            )
         return data[:-1]
 
     def number(self, layout: str) -> int:
@@ -65,17 +73,23 @@ class Budget:
         """Count operations; raises CheckpointError beyond the limit."""
         self.operations -= count
         if self.operations < 0:
-            raise CheckpointError(f"{self.label}: refused: more than {MAX_OPCODES:,} pickle operations; no checkpoint of a detector needs so many")
+            raise CheckpointError(
+                f"{self.label}: refused: more than {MAX_OPCODES:,} pickle operations; no checkpoint of a"
+                " detector needs so many"
+            )
 
     def spend_bytes(self, count: int) -> None:
         """Count bytes that are copied; raises CheckpointError where a small file grows without measure."""
         self.bytes -= count
         if self.bytes < 0:
-            raise CheckpointError(f"{self.label}: refused: its content grows beyond four times the file, a memory bomb")
+            raise CheckpointError(
+                f"{self.label}: refused: its content grows beyond four times the file, a memory bomb"
+            )
 
 
 def check_plain(value: Any, refuse: Callable[[str], CheckpointError], stray: tuple[type, ...]) -> None:
-    """Refuse cycles, deep nesting, unfinished objects, bare names, and sharing that a walk over the value would expand without end.
+    """Refuse cycles, deep nesting, unfinished objects, bare names, and sharing that a walk over the value
+    would expand without end.
 
     Args:
         value: what a pickle holds.

@@ -1,4 +1,6 @@
-"""Read the torch formats that came before the zip file: one stream of pickles and storages (0.2 to 1.5), and tar (0.1)."""
+"""Read the torch formats that came before the zip file: one stream of pickles and storages (0.2 to 1.5), and
+tar (0.1)."""
+
 from __future__ import annotations
 
 import io
@@ -21,7 +23,8 @@ def read_legacy(path: Path) -> Any:
     """The content of a torch file of 0.2 to 1.5 (or saved since without the zip format).
 
     Args:
-        path: magic number, protocol, system, object, storage keys as pickles; then each storage with its element count.
+        path: magic number, protocol, system, object, storage keys as pickles; then each storage with its
+            element count.
 
     Raises:
         CheckpointError: something but tensors and plain containers is named, or the file is malformed.
@@ -32,7 +35,8 @@ def read_legacy(path: Path) -> Any:
 
 
 def read_pickled_tensors(path: Path) -> Any:
-    """The content of a plain pickle of torch tensors (`pickle.dump` of a state dict): each storage is a legacy torch file within it.
+    """The content of a plain pickle of torch tensors (`pickle.dump` of a state dict): each storage is a
+    legacy torch file within it.
 
     Raises:
         CheckpointError: something but tensors and plain containers is named, or the file is malformed.
@@ -49,7 +53,9 @@ def read_pickled_tensors(path: Path) -> Any:
         data[place] = inner[storage.key]
         return replace(storage, key=place)
 
-    names = torch_names() | {"torch.storage._load_from_bytes": Name("torch.storage._load_from_bytes", storage_from_bytes)}
+    names = torch_names() | {
+        "torch.storage._load_from_bytes": Name("torch.storage._load_from_bytes", storage_from_bytes)
+    }
     with path.open("rb") as file:
         value = Machine(Source(file, size, label), names, None, Budget(size, label)).run()
     return settle(value, data)
@@ -71,22 +77,38 @@ def _read_stream(source: Source, budget: Budget) -> tuple[Any, dict[Any, bytes]]
         return Machine(source, names, persistent, budget).run()
 
     if following() != MAGIC_NUMBER:
-        raise CheckpointError(f"{source.label}: a plain pickle, not a torch file (its magic number is missing)")
+        raise CheckpointError(
+            f"{source.label}: a plain pickle, not a torch file (its magic number is missing)"
+        )
     if (version := following()) != PROTOCOL_VERSION:
-        raise CheckpointError(f"{source.label}: torch file protocol {version!r:.20}, only {PROTOCOL_VERSION} exists")
+        raise CheckpointError(
+            f"{source.label}: torch file protocol {version!r:.20}, only {PROTOCOL_VERSION} exists"
+        )
     system = following()
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise CheckpointError(f"{source.label}: written on a big-endian machine or malformed; convert it where it was written")
+        raise CheckpointError(
+            f"{source.label}: written on a big-endian machine or malformed; convert it where it was written"
+        )
     value, keys = following(), following()
-    if not isinstance(keys, list) or len(set(map(repr, keys))) != len(keys) or any(key not in storages for key in keys) or len(keys) != len(storages):
-        raise CheckpointError(f"{source.label}: its list of storages does not fit its tensors; malformed, fetch it again")
+    if (
+        not isinstance(keys, list)
+        or len(set(map(repr, keys))) != len(keys)
+        or any(key not in storages for key in keys)
+        or len(keys) != len(storages)
+    ):
+        raise CheckpointError(
+            f"{source.label}: its list of storages does not fit its tensors; malformed, fetch it again"
+        )
     return value, {key: _read_storage(source, storages[key]) for key in keys}
 
 
 def _read_storage(source: Source, storage: Storage) -> bytes:
     count = source.number("<q")
     if count != storage.root_count:
-        raise CheckpointError(f"{source.label}: storage {storage.key} has {count} elements, its tensors expect {storage.root_count}; malformed")
+        raise CheckpointError(
+            f"{source.label}: storage {storage.key} has {count} elements, its tensors expect"
+            f" {storage.root_count}; malformed"
+        )
     return source.read(count * storage.item_bytes)
 
 
@@ -122,11 +144,26 @@ def _tensor(view: TensorView, data: dict[Any, bytes], storages: dict[Any, Any]) 
 
     storage = view.storage
     if storage.key not in storages:
-        kinds = {"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32,
-                 "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool, "ComplexFloat": torch.complex64,
-                 "ComplexDouble": torch.complex128}
+        kinds = {
+            "Double": torch.float64,
+            "Float": torch.float32,
+            "Half": torch.float16,
+            "BFloat16": torch.bfloat16,
+            "Long": torch.int64,
+            "Int": torch.int32,
+            "Short": torch.int16,
+            "Char": torch.int8,
+            "Byte": torch.uint8,
+            "Bool": torch.bool,
+            "ComplexFloat": torch.complex64,
+            "ComplexDouble": torch.complex128,
+        }
         raw = data.pop(storage.key)
-        storages[storage.key] = torch.frombuffer(bytearray(raw), dtype=kinds[storage.kind]) if raw else torch.empty(0, dtype=kinds[storage.kind])
+        storages[storage.key] = (
+            torch.frombuffer(bytearray(raw), dtype=kinds[storage.kind])
+            if raw
+            else torch.empty(0, dtype=kinds[storage.kind])
+        )
     return storages[storage.key].as_strided(view.shape, view.strides, storage.start + view.offset)
 
 
@@ -142,7 +179,9 @@ def read_tar(path: Path) -> Any:
     size, label = path.stat().st_size, str(path)
     parts = _tar_members(path, size)
     if missing := {"storages", "tensors", "pickle"} - set(parts):
-        raise CheckpointError(f"{label}: a tar file without {', '.join(sorted(missing))} is not a torch checkpoint")
+        raise CheckpointError(
+            f"{label}: a tar file without {', '.join(sorted(missing))} is not a torch checkpoint"
+        )
     budget, names = Budget(size, label), torch_names()
     try:
         storages, data = _tar_storages(_source(parts["storages"], label), names, budget)
@@ -153,7 +192,10 @@ def read_tar(path: Path) -> Any:
     def persistent(machine: Machine, arguments: tuple) -> Any:
         key = arguments[0]
         if not isinstance(key, (str, int)) or not str(key).isdigit() or int(key) not in tensors:
-            raise machine.refuse(f"a persistent id {key!r:.120} (a whole module is program code; only its state dict can be read)")
+            raise machine.refuse(
+                f"a persistent id {key!r:.120} (a whole module is program code; only its state dict can be"
+                " read)"
+            )
         return tensors[int(key)]
 
     return settle(Machine(_source(parts["pickle"], label), names, persistent, budget).run(), data)
@@ -169,7 +211,9 @@ def _tar_members(path: Path, size: int) -> dict[str, bytes]:
         while len(header := file.read(TAR_BLOCK)) == TAR_BLOCK and header.strip(b"\0"):
             digits = header[124:136].strip(b"\0 ")
             if not re.fullmatch(rb"[0-7]{1,11}", digits) or (count := int(digits, 8)) > size - file.tell():
-                raise CheckpointError(f"{path}: refused: malformed tar header; is it cut short? fetch it again")
+                raise CheckpointError(
+                    f"{path}: refused: malformed tar header; is it cut short? fetch it again"
+                )
             name = header[:100].rstrip(b"\0").decode("latin1").removeprefix("./")
             body = file.read(-(-count // TAR_BLOCK) * TAR_BLOCK)[:count]
             if header[156:157] in (b"0", b"\0"):
@@ -188,13 +232,22 @@ def _tar_storages(source: Source, names: dict, budget: Budget) -> tuple[dict[int
         data[key] = source.read(storage.count * storage.item_bytes)
         storages[key] = storage
     for key, root, offset, count in Machine(source, names, None, budget).run():
-        if root not in storages or type(offset) is not int or type(count) is not int or offset < 0 or count < 0 or offset + count > storages[root].count:
+        if (
+            root not in storages
+            or type(offset) is not int
+            or type(count) is not int
+            or offset < 0
+            or count < 0
+            or offset + count > storages[root].count
+        ):
             raise CheckpointError(f"{source.label}: refused: a view outside its storage")
         storages[key] = Storage(storages[root].kind, root, count, offset, storages[root].count)
     return storages, data
 
 
-def _tar_tensors(source: Source, names: dict, budget: Budget, storages: dict[int, Storage]) -> dict[int, TensorView]:
+def _tar_tensors(
+    source: Source, names: dict, budget: Budget, storages: dict[int, Storage]
+) -> dict[int, TensorView]:
     tensors: dict[int, TensorView] = {}
     for _ in range(_count(source, Machine(source, names, None, budget).run())):
         machine = Machine(source, names, None, budget, allow_names=True)
