@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
-
 from detection_zoo.zoo.errors import ZooError, in_one_line
+from typer.core import TyperGroup
 
 INTERRUPTED = 130
 
@@ -236,10 +235,10 @@ def run(
 ) -> None:
     """Measure rows; each finished model is stored, and a sweep that was stopped goes on where it stopped."""
     from detection_zoo.benchmarks.report.listing import results
-    from detection_zoo.benchmarks.spec import BenchmarkSpec
-    from detection_zoo.benchmarks.store import DEFAULT_STORE
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.benchmarks.run.sweep import SweepOptions, chosen_rows, run_sweep
+    from detection_zoo.benchmarks.spec import BenchmarkSpec
+    from detection_zoo.benchmarks.store import DEFAULT_STORE
 
     _protocol(protocol)
     spec = BenchmarkSpec(
@@ -439,13 +438,13 @@ def reproduce(
 ) -> None:
     """Run whatever of a source can be run here with its published weights, and say what is missing for the
     rest."""
-    from detection_zoo.benchmarks.run.progress import clock
     from detection_zoo.benchmarks.report.tables import tables_of, text_of
+    from detection_zoo.benchmarks.run.progress import clock
     from detection_zoo.benchmarks.run.reproduce import missing_text, plan_source
-    from detection_zoo.benchmarks.spec import BenchmarkSpec
-    from detection_zoo.benchmarks.store import DEFAULT_STORE
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.benchmarks.run.sweep import Sweep, SweepOptions, run_sweep
+    from detection_zoo.benchmarks.spec import BenchmarkSpec
+    from detection_zoo.benchmarks.store import DEFAULT_STORE
 
     with clock(f"looking for weights and data of {source}"):
         plans = plan_source(source, data)
@@ -489,8 +488,8 @@ def evaluate(
     """Evaluate stored detections again."""
     from detection_zoo.benchmarks.evaluation.accuracy import evaluate_results_file
     from detection_zoo.benchmarks.evaluation.subset_guard import refuse_naive_subset
-    from detection_zoo.benchmarks.run.progress import clock
     from detection_zoo.benchmarks.report.listing import accuracy
+    from detection_zoo.benchmarks.run.progress import clock
     from detection_zoo.zoo.data.datasets import open_dataset
 
     with clock("evaluate"):
@@ -694,10 +693,10 @@ def fit(
 ) -> None:
     """Find the largest batch and the largest image that fit in so much memory, each trial in a process of its
     own."""
-    from detection_zoo.benchmarks.environment import present_hardware
     from detection_zoo.benchmarks.ask.fit_find import MIB_PER_GB, check_row, text_of
     from detection_zoo.benchmarks.ask.fit_find import fit as search
     from detection_zoo.benchmarks.ask.fit_trial import Case
+    from detection_zoo.benchmarks.environment import present_hardware
     from detection_zoo.benchmarks.run.subject import identify_weights
     from detection_zoo.zoo.manifest import load_manifests
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
 from detection_zoo.zoo.errors import DownloadError, ZooError, in_one_line
 from detection_zoo.zoo.manifest import MANIFEST_FOLDER, Manifests, load_manifests, read_manifests
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
@@ -184,7 +183,7 @@ def get(
             " manifests:"
         )
         for outcome in fresh:
-            say(paste_lines(outcome.chosen, outcome.fetched.sha256, outcome.fetched.bytes))  # type: ignore[union-attr]
+            say(paste_lines(outcome.chosen, outcome.fetched.sha256, outcome.fetched.bytes))
     say(", ".join(f"{len(found)} {status}" for status, found in counts.items() if found) or "nothing to do")
     raise typer.Exit(1 if counts["failed"] or counts["stopped"] else 0)
 
@@ -240,7 +239,7 @@ def audit(
         done.values() if as_json else [vars(link) for link in done.links],
         as_json,
         ("row", "status", "bytes", "type", "detail", "url"),
-    )  # type: ignore[arg-type]
+    )
     for fault in done.faults:
         say(f"fault: {fault}")
     counts = {

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from detection_zoo.benchmarks.spec import SCHEMA_VERSION, Run, StoredFile
+from pydantic import ValidationError
 
 RESULTS_FOLDER = Path(__file__).resolve().parent.parent / "results"
 DEFAULT_STORE = RESULTS_FOLDER / "runs"

@@ -118,7 +118,7 @@ def _value(arg: Argument) -> np.generic | np.ndarray:
 
 
 @functools.cache
-def _function(file: str, kernel: str, options: tuple[str, ...], device_index: int):  # noqa: ANN202 - a class of an optional package
+def _function(file: str, kernel: str, options: tuple[str, ...], device_index: int):
     """One compiled kernel, loaded on the device that is current."""
     cupy = _cupy()
     return cupy.RawModule(
@@ -195,7 +195,7 @@ def cuda_include_folder() -> str:
 
 
 @functools.cache
-def _cupy():  # noqa: ANN202 - an optional package
+def _cupy():
     try:
         import cupy
     except ImportError as error:

@@ -109,7 +109,7 @@ def closed_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refuse every connection that leaves this machine, so that no test depends on the network."""
     connect = socket.socket.connect
 
-    def local_only(self: socket.socket, address):  # noqa: ANN001, ANN202 - the signature of socket.connect
+    def local_only(self: socket.socket, address):
         if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
             "127.0.0.1",
             "localhost",

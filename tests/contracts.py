@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.detectors.base import Detections, Detector, Target
 

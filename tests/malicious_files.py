@@ -368,7 +368,7 @@ def duplicate(content: bytes) -> bytes:
     out = io.BytesIO(content)
     with zipfile.ZipFile(out, "a") as archive:
         archive.filelist.append(archive.filelist[0])
-        archive._didModify = True  # type: ignore[attr-defined]
+        archive._didModify = True
     return out.getvalue()
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from detection_zoo.zoo.backbones import (  # noqa: F401 - each registers its builders; a new backbone is one name here
+# each registers its builders; a new backbone is one name here
+from detection_zoo.zoo.backbones import (  # noqa: F401
     detnet,
     hardnet,
     mobilenet,
@@ -20,12 +20,7 @@ from detection_zoo.zoo.backbones import (  # noqa: F401 - each registers its bui
     vovnet,
 )
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.conventions import Conventions
-from detection_zoo.zoo.detectors.peers import (  # noqa: F401 - likewise the detectors
-    detectron2 as detectron2_peers,
-    torchvision as torchvision_peers,
-)
 from detection_zoo.zoo.detectors import (  # noqa: F401 - likewise the detectors
     faster_rcnn,
     joint_rcnn,
@@ -36,10 +31,15 @@ from detection_zoo.zoo.detectors import (  # noqa: F401 - likewise the detectors
     ssd,
 )
 from detection_zoo.zoo.detectors.base import Detector
+from detection_zoo.zoo.detectors.classifier import Classifier
+from detection_zoo.zoo.detectors.peers import (  # noqa: F401 - likewise the detectors
+    detectron2 as detectron2_peers,
+)
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
 from detection_zoo.zoo.manifest import Component, ModelEntry, WeightSpec, load_manifests
 from detection_zoo.zoo.parts import fpn, smoothed_fpn  # noqa: F401 - likewise the necks
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS, NECKS, Registry, did_you_mean
+from torch import nn
 
 Weights = Literal["random", "published"] | str | Path | None
 RANDOM_SEED = 0
@@ -177,8 +177,8 @@ def load_row_weights(
     from detection_zoo.zoo.weights.load import format_of_file, load_arrays, load_weights
 
     if weights == "published":
-        from detection_zoo.zoo.weights.fetch.cache import WeightCache
         from detection_zoo.zoo.weights.convert import read_arrays
+        from detection_zoo.zoo.weights.fetch.cache import WeightCache
 
         spec = own_weights(row)
         arrays, path = read_arrays(spec, WeightCache(), row.name)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.home import home_folder
-from detection_zoo.zoo.manifest import load_manifests
-
 from detection_zoo.benchmarks.environment import ROOT, collect_environment, installed_packages
 from detection_zoo.benchmarks.measure.telemetry import Gpu
 from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs
+from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.home import home_folder
+from detection_zoo.zoo.manifest import load_manifests
 
 FREE_GIB = 5  # of disk, below which a warning is given
 ROOMS = ("zoo", "benchmarks", "kernels")
@@ -81,7 +80,6 @@ def _kernels() -> Finding:
     """Whether a kernel can be compiled and run: CuPy, its compiler, the headers and the driver must go
     together."""
     import torch
-
     from detection_zoo.kernels.nms import nms
 
     boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 30, 30]], device="cuda")

@@ -11,14 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from detection_zoo.zoo.build import assemble
-from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.loading import pad_batch
-from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.errors import DatasetError
-from detection_zoo.zoo.manifest import ModelEntry
-
+from detection_zoo.benchmarks.ask.suspects import Variant, parse_setting, variants, with_value
 from detection_zoo.benchmarks.evaluation.accuracy import DetectionCollector
 from detection_zoo.benchmarks.measure.inference import to_host
 from detection_zoo.benchmarks.run.progress import progress
@@ -29,7 +22,12 @@ from detection_zoo.benchmarks.run.subject import (
     inclusive_boxes,
     open_data,
 )
-from detection_zoo.benchmarks.ask.suspects import Variant, parse_setting, variants, with_value
+from detection_zoo.zoo.build import assemble
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.loading import pad_batch
+from detection_zoo.zoo.data.transforms import Preprocess
+from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.manifest import ModelEntry
 
 NOTHING = 0.05  # points: what a table does not print
 LEVEL = 0.05  # of the test that a rise is no chance
@@ -301,7 +299,7 @@ def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:
         * evaluate_coco(
             dataset.annotation_file,
             [r for r in base.records if r["image_id"] in set(part)],
-            "bbox",  # type: ignore[return-value]
+            "bbox",
             image_ids=part,
         )["AP"]
         for part in parts
@@ -310,9 +308,8 @@ def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:
 
 def text_of(found: Explanation) -> str:
     """The answer for people."""
-    from tabulate import tabulate
-
     from detection_zoo.benchmarks.spec import metric
+    from tabulate import tabulate
 
     title = metric(found.metric).title
     head = [f"{found.row}: {title} {found.value:.1f} on {found.images}, {found.weights} weights"]

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import ModelEntry
-
-from detection_zoo.benchmarks.run.isolation import Outcome, run_isolated, usable_memory_mib
-from detection_zoo.benchmarks.run.progress import clock
 from detection_zoo.benchmarks.ask.fit_search import Search, Trial
 from detection_zoo.benchmarks.ask.fit_trial import INFERENCE_TURNS, OBJECTS, TRAINING_STEPS, Case, run_trial
+from detection_zoo.benchmarks.run.isolation import Outcome, run_isolated, usable_memory_mib
+from detection_zoo.benchmarks.run.progress import clock
+from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.manifest import ModelEntry
 
 MIB_PER_GB = 1024  # as `pick --max-gb`, and as memory is sold
 # pixels of the shorter side from one image size to the next: the coarsest stride that most detectors have

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-
+from detection_zoo.benchmarks.run.isolation import Report
+from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.data.base import Dataset, GroundTruth
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
-
-from detection_zoo.benchmarks.run.isolation import Report
-from detection_zoo.benchmarks.spec import BenchmarkSpec
 
 if TYPE_CHECKING:
     from detection_zoo.benchmarks.measure.memory import PeakMemory
@@ -128,7 +126,6 @@ def run_trial(case: Case, report: Report) -> None:
     """Build the row, run it, and report peak_mib, how it was read, the network's image size and what was
     found; raises where memory runs out."""
     import torch
-
     from detection_zoo.benchmarks.measure.memory import peak_memory
 
     device = torch.device(case.device)
@@ -156,11 +153,9 @@ def _subject(case: Case) -> tuple[Subject, BenchmarkSpec]:
 def _infer(case: Case) -> dict[str, Any]:
     """Whole turns, from pixels to results on the host."""
     import torch
-
-    from detection_zoo.zoo.data.loading import evaluation_loader
-
     from detection_zoo.benchmarks.measure.inference import to_host
     from detection_zoo.benchmarks.run.subject import autocast
+    from detection_zoo.zoo.data.loading import evaluation_loader
 
     subject, spec = _subject(case)
     found: Any = None
@@ -185,11 +180,9 @@ def _infer(case: Case) -> dict[str, Any]:
 def _train(case: Case) -> dict[str, Any]:
     """Whole steps by the row's schedule; of several short sides the largest."""
     import torch
-
+    from detection_zoo.benchmarks.measure.training import batches_of, schedule_of
     from detection_zoo.zoo.training.loop import train_steps
     from detection_zoo.zoo.training.recipe import build_optimizer
-
-    from detection_zoo.benchmarks.measure.training import batches_of, schedule_of
 
     subject, spec = _subject(case)
     schedule = schedule_of(subject)
@@ -233,7 +226,6 @@ class GpuShare:
 
     def __init__(self, limit_mib: float | None) -> None:
         import torch
-
         from detection_zoo.benchmarks.measure.telemetry import Gpu
 
         try:

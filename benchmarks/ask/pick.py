@@ -6,10 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
-
 from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, Quantity, WideLine, overview
 from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 
 PERMISSIVE = frozenset(
     {

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from detection_zoo.zoo.manifest import load_manifests
-
+from detection_zoo.benchmarks.compare.planted import ExtraWork, cost_of_unit, with_extra_work
 from detection_zoo.benchmarks.environment import collect_environment
 from detection_zoo.benchmarks.measure.inference import MODEL, Turns, timed_batches
 from detection_zoo.benchmarks.measure.memory import memory_metric, peak_memory
 from detection_zoo.benchmarks.measure.timing import PhaseClock
-from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.benchmarks.run.subject import identify_data, open_data, prepare
-from detection_zoo.benchmarks.compare.planted import ExtraWork, cost_of_unit, with_extra_work
+from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.zoo.manifest import load_manifests
 
 TIMES = {"model_ms": MODEL, "forward_ms": ("forward",), "postprocess_ms": ("postprocess",)}
 

@@ -7,9 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from detection_zoo.zoo.manifest import load_manifests
-
-from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile, metric
 from detection_zoo.benchmarks.compare.paired import (
     Verdict,
     block_shift,
@@ -18,12 +15,13 @@ from detection_zoo.benchmarks.compare.paired import (
     ratio_of_blocks,
 )
 from detection_zoo.benchmarks.compare.record import Pair
+from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile, metric
+from detection_zoo.zoo.manifest import load_manifests
 
 if TYPE_CHECKING:
-    from detection_zoo.zoo.data.base import Dataset
-
-    from detection_zoo.benchmarks.evaluation.ap_intervals import Answers
     from detection_zoo.benchmarks.compare.match import CompareOptions
+    from detection_zoo.benchmarks.evaluation.ap_intervals import Answers
+    from detection_zoo.zoo.data.base import Dataset
 
 Samples = dict[str, list[list[float]]]
 AP_OF = {"bbox": "box_ap", "segm": "mask_ap", "keypoints": "keypoint_ap"}
@@ -167,8 +165,8 @@ def _answers(path: Path, kind: str, dataset: Dataset) -> dict[str, Answers]:
 
     if kind == CLASSES_FILE:
         return {f"top{k}": read_hits(path, dataset, k) for k in (1, 5)}
-    records, _ = read_results(path, dataset, kind)  # type: ignore[arg-type]
-    return {AP_OF[kind]: match_images(dataset.annotation_file, records, kind, dataset.image_ids)}  # type: ignore[arg-type,attr-defined]
+    records, _ = read_results(path, dataset, kind)
+    return {AP_OF[kind]: match_images(dataset.annotation_file, records, kind, dataset.image_ids)}
 
 
 def accuracy_pair(
@@ -183,7 +181,6 @@ def accuracy_pair(
 ) -> Pair:
     """One AP or accuracy of two models on the same images; smallest: in percentage points."""
     import numpy as np
-
     from detection_zoo.benchmarks.evaluation.ap_intervals import paired_difference
 
     found = paired_difference(base, own, seed=seed, confidence=confidence)

@@ -13,20 +13,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from detection_zoo.zoo.errors import DatasetError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
-
-from detection_zoo.benchmarks.run.isolation import Outcome
-from detection_zoo.benchmarks.measure.telemetry import watching
-from detection_zoo.benchmarks.run.progress import progress
-from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry, WeightsIdentity
-from detection_zoo.benchmarks.store import RESULTS_FOLDER, new_id
-from detection_zoo.benchmarks.run.subject import identify_weights
 from detection_zoo.benchmarks.compare.contestant import Contestant, Entrant
 from detection_zoo.benchmarks.compare.judging import accuracy_pairs, judge_pairs
 from detection_zoo.benchmarks.compare.paired import confidence_of_each, planned_looks
 from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side
 from detection_zoo.benchmarks.compare.workers import ALLOCATOR_NOTE, Worker, WorkerFailed
+from detection_zoo.benchmarks.measure.telemetry import watching
+from detection_zoo.benchmarks.run.isolation import Outcome
+from detection_zoo.benchmarks.run.progress import progress
+from detection_zoo.benchmarks.run.subject import identify_weights
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry, WeightsIdentity
+from detection_zoo.benchmarks.store import RESULTS_FOLDER, new_id
+from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 
 Say = Callable[[str], None]
 
@@ -150,7 +149,10 @@ class _Match:
         """Fresh processes, warm-up, rounds, memory. A model that fails is out, and the block counts for
         nobody."""
         workers = {label: self.worker(label) for label in self.shuffled(self.running)}
-        ask = lambda label, name, *given: workers[label].call(name, *given, stall_s=self.options.stall_s)  # noqa: E731 - a word for the lines below
+
+        def ask(label: str, name: str, *given: Any) -> Any:
+            return workers[label].call(name, *given, stall_s=self.options.stall_s)
+
         samples: dict[str, dict[str, list[float]]] = {label: {} for label in workers}
         orders: list[list[str]] = []
         try:

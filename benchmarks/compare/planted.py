@@ -7,10 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
-
-from detection_zoo.benchmarks.measure.timing import synchronise
 from detection_zoo.benchmarks.compare.paired import hodges_lehmann
+from detection_zoo.benchmarks.measure.timing import synchronise
+from torch import nn
 
 if TYPE_CHECKING:
     from detection_zoo.benchmarks.compare.contestant import Contestant
@@ -46,7 +45,7 @@ def with_extra_work(model: nn.Module, work: ExtraWork, units: int) -> nn.Module:
     """The same detector, doing so many more products an image in its forward phase; images (N, 3, H, W)."""
     raw = model.raw
 
-    def slowed(images: torch.Tensor, sizes: torch.Tensor):  # noqa: ANN202 - whatever the family's raw outputs are
+    def slowed(images: torch.Tensor, sizes: torch.Tensor):
         found = raw(images, sizes)
         work.do(units * len(images))
         return found

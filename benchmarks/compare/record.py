@@ -6,10 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, ValidationError
-
-from detection_zoo.zoo.manifest import Strict, load_manifests
-
+from detection_zoo.benchmarks.compare.paired import Verdict
 from detection_zoo.benchmarks.spec import (
     BenchmarkSpec,
     DataIdentity,
@@ -19,7 +16,8 @@ from detection_zoo.benchmarks.spec import (
     WeightsIdentity,
 )
 from detection_zoo.benchmarks.store import RESULTS_FOLDER, sealed, unsealed, write_whole
-from detection_zoo.benchmarks.compare.paired import Verdict
+from detection_zoo.zoo.manifest import Strict, load_manifests
+from pydantic import Field, FiniteFloat, ValidationError
 
 COMPARISONS = RESULTS_FOLDER / "comparisons"
 

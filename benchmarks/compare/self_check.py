@@ -8,15 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from detection_zoo.zoo.errors import ZooError
-from detection_zoo.zoo.manifest import load_manifests
-
-from detection_zoo.benchmarks.spec import BenchmarkSpec
-from detection_zoo.benchmarks.run.subject import identify_weights
 from detection_zoo.benchmarks.compare.contestant import Contestant, Entrant
 from detection_zoo.benchmarks.compare.match import CompareOptions, compare
 from detection_zoo.benchmarks.compare.record import Comparison
 from detection_zoo.benchmarks.compare.workers import Worker
+from detection_zoo.benchmarks.run.subject import identify_weights
+from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.zoo.errors import ZooError
+from detection_zoo.zoo.manifest import load_manifests
 
 PAIRS = 60  # turns and bursts that tell what a unit of extra work costs
 ENOUGH = 0.95  # of the runs must be right

@@ -9,12 +9,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-
+from detection_zoo.benchmarks.compare.paired import Ratio, Verdict, judge_ratio
+from detection_zoo.benchmarks.spec import Measurement, Run, metric
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.registry import did_you_mean
-
-from detection_zoo.benchmarks.spec import Measurement, Run, metric
-from detection_zoo.benchmarks.compare.paired import Ratio, Verdict, judge_ratio
 
 DRAWS = 2000
 TIMES = (

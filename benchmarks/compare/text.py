@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from detection_zoo.benchmarks.spec import metric
 from detection_zoo.benchmarks.compare.record import Comparison, Pair
 from detection_zoo.benchmarks.compare.stored import StoredPair
+from detection_zoo.benchmarks.spec import metric
 
 HEADERS = [
     "model",

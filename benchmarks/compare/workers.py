@@ -17,7 +17,10 @@ PRELOADED = ["detection_zoo.benchmarks.compare.contestant"]
 # Left alone, glibc gives freed memory back and fetches it again, or not, as the history of each process has
 # it: of two equal processes one had 13,700 page faults an image and the other 7,800, and was 7.5 % faster.
 # Memory that is kept, in large pages where the system has them, ends that.
-ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=67108864"
+ALLOCATOR = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
+    "glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=67108864"
+)
 ALLOCATOR_NOTE = (
     "freed memory is kept (glibc: no mmap, no trim, huge pages), since page faults differ from process to"
     " process"

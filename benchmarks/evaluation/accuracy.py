@@ -9,13 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.coco import CocoDataset
-from detection_zoo.zoo.data.voc import VocDataset
-from detection_zoo.zoo.errors import DatasetError
-
-from detection_zoo.benchmarks.spec import SUBMISSION
 from detection_zoo.benchmarks.evaluation.coco_evaluation import CocoScores, Kind, evaluate_coco, score_coco
 from detection_zoo.benchmarks.evaluation.coco_results import (
     detection_records,
@@ -30,6 +23,11 @@ from detection_zoo.benchmarks.evaluation.voc_results import (
     voc_lines,
     write_voc_results,
 )
+from detection_zoo.benchmarks.spec import SUBMISSION
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.coco import CocoDataset
+from detection_zoo.zoo.data.voc import VocDataset
+from detection_zoo.zoo.errors import DatasetError
 
 if TYPE_CHECKING:
     from detection_zoo.zoo.detectors.base import Detections
@@ -104,7 +102,7 @@ class DetectionCollector:
             return
         records = detection_records(
             detections, int(image), self.dataset.category_ids, inclusive=self.inclusive
-        )  # type: ignore[arg-type]
+        )
         for kind, found in records.items():
             self.records.setdefault(kind, []).extend(found)
 
@@ -140,7 +138,7 @@ class DetectionCollector:
             known = set(self.dataset.image_ids)
             return _voc_report(
                 self.dataset, {name: parse_voc_lines(text, name, known) for name, text in texts.items()}
-            )  # type: ignore[arg-type]
+            )
         return _coco_report(_measurable(self.dataset), self.records)
 
 
@@ -192,7 +190,7 @@ def _coco_report(dataset: CocoDataset, records: dict[Kind, list[dict[str, Any]]]
     per_class: dict[str, dict[str, float]] = {name: {} for name in dataset.classes}
     names = dict(zip(dataset.category_ids, dataset.classes, strict=True))
     for kind in kinds:
-        scores = score_coco(dataset.annotation_file, records[kind], kind, image_ids=dataset.image_ids)  # type: ignore[arg-type]
+        scores = score_coco(dataset.annotation_file, records[kind], kind, image_ids=dataset.image_ids)
         metrics |= metric_values(scores, kind)
         for category, values in scores.per_category.items():
             if values["AP"] >= 0:

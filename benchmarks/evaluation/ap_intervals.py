@@ -10,11 +10,6 @@ from statistics import NormalDist
 from typing import Any, Protocol
 
 import numpy as np
-
-from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.coco import CocoDataset, read_annotations
-
-from detection_zoo.benchmarks.spec import Measurement
 from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     Kind,
     _hotcoco,
@@ -22,6 +17,9 @@ from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     result_records,
 )
 from detection_zoo.benchmarks.evaluation.coco_results import read_results
+from detection_zoo.benchmarks.spec import Measurement
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.coco import CocoDataset, read_annotations
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # as pycocotools makes them, to the last bit
 EVERY_AREA = [0.0, 1e10]

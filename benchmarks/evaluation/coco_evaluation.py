@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-
 from detection_zoo.zoo.data.coco import read_annotations
 from detection_zoo.zoo.errors import DatasetError
 

@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from detection_zoo.zoo.data.coco import read_annotations
-
 from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     EvaluationPlan,
     Kind,
@@ -15,6 +13,7 @@ from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     complete_annotations,
     result_records,
 )
+from detection_zoo.zoo.data.coco import read_annotations
 
 
 def repeat_images(

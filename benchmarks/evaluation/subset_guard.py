@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from detection_zoo.benchmarks.evaluation.coco_results import read_results
+from detection_zoo.benchmarks.evaluation.voc_results import read_voc_results
+from detection_zoo.benchmarks.spec import DataIdentity
+from detection_zoo.benchmarks.store import DEFAULT_STORE, read_run
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.errors import DatasetError
-
-from detection_zoo.benchmarks.spec import DataIdentity
-from detection_zoo.benchmarks.store import DEFAULT_STORE, read_run
-from detection_zoo.benchmarks.evaluation.coco_results import read_results
-from detection_zoo.benchmarks.evaluation.voc_results import read_voc_results
 
 ENOUGH = 0.5  # of the images with objects
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-
 from detection_zoo.zoo.data.voc import VocDataset
 
 Method = Literal["11point", "area"]
@@ -83,7 +82,7 @@ def evaluate_voc_class(
         )
         if overlap <= iou_threshold:
             wrong[place] = 1
-        elif not objects.difficult[best]:  # type: ignore[union-attr]
+        elif not objects.difficult[best]:
             (wrong if taken[detection.image][best] else right)[place] = 1
             taken[detection.image][best] = True
     hits = np.cumsum(right)

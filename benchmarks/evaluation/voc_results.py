@@ -7,12 +7,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detection_zoo.benchmarks.evaluation.coco_results import write_atomically
+from detection_zoo.benchmarks.evaluation.voc_evaluation import VocDetection
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
-
-from detection_zoo.benchmarks.evaluation.coco_results import write_atomically
-from detection_zoo.benchmarks.evaluation.voc_evaluation import VocDetection
 
 if TYPE_CHECKING:
     from detection_zoo.zoo.detectors.base import Detections
@@ -108,5 +107,5 @@ def parse_voc_lines(text: str, where: str, known: set[str]) -> list[VocDetection
                 f"{where}: line {number}: image {image!r} is not in the split; were these detections made on"
                 " another one?"
             )
-        detections.append(VocDetection(image, score, tuple(box)))  # type: ignore[arg-type]
+        detections.append(VocDetection(image, score, tuple(box)))
     return detections

@@ -8,22 +8,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-
-from detection_zoo.zoo.data.loading import evaluation_loader
-from detection_zoo.zoo.detectors.base import Detections
-from detection_zoo.zoo.errors import DatasetError
-
 from detection_zoo.benchmarks.evaluation.accuracy import (
     DetectionCollector,
     annotations_hidden,
     top_k_accuracy,
 )
 from detection_zoo.benchmarks.evaluation.classification import class_scores
-from detection_zoo.benchmarks.run.progress import clock, progress
-from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, StoredFile
-from detection_zoo.benchmarks.run.subject import Subject, autocast
 from detection_zoo.benchmarks.measure.finite import watched
 from detection_zoo.benchmarks.measure.inference import to_host
+from detection_zoo.benchmarks.run.progress import clock, progress
+from detection_zoo.benchmarks.run.subject import Subject, autocast
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, StoredFile
+from detection_zoo.zoo.data.loading import evaluation_loader
+from detection_zoo.zoo.detectors.base import Detections
+from detection_zoo.zoo.errors import DatasetError
 
 BOX = tuple(
     f"box_{name}"

@@ -10,9 +10,8 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from detection_zoo.benchmarks.measure.parts import around_parts, parts_of
+from torch import Tensor, nn
 
 
 def check_finite(value: Any, what: str, *, boxes: bool = True) -> None:

@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from detection_zoo.zoo.data.loading import pad_batch
-from detection_zoo.zoo.data.transforms import Preprocess, PreprocessedImage
-
-from detection_zoo.benchmarks.run.progress import progress
-from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
-from detection_zoo.benchmarks.statistics import summarise
-from detection_zoo.benchmarks.run.subject import Subject, autocast
 from detection_zoo.benchmarks.measure.finite import check_finite, watched
 from detection_zoo.benchmarks.measure.memory import peak_memory
 from detection_zoo.benchmarks.measure.timing import PhaseClock, Repetition, repeat, warm_up
+from detection_zoo.benchmarks.run.progress import progress
+from detection_zoo.benchmarks.run.subject import Subject, autocast
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
+from detection_zoo.benchmarks.statistics import summarise
+from detection_zoo.zoo.data.loading import pad_batch
+from detection_zoo.zoo.data.transforms import Preprocess, PreprocessedImage
 
 COVERS = {
     "decode": "reading and decoding the image file",

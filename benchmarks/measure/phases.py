@@ -9,14 +9,13 @@ from functools import wraps
 from typing import Any
 
 import torch
-
-from detection_zoo.benchmarks.run.progress import progress
-from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
-from detection_zoo.benchmarks.statistics import summarise
-from detection_zoo.benchmarks.run.subject import Subject, autocast
 from detection_zoo.benchmarks.measure.inference import Turns, timed_batches
 from detection_zoo.benchmarks.measure.parts import around_parts, parts_of
 from detection_zoo.benchmarks.measure.timing import PhaseClock, repeat, synchronise
+from detection_zoo.benchmarks.run.progress import progress
+from detection_zoo.benchmarks.run.subject import Subject, autocast
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
+from detection_zoo.benchmarks.statistics import summarise
 
 COVERS = {
     "backbone": "backbone",

@@ -6,16 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-
-from detection_zoo.zoo.manifest import TimingProtocol, load_manifests
-from detection_zoo.zoo.registry import did_you_mean
-
-from detection_zoo.benchmarks.run.progress import progress
-from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
-from detection_zoo.benchmarks.statistics import summarise
-from detection_zoo.benchmarks.run.subject import Subject
 from detection_zoo.benchmarks.measure.inference import COVERS, Turns, timed_batches
 from detection_zoo.benchmarks.measure.timing import PhaseClock
+from detection_zoo.benchmarks.run.progress import progress
+from detection_zoo.benchmarks.run.subject import Subject
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
+from detection_zoo.benchmarks.statistics import summarise
+from detection_zoo.zoo.manifest import TimingProtocol, load_manifests
+from detection_zoo.zoo.registry import did_you_mean
 
 
 def protocol_of(name: str) -> TimingProtocol:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from detection_zoo.benchmarks.spec import Telemetry
 from detection_zoo.benchmarks.measure import cpu_load
 from detection_zoo.benchmarks.measure.cpu_load import LoadReader, crowded_readings, judge_load
+from detection_zoo.benchmarks.spec import Telemetry
 
 PERIOD_S = 0.05
 CLOCK_SPREAD = 0.05  # SM clock: (highest - lowest) / highest above this is unstable

@@ -7,16 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-
-from detection_zoo.zoo.data.transforms import PreprocessedImage
-
-from detection_zoo.benchmarks.run.isolation import out_of_memory
-from detection_zoo.benchmarks.run.progress import progress
-from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
-from detection_zoo.benchmarks.statistics import summarise
-from detection_zoo.benchmarks.run.subject import Subject
 from detection_zoo.benchmarks.measure.inference import MODEL, Turns, collate, timed_batches
 from detection_zoo.benchmarks.measure.timing import PhaseClock, Repetition, repeat, warm_up
+from detection_zoo.benchmarks.run.isolation import out_of_memory
+from detection_zoo.benchmarks.run.progress import progress
+from detection_zoo.benchmarks.run.subject import Subject
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
+from detection_zoo.benchmarks.statistics import summarise
+from detection_zoo.zoo.data.transforms import PreprocessedImage
 
 RISE = 0.03  # by which a batch twice as large must be faster for the ladder to go on
 BUDGET_SHARE = 1 / 6  # of the budgets of the timing, for each batch size

@@ -11,7 +11,12 @@ from statistics import fmean
 from typing import Any
 
 import torch
-
+from detection_zoo.benchmarks.measure.memory import peak_memory
+from detection_zoo.benchmarks.measure.timing import synchronise
+from detection_zoo.benchmarks.run.progress import progress
+from detection_zoo.benchmarks.run.subject import Subject, images_in_epoch
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
+from detection_zoo.benchmarks.statistics import mean_interval, summarise
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.loading import TrainingBatches
 from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
@@ -20,13 +25,6 @@ from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import Schedule, load_manifests
 from detection_zoo.zoo.training.loop import endless, train_steps
 from detection_zoo.zoo.training.recipe import build_optimizer
-
-from detection_zoo.benchmarks.run.progress import progress
-from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
-from detection_zoo.benchmarks.statistics import mean_interval, summarise
-from detection_zoo.benchmarks.run.subject import Subject, images_in_epoch
-from detection_zoo.benchmarks.measure.memory import peak_memory
-from detection_zoo.benchmarks.measure.timing import synchronise
 
 MIN_VISIBLE_KEYPOINTS = 10  # of an image that keypoint training uses, in every source
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side
 from detection_zoo.benchmarks.compare.text import notes, told
-from detection_zoo.benchmarks.spec import metric
 from detection_zoo.benchmarks.report.table import Footnotes, Table
+from detection_zoo.benchmarks.spec import metric
 
 NAME = "comparisons"  # of the files, and of README's block
 

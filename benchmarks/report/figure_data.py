@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from detection_zoo.benchmarks.spec import Run
 from detection_zoo.benchmarks.report.lines import comparable
 from detection_zoo.benchmarks.report.pareto import pareto_front
 from detection_zoo.benchmarks.report.wide import (
@@ -18,6 +17,7 @@ from detection_zoo.benchmarks.report.wide import (
     WideLine,
     setting_title,
 )
+from detection_zoo.benchmarks.spec import Run
 
 Y_QUANTITIES = (
     "box_ap",

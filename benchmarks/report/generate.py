@@ -6,16 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from detection_zoo.zoo.manifest import load_manifests
-
 from detection_zoo.benchmarks.compare.record import COMPARISONS, read_comparisons
-from detection_zoo.benchmarks.store import DEFAULT_STORE, RESULTS_FOLDER, read_runs, write_whole
 from detection_zoo.benchmarks.report.blocks import renew_blocks
 from detection_zoo.benchmarks.report.export import SUFFIX, stored_tables, table_files
 from detection_zoo.benchmarks.report.kernel_cases import NAME as KERNELS
 from detection_zoo.benchmarks.report.kernel_cases import read_timings
 from detection_zoo.benchmarks.report.tables import tables_from, text_of
 from detection_zoo.benchmarks.report.wide import Overview, overview
+from detection_zoo.benchmarks.store import DEFAULT_STORE, RESULTS_FOLDER, read_runs, write_whole
+from detection_zoo.zoo.manifest import load_manifests
 
 README = RESULTS_FOLDER.parent / "README.md"
 FORMATS = (*SUFFIX, "svg", "png", "html")

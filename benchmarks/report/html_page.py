@@ -8,9 +8,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from detection_zoo.benchmarks.spec import digest_of
 from detection_zoo.benchmarks.report.page_data import page_data
 from detection_zoo.benchmarks.report.wide import Overview
+from detection_zoo.benchmarks.spec import digest_of
 
 PAGE_FOLDER = Path(__file__).resolve().parent / "page"
 SCRIPTS = ("state.js", "table.js", "plot.js", "details.js", "comparisons.js", "kernels.js", "main.js")

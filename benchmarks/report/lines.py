@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from detection_zoo.zoo.manifest import ModelEntry, Published
-
 from detection_zoo.benchmarks.spec import MADE_UP_WEIGHTS, OWN_PROTOCOL, Measurement, Run
+from detection_zoo.zoo.manifest import ModelEntry, Published
 
 
 @dataclass

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from detection_zoo.zoo.manifest import ModelEntry, WeightSpec
-
 from detection_zoo.benchmarks.spec import Run, metric
+from detection_zoo.zoo.manifest import ModelEntry, WeightSpec
 
 HEADLINE = (
     "box_ap",

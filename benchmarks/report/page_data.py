@@ -7,14 +7,13 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from detection_zoo.zoo.manifest import MetricSpec, ModelEntry, Published, WeightSpec
-
-from detection_zoo.benchmarks.spec import Measurement, Run
 from detection_zoo.benchmarks.report.comparisons import comparison_data
 from detection_zoo.benchmarks.report.figure_data import PARTS, PHASES, detector
 from detection_zoo.benchmarks.report.kernel_cases import KernelTimings, kernel_tables, time_text
 from detection_zoo.benchmarks.report.lines import PublishedLine, comparable
 from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, WideLine
+from detection_zoo.benchmarks.spec import Measurement, Run
+from detection_zoo.zoo.manifest import MetricSpec, ModelEntry, Published, WeightSpec
 
 SIGNIFICANT = 6  # digits: the page shows numbers, the records keep them
 MOST_DOTS = 40  # of a drawn series of samples

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from detection_zoo.benchmarks.spec import digest_of, metric
 from detection_zoo.benchmarks.report.figure_data import (
     PARTS,
     PHASES,
@@ -24,6 +23,7 @@ from detection_zoo.benchmarks.report.figure_data import (
     phase_bars,
 )
 from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, Point
+from detection_zoo.benchmarks.spec import digest_of, metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

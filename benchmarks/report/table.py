@@ -8,9 +8,6 @@ import io
 from dataclasses import dataclass, field
 from typing import Any
 
-from detection_zoo.zoo.manifest import Manifests, MetricSpec, ModelEntry
-
-from detection_zoo.benchmarks.spec import Measurement, Run
 from detection_zoo.benchmarks.report.layouts import Column, Layout, Number
 from detection_zoo.benchmarks.report.lines import (
     MeasuredLine,
@@ -20,6 +17,8 @@ from detection_zoo.benchmarks.report.lines import (
     qualifiers,
     why_not_measured,
 )
+from detection_zoo.benchmarks.spec import Measurement, Run
+from detection_zoo.zoo.manifest import Manifests, MetricSpec, ModelEntry
 
 Line = PublishedLine | MeasuredLine | None  # none: nothing was measured
 KIND = "Numbers"  # title of the column that says published or measured
@@ -260,7 +259,8 @@ def _why_absent(number: Number, line: MeasuredLine) -> str:
     reason = next((line.absent[name] for name in number.measured_metrics if name in line.absent), None)
     return (
         reason
-        or f"not measured: no run with these weights and this data has measured {' or '.join(number.measured_metrics)}"
+        or "not measured: no run with these weights and this data has measured"
+        f" {' or '.join(number.measured_metrics)}"
     )
 
 
@@ -315,8 +315,8 @@ def provenance(line: MeasuredLine) -> str:
     parts.append(f"{run.spec.dtype}{' with TF32' if run.spec.tf32 else ''}, batch {run.spec.batch_size}")
     if weights:
         parts.append(
-            f"weights {weights.kind}"
-            f" ({weights.digest[:12]}){': accuracy says nothing, nobody trained them' if weights.made_up else ''}"
+            f"weights {weights.kind} ({weights.digest[:12]})"
+            f"{': accuracy says nothing, nobody trained them' if weights.made_up else ''}"
         )
     if data:
         subset = (

@@ -7,16 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import load_manifests
-from detection_zoo.zoo.registry import did_you_mean
-
 from detection_zoo.benchmarks.compare.record import read_comparisons
-from detection_zoo.benchmarks.spec import OWN_PROTOCOL, Run
-from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs
 from detection_zoo.benchmarks.report import comparisons, kernel_cases
 from detection_zoo.benchmarks.report.layouts import layouts_of, load_layouts
 from detection_zoo.benchmarks.report.table import Table, as_csv, build_table, markdown
+from detection_zoo.benchmarks.spec import OWN_PROTOCOL, Run
+from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs
+from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.registry import did_you_mean
 
 
 class Beside(NamedTuple):

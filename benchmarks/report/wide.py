@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from detection_zoo.zoo.manifest import Manifests, ModelEntry, Published
-
 from detection_zoo.benchmarks.compare.record import Comparison
-from detection_zoo.benchmarks.spec import Run
 from detection_zoo.benchmarks.report.kernel_cases import KernelTimings
 from detection_zoo.benchmarks.report.lines import (
     MeasuredLine,
@@ -21,6 +18,8 @@ from detection_zoo.benchmarks.report.lines import (
     why_not_measured,
 )
 from detection_zoo.benchmarks.report.table import provenance
+from detection_zoo.benchmarks.spec import Run
+from detection_zoo.zoo.manifest import Manifests, ModelEntry, Published
 
 Kind = Literal["measured", "published", "not measured"]
 ACCURACY = (
@@ -329,7 +328,7 @@ def _flat(line: WideLine, names: list[str]) -> dict[str, Any]:
     }
     metrics = line.metrics()
     for name in names:
-        point = metrics.get(name, Point(None))  # type: ignore[arg-type]
+        point = metrics.get(name, Point(None))
         flat[name] = point.value
         if isinstance(found, MeasuredLine) and name in found.values:
             flat |= (

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from detection_zoo.zoo.errors import DatasetError
-from detection_zoo.zoo.manifest import load_manifests
-
 from detection_zoo.benchmarks.run.drawing import as_records, detect_image, draw, images_of
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import build_subject, identify_weights
+from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.manifest import load_manifests
 
 
 def detect_files(

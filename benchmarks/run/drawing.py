@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, SKELETON
 from detection_zoo.zoo.data.images import decode_image
 from detection_zoo.zoo.errors import DatasetError
 
 if TYPE_CHECKING:
-    from detection_zoo.zoo.detectors.base import Detections
-
     from detection_zoo.benchmarks.run.subject import Subject
+    from detection_zoo.zoo.detectors.base import Detections
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MASK_WEIGHT = 0.45
@@ -52,10 +50,8 @@ def detect_image(subject: Subject, path: Path) -> tuple[np.ndarray, Detections]:
         DatasetError: the file is no image.
     """
     import torch
-
-    from detection_zoo.zoo.data.loading import pad_batch
-
     from detection_zoo.benchmarks.measure.inference import to_host
+    from detection_zoo.zoo.data.loading import pad_batch
 
     pixels = decode_image(path.read_bytes(), str(path))
     item = subject.preprocess(pixels)

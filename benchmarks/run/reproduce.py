@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from detection_zoo.benchmarks.run.subject import open_data
 from detection_zoo.zoo.errors import DatasetError, ManifestError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.registry import did_you_mean
-
-from detection_zoo.benchmarks.run.subject import open_data
 
 
 @dataclass(frozen=True)

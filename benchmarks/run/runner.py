@@ -11,11 +11,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from detection_zoo.zoo.manifest import load_manifests
-
-from detection_zoo.benchmarks.run.isolation import BEAT, Outcome, Report, failure, run_isolated
 from detection_zoo.benchmarks.measure.telemetry import Watch, marked, watching
+from detection_zoo.benchmarks.run.isolation import BEAT, Outcome, Report, failure, run_isolated
 from detection_zoo.benchmarks.run.progress import clock
+from detection_zoo.benchmarks.run.subject import (
+    Sources,
+    Subject,
+    identify_data,
+    open_data,
+    prepare,
+    training_data,
+)
 from detection_zoo.benchmarks.spec import (
     OWN_PROTOCOL,
     BenchmarkSpec,
@@ -25,14 +31,7 @@ from detection_zoo.benchmarks.spec import (
     WeightsIdentity,
 )
 from detection_zoo.benchmarks.store import new_id
-from detection_zoo.benchmarks.run.subject import (
-    Sources,
-    Subject,
-    identify_data,
-    open_data,
-    prepare,
-    training_data,
-)
+from detection_zoo.zoo.manifest import load_manifests
 
 BEAT_S = 1.0  # seconds between signs of life
 PARTS_SHARE = 0.08  # of the time that timing took: what the parts of the forward phase may take besides

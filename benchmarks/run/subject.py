@@ -8,19 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detection_zoo.benchmarks.spec import BenchmarkSpec, DataIdentity, WeightsIdentity
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
 from detection_zoo.zoo.home import home_folder
 from detection_zoo.zoo.manifest import DatasetSpec, ModelEntry, load_manifests
 
-from detection_zoo.benchmarks.spec import BenchmarkSpec, DataIdentity, WeightsIdentity
-
 if TYPE_CHECKING:
     import torch
-    from torch import nn
-
     from detection_zoo.zoo.data.transforms import Preprocess
+    from torch import nn
 
 STAND_IN = "stand-in:"
 RANDOM_DIGEST = "seed:0"  # the seed that build_model draws random weights from
@@ -295,7 +293,6 @@ def build_subject(
     """A row's model on a device ("cpu" or "cuda") with its pre-processing, without data; `weights` is what
     `build_model` takes."""
     import torch
-
     from detection_zoo.zoo.build import build_model, load_row_weights
     from detection_zoo.zoo.data.transforms import Preprocess
 

@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from detection_zoo.zoo.errors import ManifestError, ZooError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
-from detection_zoo.zoo.registry import did_you_mean
-
 from detection_zoo.benchmarks.environment import present_hardware
 from detection_zoo.benchmarks.run.isolation import Outcome, failure, usable_memory_mib
 from detection_zoo.benchmarks.run.jobs import run_parallel, slots_of
 from detection_zoo.benchmarks.run.runner import Draft, Interrupted, measure, run_row
+from detection_zoo.benchmarks.run.subject import Sources, identify_data, identify_weights, open_data
 from detection_zoo.benchmarks.spec import SUBMISSION, BenchmarkSpec, Run, run_key
 from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs, write_run
-from detection_zoo.benchmarks.run.subject import Sources, identify_data, identify_weights, open_data
+from detection_zoo.zoo.errors import ManifestError, ZooError
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.registry import did_you_mean
 
 Say = Callable[[str], None]
 

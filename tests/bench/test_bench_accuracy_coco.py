@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     BOX_STATISTICS,
     KEYPOINT_STATISTICS,

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from detection_zoo.benchmarks.evaluation.accuracy import (
     DetectionCollector,
     evaluate_results_file,
@@ -27,9 +26,9 @@ from detection_zoo.benchmarks.evaluation.coco_results import (
     write_results,
 )
 from detection_zoo.benchmarks.evaluation.voc_results import read_voc_results
-from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.benchmarks.run.subject import Sources
 from detection_zoo.benchmarks.run.sweep import SweepOptions, run_sweep
+from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.shapes import make_shapes
@@ -47,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def coco(home: Path, **options: object) -> CocoDataset:
-    return open_dataset(f"coco:{home}", **options)  # type: ignore[arg-type, return-value]
+    return open_dataset(f"coco:{home}", **options)
 
 
 def recorded_dataset(name: str = "instances_val2017.json") -> CocoDataset:
@@ -304,7 +303,7 @@ def test_dev(home: Path, tmp_path: Path) -> CocoDataset:
     (tmp_path / "annotations" / "image_info_test-dev2017.json").write_text(
         json.dumps({k: document[k] for k in ("images", "categories")})
     )
-    return open_dataset(f"coco:{tmp_path}:test-dev2017")  # type: ignore[return-value]
+    return open_dataset(f"coco:{tmp_path}:test-dev2017")
 
 
 def test_submission_files(test_dev: CocoDataset, tmp_path: Path) -> None:
@@ -315,7 +314,7 @@ def test_submission_files(test_dev: CocoDataset, tmp_path: Path) -> None:
             "detections_test-dev2017_ssd512-hardnet-68_results.json"
         ] and json.loads(archive.read(archive.namelist()[0])) == [GOOD]
     with pytest.raises(DatasetError, match="covers the whole split of 8 images, this is a subset of 2"):
-        write_submission(tmp_path / "out", [GOOD], test_dev.subset(2), "bbox", "x")  # type: ignore[arg-type]
+        write_submission(tmp_path / "out", [GOOD], test_dev.subset(2), "bbox", "x")
     with pytest.raises(DatasetError, match=r"submission: \[0\]: image id 4"):
         write_submission(tmp_path / "out", [{**GOOD, "image_id": 4}], test_dev, "bbox", "x")
     assert [p.name for p in (tmp_path / "out").iterdir()] == [path.name]
@@ -419,13 +418,13 @@ def test_broken_voc_files(tmp_path: Path, line: str, said: str) -> None:
 def test_voc_folders_without_results(tmp_path: Path) -> None:
     dataset = open_dataset(f"voc:{voc(tmp_path / 'kit')}:2007:test")
     with pytest.raises(DatasetError, match="holds no comp4_det_test_CLASS.txt"):
-        read_voc_results(tmp_path, dataset)  # type: ignore[arg-type]
+        read_voc_results(tmp_path, dataset)
     (tmp_path / "comp4_det_val_dog.txt").write_text("")  # another split's
     with pytest.raises(DatasetError, match="holds no comp4_det_test_CLASS.txt"):
-        read_voc_results(tmp_path, dataset)  # type: ignore[arg-type]
+        read_voc_results(tmp_path, dataset)
     (tmp_path / "comp4_det_test_doge.txt").write_text("")
     with pytest.raises(DatasetError, match="'doge' is no class of voc:2007:test; did you mean 'dog'"):
-        read_voc_results(tmp_path, dataset)  # type: ignore[arg-type]
+        read_voc_results(tmp_path, dataset)
 
 
 def test_top_k() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from detection_zoo.benchmarks.evaluation.voc_evaluation import (
     VocDetection,
     VocTruth,
@@ -54,7 +53,7 @@ def test_detnet_case(method: str, key: str) -> None:
         detections.setdefault(row["class"], []).append(
             VocDetection(row["image"], row["score"], tuple(row["bbox"]))
         )
-    scores = evaluate_voc(truth, detections, method=method)  # type: ignore[arg-type]
+    scores = evaluate_voc(truth, detections, method=method)
     for name, wanted in case["expected"]["per_class"].items():
         score = scores[name]
         assert math.isnan(score.ap) if wanted[key] is None else abs(score.ap - wanted[key]) <= 1e-9, name
@@ -86,7 +85,7 @@ def test_hardnet_case(name: str, method: str) -> None:
         truth[name],
         [VocDetection(image, s, tuple(box)) for image, s, box in case["detections"][name]],
         method=method,
-    )  # type: ignore[arg-type]
+    )
     wanted = case["result"][f"{name}_{method}"]
     np.testing.assert_allclose(score.recall, wanted["recall"], atol=1e-9)
     np.testing.assert_allclose(score.precision, wanted["precision"], atol=1e-9)
@@ -132,10 +131,10 @@ def test_generated_case(data_folder: Path) -> None:
     dataset = open_dataset(f"voc:{data_folder / 'voc_mini' / 'VOCdevkit'}:2007:test")
     base = data_folder / "coco_eval_cases" / "voc_generated"
     case = json.loads((base / "expected.json").read_text())
-    truth, detections = voc_truth(dataset), read_voc_results(base, dataset)  # type: ignore[arg-type]
+    truth, detections = voc_truth(dataset), read_voc_results(base, dataset)
     for key, wanted in case["results"].items():
         method, threshold = key.split("@")
-        scores = evaluate_voc(truth, detections, method=method, iou_threshold=float(threshold))  # type: ignore[arg-type]
+        scores = evaluate_voc(truth, detections, method=method, iou_threshold=float(threshold))
         assert {name: s.positives for name, s in scores.items() if s.positives} == case["npos_not_difficult"]
         for name, ap in wanted["per_class"].items():
             assert abs(scores[name].ap - ap) <= 1e-9, f"{key} {name}"
@@ -171,7 +170,7 @@ def one(*boxes: list[float], difficult: bool = False) -> dict[str, VocTruth]:
 
 
 def hit(score: float, *box: float) -> VocDetection:
-    return VocDetection("i", score, box)  # type: ignore[arg-type]
+    return VocDetection("i", score, box)
 
 
 def test_an_overlap_of_exactly_the_threshold_is_no_match() -> None:

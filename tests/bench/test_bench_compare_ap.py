@@ -9,9 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from generated_matches import made_up_set
-from records import PHOTOS, run_of
-
 from detection_zoo.benchmarks.evaluation.ap_intervals import (
     ImageMatches,
     class_matches,
@@ -27,9 +24,11 @@ from detection_zoo.benchmarks.spec import Measurement
 from detection_zoo.benchmarks.store import write_run
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.errors import DatasetError
+from generated_matches import made_up_set
+from records import PHOTOS, run_of
 
 
-def by_pycocotools(document, results, images: list[int]) -> float:  # noqa: ANN001 - a COCO document
+def by_pycocotools(document, results, images: list[int]) -> float:
     return (
         EvaluationPlan("bbox", images, None, False)
         .run("pycocotools", complete_annotations(document, "bbox"), results)
@@ -38,7 +37,7 @@ def by_pycocotools(document, results, images: list[int]) -> float:  # noqa: ANN0
 
 
 @cache
-def small():  # noqa: ANN201
+def small():
     document, (results,) = made_up_set(60, 6, seed=3)
     return (
         document,

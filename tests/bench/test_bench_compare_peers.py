@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from records import make_small_shapes
-
 from detection_zoo.benchmarks.compare.contestant import Entrant
 from detection_zoo.benchmarks.compare.judging import accuracy_pair
 from detection_zoo.benchmarks.compare.match import CompareOptions, compare, unlike_rows
@@ -23,6 +21,7 @@ from detection_zoo.benchmarks.evaluation.classification import ImageHits, read_h
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.manifest import load_manifests
+from records import make_small_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, PEER, TIMM = (
@@ -222,7 +221,7 @@ class Pictures:
     def image_id(self, index: int) -> str:
         return f"picture-{index}"
 
-    def target(self, index: int):  # noqa: ANN201 - the real one has boxes too
+    def target(self, index: int):
         from types import SimpleNamespace
 
         return SimpleNamespace(labels=np.array([self.right[index]]))

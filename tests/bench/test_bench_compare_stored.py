@@ -6,8 +6,6 @@ import random
 from pathlib import Path
 
 import pytest
-from records import MACHINE, PHOTOS, TRAINED, measured, run_of
-
 from detection_zoo.benchmarks.compare.stored import (
     NotComparable,
     chosen_runs,
@@ -19,11 +17,12 @@ from detection_zoo.benchmarks.compare.stored import (
 from detection_zoo.benchmarks.compare.text import relative_text, stored_text
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Run, Telemetry
 from detection_zoo.benchmarks.store import write_run
+from records import MACHINE, PHOTOS, TRAINED, measured, run_of
 
 A, B = "faster_rcnn_vovnet39_fpn_2x.vovnet", "faster_rcnn_resnet50_fpn_2x.vovnet"
 
 
-def timed(row: str, ms: float, seed: int = 0, **more) -> Run:  # noqa: ANN003
+def timed(row: str, ms: float, seed: int = 0, **more) -> Run:
     draw = random.Random(seed)
     samples = [ms * draw.lognormvariate(0, 0.01) for _ in range(200)]
     samples.sort(key=lambda _: draw.random())

@@ -7,14 +7,13 @@ import signal
 import threading
 
 import pytest
-
 from detection_zoo.benchmarks.compare.workers import Worker, WorkerFailed
 
 
 class Adder:
     """Adds, and fails as it is told."""
 
-    def __init__(self, start: int, beat) -> None:  # noqa: ANN001 - a callable
+    def __init__(self, start: int, beat) -> None:
         if start < 0:
             raise ValueError("a start below zero")
         self.total, self.beat = start, beat
@@ -40,7 +39,7 @@ class Adder:
 
 
 @pytest.fixture
-def worker():  # noqa: ANN201
+def worker():
     made = Worker("adder", Adder, (1,))
     yield made
     made.close()
@@ -90,7 +89,7 @@ def test_equal_processes_make_no_page_faults() -> None:
 class Faults:
     """Counts the page faults of using the same amount of memory again and again."""
 
-    def __init__(self, beat) -> None:  # noqa: ANN001
+    def __init__(self, beat) -> None:
         pass
 
     def faults(self) -> int:

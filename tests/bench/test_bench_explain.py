@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detection_zoo.benchmarks.ask.explain import Measured, chance_of_rise, explain, measure_variants, text_of
+from detection_zoo.benchmarks.ask.suspects import Variant, parse_setting, variants, with_value
+from detection_zoo.benchmarks.run.subject import build_subject, open_data
+from detection_zoo.zoo.build import assemble
+from detection_zoo.zoo.errors import DatasetError, ManifestError
+from detection_zoo.zoo.manifest import Component, ModelEntry, load_manifests
 from PIL import Image
 from typer.testing import CliRunner
 
 from bench import app
-from detection_zoo.benchmarks.ask.explain import Measured, chance_of_rise, explain, measure_variants, text_of
-from detection_zoo.benchmarks.run.subject import build_subject, open_data
-from detection_zoo.benchmarks.ask.suspects import Variant, parse_setting, variants, with_value
-from detection_zoo.zoo.build import assemble
-from detection_zoo.zoo.errors import DatasetError, ManifestError
-from detection_zoo.zoo.manifest import Component, ModelEntry, load_manifests
 
 RESNET, SSDLITE = "resnet50_msra_imagenet.registry", "ssdlite_mobilenetv2_300.registry"
 CLASSES = 24
@@ -82,7 +82,7 @@ def classifier(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return entry, path
 
 
-def asked(classifier: tuple[ModelEntry, Path], pictures: Path, settings: list[str], **options: object):  # noqa: ANN201
+def asked(classifier: tuple[ModelEntry, Path], pictures: Path, settings: list[str], **options: object):
     entry, path = classifier
     return explain(entry, f"imagenet:{pictures}", str(path), settings=settings, **options)
 

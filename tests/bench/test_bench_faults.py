@@ -14,13 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from records import MACHINE, make_small_shapes, measured, run_of
-
 from detection_zoo.benchmarks.run.isolation import run_isolated, usable_memory_mib
 from detection_zoo.benchmarks.run.jobs import run_parallel, slots_of
 from detection_zoo.benchmarks.run.runner import measure_groups
-from detection_zoo.benchmarks.spec import BenchmarkSpec
-from detection_zoo.benchmarks.store import read_runs, write_run
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, open_data
 from detection_zoo.benchmarks.run.sweep import (
     Sweep,
@@ -30,8 +26,11 @@ from detection_zoo.benchmarks.run.sweep import (
     run_sweep,
     store_unsaved,
 )
+from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.benchmarks.store import read_runs, write_run
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import load_manifests
+from records import MACHINE, make_small_shapes, measured, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST, SICK, LAST = (
@@ -43,13 +42,13 @@ SPEC, SOURCES = BenchmarkSpec(images=2), Sources("shapes")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shapes_home(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+def shapes_home(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTION_ZOO_HOME", str(make_small_shapes(tmp_path_factory.mktemp("home"))))
         yield
 
 
-def healthy(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path, report) -> None:  # noqa: ANN001
+def healthy(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path, report) -> None:
     report(
         {
             "stage": "timing",
@@ -60,38 +59,38 @@ def healthy(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path, 
     report({"measurements": {"model_ms": measured(20.0, "ms")}})
 
 
-def hangs(row: str, *rest) -> None:  # noqa: ANN002
+def hangs(row: str, *rest) -> None:
     healthy(row, *rest)
     if row == SICK:
         threading.Event().wait()
 
 
-def leaks(row: str, *rest) -> None:  # noqa: ANN002
+def leaks(row: str, *rest) -> None:
     healthy(row, *rest)
     held = []
     while row == SICK:
         held.append(b"x" * 2**24)
 
 
-def exhausts(row: str, *rest) -> None:  # noqa: ANN002
+def exhausts(row: str, *rest) -> None:
     healthy(row, *rest)
     if row == SICK:
         torch.empty(2**60)
 
 
-def kills_itself(row: str, *rest) -> None:  # noqa: ANN002
+def kills_itself(row: str, *rest) -> None:
     healthy(row, *rest)
     if row == SICK:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def faults(row: str, *rest) -> None:  # noqa: ANN002
+def faults(row: str, *rest) -> None:
     healthy(row, *rest)
     if row == SICK:
         os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def gives_nan(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path, report) -> None:  # noqa: ANN001
+def gives_nan(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path, report) -> None:
     """The real measurement of a real model, one of whose weights is NaN."""
     if row != SICK:
         healthy(row, spec, sources, weights, folder, report)
@@ -119,7 +118,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("work", "limits", "said"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_sick_model_is_a_record_and_stops_nobody(tmp_path: Path, work, limits: dict, said: str) -> None:  # noqa: ANN001
+def test_a_sick_model_is_a_record_and_stops_nobody(tmp_path: Path, work, limits: dict, said: str) -> None:
     store = tmp_path / "runs"
     earlier = run_of("a.demo", {"model_ms": measured(1.0, "ms")})
     write_run(store, earlier)
@@ -145,7 +144,7 @@ def test_a_leak_is_ended_long_before_the_machine_is_out_of_memory() -> None:
     assert "its limit is 400 MiB" in outcome.reason, "memory of children counts too"
 
 
-def leak_children(report) -> None:  # noqa: ANN001
+def leak_children(report) -> None:
     code = "held = []\nwhile True: held.append(b'x' * 2**23)"
     subprocess.run([sys.executable, "-c", code])
 
@@ -254,7 +253,7 @@ def test_several_jobs_at_once_do_not_disturb_each_others_records(tmp_path: Path)
     assert len(sweep.runs) == 3 and not sweep.interrupted
 
 
-def one_of_two_is_interrupted(row: str, *rest) -> None:  # noqa: ANN002
+def one_of_two_is_interrupted(row: str, *rest) -> None:
     healthy(row, *rest)
     if row == SICK:
         os.kill(os.getppid(), signal.SIGINT)
@@ -291,12 +290,12 @@ def test_each_job_sees_its_own_gpu_and_too_many_are_refused(monkeypatch: pytest.
     assert seen == ["5"]
 
 
-def tells_its_gpu(report) -> None:  # noqa: ANN001
+def tells_its_gpu(report) -> None:
     report(os.environ["CUDA_VISIBLE_DEVICES"])
 
 
 def test_a_fault_of_ours_in_one_job_is_raised_after_the_others_have_ended() -> None:
-    def one(piece: int, slot: dict, cancel) -> int:  # noqa: ANN001
+    def one(piece: int, slot: dict, cancel) -> int:
         if piece == 0:
             raise ZeroDivisionError("ours")
         assert cancel.poll(60), "it is told to end"

@@ -10,21 +10,20 @@ import threading
 from pathlib import Path
 
 import pytest
-
 from detection_zoo.benchmarks.run.isolation import BEAT, failure, run_isolated
 from detection_zoo.zoo.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def counts(upto: int, report) -> None:  # noqa: ANN001 - a callable
+def counts(upto: int, report) -> None:
     for number in range(upto):
         report({"number": number})
         report(BEAT)
     print("this is talk, and stdout is for data", flush=True)
 
 
-def breaks(kind: str, report) -> None:  # noqa: ANN001
+def breaks(kind: str, report) -> None:
     report("before")
     match kind:
         case "raise":
@@ -45,7 +44,7 @@ def breaks(kind: str, report) -> None:  # noqa: ANN001
     raise AssertionError("not reached")
 
 
-def stays(report) -> None:  # noqa: ANN001
+def stays(report) -> None:
     print(f"PID {os.getpid()}", file=sys.stderr, flush=True)
     threading.Event().wait()
 
@@ -105,7 +104,7 @@ def test_a_process_does_not_outlive_its_parent() -> None:
     parent.stderr.close()
 
 
-def shows_a_bar(report) -> None:  # noqa: ANN001
+def shows_a_bar(report) -> None:
     from detection_zoo.benchmarks.run.progress import progress
 
     with progress("a bar", 1):

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-
 from detection_zoo.benchmarks.environment import choose_device, collect_environment, cpu_name
-from detection_zoo.benchmarks.run.isolation import run_isolated
 from detection_zoo.benchmarks.measure.memory import peak_memory
 from detection_zoo.benchmarks.measure.telemetry import judge, share_of, watching
 from detection_zoo.benchmarks.measure.timing import PhaseClock, repeat, warm_up
+from detection_zoo.benchmarks.run.isolation import run_isolated
 from detection_zoo.benchmarks.run.progress import clock, progress
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from made_up_models import ROW, FindsNothing, real_subject, subject_of
-from torch import Tensor, nn
-
 from detection_zoo.benchmarks.measure.detection import detect_all
 from detection_zoo.benchmarks.measure.finite import check_finite, watched
 from detection_zoo.benchmarks.measure.inference import measure_inference
@@ -19,12 +16,14 @@ from detection_zoo.benchmarks.measure.parts import around_parts, parts_of
 from detection_zoo.benchmarks.measure.phases import measure_phases
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.build import assemble
-from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.detectors.base import Detector
+from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.parts.smoothed_fpn import SmoothedPyramid
 from detection_zoo.zoo.registry import BACKBONES
+from made_up_models import ROW, FindsNothing, real_subject, subject_of
+from torch import Tensor, nn
 
 SPEC = BenchmarkSpec(images=2, timed_images=2, warm_up_budget_s=0.1, time_budget_s=0.1)
 pytestmark = pytest.mark.usefixtures("drawn_shapes")

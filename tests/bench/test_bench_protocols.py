@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from detection_zoo.benchmarks.measure.protocols import measure_protocol, protocol_of
 from detection_zoo.benchmarks.report.tables import tables_of
-from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.benchmarks.run.subject import Subject
+from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.base import Detections, Detector, Target
@@ -44,7 +43,7 @@ class Counting(Detector):
 
 
 @pytest.fixture
-def subject(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Subject:  # noqa: ANN001
+def subject(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Subject:
     monkeypatch.setenv("DETECTION_ZOO_HOME", str(tmp_path))
     entry = next(entry for entry in load_manifests().entries.values() if entry.source == "demo")
     return Subject(
@@ -77,7 +76,7 @@ def test_the_last_image_is_the_number_where_the_source_prints_that(subject: Subj
     assert found.statistic == "last" and found.value == found.samples[-1]
 
 
-def test_unknown_protocols_are_refused_by_name(tmp_path) -> None:  # noqa: ANN001
+def test_unknown_protocols_are_refused_by_name(tmp_path) -> None:
     with pytest.raises(KeyError, match="did you mean 'hardnet'"):
         protocol_of("hardnut")
     with pytest.raises(ManifestError, match="unknown timing protocol 'hardnut'"):

@@ -8,21 +8,20 @@ import threading
 from pathlib import Path
 
 import pytest
-from records import MACHINE, make_small_shapes, measured
-
-from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile
-from detection_zoo.benchmarks.store import read_runs
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, open_data
 from detection_zoo.benchmarks.run.sweep import SweepOptions, run_sweep
+from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile
+from detection_zoo.benchmarks.store import read_runs
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import load_manifests
+from records import MACHINE, make_small_shapes, measured
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ["mask_rcnn_resnet14_slim_fpn.demo", "mask_rcnn_vovnet27_tiny_fpn.demo"]
 SOURCES, SPEC = Sources("shapes"), BenchmarkSpec(images=2)
 
 
-def quick(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path, report) -> None:  # noqa: ANN001
+def quick(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path, report) -> None:
     """Stands for a model: reports what the real work reports, without one."""
     data = identify_data(open_data(load_manifests().entry(row), sources.data, spec.images))
     report(
@@ -35,7 +34,7 @@ def quick(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path, re
     )
 
 
-def lost_once(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path, report) -> None:  # noqa: ANN001
+def lost_once(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path, report) -> None:
     """Like a model; the first time that the second row is measured, the worker it runs on is killed from
     outside, as the machine's loss would."""
     quick(row, spec, sources, weights, folder, report)
@@ -52,7 +51,7 @@ def lost_once(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+def cluster(tmp_path_factory: pytest.TempPathFactory):
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     from ray.cluster_utils import Cluster
 
@@ -72,7 +71,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_lost_costs_no_row(cluster, tmp_path: Path) -> None:  # noqa: ANN001
+def test_a_worker_that_is_lost_costs_no_row(cluster, tmp_path: Path) -> None:
     assert len([node for node in cluster.nodes() if node["Alive"]]) == 2
     entries = [load_manifests().entry(name) for name in ROWS]
     options = SweepOptions(tmp_path / "runs", engine="ray")
@@ -93,13 +92,13 @@ def test_a_worker_that_is_lost_costs_no_row(cluster, tmp_path: Path) -> None:  #
     assert {run.id for run in again.known} == {run.id for run in stored.runs} and not again.runs
 
 
-def fails_on_the_second(row: str, *rest) -> None:  # noqa: ANN002
+def fails_on_the_second(row: str, *rest) -> None:
     if row == ROWS[1]:
         raise ValueError("the wheel came off")
     quick(row, *rest)
 
 
-def test_a_model_that_fails_there_is_a_record_here(cluster, tmp_path: Path) -> None:  # noqa: ANN001
+def test_a_model_that_fails_there_is_a_record_here(cluster, tmp_path: Path) -> None:
     entries = [load_manifests().entry(name) for name in ROWS]
     sweep = run_sweep(
         entries, SPEC, SOURCES, SweepOptions(tmp_path / "runs", engine="ray"), work=fails_on_the_second

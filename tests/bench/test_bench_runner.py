@@ -10,13 +10,10 @@ from statistics import fmean
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-
 from detection_zoo.benchmarks.measure.detection import detect_all, measure_accuracy
 from detection_zoo.benchmarks.measure.inference import COVERS, measure_inference, timed_batches
 from detection_zoo.benchmarks.measure.training import measure_training
 from detection_zoo.benchmarks.run.runner import Draft, measure, measure_groups, run_row
-from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.benchmarks.run.subject import (
     RANDOM_DIGEST,
     Sources,
@@ -28,6 +25,7 @@ from detection_zoo.benchmarks.run.subject import (
     open_data,
     training_data,
 )
+from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.build import RANDOM_SEED
 from detection_zoo.zoo.conventions import TargetConventions
 from detection_zoo.zoo.data.shapes import make_shapes
@@ -35,6 +33,7 @@ from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.base import Detections, Detector
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import load_manifests
+from torch import Tensor, nn
 
 ROW = "mask_rcnn_resnet14_slim_fpn.demo"
 SPEC = BenchmarkSpec(
@@ -48,7 +47,7 @@ class Oracle(Detector):
     """Finds exactly the ground truth, image after image in dataset order; waits where told to; trains one
     number."""
 
-    def __init__(self, dataset, *, forward_s: float = 0.0, loss: float = 1.0, score: float = 1.0) -> None:  # noqa: ANN001
+    def __init__(self, dataset, *, forward_s: float = 0.0, loss: float = 1.0, score: float = 1.0) -> None:
         super().__init__()
         self.dataset, self.forward_s, self.loss, self.score, self.turn, self.seen = (
             dataset,
@@ -60,7 +59,7 @@ class Oracle(Detector):
         )
         self.weight, self.num_classes = nn.Parameter(torch.ones(())), 5
 
-    def losses(self, images, sizes, targets):  # noqa: ANN001, ANN201
+    def losses(self, images, sizes, targets):
         self.seen.append((tuple(images.shape), [len(target.labels) for target in targets]))
         return {"loss": self.weight * self.loss}
 
@@ -84,7 +83,7 @@ class Oracle(Detector):
         return found
 
 
-def subject_of(images: int | None = 4, **oracle) -> Subject:  # noqa: ANN003
+def subject_of(images: int | None = 4, **oracle) -> Subject:
     entry = load_manifests().entry(ROW)
     dataset = open_data(entry, "shapes", images)
     return Subject(
@@ -307,9 +306,8 @@ def test_inclusive_boxes_follow_the_conventions(row: str) -> None:
 
 
 def test_class_scores_become_top_1_and_top_5(tmp_path: Path) -> None:
-    from PIL import Image
-
     from detection_zoo.benchmarks.measure.detection import measure_top_k
+    from PIL import Image
 
     folder = tmp_path / "images"
     folder.mkdir()

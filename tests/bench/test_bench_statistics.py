@@ -6,7 +6,6 @@ import random
 from statistics import median
 
 import pytest
-
 from detection_zoo.benchmarks.statistics import (
     is_warm,
     mean_interval,

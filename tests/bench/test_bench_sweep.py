@@ -10,16 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from records import MACHINE, make_small_shapes, measured
-
 from detection_zoo.benchmarks.environment import cpu_name
 from detection_zoo.benchmarks.run.runner import Draft, Interrupted, run_row
-from detection_zoo.benchmarks.spec import BenchmarkSpec, WeightsIdentity
-from detection_zoo.benchmarks.store import read_runs
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, open_data
 from detection_zoo.benchmarks.run.sweep import SweepOptions, chosen_rows, run_sweep
+from detection_zoo.benchmarks.spec import BenchmarkSpec, WeightsIdentity
+from detection_zoo.benchmarks.store import read_runs
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import load_manifests
+from records import MACHINE, make_small_shapes, measured
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
@@ -32,7 +31,7 @@ SPEC = BenchmarkSpec(images=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shapes_home(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
+def shapes_home(tmp_path_factory: pytest.TempPathFactory):
     import torch  # here alone: every process of these tests imports this file
 
     with pytest.MonkeyPatch.context() as patch:
@@ -41,7 +40,7 @@ def shapes_home(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
         yield
 
 
-def quick(row: str, spec: BenchmarkSpec, sources: Sources, weights: str, folder: Path, report) -> None:  # noqa: ANN001
+def quick(row: str, spec: BenchmarkSpec, sources: Sources, weights: str, folder: Path, report) -> None:
     """Stands for a model: reports what the real work reports, without one."""
     report(
         {
@@ -55,27 +54,27 @@ def quick(row: str, spec: BenchmarkSpec, sources: Sources, weights: str, folder:
     report({"measurements": {"model_ms": measured(20.0, "ms")}})
 
 
-def kills_itself_on_the_second(row: str, *rest) -> None:  # noqa: ANN002
+def kills_itself_on_the_second(row: str, *rest) -> None:
     quick(row, *rest)
     if row == ROWS[1]:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def stops_the_sweep_on_the_second(row: str, *rest) -> None:  # noqa: ANN002
+def stops_the_sweep_on_the_second(row: str, *rest) -> None:
     quick(row, *rest)
     if row == ROWS[1]:
         os.kill(os.getppid(), signal.SIGINT)
         signal.pause()
 
 
-def kills_the_sweep_on_the_second(row: str, *rest) -> None:  # noqa: ANN002
+def kills_the_sweep_on_the_second(row: str, *rest) -> None:
     quick(row, *rest)
     if row == ROWS[1]:
         os.kill(os.getppid(), signal.SIGKILL)
         signal.pause()
 
 
-def demo_rows():  # noqa: ANN201
+def demo_rows():
     return chosen_rows(ROWS[:2])
 
 
@@ -238,7 +237,7 @@ def test_reports_are_laid_together() -> None:
 
 
 def test_ctrl_c_without_isolation_keeps_the_draft(tmp_path: Path) -> None:
-    def work(row, spec, sources, weights, folder, report) -> None:  # noqa: ANN001
+    def work(row, spec, sources, weights, folder, report) -> None:
         report({"measurements": {"model_ms": measured(1.0, "ms")}})
         raise KeyboardInterrupt
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
 from kernel_backends import Backend, every_backend, matches, normal_input, recorded  # noqa: F401 - a fixture
 from test_kernel_roi_pool import deterministic, gradient  # noqa: F401 - a fixture
-
-from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
 
 
 def test_grid_by_hand() -> None:
@@ -20,7 +19,10 @@ def test_grid_by_hand() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_against_grid_sample(
-    backend: Backend, dtype: torch.dtype, layout: torch.memory_format, deterministic: bool
+    backend: Backend,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    deterministic: bool,  # noqa: F811
 ) -> None:  # noqa: F811
     maps = normal_input(31, (3, 5, 9, 12)).to(dtype).to(backend.device).contiguous(memory_format=layout)
     grid, images = 0.9 * normal_input(32, (6, 4, 3, 2)).to(backend.device), torch.tensor([0, 0, 1, 1, 2, 2])

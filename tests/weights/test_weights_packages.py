@@ -17,7 +17,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-
 from detection_zoo.zoo.errors import DownloadError
 from detection_zoo.zoo.manifest import WeightSpec
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
@@ -80,7 +79,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
     files: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the signature of the base class
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
         def do_GET(self) -> None:

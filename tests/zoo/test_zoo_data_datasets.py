@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from detection_zoo.zoo.data.coco import CocoDataset, read_annotations
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.imagenet import ImageNetDataset
 from detection_zoo.zoo.data.images import decode_image
 from detection_zoo.zoo.data.voc import VOC_CLASSES, VocDataset, read_voc_xml
 from detection_zoo.zoo.errors import DatasetError
+from PIL import Image
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (20, 30, 3)).astype(np.uint8)
 
@@ -280,7 +279,7 @@ def test_missing_image_and_wrong_size(tmp_path: Path) -> None:
 )
 def test_corrupt_images(decoder: str, data: bytes, said: str) -> None:
     with pytest.raises(DatasetError, match=rf"^x\.jpg: .*({said})"):
-        decode_image(data, "x.jpg", decoder)  # type: ignore[arg-type]
+        decode_image(data, "x.jpg", decoder)
 
 
 def test_what_is_no_image_is_told_without_python_objects() -> None:
@@ -293,17 +292,17 @@ def test_what_is_no_image_is_told_without_python_objects() -> None:
 def test_grey_palette_alpha_and_cmyk_become_rgb(decoder: str) -> None:
     image = Image.fromarray(PIXELS)
     grey = np.asarray(image.convert("L"))
-    found = decode_image(encode(image.convert("L"), "PNG"), "x", decoder)  # type: ignore[arg-type]
+    found = decode_image(encode(image.convert("L"), "PNG"), "x", decoder)
     np.testing.assert_array_equal(found, np.repeat(grey[:, :, None], 3, axis=2))
     rgba = image.copy()
     rgba.putalpha(128)
-    np.testing.assert_array_equal(decode_image(encode(rgba, "PNG"), "x", decoder), PIXELS)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(decode_image(encode(rgba, "PNG"), "x", decoder), PIXELS)
     palette = image.quantize(8)
     np.testing.assert_array_equal(
         decode_image(encode(palette, "PNG"), "x", decoder), np.asarray(palette.convert("RGB"))
-    )  # type: ignore[arg-type]
+    )
     flat = Image.new("CMYK", (8, 8), (0, 255, 255, 0))  # red
-    red = decode_image(encode(flat, quality=100), "x", decoder)[4, 4]  # type: ignore[arg-type]
+    red = decode_image(encode(flat, quality=100), "x", decoder)[4, 4]
     assert red[0] > 200 and red[1] < 60 and red[2] < 60
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from detection_zoo.zoo.data.base import GroundTruth
 from detection_zoo.zoo.data.coco import CocoDataset, find_split
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, LEFT_RIGHT
@@ -62,7 +61,7 @@ def truth(
         np.zeros(len(boxes), bool),
         np.array(areas if areas is not None else boxes[:, 2] * boxes[:, 3], np.float64),
         **fields,
-    )  # type: ignore[arg-type]
+    )
 
 
 def test_coco_boxes_of_the_ssd_source(steps: dict) -> None:
@@ -91,7 +90,7 @@ def test_voc_boxes_of_the_ssd_source(steps: dict, tmp_path: Path) -> None:
     annotation: VocAnnotation = read_voc_xml(tmp_path / "a.xml")
     dataset = object.__new__(VocDataset)
     dataset._label = {name: label for label, name in enumerate(VOC_CLASSES)}
-    dataset.annotation = lambda index: annotation  # type: ignore[method-assign]
+    dataset.annotation = lambda index: annotation
     found, rows = training_boxes(dataset.target(0), (80, 90), TargetRules(images="all", keep_thin=True))
     np.testing.assert_array_equal(
         np.column_stack([found, dataset.target(0).labels[rows] + 1]), case["row"]
@@ -204,7 +203,7 @@ def test_an_image_with_a_crowd_alone() -> None:
     used = {
         images: len(trained_images(Crowd(), TargetRules(crowd=True, images=images)))
         for images in ("all", "annotated", "usable")
-    }  # type: ignore[arg-type]
+    }
     assert used == {"all": 1, "annotated": 1, "usable": 0}
 
 
@@ -297,7 +296,7 @@ def test_evaluation_sees_every_image_once_in_order(shapes_folder: Path, workers:
 def test_normalising_on_the_device_changes_no_bit(shapes_folder: Path, order: str, value_range: str) -> None:
     preprocess = Preprocess(
         order, value_range, (0.3, 0.2, 0.1), (0.9, 0.7, 0.3), ShorterSide(96, 160), size_divisor=32
-    )  # type: ignore[arg-type]
+    )
     dataset = shapes(shapes_folder).subset(5)
     here = list(evaluation_loader(dataset, preprocess, batch_size=3))
     there = list(evaluation_loader(dataset, preprocess, batch_size=3, normalise_on_device=True))

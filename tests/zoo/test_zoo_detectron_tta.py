@@ -7,15 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from detection_zoo.zoo.backbones.resnet import resnet14_slim
 from detection_zoo.zoo.conventions import AugmentationConventions, Views
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
 from detection_zoo.zoo.detectors.keypoint_rcnn import keypoint_rcnn
 from detection_zoo.zoo.detectors.mask_rcnn import mask_rcnn
 from detection_zoo.zoo.detectors.retinanet import retinanet
-from detection_zoo.zoo.parts.fpn import FeaturePyramid
 from detection_zoo.zoo.detectors.tta import View, combine_masks, detect_augmented, make_copy, views
+from detection_zoo.zoo.parts.fpn import FeaturePyramid
 
 PLAIN = Preprocess(
     "bgr",
@@ -155,8 +154,8 @@ def test_other_families_are_refused() -> None:
 def test_accuracy_is_measured_with_the_rows_own_copies() -> None:
     """What bench.py run --tta does: the same images, each with its copies, in the dataset's order."""
     from detection_zoo.benchmarks.measure.detection import detect_all
-    from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.benchmarks.run.subject import Subject, open_data
+    from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.zoo.build import build_model
     from detection_zoo.zoo.manifest import load_manifests
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from detection_zoo.zoo.backbones.hardnet import HarmonicBlock, hardnet68, hardnet85, harmonic_links
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.errors import CheckpointError
@@ -288,7 +287,7 @@ def imagenet_hardnet39ds() -> Shapes:
 )
 def test_every_name_of_an_unrecorded_file_has_its_place(row: str, shapes: object, form: str) -> None:
     model = build_model(row, device="meta")
-    arrays = {f"module.{name}": np.broadcast_to(np.float32(0), shape) for name, shape in shapes()}  # type: ignore[operator]
+    arrays = {f"module.{name}": np.broadcast_to(np.float32(0), shape) for name, shape in shapes()}
     report = account(
         checkpoint_format(form).translate(arrays),
         {n: tuple(t.shape) for n, t in model.state_dict().items()},

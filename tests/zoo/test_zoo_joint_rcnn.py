@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from detection_zoo.benchmarks.run.subject import with_soft_nms
 from detection_zoo.zoo.backbones.resnet import resnet14_slim
 from detection_zoo.zoo.conventions import AugmentationConventions
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
 from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN, joint_rcnn
+from detection_zoo.zoo.detectors.tta import FLIPPED, detect_augmented
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.parts.smoothed_fpn import SmoothedPyramid
-from detection_zoo.zoo.detectors.tta import FLIPPED, detect_augmented
 
 PREPROCESS = Preprocess(
     "rgb",
@@ -27,7 +26,7 @@ PREPROCESS = Preprocess(
 )
 
 
-def slim(**detections) -> JointRCNN:  # noqa: ANN003
+def slim(**detections) -> JointRCNN:
     torch.manual_seed(0)
     backbone = resnet14_slim()
     model = joint_rcnn(

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import load_manifests

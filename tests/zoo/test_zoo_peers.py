@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 import torch
 from contracts import check_backbone, check_detector, images_and_targets
-
 from detection_zoo.zoo.build import assemble, build_model
 from detection_zoo.zoo.detectors.peers.torchvision import TorchvisionDetector
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
@@ -150,7 +149,7 @@ def test_files_of_today_and_of_older_versions_are_read(entry: ModelEntry) -> Non
         )  # a dict without versions, as old files are
 
 
-def test_a_file_loads_whole_or_not_at_all(tmp_path) -> None:  # noqa: ANN001
+def test_a_file_loads_whole_or_not_at_all(tmp_path) -> None:
     torch.manual_seed(5)
     source = build_model(SMALL)
     state = source.model.state_dict()
@@ -234,13 +233,13 @@ def test_what_timm_cannot_give_is_said() -> None:
         assemble(timm_row("resnet10t", norm="group"))
 
 
-def test_peers_and_timm_rows_run_through_the_runner(tmp_path) -> None:  # noqa: ANN001
+def test_peers_and_timm_rows_run_through_the_runner(tmp_path) -> None:
     """Ours, torchvision's Faster R-CNN and ours on a timm backbone: one runner, times of the same phases,
     real pre-processing."""
     pytest.importorskip("timm", reason="timm is an extra: pip install -e .[timm]")
-    from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.benchmarks.run.sweep import SweepOptions, chosen_rows, run_sweep
+    from detection_zoo.benchmarks.spec import BenchmarkSpec
 
     spec = BenchmarkSpec(
         groups=("inference",), timed_images=2, images=2, time_budget_s=0.5, warm_up_budget_s=0.5

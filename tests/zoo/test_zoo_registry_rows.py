@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import load_manifests
-from detection_zoo.zoo.weights.fetch.cache import WeightCache, sha256_of
 from detection_zoo.zoo.weights.convert import read_arrays
+from detection_zoo.zoo.weights.fetch.cache import WeightCache, sha256_of
 from detection_zoo.zoo.weights.fetch.one import fetch_weights
 from detection_zoo.zoo.weights.load import checkpoint_format, load_backbone
 
@@ -136,9 +135,9 @@ def test_accuracy_is_what_others_measured(
     data_folder: Path,
     tmp_path: Path,
 ) -> None:
-    from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.benchmarks.run.sweep import SweepOptions, chosen_rows, run_sweep
+    from detection_zoo.benchmarks.spec import BenchmarkSpec
 
     arrays_of(row, package_weights)
     spec = BenchmarkSpec(groups=("ap",) if row == SSDLITE else ("top1",))

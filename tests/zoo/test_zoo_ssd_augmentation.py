@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.loading import TrainingBatches
 from detection_zoo.zoo.data.shapes import make_shapes
@@ -53,7 +52,7 @@ class Scripted(Random):
         assert a <= value <= b
         return value
 
-    def randrange(self, stop: int) -> int:  # type: ignore[override]
+    def randrange(self, stop: int) -> int:
         value = self.values.pop(0)
         assert 0 <= value < stop
         return int(value)
@@ -61,7 +60,7 @@ class Scripted(Random):
     def randint(self, a: int, b: int) -> int:
         return a + self.randrange(b - a + 1)
 
-    def choice(self, options: tuple) -> object:  # type: ignore[override]
+    def choice(self, options: tuple) -> object:
         return options[self.randrange(len(options))]
 
 

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import Schedule
 from detection_zoo.zoo.training import checkpoints
@@ -28,6 +26,7 @@ from detection_zoo.zoo.training.recipe import (
     set_learning_rate,
     total_iterations,
 )
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = json.loads((ROOT / "tests" / "reference" / "training" / "learning_rates.json").read_text())
@@ -42,7 +41,7 @@ DETECTRON = {
 BENCHMARK = {"warmup_iterations": 500, "warmup_factor": 1 / 3, "bias_lr_factor": 2.0, "scheduler_leads": True}
 
 
-def case(source: str, name: str, shift: int, per_epoch: int | None = None, **schedule: object):  # noqa: ANN201
+def case(source: str, name: str, shift: int, per_epoch: int | None = None, **schedule: object):
     return pytest.param(
         RATES[source][name].get("lr", RATES[source][name]),
         shift,
@@ -497,7 +496,7 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     shared = torch.load(result, weights_only=True)
 
     class Halved(Small):
-        def forward(self, *batch):  # noqa: ANN002, ANN202 - DistributedDataParallel averages the gradients of the processes
+        def forward(self, *batch):
             return {name: value / 2 for name, value in super().forward(*batch).items()}
 
     torch.manual_seed(0)

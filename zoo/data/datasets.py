@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from detection_zoo.zoo.errors import DatasetError
-from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.coco import CocoDataset, find_split
 from detection_zoo.zoo.data.imagenet import ImageNetDataset
 from detection_zoo.zoo.data.voc import VocDataset
+from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.registry import did_you_mean
 
 FORMS = {
     "coco": (

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-
-from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.data.base import Dataset, GroundTruth
 from detection_zoo.zoo.data.images import decode_image
+from detection_zoo.zoo.errors import DatasetError
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 

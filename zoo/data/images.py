@@ -7,7 +7,6 @@ import io
 from typing import Literal
 
 import numpy as np
-
 from detection_zoo.zoo.errors import DatasetError
 
 

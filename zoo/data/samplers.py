@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
-
 from detection_zoo.zoo.data.base import Dataset
+from torch.utils.data import Sampler
 
 
 def aspect_ratios(dataset: Dataset) -> list[float]:

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from detection_zoo.zoo.home import home_folder
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, SHAPE_CATEGORIES, SKELETON, outline
+from detection_zoo.zoo.home import home_folder
 
 VERSION = 1  # part of the folder's name: a change of the drawing raises it
 SPLITS = {"train": 240, "val": 60}

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
-
 from detection_zoo.zoo.data.transforms import FixedSize, NoResize, Preprocess, PreprocessedImage
 
 MINIMUM_IOUS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, -math.inf)  # None: the image stays; -inf: any crop will do
@@ -186,7 +185,7 @@ class SSDAugmentation:
         return self._finish(image, image.shape[:2], draw), _fractions(image, boxes), labels
 
     def _finish(self, image: np.ndarray, original_size: tuple[int, int], draw: Random) -> PreprocessedImage:
-        size = self.preprocess.resize.size  # type: ignore[union-attr] - a FixedSize, as checked
+        size = self.preprocess.resize.size
         pixels = random_resize(image, size, draw)
         normalised = replace(self.preprocess, resize=NoResize())(pixels[:, :, ::-1])
         return replace(

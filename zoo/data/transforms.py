@@ -11,7 +11,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
-
     from detection_zoo.zoo.conventions import ImageConventions
 
 Interpolation = Literal["pil_bilinear", "cv2_bilinear", "tf1_bilinear"]
@@ -186,7 +185,7 @@ class Preprocess:
             image.value_range,
             tuple(image.mean),
             tuple(image.std),
-            _resize_rule(image),  # type: ignore[arg-type]
+            _resize_rule(image),
             image.interpolation,
             image.normalise_first,
             image.size_divisor,
@@ -305,7 +304,7 @@ def _planes(pixels: np.ndarray) -> tuple[np.ndarray, ...]:
 def _preprocessed(channels: np.ndarray, image: np.ndarray, plan: ResizePlan) -> PreprocessedImage:
     import torch
 
-    return PreprocessedImage(torch.from_numpy(channels), channels.shape[1:], image.shape[:2], plan.scale)  # type: ignore[arg-type]
+    return PreprocessedImage(torch.from_numpy(channels), channels.shape[1:], image.shape[:2], plan.scale)
 
 
 def _resize_rule(image: ImageConventions) -> Resize:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-
+from detection_zoo.zoo.data.base import Dataset, GroundTruth, label_order
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
-from detection_zoo.zoo.data.base import Dataset, GroundTruth, label_order
 
 VOC_CLASSES = (
     "aeroplane",
@@ -155,7 +154,7 @@ def _read_object(element: Element, path: Path, classes: Sequence[str]) -> VocObj
     difficult = element.child("difficult")
     return VocObject(
         label, corners, difficult is not None and int(_number(element, "difficult", path)) == 1, element.line
-    )  # type: ignore[arg-type]
+    )
 
 
 @dataclass(frozen=True)

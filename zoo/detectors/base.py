@@ -64,13 +64,10 @@ class Detector(nn.Module):
 
     num_classes: int  # K, background not counted
     class_names: tuple[str, ...] = ()
-    parts: Mapping[
-        str, tuple[str, ...]
-        # of `raw`: backbone, neck, rpn, heads -> dotted names of the modules and methods that it calls for each
-    ] = {}
-    resize: tuple[int, int | None] | None = (
-        None  # shorter side, bound of the longer, of images resized by one rounded factor (Detectron)
-    )
+    # of `raw`: backbone, neck, rpn, heads -> dotted names of the modules and methods that it calls for each
+    parts: Mapping[str, tuple[str, ...]] = {}
+    # shorter side, bound of the longer, of images resized by one rounded factor (Detectron)
+    resize: tuple[int, int | None] | None = None
 
     def forward(
         self, images: Tensor, sizes: Tensor, targets: list[Target] | None = None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
 from detection_zoo.zoo.backbones.base import Backbone
+from torch import Tensor, nn
 
 
 class Classifier(nn.Module):

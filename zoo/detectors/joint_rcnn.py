@@ -9,16 +9,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
 from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.kernels.roi_align import roi_align_averaged
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
-
 from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.detectors.base import Detections, Detector, Target
+from detection_zoo.zoo.detectors.faster_rcnn import Frame, Options, frames
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder, clip_boxes
 from detection_zoo.zoo.parts.joint_proposals import (
@@ -33,8 +31,8 @@ from detection_zoo.zoo.parts.joint_proposals import (
 )
 from detection_zoo.zoo.parts.roi_heads import DetectionRule
 from detection_zoo.zoo.registry import DETECTORS
-from detection_zoo.zoo.detectors.base import Detections, Detector, Target
-from detection_zoo.zoo.detectors.faster_rcnn import Frame, Options, frames
+from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass

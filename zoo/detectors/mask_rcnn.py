@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.detectors.base import Detections, Target
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame, Options, RcnnRaw, rcnn_parts
 from detection_zoo.zoo.parts.fpn import Neck
 from detection_zoo.zoo.parts.mask_head import (
     MaskHead,
@@ -21,8 +21,7 @@ from detection_zoo.zoo.parts.mask_head import (
 )
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, SampledBoxes
 from detection_zoo.zoo.registry import DETECTORS
-from detection_zoo.zoo.detectors.base import Detections, Target
-from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame, Options, RcnnRaw, rcnn_parts
+from torch import Tensor
 
 
 class MaskRcnn(FasterRcnn):
@@ -114,10 +113,8 @@ class MaskRcnn(FasterRcnn):
                 "a mask branch is trained with polygons, and the target has none; is the row's dataset one"
                 " with masks?"
             )
-        if (
-            self.sampling is not None
-            # of original pixels: boxes are not held to the image, and a side of one original pixel is the least
-        ):
+        if self.sampling is not None:
+            # of original pixels: boxes are not held to the image, one original pixel is the least side
             return mask_targets(boxes, matches, target.polygons, side, None, min(target.scale))
         return mask_targets(boxes, matches, target.polygons, side, size)
 

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from detection_zoo.zoo.importers.detectron_config import Options
 from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.importers.detectron_config import Options
 from detection_zoo.zoo.manifest import Schedule, load_manifests
 
 RESNEXTS = {

@@ -178,4 +178,5 @@ class _Importer(ConventionReader):
         )
         length = "s1x" if length == "1.44x" and self.kind == "keypoint_rcnn" else length
         norm = "_gn" if backbone["norm"] == "group" else ""
-        return f"{detector['name']}_{backbone['name']}_{'fpn' if self.pyramid else self.last}{norm}_{length}.{self.source}"
+        neck = "fpn" if self.pyramid else self.last
+        return f"{detector['name']}_{backbone['name']}_{neck}{norm}_{length}.{self.source}"

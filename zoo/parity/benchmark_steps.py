@@ -14,10 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from detection_zoo.kernels.nms import nms
-
 from detection_zoo.zoo.backbones.base import FeatureSpec
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
 from detection_zoo.zoo.data.loading import pad_batch
@@ -26,6 +23,8 @@ from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide, resize_pi
 from detection_zoo.zoo.detectors.faster_rcnn import make_coders
 from detection_zoo.zoo.detectors.retinanet import RetinaNet
 from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
+from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import (
     BoxCoder,
@@ -43,13 +42,13 @@ from detection_zoo.zoo.parts.matcher import match
 from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals, select_proposals
 from detection_zoo.zoo.parts.roi_heads import DetectionRule, RoiAlignPooler, select_detections
 from detection_zoo.zoo.parts.rpn import RegionProposalNetwork, by_anchor
-from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
-from detection_zoo.zoo.parity.standin import normal_input
+from torch import Tensor
 
 Outputs = dict[str, Output | Skip]
 NUMBER = r"-?\d+(?:\.\d+)?(?:/\d+)?"
 _CALL = re.compile(
-    r"(?:(?P<times>[\d.]+)\*)?normal_input\(\s*(?P<seed>\d+)(?P<plus>\+i)?\s*,\s*\((?P<shape>[\dhw\s,]+)\)\s*\)(?P<shift>-[\d.]+)?"
+    r"(?:(?P<times>[\d.]+)\*)?normal_input\(\s*(?P<seed>\d+)(?P<plus>\+i)?\s*,"
+    r"\s*\((?P<shape>[\dhw\s,]+)\)\s*\)(?P<shift>-[\d.]+)?"
 )
 OFFSET = 1.0
 

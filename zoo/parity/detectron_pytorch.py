@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.conventions import AugmentationConventions, Views
 from detection_zoo.zoo.data.loading import pad_batch
@@ -22,15 +20,16 @@ from detection_zoo.zoo.detectors.base import Detections
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
+from detection_zoo.zoo.detectors.tta import View, detect_augmented, make_copy
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
+from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.proposals import select_proposals
 from detection_zoo.zoo.parts.roi_heads import StageTrunk
 from detection_zoo.zoo.parts.rpn import by_anchor
-from detection_zoo.zoo.detectors.tta import View, detect_augmented, make_copy
 from detection_zoo.zoo.weights.load import load_arrays
-from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
-from detection_zoo.zoo.parity.standin import normal_input
+from torch import Tensor
 
 Outputs = dict[str, Output | Skip]
 FORMATS = {"detectron_pytorch_pth": "checkpoint.json", "detectron_pkl": "checkpoint_pkl.json"}

@@ -7,20 +7,18 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
 from detection_zoo.kernels.nms import nms
 from detection_zoo.kernels.roi_align import roi_align
 from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
-
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
 from detection_zoo.zoo.data.samplers import grouped_order, target_ratios
 from detection_zoo.zoo.data.targets import mirrored_keypoints
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
 from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.parity.base import Output, Reference, Skip
 from detection_zoo.zoo.parts.anchors import AnchorGenerator, rounded_cells
 from detection_zoo.zoo.parts.box_voting import vote_boxes
 from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes
@@ -28,7 +26,7 @@ from detection_zoo.zoo.parts.keypoint_head import KeypointHead, decode_heatmaps,
 from detection_zoo.zoo.parts.mask_head import paste_masks, rasterise
 from detection_zoo.zoo.parts.proposals import ProposalRule, select_proposals
 from detection_zoo.zoo.parts.roi_heads import DetectionRule, choose_detections
-from detection_zoo.zoo.parity.base import Output, Reference, Skip
+from torch import Tensor, nn
 
 Outputs = dict[str, Output | Skip]
 INPUT = Skip("an input, which other outputs are computed from")

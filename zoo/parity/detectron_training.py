@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from detection_zoo.zoo.detectors.base import Target
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.manifest import Schedule, load_manifests
+from detection_zoo.zoo.parity.base import Output, ParityError, Skip
 from detection_zoo.zoo.parts.keypoint_head import keypoint_loss
 from detection_zoo.zoo.parts.mask_head import mask_loss
 from detection_zoo.zoo.parts.norm import FrozenAffine
@@ -23,7 +22,7 @@ from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.parts.roi_heads import SampledBoxes, box_losses
 from detection_zoo.zoo.parts.rpn import RpnLabels, by_anchor
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
-from detection_zoo.zoo.parity.base import Output, ParityError, Skip
+from torch import Tensor
 
 if TYPE_CHECKING:
     from detection_zoo.zoo.parity.detectron_pytorch import Folder

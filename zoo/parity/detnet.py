@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
-
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.detectors.base import Target
 from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN, Pyramid, padded_truth
 from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule
+from detection_zoo.zoo.parity import detnet_steps
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, settle_ties
+from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.joint_proposals import (
     OFFSET,
     anchor_targets,
@@ -29,9 +29,7 @@ from detection_zoo.zoo.parts.joint_proposals import (
 )
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
 from detection_zoo.zoo.weights.load import load_arrays
-from detection_zoo.zoo.parity import detnet_steps
-from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, settle_ties
-from detection_zoo.zoo.parity.standin import normal_input
+from torch import Tensor, nn
 
 GRADIENT_TOLERANCE = 2e-3  # the folders' own advice
 NEAR = 2e-6  # between scores that two ways of adding up may rank differently

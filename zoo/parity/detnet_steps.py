@@ -11,9 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
-
 from detection_zoo.kernels.nms import nms
 from detection_zoo.kernels.roi_align import roi_align_averaged, roi_align_points
 from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
@@ -21,12 +18,13 @@ from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 from detection_zoo.kernels.roi_pool import reference_forward as roi_pool_with_argmax
 from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
-
 from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 from detection_zoo.zoo.backbones.resnet import Stem
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
 from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN, sigma_smooth_l1
 from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.parity.base import Described, Output, ParityError, Reference, Skip
+from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import clip_boxes
 from detection_zoo.zoo.parts.joint_proposals import (
@@ -40,8 +38,8 @@ from detection_zoo.zoo.parts.joint_proposals import (
     sample_rois,
 )
 from detection_zoo.zoo.parts.smoothed_fpn import SmoothedPyramid
-from detection_zoo.zoo.parity.base import Described, Output, ParityError, Reference, Skip
-from detection_zoo.zoo.parity.standin import normal_input
+from torch import Tensor
+from torch.nn import functional
 
 EXACT = 0.0
 CLOSE = 1e-5  # the folder's own advice for values

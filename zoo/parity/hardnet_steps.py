@@ -10,10 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
 from detection_zoo.kernels.nms import nms
-
 from detection_zoo.zoo.data.base import GroundTruth
 from detection_zoo.zoo.data.ssd_augmentation import (
     SSDAugmentation,
@@ -29,14 +26,15 @@ from detection_zoo.zoo.data.voc import VOC_CLASSES
 from detection_zoo.zoo.detectors.base import Detections
 from detection_zoo.zoo.detectors.ssd import Selection
 from detection_zoo.zoo.manifest import Schedule, load_manifests
+from detection_zoo.zoo.parity.base import Output, Reference, Skip
+from detection_zoo.zoo.parity.hardnet import Outputs, build_detector, listed_image, listed_input
+from detection_zoo.zoo.parity.recording_random import RecordingRandom
 from detection_zoo.zoo.parts.boxes import box_iou
 from detection_zoo.zoo.parts.multibox import MultiBoxLoss, PriorCoder, match_priors, prior_corners
 from detection_zoo.zoo.parts.priors import prior_table
 from detection_zoo.zoo.training.recipe import learning_rate, total_iterations
 from detection_zoo.zoo.weights.rename import rename
-from detection_zoo.zoo.parity.base import Output, Reference, Skip
-from detection_zoo.zoo.parity.hardnet import Outputs, build_detector, listed_image, listed_input
-from detection_zoo.zoo.parity.recording_random import RecordingRandom
+from torch import Tensor, nn
 
 EXACT, CLOSE = 1e-12, 1e-6
 CUBIC = 1  # place of the interpolation whose rounding differs between versions of OpenCV

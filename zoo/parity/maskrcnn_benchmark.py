@@ -10,17 +10,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.build import assemble
-from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.detectors.base import Detections, Target
+from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnTraining
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.detectors.retinanet import RetinaNet
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, settle_ties
+from detection_zoo.zoo.parity.benchmark_settings import (
+    departures,
+    entry_from_settings,
+    schedule_from_settings,
+)
+from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, select_detections
@@ -30,13 +35,7 @@ from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
 from detection_zoo.zoo.weights.load import checkpoint_format as format_of
 from detection_zoo.zoo.weights.load import copy_into, load_arrays
 from detection_zoo.zoo.weights.rename import Translation
-from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, settle_ties
-from detection_zoo.zoo.parity.benchmark_settings import (
-    departures,
-    entry_from_settings,
-    schedule_from_settings,
-)
-from detection_zoo.zoo.parity.standin import normal_input
+from torch import Tensor, nn
 
 Outputs = dict[str, Output | Skip]
 DETECTOR_FORMAT, CLASSIFIER_FORMAT = "maskrcnn_benchmark_pth", "vovnet_imagenet_pth"

@@ -37,7 +37,7 @@ class RecordingRandom(Random):
         """As inherited, noted."""
         return self._note("uniform", [a, b], lambda: Random.uniform(self, a, b))
 
-    def randrange(self, stop: int) -> int:  # type: ignore[override]
+    def randrange(self, stop: int) -> int:
         """As inherited, noted."""
         return self._note("randrange", [stop], lambda: Random.randrange(self, stop))
 

@@ -4,9 +4,8 @@ section 4)."""
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from detection_zoo.zoo.parts.boxes import box_iou
+from torch import Tensor
 
 METHODS = ("id", "temp_avg", "avg", "iou_avg", "generalized_avg", "quasi_sum")
 

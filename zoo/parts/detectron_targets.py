@@ -16,9 +16,8 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou
+from torch import Tensor
 
 OFFSET = 1.0
 IGNORED = -1

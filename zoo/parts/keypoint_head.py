@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from detection_zoo.zoo.parts.norm import ConvNorm
+from torch import Tensor, nn
 
 
 class KeypointHead(nn.Module):

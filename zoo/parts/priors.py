@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from detection_zoo.zoo.registry import did_you_mean
+from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from detection_zoo.zoo.parts.ssd_pyramid import check_size
+from torch import Tensor, nn
 
 Kernel = int | tuple[int, int]
 

@@ -3,11 +3,10 @@ upsampled."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.nn import functional
-
 from detection_zoo.zoo.backbones.base import FeatureSpec
 from detection_zoo.zoo.registry import NECKS
+from torch import Tensor, nn
+from torch.nn import functional
 
 
 class SmoothedPyramid(nn.Module):

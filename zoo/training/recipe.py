@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
-
 from detection_zoo.zoo.manifest import Schedule
+from torch import nn
 
 MOMENTUM_THRESHOLD = 1.1  # a change of rate below this ratio leaves the momentum buffers alone
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)

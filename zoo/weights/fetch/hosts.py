@@ -234,7 +234,8 @@ def read_page(url: str, body: bytes) -> str:
             if host_of(target) in (host_of(url), host_of(DRIVE_DOWNLOAD)) and (
                 "confirm" in fields or "confirm=" in target
             ):
-                return f"{target.partition('?')[0]}?{urlencode(dict(parse_qsl(urlsplit(target).query)) | fields)}"
+                query = dict(parse_qsl(urlsplit(target).query)) | fields
+                return f"{target.partition('?')[0]}?{urlencode(query)}"
     raise DownloadError(
         f"a web page came in place of the file (title {title!r}); the link is dead or needs a person"
     )

@@ -166,7 +166,7 @@ def _fault(spec: WeightSpec, cache: WeightCache, part: PartFile, md5: str | None
         return "an empty file came"
     expected, actual = cache.expected_sha256(spec), part.sha256.hexdigest()
     if expected and actual != expected:
-        vouched = "the manifest" if spec.sha256 else f"the record of {cache.pin_of(spec).date}"  # type: ignore[union-attr]
+        vouched = "the manifest" if spec.sha256 else f"the record of {cache.pin_of(spec).date}"
         cure = (
             ""
             if spec.sha256

@@ -9,8 +9,8 @@ from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import Manifests, ModelEntry, WeightSpec
 from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.weights.fetch.cache import Pin, WeightCache, spec_filename, spec_key
-from detection_zoo.zoo.weights.fetch.one import refusal_of
 from detection_zoo.zoo.weights.fetch.hosts import host_of
+from detection_zoo.zoo.weights.fetch.one import refusal_of
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.weights.pickle.machine import Machine, Name
 from detection_zoo.zoo.weights.pickle.names import Storage, TensorView, tensor_view, torch_names
-from detection_zoo.zoo.weights.pickle.source import Budget, Source, shown
 from detection_zoo.zoo.weights.pickle.safe import MAGIC_NUMBER, PROTOCOL_VERSION, storage_of
+from detection_zoo.zoo.weights.pickle.source import Budget, Source, shown
 
 TAR_BLOCK = 512
 
