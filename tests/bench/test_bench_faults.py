@@ -181,7 +181,7 @@ def test_a_disk_that_fills_loses_no_record_and_stops_no_model(tmp_path: Path) ->
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'bench'}"},
         capture_output=True,
         text=True,
     )
@@ -224,7 +224,7 @@ def test_two_sweeps_at_once_share_a_store_with_a_sick_model(tmp_path: Path) -> N
         subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "runs")],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'bench'}"},
         )
         for _ in range(2)
     ]

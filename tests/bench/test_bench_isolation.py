@@ -89,7 +89,7 @@ def test_a_process_does_not_outlive_its_parent() -> None:
         "from test_bench_isolation import stays; from detection_zoo.benchmarks.run.isolation import"
         " run_isolated\nif __name__ == '__main__': run_isolated(stays, (), print)"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'bench'}"}
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -117,7 +117,7 @@ def test_an_ended_process_with_a_bar_leaves_no_semaphore_behind() -> None:
         "from test_bench_isolation import shows_a_bar; from detection_zoo.benchmarks.run.isolation import"
         " run_isolated\nif __name__ == '__main__': print(run_isolated(shows_a_bar, (), print).reason)"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'bench'}"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )

@@ -380,7 +380,7 @@ def test_running_out_of_batches_is_said() -> None:
 
 TRAINING = f"""
 import sys, torch
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}, {str(ROOT / "tests" / "zoo")!r}]
 from pathlib import Path
 from test_zoo_training import SCHEDULE, Small, batches
 from detection_zoo.zoo.training import checkpoints
