@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from detection_zoo.zoo.errors import ZooError, in_one_line
 from typer.core import TyperGroup
+
+from detection_zoo.zoo.errors import ZooError, in_one_line
 
 INTERRUPTED = 130
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from detection_zoo.zoo.errors import DownloadError, ZooError, in_one_line
 from detection_zoo.zoo.manifest import MANIFEST_FOLDER, Manifests, load_manifests, read_manifests
 from detection_zoo.zoo.weights.fetch.cache import WeightCache

@@ -6,9 +6,10 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
+from pydantic import Field, FiniteFloat
+
 from detection_zoo.zoo.manifest import MetricSpec, Strict, load_manifests
 from detection_zoo.zoo.registry import did_you_mean
-from pydantic import Field, FiniteFloat
 
 SCHEMA_VERSION = 1
 MetricGroup = Literal["ap", "top1", "inference", "memory", "epoch", "throughput"]

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from detection_zoo.benchmarks.spec import SCHEMA_VERSION, Run, StoredFile
 from pydantic import ValidationError
+
+from detection_zoo.benchmarks.spec import SCHEMA_VERSION, Run, StoredFile
 
 RESULTS_FOLDER = Path(__file__).resolve().parent.parent / "results"
 DEFAULT_STORE = RESULTS_FOLDER / "runs"

@@ -12,11 +12,12 @@ scores and threshold are rounded to that type first. 0 / 0 (two empty boxes) rem
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from detection_zoo.kernels.backend import BACKENDS, backend_for
 from detection_zoo.kernels.nms_cpu import cpu_nms
 from detection_zoo.kernels.nms_cuda import cuda_nms, cuda_nms_padded
 from detection_zoo.kernels.nms_reference import NmsRule, best_of_all, reference_nms, reference_nms_padded
-from torch import Tensor
 
 _NO_LIMIT = -1  # of the operators
 _RUN = {"reference": reference_nms, "cpu": cpu_nms, "cuda": cuda_nms}

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from detection_zoo.kernels.nms_reference import NmsRule, raise_for_groups, raise_for_values
 from torch import Tensor
+
+from detection_zoo.kernels.nms_reference import NmsRule, raise_for_groups, raise_for_values
 
 BLOCK = 64  # rows whose pairs are tested together; a row of the table of pairs is one 64-bit number
 BITS = tuple(1 << row for row in range(BLOCK))  # of the rows of a block

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from detection_zoo.kernels.launch import launch
 from detection_zoo.kernels.nms_reference import NmsRule
-from torch import Tensor
 
 FILE, CHUNK, THREADS, SCAN_THREADS = "nms.cu", 4096, 128, 512
 _PROBLEMS = (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from detection_zoo.kernels.cell_sums import sum_type
 from detection_zoo.kernels.launch import launch
 from detection_zoo.kernels.roi_align_cuda import SCALARS
-from torch import Tensor
 
 THREADS = 256
 _MAP = np.dtype(

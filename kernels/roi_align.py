@@ -19,11 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from detection_zoo.kernels.backend import backend_for
 from detection_zoo.kernels.roi_align_cuda import cuda_backward, cuda_forward
 from detection_zoo.kernels.roi_align_reference import reference_backward, reference_forward
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
-from torch import Tensor
 
 RULES = ("legacy", "aligned", "points")
 

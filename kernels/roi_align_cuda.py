@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from detection_zoo.kernels.cell_sums import sum_type
 from detection_zoo.kernels.launch import SHARED_BYTES, launch
 from detection_zoo.kernels.roi_levels import LevelRule
-from torch import Tensor
 
 FILE, MAX_LEVELS, SLICE, TILE, THREADS, ENTRIES = "roi_align.cu", 8, 32, 8, 256, 16
 SCALARS = {

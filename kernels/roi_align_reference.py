@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
+
 from detection_zoo.kernels.cell_sums import (
     add_to_cells,
     cell_table,
@@ -15,7 +17,6 @@ from detection_zoo.kernels.cell_sums import (
     zero_table,
 )
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
-from torch import Tensor
 
 _LOOKUPS = 1 << 21  # weighted cells built at once: 48 MB of indices, weights and products
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from detection_zoo.kernels.backend import backend_for
 from detection_zoo.kernels.cell_sums import (
     add_to_cells,
@@ -22,7 +24,6 @@ from detection_zoo.kernels.cell_sums import (
 )
 from detection_zoo.kernels.plane_launch import run_on_planes
 from detection_zoo.kernels.roi_align import output_pair
-from torch import Tensor
 
 
 def affine_grid(

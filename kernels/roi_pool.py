@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from detection_zoo.kernels.backend import backend_for
 from detection_zoo.kernels.cell_sums import cell_table, fill_maps, sum_type, zero_table
 from detection_zoo.kernels.plane_launch import run_on_planes
 from detection_zoo.kernels.roi_align import check_pooling, output_pair
 from detection_zoo.kernels.roi_align_reference import poolable, unpoolable
-from torch import Tensor
 
 _CELLS = 1 << 22  # cells compared at once
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from detection_zoo.kernels.backend import backend_for
 from detection_zoo.kernels.launch import launch
 from detection_zoo.kernels.nms import check_rows
 from detection_zoo.kernels.nms_reference import raise_for_values
-from torch import Tensor
 
 METHODS = ("linear", "gaussian", "hard")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.detectors.base import Detections, Detector, Target
 

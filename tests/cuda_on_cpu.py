@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from detection_zoo.kernels.launch import Argument, source_of
 
 SHIM = Path(__file__).parent / "host_shim"

@@ -17,6 +17,7 @@ from typing import Any
 
 import filelock  # noqa: F401 - imported before the fork, so that each child starts at once
 import requests  # noqa: F401
+
 from detection_zoo.zoo.manifest import WeightSpec
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
 from detection_zoo.zoo.weights.fetch.one import fetch_weights

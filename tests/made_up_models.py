@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.benchmarks.run.subject import Subject, build_subject, open_data
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.base import Detections, Detector
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
-from torch import Tensor, nn
 
 ROW = "mask_rcnn_resnet14_slim_fpn.demo"
 

@@ -7,10 +7,11 @@ import random
 from datetime import UTC, datetime, timedelta
 from statistics import median
 
+from records import MACHINE, PHOTOS, RANDOM, TRAINED
+
 from detection_zoo.benchmarks.report.kernel_cases import KernelCase, KernelTimings
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, Run, Telemetry
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
-from records import MACHINE, PHOTOS, RANDOM, TRAINED
 
 NOTE = "made up by a test: nobody measured this"
 PHASES = {

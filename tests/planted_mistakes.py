@@ -11,14 +11,15 @@ import os
 import resource
 from collections.abc import Callable
 
-import detection_zoo.kernels.launch as launching
 import torch
 from cuda_on_cpu import BACKWARD, FORWARD, SHUFFLED, CudaOnCpu
+from kernel_backends import clustered_boxes, normal_input
+
+import detection_zoo.kernels.launch as launching
 from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.kernels.roi_align import multilevel_roi_align
 from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
-from kernel_backends import clustered_boxes, normal_input
 
 
 def suppress() -> None:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-import detection_zoo.kernels.launch as launching
 import torch
 from cuda_on_cpu import SANITIZE, CudaOnCpu
+from kernel_backends import clustered_boxes
+
+import detection_zoo.kernels.launch as launching
 from detection_zoo.kernels.nms import batched_nms, nms_padded
 from detection_zoo.kernels.roi_align import multilevel_roi_align
 from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
 from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
-from kernel_backends import clustered_boxes
 
 PLANTED = ("return {low, min(low + 1, last),", "return {low, low + 1,")
 # inside, beyond each corner, the last cell, huge, a point, inverted, no image, an absent row, not finite

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 # each registers its builders; a new backbone is one name here
 from detection_zoo.zoo.backbones import (  # noqa: F401
@@ -32,14 +33,12 @@ from detection_zoo.zoo.detectors import (  # noqa: F401 - likewise the detectors
 )
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.classifier import Classifier
-from detection_zoo.zoo.detectors.peers import (  # noqa: F401 - likewise the detectors
-    detectron2 as detectron2_peers,
-)
+from detection_zoo.zoo.detectors.peers import detectron2 as detectron2_peers  # noqa: F401
+from detection_zoo.zoo.detectors.peers import torchvision as torchvision_peers  # noqa: F401
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
 from detection_zoo.zoo.manifest import Component, ModelEntry, WeightSpec, load_manifests
 from detection_zoo.zoo.parts import fpn, smoothed_fpn  # noqa: F401 - likewise the necks
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS, NECKS, Registry, did_you_mean
-from torch import nn
 
 Weights = Literal["random", "published"] | str | Path | None
 RANDOM_SEED = 0

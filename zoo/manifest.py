@@ -10,10 +10,11 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
 from detection_zoo.zoo.conventions import Conventions
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.registry import did_you_mean
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 MANIFEST_FOLDER = Path(__file__).resolve().parent.parent / "manifests"
 SHARED_FILES = ("conventions.toml", "schedules.toml", "datasets.toml", "metrics.toml", "protocols.toml")

@@ -80,6 +80,7 @@ def _kernels() -> Finding:
     """Whether a kernel can be compiled and run: CuPy, its compiler, the headers and the driver must go
     together."""
     import torch
+
     from detection_zoo.kernels.nms import nms
 
     boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 30, 30]], device="cuda")

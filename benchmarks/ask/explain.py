@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from detection_zoo.benchmarks.ask.suspects import Variant, parse_setting, variants, with_value
 from detection_zoo.benchmarks.evaluation.accuracy import DetectionCollector
 from detection_zoo.benchmarks.measure.inference import to_host
@@ -308,8 +309,9 @@ def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:
 
 def text_of(found: Explanation) -> str:
     """The answer for people."""
-    from detection_zoo.benchmarks.spec import metric
     from tabulate import tabulate
+
+    from detection_zoo.benchmarks.spec import metric
 
     title = metric(found.metric).title
     head = [f"{found.row}: {title} {found.value:.1f} on {found.images}, {found.weights} weights"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
 from detection_zoo.benchmarks.run.isolation import Report
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.data.base import Dataset, GroundTruth
@@ -126,6 +127,7 @@ def run_trial(case: Case, report: Report) -> None:
     """Build the row, run it, and report peak_mib, how it was read, the network's image size and what was
     found; raises where memory runs out."""
     import torch
+
     from detection_zoo.benchmarks.measure.memory import peak_memory
 
     device = torch.device(case.device)
@@ -153,6 +155,7 @@ def _subject(case: Case) -> tuple[Subject, BenchmarkSpec]:
 def _infer(case: Case) -> dict[str, Any]:
     """Whole turns, from pixels to results on the host."""
     import torch
+
     from detection_zoo.benchmarks.measure.inference import to_host
     from detection_zoo.benchmarks.run.subject import autocast
     from detection_zoo.zoo.data.loading import evaluation_loader
@@ -180,6 +183,7 @@ def _infer(case: Case) -> dict[str, Any]:
 def _train(case: Case) -> dict[str, Any]:
     """Whole steps by the row's schedule; of several short sides the largest."""
     import torch
+
     from detection_zoo.benchmarks.measure.training import batches_of, schedule_of
     from detection_zoo.zoo.training.loop import train_steps
     from detection_zoo.zoo.training.recipe import build_optimizer
@@ -226,6 +230,7 @@ class GpuShare:
 
     def __init__(self, limit_mib: float | None) -> None:
         import torch
+
         from detection_zoo.benchmarks.measure.telemetry import Gpu
 
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from detection_zoo.benchmarks.compare.planted import ExtraWork, cost_of_unit, with_extra_work
 from detection_zoo.benchmarks.environment import collect_environment
 from detection_zoo.benchmarks.measure.inference import MODEL, Turns, timed_batches

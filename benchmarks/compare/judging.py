@@ -181,6 +181,7 @@ def accuracy_pair(
 ) -> Pair:
     """One AP or accuracy of two models on the same images; smallest: in percentage points."""
     import numpy as np
+
     from detection_zoo.benchmarks.evaluation.ap_intervals import paired_difference
 
     found = paired_difference(base, own, seed=seed, confidence=confidence)

@@ -7,9 +7,10 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
+
 from detection_zoo.benchmarks.compare.paired import hodges_lehmann
 from detection_zoo.benchmarks.measure.timing import synchronise
-from torch import nn
 
 if TYPE_CHECKING:
     from detection_zoo.benchmarks.compare.contestant import Contestant

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
+from pydantic import Field, FiniteFloat, ValidationError
+
 from detection_zoo.benchmarks.compare.paired import Verdict
 from detection_zoo.benchmarks.spec import (
     BenchmarkSpec,
@@ -17,7 +19,6 @@ from detection_zoo.benchmarks.spec import (
 )
 from detection_zoo.benchmarks.store import RESULTS_FOLDER, sealed, unsealed, write_whole
 from detection_zoo.zoo.manifest import Strict, load_manifests
-from pydantic import Field, FiniteFloat, ValidationError
 
 COMPARISONS = RESULTS_FOLDER / "comparisons"
 

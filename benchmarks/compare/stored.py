@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+
 from detection_zoo.benchmarks.compare.paired import Ratio, Verdict, judge_ratio
 from detection_zoo.benchmarks.spec import Measurement, Run, metric
 from detection_zoo.zoo.errors import ManifestError

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from detection_zoo.benchmarks.evaluation.coco_evaluation import CocoScores, Kind, evaluate_coco, score_coco
 from detection_zoo.benchmarks.evaluation.coco_results import (
     detection_records,

@@ -10,6 +10,7 @@ from statistics import NormalDist
 from typing import Any, Protocol
 
 import numpy as np
+
 from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     Kind,
     _hotcoco,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile
 from detection_zoo.benchmarks.store import store_file
 from detection_zoo.zoo.data.base import Dataset
@@ -48,6 +49,7 @@ def class_scores(
         DatasetError: the row is no classifier, or the data has no classes of images.
     """
     import torch
+
     from detection_zoo.benchmarks.run.progress import progress
     from detection_zoo.benchmarks.run.subject import autocast
     from detection_zoo.zoo.data.loading import evaluation_loader

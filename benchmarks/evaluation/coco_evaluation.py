@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
 from detection_zoo.zoo.data.coco import read_annotations
 from detection_zoo.zoo.errors import DatasetError
 

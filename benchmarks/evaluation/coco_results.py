@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from detection_zoo.benchmarks.evaluation.coco_evaluation import FIELDS, Kind
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.coco import read_json

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
 from detection_zoo.zoo.data.voc import VocDataset
 
 Method = Literal["11point", "area"]

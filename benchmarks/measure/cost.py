@@ -8,9 +8,10 @@ from math import prod
 from typing import Any
 
 import torch
-from detection_zoo.zoo.detectors.base import Detector
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from detection_zoo.zoo.detectors.base import Detector
 
 MILLION, BILLION = 1e6, 1e9
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+
 from detection_zoo.benchmarks.evaluation.accuracy import (
     DetectionCollector,
     annotations_hidden,

@@ -10,8 +10,9 @@ from functools import wraps
 from typing import Any
 
 import torch
-from detection_zoo.benchmarks.measure.parts import around_parts, parts_of
 from torch import Tensor, nn
+
+from detection_zoo.benchmarks.measure.parts import around_parts, parts_of
 
 
 def check_finite(value: Any, what: str, *, boxes: bool = True) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from detection_zoo.benchmarks.measure.finite import check_finite, watched
 from detection_zoo.benchmarks.measure.memory import peak_memory
 from detection_zoo.benchmarks.measure.timing import PhaseClock, Repetition, repeat, warm_up

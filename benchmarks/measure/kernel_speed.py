@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 import torchvision
+from torch import Tensor
+
 from detection_zoo.benchmarks.environment import collect_environment
 from detection_zoo.benchmarks.report.kernel_cases import KernelCase, KernelTimings, write_timings
 from detection_zoo.benchmarks.statistics import summarise
 from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.kernels.roi_align import multilevel_roi_align
-from torch import Tensor
 
 IMAGE = (800, 1216)  # height, width in pixels
 SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)

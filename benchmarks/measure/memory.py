@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
 from detection_zoo.benchmarks.measure.telemetry import PERIOD_S, Gpu
 from detection_zoo.benchmarks.run.progress import ticking
 from detection_zoo.benchmarks.spec import Measurement

@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+
 from detection_zoo.benchmarks.measure.inference import Turns, timed_batches
 from detection_zoo.benchmarks.measure.parts import around_parts, parts_of
 from detection_zoo.benchmarks.measure.timing import PhaseClock, repeat, synchronise

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
 from detection_zoo.benchmarks.measure.inference import COVERS, Turns, timed_batches
 from detection_zoo.benchmarks.measure.timing import PhaseClock
 from detection_zoo.benchmarks.run.progress import progress

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+
 from detection_zoo.benchmarks.measure.inference import MODEL, Turns, collate, timed_batches
 from detection_zoo.benchmarks.measure.timing import PhaseClock, Repetition, repeat, warm_up
 from detection_zoo.benchmarks.run.isolation import out_of_memory

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+
 from detection_zoo.benchmarks.statistics import is_warm, median_interval, precise_enough
 
 

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+
 from detection_zoo.benchmarks.measure.memory import peak_memory
 from detection_zoo.benchmarks.measure.timing import synchronise
 from detection_zoo.benchmarks.run.progress import progress

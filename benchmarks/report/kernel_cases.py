@@ -6,11 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, ValidationError
+
 from detection_zoo.benchmarks.report.table import Table
 from detection_zoo.benchmarks.spec import Environment, Measurement
 from detection_zoo.benchmarks.store import new_id, write_whole
 from detection_zoo.zoo.manifest import Strict
-from pydantic import Field, ValidationError
 
 NAME = "kernels"  # of the files, of README's block, and of the folder that timings are stored in
 ON_A_CPU = (

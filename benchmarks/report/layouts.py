@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field, ValidationError
+
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import MANIFEST_FOLDER, ModelEntry, Strict
 from detection_zoo.zoo.registry import did_you_mean
-from pydantic import Field, ValidationError
 
 LAYOUT_FOLDER = MANIFEST_FOLDER / "tables"
 WIDE = "wide"  # the layout of sources that have none of their own

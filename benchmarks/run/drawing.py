@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, SKELETON
 from detection_zoo.zoo.data.images import decode_image
 from detection_zoo.zoo.errors import DatasetError
@@ -50,6 +51,7 @@ def detect_image(subject: Subject, path: Path) -> tuple[np.ndarray, Detections]:
         DatasetError: the file is no image.
     """
     import torch
+
     from detection_zoo.benchmarks.measure.inference import to_host
     from detection_zoo.zoo.data.loading import pad_batch
 

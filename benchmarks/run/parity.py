@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from detection_zoo.benchmarks.evaluation.coco_results import detection_records
 from detection_zoo.benchmarks.evaluation.voc_evaluation import (
     ClassScore,

@@ -17,8 +17,9 @@ from detection_zoo.zoo.manifest import DatasetSpec, ModelEntry, load_manifests
 
 if TYPE_CHECKING:
     import torch
-    from detection_zoo.zoo.data.transforms import Preprocess
     from torch import nn
+
+    from detection_zoo.zoo.data.transforms import Preprocess
 
 STAND_IN = "stand-in:"
 RANDOM_DIGEST = "seed:0"  # the seed that build_model draws random weights from
@@ -293,6 +294,7 @@ def build_subject(
     """A row's model on a device ("cpu" or "cuda") with its pre-processing, without data; `weights` is what
     `build_model` takes."""
     import torch
+
     from detection_zoo.zoo.build import build_model, load_row_weights
     from detection_zoo.zoo.data.transforms import Preprocess
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     BOX_STATISTICS,
     KEYPOINT_STATISTICS,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from detection_zoo.benchmarks.evaluation.accuracy import (
     DetectionCollector,
     evaluate_results_file,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from detection_zoo.benchmarks.evaluation.voc_evaluation import (
     VocDetection,
     VocTruth,

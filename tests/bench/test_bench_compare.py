@@ -9,6 +9,8 @@ import random
 from pathlib import Path
 
 import pytest
+from records import make_small_shapes
+
 from detection_zoo.benchmarks.compare.contestant import Entrant
 from detection_zoo.benchmarks.compare.judging import judge_pairs
 from detection_zoo.benchmarks.compare.match import CompareOptions, compare, entrants_of
@@ -25,7 +27,6 @@ from detection_zoo.benchmarks.compare.record import Comparison, Pair, read_compa
 from detection_zoo.benchmarks.compare.text import comparison_text
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.errors import ManifestError
-from records import make_small_shapes
 
 ROW = "mask_rcnn_vovnet27_tiny_fpn.demo"
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from generated_matches import made_up_set
+from records import PHOTOS, run_of
+
 from detection_zoo.benchmarks.evaluation.ap_intervals import (
     ImageMatches,
     class_matches,
@@ -24,8 +27,6 @@ from detection_zoo.benchmarks.spec import Measurement
 from detection_zoo.benchmarks.store import write_run
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.errors import DatasetError
-from generated_matches import made_up_set
-from records import PHOTOS, run_of
 
 
 def by_pycocotools(document, results, images: list[int]) -> float:

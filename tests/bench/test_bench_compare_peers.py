@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from records import make_small_shapes
+
 from detection_zoo.benchmarks.compare.contestant import Entrant
 from detection_zoo.benchmarks.compare.judging import accuracy_pair
 from detection_zoo.benchmarks.compare.match import CompareOptions, compare, unlike_rows
@@ -21,7 +23,6 @@ from detection_zoo.benchmarks.evaluation.classification import ImageHits, read_h
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.manifest import load_manifests
-from records import make_small_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, PEER, TIMM = (

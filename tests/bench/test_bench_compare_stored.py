@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
+from records import MACHINE, PHOTOS, TRAINED, measured, run_of
+
 from detection_zoo.benchmarks.compare.stored import (
     NotComparable,
     chosen_runs,
@@ -17,7 +19,6 @@ from detection_zoo.benchmarks.compare.stored import (
 from detection_zoo.benchmarks.compare.text import relative_text, stored_text
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Run, Telemetry
 from detection_zoo.benchmarks.store import write_run
-from records import MACHINE, PHOTOS, TRAINED, measured, run_of
 
 A, B = "faster_rcnn_vovnet39_fpn_2x.vovnet", "faster_rcnn_resnet50_fpn_2x.vovnet"
 

@@ -10,6 +10,7 @@ from statistics import fmean
 
 import pytest
 import torch
+
 from detection_zoo.benchmarks.measure.cpu_load import LoadReader, judge_load
 from detection_zoo.benchmarks.measure.finite import check_finite
 from detection_zoo.benchmarks.measure.telemetry import Watch, marked, watching

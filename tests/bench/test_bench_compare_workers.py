@@ -7,6 +7,7 @@ import signal
 import threading
 
 import pytest
+
 from detection_zoo.benchmarks.compare.workers import Worker, WorkerFailed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from detection_zoo.benchmarks.run.drawing import LEAST_LOGIT, draw, limbs, mask_edge
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
 from detection_zoo.zoo.detectors.base import Detections

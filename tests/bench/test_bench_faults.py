@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from records import MACHINE, make_small_shapes, measured, run_of
+
 from detection_zoo.benchmarks.run.isolation import run_isolated, usable_memory_mib
 from detection_zoo.benchmarks.run.jobs import run_parallel, slots_of
 from detection_zoo.benchmarks.run.runner import measure_groups
@@ -30,7 +32,6 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.benchmarks.store import read_runs, write_run
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import load_manifests
-from records import MACHINE, make_small_shapes, measured, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST, SICK, LAST = (

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
+
+from bench import app
 from detection_zoo.benchmarks.ask.fit_find import Fit, check_row, exhausted, text_of
 from detection_zoo.benchmarks.ask.fit_search import Search
 from detection_zoo.benchmarks.ask.fit_trial import OBJECTS, Case, RandomImages, run_trial
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import load_manifests
-from typer.testing import CliRunner
-
-from bench import app
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "mask_rcnn_resnet14_slim_fpn.demo"

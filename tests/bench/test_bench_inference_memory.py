@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_up_models import ROW, FindsNothing, subject_of
+from torch import Tensor, nn
+
 from detection_zoo.benchmarks.measure.inference import measure_inference_memory
 from detection_zoo.benchmarks.run.runner import Draft, measure_groups
 from detection_zoo.benchmarks.run.subject import Sources, Subject
 from detection_zoo.benchmarks.spec import METRIC_GROUPS, BenchmarkSpec
 from detection_zoo.zoo.manifest import load_manifests
-from made_up_models import ROW, FindsNothing, subject_of
-from torch import Tensor, nn
 
 CLASSIFIER = "vovnet39_imagenet.vovnet"
 SPEC = BenchmarkSpec(images=4, timed_images=4, groups=("memory", "epoch"))

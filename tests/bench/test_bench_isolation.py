@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from detection_zoo.benchmarks.run.isolation import BEAT, failure, run_isolated
 from detection_zoo.zoo.errors import CheckpointError
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from detection_zoo.benchmarks.environment import choose_device, collect_environment, cpu_name
 from detection_zoo.benchmarks.measure.memory import peak_memory
 from detection_zoo.benchmarks.measure.telemetry import judge, share_of, watching

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, Page
+from made_up_records import made_up_runs, made_up_timings
+from records import PHOTOS, run_of
+
 from detection_zoo.benchmarks.report.html_page import html_page
 from detection_zoo.benchmarks.report.pareto import pareto_front
 from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, WideLine, overview
 from detection_zoo.zoo.manifest import load_manifests
-from made_up_records import made_up_runs, made_up_timings
-from records import PHOTOS, run_of
 
 V39, WRONG_LINK = "faster_rcnn_vovnet39_fpn_2x.vovnet", "mask_rcnn_vovnet57_fpn_2x.vovnet"
 MANY = 1000

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from detection_zoo.benchmarks.run.parity import check_reference
 from detection_zoo.zoo.parity.base import ParityError
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from made_up_models import ROW, FindsNothing, real_subject, subject_of
+from torch import Tensor, nn
+
 from detection_zoo.benchmarks.measure.detection import detect_all
 from detection_zoo.benchmarks.measure.finite import check_finite, watched
 from detection_zoo.benchmarks.measure.inference import measure_inference
@@ -22,8 +25,6 @@ from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.parts.smoothed_fpn import SmoothedPyramid
 from detection_zoo.zoo.registry import BACKBONES
-from made_up_models import ROW, FindsNothing, real_subject, subject_of
-from torch import Tensor, nn
 
 SPEC = BenchmarkSpec(images=2, timed_images=2, warm_up_budget_s=0.1, time_budget_s=0.1)
 pytestmark = pytest.mark.usefixtures("drawn_shapes")

@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
+from records import RANDOM, measured, run_of
+from typer.testing import CliRunner
+
+from bench import app
 from detection_zoo.benchmarks.ask.pick import Candidate, Wish, choose, permitted, text_of
 from detection_zoo.benchmarks.report.wide import overview
 from detection_zoo.benchmarks.spec import Run
 from detection_zoo.benchmarks.store import write_run
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
-from records import RANDOM, measured, run_of
-from typer.testing import CliRunner
-
-from bench import app
 
 SSDLITE, V39, V57 = (
     "ssdlite_mobilenetv2_300.registry",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from detection_zoo.benchmarks.measure.protocols import measure_protocol, protocol_of
 from detection_zoo.benchmarks.report.tables import tables_of
 from detection_zoo.benchmarks.run.subject import Subject

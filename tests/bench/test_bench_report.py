@@ -13,6 +13,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from made_up_records import made_up_runs, made_up_timings
+from records import MACHINE, RANDOM, measured, run_of
+
 from detection_zoo.benchmarks.report.figure_data import histories, panels, phase_bars
 from detection_zoo.benchmarks.report.generate import (
     FORMATS,
@@ -32,8 +35,6 @@ from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, overview
 from detection_zoo.benchmarks.spec import Run
 from detection_zoo.benchmarks.store import write_run
 from detection_zoo.zoo.manifest import load_manifests
-from made_up_records import made_up_runs, made_up_timings
-from records import MACHINE, RANDOM, measured, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
 V39 = "faster_rcnn_vovnet39_fpn_2x.vovnet"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from detection_zoo.benchmarks.report.blocks import block_names, renew_blocks
 
 TEXT = (

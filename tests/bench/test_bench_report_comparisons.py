@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, Page
+from made_up_records import made_up_timings
+from records import MACHINE, PHOTOS, RANDOM, TRAINED, measured, run_of
+
 from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side, read_comparisons, write_comparison
 from detection_zoo.benchmarks.report.comparisons import comparison_data, comparison_tables
 from detection_zoo.benchmarks.report.export import stored_tables
@@ -28,8 +31,6 @@ from detection_zoo.benchmarks.report.wide import Overview, overview
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry, metric
 from detection_zoo.benchmarks.store import write_run
 from detection_zoo.zoo.manifest import load_manifests
-from made_up_records import made_up_timings
-from records import MACHINE, PHOTOS, RANDOM, TRAINED, measured, run_of
 
 V39, V57, R50 = (f"faster_rcnn_{backbone}_fpn_2x.vovnet" for backbone in ("vovnet39", "vovnet57", "resnet50"))
 
@@ -264,6 +265,7 @@ def test_timings_that_bench_kernels_stores_are_read_and_keep_every_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
+
     from detection_zoo.benchmarks.measure import kernel_speed
 
     answer = torch.tensor([1])

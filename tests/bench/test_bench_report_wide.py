@@ -7,11 +7,12 @@ import itertools
 import random
 
 import pytest
+from made_up_records import made_up_runs
+from records import PHOTOS, RANDOM, measured, run_of
+
 from detection_zoo.benchmarks.report.pareto import pareto_front
 from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, WideLine, overview, wide_records
 from detection_zoo.zoo.manifest import load_manifests
-from made_up_records import made_up_runs
-from records import PHOTOS, RANDOM, measured, run_of
 
 V39 = "faster_rcnn_vovnet39_fpn_2x.vovnet"
 

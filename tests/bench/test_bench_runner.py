@@ -10,6 +10,8 @@ from statistics import fmean
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.benchmarks.measure.detection import detect_all, measure_accuracy
 from detection_zoo.benchmarks.measure.inference import COVERS, measure_inference, timed_batches
 from detection_zoo.benchmarks.measure.training import measure_training
@@ -33,7 +35,6 @@ from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.base import Detections, Detector
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import load_manifests
-from torch import Tensor, nn
 
 ROW = "mask_rcnn_resnet14_slim_fpn.demo"
 SPEC = BenchmarkSpec(
@@ -306,8 +307,9 @@ def test_inclusive_boxes_follow_the_conventions(row: str) -> None:
 
 
 def test_class_scores_become_top_1_and_top_5(tmp_path: Path) -> None:
-    from detection_zoo.benchmarks.measure.detection import measure_top_k
     from PIL import Image
+
+    from detection_zoo.benchmarks.measure.detection import measure_top_k
 
     folder = tmp_path / "images"
     folder.mkdir()

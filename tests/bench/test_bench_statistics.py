@@ -6,6 +6,7 @@ import random
 from statistics import median
 
 import pytest
+
 from detection_zoo.benchmarks.statistics import (
     is_warm,
     mean_interval,

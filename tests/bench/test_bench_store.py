@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from records import measured, run_of
+
 from detection_zoo.benchmarks.spec import BenchmarkSpec, digest_of
 from detection_zoo.benchmarks.store import read_run, read_runs, store_file, write_run
-from records import measured, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from records import MACHINE, make_small_shapes, measured
+
 from detection_zoo.benchmarks.environment import cpu_name
 from detection_zoo.benchmarks.run.runner import Draft, Interrupted, run_row
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, open_data
@@ -18,7 +20,6 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec, WeightsIdentity
 from detection_zoo.benchmarks.store import read_runs
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import load_manifests
-from records import MACHINE, make_small_shapes, measured
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [

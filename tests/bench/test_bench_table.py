@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from records import MACHINE, PHOTOS, RANDOM, measured, run_of
+
 from detection_zoo.benchmarks.report.layouts import Layout, layouts_of, load_layouts, read_layouts
 from detection_zoo.benchmarks.report.lines import measured_lines, published_lines
 from detection_zoo.benchmarks.report.table import as_csv, build_table, markdown
@@ -22,7 +24,6 @@ from detection_zoo.zoo.manifest import (
     load_manifests,
     read_manifests,
 )
-from records import MACHINE, PHOTOS, RANDOM, measured, run_of
 
 SOURCE = """
 [[model]]

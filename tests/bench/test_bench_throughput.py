@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_up_models import ROW, FindsNothing, real_subject, subject_of
+from records import measured
+from torch import Tensor
+
 from detection_zoo.benchmarks.measure.throughput import LARGEST, Ladder, measure_throughput, prepared_images
 from detection_zoo.benchmarks.run.isolation import out_of_memory
 from detection_zoo.benchmarks.run.runner import Draft, measure_groups
 from detection_zoo.benchmarks.run.subject import Sources
 from detection_zoo.benchmarks.spec import METRIC_GROUPS, BenchmarkSpec, metric
-from made_up_models import ROW, FindsNothing, real_subject, subject_of
-from records import measured
-from torch import Tensor
 
 SPEC = BenchmarkSpec(groups=("throughput",), warm_up_budget_s=0.01, precision=0.9)
 BEST = "throughput_images_per_s"

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from records import measured, run_of
+
 from detection_zoo.benchmarks.store import write_run
 from detection_zoo.zoo.manifest import load_manifests
-from records import measured, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

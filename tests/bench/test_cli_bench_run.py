@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from detection_zoo.benchmarks.store import read_runs
 from PIL import Image
 from records import make_small_shapes
+
+from detection_zoo.benchmarks.store import read_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = "mask_rcnn_vovnet27_tiny_fpn.demo"

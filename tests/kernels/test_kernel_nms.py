@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from detection_zoo.kernels import nms_cpu
-from detection_zoo.kernels.nms import batched_nms, nms, nms_padded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_backends import Backend, clustered_boxes, every_nms_backend, recorded  # noqa: F401 - a fixture
+
+from detection_zoo.kernels import nms_cpu
+from detection_zoo.kernels.nms import batched_nms, nms, nms_padded
 
 # IoU of rows 0 and 1 is 8 / 16 = 0.5 exactly; row 2 is apart
 HALF = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 2], [10, 10, 12, 12]])

@@ -7,6 +7,8 @@ from itertools import product
 
 import pytest
 import torch
+from kernel_backends import Backend, clustered_boxes, every_backend, normal_input  # noqa: F401 - a fixture
+
 from detection_zoo.kernels.backend import backend_for, use_backend
 from detection_zoo.kernels.nms import _nms_op, _nms_padded_op, batched_nms, nms, nms_padded
 from detection_zoo.kernels.roi_align import (
@@ -20,7 +22,6 @@ from detection_zoo.kernels.roi_crop import _roi_crop_backward_op, _roi_crop_op, 
 from detection_zoo.kernels.roi_levels import LevelRule
 from detection_zoo.kernels.roi_pool import _roi_pool_backward_op, _roi_pool_op, roi_pool
 from detection_zoo.kernels.soft_nms import _soft_nms_op, soft_nms
-from kernel_backends import Backend, clustered_boxes, every_backend, normal_input  # noqa: F401 - a fixture
 
 BOXES, SCORES = clustered_boxes(30, seed=0)
 GROUPS = torch.arange(30) % 3

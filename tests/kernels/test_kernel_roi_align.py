@@ -7,6 +7,8 @@ import pytest
 import torch
 import torchvision
 from cuda_on_cpu import SHUFFLED, CudaOnCpu
+from kernel_backends import Backend, every_backend, matches, normal_input, recorded  # noqa: F401 - a fixture
+
 from detection_zoo.kernels.roi_align import (
     multilevel_roi_align,
     roi_align,
@@ -14,7 +16,6 @@ from detection_zoo.kernels.roi_align import (
     roi_align_points,
 )
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
-from kernel_backends import Backend, every_backend, matches, normal_input, recorded  # noqa: F401 - a fixture
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
 from kernel_backends import Backend, every_backend, matches, normal_input, recorded  # noqa: F401 - a fixture
 from test_kernel_roi_pool import deterministic, gradient  # noqa: F401 - a fixture
+
+from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
 
 
 def test_grid_by_hand() -> None:

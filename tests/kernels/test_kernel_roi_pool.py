@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from detection_zoo.kernels.roi_pool import _roi_pool_op, roi_pool
 from kernel_backends import Backend, every_backend, matches, normal_input, recorded  # noqa: F401 - a fixture
+
+from detection_zoo.kernels.roi_pool import _roi_pool_op, roi_pool
 
 ROIS = torch.tensor(
     [

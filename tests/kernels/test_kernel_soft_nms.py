@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from detection_zoo.kernels.soft_nms import METHODS, soft_nms
 from kernel_backends import Backend, clustered_boxes, every_backend, matches, recorded  # noqa: F401 - a fixture
+
+from detection_zoo.kernels.soft_nms import METHODS, soft_nms
 
 PAIR = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 2], [10, 10, 12, 12]])  # IoU of the first two: 0.5 exactly
 SCORES = torch.tensor([0.8, 0.6, 0.5])

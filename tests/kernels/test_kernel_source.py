@@ -9,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import detection_zoo.kernels.launch as launching
 import numpy as np
 import pytest
 import torch
 from cuda_on_cpu import CudaOnCpu
-from detection_zoo.kernels.launch import binary_of, compile_options, launch, run_on_gpu
 from nvrtc import compile_for
+
+import detection_zoo.kernels.launch as launching
+from detection_zoo.kernels.launch import binary_of, compile_options, launch, run_on_gpu
 
 ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100)
 HALF = {"SCALAR": "__half", "SUM": "float"}

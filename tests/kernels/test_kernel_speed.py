@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from detection_zoo.benchmarks.measure import kernel_speed
 from detection_zoo.benchmarks.measure.kernel_speed import (
     Case,

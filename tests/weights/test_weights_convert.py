@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
 from detection_zoo.zoo.build import build_model, weight_shapes
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import ModelEntry, WeightSpec, load_manifests
@@ -17,10 +21,6 @@ from detection_zoo.zoo.weights.convert import convert, converted_path, read_arra
 from detection_zoo.zoo.weights.exchange import verify_others
 from detection_zoo.zoo.weights.fetch.cache import WeightCache, sha256_of
 from detection_zoo.zoo.weights.fetch.one import fetch_weights
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
-
 from download_weights import app
 
 SLIM = "mask_rcnn_vovnet27_tiny_fpn.demo"

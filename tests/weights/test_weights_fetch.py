@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hostile_server import BODY, SHA256, HostileServer, hostile_server
+
 from detection_zoo.zoo.errors import DownloadError
 from detection_zoo.zoo.manifest import WeightSpec
 from detection_zoo.zoo.weights.fetch import hosts
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
 from detection_zoo.zoo.weights.fetch.one import Fetched, fetch_weights, import_file
 from detection_zoo.zoo.weights.fetch.request import Policy, Watch
-from hostile_server import BODY, SHA256, HostileServer, hostile_server
 
 FAST = Policy(attempts=3, backoff_s=0.01, connect_timeout_s=5, read_timeout_s=5)
 MD5 = hashlib.md5(BODY, usedforsecurity=False).hexdigest()

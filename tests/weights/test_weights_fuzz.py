@@ -22,8 +22,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.weights.pickle.safe import load_pickle, read_torch_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from malicious_files import (
@@ -37,6 +35,9 @@ from malicious_files import (
     torch_pickle,
     torch_zip,
 )
+
+from detection_zoo.zoo.errors import CheckpointError
+from detection_zoo.zoo.weights.pickle.safe import load_pickle, read_torch_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch, about odd files
 EXAMPLES = int(os.environ.get("DETECTION_ZOO_TEST_FUZZ", "1000"))

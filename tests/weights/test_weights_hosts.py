@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from detection_zoo.zoo.errors import DownloadError
 from detection_zoo.zoo.weights.fetch.cache import safe_name
 from detection_zoo.zoo.weights.fetch.hosts import (

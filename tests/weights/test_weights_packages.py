@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
 from detection_zoo.zoo.errors import DownloadError
 from detection_zoo.zoo.manifest import WeightSpec
 from detection_zoo.zoo.weights.fetch.cache import WeightCache

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from malicious_files import CANARY, Bad, legacy, pickles, raw, torch_files
+
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.weights.pickle.safe import file_kind, load_pickle, read_torch_file
-from malicious_files import CANARY, Bad, legacy, pickles, raw, torch_files
 
 PICKLES, TORCH_FILES = pickles(), torch_files()
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from detection_zoo.zoo.backbones.resnet import ResNet, resnet50
 from detection_zoo.zoo.backbones.vovnet import vovnet39
 from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.parts.norm import FrozenAffine, FrozenNorm
 from detection_zoo.zoo.registry import BACKBONES
-from torch import nn
 
 # trained parameters of the bodies with frozen norms, in millions, as counted in the sources' own models
 BODIES = {"resnet50": 23.455, "resnet101": 42.395, "vovnet39": 21.555, "vovnet57": 35.584, "vovnet69": 43.546}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from detection_zoo.zoo.build import assemble, build_model, convention_arguments
 from detection_zoo.zoo.conventions import Conventions
 from detection_zoo.zoo.errors import CheckpointError, ManifestError

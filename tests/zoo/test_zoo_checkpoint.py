@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from detection_zoo.zoo.build import assemble, build_model
 from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.errors import CheckpointError

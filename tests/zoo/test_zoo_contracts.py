@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from contracts import check_backbone, check_detector, need_package
+
 from detection_zoo.zoo import build
 from detection_zoo.zoo.build import assemble, build_model
 from detection_zoo.zoo.conventions import (

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from detection_zoo.zoo.data.coco import CocoDataset, read_annotations
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.imagenet import ImageNetDataset
 from detection_zoo.zoo.data.images import decode_image
 from detection_zoo.zoo.data.voc import VOC_CLASSES, VocDataset, read_voc_xml
 from detection_zoo.zoo.errors import DatasetError
-from PIL import Image
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (20, 30, 3)).astype(np.uint8)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from detection_zoo.zoo.data.base import GroundTruth
 from detection_zoo.zoo.data.coco import CocoDataset, find_split
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, LEFT_RIGHT

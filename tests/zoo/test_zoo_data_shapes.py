@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from detection_zoo.zoo.data.coco import CocoDataset, find_split, read_annotations
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.shapes import VERSION, make_shapes

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from detection_zoo.zoo.conventions import ImageConventions
 from detection_zoo.zoo.data.transforms import (
     FixedSize,

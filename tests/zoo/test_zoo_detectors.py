@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from contracts import images_and_targets
+
 from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 from detection_zoo.zoo.backbones.resnet import resnet14_slim
 from detection_zoo.zoo.detectors.base import Target

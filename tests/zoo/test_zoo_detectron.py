@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from detection_zoo.zoo.backbones.base import FeatureSpec
 from detection_zoo.zoo.build import assemble, build_model
 from detection_zoo.zoo.detectors.base import Target
@@ -31,7 +33,6 @@ from detection_zoo.zoo.parts.fpn import FeaturePyramid
 from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.parts.roi_heads import DetectionRule, RoiAlignPooler, suppress
 from detection_zoo.zoo.registry import BACKBONES
-from torch import Tensor
 
 FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "detectron_pytorch"
 

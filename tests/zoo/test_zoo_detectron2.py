@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from contracts import check_detector, images_and_targets
+
 from detection_zoo.zoo.build import assemble, build_model
 from detection_zoo.zoo.data.transforms import ShorterSide
 from detection_zoo.zoo.errors import CheckpointError, ManifestError

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from detection_zoo.zoo.backbones.resnet import resnet14_slim
 from detection_zoo.zoo.conventions import AugmentationConventions, Views
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from detection_zoo.zoo.build import DETECTORS, assemble
 from detection_zoo.zoo.detectors.keypoint_rcnn import keypoint_rcnn
 from detection_zoo.zoo.detectors.mask_rcnn import mask_rcnn

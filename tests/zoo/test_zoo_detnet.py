@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+
 from detection_zoo.zoo.backbones.detnet import detnet59
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.detectors.joint_rcnn import Pyramid

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from detection_zoo.zoo.backbones.hardnet import HarmonicBlock, hardnet68, hardnet85, harmonic_links
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.errors import CheckpointError

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.importers.detectron_config import default, read_options
 from detection_zoo.zoo.importers.import_config import import_config
@@ -108,6 +109,7 @@ def test_the_toml_is_a_row_that_can_be_read(tmp_path: Path) -> None:
 
 def test_an_imported_row_builds(tmp_path: Path) -> None:
     import torch
+
     from detection_zoo.zoo.build import assemble
     from detection_zoo.zoo.manifest import ModelEntry
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from detection_zoo.benchmarks.run.subject import with_soft_nms
 from detection_zoo.zoo.backbones.resnet import resnet14_slim
 from detection_zoo.zoo.conventions import AugmentationConventions

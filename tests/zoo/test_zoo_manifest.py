@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES, json_schema, read_manifests
 

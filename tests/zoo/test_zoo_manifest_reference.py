@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 
 MANIFESTS = load_manifests()

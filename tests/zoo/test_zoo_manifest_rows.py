@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 from contracts import need_package
+
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 

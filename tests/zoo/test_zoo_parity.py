@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import load_manifests

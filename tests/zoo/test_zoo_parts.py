@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from detection_zoo.zoo.backbones.base import FeatureSpec
 from detection_zoo.zoo.detectors.base import Detections, Target
 from detection_zoo.zoo.parts.anchors import AnchorGenerator, centred_cells, rounded_cells, torchvision_cells
@@ -39,7 +41,6 @@ from detection_zoo.zoo.parts.roi_heads import (
     select_detections,
 )
 from detection_zoo.zoo.parts.sampler import BalancedSampler
-from torch import nn
 
 
 def boxes(*rows: tuple[float, ...]) -> torch.Tensor:

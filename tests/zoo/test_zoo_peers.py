@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from contracts import check_backbone, check_detector, images_and_targets
+
 from detection_zoo.zoo.build import assemble, build_model
 from detection_zoo.zoo.detectors.peers.torchvision import TorchvisionDetector
 from detection_zoo.zoo.errors import CheckpointError, ManifestError

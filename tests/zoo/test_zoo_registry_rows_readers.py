@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from detection_zoo.zoo.backbones.resnet import resnet14_slim
 from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.errors import CheckpointError

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.loading import TrainingBatches
 from detection_zoo.zoo.data.shapes import make_shapes

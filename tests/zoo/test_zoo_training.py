@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import Schedule
 from detection_zoo.zoo.training import checkpoints
@@ -26,7 +28,6 @@ from detection_zoo.zoo.training.recipe import (
     set_learning_rate,
     total_iterations,
 )
-from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = json.loads((ROOT / "tests" / "reference" / "training" / "learning_rates.json").read_text())

@@ -3,11 +3,12 @@ A Backbone network for Object Detection")."""
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 from detection_zoo.zoo.backbones.resnet import EXPANSION, Bottleneck, Stem, initialise
 from detection_zoo.zoo.parts.norm import freeze
 from detection_zoo.zoo.registry import BACKBONES
-from torch import Tensor, nn
 
 STAGES = {
     "c2": (3, 64, 1, 1),

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES
-from torch import Tensor, nn
 
 Activation = Literal["relu", "relu6"]
 Form = Literal["classifier", "detector"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 from detection_zoo.zoo.parts.mobile_convs import Padding, conv_norm_act
 from detection_zoo.zoo.registry import BACKBONES
-from torch import Tensor, nn
 
 # expansion, channels, blocks, stride of the first block
 STAGES = (

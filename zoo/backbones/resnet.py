@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor, nn
+
 from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 from detection_zoo.zoo.parts.norm import ConvNorm, freeze
 from detection_zoo.zoo.registry import BACKBONES
-from torch import Tensor, nn
 
 EXPANSION = 4
 STAGES = ("c2", "c3", "c4", "c5")

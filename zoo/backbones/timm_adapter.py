@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES, did_you_mean
-from torch import Tensor
 
 FINEST = 4  # pixels: maps of smaller strides are not built
 

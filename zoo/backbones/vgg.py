@@ -3,9 +3,10 @@ al., ECCV 2016, section 3.1)."""
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES
-from torch import Tensor, nn
 
 WIDTHS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and 3x3 convolutions of each stride
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
 from detection_zoo.zoo.parts.norm import ConvNorm, freeze
 from detection_zoo.zoo.registry import BACKBONES
-from torch import Tensor, nn
 
 STAGES = ("c2", "c3", "c4", "c5")
 WIDTHS = (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
 from detection_zoo.zoo.data.images import decode_image
 from detection_zoo.zoo.errors import DatasetError
 

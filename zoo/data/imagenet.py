@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
 from detection_zoo.zoo.data.base import Dataset, GroundTruth
 from detection_zoo.zoo.data.images import decode_image
 from detection_zoo.zoo.errors import DatasetError

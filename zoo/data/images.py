@@ -7,6 +7,7 @@ import io
 from typing import Literal
 
 import numpy as np
+
 from detection_zoo.zoo.errors import DatasetError
 
 

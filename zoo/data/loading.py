@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.samplers import GroupedBatchSampler, aspect_ratios
 from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
 from detection_zoo.zoo.data.targets import TargetRules, make_target, trained_images, training_boxes
 from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, PreprocessedImage, ShorterSide
 from detection_zoo.zoo.detectors.base import Target
-from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 
 @dataclass

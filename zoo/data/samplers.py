@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from detection_zoo.zoo.data.base import Dataset
 from torch.utils.data import Sampler
+
+from detection_zoo.zoo.data.base import Dataset
 
 
 def aspect_ratios(dataset: Dataset) -> list[float]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
+
 from detection_zoo.zoo.data.transforms import FixedSize, NoResize, Preprocess, PreprocessedImage
 
 MINIMUM_IOUS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, -math.inf)  # None: the image stays; -inf: any crop will do

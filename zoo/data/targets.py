@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
 from detection_zoo.zoo.data.base import Dataset, GroundTruth
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def make_target(
         keypoint_names: tell left from right; needed to flip keypoints.
     """
     import torch
+
     from detection_zoo.zoo.detectors.base import Target
 
     boxes, rows = training_boxes(truth, size, rules)

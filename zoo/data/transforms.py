@@ -11,6 +11,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
+
     from detection_zoo.zoo.conventions import ImageConventions
 
 Interpolation = Literal["pil_bilinear", "cv2_bilinear", "tf1_bilinear"]

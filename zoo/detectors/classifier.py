@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from detection_zoo.zoo.backbones.base import Backbone
 from torch import Tensor, nn
+
+from detection_zoo.zoo.backbones.base import Backbone
 
 
 class Classifier(nn.Module):

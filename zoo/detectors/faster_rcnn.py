@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.detectors.base import Detections, Detector, Target
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
@@ -33,7 +35,6 @@ from detection_zoo.zoo.parts.roi_heads import (
 from detection_zoo.zoo.parts.rpn import RegionProposalNetwork, RpnHead, RpnLabels
 from detection_zoo.zoo.parts.sampler import BalancedSampler, Sampler
 from detection_zoo.zoo.registry import DETECTORS
-from torch import Tensor, nn
 
 Options = Mapping[str, Any] | None
 

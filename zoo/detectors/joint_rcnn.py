@@ -9,6 +9,9 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.kernels.roi_align import roi_align_averaged
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
@@ -31,8 +34,6 @@ from detection_zoo.zoo.parts.joint_proposals import (
 )
 from detection_zoo.zoo.parts.roi_heads import DetectionRule
 from detection_zoo.zoo.registry import DETECTORS
-from torch import Tensor, nn
-from torch.nn import functional
 
 
 @dataclass

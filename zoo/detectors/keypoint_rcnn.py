@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.detectors.base import Detections, Target
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame, Options, RcnnRaw, rcnn_parts
@@ -24,7 +26,6 @@ from detection_zoo.zoo.parts.matcher import match
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, SampledBoxes
 from detection_zoo.zoo.parts.sampler import BalancedSampler, Sampler
 from detection_zoo.zoo.registry import DETECTORS
-from torch import Tensor
 
 
 @dataclass

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.detectors.base import Detections, Target
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame, Options, RcnnRaw, rcnn_parts
@@ -21,7 +23,6 @@ from detection_zoo.zoo.parts.mask_head import (
 )
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, SampledBoxes
 from detection_zoo.zoo.registry import DETECTORS
-from torch import Tensor
 
 
 class MaskRcnn(FasterRcnn):

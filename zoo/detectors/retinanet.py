@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.detectors.base import Detections, Detector, Target
 from detection_zoo.zoo.detectors.faster_rcnn import Frame, Options, frames, make_coders, without_crowd
@@ -20,7 +22,6 @@ from detection_zoo.zoo.parts.norm import ConvNorm
 from detection_zoo.zoo.parts.roi_heads import DetectionRule, suppress
 from detection_zoo.zoo.parts.rpn import by_anchor
 from detection_zoo.zoo.registry import DETECTORS
-from torch import Tensor, nn
 
 
 class RetinaHead(nn.Module):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.detectors.base import Detections, Detector, Target
 from detection_zoo.zoo.detectors.faster_rcnn import (
@@ -22,7 +24,6 @@ from detection_zoo.zoo.parts.fpn import Neck, SingleLevel
 from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals
 from detection_zoo.zoo.parts.rpn import RegionProposalNetwork
 from detection_zoo.zoo.registry import DETECTORS
-from torch import Tensor
 
 
 @dataclass

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.detectors.base import Detections, Detector, Target
@@ -17,7 +19,6 @@ from detection_zoo.zoo.parts.priors import PriorTable, prior_table
 from detection_zoo.zoo.parts.rfb import RFBPyramid
 from detection_zoo.zoo.parts.ssd_pyramid import Heads, SSDLitePyramid, SSDPyramid
 from detection_zoo.zoo.registry import DETECTORS
-from torch import Tensor, nn
 
 UNUSED_COCO_IDS = frozenset(
     {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}

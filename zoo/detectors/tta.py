@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from detection_zoo.zoo.conventions import AugmentationConventions, Views
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
 from detection_zoo.zoo.data.loading import pad_batch
@@ -23,7 +25,6 @@ from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
-from torch import Tensor
 
 FLIPPED = Views(flip=True)
 SCALED = Views(flip=True, scales=[400, 500, 600, 700, 900, 1000, 1100, 1200], max_size=2000, scale_flip=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.importers.detectron_options import DEFAULTS, WITHOUT_EFFECT
 from detection_zoo.zoo.registry import did_you_mean

@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import nn
+
 from detection_zoo.zoo.conventions import Conventions
 from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule, load_manifests
 from detection_zoo.zoo.parity.base import ParityError, Reference
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
-from torch import nn
 
 Settings = Mapping[str, Any]
 _BODY = re.compile(r"(?P<family>[RV])-(?P<depth>\d+)-(?P<kind>FPN-RETINANET|FPN|C4)")

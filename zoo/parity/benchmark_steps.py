@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from detection_zoo.kernels.nms import nms
 from detection_zoo.zoo.backbones.base import FeatureSpec
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
@@ -42,7 +44,6 @@ from detection_zoo.zoo.parts.matcher import match
 from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals, select_proposals
 from detection_zoo.zoo.parts.roi_heads import DetectionRule, RoiAlignPooler, select_detections
 from detection_zoo.zoo.parts.rpn import RegionProposalNetwork, by_anchor
-from torch import Tensor
 
 Outputs = dict[str, Output | Skip]
 NUMBER = r"-?\d+(?:\.\d+)?(?:/\d+)?"

@@ -7,11 +7,12 @@ import re
 from typing import Any
 
 import torch
+from torch import nn
+
 from detection_zoo.zoo.backbones.resnet import ResNet
 from detection_zoo.zoo.parity.base import Output, Reference, Skip
 from detection_zoo.zoo.parity.standin import fill, read_checkpoint_description
 from detection_zoo.zoo.weights.load import load_backbone_arrays
-from torch import nn
 
 TOLERANCE = 1e-5  # the folder's own
 FORMATS = {".pth": "caffe_resnet_pth", ".pkl": "detectron_imagenet_pkl"}

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.conventions import AugmentationConventions, Views
 from detection_zoo.zoo.data.loading import pad_batch
@@ -29,7 +31,6 @@ from detection_zoo.zoo.parts.proposals import select_proposals
 from detection_zoo.zoo.parts.roi_heads import StageTrunk
 from detection_zoo.zoo.parts.rpn import by_anchor
 from detection_zoo.zoo.weights.load import load_arrays
-from torch import Tensor
 
 Outputs = dict[str, Output | Skip]
 FORMATS = {"detectron_pytorch_pth": "checkpoint.json", "detectron_pkl": "checkpoint_pkl.json"}

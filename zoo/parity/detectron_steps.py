@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.kernels.nms import nms
 from detection_zoo.kernels.roi_align import roi_align
 from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
@@ -26,7 +28,6 @@ from detection_zoo.zoo.parts.keypoint_head import KeypointHead, decode_heatmaps,
 from detection_zoo.zoo.parts.mask_head import paste_masks, rasterise
 from detection_zoo.zoo.parts.proposals import ProposalRule, select_proposals
 from detection_zoo.zoo.parts.roi_heads import DetectionRule, choose_detections
-from torch import Tensor, nn
 
 Outputs = dict[str, Output | Skip]
 INPUT = Skip("an input, which other outputs are computed from")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from detection_zoo.zoo.detectors.base import Target
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
@@ -22,7 +24,6 @@ from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.parts.roi_heads import SampledBoxes, box_losses
 from detection_zoo.zoo.parts.rpn import RpnLabels, by_anchor
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
-from torch import Tensor
 
 if TYPE_CHECKING:
     from detection_zoo.zoo.parity.detectron_pytorch import Folder

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.detectors.base import Target
@@ -29,7 +31,6 @@ from detection_zoo.zoo.parts.joint_proposals import (
 )
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
 from detection_zoo.zoo.weights.load import load_arrays
-from torch import Tensor, nn
 
 GRADIENT_TOLERANCE = 2e-3  # the folders' own advice
 NEAR = 2e-6  # between scores that two ways of adding up may rank differently

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional
+
 from detection_zoo.kernels.nms import nms
 from detection_zoo.kernels.roi_align import roi_align_averaged, roi_align_points
 from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
@@ -38,8 +41,6 @@ from detection_zoo.zoo.parts.joint_proposals import (
     sample_rois,
 )
 from detection_zoo.zoo.parts.smoothed_fpn import SmoothedPyramid
-from torch import Tensor
-from torch.nn import functional
 
 EXACT = 0.0
 CLOSE = 1e-5  # the folder's own advice for values

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.zoo.backbones import hardnet, vgg  # noqa: F401 - register their builders
 from detection_zoo.zoo.conventions import ImageConventions
 from detection_zoo.zoo.data.transforms import Preprocess
@@ -21,7 +23,6 @@ from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS
 from detection_zoo.zoo.training.recipe import build_optimizer
 from detection_zoo.zoo.weights.load import checkpoint_format, copy_into
-from torch import Tensor, nn
 
 FORMATS = {"detector": "pytorchssd_pth", "classifier": "hardnet_imagenet_pth"}
 LEAST = 1e-6  # no folder asks for less of a continuous output

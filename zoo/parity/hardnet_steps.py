@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.kernels.nms import nms
 from detection_zoo.zoo.data.base import GroundTruth
 from detection_zoo.zoo.data.ssd_augmentation import (
@@ -34,7 +36,6 @@ from detection_zoo.zoo.parts.multibox import MultiBoxLoss, PriorCoder, match_pri
 from detection_zoo.zoo.parts.priors import prior_table
 from detection_zoo.zoo.training.recipe import learning_rate, total_iterations
 from detection_zoo.zoo.weights.rename import rename
-from torch import Tensor, nn
 
 EXACT, CLOSE = 1e-12, 1e-6
 CUBIC = 1  # place of the interpolation whose rounding differs between versions of OpenCV

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.detectors.base import Detections, Target
@@ -35,7 +37,6 @@ from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
 from detection_zoo.zoo.weights.load import checkpoint_format as format_of
 from detection_zoo.zoo.weights.load import copy_into, load_arrays
 from detection_zoo.zoo.weights.rename import Translation
-from torch import Tensor, nn
 
 Outputs = dict[str, Output | Skip]
 DETECTOR_FORMAT, CLASSIFIER_FORMAT = "maskrcnn_benchmark_pth", "vovnet_imagenet_pth"

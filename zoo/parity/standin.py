@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from detection_zoo.zoo.errors import CheckpointError
 
 CHECKPOINT_FILE = "checkpoint.json"

@@ -4,8 +4,9 @@ section 4)."""
 from __future__ import annotations
 
 import torch
-from detection_zoo.zoo.parts.boxes import box_iou
 from torch import Tensor
+
+from detection_zoo.zoo.parts.boxes import box_iou
 
 METHODS = ("id", "temp_avg", "avg", "iou_avg", "generalized_avg", "quasi_sum")
 

@@ -16,8 +16,9 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou
 from torch import Tensor
+
+from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou
 
 OFFSET = 1.0
 IGNORED = -1

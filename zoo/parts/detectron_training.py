@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from detection_zoo.zoo.detectors.base import Target
 from detection_zoo.zoo.parts.boxes import BoxCoder
 from detection_zoo.zoo.parts.detectron_targets import (
@@ -24,7 +26,6 @@ from detection_zoo.zoo.parts.losses import smooth_l1_sum
 from detection_zoo.zoo.parts.proposals import Size
 from detection_zoo.zoo.parts.roi_heads import SampledBoxes
 from detection_zoo.zoo.parts.rpn import RegionProposalNetwork, RpnLabels, by_anchor
-from torch import Tensor
 
 
 class DetectronProposalNetwork(RegionProposalNetwork):

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from detection_zoo.zoo.backbones.base import FeatureSpec
 from detection_zoo.zoo.parts.norm import ConvNorm
 from detection_zoo.zoo.registry import NECKS
-from torch import Tensor, nn
 
 
 class Neck(nn.Module):

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from detection_zoo.kernels.nms import nms
-from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes
 from torch import Tensor, nn
 from torch.nn import functional
+
+from detection_zoo.kernels.nms import nms
+from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes
 
 OFFSET = 1.0
 CODER = BoxCoder(offset=OFFSET, far_offset=0.0, cap=None)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from detection_zoo.zoo.parts.norm import ConvNorm
 from torch import Tensor, nn
+
+from detection_zoo.zoo.parts.norm import ConvNorm
 
 
 class KeypointHead(nn.Module):

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from detection_zoo.zoo.parts.boxes import widened
 from detection_zoo.zoo.parts.norm import ConvNorm
 from detection_zoo.zoo.parts.proposals import Size
-from torch import Tensor, nn
 
 
 class MaskHead(nn.Module):

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from detection_zoo.zoo.parts.boxes import box_iou
 from torch import Tensor
 from torch.nn import functional
+
+from detection_zoo.zoo.parts.boxes import box_iou
 
 BACKGROUND = 0  # class 0 of the network's C = K + 1 channels
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from detection_zoo.zoo.registry import did_you_mean
 from torch import Tensor
+
+from detection_zoo.zoo.registry import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.zoo.parts.boxes import BoxCoder, clip_boxes, large_enough
-from torch import Tensor
 
 Size = tuple[int, int]  # (height, width) in pixels
 

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import torch
-from detection_zoo.zoo.parts.ssd_pyramid import check_size
 from torch import Tensor, nn
+
+from detection_zoo.zoo.parts.ssd_pyramid import check_size
 
 Kernel = int | tuple[int, int]
 

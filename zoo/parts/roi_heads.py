@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.kernels.roi_align import multilevel_roi_align
 from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
@@ -23,7 +25,6 @@ from detection_zoo.zoo.parts.matcher import match
 from detection_zoo.zoo.parts.norm import ConvNorm, make_norm
 from detection_zoo.zoo.parts.proposals import Size
 from detection_zoo.zoo.parts.sampler import Sampler
-from torch import Tensor, nn
 
 SOFT_NMS_LEAST = 1e-4  # overlapped boxes whose decayed score is below this leave (Detectron)
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, widened
 from detection_zoo.zoo.parts.losses import smooth_l1_sum
 from detection_zoo.zoo.parts.matcher import BACKGROUND, match
 from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals, Size, select_proposals
 from detection_zoo.zoo.parts.sampler import Sampler
-from torch import Tensor, nn
 
 
 def by_anchor(maps: Tensor, values: int) -> Tensor:

@@ -3,10 +3,11 @@ upsampled."""
 
 from __future__ import annotations
 
-from detection_zoo.zoo.backbones.base import FeatureSpec
-from detection_zoo.zoo.registry import NECKS
 from torch import Tensor, nn
 from torch.nn import functional
+
+from detection_zoo.zoo.backbones.base import FeatureSpec
+from detection_zoo.zoo.registry import NECKS
 
 
 class SmoothedPyramid(nn.Module):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from detection_zoo.zoo.parts.mobile_convs import Padding, conv_norm_act
 from torch import Tensor, nn
+
+from detection_zoo.zoo.parts.mobile_convs import Padding, conv_norm_act
 
 # kernel, stride, padding, channels of the extra convolutions; every second one gives a map
 REDUCE_AND_HALVE = ((1, 1, 0, 256), (3, 2, 1, 512), (1, 1, 0, 128), (3, 2, 1, 256))

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.training.distributed import bare
-from torch import nn
 
 FORMAT = 1
 _NAME = re.compile(r"^step_(\d{8})\.pth$")

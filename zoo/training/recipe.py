@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from detection_zoo.zoo.manifest import Schedule
 from torch import nn
+
+from detection_zoo.zoo.manifest import Schedule
 
 MOMENTUM_THRESHOLD = 1.1  # a change of rate below this ratio leaves the momentum buffers alone
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)

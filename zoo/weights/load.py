@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.formats import (  # noqa: F401 - register their formats
@@ -28,7 +30,6 @@ from detection_zoo.zoo.weights.rename import (
     strip_prefix,
     translate_names,
 )
-from torch import nn
 
 
 def read_tensors(path: Path, *wrappers: str) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.zoo.detectors.base import Detections, Detector, Target
 from detection_zoo.zoo.detectors.faster_rcnn import without_crowd
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.registry import DETECTORS
-from torch import Tensor, nn
 
 INSTALL = "https://detectron2.readthedocs.io/tutorials/install.html"
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from detection_zoo.zoo.detectors.base import Detections, Detector, Target
 from detection_zoo.zoo.detectors.faster_rcnn import without_crowd
 from detection_zoo.zoo.detectors.ssd import UNUSED_COCO_IDS
 from detection_zoo.zoo.registry import DETECTORS, did_you_mean
-from torch import Tensor, nn
 
 COCO_CLASSES, COCO_IDS = 80, 90
 MASK_THRESHOLD = 0.5

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from detection_zoo.zoo.errors import DownloadError
 from detection_zoo.zoo.manifest import SHARED_FILES, WeightSpec
 from detection_zoo.zoo.weights.fetch.cache import spec_key
@@ -30,7 +32,6 @@ from detection_zoo.zoo.weights.fetch.request import (
     connection_problem,
     new_session,
 )
-from pydantic import ValidationError
 
 ONE_TRY = Policy(attempts=1, connect_timeout_s=10, read_timeout_s=20)
 NO_NETWORK = "no network"

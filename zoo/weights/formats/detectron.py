@@ -111,6 +111,7 @@ _MODULE_KERNELS = ((r"(Keypoint|Mask)_Outs\.upsample\.upconv\.(weight|bias)", "a
 
 def _read_blobs(path: Path) -> dict[str, Any]:
     import numpy as np
+
     from detection_zoo.zoo.weights.pickle.safe import load_pickle
 
     content = load_pickle(path)

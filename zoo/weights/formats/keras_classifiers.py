@@ -100,6 +100,7 @@ def _folded_resnet(arrays: dict[str, Any]) -> Translation:
 def _read_tree(path: Path) -> dict[str, Any]:
     """Arrays of a pickled tree of dicts, by path: "VGG16_0/Conv_0/kernel"."""
     import numpy as np
+
     from detection_zoo.zoo.weights.pickle.safe import load_pickle
 
     arrays: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from detection_zoo.zoo.weights.pickle.machine import Machine, Name, Unfinished
 from detection_zoo.zoo.weights.pickle.source import shown
 
