@@ -141,7 +141,7 @@ LONG_FILES = {
     "zoo/parity/detectron_pytorch.py",
     *("zoo/parity/maskrcnn_benchmark.py", "zoo/parity/hardnet_steps.py", "zoo/parity/detnet.py"),
     *("zoo/detectors/faster_rcnn.py", "zoo/parts/roi_heads.py", "zoo/manifest.py"),
-    *("benchmarks/compare/match.py", "benchmarks/run/runner.py", "bench.py", "download_weights.py"),
+    *("benchmarks/compare/match.py", "benchmarks/run/runner.py", "download_weights.py"),
 }
 FAMILY_FILES = ("zoo/backbones/", "zoo/detectors/")  # blocks, network, variants, builders in one file
 

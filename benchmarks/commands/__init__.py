@@ -1,0 +1,1 @@
+"""The commands of bench.py: each parses its arguments, calls and prints."""

@@ -1,0 +1,54 @@
+"""The application that every command registers on: output, errors and exit codes. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from detection_zoo.zoo.errors import ZooError, in_one_line
+
+INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """Turns the project's errors into one line and an exit code, and Ctrl-C into a sentence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; 1 for what failed, 130 for Ctrl-C or a polite kill."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of our output has left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except (ZooError, OSError) as error:
+            typer.echo(f"error: {in_one_line(error)}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            typer.echo("stopped by Ctrl-C; what had been stored before is kept", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Benchmark tables of object detectors: rows of the manifests, measured here and as published.",
+)
+
+
+def emit(value: Any, as_json: bool, text: str) -> None:
+    """Print data to stdout: `value` as JSON, or the text."""
+    typer.echo(json.dumps(value, indent=2) if as_json else text)
+
+
+def say(text: str) -> None:
+    """Print a message to stderr."""
+    typer.echo(text, err=True)

@@ -1,0 +1,178 @@
+"""Questions about models and the machine: explain, pick, fit, doctor, kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, emit, say
+from detection_zoo.benchmarks.commands.options import (
+    DATA,
+    DEVICE,
+    DTYPE,
+    IMAGES,
+    JSON,
+    READ_STORE,
+    WEIGHTS,
+    device_of,
+)
+
+
+@app.command()
+def explain(
+    row: Annotated[str, typer.Argument(help="name of a row")],
+    data: DATA = "shapes",
+    weights: WEIGHTS = "published",
+    images: IMAGES = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="SECTION.FIELD=VALUE: what differs in the setup in question"),
+    ] = None,
+    suspects: Annotated[str | None, typer.Option(help="comma-separated names; default: all")] = None,
+    expected: Annotated[float | None, typer.Option(help="the number that was expected, in percent")] = None,
+    device: DEVICE = "auto",
+    as_json: JSON = False,
+) -> None:
+    """Say why a number differs: change each usual suspect and measure again on the same images."""
+    from dataclasses import asdict
+
+    from detection_zoo.benchmarks.ask.explain import explain as explain_row
+    from detection_zoo.benchmarks.ask.explain import text_of
+    from detection_zoo.zoo.manifest import load_manifests
+
+    only = [name.strip() for name in (suspects or "").split(",") if name.strip()]
+    found = explain_row(
+        load_manifests().entry(row),
+        data,
+        weights,
+        images=images,
+        settings=settings or [],
+        only=only,
+        expected=expected,
+        device=device_of(device),
+        say=say,
+    )
+    emit(asdict(found) | {"named": found.named}, as_json, text_of(found))
+
+
+@app.command()
+def pick(
+    max_ms: Annotated[float | None, typer.Option(help="model time an image, milliseconds")] = None,
+    max_gb: Annotated[float | None, typer.Option(help="training memory, GiB")] = None,
+    min_ap: Annotated[float | None, typer.Option(help="accuracy in percent, of --metric")] = None,
+    metric: Annotated[
+        Literal["box_ap", "mask_ap", "keypoint_ap", "voc_map", "top1"],
+        typer.Option(help="what --min-ap is of"),
+    ] = "box_ap",
+    max_parameters: Annotated[float | None, typer.Option(help="millions")] = None,
+    licence: Annotated[str | None, typer.Option(help="permissive, or an SPDX name")] = None,
+    hardware: Annotated[str | None, typer.Option(help="part of the name of the processor or GPU")] = None,
+    others: Annotated[int, typer.Option(min=0, help="how many of the other rows are told")] = 10,
+    store: READ_STORE = None,
+    as_json: JSON = False,
+) -> None:
+    """Pick the rows that fit a budget, best first, and say why others do not."""
+    from dataclasses import asdict
+
+    from detection_zoo.benchmarks.ask.pick import Wish, text_of
+    from detection_zoo.benchmarks.ask.pick import pick as pick_rows
+
+    wish = Wish(max_ms, max_gb, min_ap, metric, max_parameters, licence, hardware)
+    fits, rest = pick_rows(wish, store)
+    emit(
+        {"qualify": [asdict(one) for one in fits], "others": [asdict(one) for one in rest]},
+        as_json,
+        text_of(fits, rest, wish, others),
+    )
+    say(f"{len(fits)} lines qualify, {len(rest)} rows do not")
+    if not fits:
+        raise typer.Exit(1)
+
+
+@app.command()
+def fit(
+    row: Annotated[str, typer.Argument(help="name of a row")],
+    gb: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            help="memory that a process may hold, GB of 2^30 bytes: the GPU's, or on a CPU the machine's",
+        ),
+    ],
+    train: Annotated[bool, typer.Option("--train", help="training steps in place of inference")] = False,
+    only: Annotated[
+        Literal["batch", "image"] | None, typer.Option(help="search for this alone; default: both")
+    ] = None,
+    image: Annotated[
+        str, typer.Option(help="WIDTHxHEIGHT of the image files in pixels; the row's rule resizes them")
+    ] = "640x480",
+    max_batch: Annotated[int, typer.Option(min=1, help="largest batch that is tried")] = 1024,
+    max_side: Annotated[
+        int, typer.Option(min=64, help="largest shorter side of an image that is tried, pixels")
+    ] = 8192,
+    weights: WEIGHTS = "random",
+    device: DEVICE = "auto",
+    dtype: DTYPE = "float32",
+    limit_s: Annotated[float, typer.Option(min=1, help="a trial that takes longer ends its search")] = 600.0,
+    as_json: JSON = False,
+) -> None:
+    """Find the largest batch and the largest image that fit in so much memory, each trial in a process of its
+    own."""
+    from detection_zoo.benchmarks.ask.fit_find import MIB_PER_GB, check_row, text_of
+    from detection_zoo.benchmarks.ask.fit_find import fit as search
+    from detection_zoo.benchmarks.ask.fit_trial import Case
+    from detection_zoo.benchmarks.environment import present_hardware
+    from detection_zoo.benchmarks.run.subject import identify_weights
+    from detection_zoo.zoo.manifest import load_manifests
+
+    width, _, height = image.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise typer.BadParameter(
+            f"{image!r} is no size; write WIDTHxHEIGHT in pixels, as in 640x480", param_hint="--image"
+        )
+    entry, where = load_manifests().entry(row), device_of(device)
+    check_row(entry, train)
+    case = Case(row, identify_weights(entry, weights)[1], where, dtype, train, 1, (int(width), int(height)))
+    found = search(
+        case,
+        gb * MIB_PER_GB,
+        (only,) if only else ("batch", "image"),
+        most_batch=max_batch,
+        most_side=max_side,
+        limit_s=limit_s,
+        say=say,
+    )
+    emit(found.as_dict(), as_json, text_of(found, present_hardware(where)))
+    say(f"{len(found.trials)} trials" + ("; stopped by Ctrl-C" if found.interrupted else ""))
+    if found.interrupted or not found.ok:
+        raise typer.Exit(INTERRUPTED if found.interrupted else 1)
+
+
+@app.command()
+def doctor(as_json: JSON = False) -> None:
+    """Look at hardware, libraries, manifests, records and disk; exit 1 where something is broken."""
+    from detection_zoo.benchmarks.ask.doctor import examine
+
+    findings, environment = examine()
+    text = "\n".join(f"{finding.state:8} {finding.what}: {finding.text}" for finding in findings)
+    emit({"findings": [vars(finding) for finding in findings], "environment": environment}, as_json, text)
+    broken = [finding for finding in findings if finding.state == "broken"]
+    say(f"{len(findings)} things looked at, {len(broken)} broken")
+    if broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def kernels(
+    device: DEVICE = "auto",
+    as_json: JSON = False,
+    store: Annotated[Path | None, typer.Option(help="folder of timings; default: results/kernels")] = None,
+) -> None:
+    """Time the GPU operators beside torchvision's."""
+    from detection_zoo.benchmarks.measure.kernel_speed import report
+    from detection_zoo.benchmarks.report.kernel_cases import NAME
+    from detection_zoo.benchmarks.store import RESULTS_FOLDER
+
+    raise typer.Exit(report(device_of(device), as_json, store or RESULTS_FOLDER / NAME))

@@ -1,0 +1,68 @@
+"""Numbers that must come out the same: evaluate, parity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from detection_zoo.benchmarks.commands.app import app, emit, say
+from detection_zoo.benchmarks.commands.options import DATA, IMAGES, JSON
+
+
+@app.command()
+def evaluate(
+    results_file: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="COCO results file, or folder of VOC comp4 files")
+    ],
+    data: DATA = "shapes",
+    images: IMAGES = None,
+    as_json: JSON = False,
+    kind: Annotated[
+        Literal["bbox", "segm", "keypoints"] | None, typer.Option(help="default: told by the file")
+    ] = None,
+    every_image: Annotated[
+        bool, typer.Option("--every-image", help="images without a detection were looked at too")
+    ] = False,
+) -> None:
+    """Evaluate stored detections again."""
+    from detection_zoo.benchmarks.evaluation.accuracy import evaluate_results_file
+    from detection_zoo.benchmarks.evaluation.subset_guard import refuse_naive_subset
+    from detection_zoo.benchmarks.report.listing import accuracy
+    from detection_zoo.benchmarks.run.progress import clock
+    from detection_zoo.zoo.data.datasets import open_dataset
+
+    with clock("evaluate"):
+        dataset = open_dataset(data, images=images, keypoints=kind == "keypoints")
+        refuse_naive_subset(results_file, dataset, every_image)
+        report = evaluate_results_file(results_file, dataset, kind)
+    emit(report.as_dict(), as_json, accuracy(report.metrics))
+    say(f"{results_file.name} on {dataset.name}: {len(dataset)} of {dataset.full_size} images")
+
+
+@app.command()
+def parity(
+    reference: Annotated[Path, typer.Option(help="folder of recorded outputs")],
+    row: Annotated[
+        str | None, typer.Argument(help="default: the row whose configuration the folder names")
+    ] = None,
+    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="of the recomputation")] = "float32",
+    checkpoint_format: Annotated[
+        str | None,
+        typer.Option("--format", help="which of the folder's checkpoints; default: the source's own"),
+    ] = None,
+    as_json: JSON = False,
+) -> None:
+    """Compare a model with outputs recorded from the original code; exit 1 where anything differs."""
+    from detection_zoo.benchmarks.run.parity import check_reference
+    from detection_zoo.benchmarks.run.progress import clock
+
+    with clock(f"parity with {reference.name}"):
+        report = check_reference(reference, row, dtype, checkpoint_format)
+    emit(report.to_json(), as_json, "\n".join(str(line) for line in report.lines))
+    for note in report.notes:
+        say(f"note: {note}")
+    say(report.summary())
+    if not report.ok:
+        raise typer.Exit(1)

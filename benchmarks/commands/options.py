@@ -1,0 +1,78 @@
+"""Options that several commands share, and the checks of their values. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
+STORE = Annotated[Path | None, typer.Option(file_okay=False, help="folder of records; default: results/runs")]
+READ_STORE = Annotated[
+    Path | None,
+    typer.Option("--store", exists=True, file_okay=False, help="folder of records; default: results/runs"),
+]
+PROTOCOL = Annotated[
+    str, typer.Option(help="timing protocol of manifests/protocols.toml; a table shows one alone")
+]
+METRICS = Annotated[
+    str | None,
+    typer.Option(
+        help="comma-separated: inference, ap, top1, memory, epoch, throughput; default: all but throughput"
+    ),
+]
+DATA = Annotated[
+    str, typer.Option(help="coco:DIR[:SPLIT], voc:VOCDEVKIT:YEAR:SPLIT, imagenet:DIR or shapes[:SPLIT]")
+]
+WEIGHTS = Annotated[
+    str, typer.Option(help="random, published, stand-in:REFERENCE_FOLDER, or a checkpoint's path")
+]
+FORMAT = Annotated[
+    str | None, typer.Option("--format", help="checkpoint format of a file that is not in the row's own")
+]
+DEVICE = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda where torch sees a GPU")]
+IMAGES = Annotated[
+    int | None, typer.Option(min=1, help="the first N images only; ground truth is restricted to them")
+]
+WORKERS = Annotated[int, typer.Option(min=0, help="processes that load data")]
+BATCH = Annotated[int, typer.Option(min=1, help="images a forward pass")]
+DTYPE = Annotated[
+    Literal["float32", "float16", "bfloat16"], typer.Option(help="the shorter ones by autocast")
+]
+TF32 = Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 products")]
+
+
+def groups_of(text: str | None) -> tuple[str, ...]:
+    """The --metrics argument; an unknown name is wrong usage."""
+    from detection_zoo.benchmarks.spec import METRIC_GROUPS
+    from detection_zoo.zoo.registry import did_you_mean
+
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    for name in names:
+        if name not in METRIC_GROUPS:
+            raise typer.BadParameter(
+                f"unknown metric group {name!r}: {did_you_mean(name, METRIC_GROUPS)}", param_hint="--metrics"
+            )
+    return tuple(names)
+
+
+def check_protocol(name: str) -> None:
+    """The --protocol argument; an unknown name is wrong usage."""
+    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.registry import did_you_mean
+
+    if name not in (known := load_manifests().protocols):
+        raise typer.BadParameter(
+            f"unknown timing protocol {name!r}: {did_you_mean(name, known)}", param_hint="--protocol"
+        )
+
+
+def device_of(wanted: str) -> str:
+    """The --device argument; a GPU that is not there is wrong usage."""
+    from detection_zoo.benchmarks.environment import choose_device
+
+    try:
+        return choose_device(wanted)
+    except RuntimeError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from None

@@ -1,0 +1,140 @@
+"""What is known of models: list, show, import-config, table, report. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from detection_zoo.benchmarks.commands.app import app, emit, say
+from detection_zoo.benchmarks.commands.options import JSON, PROTOCOL, READ_STORE
+
+
+@app.command("list")
+def list_rows(
+    pattern: Annotated[str, typer.Argument(help="part of a name, a shell pattern, or a source")] = "*",
+    as_json: JSON = False,
+) -> None:
+    """List the rows of the manifests."""
+    from detection_zoo.benchmarks.report.listing import listing, summary
+    from detection_zoo.zoo.manifest import load_manifests
+
+    entries = load_manifests().find(pattern)
+    emit([summary(entry) for entry in entries], as_json, listing(entries))
+    say(f"{len(entries)} rows")
+    if not entries:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(row: Annotated[str, typer.Argument(help="name of a row")], as_json: JSON = False) -> None:
+    """Show everything the manifests say of one row."""
+    from detection_zoo.benchmarks.report.listing import described
+    from detection_zoo.zoo.manifest import load_manifests
+
+    entry = load_manifests().entry(row)
+    emit(entry.model_dump(mode="json", exclude_none=True), as_json, described(entry))
+
+
+@app.command()
+def table(
+    source: Annotated[
+        str | None, typer.Argument(help="source or table; default: every source with a measured row")
+    ] = None,
+    store: READ_STORE = None,
+    out: Annotated[Path | None, typer.Option(help="write the table here as well")] = None,
+    protocol: PROTOCOL = "zoo",
+    as_csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Print a source's own table, published beside measured."""
+    from detection_zoo.benchmarks.report.tables import tables_of, text_of
+
+    tables, problems = tables_of(source, store, protocol)
+    text = text_of(tables, "json" if as_json else "csv" if as_csv else "markdown")
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
+    typer.echo(text, nl=False)
+    for problem in problems:
+        say(f"warning: {problem}")
+    if source is None and not tables:
+        say("no row is measured yet; name a source to see what it publishes")
+    say(
+        f"{len(tables)} tables, {sum(len(t.rows) for t in tables)} lines"
+        + (f"; {len(problems)} records could not be used" if problems else "")
+    )
+
+
+@app.command("import-config")
+def import_config(
+    file: Annotated[Path, typer.Argument(help="YAML file of Detectron or Detectron.pytorch")],
+    source: Annotated[
+        str | None, typer.Option(help="manifest that the row is for; default: by the file's options")
+    ] = None,
+    as_json: JSON = False,
+) -> None:
+    """Turn a configuration of Detectron or Detectron.pytorch into a manifest row; says what was mended, and
+    what cannot be honoured."""
+    from detection_zoo.zoo.importers.import_config import import_config as read
+
+    found = read(file, source)
+    told = {
+        "row": found.row,
+        "schedule": {found.schedule_name: found.schedule.model_dump(exclude_defaults=True)},
+        "new_schedule": found.new_schedule,
+        "notes": found.notes,
+        "without_effect": found.without_effect,
+        "refused": found.refused,
+    }
+    emit(told, as_json, found.toml().rstrip())
+    for line in found.report():
+        say(line)
+    say(
+        f"{file.name}: row {found.row['name']}, {len(found.notes)} notes, {len(found.without_effect)} options"
+        f" without effect, {len(found.refused)} that cannot be honoured"
+    )
+    if found.refused:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write into; default: results, and README's blocks with it")
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="comma-separated: md, csv, json, latex, svg, png, html")
+    ] = "md,csv,svg,html",
+    store: READ_STORE = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="write nothing; exit 1 where results or README is stale")
+    ] = False,
+    as_json: JSON = False,
+) -> None:
+    """Make tables, figures and the page from stored records alone."""
+    from detection_zoo.benchmarks.report.generate import FORMATS, make_report, stale_report
+
+    wanted = {name.strip() for name in formats.split(",") if name.strip()}
+    if wanted - set(FORMATS):
+        raise typer.BadParameter(
+            f"unknown format {', '.join(sorted(wanted - set(FORMATS)))}; there are {', '.join(FORMATS)}",
+            param_hint="--format",
+        )
+    if store is not None and out is None:
+        raise typer.BadParameter(
+            "results and README are made from results/runs alone; say with --out where another store's report"
+            " goes",
+            param_hint="--store",
+        )
+    try:
+        done, problems = stale_report() if check else make_report(store, out, wanted)
+    except (ModuleNotFoundError, ValueError) as error:
+        say(f"error: {error}")
+        raise typer.Exit(1) from None
+    emit({"stale" if check else "files": done, "problems": problems}, as_json, "\n".join(done))
+    for problem in problems:
+        say(f"warning: {problem}")
+    say(f"{len(done)} {'things are stale; bench.py report makes them anew' if check else 'files'}")
+    if check and done:
+        raise typer.Exit(1)

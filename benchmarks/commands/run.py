@@ -1,0 +1,207 @@
+"""Measuring and looking: run, reproduce, detect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, emit, say
+from detection_zoo.benchmarks.commands.options import (
+    BATCH,
+    DATA,
+    DEVICE,
+    DTYPE,
+    FORMAT,
+    IMAGES,
+    JSON,
+    METRICS,
+    PROTOCOL,
+    STORE,
+    TF32,
+    WEIGHTS,
+    WORKERS,
+    check_protocol,
+    device_of,
+    groups_of,
+)
+
+
+@app.command()
+def run(
+    rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or sources")],
+    data: DATA = "shapes",
+    weights: WEIGHTS = "random",
+    checkpoint_format: FORMAT = None,
+    train_data: Annotated[
+        str | None, typer.Option(help="images for training steps; default: the training split beside --data")
+    ] = None,
+    metrics: METRICS = None,
+    device: DEVICE = "auto",
+    images: IMAGES = None,
+    batch: BATCH = 1,
+    workers: WORKERS = 0,
+    dtype: DTYPE = "float32",
+    tf32: TF32 = False,
+    tta: Annotated[
+        bool,
+        typer.Option("--tta", help="accuracy with test-time augmentation: the row's own, or Detectron's"),
+    ] = False,
+    soft_nms: Annotated[
+        Literal["none", "linear", "gaussian"], typer.Option(help="soft-NMS in place of the row's own NMS")
+    ] = "none",
+    protocol: PROTOCOL = "zoo",
+    budget_s: Annotated[float, typer.Option(min=0.1, help="seconds of each timed group")] = 60.0,
+    warm_up_s: Annotated[float, typer.Option(min=0.1, help="most seconds of warm-up")] = 20.0,
+    timed_images: Annotated[int, typer.Option(min=1, help="images that are timed, again and again")] = 100,
+    train_images: Annotated[int, typer.Option(min=1, help="images a training step")] = 2,
+    train_steps: Annotated[int, typer.Option(min=2, help="most training steps that are timed")] = 50,
+    train_warm_up: Annotated[int, typer.Option(min=1, help="training steps before those")] = 3,
+    store: STORE = None,
+    again: Annotated[bool, typer.Option("--again", help="measure what is measured already")] = False,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="no process of its own for each model")
+    ] = False,
+    stall_s: Annotated[
+        float, typer.Option(min=1, help="end a model that shows no sign of life for so long")
+    ] = 600.0,
+    limit_s: Annotated[float | None, typer.Option(min=1, help="end a model that takes longer")] = None,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="end a model that holds more memory, GB of 2^30 bytes; default: nearly all that is free",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="models at once, each on a GPU of its own (on a CPU they share it)")
+    ] = 1,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="ray: the cluster of RAY_ADDRESS, a GPU a model")
+    ] = "local",
+    as_json: JSON = False,
+) -> None:
+    """Measure rows; each finished model is stored, and a sweep that was stopped goes on where it stopped."""
+    from detection_zoo.benchmarks.report.listing import results
+    from detection_zoo.benchmarks.run.subject import Sources
+    from detection_zoo.benchmarks.run.sweep import SweepOptions, chosen_rows, run_sweep
+    from detection_zoo.benchmarks.spec import BenchmarkSpec
+    from detection_zoo.benchmarks.store import DEFAULT_STORE
+
+    check_protocol(protocol)
+    spec = BenchmarkSpec(
+        groups=groups_of(metrics),
+        device=device_of(device),
+        dtype=dtype,
+        tf32=tf32,
+        tta=tta,
+        soft_nms=soft_nms,
+        protocol=protocol,
+        images=images,
+        batch_size=batch,
+        workers=workers,
+        time_budget_s=budget_s,
+        warm_up_budget_s=warm_up_s,
+        timed_images=timed_images,
+        train_images_per_step=train_images,
+        train_steps=train_steps,
+        train_warm_up_steps=train_warm_up,
+    )
+    if in_process and (jobs > 1 or engine == "ray"):
+        raise typer.BadParameter("one process can measure one model at a time", param_hint="--in-process")
+    memory_mib = None if memory_gb is None else memory_gb * 1024
+    options = SweepOptions(
+        store or DEFAULT_STORE, again, not in_process, stall_s, limit_s, memory_mib, jobs, engine
+    )
+    sweep = run_sweep(
+        chosen_rows(rows), spec, Sources(data, weights, train_data, checkpoint_format), options, say
+    )
+    done = [*sweep.known, *sweep.runs]
+    emit([one.model_dump(mode="json", exclude_defaults=True) for one in done], as_json, results(done))
+    _finish(sweep)
+
+
+def _finish(sweep: Any) -> None:
+    say(sweep.summary())
+    if sweep.interrupted or sweep.failed or sweep.unsaved:
+        raise typer.Exit(INTERRUPTED if sweep.interrupted else 1)
+
+
+@app.command()
+def reproduce(
+    source: Annotated[str, typer.Argument(help="a manifest: vovnet, detectron ...")],
+    data: Annotated[str | None, typer.Option(help="as for run")] = None,
+    metrics: METRICS = None,
+    device: DEVICE = "auto",
+    images: IMAGES = None,
+    workers: WORKERS = 0,
+    store: STORE = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what could be run")] = False,
+    as_json: JSON = False,
+) -> None:
+    """Run whatever of a source can be run here with its published weights, and say what is missing for the
+    rest."""
+    from detection_zoo.benchmarks.report.tables import tables_of, text_of
+    from detection_zoo.benchmarks.run.progress import clock
+    from detection_zoo.benchmarks.run.reproduce import missing_text, plan_source
+    from detection_zoo.benchmarks.run.subject import Sources
+    from detection_zoo.benchmarks.run.sweep import Sweep, SweepOptions, run_sweep
+    from detection_zoo.benchmarks.spec import BenchmarkSpec
+    from detection_zoo.benchmarks.store import DEFAULT_STORE
+
+    with clock(f"looking for weights and data of {source}"):
+        plans = plan_source(source, data)
+    ready = [plan.entry for plan in plans if not plan.missing]
+    spec, sweep = (
+        BenchmarkSpec(groups=groups_of(metrics), device=device_of(device), images=images, workers=workers),
+        Sweep(),
+    )
+    say(missing_text(plans))
+    say(
+        f"{len(ready)} of {len(plans)} rows can be run here:"
+        f" {', '.join(entry.name for entry in ready) or 'none'}"
+    )
+    if ready and data is not None and not dry_run:
+        sweep = run_sweep(ready, spec, Sources(data, "published"), SweepOptions(store or DEFAULT_STORE), say)
+    tables, _ = tables_of(source, store)
+    missing = {plan.entry.name: list(plan.missing) for plan in plans}
+    emit(
+        {"missing": missing, "table": json.loads(text_of(tables, "json"))},
+        as_json,
+        text_of(tables, "markdown"),
+    )
+    _finish(sweep)
+
+
+@app.command()
+def detect(
+    row: Annotated[str, typer.Argument(help="name of a row")],
+    images: Annotated[list[Path], typer.Argument(help="pictures, or folders of them")],
+    out: Annotated[Path, typer.Option(help="folder for the drawn pictures")],
+    weights: WEIGHTS = "published",
+    checkpoint_format: FORMAT = None,
+    device: DEVICE = "auto",
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="draw detections of at least this score")
+    ] = 0.5,
+    as_json: JSON = False,
+) -> None:
+    """Draw a row's detections on pictures: boxes, masks, keypoints."""
+    from detection_zoo.benchmarks.run.detect import detect_files, text_of_files
+
+    found = detect_files(
+        row,
+        images,
+        out,
+        weights=weights,
+        device=device_of(device),
+        min_score=min_score,
+        checkpoint_format=checkpoint_format,
+    )
+    emit(found, as_json, text_of_files(found))
+    say(
+        f"{len(found)} pictures in {out}, {sum(len(one['detections']) for one in found)} detections of score"
+        f" {min_score:g} and more"
+    )
