@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.detectors.base import Detections, Detector, Target
+from detection_zoo.zoo.detectors.base import Detector
+from detection_zoo.zoo.records import Detections, Target
 
 
 def need_package(row: str) -> None:

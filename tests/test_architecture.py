@@ -16,22 +16,24 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("zoo", "benchmarks", "kernels")
 COMMANDS = ("bench.py", "download_weights.py")
 PUBLIC = "detection_zoo."
-ROOTS = ("zoo.errors", "zoo.registry", "zoo.conventions")
+ROOTS = ("zoo.errors", "zoo.registry", "zoo.conventions", "zoo.records")
 # A file belongs to the first prefix that fits. It may import the listed modules and what lies below them.
 MAY_IMPORT = [
     ("kernels/", ("kernels",)),
     ("zoo/errors.py", ()),
     ("zoo/registry.py", ()),
     ("zoo/conventions.py", ()),
+    ("zoo/records.py", ()),
     ("zoo/home.py", ()),
     ("zoo/manifest.py", ROOTS),
     ("zoo/weights/", (*ROOTS, "zoo.manifest", "zoo.home", "zoo.weights")),
-    ("zoo/parts/", ("kernels", *ROOTS, "zoo.parts", "zoo.backbones.base", "zoo.detectors.base")),
+    ("zoo/parts/", ("kernels", *ROOTS, "zoo.parts")),
+    ("zoo/necks.py", (*ROOTS, "zoo.parts")),
     ("zoo/backbones/", ("kernels", *ROOTS, "zoo.parts", "zoo.backbones")),
     # test-time augmentation makes its views with the data's own transforms
     ("zoo/detectors/tta.py", ("kernels", "zoo")),
-    ("zoo/detectors/", ("kernels", *ROOTS, "zoo.parts", "zoo.backbones", "zoo.detectors")),
-    ("zoo/data/", (*ROOTS, "zoo.manifest", "zoo.home", "zoo.data", "zoo.detectors.base")),
+    ("zoo/detectors/", ("kernels", *ROOTS, "zoo.parts", "zoo.necks", "zoo.backbones", "zoo.detectors")),
+    ("zoo/data/", (*ROOTS, "zoo.manifest", "zoo.home", "zoo.data")),
     ("zoo/", ("kernels", "zoo")),
     ("detection_zoo/", PACKAGES),
     ("benchmarks/spec.py", ("zoo.errors", "zoo.manifest", "zoo.registry", "benchmarks.spec")),

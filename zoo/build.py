@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from detection_zoo.zoo import necks  # noqa: F401 - likewise the necks
+
 # each registers its builders; a new backbone is one name here
 from detection_zoo.zoo.backbones import (  # noqa: F401
     detnet,
@@ -37,7 +39,6 @@ from detection_zoo.zoo.detectors.peers import detectron2 as detectron2_peers  # 
 from detection_zoo.zoo.detectors.peers import torchvision as torchvision_peers  # noqa: F401
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
 from detection_zoo.zoo.manifest import Component, ModelEntry, WeightSpec, load_manifests
-from detection_zoo.zoo.parts import fpn, smoothed_fpn  # noqa: F401 - likewise the necks
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS, NECKS, Registry, did_you_mean
 
 Weights = Literal["random", "published"] | str | Path | None

@@ -31,7 +31,7 @@ from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.errors import DatasetError
 
 if TYPE_CHECKING:
-    from detection_zoo.zoo.detectors.base import Detections
+    from detection_zoo.zoo.records import Detections
 
 __all__ = [
     "AccuracyReport",

@@ -20,7 +20,7 @@ from detection_zoo.zoo.data.coco import read_json
 from detection_zoo.zoo.errors import DatasetError
 
 if TYPE_CHECKING:
-    from detection_zoo.zoo.detectors.base import Detections
+    from detection_zoo.zoo.records import Detections
 
 
 def detection_records(

@@ -14,7 +14,7 @@ from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
 
 if TYPE_CHECKING:
-    from detection_zoo.zoo.detectors.base import Detections
+    from detection_zoo.zoo.records import Detections
 
 
 def voc_lines(

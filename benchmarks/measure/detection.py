@@ -21,8 +21,8 @@ from detection_zoo.benchmarks.run.progress import clock, progress
 from detection_zoo.benchmarks.run.subject import Subject, autocast
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, StoredFile
 from detection_zoo.zoo.data.loading import evaluation_loader
-from detection_zoo.zoo.detectors.base import Detections
 from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.records import Detections
 
 BOX = tuple(
     f"box_{name}"

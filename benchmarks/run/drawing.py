@@ -13,7 +13,7 @@ from detection_zoo.zoo.errors import DatasetError
 
 if TYPE_CHECKING:
     from detection_zoo.benchmarks.run.subject import Subject
-    from detection_zoo.zoo.detectors.base import Detections
+    from detection_zoo.zoo.records import Detections
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MASK_WEIGHT = 0.45

@@ -20,9 +20,9 @@ from detection_zoo.benchmarks.evaluation.voc_evaluation import (
     evaluate_voc,
     mean_ap,
 )
-from detection_zoo.zoo.detectors.base import Detections
 from detection_zoo.zoo.parity.base import Output, ParityError, ParityReport, Reference, compare
 from detection_zoo.zoo.parity.base import parity as zoo_parity
+from detection_zoo.zoo.records import Detections
 
 EXACT = 1e-9
 SIX_DECIMALS = 1e-6  # of recorded recall and precision

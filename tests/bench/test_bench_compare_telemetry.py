@@ -16,7 +16,7 @@ from detection_zoo.benchmarks.measure.finite import check_finite
 from detection_zoo.benchmarks.measure.telemetry import Watch, marked, watching
 from detection_zoo.benchmarks.run.runner import with_telemetry
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, Telemetry
-from detection_zoo.zoo.detectors.base import Detections
+from detection_zoo.zoo.records import Detections
 
 
 def load(other: list[float], own: float = 1.0, **more: list[float]) -> dict[str, list[float]]:

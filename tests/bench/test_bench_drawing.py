@@ -8,7 +8,7 @@ import torch
 
 from detection_zoo.benchmarks.run.drawing import LEAST_LOGIT, draw, limbs, mask_edge
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
-from detection_zoo.zoo.detectors.base import Detections
+from detection_zoo.zoo.records import Detections
 
 
 def test_an_edge_is_the_outermost_pixels() -> None:

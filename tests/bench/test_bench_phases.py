@@ -23,7 +23,7 @@ from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN
 from detection_zoo.zoo.manifest import load_manifests
-from detection_zoo.zoo.parts.smoothed_fpn import SmoothedPyramid
+from detection_zoo.zoo.necks import SmoothedPyramid
 from detection_zoo.zoo.registry import BACKBONES
 
 SPEC = BenchmarkSpec(images=2, timed_images=2, warm_up_budget_s=0.1, time_budget_s=0.1)

@@ -12,9 +12,10 @@ from detection_zoo.benchmarks.run.subject import Subject
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.detectors.base import Detections, Detector, Target
+from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.records import Detections, Target
 
 
 class Counting(Detector):

@@ -32,9 +32,10 @@ from detection_zoo.zoo.build import RANDOM_SEED
 from detection_zoo.zoo.conventions import TargetConventions
 from detection_zoo.zoo.data.shapes import make_shapes
 from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.detectors.base import Detections, Detector
+from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.records import Detections
 
 ROW = "mask_rcnn_resnet14_slim_fpn.demo"
 SPEC = BenchmarkSpec(

@@ -7,15 +7,15 @@ import pytest
 import torch
 from contracts import images_and_targets
 
-from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
+from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.backbones.resnet import resnet14_slim
-from detection_zoo.zoo.detectors.base import Target
 from detection_zoo.zoo.detectors.faster_rcnn import Frame, faster_rcnn, frames, without_crowd
 from detection_zoo.zoo.detectors.keypoint_rcnn import keypoint_rcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn, mask_rcnn
 from detection_zoo.zoo.detectors.retinanet import retinanet
-from detection_zoo.zoo.parts.fpn import FeaturePyramid
+from detection_zoo.zoo.necks import FeaturePyramid
 from detection_zoo.zoo.parts.proposals import Proposals
+from detection_zoo.zoo.records import FeatureSpec, Target
 from detection_zoo.zoo.registry import BACKBONES
 
 SIZES = [(64, 96), (60, 70)]

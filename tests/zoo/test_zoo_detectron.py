@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from detection_zoo.zoo.backbones.base import FeatureSpec
 from detection_zoo.zoo.build import assemble, build_model
-from detection_zoo.zoo.detectors.base import Target
 from detection_zoo.zoo.detectors.faster_rcnn import frames, make_anchors, rcnn_parts
 from detection_zoo.zoo.detectors.mask_rcnn import mask_rcnn
 from detection_zoo.zoo.detectors.retinanet import retinanet
 from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.necks import FeaturePyramid
 from detection_zoo.zoo.parity.base import parity
 from detection_zoo.zoo.parity.detectron_training import settle_draws
 from detection_zoo.zoo.parts.box_voting import vote_boxes
@@ -29,9 +28,9 @@ from detection_zoo.zoo.parts.detectron_targets import (
     masks_of,
     sample_rois,
 )
-from detection_zoo.zoo.parts.fpn import FeaturePyramid
 from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.parts.roi_heads import DetectionRule, RoiAlignPooler, suppress
+from detection_zoo.zoo.records import FeatureSpec, Target
 from detection_zoo.zoo.registry import BACKBONES
 
 FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "detectron_pytorch"

@@ -15,7 +15,7 @@ from detection_zoo.zoo.detectors.keypoint_rcnn import keypoint_rcnn
 from detection_zoo.zoo.detectors.mask_rcnn import mask_rcnn
 from detection_zoo.zoo.detectors.retinanet import retinanet
 from detection_zoo.zoo.detectors.tta import View, combine_masks, detect_augmented, make_copy, views
-from detection_zoo.zoo.parts.fpn import FeaturePyramid
+from detection_zoo.zoo.necks import FeaturePyramid
 
 PLAIN = Preprocess(
     "bgr",

@@ -17,7 +17,7 @@ from detection_zoo.zoo.detectors.keypoint_rcnn import keypoint_rcnn
 from detection_zoo.zoo.detectors.mask_rcnn import mask_rcnn
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
-from detection_zoo.zoo.parts.fpn import FeaturePyramid
+from detection_zoo.zoo.necks import FeaturePyramid
 from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.weights.load import checkpoint_format, load_backbone, load_weights
 from detection_zoo.zoo.weights.rename import LoadReport, account

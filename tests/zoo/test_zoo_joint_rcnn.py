@@ -14,7 +14,7 @@ from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN, joint_rcnn
 from detection_zoo.zoo.detectors.tta import FLIPPED, detect_augmented
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import load_manifests
-from detection_zoo.zoo.parts.smoothed_fpn import SmoothedPyramid
+from detection_zoo.zoo.necks import SmoothedPyramid
 
 PREPROCESS = Preprocess(
     "rgb",

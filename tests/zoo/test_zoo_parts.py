@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from detection_zoo.zoo.backbones.base import FeatureSpec
-from detection_zoo.zoo.detectors.base import Detections, Target
+from detection_zoo.zoo.necks import FeaturePyramid, SingleLevel
 from detection_zoo.zoo.parts.anchors import AnchorGenerator, centred_cells, rounded_cells, torchvision_cells
 from detection_zoo.zoo.parts.boxes import (
     DELTA_CAP,
@@ -20,7 +19,6 @@ from detection_zoo.zoo.parts.boxes import (
     large_enough,
     xyxy_to_xywh,
 )
-from detection_zoo.zoo.parts.fpn import FeaturePyramid, SingleLevel
 from detection_zoo.zoo.parts.keypoint_head import (
     KeypointHead,
     decode_heatmaps,
@@ -41,6 +39,7 @@ from detection_zoo.zoo.parts.roi_heads import (
     select_detections,
 )
 from detection_zoo.zoo.parts.sampler import BalancedSampler
+from detection_zoo.zoo.records import Detections, FeatureSpec, Target
 
 
 def boxes(*rows: tuple[float, ...]) -> torch.Tensor:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
+from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.backbones.mobilenet import divisible_by_8, mobilenet_v2
-from detection_zoo.zoo.detectors.base import Target
 from detection_zoo.zoo.detectors.ssd import Selection, SSDOutput, ssd, two_maps
 from detection_zoo.zoo.parts.mobile_convs import SameConv2d, same_padding
 from detection_zoo.zoo.parts.multibox import MultiBoxLoss, PriorCoder, match_priors, mine_negatives
 from detection_zoo.zoo.parts.priors import prior_table
 from detection_zoo.zoo.parts.ssd_pyramid import Heads, L2Norm
+from detection_zoo.zoo.records import FeatureSpec, Target
 
 CODER = PriorCoder()
 PRIORS = torch.tensor(

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """One feature map of a backbone: its channels, and how many input pixels one cell spans."""
-
-    channels: int
-    stride: int
+from detection_zoo.zoo.records import FeatureSpec
 
 
 class Backbone(nn.Module):

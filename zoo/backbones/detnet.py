@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
+from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.backbones.resnet import EXPANSION, Bottleneck, Stem, initialise
 from detection_zoo.zoo.parts.norm import freeze
+from detection_zoo.zoo.records import FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES
 
 STAGES = {

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
+from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.records import FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES
 
 Activation = Literal["relu", "relu6"]

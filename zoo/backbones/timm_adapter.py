@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
+from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.records import FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES, did_you_mean
 
 FINEST = 4  # pixels: maps of smaller strides are not built

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
+from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.parts.norm import ConvNorm, freeze
+from detection_zoo.zoo.records import FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES
 
 STAGES = ("c2", "c3", "c4", "c5")

@@ -20,7 +20,7 @@ from detection_zoo.zoo.data.samplers import GroupedBatchSampler, aspect_ratios
 from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
 from detection_zoo.zoo.data.targets import TargetRules, make_target, trained_images, training_boxes
 from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, PreprocessedImage, ShorterSide
-from detection_zoo.zoo.detectors.base import Target
+from detection_zoo.zoo.records import Target
 
 
 @dataclass

@@ -12,7 +12,7 @@ from detection_zoo.zoo.data.base import Dataset, GroundTruth
 
 if TYPE_CHECKING:
     from detection_zoo.zoo.conventions import TargetConventions
-    from detection_zoo.zoo.detectors.base import Target
+    from detection_zoo.zoo.records import Target
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def make_target(
     """
     import torch
 
-    from detection_zoo.zoo.detectors.base import Target
+    from detection_zoo.zoo.records import Target
 
     boxes, rows = training_boxes(truth, size, rules)
     mirror = (size[1] if rules.flip_first else resized_width) - (1 if rules.inclusive else 0)

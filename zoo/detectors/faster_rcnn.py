@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.detectors.base import Detections, Detector, Target
+from detection_zoo.zoo.detectors.base import Detector
+from detection_zoo.zoo.necks import Neck, SingleLevel
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder, scale_boxes
 from detection_zoo.zoo.parts.detectron_targets import RoIRules
 from detection_zoo.zoo.parts.detectron_training import DetectronProposalNetwork, DetectronSampling
-from detection_zoo.zoo.parts.fpn import Neck, SingleLevel
 from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals
 from detection_zoo.zoo.parts.roi_heads import (
     BoxHead,
@@ -34,6 +34,7 @@ from detection_zoo.zoo.parts.roi_heads import (
 )
 from detection_zoo.zoo.parts.rpn import RegionProposalNetwork, RpnHead, RpnLabels
 from detection_zoo.zoo.parts.sampler import BalancedSampler, Sampler
+from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
 Options = Mapping[str, Any] | None

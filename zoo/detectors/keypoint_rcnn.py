@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.detectors.base import Detections, Target
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame, Options, RcnnRaw, rcnn_parts
+from detection_zoo.zoo.necks import Neck
 from detection_zoo.zoo.parts.boxes import box_iou, widened
-from detection_zoo.zoo.parts.fpn import Neck
 from detection_zoo.zoo.parts.keypoint_head import (
     KeypointHead,
     decode_heatmaps,
@@ -25,6 +24,7 @@ from detection_zoo.zoo.parts.mask_head import mask_options
 from detection_zoo.zoo.parts.matcher import match
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, SampledBoxes
 from detection_zoo.zoo.parts.sampler import BalancedSampler, Sampler
+from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.detectors.base import Detections, Target
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame, Options, RcnnRaw, rcnn_parts
-from detection_zoo.zoo.parts.fpn import Neck
+from detection_zoo.zoo.necks import Neck
 from detection_zoo.zoo.parts.mask_head import (
     MaskHead,
     class_masks,
@@ -22,6 +21,7 @@ from detection_zoo.zoo.parts.mask_head import (
     paste_masks,
 )
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, SampledBoxes
+from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
 

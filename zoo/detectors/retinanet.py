@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.detectors.base import Detections, Detector, Target
+from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.faster_rcnn import Frame, Options, frames, make_coders, without_crowd
+from detection_zoo.zoo.necks import Neck, SingleLevel
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes, scale_boxes, widened
-from detection_zoo.zoo.parts.fpn import Neck, SingleLevel
 from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
 from detection_zoo.zoo.parts.matcher import BACKGROUND, match
 from detection_zoo.zoo.parts.norm import ConvNorm
 from detection_zoo.zoo.parts.roi_heads import DetectionRule, suppress
 from detection_zoo.zoo.parts.rpn import by_anchor
+from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.detectors.base import Detections, Detector, Target
+from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.faster_rcnn import (
     Options,
     frames,
@@ -19,10 +19,11 @@ from detection_zoo.zoo.detectors.faster_rcnn import (
     make_rpn,
     without_crowd,
 )
+from detection_zoo.zoo.necks import Neck, SingleLevel
 from detection_zoo.zoo.parts.boxes import scale_boxes
-from detection_zoo.zoo.parts.fpn import Neck, SingleLevel
 from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals
 from detection_zoo.zoo.parts.rpn import RegionProposalNetwork
+from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.detectors.base import Detections, Detector, Target
+from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.parts.mobile_convs import Padding
 from detection_zoo.zoo.parts.multibox import BACKGROUND, MultiBoxLoss, PriorCoder
 from detection_zoo.zoo.parts.priors import PriorTable, prior_table
 from detection_zoo.zoo.parts.rfb import RFBPyramid
 from detection_zoo.zoo.parts.ssd_pyramid import Heads, SSDLitePyramid, SSDPyramid
+from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
 UNUSED_COCO_IDS = frozenset(

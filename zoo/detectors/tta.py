@@ -19,12 +19,13 @@ from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
 from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.data.targets import mirrored_keypoints
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
-from detection_zoo.zoo.detectors.base import Detections, Detector
+from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame
 from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
+from detection_zoo.zoo.records import Detections
 
 FLIPPED = Views(flip=True)
 SCALED = Views(flip=True, scales=[400, 500, 600, 700, 900, 1000, 1100, 1200], max_size=2000, scale_flip=True)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from detection_zoo.kernels.nms import nms
-from detection_zoo.zoo.backbones.base import FeatureSpec
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
 from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.data.targets import mirrored_keypoints
@@ -44,6 +43,7 @@ from detection_zoo.zoo.parts.matcher import match
 from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals, select_proposals
 from detection_zoo.zoo.parts.roi_heads import DetectionRule, RoiAlignPooler, select_detections
 from detection_zoo.zoo.parts.rpn import RegionProposalNetwork, by_anchor
+from detection_zoo.zoo.records import FeatureSpec
 
 Outputs = dict[str, Output | Skip]
 NUMBER = r"-?\d+(?:\.\d+)?(?:/\d+)?"

@@ -18,7 +18,6 @@ from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.conventions import AugmentationConventions, Views
 from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.detectors.base import Detections
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
@@ -30,6 +29,7 @@ from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.proposals import select_proposals
 from detection_zoo.zoo.parts.roi_heads import StageTrunk
 from detection_zoo.zoo.parts.rpn import by_anchor
+from detection_zoo.zoo.records import Detections
 from detection_zoo.zoo.weights.load import load_arrays
 
 Outputs = dict[str, Output | Skip]

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detection_zoo.zoo.detectors.base import Target
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.manifest import Schedule, load_manifests
@@ -23,6 +22,7 @@ from detection_zoo.zoo.parts.norm import FrozenAffine
 from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.parts.roi_heads import SampledBoxes, box_losses
 from detection_zoo.zoo.parts.rpn import RpnLabels, by_anchor
+from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 from detection_zoo.zoo.build import assemble
-from detection_zoo.zoo.detectors.base import Target
 from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN, Pyramid, padded_truth
 from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule
 from detection_zoo.zoo.parity import detnet_steps
@@ -29,6 +28,7 @@ from detection_zoo.zoo.parts.joint_proposals import (
     joint_proposals,
     sample_rois,
 )
+from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
 from detection_zoo.zoo.weights.load import load_arrays
 

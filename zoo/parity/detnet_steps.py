@@ -21,11 +21,12 @@ from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 from detection_zoo.kernels.roi_pool import reference_forward as roi_pool_with_argmax
 from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
-from detection_zoo.zoo.backbones.base import Backbone, FeatureSpec
+from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.backbones.resnet import Stem
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
 from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN, sigma_smooth_l1
 from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.necks import SmoothedPyramid
 from detection_zoo.zoo.parity.base import Described, Output, ParityError, Reference, Skip
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
@@ -40,7 +41,7 @@ from detection_zoo.zoo.parts.joint_proposals import (
     ranking_scores,
     sample_rois,
 )
-from detection_zoo.zoo.parts.smoothed_fpn import SmoothedPyramid
+from detection_zoo.zoo.records import FeatureSpec
 
 EXACT = 0.0
 CLOSE = 1e-5  # the folder's own advice for values

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from detection_zoo.zoo.backbones import hardnet, vgg  # noqa: F401 - register their builders
 from detection_zoo.zoo.conventions import ImageConventions
 from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.detectors.base import Target
 from detection_zoo.zoo.detectors.ssd import SSD, Selection
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
 from detection_zoo.zoo.parity.standin import normal_input
+from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS
 from detection_zoo.zoo.training.recipe import build_optimizer
 from detection_zoo.zoo.weights.load import checkpoint_format, copy_into

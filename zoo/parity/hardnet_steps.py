@@ -25,7 +25,6 @@ from detection_zoo.zoo.data.ssd_augmentation import (
 from detection_zoo.zoo.data.targets import TargetRules, training_boxes
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.data.voc import VOC_CLASSES
-from detection_zoo.zoo.detectors.base import Detections
 from detection_zoo.zoo.detectors.ssd import Selection
 from detection_zoo.zoo.manifest import Schedule, load_manifests
 from detection_zoo.zoo.parity.base import Output, Reference, Skip
@@ -34,6 +33,7 @@ from detection_zoo.zoo.parity.recording_random import RecordingRandom
 from detection_zoo.zoo.parts.boxes import box_iou
 from detection_zoo.zoo.parts.multibox import MultiBoxLoss, PriorCoder, match_priors, prior_corners
 from detection_zoo.zoo.parts.priors import prior_table
+from detection_zoo.zoo.records import Detections
 from detection_zoo.zoo.training.recipe import learning_rate, total_iterations
 from detection_zoo.zoo.weights.rename import rename
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.build import assemble
-from detection_zoo.zoo.detectors.base import Detections, Target
 from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnTraining
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
@@ -32,6 +31,7 @@ from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, select_detections
 from detection_zoo.zoo.parts.sampler import BalancedSampler
+from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
 from detection_zoo.zoo.weights.load import checkpoint_format as format_of

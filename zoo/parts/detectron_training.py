@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detection_zoo.zoo.detectors.base import Target
 from detection_zoo.zoo.parts.boxes import BoxCoder
 from detection_zoo.zoo.parts.detectron_targets import (
     AnchorRules,
@@ -26,6 +25,7 @@ from detection_zoo.zoo.parts.losses import smooth_l1_sum
 from detection_zoo.zoo.parts.proposals import Size
 from detection_zoo.zoo.parts.roi_heads import SampledBoxes
 from detection_zoo.zoo.parts.rpn import RegionProposalNetwork, RpnLabels, by_anchor
+from detection_zoo.zoo.records import Target
 
 
 class DetectronProposalNetwork(RegionProposalNetwork):

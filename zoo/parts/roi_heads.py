@@ -16,8 +16,6 @@ from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
-from detection_zoo.zoo.backbones.base import FeatureSpec
-from detection_zoo.zoo.detectors.base import Detections, Target
 from detection_zoo.zoo.parts.box_voting import vote_boxes
 from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes, widened
 from detection_zoo.zoo.parts.losses import smooth_l1_sum
@@ -25,6 +23,7 @@ from detection_zoo.zoo.parts.matcher import match
 from detection_zoo.zoo.parts.norm import ConvNorm, make_norm
 from detection_zoo.zoo.parts.proposals import Size
 from detection_zoo.zoo.parts.sampler import Sampler
+from detection_zoo.zoo.records import Detections, FeatureSpec, Target
 
 SOFT_NMS_LEAST = 1e-4  # overlapped boxes whose decayed score is below this leave (Detectron)
 

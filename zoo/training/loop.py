@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from detection_zoo.zoo.detectors.base import Target
 from detection_zoo.zoo.manifest import Schedule
+from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import learning_rate, set_learning_rate
 
 Batch = tuple[Tensor, Tensor, list[Target]]  # images (N, 3, H, W), sizes (N, 2), targets

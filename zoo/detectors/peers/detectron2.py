@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection_zoo.zoo.detectors.base import Detections, Detector, Target
+from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.faster_rcnn import without_crowd
 from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
 INSTALL = "https://detectron2.readthedocs.io/tutorials/install.html"

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection_zoo.zoo.detectors.base import Detections, Detector, Target
+from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.faster_rcnn import without_crowd
 from detection_zoo.zoo.detectors.ssd import UNUSED_COCO_IDS
+from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS, did_you_mean
 
 COCO_CLASSES, COCO_IDS = 80, 90
