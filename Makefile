@@ -52,12 +52,13 @@ browser:
 	    || echo "browser: apt-get could not install chromium; the tests of the page will be skipped" >&2; \
 	else echo "browser: no Chromium here, and no root to install one; the tests of the page will be skipped (DETECTION_ZOO_BROWSER names one elsewhere)" >&2; fi
 
-# tables, figures, the page and README's blocks, from results/runs and the manifests
+# tables, figures, the page and the documents' blocks, from the tracked records and the manifests
 report: setup
-	$(RUN) bench.py report
+	$(RUN) bench.py report --store results/runs --out results
 
 lint: setup
 	$(RUN) -m ruff check .
+	$(RUN) bench.py report --check
 
 clean:
 	rm -rf $(DEMO) build dist *.egg-info .pytest_cache .ruff_cache

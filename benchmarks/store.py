@@ -7,16 +7,20 @@ import hashlib
 import json
 import os
 import secrets
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from detection_zoo.benchmarks.spec import SCHEMA_VERSION, Run, StoredFile
 
-RESULTS_FOLDER = Path(__file__).resolve().parent.parent / "results"
-DEFAULT_STORE = RESULTS_FOLDER / "runs"
+PROJECT_RESULTS = Path(__file__).resolve().parent.parent / "results"  # a checkout's own, tracked by git
+RUNS, COMPARISONS, KERNELS = "runs", "comparisons", "kernels"  # folders of a results folder
+MOST_BYTES = 64 * 2**20  # of one record; the largest of results/ has 0.2 MB
 _HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'", "run": ', b"}\n"
 
 
@@ -26,6 +30,27 @@ class Stored:
 
     runs: list[Run] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+
+def results_folder() -> Path:
+    """Where results are written by default: ./results of the working directory. In a checkout's root that
+    folder is tracked by git, so it is results/local there, which git ignores."""
+    folder = Path.cwd() / "results"
+    return folder / "local" if folder == PROJECT_RESULTS else folder
+
+
+def record_folders(kind: str, store: Path | None = None) -> list[Path]:
+    """The folders that records of a kind are read from.
+
+    Args:
+        kind: RUNS, COMPARISONS or KERNELS.
+        store: folder of runs; the other kinds lie beside it. None: those of ./results, and in a checkout's
+            root its tracked ones too.
+    """
+    if store is not None:
+        return [store if kind == RUNS else store.parent / kind]
+    own = results_folder()
+    return [own / kind, *([own.parent / kind] if own.parent == PROJECT_RESULTS else [])]
 
 
 def new_id(row: str, now: datetime | None = None) -> str:
@@ -66,7 +91,7 @@ def sealed(text: bytes) -> bytes:
 
 def unsealed(path: Path) -> bytes:
     """The JSON of a record's file; raises ValueError where the file is cut short or was changed."""
-    content = path.read_bytes()
+    content = read_regular(path)
     start = len(_HEAD) + 64 + len(_MIDDLE)
     if not (
         content.startswith(_HEAD)
@@ -83,6 +108,64 @@ def unsealed(path: Path) -> bytes:
             " Restore or delete the file"
         )
     return text
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a record's file; raises ValueError where it is no regular file, is too large or cannot be
+    read, without waiting for a pipe or a device."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError(f"{path}: not a regular file; it is left out. Move it out of the store")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            size = os.fstat(descriptor).st_size
+            if size > MOST_BYTES:
+                raise ValueError(
+                    f"{path}: {size / 2**20:.0f} MiB, more than the {MOST_BYTES / 2**20:.0f} MiB of a record;"
+                    " it is left out. Move it out of the store"
+                )
+            return file.read(MOST_BYTES)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); it is left out") from None
+
+
+def record_object(text: bytes, path: Path, version: int) -> dict[str, Any]:
+    """A record's JSON, not validated; raises ValueError where it is no object, is nested too deeply or has
+    another schema version."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path}: not valid JSON, or nested too deeply; it is left out. Delete it") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: a record is a JSON object, not a {type(value).__name__}; it is left out")
+    if value.get("schema_version", version) != version:
+        raise ValueError(
+            f"{path}: schema version {value['schema_version']!r:.40}, this program reads {version}; it is"
+            " left out. Use the program that wrote it"
+        )
+    return value
+
+
+def read_folder(folder: Path, read: Callable[[Path], Any]) -> tuple[list[Any], list[str]]:
+    """Every record of a folder by file name, and a sentence for each file that is not used.
+
+    Args:
+        folder: may be missing.
+        read: reads one file; its ValueError is the sentence.
+    """
+    records: list[Any] = []
+    problems: list[str] = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.endswith(".part"):
+            problems.append(
+                f"{path}: a write that never finished; it is left out. Delete the file if no sweep is running"
+            )
+        elif path.suffix == ".json":
+            try:
+                records.append(read(path))
+            except ValueError as error:
+                problems.append(str(error))
+    return records, problems
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -108,12 +191,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def read_run(path: Path) -> Run:
     """Read one record; raises ValueError that says what is wrong with the file and what to do."""
     text = unsealed(path)
-    version = json.loads(text).get("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path}: the record has schema version {version}, this program reads {SCHEMA_VERSION}; it is"
-            " left out. Use the program that wrote it"
-        )
+    record_object(text, path, SCHEMA_VERSION)
     try:
         run = Run.model_validate_json(text)
     except ValidationError as error:
@@ -132,21 +210,19 @@ def read_run(path: Path) -> Run:
 def read_runs(folder: Path) -> Stored:
     """Every run of a store, oldest first; files that are no whole record become problems, and stop
     nothing."""
-    stored = Stored()
-    if not folder.is_dir():
-        return stored
-    for path in sorted(folder.iterdir()):
-        if path.name.endswith(".part"):
-            stored.problems.append(
-                f"{path}: a write that never finished; it is left out. Delete the file if no sweep is running"
-            )
-        elif path.suffix == ".json":
-            try:
-                stored.runs.append(read_run(path))
-            except ValueError as error:
-                stored.problems.append(str(error))
-    stored.runs.sort(key=lambda run: (run.started, run.id))
-    return stored
+    runs, problems = read_folder(folder, read_run)
+    return Stored(sorted(runs, key=_age), problems)
+
+
+def stored_runs(store: Path | None = None) -> Stored:
+    """Every run of a store, oldest first; None reads the folders of `record_folders`, each record once."""
+    parts = [read_runs(folder) for folder in record_folders(RUNS, store)]
+    runs = {run.id: run for part in parts for run in part.runs}
+    return Stored(sorted(runs.values(), key=_age), [problem for part in parts for problem in part.problems])
+
+
+def _age(run: Run) -> tuple[str, str]:
+    return run.started, run.id
 
 
 def store_file(folder: Path, name: str, content: bytes) -> StoredFile:

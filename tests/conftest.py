@@ -95,12 +95,14 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Path]:
-    """A results folder, a README (not yet written) and a store, which reports take for the project's own."""
+    """A results folder, a README (not yet written) and a store, which reports take for a checkout's."""
     from detection_zoo.benchmarks.report import generate
+    from detection_zoo.zoo.manifest import MANIFEST_FOLDER
 
     folder, readme, store = tmp_path / "results", tmp_path / "README.md", tmp_path / "results" / "runs"
-    for name, value in {"RESULTS_FOLDER": folder, "README": readme, "DEFAULT_STORE": store}.items():
-        monkeypatch.setattr(generate, name, value)
+    (tmp_path / "manifests").symlink_to(MANIFEST_FOLDER)
+    monkeypatch.setattr(generate, "PROJECT", tmp_path)
+    monkeypatch.setattr(generate, "PROJECT_RESULTS", folder)
     return folder, readme, store
 
 

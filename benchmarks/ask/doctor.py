@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from detection_zoo.benchmarks.environment import ROOT, collect_environment, installed_packages
 from detection_zoo.benchmarks.measure.telemetry import Gpu
-from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs
+from detection_zoo.benchmarks.store import stored_runs
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.home import home_folder
 from detection_zoo.zoo.manifest import load_manifests
@@ -122,7 +122,7 @@ def _manifests() -> Finding:
 
 
 def _store() -> Finding:
-    stored = read_runs(DEFAULT_STORE)
+    stored = stored_runs()
     if stored.problems:
         return Finding("records", "warning", "; ".join(stored.problems))
     return Finding("records", "ok", f"{len(stored.runs)} runs")

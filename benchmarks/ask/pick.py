@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, Quantity, WideLine, overview
-from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs
+from detection_zoo.benchmarks.store import stored_runs
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 
 PERMISSIVE = frozenset(
@@ -74,9 +74,9 @@ def pick(wish: Wish, store: Path | None = None) -> tuple[list[Candidate], list[C
 
     Args:
         wish: the bounds.
-        store: folder of records; default: results/runs.
+        store: folder of records; default: results/runs of the working directory.
     """
-    stored = read_runs(store or DEFAULT_STORE)
+    stored = stored_runs(store)
     return choose(overview(load_manifests(), stored.runs, stored.problems), wish)
 
 

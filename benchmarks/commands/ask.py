@@ -168,11 +168,10 @@ def doctor(as_json: JSON = False) -> None:
 def kernels(
     device: DEVICE = "auto",
     as_json: JSON = False,
-    store: Annotated[Path | None, typer.Option(help="folder of timings; default: results/kernels")] = None,
+    store: Annotated[Path | None, typer.Option(help="folder of timings; default: ./results/kernels")] = None,
 ) -> None:
     """Time the GPU operators beside torchvision's."""
     from detection_zoo.benchmarks.measure.kernel_speed import report
-    from detection_zoo.benchmarks.report.kernel_cases import NAME
-    from detection_zoo.benchmarks.store import RESULTS_FOLDER
+    from detection_zoo.benchmarks.store import KERNELS, results_folder
 
-    raise typer.Exit(report(device_of(device), as_json, store or RESULTS_FOLDER / NAME))
+    raise typer.Exit(report(device_of(device), as_json, store or results_folder() / KERNELS))

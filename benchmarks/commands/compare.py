@@ -31,9 +31,9 @@ def _compare_stored(
 ) -> None:
     from detection_zoo.benchmarks.compare.stored import chosen_runs, compare_stored, relative_speeds
     from detection_zoo.benchmarks.compare.text import relative_text, stored_text
-    from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs
+    from detection_zoo.benchmarks.store import stored_runs
 
-    kept = read_runs(folder or DEFAULT_STORE)
+    kept = stored_runs(folder)
     for problem in kept.problems:
         say(f"warning: {problem}")
     if relative_to is not None:
@@ -112,7 +112,7 @@ def compare(
         typer.Option("--runs", exists=True, file_okay=False, help="with --stored: folder of records"),
     ] = None,
     store: Annotated[
-        Path | None, typer.Option(help="folder of comparisons; default: results/comparisons")
+        Path | None, typer.Option(help="folder of comparisons; default: ./results/comparisons")
     ] = None,
     as_json: JSON = False,
 ) -> None:
@@ -122,12 +122,13 @@ def compare(
         return
     from detection_zoo.benchmarks.compare.match import CompareOptions, entrants_of
     from detection_zoo.benchmarks.compare.match import compare as run_comparison
-    from detection_zoo.benchmarks.compare.record import COMPARISONS, write_comparison
+    from detection_zoo.benchmarks.compare.record import write_comparison
     from detection_zoo.benchmarks.compare.self_check import self_check
     from detection_zoo.benchmarks.compare.text import comparison_text
     from detection_zoo.benchmarks.spec import BenchmarkSpec
+    from detection_zoo.benchmarks.store import COMPARISONS, results_folder
 
-    folder = store or COMPARISONS
+    folder = store or results_folder() / COMPARISONS
     spec = BenchmarkSpec(
         groups=("inference",),
         device=device_of(device),

@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
-STORE = Annotated[Path | None, typer.Option(file_okay=False, help="folder of records; default: results/runs")]
+STORE = Annotated[
+    Path | None, typer.Option(file_okay=False, help="folder of records; default: ./results/runs")
+]
 READ_STORE = Annotated[
     Path | None,
-    typer.Option("--store", exists=True, file_okay=False, help="folder of records; default: results/runs"),
+    typer.Option("--store", exists=True, file_okay=False, help="folder of records; default: ./results/runs"),
 ]
 PROTOCOL = Annotated[
     str, typer.Option(help="timing protocol of manifests/protocols.toml; a table shows one alone")

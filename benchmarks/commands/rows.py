@@ -101,14 +101,16 @@ def import_config(
 @app.command()
 def report(
     out: Annotated[
-        Path | None, typer.Option(help="folder to write into; default: results, and README's blocks with it")
+        Path | None,
+        typer.Option(help="folder to write into; default: ./results, in a checkout results/local"),
     ] = None,
     formats: Annotated[
         str, typer.Option("--format", help="comma-separated: md, csv, json, latex, svg, png, html")
     ] = "md,csv,svg,html",
     store: READ_STORE = None,
     check: Annotated[
-        bool, typer.Option("--check", help="write nothing; exit 1 where results or README is stale")
+        bool,
+        typer.Option("--check", help="write nothing; exit 1 where the checkout's tracked results are stale"),
     ] = False,
     as_json: JSON = False,
 ) -> None:
@@ -121,12 +123,6 @@ def report(
             f"unknown format {', '.join(sorted(wanted - set(FORMATS)))}; there are {', '.join(FORMATS)}",
             param_hint="--format",
         )
-    if store is not None and out is None:
-        raise typer.BadParameter(
-            "results and README are made from results/runs alone; say with --out where another store's report"
-            " goes",
-            param_hint="--store",
-        )
     try:
         done, problems = stale_report() if check else make_report(store, out, wanted)
     except (ModuleNotFoundError, ValueError) as error:
@@ -135,6 +131,6 @@ def report(
     emit({"stale" if check else "files": done, "problems": problems}, as_json, "\n".join(done))
     for problem in problems:
         say(f"warning: {problem}")
-    say(f"{len(done)} {'things are stale; bench.py report makes them anew' if check else 'files'}")
+    say(f"{len(done)} {'things are stale; `make report` writes them again' if check else 'files'}")
     if check and done:
         raise typer.Exit(1)

@@ -88,7 +88,7 @@ def run(
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.benchmarks.run.sweep import SweepOptions, chosen_rows, run_sweep
     from detection_zoo.benchmarks.spec import BenchmarkSpec
-    from detection_zoo.benchmarks.store import DEFAULT_STORE
+    from detection_zoo.benchmarks.store import RUNS, results_folder
 
     check_protocol(protocol)
     spec = BenchmarkSpec(
@@ -112,9 +112,8 @@ def run(
     if in_process and (jobs > 1 or engine == "ray"):
         raise typer.BadParameter("one process can measure one model at a time", param_hint="--in-process")
     memory_mib = None if memory_gb is None else memory_gb * 1024
-    options = SweepOptions(
-        store or DEFAULT_STORE, again, not in_process, stall_s, limit_s, memory_mib, jobs, engine
-    )
+    folder = store or results_folder() / RUNS
+    options = SweepOptions(folder, again, not in_process, stall_s, limit_s, memory_mib, jobs, engine)
     sweep = run_sweep(
         chosen_rows(rows), spec, Sources(data, weights, train_data, checkpoint_format), options, say
     )
@@ -149,7 +148,6 @@ def reproduce(
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.benchmarks.run.sweep import Sweep, SweepOptions, run_sweep
     from detection_zoo.benchmarks.spec import BenchmarkSpec
-    from detection_zoo.benchmarks.store import DEFAULT_STORE
 
     with clock(f"looking for weights and data of {source}"):
         plans = plan_source(source, data)
@@ -164,7 +162,8 @@ def reproduce(
         f" {', '.join(entry.name for entry in ready) or 'none'}"
     )
     if ready and data is not None and not dry_run:
-        sweep = run_sweep(ready, spec, Sources(data, "published"), SweepOptions(store or DEFAULT_STORE), say)
+        options = SweepOptions(store) if store else SweepOptions()
+        sweep = run_sweep(ready, spec, Sources(data, "published"), options, say)
     tables, _ = tables_of(source, store)
     missing = {plan.entry.name: list(plan.missing) for plan in plans}
     emit(

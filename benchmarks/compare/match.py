@@ -23,7 +23,7 @@ from detection_zoo.benchmarks.run.isolation import Outcome
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import identify_weights
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry, WeightsIdentity
-from detection_zoo.benchmarks.store import RESULTS_FOLDER, new_id
+from detection_zoo.benchmarks.store import new_id, results_folder
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 
@@ -52,7 +52,7 @@ class CompareOptions:
     threads: int = 1
     stall_s: float = 300.0
     accuracy: bool = False
-    files: Path = RESULTS_FOLDER / "detections"
+    files: Path = field(default_factory=lambda: results_folder() / "detections")
     seed: int = 0
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,10 +16,16 @@ from detection_zoo.benchmarks.spec import (
     Telemetry,
     WeightsIdentity,
 )
-from detection_zoo.benchmarks.store import RESULTS_FOLDER, sealed, unsealed, write_whole
+from detection_zoo.benchmarks.store import (
+    COMPARISONS,
+    read_folder,
+    record_folders,
+    record_object,
+    sealed,
+    unsealed,
+    write_whole,
+)
 from detection_zoo.zoo.manifest import Strict, load_manifests
-
-COMPARISONS = RESULTS_FOLDER / "comparisons"
 
 
 class Pair(Strict):
@@ -107,11 +112,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> Path:
 def read_comparison(path: Path) -> Comparison:
     """Read one; raises ValueError that says what is wrong with the file."""
     text = unsealed(path)
-    if (version := json.loads(text).get("schema_version", 1)) != 1:
-        raise ValueError(
-            f"{path}: the comparison has schema version {version}, this program reads 1; use the program that"
-            " wrote it"
-        )
+    record_object(text, path, 1)
     try:
         return Comparison.model_validate_json(text)
     except ValidationError as error:
@@ -121,27 +122,29 @@ def read_comparison(path: Path) -> Comparison:
         ) from None
 
 
-def read_comparisons(folder: Path) -> tuple[list[Comparison], list[str]]:
-    """The newest comparison of each setting (models, weights, images, machine, protocol), and what is wrong
-    with files that are not used."""
-    found: dict[tuple[str, ...], Comparison] = {}
-    problems = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            one = read_comparison(path)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        if unknown := sorted({pair.metric for pair in one.pairs} - load_manifests().metrics.keys()):
-            problems.append(
-                f"{path}: manifests/metrics.toml does not know the metrics {', '.join(unknown)}; the"
-                " comparison is left out. Compare again"
-            )
-            continue
-        key = setting_of(one)
-        if key not in found or one.started > found[key].started:
-            found[key] = one
-    return [found[key] for key in sorted(found)], problems
+def stored_comparisons(store: Path | None = None) -> tuple[list[Comparison], list[str]]:
+    """The newest comparison of each setting (models, weights, images, machine, protocol), and a sentence for
+    each file that is not used; from the folders of `record_folders`."""
+    newest: dict[tuple[str, ...], Comparison] = {}
+    problems: list[str] = []
+    for folder in record_folders(COMPARISONS, store):
+        comparisons, wrong = read_folder(folder, _with_known_metrics)
+        problems += wrong
+        for comparison in comparisons:
+            key = setting_of(comparison)
+            if key not in newest or comparison.started > newest[key].started:
+                newest[key] = comparison
+    return [newest[key] for key in sorted(newest)], problems
+
+
+def _with_known_metrics(path: Path) -> Comparison:
+    comparison = read_comparison(path)
+    if unknown := sorted({pair.metric for pair in comparison.pairs} - load_manifests().metrics.keys()):
+        raise ValueError(
+            f"{path}: manifests/metrics.toml does not know the metrics {', '.join(unknown)}; the comparison"
+            " is left out. Compare again"
+        )
+    return comparison
 
 
 def setting_of(one: Comparison) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from detection_zoo.benchmarks.evaluation.coco_results import read_results
 from detection_zoo.benchmarks.evaluation.voc_results import read_voc_results
 from detection_zoo.benchmarks.spec import DataIdentity
-from detection_zoo.benchmarks.store import DEFAULT_STORE, read_run
+from detection_zoo.benchmarks.store import RUNS, read_run
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.errors import DatasetError
@@ -28,7 +28,7 @@ def refuse_naive_subset(path: Path, dataset: Dataset, every_image: bool = False)
         DatasetError: the detections' own record, or the images without any detection, say that a subset was
             looked at.
     """
-    record = path.resolve().parent.parent.parent / DEFAULT_STORE.name / f"{path.resolve().parent.name}.json"
+    record = path.resolve().parent.parent.parent / RUNS / f"{path.resolve().parent.name}.json"
     made_on = _made_on(record)
     if made_on is not None and made_on.images < len(dataset):
         raise DatasetError(

@@ -9,8 +9,7 @@ from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side
 from detection_zoo.benchmarks.compare.text import notes, told
 from detection_zoo.benchmarks.report.table import Footnotes, Table
 from detection_zoo.benchmarks.spec import metric
-
-NAME = "comparisons"  # of the files, and of README's block
+from detection_zoo.benchmarks.store import COMPARISONS
 
 
 def comparison_tables(comparisons: list[Comparison]) -> list[Table]:
@@ -34,7 +33,7 @@ def _table(one: Comparison) -> Table:
     lead = (
         "measured; the first line is the reference. The others: verdict, ratio to the reference (AP and"
         " top-1: difference), its interval, own value. Times by the other clock, and every digit, stand in"
-        f" {NAME}.csv"
+        f" {COMPARISONS}.csv"
     )
     footnotes = [
         lead,
@@ -43,7 +42,7 @@ def _table(one: Comparison) -> Table:
         *(f"[{number}] {text}" for text, number in marks.texts.items()),
     ]
     return Table(
-        NAME,
+        COMPARISONS,
         _title(one),
         ["Model", "Weights", *_heads(columns)],
         [first, *rows],

@@ -7,12 +7,13 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from detection_zoo.benchmarks.report import comparisons, kernel_cases
 from detection_zoo.benchmarks.report.latex import latex
 from detection_zoo.benchmarks.report.layouts import WIDE
 from detection_zoo.benchmarks.report.table import Table, records_csv
 from detection_zoo.benchmarks.report.tables import BESIDE, tables_from, text_of
 from detection_zoo.benchmarks.report.wide import Overview, wide_records
+from detection_zoo.benchmarks.spec import OWN_PROTOCOL
+from detection_zoo.benchmarks.store import COMPARISONS, KERNELS
 
 if TYPE_CHECKING:
     import pandas
@@ -29,8 +30,14 @@ FLAT = {**OWN, "csv": records_csv}  # of what is no source's table: numbers, not
 
 def stored_tables(view: Overview) -> dict[str, list[Table]]:
     """Tables of what is stored beside the runs, by name: comparisons and timings of operators."""
-    found = {comparisons.NAME: view.comparisons, kernel_cases.NAME: view.kernels}
-    return {name: beside.lay_out(found[name]) for name, beside in BESIDE.items()}
+    records = {COMPARISONS: view.comparisons, KERNELS: view.kernels}
+    return {name: beside.lay_out(records[name]) for name, beside in BESIDE.items()}
+
+
+def source_tables(view: Overview, name: str) -> list[Table]:
+    """The tables of a source, or the table of that name, timed by the project's own protocol."""
+    runs = [run for run in view.runs if run.spec.protocol == OWN_PROTOCOL]
+    return tables_from(name, runs, view.manifests, view.layouts)
 
 
 def table_files(view: Overview, formats: set[str]) -> dict[str, bytes]:
@@ -38,7 +45,7 @@ def table_files(view: Overview, formats: set[str]) -> dict[str, bytes]:
     table SOURCE` prints."""
     files: dict[str, str] = {}
     for source in sorted({entry.source for entry in view.manifests.entries.values()}):
-        tables = tables_from(source, view.runs)
+        tables = source_tables(view, source)
         files |= {f"tables/{source}.{SUFFIX[form]}": OWN[form](tables) for form in SUFFIX if form in formats}
     for name, tables in stored_tables(view).items():
         files |= {
@@ -58,7 +65,7 @@ def _wide(view: Overview, formats: set[str]) -> dict[str, str]:
     if "json" in formats:
         texts["json"] = json.dumps([_known(record) for record in wide_records(view)], indent=1) + "\n"
     if formats & {"md", "latex"}:
-        tables = tables_from(WIDE, view.runs)
+        tables = source_tables(view, WIDE)
         texts |= {form: OWN[form](tables) for form in ("md", "latex") if form in formats}
     return texts
 

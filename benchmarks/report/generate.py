@@ -1,26 +1,27 @@
-"""Everything that stands in results/ and README and is made from records: written anew, or compared with what
-stands there. No torch."""
+"""Everything in a results folder, and in the blocks of documents, that is made from records: written anew, or
+compared with what is there. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from detection_zoo.benchmarks.compare.record import COMPARISONS, read_comparisons
-from detection_zoo.benchmarks.report.blocks import renew_blocks
-from detection_zoo.benchmarks.report.export import SUFFIX, stored_tables, table_files
-from detection_zoo.benchmarks.report.kernel_cases import NAME as KERNELS
-from detection_zoo.benchmarks.report.kernel_cases import read_timings
-from detection_zoo.benchmarks.report.tables import tables_from, text_of
+from detection_zoo.benchmarks.compare.record import stored_comparisons
+from detection_zoo.benchmarks.report.blocks import MARKER, renew_blocks
+from detection_zoo.benchmarks.report.export import SUFFIX, source_tables, stored_tables, table_files
+from detection_zoo.benchmarks.report.kernel_cases import stored_timings
+from detection_zoo.benchmarks.report.layouts import WIDE, read_layouts
+from detection_zoo.benchmarks.report.tables import text_of
 from detection_zoo.benchmarks.report.wide import Overview, overview
-from detection_zoo.benchmarks.store import DEFAULT_STORE, RESULTS_FOLDER, read_runs, write_whole
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.benchmarks.store import PROJECT_RESULTS, RUNS, results_folder, stored_runs, write_whole
+from detection_zoo.zoo.manifest import Manifests, load_manifests, read_manifests
 
-README = RESULTS_FOLDER.parent / "README.md"
+PROJECT = PROJECT_RESULTS.parent
 FORMATS = (*SUFFIX, "svg", "png", "html")
-TRACKED = ("md", "csv", "svg", "html")  # what results/ keeps; the rest is made when somebody asks for it
 FIGURES = {"svg", "png"}
 PAGE = "report.html"
+TRACKED = {"md", "csv", "svg"}  # formats that git tracks in the checkout's results/
+UNTRACKED = {f"tables/{WIDE}.md", f"tables/{WIDE}.csv"}  # large, and made in seconds
 
 
 @dataclass
@@ -31,13 +32,16 @@ class Generated:
     problems: list[str] = field(default_factory=list)
 
 
-def stored_overview(store: Path | None = None) -> Overview:
-    """Every line of the manifests and of a store, and the comparisons and operators' timings beside it; None
-    takes results/runs."""
-    folder = store or DEFAULT_STORE
-    stored, (timings, wrong) = read_runs(folder), read_timings(folder.parent / KERNELS)
-    comparisons, refused = read_comparisons(folder.parent / COMPARISONS.name)
-    view = overview(load_manifests(), stored.runs, [*stored.problems, *wrong, *refused])
+def stored_overview(store: Path | None = None, manifests: Manifests | None = None) -> Overview:
+    """Every line of the manifests and of a store, with the comparisons and operators' timings beside it.
+
+    Args:
+        store: folder of runs; None: ./results/runs.
+        manifests: None: the project's.
+    """
+    stored, (timings, wrong) = stored_runs(store), stored_timings(store)
+    comparisons, refused = stored_comparisons(store)
+    view = overview(manifests or load_manifests(), stored.runs, [*stored.problems, *wrong, *refused])
     view.kernels, view.comparisons = timings, comparisons
     return view
 
@@ -81,15 +85,21 @@ def _page(view: Overview, formats: set[str]) -> dict[str, bytes]:
     return {PAGE: html_page(view).encode()}
 
 
-def readme_text(view: Overview, readme: Path = README) -> str:
-    """README with its blocks made anew; raises ManifestError for a block that is no table, ValueError for
+def documents(root: Path) -> list[Path]:
+    """The Markdown files of a checkout that have blocks made from records."""
+    every = [root / "README.md", root / "results" / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    return [path for path in every if path.is_file() and MARKER.search(path.read_text(encoding="utf-8"))]
+
+
+def document_text(view: Overview, path: Path) -> str:
+    """A document with its blocks made anew; raises ManifestError for a block that is no table, ValueError for
     broken markers."""
     stored = stored_tables(view)
 
     def render(name: str) -> str:
-        return text_of(stored[name] if name in stored else tables_from(name, view.runs), "markdown")
+        return text_of(stored[name] if name in stored else source_tables(view, name), "markdown")
 
-    return renew_blocks(readme.read_text(encoding="utf-8"), render, readme.name)
+    return renew_blocks(path.read_text(encoding="utf-8"), render, path.name)
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> list[Path]:
@@ -104,58 +114,56 @@ def write_files(folder: Path, files: dict[str, bytes]) -> list[Path]:
 
 
 def make_report(store: Path | None, out: Path | None, formats: set[str]) -> tuple[list[str], list[str]]:
-    """What `bench.py report` does.
+    """Write the report of a store.
 
     Args:
-        store: folder of records; None takes results/runs.
-        out: folder to write into; None takes results/, and makes README's blocks anew too.
+        store: folder of runs; None: ./results/runs.
+        out: folder to write into; None: ./results. For the checkout's own results/, the blocks of its
+            documents are made anew too.
         formats: of FORMATS.
 
     Returns:
-        The files, written or found as they should be, and what was wrong in the store.
+        The files, written or left as they were, and what was wrong in the store.
     """
     view = stored_overview(store)
-    made = generate(view, formats)
-    paths = write_files(out or RESULTS_FOLDER, made.files)
-    if out is None:
-        paths += write_files(README.parent, {README.name: readme_text(view, README).encode()})
-    return [str(path if out else path.relative_to(README.parent)) for path in paths], made.problems
+    made, folder = generate(view, formats), out or results_folder()
+    paths = write_files(folder, made.files)
+    if folder.resolve() == PROJECT_RESULTS:
+        for document in documents(PROJECT):
+            paths += write_files(document.parent, {document.name: document_text(view, document).encode()})
+    return [str(path) for path in paths], made.problems
 
 
-def stale_report() -> tuple[list[str], list[str]]:
-    """What `bench.py report --check` does: what is stale, and what is wrong in the store."""
-    view = stored_overview()
-    return stale(view), view.problems
-
-
-def stale(view: Overview, folder: Path = RESULTS_FOLDER, readme: Path = README) -> list[str]:
-    """What in results/ and README is not what the records say today, a sentence each; figures are judged by
-    the data they say they were made from."""
+def stale_report(root: Path = PROJECT) -> tuple[list[str], list[str]]:
+    """What in a checkout's tracked results and documents is not what its tracked records and manifests say, a
+    sentence each; and what is wrong with its records. Figures are judged by the data in their metadata."""
     from detection_zoo.benchmarks.report.plot import descriptions
 
-    text = set(TRACKED) - FIGURES
-    wanted = generate(view, text).files
-    found = [
-        f"{folder.name}/{name} is {'missing' if not (folder / name).is_file() else 'stale'}"
+    folder = root / "results"
+    view = stored_overview(folder / RUNS, read_manifests(root / "manifests"))
+    view.layouts = read_layouts(root / "manifests" / "tables")
+    wanted = generate(view, TRACKED - FIGURES).files
+    drawn = {f"figures/{name}.svg": text for name, text in descriptions(view).items()}
+    sentences = [
+        f"results/{name} is {'stale' if (folder / name).is_file() else 'missing'}"
         for name, content in wanted.items()
-        if not (folder / name).is_file() or (folder / name).read_bytes() != content
+        if name not in UNTRACKED
+        and not ((folder / name).is_file() and (folder / name).read_bytes() == content)
     ]
-    drawn = {f"figures/{name}.svg": said for name, said in descriptions(view).items()}
-    found += [
-        f"{folder.name}/{name} is missing or stale"
-        for name, said in drawn.items()
-        if not (folder / name).is_file() or said not in (folder / name).read_text(encoding="utf-8")
+    sentences += [
+        f"results/{name} is missing or stale"
+        for name, text in drawn.items()
+        if not (folder / name).is_file() or text not in (folder / name).read_text(encoding="utf-8")
     ]
-    ours = [
-        path.relative_to(folder).as_posix()
+    sentences += [
+        f"results/{name} is made from nothing any more: delete it"
         for part in ("tables", "figures")
         for path in sorted((folder / part).glob("*"))
+        if (name := path.relative_to(folder).as_posix()) not in {*wanted, *drawn}
     ]
-    found += [
-        f"{folder.name}/{name} is made from nothing any more: delete it"
-        for name in ours
-        if name not in wanted and name not in drawn
+    sentences += [
+        f"{path.relative_to(root)} has stale blocks"
+        for path in documents(root)
+        if path.read_text(encoding="utf-8") != document_text(view, path)
     ]
-    if readme.read_text(encoding="utf-8") != readme_text(view, readme):
-        found.append(f"{readme.name} has stale blocks")
-    return found
+    return sentences, view.problems

@@ -10,10 +10,16 @@ from pydantic import Field, ValidationError
 
 from detection_zoo.benchmarks.report.table import Table
 from detection_zoo.benchmarks.spec import Environment, Measurement
-from detection_zoo.benchmarks.store import new_id, write_whole
+from detection_zoo.benchmarks.store import (
+    KERNELS,
+    new_id,
+    read_folder,
+    read_regular,
+    record_folders,
+    write_whole,
+)
 from detection_zoo.zoo.manifest import Strict
 
-NAME = "kernels"  # of the files, of README's block, and of the folder that timings are stored in
 ON_A_CPU = (
     "on a CPU ours is what the zoo runs there, beside the peer's own CPU operators: it says nothing of a GPU;"
     " quote the ratios alone"
@@ -65,29 +71,35 @@ class KernelTimings(Strict):
 def write_timings(folder: Path, timings: KernelTimings) -> Path:
     """Store timings for good, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{new_id(NAME)}.json"
+    path = folder / f"{new_id(KERNELS)}.json"
     write_whole(path, timings.model_dump_json(exclude_defaults=True).encode())
     return path
 
 
-def read_timings(folder: Path) -> tuple[list[KernelTimings], list[str]]:
-    """The newest timings of each device and backend, and what is wrong with files that are not used."""
-    found: dict[tuple[str, str], KernelTimings] = {}
-    problems = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            timings = KernelTimings.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            where = ".".join(str(part) for part in error.errors()[0]["loc"])
-            problems.append(
-                f"{path}: field {where}: {error.errors()[0]['msg']}; it is left out. Run `bench.py kernels`"
-                " again"
-            )
-            continue
-        key = (timings.environment.device_name, timings.backend)
-        if key not in found or timings.started > found[key].started:
-            found[key] = timings
-    return [found[key] for key in sorted(found)], problems
+def read_timings(path: Path) -> KernelTimings:
+    """Read one record; raises ValueError that says what is wrong with the file."""
+    try:
+        return KernelTimings.model_validate_json(read_regular(path))
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ValueError(
+            f"{path}: field {where}: {error.errors()[0]['msg']}; it is left out. Run `bench.py kernels` again"
+        ) from None
+
+
+def stored_timings(store: Path | None = None) -> tuple[list[KernelTimings], list[str]]:
+    """The newest timings of each device and backend, and a sentence for each file that is not used; from the
+    folders of `record_folders`."""
+    newest: dict[tuple[str, str], KernelTimings] = {}
+    problems: list[str] = []
+    for folder in record_folders(KERNELS, store):
+        every, wrong = read_folder(folder, read_timings)
+        problems += wrong
+        for timings in every:
+            key = (timings.environment.device_name, timings.backend)
+            if key not in newest or timings.started > newest[key].started:
+                newest[key] = timings
+    return [newest[key] for key in sorted(newest)], problems
 
 
 def kernel_tables(timings: list[KernelTimings]) -> list[Table]:
@@ -134,7 +146,7 @@ def _table(one: KernelTimings) -> Table:
     ]
     title = f"Operators beside {one.peer}: {one.backend}, {env.device_name}"
     return Table(
-        NAME,
+        KERNELS,
         title,
         ["Work", "Ours", "Peer", "Times as fast", "Agrees", "Note"],
         rows,

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from detection_zoo.benchmarks.compare.record import Comparison
 from detection_zoo.benchmarks.report.kernel_cases import KernelTimings
+from detection_zoo.benchmarks.report.layouts import Layout, load_layouts
 from detection_zoo.benchmarks.report.lines import (
     MeasuredLine,
     PublishedLine,
@@ -211,6 +212,7 @@ class Overview:
 
     manifests: Manifests
     runs: list[Run]
+    layouts: dict[str, Layout] = field(default_factory=load_layouts)
     lines: list[WideLine] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     kernels: list[KernelTimings] = field(default_factory=list)

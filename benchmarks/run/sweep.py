@@ -14,7 +14,7 @@ from detection_zoo.benchmarks.run.jobs import run_parallel, slots_of
 from detection_zoo.benchmarks.run.runner import Draft, Interrupted, measure, run_row
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, identify_weights, open_data
 from detection_zoo.benchmarks.spec import SUBMISSION, BenchmarkSpec, Run, run_key
-from detection_zoo.benchmarks.store import DEFAULT_STORE, read_runs, write_run
+from detection_zoo.benchmarks.store import RUNS, read_runs, results_folder, write_run
 from detection_zoo.zoo.errors import ManifestError, ZooError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.registry import did_you_mean
@@ -60,7 +60,7 @@ class SweepOptions:
     machine, or a Ray cluster.
     """
 
-    store: Path = DEFAULT_STORE
+    store: Path = field(default_factory=lambda: results_folder() / RUNS)
     again: bool = False
     isolate: bool = True
     stall_s: float | None = 600.0

@@ -13,18 +13,24 @@ from browser import Browser, Page
 from made_up_records import made_up_timings
 from records import MACHINE, PHOTOS, RANDOM, TRAINED, measured, run_of
 
-from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side, read_comparisons, write_comparison
+from detection_zoo.benchmarks.compare.record import (
+    Comparison,
+    Pair,
+    Side,
+    stored_comparisons,
+    write_comparison,
+)
 from detection_zoo.benchmarks.report.comparisons import comparison_data, comparison_tables
 from detection_zoo.benchmarks.report.export import stored_tables
 from detection_zoo.benchmarks.report.generate import (
+    document_text,
     generate,
     make_report,
-    readme_text,
-    stale,
+    stale_report,
     stored_overview,
 )
 from detection_zoo.benchmarks.report.html_page import html_page
-from detection_zoo.benchmarks.report.kernel_cases import kernel_tables, read_timings
+from detection_zoo.benchmarks.report.kernel_cases import kernel_tables, stored_timings
 from detection_zoo.benchmarks.report.table import markdown
 from detection_zoo.benchmarks.report.tables import tables_of, text_of
 from detection_zoo.benchmarks.report.wide import Overview, overview
@@ -215,6 +221,7 @@ def test_tones_are_in_the_models_favour_or_not() -> None:
 
 
 def test_the_newest_of_a_setting_is_shown_and_broken_files_are_told(tmp_path: Path) -> None:
+    store, tmp_path = tmp_path / "runs", tmp_path / "comparisons"
     for started in ("2031-01-01T00:00:00+00:00", "2030-01-01T00:00:00+00:00"):
         write_comparison(tmp_path, made_up(started))
     other = made_up("2029-01-01T00:00:00+00:00", threads=2)
@@ -224,14 +231,14 @@ def test_the_newest_of_a_setting_is_shown_and_broken_files_are_told(tmp_path: Pa
     )
     write_comparison(tmp_path, strange)
     (tmp_path / "cut.json").write_text("{")
-    found, problems = read_comparisons(tmp_path)
+    found, problems = stored_comparisons(store)
     assert {one.started[:4] for one in found} == {"2031", "2029"}
     assert (
         len(problems) == 2
         and any("cut.json" in text for text in problems)
         and any("quickness" in text for text in problems)
     )
-    assert read_comparisons(tmp_path / "nowhere") == ([], [])
+    assert stored_comparisons(tmp_path / "runs") == ([], [])
 
 
 def test_bench_table_prints_what_the_file_holds(tmp_path: Path, view: Overview) -> None:
@@ -275,7 +282,7 @@ def test_timings_that_bench_kernels_stores_are_read_and_keep_every_sample(
     monkeypatch.setattr(kernel_speed, "_nms_cases", lambda device, on_gpu: [case])
     monkeypatch.setattr(kernel_speed, "_pooling_cases", lambda device, on_gpu: [])
     assert kernel_speed.report("cpu", store=tmp_path / "kernels") == 0
-    (found,), problems = read_timings(tmp_path / "kernels")
+    (found,), problems = stored_timings(tmp_path / "runs")
     (one,) = found.cases
     assert problems == [] and found.backend == "cpu" and found.peer.startswith("torchvision ")
     assert (one.name, one.correct, one.note) == (case.name, True, "backend cpu")
@@ -294,23 +301,23 @@ def test_stale_tables_of_comparisons_and_readme_blocks_are_found_and_mended(
     folder, readme, store = own_results
     readme.write_text("<!-- table: comparisons -->\n<!-- end -->\n<!-- table: kernels -->\n<!-- end -->\n")
     write_run(store, run_of(V39, {"model_ms": measured(20.0, "ms")}))
-    assert readme_text(stored_overview(store), readme) == readme.read_text(), (
+    assert document_text(stored_overview(store), readme) == readme.read_text(), (
         "nothing is stored, nothing is shown"
     )
     write_comparison(folder / "comparisons", made_up())
-    made = {"tables/comparisons.md", "tables/comparisons.csv", "report.html"}
+    made = {"tables/comparisons.md", "tables/comparisons.csv"}
     assert {f"results/{name} is missing" for name in made} | {"README.md has stale blocks"} <= set(
-        stale(stored_overview(store), folder, readme)
+        stale_report(folder.parent)[0]
     )
-    make_report(None, None, {"md", "csv", "html", "svg"})
-    assert stale(stored_overview(store), folder, readme) == []
+    make_report(store, folder, {"md", "csv", "html", "svg"})
+    assert stale_report(folder.parent)[0] == []
     assert (
         f"### {V39} and {V57}, {R50}" in readme.read_text()
         and (folder / "tables" / "comparisons.md").read_text() in readme.read_text()
     )
     write_comparison(folder / "comparisons", made_up("2031-01-01T00:00:00+00:00"))
     assert {f"results/{name} is stale" for name in made} | {"README.md has stale blocks"} == set(
-        stale(stored_overview(store), folder, readme)
+        stale_report(folder.parent)[0]
     )
 
 

@@ -13,8 +13,20 @@ from pathlib import Path
 import pytest
 from records import measured, run_of
 
+from detection_zoo.benchmarks import store
+from detection_zoo.benchmarks.compare.record import stored_comparisons
+from detection_zoo.benchmarks.report.kernel_cases import stored_timings
 from detection_zoo.benchmarks.spec import BenchmarkSpec, digest_of
-from detection_zoo.benchmarks.store import read_run, read_runs, store_file, write_run
+from detection_zoo.benchmarks.store import (
+    read_run,
+    read_runs,
+    record_folders,
+    results_folder,
+    sealed,
+    store_file,
+    stored_runs,
+    write_run,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -142,3 +154,67 @@ def test_stored_files_carry_their_digest(tmp_path: Path) -> None:
 def test_equal_specifications_have_equal_digests() -> None:
     assert BenchmarkSpec().digest == BenchmarkSpec().digest != BenchmarkSpec(batch_size=2).digest
     assert digest_of({"a": 1, "b": [2]}) == digest_of({"b": [2], "a": 1}) != digest_of({"a": 1, "b": [3]})
+
+
+def test_files_that_are_no_records_are_skipped_with_a_sentence(tmp_path: Path) -> None:
+    """A folder, a pipe, a device, a dangling link and a link to a folder, all called *.json; JSON that is no
+    record; a file that is too large."""
+    folders = {"runs": read_folder_of_runs, "comparisons": stored_comparisons, "kernels": stored_timings}
+    for kind in folders:
+        folder = tmp_path / kind
+        (folder / "folder.json").mkdir(parents=True)
+        os.mkfifo(folder / "pipe.json")
+        (folder / "device.json").symlink_to("/dev/zero")
+        (folder / "dangling.json").symlink_to(folder / "nowhere")
+        (folder / "loop.json").symlink_to(folder / "loop.json")
+        (folder / "deep.json").write_bytes(sealed(b"[" * 200_000 + b"]" * 200_000))
+        (folder / "deep-object.json").write_bytes(sealed(b'{"a":' * 9_000 + b"1" + b"}" * 9_000))
+        for name, text in {"list": b"[]", "number": b"7", "null": b"null", "huge": b"9" * 5000}.items():
+            (folder / f"{name}.json").write_bytes(sealed(text))
+        (folder / "plain.json").write_bytes(b"[" * 200_000)
+        with (folder / "large.json").open("wb") as file:
+            file.truncate(store.MOST_BYTES + 1)
+    whole = run_of("a.demo", {})
+    write_run(tmp_path / "runs", whole)
+    for kind, read in folders.items():
+        records, problems = read(tmp_path / "runs")
+        assert records == ([whole] if kind == "runs" else [])
+        assert len(problems) == 13 and all(f"{kind}/" in text for text in problems), problems
+        assert not [text for text in problems if len(text) > 400 or "\n" in text]
+
+
+def read_folder_of_runs(folder: Path) -> tuple[list, list[str]]:
+    stored = stored_runs(folder)
+    return stored.runs, stored.problems
+
+
+def test_results_go_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert results_folder() == tmp_path / "results"
+    assert record_folders("runs") == [tmp_path / "results" / "runs"]
+    assert record_folders("kernels", tmp_path / "x" / "runs") == [tmp_path / "x" / "kernels"]
+
+
+def test_in_a_checkout_own_results_are_apart_from_tracked_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PROJECT_RESULTS", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    assert results_folder() == tmp_path / "results" / "local"
+    tracked, own = run_of("a.demo", {}), run_of("b.demo", {})
+    write_run(tmp_path / "results" / "runs", tracked)
+    write_run(results_folder() / "runs", own)
+    assert {run.id for run in stored_runs().runs} == {tracked.id, own.id}
+
+
+def test_git_ignores_what_commands_write() -> None:
+    names = ["local/runs/x.json", "report.html", "tables/wide.md", "tables/wide.csv"]
+    ignored = subprocess.run(
+        ["git", "check-ignore", *(f"results/{name}" for name in names)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if ignored.returncode == 128:
+        pytest.skip("needs a git checkout")
+    assert ignored.stdout.split() == [f"results/{name}" for name in names]
