@@ -21,6 +21,8 @@ from detection_zoo.zoo.weights.formats import (  # noqa: F401 - register their f
     ssdlite,
     torchvision_detectors,
 )
+from detection_zoo.zoo.weights.pickle.safe import file_kind
+from detection_zoo.zoo.weights.read import read_own
 from detection_zoo.zoo.weights.rename import (
     CheckpointFormat,
     LoadReport,
@@ -30,47 +32,6 @@ from detection_zoo.zoo.weights.rename import (
     strip_prefix,
     translate_names,
 )
-
-
-def read_tensors(path: Path, *wrappers: str) -> dict[str, Any]:
-    """Tensors by name of a torch file; a dict under the first of the `wrappers` keys that is there is taken
-    in place of the whole.
-
-    Raises:
-        CheckpointError: the file cannot be read safely, or holds something else.
-    """
-    from detection_zoo.zoo.weights.pickle.safe import read_torch_file
-
-    content = read_torch_file(path)
-    for key in wrappers:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise CheckpointError(
-            f"{path}: holds no state dict (tensors by name), nor one under {', '.join(wrappers) or 'a key'};"
-            " is it the right file?"
-        )
-    return dict(content)
-
-
-def read_own(path: Path) -> dict[str, Any]:
-    """Tensors by name of a file that this project wrote: a training checkpoint, a state dict, or safetensors.
-
-    Raises:
-        CheckpointError: the file cannot be read safely, or holds something else.
-    """
-    from detection_zoo.zoo.weights.pickle.safe import file_kind
-
-    if file_kind(path) != "safetensors":
-        return read_tensors(path, "model")
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error}); is it cut short?") from None
 
 
 def _own_names(arrays: dict[str, Any]) -> Translation:
@@ -95,8 +56,6 @@ def format_of_file(model: nn.Module, path: Path | str, stated: str | None) -> st
     Raises:
         CheckpointError: no format is stated and none fits.
     """
-    from detection_zoo.zoo.weights.pickle.safe import file_kind
-
     path, shapes = (
         Path(path),
         {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()},

@@ -10,6 +10,7 @@ from typing import Any
 
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
+from detection_zoo.zoo.weights.read import read_tensors
 from detection_zoo.zoo.weights.rename import CheckpointFormat, Rules, Translation, rename, translate_names
 
 NORM_EPS = 1e-5  # of the batch normalisation that Caffe's ResNets were trained with
@@ -132,8 +133,6 @@ def _read_blobs(path: Path) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
-    from detection_zoo.zoo.weights.load import read_tensors
-
     return read_tensors(path, "model", "state_dict")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
+from detection_zoo.zoo.weights.read import read_tensors
 from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, strip_prefix, translate_names
 
 _BLOCKS = (
@@ -40,8 +41,6 @@ _DROP = (_COUNTER, (r"RCNN_roi_feat_ds\..*", "a convolution that the original bu
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from detection_zoo.zoo.weights.load import read_tensors
-
     return read_tensors(path, "model", "state_dict")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
+from detection_zoo.zoo.weights.read import read_tensors
 from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, strip_prefix, translate_names
 
 _COUNTERS = r".*\.num_batches_tracked"  # files of PyTorch 0.4 and older have none
@@ -25,8 +26,6 @@ _DETECTOR = (
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from detection_zoo.zoo.weights.load import read_tensors
-
     return read_tensors(path, "state_dict")
 
 

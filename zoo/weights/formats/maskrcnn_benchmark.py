@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
+from detection_zoo.zoo.weights.read import read_tensors
 from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, strip_prefix, translate_names
 
 _RESNET = (
@@ -59,8 +60,6 @@ _COUNTER = (  # of trained batch norms; frozen norms have none, and files of PyT
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from detection_zoo.zoo.weights.load import read_tensors
-
     return read_tensors(path, "model", "state_dict")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.formats.detectron import NORM_EPS
+from detection_zoo.zoo.weights.read import read_tensors
 from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, rename, translate_names
 from detection_zoo.zoo.weights.tfjs import read_tfjs_graph, torch_layout
 
@@ -64,8 +65,6 @@ _PLUMBING = re.compile(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from detection_zoo.zoo.weights.load import read_tensors
-
     return read_tensors(path)
 
 

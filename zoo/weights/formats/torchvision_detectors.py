@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
+from detection_zoo.zoo.weights.read import read_tensors
 from detection_zoo.zoo.weights.rename import CheckpointFormat, Rules, Translation, translate_names
 
 _COUNTER = r".*\.num_batches_tracked"
@@ -23,8 +24,6 @@ _OLDER_RETINANET = (
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from detection_zoo.zoo.weights.load import read_tensors
-
     return read_tensors(path, "model")
 
 

@@ -14,9 +14,14 @@ from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.weights.pickle.machine import Machine
 from detection_zoo.zoo.weights.pickle.names import Storage, numpy_names, torch_names
 from detection_zoo.zoo.weights.pickle.source import Budget, Source
+from detection_zoo.zoo.weights.pickle.storages import storage_of
+from detection_zoo.zoo.weights.pickle.torch_legacy import (
+    MAGIC_NUMBER,
+    read_legacy,
+    read_pickled_tensors,
+    read_tar,
+)
 
-MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # of torch's format before 1.6
-PROTOCOL_VERSION = 1001
 MALFORMED_ZIP = (
     zipfile.BadZipFile,
     NotImplementedError,
@@ -97,8 +102,6 @@ def read_torch_file(path: Path | str) -> Any:
         inspect_zip(path)
         return _load_zip(path)
     if kind in ("torch tar", "pickle"):
-        from detection_zoo.zoo.weights.pickle.torch_legacy import read_legacy, read_pickled_tensors, read_tar
-
         read = (
             read_tar
             if kind == "torch tar"
@@ -197,42 +200,6 @@ def _zip_problems(
             yield f"entry {info.filename!r:.100} points outside the file"
     if sum(info.file_size for info in infos) > file_bytes:
         yield "a zip file whose entries overlap: a zip bomb"
-
-
-def storage_of(machine: Machine, key: Any) -> Storage:
-    """The storage that a persistent id of torch names.
-
-    Args:
-        machine: reads the pickle.
-        key: ("storage", class, key, place, elements[, view]).
-    """
-    if not isinstance(key, tuple) or len(key) not in (5, 6) or key[0] not in ("storage", b"storage"):
-        raise machine.refuse(
-            f"a persistent id {key!r:.120} (a whole module is program code; only its state dict can be read)"
-        )
-    kind, name, count, view = key[1], key[2], key[4], key[5] if len(key) == 6 else None
-    path = getattr(kind, "path", "")
-    if (
-        not path.startswith("torch.")
-        or not path.endswith("Storage")
-        or type(count) is not int
-        or count < 0
-        or not isinstance(name, (str, int))
-    ):
-        raise machine.refuse(f"a storage {key!r:.120}")
-    storage = Storage(path.removeprefix("torch.").removesuffix("Storage"), name, count)
-    if view is not None:
-        _, start, elements = view
-        if (
-            type(start) is not int
-            or type(elements) is not int
-            or start < 0
-            or elements < 0
-            or start + elements > count
-        ):
-            raise machine.refuse(f"a view {view!r:.120} outside its storage of {count} elements")
-        storage.start, storage.count, storage.whole = start, elements, count
-    return storage
 
 
 def _load_zip(path: Path) -> Any:

@@ -13,9 +13,11 @@ from typing import Any
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.weights.pickle.machine import Machine, Name
 from detection_zoo.zoo.weights.pickle.names import Storage, TensorView, tensor_view, torch_names
-from detection_zoo.zoo.weights.pickle.safe import MAGIC_NUMBER, PROTOCOL_VERSION, storage_of
 from detection_zoo.zoo.weights.pickle.source import Budget, Source, shown
+from detection_zoo.zoo.weights.pickle.storages import settle, storage_of
 
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # of torch's format before 1.6
+PROTOCOL_VERSION = 1001
 TAR_BLOCK = 512
 
 
@@ -110,61 +112,6 @@ def _read_storage(source: Source, storage: Storage) -> bytes:
             f" {storage.root_count}; malformed"
         )
     return source.read(count * storage.item_bytes)
-
-
-def settle(value: Any, data: dict[Any, bytes]) -> Any:
-    """The value with each tensor view replaced by a torch tensor; views of one storage share memory.
-
-    Args:
-        value: checked containers with TensorView leaves.
-        data: bytes of each storage, by key.
-    """
-    storages: dict[Any, Any] = {}
-    done: dict[int, Any] = {}
-
-    def convert(node: Any) -> Any:
-        if id(node) in done:
-            return done[id(node)]
-        if isinstance(node, TensorView):
-            result = _tensor(node, data, storages)
-        elif isinstance(node, dict):
-            result = {key: convert(item) for key, item in node.items()}
-        elif isinstance(node, (list, tuple)):
-            result = type(node)(convert(item) for item in node)
-        else:
-            return node
-        done[id(node)] = result
-        return result
-
-    return convert(value)
-
-
-def _tensor(view: TensorView, data: dict[Any, bytes], storages: dict[Any, Any]) -> Any:
-    import torch
-
-    storage = view.storage
-    if storage.key not in storages:
-        kinds = {
-            "Double": torch.float64,
-            "Float": torch.float32,
-            "Half": torch.float16,
-            "BFloat16": torch.bfloat16,
-            "Long": torch.int64,
-            "Int": torch.int32,
-            "Short": torch.int16,
-            "Char": torch.int8,
-            "Byte": torch.uint8,
-            "Bool": torch.bool,
-            "ComplexFloat": torch.complex64,
-            "ComplexDouble": torch.complex128,
-        }
-        raw = data.pop(storage.key)
-        storages[storage.key] = (
-            torch.frombuffer(bytearray(raw), dtype=kinds[storage.kind])
-            if raw
-            else torch.empty(0, dtype=kinds[storage.kind])
-        )
-    return storages[storage.key].as_strided(view.shape, view.strides, storage.start + view.offset)
 
 
 def read_tar(path: Path) -> Any:
