@@ -201,6 +201,10 @@ class Schedule(Strict):
             " (Detectron)"
         ),
     )
+    scales_with_batch: bool = Field(
+        True,
+        description="another batch changes rate, length and steps in proportion; no: the script leaves them",
+    )
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.9
     nesterov: bool = False

@@ -147,6 +147,8 @@ def identify_weights(entry: ModelEntry, argument: str) -> tuple[WeightsIdentity,
     if argument.startswith(STAND_IN):
         return _stand_in(Path(argument.removeprefix(STAND_IN)))
     path = Path(argument).expanduser()
+    if not path.is_file() and (trained := path.with_name(f"{path.name}.pth")).is_file():
+        path = trained  # DIR/last, DIR/best of a training
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no such file; --weights takes random, published, {STAND_IN}FOLDER, or a checkpoint's"

@@ -91,8 +91,8 @@ def pad_batch(tensors: Sequence[Tensor], size_divisor: int = 1) -> Tensor:
     return padded
 
 
-def _start_worker(_: int) -> None:
-    """Each worker decodes and resizes with one thread; OpenCV would start one a core in every worker."""
+def start_worker(_: int) -> None:
+    """Let each worker decode and resize with one thread; OpenCV would start one a core in every worker."""
     import cv2
 
     cv2.setNumThreads(0)
@@ -158,13 +158,16 @@ def evaluation_loader(
         pin_memory=pin_memory,
         collate_fn=images.collate,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
 
 
-class _TrainingImages(TorchDataset):
-    """Items are drawn from (seed, epoch, index) alone, so that neither the number of workers nor their timing
-    changes them."""
+class TrainingImages(TorchDataset):
+    """Images and targets of one epoch by index.
+
+    Items are drawn from (seed, epoch, index) alone, so that neither the number of workers nor their timing
+    changes them.
+    """
 
     def __init__(self, loader: TrainingBatches, epoch: int) -> None:
         self.loader, self.epoch = loader, epoch
@@ -210,6 +213,7 @@ class _TrainingImages(TorchDataset):
         return image, Target(torch.from_numpy(boxes.astype(np.float32)), torch.from_numpy(labels))
 
     def collate(self, items: list[tuple[PreprocessedImage, Target]]) -> tuple[Tensor, Tensor, list[Target]]:
+        """Images (N, 3, H, W) padded, sizes (N, 2), N targets."""
         images = [image for image, _ in items]
         sizes = torch.tensor([image.size for image in images])
         return (
@@ -273,10 +277,9 @@ class TrainingBatches:
         )  # of one size anyway: no groups
         self._ratios = [1.0 if ratios is None else ratios[index] for index in self.indices]
 
-    def __call__(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor, list[Target]]]:
-        """Batches of one epoch: images (N, 3, H, W) float32, sizes (N, 2) int64, N targets."""
-        images = _TrainingImages(self, epoch)
-        sampler = GroupedBatchSampler(
+    def order(self, epoch: int) -> list[list[int]]:
+        """The dataset's indices of each batch of an epoch."""
+        return GroupedBatchSampler(
             self._ratios,
             self.images_per_batch,
             seed=self.seed,
@@ -284,15 +287,19 @@ class TrainingBatches:
             rank=self.rank,
             world_size=self.world_size,
             indices=self.indices,
-        )
+        ).batches
+
+    def __call__(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor, list[Target]]]:
+        """Batches of one epoch: images (N, 3, H, W) float32, sizes (N, 2) int64, N targets."""
+        images = TrainingImages(self, epoch)
         return iter(
             DataLoader(
                 images,
-                batch_sampler=sampler,
+                batch_sampler=self.order(epoch),
                 num_workers=self.workers,
                 pin_memory=self.pin_memory,
                 collate_fn=images.collate,
                 prefetch_factor=4 if self.workers else None,
-                worker_init_fn=_start_worker,
+                worker_init_fn=start_worker,
             )
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.training.distributed import bare
 
 FORMAT = 1
+LAST = "last.pth"  # another name of the newest checkpoint
 _NAME = re.compile(r"^step_(\d{8})\.pth$")
 
 
@@ -76,7 +78,7 @@ def save(
     entry: str = "",
     keep: int = 2,
 ) -> Path:
-    """Save a training state as step_<iteration>.pth and drop older ones.
+    """Save a training state as step_<iteration>.pth, and as last.pth, and drop older ones.
 
     Args:
         folder: made where missing.
@@ -99,11 +101,23 @@ def save(
             "random": random_state(device),
         },
     )
+    point_to(folder / LAST, path)
     for old in _found(folder)[:-keep] if keep else []:
         old.unlink(missing_ok=True)
     for part in folder.glob(".step_*.part"):  # left by a process that was killed while writing
         part.unlink(missing_ok=True)
     return path
+
+
+def point_to(name: Path, path: Path) -> None:
+    """Make a second name of a file, in one step; a copy where the file system has no hard links."""
+    temporary = name.with_name(f".{name.name}.part")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, name)
 
 
 def _found(folder: Path) -> list[Path]:

@@ -81,6 +81,7 @@ def train_steps(
     on_nonfinite: Literal["raise", "skip"] = "raise",
     scaler: torch.amp.GradScaler | None = None,
     mark: Callable[[Stage], None] | None = None,
+    channels_last: bool = False,
 ) -> Iterator[StepRecord]:
     """Train, yielding a record after every update (so the caller logs, saves and stops).
 
@@ -97,6 +98,7 @@ def train_steps(
             the record says so).
         scaler: loss scaling for float16.
         mark: called at the end of each stage; where a benchmark puts its timers.
+        channels_last: bring the images into that layout; the caller brings the weights.
     """
     device = next(model.parameters()).device
     stream, mark = iter(batches), mark or (lambda stage: None)
@@ -108,6 +110,8 @@ def train_steps(
         images = 0
         for turn in range(accumulate):
             batch = move(_next(stream, iteration), device)
+            if channels_last:
+                batch = (batch[0].contiguous(memory_format=torch.channels_last), *batch[1:])
             mark("data")
             with (
                 _unsynchronised(model, turn < accumulate - 1),

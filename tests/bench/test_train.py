@@ -1,0 +1,76 @@
+"""`bench.py train`: runs, resumes to the last digit, says what differs, and what it trained can be run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from detection_zoo.bench import app
+from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.training.plan import Wishes, plan_training, schedule_of
+
+ROW = "mask_rcnn_vovnet27_tiny_fpn.demo"
+
+
+def train(*arguments: object, row: str = ROW, code: int = 0) -> str:
+    """Everything that one training prints."""
+    done = CliRunner().invoke(app, ["train", row, "--threads", "1", *map(str, arguments)])
+    assert done.exit_code == code, done.output + repr(done.exception)
+    return done.output
+
+
+def losses(folder: Path) -> dict[int, str]:
+    """The total loss of every update, as written."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return {int(line["iteration"]): line["loss"] for line in csv.DictReader(file)}
+
+
+SMALL = ("--batch", 2, "--log-every", 2, "--save-every", 2, "--lr-steps", "3", "--warmup", 2)
+
+
+def test_a_resumed_training_repeats_the_unbroken_one_and_its_file_can_be_run(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    said = train("--out", whole, "--iterations", 4, *SMALL)
+    assert "images_per_batch: 16 -> 2" in said and "lr: 0.02 -> 0.0025" in said
+    assert "update 4/4" in said and "images/s" in said and "waiting for data" in said
+    train("--out", broken, "--iterations", 2, *SMALL)
+    assert "holds a training already" in train("--out", broken, "--iterations", 4, *SMALL, code=1)
+    said = train("--out", broken, "--iterations", 4, "--resume", "--workers", 1, *SMALL)
+    assert "resumed from step_00000002.pth" in said
+    assert list(losses(whole)) == [1, 2, 3, 4] and losses(broken) == losses(whole)
+    ours, theirs = (torch.load(folder / "last.pth")["model"] for folder in (broken, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    recipe = json.loads((whole / "recipe.json").read_text())
+    assert recipe["schedule"]["lr"] == 0.0025 and recipe["updates"] == 4
+    done = CliRunner().invoke(
+        app,
+        ["run", ROW, "--weights", str(whole / "last"), "--images", "2", "--metrics", "ap", "--in-process"]
+        + ["--store", str(tmp_path / "store"), "--json"],
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)[0]["weights"]["kind"] == "file"
+
+
+def test_other_lengths_and_batches_keep_the_shape_of_the_schedule() -> None:
+    own = schedule_of(load_manifests().entry(ROW))  # 2x: 180,000 updates of 16 images
+    plan = plan_training(own, Wishes(batch=8), 1000)
+    assert plan.schedule.lr == 0.01 and plan.iterations == 360000 and plan.schedule.steps == [240000, 320000]
+    plan = plan_training(own, Wishes(iterations=900), 1000)
+    assert plan.schedule.steps == [600, 800] and plan.schedule.warmup_iterations == 90
+    plan = plan_training(own, Wishes(epochs=18), 1600)
+    assert plan.schedule.steps == [12, 16] and plan.iterations == 1800 and plan.updates_per_epoch == 100
+    plan = plan_training(own, Wishes(batch=8, accumulate=2), 1000)
+    assert plan.schedule.lr == 0.01 and plan.iterations == 180000 and plan.updates_per_epoch == 62
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_scripts_that_do_not_rescale_are_followed_unless_asked(scale: bool) -> None:
+    own = load_manifests().schedules["hardnet_voc"]
+    plan = plan_training(own, Wishes(batch=8, scale_lr=scale), 800)
+    assert plan.schedule.lr == (own.lr / 4 if scale else own.lr) and plan.schedule.epochs == own.epochs
+    assert bool(plan.warnings) is not scale

@@ -1,0 +1,175 @@
+"""The stream of training batches of a row: order, augmentation and targets by the rules of its source."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from detection_zoo.zoo.conventions import BoxConventions
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.loading import TrainingBatches, TrainingImages, start_worker
+from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
+from detection_zoo.zoo.data.targets import TargetRules
+from detection_zoo.zoo.data.transforms import Preprocess
+from detection_zoo.zoo.errors import DatasetError, ManifestError
+from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
+
+if TYPE_CHECKING:
+    from detection_zoo.zoo.records import Target
+
+Batch = tuple[Tensor, Tensor, "list[Target]"]
+MIN_VISIBLE_KEYPOINTS = 10  # of an image that keypoint training uses, in every source
+
+
+def target_rules(entry: ModelEntry, dataset: Dataset) -> TargetRules:
+    """Which objects and images a row trains on."""
+    keypoints = MIN_VISIBLE_KEYPOINTS if dataset.keypoint_names else 0
+    if entry.conventions is not None and entry.conventions.targets is not None:
+        return TargetRules.from_conventions(entry.conventions.targets, min_visible_keypoints=keypoints)
+    boxes = (entry.conventions.boxes if entry.conventions is not None else None) or BoxConventions()
+    return TargetRules(inclusive=boxes.offset == 1.0, min_visible_keypoints=keypoints)
+
+
+def training_batches(
+    entry: ModelEntry,
+    dataset: Dataset,
+    *,
+    batch: int,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    schedule: Schedule | None = None,
+) -> TrainingBatches:
+    """The epochs of a row's training: order, augmentation and targets.
+
+    Args:
+        entry: a row with conventions.
+        dataset: what to read.
+        batch: images of one forward pass of this process.
+        seed, rank, world_size: of order and augmentation; this process's share.
+        schedule: None: the row's own.
+
+    Raises:
+        ManifestError: the row has no conventions. DatasetError: no image can be trained on.
+    """
+    if entry.conventions is None:
+        raise ManifestError(f"row {entry.name} has no conventions, so its pre-processing is unknown")
+    if schedule is None and entry.schedule is not None:
+        schedule = load_manifests().schedules[entry.schedule]
+    preprocess = Preprocess.from_conventions(entry.conventions.image)
+    targets = entry.conventions.targets
+    batches = TrainingBatches(
+        dataset,
+        preprocess,
+        target_rules(entry, dataset),
+        images_per_batch=batch,
+        seed=seed,
+        short_sides=schedule.short_sides if schedule is not None else (),
+        augmentation=(
+            SSDAugmentation(preprocess) if targets is not None and targets.augmentation == "ssd" else None
+        ),
+        rank=rank,
+        world_size=world_size,
+    )
+    if not batches.indices:
+        raise DatasetError(
+            f"{dataset.name}: none of its {len(dataset)} images has an object that row {entry.name} trains"
+            " on; check the annotations, or give another --data"
+        )
+    return batches
+
+
+class TrainingLoader:
+    """An endless stream of batches that can start anywhere; made by `training_loader`.
+
+    `images` is the number of images trained on, `batches_per_epoch` the batches of one epoch in each process.
+    """
+
+    def __init__(self, batches: TrainingBatches, *, workers: int, start: int, pin_memory: bool) -> None:
+        self.batches, self.workers, self.start, self.pin_memory = batches, workers, start, pin_memory
+        self.images = len(batches.indices)
+        self.batches_per_epoch = max(1, self.images // (batches.images_per_batch * batches.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        items = _Items(self.batches)
+        loader = DataLoader(
+            items,
+            batch_sampler=_Order(self.batches, self.start),
+            num_workers=self.workers,
+            pin_memory=self.pin_memory,
+            collate_fn=TrainingImages(self.batches, 0).collate,
+            prefetch_factor=4 if self.workers else None,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # without its own, the workers' seed is drawn from the detector's
+        )
+        return iter(loader)
+
+
+class _Order:
+    """Lists of (epoch, index), epoch after epoch without an end, from a place in the stream on."""
+
+    def __init__(self, batches: TrainingBatches, start: int) -> None:
+        self.batches, self.start = batches, start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        left = self.start
+        for epoch in itertools.count():
+            order = self.batches.order(epoch)
+            for indices in order[left:]:
+                yield [(epoch, index) for index in indices]
+            left = max(0, left - len(order))
+
+
+class _Items(TorchDataset):
+    """Images and targets by (epoch, index); the workers live through all epochs."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, key: tuple[int, int]) -> object:
+        epoch, index = key
+        return TrainingImages(self.batches, epoch)[index]
+
+
+def training_loader(
+    entry: ModelEntry,
+    dataset: Dataset,
+    *,
+    batch: int,
+    workers: int = 0,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    start: int = 0,
+    schedule: Schedule | None = None,
+    pin_memory: bool = False,
+) -> TrainingLoader:
+    """Batches of images (N, 3, H, W), sizes (N, 2) and N targets, epoch after epoch without an end.
+
+    What comes at a place of the stream depends on the seed and the place alone, so that a training goes on
+    inside an epoch, with any number of workers.
+
+    Args:
+        entry: a row with conventions.
+        dataset: what to read.
+        batch: images of one forward pass of this process.
+        workers: processes that decode ahead; 0 decodes in this one.
+        seed: of order and augmentation.
+        rank, world_size: this process's share.
+        start: batches of this process that were used already.
+        schedule: its short sides are drawn from; None: the row's own.
+        pin_memory: page-locked batches, for copies to a GPU.
+
+    Raises:
+        ManifestError: the row has no conventions. DatasetError: no image can be trained on.
+    """
+    batches = training_batches(
+        entry, dataset, batch=batch, seed=seed, rank=rank, world_size=world_size, schedule=schedule
+    )
+    return TrainingLoader(batches, workers=workers, start=start, pin_memory=pin_memory)

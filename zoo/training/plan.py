@@ -1,0 +1,139 @@
+"""What a training will do: the row's own schedule, what was asked to differ, and the two side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
+from detection_zoo.zoo.training.recipe import learning_rate, scale_schedule, total_iterations
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user asks to differ from a row's own training; None: as the row has it.
+
+    batch: images of one forward pass over all processes; accumulate: forward passes an update; lr: rate for
+    that batch; iterations, epochs: length; lr_steps: where the rate drops, in iterations (epochs where the
+    schedule counts epochs); warmup: iterations; scale_lr: rescale the schedule to the batch even where the
+    source's script does not.
+    """
+
+    batch: int | None = None
+    accumulate: int = 1
+    lr: float | None = None
+    iterations: int | None = None
+    epochs: int | None = None
+    lr_steps: tuple[int, ...] | None = None
+    warmup: int | None = None
+    optimizer: str | None = None
+    scale_lr: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training: its schedule, its length in updates, and what differs from the row's own schedule."""
+
+    schedule: Schedule
+    iterations: int
+    updates_per_epoch: int
+    accumulate: int
+    changes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def rate(self, iteration: int) -> float:
+        """The learning rate of an update, counted from 0."""
+        return learning_rate(self.schedule, iteration, self.updates_per_epoch)
+
+    def epoch(self, iteration: int) -> float:
+        """Epochs finished after so many updates."""
+        return iteration / self.updates_per_epoch
+
+
+def schedule_of(entry: ModelEntry) -> Schedule:
+    """The row's own schedule; raises ManifestError where it names none."""
+    if entry.schedule is None:
+        raise ManifestError(
+            f"manifests/{entry.source}.toml: row {entry.name} names no schedule, so its training is unknown"
+        )
+    return load_manifests().schedules[entry.schedule]
+
+
+def plan_training(own: Schedule, wishes: Wishes, images: int) -> Plan:
+    """The schedule of a training, with every difference from the row's own in one line each.
+
+    Another batch changes rate, length and steps by the linear rule where the source does so; another length
+    keeps the steps at their share of it, and a warm-up never takes more than a tenth of it.
+
+    Args:
+        own: the row's schedule.
+        wishes: what differs.
+        images: images of an epoch, over all processes.
+    """
+    schedule, warnings = own, []
+    batch = wishes.batch or own.images_per_batch
+    if batch * wishes.accumulate != own.images_per_batch or batch != own.images_per_batch:
+        if own.scales_with_batch or wishes.scale_lr:
+            schedule = scale_schedule(own, batch, wishes.accumulate)
+        else:
+            schedule = own.model_copy(update={"images_per_batch": batch})
+            warnings.append(
+                f"the recipe is for {own.images_per_batch} images an update, this training has"
+                f" {batch * wishes.accumulate}; the source's script leaves the rate as it is, and so does"
+                " this one (--scale-lr scales it)"
+            )
+    schedule = _of_length(schedule, wishes)
+    updates: dict[str, Any] = {}
+    if wishes.lr is not None:
+        updates["lr"] = wishes.lr
+    if wishes.lr_steps is not None:
+        updates["steps"] = list(wishes.lr_steps)
+    if wishes.warmup is not None:
+        updates |= {"warmup_iterations": wishes.warmup, "warmup_stop": None}
+    if wishes.optimizer is not None:
+        updates["optimizer"] = wishes.optimizer
+    schedule = schedule.model_copy(update=updates)
+    per_epoch = max(1, images // (batch * wishes.accumulate))
+    return Plan(
+        schedule,
+        total_iterations(schedule, per_epoch),
+        per_epoch,
+        wishes.accumulate,
+        differences(own, schedule),
+        warnings,
+    )
+
+
+def _of_length(schedule: Schedule, wishes: Wishes) -> Schedule:
+    """The schedule cut or stretched to the asked number of iterations or epochs."""
+    if wishes.iterations is None and wishes.epochs is None:
+        return schedule
+    if wishes.iterations is not None and wishes.epochs is not None:
+        raise ValueError("--iterations and --epochs both give the length; give one of them")
+    length = wishes.iterations or wishes.epochs or 0
+    old = schedule.iterations if schedule.epochs is None else schedule.epochs
+    same_unit = (wishes.epochs is None) == (schedule.epochs is None)
+    updates: dict[str, Any] = {"iterations": wishes.iterations, "epochs": wishes.epochs}
+    if old:
+        updates["steps"] = [int(step * length / old + 0.5) for step in schedule.steps]
+    if wishes.iterations is not None and (not same_unit or old != length):
+        updates["warmup_iterations"] = min(schedule.warmup_iterations, max(1, length // 10))
+        if schedule.warmup_iterations == 0:
+            updates["warmup_iterations"] = 0
+        updates["warmup_stop"] = None
+    return schedule.model_copy(update=updates)
+
+
+def differences(own: Schedule, changed: Schedule) -> list[str]:
+    """ "field: old -> new" for every field in which two schedules differ."""
+    before, after = own.model_dump(), changed.model_dump()
+    return [
+        f"{name}: {_shown(before[name])} -> {_shown(after[name])}"
+        for name in before
+        if before[name] != after[name]
+    ]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
