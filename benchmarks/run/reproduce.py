@@ -9,6 +9,7 @@ from detection_zoo.benchmarks.run.subject import open_data
 from detection_zoo.zoo.errors import DatasetError, ManifestError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.registry import did_you_mean
+from detection_zoo.zoo.weights.fetch.availability import availability
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,8 @@ def plan_source(source: str, data: str | None) -> list[Plan]:
 
 def _weights_problem(entry: ModelEntry) -> str | None:
     """Why a row has no weights here, and how to get them."""
-    from detection_zoo.zoo.weights.fetch.cache import WeightCache
-
-    own = entry.trained_weights
-    usable = [spec for spec in own if not spec.wrong]
-    if not usable:
-        return (
-            f"weights: the published link is wrong: {own[0].wrong}"
-            if own
-            else "weights: none are published; train it, or run it with --weights FILE"
-        )
-    if any(WeightCache().find(spec) for spec in usable):
-        return None
-    if not usable[0].urls:
-        return (
-            f"weights: a person has to get them from {usable[0].manual}, then `python download_weights.py"
-            f" import FILE {entry.name}`"
-        )
-    return f"weights: not on this machine; `python download_weights.py get {entry.name}` fetches them"
+    found = availability(entry)
+    return None if found.state == "here" else f"weights ({found.state}): {found.reason}"
 
 
 def _data_problem(entry: ModelEntry, data: str | None) -> str | None:
