@@ -120,8 +120,8 @@ def compare(
     if stored:
         _compare_stored(rows, smallest, anyway, relative_to, runs_folder, as_json)
         return
-    from detection_zoo.benchmarks.compare.match import CompareOptions, entrants_of
     from detection_zoo.benchmarks.compare.match import compare as run_comparison
+    from detection_zoo.benchmarks.compare.options import CompareOptions, entrants_of
     from detection_zoo.benchmarks.compare.record import write_comparison
     from detection_zoo.benchmarks.compare.self_check import self_check
     from detection_zoo.benchmarks.compare.text import comparison_text

@@ -6,13 +6,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from detection_zoo.benchmarks.compare.planted import ExtraWork, cost_of_unit, with_extra_work
+from detection_zoo.benchmarks.compare.options import Entrant
+from detection_zoo.benchmarks.compare.paired import hodges_lehmann
+from detection_zoo.benchmarks.compare.planted import ExtraWork, with_extra_work
 from detection_zoo.benchmarks.environment import collect_environment
 from detection_zoo.benchmarks.measure.inference import MODEL, Turns, timed_batches
 from detection_zoo.benchmarks.measure.memory import memory_metric, peak_memory
@@ -22,17 +23,7 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.manifest import load_manifests
 
 TIMES = {"model_ms": MODEL, "forward_ms": ("forward",), "postprocess_ms": ("postprocess",)}
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """What takes part: a row with weights (as `identify_weights` takes them) under a label; `extra_units` of
-    planted work an image."""
-
-    label: str
-    row: str
-    weights: str = "random"
-    extra_units: int = 0
+BURST = 0.2  # of a turn: how long the units of extra work run that are timed together
 
 
 class Contestant:
@@ -122,6 +113,16 @@ class Contestant:
         return {"measurements": measurements, "absent": absent, "files": files}
 
     def cost_of_unit(self, pairs: int) -> float:
-        """What one unit of extra work costs, as a fraction of an image's model time; from alternating pairs
-        of both."""
-        return cost_of_unit(self, pairs)
+        """What one unit of extra work costs, as a fraction of an image's model time; from so many
+        alternating pairs of turns and bursts of units."""
+        work, on_cpu = ExtraWork(self.subject.device), self.subject.device.type == "cpu"
+        name = "model_cpu_ms" if on_cpu else "model_ms"
+        turn_ms = self.turn([0])[name]
+        work.do(100)
+        units = max(1, round(BURST * turn_ms / (work.time_ms(1000) / 1000)))
+        costs = []
+        for number in range(pairs):
+            image_ms = self.turn([number % len(self.batches)])[name]
+            costs.append(work.time_ms(units) / units / image_ms)
+            self.beat()
+        return hodges_lehmann(costs)

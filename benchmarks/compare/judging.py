@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from detection_zoo.benchmarks.compare.options import CompareOptions
 from detection_zoo.benchmarks.compare.paired import (
     Verdict,
     block_shift,
@@ -19,7 +20,6 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile, metric
 from detection_zoo.zoo.manifest import load_manifests
 
 if TYPE_CHECKING:
-    from detection_zoo.benchmarks.compare.match import CompareOptions
     from detection_zoo.benchmarks.evaluation.ap_intervals import Answers
     from detection_zoo.zoo.data.base import Dataset
 

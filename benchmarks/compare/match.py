@@ -6,101 +6,28 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from detection_zoo.benchmarks.compare.contestant import Contestant, Entrant
+from detection_zoo.benchmarks.compare.contestant import Contestant
 from detection_zoo.benchmarks.compare.judging import accuracy_pairs, judge_pairs
+from detection_zoo.benchmarks.compare.options import CompareOptions, Entrant
 from detection_zoo.benchmarks.compare.paired import confidence_of_each, planned_looks
-from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side
+from detection_zoo.benchmarks.compare.record import Comparison, Pair
+from detection_zoo.benchmarks.compare.sides import State, footnotes
 from detection_zoo.benchmarks.compare.workers import ALLOCATOR_NOTE, Worker, WorkerFailed
 from detection_zoo.benchmarks.measure.telemetry import watching
-from detection_zoo.benchmarks.run.isolation import Outcome
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import identify_weights
-from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry, WeightsIdentity
-from detection_zoo.benchmarks.store import new_id, results_folder
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry
+from detection_zoo.benchmarks.store import new_id
 from detection_zoo.zoo.errors import DatasetError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import load_manifests
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """How a comparison is made.
-
-    smallest, smallest_ap: smallest differences of interest, as a fraction and in percentage points. blocks:
-        at most so many, each with fresh processes.
-    rounds: in a block; in a round every model runs the same images once. warm_up: rounds before those.
-        turn_ms: a turn takes as many batches as last so
-    long. budget_s: no block is begun after that. threads: of one operator on a CPU. accuracy: AP, or top-1,
-        as well. files: folder for detections.
-    """
-
-    smallest: float = 0.015
-    smallest_ap: float = 0.5
-    blocks: int = 32
-    rounds: int = 12
-    warm_up: int = 3
-    turn_ms: float = 20.0
-    budget_s: float = 1800.0
-    threads: int = 1
-    stall_s: float = 300.0
-    accuracy: bool = False
-    files: Path = field(default_factory=lambda: results_folder() / "detections")
-    seed: int = 0
-
-    @property
-    def clock(self) -> str:
-        """With one thread the processor's time is the latency without the waiting that others cause; with
-        several it is not."""
-        return "processor" if self.threads == 1 else "wall"
-
-
-@dataclass
-class _State:
-    """One model as the comparison goes on."""
-
-    entrant: Entrant
-    weights: WeightsIdentity
-    argument: str
-    samples: dict[str, list[list[float]]] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
-    failure: Outcome | None = None
-    files: dict[str, Any] = field(default_factory=dict)
-
-    def side(self, interrupted: bool) -> Side:
-        """The model's part of the record."""
-        failed = self.failure is not None
-        return Side(
-            label=self.entrant.label,
-            row=self.entrant.row,
-            status="failed" if failed else "interrupted" if interrupted else "finished",
-            reason=self.failure.reason if failed else None,
-            traceback=self.failure.traceback if failed else None,
-            weights=self.weights,
-            data=self.about.get("data"),
-            environment=self.about.get("environment"),
-            samples=self.samples,
-            files=self.files,
-        )
-
-
-def entrants_of(names: Sequence[str], weights: str) -> list[Entrant]:
-    """Entrants from ROW or ROW@WEIGHTS; a row that is named twice gets a number. Raises ManifestError for an
-    unknown row."""
-    entrants: list[Entrant] = []
-    for name in names:
-        row, _, own = name.partition("@")
-        load_manifests().entry(row)
-        times = sum(one.label.split(" (")[0] == name for one in entrants) + 1
-        entrants.append(Entrant(name if times == 1 else f"{name} ({times})", row, own or weights))
-    return entrants
 
 
 class _Match:
@@ -111,7 +38,7 @@ class _Match:
     ) -> None:
         self.spec, self.data, self.options, self.say = spec, data, options, say
         self.states = {
-            one.label: _State(one, *identify_weights(load_manifests().entry(one.row), one.weights))
+            one.label: State(one, *identify_weights(load_manifests().entry(one.row), one.weights))
             for one in entrants
         }
         self.reference, self.draw = entrants[0].label, random.Random(options.seed)
@@ -342,7 +269,7 @@ def compare(
         pairs=pairs,
         telemetry=telemetry,
         sides=[state.side(interrupted) for state in match.states.values()],
-        footnotes=_footnotes(match),
+        footnotes=footnotes(list(match.states.values())),
     )
 
 
@@ -367,62 +294,3 @@ def _protocol(match: _Match) -> str:
         f" {match.per_turn * match.spec.batch_size} of {images} images, in random order; {where}. Ratios:"
         f" Hodges-Lehmann in a block, Student's t over blocks; intervals hold together at 95 % for {at_once}"
     )
-
-
-def _footnotes(match: _Match) -> list[str]:
-    """What a reader must know of the models before believing a ratio."""
-    notes = []
-    kinds = {state.weights.kind for state in match.states.values()}
-    if kinds & {"random", "stand-in"}:
-        made_up = [label for label, state in match.states.items() if state.weights.made_up]
-        notes.append(
-            f"weights nobody trained: {', '.join(made_up)}; a detector's time depends on what it finds, and"
-            " its accuracy says nothing"
-        )
-    known = {
-        state.about["data"].name
-        for state in match.states.values()
-        if "data" in state.about and state.about["data"].made_up
-    }
-    notes += [
-        f"the images of {name} are drawn by a program: times and accuracy on photographs may differ"
-        for name in sorted(known)
-    ]
-    notes += unlike_rows([load_manifests().entry(state.entrant.row) for state in match.states.values()])
-    if len({state.about["data"].digest for state in match.states.values() if "data" in state.about}) > 1:
-        notes.append(
-            "the images are the same, but their labels are numbered or chosen differently for the rows"
-        )
-    for label, state in match.states.items():
-        if state.entrant.extra_units:
-            notes.append(
-                f"{label} does planted extra work, {state.entrant.extra_units} units an image, to test this"
-                " comparison"
-            )
-    return notes
-
-
-def unlike_rows(entries: Sequence[ModelEntry]) -> list[str]:
-    """What sets rows apart besides backbone and weights, so that a ratio of their times is a ratio of that
-    too."""
-    notes = []
-    for what, told in (("detector", _detector), ("resize of the images", _resize)):
-        found = {entry.name: told(entry) for entry in entries}
-        if len(set(found.values())) > 1:
-            notes.append(
-                f"the rows differ in the {what}: "
-                + "; ".join(f"{name}: {value}" for name, value in found.items())
-            )
-    return notes
-
-
-def _detector(entry: ModelEntry) -> str:
-    return entry.detector.name if entry.detector else "none, a classifier"
-
-
-def _resize(entry: ModelEntry) -> str:
-    image = entry.conventions.image if entry.conventions else None
-    if image is None or image.resize == "none":
-        return "in the model, so inside 'forward'"
-    limits = f" {image.size}" + (f" (at most {image.max_size})" if image.max_size else "")
-    return f"{image.resize.replace('_', ' ')}{limits} before the model"

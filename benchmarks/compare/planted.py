@@ -4,19 +4,13 @@ tested."""
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from detection_zoo.benchmarks.compare.paired import hodges_lehmann
 from detection_zoo.benchmarks.measure.timing import synchronise
 
-if TYPE_CHECKING:
-    from detection_zoo.benchmarks.compare.contestant import Contestant
-
 SIDE = 128
-BURST = 0.2  # of a turn: how long the units run that are timed together
 
 
 class ExtraWork:
@@ -53,19 +47,3 @@ def with_extra_work(model: nn.Module, work: ExtraWork, units: int) -> nn.Module:
 
     model.raw = slowed
     return model
-
-
-def cost_of_unit(contestant: Contestant, pairs: int) -> float:
-    """What one product costs as a fraction of the model time of an image, from so many alternating pairs of
-    turns and bursts."""
-    work, on_cpu = ExtraWork(contestant.subject.device), contestant.subject.device.type == "cpu"
-    name = "model_cpu_ms" if on_cpu else "model_ms"
-    turn_ms = contestant.turn([0])[name]
-    work.do(100)
-    units = max(1, round(BURST * turn_ms / (work.time_ms(1000) / 1000)))
-    costs = []
-    for number in range(pairs):
-        image_ms = contestant.turn([number % len(contestant.batches)])[name]
-        costs.append(work.time_ms(units) / units / image_ms)
-        contestant.beat()
-    return hodges_lehmann(costs)

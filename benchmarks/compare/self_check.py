@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from detection_zoo.benchmarks.compare.contestant import Contestant, Entrant
-from detection_zoo.benchmarks.compare.match import CompareOptions, compare
+from detection_zoo.benchmarks.compare.contestant import Contestant
+from detection_zoo.benchmarks.compare.match import compare
+from detection_zoo.benchmarks.compare.options import CompareOptions, Entrant
 from detection_zoo.benchmarks.compare.record import Comparison
 from detection_zoo.benchmarks.compare.workers import Worker
 from detection_zoo.benchmarks.run.subject import identify_weights

@@ -146,7 +146,7 @@ def measure_inference(
             return warming(batches[0])
 
         with watched(subject.model):  # once, part by part: a NaN may be sorted out on its way to the outputs
-            warm_turn()
+            warming(batches[0])
         turns, warm = warm_up(warm_turn, spec.warm_up_budget_s)
     timed = Turns(subject, spec, PhaseClock(subject.device))
     with progress(f"{subject.entry.name}: time", len(batches)) as tick:

@@ -7,20 +7,17 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from detection_zoo.benchmarks.environment import ROOT
 from detection_zoo.benchmarks.run.isolation import Outcome, failure, usable_memory_mib
+from detection_zoo.benchmarks.run.options import SweepOptions
 from detection_zoo.benchmarks.run.runner import Draft, Interrupted, run_row
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, identify_weights, open_data
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Run
 from detection_zoo.benchmarks.store import store_file
 from detection_zoo.zoo.errors import ManifestError, ZooError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
-
-if TYPE_CHECKING:
-    from detection_zoo.benchmarks.run.sweep import SweepOptions
-
-from detection_zoo.benchmarks.environment import ROOT
 
 RETRIES = 3  # of a task whose worker or machine was lost; a model that fails is a record and not tried again
 

@@ -44,13 +44,18 @@ class Sources:
 
 @dataclass
 class Subject:
-    """A model ready to be measured."""
+    """A model ready to be measured.
+
+    sources: where the data is from, for training images. folder: where detections are kept.
+    """
 
     entry: ModelEntry
     model: nn.Module
     preprocess: Preprocess
     device: torch.device
     dataset: Dataset | None = None
+    sources: Sources | None = None
+    folder: Path | None = None
 
     @property
     def is_classifier(self) -> bool:

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from detection_zoo.benchmarks.environment import present_hardware
 from detection_zoo.benchmarks.run.isolation import Outcome, failure, usable_memory_mib
 from detection_zoo.benchmarks.run.jobs import run_parallel, slots_of
-from detection_zoo.benchmarks.run.runner import Draft, Interrupted, measure, run_row
+from detection_zoo.benchmarks.run.options import SweepOptions
+from detection_zoo.benchmarks.run.runner import Draft, Interrupted, measure_row, run_row
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, identify_weights, open_data
 from detection_zoo.benchmarks.spec import SUBMISSION, BenchmarkSpec, Run, run_key
-from detection_zoo.benchmarks.store import RUNS, read_runs, results_folder, write_run
+from detection_zoo.benchmarks.store import read_runs, write_run
 from detection_zoo.zoo.errors import ManifestError, ZooError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.registry import did_you_mean
@@ -50,31 +52,6 @@ class Sweep:
         return text + ("; stopped by Ctrl-C, the same command goes on from here" if self.interrupted else "")
 
 
-@dataclass(frozen=True)
-class SweepOptions:
-    """How a sweep treats rows.
-
-    store: folder of records. again: measure what is measured already. isolate, stall_s, limit_s, memory_mib:
-        see `run_row`; memory_mib None: nine tenths
-    of what is free when a row begins, shared among the jobs. jobs: rows at once, a GPU each. engine: this
-    machine, or a Ray cluster.
-    """
-
-    store: Path = field(default_factory=lambda: results_folder() / RUNS)
-    again: bool = False
-    isolate: bool = True
-    stall_s: float | None = 600.0
-    limit_s: float | None = None
-    memory_mib: float | None = None
-    jobs: int = 1
-    engine: Literal["local", "ray"] = "local"
-
-    @property
-    def files(self) -> Path:
-        """Where files that belong to runs are kept."""
-        return self.store.parent / "detections"
-
-
 def chosen_rows(patterns: Iterable[str]) -> list[ModelEntry]:
     """The rows that names, shell patterns or sources mean, each once.
 
@@ -108,7 +85,7 @@ def run_sweep(
     sources: Sources,
     options: SweepOptions,
     say: Say = lambda text: None,
-    work: Callable[..., None] = measure,
+    work: Callable[..., None] = measure_row,
 ) -> Sweep:
     """Measure rows in order, storing each run as soon as it ends.
 
@@ -131,14 +108,14 @@ def run_sweep(
     finished = {} if options.again else {run.key: run for run in stored.runs if run.status == "finished"}
     numbers = {entry.name: number for number, entry in enumerate(entries, start=1)}
 
-    def one(entry: ModelEntry, environment: dict[str, str], cancel: Any) -> Run:
+    one = partial(measure_entry, spec=spec, sources=sources, options=options, finished=finished, work=work)
+
+    def begin(entry: ModelEntry, environment: dict[str, str], cancel: Any) -> Run:
+        announce(entry)
+        return one(entry, environment=environment, cancel=cancel)
+
+    def announce(entry: ModelEntry) -> None:
         say(f"[{numbers[entry.name]}/{len(entries)}] {entry.name}")
-        try:
-            return _one(
-                entry, spec.for_task(entry.task), sources, options, finished, work, environment, cancel
-            )
-        except Interrupted as stopped:
-            return stopped.run
 
     def done(entry: ModelEntry, run: Run) -> None:
         if run.key in finished and finished[run.key] is run:
@@ -161,26 +138,18 @@ def run_sweep(
 
         sweep.interrupted |= run_on_ray(entries, spec, sources, options, finished, done, say, work)
     elif options.jobs > 1:
-        sweep.interrupted |= run_parallel(entries, one, done, slots_of(options.jobs, spec.device))
+        sweep.interrupted |= run_parallel(entries, begin, done, slots_of(options.jobs, spec.device))
     else:
-        _in_turn(entries, one, done, sweep)
-    store_unsaved(options.store, sweep, say)
-    return sweep
-
-
-def _in_turn(
-    entries: list[ModelEntry], one: Callable[..., Run], done: Callable[[ModelEntry, Run], None], sweep: Sweep
-) -> None:
-    """One row after another."""
-    for entry in entries:
         try:
-            run = one(entry, {}, None)
+            for entry in entries:
+                announce(entry)
+                done(entry, one(entry))
+                if sweep.interrupted:
+                    break
         except KeyboardInterrupt:  # before anything of this row was begun
             sweep.interrupted = True
-            return
-        done(entry, run)
-        if sweep.interrupted:
-            return
+    store_unsaved(options.store, sweep, say)
+    return sweep
 
 
 def keep(run: Run, store: Path, sweep: Sweep, say: Say) -> None:
@@ -205,17 +174,29 @@ def store_unsaved(store: Path, sweep: Sweep, say: Say) -> None:
                 )
 
 
-def _one(
+def measure_entry(
     entry: ModelEntry,
+    *,
     spec: BenchmarkSpec,
     sources: Sources,
     options: SweepOptions,
     finished: dict[tuple[str, ...], Run],
-    work: Callable[..., None],
-    environment: dict[str, str],
-    cancel: Any,
+    work: Callable[..., None] = measure_row,
+    environment: dict[str, str] | None = None,
+    cancel: Any = None,
 ) -> Run:
-    """The new run of a row, or the finished run of the same kind that is known."""
+    """Measure one row of a sweep.
+
+    Args:
+        entry: the row.
+        spec, sources, options, work: as for `run_sweep`.
+        finished: finished runs by key; one of the same row, data, weights and machine is returned as it is.
+        environment, cancel: see `run_isolated`.
+
+    Returns:
+        The new run, finished, failed or interrupted, or the finished one.
+    """
+    spec = spec.for_task(entry.task)
     draft = Draft(entry.name, spec, fields={"stage": "finding weights and data"})
     try:
         if entry.published_only:
@@ -227,21 +208,23 @@ def _one(
             known = finished.get(run_key(entry.name, spec, data, weights[0], present_hardware(spec.device)))
             if known is not None:
                 return known
+        return run_row(
+            entry.name,
+            spec,
+            sources,
+            weights,
+            options.files,
+            isolate=options.isolate,
+            stall_s=options.stall_s,
+            limit_s=options.limit_s,
+            memory_mib=options.memory_mib or usable_memory_mib() / options.jobs,
+            environment=environment,
+            cancel=cancel,
+            work=work,
+        )
     except (ZooError, OSError) as error:
         return draft.finish(failure(error))
+    except Interrupted as stopped:
+        return stopped.run
     except KeyboardInterrupt:
-        raise Interrupted(draft.finish(Outcome("failed", "stopped by Ctrl-C"), "interrupted")) from None
-    return run_row(
-        entry.name,
-        spec,
-        sources,
-        weights,
-        options.files,
-        isolate=options.isolate,
-        stall_s=options.stall_s,
-        limit_s=options.limit_s,
-        memory_mib=options.memory_mib or usable_memory_mib() / options.jobs,
-        environment=environment,
-        cancel=cancel,
-        work=work,
-    )
+        return draft.finish(Outcome("failed", "stopped by Ctrl-C"), "interrupted")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from records import make_small_shapes
 
-from detection_zoo.benchmarks.compare.contestant import Entrant
 from detection_zoo.benchmarks.compare.judging import judge_pairs
-from detection_zoo.benchmarks.compare.match import CompareOptions, compare, entrants_of
+from detection_zoo.benchmarks.compare.match import compare
+from detection_zoo.benchmarks.compare.options import CompareOptions, Entrant, entrants_of
 from detection_zoo.benchmarks.compare.paired import (
     Ratio,
     block_shift,

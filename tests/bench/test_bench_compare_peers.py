@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from records import make_small_shapes
 
-from detection_zoo.benchmarks.compare.contestant import Entrant
 from detection_zoo.benchmarks.compare.judging import accuracy_pair
-from detection_zoo.benchmarks.compare.match import CompareOptions, compare, unlike_rows
+from detection_zoo.benchmarks.compare.match import compare
+from detection_zoo.benchmarks.compare.options import CompareOptions, Entrant
 from detection_zoo.benchmarks.compare.record import Comparison, read_comparison
+from detection_zoo.benchmarks.compare.sides import unlike_rows
 from detection_zoo.benchmarks.evaluation.ap_intervals import paired_difference
 from detection_zoo.benchmarks.evaluation.classification import ImageHits, read_hits, write_classes
 from detection_zoo.benchmarks.spec import BenchmarkSpec

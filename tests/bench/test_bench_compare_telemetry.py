@@ -14,7 +14,7 @@ import torch
 from detection_zoo.benchmarks.measure.cpu_load import LoadReader, judge_load
 from detection_zoo.benchmarks.measure.finite import check_finite
 from detection_zoo.benchmarks.measure.telemetry import Watch, marked, watching
-from detection_zoo.benchmarks.run.runner import with_telemetry
+from detection_zoo.benchmarks.run.groups import with_telemetry
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, Telemetry
 from detection_zoo.zoo.records import Detections
 

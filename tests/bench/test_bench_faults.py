@@ -16,9 +16,9 @@ import pytest
 import torch
 from records import MACHINE, make_small_shapes, measured, run_of
 
+from detection_zoo.benchmarks.run.groups import measure
 from detection_zoo.benchmarks.run.isolation import run_isolated, usable_memory_mib
 from detection_zoo.benchmarks.run.jobs import run_parallel, slots_of
-from detection_zoo.benchmarks.run.runner import measure_groups
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, open_data
 from detection_zoo.benchmarks.run.sweep import (
     Sweep,
@@ -105,7 +105,8 @@ def gives_nan(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path
             parameter.fill_(math.nan)
     report({"environment": MACHINE})
     quick = spec.model_copy(update={"groups": ("inference",), "warm_up_budget_s": 0.1, "time_budget_s": 0.1})
-    measure_groups(subject, quick, sources, folder, report)
+    for found in measure(subject, quick):
+        report(found)
 
 
 FAULTS = [

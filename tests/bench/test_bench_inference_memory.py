@@ -12,7 +12,8 @@ from made_up_models import ROW, FindsNothing, subject_of
 from torch import Tensor, nn
 
 from detection_zoo.benchmarks.measure.inference import measure_inference_memory
-from detection_zoo.benchmarks.run.runner import Draft, measure_groups
+from detection_zoo.benchmarks.run.groups import measure
+from detection_zoo.benchmarks.run.runner import Draft
 from detection_zoo.benchmarks.run.subject import Sources, Subject
 from detection_zoo.benchmarks.spec import METRIC_GROUPS, BenchmarkSpec
 from detection_zoo.zoo.manifest import load_manifests
@@ -37,13 +38,9 @@ class Hungry(FindsNothing):
 
 def record_of(subject: Subject, spec: BenchmarkSpec, folder: Path) -> dict:
     draft = Draft(subject.entry.name, spec)
-    measure_groups(
-        subject,
-        spec,
-        Sources("shapes"),
-        folder,
-        lambda value: draft.add(value) if isinstance(value, dict) else None,
-    )
+    subject.sources, subject.folder = Sources("shapes"), folder
+    for found in measure(subject, spec):
+        draft.add(found)
     return draft.fields
 
 

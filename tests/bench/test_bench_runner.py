@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from detection_zoo.benchmarks.measure.detection import detect_all, measure_accuracy
 from detection_zoo.benchmarks.measure.inference import COVERS, measure_inference, timed_batches
 from detection_zoo.benchmarks.measure.training import measure_training
-from detection_zoo.benchmarks.run.runner import Draft, measure, measure_groups, run_row
+from detection_zoo.benchmarks.run.groups import measure
+from detection_zoo.benchmarks.run.runner import Draft, measure_row, run_row
 from detection_zoo.benchmarks.run.subject import (
     RANDOM_DIGEST,
     Sources,
@@ -199,13 +200,10 @@ def test_training_without_a_finite_loss_is_an_error() -> None:
 def test_groups_report_what_was_asked_for(tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"groups": ("memory", "ap")})
     draft = Draft(ROW, spec)
-    measure_groups(
-        subject_of(),
-        spec,
-        SOURCES,
-        tmp_path / "id",
-        lambda value: draft.add(value) if isinstance(value, dict) else None,
-    )
+    subject = subject_of()
+    subject.sources, subject.folder = SOURCES, tmp_path / "id"
+    for found in measure(subject, spec):
+        draft.add(found)
     names = set(draft.fields["measurements"])
     assert {
         "box_ap",
@@ -219,7 +217,7 @@ def test_groups_report_what_was_asked_for(tmp_path: Path) -> None:
 def test_a_real_row_from_file_to_record(tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"images": 2, "timed_images": 1, "train_steps": 2}).for_task("detection")
     draft = Draft(ROW, spec)
-    measure(
+    measure_row(
         ROW,
         spec,
         SOURCES,

@@ -75,6 +75,31 @@ def kills_the_sweep_on_the_second(row: str, *rest) -> None:
         signal.pause()
 
 
+def test_few_frames_lie_between_a_sweep_and_the_first_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detection_zoo.benchmarks.measure.timing import PhaseClock
+
+    depths, phase = [], PhaseClock.phase
+
+    def counted(self, *arguments):
+        frame, names = sys._getframe(1), []
+        while frame is not None and not names[-1:] == ["run_sweep"]:
+            if Path(frame.f_code.co_filename).is_relative_to(ROOT / "benchmarks"):
+                names.append(frame.f_code.co_name)
+            frame = frame.f_back
+        depths.append(names)
+        return phase(self, *arguments)
+
+    monkeypatch.setattr(PhaseClock, "phase", counted)
+    quick_spec = SPEC.model_copy(
+        update={"groups": ("inference",), "timed_images": 1, "warm_up_budget_s": 0.1, "time_budget_s": 0.1}
+    )
+    sweep = run_sweep(demo_rows()[:1], quick_spec, SOURCES, SweepOptions(tmp_path / "runs", isolate=False))
+    assert not sweep.failed and depths[0][-1] == "run_sweep"
+    assert len(depths[0]) <= 9, depths[0][::-1]
+
+
 def demo_rows():
     return chosen_rows(ROWS[:2])
 

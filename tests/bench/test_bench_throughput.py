@@ -14,8 +14,9 @@ from records import measured
 from torch import Tensor
 
 from detection_zoo.benchmarks.measure.throughput import LARGEST, Ladder, measure_throughput, prepared_images
+from detection_zoo.benchmarks.run.groups import measure
 from detection_zoo.benchmarks.run.isolation import out_of_memory
-from detection_zoo.benchmarks.run.runner import Draft, measure_groups
+from detection_zoo.benchmarks.run.runner import Draft
 from detection_zoo.benchmarks.run.subject import Sources
 from detection_zoo.benchmarks.spec import METRIC_GROUPS, BenchmarkSpec, metric
 
@@ -151,13 +152,10 @@ def test_throughput_is_measured_when_asked_for_and_only_then(tmp_path: Path) -> 
         "throughput" in BenchmarkSpec().for_task(task).groups for task in ("detection", "classification")
     )
     draft, quick = Draft(ROW, SPEC), SPEC.model_copy(update={"time_budget_s": 0.6})
-    measure_groups(
-        real_subject(),
-        quick,
-        Sources("shapes"),
-        tmp_path,
-        lambda value: draft.add(value) if isinstance(value, dict) else None,
-    )
+    subject = real_subject()
+    subject.sources, subject.folder = Sources("shapes"), tmp_path
+    for found in measure(subject, quick):
+        draft.add(found)
     assert set(draft.fields["measurements"]) >= {BEST, "throughput_batch_1_images_per_s"} and set(
         draft.fields["telemetry"]
     ) == {"throughput"}

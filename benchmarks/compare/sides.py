@@ -1,0 +1,99 @@
+"""The models of a comparison as it goes on, and what sets them apart besides their speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from detection_zoo.benchmarks.compare.options import Entrant
+from detection_zoo.benchmarks.compare.record import Side
+from detection_zoo.benchmarks.run.isolation import Outcome
+from detection_zoo.benchmarks.spec import WeightsIdentity
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+
+
+@dataclass
+class State:
+    """One model as the comparison goes on."""
+
+    entrant: Entrant
+    weights: WeightsIdentity
+    argument: str
+    samples: dict[str, list[list[float]]] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    failure: Outcome | None = None
+    files: dict[str, Any] = field(default_factory=dict)
+
+    def side(self, interrupted: bool) -> Side:
+        """The model's part of the record."""
+        failed = self.failure is not None
+        return Side(
+            label=self.entrant.label,
+            row=self.entrant.row,
+            status="failed" if failed else "interrupted" if interrupted else "finished",
+            reason=self.failure.reason if failed else None,
+            traceback=self.failure.traceback if failed else None,
+            weights=self.weights,
+            data=self.about.get("data"),
+            environment=self.about.get("environment"),
+            samples=self.samples,
+            files=self.files,
+        )
+
+
+def footnotes(states: Sequence[State]) -> list[str]:
+    """What a reader must know of the models before believing a ratio."""
+    notes = []
+    kinds = {state.weights.kind for state in states}
+    if kinds & {"random", "stand-in"}:
+        made_up = [state.entrant.label for state in states if state.weights.made_up]
+        notes.append(
+            f"weights nobody trained: {', '.join(made_up)}; a detector's time depends on what it finds, and"
+            " its accuracy says nothing"
+        )
+    known = {
+        state.about["data"].name for state in states if "data" in state.about and state.about["data"].made_up
+    }
+    notes += [
+        f"the images of {name} are drawn by a program: times and accuracy on photographs may differ"
+        for name in sorted(known)
+    ]
+    notes += unlike_rows([load_manifests().entry(state.entrant.row) for state in states])
+    if len({state.about["data"].digest for state in states if "data" in state.about}) > 1:
+        notes.append(
+            "the images are the same, but their labels are numbered or chosen differently for the rows"
+        )
+    for state in states:
+        if state.entrant.extra_units:
+            notes.append(
+                f"{state.entrant.label} does planted extra work, {state.entrant.extra_units} units an image,"
+                " to test this comparison"
+            )
+    return notes
+
+
+def unlike_rows(entries: Sequence[ModelEntry]) -> list[str]:
+    """What sets rows apart besides backbone and weights, so that a ratio of their times is a ratio of that
+    too."""
+    notes = []
+    for what, told in (("detector", _detector), ("resize of the images", _resize)):
+        found = {entry.name: told(entry) for entry in entries}
+        if len(set(found.values())) > 1:
+            notes.append(
+                f"the rows differ in the {what}: "
+                + "; ".join(f"{name}: {value}" for name, value in found.items())
+            )
+    return notes
+
+
+def _detector(entry: ModelEntry) -> str:
+    return entry.detector.name if entry.detector else "none, a classifier"
+
+
+def _resize(entry: ModelEntry) -> str:
+    image = entry.conventions.image if entry.conventions else None
+    if image is None or image.resize == "none":
+        return "in the model, so inside 'forward'"
+    limits = f" {image.size}" + (f" (at most {image.max_size})" if image.max_size else "")
+    return f"{image.resize.replace('_', ' ')}{limits} before the model"
