@@ -177,8 +177,10 @@ class Schedule(Strict):
 
     images_per_batch: int = Field(gt=0)
     lr: float = Field(gt=0)
+    gpus: int | None = Field(None, gt=0, description="GPUs that shared a batch; none: nothing depends on it")
     iterations: int | None = None
     epochs: int | None = None
+    extra_iterations: int = Field(0, ge=0, description="updates after the last iteration or epoch")
     steps: list[int] = Field(
         default_factory=list,
         description="iterations (or epochs, where epochs is set) at which lr is multiplied by gamma",

@@ -1,5 +1,5 @@
 """Parity of whole reference folders: what zoo.parity recomputes, and the recorded evaluations, which belong
-to this room."""
+here."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from detection_zoo.benchmarks.evaluation.voc_evaluation import (
     evaluate_voc,
     mean_ap,
 )
+from detection_zoo.zoo.parity import schedules
 from detection_zoo.zoo.parity.base import Output, ParityError, ParityReport, Reference, compare
 from detection_zoo.zoo.parity.base import parity as zoo_parity
 from detection_zoo.zoo.records import Detections
@@ -36,6 +37,8 @@ def check_reference(
     folder = Path(folder)
     if (folder / "expected.json").is_file() and not (folder / "outputs.json").is_file():
         return _voc_case(folder, dtype)
+    if (folder / schedules.FILE).is_file():
+        return schedules.check_schedules(folder)
     report = zoo_parity(folder, row, dtype, checkpoint_format)
     scored = _evaluations(Reference(folder).meta)
     kept = [

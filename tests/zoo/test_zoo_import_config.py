@@ -95,6 +95,7 @@ def test_the_toml_is_a_row_that_can_be_read(tmp_path: Path) -> None:
     assert row["detector"]["head"] == {"width": 512} and row["detector"]["class_specific"] is False
     assert document["detectron_pytorch_small"] == {
         "images_per_batch": 16,
+        "gpus": 8,
         "lr": 0.02,
         "iterations": 1000,
         "steps": [700],

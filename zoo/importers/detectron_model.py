@@ -343,6 +343,7 @@ class ConfigReader:
         sides = list(get["TRAIN.SCALES"])
         schedule = Schedule(
             images_per_batch=get["NUM_GPUS"] * get["TRAIN.IMS_PER_BATCH"],
+            gpus=get["NUM_GPUS"],
             lr=get["SOLVER.BASE_LR"],
             iterations=get["SOLVER.MAX_ITER"],
             steps=steps[1:],

@@ -7,9 +7,7 @@ compares.
 from __future__ import annotations
 
 import importlib
-import json
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from detection_zoo.zoo.errors import ManifestError, ZooError
+from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.parity.files import ParityError, read_arrays, read_json
 from detection_zoo.zoo.parity.standin import CHECKPOINT_FILE, read_checkpoint_description, standin_arrays
 
 # source repository -> module of this package with outputs(reference, entry, dtype, checkpoint_format)
@@ -38,25 +37,6 @@ TOLERANCE = {
     "float32": 1e-4,
     "float64": 1e-4,
 }  # of continuous outputs, relative L2; folders and adapters ask for less
-
-
-class ParityError(ZooError):
-    """A reference folder cannot be read, or no adapter knows its source."""
-
-
-class Described(dict[str, Any]):
-    """A JSON object that names its file where a field is missing: what a reference folder says of itself is
-    needed, not guessed."""
-
-    def __init__(self, path: Path, fields: Mapping[str, Any]) -> None:
-        super().__init__(fields)
-        self.path = path
-
-    def __missing__(self, field: str) -> Any:
-        raise ParityError(
-            f"{self.path}: field {field!r} is missing beside {', '.join(list(self)[:6]) or 'nothing'}; it is"
-            " needed to recompute the outputs"
-        )
 
 
 @dataclass(frozen=True)
@@ -165,21 +145,7 @@ class Reference:
     def meta(self) -> dict[str, Any]:
         """outputs.json, or steps.json of a folder of exact arrays."""
         path = self.folder / ("steps.json" if self.is_steps else "outputs.json")
-        try:
-            content = json.loads(
-                path.read_text(encoding="utf-8"), object_hook=lambda fields: Described(path, fields)
-            )
-        except FileNotFoundError:
-            raise ParityError(
-                f"{path}: no such file; --reference wants a folder with outputs.json and outputs.npz"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise ParityError(f"{path}: not valid JSON: {error}; is the file cut short?") from None
-        if not isinstance(content, dict):
-            raise ParityError(
-                f"{path}: holds a {type(content).__name__}, an object with 'source' and 'inputs' is wanted"
-            )
-        return content
+        return read_json(path, "outputs.json and outputs.npz")
 
     @cached_property
     def recorded(self) -> dict[str, dict[str, np.ndarray]]:
@@ -192,17 +158,9 @@ class Reference:
                 for name, array in _arrays(path).items()
             }
         path, kept = self.folder / "outputs.npz", {}
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                for key in arrays.files:
-                    name, part = key.rsplit("|", 1)
-                    kept.setdefault(name, {})[part] = arrays[key]
-        except FileNotFoundError:
-            raise ParityError(
-                f"{path}: no such file; --reference wants a folder with outputs.json and outputs.npz"
-            ) from None
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ParityError(f"{path}: cannot be read ({error}); is the file cut short?") from None
+        for key, array in read_arrays(path, "outputs.json and outputs.npz").items():
+            name, part = key.rsplit("|", 1)
+            kept.setdefault(name, {})[part] = array
         for name, parts in kept.items():
             if lacking := {"shape", "moments", "samples", "stride"} - set(parts):
                 raise ParityError(
@@ -261,11 +219,7 @@ class Reference:
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     """Every array of a file; those of any other file than steps.npz have its name in front."""
     prefix = "" if path.stem == "steps" else f"{path.stem}|"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {prefix + name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ParityError(f"{path}: cannot be read ({error}); is the file cut short?") from None
+    return {prefix + name: array for name, array in read_arrays(path).items()}
 
 
 def _whole_record(array: np.ndarray) -> dict[str, np.ndarray]:

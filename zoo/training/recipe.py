@@ -21,12 +21,12 @@ def total_iterations(schedule: Schedule, iterations_per_epoch: int | None = None
         iterations_per_epoch: updates an epoch; needed where the schedule counts epochs.
     """
     if schedule.iterations is not None:
-        return schedule.iterations
+        return schedule.iterations + schedule.extra_iterations
     if schedule.epochs is None:
         raise ValueError(
             "the schedule gives neither iterations nor epochs; add one to its table in schedules.toml"
         )
-    return schedule.epochs * _per_epoch(iterations_per_epoch)
+    return schedule.epochs * _per_epoch(iterations_per_epoch) + schedule.extra_iterations
 
 
 def _per_epoch(iterations_per_epoch: int | None) -> int:
@@ -97,6 +97,22 @@ def scale_schedule(schedule: Schedule, images_per_batch: int, accumulate: int = 
     return schedule.model_copy(update=changes)
 
 
+def collect_scale(schedule: Schedule, images_per_batch: int, gpus: int) -> float:
+    """Factor of the proposals collected over a GPU's images (RPN_COLLECT_SCALE of Detectron.pytorch).
+
+    Args:
+        schedule: for its own `images_per_batch` and `gpus`.
+        images_per_batch: images of one forward pass over all GPUs.
+        gpus: that share them.
+
+    Returns:
+        images of a GPU, over those of the schedule; 1.0 where the schedule does not say its GPUs.
+    """
+    if schedule.gpus is None:
+        return 1.0
+    return (images_per_batch / gpus) / (schedule.images_per_batch / schedule.gpus)
+
+
 def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict]:
     """Trainable parameters grouped by the schedule's rules: biases (of norms too), norm weights, all other
     weights.
@@ -160,8 +176,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, rescale_mom
     before = first["lr"] / first["lr_factor"]
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
-    if not rescale_momentum or before <= 1e-7 or max(before, rate) <= MOMENTUM_THRESHOLD * min(before, rate):
+    factor = momentum_factor(before, rate) if rescale_momentum else 1.0
+    if factor == 1.0:
         return
     for state in optimizer.state.values():
         if state.get("momentum_buffer") is not None:
-            state["momentum_buffer"].mul_(rate / before)
+            state["momentum_buffer"].mul_(factor)
+
+
+def momentum_factor(before: float, rate: float) -> float:
+    """What Detectron multiplies SGD's momentum by where the rate goes from `before` to `rate`: new over old
+    where they differ by more than 1.1 times, else 1."""
+    if before <= 1e-7 or max(before, rate) <= MOMENTUM_THRESHOLD * min(before, rate):
+        return 1.0
+    return rate / before
