@@ -25,15 +25,24 @@ class DetNet(Backbone):
     inside (table 1 of the paper).
 
     Args:
+        stages: blocks, inner channels, stride and dilation of each.
+        stem_channels: of the stem's output.
         norm: a kind of zoo.parts.norm.make_norm.
         freeze_at: 0 nothing, 1 the stem, 2 the stem and c2, ... are taken out of training.
     """
 
-    def __init__(self, *, norm: str = "frozen_eps", freeze_at: int = 2) -> None:
+    def __init__(
+        self,
+        stages: dict[str, tuple[int, int, int, int]] = STAGES,
+        *,
+        stem_channels: int = 64,
+        norm: str = "frozen_eps",
+        freeze_at: int = 2,
+    ) -> None:
         super().__init__()
-        self.stem = Stem(64, norm=norm, pool="padded")
-        self.specs, channels, total_stride = {}, 64, 4
-        for name, (blocks, inner, stride, dilation) in STAGES.items():
+        self.stem = Stem(stem_channels, norm=norm, pool="padded")
+        self.specs, channels, total_stride = {}, stem_channels, 4
+        for name, (blocks, inner, stride, dilation) in stages.items():
             out = inner * EXPANSION
             first = Bottleneck(
                 channels,
@@ -69,3 +78,12 @@ class DetNet(Backbone):
 def detnet59(**arguments) -> DetNet:
     """DetNet-59; arguments as in DetNet."""
     return DetNet(**arguments)
+
+
+@BACKBONES.register("detnet17_slim")
+def detnet17_slim(*, norm: str = "batch", freeze_at: int = 0, **arguments) -> DetNet:
+    """One block a stage at a quarter of DetNet-59's width, to train on a CPU; arguments as in DetNet."""
+    stages = {
+        name: (1, inner // 4, stride, dilation) for name, (_, inner, stride, dilation) in STAGES.items()
+    }
+    return DetNet(stages, stem_channels=16, norm=norm, freeze_at=freeze_at, **arguments)

@@ -191,6 +191,10 @@ DESIGNS = {
         0.05,
     ),
     "68": Design((32, 64), _BLOCKS_68),
+    "slim": Design(
+        (16, 24),
+        (Dense(8, 4, 48, True), Dense(10, 8, 96, True), Dense(16, 8, 160, True), Dense(40, 4, 256, False)),
+    ),
     "68ds": Design((32, 64), _BLOCKS_68, separable=True, dropout=0.05),
     "85": Design(
         (48, 96),
@@ -311,3 +315,9 @@ def hardnet68(*, form: Form = "detector") -> HarDNet:
 def hardnet85(*, form: Form = "detector", bridge: bool = True) -> HarDNet:
     """HarDNet-85; the detector form of SSD has a bridge behind it, that of RFB has none."""
     return _hardnet("85", form, "behind" if bridge else "none")
+
+
+@BACKBONES.register("hardnet_slim")
+def hardnet_slim(*, form: Form = "detector") -> HarDNet:
+    """A quarter of HarDNet-68 in width and depth, without a bridge, to train on a CPU."""
+    return _hardnet("slim", form, "none")

@@ -12,16 +12,20 @@ from detection_zoo.zoo.registry import BACKBONES
 WIDTHS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and 3x3 convolutions of each stride
 
 
-def _convolutions(ceil_pool: int | None) -> list[nn.Module]:
+def _convolutions(
+    ceil_pool: int | None, widths: tuple[tuple[int, int], ...] = WIDTHS, *, norm: bool = False
+) -> list[nn.Module]:
     """conv1_1 to conv5_3 with their ReLUs and the pools between; the pool after block `ceil_pool` (from 0)
-    rounds up."""
+    rounds up. norm: batch normalisation behind every convolution."""
     layers: list[nn.Module] = []
     channels = 3
-    for block, (width, convolutions) in enumerate(WIDTHS):
+    for block, (width, convolutions) in enumerate(widths):
         for _ in range(convolutions):
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+            layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=not norm))
+            layers += [nn.BatchNorm2d(width)] if norm else []
+            layers.append(nn.ReLU(inplace=True))
             channels = width
-        if block < len(WIDTHS) - 1:
+        if block < len(widths) - 1:
             layers.append(nn.MaxPool2d(2, ceil_mode=block == ceil_pool))
     return layers
 
@@ -76,3 +80,13 @@ def vgg16_reduced() -> VGG:
         nn.ReLU(inplace=True),
     ]
     return VGG(layers, {"c3": 22, "c4": 34}, {"c3": FeatureSpec(512, 8), "c4": FeatureSpec(1024, 16)})
+
+
+@BACKBONES.register("vgg11_slim")
+def vgg11_slim() -> VGG:
+    """VGG-11's plan (table 1, A) with batch normalisation at a quarter of its width, to train on a CPU; maps
+    are the last of stride 8 (c3) and of stride 16 (c4)."""
+    layers = _convolutions(None, ((16, 1), (32, 1), (64, 2), (128, 2), (128, 2)), norm=True)
+    pools = [index for index, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+    maps = {"c3": pools[3] - 1, "c4": len(layers) - 1}
+    return VGG(layers, maps, {"c3": FeatureSpec(128, 8), "c4": FeatureSpec(128, 16)})

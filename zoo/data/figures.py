@@ -6,7 +6,10 @@ from __future__ import annotations
 import numpy as np
 
 # Category ids have gaps, as COCO's do, so that ids and labels cannot be confused unnoticed.
-SHAPE_CATEGORIES = ((1, "person"), (2, "circle"), (4, "square"), (7, "triangle"), (8, "star"))
+SHAPE_CATEGORIES = (
+    *((1, "person"), (2, "circle"), (4, "square"), (7, "triangle")),
+    *((8, "star"), (11, "cross"), (13, "arrow"), (16, "crescent")),
+)
 
 KEYPOINT_NAMES = (
     "nose",
@@ -83,7 +86,39 @@ def outline(name: str, random: np.random.RandomState) -> tuple[list[np.ndarray],
         return [_ring(3, 1.0, turn)], None
     if name == "star":
         return [_ring(10, np.tile([1.0, 0.45], 5), turn)], None
+    if name in _CORNERS:
+        return [_turned(np.array(_CORNERS[name]), turn)], None
+    if name == "crescent":
+        return [_turned(_crescent(), turn)], None
     raise ValueError(f"no outline for class {name!r}")
+
+
+_CORNERS = {
+    "cross": [
+        *((0.35, 0), (0.65, 0), (0.65, 0.35), (1, 0.35), (1, 0.65), (0.65, 0.65)),
+        *((0.65, 1), (0.35, 1), (0.35, 0.65), (0, 0.65), (0, 0.35), (0.35, 0.35)),
+    ],
+    "arrow": [(0.5, 0), (1, 0.5), (0.68, 0.5), (0.68, 1), (0.32, 1), (0.32, 0.5), (0, 0.5)],
+}
+
+
+def _crescent() -> np.ndarray:
+    """A disc without a second disc of four fifths of its radius, shifted to its edge."""
+    outer = np.linspace(0.25 * np.pi, 1.75 * np.pi, 25)
+    tips = np.stack([np.cos(outer), np.sin(outer)], axis=1)
+    centre = np.array([0.45, 0.0])
+    radius = float(np.linalg.norm(tips[0] - centre))
+    start = np.arctan2(*(tips[-1] - centre)[::-1]) % (2 * np.pi)
+    stop = np.arctan2(*(tips[0] - centre)[::-1]) % (2 * np.pi)
+    inner = np.linspace(start, stop, 19)[1:-1]
+    return np.concatenate([tips, centre + radius * np.stack([np.cos(inner), np.sin(inner)], axis=1)])
+
+
+def _turned(corners: np.ndarray, turn: float) -> np.ndarray:
+    """Corners (n, 2) turned by an angle in radians and fitted into the unit square."""
+    turned = corners @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    low, high = turned.min(axis=0), turned.max(axis=0)
+    return (turned - low) / (high - low).max()
 
 
 def _ring(corners: int, radius: float | np.ndarray, turn: float) -> np.ndarray:

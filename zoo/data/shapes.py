@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, SHAPE_CATEGORIES, SKELETON, outline
+from detection_zoo.zoo.data.textures import background, clutter, texture
 from detection_zoo.zoo.home import home_folder
 
-VERSION = 1  # part of the folder's name: a change of the drawing raises it
-SPLITS = {"train": 240, "val": 60}
-IMAGE_SIZES = ((320, 240), (240, 320), (288, 256), (352, 224), (256, 256))  # (width, height) in pixels
-SIDES = ((14, 30), (40, 88), (108, 180))  # pixels: small, medium and large in COCO's sense
+VERSION = 2  # part of the folder's name and of every record: a change of the drawing raises it
+SPLITS = {"train": 1600, "val": 500}
+IMAGE_SIZES = ((192, 144), (144, 192), (192, 160), (160, 192), (176, 176))  # (width, height) in pixels
+SIDES = ((10, 26), (36, 84), (118, 176))  # pixels: small, medium and large in COCO's sense
 CROWD_CLASSES = ("circle", "star")
+LEAST_VISIBLE = 0.5  # share of its area that a truncated object keeps inside the image
 
 
 def make_shapes(folder: Path | None = None, *, splits: dict[str, int] | None = None, seed: int = 0) -> Path:
@@ -29,7 +31,7 @@ def make_shapes(folder: Path | None = None, *, splits: dict[str, int] | None = N
     Args:
         folder: where it is kept; None: below the project's home folder. Several processes may ask at once:
             one draws, the others wait.
-        splits: images by split; None: 240 train and 60 val.
+        splits: images by split; None: 1600 train and 500 val.
         seed: of the drawing; the same seed gives the same annotations everywhere.
 
     Returns:
@@ -44,9 +46,8 @@ def make_shapes(folder: Path | None = None, *, splits: dict[str, int] | None = N
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
             return folder
-        for left_over in folder.parent.glob(
-            f"{folder.name}.part-*"
-        ):  # of a process that was killed; the lock says nobody draws now
+        # of a process that was killed; the lock says that no other process draws now
+        for left_over in folder.parent.glob(f"{folder.name}.part-*"):
             shutil.rmtree(left_over)
         part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
         for split, images in (splits or SPLITS).items():
@@ -64,7 +65,8 @@ def _write_split(folder: Path, split: str, images: int, random: np.random.Random
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(1, images + 1):
-        scene = _draw_scene(random, empty=number % 20 == 0, crowd=number % 6 == 0)
+        # the first image has a person, so that no split is without keypoints
+        scene = _draw_scene(random, empty=number % 20 == 0, crowd=number % 6 == 0, person=number == 1)
         name = f"{number:06d}.jpg"
         if not cv2.imwrite(
             str(folder / split / name), scene.pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92]
@@ -116,65 +118,81 @@ class _Scene:
     crowd: bool = False
 
 
-def _draw_scene(random: np.random.RandomState, *, empty: bool, crowd: bool) -> _Scene:
-    """One image; later objects lie on top, and masks and boxes are of whole objects, hidden parts
-    included."""
+def _draw_scene(random: np.random.RandomState, *, empty: bool, crowd: bool, person: bool) -> _Scene:
+    """One image. Later objects lie on top; masks and boxes include the parts that other objects hide and
+    end at the border of the image."""
     width, height = IMAGE_SIZES[random.randint(len(IMAGE_SIZES))]
-    scene = _Scene(_background(random, height, width))
+    scene = _Scene(background(random, height, width))
+    clutter(scene.pixels, random)
     if empty:
         return scene
     if crowd:
         _draw_crowd(scene, random)
-    for side in sorted(
-        _sides(random, min(height, width)), reverse=True
-    ):  # large ones first, else they would hide small ones
-        category_id, name = SHAPE_CATEGORIES[random.randint(len(SHAPE_CATEGORIES))]
+    # large ones first, else they would hide small ones
+    for side in sorted(_sides(random, min(height, width)), reverse=True):
+        kind = random.randint(len(SHAPE_CATEGORIES))
+        category_id, name = SHAPE_CATEGORIES[0 if person and not scene.annotations else kind]
         polygons, points = outline(name, random)
         low, high = (reach(np.concatenate(polygons), axis=0) * side for reach in (np.min, np.max))
-        corner = _free_place(scene, random, high - low)
+        corner = _free_place(scene, random, high - low, truncated=random.uniform() < 0.2)
         if corner is None:
             continue
         polygons = [polygon * side - low + corner for polygon in polygons]
-        _hide_keypoints(scene, polygons)
-        _fill(scene.pixels, polygons, _colour(random))
-        scene.annotations.append(_annotation(category_id, polygons, scene.pixels.shape[:2]))
+        inside = [part for polygon in polygons if len(part := _clip(polygon, width, height)) >= 3]
+        if sum(map(_area, inside)) < LEAST_VISIBLE * sum(map(_area, polygons)):
+            continue
+        _hide_keypoints(scene, inside)
+        _fill(scene.pixels, inside, random)
+        scene.annotations.append(_annotation(category_id, inside, scene.pixels.shape[:2]))
         if points is not None:
-            scene.annotations[-1] |= _keypoints(points * side - low + corner, labelled=side > 32)
-        scene.boxes.append(np.concatenate([corner, corner + high - low]))
+            placed = points * side - low + corner
+            scene.annotations[-1] |= _keypoints(placed, (width, height), labelled=side > 24)
+        scene.boxes.append(_extent(inside))
     return scene
 
 
 def _sides(random: np.random.RandomState, shortest: int) -> list[float]:
-    """Three to eight side lengths in pixels, in turn small, medium and large."""
-    ranges = (SIDES[(number + random.randint(2)) % 3] for number in range(random.randint(3, 9)))
-    return [min(random.uniform(low, high), 0.9 * shortest) for low, high in ranges]
+    """Three to eight side lengths in pixels: small, medium and large ones."""
+    ranges = (SIDES[kind] for kind in random.choice(3, size=random.randint(3, 9), p=(0.35, 0.32, 0.33)))
+    return [min(random.uniform(low, high), 0.95 * shortest) for low, high in ranges]
 
 
-def _background(random: np.random.RandomState, height: int, width: int) -> np.ndarray:
-    """A dim colour gradient with noise."""
-    corners = random.uniform(20, 110, size=(2, 2, 3)).astype(np.float32)
-    down = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
-    across = np.linspace(0, 1, width, dtype=np.float32)[None, :, None]
-    smooth = (corners[0, 0] * (1 - down) + corners[1, 0] * down) * (1 - across) + (
-        corners[0, 1] * (1 - down) + corners[1, 1] * down
-    ) * across
-    return np.clip(smooth + random.normal(0, 6, size=smooth.shape), 0, 255).astype(np.uint8)
+def _clip(polygon: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The part of a polygon (n, 2) inside the image (Sutherland and Hodgman, CACM 17:1, 1974)."""
+    for axis, limit, sign in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
+        kept: list[np.ndarray] = []
+        for start, end in zip(np.roll(polygon, 1, axis=0), polygon, strict=True):
+            before, after = sign * (start[axis] - limit), sign * (end[axis] - limit)
+            if (before < 0) != (after < 0):
+                kept.append(start + (end - start) * (before / (before - after)))
+            if after >= 0:
+                kept.append(end)
+        polygon = np.array(kept).reshape(-1, 2)
+    return polygon
 
 
-def _colour(random: np.random.RandomState) -> tuple[int, int, int]:
-    """A bright colour, so that objects stand out from the background."""
-    colour = random.randint(60, 256, size=3)
-    colour[random.randint(3)] = random.randint(200, 256)
-    return tuple(int(c) for c in colour)
+def _area(polygon: np.ndarray) -> float:
+    x, y = polygon[:, 0], polygon[:, 1]
+    return 0.5 * abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1)))
 
 
-def _free_place(scene: _Scene, random: np.random.RandomState, extent: np.ndarray) -> np.ndarray | None:
+def _extent(polygons: list[np.ndarray]) -> np.ndarray:
+    """The box (4,) xyxy around polygons."""
+    points = np.concatenate(polygons)
+    return np.concatenate([points.min(axis=0), points.max(axis=0)])
+
+
+def _free_place(
+    scene: _Scene, random: np.random.RandomState, extent: np.ndarray, *, truncated: bool
+) -> np.ndarray | None:
     """A corner where the object fits, overlaps no earlier box by more than an IoU of 0.4 and leaves a crowd
-    free; None after 30 tries."""
+    free; None after 30 tries. A truncated object may reach beyond the image by a third of its extent."""
     height, width = scene.pixels.shape[:2]
+    over = extent / 3 if truncated else np.full(2, -1.0)
     for _ in range(30):
-        corner = random.uniform(1, np.array([width, height]) - extent - 1)
-        overlaps = [_iou(np.concatenate([corner, corner + extent]), box) for box in scene.boxes]
+        corner = random.uniform(-over, np.array([width, height]) - extent + over)
+        shown = np.clip(np.stack([corner, corner + extent]), 0, [width, height]).reshape(-1)
+        overlaps = [_iou(shown, box) for box in scene.boxes]
         if all(iou <= (0.0 if place == 0 and scene.crowd else 0.4) for place, iou in enumerate(overlaps)):
             return corner
     return None
@@ -186,15 +204,22 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return shared / float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared)
 
 
-def _fill(pixels: np.ndarray, polygons: list[np.ndarray], colour: tuple[int, int, int]) -> None:
-    """Fill with antialiased edges; OpenCV counts from pixel centres, annotations from pixel edges, hence the
-    half pixel."""
+def _fill(pixels: np.ndarray, polygons: list[np.ndarray], random: np.random.RandomState) -> None:
+    """Fill with one texture, edges antialiased. OpenCV counts from pixel centres, annotations from pixel
+    edges, hence the half pixel."""
     import cv2
 
+    box = _extent(polygons)
+    left, top = np.maximum(np.floor(box[:2]).astype(int) - 1, 0)
+    right, bottom = np.ceil(box[2:]).astype(int) + 1
+    part = pixels[top:bottom, left:right]
+    covered = np.zeros(part.shape[:2], np.uint8)
     for polygon in polygons:
-        cv2.fillPoly(
-            pixels, [np.round((polygon - 0.5) * 16).astype(np.int32)], colour, lineType=cv2.LINE_AA, shift=4
-        )
+        corners = np.round((polygon - [left, top] - 0.5) * 16).astype(np.int32)
+        cv2.fillPoly(covered, [corners], 255, lineType=cv2.LINE_AA, shift=4)
+    alpha = covered[:, :, None].astype(np.float32) / 255
+    around = part[covered > 0].mean(axis=0) if covered.any() else np.zeros(3)
+    part[:] = np.round(part * (1 - alpha) + texture(random, *covered.shape, around) * alpha)
 
 
 def _annotation(category_id: int, polygons: list[np.ndarray], size: tuple[int, int]) -> dict[str, Any]:
@@ -213,13 +238,13 @@ def _annotation(category_id: int, polygons: list[np.ndarray], size: tuple[int, i
     }
 
 
-def _keypoints(points: np.ndarray, *, labelled: bool) -> dict[str, Any]:
-    flat = (
-        [value for x, y in points for value in (round(float(x), 2), round(float(y), 2), 2)]
-        if labelled
-        else [0] * 3 * len(points)
-    )
-    return {"keypoints": flat, "num_keypoints": len(points) if labelled else 0}
+def _keypoints(points: np.ndarray, size: tuple[int, int], *, labelled: bool) -> dict[str, Any]:
+    """COCO's flat list of x, y, v; points outside the image and those of small persons are not labelled."""
+    shown = labelled & ((points >= 0) & (points <= size)).all(axis=1)
+    flat: list[float] = []
+    for (x, y), here in zip(points, shown, strict=True):
+        flat += [round(float(x), 2), round(float(y), 2), 2] if here else [0, 0, 0]
+    return {"keypoints": flat, "num_keypoints": int(shown.sum())}
 
 
 def _hide_keypoints(scene: _Scene, polygons: list[np.ndarray]) -> None:
@@ -244,13 +269,13 @@ def _draw_crowd(scene: _Scene, random: np.random.RandomState) -> None:
     height, width = scene.pixels.shape[:2]
     name = CROWD_CLASSES[random.randint(len(CROWD_CLASSES))]
     category_id = next(i for i, known in SHAPE_CATEGORIES if known == name)
-    corner = np.array([random.uniform(2, width - 112), random.uniform(2, height - 72)])
+    corner = np.array([random.uniform(2, width - 72), random.uniform(2, height - 52)])
     mask = np.zeros((height, width), np.uint8)
-    for _ in range(14):
+    for _ in range(12):
         polygons, _ = outline(name, random)
-        at = corner + random.uniform(0, 1, size=2) * [92, 52]
-        polygons = [polygon * 16 + at for polygon in polygons]
-        _fill(scene.pixels, polygons, _colour(random))
+        at = corner + random.uniform(0, 1, size=2) * [58, 38]
+        polygons = [polygon * 11 + at for polygon in polygons]
+        _fill(scene.pixels, polygons, random)
         cv2.fillPoly(mask, [np.round(p - 0.5).astype(np.int32) for p in polygons], 1)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]

@@ -57,7 +57,7 @@ class PriorTable:
 def ssd_table(
     size: int,
     cells: Sequence[int],
-    steps: Sequence[int],
+    steps: Sequence[float],
     min_sizes: Sequence[float],
     max_sizes: Sequence[float] | None,
     ratios: Sequence[Sequence[float]],
@@ -146,6 +146,14 @@ PRIOR_TABLES = {
     "voc_512": _seven((35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6)),
     "coco_512": _seven((20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72)),
     "voc_320": ssd_table(320, (40, 20, 10, 5), (8, 16, 32, 64), (32, 64, 128, 256), None, [(2,)] * 4),
+    "shapes_160": ssd_table(
+        160,
+        (20, 10, 5, 3, 1),
+        (8, 16, 32, 160 / 3, 160),
+        (13, 28, 56, 90, 122),
+        (28, 56, 90, 122, 156),
+        [(2,)] * 5,
+    ),
     "tensorflow_300": tensorflow_table((19, 10, 5, 3, 2, 1)),
 }
 

@@ -151,7 +151,7 @@ class RFBPyramid(nn.Module):
 
     def __init__(self, fine_channels: int, coarse_channels: int, *, size: int) -> None:
         super().__init__()
-        check_size(size)
+        check_size(size, (300, 512))
         self.norm = rfb_a(fine_channels, 512)
         extras, self.taken, channels = _extras(coarse_channels, size)
         self.extras = nn.ModuleList(extras)

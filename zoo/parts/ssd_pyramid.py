@@ -3,7 +3,7 @@ ECCV 2016, section 3.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -14,16 +14,17 @@ from detection_zoo.zoo.parts.mobile_convs import Padding, conv_norm_act
 # kernel, stride, padding, channels of the extra convolutions; every second one gives a map
 REDUCE_AND_HALVE = ((1, 1, 0, 256), (3, 2, 1, 512), (1, 1, 0, 128), (3, 2, 1, 256))
 EXTRAS = {
+    160: (*((1, 1, 0, 64), (3, 2, 1, 128)) * 2, (1, 1, 0, 64), (3, 1, 0, 128)),
     300: (*REDUCE_AND_HALVE, *((1, 1, 0, 128), (3, 1, 0, 256)) * 2),
     512: (*REDUCE_AND_HALVE, *((1, 1, 0, 128), (3, 2, 1, 256)) * 2, (1, 1, 0, 128), (4, 1, 1, 256)),
 }
 
 
-def check_size(size: int) -> None:
+def check_size(size: int, known: Iterable[int] = EXTRAS) -> None:
     """Raise ValueError unless extra layers are defined for inputs of `size` pixels."""
-    if size not in EXTRAS:
+    if size not in known:
         raise ValueError(
-            f"SSD and RFB layers are defined for inputs of {' or '.join(map(str, EXTRAS))} pixels, not {size}"
+            f"these layers are defined for inputs of {' or '.join(map(str, known))} pixels, not {size}"
         )
 
 
@@ -53,7 +54,7 @@ class SSDPyramid(nn.Module):
 
     Args:
         fine_channels, coarse_channels: of the two backbone maps.
-        size: side of the input in pixels, 300 or 512.
+        size: side of the input in pixels: 160, 300 or 512.
     """
 
     def __init__(self, fine_channels: int, coarse_channels: int, *, size: int) -> None:
