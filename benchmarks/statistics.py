@@ -49,14 +49,19 @@ def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple
     return ordered[ranks[0] - 1], ordered[ranks[1] - 1]
 
 
+def t_quantile(confidence: float, freedom: int) -> float:
+    """How many standard errors a two-sided interval of Student's t reaches to each side."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + confidence) / 2, freedom))
+
+
 def mean_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
     """Student's t interval of the mean; None with fewer than two samples."""
     if len(samples) < 2:
         return None
-    from scipy.stats import t
-
     centre = fmean(samples)
-    half = float(t.ppf((1 + confidence) / 2, len(samples) - 1)) * stdev(samples) / math.sqrt(len(samples))
+    half = t_quantile(confidence, len(samples) - 1) * stdev(samples) / math.sqrt(len(samples))
     return centre - half, centre + half
 
 

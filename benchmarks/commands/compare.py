@@ -1,9 +1,9 @@
-"""Models side by side: compare."""
+"""Models side by side: compare, compare-records, self-check."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,44 +15,41 @@ from detection_zoo.benchmarks.commands.options import (
     DTYPE,
     IMAGES,
     JSON,
+    READ_STORE,
     TF32,
     WEIGHTS,
     device_of,
 )
 
-
-def _compare_stored(
-    names: list[str],
-    smallest: float,
-    anyway: bool,
-    relative_to: str | None,
-    folder: Path | None,
-    as_json: bool,
-) -> None:
-    from detection_zoo.benchmarks.compare.stored import chosen_runs, compare_stored, relative_speeds
-    from detection_zoo.benchmarks.compare.text import relative_text, stored_text
-    from detection_zoo.benchmarks.store import stored_runs
-
-    kept = stored_runs(folder)
-    for problem in kept.problems:
-        say(f"warning: {problem}")
-    if relative_to is not None:
-        found = [
-            one
-            for one in relative_speeds(kept.runs, relative_to)
-            if one["row"] in {*names, relative_to} or one["record"] in names
-        ]
-        emit(found, as_json, relative_text(found, relative_to))
-        return
-    pairs = compare_stored(chosen_runs(names, kept.runs), smallest, anyway)
-    emit([pair.as_dict() for pair in pairs], as_json, stored_text(pairs))
+SMALLEST = Annotated[
+    float, typer.Option(min=0.0, max=0.5, help="smallest difference of interest, a fraction of the time")
+]
+BLOCKS = Annotated[int, typer.Option(min=2, help="most blocks of fresh processes")]
+ROUNDS = Annotated[
+    int, typer.Option(min=2, help="rounds in a block; in each every model runs the same images")
+]
+BUDGET = Annotated[float, typer.Option(min=1, help="no block begins after so many seconds")]
+THREADS = Annotated[
+    int,
+    typer.Option(min=1, help="of one operator on a CPU; 1: the processor's time decides, more: wall time"),
+]
+TIMED_IMAGES = Annotated[int, typer.Option(min=1, help="images that are timed")]
+STALL = Annotated[float, typer.Option(min=1, help="kill a model after this many seconds without progress")]
+SEED = Annotated[int, typer.Option(min=0, help="of the order")]
 
 
-SELF_CHECK = typer.Option(
-    "--self-check",
-    min=1,
-    help="compare one row with itself and with a slowed copy, so often each, and count verdicts",
-)
+def _spec(device: str, dtype: Any, tf32: bool, images: int | None, batch: int, timed_images: int) -> Any:
+    from detection_zoo.benchmarks.spec import BenchmarkSpec
+
+    return BenchmarkSpec(
+        groups=("inference",),
+        device=device_of(device),
+        dtype=dtype,
+        tf32=tf32,
+        images=images,
+        batch_size=batch,
+        timed_images=timed_images,
+    )
 
 
 @app.command()
@@ -68,9 +65,7 @@ def compare(
     batch: BATCH = 1,
     dtype: DTYPE = "float32",
     tf32: TF32 = False,
-    smallest: Annotated[
-        float, typer.Option(min=0.0, max=0.5, help="smallest difference of interest, a fraction of the time")
-    ] = 0.015,
+    smallest: SMALLEST = 0.015,
     smallest_ap: Annotated[
         float, typer.Option(min=0.0, help="smallest difference of interest of AP or top-1, in points")
     ] = 0.5,
@@ -78,66 +73,28 @@ def compare(
         bool,
         typer.Option("--ap", help="AP (of classifiers: top-1) as well, by a paired bootstrap over images"),
     ] = False,
-    blocks: Annotated[int, typer.Option(min=2, help="most blocks of fresh processes")] = 32,
-    rounds: Annotated[
-        int, typer.Option(min=2, help="rounds in a block; in each every model runs the same images")
-    ] = 12,
-    budget_s: Annotated[float, typer.Option(min=1, help="no block begins after so long")] = 1800.0,
-    threads: Annotated[
-        int,
-        typer.Option(
-            min=1, help="of one operator on a CPU; 1: the processor's time decides, more: wall time"
-        ),
-    ] = 1,
-    timed_images: Annotated[int, typer.Option(min=1, help="images that are timed")] = 100,
-    stall_s: Annotated[
-        float, typer.Option(min=1, help="end a model that shows no sign of life for so long")
-    ] = 300.0,
-    seed: Annotated[int, typer.Option(min=0, help="of the order")] = 0,
-    runs: Annotated[int | None, SELF_CHECK] = None,
-    slow_down: Annotated[
-        float, typer.Option(min=0.001, max=1, help="extra work of the slowed copy, a fraction")
-    ] = 0.03,
-    stored: Annotated[
-        bool, typer.Option("--stored", help="compare stored records (rows or record ids) and run nothing")
-    ] = False,
-    anyway: Annotated[
-        bool, typer.Option("--anyway", help="with --stored: footnotes where the comparison would be refused")
-    ] = False,
-    relative_to: Annotated[
-        str | None, typer.Option(help="with --stored: times as multiples of this row's on the same hardware")
-    ] = None,
-    runs_folder: Annotated[
-        Path | None,
-        typer.Option("--runs", exists=True, file_okay=False, help="with --stored: folder of records"),
-    ] = None,
+    blocks: BLOCKS = 32,
+    rounds: ROUNDS = 12,
+    budget_s: BUDGET = 1800.0,
+    threads: THREADS = 1,
+    timed_images: TIMED_IMAGES = 100,
+    stall_s: STALL = 300.0,
+    seed: SEED = 0,
     store: Annotated[
         Path | None, typer.Option(help="folder of comparisons; default: ./results/comparisons")
     ] = None,
     as_json: JSON = False,
 ) -> None:
     """Run models side by side and say FASTER, SAME, SLOWER or UNDECIDED of every metric."""
-    if stored:
-        _compare_stored(rows, smallest, anyway, relative_to, runs_folder, as_json)
-        return
     from detection_zoo.benchmarks.compare.match import compare as run_comparison
     from detection_zoo.benchmarks.compare.options import CompareOptions, entrants_of
     from detection_zoo.benchmarks.compare.record import write_comparison
-    from detection_zoo.benchmarks.compare.self_check import self_check
     from detection_zoo.benchmarks.compare.text import comparison_text
-    from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.benchmarks.store import COMPARISONS, results_folder
 
+    if len(rows) < 2:
+        raise typer.BadParameter("name two rows or more", param_hint="ROW")
     folder = store or results_folder() / COMPARISONS
-    spec = BenchmarkSpec(
-        groups=("inference",),
-        device=device_of(device),
-        dtype=dtype,
-        tf32=tf32,
-        images=images,
-        batch_size=batch,
-        timed_images=timed_images,
-    )
     options = CompareOptions(
         smallest,
         smallest_ap,
@@ -150,16 +107,91 @@ def compare(
         files=folder.parent / "detections",
         seed=seed,
     )
-    if (runs is None) != (len(rows) > 1):
-        raise typer.BadParameter("name two rows or more; or one row and --self-check", param_hint="ROW")
-    entrants = entrants_of(rows, weights)
-    if runs is not None:
-        check = self_check(entrants[0].row, entrants[0].weights, spec, data, options, runs, slow_down, say)
-        emit(check.as_dict(), as_json, check.summary())
-        raise typer.Exit(0 if check.ok else 1)
-    found = run_comparison(entrants, spec, data, options, say)
+    found = run_comparison(
+        entrants_of(rows, weights),
+        _spec(device, dtype, tf32, images, batch, timed_images),
+        data,
+        options,
+        say,
+    )
     path = write_comparison(folder, found)
     emit(found.model_dump(mode="json", exclude_defaults=True), as_json, comparison_text(found))
     say(f"{found.status}: {found.ended}; stored as {path.name}")
     if found.status != "finished":
         raise typer.Exit(INTERRUPTED if found.status == "interrupted" else 1)
+
+
+@app.command("compare-records")
+def compare_records(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="ROW|RECORD...", help="rows or record ids; the first is the reference"),
+    ],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="footnotes where the comparison would be refused")
+    ] = False,
+    relative_to: Annotated[
+        str | None, typer.Option(help="times as multiples of this row's on the same hardware")
+    ] = None,
+    store: READ_STORE = None,
+    as_json: JSON = False,
+) -> None:
+    """Print ratios of stored records with the spread between runs; only `compare` gives verdicts."""
+    from detection_zoo.benchmarks.compare.stored import compare_stored, relative_speeds
+    from detection_zoo.benchmarks.compare.text import relative_text, stored_text
+    from detection_zoo.benchmarks.store import stored_runs
+
+    stored = stored_runs(store)
+    for problem in stored.problems:
+        say(f"warning: {problem}")
+    if relative_to is not None:
+        speeds = [
+            speed
+            for speed in relative_speeds(stored.runs, relative_to)
+            if speed["row"] in {*names, relative_to} or speed["record"] in names
+        ]
+        emit(speeds, as_json, relative_text(speeds, relative_to))
+        return
+    if len(names) < 2:
+        raise typer.BadParameter("name two rows or records, or more", param_hint="ROW|RECORD")
+    pairs = compare_stored(names, stored.runs, anyway)
+    emit([pair.as_dict() for pair in pairs], as_json, stored_text(pairs))
+
+
+@app.command("self-check")
+def self_check(
+    row: Annotated[str, typer.Argument(metavar="ROW[@WEIGHTS]", help="the row that is compared")],
+    runs: Annotated[int, typer.Option(min=1, help="comparisons of each kind")] = 20,
+    slow_down: Annotated[
+        float, typer.Option(min=0.001, max=1, help="extra work of the slowed copy, a fraction")
+    ] = 0.03,
+    data: DATA = "shapes",
+    weights: WEIGHTS = "random",
+    device: DEVICE = "auto",
+    images: IMAGES = None,
+    batch: BATCH = 1,
+    dtype: DTYPE = "float32",
+    tf32: TF32 = False,
+    smallest: SMALLEST = 0.015,
+    blocks: BLOCKS = 32,
+    rounds: ROUNDS = 12,
+    budget_s: BUDGET = 1800.0,
+    threads: THREADS = 1,
+    timed_images: TIMED_IMAGES = 100,
+    stall_s: STALL = 300.0,
+    seed: SEED = 0,
+    as_json: JSON = False,
+) -> None:
+    """Compare a row with itself and with a slowed copy, many times, and count the verdicts."""
+    from detection_zoo.benchmarks.compare.options import CompareOptions, entrants_of
+    from detection_zoo.benchmarks.compare.self_check import self_check as check_row
+
+    (entrant,) = entrants_of([row], weights)
+    options = CompareOptions(
+        smallest, blocks=blocks, rounds=rounds, budget_s=budget_s, threads=threads, stall_s=stall_s, seed=seed
+    )
+    spec = _spec(device, dtype, tf32, images, batch, timed_images)
+    check = check_row(entrant.row, entrant.weights, spec, data, options, runs, slow_down, say)
+    emit(check.as_dict(), as_json, check.summary())
+    if not check.ok:
+        raise typer.Exit(1)

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from detection_zoo.benchmarks.statistics import t_quantile
+
 Verdict = Literal["FASTER", "SAME", "SLOWER", "LOWER", "HIGHER", "UNDECIDED"]
 FIRST_LOOK = 6
 
@@ -50,10 +52,8 @@ def ratio_of_blocks(shifts: Sequence[float], confidence: float = 0.95) -> Ratio 
     """
     if len(shifts) < 2:
         return None
-    from scipy.stats import t
-
     centre = fmean(shifts)
-    half = float(t.ppf((1 + confidence) / 2, len(shifts) - 1)) * stdev(shifts) / math.sqrt(len(shifts))
+    half = t_quantile(confidence, len(shifts) - 1) * stdev(shifts) / math.sqrt(len(shifts))
     return Ratio(math.exp(centre), math.exp(centre - half), math.exp(centre + half), confidence, len(shifts))
 
 

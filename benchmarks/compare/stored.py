@@ -3,19 +3,17 @@ where the circumstances do. No torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean
 from typing import Any
 
-import numpy as np
-
-from detection_zoo.benchmarks.compare.paired import Ratio, Verdict, judge_ratio
-from detection_zoo.benchmarks.spec import Measurement, Run, metric
+from detection_zoo.benchmarks.spec import Run
+from detection_zoo.benchmarks.statistics import t_quantile
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.registry import did_you_mean
 
-DRAWS = 2000
 TIMES = (
     "model_ms",
     "model_cpu_ms",
@@ -119,123 +117,127 @@ def _soft(reference: Run, other: Run) -> dict[str, tuple[Any, Any]]:
 
 @dataclass(frozen=True)
 class StoredPair:
-    """One metric of two stored runs, with the ratio of medians."""
+    """One metric of two rows, as their stored runs have it.
+
+    reference, other: the runs of each, newest first. values: means over them (geometric).
+    low, high: 95 % interval of the ratio from the spread between runs; None where neither row has two runs.
+    """
 
     metric: str
-    reference: Run
-    other: Run
+    reference: tuple[Run, ...]
+    other: tuple[Run, ...]
     values: tuple[float, float]
-    ratio: Ratio | None
-    verdict: Verdict
+    low: float | None
+    high: float | None
     footnotes: tuple[str, ...]
+
+    @property
+    def ratio(self) -> float:
+        """The other's value over the reference's."""
+        return self.values[1] / self.values[0]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
             "metric": self.metric,
-            "reference": self.reference.id,
-            "other": self.other.id,
-            "rows": [self.reference.row, self.other.row],
+            "reference": [run.id for run in self.reference],
+            "other": [run.id for run in self.other],
+            "rows": [self.reference[0].row, self.other[0].row],
             "values": list(self.values),
-            "ratio": self.ratio.value if self.ratio else self.values[1] / self.values[0],
-            "interval": [self.ratio.low, self.ratio.high] if self.ratio else None,
-            "verdict": self.verdict,
+            "ratio": self.ratio,
+            "interval": None if self.low is None else [self.low, self.high],
             "footnotes": list(self.footnotes),
         }
 
 
-def chosen_runs(names: Sequence[str], runs: Sequence[Run]) -> list[Run]:
-    """The runs that ids or rows mean; a row means its newest run with measurements.
+def chosen_runs(name: str, runs: Sequence[Run]) -> tuple[Run, ...]:
+    """The runs that an id or a row means, newest first.
+
+    A row means its newest run with measurements and every other of the same weights, machine and settings.
 
     Raises:
         NotComparable: the store has no such record and no run of such a row.
     """
-    chosen = []
-    for name in names:
-        fits = [run for run in runs if run.measurements and name in (run.id, run.row)]
-        if not fits:
-            known = {run.row for run in runs} | {run.id for run in runs}
-            raise NotComparable(
-                f"the store has no measured run of {name!r}:"
-                f" {did_you_mean(name, known) if known else 'it is empty'}; `bench.py run` measures it"
-            )
-        chosen.append(max(fits, key=lambda run: (run.started, run.id)))
-    return chosen
+    fits = [run for run in runs if run.measurements and name in (run.id, run.row)]
+    if not fits:
+        known = {run.row for run in runs} | {run.id for run in runs}
+        raise NotComparable(
+            f"the store has no measured run of {name!r}:"
+            f" {did_you_mean(name, known) if known else 'it is empty'}; `bench.py run` measures it"
+        )
+    newest = max(fits, key=lambda run: (run.started, run.id))
+    return (newest,) if name == newest.id else alike(newest, runs)
 
 
-def compare_stored(
-    runs: Sequence[Run], smallest: float = 0.015, anyway: bool = False, seed: int = 0
-) -> list[StoredPair]:
-    """Times and memory of stored runs over those of the first.
+def alike(run: Run, runs: Sequence[Run]) -> tuple[Run, ...]:
+    """The runs that measured the same as one run (row, weights, machine, settings), newest first."""
+    same = [other for other in runs if other.measurements and _measured(other) == _measured(run)]
+    return tuple(sorted(same, key=lambda other: (other.started, other.id), reverse=True))
 
-    The runs were made one after the other, so the interval (a bootstrap of the ratio of medians) covers the
-    spread within the runs and not what changed between them; a SAME, FASTER or SLOWER that counts comes from
-    running the models side by side.
+
+def _measured(run: Run) -> tuple[Any, ...]:
+    return (run.row, run.weights.digest if run.weights else "", *_firm(run))
+
+
+def compare_stored(names: Sequence[str], runs: Sequence[Run], anyway: bool = False) -> list[StoredPair]:
+    """Ratios of times and memory of stored runs, each row's over the first's.
+
+    The runs were made one after the other, so no verdict is given. The interval comes from the spread between
+    runs of one row: Student's t on logarithms of their values, the spread pooled over the two rows.
 
     Args:
-        runs: the reference first.
-        smallest: smallest difference of interest, a fraction.
+        names: rows or ids of records; the first is the reference.
+        runs: of the store.
         anyway: give ratios of what differs too, with footnotes.
-        seed: of the bootstrap.
 
     Raises:
-        NotComparable: hardware, precision, images, batch or protocol differ, and `anyway` was not said.
+        NotComparable: no such record; or hardware, precision, images, batch or protocol differ, and `anyway`
+            is not set.
     """
-    found = []
-    for other in runs[1:]:
-        unlike = differences(runs[0], other)
+    chosen = [chosen_runs(name, runs) for name in names]
+    pairs = []
+    for other in chosen[1:]:
+        unlike = differences(chosen[0][0], other[0])
         firm = [difference for difference in unlike if difference.refuses]
         if firm and not anyway:
             raise NotComparable(
-                f"{other.id} and {runs[0].id} cannot be compared, they differ in {'; '.join(map(str, firm))}."
-                " Measure both alike; or see --relative-to for other hardware, or --anyway for ratios with"
-                " footnotes"
+                f"{other[0].id} and {chosen[0][0].id} cannot be compared, they differ in"
+                f" {'; '.join(map(str, firm))}. Measure both alike; or see --relative-to for other hardware,"
+                " or --anyway for ratios with footnotes"
             )
-        notes = (
-            "made one after the other: the interval leaves out what changed between them",
-            *map(str, unlike),
-        )
-        for name in (*TIMES, *MEMORY):
-            if name in runs[0].measurements and name in other.measurements:
-                found.append(_stored_pair(name, runs[0], other, smallest, seed, notes))
-    return found
+        pairs += [
+            _stored_pair(name, chosen[0], other, runs, tuple(map(str, unlike)))
+            for name in (*TIMES, *MEMORY)
+            if name in chosen[0][0].measurements and name in other[0].measurements
+        ]
+    return pairs
 
 
 def _stored_pair(
-    name: str, reference: Run, other: Run, smallest: float, seed: int, notes: tuple[str, ...]
+    name: str, reference: tuple[Run, ...], other: tuple[Run, ...], runs: Sequence[Run], notes: tuple[str, ...]
 ) -> StoredPair:
-    base, own = reference.measurements[name], other.measurements[name]
-    ratio = ratio_of_medians(base, own, seed)
-    higher_is_better = metric(name).better == "higher"
-    words: tuple[Verdict, Verdict] = (
-        ("LOWER", "HIGHER")
-        if name in MEMORY
-        else ("SLOWER", "FASTER")
-        if higher_is_better
-        else ("FASTER", "SLOWER")
+    own = [_logs(side, name) for side in (reference, other)]
+    everyone = {_measured(side[0]): _logs(alike(side[0], runs), name) for side in (reference, other)}
+    means = [fmean(logs) for logs in own]
+    freedom = sum(len(logs) - 1 for logs in everyone.values())
+    low = high = None
+    if freedom > 0:
+        squares = sum((value - fmean(logs)) ** 2 for logs in everyone.values() for value in logs)
+        error = math.sqrt(squares / freedom * sum(1 / len(logs) for logs in own))
+        half = t_quantile(0.95, freedom) * error
+        low, high = (math.exp(means[1] - means[0] + side * half) for side in (-1, 1))
+    note = (
+        f"interval from the spread between {freedom + len(everyone)} runs; `bench.py compare` gives a verdict"
+        if freedom > 0
+        else "one run each: how far two runs of one model differ on this machine is not known; measure again"
+        " with `bench.py run --again`, or run `bench.py compare`"
     )
-    return StoredPair(
-        name, reference, other, (base.value, own.value), ratio, judge_ratio(ratio, smallest, words), notes
-    )
+    values = (math.exp(means[0]), math.exp(means[1]))
+    return StoredPair(name, reference, other, values, low, high, (note, *notes))
 
 
-def ratio_of_medians(
-    base: Measurement, own: Measurement, seed: int = 0, confidence: float = 0.95
-) -> Ratio | None:
-    """The ratio of two medians of independent samples with its bootstrap interval; None where a measurement
-    has too few samples for one."""
-    if min(len(base.samples), len(own.samples)) < 6 or "median" not in (base.statistic, own.statistic):
-        return None
-    draw = np.random.default_rng(seed)
-    medians = [np.median(draw.choice(one.samples, (DRAWS, len(one.samples))), axis=1) for one in (base, own)]
-    low, high = np.quantile(medians[1] / medians[0], [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Ratio(
-        median(own.samples) / median(base.samples),
-        float(low),
-        float(high),
-        confidence,
-        min(len(base.samples), len(own.samples)),
-    )
+def _logs(runs: Sequence[Run], name: str) -> list[float]:
+    return [math.log(run.measurements[name].value) for run in runs if name in run.measurements]
 
 
 def relative_speeds(runs: Sequence[Run], reference_row: str, name: str = "model_ms") -> list[dict[str, Any]]:

@@ -91,25 +91,23 @@ def stored_text(pairs: list[StoredPair]) -> str:
     for pair in pairs:
         known = metric(pair.metric)
         marks = "".join(f"[{numbers.setdefault(note, len(numbers) + 1)}]" for note in pair.footnotes)
-        value, edges = pair.values[1] / pair.values[0], "-"
-        if pair.ratio is not None:
-            value, edges = pair.ratio.value, f"{pair.ratio.low:.3f} to {pair.ratio.high:.3f}"
+        edges = "-" if pair.low is None else f"{pair.low:.3f} to {pair.high:.3f}"
         rows.append(
             [
-                pair.other.row,
+                pair.other[0].row,
                 known.title,
                 *(f"{known.format(v)} {known.unit}" for v in pair.values),
-                f"{value:.3f} x",
+                f"{pair.ratio:.3f} x",
                 edges,
-                pair.verdict,
+                f"{len(pair.reference)}, {len(pair.other)}",
                 marks,
             ]
         )
-    headers = ["model", "metric", "reference", "model's", "ratio", "interval", "verdict", "see"]
+    headers = ["model", "metric", "reference", "model's", "ratio", "95 % interval", "runs", "see"]
     table = tabulate(rows, headers, disable_numparse=True) if rows else "the records have no metric in common"
     return "\n".join(
         [
-            f"reference: {pairs[0].reference.row}" if pairs else "",
+            f"reference: {pairs[0].reference[0].row}" if pairs else "",
             table,
             "",
             *(f"[{number}] {note}" for note, number in numbers.items()),
