@@ -277,7 +277,7 @@ def chance_of_rise(one: Measured, base: Measured, dataset: Dataset) -> float | N
     from detection_zoo.benchmarks.evaluation.ap_intervals import match_images, paired_difference
 
     before, after = (
-        match_images(dataset.annotation_file, measured.records, "bbox", dataset.image_ids)
+        match_images(dataset.annotations, measured.records, "bbox", dataset.image_ids)
         for measured in (base, one)
     )
     found = paired_difference(before, after, RESAMPLES)
@@ -298,7 +298,7 @@ def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:
     return tuple(
         100
         * evaluate_coco(
-            dataset.annotation_file,
+            dataset.annotations,
             [r for r in base.records if r["image_id"] in set(part)],
             "bbox",
             image_ids=part,

@@ -28,16 +28,16 @@ def evaluate(
 ) -> None:
     """Evaluate stored detections again."""
     from detection_zoo.benchmarks.evaluation.accuracy import evaluate_results_file
-    from detection_zoo.benchmarks.evaluation.subset_guard import refuse_naive_subset
     from detection_zoo.benchmarks.report.listing import accuracy
     from detection_zoo.benchmarks.run.progress import clock
     from detection_zoo.zoo.data.datasets import open_dataset
 
     with clock("evaluate"):
         dataset = open_dataset(data, images=images, keypoints=kind == "keypoints")
-        refuse_naive_subset(results_file, dataset, every_image)
-        report = evaluate_results_file(results_file, dataset, kind)
+        report = evaluate_results_file(results_file, dataset, kind, whole=True, every_image=every_image)
     emit(report.as_dict(), as_json, accuracy(report.metrics))
+    for measured, note in report.notes.items():
+        say(f"{measured}: {note}")
     say(f"{results_file.name} on {dataset.name}: {len(dataset)} of {dataset.full_size} images")
 
 

@@ -165,8 +165,8 @@ def _answers(path: Path, kind: str, dataset: Dataset) -> dict[str, Answers]:
 
     if kind == CLASSES_FILE:
         return {f"top{k}": read_hits(path, dataset, k) for k in (1, 5)}
-    records, _ = read_results(path, dataset, kind)
-    return {AP_OF[kind]: match_images(dataset.annotation_file, records, kind, dataset.image_ids)}
+    results = read_results(path, dataset, kind)
+    return {AP_OF[kind]: match_images(dataset.annotations, results, kind, dataset.image_ids)}
 
 
 def accuracy_pair(

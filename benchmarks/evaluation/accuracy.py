@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detection_zoo.benchmarks.evaluation.coco_evaluation import CocoScores, Kind, evaluate_coco, score_coco
+from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults, Kind
+from detection_zoo.benchmarks.evaluation.coco_evaluation import (
+    CocoScores,
+    columns_of,
+    evaluate_coco,
+    keypoint_sigmas,
+    score_coco,
+)
 from detection_zoo.benchmarks.evaluation.coco_results import (
     detection_records,
     read_results,
     write_results,
     write_submission,
 )
+from detection_zoo.benchmarks.evaluation.subset_guard import images_of_results, refuse_naive_subset
 from detection_zoo.benchmarks.evaluation.voc_evaluation import VocDetection, evaluate_voc, mean_ap, voc_truth
 from detection_zoo.benchmarks.evaluation.voc_results import (
     parse_voc_lines,
@@ -55,13 +63,19 @@ class AccuracyReport:
     """What came out: metrics of manifests/metrics.toml in percent (those without ground truth left out), AP
     of each class in percent.
 
-    data: what was measured on, `subset` true where that was not the whole split.
+    data: what was measured on, `subset` true where that was not the whole split; notes: by kind, what else
+    the numbers rest on, such as the keypoints' sigmas.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, dict[str, float]]
     data: dict[str, Any]
     kinds: tuple[str, ...]
+    notes: dict[Kind, str] = field(default_factory=dict)
+
+    def note_of(self, metric: str) -> str:
+        """What is to be said of one metric."""
+        return next((note for kind, note in self.notes.items() if metric.startswith(PREFIX[kind])), "")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -70,6 +84,7 @@ class AccuracyReport:
             "kinds": list(self.kinds),
             "metrics": self.metrics,
             "per_class": self.per_class,
+            "notes": self.notes,
         }
 
 
@@ -101,9 +116,7 @@ class DetectionCollector:
         if isinstance(self.dataset, VocDataset):
             self.lines += voc_lines(detections, str(image), self.dataset.classes, inclusive=self.inclusive)
             return
-        records = detection_records(
-            detections, int(image), self.dataset.category_ids, inclusive=self.inclusive
-        )
+        records = detection_records(detections, image, self.dataset.category_ids, inclusive=self.inclusive)
         for kind, found in records.items():
             self.records.setdefault(kind, []).extend(found)
 
@@ -140,30 +153,43 @@ class DetectionCollector:
             return _voc_report(
                 self.dataset, {name: parse_voc_lines(text, name, known) for name, text in texts.items()}
             )
-        return _coco_report(_measurable(self.dataset), self.records)
+        truth = _measurable(self.dataset).annotations
+        results = {kind: columns_of(records, truth, kind) for kind, records in self.records.items()}
+        return _coco_report(self.dataset, results)
 
 
-def evaluate_results_file(path: Path, dataset: Dataset, kind: Kind | None = None) -> AccuracyReport:
+def evaluate_results_file(
+    path: Path, dataset: Dataset, kind: Kind | None = None, *, whole: bool = False, every_image: bool = False
+) -> AccuracyReport:
     """Evaluate stored detections again.
 
     Args:
         path: a COCO results file, or for VOC the folder of comp4 files (or one of them).
         dataset: a subset restricts ground truth and detections to its images.
         kind: of a COCO file; None: told by its first record.
+        whole: refuse detections that were made on a part of the dataset's images alone.
+        every_image: with whole: images without a detection were looked at too.
 
     Raises:
         DatasetError: the file is missing or malformed (with row or line), or the dataset has nothing to
             measure against.
     """
     if isinstance(dataset, VocDataset):
-        return _voc_report(dataset, read_voc_results(path if path.is_dir() else path.parent, dataset))
-    records, kind = read_results(path, dataset, kind)
-    if kind == "keypoints" and not dataset.keypoint_names:
+        detections = read_voc_results(path if path.is_dir() else path.parent, dataset)
+        if whole:
+            refuse_naive_subset(
+                path, dataset, every_image, {one.image for found in detections.values() for one in found}
+            )
+        return _voc_report(dataset, detections)
+    results = read_results(path, _measurable(dataset), kind)
+    if whole:
+        refuse_naive_subset(path, dataset, every_image, images_of_results(results, dataset))
+    if results.kind == "keypoints" and not dataset.keypoint_names:
         raise DatasetError(
             f"{path}: holds keypoints, but {dataset.annotation_file or dataset.name} has none to measure"
             " against; ask for the person_keypoints annotations (--kind keypoints)"
         )
-    return _coco_report(_measurable(dataset), {kind: records})
+    return _coco_report(dataset, {results.kind: results})
 
 
 def annotations_hidden(dataset: Dataset) -> bool:
@@ -184,14 +210,14 @@ def _measurable(dataset: Dataset) -> CocoDataset:
     return dataset
 
 
-def _coco_report(dataset: CocoDataset, records: dict[Kind, list[dict[str, Any]]]) -> AccuracyReport:
+def _coco_report(dataset: CocoDataset, results: dict[Kind, CocoResults]) -> AccuracyReport:
     """Keypoints are measured only where the annotation file has them, boxes and masks likewise."""
-    kinds = [kind for kind in records if kind != "keypoints" or dataset.keypoint_names]
+    kinds = [kind for kind in results if kind != "keypoints" or dataset.keypoint_names]
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in dataset.classes}
     names = dict(zip(dataset.category_ids, dataset.classes, strict=True))
     for kind in kinds:
-        scores = score_coco(dataset.annotation_file, records[kind], kind, image_ids=dataset.image_ids)
+        scores = score_coco(dataset.annotations, results[kind], kind, image_ids=dataset.image_ids)
         metrics |= metric_values(scores, kind)
         for category, values in scores.per_category.items():
             if values["AP"] >= 0:
@@ -201,6 +227,7 @@ def _coco_report(dataset: CocoDataset, records: dict[Kind, list[dict[str, Any]]]
         {name: values for name, values in per_class.items() if values},
         dataset.describe(),
         tuple(kinds),
+        {"keypoints": keypoint_sigmas(dataset.annotations)[1]} if "keypoints" in kinds else {},
     )
 
 

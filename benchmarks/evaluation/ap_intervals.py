@@ -11,16 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from detection_zoo.benchmarks.evaluation.coco_evaluation import (
-    Kind,
-    _hotcoco,
-    complete_annotations,
-    result_records,
-)
+from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults, Kind
+from detection_zoo.benchmarks.evaluation.coco_evaluation import EvaluationPlan, Truth, columns_of, truth_of
 from detection_zoo.benchmarks.evaluation.coco_results import read_results
 from detection_zoo.benchmarks.spec import Measurement
 from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.coco import CocoDataset, read_annotations
+from detection_zoo.zoo.data.coco import CocoDataset
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # as pycocotools makes them, to the last bit
 EVERY_AREA = [0.0, 1e10]
@@ -71,22 +67,20 @@ class ImageMatches:
 
 
 def match_images(
-    ground_truth: Path | dict[str, Any], results: list[dict[str, Any]], kind: Kind, image_ids: Sequence[int]
+    ground_truth: Truth,
+    results: list[dict[str, Any]] | CocoResults,
+    kind: Kind,
+    image_ids: Sequence[int | str],
 ) -> ImageMatches:
     """Match results to ground truth on some images, both restricted to them; arguments as `score_coco` takes
     them."""
-    document = complete_annotations(
-        read_annotations(ground_truth) if isinstance(ground_truth, Path) else ground_truth, kind
-    )
-    images = sorted(set(image_ids))
-    evaluation = _hotcoco(document, result_records(results, kind), kind)
-    evaluation.params.img_ids, evaluation.params.area_rng, evaluation.params.area_rng_lbl = (
-        images,
-        [EVERY_AREA],
-        ["all"],
-    )
+    truth = truth_of(ground_truth, kind)
+    images = sorted({truth.image_place[identity] for identity in image_ids})
+    plan = EvaluationPlan(kind, images, None, False)
+    evaluation = plan.prepare("hotcoco", truth, columns_of(results, truth, kind))
+    evaluation.params.area_rng, evaluation.params.area_rng_lbl = [EVERY_AREA], ["all"]
     evaluation.evaluate()
-    place = {image: number for number, image in enumerate(images)}
+    place = {image + 1: number for number, image in enumerate(images)}
     found: dict[int, list[dict[str, Any]]] = {}
     for one in evaluation.eval_imgs:
         if one is not None and list(one["aRng"]) == EVERY_AREA:
@@ -298,9 +292,9 @@ def subset_intervals(
     for kind, name in (("bbox", "box_ap"), ("segm", "mask_ap"), ("keypoints", "keypoint_ap")):
         if name not in measurements or kind not in files:
             continue
-        records, _ = read_results(files[kind], dataset, kind)
+        results = read_results(files[kind], dataset, kind)
         interval = subset_interval(
-            match_images(dataset.annotation_file, records, kind, dataset.image_ids), dataset.full_size
+            match_images(dataset.annotations, results, kind, dataset.image_ids), dataset.full_size
         )
         text = interval.reason or (
             f"the interval is that of the AP on all {dataset.full_size} images, from random halves of the"

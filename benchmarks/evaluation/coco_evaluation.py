@@ -12,19 +12,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from detection_zoo.zoo.data.coco import read_annotations
+from detection_zoo.benchmarks.evaluation.coco_columns import FIELDS, CocoResults, Kind, results_of
+from detection_zoo.zoo.data.coco_reader import CocoAnnotations, annotations_of, read_coco
 from detection_zoo.zoo.errors import DatasetError
 
-Kind = Literal["bbox", "segm", "keypoints"]
 Engine = Literal["hotcoco", "pycocotools"]
 BOX_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_STATISTICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
-FIELDS = {
-    "bbox": "bbox",
-    "segm": "segmentation",
-    "keypoints": "keypoints",
-}  # what a result of each kind holds
 AGREEMENT = 1e-9  # largest difference between the two engines
+# of COCO's 17 keypoints: standard deviations of people's placing, as shares of the object's size
+# (cocoeval.py)
+COCO_SIGMAS = tuple(
+    tenths / 10
+    for tenths in (
+        0.26, 0.25, 0.25, 0.35, 0.35, 0.79, 0.79, 0.72, 0.72, 0.62, 0.62, 1.07, 1.07, 0.87, 0.87, 0.89, 0.89,
+    )
+)  # fmt: skip
+Truth = Path | dict[str, Any] | CocoAnnotations
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class CocoScores:
     """
 
     statistics: dict[str, float]
-    per_category: dict[int, dict[str, float]]
+    per_category: dict[int | str, dict[str, float]]
 
 
 def statistic_names(kind: Kind) -> tuple[str, ...]:
@@ -45,8 +49,8 @@ def statistic_names(kind: Kind) -> tuple[str, ...]:
 
 
 def evaluate_coco(
-    ground_truth: Path | dict[str, Any],
-    results: list[dict[str, Any]],
+    ground_truth: Truth,
+    results: list[dict[str, Any]] | CocoResults,
     kind: Kind,
     *,
     image_ids: Sequence[int] | None = None,
@@ -57,9 +61,8 @@ def evaluate_coco(
     """The named COCO statistics of some results.
 
     Args:
-        ground_truth: annotation file, or its document.
-        results: records in COCO's result format, checked (see `read_results`); order decides between equal
-            scores.
+        ground_truth: annotation file, its document, or what was read of it.
+        results: records in COCO's result format, or in columns; order decides between equal scores.
         kind: what is compared: boxes, masks or keypoints.
         image_ids, category_ids: restrict ground truth and results to these.
         class_agnostic: compare regardless of category.
@@ -70,7 +73,7 @@ def evaluate_coco(
 
     Raises:
         RuntimeError: the two engines disagree on the sample.
-        DatasetError: the annotation file is missing or malformed.
+        DatasetError: the annotation file or a record is missing or malformed.
     """
     return score_coco(
         ground_truth,
@@ -84,8 +87,8 @@ def evaluate_coco(
 
 
 def score_coco(
-    ground_truth: Path | dict[str, Any],
-    results: list[dict[str, Any]],
+    ground_truth: Truth,
+    results: list[dict[str, Any]] | CocoResults,
     kind: Kind,
     *,
     image_ids: Sequence[int] | None = None,
@@ -94,57 +97,67 @@ def score_coco(
     checked_images: int = 50,
 ) -> CocoScores:
     """As `evaluate_coco`, with AP and AP50 of each category."""
-    document = complete_annotations(
-        read_annotations(ground_truth) if isinstance(ground_truth, Path) else ground_truth, kind
-    )
-    every_image = sorted({image["id"] for image in document["images"]})
-    images = every_image if image_ids is None else sorted(set(image_ids))
-    plan = EvaluationPlan(
-        kind, images, None if category_ids is None else sorted(set(category_ids)), class_agnostic
-    )
-    records = result_records(results, kind)
-    scores = plan.run("hotcoco", document, records)
-    sample = _spread(images, checked_images)
-    if len(sample) == len(images):
-        compare_engines(scores, plan.run("pycocotools", document, records))
-    else:
-        smaller = plan.on(sample)
-        few = _restrict(document, records, set(sample))
-        compare_engines(smaller.run("hotcoco", *few), smaller.run("pycocotools", *few))
+    truth = truth_of(ground_truth, kind)
+    results = columns_of(results, truth, kind)
+    images = list(range(len(truth.image_ids))) if image_ids is None else _places(image_ids, truth.image_place)
+    categories = None if category_ids is None else _places(category_ids, truth.category_place)
+    plan = EvaluationPlan(kind, images, categories, class_agnostic)
+    scores = plan.run("hotcoco", truth, results)
+    sample = plan.on(_spread(images, checked_images))
+    fast = scores if len(sample.images) == len(images) else sample.run("hotcoco", truth, results)
+    compare_engines(fast, sample.run("pycocotools", truth, results))
     return scores
 
 
-def complete_annotations(document: dict[str, Any], kind: Kind) -> dict[str, Any]:
-    """The document with what evaluation needs and some files leave out: an id, a crowd flag and an area for
-    each annotation.
+def _places(ids: Sequence[int | str], place: dict[int | str, int]) -> list[int]:
+    return sorted({place[identity] for identity in ids if identity in place})
+
+
+def truth_of(ground_truth: Truth, kind: Kind) -> CocoAnnotations:
+    """The annotations, which must have what results of a kind are compared with.
 
     Raises:
-        DatasetError: an annotation lacks the box, mask or keypoints that are to be compared.
+        DatasetError: an annotation lacks its mask, or none has keypoints.
     """
-    for row, annotation in enumerate(document["annotations"]):
-        if not annotation.get(FIELDS[kind]):
-            raise DatasetError(
-                f"annotations[{row}] (id {annotation.get('id')}): field {FIELDS[kind]!r} is missing or empty;"
-                f" results of kind {kind} cannot be measured against this annotation file"
-            )
-    annotations = [
-        {"id": row, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a}
-        for row, a in enumerate(document["annotations"], start=1)
-    ]
-    return {"info": {}, "licenses": [], **document, "annotations": annotations}
+    if isinstance(ground_truth, CocoAnnotations):
+        truth = ground_truth
+    elif isinstance(ground_truth, Path):
+        truth = read_coco(ground_truth)
+    else:
+        truth = annotations_of(ground_truth, "annotations")
+    missing = -1
+    if kind == "segm":
+        missing = next((row for row, outline in enumerate(truth.outlines) if outline is None), -1)
+    elif kind == "keypoints" and not any(truth.keypoints):
+        missing = 0
+    if missing >= 0:
+        raise DatasetError(
+            f"{truth.where}: annotations[{missing}]: field {FIELDS[kind]!r} is missing or empty; results"
+            " of kind"
+            f" {kind} cannot be measured against this annotation file"
+        )
+    return truth
 
 
-def result_records(results: list[dict[str, Any]], kind: Kind) -> list[dict[str, Any]]:
-    """Only the fields that count for a kind.
+def columns_of(
+    results: list[dict[str, Any]] | CocoResults, truth: CocoAnnotations, kind: Kind
+) -> CocoResults:
+    """The results in columns, checked."""
+    return results if isinstance(results, CocoResults) else results_of(results, truth, kind, "results")
 
-    pycocotools takes the area of a result from its box where it has one; without the box it is that of the
-    mask or of the keypoints, as in files of one kind alone.
+
+def keypoint_sigmas(truth: CocoAnnotations) -> tuple[tuple[float, ...], str]:
+    """How far off each keypoint may be, as a share of the object's size, and where the numbers are from.
+
+    The annotation file's own; else COCO's where there are 17 keypoints; else 1 / P for each of P keypoints,
+    the rule of Ultralytics's trainer.
     """
-    field = FIELDS[kind]
-    return [
-        {"image_id": r["image_id"], "category_id": r["category_id"], field: r[field], "score": r["score"]}
-        for r in results
-    ]
+    count = len(truth.keypoint_names)
+    if truth.sigmas:
+        return truth.sigmas, "the annotation file's own sigmas"
+    if count == len(COCO_SIGMAS):
+        return COCO_SIGMAS, "COCO's sigmas of 17 keypoints"
+    return (1 / count,) * count, f"no sigmas given for these {count} keypoints: 1/{count} for each"
 
 
 def compare_engines(fast: CocoScores, reference: CocoScores) -> None:
@@ -170,19 +183,9 @@ def _spread(images: list[int], count: int) -> list[int]:
     return [images[round(place)] for place in np.linspace(0, len(images) - 1, count)]
 
 
-def _restrict(
-    document: dict[str, Any], records: list[dict[str, Any]], images: set[int]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    kept = {
-        "images": [i for i in document["images"] if i["id"] in images],
-        "annotations": [a for a in document["annotations"] if a["image_id"] in images],
-    }
-    return {**document, **kept}, [record for record in records if record["image_id"] in images]
-
-
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is evaluated, for either engine."""
+    """What is evaluated, for either engine; images, categories: places in the annotations' lists."""
 
     kind: Kind
     images: list[int]
@@ -193,20 +196,34 @@ class EvaluationPlan:
         """The same on other images."""
         return EvaluationPlan(self.kind, images, self.categories, self.class_agnostic)
 
-    def run(self, engine: Engine, document: dict[str, Any], records: list[dict[str, Any]]) -> CocoScores:
-        """Evaluate with one engine."""
-        evaluation = _ENGINES[engine](document, records, self.kind)
-        evaluation.params.imgIds = self.images
+    def prepare(self, engine: Engine, truth: CocoAnnotations, results: CocoResults) -> Any:
+        """The engine's evaluation object; its ids are places counted from 1, since 0 is "no match" to
+        pycocotools."""
+        rows = np.flatnonzero(np.isin(truth.image, self.images))
+        evaluation = _ENGINES[engine](truth, rows, self.images, results.of_images(self.images))
+        evaluation.params.imgIds = [place + 1 for place in self.images]
         if self.categories is not None:
-            evaluation.params.catIds = self.categories
+            evaluation.params.catIds = [place + 1 for place in self.categories]
         evaluation.params.useCats = 0 if self.class_agnostic else 1
+        if self.kind == "keypoints":
+            sigmas = keypoint_sigmas(truth)[0]
+            evaluation.params.kpt_oks_sigmas = list(sigmas) if engine == "hotcoco" else np.array(sigmas)
+        return evaluation
+
+    def run(self, engine: Engine, truth: CocoAnnotations, results: CocoResults) -> CocoScores:
+        """Evaluate with one engine."""
+        evaluation = self.prepare(engine, truth, results)
         with contextlib.redirect_stdout(
             io.StringIO()
         ):  # pycocotools prints progress; tables belong to the caller
             evaluation.evaluate()
             evaluation.accumulate()
             statistics = _summarise(engine, evaluation)
-        categories = [-1] if self.class_agnostic else list(evaluation.params.catIds)
+        categories = (
+            [-1]
+            if self.class_agnostic
+            else [truth.category_ids[number - 1] for number in evaluation.params.catIds]
+        )
         names = statistic_names(self.kind)
         return CocoScores(
             dict(zip(names, statistics, strict=True)), _per_category(evaluation.eval["precision"], categories)
@@ -221,44 +238,112 @@ def _summarise(engine: Engine, evaluation: Any) -> list[float]:
     return [float(value) for value in evaluation.stats]
 
 
-def _per_category(precision: np.ndarray, categories: list[int]) -> dict[int, dict[str, float]]:
+def _per_category(precision: np.ndarray, categories: list[int | str]) -> dict[int | str, dict[str, float]]:
     """AP and AP50 from precision (T thresholds, R recalls, K categories, A areas, M detection limits)."""
     scores = {}
     for place, category in enumerate(categories):
         values = precision[:, :, place, 0, -1]
-        scores[int(category)] = {
+        scores[category] = {
             "AP": float(values[values > -1].mean()) if (values > -1).any() else -1.0,
             "AP50": float(values[0][values[0] > -1].mean()) if (values[0] > -1).any() else -1.0,
         }
     return scores
 
 
-def _hotcoco(document: dict[str, Any], records: list[dict[str, Any]], kind: Kind) -> Any:
+def _lists(truth: CocoAnnotations, images: list[int]) -> dict[str, list[dict[str, Any]]]:
+    """Images and categories as both engines take them."""
+    sizes = truth.sizes.tolist()
+    return {
+        "images": [
+            {"id": place + 1, "height": sizes[place][0], "width": sizes[place][1], "file_name": ""}
+            for place in images
+        ],
+        "categories": [
+            {"id": number, "name": name} for number, name in enumerate(truth.category_names, start=1)
+        ],
+    }
+
+
+def _document(truth: CocoAnnotations, rows: np.ndarray, images: list[int], kind: Kind) -> dict[str, Any]:
+    """What evaluation of a kind needs of some objects, annotations numbered from 1 on."""
+    annotations = [
+        {
+            "id": number,
+            "image_id": image + 1,
+            "category_id": category + 1,
+            "bbox": box,
+            "area": area,
+            "iscrowd": int(crowd),
+        }
+        for number, (image, category, box, area, crowd) in enumerate(
+            zip(
+                *(
+                    c[rows].tolist()
+                    for c in (truth.image, truth.category, truth.boxes, truth.areas, truth.crowd)
+                ),
+                strict=True,
+            ),
+            start=1,
+        )
+    ]
+    for annotation, row in zip(annotations, rows.tolist(), strict=True):
+        if kind == "segm":
+            annotation["segmentation"] = truth.outlines[row]
+        elif kind == "keypoints":
+            points = truth.keypoints[row] or [0] * (3 * len(truth.keypoint_names))
+            annotation |= {"keypoints": points, "num_keypoints": sum(v > 0 for v in points[2::3])}
+    return {"info": {}, "licenses": [], **_lists(truth, images), "annotations": annotations}
+
+
+def _records(results: CocoResults) -> list[dict[str, Any]]:
+    """Only the fields that count for a kind.
+
+    pycocotools takes the area of a result from its box where it has one; without the box it is that of the
+    mask or of the keypoints, as in files of one kind alone.
+    """
+    field = FIELDS[results.kind]
+    values = results.values.tolist() if isinstance(results.values, np.ndarray) else map(dict, results.values)
+    return [
+        {"image_id": image + 1, "category_id": category + 1, field: value, "score": score}
+        for image, category, value, score in zip(
+            results.image.tolist(), results.category.tolist(), values, results.scores.tolist(), strict=True
+        )
+    ]
+
+
+def _hotcoco(truth: CocoAnnotations, rows: np.ndarray, images: list[int], results: CocoResults) -> Any:
     import hotcoco
 
-    truth = hotcoco.COCO(document)
-    return hotcoco.COCOeval(truth, truth.load_res(records), kind)
+    if results.kind != "bbox":
+        whole = hotcoco.COCO(_document(truth, rows, images, results.kind))
+        return hotcoco.COCOeval(whole, whole.load_res(_records(results)), results.kind)
+    whole = hotcoco.COCO.from_arrays(
+        **_lists(truth, images),
+        image_ids=truth.image[rows] + 1,
+        category_ids=truth.category[rows] + 1,
+        boxes=truth.boxes[rows],
+        ids=np.arange(1, len(rows) + 1),
+        area=truth.areas[rows],
+        iscrowd=truth.crowd[rows],
+    )
+    found = np.column_stack([results.image + 1, results.values, results.scores, results.category + 1])
+    return hotcoco.COCOeval(whole, whole.load_res(found), results.kind)
 
 
-def _pycocotools(document: dict[str, Any], records: list[dict[str, Any]], kind: Kind) -> Any:
+def _pycocotools(truth: CocoAnnotations, rows: np.ndarray, images: list[int], results: CocoResults) -> Any:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        # it writes into the annotations it is given, so it gets copies
-        truth.dataset = {
-            **document,
-            "annotations": [dict(annotation) for annotation in document["annotations"]],
-        }
-        truth.createIndex()
-        if records:
-            found = truth.loadRes([dict(record) for record in records])
+        whole, found = COCO(), COCO()
+        whole.dataset = _document(truth, rows, images, results.kind)
+        whole.createIndex()
+        if len(results):
+            found = whole.loadRes(_records(results))
         else:  # its loadRes looks at the first record
-            found = COCO()
-            found.dataset = {**document, "annotations": []}
+            found.dataset = {**whole.dataset, "annotations": []}
             found.createIndex()
-        return COCOeval(truth, found, kind)
+        return COCOeval(whole, found, results.kind)
 
 
 _ENGINES = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}

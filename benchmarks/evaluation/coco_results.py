@@ -4,7 +4,6 @@ server."""
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 import zipfile
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detection_zoo.benchmarks.evaluation.coco_evaluation import FIELDS, Kind
-from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.coco import read_json
+from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults, Kind, results_of
+from detection_zoo.zoo.data.coco import CocoDataset
+from detection_zoo.zoo.data.fields import no_collection, read_json
 from detection_zoo.zoo.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def detection_records(
-    detections: Detections, image_id: int, category_ids: Sequence[int], *, inclusive: bool
+    detections: Detections, image_id: int | str, category_ids: Sequence[int | str], *, inclusive: bool
 ) -> dict[Kind, list[dict[str, Any]]]:
     """The detections of one image in COCO's result format, by kind.
 
@@ -98,7 +97,7 @@ def write_results(path: Path, records: list[dict[str, Any]]) -> None:
     write_atomically(path, lambda part: part.write_text(json.dumps(records), encoding="utf-8"))
 
 
-def read_results(path: Path, dataset: Dataset, kind: Kind | None = None) -> tuple[list[dict[str, Any]], Kind]:
+def read_results(path: Path, dataset: CocoDataset, kind: Kind | None = None) -> CocoResults:
     """Read and check a results file against a dataset.
 
     Args:
@@ -109,17 +108,16 @@ def read_results(path: Path, dataset: Dataset, kind: Kind | None = None) -> tupl
             segmentation).
 
     Returns:
-        The records of the dataset's images, in file order, and their kind. An empty list is a valid file:
-        nothing was found.
+        The detections of the dataset's images, in file order. An empty list is a valid file: nothing was
+        found.
 
     Raises:
         DatasetError: names file, row and field of what is wrong.
     """
-    records = read_json(path, list, "results file", "is it an annotation file?")
-    kind = kind or _kind_of(records)
-    check_results(records, dataset, kind, str(path))
-    wanted = set(dataset.image_ids)
-    return [record for record in records if record["image_id"] in wanted], kind
+    with no_collection():
+        records = read_json(path, list, "results file", "is it an annotation file?")
+        results = results_of(records, dataset.annotations, kind or _kind_of(records), str(path), dataset.name)
+    return results.of_images(dataset.places) if dataset.is_subset else results
 
 
 def _kind_of(records: list[Any]) -> Kind:
@@ -133,92 +131,8 @@ def _kind_of(records: list[Any]) -> Kind:
     )
 
 
-def check_results(records: list[Any], dataset: Dataset, kind: Kind, where: str) -> None:
-    """Raise DatasetError, with row and field, for the first record that cannot be evaluated on a dataset."""
-    images, categories, field = set(dataset.all_image_ids), set(dataset.category_ids), FIELDS[kind]
-    sizes = dataset.all_image_sizes if kind == "segm" else {}
-    for row, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise DatasetError(f"{where}: [{row}]: a detection is a JSON object, this is {record!r:.60}")
-        missing = next(
-            (name for name in ("image_id", "category_id", "score", field) if name not in record), None
-        )
-        if missing is not None:
-            raise DatasetError(
-                f"{where}: [{row}]: field {missing!r} is missing; records of kind {kind} need image_id,"
-                f" category_id, score and {field}"
-            )
-        if record["image_id"] not in images:
-            raise DatasetError(
-                f"{where}: [{row}]: image id {record['image_id']!r} is not in {dataset.name}; were these"
-                " detections made on another split?"
-            )
-        if record["category_id"] not in categories:
-            raise DatasetError(
-                f"{where}: [{row}]: category id {record['category_id']!r} is not in {dataset.name}; "
-                f"its ids run from {min(categories)} to {max(categories)}, {len(categories)} of them"
-            )
-        if not _finite([record["score"]]):
-            raise DatasetError(
-                f"{where}: [{row}]: field 'score' is {record['score']!r:.60}, a finite number is wanted"
-            )
-        if problem := _VALUE_CHECKS[kind](record[field], len(dataset.keypoint_names)):
-            raise DatasetError(f"{where}: [{row}]: field {field!r} is {record[field]!r:.60}, {problem}")
-        if kind == "segm" and record[field]["size"] != list(sizes[record["image_id"]]):
-            raise DatasetError(
-                f"{where}: [{row}]: the mask is {record[field]['size']} (height, width), image"
-                f" {record['image_id']} is {list(sizes[record['image_id']])}; masks are stored in the"
-                " original image's size"
-            )
-
-
-def _finite(values: Any) -> bool:
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-
-
-def _box_problem(value: Any, _: int) -> str | None:
-    if not isinstance(value, list) or len(value) != 4 or not _finite(value):
-        return "four finite numbers x, y, width, height are wanted"
-    return None
-
-
-def _mask_problem(value: Any, _: int) -> str | None:
-    size = value.get("size") if isinstance(value, dict) else None
-    if (
-        not isinstance(size, list)
-        or len(size) != 2
-        or not _finite(size)
-        or not isinstance(value.get("counts"), str)
-    ):
-        return "a compressed RLE is wanted: a mapping with size [height, width] and the string counts"
-    return None
-
-
-def _keypoint_problem(value: Any, points: int) -> str | None:
-    if (
-        not isinstance(value, list)
-        or not value
-        or len(value) % 3
-        or not _finite(value)
-        or (points and len(value) != 3 * points)
-    ):
-        return (
-            f"{points} times x, y, flag as finite numbers are wanted"
-            if points
-            else "x, y, flag for each point as finite numbers are wanted"
-        )
-    return None
-
-
-_VALUE_CHECKS: dict[str, Callable[[Any, int], str | None]] = {
-    "bbox": _box_problem,
-    "segm": _mask_problem,
-    "keypoints": _keypoint_problem,
-}
-
-
 def write_submission(
-    folder: Path, records: list[dict[str, Any]], dataset: Dataset, kind: Kind, algorithm: str
+    folder: Path, records: list[dict[str, Any]], dataset: CocoDataset, kind: Kind, algorithm: str
 ) -> Path:
     """Write the zip file that COCO's evaluation server takes for its hidden test annotations.
 
@@ -242,7 +156,7 @@ def write_submission(
             f"{dataset.name}: a submission covers the whole split of {dataset.full_size} images, this is a"
             f" subset of {len(dataset)}"
         )
-    check_results(records, dataset, kind, "submission")
+    results_of(records, dataset.annotations, kind, "submission", dataset.name)
     prefix = "person_keypoints" if kind == "keypoints" else "detections"
     split = dataset.name.split(":")[1]
     stem = f"{prefix}_{split}_{''.join(c if c.isalnum() or c in '-_' else '-' for c in algorithm)}_results"

@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from detection_zoo.benchmarks.evaluation.coco_columns import Kind
 from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     EvaluationPlan,
-    Kind,
+    columns_of,
     compare_engines,
-    complete_annotations,
-    result_records,
+    truth_of,
 )
-from detection_zoo.zoo.data.coco import read_annotations
+from detection_zoo.zoo.data.fields import read_json
 
 
 def repeat_images(
@@ -56,17 +56,18 @@ def evaluation_speed(
     Raises:
         RuntimeError: the engines disagree.
     """
-    document, records = repeat_images(
-        complete_annotations(read_annotations(ground_truth), kind), result_records(records, kind), copies
-    )
-    plan = EvaluationPlan(kind, sorted(image["id"] for image in document["images"]), None, False)
+    document = read_json(ground_truth, dict, "COCO annotation file", "is it a results file?")
+    document, records = repeat_images(document, records, copies)
+    truth = truth_of(document, kind)
+    results = columns_of(records, truth, kind)
+    plan = EvaluationPlan(kind, list(range(len(truth.image_ids))), None, False)
     fast_times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        fast = plan.run("hotcoco", document, records)
+        fast = plan.run("hotcoco", truth, results)
         fast_times.append(1e3 * (time.perf_counter() - start))
     start = time.perf_counter()
-    reference = plan.run("pycocotools", document, records)
+    reference = plan.run("pycocotools", truth, results)
     reference_time = 1e3 * (time.perf_counter() - start)
     compare_engines(fast, reference)
     fast_time = sorted(fast_times)[len(fast_times) // 2]

@@ -5,24 +5,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults
 from detection_zoo.benchmarks.evaluation.coco_results import read_results
 from detection_zoo.benchmarks.evaluation.voc_results import read_voc_results
 from detection_zoo.benchmarks.spec import DataIdentity
 from detection_zoo.benchmarks.store import RUNS, read_run
 from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.errors import DatasetError
 
 ENOUGH = 0.5  # of the images with objects
 
 
-def refuse_naive_subset(path: Path, dataset: Dataset, every_image: bool = False) -> None:
+def refuse_naive_subset(
+    path: Path, dataset: Dataset, every_image: bool = False, found: set[int | str] | None = None
+) -> None:
     """Refuse stored detections that were made on fewer images than they are to be measured on.
 
     Args:
         path: COCO results file, or folder of VOC comp4 files.
         dataset: what they are to be measured on.
-        every_image: whoever asks says that all images were looked at; what a record says still counts.
+        every_image: the user says that all images were looked at; what a record says still counts.
+        found: ids of the images that have a detection; None reads them.
 
     Raises:
         DatasetError: the detections' own record, or the images without any detection, say that a subset was
@@ -38,8 +43,8 @@ def refuse_naive_subset(path: Path, dataset: Dataset, every_image: bool = False)
         )
     if every_image or not path.exists():
         return
-    found = _images_with_detections(path, dataset)
-    wanted = {dataset.image_id(index) for index in range(len(dataset)) if len(dataset.target(index).labels)}
+    found = _images_with_detections(path, dataset) if found is None else found
+    wanted = dataset.images_with_objects()
     if found and len(found & wanted) < ENOUGH * len(wanted):
         raise DatasetError(
             f"{path}: has detections in {len(found & wanted)} of the {len(wanted)} images of {dataset.name}"
@@ -62,4 +67,9 @@ def _images_with_detections(path: Path, dataset: Dataset) -> set[int | str]:
             for found in read_voc_results(path if path.is_dir() else path.parent, dataset).values()
             for one in found
         }
-    return {record["image_id"] for record in read_results(path, dataset)[0]}
+    return images_of_results(read_results(path, dataset), dataset)
+
+
+def images_of_results(results: CocoResults, dataset: CocoDataset) -> set[int | str]:
+    """Ids of the images that have a detection."""
+    return {dataset.annotations.image_ids[place] for place in set(results.image.tolist())}

@@ -152,7 +152,7 @@ def measure_accuracy(
         else f"all {every} images"
     )
     values = {
-        name: Measurement(value=value, unit="%", n=used, covers=covers)
+        name: Measurement(value=value, unit="%", n=used, covers=covers, note=report.note_of(name))
         for name, value in report.metrics.items()
     }
     return values, _absent(report.metrics, report.kinds, subject), files

@@ -8,17 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults
 from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     BOX_STATISTICS,
     KEYPOINT_STATISTICS,
     CocoScores,
     EvaluationPlan,
     compare_engines,
-    complete_annotations,
     evaluate_coco,
     score_coco,
+    truth_of,
 )
 from detection_zoo.benchmarks.evaluation.speed import evaluation_speed, render_evaluation_speed
+from detection_zoo.zoo.data.coco_reader import CocoAnnotations
 from detection_zoo.zoo.errors import DatasetError
 
 RECORDED = Path(__file__).resolve().parents[1] / "reference" / "evaluation"
@@ -189,9 +191,11 @@ def test_a_sample_is_compared_on_every_run(monkeypatch: pytest.MonkeyPatch) -> N
     ran: list[tuple[str, int]] = []
     run = EvaluationPlan.run
 
-    def watched(self: EvaluationPlan, engine: str, document: dict, records: list) -> CocoScores:
+    def watched(
+        self: EvaluationPlan, engine: str, truth: CocoAnnotations, results: CocoResults
+    ) -> CocoScores:
         ran.append((engine, len(self.images)))
-        scores = run(self, engine, document, records)
+        scores = run(self, engine, truth, results)
         return CocoScores({**scores.statistics, "AP": 0.123}, {}) if wrong and engine == "hotcoco" else scores
 
     monkeypatch.setattr(EvaluationPlan, "run", watched)
@@ -235,15 +239,14 @@ def test_engines_agree_on_random_detections(seed: int) -> None:
 def test_annotations_without_what_is_compared() -> None:
     with pytest.raises(
         DatasetError,
-        match=r"annotations\[0\] \(id 1\): field 'segmentation' is missing or empty; results of kind segm",
+        match=r"annotations\[0\]: field 'segmentation' is missing or empty; results of kind segm",
     ):
         evaluate_coco(one_image([[0, 0, 5, 5]]), [], "segm")
-    filled = complete_annotations(
-        {"images": [], "annotations": [{"bbox": [0, 0, 4, 5], "image_id": 1, "category_id": 1}]}, "bbox"
-    )
-    assert filled["annotations"] == [
-        {"id": 1, "iscrowd": 0, "area": 20, "bbox": [0, 0, 4, 5], "image_id": 1, "category_id": 1}
-    ]
+    bare = one_image([[0, 0, 4, 5]])
+    bare["annotations"] = [{"bbox": [0, 0, 4, 5], "image_id": 5, "category_id": 1}]
+    filled = truth_of(bare, "bbox")
+    assert filled.crowd.tolist() == [False] and filled.areas.tolist() == [20]
+    assert filled.boxes.tolist() == [[0, 0, 4, 5]]
 
 
 def test_evaluation_speed_prints_a_ratio() -> None:

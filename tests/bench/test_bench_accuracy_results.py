@@ -19,8 +19,8 @@ from detection_zoo.benchmarks.evaluation.accuracy import (
     top_k_accuracy,
     write_submission,
 )
+from detection_zoo.benchmarks.evaluation.coco_columns import results_of
 from detection_zoo.benchmarks.evaluation.coco_results import (
-    check_results,
     detection_records,
     read_results,
     write_atomically,
@@ -447,9 +447,9 @@ def test_imagenet_has_no_boxes_to_measure(tmp_path: Path) -> None:
         DetectionCollector(dataset, inclusive=True).evaluate()
 
 
-def test_check_results_takes_every_kind(home: Path) -> None:
+def test_results_of_every_kind(home: Path) -> None:
     dataset = coco(home, keypoints=True)
     point = {"image_id": 3, "category_id": 1, "keypoints": [1.0, 2.0, 1] * 17, "score": 0.5}
-    check_results([point], dataset, "keypoints", "x")
+    results_of([point], dataset.annotations, "keypoints", "x")
     with pytest.raises(DatasetError, match="17 times x, y, flag"):
-        check_results([{**point, "keypoints": [1, 2, 1]}], dataset, "keypoints", "x")
+        results_of([{**point, "keypoints": [1, 2, 1]}], dataset.annotations, "keypoints", "x")

@@ -21,7 +21,7 @@ from detection_zoo.benchmarks.evaluation.ap_intervals import (
     subset_intervals,
     weighted_ap,
 )
-from detection_zoo.benchmarks.evaluation.coco_evaluation import EvaluationPlan, complete_annotations
+from detection_zoo.benchmarks.evaluation.coco_evaluation import EvaluationPlan, columns_of, truth_of
 from detection_zoo.benchmarks.evaluation.subset_guard import refuse_naive_subset
 from detection_zoo.benchmarks.spec import Measurement
 from detection_zoo.benchmarks.store import write_run
@@ -30,11 +30,9 @@ from detection_zoo.zoo.errors import DatasetError
 
 
 def by_pycocotools(document, results, images: list[int]) -> float:
-    return (
-        EvaluationPlan("bbox", images, None, False)
-        .run("pycocotools", complete_annotations(document, "bbox"), results)
-        .statistics["AP"]
-    )
+    truth = truth_of(document, "bbox")
+    plan = EvaluationPlan("bbox", [truth.image_place[image] for image in images], None, False)
+    return plan.run("pycocotools", truth, columns_of(results, truth, "bbox")).statistics["AP"]
 
 
 @cache

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection_zoo.zoo.data.coco import CocoDataset, read_annotations
+from detection_zoo.zoo.data.coco import CocoDataset
+from detection_zoo.zoo.data.coco_reader import read_coco
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.imagenet import ImageNetDataset
 from detection_zoo.zoo.data.images import decode_image
@@ -548,7 +549,7 @@ def test_a_model_of_another_task_is_refused(tmp_path: Path) -> None:
 
 def test_read_annotations_without_a_file(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="gone.json: no such COCO annotation file"):
-        read_annotations(tmp_path / "gone.json")
+        read_coco(tmp_path / "gone.json")
 
 
 def test_real_images_decode_to_their_annotated_size(data_folder: Path) -> None:

@@ -109,6 +109,10 @@ class Dataset(ABC):
     def target(self, index: int) -> GroundTruth:
         """The objects of an image."""
 
+    def images_with_objects(self) -> set[int | str]:
+        """Ids of the images that hold any object."""
+        return {self.image_id(index) for index in range(len(self)) if len(self.target(index).labels)}
+
     def load_image(self, index: int) -> np.ndarray:
         """Decode an image to (H, W, 3) uint8 RGB.
 

@@ -1,0 +1,241 @@
+"""Fields of JSON records: read a file, take one field of all records, convert it, or say which record
+is wrong."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detection_zoo.zoo.errors import DatasetError
+
+LARGEST = 1e9  # pixels: beyond it, areas would not be numbers
+_JSON_NAMES = {dict: "object", list: "list"}
+
+
+class FieldError(Exception):
+    """What is wanted of a field in place of what it is; `convert` functions raise it."""
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Pause Python's cycle collector: it walks over millions of new records again and again, and finds
+    none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def read_json(path: Path, kind: type, title: str, confused: str) -> Any:
+    """Read a JSON file whose outermost value must be a `kind`.
+
+    Args:
+        path: the file; title: what it should be; confused: a question about what it may be instead.
+
+    Raises:
+        DatasetError: the file is missing, no JSON (nested deeper than 200 levels included), or holds
+        something
+            else.
+    """
+    from pydantic_core import from_json
+
+    try:
+        data = path.read_bytes()
+        encoding = json.detect_encoding(data[:4])
+        with no_collection():
+            value = from_json(data if encoding == "utf-8" else data.decode(encoding), cache_strings="keys")
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such {title}; put it there, or give another path") from None
+    except ValueError as error:  # UnicodeDecodeError among them
+        raise DatasetError(
+            f"{path}: not valid JSON ({error}); the {title} is empty, damaged or cut short, get it again"
+        ) from None
+    if not isinstance(value, kind):
+        raise DatasetError(
+            f"{path}: a {title} is a JSON {_JSON_NAMES[kind]}, this is a {type(value).__name__}; {confused}"
+        )
+    return value
+
+
+class Records:
+    """The JSON objects of one list of a file, with the words that name them in messages.
+
+    Args:
+        records: what the file has as the list.
+        where: "FILE: list", to which "[row]" is added.
+        show_id: add the record's own id to messages.
+
+    Raises:
+        DatasetError: it is no list of objects.
+    """
+
+    def __init__(self, records: Any, where: str, *, show_id: bool = False) -> None:
+        self.where, self.show_id = where, show_id
+        if not isinstance(records, list):
+            raise DatasetError(f"{where} is {shown(records)}, a list is wanted")
+        if not set(map(type, records)) <= {dict}:
+            row = next(row for row, record in enumerate(records) if type(record) is not dict)
+            raise DatasetError(f"{where}[{row}] is {shown(records[row])}, a JSON object is wanted")
+        self.records: list[dict[str, Any]] = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def error(self, row: int, text: str) -> DatasetError:
+        """An error that names the file and the record."""
+        own = self.records[row].get("id") if self.show_id else None
+        return DatasetError(f"{self.where}[{row}]{'' if own is None else f' (id {shown(own)})'}: {text}")
+
+    def column(self, field: str, types: set[type], convert: Callable[[Any], Any]) -> list[Any]:
+        """One field of all records.
+
+        Args:
+            field: its name.
+            types: values of these are taken as they are, if all are.
+            convert: makes the value from anything else (None where the field is missing), or raises
+            FieldError
+                with what is wanted.
+
+        Raises:
+            DatasetError: names file, record and field of the first value that cannot be converted.
+        """
+        values = [record.get(field) for record in self.records]
+        if set(map(type, values)) <= types:
+            return values
+        for row, value in enumerate(values):
+            try:
+                values[row] = convert(value)
+            except FieldError as error:
+                if field not in self.records[row]:
+                    raise DatasetError(f"{self.where}[{row}]: field {field!r} is missing; {error}") from None
+                raise self.error(row, f"field {field!r} is {shown(value)}, {error}") from None
+        return values
+
+    def ids(self, title: str) -> list[int | str]:
+        """The ids of all records; raises DatasetError where one is missing or occurs twice."""
+        values = self.column("id", {int}, identity)
+        if len(set(values)) < len(values):
+            seen: set[int | str] = set()
+            for row, value in enumerate(values):
+                if value in seen:
+                    raise DatasetError(
+                        f"{self.where}[{row}]: {title} id {value} occurs twice; ids are unique"
+                    )
+                seen.add(value)
+        return values
+
+    def places(self, field: str, place: dict[int | str, int], unknown: str) -> np.ndarray:
+        """(R,) int64: where in a list each record's `field`, an id, points to.
+
+        Args:
+            field: name of the field.
+            place: of each id.
+            unknown: the message for an id that is not there, with {} in its place.
+        """
+        values = self.column(field, {int, str}, identity)
+        found = [place.get(value, -1) for value in values]
+        if -1 in found:  # "7" may stand for 7
+            values = [identity(value) if type(value) is str and value.strip() else value for value in values]
+            found = [place.get(value, -1) for value in values]
+        if -1 in found:
+            row = found.index(-1)
+            raise self.error(row, unknown.format(shown(values[row])))
+        return np.array(found, np.int64)
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut to 60 characters."""
+    try:
+        return f"{value!r:.60}"
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        return f"a {type(value).__name__} too large to print"
+
+
+def plain_numbers(lists: Sequence[list[Any]]) -> np.ndarray | None:
+    """All numbers of some lists one after another, float64; None where one is no finite number up to 1e9."""
+    if not set(map(type, chain.from_iterable(lists))) <= {int, float}:
+        return None
+    try:
+        values = np.fromiter(chain.from_iterable(lists), np.float64, sum(map(len, lists)))
+    except OverflowError:
+        return None
+    return values if (np.abs(values) <= LARGEST).all() else None
+
+
+def identity(value: Any) -> int | str:
+    """An id: a whole number (7, 7.0 and "7" are the same) or a text."""
+    if type(value) is int and abs(value) < 2**63:
+        return value
+    if type(value) is float and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if type(value) is str and value.strip():
+        text = value.strip()
+        return int(text) if text.removeprefix("-").isdecimal() and text.isascii() and len(text) < 19 else text
+    raise FieldError("a whole number or a text is wanted")
+
+
+def pixels(value: Any) -> int:
+    """A side in whole pixels."""
+    number = identity(value) if type(value) in (int, float, str) else 0
+    if type(number) is not int or not 1 <= number < 2**31:
+        raise FieldError("a number of pixels is wanted")
+    return number
+
+
+def text(value: Any) -> str:
+    """A text that is not empty."""
+    if type(value) is not str or not value or "\0" in value:
+        raise FieldError("a text is wanted")
+    return value
+
+
+def label(value: Any) -> str:
+    """A class's name; a whole number becomes its digits."""
+    return text(str(value) if type(value) is int and abs(value) < 2**63 else value)
+
+
+def flag(value: Any) -> int:
+    """0 or 1; missing, null and empty are 0, and "0", "false", "no" as text."""
+    if isinstance(value, str):
+        value = {"": 0, "0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1}.get(
+            value.strip().lower(), value
+        )
+    if value is None:
+        return 0
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return int(value)
+    raise FieldError("0 or 1 is wanted")
+
+
+def number_or_none(value: Any) -> float | None:
+    """A finite number of at least 0, also as text; None where it is missing or null."""
+    if value is None:
+        return None
+    try:
+        found = (
+            float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        )
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not 0 <= found <= LARGEST**2:
+        raise FieldError("a finite number of at least 0 is wanted, or null")
+    return found
+
+
+def box(value: Any) -> list[float]:
+    """x, y, width, height in pixels; numbers, sides of at least 0."""
+    found = plain_numbers([value]) if type(value) is list and len(value) == 4 else None
+    if found is None or found[2:].min() < 0:
+        raise FieldError("four finite numbers x, y, width, height are wanted")
+    return value
