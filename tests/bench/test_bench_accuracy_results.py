@@ -226,7 +226,7 @@ GOOD = {"image_id": 3, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
         ([GOOD, {**GOOD, "image_id": 4}], r"\[1\]: image id 4 is not in coco:val2017"),
         (
             [{**GOOD, "category_id": 3}],
-            r"\[0\]: category id 3 is not in coco:val2017; its ids run from 1 to 8, 5 of them",
+            r"\[0\]: category id 3 is not in coco:val2017; its ids run from 1 to 16, 8 of them",
         ),
         ([{k: v for k, v in GOOD.items() if k != "score"}], r"\[0\]: field 'score' is missing"),
         ([GOOD, {**GOOD, "score": math.nan}], r"\[1\]: field 'score' is nan, a finite number"),
