@@ -40,6 +40,11 @@ class Metric(MetricSpec):
         return f"{value:.{self.digits}f}"
 
 
+def named_metrics(known: dict[str, MetricSpec]) -> dict[str, Metric]:
+    """The metrics of a registry with their names."""
+    return {name: Metric(name=name, **spec.model_dump()) for name, spec in known.items()}
+
+
 def metric(name: str) -> Metric:
     """The metric of that name; raises KeyError with the nearest names."""
     known = load_manifests().metrics

@@ -24,6 +24,7 @@ MAY_IMPORT = [
     ("zoo/registry.py", ()),
     ("zoo/conventions.py", ()),
     ("zoo/records.py", ()),
+    ("zoo/plain.py", ()),
     ("zoo/home.py", ()),
     ("zoo/manifest.py", ROOTS),
     ("zoo/weights/", (*ROOTS, "zoo.manifest", "zoo.home", "zoo.weights")),
@@ -41,18 +42,23 @@ MAY_IMPORT = [
         "benchmarks/store.py",
         ("zoo.errors", "zoo.manifest", "zoo.registry", "benchmarks.spec", "benchmarks.store"),
     ),
+    ("benchmarks/terminal.py", ()),
+    ("benchmarks/tabular.py", ("zoo.plain", "benchmarks.terminal")),
     (
         "benchmarks/report/",
         (
-            *("zoo.errors", "zoo.manifest", "zoo.registry"),
-            *("benchmarks.spec", "benchmarks.store", "benchmarks.statistics"),
+            *("zoo.errors", "zoo.manifest", "zoo.plain", "zoo.registry"),
+            *("benchmarks.spec", "benchmarks.store", "benchmarks.statistics", "benchmarks.tabular"),
             *("benchmarks.compare.record", "benchmarks.compare.text", "benchmarks.report"),
         ),
     ),
     ("benchmarks/", PACKAGES),
     ("bench.py", PACKAGES),
     # zoo.build: to convert alone
-    ("download_weights.py", (*ROOTS[:2], "zoo.manifest", "zoo.home", "zoo.weights", "zoo.build")),
+    (
+        "download_weights.py",
+        (*ROOTS[:2], "zoo.plain", "zoo.manifest", "zoo.home", "zoo.weights", "zoo.build"),
+    ),
 ]
 DRAWERS = {"utils", "util", "misc", "common", "helpers", "helper", "tools", "stuff"}
 NO_TORCH_AT_START = [

@@ -4,6 +4,7 @@ torch."""
 from __future__ import annotations
 
 import fnmatch
+import math
 import tomllib
 from collections.abc import Iterable
 from functools import cache
@@ -232,14 +233,45 @@ class DatasetSpec(Strict):
     note: str | None = None
 
 
+class MetricSource(Strict):
+    """Another metric that gives this one: offset + factor * value, or offset + factor / value."""
+
+    metric: str
+    factor: float = 1.0
+    inverse: bool = Field(False, description="the factor is divided by the value")
+    offset: float = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"metric": value} if isinstance(value, str) else value
+
+    def convert(self, value: float) -> float:
+        """A value of the other metric in this one's unit; infinite where it is divided by zero."""
+        if self.inverse:
+            return self.offset + (self.factor / value if value else math.inf)
+        return self.offset + self.factor * value
+
+
 class MetricSpec(Strict):
-    """A metric: its unit, whether higher is better, and how many digits a table prints."""
+    """A metric: its unit, whether higher is better, how many digits a table prints, and what gives it."""
 
     title: str
     unit: str
     better: Literal["higher", "lower", "neither"]
     digits: int = Field(ge=0)
     note: str | None = None
+    measured: list[MetricSource] = Field(
+        default_factory=list, description="metrics of records that give it, best first; none: itself"
+    )
+    published: list[MetricSource] = Field(
+        default_factory=list, description="metrics of published numbers that give it; none: itself"
+    )
+    accuracy: bool = Field(
+        False, description="what a model is trained for: figures plot it, pick sorts by it"
+    )
+    overview: bool = Field(False, description="shown for all rows: in the wide table, on the page, by pick")
+    tables: bool = Field(False, description="a column of every source's tables in which a line has it")
 
 
 class TimingProtocol(Strict):

@@ -309,9 +309,8 @@ def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:
 
 def text_of(found: Explanation) -> str:
     """The answer for people."""
-    from tabulate import tabulate
-
     from detection_zoo.benchmarks.spec import metric
+    from detection_zoo.benchmarks.tabular import text_table
 
     title = metric(found.metric).title
     head = [f"{found.row}: {title} {found.value:.1f} on {found.images}, {found.weights} weights"]
@@ -338,11 +337,5 @@ def text_of(found: Explanation) -> str:
             f" {found.nearest.value:.1f}"
         )
     return "\n".join(
-        [
-            *head,
-            "",
-            tabulate(rows, ["suspect", "change", title, "difference", "what it does"], disable_numparse=True),
-            "",
-            *tail,
-        ]
+        [*head, "", text_table(["suspect", "change", title, "difference", "what it does"], rows), "", *tail]
     )

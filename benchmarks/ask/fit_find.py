@@ -246,11 +246,11 @@ def fit(
 
 def text_of(found: Fit, hardware: str) -> str:
     """The answers, every trial, and what the numbers mean."""
-    from tabulate import tabulate
+    from detection_zoo.benchmarks.tabular import text_table
 
     rows = [
         [
-            trial.batch,
+            str(trial.batch),
             _pixels(trial.image),
             _pixels(trial.network),
             "-" if trial.peak_mib is None else f"{trial.peak_mib:.0f}",
@@ -259,11 +259,7 @@ def text_of(found: Fit, hardware: str) -> str:
         ]
         for trial in found.trials
     ]
-    table = tabulate(
-        rows,
-        ["batch", "image file", "network's input", "peak (MiB)", "verdict", "why"],
-        disable_numparse=True,
-    )
+    table = text_table(["batch", "image file", "network's input", "peak (MiB)", "verdict", "why"], rows)
     case = found.case
     title = (
         f"{case.row}: {'training' if case.train else 'inference'}, {case.dtype}, {case.weights} weights, on"

@@ -6,8 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, Quantity, WideLine, overview
+from detection_zoo.benchmarks.report.wide import Overview, WideLine, overview
+from detection_zoo.benchmarks.spec import Metric, metric
 from detection_zoo.benchmarks.store import stored_runs
+from detection_zoo.benchmarks.tabular import text_table
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 
 PERMISSIVE = frozenset(
@@ -32,7 +34,7 @@ class Wish:
     """What is asked for; None: no matter.
 
     max_ms: model time an image. max_gb: training memory in GiB. min_score: accuracy in percent, of the
-        quantity `metric`. licence: "permissive", or an
+        metric `metric`. licence: "permissive", or an
     SPDX name. hardware: part of the name of the processor or GPU.
     """
 
@@ -44,15 +46,15 @@ class Wish:
     licence: str | None = None
     hardware: str | None = None
 
-    def bounds(self) -> list[tuple[Quantity, float]]:
-        """Quantities with the bound that each must keep; which side is right the quantity says."""
+    def bounds(self) -> list[tuple[Metric, float]]:
+        """Metrics with the bound that each must keep, below or above as the metric says."""
         asked = (
             ("time_ms", self.max_ms),
             ("memory_gib", self.max_gb),
             (self.metric, self.min_score),
             ("parameters_m", self.max_parameters_m),
         )
-        return [(QUANTITIES[name], bound) for name, bound in asked if bound is not None]
+        return [(metric(name), bound) for name, bound in asked if bound is not None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def pick(wish: Wish, store: Path | None = None) -> tuple[list[Candidate], list[C
 def choose(view: Overview, wish: Wish) -> tuple[list[Candidate], list[Candidate]]:
     """As `pick`, from what is already read."""
     every = [_candidate(line, wish) for line in view.lines]
-    best = QUANTITIES[wish.metric]
+    best = metric(wish.metric)
     fits = sorted(
         (one for one in every if not one.reasons),
         key=lambda one: (ORDER[one.kind], -one.values.get(best.name, float("-inf")), one.row),
@@ -104,7 +106,7 @@ def _candidate(line: WideLine, wish: Wish) -> Candidate:
     shown = {
         name: found.value
         for name in ("time_ms", "memory_gib", wish.metric, "parameters_m")
-        if (found := line.point(QUANTITIES[name])) is not None
+        if (found := line.point(metric(name))) is not None
     }
     licence, reasons = licence_of(line.entry), []
     if line.kind == "not measured":
@@ -128,7 +130,7 @@ def _candidate(line: WideLine, wish: Wish) -> Candidate:
     )
 
 
-def _short_of(line: WideLine, quantity: Quantity, bound: float) -> str | None:
+def _short_of(line: WideLine, quantity: Metric, bound: float) -> str | None:
     """Why a bound is not kept; a published number may be missing, and then nobody knows."""
     found = line.point(quantity)
     if found is None:
@@ -156,13 +158,11 @@ def permitted(entry: ModelEntry, wanted: str) -> bool:
     )
 
 
-def text_of(fits: list[Candidate], others: list[Candidate], wish: Wish, shown: int) -> str:
-    """The answer for people; of the others the nearest `shown`."""
-    from tabulate import tabulate
-
-    columns = [
-        QUANTITIES[name] for name in dict.fromkeys((wish.metric, "time_ms", "memory_gib", "parameters_m"))
-    ]
+def text_of(
+    fits: list[Candidate], others: list[Candidate], wish: Wish, shown: int, width: int | None = None
+) -> str:
+    """The answer for people, in lines of at most `width` letters; of the others the nearest `shown`."""
+    columns = [metric(name) for name in dict.fromkeys((wish.metric, "time_ms", "memory_gib", "parameters_m"))]
     head = ["row", *(f"{q.title} ({q.unit})" for q in columns), "licence", "where, and what to know"]
     blocks = []
     for kind, title in (
@@ -180,11 +180,8 @@ def text_of(fits: list[Candidate], others: list[Candidate], wish: Wish, shown: i
             if one.kind == kind
         ]
         blocks.append(
-            f"{title}: {len(rows)} qualify\n"
-            + (tabulate(rows, head, disable_numparse=True) + "\n" if rows else "")
+            f"{title}: {len(rows)} qualify\n" + (text_table(head, rows, width) + "\n" if rows else "")
         )
     lines = [[one.row, one.kind, "; ".join(one.reasons)] for one in others[:shown]]
     rest = f"Why others do not ({len(others)} rows, the nearest {len(lines)})\n"
-    return "\n".join(
-        [*blocks, rest + tabulate(lines, ["row", "by its numbers", "why not"], disable_numparse=True)]
-    )
+    return "\n".join([*blocks, rest + text_table(["row", "by its numbers", "why not"], lines, width)])

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from detection_zoo.zoo.errors import ZooError, in_one_line
+from detection_zoo.zoo.plain import printable, without_secrets
 
 INTERRUPTED = 130
 
@@ -28,7 +29,7 @@ class _Commands(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except (ZooError, OSError) as error:
-            typer.echo(f"error: {in_one_line(error)}", err=True)
+            say(f"error: {in_one_line(error)}")
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("stopped by Ctrl-C; what had been stored before is kept", err=True)
@@ -46,9 +47,9 @@ app = typer.Typer(
 
 def emit(value: Any, as_json: bool, text: str) -> None:
     """Print data to stdout: `value` as JSON, or the text."""
-    typer.echo(json.dumps(value, indent=2) if as_json else text)
+    typer.echo(json.dumps(value, indent=2) if as_json else printable(text))
 
 
 def say(text: str) -> None:
-    """Print a message to stderr."""
-    typer.echo(text, err=True)
+    """Print a message to stderr, secrets in addresses hidden."""
+    typer.echo(printable(without_secrets(text)), err=True)

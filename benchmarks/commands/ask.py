@@ -16,7 +16,10 @@ from detection_zoo.benchmarks.commands.options import (
     JSON,
     READ_STORE,
     WEIGHTS,
+    WIDE,
+    check_metric,
     device_of,
+    width_of,
 )
 
 
@@ -63,14 +66,14 @@ def pick(
     max_gb: Annotated[float | None, typer.Option(help="training memory, GiB")] = None,
     min_ap: Annotated[float | None, typer.Option(help="accuracy in percent, of --metric")] = None,
     metric: Annotated[
-        Literal["box_ap", "mask_ap", "keypoint_ap", "voc_map", "top1"],
-        typer.Option(help="what --min-ap is of"),
+        str, typer.Option(help="what --min-ap is of: box_ap, mask_ap, voc_map, top1 ... of metrics.toml")
     ] = "box_ap",
     max_parameters: Annotated[float | None, typer.Option(help="millions")] = None,
     licence: Annotated[str | None, typer.Option(help="permissive, or an SPDX name")] = None,
     hardware: Annotated[str | None, typer.Option(help="part of the name of the processor or GPU")] = None,
     others: Annotated[int, typer.Option(min=0, help="how many of the other rows are told")] = 10,
     store: READ_STORE = None,
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Pick the rows that fit a budget, best first, and say why others do not."""
@@ -79,12 +82,13 @@ def pick(
     from detection_zoo.benchmarks.ask.pick import Wish, text_of
     from detection_zoo.benchmarks.ask.pick import pick as pick_rows
 
+    check_metric(metric)
     wish = Wish(max_ms, max_gb, min_ap, metric, max_parameters, licence, hardware)
     fits, rest = pick_rows(wish, store)
     emit(
         {"qualify": [asdict(one) for one in fits], "others": [asdict(one) for one in rest]},
         as_json,
-        text_of(fits, rest, wish, others),
+        text_of(fits, rest, wish, others, width_of(wide)),
     )
     say(f"{len(fits)} lines qualify, {len(rest)} rows do not")
     if not fits:

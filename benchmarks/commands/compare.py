@@ -18,7 +18,9 @@ from detection_zoo.benchmarks.commands.options import (
     READ_STORE,
     TF32,
     WEIGHTS,
+    WIDE,
     device_of,
+    width_of,
 )
 
 SMALLEST = Annotated[
@@ -83,6 +85,7 @@ def compare(
     store: Annotated[
         Path | None, typer.Option(help="folder of comparisons; default: ./results/comparisons")
     ] = None,
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Run models side by side and say FASTER, SAME, SLOWER or UNDECIDED of every metric."""
@@ -115,7 +118,9 @@ def compare(
         say,
     )
     path = write_comparison(folder, found)
-    emit(found.model_dump(mode="json", exclude_defaults=True), as_json, comparison_text(found))
+    emit(
+        found.model_dump(mode="json", exclude_defaults=True), as_json, comparison_text(found, width_of(wide))
+    )
     say(f"{found.status}: {found.ended}; stored as {path.name}")
     if found.status != "finished":
         raise typer.Exit(INTERRUPTED if found.status == "interrupted" else 1)
@@ -134,6 +139,7 @@ def compare_records(
         str | None, typer.Option(help="times as multiples of this row's on the same hardware")
     ] = None,
     store: READ_STORE = None,
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Print ratios of stored records with the spread between runs; only `compare` gives verdicts."""
@@ -150,12 +156,12 @@ def compare_records(
             for speed in relative_speeds(stored.runs, relative_to)
             if speed["row"] in {*names, relative_to} or speed["record"] in names
         ]
-        emit(speeds, as_json, relative_text(speeds, relative_to))
+        emit(speeds, as_json, relative_text(speeds, relative_to, width_of(wide)))
         return
     if len(names) < 2:
         raise typer.BadParameter("name two rows or records, or more", param_hint="ROW|RECORD")
     pairs = compare_stored(names, stored.runs, anyway)
-    emit([pair.as_dict() for pair in pairs], as_json, stored_text(pairs))
+    emit([pair.as_dict() for pair in pairs], as_json, stored_text(pairs, width_of(wide)))
 
 
 @app.command("self-check")

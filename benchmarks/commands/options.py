@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from detection_zoo.benchmarks.terminal import terminal_width
+
 JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
+WIDE = Annotated[bool, typer.Option("--wide", help="whole lines, wider than the terminal")]
 STORE = Annotated[
     Path | None, typer.Option(file_okay=False, help="folder of records; default: ./results/runs")
 ]
@@ -45,6 +48,12 @@ DTYPE = Annotated[
 TF32 = Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 products")]
 
 
+def width_of(wide: bool) -> int | None:
+    """Letters of a line of output: COLUMNS or the terminal's; None with --wide, or where stdout is no
+    terminal."""
+    return None if wide else terminal_width()
+
+
 def groups_of(text: str | None) -> tuple[str, ...]:
     """The --metrics argument; an unknown name is wrong usage."""
     from detection_zoo.benchmarks.spec import METRIC_GROUPS
@@ -57,6 +66,18 @@ def groups_of(text: str | None) -> tuple[str, ...]:
                 f"unknown metric group {name!r}: {did_you_mean(name, METRIC_GROUPS)}", param_hint="--metrics"
             )
     return tuple(names)
+
+
+def check_metric(name: str) -> None:
+    """The --metric argument: a metric that is shown for all rows; another is wrong usage."""
+    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.registry import did_you_mean
+
+    known = [name for name, metric in load_manifests().metrics.items() if metric.overview]
+    if name not in known:
+        raise typer.BadParameter(
+            f"unknown metric {name!r}: {did_you_mean(name, known)}", param_hint="--metric"
+        )
 
 
 def check_protocol(name: str) -> None:

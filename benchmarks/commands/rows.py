@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from detection_zoo.benchmarks.commands.app import app, emit, say
-from detection_zoo.benchmarks.commands.options import JSON, PROTOCOL, READ_STORE
+from detection_zoo.benchmarks.commands.options import JSON, PROTOCOL, READ_STORE, WIDE, width_of
 
 
 @app.command("list")
 def list_rows(
     pattern: Annotated[str, typer.Argument(help="part of a name, a shell pattern, or a source")] = "*",
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """List the rows of the manifests."""
@@ -21,7 +22,7 @@ def list_rows(
     from detection_zoo.zoo.manifest import load_manifests
 
     entries = load_manifests().find(pattern)
-    emit([summary(entry) for entry in entries], as_json, listing(entries))
+    emit([summary(entry) for entry in entries], as_json, listing(entries, width_of(wide)))
     say(f"{len(entries)} rows")
     if not entries:
         raise typer.Exit(1)
@@ -43,19 +44,28 @@ def table(
         str | None, typer.Argument(help="source or table; default: every source with a measured row")
     ] = None,
     store: READ_STORE = None,
-    out: Annotated[Path | None, typer.Option(help="write the table here as well")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="write it here as well: .md, .csv, .json, .tex or .txt")
+    ] = None,
     protocol: PROTOCOL = "zoo",
+    form: Annotated[
+        Literal["text", "markdown", "csv", "json", "latex"],
+        typer.Option("--format", help="of what is printed"),
+    ] = "text",
     as_csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False,
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Print a source's own table, published beside measured."""
-    from detection_zoo.benchmarks.report.tables import tables_of, text_of
+    from detection_zoo.benchmarks.report.tables import tables_of
+    from detection_zoo.benchmarks.tabular import render
 
+    form = "json" if as_json else "csv" if as_csv else form
     tables, problems = tables_of(source, store, protocol)
-    text = text_of(tables, "json" if as_json else "csv" if as_csv else "markdown")
     if out is not None:
-        out.write_text(text, encoding="utf-8")
-    typer.echo(text, nl=False)
+        endings = {".csv": "csv", ".json": "json", ".tex": "latex", ".txt": "text"}
+        out.write_text(render(tables, endings.get(out.suffix, "markdown")), encoding="utf-8")
+    typer.echo(render(tables, form, width_of(wide)), nl=False)
     for problem in problems:
         say(f"warning: {problem}")
     if source is None and not tables:

@@ -22,10 +22,12 @@ from detection_zoo.benchmarks.commands.options import (
     STORE,
     TF32,
     WEIGHTS,
+    WIDE,
     WORKERS,
     check_protocol,
     device_of,
     groups_of,
+    width_of,
 )
 
 
@@ -81,6 +83,7 @@ def run(
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="ray: the cluster of RAY_ADDRESS, a GPU a model")
     ] = "local",
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Measure rows; each finished model is stored, and a sweep that was stopped goes on where it stopped."""
@@ -118,7 +121,11 @@ def run(
         chosen_rows(rows), spec, Sources(data, weights, train_data, checkpoint_format), options, say
     )
     done = [*sweep.known, *sweep.runs]
-    emit([one.model_dump(mode="json", exclude_defaults=True) for one in done], as_json, results(done))
+    emit(
+        [one.model_dump(mode="json", exclude_defaults=True) for one in done],
+        as_json,
+        results(done, width_of(wide)),
+    )
     _finish(sweep)
 
 
@@ -138,16 +145,18 @@ def reproduce(
     workers: WORKERS = 0,
     store: STORE = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what could be run")] = False,
+    wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """Run whatever of a source can be run here with its published weights, and say what is missing for the
     rest."""
-    from detection_zoo.benchmarks.report.tables import tables_of, text_of
+    from detection_zoo.benchmarks.report.tables import tables_of
     from detection_zoo.benchmarks.run.progress import clock
     from detection_zoo.benchmarks.run.reproduce import missing_text, plan_source
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.benchmarks.run.sweep import Sweep, SweepOptions, run_sweep
     from detection_zoo.benchmarks.spec import BenchmarkSpec
+    from detection_zoo.benchmarks.tabular import render
 
     with clock(f"looking for weights and data of {source}"):
         plans = plan_source(source, data)
@@ -167,9 +176,9 @@ def reproduce(
     tables, _ = tables_of(source, store)
     missing = {plan.entry.name: list(plan.missing) for plan in plans}
     emit(
-        {"missing": missing, "table": json.loads(text_of(tables, "json"))},
+        {"missing": missing, "table": json.loads(render(tables, "json"))},
         as_json,
-        text_of(tables, "markdown"),
+        render(tables, "text", width_of(wide)),
     )
     _finish(sweep)
 

@@ -9,32 +9,27 @@ from typing import Any
 from detection_zoo.benchmarks.compare.record import Comparison, Pair
 from detection_zoo.benchmarks.compare.stored import StoredPair
 from detection_zoo.benchmarks.spec import metric
+from detection_zoo.benchmarks.tabular import Notes, note_lines, text_table
 
-HEADERS = [
-    "model",
-    "metric",
-    "reference",
-    "model's",
-    "ratio or difference",
-    "interval",
-    "verdict",
-    "what it is of",
-]
+HEADERS = ["model", "metric", "reference", "model's", "ratio or difference", "interval", "verdict"]
 
 
-def comparison_text(found: Comparison) -> str:
-    """The whole comparison for a terminal."""
-    from tabulate import tabulate
+def comparison_text(found: Comparison, width: int | None = None) -> str:
+    """The whole comparison for a terminal.
 
-    rows = [pair_cells(pair) for pair in found.pairs]
-    table = tabulate(rows, HEADERS, disable_numparse=True) if rows else "nothing could be compared"
-    return "\n".join(
-        [f"reference: {found.sides[0].label}", table, "", *(f"- {text}" for text in notes(found))]
-    )
+    Args:
+        found: the record.
+        width: letters of a line; None: no limit.
+    """
+    marks = Notes()
+    rows = [pair_cells(pair, marks) for pair in found.pairs]
+    table = text_table(HEADERS, rows, width) if rows else "nothing could be compared"
+    below = note_lines([*notes(found), *marks.lines()], width)
+    return "\n".join([f"reference: {found.sides[0].label}", table, "", *below])
 
 
-def pair_cells(pair: Pair) -> list[str]:
-    """One metric of one model."""
+def pair_cells(pair: Pair, marks: Notes) -> list[str]:
+    """One metric of one model; what it covers stands in a note."""
     known = metric(pair.metric)
     unit = f" {pair.unit}"
     return [
@@ -43,8 +38,7 @@ def pair_cells(pair: Pair) -> list[str]:
         known.format(pair.values[0]) + unit,
         known.format(pair.values[1]) + unit,
         *told(pair),
-        pair.verdict,
-        "; ".join(part for part in (pair.covers, pair.note) if part),
+        f"{pair.verdict} {marks.mark(pair.covers, pair.note)}".rstrip(),
     ]
 
 
@@ -72,25 +66,23 @@ def _zones(pairs: Iterable[Pair]) -> list[str]:
     """What the verdicts mean, with their smallest differences."""
     fractions = {pair.smallest for pair in pairs if pair.kind == "ratio"}
     points = {pair.smallest for pair in pairs if pair.kind == "difference"}
-    meaning = (
-        "SAME has the whole interval within it, FASTER and SLOWER (memory: LOWER, HIGHER) wholly beyond it,"
-        " UNDECIDED neither"
-    )
-    lines = [f"smallest difference of interest {value:.1%}: {meaning}" for value in sorted(fractions)]
-    return lines + [
-        f"AP and top-1: smallest difference of interest {value:g} points" for value in sorted(points)
-    ]
+    lines = [f"smallest difference of interest {value:.1%} of the reference" for value in sorted(fractions)]
+    lines += [f"AP and top-1: smallest difference of interest {value:g} points" for value in sorted(points)]
+    if fractions or points:
+        lines += [
+            "SAME: the whole interval is within it.",
+            "FASTER, SLOWER (memory: LOWER, HIGHER): the whole interval is beyond it.",
+            "UNDECIDED: neither.",
+        ]
+    return lines
 
 
-def stored_text(pairs: list[StoredPair]) -> str:
-    """Stored runs beside each other, with what differs between them as footnotes."""
-    from tabulate import tabulate
-
-    numbers: dict[str, int] = {}
+def stored_text(pairs: list[StoredPair], width: int | None = None) -> str:
+    """Stored runs beside each other, with what differs between them as notes; `width` as above."""
+    marks = Notes()
     rows = []
     for pair in pairs:
         known = metric(pair.metric)
-        marks = "".join(f"[{numbers.setdefault(note, len(numbers) + 1)}]" for note in pair.footnotes)
         edges = "-" if pair.low is None else f"{pair.low:.3f} to {pair.high:.3f}"
         rows.append(
             [
@@ -99,26 +91,23 @@ def stored_text(pairs: list[StoredPair]) -> str:
                 *(f"{known.format(v)} {known.unit}" for v in pair.values),
                 f"{pair.ratio:.3f} x",
                 edges,
-                f"{len(pair.reference)}, {len(pair.other)}",
-                marks,
+                f"{len(pair.reference)}, {len(pair.other)} {marks.mark(*pair.footnotes)}".rstrip(),
             ]
         )
-    headers = ["model", "metric", "reference", "model's", "ratio", "95 % interval", "runs", "see"]
-    table = tabulate(rows, headers, disable_numparse=True) if rows else "the records have no metric in common"
+    headers = ["model", "metric", "reference", "model's", "ratio", "95 % interval", "runs"]
+    table = text_table(headers, rows, width) if rows else "the records have no metric in common"
     return "\n".join(
         [
             f"reference: {pairs[0].reference[0].row}" if pairs else "",
             table,
             "",
-            *(f"[{number}] {note}" for note, number in numbers.items()),
+            *note_lines(marks.lines(), width),
         ]
     ).strip()
 
 
-def relative_text(found: list[dict[str, Any]], reference_row: str) -> str:
-    """Times as multiples of the reference row's on the same hardware."""
-    from tabulate import tabulate
-
+def relative_text(found: list[dict[str, Any]], reference_row: str, width: int | None = None) -> str:
+    """Times as multiples of the reference row's on the same hardware; `width` as above."""
     rows = [
         [
             one["row"],
@@ -130,8 +119,5 @@ def relative_text(found: list[dict[str, Any]], reference_row: str) -> str:
         ]
         for one in found
     ]
-    return tabulate(
-        rows,
-        ["row", "hardware", "precision", "batch", "model time", f"times {reference_row}"],
-        disable_numparse=True,
-    )
+    headers = ["row", "hardware", "precision", "batch", "model time", f"times {reference_row}"]
+    return text_table(headers, rows, width)

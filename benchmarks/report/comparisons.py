@@ -7,9 +7,9 @@ from typing import Any
 
 from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side
 from detection_zoo.benchmarks.compare.text import notes, told
-from detection_zoo.benchmarks.report.table import Footnotes, Table
 from detection_zoo.benchmarks.spec import metric
 from detection_zoo.benchmarks.store import COMPARISONS
+from detection_zoo.benchmarks.tabular import Notes, Table
 
 
 def comparison_tables(comparisons: list[Comparison]) -> list[Table]:
@@ -25,29 +25,25 @@ def _table(one: Comparison) -> Table:
         _weights(reference),
         *(metric(name).format(pair.values[0]) for name, pair in columns.items()),
     ]
-    pairs, marks = {(pair.other, pair.metric): pair for pair in one.pairs}, Footnotes()
+    pairs, marks = {(pair.other, pair.metric): pair for pair in one.pairs}, Notes()
     rows = [
         [side.label, _weights(side), *(_cell(pairs.get((side.label, name)), side, marks) for name in columns)]
         for side in others
     ]
-    lead = (
-        "measured; the first line is the reference. The others: verdict, ratio to the reference (AP and"
-        " top-1: difference), its interval, own value. Times by the other clock, and every digit, stand in"
-        f" {COMPARISONS}.csv"
-    )
-    footnotes = [
-        lead,
-        circumstances(one),
-        *notes(one),
-        *(f"[{number}] {text}" for text, number in marks.texts.items()),
+    lead = [
+        "The first line is the reference.",
+        "Below: verdict, ratio to the reference (AP and top-1: difference), its interval, own value.",
+        f"Times by the other clock, and every digit, are in {COMPARISONS}.csv.",
     ]
+    footnotes = [*lead, circumstances(one), *notes(one), *marks.lines()]
     return Table(
-        COMPARISONS,
-        _title(one),
         ["Model", "Weights", *_heads(columns)],
         [first, *rows],
         footnotes,
+        COMPARISONS,
+        _title(one),
         [_record(one, pair) for pair in one.pairs],
+        flat=True,
     )
 
 
@@ -123,7 +119,7 @@ def _columns(one: Comparison) -> dict[str, Pair]:
     }
 
 
-def _cell(pair: Pair | None, side: Side, marks: Footnotes) -> str:
+def _cell(pair: Pair | None, side: Side, marks: Notes) -> str:
     if pair is None:
         return "-" + marks.mark(_why_not(side))
     value, interval = told(pair)

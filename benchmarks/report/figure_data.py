@@ -7,25 +7,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from detection_zoo.benchmarks.report.lines import comparable
+from detection_zoo.benchmarks.report.lines import Point, comparable
 from detection_zoo.benchmarks.report.pareto import pareto_front
-from detection_zoo.benchmarks.report.wide import (
-    QUANTITIES,
-    Overview,
-    Point,
-    Quantity,
-    WideLine,
-    setting_title,
-)
-from detection_zoo.benchmarks.spec import Run
+from detection_zoo.benchmarks.report.wide import Overview, WideLine, setting_title
+from detection_zoo.benchmarks.spec import Metric, Run
 
-Y_QUANTITIES = (
-    "box_ap",
-    "voc_map",
-    "mask_ap",
-    "keypoint_ap",
-    "top1",
-)  # of a panel: the one that most of its lines have, the first of equals
 PHASES = {
     "decode_ms": "decode",
     "resize_ms": "resize + normalise",
@@ -107,14 +93,15 @@ class History:
     points: tuple[Point, ...]
 
 
-def panels(view: Overview, x: Quantity) -> tuple[list[Panel], int]:
+def panels(view: Overview, x: Metric) -> tuple[list[Panel], int]:
     """The settings with the most lines that have x and an accuracy, measured ones first, and how many
     settings were left out."""
+    accuracies = [metric for metric in view.quantities.values() if metric.accuracy]
     groups: dict[tuple[str, ...], list[WideLine]] = {}
     for line in view.lines:
         if line.setting and line.point(x):
             groups.setdefault(line.setting, []).append(line)
-    found = [panel for lines in groups.values() if len((panel := _panel(lines, x)).dots) >= 2]
+    found = [panel for lines in groups.values() if len((panel := _panel(lines, x, accuracies)).dots) >= 2]
     found.sort(
         key=lambda panel: (
             panel.kind != "measured",
@@ -126,9 +113,10 @@ def panels(view: Overview, x: Quantity) -> tuple[list[Panel], int]:
     return found[:MOST_PANELS], max(0, len(found) - MOST_PANELS)
 
 
-def _panel(lines: list[WideLine], x: Quantity) -> Panel:
-    have = Counter(name for line in lines for name in Y_QUANTITIES if line.point(QUANTITIES[name]))
-    y = QUANTITIES[max(Y_QUANTITIES, key=lambda name: have[name])]  # max keeps the first of equals
+def _panel(lines: list[WideLine], x: Metric, accuracies: list[Metric]) -> Panel:
+    """A panel of the accuracy that most of its lines have, of equals the first."""
+    have = Counter(metric.name for line in lines for metric in accuracies if line.point(metric))
+    y = max(accuracies, key=lambda metric: have[metric.name])
     both = [(line, line.point(x), point) for line in lines if (point := line.point(y))]
     trusted = [place for place, (line, _, _) in enumerate(both) if line.trusted]
     front = {

@@ -11,9 +11,9 @@ from detection_zoo.benchmarks.report.blocks import MARKER, renew_blocks
 from detection_zoo.benchmarks.report.export import SUFFIX, source_tables, stored_tables, table_files
 from detection_zoo.benchmarks.report.kernel_cases import stored_timings
 from detection_zoo.benchmarks.report.layouts import WIDE, read_layouts
-from detection_zoo.benchmarks.report.tables import text_of
 from detection_zoo.benchmarks.report.wide import Overview, overview
 from detection_zoo.benchmarks.store import PROJECT_RESULTS, RUNS, results_folder, stored_runs, write_whole
+from detection_zoo.benchmarks.tabular import render as render_tables
 from detection_zoo.zoo.manifest import Manifests, load_manifests, read_manifests
 
 PROJECT = PROJECT_RESULTS.parent
@@ -97,7 +97,7 @@ def document_text(view: Overview, path: Path) -> str:
     stored = stored_tables(view)
 
     def render(name: str) -> str:
-        return text_of(stored[name] if name in stored else source_tables(view, name), "markdown")
+        return render_tables(stored[name] if name in stored else source_tables(view, name), "markdown")
 
     return renew_blocks(path.read_text(encoding="utf-8"), render, path.name)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from detection_zoo.benchmarks.report.table import Table
 from detection_zoo.benchmarks.spec import Environment, Measurement
 from detection_zoo.benchmarks.store import (
     KERNELS,
@@ -18,12 +17,10 @@ from detection_zoo.benchmarks.store import (
     record_folders,
     write_whole,
 )
+from detection_zoo.benchmarks.tabular import Table
 from detection_zoo.zoo.manifest import Strict
 
-ON_A_CPU = (
-    "on a CPU ours is what the zoo runs there, beside the peer's own CPU operators: it says nothing of a GPU;"
-    " quote the ratios alone"
-)
+ON_A_CPU = "Timed on a CPU, beside the peer's CPU operators; GPU speed differs. Quote the ratios alone."
 
 
 class KernelCase(Strict):
@@ -139,19 +136,18 @@ def _table(one: KernelTimings) -> Table:
                 commit,
             ]
         ),
-        (
-            "times are medians with the 95 % interval of the median; the ratio is the peer's time over ours,"
-            " with the widest that both intervals allow"
-        ),
+        "Times are medians with their 95 % interval.",
+        "The ratio is the peer's time over ours, with the widest range that both intervals allow.",
     ]
     title = f"Operators beside {one.peer}: {one.backend}, {env.device_name}"
     return Table(
-        KERNELS,
-        title,
         ["Work", "Ours", "Peer", "Times as fast", "Agrees", "Note"],
         rows,
         footnotes + ([ON_A_CPU] if one.backend != "cuda" else []),
+        KERNELS,
+        title,
         [_record(one, case) for case in one.cases],
+        flat=True,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, ModelEntry, Strict
+from detection_zoo.zoo.manifest import MANIFEST_FOLDER, MetricSource, ModelEntry, Strict
 from detection_zoo.zoo.registry import did_you_mean
 
 LAYOUT_FOLDER = MANIFEST_FOLDER / "tables"
@@ -20,31 +20,14 @@ WIDE = "wide"  # the layout of sources that have none of their own
 
 
 class Number(Strict):
-    """One number of a cell: the metric that a source publishes, and what is measured here for it."""
+    """One number of a cell: the metric that a source publishes; metrics.toml says what is measured for it."""
 
     metric: str = Field(description="metric of the published values")
-    measured: list[str] = Field(
-        default_factory=list,
-        description="metrics of records, the first that is there counts; none: `metric` itself",
-    )
-    factor: float = Field(
-        1.0, description="a measured value is multiplied by this to come into the published metric's unit"
-    )
-    inverse: bool = Field(
-        False,
-        description="this factor is divided by the measured value instead: images a second from milliseconds",
+    measured: list[MetricSource] = Field(
+        default_factory=list, description="metrics of records, in place of those that metrics.toml names"
     )
     digits: int | None = Field(None, ge=0, description="digits of the cell; none: the metric's own")
     optional: bool = Field(False, description="where it is absent the cell goes without it")
-
-    def convert(self, value: float) -> float:
-        """A measured value in the published metric's unit."""
-        return self.factor / value if self.inverse else self.factor * value
-
-    @property
-    def measured_metrics(self) -> list[str]:
-        """Metrics of records that may fill this number, best first."""
-        return self.measured or [self.metric]
 
 
 class Column(Strict):
@@ -55,14 +38,20 @@ class Column(Strict):
         None,
         description=(
             "a cell of the row's own `table`, or one of: row, title, backbone, neck, detector, dataset,"
-            " schedule, licence"
+            " schedule, licence, data, scale, roi_align"
+        ),
+    )
+    own: Literal["hardware", "schedule"] | None = Field(
+        None,
+        description=(
+            "what the text is of: measured lines show the hardware that they were measured on; the schedule"
+            " only where the published weights were measured"
         ),
     )
     numbers: list[Number] = Field(default_factory=list, description="printed with `separator` between them")
     separator: str = "/"
     setting: bool = Field(
-        False,
-        description="a setting that the source prints, such as its learning rate; nothing is measured for it",
+        False, description="a setting of the source, such as its learning rate; measured lines have a dash"
     )
     ratio: bool = Field(
         False, description="the first number's ratio to the reference row stands in brackets behind it"
@@ -88,6 +77,9 @@ class Layout(Strict):
         description="rows that ratios are relative to: the one with the same detector is taken",
     )
     columns: list[Column]
+    overview: bool = Field(
+        False, description="a column for each overview metric of metrics.toml, in front of the last one"
+    )
     note: str | None = None
 
     def select(self, entries: dict[str, ModelEntry]) -> list[ModelEntry]:

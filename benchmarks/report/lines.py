@@ -3,10 +3,30 @@ torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from detection_zoo.benchmarks.spec import MADE_UP_WEIGHTS, OWN_PROTOCOL, Measurement, Run
-from detection_zoo.zoo.manifest import ModelEntry, Published
+from detection_zoo.benchmarks.spec import MADE_UP_WEIGHTS, OWN_PROTOCOL, Measurement, Metric, Run
+from detection_zoo.zoo.manifest import MetricSource, ModelEntry, Published
+
+NOT_RUN = "not run yet"
+NOT_REPORTED = "not reported"
+NOT_MEASURED = "not measured with these weights on this data"
+
+
+class Point(NamedTuple):
+    """A number with its 95 % interval, where it has one."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+
+
+def own_metric(entry: ModelEntry, name: str) -> str:
+    """The name of a metric of this row: the box AP of a model with keypoints is over persons alone, and is
+    called so wherever it is read."""
+    keypoints = entry.detector is not None and "keypoint" in entry.detector.name
+    return f"person_{name.removeprefix('box_')}" if keypoints and name.startswith("box_a") else name
 
 
 @dataclass
@@ -18,6 +38,13 @@ class PublishedLine:
     values: dict[str, float] = field(default_factory=dict)
     records: list[Published] = field(default_factory=list)
 
+    def point(self, metric: Metric) -> Point | None:
+        """The metric, or what gives it; None where nothing does."""
+        for source in metric.published or [MetricSource(metric=metric.name)]:
+            if source.metric in self.values:
+                return Point(source.convert(self.values[source.metric]))
+        return None
+
 
 @dataclass
 class MeasuredLine:
@@ -26,6 +53,28 @@ class MeasuredLine:
     runs: list[Run]  # newest first
     values: dict[str, Measurement] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+
+    def measurement(
+        self, metric: Metric, sources: Sequence[MetricSource] = ()
+    ) -> tuple[Measurement, Point] | None:
+        """What was measured for the metric, and its value in the metric's unit.
+
+        Args:
+            metric: of metrics.toml.
+            sources: metrics of records, in place of those that the metric names.
+        """
+        for source in sources or metric.measured or [MetricSource(metric=metric.name)]:
+            if source.metric in self.values:
+                measurement = self.values[source.metric]
+                edges = sorted(map(source.convert, measurement.interval or ()))
+                interval = (edges[0], edges[1]) if edges else None
+                return measurement, Point(source.convert(measurement.value), interval)
+        return None
+
+    def why_absent(self, metric: Metric, sources: Sequence[MetricSource] = ()) -> str:
+        """Why there is no such number."""
+        names = [source.metric for source in sources or metric.measured] or [metric.name]
+        return next((self.absent[name] for name in names if name in self.absent), NOT_MEASURED)
 
     @property
     def setting(self) -> tuple[str, ...]:
@@ -43,21 +92,20 @@ def published_lines(entry: ModelEntry) -> list[PublishedLine]:
     hardware in a line."""
     lines: list[PublishedLine] = []
     for record in entry.published:
+        values = {own_metric(entry, name): value for name, value in record.values.items()}
         fits = (
             line
             for line in lines
             if line.variant == record.variant
             and (line.hardware is None or record.hardware in (None, line.hardware))
-            and all(
-                line.values[name] == record.values[name] for name in line.values.keys() & record.values.keys()
-            )
+            and all(line.values[name] == values[name] for name in line.values.keys() & values.keys())
         )
         line = next(fits, None)
         if line is None:
             line = PublishedLine(record.variant, record.hardware)
             lines.append(line)
         line.hardware = line.hardware or record.hardware
-        line.values |= record.values
+        line.values |= values
         line.records.append(record)
     return lines
 
@@ -90,30 +138,29 @@ def measured_lines(entry: ModelEntry, runs: list[Run]) -> list[MeasuredLine]:
     for group in groups.values():
         line = MeasuredLine([])
         for run in group:
-            fresh = {name: value for name, value in run.measurements.items() if name not in line.values}
+            named = {own_metric(entry, name): value for name, value in run.measurements.items()}
+            fresh = {name: value for name, value in named.items() if name not in line.values}
             if fresh:
                 line.runs.append(run)
             line.values |= fresh
-            line.absent = {**run.absent, **line.absent}
+            line.absent = {own_metric(entry, name): why for name, why in run.absent.items()} | line.absent
         line.absent = {name: why for name, why in line.absent.items() if name not in line.values}
         lines.append(line)
     return lines
 
 
-def why_not_measured(entry: ModelEntry, runs: list[Run]) -> str:
-    """Why a row has no measured line: it cannot be built, its last run failed, or nobody has run it."""
+def why_not_measured(entry: ModelEntry, runs: list[Run]) -> tuple[str, str]:
+    """Why a row has no measured line: in two or three words, and the reason where there is more to say."""
     if entry.published_only:
-        return f"not measured: {entry.published_only}"
+        return "cannot be built", entry.published_only
     attempts = [run for run in runs if run.row == entry.name]
     if attempts:
         last = max(attempts, key=lambda run: (run.started, run.id))
-        return (
-            f"not measured: the last run ({last.id}) {last.status} while {last.stage or 'starting'}:"
-            f" {last.reason or 'no reason was recorded'}"
-        )
+        stage, reason = last.stage or "starting", last.reason or "no reason was recorded"
+        return f"run {last.status}", f"{last.status} while {stage}: {reason} (record {last.id})"
     if entry.trained_weights and entry.trained_weights[0].wrong:
-        return f"not measured, and its published weights are not fetched: {entry.trained_weights[0].wrong}"
-    return "not measured: the store has no run of this row; `python bench.py run ROW --data ...` measures it"
+        return NOT_RUN, f"the published weights are wrong: {entry.trained_weights[0].wrong}"
+    return NOT_RUN, ""
 
 
 def qualifiers(run: Run) -> list[str]:

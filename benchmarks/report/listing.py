@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from detection_zoo.benchmarks.spec import Run, metric
-from detection_zoo.zoo.manifest import ModelEntry, WeightSpec
-
-HEADLINE = (
-    "box_ap",
-    "voc_map",
-    "top1_error",
-    "proposal_ar",
-)  # the first that a row publishes stands in the list
+from detection_zoo.benchmarks.report.lines import own_metric, published_lines
+from detection_zoo.benchmarks.spec import Metric, Run, metric
+from detection_zoo.benchmarks.tabular import Cell, Notes, Table, render, text_table
+from detection_zoo.zoo.manifest import ModelEntry, WeightSpec, load_manifests
 
 
 def summary(entry: ModelEntry) -> dict[str, Any]:
     """One row as the list shows it."""
-    published = next(
-        (
-            (name, record.values[name])
-            for name in HEADLINE
-            for record in entry.published
-            if name in record.values
-        ),
-        None,
-    )
+    values = {name: value for line in reversed(published_lines(entry)) for name, value in line.values.items()}
+    accuracies = (name for name, spec in load_manifests().metrics.items() if spec.accuracy)
+    headline = next((name for name in accuracies if name in values), None)
     return {
         "name": entry.name,
         "detector": entry.detector.name if entry.detector else "classifier",
         "backbone": entry.backbone.name,
         "dataset": entry.dataset,
-        "published": (
-            f"{metric(published[0]).title} {metric(published[0]).format(published[1])}" if published else "-"
-        ),
+        "published": f"{metric(headline).title} {metric(headline).format(values[headline])}"
+        if headline
+        else "-",
         "weights": _weights_state(entry),
     }
 
@@ -48,15 +37,10 @@ def _weights_state(entry: ModelEntry) -> str:
     return "wrong link" if spec.wrong else "link" if spec.urls else "by hand"
 
 
-def listing(entries: list[ModelEntry]) -> str:
-    """Rows as a plain table."""
-    from tabulate import tabulate
-
-    return tabulate(
-        [list(summary(entry).values()) for entry in entries],
-        list(summary(entries[0])) if entries else [],
-        disable_numparse=True,
-    )
+def listing(entries: list[ModelEntry], width: int | None = None) -> str:
+    """Rows as a plain table in lines of at most `width` letters."""
+    rows = [list(summary(entry).values()) for entry in entries]
+    return text_table(list(summary(entries[0])), rows, width) if entries else ""
 
 
 def described(entry: ModelEntry) -> str:
@@ -87,7 +71,7 @@ def described(entry: ModelEntry) -> str:
         lines += [
             f"published ({where}):",
             *(
-                f"  {metric(name).title}: {value} {metric(name).unit}"
+                f"  {metric(own_metric(entry, name)).title}: {value} {metric(name).unit}"
                 for name, value in record.values.items()
             ),
         ]
@@ -128,56 +112,45 @@ def _weights(spec: WeightSpec) -> list[str]:
     return lines + [f"  {key}: {value}" for key, value in known.items() if value is not None]
 
 
-def accuracy(metrics: dict[str, float]) -> str:
+def accuracy(metrics: dict[str, float], width: int | None = None) -> str:
     """Metrics and values, a line each."""
-    from tabulate import tabulate
-
-    return tabulate(
-        [
-            [metric(name).title, metric(name).format(value), metric(name).unit]
-            for name, value in metrics.items()
-        ],
-        tablefmt="plain",
-        disable_numparse=True,
-    )
+    rows = [
+        [metric(name).title, metric(name).format(value), metric(name).unit] for name, value in metrics.items()
+    ]
+    return text_table(["metric", "value", "unit"], rows, width)
 
 
-def results(runs: list[Run]) -> str:
+def results(runs: list[Run], width: int | None = None) -> str:
     """Every measurement of some runs, a line each, and why others are absent; of failed runs, where and
     why."""
-    from tabulate import tabulate
+    return "\n".join(_result(run, width) for run in runs)
 
-    blocks = []
-    for run in runs:
-        lines = [
-            [
-                metric(name).title,
-                metric(name).format(m.value),
-                m.unit,
-                "" if m.interval is None else "-".join(metric(name).format(v) for v in m.interval),
-                str(m.n),
-                m.covers,
-            ]
-            for name, m in run.measurements.items()
+
+def _result(run: Run, width: int | None) -> str:
+    entry, marks = load_manifests().entries.get(run.row), Notes()
+
+    def known(name: str) -> Metric:
+        return metric(own_metric(entry, name) if entry else name)
+
+    rows: list[list[Cell]] = [
+        [
+            known(name).title,
+            f"{metric(name).format(m.value)} {marks.mark(m.covers, m.note)}".rstrip(),
+            m.unit,
+            "-" if m.interval is None else "-".join(metric(name).format(v) for v in m.interval),
+            str(m.n),
         ]
-        head = [
-            run.row,
-            *([f"{run.status} while {run.stage}: {run.reason}"] if run.reason else []),
-            f"record {run.id}",
-        ]
-        table = tabulate(
-            lines, ["metric", "value", "unit", "95 % interval", "n", "covers"], disable_numparse=True
-        )
-        reasons: dict[str, list[str]] = {}
-        for name, why in run.absent.items():
-            reasons.setdefault(why, []).append(metric(name).title)
-        blocks.append(
-            "\n".join(
-                [
-                    "; ".join(head),
-                    table,
-                    *(f"not measured: {', '.join(names)}: {why}" for why, names in reasons.items()),
-                ]
-            )
-        )
-    return "\n\n".join(blocks)
+        for name, m in run.measurements.items()
+    ]
+    head = [run.row, *([f"{run.status} while {run.stage}: {run.reason}"] if run.reason else [])]
+    reasons: dict[str, list[str]] = {}
+    for name, why in run.absent.items():
+        reasons.setdefault(why, []).append(known(name).title)
+    absent = [f"not measured: {', '.join(names)}: {why}" for why, names in reasons.items()]
+    table = Table(
+        ["metric", "value", "unit", "95 % interval", "n"],
+        rows,
+        [*marks.lines(), *absent],
+        title="; ".join([*head, f"record {run.id}"]),
+    )
+    return render([table], "text", width)

@@ -11,23 +11,13 @@ from detection_zoo.benchmarks.report.comparisons import comparison_data
 from detection_zoo.benchmarks.report.figure_data import PARTS, PHASES, detector
 from detection_zoo.benchmarks.report.kernel_cases import KernelTimings, kernel_tables, time_text
 from detection_zoo.benchmarks.report.lines import PublishedLine, comparable
-from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, WideLine
+from detection_zoo.benchmarks.report.wide import Overview, WideLine
 from detection_zoo.benchmarks.spec import Measurement, Run
-from detection_zoo.zoo.manifest import MetricSpec, ModelEntry, Published, WeightSpec
+from detection_zoo.zoo.manifest import MetricSource, MetricSpec, ModelEntry, Published, WeightSpec
 
 SIGNIFICANT = 6  # digits: the page shows numbers, the records keep them
 MOST_DOTS = 40  # of a drawn series of samples
 LEAST_SAMPLES = 8
-FOLLOWED = (
-    "model_ms",
-    "end_to_end_ms",
-    "box_ap",
-    "voc_map",
-    "top1",
-    "train_memory_allocated_mib",
-    "train_memory_resident_mib",
-    "epoch_time_s",
-)  # in histories
 
 
 class Once:
@@ -61,7 +51,7 @@ def page_data(view: Overview) -> dict[str, Any]:
                 "digits": q.digits,
                 "note": q.note,
             }
-            for q in QUANTITIES.values()
+            for q in view.quantities.values()
         ],
         "metrics": {
             name: _metric(view.manifests.metrics[name])
@@ -69,7 +59,7 @@ def page_data(view: Overview) -> dict[str, Any]:
         },
         "phases": PHASES,
         "parts": PARTS,
-        "followed": FOLLOWED,
+        "followed": _followed(view),
         "rows": packed.rows.values,
         "lines": lines,
         "records": records,
@@ -82,6 +72,16 @@ def page_data(view: Overview) -> dict[str, Any]:
         "comparisons": [comparison_data(one) for one in view.comparisons],
         "problems": view.problems,
     }
+
+
+def _followed(view: Overview) -> list[str]:
+    """Metrics of records whose history the page draws: those that give the overview metrics."""
+    sources = [
+        source.metric
+        for q in view.quantities.values()
+        for source in q.measured or [MetricSource(metric=q.name)]
+    ]
+    return list(dict.fromkeys(sources))
 
 
 def _kernels(timings: KernelTimings) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _kernels(timings: KernelTimings) -> dict[str, Any]:
         "device": timings.environment.device_name,
         "backend": timings.backend,
         "peer": timings.peer,
-        "about": kernel_tables([timings])[0].footnotes,
+        "about": kernel_tables([timings])[0].notes,
         "cases": cases,
     }
 
@@ -140,6 +140,7 @@ class _Packed:
             Once(),
         )
         self.metrics: set[str] = set()
+        self.quantities = list(view.quantities.values())
         self._places = {
             run.id: place
             for place, run in enumerate(run for run in view.runs if run.row in view.manifests.entries)
@@ -160,7 +161,7 @@ class _Packed:
         if line.kind == "measured":
             found["absent"] = {
                 q.name: self.texts.place(line.why_not(q))
-                for q in QUANTITIES.values()
+                for q in self.quantities
                 if q.name not in found["values"]
             }
             found["records"] = [self._places[run.id] for run in line.runs]
@@ -172,7 +173,7 @@ class _Packed:
         )
 
     def _values(self, line: WideLine) -> dict[str, list[float]]:
-        points = {q.name: point for q in QUANTITIES.values() if (point := line.point(q))}
+        points = {q.name: point for q in self.quantities if (point := line.point(q))}
         return {
             name: [significant(value) for value in (point.value, *(point.interval or ()))]
             for name, point in points.items()

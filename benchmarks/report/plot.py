@@ -22,7 +22,8 @@ from detection_zoo.benchmarks.report.figure_data import (
     panels,
     phase_bars,
 )
-from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, Point
+from detection_zoo.benchmarks.report.lines import Point
+from detection_zoo.benchmarks.report.wide import Overview
 from detection_zoo.benchmarks.spec import digest_of, metric
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _plans(view: Overview) -> dict[str, tuple[list[Any], Callable[[], Figure]]]:
     """Figure -> its data, empty where there is nothing to show, and what draws it."""
     plans: dict[str, tuple[list[Any], Callable[[], Figure]]] = {}
     for name, x in AGAINST.items():
-        found, left_out = panels(view, QUANTITIES[x])
+        found, left_out = panels(view, view.quantities[x])
         plans[name] = (
             [*map(asdict, found), left_out] if found else [],
             lambda found=found, left_out=left_out: _draw_panels(found, left_out),
@@ -150,7 +151,7 @@ def _draw_panels(found: list[Panel], left_out: int) -> Figure:
 
 
 def _draw_panel(axis: Axes, panel: Panel, colours: dict[str, str]) -> None:
-    x, y = QUANTITIES[panel.x], QUANTITIES[panel.y]
+    x, y = metric(panel.x), metric(panel.y)
     for dots in _alike(panel.dots):
         across, up = [dot.x for dot in dots], [dot.y for dot in dots]
         axis.errorbar(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from detection_zoo.benchmarks.compare.record import stored_comparisons
 from detection_zoo.benchmarks.report.comparisons import comparison_tables
 from detection_zoo.benchmarks.report.kernel_cases import kernel_tables, stored_timings
 from detection_zoo.benchmarks.report.layouts import Layout, layouts_of, load_layouts
-from detection_zoo.benchmarks.report.table import Table, as_csv, build_table, markdown
+from detection_zoo.benchmarks.report.table import build_table
 from detection_zoo.benchmarks.spec import OWN_PROTOCOL, Run
 from detection_zoo.benchmarks.store import COMPARISONS, KERNELS, stored_runs
+from detection_zoo.benchmarks.tabular import Table
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import Manifests, load_manifests
 from detection_zoo.zoo.registry import did_you_mean
@@ -72,10 +72,3 @@ def tables_from(name: str, runs: list[Run], manifests: Manifests, layouts: dict[
     chosen = layouts_of(name, layouts, {entry.source for entry in manifests.entries.values()})
     tables = [build_table(layout, manifests, runs) for layout in chosen]
     return [table for table in tables if table.rows]
-
-
-def text_of(tables: list[Table], form: Literal["markdown", "csv", "json"]) -> str:
-    """Finished tables as text that ends with a newline."""
-    if form == "json":
-        return json.dumps([record for table in tables for record in table.records], indent=2) + "\n"
-    return as_csv(tables) if form == "csv" else markdown(tables)

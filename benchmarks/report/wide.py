@@ -3,15 +3,18 @@ torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Literal
 
 from detection_zoo.benchmarks.compare.record import Comparison
 from detection_zoo.benchmarks.report.kernel_cases import KernelTimings
 from detection_zoo.benchmarks.report.layouts import Layout, load_layouts
 from detection_zoo.benchmarks.report.lines import (
+    NOT_REPORTED,
     MeasuredLine,
+    Point,
     PublishedLine,
     measured_lines,
     published_lines,
@@ -19,144 +22,10 @@ from detection_zoo.benchmarks.report.lines import (
     why_not_measured,
 )
 from detection_zoo.benchmarks.report.table import provenance
-from detection_zoo.benchmarks.spec import Run
+from detection_zoo.benchmarks.spec import Metric, Run, named_metrics
 from detection_zoo.zoo.manifest import Manifests, ModelEntry, Published
 
 Kind = Literal["measured", "published", "not measured"]
-ACCURACY = (
-    "box_ap",
-    "mask_ap",
-    "keypoint_ap",
-    "voc_map",
-    "top1",
-    "top1_error",
-    "proposal_ar",
-)  # what a published split belongs to
-NOT_PRINTED = "the source prints no number here"
-NOT_RUN = "no run with these weights and this data has measured it"
-MIB_PER_GIB = 1024
-
-
-class Point(NamedTuple):
-    """A number with its 95 % interval, where it has one."""
-
-    value: float
-    interval: tuple[float, float] | None = None
-
-
-Conversion = Callable[[float], float]
-
-
-def _same(value: float) -> float:
-    return value
-
-
-def _gib(mib: float) -> float:
-    return mib / MIB_PER_GIB
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What an axis or a column shows: the metrics that give it, the first that is there, and how each comes
-    into the unit."""
-
-    name: str
-    title: str
-    unit: str
-    better: Literal["higher", "lower"]
-    digits: int
-    measured: tuple[tuple[str, Conversion], ...]
-    published: tuple[tuple[str, Conversion], ...]
-    note: str = ""
-
-
-def _plain(
-    name: str, title: str, unit: str, better: Literal["higher", "lower"], digits: int, note: str = ""
-) -> Quantity:
-    """A quantity that sources and records name and count alike."""
-    return Quantity(name, title, unit, better, digits, ((name, _same),), ((name, _same),), note)
-
-
-QUANTITIES: dict[str, Quantity] = {
-    quantity.name: quantity
-    for quantity in (
-        _plain("box_ap", "Box AP", "%", "higher", 1, "COCO AP at IoU 0.50:0.95"),
-        _plain("mask_ap", "Mask AP", "%", "higher", 1, "COCO AP at IoU 0.50:0.95"),
-        Quantity(
-            "time_ms",
-            "Time",
-            "ms",
-            "lower",
-            1,
-            (("model_ms", _same),),
-            (
-                ("inference_time_ms", _same),
-                ("inference_time_s", lambda s: s * 1000),
-                ("fps", lambda fps: 1000 / fps),
-            ),
-            "an image; measured: forward + post-processing; published: whatever the source had inside its"
-            " clock, a of 'a + b'",
-        ),
-        _plain(
-            "end_to_end_ms", "End to end", "ms", "lower", 1, "an image, from the file to results on the host"
-        ),
-        _plain(
-            "throughput_images_per_s",
-            "Throughput",
-            "images/s",
-            "higher",
-            1,
-            "forward + post-processing at the best batch size",
-        ),
-        Quantity(
-            "memory_gib",
-            "Train memory",
-            "GiB",
-            "lower",
-            2,
-            tuple((name, _gib) for name in ("train_memory_allocated_mib", "train_memory_resident_mib")),
-            (("train_memory_gb", _same), ("train_memory_mb", _gib)),
-            "measured: torch's peak on a GPU, the process's peak resident set on a CPU; published: as"
-            " printed",
-        ),
-        Quantity(
-            "inference_memory_gib",
-            "Inference memory",
-            "GiB",
-            "lower",
-            2,
-            tuple(
-                (name, _gib) for name in ("inference_memory_allocated_mib", "inference_memory_resident_mib")
-            ),
-            (),
-            "torch's peak on a GPU, the process's peak resident set on a CPU",
-        ),
-        Quantity(
-            "epoch_time_h",
-            "Epoch",
-            "h",
-            "lower",
-            2,
-            (("epoch_time_s", lambda s: s / 3600),),
-            (("epoch_time_h", _same),),
-            "training time of one epoch on one device; measured ones are extrapolated from timed steps",
-        ),
-        _plain("parameters_m", "Parameters", "M", "lower", 1),
-        _plain("gmacs", "MACs", "GMAC", "lower", 1),
-        _plain("voc_map", "VOC mAP", "%", "higher", 1, "PASCAL VOC at IoU 0.5, 11 points"),
-        Quantity(
-            "top1",
-            "Top-1",
-            "%",
-            "higher",
-            1,
-            (("top1", _same),),
-            (("top1", _same), ("top1_error", lambda error: 100 - error)),
-            "ImageNet accuracy; published errors are subtracted from 100",
-        ),
-        _plain("keypoint_ap", "Keypoint AP", "%", "higher", 1, "COCO AP at OKS 0.50:0.95"),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -186,24 +55,18 @@ class WideLine:
             return {name: Point(found.value, found.interval) for name, found in self.line.values.items()}
         return {name: Point(value) for name, value in self.line.values.items()} if self.line else {}
 
-    def point(self, quantity: Quantity) -> Point | None:
-        """The quantity in its own unit; None where the line has none."""
-        found = self.metrics()
-        sources = quantity.measured if self.kind == "measured" else quantity.published
-        for name, convert in sources:
-            if name in found:
-                edges = found[name].interval
-                low_high = None if edges is None else (min(map(convert, edges)), max(map(convert, edges)))
-                return Point(convert(found[name].value), low_high)
-        return None
+    def point(self, metric: Metric) -> Point | None:
+        """The metric in its own unit; None where the line has none."""
+        if isinstance(self.line, MeasuredLine):
+            found = self.line.measurement(metric)
+            return found[1] if found else None
+        return self.line.point(metric) if self.line else None
 
-    def why_not(self, quantity: Quantity) -> str:
+    def why_not(self, metric: Metric) -> str:
         """Why the line has no such number."""
         if isinstance(self.line, MeasuredLine):
-            return next(
-                (self.line.absent[name] for name, _ in quantity.measured if name in self.line.absent), NOT_RUN
-            )
-        return NOT_PRINTED if self.line else self.reason
+            return self.line.why_absent(metric)
+        return NOT_REPORTED if self.line else self.reason
 
 
 @dataclass
@@ -217,6 +80,16 @@ class Overview:
     problems: list[str] = field(default_factory=list)
     kernels: list[KernelTimings] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """Every metric by its name."""
+        return named_metrics(self.manifests.metrics)
+
+    @cached_property
+    def quantities(self) -> dict[str, Metric]:
+        """The metrics that are shown for all rows."""
+        return {name: metric for name, metric in self.metrics.items() if metric.overview}
 
 
 def overview(manifests: Manifests, runs: list[Run], problems: Iterable[str] = ()) -> Overview:
@@ -239,9 +112,11 @@ def overview(manifests: Manifests, runs: list[Run], problems: Iterable[str] = ()
     for entry in manifests.entries.values():
         own = by_row.get(entry.name, [])
         measured = [_measured(entry, line) for line in measured_lines(entry, own)]
-        view.lines += [_published(entry, line) for line in published_lines(entry)]
+        view.lines += [_published(entry, line, view.metrics) for line in published_lines(entry)]
         view.lines += measured or [
-            WideLine(entry, "not measured", None, (), "", (), why_not_measured(entry, own))
+            WideLine(
+                entry, "not measured", None, (), "", (), ": ".join(filter(None, why_not_measured(entry, own)))
+            )
         ]
     return view
 
@@ -280,8 +155,8 @@ def setting_title(run: Run) -> str:
     return f"{hardware}, {spec.dtype}{' with TF32' if spec.tf32 else ''}, batch {spec.batch_size}, {images}"
 
 
-def _published(entry: ModelEntry, line: PublishedLine) -> WideLine:
-    record = _of_accuracy(line.records)
+def _published(entry: ModelEntry, line: PublishedLine, metrics: dict[str, Metric]) -> WideLine:
+    record = _of_accuracy(line.records, {name for name, metric in metrics.items() if metric.accuracy})
     hardware = line.hardware or "hardware not stated"
     dataset = record.dataset or entry.dataset
     data = (
@@ -299,15 +174,15 @@ def _published(entry: ModelEntry, line: PublishedLine) -> WideLine:
     )
 
 
-def _of_accuracy(records: list[Published]) -> Published:
+def _of_accuracy(records: list[Published], accuracy: set[str]) -> Published:
     """The record whose split says what accuracy was measured on."""
-    return next((record for record in records if record.values.keys() & set(ACCURACY)), records[0])
+    return next((record for record in records if record.values.keys() & accuracy), records[0])
 
 
 def wide_records(view: Overview) -> list[dict[str, Any]]:
     """The wide table as flat records, a line each: identity, every metric of any line with interval and n,
     provenance."""
-    names = [name for name in view.manifests.metrics if any(name in line.metrics() for line in view.lines)]
+    names = [name for name in view.metrics if any(name in line.metrics() for line in view.lines)]
     return [_flat(line, names) for line in view.lines]
 
 
@@ -330,22 +205,19 @@ def _flat(line: WideLine, names: list[str]) -> dict[str, Any]:
     }
     metrics = line.metrics()
     for name in names:
-        point = metrics.get(name, Point(None))
-        flat[name] = point.value
-        if isinstance(found, MeasuredLine) and name in found.values:
-            flat |= (
-                {f"{name}_low": point.interval[0], f"{name}_high": point.interval[1]}
-                if point.interval
-                else {}
-            )
-            flat[f"{name}_n"] = found.values[name].n
+        point = metrics.get(name)
+        low, high = point.interval if point and point.interval else (None, None)
+        counted = isinstance(found, MeasuredLine) and name in found.values
+        flat[name] = point.value if point else None
+        flat |= {f"{name}_low": low, f"{name}_high": high}
+        flat[f"{name}_n"] = found.values[name].n if counted else None
     reasons = (
         [f"{name}: {why}" for name, why in found.absent.items()] if isinstance(found, MeasuredLine) else []
     )
     flat["reason"] = line.reason or "; ".join(reasons) or None
     flat["weights"] = _weights(line)
     flat["from"] = (
-        provenance(found)
+        "; ".join(provenance(found))
         if isinstance(found, MeasuredLine)
         else "; ".join(dict.fromkeys(one.source for one in found.records))
         if found

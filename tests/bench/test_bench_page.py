@@ -15,7 +15,8 @@ from records import PHOTOS, run_of
 
 from detection_zoo.benchmarks.report.html_page import html_page
 from detection_zoo.benchmarks.report.pareto import pareto_front
-from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, WideLine, overview
+from detection_zoo.benchmarks.report.wide import Overview, WideLine, overview
+from detection_zoo.benchmarks.spec import metric
 from detection_zoo.zoo.manifest import load_manifests
 
 V39, WRONG_LINK = "faster_rcnn_vovnet39_fpn_2x.vovnet", "mask_rcnn_vovnet57_fpn_2x.vovnet"
@@ -85,7 +86,7 @@ def choose(page: Page, control: str, value: str) -> None:
 
 def best_first(view: Overview, name: str) -> list[str]:
     """Measured numbers of a quantity as the page must list them."""
-    quantity = QUANTITIES[name]
+    quantity = metric(name)
     values = sorted(
         (point.value for line in view.lines if line.kind == "measured" and (point := line.point(quantity))),
         reverse=quantity.better == "higher",
@@ -135,7 +136,7 @@ def test_measured_and_published_stay_apart_and_dashes_stand_last(open_page: Open
     page.run("document.querySelector('#scroller').scrollTop = 1e9")
     page.wait_for(f"document.querySelector('#table tbody tr[data-index=\"{status(page) - 1}\"]')")
     assert set(shown(page, "kind")) == {"published"} and set(shown(page, "mask_ap")) == {"–"}
-    assert "prints no number" in page.run(
+    assert "not reported" in page.run(
         "document.querySelector('#table tbody tr[data-index] td.number span').ariaLabel"
     )
     page.click("[data-sort=row]")
@@ -150,7 +151,7 @@ def matching(
 
 
 def at_least(line: WideLine, name: str, limit: float) -> bool:
-    point = line.point(QUANTITIES[name])
+    point = line.point(metric(name))
     return point is not None and point.value >= limit
 
 
@@ -172,7 +173,7 @@ def test_filtering_by_words_limits_and_choices(open_page: Open, view: Overview) 
             view,
             lambda line: (
                 at_least(line, "box_ap", 40)
-                and line.point(QUANTITIES["time_ms"]) is not None
+                and line.point(metric("time_ms")) is not None
                 and not at_least(line, "time_ms", 60)
             ),
         )
@@ -212,7 +213,7 @@ def largest_setting(view: Overview) -> list[WideLine]:
     """The lines of the setting that the plot opens with."""
     settings: dict[tuple[str, ...], list[WideLine]] = {}
     for line in view.lines:
-        if line.kind == "measured" and line.point(QUANTITIES["box_ap"]) and line.point(QUANTITIES["time_ms"]):
+        if line.kind == "measured" and line.point(metric("box_ap")) and line.point(metric("time_ms")):
             settings.setdefault(line.setting, []).append(line)
     return max((lines for lines in settings.values() if sum(line.trusted for line in lines) > 1), key=len)
 
@@ -221,7 +222,7 @@ def test_the_plot_shows_one_setting_and_its_front(open_page: Open, view: Overvie
     page, lines = open_page(), largest_setting(view)
     assert page.run("document.querySelectorAll('#plot .point').length") == len(lines)
     trusted = [
-        (line.point(QUANTITIES["time_ms"]).value, line.point(QUANTITIES["box_ap"]).value)
+        (line.point(metric("time_ms")).value, line.point(metric("box_ap")).value)
         for line in lines
         if line.trusted
     ]

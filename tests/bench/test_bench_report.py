@@ -30,12 +30,10 @@ from detection_zoo.benchmarks.report.generate import (
     write_files,
 )
 from detection_zoo.benchmarks.report.kernel_cases import KernelCase, read_timings, stored_timings
-from detection_zoo.benchmarks.report.latex import escape, latex
-from detection_zoo.benchmarks.report.table import Table
-from detection_zoo.benchmarks.report.tables import text_of
-from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, overview
-from detection_zoo.benchmarks.spec import Run
+from detection_zoo.benchmarks.report.wide import Overview, overview
+from detection_zoo.benchmarks.spec import Run, metric
 from detection_zoo.benchmarks.store import read_run, write_run
+from detection_zoo.benchmarks.tabular import Link, Table, latex_text, render
 from detection_zoo.zoo.manifest import load_manifests
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +64,10 @@ def test_tracked_records_are_read() -> None:
     readers = {"runs": read_run, "comparisons": read_comparison, "kernels": read_timings}
     for kind, read in readers.items():
         assert [read(path) for path in tracked(f"results/{kind}")]
+
+
+def test_tracked_results_are_small() -> None:
+    assert sum(path.stat().st_size for path in tracked("results") if path.is_file()) <= 1.5e6
 
 
 def test_every_format_is_there(files: dict[str, bytes]) -> None:
@@ -115,7 +117,7 @@ def test_the_same_records_give_the_same_bytes_in_any_order_and_process(
 
 
 def test_a_source_file_is_what_bench_table_prints(view: Overview, files: dict[str, bytes]) -> None:
-    assert files["tables/vovnet.md"].decode() == text_of(source_tables(view, "vovnet"), "markdown")
+    assert files["tables/vovnet.md"].decode() == render(source_tables(view, "vovnet"), "markdown")
 
 
 def test_wide_csv_and_json_hold_the_same_lines(view: Overview, files: dict[str, bytes]) -> None:
@@ -151,16 +153,16 @@ def test_wide_markdown_has_every_row_of_every_source(files: dict[str, bytes]) ->
 
 def test_latex_escapes_and_keeps_links_marks_and_dashes() -> None:
     table = Table(
-        "t",
-        "Speed & cost",
         ["Row_name", "Box AP (%)", "DOWNLOAD"],
         [
-            ["R-50", "37.5 (1.00x) [2]", "[model](https://example.org/a_b%20c#d)[1]"],
+            ["R-50", "37.5 (1.00x) [2]", [Link("model", "https://example.org/a_b%20c#d"), "[1]"]],
             ["{x}~\\^$", "-[3]", "-"],
         ],
         ["a note", "[1] 100 % #1"],
+        "t",
+        "Speed & cost",
     )
-    text = latex([table])
+    text = render([table], "latex")
     assert r"\caption{Speed \& cost}" in text and r"Row\_name & Box AP (\%) & DOWNLOAD \\" in text
     assert (
         r"R-50 & 37.5 (1.00x) \textsuperscript{[2]} &"
@@ -171,7 +173,7 @@ def test_latex_escapes_and_keeps_links_marks_and_dashes() -> None:
         in text
     )
     assert r"\item a note" in text and r"\item {[1]} 100 \% \#1" in text
-    assert escape("a\nb") == "a b"
+    assert latex_text("a\nb") == "a b"
 
 
 def test_latex_of_every_source_is_well_formed(files: dict[str, bytes]) -> None:
@@ -226,16 +228,14 @@ def two_of(value: float, **more: object) -> list[Run]:
 
 
 def test_panels_hold_one_setting_each_and_measured_ones_come_first() -> None:
-    assert panels(overview(load_manifests(), two_of(20.0)), QUANTITIES["time_ms"])[1] > 0, (
-        "the rest is counted"
-    )
+    assert panels(overview(load_manifests(), two_of(20.0)), metric("time_ms"))[1] > 0, "the rest is counted"
     rows = {
         name: entry
         for name, entry in load_manifests().entries.items()
         if entry.source == "vovnet" and entry.detector
     }
     found, left_out = panels(
-        overview(load_manifests().model_copy(update={"entries": rows}), two_of(20.0)), QUANTITIES["time_ms"]
+        overview(load_manifests().model_copy(update={"entries": rows}), two_of(20.0)), metric("time_ms")
     )
     assert [panel.kind for panel in found] == ["measured", "published"] and left_out == 0
     assert [(dot.label, dot.x.value, dot.y.value, dot.on_front) for dot in found[0].dots] == [
@@ -252,7 +252,7 @@ def test_panels_hold_one_setting_each_and_measured_ones_come_first() -> None:
 
 
 def test_made_up_accuracy_is_on_no_front() -> None:
-    found, _ = panels(overview(load_manifests(), two_of(20.0, weights=RANDOM)), QUANTITIES["time_ms"])
+    found, _ = panels(overview(load_manifests(), two_of(20.0, weights=RANDOM)), metric("time_ms"))
     assert found[0].kind == "measured" and not any(dot.on_front or dot.trusted for dot in found[0].dots)
 
 

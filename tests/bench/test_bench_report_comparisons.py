@@ -31,11 +31,11 @@ from detection_zoo.benchmarks.report.generate import (
 )
 from detection_zoo.benchmarks.report.html_page import html_page
 from detection_zoo.benchmarks.report.kernel_cases import kernel_tables, stored_timings
-from detection_zoo.benchmarks.report.table import markdown
-from detection_zoo.benchmarks.report.tables import tables_of, text_of
+from detection_zoo.benchmarks.report.tables import tables_of
 from detection_zoo.benchmarks.report.wide import Overview, overview
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry, metric
 from detection_zoo.benchmarks.store import write_run
+from detection_zoo.benchmarks.tabular import render
 from detection_zoo.zoo.manifest import load_manifests
 
 V39, V57, R50 = (f"faster_rcnn_{backbone}_fpn_2x.vovnet" for backbone in ("vovnet39", "vovnet57", "resnet50"))
@@ -154,11 +154,11 @@ def test_a_model_a_line_with_verdict_ratio_interval_and_values_of_both() -> None
     assert (
         slower["Post-processing, processor (ms)"].startswith("UNDECIDED[") and failed["Weights"] == "random"
     )
-    assert failed["Box AP (%)"].startswith("-[") and "the model failed" in " ".join(table.footnotes)
+    assert failed["Box AP (%)"].startswith("-[") and "the model failed" in " ".join(table.notes)
 
 
 def test_protocol_machine_date_and_footnotes_stand_below() -> None:
-    text = markdown(comparison_tables([made_up()]))
+    text = render(comparison_tables([made_up()]), "markdown")
     for said in (
         "Abacus 9",
         "1 thread an operator",
@@ -246,7 +246,7 @@ def test_bench_table_prints_what_the_file_holds(tmp_path: Path, view: Overview) 
     tables, problems = tables_of("comparisons", tmp_path / "runs")
     assert (
         problems == []
-        and text_of(tables, "markdown").encode() == generate(view, {"md"}).files["tables/comparisons.md"]
+        and render(tables, "markdown").encode() == generate(view, {"md"}).files["tables/comparisons.md"]
     )
     assert tables_of("kernels", tmp_path / "runs") == ([], [])
 
@@ -261,10 +261,10 @@ def test_operators_have_a_table_with_ratio_interval_and_agreement() -> None:
         == f"{484 / case.ours.value:.2f}x ({case.ratio_interval[0]:.2f}-{case.ratio_interval[1]:.2f})"
     )
     assert table.rows[-1][2:5] == ["-", "-", "NO"] and "made up" in table.title
-    assert any("ended 2030-01-01" in text and "Abacus 9" in text for text in table.footnotes)
+    assert any("ended 2030-01-01" in text and "Abacus 9" in text for text in table.notes)
     (on_cpu,) = kernel_tables([timings.model_copy(update={"backend": "cpu"})])
-    assert any("on a CPU" in text for text in on_cpu.footnotes) and not any(
-        "on a CPU" in text for text in table.footnotes
+    assert any("on a CPU" in text for text in on_cpu.notes) and not any(
+        "on a CPU" in text for text in table.notes
     )
 
 

@@ -11,7 +11,8 @@ from made_up_records import made_up_runs
 from records import PHOTOS, RANDOM, measured, run_of
 
 from detection_zoo.benchmarks.report.pareto import pareto_front
-from detection_zoo.benchmarks.report.wide import QUANTITIES, Overview, WideLine, overview, wide_records
+from detection_zoo.benchmarks.report.wide import Overview, WideLine, overview, wide_records
+from detection_zoo.benchmarks.spec import metric
 from detection_zoo.zoo.manifest import load_manifests
 
 V39 = "faster_rcnn_vovnet39_fpn_2x.vovnet"
@@ -40,14 +41,14 @@ def test_every_row_has_a_line_that_says_whether_it_was_measured() -> None:
 )
 def test_published_numbers_come_into_one_unit(row: str, quantity: str, value: float) -> None:
     line = next(line for line in lines_of(row, overview(load_manifests(), [])) if line.kind == "published")
-    point = line.point(QUANTITIES[quantity])
+    point = line.point(metric(quantity))
     assert point is not None and point.value == pytest.approx(value) and point.interval is None
 
 
 def test_seconds_frames_and_errors_are_converted() -> None:
     view = overview(load_manifests(), [])
     found = {
-        (name, line.metrics()[name].value, line.point(QUANTITIES[quantity]).value)
+        (name, line.metrics()[name].value, line.point(metric(quantity)).value)
         for line in view.lines
         if line.kind == "published"
         for name, quantity in (("inference_time_s", "time_ms"), ("fps", "time_ms"), ("top1_error", "top1"))
@@ -72,11 +73,11 @@ def test_measured_numbers_keep_their_interval_in_the_new_unit() -> None:
     )
     line = next(line for line in lines_of(V39, overview(load_manifests(), [run])) if line.kind == "measured")
     assert (
-        line.point(QUANTITIES["time_ms"]) == (80.0, (79.0, 82.0))
-        and line.point(QUANTITIES["memory_gib"]).value == 2.0
+        line.point(metric("time_ms")) == (80.0, (79.0, 82.0))
+        and line.point(metric("memory_gib")).value == 2.0
     )
-    assert line.point(QUANTITIES["box_ap"]) is None and "no run with these weights" in line.why_not(
-        QUANTITIES["box_ap"]
+    assert line.point(metric("box_ap")) is None and "not measured with these weights" in line.why_not(
+        metric("box_ap")
     )
 
 

@@ -3,19 +3,28 @@ what was made up."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 import json
+import os
+import random
 import shutil
+import subprocess
+import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
 from records import MACHINE, PHOTOS, RANDOM, measured, run_of
 
 from detection_zoo.benchmarks.report.layouts import Layout, layouts_of, load_layouts, read_layouts
-from detection_zoo.benchmarks.report.lines import measured_lines, published_lines
-from detection_zoo.benchmarks.report.table import as_csv, build_table, markdown
-from detection_zoo.benchmarks.report.tables import tables_of, text_of
+from detection_zoo.benchmarks.report.lines import measured_lines, own_metric, published_lines
+from detection_zoo.benchmarks.report.table import build_table
+from detection_zoo.benchmarks.report.tables import tables_of
 from detection_zoo.benchmarks.spec import Run
 from detection_zoo.benchmarks.store import write_run
+from detection_zoo.benchmarks.tabular import Link, Table, render
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import (
     MANIFEST_FOLDER,
@@ -89,10 +98,10 @@ title = "Backbone"
 text = "Backbone"
 [[table.columns]]
 title = "Train mem(GB)"
-numbers = [{ metric = "train_memory_gb", measured = ["train_memory_allocated_mib", "train_memory_resident_mib"], factor = 0.0009765625 }]
+numbers = [{ metric = "train_memory_gb" }]
 [[table.columns]]
 title = "Inference time (ms)"
-numbers = [{ metric = "inference_time_ms", measured = ["model_ms"], digits = 0 }]
+numbers = [{ metric = "inference_time_ms", digits = 0 }]
 ratio = true
 [[table.columns]]
 title = "Box AP (AP/APs)"
@@ -142,21 +151,24 @@ def test_published_numbers_stand_as_the_source_prints_them(layout: Layout, manif
 
 def test_a_row_nobody_measured_is_dashes_with_a_reason(layout: Layout, manifests: Manifests) -> None:
     table = build_table(layout, manifests, [])
-    dashes = [row for row in table.rows if row[1] == "measured"]
-    assert len(dashes) == 3 and all(cell.startswith("-") for row in dashes for cell in row[2:])
-    reasons = [notes_behind(row[3], table.footnotes) for row in dashes]
-    assert (
-        "no run of this row" in reasons[0]
-        and "another model" in reasons[1]
-        and "no configuration" in reasons[2]
-    )
+    dashes = [row for row in table.rows if not row[1].startswith("published")]
+    assert len(dashes) == 3 and all(cell == "-" for row in dashes for cell in row[2:])
+    assert dashes[0][1] == "not run yet" and dashes[1][1].startswith("not run yet [")
+    assert dashes[2][1].startswith("cannot be built [")
+    reasons = [notes_behind(row[1], table.notes) for row in dashes]
+    assert "another model" in reasons[1] and "no configuration" in reasons[2]
+    assert [record["reason"].partition(":")[0] for record in table.records if "reason" in record] == [
+        "not run yet",
+        "not run yet",
+        "cannot be built",
+    ]
 
 
 def test_a_failed_run_is_the_reason(layout: Layout, manifests: Manifests) -> None:
     failed = run_of("faster_r50.test", {}, status="failed", stage="training", reason="out of memory")
     table = build_table(layout, manifests, [failed])
-    row = next(row for row in table.rows if row[0] == "R-50-FPN" and row[1] == "measured")
-    assert "failed while training: out of memory" in notes_behind(row[3], table.footnotes)
+    row = next(row for row in table.rows if row[0] == "R-50-FPN" and row[1].startswith("run failed"))
+    assert "failed while training: out of memory" in notes_behind(row[1], table.notes)
 
 
 def test_measured_numbers_come_with_interval_ratio_and_boundary(layout: Layout, manifests: Manifests) -> None:
@@ -176,11 +188,9 @@ def test_measured_numbers_come_with_interval_ratio_and_boundary(layout: Layout, 
     r50, v39 = (row for row in table.rows if row[1].startswith("measured ["))
     assert r50[2].startswith("2.0") and r50[3].startswith("20 (19-21; 1.00x) [") and r50[4].startswith("-[")
     assert v39[3].startswith("25 (1.25x)") and v39[4].startswith("39.8/- [")
-    assert "forward + post-processing" in notes_behind(r50[3], table.footnotes)
-    assert "no small object" in notes_behind(v39[4], table.footnotes)
-    assert "Abacus 9" in notes_behind(r50[1], table.footnotes) and base.id in notes_behind(
-        r50[1], table.footnotes
-    )
+    assert "forward + post-processing" in notes_behind(r50[3], table.notes)
+    assert "no small object" in notes_behind(v39[4], table.notes)
+    assert "Abacus 9" in notes_behind(r50[1], table.notes) and base.id in notes_behind(r50[1], table.notes)
     assert r50[5] == "published " + "a" * 12
 
 
@@ -215,8 +225,8 @@ def test_made_up_weights_data_and_subsets_are_said(layout: Layout, manifests: Ma
     assert (
         row[1].startswith("measured, random weights, made-up data, 20 of 60 images [") and row[5] == "random"
     )
-    note = notes_behind(row[1], table.footnotes)
-    assert "nobody trained them" in note and "not comparable with published accuracy" in note
+    note = notes_behind(row[1], table.notes)
+    assert "untrained, accuracy has no meaning" in note and "not comparable with published accuracy" in note
 
 
 def test_newest_measurement_of_each_metric_counts_and_settings_stay_apart(manifests: Manifests) -> None:
@@ -247,22 +257,22 @@ def test_markdown_is_one_table_with_footnotes_and_csv_reads_back(
     layout: Layout, manifests: Manifests
 ) -> None:
     table = build_table(layout, manifests, [])
-    text = markdown([table])
+    text = render([table], "markdown")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert (
         text.startswith("### Test\n")
         and len(lines) == len(table.rows) + 2
         and len({line.count("|") for line in lines}) == 1
     )
-    assert text == markdown([build_table(layout, manifests, [])])
-    assert as_csv([table]).splitlines()[0].startswith("table,Backbone,Numbers,Train mem(GB)")
-    assert len(json.loads(text_of([table], "json"))) == len(table.rows)
+    assert text == render([build_table(layout, manifests, [])], "markdown")
+    assert render([table], "csv").splitlines()[0].startswith("table,Backbone,Numbers,Train mem(GB)")
+    assert len(json.loads(render([table], "json"))) == len(table.rows)
 
 
 def test_pipes_in_cells_do_not_break_the_table(layout: Layout, manifests: Manifests) -> None:
     table = build_table(layout, manifests, [])
     table.rows[0][0] = "a|b"
-    assert "a\\|b" in markdown([table])
+    assert "a\\|b" in render([table], "markdown")
 
 
 def test_unknown_tables_answer_with_the_nearest(manifests: Manifests) -> None:
@@ -293,7 +303,8 @@ def test_project_layouts_name_known_metrics_and_rows() -> None:
     manifests = load_manifests()
     for layout in load_layouts().values():
         for number in (number for column in layout.columns for number in column.numbers):
-            assert {number.metric, *number.measured_metrics} <= manifests.metrics.keys(), layout.name
+            names = {number.metric, *(source.metric for source in number.measured)}
+            assert names <= manifests.metrics.keys(), layout.name
         assert set(layout.reference) <= manifests.entries.keys(), f"{layout.name}: unknown reference"
         assert layout.source == "wide" or layout.select(manifests.entries), f"{layout.name} lists no row"
 
@@ -306,7 +317,7 @@ def test_every_published_number_of_a_source_with_layouts_is_in_its_tables() -> N
         for layout in layouts_of(source, layouts, sources):
             for entry in layout.select(manifests.entries):
                 shown.setdefault(entry.name, set()).update(
-                    number.metric for column in layout.columns for number in column.numbers
+                    own_metric(entry, number.metric) for column in layout.columns for number in column.numbers
                 )
         hidden = {
             (entry.name, name)
@@ -323,3 +334,114 @@ def test_tables_of_a_store_report_broken_records(tmp_path: Path) -> None:
     write_run(tmp_path, run_of("nobody.knows", {})).write_text("{")
     tables, problems = tables_of(None, tmp_path)
     assert not tables and len(problems) == 1
+
+
+def test_metrics_are_given_by_known_metrics() -> None:
+    metrics = load_manifests().metrics
+    for name, spec in metrics.items():
+        assert {source.metric for source in (*spec.measured, *spec.published)} <= metrics.keys(), name
+
+
+def test_box_ap_of_keypoint_rows_is_of_persons_and_says_so() -> None:
+    manifests, layouts = load_manifests(), load_layouts()
+    row = "keypoint_rcnn_resnet50_fpn_1x.detectron"
+    table = build_table(
+        layouts["detectron_detectors"], manifests, [run_of(row, {"box_ap": measured(53.0, "%")})]
+    )
+    lines = [
+        dict(zip(table.headers, cells, strict=True))
+        for cells, record in zip(table.rows, table.records, strict=True)
+        if record["row"] == row
+    ]
+    assert [line["box AP"].partition("[")[0].strip() for line in lines] == ["53.6", "53.0"]
+    for line in lines:
+        assert "AP over persons alone" in notes_behind(line["box AP"], table.notes)
+    values = [record["values"] for record in table.records if record["row"] == row]
+    assert all("person_ap" in one and "box_ap" not in one for one in values)
+
+
+def test_a_metric_appears_everywhere_from_one_entry(tmp_path: Path) -> None:
+    """In what run prints, a source's table, the wide table, the page and pick."""
+    shutil.copytree(MANIFEST_FOLDER, tmp_path / "manifests")
+    with (tmp_path / "manifests" / "metrics.toml").open("a") as file:
+        file.write(
+            '\nleaves = { title = "Leaves", unit = "per tree", better = "higher", digits = 0, overview = true,'
+            " tables = true }\n"
+        )
+    row = "faster_rcnn_vovnet39_fpn_2x.vovnet"
+    write_run(tmp_path / "results" / "runs", run_of(row, {"leaves": measured(12345.0, "per tree")}))
+    code = """
+import sys
+from pathlib import Path
+import detection_zoo.zoo.manifest as manifest
+manifest.MANIFEST_FOLDER = Path("manifests").absolute()
+from detection_zoo.benchmarks.report.generate import generate, stored_overview
+from detection_zoo.benchmarks.report.listing import results
+view = stored_overview()
+assert "Leaves" in results(view.runs) and "12345" in results(view.runs)
+files = {name: content.decode() for name, content in generate(view, {"md", "csv", "html"}).files.items()}
+assert "| Leaves (per tree) |" in files["tables/vovnet.md"] and "| 12345 " in files["tables/vovnet.md"]
+assert "| Leaves (per tree) |" not in files["tables/detectron.md"]
+assert "| Leaves (per tree) |" in files["tables/wide.md"] and ",leaves," in files["tables/wide.csv"]
+assert '"name":"leaves","title":"Leaves"' in files["report.html"]
+from detection_zoo.bench import app
+from typer.testing import CliRunner
+done = CliRunner().invoke(app, ["pick", "--metric", "leaves", "--min-ap", "12000"])
+assert done.exit_code == 0 and "Leaves" in done.stdout and "Measured here: 1" in done.stdout, done.output
+"""
+    root = str(MANIFEST_FOLDER.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": root},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_comes_from_outside_is_escaped_in_every_form() -> None:
+    """Formulas in CSV, escape sequences and line breaks everywhere, tags and links in Markdown."""
+    evil = "=cmd|' /C calc'!A0 \x1b]0;x\x07 <script> [a](javascript:b)\n\u202egnp.exe \ud800"
+    table = Table(
+        ["+h", "plain", "link"],
+        [[evil, "-1.5", [Link("m", "javascript:alert(1)")]], ["@x", "-", [Link("m", "https://e.org/a b>c")]]],
+        [f"[1] {evil}"],
+        "t",
+        evil,
+        [{"=name": evil, "number": -1.5}],
+    )
+    texts = {form: render([table], form) for form in ("text", "markdown", "csv", "latex")}
+    texts["records"] = render([dataclasses.replace(table, flat=True)], "csv")
+    for form, text in texts.items():
+        assert text.encode() and not [c for c in "\x1b\x07\u202e\ud800" if c in text], form
+        assert all(unicodedata.category(c) != "Cc" or c == "\n" for c in text), form
+    rows = list(csv.reader(io.StringIO(texts["csv"])))
+    assert rows[0][1] == "'+h" and rows[1][1].startswith("'=cmd") and rows[1][2] == "-1.5"
+    assert rows[2][1] == "'@x" and rows[2][2] == ""
+    assert next(csv.reader(io.StringIO(texts["records"]))) == ["'=name", "number"]
+    assert "\\<script>" in texts["markdown"] and "](javascript" not in texts["markdown"].replace("]\\(", "")
+    assert "[t-1]: https://e.org/a%20b%3Ec" in texts["markdown"] and "[t-2]" not in texts["markdown"]
+    assert json.loads(render([table], "json")) and "\x1b" not in render([table], "json")
+
+
+@pytest.mark.parametrize("width", [20, 40, 79, 100, 200])
+def test_no_line_of_text_is_wider_than_asked_for(width: int) -> None:
+    draw = random.Random(width)
+    letters = "abcdefg_./-"
+    for columns in range(1, 12):
+        words = ["".join(draw.choices(letters, k=draw.randint(1, 40))) for _ in range(60)]
+        cells = [
+            [" ".join(draw.choices(words, k=draw.randint(0, 4))) for _ in range(columns)] for _ in range(5)
+        ]
+        table = Table([f"column {c}" for c in range(columns)], cells, words, "n", "t " * 90, keys=2)
+        text = render([table], "text", width)
+        assert max(map(len, text.splitlines())) <= width
+        whole = "".join(text.split())
+        assert all("".join(word.split()) in whole for word in words[:3])
+
+
+def test_wide_enough_lines_are_not_wrapped() -> None:
+    table = Table(["a", "b"], [["x" * 50, "y z"]])
+    assert render([table], "text") == render([table], "text", 60)
+    assert f"{'x' * 50}  y z\n" in render([table], "text", 60)

@@ -4,6 +4,7 @@ import."""
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -18,8 +19,14 @@ from detection_zoo.zoo.manifest import load_manifests
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "bench.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+def bench(*arguments: str, columns: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "bench.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": columns},
+    )
 
 
 def imported_by(*arguments: str) -> set[str]:
@@ -115,8 +122,9 @@ def test_table_prints_records_of_a_store(tmp_path: Path) -> None:
     row = "faster_rcnn_vovnet39_fpn_2x.vovnet"
     write_run(tmp_path, run_of(row, {"model_ms": measured(12.34, "ms")}))
     done = bench("table", "vovnet", "--store", str(tmp_path), "--out", str(tmp_path / "table.md"))
-    assert done.returncode == 0 and (tmp_path / "table.md").read_text() == done.stdout
-    line = next(line for line in done.stdout.splitlines() if "measured [" in line)
+    printed = bench("table", "vovnet", "--store", str(tmp_path), "--format", "markdown").stdout
+    assert done.returncode == 0 and (tmp_path / "table.md").read_text() == printed
+    line = next(line for line in printed.splitlines() if "measured [" in line)
     assert line.split("|")[5].strip() == "12" and "V-39" in line
     records = json.loads(bench("table", "vovnet", "--store", str(tmp_path), "--json").stdout)
     assert [

@@ -1,0 +1,128 @@
+"""Tables as text that fits a terminal: cells are wrapped, further columns follow in another block."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+
+GAP = "  "
+LEAST = 16  # letters of a word that a column is never too narrow for
+PIECE = re.compile(r"[^_./,:;=&?\-]*[_./,:;=&?\-]+|[^_./,:;=&?\-]+")  # a long word may break behind these
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal: COLUMNS where it is set, else the terminal's; None where stdout is no
+    terminal, so that lines stay whole for other programs."""
+    if os.environ.get("COLUMNS", "").isdecimal() and int(os.environ["COLUMNS"]) > 0:
+        return int(os.environ["COLUMNS"])
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def wrap(text: str, width: int, indent: str = "") -> list[str]:
+    """Lines of at most `width` letters, later ones indented: broken at spaces, inside a word only where it is
+    longer than a line."""
+    lines, line = [], ""
+    for word in text.split():
+        room = width - len(line) - (1 if line.strip() else 0)
+        if len(word) <= room:
+            line += f" {word}" if line.strip() else word
+            continue
+        if line.strip():
+            lines.append(line)
+            line = indent
+        for piece in _pieces(word, width - len(indent)):
+            if len(line) + len(piece) > width:
+                lines.append(line)
+                line = indent
+            line += piece
+    return [*lines, line] if line.strip() or not lines else lines
+
+
+def _pieces(word: str, width: int) -> list[str]:
+    if len(word) <= width:
+        return [word]
+    pieces = PIECE.findall(word)
+    return [piece[start : start + width] for piece in pieces for start in range(0, len(piece), width)]
+
+
+def table_lines(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, keys: int = 1
+) -> list[str]:
+    """Headers, a rule and rows as lines of text.
+
+    Args:
+        headers: (C,) titles.
+        rows: cells of one line each, C in a row.
+        width: letters of a line; None: no limit.
+        keys: leading columns that name a row; where the columns do not fit side by side, these are repeated
+            in front of each further block.
+    """
+    columns = [[headers[place], *(row[place] for row in rows)] for place in range(len(headers))]
+    natural = [max(map(len, column)) for column in columns]
+    if width is None or sum(natural) + len(GAP) * (len(natural) - 1) <= width:
+        return _block(columns, natural)
+    least = [
+        max(_least(cell, width if place == 0 else LEAST) for cell in column)
+        for place, column in enumerate(columns)
+    ]
+    least[0] = min(least[0], width * 3 // 5)
+    lines: list[str] = []
+    for block in _blocks(least, width, keys):
+        widths = _grown([least[c] for c in block], [natural[c] for c in block], width)
+        lines += [*([""] if lines else []), *_block([columns[c] for c in block], widths)]
+    return lines
+
+
+def _least(cell: str, most: int) -> int:
+    """The width below which words of a cell break that are no longer than `most`."""
+    return max((min(len(word), most) for word in cell.split()), default=0)
+
+
+def _blocks(least: list[int], width: int, keys: int) -> list[list[int]]:
+    """Columns that fit side by side, the keys in front of each block."""
+    head = list(range(min(keys, len(least))))
+    while len(head) > 1 and sum(least[c] + len(GAP) for c in head) > width * 3 // 5:
+        head.pop()
+    blocks, block = [], list(head)
+    for place in range(len(head), len(least)):
+        if len(block) > len(head) and sum(least[c] + len(GAP) for c in (*block, place)) - len(GAP) > width:
+            blocks.append(block)
+            block = list(head)
+        block.append(place)
+    return [*blocks, block]
+
+
+def _grown(least: list[int], natural: list[int], width: int) -> list[int]:
+    """Widths that fill a line: what is left goes to the columns that lack most."""
+    widths = list(least)
+    spare = width - sum(widths) - len(GAP) * (len(widths) - 1)
+    while (
+        spare > 0 and (lacking := max(range(len(widths)), key=lambda c: natural[c] - widths[c])) is not None
+    ):
+        if natural[lacking] <= widths[lacking]:
+            break
+        widths[lacking] += 1
+        spare -= 1
+    while spare < 0:  # one wide column beside the keys: it shrinks
+        widest = max(range(len(widths)), key=lambda c: widths[c])
+        widths[widest] -= 1
+        spare += 1
+    return widths
+
+
+def _block(columns: list[list[str]], widths: list[int]) -> list[str]:
+    lines = []
+    for number, cells in enumerate(zip(*columns, strict=True)):
+        parts = [wrap(cell, max(1, width)) for cell, width in zip(cells, widths, strict=True)]
+        for place in range(max(map(len, parts))):
+            row = [
+                (part[place] if place < len(part) else "").ljust(width)
+                for part, width in zip(parts, widths, strict=True)
+            ]
+            lines.append(GAP.join(row).rstrip())
+        if number == 0:
+            lines.append(GAP.join("-" * width for width in widths))
+    return lines

@@ -1,0 +1,30 @@
+"""Text that came from outside (files, servers, records, hardware names), made safe to print. No torch."""
+
+from __future__ import annotations
+
+import re
+
+# control characters but tab and newline, separators and direction marks that hide text, what XML forbids
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+USER_IN_ADDRESS = re.compile(r"(\w+://)[^/@\s]+@")
+SECRET_IN_ADDRESS = re.compile(
+    r"(?i)([?&;](?:[\w.%-]*(?:token|signature|credential|password|secret|key|sig)[\w.%-]*)=)[^&;#\s'\"),]+"
+)
+
+
+def printable(text: str) -> str:
+    """The text with each character that steers a terminal, hides text or is no valid XML replaced by U+FFFD;
+    newlines and tabs stay."""
+    return UNPRINTABLE.sub("\ufffd", text)
+
+
+def one_line(text: str) -> str:
+    """The printable text on one line."""
+    return re.sub(r"[\n\t]+", " ", printable(text))
+
+
+def without_secrets(text: str) -> str:
+    """The text with user names, passwords and tokens of addresses replaced by ***."""
+    return SECRET_IN_ADDRESS.sub(r"\1***", USER_IN_ADDRESS.sub(r"\1***@", text))
