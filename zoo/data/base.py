@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from detection_zoo.zoo.data.images import decode_image
+from detection_zoo.zoo.data.images import decode_image, is_turned
 from detection_zoo.zoo.errors import DatasetError
 
 
@@ -120,12 +120,20 @@ class Dataset(ABC):
             DatasetError: the file is missing, no image, cut short, or not of the annotated size.
         """
         path = self.image_path(index)
-        image = decode_image(self.read_bytes(index), str(path), self.decoder)
+        data = self.read_bytes(index)
+        image = decode_image(data, str(path), self.decoder)
         height, width = self.image_size(index)
         if image.shape[:2] != (height, width):
+            remedy = "replace the image by the original one"
+            if image.shape[:2] == (width, height) and is_turned(data):
+                remedy = (
+                    "its EXIF tag turns it, and its annotation was made on the picture as it is shown:"
+                    " turn the"
+                    " file's own pixels"
+                )
             raise DatasetError(
                 f"{path}: the image is {image.shape[1]}x{image.shape[0]} pixels (width x height), its"
-                f" annotation says {width}x{height}; replace the image by the original one"
+                f" annotation says {width}x{height}; {remedy}"
             )
         return image
 

@@ -4,15 +4,31 @@ error here."""
 from __future__ import annotations
 
 import io
-from typing import Literal
+import os
+import threading
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from detection_zoo.zoo.data.jpeg import is_jpeg, jpeg_problem
 from detection_zoo.zoo.errors import DatasetError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# of Pillow's readers those that only read pixels: its EPS reader would start Ghostscript
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "TGA", "AVIF")
+MAX_MEGAPIXELS = "DETECTION_ZOO_MAX_MEGAPIXELS"  # an environment variable
+DEFAULT_MEGAPIXELS = 64.0  # decoding takes up to 10 bytes a pixel
+_PNG = b"\x89PNG"
+_ORIENTATION = 0x0112  # EXIF tag
+_limit = threading.Lock()  # Pillow's own limit is one for the whole process
 
 
 def decode_image(data: bytes, where: str, decoder: Literal["pil", "cv2"] = "pil") -> np.ndarray:
     """Decode an encoded image to (H, W, 3) uint8 RGB; grey, palette, alpha and CMYK images are converted.
+
+    Grey images of 16 bits keep their upper eight bits with both decoders, as OpenCV has it.
 
     Args:
         data: the bytes of a JPEG, PNG ... file.
@@ -22,37 +38,102 @@ def decode_image(data: bytes, where: str, decoder: Literal["pil", "cv2"] = "pil"
             pixels.
 
     Raises:
-        DatasetError: not an image, or cut short.
+        DatasetError: not an image, cut short, or of more pixels than the budget of 64 megapixels; the
+            environment variable DETECTION_ZOO_MAX_MEGAPIXELS sets another one.
     """
     if not data:
         raise DatasetError(f"{where}: the file is empty; download the image again")
-    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise DatasetError(
-            f"{where}: the JPEG file is cut short (no end marker after its last scan); download the image"
-            " again"
-        )
-    return _decode_pil(data, where) if decoder == "pil" else _decode_cv2(data, where)
+    if is_jpeg(data) and (problem := jpeg_problem(data)):
+        raise DatasetError(f"{where}: the JPEG file {problem}; download the image again")
+    if data[:4] == _PNG and b"IEND" not in data:
+        raise DatasetError(f"{where}: the PNG file cannot be decoded, it is cut short; download it again")
+    with _opened(data, where) as image:
+        _check_size(image.size, where)
+        return _decode_pil(image, where) if decoder == "pil" else _decode_cv2(data, where)
 
 
-def _decode_pil(data: bytes, where: str) -> np.ndarray:
+def is_turned(data: bytes) -> bool:
+    """Whether an image's EXIF tag says that it is to be shown turned by a quarter."""
+    try:
+        with _opened(data, "image") as image:
+            return image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    except Exception:  # damaged tags, which no decoder needs
+        return False
+
+
+def _opened(data: bytes, where: str) -> Image.Image:
+    """The image with its header read; Pillow's limit gives way to `_check_size`'s."""
     from PIL import Image, UnidentifiedImageError
 
+    with _limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(data), formats=_formats(data))
+        except UnidentifiedImageError:
+            raise DatasetError(
+                f"{where}: cannot be decoded as an image, by its first bytes it is none; if it should be one,"
+                " download it again"
+            ) from None
+        except Exception as error:
+            raise _undecodable(where, error) from None
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """Names of the Pillow readers to try; all but the common two take a tenth of a second to load."""
+    from PIL import Image
+
+    if is_jpeg(data) or data[:4] == _PNG:
+        return ("JPEG",) if is_jpeg(data) else ("PNG",)
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _undecodable(where: str, error: Exception) -> DatasetError:
+    """Readers of foreign bytes raise OSError, ValueError, SyntaxError, struct.error and more."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DatasetError(f"{where}: cannot be decoded as an image ({reason:.200}); download it again")
+
+
+def _check_size(size: tuple[int, int], where: str) -> None:
+    given = os.environ.get(MAX_MEGAPIXELS, "")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(image.convert("RGB"))
-    except UnidentifiedImageError:
+        budget = float(given) if given else DEFAULT_MEGAPIXELS
+    except ValueError:
+        raise DatasetError(f"{MAX_MEGAPIXELS} is {given!r:.40}, a number of megapixels is wanted") from None
+    width, height = size
+    if not width * height <= 1e6 * budget:
         raise DatasetError(
-            f"{where}: cannot be decoded as an image, by its first bytes it is none; if it should be one,"
-            " download it again"
-        ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{where}: cannot be decoded as an image ({error}); download it again") from None
+            f"{where}: the image has {width}x{height} pixels, {width * height / 1e6:.0f} megapixels, the"
+            " budget is"
+            f" {budget:g}; make it smaller or cut it into tiles, or set {MAX_MEGAPIXELS}"
+        )
+
+
+def _decode_pil(image: Image.Image, where: str) -> np.ndarray:
+    try:
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+            grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2)
+        if image.mode in ("I", "F"):
+            raise DatasetError(
+                f"{where}: grey values of 32 bits have no range that could be scaled; write 8 or 16 bits"
+            )
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except DatasetError:
+        raise
+    except Exception as error:
+        raise _undecodable(where, error) from None
 
 
 def _decode_cv2(data: bytes, where: str) -> np.ndarray:
     import cv2
 
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise _undecodable(where, error) from None
     if image is None:
         raise DatasetError(f"{where}: cannot be decoded as an image; download it again")
     return np.ascontiguousarray(image[:, :, ::-1])

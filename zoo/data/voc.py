@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import xml.parsers.expat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from detection_zoo.zoo.data.base import Dataset, GroundTruth, label_order
+from detection_zoo.zoo.data.xml_file import Element, read_xml
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
 
@@ -38,20 +38,6 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
-
-
-@dataclass
-class Element:
-    """An XML element with the line it starts on, which the standard library's trees do not keep."""
-
-    name: str
-    line: int
-    text: str = ""
-    children: list[Element] = field(default_factory=list)
-
-    def child(self, name: str) -> Element | None:
-        """The first child of that name."""
-        return next((c for c in self.children if c.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -83,41 +69,20 @@ def read_voc_xml(path: Path, classes: Sequence[str] = VOC_CLASSES) -> VocAnnotat
     Raises:
         DatasetError: names file and line: malformed XML, an object without a box, a class not in the list.
     """
-    root = _parse(path)
+    root = read_xml(path)
     size = root.child("size")
     if size is None:
         raise DatasetError(f"{path}: line {root.line}: no <size>; the image's width and height are needed")
     height, width = (int(_number(size, name, path)) for name in ("height", "width"))
+    if not (0 < height < 2**31 and 0 < width < 2**31):
+        raise DatasetError(
+            f"{path}: line {size.line}: <size> is {width}x{height}, the image's width and height in pixels"
+            " are"
+            " wanted"
+        )
     return VocAnnotation(
         height, width, tuple(_read_object(o, path, classes) for o in root.children if o.name == "object")
     )
-
-
-def _parse(path: Path) -> Element:
-    parser = xml.parsers.expat.ParserCreate()
-    top = Element("", 0)
-    stack = [top]
-
-    def start(name: str, _: dict[str, str]) -> None:
-        element = Element(name, parser.CurrentLineNumber)
-        stack[-1].children.append(element)
-        stack.append(element)
-
-    def text(data: str) -> None:
-        stack[-1].text += data
-
-    parser.StartElementHandler, parser.CharacterDataHandler = start, text
-    parser.EndElementHandler = lambda _: stack.pop()
-    try:
-        parser.Parse(path.read_bytes(), True)
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such annotation file; its image is listed in the image set") from None
-    except xml.parsers.expat.ExpatError as error:
-        raise DatasetError(
-            f"{path}: line {error.lineno}: malformed XML ({xml.parsers.expat.ErrorString(error.code)});"
-            " restore the file"
-        ) from None
-    return top.children[0]
 
 
 def _number(parent: Element, name: str, path: Path) -> float:
