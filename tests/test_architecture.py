@@ -27,6 +27,7 @@ MAY_IMPORT = [
     ("zoo/plain.py", ()),
     ("zoo/home.py", ()),
     ("zoo/manifest.py", ROOTS),
+    ("zoo/settings.py", (*ROOTS, "zoo.manifest")),
     ("zoo/weights/", (*ROOTS, "zoo.manifest", "zoo.home", "zoo.weights")),
     ("zoo/parts/", ("kernels", *ROOTS, "zoo.parts")),
     ("zoo/necks.py", (*ROOTS, "zoo.parts")),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from detection_zoo.benchmarks.ask.suspects import Variant, parse_setting, variants, with_value
+from detection_zoo.benchmarks.ask.suspects import Variant, variants
 from detection_zoo.benchmarks.evaluation.accuracy import DetectionCollector
 from detection_zoo.benchmarks.measure.inference import to_host
 from detection_zoo.benchmarks.run.progress import progress
@@ -29,6 +29,7 @@ from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.settings import parse_setting, with_value
 
 NOTHING = 0.05  # points: what a table does not print
 LEVEL = 0.05  # of the test that a rise is no chance

@@ -3,13 +3,12 @@ changed."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import Component, ModelEntry, load_manifests, merge
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.settings import with_value
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,48 +31,6 @@ class Variant:
     change: str
     entry: ModelEntry
     kind: Literal["network", "selection", "precision", "half", "ends"] = "network"
-
-
-def with_value(entry: ModelEntry, path: str, value: Any) -> ModelEntry:
-    """The row with one convention ("image.channel_order") or one argument of a component
-    ("backbone.stride_in_1x1") set.
-
-    Raises:
-        ManifestError: there is no such field, or the value does not fit it.
-    """
-    from pydantic import ValidationError
-
-    section, _, field = path.partition(".")
-    if section in COMPONENTS and getattr(entry, section) is not None and field:
-        component = getattr(entry, section)
-        return entry.model_copy(
-            update={section: Component(name=component.name, **{**component.arguments, field: value})}
-        )
-    if entry.conventions is None or not field:
-        raise ManifestError(
-            f"row {entry.name}: {path!r} is no field; write SECTION.FIELD=VALUE, image.channel_order=rgb or"
-            " backbone.stride_in_1x1=false say"
-        )
-    try:
-        changed = type(entry.conventions).model_validate(
-            merge(entry.conventions.model_dump(exclude_unset=True), {section: {field: value}})
-        )
-    except ValidationError as error:
-        raise ManifestError(
-            f"row {entry.name}: {path}: {error.errors()[0]['msg']}, but it is {value!r:.60}"
-        ) from None
-    return entry.model_copy(update={"conventions": changed})
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """ "path=value" in two; the value as TOML has it, or as plain text."""
-    path, _, value = text.partition("=")
-    if not value:
-        raise ManifestError(f"{text!r}: write SECTION.FIELD=VALUE")
-    try:
-        return path.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return path.strip(), value.strip()
 
 
 def variants(entry: ModelEntry, model: nn.Module) -> Iterator[Variant]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,6 +39,17 @@ def train(
     scale_lr: Annotated[
         bool, typer.Option("--scale-lr", help="scale the rate to the batch though the source does not")
     ] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="of the row or its schedule: image.size=600, schedule.gamma=0.5",
+        ),
+    ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="only operators that repeat to the last digit; slower")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on from the last checkpoint in --out, where there is one")
     ] = False,
@@ -64,14 +76,27 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     try:
         steps = None if lr_steps is None else tuple(int(part) for part in lr_steps.split(",") if part.strip())
     except ValueError:
         raise typer.BadParameter(f"{lr_steps!r} is no list of numbers", param_hint="--lr-steps") from None
     wishes = Wishes(batch, accumulate, lr, iterations, epochs, steps, warmup, optimizer, scale_lr)
-    settings = Settings(out, resume, 0 if no_save else save_every, keep, log_every, precision, channels_last)
+    settings = Settings(
+        out,
+        seed=seed,
+        resume=resume,
+        save_every=0 if no_save else save_every,
+        keep=keep,
+        log_every=log_every,
+        precision=precision,
+        channels_last=channels_last,
+    )
     try:
-        request = Request(row, data, weights, seed, workers, device_of(device))
+        request = Request(row, data, weights, workers, device_of(device), tuple(changes or ()))
         done = start_training(request, wishes, settings, say)
     except (ValueError, RuntimeError, ArithmeticError) as error:
         say(f"error: {error}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,9 +18,10 @@ from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.training_loader import TrainingLoader, training_batches, training_loader
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.settings import with_settings
 from detection_zoo.zoo.training.distributed import joined
 from detection_zoo.zoo.training.plan import Plan, Wishes, plan_training, schedule_of
-from detection_zoo.zoo.training.trainer import Outcome, Settings, train
+from detection_zoo.zoo.training.trainer import Outcome, Settings, start_of, train
 from detection_zoo.zoo.weights.fetch.one import fetch_weights
 from detection_zoo.zoo.weights.load import load_backbone
 
@@ -28,15 +31,15 @@ RECIPE = "recipe.json"
 
 @dataclass(frozen=True)
 class Request:
-    """What is trained on what: row, form of `open_dataset`, weights to start from, seed, processes that load
-    data, device."""
+    """What is trained on what: row, form of `open_dataset`, weights to start from, processes that load data,
+    device, "KEY=VALUE" of row or schedule."""
 
     row: str
     data: str
     weights: str = INITIAL
-    seed: int = 0
     workers: int = 0
     device: str = "cpu"
+    changes: tuple[str, ...] = ()
 
 
 def start_training(
@@ -52,19 +55,21 @@ def start_training(
     if entry.task == "classification":
         raise ManifestError(f"row {entry.name} is a classifier; train takes detectors")
     own = schedule_of(entry)
+    entry, base, set_by_hand = with_settings(entry, own, request.changes)
     dataset, which = training_data(entry, Sources(request.data, train_data=_training_split(request.data)))
     with joined(request.device) as process:
         batch = wishes.batch or own.images_per_batch
         if batch % process.world:
             raise ValueError(f"--batch {batch} is not divisible by the {process.world} processes")
-        plan = plan_training(own, wishes, _images(entry, dataset))
+        plan = plan_training(base, wishes, _images(entry, dataset))
         say(
             f"{entry.name}: {plan.iterations} updates of {batch * plan.accumulate} images,"
             f" {plan.updates_per_epoch} updates an epoch, {which}, {settings.precision} on {process.device}"
         )
-        for text in (*plan.changes, *(f"warning: {one}" for one in plan.warnings)):
+        for text in (*set_by_hand, *plan.changes, *(f"warning: {one}" for one in plan.warnings)):
             say(text)
-        model = _model(entry, request)
+        resumed = start_of(settings.folder, settings.resume) is not None
+        model = _model(entry, "random" if resumed else request.weights, settings.seed)
 
         def loader(start: int) -> TrainingLoader:
             return training_loader(
@@ -72,7 +77,7 @@ def start_training(
                 dataset,
                 batch=batch // process.world,
                 workers=request.workers,
-                seed=request.seed,
+                seed=settings.seed,
                 rank=process.rank,
                 world_size=process.world,
                 start=start,
@@ -81,8 +86,8 @@ def start_training(
             )
 
         if process.main:
-            write_recipe(request, wishes, settings, plan, dataset)
-        torch.manual_seed(request.seed + process.rank)
+            write_recipe(request, wishes, settings, plan, dataset, set_by_hand)
+        seed_everything(settings.seed + process.rank)
         return train(
             model, loader, plan, settings, entry=entry.name, process=process, say=say if process.main else _no
         )
@@ -101,21 +106,28 @@ def _images(entry: ModelEntry, dataset: Dataset) -> int:
     return len(training_batches(entry, dataset, batch=1).indices)
 
 
-def _model(entry: ModelEntry, request: Request) -> nn.Module:
+def _model(entry: ModelEntry, weights: str, seed: int) -> nn.Module:
     """The row's model with the weights that its training starts from."""
-    torch.manual_seed(request.seed)
-    if request.weights != INITIAL:
-        _, weights = identify_weights(entry, request.weights)
-        return build_model(entry, weights=None if weights == "random" else weights)
+    seed_everything(seed)
+    if weights != INITIAL:
+        _, path = identify_weights(entry, weights)
+        return build_model(entry, weights=None if path == "random" else path)
     model = build_model(entry)
     for spec in load_manifests().initial_weights(entry)[:1]:
-        path = fetch_weights(spec, entry.name).path
-        load_backbone(model, path, spec.format, row=entry.name)
+        file = fetch_weights(spec, entry.name).path
+        load_backbone(model, file, spec.format, row=entry.name)
     return model
 
 
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy (the legacy one) and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def write_recipe(
-    request: Request, wishes: Wishes, settings: Settings, plan: Plan, dataset: Dataset
+    request: Request, wishes: Wishes, settings: Settings, plan: Plan, dataset: Dataset, set_by_hand: list[str]
 ) -> dict[str, Any]:
     """Write recipe.json: what was asked, the whole schedule in force, and what differs from the row's own."""
     recipe = {
@@ -125,7 +137,7 @@ def write_recipe(
             name: value for name, value in asdict(settings).items() if name not in ("folder", "resume")
         },
         "schedule": plan.schedule.model_dump(),
-        "changes": plan.changes,
+        "changes": [*set_by_hand, *plan.changes],
         "updates": plan.iterations,
         "updates_per_epoch": plan.updates_per_epoch,
         "dataset": dataset.describe() | {"classes": list(dataset.classes)},

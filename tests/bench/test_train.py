@@ -30,13 +30,32 @@ def losses(folder: Path) -> dict[int, str]:
         return {int(line["iteration"]): line["loss"] for line in csv.DictReader(file)}
 
 
-SMALL = ("--batch", 2, "--log-every", 2, "--save-every", 2, "--lr-steps", "3", "--warmup", 2)
+OWN = load_manifests().schedules["maskrcnn_benchmark_2x"]  # 180,000 updates of 16 images
+ROW_OWN = schedule_of(load_manifests().entry(ROW))
+SMALL = (
+    "--set",
+    "image.size=64",
+    "--set",
+    "image.max_size=96",
+    "--batch",
+    2,
+    "--log-every",
+    2,
+    "--save-every",
+    2,
+    "--lr-steps",
+    "3",
+    "--warmup",
+    2,
+)
 
 
 def test_a_resumed_training_repeats_the_unbroken_one_and_its_file_can_be_run(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     said = train("--out", whole, "--iterations", 4, *SMALL)
-    assert "images_per_batch: 16 -> 2" in said and "lr: 0.02 -> 0.0025" in said
+    rate = ROW_OWN.lr * 2 / ROW_OWN.images_per_batch
+    assert f"images_per_batch: {ROW_OWN.images_per_batch} -> 2" in said
+    assert f"lr: {ROW_OWN.lr:g} -> {rate:g}" in said
     assert "update 4/4" in said and "images/s" in said and "waiting for data" in said
     train("--out", broken, "--iterations", 2, *SMALL)
     assert "holds a training already" in train("--out", broken, "--iterations", 4, *SMALL, code=1)
@@ -46,7 +65,7 @@ def test_a_resumed_training_repeats_the_unbroken_one_and_its_file_can_be_run(tmp
     ours, theirs = (torch.load(folder / "last.pth")["model"] for folder in (broken, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     recipe = json.loads((whole / "recipe.json").read_text())
-    assert recipe["schedule"]["lr"] == 0.0025 and recipe["updates"] == 4
+    assert recipe["schedule"]["lr"] == rate and recipe["updates"] == 4
     done = CliRunner().invoke(
         app,
         ["run", ROW, "--weights", str(whole / "last"), "--images", "2", "--metrics", "ap", "--in-process"]
@@ -57,14 +76,13 @@ def test_a_resumed_training_repeats_the_unbroken_one_and_its_file_can_be_run(tmp
 
 
 def test_other_lengths_and_batches_keep_the_shape_of_the_schedule() -> None:
-    own = schedule_of(load_manifests().entry(ROW))  # 2x: 180,000 updates of 16 images
-    plan = plan_training(own, Wishes(batch=8), 1000)
+    plan = plan_training(OWN, Wishes(batch=8), 1000)
     assert plan.schedule.lr == 0.01 and plan.iterations == 360000 and plan.schedule.steps == [240000, 320000]
-    plan = plan_training(own, Wishes(iterations=900), 1000)
+    plan = plan_training(OWN, Wishes(iterations=900), 1000)
     assert plan.schedule.steps == [600, 800] and plan.schedule.warmup_iterations == 90
-    plan = plan_training(own, Wishes(epochs=18), 1600)
+    plan = plan_training(OWN, Wishes(epochs=18), 1600)
     assert plan.schedule.steps == [12, 16] and plan.iterations == 1800 and plan.updates_per_epoch == 100
-    plan = plan_training(own, Wishes(batch=8, accumulate=2), 1000)
+    plan = plan_training(OWN, Wishes(batch=8, accumulate=2), 1000)
     assert plan.schedule.lr == 0.01 and plan.iterations == 180000 and plan.updates_per_epoch == 62
 
 
@@ -74,3 +92,24 @@ def test_scripts_that_do_not_rescale_are_followed_unless_asked(scale: bool) -> N
     plan = plan_training(own, Wishes(batch=8, scale_lr=scale), 800)
     assert plan.schedule.lr == (own.lr / 4 if scale else own.lr) and plan.schedule.epochs == own.epochs
     assert bool(plan.warnings) is not scale
+
+
+def test_settings_are_checked_and_written_down(tmp_path: Path) -> None:
+    small = ("--iterations", 1, "--batch", 1, "--no-save", "--set", "image.size=64")
+    said = train(
+        "--out", tmp_path, *small, "--set", "schedule.momentum=0.8", "--set", "rpn.foreground_iou=0.6"
+    )
+    size = load_manifests().entry(ROW).conventions.image.size
+    assert f"image.size: {size} -> 64" in said and "schedule.momentum: 0.9 -> 0.8" in said
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    assert recipe["schedule"]["momentum"] == 0.8 and f"image.size: {size} -> 64" in recipe["changes"]
+    assert not list(tmp_path.glob("*.pth"))
+    for setting, problem in {
+        "schedule.momentun=0.8": "did you mean 'momentum'",
+        "image.sice=3": "did you mean 'size'",
+        "imag.size=3": "did you mean 'image'",
+        "schedule.momentum=much": "momentum: Input should be a valid number, but it is 'much'",
+        "neck.chanels=3": "did you mean 'channels'",
+        "nothing": "write SECTION.FIELD=VALUE",
+    }.items():
+        assert problem in train("--out", tmp_path, *small, "--set", setting, code=1)

@@ -3,6 +3,7 @@ asked."""
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,6 +22,11 @@ from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
 from detection_zoo.zoo.data.targets import TargetRules, make_target, trained_images, training_boxes
 from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, PreprocessedImage, ShorterSide
 from detection_zoo.zoo.records import Target
+
+# Ctrl-C, a polite kill, and Slurm's before it requeues; not every system has all of them
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
 
 
 @dataclass
@@ -92,9 +98,12 @@ def pad_batch(tensors: Sequence[Tensor], size_divisor: int = 1) -> Tensor:
 
 
 def start_worker(_: int) -> None:
-    """Let each worker decode and resize with one thread; OpenCV would start one a core in every worker."""
+    """Let each worker decode and resize with one thread (OpenCV would start one a core in every worker), and
+    leave signals to the process that asked for it: it may still want a batch before it ends."""
     import cv2
 
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from detection_zoo.zoo.data.loading import TrainingBatches, TrainingImages, star
 from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
 from detection_zoo.zoo.data.targets import TargetRules
 from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.errors import DatasetError, ManifestError
+from detection_zoo.zoo.errors import DatasetError, ManifestError, ZooError
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
 
 if TYPE_CHECKING:
@@ -97,18 +97,26 @@ class TrainingLoader:
         self.batches_per_epoch = max(1, self.images // (batches.images_per_batch * batches.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        items = _Items(self.batches)
         loader = DataLoader(
-            items,
+            _Items(self.batches),
             batch_sampler=_Order(self.batches, self.start),
             num_workers=self.workers,
             pin_memory=self.pin_memory,
-            collate_fn=TrainingImages(self.batches, 0).collate,
+            collate_fn=_Collate(self.batches),
             prefetch_factor=4 if self.workers else None,
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # without its own, the workers' seed is drawn from the detector's
         )
-        return iter(loader)
+        for batch in loader:
+            if isinstance(batch, ZooError):
+                raise batch
+            yield batch
+
+
+def is_lost_worker(error: Exception) -> bool:
+    """Whether an error says that a process that loads data is gone; torch raises it from a signal handler, in
+    whatever code runs then."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 class _Order:
@@ -134,7 +142,21 @@ class _Items(TorchDataset):
 
     def __getitem__(self, key: tuple[int, int]) -> object:
         epoch, index = key
-        return TrainingImages(self.batches, epoch)[index]
+        try:
+            return TrainingImages(self.batches, epoch)[index]
+        except ZooError as error:  # a worker's exception would arrive as a traceback in the message
+            return error
+
+
+class _Collate:
+    """A batch of the items, or the first error among them."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.images = TrainingImages(batches, 0)
+
+    def __call__(self, items: list[Any]) -> object:
+        failed = next((item for item in items if isinstance(item, ZooError)), None)
+        return self.images.collate(items) if failed is None else failed
 
 
 def training_loader(

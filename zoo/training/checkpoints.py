@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from detection_zoo.zoo.data.training_loader import is_lost_worker
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.training.distributed import bare
+from detection_zoo.zoo.training.distributed import Process, bare, gather
 
 FORMAT = 1
 LAST = "last.pth"  # another name of the newest checkpoint
@@ -52,10 +54,10 @@ def write_whole(path: Path, value: Any) -> None:
     -9."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(value, file)
-            file.flush()
+        torch.save(value, temporary)  # by name: written without Python, where signals raise
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -77,6 +79,8 @@ def save(
     scaler: torch.amp.GradScaler | None = None,
     entry: str = "",
     keep: int = 2,
+    process: Process | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Save a training state as step_<iteration>.pth, and as last.pth, and drop older ones.
 
@@ -86,22 +90,39 @@ def save(
         iteration: updates made; `restore` returns it as the `start` of `train_steps`.
         entry: name of the manifest row, so that a checkpoint is not resumed into another model.
         keep: checkpoints that stay, the newest; 0 keeps all.
+        process: all processes call this, the first one writes; the generators of each are kept.
+        more: what `read` gives back under these names: plain values and tensors.
+
+    Raises:
+        CheckpointError: the file could not be written; the checkpoints before it are still there.
     """
     device = next(model.parameters()).device
     path = folder / f"step_{iteration:08d}.pth"
-    write_whole(
-        path,
-        {
-            "format": FORMAT,
-            "entry": entry,
-            "iteration": iteration,
-            "model": bare(model).state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-            "random": random_state(device),
-        },
-    )
-    point_to(folder / LAST, path)
+    ranks = [random_state(device)] if process is None else gather([random_state(device)], process)
+    if process is not None and not process.main:
+        return path
+    value = {
+        "format": FORMAT,
+        "entry": entry,
+        "iteration": iteration,
+        "model": bare(model).state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict() if scaler else None,
+        "random": ranks[0],
+        "random_of_ranks": ranks,
+        **(more or {}),
+    }
+    try:
+        write_whole(path, value)
+        point_to(folder / LAST, path)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where the file system refuses
+        if is_lost_worker(error):
+            raise
+        newest = latest(folder)
+        raise CheckpointError(
+            f"{path}: the checkpoint could not be written ({str(error).splitlines()[0]}); is the disk full?"
+            f" {'No checkpoint is there' if newest is None else f'The last good one is {newest.name}'}"
+        ) from error
     for old in _found(folder)[:-keep] if keep else []:
         old.unlink(missing_ok=True)
     for part in folder.glob(".step_*.part"):  # left by a process that was killed while writing
@@ -164,12 +185,38 @@ def restore(
     scaler: torch.amp.GradScaler | None = None,
     entry: str = "",
 ) -> int:
-    """Put model, optimiser and random generators back; returns the iteration to go on from.
+    """Read a checkpoint and put its state back, as `apply`; returns the iteration to go on from.
 
     Raises:
         CheckpointError: unreadable, of another row, or of another shape than the model.
     """
-    value = read(path)
+    return apply(read(path), path, model, optimizer, scaler=scaler, entry=entry)
+
+
+def apply(
+    value: Mapping[str, Any],
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+    entry: str = "",
+    rank: int = 0,
+) -> int:
+    """Put model, optimiser and random generators back to what `read` gave.
+
+    Args:
+        value: of `read`; path: where it was read, for messages.
+        model, optimizer, scaler: are changed.
+        entry: the row being trained.
+        rank: of this process; a rank that the checkpoint does not know keeps its generators.
+
+    Returns:
+        the iteration to go on from.
+
+    Raises:
+        CheckpointError: of another row, or of another shape than the model.
+    """
     if entry and value["entry"] and value["entry"] != entry:
         raise CheckpointError(
             f"{path}: a training of {value['entry']!r}, not of {entry!r}; choose another folder"
@@ -181,5 +228,7 @@ def restore(
         raise CheckpointError(f"{path}: does not fit the model being trained: {error}") from error
     if scaler is not None and value["scaler"]:
         scaler.load_state_dict(value["scaler"])
-    set_random_state(value["random"], next(model.parameters()).device)
+    ranks = value.get("random_of_ranks", [value["random"]])
+    if rank < len(ranks):
+        set_random_state(ranks[rank], next(model.parameters()).device)
     return value["iteration"]

@@ -81,6 +81,15 @@ def mean_over_processes(values: dict[str, float], process: Process) -> dict[str,
     return dict(zip(sorted(values), (total / process.world).tolist(), strict=True))
 
 
+def anywhere(flag: bool, process: Process) -> bool:
+    """Whether a flag is set in any process; all must ask."""
+    if process.world == 1:
+        return flag
+    value = torch.tensor(float(flag), device=process.device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value)
+
+
 def gather(items: list[Any], process: Process) -> list[Any]:
     """The items of every process, by rank, in one list on every process (for results of an evaluation that
     was shared out)."""

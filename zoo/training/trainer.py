@@ -13,28 +13,28 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from detection_zoo.zoo.data.training_loader import TrainingLoader
-from detection_zoo.zoo.errors import CheckpointError
+from detection_zoo.zoo.data.loading import STOP_SIGNALS
+from detection_zoo.zoo.data.training_loader import TrainingLoader, is_lost_worker
+from detection_zoo.zoo.errors import CheckpointError, DatasetError
 from detection_zoo.zoo.training import checkpoints
-from detection_zoo.zoo.training.distributed import Process, distribute
+from detection_zoo.zoo.training.distributed import Process, anywhere, distribute
 from detection_zoo.zoo.training.loop import Stage, train_steps
 from detection_zoo.zoo.training.metrics_log import MetricsFile, ProgressLine
 from detection_zoo.zoo.training.plan import Plan
 from detection_zoo.zoo.training.recipe import build_optimizer
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is Slurm's, before it requeues
-
 
 @dataclass(frozen=True)
 class Settings:
-    """How a training runs, without influence on what it computes (precision apart).
+    """How a training runs, beside its plan.
 
-    folder: checkpoints, metrics.csv and recipe.json; save_every: updates between checkpoints, 0 saves none;
-    keep: checkpoints that stay; log_every: updates a line; precision: float32 or autocast in another type;
-    channels_last: layout of images and weights.
+    folder: checkpoints, metrics.csv and recipe.json; seed: of the stream of batches; save_every: updates
+    between checkpoints, 0 saves none; keep: checkpoints that stay; log_every: updates a line; precision:
+    float32 or autocast in another type; channels_last: layout of images and weights.
     """
 
     folder: Path
+    seed: int = 0
     resume: bool = False
     save_every: int = 1000
     keep: int = 2
@@ -100,16 +100,30 @@ def train(
     amp = None if settings.precision == "float32" else getattr(torch, settings.precision)
     scaler = torch.amp.GradScaler(process.device.type) if amp is torch.float16 else None
     newest = start_of(settings.folder, settings.resume)
-    start = 0
+    start, stream = 0, {"seed": settings.seed, "world": process.world, "accumulate": plan.accumulate}
+    stream["batch"] = plan.schedule.images_per_batch
     if newest is not None:
-        start = checkpoints.restore(newest, model, optimizer, scaler=scaler, entry=entry)
+        value = checkpoints.read(newest)
+        start = checkpoints.apply(
+            value, newest, model, optimizer, scaler=scaler, entry=entry, rank=process.rank
+        )
+        for text in _other_stream(value.get("stream", {}), stream):
+            say(f"warning: {text}; the order of images differs from the unbroken training's")
         say(f"resumed from {newest.name}: {start} of {plan.iterations} updates are made")
-    log = MetricsFile(settings.folder / "metrics.csv", start)
+    log = MetricsFile(settings.folder / "metrics.csv", start) if process.main else None
     line = ProgressLine(plan.iterations, start, settings.log_every, process.device, say)
 
     def save(made: int) -> Path:
         return checkpoints.save(
-            settings.folder, model, optimizer, made, scaler=scaler, entry=entry, keep=settings.keep
+            settings.folder,
+            model,
+            optimizer,
+            made,
+            scaler=scaler,
+            entry=entry,
+            keep=settings.keep,
+            process=process,
+            more={"stream": stream},
         )
 
     clock = _Clock()
@@ -128,22 +142,33 @@ def train(
         channels_last=settings.channels_last,
     )
     made, loss, saved, path = start, float("nan"), start, newest
-    with _stopping() as stop:
+    with _stopping() as stop, _lost_workers_said():
         for record in steps:
             made, loss = record.iteration + 1, record.total_loss
             seconds, data_seconds = clock.lap()
             epoch = plan.epoch(made)
-            log.write(record, epoch, seconds, data_seconds)
+            if log is not None:
+                log.write(record, epoch, seconds, data_seconds)
             line.add(record, epoch, seconds, data_seconds)
             if settings.save_every and made % settings.save_every == 0:
                 saved, path = made, save(made)
                 clock.lap()
-            if stop:
+            if anywhere(bool(stop), process):
                 break
-    log.close()
+    if log is not None:
+        log.close()
     if settings.save_every and saved != made:
         path = save(made)
     return Outcome(made, loss, path, stop[0] if stop and made < plan.iterations else None)
+
+
+def _other_stream(before: dict[str, int], now: dict[str, int]) -> list[str]:
+    """What of the stream of batches differs from the checkpoint's, one text each."""
+    return [
+        f"the checkpoint was made with {name} {before[name]}, this training has {now[name]}"
+        for name in now
+        if before.get(name, now[name]) != now[name]
+    ]
 
 
 class _Clock:
@@ -164,6 +189,19 @@ class _Clock:
         seconds, data = now - self._start, self._data
         self._start, self._last, self._data = now, now, 0.0
         return seconds, data
+
+
+@contextmanager
+def _lost_workers_said() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_worker(error):
+            raise
+        raise DatasetError(
+            f"a process that loads data ended ({str(error).splitlines()[0]}); memory may have run out: use"
+            " fewer --workers, or 0 to see the error itself"
+        ) from error
 
 
 @contextmanager

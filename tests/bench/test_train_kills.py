@@ -1,0 +1,123 @@
+"""Trainings that are killed, stopped and disturbed: what was saved stays, and --resume repeats the unbroken
+run to the last digit."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detection_zoo.zoo.training import checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLS = int(os.environ.get("DETECTION_ZOO_TEST_TRAIN_KILLS", "3"))
+ROW = "mask_rcnn_vovnet27_tiny_fpn.demo"
+TINY = ["--batch", "1", "--threads", "1", "--log-every", "1", "--save-every", "1", "--deterministic"]
+TINY += ["--set", "image.size=64", "--set", "image.max_size=96", "--warmup", "2"]
+
+
+def command(folder: Path, iterations: int, *more: object) -> list[str]:
+    """The command line of one small training."""
+    return [sys.executable, "bench.py", "train", ROW, "--out", str(folder)] + [
+        *("--iterations", str(iterations), "--lr-steps", str(iterations - 2), *TINY, *map(str, more))
+    ]
+
+
+def start(folder: Path, iterations: int, *more: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(folder, iterations, *more),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_update(process: subprocess.Popen[str], updates: int = 1) -> None:
+    """Read the messages until so many updates are made; the checkpoint of the one before is written then."""
+    for line in process.stderr:
+        updates -= line.startswith("update ")
+        if not updates:
+            return
+    raise AssertionError(f"it ended with {process.wait()} before an update was made")
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without the times."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        times = ("seconds", "data_seconds")
+        return [{k: v for k, v in line.items() if k not in times} for line in csv.DictReader(file)]
+
+
+def finish(folder: Path, iterations: int, *more: object, code: int = 0) -> str:
+    done = subprocess.run(command(folder, iterations, *more), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stderr
+
+
+def test_a_training_killed_at_random_moments_repeats_the_unbroken_one(tmp_path: Path) -> None:
+    iterations = 4 * KILLS + 4
+    finish(tmp_path / "whole", iterations)
+    draw, folder = random.Random(0), tmp_path / "killed"
+    for number in range(KILLS):
+        process = start(folder, iterations, "--resume", "--workers", number % 3)
+        wait_for_update(process)
+        try:
+            process.wait(timeout=draw.uniform(0, 0.6))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stderr.close()
+        process.wait()
+    finish(folder, iterations, "--resume", "--workers", 1)
+    assert metrics(folder) == metrics(tmp_path / "whole")
+    ours, theirs = (checkpoints.read(tmp_path / name / "last.pth") for name in ("killed", "whole"))
+    assert all(torch.equal(ours["model"][name], tensor) for name, tensor in theirs["model"].items())
+    assert len(list(folder.glob("step_*.pth"))) == 2 and not list(folder.glob(".*.part"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_training_that_is_asked_to_stop_is_saved_first(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, 500, "--save-every", 400, "--workers", 1)
+    wait_for_update(process)
+    os.killpg(process.pid, number)
+    said = process.stderr.read()
+    assert process.wait() == 128 + number, said
+    assert f"stopped by {number.name}; go on with --resume" in said
+    made = checkpoints.read(tmp_path / "last.pth")["iteration"]
+    assert 1 <= made < 400 and int(metrics(tmp_path)[-1]["iteration"]) == made
+
+
+def test_a_full_disk_ends_the_training_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    finish(tmp_path, 2)
+    before = (tmp_path / "last.pth").read_bytes()
+    limited = command(tmp_path, 4, "--resume")
+    script = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2);"
+    script += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *limited[1:]], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "step_00000003.pth: the checkpoint could not be written" in done.stderr
+    assert "The last good one is step_00000002.pth" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "last.pth").read_bytes() == before
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_loader_process_that_dies_ends_the_training_with_a_reason(tmp_path: Path) -> None:
+    process = start(tmp_path, 500, "--workers", 1)
+    wait_for_update(process, 2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        if b"bench.py" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGKILL)
+    said = process.stderr.read()
+    assert process.wait() == 1 and "a process that loads data ended" in said and "Traceback" not in said
+    assert checkpoints.read(tmp_path / "last.pth")["iteration"] >= 1
