@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from detection_zoo.zoo.conventions import Conventions
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.registry import did_you_mean
+from detection_zoo.zoo.templates import expand_rows
 
 MANIFEST_FOLDER = Path(__file__).resolve().parent.parent / "manifests"
 SHARED_FILES = ("conventions.toml", "schedules.toml", "datasets.toml", "metrics.toml", "protocols.toml")
@@ -501,15 +502,7 @@ def read_manifests(folder: Path) -> Manifests:
         if path.name in SHARED_FILES:
             continue
         document = _read_toml(path)
-        if set(document) - {"model"}:
-            raise ManifestError(
-                f"{path}: only [[model]] tables belong here, but there is"
-                f" {', '.join(sorted(set(document) - {'model'}))}"
-            )
-        rows = document.get("model")
-        if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-            raise ManifestError(f"{path}: holds no list of [[model]] tables; is the file empty or cut short?")
-        for number, row in enumerate(rows, start=1):
+        for number, row in enumerate(expand_rows(document, path), start=1):
             entry = _entry(row, path, number, bundles)
             if entry.name in entries:
                 raise ManifestError(
@@ -542,12 +535,30 @@ def json_schema() -> dict[str, Any]:
     }
     for filled_in in ("source", "conventions_name"):
         row["properties"].pop(filled_in)
-    row["required"] = [field for field in row["required"] if field != "source"]
+    names = {"type": ["string", "array"], "description": "templates of this file; a row's own fields win"}
+    row["properties"]["extends"] = names
+    path = {"type": "string", "description": "of the file below each address of mirrors, in place of urls"}
+    definitions["WeightSpec"]["properties"]["path"] = path
+    shared = {
+        field: row["properties"][field] for field in row["properties"] if field not in ("name", "title")
+    }
+    for field, kind in (("weights", "WeightSpec"), ("published", "Published")):
+        shared[field] = {"$ref": f"#/$defs/{kind}", "description": f"fields of every item of {field}"}
+    template = {"type": "object", "properties": shared, "additionalProperties": False}
+    # what is required may come from a template
+    row["required"] = ["name", "title"]
+    for model in ("WeightSpec", "Published"):
+        definitions[model].pop("required", None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Models of one source",
         "type": "object",
-        "properties": {"model": {"type": "array", "items": row}},
+        "properties": {
+            "mirrors": {"type": "array", "items": {"type": "string"}},
+            "defaults": template,
+            "template": {"type": "object", "additionalProperties": template},
+            "model": {"type": "array", "items": row},
+        },
         "additionalProperties": False,
         "$defs": definitions,
     }

@@ -168,7 +168,7 @@ def test_pin_writes_the_manifest_and_nothing_else(run: Any, manifests: Path) -> 
 def test_pin_refuses_a_layout_it_cannot_edit(run: Any, manifests: Path) -> None:
     path = manifests / "sample.toml"
     inline = (
-        f'weights = [{{ urls = ["{tomllib.loads(path.read_text())["model"][1]["weights"][0]["urls"][0]}"],'
+        f'"weights" = [{{ urls = ["{tomllib.loads(path.read_text())["model"][1]["weights"][0]["urls"][0]}"],'
         ' format = "x", holds = "detector" }]'
     )
     path.write_text(ROW.format(name="inline") + inline + "\n")

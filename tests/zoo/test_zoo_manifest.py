@@ -230,7 +230,10 @@ FAULTS = {
         ('holds = "detector"', 'holds = "detector"\nsha256 = "abc"'),
         ["field weights.0.sha256", "'abc'"],
     ),
-    "other tables": (("[[model]]", "[other]\n[[model]]"), ["only [[model]] tables belong here", "other"]),
+    "other tables": (
+        ("[[model]]", "[other]\n[[model]]"),
+        ["only [[model]] tables, [defaults]", "belong here, but there is other"],
+    ),
     "cut short": (
         ("values = { box_ap = 41.0, fps = 20 }", "values = { box_ap = 41.0, f"),
         ["not valid TOML", "line 21", "cut short?"],
@@ -399,7 +402,13 @@ def test_the_schema_knows_every_key_that_files_use() -> None:
     schema = json_schema()
     row = schema["properties"]["model"]["items"]
     for path in sorted(MANIFEST_FOLDER.glob("*.toml")):
-        for model in tomllib.loads(path.read_text()).get("model", []):
+        document = tomllib.loads(path.read_text())
+        if "model" not in document:
+            continue
+        assert set(document) <= set(schema["properties"]), path.name
+        for table in [document.get("defaults", {}), *document.get("template", {}).values()]:
+            assert set(table) <= set(schema["properties"]["defaults"]["properties"]), path.name
+        for model in document["model"]:
             assert set(model) <= set(row["properties"]), path.name
             assert set(row["required"]) <= set(model), path.name
             for part, kind in (("weights", "WeightSpec"), ("published", "Published")):
@@ -420,3 +429,61 @@ def test_the_readme_names_every_field() -> None:
     }
     missing = sorted(f for f in fields if not re.search(rf"`{f}`", readme))
     assert not missing, f"manifests/README.md does not explain {missing}"
+
+
+SHARED = """
+mirrors = ["https://one.example/", "https://two.example/"]
+
+[defaults]
+classes = 3
+dataset = "pets"
+weights = { format = "vovnet_imagenet_pth", holds = "detector" }
+
+[template.fpn]
+neck = { name = "fpn", channels = 64 }
+detector = { name = "faster_rcnn" }
+conventions = "plain"
+source_config = "configs/{title}.yaml"
+
+[[model]]
+name = "one.shared"
+title = "One"
+extends = "fpn"
+backbone = { name = "resnet50" }
+weights = [{ path = "one.pth", md5_url = "{url}.md5" }, { urls = ["https://x.example/y.pth"], holds = "imagenet" }]
+
+[[model]]
+name = "two.shared"
+title = "Two"
+classes = 5
+extends = ["fpn"]
+neck = { name = "fpn" }
+backbone = { name = "resnet50" }
+"""
+
+
+def test_rows_take_what_their_file_shares(folder: Path) -> None:
+    text = (folder / "ours.toml").read_text()
+    (folder / "shared.toml").write_text(SHARED.replace('conventions = "plain"\n', ""))
+    (folder / "ours.toml").write_text(text)
+    read = read_manifests(folder)
+    one, two = read.entry("one.shared"), read.entry("two.shared")
+    assert (one.classes, two.classes) == (3, 5) and one.source_config == "configs/One.yaml"
+    assert one.neck.arguments == {"channels": 64} and two.neck.arguments == {}, "a field is replaced whole"
+    assert one.weights[0].urls == ["https://one.example/one.pth", "https://two.example/one.pth"]
+    assert one.weights[0].md5_url == "https://one.example/one.pth.md5"
+    assert [spec.holds for spec in one.weights] == ["detector", "imagenet"] and two.weights == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('extends = "fpn"', 'extends = "fpm"', "row 1: field extends: unknown 'fpm': did you mean 'fpn'"),
+        ('mirrors = ["https://one.example/", "https://two.example/"]', "", "weights.path: needs `mirrors`"),
+        ("[template.fpn]", "[templates.fpn]", "only [[model]] tables"),
+    ],
+)
+def test_shared_fields_that_cannot_be_meant(folder: Path, old: str, new: str, said: str) -> None:
+    (folder / "shared.toml").write_text(SHARED.replace('conventions = "plain"\n', "").replace(old, new))
+    with pytest.raises(ManifestError, match=re.escape(said)):
+        read_manifests(folder)

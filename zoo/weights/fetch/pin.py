@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.templates import expand_rows
 from detection_zoo.zoo.weights.fetch.cache import write_atomic
 from detection_zoo.zoo.weights.fetch.selection import Chosen, paste_lines
 
@@ -33,16 +34,10 @@ def pin(chosen: Chosen, sha256: str, size_bytes: int, folder: Path) -> None:
     row = wanted["model"][model]["weights"][weights]
     lines = [f'sha256 = "{sha256}"'] + ([] if "bytes" in row else [f"bytes = {size_bytes}"])
     row |= {"sha256": sha256, "bytes": row.get("bytes", size_bytes)}
-    after = _header_line(text, model, weights)
-    edited = text.splitlines(keepends=True)
-    if after is not None:
-        newline = "\r\n" if edited[after].endswith("\r\n") else "\n"
-        edited[after] = edited[after].rstrip("\r\n") + newline
-        edited.insert(after + 1, newline.join([*lines, ""]))
-    result = "".join(edited)
-    if after is None or _parsed(result) != wanted:
+    result = _with_lines(text, model, weights, lines)
+    if result is None or _parsed(result) != wanted:
         raise ManifestError(
-            f"{path}: row {chosen.row} is not laid out as [[model.weights]]; paste by"
+            f"{path}: row {chosen.row}: its weights are not laid out one table a file; paste by"
             f" hand:\n{paste_lines(chosen, sha256, size_bytes)}"
         )
     write_atomic(path, result)
@@ -51,7 +46,7 @@ def pin(chosen: Chosen, sha256: str, size_bytes: int, folder: Path) -> None:
 def _place(document: dict[str, Any], chosen: Chosen, path: Path) -> tuple[int, int]:
     """Which [[model]], and which [[model.weights]] in it, stands for the file."""
     spec = chosen.spec
-    for model, row in enumerate(document.get("model", [])):
+    for model, row in enumerate(expand_rows(document, path)):
         if row.get("name") != chosen.row:
             continue
         for weights, table in enumerate(row.get("weights", [])):
@@ -72,18 +67,41 @@ def _place(document: dict[str, Any], chosen: Chosen, path: Path) -> tuple[int, i
     )
 
 
-def _header_line(text: str, model: int, weights: int) -> int | None:
-    """Index of the line [[model.weights]] number `weights` in [[model]] number `model`, both counted from
-    0."""
-    models, files = -1, -1
-    for index, line in enumerate(text.splitlines()):
-        if re.match(r"\s*\[\[\s*model\s*\]\]", line):
-            models, files = models + 1, -1
-        elif re.match(r"\s*\[\[\s*model\s*\.\s*weights\s*\]\]", line):
-            files += 1
-            if (models, files) == (model, weights):
-                return index
-    return None
+def _with_lines(text: str, model: int, weights: int, lines: list[str]) -> str | None:
+    """The text with fields added to weight file number `weights` of [[model]] number `model`, both counted
+    from 0; None where that file cannot be found."""
+    starts = [match.start() for match in re.finditer(r"(?m)^\s*\[\[\s*model\s*\]\]", text)] + [len(text)]
+    block = text[starts[model] : starts[model + 1]]
+    headers = list(re.finditer(r"(?m)^[ \t]*\[\[\s*model\s*\.\s*weights\s*\]\][^\r\n]*(\r?\n|$)", block))
+    if len(headers) > weights:
+        place = headers[weights].end()
+        newline = headers[weights].group(1) or "\n"
+        before = "" if headers[weights].group(1) else newline
+        added = before + newline.join([*lines, ""])
+    else:
+        items = re.search(r"(?m)^weights\s*=\s*\[", block)
+        ends = _inline_ends(block, items.end()) if items else []
+        if len(ends) <= weights:
+            return None
+        place, added = ends[weights], f", {', '.join(lines)} "
+        while block[place - 1] == " ":
+            place -= 1
+        added = added.rstrip()
+    place += starts[model]
+    return text[:place] + added + text[place:]
+
+
+def _inline_ends(text: str, start: int) -> list[int]:
+    """Places of the closing braces of the inline tables of an array that begins at `start`."""
+    ends, depth = [], 0
+    for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', text[start:]):
+        mark = match.group()
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(mark, 0)
+        if depth < 0:
+            break
+        if mark == "}" and depth == 0:
+            ends.append(start + match.start())
+    return ends
 
 
 def _parsed(text: str) -> dict[str, Any] | None:
