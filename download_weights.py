@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from detection_zoo.zoo.errors import DownloadError, ZooError, in_one_line
+from detection_zoo.zoo.errors import DownloadError, UnknownName, ZooError, in_one_line
 from detection_zoo.zoo.manifest import MANIFEST_FOLDER, Manifests, load_manifests, read_manifests
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
 from detection_zoo.zoo.weights.fetch.selection import Chosen, choose, paste_lines, state_of
@@ -63,7 +63,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(0) from None
         except (ZooError, OSError) as error:
             say(f"error: {in_one_line(error)}")
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if isinstance(error, UnknownName) else 1) from None
         except KeyboardInterrupt:
             say("stopped; the same command goes on from here")
             raise typer.Exit(1) from None
