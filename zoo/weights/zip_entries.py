@@ -134,7 +134,9 @@ def _directory(file: BinaryIO, path: Path) -> tuple[int, int]:
         record = file.read(56)
         wide = struct.unpack("<IIQQQQ", record[16:]) if len(record) == 56 else ()
         small = (0xFFFF,) * 4 + (0xFFFFFFFF,) * 2
-        agree = all(a in (b, c) for a, b, c in zip(values, wide, small, strict=False))
+        agree = len(wide) == len(values) and all(
+            value in pair for value, pair in zip(values, zip(wide, small, strict=True), strict=True)
+        )
         if (
             record_start != end_start
             or record[:4] != _END_64
