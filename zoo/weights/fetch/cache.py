@@ -75,7 +75,8 @@ def sync_folder(folder: Path) -> None:
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file as a whole or not at all; the caller is the only writer, or holds a lock."""
     part = path.with_name(f".{path.name}.new")
-    with part.open("w", encoding="utf-8") as file:
+    part.unlink(missing_ok=True)  # of a killed process, or a link that somebody planted
+    with part.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -12,7 +12,7 @@ from detection_zoo.zoo.manifest import WeightSpec
 from detection_zoo.zoo.weights.fetch.cache import WeightCache, spec_filename
 from detection_zoo.zoo.weights.fetch.hosts import hide, host_of, needs_person, routes
 from detection_zoo.zoo.weights.fetch.part_file import PartFile
-from detection_zoo.zoo.weights.fetch.request import Again, Policy, Watch, ask, new_session
+from detection_zoo.zoo.weights.fetch.request import Again, Client, Policy, Watch
 from detection_zoo.zoo.weights.fetch.transfer import download
 
 
@@ -202,14 +202,12 @@ def _published_md5(spec: WeightSpec, cache: WeightCache, policy: Policy, watch: 
     """The MD5 the source publishes, where the SHA-256 is not known yet; a remark where it cannot be had."""
     if spec.md5 or not spec.md5_url or cache.expected_sha256(spec):
         return spec.md5
-    with new_session() as session:
+    with Client(policy, watch.stop) as client:
         for address in routes(spec.md5_url):
             try:
-                response, _ = ask(session, address, {}, policy)
+                response, _ = client.ask(address, {})
                 with response:
-                    text = (
-                        response.raw.read(4096, decode_content=True) if response.status_code == 200 else b""
-                    )
+                    text = client.beginning(response, 4096) if response.status_code == 200 else b""
             except (Again, DownloadError) as error:
                 watch.say(f"{hide(address)}: {error}")
                 continue
