@@ -152,6 +152,14 @@ def load_backbone_arrays(
     model: nn.Module, arrays: Mapping[str, Any], checkpoint: str, *, where: str
 ) -> LoadReport:
     """Load a classifier's tensors that are already read, by the file's names; as `load_backbone`."""
+    translation, only = backbone_translation(model, arrays, checkpoint)
+    return copy_into(model, translation, where, only=only)
+
+
+def backbone_translation(
+    model: nn.Module, arrays: Mapping[str, Any], checkpoint: str
+) -> tuple[Translation, tuple[str, ...]]:
+    """A classifier's tensors under the names of the parts of a detector, and the prefixes of those parts."""
     translation = checkpoint_format(checkpoint).translate(dict(arrays))
     parts: dict[str, str] = getattr(model, "backbone_parts", {"backbone.": "backbone."})
     moved = Translation(
@@ -164,7 +172,25 @@ def load_backbone_arrays(
             continue
         target = parts[prefix] + name.removeprefix(prefix)
         moved.state[target], moved.origin[target] = array, translation.origin[name]
-    return copy_into(model, moved, where, only=tuple(parts.values()))
+    return moved, tuple(parts.values())
+
+
+def account_for(
+    model: nn.Module, translation: Translation, where: str, *, only: tuple[str, ...] = ("",)
+) -> LoadReport:
+    """Compare a translated file with a model, which may stand on the meta device.
+
+    Args: as in `copy_into`.
+
+    Raises:
+        CheckpointError: something is missing, unexpected or of another shape; says what.
+    """
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if name.startswith(only)
+    }
+    return account(translation, shapes, where, lambda array: tuple(array.shape)).require_complete()
 
 
 def copy_into(
@@ -181,12 +207,7 @@ def copy_into(
     tensors = {
         name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name.startswith(only)
     }
-    report = account(
-        translation,
-        {name: tuple(t.shape) for name, t in tensors.items()},
-        where,
-        lambda array: tuple(array.shape),
-    ).require_complete()
+    report = account_for(model, translation, where, only=only)
     values = {name: torch.as_tensor(translation.state[name]) for name in report.matched}
     other = [
         f"{name} ({values[name].dtype})"

@@ -63,9 +63,10 @@ def fetch_weights(
 
     Raises:
         DownloadError: no mirror gave the file (each is named with its reason), or it may not be fetched.
+        CheckpointError: the file is here, and damaged.
     """
     cache, policy, watch = cache or WeightCache(), policy or Policy(), watch or Watch()
-    if found := _found(spec, cache):
+    if found := _found(spec, cache, row):
         return found
     if reason := refusal_of(spec):
         raise DownloadError(f"{row}: {spec_filename(spec)} {reason}")
@@ -80,10 +81,10 @@ def fetch_weights(
         lambda: watch.say(f"{row}: {spec_filename(spec)} is being fetched already, waiting for it"),
         watch.stop,
     ):
-        return _found(spec, cache) or _from_mirrors(spec, row, cache, policy, watch)
+        return _found(spec, cache, row) or _from_mirrors(spec, row, cache, policy, watch)
 
 
-def _found(spec: WeightSpec, cache: WeightCache) -> Fetched | None:
+def _found(spec: WeightSpec, cache: WeightCache, row: str) -> Fetched | None:
     path = cache.find(spec)
     if path is None:
         return None
@@ -93,7 +94,7 @@ def _found(spec: WeightSpec, cache: WeightCache) -> Fetched | None:
             f"{path} has {size_bytes:,} bytes, the manifest says {spec.bytes:,}: damaged; run"
             " `download_weights.py verify`"
         )
-    return Fetched(path, path.name, size_bytes, "manifest" if spec.sha256 else "record")
+    return Fetched(path, cache.require_sound(path, row), size_bytes, "manifest" if spec.sha256 else "record")
 
 
 def _from_mirrors(spec: WeightSpec, row: str, cache: WeightCache, policy: Policy, watch: Watch) -> Fetched:
