@@ -176,7 +176,7 @@ def test_command(cache: WeightCache, slim: ModelEntry, tmp_path: Path) -> None:
         f'\n[[model.weights]]\nurls = ["{slim.weights[0].urls[0]}"]\nformat = "maskrcnn_benchmark_pth"\nholds'
         ' = "detector"\n'
     )
-    (folder / "demo.toml").write_text(f"[[model]]\n{row}{weights}")
+    (folder / "demo.toml").write_text(f"{text[: text.index('[[model]]')]}[[model]]\n{row}{weights}")
     result = CliRunner().invoke(app, ["convert", SLIM, "--offline", "--json", "--manifests", str(folder)])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)[0]["converted"].endswith(".maskrcnn_benchmark_pth.safetensors")
