@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from detection_zoo.zoo.errors import DownloadError
+from detection_zoo.zoo.errors import DownloadError, ManifestError
 from detection_zoo.zoo.manifest import SHARED_FILES, WeightSpec
+from detection_zoo.zoo.templates import expand_rows
 from detection_zoo.zoo.weights.fetch import headers
 from detection_zoo.zoo.weights.fetch.cache import spec_key
 from detection_zoo.zoo.weights.fetch.headers import printable
@@ -79,11 +80,11 @@ def read_rows(folder: Path) -> tuple[list[tuple[str, WeightSpec]], list[str]]:
     faults: list[str] = []
     for path in sorted(p for p in folder.glob("*.toml") if p.name not in SHARED_FILES):
         try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            expanded = expand_rows(tomllib.loads(path.read_text(encoding="utf-8")), path)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, ManifestError) as error:
             faults.append(f"{path.name}: not readable: {error}")
             continue
-        for number, row in enumerate(document.get("model", []), start=1):
+        for number, row in enumerate(expanded, start=1):
             name = f"{row.get('name', f'row {number}')}"
             for table in row.get("weights", []):
                 try:
