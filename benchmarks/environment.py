@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -63,26 +62,13 @@ def choose_device(wanted: str) -> str:
     there."""
     if wanted == "cpu":
         return wanted
-    if _driver_has_gpu():
-        import torch
+    import torch
 
-        if torch.cuda.is_available():
-            return "cuda"
-    if wanted == "cuda":
+    if wanted == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
             "torch sees no CUDA GPU; run with --device cpu, or install a torch built for this driver"
         )
-    return "cpu"
-
-
-def _driver_has_gpu() -> bool:
-    """Whether NVIDIA's driver shows a GPU: a question that needs no import of torch, which takes seconds."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def present_hardware(device: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,6 @@ from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.conventions import Conventions
 from detection_zoo.zoo.detectors import (  # noqa: F401 - likewise the detectors
     faster_rcnn,
-    joint_rcnn,
     keypoint_rcnn,
     mask_rcnn,
     retinanet,
@@ -43,6 +43,16 @@ from detection_zoo.zoo.registry import BACKBONES, DETECTORS, NECKS, Registry, di
 
 Weights = Literal["random", "published"] | str | Path | None
 RANDOM_SEED = 0
+BUNDLES = {  # of conventions.toml, for models that stand in no manifest
+    "faster_rcnn": "maskrcnn_benchmark",
+    "mask_rcnn": "maskrcnn_benchmark_mask",
+    "keypoint_rcnn": "maskrcnn_benchmark_keypoint",
+    "retinanet": "maskrcnn_benchmark_retinanet",
+    "rpn": "maskrcnn_benchmark_rpn",
+    "ssd": "hardnet_ssd300",
+    "classifier": "imagenet_torchvision",
+}
+FOR_EVERY_DETECTOR = ("image", "targets", "augmentation")  # sections that data and commands read
 
 
 def build_model(
@@ -74,6 +84,76 @@ def build_model(
     return model.to(device).eval()
 
 
+def create_model(
+    backbone: str,
+    detector: str | None = "faster_rcnn",
+    classes: int = 80,
+    *,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> Detector | Classifier:
+    """Build a model without a manifest row, initialised as for training from scratch, in evaluation mode.
+
+    Args:
+        backbone: a registered name, or one of a family ("timm.resnet18").
+        detector: a registered name; none for a classifier. classes: K, background not counted.
+        device: where the model goes. options: as in `create_entry`.
+
+    Raises:
+        ManifestError: a name is unknown, or the parts do not go together.
+    """
+    return build_model(create_entry(backbone, detector, classes, **options), device=device)
+
+
+def create_entry(
+    backbone: str,
+    detector: str | None = "faster_rcnn",
+    classes: int = 80,
+    *,
+    neck: dict[str, Any] | None = None,
+    conventions: str | Conventions | None = None,
+    dataset: str = "coco",
+    backbone_options: dict[str, Any] | None = None,
+    **detector_options: Any,
+) -> ModelEntry:
+    """A row for `build_model` and the benchmarks that stands in no manifest; arguments as in `create_model`.
+
+    Args:
+        neck: its name and arguments; default: a feature pyramid over the backbone's maps, where the detector
+            takes a neck. conventions: a bundle, or its name in conventions.toml; default: the detector's.
+        dataset: of datasets.toml. backbone_options, detector_options: arguments of their builders.
+    """
+    bundles, name = load_manifests().conventions, detector or "classifier"
+    if isinstance(conventions, str) and conventions not in bundles:
+        raise ManifestError(f"unknown conventions {conventions!r}: {did_you_mean(conventions, bundles)}")
+    usual = bundles[BUNDLES.get(name, "maskrcnn_benchmark_images")]
+    if name not in BUNDLES:  # a detector of one's own: images as maskrcnn-benchmark's, its own defaults
+        usual = Conventions(image=usual.image)
+    if usual.retinanet is not None:  # anchors follow the levels
+        free = usual.retinanet.model_copy(update={"sizes": None})
+        usual = usual.model_copy(update={"retinanet": free})
+    chosen = bundles[conventions] if isinstance(conventions, str) else conventions or usual
+    takes_neck = detector is not None and _takes_neck(detector, name)
+    extra = {"extra": "p6p7"} if detector == "retinanet" else {}
+    return ModelEntry(
+        name=f"{name}_{backbone}",
+        source="created",
+        title=f"{name} {backbone}",
+        task="classification" if detector is None else "proposals" if detector == "rpn" else "detection",
+        backbone=Component(name=backbone, **(backbone_options or {})),
+        neck=Component(**{"name": "fpn", **extra, **(neck or {})}) if takes_neck else None,
+        detector=None if detector is None else Component(name=detector, **detector_options),
+        classes=classes,
+        dataset=dataset,
+        conventions=chosen,
+    )
+
+
+def _takes_neck(detector: str, where: str) -> bool:
+    builder = _builder(DETECTORS, Component(name=detector), where)
+    return "neck" in inspect.signature(builder).parameters
+
+
 def assemble(row: ModelEntry) -> Detector | Classifier:
     """The modules of a row, freshly initialised; raises ManifestError naming row and component."""
     if row.published_only is not None:
@@ -89,9 +169,9 @@ def assemble(row: ModelEntry) -> Detector | Classifier:
         inputs["backbone"] = _call(BACKBONES, row.backbone, where, {})
         if row.neck is not None:
             inputs["neck"] = _call(NECKS, row.neck, where, {"specs": inputs["backbone"].specs})
-    inputs.update(
-        convention_arguments(row.conventions, row.detector.name, _builder(DETECTORS, row.detector, where))
-    )
+    rules = rules_of(_builder(DETECTORS, row.detector, where))
+    if row.conventions is not None:
+        inputs |= sections_in_force(row.conventions, rules, row.detector.name, where)
     detector: Detector = _call(DETECTORS, row.detector, where, inputs)
     dataset = load_manifests().datasets.get(row.dataset)
     detector.class_names = (
@@ -103,24 +183,35 @@ def assemble(row: ModelEntry) -> Detector | Classifier:
     return detector
 
 
-def convention_arguments(
-    conventions: Conventions | None, detector: str, builder: Callable[..., Any]
-) -> dict[str, Any]:
-    """Keyword arguments for a detector's builder: each section by its name, the section named like the
-    detector by its fields."""
-    if conventions is None:
-        return {}
-    accepted = inspect.signature(builder).parameters
-    arguments: dict[str, Any] = {}
-    for section in type(conventions).model_fields:
-        values = getattr(conventions, section)
-        if values is None or section == "image":
-            continue
-        if section in accepted:
-            arguments[section] = values.model_dump(exclude_unset=True)
-        elif section == detector:
-            arguments.update(values.model_dump(exclude_unset=True))
-    return arguments
+def rules_of(builder: Callable[..., Any]) -> Any:
+    """The sections of conventions that a detector uses, with their defaults: the default of its builder's
+    parameter `rules`, a dataclass; none where it uses no section."""
+    parameter = inspect.signature(builder).parameters.get("rules")
+    return None if parameter is None else parameter.default
+
+
+def sections_in_force(conventions: Conventions, rules: Any, detector: str, where: str) -> dict[str, Any]:
+    """The keyword argument `rules` of a detector's builder: its defaults with the row's own sections.
+
+    Args:
+        conventions, where: of the row, and its name for messages. rules: as `rules_of` gives it. detector:
+            its name.
+
+    Raises:
+        ManifestError: the conventions have a section that the detector does not use.
+    """
+    given = {
+        name: value
+        for name in type(conventions).model_fields
+        if name not in FOR_EVERY_DETECTOR and (value := getattr(conventions, name)) is not None
+    }
+    used = [] if rules is None else [field.name for field in dataclasses.fields(rules)]
+    if unused := [name for name in given if name not in used]:
+        raise ManifestError(
+            f"{where}: field conventions: {detector} does not use the section {', '.join(unused)}; it uses"
+            f" {', '.join(used) or 'none'}. Take another bundle, or leave the section out of adjust"
+        )
+    return {} if rules is None else {"rules": dataclasses.replace(rules, **given)}
 
 
 def _builder(registry: Registry, component: Component, where: str) -> Callable[..., Any]:
@@ -202,32 +293,3 @@ def weight_shapes(row: ModelEntry, spec: WeightSpec) -> dict[str, tuple[int, ...
         name: tuple(tensor.shape)
         for name, tensor in build_model(row, device="meta").state_dict(keep_vars=True).items()
     }
-
-
-def check_weights(row: ModelEntry, spec: WeightSpec, path: Path) -> None:
-    """Compare the tensors of a local file, by name and shape, with what a row says of it.
-
-    Args:
-        row: the row; where it cannot be built, the file is read and its names are translated.
-        spec: which of its weight files the file should be.
-        path: the file.
-
-    Raises:
-        CheckpointError: it cannot be read safely, or does not fit the row's model; says which tensors.
-    """
-    from detection_zoo.zoo.weights.load import account_for, backbone_translation, checkpoint_format
-
-    if spec.holds == "results":
-        return
-    form, where = checkpoint_format(spec.format), f"{path} ({spec.format}) for row {row.name}"
-    arrays = form.read(path)
-    if row.published_only is not None or spec.partial is not None:
-        if not form.translate(arrays).state:
-            raise CheckpointError(f"{where}: none of its tensors is one of the model; is it the right file?")
-        return
-    model = build_model(row, device="meta")
-    if spec.holds == "imagenet" and row.detector is not None:
-        translation, only = backbone_translation(model, arrays, spec.format)
-        account_for(model, translation, where, only=only)
-    else:
-        account_for(model, form.translate(arrays), where)

@@ -1,14 +1,15 @@
 """Conventions: everything numeric that a checkpoint silently assumes, as plain records. No torch.
 
-A bundle in manifests/conventions.toml is one `Conventions`; rows may adjust single values. Parts never see
-these records: zoo.build hands each value to the part that needs it as an explicit keyword argument.
+A bundle in manifests/conventions.toml is one `Conventions`; rows may adjust single values. The sections are
+the objects that the parts take: `BoxConventions` makes coders, `ProposalConventions` chooses proposals, and
+so on. A detector's builder declares the sections that it uses by its parameter `rules`, a dataclass of them.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
@@ -67,13 +68,15 @@ class SSDConventions(Section):
         None,
         description="priors whose best class is background at this or more are left out; none: no prior is",
     )
-    score_threshold: float = Field(ge=0, description="scores must be above it")
-    nms_iou: float = Field(gt=0, le=1)
+    score_threshold: float = Field(0.02, ge=0, description="scores must be above it")
+    nms_iou: float = Field(0.45, gt=0, le=1)
     nms_offset: float = Field(
         0.0, description="added to widths and heights in NMS; 1.0: the CUDA NMS before December 2019"
     )
-    per_class_keep: int = Field(gt=0, description="detections of a class that NMS keeps")
-    per_image_keep: int = Field(gt=0, description="detections of an image, and those that tie with the last")
+    per_class_keep: int = Field(50, gt=0, description="detections of a class that NMS keeps")
+    per_image_keep: int = Field(
+        200, gt=0, description="detections of an image, and those that tie with the last"
+    )
     match_iou: float = Field(0.5, description="IoU from which a prior is trained as an object")
     negatives: int = Field(3, description="background priors trained for each object prior")
 
@@ -109,7 +112,12 @@ class BoxConventions(Section):
     )
     far_offset: float = Field(1.0, description="subtracted from decoded far corners")
     cap: float | None = Field(
-        4.135166556742356, description="bound of dw and dh when decoding, log(1000/16); none: unbounded"
+        4.135166556742356, description='bound of dw and dh when decoding, log(1000/16); "none": unbounded'
+    )
+    frame: Literal["network", "original", "scaled"] = Field(
+        "network",
+        description="pixels in which boxes are decoded, clipped and chosen: of the network's input, of the"
+        " original image, or decoded and clipped in the input's and then scaled to the original's",
     )
     weights: list[float] = Field(
         [10.0, 10.0, 5.0, 5.0],
@@ -120,6 +128,11 @@ class BoxConventions(Section):
     rpn_weights: list[float] = Field(
         [1.0, 1.0, 1.0, 1.0], min_length=4, max_length=4, description="multiply the deltas of the proposals"
     )
+
+    @field_validator("cap", mode="before")
+    @classmethod
+    def _unbounded(cls, value: Any) -> Any:
+        return None if value == "none" else value  # TOML has no word for None
 
 
 class AnchorConventions(Section):
@@ -142,6 +155,9 @@ class RpnConventions(Section):
     """The proposal network's head and training."""
 
     channels: int | None = Field(None, gt=0, description="of the 3x3 convolution; none: as its input")
+    head: Literal["sigmoid", "paired"] = Field(
+        "sigmoid", description="one sigmoid an anchor, or two logits (see zoo.parts.rpn.PairedRpnHead)"
+    )
     samples: int = Field(256, gt=0, description="anchors of an image that are trained on")
     positive_fraction: float = Field(0.5, ge=0, le=1)
     foreground_iou: float = 0.7
@@ -155,8 +171,8 @@ class RpnConventions(Section):
     )
     inside_only: bool = Field(False, description="anchors outside take no part in the matching either")
     smooth_l1_beta: float = Field(0.1111111111111111, gt=0)
-    sampling: Literal["balanced", "detectron"] = Field(
-        "balanced", description="how anchors are drawn and weighed in training"
+    sampling: Literal["balanced", "detectron", "faster_rcnn_pytorch"] = Field(
+        "balanced", description="how anchors are drawn and weighed in training: zoo/parts/anchor_targets.py"
     )
     objectness_over: Literal["sampled", "configured"] = Field(
         "sampled", description="detectron: whose count divides the loss"
@@ -171,6 +187,7 @@ class ProposalConventions(Section):
     nms_iou: float = 0.7
     inclusive: bool = Field(True, description="NMS removes at IoU equal to the threshold too")
     together: bool = Field(False, description="all levels are one list for the limits and the NMS")
+    fill: bool = Field(False, description="zero boxes fill the proposals of an image to post_nms")
     min_size: float = Field(0.0, ge=0, description="pixels")
     collect: int = Field(1000, ge=0, description="best over all levels; 0: no such cut")
     collect_over: Literal["image", "batch"] = "image"
@@ -191,7 +208,10 @@ class PoolingConventions(Section):
     canonical_level: int = 4
     level_offset: float = 1.0
     level_eps: float = 1e-6
-    method: Literal["roi_align", "roi_pool", "roi_crop"] = "roi_align"
+    method: Literal["roi_align", "roi_align_averaged", "roi_pool", "roi_crop"] = "roi_align"
+    scale: Literal["stride", "height"] = Field(
+        "stride", description="of a level: 1 / its stride, or its height over that of the first image"
+    )
 
 
 class RoiConventions(Section):
@@ -207,9 +227,8 @@ class RoiConventions(Section):
     )
     order: Literal["position", "foreground_first"] = Field("position", description="of the sampled proposals")
     smooth_l1_beta: float = Field(1.0, gt=0)
-    sampling: Literal["balanced", "detectron"] = Field(
-        "balanced",
-        description="detectron: drawn in original pixels, crowds count as ground truth of proposals",
+    sampling: Literal["balanced", "detectron", "faster_rcnn_pytorch"] = Field(
+        "balanced", description="how proposals are drawn in training, see zoo/parts/targets.py"
     )
 
 
@@ -220,13 +239,13 @@ class DetectionConventions(Section):
     nms_iou: float = 0.5
     inclusive: bool = True
     max_detections: int = Field(100, description="of an image, and those that tie with the last; 0: all")
-    frame: Literal["network", "original"] = Field(
-        "network", description="pixels in which boxes are decoded and clipped"
-    )
     soft: Literal["none", "linear", "gaussian"] = Field(
         "none", description="soft-NMS in place of NMS, by this decay"
     )
     soft_sigma: float = Field(0.5, gt=0, description="of the gaussian decay")
+    soft_least: float = Field(
+        1e-4, ge=0, description="boxes whose decayed score is below this leave (soft-NMS)"
+    )
     vote_iou: float | None = Field(
         None, description="boxes are refined by voting among those of this IoU; none: they are not"
     )
@@ -314,8 +333,8 @@ class AugmentationConventions(Section):
 
 
 class Conventions(Section):
-    """One named bundle. A section goes to the detector's parameter of its name; the section named like the
-    detector is spread over its parameters."""
+    """One named bundle. `image`, `targets` and `augmentation` are for the data and for every detector; a row
+    may have no other section than its detector uses."""
 
     image: ImageConventions
     targets: TargetConventions | None = None

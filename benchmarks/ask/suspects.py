@@ -144,8 +144,9 @@ def _selection(entry: ModelEntry) -> Iterator[Variant]:
 
 
 def _network(entry: ModelEntry, model: nn.Module) -> Iterator[Variant]:
-    if entry.conventions.pooling is not None and hasattr(model, "box"):
-        aligned = entry.conventions.pooling.aligned
+    pooling = entry.conventions.pooling
+    if pooling is not None and pooling.method == "roi_align" and hasattr(model, "box"):
+        aligned = pooling.aligned
         yield Variant(
             "RoIAlign alignment",
             "off" if aligned else "shifted by half a cell",

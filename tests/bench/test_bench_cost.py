@@ -70,6 +70,6 @@ def test_a_mac_is_two_flops_and_groups_share_no_channels() -> None:
 
 def test_a_detector_is_counted_up_to_selection() -> None:
     model = build_model("ssd300_hardnet68_voc.hardnet")
-    model.selection = None  # would raise if it were called
+    model.postprocess = None  # would raise if it were called
     cost = model_cost(model, (300, 300))
     assert cost.macs > 300 * 300 / 4 * 27 * 32 and torch.is_grad_enabled()

@@ -21,10 +21,7 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.classifier import Classifier
-from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN
-from detection_zoo.zoo.manifest import load_manifests
-from detection_zoo.zoo.necks import SmoothedPyramid
-from detection_zoo.zoo.registry import BACKBONES
+from detection_zoo.zoo.manifest import Component, load_manifests
 
 SPEC = BenchmarkSpec(images=2, timed_images=2, warm_up_budget_s=0.1, time_budget_s=0.1)
 pytestmark = pytest.mark.usefixtures("drawn_shapes")
@@ -147,16 +144,16 @@ def test_every_family_names_its_parts(family: str) -> None:
 def small_models() -> dict[str, Callable[[], nn.Module]]:
     """One of each family that names parts of its own, as small as they come."""
 
-    def joint() -> JointRCNN:
-        backbone = BACKBONES["resnet14_slim"]()
-        return JointRCNN(
-            backbone,
-            SmoothedPyramid(backbone.specs, channels=16),
-            5,
-            pooled_size=3,
-            rpn_channels=16,
-            post_nms=20,
-        )
+    def joint() -> Detector:
+        row = load_manifests().entry("faster_rcnn_resnet101_fpn_voc07.detnet")
+        small = {
+            "rpn": row.conventions.rpn.model_copy(update={"channels": 16}),
+            "proposals": row.conventions.proposals.model_copy(update={"post_nms": 20}),
+            "pooling": row.conventions.pooling.model_copy(update={"size": 3}),
+        }
+        conventions = row.conventions.model_copy(update=small)
+        slim = {"backbone": Component(name="resnet14_slim"), "conventions": conventions}
+        return assemble(row.model_copy(update=slim))
 
     rows = (
         "ssdlite_mobilenetv2_300.registry",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
-from detection_zoo.zoo.build import assemble, build_model, convention_arguments
-from detection_zoo.zoo.conventions import Conventions
+from detection_zoo.zoo.build import assemble, build_model, rules_of, sections_in_force
+from detection_zoo.zoo.conventions import Conventions, DetectionConventions
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
 from detection_zoo.zoo.manifest import Component, ModelEntry, WeightSpec, load_manifests
 from detection_zoo.zoo.registry import DETECTORS
@@ -61,21 +62,38 @@ def test_numbers_of_the_conventions_reach_the_parts() -> None:
     )
 
 
-def test_sections_go_to_parameters_of_their_name_and_the_detectors_own_is_spread() -> None:
-    conventions = load_manifests().conventions["maskrcnn_benchmark"]
-    assert {"boxes", "anchors", "rpn", "roi", "detections"} <= convention_arguments(
-        conventions, "faster_rcnn", DETECTORS["faster_rcnn"]
-    ).keys()
-    retina = convention_arguments(conventions, "retinanet", DETECTORS["retinanet"])
-    assert (
-        retina["focal_alpha"] == 0.25
-        and "boxes" in retina
-        and "retinanet" not in retina
-        and "roi" not in retina
+def test_sections_are_the_rules_of_the_detector() -> None:
+    conventions, rules = (
+        load_manifests().conventions["maskrcnn_benchmark"],
+        rules_of(DETECTORS["faster_rcnn"]),
     )
-    assert convention_arguments(None, "faster_rcnn", DETECTORS["faster_rcnn"]) == {}
+    given = sections_in_force(conventions, rules, "faster_rcnn", "row")["rules"]
+    assert given.rpn is conventions.rpn and given.detections is conventions.detections
     only_image = Conventions(image=conventions.image)
-    assert convention_arguments(only_image, "faster_rcnn", DETECTORS["faster_rcnn"]) == {}
+    assert sections_in_force(only_image, rules, "faster_rcnn", "row")["rules"] == rules
+
+
+@pytest.mark.parametrize("detector", list(DETECTORS))
+def test_a_limit_of_detections_is_in_force_or_an_error(detector: str) -> None:
+    """No detector may take `adjust.detections.max_detections = 1` and give more."""
+    arguments = {"ssd": {"size": 300, "priors": "coco_300"}}.get(detector, {})
+    image = load_manifests().conventions["maskrcnn_benchmark"].image
+    limited = Conventions(image=image, detections=DetectionConventions(score_threshold=0.0, max_detections=1))
+    own = row(detector=Component(name=detector, **arguments), conventions=limited)
+    if "detections" not in {field.name for field in dataclasses.fields(rules_of(DETECTORS[detector]))}:
+        with pytest.raises(ManifestError, match=rf"{detector} does not use the section detections; it uses"):
+            build_model(own)
+        return
+    found = build_model(own, "random").predict(torch.rand(1, 3, 64, 96), torch.tensor([[64, 96]]))
+    assert len(found[0]) == 1
+
+
+@pytest.mark.parametrize("name", list(load_manifests().entries))
+def test_every_row_has_the_sections_of_its_detector_only(name: str) -> None:
+    entry = load_manifests().entry(name)
+    if entry.detector is not None and entry.conventions is not None:
+        rules = rules_of(DETECTORS[entry.detector.name])
+        sections_in_force(entry.conventions, rules, entry.detector.name, name)
 
 
 @pytest.mark.parametrize(

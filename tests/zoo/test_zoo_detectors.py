@@ -3,16 +3,19 @@ on tiny networks."""
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from contracts import images_and_targets
+from contracts import changed, images_and_targets
 
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.backbones.resnet import resnet14_slim
+from detection_zoo.zoo.build import create_model
 from detection_zoo.zoo.detectors.faster_rcnn import Frame, faster_rcnn, frames, without_crowd
-from detection_zoo.zoo.detectors.keypoint_rcnn import keypoint_rcnn
-from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn, mask_rcnn
-from detection_zoo.zoo.detectors.retinanet import retinanet
+from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnnRules, keypoint_rcnn
+from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn, MaskRcnnRules, mask_rcnn
+from detection_zoo.zoo.detectors.retinanet import RetinaNetRules, retinanet
 from detection_zoo.zoo.necks import FeaturePyramid
 from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.records import FeatureSpec, Target
@@ -26,10 +29,11 @@ def pyramid(backbone: Backbone, **arguments: object) -> FeaturePyramid:
     return FeaturePyramid(backbone.specs, channels=16, **arguments)
 
 
-def tiny_mask_rcnn(**arguments: object) -> MaskRcnn:
+def tiny_mask_rcnn(**sections: dict[str, object]) -> MaskRcnn:
     torch.manual_seed(5)
     backbone = resnet14_slim()
-    return mask_rcnn(backbone, 3, neck=pyramid(backbone), **{**FEW, **arguments})
+    rules = changed(MaskRcnnRules(), **{**FEW, **sections})
+    return mask_rcnn(backbone, 3, rules, neck=pyramid(backbone))
 
 
 def test_images_without_objects_train_as_background() -> None:
@@ -45,7 +49,7 @@ def test_images_without_objects_train_as_background() -> None:
     images, true, _ = images_and_targets(SIZES, polygons=False, keypoints=False, classes=3)
     for model in (
         tiny_mask_rcnn(),
-        keypoint_rcnn(backbone, 1, neck=pyramid(backbone), **FEW),
+        keypoint_rcnn(backbone, 1, changed(KeypointRcnnRules(), **FEW), neck=pyramid(backbone)),
         retinanet(backbone, 3, neck=pyramid(backbone, extra="p6p7")),
     ):
         losses = model.train()(images, true, [empty, empty])
@@ -106,9 +110,8 @@ def test_boxes_in_original_pixels_are_those_of_the_input_scaled() -> None:
 def test_c4_mask_head_reads_the_box_heads_stage() -> None:
     torch.manual_seed(5)
     backbone = BACKBONES["resnet14_slim"](last="c4")
-    model = mask_rcnn(
-        backbone, 3, box_head="conv5", mask_head="v0upshare", pooling={"size": 14, "sampling_ratio": 0}, **FEW
-    )
+    rules = changed(MaskRcnnRules(), pooling={"size": 14, "sampling_ratio": 0}, **FEW)
+    model = mask_rcnn(backbone, 3, rules, box_head="conv5", mask_head="v0upshare")
     images, true, targets = images_and_targets(SIZES, polygons=True, keypoints=False, classes=3)
     losses = model.train()(images, true, targets)
     losses["loss_mask"].backward()
@@ -140,7 +143,8 @@ def test_no_proposal_at_all_gives_no_detection() -> None:
 def test_retinanet_starts_from_its_prior() -> None:
     torch.manual_seed(5)
     backbone = resnet14_slim()
-    model = retinanet(backbone, 4, neck=pyramid(backbone, extra="p6p7"), prior=0.02).eval()
+    rules = changed(RetinaNetRules(), retinanet={"prior": 0.02})
+    model = retinanet(backbone, 4, rules, neck=pyramid(backbone, extra="p6p7")).eval()
     raw = model.raw(torch.zeros(1, 3, 64, 64), torch.tensor([[64, 64]]))
     assert raw.logits[0].sigmoid().mean().item() == pytest.approx(0.02, rel=0.05)
     assert len(raw.anchors[0]) == 8 * 8 * 9 and model.anchors.strides == [8, 16, 32, 64, 128]
@@ -167,3 +171,10 @@ def test_pooling_levels_and_anchors_follow_the_neck() -> None:
     alone = faster_rcnn(backbone, 2).eval()
     assert alone.box.pooler.levels == ["b"] and alone.rpn.anchors.per_cell == 15
     assert isinstance(alone.raw(torch.zeros(1, 3, 64, 64), torch.tensor([[64, 64]])).proposals[0], Proposals)
+
+
+@pytest.mark.parametrize("conventions", ["maskrcnn_benchmark", "detectron", "detnet"])
+def test_a_detector_can_be_copied(conventions: str) -> None:
+    """Whatever draws its samples, a copy detects the same."""
+    model = create_model("resnet14_slim", "faster_rcnn", 3, conventions=conventions)
+    assert type(copy.deepcopy(model).sampler) is type(model.sampler)

@@ -10,26 +10,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contracts import changed
 from torch import Tensor
 
 from detection_zoo.zoo.build import assemble, build_model
-from detection_zoo.zoo.detectors.faster_rcnn import frames, make_anchors, rcnn_parts
-from detection_zoo.zoo.detectors.mask_rcnn import mask_rcnn
-from detection_zoo.zoo.detectors.retinanet import retinanet
+from detection_zoo.zoo.conventions import (
+    DetectionConventions,
+    PoolingConventions,
+    RetinaNetConventions,
+    RoiConventions,
+    RpnConventions,
+)
+from detection_zoo.zoo.detectors.faster_rcnn import ProposalRules, faster_rcnn, frames, make_rpn
+from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnnRules, mask_rcnn
+from detection_zoo.zoo.detectors.retinanet import RetinaNetRules, retinanet
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.necks import FeaturePyramid
 from detection_zoo.zoo.parity.base import parity
 from detection_zoo.zoo.parity.detectron_training import settle_draws
+from detection_zoo.zoo.parts.anchor_targets import DetectronAnchorSampler, SampledAnchors
 from detection_zoo.zoo.parts.box_voting import vote_boxes
-from detection_zoo.zoo.parts.detectron_targets import (
-    AnchorRules,
-    RoIRules,
-    anchor_targets,
-    masks_of,
-    sample_rois,
-)
+from detection_zoo.zoo.parts.boxes import BoxCoder
 from detection_zoo.zoo.parts.proposals import Proposals
-from detection_zoo.zoo.parts.roi_heads import DetectionRule, RoiAlignPooler, suppress
+from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, suppress
+from detection_zoo.zoo.parts.targets import DetectronBoxSampler, masks_of
 from detection_zoo.zoo.records import FeatureSpec, Target
 from detection_zoo.zoo.registry import BACKBONES
 
@@ -113,39 +117,36 @@ class Recorder:
         return np.zeros(size, dtype=np.int64)  # with replacement: the same row again and again
 
 
+def anchors_drawn(anchors: Tensor, truth: Tensor, draws: Recorder, **rule: float) -> SampledAnchors:
+    return DetectronAnchorSampler(BoxCoder(), RpnConventions(**rule), draws).sample(anchors, truth, (20, 40))
+
+
 ANCHORS = few([[0, 0, 9, 9], [10, 0, 19, 9], [20, 0, 29, 9], [30, 0, 39, 9], [35, 0, 44, 9], [0, 5, 9, 14]])
 
 
 def test_negatives_are_drawn_with_replacement_or_not_at_all() -> None:
     truth = few([[0, 0, 9, 9]])
     draws = Recorder()
-    found = anchor_targets(ANCHORS, truth, (20, 40), draws, AnchorRules(count=3))
+    found = anchors_drawn(ANCHORS, truth, draws, samples=3)
     # anchor 0 is the object, anchor 4 leaves the image, anchor 5 (IoU 1/3) lies between the thresholds: three
     # candidates for two places
     assert draws.asked == [("randint", 3, 2)]
     assert found.labels.tolist() == [1, 0, -1, -1, -1, -1]  # the two draws fell on one anchor
     draws = Recorder()
-    assert anchor_targets(ANCHORS, truth, (20, 40), draws, AnchorRules(count=4)).labels.tolist() == [
-        1,
-        -1,
-        -1,
-        -1,
-        -1,
-        -1,
-    ]
+    assert anchors_drawn(ANCHORS, truth, draws, samples=4).labels.tolist() == [1, -1, -1, -1, -1, -1]
     assert draws.asked == []  # not more candidates than places: none is set
 
 
 def test_positives_are_thinned_first_and_ties_are_positive() -> None:
     twice = torch.cat([ANCHORS[:1], ANCHORS])
     draws = Recorder()
-    found = anchor_targets(twice, few([[0, 0, 9, 9]]), (20, 40), draws, AnchorRules(count=2, fraction=0.5))
+    found = anchors_drawn(twice, few([[0, 0, 9, 9]]), draws, samples=2, positive_fraction=0.5)
     assert draws.asked[0] == ("choice", 2, 1) and int((found.labels == 1).sum()) == 1
-    assert found.deltas[found.labels != 1].abs().sum() == 0
+    assert found.targets[found.labels != 1].abs().sum() == 0
 
 
 def test_an_image_without_objects_has_background_only() -> None:
-    found = anchor_targets(ANCHORS, few([]), (20, 40), Recorder(), AnchorRules(count=2))
+    found = anchors_drawn(ANCHORS, few([]), Recorder(), samples=2)
     assert set(found.labels.tolist()) == {0, -1}
 
 
@@ -153,17 +154,12 @@ def test_rois_on_a_crowd_count_as_its_class_and_the_crowd_itself_is_no_candidate
     boxes = few([[0, 0, 9, 9], [20, 0, 39, 9]])
     proposals = few([[20, 0, 38, 9], [60, 0, 70, 9]])
     draws = Recorder()
-    found = sample_rois(
-        proposals,
-        boxes,
-        torch.tensor([4, 7]),
-        torch.tensor([False, True]),
-        draws,
-        RoIRules(count=8, fraction=0.5),
-    )
+    rule = RoiConventions(samples=8, positive_fraction=0.5)
+    target = Target(boxes, torch.tensor([4, 7]), crowd=torch.tensor([False, True]))
+    found = DetectronBoxSampler(BoxCoder(), rule, draws).sample(proposals, target)
     assert draws.asked == [("choice", 2, 2), ("choice", 1, 1)]
     assert found.boxes.tolist() == [boxes[0].tolist(), proposals[0].tolist(), proposals[1].tolist()]
-    assert found.labels.tolist() == [4, 7, -1] and found.objects.tolist()[:2] == [0, 1]
+    assert found.labels.tolist() == [5, 8, 0] and found.matches.tolist()[:2] == [0, 1]
 
 
 def test_the_keypoint_head_gets_a_draw_of_its_own() -> None:
@@ -171,20 +167,14 @@ def test_the_keypoint_head_gets_a_draw_of_its_own() -> None:
     keypoints = torch.tensor(
         [[[5.0, 5.0, 2.0]], [[25.0, 5.0, 0.0]]]
     )  # the second object's point is not visible
-    found = sample_rois(
-        few([[0, 0, 9, 8]]),
-        boxes,
-        torch.zeros(2, dtype=torch.int64),
-        torch.tensor([False, False]),
-        Recorder(),
-        RoIRules(),
-        keypoints,
-    )
+    target = Target(boxes, torch.zeros(2, dtype=torch.int64), keypoints=keypoints)
+    sampler = DetectronBoxSampler(BoxCoder(), RoiConventions(), Recorder())
+    found = sampler.sample(few([[0, 0, 9, 8]]), target)
     assert len(found.labels) == 3
     assert found.keypoint_boxes.tolist() == [
         [0, 0, 9, 9],
         [0, 0, 9, 8],
-    ] and found.keypoint_objects.tolist() == [0, 0]
+    ] and found.keypoint_matches.tolist() == [0, 0]
 
 
 def test_a_mask_is_that_of_the_polygons_around_which_a_box_lies() -> None:
@@ -194,8 +184,8 @@ def test_a_mask_is_that_of_the_polygons_around_which_a_box_lies() -> None:
         [[0, 0, 20, 0, 20, 20, 0, 20], [60, 60, 80, 60, 80, 80]],
     ]  # at scale 2; the second is a crowd
     scale = torch.tensor([2.0, 2.0, 2.0, 2.0])
-    assert masks_of(few([[0, 0, 20, 20], [5, 5, 40, 40]]), polygons, scale).tolist() == [0, 2]
-    assert masks_of(few([[0, 0, 20, 20]]), [[], []], scale).tolist() == [-1]
+    assert masks_of(few([[0, 0, 20, 20], [5, 5, 40, 40]]), polygons, scale, 1.0).tolist() == [0, 2]
+    assert masks_of(few([[0, 0, 20, 20]]), [[], []], scale, 1.0).tolist() == [-1]
 
 
 def test_voting_is_the_mean_weighted_by_score() -> None:
@@ -220,21 +210,26 @@ def test_detection_rules_choose_soft_nms_and_voting() -> None:
         torch.tensor([0.6, 0.5, 0.4]),
         torch.tensor([0, 0, 1]),
     )
-    hard = suppress(boxes, scores, labels, 1.0, DetectionRule())
+    hard = suppress(boxes, scores, labels, 1.0, DetectionConventions())
     assert hard.labels.tolist() == [0, 1] and hard.scores.tolist() == pytest.approx([0.6, 0.4])
-    soft = suppress(boxes, scores, labels, 1.0, DetectionRule(soft="linear"))
+    soft = suppress(boxes, scores, labels, 1.0, DetectionConventions(soft="linear"))
     assert soft.labels.tolist() == [0, 0, 1] and soft.scores.tolist() == pytest.approx(
         [0.6, 0.5 * (1 - 100 / 120), 0.4]
     )
-    gaussian = suppress(boxes, scores, labels, 1.0, DetectionRule(soft="gaussian", soft_sigma=0.5))
+    gaussian = suppress(boxes, scores, labels, 1.0, DetectionConventions(soft="gaussian", soft_sigma=0.5))
     assert gaussian.scores.tolist() == pytest.approx([0.6, 0.5 * math.exp(-((100 / 120) ** 2) / 0.5), 0.4])
-    voted = suppress(boxes, scores, labels, 1.0, DetectionRule(vote_iou=0.8))
+    voted = suppress(boxes, scores, labels, 1.0, DetectionConventions(vote_iou=0.8))
     assert (
         voted.boxes[0, 3].item() == pytest.approx((0.6 * 9 + 0.5 * 11) / 1.1)
         and voted.boxes[1].tolist() == boxes[2].tolist()
     )
     assert (
-        len(suppress(boxes[:0], scores[:0], labels[:0], 1.0, DetectionRule(soft="linear", vote_iou=0.9))) == 0
+        len(
+            suppress(
+                boxes[:0], scores[:0], labels[:0], 1.0, DetectionConventions(soft="linear", vote_iou=0.9)
+            )
+        )
+        == 0
     )
 
 
@@ -247,14 +242,18 @@ def test_the_best_of_an_image_are_those_after_voting() -> None:
         torch.tensor([0, 0, 0]),
     )
     voted = suppress(
-        boxes, scores, labels, 1.0, DetectionRule(max_detections=1, vote_iou=0.8, vote_method="avg")
+        boxes, scores, labels, 1.0, DetectionConventions(max_detections=1, vote_iou=0.8, vote_method="avg")
     )
     assert voted.scores.tolist() == pytest.approx([0.4])
     assert suppress(
-        boxes, scores, labels, 1.0, DetectionRule(max_detections=1)
+        boxes, scores, labels, 1.0, DetectionConventions(max_detections=1)
     ).scores.tolist() == pytest.approx([0.6])
     tied = suppress(
-        boxes, torch.tensor([0.6, 0.1, 0.6]), torch.tensor([1, 1, 0]), 1.0, DetectionRule(max_detections=1)
+        boxes,
+        torch.tensor([0.6, 0.1, 0.6]),
+        torch.tensor([1, 1, 0]),
+        1.0,
+        DetectionConventions(max_detections=1),
     )
     assert tied.labels.tolist() == [1, 0]
 
@@ -262,7 +261,7 @@ def test_the_best_of_an_image_are_those_after_voting() -> None:
 def test_pooling_methods_agree_on_a_constant_map_and_differ_on_a_ramp() -> None:
     specs = {"p2": FeatureSpec(1, 4), "p3": FeatureSpec(1, 8)}
     boxes = [few([[4, 4, 40, 40], [0, 0, 200, 200]])]
-    level = RoiAlignPooler(specs, 2).level_indices(boxes).tolist()
+    level = RoiAlignPooler(specs, PoolingConventions(size=2)).level_indices(boxes).tolist()
     assert level == [0, 1]
     ones = {"p2": torch.ones(1, 1, 64, 64), "p3": torch.ones(1, 1, 32, 32)}
     ramp = {
@@ -270,23 +269,24 @@ def test_pooling_methods_agree_on_a_constant_map_and_differ_on_a_ramp() -> None:
         for name, value in ones.items()
     }
     for method in ("roi_align", "roi_pool"):
-        assert RoiAlignPooler(specs, 2, method=method)(ones, boxes).eq(1).all()
+        assert RoiAlignPooler(specs, PoolingConventions(size=2, method=method))(ones, boxes).eq(1).all()
     align, pool = (
-        RoiAlignPooler(specs, 2, method=method)(ramp, boxes) for method in ("roi_align", "roi_pool")
+        RoiAlignPooler(specs, PoolingConventions(size=2, method=method))(ramp, boxes)
+        for method in ("roi_align", "roi_pool")
     )
     assert align[0, 0, 0].tolist() == [
         3.25,
         7.75,
     ]  # from cell 1 to cell 10 without a half-cell shift, two points a bin
     assert pool[0, 0, 0].tolist() == [5.0, 10.0]  # cells 1 to 10, ten of them, in two bins of five
-    crop = RoiAlignPooler({"c4": FeatureSpec(1, 16)}, 2, method="roi_crop")(
+    crop = RoiAlignPooler({"c4": FeatureSpec(1, 16)}, PoolingConventions(size=2, method="roi_crop"))(
         {"c4": ramp["p3"]}, [few([[16, 16, 64, 64]])]
     )
     assert crop[0, 0, 0].tolist() == pytest.approx(
         [2.0, 4.0]
     )  # points at cells 1, 2, 3, 4; the larger of each two
-    with pytest.raises(ValueError, match="unknown pooling method"):
-        RoiAlignPooler(specs, 2, method="average")
+    with pytest.raises(ValueError, match="method"):
+        PoolingConventions(size=2, method="average")
 
 
 def test_p2_only_reads_the_finest_level_of_a_whole_pyramid() -> None:
@@ -303,9 +303,8 @@ def test_p2_only_reads_the_finest_level_of_a_whole_pyramid() -> None:
 def test_the_v0up_head_has_a_stage_of_its_own_and_v0upshare_the_box_heads() -> None:
     for kind, own in (("v0up", True), ("v0upshare", False)):
         backbone = BACKBONES["resnet14_slim"](norm="affine", last="c4")
-        model = mask_rcnn(
-            backbone, 3, box_head="conv5", mask_head=kind, pooling={"size": 14, "sampling_ratio": 0}
-        ).eval()
+        rules = changed(MaskRcnnRules(), pooling={"size": 14, "sampling_ratio": 0})
+        model = mask_rcnn(backbone, 3, rules, box_head="conv5", mask_head=kind).eval()
         assert any(name.startswith("mask.stage.") for name in model.state_dict()) == own
         with torch.no_grad():
             found = model.predict(torch.randn(1, 3, 64, 64), torch.tensor([[64, 64]]))[0]
@@ -325,22 +324,24 @@ def test_detectrons_retinanet_lays_its_anchors_size_by_size() -> None:
 def test_detectrons_retinanet_keeps_what_the_coarsest_level_has_at_any_score() -> None:
     backbone = BACKBONES["resnet14_slim"]()
     neck = FeaturePyramid(backbone.specs, channels=8, extra="p6p7")
-    arguments = {"neck": neck, "anchors": {"ratios": (1.0,)}, "scales_per_octave": 1}
+    usual = changed(RetinaNetRules(), anchors={"ratios": [1.0]}, retinanet={"scales_per_octave": 1})
     images, sizes = torch.randn(1, 3, 128, 128), torch.tensor([[128, 128]])
     with torch.no_grad():
-        strict = retinanet(backbone, 2, **arguments).eval().predict(images, sizes)[0]
-        lenient = (
-            retinanet(backbone, 2, last_score_threshold=0.0, nms_iou=0.99, **arguments)
-            .eval()
-            .predict(images, sizes)[0]
-        )
+        strict = retinanet(backbone, 2, usual, neck=neck).eval().predict(images, sizes)[0]
+        rules = changed(usual, retinanet={"last_score_threshold": 0.0, "nms_iou": 0.99})
+        lenient = retinanet(backbone, 2, rules, neck=neck).eval().predict(images, sizes)[0]
     assert len(strict) == 0 and len(lenient) == 2  # one cell, one anchor, two classes at about 0.01
 
 
 def test_a_weak_match_of_retinanet_is_counted_and_trained_as_background() -> None:
     backbone = BACKBONES["resnet14_slim"]()
     neck = FeaturePyramid(backbone.specs, channels=8, extra="p6p7")
-    models = [retinanet(backbone, 2, neck=neck, weak_background=weak) for weak in (False, True)]
+    models = [
+        retinanet(
+            backbone, 2, RetinaNetRules(retinanet=RetinaNetConventions(weak_background=weak)), neck=neck
+        )
+        for weak in (False, True)
+    ]
     anchors, target = (
         few([[0, 0, 9, 9], [50, 50, 59, 59]]),
         Target(few([[0, 0, 29, 9]]), torch.tensor([1])),
@@ -355,14 +356,14 @@ def test_a_weak_match_of_retinanet_is_counted_and_trained_as_background() -> Non
 def test_training_on_crowds_follows_the_rows_rule() -> None:
     """Crowds are left out of the proposals' labels, and count for the box head."""
     model = build_model("faster_rcnn_resnet50_fpn_1x.detectron_pytorch", device="meta")
-    assert model.crowd == "proposals" and model.sampling is not None
-    parts = rcnn_parts(BACKBONES["resnet14_slim"](), 3)
-    assert parts["crowd"] == "drop" and parts["sampling"] is None
+    assert model.sampler.crowd == "proposals" and model.sampler.original_pixels
+    usual = faster_rcnn(BACKBONES["resnet14_slim"](), 3)
+    assert usual.sampler.crowd == "drop" and not usual.sampler.original_pixels
 
 
 def test_the_default_anchor_sizes_follow_the_levels() -> None:
     backbone = BACKBONES["resnet14_slim"]()
-    generator = make_anchors(FeaturePyramid(backbone.specs, channels=4))
+    generator = make_rpn(FeaturePyramid(backbone.specs, channels=4), ProposalRules()).anchors
     areas = [math.sqrt(((cells[1, 2:] - cells[1, :2] + 1).prod()).item()) for cells in generator.cells()]
     assert areas == [32.0, 64.0, 128.0, 256.0, 512.0]
 

@@ -9,10 +9,18 @@ import pytest
 import torch
 
 from detection_zoo.zoo.backbones.resnet import resnet14_slim
-from detection_zoo.zoo.conventions import AugmentationConventions, Views
+from detection_zoo.zoo.conventions import (
+    AugmentationConventions,
+    BoxConventions,
+    DetectionConventions,
+    KeypointConventions,
+    MaskConventions,
+    ProposalConventions,
+    Views,
+)
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
-from detection_zoo.zoo.detectors.keypoint_rcnn import keypoint_rcnn
-from detection_zoo.zoo.detectors.mask_rcnn import mask_rcnn
+from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnnRules, keypoint_rcnn
+from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnnRules, mask_rcnn
 from detection_zoo.zoo.detectors.retinanet import retinanet
 from detection_zoo.zoo.detectors.tta import View, combine_masks, detect_augmented, make_copy, views
 from detection_zoo.zoo.necks import FeaturePyramid
@@ -35,15 +43,17 @@ EVERY = Views(
 def small(kind: str, **options: object) -> torch.nn.Module:
     torch.manual_seed(1)
     backbone = resnet14_slim()
-    arguments = {
-        "neck": FeaturePyramid(backbone.specs, channels=16),
-        "head": {"width": 16},
-        "proposals": {"pre_nms": 20, "post_nms": 10, "collect": 10},
-        "detections": {"frame": "original", "score_threshold": 0.2, "max_detections": 5, **options},
+    arguments = {"neck": FeaturePyramid(backbone.specs, channels=16), "head": {"width": 16}}
+    sections = {
+        "boxes": BoxConventions(frame=options.pop("frame", "original")),
+        "proposals": ProposalConventions(pre_nms=20, post_nms=10, collect=10),
+        "detections": DetectionConventions(**{"score_threshold": 0.2, "max_detections": 5, **options}),
     }
     if kind == "mask":
-        return mask_rcnn(backbone, 2, mask={"width": 8, "interpolation": "cv2"}, **arguments).eval()
-    return keypoint_rcnn(backbone, 1, keypoint={"convs": 1, "width": 8}, **arguments).eval()
+        rules = MaskRcnnRules(**sections, mask=MaskConventions(width=8, interpolation="cv2"))
+        return mask_rcnn(backbone, 2, rules, **arguments).eval()
+    rules = KeypointRcnnRules(**sections, keypoint=KeypointConventions(convs=1, width=8))
+    return keypoint_rcnn(backbone, 1, rules, **arguments).eval()
 
 
 def picture(height: int = 60, width: int = 80) -> np.ndarray:

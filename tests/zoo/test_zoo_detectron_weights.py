@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contracts import changed
 
 from detection_zoo.zoo.build import DETECTORS, assemble
-from detection_zoo.zoo.detectors.keypoint_rcnn import keypoint_rcnn
-from detection_zoo.zoo.detectors.mask_rcnn import mask_rcnn
+from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnnRules, keypoint_rcnn
+from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnnRules, mask_rcnn
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.necks import FeaturePyramid
@@ -230,9 +231,8 @@ SLIM = (1, 1, 1, 1)
 
 def small_mask_model() -> torch.nn.Module:
     backbone = BACKBONES["resnet14_slim"](norm="affine")
-    return mask_rcnn(
-        backbone, 3, neck=FeaturePyramid(backbone.specs, channels=8), head={"width": 16}, mask={"width": 8}
-    ).eval()
+    rules, neck = changed(MaskRcnnRules(), mask={"width": 8}), FeaturePyramid(backbone.specs, channels=8)
+    return mask_rcnn(backbone, 3, rules, neck=neck, head={"width": 16}).eval()
 
 
 def small_blobs() -> dict[str, np.ndarray]:
@@ -311,7 +311,7 @@ class Evil:
             r"the file has, and the model knows not: fpn_res9_0_sum_w",
         ),
         ({"fc6_b": Evil()}, r"refused: the pickle names '(builtins|__builtin__).eval', which could run code"),
-        ({"fc6_b": [1.0, 2.0]}, r"holds no state dict .*'fc6_b' \(a list\)"),
+        ({"fc6_b": [1.0, 2.0]}, r"not every blob is an array: 'fc6_b' \(list\)"),
     ],
 )
 def test_a_broken_pickle_is_one_clear_error_and_changes_nothing(
@@ -330,7 +330,7 @@ def test_files_that_hold_no_blobs_are_refused(tmp_path: Path) -> None:
     for content in ([1, 2], {}):
         path = tmp_path / "other.pkl"
         path.write_bytes(pickle.dumps(content, protocol=2))
-        with pytest.raises(CheckpointError, match="holds no state dict"):
+        with pytest.raises(CheckpointError, match="holds no blobs"):
             load_weights(small_mask_model(), path, "detectron_pkl")
 
 
@@ -342,7 +342,7 @@ def test_a_real_torch_file_fills_the_model(tmp_path: Path) -> None:
         1,
         neck=FeaturePyramid(backbone.specs, channels=8),
         head={"width": 16},
-        keypoint={"convs": 2, "width": 8},
+        rules=changed(KeypointRcnnRules(), keypoint={"convs": 2, "width": 8}),
     ).eval()
     theirs = {
         "Conv_Body.conv_body.res1.conv1.weight": "backbone.stem.conv.conv.weight",

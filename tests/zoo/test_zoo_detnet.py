@@ -15,14 +15,17 @@ import torchvision
 
 from detection_zoo.zoo.backbones.detnet import detnet59
 from detection_zoo.zoo.build import assemble
-from detection_zoo.zoo.detectors.joint_rcnn import Pyramid
+from detection_zoo.zoo.conventions import Conventions, ProposalConventions
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.parity import detnet
 from detection_zoo.zoo.parity.base import ParityError, Reference, parity
 from detection_zoo.zoo.parity.detnet import _Detector, detector_components, known_values, row_for
+from detection_zoo.zoo.parity.detnet_model import Pyramid, pool
 from detection_zoo.zoo.parity.detnet_steps import _Steps, head_model
 from detection_zoo.zoo.weights.load import load_arrays
 
+LIMITS = ProposalConventions(pre_nms=9, inclusive=False, together=True, fill=True, collect=0)
 FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "detnet"
 
 
@@ -88,54 +91,67 @@ def test_other_configurations_are_built_from_what_the_folder_says(tmp_path: Path
     assert len(found) == 1 and found[0].boxes.shape[1] == 4
 
 
-def arguments_of(tmp_path: Path, **options: object) -> tuple[dict, Reference]:
+def conventions_of(tmp_path: Path, **options: object) -> tuple[Conventions, Reference]:
     reference = resnet50_coco(tmp_path)
     reference.meta["options"] |= {"class_agnostic": False, **options}
-    return detector_components(reference)["detector"].arguments, reference
+    return detector_components(reference)["conventions"], reference
+
+
+def changed_fields(found: Conventions, usual: Conventions) -> dict:
+    """Fields of `found` that are not as in `usual`, by section."""
+    pairs = ((name, getattr(found, name), getattr(usual, name)) for name in type(found).model_fields)
+    return {
+        name: {key: value for key, value in ours.model_dump().items() if value != getattr(theirs, key)}
+        for name, ours, theirs in pairs
+        if ours != theirs
+    }
 
 
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
         ({}, {}),
-        ({"yml": "cfgs/res50_ls.yml"}, {"post_nms": 1000}),  # FACTS: 300 (VOC), 1000 with the _ls yml (COCO)
+        (
+            {"yml": "cfgs/res50_ls.yml"},
+            {"proposals": {"post_nms": 1000}},
+        ),  # FACTS: 300 (VOC), 1000 with the _ls yml (COCO)
         ({"yml": "cfgs/res50_ls.yml", "overrides": ["TEST.RPN_POST_NMS_TOP_N", "300"]}, {}),
         (
             {"overrides": ["FPN_ANCHOR_SCALES", "[16, 32, 64, 128, 256]", "MAX_NUM_GT_BOXES", "50"]},
-            {"anchor_sizes": [16, 32, 64, 128, 256]},
+            {"anchors": {"sizes": [[16.0], [32.0], [64.0], [128.0], [256.0]]}},
         ),
-        ({"overrides": ["TRAIN.RPN_POST_NMS_TOP_N", 1000]}, {"train_post_nms": 1000}),
-        ({"pooling": "pool"}, {"pooling": "pool"}),
+        ({"overrides": ["TRAIN.RPN_POST_NMS_TOP_N", 1000]}, {"training_proposals": {"post_nms": 1000}}),
+        ({"pooling": "pool"}, {"pooling": {"method": "roi_pool"}}),
         ({"pooling": "crop", "overrides": ["POOLING_MODE", "align"]}, {}),
     ],
 )
 def test_what_the_options_say_of_the_detector_is_followed(
     options: dict, wanted: dict, tmp_path: Path
 ) -> None:
-    found, _ = arguments_of(tmp_path, **options)
-    assert found == {"pooled_size": 7, **wanted}
+    found, _ = conventions_of(tmp_path, **options)
+    assert changed_fields(found, load_manifests().conventions["detnet_resnet"]) == wanted
 
 
 def test_options_that_cannot_be_followed_are_told(tmp_path: Path) -> None:
     with pytest.raises(ParityError, match="pooling 'crop' works on no pyramid; known: align, pool"):
-        arguments_of(tmp_path, pooling="crop")
-    _, reference = arguments_of(tmp_path, overrides=["TEST.NMS", "0.5"])
+        conventions_of(tmp_path, pooling="crop")
+    _, reference = conventions_of(tmp_path, overrides=["TEST.NMS", "0.5"])
     assert any("TEST.NMS" in note for note in reference.notes)
 
 
 def test_a_row_of_coco_is_the_folder_of_the_large_scale(tmp_path: Path) -> None:
     row = load_manifests().entry("faster_rcnn_detnet59_fpn_coco.detnet")
-    arguments, _ = arguments_of(tmp_path, yml="cfgs/detnet59_ls.yml", pooled_size=14)
-    assert row.detector is not None and arguments == row.detector.arguments
+    found, _ = conventions_of(tmp_path, yml="cfgs/detnet59_ls.yml", pooled_size=14)
+    assert set(changed_fields(found, row.conventions)) == {"image", "targets"}  # the folder is a ResNet's
 
 
 @pytest.mark.parametrize(("pooling", "operator"), [("pool", torchvision.ops.roi_pool), ("align", None)])
 def test_rois_are_pooled_as_configured(pooling: str, operator: Callable[..., torch.Tensor] | None) -> None:
-    model = head_model(2, pooling=pooling)
-    model.pooled_size = 3
+    method = {"pool": "roi_pool", "align": "roi_align_averaged"}[pooling]
+    model = head_model(2, pooling={"method": method, "size": 3})
     levels = [torch.rand(1, 2, 32 // 2**i, 32 // 2**i) for i in range(4)]
     rois = torch.tensor([[0, 8.0, 4.0, 60.0, 90.0]])  # of the finest level, scale 1 / 4
-    found = model.pool(levels, rois, 128.0)
+    found = pool(model, levels, rois, 128.0)
     own = torchvision.ops.roi_pool(levels[0], rois, 3, 0.25)
     assert torch.equal(found, own) == (operator is not None)
 
@@ -147,7 +163,7 @@ def test_near_ties_among_proposals_and_detections_stand_as_recorded(
     anchors = torch.tensor([[10.0, 10, 30, 30], [50, 50, 80, 80], [5, 60, 25, 90]])
     scores = torch.tensor([[0.5 + gap, 0.5, 0.2]], dtype=torch.float64)
     found = Pyramid([], [], [], scores, torch.zeros(1, 3, 4), anchors)
-    limits = {"pre_nms": 9, "post_nms": 4, "nms_threshold": 0.7}
+    limits = LIMITS.model_copy(update={"post_nms": 4})
     boxes = anchors + torch.tensor([0.0, 0, 1, 1])  # decoded far corners lie one pixel further
     recorded = torch.cat([torch.zeros(4, 1), torch.cat([boxes[[1, 0, 2]], torch.zeros(1, 4)])], dim=1)[
         None
@@ -173,7 +189,9 @@ def test_near_ties_among_proposals_and_detections_stand_as_recorded(
     assert len(reference.notes) == 2 * followed
 
 
-def test_near_ties_of_which_nothing_is_recorded_are_ranked_in_double_precision(tmp_path: Path) -> None:
+def test_near_ties_of_which_nothing_is_recorded_are_ranked_in_double_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     anchors = torch.tensor([[10.0, 10, 30, 30], [50, 50, 80, 80]])
     folder = _Detector.__new__(_Detector)
     folder.reference, folder.kind = Reference(tmp_path), torch.float32
@@ -181,20 +199,14 @@ def test_near_ties_of_which_nothing_is_recorded_are_ranked_in_double_precision(t
         "x/rois": {"shape": np.array([1, 2, 5]), "samples": np.zeros(1), "stride": np.array(10)}
     }
 
-    class Finer(torch.nn.Module):
-        def pyramid(self, images: torch.Tensor) -> Pyramid:
-            assert images.dtype == torch.float64
-            return Pyramid(
-                [],
-                [],
-                [],
-                torch.tensor([[0.5, 0.5 + 1e-9]], dtype=torch.float64),
-                torch.zeros(1, 2, 4),
-                anchors,
-            )
+    def finer(model: torch.nn.Module, images: torch.Tensor) -> Pyramid:
+        assert images.dtype == torch.float64
+        scores = torch.tensor([[0.5, 0.5 + 1e-9]], dtype=torch.float64)
+        return Pyramid([], [], [], scores, torch.zeros(1, 2, 4), anchors)
 
-    folder.model = Finer()
-    limits = {"pre_nms": 9, "post_nms": 2, "nms_threshold": 0.7}
+    monkeypatch.setattr(detnet, "pyramid", finer)
+    folder.model = torch.nn.Identity()
+    limits = LIMITS.model_copy(update={"post_nms": 2})
     for scores, first in (
         ([0.5, 0.5], 50.0),
         ([0.6, 0.5], 10.0),
@@ -267,13 +279,13 @@ def test_damaged_folders_name_what_they_lack(tmp_path: Path) -> None:
 def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     reference = resnet50_coco(tmp_path)
     model = assemble(row_for(reference, None, detector_components(reference)))
-    before = model.box_head.conv1.weight.clone()
+    before = model.box.trunk.conv1.weight.clone()
     arrays = reference.checkpoint()
     arrays["RCNN_top.0.weight"] = arrays["RCNN_top.0.weight"][..., :5, :5]
     arrays.pop("RCNN_smooth3.bias")
-    with pytest.raises(CheckpointError, match=r"(?s)neck\.smooth\.2\.bias.*box_head\.conv1\.weight"):
+    with pytest.raises(CheckpointError, match=r"(?s)neck\.smooth\.2\.bias.*box\.trunk\.conv1\.weight"):
         load_arrays(model, arrays, "detnet_pytorch_pth", where="test")
-    assert torch.equal(model.box_head.conv1.weight, before)
+    assert torch.equal(model.box.trunk.conv1.weight, before)
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.complex64, torch.bool])

@@ -92,7 +92,7 @@ def test_the_toml_is_a_row_that_can_be_read(tmp_path: Path) -> None:
         "mask": {"width": 128},
         "rpn": {"channels": 512, "straddle": 100000.0},
     }
-    assert row["detector"]["head"] == {"width": 512} and row["detector"]["class_specific"] is False
+    assert row["detector"]["head"] == {"width": 512} and row["detector"]["deltas"] == "object"
     assert document["detectron_pytorch_small"] == {
         "images_per_batch": 16,
         "gpus": 8,
@@ -125,7 +125,7 @@ def test_an_imported_row_builds(tmp_path: Path) -> None:
     fields = {name: value for name, value in imported.row.items() if name not in ("adjust", "conventions")}
     with torch.device("meta"):
         model = assemble(ModelEntry(source="imported", conventions=imported.conventions, **fields))
-    assert (model.box.pooler.method, model.mask.pooler.method) == ("roi_pool", "roi_crop")
+    assert (model.box.pooler.rule.method, model.mask.pooler.rule.method) == ("roi_pool", "roi_crop")
     assert len(model.mask.convs) == 2 and model.mask.logits.in_channels == 128
 
 
@@ -254,14 +254,6 @@ def test_stage_alone_is_refused_with_the_reason(tmp_path: Path) -> None:
         ("MODEL:\n  TYPE: [", "not valid YAML"),
         ("MODEL:\n  TYPE: a\n  TYPE: b\n", "line 3, column 3: not valid YAML: TYPE is given twice"),
         ("- 1\n", "holds no options"),
-        ("MODEL: " + "[" * 3000 + "]" * 3000 + "\n", "more than 20 levels, not read"),
-        ("MODEL: " + "{a: " * 3000 + "1" + "}" * 3000 + "\n", "more than 20 levels, not read"),
-        ("MODEL:\n" + "".join("  " * n + "- \n" for n in range(1, 300)), "not valid YAML"),
-        ("MODEL: &a [x]\nSOLVER: *a\n", "line 2, column 9: not valid YAML: an alias, not read"),
-        ("? [a, b]\n: 1\n", "an option without a name"),
-        ("MODEL:\n  NUM_CLASSES: " + "9" * 5000 + "\n", "a value cannot be read"),
-        ("MODEL:\n  NUM_CLASSES: '" + "(" * 3000 + ")" * 3000 + "'\n", "wants a value of type int"),
-        ("MODEL:\n  TYPE: " + "x" * (1 << 19) + "\n", "larger than 262,144 bytes"),
         ("MODEL:\n  TYPE: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
     ],
 )

@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from detection_zoo.benchmarks.run.subject import with_soft_nms
-from detection_zoo.zoo.backbones.resnet import resnet14_slim
+from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.conventions import AugmentationConventions
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
-from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN, joint_rcnn
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.detectors.tta import FLIPPED, detect_augmented
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import load_manifests
-from detection_zoo.zoo.necks import SmoothedPyramid
+from detection_zoo.zoo.manifest import Component, load_manifests
 
 PREPROCESS = Preprocess(
     "rgb",
@@ -27,23 +26,24 @@ PREPROCESS = Preprocess(
 )
 
 
-def slim(**detections) -> JointRCNN:
+def slim(**detections) -> FasterRcnn:
     torch.manual_seed(0)
-    backbone = resnet14_slim()
-    model = joint_rcnn(
-        backbone,
-        SmoothedPyramid(backbone.specs, extra="max_pool"),
-        3,
-        rpn_channels=8,
-        post_nms=50,
-        detections=detections or None,
-    ).eval()
+    row = load_manifests().entry("faster_rcnn_resnet101_fpn_voc07.detnet")
+    conventions = row.conventions.model_copy(
+        update={
+            "rpn": row.conventions.rpn.model_copy(update={"channels": 8}),
+            "proposals": row.conventions.proposals.model_copy(update={"post_nms": 50}),
+            "detections": row.conventions.detections.model_copy(update=detections),
+        }
+    )
+    slim = {"backbone": Component(name="resnet14_slim"), "classes": 3, "conventions": conventions}
+    model = assemble(row.model_copy(update=slim)).eval()
     with torch.no_grad():
         for layer in (
-            model.rpn_head.objectness,
-            model.rpn_head.deltas,
-            model.box_head.cls_score,
-            model.box_head.bbox_pred,
+            model.rpn.head.objectness,
+            model.rpn.head.deltas,
+            model.box.predictor.class_logits,
+            model.box.predictor.box_deltas,
         ):
             layer.weight.mul_(30)
     return model
@@ -96,6 +96,10 @@ def test_soft_nms_of_a_row_stands_in_its_conventions() -> None:
         with_soft_nms(entries["ssd300_hardnet68_voc.hardnet"], "linear")
 
 
-def test_box_voting_is_refused() -> None:
-    with pytest.raises(ValueError, match="vote_iou"):
-        slim(vote_iou=0.8)
+def test_box_voting_refines_boxes() -> None:
+    prepared = PREPROCESS(picture())
+    plain, voted = (
+        model.predict(prepared.tensor[None], torch.tensor([prepared.size]))[0]
+        for model in (slim(), slim(vote_iou=0.4))
+    )
+    assert len(plain) == len(voted) and not torch.equal(plain.boxes, voted.boxes)

@@ -8,6 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from detection_zoo.zoo.conventions import (
+    DetectionConventions,
+    PoolingConventions,
+    ProposalConventions,
+    RoiConventions,
+)
 from detection_zoo.zoo.necks import FeaturePyramid, SingleLevel
 from detection_zoo.zoo.parts.anchors import AnchorGenerator, centred_cells, rounded_cells, torchvision_cells
 from detection_zoo.zoo.parts.boxes import (
@@ -28,17 +34,10 @@ from detection_zoo.zoo.parts.keypoint_head import (
 )
 from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
 from detection_zoo.zoo.parts.mask_head import mask_loss, paste_masks, rasterise
-from detection_zoo.zoo.parts.matcher import match
 from detection_zoo.zoo.parts.norm import ConvNorm, FrozenNorm, make_norm
-from detection_zoo.zoo.parts.proposals import ProposalRule, select_proposals
-from detection_zoo.zoo.parts.roi_heads import (
-    BoxTraining,
-    DetectionRule,
-    RoiAlignPooler,
-    sample_boxes,
-    select_detections,
-)
-from detection_zoo.zoo.parts.sampler import BalancedSampler
+from detection_zoo.zoo.parts.proposals import select_proposals
+from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, select_detections
+from detection_zoo.zoo.parts.targets import BalancedSampler, BoxSampler, match
 from detection_zoo.zoo.records import Detections, FeatureSpec, Target
 
 
@@ -189,25 +188,14 @@ def test_sampler_fills_up_with_negatives_and_never_takes_ignored() -> None:
 def test_ground_truth_boxes_are_candidates_at_either_end() -> None:
     target = Target(boxes((0, 0, 9, 9)), torch.tensor([4]))
     proposals = boxes((0, 0, 9, 12), (50, 50, 60, 60))
-    last = sample_boxes(
-        proposals, target, coder=BoxCoder(), sampler=BalancedSampler(8, 0.5), rule=BoxTraining()
-    )
+    rule = RoiConventions(samples=8, positive_fraction=0.5)
+    last = BoxSampler(BoxCoder(), rule).sample(proposals, target)
     assert last.candidate_labels.tolist() == [5, 0, 5] and last.labels.tolist() == [5, 0, 5]
-    first = sample_boxes(
-        proposals,
-        target,
-        coder=BoxCoder(),
-        sampler=BalancedSampler(8, 0.5),
-        rule=BoxTraining(ground_truth="first", order="foreground_first"),
-    )
+    other = rule.model_copy(update={"ground_truth": "first", "order": "foreground_first"})
+    first = BoxSampler(BoxCoder(), other).sample(proposals, target)
     assert first.candidate_labels.tolist() == [5, 5, 0] and first.labels.tolist() == [5, 5, 0]
-    none = sample_boxes(
-        proposals,
-        Target(boxes(), torch.zeros(0, dtype=torch.int64)),
-        coder=BoxCoder(),
-        sampler=BalancedSampler(8, 0.5),
-        rule=BoxTraining(),
-    )
+    nothing = Target(boxes(), torch.zeros(0, dtype=torch.int64))
+    none = BoxSampler(BoxCoder(), rule).sample(proposals, nothing)
     assert none.labels.tolist() == [0, 0] and none.targets.shape == (2, 4)
 
 
@@ -307,7 +295,7 @@ APART = torch.stack([torch.tensor([x, 0.0, x + 9, 9.0]) for x in range(0, 160, 2
 
 def test_collecting_over_a_batch_keeps_the_order_of_levels_and_starves_an_image() -> None:
     scores, deltas, anchors = flat_anchors(APART)
-    rule = ProposalRule(collect=6, collect_over="batch", collect_order="level")
+    rule = ProposalConventions(collect=6, collect_over="batch", collect_order="level")
     found = select_proposals(scores, deltas, anchors, [(50, 200), (50, 200)], coder=BoxCoder(), rule=rule)
     assert [each.scores.tolist() for each in found] == [
         pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5]),
@@ -316,7 +304,7 @@ def test_collecting_over_a_batch_keeps_the_order_of_levels_and_starves_an_image(
     rising = [1 - part for part in scores]  # now the coarser level has the better anchors
     kept = {}
     for order in ("score", "level"):
-        rule = ProposalRule(collect=5, collect_order=order)
+        rule = ProposalConventions(collect=5, collect_order=order)
         kept[order] = select_proposals(rising, deltas, anchors, [(50, 200)] * 2, coder=BoxCoder(), rule=rule)[
             0
         ].scores.tolist()
@@ -325,7 +313,7 @@ def test_collecting_over_a_batch_keeps_the_order_of_levels_and_starves_an_image(
         "level": pytest.approx([0.4, 0.8, 0.7, 0.6, 0.5]),
     }
     per_image = select_proposals(
-        scores, deltas, anchors, [(50, 200), (50, 200)], coder=BoxCoder(), rule=ProposalRule(collect=3)
+        scores, deltas, anchors, [(50, 200), (50, 200)], coder=BoxCoder(), rule=ProposalConventions(collect=3)
     )
     assert [each.scores.tolist() for each in per_image] == [
         pytest.approx([0.9, 0.8, 0.7]),
@@ -341,11 +329,16 @@ def test_limits_are_of_each_level_and_small_boxes_go() -> None:
         anchors,
         [(50, 200)] * 2,
         coder=BoxCoder(),
-        rule=ProposalRule(pre_nms=3, post_nms=2, collect=0),
+        rule=ProposalConventions(pre_nms=3, post_nms=2, collect=0),
     )[0]
     assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.5, 0.4])
     clipped = select_proposals(
-        scores, deltas, anchors, [(50, 45)] * 2, coder=BoxCoder(), rule=ProposalRule(min_size=6, collect=0)
+        scores,
+        deltas,
+        anchors,
+        [(50, 45)] * 2,
+        coder=BoxCoder(),
+        rule=ProposalConventions(min_size=6, collect=0),
     )[0]
     assert len(clipped.boxes) == 2  # at x = 40 the image leaves 5 pixels
 
@@ -358,7 +351,7 @@ def test_proposals_are_clipped_to_what_the_rule_says() -> None:
         anchors,
         [(5, 200)] * 2,
         coder=BoxCoder(),
-        rule=ProposalRule(together=True, post_nms=5, collect=0),
+        rule=ProposalConventions(together=True, post_nms=5, collect=0),
     )[0]
     assert len(together.boxes) == 5 and together.boxes[:, 3].max() == 4
 
@@ -366,7 +359,7 @@ def test_proposals_are_clipped_to_what_the_rule_says() -> None:
 def test_detections_come_class_by_class_and_ties_at_the_cut_stay() -> None:
     logits = torch.log(torch.tensor([[0.4, 0.3, 0.3]])).repeat(3, 1)
     proposals = boxes((0, 0, 9, 9), (40, 0, 49, 9), (80, 0, 89, 9))
-    rule = DetectionRule(score_threshold=0.05, max_detections=2)
+    rule = DetectionConventions(score_threshold=0.05, max_detections=2)
     found = select_detections(
         logits, torch.zeros(3, 12), [proposals], [(50, 100)], coder=BoxCoder(), rule=rule
     )[0]
@@ -380,7 +373,7 @@ def test_detections_come_class_by_class_and_ties_at_the_cut_stay() -> None:
                 [proposals],
                 [(50, 100)],
                 coder=BoxCoder(),
-                rule=DetectionRule(score_threshold=0.3001),
+                rule=DetectionConventions(score_threshold=0.3001),
             )[0]
         )
         == 0
@@ -396,21 +389,22 @@ def test_class_agnostic_deltas_serve_every_class() -> None:
         [boxes((0, 0, 9, 9))],
         [(50, 100)],
         coder=BoxCoder(),
-        rule=DetectionRule(),
+        rule=DetectionConventions(),
     )[0]
     assert found.boxes[:, 0].tolist() == [10, 10]
 
 
 def test_rois_go_to_the_level_of_their_size() -> None:
     specs = {f"p{level}": FeatureSpec(4, 2**level) for level in range(2, 6)}
-    pooler = RoiAlignPooler(specs, 7)
+    pooler = RoiAlignPooler(specs, PoolingConventions())
     sizes = boxes(
         (0, 0, 111, 111), (0, 0, 110, 110), (0, 0, 223, 223), (0, 0, 222, 222), (0, 0, 447, 447), (0, 0, 5, 5)
     )
     # k = floor(4 + log2(sqrt(wh) / 224)), w and h with the last pixel: 112 -> 3, 111 -> 2, 224 -> 4, 223 ->
     # 3, 448 -> 5, small -> 2
     assert pooler.level_indices([sizes]).tolist() == [1, 0, 2, 1, 3, 0]
-    assert RoiAlignPooler(specs, 7, level_offset=0.0).level_indices([sizes]).tolist() == [0, 0, 1, 1, 2, 0]
+    other = RoiAlignPooler(specs, PoolingConventions(level_offset=0.0))
+    assert other.level_indices([sizes]).tolist() == [0, 0, 1, 1, 2, 0]
 
 
 # ---- losses ----

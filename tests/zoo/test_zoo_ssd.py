@@ -7,12 +7,14 @@ import math
 
 import pytest
 import torch
+from contracts import changed
 from torch import Tensor, nn
 from torch.nn import functional
 
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.backbones.mobilenet import divisible_by_8, mobilenet_v2
-from detection_zoo.zoo.detectors.ssd import Selection, SSDOutput, ssd, two_maps
+from detection_zoo.zoo.conventions import SSDConventions
+from detection_zoo.zoo.detectors.ssd import SSDOutput, SSDRules, select_priors, ssd, two_maps
 from detection_zoo.zoo.parts.mobile_convs import SameConv2d, same_padding
 from detection_zoo.zoo.parts.multibox import MultiBoxLoss, PriorCoder, match_priors, mine_negatives
 from detection_zoo.zoo.parts.priors import prior_table
@@ -106,8 +108,8 @@ PIXELS = torch.tensor(
 
 def test_selection_orders_by_class_then_score_and_keeps_ties() -> None:
     scores = torch.tensor([[0.1, 0.6, 0.3], [0.2, 0.1, 0.7], [0.3, 0.5, 0.2], [0.4, 0.0, 0.6]])
-    rule = Selection(0.15, 0.45, per_class_keep=50, per_image_keep=50)
-    found = rule(PIXELS, scores, COLUMNS)
+    rule = SSDConventions(score_threshold=0.15, per_image_keep=50)
+    found = select_priors(PIXELS, scores, COLUMNS, rule)
     assert found.labels.tolist() == [
         0,
         0,
@@ -115,15 +117,15 @@ def test_selection_orders_by_class_then_score_and_keeps_ties() -> None:
         1,
     ]  # class 1: the second box removes the first (IoU 0.5) and the fourth (0.8)
     assert found.scores.tolist() == pytest.approx([0.6, 0.5, 0.7, 0.2])
-    tied = Selection(0.15, 0.45, 50, per_image_keep=2)(
-        PIXELS, torch.tensor([[0.0, 0.6, 0.0], [0.0] * 3, [0.0, 0.5, 0.5], [0.0] * 3]), COLUMNS
-    )
+    scores = torch.tensor([[0.0, 0.6, 0.0], [0.0] * 3, [0.0, 0.5, 0.5], [0.0] * 3])
+    tied = select_priors(PIXELS, scores, COLUMNS, rule.model_copy(update={"per_image_keep": 2}))
     assert tied.scores.tolist() == pytest.approx([0.6, 0.5, 0.5])
 
 
 def test_a_box_that_overflows_is_no_detection() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [-torch.inf, 0, torch.inf, 10], [5.0, torch.nan, 6, 7]])
-    found = Selection(0.1, 0.5, 10, 10)(boxes, torch.tensor([[0.1, 0.9]] * 3), torch.tensor([1]))
+    rule = SSDConventions(score_threshold=0.1, nms_iou=0.5)
+    found = select_priors(boxes, torch.tensor([[0.1, 0.9]] * 3), torch.tensor([1]), rule)
     assert found.boxes.tolist() == [[0, 0, 10, 10]]
 
 
@@ -132,11 +134,11 @@ def test_both_test_loops() -> None:
     above 0.45."""
     scores = torch.tensor([[0.05, 0.95, 0.0], [0.95, 0.05, 0.0], [0.95, 0.05, 0.0], [0.1, 0.9, 0.0]])
     now, before = (
-        Selection(0.02, 0.45, 50, 200, background_filter=0.9),
-        Selection(0.02, 0.45, 50, 200, nms_offset=1.0),
+        select_priors(PIXELS, scores, COLUMNS, rule)
+        for rule in (SSDConventions(background_filter=0.9), SSDConventions(nms_offset=1.0))
     )
-    assert now(PIXELS, scores, COLUMNS).scores.tolist() == pytest.approx([0.95, 0.9])
-    assert before(PIXELS, scores, COLUMNS).scores.tolist() == pytest.approx([0.95, 0.05])
+    assert now.scores.tolist() == pytest.approx([0.95, 0.9])
+    assert before.scores.tolist() == pytest.approx([0.95, 0.05])
 
 
 def test_l2norm_adds_its_epsilon_after_the_root() -> None:
@@ -184,7 +186,8 @@ def test_the_maps_are_those_whose_strides_fit_the_priors() -> None:
 
 
 def small_ssd(**changes: object) -> nn.Module:
-    return ssd(Maps(c3=8, c4=16), **{"num_classes": 3, "size": 300, "priors": "voc_300", **changes})
+    rules = changed(SSDRules(), ssd=changes.pop("ssd", {}))
+    return ssd(Maps(c3=8, c4=16), 3, rules, **{"size": 300, "priors": "voc_300", **changes})
 
 
 def test_a_detector_trains_and_detects_through_the_common_contract() -> None:
@@ -211,7 +214,7 @@ def test_boxes_are_scaled_to_the_original_image_before_nms() -> None:
 
 def test_boxes_are_held_to_the_image_where_the_row_says() -> None:
     torch.manual_seed(0)
-    free, held = small_ssd(), small_ssd(clip=True)
+    free, held = small_ssd(), small_ssd(ssd={"clip": True})
     held.load_state_dict(free.state_dict())
     images, sizes = torch.randn(1, 3, 300, 300), torch.tensor([[300, 300]])
     outside, inside = free.eval().raw(images, sizes).boxes, held.eval().raw(images, sizes).boxes
@@ -229,7 +232,7 @@ def test_an_input_of_another_size_is_refused() -> None:
     [
         ({"size": 320}, "300 or 512 pixels, not 320"),
         ({"priors": "voc_30"}, "did you mean .*'voc_300'"),
-        ({"channels": "coco_ids"}, "go with 80 classes, not 3"),
+        ({"ssd": {"channels": "coco_ids"}}, "go with 80 classes, not 3"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes: dict[str, object], message: str) -> None:
@@ -244,8 +247,7 @@ def test_coco_ids_skip_the_ten_unused_channels() -> None:
         size=300,
         priors="tensorflow_300",
         heads="ssdlite",
-        channels="coco_ids",
-        scores="sigmoid",
+        rules=changed(SSDRules(), ssd={"channels": "coco_ids", "scores": "sigmoid"}),
     )
     columns = model.columns.tolist()
     assert (columns[0], columns[11], columns[79]) == (1, 13, 90) and not set(columns) & {

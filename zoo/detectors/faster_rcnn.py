@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,34 +10,60 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.conventions import (
+    AnchorConventions,
+    BoxConventions,
+    DetectionConventions,
+    PoolingConventions,
+    ProposalConventions,
+    RoiConventions,
+    RpnConventions,
+)
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.necks import Neck, SingleLevel
+from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder, scale_boxes
-from detection_zoo.zoo.parts.detectron_targets import RoIRules
-from detection_zoo.zoo.parts.detectron_training import DetectronProposalNetwork, DetectronSampling
-from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals
+from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.parts.roi_heads import (
     BoxHead,
     BoxPredictor,
-    BoxTraining,
     ConvTrunk,
-    DetectionRule,
     MlpTrunk,
+    PooledConvTrunk,
     RoiAlignPooler,
-    SampledBoxes,
     StageTrunk,
     box_losses,
     choose_detections,
-    sample_boxes,
     score_boxes,
 )
-from detection_zoo.zoo.parts.rpn import RegionProposalNetwork, RpnHead, RpnLabels
-from detection_zoo.zoo.parts.sampler import BalancedSampler, Sampler
+from detection_zoo.zoo.parts.rpn import PROPOSAL_NETWORKS, RPN_HEADS, RegionProposalNetwork
+from detection_zoo.zoo.parts.targets import BOX_SAMPLERS, BoxSampler, SampledBoxes
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
 Options = Mapping[str, Any] | None
+CLASSIC_SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)  # pixels, of anchors on one level
+
+
+@dataclass(frozen=True)
+class ProposalRules:
+    """The sections of conventions that a proposal network uses."""
+
+    boxes: BoxConventions = BoxConventions()
+    anchors: AnchorConventions = AnchorConventions()
+    rpn: RpnConventions = RpnConventions()
+    proposals: ProposalConventions = ProposalConventions()
+    training_proposals: ProposalConventions = ProposalConventions(pre_nms=2000, post_nms=2000, collect=2000)
+
+
+@dataclass(frozen=True)
+class RcnnRules(ProposalRules):
+    """The sections of conventions that Faster R-CNN uses."""
+
+    pooling: PoolingConventions = PoolingConventions()
+    roi: RoiConventions = RoiConventions()
+    detections: DetectionConventions = DetectionConventions()
 
 
 @dataclass
@@ -56,7 +82,7 @@ class RcnnTraining:
     """One training step: proposals, labelled anchors and sampled boxes of each image, and the losses."""
 
     proposals: list[Proposals]
-    labels: list[RpnLabels]
+    labels: list[SampledAnchors]
     sampled: list[SampledBoxes]
     losses: dict[str, Tensor]
 
@@ -112,12 +138,7 @@ class FasterRcnn(Detector):
     Args:
         backbone, neck, rpn, box: the parts.
         num_classes: K.
-        coder: of the box branch.
-        sampler: which labelled proposals are trained on.
-        training_rule, detection_rule: of the box branch.
-        crowd: "drop" leaves crowd objects out of the targets, "keep" trains on them, "proposals" lets them
-            count for the box branch alone.
-        sampling: draws one image's proposals for the box branch in place of `sample_boxes`.
+        rules: boxes, sampling of proposals and selection of detections.
     """
 
     parts = {
@@ -133,19 +154,15 @@ class FasterRcnn(Detector):
         neck: Neck,
         rpn: RegionProposalNetwork,
         box: BoxHead,
-        *,
         num_classes: int,
-        coder: BoxCoder,
-        sampler: Sampler,
-        training_rule: BoxTraining,
-        detection_rule: DetectionRule,
-        crowd: str = "drop",
-        sampling: Callable[[Tensor, Target], SampledBoxes] | None = None,
+        rules: RcnnRules,
     ) -> None:
         super().__init__()
         self.backbone, self.neck, self.rpn, self.box = backbone, neck, rpn, box
-        self.num_classes, self.coder, self.sampler, self.crowd = num_classes, coder, sampler, crowd
-        self.training_rule, self.detection_rule, self.sampling = training_rule, detection_rule, sampling
+        self.num_classes, self.coder = num_classes, box_coders(rules.boxes)["box"]
+        self.sampler: BoxSampler = BOX_SAMPLERS[rules.roi.sampling](self.coder, rules.roi)
+        self.frame, self.detection_rule = rules.boxes.frame, rules.detections
+        self.box_beta = rules.roi.smooth_l1_beta
 
     @property
     def backbone_parts(self) -> dict[str, str]:
@@ -160,21 +177,19 @@ class FasterRcnn(Detector):
 
     def raw(self, images: Tensor, sizes: Tensor) -> RcnnRaw:
         """Proposals, and the box branch on all of them."""
-        features = self.features(images)
+        features, limits = self.features(images), sizes.tolist()
         levels = list(features.values())
         proposals = self.rpn.propose(
-            *self.rpn.head(levels), self.rpn.anchors(levels), sizes.tolist(), tuple(images.shape[-2:])
+            *self.rpn.head(levels), self.rpn.anchors(levels), limits, tuple(images.shape[-2:])
         )
-        _, logits, deltas = self.box(features, [each.boxes for each in proposals])
+        _, logits, deltas = self.box(features, [each.boxes for each in proposals], limits)
         return RcnnRaw(features, proposals, logits, deltas)
 
     def postprocess(
         self, raw: RcnnRaw, sizes: Tensor, original_sizes: Tensor | None = None
     ) -> list[Detections]:
         """Detections of each image, and what further branches find in them."""
-        return self.finish(
-            raw, frames(sizes, original_sizes, self.detection_rule.frame == "original", self.resize)
-        )
+        return self.finish(raw, frames(sizes, original_sizes, self.frame != "network", self.resize))
 
     def finish(self, raw: RcnnRaw, where: Sequence[Frame]) -> list[Detections]:
         """Detections of each image, given how its pixels relate to the original's."""
@@ -191,14 +206,20 @@ class FasterRcnn(Detector):
         before any selection."""
         boxes = [each.boxes for each in raw.proposals]
         limits = [frame.size for frame in where]
-        if self.detection_rule.frame == "original":
+        if self.frame == "original":
             boxes = [scale_boxes(each, *frame.factor) for each, frame in zip(boxes, where, strict=True)]
             limits = [frame.original or frame.size for frame in where]
-        return score_boxes(raw.logits, raw.deltas, boxes, limits, self.coder)
+        scored = score_boxes(raw.logits, raw.deltas, boxes, limits, self.coder)
+        if self.frame == "scaled":
+            scored = [
+                (chances, placed / (1 / frame.factor[0]))
+                for (chances, placed), frame in zip(scored, where, strict=True)
+            ]
+        return scored
 
     def network_boxes(self, found: Sequence[Detections], where: Sequence[Frame]) -> list[Tensor]:
         """Boxes of detections in pixels of the network's input."""
-        if self.detection_rule.frame == "network":
+        if self.frame == "network":
             return [each.boxes for each in found]
         return [
             scale_boxes(each.boxes, 1 / frame.factor[0], 1 / frame.factor[1])
@@ -207,7 +228,7 @@ class FasterRcnn(Detector):
 
     def in_original(self, found: Detections, frame: Frame) -> Detections:
         """Detections with boxes in pixels of the original image."""
-        if self.detection_rule.frame == "original" or frame.original is None:
+        if self.frame != "network" or frame.original is None:
             return found
         return replace(found, boxes=scale_boxes(found.boxes, *frame.factor))
 
@@ -224,7 +245,8 @@ class FasterRcnn(Detector):
 
     def training_step(self, images: Tensor, sizes: Tensor, targets: Sequence[Target]) -> RcnnTraining:
         """The losses, and what was drawn to compute them; arguments as in `losses`."""
-        targets = [without_crowd(target) if self.crowd == "drop" else target for target in targets]
+        crowd = self.sampler.crowd
+        targets = [without_crowd(target) if crowd == "drop" else target for target in targets]
         features = self.features(images)
         levels, limits = list(features.values()), sizes.tolist()
         logits, deltas = self.rpn.head(levels)
@@ -232,30 +254,16 @@ class FasterRcnn(Detector):
         proposals = self.rpn.propose(logits, deltas, anchors, limits, tuple(images.shape[-2:]))
         with torch.no_grad():
             every = torch.cat(anchors)
-            objects = [without_crowd(target) if self.crowd == "proposals" else target for target in targets]
-            labels = [
-                self.rpn.label(every, target.boxes.to(every.dtype), size)
-                for target, size in zip(objects, limits, strict=True)
-            ]
-            sampled = self.sample(proposals, targets)
-        hidden, class_logits, box_deltas = self.box(features, [each.boxes for each in sampled])
+            objects = [without_crowd(target) if crowd == "proposals" else target for target in targets]
+            labels = self.rpn.sampler(every, [target.boxes for target in objects], limits)
+            sampled = self.sampler([each.boxes for each in proposals], targets)
+        hidden, class_logits, box_deltas = self.box(features, [each.boxes for each in sampled], limits)
         losses = {
             **self.rpn.losses(logits, deltas, labels),
-            **box_losses(class_logits, box_deltas, sampled, self.training_rule.smooth_l1_beta),
+            **box_losses(class_logits, box_deltas, sampled, self.box_beta),
             **self.branch_losses(features, sampled, targets, limits, hidden),
         }
         return RcnnTraining(proposals, labels, sampled, losses)
-
-    def sample(self, proposals: Sequence[Proposals], targets: Sequence[Target]) -> list[SampledBoxes]:
-        """The proposals of each image that the box branch is trained on."""
-        if self.sampling is not None:
-            return [
-                self.sampling(each.boxes, target) for each, target in zip(proposals, targets, strict=True)
-            ]
-        return [
-            sample_boxes(each.boxes, target, coder=self.coder, sampler=self.sampler, rule=self.training_rule)
-            for each, target in zip(proposals, targets, strict=True)
-        ]
 
     def branch_losses(
         self,
@@ -289,184 +297,105 @@ def without_crowd(target: Target) -> Target:
 def make_trunk(
     kind: str, backbone: Backbone, channels: int, size: int, norm: str, head: Options = None
 ) -> nn.Module:
-    """The box trunk by name: "2mlp", "xconv1fc" (convolutions, with `norm`), both with options `head`, or
-    "conv5" (the backbone's own last stage)."""
+    """The box trunk by name: "2mlp", "xconv1fc" (convolutions, with `norm`), "2conv" (no norm), each with
+    options `head`, or "conv5" (the backbone's own last stage)."""
     if kind == "2mlp":
         return MlpTrunk(channels, size, norm=norm, **(head or {}))
     if kind == "xconv1fc":
         return ConvTrunk(channels, size, norm=norm, **(head or {}))
+    if kind == "2conv":
+        return PooledConvTrunk(channels, size, **(head or {}))
     if kind == "conv5":
         return StageTrunk(*backbone.head_stage(stride=max(size // 7, 1)))
-    raise ValueError(f"unknown box_head {kind!r}; known: 2mlp, xconv1fc, conv5")
+    raise ValueError(f"unknown box_head {kind!r}; known: 2mlp, xconv1fc, 2conv, conv5")
+
+
+def box_coders(rule: BoxConventions) -> dict[str, BoxCoder]:
+    """The coders of the proposals ("rpn") and of the box branch ("box")."""
+    return {
+        name: BoxCoder(tuple(weights), rule.offset, rule.far_offset, rule.cap)
+        for name, weights in (("rpn", rule.rpn_weights), ("box", rule.weights))
+    }
+
+
+def make_rpn(neck: Neck, rules: ProposalRules) -> RegionProposalNetwork:
+    """The proposal network over a neck's levels; anchors are of eight strides on a pyramid and of 32 to 512
+    pixels on a single level, where the rules give no sizes."""
+    rule = rules.anchors
+    strides = rule.strides or [spec.stride for spec in neck.specs.values()]
+    usual = [[8.0 * stride] for stride in strides] if len(strides) > 1 else [CLASSIC_SIZES]
+    anchors = AnchorGenerator(rule.sizes or usual, rule.ratios, strides, rule=rule.rule, slow=rule.slow)
+    in_channels = next(iter(neck.specs.values())).channels
+    return PROPOSAL_NETWORKS[rules.rpn.sampling](
+        RPN_HEADS[rules.rpn.head](in_channels, anchors.per_cell, channels=rules.rpn.channels),
+        anchors,
+        box_coders(rules.boxes)["rpn"],
+        rules.rpn,
+        test=rules.proposals,
+        train=rules.training_proposals,
+    )
+
+
+def make_pooler(neck: Neck, rule: PoolingConventions) -> RoiAlignPooler:
+    """Pooling from a neck's levels."""
+    return RoiAlignPooler({name: neck.specs[name] for name in neck.roi_levels}, rule)
+
+
+def branch_pooling(rules: RcnnRules, own: PoolingConventions | None) -> PoolingConventions:
+    """Pooling of a further branch: the box branch's with 14 cells, but for what the branch sets itself."""
+    changed = {} if own is None else own.model_dump(exclude_unset=True)
+    return rules.pooling.model_copy(update={"size": 14, **changed})
 
 
 def rcnn_parts(
     backbone: Backbone,
     num_classes: int,
-    *,
+    rules: RcnnRules,
     neck: Neck | None = None,
+    *,
     box_head: str = "2mlp",
     norm: str = "none",
-    class_specific: bool = True,
-    boxes: Options = None,
-    anchors: Options = None,
-    rpn: Options = None,
-    proposals: Options = None,
-    training_proposals: Options = None,
-    pooling: Options = None,
-    roi: Options = None,
-    detections: Options = None,
-    crowd: str = "drop",
+    deltas: str = "class",
     head: Options = None,
 ) -> dict[str, Any]:
-    """The keyword arguments of FasterRcnn, made from a backbone and from plain numbers.
+    """The keyword arguments of FasterRcnn.
 
     Args:
         neck: none for the backbone's last map.
-        box_head: "2mlp", "xconv1fc" or "conv5"; norm: of the heads' own layers ("none" or "group");
-            class_specific: see BoxPredictor.
-        boxes: offset, far_offset, cap of every BoxCoder, and its weights for the box branch (weights) and the
-            proposals (rpn_weights).
-        anchors: sizes (one list a level, or one number for the finest, doubling), ratios, rule, strides.
-        rpn: of RegionProposalNetwork, with channels, samples and positive_fraction.
-        proposals, training_proposals: of ProposalRule.
-        pooling: size, and of RoiAlignPooler.
-        roi: of BoxTraining, with samples and positive_fraction.
-        detections: of DetectionRule.
-        head: of MlpTrunk or ConvTrunk: width, convs, conv_channels.
+        box_head: see make_trunk; head: options of the trunk (width, convs, conv_channels).
+        norm: of the heads' own layers ("none" or "group"). deltas: see BoxPredictor.
     """
     neck = SingleLevel(backbone.specs) if neck is None else neck
-    coders = make_coders(**(boxes or {}))
-    generator = make_anchors(neck, **(anchors or {}))
-    rpn_module = make_rpn(
-        neck,
-        generator,
-        coders["rpn"],
-        test=ProposalRule(**(proposals or {})),
-        train=ProposalRule(**(training_proposals or {"pre_nms": 2000, "post_nms": 2000, "collect": 2000})),
-        **(rpn or {}),
-    )
-    pooling = {"size": 7, **(pooling or {})}
-    size = pooling.pop("size")
-    levels = {name: neck.specs[name] for name in neck.roi_levels}
-    trunk = make_trunk(box_head, backbone, next(iter(levels.values())).channels, size, norm, head)
-    roi = {"samples": 512, "positive_fraction": 0.25, "sampling": "balanced", **(roi or {})}
-    samples, fraction, kind = (roi.pop(name) for name in ("samples", "positive_fraction", "sampling"))
-    rule, sampler, sampling = BoxTraining(**roi), BalancedSampler(samples, fraction), None
-    if kind == "detectron":
-        rules = RoIRules(samples, fraction, rule.foreground_iou, rule.background_iou, rule.background_low)
-        crowd, sampling = "proposals", DetectronSampling(coders["box"], rules)
-    box = BoxHead(
-        RoiAlignPooler(levels, size, **pooling),
-        trunk,
-        BoxPredictor(trunk.channels, num_classes, class_specific=class_specific),
-    )
+    rpn = make_rpn(neck, rules)
+    channels = neck.specs[neck.roi_levels[0]].channels
+    trunk = make_trunk(box_head, backbone, channels, rules.pooling.size, norm, head)
+    predictor = BoxPredictor(trunk.channels, num_classes, deltas=deltas)
+    box = BoxHead(make_pooler(neck, rules.pooling), trunk, predictor)
     return {
         "backbone": backbone,
         "neck": neck,
-        "rpn": rpn_module,
+        "rpn": rpn,
         "box": box,
         "num_classes": num_classes,
-        "coder": coders["box"],
-        "sampler": sampler,
-        "training_rule": rule,
-        "detection_rule": DetectionRule(**(detections or {})),
-        "crowd": crowd,
-        "sampling": sampling,
+        "rules": rules,
     }
-
-
-def make_coders(
-    *,
-    weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
-    rpn_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
-    **rest: Any,
-) -> dict[str, BoxCoder]:
-    """The coders of the proposals ("rpn") and of the box branch ("box"); `rest` as in BoxCoder."""
-    return {"rpn": BoxCoder(tuple(rpn_weights), **rest), "box": BoxCoder(tuple(weights), **rest)}
-
-
-def make_anchors(
-    neck: Neck,
-    *,
-    sizes: Sequence[Sequence[float]] | None = None,
-    ratios: Sequence[float] = (0.5, 1.0, 2.0),
-    rule: str = "rounded",
-    strides: Sequence[int] | None = None,
-    slow: str = "rule",
-) -> AnchorGenerator:
-    """Anchors for a neck's levels.
-
-    Args:
-        sizes: one list a level; default: eight strides on each level of a pyramid, 32 to 512 on a single
-            level.
-        strides: default: those of the levels.
-    """
-    strides = [spec.stride for spec in neck.specs.values()] if strides is None else strides
-    if sizes is None:
-        sizes = (
-            [[8.0 * stride] for stride in strides]
-            if len(strides) > 1
-            else [[32.0, 64.0, 128.0, 256.0, 512.0]]
-        )
-    return AnchorGenerator(sizes, ratios, strides, rule=rule, slow=slow)
-
-
-def make_rpn(
-    neck: Neck,
-    anchors: AnchorGenerator,
-    coder: BoxCoder,
-    *,
-    channels: int | None = None,
-    samples: int = 256,
-    positive_fraction: float = 0.5,
-    sampling: str = "balanced",
-    objectness_over: str = "sampled",
-    **rest: Any,
-) -> RegionProposalNetwork:
-    """The proposal network over a neck's levels.
-
-    Args:
-        sampling: "balanced", or "detectron" for zoo.parts.detectron_training's labels and losses, with
-            objectness_over of that class.
-        rest: as in RegionProposalNetwork.
-    """
-    in_channels = next(iter(neck.specs.values())).channels
-    head = RpnHead(in_channels, anchors.per_cell, channels=channels)
-    sampler = BalancedSampler(samples, positive_fraction)
-    if sampling == "detectron":
-        return DetectronProposalNetwork(
-            head,
-            anchors,
-            coder,
-            sampler,
-            count=samples,
-            fraction=positive_fraction,
-            over=objectness_over,
-            **rest,
-        )
-    return RegionProposalNetwork(head, anchors, coder, sampler, **rest)
 
 
 @DETECTORS.register("faster_rcnn")
 def faster_rcnn(
     backbone: Backbone,
     num_classes: int,
+    rules: RcnnRules = RcnnRules(),
     *,
     neck: Neck | None = None,
     box_head: str = "2mlp",
     norm: str = "none",
-    class_specific: bool = True,
-    boxes: Options = None,
-    anchors: Options = None,
-    rpn: Options = None,
-    proposals: Options = None,
-    training_proposals: Options = None,
-    pooling: Options = None,
-    roi: Options = None,
-    detections: Options = None,
-    crowd: str = "drop",
+    deltas: str = "class",
     head: Options = None,
 ) -> FasterRcnn:
     """Faster R-CNN; arguments as in `rcnn_parts`."""
-    return FasterRcnn(**rcnn_parts(**locals()))
+    return FasterRcnn(
+        **rcnn_parts(
+            backbone, num_classes, rules, neck, box_head=box_head, norm=norm, deltas=deltas, head=head
+        )
+    )

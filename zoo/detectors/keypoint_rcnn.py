@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame, Options, RcnnRaw, rcnn_parts
+from detection_zoo.zoo.conventions import KeypointConventions
+from detection_zoo.zoo.detectors.faster_rcnn import (
+    FasterRcnn,
+    Frame,
+    Options,
+    RcnnRaw,
+    RcnnRules,
+    branch_pooling,
+    make_pooler,
+    rcnn_parts,
+)
 from detection_zoo.zoo.necks import Neck
 from detection_zoo.zoo.parts.boxes import box_iou, widened
 from detection_zoo.zoo.parts.keypoint_head import (
@@ -20,12 +30,16 @@ from detection_zoo.zoo.parts.keypoint_head import (
     heatmap_targets,
     keypoint_loss,
 )
-from detection_zoo.zoo.parts.mask_head import mask_options
-from detection_zoo.zoo.parts.matcher import match
-from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, SampledBoxes
-from detection_zoo.zoo.parts.sampler import BalancedSampler, Sampler
+from detection_zoo.zoo.parts.targets import BalancedSampler, SampledBoxes, match
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
+
+
+@dataclass(frozen=True)
+class KeypointRcnnRules(RcnnRules):
+    """The sections of conventions that Keypoint R-CNN uses."""
+
+    keypoint: KeypointConventions = KeypointConventions()
 
 
 @dataclass
@@ -46,13 +60,14 @@ class KeypointRcnn(FasterRcnn):
 
     Args:
         keypoint: the head.
-        keypoint_sampler: draws once more among the boxes that the box branch trains on.
         parts: of FasterRcnn.
     """
 
-    def __init__(self, keypoint: KeypointHead, keypoint_sampler: Sampler, **parts: Any) -> None:
-        super().__init__(**parts)
-        self.keypoint, self.keypoint_sampler = keypoint, keypoint_sampler
+    def __init__(self, keypoint: KeypointHead, rules: KeypointRcnnRules, **parts: Any) -> None:
+        super().__init__(rules=rules, **parts)
+        self.keypoint = keypoint
+        # draws once more among the boxes that the box branch trains on
+        self.keypoint_sampler = BalancedSampler(rules.keypoint.samples, rules.keypoint.positive_fraction)
 
     def branch_outputs(
         self, raw: RcnnRaw, found: list[Detections], where: Sequence[Frame]
@@ -71,7 +86,7 @@ class KeypointRcnn(FasterRcnn):
         """One image's detections, decoded in the pixels they lie in and then scaled to the original's where
         they do not lie there."""
         places, logits, chances = decode_heatmaps(heatmaps, found.boxes)
-        if self.detection_rule.frame == "network" and frame.original is not None:
+        if self.frame == "network" and frame.original is not None:
             places = places * places.new_tensor(frame.factor)
         keypoints = torch.cat([places, torch.ones_like(places[..., :1])], dim=2)
         found = replace(
@@ -98,7 +113,7 @@ class KeypointRcnn(FasterRcnn):
                 rows,
                 rows[:0],
             )
-        rule, boxes = self.training_rule, target.boxes.to(sampled.boxes.dtype)
+        rule, boxes = self.sampler.rule, target.boxes.to(sampled.boxes.dtype)
         matches = match(
             box_iou(boxes, sampled.boxes, self.coder.offset), rule.foreground_iou, rule.background_iou
         )
@@ -132,7 +147,7 @@ class KeypointRcnn(FasterRcnn):
             keypoints,
             torch.cat(boxes).to(heatmaps.dtype),
             heatmaps.shape[-1],
-            divide=self.sampling is not None,
+            divide=self.sampler.original_pixels,
         )
         return {"loss_keypoint": keypoint_loss(heatmaps, cells, valid)}
 
@@ -141,60 +156,27 @@ class KeypointRcnn(FasterRcnn):
 def keypoint_rcnn(
     backbone: Backbone,
     num_classes: int,
+    rules: KeypointRcnnRules = KeypointRcnnRules(),
     *,
     neck: Neck | None = None,
     box_head: str = "2mlp",
     keypoint_head: str = "v1convx",
     norm: str = "none",
-    class_specific: bool = True,
-    boxes: Options = None,
-    anchors: Options = None,
-    rpn: Options = None,
-    proposals: Options = None,
-    training_proposals: Options = None,
-    pooling: Options = None,
-    roi: Options = None,
-    detections: Options = None,
-    keypoint: Options = None,
-    crowd: str = "drop",
+    deltas: str = "class",
     head: Options = None,
 ) -> KeypointRcnn:
-    """Keypoint R-CNN; `keypoint_head` "v1convx"; `keypoint` is KeypointConventions; the rest as in
-    rcnn_parts."""
+    """Keypoint R-CNN; `keypoint_head` "v1convx"; the rest as in rcnn_parts."""
     if keypoint_head != "v1convx":
         raise ValueError(f"unknown keypoint_head {keypoint_head!r}; known: v1convx")
-    parts = rcnn_parts(
-        backbone,
-        num_classes,
-        neck=neck,
-        box_head=box_head,
-        norm=norm,
-        class_specific=class_specific,
-        boxes=boxes,
-        anchors=anchors,
-        rpn=rpn,
-        proposals=proposals,
-        training_proposals=training_proposals,
-        pooling=pooling,
-        roi=roi,
-        detections=detections,
-        crowd=crowd,
-        head=head,
-    )
-    options = {
-        "samples": 512,
-        "positive_fraction": 0.25,
-        "keypoints": 17,
-        "upsampling": "interpolate",
-        **mask_options(keypoint, pooling),
-    }
-    levels = {name: parts["neck"].specs[name] for name in parts["neck"].roi_levels}
-    size = options["pooling"].pop("size")
-    layers = {name: options[name] for name in ("convs", "width", "upsampling") if name in options}
+    heads = {"box_head": box_head, "norm": norm, "deltas": deltas, "head": head}
+    parts, rule = rcnn_parts(backbone, num_classes, rules, neck, **heads), rules.keypoint
+    neck = parts["neck"]
     branch = KeypointHead(
-        RoiAlignPooler(levels, size, **options["pooling"]),
-        next(iter(levels.values())).channels,
-        options["keypoints"],
-        **layers,
+        make_pooler(neck, branch_pooling(rules, rule.pooling)),
+        neck.specs[neck.roi_levels[0]].channels,
+        rule.keypoints,
+        convs=rule.convs,
+        width=rule.width,
+        upsampling=rule.upsampling,
     )
-    return KeypointRcnn(branch, BalancedSampler(options["samples"], options["positive_fraction"]), **parts)
+    return KeypointRcnn(branch, **parts)

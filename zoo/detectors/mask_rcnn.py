@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame, Options, RcnnRaw, rcnn_parts
-from detection_zoo.zoo.necks import Neck
-from detection_zoo.zoo.parts.mask_head import (
-    MaskHead,
-    class_masks,
-    mask_loss,
-    mask_options,
-    mask_targets,
-    paste_masks,
+from detection_zoo.zoo.conventions import MaskConventions, PoolingConventions
+from detection_zoo.zoo.detectors.faster_rcnn import (
+    FasterRcnn,
+    Frame,
+    Options,
+    RcnnRaw,
+    RcnnRules,
+    branch_pooling,
+    make_pooler,
+    rcnn_parts,
 )
-from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, SampledBoxes
+from detection_zoo.zoo.necks import Neck
+from detection_zoo.zoo.parts.mask_head import MaskHead, class_masks, mask_loss, mask_targets, paste_masks
+from detection_zoo.zoo.parts.targets import SampledBoxes
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
+
+
+@dataclass(frozen=True)
+class MaskRcnnRules(RcnnRules):
+    """The sections of conventions that Mask R-CNN uses."""
+
+    mask: MaskConventions = MaskConventions()
 
 
 class MaskRcnn(FasterRcnn):
@@ -31,15 +41,12 @@ class MaskRcnn(FasterRcnn):
 
     Args:
         mask: the head; one without a pooler takes the box trunk's maps (C4).
-        threshold, interpolation: of paste_masks.
         parts: of FasterRcnn.
     """
 
-    def __init__(
-        self, mask: MaskHead, *, threshold: float = 0.5, interpolation: str = "torch", **parts: Any
-    ) -> None:
-        super().__init__(**parts)
-        self.mask, self.threshold, self.interpolation = mask, threshold, interpolation
+    def __init__(self, mask: MaskHead, rules: MaskRcnnRules, **parts: Any) -> None:
+        super().__init__(rules=rules, **parts)
+        self.mask, self.threshold, self.interpolation = mask, rules.mask.threshold, rules.mask.interpolation
 
     def mask_features(self, features: dict[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """What the mask head reads (R, C, M / 2, M / 2) of boxes in input pixels."""
@@ -114,20 +121,14 @@ class MaskRcnn(FasterRcnn):
                 "a mask branch is trained with polygons, and the target has none; is the row's dataset one"
                 " with masks?"
             )
-        if self.sampling is not None:
+        if self.sampler.original_pixels:
             # of original pixels: boxes are not held to the image, one original pixel is the least side
             return mask_targets(boxes, matches, target.polygons, side, None, min(target.scale))
         return mask_targets(boxes, matches, target.polygons, side, size)
 
 
 def make_mask_head(
-    kind: str,
-    parts: dict[str, Any],
-    *,
-    norm: str,
-    pooling: dict[str, Any],
-    width: int = 256,
-    dilation: int = 1,
+    kind: str, parts: dict[str, Any], rule: MaskConventions, pooling: PoolingConventions, norm: str
 ) -> MaskHead:
     """The mask head by name.
 
@@ -135,28 +136,25 @@ def make_mask_head(
         kind: "v1up4convs" (four convolutions), "v1up" (two), "v0upshare" (on the box trunk's maps), "v0up"
             (on a last stage of its own).
         parts: of FasterRcnn.
-        norm, width, dilation: of the convolutions, see MaskHead.
-        pooling: size, and of RoiAlignPooler.
+        rule: width and dilation of the convolutions. pooling: of this branch. norm: of the convolutions.
     """
+    classes, neck = parts["num_classes"], parts["neck"]
     if kind == "v0upshare":
-        return MaskHead(None, parts["box"].trunk.channels, parts["num_classes"], convs=0, width=width)
+        return MaskHead(None, parts["box"].trunk.channels, classes, convs=0, width=rule.width)
     convs = {"v1up4convs": 4, "v1up": 2, "v0up": 0}
     if kind not in convs:
         raise ValueError(f"unknown mask_head {kind!r}; known: {', '.join((*convs, 'v0upshare'))}")
-    neck: Neck = parts["neck"]
-    levels = {name: neck.specs[name] for name in neck.roi_levels}
-    size = pooling.pop("size")
-    stage, channels = None, next(iter(levels.values())).channels
+    stage, channels = None, neck.specs[neck.roi_levels[0]].channels
     if kind == "v0up":
-        stage, channels = parts["backbone"].head_stage(stride=max(size // 7, 1))
+        stage, channels = parts["backbone"].head_stage(stride=max(pooling.size // 7, 1))
     return MaskHead(
-        RoiAlignPooler(levels, size, **pooling),
+        make_pooler(neck, pooling),
         channels,
-        parts["num_classes"],
+        classes,
         convs=convs[kind],
         norm=norm,
-        width=width,
-        dilation=dilation,
+        width=rule.width,
+        dilation=rule.dilation,
         stage=stage,
     )
 
@@ -165,44 +163,17 @@ def make_mask_head(
 def mask_rcnn(
     backbone: Backbone,
     num_classes: int,
+    rules: MaskRcnnRules = MaskRcnnRules(),
     *,
     neck: Neck | None = None,
-    box_head: str = "2mlp",
     mask_head: str = "v1up4convs",
+    box_head: str = "2mlp",
     norm: str = "none",
-    class_specific: bool = True,
-    boxes: Options = None,
-    anchors: Options = None,
-    rpn: Options = None,
-    proposals: Options = None,
-    training_proposals: Options = None,
-    pooling: Options = None,
-    roi: Options = None,
-    detections: Options = None,
-    mask: Options = None,
-    crowd: str = "drop",
+    deltas: str = "class",
     head: Options = None,
 ) -> MaskRcnn:
-    """Mask R-CNN; `mask_head` as in make_mask_head, `mask` holds threshold, interpolation, pooling, width and
-    dilation; the rest as in rcnn_parts."""
-    parts = rcnn_parts(
-        backbone,
-        num_classes,
-        neck=neck,
-        box_head=box_head,
-        norm=norm,
-        class_specific=class_specific,
-        boxes=boxes,
-        anchors=anchors,
-        rpn=rpn,
-        proposals=proposals,
-        training_proposals=training_proposals,
-        pooling=pooling,
-        roi=roi,
-        detections=detections,
-        crowd=crowd,
-        head=head,
-    )
-    options = mask_options(mask, pooling)
-    layers = {name: options.pop(name) for name in ("pooling", "width", "dilation") if name in options}
-    return MaskRcnn(make_mask_head(mask_head, parts, norm=norm, **layers), **options, **parts)
+    """Mask R-CNN; `mask_head` as in make_mask_head, the rest as in rcnn_parts."""
+    heads = {"box_head": box_head, "norm": norm, "deltas": deltas, "head": head}
+    parts = rcnn_parts(backbone, num_classes, rules, neck, **heads)
+    pooling = branch_pooling(rules, rules.mask.pooling)
+    return MaskRcnn(make_mask_head(mask_head, parts, rules.mask, pooling, norm), **parts)

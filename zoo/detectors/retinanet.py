@@ -5,24 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.conventions import (
+    AnchorConventions,
+    BoxConventions,
+    DetectionConventions,
+    RetinaNetConventions,
+)
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.detectors.faster_rcnn import Frame, Options, frames, make_coders, without_crowd
+from detection_zoo.zoo.detectors.faster_rcnn import Frame, box_coders, frames, without_crowd
 from detection_zoo.zoo.necks import Neck, SingleLevel
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
-from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes, scale_boxes, widened
+from detection_zoo.zoo.parts.boxes import box_iou, clip_boxes, scale_boxes, widened
 from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
-from detection_zoo.zoo.parts.matcher import BACKGROUND, match
 from detection_zoo.zoo.parts.norm import ConvNorm
-from detection_zoo.zoo.parts.roi_heads import DetectionRule, suppress
+from detection_zoo.zoo.parts.roi_heads import suppress
 from detection_zoo.zoo.parts.rpn import by_anchor
+from detection_zoo.zoo.parts.targets import BACKGROUND, match
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
+
+
+@dataclass(frozen=True)
+class RetinaNetRules:
+    """The sections of conventions that RetinaNet uses."""
+
+    boxes: BoxConventions = BoxConventions()
+    anchors: AnchorConventions = AnchorConventions()
+    retinanet: RetinaNetConventions = RetinaNetConventions()
 
 
 class RetinaHead(nn.Module):
@@ -80,16 +94,8 @@ class RetinaNet(Detector):
     """Backbone, neck and one head.
 
     Args:
-        backbone, neck, head, anchors, coder: the parts.
-        foreground_iou, background_iou, low_quality: of zoo.parts.matcher.match.
-        focal_alpha, focal_gamma: of the focal loss.
-        box_weight, smooth_l1_beta: the box loss is divided by box_weight and by the positives.
-        class_normalizer, box_normalizer: a loss is divided by "positives_and_images" (their sum) or
-            "positives".
-        weak_background: a low-quality match below background_iou is trained as background, though it is
-            counted (Detectron).
-        pre_nms: best (anchor, class) pairs of a level. rule: thresholds, limits and frame of the detections.
-        last_score_threshold: of the coarsest level; none: as on the others.
+        backbone, neck, head, anchors: the parts.
+        rules: training and selection; boxes are coded by `weights`.
     """
 
     parts = {"backbone": ("backbone",), "neck": ("neck",), "heads": ("head",)}
@@ -100,51 +106,18 @@ class RetinaNet(Detector):
         neck: Neck,
         head: RetinaHead,
         anchors: AnchorGenerator,
-        coder: BoxCoder,
-        *,
-        rule: DetectionRule,
-        foreground_iou: float = 0.5,
-        background_iou: float = 0.4,
-        low_quality: bool = True,
-        focal_alpha: float = 0.25,
-        focal_gamma: float = 2.0,
-        box_weight: float = 4.0,
-        smooth_l1_beta: float = 0.11,
-        class_normalizer: str = "positives_and_images",
-        pre_nms: int = 1000,
-        box_normalizer: str = "positives",
-        weak_background: bool = False,
-        last_score_threshold: float | None = None,
+        rules: RetinaNetRules,
     ) -> None:
         super().__init__()
-        self.backbone, self.neck, self.head, self.anchors, self.coder, self.rule = (
-            backbone,
-            neck,
-            head,
-            anchors,
-            coder,
-            rule,
-        )
+        self.backbone, self.neck, self.head, self.anchors = backbone, neck, head, anchors
         self.num_classes = head.num_classes
-        self.foreground_iou, self.background_iou, self.low_quality = (
-            foreground_iou,
-            background_iou,
-            low_quality,
-        )
-        self.focal_alpha, self.focal_gamma, self.box_weight, self.smooth_l1_beta = (
-            focal_alpha,
-            focal_gamma,
-            box_weight,
-            smooth_l1_beta,
-        )
-        self.class_normalizer, self.pre_nms, self.box_normalizer, self.weak_background = (
-            class_normalizer,
-            pre_nms,
-            box_normalizer,
-            weak_background,
-        )
-        self.last_score_threshold = (
-            rule.score_threshold if last_score_threshold is None else last_score_threshold
+        self.rule, self.frame = rules.retinanet, rules.boxes.frame
+        self.coder = box_coders(rules.boxes)["box"]
+        self.detection_rule = DetectionConventions(
+            score_threshold=self.rule.score_threshold,
+            nms_iou=self.rule.nms_iou,
+            inclusive=self.rule.inclusive,
+            max_detections=self.rule.max_detections,
         )
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -163,15 +136,16 @@ class RetinaNet(Detector):
         self, raw: RetinaRaw, sizes: Tensor, original_sizes: Tensor | None = None
     ) -> list[Detections]:
         """Detections of each image, class rising; the order inside a class is not defined."""
-        where = frames(sizes, original_sizes, self.rule.frame == "original", self.resize)
+        where = frames(sizes, original_sizes, self.frame != "network", self.resize)
         found = [self._detect(raw, i, frame) for i, frame in enumerate(where)]
-        if self.rule.frame == "network":
+        if self.frame == "network":
             for each, frame in zip(found, where, strict=True):
                 each.boxes = scale_boxes(each.boxes, *frame.factor)
         return found
 
     def _detect(self, raw: RetinaRaw, image: int, frame: Frame) -> Detections:
-        thresholds = [self.rule.score_threshold] * (len(raw.logits) - 1) + [self.last_score_threshold]
+        usual, last = self.rule.score_threshold, self.rule.last_score_threshold
+        thresholds = [usual] * (len(raw.logits) - 1) + [usual if last is None else last]
         parts = [
             self._candidates(logits[image : image + 1], deltas[image : image + 1], anchors, frame, threshold)
             for logits, deltas, anchors, threshold in zip(
@@ -180,7 +154,7 @@ class RetinaNet(Detector):
         ]
         boxes, scores, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         order = labels.sort(stable=True).indices
-        return suppress(boxes[order], scores[order], labels[order], self.coder.offset, self.rule)
+        return suppress(boxes[order], scores[order], labels[order], self.coder.offset, self.detection_rule)
 
     def _candidates(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, frame: Frame, threshold: float
@@ -188,11 +162,11 @@ class RetinaNet(Detector):
         """The best (anchor, class) pairs of one level of one image: boxes, scores, labels."""
         chances = widened(by_anchor(logits, self.num_classes)[0]).sigmoid()  # (A, K)
         anchor, label = torch.nonzero(chances > threshold, as_tuple=True)
-        scores, best = chances[anchor, label].topk(min(self.pre_nms, len(anchor)))
+        scores, best = chances[anchor, label].topk(min(self.rule.pre_nms, len(anchor)))
         anchor, label = anchor[best], label[best]
         boxes = self.coder.decode(by_anchor(deltas, 4)[0, anchor], anchors[anchor])
         size = frame.size
-        if self.rule.frame == "original" and frame.original is not None:
+        if self.frame == "original" and frame.original is not None:
             boxes, size = scale_boxes(boxes, *frame.factor), frame.original
         return clip_boxes(boxes, size, self.coder.offset), scores, label
 
@@ -200,14 +174,15 @@ class RetinaNet(Detector):
         """Label all anchors (A, 4) of one image."""
         boxes = target.boxes.to(anchors.dtype)
         quality = box_iou(boxes, anchors, self.coder.offset)
-        matches = match(quality, self.foreground_iou, self.background_iou, low_quality=self.low_quality)
+        rule = self.rule
+        matches = match(quality, rule.foreground_iou, rule.background_iou, low_quality=rule.low_quality)
         labels = torch.zeros_like(matches)
         labels[matches < BACKGROUND] = -1
         if not len(boxes):
             return RetinaLabels(labels, torch.zeros_like(anchors), 0)
         labels = torch.where(matches >= 0, target.labels[matches.clamp(min=0)] + 1, labels)
-        if self.weak_background:
-            labels[quality.max(dim=0).values < self.background_iou] = 0
+        if rule.weak_background:
+            labels[quality.max(dim=0).values < rule.background_iou] = 0
         return RetinaLabels(
             labels, self.coder.encode(boxes[matches.clamp(min=0)], anchors), int((matches >= 0).sum())
         )
@@ -229,11 +204,12 @@ class RetinaNet(Detector):
         targets = torch.cat([each.targets for each in labels])[positive]
         count = sum(each.count for each in labels)
         divisor = {"positives": count, "positives_and_images": count + len(labels)}
-        focal = sigmoid_focal(logits, classes, alpha=self.focal_alpha, gamma=self.focal_gamma).sum()
-        box = smooth_l1_sum(deltas[positive], targets, self.smooth_l1_beta)
+        rule = self.rule
+        focal = sigmoid_focal(logits, classes, alpha=rule.focal_alpha, gamma=rule.focal_gamma).sum()
+        box = smooth_l1_sum(deltas[positive], targets, rule.smooth_l1_beta)
         return {
-            "loss_class": focal / max(divisor[self.class_normalizer], 1),
-            "loss_box": box / max(divisor[self.box_normalizer] * self.box_weight, 1),
+            "loss_class": focal / max(divisor[rule.class_normalizer], 1),
+            "loss_box": box / max(divisor[rule.box_normalizer] * rule.box_weight, 1),
         }
 
 
@@ -241,46 +217,18 @@ class RetinaNet(Detector):
 def retinanet(
     backbone: Backbone,
     num_classes: int,
+    rules: RetinaNetRules = RetinaNetRules(),
     *,
     neck: Neck | None = None,
-    boxes: Options = None,
-    anchors: Options = None,
-    scales_per_octave: int = 3,
-    octave: float = 2.0,
-    sizes: Sequence[float] | None = None,
-    prior: float = 0.01,
-    score_threshold: float = 0.05,
-    nms_iou: float = 0.4,
-    inclusive: bool = True,
-    max_detections: int = 100,
     convs: int = 4,
-    detections: Options = None,
-    **arguments: Any,
 ) -> RetinaNet:
-    """RetinaNet.
-
-    Args:
-        boxes: of make_coders. anchors: ratios, rule, strides of AnchorGenerator.
-        sizes: pixels, one a level, default 4 strides; each is multiplied by octave ** (i /
-            scales_per_octave).
-        prior, convs: of RetinaHead. score_threshold ... max_detections: of DetectionRule, as is the frame of
-            `detections`. arguments: of RetinaNet.
-    """
+    """RetinaNet; without a neck, on the backbone's last map. convs: of each tower of the head."""
     neck = SingleLevel(backbone.specs) if neck is None else neck
-    options = {
-        "ratios": (0.5, 1.0, 2.0),
-        "strides": [spec.stride for spec in neck.specs.values()],
-        **(anchors or {}),
-    }
-    sizes = [4.0 * stride for stride in options["strides"]] if sizes is None else sizes
-    every = [[size * octave ** (i / scales_per_octave) for i in range(scales_per_octave)] for size in sizes]
-    generator = AnchorGenerator(**{**options, "sizes": every})
-    head = RetinaHead(
-        next(iter(neck.specs.values())).channels, generator.per_cell, num_classes, convs=convs, prior=prior
-    )
-    rule = DetectionRule(
-        score_threshold, nms_iou, inclusive, max_detections, (detections or {}).get("frame", "network")
-    )
-    return RetinaNet(
-        backbone, neck, head, generator, make_coders(**(boxes or {}))["box"], rule=rule, **arguments
-    )
+    rule, anchors = rules.retinanet, rules.anchors
+    strides = anchors.strides or [spec.stride for spec in neck.specs.values()]
+    octaves = [rule.octave ** (i / rule.scales_per_octave) for i in range(rule.scales_per_octave)]
+    sizes = [[size * step for step in octaves] for size in rule.sizes or [4.0 * stride for stride in strides]]
+    generator = AnchorGenerator(sizes, anchors.ratios, strides, rule=anchors.rule, slow=anchors.slow)
+    channels = next(iter(neck.specs.values())).channels
+    head = RetinaHead(channels, generator.per_cell, num_classes, convs=convs, prior=rule.prior)
+    return RetinaNet(backbone, neck, head, generator, rules)

@@ -11,17 +11,10 @@ from torch import Tensor
 
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.detectors.faster_rcnn import (
-    Options,
-    frames,
-    make_anchors,
-    make_coders,
-    make_rpn,
-    without_crowd,
-)
+from detection_zoo.zoo.detectors.faster_rcnn import ProposalRules, frames, make_rpn, without_crowd
 from detection_zoo.zoo.necks import Neck, SingleLevel
 from detection_zoo.zoo.parts.boxes import scale_boxes
-from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals
+from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.parts.rpn import RegionProposalNetwork
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
@@ -39,8 +32,8 @@ class ProposalDetector(Detector):
 
     Args:
         backbone, neck, rpn: the parts.
-        num_classes: K of the dataset; proposals tell none of them apart.
-        common: one factor for both axes brings boxes back to the original (Detectron), not one an axis.
+        num_classes: K of the dataset; proposals have no class.
+        frame: of BoxConventions; but for "network", one factor for both axes scales boxes to the original.
     """
 
     parts = {"backbone": ("backbone",), "neck": ("neck",), "rpn": ("rpn.head", "rpn.anchors", "rpn.propose")}
@@ -52,16 +45,11 @@ class ProposalDetector(Detector):
         rpn: RegionProposalNetwork,
         *,
         num_classes: int,
-        common: bool = False,
+        frame: str = "network",
     ) -> None:
         super().__init__()
-        self.backbone, self.neck, self.rpn, self.num_classes, self.common = (
-            backbone,
-            neck,
-            rpn,
-            num_classes,
-            common,
-        )
+        self.backbone, self.neck, self.rpn = backbone, neck, rpn
+        self.num_classes, self.frame = num_classes, frame
 
     def raw(self, images: Tensor, sizes: Tensor) -> RpnRaw:
         """Proposals of images (N, 3, H, W)."""
@@ -76,7 +64,7 @@ class ProposalDetector(Detector):
         self, raw: RpnRaw, sizes: Tensor, original_sizes: Tensor | None = None
     ) -> list[Detections]:
         """Proposals by falling score, in the pixels of the original images."""
-        where = frames(sizes, original_sizes, self.common, self.resize)
+        where = frames(sizes, original_sizes, self.frame != "network", self.resize)
         found = []
         for each, frame in zip(raw.proposals, where, strict=True):
             order = each.scores.argsort(descending=True, stable=True)
@@ -89,38 +77,19 @@ class ProposalDetector(Detector):
         levels = list(self.neck(self.backbone(images)).values())
         every = torch.cat(self.rpn.anchors(levels))
         with torch.no_grad():
-            labels = [
-                self.rpn.label(every, without_crowd(target).boxes.to(every.dtype), size)
-                for target, size in zip(targets, sizes.tolist(), strict=True)
-            ]
+            truth = [without_crowd(target).boxes for target in targets]
+            labels = self.rpn.sampler(every, truth, sizes.tolist())
         return self.rpn.losses(*self.rpn.head(levels), labels)
+
+
+USUAL = ProposalRules()
 
 
 @DETECTORS.register("rpn")
 def rpn(
-    backbone: Backbone,
-    num_classes: int,
-    *,
-    neck: Neck | None = None,
-    boxes: Options = None,
-    anchors: Options = None,
-    rpn: Options = None,
-    proposals: Options = None,
-    training_proposals: Options = None,
-    detections: Options = None,
+    backbone: Backbone, num_classes: int, rules: ProposalRules = USUAL, *, neck: Neck | None = None
 ) -> ProposalDetector:
-    """A proposal network; arguments as in zoo.detectors.faster_rcnn.rcnn_parts, of `detections` only the
-    frame."""
+    """A proposal network; without a neck, on the backbone's last map."""
     neck = SingleLevel(backbone.specs) if neck is None else neck
-    coder = make_coders(**(boxes or {}))["rpn"]
-    network = make_rpn(
-        neck,
-        make_anchors(neck, **(anchors or {})),
-        coder,
-        test=ProposalRule(**(proposals or {})),
-        train=ProposalRule(**(training_proposals or {})),
-        **(rpn or {}),
-    )
-    return ProposalDetector(
-        backbone, neck, network, num_classes=num_classes, common=(detections or {}).get("frame") == "original"
-    )
+    network = make_rpn(neck, rules)
+    return ProposalDetector(backbone, neck, network, num_classes=num_classes, frame=rules.boxes.frame)

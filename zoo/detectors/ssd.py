@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.conventions import SSDConventions
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.parts.mobile_convs import Padding
 from detection_zoo.zoo.parts.multibox import BACKGROUND, MultiBoxLoss, PriorCoder
@@ -24,8 +24,6 @@ from detection_zoo.zoo.registry import DETECTORS
 UNUSED_COCO_IDS = frozenset(
     {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 )  # of 1..90; the other 80 are the classes
-Scores = Literal["softmax", "sigmoid"]
-Channels = Literal["dense", "coco_ids"]
 Pyramid = SSDPyramid | RFBPyramid | SSDLitePyramid
 
 
@@ -39,48 +37,43 @@ class SSDOutput:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """From scored priors to detections; fields as in zoo.conventions.SSDConventions."""
+class SSDRules:
+    """The section of conventions that SSD uses."""
 
-    score_threshold: float
-    nms_iou: float
-    per_class_keep: int
-    per_image_keep: int
-    nms_offset: float = 0.0
-    background_filter: float | None = None
+    ssd: SSDConventions = SSDConventions()
 
-    def __call__(self, boxes: Tensor, scores: Tensor, columns: Tensor) -> Detections:
-        """Detections of one image, class ascending, score descending in a class.
 
-        Args:
-            boxes: (P, 4) float, pixels of the image the detections are for (NMS with an offset depends on
-                them).
-            scores: (P, C) float.
-            columns: (K,) int64, channel of each label.
-        """
-        label_of = columns.new_full(scores.shape[1:], -1)  # (C,)
-        label_of[columns] = torch.arange(len(columns), device=columns.device)
-        allowed = torch.isfinite(boxes).all(
-            dim=1
-        )  # sizes are exponentials without a bound: one that overflows is no box
-        if self.background_filter is not None:
-            best = scores.amax(dim=1)
-            allowed &= (scores[:, BACKGROUND] != best) | (best < self.background_filter)
-        wanted = (scores > self.score_threshold) & (label_of >= 0) & allowed[:, None]  # (P, C)
-        priors, channels = wanted.nonzero(as_tuple=True)
-        labels = label_of[channels]
-        found = Detections(boxes[priors], scores[priors, channels], labels)
-        kept = batched_nms(
-            found.boxes,
-            found.scores,
-            labels,
-            self.nms_iou,
-            num_groups=len(columns),
-            offset=self.nms_offset,
-            max_keep=self.per_class_keep,
-            max_total=self.per_image_keep,
-        )
-        return found.select(kept[labels[kept].sort(stable=True).indices])
+def select_priors(boxes: Tensor, scores: Tensor, columns: Tensor, rule: SSDConventions) -> Detections:
+    """Detections of one image, class ascending, score descending in a class.
+
+    Args:
+        boxes: (P, 4) float, pixels of the image the detections are for (NMS with an offset depends on them).
+        scores: (P, C) float.
+        columns: (K,) int64, channel of each label.
+        rule: thresholds and limits.
+    """
+    label_of = columns.new_full(scores.shape[1:], -1)  # (C,)
+    label_of[columns] = torch.arange(len(columns), device=columns.device)
+    # sizes are exponentials without a bound: one that overflows is no box
+    allowed = torch.isfinite(boxes).all(dim=1)
+    if rule.background_filter is not None:
+        best = scores.amax(dim=1)
+        allowed &= (scores[:, BACKGROUND] != best) | (best < rule.background_filter)
+    wanted = (scores > rule.score_threshold) & (label_of >= 0) & allowed[:, None]  # (P, C)
+    priors, channels = wanted.nonzero(as_tuple=True)
+    labels = label_of[channels]
+    found = Detections(boxes[priors], scores[priors, channels], labels)
+    kept = batched_nms(
+        found.boxes,
+        found.scores,
+        labels,
+        rule.nms_iou,
+        num_groups=len(columns),
+        offset=rule.nms_offset,
+        max_keep=rule.per_class_keep,
+        max_total=rule.per_image_keep,
+    )
+    return found.select(kept[labels[kept].sort(stable=True).indices])
 
 
 class SSD(Detector):
@@ -91,12 +84,8 @@ class SSD(Detector):
         pyramid: (fine, coarse) -> the maps of the heads; says their `channels`.
         table: priors of those maps.
         num_classes: K.
-        scores: "softmax" or "sigmoid".
-        channels: "dense": label k is channel k + 1; "coco_ids": label k is the channel of its COCO category
-            id.
-        clip: boxes are held to the image, before NMS.
+        rule: channels, scores, training and selection.
         separable_heads: SSDLite's.
-        loss, selection: of training and of inference.
     """
 
     parts = {"backbone": ("backbone",), "neck": ("pyramid",), "heads": ("box_head", "class_head")}
@@ -110,26 +99,28 @@ class SSD(Detector):
         fine: str,
         coarse: str,
         num_classes: int,
-        scores: Scores,
-        channels: Channels,
-        clip: bool,
+        rule: SSDConventions,
         separable_heads: bool,
-        loss: MultiBoxLoss,
-        selection: Selection,
     ) -> None:
         super().__init__()
         columns = (
             [c for c in range(1, 91) if c not in UNUSED_COCO_IDS]
-            if channels == "coco_ids"
+            if rule.channels == "coco_ids"
             else list(range(1, num_classes + 1))
         )
         if len(columns) != num_classes:
-            raise ValueError(f"channels={channels!r} go with {len(columns)} classes, not {num_classes}")
+            raise ValueError(f"channels={rule.channels!r} go with {len(columns)} classes, not {num_classes}")
         self.num_classes = num_classes
         self.backbone, self.pyramid, self.fine, self.coarse = backbone, pyramid, fine, coarse
         self.box_head = Heads(pyramid.channels, table.per_cell, 4, separable=separable_heads)
         self.class_head = Heads(pyramid.channels, table.per_cell, max(columns) + 1, separable=separable_heads)
-        self.loss, self.selection, self.scores, self.clip = loss, selection, scores, clip
+        self.rule = rule
+        self.loss = MultiBoxLoss(
+            PriorCoder((rule.variances[0], rule.variances[1])),
+            threshold=rule.match_iou,
+            negatives=rule.negatives,
+            scores=rule.scores,
+        )
         self.register_buffer("priors", table.priors(), persistent=False)
         self.register_buffer("columns", torch.tensor(columns, device="cpu"), persistent=False)
 
@@ -159,9 +150,11 @@ class SSD(Detector):
 
     def raw(self, images: Tensor, sizes: Tensor) -> SSDOutput:
         offsets, logits = self.network(images)
-        scores = _widened(logits).softmax(dim=2) if self.scores == "softmax" else _widened(logits).sigmoid()
+        scores = (
+            _widened(logits).softmax(dim=2) if self.rule.scores == "softmax" else _widened(logits).sigmoid()
+        )
         boxes = torch.stack([self.loss.coder.decode(one, self.priors) for one in _widened(offsets)])
-        return SSDOutput(boxes.clamp(0, 1) if self.clip else boxes, scores)
+        return SSDOutput(boxes.clamp(0, 1) if self.rule.clip else boxes, scores)
 
     def postprocess(
         self, raw: SSDOutput, sizes: Tensor, original_sizes: Tensor | None = None
@@ -169,7 +162,7 @@ class SSD(Detector):
         pixels = (sizes if original_sizes is None else original_sizes).to(raw.boxes)
         scales = pixels.flip(1).repeat(1, 2)  # (N, 4) width, height, width, height
         return [
-            self.selection(boxes * scale, scores, self.columns)
+            select_priors(boxes * scale, scores, self.columns, self.rule)
             for boxes, scores, scale in zip(raw.boxes, raw.scores, scales, strict=True)
         ]
 
@@ -213,35 +206,24 @@ def two_maps(backbone: Backbone, size: int, table: PriorTable) -> tuple[str, str
 @DETECTORS.register("ssd")
 def ssd(
     backbone: Backbone,
-    *,
     num_classes: int,
-    size: int,
-    priors: str,
+    rules: SSDRules = SSDRules(),
+    *,
+    size: int = 300,
+    priors: str = "coco_300",
     heads: Literal["ssd", "rfb", "ssdlite"] = "ssd",
     padding: Padding = "same",
-    variances: Sequence[float] = (0.1, 0.2),
-    scores: Scores = "softmax",
-    channels: Channels = "dense",
-    clip: bool = False,
-    score_threshold: float = 0.02,
-    nms_iou: float = 0.45,
-    nms_offset: float = 0.0,
-    background_filter: float | None = None,
-    per_class_keep: int = 50,
-    per_image_keep: int = 200,
-    match_iou: float = 0.5,
-    negatives: int = 3,
 ) -> SSD:
     """Build a detector of the SSD family.
 
     Args:
         backbone: with at least two maps.
         num_classes: K.
+        rules: coding, scores, training and selection.
         size: side of the input in pixels.
         priors: a name of zoo.parts.priors.PRIOR_TABLES.
         heads: "ssd", "rfb" or "ssdlite".
         padding: of SSDLite's strided convolutions; TensorFlow's is "same".
-        variances ... negatives: as in zoo.conventions.SSDConventions.
     """
     table = prior_table(priors)
     fine, coarse = two_maps(backbone, size, table)
@@ -258,16 +240,8 @@ def ssd(
         fine=fine,
         coarse=coarse,
         num_classes=num_classes,
-        scores=scores,
-        channels=channels,
-        clip=clip,
+        rule=rules.ssd,
         separable_heads=heads == "ssdlite",
-        loss=MultiBoxLoss(
-            PriorCoder((variances[0], variances[1])), threshold=match_iou, negatives=negatives, scores=scores
-        ),
-        selection=Selection(
-            score_threshold, nms_iou, per_class_keep, per_image_keep, nms_offset, background_filter
-        ),
     )
     detector.initialise()
     return detector

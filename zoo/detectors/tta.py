@@ -21,7 +21,6 @@ from detection_zoo.zoo.data.targets import mirrored_keypoints
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame
-from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
@@ -141,7 +140,7 @@ def detect_augmented(
     Raises:
         ValueError: the model is of another family.
     """
-    if not isinstance(model, FasterRcnn | JointRCNN):
+    if not isinstance(model, FasterRcnn):
         raise ValueError(
             f"test-time augmentation is for the Faster R-CNN family, not for {type(model).__name__}"
         )
@@ -172,12 +171,12 @@ def detect_augmented(
     return found
 
 
-def _boxes(model: FasterRcnn | JointRCNN, copies: Sequence[Copy]) -> Detections:
+def _boxes(model: FasterRcnn, copies: Sequence[Copy]) -> Detections:
     """The union of all copies' scored boxes, after suppression."""
     chances, boxes = [], []
     for copy in copies:
         probability, place = model.scored_boxes(model.raw(copy.images, copy.sizes), [copy.frame])[0]
-        if model.detection_rule.frame == "network":
+        if model.frame == "network":
             place = place * place.new_tensor([*copy.frame.factor, *copy.frame.factor])
         chances.append(probability)
         boxes.append(copy.view.back(place, copy.width))

@@ -194,7 +194,7 @@ class ConfigReader:
             }
             found |= {"head": head} if head else {}
         if get["MODEL.CLS_AGNOSTIC_BBOX_REG"]:
-            found["class_specific"] = False
+            found["deltas"] = "object"
         self.require("TEST.BBOX_REG", True, "boxes are always refined by their deltas here")
         if self.kind == "mask_rcnn":
             self.mask_head(found, norm)

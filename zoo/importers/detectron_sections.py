@@ -29,12 +29,12 @@ class ConventionReader(ConfigReader):
         """The bundle nearest to what the file says, what differs from it, and the whole."""
         bundles = self.manifests.conventions
         wanted = self.sections()
-        kinds = {"detectron_retinanet": "retinanet", "detectron_rpn": "rpn", "detectron_rpn_c4": "rpn"}
-        alone = self.kind if self.kind in kinds.values() else None
-        names = [name for name in bundles if name.startswith("detectron") and kinds.get(name) == alone]
+        names = [
+            name for name in bundles if name.startswith("detectron") and kind_of(bundles[name]) == self.kind
+        ]
         best, adjust = min(
             ((name, self.adjustment(wanted, bundles[name])) for name in names),
-            key=lambda pair: (_count(pair[1]), pair[0] != "detectron"),
+            key=lambda pair: (_count(pair[1]), len(pair[0])),
         )
         whole = Conventions.model_validate(merge(bundles[best].model_dump(exclude_unset=True), adjust))
         return best, adjust, whole
@@ -270,6 +270,15 @@ class ConventionReader(ConfigReader):
                 "max_detections": get["TEST.DETECTIONS_PER_IM"],
             },
         }
+
+
+def kind_of(bundle: Conventions) -> str:
+    """The detector that a bundle has the sections of."""
+    if bundle.retinanet is not None:
+        return "retinanet"
+    if bundle.roi is None:
+        return "rpn" if bundle.rpn is not None else "images"
+    return "mask_rcnn" if bundle.mask else "keypoint_rcnn" if bundle.keypoint else "faster_rcnn"
 
 
 def _difference(wanted: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:

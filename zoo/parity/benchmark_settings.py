@@ -64,15 +64,17 @@ def entry_from_settings(reference: Reference) -> ModelEntry:
     neck = {"FPN": _pyramid, "FPN-RETINANET": _retina_pyramid, "C4": lambda *_: None}[kind](settings, norms)
     retina = kind == "FPN-RETINANET"
     classes = settings["RETINANET" if retina else "ROI_BOX_HEAD"]["NUM_CLASSES"] - 1
-    base = load_manifests().conventions["maskrcnn_benchmark"].model_dump(exclude_unset=True)
-    conventions = Conventions.model_validate({**base, **_conventions(settings, kind)})
+    detector = _detector(settings, retina, norms)
+    bundle = {"faster_rcnn": ""}.get(detector.name, "_" + detector.name.removesuffix("_rcnn"))
+    base = load_manifests().conventions[f"maskrcnn_benchmark{bundle}"].model_dump(exclude_unset=True)
+    conventions = Conventions.model_validate({**base, **_conventions(settings, kind, detector.name)})
     return ModelEntry(
         name=reference.folder.name,
         source="settings",
         title=reference.config,
         backbone=_backbone(reference, settings, body, norms),
         neck=neck,
-        detector=_detector(settings, retina, norms),
+        detector=detector,
         classes=classes,
         dataset="coco",
         conventions=conventions,
@@ -152,7 +154,7 @@ def _detector(settings: Settings, retina: bool, norms: Mapping[str, str]) -> Com
     return Component(name="keypoint_rcnn" if settings["KEYPOINT_ON"] else "faster_rcnn", **arguments)
 
 
-def _conventions(settings: Settings, kind: str) -> dict[str, Any]:
+def _conventions(settings: Settings, kind: str, detector: str) -> dict[str, Any]:
     """The sections of conventions that the settings decide."""
     pixels = settings["INPUT"]
     shape: dict[str, Any] = {
@@ -175,7 +177,7 @@ def _conventions(settings: Settings, kind: str) -> dict[str, Any]:
         if rpn["USE_FPN"]
         else [[float(s) for s in rpn["ANCHOR_SIZES"]]]
     )
-    return shape | {
+    sections = shape | {
         "anchors": {"sizes": sizes, "ratios": rpn["ASPECT_RATIOS"], "strides": rpn["ANCHOR_STRIDE"]},
         "rpn": {
             "samples": rpn["BATCH_SIZE_PER_IMAGE"],
@@ -199,12 +201,16 @@ def _conventions(settings: Settings, kind: str) -> dict[str, Any]:
             "nms_iou": roi["NMS"],
             "max_detections": roi["DETECTIONS_PER_IMG"],
         },
-        "mask": _branch(settings.get("ROI_MASK_HEAD"), threshold="POSTPROCESS_MASKS_THRESHOLD"),
-        "keypoint": (
-            _branch(settings.get("ROI_KEYPOINT_HEAD"), keypoints="NUM_CLASSES")
-            | {"samples": roi["BATCH_SIZE_PER_IMAGE"], "positive_fraction": roi["POSITIVE_FRACTION"]}
-        ),
     }
+    if detector == "mask_rcnn":
+        threshold = "POSTPROCESS_MASKS_THRESHOLD"
+        sections["mask"] = _branch(settings.get("ROI_MASK_HEAD"), threshold=threshold)
+    if detector == "keypoint_rcnn":
+        sections["keypoint"] = _branch(settings.get("ROI_KEYPOINT_HEAD"), keypoints="NUM_CLASSES") | {
+            "samples": roi["BATCH_SIZE_PER_IMAGE"],
+            "positive_fraction": roi["POSITIVE_FRACTION"],
+        }
+    return sections
 
 
 def _proposals(rpn: Settings, mode: str) -> dict[str, Any]:
@@ -298,7 +304,8 @@ def traits(model: nn.Module) -> dict[str, str]:
 
 def _plain(value: Any) -> str:
     if hasattr(value, "__dict__") and not dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return f"{type(value).__name__}{sorted(vars(value).items())!r}"
+        inner = {name: _plain(part) for name, part in vars(value).items() if not name.startswith("_")}
+        return f"{type(value).__name__}{sorted(inner.items())!r}"
     return repr(value)
 
 

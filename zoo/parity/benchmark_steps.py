@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,23 @@ import torch
 from torch import Tensor
 
 from detection_zoo.kernels.nms import nms
+from detection_zoo.zoo.conventions import (
+    BoxConventions,
+    DetectionConventions,
+    PoolingConventions,
+    ProposalConventions,
+    RpnConventions,
+)
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
 from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.data.targets import mirrored_keypoints
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide, resize_pixels
-from detection_zoo.zoo.detectors.faster_rcnn import make_coders
-from detection_zoo.zoo.detectors.retinanet import RetinaNet
+from detection_zoo.zoo.detectors.faster_rcnn import box_coders
+from detection_zoo.zoo.detectors.retinanet import RetinaNet, RetinaNetRules
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
 from detection_zoo.zoo.parity.standin import normal_input
+from detection_zoo.zoo.parts.anchor_targets import AnchorSampler
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import (
     BoxCoder,
@@ -39,10 +46,10 @@ from detection_zoo.zoo.parts.boxes import (
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps, heatmap_targets
 from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
 from detection_zoo.zoo.parts.mask_head import paste_masks, rasterise
-from detection_zoo.zoo.parts.matcher import match
-from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals, select_proposals
-from detection_zoo.zoo.parts.roi_heads import DetectionRule, RoiAlignPooler, select_detections
-from detection_zoo.zoo.parts.rpn import RegionProposalNetwork, by_anchor
+from detection_zoo.zoo.parts.proposals import Proposals, select_proposals
+from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, select_detections
+from detection_zoo.zoo.parts.rpn import by_anchor
+from detection_zoo.zoo.parts.targets import match
 from detection_zoo.zoo.records import FeatureSpec
 
 Outputs = dict[str, Output | Skip]
@@ -165,7 +172,7 @@ class _Steps:
     def generator(self, family: str) -> AnchorGenerator:
         """The anchors of "fpn", "c4" or "retinanet", by the conventions of this source."""
         bundle = self.bundles["maskrcnn_benchmark_c4" if family == "c4" else "maskrcnn_benchmark"]
-        anchors, retina = bundle.anchors, bundle.retinanet
+        anchors, retina = bundle.anchors, self.bundles["maskrcnn_benchmark_retinanet"].retinanet
         if family == "c4":
             return AnchorGenerator(anchors.sizes, anchors.ratios, [16], rule=anchors.rule)
         if family == "fpn":
@@ -198,17 +205,8 @@ class _Steps:
                 r"true image size (\d+)x(\d+) \(height x width\)", self.says[f"anchors.visible.{family}"]
             )
             straddle = None if family == "retinanet" else self.bundles["maskrcnn_benchmark"].rpn.straddle
-            rule = ProposalRule()
-            network = RegionProposalNetwork(
-                torch.nn.Identity(),
-                self.generator(family),
-                BoxCoder(),
-                lambda labels: (labels, labels),
-                test=rule,
-                train=rule,
-                straddle=straddle,
-            )
-            labels = network.label(every, every[:0], (int(size[1]), int(size[2]))).labels
+            sampler = AnchorSampler(BoxCoder(), RpnConventions(straddle=straddle, samples=2 * len(every)))
+            labels = sampler.sample(every, every[:0], (int(size[1]), int(size[2]))).labels
             self.exact(f"anchors.visible.{family}", torch.nonzero(labels >= 0).squeeze(1))
 
     def boxes(self) -> None:
@@ -240,7 +238,7 @@ class _Steps:
         if name.endswith("decode_classes"):
             deltas = listed_inputs(said, self.kind)[0][0]
             count = {"two": 2, "three": 3, "four": 4}[search(r"columns of the first (\w+) classes", said)[1]]
-            return make_coders()["box"].decode(deltas, anchors[: len(deltas)])[:, : 4 * count]
+            return box_coders(BoxConventions())["box"].decode(deltas, anchors[: len(deltas)])[:, : 4 * count]
         weights = ast.literal_eval(search(r"weights (\([\d., ]+\))", said)[1])
         coder = BoxCoder(weights)
         return (
@@ -299,29 +297,31 @@ class _Steps:
                 self.close(f"rpn.{group}.image{i}", each.boxes, "x1 y1 x2 y2")
                 self.close(f"rpn.{group}.image{i}.objectness", each.scores)
 
-    def _rule(self, said: str) -> ProposalRule:
+    def _rule(self, said: str) -> ProposalConventions:
         """The limits a text states: "(pre/post/all, NMS iou, min size s)", or "pre P[ and] post Q, best R
         over BOTH | R an image, min size s"."""
         bundle = self.bundles["maskrcnn_benchmark"]
         training = "training mode" in said
-        rule = ProposalRule(**(bundle.training_proposals if training else bundle.proposals).model_dump())
+        rule = bundle.training_proposals if training else bundle.proposals
         size = float(search(rf"min size ({NUMBER})", said)[1])
         if found := re.search(rf"\((\d+)/(\d+)/(\d+), NMS ({NUMBER})", said):
-            return replace(
-                rule,
-                pre_nms=int(found[1]),
-                post_nms=int(found[2]),
-                collect=int(found[3]),
-                nms_iou=float(found[4]),
-                min_size=size,
+            return rule.model_copy(
+                update={
+                    "pre_nms": int(found[1]),
+                    "post_nms": int(found[2]),
+                    "collect": int(found[3]),
+                    "nms_iou": float(found[4]),
+                    "min_size": size,
+                }
             )
         found = search(r"pre (\d+)(?: and|,) post (\d+).*?(?:the best (\d+) over BOTH|(\d+) an image)", said)
-        return replace(
-            rule,
-            pre_nms=int(found[1]),
-            post_nms=int(found[2]),
-            collect=int(found[3] or found[4]),
-            min_size=size,
+        return rule.model_copy(
+            update={
+                "pre_nms": int(found[1]),
+                "post_nms": int(found[2]),
+                "collect": int(found[3] or found[4]),
+                "min_size": size,
+            }
         )
 
     def _with_truth(self, proposals: list[Proposals], said: str) -> list[Proposals]:
@@ -344,13 +344,15 @@ class _Steps:
             logits, deltas = (levels[0] for levels in listed_inputs(said, self.kind))
             limits = search(rf"score ({NUMBER}), NMS ({NUMBER}), (\d+) an image", said)
             size = search(r"image (\d+) wide (\d+) high", self.says[f"in.{name}.boxes"])
-            rule = DetectionRule(float(limits[1]), float(limits[2]), True, int(limits[3]))
+            rule = DetectionConventions(
+                score_threshold=float(limits[1]), nms_iou=float(limits[2]), max_detections=int(limits[3])
+            )
             found = select_detections(
                 logits,
                 deltas,
                 [self.read(f"in.{name}.boxes")],
                 [(int(size[2]), int(size[1]))],
-                coder=make_coders()["box"],
+                coder=box_coders(BoxConventions())["box"],
                 rule=rule,
             )[0]
             self.close(f"{name}.boxes", found.boxes)
@@ -363,19 +365,11 @@ class _Steps:
         sizes = pairs(search(r"levels (\[.*?\])", said)[1])
         logits, deltas = listed_inputs(said, self.kind, sizes)
         height, width = (int(n) for n in search(r"true size (\d+)x(\d+)", said).groups())
-        generator, bundle = self.generator("retinanet"), self.bundles["maskrcnn_benchmark"].retinanet
+        generator, bundle = self.generator("retinanet"), self.bundles["maskrcnn_benchmark_retinanet"]
         head = torch.nn.Identity()
         head.num_classes = logits[0].shape[1] // generator.per_cell
-        rule = DetectionRule(bundle.score_threshold, bundle.nms_iou, bundle.inclusive, bundle.max_detections)
-        model = RetinaNet(
-            torch.nn.Identity(),
-            torch.nn.Identity(),
-            head,
-            generator,
-            make_coders()["box"],
-            rule=rule,
-            pre_nms=bundle.pre_nms,
-        )
+        rules = RetinaNetRules(bundle.boxes, bundle.anchors, bundle.retinanet)
+        model = RetinaNet(torch.nn.Identity(), torch.nn.Identity(), head, generator, rules)
         raw = model.raw_of(logits, deltas)
         found = model.postprocess(raw, torch.tensor([[height, width]]))[0]
         order = found.scores.sort(descending=True, stable=True).indices
@@ -408,17 +402,16 @@ class _Steps:
         levels = dict(zip(specs, features, strict=True))
         for name, text in self.named("pool.").items():
             if name == "pool.levels":
-                self.exact(name, RoiAlignPooler(specs, 7).level_indices(boxes))
+                self.exact(name, RoiAlignPooler(specs, PoolingConventions()).level_indices(boxes))
             elif name.startswith("pool.fpn"):
                 found = search(r"to (\d+)x\d+, sampling (\d+)", text)
-                self.close(
-                    name, RoiAlignPooler(specs, int(found[1]), sampling_ratio=int(found[2]))(levels, boxes)
-                )
+                rule = PoolingConventions(size=int(found[1]), sampling_ratio=int(found[2]))
+                self.close(name, RoiAlignPooler(specs, rule)(levels, boxes))
             elif name.startswith("pool.c4"):
                 found = search(r"pooling (\d+)x\d+, scale 1/(\d+), adaptive sampling \((\d+)\)", text)
                 one = next(key for key, spec in specs.items() if spec.stride == int(found[2]))
-                pooler = RoiAlignPooler({one: specs[one]}, int(found[1]), sampling_ratio=int(found[3]))
-                self.close(name, pooler(levels, boxes))
+                rule = PoolingConventions(size=int(found[1]), sampling_ratio=int(found[3]))
+                self.close(name, RoiAlignPooler({one: specs[one]}, rule)(levels, boxes))
 
     def masks(self) -> None:
         pasted = []

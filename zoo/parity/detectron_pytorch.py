@@ -225,7 +225,12 @@ class Folder:
             end = f"_fpn{name[1:]}" if pyramid else ""
             scores, flat = model.rpn.head.scores(level[0]), by_anchor(level[1], 4)
             found = select_proposals(
-                [scores], [flat], [level[2]], sizes, coder=model.rpn.coder, rule=replace(rule, collect=0)
+                [scores],
+                [flat],
+                [level[2]],
+                sizes,
+                coder=model.rpn.coder,
+                rule=rule.model_copy(update={"collect": 0}),
             )
             rois, chances = self.joined(found)
             add(
@@ -244,7 +249,7 @@ class Folder:
             anchors,
             sizes,
             coder=model.rpn.coder,
-            rule=replace(rule, collect_over="batch") if pyramid else rule,
+            rule=rule.model_copy(update={"collect_over": "batch"}) if pyramid else rule,
         )
         rois, chances = self.joined(found)
         if pyramid:  # the original collects over the batch by score
@@ -301,7 +306,7 @@ class Folder:
             voting = float(re.search(r"VOTE_TH ([\d.]+)", self.meta["inputs"]["det_vote"])[1])
             plain, self.model.detection_rule = (
                 self.model.detection_rule,
-                replace(self.model.detection_rule, vote_iou=voting, vote_method="id"),
+                self.model.detection_rule.model_copy(update={"vote_iou": voting, "vote_method": "id"}),
             )
             self.report("det_vote", raw, where)
             self.model.detection_rule = plain

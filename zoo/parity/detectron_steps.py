@@ -15,6 +15,7 @@ from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
+from detection_zoo.zoo.conventions import DetectionConventions, ProposalConventions
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
 from detection_zoo.zoo.data.samplers import grouped_order, target_ratios
 from detection_zoo.zoo.data.targets import mirrored_keypoints
@@ -26,8 +27,8 @@ from detection_zoo.zoo.parts.box_voting import vote_boxes
 from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes
 from detection_zoo.zoo.parts.keypoint_head import KeypointHead, decode_heatmaps, heatmap_targets
 from detection_zoo.zoo.parts.mask_head import paste_masks, rasterise
-from detection_zoo.zoo.parts.proposals import ProposalRule, select_proposals
-from detection_zoo.zoo.parts.roi_heads import DetectionRule, choose_detections
+from detection_zoo.zoo.parts.proposals import select_proposals
+from detection_zoo.zoo.parts.roi_heads import choose_detections
 
 Outputs = dict[str, Output | Skip]
 INPUT = Skip("an input, which other outputs are computed from")
@@ -111,7 +112,7 @@ def proposals(reference: Reference) -> Outputs:
     for name, least in (("test", 16.0), ("train", 0.0)):
         rows, chances = [], []
         for image, (size, scale) in enumerate((((120, 150), 1.5), ((128, 160), 2.0))):
-            rule = ProposalRule(pre_nms=120, post_nms=40, min_size=least * scale, collect=0)
+            rule = ProposalConventions(pre_nms=120, post_nms=40, min_size=least * scale, collect=0)
             one = select_proposals(
                 [scores[image : image + 1]],
                 [deltas[image : image + 1]],
@@ -232,7 +233,7 @@ def selection(reference: Reference) -> Outputs:
             np.minimum(y1 + draws.rand(60) * 40, 79),
         ]
     place = torch.from_numpy(np.stack(columns, axis=1).astype("float32"))
-    rule = DetectionRule(score_threshold=0.05, nms_iou=0.5, max_detections=25)
+    rule = DetectionConventions(score_threshold=0.05, nms_iou=0.5, max_detections=25)
     found = choose_detections(tensor(reference, "final.scores_in"), place.view(60, 6, 4), 1.0, rule)
     return {
         "final.scores_in": INPUT,

@@ -16,12 +16,14 @@ from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.manifest import Schedule, load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Skip
+from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
 from detection_zoo.zoo.parts.keypoint_head import keypoint_loss
 from detection_zoo.zoo.parts.mask_head import mask_loss
 from detection_zoo.zoo.parts.norm import FrozenAffine
 from detection_zoo.zoo.parts.proposals import Proposals
-from detection_zoo.zoo.parts.roi_heads import SampledBoxes, box_losses
-from detection_zoo.zoo.parts.rpn import RpnLabels, by_anchor
+from detection_zoo.zoo.parts.roi_heads import box_losses
+from detection_zoo.zoo.parts.rpn import by_anchor
+from detection_zoo.zoo.parts.targets import SampledBoxes
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
 
@@ -79,7 +81,7 @@ class _Step:
         value = torch.from_numpy(self.batch[name])
         return value.to(self.kind) if value.is_floating_point() else value.long()
 
-    def recorded_labels(self, levels: list[str]) -> list[RpnLabels]:
+    def recorded_labels(self, levels: list[str]) -> list[SampledAnchors]:
         """The recorded anchors of each image, level after level."""
         ends = [f"_fpn{name[1:]}" for name in levels] if len(levels) > 1 else [""]
         labels = torch.cat(
@@ -87,7 +89,9 @@ class _Step:
         )
         targets = torch.cat([by_anchor(self.tensor(f"rpn_targets{end}"), 4) for end in ends], dim=1)
         return [
-            RpnLabels(own, deltas, torch.nonzero(own == 1).squeeze(1), torch.nonzero(own == 0).squeeze(1))
+            SampledAnchors(
+                own, deltas, torch.nonzero(own == 1).squeeze(1), torch.nonzero(own == 0).squeeze(1)
+            )
             for own, deltas in zip(labels, targets, strict=True)
         ]
 
@@ -135,7 +139,7 @@ class _Step:
                 f"loss_rpn_cls{end}": level["loss_rpn_objectness"],
                 f"loss_rpn_bbox{end}": level["loss_rpn_box"],
             }
-        box = box_losses(class_logits, box_deltas, sampled, model.training_rule.smooth_l1_beta)
+        box = box_losses(class_logits, box_deltas, sampled, model.box_beta)
         losses |= {"loss_cls": box["loss_class"], "loss_bbox": box["loss_box"]}
         if isinstance(model, MaskRcnn):
             losses["loss_mask"] = self.mask_loss(features, hidden)

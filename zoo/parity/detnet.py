@@ -3,6 +3,7 @@ network."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import zlib
 from ast import literal_eval
@@ -16,18 +17,22 @@ from torch import Tensor, nn
 
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 from detection_zoo.zoo.build import assemble
-from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN, Pyramid, padded_truth
-from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule
+from detection_zoo.zoo.conventions import Conventions, ProposalConventions
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnRules
+from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule, load_manifests, merge
 from detection_zoo.zoo.parity import detnet_steps
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, settle_ties
-from detection_zoo.zoo.parity.standin import normal_input
-from detection_zoo.zoo.parts.joint_proposals import (
+from detection_zoo.zoo.parity.detnet_model import (
     OFFSET,
-    anchor_targets,
-    best_proposals,
-    joint_proposals,
-    sample_rois,
+    Pyramid,
+    as_rois,
+    kept_anchors,
+    pool,
+    propose,
+    pyramid,
 )
+from detection_zoo.zoo.parity.standin import normal_input
+from detection_zoo.zoo.parts.roi_heads import box_losses
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
 from detection_zoo.zoo.weights.load import load_arrays
@@ -35,14 +40,14 @@ from detection_zoo.zoo.weights.load import load_arrays
 GRADIENT_TOLERANCE = 2e-3  # the folders' own advice
 NEAR = 2e-6  # between scores that two ways of adding up may rank differently
 Outputs = dict[str, Output | Skip]
-_SETTINGS = {  # the configuration's name of a number -> the detector's
-    "TEST.RPN_PRE_NMS_TOP_N": "pre_nms",
-    "TEST.RPN_POST_NMS_TOP_N": "post_nms",
-    "TRAIN.RPN_PRE_NMS_TOP_N": "train_pre_nms",
-    "TRAIN.RPN_POST_NMS_TOP_N": "train_post_nms",
-    "TRAIN.BATCH_SIZE": "rois_per_image",
-    "TRAIN.RPN_BATCHSIZE": "anchors_per_image",
-    "FPN_ANCHOR_SCALES": "anchor_sizes",
+_SETTINGS = {  # the configuration's name of a number -> section and field of the conventions
+    "TEST.RPN_PRE_NMS_TOP_N": ("proposals", "pre_nms"),
+    "TEST.RPN_POST_NMS_TOP_N": ("proposals", "post_nms"),
+    "TRAIN.RPN_PRE_NMS_TOP_N": ("training_proposals", "pre_nms"),
+    "TRAIN.RPN_POST_NMS_TOP_N": ("training_proposals", "post_nms"),
+    "TRAIN.BATCH_SIZE": ("roi", "samples"),
+    "TRAIN.RPN_BATCHSIZE": ("rpn", "samples"),
+    "FPN_ANCHOR_SCALES": ("anchors", "sizes"),
 }
 _ELSEWHERE = (
     "FPN_FEAT_STRIDES",
@@ -51,17 +56,7 @@ _ELSEWHERE = (
     "FEAT_STRIDE",
     "POOLING_SIZE",
 )  # told by the backbone and the truth, or idle
-_USUAL = {
-    "pre_nms": 6000,
-    "post_nms": 300,
-    "train_pre_nms": 12000,
-    "train_post_nms": 2000,
-    "rois_per_image": 128,
-    "anchors_per_image": 256,
-    "anchor_sizes": [32, 64, 128, 256, 512],
-    "class_agnostic": False,
-    "pooling": "align",
-}
+_POOLINGS = {"align": "roi_align_averaged", "pool": "roi_pool"}
 
 
 def outputs(
@@ -151,45 +146,45 @@ def detector_components(reference: Reference) -> dict[str, Any]:
         ]
         backbone = Component(name=f"resnet{depth}", norm="frozen_eps", freeze_at=2, stem_pool="ceil")
         neck = Component(name="smoothed_fpn", extra="max_pool")
-    arguments = {"pooled_size": options["pooled_size"], **_configured(reference)}
+    arguments = {"deltas": "one"} if options.get("class_agnostic") else {}
     return {
         "backbone": backbone,
         "neck": neck,
-        "detector": Component(name="joint_rcnn", **arguments),
+        "detector": Component(name="faster_rcnn", box_head="2conv", **arguments),
         "classes": options["classes"] - 1,
+        "conventions": _configured(reference, "detnet" if backbone.name == "detnet59" else "detnet_resnet"),
     }
 
 
-def _configured(reference: Reference) -> dict[str, Any]:
-    """What a folder's options change of the detector: its yml, its flags, and its overrides of the yml."""
+def _configured(reference: Reference, bundle: str) -> Conventions:
+    """A bundle with what a folder's options change: its yml, its flags, and its overrides of the yml."""
     options = reference.meta["options"]
     given = options.get("overrides", [])
     overrides = dict(zip(given[::2], given[1::2], strict=True))
-    arguments = {
-        "class_agnostic": bool(options.get("class_agnostic")),
-        "pooling": overrides.pop("POOLING_MODE", options.get("pooling", "align")),
-    }
+    pooling = overrides.pop("POOLING_MODE", options.get("pooling", "align"))
+    if pooling not in _POOLINGS:
+        raise ParityError(
+            f"{reference.folder}: pooling {pooling!r} works on no pyramid; known: {', '.join(_POOLINGS)}"
+        )
+    changed: dict[str, Any] = {"pooling": {"size": options["pooled_size"], "method": _POOLINGS[pooling]}}
     if options.get("yml", "").endswith("_ls.yml"):
-        arguments["post_nms"] = 1000
-    arguments |= {
-        ours: literal_eval(str(overrides.pop(theirs)))
-        for theirs, ours in _SETTINGS.items()
-        if theirs in overrides
-    }
+        changed["proposals"] = {"post_nms": 1000}
+    for theirs, (section, field) in _SETTINGS.items():
+        if theirs in overrides:
+            value = literal_eval(str(overrides.pop(theirs)))
+            value = [[float(size)] for size in value] if field == "sizes" else value
+            changed = merge(changed, {section: {field: value}})
     if other := sorted(set(overrides) - set(_ELSEWHERE)):
         reference.notes.append(f"the options set {', '.join(other)}, which nothing here follows")
-    if arguments["pooling"] not in ("align", "pool"):
-        raise ParityError(
-            f"{reference.folder}: pooling {arguments['pooling']!r} works on no pyramid; known: align, pool"
-        )
-    return {name: value for name, value in arguments.items() if value != _USUAL[name]}
+    base = load_manifests().conventions[bundle].model_dump(exclude_unset=True)
+    return Conventions.model_validate(merge(base, changed))
 
 
 def row_for(reference: Reference, entry: ModelEntry | None, own: dict[str, Any]) -> ModelEntry:
     """The manifest row, or where the folder is of another model, a row made of what the folder itself says
     (`own`, fields of ModelEntry)."""
     if entry is not None:
-        differing = [name for name, value in own.items() if getattr(entry, name) != value]
+        differing = [name for name, value in own.items() if not _same(getattr(entry, name), value)]
         if not differing:
             return entry
         reference.notes.append(
@@ -197,6 +192,16 @@ def row_for(reference: Reference, entry: ModelEntry | None, own: dict[str, Any])
         )
     return ModelEntry(
         name=reference.folder.name, source="detnet", title=reference.folder.name, dataset="voc_0712", **own
+    )
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Whether two fields of a row agree; of conventions, the sections that the detector uses count."""
+    if not isinstance(ours, Conventions) or not isinstance(theirs, Conventions):
+        return ours == theirs
+    return all(
+        getattr(ours, section.name) == getattr(theirs, section.name)
+        for section in dataclasses.fields(RcnnRules)
     )
 
 
@@ -208,10 +213,8 @@ class _Detector:
     ) -> None:
         self.reference, self.meta, self.kind = reference, reference.meta, kind
         model = assemble(row_for(reference, entry, detector_components(reference)))
-        if not isinstance(model, JointRCNN):
-            raise TypeError(
-                f"{reference.folder}: expected the joint Faster R-CNN, got {type(model).__name__}"
-            )
+        if not isinstance(model, FasterRcnn):
+            raise TypeError(f"{reference.folder}: expected Faster R-CNN, got {type(model).__name__}")
         where = f"stand-in checkpoint of {reference.folder} ({checkpoint_format})"
         self.report = load_arrays(model, reference.checkpoint(), checkpoint_format, where=where)
         self.model = model.to(kind).eval()
@@ -233,22 +236,23 @@ class _Detector:
         model, images = self.model, parse_input(described["input"], self.kind)
         info = torch.tensor(described["im_info"], dtype=self.kind)
         maps = {"c1": model.backbone.stem(images)} | model.backbone(images)
-        found = model.pyramid(images)
+        found = pyramid(model, images)
         levels = dict(zip(model.neck.specs, found.levels, strict=True))
         rpn = {f"rpn_cls_score_{level}": x for level, x in zip(levels, found.logits, strict=True)}
         rpn |= {f"rpn_bbox_pred_{level}": x for level, x in zip(levels, found.delta_maps, strict=True)}
         self._add(name, maps | levels | rpn | {"rpn_fg_prob": found.scores})
-        rois = self._proposals(f"{name}/rois", images, found, info[:, :2], model.test_proposals)
+        rois = self._proposals(f"{name}/rois", images, found, info[:, :2], model.rpn.rules[False])
         height = float(info[0, 0])
-        pooled = model.pool(found.levels, rois.flatten(0, 1), height)
-        logits, deltas = model.box_head(pooled)
+        pooled = pool(model, found.levels, rois.flatten(0, 1), height)
+        hidden = model.box.trunk(pooled)
+        logits, deltas = model.box.predictor(hidden)
         probabilities = logits.softmax(dim=1).unflatten(0, rois.shape[:2])
         self._add(
             name,
             {
                 "rois": rois,
                 "roi_feat": pooled,
-                "fc7": model.box_head.trunk(pooled),
+                "fc7": hidden,
                 "cls_score": logits,
                 "cls_prob": probabilities,
                 "bbox_pred": deltas.unflatten(0, rois.shape[:2]),
@@ -273,25 +277,25 @@ class _Detector:
                 )
 
     def _proposals(
-        self, name: str, images: Tensor, found: Pyramid, sizes: Tensor, limits: dict[str, Any]
+        self, name: str, images: Tensor, found: Pyramid, sizes: Tensor, rule: ProposalConventions
     ) -> Tensor:
         """Proposals (N, R, 5) of a batch; near ties stand in the recorded order as far as it is known, and
         else as double precision ranks them."""
-        rois = joint_proposals(found.scores, found.deltas, found.anchors, sizes, **limits)
+        limits = sizes.tolist()
+        proposals = propose(found, limits, rule)
+        rois = as_rois([each.boxes for each in proposals])
         known = known_values(self.reference, name) if name in self.reference.recorded else None
         if known is None or known.shape != tuple(rois.shape):
             return rois
-        best = [
-            best_proposals(*one, found.anchors, size, **limits)
-            for *one, size in zip(found.scores, found.deltas, sizes.tolist(), strict=True)
-        ]
-        scores = [own[kept] for own, (kept, _) in zip(found.scores, best, strict=True)]
+        kept = [kept_anchors(found, i, size, proposals[i]) for i, size in enumerate(limits)]
+        scores = [own[rows] for own, rows in zip(found.scores, kept, strict=True)]
         if self.kind != torch.float64 and any((own[:-1] - own[1:] < NEAR).any() for own in scores):
-            finer = (
-                deepcopy(self.model).double().pyramid(images.double()).scores
-            )  # the folders say that both precisions agree on the order
-            scores = [own[kept] for own, (kept, _) in zip(finer, best, strict=True)]
-        for index, (own, (_, boxes)) in enumerate(zip(scores, best, strict=True)):
+            finer = pyramid(
+                deepcopy(self.model).double(), images.double()
+            ).scores  # the folders say that both precisions agree on the order
+            scores = [own[rows] for own, rows in zip(finer, kept, strict=True)]
+        for index, own in enumerate(scores):
+            boxes = proposals[index].boxes[: len(own)]
             ranked = own.sort(descending=True, stable=True)
             if moved := int((_array(ranked.indices) != np.arange(len(own))).sum()):
                 self.reference.notes.append(
@@ -329,15 +333,17 @@ class _Detector:
         rows = torch.tensor(fixed["rows"], dtype=self.kind)
         here = rows[:, 0] < images
         if "levels" in fixed:
-            assigned = assign_levels(rows[here], LevelRule(offset=OFFSET, eps=0.0), self.model.pool_levels)
+            rule, count = LevelRule(offset=OFFSET, eps=0.0), len(self.model.neck.roi_levels)
+            assigned = assign_levels(rows[here], rule, count)
             self._expect(f"{name}/fixed_rois: levels", assigned, np.array(fixed["levels"])[here.numpy()])
-        pooled = self.model.pool(levels, rows[here], height)
-        logits, deltas = self.model.box_head(pooled)
+        pooled = pool(self.model, levels, rows[here], height)
+        hidden = self.model.box.trunk(pooled)
+        logits, deltas = self.model.box.predictor(hidden)
         self._add(
             name,
             {
                 "fixed_roi_feat": pooled,
-                "fixed_fc7": self.model.box_head.trunk(pooled),
+                "fixed_fc7": hidden,
                 "fixed_cls_score": logits,
                 "fixed_bbox_pred": deltas,
             },
@@ -353,64 +359,58 @@ class _Detector:
     def _training(self, train: dict[str, Any]) -> None:
         model, images = self.model, parse_input(train["input"], self.kind)
         sizes = torch.tensor(train["im_info"], dtype=self.kind)[:, :2]
-        truth, labels = self._truth(train)
+        targets = [
+            Target(rows[:, :4], rows[:, 4].long() - 1)
+            for image in train["gt_boxes"]
+            for rows in [torch.tensor(image, dtype=self.kind).reshape(-1, 5)]
+        ]
         draws = np.random.RandomState(int(re.search(r"seed\((\d+)\)", train["numpy_seed"])[1]))
-        found = model.train().pyramid(images)
-        state = draws.get_state()
-        anchors = anchor_targets(
-            found.anchors, truth, sizes[0].tolist(), draws, count=model.anchors_per_image
-        )
+        model.rpn.sampler.draws = model.sampler.draws = draws
+        found = pyramid(model.train(), images)
+        anchors = model.rpn.sampler(found.anchors, [each.boxes for each in targets], sizes.tolist())
         with torch.no_grad():
-            rois = self._proposals("train/proposals", images, found, sizes, model.train_proposals)
-        samples = sample_rois(rois, truth, labels, draws, count=model.rois_per_image, coder=model.coder)
-        model.draws.set_state(state)
-        losses = model.rpn_losses(found, truth, sizes) | model.box_losses(found.levels, samples, sizes)
+            rois = self._proposals("train/proposals", images, found, sizes, model.rpn.rules[True])
+        samples = model.sampler(list(rois[..., 1:]), targets)
+        chosen = as_rois([each.boxes for each in samples])
+        pooled = pool(model, found.levels, chosen.flatten(0, 1), float(sizes[0, 0]))
+        logits, deltas = model.box.predictor(model.box.trunk(pooled))
+        rpn = model.rpn.losses(found.logits, found.delta_maps, anchors)
+        box = box_losses(logits, deltas, samples, model.box_beta)
+        losses = {
+            "loss_rpn_cls": rpn["loss_rpn_objectness"],
+            "loss_rpn_box": rpn["loss_rpn_box"],
+            "loss_rcnn_cls": box["loss_class"],
+            "loss_rcnn_box": box["loss_box"],
+        }
         self._add("train", {name: value.reshape(1) for name, value in losses.items()})
+        labels = torch.stack([each.labels for each in samples])
+        marks = torch.stack([each.labels for each in anchors])
+        objects = (labels > 0)[..., None].expand(-1, -1, 4).to(self.kind)
         self._add(
             "train",
             {
                 "proposals": rois,
-                "rpn_labels": anchors.labels,
-                "rpn_bbox_targets": anchors.targets * (anchors.labels >= -1)[..., None],
-                "rpn_inside_weights": anchors.inside,
-                "rpn_outside_weights": anchors.outside,
-                "rois": samples.rois,
-                "roi_labels": samples.labels,
-                "roi_gt_assign": samples.assigned,
-                "roi_targets": samples.targets,
-                "roi_inside_weights": samples.inside,
-                "roi_outside_weights": (samples.inside > 0).to(self.kind),
-            },
-        )
-        with torch.no_grad():
-            logits, deltas = model.box_head(
-                model.pool(found.levels, samples.rois.flatten(0, 1), float(sizes[0, 0]))
-            )
-            own = (
-                deltas
-                if model.class_agnostic
-                else deltas.unflatten(1, (-1, 4))[torch.arange(len(deltas)), samples.labels.flatten()]
-            )
-        self._add(
-            "train",
-            {
-                "cls_prob": logits.softmax(dim=1).unflatten(0, samples.labels.shape),
-                "bbox_pred_selected": own.unflatten(0, samples.labels.shape),
+                "rpn_labels": marks,
+                "rpn_bbox_targets": torch.stack([each.targets for each in anchors]),
+                "rpn_inside_weights": (marks == 1).to(self.kind),
+                "rpn_outside_weights": (marks >= 0).to(self.kind) / int((marks[-1] >= 0).sum()),
+                "rois": chosen,
+                "roi_labels": labels,
+                "roi_gt_assign": torch.stack([each.matches for each in samples]),
+                "roi_targets": torch.stack([each.targets for each in samples]),
+                "roi_inside_weights": objects,
+                "roi_outside_weights": objects,
+                "cls_prob": logits.softmax(dim=1).unflatten(0, labels.shape),
+                "bbox_pred_selected": self._own(deltas, labels.flatten()).unflatten(0, labels.shape),
             },
         )
         self._gradients(sum(losses.values()))
-        self._listed(train, rois, anchors.labels, samples)
+        self._listed(train, rois, marks, labels, chosen)
 
-    def _truth(self, train: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Ground truth filled with zero rows as far as the folder says."""
-        rows = [torch.tensor(image, dtype=self.kind).reshape(-1, 5) for image in train["gt_boxes"]]
-        boxes, labels = padded_truth([Target(image[:, :4], image[:, 4].long() - 1) for image in rows])
-        fill = (
-            int(found[1]) - boxes.shape[1]
-            if (found := re.search(r"up to (\d+)", train.get("gt_padding", "")))
-            else 0
-        )
-        return nn.functional.pad(boxes, (0, 0, 0, max(fill, 0))), nn.functional.pad(labels, (0, max(fill, 0)))
+    def _own(self, deltas: Tensor, labels: Tensor) -> Tensor:
+        """Deltas (R, 4) of each row's class, or the one set that there is."""
+        sets = deltas.unflatten(1, (-1, 4))
+        return sets[torch.arange(len(sets)), labels if sets.shape[1] > 1 else 0]
 
     def _gradients(self, loss: Tensor) -> None:
         loss.backward()
@@ -429,7 +429,9 @@ class _Detector:
 
         return checkpoint_format("detnet_pytorch_pth").translate(self.reference.checkpoint()).origin
 
-    def _listed(self, train: dict[str, Any], rois: Tensor, labels: Tensor, samples: Any) -> None:
+    def _listed(
+        self, train: dict[str, Any], rois: Tensor, marks: Tensor, labels: Tensor, chosen: Tensor
+    ) -> None:
         """The lists that outputs.json holds beside the arrays."""
         self._expect(
             "train: real proposals", (rois[..., 1:] != 0).any(dim=2).sum(dim=1), train.get("real_proposals")
@@ -438,14 +440,14 @@ class _Detector:
             for value, kind in ((1, "fg"), (0, "bg")):
                 self._expect(
                     f"train: sampled {kind} anchors of image {index}",
-                    torch.nonzero(labels[index] == value).squeeze(1),
+                    torch.nonzero(marks[index] == value).squeeze(1),
                     listed[kind],
                 )
         if "sampled_roi_labels" in train:
-            self._expect("train: sampled roi labels", samples.labels, train["sampled_roi_labels"])
+            self._expect("train: sampled roi labels", labels, train["sampled_roi_labels"])
         if "sampled_rois" in train:
             self.computed["train: sampled rois"] = Output(
-                samples.rois, 1e-4, expected=np.asarray(train["sampled_rois"])
+                chosen, 1e-4, expected=np.asarray(train["sampled_rois"])
             )
 
     def _recipe(self, train: dict[str, Any]) -> None:

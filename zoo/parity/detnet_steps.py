@@ -3,6 +3,7 @@ images, detections."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -23,25 +24,23 @@ from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.backbones.resnet import Stem
+from detection_zoo.zoo.conventions import RpnConventions
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
-from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN, sigma_smooth_l1
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnRules, faster_rcnn
+from detection_zoo.zoo.manifest import load_manifests, merge
 from detection_zoo.zoo.necks import SmoothedPyramid
-from detection_zoo.zoo.parity.base import Described, Output, ParityError, Reference, Skip
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
+from detection_zoo.zoo.parity.detnet_model import CODER, OFFSET, Pyramid, as_rois, pool, propose
+from detection_zoo.zoo.parity.files import Described
 from detection_zoo.zoo.parity.standin import normal_input
+from detection_zoo.zoo.parts.anchor_targets import FirstImageAnchorSampler
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import clip_boxes
-from detection_zoo.zoo.parts.joint_proposals import (
-    CODER,
-    OFFSET,
-    anchor_targets,
-    cells_first,
-    joint_proposals,
-    padded_iou,
-    ranking_scores,
-    sample_rois,
-)
-from detection_zoo.zoo.records import FeatureSpec
+from detection_zoo.zoo.parts.losses import smooth_l1_sum
+from detection_zoo.zoo.parts.roi_heads import choose_detections
+from detection_zoo.zoo.parts.rpn import PairedRpnHead
+from detection_zoo.zoo.parts.targets import padded_iou
+from detection_zoo.zoo.records import FeatureSpec, Target
 
 EXACT = 0.0
 CLOSE = 1e-5  # the folder's own advice for values
@@ -68,7 +67,13 @@ def numbers_after(text: str, word: str) -> list[float]:
 
 
 def detection_rows(
-    model: JointRCNN, rois: Tensor, probabilities: Tensor, deltas: Tensor, info: Sequence[float], *, soft: str
+    model: FasterRcnn,
+    rois: Tensor,
+    probabilities: Tensor,
+    deltas: Tensor,
+    info: Sequence[float],
+    *,
+    soft: str,
 ) -> tuple[Tensor, int]:
     """Rows (M, 6) class, box, score of one image, and how many there were before the cut to the best.
 
@@ -78,13 +83,15 @@ def detection_rows(
         info: height, width, scale.
         soft: kind of soft-NMS in place of the model's own choice.
     """
-    boxes = model.boxes_of(rois, deltas, info[:2], 1 / info[2])
-    rule = model.detection_rule
-    model.detection_rule = replace(rule, soft=soft, max_detections=0)
-    everything = model.choose(probabilities, boxes)
-    model.detection_rule = replace(rule, soft=soft)
-    found = model.choose(probabilities, boxes)
-    model.detection_rule = rule
+    placed = model.coder.decode(deltas, rois).unflatten(1, (-1, 4))
+    placed = clip_boxes(placed, info[:2], OFFSET) / info[2]
+    rule = model.detection_rule.model_copy(update={"soft": soft})
+    everything = choose_detections(
+        probabilities, placed, OFFSET, rule.model_copy(update={"max_detections": 0})
+    )
+    found = choose_detections(probabilities, placed, OFFSET, rule)
+    found = found.select(found.scores.sort(descending=True, stable=True).indices)
+    found = found.select(found.labels.sort(stable=True).indices)
     return torch.cat(
         [found.labels[:, None].to(rois.dtype) + 1, found.boxes, found.scores[:, None]], dim=1
     ), len(everything)
@@ -102,16 +109,21 @@ class _NoBackbone(Backbone):
         raise RuntimeError("only the steps around the network are compared here")
 
 
-def head_model(num_classes: int, **arguments: Any) -> JointRCNN:
-    """A detector of that many classes whose network is never run."""
-    backbone = _NoBackbone()
-    return JointRCNN(
+def head_model(num_classes: int, **changed: dict[str, Any]) -> FasterRcnn:
+    """A detector of that many classes whose network is never run; changed: fields of sections."""
+    backbone, bundle = _NoBackbone(), load_manifests().conventions["detnet"]
+    changed = merge({"rpn": {"channels": 1}, "pooling": {"size": 1}}, changed)
+    sections = {
+        field.name: getattr(bundle, field.name).model_copy(update=changed.get(field.name))
+        for field in dataclasses.fields(RcnnRules)
+    }
+    return faster_rcnn(
         backbone,
-        SmoothedPyramid(backbone.specs, channels=1),
         num_classes,
-        pooled_size=1,
-        rpn_channels=1,
-        **arguments,
+        RcnnRules(**sections),
+        neck=SmoothedPyramid(backbone.specs, channels=1),
+        box_head="2conv",
+        head={"width": 1},
     )
 
 
@@ -169,7 +181,7 @@ class _Steps:
         if "decode_clipped" in self.described:
             size = numbers_after(self.text("decode_clipped"), "im_info")
             self.add("decode_clipped", clip_boxes(decoded.unflatten(1, (-1, 4)), size, OFFSET).flatten(1))
-        self.add("overlaps", padded_iou(self.given["overlap_boxes"], self.given["overlap_gt"][:, :4]))
+        self.add("overlaps", padded_iou(self.given["overlap_boxes"], self.given["overlap_gt"][:, :4], OFFSET))
 
     def suppression(self) -> None:
         rows = self.given["nms_dets"]
@@ -200,15 +212,21 @@ class _Steps:
             if name.startswith("proposals_"):
                 deltas = self._proposal_deltas(described)
                 sizes = torch.tensor(described["im_info"], dtype=self.kind)[:, :2]
-                rois = joint_proposals(
-                    self.given["proposal_fg_prob"],
-                    deltas,
-                    self.anchors_over(described),
-                    sizes,
-                    pre_nms=described["pre_nms_top_n"],
-                    post_nms=described["post_nms_top_n"],
-                    nms_threshold=described["nms"],
+                rule = (
+                    head_model(1)
+                    .rpn.rules[False]
+                    .model_copy(
+                        update={
+                            "pre_nms": described["pre_nms_top_n"],
+                            "post_nms": described["post_nms_top_n"],
+                            "nms_iou": described["nms"],
+                        }
+                    )
                 )
+                found = Pyramid(
+                    [], [], [], self.given["proposal_fg_prob"], deltas, self.anchors_over(described)
+                )
+                rois = as_rois([each.boxes for each in propose(found, sizes.tolist(), rule)])
                 self.add(name, rois)
                 self.computed[f"{name}: kept"] = Output(
                     (rois[..., 1:] != 0).any(dim=2).sum(dim=1).double(),
@@ -217,8 +235,9 @@ class _Steps:
                 )
         if "rpn_pairing_prob" in self.described:
             logits = inputs_in(self.text("rpn_pairing_prob"), self.kind)[0]
-            self.add("rpn_pairing_prob", ranking_scores(logits))
-            self.add("rpn_pairing_logits", cells_first(logits, 2))
+            head = PairedRpnHead(1, 1)
+            self.add("rpn_pairing_prob", head.scores(logits))
+            self.add("rpn_pairing_logits", head.flat(logits))
 
     def _proposal_deltas(self, described: dict[str, Any]) -> Tensor:
         seed, scale = self.given["proposal_deltas_seed_scale"].tolist()
@@ -236,19 +255,19 @@ class _Steps:
                     ).groups()
                 )
                 anchors = self.anchors_over(described)
-                found = anchor_targets(
-                    anchors,
-                    truth[..., :4],
-                    described["im_info"][0][:2],
-                    np.random.RandomState(seed),
-                    count=count,
+                sampler = FirstImageAnchorSampler(
+                    CODER, RpnConventions(samples=count), np.random.RandomState(seed)
                 )
+                size = described["im_info"][0][:2]
+                found = sampler(anchors, list(truth[..., :4]), [size] * len(truth))
                 which = name.removeprefix("anchor_labels_")
-                self.add(name, found.labels, EXACT)
-                self.add(f"anchor_outside_weights_{which}", found.outside)
+                labels = torch.stack([each.labels for each in found])
+                self.add(name, labels, EXACT)
+                outside = (labels >= 0).to(self.kind) / int((labels[-1] >= 0).sum())
+                self.add(f"anchor_outside_weights_{which}", outside)
                 if which == "unsampled":
-                    self.add("anchor_targets", found.targets)
-                    self.add("anchor_inside_weights", found.inside)
+                    self.add("anchor_targets", torch.stack([each.targets for each in found]))
+                    self.add("anchor_inside_weights", (labels == 1).to(self.kind))
         if "proposal_target_rois" in self.described and "proposals_TRAIN" in self.computed:
             self._roi_targets(truth)
 
@@ -257,13 +276,18 @@ class _Steps:
             int(re.search(r"np\.random\.seed\((\d+)\)", self.text("proposal_target_rois"))[1])
         )
         rois = self.computed["proposals_TRAIN"].value
-        found = sample_rois(rois, truth[..., :4], truth[..., 4].long(), draws, coder=head_model(20).coder)
-        self.add("proposal_target_rois", found.rois)
-        self.add("proposal_target_labels", found.labels, EXACT)
-        self.add("proposal_target_gt_assign", found.assigned, EXACT)
-        self.add("proposal_target_targets", found.targets)
-        self.add("proposal_target_inside_weights", found.inside, EXACT)
-        self.add("proposal_target_outside_weights", (found.inside > 0).to(self.kind), EXACT)
+        sampler = head_model(20).sampler
+        sampler.draws = draws
+        targets = [Target(rows[:, :4], rows[:, 4].long() - 1) for rows in truth]
+        found = sampler(list(rois[..., 1:]), targets)
+        labels = torch.stack([each.labels for each in found])
+        objects = (labels > 0)[..., None].expand(-1, -1, 4).to(self.kind)
+        self.add("proposal_target_rois", as_rois([each.boxes for each in found]))
+        self.add("proposal_target_labels", labels, EXACT)
+        self.add("proposal_target_gt_assign", torch.stack([each.matches for each in found]), EXACT)
+        self.add("proposal_target_targets", torch.stack([each.targets for each in found]))
+        self.add("proposal_target_inside_weights", objects, EXACT)
+        self.add("proposal_target_outside_weights", objects, EXACT)
 
     def losses(self) -> None:
         if "smooth_l1_sigma3" not in self.described:
@@ -278,15 +302,10 @@ class _Steps:
             < float(part)
         ).to(self.kind)
         share = float(re.search(r"inside/(\d+)", text)[1])
-        difference = inside * (predicted - target)
-        self.add(
-            "smooth_l1_sigma3",
-            (inside / share * sigma_smooth_l1(difference, 3.0)).sum(dim=(1, 2)).mean().reshape(1),
-        )
-        self.add(
-            "smooth_l1_sigma1",
-            (inside * sigma_smooth_l1(difference, 1.0)).flatten(0, 1).sum(dim=1).mean().reshape(1),
-        )
+        rows = (inside > 0).expand_as(predicted)
+        for sigma, parts in ((3, share * len(inside)), (1, inside.shape[:2].numel())):
+            summed = smooth_l1_sum(predicted[rows], target[rows], 1 / sigma**2)
+            self.add(f"smooth_l1_sigma{sigma}", (summed / parts).reshape(1))
 
     def pooling(self) -> None:
         text = self.meta["inputs"]["feature_map"]
@@ -356,9 +375,10 @@ class _Steps:
                 torch.from_numpy(normal_input(seed + i, (1, channels, *shape))).to(self.kind)
                 for i, shape in enumerate(described["map_shapes"])
             ]
-            rois, model = self.given["pyramid_rois"], head_model(1)
-            model.pooled_size = int(re.search(r"pooled size (\d+)", described["meaning"])[1])
-            self.add(name, model.pool(maps, rois, float(described["image"][0])))
+            rois = self.given["pyramid_rois"]
+            size = int(re.search(r"pooled size (\d+)", described["meaning"])[1])
+            model = head_model(1, pooling={"size": size})
+            self.add(name, pool(model, maps, rois, float(described["image"][0])))
             levels = assign_levels(rois, LevelRule(offset=OFFSET, eps=0.0), len(maps)).double()
             self.computed[f"{name}: levels"] = Output(
                 levels, EXACT, expected=np.array(described["levels"], float)

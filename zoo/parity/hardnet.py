@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.backbones import hardnet, vgg  # noqa: F401 - register their builders
-from detection_zoo.zoo.conventions import ImageConventions
+from detection_zoo.zoo.conventions import ImageConventions, SSDConventions
 from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.detectors.ssd import SSD, Selection
+from detection_zoo.zoo.detectors.ssd import SSD
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
 from detection_zoo.zoo.parity.standin import normal_input
@@ -105,14 +105,14 @@ def build_classifier(meta: dict[str, Any]) -> nn.Module:
     )
 
 
-def listed_selection(rules: dict[str, Any]) -> Selection:
+def listed_selection(rules: dict[str, Any]) -> SSDConventions:
     """The test loop that a folder's `postprocess` describes."""
     filtered = re.search(r"at least ([\d.]+)", rules.get("background_filter") or "")
-    return Selection(
-        rules["score_threshold"],
-        rules["nms_iou"],
-        rules["per_class_keep"],
-        rules["per_image_keep"],
+    return SSDConventions(
+        score_threshold=rules["score_threshold"],
+        nms_iou=rules["nms_iou"],
+        per_class_keep=rules["per_class_keep"],
+        per_image_keep=rules["per_image_keep"],
         nms_offset=0.0 if "no +1" in rules["nms"] else 1.0,
         background_filter=float(filtered[1]) if filtered else None,
     )
@@ -251,7 +251,7 @@ class _Folder:
         preprocess = self._preprocess("hardnet_ssd300", size=self.meta["image_size"])
         image = preprocess(listed_image(self.meta["inputs"]["d"]))
         self._keep("d.input", image.tensor, exact=True)
-        self.model.selection = listed_selection(self.meta["postprocess"])
+        self.model.rule = listed_selection(self.meta["postprocess"])
         found = self.model.predict(
             image.tensor[None].to(self.dtype), torch.tensor([image.size]), torch.tensor([image.original_size])
         )[0]

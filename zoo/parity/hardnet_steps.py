@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.kernels.nms import nms
+from detection_zoo.zoo.conventions import SSDConventions
 from detection_zoo.zoo.data.base import GroundTruth
 from detection_zoo.zoo.data.ssd_augmentation import (
     SSDAugmentation,
@@ -25,7 +25,7 @@ from detection_zoo.zoo.data.ssd_augmentation import (
 from detection_zoo.zoo.data.targets import TargetRules, training_boxes
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.data.voc import VOC_CLASSES
-from detection_zoo.zoo.detectors.ssd import Selection
+from detection_zoo.zoo.detectors.ssd import select_priors
 from detection_zoo.zoo.manifest import Schedule, load_manifests
 from detection_zoo.zoo.parity.base import Output, Reference, Skip
 from detection_zoo.zoo.parity.hardnet import Outputs, build_detector, listed_image, listed_input
@@ -209,20 +209,24 @@ def _test_loops(reference: Reference) -> Outputs:
         )
         scores = _listed_scores(said["prob"])
         for suffix, offset, background in (("", 0.0, 0.9), ("_before_dec2019", 1.0, None)):
-            rule = Selection(said["score_threshold"], 0.45, 50, said["top_k"], offset, background)
+            rule = SSDConventions(
+                score_threshold=said["score_threshold"],
+                per_image_keep=said["top_k"],
+                nms_offset=offset,
+                background_filter=background,
+            )
             found.update(_loop(f"{name}{suffix}", suffix, rule, boxes, scores, said))
     return found
 
 
 def _loop(
-    name: str, suffix: str, rule: Selection, boxes: Tensor, scores: Tensor, said: dict[str, Any]
+    name: str, suffix: str, rule: SSDConventions, boxes: Tensor, scores: Tensor, said: dict[str, Any]
 ) -> Outputs:
     """Detections of one case, and how many were left after each stage."""
     columns = torch.arange(1, said["classes"])
-    result: Detections = rule(boxes, scores, columns)
-    uncut: Detections = replace(rule, per_image_keep=len(columns) * rule.per_class_keep)(
-        boxes, scores, columns
-    )
+    result: Detections = select_priors(boxes, scores, columns, rule)
+    all_kept = rule.model_copy(update={"per_image_keep": len(columns) * rule.per_class_keep})
+    uncut: Detections = select_priors(boxes, scores, columns, all_kept)
     capped = int((torch.bincount(uncut.labels, minlength=len(columns)) == rule.per_class_keep).sum())
     found: Outputs = {
         f"{name}|boxes": Output(result.boxes, CLOSE),

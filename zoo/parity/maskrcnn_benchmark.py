@@ -30,7 +30,7 @@ from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, select_detections
-from detection_zoo.zoo.parts.sampler import BalancedSampler
+from detection_zoo.zoo.parts.targets import BalancedSampler
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
@@ -378,16 +378,14 @@ class _Folder:
     def _training(self, training: Mapping[str, Any]) -> None:
         model, batch = self.model.train(), self.batches[training["batch"]]
         targets = [parse_target(described) for described in training["targets"]]
-        for owner, attribute in (
-            (model, "sampler"),
-            (getattr(model, "rpn", None), "sampler"),
-            (model, "keypoint_sampler"),
-        ):
-            sampler = getattr(owner, attribute, None)
-            if isinstance(sampler, BalancedSampler):
-                setattr(
-                    owner, attribute, BalancedSampler(sampler.count, sampler.positive_fraction, draw="first")
-                )
+        if not isinstance(model, RetinaNet):
+            for drawn in (
+                model.sampler.pick,
+                model.rpn.sampler.pick,
+                getattr(model, "keypoint_sampler", None),
+            ):
+                if isinstance(drawn, BalancedSampler):
+                    drawn.draw = "first"
         if isinstance(model, RetinaNet):
             losses, names = (
                 self._dense_training(batch, targets),

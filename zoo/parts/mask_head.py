@@ -3,7 +3,7 @@ section 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -182,11 +182,3 @@ def _resize(mask: Tensor, shape: tuple[int, int], interpolation: str) -> Tensor:
     import cv2
 
     return torch.from_numpy(cv2.resize(mask.detach().cpu().numpy(), shape[::-1])).to(mask.device)
-
-
-def mask_options(mask: Mapping[str, Any] | None, pooling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Options of the branch with its pooling filled in: as the box branch's, with 14 cells, where the branch
-    has none of its own."""
-    options = dict(mask or {})
-    options["pooling"] = {**(pooling or {}), "size": 14, **(options.get("pooling") or {})}
-    return options

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from detection_zoo.kernels.nms import batched_nms
+from detection_zoo.zoo.conventions import ProposalConventions
 from detection_zoo.zoo.parts.boxes import BoxCoder, clip_boxes, large_enough
 
 Size = tuple[int, int]  # (height, width) in pixels
@@ -23,41 +25,26 @@ class Proposals:
     scores: Tensor
 
 
-@dataclass(frozen=True)
-class ProposalRule:
-    """How proposals are chosen, in one mode (training or test).
-
-    pre_nms: best anchors of a level that go on; post_nms: kept of a level after NMS; nms_iou, inclusive: of
-        that NMS.
-    together: all levels are one list, for the limits and the NMS. min_size: least side, in pixels.
-    collect: best over all levels, 0 for no such cut (nor sorting); collect_over: "image", or "batch" for one
-        cut over all images.
-    collect_order: "score" sorts what is collected, "level" leaves level after level.
-    clip_to: "image" (true size), or "batch" (padded size).
-    """
-
-    pre_nms: int = 1000
-    post_nms: int = 1000
-    nms_iou: float = 0.7
-    inclusive: bool = True
-    together: bool = False
-    min_size: float = 0.0
-    collect: int = 1000
-    collect_over: str = "image"
-    collect_order: str = "score"
-    clip_to: str = "image"
-
-
 def decode_level(
-    scores: Tensor, deltas: Tensor, anchors: Tensor, sizes: Sequence[Size], coder: BoxCoder, pre_nms: int
+    scores: Tensor,
+    deltas: Tensor,
+    anchors: Tensor,
+    sizes: Sequence[Size],
+    coder: BoxCoder,
+    pre_nms: int,
+    stable: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The best anchors of one level, decoded and clipped: boxes (N, P, 4) and scores (N, P), by falling
     score.
 
     Args:
         scores: (N, A) probabilities. deltas: (N, A, 4). anchors: (A, 4). sizes: to clip to, one an image.
+        stable: anchors of equal scores stay in their order.
     """
-    scores, order = scores.topk(min(pre_nms, scores.shape[1]), dim=1, sorted=True)
+    if stable:
+        scores, order = (part[:, :pre_nms] for part in scores.sort(dim=1, descending=True, stable=True))
+    else:
+        scores, order = scores.topk(min(pre_nms, scores.shape[1]), dim=1, sorted=True)
     boxes = torch.stack(
         [
             clip_boxes(coder.decode(deltas[i, order[i]], anchors[order[i]]), size, coder.offset)
@@ -74,7 +61,7 @@ def select_proposals(
     sizes: Sequence[Size],
     *,
     coder: BoxCoder,
-    rule: ProposalRule,
+    rule: ProposalConventions,
 ) -> list[Proposals]:
     """Choose the proposals of each image.
 
@@ -93,7 +80,7 @@ def select_proposals(
             [torch.cat(list(anchors))],
         )
     levels = [
-        decode_level(*level, sizes, coder, rule.pre_nms)
+        decode_level(*level, sizes, coder, rule.pre_nms, stable=rule.together)
         for level in zip(scores, deltas, anchors, strict=True)
     ]
     boxes = torch.cat([b for b, _ in levels], dim=1)  # (N, P, 4)
@@ -122,7 +109,7 @@ def select_proposals(
 
 
 def _collect(
-    boxes: Tensor, scores: Tensor, image: Tensor, images: int, rule: ProposalRule
+    boxes: Tensor, scores: Tensor, image: Tensor, images: int, rule: ProposalConventions
 ) -> list[Proposals]:
     """Cut what all levels gave, over each image or over the batch, and split by image."""
     if rule.collect and rule.collect_over == "batch":
@@ -136,4 +123,9 @@ def _collect(
             best = scores[rows].topk(min(rule.collect, len(rows)), sorted=True).indices
             rows = rows[best if rule.collect_order == "score" else best.sort().values]
         result.append(Proposals(boxes[rows], scores[rows]))
+    if rule.fill:
+        for each in result:
+            missing = rule.post_nms - len(each.boxes)
+            each.boxes = functional.pad(each.boxes, (0, 0, 0, missing))
+            each.scores = functional.pad(each.scores, (0, missing))
     return result

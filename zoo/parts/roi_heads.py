@@ -4,28 +4,26 @@ R-CNN, Girshick 2015)."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection_zoo.kernels.nms import batched_nms
-from detection_zoo.kernels.roi_align import multilevel_roi_align
+from detection_zoo.kernels.roi_align import multilevel_roi_align, roi_align_averaged
 from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
+from detection_zoo.zoo.conventions import DetectionConventions, PoolingConventions
 from detection_zoo.zoo.parts.box_voting import vote_boxes
-from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes, widened
+from detection_zoo.zoo.parts.boxes import BoxCoder, clip_boxes, widened
 from detection_zoo.zoo.parts.losses import smooth_l1_sum
-from detection_zoo.zoo.parts.matcher import match
 from detection_zoo.zoo.parts.norm import ConvNorm, make_norm
 from detection_zoo.zoo.parts.proposals import Size
-from detection_zoo.zoo.parts.sampler import Sampler
-from detection_zoo.zoo.records import Detections, FeatureSpec, Target
-
-SOFT_NMS_LEAST = 1e-4  # overlapped boxes whose decayed score is below this leave (Detectron)
+from detection_zoo.zoo.parts.targets import SampledBoxes
+from detection_zoo.zoo.records import Detections, FeatureSpec
 
 
 def with_image_index(boxes: Sequence[Tensor]) -> Tensor:
@@ -40,73 +38,66 @@ class RoiAlignPooler(nn.Module):
     2017, equation 1).
 
     Args:
-        specs: the levels RoIs are pooled from, finest first, by name.
-        output_size: PH = PW.
-        sampling_ratio: points a bin and axis, 0 for as many as cells. aligned: shifted by half a cell.
-        canonical_scale, canonical_level, level_offset, level_eps: of kernels.roi_levels.LevelRule; the finest
-            level counts as 2.
-        method: "roi_align"; "roi_pool" (maximum of whole cells); "roi_crop" (points of a grid, then the
-            maximum of 2 x 2 of them; its source fixes one cell to 16 pixels on every level).
+        specs: the levels RoIs are pooled from, finest first, by name; the finest counts as level 2.
+        rule: size, method, points and levels. "roi_align_averaged": the mean of four neighbouring points;
+            "roi_pool": the maximum of whole cells; "roi_crop": points of a grid, then the maximum of 2 x 2 of
+            them (its source fixes one cell to 16 pixels on every level).
     """
 
-    def __init__(
-        self,
-        specs: Mapping[str, FeatureSpec],
-        output_size: int,
-        *,
-        sampling_ratio: int = 2,
-        aligned: bool = False,
-        canonical_scale: float = 224.0,
-        canonical_level: int = 4,
-        level_offset: float = 1.0,
-        level_eps: float = 1e-6,
-        method: str = "roi_align",
-    ) -> None:
+    def __init__(self, specs: Mapping[str, FeatureSpec], rule: PoolingConventions) -> None:
         super().__init__()
-        if method not in ("roi_align", "roi_pool", "roi_crop"):
-            raise ValueError(f"unknown pooling method {method!r}; known: roi_align, roi_pool, roi_crop")
-        self.method = method
-        self.levels, self.scales = list(specs), [1.0 / spec.stride for spec in specs.values()]
-        self.output_size, self.sampling_ratio, self.aligned = output_size, sampling_ratio, aligned
-        self.rule = LevelRule(canonical_scale, canonical_level, 2, level_offset, level_eps)
-
-    def forward(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Pooled features (R, C, PH, PW) of boxes (R_i, 4) of each image, image after image."""
-        rule = self.rule
-        if self.method != "roi_align":
-            return self._by_level(features, boxes)
-        return multilevel_roi_align(
-            [features[name] for name in self.levels],
-            with_image_index(boxes),
-            self.output_size,
-            self.scales,
-            self.sampling_ratio,
-            self.aligned,
-            canonical_scale=rule.canonical_scale,
-            canonical_level=rule.canonical_level,
-            min_level=rule.min_level,
-            level_offset=rule.offset,
-            level_eps=rule.eps,
+        self.rule, self.levels = rule, list(specs)
+        self.scales = [1.0 / spec.stride for spec in specs.values()]
+        self.level_rule = LevelRule(
+            rule.canonical_scale, rule.canonical_level, 2, rule.level_offset, rule.level_eps
         )
 
-    def _by_level(self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        rois, level_of, first = with_image_index(boxes), self.level_indices(boxes), features[self.levels[0]]
-        pooled = first.new_zeros(len(rois), first.shape[1], self.output_size, self.output_size)
-        for index, (name, scale) in enumerate(zip(self.levels, self.scales, strict=True)):
+    def forward(
+        self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[Size] | None = None
+    ) -> Tensor:
+        """Pooled features (R, C, PH, PW) of boxes (R_i, 4) of each image, image after image; sizes (height,
+        width) of each image are needed where the rule's scale is "height"."""
+        rule, levels = self.rule, [features[name] for name in self.levels]
+        scales = self.scales
+        if rule.scale == "height":
+            if sizes is None:
+                raise ValueError("pooling with scale 'height' needs the sizes of the images")
+            scales = [level.shape[2] / float(sizes[0][0]) for level in levels]
+        if rule.method != "roi_align":
+            return self._by_level(levels, scales, boxes)
+        return multilevel_roi_align(
+            levels,
+            with_image_index(boxes),
+            rule.size,
+            scales,
+            rule.sampling_ratio,
+            rule.aligned,
+            canonical_scale=rule.canonical_scale,
+            canonical_level=rule.canonical_level,
+            min_level=self.level_rule.min_level,
+            level_offset=rule.level_offset,
+            level_eps=rule.level_eps,
+        )
+
+    def _by_level(self, levels: Sequence[Tensor], scales: Sequence[float], boxes: Sequence[Tensor]) -> Tensor:
+        rois, level_of, size = with_image_index(boxes), self.level_indices(boxes), self.rule.size
+        pooled = levels[0].new_zeros(len(rois), levels[0].shape[1], size, size)
+        for index, (level, scale) in enumerate(zip(levels, scales, strict=True)):
             rows = torch.nonzero(level_of == index).squeeze(1)
             if not len(rows):
                 continue
-            if self.method == "roi_pool":
-                part = roi_pool(features[name], rois[rows], self.output_size, scale)
+            if self.rule.method == "roi_crop":
+                grid = affine_grid(rois[rows], tuple(level.shape[-2:]), 2 * size)
+                part = F.max_pool2d(roi_crop(level, grid, rois[rows, 0].long()), 2, 2)
             else:
-                grid = affine_grid(rois[rows], tuple(features[name].shape[-2:]), 2 * self.output_size)
-                part = F.max_pool2d(roi_crop(features[name], grid, rois[rows, 0].long()), 2, 2)
+                pool = roi_pool if self.rule.method == "roi_pool" else roi_align_averaged
+                part = pool(level, rois[rows], size, scale)
             pooled = pooled.index_copy(0, rows, part)
         return pooled
 
     def level_indices(self, boxes: Sequence[Tensor]) -> Tensor:
         """Which level (R,) int64, 0 the finest, each box is pooled from."""
-        return assign_levels(with_image_index(boxes), self.rule, len(self.levels)) - self.rule.min_level
+        return assign_levels(with_image_index(boxes), self.level_rule, len(self.levels)) - 2
 
 
 def linear(in_width: int, out_width: int, norm: str = "none") -> nn.Module:
@@ -178,6 +169,24 @@ class ConvTrunk(nn.Module):
         return F.relu(self.fc6(self.convs(pooled).flatten(1)), inplace=True)
 
 
+class PooledConvTrunk(nn.Module):
+    """A convolution as large as the pooled map and a 1x1 convolution, each with ReLU; what is left is
+    averaged (faster-rcnn.pytorch's pyramid).
+
+    Args:
+        channels, size: of the pooled features. width: of both convolutions.
+    """
+
+    def __init__(self, channels: int, size: int, *, width: int = 1024) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(channels, width, size, size), nn.Conv2d(width, width, 1)
+        self.channels = width
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(R, C, PH, PW) to (R, width)."""
+        return F.relu(self.conv2(F.relu(self.conv1(pooled)))).mean(dim=(2, 3))
+
+
 class StageTrunk(nn.Module):
     """The backbone's last stage, run on pooled features (He et al. 2015, appendix A); the predictor averages
     its map.
@@ -199,14 +208,17 @@ class BoxPredictor(nn.Module):
     """Class logits and box deltas, background first.
 
     Args:
-        channels: of the trunk. num_classes: K. class_specific: deltas for each class, or for background and
-            object only.
+        channels: of the trunk. num_classes: K.
+        deltas: for each "class", for background and "object", or "one" set for all.
     """
 
-    def __init__(self, channels: int, num_classes: int, *, class_specific: bool = True) -> None:
+    def __init__(self, channels: int, num_classes: int, *, deltas: str = "class") -> None:
         super().__init__()
+        sets = {"class": num_classes + 1, "object": 2, "one": 1}
+        if deltas not in sets:
+            raise ValueError(f"unknown deltas {deltas!r}; known: {', '.join(sets)}")
         self.class_logits = nn.Linear(channels, num_classes + 1)
-        self.box_deltas = nn.Linear(channels, 4 * (num_classes + 1 if class_specific else 2))
+        self.box_deltas = nn.Linear(channels, 4 * sets[deltas])
         for layer, std in ((self.class_logits, 0.01), (self.box_deltas, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
@@ -226,83 +238,12 @@ class BoxHead(nn.Module):
         self.pooler, self.trunk, self.predictor = pooler, trunk, predictor
 
     def forward(
-        self, features: Mapping[str, Tensor], boxes: Sequence[Tensor]
+        self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[Size] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The trunk's output for every box, class logits (R, K + 1), deltas (R, 4 * (K + 1))."""
-        hidden = self.trunk(self.pooler(features, boxes))
+        """The trunk's output for every box, class logits (R, K + 1), deltas (R, 4 * (K + 1)); arguments as in
+        RoiAlignPooler."""
+        hidden = self.trunk(self.pooler(features, boxes, sizes))
         return hidden, *self.predictor(hidden)
-
-
-@dataclass
-class SampledBoxes:
-    """The proposals of one image that are trained on.
-
-    boxes (S, 4); labels (S,) int64, 0 background, 1..K; targets (S, 4) deltas; matches (S,) int64, the ground
-    truth (0 for background); rows (S,): their positions among the candidates; positive, negative: indices
-    among the candidates; candidate_labels: of all candidates. mask_matches (S,): whose mask an object is
-    trained on, where that is not its match; -1 for none. keypoint_boxes (T, 4), keypoint_matches (T,): a draw
-    of its own for the keypoint branch, where the source makes one.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    targets: Tensor
-    matches: Tensor
-    rows: Tensor
-    positive: Tensor
-    negative: Tensor
-    candidate_labels: Tensor
-    mask_matches: Tensor | None = None
-    keypoint_boxes: Tensor | None = None
-    keypoint_matches: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class BoxTraining:
-    """How proposals are labelled and weighed in training.
-
-    foreground_iou, background_iou: of the matcher; below background_low a proposal is not used.
-    ground_truth: boxes of the ground truth are appended "last" or put "first" among the proposals.
-    order: sampled proposals stay in "position" order, or come "foreground_first".
-    smooth_l1_beta: of the box loss, which is divided by the number of all sampled proposals.
-    """
-
-    foreground_iou: float = 0.5
-    background_iou: float = 0.5
-    background_low: float = 0.0
-    ground_truth: str = "last"
-    order: str = "position"
-    smooth_l1_beta: float = 1.0
-
-
-def sample_boxes(
-    proposals: Tensor, target: Target, *, coder: BoxCoder, sampler: Sampler, rule: BoxTraining
-) -> SampledBoxes:
-    """Label the proposals (R, 4) of one image, ground truth boxes among them, and draw those to train on."""
-    parts = [proposals, target.boxes.to(proposals.dtype)]
-    boxes = torch.cat(parts if rule.ground_truth == "last" else parts[::-1])
-    quality = box_iou(target.boxes.to(boxes.dtype), boxes, coder.offset)
-    matches = match(quality, rule.foreground_iou, rule.background_iou)
-    labels = _labels(matches, target.labels)
-    if rule.background_low > 0 and len(quality):
-        labels[(labels == 0) & (quality.max(dim=0).values < rule.background_low)] = -1
-    positive, negative = sampler(labels)
-    rows = torch.cat([positive, negative])
-    rows = rows.sort().values if rule.order == "position" else rows
-    matches = matches.clamp(min=0)
-    targets = (
-        coder.encode(target.boxes.to(boxes.dtype)[matches[rows]], boxes[rows])
-        if len(target.boxes)
-        else torch.zeros_like(boxes[rows])
-    )
-    return SampledBoxes(boxes[rows], labels[rows], targets, matches[rows], rows, positive, negative, labels)
-
-
-def _labels(matches: Tensor, classes: Tensor) -> Tensor:
-    """Labels (R,) int64 from matches: 1..K, 0 for background, -1 for what lies between the thresholds."""
-    if not len(classes):
-        return torch.zeros_like(matches)
-    return torch.where(matches >= 0, classes[matches.clamp(min=0)] + 1, matches + 1)
 
 
 def box_losses(
@@ -314,36 +255,11 @@ def box_losses(
     targets = torch.cat([each.targets for each in sampled])
     rows = torch.nonzero(labels > 0).squeeze(1)
     classes = deltas.shape[1] // 4
-    column = labels[rows] if classes > 2 else torch.ones_like(labels[rows])
+    column = labels[rows] if classes > 2 else torch.full_like(labels[rows], classes - 1)
     chosen = deltas.view(len(deltas), classes, 4)[rows, column]
     box = smooth_l1_sum(chosen, targets[rows], beta) / max(len(labels), 1)
     classification = F.cross_entropy(logits, labels) if len(labels) else logits.sum() * 0
     return {"loss_class": classification, "loss_box": box}
-
-
-@dataclass(frozen=True)
-class DetectionRule:
-    """How detections are chosen from class probabilities.
-
-    score_threshold: a probability must be above it; nms_iou, inclusive: of the NMS of each class;
-        max_detections: of an image,
-    by the threshold of the last one's score, so that ties may leave more. frame: boxes are decoded and
-    clipped in pixels of the
-    "network" input, or of the "original" image. soft: "none", or soft-NMS by "linear" or "gaussian" decay (of
-    soft_sigma) in place of
-    the NMS. vote_iou: boxes are refined by box voting among those of this IoU; none: they are not.
-        vote_method: see zoo.parts.box_voting.
-    """
-
-    score_threshold: float = 0.05
-    nms_iou: float = 0.5
-    inclusive: bool = True
-    max_detections: int = 100
-    frame: str = "network"
-    soft: str = "none"
-    soft_sigma: float = 0.5
-    vote_iou: float | None = None
-    vote_method: str = "id"
 
 
 def select_detections(
@@ -353,7 +269,7 @@ def select_detections(
     sizes: Sequence[Size],
     *,
     coder: BoxCoder,
-    rule: DetectionRule,
+    rule: DetectionConventions,
 ) -> list[Detections]:
     """Detections of each image: class rising, inside a class in the order of the proposals.
 
@@ -384,18 +300,23 @@ def score_boxes(
     ]
 
 
-def choose_detections(probability: Tensor, boxes: Tensor, offset: float, rule: DetectionRule) -> Detections:
+def choose_detections(
+    probability: Tensor, boxes: Tensor, offset: float, rule: DetectionConventions
+) -> Detections:
     """Detections of one image from probabilities (R, K + 1) and boxes (R, K + 1 or 2, 4): class rising,
     inside a class in the order of the rows."""
     label, row = torch.nonzero(
         (probability[:, 1:] > rule.score_threshold).t(), as_tuple=True
     )  # class after class
     scores = probability[row, label + 1]
-    column = label + 1 if boxes.shape[1] == probability.shape[1] else torch.ones_like(label)
+    sets = boxes.shape[1]
+    column = label + 1 if sets == probability.shape[1] else torch.full_like(label, sets - 1)
     return suppress(boxes[row, column], scores, label, offset, rule)
 
 
-def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, offset: float, rule: DetectionRule) -> Detections:
+def suppress(
+    boxes: Tensor, scores: Tensor, labels: Tensor, offset: float, rule: DetectionConventions
+) -> Detections:
     """NMS inside each class, then the best of the image; what is kept stays in its order (soft-NMS: class by
     class, as picked).
 
@@ -430,7 +351,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, offset: float, rule:
     return found
 
 
-def _soft_suppress(found: Detections, offset: float, rule: DetectionRule) -> Detections:
+def _soft_suppress(found: Detections, offset: float, rule: DetectionConventions) -> Detections:
     parts = []
     for label in found.labels.unique().tolist():
         rows = torch.nonzero(found.labels == label).squeeze(1)
@@ -440,7 +361,7 @@ def _soft_suppress(found: Detections, offset: float, rule: DetectionRule) -> Det
             method=rule.soft,
             sigma=rule.soft_sigma,
             iou_threshold=rule.nms_iou,
-            score_threshold=SOFT_NMS_LEAST,
+            score_threshold=rule.soft_least,
             offset=offset,
         )
         parts.append(replace(found.select(rows[kept]), scores=scores))
@@ -452,7 +373,12 @@ def _soft_suppress(found: Detections, offset: float, rule: DetectionRule) -> Det
 
 
 def _vote(
-    found: Detections, boxes: Tensor, scores: Tensor, labels: Tensor, offset: float, rule: DetectionRule
+    found: Detections,
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    offset: float,
+    rule: DetectionConventions,
 ) -> Detections:
     """Boxes (and by some methods scores) refined by all boxes of the same class before suppression."""
     refined, changed = found.boxes.clone(), found.scores.clone()

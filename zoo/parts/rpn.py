@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detection_zoo.zoo.conventions import ProposalConventions, RpnConventions
+from detection_zoo.zoo.parts.anchor_targets import ANCHOR_SAMPLERS, SampledAnchors
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
-from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, widened
+from detection_zoo.zoo.parts.boxes import BoxCoder, widened
 from detection_zoo.zoo.parts.losses import smooth_l1_sum
-from detection_zoo.zoo.parts.matcher import BACKGROUND, match
-from detection_zoo.zoo.parts.proposals import ProposalRule, Proposals, Size, select_proposals
-from detection_zoo.zoo.parts.sampler import Sampler
+from detection_zoo.zoo.parts.proposals import Proposals, Size, select_proposals
 
 
 def by_anchor(maps: Tensor, values: int) -> Tensor:
@@ -34,11 +33,13 @@ class RpnHead(nn.Module):
         channels: of the 3x3; default: in_channels.
     """
 
+    logits_per_anchor = 1
+
     def __init__(self, in_channels: int, anchors: int, *, channels: int | None = None) -> None:
         super().__init__()
         channels = in_channels if channels is None else channels
         self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.objectness = nn.Conv2d(channels, anchors, 1)
+        self.objectness = nn.Conv2d(channels, anchors * self.logits_per_anchor, 1)
         self.deltas = nn.Conv2d(channels, anchors * 4, 1)
         for layer in self.children():
             nn.init.normal_(layer.weight, std=0.01)
@@ -62,32 +63,45 @@ class RpnHead(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
-@dataclass
-class RpnLabels:
-    """Labels of one image's anchors: labels (A,) float, 1 object, 0 background, -1 not used; targets (A, 4)
-    deltas; the sampled indices."""
+class PairedRpnHead(RpnHead):
+    """The head with two logits an anchor (Ren et al. 2015, section 3.1), as faster-rcnn.pytorch has it.
 
-    labels: Tensor
-    targets: Tensor
-    positive: Tensor
-    negative: Tensor
+    The score that ranks proposals is not the softmax that the loss sees: it is taken over channels (c, c + A)
+    of the 2A logits, and dealt out to anchors in pairs (2a, 2a + 1) afterwards. `scores` keeps that order,
+    for checkpoints trained with it.
+
+    Args:
+        in_channels, anchors, channels: as in RpnHead.
+    """
+
+    logits_per_anchor = 2
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Probabilities (N, H * W * A) that rank the proposals, from one level's logits (N, 2A, H, W)."""
+        images, channels, height, width = logits.shape
+        paired = logits.view(images, 2, channels // 2, height, width).softmax(dim=1)
+        return by_anchor(paired.view(logits.shape), 2)[..., 1]
+
+    def flat(self, logits: Tensor) -> Tensor:
+        """Logits (N, H * W * A, 2) of one level in the order of the anchors, as `loss` takes them."""
+        return by_anchor(logits, 2)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross entropy of sampled anchors: logits (S, 2), labels (S,) 0 or 1."""
+        return F.cross_entropy(logits, labels.long())
+
+
+RPN_HEADS = {"sigmoid": RpnHead, "paired": PairedRpnHead}
 
 
 class RegionProposalNetwork(nn.Module):
-    """Proposals from features, and the losses that train them.
+    """Head, anchors, and the rules that make proposals and training labels of them.
 
     Args:
-        head: see RpnHead; others with its methods may stand in.
-        anchors: see AnchorGenerator.
-        coder: deltas to boxes and back.
-        sampler: which labelled anchors enter the losses.
-        test, train: rules of selection.
-        foreground_iou, background_iou, low_quality, zero_overlap: of zoo.parts.matcher.match.
-        straddle: anchors that leave the true image by more pixels than this are not used in training; None:
-            all are used.
-        inside_only: anchors outside take no part in the matching either (a ground truth's best anchor is an
-            inside one).
-        smooth_l1_beta: of the box loss.
+        head: RpnHead, or another with `scores`, `flat` and `loss`.
+        anchors, coder: of the proposals.
+        rule: labels, sampling and losses.
+        test, train: how proposals are chosen in either mode.
     """
 
     def __init__(
@@ -95,28 +109,15 @@ class RegionProposalNetwork(nn.Module):
         head: nn.Module,
         anchors: AnchorGenerator,
         coder: BoxCoder,
-        sampler: Sampler,
+        rule: RpnConventions,
         *,
-        test: ProposalRule,
-        train: ProposalRule,
-        foreground_iou: float = 0.7,
-        background_iou: float = 0.3,
-        low_quality: bool = True,
-        zero_overlap: bool = True,
-        straddle: float | None = 0.0,
-        inside_only: bool = False,
-        smooth_l1_beta: float = 1 / 9,
+        test: ProposalConventions,
+        train: ProposalConventions,
     ) -> None:
         super().__init__()
-        self.head, self.anchors, self.coder, self.sampler = head, anchors, coder, sampler
+        self.head, self.anchors, self.coder, self.rule = head, anchors, coder, rule
+        self.sampler = ANCHOR_SAMPLERS[rule.sampling](coder, rule)
         self.rules = {False: test, True: train}
-        self.foreground_iou, self.background_iou, self.low_quality, self.zero_overlap = (
-            foreground_iou,
-            background_iou,
-            low_quality,
-            zero_overlap,
-        )
-        self.straddle, self.inside_only, self.smooth_l1_beta = straddle, inside_only, smooth_l1_beta
 
     def propose(
         self,
@@ -140,43 +141,8 @@ class RegionProposalNetwork(nn.Module):
                 rule=rule,
             )
 
-    def label(self, anchors: Tensor, boxes: Tensor, size: Size) -> RpnLabels:
-        """Label and sample the anchors (A, 4) of one image with ground truth boxes (G, 4)."""
-        inside = self._inside(anchors, size)
-        matches = self._match(boxes, anchors, inside)
-        labels = (matches >= 0).to(anchors.dtype)
-        labels[~inside | (matches < BACKGROUND)] = -1
-        targets = (
-            self.coder.encode(boxes[matches.clamp(min=0)], anchors)
-            if len(boxes)
-            else torch.zeros_like(anchors)
-        )
-        return RpnLabels(labels, targets, *self.sampler(labels))
-
-    def _inside(self, anchors: Tensor, size: Size) -> Tensor:
-        if self.straddle is None:
-            return torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
-        (height, width), edge = size, self.straddle
-        x1, y1, x2, y2 = anchors.unbind(1)
-        return (x1 >= -edge) & (y1 >= -edge) & (x2 < width + edge) & (y2 < height + edge)
-
-    def _match(self, boxes: Tensor, anchors: Tensor, inside: Tensor) -> Tensor:
-        rows = torch.nonzero(inside).squeeze(1) if self.inside_only else slice(None)
-        found = match(
-            box_iou(boxes, anchors[rows], self.coder.offset),
-            self.foreground_iou,
-            self.background_iou,
-            low_quality=self.low_quality,
-            zero_overlap=self.zero_overlap,
-        )
-        if not self.inside_only:
-            return found
-        matches = torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
-        matches[rows] = found
-        return matches
-
     def losses(
-        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], labels: Sequence[RpnLabels]
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], labels: Sequence[SampledAnchors]
     ) -> dict[str, Tensor]:
         """Mean objectness loss over the sampled anchors; smooth L1 over the positives, divided by the number
         of all sampled.
@@ -185,6 +151,16 @@ class RegionProposalNetwork(nn.Module):
             logits, deltas: of each level, as the head gives them.
             labels: one an image.
         """
+        picked, wanted, box = self.sampled_losses(logits, deltas, labels)
+        if not len(picked):  # an image smaller than every anchor
+            return {"loss_rpn_objectness": picked.sum(), "loss_rpn_box": box}
+        return {"loss_rpn_objectness": self.head.loss(picked, wanted), "loss_rpn_box": box / len(picked)}
+
+    def sampled_losses(
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], labels: Sequence[SampledAnchors]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (S, ...) and labels (S,) of all sampled anchors, and the summed smooth L1 of the positives;
+        arguments as in `losses`."""
         flat = torch.cat([self.head.flat(level) for level in logits], dim=1)
         boxes = torch.cat([by_anchor(level, 4) for level in deltas], dim=1)
         chosen = [(i, torch.cat([each.positive, each.negative])) for i, each in enumerate(labels)]
@@ -192,5 +168,65 @@ class RegionProposalNetwork(nn.Module):
         wanted = torch.cat([labels[i].labels[rows] for i, rows in chosen])
         predicted = torch.cat([boxes[i, each.positive] for i, each in enumerate(labels)])
         targets = torch.cat([each.targets[each.positive] for each in labels])
-        box = smooth_l1_sum(predicted, targets, self.smooth_l1_beta) / max(len(picked), 1)
-        return {"loss_rpn_objectness": self.head.loss(picked, wanted), "loss_rpn_box": box}
+        return picked, wanted, smooth_l1_sum(predicted, targets, self.rule.smooth_l1_beta)
+
+
+class DetectronProposalNetwork(RegionProposalNetwork):
+    """The proposal network with Detectron's losses; arguments as in RegionProposalNetwork."""
+
+    def losses(
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], labels: Sequence[SampledAnchors]
+    ) -> dict[str, Tensor]:
+        """Summed objectness loss over a count of anchors; smooth L1 of the positives over the image's own
+        count, mean over images."""
+        by_level = self.level_losses(logits, deltas, labels)
+        return {name: sum(level[name] for level in by_level) for name in by_level[0]}
+
+    def level_losses(
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], labels: Sequence[SampledAnchors]
+    ) -> list[dict[str, Tensor]]:
+        """The losses of each level, finest first; their sum is the loss."""
+        rule, drawn = self.rule, [max(len(each.positive) + len(each.negative), 1) for each in labels]
+        whole = rule.samples * len(labels) if rule.objectness_over == "configured" else sum(drawn)
+        found, start = [], 0
+        for level, boxes in zip(
+            [self.head.flat(level) for level in logits],
+            [by_anchor(level, 4) for level in deltas],
+            strict=True,
+        ):
+            end = start + level.shape[1]
+            objectness, box = level.sum() * 0, boxes.sum() * 0
+            for image, each in enumerate(labels):
+                wanted, targets = each.labels[start:end], each.targets[start:end]
+                used, positive = wanted >= 0, wanted == 1
+                objectness = objectness + F.binary_cross_entropy_with_logits(
+                    level[image, used], wanted[used].to(level), reduction="sum"
+                )
+                own = smooth_l1_sum(boxes[image, positive], targets[positive], rule.smooth_l1_beta)
+                box = box + own / drawn[image]
+            found.append({"loss_rpn_objectness": objectness / whole, "loss_rpn_box": box / len(labels)})
+            start = end
+        return found
+
+
+class LastImageProposalNetwork(RegionProposalNetwork):
+    """The proposal network with faster-rcnn.pytorch's losses; arguments as in RegionProposalNetwork."""
+
+    def losses(
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], labels: Sequence[SampledAnchors]
+    ) -> dict[str, Tensor]:
+        """Mean objectness loss over the sampled anchors; smooth L1 divided by the LAST image's samples, mean
+        over images."""
+        picked, wanted, box = self.sampled_losses(logits, deltas, labels)
+        last = len(labels[-1].positive) + len(labels[-1].negative)
+        return {
+            "loss_rpn_objectness": self.head.loss(picked, wanted),
+            "loss_rpn_box": box / last / len(labels),
+        }
+
+
+PROPOSAL_NETWORKS = {
+    "balanced": RegionProposalNetwork,
+    "detectron": DetectronProposalNetwork,
+    "faster_rcnn_pytorch": LastImageProposalNetwork,
+}

@@ -3,11 +3,12 @@ and the ImageNet classifier."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
-from detection_zoo.zoo.weights.read import read_arrays
-from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, translate_names
+from detection_zoo.zoo.weights.read import read_tensors
+from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, strip_prefix, translate_names
 
 _BLOCKS = (
     (r"^(backbone\.c\d\.\d+)\.conv([123])\.", r"\1.conv\2.conv."),
@@ -22,12 +23,13 @@ _DETECTOR = (
     *_BLOCKS,
     (r"^RCNN_toplayer\.", "neck.top."),
     (r"^RCNN_latlayer(\d)\.", lambda m: f"neck.lateral.{int(m[1]) - 1}."),
-    (r"^RCNN_rpn\.RPN_Conv\.", "rpn_head.conv."),
-    (r"^RCNN_rpn\.RPN_cls_score\.", "rpn_head.objectness."),
-    (r"^RCNN_rpn\.RPN_bbox_pred\.", "rpn_head.deltas."),
-    (r"^RCNN_top\.0\.", "box_head.conv1."),
-    (r"^RCNN_top\.2\.", "box_head.conv2."),
-    (r"^RCNN_(cls_score|bbox_pred)\.", r"box_head.\1."),
+    (r"^RCNN_rpn\.RPN_Conv\.", "rpn.head.conv."),
+    (r"^RCNN_rpn\.RPN_cls_score\.", "rpn.head.objectness."),
+    (r"^RCNN_rpn\.RPN_bbox_pred\.", "rpn.head.deltas."),
+    (r"^RCNN_top\.0\.", "box.trunk.conv1."),
+    (r"^RCNN_top\.2\.", "box.trunk.conv2."),
+    (r"^RCNN_cls_score\.", "box.predictor.class_logits."),
+    (r"^RCNN_bbox_pred\.", "box.predictor.box_deltas."),
 )
 _CLASSIFIER = (
     (r"^conv1\.", "backbone.stem.conv.conv."),
@@ -39,6 +41,10 @@ _COUNTER = (r".*\.num_batches_tracked", "a counter of training")
 _DROP = (_COUNTER, (r"RCNN_roi_feat_ds\..*", "a convolution that the original builds and never uses"))
 
 
+def _read(path: Path) -> dict[str, Any]:
+    return read_tensors(path, "model", "state_dict")
+
+
 def _detector(arrays: dict[str, Any]) -> Translation:
     """Smoothing is numbered from the coarsest upsampled map: behind DetNet's two plain sums, from the first
     with a ResNet."""
@@ -48,10 +54,10 @@ def _detector(arrays: dict[str, Any]) -> Translation:
 
 
 def _classifier(arrays: dict[str, Any]) -> Translation:
-    result = translate_names(arrays, _CLASSIFIER, [_COUNTER])
+    result = translate_names(strip_prefix(arrays, "module."), _CLASSIFIER, [_COUNTER])
     result.defaults = _COUNTER[0]
     return result
 
 
-CHECKPOINT_FORMATS.register("detnet_pytorch_pth")(CheckpointFormat(read_arrays, _detector))
-CHECKPOINT_FORMATS.register("detnet_imagenet_pth")(CheckpointFormat(read_arrays, _classifier))
+CHECKPOINT_FORMATS.register("detnet_pytorch_pth")(CheckpointFormat(_read, _detector))
+CHECKPOINT_FORMATS.register("detnet_imagenet_pth")(CheckpointFormat(_read, _classifier))

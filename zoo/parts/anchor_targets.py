@@ -1,0 +1,217 @@
+"""What training asks of anchors: the samplers of the proposal network.
+
+A sampler maps the anchors of a batch and the ground truth of each image to one `SampledAnchors` an image.
+There are three: of maskrcnn-benchmark, of Detectron and of faster-rcnn.pytorch; `RpnConventions.sampling`
+names one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detection_zoo.zoo.conventions import RpnConventions
+from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou
+from detection_zoo.zoo.parts.proposals import Size
+from detection_zoo.zoo.parts.targets import (
+    BACKGROUND,
+    BalancedSampler,
+    Draws,
+    match,
+    one_at_least,
+    padded_iou,
+)
+
+NO_CLAIM = 1e-5  # in place of a best IoU of 0: a ground truth that nothing overlaps claims no anchor
+
+
+@dataclass
+class SampledAnchors:
+    """Labels of one image's anchors: labels (A,) float, 1 object, 0 background, -1 not used; targets (A, 4)
+    deltas; positive, negative: the sampled indices."""
+
+    labels: Tensor
+    targets: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+class AnchorSampler:
+    """Labels and draws anchors by maskrcnn-benchmark's rules (Ren et al. 2015, section 3.1.2).
+
+    Args:
+        coder: of the proposals.
+        rule: counts and thresholds.
+    """
+
+    def __init__(self, coder: BoxCoder, rule: RpnConventions) -> None:
+        self.coder, self.rule = coder, rule
+        self.pick = BalancedSampler(rule.samples, rule.positive_fraction)
+        self.draws: Draws | None = None
+
+    @property
+    def random(self) -> Draws:
+        """Source of the samplers that draw by numpy; its own state, which checkpoints save, where
+        none is set."""
+        return np.random if self.draws is None else self.draws
+
+    def __call__(
+        self, anchors: Tensor, truth: Sequence[Tensor], sizes: Sequence[Size]
+    ) -> list[SampledAnchors]:
+        """Sample a batch: anchors (A, 4) of all levels, ground truth (G_i, 4) and (height, width) of each
+        image, without padding, in pixels of the network's input."""
+        return [
+            self.sample(anchors, boxes.to(anchors.dtype), size)
+            for boxes, size in zip(truth, sizes, strict=True)
+        ]
+
+    def sample(self, anchors: Tensor, truth: Tensor, size: Size) -> SampledAnchors:
+        """Sample one image's anchors (A, 4) by ground truth (G, 4)."""
+        inside = self.inside(anchors, size)
+        matches = self.match(truth, anchors, inside)
+        labels = (matches >= 0).to(anchors.dtype)
+        labels[~inside | (matches < BACKGROUND)] = -1
+        targets = torch.zeros_like(anchors)
+        if len(truth):
+            targets = self.coder.encode(truth[matches.clamp(min=0)], anchors)
+        return SampledAnchors(labels, targets, *self.pick(labels))
+
+    def inside(self, anchors: Tensor, size: Size) -> Tensor:
+        """Mark (A,) bool the anchors (A, 4) that leave the image by no more than the rule allows."""
+        if self.rule.straddle is None:
+            return torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+        (height, width), edge = size, self.rule.straddle
+        x1, y1, x2, y2 = anchors.unbind(1)
+        return (x1 >= -edge) & (y1 >= -edge) & (x2 < width + edge) & (y2 < height + edge)
+
+    def match(self, truth: Tensor, anchors: Tensor, inside: Tensor) -> Tensor:
+        """The ground truth (G, 4) of each anchor (A, 4), as `zoo.parts.targets.match` gives it."""
+        rule = self.rule
+        rows = torch.nonzero(inside).squeeze(1) if rule.inside_only else slice(None)
+        found = match(
+            box_iou(truth, anchors[rows], self.coder.offset),
+            rule.foreground_iou,
+            rule.background_iou,
+            low_quality=rule.low_quality,
+            zero_overlap=rule.zero_overlap,
+        )
+        if not rule.inside_only:
+            return found
+        matches = torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
+        matches[rows] = found
+        return matches
+
+
+class DetectronAnchorSampler(AnchorSampler):
+    """Detectron's rules: negatives are drawn WITH replacement, and not at all where candidates are fewer than
+    wanted; anchors outside the image take no part.
+
+    Args:
+        coder, rule: as in AnchorSampler.
+        draws: source of random numbers; positives are thinned out first, then negatives are drawn; default:
+            numpy's own state, which a training's checkpoints save.
+    """
+
+    def __init__(self, coder: BoxCoder, rule: RpnConventions, draws: Draws | None = None) -> None:
+        super().__init__(coder, rule)
+        self.draws = draws
+
+    def sample(self, anchors: Tensor, truth: Tensor, size: Size) -> SampledAnchors:
+        """Sample one image's anchors (A, 4) by ground truth (G, 4), crowds left out."""
+        rule, labels = self.rule, torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
+        rows = torch.nonzero(self.inside(anchors, size)).squeeze(1)
+        kept, targets = anchors[rows], torch.zeros_like(anchors)
+        best, nearest = kept.new_zeros(len(rows)), torch.zeros_like(rows)
+        chosen = torch.full_like(rows, -1)
+        if len(truth) and len(rows):
+            overlaps = box_iou(kept, truth, self.coder.offset)
+            best, nearest = overlaps.max(dim=1)
+            chosen[(overlaps == overlaps.max(dim=0).values).any(dim=1)] = 1
+            chosen[best >= rule.foreground_iou] = 1
+        self.thin(chosen, int(rule.positive_fraction * rule.samples))
+        negatives = np.flatnonzero((best < rule.background_iou).cpu().numpy())
+        wanted = rule.samples - int((chosen == 1).sum())
+        if len(negatives) > wanted:  # and none at all otherwise, as in the source
+            drawn = negatives[self.random.randint(len(negatives), size=wanted)]
+            chosen[torch.from_numpy(drawn).to(chosen.device)] = 0
+        labels[rows] = chosen
+        own = torch.nonzero(chosen == 1).squeeze(1)
+        if len(own):
+            targets[rows[own]] = self.coder.encode(truth[nearest[own]], kept[own])
+        positive, negative = (torch.nonzero(labels == value).squeeze(1) for value in (1, 0))
+        return SampledAnchors(labels.to(anchors.dtype), targets, positive, negative)
+
+    def thin(self, labels: Tensor, most: int) -> None:
+        """Leave out positives of labels (A,), in place, until `most` are left."""
+        positives = np.flatnonzero((labels == 1).cpu().numpy())
+        if len(positives) > most:
+            left_out = self.random.choice(positives, size=len(positives) - most, replace=False)
+            labels[torch.from_numpy(left_out).to(labels.device)] = -1
+
+
+class FirstImageAnchorSampler(AnchorSampler):
+    """faster-rcnn.pytorch's rules: anchors that cross the FIRST image of the batch take no part; the quota of
+    background is taken before objects are thinned out.
+
+    Args:
+        coder, rule: as in AnchorSampler.
+        draws: source of the permutations; objects of an image are drawn before its background.
+    """
+
+    def __init__(self, coder: BoxCoder, rule: RpnConventions, draws: Draws | None = None) -> None:
+        super().__init__(coder, rule)
+        self.draws = draws
+
+    def __call__(
+        self, anchors: Tensor, truth: Sequence[Tensor], sizes: Sequence[Size]
+    ) -> list[SampledAnchors]:
+        """Sample a batch, as AnchorSampler; raises ValueError where no anchor lies inside the first image."""
+        return super().__call__(anchors, truth, [sizes[0]] * len(truth))
+
+    def sample(self, anchors: Tensor, truth: Tensor, size: Size) -> SampledAnchors:
+        """Sample one image's anchors (A, 4) by ground truth (G, 4)."""
+        rule, truth = self.rule, one_at_least(truth)
+        rows = torch.nonzero(self.inside(anchors, (int(size[0]), int(size[1])))).squeeze(1)
+        if len(rows) == 0:
+            raise ValueError(
+                f"no anchor lies inside an image of {size[0]} x {size[1]}; the image is smaller than every"
+                " anchor"
+            )
+        kept, labels, targets = (
+            anchors[rows],
+            anchors.new_full((len(anchors),), -1),
+            torch.zeros_like(anchors),
+        )
+        overlaps = padded_iou(kept, truth, self.coder.offset)
+        best, assigned = overlaps.max(dim=1)
+        chosen = torch.full_like(best, -1)
+        chosen[best < rule.background_iou] = 0
+        highest = overlaps.max(dim=0).values
+        highest[highest == 0] = NO_CLAIM
+        chosen[(overlaps == highest).any(dim=1)] = 1
+        chosen[best >= rule.foreground_iou] = 1
+        quota = rule.samples - int((chosen == 1).sum())
+        self.drop(chosen, 1, int(rule.positive_fraction * rule.samples))
+        self.drop(chosen, 0, quota)
+        labels[rows] = chosen
+        targets[rows] = self.coder.encode(truth[assigned], kept)
+        positive, negative = (torch.nonzero(labels == value).squeeze(1) for value in (1, 0))
+        return SampledAnchors(labels, targets, positive, negative)
+
+    def drop(self, labels: Tensor, value: int, most: int) -> None:
+        """Take all but `most` labels (A,) of that value out of the sample, in place, by a permutation."""
+        having = torch.nonzero(labels == value).squeeze(1)
+        if len(having) > most:
+            order = torch.from_numpy(self.random.permutation(len(having))).to(labels.device)
+            labels[having[order[: len(having) - most]]] = -1
+
+
+ANCHOR_SAMPLERS = {
+    "balanced": AnchorSampler,
+    "detectron": DetectronAnchorSampler,
+    "faster_rcnn_pytorch": FirstImageAnchorSampler,
+}
