@@ -32,7 +32,7 @@ $(VENV)/ready: pyproject.toml
 
 demo: setup
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
-	@$(ONE_THREAD) $(RUN) bench.py run demo --data shapes --device cpu --images 30 --timed-images 15 --budget-s 15 --warm-up-s 5 --train-steps 12 \
+	@$(ONE_THREAD) $(RUN) bench.py run demo --weights random --data shapes --device cpu --images 30 --timed-images 15 --budget-s 15 --warm-up-s 5 --train-steps 12 \
 	  --store $(DEMO)/runs --again > $(DEMO)/measurements.txt
 	@$(RUN) bench.py table demo --store $(DEMO)/runs --out $(DEMO)/table.md
 	@pictures=$$($(RUN) -c 'import pathlib, skimage; print(*(pathlib.Path(skimage.__file__).parent / "data" / f"{n}.png" for n in ("astronaut", "chelsea", "coffee")))'); \

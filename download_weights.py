@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from detection_zoo.zoo.errors import DownloadError, ZooError, in_one_line
+from detection_zoo.zoo.errors import DownloadError, UnknownName, ZooError, in_one_line
 from detection_zoo.zoo.manifest import MANIFEST_FOLDER, Manifests, load_manifests, read_manifests
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
 from detection_zoo.zoo.weights.fetch.selection import Chosen, choose, paste_lines, state_of
@@ -63,7 +63,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(0) from None
         except (ZooError, OSError) as error:
             say(f"error: {in_one_line(error)}")
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if isinstance(error, UnknownName) else 1) from None
         except KeyboardInterrupt:
             say("stopped; the same command goes on from here")
             raise typer.Exit(1) from None
@@ -373,12 +373,20 @@ def import_(
     row: Annotated[
         str | None, typer.Argument(help="the row whose file it is; needed where the hash is not known")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option("--as", help="which of the row's files it is: its name in `list`")
+    ] = None,
     home: Home = None,
     folder: Folder = MANIFEST_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Take in a file that a person fetched, verified as a download is."""
+    """Take in a file that a person fetched: its hash is compared, or its tensors where no hash is known."""
     from detection_zoo.zoo.weights.exchange import import_path
+
+    def check(chosen: Chosen, file: Path) -> None:
+        from detection_zoo.zoo.build import check_weights
+
+        check_weights(chosen.entry, chosen.spec, file)
 
     manifests = manifests_of(folder)
     entries = [manifests.entry(row)] if row else manifests.entries.values()
@@ -387,6 +395,8 @@ def import_(
         [Chosen(entry, spec) for entry in entries for spec in entry.weights],
         row is not None,
         WeightCache(home),
+        check,
+        name,
     )
     records = [
         {
@@ -404,6 +414,30 @@ def import_(
         if fetched.hash_from == "first use":
             say(paste_lines(chosen, fetched.sha256, fetched.bytes))
     say(f"{len(taken)} imported")
+
+
+@app.command()
+@reported
+def remove(
+    rows: Annotated[list[str], typer.Argument(metavar="ROW...", help="row names, or shell patterns")],
+    holds: Holds = None,
+    role: Role = "all",
+    home: Home = None,
+    folder: Folder = MANIFEST_FOLDER,
+    as_json: Json = False,
+) -> None:
+    """Remove fetched files of rows, what was converted from them, and unfinished downloads."""
+    from detection_zoo.zoo.weights.exchange import remove_files
+
+    cache = WeightCache(home)
+    cache.prepare()
+    everything = choose(manifests_of(folder), everything=True, holds="all")
+    records = remove_files(chosen_of(folder, rows, False, holds, role), cache, everything)
+    show(records, as_json, ("row", "file", "status"))
+    for record in records:
+        if record["shared_with"]:
+            say(f"{record['row']}: {record['file']} was also of {', '.join(record['shared_with'])}")
+    say(f"{sum(record['status'] == 'removed' for record in records)} removed")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -62,13 +63,26 @@ def choose_device(wanted: str) -> str:
     there."""
     if wanted == "cpu":
         return wanted
-    import torch
+    if _driver_has_gpu():
+        import torch
 
-    if wanted == "cuda" and not torch.cuda.is_available():
+        if torch.cuda.is_available():
+            return "cuda"
+    if wanted == "cuda":
         raise RuntimeError(
             "torch sees no CUDA GPU; run with --device cpu, or install a torch built for this driver"
         )
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cpu"
+
+
+def _driver_has_gpu() -> bool:
+    """Whether NVIDIA's driver shows a GPU: a question that needs no import of torch, which takes seconds."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def present_hardware(device: str) -> str:

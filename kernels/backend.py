@@ -1,10 +1,15 @@
-"""Which implementation of an operator runs: the plain reference, a faster one for CPUs, the CUDA kernel, or
-torchvision as a peer."""
+"""Which implementation of an operator runs: the plain reference, the one compiled for a CPU, the CUDA kernel,
+or torchvision as a peer."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import torch
 
@@ -36,20 +41,68 @@ def backend_for(
     device's own.
 
     Args:
-        tensor: the operator's first input, of any shape (R, ...); a CUDA tensor runs the kernel, any other
-            "cpu" where it is known, else the reference.
+        tensor: the operator's first input, of any shape (R, ...). A CUDA tensor runs the kernel; one on a CPU
+            the compiled form, or the reference where numba is not installed (with one warning); one on
+            another device the reference.
         backend: one of `BACKENDS`, or None to leave the choice open.
         operator: its name in messages. known: the backends it has.
     Raises:
-        ValueError: for a name that is unknown, or not known to the operator ("cuda" with a tensor that is not
-            on a GPU is refused at the launch).
+        ValueError: for a name that is unknown, or not known to the operator, or "cpu" with a tensor that is
+            elsewhere ("cuda" with a tensor that is not on a GPU is refused at the launch).
     """
     chosen = backend if backend is not None else _forced
     if chosen is None:
-        return "cuda" if tensor.is_cuda else "cpu" if "cpu" in known else "reference"
+        if tensor.is_cuda:
+            return "cuda"
+        return "cpu" if tensor.is_cpu and "cpu" in known and _has_numba() else "reference"
     if _known(chosen) not in known:
         raise ValueError(f"backend {chosen!r} has no {operator}; use one of {', '.join(known)}")
+    if chosen == "cpu" and not tensor.is_cpu:
+        raise ValueError(
+            f"backend 'cpu' needs tensors on a CPU, {operator} got one on {tensor.device}; move it"
+        )
     return chosen
+
+
+@functools.cache
+def cpu_form(operator: str) -> ModuleType:
+    """The module kernels.<operator>_cpu, which is imported at the first call since it imports numba.
+
+    Raises:
+        RuntimeError: where numba is not installed.
+    """
+    try:
+        return importlib.import_module(f"detection_zoo.kernels.{operator}_cpu")
+    except ModuleNotFoundError as error:
+        if error.name != "numba":
+            raise
+        raise RuntimeError(
+            "the CPU's operators are compiled by numba, which is not installed; run: pip install numba (or"
+            " ask for backend='reference', which gives the same answers more slowly)"
+        ) from error
+
+
+def is_traced(tensor: torch.Tensor) -> bool:
+    """Whether a call on a tensor (R, ...) may be traced (compile, export, a tensor subclass, a dispatch mode)
+    and so must go through its operator; calling an operator costs 12 us."""
+    return (
+        type(tensor) is not torch.Tensor
+        or torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+@functools.cache
+def _has_numba() -> bool:
+    if importlib.util.find_spec("numba") is not None:
+        return True
+    warnings.warn(
+        "numba is not installed: NMS runs its reference in NumPy on this CPU, with the same"
+        " answers and many times slower; run: pip install numba",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return False
 
 
 def _known(name: str) -> str:

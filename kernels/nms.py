@@ -14,13 +14,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detection_zoo.kernels.backend import BACKENDS, backend_for
-from detection_zoo.kernels.nms_cpu import cpu_nms
+from detection_zoo.kernels.backend import BACKENDS, backend_for, cpu_form, is_traced
 from detection_zoo.kernels.nms_cuda import cuda_nms, cuda_nms_padded
 from detection_zoo.kernels.nms_reference import NmsRule, best_of_all, reference_nms, reference_nms_padded
 
 _NO_LIMIT = -1  # of the operators
-_RUN = {"reference": reference_nms, "cpu": cpu_nms, "cuda": cuda_nms}
 
 
 def nms(
@@ -97,17 +95,9 @@ def batched_nms(
             boxes, scores, groups, iou_threshold, offset, inclusive, (max_keep, max_candidates)
         )
         return best_of_all(kept, scores, len(boxes) if max_total is None else max_total)
-    return _nms_op(
-        boxes,
-        scores,
-        groups,
-        iou_threshold,
-        offset,
-        inclusive,
-        num_groups or 0,
-        *map(_limit, (max_keep, max_candidates, max_total)),
-        chosen,
-    )
+    run = _run_nms if chosen == "cpu" and not is_traced(boxes) else _nms_op
+    limits = _limit(max_keep), _limit(max_candidates), _limit(max_total)
+    return run(boxes, scores, groups, iou_threshold, offset, inclusive, num_groups or 0, *limits, chosen)
 
 
 def nms_padded(
@@ -170,31 +160,31 @@ def check_rows(
     and limits go together."""
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
         raise ValueError(f"boxes must be floating (R, 4), got {boxes.dtype} {tuple(boxes.shape)}")
-    if scores.ndim != 1 or scores.shape[0] != boxes.shape[0] or not scores.is_floating_point():
+    rows = boxes.shape[0]
+    if scores.ndim != 1 or scores.shape[0] != rows or not scores.is_floating_point():
         raise ValueError(
-            f"scores must be floating ({boxes.shape[0]},) to go with the boxes, got {scores.dtype}"
+            f"scores must be floating ({rows},) to go with the boxes, got {scores.dtype}"
             f" {tuple(scores.shape)}"
         )
-    if groups is not None and (
-        groups.shape != scores.shape or groups.is_floating_point() or groups.dtype == torch.bool
-    ):
-        raise ValueError(
-            f"groups must be integers ({boxes.shape[0]},) to go with the boxes, got {groups.dtype}"
-            f" {tuple(groups.shape)}"
-        )
-    for name, other in (("scores", scores), ("groups", groups)):
-        if other is not None and other.device != boxes.device:
-            raise ValueError(f"{name} are on {other.device}, boxes on {boxes.device}; move them together")
-    for name, number, least in (
-        ("max_keep", max_keep, 0),
-        ("max_candidates", max_candidates, 0),
-        ("max_total", max_total, 0),
-        ("num_groups", num_groups, 1),
-    ):
-        if number is not None and number < least:
-            raise ValueError(f"{name} is {number}; it must be at least {least}")
-    boxes = boxes.float() if boxes.dtype in (torch.float16, torch.bfloat16) else boxes
-    return boxes, scores.to(boxes.dtype)
+    if scores.device != boxes.device:
+        raise ValueError(f"scores are on {scores.device}, boxes on {boxes.device}; move them together")
+    if groups is not None:
+        if groups.shape != scores.shape or groups.is_floating_point() or groups.dtype == torch.bool:
+            raise ValueError(
+                f"groups must be integers ({rows},) to go with the boxes, got {groups.dtype}"
+                f" {tuple(groups.shape)}"
+            )
+        if groups.device != boxes.device:
+            raise ValueError(f"groups are on {groups.device}, boxes on {boxes.device}; move them together")
+    if num_groups is not None and num_groups < 1:
+        raise ValueError(f"num_groups is {num_groups}; it must be at least 1")
+    limits = {"max_keep": max_keep, "max_candidates": max_candidates, "max_total": max_total}
+    for name, number in limits.items():
+        if number is not None and number < 0:
+            raise ValueError(f"{name} is {number}; it must be at least 0")
+    if boxes.dtype in (torch.float16, torch.bfloat16):
+        boxes = boxes.float()
+    return boxes, scores if scores.dtype == boxes.dtype else scores.to(boxes.dtype)
 
 
 def _limit(number: int | None) -> int:
@@ -214,10 +204,9 @@ def _rule(
         iou_threshold,
         offset,
         inclusive,
-        *(
-            rows if number == _NO_LIMIT else min(number, rows)
-            for number in (max_keep, max_candidates, max_total)
-        ),
+        rows if max_keep == _NO_LIMIT else min(max_keep, rows),
+        rows if max_candidates == _NO_LIMIT else min(max_candidates, rows),
+        rows if max_total == _NO_LIMIT else min(max_total, rows),
     )
 
 
@@ -245,8 +234,7 @@ def _torchvision_nms(
     return torchvision.ops.batched_nms(boxes, scores, groups, iou_threshold)
 
 
-@torch.library.custom_op("detection_zoo::nms", mutates_args=())
-def _nms_op(
+def _run_nms(
     boxes: Tensor,
     scores: Tensor,
     groups: Tensor | None,
@@ -259,9 +247,14 @@ def _nms_op(
     max_total: int,
     backend: str,
 ) -> Tensor:
-    rule = _rule(len(boxes), iou_threshold, offset, inclusive, max_keep, max_candidates, max_total)
-    kept = _RUN[backend](boxes, scores, groups, num_groups, rule)
-    return best_of_all(kept, scores, rule.max_total)
+    rule = _rule(boxes.shape[0], iou_threshold, offset, inclusive, max_keep, max_candidates, max_total)
+    if backend == "cpu":
+        return cpu_form("nms").cpu_nms(boxes, scores, groups, num_groups, rule)
+    run = cuda_nms if backend == "cuda" else reference_nms
+    return best_of_all(run(boxes, scores, groups, num_groups, rule), scores, rule.max_total)
+
+
+_nms_op = torch.library.custom_op("detection_zoo::nms", _run_nms, mutates_args=())
 
 
 @_nms_op.register_fake
@@ -294,10 +287,11 @@ def _nms_padded_op(
     max_candidates: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    rule = _rule(len(boxes), iou_threshold, offset, inclusive, max_keep, max_candidates)
-    if backend == "cuda":
-        return cuda_nms_padded(boxes, scores, groups, num_groups, max_keep, rule)
-    return reference_nms_padded(boxes, scores, groups, num_groups, max_keep, rule, _RUN[backend])
+    rule = _rule(boxes.shape[0], iou_threshold, offset, inclusive, max_keep, max_candidates)
+    if backend == "cpu":
+        return cpu_form("nms").cpu_nms_padded(boxes, scores, groups, num_groups, max_keep, rule)
+    run = cuda_nms_padded if backend == "cuda" else reference_nms_padded
+    return run(boxes, scores, groups, num_groups, max_keep, rule)
 
 
 @_nms_padded_op.register_fake

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -54,20 +53,14 @@ def best_of_all(kept: Tensor, scores: Tensor, most: int) -> Tensor:
 
 
 def reference_nms_padded(
-    boxes: Tensor,
-    scores: Tensor,
-    groups: Tensor | None,
-    num_groups: int,
-    max_keep: int,
-    rule: NmsRule,
-    run: Callable[..., Tensor] = reference_nms,
+    boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, max_keep: int, rule: NmsRule
 ) -> tuple[Tensor, Tensor]:
-    """Indices (G, max_keep) and counts (G,): `run` on the rows that are present; arguments as in
+    """Indices (G, max_keep) and counts (G,): `reference_nms` of the rows that are present; arguments as in
     `kernels.nms.nms_padded`."""
     groups = torch.zeros_like(scores, dtype=torch.int64) if groups is None else groups.long()
     present = ~(torch.isnan(scores) | torch.isneginf(scores) | inverted_or_not_finite(boxes, rule.offset))
     rows = (present & (groups >= 0) & (groups < num_groups)).nonzero().squeeze(1)
-    kept = rows[run(boxes[rows], scores[rows], groups[rows], num_groups, rule)]
+    kept = rows[reference_nms(boxes[rows], scores[rows], groups[rows], num_groups, rule)]
     counts = torch.bincount(groups[kept], minlength=num_groups)
     order = torch.sort(groups[kept], stable=True).indices
     column = torch.arange(len(kept), device=boxes.device) - (counts.cumsum(0) - counts)[groups[kept][order]]

@@ -40,7 +40,7 @@ def call(module: str, attribute: str, *arguments: bytes) -> bytes:
 
 
 def number(value: int) -> bytes:
-    return b"\x8a" + bytes([9]) + value.to_bytes(9, "little", signed=True)
+    return b"\x8a" + bytes([10]) + value.to_bytes(10, "little", signed=True)
 
 
 def array(shape: bytes, dtype: bytes, data: bytes) -> bytes:
@@ -372,6 +372,50 @@ def duplicate(content: bytes) -> bytes:
     return out.getvalue()
 
 
+def dtype_state(size: int, alignment: int, flags: int) -> bytes:
+    """The state of a numpy dtype, in which flags 63 claim that the elements are Python objects."""
+    numbers = b"".join(b"J" + struct.pack("<i", n) for n in (size, alignment, flags))
+    return MARK + b"K\x03U\x01<NNN" + numbers + TUPLE
+
+
+def second_end_record(content: bytes, count: int, start: int | None = None) -> bytes:
+    """The same file with a zip64 end record, which says another number of entries or another place."""
+    end = content.rindex(b"PK\x05\x06")
+    length, here = struct.unpack("<II", content[end + 12 : end + 20])
+    where = here if start is None else start
+    record = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, count, count, length, where)
+    locator = b"PK\x06\x07" + struct.pack("<IQI", 0, end, 1)
+    return content[:end] + record + locator + content[end:]
+
+
+def overlapping() -> bytes:
+    """Two entries of the directory over the bytes of one."""
+    out = io.BytesIO(torch_zip(torch_pickle(good_tensor())))
+    with zipfile.ZipFile(out, "a") as archive:
+        twin = zipfile.ZipInfo("archive/data/1")
+        first = archive.getinfo("archive/data/0")
+        for field in ("header_offset", "file_size", "compress_size", "CRC"):
+            setattr(twin, field, getattr(first, field))
+        archive.filelist.append(twin)
+        archive._didModify = True
+    return out.getvalue()
+
+
+def hidden_entry() -> bytes:
+    """An entry between the others that the directory does not list."""
+    out = io.BytesIO(torch_zip(torch_pickle(good_tensor()), {"archive/data/1": b"hidden"}))
+    with zipfile.ZipFile(out, "a") as archive:
+        archive.filelist[:] = [i for i in archive.filelist if i.filename != "archive/data/1"]
+        archive._didModify = True
+    return out.getvalue()
+
+
+def renamed_in_the_directory(content: bytes) -> bytes:
+    """The directory calls an entry otherwise than the entry itself does."""
+    at = content.rindex(b"archive/version")
+    return content[:at] + b"archive/versiom" + content[at + 15 :]
+
+
 def torch_files() -> list[Bad]:
     """torch checkpoints that must be refused."""
     held = storage("FloatStorage", "0", 4, legacy=True)
@@ -415,6 +459,33 @@ def torch_files() -> list[Bad]:
             "zip: two pickles",
             torch_zip(torch_pickle(good_tensor()), {"other/data.pkl": exec_call}),
             "2 data.pkl",
+        ),
+        ("zip: two end records", second_end_record(good, 1), "two end records that differ"),
+        ("zip: two directories", second_end_record(good, 3, 100), "two end records that differ"),
+        ("zip: bytes after", good + b"PK", "before or after"),
+        ("zip: another zip after", good + good, "before or after"),
+        ("zip: overlapping entries", overlapping(), "entries overlap|zip bomb"),
+        ("zip: entry that is not listed", hidden_entry(), "not where or what|between its entries"),
+        ("zip: two names of an entry", renamed_in_the_directory(good), "not where or what"),
+        (
+            "zip: numpy array with the flags of objects",
+            torch_zip(array(b"K\x01\x85", dtype("f8", dtype_state(-1, -1, 63)), raw(8))),
+            "state of a numpy dtype",
+        ),
+        (
+            "zip: numpy array with another item size",
+            torch_zip(array(b"K\x01\x85", dtype("f8", dtype_state(1, 1, 0)), raw(8))),
+            "state of a numpy dtype",
+        ),
+        (
+            "zip: empty tensor of 2**40 rows at 2**70",
+            torch_zip(torch_pickle(tensor(storage("FloatStorage", "0", 4), 1 << 70, [1 << 40, 0], [1, 1]))),
+            "outside its storage",
+        ),
+        (
+            "zip: a list of a plain kind that names code",
+            torch_zip(b"\x80\x02" + name("collections", "deque") + b")\x81" + name("os", "system") + b"a."),
+            r"'os\.system'",
         ),
         ("zip: no pickle", torch_zip(b"N.").replace(b"data.pkl", b"date.pkl"), "0 data.pkl"),
         (
@@ -508,6 +579,16 @@ def torch_files() -> list[Bad]:
             "cut short",
         ),
         ("legacy: keys do not fit", legacy(legacy_tensor(held), ["0", "1"], four * 2), "does not fit"),
+        (
+            "legacy: list among the keys",
+            legacy(legacy_tensor(held), [["0"]], four),  # type: ignore[list-item]
+            "does not fit",
+        ),
+        (
+            "legacy: BUILD with a tuple of tuples of tuples",
+            legacy(laughs(200)[:-1] + b"0]h\xc8b.", [], b""),
+            "BUILD sets attributes of list",
+        ),
         (
             "legacy: big-endian",
             legacy(legacy_tensor(held), ["0"], four).replace(

@@ -293,3 +293,32 @@ def weight_shapes(row: ModelEntry, spec: WeightSpec) -> dict[str, tuple[int, ...
         name: tuple(tensor.shape)
         for name, tensor in build_model(row, device="meta").state_dict(keep_vars=True).items()
     }
+
+
+def check_weights(row: ModelEntry, spec: WeightSpec, path: Path) -> None:
+    """Compare the tensors of a local file, by name and shape, with what a row says of it.
+
+    Args:
+        row: the row; where it cannot be built, the file is read and its names are translated.
+        spec: which of its weight files the file should be.
+        path: the file.
+
+    Raises:
+        CheckpointError: it cannot be read safely, or does not fit the row's model; says which tensors.
+    """
+    from detection_zoo.zoo.weights.load import account_for, backbone_translation, checkpoint_format
+
+    if spec.holds == "results":
+        return
+    form, where = checkpoint_format(spec.format), f"{path} ({spec.format}) for row {row.name}"
+    arrays = form.read(path)
+    if row.published_only is not None or spec.partial is not None:
+        if not form.translate(arrays).state:
+            raise CheckpointError(f"{where}: none of its tensors is one of the model; is it the right file?")
+        return
+    model = build_model(row, device="meta")
+    if spec.holds == "imagenet" and row.detector is not None:
+        translation, only = backbone_translation(model, arrays, spec.format)
+        account_for(model, translation, where, only=only)
+    else:
+        account_for(model, form.translate(arrays), where)

@@ -10,6 +10,10 @@ class ManifestError(ZooError):
     """A manifest cannot be read, or a row in it is wrong, missing or ambiguous."""
 
 
+class UnknownName(ManifestError):
+    """An argument names a row, source or record that is not there; a command ends with exit code 2."""
+
+
 class DownloadError(ZooError):
     """A file could not be fetched, or what came is not the file that the manifest promises."""
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from detection_zoo.zoo.conventions import Conventions
-from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.errors import ManifestError, UnknownName
 from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.templates import expand_rows
 
@@ -305,10 +305,10 @@ class Manifests(Strict):
     conventions: dict[str, Conventions]
 
     def entry(self, name: str) -> ModelEntry:
-        """The row of that name; raises ManifestError with the nearest names."""
+        """The row of that name; raises UnknownName with the nearest names."""
         if name in self.entries:
             return self.entries[name]
-        raise ManifestError(
+        raise UnknownName(
             f"no row is named {name!r} in the manifests: {did_you_mean(name, self.entries)} (bench.py list"
             " shows all)"
         )

@@ -148,7 +148,7 @@ def explain(
         entry.name,
         metric,
         used,
-        identity.kind,
+        str(identity),
         measured[0].value,
         published,
         expected,
@@ -314,7 +314,7 @@ def text_of(found: Explanation) -> str:
     from detection_zoo.benchmarks.tabular import text_table
 
     title = metric(found.metric).title
-    head = [f"{found.row}: {title} {found.value:.1f} on {found.images}, {found.weights} weights"]
+    head = [f"{found.row}: {title} {found.value:.1f} on {found.images}; weights: {found.weights}"]
     head += [f"published: {value:g} ({where})" for where, value in found.published] or [
         "published: nothing of this metric"
     ]

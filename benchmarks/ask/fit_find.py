@@ -261,10 +261,7 @@ def text_of(found: Fit, hardware: str) -> str:
     ]
     table = text_table(["batch", "image file", "network's input", "peak (MiB)", "verdict", "why"], rows)
     case = found.case
-    title = (
-        f"{case.row}: {'training' if case.train else 'inference'}, {case.dtype}, {case.weights} weights, on"
-        f" {hardware}"
-    )
+    title = f"{case.row}: {'training' if case.train else 'inference'}, {case.dtype}, on {hardware}"
     return "\n".join(
         [title, *map(_answer_text, found.answers), "", table, "", *(f"- {line}" for line in meaning(found))]
     )

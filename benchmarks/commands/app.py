@@ -6,25 +6,66 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from detection_zoo.zoo.errors import ZooError, in_one_line
+from detection_zoo.zoo.errors import UnknownName, ZooError, in_one_line
 from detection_zoo.zoo.plain import printable, without_secrets
 
 INTERRUPTED = 130
+UsageError = typer.BadParameter.__base__
+
+
+def wrong_usage(error: ZooError | OSError) -> typer.Exit:
+    """Say what is wrong with an argument; to be raised: exit code 2."""
+    say(f"error: {in_one_line(error)}")
+    return typer.Exit(2)
+
+
+@contextmanager
+def checking_arguments() -> Iterator[None]:
+    """An error of ours in the block is wrong usage: one message, exit code 2."""
+    try:
+        yield
+    except (ZooError, OSError) as error:
+        raise wrong_usage(error) from None
+
+
+def _usage_exit(error: Any) -> Exception:
+    """A wrong option or argument in one line; a command without any prints its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return error
+    command = error.ctx.command_path if error.ctx else "bench.py"
+    say(f"error: {error.format_message()} (see {command} --help)")
+    return typer.Exit(2)
 
 
 class _Commands(TyperGroup):
     """Turns the project's errors into one line and an exit code, and Ctrl-C into a sentence."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Read the arguments; 130 for Ctrl-C."""
+        try:
+            return super().make_context(*arguments, **options)
+        except UsageError as error:
+            raise _usage_exit(error) from None
+        except KeyboardInterrupt:
+            typer.echo("stopped by Ctrl-C", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; 1 for what failed, 130 for Ctrl-C or a polite kill."""
+        """Run the command; 1 for what failed, 2 for wrong usage, 130 for Ctrl-C or a polite kill."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(ctx)
+        except UnknownName as error:
+            raise wrong_usage(error) from None
+        except UsageError as error:
+            raise _usage_exit(error) from None
         except BrokenPipeError:  # the reader of our output has left, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, emit, say
+from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, checking_arguments, emit, say
 from detection_zoo.benchmarks.commands.options import (
     DATA,
     DEVICE,
@@ -43,11 +43,16 @@ def explain(
 
     from detection_zoo.benchmarks.ask.explain import explain as explain_row
     from detection_zoo.benchmarks.ask.explain import text_of
+    from detection_zoo.benchmarks.run.arguments import check_row
+    from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.zoo.manifest import load_manifests
 
+    with checking_arguments():
+        entry = load_manifests().entry(row)
+        check_row(entry, Sources(data, weights), images)
     only = [name.strip() for name in (suspects or "").split(",") if name.strip()]
     found = explain_row(
-        load_manifests().entry(row),
+        entry,
         data,
         weights,
         images=images,
@@ -116,7 +121,7 @@ def fit(
     max_side: Annotated[
         int, typer.Option(min=64, help="largest shorter side of an image that is tried, pixels")
     ] = 8192,
-    weights: WEIGHTS = "random",
+    weights: WEIGHTS = "published",
     device: DEVICE = "auto",
     dtype: DTYPE = "float32",
     limit_s: Annotated[float, typer.Option(min=1, help="a trial that takes longer ends its search")] = 600.0,
@@ -128,6 +133,7 @@ def fit(
     from detection_zoo.benchmarks.ask.fit_find import fit as search
     from detection_zoo.benchmarks.ask.fit_trial import Case
     from detection_zoo.benchmarks.environment import present_hardware
+    from detection_zoo.benchmarks.run.arguments import check_weights
     from detection_zoo.benchmarks.run.subject import identify_weights
     from detection_zoo.zoo.manifest import load_manifests
 
@@ -136,9 +142,13 @@ def fit(
         raise typer.BadParameter(
             f"{image!r} is no size; write WIDTHxHEIGHT in pixels, as in 640x480", param_hint="--image"
         )
-    entry, where = load_manifests().entry(row), device_of(device)
-    check_row(entry, train)
-    case = Case(row, identify_weights(entry, weights)[1], where, dtype, train, 1, (int(width), int(height)))
+    with checking_arguments():
+        entry = load_manifests().entry(row)
+        check_row(entry, train)
+        check_weights(entry, weights)
+    where = device_of(device)
+    identity, argument = identify_weights(entry, weights)
+    case = Case(row, argument, where, dtype, train, 1, (int(width), int(height)))
     found = search(
         case,
         gb * MIB_PER_GB,
@@ -148,7 +158,12 @@ def fit(
         limit_s=limit_s,
         say=say,
     )
-    emit(found.as_dict(), as_json, text_of(found, present_hardware(where)))
+    head = f"weights: {identity}\n"
+    emit(
+        found.as_dict() | {"weights": identity.model_dump()},
+        as_json,
+        head + text_of(found, present_hardware(where)),
+    )
     say(f"{len(found.trials)} trials" + ("; stopped by Ctrl-C" if found.interrupted else ""))
     if found.interrupted or not found.ok:
         raise typer.Exit(INTERRUPTED if found.interrupted else 1)

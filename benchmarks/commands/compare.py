@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, emit, say
+from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, checking_arguments, emit, say
 from detection_zoo.benchmarks.commands.options import (
     BATCH,
     DATA,
@@ -54,6 +54,20 @@ def _spec(device: str, dtype: Any, tf32: bool, images: int | None, batch: int, t
     )
 
 
+def _entrants(rows: list[str], weights: str, data: str, images: int | None) -> list[Any]:
+    """The rows with their weights, checked: anything wrong with them is wrong usage."""
+    from detection_zoo.benchmarks.compare.options import entrants_of
+    from detection_zoo.benchmarks.run.arguments import check_row
+    from detection_zoo.benchmarks.run.subject import Sources
+    from detection_zoo.zoo.manifest import load_manifests
+
+    with checking_arguments():
+        entrants = entrants_of(rows, weights)
+        for entrant in entrants:
+            check_row(load_manifests().entry(entrant.row), Sources(data, entrant.weights), images)
+    return entrants
+
+
 @app.command()
 def compare(
     rows: Annotated[
@@ -61,7 +75,7 @@ def compare(
         typer.Argument(metavar="ROW[@WEIGHTS]...", help="two rows or more; the first is the reference"),
     ],
     data: DATA = "shapes",
-    weights: WEIGHTS = "random",
+    weights: WEIGHTS = "published",
     device: DEVICE = "auto",
     images: IMAGES = None,
     batch: BATCH = 1,
@@ -89,8 +103,7 @@ def compare(
     as_json: JSON = False,
 ) -> None:
     """Run models side by side and say FASTER, SAME, SLOWER or UNDECIDED of every metric."""
-    from detection_zoo.benchmarks.compare.match import compare as run_comparison
-    from detection_zoo.benchmarks.compare.options import CompareOptions, entrants_of
+    from detection_zoo.benchmarks.compare.options import CompareOptions
     from detection_zoo.benchmarks.compare.record import write_comparison
     from detection_zoo.benchmarks.compare.text import comparison_text
     from detection_zoo.benchmarks.store import COMPARISONS, results_folder
@@ -110,13 +123,11 @@ def compare(
         files=folder.parent / "detections",
         seed=seed,
     )
-    found = run_comparison(
-        entrants_of(rows, weights),
-        _spec(device, dtype, tf32, images, batch, timed_images),
-        data,
-        options,
-        say,
-    )
+    spec = _spec(device, dtype, tf32, images, batch, timed_images)
+    entrants = _entrants(rows, weights, data, images)
+    from detection_zoo.benchmarks.compare.match import compare as run_comparison  # after the checks: torch
+
+    found = run_comparison(entrants, spec, data, options, say)
     path = write_comparison(folder, found)
     emit(
         found.model_dump(mode="json", exclude_defaults=True), as_json, comparison_text(found, width_of(wide))
@@ -172,7 +183,7 @@ def self_check(
         float, typer.Option(min=0.001, max=1, help="extra work of the slowed copy, a fraction")
     ] = 0.03,
     data: DATA = "shapes",
-    weights: WEIGHTS = "random",
+    weights: WEIGHTS = "published",
     device: DEVICE = "auto",
     images: IMAGES = None,
     batch: BATCH = 1,
@@ -189,14 +200,15 @@ def self_check(
     as_json: JSON = False,
 ) -> None:
     """Compare a row with itself and with a slowed copy, many times, and count the verdicts."""
-    from detection_zoo.benchmarks.compare.options import CompareOptions, entrants_of
-    from detection_zoo.benchmarks.compare.self_check import self_check as check_row
+    from detection_zoo.benchmarks.compare.options import CompareOptions
 
-    (entrant,) = entrants_of([row], weights)
+    spec = _spec(device, dtype, tf32, images, batch, timed_images)
+    (entrant,) = _entrants([row], weights, data, images)
     options = CompareOptions(
         smallest, blocks=blocks, rounds=rounds, budget_s=budget_s, threads=threads, stall_s=stall_s, seed=seed
     )
-    spec = _spec(device, dtype, tf32, images, batch, timed_images)
+    from detection_zoo.benchmarks.compare.self_check import self_check as check_row  # after the checks: torch
+
     check = check_row(entrant.row, entrant.weights, spec, data, options, runs, slow_down, say)
     emit(check.as_dict(), as_json, check.summary())
     if not check.ok:

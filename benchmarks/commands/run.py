@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, emit, say
+from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, checking_arguments, emit, say
 from detection_zoo.benchmarks.commands.options import (
     BATCH,
     DATA,
@@ -35,7 +35,7 @@ from detection_zoo.benchmarks.commands.options import (
 def run(
     rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or sources")],
     data: DATA = "shapes",
-    weights: WEIGHTS = "random",
+    weights: WEIGHTS = "published",
     checkpoint_format: FORMAT = None,
     train_data: Annotated[
         str | None, typer.Option(help="images for training steps; default: the training split beside --data")
@@ -88,14 +88,18 @@ def run(
 ) -> None:
     """Measure rows; each finished model is stored, and a sweep that was stopped goes on where it stopped."""
     from detection_zoo.benchmarks.report.listing import results
+    from detection_zoo.benchmarks.run.arguments import checked_rows
+    from detection_zoo.benchmarks.run.options import SweepOptions
+    from detection_zoo.benchmarks.run.progress import clock
     from detection_zoo.benchmarks.run.subject import Sources
-    from detection_zoo.benchmarks.run.sweep import SweepOptions, chosen_rows, run_sweep
+    from detection_zoo.benchmarks.run.sweep import run_sweep
     from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.benchmarks.store import RUNS, results_folder
 
     check_protocol(protocol)
+    groups, sources = groups_of(metrics), Sources(data, weights, train_data, checkpoint_format)
     spec = BenchmarkSpec(
-        groups=groups_of(metrics),
+        groups=groups,
         device=device_of(device),
         dtype=dtype,
         tf32=tf32,
@@ -117,9 +121,9 @@ def run(
     memory_mib = None if memory_gb is None else memory_gb * 1024
     folder = store or results_folder() / RUNS
     options = SweepOptions(folder, again, not in_process, stall_s, limit_s, memory_mib, jobs, engine)
-    sweep = run_sweep(
-        chosen_rows(rows), spec, Sources(data, weights, train_data, checkpoint_format), options, say
-    )
+    with clock("look at rows, weights and data"), checking_arguments():
+        entries = checked_rows(rows, sources, images, say, fetch=engine == "local")
+    sweep = run_sweep(entries, spec, sources, options, say)
     done = [*sweep.known, *sweep.runs]
     emit(
         [one.model_dump(mode="json", exclude_defaults=True) for one in done],
@@ -151,10 +155,11 @@ def reproduce(
     """Run whatever of a source can be run here with its published weights, and say what is missing for the
     rest."""
     from detection_zoo.benchmarks.report.tables import tables_of
+    from detection_zoo.benchmarks.run.options import SweepOptions
     from detection_zoo.benchmarks.run.progress import clock
     from detection_zoo.benchmarks.run.reproduce import missing_text, plan_source
     from detection_zoo.benchmarks.run.subject import Sources
-    from detection_zoo.benchmarks.run.sweep import Sweep, SweepOptions, run_sweep
+    from detection_zoo.benchmarks.run.sweep import Sweep, run_sweep
     from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.benchmarks.tabular import render
 

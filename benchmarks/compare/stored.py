@@ -11,7 +11,7 @@ from typing import Any
 
 from detection_zoo.benchmarks.spec import Run
 from detection_zoo.benchmarks.statistics import t_quantile
-from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.errors import ManifestError, UnknownName
 from detection_zoo.zoo.registry import did_you_mean
 
 TIMES = (
@@ -156,12 +156,12 @@ def chosen_runs(name: str, runs: Sequence[Run]) -> tuple[Run, ...]:
     A row means its newest run with measurements and every other of the same weights, machine and settings.
 
     Raises:
-        NotComparable: the store has no such record and no run of such a row.
+        UnknownName: the store has no such record and no run of such a row.
     """
     fits = [run for run in runs if run.measurements and name in (run.id, run.row)]
     if not fits:
         known = {run.row for run in runs} | {run.id for run in runs}
-        raise NotComparable(
+        raise UnknownName(
             f"the store has no measured run of {name!r}:"
             f" {did_you_mean(name, known) if known else 'it is empty'}; `bench.py run` measures it"
         )

@@ -25,7 +25,9 @@ def comparison_text(found: Comparison, width: int | None = None) -> str:
     rows = [pair_cells(pair, marks) for pair in found.pairs]
     table = text_table(HEADERS, rows, width) if rows else "nothing could be compared"
     below = note_lines([*notes(found), *marks.lines()], width)
-    return "\n".join([f"reference: {found.sides[0].label}", table, "", *below])
+    weights = [f"weights of {side.label}: {side.weights}" for side in found.sides if side.weights]
+    head = [f"reference: {found.sides[0].label}", *note_lines(weights, width)]
+    return "\n".join([*head, table, "", *below])
 
 
 def pair_cells(pair: Pair, marks: Notes) -> list[str]:

@@ -142,7 +142,11 @@ def _result(run: Run, width: int | None) -> str:
         ]
         for name, m in run.measurements.items()
     ]
-    head = [run.row, *([f"{run.status} while {run.stage}: {run.reason}"] if run.reason else [])]
+    head = [
+        run.row,
+        *([f"{run.status} while {run.stage}: {run.reason}"] if run.reason else []),
+        *([f"weights: {run.weights}"] if run.weights else []),
+    ]
     reasons: dict[str, list[str]] = {}
     for name, why in run.absent.items():
         reasons.setdefault(why, []).append(known(name).title)

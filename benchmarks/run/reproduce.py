@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from detection_zoo.benchmarks.run.subject import open_data
-from detection_zoo.zoo.errors import DatasetError, ManifestError
+from detection_zoo.zoo.errors import DatasetError, UnknownName
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.weights.fetch.availability import availability
@@ -28,12 +28,12 @@ def plan_source(source: str, data: str | None) -> list[Plan]:
         data: form of `open_dataset`, or None.
 
     Raises:
-        ManifestError: no manifest is called that.
+        UnknownName: no manifest is called that.
     """
     manifests = load_manifests()
     sources = {entry.source for entry in manifests.entries.values()}
     if source not in sources:
-        raise ManifestError(f"no source is called {source!r}: {did_you_mean(source, sources)}")
+        raise UnknownName(f"no source is called {source!r}: {did_you_mean(source, sources)}")
     opened: dict[str, str | None] = {}
     plans = []
     for entry in manifests.entries.values():

@@ -17,6 +17,7 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, Run, Weigh
 from detection_zoo.benchmarks.store import new_id
 from detection_zoo.zoo.manifest import load_manifests
 
+OPENING = "opening the data"
 BEAT_S = 1.0  # seconds between signs of life
 
 
@@ -147,7 +148,7 @@ def measure_row(
     entry = load_manifests().entry(row)
     report({"stage": "describing the machine"})
     report({"environment": collect_environment(spec.device)})
-    report({"stage": "opening the data"})
+    report({"stage": OPENING})
     with clock(f"{row}: open data"):
         dataset = open_data(entry, sources.data, spec.images)
         report({"data": identify_data(dataset), "stage": "building the model"})

@@ -3,7 +3,7 @@ the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,16 @@ from detection_zoo.benchmarks.environment import present_hardware
 from detection_zoo.benchmarks.run.isolation import Outcome, failure, usable_memory_mib
 from detection_zoo.benchmarks.run.jobs import run_parallel, slots_of
 from detection_zoo.benchmarks.run.options import SweepOptions
-from detection_zoo.benchmarks.run.runner import Draft, Interrupted, measure_row, run_row
+from detection_zoo.benchmarks.run.runner import OPENING, Draft, Interrupted, measure_row, run_row
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, identify_weights, open_data
 from detection_zoo.benchmarks.spec import SUBMISSION, BenchmarkSpec, Run, run_key
 from detection_zoo.benchmarks.store import read_runs, write_run
-from detection_zoo.zoo.errors import ManifestError, ZooError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
-from detection_zoo.zoo.registry import did_you_mean
+from detection_zoo.zoo.errors import ZooError
+from detection_zoo.zoo.manifest import ModelEntry
 
 Say = Callable[[str], None]
+LOOKING = "finding weights and data"
+NOT_STARTED = (LOOKING, OPENING)  # stages before anything is measured
 
 
 @dataclass
@@ -50,33 +51,6 @@ class Sweep:
             else ""
         )
         return text + ("; stopped by Ctrl-C, the same command goes on from here" if self.interrupted else "")
-
-
-def chosen_rows(patterns: Iterable[str]) -> list[ModelEntry]:
-    """The rows that names, shell patterns or sources mean, each once.
-
-    Raises:
-        ManifestError: a pattern fits no row; says which are near.
-    """
-    manifests, chosen = load_manifests(), {}
-    for pattern in patterns:
-        exact = (
-            [manifests.entries[pattern]]
-            if pattern in manifests.entries
-            else [e for e in manifests.find(pattern) if _fits(e, pattern)]
-        )
-        if not exact:
-            raise ManifestError(
-                f"no row fits {pattern!r}: {did_you_mean(pattern, manifests.entries)} (bench.py list shows"
-                " all)"
-            )
-        chosen |= {entry.name: entry for entry in exact}
-    return list(chosen.values())
-
-
-def _fits(entry: ModelEntry, pattern: str) -> bool:
-    """A plain word means a source here, never a part of a name: nobody runs a day of benchmarks by a slip."""
-    return any(c in pattern for c in "*?[") or entry.source == pattern
 
 
 def run_sweep(
@@ -122,8 +96,9 @@ def run_sweep(
             sweep.known.append(run)
             say(f"    {entry.name}: measured already in {run.id}; --again measures anew")
             return
-        keep(run, options.store, sweep, say)
         sweep.runs.append(run)
+        if run.stage not in NOT_STARTED:  # what never started is no measurement, and no record
+            keep(run, options.store, sweep, say)
         sweep.interrupted |= run.status == "interrupted"
         say(
             f"    {entry.name}: {run.status} in {run.duration_s:.0f} s"
@@ -197,7 +172,7 @@ def measure_entry(
         The new run, finished, failed or interrupted, or the finished one.
     """
     spec = spec.for_task(entry.task)
-    draft = Draft(entry.name, spec, fields={"stage": "finding weights and data"})
+    draft = Draft(entry.name, spec, fields={"stage": LOOKING})
     try:
         if entry.published_only:
             raise ZooError(f"row {entry.name} stands for its numbers alone: {entry.published_only}")

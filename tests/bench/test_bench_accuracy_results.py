@@ -27,8 +27,9 @@ from detection_zoo.benchmarks.evaluation.coco_results import (
     write_results,
 )
 from detection_zoo.benchmarks.evaluation.voc_results import read_voc_results
+from detection_zoo.benchmarks.run.options import SweepOptions
 from detection_zoo.benchmarks.run.subject import Sources
-from detection_zoo.benchmarks.run.sweep import SweepOptions, run_sweep
+from detection_zoo.benchmarks.run.sweep import run_sweep
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.datasets import open_dataset

@@ -18,6 +18,7 @@ from detection_zoo.benchmarks.compare.stored import (
 from detection_zoo.benchmarks.compare.text import relative_text, stored_text
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Run, Telemetry
 from detection_zoo.benchmarks.store import write_run
+from detection_zoo.zoo.errors import UnknownName
 
 A, B = "faster_rcnn_vovnet39_fpn_2x.vovnet", "faster_rcnn_resnet50_fpn_2x.vovnet"
 
@@ -139,7 +140,7 @@ def test_a_row_means_its_newest_run_and_an_id_itself() -> None:
     elsewhere = timed(A, 9.0, environment=MACHINE.model_copy(update={"threads": 8}), started="2020")
     stored = [old, new, failed, elsewhere]
     assert chosen_runs(A, stored) == (new, old) and chosen_runs(old.id, stored) == (old,)
-    with pytest.raises(NotComparable, match=f"did you mean '{A}'"):
+    with pytest.raises(UnknownName, match=f"did you mean '{A}'"):
         chosen_runs(A[:-1], [old])
 
 

@@ -16,18 +16,13 @@ import pytest
 import torch
 from records import MACHINE, make_small_shapes, measured, run_of
 
+from detection_zoo.benchmarks.run.arguments import chosen_rows
 from detection_zoo.benchmarks.run.groups import measure
 from detection_zoo.benchmarks.run.isolation import run_isolated, usable_memory_mib
 from detection_zoo.benchmarks.run.jobs import run_parallel, slots_of
+from detection_zoo.benchmarks.run.options import SweepOptions
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, open_data
-from detection_zoo.benchmarks.run.sweep import (
-    Sweep,
-    SweepOptions,
-    chosen_rows,
-    keep,
-    run_sweep,
-    store_unsaved,
-)
+from detection_zoo.benchmarks.run.sweep import Sweep, keep, run_sweep, store_unsaved
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.benchmarks.store import read_runs, write_run
 from detection_zoo.zoo.errors import ManifestError

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from records import MACHINE, make_small_shapes, measured
 
+from detection_zoo.benchmarks.run.options import SweepOptions
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, open_data
-from detection_zoo.benchmarks.run.sweep import SweepOptions, run_sweep
+from detection_zoo.benchmarks.run.sweep import run_sweep
 from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile
 from detection_zoo.benchmarks.store import read_runs
 from detection_zoo.zoo.errors import ManifestError

@@ -94,7 +94,7 @@ def test_show_prints_everything_of_a_row() -> None:
     [
         (
             ("show", "faster_rcnn_vovnet93_fpn_2x.vovnet"),
-            1,
+            2,
             "did you mean 'faster_rcnn_vovnet39_fpn_2x.vovnet'",
         ),
         (("table", "vovnt"), 1, "did you mean 'vovnet'"),

@@ -211,14 +211,11 @@ def test_export_and_import(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     check = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=target, capture_output=True, text=True)
     assert check.returncode == 0 and check.stdout.count("OK") == 2
     monkeypatch.setenv("DETECTION_ZOO_HOME", str(tmp_path / "offline machine"))
-    taken = rows(run("import", str(target), "--json"))
-    assert [(r["row"], r["hash_from"]) for r in taken] == [
-        ("pinned.sample", "manifest"),
-        ("unpinned.sample", "first use"),
-    ]
-    assert [
-        r["status"] for r in rows(run("get", "pinned.sample", "unpinned.sample", "--offline", "--json"))
-    ] == ["here", "here"]
+    # nothing vouches there for the bytes of the second file, which holds no tensors
+    assert "b.pkl: refused" in run("import", str(target), code=1).stderr
+    taken = rows(run("import", str(target / "a.pkl"), "--json"))
+    assert [(r["row"], r["hash_from"]) for r in taken] == [("pinned.sample", "manifest")]
+    assert rows(run("get", "pinned.sample", "--offline", "--json"))[0]["status"] == "here"
     assert Path(run("where", "pinned.sample").stdout.strip()).read_bytes() == BODY
     run("where", "manual.sample", code=1)
 
@@ -229,9 +226,8 @@ def test_import_of_a_file_fetched_by_hand(run: Any, tmp_path: Path) -> None:
         "no row has such a file; name the row"
         in run("import", str(tmp_path / "download (1).pth"), code=1).stderr
     )
-    result = run("import", str(tmp_path / "download (1).pth"), "manual.sample")
-    assert "# manifests/sample.toml, manual.sample, c.pth" in result.stderr
-    assert rows(run("get", "manual.sample", "--json"))[0]["status"] == "here"
+    refused = run("import", str(tmp_path / "download (1).pth"), "manual.sample", code=1).stderr
+    assert "download (1).pth: refused" in refused
     (tmp_path / "a.pkl").write_bytes(b"\x80\x02not it.")
     assert (
         "bytes came, the manifest says 384,002"
@@ -353,7 +349,18 @@ def test_interrupt_leaves_something_that_resumes(manifests: Path, home: Path, se
 
 
 def test_help_of_every_command() -> None:
-    for command in ("list", "get", "verify", "audit", "convert", "pin", "export", "import", "where"):
+    for command in (
+        "list",
+        "get",
+        "verify",
+        "audit",
+        "convert",
+        "pin",
+        "export",
+        "import",
+        "remove",
+        "where",
+    ):
         result = CliRunner().invoke(app, [command, "--help"])
         assert result.exit_code == 0 and "--json" in result.stdout
 

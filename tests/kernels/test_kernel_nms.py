@@ -3,6 +3,8 @@ inputs that must not break it."""
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_backends import Backend, clustered_boxes, every_nms_backend, recorded  # noqa: F401 - a fixture
 
-from detection_zoo.kernels import nms_cpu
 from detection_zoo.kernels.nms import batched_nms, nms, nms_padded
 
 # IoU of rows 0 and 1 is 8 / 16 = 0.5 exactly; row 2 is apart
@@ -198,20 +199,18 @@ def test_a_limit_over_all_groups_that_the_best_rows_do_not_fill(backend: Backend
     assert kept(backend, boxes, scores, 0.5, groups, num_groups=2, max_total=7) == [0, 1, *range(700, 705)]
 
 
-def test_a_cpu_looks_at_no_more_rows_than_the_limit_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked_at: list[int] = []
-
-    def suppress(boxes: np.ndarray, *rest: object) -> np.ndarray:
-        looked_at.append(len(boxes))
-        return suppress_rows(boxes, *rest)
-
-    suppress_rows = nms_cpu._suppress
-    monkeypatch.setattr(nms_cpu, "_suppress", suppress)
-    apart = torch.arange(5000.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
-    assert batched_nms(apart, torch.linspace(1, 0, 5000), None, 0.5, max_total=100).tolist() == list(
-        range(100)
-    ) and looked_at == [400]
-    assert len(batched_nms(apart, torch.linspace(1, 0, 5000), None, 0.5)) == 5000 and looked_at == [400, 5000]
+def test_a_cpu_looks_at_no_more_rows_than_the_limit_needs() -> None:
+    """20,000 boxes that are all kept are 200 million pairs; the best 100 are 5,000."""
+    apart = torch.arange(20_000.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
+    scores = torch.linspace(1, 0, 20_000)
+    batched_nms(apart, scores, None, 0.5, max_total=1, backend="cpu")
+    took = []
+    for limit, expected in ((100, 100), (None, 20_000)):
+        start = time.process_time()
+        found = batched_nms(apart, scores, None, 0.5, max_total=limit, backend="cpu")
+        took.append(time.process_time() - start)
+        assert found.tolist() == list(range(expected))
+    assert took[1] > 4 * took[0]
 
 
 def test_bad_values_raise_below_the_best_rows_too(backend: Backend) -> None:
@@ -398,6 +397,45 @@ def test_the_form_for_cpus_is_the_reference_bit_for_bit(dtype: torch.dtype, seed
                         batched_nms(boxes, scores, groups, threshold, **limits, **rule, backend="cpu"),
                         expected,
                     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_padded_form_for_cpus_is_the_reference(dtype: torch.dtype, seed: int) -> None:
+    """Absent rows of every kind among ties and ragged groups."""
+    draw = torch.Generator().manual_seed(seed)
+    boxes, scores = clustered_boxes(500, seed=seed)
+    boxes, scores = boxes.round().to(dtype), (scores * 40).round().to(dtype)
+    groups = torch.randint(-1, 7, (500,), generator=draw)
+    scores[::17], scores[5::19], boxes[3::23, 1], boxes[7::29, 2] = torch.nan, -torch.inf, torch.inf, -99
+    for max_keep, candidates, offset in ((500, None, 0.0), (9, 40, 1.0), (1, 1, 0.0), (0, None, 0.0)):
+        for chosen, count in ((groups, 6), (None, 1), (groups.int(), 900)):
+            more = {"num_groups": count, "max_keep": max_keep, "max_candidates": candidates, "offset": offset}
+            found, expected = (
+                nms_padded(boxes, scores, chosen, 0.4, **more, backend=name) for name in ("cpu", "reference")
+            )
+            assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_huge_tiny_and_touching_boxes_are_decided_as_by_the_reference(dtype: torch.dtype) -> None:
+    """Areas that overflow or vanish, and IoU within an ulp of the threshold."""
+    number = torch.finfo(dtype)
+    values = [0.0, number.tiny, number.tiny**0.5, 1, 3, number.max**0.5, number.max / 2]
+    sides = torch.tensor(values, dtype=dtype)
+    corners = torch.cartesian_prod(sides, sides, sides, sides)
+    boxes = torch.cat([corners[:, :2].minimum(corners[:, 2:]), corners[:, :2].maximum(corners[:, 2:])], 1)
+    boxes = boxes[torch.randperm(len(boxes), generator=torch.Generator().manual_seed(0))][:700]
+    scores = torch.arange(len(boxes), 0, -1).to(dtype)
+    third = torch.tensor(1.0).to(dtype) / 3
+    for threshold in (0.0, float(third), float(torch.nextafter(third, third * 2)), 1.0):
+        for inclusive in (False, True):
+            more = {"inclusive": inclusive, "offset": 0.0}
+            found, expected = (
+                nms(boxes, scores, threshold, **more, backend=name) for name in ("cpu", "reference")
+            )
+            assert torch.equal(found, expected)
 
 
 coordinate = st.integers(0, 12).map(float)

@@ -16,8 +16,8 @@ from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.parity.standin import fill, standin_arrays, write_standin_checkpoint
 from detection_zoo.zoo.registry import BACKBONES
-from detection_zoo.zoo.weights.load import load_arrays, load_backbone, load_weights
-from detection_zoo.zoo.weights.rename import rename, strip_prefix, translate_names
+from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays, load_backbone, load_weights
+from detection_zoo.zoo.weights.rename import plain_names, rename, translate_names
 
 FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "maskrcnn_benchmark"
 FORMAT = "maskrcnn_benchmark_pth"
@@ -86,17 +86,14 @@ def test_a_written_stand_in_is_loaded_like_a_download(tmp_path: Path) -> None:
     ],
 )
 def test_names_of_maskrcnn_benchmark(theirs: str, ours: str) -> None:
-    from detection_zoo.zoo.weights.formats.maskrcnn_benchmark import _detector
-
     context = {"roi_heads.box.feature_extractor.xconvs.1.weight": 0, theirs: 1}
-    assert (
-        _detector({f"module.{name}": value for name, value in context.items()}).state[ours] == context[theirs]
-    )
+    wrapped = {f"module.{name}": value for name, value in context.items()}
+    assert checkpoint_format("maskrcnn_benchmark_pth").translate(wrapped).state[ours] == context[theirs]
 
 
 def test_the_wrapper_prefix_goes_only_where_all_names_have_it() -> None:
-    assert strip_prefix({"module.a": 1, "module.b": 2}, "module.") == {"a": 1, "b": 2}
-    assert strip_prefix({"module.a": 1, "b": 2}, "module.") == {"module.a": 1, "b": 2}
+    assert plain_names({"module.a": 1, "module.b": 2}) == ({"a": 1, "b": 2}, {})
+    assert plain_names({"module.a": 1, "b": 2}) == ({"module.a": 1, "b": 2}, {})
     assert rename("layer1.conv", ((r"layer(\d)", r"c\1"), (r"c1", "first"))) == "first.conv"
     with pytest.raises(CheckpointError, match="both a1 and a2 of the file are a of the model"):
         translate_names({"a1": 1, "a2": 2}, ((r"\d", ""),))

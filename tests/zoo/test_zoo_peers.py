@@ -238,8 +238,10 @@ def test_peers_and_timm_rows_run_through_the_runner(tmp_path) -> None:
     """Ours, torchvision's Faster R-CNN and ours on a timm backbone: one runner, times of the same phases,
     real pre-processing."""
     pytest.importorskip("timm", reason="timm is an extra: pip install -e .[timm]")
+    from detection_zoo.benchmarks.run.arguments import chosen_rows
+    from detection_zoo.benchmarks.run.options import SweepOptions
     from detection_zoo.benchmarks.run.subject import Sources
-    from detection_zoo.benchmarks.run.sweep import SweepOptions, chosen_rows, run_sweep
+    from detection_zoo.benchmarks.run.sweep import run_sweep
     from detection_zoo.benchmarks.spec import BenchmarkSpec
 
     spec = BenchmarkSpec(

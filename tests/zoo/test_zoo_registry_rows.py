@@ -136,8 +136,10 @@ def test_accuracy_is_what_others_measured(
     data_folder: Path,
     tmp_path: Path,
 ) -> None:
+    from detection_zoo.benchmarks.run.arguments import chosen_rows
+    from detection_zoo.benchmarks.run.options import SweepOptions
     from detection_zoo.benchmarks.run.subject import Sources
-    from detection_zoo.benchmarks.run.sweep import SweepOptions, chosen_rows, run_sweep
+    from detection_zoo.benchmarks.run.sweep import run_sweep
     from detection_zoo.benchmarks.spec import BenchmarkSpec
 
     arrays_of(row, package_weights)

@@ -103,7 +103,7 @@ def _lose(document: dict[str, Any], shards: dict[str, bytes]) -> None:
     ("change", "message"),
     [
         (_cut, "are not as long as their weights; is it cut short"),
-        (_lose, "KeyError.*group1-shard1"),
+        (_lose, "shard 'group1-shard1.*is missing"),
         (_set(dtype="string"), "has type 'string'.*not an array of numbers"),
         (_set(shape=[-1, 12]), "has type 'float32' and shape .*not an array of numbers"),
         (_set(shape=[1 << 40, 1 << 20]), "are not as long as their weights"),
@@ -126,7 +126,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         read_tfjs(tmp_path / "page")
     with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
         archive.writestr("other.json", "{}")
-    with pytest.raises(CheckpointError, match=r"KeyError.*model\.json"):
+    with pytest.raises(CheckpointError, match=r"no model\.json"):
         read_tfjs(tmp_path / "zip")
     with pytest.raises(CheckpointError, match="has no graph; is it a layers model"):
         read_tfjs_graph(write(tmp_path / "layers", {"x": random(1)}, {"model_config": {}}))

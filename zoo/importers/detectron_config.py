@@ -33,13 +33,32 @@ _SECTION = re.compile(r"^([A-Z][A-Z0-9_]*):\s*(#.*)?$")
 _OPTION = re.compile(r"^([A-Z][A-Z0-9_]*):\s*\S")
 
 
+LARGEST_BYTES = 1 << 18  # the largest file of either project has 3 kB
+DEEPEST = 20  # levels; an option stands on the second or third
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML without objects, in which an option given twice is an error."""
+    """YAML without objects and aliases, of few levels, in which an option given twice is an error."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As the base class; raises ConstructorError for an alias and beyond DEEPEST levels."""
+        event = self.peek_event()
+        self.depth += 1
+        if self.depth > DEEPEST or isinstance(event, yaml.AliasEvent):
+            reason = "an alias" if isinstance(event, yaml.AliasEvent) else f"more than {DEEPEST} levels"
+            raise yaml.constructor.ConstructorError(None, None, f"{reason}, not read", event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "an option without a name", key.start_mark)
         if key.value in seen:
             raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
         seen.add(key.value)
@@ -105,10 +124,12 @@ def read_options(path: Path) -> Options:
         ManifestError: the file does not parse, or an option is unknown, given twice or of the wrong type;
             says where.
     """
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such file")
+    if path.stat().st_size > LARGEST_BYTES:
+        raise ManifestError(f"{path}: larger than {LARGEST_BYTES:,} bytes; is it a configuration file?")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8 text ({error})") from None
     notes = _indent_strays(lines)
@@ -120,6 +141,8 @@ def read_options(path: Path) -> Options:
         raise ManifestError(
             f"{path}:{where}: not valid YAML: {getattr(error, 'problem', None) or error}; correct the file"
         ) from None
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise ManifestError(f"{path}: a value cannot be read ({error!s:.100}); correct the file") from None
     if not isinstance(document, dict):
         raise ManifestError(f"{path}: holds no options; is it a configuration file?")
     options = Options({}, notes)
@@ -154,7 +177,9 @@ def _collect(
             raise ManifestError(f"{path}: no option is named {name}: {did_you_mean(str(key), known)}")
         if isinstance(known[key], dict):
             if not isinstance(value, dict):
-                raise ManifestError(f"{path}: {name} is a section and holds options, but it is {value!r}")
+                raise ManifestError(
+                    f"{path}: {name} is a section and holds options, but it is {value!r:.200}"
+                )
             _collect(value, known[key], f"{name}.", given, path)
         else:
             given[name] = _typed(value, known[key], name, path)
@@ -165,7 +190,7 @@ def _typed(value: Any, like: Any, name: str, path: Path) -> Any:
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             pass  # a plain word or a path
     if isinstance(like, str):
         return str(value)
@@ -175,7 +200,8 @@ def _typed(value: Any, like: Any, name: str, path: Path) -> Any:
         return list(value)
     if type(value) is not type(like):
         raise ManifestError(
-            f"{path}: {name} wants a value of type {type(like).__name__} like {like!r}, but it is {value!r}"
+            f"{path}: {name} wants a value of type {type(like).__name__} like {like!r}, but it is"
+            f" {value!r:.200}"
         )
     return value
 

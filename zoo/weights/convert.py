@@ -34,7 +34,7 @@ def read_arrays(spec: WeightSpec, cache: WeightCache, row: str) -> tuple[dict[st
         The arrays (numpy's or torch's, as the format reads them), and the path they came from.
 
     Raises:
-        CheckpointError: the file is not on this machine, or cannot be read safely.
+        CheckpointError: the file is not on this machine, is damaged, or cannot be read safely.
     """
     from detection_zoo.zoo.weights.load import checkpoint_format
 
@@ -44,6 +44,7 @@ def read_arrays(spec: WeightSpec, cache: WeightCache, row: str) -> tuple[dict[st
             f"row {row}: its weights are not on this machine; fetch them with: python download_weights.py get"
             f" {row}"
         )
+    cache.require_sound(path, row)
     converted = converted_path(cache, path.name, spec.format)
     if converted.is_file():
         return read_converted(converted, path.name), converted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from detection_zoo.zoo.errors import DownloadError
@@ -77,6 +77,45 @@ def _sound(path: Path) -> bool:
         return False
 
 
+def remove_files(
+    files: Iterable[Chosen], cache: WeightCache, everything: list[Chosen]
+) -> list[dict[str, object]]:
+    """Remove fetched files, what was converted from them, and unfinished downloads of them.
+
+    Args:
+        files: what to remove; recorded hashes stay, so that the next `get` is verified by them.
+        cache: where files are kept.
+        everything: the weight files of all rows, to name those that share a removed file.
+
+    Returns:
+        One record a file: row, file, status ("removed" or "absent"), sha256, shared_with (names of rows).
+    """
+    pins, records = cache.pins(), []
+    owners: dict[str | None, list[str]] = {}
+    for chosen in everything:
+        owners.setdefault(cache.expected_sha256(chosen.spec, pins), []).append(chosen.row)
+    for chosen in files:
+        path = cache.find(chosen.spec, pins)
+        with cache.lock_file(chosen.spec):
+            part = cache.part(chosen.spec)
+            for unfinished in (part, part.with_name(part.name + ".json")):
+                unfinished.unlink(missing_ok=True)
+            if path is not None:
+                cache.forget(path)
+        sha256 = path.name if path is not None else None
+        shared = sorted({row for row in owners.get(sha256, []) if row != chosen.row}) if sha256 else []
+        records.append(
+            {
+                "row": chosen.row,
+                "file": chosen.filename,
+                "status": "absent" if path is None else "removed",
+                "sha256": sha256,
+                "shared_with": shared,
+            }
+        )
+    return records
+
+
 def set_aside(path: Path, cache: WeightCache) -> None:
     """Move a damaged file where nothing reads it, and a person can."""
     (cache.home / "damaged").mkdir(exist_ok=True)
@@ -131,7 +170,12 @@ def _free_name(chosen: Chosen, sha256: str, names: dict[str, str]) -> str:
 
 
 def import_path(
-    path: Path, rows: list[Chosen], named: bool, cache: WeightCache
+    path: Path,
+    rows: list[Chosen],
+    named: bool,
+    cache: WeightCache,
+    check: Callable[[Chosen, Path], None],
+    name: str | None = None,
 ) -> list[tuple[Chosen, Fetched]]:
     """Take in a file a person fetched, or a folder that `export` wrote.
 
@@ -139,27 +183,39 @@ def import_path(
         path: the file or folder.
         rows: the weight files of the named row, or of all rows.
         named: whether a row was named.
+        cache: where files are kept.
+        check: raises CheckpointError where a file of which no hash is known is not what the row promises.
+        name: which of the row's files it is, where its own name does not say.
 
     Raises:
         DownloadError: no row, or more than one, fits the file; or it is not what its row promises.
     """
     if path.is_dir():
-        return _import_folder(path, rows, cache)
+        return _import_folder(path, rows, cache, check)
     if not path.is_file():
         raise DownloadError(f"{path}: no such file")
-    fits = _fitting(path, rows, named, cache)
+    fits = _fitting(path, rows, named, cache, name)
     if len({chosen.same_as for chosen in fits}) != 1:
         found = ", ".join(f"{c.row} ({c.filename})" for c in fits[:6])
         raise DownloadError(
             f"{path}: {'it could be ' + found if fits else 'no row has such a file'}; name the row:"
             " download_weights.py import FILE ROW"
         )
-    return [(fits[0], import_file(path, fits[0].spec, fits[0].row, cache))]
+    return [(fits[0], _import(path, fits[0], cache, check))]
 
 
-def _fitting(path: Path, rows: list[Chosen], named: bool, cache: WeightCache) -> list[Chosen]:
-    """Rows whose hash the file has; else rows without a hash, by the file's name, or the only one of a named
-    row."""
+def _import(path: Path, chosen: Chosen, cache: WeightCache, check: Callable[[Chosen, Path], None]) -> Fetched:
+    if cache.expected_sha256(chosen.spec) is None:
+        check(chosen, path)
+    return import_file(path, chosen.spec, chosen.row, cache)
+
+
+def _fitting(
+    path: Path, rows: list[Chosen], named: bool, cache: WeightCache, name: str | None
+) -> list[Chosen]:
+    """Rows whose hash the file has; else rows by the file's name, or the only one of a named row."""
+    if name is not None:
+        return [c for c in rows if c.filename == name]
     sha256, pins = sha256_of(path), cache.pins()
     if exact := [c for c in rows if cache.expected_sha256(c.spec, pins) == sha256]:
         return exact
@@ -167,11 +223,13 @@ def _fitting(path: Path, rows: list[Chosen], named: bool, cache: WeightCache) ->
     return same_name or ([c for c in rows if not c.spec.wrong] if named else [])
 
 
-def _import_folder(folder: Path, rows: list[Chosen], cache: WeightCache) -> list[tuple[Chosen, Fetched]]:
+def _import_folder(
+    folder: Path, rows: list[Chosen], cache: WeightCache, check: Callable[[Chosen, Path], None]
+) -> list[tuple[Chosen, Fetched]]:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         wanted = [(str(r["row"]), str(r["file"]), folder / Path(str(r["exported"])).name) for r in index]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DownloadError(
             f"{folder}: no readable {INDEX} in it ({error}); import a folder that `export` wrote, or single"
             " files"
@@ -184,5 +242,5 @@ def _import_folder(folder: Path, rows: list[Chosen], cache: WeightCache) -> list
                 f"{folder / INDEX}: row {row} with {file} is not in the manifests of this machine"
             )
         chosen = by_name[row, file]
-        taken.append((chosen, import_file(path, chosen.spec, chosen.row, cache)))
+        taken.append((chosen, _import(path, chosen, cache, check)))
     return taken

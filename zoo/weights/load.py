@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,23 @@ from detection_zoo.zoo.weights.formats import (  # noqa: F401 - register their f
     ssdlite,
     torchvision_detectors,
 )
-from detection_zoo.zoo.weights.pickle.safe import file_kind
-from detection_zoo.zoo.weights.read import read_own
+from detection_zoo.zoo.weights.read import read_arrays
 from detection_zoo.zoo.weights.rename import (
     CheckpointFormat,
     LoadReport,
     Translation,
     account,
     listed,
-    strip_prefix,
+    plain_names,
     translate_names,
 )
 
 
 def _own_names(arrays: dict[str, Any]) -> Translation:
-    return translate_names(strip_prefix(arrays, "module."), ())
+    return translate_names(arrays, ())
 
 
-CHECKPOINT_FORMATS.register("zoo")(CheckpointFormat(read_own, _own_names))
+CHECKPOINT_FORMATS.register("zoo")(CheckpointFormat(read_arrays, _own_names))
 
 
 def format_of_file(model: nn.Module, path: Path | str, stated: str | None) -> str:
@@ -46,37 +46,54 @@ def format_of_file(model: nn.Module, path: Path | str, stated: str | None) -> st
 
     Args:
         model: that the file is for.
-        stated: the row's own format; without one, the registered format under which the file fits the model
-            completely.
+        stated: the row's own format.
 
     Returns:
-        "zoo" where the file's names are the model's own (with or without `module.`), else `stated` or what
-        fits.
+        "zoo" where the file's names are the model's own; else the first format under which the file fits the
+            model completely, `stated` before the others; else `stated`.
 
     Raises:
-        CheckpointError: no format is stated and none fits.
+        CheckpointError: none fits and none is stated; says what the file holds.
     """
-    path, shapes = (
-        Path(path),
-        {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()},
-    )
-    if (
-        file_kind(path) in ("torch zip", "safetensors")
-        and strip_prefix(read_own(path), "module.").keys() <= shapes.keys()
-    ):
-        return "zoo"
+    path = Path(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+    contents: dict[Any, dict[str, Any] | CheckpointError] = {}
+
+    def read(name: str) -> dict[str, Any]:
+        reader = CHECKPOINT_FORMATS[name].read
+        if reader not in contents:
+            try:
+                contents[reader] = reader(path)
+            except CheckpointError as error:
+                contents[reader] = error
+        if isinstance(content := contents[reader], CheckpointError):
+            raise content
+        return content
+
+    def matched(name: str) -> tuple[bool, int]:
+        try:
+            translation = CHECKPOINT_FORMATS[name].translate(read(name))
+        except CheckpointError:  # not a file of this format
+            return False, 0
+        report = account(translation, shapes, str(path), lambda array: tuple(array.shape))
+        return report.complete, len(report.matched)
+
+    with suppress(CheckpointError):
+        if plain_names(read("zoo"))[0].keys() <= shapes.keys():
+            return "zoo"
+    counts: dict[str, int] = {}
+    for name in dict.fromkeys([stated, *CHECKPOINT_FORMATS] if stated else CHECKPOINT_FORMATS):
+        fits, counts[name] = matched(name)
+        if fits:
+            return name
     if stated is not None:
         return stated
-    for name in CHECKPOINT_FORMATS:
-        try:
-            translation = CHECKPOINT_FORMATS[name].translate(CHECKPOINT_FORMATS[name].read(path))
-        except CheckpointError:  # not a file of this format
-            continue
-        if account(translation, shapes, str(path), lambda array: tuple(array.shape)).complete:
-            return name
+    arrays = read("zoo")  # raises what is wrong with the file, where nothing of it can be read
+    nearest = max(counts, key=lambda name: counts[name])
     raise CheckpointError(
-        f"{path}: fits the model in none of the checkpoint formats, and the row states none; is it the right"
-        " file?"
+        f"{path}: fits the model in none of the checkpoint formats, and the row states none. The file holds"
+        f" {listed(arrays)}; as {nearest}, {counts[nearest]} of the model's {len(shapes)} tensors are there."
+        " Is it the right file?"
     )
 
 
@@ -135,6 +152,14 @@ def load_backbone_arrays(
     model: nn.Module, arrays: Mapping[str, Any], checkpoint: str, *, where: str
 ) -> LoadReport:
     """Load a classifier's tensors that are already read, by the file's names; as `load_backbone`."""
+    translation, only = backbone_translation(model, arrays, checkpoint)
+    return copy_into(model, translation, where, only=only)
+
+
+def backbone_translation(
+    model: nn.Module, arrays: Mapping[str, Any], checkpoint: str
+) -> tuple[Translation, tuple[str, ...]]:
+    """A classifier's tensors under the names of the parts of a detector, and the prefixes of those parts."""
     translation = checkpoint_format(checkpoint).translate(dict(arrays))
     parts: dict[str, str] = getattr(model, "backbone_parts", {"backbone.": "backbone."})
     moved = Translation(
@@ -147,7 +172,25 @@ def load_backbone_arrays(
             continue
         target = parts[prefix] + name.removeprefix(prefix)
         moved.state[target], moved.origin[target] = array, translation.origin[name]
-    return copy_into(model, moved, where, only=tuple(parts.values()))
+    return moved, tuple(parts.values())
+
+
+def account_for(
+    model: nn.Module, translation: Translation, where: str, *, only: tuple[str, ...] = ("",)
+) -> LoadReport:
+    """Compare a translated file with a model, which may stand on the meta device.
+
+    Args: as in `copy_into`.
+
+    Raises:
+        CheckpointError: something is missing, unexpected or of another shape; says what.
+    """
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if name.startswith(only)
+    }
+    return account(translation, shapes, where, lambda array: tuple(array.shape)).require_complete()
 
 
 def copy_into(
@@ -164,12 +207,7 @@ def copy_into(
     tensors = {
         name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name.startswith(only)
     }
-    report = account(
-        translation,
-        {name: tuple(t.shape) for name, t in tensors.items()},
-        where,
-        lambda array: tuple(array.shape),
-    ).require_complete()
+    report = account_for(model, translation, where, only=only)
     values = {name: torch.as_tensor(translation.state[name]) for name in report.matched}
     other = [
         f"{name} ({values[name].dtype})"

@@ -44,11 +44,23 @@ class Translation:
 class CheckpointFormat:
     """How one kind of file is read and renamed.
 
-    read: path -> tensors by the file's own names, wrappers taken off. translate: those -> Translation.
+    read: path -> arrays by the file's own names. rules: those, without the prefixes of wrappers ->
+        Translation.
     """
 
     read: Callable[[Path], dict[str, Any]]
-    translate: Callable[[dict[str, Any]], Translation]
+    rules: Callable[[dict[str, Any]], Translation]
+
+    def translate(self, arrays: Mapping[str, Any]) -> Translation:
+        """The arrays of a file under the model's names.
+
+        Raises:
+            CheckpointError: two names become one, or the file holds a layer that the model cannot have.
+        """
+        plain, dropped = plain_names(arrays)
+        result = self.rules(plain)
+        result.dropped.update(dropped)
+        return result
 
 
 @dataclass(frozen=True)
@@ -160,11 +172,27 @@ def translate_names(
     return result
 
 
-def strip_prefix(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Names without a prefix, where ALL of them have it; as they are otherwise."""
-    if arrays and all(name.startswith(prefix) for name in arrays):
-        return {name.removeprefix(prefix): array for name, array in arrays.items()}
-    return dict(arrays)
+def plain_names(arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Names as the model had them before it was wrapped: without `module.` where all have it
+    (DataParallel), and without `_orig_mod.` (torch.compile).
+
+    Returns:
+        The arrays, and what is left out with the reason: the counter of averaged weights.
+
+    Raises:
+        CheckpointError: two names become one.
+    """
+    averaged = "n_averaged" in arrays and all(n.startswith("module.") or n == "n_averaged" for n in arrays)
+    dropped = {"n_averaged": "a counter of averaged weights"} if averaged else {}
+    names = {name: re.sub(r"(^|\.)(_orig_mod\.)+", r"\1", name) for name in arrays if name not in dropped}
+    while names and all(name.startswith("module.") for name in names.values()):
+        names = {own: name.removeprefix("module.") for own, name in names.items()}
+    plain: dict[str, Any] = {}
+    for own, name in names.items():
+        if name in plain:
+            raise CheckpointError(f"the file holds {own} and another tensor that is {name} of the model too")
+        plain[name] = arrays[own]
+    return plain, dropped
 
 
 def account(

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
-from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.weights.pickle.safe import MALFORMED_ZIP
+from detection_zoo.zoo.weights.pickle.safe import file_kind
+from detection_zoo.zoo.weights.pickle.source import shown
+from detection_zoo.zoo.weights.zip_entries import ZipEntries, zip_entries
 
 DESCRIPTION = "model.json"
-LARGEST_DESCRIPTION_BYTES = 64 << 20
+LARGEST_DESCRIPTION_BYTES = 8 << 20
+LARGEST_GROWTH = 8  # of the unpacked entries over the file
+MAX_DIMENSIONS = 32
 TYPES = {"float32": "<f4", "float16": "<f2", "int32": "<i4", "uint8": "u1", "uint16": "<u2", "bool": "?"}
 QUANTISED = ("uint8", "uint16", "float16")  # how a weight may be stored in place of its own type
 
@@ -31,80 +34,129 @@ def read_tfjs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         CheckpointError: malformed, cut short, or a weight of a type that holds no numbers.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            description = _description(archive, path)
-            return dict(_weights(archive, description, path)), description
-    except MALFORMED_ZIP as error:
+    if (kind := file_kind(path)) != "torch zip":
         raise CheckpointError(
-            f"{path}: not a TensorFlow.js model in a zip file ({type(error).__name__}: {error}); "
-            "fetch it again, or where it is a file of another format, say which with --format"
-        ) from error
+            f"{path}: not a TensorFlow.js model in a zip file ({kind}); fetch it again, or where it is a file"
+            " of another format, say which with --format"
+        )
+    with zip_entries(path, growth=LARGEST_GROWTH) as entries:
+        description = _description(entries)
+        return _weights(entries, description["weightsManifest"]), description
 
 
-def _description(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
-    if archive.getinfo(DESCRIPTION).file_size > LARGEST_DESCRIPTION_BYTES:
+def _description(entries: ZipEntries) -> dict[str, Any]:
+    path = entries.path
+    if DESCRIPTION not in entries:
+        raise CheckpointError(
+            f"{path}: not a TensorFlow.js model in a zip file (no {DESCRIPTION}); where it is a file of"
+            " another format, say which with --format"
+        )
+    if entries.sizes[DESCRIPTION] > LARGEST_DESCRIPTION_BYTES:
         raise CheckpointError(
             f"{path}: its {DESCRIPTION} is larger than {LARGEST_DESCRIPTION_BYTES:,} bytes: refused"
         )
-    description = json.loads(archive.read(DESCRIPTION))
+    try:
+        description = json.loads(entries.read(DESCRIPTION))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: its {DESCRIPTION} is malformed ({type(error).__name__}: {error!s:.120}); fetch it again"
+        ) from error
     if not isinstance(description, dict) or not isinstance(description.get("weightsManifest"), list):
         raise CheckpointError(f"{path}: its {DESCRIPTION} lists no weights; is it a TensorFlow.js model?")
     return description
 
 
-def _weights(
-    archive: zipfile.ZipFile, description: Mapping[str, Any], path: Path
-) -> Iterator[tuple[str, Any]]:
-    """(name, array) of every weight; a group's shards are one run of bytes, which its weights fill
-    exactly."""
-    for group in description["weightsManifest"]:
-        if sum(archive.getinfo(shard).file_size for shard in group["paths"]) != sum(
-            _stored(entry, path)[1] for entry in group["weights"]
-        ):
+@dataclass(frozen=True)
+class _Weight:
+    """A weight as the description states it. `type`, `stored`: numpy codes of the array and in the shards."""
+
+    name: str
+    type: str
+    stored: str
+    shape: tuple[int, ...]
+    scale: float | None = None
+    minimum: float = 0.0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in the shards."""
+        return math.prod(self.shape) * int(self.stored.lstrip("<")[1:] or 1)
+
+
+def _weights(entries: ZipEntries, manifest: list[Any]) -> dict[str, Any]:
+    """Arrays by name; a group's shards are one run of bytes, which its weights fill exactly."""
+    arrays: dict[str, Any] = {}
+    used: set[str] = set()
+    for group in manifest:
+        shards = group.get("paths") if isinstance(group, dict) else None
+        listed = group.get("weights") if isinstance(group, dict) else None
+        if not isinstance(listed, list) or not isinstance(shards, list) or not all(map(_is_text, shards)):
             raise CheckpointError(
-                f"{path}: the shards {', '.join(group['paths'][:2])} ... are not as long as their weights; is"
-                " it cut short? fetch it again"
+                f"{entries.path}: its {DESCRIPTION} has a group without paths and weights; is it damaged?"
             )
-        data, start = b"".join(archive.read(shard) for shard in group["paths"]), 0
-        for entry in group["weights"]:
-            size = _stored(entry, path)[1]
-            yield entry["name"], _array(entry, data[start : start + size], path)
-            start += size
+        if len({*used, *shards}) != len(used) + len(shards):
+            raise CheckpointError(f"{entries.path}: refused: its {DESCRIPTION} names a shard twice")
+        used.update(shards)
+        if lost := [shard for shard in shards if shard not in entries]:
+            raise CheckpointError(f"{entries.path}: the shard {lost[0]!r:.80} is missing; fetch it again")
+        weights = [_weight(value, entries.path) for value in listed]
+        if sum(entries.sizes[shard] for shard in shards) != sum(weight.bytes for weight in weights):
+            names = ", ".join(f"{shard:.60}" for shard in shards[:2])
+            raise CheckpointError(
+                f"{entries.path}: the shards {names} ... are not as long as their weights; is it cut short?"
+                " fetch it again"
+            )
+        data, start = memoryview(b"".join(entries.read(shard) for shard in shards)), 0
+        for weight in weights:
+            if weight.name in arrays:
+                raise CheckpointError(f"{entries.path}: two weights are called {weight.name!r:.80}")
+            arrays[weight.name] = _array(weight, data[start : start + weight.bytes])
+            start += weight.bytes
+    return arrays
 
 
-def _stored(entry: Mapping[str, Any], path: Path) -> tuple[str, int]:
-    """numpy type code and bytes of a weight as it lies in the shards."""
-    stored = entry.get("quantization", {}).get("dtype", entry["dtype"])
-    shape = entry["shape"]
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _weight(value: Any, path: Path) -> _Weight:
+    """One entry of the description, checked."""
+    value = value if isinstance(value, dict) else {}
+    name, kind, shape = value.get("name"), value.get("dtype"), value.get("shape")
+    quantisation = value.get("quantization")
+    stored = quantisation.get("dtype") if isinstance(quantisation, dict) else kind
     if (
-        entry["dtype"] not in TYPES
-        or stored not in TYPES
-        or not all(type(side) is int and side >= 0 for side in shape)
+        not isinstance(name, str)
+        or not (_is_text(kind) and kind in TYPES and _is_text(stored) and stored in TYPES)
+        or not (isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS)
+        or not all(type(side) is int and 0 <= side < 1 << 47 for side in shape)
     ):
         raise CheckpointError(
-            f"{path}: weight {entry['name']!r:.80} has type {stored!r:.20} and shape {shape!r:.60}: not an"
-            " array of numbers"
+            f"{path}: weight {shown(name)} has type {shown(stored)} and shape {shown(shape)}: not an array of"
+            " numbers"
         )
-    return TYPES[stored], math.prod(shape) * int(TYPES[stored].lstrip("<")[1:] or 1)
+    if quantisation is None:
+        return _Weight(name, TYPES[kind], TYPES[kind], tuple(shape))
+    if stored not in QUANTISED or kind != "float32":
+        raise CheckpointError(f"{path}: weight {shown(name)} is {kind} stored as {stored}: not understood")
+    if stored == "float16":
+        return _Weight(name, "<f4", TYPES[stored], tuple(shape))
+    scale, minimum = quantisation.get("scale"), quantisation.get("min")
+    if not all(type(number) in (int, float) and abs(number) < 1e38 for number in (scale, minimum)):
+        raise CheckpointError(
+            f"{path}: weight {shown(name)} is quantised with scale {shown(scale)} and min {shown(minimum)}:"
+            " not numbers"
+        )
+    return _Weight(name, "<f4", TYPES[stored], tuple(shape), scale, minimum)
 
 
-def _array(entry: Mapping[str, Any], data: bytes, path: Path) -> Any:
+def _array(weight: _Weight, data: memoryview) -> Any:
     import numpy as np
 
-    code, _ = _stored(entry, path)
-    array = np.frombuffer(data, code).reshape(entry["shape"])
-    quantisation = entry.get("quantization")
-    if quantisation is None:
-        return array.copy()
-    if quantisation["dtype"] not in QUANTISED or entry["dtype"] != "float32":
-        raise CheckpointError(
-            f"{path}: weight {entry['name']!r:.80} is {entry['dtype']} stored as {quantisation['dtype']}: not"
-            " understood"
-        )
-    if quantisation["dtype"] == "float16":
-        return array.astype(np.float32)
-    return array.astype(np.float32) * np.float32(quantisation["scale"]) + np.float32(quantisation["min"])
+    array = np.frombuffer(data, weight.stored).reshape(weight.shape).astype(weight.type)
+    if weight.scale is None:
+        return array
+    return array * np.float32(weight.scale) + np.float32(weight.minimum)
 
 
 def read_tfjs_layers(path: Path) -> dict[str, Any]:
@@ -123,8 +175,13 @@ def read_tfjs_graph(path: Path) -> dict[str, Any]:
     if not isinstance(nodes, list):
         raise CheckpointError(f"{path}: its {DESCRIPTION} has no graph; is it a layers model?")
     for node in nodes:
-        if "epsilon" in node.get("attr", {}):
-            arrays[f"{node['name']}/epsilon"] = np.float32(node["attr"]["epsilon"]["f"])
+        try:
+            if "epsilon" in node.get("attr", {}):
+                arrays[f"{node['name']}/epsilon"] = np.float32(node["attr"]["epsilon"]["f"])
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                f"{path}: its {DESCRIPTION} has a malformed node {shown(node)}; is it damaged?"
+            ) from error
     return arrays
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from detection_zoo.zoo.errors import DownloadError
+from detection_zoo.zoo.errors import DownloadError, ManifestError
 from detection_zoo.zoo.manifest import SHARED_FILES, WeightSpec
+from detection_zoo.zoo.templates import expand_rows
+from detection_zoo.zoo.weights.fetch import headers
 from detection_zoo.zoo.weights.fetch.cache import spec_key
+from detection_zoo.zoo.weights.fetch.headers import printable
 from detection_zoo.zoo.weights.fetch.hosts import (
     host_of,
     needs_person,
@@ -24,16 +27,11 @@ from detection_zoo.zoo.weights.fetch.hosts import (
     same_file,
     scrub,
 )
-from detection_zoo.zoo.weights.fetch.request import (
-    NO_HOST,
-    Again,
-    Policy,
-    ask,
-    connection_problem,
-    new_session,
-)
+from detection_zoo.zoo.weights.fetch.request import NO_HOST, Again, Client, Policy
+from detection_zoo.zoo.weights.fetch.side_by_side import run_side_by_side
 
-ONE_TRY = Policy(attempts=1, connect_timeout_s=10, read_timeout_s=20)
+ONE_TRY = Policy(attempts=1)
+PAGE_BYTES = 64 * 1024
 NO_NETWORK = "no network"
 
 
@@ -82,11 +80,11 @@ def read_rows(folder: Path) -> tuple[list[tuple[str, WeightSpec]], list[str]]:
     faults: list[str] = []
     for path in sorted(p for p in folder.glob("*.toml") if p.name not in SHARED_FILES):
         try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            expanded = expand_rows(tomllib.loads(path.read_text(encoding="utf-8")), path)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, ManifestError) as error:
             faults.append(f"{path.name}: not readable: {error}")
             continue
-        for number, row in enumerate(document.get("model", []), start=1):
+        for number, row in enumerate(expanded, start=1):
             name = f"{row.get('name', f'row {number}')}"
             for table in row.get("weights", []):
                 try:
@@ -182,13 +180,19 @@ def audit(
         set()
     )  # hosts that were not found: looking each up again takes minutes where there is no network
 
+    stop = threading.Event()
+
     def look(url: str) -> None:
-        answers[url] = link = Link("", url)
-        probe(link, sizes.get(url), offline, policy, lost)
+        link = Link("", url)
+        try:
+            probe(link, sizes.get(url), offline, policy, lost, stop)
+        except Exception as error:  # one link's failure is one line of the record
+            link.status, link.detail = "error", f"{type(error).__name__}: {error}"
+        answers[url] = link
         progress(link)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(look, dict.fromkeys(link.url for link in links)))
+    if run_side_by_side(look, list(dict.fromkeys(link.url for link in links)), jobs, stop):
+        raise KeyboardInterrupt
     for link in links:
         link.__dict__.update(
             {key: value for key, value in answers[link.url].__dict__.items() if key != "row"}
@@ -201,7 +205,14 @@ def audit(
     return Audit(date, links, faults, [f"{row}: {spec_key(spec)}" for row, spec in rows if not spec.sha256])
 
 
-def probe(link: Link, expected_bytes: int | None, offline: bool, policy: Policy, lost: set[str]) -> None:
+def probe(
+    link: Link,
+    expected_bytes: int | None,
+    offline: bool,
+    policy: Policy,
+    lost: set[str],
+    stop: threading.Event,
+) -> None:
     """Ask for one byte of a link and note the answer; hosts in `lost` are known not to be found."""
     if problem_of(link.url):
         link.status, link.detail = "error", str(problem_of(link.url))
@@ -214,25 +225,27 @@ def probe(link: Link, expected_bytes: int | None, offline: bool, policy: Policy,
     elif offline:
         link.status, link.detail = NO_NETWORK, "--offline"
     else:
-        _probe_routes(link, expected_bytes, policy, lost)
+        _probe_routes(link, expected_bytes, policy, lost, stop)
 
 
-def _probe_routes(link: Link, expected_bytes: int | None, policy: Policy, lost: set[str]) -> None:
+def _probe_routes(
+    link: Link, expected_bytes: int | None, policy: Policy, lost: set[str], stop: threading.Event
+) -> None:
     """Try each route until one is good."""
     try:
         addresses = routes(link.url)
     except DownloadError as error:
         link.status, link.detail = "error", str(error)
         return
-    with new_session() as session:
+    with Client(policy, stop) as client:
         for address in addresses:
             if host_of(address) in lost:
                 link.status, link.detail = NO_NETWORK, NO_HOST
                 continue
             try:
-                response, trail = ask(session, address, {"Range": "bytes=0-0"}, policy)
+                response, trail = client.ask(address, {"Range": "bytes=0-0"})
                 with response:
-                    _note(link, response, trail, expected_bytes)
+                    _note(client, link, response, trail, expected_bytes)
             except (Again, DownloadError) as error:
                 link.status = NO_NETWORK if "no network" in str(error) or "proxy" in str(error) else "error"
                 link.detail = str(error)
@@ -241,15 +254,14 @@ def _probe_routes(link: Link, expected_bytes: int | None, policy: Policy, lost: 
                 return
 
 
-def _note(link: Link, response: Any, trail: list[str], expected_bytes: int | None) -> None:
-    headers = response.headers
-    total = (
-        headers.get("Content-Range", "").rpartition("/")[2]
-        if response.status_code == 206
-        else headers.get("Content-Length", "")
-    )
-    link.bytes, link.type = int(total) if total.isdigit() else None, headers.get("Content-Type")
-    link.redirects = [scrub(url).removesuffix("?...") for url in trail[1:]]
+def _note(client: Client, link: Link, response: Any, trail: list[str], expected_bytes: int | None) -> None:
+    if response.status_code == 206:
+        part = headers.content_range(response.headers)
+        link.bytes = part.total if part else None
+    else:
+        link.bytes = headers.content_length(response.headers)
+    link.type = headers.media_type(response.headers)
+    link.redirects = [printable(scrub(url).removesuffix("?...")) for url in trail[1:]]
     link.detail = f"HTTP {response.status_code}" + (
         f" by way of {host_of(trail[-1])}" if len(trail) > 1 else ""
     )
@@ -261,22 +273,18 @@ def _note(link: Link, response: Any, trail: list[str], expected_bytes: int | Non
                 f"{link.bytes:,} bytes, the manifest says {expected_bytes:,}",
             )
         if "text/html" in (link.type or ""):
-            _note_page(link, response, trail[-1])
+            _note_page(client, link, response, trail[-1])
     else:
         link.status = {401: "refused", 403: "refused", 404: "dead", 410: "dead"}.get(
             response.status_code, "error"
         )
 
 
-def _note_page(link: Link, response: Any, url: str) -> None:
+def _note_page(client: Client, link: Link, response: Any, url: str) -> None:
     """A page is fine where it leads to the file."""
-    import requests
-
     link.bytes = None
     try:
-        read_page(url, response.raw.read(64 * 1024, decode_content=True))
+        read_page(url, client.beginning(response, PAGE_BYTES))
         link.status, link.detail = "ok", "behind a page that asks for confirmation"
     except DownloadError as error:
         link.status, link.detail = "page", str(error)
-    except (OSError, requests.exceptions.RequestException) as error:
-        link.status, link.detail = "error", connection_problem(error)

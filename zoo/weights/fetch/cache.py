@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from detection_zoo.zoo.errors import DownloadError
+from detection_zoo.zoo.errors import CheckpointError, DownloadError
 from detection_zoo.zoo.home import home_folder
 from detection_zoo.zoo.manifest import WeightSpec
 
@@ -63,6 +63,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _stamp(handle: int) -> list[int]:
+    """Inode, size in bytes, and times in ns of an open file: any change of its bytes changes one of them."""
+    found = os.fstat(handle)
+    return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in this folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
@@ -75,7 +81,8 @@ def sync_folder(folder: Path) -> None:
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file as a whole or not at all; the caller is the only writer, or holds a lock."""
     part = path.with_name(f".{path.name}.new")
-    with part.open("w", encoding="utf-8") as file:
+    part.unlink(missing_ok=True)  # of a killed process, or a link that somebody planted
+    with part.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -88,13 +95,14 @@ class WeightCache:
 
     Args:
         home: the folder; made on first write. `sha256/` holds the files, `parts/` unfinished downloads,
-            `pins.jsonl` the recorded hashes.
+            `pins.jsonl` the recorded hashes, `verified/` which files were hashed, and how they were then.
     """
 
     def __init__(self, home: Path | None = None) -> None:
         self.home = (home or home_folder()).absolute()
         self.files, self.parts, self.locks = self.home / "sha256", self.home / "parts", self.home / "locks"
-        self.converted, self.record = self.home / "converted", self.home / "pins.jsonl"
+        self.converted, self.verified = self.home / "converted", self.home / "verified"
+        self.record = self.home / "pins.jsonl"
 
     def prepare(self) -> None:
         """Make the folders; raises DownloadError where that is not possible."""
@@ -156,11 +164,61 @@ class WeightCache:
         return pin.sha256 if pin else None
 
     def find(self, spec: WeightSpec, pins: dict[str, Pin] | None = None) -> Path | None:
-        """The fetched file of a row, or none. Its content was verified when it was stored; `verify` looks
-        again."""
+        """The fetched file of a row, or none. Its content was verified when it was stored; who reads it
+        asks `require_sound`."""
         sha256 = self.expected_sha256(spec, pins)
         path = self.file(sha256) if sha256 else None
         return path if path and path.is_file() else None
+
+    def digest_of(self, path: Path) -> str:
+        """SHA-256 of the content of a stored file: computed, or remembered since, while the file is the same
+        by inode, size and times.
+
+        Args:
+            path: in this cache.
+        """
+        with path.open("rb") as file:
+            before = _stamp(file.fileno())
+            note = self._note(path)
+            if note.get("stamp") == before and isinstance(note.get("sha256"), str):
+                return note["sha256"]
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if _stamp(file.fileno()) == before:
+                self._write_note(path, sha256, before)
+        return sha256
+
+    def require_sound(self, path: Path, row: str) -> str:
+        """The SHA-256 of a stored file, which is its name.
+
+        Raises:
+            CheckpointError: its bytes are no longer those that were stored.
+        """
+        if (sha256 := self.digest_of(path)) != path.name:
+            raise CheckpointError(
+                f"{path}: damaged, its SHA-256 is {sha256}; run `download_weights.py verify`, then"
+                f" `download_weights.py get {row}`"
+            )
+        return sha256
+
+    def _note(self, path: Path) -> dict[str, object]:
+        try:
+            note = json.loads((self.verified / path.name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return note if isinstance(note, dict) else {}
+
+    def _write_note(self, path: Path, sha256: str, stamp: list[int]) -> None:
+        try:
+            self.verified.mkdir(exist_ok=True)
+            with self.lock(f"verified-{path.name[:24]}"):
+                write_atomic(self.verified / path.name, json.dumps({"sha256": sha256, "stamp": stamp}))
+        except OSError:
+            return  # a folder that may only be read: the file is hashed again next time
+
+    def forget(self, path: Path) -> None:
+        """Remove a stored file, with what was noted about it and what was converted from it."""
+        for old in (path, self.verified / path.name, *self.converted.glob(f"{path.name}.*")):
+            old.unlink(missing_ok=True)
 
     def remember(self, spec: WeightSpec, sha256: str, size_bytes: int, url: str, row: str) -> None:
         """Append the hash of a file to the record; an empty hash forgets the file."""
@@ -180,6 +238,8 @@ class WeightCache:
         part.chmod(0o444)
         os.replace(part, target)
         sync_folder(self.files)
+        with target.open("rb") as file:  # its bytes were hashed as they came
+            self._write_note(target, sha256, _stamp(file.fileno()))
         return target
 
     @contextmanager

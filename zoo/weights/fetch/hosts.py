@@ -4,13 +4,16 @@ stay at home. No network here."""
 from __future__ import annotations
 
 import base64
+import ipaddress
 import os
 import re
+import socket
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from urllib.parse import parse_qs, parse_qsl, quote, urlencode, urljoin, urlsplit, urlunsplit
 
 from detection_zoo.zoo.errors import DownloadError
+from detection_zoo.zoo.weights.fetch.headers import printable
 
 DRIVE_DOWNLOAD = "https://drive.usercontent.google.com/download"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -25,6 +28,8 @@ TOKEN_NAMES = {
     "github.com": "GITHUB_TOKEN",
     "raw.githubusercontent.com": "GITHUB_TOKEN",
 }
+LONGEST_ADDRESS = 8192
+SECRET_FIELDS = r"token|key|secret|password|passwd|pwd|sig|signature|auth|access|credential"
 SCHEMES = ("https", "http", "file", "pypi", "npm", "s3", "hf")
 
 
@@ -51,6 +56,28 @@ def problem_of(url: str) -> str | None:
     if any(c.isspace() or ord(c) < 32 for c in url):
         return "white space in the address"
     return None
+
+
+def is_private_address(address: str) -> bool:
+    """Whether an IP address is of this machine or a private network."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
+    return not (mapped or parsed).is_global
+
+
+def is_private_host(host: str) -> bool:
+    """Whether a host is, by its name alone, this machine or one of a private network."""
+    name = host.lower().rstrip(".")
+    if re.fullmatch(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+)){0,3}", name):
+        try:  # every form that a resolver takes: 127.1, 0x7f000001, 2130706433
+            return is_private_address(socket.inet_ntoa(socket.inet_aton(name)))
+        except OSError:
+            return False
+    local = ("localhost", "local", "internal", "home.arpa", "localdomain")
+    return name.split(".")[-1] in local or name.endswith(".home.arpa") or is_private_address(name)
 
 
 def needs_person(url: str) -> str | None:
@@ -163,11 +190,13 @@ def token_header(url: str, origin: str, environment: Mapping[str, str] = os.envi
 
 
 def hide(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """A message without secrets: the values of all *_TOKEN variables, and passwords in addresses."""
+    """A message without secrets: the values of all *_TOKEN variables; names, passwords and fields of
+    addresses that look like secrets."""
     for name, value in environment.items():
         if name.endswith("_TOKEN") and len(value) >= 4:
             text = text.replace(value, "***")
-    return re.sub(r"(\w+://)[^/@\s:]+:[^/@\s]+@", r"\1***@", text)
+    text = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+    return re.sub(rf"(?i)([?&][\w.-]*(?:{SECRET_FIELDS})[\w.-]*=)[^&\s'\"]+", r"\1***", text)
 
 
 def scrub(text: str, environment: Mapping[str, str] = os.environ) -> str:
@@ -218,7 +247,7 @@ def read_page(url: str, body: bytes) -> str:
     """
     page = _Page()
     page.feed(body.decode("utf-8", "replace"))
-    title, text = " ".join(page.title.split())[:100], " ".join(" ".join(page.text).split())
+    title, text = printable(" ".join(page.title.split()))[:100], " ".join(" ".join(page.text).split())
     if host_of(url) == host_of(DRIVE_DOWNLOAD) or host_of(url).endswith(".google.com"):
         if re.search(
             r"quota exceeded|too many users have viewed or downloaded", f"{title} {text}", re.IGNORECASE
@@ -245,13 +274,19 @@ def redirect_target(url: str, location: str) -> str:
     """The address a redirect leads to.
 
     Raises:
-        DownloadError: it leaves http(s), or leaves encryption.
+        DownloadError: it leaves http(s), leaves encryption, or leads from a public host to a private one.
     """
-    target = urljoin(url, location)
+    try:
+        target = urljoin(url, location)
+    except ValueError:
+        raise DownloadError("a redirect to something that is no address is refused") from None
+    shown = printable(scrub(target))[:200]
+    if len(target) > LONGEST_ADDRESS:
+        raise DownloadError(f"a redirect to an address of {len(target):,} characters is refused")
     if problem_of(target) or urlsplit(target).scheme not in ("http", "https"):
-        raise DownloadError(
-            f"a redirect to {scrub(target)[:200]!r} is refused: only http(s) addresses may follow"
-        )
+        raise DownloadError(f"a redirect to {shown!r} is refused: only http(s) addresses may follow")
     if urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http":
-        raise DownloadError(f"a redirect from https to plain http ({scrub(target)[:200]}) is refused")
+        raise DownloadError(f"a redirect from https to plain http ({shown}) is refused")
+    if is_private_host(host_of(target)) and not is_private_host(host_of(url)):
+        raise DownloadError(f"a redirect from a public host to a private one ({shown}) is refused")
     return target

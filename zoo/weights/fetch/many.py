@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from detection_zoo.zoo.errors import ZooError
+from detection_zoo.zoo.errors import ZooError, in_one_line
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
+from detection_zoo.zoo.weights.fetch.hosts import hide
 from detection_zoo.zoo.weights.fetch.one import Fetched, fetch_weights, refusal_of
 from detection_zoo.zoo.weights.fetch.request import Policy, Watch
 from detection_zoo.zoo.weights.fetch.selection import Chosen
+from detection_zoo.zoo.weights.fetch.side_by_side import run_side_by_side
 
 
 @dataclass(frozen=True)
@@ -122,31 +123,18 @@ def fetch_many(
         groups.setdefault(chosen.same_as, []).append(chosen)
     stop, bars, exact = threading.Event(), Bars(len(groups), quiet), set(exact)
 
-    def work(group: list[Chosen]) -> list[Outcome]:
-        return _fetch_group(group, cache, offline, exact, policy, bars, stop)
+    outcomes: dict[str, list[Outcome]] = {}
 
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        futures = {pool.submit(work, group): group for group in groups.values()}
-        try:
-            _wait_all(futures)
-        except KeyboardInterrupt:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-        bars.close()
-    outcomes: list[Outcome] = []
-    for future, group in futures.items():
-        outcomes += (
-            [Outcome(chosen, "stopped", reason="not begun") for chosen in group]
-            if future.cancelled()
-            else future.result()
-        )
-    return outcomes
+    def work(key: str) -> None:
+        outcomes[key] = _fetch_group(groups[key], cache, offline, exact, policy, bars, stop)
 
-
-def _wait_all(futures: Iterable[Future]) -> None:
-    pending = set(futures)
-    while pending:
-        _, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+    run_side_by_side(work, list(groups), jobs, stop)
+    bars.close()
+    return [
+        outcome
+        for key, group in groups.items()
+        for outcome in outcomes.get(key) or [Outcome(c, "stopped", reason="not begun") for c in group]
+    ]
 
 
 def _fetch_group(
@@ -169,6 +157,11 @@ def _fetch_group(
         return [Outcome(chosen, "fetched" if fetched.url else "here", fetched) for chosen in group]
     except ZooError as error:
         return [Outcome(chosen, "failed", reason=str(error)) for chosen in group]
+    except OSError as error:
+        return [Outcome(chosen, "failed", reason=f"{chosen.row}: {in_one_line(error)}") for chosen in group]
+    except Exception as error:  # of this file alone: the others go on
+        reason = f"{first.row}: {first.filename}: unexpected {type(error).__name__}: {error}"
+        return [Outcome(chosen, "failed", reason=hide(reason)) for chosen in group]
     except KeyboardInterrupt:
         return [Outcome(chosen, "stopped", reason="the same command goes on from here") for chosen in group]
     finally:

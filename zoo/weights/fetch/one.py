@@ -12,7 +12,7 @@ from detection_zoo.zoo.manifest import WeightSpec
 from detection_zoo.zoo.weights.fetch.cache import WeightCache, spec_filename
 from detection_zoo.zoo.weights.fetch.hosts import hide, host_of, needs_person, routes
 from detection_zoo.zoo.weights.fetch.part_file import PartFile
-from detection_zoo.zoo.weights.fetch.request import Again, Policy, Watch, ask, new_session
+from detection_zoo.zoo.weights.fetch.request import Again, Client, Policy, Watch
 from detection_zoo.zoo.weights.fetch.transfer import download
 
 
@@ -63,9 +63,10 @@ def fetch_weights(
 
     Raises:
         DownloadError: no mirror gave the file (each is named with its reason), or it may not be fetched.
+        CheckpointError: the file is here, and damaged.
     """
     cache, policy, watch = cache or WeightCache(), policy or Policy(), watch or Watch()
-    if found := _found(spec, cache):
+    if found := _found(spec, cache, row):
         return found
     if reason := refusal_of(spec):
         raise DownloadError(f"{row}: {spec_filename(spec)} {reason}")
@@ -80,10 +81,10 @@ def fetch_weights(
         lambda: watch.say(f"{row}: {spec_filename(spec)} is being fetched already, waiting for it"),
         watch.stop,
     ):
-        return _found(spec, cache) or _from_mirrors(spec, row, cache, policy, watch)
+        return _found(spec, cache, row) or _from_mirrors(spec, row, cache, policy, watch)
 
 
-def _found(spec: WeightSpec, cache: WeightCache) -> Fetched | None:
+def _found(spec: WeightSpec, cache: WeightCache, row: str) -> Fetched | None:
     path = cache.find(spec)
     if path is None:
         return None
@@ -93,7 +94,7 @@ def _found(spec: WeightSpec, cache: WeightCache) -> Fetched | None:
             f"{path} has {size_bytes:,} bytes, the manifest says {spec.bytes:,}: damaged; run"
             " `download_weights.py verify`"
         )
-    return Fetched(path, path.name, size_bytes, "manifest" if spec.sha256 else "record")
+    return Fetched(path, cache.require_sound(path, row), size_bytes, "manifest" if spec.sha256 else "record")
 
 
 def _from_mirrors(spec: WeightSpec, row: str, cache: WeightCache, policy: Policy, watch: Watch) -> Fetched:
@@ -202,14 +203,12 @@ def _published_md5(spec: WeightSpec, cache: WeightCache, policy: Policy, watch: 
     """The MD5 the source publishes, where the SHA-256 is not known yet; a remark where it cannot be had."""
     if spec.md5 or not spec.md5_url or cache.expected_sha256(spec):
         return spec.md5
-    with new_session() as session:
+    with Client(policy, watch.stop) as client:
         for address in routes(spec.md5_url):
             try:
-                response, _ = ask(session, address, {}, policy)
+                response, _ = client.ask(address, {})
                 with response:
-                    text = (
-                        response.raw.read(4096, decode_content=True) if response.status_code == 200 else b""
-                    )
+                    text = client.beginning(response, 4096) if response.status_code == 200 else b""
             except (Again, DownloadError) as error:
                 watch.say(f"{hide(address)}: {error}")
                 continue

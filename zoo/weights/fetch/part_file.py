@@ -5,11 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.errors import DownloadError
 from detection_zoo.zoo.weights.fetch.cache import CHUNK_BYTES, write_atomic
+
+
+def open_own(path: Path) -> FileIO:
+    """Open a file of ours to read and append, unbuffered; it is made where it is absent.
+
+    Raises:
+        DownloadError: something else has its name: a link, which is not followed, a folder, a pipe.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if path.is_symlink() or path.exists() and not path.is_file():
+            raise DownloadError(f"{path}: not a regular file; remove it and run again") from None
+        raise DownloadError(f"{path}: cannot be opened ({error.strerror})") from None
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:  # two names: the other one may be anybody's
+        os.close(handle)
+        raise DownloadError(f"{path}: not a regular file; remove it and run again")
+    return FileIO(handle, "ab+")
 
 
 class PartFile:
@@ -22,17 +44,16 @@ class PartFile:
 
     def __init__(self, path: Path, with_md5: bool) -> None:
         self.path, self.state_path, self.with_md5 = path, path.with_name(path.name + ".json"), with_md5
-        self.file = path.open(
-            "ab", buffering=0
-        )  # what came is on its way to the disk, should this process be killed
+        self.file = open_own(path)  # unbuffered: what came is on its way to the disk, should we be killed
         self.state: dict[str, Any] = self._read_state()
-        self.offset, self.resumed = 0, False
         self._hash_existing()
 
     def _read_state(self) -> dict[str, Any]:
+        if self.state_path.is_symlink() or not self.state_path.is_file():
+            return {}
         try:
             state = json.loads(self.state_path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (ValueError, RecursionError):
             return {}
         return state if isinstance(state, dict) else {}
 
@@ -41,11 +62,11 @@ class PartFile:
             hashlib.sha256(),
             (hashlib.md5(usedforsecurity=False) if self.with_md5 else None),
         )
+        self.offset, self.resumed = 0, False
         if not self.state:
             self.file.truncate(0)
-        with self.path.open("rb") as existing:
-            while chunk := existing.read(CHUNK_BYTES):
-                self._update(chunk)
+        while chunk := os.pread(self.file.fileno(), CHUNK_BYTES, self.offset):
+            self._update(chunk)
         self.resumed = self.offset > 0
 
     def _update(self, chunk: bytes) -> None:

@@ -8,15 +8,26 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from detection_zoo.zoo.errors import DownloadError
-from detection_zoo.zoo.weights.fetch.hosts import redirect_target, scrub, token_header
+from detection_zoo.zoo.weights.fetch.cache import CHUNK_BYTES
+from detection_zoo.zoo.weights.fetch.connection import Guard, guarded_adapter
+from detection_zoo.zoo.weights.fetch.headers import printable
+from detection_zoo.zoo.weights.fetch.hosts import (
+    host_of,
+    is_private_address,
+    is_private_host,
+    redirect_target,
+    scrub,
+    token_header,
+)
 
 NO_HOST = "host name not found (no network?)"
+LARGEST_COOKIES = 8192  # characters
 
 
 @dataclass(frozen=True)
@@ -28,9 +39,11 @@ class Policy:
     backoff_s: float = 0.5
     longest_wait_s: float = 60.0
     connect_timeout_s: float = 10.0
-    read_timeout_s: float = 30.0
+    read_timeout_s: float = 15.0  # of silence
+    answer_s: float = 15.0  # until status and headers are there, redirects included
+    patience_s: float = 25.0  # without progress, over all attempts at one address
     slowest_bytes_per_s: float = 1024.0
-    slow_window_s: float = 60.0
+    slow_window_s: float = 15.0
     redirects: int = 10
     largest_file_bytes: int = 64 << 30
 
@@ -44,6 +57,29 @@ class Watch:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
+class Patience:
+    """How long an address may still go without progress, over all attempts.
+
+    Args:
+        policy: grants so many seconds.
+        offset: bytes that are here.
+    """
+
+    def __init__(self, policy: Policy, offset: int) -> None:
+        self.best, self._policy = offset, policy
+        self.ends = time.monotonic() + policy.patience_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left."""
+        return self.ends - time.monotonic()
+
+    def note(self, offset: int) -> None:
+        """Begin anew where enough has come."""
+        if offset >= self.best + self._policy.slowest_bytes_per_s * self._policy.slow_window_s:
+            self.best, self.ends = offset, time.monotonic() + self._policy.patience_s
+
+
 class Again(Exception):
     """This attempt failed, another may not."""
 
@@ -52,67 +88,150 @@ class Again(Exception):
         self.wait_s = wait_s
 
 
-def new_session() -> Any:
-    """A requests session that reads no .netrc, takes what a server sends as it is, and keeps no
-    credentials."""
-    import requests
+class Client:
+    """Sends the requests of one download by our own rules. Use it as a context manager.
 
-    session = requests.Session()
-    session.trust_env = False
-    session.headers.update({"Accept-Encoding": "identity", "User-Agent": "detection-zoo", "Accept": "*/*"})
-    bundle = next(
-        (
-            os.environ[n]
-            for n in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-            if os.environ.get(n)
-        ),
-        None,
-    )
-    if bundle:
-        session.verify = bundle
-    return session
+    Args:
+        policy: patience.
+        stop: ends a running request within moments, by KeyboardInterrupt.
 
-
-def ask(
-    session: Any, url: str, headers: dict[str, str], policy: Policy, method: str = "GET"
-) -> tuple[Any, list[str]]:
-    """Send a request and follow redirects by our own rules.
-
-    Returns:
-        The response, its body unread, and the addresses passed, the last one its own.
-
-    Raises:
-        DownloadError: a redirect that may not be followed, or too many; a host that does not exist, or no
-            network.
-        Again: the connection failed.
+    It reads no .netrc, takes what a server sends as it is, keeps no credentials, and uses a connection for
+    one request.
     """
-    import requests
-    from requests.utils import get_environ_proxies
 
-    trail = [url]
-    while len(trail) <= policy.redirects + 1:
-        here = trail[-1]
+    def __init__(self, policy: Policy, stop: threading.Event) -> None:
+        import requests
+
+        self.policy, self.stop, self.guard = policy, stop, Guard(stop)
+        self.session = requests.Session()
+        self.session.trust_env = False
+        self.session.headers.update(
+            {
+                "Accept-Encoding": "identity",
+                "User-Agent": "detection-zoo",
+                "Accept": "*/*",
+                "Connection": "close",
+            }
+        )
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, guarded_adapter(self.guard))
+        bundles = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+        if bundle := next((os.environ[n] for n in bundles if os.environ.get(n)), None):
+            self.session.verify = bundle
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.guard.close()
+        self.session.close()
+
+    def ask(self, url: str, headers: dict[str, str], within_s: float | None = None) -> tuple[Any, list[str]]:
+        """Send a request and follow redirects by our own rules; their bodies are not read.
+
+        Args:
+            url: http(s) address.
+            headers: beside the client's own.
+            within_s: until the headers of the answer are there; default and at most: the policy's.
+
+        Returns:
+            The response, its body unread, and the addresses passed, the last one its own. The deadline stays
+            in force for the body until `guard.deadline` is moved.
+
+        Raises:
+            DownloadError: a redirect that may not be followed, or too many; a host that does not exist, or no
+                network.
+            Again: the connection failed, or no answer came in time.
+        """
+        limit_s = min(self.policy.answer_s, within_s if within_s is not None else self.policy.answer_s)
+        self.guard.deadline, self.guard.public_only = time.monotonic() + limit_s, False
+        trail = [url]
+        while len(trail) <= self.policy.redirects + 1:
+            here = trail[-1]
+            self.guard.end_request()
+            with self.failures(f"no whole answer within {limit_s:.0f} s"):
+                response = self._send(here, headers, url)
+            if response.status_code not in (301, 302, 303, 307, 308):
+                return response, trail
+            location = response.headers.get("Location", "")
+            response.close()
+            if not location:
+                raise DownloadError(f"HTTP {response.status_code} without a Location")
+            trail.append(redirect_target(here, location))
+            if len(trail) == 2:
+                peer = self.guard.peer
+                self.guard.public_only = not (
+                    is_private_host(host_of(url)) if peer is None else is_private_address(peer)
+                )
+        raise DownloadError(f"more than {self.policy.redirects} redirects, a loop")
+
+    def _send(self, url: str, headers: dict[str, str], origin: str) -> Any:
+        import requests
+        from requests.cookies import extract_cookies_to_jar
+        from requests.utils import get_environ_proxies
+
+        request = requests.Request("GET", url, headers={**headers, **token_header(url, origin)})
+        prepared = self.session.prepare_request(request)
+        response = self.session.get_adapter(url).send(
+            prepared,
+            stream=True,
+            timeout=(self.policy.connect_timeout_s, self.policy.read_timeout_s),
+            verify=self.session.verify,
+            proxies=get_environ_proxies(url),
+        )
+        extract_cookies_to_jar(self.session.cookies, prepared, response.raw)
+        if sum(len(cookie.value or "") for cookie in self.session.cookies) > LARGEST_COOKIES:
+            self.session.cookies.clear()
+        return response
+
+    @contextmanager
+    def failures(self, late: str) -> Iterator[None]:
+        """Turn whatever a library raises about a connection or an answer into an error of this attempt.
+
+        Args:
+            late: what to say where the deadline passed.
+
+        Raises:
+            KeyboardInterrupt: the caller stops the transfer.
+            DownloadError: no such host, or no such address. Again: anything else.
+        """
+        import http.client
+
+        import requests
+        from urllib3.exceptions import HTTPError
+
         try:
-            response = session.request(
-                method,
-                here,
-                headers={**headers, **token_header(here, url)},
-                stream=True,
-                allow_redirects=False,
-                timeout=(policy.connect_timeout_s, policy.read_timeout_s),
-                proxies=get_environ_proxies(here),
-            )
-        except requests.exceptions.RequestException as error:
+            yield
+        except (
+            *(requests.exceptions.RequestException, HTTPError, http.client.HTTPException),
+            *(OSError, ValueError, AttributeError, TypeError, EOFError),
+        ) as error:
+            if self.stop.is_set():
+                raise KeyboardInterrupt from None
+            if self.guard.expired:
+                raise Again(late) from None
             problem = connection_problem(error)
-            raise DownloadError(problem) if NO_HOST in problem else Again(problem) from None
-        if response.status_code not in (301, 302, 303, 307, 308):
-            return response, trail
-        location = response.headers.get("Location", "")
-        response.close()
-        if not location:
-            raise DownloadError(f"HTTP {response.status_code} without a Location")
-        trail.append(redirect_target(here, location))
-    raise DownloadError(f"more than {policy.redirects} redirects, a loop")
+            if NO_HOST in problem or isinstance(error, (requests.exceptions.InvalidURL, UnicodeError)):
+                raise DownloadError(problem) from None
+            raise Again(problem) from None
+
+    def read(self, response: Any, decode: bool = False) -> bytes:
+        """The next bytes of a body, as soon as some are there; empty at the end. Raises as `failures`."""
+        with self.failures("the connection was too slow"):
+            data = response.raw.read1(CHUNK_BYTES, decode_content=decode)
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+        if not data and self.guard.expired:
+            raise Again("the connection was too slow")
+        return data
+
+    def beginning(self, response: Any, size: int) -> bytes:
+        """At most so many bytes of a body, as they are; fewer where the server sends no more."""
+        body = b""
+        with suppress(Again):  # a message or a page that ends early is still a message
+            while len(body) < size and (chunk := self.read(response)):
+                body += chunk
+        return body[:size]
 
 
 def connection_problem(error: Exception) -> str:
@@ -130,33 +249,28 @@ def connection_problem(error: Exception) -> str:
             return meaning
     if short := re.search(r"(\d+) more expected", text):
         return f"it ended {int(short[1]):,} bytes early"
-    return f"{type(error).__name__}: {text[:200]}"
+    if "IncompleteRead" in text or "Connection broken" in text:
+        return "the connection broke before the end"
+    return f"{type(error).__name__}: {printable(text)[:200]}"
 
 
-def backoff_s(failures: int, asked_s: float | None, policy: Policy) -> float:
+def backoff_s(failures: int, asked_s: float | None, policy: Policy, left_s: float) -> float:
     """Seconds to wait before the next attempt: what the server asks, else a random time under a bound that
     doubles.
 
+    Args:
+        failures: in a row.
+        asked_s: what the server asks, or none.
+        policy: patience.
+        left_s: of the patience with this address.
+
     Raises:
-        DownloadError: the server asks for more than the policy grants.
+        DownloadError: the server asks for more than is left.
     """
     if asked_s is not None:
-        if asked_s > policy.longest_wait_s:
+        if asked_s > min(policy.longest_wait_s, left_s):
             raise DownloadError(
                 f"the server asks to come back in {asked_s:.0f} s; run the same command later"
             )
         return asked_s
-    return random.uniform(0, min(policy.longest_wait_s, policy.backoff_s * 2**failures))
-
-
-def retry_after_s(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, in either of its forms; none where it is absent or
-    malformed."""
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
+    return random.uniform(0, min(policy.longest_wait_s, left_s, policy.backoff_s * 2**failures))

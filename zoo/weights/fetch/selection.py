@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.errors import ManifestError, UnknownName
 from detection_zoo.zoo.manifest import Manifests, ModelEntry, WeightSpec
 from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.weights.fetch.cache import Pin, WeightCache, spec_filename, spec_key
@@ -59,7 +59,7 @@ def choose(
     for pattern in patterns:
         found = [manifests.entries[pattern]] if pattern in manifests.entries else manifests.find(pattern)
         if not found:
-            raise ManifestError(
+            raise UnknownName(
                 f"no row matches {pattern!r}: {did_you_mean(pattern, manifests.entries)} (download_weights.py"
                 " list shows all)"
             )

@@ -10,22 +10,17 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from detection_zoo.zoo.errors import DownloadError
+from detection_zoo.zoo.weights.fetch import headers
 from detection_zoo.zoo.weights.fetch.cache import CHUNK_BYTES
 from detection_zoo.zoo.weights.fetch.hosts import hide, read_page
 from detection_zoo.zoo.weights.fetch.part_file import PartFile
-from detection_zoo.zoo.weights.fetch.request import (
-    Again,
-    Policy,
-    Watch,
-    ask,
-    backoff_s,
-    connection_problem,
-    new_session,
-    retry_after_s,
-)
+from detection_zoo.zoo.weights.fetch.request import Again, Client, Patience, Policy, Watch, backoff_s
 
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
+GONE_STATUS = (401, 403, 404, 410)  # the file itself, whatever part of it is asked for
+UNPACKED = ("gzip", "deflate")
 PAGE_BYTES = 128 * 1024
+ERROR_BYTES = 2048
 DISK_MARGIN_BYTES = 32 << 20
 
 
@@ -43,18 +38,19 @@ def download(url: str, part: PartFile, expected_bytes: int | None, policy: Polic
     if urlsplit(url).scheme == "file":
         _copy(url, part, watch)
         return
-    failures, best = 0, 0
-    with new_session() as session:
+    failures, best, patience = 0, 0, Patience(policy, part.offset)
+    with Client(policy, watch.stop) as client:
         for attempt in range(1, policy.total_attempts + 1):
             try:
-                _attempt(session, url, part, expected_bytes, policy, watch)
+                _attempt(client, url, part, expected_bytes, watch, patience)
                 return
             except Again as error:
                 failures = 0 if part.offset >= best + CHUNK_BYTES else failures + 1
                 best = max(best, part.offset)
-                if failures >= policy.attempts or attempt == policy.total_attempts:
+                left_s = patience.left_s
+                if failures >= policy.attempts or attempt == policy.total_attempts or left_s <= 0:
                     raise DownloadError(f"{error} (tried {attempt} times)") from None
-                wait_s = backoff_s(failures, error.wait_s, policy)
+                wait_s = backoff_s(failures, error.wait_s, policy, left_s)
                 watch.say(f"{hide(url)}: {error}; again in {wait_s:.1f} s")
                 if watch.stop.wait(wait_s):
                     raise KeyboardInterrupt from None
@@ -79,22 +75,25 @@ def _copy(url: str, part: PartFile, watch: Watch) -> None:
 
 
 def _attempt(
-    session: Any, url: str, part: PartFile, expected_bytes: int | None, policy: Policy, watch: Watch
+    client: Client, url: str, part: PartFile, expected_bytes: int | None, watch: Watch, patience: Patience
 ) -> None:
     """One request; returns when the part file is complete."""
     if part.state.get("url") != url:
         part.restart(url=url)
-    response, trail = ask(session, part.state.get("confirmed", url), _range_headers(part), policy)
+    asked = _range_headers(part)
+    response, trail = client.ask(part.state.get("confirmed", url), asked, max(1.0, patience.left_s))
     with response:
         if response.status_code == 416 and _is_whole(response, part):
             part.state["whole_by"] = "size"
             return
-        _check_status(response, part)
-        first = _read(response)
+        _check_status(client, response, part, bool(asked))
+        client.guard.deadline = patience.ends
+        first = client.read(response, _is_unpacked(response))
         if _is_page(response, first):
-            _follow_page(trail[-1], first + _rest_of_page(response), part)
-        total = _begin(response, part, expected_bytes, policy)
-        _body(response, first, part, total, expected_bytes, policy, watch)
+            rest = client.beginning(response, PAGE_BYTES)
+            _follow_page(trail[-1], (first + rest)[:PAGE_BYTES], part)
+        total = _begin(response, part, expected_bytes, client.policy)
+        _body(client, response, first, part, total, expected_bytes, watch, patience)
 
 
 def _follow_page(url: str, page: bytes, part: PartFile) -> None:
@@ -116,18 +115,26 @@ def _range_headers(part: PartFile) -> dict[str, str]:
 
 def _is_whole(response: Any, part: PartFile) -> bool:
     """Whether a 416 says that the part file already holds everything."""
-    complete = response.headers.get("Content-Range", "").strip() == f"bytes */{part.offset}"
+    found = headers.content_range(response.headers)
+    complete = found is not None and found.first is None and found.total == part.offset
     return complete and part.offset > 0 and part.state.get("total") in (None, part.offset)
 
 
-def _check_status(response: Any, part: PartFile) -> None:
-    """Raise for every status but 200 and 206."""
+def _check_status(client: Client, response: Any, part: PartFile, ranged: bool) -> None:
+    """Raise for every status but 200 and 206.
+
+    Args:
+        ranged: whether the rest of a file was asked for.
+    """
     status = response.status_code
     if status == 416:
         part.restart(url=part.state["url"])
         raise Again("HTTP 416: the server knows another size; starting over")
     if status in RETRY_STATUS:
-        raise Again(f"HTTP {status}", wait_s=retry_after_s(response.headers.get("Retry-After")))
+        raise Again(f"HTTP {status}", wait_s=headers.retry_after_s(response.headers))
+    if ranged and 400 <= status < 500 and status not in GONE_STATUS:
+        part.restart(**{**_kept(part), "no_range": True})
+        raise Again(f"HTTP {status} where the rest of the file was asked for; starting over")
     if status not in (200, 206):
         if "confirmed" in part.state:
             part.restart(url=part.state["url"])
@@ -138,35 +145,30 @@ def _check_status(response: Any, part: PartFile) -> None:
             404: "the file is gone",
             410: "the file is gone",
         }.get(status, "")
-        raise DownloadError(f"HTTP {status} {advice}".strip() + _error_code(response))
+        raise DownloadError(f"HTTP {status} {advice}".strip() + _error_code(client, response))
 
 
-def _error_code(response: Any) -> str:
+def _error_code(client: Client, response: Any) -> str:
     """The code in a bucket's XML error, to tell a closed bucket from a lost file."""
-    body = response.raw.read(2048, decode_content=True) or b""
+    body = client.beginning(response, ERROR_BYTES)
     start, end = body.find(b"<Code>"), body.find(b"</Code>")
-    return f" ({body[start + 6 : end].decode('ascii', 'replace')[:60]})" if 0 <= start < end else ""
+    return f" ({body[start + 6 : end].decode('ascii', 'replace')[:60]!s})" if 0 <= start < end else ""
 
 
 def _begin(response: Any, part: PartFile, expected_bytes: int | None, policy: Policy) -> int | None:
     """Line the part file up with the response; returns the total size, or none where the server does not
     say."""
-    headers, encoded = response.headers, _packing(response) != "identity"
-    etag = headers.get("ETag", "")
-    validator = (
-        None if encoded else etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
-    )
-    length = headers.get("Content-Length", "")
-    size = int(length) if length.isdigit() and not encoded else None
+    packing = headers.packing(response.headers)
+    encoded = packing != "identity"
+    validator = None if encoded else headers.validator(response.headers)
+    size = None if encoded else headers.content_length(response.headers)
     if response.status_code == 206:
-        total = _continued(headers.get("Content-Range", ""), part, encoded, validator)
+        total = _continued(headers.content_range(response.headers), part, encoded, validator)
     else:
         total = size
         part.restart(**_kept(part), validator=validator, total=total)
-    if _packing(response) not in ("identity", "gzip", "deflate"):
-        raise DownloadError(
-            f"the server packs the file as {_packing(response)!r:.40}, which was not asked for"
-        )
+    if encoded and packing not in UNPACKED:
+        raise DownloadError(f"the server packs the file as {packing!r:.40}, which was not asked for")
     if expected_bytes and total not in (None, expected_bytes):
         raise DownloadError(
             f"the server's file has {total:,} bytes, the manifest says {expected_bytes:,}: another file"
@@ -182,17 +184,21 @@ def _kept(part: PartFile) -> dict[str, Any]:
     return {key: value for key, value in part.state.items() if key in ("url", "confirmed", "no_range")}
 
 
-def _packing(response: Any) -> str:
-    return response.headers.get("Content-Encoding", "").lower().strip() or "identity"
+def _is_unpacked(response: Any) -> bool:
+    return headers.packing(response.headers) in UNPACKED
 
 
-def _continued(content_range: str, part: PartFile, encoded: bool, validator: str | None) -> int | None:
-    expected = f"bytes {part.offset}-"
-    total_text = content_range.rpartition("/")[2]
-    total = int(total_text) if total_text.isdigit() else None
-    wrong = not content_range.startswith(expected) or not part.offset or encoded
-    if wrong or validator != part.state.get("validator") or total not in (None, part.state.get("total")):
-        part.restart(**_kept(part), no_range=True)
+def _continued(
+    found: headers.ContentRange | None, part: PartFile, encoded: bool, validator: str | None
+) -> int | None:
+    """The size of the file where the response is the rest of the part file; begins anew where it is not."""
+    fits = found is not None and found.first == part.offset and part.offset and not encoded
+    if (
+        not fits
+        or validator != part.state.get("validator")
+        or found.total not in (None, part.state.get("total"))
+    ):
+        part.restart(**{**_kept(part), "no_range": True})
         raise Again("the server sent another range or version than asked; starting over")
     part.resumed = True
     return part.state.get("total")
@@ -206,18 +212,6 @@ def _check_space(part: PartFile, total: int | None) -> None:
         raise DownloadError(f"{sizes} in {part.path.parent}; free some space or set --home to a larger disk")
 
 
-def _read(response: Any) -> bytes:
-    """The next bytes, as soon as some are there; empty at the end."""
-    import http.client
-
-    from urllib3.exceptions import HTTPError
-
-    try:
-        return response.raw.read1(CHUNK_BYTES, decode_content=_packing(response) in ("gzip", "deflate"))
-    except (HTTPError, http.client.HTTPException, OSError) as error:
-        raise Again(f"the connection broke: {connection_problem(error)}") from None
-
-
 def _is_page(response: Any, first: bytes) -> bool:
     """Whether a page came in place of a file: no checkpoint begins with '<', and none is of type text/html
     unless a server is careless."""
@@ -225,42 +219,32 @@ def _is_page(response: Any, first: bytes) -> bool:
         return False
     careless = first[:1] in (b"\x80", b"P", b"(")
     return first.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<" or (
-        "text/html" in response.headers.get("Content-Type", "").lower() and not careless
+        "text/html" in (headers.media_type(response.headers) or "").lower() and not careless
     )
-
-
-def _rest_of_page(response: Any) -> bytes:
-    body = b""
-    while len(body) < PAGE_BYTES and (chunk := _read(response)):
-        body += chunk
-    return body[:PAGE_BYTES]
 
 
 def _limit(response: Any, total: int | None, expected_bytes: int | None, policy: Policy) -> int:
     """The most bytes the body may have: a packed body of unknown size may not grow without measure."""
     if total or expected_bytes:
         return total or expected_bytes or 0
-    length = response.headers.get("Content-Length", "")
-    packed = _packing(response) != "identity"
-    return (
-        32 * int(length)
-        if packed and length.isdigit()
-        else (1 << 30)
-        if packed
-        else policy.largest_file_bytes
-    )
+    if not _is_unpacked(response):
+        return policy.largest_file_bytes
+    length = headers.content_length(response.headers)
+    return 1 << 30 if length is None else 32 * length
 
 
 def _body(
+    client: Client,
     response: Any,
     first: bytes,
     part: PartFile,
     total: int | None,
     expected_bytes: int | None,
-    policy: Policy,
     watch: Watch,
+    patience: Patience,
 ) -> None:
     """Append the body; returns where the file is complete as far as the server tells."""
+    policy, unpack = client.policy, _is_unpacked(response)
     limit = _limit(response, total, expected_bytes, policy)
     window_start_s, window_offset, chunk = time.monotonic(), part.offset, first
     while chunk:
@@ -271,14 +255,14 @@ def _body(
             raise DownloadError(f"more than {limit:,} bytes came: another file than announced")
         part.write(chunk)
         watch.progress(part.offset, total)
+        patience.note(part.offset)
+        client.guard.deadline = patience.ends
         if (passed_s := time.monotonic() - window_start_s) > policy.slow_window_s:
             if (part.offset - window_offset) / passed_s < policy.slowest_bytes_per_s:
                 raise Again(f"slower than {policy.slowest_bytes_per_s:.0f} bytes/s")
             window_start_s, window_offset = time.monotonic(), part.offset
-        chunk = _read(response)
+        chunk = client.read(response, unpack)
     if total is not None and part.offset < total:
         raise Again(f"cut after {part.offset:,} of {total:,} bytes")
-    ended = (
-        _packing(response) != "identity" or "chunked" in response.headers.get("Transfer-Encoding", "").lower()
-    )
+    ended = unpack or headers.is_chunked(response.headers)
     part.state["whole_by"] = "size" if total is not None else "end mark" if ended else "nothing"

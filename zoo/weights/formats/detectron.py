@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
-from detection_zoo.zoo.weights.read import read_tensors
+from detection_zoo.zoo.weights.read import read_arrays
 from detection_zoo.zoo.weights.rename import CheckpointFormat, Rules, Translation, rename, translate_names
 
 NORM_EPS = 1e-5  # of the batch normalisation that Caffe's ResNets were trained with
@@ -110,32 +109,6 @@ _SHARED_STAGE = (r"Mask_Head\.res5\..*", "the box head's stage, saved a second t
 _MODULE_KERNELS = ((r"(Keypoint|Mask)_Outs\.upsample\.upconv\.(weight|bias)", "a fixed bilinear kernel"),)
 
 
-def _read_blobs(path: Path) -> dict[str, Any]:
-    import numpy as np
-
-    from detection_zoo.zoo.weights.pickle.safe import load_pickle
-
-    content = load_pickle(path)
-    if isinstance(content, dict) and isinstance(content.get("blobs"), dict):
-        content = content["blobs"]
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path}: holds no blobs (arrays by name); is it a Detectron checkpoint?")
-    wrong = [
-        f"{name!r:.60} ({type(value).__name__})"
-        for name, value in content.items()
-        if not isinstance(name, str) or not isinstance(value, np.ndarray)
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{path}: not every blob is an array: {', '.join(wrong[:3])}; is it a Detectron checkpoint?"
-        )
-    return dict(content)
-
-
-def _read_torch(path: Path) -> dict[str, Any]:
-    return read_tensors(path, "model", "state_dict")
-
-
 def _detector_blobs(blobs: dict[str, Any]) -> Translation:
     """A detector's pickle. Without a pyramid the body ends with c4, and res5 is the box head's (or, of a
     proposal network alone, unused)."""
@@ -230,10 +203,10 @@ def fold_norm(name: str, arrays: Mapping[str, Any]) -> Any:
     return scale if leaf == "weight" else arrays[name] - arrays[f"{norm}.running_mean"] * scale
 
 
-CHECKPOINT_FORMATS.register("detectron_pkl")(CheckpointFormat(_read_blobs, _detector_blobs))
-CHECKPOINT_FORMATS.register("detectron_pytorch_pth")(CheckpointFormat(_read_torch, _detector_modules))
+CHECKPOINT_FORMATS.register("detectron_pkl")(CheckpointFormat(read_arrays, _detector_blobs))
+CHECKPOINT_FORMATS.register("detectron_pytorch_pth")(CheckpointFormat(read_arrays, _detector_modules))
 CHECKPOINT_FORMATS.register("detectron_pytorch_own_mask_stage_pth")(
-    CheckpointFormat(_read_torch, _own_mask_stage)
+    CheckpointFormat(read_arrays, _own_mask_stage)
 )
-CHECKPOINT_FORMATS.register("detectron_imagenet_pkl")(CheckpointFormat(_read_blobs, _classifier_blobs))
-CHECKPOINT_FORMATS.register("caffe_resnet_pth")(CheckpointFormat(_read_torch, _folded_classifier))
+CHECKPOINT_FORMATS.register("detectron_imagenet_pkl")(CheckpointFormat(read_arrays, _classifier_blobs))
+CHECKPOINT_FORMATS.register("caffe_resnet_pth")(CheckpointFormat(read_arrays, _folded_classifier))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
+from detection_zoo.zoo.weights.read import read_arrays
 from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, translate_names
 
 _COMPUTED = (
@@ -16,19 +15,8 @@ _COMPUTED = (
 )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    from detection_zoo.zoo.weights.pickle.safe import load_pickle
-
-    content = load_pickle(path)
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise CheckpointError(
-            f"{path}: a file of Detectron2 holds a dict with 'model'; is it the right file?"
-        )
-    return content["model"]
-
-
 def _detector(arrays: dict[str, Any]) -> Translation:
     return translate_names(arrays, ((r"^", "model."),), _COMPUTED)
 
 
-CHECKPOINT_FORMATS.register("detectron2_pkl")(CheckpointFormat(_read, _detector))
+CHECKPOINT_FORMATS.register("detectron2_pkl")(CheckpointFormat(read_arrays, _detector))

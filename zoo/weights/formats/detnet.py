@@ -3,12 +3,11 @@ and the ImageNet classifier."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
-from detection_zoo.zoo.weights.read import read_tensors
-from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, strip_prefix, translate_names
+from detection_zoo.zoo.weights.read import read_arrays
+from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, translate_names
 
 _BLOCKS = (
     (r"^(backbone\.c\d\.\d+)\.conv([123])\.", r"\1.conv\2.conv."),
@@ -41,10 +40,6 @@ _COUNTER = (r".*\.num_batches_tracked", "a counter of training")
 _DROP = (_COUNTER, (r"RCNN_roi_feat_ds\..*", "a convolution that the original builds and never uses"))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_tensors(path, "model", "state_dict")
-
-
 def _detector(arrays: dict[str, Any]) -> Translation:
     """Smoothing is numbered from the coarsest upsampled map: behind DetNet's two plain sums, from the first
     with a ResNet."""
@@ -54,10 +49,10 @@ def _detector(arrays: dict[str, Any]) -> Translation:
 
 
 def _classifier(arrays: dict[str, Any]) -> Translation:
-    result = translate_names(strip_prefix(arrays, "module."), _CLASSIFIER, [_COUNTER])
+    result = translate_names(arrays, _CLASSIFIER, [_COUNTER])
     result.defaults = _COUNTER[0]
     return result
 
 
-CHECKPOINT_FORMATS.register("detnet_pytorch_pth")(CheckpointFormat(_read, _detector))
-CHECKPOINT_FORMATS.register("detnet_imagenet_pth")(CheckpointFormat(_read, _classifier))
+CHECKPOINT_FORMATS.register("detnet_pytorch_pth")(CheckpointFormat(read_arrays, _detector))
+CHECKPOINT_FORMATS.register("detnet_imagenet_pth")(CheckpointFormat(read_arrays, _classifier))

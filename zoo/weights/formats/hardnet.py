@@ -4,12 +4,11 @@ and batch counters."""
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
-from detection_zoo.zoo.weights.read import read_tensors
-from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, strip_prefix, translate_names
+from detection_zoo.zoo.weights.read import read_arrays
+from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, translate_names
 
 _COUNTERS = r".*\.num_batches_tracked"  # files of PyTorch 0.4 and older have none
 _BRIDGE_85 = r"backbone\.bridge\..*"  # trained with the detector: base files of HarDNet85 do not hold it
@@ -25,10 +24,6 @@ _DETECTOR = (
 )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_tensors(path, "state_dict")
-
-
 def _body(arrays: dict[str, Any], prefix: str) -> tuple[str, str]:
     """The rule for the backbone's names: HarDNet's blocks have children (`0.conv.weight`), VGG's are bare
     layers (`0.weight`)."""
@@ -38,27 +33,23 @@ def _body(arrays: dict[str, Any], prefix: str) -> tuple[str, str]:
 
 
 def _detector(arrays: dict[str, Any]) -> Translation:
-    arrays = strip_prefix(arrays, "module.")
     result = translate_names(arrays, (_body(arrays, "base."), *_DETECTOR))
     result.defaults = _COUNTERS
     return result
 
 
 def _base(arrays: dict[str, Any]) -> Translation:
-    arrays = strip_prefix(arrays, "module.")
     result = translate_names(arrays, (_body(arrays, ""),))
     result.defaults = f"{_COUNTERS}|{_BRIDGE_85}"
     return result
 
 
 def _classifier(arrays: dict[str, Any]) -> Translation:
-    result = translate_names(
-        strip_prefix(arrays, "module."), ((r"^base\.\d+\.3\.", "fc."), (r"^base\.", "backbone.stages."))
-    )
+    result = translate_names(arrays, ((r"^base\.\d+\.3\.", "fc."), (r"^base\.", "backbone.stages.")))
     result.defaults = _COUNTERS
     return result
 
 
-CHECKPOINT_FORMATS.register("pytorchssd_pth")(CheckpointFormat(_read, _detector))
-CHECKPOINT_FORMATS.register("pytorchssd_base_pth")(CheckpointFormat(_read, _base))
-CHECKPOINT_FORMATS.register("hardnet_imagenet_pth")(CheckpointFormat(_read, _classifier))
+CHECKPOINT_FORMATS.register("pytorchssd_pth")(CheckpointFormat(read_arrays, _detector))
+CHECKPOINT_FORMATS.register("pytorchssd_base_pth")(CheckpointFormat(read_arrays, _base))
+CHECKPOINT_FORMATS.register("hardnet_imagenet_pth")(CheckpointFormat(read_arrays, _classifier))

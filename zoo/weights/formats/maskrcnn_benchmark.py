@@ -3,12 +3,11 @@ project's names."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
-from detection_zoo.zoo.weights.read import read_tensors
-from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, strip_prefix, translate_names
+from detection_zoo.zoo.weights.read import read_arrays
+from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, translate_names
 
 _RESNET = (
     (r"(^|\.)stem\.conv1\.", r"\1stem.conv.conv."),
@@ -59,14 +58,9 @@ _COUNTER = (  # of trained batch norms; frozen norms have none, and files of PyT
 )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_tensors(path, "model", "state_dict")
-
-
 def _detector(arrays: dict[str, Any]) -> Translation:
     """The C4 mask head shares the box head's last stage, which such a file holds twice: the later one counts,
     as in the source."""
-    arrays = strip_prefix(arrays, "module.")
     retinanet = (
         r"^rpn\.head\.(cls_logits|bbox_pred)\.",
         lambda m: f"head.{'class_logits' if m[1] == 'cls_logits' else 'box_deltas'}.",
@@ -91,7 +85,7 @@ def _detector(arrays: dict[str, Any]) -> Translation:
 
 def _vovnet_classifier(arrays: dict[str, Any]) -> Translation:
     rules = (*_VOVNET, (r"^(stem|c\d)\.", r"backbone.\1."), (r"^classifier\.", "fc."))
-    return _with_counters(translate_names(strip_prefix(arrays, "module."), rules))
+    return _with_counters(translate_names(arrays, rules))
 
 
 def _with_counters(result: Translation) -> Translation:
@@ -104,9 +98,9 @@ def _with_counters(result: Translation) -> Translation:
 
 def _torchvision_classifier(arrays: dict[str, Any]) -> Translation:
     rules = ((r"^(conv1|bn1)\.", r"stem.\1."), *_RESNET, (r"^(stem|c\d)\.", r"backbone.\1."))
-    return _with_counters(translate_names(strip_prefix(arrays, "module."), rules))
+    return _with_counters(translate_names(arrays, rules))
 
 
-CHECKPOINT_FORMATS.register("maskrcnn_benchmark_pth")(CheckpointFormat(_read, _detector))
-CHECKPOINT_FORMATS.register("vovnet_imagenet_pth")(CheckpointFormat(_read, _vovnet_classifier))
-CHECKPOINT_FORMATS.register("torchvision_resnet_pth")(CheckpointFormat(_read, _torchvision_classifier))
+CHECKPOINT_FORMATS.register("maskrcnn_benchmark_pth")(CheckpointFormat(read_arrays, _detector))
+CHECKPOINT_FORMATS.register("vovnet_imagenet_pth")(CheckpointFormat(read_arrays, _vovnet_classifier))
+CHECKPOINT_FORMATS.register("torchvision_resnet_pth")(CheckpointFormat(read_arrays, _torchvision_classifier))

@@ -4,13 +4,12 @@ state dict converted from it."""
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.formats.detectron import NORM_EPS
-from detection_zoo.zoo.weights.read import read_tensors
+from detection_zoo.zoo.weights.read import read_arrays
 from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, rename, translate_names
 from detection_zoo.zoo.weights.tfjs import read_tfjs_graph, torch_layout
 
@@ -62,10 +61,6 @@ _KERNEL = re.compile(r"(.*)/(Conv2D/merged_input|depthwise_weights|weights)")
 _PLUMBING = re.compile(
     r"(Pre|Post)processor/.*|MultipleGridAnchorGenerator/.*|ConstantFolding/.*|BoxPredictor_\d/stack.*"
 )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_tensors(path)
 
 
 def _state_dict(arrays: dict[str, Any]) -> Translation:
@@ -167,5 +162,5 @@ def _put(result: Translation, target: str, array: Any, origin: str) -> None:
     result.state[target], result.origin[target] = array, origin
 
 
-CHECKPOINT_FORMATS.register("ssdlite_pth")(CheckpointFormat(_read, _state_dict))
+CHECKPOINT_FORMATS.register("ssdlite_pth")(CheckpointFormat(read_arrays, _state_dict))
 CHECKPOINT_FORMATS.register("tfjs_graph")(CheckpointFormat(read_tfjs_graph, _graph))

@@ -3,11 +3,10 @@ them."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
-from detection_zoo.zoo.weights.read import read_tensors
+from detection_zoo.zoo.weights.read import read_arrays
 from detection_zoo.zoo.weights.rename import CheckpointFormat, Rules, Translation, translate_names
 
 _COUNTER = r".*\.num_batches_tracked"
@@ -23,10 +22,6 @@ _OLDER_RETINANET = (
 )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_tensors(path, "model")
-
-
 def _detector(arrays: dict[str, Any]) -> Translation:
     plain = (
         "head.classification_head.conv.2.weight" in arrays
@@ -40,4 +35,4 @@ def _detector(arrays: dict[str, Any]) -> Translation:
     return result
 
 
-CHECKPOINT_FORMATS.register("torchvision_detection_pth")(CheckpointFormat(_read, _detector))
+CHECKPOINT_FORMATS.register("torchvision_detection_pth")(CheckpointFormat(read_arrays, _detector))

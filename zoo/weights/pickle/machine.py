@@ -28,10 +28,15 @@ Construct = Callable[["Machine", tuple], Any]
 @dataclass(frozen=True)
 class Name:
     """Stands for an admitted global: `construct` makes its value from REDUCE arguments, and is none for a
-    bare marker."""
+    bare marker. A plain one stands for its own objects too: they are not built, whatever the pickle does to
+    them."""
 
     path: str
     construct: Construct | None = None
+    plain: bool = False
+
+    def __repr__(self) -> str:
+        return f"<{self.path}>"
 
 
 @dataclass
@@ -131,7 +136,7 @@ class Machine:
         return self.stack.pop()
 
     def _top(self, kind: type) -> Any:
-        if not self.stack or not isinstance(self.stack[-1], kind):
+        if not self.stack or not (isinstance(self.stack[-1], kind) or _plain(self.stack[-1])):
             raise self.refuse(f"malformed pickle: {kind.__name__} expected below the items")
         return self.stack[-1]
 
@@ -160,6 +165,8 @@ class Machine:
 
     def key(self, key: Any) -> Any:
         """A dict key or set member, which must be a scalar: hashing a nested tuple may take for ever."""
+        if _plain(key):
+            return key
         if not isinstance(key, SCALARS) or (type(key) is int and abs(key) >= 1 << 60):
             raise self.refuse(f"a key of type {type(key).__name__}")
         return key
@@ -223,13 +230,24 @@ class Machine:
 
     def _construct(self) -> None:
         arguments, function = self._pop(), self._pop()
+        if _plain(function) and isinstance(arguments, tuple):
+            self.stack.append(function)
+            return
         if not isinstance(function, Name) or function.construct is None or not isinstance(arguments, tuple):
             what = function.path if isinstance(function, Name) else shown(function)
             raise self.refuse(f"a call of {what} with {type(arguments).__name__}")
         self.stack.append(function.construct(self, arguments))
 
+    def _new_object(self, opcode: str, values: int) -> None:
+        if len(self.stack) <= values or not _plain(self.stack[-1 - values]):
+            raise self.refuse(f"opcode {opcode} ({_stack_names(self)}), which could run code")
+        del self.stack[-values:]
+
     def _build(self) -> None:
         state, target = self._pop(), self._pop()
+        if _plain(target):
+            self.stack.append(target)
+            return
         if isinstance(target, Unfinished):
             value = target.finish(self, state)
             for index in target.memo_keys:
@@ -257,6 +275,10 @@ class Machine:
         raise self.refuse(f"opcode {opcode} ({detail()}), which could run code")
 
 
+def _plain(value: Any) -> bool:
+    return isinstance(value, Name) and value.plain
+
+
 def _push(make: Callable[[Machine], Any]) -> Callable[[Machine], None]:
     return lambda machine: machine.stack.append(make(machine))
 
@@ -282,7 +304,8 @@ def _extend(
 ) -> Callable[[Machine], None]:
     def step(machine: Machine) -> None:
         items = machine._items() if count is None else [machine._pop() for _ in range(count)][::-1]
-        add(machine, machine._top(kind), items)
+        if not _plain(top := machine._top(kind)):
+            add(machine, top, items)
 
     return step
 
@@ -367,8 +390,8 @@ _OPCODES: dict[bytes, Callable[[Machine], None]] = {
     b"P": Machine._persistent_line,
     b"i": _forbid("INST", _two_lines),
     b"o": _forbid("OBJ", _below_mark),
-    b"\x81": _forbid("NEWOBJ", _stack_names),
-    b"\x92": _forbid("NEWOBJ_EX", _stack_names),
+    b"\x81": lambda m: m._new_object("NEWOBJ", 1),
+    b"\x92": lambda m: m._new_object("NEWOBJ_EX", 2),
     b"\x82": _forbid("EXT1", lambda m: str(m.source.number("<B"))),
     b"\x83": _forbid("EXT2", lambda m: str(m.source.number("<H"))),
     b"\x84": _forbid("EXT4", lambda m: str(m.source.number("<i"))),

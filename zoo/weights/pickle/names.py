@@ -16,6 +16,45 @@ from detection_zoo.zoo.weights.pickle.source import shown
 
 _DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16|\?)")
 MAX_DIMENSIONS = 32
+_NUMPY_TYPES = ("bool_", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64", "str_")
+_TORCH_TYPES = (
+    *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"),
+    *("uint16", "uint32", "uint64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"),
+    *("quint8", "qint8", "qint32", "strided", "contiguous_format", "channels_last"),
+)
+# Notes of training that stand beside the tensors. Their objects are never built, a Name stands for each.
+PLAIN = (
+    *("argparse.Namespace", "types.SimpleNamespace", "collections.deque", "typing.Any"),
+    *(
+        f"{module}.{kind}"
+        for module in ("pathlib", "pathlib._local")
+        for kind in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+    ),
+    *(f"datetime.{kind}" for kind in ("datetime", "date", "time", "timedelta", "timezone")),
+    *("decimal.Decimal", "fractions.Fraction", "uuid.UUID"),
+    *(
+        f"{module}.{kind}"
+        for module in ("builtins", "__builtin__")
+        for kind in ("list", "dict", "tuple", "int", "float", "str", "bool", "object", "slice", "range")
+    ),
+    *(f"__builtin__.{kind}" for kind in ("long", "unicode", "xrange")),
+    *(f"numpy.{kind}" for kind in _NUMPY_TYPES),
+    *(f"torch.{kind}" for kind in _TORCH_TYPES),
+    *("torch.torch_version.TorchVersion", "torch.version.TorchVersion", "torch._utils._rebuild_tensor_v3"),
+    *("torch.serialization._get_layout",),
+    *("yacs.config.CfgNode", "fvcore.common.config.CfgNode", "detectron2.config.config.CfgNode"),
+    *("easydict.EasyDict", "addict.addict.Dict", "munch.Munch", "box.box.Box"),
+    *("mmcv.utils.config.ConfigDict", "mmengine.config.config.ConfigDict", "mmengine.config.config.Config"),
+    *("mmengine.logging.history_buffer.HistoryBuffer", "ml_collections.config_dict.config_dict.ConfigDict"),
+    *(f"omegaconf.{kind}" for kind in ("dictconfig.DictConfig", "listconfig.ListConfig")),
+    *(f"omegaconf.base.{kind}" for kind in ("ContainerMetadata", "Metadata", "Container", "Box")),
+    *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean", "Enum")),
+    *(
+        f"{package}.utilities.{module}.AttributeDict"
+        for package in ("pytorch_lightning", "lightning_fabric", "lightning.fabric", "lightning.pytorch")
+        for module in ("data", "parsing")
+    ),
+)
 
 
 def _dtype_from_text(machine: Machine, text: Any) -> np.dtype:
@@ -36,9 +75,11 @@ def _dtype(machine: Machine, arguments: tuple) -> Unfinished:
     def finish(machine: Machine, state: Any) -> np.dtype:
         fits = (
             isinstance(state, tuple)
-            and len(state) >= 5
-            and state[0] in (3, 4)
+            and len(state) == 8
+            and state[0] == 3
             and state[2:5] == (None, None, None)
+            and all(type(n) is int for n in state[5:])
+            and state[5:] == (-1, -1, 0)  # item size, alignment, flags: none says more than the type itself
         )
         order = (
             state[1].decode("latin1") if fits and isinstance(state[1], bytes) else state[1] if fits else None
@@ -131,6 +172,10 @@ def _mapping(machine: Machine, arguments: tuple) -> dict:
     return {machine.key(key): value for key, value in pairs}
 
 
+def _default_mapping(machine: Machine, arguments: tuple) -> dict:
+    return _mapping(machine, arguments[1:])
+
+
 def _members(kind: type) -> Callable[[Machine, tuple], Any]:
     def construct(machine: Machine, arguments: tuple) -> Any:
         items = arguments[0] if arguments else []
@@ -162,6 +207,7 @@ def numpy_names() -> dict[str, Name]:
         "_codecs.encode": _encode,
         "collections.OrderedDict": _mapping,
         "collections.Counter": _mapping,
+        "collections.defaultdict": _default_mapping,
     }
     for core in ("numpy.core", "numpy._core"):
         constructs |= {
@@ -177,7 +223,8 @@ def numpy_names() -> dict[str, Name]:
             f"{builtins}.bytes": _byte_array,
             f"{builtins}.complex": _complex,
         }
-    names = {path: Name(path, construct) for path, construct in constructs.items()}
+    names = {path: Name(path, plain=True) for path in PLAIN}
+    names |= {path: Name(path, construct) for path, construct in constructs.items()}
     return names | {"numpy.ndarray": Name("numpy.ndarray")}
 
 
@@ -196,6 +243,7 @@ STORAGE_ITEM_BYTES = {
     "Bool": 1,
     "ComplexFloat": 8,
     "ComplexDouble": 16,
+    "storage.Untyped": 1,
 }
 
 
@@ -242,6 +290,8 @@ def tensor_view(machine: Machine, storage: Any, offset: Any, shape: Any, strides
     shape, strides = sizes(machine, shape), sizes(machine, strides)
     if len(shape) != len(strides):
         raise machine.refuse(f"a tensor of shape {shape} with strides {strides}")
+    if offset > storage.count:
+        raise machine.refuse(f"a tensor at {shown(offset)} outside its storage of {storage.count} elements")
     elements = math.prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if elements else 0
     if elements and (last >= storage.count or elements > storage.count):
@@ -279,9 +329,11 @@ def torch_names() -> dict[str, Name]:
         "torch._utils._rebuild_tensor": _rebuild_tensor,
         "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
         "torch._utils._rebuild_parameter": _rebuild_parameter,
+        "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
         "torch.Size": _size,
         "torch.device": _device,
     }
     markers = [f"torch.{kind}{what}" for kind in STORAGE_ITEM_BYTES for what in ("Storage", "Tensor")]
+    markers += ["torch.storage.UntypedStorage"]
     names = {path: Name(path, construct) for path, construct in constructs.items()}
     return numpy_names() | names | {path: Name(path) for path in markers}

@@ -3,6 +3,7 @@ result."""
 
 from __future__ import annotations
 
+import reprlib
 import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -13,11 +14,13 @@ MAX_OPCODES = 1_000_000  # the largest checkpoint of the manifests needs about 6
 MAX_LINE_BYTES = 1 << 28
 MAX_DEPTH = 64
 MAX_EXPANDED = 4_000_000
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 160, 160
 
 
 def shown(value: object) -> str:
-    """A value from a file, fit for a terminal: escaped and cut to 120 characters."""
-    text = repr(value)
+    """A value from a file, fit for a terminal: escaped and cut to 120 characters, however large or deep."""
+    text = _SHORT.repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
 
@@ -102,7 +105,7 @@ def check_plain(value: Any, refuse: Callable[[str], CheckpointError], stray: tup
     todo: list[tuple[Any, bool]] = [(value, False)]
     while todo:
         node, done = todo.pop()
-        if isinstance(node, stray):
+        if isinstance(node, stray) and not getattr(node, "plain", False):
             raise refuse(f"{node.path} stands where a value belongs")
         if not isinstance(node, (list, tuple, dict)) or (id(node) in size and not done):
             continue

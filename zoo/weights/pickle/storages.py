@@ -5,7 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from detection_zoo.zoo.weights.pickle.machine import Machine
-from detection_zoo.zoo.weights.pickle.names import Storage, TensorView
+from detection_zoo.zoo.weights.pickle.names import STORAGE_ITEM_BYTES, Storage, TensorView
+from detection_zoo.zoo.weights.pickle.source import shown
+
+
+class Storages:
+    """The storages that a file names, each with one size and kind."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[Any, Storage] = {}
+
+    def add(self, machine: Machine, storage: Storage) -> Storage:
+        """Note a storage; raises CheckpointError where its key had another size or kind."""
+        first = self.by_key.setdefault(storage.key, storage)
+        if (first.kind, first.root_count) != (storage.kind, storage.root_count):
+            raise machine.refuse(f"storage {storage.key!s:.80} is named with two sizes or kinds")
+        return storage
 
 
 def storage_of(machine: Machine, key: Any) -> Storage:
@@ -17,21 +32,20 @@ def storage_of(machine: Machine, key: Any) -> Storage:
     """
     if not isinstance(key, tuple) or len(key) not in (5, 6) or key[0] not in ("storage", b"storage"):
         raise machine.refuse(
-            f"a persistent id {key!r:.120} (a whole module is program code; only its state dict can be read)"
+            f"a persistent id {shown(key)} (a whole module is program code; only its state dict can be read)"
         )
     kind, name, count, view = key[1], key[2], key[4], key[5] if len(key) == 6 else None
-    path = getattr(kind, "path", "")
+    element = getattr(kind, "path", "").removeprefix("torch.").removesuffix("Storage")
     if (
-        not path.startswith("torch.")
-        or not path.endswith("Storage")
+        element not in STORAGE_ITEM_BYTES
         or type(count) is not int
-        or count < 0
+        or not 0 <= count < 1 << 47
         or not isinstance(name, (str, int))
     ):
-        raise machine.refuse(f"a storage {key!r:.120}")
-    storage = Storage(path.removeprefix("torch.").removesuffix("Storage"), name, count)
+        raise machine.refuse(f"a storage {shown(key)}")
+    storage = Storage(element, name, count)
     if view is not None:
-        _, start, elements = view
+        _, start, elements = view if isinstance(view, tuple) and len(view) == 3 else (None, None, None)
         if (
             type(start) is not int
             or type(elements) is not int
@@ -39,12 +53,12 @@ def storage_of(machine: Machine, key: Any) -> Storage:
             or elements < 0
             or start + elements > count
         ):
-            raise machine.refuse(f"a view {view!r:.120} outside its storage of {count} elements")
+            raise machine.refuse(f"a view {shown(view)} outside its storage of {count} elements")
         storage.start, storage.count, storage.whole = start, elements, count
     return storage
 
 
-def settle(value: Any, data: dict[Any, bytes]) -> Any:
+def settle(value: Any, data: dict[Any, bytes | bytearray]) -> Any:
     """The value with each tensor view replaced by a torch tensor; views of one storage share memory.
 
     Args:
@@ -71,7 +85,7 @@ def settle(value: Any, data: dict[Any, bytes]) -> Any:
     return convert(value)
 
 
-def _tensor(view: TensorView, data: dict[Any, bytes], storages: dict[Any, Any]) -> Any:
+def _tensor(view: TensorView, data: dict[Any, bytes | bytearray], storages: dict[Any, Any]) -> Any:
     import torch
 
     storage = view.storage
@@ -89,10 +103,11 @@ def _tensor(view: TensorView, data: dict[Any, bytes], storages: dict[Any, Any]) 
             "Bool": torch.bool,
             "ComplexFloat": torch.complex64,
             "ComplexDouble": torch.complex128,
+            "storage.Untyped": torch.uint8,
         }
         raw = data.pop(storage.key)
         storages[storage.key] = (
-            torch.frombuffer(bytearray(raw), dtype=kinds[storage.kind])
+            torch.frombuffer(raw if isinstance(raw, bytearray) else bytearray(raw), dtype=kinds[storage.kind])
             if raw
             else torch.empty(0, dtype=kinds[storage.kind])
         )

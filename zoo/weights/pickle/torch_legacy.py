@@ -14,7 +14,7 @@ from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.weights.pickle.machine import Machine, Name
 from detection_zoo.zoo.weights.pickle.names import Storage, TensorView, tensor_view, torch_names
 from detection_zoo.zoo.weights.pickle.source import Budget, Source, shown
-from detection_zoo.zoo.weights.pickle.storages import settle, storage_of
+from detection_zoo.zoo.weights.pickle.storages import Storages, settle, storage_of
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # of torch's format before 1.6
 PROTOCOL_VERSION = 1001
@@ -66,14 +66,11 @@ def read_pickled_tensors(path: Path) -> Any:
 def _read_stream(source: Source, budget: Budget) -> tuple[Any, dict[Any, bytes]]:
     """The value of a legacy stream, its tensors as views, and the bytes of their storages."""
     names = torch_names()
-    storages: dict[Any, Storage] = {}
+    named = Storages()
+    storages = named.by_key
 
     def persistent(machine: Machine, arguments: tuple) -> Storage:
-        storage = storage_of(machine, arguments[0])
-        first = storages.setdefault(storage.key, storage)
-        if (first.kind, first.root_count) != (storage.kind, storage.root_count):
-            raise machine.refuse(f"storage {storage.key} is named with two sizes or kinds")
-        return storage
+        return named.add(machine, storage_of(machine, arguments[0]))
 
     def following() -> Any:
         return Machine(source, names, persistent, budget).run()
@@ -94,6 +91,7 @@ def _read_stream(source: Source, budget: Budget) -> tuple[Any, dict[Any, bytes]]
     value, keys = following(), following()
     if (
         not isinstance(keys, list)
+        or not all(isinstance(key, (str, int)) for key in keys)
         or len(set(map(repr, keys))) != len(keys)
         or any(key not in storages for key in keys)
         or len(keys) != len(storages)

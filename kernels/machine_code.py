@@ -1,0 +1,59 @@
+"""How the operators of a CPU are compiled: by numba, at their first call, with the machine code kept on disk.
+
+numba keeps the code of a function beside its file (or in the user's cache folder, or in NUMBA_CACHE_DIR) and
+compiles it again when that file changes, not when a file changes that it imports from. So each `*_cpu.py`
+holds all of its compiled functions, and only what stands here is shared.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from itertools import pairwise
+
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+compiled = njit(cache=True, nogil=True, error_model="numpy")  # x / 0 is IEEE's answer, no exception
+
+
+@intrinsic
+def _pointer(context, address):
+    """An integer address as a pointer."""
+
+    def build(target, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], target.get_value_type(types.voidptr))
+
+    return types.voidptr(types.intp), build
+
+
+@compiled
+def array_at(address, shape, dtype):
+    """The contiguous array of a shape and type at `tensor.data_ptr()`; the caller keeps the tensor alive.
+
+    Passing an address takes 0.1 us, passing a tensor as a NumPy array 1.5 us.
+    """
+    return carray(_pointer(address), shape, dtype)
+
+
+def in_threads(work: Callable[[int, int], None], count: int, threads: int, least: int = 1) -> None:
+    """Call work(start, end) on equal parts of 0..count-1, each in a thread of its own.
+
+    Args:
+        work: runs without Python's lock (`compiled` functions do), and may be called at the same time on
+            different parts.
+        threads: at most this many parts.
+        least: a part is not made smaller than this.
+    Raises:
+        whatever `work` raises in the calling thread, which takes the last part.
+    """
+    parts = max(1, min(threads, count // max(least, 1)))
+    cuts = [count * part // parts for part in range(parts + 1)]
+    others = [threading.Thread(target=work, args=(start, end)) for start, end in pairwise(cuts[:-1])]
+    for thread in others:
+        thread.start()
+    try:
+        work(cuts[-2], count)
+    finally:
+        for thread in others:
+            thread.join()

@@ -1,0 +1,98 @@
+"""Wrong calls: one line, exit 2, at once, and nothing is written; Ctrl-C while Python still imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from detection_zoo.benchmarks.run.arguments import checked_rows
+from detection_zoo.benchmarks.run.subject import Sources
+from detection_zoo.zoo.errors import ManifestError
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO, CLASSIFIER = "mask_rcnn_vovnet27_tiny_fpn.demo", "vovnet57_imagenet.vovnet"
+UNTRAINED = ("--weights", "random")
+WRONG = {
+    "row": (("run", "mask_rcnn_vovnet27_tiny_fpm.demo", *UNTRAINED), "did you mean 'mask_rcnn_vovnet27"),
+    "row of compare": (("compare", DEMO, "no_such_row", *UNTRAINED), "no row is named 'no_such_row'"),
+    "row of show": (("show", "no_such_row"), "no row is named 'no_such_row'"),
+    "source": (("reproduce", "vovnt"), "did you mean 'vovnet'"),
+    "one row to compare": (("compare", DEMO, *UNTRAINED), "two rows"),
+    "no weights": (("run", DEMO), "--weights random"),
+    "weights file": (("run", DEMO, "--weights", "no/such.pth"), "no/such.pth: no such file"),
+    "data": (("run", DEMO, *UNTRAINED, "--data", "cocoo:x"), "unknown kind of dataset"),
+    "row of fit": (("fit", "no_such_row", "--gb", "1"), "no row is named"),
+    "missing file": (("run", DEMO, *UNTRAINED, "--data", "coco:no/such/folder"), "no such folder"),
+    "wrong classes": (("run", DEMO, *UNTRAINED, "--data", "coco:{coco}"), "classes"),
+    "another task": (("run", CLASSIFIER, *UNTRAINED, "--data", "shapes"), "row of another task"),
+    "metric": (("run", DEMO, *UNTRAINED, "--metrics", "app"), "did you mean 'ap'"),
+    "protocol": (("run", DEMO, *UNTRAINED, "--protocol", "zo"), "did you mean 'zoo'"),
+    "device": (("run", DEMO, *UNTRAINED, "--device", "gpu"), "'gpu' is not one of"),
+    "no GPU": (("run", DEMO, *UNTRAINED, "--device", "cuda"), "sees no CUDA GPU"),
+    "record": (("compare-records", "no_such_row", DEMO), "no measured run of 'no_such_row'"),
+}
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO folder of one image whose only class no row has."""
+    folder = tmp_path_factory.mktemp("coco")
+    (folder / "annotations").mkdir()
+    (folder / "val2017").mkdir()
+    image = {"id": 1, "file_name": "1.jpg", "width": 8, "height": 8}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}
+    content = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "teapot"}]}
+    (folder / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("call", WRONG, ids=lambda name: name.replace(" ", "_"))
+def test_a_wrong_call_ends_at_once_with_one_line_and_no_record(call: str, tmp_path: Path, coco: Path) -> None:
+    arguments, said = WRONG[call]
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "DETECTION_ZOO_HOME": str(tmp_path / "home")}
+    command = [sys.executable, str(ROOT / "bench.py"), *(text.format(coco=coco) for text in arguments)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **hidden}, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2 and said in done.stderr and not done.stdout, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.usefixtures("drawn_shapes")
+def test_a_row_that_cannot_be_measured_is_left_out_of_a_pattern() -> None:
+    said: list[str] = []
+    with pytest.raises(ManifestError, match="stands for its numbers alone"):
+        checked_rows(["densenet161_imagenet.vovnet"], Sources("shapes", "random"), None, said.append)
+    rows = checked_rows(
+        [DEMO, "*_tiny_fpn.demo", "densenet161*"], Sources("shapes", "random"), 2, said.append
+    )
+    assert DEMO in [row.name for row in rows] and any("densenet161" in line for line in said)
+
+
+def test_ctrl_c_while_python_imports_is_one_line_and_130(tmp_path: Path) -> None:
+    codes, said = [], []
+    for wait_s in (0.1, 0.15, 0.2, 0.3, 0.4):
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "bench.py"), "run", DEMO, *UNTRAINED, "--images", "2"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(wait_s)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        codes.append(process.returncode)
+        said.append(err)
+    assert codes == [130] * 5 and not any("Traceback" in err for err in said), said
+    assert all(len(err.splitlines()) <= 2 and "Ctrl-C" in err for err in said), said

@@ -1,0 +1,85 @@
+"""What the headers of a server say, parsed in one place: a value of the right form, or none. No network."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+LONGEST_VALIDATOR = 200  # characters; it is sent back with every request for the rest of a file
+LONGEST_WAIT_S = 1e9
+
+Headers = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ContentRange:
+    """A Content-Range: first and last byte (none for an unsatisfied range), and the size of the file, or
+    none."""
+
+    first: int | None
+    last: int | None
+    total: int | None
+
+
+def whole_number(text: str | None) -> int | None:
+    """A number of at most 18 ASCII digits; none for anything else."""
+    text = (text or "").strip(" \t")
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
+def content_length(headers: Headers) -> int | None:
+    """Bytes that the body will have."""
+    return whole_number(headers.get("Content-Length"))
+
+
+def content_range(headers: Headers) -> ContentRange | None:
+    """Which part of the file the body is."""
+    text = headers.get("Content-Range", "").strip(" \t")
+    found = re.fullmatch(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)", text)
+    return ContentRange(*(whole_number(group) for group in found.groups())) if found else None
+
+
+def packing(headers: Headers) -> str:
+    """How the body is packed, in small letters: identity, gzip ..."""
+    return headers.get("Content-Encoding", "").lower().strip() or "identity"
+
+
+def media_type(headers: Headers) -> str | None:
+    """The Content-Type, printable and of at most 100 characters."""
+    text = headers.get("Content-Type")
+    return printable(text)[:100] if text is not None else None
+
+
+def is_chunked(headers: Headers) -> bool:
+    """Whether the body ends with a mark."""
+    return "chunked" in headers.get("Transfer-Encoding", "").lower()
+
+
+def validator(headers: Headers) -> str | None:
+    """What tells one version of the file from another: a strong ETag, else the date of its last change."""
+    etag, date = headers.get("ETag", ""), headers.get("Last-Modified", "")
+    for text, form in ((etag, r'"[!#-~]*"'), (date, r"[ -~]+")):
+        if len(text) <= LONGEST_VALIDATOR and re.fullmatch(form, text):
+            return text
+    return None
+
+
+def retry_after_s(headers: Headers) -> float | None:
+    """Seconds that a Retry-After header asks for, in either of its forms."""
+    text = headers.get("Retry-After")
+    if text is None:
+        return None
+    if (seconds := whole_number(text)) is not None:
+        return min(float(seconds), LONGEST_WAIT_S)
+    try:
+        return max(0.0, parsedate_to_datetime(text[:100]).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError, OSError):
+        return None
+
+
+def printable(text: str) -> str:
+    """Text from a server without control characters, which a terminal would obey."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", "?", text)

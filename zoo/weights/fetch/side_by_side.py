@@ -1,0 +1,55 @@
+"""Work on several things at once that Ctrl-C ends within moments, whatever one of them waits for."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
+from typing import Any
+
+LAST_WORDS_S = 1.5  # for work to end by itself once it is told to stop
+LOOK_S = 0.2
+
+
+def run_side_by_side(
+    work: Callable[[Any], None], items: Sequence[Hashable], jobs: int, stop: threading.Event
+) -> bool:
+    """Call `work` with every item, several at a time.
+
+    Args:
+        work: raises nothing; it ends soon after `stop` is set. What does not (a look-up of a host name) is
+            left behind in a thread that does not keep the process alive.
+        items: what to work on.
+        jobs: how many at a time.
+        stop: set by Ctrl-C.
+
+    Returns:
+        Whether Ctrl-C ended it.
+    """
+    todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for item in items:
+        todo.put(item)
+
+    def worker() -> None:
+        while not stop.is_set():
+            try:
+                item = todo.get_nowait()
+            except queue.Empty:
+                return
+            with suppress(KeyboardInterrupt):  # how work ends once `stop` is set
+                work(item)
+
+    threads = [threading.Thread(target=worker, daemon=True) for _ in range(max(1, min(jobs, len(items))))]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(LOOK_S)
+        return False
+    except KeyboardInterrupt:
+        stop.set()
+        for thread in threads:
+            thread.join(LAST_WORDS_S / len(threads))
+        return True
