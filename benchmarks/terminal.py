@@ -68,7 +68,10 @@ def table_lines(
         max(_least(cell, width if place == 0 else LEAST) for cell in column)
         for place, column in enumerate(columns)
     ]
-    least[0] = min(least[0], width * 3 // 5)
+    least[0] = min(least[0], width * 2 // 3)
+    over = sum(least) + len(GAP) * (len(least) - 1) - width
+    if 0 < over <= least[0] - width // 3:  # long names break before columns move to another block
+        least[0] -= over
     lines: list[str] = []
     for block in _blocks(least, width, keys):
         widths = _grown([least[c] for c in block], [natural[c] for c in block], width)
@@ -96,16 +99,13 @@ def _blocks(least: list[int], width: int, keys: int) -> list[list[int]]:
 
 
 def _grown(least: list[int], natural: list[int], width: int) -> list[int]:
-    """Widths that fill a line: what is left goes to the columns that lack most."""
+    """Widths that fill a line: what is left goes first to the columns that lack least, so that few wrap."""
     widths = list(least)
     spare = width - sum(widths) - len(GAP) * (len(widths) - 1)
-    while (
-        spare > 0 and (lacking := max(range(len(widths)), key=lambda c: natural[c] - widths[c])) is not None
-    ):
-        if natural[lacking] <= widths[lacking]:
-            break
-        widths[lacking] += 1
-        spare -= 1
+    for place in sorted(range(len(widths)), key=lambda c: natural[c] - least[c]):
+        more = max(0, min(natural[place] - widths[place], spare))
+        widths[place] += more
+        spare -= more
     while spare < 0:  # one wide column beside the keys: it shrinks
         widest = max(range(len(widths)), key=lambda c: widths[c])
         widths[widest] -= 1

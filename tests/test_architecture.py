@@ -50,7 +50,8 @@ MAY_IMPORT = [
         "benchmarks/report/",
         (
             *("zoo.errors", "zoo.manifest", "zoo.plain", "zoo.registry"),
-            *("benchmarks.spec", "benchmarks.store", "benchmarks.statistics", "benchmarks.tabular"),
+            *("benchmarks.spec", "benchmarks.store", "benchmarks.statistics"),
+            *("benchmarks.tabular", "benchmarks.terminal"),
             *("benchmarks.compare.record", "benchmarks.compare.text", "benchmarks.report"),
         ),
     ),

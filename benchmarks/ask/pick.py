@@ -6,26 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from detection_zoo.benchmarks.ask.select import licence_of, permitted, weights_of
 from detection_zoo.benchmarks.report.wide import Overview, WideLine, overview
 from detection_zoo.benchmarks.spec import Metric, metric
 from detection_zoo.benchmarks.store import stored_runs
-from detection_zoo.benchmarks.tabular import text_table
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.benchmarks.tabular import Notes, note_lines, text_table
+from detection_zoo.benchmarks.terminal import wrap
+from detection_zoo.zoo.manifest import load_manifests
 
-PERMISSIVE = frozenset(
-    {
-        "MIT",
-        "ISC",
-        "BSD-2-Clause",
-        "BSD-3-Clause",
-        "Apache-2.0",
-        "Unlicense",
-        "CC0-1.0",
-        "CC-BY-4.0",
-        "0BSD",
-        "Zlib",
-    }
-)
+LEFT_OUT = "Rows that cannot be built, or whose weights cannot be had, are left out; --all shows them."
 ORDER = {"measured": 0, "published": 1}
 
 
@@ -33,9 +22,9 @@ ORDER = {"measured": 0, "published": 1}
 class Wish:
     """What is asked for; None: no matter.
 
-    max_ms: model time an image. max_gb: training memory in GiB. min_score: accuracy in percent, of the
-        metric `metric`. licence: "permissive", or an
-    SPDX name. hardware: part of the name of the processor or GPU.
+    max_ms: model time an image. max_gb: training memory in GiB. min_score: the least (or, where lower is
+    better, the largest) value of `metric`. licence: "permissive", or an SPDX name. hardware: part of the name
+    of the processor or GPU. every_row: rows too that cannot be built or whose weights cannot be had.
     """
 
     max_ms: float | None = None
@@ -45,6 +34,7 @@ class Wish:
     max_parameters_m: float | None = None
     licence: str | None = None
     hardware: str | None = None
+    every_row: bool = False
 
     def bounds(self) -> list[tuple[Metric, float]]:
         """Metrics with the bound that each must keep, below or above as the metric says."""
@@ -84,7 +74,8 @@ def pick(wish: Wish, store: Path | None = None) -> tuple[list[Candidate], list[C
 
 def choose(view: Overview, wish: Wish) -> tuple[list[Candidate], list[Candidate]]:
     """As `pick`, from what is already read."""
-    every = [_candidate(line, wish) for line in view.lines]
+    lines = view.lines if wish.every_row else obtainable(view)
+    every = [_candidate(line, wish) for line in lines]
     best = metric(wish.metric)
     fits = sorted(
         (one for one in every if not one.reasons),
@@ -96,6 +87,18 @@ def choose(view: Overview, wish: Wish) -> tuple[list[Candidate], list[Candidate]
         if one.row not in chosen and (one.row not in others or _nearness(one) < _nearness(others[one.row])):
             others[one.row] = one
     return fits, sorted(others.values(), key=_nearness)
+
+
+def obtainable(view: Overview) -> list[WideLine]:
+    """Lines of the rows that a reader can have: built here, with weights that are here, can be fetched, or
+    were measured."""
+    had = weights_of(view.manifests.entries.values())
+    measured = {line.entry.name for line in view.lines if line.kind == "measured" and line.trusted}
+    return [
+        line
+        for line in view.lines
+        if not line.entry.published_only and (had[line.entry.name].usable or line.entry.name in measured)
+    ]
 
 
 def _nearness(one: Candidate) -> tuple[int, int, str]:
@@ -140,48 +143,31 @@ def _short_of(line: WideLine, quantity: Metric, bound: float) -> str | None:
     return None
 
 
-def licence_of(entry: ModelEntry) -> str:
-    """The licences of a row and of its weights, each once."""
-    named = dict.fromkeys(
-        [entry.licence, *(spec.licence for spec in entry.trained_weights if not spec.wrong)]
-    )
-    return " and ".join(name or "not stated" for name in named)
-
-
-def permitted(entry: ModelEntry, wanted: str) -> bool:
-    """Whether the row's licence and that of its weights are the wanted one, or permissive ones where that is
-    wanted; unstated ones are not."""
-    licences = {entry.licence, *(spec.licence for spec in entry.trained_weights if not spec.wrong)}
-    return all(
-        name is not None and (name in PERMISSIVE if wanted == "permissive" else name == wanted)
-        for name in licences
-    )
-
-
 def text_of(
     fits: list[Candidate], others: list[Candidate], wish: Wish, shown: int, width: int | None = None
 ) -> str:
     """The answer for people, in lines of at most `width` letters; of the others the nearest `shown`."""
     columns = [metric(name) for name in dict.fromkeys((wish.metric, "time_ms", "memory_gib", "parameters_m"))]
-    head = ["row", *(f"{q.title} ({q.unit})" for q in columns), "licence", "where, and what to know"]
-    blocks = []
+    head = ["row", *(f"{q.title} ({q.unit})" for q in columns), "licence"]
+    blocks, marks = [], Notes()
     for kind, title in (
         ("measured", "Measured here"),
-        ("published", "Published by their sources, not measured here: their clocks and hardware differ"),
+        ("published", "Published by their sources, on other hardware, timed in other ways"),
     ):
         rows = [
             [
-                one.row,
+                f"{one.row} {marks.mark('; '.join(filter(None, (one.setting, *one.flags))))}",
                 *(f"{one.values[q.name]:.{q.digits}f}" if q.name in one.values else "-" for q in columns),
                 one.licence,
-                "; ".join((one.setting, *one.flags)),
             ]
             for one in fits
             if one.kind == kind
         ]
-        blocks.append(
-            f"{title}: {len(rows)} qualify\n" + (text_table(head, rows, width) + "\n" if rows else "")
-        )
+        blocks += wrap(f"{title}: {len(rows)} qualify", width or 10**6)
+        blocks += [text_table(head, rows, width), ""] if rows else [""]
+    blocks += [*note_lines(marks.lines(), width), *([""] if marks.numbers else [])]
     lines = [[one.row, one.kind, "; ".join(one.reasons)] for one in others[:shown]]
     rest = f"Why others do not ({len(others)} rows, the nearest {len(lines)})\n"
+    if not wish.every_row:
+        rest = "\n".join([*wrap(LEFT_OUT, width or 10**6), "", rest])
     return "\n".join([*blocks, rest + text_table(["row", "by its numbers", "why not"], lines, width)])

@@ -8,11 +8,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from detection_zoo.benchmarks.terminal import terminal_width, wrap
 from detection_zoo.zoo.errors import UnknownName, ZooError, in_one_line
 from detection_zoo.zoo.plain import printable, without_secrets
 
@@ -77,13 +78,27 @@ class _Commands(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
 
 
-app = typer.Typer(
-    cls=_Commands,
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Benchmark tables of object detectors: rows of the manifests, measured here and as published.",
-)
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"detection-zoo {version('detection-zoo')}")
+        except PackageNotFoundError:
+            typer.echo("detection-zoo, a checkout that is not installed")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Benchmark tables of object detectors: rows of the manifests, measured here and as published."""
 
 
 def emit(value: Any, as_json: bool, text: str) -> None:
@@ -93,4 +108,9 @@ def emit(value: Any, as_json: bool, text: str) -> None:
 
 def say(text: str) -> None:
     """Print a message to stderr, secrets in addresses hidden."""
-    typer.echo(printable(without_secrets(text)), err=True)
+    lines = printable(without_secrets(text)).splitlines() or [""]
+    if width := terminal_width():
+        lines = [
+            part for line in lines for part in (wrap(line, width, "  ") if len(line) > width else [line])
+        ]
+    typer.echo("\n".join(lines), err=True)

@@ -15,6 +15,7 @@ from detection_zoo.benchmarks.commands.options import (
     IMAGES,
     JSON,
     READ_STORE,
+    ROW,
     WEIGHTS,
     WIDE,
     check_metric,
@@ -25,7 +26,7 @@ from detection_zoo.benchmarks.commands.options import (
 
 @app.command()
 def explain(
-    row: Annotated[str, typer.Argument(help="name of a row")],
+    row: ROW,
     data: DATA = "shapes",
     weights: WEIGHTS = "published",
     images: IMAGES = None,
@@ -76,7 +77,10 @@ def pick(
     max_parameters: Annotated[float | None, typer.Option(help="millions")] = None,
     licence: Annotated[str | None, typer.Option(help="permissive, or an SPDX name")] = None,
     hardware: Annotated[str | None, typer.Option(help="part of the name of the processor or GPU")] = None,
-    others: Annotated[int, typer.Option(min=0, help="how many of the other rows are told")] = 10,
+    others: Annotated[int, typer.Option(min=0, help="how many of the other rows are shown")] = 10,
+    every_row: Annotated[
+        bool, typer.Option("--all", help="rows too that cannot be built or whose weights cannot be had")
+    ] = False,
     store: READ_STORE = None,
     wide: WIDE = False,
     as_json: JSON = False,
@@ -88,7 +92,7 @@ def pick(
     from detection_zoo.benchmarks.ask.pick import pick as pick_rows
 
     check_metric(metric)
-    wish = Wish(max_ms, max_gb, min_ap, metric, max_parameters, licence, hardware)
+    wish = Wish(max_ms, max_gb, min_ap, metric, max_parameters, licence, hardware, every_row)
     fits, rest = pick_rows(wish, store)
     emit(
         {"qualify": [asdict(one) for one in fits], "others": [asdict(one) for one in rest]},
@@ -102,7 +106,7 @@ def pick(
 
 @app.command()
 def fit(
-    row: Annotated[str, typer.Argument(help="name of a row")],
+    row: ROW,
     gb: Annotated[
         float,
         typer.Option(

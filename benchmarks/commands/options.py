@@ -9,6 +9,15 @@ import typer
 
 from detection_zoo.benchmarks.terminal import terminal_width
 
+
+def row_names(incomplete: str) -> list[str]:
+    """Names of rows that begin so, for the completion of a shell."""
+    from detection_zoo.zoo.manifest import load_manifests
+
+    return [name for name in load_manifests().entries if name.startswith(incomplete)]
+
+
+ROW = Annotated[str, typer.Argument(help="name of a row", autocompletion=row_names)]
 JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 WIDE = Annotated[bool, typer.Option("--wide", help="whole lines, wider than the terminal")]
 STORE = Annotated[

@@ -8,34 +8,59 @@ from typing import Annotated, Literal
 import typer
 
 from detection_zoo.benchmarks.commands.app import app, emit, say
-from detection_zoo.benchmarks.commands.options import JSON, PROTOCOL, READ_STORE, WIDE, width_of
+from detection_zoo.benchmarks.commands.options import (
+    JSON,
+    PROTOCOL,
+    READ_STORE,
+    ROW,
+    WIDE,
+    row_names,
+    width_of,
+)
 
 
 @app.command("list")
 def list_rows(
-    pattern: Annotated[str, typer.Argument(help="part of a name, a shell pattern, or a source")] = "*",
+    pattern: Annotated[
+        str, typer.Argument(help="part of a name, a shell pattern, or a source", autocompletion=row_names)
+    ] = "*",
+    source: Annotated[str | None, typer.Option(help="rows of this source: vovnet, detectron ...")] = None,
+    detector: Annotated[str | None, typer.Option(help="part of a detector's name, or classifier")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="available (here or fetchable), here, fetchable, needs a person, partial, none, numbers only"
+        ),
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="permissive, or an SPDX name")] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="name, detector, backbone, dataset, licence, weights, or a metric")
+    ] = None,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
     """List the rows of the manifests."""
-    from detection_zoo.benchmarks.report.listing import listing, summary
+    from detection_zoo.benchmarks.ask.select import row_of, select, text_of, weights_of
     from detection_zoo.zoo.manifest import load_manifests
 
     entries = load_manifests().find(pattern)
-    emit([summary(entry) for entry in entries], as_json, listing(entries, width_of(wide)))
-    say(f"{len(entries)} rows")
-    if not entries:
+    entries = select(entries, source, detector, weights, licence, sort)
+    had = weights_of(entries)
+    rows = [row_of(entry, had) for entry in entries]
+    emit(rows, as_json, text_of(rows, width_of(wide)))
+    say(f"{len(rows)} rows")
+    if not rows:
         raise typer.Exit(1)
 
 
 @app.command()
-def show(row: Annotated[str, typer.Argument(help="name of a row")], as_json: JSON = False) -> None:
+def show(row: ROW, wide: WIDE = False, as_json: JSON = False) -> None:
     """Show everything the manifests say of one row."""
     from detection_zoo.benchmarks.report.listing import described
     from detection_zoo.zoo.manifest import load_manifests
 
     entry = load_manifests().entry(row)
-    emit(entry.model_dump(mode="json", exclude_none=True), as_json, described(entry))
+    emit(entry.model_dump(mode="json", exclude_none=True), as_json, described(entry, width_of(wide)))
 
 
 @app.command()
@@ -135,12 +160,12 @@ def report(
         )
     try:
         done, problems = stale_report() if check else make_report(store, out, wanted)
-    except (ModuleNotFoundError, ValueError) as error:
+    except ValueError as error:
         say(f"error: {error}")
         raise typer.Exit(1) from None
     emit({"stale" if check else "files": done, "problems": problems}, as_json, "\n".join(done))
     for problem in problems:
         say(f"warning: {problem}")
     say(f"{len(done)} {'things are stale; `make report` writes them again' if check else 'files'}")
-    if check and done:
+    if bool(done) == check:
         raise typer.Exit(1)

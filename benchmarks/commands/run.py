@@ -19,6 +19,7 @@ from detection_zoo.benchmarks.commands.options import (
     JSON,
     METRICS,
     PROTOCOL,
+    ROW,
     STORE,
     TF32,
     WEIGHTS,
@@ -27,13 +28,16 @@ from detection_zoo.benchmarks.commands.options import (
     check_protocol,
     device_of,
     groups_of,
+    row_names,
     width_of,
 )
 
 
 @app.command()
 def run(
-    rows: Annotated[list[str], typer.Argument(help="rows, shell patterns, or sources")],
+    rows: Annotated[
+        list[str], typer.Argument(help="rows, shell patterns, or sources", autocompletion=row_names)
+    ],
     data: DATA = "shapes",
     weights: WEIGHTS = "published",
     checkpoint_format: FORMAT = None,
@@ -190,7 +194,7 @@ def reproduce(
 
 @app.command()
 def detect(
-    row: Annotated[str, typer.Argument(help="name of a row")],
+    row: ROW,
     images: Annotated[list[Path], typer.Argument(help="pictures, or folders of them")],
     out: Annotated[Path, typer.Option(help="folder for the drawn pictures")],
     weights: WEIGHTS = "published",

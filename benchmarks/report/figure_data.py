@@ -11,6 +11,7 @@ from detection_zoo.benchmarks.report.lines import Point, comparable
 from detection_zoo.benchmarks.report.pareto import pareto_front
 from detection_zoo.benchmarks.report.wide import Overview, WideLine, setting_title
 from detection_zoo.benchmarks.spec import Metric, Run
+from detection_zoo.zoo.plain import one_line
 
 PHASES = {
     "decode_ms": "decode",
@@ -179,7 +180,7 @@ def kernel_ratios(view: Overview) -> list[Ratios]:
             if case.ratio is not None
         ]
         if cases:
-            title = f"{timings.environment.device_name}, {timings.backend} beside {timings.peer}"
+            title = one_line(f"{timings.environment.device_name}, {timings.backend} beside {timings.peer}")
             found.append(Ratios(title, tuple(name for name, _ in cases), tuple(point for _, point in cases)))
     return found
 

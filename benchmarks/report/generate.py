@@ -47,26 +47,17 @@ def stored_overview(store: Path | None = None, manifests: Manifests | None = Non
 
 
 def generate(view: Overview, formats: set[str]) -> Generated:
-    """Make every table, figure and page of these formats.
-
-    Raises:
-        ModuleNotFoundError: matplotlib or jinja2 is not installed; says how to get it.
-    """
-    from tqdm import tqdm
-
-    files: dict[str, bytes] = {}
-    try:
-        for part in tqdm(
-            (table_files, _figures, _page), desc="report", unit="part", leave=False, disable=None
-        ):
-            files |= part(view, formats)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error.name} is missing, which draws the report: pip install -e .[report], or leave svg, png"
-            " and html out of --format",
-            name=error.name,
-        ) from None
-    return Generated(files, view.problems)
+    """Make every table, figure and page of these formats; where matplotlib or jinja2 is not installed, what
+    needs it is left out and becomes a problem."""
+    made = Generated(problems=list(view.problems))
+    for part, what in ((table_files, "tables"), (_figures, "figures"), (_page, "the page")):
+        try:
+            made.files |= part(view, formats)
+        except ModuleNotFoundError as error:
+            made.problems.append(
+                f"{what} left out: {error.name} is not installed; pip install 'detection-zoo[report]'"
+            )
+    return made
 
 
 def _figures(view: Overview, formats: set[str]) -> dict[str, bytes]:

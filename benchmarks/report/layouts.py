@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.errors import ManifestError, UnknownName
 from detection_zoo.zoo.manifest import MANIFEST_FOLDER, MetricSource, ModelEntry, Strict
 from detection_zoo.zoo.registry import did_you_mean
 
@@ -142,7 +142,7 @@ def layouts_of(name: str, layouts: dict[str, Layout], sources: set[str]) -> list
     """The tables of a source, or the one table of that name; a source without its own gets the wide one.
 
     Raises:
-        ManifestError: neither a source nor a table is called that; says which are near.
+        UnknownName: neither a source nor a table is called that; says which are near.
     """
     own = [layout for layout in layouts.values() if layout.source == name]
     if own:
@@ -153,6 +153,6 @@ def layouts_of(name: str, layouts: dict[str, Layout], sources: set[str]) -> list
         ]
     if name in layouts:
         return [layouts[name]]
-    raise ManifestError(
+    raise UnknownName(
         f"no source and no table is called {name!r}: {did_you_mean(name, {*layouts, *sources})}"
     )

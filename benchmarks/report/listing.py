@@ -1,50 +1,19 @@
-"""What `bench.py list` and `bench.py show` print: rows of the manifests as text or as data. No torch."""
+"""What `bench.py show` and `run` print: a row of the manifests, the measurements of runs. No torch."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from detection_zoo.benchmarks.report.lines import own_metric, published_lines
+from detection_zoo.benchmarks.report.lines import own_metric
 from detection_zoo.benchmarks.spec import Metric, Run, metric
 from detection_zoo.benchmarks.tabular import Cell, Notes, Table, render, text_table
+from detection_zoo.benchmarks.terminal import wrap
 from detection_zoo.zoo.manifest import ModelEntry, WeightSpec, load_manifests
+from detection_zoo.zoo.plain import one_line
 
 
-def summary(entry: ModelEntry) -> dict[str, Any]:
-    """One row as the list shows it."""
-    values = {name: value for line in reversed(published_lines(entry)) for name, value in line.values.items()}
-    accuracies = (name for name, spec in load_manifests().metrics.items() if spec.accuracy)
-    headline = next((name for name in accuracies if name in values), None)
-    return {
-        "name": entry.name,
-        "detector": entry.detector.name if entry.detector else "classifier",
-        "backbone": entry.backbone.name,
-        "dataset": entry.dataset,
-        "published": f"{metric(headline).title} {metric(headline).format(values[headline])}"
-        if headline
-        else "-",
-        "weights": _weights_state(entry),
-    }
-
-
-def _weights_state(entry: ModelEntry) -> str:
-    """Whether trained weights can be fetched, in one word."""
-    if entry.published_only:
-        return "numbers only"
-    spec = next(iter(entry.trained_weights), None)
-    if spec is None:
-        return "none"
-    return "wrong link" if spec.wrong else "link" if spec.urls else "by hand"
-
-
-def listing(entries: list[ModelEntry], width: int | None = None) -> str:
-    """Rows as a plain table in lines of at most `width` letters."""
-    rows = [list(summary(entry).values()) for entry in entries]
-    return text_table(list(summary(entries[0])), rows, width) if entries else ""
-
-
-def described(entry: ModelEntry) -> str:
-    """Everything a manifest says of one row, as indented text."""
+def described(entry: ModelEntry, width: int | None = None) -> str:
+    """Everything a manifest says of one row, as indented text in lines of at most `width` letters."""
     data = entry.model_dump(
         exclude_none=True, exclude_defaults=True, exclude={"published", "weights", "conventions"}
     )
@@ -75,7 +44,15 @@ def described(entry: ModelEntry) -> str:
                 for name, value in record.values.items()
             ),
         ]
-    return "\n".join(lines)
+    if width is None:
+        return "\n".join(lines)
+    return "\n".join(part for line in lines for part in _wrapped(one_line(line), width))
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """A line and what does not fit, indented below it."""
+    indent = line[: len(line) - len(line.lstrip())]
+    return [indent + part for part in wrap(line.strip(), width - len(indent), indent="    ")]
 
 
 def _plain(value: Any) -> str:

@@ -24,6 +24,7 @@ from detection_zoo.benchmarks.report.lines import (
 from detection_zoo.benchmarks.report.table import provenance
 from detection_zoo.benchmarks.spec import Metric, Run, named_metrics
 from detection_zoo.zoo.manifest import Manifests, ModelEntry, Published
+from detection_zoo.zoo.plain import one_line
 
 Kind = Literal["measured", "published", "not measured"]
 
@@ -152,7 +153,9 @@ def setting_title(run: Run) -> str:
         else "data not recorded"
     )
     hardware = run.environment.device_name if run.environment else "machine not recorded"
-    return f"{hardware}, {spec.dtype}{' with TF32' if spec.tf32 else ''}, batch {spec.batch_size}, {images}"
+    return one_line(
+        f"{hardware}, {spec.dtype}{' with TF32' if spec.tf32 else ''}, batch {spec.batch_size}, {images}"
+    )
 
 
 def _published(entry: ModelEntry, line: PublishedLine, metrics: dict[str, Metric]) -> WideLine:

@@ -388,3 +388,27 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stdout.split(), done.stderr + done.stdout
+
+
+def test_without_matplotlib_tables_and_the_page_are_made(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; sys.argv[0] = 'bench.py'; import bench; bench.main()"
+    )
+    command = [sys.executable, "-c", code, "report", "--store", "results/runs", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "figures left out: matplotlib is not installed" in done.stderr
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "tables" / "vovnet.md").is_file()
+    assert not (tmp_path / "figures").exists()
+    none = subprocess.run([*command, "--format", "svg"], cwd=ROOT, capture_output=True, text=True)
+    assert none.returncode == 1 and "matplotlib" in none.stderr
+
+
+def test_notes_of_tables_are_short_and_figures_survive_odd_names(tmp_path: Path) -> None:
+    odd = MACHINE.model_copy(update={"device_name": "Abacus \x1b[31m <9> & \x00 \ufffe"})
+    runs = two_of(20.0, environment=odd)
+    made = generate(overview(load_manifests(), runs), {"svg", "md"}).files
+    for name in (name for name in made if name.endswith(".svg")):
+        ElementTree.fromstring(made[name].decode())
+    notes = [line for line in made["tables/vovnet.md"].decode().splitlines() if line.startswith("- [")]
+    own = [note for note in notes if "Abacus" in note or "records" in note or "weights published" in note]
+    assert len(own) == 4 and all(len(note.split()) <= 22 and "\x1b" not in note for note in own), own

@@ -15,6 +15,7 @@ from records import measured, run_of
 
 from detection_zoo.benchmarks.store import write_run
 from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.plain import without_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +72,7 @@ def test_list_prints_rows_and_says_how_many() -> None:
     }
     assert done.stderr.strip() == f"{len(rows)} rows"
     lines = {line.split()[0]: line for line in bench("list", "vovnet").stdout.splitlines()}
-    assert lines["faster_rcnn_vovnet39_fpn_2x.vovnet"].endswith("link") and lines[
+    assert lines["faster_rcnn_vovnet39_fpn_2x.vovnet"].endswith("fetchable") and lines[
         "densenet161_imagenet.vovnet"
     ].endswith("numbers only")
 
@@ -97,7 +98,7 @@ def test_show_prints_everything_of_a_row() -> None:
             2,
             "did you mean 'faster_rcnn_vovnet39_fpn_2x.vovnet'",
         ),
-        (("table", "vovnt"), 1, "did you mean 'vovnet'"),
+        (("table", "vovnt"), 2, "did you mean 'vovnet'"),
         (("list", "no_such_row"), 1, "0 rows"),
         (("shwo", "x"), 2, "Did you mean 'show'"),
         (("list", "--jsn"), 2, "--json"),
@@ -116,6 +117,82 @@ def test_show_prints_everything_of_a_row() -> None:
 def test_mistakes_get_one_answer_and_no_traceback(arguments: tuple[str, ...], code: int, said: str) -> None:
     done = bench(*arguments)
     assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr
+
+
+LONG = "mask_rcnn_vovnet57_fpn_2x.vovnet"
+
+
+@pytest.mark.parametrize("columns", ["60", "100"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("list",),
+        ("list", "--licence", "permissive", "--sort", "box_ap"),
+        ("show", LONG),
+        ("show", "keypoint_rcnn_resnet50_fpn_1x.detectron"),
+        ("table", "detectron"),
+        ("table", "registry", "--store", "results/runs"),
+        ("table", "comparisons", "--store", "results/runs"),
+        ("table", "kernels", "--store", "results/runs"),
+        ("pick", "--max-ms", "90", "--min-ap", "38"),
+        ("pick", "--all", "--metric", "person_ap"),
+        ("list", "no_such_row"),
+        ("show", "no_such_row"),
+        ("list", "--source", "vovnt"),
+    ],
+    ids=" ".join,
+)
+def test_no_line_is_longer_than_the_terminal(command: tuple[str, ...], columns: str) -> None:
+    done = bench(*command, columns=columns)
+    assert [line for line in (done.stdout + done.stderr).splitlines() if len(line) > int(columns)] == []
+    assert done.returncode in (0, 1, 2) and "Traceback" not in done.stderr
+
+
+def test_wide_output_has_whole_lines() -> None:
+    url = load_manifests().entry(LONG).weights[0].urls[0]
+    assert url in bench("show", LONG, "--wide", columns="40").stdout
+    assert url in bench("table", "vovnet", "--wide", columns="40").stdout
+    assert len(bench("list", "--wide", columns="40").stdout.splitlines()) == len(load_manifests().entries) + 2
+
+
+def test_list_filters_and_sorts() -> None:
+    def names(*arguments: str) -> list[dict]:
+        return json.loads(bench("list", *arguments, "--json").stdout)
+
+    assert {row["name"].rpartition(".")[2] for row in names("--source", "hardnet")} == {"hardnet"}
+    assert all("retinanet" in row["detector"] for row in names("--detector", "retinanet"))
+    assert {row["weights"] for row in names("--weights", "numbers only")} == {"numbers only"}
+    assert {row["weights"] for row in names("--weights", "available")} <= {"here", "fetchable"}
+    free = names("--licence", "permissive")
+    assert free and not [row for row in free if "not stated" in row["licence"]]
+    best = [row["published"] for row in names("--source", "vovnet", "--sort", "box_ap")]
+    values = [float(text.rpartition(" ")[2]) for text in best if text.startswith("Box AP")]
+    assert values == sorted(values, reverse=True) and best[0] == "Box AP 42.0"
+    assert "did you mean 'vovnet'" in bench("list", "--source", "vovnt").stderr
+    assert "did you mean 'box_ap'" in bench("list", "--sort", "box_pa").stderr
+
+
+def test_version_and_completion() -> None:
+    assert bench("--version").stdout.startswith("detection-zoo")
+    complete = {"_BENCH.PY_COMPLETE": "complete_bash", "COMP_WORDS": "bench.py show ssdl", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "bench.py"], cwd=ROOT, capture_output=True, text=True, env=os.environ | complete
+    )
+    assert done.stdout.split() == [name for name in load_manifests().entries if name.startswith("ssdl")]
+
+
+def test_secrets_and_escape_sequences_are_not_printed() -> None:
+    code = (
+        "from detection_zoo.benchmarks.commands.app import say, emit\n"
+        "say('from https://anna:pw@host/x?a=1&token=abc123&X-Amz-Signature=ff0 \\x1b[31mred')\n"
+        "emit({}, False, 'row \\x1b]0;title\\x07')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "https://***@host/x?a=1&token=***&X-Amz-Signature=***" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr and "\x07" not in done.stdout
+    assert without_secrets("https://user@host/") == "https://***@host/"
+    assert without_secrets("see https://host/a?id=3 and me@host") == "see https://host/a?id=3 and me@host"
 
 
 def test_table_prints_records_of_a_store(tmp_path: Path) -> None:
