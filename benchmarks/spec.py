@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
-from detection_zoo.zoo.manifest import MetricSpec, Strict, load_manifests
+from detection_zoo.zoo.manifest import MetricSpec, Strict, load_metrics
 from detection_zoo.zoo.registry import did_you_mean
 
 SCHEMA_VERSION = 1
@@ -47,7 +47,7 @@ def named_metrics(known: dict[str, MetricSpec]) -> dict[str, Metric]:
 
 def metric(name: str) -> Metric:
     """The metric of that name; raises KeyError with the nearest names."""
-    known = load_manifests().metrics
+    known = load_metrics()
     if name not in known:
         raise KeyError(
             f"unknown metric {name!r}: {did_you_mean(name, known)}; metrics stand in manifests/metrics.toml"

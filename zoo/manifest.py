@@ -480,23 +480,17 @@ def read_manifests(folder: Path) -> Manifests:
     Raises:
         ManifestError: names the file, row, field, the value and what is allowed.
     """
-    raw = {file: _read_toml(folder / file) for file in SHARED_FILES}
     shared = {
-        kind: {
-            name: _validate(
-                model, _with_base(raw[file], name, str(folder / file)), f"{folder / file}: {name}"
-            )
-            for name in raw[file]
-        }
-        for kind, file, model in (
-            ("conventions", "conventions.toml", Conventions),
-            ("schedules", "schedules.toml", Schedule),
-            ("datasets", "datasets.toml", DatasetSpec),
-            ("metrics", "metrics.toml", MetricSpec),
-            ("protocols", "protocols.toml", TimingProtocol),
+        kind: _read_tables(folder / f"{kind}.toml", model)
+        for kind, model in (
+            ("conventions", Conventions),
+            ("schedules", Schedule),
+            ("datasets", DatasetSpec),
+            ("metrics", MetricSpec),
+            ("protocols", TimingProtocol),
         )
     }
-    bundles = raw["conventions.toml"]
+    bundles = _read_toml(folder / "conventions.toml")
     entries: dict[str, ModelEntry] = {}
     for path in sorted(folder.glob("*.toml")):
         if path.name in SHARED_FILES:
@@ -515,10 +509,22 @@ def read_manifests(folder: Path) -> Manifests:
     return manifests
 
 
+def _read_tables(path: Path, model: type[Strict]) -> dict[str, Any]:
+    """Every table of a shared file, by name."""
+    raw = _read_toml(path)
+    return {name: _validate(model, _with_base(raw, name, str(path)), f"{path}: {name}") for name in raw}
+
+
 @cache
 def load_manifests() -> Manifests:
     """The project's own manifests, read once a process."""
     return read_manifests(MANIFEST_FOLDER)
+
+
+@cache
+def load_metrics() -> dict[str, MetricSpec]:
+    """The metrics of metrics.toml alone, which is a small part of the manifests."""
+    return _read_tables(MANIFEST_FOLDER / "metrics.toml", MetricSpec)
 
 
 def json_schema() -> dict[str, Any]:

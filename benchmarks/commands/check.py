@@ -25,17 +25,27 @@ def evaluate(
     every_image: Annotated[
         bool, typer.Option("--every-image", help="images without a detection were looked at too")
     ] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="AP of every class as well")] = False,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="what AP50 loses to each kind of mistake as well (TIDE)")
+    ] = False,
 ) -> None:
     """Evaluate stored detections again."""
     from detection_zoo.benchmarks.evaluation.accuracy import evaluate_results_file
-    from detection_zoo.benchmarks.report.listing import accuracy
+    from detection_zoo.benchmarks.report.listing import accuracy, class_accuracy, mistakes
     from detection_zoo.benchmarks.run.progress import clock
     from detection_zoo.zoo.data.datasets import open_dataset
+    from detection_zoo.zoo.data.fields import no_collection
 
-    with clock("evaluate"):
+    with clock("evaluate"), no_collection():
         dataset = open_dataset(data, images=images, keypoints=kind == "keypoints")
-        report = evaluate_results_file(results_file, dataset, kind, whole=True, every_image=every_image)
-    emit(report.as_dict(), as_json, accuracy(report.metrics))
+        report = evaluate_results_file(
+            results_file, dataset, kind, whole=True, every_image=every_image, details=errors
+        )
+    text = [accuracy(report.metrics)]
+    text += [class_accuracy(report.per_class)] if per_class else []
+    text += [mistakes(kind, shares) for kind, shares in report.errors.items()]
+    emit(report.as_dict(), as_json, "\n\n".join(text))
     for measured, note in report.notes.items():
         say(f"{measured}: {note}")
     say(f"{results_file.name} on {dataset.name}: {len(dataset)} of {dataset.full_size} images")

@@ -159,10 +159,13 @@ def accuracy_pairs(
 
 def _answers(path: Path, kind: str, dataset: Dataset) -> dict[str, Answers]:
     """What a file holds, by the metric that is made from it."""
+    from detection_zoo.benchmarks.evaluation.accuracy import DETAILS
     from detection_zoo.benchmarks.evaluation.ap_intervals import match_images
     from detection_zoo.benchmarks.evaluation.classification import CLASSES_FILE, read_hits
     from detection_zoo.benchmarks.evaluation.coco_results import read_results
 
+    if kind == DETAILS:
+        return {}
     if kind == CLASSES_FILE:
         return {f"top{k}": read_hits(path, dataset, k) for k in (1, 5)}
     results = read_results(path, dataset, kind)

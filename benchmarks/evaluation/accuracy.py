@@ -55,6 +55,7 @@ PREFIX: dict[Kind, str] = {
     "segm": "mask",
     "keypoints": "keypoint",
 }  # of metric names in manifests/metrics.toml
+DETAILS, ACCURACY_FILE = "accuracy", "accuracy.json"  # a run's file with what its metrics leave out
 SUFFIX = {"APs": "ap_s", "APm": "ap_m", "APl": "ap_l", "ARs": "ar_s", "ARm": "ar_m", "ARl": "ar_l"}
 
 
@@ -64,7 +65,7 @@ class AccuracyReport:
     of each class in percent.
 
     data: what was measured on, `subset` true where that was not the whole split; notes: by kind, what else
-    the numbers rest on, such as the keypoints' sigmas.
+    the numbers rest on, such as the keypoints' sigmas; curves, errors: by kind, as `CocoScores` has them.
     """
 
     metrics: dict[str, float]
@@ -72,6 +73,8 @@ class AccuracyReport:
     data: dict[str, Any]
     kinds: tuple[str, ...]
     notes: dict[Kind, str] = field(default_factory=dict)
+    curves: dict[Kind, dict[str, list[float]]] = field(default_factory=dict)
+    errors: dict[Kind, dict[str, float]] = field(default_factory=dict)
 
     def note_of(self, metric: str) -> str:
         """What is to be said of one metric."""
@@ -85,6 +88,8 @@ class AccuracyReport:
             "metrics": self.metrics,
             "per_class": self.per_class,
             "notes": self.notes,
+            "precision_at_recall": self.curves,
+            "ap50_lost_to": self.errors,
         }
 
 
@@ -155,11 +160,17 @@ class DetectionCollector:
             )
         truth = _measurable(self.dataset).annotations
         results = {kind: columns_of(records, truth, kind) for kind, records in self.records.items()}
-        return _coco_report(self.dataset, results)
+        return _coco_report(self.dataset, results, details=True)
 
 
 def evaluate_results_file(
-    path: Path, dataset: Dataset, kind: Kind | None = None, *, whole: bool = False, every_image: bool = False
+    path: Path,
+    dataset: Dataset,
+    kind: Kind | None = None,
+    *,
+    whole: bool = False,
+    every_image: bool = False,
+    details: bool = False,
 ) -> AccuracyReport:
     """Evaluate stored detections again.
 
@@ -169,6 +180,7 @@ def evaluate_results_file(
         kind: of a COCO file; None: told by its first record.
         whole: refuse detections that were made on a part of the dataset's images alone.
         every_image: with whole: images without a detection were looked at too.
+        details: kinds of mistakes too.
 
     Raises:
         DatasetError: the file is missing or malformed (with row or line), or the dataset has nothing to
@@ -189,7 +201,7 @@ def evaluate_results_file(
             f"{path}: holds keypoints, but {dataset.annotation_file or dataset.name} has none to measure"
             " against; ask for the person_keypoints annotations (--kind keypoints)"
         )
-    return _coco_report(dataset, {results.kind: results})
+    return _coco_report(dataset, {results.kind: results}, details)
 
 
 def annotations_hidden(dataset: Dataset) -> bool:
@@ -210,14 +222,21 @@ def _measurable(dataset: Dataset) -> CocoDataset:
     return dataset
 
 
-def _coco_report(dataset: CocoDataset, results: dict[Kind, CocoResults]) -> AccuracyReport:
+def _coco_report(
+    dataset: CocoDataset, results: dict[Kind, CocoResults], details: bool = False
+) -> AccuracyReport:
     """Keypoints are measured only where the annotation file has them, boxes and masks likewise."""
     kinds = [kind for kind in results if kind != "keypoints" or dataset.keypoint_names]
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in dataset.classes}
     names = dict(zip(dataset.category_ids, dataset.classes, strict=True))
-    for kind in kinds:
-        scores = score_coco(dataset.annotations, results[kind], kind, image_ids=dataset.image_ids)
+    scored = {
+        kind: score_coco(
+            dataset.annotations, results[kind], kind, image_ids=dataset.image_ids, details=details
+        )
+        for kind in kinds
+    }
+    for kind, scores in scored.items():
         metrics |= metric_values(scores, kind)
         for category, values in scores.per_category.items():
             if values["AP"] >= 0:
@@ -228,6 +247,8 @@ def _coco_report(dataset: CocoDataset, results: dict[Kind, CocoResults]) -> Accu
         dataset.describe(),
         tuple(kinds),
         {"keypoints": keypoint_sigmas(dataset.annotations)[1]} if "keypoints" in kinds else {},
+        {kind: scores.curves for kind, scores in scored.items()},
+        {kind: scores.errors for kind, scores in scored.items() if scores.errors},
     )
 
 

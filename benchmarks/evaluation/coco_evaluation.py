@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,11 +36,15 @@ class CocoScores:
     """What COCO evaluation gives, as fractions; -1 where there is no ground truth to measure against.
 
     statistics: the 12 (keypoints: 10) numbers by name; per_category: category id -> AP and AP50 (class
-        agnostic: the one id -1).
+        agnostic: the one id -1); curves: "0.50", "0.75", "0.50:0.95" -> precision at the recalls 0, 0.01
+        ... 1, the mean over categories with ground truth; errors: what AP50 would gain without each kind of
+        mistake (TIDE, Bolya et al., ECCV 2020), of boxes and masks.
     """
 
     statistics: dict[str, float]
     per_category: dict[int | str, dict[str, float]]
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
 
 
 def statistic_names(kind: Kind) -> tuple[str, ...]:
@@ -95,13 +99,14 @@ def score_coco(
     category_ids: Sequence[int] | None = None,
     class_agnostic: bool = False,
     checked_images: int = 50,
+    details: bool = False,
 ) -> CocoScores:
-    """As `evaluate_coco`, with AP and AP50 of each category."""
+    """As `evaluate_coco`, with AP and AP50 of each category, curves, and with `details` kinds of mistakes."""
     truth = truth_of(ground_truth, kind)
     results = columns_of(results, truth, kind)
     images = list(range(len(truth.image_ids))) if image_ids is None else _places(image_ids, truth.image_place)
     categories = None if category_ids is None else _places(category_ids, truth.category_place)
-    plan = EvaluationPlan(kind, images, categories, class_agnostic)
+    plan = EvaluationPlan(kind, images, categories, class_agnostic, details)
     scores = plan.run("hotcoco", truth, results)
     sample = plan.on(_spread(images, checked_images))
     fast = scores if len(sample.images) == len(images) else sample.run("hotcoco", truth, results)
@@ -185,12 +190,14 @@ def _spread(images: list[int], count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is evaluated, for either engine; images, categories: places in the annotations' lists."""
+    """What is evaluated, for either engine; images, categories: places in the annotations' lists; details:
+    kinds of mistakes too."""
 
     kind: Kind
     images: list[int]
     categories: list[int] | None
     class_agnostic: bool
+    details: bool = False
 
     def on(self, images: list[int]) -> EvaluationPlan:
         """The same on other images."""
@@ -199,8 +206,10 @@ class EvaluationPlan:
     def prepare(self, engine: Engine, truth: CocoAnnotations, results: CocoResults) -> Any:
         """The engine's evaluation object; its ids are places counted from 1, since 0 is "no match" to
         pycocotools."""
-        rows = np.flatnonzero(np.isin(truth.image, self.images))
-        evaluation = _ENGINES[engine](truth, rows, self.images, results.of_images(self.images))
+        rows = np.arange(len(truth))
+        if len(self.images) < len(truth.image_ids):
+            rows, results = rows[np.isin(truth.image, self.images)], results.of_images(self.images)
+        evaluation = _ENGINES[engine](truth, rows, self.images, results)
         evaluation.params.imgIds = [place + 1 for place in self.images]
         if self.categories is not None:
             evaluation.params.catIds = [place + 1 for place in self.categories]
@@ -224,9 +233,13 @@ class EvaluationPlan:
             if self.class_agnostic
             else [truth.category_ids[number - 1] for number in evaluation.params.catIds]
         )
-        names = statistic_names(self.kind)
+        names, precision = statistic_names(self.kind), evaluation.eval["precision"]
+        hotcoco = engine == "hotcoco" and not self.class_agnostic
         return CocoScores(
-            dict(zip(names, statistics, strict=True)), _per_category(evaluation.eval["precision"], categories)
+            dict(zip(names, statistics, strict=True)),
+            _per_category(precision, categories),
+            _curves(precision) if hotcoco else {},
+            _errors(evaluation) if hotcoco and self.kind != "keypoints" and self.details else {},
         )
 
 
@@ -250,13 +263,39 @@ def _per_category(precision: np.ndarray, categories: list[int | str]) -> dict[in
     return scores
 
 
+def _curves(precision: np.ndarray) -> dict[str, list[float]]:
+    """Mean precision at each of 101 recalls, from precision (T, R, K, A, M)."""
+    known = precision[:, :, :, 0, -1]
+    known = known[:, :, (known > -1).any(axis=(0, 1))]  # (T, R, categories with ground truth)
+    if not known.shape[2]:
+        return {}
+    whole = known.mean(axis=2)
+    return {"0.50": whole[0].tolist(), "0.75": whole[5].tolist(), "0.50:0.95": whole.mean(axis=0).tolist()}
+
+
+def _errors(evaluation: Any) -> dict[str, float]:
+    """What AP50 gains where each kind of mistake is mended, as fractions."""
+    names = {
+        "Cls": "class",
+        "Loc": "localisation",
+        "Both": "class and localisation",
+        "Dupe": "duplicate",
+        "Bkg": "background",
+        "Miss": "missed",
+        "FP": "all false positives",
+        "FN": "all false negatives",
+    }
+    found = evaluation.tide_errors()["delta_ap"]
+    return {title: float(found[name]) for name, title in names.items()}
+
+
 def _lists(truth: CocoAnnotations, images: list[int]) -> dict[str, list[dict[str, Any]]]:
     """Images and categories as both engines take them."""
-    sizes = truth.sizes.tolist()
+    sizes = truth.sizes[images].tolist()
     return {
         "images": [
-            {"id": place + 1, "height": sizes[place][0], "width": sizes[place][1], "file_name": ""}
-            for place in images
+            {"id": place + 1, "height": height, "width": width, "file_name": ""}
+            for place, (height, width) in zip(images, sizes, strict=True)
         ],
         "categories": [
             {"id": number, "name": name} for number, name in enumerate(truth.category_names, start=1)

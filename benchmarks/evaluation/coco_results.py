@@ -117,6 +117,7 @@ def read_results(path: Path, dataset: CocoDataset, kind: Kind | None = None) -> 
     with no_collection():
         records = read_json(path, list, "results file", "is it an annotation file?")
         results = results_of(records, dataset.annotations, kind or _kind_of(records), str(path), dataset.name)
+        del records  # before the collector may walk over them
     return results.of_images(dataset.places) if dataset.is_subset else results
 
 

@@ -4,17 +4,21 @@ manifests/metrics.toml."""
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from detection_zoo.benchmarks.evaluation.accuracy import (
+    ACCURACY_FILE,
+    DETAILS,
     DetectionCollector,
     annotations_hidden,
     top_k_accuracy,
 )
 from detection_zoo.benchmarks.evaluation.classification import class_scores
+from detection_zoo.benchmarks.evaluation.coco_results import write_atomically
 from detection_zoo.benchmarks.measure.finite import watched
 from detection_zoo.benchmarks.measure.inference import to_host
 from detection_zoo.benchmarks.run.progress import clock, progress
@@ -115,8 +119,9 @@ def measure_accuracy(
         heartbeat: called after every batch.
 
     Returns:
-        Measurements in percent; metrics that have no value, with the reason; result files, and of a test
-        split the zip files for COCO's server.
+        Measurements in percent; metrics that have no value, with the reason; result files, the details of the
+        accuracy (AP of each class, curves, kinds of mistakes), and of a test split the zip files for COCO's
+        server.
 
     Raises:
         DatasetError: the dataset has no boxes to measure against.
@@ -145,6 +150,8 @@ def measure_accuracy(
         return {}, dict.fromkeys((*BOX, *MASK, *KEYPOINT), reason), files
     with clock(f"{subject.entry.name}: evaluate"):
         report = collector.evaluate()
+    write_atomically(folder / ACCURACY_FILE, lambda part: part.write_text(json.dumps(report.as_dict())))
+    files[DETAILS] = _stored(folder / ACCURACY_FILE, folder)
     used, every = len(subject.dataset), subject.dataset.full_size
     covers = f"{subject.dataset.name}, " + (
         f"{used} of {every} images, ground truth restricted to them"

@@ -97,6 +97,22 @@ def accuracy(metrics: dict[str, float], width: int | None = None) -> str:
     return text_table(["metric", "value", "unit"], rows, width)
 
 
+def class_accuracy(per_class: dict[str, dict[str, float]]) -> str:
+    """AP of each class in percent, the best first."""
+    names = list(dict.fromkeys(name for values in per_class.values() for name in values))
+    ranked = sorted(per_class.items(), key=lambda item: -next(iter(item[1].values())))
+    rows = [
+        [title, *(f"{values[name]:.1f}" if name in values else "-" for name in names)]
+        for title, values in ranked
+    ]
+    return text_table(["class", *names], rows)
+
+
+def mistakes(kind: str, shares: dict[str, float]) -> str:
+    """What AP50 of one kind of results loses to each kind of mistake, in points."""
+    return text_table([f"{kind}: AP50 lost to", "points"], [[n, f"{100 * v:.1f}"] for n, v in shares.items()])
+
+
 def results(runs: list[Run], width: int | None = None) -> str:
     """Every measurement of some runs, a line each, and why others are absent; of failed runs, where and
     why."""

@@ -166,6 +166,18 @@ def test_mask_results_take_the_area_of_the_mask() -> None:
     assert scores["AP"] == pytest.approx(0.5) and scores["APm"] == pytest.approx(1.0) and scores["APl"] == -1
 
 
+def test_curves_and_mistakes() -> None:
+    """Two objects: one is found, beside a duplicate of it, the other is boxed badly (IoU 1/3)."""
+    truth = one_image([[0, 0, 50, 50], [100, 100, 50, 50]])
+    results = [found([0, 0, 50, 50], 0.9), found([0, 0, 50, 50], 0.8), found([125, 100, 50, 50], 0.7)]
+    scores = score_coco(truth, results, "bbox", details=True)
+    assert scores.curves["0.50"] == pytest.approx([1.0] * 51 + [0.0] * 50)
+    assert np.mean(scores.curves["0.50:0.95"]) == pytest.approx(scores.statistics["AP"])
+    assert scores.errors["localisation"] == pytest.approx(50 / 101 * 2 / 3)  # right, it comes third of three
+    assert scores.errors["missed"] == scores.errors["class"] == 0
+    assert not score_coco(truth, results, "bbox").errors
+
+
 def test_names_of_the_statistics() -> None:
     assert len(BOX_STATISTICS) == 12 and len(KEYPOINT_STATISTICS) == 10
     assert (

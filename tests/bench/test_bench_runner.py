@@ -235,7 +235,7 @@ def test_a_real_row_from_file_to_record(tmp_path: Path) -> None:
         and run.data.is_subset
         and run.environment.packages["torch"] == torch.__version__.split("+")[0]
     )
-    assert set(run.files) == {"bbox", "segm"}
+    assert set(run.files) == {"bbox", "segm", "accuracy"}
 
 
 @pytest.mark.parametrize(

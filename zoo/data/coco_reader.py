@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from detection_zoo.zoo.data import fields
-from detection_zoo.zoo.data.fields import Records, plain_numbers, read_json, shown
+from detection_zoo.zoo.data.fields import Records, no_collection, plain_numbers, read_json, shown
 from detection_zoo.zoo.data.rle import rle_problem
 from detection_zoo.zoo.errors import DatasetError
 
@@ -84,8 +84,11 @@ def read_coco(path: Path) -> CocoAnnotations:
     Raises:
         DatasetError: names file, record and field of what is wrong.
     """
-    document = read_json(path, dict, "COCO annotation file", "is it a results file?")
-    return annotations_of(document, str(path), may_be_hidden=path.name.startswith("image_info"))
+    with no_collection():
+        document = read_json(path, dict, "COCO annotation file", "is it a results file?")
+        read = annotations_of(document, str(path), may_be_hidden=path.name.startswith("image_info"))
+        del document  # before the collector may walk over it
+    return read
 
 
 def annotations_of(document: dict[str, Any], where: str, *, may_be_hidden: bool = False) -> CocoAnnotations:
@@ -127,7 +130,9 @@ def annotations_of(document: dict[str, Any], where: str, *, may_be_hidden: bool 
     boxes = _boxes(objects)
     _refuse_equal_ids(objects)
     sizes = np.stack([np.array(side, np.int64)[image_rows] for side in sides], axis=1)  # (N, 2)
-    areas = objects.column("area", set(), fields.number_or_none)
+    areas = np.array(objects.column("area", {float}, fields.number_or_none), np.float64)
+    if not (areas <= fields.LARGEST**2).all() or (areas < 0).any():  # NaN stands for null here
+        areas = np.array(objects.column("area", set(), fields.number_or_none), np.float64)
     keypoints = objects.column("keypoints", {list}, _list_or_none)
     keypoint_names = _keypoint_names([categories.records[row] for row in category_rows], keypoints)
     _check_keypoints(objects, keypoints, len(keypoint_names))
@@ -141,9 +146,7 @@ def annotations_of(document: dict[str, Any], where: str, *, may_be_hidden: bool 
         image=image,
         category=category,
         boxes=boxes,
-        areas=np.where(
-            [area is None for area in areas], boxes[:, 2] * boxes[:, 3], np.array([a or 0 for a in areas])
-        ).astype(np.float64),
+        areas=np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas),
         crowd=np.array(objects.column("iscrowd", {int}, fields.flag), bool),
         outlines=_outlines(objects, sizes[image].tolist()),
         keypoints=[points or None for points in keypoints],
@@ -182,12 +185,12 @@ def _refuse_equal_ids(objects: Records) -> None:
 def _outlines(objects: Records, sizes: list[list[int]]) -> list[Outline]:
     """The segmentation of each object, polygons of fewer than three points left out."""
     outlines = [record.get("segmentation") or None for record in objects.records]
-    lists = [outline for outline in outlines if type(outline) is list]
-    polygons = list(chain.from_iterable(lists))
+    polygons = list(chain.from_iterable(outline for outline in outlines if type(outline) is list))
     plain = set(map(type, polygons)) <= {list} and plain_numbers(polygons) is not None
-    if not plain or any(len(polygon) % 2 or not polygon for polygon in polygons):
+    lengths = np.fromiter(map(len, polygons), np.int64, len(polygons)) if plain else np.zeros(1, np.int64)
+    if (lengths % 2).any() or (lengths == 0).any():
         _name_bad_polygons(objects, outlines)
-    short = any(len(polygon) < LEAST_POLYGON for polygon in polygons)
+    short = (lengths < LEAST_POLYGON).any()
     for row, outline in enumerate(outlines):
         if type(outline) is list:
             if short:

@@ -7,6 +7,7 @@ import re
 
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # a marker that is neither stuffing nor a restart
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
+_CUT = "is cut short (no end marker after its last scan)"
 _START, _SCAN, _END, _PROGRESSIVE = b"\xff\xd8", 0xDA, 0xD9, 0xC2
 _COEFFICIENTS = frozenset(range(64))
 _MOST_SCANS = 256  # encoders write about ten; each costs the decoder a pass over the picture
@@ -33,7 +34,7 @@ def jpeg_problem(data: bytes) -> str | None:
         while 0 <= place < len(data) - 1 and data[place + 1] == 0xFF:  # fill bytes
             place += 1
         if place < 0 or place >= len(data) - 1:
-            return "is cut short (no end marker after its last scan)"
+            return _CUT if scans else "cannot be decoded: it is cut short before its first scan"
         marker, place = data[place + 1], place + 2
         if marker == _END:
             break
@@ -49,7 +50,7 @@ def jpeg_problem(data: bytes) -> str | None:
                 return f"has more than {_MOST_SCANS} scans"
             found = _AFTER_SCAN.search(data, place)
             if found is None:
-                return "is cut short (no end marker after its last scan)"
+                return _CUT
             place = found.start()
     if progressive and not _complete(scans):
         return "is cut short (its last progressive scans are missing)"
