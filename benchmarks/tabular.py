@@ -15,6 +15,7 @@ from detection_zoo.benchmarks.terminal import table_lines, wrap
 from detection_zoo.zoo.plain import one_line
 
 Form = Literal["text", "markdown", "csv", "json", "latex"]
+LONG_NOTE = 20  # words of a sentence
 MARK = re.compile(r" ?\[\d+\]")  # of a note, behind a cell
 LATEX_HEAD = "% \\usepackage{booktabs,longtable,hyperref}, in a document that reads UTF-8\n"
 LATEX_SPECIAL = {
@@ -104,6 +105,14 @@ def is_address(url: str) -> bool:
     return url.startswith(("https://", "http://"))
 
 
+def sentences(note: str) -> str:
+    """A note on one line; a long one broken at its semicolons into sentences."""
+    note = one_line(note)
+    if len(note.split()) <= LONG_NOTE:
+        return note
+    return ". ".join(part[:1].upper() + part[1:] for part in note.rstrip(".").split("; ")) + "."
+
+
 # --- text ----------
 
 
@@ -124,7 +133,7 @@ def _text(table: Table, width: int | None) -> str:
 
 def note_lines(notes: Iterable[str], width: int | None = None) -> list[str]:
     """Notes as lines of text, each behind a dash."""
-    return [line for note in notes for line in wrap(f"- {one_line(note)}", width or 10**6, indent="  ")]
+    return [line for note in notes for line in wrap(f"- {sentences(note)}", width or 10**6, indent="  ")]
 
 
 # --- Markdown ----------
@@ -153,7 +162,7 @@ def _markdown(table: Table) -> str:
     lines = [f"### {_markdown_text(one_line(table.title))}", ""] if table.title else []
     lines += [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
     lines.insert(len(lines) - len(rows), "|" + "---|" * len(heads))
-    lines += ["", *(f"- {_markdown_text(one_line(note))}" for note in table.notes)] if table.notes else []
+    lines += ["", *(f"- {_markdown_text(sentences(note))}" for note in table.notes)] if table.notes else []
     addresses = [f"[{label}]: {quote(url, safe=URL_SAFE)}" for url, label in labels.items()]
     return "\n".join([*lines, *(["", *addresses] if addresses else [])]) + "\n"
 
@@ -222,7 +231,7 @@ def latex_text(text: str) -> str:
 def _latex(table: Table) -> str:
     heads = " & ".join(latex_text(header) for header in table.headers) + r" \\"
     rows = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in table.rows]
-    notes = [rf"\item {_latex_note(text)}" for text in table.notes]
+    notes = [rf"\item {_latex_note(sentences(text))}" for text in table.notes]
     return "\n".join(
         [
             rf"\begin{{longtable}}{{{'l' * len(table.headers)}}}",

@@ -38,7 +38,7 @@ class Column(Strict):
         None,
         description=(
             "a cell of the row's own `table`, or one of: row, title, backbone, neck, detector, dataset,"
-            " schedule, licence, data, scale, roi_align"
+            " schedule, licence, data (splits), scale (pixels), roi (how features are cut)"
         ),
     )
     own: Literal["hardware", "schedule"] | None = Field(

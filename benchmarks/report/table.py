@@ -25,6 +25,7 @@ from detection_zoo.zoo.manifest import Manifests, ModelEntry
 Line = PublishedLine | MeasuredLine | None  # none: nothing was measured
 KIND = "Numbers"  # title of the column that says published or measured
 PERSONS = "AP over persons alone"
+POOLING = {"roi_align": "RoIAlign", "roi_pool": "RoIPool", "roi_crop": "RoICrop"}
 
 
 @dataclass
@@ -304,7 +305,12 @@ def _text(entry: ModelEntry, key: str) -> str:
     """A cell of the row's own table, or a field of the row."""
     if key in entry.table:
         return entry.table[key]
+    rules = entry.conventions
+    method = rules.pooling.method if rules and rules.pooling else ""
     named = {
+        "data": " / ".join(_split(part) for part in (entry.train_split, entry.test_split) if part) or "-",
+        "scale": str(rules.image.size) if rules and rules.image.size else "-",
+        "roi": next((title for name, title in POOLING.items() if method.startswith(name)), "-"),
         "row": entry.name,
         "title": entry.title,
         "dataset": entry.dataset,
@@ -316,6 +322,14 @@ def _text(entry: ModelEntry, key: str) -> str:
         },
     }
     return named.get(key.lower(), "-")
+
+
+def _split(name: str) -> str:
+    """A split as papers write it: VOC07+12 trainval of voc_2007+2012_trainval."""
+    years, _, part = name.removeprefix("voc_").partition("_")
+    if not name.startswith("voc_"):
+        return name
+    return f"VOC{'+'.join(year[-2:] for year in years.split('+'))} {part}"
 
 
 def provenance(line: MeasuredLine) -> list[str]:

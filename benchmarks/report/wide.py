@@ -46,6 +46,11 @@ class WideLine:
     )
 
     @property
+    def trained_by_schedule(self) -> bool:
+        """Whether the line is of weights that the row's schedule made: published ones."""
+        return not isinstance(self.line, MeasuredLine) or self.line.weights_kind == "published"
+
+    @property
     def runs(self) -> list[Run]:
         """Records of a measured line, newest first."""
         return self.line.runs if isinstance(self.line, MeasuredLine) else []
@@ -201,7 +206,7 @@ def _flat(line: WideLine, names: list[str]) -> dict[str, Any]:
         "title": entry.title,
         **parts,
         "dataset": entry.dataset,
-        "schedule": entry.schedule,
+        "schedule": entry.schedule if line.trained_by_schedule else None,
         "kind": line.kind,
         "setting": line.setting_title or None,
         "flags": ", ".join(line.flags) or None,

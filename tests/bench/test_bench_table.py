@@ -445,3 +445,40 @@ def test_wide_enough_lines_are_not_wrapped() -> None:
     table = Table(["a", "b"], [["x" * 50, "y z"]])
     assert render([table], "text") == render([table], "text", 60)
     assert f"{'x' * 50}  y z\n" in render([table], "text", 60)
+
+
+def test_detnet_tables_say_data_scale_and_pooling() -> None:
+    table = build_table(load_layouts()["detnet_voc"], load_manifests(), [])
+    lines = [dict(zip(table.headers, row, strict=True)) for row in table.rows]
+    assert {(line["train/test"], line["scale"], line["RoI"]) for line in lines} == {
+        ("VOC07 trainval / VOC07 test", "600", "RoIAlign"),
+        ("VOC07+12 trainval / VOC07 test", "600", "RoIAlign"),
+    }
+
+
+def test_measured_lines_have_their_own_hardware_and_schedule() -> None:
+    manifests, layouts = load_manifests(), load_layouts()
+    detnet, detectron = "faster_rcnn_detnet59_fpn_voc07.detnet", "faster_rcnn_resnet50_fpn_1x.detectron"
+    values = {"model_ms": measured(20.0, "ms")}
+    runs = [run_of(detnet, values), run_of(detectron, values), run_of(detectron, values, weights=RANDOM)]
+    for name, column, row, expected in (
+        ("detnet_voc", "GPUs", detnet, {"1 GTX 1080 (Ti)", "Abacus 9, 1 thread"}),
+        ("detnet_voc", "Batch Size", detnet, {"2", "-"}),
+        ("detectron_detectors", "lr schd", detectron, {"1x", "-"}),
+    ):
+        table = build_table(layouts[name], manifests, runs)
+        place = table.headers.index(column)
+        cells = {
+            cells[place]
+            for cells, record in zip(table.rows, table.records, strict=True)
+            if record["row"] == row
+        }
+        assert cells == expected, (name, column)
+
+
+def test_sentences_of_notes_are_short(layout: Layout, manifests: Manifests) -> None:
+    long = "; ".join(f"part {number} of a note that a run recorded" for number in range(6))
+    run = run_of("faster_r50.test", {"model_ms": measured(20.0, "ms", covers=long)})
+    text = render([build_table(layout, manifests, [run])], "markdown")
+    (note,) = (line for line in text.splitlines() if "part 5" in line.lower())
+    assert all(len(sentence.split()) <= 20 for sentence in note.split(". "))
