@@ -51,6 +51,7 @@ def collect_environment(device: str) -> Environment:
         cuda=torch.version.cuda if device == "cuda" else None,
         cudnn=str(torch.backends.cudnn.version()) if device == "cuda" else None,
         threads=torch.get_num_threads(),
+        allocator=os.environ.get("GLIBC_TUNABLES"),
         commit=commit,
         dirty=dirty,
         unknown=unknown,

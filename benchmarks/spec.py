@@ -62,7 +62,10 @@ class Measurement(Strict):
     unit: str
     statistic: str = Field(
         "value",
-        description="what `value` is of the samples: median, mean, peak, or value where there is one sample",
+        description=(
+            "what `value` is of the samples: median, mean, mean of pass medians, peak, or value where there"
+            " is one sample"
+        ),
     )
     n: int = Field(1, ge=1, description="samples")
     interval: tuple[FiniteFloat, FiniteFloat] | None = Field(
@@ -72,6 +75,16 @@ class Measurement(Strict):
         default_factory=dict, description="p5, p20, p80, p95, p99 of the samples"
     )
     samples: list[FiniteFloat] = Field(default_factory=list, description="raw, in the order they were taken")
+    passes: list[int] = Field(
+        default_factory=list,
+        description="whole passes over the images of each process that the samples come from, in order",
+    )
+    drift: FiniteFloat | None = Field(
+        None, description="change from the first to the last pass of a process, a fraction of the value"
+    )
+    steady: bool | None = Field(
+        None, description="whether the times had no drift from first to last pass and were warm at the start"
+    )
     times_s: list[FiniteFloat] = Field(
         default_factory=list, description="when each sample was begun, on the clock of the telemetry's time_s"
     )
@@ -84,6 +97,18 @@ class Measurement(Strict):
     covers: str = Field("", description="what is inside the clock, or how memory was read")
     extrapolated: bool = Field(False, description="more was counted than was run")
     note: str = ""
+
+    @property
+    def remarks(self) -> str:
+        """How it was taken: passes, processes and drift, and the note."""
+        parts = []
+        if self.passes:
+            count = len(self.passes)
+            parts.append(f"{sum(self.passes)} whole passes in {count} process{'es' if count > 1 else ''}")
+        if self.drift is not None:
+            state = "not steady" if self.steady is False else "steady"
+            parts.append(f"{state}: {self.drift:+.1%} from first to last pass")
+        return "; ".join([*parts, *([self.note] if self.note else [])])
 
 
 class BenchmarkSpec(Strict):
@@ -118,16 +143,24 @@ class BenchmarkSpec(Strict):
     )
     warm_up_budget_s: float = Field(20.0, gt=0)
     time_budget_s: float = Field(60.0, gt=0, description="of each timed group, warm-up left out")
+    processes: int = Field(
+        1, ge=1, description="fresh processes that times come from; each has its share of the budget"
+    )
     precision: float = Field(
         0.01,
         gt=0,
         lt=1,
-        description="timing ends when the median's 95 % interval is within this fraction of it",
+        description="timing ends when the 95 % interval of the pass medians is within this fraction",
     )
     train_images_per_step: int = Field(2, gt=0, description="images a training step on one device")
     train_warm_up_steps: int = Field(3, ge=1)
     train_steps: int = Field(50, ge=2, description="most training steps that are timed")
     seed: int = Field(0, ge=0)
+
+    @property
+    def least_passes(self) -> int:
+        """Whole passes over the timed images that each process makes at the least."""
+        return {1: 12, 2: 6}.get(self.processes, 2)
 
     def for_task(self, task: str) -> BenchmarkSpec:
         """The specification with its groups spelled out for a row of that task, in one order."""
@@ -161,6 +194,7 @@ class Environment(Strict):
     cuda: str | None = Field(None, description="CUDA version that torch was built for")
     cudnn: str | None = None
     threads: int = Field(description="threads of one torch operator")
+    allocator: str | None = Field(None, description="settings of the C library's allocator; none: its own")
     commit: str | None = Field(None, description="commit of this project; none outside a git checkout")
     dirty: bool | None = Field(None, description="whether tracked files differed from that commit")
     unknown: dict[str, str] = Field(default_factory=dict, description="what could not be found out, and why")

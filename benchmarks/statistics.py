@@ -3,13 +3,18 @@ No torch."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from statistics import fmean, median, stdev
+from statistics import NormalDist, fmean, median, stdev
 
 from detection_zoo.benchmarks.spec import Measurement
 
 PERCENTILES = (5, 20, 80, 95, 99)
+LEAST_PASSES = 6  # over the timed images, for an interval
+LEAST_PROCESSES = 3  # from there on the process is the unit of an interval
+MOST_CORRELATION = 0.8  # of neighbouring passes
+DRIFT = 0.01  # from the first to the last pass: less is no drift
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
@@ -49,7 +54,7 @@ def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple
     return ordered[ranks[0] - 1], ordered[ranks[1] - 1]
 
 
-def t_quantile(confidence: float, freedom: int) -> float:
+def t_quantile(confidence: float, freedom: float) -> float:
     """How many standard errors a two-sided interval of Student's t reaches to each side."""
     from scipy.stats import t
 
@@ -65,22 +70,127 @@ def mean_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple[f
     return centre - half, centre + half
 
 
-def precise_enough(samples: Sequence[float], fraction: float) -> bool:
-    """Whether the median's 95 % interval lies within `fraction` of the median on both sides."""
-    interval = median_interval(samples)
-    if interval is None:
-        return False
-    centre = median(samples)
-    return max(centre - interval[0], interval[1] - centre) <= fraction * centre
+def passes_interval(
+    processes: Sequence[Sequence[float]], confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Interval of the mean of pass medians.
+
+    With three processes or more the process is the unit: Student's t over the means of the processes, which
+    holds whatever is correlated inside one. With fewer it is the pass: Student's t over passes, its spread
+    widened by their correlation.
+
+    Args:
+        processes: of each process the median of each whole pass over the images.
+        confidence: of the interval.
+
+    Returns:
+        Low and high; None with fewer than six passes.
+    """
+    means = [fmean(passes) for passes in processes]
+    if sum(map(len, processes)) < LEAST_PASSES:
+        return None
+    if len(processes) >= LEAST_PROCESSES:
+        return mean_interval(means, confidence)
+    centred = [[value - mean for value in passes] for passes, mean in zip(processes, means, strict=True)]
+    count = sum(map(len, processes))
+    squares = sum(value * value for passes in centred for value in passes)
+    freedom, centre = count - len(processes), fmean(means)
+    if squares == 0:
+        return centre, centre
+    correlation = _correlation(centred, squares, count / len(processes))
+    share = (1 - correlation) / (1 + correlation)  # of the passes that count as independent
+    error = math.sqrt(squares / freedom / max(count * share, 1.5))
+    half = t_quantile(confidence, max(freedom * share, 1)) * error
+    return centre - half, centre + half
 
 
-def is_warm(series: Sequence[float], window: int = 3, tolerance: float = 0.02) -> bool:
-    """Whether the median of the last `window` values is within `tolerance` of the median of the `window`
-    before."""
-    if len(series) < 2 * window:
+def _correlation(centred: Sequence[Sequence[float]], squares: float, length: float) -> float:
+    """Correlation of neighbouring passes, corrected for its bias in short series (Kendall 1954)."""
+    products = sum(a * b for passes in centred for a, b in itertools.pairwise(passes))
+    found = products / squares
+    return min(max(found + (1 + 3 * found) / length, 0.0), MOST_CORRELATION)
+
+
+def drift(processes: Sequence[Sequence[float]]) -> tuple[float, bool]:
+    """How much pass medians change from the first to the last pass of a process.
+
+    Args:
+        processes: of each process the median of each whole pass, in order.
+
+    Returns:
+        The change as a fraction, from one straight line through all processes; and whether it is steady: the
+        change is below 1 % or within what chance gives at 99 %.
+    """
+    rows = [
+        (place / max(len(passes) - 1, 1) - 0.5, value)
+        for passes in processes
+        for place, value in enumerate(_relative(passes))
+    ]
+    across = sum(x * x for x, _ in rows)
+    freedom = len(rows) - len(processes) - 1
+    if across == 0 or freedom < 1:
+        return 0.0, True
+    change = sum(x * y for x, y in rows) / across
+    error = math.sqrt(sum((y - change * x) ** 2 for x, y in rows) / freedom / across)
+    return change, abs(change) < DRIFT or abs(change) <= t_quantile(0.99, freedom) * error
+
+
+def _relative(passes: Sequence[float]) -> list[float]:
+    centre = fmean(passes)
+    return [value / centre - 1 for value in passes]
+
+
+def precise_enough(passes: Sequence[float], fraction: float) -> bool:
+    """Whether the interval of one process's pass medians lies within `fraction` of their mean."""
+    interval = passes_interval([passes])
+    return interval is not None and (interval[1] - interval[0]) / 2 <= fraction * fmean(passes)
+
+
+def is_warm(series: Sequence[float], window: int = 3, tolerance: float = 0.015) -> bool:
+    """Whether times no longer trend: the medians of the last three windows lie within `tolerance` of each
+    other.
+
+    With 20 turns a window a slow-down that decays over 100 turns is at most 3 % then.
+    """
+    if len(series) < 3 * window:
         return False
-    before, now = median(series[-2 * window : -window]), median(series[-window:])
-    return abs(now - before) <= tolerance * before
+    ends = [len(series) - window * back for back in (2, 1, 0)]
+    medians = [median(series[end - window : end]) for end in ends]
+    return max(medians) - min(medians) <= tolerance * min(medians)
+
+
+def proportion_interval(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson, JASA 22, 1927)."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = hits / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def summarise_passes(
+    processes: Sequence[Sequence[Sequence[float]]], unit: str, *, covers: str, note: str = ""
+) -> Measurement:
+    """The mean of pass medians with its interval; samples kept.
+
+    Args:
+        processes: process -> pass -> samples.
+        unit, covers, note: of the measurement.
+    """
+    medians = [[median(samples) for samples in passes] for passes in processes]
+    every = [sample for passes in processes for samples in passes for sample in samples]
+    return Measurement(
+        value=fmean(fmean(passes) for passes in medians),
+        unit=unit,
+        statistic="mean of pass medians",
+        n=len(every),
+        interval=passes_interval(medians),
+        percentiles={f"p{p}": percentile(every, p) for p in PERCENTILES},
+        samples=every,
+        passes=[len(passes) for passes in processes],
+        covers=covers,
+        note=note,
+    )
 
 
 def summarise(samples: Sequence[float], unit: str, *, covers: str, note: str = "") -> Measurement:
@@ -96,3 +206,41 @@ def summarise(samples: Sequence[float], unit: str, *, covers: str, note: str = "
         covers=covers,
         note=note,
     )
+
+
+def timed_measurement(
+    samples: list[list[float]], passes: list[int], covers: str, note: str, warm: bool
+) -> Measurement:
+    """A time of whole passes in some processes.
+
+    Args:
+        samples: of each process, in order.
+        passes: whole passes of each process.
+        covers, note: of the measurement.
+        warm: whether every process was warm at its first pass.
+    """
+    processes = []
+    for values, count in zip(samples, passes, strict=True):
+        size = len(values) // count
+        processes.append([values[start : start + size] for start in range(0, len(values), size)])
+    found = summarise_passes(processes, "ms", covers=covers, note=note)
+    change, level = drift([[median(times) for times in made] for made in processes])
+    return found.model_copy(update={"drift": change, "steady": level and warm})
+
+
+def of_processes(parts: Sequence[dict[str, Measurement]]) -> dict[str, Measurement]:
+    """One set of measurements from those of several processes that timed the same images."""
+    found = {}
+    for name, first in parts[0].items():
+        sides = [part[name] for part in parts]
+        joined = timed_measurement(
+            [side.samples for side in sides],
+            [count for side in sides for count in side.passes],
+            first.covers,
+            first.note,
+            all(side.steady is not False for side in sides),
+        )
+        times = [moment for side in sides for moment in side.times_s]
+        untested = {"drift": None, "steady": None} if first.drift is None else {}
+        found[name] = joined.model_copy(update={"times_s": times, **untested})
+    return found

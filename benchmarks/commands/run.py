@@ -60,6 +60,10 @@ def run(
     ] = "none",
     protocol: PROTOCOL = "zoo",
     budget_s: Annotated[float, typer.Option(min=0.1, help="seconds of each timed group")] = 60.0,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="fresh processes that times come from; default: 3 on a CPU, 1 on a GPU"),
+    ] = None,
     warm_up_s: Annotated[float, typer.Option(min=0.1, help="most seconds of warm-up")] = 20.0,
     timed_images: Annotated[int, typer.Option(min=1, help="images that are timed, again and again")] = 100,
     train_images: Annotated[int, typer.Option(min=1, help="images a training step")] = 2,
@@ -102,9 +106,13 @@ def run(
 
     check_protocol(protocol)
     groups, sources = groups_of(metrics), Sources(data, weights, train_data, checkpoint_format)
+    where = device_of(device)
+    if in_process and (processes or 1) > 1:
+        raise typer.BadParameter("one process is not several", param_hint="--processes")
     spec = BenchmarkSpec(
         groups=groups,
-        device=device_of(device),
+        device=where,
+        processes=processes or (3 if where == "cpu" and not in_process else 1),
         dtype=dtype,
         tf32=tf32,
         tta=tta,

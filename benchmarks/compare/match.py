@@ -18,8 +18,9 @@ from detection_zoo.benchmarks.compare.options import CompareOptions, Entrant
 from detection_zoo.benchmarks.compare.paired import confidence_of_each, planned_looks
 from detection_zoo.benchmarks.compare.record import Comparison, Pair
 from detection_zoo.benchmarks.compare.sides import State, footnotes
-from detection_zoo.benchmarks.compare.workers import ALLOCATOR_NOTE, Worker, WorkerFailed
+from detection_zoo.benchmarks.compare.workers import Worker, WorkerFailed
 from detection_zoo.benchmarks.measure.telemetry import watching
+from detection_zoo.benchmarks.run.isolation import ALLOCATOR_NOTE
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import identify_weights
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry

@@ -5,26 +5,20 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from detection_zoo.benchmarks.run.isolation import BEAT, Outcome, failure, how_it_died, settle_in_child
+from detection_zoo.benchmarks.run.isolation import (
+    BEAT,
+    Outcome,
+    failure,
+    how_it_died,
+    same_allocator,
+    settle_in_child,
+)
 
 PRELOADED = ["detection_zoo.benchmarks.compare.contestant"]
-# Left alone, glibc gives freed memory back and fetches it again, or not, as the history of each process has
-# it: of two equal processes one had 13,700 page faults an image and the other 7,800, and was 7.5 % faster.
-# Memory that is kept, in large pages where the system has them, ends that.
-ALLOCATOR = (
-    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
-    "glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=67108864"
-)
-ALLOCATOR_NOTE = (
-    "freed memory is kept (glibc: no mmap, no trim, huge pages), since page faults differ from process to"
-    " process"
-)
 _LEAVE_S = 10.0
 
 
@@ -111,21 +105,9 @@ def _context() -> Any:
     second."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with _environment(GLIBC_TUNABLES=ALLOCATOR):
+    with same_allocator():
         multiprocessing.forkserver.ensure_running()
     return context
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Variables that programs started inside the block see."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _serve(build: Callable[..., Any], arguments: tuple[Any, ...], pipe: Any) -> None:

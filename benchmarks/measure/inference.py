@@ -4,6 +4,7 @@ own pre-processing."""
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,11 @@ import torch
 
 from detection_zoo.benchmarks.measure.finite import check_finite, watched
 from detection_zoo.benchmarks.measure.memory import peak_memory
-from detection_zoo.benchmarks.measure.timing import PhaseClock, Repetition, repeat, warm_up
+from detection_zoo.benchmarks.measure.timing import PhaseClock, time_passes, warm_up
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import Subject, autocast
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
-from detection_zoo.benchmarks.statistics import summarise
+from detection_zoo.benchmarks.statistics import timed_measurement
 from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.data.transforms import Preprocess, PreprocessedImage
 
@@ -32,6 +33,7 @@ COVERS = {
 }
 MODEL = ("forward", "postprocess")
 MEMORY_TURNS = 3
+LEAST_S = 10.0  # of timing, over all processes
 
 
 @dataclass
@@ -122,49 +124,64 @@ def timed_batches(images: int, spec: BenchmarkSpec) -> list[list[int]]:
 
 
 def measure_inference(
-    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
+    subject: Subject,
+    spec: BenchmarkSpec,
+    heartbeat: Callable[[], None] = lambda: None,
+    batches: list[list[int]] | None = None,
 ) -> dict[str, Measurement]:
-    """Time every phase until the median model time is known well enough.
+    """Time every phase in whole passes over the images, within one process's share of the budget.
 
     Args:
         subject: model in any mode; left in evaluation mode.
-        spec: batch size, images, budgets, precision.
+        spec: batch size, images, budgets, precision, processes.
         heartbeat: called after every batch.
+        batches: indices of the images; None chooses those of which enough passes fit into the budget.
 
     Returns:
         decode_ms, resize_ms, copy_ms, forward_ms, postprocess_ms, result_copy_ms, model_ms (forward +
         post-processing), end_to_end_ms: an image.
     """
     subject.model.eval()
-    batches = timed_batches(len(subject.dataset), spec)
+    every = batches or timed_batches(len(subject.dataset), spec)
+    share_s = spec.time_budget_s / spec.processes
     warming = Turns(subject, spec, PhaseClock(subject.device))
+    with watched(subject.model):  # once, part by part: a NaN may be sorted out on its way to the outputs
+        warming(every[0])
+    now = time.process_time if subject.device.type == "cpu" else time.perf_counter
+    start = now()  # of the processor: which images are timed shall not depend on what else the machine does
+    warming(every[0])
+    batch_s = now() - start
+    chosen = batches or batches_that_fit(every, batch_s, share_s / spec.least_passes)
+    subject.timed = chosen
+
+    def after(found_ms: float) -> float:
+        heartbeat()
+        tick()
+        return found_ms
+
+    def work(turns: Turns) -> list[Callable[[], float]]:
+        return [lambda batch=batch: after(turns(batch)) for batch in chosen]
+
     with progress(f"{subject.entry.name}: warm up", None) as tick:
-
-        def warm_turn() -> float:
-            heartbeat()
-            tick()
-            return warming(batches[0])
-
-        with watched(subject.model):  # once, part by part: a NaN may be sorted out on its way to the outputs
-            warming(batches[0])
-        turns, warm = warm_up(warm_turn, spec.warm_up_budget_s)
+        warmed = warm_up(work(warming), spec.warm_up_budget_s)
     timed = Turns(subject, spec, PhaseClock(subject.device))
-    with progress(f"{subject.entry.name}: time", len(batches)) as tick:
-
-        def after() -> None:
-            heartbeat()
-            tick()
-
-        work = [lambda batch=batch: timed(batch) and None for batch in batches]
-        passes, precise = repeat(
-            work,
-            lambda: timed.clock.sums_ms(MODEL),
+    with progress(f"{subject.entry.name}: time", None) as tick:
+        passes, _ = time_passes(
+            work(timed),
+            least_passes=spec.least_passes,
+            least_s=LEAST_S / spec.processes,
             precision=spec.precision,
-            budget_s=spec.time_budget_s,
-            tick=after,
+            budget_s=share_s,
         )
-    how = Repetition(turns, warm, passes, precise).note(spec.precision, spec.time_budget_s)
-    return _measurements(timed.clock, f"{how}; images {images_digest(subject, batches)}", spec)
+    note = f"{warmed}; {images_digest(subject, chosen)}"
+    return _measurements(timed.clock, len(passes), warmed.warm, note, spec)
+
+
+def batches_that_fit(batches: list[Any], batch_s: float, pass_s: float) -> list[Any]:
+    """Evenly spaced ones of some batches, so many that a pass over them takes no more than so many seconds;
+    one at the least. `batch_s`: what one takes."""
+    count = min(len(batches), max(1, int(pass_s / max(batch_s, 1e-9))))
+    return [batches[place * len(batches) // count] for place in range(count)]
 
 
 def measure_inference_memory(
@@ -207,23 +224,27 @@ def images_digest(subject: Subject, batches: list[list[int]]) -> str:
     )
 
 
-def _measurements(clock: PhaseClock, note: str, spec: BenchmarkSpec) -> dict[str, Measurement]:
+def _measurements(
+    clock: PhaseClock, passes: int, warm: bool, note: str, spec: BenchmarkSpec
+) -> dict[str, Measurement]:
     batch = f"batch {spec.batch_size}, an image"
-    found = {
-        f"{name}_ms": summarise(samples, "ms", covers=f"{COVERS[name]}; {batch}")
+
+    def found(samples: list[float], covers: str, note: str = "") -> Measurement:
+        return timed_measurement([samples], [passes], f"{covers}; {batch}", note, warm)
+
+    values = {
+        f"{name}_ms": found(samples, COVERS[name]).model_copy(update={"drift": None, "steady": None})
         for name, samples in clock.samples_ms.items()
     }
-    model = summarise(clock.sums_ms(MODEL), "ms", covers=f"forward + post-processing; {batch}", note=note)
-    found["model_ms"] = model.model_copy(update={"times_s": clock.starts_s})
+    model = found(clock.sums_ms(MODEL), "forward + post-processing", note)
+    values["model_ms"] = model.model_copy(update={"times_s": clock.starts_s})
     if clock.cpu_ms:
         covers = (
             "forward + post-processing, processor time of all threads: waiting for a processor that others"
-            f" use is left out; {batch}"
+            " use is left out"
         )
-        found["model_cpu_ms"] = summarise(clock.sums_ms(MODEL, cpu=True), "ms", covers=covers)
-    found["end_to_end_ms"] = summarise(
-        clock.sums_ms(list(COVERS)),
-        "ms",
-        covers=f"file to results on the host, phases one after another; {batch}",
+        values["model_cpu_ms"] = found(clock.sums_ms(MODEL, cpu=True), covers)
+    values["end_to_end_ms"] = found(
+        clock.sums_ms(list(COVERS)), "file to results on the host, phases one after another"
     )
-    return found
+    return values

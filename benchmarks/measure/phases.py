@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
 
 from detection_zoo.benchmarks.measure.inference import Turns, timed_batches
 from detection_zoo.benchmarks.measure.parts import around_parts, parts_of
-from detection_zoo.benchmarks.measure.timing import PhaseClock, repeat, synchronise
+from detection_zoo.benchmarks.measure.timing import PhaseClock, synchronise, time_passes
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import Subject, autocast
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
@@ -82,19 +82,24 @@ def measure_phases(
     if not parts:
         return {}, absent
     batches = timed_batches(len(subject.dataset), spec)
-    with progress(f"{subject.entry.name}: parts", len(batches)) as tick:
 
-        def after() -> None:
-            heartbeat()
-            tick()
+    def work(batch: list[int]) -> float:
+        found.append(parts_of_turn(subject, spec, batch))
+        heartbeat()
+        tick()
+        return found[-1]["forward"]
 
-        work = [lambda batch=batch: found.append(parts_of_turn(subject, spec, batch)) for batch in batches]
-        repeat(
-            work,
-            lambda: [turn["forward"] for turn in found],
+    with progress(f"{subject.entry.name}: parts", None) as tick:
+        start = time.perf_counter()
+        work(batches[0])
+        count = min(len(batches), max(1, int(budget_s / (time.perf_counter() - start)) - 1))
+        chosen = [batches[place * len(batches) // count] for place in range(count)]
+        time_passes(
+            [partial(work, batch) for batch in chosen],
+            least_passes=1,
+            least_s=0.0,
             precision=spec.precision,
             budget_s=budget_s,
-            tick=after,
         )
     return _measurements(found, [*parts, "forward_rest"], spec), absent
 

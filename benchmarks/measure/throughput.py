@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
-from detection_zoo.benchmarks.measure.inference import MODEL, Turns, collate, timed_batches
-from detection_zoo.benchmarks.measure.timing import PhaseClock, Repetition, repeat, warm_up
+from detection_zoo.benchmarks.measure.inference import Turns, batches_that_fit, collate, timed_batches
+from detection_zoo.benchmarks.measure.timing import PhaseClock, time_passes, warm_up
 from detection_zoo.benchmarks.run.isolation import out_of_memory
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import Subject
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
-from detection_zoo.benchmarks.statistics import summarise
+from detection_zoo.benchmarks.statistics import LEAST_PASSES, summarise_passes
 from detection_zoo.zoo.data.transforms import PreprocessedImage
 
 RISE = 0.03  # by which a batch twice as large must be faster for the ladder to go on
@@ -129,18 +130,22 @@ def throughput_of(
 
     with progress(f"{subject.entry.name}: throughput, batch {size}", None) as tick:
         warming, timed = (Turns(subject, spec, PhaseClock(subject.device)) for _ in range(2))
-        warmed = warm_up(lambda: turn(warming, batches[0]), BUDGET_SHARE * spec.warm_up_budget_s)
+        warmed = warm_up(
+            [partial(turn, warming, batches[0])], BUDGET_SHARE * spec.warm_up_budget_s, least_s=0.0
+        )
         budget_s = BUDGET_SHARE * spec.time_budget_s
-        repeated = repeat(
-            [lambda batch=batch: turn(timed, batch) and None for batch in batches],
-            lambda: timed.clock.sums_ms(MODEL),
+        chosen = batches_that_fit(batches, warmed.seconds / warmed.passes, budget_s / LEAST_PASSES)
+        passes, _ = time_passes(
+            [partial(turn, timed, batch) for batch in chosen],
+            least_passes=2,
+            least_s=0.0,
             precision=spec.precision,
             budget_s=budget_s,
         )
-    how = Repetition(*warmed, *repeated).note(spec.precision, budget_s)
     covers = (
-        f"batch {size}: forward + post-processing of prepared batches that lie on the device, {len(images)}"
-        f" images in a pass; {spec.dtype}"
+        f"batch {size}: forward + post-processing of prepared batches that lie on the device,"
+        f" {len(chosen) * size} images in a pass; {spec.dtype}"
     )
-    found = summarise([1e3 / ms for ms in timed.clock.sums_ms(MODEL)], UNIT, covers=covers, note=how)
+    rates = [[1e3 / ms for ms in made] for made in passes]
+    found = summarise_passes([rates], UNIT, covers=covers, note=str(warmed))
     return found.model_copy(update={"times_s": timed.clock.starts_s})

@@ -1,16 +1,21 @@
-"""Clocks: phases of one piece of work apart, warm-up until it stands still, repetition until the median is
-known well enough."""
+"""Clocks: phases of one piece of work apart, warm-up until times no longer trend, whole passes until the
+median is known well enough."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 
-from detection_zoo.benchmarks.statistics import is_warm, median_interval, precise_enough
+from detection_zoo.benchmarks.statistics import is_warm, precise_enough
+
+WARM_UP_S = 1.0  # of warm-up at the least
+WARM_TURNS, WARM_WINDOW_S = 20, 2.0  # of a window of `is_warm`: so many turns, or those of so many seconds
 
 
 def synchronise(device: torch.device) -> None:
@@ -55,87 +60,67 @@ class PhaseClock:
 
 
 @dataclass(frozen=True)
-class Repetition:
-    """How warming up and repeating ended."""
+class WarmUp:
+    """How warming up ended: seconds, whole passes over the batches, and whether times no longer trended."""
 
-    warm_ups: int
-    warm: bool
+    seconds: float
     passes: int
-    precise: bool
+    warm: bool
 
-    def note(self, precision: float, budget_s: float) -> str:
-        """A sentence for the record."""
-        warm = f"{self.warm_ups} warm-up turns, " + (
-            "until the rolling median stood still"
-            if self.warm
-            else "ended by their budget before it stood still"
-        )
-        end = (
-            f"ended with the median's 95 % interval within {precision:.0%}"
-            if self.precise
-            else f"ended at the time budget of {budget_s:g} s"
-        )
-        return f"{warm}; {self.passes} whole passes over the images, {end}"
+    def __str__(self) -> str:
+        """A clause for the record."""
+        made = f"warm-up of {self.seconds:.1f} s, {self.passes} passes"
+        return f"{made} (no trend at its end)" if self.warm else f"{made} (budget spent, times still changed)"
 
 
-def warm_up(
-    turn: Callable[[], float], budget_s: float, window: int = 3, tolerance: float = 0.02
-) -> tuple[int, bool]:
-    """Repeat a turn until the rolling median of its times stands still, or the budget is spent.
+def warm_up(work: Sequence[Callable[[], float]], budget_s: float, least_s: float = WARM_UP_S) -> WarmUp:
+    """Do whole passes until the last ones no longer trend, or the budget is spent.
 
     Args:
-        turn: does the work once and returns its time.
-        budget_s: seconds.
-        window, tolerance: see `is_warm`.
-
-    Returns:
-        Turns made, and whether it stood still.
+        work: one callable a batch, each gives its time; a pass does each once, so that every input shape has
+            been seen.
+        budget_s: seconds after which no pass begins.
+        least_s: seconds of warm-up at the least.
     """
-    series: list[float] = []
-    end = time.perf_counter() + budget_s
-    while not is_warm(series, window, tolerance):
-        if series and time.perf_counter() >= end:
-            return len(series), False
-        series.append(turn())
-    return len(series), True
+    start, series, passes = time.perf_counter(), [], 0
+    while True:
+        series += [piece() for piece in work]
+        passes += 1
+        seconds = time.perf_counter() - start
+        turns = min(WARM_TURNS, max(2, math.ceil(WARM_WINDOW_S * len(series) / max(seconds, 1e-9))))
+        window = len(work) * math.ceil(turns / len(work))  # whole passes: every image counts alike
+        warm = is_warm(series, window)
+        if warm and seconds >= min(least_s, budget_s) or seconds >= budget_s:
+            return WarmUp(seconds, passes, warm)
 
 
-def repeat(
-    work: Sequence[Callable[[], None]],
-    samples: Callable[[], list[float]],
+def time_passes(
+    work: Sequence[Callable[[], float]],
     *,
+    least_passes: int,
+    least_s: float,
     precision: float,
     budget_s: float,
-    tick: Callable[[], None] | None = None,
-) -> tuple[int, bool]:
-    """Do pieces of work in order, pass after pass, until the median of the samples is precise enough or the
-    budget is spent.
+) -> tuple[list[list[float]], bool]:
+    """Do whole passes over pieces of work until the mean of pass medians is precise or the budget is spent.
 
     Args:
-        work: one callable a batch of images; a pass does each once.
-        samples: the samples so far.
-        precision: half-width of the median's 95 % interval, as a fraction.
-        budget_s: seconds; one piece of work is always done.
-        tick: called after every piece.
+        work: one callable a batch of images, each gives its time; a pass does each once.
+        least_passes, least_s: passes and seconds at the least; `least_s` is no more than the budget.
+        precision: half-width of the interval, as a fraction.
+        budget_s: seconds; a pass that would end after it is not begun, as far as the last one tells.
 
     Returns:
-        Whole passes made, and whether the precision was reached. It is looked at after whole passes only, so
-        that no image counts more than another.
+        Pass -> times, and whether the precision was reached.
     """
-    end, passes = time.perf_counter() + budget_s, 0
+    start, passes = time.perf_counter(), []
     while True:
-        for place, piece in enumerate(work):
-            if (passes or place) and time.perf_counter() >= end:
-                return passes, False
-            piece()
-            if tick is not None:
-                tick()
-        passes += 1
-        if precise_enough(samples(), precision):
+        begun = time.perf_counter()
+        passes.append([piece() for piece in work])
+        now = time.perf_counter()
+        if len(passes) < least_passes:
+            continue
+        if now - start >= min(least_s, budget_s) and precise_enough(list(map(median, passes)), precision):
             return passes, True
-
-
-def half_width(samples: Sequence[float], centre: float) -> float | None:
-    """Half the width of the median's 95 % interval as a fraction of `centre`; None with too few samples."""
-    interval = median_interval(samples)
-    return None if interval is None or not centre else (interval[1] - interval[0]) / 2 / centre
+        if now - start + (now - begun) > budget_s:
+            return passes, False

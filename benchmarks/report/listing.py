@@ -128,7 +128,7 @@ def _result(run: Run, width: int | None) -> str:
     rows: list[list[Cell]] = [
         [
             known(name).title,
-            f"{metric(name).format(m.value)} {marks.mark(m.covers, m.note)}".rstrip(),
+            f"{metric(name).format(m.value)} {marks.mark(m.covers, m.remarks)}".rstrip(),
             m.unit,
             "-" if m.interval is None else "-".join(metric(name).format(v) for v in m.interval),
             str(m.n),

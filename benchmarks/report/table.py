@@ -298,7 +298,8 @@ class _Writer:
 
 def _how(found: Measurement) -> str:
     """What is inside the clock, or how memory was read."""
-    return "; ".join(filter(None, [found.covers, "extrapolated" if found.extrapolated else "", found.note]))
+    parts = [found.covers, "extrapolated" if found.extrapolated else "", found.remarks]
+    return "; ".join(filter(None, parts))
 
 
 def _text(entry: ModelEntry, key: str) -> str:

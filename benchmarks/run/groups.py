@@ -82,7 +82,8 @@ def _inference(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
         yield {"measurements": measure_protocol(subject, spec, beat)}
         return
     start = time.monotonic()
-    yield {"measurements": measure_inference(subject, spec, beat)}
+    found = measure_inference(subject, spec, beat)
+    yield {"measurements": found, "timed": subject.timed}
     parts, absent = measure_phases(subject, spec, PARTS_SHARE * (time.monotonic() - start), beat)
     yield {"measurements": parts, "absent": absent}
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from detection_zoo.benchmarks.run.isolation import BEAT, Outcome, Report, failur
 from detection_zoo.benchmarks.run.progress import clock
 from detection_zoo.benchmarks.run.subject import Sources, Subject, identify_data, open_data, prepare
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, Run, WeightsIdentity
+from detection_zoo.benchmarks.statistics import of_processes
 from detection_zoo.benchmarks.store import new_id
 from detection_zoo.zoo.manifest import load_manifests
 
@@ -53,7 +55,7 @@ class Draft:
         """The run, as it stands."""
         finished = outcome.status == "finished"
         stage = None if finished else self.fields.get("stage")
-        fields = {name: value for name, value in self.fields.items() if name != "stage"}
+        fields = {name: value for name, value in self.fields.items() if name not in ("stage", "timed")}
         return Run(
             id=self.id,
             row=self.row,
@@ -102,26 +104,65 @@ def run_row(
     draft, work = Draft(row, spec), work or measure_row
     draft.add({"weights": weights[0], "stage": "starting"})
     arguments = (row, spec, sources, weights[1], folder / draft.id)
+    isolated = partial(
+        run_isolated,
+        stall_s=stall_s,
+        limit_s=limit_s,
+        memory_mib=memory_mib,
+        environment=environment,
+        cancel=cancel,
+        keep_memory=True,
+    )
     try:
-        if isolate:
-            return draft.finish(
-                run_isolated(
-                    work,
-                    arguments,
-                    draft.add,
-                    stall_s=stall_s,
-                    limit_s=limit_s,
-                    memory_mib=memory_mib,
-                    environment=environment,
-                    cancel=cancel,
-                )
-            )
-        work(*arguments, lambda value: None if value == BEAT else draft.add(value))
-        return draft.finish(Outcome("finished"))
+        if not isolate:
+            work(*arguments, lambda value: None if value == BEAT else draft.add(value))
+            return draft.finish(Outcome("finished"))
+        outcome = isolated(work, arguments, draft.add)
+        if outcome.status == "finished" and spec.processes > 1 and "timed" in draft.fields:
+            time_in_more_processes(draft, isolated, arguments)
+        return draft.finish(outcome)
     except KeyboardInterrupt:
         raise Interrupted(draft.finish(Outcome("failed", "stopped by Ctrl-C"), "interrupted")) from None
     except Exception as error:  # whatever goes wrong with one model stands in its record and ends it alone
         return draft.finish(failure(error))
+
+
+def time_in_more_processes(
+    draft: Draft, isolated: Callable[..., Outcome], arguments: tuple[Any, ...]
+) -> None:
+    """Time the same images in as many fresh processes as the specification asks for, and join the samples; a
+    process that fails leaves a note."""
+    parts: list[dict[str, Measurement]] = []
+    draft.add({"stage": "timing in more processes"})
+    for number in range(2, draft.spec.processes + 1):
+        timed = (*arguments[:4], draft.fields["timed"])
+        outcome = isolated(time_again, timed, parts.append)
+        if outcome.status != "finished":
+            draft.add({"notes": [f"process {number} of the timing failed: {outcome.reason}"]})
+    if parts:
+        first = draft.fields["measurements"]
+        again = of_processes([{name: first[name] for name in parts[0]}, *parts])
+        moments = {name: (first[name].times_s, first[name].marked) for name in again}
+        draft.add(
+            {
+                "measurements": {
+                    name: one.model_copy(update=dict(zip(("times_s", "marked"), moments[name], strict=True)))
+                    for name, one in again.items()
+                }
+            }
+        )
+
+
+def time_again(
+    row: str, spec: BenchmarkSpec, sources: Sources, weights: str, batches: list[list[int]], report: Report
+) -> None:
+    """Time the batches of another process in this one; reports the measurements."""
+    from detection_zoo.benchmarks.measure.inference import measure_inference
+
+    entry = load_manifests().entry(row)
+    dataset = open_data(entry, sources.data, spec.images)
+    subject = prepare(entry, spec, dataset, weights, sources.checkpoint_format)
+    report(measure_inference(subject, spec, _beating(report), batches))
 
 
 class Interrupted(KeyboardInterrupt):

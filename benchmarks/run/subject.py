@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ class Subject:
     """A model ready to be measured.
 
     sources: where the data is from, for training images. folder: where detections are kept.
+    timed: indices of the images of each batch that was timed.
     """
 
     entry: ModelEntry
@@ -56,6 +57,7 @@ class Subject:
     dataset: Dataset | None = None
     sources: Sources | None = None
     folder: Path | None = None
+    timed: list[list[int]] = field(default_factory=list)
 
     @property
     def is_classifier(self) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,10 @@ import pytest
 import torch
 
 from detection_zoo.benchmarks.environment import choose_device, collect_environment, cpu_name
+from detection_zoo.benchmarks.measure.inference import batches_that_fit
 from detection_zoo.benchmarks.measure.memory import peak_memory
 from detection_zoo.benchmarks.measure.telemetry import judge, share_of, watching
-from detection_zoo.benchmarks.measure.timing import PhaseClock, repeat, warm_up
+from detection_zoo.benchmarks.measure.timing import PhaseClock, time_passes, warm_up
 from detection_zoo.benchmarks.run.isolation import run_isolated
 from detection_zoo.benchmarks.run.progress import clock, progress
 
@@ -39,32 +43,45 @@ def test_phases_hold_what_ran_inside_them() -> None:
     ]
 
 
-def test_warm_up_goes_on_until_times_stand_still() -> None:
-    times = iter([100, 50, 30, 20, 15, 12, 10, 10, 10, 10, 10, 10, 10, 10])
-    turns, warm = warm_up(lambda: next(times), budget_s=60)
-    assert warm and turns == 11  # medians of turns 9 to 11 and 6 to 8 are 10 and 10
+def test_warm_up_goes_on_until_times_no_longer_trend() -> None:
+    """A slow-down of 30 % that decays over 100 turns has hardly anything left when it is called warm."""
+    for size in (1, 10, 40):
+        turns: list[float] = []
+
+        def turn(turns: list[float] = turns) -> float:
+            turns.append(1 + 0.3 * math.exp(-len(turns) / 100))
+            return turns[-1]
+
+        found = warm_up([turn] * size, budget_s=60, least_s=0.0)
+        assert found.warm and turns[-1] < 1.035 and len(turns) == found.passes * size, size
 
 
-def test_warm_up_ends_at_its_budget() -> None:
+def test_warm_up_covers_every_batch_and_its_least_time_and_ends_at_its_budget() -> None:
     growing = iter(range(1, 10**6))
-    turns, warm = warm_up(lambda: float(next(growing)), budget_s=1e-9)
-    assert not warm and turns == 1
+    seen: list[int] = []
+    found = warm_up([lambda n=n: seen.append(n) or float(next(growing)) for n in range(3)], budget_s=1e-9)
+    assert not found.warm and seen == [0, 1, 2] and "still changed" in str(found)
+    assert warm_up([lambda: 1.0], budget_s=60, least_s=0.05).seconds >= 0.05
 
 
-def test_repetition_stops_after_whole_passes_when_precise() -> None:
-    samples: list[float] = []
-    passes, precise = repeat([lambda: samples.append(1.0)] * 4, lambda: samples, precision=0.01, budget_s=60)
-    assert (
-        precise and passes == 2 and len(samples) == 8
-    )  # six samples are the least for an interval, passes are whole
+def test_passes_are_whole_and_enough_whatever_the_budget() -> None:
+    times = itertools.count()
+    work = [lambda: float(next(times) % 2)] * 3
+    passes, precise = time_passes(work, least_passes=6, least_s=10, precision=0.01, budget_s=1e-9)
+    assert not precise and [len(made) for made in passes] == [3] * 6
 
 
-def test_repetition_stops_at_the_budget_but_works_once() -> None:
-    samples: list[float] = []
-    passes, precise = repeat(
-        [lambda: samples.append(float(len(samples) % 2))] * 3, lambda: samples, precision=0.01, budget_s=1e-9
-    )
-    assert not precise and passes == 0 and len(samples) == 1
+def test_timing_ends_when_passes_agree_but_not_before_its_least_time() -> None:
+    start = time.perf_counter()
+    passes, precise = time_passes([lambda: 1.0] * 4, least_passes=6, least_s=0.1, precision=0.01, budget_s=60)
+    assert precise and len(passes) >= 6 and time.perf_counter() - start >= 0.1
+
+
+def test_images_are_fewer_where_the_passes_would_not_fit_into_the_budget() -> None:
+    batches = [[n] for n in range(100)]
+    assert batches_that_fit(batches, 0.1, 10.0) == batches
+    assert batches_that_fit(batches, 1.0, 5.0) == [[0], [20], [40], [60], [80]]
+    assert batches_that_fit(batches, 60.0, 5.0) == [[0]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark can be reset on Linux only")

@@ -8,13 +8,18 @@ from statistics import median
 import pytest
 
 from detection_zoo.benchmarks.statistics import (
+    drift,
     is_warm,
     mean_interval,
     median_interval,
     median_interval_ranks,
+    of_processes,
+    passes_interval,
     percentile,
     precise_enough,
+    proportion_interval,
     summarise,
+    timed_measurement,
 )
 
 # Ranks of the 95 % distribution-free interval of the median: the sign-test table printed in textbooks (n:
@@ -67,18 +72,58 @@ def test_mean_interval_is_students() -> None:
     assert mean_interval([1.0]) is None
 
 
-def test_precision_needs_enough_samples_and_a_narrow_interval() -> None:
+def test_precision_needs_enough_passes_and_a_narrow_interval() -> None:
     assert not precise_enough([1.0] * 5, 0.01)
     assert precise_enough([1.0] * 6, 0.01)
     assert not precise_enough([0.9, 0.95, 1.0, 1.0, 1.05, 1.1], 0.01)
-    assert precise_enough([0.9, 0.95, 1.0, 1.0, 1.05, 1.1], 0.11)
+    assert precise_enough([0.99, 1.01, 1.0, 1.0, 0.99, 1.01], 0.05)
 
 
-def test_warm_up_ends_when_the_rolling_median_stands_still() -> None:
+def test_three_processes_are_the_unit_of_an_interval() -> None:
+    # means 10, 11, 12: mean 11, s = 1, t(0.975, 2) = 4.3027: half width 4.3027 / sqrt(3)
+    low, high = passes_interval([[9.0, 11.0], [11.0, 11.0], [12.0, 12.0]])
+    assert (low, high) == (pytest.approx(11 - 2.4841, abs=1e-3), pytest.approx(11 + 2.4841, abs=1e-3))
+    assert passes_interval([[1.0, 2.0], [1.0]]) is None
+
+
+def test_correlated_passes_count_for_less() -> None:
+    alternating, in_runs = [1.0, 1.1] * 6, [1.0] * 6 + [1.1] * 6
+    narrow, wide = passes_interval([alternating]), passes_interval([in_runs])
+    assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
+    assert passes_interval([[2.0] * 6]) == (2.0, 2.0)
+
+
+def test_drift_is_found_and_noise_is_not() -> None:
+    assert drift([[1.0, 1.02, 1.04, 1.06], [1.0, 1.02, 1.04, 1.06]]) == (
+        pytest.approx(0.058, abs=2e-3),
+        False,
+    )
+    change, steady = drift([[1.0, 1.01, 0.99, 1.0], [1.01, 0.99, 1.01, 1.0]])
+    assert steady and abs(change) < 0.01
+    assert drift([[1.0], [1.1]]) == (0.0, True)
+
+
+def test_samples_of_several_processes_are_joined() -> None:
+    one = timed_measurement([[1.0, 3.0, 1.0, 3.0]], [2], "forward", "note", True)
+    other = timed_measurement([[2.0, 4.0, 2.0, 4.0]], [2], "forward", "note", False)
+    joined = of_processes([{"model_ms": one}, {"model_ms": other}, {"model_ms": one}])["model_ms"]
+    assert joined.passes == [2, 2, 2] and joined.n == 12 and joined.value == pytest.approx(7 / 3)
+    assert joined.steady is False and joined.interval[0] < joined.value < joined.interval[1]
+    assert joined.remarks == "6 whole passes in 3 processes; not steady: +0.0% from first to last pass; note"
+
+
+def test_wilsons_interval_of_a_proportion() -> None:
+    assert proportion_interval(8, 10) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert proportion_interval(200, 200)[1] == 1.0 and proportion_interval(0, 10)[0] == pytest.approx(
+        0, abs=1e-12
+    )
+
+
+def test_warm_up_ends_when_three_windows_agree() -> None:
     falling = [100, 60, 40, 30, 25, 22]
-    assert not is_warm(falling) and not is_warm([10.0] * 5)
-    assert is_warm([*falling, 20.1, 20.0, 20.2, 20.0, 20.1, 20.0])
-    assert is_warm([10, 10, 10, 10, 99, 10.1])  # one hiccup does not count
+    assert not is_warm(falling) and not is_warm([10.0] * 8)
+    assert is_warm([*falling, 20.1, 20.0, 20.2, 20.0, 20.1, 20.0, 20.1, 20.0, 20.1])
+    assert is_warm([10, 10, 10, 10, 99, 10.1, 10, 10, 10])  # one hiccup does not count
 
 
 def test_summary_keeps_every_sample_in_order() -> None:
