@@ -4,8 +4,11 @@ to the one store."""
 from __future__ import annotations
 
 import os
+import re
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,13 @@ from detection_zoo.benchmarks.store import store_file
 from detection_zoo.zoo.errors import ManifestError, ZooError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 
+OLDEST = (2, 52)  # the first version with authentication by tokens
+LOOPBACK = "127.0.0.1"
+# What the processes of a cluster may know of our environment; tokens and passwords are not among it.
+ALLOWED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TEMP|TMP|TERM|VIRTUAL_ENV|PYTHON\w*|LD_\w+"
+    r"|SYSTEMROOT|RAY_\w+|CUDA_\w+|NVIDIA_\w+|OMP_\w+|MKL_\w+|OPENBLAS_\w+|DETECTION_ZOO_\w+|XDG_CACHE_HOME"
+)
 RETRIES = 3  # of a task whose worker or machine was lost; a model that fails is a record and not tried again
 
 
@@ -46,13 +56,13 @@ def run_on_ray(
         Whether Ctrl-C ended it.
 
     Raises:
-        ManifestError: Ray is not installed.
+        ManifestError: Ray is not installed, or too old to have authentication.
     """
-    ray = _ray()
+    ray = installed_ray()
     anywhere = {key[:-1]: run for key, run in finished.items()}
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, runtime_env=_runtime())
+        start(ray, say)
     resources = {"num_gpus": 1} if spec.device == "cuda" else {"num_cpus": 1}
     task = ray.remote(max_retries=RETRIES, runtime_env=_runtime(), **resources)(measure_on_node)
     drafts: dict[Any, tuple[ModelEntry, Draft]] = {}
@@ -83,13 +93,56 @@ def run_on_ray(
             ray.shutdown()
 
 
-def _ray() -> Any:
+def start(ray: Any, say: Callable[[str], None]) -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or start one of this machine alone: bound to loopback,
+    with authentication, without a dashboard, its processes with the variables of ALLOWED only."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        if os.environ.get("RAY_AUTH_MODE") != "token":
+            say(
+                f"the cluster {address} is used without authentication: whoever reaches it can run code on"
+                " it; set RAY_AUTH_MODE=token there and here"
+            )
+        ray.init(log_to_driver=False, runtime_env=_runtime())
+        return
+    with allowed_environment():
+        ray.init(
+            "local",
+            log_to_driver=False,
+            runtime_env=_runtime(),
+            include_dashboard=False,
+            _node_ip_address=LOOPBACK,
+        )
+
+
+@contextmanager
+def allowed_environment() -> Iterator[None]:
+    """Take out of os.environ what processes that are started here have no need to know; put it back after."""
+    before = dict(os.environ)
+    try:
+        for name in before:
+            if not ALLOWED.fullmatch(name):
+                del os.environ[name]
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def installed_ray() -> Any:
+    """The module of Ray with authentication on; raises ManifestError where it is absent or too old."""
+    if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+        # read when Ray is imported; the second makes it take loopback for the address of this machine
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     try:
         import ray
     except ImportError:
         raise ManifestError(
             "--engine ray needs Ray: install the extra, as in `pip install -e .[ray]`, or leave --engine out"
         ) from None
+    if tuple(int(part) for part in ray.__version__.split(".")[:2]) < OLDEST:
+        raise ManifestError(
+            f"--engine ray needs Ray {'.'.join(map(str, OLDEST))} or later, which has authentication; this is"
+            f" {ray.__version__}: install the extra again, as in `pip install -U -e .[ray]`"
+        )
     return ray
 
 

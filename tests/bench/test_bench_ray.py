@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 from records import MACHINE, make_small_shapes, measured
 
-from detection_zoo.benchmarks.run.options import SweepOptions
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, open_data
-from detection_zoo.benchmarks.run.sweep import run_sweep
+from detection_zoo.benchmarks.run.sweep import SweepOptions, run_sweep
 from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile
 from detection_zoo.benchmarks.store import read_runs
 from detection_zoo.zoo.errors import ManifestError
@@ -115,10 +117,47 @@ def test_a_model_that_fails_there_is_a_record_here(cluster, tmp_path: Path) -> N
 
 
 def test_without_ray_the_engine_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "ray", None)  # what import finds where it is not installed
     with pytest.raises(ManifestError, match="install the extra"):
         run_sweep(
             [load_manifests().entry(ROWS[0])], SPEC, SOURCES, SweepOptions(tmp_path / "runs", engine="ray")
         )
+
+
+def test_an_old_ray_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    monkeypatch.setattr(ray, "__version__", "2.51.1")
+    with pytest.raises(ManifestError, match="needs Ray 2.52 or later"):
+        run_sweep(
+            [load_manifests().entry(ROWS[0])], SPEC, SOURCES, SweepOptions(tmp_path / "runs", engine="ray")
+        )
+
+
+LOCAL_CLUSTER = """
+import json, os, psutil
+from detection_zoo.benchmarks.run.ray_engine import installed_ray, start
+ray, said = installed_ray(), []
+start(ray, said.append)
+hidden = ray.get(ray.remote(lambda: sorted(n for n in os.environ if "SECRET" in n or n.endswith("_TOKEN"))).remote())
+processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+places = {c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"}
+mode, address = os.environ.get("RAY_AUTH_MODE"), ray.get_runtime_context().gcs_address
+kept = os.environ["MY_SECRET"]
+ray.shutdown()
+print(json.dumps([hidden, sorted(places), address, kept, said]))
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_of_this_machine_listens_on_loopback_and_knows_no_secrets() -> None:
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    environment = {**os.environ, "MY_SECRET": "hush", "HF_TOKEN": "hush", "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", LOCAL_CLUSTER], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    hidden, places, address, kept, said = json.loads(done.stdout.splitlines()[-1])
+    assert hidden == [] and kept == "hush" and said == []
+    assert address.startswith("127.0.0.1:")
+    assert set(places) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, places

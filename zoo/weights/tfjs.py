@@ -56,7 +56,7 @@ def _description(entries: ZipEntries) -> dict[str, Any]:
             f"{path}: its {DESCRIPTION} is larger than {LARGEST_DESCRIPTION_BYTES:,} bytes: refused"
         )
     try:
-        description = json.loads(entries.read(DESCRIPTION))
+        description = json.loads(entries.read(DESCRIPTION).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: its {DESCRIPTION} is malformed ({type(error).__name__}: {error!s:.120}); fetch it again"
