@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detection_zoo.kernels.backend import backend_for
+from detection_zoo.kernels.backend import BACKENDS, backend_for, cpu_form
 from detection_zoo.kernels.roi_align_cuda import cuda_backward, cuda_forward
 from detection_zoo.kernels.roi_align_reference import reference_backward, reference_forward
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
@@ -164,9 +164,7 @@ def _pool(
             f"{len(features)} feature maps, {len(scales)} scales, sampling ratio {sampling_ratio}; give one"
             " scale for each map and a ratio of at least 0"
         )
-    chosen = backend_for(
-        features[0], backend, operator="RoIAlign", known=("reference", "cuda", "torchvision")
-    )
+    chosen = backend_for(features[0], backend, operator="RoIAlign", known=BACKENDS)
     if chosen == "torchvision":
         return _torchvision_roi_align(features, rois, size, scales, sampling_ratio, rule, levels)
     if channels_last is None:
@@ -239,9 +237,7 @@ def _torchvision_roi_align(
     import torchvision
 
     if rule == "points":
-        raise ValueError(
-            "torchvision cannot place points as DetNet_pytorch does; use backend 'reference' or 'cuda'"
-        )
+        raise ValueError("torchvision cannot place points as DetNet_pytorch does; use another backend")
     rois = rois.to(features[0].dtype)
     if len(features) == 1:
         return torchvision.ops.roi_align(
@@ -268,9 +264,10 @@ def _roi_align_op(
     channels_last: bool,
     backend: str,
 ) -> Tensor:
-    if backend == "cuda":
+    if backend != "reference":
         pooled = empty_map((rois.shape[0], features[0].shape[1], *output_size), features[0], channels_last)
-        return cuda_forward(features, rois, pooled, scales, sampling_ratio, rule, LevelRule.of(levels))
+        forward = cuda_forward if backend == "cuda" else cpu_form("roi_align").cpu_forward
+        return forward(features, rois, pooled, scales, sampling_ratio, rule, LevelRule.of(levels))
     return reference_forward(
         features, rois, output_size, scales, sampling_ratio, RULES[rule], LevelRule.of(levels), channels_last
     )
@@ -299,6 +296,9 @@ def _roi_align_backward_op(
         return cuda_backward(
             grad, maps, rois, scales, sampling_ratio, rule, LevelRule.of(levels), deterministic
         )
+    if backend == "cpu":
+        backward = cpu_form("roi_align").cpu_backward
+        return backward(grad, maps, rois, scales, sampling_ratio, rule, LevelRule.of(levels))
     return reference_backward(grad, maps, rois, scales, sampling_ratio, RULES[rule], LevelRule.of(levels))
 
 

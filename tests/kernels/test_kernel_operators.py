@@ -76,7 +76,12 @@ def operators(name: str) -> dict[str, tuple]:
 
 @pytest.mark.parametrize(
     ("operator", "name"),
-    [*product(operators("reference"), ("reference", "cuda")), ("nms", "cpu"), ("nms_padded", "cpu")],
+    [
+        *product(operators("reference"), ("reference", "cuda")),
+        *product(
+            ("nms", "nms_padded", "roi_align", "roi_align_channels_last", "roi_align_backward"), ("cpu",)
+        ),
+    ],
 )
 def test_operators_keep_torchs_rules(operator: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Schema, autograd registration, fake results against real ones, and tracing with dynamic shapes."""

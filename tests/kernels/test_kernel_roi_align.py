@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 from cuda_on_cpu import SHUFFLED, CudaOnCpu
-from kernel_backends import Backend, every_backend, matches, normal_input, recorded  # noqa: F401 - a fixture
+from kernel_backends import Backend, every_nms_backend, matches, normal_input, recorded  # noqa: F401 - a fixture
 
 from detection_zoo.kernels.roi_align import (
     multilevel_roi_align,
@@ -419,6 +419,55 @@ def test_gradcheck(ratio: int, aligned: bool) -> None:
     assert torch.autograd.gradcheck(lambda given: roi_align_points(given, rois, 2, 0.25), maps[:1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("ratio", "aligned"), [(0, True), (0, False), (2, False), (3, True)])
+def test_the_form_for_cpus_is_the_reference_to_the_last_bits(
+    dtype: torch.dtype, layout: str, ratio: int, aligned: bool
+) -> None:
+    """Sums of n terms in another order: at most n + 4 ulps of the sum of their absolute values."""
+    maps, rois = pyramid(dtype, layout, channels=40), ROIS.to(dtype)
+    sides = (rois[:, 3:] - rois[:, 1:3]).abs().amax(1) / 4 / 7
+    points = torch.full_like(sides, ratio) if ratio else sides.ceil().clamp(min=1)
+    terms = 4 * points.square()[:, None, None, None]
+
+    def pool(given: list[torch.Tensor], backend: str) -> torch.Tensor:
+        return multilevel_roi_align(
+            given, rois, 7, [1 / 4, 1 / 8, 1 / 16], ratio, aligned, canonical_scale=60, backend=backend
+        )
+
+    absolute = pool([each.abs() for each in maps], "reference")
+    difference = (pool(maps, "cpu") - pool(maps, "reference")).abs()
+    assert (difference <= (terms + 4) * torch.finfo(dtype).eps * absolute).all()
+    upstream = normal_input(81, (len(ROIS), 40, 7, 7))
+    grads = [
+        gradients(maps, lambda given, name=name: pool(given, name), upstream)[1]
+        for name in ("cpu", "reference")
+    ]
+    for grad, expected in zip(*grads, strict=True):
+        assert (grad - expected).norm() <= 16 * torch.finfo(dtype).eps * expected.norm()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_threads_do_not_change_a_bit(layout: str) -> None:
+    rois = torch.cat([ROIS] * 9) + torch.cat([torch.zeros(63, 1), normal_input(5, (63, 4))], 1)
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(
+            gradients(
+                pyramid(layout=layout, channels=50),
+                lambda given: multilevel_roi_align(
+                    given, rois, 7, [1 / 4, 1 / 8, 1 / 16], 2, canonical_scale=60, backend="cpu"
+                ),
+                normal_input(6, (63, 50, 7, 7)),
+            )
+        )
+    torch.set_num_threads(before)
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(*pair) for pair in zip(found[0][1], found[1][1], strict=True))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_deterministic_form_never_varies(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
     """Threads in three orders: the ordered sums are equal bit for bit, where the atomic ones need not be."""
@@ -463,8 +512,8 @@ def test_shapes_that_raise(maps: list[torch.Tensor], rois: torch.Tensor, more: d
 
 
 def test_more_levels_than_a_launch_takes(backend: Backend) -> None:
-    if backend.name == "reference":
-        pytest.skip("the reference takes any number of levels")
+    if backend.name in ("reference", "cpu"):
+        pytest.skip("only a launch has a limit")
     with pytest.raises(ValueError, match="at most 8"):
         multilevel_roi_align(
             [torch.zeros(1, 1, 2, 2, device=backend.device)] * 9,
