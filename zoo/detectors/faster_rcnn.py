@@ -177,7 +177,7 @@ class FasterRcnn(Detector):
 
     def raw(self, images: Tensor, sizes: Tensor) -> RcnnRaw:
         """Proposals, and the box branch on all of them."""
-        features, limits = self.features(images), sizes.tolist()
+        limits, features = sizes.tolist(), self.features(images)
         levels = list(features.values())
         proposals = self.rpn.propose(
             *self.rpn.head(levels), self.rpn.anchors(levels), limits, tuple(images.shape[-2:])
@@ -247,8 +247,8 @@ class FasterRcnn(Detector):
         """The losses, and what was drawn to compute them; arguments as in `losses`."""
         crowd = self.sampler.crowd
         targets = [without_crowd(target) if crowd == "drop" else target for target in targets]
-        features = self.features(images)
-        levels, limits = list(features.values()), sizes.tolist()
+        limits, features = sizes.tolist(), self.features(images)
+        levels = list(features.values())
         logits, deltas = self.rpn.head(levels)
         anchors = self.rpn.anchors(levels)
         proposals = self.rpn.propose(logits, deltas, anchors, limits, tuple(images.shape[-2:]))

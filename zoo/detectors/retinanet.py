@@ -154,7 +154,8 @@ class RetinaNet(Detector):
         ]
         boxes, scores, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         order = labels.sort(stable=True).indices
-        return suppress(boxes[order], scores[order], labels[order], self.coder.offset, self.detection_rule)
+        kept = boxes[order], scores[order], labels[order]
+        return suppress(*kept, self.coder.offset, self.detection_rule, classes=self.num_classes)
 
     def _candidates(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, frame: Frame, threshold: float

@@ -71,6 +71,7 @@ def select_priors(boxes: Tensor, scores: Tensor, columns: Tensor, rule: SSDConve
         num_groups=len(columns),
         offset=rule.nms_offset,
         max_keep=rule.per_class_keep,
+        max_candidates=len(boxes),
         max_total=rule.per_image_keep,
     )
     return found.select(kept[labels[kept].sort(stable=True).indices])

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +56,7 @@ def torchvision_cells(stride: float, sizes: Sequence[float], ratios: Sequence[fl
     return np.round(np.concatenate([-sides, sides], axis=1) / 2).astype(np.float64)
 
 
+KEPT_MAPS = 64  # sizes of maps whose anchors are kept, about 13 images of five levels
 CELL_RULES = {"rounded": rounded_cells, "centred": centred_cells, "torchvision": torchvision_cells}
 
 
@@ -101,6 +104,7 @@ class AnchorGenerator(nn.Module):
             )
         self.strides = list(strides)
         self.per_cell = len(cells[0])  # A
+        self._laid: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()  # the latest maps' anchors
         self._cells = [torch.tensor(level, dtype=torch.float32, device="cpu") for level in cells]
 
     def cells(self) -> list[Tensor]:
@@ -110,12 +114,25 @@ class AnchorGenerator(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Anchors of each level (H * W * A, 4), row slow, column, anchor fast; rounded to float32, then in
         the type of the features."""
-        return [
-            self._level(level, stride, feature)
-            for level, stride, feature in zip(self._cells, self.strides, features, strict=True)
-        ]
+        if len(features) != len(self._cells):
+            raise ValueError(f"anchors are of {len(self._cells)} levels, but there are {len(features)} maps")
+        lay = self._level if torch.compiler.is_compiling() else self._kept
+        return [lay(level, feature) for level, feature in enumerate(features)]
 
-    def _level(self, cells: Tensor, stride: int, feature: Tensor) -> Tensor:
+    def _kept(self, level: int, feature: Tensor) -> Tensor:
+        """Anchors of a level, laid once for each device, type and size of map; shared, so never changed in
+        place."""
+        key = (level, *feature.shape[-2:], feature.device, feature.dtype)
+        if key not in self._laid:
+            with torch.inference_mode(False):  # else a training could not use them
+                self._laid[key] = self._level(level, feature)
+            while len(self._laid) > KEPT_MAPS:
+                self._laid.popitem(last=False)
+        self._laid.move_to_end(key)
+        return self._laid[key]
+
+    def _level(self, level: int, feature: Tensor) -> Tensor:
+        cells, stride = self._cells[level], self.strides[level]
         height, width = feature.shape[-2:]
         device = feature.device
         y, x = torch.meshgrid(

@@ -65,7 +65,8 @@ def large_enough(boxes: Tensor, min_size: float, offset: float = 0.0) -> Tensor:
 
 def scale_boxes(boxes: Tensor, factor_x: float, factor_y: float) -> Tensor:
     """Boxes (R, 4) with x multiplied by one factor and y by the other."""
-    return boxes * boxes.new_tensor([factor_x, factor_y, factor_x, factor_y])
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([x1 * factor_x, y1 * factor_y, x2 * factor_x, y2 * factor_y], dim=-1)
 
 
 def xyxy_to_xywh(boxes: Tensor, offset: float = 0.0) -> Tensor:
@@ -95,6 +96,12 @@ class BoxCoder:
     far_offset: float = 1.0
     cap: float | None = DELTA_CAP
 
+    def _pairs(self, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """Weights of the centres and of the sides: numbers where x and y have the same, without a copy to
+        a device."""
+        pairs = self.weights[:2], self.weights[2:]
+        return tuple(a if a == b else like.new_tensor([a, b]) for a, b in pairs)
+
     def _centres_and_sides(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
         sides = boxes[:, 2:] - boxes[:, :2] + self.offset
         return boxes[:, :2] + 0.5 * sides, sides
@@ -103,23 +110,19 @@ class BoxCoder:
         """Deltas (R, 4) that turn anchors (R, 4) into boxes (R, 4)."""
         centres, sides = self._centres_and_sides(boxes)
         anchor_centres, anchor_sides = self._centres_and_sides(anchors)
-        weights = boxes.new_tensor(self.weights)
+        near, far = self._pairs(boxes)
         return torch.cat(
-            [
-                weights[:2] * (centres - anchor_centres) / anchor_sides,
-                weights[2:] * torch.log(sides / anchor_sides),
-            ],
-            dim=1,
+            [near * (centres - anchor_centres) / anchor_sides, far * torch.log(sides / anchor_sides)], dim=1
         )
 
     def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
         """Boxes (R, 4 * K) from deltas (R, 4 * K), K sets a row, relative to anchors (R, 4)."""
         centres, sides = self._centres_and_sides(anchors)
-        parts = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4) / deltas.new_tensor(
-            self.weights
-        )  # (R, K, 4)
-        growth = parts[..., 2:] if self.cap is None else parts[..., 2:].clamp(max=self.cap)
-        centres = parts[..., :2] * sides[:, None] + centres[:, None]
+        parts = widened(deltas).reshape(len(deltas), deltas.shape[1] // 4, 4)  # (R, K, 4)
+        near, far = self._pairs(parts)
+        growth = parts[..., 2:] / far
+        growth = growth if self.cap is None else growth.clamp(max=self.cap)
+        centres = parts[..., :2] / near * sides[:, None] + centres[:, None]
         sides = torch.exp(growth) * sides[:, None]
         boxes = torch.cat([centres - 0.5 * sides, centres + 0.5 * sides - self.far_offset], dim=2)
         return boxes.reshape(deltas.shape)

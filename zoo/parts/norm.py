@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from detection_zoo.zoo.parts.boxes import widened
+
 NORM_KINDS = ("frozen", "frozen_eps", "affine", "group", "batch", "none")
 
 
@@ -26,10 +28,13 @@ class FrozenNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale and shift (N, C, H, W) by channel."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        return x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        """Scale and shift (N, C, H, W) by channel, in the type of the input."""
+        return scaled(x, *self.scale_and_shift())
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """What the input is multiplied by and what is added, each (C,), at least float32."""
+        scale = widened(self.weight) * (widened(self.running_var) + self.eps).rsqrt()
+        return scale, widened(self.bias) - widened(self.running_mean) * scale
 
 
 class FrozenAffine(nn.Module):
@@ -42,8 +47,18 @@ class FrozenAffine(nn.Module):
         self.register_buffer("bias", torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale and shift (N, C, H, W) by channel."""
-        return x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        """Scale and shift (N, C, H, W) by channel, in the type of the input."""
+        return scaled(x, *self.scale_and_shift())
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """What the input is multiplied by and what is added, each (C,), at least float32."""
+        return widened(self.weight), widened(self.bias)
+
+
+def scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Maps (N, C, H, W) times a scale (C,) plus a shift (C,), in the type of the maps: under autocast, half
+    maps stay half."""
+    return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
 
 
 def make_norm(kind: str, channels: int, *, eps: float | None = None, groups: int = 32) -> nn.Module:

@@ -311,17 +311,26 @@ def choose_detections(
     scores = probability[row, label + 1]
     sets = boxes.shape[1]
     column = label + 1 if sets == probability.shape[1] else torch.full_like(label, sets - 1)
-    return suppress(boxes[row, column], scores, label, offset, rule)
+    known = {"classes": probability.shape[1] - 1, "class_limit": max(len(probability), 1)}
+    return suppress(boxes[row, column], scores, label, offset, rule, **known)
 
 
 def suppress(
-    boxes: Tensor, scores: Tensor, labels: Tensor, offset: float, rule: DetectionConventions
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    offset: float,
+    rule: DetectionConventions,
+    *,
+    classes: int | None = None,
+    class_limit: int | None = None,
 ) -> Detections:
     """NMS inside each class, then the best of the image; what is kept stays in its order (soft-NMS: class by
     class, as picked).
 
     Args:
         boxes (R, 4), scores (R,), labels (R,) 0..K-1: of one image. offset: of the boxes' sides.
+        classes: K. class_limit: no class has more rows than this. Both spare the NMS work; none: not known.
     """
     found = Detections(boxes, scores, labels)
     if rule.soft != "none":
@@ -338,6 +347,8 @@ def suppress(
                 rule.nms_iou,
                 offset=offset,
                 inclusive=rule.inclusive,
+                num_groups=classes,
+                max_candidates=class_limit,
                 max_total=most or None,
             )
             .sort()
