@@ -50,19 +50,24 @@ def detect_image(subject: Subject, path: Path) -> tuple[np.ndarray, Detections]:
     Raises:
         DatasetError: the file is no image.
     """
+    pixels = decode_image(path.read_bytes(), str(path))
+    return pixels, detect_pixels(subject, pixels)
+
+
+def detect_pixels(subject: Subject, pixels: np.ndarray) -> Detections:
+    """Detections, on the CPU, in an image (H, W, 3) uint8 RGB."""
     import torch
 
     from detection_zoo.benchmarks.measure.inference import to_host
     from detection_zoo.zoo.data.loading import pad_batch
 
-    pixels = decode_image(path.read_bytes(), str(path))
     item = subject.preprocess(pixels)
     images = pad_batch([item.tensor], subject.preprocess.size_divisor).to(subject.device)  # (1, 3, H, W)
     sizes, original_sizes = (
         torch.tensor([size], device=subject.device) for size in (item.size, item.original_size)
     )
     with torch.inference_mode():
-        return pixels, to_host(subject.model.predict(images, sizes, original_sizes))[0]
+        return to_host(subject.model.predict(images, sizes, original_sizes))[0]
 
 
 def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], min_score: float) -> np.ndarray:

@@ -1,0 +1,121 @@
+"""The library: `import detection_zoo as dz`."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import detection_zoo as dz
+from detection_zoo.zoo.errors import DatasetError, ManifestError
+
+ROW = "mask_rcnn_resnet14_slim_fpn.demo"
+PUBLIC = ("detection_zoo", "detection_zoo.models", "detection_zoo.predictions", "detection_zoo.measuring")
+pytestmark = pytest.mark.usefixtures("drawn_shapes")
+
+
+@pytest.fixture(scope="module")
+def model() -> dz.Model:
+    return dz.load(ROW, weights="random", device="cpu")
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (90, 130, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", (*PUBLIC, "detection_zoo.ops"))
+def test_docstring_examples(name: str) -> None:
+    failed, _ = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
+
+
+def test_importing_it_needs_no_torch() -> None:
+    code = "import sys, detection_zoo as dz; dz.__version__ if 0 else None; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_unknown_names_are_told() -> None:
+    with pytest.raises(AttributeError, match="it has list_models, load"):
+        dz.lod  # noqa: B018
+    assert {"load", "ops"} <= set(dir(dz))
+
+
+def test_models_are_listed_by_field() -> None:
+    rows = dz.list_models(source="demo", detector="faster_rcnn")
+    assert "faster_rcnn_vovnet27_tiny_fpn.demo" in rows and len(rows) < len(dz.list_models(source="demo"))
+    assert dz.list_models("no such row") == []
+
+
+def test_every_kind_of_image_gives_the_same(model: dz.Model, pixels: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path)
+    whole = torch.from_numpy(pixels).permute(2, 0, 1)
+    found = model.detect([str(path), path, Image.open(path), pixels, whole, whole / 255])
+    assert len(found) == 6 and len(found[0]) > 0 and found[0].path == str(path)
+    for prediction in found[1:]:
+        assert torch.equal(prediction.boxes, found[0].boxes) and prediction.names == found[0].names
+    alone = model.detect(pixels)
+    assert torch.equal(alone.scores, found[0].scores) and (alone.scores.diff() <= 0).all()
+
+
+def test_a_prediction_is_cut_drawn_and_written(model: dz.Model, pixels: np.ndarray) -> None:
+    found = model.detect(pixels)
+    middle = float(found.scores.median())
+    kept = found.above(middle)
+    assert 0 < len(kept) < len(found) and (kept.scores >= middle).all()
+    assert len(found[:3]) == 3 and len(found[0]) == 1 and len(found[torch.tensor([2, 1])]) == 2
+    assert found.masks.shape == (len(found), 90, 130) and found.masks.dtype == torch.bool
+    table = kept.to_pandas()
+    assert list(table.columns) == ["name", "label", "score", "x1", "y1", "x2", "y2"] and len(table) == len(
+        kept
+    )
+    first = kept.to_coco(image_id=7)[0]
+    x1, y1, x2, y2 = kept.boxes[0].tolist()
+    assert first["image_id"] == 7 and first["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1])
+    assert first["category_id"] == int(kept.labels[0]) + 1 and first["segmentation"]["size"] == [90, 130]
+    assert np.any(np.array(kept.draw(0.0)) != pixels) and np.array_equal(np.array(found.draw(1.1)), pixels)
+    assert repr(found).startswith(f"Prediction({len(found)} detections in 130x90: ")
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "said"),
+    [
+        ("no/such/file.jpg", DatasetError, "no such image file"),
+        ("http://127.0.0.1:9/x.jpg", DatasetError, "cannot be fetched"),
+        (np.zeros((4, 4), np.uint8), ValueError, r"\(H, W, 3\) uint8 RGB array is wanted"),
+        (np.zeros((4, 4, 3)), ValueError, "uint8"),
+        (torch.zeros(4, 4, 3), ValueError, r"\(3, H, W\) is wanted"),
+        (17, TypeError, "not int"),
+    ],
+)
+def test_what_is_no_image_is_an_error(model: dz.Model, image: object, error: type, said: str) -> None:
+    with pytest.raises(error, match=said):
+        model.detect(image)
+
+
+def test_names_that_do_not_exist() -> None:
+    with pytest.raises(ManifestError, match="did you mean"):
+        dz.load("mask_rcnn_resnet14_slim_fpm.demo", weights="random")
+    with pytest.raises(ManifestError, match="did you mean"):
+        dz.create("resnet5O", classes=2)
+
+
+def test_evaluate_and_benchmark_give_what_the_commands_give(model: dz.Model) -> None:
+    found = dz.evaluate(model, "shapes", images=3)
+    run = dz.benchmark(ROW, "shapes", weights="random", metrics=["ap"], images=3, device="cpu")
+    assert run.measurements["box_ap"].value == found["box_ap"] and "mask_ap" in found
+
+
+def test_a_created_model_has_its_own_classes() -> None:
+    model = dz.create("resnet14_slim", "retinanet", ["cat", "dog", "cow"], device="cpu")
+    assert model.class_names == ("cat", "dog", "cow") and model.module.num_classes == 3
+    assert set(model.detect(np.zeros((64, 64, 3), np.uint8)).names) <= set(model.class_names)
