@@ -1,8 +1,8 @@
 """Detection zoo: pretrained detectors, reproducible benchmark tables, head-to-head comparison.
 
 >>> import detection_zoo as dz
->>> dz.list_models("faster_rcnn_vovnet*")
-['faster_rcnn_vovnet39_fpn_2x.vovnet', 'faster_rcnn_vovnet57_fpn_2x.vovnet']
+>>> dz.list_models("faster_rcnn_*", source="vovnet", backbone="vovnet39")
+['faster_rcnn_vovnet39_fpn_2x.vovnet']
 
 `load` and `create` make a model, `Model.detect` finds objects, `evaluate`, `benchmark` and `compare` do what
 the

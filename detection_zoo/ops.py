@@ -8,7 +8,19 @@
 
 from __future__ import annotations
 
+from detection_zoo.kernels.nms import batched_nms, nms, nms_padded
+from detection_zoo.kernels.roi_align import multilevel_roi_align, roi_align
+from detection_zoo.kernels.roi_crop import roi_crop
+from detection_zoo.kernels.roi_pool import roi_pool
+from detection_zoo.kernels.soft_nms import soft_nms
+
 __all__ = [
-    *("nms", "batched_nms", "nms_padded", "soft_nms"),
-    *("roi_align", "multilevel_roi_align", "roi_pool", "roi_crop"),
+    "batched_nms",
+    "multilevel_roi_align",
+    "nms",
+    "nms_padded",
+    "roi_align",
+    "roi_crop",
+    "roi_pool",
+    "soft_nms",
 ]
