@@ -38,7 +38,7 @@ MAY_IMPORT = [
     ("zoo/detectors/", ("kernels", *ROOTS, "zoo.parts", "zoo.necks", "zoo.backbones", "zoo.detectors")),
     ("zoo/data/", (*ROOTS, "zoo.manifest", "zoo.home", "zoo.data")),
     ("zoo/", ("kernels", "zoo")),
-    ("detection_zoo/", PACKAGES),
+    ("detection_zoo/", (*PACKAGES, "models", "predictions", "ops")),
     ("benchmarks/spec.py", ("zoo.errors", "zoo.manifest", "zoo.registry", "benchmarks.spec")),
     (
         "benchmarks/store.py",
