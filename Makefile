@@ -4,6 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 JOBS ?= 2
 DEMO := results/demo
+DEMO_ROWS := mask_rcnn_resnet14_slim_fpn.demo mask_rcnn_vovnet27_tiny_fpn.demo
 REAL := ssdlite_mobilenetv2_300.registry
 # one thread an operator, so that several test processes share a machine
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -32,7 +33,7 @@ $(VENV)/ready: pyproject.toml
 
 demo: setup
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
-	@$(ONE_THREAD) $(RUN) bench.py run demo --weights random --data shapes --device cpu --images 30 --timed-images 15 --budget-s 15 --warm-up-s 5 --train-steps 12 \
+	@$(ONE_THREAD) $(RUN) bench.py run $(DEMO_ROWS) --weights random --data shapes --device cpu --images 30 --timed-images 15 --budget-s 15 --warm-up-s 5 --train-steps 12 \
 	  --store $(DEMO)/runs --again > $(DEMO)/measurements.txt
 	@$(RUN) bench.py table demo --store $(DEMO)/runs --out $(DEMO)/table.md
 	@pictures=$$($(RUN) -c 'import pathlib, skimage; print(*(pathlib.Path(skimage.__file__).parent / "data" / f"{n}.png" for n in ("astronaut", "chelsea", "coffee")))'); \
