@@ -13,7 +13,10 @@ from detection_zoo.benchmarks.report.wide import Overview
 from detection_zoo.benchmarks.spec import digest_of
 
 PAGE_FOLDER = Path(__file__).resolve().parent / "page"
-SCRIPTS = ("state.js", "table.js", "plot.js", "details.js", "comparisons.js", "kernels.js", "main.js")
+SCRIPTS = (
+    *("state.js", "table.js", "plot.js", "details.js"),
+    *("comparisons.js", "kernels.js", "export.js", "main.js"),
+)
 TITLE = "detection-zoo: results"
 
 

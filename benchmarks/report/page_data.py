@@ -267,6 +267,7 @@ def _row(line: WideLine) -> dict[str, Any]:
             "dataset": entry.dataset,
             "schedule": entry.schedule,
             "licence": entry.licence,
+            "runnable": not entry.published_only,
             "note": entry.note,
             "weights": [_weights(spec) for spec in entry.trained_weights],
         }

@@ -3,6 +3,8 @@ complaint, no request that leaves it."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -571,3 +573,65 @@ def test_text_of_records_is_never_markup(open_page: Open, pages: Path) -> None:
     page.click("#table tbody th button")
     assert page.run("document.getElementById('details').textContent").count("<img") >= 3
     assert page.run("window.broken === undefined && document.querySelectorAll('img').length === 0")
+
+
+def test_the_page_opens_on_measured_detectors(open_page: Open) -> None:
+    page = open_page()
+    assert page.run("document.getElementById('plot-setting').selectedOptions[0].textContent").startswith(
+        "measured"
+    )
+    assert set(shown(page, "kind")[:5]) == {"measured"}
+
+
+def test_points_are_labelled_by_row(open_page: Open, view: Overview) -> None:
+    page = open_page()
+    names = page.run("[...document.querySelectorAll('#plot .name')].map(name => name.textContent)")
+    assert names and set(names) <= {line.entry.name for line in largest_setting(view)}
+    inside = page.run(
+        "(() => { const box = document.querySelector('#plot svg').getBoundingClientRect();"
+        " return [...document.querySelectorAll('#plot .name')].every(name => { const at ="
+        " name.getBoundingClientRect(); return at.left >= box.left - 1 && at.right <= box.right + 1; }); })()"
+    )
+    assert inside
+
+
+def test_long_names_are_not_cut(open_page: Open) -> None:
+    page = open_page(fragment="#q=fast_rcnn_resnext101_64x4d&kinds=mpn")
+    assert status(page) > 2
+    assert page.run(
+        "[...document.querySelectorAll('#table tbody th strong')].every(name => name.scrollWidth <="
+        " name.clientWidth + 1 && name.getBoundingClientRect().bottom <="
+        " name.closest('button').getBoundingClientRect().bottom + 1)"
+    )
+
+
+def test_each_line_has_weights_licence_and_a_command(open_page: Open) -> None:
+    page = open_page(fragment=f"#q={V39}&kinds=p")
+    assert shown(page, "licence") == ["not stated"] and shown(page, "weights") == ["weights"]
+    copied = page.run(
+        "new Promise(done => { document.addEventListener('copy', () =>"
+        " done(String(document.activeElement.value || getSelection())));"
+        " Object.defineProperty(navigator, 'clipboard', { value: { writeText: async text => done(text) } });"
+        " document.querySelector('#table .copy').click(); })"
+    )
+    assert copied == f"python bench.py run {V39} --weights published"
+    page.run("document.querySelector('#table .copy').click()")
+    assert not page.run("document.getElementById('details').open"), "copying opens nothing"
+
+
+def test_csv_holds_what_is_filtered(open_page: Open, view: Overview) -> None:
+    page = open_page(fragment="#source=vovnet")
+    text = page.run(
+        "new Promise(done => { URL.createObjectURL = blob => { blob.text().then(done); return '#'; };"
+        " document.getElementById('csv').click(); })"
+    )
+    rows = list(csv.DictReader(io.StringIO(text)))
+    wanted = [line for line in view.lines if line.entry.source == "vovnet" and line.kind != "not measured"]
+    assert len(rows) == len(wanted) == status(page)
+    published = {
+        (row["row"], float(row["box_ap (%)"]))
+        for row in rows
+        if row["numbers"] == "published" and row["box_ap (%)"]
+    }
+    assert (V39, 39.8) in published
+    assert all(row["licence"] for row in rows)

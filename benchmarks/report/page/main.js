@@ -103,6 +103,7 @@ function startControls() {
     showChosen();
     update();
   });
+  document.getElementById("csv").addEventListener("click", downloadCsv);
   document.getElementById("theme").addEventListener("click", () => { state.theme = isDark() ? "light" : "dark"; showTheme(); writeAddress(); });
   DARK.addEventListener("change", showTheme);
   addEventListener("keydown", (event) => {

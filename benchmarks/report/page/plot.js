@@ -3,6 +3,7 @@
 const MARGIN = { left: 58, right: 18, top: 22, bottom: 46 };
 const EVERY = "every";  // all settings at once: no common front
 const NAME_GAP = 17;
+const FEW_POINTS = 12, NAME_LETTER = 6.2;
 
 const plot = { points: [], active: 0, root: null };
 
@@ -23,7 +24,7 @@ function hasBoth(line) { return line.values[state.x] && line.values[state.y] && 
 function plotSettings(lines) {
   const counts = new Map();
   for (const line of lines) if (line.setting && hasBoth(line)) counts.set(line.settingPlace, (counts.get(line.settingPlace) || [0, 0]).map((count, place) => count + (place ? Number(line.trusted) : 1)));
-  const rank = ([place, [count, trusted]]) => [DATA.settings[place].kind === "measured" && count > 1 ? 0 : 1, trusted > 1 ? 0 : 1, -count];
+  const rank = ([place, [count, trusted]]) => [DATA.settings[place].kind === "measured" ? 0 : 1, -Math.min(trusted, 2), -count];
   return [...counts].sort((a, b) => {
     const [first, second] = [rank(a), rank(b)];
     const differs = first.findIndex((each, index) => each !== second[index]);
@@ -81,7 +82,7 @@ function layPlot(lines) {
   const front = setting === EVERY ? [] : paretoFront(trusted, x.better, y.better).map((place) => trusted[place]);
   plot.root.replaceChildren(plot.points.length ? picture(x, y, front) : make("p", { class: "help" }, `No line that fits the filters has both ${x.title} and ${y.title}.`));
   layLegend(front);
-  const notes = [`${plot.points.length} points`];
+  const notes = [`${plot.points.length} point${plot.points.length === 1 ? "" : "s"}`];
   if (setting === EVERY) notes.push("lines of several settings, which must not be compared: choose one for its front");
   if (trusted.length < plot.points.length) notes.push(`${plot.points.length - trusted.length} with made-up weights or data stay off the front: their accuracy says nothing`);
   if (plot.points.length && DATA.settings[chosen[0].settingPlace].kind === "published" && setting !== EVERY) notes.push("published by the source, not measured here");
@@ -104,21 +105,20 @@ function picture(x, y, front) {
     draw("text", { x: 4, y: 12 }, `${y.title} (${y.unit}), ${y.better} is better`));
   if (front.length) svg.append(draw("path", { class: "front", d: steps(front.map((point) => [toX(point.x), toY(point.y)])) }));
   plot.points.forEach((point, index) => svg.append(pointMark(point, index, toX, toY, x, y)));
-  svg.append(...names(front, toX, toY, width));
+  svg.append(...names(plot.points.length > FEW_POINTS ? front : plot.points, toX, toY, width));
   return svg;
 }
 
 function steps(corners) { return corners.map(([px, py], index) => (index ? `H${px.toFixed(1)}V${py.toFixed(1)}` : `M${px.toFixed(1)} ${py.toFixed(1)}`)).join(""); }
 
-/** Names along the front, to the upper left where no point can be, as long as they do not fall on each other. */
-function names(front, toX, toY, width) {
-  const found = [];
-  let last = Infinity;
-  for (const point of front) {
-    const px = toX(point.x), py = toY(point.y), left = px > MARGIN.left + 150;
-    if (last - py < NAME_GAP) continue;
-    last = py;
-    found.push(draw("text", { class: "name", x: left ? px - 8 : Math.min(px, width - 140), y: left ? py - 5 : py - 10, "text-anchor": left ? "end" : "start" }, point.line.row.backbone));
+/** Names of rows: of every point where they are few, else along the front; to the upper left, as long as they do not fall on each other. */
+function names(points, toX, toY, width) {
+  const found = [], heights = [];
+  for (const point of points) {
+    const px = toX(point.x), py = toY(point.y), name = point.line.row.name, room = NAME_LETTER * name.length, left = px - room > MARGIN.left;
+    if (heights.some((height) => Math.abs(height - py) < NAME_GAP)) continue;
+    heights.push(py);
+    found.push(draw("text", { class: "name", x: left ? px - 8 : Math.max(MARGIN.left + 4, Math.min(px, width - room - MARGIN.right)), y: left ? py - 5 : py - 10, "text-anchor": left ? "end" : "start" }, name));
   }
   return found;
 }

@@ -39,7 +39,7 @@ function interval(edges, digits) { return `${written(edges[0], digits)}–${writ
 /** Why a line has no such number. */
 function whyNot(line, name) {
   if (line.kind === "measured") return DATA.texts[line.absent[name]];
-  return line.kind === "published" ? "the source prints no number here" : DATA.texts[line.reason];
+  return line.kind === "published" ? "not reported" : DATA.texts[line.reason];
 }
 
 /** Words and limits of the filter: every one must hold. */
@@ -110,7 +110,7 @@ function badge(line) { return make("span", { class: `badge ${line.kind.split(" "
 function weightsLink(row, focusable = true) {
   const known = row.weights || [], weights = known.find((each) => !each.wrong), wrong = known.find((each) => each.wrong);
   const warning = wrong ? make("span", { class: "flag", title: wrong.wrong }, "wrong link") : null;
-  if (!known.length) return [make("span", { title: "the source links no weights" }, "–")];
+  if (!known.length) return [make("span", { title: "no weights published" }, "–")];
   return [weights ? addressOf(weights, row, focusable) : null, weights && warning ? " " : null, warning].filter(Boolean);
 }
 

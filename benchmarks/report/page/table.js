@@ -1,6 +1,7 @@
 // The table: only the rows in sight are in the document, so that thousands stay fluent.
 
 const ROW_HEIGHT = 52, SPARE_ROWS = 8;
+const LONG_NAME = 36;  // letters: longer names take both lines of a row, so that none is cut
 
 const TEXT_COLUMNS = [
   { name: "row", title: "Model", width: 330, text: (line) => line.row.name },
@@ -10,9 +11,10 @@ const TEXT_COLUMNS = [
   { name: "setting", title: "Setting", width: 420, text: (line) => (line.setting ? line.setting.title : "~") },
 ];
 const NUMBER_COLUMNS = DATA.quantities.map((quantity) => ({ name: quantity.name, title: quantity.title, width: 112, quantity }));
-const COLUMNS = [...TEXT_COLUMNS.slice(0, 2), ...NUMBER_COLUMNS, { name: "weights", title: "Weights", width: 96 }, ...TEXT_COLUMNS.slice(2)];
+const COLUMNS = [...TEXT_COLUMNS.slice(0, 2), ...NUMBER_COLUMNS, { name: "weights", title: "Weights", width: 96 }, { name: "licence", title: "Licence", width: 150, text: (line) => licenceOf(line.row) },
+  { name: "command", title: "Command", width: 96 }, ...TEXT_COLUMNS.slice(2)];
 
-function sortable(name) { return name !== "weights" && COLUMNS.some((column) => column.name === name); }
+function sortable(name) { return name !== "weights" && name !== "command" && COLUMNS.some((column) => column.name === name); }
 
 const table = { lines: [], active: 0, first: -1, last: -1, body: null, scroller: null, head: null };
 
@@ -68,10 +70,11 @@ function markSorted() {
 function cell(line, column) {
   if (column.quantity) return numberCell(line, column);
   if (column.name === "row") {
-    const name = make("button", { type: "button", tabindex: "-1", "data-place": line.place, title: line.row.name }, make("strong", {}, line.row.name), make("small", {}, line.row.title));
+    const name = make("button", { type: "button", tabindex: "-1", "data-place": line.place, title: line.row.name }, make("strong", {}, breakable(line.row.name)), line.row.name.length > LONG_NAME ? null : make("small", {}, line.row.title));
     return make("th", { scope: "row" }, name);
   }
   if (column.name === "kind") return make("td", { title: line.flags.join(", ") }, badge(line), line.flags.length ? make("small", {}, make("span", { class: "flag" }, line.flags.join(", "))) : null);
+  if (column.name === "command") return make("td", {}, line.row.runnable ? copyButton(line.row) : "–");
   if (column.name === "weights") return make("td", {}, weightsLink(line.row, false));
   const text = column.name === "setting" ? (line.setting ? line.setting.title : "–") : column.text(line);
   return make("td", { title: text }, text);
@@ -134,8 +137,7 @@ function markActive() {
     const here = Number(row.dataset.index) === table.active;
     row.classList.toggle("active", here && row.contains(document.activeElement));
     row.querySelector("th button").tabIndex = here ? 0 : -1;
-    const link = row.querySelector("td a");
-    if (link) link.tabIndex = here ? 0 : -1;
+    for (const inside of row.querySelectorAll("td a, td .copy")) inside.tabIndex = here ? 0 : -1;
   }
 }
 
@@ -169,7 +171,7 @@ function startTable() {
   });
   table.body.addEventListener("click", (event) => {
     const row = event.target.closest("tr[data-index]");
-    if (!row || event.target.closest("a")) return;
+    if (!row || event.target.closest("a, .copy")) return;
     table.active = Number(row.dataset.index);
     markActive();
     openDetails(table.lines[table.active], row.querySelector("th button"));
