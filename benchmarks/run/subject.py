@@ -95,21 +95,14 @@ def open_data(entry: ModelEntry, argument: str, images: int | None = None) -> Da
 def inclusive_boxes(entry: ModelEntry) -> bool:
     """Whether a row's boxes end at the last pixel inside: as its training boxes do, else by the offset of its
     box arithmetic."""
-    import inspect
-
-    import detection_zoo.zoo.build  # noqa: F401 - fills the registry
-    from detection_zoo.zoo.conventions import BoxConventions
-    from detection_zoo.zoo.registry import DETECTORS
+    from detection_zoo.zoo.build import DETECTORS, rules_of
 
     if entry.conventions is not None and entry.conventions.targets is not None:
         return entry.conventions.targets.inclusive
-    if (
-        entry.detector is None
-        or entry.conventions is None
-        or "boxes" not in inspect.signature(DETECTORS[entry.detector.name]).parameters
-    ):
+    if entry.conventions is None or entry.detector is None:
         return False
-    return (entry.conventions.boxes or BoxConventions()).offset == 1.0
+    usual = getattr(rules_of(DETECTORS[entry.detector.name]), "boxes", None)
+    return usual is not None and (entry.conventions.boxes or usual).offset == 1.0
 
 
 def identify_data(dataset: Dataset) -> DataIdentity:
