@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from detection_zoo.benchmarks.commands.app import app, emit, say
-from detection_zoo.benchmarks.commands.options import DATA, IMAGES, JSON
+from detection_zoo.benchmarks.commands.options import DATA, IMAGES, JSON, MAP, data_of
 
 
 @app.command()
@@ -17,6 +17,7 @@ def evaluate(
         Path, typer.Argument(metavar="RESULTS", help="COCO results file, or folder of VOC comp4 files")
     ],
     data: DATA = "shapes",
+    renamed: MAP = "",
     images: IMAGES = None,
     as_json: JSON = False,
     kind: Annotated[
@@ -38,7 +39,7 @@ def evaluate(
     from detection_zoo.zoo.data.fields import no_collection
 
     with clock("evaluate"), no_collection():
-        dataset = open_dataset(data, images=images, keypoints=kind == "keypoints")
+        dataset = open_dataset(data_of(data, "all", renamed), images=images, keypoints=kind == "keypoints")
         report = evaluate_results_file(
             results_file, dataset, kind, whole=True, every_image=every_image, details=errors
         )
@@ -46,6 +47,8 @@ def evaluate(
     text += [class_accuracy(report.per_class)] if per_class else []
     text += [mistakes(kind, shares) for kind, shares in report.errors.items()]
     emit(report.as_dict(), as_json, "\n\n".join(text))
+    for note in dataset.notes:
+        say(f"data: {note}")
     for measured, note in report.notes.items():
         say(f"{measured}: {note}")
     say(f"{results_file.name} on {dataset.name}: {len(dataset)} of {dataset.full_size} images")

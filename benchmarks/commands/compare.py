@@ -10,15 +10,18 @@ import typer
 from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, checking_arguments, emit, say
 from detection_zoo.benchmarks.commands.options import (
     BATCH,
+    CLASSES,
     DATA,
     DEVICE,
     DTYPE,
     IMAGES,
     JSON,
+    MAP,
     READ_STORE,
     TF32,
     WEIGHTS,
     WIDE,
+    data_of,
     device_of,
     width_of,
 )
@@ -63,8 +66,12 @@ def _entrants(rows: list[str], weights: str, data: str, images: int | None) -> l
 
     with checking_arguments():
         entrants = entrants_of(rows, weights)
+        notes = dict[str, None]()
         for entrant in entrants:
-            check_row(load_manifests().entry(entrant.row), Sources(data, entrant.weights), images)
+            sources = Sources(data, entrant.weights)
+            notes |= dict.fromkeys(check_row(load_manifests().entry(entrant.row), sources, images))
+    for note in notes:
+        say(f"data: {note}")
     return entrants
 
 
@@ -75,6 +82,8 @@ def compare(
         typer.Argument(metavar="ROW[@WEIGHTS]...", help="two rows or more; the first is the reference"),
     ],
     data: DATA = "shapes",
+    classes: CLASSES = "all",
+    renamed: MAP = "",
     weights: WEIGHTS = "published",
     device: DEVICE = "auto",
     images: IMAGES = None,
@@ -124,6 +133,7 @@ def compare(
         seed=seed,
     )
     spec = _spec(device, dtype, tf32, images, batch, timed_images)
+    data = data_of(data, classes, renamed)
     entrants = _entrants(rows, weights, data, images)
     from detection_zoo.benchmarks.compare.match import compare as run_comparison  # after the checks: torch
 

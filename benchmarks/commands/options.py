@@ -37,8 +37,20 @@ METRICS = Annotated[
     ),
 ]
 DATA = Annotated[
-    str, typer.Option(help="coco:DIR[:SPLIT], voc:VOCDEVKIT:YEAR:SPLIT, imagenet:DIR or shapes[:SPLIT]")
+    str,
+    typer.Option(
+        help=(
+            "PATH of own data (COCO, YOLO, VOC or ImageNet layout), coco:DIR[:SPLIT],"
+            " voc:VOCDEVKIT:YEAR:SPLIT,"
+            " imagenet:DIR or shapes[:SPLIT]"
+        )
+    ),
 ]
+CLASSES = Annotated[
+    Literal["all", "common"],
+    typer.Option(help="common: measure the classes that the data and the model have in common"),
+]
+MAP = Annotated[str, typer.Option("--map", help='data classes under the model\'s names: "car=vehicle,..."')]
 WEIGHTS = Annotated[
     str, typer.Option(help="random, published, stand-in:REFERENCE_FOLDER, or a checkpoint's path")
 ]
@@ -55,6 +67,17 @@ DTYPE = Annotated[
     Literal["float32", "float16", "bfloat16"], typer.Option(help="the shorter ones by autocast")
 ]
 TF32 = Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 products")]
+
+
+def data_of(data: str, classes: str, renamed: str) -> str:
+    """The --data argument with the choice of classes; a --map that is none is wrong usage."""
+    from detection_zoo.zoo.data.class_choice import ClassChoice
+    from detection_zoo.zoo.errors import DatasetError
+
+    try:
+        return ClassChoice.parse(classes == "common", renamed).attach(data)
+    except DatasetError as error:
+        raise typer.BadParameter(str(error), param_hint="--map") from None
 
 
 def width_of(wide: bool) -> int | None:

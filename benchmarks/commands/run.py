@@ -11,12 +11,14 @@ import typer
 from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, checking_arguments, emit, say
 from detection_zoo.benchmarks.commands.options import (
     BATCH,
+    CLASSES,
     DATA,
     DEVICE,
     DTYPE,
     FORMAT,
     IMAGES,
     JSON,
+    MAP,
     METRICS,
     PROTOCOL,
     ROW,
@@ -26,6 +28,7 @@ from detection_zoo.benchmarks.commands.options import (
     WIDE,
     WORKERS,
     check_protocol,
+    data_of,
     device_of,
     groups_of,
     row_names,
@@ -39,6 +42,8 @@ def run(
         list[str], typer.Argument(help="rows, shell patterns, or sources", autocompletion=row_names)
     ],
     data: DATA = "shapes",
+    classes: CLASSES = "all",
+    renamed: MAP = "",
     weights: WEIGHTS = "published",
     checkpoint_format: FORMAT = None,
     train_data: Annotated[
@@ -105,7 +110,8 @@ def run(
     from detection_zoo.benchmarks.store import RUNS, results_folder
 
     check_protocol(protocol)
-    groups, sources = groups_of(metrics), Sources(data, weights, train_data, checkpoint_format)
+    groups, data = groups_of(metrics), data_of(data, classes, renamed)
+    sources = Sources(data, weights, train_data, checkpoint_format)
     where = device_of(device)
     if in_process and (processes or 1) > 1:
         raise typer.BadParameter("one process is not several", param_hint="--processes")

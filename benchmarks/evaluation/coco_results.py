@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def detection_records(
-    detections: Detections, image_id: int | str, category_ids: Sequence[int | str], *, inclusive: bool
+    detections: Detections, image_id: int | str, category_ids: Sequence[int | str | None], *, inclusive: bool
 ) -> dict[Kind, list[dict[str, Any]]]:
     """The detections of one image in COCO's result format, by kind.
 
     Args:
         detections: boxes (R, 4) float32 in original pixels; masks, where present, (R, H, W) bool, pasted.
         image_id: of the dataset.
-        category_ids: dataset category id of each label.
+        category_ids: dataset category id of each label; None: detections of that label are left out.
         inclusive: x2 and y2 are the last pixels inside, so that width = x2 - x1 + 1; otherwise they are far
             edges.
 
@@ -60,6 +60,10 @@ def detection_records(
         records["keypoints"] = [
             {**head, "keypoints": values} for head, values in zip(heads, flat, strict=True)
         ]
+    if None in category_ids:  # the data lacks some of the model's classes
+        records = {
+            kind: [r for r in found if r["category_id"] is not None] for kind, found in records.items()
+        }
     return records
 
 

@@ -58,10 +58,10 @@ def checked_rows(
         ZooError: no row fits; data or weights of a row that was named cannot be used, or of no row at all.
     """
     patterns = list(patterns)
-    entries, left_out = [], dict[str, ZooError]()
+    entries, left_out, notes = [], dict[str, ZooError](), dict[str, None]()
     for entry in chosen_rows(patterns):
         try:
-            check_row(entry, sources, images, fetch)
+            notes |= dict.fromkeys(check_row(entry, sources, images, fetch))
             entries.append(entry)
         except ZooError as error:
             if entry.name in patterns:
@@ -71,11 +71,18 @@ def checked_rows(
         raise next(iter(left_out.values()))
     for name, error in left_out.items():
         say(f"left out: {name}: {error}")
+    for note in notes:
+        say(f"data: {note}")
     return entries
 
 
-def check_row(entry: ModelEntry, sources: Sources, images: int | None = None, fetch: bool = True) -> None:
+def check_row(
+    entry: ModelEntry, sources: Sources, images: int | None = None, fetch: bool = True
+) -> tuple[str, ...]:
     """Whether a row can be built and measured; `fetch` gets published weights that are not here.
+
+    Returns:
+        What is to be said of the data: its layout, where it was recognised, and the classes measured.
 
     Raises:
         ZooError: it stands for its published numbers alone; its data or weights cannot be used.
@@ -84,11 +91,12 @@ def check_row(entry: ModelEntry, sources: Sources, images: int | None = None, fe
         raise ManifestError(f"row {entry.name} stands for its numbers alone: {entry.published_only}")
     check_weights(entry, sources.weights, fetch)
     try:
-        open_data(entry, sources.data, images)
+        notes = open_data(entry, sources.data, images).notes
     except OSError as error:
         raise DatasetError(f"--data {sources.data}: {error}") from None
     if sources.train_data is not None:
         open_data(entry, sources.train_data)
+    return notes
 
 
 def check_weights(entry: ModelEntry, weights: str, fetch: bool = True) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 from detection_zoo.zoo.data.images import decode_image, is_turned
 from detection_zoo.zoo.errors import DatasetError
 
+SHOWN = 5  # classes in a message
+
 
 @dataclass(frozen=True)
 class GroundTruth:
@@ -48,14 +50,16 @@ class Dataset(ABC):
 
     layout: how accuracy is measured on it; name: as in records, "coco:val2017"; classes: K names by label;
         category_ids: the
-    dataset's own id of each label.
+    dataset's own id of each label, None for a class of the model that the data lacks; notes: what the data
+    was taken for, and which classes are measured.
     """
 
     layout: Literal["coco", "voc", "imagenet"]
     name: str
     classes: tuple[str, ...]
-    category_ids: tuple[int | str, ...]
+    category_ids: tuple[int | str | None, ...]
     keypoint_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     annotation_file: Path | None = None
     full_size: int
     decoder: Literal["pil", "cv2"] = "pil"
@@ -184,9 +188,11 @@ class Dataset(ABC):
         }
 
 
-def label_order(file_classes: Sequence[str], classes: Sequence[str] | None, where: str) -> list[int]:
+def label_order(
+    file_classes: Sequence[str], classes: Sequence[str] | None, where: str, may_lack: bool = False
+) -> list[int]:
     """For each class of a dataset file, its label; `classes` is the order a model was trained with, None
-    keeps the file's own.
+    keeps the file's own; may_lack: the file may lack some of them.
 
     Raises:
         DatasetError: the file has a class that the model does not know, or lacks one that it predicts.
@@ -195,15 +201,28 @@ def label_order(file_classes: Sequence[str], classes: Sequence[str] | None, wher
         return list(range(len(file_classes)))
     place = {name: label for label, name in enumerate(classes)}
     unknown = [name for name in file_classes if name not in place]
-    if unknown:
-        raise DatasetError(
-            f"{where}: class {unknown[0]!r} is unknown to the model, which has {len(classes)} classes"
-            f" ({', '.join(list(classes)[:5])}, ...); take a row trained on this dataset"
-        )
     missing = [name for name in classes if name not in file_classes]
-    if missing:
+    if unknown or (missing and not may_lack):
+        said = []
+        if unknown:
+            said.append(
+                f"class {unknown[0]!r} is unknown to the model ({len(unknown)} such: {some(unknown)})"
+            )
+        if missing:
+            said.append(
+                f"the model predicts {missing[0]!r}, which is no class of this dataset ({len(missing)} such:"
+                f" {some(missing)})"
+            )
         raise DatasetError(
-            f"{where}: the model predicts {missing[0]!r}, which is no class of this dataset ({len(missing)}"
-            " such); take a row trained on this dataset"
+            f"{where}: {'; '.join(said)}. --classes common measures the {len(classes) - len(missing)}"
+            " classes in"
+            " common, --map \"A=B\" takes the data's A for the model's B; or take a row trained on this"
+            " dataset"
         )
     return [place[name] for name in file_classes]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many there are."""
+    more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
+    return ", ".join(list(names)[:SHOWN]) + more

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from detection_zoo.zoo.data.base import Dataset, GroundTruth, label_order
+from detection_zoo.zoo.data.base import Dataset, GroundTruth, label_order, some
+from detection_zoo.zoo.data.class_choice import ClassChoice
 from detection_zoo.zoo.data.coco_reader import CocoAnnotations, read_coco
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
@@ -25,6 +26,7 @@ class CocoDataset(Dataset):
         classes: class names in the order of a model's labels.
         name: as in records.
         decoder: see `decode_image`.
+        choice: classes that are renamed or left out.
 
     Raises:
         DatasetError: names file, record and field of what is wrong.
@@ -40,21 +42,29 @@ class CocoDataset(Dataset):
         classes: Sequence[str] | None = None,
         name: str = "coco",
         decoder: Literal["pil", "cv2"] = "pil",
+        choice: ClassChoice | None = None,
     ) -> None:
         super().__init__()
         self.images_folder, self.name, self.decoder = images_folder, name, decoder
-        self.annotations = read_coco(annotations) if isinstance(annotations, Path) else annotations
+        choice = choice or ClassChoice()
+        read = read_coco(annotations) if isinstance(annotations, Path) else annotations
+        self.annotations = choice.apply(read, classes)
         self.annotation_file = Path(self.annotations.where)
         self.has_annotations = self.annotations.annotated
         self.keypoint_names = self.annotations.keypoint_names
         self.full_size = len(self.annotations.image_ids)
         self._rows = range(self.full_size)
-        names = self.annotations.category_names
-        labels = label_order(names, classes, self.annotations.where)
+        names, ids = self.annotations.category_names, self.annotations.category_ids
+        labels = label_order(names, classes, self.annotations.where, choice.common)
         self._label = np.array(labels, np.int64)
-        by_label = sorted(zip(labels, names, self.annotations.category_ids, strict=True))
-        self.classes = tuple(name for _, name, _ in by_label)
-        self.category_ids = tuple(identity for _, _, identity in by_label)
+        own = dict(zip(labels, zip(names, ids, strict=True), strict=True))
+        self.classes = tuple(own[label][0] for label in sorted(own)) if classes is None else tuple(classes)
+        self.category_ids = tuple(
+            own[label][1] if label in own else None for label in range(len(self.classes))
+        )
+        if choice.common and classes is not None:
+            self.name += f" ({len(names)} of {len(classes)} classes)"
+            self.notes = (_left_out(read.category_names, names, choice, classes),)
 
     @property
     def places(self) -> Sequence[int]:
@@ -96,6 +106,17 @@ class CocoDataset(Dataset):
             masks=[read.outlines[row] for row in rows],
             keypoints=keypoints,
         )
+
+
+def _left_out(own: Sequence[str], kept: Sequence[str], choice: ClassChoice, classes: Sequence[str]) -> str:
+    """Which classes are measured, and which of either side are not."""
+    data = [name for name in own if choice.names.get(name, name) not in kept]
+    model = [name for name in classes if name not in kept]
+    return (
+        f"measured on the {len(kept)} classes in common: {some(kept)}; left out of the data:"
+        f" {some(data) or 'none'};"
+        f" of the model: {some(model) or 'none'}"
+    )
 
 
 def find_split(folder: Path, split: str | None, keypoints: bool) -> tuple[Path, Path, str]:

@@ -1,4 +1,4 @@
-"""The --data argument: from "coco:DIR", "voc:VOCDEVKIT:2007:test", "imagenet:DIR" or "shapes" to a
+"""The --data argument: from a path, "coco:DIR", "voc:VOCDEVKIT:2007:test", "imagenet:DIR" or "shapes" to a
 dataset."""
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.class_choice import ClassChoice
 from detection_zoo.zoo.data.coco import CocoDataset, find_split
 from detection_zoo.zoo.data.imagenet import ImageNetDataset
+from detection_zoo.zoo.data.recognise import Recognised, coco_parts, recognise
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
@@ -17,7 +19,7 @@ from detection_zoo.zoo.registry import did_you_mean
 FORMS = {
     "coco": (
         "coco:DIR or coco:DIR:SPLIT, as in coco:/data/coco:val2017 (splits: val2017, train2017, minival,"
-        " test-dev2017 ...)"
+        " test-dev2017 ...), or coco:annotations=FILE,images=DIR"
     ),
     "voc": (
         "voc:VOCDEVKIT:YEAR:SPLIT, as in voc:/data/VOCdevkit:2007:test or"
@@ -25,6 +27,7 @@ FORMS = {
     ),
     "imagenet": "imagenet:DIR, a folder with labels.csv or with one folder of images a wnid",
     "shapes": "shapes or shapes:SPLIT (train, val)",
+    "path": "PATH or PATH:SPLIT of own data, whose layout is recognised",
 }
 
 
@@ -49,14 +52,15 @@ def open_dataset(
     Raises:
         DatasetError: the form is unknown, or something is missing or malformed where it points.
     """
+    argument, choice = ClassChoice.split(argument)
     kind, _, rest = argument.partition(":")
-    if kind not in FORMS:
-        raise DatasetError(
-            f"--data {argument!r}: unknown kind of dataset {kind!r}, {did_you_mean(kind, FORMS)}; forms: "
-            + "; ".join(FORMS.values())
-        )
-    if kind != "shapes" and not rest:
-        raise DatasetError(f"--data {argument!r}: the folder is missing; write {FORMS[kind]}")
+    own = None
+    if kind not in _OPEN or (not rest and kind != "shapes"):
+        folder, split = _folder_and_rest(argument)
+        if not folder.exists():
+            raise DatasetError(_no_such_form(argument, kind))
+        own = recognise(folder, split, keypoints)
+        kind = "coco" if own.annotations is not None else "imagenet"
     if isinstance(classes, int) != (kind == "imagenet") and classes is not None:
         model, fitting = (
             ("a classifier", ["imagenet"])
@@ -67,17 +71,55 @@ def open_dataset(
             f"--data {argument!r}: the model is {model}, which does not fit a dataset of kind {kind}; give"
             " --data " + ", or ".join(FORMS[one] for one in fitting) + "; or take a row of another task"
         )
-    dataset = _OPEN[kind](rest, classes, keypoints, decoder)
+    if own is not None and own.annotations is not None:
+        dataset: Dataset = _own(own, classes, decoder, choice)
+    elif own is not None:
+        dataset = ImageNetDataset(own.images, classes=classes, decoder=decoder)
+    elif kind in ("coco", "shapes"):
+        dataset = _OPEN[kind](rest, classes, keypoints, decoder, choice)
+    elif choice != ClassChoice():
+        raise DatasetError(f"--data {argument!r}: --classes and --map are for coco:, shapes and paths")
+    else:
+        dataset = _OPEN[kind](rest, classes, keypoints, decoder)
     return dataset if images is None else dataset.subset(images)
 
 
+def _no_such_form(argument: str, kind: str) -> str:
+    if kind in _OPEN:
+        return f"--data {argument!r}: the folder is missing; write {FORMS[kind]}"
+    if "/" in kind or kind.startswith((".", "~")):
+        return f"{argument}: no such file or folder (--data)"
+    return (
+        f"--data {argument!r}: unknown kind of dataset {kind!r}, {did_you_mean(kind, _OPEN)}; forms: "
+        + "; ".join(FORMS.values())
+    )
+
+
+def _own(
+    found: Recognised, classes: Sequence[str] | None, decoder: Literal["pil", "cv2"], choice: ClassChoice
+) -> CocoDataset:
+    dataset = CocoDataset(
+        found.images, found.annotations, classes=classes, name=found.name, decoder=decoder, choice=choice
+    )
+    dataset.notes = (f"recognised as {found.layout}", *dataset.notes)
+    return dataset
+
+
 def _open_coco(
-    rest: str, classes: Sequence[str] | None, keypoints: bool, decoder: Literal["pil", "cv2"]
+    rest: str,
+    classes: Sequence[str] | None,
+    keypoints: bool,
+    decoder: Literal["pil", "cv2"],
+    choice: ClassChoice,
 ) -> Dataset:
+    if rest.startswith("annotations="):
+        file, _, images = rest.removeprefix("annotations=").partition(",images=")
+        parts = coco_parts(Path(file).expanduser(), Path(images).expanduser() if images else None)
+        return _own(parts, classes, decoder, choice)
     folder, split = _folder_and_rest(rest)
     images, annotations, split = find_split(folder, split, keypoints)
     name = f"coco:{split}" + (":keypoints" if keypoints else "")
-    return CocoDataset(images, annotations, classes=classes, name=name, decoder=decoder)
+    return CocoDataset(images, annotations, classes=classes, name=name, decoder=decoder, choice=choice)
 
 
 def _open_voc(
@@ -105,14 +147,18 @@ def _open_imagenet(
 
 
 def _open_shapes(
-    rest: str, classes: Sequence[str] | None, keypoints: bool, decoder: Literal["pil", "cv2"]
+    rest: str,
+    classes: Sequence[str] | None,
+    keypoints: bool,
+    decoder: Literal["pil", "cv2"],
+    choice: ClassChoice,
 ) -> Dataset:
     from detection_zoo.zoo.data.shapes import make_shapes
 
     split = rest or "val"
     images, annotations, split = find_split(make_shapes(), split, keypoints)
     name = f"shapes:{split}" + (":keypoints" if keypoints else "")
-    return CocoDataset(images, annotations, classes=classes, name=name, decoder=decoder)
+    return CocoDataset(images, annotations, classes=classes, name=name, decoder=decoder, choice=choice)
 
 
 def _folder_and_rest(rest: str) -> tuple[Path, str | None]:

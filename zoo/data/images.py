@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "TGA", "AVIF")
 MAX_MEGAPIXELS = "DETECTION_ZOO_MAX_MEGAPIXELS"  # an environment variable
 DEFAULT_MEGAPIXELS = 64.0  # decoding takes up to 10 bytes a pixel
+_HEAD = 2**18  # bytes, for the size of an image
 _PNG = b"\x89PNG"
 _ORIENTATION = 0x0112  # EXIF tag
 _limit = threading.Lock()  # Pillow's own limit is one for the whole process
@@ -50,6 +52,30 @@ def decode_image(data: bytes, where: str, decoder: Literal["pil", "cv2"] = "pil"
     with _opened(data, where) as image:
         _check_size(image.size, where)
         return _decode_pil(image, where) if decoder == "pil" else _decode_cv2(data, where)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) in pixels by the header of an image file.
+
+    Raises:
+        DatasetError: the file is missing or no image, or its EXIF tag turns it: annotations without sizes
+        do not
+            say in which orientation they were made.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_HEAD)
+            try:
+                image = _opened(data, str(path))
+            except DatasetError:  # a header of more than that
+                image = _opened(data + file.read(), str(path))
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such image; unpack the images") from None
+    with image:
+        width, height = image.size
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            raise DatasetError(f"{path}: its EXIF tag turns it; turn the file's own pixels")
+    return height, width
 
 
 def is_turned(data: bytes) -> bool:

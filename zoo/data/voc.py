@@ -59,12 +59,12 @@ class VocAnnotation:
     objects: tuple[VocObject, ...]
 
 
-def read_voc_xml(path: Path, classes: Sequence[str] = VOC_CLASSES) -> VocAnnotation:
+def read_voc_xml(path: Path, classes: Sequence[str] | None = VOC_CLASSES) -> VocAnnotation:
     """Read and check one annotation file.
 
     Args:
         path: the XML file.
-        classes: the names that may occur (compared in lower case).
+        classes: the names that may occur (compared in lower case); None: any, as they are written.
 
     Raises:
         DatasetError: names file and line: malformed XML, an object without a box, a class not in the list.
@@ -100,16 +100,16 @@ def _number(parent: Element, name: str, path: Path) -> float:
     return value
 
 
-def _read_object(element: Element, path: Path, classes: Sequence[str]) -> VocObject:
+def _read_object(element: Element, path: Path, classes: Sequence[str] | None) -> VocObject:
     where = f"{path}: line {element.line}"
     name = element.child("name")
     if name is None:
         raise DatasetError(f"{where}: an object without <name>")
-    label = name.text.strip().lower()
-    if label not in classes:
+    label = name.text.strip() if classes is None else name.text.strip().lower()
+    if not label or (classes is not None and label not in classes):
         raise DatasetError(
             f"{path}: line {name.line}: class {name.text.strip()!r} is not in the list of classes;"
-            f" {did_you_mean(label, classes)}"
+            f" {did_you_mean(label, classes or ())}"
         )
     box = element.child("bndbox")
     if box is None:

@@ -1,0 +1,206 @@
+"""YOLO datasets: data.yaml, images/ and labels/ with one text file an image, boxes or polygons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detection_zoo.zoo.data.coco_reader import CocoAnnotations
+from detection_zoo.zoo.data.fields import FieldError, identity
+from detection_zoo.zoo.data.images import image_size
+from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.registry import did_you_mean
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SPLITS = ("val", "valid", "validation", "test", "train")  # the first that is there is measured on
+DIGITS = 1e-6  # of a side: label files have six decimals
+
+
+@dataclass(frozen=True)
+class YoloSplit:
+    """One split: image files in order of their names, class names by number; name: train, val or test."""
+
+    name: str
+    images: list[Path]
+    classes: list[str]
+    keypoints: bool
+    where: Path
+
+
+def find_yolo(path: Path, split: str | None = None) -> YoloSplit:
+    """Locate a split of a YOLO dataset.
+
+    Args:
+        path: data.yaml, the folder that holds it, or a folder of images/, labels/ and classes.txt.
+        split: "train", "val", "test"; None takes val, else test, else train.
+
+    Raises:
+        DatasetError: names file and field of what is missing.
+    """
+    file = path if path.is_file() else next(iter(sorted(path.glob("*.y*ml"))), None)
+    if file is None:
+        names = [line.strip() for line in _text(path / "classes.txt").splitlines() if line.strip()]
+        return YoloSplit(path.name, _images_in([path / "images"]), names, False, path)
+    described = _yaml(file)
+    classes = described.get("names")
+    if isinstance(classes, dict):
+        classes = [classes[key] for key in sorted(classes)]
+    if not isinstance(classes, list) or not classes:
+        raise DatasetError(f"{file}: field 'names' is missing or empty, a list of class names is wanted")
+    there = [name for name in SPLITS if described.get(name)]
+    if not there or (split is not None and split not in there):
+        raise DatasetError(
+            f"{file}: names no images for the split {split or 'val, test or train'};"
+            f" {did_you_mean(split or 'val', there)}"
+        )
+    name = split or there[0]
+    given = described[name] if isinstance(described[name], list) else [described[name]]
+    root = file.parent / str(described.get("path") or "")
+    images = _images_in([_resolved(str(part), root, file) for part in given])
+    return YoloSplit(name, images, [str(c) for c in classes], bool(described.get("kpt_shape")), file)
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(_text(file))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise DatasetError(f"{file}: no valid YAML ({' '.join(str(error).split()):.150})") from None
+    if not isinstance(found, dict):
+        raise DatasetError(f"{file}: a data.yaml has the fields names and train, val or test; this has none")
+    return found
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DatasetError(f"{file}: no such file; it lists the class names, one a line") from None
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{file}: not in utf-8 ({error.reason} at byte {error.start})") from None
+
+
+def _resolved(part: str, root: Path, file: Path) -> Path:
+    """Exports write "../valid/images" for a folder beside data.yaml."""
+    inside = part
+    while inside.startswith("../"):
+        inside = inside[3:]
+    for candidate in (root / part, file.parent / part, file.parent / inside):
+        if candidate.exists():
+            return candidate
+    raise DatasetError(f"{file}: names {part!r}, which is not there; unpack the images, or correct the path")
+
+
+def _images_in(places: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for place in places:
+        if place.is_file():  # a list of image files
+            found += [place.parent / line.strip() for line in _text(place).splitlines() if line.strip()]
+        elif place.is_dir():
+            found += [p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES]
+    if not found:
+        raise DatasetError(f"{places[0]}: holds no image ({', '.join(SUFFIXES)})")
+    return sorted(found)
+
+
+def read_yolo(split: YoloSplit) -> CocoAnnotations:
+    """Read the labels of a split; an image without a label file has no objects.
+
+    Raises:
+        DatasetError: names file and line of what is wrong.
+    """
+    rows: list[tuple[int, int, list[float], list[list[float]] | None]] = []
+    sizes, ids = [], ids_of(split.images)
+    for place, image in enumerate(split.images):
+        sizes.append(image_size(image))
+        labels = _label_file(image)
+        if labels.is_file():
+            for number, line in enumerate(_text(labels).splitlines(), start=1):
+                if line.strip():
+                    rows.append((place, *_object(line, sizes[-1], split, f"{labels}: line {number}")))
+    boxes = np.array([row[2] for row in rows], np.float64).reshape(-1, 4)
+    order = sorted(range(len(ids)), key=lambda place: (isinstance(ids[place], str), ids[place]))
+    moved = np.argsort(order)
+    return CocoAnnotations(
+        where=str(split.where),
+        image_ids=[ids[place] for place in order],
+        file_names=[str(split.images[place]) for place in order],
+        sizes=np.array([sizes[place] for place in order], np.int64).reshape(-1, 2),
+        category_ids=list(range(len(split.classes))),
+        category_names=split.classes,
+        image=moved[np.array([row[0] for row in rows], np.int64)],
+        category=np.array([row[1] for row in rows], np.int64),
+        boxes=boxes,
+        areas=boxes[:, 2] * boxes[:, 3],
+        crowd=np.zeros(len(rows), bool),
+        outlines=[row[3] for row in rows],
+        keypoints=[None] * len(rows),
+    )
+
+
+def ids_of(images: Sequence[Path]) -> list[int | str]:
+    """The stem of each file, as a number where it is one; where stems occur twice, the whole path."""
+    stems: list[int | str] = []
+    for image in images:
+        try:
+            stems.append(identity(image.stem))
+        except FieldError:
+            stems.append(image.name)
+    return stems if len(set(stems)) == len(stems) else [str(image) for image in images]
+
+
+def _label_file(image: Path) -> Path:
+    """labels/x.txt beside images/x.jpg; beside the image where no folder is called images."""
+    parts = list(image.parts)
+    for place in range(len(parts) - 2, -1, -1):
+        if parts[place] == "images":
+            return Path(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt")
+    return image.with_suffix(".txt")
+
+
+def _object(
+    line: str, size: tuple[int, int], split: YoloSplit, where: str
+) -> tuple[int, list[float], list[list[float]] | None]:
+    """Class, box x, y, width, height and polygons of a line: class and four numbers, or three points or
+    more."""
+    words = line.split()
+    try:
+        values = np.array([float(word) for word in words[1:]])
+        kind = int(float(words[0]))
+    except (ValueError, OverflowError):
+        raise DatasetError(f"{where}: {line!r:.60} is not a class and numbers") from None
+    if not 0 <= kind < len(split.classes):
+        raise DatasetError(f"{where}: class {words[0]:.20} is not among the {len(split.classes)} classes")
+    if split.keypoints:
+        values = values[:4]
+    if not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)):
+        raise DatasetError(
+            f"{where}: has {len(values)} numbers after the class; 4 are a box (centre, width, height), 6"
+            " and more"
+            " the points of a polygon, all as shares of the image"
+        )
+    if not (np.isfinite(values).all() and (values >= -0.01).all() and (values <= 1.01).all()):
+        raise DatasetError(f"{where}: {line!r:.60}: shares of the image from 0 to 1 are wanted, not pixels")
+    sides = np.array([size[1], size[0]], np.float64)
+    if len(values) == 4:
+        half = values[2:] / 2
+        return kind, _box((values[:2] - half) * sides, (values[:2] + half) * sides, sides), None
+    points = _whole(values.reshape(-1, 2) * sides, sides)
+    return kind, _box(points.min(axis=0), points.max(axis=0), sides), [points.reshape(-1).tolist()]
+
+
+def _whole(places: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Whole pixels where the file's digits do not say otherwise: six decimals of a share are a rounded
+    number."""
+    whole = np.round(places)
+    return np.where(np.abs(places - whole) <= DIGITS * sides, whole, places)
+
+
+def _box(low: np.ndarray, high: np.ndarray, sides: np.ndarray) -> list[float]:
+    low, high = _whole(low, sides), _whole(high, sides)
+    return [*low.tolist(), *np.maximum(high - low, 0).tolist()]
