@@ -205,12 +205,10 @@ def label_order(
     if unknown or (missing and not may_lack):
         said = []
         if unknown:
-            said.append(
-                f"class {unknown[0]!r} is unknown to the model ({len(unknown)} such: {some(unknown)})"
-            )
+            said.append(f"class {unknown[0]!r} is unknown to the model (unknown: {some(unknown)})")
         if missing:
             said.append(
-                f"the model predicts {missing[0]!r}, which is no class of this dataset ({len(missing)} such:"
+                f"the model predicts {missing[0]!r}, which is no class of this dataset (missing:"
                 f" {some(missing)})"
             )
         raise DatasetError(
