@@ -187,8 +187,17 @@ def compare_records(
 
 @app.command("self-check")
 def self_check(
-    row: Annotated[str, typer.Argument(metavar="ROW[@WEIGHTS]", help="the row that is compared")],
-    runs: Annotated[int, typer.Option(min=1, help="comparisons of each kind")] = 20,
+    row: Annotated[
+        str | None, typer.Argument(metavar="ROW[@WEIGHTS]", help="the row that is compared with itself")
+    ] = None,
+    statistics: Annotated[
+        bool,
+        typer.Option("--statistics", help="no row: what intervals and verdicts are worth on drawn times"),
+    ] = False,
+    runs: Annotated[
+        int | None,
+        typer.Option(min=1, help="comparisons of each kind, default 20; of --statistics drawn runs, 1000"),
+    ] = None,
     slow_down: Annotated[
         float, typer.Option(min=0.001, max=1, help="extra work of the slowed copy, a fraction")
     ] = 0.03,
@@ -210,6 +219,14 @@ def self_check(
     as_json: JSON = False,
 ) -> None:
     """Compare a row with itself and with a slowed copy, many times, and count the verdicts."""
+    if statistics:
+        from detection_zoo.benchmarks.compare.coverage import RUNS, coverage, coverage_data, coverage_text
+
+        lines = coverage(runs or RUNS, seed)
+        emit(coverage_data(lines), as_json, coverage_text(lines))
+        return
+    if row is None:
+        raise typer.BadParameter("name a row, or give --statistics", param_hint="ROW")
     from detection_zoo.benchmarks.compare.options import CompareOptions
 
     spec = _spec(device, dtype, tf32, images, batch, timed_images)
@@ -219,7 +236,7 @@ def self_check(
     )
     from detection_zoo.benchmarks.compare.self_check import self_check as check_row  # after the checks: torch
 
-    check = check_row(entrant.row, entrant.weights, spec, data, options, runs, slow_down, say)
+    check = check_row(entrant.row, entrant.weights, spec, data, options, runs or 20, slow_down, say)
     emit(check.as_dict(), as_json, check.summary())
     if not check.ok:
         raise typer.Exit(1)

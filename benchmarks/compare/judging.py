@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -11,11 +12,14 @@ from detection_zoo.benchmarks.compare.options import CompareOptions
 from detection_zoo.benchmarks.compare.paired import (
     Verdict,
     block_shift,
+    blocks_needed,
     confidence_of_each,
     judge_ratio,
+    proportions_interval,
     ratio_of_blocks,
 )
 from detection_zoo.benchmarks.compare.record import Pair
+from detection_zoo.benchmarks.evaluation.classification import ImageHits
 from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile, metric
 from detection_zoo.zoo.manifest import load_manifests
 
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from detection_zoo.benchmarks.evaluation.ap_intervals import Answers
     from detection_zoo.zoo.data.base import Dataset
 
+FEWEST_IMAGES = 50  # for a verdict on AP: a bootstrap over fewer images is too narrow
 Samples = dict[str, list[list[float]]]
 AP_OF = {"bbox": "box_ap", "segm": "mask_ap", "keypoints": "keypoint_ap"}
 COVERS = {
@@ -87,12 +92,16 @@ def _ratio_pair(
     words: tuple[Verdict, Verdict] = ("LOWER", "HIGHER") if memory else ("FASTER", "SLOWER")
     values = (median(v for block in base for v in block), median(v for block in own for v in block))
     countable = min(min(map(min, base)), min(map(min, own))) > 0
-    ratio = (
-        ratio_of_blocks([block_shift(a, b) for a, b in zip(base, own, strict=True)], confidence)
-        if countable
-        else None
-    )
+    shifts = [block_shift(a, b) for a, b in zip(base, own, strict=True)] if countable else []
+    ratio = ratio_of_blocks(shifts, confidence)
+    verdict = judge_ratio(ratio, smallest, words)
     note = "" if countable else "too short for the clock: some samples are zero"
+    if ratio is not None and verdict == "UNDECIDED":
+        needed = blocks_needed(shifts, smallest, confidence)
+        inside = abs(math.log(ratio.value)) <= math.log1p(smallest)
+        word = "SAME" if inside else words[1] if ratio.value > 1 else words[0]
+        note = f"{word} within {smallest:.1%} needs" if inside else f"{word} by {smallest:.1%} needs"
+        note += f" about {needed} blocks" if needed else " more than 10,000 blocks"
     return Pair(
         metric=name,
         other=other,
@@ -105,7 +114,7 @@ def _ratio_pair(
         interval=None if ratio is None else (ratio.low, ratio.high),
         blocks=len(base),
         smallest=smallest,
-        verdict=judge_ratio(ratio, smallest, words),
+        verdict=verdict,
         decides=name == decides,
         note=note,
         covers=COVERS.get(name, "peak of a turn" if memory else ""),
@@ -188,9 +197,17 @@ def accuracy_pair(
     from detection_zoo.benchmarks.evaluation.ap_intervals import paired_difference
 
     found = paired_difference(base, own, seed=seed, confidence=confidence)
-    low, high = 100 * found.low, 100 * found.high
+    how, low, high = f"paired bootstrap over {own.images} images, {found.draws} draws", found.low, found.high
+    if isinstance(base, ImageHits) and isinstance(own, ImageHits):
+        gained, lost = (int((a & ~b).sum()) for a, b in ((own.right, base.right), (base.right, own.right)))
+        low, high = proportions_interval(gained, lost, own.images, confidence)
+        how = f"paired score interval (Tango) over {own.images} images, {gained} gained and {lost} lost"
+    few = own.images < FEWEST_IMAGES and not isinstance(own, ImageHits)
+    low, high = 100 * low, 100 * high
     verdict: Verdict = (
-        "HIGHER"
+        "UNDECIDED"
+        if few
+        else "HIGHER"
         if low > smallest
         else "LOWER"
         if high < -smallest
@@ -203,6 +220,8 @@ def accuracy_pair(
         if found.may_be_noise
         else "the difference is not noise of these images"
     )
+    if few:
+        noise = f"no verdict from fewer than {FEWEST_IMAGES} images; {noise}"
     values = tuple(100 * float(one.score(np.ones((1, one.images)))[0]) for one in (base, own))
     return Pair(
         metric=name,
@@ -217,7 +236,7 @@ def accuracy_pair(
         blocks=own.images,
         smallest=smallest,
         verdict=verdict,
-        covers=f"paired bootstrap over {own.images} images, {found.draws} draws",
+        covers=how,
         note=(
             f"{noise}: {found.below} draws below zero, {found.above} above"
             if found.value or not found.may_be_noise

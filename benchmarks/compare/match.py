@@ -97,8 +97,9 @@ class _Match:
                 for label in orders[-1]:
                     for name, value in ask(label, "turn", batches).items():
                         samples[label].setdefault(name, []).append(value)
+            batches = self.next_batches()
             for label in workers:
-                for name, value in ask(label, "turn_with_peak", self.next_batches()).items():
+                for name, value in ask(label, "turn_with_peak", batches).items():
                     samples[label][name] = [value]
         except WorkerFailed as failed:
             self.states[failed.label].failure = failed.outcome
@@ -126,10 +127,8 @@ class _Match:
                 )
 
     def warm_up(self, labels: list[str], ask: Callable[..., Any]) -> None:
-        times = {
-            label: [ask(label, "turn", self.next_batches())["model_ms"] for _ in range(self.options.warm_up)]
-            for label in labels
-        }
+        turns = [self.next_batches() for _ in range(self.options.warm_up)]
+        times = {label: [ask(label, "turn", turn)["model_ms"] for turn in turns] for label in labels}
         if not self.orders:
             fastest = min(median(values) for values in times.values()) * self.spec.batch_size / self.per_turn
             self.per_turn = max(1, min(ceil(self.options.turn_ms / fastest), 50))

@@ -4,9 +4,9 @@ stop. No torch."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import Literal
 
 import numpy as np
@@ -79,6 +79,53 @@ def judge_ratio(
     if ratio.high < 1 / top:
         return words[0]
     return "SAME" if ratio.low >= 1 / top and ratio.high <= top else "UNDECIDED"
+
+
+def proportions_interval(gained: int, lost: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of the difference of two proportions on the same images (Tango, Statistics in Medicine
+    17, 1998).
+
+    Args:
+        gained: images that only the other has right; lost: only the reference.
+        count: images.
+        confidence: of the interval.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+
+    def score(delta: float) -> float:
+        b = (2 * count - gained + lost) * delta - gained - lost
+        root = b * b + 8 * count * lost * delta * (1 - delta)
+        share = (math.sqrt(max(root, 0.0)) - b) / (4 * count)
+        variance = count * (2 * share + delta * (1 - delta))
+        return (gained - lost - count * delta) / math.sqrt(variance) if variance > 0 else 0.0
+
+    centre = (gained - lost) / count
+    return _root(score, z, -1.0, centre), _root(score, -z, centre, 1.0)
+
+
+def _root(score: Callable[[float], float], target: float, low: float, high: float) -> float:
+    """Where a falling function reaches a value, by bisection."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if score(middle) > target else (low, middle)
+    return (low + high) / 2
+
+
+def blocks_needed(
+    shifts: Sequence[float], smallest: float, confidence: float, most: int = 10_000
+) -> int | None:
+    """After how many blocks the interval would leave the edge of the smallest difference of interest, if mean
+    and spread stay what they are; None: more than `most`."""
+    if len(shifts) < 2:
+        return None
+    edge, centre, spread = math.log1p(smallest), abs(fmean(shifts)), stdev(shifts)
+    margin = abs(edge - centre)
+    blocks = len(shifts)
+    while blocks <= most:
+        if t_quantile(confidence, blocks - 1) * spread / math.sqrt(blocks) < margin:
+            return blocks
+        blocks += max(1, blocks // 20)
+    return None
 
 
 def planned_looks(most: int, first: int = FIRST_LOOK) -> tuple[int, ...]:

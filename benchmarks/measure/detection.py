@@ -24,6 +24,7 @@ from detection_zoo.benchmarks.measure.inference import to_host
 from detection_zoo.benchmarks.run.progress import clock, progress
 from detection_zoo.benchmarks.run.subject import Subject, autocast
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, StoredFile
+from detection_zoo.benchmarks.statistics import proportion_interval
 from detection_zoo.zoo.data.loading import evaluation_loader
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.records import Detections
@@ -37,6 +38,8 @@ KEYPOINT = tuple(
     f"keypoint_{name}"
     for name in ("ap", "ap50", "ap75", "ap_m", "ap_l", "ar", "ar50", "ar75", "ar_m", "ar_l")
 )
+
+WILSON = "interval of the accuracy on all such images (Wilson's), if these are as good as drawn at random"
 
 
 def detect_all(
@@ -204,6 +207,13 @@ def measure_top_k(
     )
     for k in (1, 5):
         value = top_k_accuracy(logits, labels, k)
-        found[f"top{k}"] = Measurement(value=value, unit="%", n=len(labels), covers=covers)
-        found[f"top{k}_error"] = Measurement(value=100 - value, unit="%", n=len(labels), covers=covers)
+        share = proportion_interval(round(value * len(labels) / 100), len(labels))
+        low, high = (100 * edge for edge in share)
+        for name, one, edges in (
+            (f"top{k}", value, (low, high)),
+            (f"top{k}_error", 100 - value, (100 - high, 100 - low)),
+        ):
+            found[name] = Measurement(
+                value=one, unit="%", n=len(labels), interval=edges, covers=covers, note=WILSON
+            )
     return found
