@@ -177,7 +177,10 @@ def read_tfjs_graph(path: Path) -> dict[str, Any]:
     for node in nodes:
         try:
             if "epsilon" in node.get("attr", {}):
-                arrays[f"{node['name']}/epsilon"] = np.float32(node["attr"]["epsilon"]["f"])
+                epsilon = node["attr"]["epsilon"]["f"]
+                if type(epsilon) not in (int, float):
+                    raise TypeError(f"epsilon is a {type(epsilon).__name__}")
+                arrays[f"{node['name']}/epsilon"] = np.float32(epsilon)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(
                 f"{path}: its {DESCRIPTION} has a malformed node {shown(node)}; is it damaged?"

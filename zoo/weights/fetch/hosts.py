@@ -195,14 +195,16 @@ def hide(text: str, environment: Mapping[str, str] = os.environ) -> str:
     for name, value in environment.items():
         if name.endswith("_TOKEN") and len(value) >= 4:
             text = text.replace(value, "***")
-    text = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
-    return re.sub(rf"(?i)([?&][\w.-]*(?:{SECRET_FIELDS})[\w.-]*=)[^&\s'\"]+", r"\1***", text)
+    text = re.sub(r"\b(\w{1,20}://)[^/@\s]{1,1000}@", r"\1***@", text)
+    field = rf"(?i)([?&][\w.-]{{0,40}}(?:{SECRET_FIELDS})[\w.-]{{0,40}}=)[^&\s'\"]+"
+    return re.sub(field, r"\1***", text)
 
 
 def scrub(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """A message about an address that a server chose: secrets hidden, and every query cut off, since
     signatures stand there."""
-    return re.sub(r"(\w+:/+[^\s?'\"]+)\?[^\s'\"),]*", r"\1?...", hide(text, environment))
+    text = hide(text[:LONGEST_ADDRESS], environment)
+    return re.sub(r"\b(\w{1,20}:/{1,9}[^\s?'\"]+)\?[^\s'\"),]*", r"\1?...", text)
 
 
 # --- pages in place of files ----------

@@ -151,6 +151,8 @@ class Client:
             self.guard.end_request()
             with self.failures(f"no whole answer within {limit_s:.0f} s"):
                 response = self._send(here, headers, url)
+            if self.guard.expired:  # cut in the middle of a header, it may look like a whole answer
+                raise Again(f"no whole answer within {limit_s:.0f} s")
             if response.status_code not in (301, 302, 303, 307, 308):
                 return response, trail
             location = response.headers.get("Location", "")
@@ -236,7 +238,7 @@ class Client:
 
 def connection_problem(error: Exception) -> str:
     """One line about a failed connection, without secrets."""
-    text = scrub(str(error))
+    text = scrub(str(error)[:4000])
     for sign, meaning in (
         ("NameResolution", NO_HOST),
         ("Failed to resolve", NO_HOST),
