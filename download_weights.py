@@ -1,5 +1,5 @@
-"""Fetch, verify and convert the weights that the manifests name. Data goes to stdout, talk to stderr; exit 0,
-1 failed, 2 wrong usage."""
+"""Fetch, verify and convert the weights that the manifests name. Data goes to stdout, messages to stderr.
+Exit codes: 0, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+try:
+    import typer
 
-from detection_zoo.zoo.errors import DownloadError, UnknownName, ZooError, in_one_line
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, Manifests, load_manifests, read_manifests
-from detection_zoo.zoo.weights.fetch.cache import WeightCache
-from detection_zoo.zoo.weights.fetch.selection import Chosen, choose, paste_lines, state_of
+    from detection_zoo.zoo.errors import DownloadError, UnknownName, ZooError, in_one_line
+    from detection_zoo.zoo.manifest import MANIFEST_FOLDER, Manifests, load_manifests, read_manifests
+    from detection_zoo.zoo.weights.fetch.cache import WeightCache
+    from detection_zoo.zoo.weights.fetch.selection import Chosen, choose, paste_lines, state_of
+except KeyboardInterrupt:
+    print("stopped by Ctrl-C", file=sys.stderr)
+    sys.exit(130)
 
+INTERRUPTED = 130
 app = typer.Typer(
     help=__doc__,
     no_args_is_help=True,
@@ -65,8 +70,8 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
             say(f"error: {in_one_line(error)}")
             raise typer.Exit(2 if isinstance(error, UnknownName) else 1) from None
         except KeyboardInterrupt:
-            say("stopped; the same command goes on from here")
-            raise typer.Exit(1) from None
+            say("stopped by Ctrl-C; the same command goes on from here")
+            raise typer.Exit(INTERRUPTED) from None
 
     return run
 
@@ -186,7 +191,7 @@ def get(
         for outcome in fresh:
             say(paste_lines(outcome.chosen, outcome.fetched.sha256, outcome.fetched.bytes))
     say(", ".join(f"{len(found)} {status}" for status, found in counts.items() if found) or "nothing to do")
-    raise typer.Exit(1 if counts["failed"] or counts["stopped"] else 0)
+    raise typer.Exit(INTERRUPTED if counts["stopped"] else 1 if counts["failed"] else 0)
 
 
 @app.command()

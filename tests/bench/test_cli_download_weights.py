@@ -117,7 +117,7 @@ def test_list(run: Any) -> None:
     assert "0.4 MiB" in text.stdout and "MIT" in text.stdout and "not stated" in text.stdout
     assert text.stderr == "5 files, 0 here; 1 pinned, 0 recorded, 4 unpinned\n"
     assert len(rows(run("list", "un*", "--json"))) == 1
-    run("list", "nothing_like_it", code=1)
+    run("list", "nothing_like_it", code=2)
     run("list", "--holds", "cheese", code=2)
 
 
@@ -145,7 +145,7 @@ def test_get_by_name_fails_on_what_needs_a_person_or_is_wrong(run: Any, server: 
     assert "open https://pan.baidu.com/s/1" in run("get", "manual.sample", code=1).stderr
     assert "--offline forbids" in run("get", "pinned.sample", "--offline", code=1).stderr
     assert not server.seen
-    assert "did you mean 'pinned.sample'" in run("get", "pinnedd.sample", code=1).stderr
+    assert "did you mean 'pinned.sample'" in run("get", "pinnedd.sample", code=2).stderr
     run("get", code=2)
 
 
@@ -344,7 +344,7 @@ def test_interrupt_leaves_something_that_resumes(manifests: Path, home: Path, se
         assert process.poll() is None, process.stderr.read()
     process.send_signal(2)
     _, talk = process.communicate(timeout=60)
-    assert process.returncode == 1 and "1 stopped" in talk and "Traceback" not in talk
+    assert process.returncode == 130 and "1 stopped" in talk and "Traceback" not in talk
     assert next(home.glob("parts/*.part")).stat().st_size > 0
 
 

@@ -101,7 +101,7 @@ def test_remove(run: Any, tmp_path: Path) -> None:
     for folder in ("sha256", "converted", "verified", "parts"):
         assert not list((home / folder).glob("*")), folder
     assert "0 removed" in run("remove", ROW).stderr
-    assert "no row matches" in run("remove", "nothing_like_it", code=1).stderr
+    assert "no row matches" in run("remove", "nothing_like_it", code=2).stderr
 
 
 @pytest.mark.parametrize("keep_times", [True, False])
