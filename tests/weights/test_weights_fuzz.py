@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from malicious_files import (
     CANARY,
@@ -268,9 +268,11 @@ def path() -> Iterator[Path]:
 
 SEEDS = seeds()
 HONEST = 14
-FUZZ = settings(
-    max_examples=min(EXAMPLES, 5000) // 5
-    + 1  # Hypothesis makes cases that are small; the rest is by chance deadline=None, database=None, suppress_health_check=list(HealthCheck)
+FUZZ = settings(  # small cases by Hypothesis; the rest is by chance
+    max_examples=min(EXAMPLES, 5000) // 5 + 1,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
 )
 
 
