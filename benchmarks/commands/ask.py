@@ -192,9 +192,11 @@ def kernels(
     device: DEVICE = "auto",
     as_json: JSON = False,
     store: Annotated[Path | None, typer.Option(help="folder of timings; default: ./results/kernels")] = None,
+    wide: WIDE = False,
 ) -> None:
     """Time the GPU operators beside torchvision's."""
     from detection_zoo.benchmarks.measure.kernel_speed import report
     from detection_zoo.benchmarks.store import KERNELS, results_folder
 
-    raise typer.Exit(report(device_of(device), as_json, store or results_folder() / KERNELS))
+    folder = store or results_folder() / KERNELS
+    raise typer.Exit(report(device_of(device), as_json, folder, width_of(wide)))

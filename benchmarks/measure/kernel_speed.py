@@ -23,8 +23,14 @@ import torchvision
 from torch import Tensor
 
 from detection_zoo.benchmarks.environment import collect_environment
-from detection_zoo.benchmarks.report.kernel_cases import KernelCase, KernelTimings, write_timings
+from detection_zoo.benchmarks.report.kernel_cases import (
+    KernelCase,
+    KernelTimings,
+    kernel_tables,
+    write_timings,
+)
 from detection_zoo.benchmarks.statistics import summarise
+from detection_zoo.benchmarks.tabular import render
 from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.kernels.roi_align import multilevel_roi_align
 
@@ -82,46 +88,23 @@ def run_kernel_benchmark(device: str, repeats: int | None = None) -> list[dict]:
     return [asdict(_measure(case, device, repeats or (50 if on_gpu else 7))) for case in cases]
 
 
-def render(rows: list[dict], device: str) -> str:
-    """The rows as a Markdown table under a title that says what ran."""
-    on_gpu = on_cuda(device)
-    what = "CPU: answers held to torchvision's; quote the ratios alone"
-    if on_gpu:
-        what = (
-            f"device time on {torch.cuda.get_device_name(device)}, L2 flushed, answers held to the"
-            " reference's"
-        )
-    lines = [
-        f"{what}; torch {torch.__version__}, torchvision {torchvision.__version__}",
-        "",
-        (
-            "| work | backend | agrees | ours us (p20-p80) | torchvision us (p20-p80) | ratio | GB/s | of the"
-            " limit |"
-        ),
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        ours, peer = (
-            f"{middle:,.0f} ({low:,.0f}-{high:,.0f})"
-            for middle, low, high in (row["ours_us"], row["torchvision_us"])
-        )
-        rate = "" if row["achieved_gb_s"] is None else f"{row['achieved_gb_s']:,.0f}"
-        share = "" if row["share_of_limit"] is None else f"{row['share_of_limit']:.0%}"
-        agrees = "yes" if row["agrees"] else "NO"
-        lines.append(
-            f"| {row['name']} | {row['backend']} | {agrees} | {ours} | {peer} | {row['ratio']:.1f}x | {rate}"
-            f" | {share} |"
-        )
-    return "\n".join(lines)
+def report(device: str, as_json: bool = False, store: Path | None = None, width: int | None = None) -> int:
+    """Print the benchmark as a table or JSON, and store it in a folder where one is given.
 
+    Args:
+        device: "cuda" or "cpu".
+        as_json: print the dicts of `run_kernel_benchmark`.
+        store: folder of timings.
+        width: letters of a line; None: no limit.
 
-def report(device: str, as_json: bool = False, store: Path | None = None) -> int:
-    """Print the benchmark as a table or JSON, and store it in a folder where one is given; 0, or 1 where an
-    answer differs."""
+    Returns:
+        0, or 1 where an answer differs.
+    """
     rows = run_kernel_benchmark(device)
-    print(json.dumps(rows, indent=2) if as_json else render(rows, device))
+    timings = timings_of(rows, device)
+    print(json.dumps(rows, indent=2) if as_json else render(kernel_tables([timings]), "text", width))
     if store is not None:
-        print(f"stored as {write_timings(store, timings_of(rows, device)).name}", file=sys.stderr)
+        print(f"stored as {write_timings(store, timings).name}", file=sys.stderr)
     return 0 if all(row["agrees"] for row in rows) else 1
 
 

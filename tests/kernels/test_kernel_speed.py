@@ -6,14 +6,7 @@ import pytest
 import torch
 
 from detection_zoo.benchmarks.measure import kernel_speed
-from detection_zoo.benchmarks.measure.kernel_speed import (
-    Case,
-    _measure,
-    _spread,
-    clustered_proposals,
-    render,
-    report,
-)
+from detection_zoo.benchmarks.measure.kernel_speed import Case, _measure, _spread, clustered_proposals, report
 
 
 def test_a_wrong_answer_fails_the_report(
@@ -22,7 +15,7 @@ def test_a_wrong_answer_fails_the_report(
     right = Case("right", lambda: torch.tensor([1, 2]), lambda: torch.tensor([1, 2]), lambda: None, 0.0)
     wrong = Case("wrong", lambda: torch.tensor([1, 2]), lambda: torch.tensor([2, 1]), lambda: None, 0.0)
     monkeypatch.setattr(kernel_speed, "_pooling_cases", lambda device, on_gpu: [])
-    for cases, status, word in (([right], 0, "| yes |"), ([right, wrong], 1, "| NO |")):
+    for cases, status, word in (([right], 0, "  yes  "), ([right, wrong], 1, "  NO  ")):
         monkeypatch.setattr(kernel_speed, "_nms_cases", lambda device, on_gpu, cases=cases: cases)
         assert report("cpu") == status and word in capsys.readouterr().out
 
@@ -35,9 +28,15 @@ def test_close_answers_agree_within_the_tolerance() -> None:
         assert _measure(case, "cpu", 5).agrees is agrees
 
 
-def test_the_table_names_what_ran() -> None:
-    text = render([], "cpu")
-    assert text.startswith("CPU: answers held to torchvision") and torch.__version__ in text
+def test_the_table_names_what_ran(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cases in ("_nms_cases", "_pooling_cases"):
+        monkeypatch.setattr(kernel_speed, cases, lambda device, on_gpu: [])
+    assert report("cpu", width=100) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Operators beside torchvision ") and torch.__version__.partition("+")[0] in text
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_spread_is_median_and_fifths() -> None:
