@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from detection_zoo.benchmarks.report.layouts import Column, Layout, Number
+from detection_zoo.benchmarks.report.layouts import WIDE, Column, Layout, Number
 from detection_zoo.benchmarks.report.lines import (
     NOT_REPORTED,
     MeasuredLine,
@@ -70,14 +70,21 @@ def build_table(layout: Layout, manifests: Manifests, runs: list[Run]) -> Table:
 
 
 def _columns(layout: Layout, metrics: dict[str, Metric], groups: list[_Group]) -> list[Column]:
-    """The layout's columns, and in front of the last one those that metrics.toml asks for."""
+    """The layout's columns, and in front of the last one those that metrics.toml asks for; a source without a
+    layout of its own has a column for everything that it publishes."""
     shown = {number.metric for column in layout.columns for number in column.numbers}
     lines = [line for group in groups for line in (*group.published, *group.measured)]
+    published = {name for line in lines if isinstance(line, PublishedLine) for name in line.values}
+    every = published if layout.overview and layout.source != WIDE else set()
     wanted = [
         metric
         for name, metric in metrics.items()
         if name not in shown
-        and ((layout.overview and metric.overview) or (metric.tables and any(map(_has(metric), lines))))
+        and (
+            (layout.overview and metric.overview)
+            or name in every
+            or (metric.tables and any(map(_has(metric), lines)))
+        )
     ]
     added = [
         Column(title=f"{metric.title} ({metric.unit})", numbers=[Number(metric=metric.name)])

@@ -133,7 +133,8 @@ def test_the_command(tmp_path: Path) -> None:
 def test_box_ap_over_persons_is_never_mixed_with_box_ap() -> None:
     """Detectron's keypoint rows publish box APs above 50, of persons alone."""
     fits, others = picked(Wish(min_score=50, every_row=True))
-    assert not fits and others["keypoint_rcnn_resnet50_fpn_1x.detectron"].reasons == ("no published Box AP",)
+    assert not [one.row for one in fits if "keypoint" in one.row]
+    assert others["keypoint_rcnn_resnet50_fpn_1x.detectron"].reasons == ("no published Box AP",)
     fits, _ = picked(Wish(min_score=50, metric="person_ap"))
     assert fits and all("keypoint" in one.row for one in fits)
 

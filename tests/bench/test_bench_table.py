@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from records import MACHINE, PHOTOS, RANDOM, measured, run_of
 
 from detection_zoo.benchmarks.report.layouts import Layout, layouts_of, load_layouts, read_layouts
-from detection_zoo.benchmarks.report.lines import measured_lines, own_metric, published_lines
+from detection_zoo.benchmarks.report.lines import measured_lines, published_lines
 from detection_zoo.benchmarks.report.table import build_table
 from detection_zoo.benchmarks.report.tables import tables_of
 from detection_zoo.benchmarks.spec import Run
@@ -309,25 +310,41 @@ def test_project_layouts_name_known_metrics_and_rows() -> None:
         assert layout.source == "wide" or layout.select(manifests.entries), f"{layout.name} lists no row"
 
 
-def test_every_published_number_of_a_source_with_layouts_is_in_its_tables() -> None:
+def test_every_published_number_is_in_a_table_of_its_source() -> None:
     manifests, layouts = load_manifests(), load_layouts()
     sources = {entry.source for entry in manifests.entries.values()}
     for source in sources:
-        shown: dict[str, set[str]] = {}
+        shown: dict[str, str] = {}
         for layout in layouts_of(source, layouts, sources):
-            for entry in layout.select(manifests.entries):
-                shown.setdefault(entry.name, set()).update(
-                    own_metric(entry, number.metric) for column in layout.columns for number in column.numbers
-                )
+            table = build_table(layout, manifests, [])
+            for cells, record in zip(table.rows, table.records, strict=True):
+                text = " ".join(map(str, cells))
+                shown[record["row"]] = f"{shown.get(record['row'], '')} {text}"
         hidden = {
-            (entry.name, name)
+            (entry.name, name, value)
             for entry in manifests.entries.values()
             if entry.source == source
             for line in published_lines(entry)
-            for name in line.values
-            if name not in shown.get(entry.name, set())
+            for name, value in line.values.items()
+            if not {repr(value), f"{value:.0f}", f"{value:.1f}"}
+            & set(re.split(r"[^\d.]+", shown[entry.name]))
         }
         assert not hidden, f"published, but in no table of {source}: {sorted(hidden)}"
+
+
+def test_a_source_without_a_layout_shows_what_it_publishes(tmp_path: Path) -> None:
+    for name in SHARED_FILES:
+        shutil.copy(MANIFEST_FOLDER / name, tmp_path)
+    (tmp_path / "mine.toml").write_text(
+        SOURCE.partition("[[model.published]]")[0].replace(".test", ".mine")
+        + '[[model.published]]\nsource = "me"\nvalues = { box_ap = 77.7, box_ap75 = 3.25, fps = 4 }\n'
+    )
+    manifests = read_manifests(tmp_path)
+    (layout,) = layouts_of("mine", load_layouts(), {"mine"})
+    table = build_table(layout, manifests, [])
+    line = dict(zip(table.headers, table.rows[0], strict=True))
+    assert (line["Box AP (%)"], line["Box AP75 (%)"]) == ("77.7", "3.25")
+    assert (line["Time (ms)"], line["Speed (fps)"]) == ("250.0", "4.0")
 
 
 def test_tables_of_a_store_report_broken_records(tmp_path: Path) -> None:
