@@ -212,3 +212,17 @@ def test_text_files_are_written_beside_planted_links(tmp_path: Path) -> None:
     (tmp_path / ".a.json.new").symlink_to(victim)
     write_atomic(tmp_path / "a.json", "{}")
     assert victim.read_text() == "precious" and (tmp_path / "a.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("plant", ["symlink", "pipe"])
+def test_planted_records_of_hashes_are_not_followed(plant: str, tmp_path: Path) -> None:
+    cache, victim = WeightCache(tmp_path / "home"), tmp_path / "victim"
+    victim.write_text("precious")
+    cache.prepare()
+    cache.record.symlink_to(victim) if plant == "symlink" else os.mkfifo(cache.record)
+    spec = WeightSpec(urls=["https://example.org/a.pth"], format="zoo", holds="detector")
+    with pytest.raises(DownloadError, match="pins.jsonl: not a regular file; remove it"):
+        cache.pins()
+    with pytest.raises(DownloadError, match="pins.jsonl: not a regular file; remove it"):
+        cache.remember(spec, "0" * 64, 1, "x", "r")
+    assert victim.read_text() == "precious"

@@ -6,11 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -67,6 +69,26 @@ def _stamp(handle: int) -> list[int]:
     """Inode, size in bytes, and times in ns of an open file: any change of its bytes changes one of them."""
     found = os.fstat(handle)
     return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def open_own(path: Path) -> FileIO:
+    """Open a file of ours to read and append, unbuffered; it is made where it is absent.
+
+    Raises:
+        DownloadError: something else has its name: a link, which is not followed, a folder, a pipe.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if path.is_symlink() or path.exists() and not path.is_file():
+            raise DownloadError(f"{path}: not a regular file; remove it and run again") from None
+        raise DownloadError(f"{path}: cannot be opened ({error.strerror})") from None
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:  # two names: the other one may be anybody's
+        os.close(handle)
+        raise DownloadError(f"{path}: not a regular file; remove it and run again")
+    return FileIO(handle, "ab+")
 
 
 def sync_folder(folder: Path) -> None:
@@ -145,8 +167,10 @@ class WeightCache:
         return pins
 
     def _lines(self) -> list[str]:
-        if not self.record.exists():
+        if not os.path.lexists(self.record):
             return []
+        if self.record.is_symlink() or not self.record.is_file():
+            raise DownloadError(f"{self.record}: not a regular file; remove it and run again")
         text = self.record.read_text(encoding="utf-8")
         # A process killed while it appended leaves a last line without its end: it was never recorded.
         return text[: text.rfind("\n") + 1].splitlines()
@@ -201,8 +225,11 @@ class WeightCache:
         return sha256
 
     def _note(self, path: Path) -> dict[str, object]:
+        own = self.verified / path.name
+        if own.is_symlink() or not own.is_file():
+            return {}
         try:
-            note = json.loads((self.verified / path.name).read_text(encoding="utf-8"))
+            note = json.loads(own.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
         return note if isinstance(note, dict) else {}
@@ -226,7 +253,7 @@ class WeightCache:
             spec_key(spec), sha256, size_bytes, url, row, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         )
         self.prepare()
-        with self.lock("pins"), self.record.open("ab") as file:
+        with self.lock("pins"), open_own(self.record) as file:
             file.truncate(self.record.read_bytes().rfind(b"\n") + 1)  # a torn last line was never recorded
             file.write(json.dumps(asdict(pin)).encode() + b"\n")
             file.flush()

@@ -5,33 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from detection_zoo.zoo.errors import DownloadError
-from detection_zoo.zoo.weights.fetch.cache import CHUNK_BYTES, write_atomic
-
-
-def open_own(path: Path) -> FileIO:
-    """Open a file of ours to read and append, unbuffered; it is made where it is absent.
-
-    Raises:
-        DownloadError: something else has its name: a link, which is not followed, a folder, a pipe.
-    """
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        handle = os.open(path, flags, 0o666)
-    except OSError as error:
-        if path.is_symlink() or path.exists() and not path.is_file():
-            raise DownloadError(f"{path}: not a regular file; remove it and run again") from None
-        raise DownloadError(f"{path}: cannot be opened ({error.strerror})") from None
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:  # two names: the other one may be anybody's
-        os.close(handle)
-        raise DownloadError(f"{path}: not a regular file; remove it and run again")
-    return FileIO(handle, "ab+")
+from detection_zoo.zoo.weights.fetch.cache import CHUNK_BYTES, open_own, write_atomic
 
 
 class PartFile:
