@@ -20,9 +20,10 @@ from detection_zoo.benchmarks.evaluation.voc_evaluation import (
     evaluate_voc,
     mean_ap,
 )
-from detection_zoo.zoo.parity import schedules
+from detection_zoo.zoo.parity import schedules, updates
 from detection_zoo.zoo.parity.base import Output, ParityError, ParityReport, Reference, compare
 from detection_zoo.zoo.parity.base import parity as zoo_parity
+from detection_zoo.zoo.parity.trajectories import check_trajectory
 from detection_zoo.zoo.records import Detections
 
 EXACT = 1e-9
@@ -39,6 +40,8 @@ def check_reference(
         return _voc_case(folder, dtype)
     if (folder / schedules.FILE).is_file():
         return schedules.check_schedules(folder)
+    if (folder / updates.FILE).is_file():
+        return check_trajectory(folder, row)
     report = zoo_parity(folder, row, dtype, checkpoint_format)
     scored = _evaluations(Reference(folder).meta)
     kept = [

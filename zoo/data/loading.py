@@ -171,6 +171,40 @@ def evaluation_loader(
     )
 
 
+def training_item(
+    dataset: Dataset, index: int, preprocess: Preprocess, rules: TargetRules, *, flip: bool
+) -> tuple[PreprocessedImage, Target]:
+    """One image as the network sees it, mirrored left to right where asked, and its target in those pixels."""
+    pixels = dataset.load_image(index)
+    if flip and rules.flip_first:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    image = preprocess(pixels)
+    if flip and not rules.flip_first:
+        image = replace(image, tensor=image.tensor.flip(-1))
+    target = make_target(
+        dataset.target(index),
+        image.original_size,
+        image.scale,
+        rules,
+        resized_width=image.size[1],
+        flip=flip,
+        keypoint_names=dataset.keypoint_names,
+    )
+    return image, target
+
+
+def collate(
+    items: Sequence[tuple[PreprocessedImage, Target]], size_divisor: int
+) -> tuple[Tensor, Tensor, list[Target]]:
+    """Images (N, 3, H, W) padded to multiples of the divisor, sizes (N, 2), N targets."""
+    images = [image for image, _ in items]
+    return (
+        pad_batch([image.tensor for image in images], size_divisor),
+        torch.tensor([image.size for image in images]),
+        [target for _, target in items],
+    )
+
+
 class TrainingImages(TorchDataset):
     """Images and targets of one epoch by index.
 
@@ -193,22 +227,7 @@ class TrainingImages(TorchDataset):
         preprocess = loader.preprocess
         if loader.short_sides:
             preprocess = preprocess.with_short_side(int(random.choice(loader.short_sides)))
-        pixels = loader.dataset.load_image(index)
-        if flip and loader.rules.flip_first:
-            pixels = np.ascontiguousarray(pixels[:, ::-1])
-        image = preprocess(pixels)
-        if flip and not loader.rules.flip_first:
-            image = replace(image, tensor=image.tensor.flip(-1))
-        target = make_target(
-            loader.dataset.target(index),
-            image.original_size,
-            image.scale,
-            loader.rules,
-            resized_width=image.size[1],
-            flip=flip,
-            keypoint_names=loader.dataset.keypoint_names,
-        )
-        return image, target
+        return training_item(loader.dataset, index, preprocess, loader.rules, flip=flip)
 
     def _augmented(
         self, augmentation: SSDAugmentation, index: int, draw: Random
@@ -223,13 +242,7 @@ class TrainingImages(TorchDataset):
 
     def collate(self, items: list[tuple[PreprocessedImage, Target]]) -> tuple[Tensor, Tensor, list[Target]]:
         """Images (N, 3, H, W) padded, sizes (N, 2), N targets."""
-        images = [image for image, _ in items]
-        sizes = torch.tensor([image.size for image in images])
-        return (
-            pad_batch([image.tensor for image in images], self.loader.preprocess.size_divisor),
-            sizes,
-            [target for _, target in items],
-        )
+        return collate(items, self.loader.preprocess.size_divisor)
 
 
 class TrainingBatches:

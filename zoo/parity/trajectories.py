@@ -1,0 +1,38 @@
+"""Parity of recorded trainings: folders with train_steps.npz, some updates of an original script start to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.parity import updates_detectron
+from detection_zoo.zoo.parity.base import ParityReport
+from detection_zoo.zoo.parity.files import ParityError
+from detection_zoo.zoo.parity.schedules import row_of_config
+from detection_zoo.zoo.parity.updates import FILE, read_runs, replayed
+
+# source repository -> what sets a run of it up, and the sources of rows that it may be
+SOURCES = {"roytseng-tw/Detectron.pytorch": (updates_detectron.set_up, ("detectron_pytorch",))}
+
+
+def check_trajectory(folder: Path, row: str | None = None) -> ParityReport:
+    """Make the updates of every run of a folder again, and compare inputs, losses, gradients, parameters and
+    momentum.
+
+    Args:
+        folder: holds train_steps.json, train_steps.npz and checkpoint.json.
+        row: manifest row to train; default: the one of the folder's configuration.
+
+    Raises:
+        ParityError: a file cannot be read, or no adapter knows the source.
+    """
+    meta, runs = read_runs(folder)
+    repository = meta["source"].split("@")[0]
+    if repository not in SOURCES:
+        raise ParityError(
+            f"{folder / FILE}: no adapter knows source {repository!r}; known: {', '.join(sorted(SOURCES))}"
+        )
+    set_up, sources = SOURCES[repository]
+    entry = load_manifests().entry(row) if row else row_of_config(folder.name, sources)
+    lines = [line for recorded in runs for line in replayed(set_up(recorded, entry), recorded)]
+    return ParityReport(str(folder), repository, entry.name, "float32", tuple(lines))
