@@ -43,6 +43,11 @@ class ImageConventions(Section):
     crop_rounding: Literal["round", "truncate"] = Field(
         "round", description="centre_crop: how its corner becomes whole pixels, halves to even or down"
     )
+    through_fractions: bool = Field(
+        False,
+        description="mean and std are applied in float32 to bytes divided by 255 (and multiplied again, where"
+        " value_range is 0..255), as after torchvision's to_tensor; otherwise in float64 to the bytes",
+    )
     normalise_first: bool = Field(
         False, description="mean and std are applied before resizing (on float pixels), not after"
     )
@@ -101,6 +106,17 @@ class TargetConventions(Section):
     max_objects: int | None = Field(None, description="no more than the first so many")
     augmentation: Literal["flip", "ssd"] = Field(
         "flip", description="flip, half the time; or SSD's crop, colours, expansion, mirror and resize"
+    )
+    batching: Literal["aspect_pairs", "ratio_groups", "padded_ratio_groups", "shuffled"] = Field(
+        "aspect_pairs", description="order of the images: maskrcnn-benchmark's, Detectron's, DetNet's, SSD's"
+    )
+    aspect_cropping: bool = Field(
+        False, description="images wider or taller than 2 to 1 are cropped to their group's ratio"
+    )
+    vertical_flip: float = Field(0.0, ge=0, le=1, description="probability of a mirror top to bottom")
+    jitter: list[float] = Field(
+        default_factory=list,
+        description="ranges of brightness, contrast, saturation and hue, drawn for each image; empty: none",
     )
 
 

@@ -19,9 +19,9 @@ from detection_zoo.benchmarks.run.subject import Subject, images_in_epoch
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
 from detection_zoo.benchmarks.statistics import mean_interval, summarise
 from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.loading import TrainingBatches
 from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
 from detection_zoo.zoo.data.targets import TargetRules
+from detection_zoo.zoo.data.training_images import TrainingBatches
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import Schedule, load_manifests
 from detection_zoo.zoo.training.loop import endless, train_steps

@@ -12,8 +12,8 @@ import torch
 from detection_zoo.zoo.data.base import GroundTruth
 from detection_zoo.zoo.data.coco import CocoDataset, find_split
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, LEFT_RIGHT
-from detection_zoo.zoo.data.loading import TrainingBatches, evaluation_loader, pad_batch
-from detection_zoo.zoo.data.samplers import GroupedBatchSampler, grouped_order, target_ratios
+from detection_zoo.zoo.data.loading import evaluation_loader, pad_batch
+from detection_zoo.zoo.data.samplers import grouped_order, target_ratios
 from detection_zoo.zoo.data.shapes import make_shapes
 from detection_zoo.zoo.data.targets import (
     TargetRules,
@@ -22,6 +22,7 @@ from detection_zoo.zoo.data.targets import (
     trained_images,
     training_boxes,
 )
+from detection_zoo.zoo.data.training_images import TrainingBatches
 from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, ShorterSide
 from detection_zoo.zoo.data.voc import VocAnnotation
 
@@ -244,26 +245,6 @@ def test_detectron_pads_to_32(recorded: dict[str, np.ndarray]) -> None:
     )
     batch = pad_batch([preprocess(bgr[:, :, ::-1]).tensor], 32)
     assert list(batch.shape) == recorded["detectron|image.blob_shape|samples"].tolist()
-
-
-def test_groups_hold_one_kind_of_ratio_and_every_image_once() -> None:
-    ratios = [0.5, 2.0, 1.0, 0.7, 0.9, 1.5, 0.6]
-    sampler = GroupedBatchSampler(ratios, 2, seed=3)
-    assert sorted(index for batch in sampler for index in batch) == list(range(7))
-    assert all(len({ratios[index] >= 1 for index in batch}) == 1 for batch in sampler)
-    assert (
-        list(sampler)
-        == list(GroupedBatchSampler(ratios, 2, seed=3))
-        != list(GroupedBatchSampler(ratios, 2, seed=3, epoch=1))
-    )
-    assert all(len(batch) == 2 for batch in GroupedBatchSampler(ratios, 2, drop_last=True))
-
-
-def test_processes_share_an_epoch() -> None:
-    parts = [GroupedBatchSampler([0.5] * 9, 2, rank=rank, world_size=2) for rank in range(2)]
-    assert sorted(index for part in parts for batch in part for index in batch) == list(range(9))
-    with pytest.raises(ValueError, match="world_size"):
-        GroupedBatchSampler([0.5], 1, rank=2, world_size=2)
 
 
 def test_padding_is_zero_right_and_below() -> None:

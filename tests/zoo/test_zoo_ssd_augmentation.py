@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from detection_zoo.zoo.data.coco import CocoDataset
-from detection_zoo.zoo.data.loading import TrainingBatches
 from detection_zoo.zoo.data.shapes import make_shapes
 from detection_zoo.zoo.data.ssd_augmentation import (
     FILL,
@@ -24,6 +23,7 @@ from detection_zoo.zoo.data.ssd_augmentation import (
     random_resize,
 )
 from detection_zoo.zoo.data.targets import TargetRules
+from detection_zoo.zoo.data.training_images import TrainingBatches
 from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, ShorterSide
 from detection_zoo.zoo.manifest import load_manifests
 

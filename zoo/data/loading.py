@@ -5,23 +5,17 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from random import Random
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.samplers import GroupedBatchSampler, aspect_ratios
-from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
-from detection_zoo.zoo.data.targets import TargetRules, make_target, trained_images, training_boxes
-from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, PreprocessedImage, ShorterSide
-from detection_zoo.zoo.records import Target
+from detection_zoo.zoo.data.transforms import Preprocess, PreprocessedImage
 
 # Ctrl-C, a polite kill, and Slurm's before it requeues; not every system has all of them
 STOP_SIGNALS = tuple(
@@ -169,159 +163,3 @@ def evaluation_loader(
         prefetch_factor=4 if workers else None,
         worker_init_fn=start_worker,
     )
-
-
-def training_item(
-    dataset: Dataset, index: int, preprocess: Preprocess, rules: TargetRules, *, flip: bool
-) -> tuple[PreprocessedImage, Target]:
-    """One image as the network sees it, mirrored left to right where asked, and its target in those pixels."""
-    pixels = dataset.load_image(index)
-    if flip and rules.flip_first:
-        pixels = np.ascontiguousarray(pixels[:, ::-1])
-    image = preprocess(pixels)
-    if flip and not rules.flip_first:
-        image = replace(image, tensor=image.tensor.flip(-1))
-    target = make_target(
-        dataset.target(index),
-        image.original_size,
-        image.scale,
-        rules,
-        resized_width=image.size[1],
-        flip=flip,
-        keypoint_names=dataset.keypoint_names,
-    )
-    return image, target
-
-
-def collate(
-    items: Sequence[tuple[PreprocessedImage, Target]], size_divisor: int
-) -> tuple[Tensor, Tensor, list[Target]]:
-    """Images (N, 3, H, W) padded to multiples of the divisor, sizes (N, 2), N targets."""
-    images = [image for image, _ in items]
-    return (
-        pad_batch([image.tensor for image in images], size_divisor),
-        torch.tensor([image.size for image in images]),
-        [target for _, target in items],
-    )
-
-
-class TrainingImages(TorchDataset):
-    """Images and targets of one epoch by index.
-
-    Items are drawn from (seed, epoch, index) alone, so that neither the number of workers nor their timing
-    changes them.
-    """
-
-    def __init__(self, loader: TrainingBatches, epoch: int) -> None:
-        self.loader, self.epoch = loader, epoch
-
-    def __len__(self) -> int:
-        return len(self.loader.dataset)
-
-    def __getitem__(self, index: int) -> tuple[PreprocessedImage, Target]:
-        loader = self.loader
-        random = np.random.default_rng([loader.seed, self.epoch, index])
-        if loader.augmentation is not None:
-            return self._augmented(loader.augmentation, index, Random(int(random.integers(2**62))))
-        flip = random.random() < loader.flip_probability
-        preprocess = loader.preprocess
-        if loader.short_sides:
-            preprocess = preprocess.with_short_side(int(random.choice(loader.short_sides)))
-        return training_item(loader.dataset, index, preprocess, loader.rules, flip=flip)
-
-    def _augmented(
-        self, augmentation: SSDAugmentation, index: int, draw: Random
-    ) -> tuple[PreprocessedImage, Target]:
-        dataset = self.loader.dataset
-        pixels, truth = dataset.load_image(index), dataset.target(index)
-        boxes, rows = training_boxes(truth, pixels.shape[:2], self.loader.rules)
-        image, fractions, labels = augmentation(pixels, boxes, truth.labels[rows], draw)
-        height, width = image.size
-        boxes = fractions * np.array([width, height, width, height])
-        return image, Target(torch.from_numpy(boxes.astype(np.float32)), torch.from_numpy(labels))
-
-    def collate(self, items: list[tuple[PreprocessedImage, Target]]) -> tuple[Tensor, Tensor, list[Target]]:
-        """Images (N, 3, H, W) padded, sizes (N, 2), N targets."""
-        return collate(items, self.loader.preprocess.size_divisor)
-
-
-class TrainingBatches:
-    """Shuffled, augmented batches: calling it with an epoch gives the batches of that epoch, the same for the
-    same seed.
-
-    Args:
-        dataset: what to read.
-        preprocess: the row's own.
-        rules: which objects and images are trained on.
-        images_per_batch: of this process.
-        seed: of order, flips and scales.
-        flip_probability: of a horizontal flip.
-        short_sides: shorter sides in pixels, one drawn for each image; empty: the row's own.
-        augmentation: SSD's, in place of resize and flip; boxes only.
-        workers, pin_memory: as in `evaluation_loader`.
-        rank, world_size: this process's share.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        preprocess: Preprocess,
-        rules: TargetRules,
-        *,
-        images_per_batch: int,
-        seed: int = 0,
-        flip_probability: float = 0.5,
-        short_sides: Sequence[int] = (),
-        augmentation: SSDAugmentation | None = None,
-        workers: int = 0,
-        pin_memory: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if short_sides and not isinstance(preprocess.resize, ShorterSide):
-            raise ValueError(f"short_sides need a shorter-side resize, this row has {preprocess.resize}")
-        self.dataset, self.preprocess, self.rules, self.seed, self.augmentation = (
-            dataset,
-            preprocess,
-            rules,
-            seed,
-            augmentation,
-        )
-        self.images_per_batch, self.flip_probability, self.short_sides = (
-            images_per_batch,
-            flip_probability,
-            list(short_sides),
-        )
-        self.workers, self.pin_memory, self.rank, self.world_size = workers, pin_memory, rank, world_size
-        self.indices = trained_images(dataset, rules)
-        ratios = (
-            None if isinstance(preprocess.resize, FixedSize) else aspect_ratios(dataset)
-        )  # of one size anyway: no groups
-        self._ratios = [1.0 if ratios is None else ratios[index] for index in self.indices]
-
-    def order(self, epoch: int) -> list[list[int]]:
-        """The dataset's indices of each batch of an epoch."""
-        return GroupedBatchSampler(
-            self._ratios,
-            self.images_per_batch,
-            seed=self.seed,
-            epoch=epoch,
-            rank=self.rank,
-            world_size=self.world_size,
-            indices=self.indices,
-        ).batches
-
-    def __call__(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor, list[Target]]]:
-        """Batches of one epoch: images (N, 3, H, W) float32, sizes (N, 2) int64, N targets."""
-        images = TrainingImages(self, epoch)
-        return iter(
-            DataLoader(
-                images,
-                batch_sampler=self.order(epoch),
-                num_workers=self.workers,
-                pin_memory=self.pin_memory,
-                collate_fn=images.collate,
-                prefetch_factor=4 if self.workers else None,
-                worker_init_fn=start_worker,
-            )
-        )

@@ -1,77 +1,231 @@
-"""The order in which images are seen: batches of like aspect ratio, the same for the same seed."""
+"""The order in which images are trained on: one class for each source's rule, the same batches for the same
+seed.
+
+A class takes the sides of the images and gives the batches of an epoch of one process. What it draws by is an
+argument of its `arranged` or `drawn`, so that the draws of an original can be handed in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
 
-from detection_zoo.zoo.data.base import Dataset
-
-
-def aspect_ratios(dataset: Dataset) -> list[float]:
-    """Height over width of every image."""
-    return [height / width for height, width in (dataset.image_size(index) for index in range(len(dataset)))]
+LEGACY_SEEDS = 2**32  # numpy's legacy generator takes seeds below this
 
 
-class GroupedBatchSampler(Sampler[list[int]]):
-    """Shuffled batches whose images are all upright (height/width at least 1) or all wide, as
-    maskrcnn-benchmark makes them.
+@dataclass(frozen=True)
+class Entry:
+    """One image of a batch.
+
+    index: of the dataset. flip: mirrored left to right or not; None: drawn when it is read. ratio: width over
+    height that its batch aims at; None: images keep their own.
+    """
+
+    index: int
+    flip: bool | None = None
+    ratio: float | None = None
+
+
+class BatchOrder(Protocol):
+    """The batches of an epoch of one process.
+
+    entries: images of an epoch over all processes, flipped copies counted.
+    """
+
+    entries: int
+
+    def batches(self, seed: int) -> list[list[Entry]]:
+        """Drawn from a seed."""
+        ...
+
+
+def _check(batch_size: int, rank: int, world_size: int) -> None:
+    if batch_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(
+            f"batch_size {batch_size} must be positive and rank {rank} below world_size {world_size}"
+        )
+
+
+def permutation(count: int, seed: int) -> list[int]:
+    """0..count-1 in the order of torch.randperm."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+class AspectPairs:
+    """Batches of upright images (height/width at least 1) or of wide ones, as maskrcnn-benchmark makes them.
+
+    A permutation of all images is cut into contiguous shares, one a process, its start repeated at the end so
+    that shares are equal. A batch stands where its first image came; incomplete ones stay.
 
     Args:
-        ratios: height over width of each image.
+        indices: of the dataset, the images that are trained on.
+        sizes: (height, width) of each of them.
         batch_size: images a batch of this process.
-        seed, epoch: the order follows from their sum.
-        rank, world_size: this process's share of every epoch.
-        drop_last: leave out incomplete batches (one a group at most).
-        indices: what the batches hold in place of 0..n-1.
+        rank, world_size: this process among all.
     """
 
     def __init__(
         self,
-        ratios: Sequence[float],
+        indices: Sequence[int],
+        sizes: Sequence[tuple[int, int]],
         batch_size: int,
         *,
-        seed: int = 0,
-        epoch: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        drop_last: bool = False,
-        indices: Sequence[int] | None = None,
+        aspect_cropping: bool = False,
     ) -> None:
-        if batch_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(
-                f"batch_size {batch_size} must be positive and rank {rank} below world_size {world_size}"
+        _check(batch_size, rank, world_size)
+        self.indices, self.batch_size, self.rank, self.world_size = indices, batch_size, rank, world_size
+        self.upright = [height >= width for height, width in sizes]
+        self.entries = len(indices)
+
+    def batches(self, seed: int) -> list[list[Entry]]:
+        """The batches of an epoch."""
+        return self.arranged(permutation(self.entries, seed))
+
+    def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
+        """The batches of an epoch whose images come in an order of places among `indices`."""
+        share = math.ceil(len(order) / self.world_size)
+        whole = [*order, *order[: share * self.world_size - len(order)]]
+        open_batches: dict[bool, list[Entry]] = {}
+        batches: list[list[Entry]] = []
+        for place in whole[share * self.rank : share * (self.rank + 1)]:
+            batch = open_batches.get(self.upright[place])
+            if batch is None:
+                batch = open_batches[self.upright[place]] = []
+                batches.append(batch)
+            batch.append(Entry(self.indices[place]))
+            if len(batch) == self.batch_size:
+                del open_batches[self.upright[place]]
+        return batches
+
+
+class Shuffled:
+    """A plain shuffle of all images without the incomplete batch at the end (SSD: floor(N / batch) updates an
+    epoch); each process takes its part of every batch. Arguments as in `AspectPairs`."""
+
+    def __init__(
+        self,
+        indices: Sequence[int],
+        sizes: Sequence[tuple[int, int]],
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        aspect_cropping: bool = False,
+    ) -> None:
+        _check(batch_size, rank, world_size)
+        self.indices, self.batch_size, self.rank, self.world_size = indices, batch_size, rank, world_size
+        self.entries = len(indices)
+
+    def batches(self, seed: int) -> list[list[Entry]]:
+        """The batches of an epoch."""
+        return self.arranged(permutation(self.entries, seed))
+
+    def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
+        """The batches of an epoch whose images come in an order of places among `indices`."""
+        whole = self.batch_size * self.world_size
+        starts = range(self.batch_size * self.rank, len(order) // whole * whole, whole)
+        return [
+            [Entry(self.indices[place]) for place in order[start : start + self.batch_size]]
+            for start in starts
+        ]
+
+
+SMALLEST_RATIO, LARGEST_RATIO = 0.5, 2.0  # width over height; images beyond them are cropped
+
+
+class RatioGroups:
+    """Batches of neighbours in the list of images sorted by width over height: Detectron.pytorch's.
+
+    Flipped copies are appended to the images before they are sorted. Groups of `batch_size` neighbours are
+    shuffled whole; what is left over at the end of the list is dropped. Consecutive groups make up the batch
+    of all processes.
+
+    Args:
+        indices, sizes, batch_size, rank, world_size: as in `AspectPairs`.
+        aspect_cropping: images are held to ratios of 1/2 to 2, and those beyond are cropped to the ratio of
+            their group.
+    """
+
+    def __init__(
+        self,
+        indices: Sequence[int],
+        sizes: Sequence[tuple[int, int]],
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        aspect_cropping: bool = False,
+    ) -> None:
+        _check(batch_size, rank, world_size)
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.group_size = self._group_size()
+        own = np.array([width / height for height, width in sizes], np.float64)
+        limits = (SMALLEST_RATIO, LARGEST_RATIO) if aspect_cropping else (0.0, np.inf)
+        ratios = np.tile(np.clip(own, *limits), 2)
+        places = np.argsort(ratios, kind="heapsort")  # of equal ones in the order of the originals
+        targets = target_ratios(ratios[places], self.group_size)
+        self.sorted = [
+            Entry(
+                indices[place % len(own)],
+                bool(place >= len(own)),
+                self._ratio(float(target), own[place % len(own)] != ratios[place]),
             )
-        order = torch.randperm(len(ratios), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-        self.batches = _group(
-            order[rank::world_size], [ratio >= 1 for ratio in ratios], batch_size, drop_last
-        )
-        if indices is not None:
-            self.batches = [[indices[place] for place in batch] for batch in self.batches]
+            for place, target in zip(places.tolist(), targets, strict=True)
+        ]
+        self.entries = len(self.sorted)
 
-    def __len__(self) -> int:
-        return len(self.batches)
+    def _group_size(self) -> int:
+        """Images that are shuffled as one: those of a process."""
+        return self.batch_size
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+    def _ratio(self, target: float, cropped: bool) -> float | None:
+        return target if cropped else None
+
+    def batches(self, seed: int) -> list[list[Entry]]:
+        """The batches of an epoch."""
+        return self.drawn(np.random.RandomState(seed % LEGACY_SEEDS))
+
+    def drawn(self, draws: np.random.RandomState) -> list[list[Entry]]:
+        """The batches of an epoch, groups shuffled by numpy's legacy generator."""
+        order = [self.sorted[place] for place in grouped_order(self.entries, self.batch_size, draws)]
+        whole = self.batch_size * self.world_size
+        starts = range(self.batch_size * self.rank, len(order) // whole * whole, whole)
+        return [order[start : start + self.batch_size] for start in starts]
 
 
-def _group(order: Sequence[int], groups: Sequence[bool], batch_size: int, drop_last: bool) -> list[list[int]]:
-    """Batches of one group each, in the order in which their first images come."""
-    open_batches: dict[bool, list[int]] = {}
-    batches: list[list[int]] = []
-    for index in order:
-        batch = open_batches.get(groups[index])
-        if batch is None:
-            batch = open_batches[groups[index]] = []
-            batches.append(batch)
-        batch.append(index)
-        if len(batch) == batch_size:
-            del open_batches[groups[index]]
-    return [batch for batch in batches if len(batch) == batch_size or not drop_last]
+class PaddedRatioGroups(RatioGroups):
+    """The same as DetNet_pytorch makes them: a group is the batch of all processes, its order is torch's
+    permutation, and every image is padded to its group's ratio, or cut to a square where that is 1."""
+
+    def _group_size(self) -> int:
+        return self.batch_size * self.world_size
+
+    def _ratio(self, target: float, cropped: bool) -> float | None:
+        return target
+
+    def batches(self, seed: int) -> list[list[Entry]]:
+        """The batches of an epoch."""
+        return self.arranged(permutation(self.entries // self.group_size, seed))
+
+    def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
+        """The batches of an epoch whose groups come in that order."""
+        starts = [group * self.group_size + self.rank * self.batch_size for group in order]
+        return [self.sorted[start : start + self.batch_size] for start in starts]
+
+
+ORDERS: dict[str, Callable[..., BatchOrder]] = {
+    "aspect_pairs": AspectPairs,
+    "ratio_groups": RatioGroups,
+    "padded_ratio_groups": PaddedRatioGroups,
+    "shuffled": Shuffled,
+}
 
 
 def target_ratios(ratios: np.ndarray, images_per_gpu: int) -> np.ndarray:

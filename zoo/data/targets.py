@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -47,9 +47,8 @@ class TargetRules:
     @classmethod
     def from_conventions(cls, targets: TargetConventions, *, min_visible_keypoints: int = 0) -> TargetRules:
         """Build from the `targets` section of a row's conventions."""
-        return cls(
-            **targets.model_dump(exclude={"augmentation"}), min_visible_keypoints=min_visible_keypoints
-        )
+        own = {field.name for field in fields(cls)} - {"min_visible_keypoints"}
+        return cls(**targets.model_dump(include=own), min_visible_keypoints=min_visible_keypoints)
 
 
 def training_boxes(

@@ -13,9 +13,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from detection_zoo.zoo.conventions import BoxConventions
 from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.loading import TrainingBatches, TrainingImages, start_worker
+from detection_zoo.zoo.data.loading import start_worker
+from detection_zoo.zoo.data.samplers import Entry
 from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
 from detection_zoo.zoo.data.targets import TargetRules
+from detection_zoo.zoo.data.training_images import TrainingBatches, TrainingImages
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.errors import DatasetError, ManifestError, ZooError
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
@@ -34,6 +36,14 @@ def target_rules(entry: ModelEntry, dataset: Dataset) -> TargetRules:
         return TargetRules.from_conventions(entry.conventions.targets, min_visible_keypoints=keypoints)
     boxes = (entry.conventions.boxes if entry.conventions is not None else None) or BoxConventions()
     return TargetRules(inclusive=boxes.offset == 1.0, min_visible_keypoints=keypoints)
+
+
+def rules_of_batches(entry: ModelEntry) -> dict[str, Any]:
+    """How a row's images are ordered and augmented, as arguments of TrainingBatches."""
+    targets = entry.conventions.targets if entry.conventions is not None else None
+    if targets is None:
+        return {}
+    return targets.model_dump(include={"batching", "aspect_cropping", "vertical_flip", "jitter"})
 
 
 def training_batches(
@@ -71,6 +81,7 @@ def training_batches(
         images_per_batch=batch,
         seed=seed,
         short_sides=schedule.short_sides if schedule is not None else (),
+        **rules_of_batches(entry),
         augmentation=(
             SSDAugmentation(preprocess) if targets is not None and targets.augmentation == "ssd" else None
         ),
@@ -88,12 +99,13 @@ def training_batches(
 class TrainingLoader:
     """An endless stream of batches that can start anywhere; made by `training_loader`.
 
-    `images` is the number of images trained on, `batches_per_epoch` the batches of one epoch in each process.
+    `images` is the number of images of an epoch, flipped copies counted; `batches_per_epoch` the batches of
+    one epoch in each process.
     """
 
     def __init__(self, batches: TrainingBatches, *, workers: int, start: int, pin_memory: bool) -> None:
         self.batches, self.workers, self.start, self.pin_memory = batches, workers, start, pin_memory
-        self.images = len(batches.indices)
+        self.images = batches.entries
         self.batches_per_epoch = max(1, self.images // (batches.images_per_batch * batches.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -120,30 +132,30 @@ def is_lost_worker(error: Exception) -> bool:
 
 
 class _Order:
-    """Lists of (epoch, index), epoch after epoch without an end, from a place in the stream on."""
+    """Lists of (epoch, entry), epoch after epoch without an end, from a place in the stream on."""
 
     def __init__(self, batches: TrainingBatches, start: int) -> None:
         self.batches, self.start = batches, start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, Entry]]]:
         left = self.start
         for epoch in itertools.count():
             order = self.batches.order(epoch)
-            for indices in order[left:]:
-                yield [(epoch, index) for index in indices]
+            for batch in order[left:]:
+                yield [(epoch, entry) for entry in batch]
             left = max(0, left - len(order))
 
 
 class _Items(TorchDataset):
-    """Images and targets by (epoch, index); the workers live through all epochs."""
+    """Images and targets by (epoch, entry); the workers live through all epochs."""
 
     def __init__(self, batches: TrainingBatches) -> None:
         self.batches = batches
 
-    def __getitem__(self, key: tuple[int, int]) -> object:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, Entry]) -> object:
+        epoch, entry = key
         try:
-            return TrainingImages(self.batches, epoch)[index]
+            return TrainingImages(self.batches, epoch)[entry]
         except ZooError as error:  # a worker's exception would arrive as a traceback in the message
             return error
 

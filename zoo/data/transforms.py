@@ -161,6 +161,7 @@ class Preprocess:
             "tf1_bilinear" (no half-pixel offset).
         normalise_first: mean and std come before resizing, on float pixels.
         size_divisor: batches are padded to multiples of it.
+        through_fractions: mean and std come in float32 after torchvision's to_tensor, in float64 otherwise.
     """
 
     channel_order: Literal["rgb", "bgr"]
@@ -171,6 +172,7 @@ class Preprocess:
     interpolation: Interpolation = "pil_bilinear"
     normalise_first: bool = False
     size_divisor: int = 1
+    through_fractions: bool = False
 
     def __post_init__(self) -> None:
         if self.normalise_first and self.interpolation == "pil_bilinear":
@@ -190,6 +192,7 @@ class Preprocess:
             image.interpolation,
             image.normalise_first,
             image.size_divisor,
+            image.through_fractions,
         )
 
     def with_short_side(self, size: int) -> Preprocess:
@@ -273,8 +276,16 @@ class Preprocess:
         )
 
     def _normalised(self, values: np.ndarray, channel: int) -> np.ndarray:
+        if self.through_fractions:
+            return self._normalised_fractions(values.astype(np.float32) / np.float32(255), channel)
         factor, offset = _RANGE[self.value_range]
         return ((values * factor + offset - self.mean[channel]) / self.std[channel]).astype(np.float32)
+
+    def _normalised_fractions(self, values: np.ndarray, channel: int) -> np.ndarray:
+        """Of float32 fractions of 255, every step rounded to float32."""
+        factor, offset = _RANGE[self.value_range]
+        ranged = values * np.float32(factor * 255) + np.float32(offset)
+        return (ranged - np.float32(self.mean[channel])) / np.float32(self.std[channel])
 
     def _normalise_plane(self, plane: np.ndarray, channel: int) -> np.ndarray:
         import cv2

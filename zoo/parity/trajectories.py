@@ -1,18 +1,25 @@
-"""Parity of recorded trainings: folders with train_steps.npz, some updates of an original script start to end."""
+"""Parity of recorded trainings: folders of some updates of an original script, from data to momentum."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from detection_zoo.zoo.manifest import load_manifests
-from detection_zoo.zoo.parity import updates_detectron
+from detection_zoo.zoo.parity import updates_benchmark, updates_detectron, updates_detnet, updates_hardnet
 from detection_zoo.zoo.parity.base import ParityReport
 from detection_zoo.zoo.parity.files import ParityError
 from detection_zoo.zoo.parity.schedules import row_of_config
-from detection_zoo.zoo.parity.updates import FILE, read_runs, replayed
+from detection_zoo.zoo.parity.updates import FILE, THREADS, read_runs, replayed
 
 # source repository -> what sets a run of it up, and the sources of rows that it may be
-SOURCES = {"roytseng-tw/Detectron.pytorch": (updates_detectron.set_up, ("detectron_pytorch",))}
+SOURCES = {
+    "roytseng-tw/Detectron.pytorch": (updates_detectron.set_up, ("detectron_pytorch",)),
+    "stigma0617/maskrcnn-benchmark-vovnet": (updates_benchmark.set_up, ("vovnet", "maskrcnn_benchmark")),
+    "guoruoqian/DetNet_pytorch": (updates_detnet.set_up, ("detnet",)),
+    "PingoLH/PytorchSSD-HarDNet": (updates_hardnet.set_up, ("hardnet",)),
+}
 
 
 def check_trajectory(folder: Path, row: str | None = None) -> ParityReport:
@@ -34,5 +41,10 @@ def check_trajectory(folder: Path, row: str | None = None) -> ParityReport:
         )
     set_up, sources = SOURCES[repository]
     entry = load_manifests().entry(row) if row else row_of_config(folder.name, sources)
-    lines = [line for recorded in runs for line in replayed(set_up(recorded, entry), recorded)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        lines = [line for recorded in runs for line in replayed(set_up(recorded, entry), recorded)]
+    finally:
+        torch.set_num_threads(threads)
     return ParityReport(str(folder), repository, entry.name, "float32", tuple(lines))

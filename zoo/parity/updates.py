@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.manifest import Schedule
-from detection_zoo.zoo.parity.base import ParityLine
+from detection_zoo.zoo.parity.base import ParityLine, relative_difference
 from detection_zoo.zoo.parity.files import ParityError, read_arrays, read_json
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.loop import train_steps
@@ -21,6 +21,7 @@ from detection_zoo.zoo.training.recipe import build_optimizer
 FILE = "train_steps.npz"
 FIRST = 8  # numbers of each tensor that are recorded
 INPUTS, RATES, STATISTICS = 1e-5, 1e-12, 1e-5
+THREADS = 2  # of the recordings: freshly filled networks amplify sums in another order, from update to update
 Batch = tuple[Tensor, Tensor, list[Target]]
 
 
@@ -37,12 +38,13 @@ class Tolerances:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run of a folder: its arrays without the run's name, what is said of it, and where its images lie."""
+    """One run of a folder: its arrays without the run's name, and what the folder says of it."""
 
     folder: Path
     name: str
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
+    caution: str = ""
 
     def array(self, name: str) -> np.ndarray:
         """An array of this run; raises ParityError where it is missing."""
@@ -83,7 +85,7 @@ def read_runs(folder: Path) -> tuple[dict[str, Any], list[Recorded]]:
     runs = []
     for name, described in meta["runs"].items():
         own = {key.split("|", 1)[1]: array for key, array in arrays.items() if key.startswith(f"{name}|")}
-        runs.append(Recorded(folder, name, own, described))
+        runs.append(Recorded(folder, name, own, described, meta.get("caution", "")))
     return meta, runs
 
 
@@ -93,35 +95,58 @@ class Replay:
 
     model: with the weights of the start, in training mode. names: the original's name of a parameter or
     buffer -> the one here. losses: of a batch, given the pass's number, by the recorded names. batches: one a
-    pass. first: updates made before the run. per_epoch: updates an epoch. held: updates that all but the rates
-    are compared in; None: all.
+    pass. first: updates made before the run. per_epoch: updates an epoch. held: updates in which more
+    than rates are compared; None: all. unused: parameters that the original builds and never uses.
+    order: the images of each pass as this project's data pipeline orders them, each with whether it is
+    flipped, or with the seed of its augmentation. truth: the objects of a batch as the folder writes them, by
+    the array's name.
     """
 
     model: nn.Module
     names: Mapping[str, str]
     schedule: Schedule
     losses: Callable[[int, Batch], dict[str, Tensor]]
-    batches: Sequence[Batch]
+    batches: Iterable[Batch]
     tolerances: Tolerances = Tolerances()
     first: int = 0
     per_epoch: int | None = None
-    until: int | None = (
-        None  # updates from which gradients, parameters and losses are too sensitive to compare
-    )
+    held: int | None = None
+    unused: frozenset[str] = frozenset()
+    order: Sequence[Sequence[tuple[int, int]]] = ()
+    truth: Callable[[Batch], dict[str, np.ndarray]] | None = None
 
 
 class _Passes(nn.Module):
     """The model as the loop calls it: pass after pass, with the draws that were recorded."""
 
-    def __init__(self, replay: Replay) -> None:
+    def __init__(self, replay: Replay, recorded: Recorded) -> None:
         super().__init__()
-        self.model, self.replay = replay.model, replay
+        self.model, self.replay, self.recorded = replay.model, replay, recorded
         self.losses: list[dict[str, float]] = []
+        self.inputs: list[float] = []  # relative difference of each pass's images, and of its objects
+        self.truth: dict[str, list[float]] = {}
 
     def forward(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        losses = self.replay.losses(len(self.losses), (images, sizes, targets))
+        number, batch = len(self.losses), (images, sizes, targets)
+        self.inputs.append(self._input_difference(number, images))
+        for name, value in (self.replay.truth(batch) if self.replay.truth else {}).items():
+            kept = self.recorded.array(f"{name}|{number}")
+            apart = relative_difference(value, kept) if value.shape == kept.shape else np.inf
+            self.truth.setdefault(name, []).append(apart)
+        losses = self.replay.losses(number, batch)
         self.losses.append({name: float(value.detach()) for name, value in losses.items()})
         return losses
+
+    def _input_difference(self, number: int, images: Tensor) -> float:
+        """Of images (N, 3, H, W) from the recorded samples of them."""
+        kept = {
+            part: self.recorded.array(f"input|{number}|{part}") for part in ("shape", "stride", "samples")
+        }
+        if tuple(images.shape) != tuple(kept["shape"]):
+            return np.inf
+        values = images.reshape(-1)[:: int(kept["stride"])][: len(kept["samples"])].numpy()
+        size = max(float(np.linalg.norm(kept["samples"])), 1e-12)
+        return float(np.linalg.norm(values - kept["samples"])) / size
 
 
 @dataclass
@@ -153,8 +178,7 @@ class Lines:
 def replayed(replay: Replay, recorded: Recorded) -> list[ParityLine]:
     """Make the recorded updates with this project's loop and compare each with what was recorded of it."""
     found = Lines(recorded.name)
-    _compare_inputs(found, replay.batches, recorded)
-    passes = _Passes(replay)
+    passes = _Passes(replay, recorded)
     optimizer = build_optimizer(replay.model, replay.schedule)
     _compare_groups(found, optimizer, replay, recorded)
     watch = _Watch(replay, recorded, optimizer)
@@ -170,24 +194,17 @@ def replayed(replay: Replay, recorded: Recorded) -> list[ParityLine]:
     )
     for _ in steps:
         watch.after_update()
+    found.add("input", passes.inputs, INPUTS)
+    for name, differences in passes.truth.items():
+        found.add(name, differences, INPUTS)
+    if replay.order:
+        wanted = [recorded.array(f"images|{number}").tolist() for number in range(recorded.forwards)]
+        own = [[list(image) for image in batch] for batch in replay.order[: recorded.forwards]]
+        found.same("images_in_another_order", sum(a != b for a, b in zip(own, wanted, strict=True)))
     held = replay.held or recorded.updates
     _compare_losses(found, passes.losses, recorded, held * recorded.forwards // recorded.updates, replay)
     watch.compare(found, held)
     return found.lines
-
-
-def _compare_inputs(found: Lines, batches: Sequence[Batch], recorded: Recorded) -> None:
-    """The network's input of each pass beside the recorded samples of it."""
-    differences = []
-    for number, (images, _, _) in enumerate(batches[: recorded.forwards]):
-        kept = {part: recorded.array(f"input|{number}|{part}") for part in ("shape", "stride", "samples")}
-        if tuple(images.shape) != tuple(kept["shape"]):
-            differences.append(np.inf)
-            continue
-        values = images.numpy().reshape(-1)[:: int(kept["stride"])][: len(kept["samples"])]
-        size = max(float(np.linalg.norm(kept["samples"])), 1e-12)
-        differences.append(float(np.linalg.norm(values - kept["samples"])) / size)
-    found.add("input", differences, INPUTS)
 
 
 def _compare_groups(
@@ -199,10 +216,11 @@ def _compare_groups(
     ours = {theirs: parameters[name] for theirs, name in replay.names.items() if name in parameters}
     trained = {theirs for theirs, parameter in ours.items() if id(parameter) in places}
     members = group_members(recorded, list(ours))
-    found.same("trained_that_differ", len(trained ^ {name for group in members for name in group}))
+    wanted = {name for group in members for name in group} - replay.unused
+    found.same("trained_that_differ", len(trained ^ wanted))
     wrong = 0
     for group, described in zip(members, recorded.meta["parameter_groups"], strict=False):
-        for name in group:
+        for name in set(group) - replay.unused:
             own = places.get(id(ours.get(name)), {})
             wrong += any(own.get(key) != described[key] for key in ("weight_decay", "momentum", "nesterov"))
     found.same("group_rules_that_differ", wrong)
@@ -294,7 +312,8 @@ class _Watch:
     def _compare_rates(self, found: Lines) -> None:
         """The rate of every parameter in every update, relative."""
         parameters = dict(self.replay.model.named_parameters())
-        recorded, worst = self.recorded.array("lr"), np.zeros(self.recorded.updates)
+        worst = np.zeros(self.recorded.updates)
+        recorded = self.recorded.array("lr")[: len(worst)]
         for place, group in enumerate(group_members(self.recorded, list(self.replay.names))):
             for name in group:
                 own = parameters.get(self.replay.names.get(name, ""))

@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.data.coco import CocoDataset
-from detection_zoo.zoo.data.loading import collate, training_item
-from detection_zoo.zoo.data.targets import TargetRules
+from detection_zoo.zoo.data.samplers import RatioGroups
+from detection_zoo.zoo.data.targets import trained_images
+from detection_zoo.zoo.data.training_images import collate, training_item
+from detection_zoo.zoo.data.training_loader import target_rules
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, without_crowd
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
@@ -32,6 +35,7 @@ from detection_zoo.zoo.training.recipe import scale_schedule
 from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays
 
 FORMAT = "detectron_pytorch_pth"
+SEED = 3  # of numpy's legacy generator, just before the loop
 SCHEDULE_OPTIONS = {"SOLVER.WARM_UP_ITERS": "warmup_iterations", "SOLVER.MAX_ITER": "iterations"}
 
 
@@ -51,7 +55,8 @@ def set_up(recorded: Recorded, entry: ModelEntry) -> Replay:
         {theirs: ours for ours, theirs in origin.items()},
         _schedule(entry, command, options),
         passes.losses,
-        [passes.batch(number, entry, options) for number in range(recorded.forwards)],
+        (passes.batch(number, entry, options) for number in range(recorded.forwards)),
+        order=passes.order(entry, recorded.meta["effective"]["ims_per_batch"]),
     )
 
 
@@ -88,8 +93,8 @@ class _Passes:
 
     def batch(self, number: int, entry: ModelEntry, options: Mapping[str, Any]) -> Batch:
         """The images that were recorded for a pass, made by this project's data pipeline."""
-        image, targets = entry.conventions.image, entry.conventions.targets
-        rules = TargetRules.from_conventions(targets)
+        image = entry.conventions.image
+        rules = target_rules(entry, self.dataset)
         items = []
         scales = self.recorded.array(f"im_info|{number}")[:, 2]
         for (name, flipped), scale in zip(
@@ -101,6 +106,14 @@ class _Passes:
             preprocess = replace(Preprocess.from_conventions(image), resize=resize)
             items.append(training_item(self.dataset, index, preprocess, rules, flip=bool(flipped)))
         return collate(items, image.size_divisor)
+
+    def order(self, entry: ModelEntry, batch: int) -> list[list[tuple[int, int]]]:
+        """Images of each pass of the first epoch and whether they are flipped, from the original's draws."""
+        indices = trained_images(self.dataset, target_rules(entry, self.dataset))
+        sizes = [self.dataset.image_size(index) for index in indices]
+        groups = RatioGroups(indices, sizes, batch).drawn(np.random.RandomState(SEED))
+        ids = self.dataset.image_ids
+        return [[(ids[each.index], int(bool(each.flip))) for each in entries] for entries in groups]
 
     def losses(self, number: int, batch: Batch) -> dict[str, Tensor]:
         """Every loss of a pass, from the anchors and RoIs that were drawn in it."""

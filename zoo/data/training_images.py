@@ -1,0 +1,278 @@
+"""Images and targets that a detector is trained on: order, augmentation, crop and padding by one source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.cropping import Draws, crop_to_ratio, fit_to_ratio
+from detection_zoo.zoo.data.loading import pad_batch, start_worker
+from detection_zoo.zoo.data.samplers import ORDERS, BatchOrder, Entry
+from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
+from detection_zoo.zoo.data.targets import TargetRules, make_target, trained_images, training_boxes
+from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, PreprocessedImage, ShorterSide
+from detection_zoo.zoo.records import Target
+
+Item = tuple[PreprocessedImage, Target]
+
+
+def training_item(
+    dataset: Dataset,
+    index: int,
+    preprocess: Preprocess,
+    rules: TargetRules,
+    *,
+    flip: bool = False,
+    vertical_flip: bool = False,
+    jitter: Sequence[float] = (),
+    jitter_seed: int = 0,
+) -> Item:
+    """One image as the network sees it, and its target.
+
+    Args:
+        dataset, index: what to read.
+        preprocess: resize and normalisation.
+        rules: which objects, and how their boxes are written.
+        flip: mirror left to right. vertical_flip: mirror top to bottom, after resizing.
+        jitter: of `jittered`; none where empty.
+        jitter_seed: of its draws.
+    """
+    pixels = dataset.load_image(index)
+    if any(jitter):
+        pixels = jittered(pixels, jitter, jitter_seed)
+    if flip and rules.flip_first:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    image = preprocess(pixels)
+    if flip and not rules.flip_first:
+        image = replace(image, tensor=image.tensor.flip(-1))
+    target = make_target(
+        dataset.target(index),
+        image.original_size,
+        image.scale,
+        rules,
+        resized_width=image.size[1],
+        flip=flip,
+        keypoint_names=dataset.keypoint_names,
+    )
+    if vertical_flip:
+        return replace(image, tensor=image.tensor.flip(-2)), upside_down(target, image.size[0], rules)
+    return image, target
+
+
+def jittered(pixels: np.ndarray, jitter: Sequence[float], seed: int) -> np.ndarray:
+    """Brightness, contrast, saturation and hue changed at random, in a random order (by torchvision).
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        jitter: the four ranges, each around no change.
+        seed: of the draws; torch's own generator stays as it is.
+    """
+    from torchvision.transforms.v2 import ColorJitter
+    from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+    brightness, contrast, saturation, hue = jitter
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        changed = ColorJitter(brightness, contrast, saturation, hue)(to_pil_image(pixels))
+    return np.ascontiguousarray(pil_to_tensor(changed).permute(1, 2, 0).numpy())
+
+
+def upside_down(target: Target, height: int, rules: TargetRules) -> Target:
+    """A target mirrored top to bottom in an image of so many rows; labels of left and right stay."""
+    mirror = height - (1 if rules.inclusive else 0)
+    boxes = target.boxes.clone()
+    boxes[:, [1, 3]] = mirror - target.boxes[:, [3, 1]]
+    polygons = target.polygons and [
+        [[mirror - v if i % 2 else v for i, v in enumerate(part)] for part in parts]
+        for parts in target.polygons
+    ]
+    keypoints = target.keypoints
+    if keypoints is not None:
+        keypoints = keypoints.clone()
+        labelled = keypoints[..., 2] > 0
+        keypoints[..., 1] = torch.where(labelled, mirror - keypoints[..., 1], keypoints[..., 1])
+    return replace(target, boxes=boxes, polygons=polygons, keypoints=keypoints)
+
+
+def augmented_item(
+    dataset: Dataset, index: int, augmentation: SSDAugmentation, rules: TargetRules, draw: Random
+) -> Item:
+    """One image by SSD's augmentation, and its target."""
+    pixels, truth = dataset.load_image(index), dataset.target(index)
+    boxes, rows = training_boxes(truth, pixels.shape[:2], rules)
+    image, fractions, labels = augmentation(pixels, boxes, truth.labels[rows], draw)
+    height, width = image.size
+    boxes = fractions * np.array([width, height, width, height])
+    return image, Target(torch.from_numpy(boxes.astype(np.float32)), torch.from_numpy(labels))
+
+
+def brought_to_ratio(item: Item, entry: Entry, order: str, draws: Draws, max_objects: int | None) -> Item:
+    """An item cropped or padded to the ratio of its batch, by the rule of the batches' order; as it is where
+    the entry has no ratio."""
+    if entry.ratio is None:
+        return item
+    if order == "padded_ratio_groups":
+        height, width = item[0].original_size
+        return fit_to_ratio(item, entry.ratio, width / height, draws, max_objects)
+    return crop_to_ratio(item, entry.ratio, draws)
+
+
+def collate(items: Sequence[Item], size_divisor: int) -> tuple[Tensor, Tensor, list[Target]]:
+    """Images (N, 3, H, W) padded to multiples of the divisor, sizes (N, 2), N targets."""
+    images = [image for image, _ in items]
+    return (
+        pad_batch([image.tensor for image in images], size_divisor),
+        torch.tensor([image.size for image in images]),
+        [target for _, target in items],
+    )
+
+
+class TrainingImages(TorchDataset):
+    """Images and targets of one epoch by entry.
+
+    Items are drawn from (seed, epoch, entry) alone, so that neither the number of workers nor their timing
+    changes them.
+    """
+
+    def __init__(self, loader: TrainingBatches, epoch: int) -> None:
+        self.loader, self.epoch = loader, epoch
+
+    def __len__(self) -> int:
+        return len(self.loader.dataset)
+
+    def __getitem__(self, entry: Entry) -> Item:
+        loader, index = self.loader, entry.index
+        random = np.random.default_rng([loader.seed, self.epoch, index, int(entry.flip or 0)])
+        if loader.augmentation is not None:
+            draw = Random(int(random.integers(2**62)))
+            return augmented_item(loader.dataset, index, loader.augmentation, loader.rules, draw)
+        flip = random.random() < loader.flip_probability if entry.flip is None else entry.flip
+        preprocess = loader.preprocess
+        if loader.short_sides:
+            preprocess = preprocess.with_short_side(int(random.choice(loader.short_sides)))
+        item = training_item(
+            loader.dataset,
+            index,
+            preprocess,
+            loader.item_rules,
+            flip=flip,
+            vertical_flip=random.random() < loader.vertical_flip,
+            jitter=loader.jitter,
+            jitter_seed=int(random.integers(2**62)),
+        )
+        return brought_to_ratio(item, entry, loader.batching, random, loader.rules.max_objects)
+
+    def collate(self, items: list[Item]) -> tuple[Tensor, Tensor, list[Target]]:
+        """Images (N, 3, H, W) padded, sizes (N, 2), N targets."""
+        return collate(items, self.loader.preprocess.size_divisor)
+
+
+class TrainingBatches:
+    """Shuffled, augmented batches: calling it with an epoch gives the batches of that epoch, the same for the
+    same seed.
+
+    Args:
+        dataset: what to read.
+        preprocess: the row's own.
+        rules: which objects and images are trained on.
+        images_per_batch: of this process.
+        seed: of order, flips and scales.
+        batching: the source's order of images, a name of `zoo.data.samplers.ORDERS`.
+        aspect_cropping: very wide and very tall images are cropped.
+        flip_probability: of a horizontal flip, where the order does not bring flipped copies.
+        vertical_flip: probability of one.
+        jitter: ranges of brightness, contrast, saturation and hue; none where empty.
+        short_sides: shorter sides in pixels, one drawn for each image; empty: the row's own.
+        augmentation: SSD's, in place of resize and flip; boxes only.
+        workers, pin_memory: as in `evaluation_loader`.
+        rank, world_size: this process's share.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        preprocess: Preprocess,
+        rules: TargetRules,
+        *,
+        images_per_batch: int,
+        seed: int = 0,
+        batching: str = "aspect_pairs",
+        aspect_cropping: bool = False,
+        flip_probability: float = 0.5,
+        vertical_flip: float = 0.0,
+        jitter: Sequence[float] = (),
+        short_sides: Sequence[int] = (),
+        augmentation: SSDAugmentation | None = None,
+        workers: int = 0,
+        pin_memory: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if short_sides and not isinstance(preprocess.resize, ShorterSide):
+            raise ValueError(f"short_sides need a shorter-side resize, this row has {preprocess.resize}")
+        self.dataset, self.preprocess, self.rules, self.seed = dataset, preprocess, rules, seed
+        self.augmentation, self.images_per_batch, self.short_sides = (
+            augmentation,
+            images_per_batch,
+            list(short_sides),
+        )
+        self.flip_probability, self.vertical_flip, self.jitter = flip_probability, vertical_flip, jitter
+        self.workers, self.pin_memory, self.rank, self.world_size = workers, pin_memory, rank, world_size
+        self.batching = batching
+        # where objects are shuffled before the first of them are taken, all are made
+        shuffled = batching == "padded_ratio_groups"
+        self.item_rules = replace(rules, max_objects=None) if shuffled else rules
+        self.indices = trained_images(dataset, rules)
+        one_shape = isinstance(preprocess.resize, FixedSize)  # no groups
+        sizes = [(1, 1) if one_shape else dataset.image_size(index) for index in self.indices]
+        self.batch_order: BatchOrder = ORDERS[batching](
+            self.indices,
+            sizes,
+            images_per_batch,
+            rank=rank,
+            world_size=world_size,
+            aspect_cropping=aspect_cropping,
+        )
+        self._empty = self._without_objects() if batching == "aspect_pairs" and not one_shape else frozenset()
+
+    def _without_objects(self) -> frozenset[int]:
+        """Trained images of which no object is trained on (crowds alone, say)."""
+        dataset = self.dataset
+        return frozenset(
+            index
+            for index in self.indices
+            if not len(training_boxes(dataset.target(index), dataset.image_size(index), self.rules)[1])
+        )
+
+    @property
+    def entries(self) -> int:
+        """Images of an epoch over all processes, flipped copies counted."""
+        return self.batch_order.entries
+
+    def order(self, epoch: int) -> list[list[Entry]]:
+        """The batches of an epoch; maskrcnn-benchmark leaves out those with an image without objects."""
+        batches = self.batch_order.batches(self.seed + epoch)
+        return [batch for batch in batches if not any(entry.index in self._empty for entry in batch)]
+
+    def __call__(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor, list[Target]]]:
+        """Batches of one epoch: images (N, 3, H, W) float32, sizes (N, 2) int64, N targets."""
+        images = TrainingImages(self, epoch)
+        return iter(
+            DataLoader(
+                images,
+                batch_sampler=self.order(epoch),
+                num_workers=self.workers,
+                pin_memory=self.pin_memory,
+                collate_fn=images.collate,
+                prefetch_factor=4 if self.workers else None,
+                worker_init_fn=start_worker,
+            )
+        )

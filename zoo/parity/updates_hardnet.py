@@ -1,0 +1,109 @@
+"""Recorded updates of PytorchSSD-HarDNet: settings of its command, and its augmentation's inputs."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import RandomSampler
+
+from detection_zoo.zoo.build import assemble
+from detection_zoo.zoo.data.samplers import Shuffled
+from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
+from detection_zoo.zoo.data.training_images import augmented_item, collate
+from detection_zoo.zoo.data.training_loader import target_rules
+from detection_zoo.zoo.data.transforms import Preprocess
+from detection_zoo.zoo.data.voc import VocDataset
+from detection_zoo.zoo.detectors.ssd import SSD
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.parity.schedules import flags, hardnet_schedule
+from detection_zoo.zoo.parity.standin import standin_arrays
+from detection_zoo.zoo.parity.updates import Batch, Recorded, Replay, Tolerances
+from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays
+
+FORMAT = "pytorchssd_pth"
+FIRST_LOADER_SEED, SEEDS_OF_EPOCH = 70, 1000  # of the recording
+# a freshly filled SSD amplifies rounding from update to update: the recording's own limits
+TOLERANCES = Tolerances(gradients=2e-2, momentum=2e-2)
+
+
+def set_up(recorded: Recorded, entry: ModelEntry) -> Replay:
+    """The run of a folder, from its command line."""
+    command = flags(shlex.split(recorded.meta["command"]))
+    model = assemble(entry)
+    if not isinstance(model, SSD):
+        raise TypeError(f"row {entry.name} is no SSD")
+    arrays = standin_arrays(recorded.folder)
+    load_arrays(model, arrays, FORMAT, where=f"start of {recorded.folder}")
+    origin = checkpoint_format(FORMAT).translate(dict(arrays)).origin
+    dataset = VocDataset(recorded.data / "voc", ["2007"], "trainval")
+    per_epoch = len(dataset) // int(command["-b"])
+    published = load_manifests().schedules[entry.schedule or ""]
+    model.train()
+
+    def losses(number: int, batch: Batch) -> dict[str, Tensor]:
+        found = model.losses(*batch)
+        return {"loc": found["loss_box"], "conf": found["loss_class"]}
+
+    return Replay(
+        model,
+        {theirs.removeprefix("module."): ours for ours, theirs in origin.items()},
+        hardnet_schedule(published, command, per_epoch),
+        losses,
+        (_batch(recorded, number, dataset, entry) for number in range(recorded.forwards)),
+        TOLERANCES,
+        first=int(command["--resume_epoch"]) * per_epoch,
+        per_epoch=per_epoch,
+        held=_held(recorded),
+        order=_order(recorded.forwards, len(dataset), int(command["-b"])),
+        truth=_truth,
+    )
+
+
+def _order(passes: int, images: int, batch: int) -> list[list[tuple[int, int]]]:
+    """Images of each pass and the seeds of their augmentation, from what the original drew."""
+    found: list[list[tuple[int, int]]] = []
+    shuffled = Shuffled(range(images), [(1, 1)] * images, batch)
+    for epoch in itertools.count():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(FIRST_LOADER_SEED + epoch)
+            torch.empty((), dtype=torch.int64).random_()  # the seed that a loader gives to its workers
+            order = list(RandomSampler(range(images)))
+        for entries in shuffled.arranged(order):
+            found.append([(each.index + 1, SEEDS_OF_EPOCH * epoch + each.index) for each in entries])
+        if len(found) >= passes:
+            return found
+
+
+def _truth(batch: Batch) -> dict[str, np.ndarray]:
+    """Rows image, box as fractions, label from 1."""
+    images, _, targets = batch
+    height, width = images.shape[2:]
+    scale = torch.tensor([width, height, width, height])
+    rows = [
+        torch.cat([torch.full((len(t.boxes), 1), float(i)), t.boxes / scale, t.labels[:, None] + 1.0], dim=1)
+        for i, t in enumerate(targets)
+    ]
+    return {"targets": torch.cat(rows).numpy()}
+
+
+def _held(recorded: Recorded) -> int | None:
+    """Updates of a run that the folder says to hold besides its rates; None: all."""
+    found = re.search(rf"Hold `{re.escape(recorded.name)}` for updates 1 and (\d+)", recorded.caution)
+    return int(found[1]) if found else None
+
+
+def _batch(recorded: Recorded, number: int, dataset: VocDataset, entry: ModelEntry) -> Batch:
+    """The recorded images of a pass, each augmented from its recorded seed."""
+    rules = target_rules(entry, dataset)
+    augmentation = SSDAugmentation(Preprocess.from_conventions(entry.conventions.image))
+    items = [
+        augmented_item(dataset, image - 1, augmentation, rules, Random(seed))
+        for image, seed in recorded.array(f"images|{number}").tolist()
+    ]
+    return collate(items, 1)
