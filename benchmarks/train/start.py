@@ -21,6 +21,7 @@ from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.settings import with_settings
 from detection_zoo.zoo.training.distributed import joined
 from detection_zoo.zoo.training.plan import Plan, Wishes, plan_training, schedule_of
+from detection_zoo.zoo.training.recipe import collect_scale, scale_collect
 from detection_zoo.zoo.training.trainer import Outcome, Settings, start_of, train
 from detection_zoo.zoo.weights.fetch.one import fetch_weights
 from detection_zoo.zoo.weights.load import load_backbone
@@ -70,6 +71,8 @@ def start_training(
             say(text)
         resumed = start_of(settings.folder, settings.resume) is not None
         model = _model(entry, "random" if resumed else request.weights, settings.seed)
+        if text := scale_collect(model, collect_scale(base, batch, process.world)):
+            say(text)
 
         def loader(start: int) -> TrainingLoader:
             return training_loader(
@@ -103,7 +106,7 @@ def _training_split(data: str) -> str | None:
 
 
 def _images(entry: ModelEntry, dataset: Dataset) -> int:
-    return len(training_batches(entry, dataset, batch=1).indices)
+    return training_batches(entry, dataset, batch=1).entries
 
 
 def _model(entry: ModelEntry, weights: str, seed: int) -> nn.Module:

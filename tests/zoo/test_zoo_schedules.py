@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 from detection_zoo.benchmarks.run.parity import check_reference
-from detection_zoo.zoo.manifest import Schedule
+from detection_zoo.zoo.build import assemble
+from detection_zoo.zoo.manifest import Schedule, load_manifests
 from detection_zoo.zoo.parity.files import ParityError
-from detection_zoo.zoo.training.recipe import collect_scale, momentum_factor, total_iterations
+from detection_zoo.zoo.training.plan import Wishes, plan_training
+from detection_zoo.zoo.training.recipe import collect_scale, momentum_factor, scale_collect, total_iterations
 
 TRAINING = Path(__file__).resolve().parents[1] / "reference" / "training"
 
@@ -52,10 +55,27 @@ def test_proposals_are_collected_in_proportion_to_the_images_of_a_gpu() -> None:
     assert collect_scale(Schedule(images_per_batch=16, lr=0.02), 2, 1) == 1
 
 
+def test_the_limit_on_collected_proposals_follows_the_images_of_a_gpu() -> None:
+    model = assemble(load_manifests().entry("faster_rcnn_resnet50_fpn_2x.detectron_pytorch"))
+    assert scale_collect(model, 0.5) == "training_proposals.collect: 2000 -> 1000"
+    assert model.rpn.rules[True].collect == 1000 and model.rpn.rules[False].collect == 1000
+    assert scale_collect(model, 1.0) is None and scale_collect(Small(), 2.0) is None
+
+
+class Small(nn.Module):
+    """No detector."""
+
+
 def test_momentum_follows_a_jump_of_the_rate_and_no_small_change() -> None:
     assert momentum_factor(0.02, 0.002) == pytest.approx(0.1)
     assert momentum_factor(0.02, 0.0199) == 1
     assert momentum_factor(0.0, 0.02) == 1
+
+
+def test_asked_iterations_are_all_there_are() -> None:
+    own = load_manifests().schedules["hardnet_voc"]
+    assert plan_training(own, Wishes(iterations=2), 100).iterations == 2
+    assert plan_training(own, Wishes(epochs=2), 64).iterations == 2 * 2 + 10
 
 
 def test_updates_after_the_last_epoch_count() -> None:

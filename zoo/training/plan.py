@@ -115,6 +115,8 @@ def _of_length(schedule: Schedule, wishes: Wishes) -> Schedule:
     old = schedule.iterations if schedule.epochs is None else schedule.epochs
     same_unit = (wishes.epochs is None) == (schedule.epochs is None)
     updates: dict[str, Any] = {"iterations": wishes.iterations, "epochs": wishes.epochs}
+    if wishes.iterations is not None:
+        updates["extra_iterations"] = 0  # as many as were asked for
     if old:
         updates["steps"] = [int(step * length / old + 0.5) for step in schedule.steps]
     if wishes.iterations is not None and (not same_unit or old != length):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -111,6 +112,24 @@ def collect_scale(schedule: Schedule, images_per_batch: int, gpus: int) -> float
     if schedule.gpus is None:
         return 1.0
     return (images_per_batch / gpus) / (schedule.images_per_batch / schedule.gpus)
+
+
+def scale_collect(model: nn.Module, factor: float) -> str | None:
+    """Multiply the number of proposals that are collected over a batch in training, rounding halves up.
+
+    Args:
+        model: one without such a limit is left as it is.
+        factor: of `collect_scale`.
+
+    Returns:
+        "training_proposals.collect: old -> new", or none where nothing changes.
+    """
+    rules = getattr(getattr(model, "rpn", None), "rules", None)
+    if rules is None or factor == 1.0 or rules[True].collect_over != "batch" or not rules[True].collect:
+        return None
+    old = rules[True].collect
+    rules[True] = dataclasses.replace(rules[True], collect=int(old * factor + 0.5))
+    return f"training_proposals.collect: {old} -> {rules[True].collect}"
 
 
 def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict]:
