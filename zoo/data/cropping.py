@@ -18,9 +18,13 @@ Item = tuple[PreprocessedImage, Target]
 class Draws(Protocol):
     """What is drawn: numpy's legacy generator has it, and so has its new one."""
 
-    def choice(self, a: Any) -> Any: ...
+    def choice(self, a: Any) -> Any:
+        """One of a sequence."""
+        ...
 
-    def shuffle(self, x: Any) -> None: ...
+    def shuffle(self, x: Any) -> None:
+        """Put the rows of an array into another order, in place."""
+        ...
 
 
 def crop_start(near: int, far: int, window: int, side: int, draws: Draws, *, last: bool) -> int:
