@@ -122,6 +122,7 @@ class _Passes:
                 for entries in pairs.arranged(list(RandomSampler(range(len(indices))))):
                     found.append([])
                     for each in entries:
+                        torch.randperm(4)  # the order of a colour jitter that changes nothing
                         draw.choice([0])  # of one short side
                         flip = draw.random() < 0.5
                         draw.random()  # of a vertical flip, which has no chance
