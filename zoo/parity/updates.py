@@ -219,7 +219,7 @@ def _compare_groups(
     wanted = {name for group in members for name in group} - replay.unused
     found.same("trained_that_differ", len(trained ^ wanted))
     wrong = 0
-    for group, described in zip(members, recorded.meta["parameter_groups"], strict=False):
+    for group, described in zip(members, recorded.meta["parameter_groups"], strict=True):
         for name in set(group) - replay.unused:
             own = places.get(id(ours.get(name)), {})
             wrong += any(own.get(key) != described[key] for key in ("weight_decay", "momentum", "nesterov"))
