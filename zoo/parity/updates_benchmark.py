@@ -26,9 +26,10 @@ from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, without_crowd
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
 from detection_zoo.zoo.parity.standin import standin_arrays
 from detection_zoo.zoo.parity.updates import Batch, Recorded, Replay
+from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
 from detection_zoo.zoo.parts.boxes import box_iou
-from detection_zoo.zoo.parts.roi_heads import SampledBoxes, box_losses
-from detection_zoo.zoo.parts.rpn import RpnLabels
+from detection_zoo.zoo.parts.roi_heads import box_losses
+from detection_zoo.zoo.parts.targets import SampledBoxes
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays
 
@@ -142,9 +143,9 @@ class _Passes:
             for place, (target, size) in enumerate(zip(targets, sizes.tolist(), strict=True))
         ]
         sampled = [self.boxes(number, place, target) for place, target in enumerate(targets)]
-        _, class_logits, box_deltas = model.box(features, [each.boxes for each in sampled])
+        _, class_logits, box_deltas = model.box(features, [each.boxes for each in sampled], sizes.tolist())
         rpn = model.rpn.losses(logits, deltas, labels)
-        box = box_losses(class_logits, box_deltas, sampled, model.training_rule.smooth_l1_beta)
+        box = box_losses(class_logits, box_deltas, sampled, model.box_beta)
         return {
             "loss_objectness": rpn["loss_rpn_objectness"],
             "loss_rpn_box_reg": rpn["loss_rpn_box"],
@@ -154,9 +155,9 @@ class _Passes:
 
     def anchor_labels(
         self, number: int, place: int, anchors: Tensor, target: Target, size: tuple[int, int]
-    ) -> RpnLabels:
+    ) -> SampledAnchors:
         """The labels of one image's anchors, and those that were drawn."""
-        own = self.model.rpn.label(anchors, target.boxes, size)
+        own = self.model.rpn.sampler.sample(anchors, target.boxes, size)
         positive, negative = (
             self.recorded.tensor(f"sampler0_image{place}_{part}|{number}") for part in ("pos", "neg")
         )

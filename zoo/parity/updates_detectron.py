@@ -26,10 +26,10 @@ from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
 from detection_zoo.zoo.parity.schedules import flags
 from detection_zoo.zoo.parity.standin import standin_arrays
 from detection_zoo.zoo.parity.updates import Batch, Recorded, Replay
-from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou
-from detection_zoo.zoo.parts.detectron_targets import masks_of
-from detection_zoo.zoo.parts.roi_heads import SampledBoxes, box_losses
-from detection_zoo.zoo.parts.rpn import RpnLabels
+from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
+from detection_zoo.zoo.parts.boxes import box_iou
+from detection_zoo.zoo.parts.roi_heads import box_losses
+from detection_zoo.zoo.parts.targets import SampledBoxes, masks_of
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import scale_schedule
 from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays
@@ -128,12 +128,14 @@ class _Passes:
             losses[f"loss_rpn_cls_fpn{name[1:]}"] = level["loss_rpn_objectness"]
             losses[f"loss_rpn_bbox_fpn{name[1:]}"] = level["loss_rpn_box"]
         sampled = self.rois(number, targets)
-        hidden, class_logits, box_deltas = model.box(features, [each.boxes for each in sampled])
-        box = box_losses(class_logits, box_deltas, sampled, model.training_rule.smooth_l1_beta)
+        hidden, class_logits, box_deltas = model.box(
+            features, [each.boxes for each in sampled], sizes.tolist()
+        )
+        box = box_losses(class_logits, box_deltas, sampled, model.box_beta)
         losses |= {"loss_cls": box["loss_class"], "loss_bbox": box["loss_box"]}
         return losses | model.branch_losses(features, sampled, targets, sizes.tolist(), hidden)
 
-    def anchor_labels(self, number: int, levels: list[Tensor], targets: list[Target]) -> list[RpnLabels]:
+    def anchor_labels(self, number: int, levels: list[Tensor], targets: list[Target]) -> list[SampledAnchors]:
         """The recorded labels of each image's anchors, with the deltas to their nearest objects."""
         anchors = self.model.rpn.anchors(levels)
         starts = torch.tensor([0, *(len(level) for level in anchors)]).cumsum(0)
@@ -152,8 +154,8 @@ class _Passes:
             positive = torch.nonzero(own == 1).squeeze(1)
             if len(positive):
                 nearest = box_iou(every[positive], boxes, 1.0).argmax(dim=1)
-                deltas[positive] = BoxCoder().encode(boxes[nearest], every[positive])
-            found.append(RpnLabels(own, deltas, positive, torch.nonzero(own == 0).squeeze(1)))
+                deltas[positive] = self.model.rpn.coder.encode(boxes[nearest], every[positive])
+            found.append(SampledAnchors(own, deltas, positive, torch.nonzero(own == 0).squeeze(1)))
         return found
 
     def rois(self, number: int, targets: list[Target]) -> list[SampledBoxes]:
@@ -172,6 +174,8 @@ class _Passes:
                 scale = boxes.new_tensor([*target.scale, *target.scale])
                 positive = torch.nonzero(own > 0).squeeze(1)
                 sampled.mask_matches = torch.full_like(own, -1)
-                sampled.mask_matches[positive] = masks_of(boxes[positive] / scale, target.polygons, scale)
+                sampled.mask_matches[positive] = masks_of(
+                    boxes[positive] / scale, target.polygons, scale, self.model.coder.offset
+                )
             found.append(sampled)
         return found

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from detection_zoo.zoo.build import assemble
+from detection_zoo.zoo.conventions import RoiConventions
 from detection_zoo.zoo.data.cropping import fit_to_ratio
 from detection_zoo.zoo.data.samplers import Entry, PaddedRatioGroups
 from detection_zoo.zoo.data.training_images import Item, collate, training_item
 from detection_zoo.zoo.data.training_loader import target_rules
 from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
 from detection_zoo.zoo.data.voc import VocDataset
-from detection_zoo.zoo.detectors.joint_rcnn import JointRCNN, padded_truth
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.parity.schedules import flags
 from detection_zoo.zoo.parity.standin import standin_arrays
 from detection_zoo.zoo.parity.updates import Batch, Recorded, Replay
-from detection_zoo.zoo.parts.joint_proposals import joint_proposals, padded_iou, sample_rois
+from detection_zoo.zoo.parts.boxes import BoxCoder
+from detection_zoo.zoo.parts.targets import Draws, FixedCountBoxSampler, SampledBoxes
+from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays
 
 FORMAT = "detnet_pytorch_pth"
@@ -34,8 +38,8 @@ def set_up(recorded: Recorded, entry: ModelEntry) -> Replay:
     """The run of a folder, from its command line and settings."""
     command = flags(shlex.split(recorded.meta["command"]))
     model = assemble(entry)
-    if not isinstance(model, JointRCNN):
-        raise TypeError(f"row {entry.name} is no joint Faster R-CNN")
+    if not isinstance(model, FasterRcnn):
+        raise TypeError(f"row {entry.name} is no Faster R-CNN")
     arrays = standin_arrays(recorded.folder)
     load_arrays(model, arrays, FORMAT, where=f"start of {recorded.folder}")
     translation = checkpoint_format(FORMAT).translate(dict(arrays))
@@ -61,11 +65,13 @@ def set_up(recorded: Recorded, entry: ModelEntry) -> Replay:
 class _Run:
     """Batches and losses of a run; everything is drawn in the original's order from one legacy generator."""
 
-    def __init__(self, model: JointRCNN, recorded: Recorded, entry: ModelEntry, batch: int) -> None:
+    def __init__(self, model: FasterRcnn, recorded: Recorded, entry: ModelEntry, batch: int) -> None:
         self.model, self.recorded = model, recorded
-        self.draws = model.draws = np.random.RandomState(NUMPY_SEED)
+        self.draws = np.random.RandomState(NUMPY_SEED)
         settings = recorded.meta["settings"]
-        model.rois_per_image = settings["TRAIN.BATCH_SIZE"]
+        rule = model.sampler.rule.model_copy(update={"samples": settings["TRAIN.BATCH_SIZE"]})
+        self.sampler = _RecordedRois(model.coder, rule, self.draws, recorded)
+        model.rpn.sampler.draws, model.sampler = self.draws, self.sampler
         self.dataset = VocDataset(recorded.data / "voc", ["2007"], "trainval").subset(
             recorded.meta["images_of_the_set"]
         )
@@ -102,37 +108,40 @@ class _Run:
     def truth(self, batch: Batch) -> dict[str, np.ndarray]:
         """Objects and sizes of a batch as the folder has them."""
         _, sizes, targets = batch
-        boxes, labels = padded_truth(targets)
         scales = torch.tensor([target.scale[:1] for target in targets])
+        rows = [torch.cat([each.boxes, each.labels[:, None] + 1.0], dim=1) for each in targets]
         return {
-            "gt": torch.cat([boxes, labels[..., None].float()], dim=2).numpy(),
+            "gt": pad_sequence(rows, batch_first=True).numpy(),
             "im_info": torch.cat([sizes.float(), scales], dim=1).numpy(),
         }
 
     def losses(self, number: int, batch: Batch) -> dict[str, Tensor]:
         """Every loss of a pass: from the anchors drawn here, and from the recorded RoIs."""
-        images, sizes, targets = batch
-        model = self.model
-        truth, labels = padded_truth(targets)
-        found = model.pyramid(images)
-        losses = model.rpn_losses(found, truth, sizes)
-        rois = joint_proposals(
-            found.scores.detach(), found.deltas.detach(), found.anchors, sizes, **model.train_proposals
-        )
-        drawn = sample_rois(rois, truth, labels, self.draws, count=model.rois_per_image, coder=model.coder)
-        shape = drawn.labels.shape
-        boxes = self.recorded.tensor(f"rois|{number}").view(*shape, 5)
-        classes = self.recorded.tensor(f"labels|{number}").view(shape)
-        nearest = torch.stack(
-            [padded_iou(own[:, 1:], objects).argmax(dim=1) for own, objects in zip(boxes, truth, strict=True)]
-        )
-        inside = (classes > 0)[..., None].expand(*shape, 4).to(boxes)
-        deltas = self.recorded.tensor(f"box_targets|{number}").view(*shape, 4)
-        recorded = replace(drawn, rois=boxes, labels=classes, assigned=nearest, targets=deltas, inside=inside)
-        box = model.box_losses(found.levels, recorded, sizes)
+        self.sampler.number = number
+        found = self.model.losses(*batch)
         return {
-            "rpn_cls": losses["loss_rpn_cls"],
-            "rpn_box": losses["loss_rpn_box"],
-            "rcnn_cls": box["loss_rcnn_cls"],
-            "rcnn_box": box["loss_rcnn_box"],
+            "rpn_cls": found["loss_rpn_objectness"],
+            "rpn_box": found["loss_rpn_box"],
+            "rcnn_cls": found["loss_class"],
+            "rcnn_box": found["loss_box"],
         }
+
+
+class _RecordedRois(FixedCountBoxSampler):
+    """Draws as its parent, so that later draws are the original's, and gives the recorded RoIs."""
+
+    def __init__(self, coder: BoxCoder, rule: RoiConventions, draws: Draws, recorded: Recorded) -> None:
+        super().__init__(coder, rule, draws)
+        self.recorded, self.number = recorded, 0
+
+    def __call__(self, proposals: Sequence[Tensor], targets: Sequence[Target]) -> list[SampledBoxes]:
+        """The RoIs of a pass, image by image."""
+        drawn = super().__call__(proposals, targets)
+        rois, labels, deltas = (
+            self.recorded.tensor(f"{name}|{self.number}") for name in ("rois", "labels", "box_targets")
+        )
+        rows = [torch.nonzero(rois[:, 0] == image).squeeze(1) for image in range(len(drawn))]
+        return [
+            replace(each, boxes=rois[own, 1:], labels=labels[own], targets=deltas[own])
+            for each, own in zip(drawn, rows, strict=True)
+        ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
@@ -128,7 +127,7 @@ def scale_collect(model: nn.Module, factor: float) -> str | None:
     if rules is None or factor == 1.0 or rules[True].collect_over != "batch" or not rules[True].collect:
         return None
     old = rules[True].collect
-    rules[True] = dataclasses.replace(rules[True], collect=int(old * factor + 0.5))
+    rules[True] = rules[True].model_copy(update={"collect": int(old * factor + 0.5)})
     return f"training_proposals.collect: {old} -> {rules[True].collect}"
 
 
