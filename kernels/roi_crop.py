@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detection_zoo.kernels.backend import backend_for
+from detection_zoo.kernels.backend import backend_for, cpu_form
 from detection_zoo.kernels.cell_sums import (
     add_to_cells,
     cell_table,
@@ -104,7 +104,7 @@ def roi_crop(
         raise ValueError(
             f"image_index must be integers ({len(grid)},), got {image_index.dtype} {tuple(image_index.shape)}"
         )
-    chosen = backend_for(features, backend, operator="RoICrop", known=("reference", "cuda"))
+    chosen = backend_for(features, backend, operator="RoICrop", known=("reference", "cpu", "cuda"))
     return _roi_crop_op(features, grid.detach().to(sum_type(features)), image_index.long(), chosen)
 
 
@@ -160,6 +160,9 @@ def _cells(shape: torch.Size, grid: Tensor, image_index: Tensor) -> tuple[Tensor
 def _roi_crop_op(features: Tensor, grid: Tensor, image_index: Tensor, backend: str) -> Tensor:
     if backend == "reference":
         return reference_forward(features, grid, image_index)
+    if backend == "cpu":
+        shape = (len(grid), features.shape[1], *grid.shape[1:3])
+        return cpu_form("roi_crop").cpu_forward(features, *_cells(features.shape, grid, image_index), shape)
     cropped = features.new_empty(grid.shape[0], features.shape[1], grid.shape[1], grid.shape[2])
     run_on_planes(
         "roi_crop.cu",
@@ -185,6 +188,8 @@ def _roi_crop_backward_op(
 ) -> Tensor:
     if backend == "reference":
         return reference_backward(grad, grid, image_index, grad.new_empty(shape))
+    if backend == "cpu":
+        return cpu_form("roi_crop").cpu_backward(grad, *_cells(torch.Size(shape), grid, image_index), shape)
     sums = grad.new_zeros(shape, dtype=sum_type(grad))
     run_on_planes(
         "roi_crop.cu",

@@ -22,7 +22,7 @@ __device__ inline int bin_edge(SUM start, SUM end, int bin, int pooled, int side
     return (int)min(max((is_end ? ceil(at) : floor(at)) + start, (SUM)0), (SUM)side);
 }
 
-extern "C" __global__ void roi_pool_forward(const Map map, const SUM* rois, SCALAR* pooled, long long* argmax, SUM scale, int pooled_h,
+extern "C" __global__ void roi_pool_forward(const Map map, const SUM* rois, SCALAR* pooled, int* argmax, SUM scale, int pooled_h,
                                             int pooled_w, long long outputs) {
     const long long output = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (output >= outputs) return;
@@ -48,7 +48,7 @@ extern "C" __global__ void roi_pool_forward(const Map map, const SUM* rois, SCAL
         }
     }
     pooled[output] = narrow<SCALAR>(best);
-    argmax[output] = where;
+    argmax[output] = (int)where;
 }
 
 // The cell that an output's gradient goes to, or -1: none for an empty bin, nor outside the rounded edges.
@@ -59,7 +59,7 @@ __device__ inline long long cell_of(const SUM* roi, long long where, SUM scale, 
 }
 
 // map is the gradient here, of type SUM and filled with zeros; grad and argmax are contiguous.
-extern "C" __global__ void roi_pool_backward(const Map map, const SUM* rois, const SCALAR* grad, const long long* argmax, SUM scale, int bins,
+extern "C" __global__ void roi_pool_backward(const Map map, const SUM* rois, const SCALAR* grad, const int* argmax, SUM scale, int bins,
                                              long long outputs) {
     const long long output = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (output >= outputs) return;
@@ -70,7 +70,7 @@ extern "C" __global__ void roi_pool_backward(const Map map, const SUM* rois, con
     atomicAdd(plane + cell / map.width * map.stride_h + cell % map.width * map.stride_w, (SUM)widen(grad[output]));
 }
 
-extern "C" __global__ void roi_pool_backward_ordered(const Map map, const SUM* rois, const SCALAR* grad, const long long* argmax, SUM scale,
+extern "C" __global__ void roi_pool_backward_ordered(const Map map, const SUM* rois, const SCALAR* grad, const int* argmax, SUM scale,
                                                      int bins, long long outputs) {
     const int owned = blockIdx.x * blockDim.x + threadIdx.x, image = owned / map.channels, channel = owned % map.channels;
     if (image >= map.images) return;

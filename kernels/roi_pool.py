@@ -10,11 +10,13 @@ NaN cells win. Rows that cannot be pooled are treated as in `kernels.roi_align`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from detection_zoo.kernels.backend import backend_for
+from detection_zoo.kernels.backend import BACKENDS, backend_for, cpu_form
 from detection_zoo.kernels.cell_sums import cell_table, fill_maps, sum_type, zero_table
 from detection_zoo.kernels.plane_launch import run_on_planes
 from detection_zoo.kernels.roi_align import check_pooling, output_pair
@@ -45,7 +47,11 @@ def roi_pool(
     """
     size = output_pair(output_size)
     check_pooling([features], rois, size)
-    chosen = backend_for(features, backend, operator="RoIPool", known=("reference", "cuda", "torchvision"))
+    if features.shape[2] * features.shape[3] >= 2**31:
+        raise ValueError(
+            f"a map of {tuple(features.shape[2:])} cells; RoIPool counts fewer than 2^31 of them"
+        )
+    chosen = backend_for(features, backend, operator="RoIPool", known=BACKENDS)
     if chosen == "torchvision":
         import torchvision
 
@@ -60,7 +66,7 @@ def reference_forward(
     images, channels, height, width = features.shape
     table = cell_table([features])
     pooled = table.new_zeros(len(rois), *output_size, channels)
-    argmax = torch.full_like(pooled, -1, dtype=torch.int64)
+    argmax = torch.full_like(pooled, -1, dtype=torch.int32)
     rows = poolable(rois, images).nonzero().squeeze(1)
     (top, bottom), (left, right) = _bins(
         rois.to(table.dtype)[rows], output_size, spatial_scale, (height, width)
@@ -80,7 +86,7 @@ def reference_forward(
             best, where = values.max(dim=3)  # (n, PH, PW, C)
             empty = ((bottom <= top)[part][:, :, None] | (right <= left)[part][:, None, :])[..., None]
             pooled[rows[part]] = best.masked_fill(empty, 0.0)
-            argmax[rows[part]] = cells.gather(3, where).masked_fill(empty, -1)
+            argmax[rows[part]] = cells.gather(3, where).masked_fill(empty, -1).int()
     pooled[unpoolable(rois, images)] = float("nan")
     return pooled.to(features.dtype).permute(0, 3, 1, 2).contiguous(), argmax.permute(0, 3, 1, 2).contiguous()
 
@@ -96,7 +102,7 @@ def reference_backward(
     y, x = argmax // width, argmax % width
     inside = (argmax >= 0) & (x >= edges[:, 0]) & (y >= edges[:, 1]) & (x <= edges[:, 2]) & (y <= edges[:, 3])
     row, channel, *_ = inside.nonzero(as_tuple=True)
-    cell = rois[row, 0].long() * (height * width) + argmax[inside]
+    cell = rois[row, 0].long() * (height * width) + argmax[inside].long()
     table.index_put_((cell, channel), grad[inside].to(table.dtype), accumulate=True)
     return fill_maps([grad_features], table)[0]
 
@@ -126,6 +132,17 @@ def _bins(
     return bins
 
 
+def _placed(
+    rois: Tensor, shape: Sequence[int], output_size: list[int], spatial_scale: float, number: torch.dtype
+) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Image of each RoI (R,) int64, -1 where it is absent and -2 where it cannot be pooled, and its bins
+    in y and in x."""
+    image = torch.where(poolable(rois, shape[0]), rois[:, 0], -1)
+    image = image.masked_fill(unpoolable(rois, shape[0]), -2).long()
+    rows, columns = _bins(rois.to(number), output_size, spatial_scale, (shape[2], shape[3]))
+    return image, rows, columns
+
+
 def _cells_of(start: Tensor, end: Tensor, longest: int) -> Tensor:
     """The cells start .. end - 1 of each bin, the last repeated up to a common length: (n, P, longest)."""
     return (start[..., None] + torch.arange(longest, device=start.device)).minimum(end[..., None] - 1)
@@ -137,9 +154,12 @@ def _roi_pool_op(
 ) -> tuple[Tensor, Tensor]:
     if backend == "reference":
         return reference_forward(features, rois, output_size, spatial_scale)
+    if backend == "cpu":
+        image, rows, columns = _placed(rois, features.shape, output_size, spatial_scale, sum_type(features))
+        return cpu_form("roi_pool").cpu_forward(features, image, rows, columns)
     rois = rois.to(sum_type(features)).contiguous()
     pooled = features.new_empty(len(rois), features.shape[1], *output_size)
-    argmax = torch.empty_like(pooled, dtype=torch.int64)
+    argmax = torch.empty_like(pooled, dtype=torch.int32)
     run_on_planes(
         "roi_pool.cu",
         "roi_pool_forward",
@@ -157,7 +177,7 @@ def _roi_pool_op(
 @_roi_pool_op.register_fake
 def _(features, rois, output_size, spatial_scale, backend):
     shape = (rois.shape[0], features.shape[1], *output_size)
-    return features.new_empty(shape), features.new_empty(shape, dtype=torch.int64)
+    return features.new_empty(shape), features.new_empty(shape, dtype=torch.int32)
 
 
 @torch.library.custom_op("detection_zoo::roi_pool_backward", mutates_args=())
@@ -172,6 +192,13 @@ def _roi_pool_backward_op(
 ) -> Tensor:
     if backend == "reference":
         return reference_backward(grad, argmax, rois, spatial_scale, grad.new_empty(shape))
+    if backend == "cpu":
+        size = list(grad.shape[2:])
+        image, rows, columns = _placed(rois, shape, size, spatial_scale, sum_type(grad))
+        edges = _rounded_edges(rois.to(sum_type(grad)), spatial_scale)
+        whole = (columns[0] >= edges[:, :1]) & (columns[1] - 1 <= edges[:, 2:3])
+        whole = whole.all(1) & ((rows[0] >= edges[:, 1:2]) & (rows[1] - 1 <= edges[:, 3:])).all(1)
+        return cpu_form("roi_pool").cpu_backward(grad, argmax, image, edges, whole, shape)
     sums = grad.new_zeros(shape, dtype=sum_type(grad))
     run_on_planes(
         "roi_pool.cu",

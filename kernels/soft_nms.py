@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detection_zoo.kernels.backend import backend_for
+from detection_zoo.kernels.backend import backend_for, cpu_form, is_traced
 from detection_zoo.kernels.launch import launch
 from detection_zoo.kernels.nms import check_rows
 from detection_zoo.kernels.nms_reference import raise_for_values
@@ -54,10 +54,9 @@ def soft_nms(
         raise ValueError(f"unknown soft-NMS method {method!r}; choose one of {', '.join(METHODS)}")
     if sigma <= 0:
         raise ValueError(f"sigma is {sigma}; it must be above 0")
-    chosen = backend_for(boxes, backend, operator="soft-NMS", known=("reference", "cuda"))
-    kept, new_scores = _soft_nms_op(
-        boxes, scores, method, sigma, iou_threshold, score_threshold, offset, chosen
-    )
+    chosen = backend_for(boxes, backend, operator="soft-NMS", known=("reference", "cpu", "cuda"))
+    run = _run_soft_nms if chosen == "cpu" and not is_traced(boxes) else _soft_nms_op
+    kept, new_scores = run(boxes, scores, method, sigma, iou_threshold, score_threshold, offset, chosen)
     return kept, new_scores.to(type_of_scores)
 
 
@@ -154,8 +153,7 @@ def cuda_soft_nms(
     return picked[:taken].clone(), picked_scores[:taken].clone()
 
 
-@torch.library.custom_op("detection_zoo::soft_nms", mutates_args=())
-def _soft_nms_op(
+def _run_soft_nms(
     boxes: Tensor,
     scores: Tensor,
     method: str,
@@ -165,8 +163,14 @@ def _soft_nms_op(
     offset: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    if backend == "cpu":
+        run, place = cpu_form("soft_nms").cpu_soft_nms, METHODS.index(method)
+        return run(boxes, scores, place, sigma, iou_threshold, score_threshold, offset)
     run = cuda_soft_nms if backend == "cuda" else reference_soft_nms
     return run(boxes, scores, method, sigma, iou_threshold, score_threshold, offset)
+
+
+_soft_nms_op = torch.library.custom_op("detection_zoo::soft_nms", _run_soft_nms, mutates_args=())
 
 
 @_soft_nms_op.register_fake

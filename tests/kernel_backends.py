@@ -22,19 +22,13 @@ class Backend(NamedTuple):
     device: str
 
 
-BACKENDS = ("reference", "source", "source-backward", pytest.param("gpu", marks=pytest.mark.gpu))
+BACKENDS = ("reference", "cpu", "source", "source-backward", pytest.param("gpu", marks=pytest.mark.gpu))
 
 
 @pytest.fixture(name="backend", params=BACKENDS)
 def every_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    """The reference, the CUDA source on the CPU with threads run forward and backward, and the CUDA source on
-    a GPU."""
-    return _backend(request.param, monkeypatch)
-
-
-@pytest.fixture(name="backend", params=("cpu", *BACKENDS))
-def every_nms_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    """The same, and the form for CPUs."""
+    """The reference, the form compiled for a CPU, the CUDA source on the CPU with threads run forward and
+    backward, and the CUDA source on a GPU."""
     return _backend(request.param, monkeypatch)
 
 

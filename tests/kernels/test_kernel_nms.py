@@ -11,7 +11,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_backends import Backend, clustered_boxes, every_nms_backend, recorded  # noqa: F401 - a fixture
+from kernel_backends import Backend, clustered_boxes, every_backend, recorded  # noqa: F401 - a fixture
 
 from detection_zoo.kernels.nms import batched_nms, nms, nms_padded
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 from cuda_on_cpu import SHUFFLED, CudaOnCpu
-from kernel_backends import Backend, every_nms_backend, matches, normal_input, recorded  # noqa: F401 - a fixture
+from kernel_backends import Backend, every_backend, matches, normal_input, recorded  # noqa: F401 - a fixture
 
 from detection_zoo.kernels.roi_align import (
     multilevel_roi_align,

@@ -1,0 +1,110 @@
+"""The rule of soft_nms.py compiled for a CPU: each picked box lowers the scores of all that remain, 8 or 16
+at a time; boxes that left are taken out of the arrays when they are half of them.
+
+"linear" and "hard" are the reference's bit for bit. "gaussian" is to 2 ulps of exp a pick: NumPy and the
+machine's library round exp differently.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detection_zoo.kernels.machine_code import compiled
+from detection_zoo.kernels.nms_reference import raise_for_values
+
+LINEAR, GAUSSIAN, HARD = range(3)  # places in soft_nms.METHODS
+
+
+def cpu_soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    method: int,
+    sigma: float,
+    iou_threshold: float,
+    score_threshold: float,
+    offset: float,
+) -> tuple[Tensor, Tensor]:
+    """Boxes (R, 4), scores (R,) of their type, the rest as in `kernels.soft_nms.soft_nms`, the method as its
+    place in METHODS."""
+    given = boxes.detach().contiguous().numpy(), scores.detach().contiguous().numpy()
+    number = given[0].dtype.type
+    if _any_wrong(*given, number(-1.01 * offset)):
+        raise_for_values(boxes, scores, offset)
+    rows, new_scores = _pick(
+        *given, method, number(sigma), number(iou_threshold), number(score_threshold), number(offset)
+    )
+    return torch.from_numpy(rows), torch.from_numpy(new_scores)
+
+
+@compiled
+def _any_wrong(boxes, scores, least_side):
+    for row in range(len(scores)):
+        x1, y1, x2, y2 = boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]
+        finite = np.isfinite(x1) and np.isfinite(y1) and np.isfinite(x2) and np.isfinite(y2)
+        if scores[row] != scores[row] or not finite or x2 - x1 < least_side or y2 - y1 < least_side:
+            return True
+    return False
+
+
+@compiled
+def _pick(boxes, scores, method, sigma, threshold, least, offset):
+    count, number = len(scores), boxes.dtype
+    rows = np.arange(count)
+    x1, y1, x2, y2 = boxes[:, 0].copy(), boxes[:, 1].copy(), boxes[:, 2].copy(), boxes[:, 3].copy()
+    areas = (x2 - x1 + offset) * (y2 - y1 + offset)
+    remaining, overlaps = scores.copy(), np.empty(count, number)
+    alive = np.ones(count, np.bool_)
+    picked, picked_scores = np.empty(count, np.int64), np.empty(count, number)
+    taken, length, here = 0, count, count
+    zero, one = offset - offset, areas.dtype.type(1)
+    while here > 0:
+        best = _best(remaining, alive, length)
+        picked[taken], picked_scores[taken] = rows[best], remaining[best]
+        taken += 1
+        alive[best] = False
+        left, top, right, bottom, area = x1[best], y1[best], x2[best], y2[best], areas[best]
+        for row in range(np.uint64(length)):
+            width = (right if right < x2[row] else x2[row]) - (left if left > x1[row] else x1[row]) + offset
+            height = (bottom if bottom < y2[row] else y2[row]) - (top if top > y1[row] else y1[row]) + offset
+            touching = (width > zero) & (height > zero)
+            inter = width * height
+            overlap = inter / (area + areas[row] - inter)
+            overlaps[row] = overlap if touching else -one
+            weight = (one - overlap if method == LINEAR else zero) if overlap > threshold else one
+            score = remaining[row] * weight if touching else remaining[row]
+            if method != GAUSSIAN:
+                remaining[row] = score
+            alive[row] &= (method == GAUSSIAN) | (not (touching & (score < least)))
+        if method == GAUSSIAN:
+            for row in range(np.uint64(length)):
+                if alive[row] and not overlaps[row] < zero:
+                    remaining[row] *= math.exp(-(overlaps[row] * overlaps[row]) / sigma)
+                    alive[row] = not remaining[row] < least
+        here = 0
+        for row in range(np.uint64(length)):
+            here += alive[row]
+        if 2 * here < length:
+            place = 0
+            for row in range(length):
+                if alive[row]:
+                    rows[place], remaining[place], areas[place] = rows[row], remaining[row], areas[row]
+                    x1[place], y1[place], x2[place], y2[place] = x1[row], y1[row], x2[row], y2[row]
+                    alive[place] = True
+                    place += 1
+            length = place
+    return picked[:taken].copy(), picked_scores[:taken].copy()
+
+
+@compiled
+def _best(remaining, alive, length):
+    """The first of the rows that are alive with the highest score; NaN is higher than any."""
+    best, found = remaining[0], -1
+    for row in range(length):
+        score = remaining[row]
+        if alive[row] and (found < 0 or score > best or (score != score and best == best)):
+            best, found = score, row
+    return found
