@@ -40,7 +40,7 @@ Cell = str | Sequence[str | Link]
 class Table:
     """Headers, rows of cells and notes below; `[3]` behind a cell refers to the note that begins with it.
 
-    name: of its files and in CSV. title: stands above it. records: its lines as data, for JSON. flat: CSV
+    name: of its files and in CSV. title: above it. records: its lines as data, for JSON. flat: CSV
     holds these records, every digit kept, in place of the cells. keys: leading columns that name a row.
     """
 
@@ -61,7 +61,7 @@ class Notes:
         self.numbers: dict[str, int] = {}
 
     def mark(self, *texts: str) -> str:
-        """The marks of these notes, to stand behind a cell; empty texts have none."""
+        """The marks of these notes, for the end of a cell; empty texts have none."""
         once = dict.fromkeys(text for text in texts if text)
         return "".join(f"[{self.numbers.setdefault(text, len(self.numbers) + 1)}]" for text in once)
 
@@ -263,6 +263,6 @@ def _latex_cell(cell: Cell) -> str:
 
 
 def _latex_note(text: str) -> str:
-    """A note; its number stands in braces, or \\item would take it for its label."""
+    """A note; its number is in braces, or \\item would take it for its label."""
     number, mark, rest = text.partition("] ") if text.startswith("[") else ("", "", text)
     return f"{{{latex_text(number + ']')}}} {latex_text(rest)}" if mark else latex_text(text)

@@ -134,7 +134,7 @@ def _candidate(line: WideLine, wish: Wish) -> Candidate:
 
 
 def _short_of(line: WideLine, quantity: Metric, bound: float) -> str | None:
-    """Why a bound is not kept; a published number may be missing, and then nobody knows."""
+    """Why a bound is not kept; a number that is missing keeps none."""
     found = line.point(quantity)
     if found is None:
         return f"no {line.kind} {quantity.title}"

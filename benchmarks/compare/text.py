@@ -31,7 +31,7 @@ def comparison_text(found: Comparison, width: int | None = None) -> str:
 
 
 def pair_cells(pair: Pair, marks: Notes) -> list[str]:
-    """One metric of one model; what it covers stands in a note."""
+    """One metric of one model; a note says what it covers."""
     known = metric(pair.metric)
     unit = f" {pair.unit}"
     return [
@@ -39,12 +39,12 @@ def pair_cells(pair: Pair, marks: Notes) -> list[str]:
         known.title,
         known.format(pair.values[0]) + unit,
         known.format(pair.values[1]) + unit,
-        *told(pair),
+        *ratio_cells(pair),
         f"{pair.verdict} {marks.mark(pair.covers, pair.note)}".rstrip(),
     ]
 
 
-def told(pair: Pair) -> tuple[str, str]:
+def ratio_cells(pair: Pair) -> tuple[str, str]:
     """The ratio or difference, and its interval; a dash for what is not known."""
     digits, unit = (".3f", " x") if pair.kind == "ratio" else ("+.2f", " points")
     value = "-" if pair.value is None else f"{pair.value:{digits}}{unit}"

@@ -1,4 +1,4 @@
-"""README blocks: whatever stands between `<!-- table: NAME -->` and `<!-- end -->` is made from records,
+"""Blocks of documents: the text between `<!-- table: NAME -->` and `<!-- end -->` is made from records,
 again and again. No torch."""
 
 from __future__ import annotations

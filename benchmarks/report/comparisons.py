@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side
-from detection_zoo.benchmarks.compare.text import notes, told
+from detection_zoo.benchmarks.compare.text import notes, ratio_cells
 from detection_zoo.benchmarks.spec import metric
 from detection_zoo.benchmarks.store import COMPARISONS
 from detection_zoo.benchmarks.tabular import Notes, Table
@@ -74,7 +74,7 @@ def comparison_data(one: Comparison) -> dict[str, Any]:
 def _shown(pair: Pair | None, side: Side) -> dict[str, str]:
     if pair is None:
         return {"why": _why_not(side)}
-    value, interval = told(pair)
+    value, interval = ratio_cells(pair)
     return {
         "own": metric(pair.metric).format(pair.values[1]),
         "verdict": pair.verdict,
@@ -122,7 +122,7 @@ def _columns(one: Comparison) -> dict[str, Pair]:
 def _cell(pair: Pair | None, side: Side, marks: Notes) -> str:
     if pair is None:
         return "-" + marks.mark(_why_not(side))
-    value, interval = told(pair)
+    value, interval = ratio_cells(pair)
     own = metric(pair.metric).format(pair.values[1])
     return (
         f"{pair.verdict} {value} ({interval}), {own}"

@@ -60,5 +60,5 @@ def _sha256(text: str) -> str:
 
 
 def _embedded(value: object) -> str:
-    """JSON that stands inside a script element: no '<', so that nothing in a record can end it."""
+    """JSON for the inside of a script element: no '<', so that nothing in a record can end it."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

@@ -54,7 +54,7 @@ class Column(Strict):
         False, description="a setting of the source, such as its learning rate; measured lines have a dash"
     )
     ratio: bool = Field(
-        False, description="the first number's ratio to the reference row stands in brackets behind it"
+        False, description="the first number's ratio to the reference row in brackets behind it"
     )
     weights: bool = Field(
         False, description="the link to the weights; for measured lines, which weights those were"

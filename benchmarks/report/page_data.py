@@ -28,7 +28,7 @@ class Once:
         self._places: dict[str, int] = {}
 
     def place(self, value: Any) -> int:
-        """Where the value stands; it is added where it is new."""
+        """The place of the value; it is added where it is new."""
         key = repr(value)
         if key not in self._places:
             self._places[key] = len(self.values)
@@ -87,15 +87,15 @@ def _followed(view: Overview) -> list[str]:
 def _kernels(timings: KernelTimings) -> dict[str, Any]:
     """Timings of operators, times as text with their unit."""
 
-    def told(time: Measurement | None) -> str | None:
+    def text_of(time: Measurement | None) -> str | None:
         return None if time is None else f"{time_text(time.value)} {time.unit}"
 
     cases = [
         _bare(
             {
                 "name": case.name,
-                "ours": told(case.ours),
-                "peer": told(case.peer),
+                "ours": text_of(case.ours),
+                "peer": text_of(case.peer),
                 "ratio": case.ratio,
                 "interval": case.ratio_interval,
                 "correct": case.correct,

@@ -44,7 +44,7 @@ COLOURS = (
     "#5e5e5e",
     "#7a5cff",
     "#56b4e9",
-)  # told apart by the colour-blind (after Okabe and Ito)
+)  # distinct for the colour-blind (after Okabe and Ito)
 INK, FAINT = "#1b1f24", "#8b949e"
 STYLE = {
     "svg.hashsalt": "detection-zoo",
@@ -107,8 +107,11 @@ def _plans(view: Overview) -> dict[str, tuple[list[Any], Callable[[], Figure]]]:
         [title, *map(asdict, bars), without] if bars else [],
         lambda: _draw_phases(title, bars, without),
     )
-    told, untold = histories(view.runs)
-    plans["history"] = ([*map(asdict, told), untold] if told else [], lambda: _draw_histories(told, untold))
+    drawn, left_out = histories(view.runs)
+    plans["history"] = (
+        [*map(asdict, drawn), left_out] if drawn else [],
+        lambda: _draw_histories(drawn, left_out),
+    )
     ratios = kernel_ratios(view)
     plans["kernels"] = ([*map(asdict, ratios)], lambda: _draw_ratios(ratios))
     return plans
@@ -285,7 +288,7 @@ def _draw_phases(title: str, bars: list[Bar], without: int) -> Figure:
 
     figure = Figure(figsize=(9.2, 1.4 + 0.24 * len(bars)), layout="constrained")
     axis = figure.subplots()
-    shown = bars[::-1]  # the first bar stands on top
+    shown = bars[::-1]  # the first bar on top
     start = [0.0] * len(shown)
     for colour, (name, label) in zip(COLOURS[: len(PHASES)], PHASES.items(), strict=True):
         widths = [bar.phases.get(name, 0.0) for bar in shown]
@@ -354,10 +357,10 @@ def _draw_ratios(ratios: list[Ratios]) -> Figure:
     return figure
 
 
-def _draw_histories(told: Iterable[History], untold: int) -> Figure:
-    told = list(told)
-    figure, axes = _grid(len(told), 2.6)
-    for axis, history in zip(axes, told, strict=True):
+def _draw_histories(drawn: Iterable[History], left_out: int) -> Figure:
+    drawn = list(drawn)
+    figure, axes = _grid(len(drawn), 2.6)
+    for axis, history in zip(axes, drawn, strict=True):
         places = list(range(len(history.points)))
         axis.errorbar(
             places,
@@ -374,5 +377,5 @@ def _draw_histories(told: Iterable[History], untold: int) -> Figure:
         axis.set_ylabel(f"{spec.title} ({spec.unit})")
         axis.set_title("\n".join(textwrap.fill(part, TITLE_WIDTH) for part in history.title.splitlines()))
         axis.margins(y=0.3)
-    _left_out(figure, untold, "histories")
+    _left_out(figure, left_out, "histories")
     return figure

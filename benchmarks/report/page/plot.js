@@ -131,7 +131,7 @@ function markShape(line, px, py) {
 function pointMark(point, index, toX, toY, x, y) {
   const px = toX(point.x), py = toY(point.y), { line } = point;
   const group = draw("g", { class: `point ${line.kind} ${line.trusted ? "" : "untrusted"} ${colourOf(line.row.family)}`, tabindex: index === plot.active ? "0" : "-1", role: "button",
-    "data-index": index, "aria-label": told(point, x, y).replaceAll("\n", "; ") });
+    "data-index": index, "aria-label": pointText(point, x, y).replaceAll("\n", "; ") });
   if (point.xEdges.length) group.append(draw("line", { class: "bar-error", x1: toX(Math.max(point.xEdges[0], Number.MIN_VALUE)), x2: toX(point.xEdges[1]), y1: py, y2: py }));
   if (point.yEdges.length) group.append(draw("line", { class: "bar-error", x1: px, x2: px, y1: toY(point.yEdges[0]), y2: toY(point.yEdges[1]) }));
   group.append(markShape(line, px, py), draw("circle", { class: "ring", cx: px, cy: py, r: 12 }));
@@ -139,7 +139,7 @@ function pointMark(point, index, toX, toY, x, y) {
 }
 
 /** What is said of a point when it is pointed at. */
-function told(point, x, y) {
+function pointText(point, x, y) {
   const number = (quantity, at, edges) => `${quantity.title} ${written(at, quantity.digits)} ${quantity.unit}${edges.length ? ` (${interval(edges, quantity.digits)})` : ""}`;
   const head = [point.line.row.name, [point.line.kind, ...point.line.flags].join(", ")];
   return [...head, number(x, point.x, point.xEdges), number(y, point.y, point.yEdges)].join("\n");
@@ -157,7 +157,7 @@ function layLegend(front) {
 
 function showTip(target) {
   const tip = document.getElementById("tip"), point = plot.points[Number(target.dataset.index)];
-  tip.textContent = told(point, QUANTITIES.get(state.x), QUANTITIES.get(state.y));
+  tip.textContent = pointText(point, QUANTITIES.get(state.x), QUANTITIES.get(state.y));
   tip.hidden = false;
   for (const lit of plot.root.querySelectorAll(".lit")) lit.classList.remove("lit");
   target.classList.add("lit");
