@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 Argument = torch.Tensor | np.generic | np.ndarray | None
+_ARGUMENTS = (torch.Tensor, np.generic, np.ndarray, type(None))  # building a union takes 0.3 us an argument
 SHARED_BYTES = 48 * 1024  # of a block, that every GPU has without being asked for more
 COMPILER_FLAGS = (
     "--std=c++17",
@@ -66,7 +67,7 @@ def launch(
             f" {SHARED_BYTES}; pool to fewer bins"
         )
     for index, arg in enumerate(args):
-        if not isinstance(arg, torch.Tensor | np.generic | np.ndarray | None):
+        if not isinstance(arg, _ARGUMENTS):
             raise TypeError(
                 f"{kernel} in {file}: argument {index} is {type(arg).__name__}; wrap it as a NumPy scalar"
             )

@@ -248,7 +248,11 @@ def _end_with_parent() -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out: Python's, the processor's or the GPU's."""
-    said = ("can't allocate memory", "_ALLOC_FAILED")  # torch on a CPU; cuDNN and cuBLAS
+    said = (
+        *("can't allocate memory", "_ALLOC_FAILED"),  # torch on a CPU; cuDNN and cuBLAS
+        "CUDA error: out of memory",  # torch.AcceleratorError
+        *("CUDA_ERROR_OUT_OF_MEMORY", "cudaErrorMemoryAllocation"),  # CuPy: the driver, the runtime
+    )
     return (
         isinstance(error, MemoryError)
         or "OutOfMemory" in type(error).__name__

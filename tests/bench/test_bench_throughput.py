@@ -102,6 +102,24 @@ def test_a_fault_of_the_model_is_not_taken_for_a_lack_of_memory() -> None:
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"),  # CuPy's CUDADriverError is one
+        RuntimeError("cudaErrorMemoryAllocation: out of memory"),  # CuPy's CUDARuntimeError
+    ],
+    ids=["torch", "accelerator", "driver", "runtime"],
+)
+def test_a_gpu_without_memory_is_recognised(error: RuntimeError) -> None:
+    assert out_of_memory(error)
+
+
+def test_another_error_of_a_gpu_is_no_lack_of_memory() -> None:
+    assert not out_of_memory(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+
+
+@pytest.mark.parametrize(
     ("rates", "images", "budget_s", "said"),
     [
         ({}, 1, 1e-9, ""),  # one image is always tried

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +259,29 @@ def test_arguments_of_the_wrong_type_are_refused() -> None:
                 (torch.zeros(3, dtype=torch.int32), None, wrong),
                 128,
             )
+
+
+def test_arguments_are_checked_cheaply() -> None:
+    """The check of a launch's arguments costs about what asking for their types does."""
+    args = (torch.zeros(1), *(np.int32(number) for number in range(12)))
+    kinds = (torch.Tensor, np.generic)
+
+    def start() -> None:
+        launch("nms.cu", "nms_starts", {}, (0,), (32,), args)
+
+    def ask() -> None:
+        assert all(isinstance(arg, kinds) for arg in args)
+
+    fastest = []
+    for work in (start, ask):
+        took = []
+        for _ in range(7):
+            begun = time.process_time()
+            for _ in range(500):
+                work()
+            took.append(time.process_time() - begun)
+        fastest.append(min(took))
+    assert fastest[0] < 2 * fastest[1], fastest
 
 
 def test_the_kernels_refuse_cpu_tensors_and_say_how_to_get_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
