@@ -205,12 +205,12 @@ class Preprocess:
     def __call__(self, image: np.ndarray) -> PreprocessedImage:
         """Preprocess one image (H, W, 3) uint8 RGB."""
         pixels, plan = self._resized(image)
-        planes = _planes(pixels)
-        out = np.empty((3, *pixels.shape[:2]), np.float32)
-        for channel, source in enumerate(self._order):
-            out[channel] = (
-                planes[source] if self.normalise_first else self._normalise_plane(planes[source], channel)
-            )
+        if self.normalise_first:
+            return _preprocessed(self._split(pixels), image, plan)
+        planes = self._split(pixels)
+        out = np.empty(planes.shape, np.float32)
+        for channel, plane in enumerate(planes):
+            self._normalise_plane(plane, channel, out[channel])
         return _preprocessed(out, image, plan)
 
     def resize_only(self, image: np.ndarray) -> PreprocessedImage:
@@ -226,11 +226,7 @@ class Preprocess:
                 f" {self.normalise_first}"
             )
         pixels, plan = self._resized(image)
-        planes = _planes(pixels)
-        out = np.empty((3, *pixels.shape[:2]), np.uint8)
-        for channel, source in enumerate(self._order):
-            out[channel] = planes[source]
-        return _preprocessed(out, image, plan)
+        return _preprocessed(self._split(pixels), image, plan)
 
     def finish(self, images: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         """Mean and std for a padded batch of `resize_only` images, on its own device; equal bit for bit to
@@ -287,12 +283,23 @@ class Preprocess:
         ranged = values * np.float32(factor * 255) + np.float32(offset)
         return (ranged - np.float32(self.mean[channel])) / np.float32(self.std[channel])
 
-    def _normalise_plane(self, plane: np.ndarray, channel: int) -> np.ndarray:
+    def _normalise_plane(self, plane: np.ndarray, channel: int, out: np.ndarray) -> None:
+        """Mean and std of one channel, written into `out`, (H, W) float32."""
         import cv2
 
-        if plane.dtype != np.uint8:
-            return self._normalised(plane.astype(np.float64), channel)
-        return cv2.LUT(plane, np.ascontiguousarray(self._table[:, channel])[None])
+        if plane.dtype == np.uint8:
+            cv2.LUT(plane, np.ascontiguousarray(self._table[:, channel])[None], dst=out)
+            return
+        out[...] = self._normalised(plane.astype(np.float64), channel)
+
+    def _split(self, pixels: np.ndarray) -> np.ndarray:
+        """(3, H, W) in the network's channel order, of pixels (H, W, 3) in RGB order."""
+        import cv2
+
+        out = np.empty((3, *pixels.shape[:2]), pixels.dtype)
+        targets = [out[self._order.index(source)] for source in range(3)]
+        cv2.split(np.ascontiguousarray(pixels), targets)
+        return out
 
     def _resized(self, image: np.ndarray) -> tuple[np.ndarray, ResizePlan]:
         """Resized pixels in RGB order: float32 and normalised already where the source does that first."""
@@ -304,13 +311,6 @@ class Preprocess:
                 np.ascontiguousarray(image), np.ascontiguousarray(self._table[:, self._order])[None]
             )
         return resize_pixels(image, plan, self.interpolation), plan
-
-
-def _planes(pixels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The three channels as (H, W) arrays of their own."""
-    import cv2
-
-    return cv2.split(np.ascontiguousarray(pixels))
 
 
 def _preprocessed(channels: np.ndarray, image: np.ndarray, plan: ResizePlan) -> PreprocessedImage:
@@ -369,11 +369,20 @@ def _resize_tf1(pixels: np.ndarray, plan: ResizePlan) -> np.ndarray:
     """Output pixel i reads input coordinate i * in / out: TensorFlow 1's default, without the half-pixel
     offset."""
     height, width = pixels.shape[:2]
-    values = pixels.astype(np.float32)
     y0, y1, wy = _tf1_axis(height, plan.height)
     x0, x1, wx = _tf1_axis(width, plan.width)
-    rows = values[y0] + (values[y1] - values[y0]) * wy[:, None, None]  # (H', W, 3)
-    return rows[:, x0] + (rows[:, x1] - rows[:, x0]) * wx[None, :, None]
+    rows = _between(
+        pixels[y0].astype(np.float32), pixels[y1].astype(np.float32), wy[:, None, None]
+    )  # (H', W, 3)
+    return _between(np.take(rows, x0, axis=1), np.take(rows, x1, axis=1), wx[None, :, None])
+
+
+def _between(low: np.ndarray, high: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """low + (high - low) * weight, in the memory of `high`."""
+    high -= low
+    high *= weight
+    high += low
+    return high
 
 
 def _tf1_axis(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
