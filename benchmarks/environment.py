@@ -28,6 +28,11 @@ PACKAGES = (
 CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")  # distributions of one library
 
 
+def usable_cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def collect_environment(device: str) -> Environment:
     """Describe this process: hardware, drivers, libraries, the project's commit.
 
@@ -43,7 +48,7 @@ def collect_environment(device: str) -> Environment:
     return Environment(
         device_name=device_name(device),
         cpu=cpu_name(),
-        cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpu_cores=usable_cores(),
         memory_mib=psutil.virtual_memory().total // 2**20,
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),

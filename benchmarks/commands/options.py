@@ -9,6 +9,8 @@ import typer
 
 from detection_zoo.benchmarks.terminal import terminal_width
 
+MOST_WORKERS = 8  # that --workers auto starts
+
 
 def row_names(incomplete: str) -> list[str]:
     """Names of rows that begin so, for the completion of a shell."""
@@ -61,7 +63,9 @@ DEVICE = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda
 IMAGES = Annotated[
     int | None, typer.Option(min=1, help="the first N images only; ground truth is restricted to them")
 ]
-WORKERS = Annotated[int, typer.Option(min=0, help="processes that load data")]
+WORKERS = Annotated[
+    str, typer.Option(help="processes that load data; auto: up to eight beside a GPU, none on a CPU")
+]
 BATCH = Annotated[int, typer.Option(min=1, help="images a forward pass")]
 DTYPE = Annotated[
     Literal["float32", "float16", "bfloat16"], typer.Option(help="the shorter ones by autocast")
@@ -78,6 +82,17 @@ def data_of(data: str, classes: str, renamed: str) -> str:
         return ClassChoice.parse(classes == "common", renamed).attach(data)
     except DatasetError as error:
         raise typer.BadParameter(str(error), param_hint="--map") from None
+
+
+def workers_of(text: str, device: str) -> int:
+    """The --workers argument as a number; what is none is wrong usage."""
+    from detection_zoo.benchmarks.environment import usable_cores
+
+    if text == "auto":  # on a CPU they would take the processors from the model
+        return min(MOST_WORKERS, usable_cores()) if device == "cuda" else 0
+    if not (text.isascii() and text.isdecimal() and int(text) <= 256):
+        raise typer.BadParameter(f"{text!r} is neither auto nor a number up to 256", param_hint="--workers")
+    return int(text)
 
 
 def width_of(wide: bool) -> int | None:

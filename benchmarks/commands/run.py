@@ -33,6 +33,7 @@ from detection_zoo.benchmarks.commands.options import (
     groups_of,
     row_names,
     width_of,
+    workers_of,
 )
 
 
@@ -53,7 +54,7 @@ def run(
     device: DEVICE = "auto",
     images: IMAGES = None,
     batch: BATCH = 1,
-    workers: WORKERS = 0,
+    workers: WORKERS = "auto",
     dtype: DTYPE = "float32",
     tf32: TF32 = False,
     tta: Annotated[
@@ -126,7 +127,7 @@ def run(
         protocol=protocol,
         images=images,
         batch_size=batch,
-        workers=workers,
+        workers=workers_of(workers, where),
         time_budget_s=budget_s,
         warm_up_budget_s=warm_up_s,
         timed_images=timed_images,
@@ -164,7 +165,7 @@ def reproduce(
     metrics: METRICS = None,
     device: DEVICE = "auto",
     images: IMAGES = None,
-    workers: WORKERS = 0,
+    workers: WORKERS = "auto",
     store: STORE = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what could be run")] = False,
     wide: WIDE = False,
@@ -184,9 +185,9 @@ def reproduce(
     with clock(f"looking for weights and data of {source}"):
         plans = plan_source(source, data)
     ready = [plan.entry for plan in plans if not plan.missing]
-    spec, sweep = (
-        BenchmarkSpec(groups=groups_of(metrics), device=device_of(device), images=images, workers=workers),
-        Sweep(),
+    where, sweep = device_of(device), Sweep()
+    spec = BenchmarkSpec(
+        groups=groups_of(metrics), device=where, images=images, workers=workers_of(workers, where)
     )
     say(missing_text(plans))
     say(

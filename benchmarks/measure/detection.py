@@ -25,7 +25,7 @@ from detection_zoo.benchmarks.run.progress import clock, progress
 from detection_zoo.benchmarks.run.subject import Subject, autocast
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, StoredFile
 from detection_zoo.benchmarks.statistics import proportion_interval
-from detection_zoo.zoo.data.loading import evaluation_loader
+from detection_zoo.zoo.data.loading import DataWait, evaluation_loader
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.records import Detections
 
@@ -43,7 +43,10 @@ WILSON = "interval of the accuracy on all such images (Wilson's), if these are a
 
 
 def detect_all(
-    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
+    subject: Subject,
+    spec: BenchmarkSpec,
+    heartbeat: Callable[[], None] = lambda: None,
+    wait: DataWait | None = None,
 ) -> Iterator[tuple[int, Detections]]:
     """Detections of every image of the subject's dataset, in its order, in original pixels, on the CPU.
 
@@ -51,17 +54,21 @@ def detect_all(
         subject: a detector; left in evaluation mode.
         spec: batch size, workers, precision.
         heartbeat: called after every batch.
+        wait: gets the time that the model waited for data.
 
     Raises:
         FloatingPointError: a part of the model gives a number that is not finite.
     """
     subject.model.eval()
     with watched(subject.model):
-        yield from (_detect_augmented if spec.tta else _detect)(subject, spec, heartbeat)
+        if spec.tta:
+            yield from _detect_augmented(subject, spec, heartbeat)
+        else:
+            yield from _detect(subject, spec, heartbeat, wait or DataWait(spec.workers))
 
 
 def _detect(
-    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]
+    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None], wait: DataWait
 ) -> Iterator[tuple[int, Detections]]:
     """Every image as the row resizes it."""
     pinned = subject.device.type == "cuda"
@@ -77,7 +84,7 @@ def _detect(
         torch.inference_mode(),
         autocast(spec),
     ):
-        for batch in loader:
+        for batch in wait.watch(loader):
             batch = batch.to(subject.device)
             found = to_host(subject.model.predict(batch.images, batch.sizes, batch.original_sizes))
             yield from zip(batch.indices, found, strict=True)
@@ -139,7 +146,8 @@ def measure_accuracy(
             " whole split; leave out --images"
         )
     collector = DetectionCollector(subject.dataset, inclusive=subject.inclusive)
-    for index, found in detect_all(subject, spec, heartbeat):
+    wait = DataWait(spec.workers)
+    for index, found in detect_all(subject, spec, heartbeat, wait):
         collector.add(index, found)
     paths = {path.stem: path for path in collector.write(folder)} | collector.submissions(
         folder, subject.entry.name
@@ -165,6 +173,10 @@ def measure_accuracy(
         name: Measurement(value=value, unit="%", n=used, covers=covers, note=report.note_of(name))
         for name, value in report.metrics.items()
     }
+    if wait.whole_s and values:
+        first = next(iter(values))
+        note = "; ".join(filter(None, (values[first].note, str(wait))))
+        values[first] = values[first].model_copy(update={"note": note})
     return values, _absent(report.metrics, report.kinds, subject), files
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 
 from detection_zoo.zoo.data.base import GroundTruth
 from detection_zoo.zoo.data.coco import CocoDataset, find_split
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, LEFT_RIGHT
-from detection_zoo.zoo.data.loading import evaluation_loader, pad_batch
+from detection_zoo.zoo.data.loading import DataWait, evaluation_loader, pad_batch
 from detection_zoo.zoo.data.samplers import grouped_order, target_ratios
 from detection_zoo.zoo.data.shapes import make_shapes
 from detection_zoo.zoo.data.targets import (
@@ -347,3 +350,32 @@ def test_short_sides_need_a_shorter_side(shapes_folder: Path) -> None:
             images_per_batch=1,
             short_sides=[64],
         )
+
+
+def test_waiting_for_data_is_counted_apart_from_work() -> None:
+    def slow() -> Iterator[int]:
+        for number in range(4):
+            time.sleep(0.05)
+            yield number
+
+    wait = DataWait(2)
+    for _ in wait.watch(slow()):
+        time.sleep(0.1)
+    assert wait.waited_s >= 0.2 and wait.whole_s - wait.waited_s >= 0.4
+    assert str(wait).startswith("the model waited for data ") and str(wait).endswith("s, 2 workers)")
+    quick = DataWait(0)
+    assert list(quick.watch([1, 2])) == [1, 2] and "no workers" in str(quick)
+
+
+@pytest.mark.parametrize(
+    ("text", "device", "count"),
+    [("auto", "cpu", 0), ("0", "cuda", 0), ("3", "cpu", 3), ("auto", "cuda", None)],
+)
+def test_workers_are_chosen_by_the_device(text: str, device: str, count: int | None) -> None:
+    from detection_zoo.benchmarks.commands.options import MOST_WORKERS, workers_of
+
+    found = workers_of(text, device)
+    assert found == count if count is not None else 1 <= found <= MOST_WORKERS
+    for wrong in ("many", "-1", "1000", "2.5"):
+        with pytest.raises(typer.BadParameter, match="neither auto nor a number"):
+            workers_of(wrong, device)

@@ -6,8 +6,10 @@ import math
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from detection_zoo.zoo.conventions import ImageConventions
 from detection_zoo.zoo.data.transforms import (
@@ -211,3 +213,35 @@ def test_only_a_shorter_side_has_other_short_sides() -> None:
     )
     with pytest.raises(TypeError, match="FixedSize"):
         Preprocess(**SSD, resize=FixedSize(300)).with_short_side(640)
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+@pytest.mark.parametrize(
+    ("interpolation", "first"),
+    [("pil_bilinear", False), ("cv2_bilinear", False), ("cv2_bilinear", True), ("tf1_bilinear", False)],
+)
+def test_every_bit_is_that_of_the_plain_arithmetic(order: str, interpolation: str, first: bool) -> None:
+    """Written out with temporaries and in double precision, as the sources have it."""
+    image = np.random.RandomState(3).randint(0, 256, (37, 53, 3)).astype(np.uint8)
+    mean, std = np.array([10.5, 3.25, 7.1]), np.array([1.3, 2.0, 0.7])
+    preprocess = Preprocess(
+        order, "0..1", tuple(mean), tuple(std), FixedSize(30), interpolation, normalise_first=first
+    )
+
+    def normalised(pixels: np.ndarray) -> np.ndarray:
+        pixels = pixels[:, :, ::-1] if order == "bgr" else pixels
+        return ((pixels.astype(np.float64) * (1 / 255.0) - mean) / std).astype(np.float32)
+
+    if interpolation == "pil_bilinear":
+        wanted = normalised(np.asarray(Image.fromarray(image).resize((30, 30), Image.Resampling.BILINEAR)))
+    elif interpolation == "cv2_bilinear":
+        resize = lambda pixels: cv2.resize(pixels, (30, 30), interpolation=cv2.INTER_LINEAR)  # noqa: E731
+        wanted = resize(normalised(image)) if first else normalised(resize(image))
+    else:
+        y, x = (np.arange(30, dtype=np.float32) * np.float32(side / 30) for side in image.shape[:2])
+        y0, x0, values = y.astype(int), x.astype(int), image.astype(np.float32)
+        y1, x1 = np.minimum(y0 + 1, 36), np.minimum(x0 + 1, 52)
+        rows = values[y0] + (values[y1] - values[y0]) * (y - y0).astype(np.float32)[:, None, None]
+        across = (rows[:, x1] - rows[:, x0]) * (x - x0).astype(np.float32)[None, :, None]
+        wanted = normalised(rows[:, x0] + across)
+    np.testing.assert_array_equal(preprocess(image).tensor.numpy(), wanted.transpose(2, 0, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -163,3 +163,31 @@ def evaluation_loader(
         prefetch_factor=4 if workers else None,
         worker_init_fn=start_worker,
     )
+
+
+@dataclass
+class DataWait:
+    """How long a loop over batches waited for them: waited_s of whole_s seconds, by workers processes."""
+
+    workers: int
+    waited_s: float = 0.0
+    whole_s: float = 0.0
+
+    def watch(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The loader's batches; the time until each is there is waiting, the time until the next is wanted is
+        not."""
+        begun = time.perf_counter()
+        batches = iter(loader)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited_s += time.perf_counter() - asked
+            self.whole_s = time.perf_counter() - begun
+            if batch is None:
+                return
+            yield batch
+
+    def __str__(self) -> str:
+        share = 100 * self.waited_s / self.whole_s if self.whole_s else 0.0
+        workers = f"{self.workers} worker{'' if self.workers == 1 else 's'}" if self.workers else "no workers"
+        return f"the model waited for data {share:.0f} % of the time ({self.whole_s:.1f} s, {workers})"
