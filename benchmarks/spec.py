@@ -25,6 +25,7 @@ BY_TASK: dict[str, tuple[MetricGroup, ...]] = {
     "detection": ("inference", "ap", "memory", "epoch"),
     "classification": ("inference", "top1", "memory"),
 }
+WITH_TRAINING = ("memory", "epoch")  # groups that train
 OWN_PROTOCOL = "zoo"  # of manifests/protocols.toml
 MADE_UP_WEIGHTS = ("random", "stand-in")
 
@@ -121,6 +122,11 @@ class BenchmarkSpec(Strict):
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     tf32: bool = Field(False, description="allow TensorFloat-32 in float32 products on the GPU")
+    path: Literal["eager", "fast"] = Field(
+        "eager",
+        description="fast: norms folded, channels-last, weights in `dtype` without autocast; compared with"
+        " eager on the first images",
+    )
     images: int | None = Field(
         None, gt=0, description="evaluate on the first N images only; ground truth is restricted to them"
     )
@@ -165,6 +171,8 @@ class BenchmarkSpec(Strict):
     def for_task(self, task: str) -> BenchmarkSpec:
         """The specification with its groups spelled out for a row of that task, in one order."""
         wanted = self.groups or BY_TASK.get(task, ("inference",))
+        if self.path == "fast":  # a fast model is not trained
+            wanted = tuple(group for group in wanted if group not in WITH_TRAINING)
         return self.model_copy(update={"groups": tuple(group for group in METRIC_GROUPS if group in wanted)})
 
     @property

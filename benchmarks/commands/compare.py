@@ -17,6 +17,7 @@ from detection_zoo.benchmarks.commands.options import (
     IMAGES,
     JSON,
     MAP,
+    PATH,
     READ_STORE,
     TF32,
     WEIGHTS,
@@ -43,7 +44,15 @@ STALL = Annotated[float, typer.Option(min=1, help="kill a model after this many 
 SEED = Annotated[int, typer.Option(min=0, help="of the order")]
 
 
-def _spec(device: str, dtype: Any, tf32: bool, images: int | None, batch: int, timed_images: int) -> Any:
+def _spec(
+    device: str,
+    dtype: Any,
+    tf32: bool,
+    images: int | None,
+    batch: int,
+    timed_images: int,
+    path: Any = "eager",
+) -> Any:
     from detection_zoo.benchmarks.spec import BenchmarkSpec
 
     return BenchmarkSpec(
@@ -51,6 +60,7 @@ def _spec(device: str, dtype: Any, tf32: bool, images: int | None, batch: int, t
         device=device_of(device),
         dtype=dtype,
         tf32=tf32,
+        path=path,
         images=images,
         batch_size=batch,
         timed_images=timed_images,
@@ -90,6 +100,7 @@ def compare(
     batch: BATCH = 1,
     dtype: DTYPE = "float32",
     tf32: TF32 = False,
+    path: PATH = "eager",
     smallest: SMALLEST = 0.015,
     smallest_ap: Annotated[
         float, typer.Option(min=0.0, help="smallest difference of interest of AP or top-1, in points")
@@ -132,7 +143,7 @@ def compare(
         files=folder.parent / "detections",
         seed=seed,
     )
-    spec = _spec(device, dtype, tf32, images, batch, timed_images)
+    spec = _spec(device, dtype, tf32, images, batch, timed_images, path)
     data = data_of(data, classes, renamed)
     entrants = _entrants(rows, weights, data, images)
     from detection_zoo.benchmarks.compare.match import compare as run_comparison  # after the checks: torch

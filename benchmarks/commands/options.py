@@ -70,6 +70,10 @@ BATCH = Annotated[int, typer.Option(min=1, help="images a forward pass")]
 DTYPE = Annotated[
     Literal["float32", "float16", "bfloat16"], typer.Option(help="the shorter ones by autocast")
 ]
+PATH = Annotated[
+    Literal["eager", "fast"],
+    typer.Option(help="fast: norms folded, channels-last, weights in --dtype; compared with eager first"),
+]
 TF32 = Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 products")]
 
 

@@ -20,6 +20,7 @@ from detection_zoo.benchmarks.commands.options import (
     JSON,
     MAP,
     METRICS,
+    PATH,
     PROTOCOL,
     ROW,
     STORE,
@@ -57,6 +58,7 @@ def run(
     workers: WORKERS = "auto",
     dtype: DTYPE = "float32",
     tf32: TF32 = False,
+    path: PATH = "eager",
     tta: Annotated[
         bool,
         typer.Option("--tta", help="accuracy with test-time augmentation: the row's own, or Detectron's"),
@@ -107,13 +109,17 @@ def run(
     from detection_zoo.benchmarks.run.progress import clock
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.benchmarks.run.sweep import run_sweep
-    from detection_zoo.benchmarks.spec import BenchmarkSpec
+    from detection_zoo.benchmarks.spec import WITH_TRAINING, BenchmarkSpec
     from detection_zoo.benchmarks.store import RUNS, results_folder
 
     check_protocol(protocol)
     groups, data = groups_of(metrics), data_of(data, classes, renamed)
     sources = Sources(data, weights, train_data, checkpoint_format)
     where = device_of(device)
+    if path == "fast" and (trained := set(groups or ()) & set(WITH_TRAINING)):
+        raise typer.BadParameter(
+            f"{', '.join(sorted(trained))}: training has no fast path", param_hint="--path"
+        )
     if in_process and (processes or 1) > 1:
         raise typer.BadParameter("one process is not several", param_hint="--processes")
     spec = BenchmarkSpec(
@@ -122,6 +128,7 @@ def run(
         processes=processes or (3 if where == "cpu" and not in_process else 1),
         dtype=dtype,
         tf32=tf32,
+        path=path,
         tta=tta,
         soft_nms=soft_nms,
         protocol=protocol,

@@ -78,6 +78,7 @@ def _firm(run: Run) -> tuple[Any, ...]:
     return (
         run.hardware or "unknown",
         spec.dtype,
+        spec.path,
         spec.tf32,
         spec.batch_size,
         images,

@@ -118,6 +118,7 @@ def comparable(run: Run) -> tuple[str, ...]:
         run.hardware,
         spec.device,
         spec.dtype,
+        spec.path,
         str(spec.tf32),
         str(spec.batch_size),
         spec.protocol,

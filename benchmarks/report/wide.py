@@ -158,9 +158,9 @@ def setting_title(run: Run) -> str:
         else "data not recorded"
     )
     hardware = run.environment.device_name if run.environment else "machine not recorded"
-    return one_line(
-        f"{hardware}, {spec.dtype}{' with TF32' if spec.tf32 else ''}, batch {spec.batch_size}, {images}"
-    )
+    precision = spec.dtype + (" with TF32" if spec.tf32 else "")
+    precision += ", fast path" if spec.path == "fast" else ""
+    return one_line(f"{hardware}, {precision}, batch {spec.batch_size}, {images}")
 
 
 def _published(entry: ModelEntry, line: PublishedLine, metrics: dict[str, Metric]) -> WideLine:

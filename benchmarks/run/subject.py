@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 STAND_IN = "stand-in:"
 RANDOM_DIGEST = "seed:0"  # the seed that build_model draws random weights from
 BLOCK = 2**20
+CHECKED_IMAGES = 2  # on which a fast model is compared with the eager one
 
 
 @dataclass(frozen=True)
@@ -311,10 +312,40 @@ def build_subject(
     return Subject(entry, model, Preprocess.from_conventions(entry.conventions.image), torch.device(device))
 
 
+def go_fast(subject: Subject, spec: BenchmarkSpec) -> list[str]:
+    """Put the fast copy in place of a subject's model where the specification says so; returns notes on what
+    was compared.
+
+    Raises:
+        ManifestError: the model has no fast path, or leaves its tolerance on the first images.
+    """
+    if spec.path != "fast":
+        return []
+    import torch
+
+    from detection_zoo.zoo.data.loading import pad_batch
+    from detection_zoo.zoo.fast import compare_with_eager, fast_model
+
+    dtype, batches = getattr(torch, spec.dtype), []
+    for index in range(min(CHECKED_IMAGES, len(subject.dataset or ()))):
+        item = subject.preprocess(subject.dataset.load_image(index))
+        pixels = pad_batch([item.tensor], subject.preprocess.size_divisor)
+        batches.append((pixels.to(subject.device), torch.tensor([item.size], device=subject.device)))
+    try:
+        fast = fast_model(subject.model, dtype)
+        report = compare_with_eager(subject.model, fast, batches, dtype)
+    except ValueError as error:
+        raise ManifestError(f"row {subject.entry.name}: {error}") from error
+    subject.model = fast
+    return [f"fast path: {report}"]
+
+
 def autocast(spec: BenchmarkSpec) -> AbstractContextManager:
-    """Automatic mixed precision in the specification's type; nothing for float32."""
+    """Automatic mixed precision in the specification's type; nothing for float32 and on the fast path."""
     import torch
 
     return (
-        nullcontext() if spec.dtype == "float32" else torch.autocast(spec.device, getattr(torch, spec.dtype))
+        nullcontext()
+        if spec.path == "fast" or spec.dtype == "float32"
+        else torch.autocast(spec.device, getattr(torch, spec.dtype))
     )

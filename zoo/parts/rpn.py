@@ -131,7 +131,7 @@ class RegionProposalNetwork(nn.Module):
         rule = self.rules[self.training]
         limits = [padded] * len(sizes) if rule.clip_to == "batch" else sizes
         with torch.no_grad():
-            scores = [widened(self.head.scores(level)) for level in logits]
+            scores = [self.head.scores(widened(level)) for level in logits]
             return select_proposals(
                 scores,
                 [by_anchor(level, 4) for level in deltas],

@@ -1,0 +1,115 @@
+"""The fast path: folded norms, channels-last maps, weights in half precision, and its check against eager."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contracts import check_detections
+from torch import nn
+
+from detection_zoo.zoo.build import create_model
+from detection_zoo.zoo.fast import TOLERANCES, compare_with_eager, fast_model, fold_norms, found_again
+from detection_zoo.zoo.parts.norm import ConvNorm, FrozenAffine, FrozenNorm
+from detection_zoo.zoo.records import Detections
+
+SIZE = (64, 96)
+
+
+def model_of(backbone: str = "resnet14_slim", detector: str | None = "faster_rcnn", **norm: str) -> nn.Module:
+    """A model whose fixed norms have numbers of their own."""
+    torch.manual_seed(0)
+    model = create_model(backbone, detector, 3, backbone_options=norm or None)
+    for module in model.modules():
+        if isinstance(module, FrozenNorm | nn.BatchNorm2d):
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                getattr(module, name).data.uniform_(0.5, 1.5)
+        if isinstance(module, FrozenAffine):
+            module.weight.uniform_(0.5, 1.5)
+    return model
+
+
+def batch(size: tuple[int, int] = SIZE) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(2, 3, *size), torch.tensor([size] * 2)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "frozen_eps", "affine", "batch"])
+def test_norms_with_fixed_numbers_are_folded(norm: str) -> None:
+    model, (images, _) = model_of(norm=norm), batch()
+    fast = fast_model(model)
+    assert not [m for m in fast.modules() if isinstance(m, FrozenNorm | FrozenAffine | nn.BatchNorm2d)]
+    with torch.no_grad():
+        for ours, theirs in zip(model.features(images).values(), fast.features(images).values(), strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+            assert theirs.is_contiguous(memory_format=torch.channels_last)
+    assert (
+        isinstance(model.backbone.stem.conv.norm, nn.Module) and model.backbone.c2[0].conv1.conv.bias is None
+    )
+
+
+def test_a_norm_of_its_own_is_left_alone() -> None:
+    """Group norms have no fixed numbers, and a norm before a convolution is not the convolution's."""
+    layers = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)).eval()
+    assert fold_norms(layers) == 0
+    assert fold_norms(ConvNorm(3, 32, 1, norm="group")) == 0
+
+
+@pytest.mark.parametrize(
+    ("detector", "dtype"),
+    [
+        ("faster_rcnn", torch.float32),
+        ("mask_rcnn", torch.bfloat16),
+        ("retinanet", torch.bfloat16),
+        ("rpn", torch.float16),
+    ],
+)
+def test_every_family_has_a_fast_path(detector: str, dtype: torch.dtype) -> None:
+    model, (images, sizes) = model_of(detector=detector), batch()
+    fast = fast_model(model, dtype)
+    report = compare_with_eager(model, fast, [(images, sizes)], dtype)
+    assert report.images == 2 and report.error < TOLERANCES[dtype].maps
+    weights = {
+        p.dtype for m in fast.modules() if isinstance(m, nn.Conv2d | nn.Linear) for p in m.parameters()
+    }
+    assert weights == {dtype}
+    with torch.inference_mode():
+        found = fast.predict(images, sizes)
+    assert all(each.boxes.dtype == each.scores.dtype == torch.float32 for each in found)
+    check_detections(found, [SIZE] * 2, 3)
+
+
+def test_ssd_keeps_its_priors_in_float32() -> None:
+    model, (images, sizes) = model_of("hardnet68", "ssd"), batch((300, 300))
+    fast = fast_model(model, torch.bfloat16)
+    assert fast.priors.dtype == torch.float32
+    assert compare_with_eager(model, fast, [(images, sizes)], torch.bfloat16).error < 0.08
+
+
+def test_a_classifier_has_a_fast_path() -> None:
+    model, (images, sizes) = model_of(detector=None), batch()
+    fast = fast_model(model, torch.bfloat16)
+    assert compare_with_eager(model, fast, [(images, sizes)], torch.bfloat16).detections == 0
+    assert fast(images).shape == (2, 3)
+
+
+def test_a_copy_that_leaves_the_tolerance_is_refused() -> None:
+    model, (images, sizes) = model_of(), batch()
+    fast = fast_model(model)
+    fast.backbone.c3[0].conv1.conv.weight.mul_(-2)
+    with pytest.raises(
+        ValueError, match=r"fast path in float32 leaves its tolerance: 2 images .*--path eager"
+    ):
+        compare_with_eager(model, fast, [(images, sizes)], torch.float32)
+    fast.backbone.c3[0].conv1.conv.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="maps differ by nan"):
+        compare_with_eager(model, fast, [(images, sizes)], torch.float32)
+    with pytest.raises(ValueError, match="not torch.float64"):
+        fast_model(model, torch.float64)
+
+
+def test_detections_are_found_again_by_class_place_and_score() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [0, 0, 5, 5]])
+    eager = Detections(boxes, torch.tensor([0.9, 0.8, 0.1]), torch.tensor([0, 1, 2]))
+    bound = TOLERANCES[torch.bfloat16]
+    assert found_again(eager, eager, bound).tolist() == [True, True]  # the third is below the least score
+    other = Detections(boxes, torch.tensor([0.9, 0.6, 0.1]), torch.tensor([1, 1, 2]))
+    assert found_again(eager, other, bound).tolist() == [False, False]

@@ -1,0 +1,186 @@
+"""A model made fast for inference: norms folded into convolutions, maps channels-last, weights truly in half
+precision, on a copy that is compared with the model it was made from."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detection_zoo.zoo.detectors.base import Detector
+from detection_zoo.zoo.parts.boxes import box_iou
+from detection_zoo.zoo.parts.norm import ConvNorm, FrozenAffine, FrozenNorm
+from detection_zoo.zoo.records import Detections
+
+FIXED_NORMS = (FrozenNorm, FrozenAffine, nn.BatchNorm2d)
+KEPT_WHOLE = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)  # these take weights in float32
+SCORE = 0.5  # detections of at least this score must be found again
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a fast model may be from the eager one.
+
+    maps: relative error of a feature map, by its L2 norm. iou, score: of a detection and its counterpart of
+    the same class. share: of the eager detections that must have a counterpart.
+    """
+
+    maps: float
+    iou: float
+    score: float
+    share: float
+
+
+TOLERANCES = {
+    torch.float32: Tolerance(1e-4, 0.99, 1e-3, 0.99),
+    torch.float16: Tolerance(0.02, 0.9, 0.02, 0.95),
+    torch.bfloat16: Tolerance(0.08, 0.8, 0.05, 0.9),
+}
+
+
+@dataclass(frozen=True)
+class FastReport:
+    """What a fast model was compared with: images, the largest relative error of a map, detections of the
+    eager model of at least SCORE, and the share of them found again."""
+
+    images: int
+    error: float
+    detections: int
+    share: float
+
+    def __str__(self) -> str:
+        found = f"no detection scores {SCORE} or more"
+        if self.detections:
+            found = f"{self.share:.1%} of {self.detections} detections found again"
+        return f"{self.images} images compared with eager: maps differ by {self.error:.1e}, {found}"
+
+
+def fast_model(
+    model: nn.Module, dtype: torch.dtype = torch.float32, *, channels_last: bool = True
+) -> nn.Module:
+    """A copy of a model for inference, of the same interface.
+
+    Norms with fixed numbers are folded into the convolutions before them, in double precision. Weights are
+    `dtype` throughout; scores and boxes are computed in float32 as in the eager model.
+
+    Args:
+        model: a detector or classifier of this project, on any device; it is not changed.
+        dtype: float32, bfloat16 or float16. channels_last: memory format of images and maps.
+
+    Raises:
+        ValueError: another dtype, or a model without a backbone of this project.
+    """
+    if dtype not in TOLERANCES:
+        raise ValueError(f"a fast model is float32, bfloat16 or float16, not {dtype}")
+    if not isinstance(getattr(model, "backbone", None), nn.Module):
+        raise ValueError(f"{type(model).__name__} has no backbone of this project; run it with --path eager")
+    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    fold_norms(fast)
+    for module in fast.modules():
+        if not isinstance(module, KEPT_WHOLE):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    fast.to(memory_format=layout)
+
+    def enter(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (given[0].to(dtype, memory_format=layout), *given[1:])
+
+    fast.backbone.register_forward_pre_hook(enter)
+    return fast
+
+
+def fold_norms(model: nn.Module) -> int:
+    """Fold norms with fixed numbers into the convolutions before them, in place; returns how many were.
+
+    A norm is folded where it is the `norm` of a ConvNorm, or follows a convolution in a Sequential.
+    """
+    count = 0
+    for module in model.modules():
+        if isinstance(module, ConvNorm):
+            pairs = [("conv", "norm")]
+        elif isinstance(module, nn.Sequential):
+            pairs = list(itertools.pairwise(module._modules))
+        else:
+            continue
+        for first, second in pairs:
+            convolution, norm = getattr(module, first), getattr(module, second)
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, FIXED_NORMS):
+                fold(convolution, norm)
+                setattr(module, second, nn.Identity())
+                count += 1
+    return count
+
+
+def fold(convolution: nn.Conv2d, norm: nn.Module) -> None:
+    """Put a norm's fixed scale and shift into a convolution's weight and bias, in place."""
+    scale, shift = fixed_numbers(norm)
+    weight = convolution.weight
+    bias = 0 if convolution.bias is None else convolution.bias.double()
+    convolution.weight = nn.Parameter((weight.double() * scale[:, None, None, None]).to(weight), False)
+    convolution.bias = nn.Parameter((bias * scale + shift).to(weight), False)
+
+
+def fixed_numbers(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,) float64 of a norm in evaluation mode."""
+    weight, bias = (
+        torch.ones_like(norm.running_var) if norm.weight is None else norm.weight,
+        torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias,
+    )
+    weight, bias = weight.detach().double(), bias.detach().double()
+    if isinstance(norm, FrozenAffine):
+        return weight, bias
+    scale = weight * (norm.running_var.double() + norm.eps).rsqrt()
+    return scale, bias - norm.running_mean.double() * scale
+
+
+@torch.inference_mode()
+def compare_with_eager(
+    eager: nn.Module, fast: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype
+) -> FastReport:
+    """Run both models on some images.
+
+    Args:
+        eager, fast: a detector and what `fast_model` made of it.
+        batches: images (N, 3, H, W) with sizes (N, 2). dtype: of the fast model; TOLERANCES says how far it
+            may be.
+
+    Raises:
+        ValueError: they differ by more; says by how much and what to do.
+    """
+    bound, error, pairs, images = TOLERANCES[dtype], 0.0, [], 0
+    for pixels, sizes in batches:
+        images += len(pixels)
+        for ours, theirs in zip(eager.backbone(pixels).values(), fast.backbone(pixels).values(), strict=True):
+            distance = (ours.float() - theirs.float()).norm() / ours.float().norm().clamp(min=1e-12)
+            error = error if float(distance) <= error else float(distance)  # NaN stays
+        if isinstance(eager, Detector) and error <= bound.maps:
+            pairs += zip(eager.predict(pixels, sizes), fast.predict(pixels, sizes), strict=True)
+    marks = [found_again(*pair, bound).cpu() for pair in pairs]
+    found = torch.cat(marks) if marks else torch.zeros(0)
+    share = float(found.float().mean()) if len(found) else 1.0
+    report = FastReport(images, error, len(found), share)
+    if not error <= bound.maps or share < bound.share:
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"the fast path in {kind} leaves its tolerance: {report}; allowed are {bound.maps:g}, and"
+            f" {bound.share:.0%} found again at IoU {bound.iou} and score within {bound.score}. Use float32,"
+            " or --path eager"
+        )
+    return report
+
+
+def found_again(eager: Detections, fast: Detections, bound: Tolerance) -> Tensor:
+    """Mark (R,) bool the eager detections of at least SCORE that the fast model has too."""
+    own = eager.select(eager.scores >= SCORE)
+    close = (
+        (box_iou(own.boxes, fast.boxes) >= bound.iou)
+        & (own.labels[:, None] == fast.labels)
+        & ((own.scores[:, None] - fast.scores).abs() <= bound.score)
+    )
+    return close.any(dim=1)
