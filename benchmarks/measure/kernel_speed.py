@@ -2,8 +2,8 @@
 each.
 
 On a GPU the time is the device's, by events, with the L2 cache flushed before each call. On a CPU what the
-zoo runs there (`cpu`, or the reference) is timed beside torchvision's CPU operators; only the ratio means
-something, and the title says so.
+zoo runs there is timed beside torchvision's CPU operators (soft-NMS beside OpenCV's, since torchvision has
+none); only the ratio means something, and the title says so.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ import torchvision
 from torch import Tensor
 
 from detection_zoo.benchmarks.environment import collect_environment
+from detection_zoo.benchmarks.measure.kernel_cases import (
+    Case,
+    nms_cases,
+    on_cuda,
+    pooling_cases,
+    soft_nms_cases,
+)
 from detection_zoo.benchmarks.report.kernel_cases import (
     KernelCase,
     KernelTimings,
@@ -31,31 +38,13 @@ from detection_zoo.benchmarks.report.kernel_cases import (
 )
 from detection_zoo.benchmarks.statistics import summarise
 from detection_zoo.benchmarks.tabular import render
-from detection_zoo.kernels.nms import batched_nms
-from detection_zoo.kernels.roi_align import multilevel_roi_align
+from detection_zoo.kernels.backend import BACKENDS, backend_for
 
-IMAGE = (800, 1216)  # height, width in pixels
-SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
-CHANNELS = 256
 BANDWIDTH = 4.23e12  # bytes a second, read and write, that a copy reaches on one H200
 FLUSH_BYTES = 512 << 20
 FLUSHES = (
     8  # about a millisecond: longer than a host takes to queue the work, which would otherwise be counted
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """One piece of work: its name, ours, the peer's, the reference's answer, and the bytes it must move (0:
-    bound by something else)."""
-
-    name: str
-    ours: Callable[[], object]
-    peer: Callable[[], object]
-    answer: Callable[[], object]
-    tolerance: float  # 0: equal bit for bit
-    least_bytes: int = 0
-    on_cpu: str = "reference"  # the backend that a CPU tensor runs
 
 
 @dataclass(frozen=True)
@@ -84,7 +73,7 @@ def run_kernel_benchmark(device: str, repeats: int | None = None) -> list[dict]:
         one dict a case, the fields of `Speed`.
     """
     on_gpu = on_cuda(device)
-    cases = _nms_cases(device, on_gpu) + _pooling_cases(device, on_gpu)
+    cases = nms_cases(device, on_gpu) + soft_nms_cases(device) + pooling_cases(device, on_gpu)
     return [asdict(_measure(case, device, repeats or (50 if on_gpu else 7))) for case in cases]
 
 
@@ -142,171 +131,16 @@ def timings_of(rows: list[dict[str, Any]], device: str) -> KernelTimings:
     )
 
 
-def _nms_cases(device: str, on_gpu: bool) -> list[Case]:
-    cases = [
-        _suppression(f"NMS, {count:,} boxes", device, count, None, 0.7)
-        for count in ((1000, 2000, 6000, 12000) if on_gpu else (1000, 2000))
-    ]
-    levels = torch.repeat_interleave(torch.arange(5), torch.tensor([1000, 1000, 1000, 1000, 507]))
-    cases.append(_suppression("batched NMS, RPN of 1 image (5 levels)", device, 4507, levels, 0.7))
-    if on_gpu:
-        cases.append(
-            _suppression(
-                "batched NMS, RPN of 8 images (40 groups of 1,000)",
-                device,
-                40_000,
-                torch.arange(40_000) // 1000,
-                0.7,
-            )
-        )
-    return [
-        *cases,
-        _suppression(
-            "batched NMS, 8,000 boxes of 80 classes", device, 8000, torch.arange(8000) * 7919 % 80, 0.5
-        ),
-    ]
-
-
-def _suppression(name: str, device: str, count: int, groups: Tensor | None, threshold: float) -> Case:
-    boxes, scores = (each.to(device) for each in clustered_proposals(count))
-    if groups is None:
-        return Case(
-            name,
-            lambda: batched_nms(boxes, scores, None, threshold),
-            lambda: torchvision.ops.nms(boxes, scores, threshold),
-            lambda: batched_nms(boxes.cpu(), scores.cpu(), None, threshold, backend="reference"),
-            0.0,
-            on_cpu="cpu",
-        )
-    groups = groups.to(device)
-    most = int(groups.bincount().max())  # what a detector knows from its top-k
-
-    def ours(
-        boxes: Tensor = boxes, scores: Tensor = scores, groups: Tensor = groups, backend: str | None = None
-    ) -> Tensor:
-        return batched_nms(
-            boxes, scores, groups, threshold, num_groups=80, max_candidates=most, backend=backend
-        )
-
-    return Case(
-        name,
-        ours,
-        lambda: torchvision.ops.batched_nms(boxes, scores, groups, threshold),
-        lambda: ours(boxes.cpu(), scores.cpu(), groups.cpu(), "reference"),
-        0.0,
-        on_cpu="cpu",
-    )
-
-
-def _pooling_cases(device: str, on_gpu: bool) -> list[Case]:
-    if not on_gpu:
-        return [
-            _pooling(device, 1, 200, 7, torch.float32),
-            _pooling(device, 1, 100, 7, torch.float32, backward=True),
-        ]
-    cases = [
-        _pooling(device, images, count, size, dtype)
-        for images, count, size in ((1, 1000, 7), (1, 100, 14), (8, 8000, 7))
-        for dtype in (torch.float32, torch.float16)
-    ]
-    return cases + [_pooling(device, images, 512, 7, torch.float32, backward=True) for images in (1, 8)]
-
-
-def _pooling(
-    device: str, images: int, count: int, size: int, dtype: torch.dtype, backward: bool = False
-) -> Case:
-    random = torch.Generator().manual_seed(0)
-    maps = [
-        torch.randn(images, CHANNELS, int(IMAGE[0] * scale), int(IMAGE[1] * scale), generator=random).to(
-            device, dtype
-        )
-        for scale in SCALES
-    ]
-    last = [each.contiguous(memory_format=torch.channels_last) for each in maps] if on_cuda(device) else maps
-    boxes = clustered_proposals(count)[0].to(device)
-    image = (
-        torch.arange(count, device=device) * images // count
-    )  # rising, as MultiScaleRoIAlign lines them up
-    rois, split = (
-        torch.cat([image[:, None].to(boxes.dtype), boxes], 1),
-        [boxes[image == each] for each in range(images)],
-    )
-    peer = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], size, 2)
-
-    def pool(given: list[Tensor], backend: str | None = None) -> Tensor:
-        return multilevel_roi_align(given, rois, size, SCALES, 2, channels_last=False, backend=backend)
-
-    def judge(given: list[Tensor]) -> Tensor:
-        return peer(
-            {str(level): each for level, each in enumerate(given)},
-            [each.to(dtype) for each in split],
-            [IMAGE] * images,
-        )
-
-    item, kind = maps[0].element_size(), str(dtype).removeprefix("torch.")
-    name = (
-        f"multi-level RoIAlign {size}x{size}, {count:,} RoIs, {images} image{'s' * (images > 1)}, {kind}"
-        + ", forward + backward" * backward
-    )
-    moved = count * CHANNELS * size * size * item
-    if not backward:
-        return Case(
-            name,
-            lambda: pool(last),
-            lambda: judge(maps),
-            lambda: pool(last, "reference"),
-            1e-4 if item == 4 else 4e-3,
-            moved,
-        )
-    upstream = torch.randn(count, CHANNELS, size, size, generator=random).to(device, dtype)
-
-    def both(function: Callable[[list[Tensor]], Tensor], given: list[Tensor]) -> tuple[Tensor, ...]:
-        leaves = [each.detach().requires_grad_() for each in given]
-        return torch.autograd.grad(function(leaves), leaves, upstream)
-
-    return Case(
-        name,
-        lambda: both(pool, last),
-        lambda: both(judge, maps),
-        lambda: both(lambda given: pool(given, "reference"), last),
-        1e-3,
-        2 * moved,
-    )
-
-
-def on_cuda(device: str) -> bool:
-    """Whether a device's name is a GPU's."""
-    return torch.device(device).type == "cuda"
-
-
-def clustered_proposals(count: int) -> tuple[Tensor, Tensor]:
-    """Boxes (R, 4) around common centres, as an RPN proposes them in an 800 x 1216 image, and scores (R,),
-    all different."""
-    random = torch.Generator().manual_seed(count)
-    centre = torch.rand(max(count // 20, 1), 2, generator=random) * torch.tensor([IMAGE[1], IMAGE[0]])
-    side = torch.exp(torch.rand(len(centre), 2, generator=random) * 3.2 + 2.8)
-    chosen = torch.randint(len(centre), (count,), generator=random)
-    middle = centre[chosen] + 0.1 * side[chosen] * torch.randn(count, 2, generator=random)
-    half = 0.5 * side[chosen] * torch.exp(0.15 * torch.randn(count, 2, generator=random))
-    bound = torch.tensor([IMAGE[1], IMAGE[0]] * 2, dtype=torch.float32)
-    return (
-        torch.minimum(torch.cat([middle - half, middle + half], 1).clamp(min=0), bound),
-        torch.randperm(count, generator=random) / count,
-    )
-
-
 def _measure(case: Case, device: str, repeats: int) -> Speed:
     with torch.no_grad() if "backward" not in case.name else torch.enable_grad():
-        judge = (
-            case.answer if on_cuda(device) else case.peer
-        )  # on a CPU torchvision judges, for ours may be the reference
+        judge = case.peer if case.peer_judges and not on_cuda(device) else case.answer
         agrees = _agree(case.ours(), judge(), case.tolerance)
         clock = _device_times if on_cuda(device) else _host_times
         ours, peer = clock(case.ours, repeats), clock(case.peer, repeats)
     moved, typical = case.least_bytes if on_cuda(device) else 0, statistics.median(ours)
     return Speed(
         case.name,
-        "cuda" if on_cuda(device) else case.on_cpu,
+        backend_for(torch.empty(0, device=device), operator=case.name, known=BACKENDS),
         agrees,
         _spread(ours),
         _spread(peer),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from detection_zoo.benchmarks.measure import kernel_speed
-from detection_zoo.benchmarks.measure.kernel_speed import Case, _measure, _spread, clustered_proposals, report
+from detection_zoo.benchmarks.measure.kernel_cases import Case, clustered_proposals
+from detection_zoo.benchmarks.measure.kernel_speed import _measure, _spread, report
 
 
 def test_a_wrong_answer_fails_the_report(
@@ -14,9 +15,10 @@ def test_a_wrong_answer_fails_the_report(
 ) -> None:
     right = Case("right", lambda: torch.tensor([1, 2]), lambda: torch.tensor([1, 2]), lambda: None, 0.0)
     wrong = Case("wrong", lambda: torch.tensor([1, 2]), lambda: torch.tensor([2, 1]), lambda: None, 0.0)
-    monkeypatch.setattr(kernel_speed, "_pooling_cases", lambda device, on_gpu: [])
+    monkeypatch.setattr(kernel_speed, "pooling_cases", lambda device, on_gpu: [])
+    monkeypatch.setattr(kernel_speed, "soft_nms_cases", lambda device: [])
     for cases, status, word in (([right], 0, "  yes  "), ([right, wrong], 1, "  NO  ")):
-        monkeypatch.setattr(kernel_speed, "_nms_cases", lambda device, on_gpu, cases=cases: cases)
+        monkeypatch.setattr(kernel_speed, "nms_cases", lambda device, on_gpu, cases=cases: cases)
         assert report("cpu") == status and word in capsys.readouterr().out
 
 
@@ -31,8 +33,8 @@ def test_close_answers_agree_within_the_tolerance() -> None:
 def test_the_table_names_what_ran(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for cases in ("_nms_cases", "_pooling_cases"):
-        monkeypatch.setattr(kernel_speed, cases, lambda device, on_gpu: [])
+    for cases in ("nms_cases", "soft_nms_cases", "pooling_cases"):
+        monkeypatch.setattr(kernel_speed, cases, lambda *given: [])
     assert report("cpu", width=100) == 0
     text = capsys.readouterr().out
     assert text.startswith("Operators beside torchvision ") and torch.__version__.partition("+")[0] in text

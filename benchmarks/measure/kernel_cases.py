@@ -1,0 +1,247 @@
+"""What `bench.py kernels` runs: each piece of work by us, by a peer, and by the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from torch import Tensor
+
+from detection_zoo.kernels.nms import batched_nms
+from detection_zoo.kernels.roi_align import multilevel_roi_align
+from detection_zoo.kernels.roi_pool import roi_pool
+from detection_zoo.kernels.soft_nms import soft_nms
+
+IMAGE = (800, 1216)  # height, width in pixels
+SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
+CHANNELS = 256
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work: its name, ours, the peer's, the reference's answer, and the bytes it must move (0:
+    bound by something else)."""
+
+    name: str
+    ours: Callable[[], object]
+    peer: Callable[[], object]
+    answer: Callable[[], object]
+    tolerance: float  # 0: equal bit for bit
+    least_bytes: int = 0
+    peer_judges: bool = True  # on a CPU; else the reference does
+
+
+def nms_cases(device: str, on_gpu: bool) -> list[Case]:
+    """NMS of one group, and of levels and classes."""
+    cases = [
+        _suppression(f"NMS, {count:,} boxes", device, count, None, 0.7)
+        for count in ((1000, 2000, 6000, 12000) if on_gpu else (100, 1000, 12000))
+    ]
+    levels = torch.repeat_interleave(torch.arange(5), torch.tensor([1000, 1000, 1000, 1000, 507]))
+    cases.append(_suppression("batched NMS, RPN of 1 image (5 levels)", device, 4507, levels, 0.7))
+    if on_gpu:
+        cases.append(
+            _suppression(
+                "batched NMS, RPN of 8 images (40 groups of 1,000)",
+                device,
+                40_000,
+                torch.arange(40_000) // 1000,
+                0.7,
+            )
+        )
+    return [
+        *cases,
+        _suppression(
+            "batched NMS, 8,000 boxes of 80 classes", device, 8000, torch.arange(8000) * 7919 % 80, 0.5
+        ),
+    ]
+
+
+def soft_nms_cases(device: str) -> list[Case]:
+    """Soft-NMS beside OpenCV's on a CPU, which takes lists of whole numbers and picks about as many boxes."""
+
+    def case(count: int) -> Case:
+        boxes, scores = (each.to(device) for each in clustered_proposals(count))
+        corners, sides = boxes.cpu().int()[:, :2], (boxes[:, 2:] - boxes[:, :2]).cpu().int()
+        listed = torch.cat([corners, sides], 1).tolist(), scores.tolist()
+
+        def peer() -> object:
+            import cv2
+
+            return cv2.dnn.softNMSBoxes(*listed, 0.001, 0.3, method=1)
+
+        return Case(
+            f"soft-NMS, {count:,} boxes (peer: OpenCV)",
+            lambda: soft_nms(boxes, scores)[0],
+            peer,
+            lambda: soft_nms(boxes.cpu(), scores.cpu(), backend="reference")[0],
+            0.0,
+            peer_judges=False,
+        )
+
+    return [case(count) for count in (100, 1000)]
+
+
+def _max_pooling(device: str, backward: bool) -> Case:
+    """RoIPool of 300 RoIs from a map of 1,024 channels at stride 16, as the C4 heads call it."""
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 1024, 50, 76, generator=random).to(device)
+    boxes = clustered_proposals(300)[0].to(device)
+    rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
+    upstream = torch.randn(300, 1024, 7, 7, generator=random).to(device)
+
+    def ours(given: Tensor, backend: str | None = None) -> Tensor:
+        return roi_pool(given, rois, 7, 1 / 16, backend=backend)
+
+    def peer(given: Tensor) -> Tensor:
+        return torchvision.ops.roi_pool(given, rois, 7, 1 / 16)
+
+    def run(function: Callable[..., Tensor], *more: str) -> object:
+        if not backward:
+            return function(features, *more)
+        leaf = features.detach().requires_grad_()
+        return torch.autograd.grad(function(leaf, *more), leaf, upstream)
+
+    name = "RoIPool 7x7, 300 RoIs, 1,024 channels, NCHW" + ", forward + backward" * backward
+    tolerance = 1e-6 if backward else 0.0
+    return Case(name, lambda: run(ours), lambda: run(peer), lambda: run(ours, "reference"), tolerance)
+
+
+def _suppression(name: str, device: str, count: int, groups: Tensor | None, threshold: float) -> Case:
+    boxes, scores = (each.to(device) for each in clustered_proposals(count))
+    if groups is None:
+        return Case(
+            name,
+            lambda: batched_nms(boxes, scores, None, threshold),
+            lambda: torchvision.ops.nms(boxes, scores, threshold),
+            lambda: batched_nms(boxes.cpu(), scores.cpu(), None, threshold, backend="reference"),
+            0.0,
+        )
+    groups = groups.to(device)
+    most = int(groups.bincount().max())  # what a detector knows from its top-k
+
+    def ours(
+        boxes: Tensor = boxes, scores: Tensor = scores, groups: Tensor = groups, backend: str | None = None
+    ) -> Tensor:
+        return batched_nms(
+            boxes, scores, groups, threshold, num_groups=80, max_candidates=most, backend=backend
+        )
+
+    return Case(
+        name,
+        ours,
+        lambda: torchvision.ops.batched_nms(boxes, scores, groups, threshold),
+        lambda: ours(boxes.cpu(), scores.cpu(), groups.cpu(), "reference"),
+        0.0,
+    )
+
+
+def pooling_cases(device: str, on_gpu: bool) -> list[Case]:
+    """RoIPool and RoIAlign, forward and with backward, in both layouts."""
+    pools = [_max_pooling(device, backward) for backward in (False, True)]
+    if not on_gpu:
+        return pools + [
+            _pooling(device, 1, 200, 7, torch.float32, backward=backward, last=last)
+            for last in (True, False)
+            for backward in (False, True)
+        ]
+    cases = [
+        _pooling(device, images, count, size, dtype)
+        for images, count, size in ((1, 1000, 7), (1, 100, 14), (8, 8000, 7))
+        for dtype in (torch.float32, torch.float16)
+    ]
+    cases += [_pooling(device, images, 512, 7, torch.float32, backward=True) for images in (1, 8)]
+    return pools + cases + [_pooling(device, 1, 1000, 7, torch.float32, last=False)]
+
+
+def _pooling(
+    device: str,
+    images: int,
+    count: int,
+    size: int,
+    dtype: torch.dtype,
+    backward: bool = False,
+    last: bool = True,
+) -> Case:
+    """Ours takes channels-last maps where `last` says so; torchvision always the NCHW ones it is made for."""
+    random = torch.Generator().manual_seed(0)
+    maps = [
+        torch.randn(images, CHANNELS, int(IMAGE[0] * scale), int(IMAGE[1] * scale), generator=random).to(
+            device, dtype
+        )
+        for scale in SCALES
+    ]
+    own = [each.contiguous(memory_format=torch.channels_last) for each in maps] if last else maps
+    boxes = clustered_proposals(count)[0].to(device)
+    image = (
+        torch.arange(count, device=device) * images // count
+    )  # rising, as MultiScaleRoIAlign lines them up
+    rois, split = (
+        torch.cat([image[:, None].to(boxes.dtype), boxes], 1),
+        [boxes[image == each] for each in range(images)],
+    )
+    peer = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], size, 2)
+
+    def pool(given: list[Tensor], backend: str | None = None) -> Tensor:
+        return multilevel_roi_align(given, rois, size, SCALES, 2, channels_last=False, backend=backend)
+
+    def judge(given: list[Tensor]) -> Tensor:
+        return peer(
+            {str(level): each for level, each in enumerate(given)},
+            [each.to(dtype) for each in split],
+            [IMAGE] * images,
+        )
+
+    item, kind = maps[0].element_size(), str(dtype).removeprefix("torch.")
+    name = (
+        f"multi-level RoIAlign {size}x{size}, {count:,} RoIs, {images} image{'s' * (images > 1)}, {kind}"
+        + ("" if last else ", NCHW")
+        + ", forward + backward" * backward
+    )
+    moved = count * CHANNELS * size * size * item
+    if not backward:
+        return Case(
+            name,
+            lambda: pool(own),
+            lambda: judge(maps),
+            lambda: pool(own, "reference"),
+            1e-4 if item == 4 else 4e-3,
+            moved,
+        )
+    upstream = torch.randn(count, CHANNELS, size, size, generator=random).to(device, dtype)
+
+    def both(function: Callable[[list[Tensor]], Tensor], given: list[Tensor]) -> tuple[Tensor, ...]:
+        leaves = [each.detach().requires_grad_() for each in given]
+        return torch.autograd.grad(function(leaves), leaves, upstream)
+
+    return Case(
+        name,
+        lambda: both(pool, own),
+        lambda: both(judge, maps),
+        lambda: both(lambda given: pool(given, "reference"), own),
+        1e-3,
+        2 * moved,
+    )
+
+
+def on_cuda(device: str) -> bool:
+    """Whether a device's name is a GPU's."""
+    return torch.device(device).type == "cuda"
+
+
+def clustered_proposals(count: int) -> tuple[Tensor, Tensor]:
+    """Boxes (R, 4) around common centres, as an RPN proposes them in an 800 x 1216 image, and scores (R,),
+    all different."""
+    random = torch.Generator().manual_seed(count)
+    centre = torch.rand(max(count // 20, 1), 2, generator=random) * torch.tensor([IMAGE[1], IMAGE[0]])
+    side = torch.exp(torch.rand(len(centre), 2, generator=random) * 3.2 + 2.8)
+    chosen = torch.randint(len(centre), (count,), generator=random)
+    middle = centre[chosen] + 0.1 * side[chosen] * torch.randn(count, 2, generator=random)
+    half = 0.5 * side[chosen] * torch.exp(0.15 * torch.randn(count, 2, generator=random))
+    bound = torch.tensor([IMAGE[1], IMAGE[0]] * 2, dtype=torch.float32)
+    return (
+        torch.minimum(torch.cat([middle - half, middle + half], 1).clamp(min=0), bound),
+        torch.randperm(count, generator=random) / count,
+    )
