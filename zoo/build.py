@@ -174,7 +174,7 @@ def assemble(row: ModelEntry) -> Detector | Classifier:
         inputs |= sections_in_force(row.conventions, rules, row.detector.name, where)
     detector: Detector = _call(DETECTORS, row.detector, where, inputs)
     dataset = load_manifests().datasets.get(row.dataset)
-    detector.class_names = (
+    detector.class_names = tuple(row.class_names or ()) or (
         tuple(dataset.classes) if dataset is not None and len(dataset.classes) == row.classes else ()
     )
     image = row.conventions.image if row.conventions is not None else None

@@ -135,6 +135,9 @@ class ModelEntry(Strict):
     neck: Component | None = None
     detector: Component | None = Field(None, description="none for a classifier")
     classes: int = Field(gt=0, description="object classes, background not counted")
+    class_names: list[str] | None = Field(
+        None, description="names by label, of a model trained on classes that are not its dataset's"
+    )
     dataset: Name = Field(description="dataset of datasets.toml")
     train_split: str | None = None
     test_split: str | None = None
@@ -209,13 +212,19 @@ class Schedule(Strict):
         True,
         description="another batch changes rate, length and steps in proportion; no: the script leaves them",
     )
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
     weight_decay_bias: float = 0.0
     weight_decay_norm: float | None = Field(None, description="decay of norm weights; none: as weight_decay")
     bias_lr_factor: float = 1.0
+    clip_norm: float | None = Field(
+        None, gt=0, description="gradients are scaled down to this norm where theirs is larger"
+    )
+    freeze_norms: bool = Field(
+        False, description="batch norms use their stored statistics in training, and keep them"
+    )
     short_sides: list[int] = Field(
         default_factory=list, description="short sides drawn from in training; empty: the conventions' own"
     )

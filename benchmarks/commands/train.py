@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from detection_zoo.benchmarks.commands.app import app, emit, say
-from detection_zoo.benchmarks.commands.options import DEVICE, DTYPE, JSON, device_of
+from detection_zoo.benchmarks.commands.options import DEVICE, DTYPE, FORMAT, JSON, device_of
 
 
 @app.command()
@@ -17,10 +18,22 @@ def train(
     row: Annotated[str, typer.Argument(help="name of a row; every default below is the row's own")],
     out: Annotated[Path, typer.Option(file_okay=False, help="folder of the run")],
     data: Annotated[str, typer.Option(help="coco:DIR[:SPLIT], voc:VOCDEVKIT:YEAR:SPLIT, shapes")] = "shapes",
+    eval_data: Annotated[
+        str | None, typer.Option(help="validation images; default: the validation split beside --data")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="the first N training images only")] = None,
     weights: Annotated[
-        str,
-        typer.Option(help="to start from: initial (what the row starts from), random, published, or a file"),
-    ] = "initial",
+        str | None,
+        typer.Option(
+            help="to start from: initial (what the row starts from), random, published, or a file; default:"
+            " initial, or published where the classes are not the row's"
+        ),
+    ] = None,
+    checkpoint_format: FORMAT = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="of schedules.toml; default: the row's, or fine_tune where the classes are other"),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="images of one forward pass, over all processes")
     ] = None,
@@ -35,7 +48,16 @@ def train(
         typer.Option(help="comma-separated: where the rate drops, in iterations (or epochs, with --epochs)"),
     ] = None,
     warmup: Annotated[int | None, typer.Option(min=0, help="iterations of the warm-up")] = None,
-    optimizer: Annotated[Literal["sgd", "adam"] | None, typer.Option(help="default: the row's own")] = None,
+    optimizer: Annotated[
+        Literal["sgd", "adam", "adamw"] | None, typer.Option(help="default: the row's own")
+    ] = None,
+    policy: Annotated[
+        Literal["steps", "cosine"] | None, typer.Option(help="how the rate falls; default: the row's own")
+    ] = None,
+    clip_norm: Annotated[float | None, typer.Option(min=0.0, help="largest norm of the gradients")] = None,
+    ema: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="decay of a moving average of the weights")
+    ] = None,
     scale_lr: Annotated[
         bool, typer.Option("--scale-lr", help="scale the rate to the batch though the source does not")
     ] = False,
@@ -47,6 +69,17 @@ def train(
             help="of the row or its schedule: image.size=600, schedule.gamma=0.5",
         ),
     ] = None,
+    class_agnostic: Annotated[
+        bool, typer.Option("--class-agnostic", help="one box a RoI, whatever its class")
+    ] = False,
+    on_nan: Annotated[
+        Literal["stop", "skip", "back"],
+        typer.Option(help="a loss that is not finite: stop, leave the update out, or back to the checkpoint"),
+    ] = "stop",
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="stop after N evaluations without a better one")
+    ] = None,
+    time_limit: Annotated[float | None, typer.Option(help="hours after which it is saved and ends")] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="only operators that repeat to the last digit; slower")
     ] = False,
@@ -56,6 +89,13 @@ def train(
     save_every: Annotated[int, typer.Option(min=1, help="updates between checkpoints")] = 1000,
     keep: Annotated[int, typer.Option(min=0, help="checkpoints that stay; 0: all")] = 2,
     no_save: Annotated[bool, typer.Option("--no-save", help="write no checkpoint")] = False,
+    eval_every: Annotated[
+        int | None, typer.Option(min=0, help="updates between evaluations; default: at the end; 0: never")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write event files in --out")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show groups, schedule, memory and time; train nothing")
+    ] = False,
     log_every: Annotated[int, typer.Option(min=1, help="updates a line")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="of weights, order and augmentation")] = 0,
     precision: DTYPE = "float32",
@@ -68,9 +108,13 @@ def train(
     as_json: JSON = False,
 ) -> None:
     """Train a row by its source's recipe; a stopped training goes on with --resume."""
+    from dataclasses import asdict
+
     import torch
 
+    from detection_zoo.benchmarks.train.dry_run import text_of
     from detection_zoo.benchmarks.train.start import Request, start_training
+    from detection_zoo.benchmarks.train.start import dry_run as look
     from detection_zoo.zoo.training.plan import Wishes
     from detection_zoo.zoo.training.trainer import Settings
 
@@ -84,7 +128,19 @@ def train(
         steps = None if lr_steps is None else tuple(int(part) for part in lr_steps.split(",") if part.strip())
     except ValueError:
         raise typer.BadParameter(f"{lr_steps!r} is no list of numbers", param_hint="--lr-steps") from None
-    wishes = Wishes(batch, accumulate, lr, iterations, epochs, steps, warmup, optimizer, scale_lr)
+    wishes = Wishes(
+        batch,
+        accumulate,
+        lr,
+        iterations,
+        epochs,
+        steps,
+        warmup,
+        optimizer=optimizer,
+        policy=policy,
+        clip_norm=clip_norm,
+        scale_lr=scale_lr,
+    )
     settings = Settings(
         out,
         seed=seed,
@@ -94,25 +150,41 @@ def train(
         log_every=log_every,
         precision=precision,
         channels_last=channels_last,
+        eval_every=eval_every,
+        ema=ema,
+        on_nonfinite=on_nan,
+        patience=patience,
+        time_limit_s=None if time_limit is None else time_limit * 3600,
+    )
+    request = Request(
+        row,
+        data,
+        eval_data,
+        images,
+        weights,
+        schedule,
+        workers,
+        device_of(device),
+        tuple(changes or ()),
+        tensorboard,
+        class_agnostic,
+        checkpoint_format,
     )
     try:
-        request = Request(row, data, weights, workers, device_of(device), tuple(changes or ()))
-        done = start_training(request, wishes, settings, say)
+        if dry_run:
+            ahead = look(request, wishes, settings, say)
+            emit(ahead, as_json, text_of(ahead))
+            return
+        done, table = start_training(request, wishes, settings, say)
     except (ValueError, RuntimeError, ArithmeticError) as error:
         say(f"error: {error}")
         raise typer.Exit(1) from None
-    found = {
-        "updates": done.iterations,
-        "loss": done.loss,
-        "checkpoint": None if done.checkpoint is None else str(done.checkpoint),
-        "stopped_by": None if done.stopped_by is None else done.stopped_by.name,
-    }
-    emit(
-        found,
-        as_json,
+    emit(asdict(done) | {"checkpoint": done.checkpoint and str(done.checkpoint)}, as_json, table)
+    say(
         f"{row}: {done.iterations} updates, loss {done.loss:.4g}"
-        + ("" if done.checkpoint is None else f", saved as {done.checkpoint}"),
+        + ("" if done.checkpoint is None else f", saved as {done.checkpoint}")
     )
     if done.stopped_by is not None:
-        say(f"stopped by {done.stopped_by.name}; go on with --resume")
-        raise typer.Exit(128 + done.stopped_by.value)
+        say(f"stopped by {done.stopped_by}; go on with --resume")
+        number = getattr(signal, done.stopped_by, None)
+        raise typer.Exit(0 if number is None else 128 + number)

@@ -21,6 +21,7 @@ from detection_zoo.benchmarks.measure.timing import PhaseClock
 from detection_zoo.benchmarks.run.subject import go_fast, identify_data, open_data, prepare
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.trained_row import row_of_checkpoint
 
 TIMES = {"model_ms": MODEL, "forward_ms": ("forward",), "postprocess_ms": ("postprocess",)}
 BURST = 0.2  # of a turn: how long the units of extra work run that are timed together
@@ -48,7 +49,7 @@ class Contestant:
         if spec.device == "cpu":
             torch.set_num_threads(threads)
         self.entrant, self.spec, self.data, self.beat = entrant, spec, data, beat
-        entry = load_manifests().entry(entrant.row)
+        entry = row_of_checkpoint(load_manifests().entry(entrant.row), weights)
         self.subject = prepare(entry, spec, open_data(entry, data, spec.images), weights)
         go_fast(self.subject, spec)
         self.subject.model.eval()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from detection_zoo.benchmarks.run.subject import Sources, identify_weights, open_data
+from detection_zoo.benchmarks.run.subject import Sources, identify_weights, open_data, weights_file
 from detection_zoo.zoo.errors import DatasetError, ManifestError, UnknownName, ZooError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.registry import did_you_mean
+from detection_zoo.zoo.trained_row import row_of_checkpoint
 from detection_zoo.zoo.weights.fetch.availability import availability
 
 
@@ -90,6 +91,7 @@ def check_row(
     if entry.published_only:
         raise ManifestError(f"row {entry.name} stands for its numbers alone: {entry.published_only}")
     check_weights(entry, sources.weights, fetch)
+    entry = row_of_checkpoint(entry, str(weights_file(sources.weights)))
     try:
         notes = open_data(entry, sources.data, images).notes
     except OSError as error:

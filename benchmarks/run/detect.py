@@ -10,6 +10,7 @@ from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import build_subject, identify_weights
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.trained_row import row_of_checkpoint
 
 
 def detect_files(
@@ -51,6 +52,7 @@ def detect_files(
             " their own"
         )
     identity, argument = identify_weights(entry, weights)
+    entry = row_of_checkpoint(entry, argument)
     subject = build_subject(entry, argument, device, checkpoint_format)
     out.mkdir(parents=True, exist_ok=True)
     told = []

@@ -21,6 +21,7 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec, Run
 from detection_zoo.benchmarks.store import store_file
 from detection_zoo.zoo.errors import ManifestError, ZooError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.trained_row import row_of_checkpoint
 
 OLDEST = (2, 52)  # the first version with authentication by tokens
 LOOPBACK = "127.0.0.1"
@@ -164,8 +165,8 @@ def _known(
     if not anywhere:
         return None
     try:
-        weights, _ = identify_weights(entry, sources.weights)
-        data = identify_data(open_data(entry, sources.data, spec.images))
+        weights, path = identify_weights(entry, sources.weights)
+        data = identify_data(open_data(row_of_checkpoint(entry, path), sources.data, spec.images))
     except (ZooError, OSError):
         return None  # the task will say what is missing where it runs
     return anywhere.get((entry.name, spec.digest, data.digest, weights.digest))

@@ -18,6 +18,7 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, Run, Weigh
 from detection_zoo.benchmarks.statistics import of_processes
 from detection_zoo.benchmarks.store import new_id
 from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.trained_row import row_of_checkpoint
 
 OPENING = "opening the data"
 BEAT_S = 1.0  # seconds between signs of life
@@ -187,7 +188,7 @@ def measure_row(
     """
     from detection_zoo.benchmarks.environment import collect_environment
 
-    entry = load_manifests().entry(row)
+    entry = row_of_checkpoint(load_manifests().entry(row), weights)
     report({"stage": "describing the machine"})
     report({"environment": collect_environment(spec.device)})
     report({"stage": OPENING})

@@ -88,7 +88,7 @@ def open_data(entry: ModelEntry, argument: str, images: int | None = None) -> Da
         DatasetError: the form is unknown, files are missing or malformed, or the classes are not the row's.
     """
     spec = load_manifests().datasets[entry.dataset]
-    classes = entry.classes if spec.layout == "imagenet" else spec.classes or None
+    classes = entry.classes if spec.layout == "imagenet" else entry.class_names or spec.classes or None
     keypoints = entry.detector is not None and "keypoint" in entry.detector.name
     return open_dataset(argument, classes=classes, keypoints=keypoints, images=images)
 
@@ -147,15 +147,20 @@ def identify_weights(entry: ModelEntry, argument: str) -> tuple[WeightsIdentity,
         return _published(entry)
     if argument.startswith(STAND_IN):
         return _stand_in(Path(argument.removeprefix(STAND_IN)))
-    path = Path(argument).expanduser()
-    if not path.is_file() and (trained := path.with_name(f"{path.name}.pth")).is_file():
-        path = trained  # DIR/last, DIR/best of a training
+    path = weights_file(argument)
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no such file; --weights takes random, published, {STAND_IN}FOLDER, or a checkpoint's"
             " path"
         )
     return WeightsIdentity(kind="file", digest=file_digest(path), file=path.name), str(path)
+
+
+def weights_file(argument: str) -> Path:
+    """The file that a --weights argument names; DIR/last and DIR/best of a training may lack their suffix."""
+    path = Path(argument).expanduser()
+    trained = path.with_name(f"{path.name}.pth")
+    return trained if not path.is_file() and trained.is_file() else path
 
 
 def _published(entry: ModelEntry) -> tuple[WeightsIdentity, str]:

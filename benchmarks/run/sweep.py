@@ -19,6 +19,7 @@ from detection_zoo.benchmarks.spec import SUBMISSION, BenchmarkSpec, Run, run_ke
 from detection_zoo.benchmarks.store import read_runs, write_run
 from detection_zoo.zoo.errors import ZooError
 from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.trained_row import row_of_checkpoint
 
 Say = Callable[[str], None]
 LOOKING = "finding weights and data"
@@ -179,7 +180,8 @@ def measure_entry(
         weights = identify_weights(entry, sources.weights)
         draft.add({"weights": weights[0]})
         if finished:
-            data = identify_data(open_data(entry, sources.data, spec.images))
+            trained = row_of_checkpoint(entry, weights[1])
+            data = identify_data(open_data(trained, sources.data, spec.images))
             known = finished.get(run_key(entry.name, spec, data, weights[0], present_hardware(spec.device)))
             if known is not None:
                 return known

@@ -6,119 +6,291 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from detection_zoo.benchmarks.run.subject import Sources, identify_weights, training_data
+from detection_zoo.benchmarks.run.subject import identify_weights, open_data
+from detection_zoo.benchmarks.train.dry_run import look_ahead
+from detection_zoo.benchmarks.train.evaluate import evaluator, validation_split
+from detection_zoo.benchmarks.train.outcome import event_writer, result_table, write_curves, write_results
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.training_loader import TrainingLoader, training_batches, training_loader
-from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.errors import DatasetError, ManifestError
+from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
+from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.settings import with_settings
-from detection_zoo.zoo.training.distributed import joined
-from detection_zoo.zoo.training.plan import Plan, Wishes, plan_training, schedule_of
+from detection_zoo.zoo.trained_row import row_classes, with_classes
+from detection_zoo.zoo.training.distributed import Process, joined
+from detection_zoo.zoo.training.own_classes import build_for, left_out_text
+from detection_zoo.zoo.training.plan import Plan, Wishes, plan_training
 from detection_zoo.zoo.training.recipe import collect_scale, scale_collect
-from detection_zoo.zoo.training.trainer import Outcome, Settings, start_of, train
+from detection_zoo.zoo.training.trainer import Outcome, Settings, Trainer, start_of
 from detection_zoo.zoo.weights.fetch.one import fetch_weights
 from detection_zoo.zoo.weights.load import load_backbone
 
-INITIAL = "initial"
 RECIPE = "recipe.json"
+FINE_TUNE = "fine_tune"  # schedule of rows without one, and of trained weights on other classes
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is trained on what: row, form of `open_dataset`, weights to start from, processes that load data,
-    device, "KEY=VALUE" of row or schedule."""
+    """What is trained on what.
+
+    row; data, eval_data: forms of `open_dataset`; images: the first so many only; weights: None: what the
+    row starts from, or its published weights where other classes are trained; schedule: None: the row's own;
+    workers: processes that load data; changes: "KEY=VALUE" of row or schedule; tensorboard: write events;
+    class_agnostic: one box a RoI; checkpoint_format: of a file of weights.
+    """
 
     row: str
     data: str
-    weights: str = INITIAL
+    eval_data: str | None = None
+    images: int | None = None
+    weights: str | None = None
+    schedule: str | None = None
     workers: int = 0
     device: str = "cpu"
     changes: tuple[str, ...] = ()
+    tensorboard: bool = False
+    class_agnostic: bool = False
+    checkpoint_format: str | None = None
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Every "KEY=VALUE", those of flags too."""
+        return (*self.changes, "detector.deltas=object") if self.class_agnostic else self.changes
+
+
+@dataclass
+class Task:
+    """A request with everything found: the row as it is trained, its images, the schedule before (base) and
+    after it was fitted to batch and length (plan), where it starts."""
+
+    entry: ModelEntry
+    dataset: Dataset
+    base: Schedule
+    plan: Plan
+    weights: str
+    checkpoint_format: str | None
+    own_classes: bool
+    lines: list[str]
+
+
+def prepare_task(request: Request, wishes: Wishes) -> Task:
+    """Find row, data, schedule and weights of a request.
+
+    Raises:
+        ManifestError, DatasetError: what is missing or does not fit.
+    """
+    entry = load_manifests().entry(request.row)
+    if entry.task == "classification":
+        raise ManifestError(f"row {entry.name} is a classifier; train takes detectors")
+    dataset, lines, own = open_training_data(entry, request.data, request.images)
+    if own:
+        entry = with_classes(entry, dataset.classes)
+    schedule, name = schedule_for(entry, request.schedule, own)
+    if name != entry.schedule:
+        lines.append(f"schedule: {entry.schedule or 'none'} -> {name}")
+    weights = request.weights
+    if weights is None:
+        weights = "published" if name == FINE_TUNE and entry.trained_weights else "initial"
+        lines += ["weights: initial -> published"] if weights == "published" else []
+    entry, schedule, by_hand = with_settings(entry, schedule, request.settings)
+    count = training_batches(entry, dataset, batch=1, schedule=schedule).entries
+    plan = plan_training(schedule, wishes, count)
+    return Task(
+        entry,
+        dataset,
+        schedule,
+        plan,
+        weights,
+        request.checkpoint_format,
+        own,
+        [*lines, *by_hand, *plan.changes],
+    )
 
 
 def start_training(
     request: Request, wishes: Wishes, settings: Settings, say: Callable[[str], None]
-) -> Outcome:
+) -> tuple[Outcome, str]:
     """Train a row; recipe.json in the folder says how.
+
+    Returns:
+        how it ended, and its line in the columns of the sources' READMEs.
 
     Raises:
         ManifestError, DatasetError, CheckpointError, DownloadError: what is missing or does not fit.
         FloatingPointError: the loss is not finite.
     """
-    entry = load_manifests().entry(request.row)
-    if entry.task == "classification":
-        raise ManifestError(f"row {entry.name} is a classifier; train takes detectors")
-    own = schedule_of(entry)
-    entry, base, set_by_hand = with_settings(entry, own, request.changes)
-    dataset, which = training_data(entry, Sources(request.data, train_data=_training_split(request.data)))
+    task = prepare_task(request, wishes)
     with joined(request.device) as process:
-        batch = wishes.batch or own.images_per_batch
+        batch = task.plan.schedule.images_per_batch
         if batch % process.world:
             raise ValueError(f"--batch {batch} is not divisible by the {process.world} processes")
-        plan = plan_training(base, wishes, _images(entry, dataset))
-        say(
-            f"{entry.name}: {plan.iterations} updates of {batch * plan.accumulate} images,"
-            f" {plan.updates_per_epoch} updates an epoch, {which}, {settings.precision} on {process.device}"
-        )
-        for text in (*set_by_hand, *plan.changes, *(f"warning: {one}" for one in plan.warnings)):
-            say(text)
+        tell = say if process.main else _nothing
+        tell(describe(task, settings, process))
+        for text in (*task.lines, *(f"warning: {one}" for one in task.plan.warnings)):
+            tell(text)
         resumed = start_of(settings.folder, settings.resume) is not None
-        model = _model(entry, "random" if resumed else request.weights, settings.seed)
-        if text := scale_collect(model, collect_scale(base, batch, process.world)):
-            say(text)
-
-        def loader(start: int) -> TrainingLoader:
-            return training_loader(
-                entry,
-                dataset,
-                batch=batch // process.world,
-                workers=request.workers,
-                seed=settings.seed,
-                rank=process.rank,
-                world_size=process.world,
-                start=start,
-                schedule=plan.schedule,
-                pin_memory=process.device.type == "cuda",
-            )
-
+        model = starting_model(task, "random" if resumed else task.weights, settings.seed, tell)
+        if text := scale_collect(model, collect_scale(task.base, batch, process.world)):
+            tell(text)
         if process.main:
-            write_recipe(request, wishes, settings, plan, dataset, set_by_hand)
-        seed_everything(settings.seed + process.rank)
-        return train(
-            model, loader, plan, settings, entry=entry.name, process=process, say=say if process.main else _no
+            write_recipe(request, wishes, settings, task)
+        observe, close = _nothing, _end
+        if request.tensorboard and process.main:
+            observe, close = event_writer(settings.folder)
+        trainer = Trainer(
+            model,
+            lambda start: loader_of(task, request, settings, process, start),
+            task.plan,
+            settings,
+            entry=task.entry.name,
+            row={
+                "classes": list(task.dataset.classes) if task.own_classes else None,
+                "settings": list(request.settings),
+            },
+            process=process,
+            say=tell,
+            evaluate=None if settings.eval_every == 0 else _evaluator(task, request, process, tell),
+            observe=observe,
         )
+        if not resumed:
+            seed_everything(settings.seed + process.rank)
+        try:
+            done = trainer.run()
+        finally:
+            close()
+            if process.main and write_curves(settings.folder) is None:
+                tell("no curves.svg: matplotlib is not installed, or no update was made")
+        text = ""
+        if process.main:
+            text = write_results(settings.folder, result_table(task.entry.name, task.plan, done, process))
+        return done, text
 
 
-def _no(_: str) -> None:
-    """Other processes than the first print nothing."""
+def dry_run(
+    request: Request, wishes: Wishes, settings: Settings, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What `start_training` would do; trains and writes nothing. Raises as `start_training`."""
+    task = prepare_task(request, wishes)
+    process = Process(0, 1, torch.device(request.device))
+    for text in (describe(task, settings, process), *task.lines, *task.plan.warnings):
+        say(text)
+    model = starting_model(task, task.weights, settings.seed, say)
+    amp = None if settings.precision == "float32" else getattr(torch, settings.precision)
+    return look_ahead(model, loader_of(task, request, settings, process, 0), task.plan, process, amp)
 
 
-def _training_split(data: str) -> str | None:
-    """The data as given where it names a split; None: the training split beside it."""
-    return data if data.startswith(("shapes:", "voc:")) or data.count(":") > 1 else None
+def describe(task: Task, settings: Settings, process: Process) -> str:
+    """One line on what will be done."""
+    plan = task.plan
+    return (
+        f"{task.entry.name}: {plan.iterations} updates of"
+        f" {plan.schedule.images_per_batch * plan.accumulate} images, {plan.updates_per_epoch} updates an"
+        f" epoch, {task.dataset.name}, {settings.precision} on {process.device}"
+        + (f", {process.world} processes" if process.world > 1 else "")
+    )
 
 
-def _images(entry: ModelEntry, dataset: Dataset) -> int:
-    return training_batches(entry, dataset, batch=1).entries
+def open_training_data(entry: ModelEntry, data: str, images: int | None) -> tuple[Dataset, list[str], bool]:
+    """The images to train on, what is to be said of them, and whether their classes are not the row's."""
+    dataset = open_dataset(training_split(data), keypoints=_keypoints(entry))
+    own = set(dataset.classes) != set(row_classes(entry))
+    if not own:
+        dataset = open_data(entry, training_split(data))
+    if images is not None:
+        dataset = dataset.subset(images)
+    lines = []
+    if own:
+        shown = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")
+        lines.append(f"classes: {entry.classes} of {entry.dataset} -> {len(dataset.classes)} ({shown})")
+    return dataset, lines, own
 
 
-def _model(entry: ModelEntry, weights: str, seed: int) -> nn.Module:
+def _keypoints(entry: ModelEntry) -> bool:
+    return entry.detector is not None and "keypoint" in entry.detector.name
+
+
+def training_split(data: str) -> str:
+    """The data as given where it names a split; else the training split beside it, where there is one."""
+    kind, _, rest = data.partition(":")
+    if kind == "shapes":
+        return data if rest else "shapes:train"
+    if kind == "coco" and Path(rest).expanduser().is_dir():
+        for split in ("train2017", "train"):
+            if (Path(rest).expanduser() / "annotations" / f"instances_{split}.json").is_file():
+                return f"{data}:{split}"
+    return data
+
+
+def schedule_for(entry: ModelEntry, name: str | None, own: bool) -> tuple[Schedule, str]:
+    """A schedule and its name: the given one, the row's own, or the one for fine-tuning.
+
+    Raises:
+        ManifestError: no schedule is called that.
+    """
+    known = load_manifests().schedules
+    name = name or (FINE_TUNE if own or entry.schedule is None else entry.schedule)
+    if name not in known:
+        raise ManifestError(f"--schedule: no schedule is named {name!r}; {did_you_mean(name, known)}")
+    return known[name], name
+
+
+def loader_of(
+    task: Task, request: Request, settings: Settings, process: Process, start: int
+) -> TrainingLoader:
+    """The batches of a process from a place of the stream on."""
+    return training_loader(
+        task.entry,
+        task.dataset,
+        batch=task.plan.schedule.images_per_batch // process.world,
+        workers=request.workers,
+        seed=settings.seed,
+        rank=process.rank,
+        world_size=process.world,
+        start=start,
+        schedule=task.plan.schedule,
+        pin_memory=process.device.type == "cuda",
+    )
+
+
+def _evaluator(
+    task: Task, request: Request, process: Process, say: Callable[[str], None]
+) -> Callable[[nn.Module], dict[str, float]] | None:
+    where = request.eval_data or validation_split(request.data)
+    if where is None:
+        say("no validation split lies beside the data, so nothing is evaluated; --eval-data names one")
+        return None
+    try:
+        dataset = open_data(task.entry, where)
+    except DatasetError as error:
+        if request.eval_data is not None:
+            raise
+        say(f"nothing is evaluated: {error}; --eval-data names other images")
+        return None
+    return evaluator(task.entry, dataset, process, request.workers, say)
+
+
+def starting_model(task: Task, weights: str, seed: int, say: Callable[[str], None]) -> nn.Module:
     """The row's model with the weights that its training starts from."""
     seed_everything(seed)
-    if weights != INITIAL:
-        _, path = identify_weights(entry, weights)
-        return build_model(entry, weights=None if path == "random" else path)
-    model = build_model(entry)
-    for spec in load_manifests().initial_weights(entry)[:1]:
-        file = fetch_weights(spec, entry.name).path
-        load_backbone(model, file, spec.format, row=entry.name)
+    if weights != "initial":
+        _, path = identify_weights(task.entry, weights)
+        model, left_out = build_for(task.entry, path, task.own_classes, task.checkpoint_format)
+        if left_out:
+            say(left_out_text(left_out))
+        return model
+    model = build_model(task.entry)
+    for spec in load_manifests().initial_weights(task.entry)[:1]:
+        file = fetch_weights(spec, task.entry.name).path
+        load_backbone(model, file, spec.format, row=task.entry.name)
     return model
 
 
@@ -129,9 +301,15 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def write_recipe(
-    request: Request, wishes: Wishes, settings: Settings, plan: Plan, dataset: Dataset, set_by_hand: list[str]
-) -> dict[str, Any]:
+def _nothing(_: Any) -> None:
+    """What other processes than the first print, and what is written without TensorBoard."""
+
+
+def _end() -> None:
+    """Nothing is open."""
+
+
+def write_recipe(request: Request, wishes: Wishes, settings: Settings, task: Task) -> None:
     """Write recipe.json: what was asked, the whole schedule in force, and what differs from the row's own."""
     recipe = {
         "request": asdict(request),
@@ -139,12 +317,12 @@ def write_recipe(
         "settings": {
             name: value for name, value in asdict(settings).items() if name not in ("folder", "resume")
         },
-        "schedule": plan.schedule.model_dump(),
-        "changes": [*set_by_hand, *plan.changes],
-        "updates": plan.iterations,
-        "updates_per_epoch": plan.updates_per_epoch,
-        "dataset": dataset.describe() | {"classes": list(dataset.classes)},
+        "schedule": task.plan.schedule.model_dump(),
+        "changes": task.lines,
+        "weights": task.weights,
+        "updates": task.plan.iterations,
+        "updates_per_epoch": task.plan.updates_per_epoch,
+        "dataset": task.dataset.describe() | {"classes": list(task.dataset.classes)},
     }
     settings.folder.mkdir(parents=True, exist_ok=True)
     (settings.folder / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-    return recipe

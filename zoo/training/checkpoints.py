@@ -20,7 +20,7 @@ from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.training.distributed import Process, bare, gather
 
 FORMAT = 1
-LAST = "last.pth"  # another name of the newest checkpoint
+LAST, BEST = "last.pth", "best.pth"  # other names of the newest checkpoint and of the best evaluated one
 _NAME = re.compile(r"^step_(\d{8})\.pth$")
 
 

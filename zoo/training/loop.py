@@ -128,7 +128,7 @@ def train_steps(
             images += len(batch[0])
         skipped = not _finite(terms, iteration, on_nonfinite, device)
         if not skipped:
-            _update(optimizer, scaler)
+            _update(optimizer, scaler, schedule.clip_norm)
         mark("update")
         yield StepRecord(iteration, rate, terms, images, skipped)
 
@@ -171,7 +171,14 @@ def _finite(terms: dict[str, float], iteration: int, on_nonfinite: str, device: 
     return not anywhere
 
 
-def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
+def _update(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, clip_norm: float | None
+) -> None:
+    if clip_norm is not None:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, clip_norm)
     if scaler is None:
         optimizer.step()
     else:

@@ -6,7 +6,7 @@ import csv
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,22 +14,20 @@ import torch
 
 from detection_zoo.zoo.training.loop import StepRecord
 
-FIXED = ("iteration", "epoch", "lr", "images", "seconds", "data_seconds", "skipped", "loss")
-
 
 class MetricsFile:
-    """metrics.csv: one line an update, `iteration` counts updates made; a resumed training goes on in it.
+    """A CSV file with one line an update or an evaluation; a resumed training goes on in it.
 
-    Columns: iteration, epoch, lr, images, seconds of the update and of waiting for its data, skipped (1 where
-    the update was left out), loss (the sum), then one column a loss term.
+    The first column, `iteration`, counts updates made. Floats are written so that they read back as the same
+    numbers.
 
     Args:
-        path: made with the first update.
+        path: made with the first line.
         start: updates made; later lines of an earlier process are dropped.
     """
 
     def __init__(self, path: Path, start: int = 0) -> None:
-        self.path, self._file, self._terms = path, None, []
+        self.path, self._file, self._columns = path, None, []
         if path.is_file():
             if start:
                 self._keep(start)
@@ -38,34 +36,27 @@ class MetricsFile:
 
     def _keep(self, start: int) -> None:
         with self.path.open(newline="", encoding="utf-8") as file:
-            lines = [line for line in csv.reader(file)]
+            lines = list(csv.reader(file))
+        if not lines:
+            return
         whole = [line for line in lines[1:] if len(line) == len(lines[0]) and int(line[0]) <= start]
         part = self.path.with_suffix(".part")
         with part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([lines[0], *whole])
         os.replace(part, self.path)
-        self._terms = lines[0][len(FIXED) :]
+        self._columns = lines[0]
 
-    def write(self, record: StepRecord, epoch: float, seconds: float, data_seconds: float) -> None:
-        """Add an update; floats are written so that they read back as the same numbers."""
+    def write(self, values: Mapping[str, float | int | str]) -> None:
+        """Add a line; the first one gives the columns."""
         if self._file is None:
-            new = not self.path.is_file()
+            new = not self._columns
             self._file = self.path.open("a", newline="", encoding="utf-8", buffering=1)
             if new:
-                self._terms = list(record.losses)
-                csv.writer(self._file).writerow([*FIXED, *self._terms])
+                self._columns = list(values)
+                csv.writer(self._file).writerow(self._columns)
         csv.writer(self._file).writerow(
-            [
-                record.iteration + 1,
-                f"{epoch:.4f}",
-                repr(record.learning_rate),
-                record.images,
-                f"{seconds:.4f}",
-                f"{data_seconds:.4f}",
-                int(record.skipped),
-                repr(record.total_loss),
-                *(repr(record.losses[name]) if name in record.losses else "" for name in self._terms),
-            ]
+            repr(value) if isinstance(value := values.get(name, ""), float) else value
+            for name in self._columns
         )
 
     def close(self) -> None:
@@ -73,6 +64,24 @@ class MetricsFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def update_line(
+    record: StepRecord, epoch: float, seconds: float, data_seconds: float
+) -> dict[str, float | int]:
+    """The columns of metrics.csv: rate, images, seconds of the update and of waiting for its data, skipped (1
+    where the update was left out), loss (the sum), then each loss term."""
+    return {
+        "iteration": record.iteration + 1,
+        "epoch": round(epoch, 4),
+        "lr": record.learning_rate,
+        "images": record.images,
+        "seconds": round(seconds, 4),
+        "data_seconds": round(data_seconds, 4),
+        "skipped": int(record.skipped),
+        "loss": record.total_loss,
+        **record.losses,
+    }
 
 
 class ProgressLine:

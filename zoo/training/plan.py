@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
+from detection_zoo.zoo.manifest import Schedule
 from detection_zoo.zoo.training.recipe import learning_rate, scale_schedule, total_iterations
 
 
@@ -16,8 +15,8 @@ class Wishes:
 
     batch: images of one forward pass over all processes; accumulate: forward passes an update; lr: rate for
     that batch; iterations, epochs: length; lr_steps: where the rate drops, in iterations (epochs where the
-    schedule counts epochs); warmup: iterations; scale_lr: rescale the schedule to the batch even where the
-    source's script does not.
+    schedule counts epochs); warmup: iterations; optimizer, policy, clip_norm: of the schedule; scale_lr:
+    rescale the schedule to the batch even where the source's script does not.
     """
 
     batch: int | None = None
@@ -28,6 +27,8 @@ class Wishes:
     lr_steps: tuple[int, ...] | None = None
     warmup: int | None = None
     optimizer: str | None = None
+    policy: str | None = None
+    clip_norm: float | None = None
     scale_lr: bool = False
 
 
@@ -49,15 +50,6 @@ class Plan:
     def epoch(self, iteration: int) -> float:
         """Epochs finished after so many updates."""
         return iteration / self.updates_per_epoch
-
-
-def schedule_of(entry: ModelEntry) -> Schedule:
-    """The row's own schedule; raises ManifestError where it names none."""
-    if entry.schedule is None:
-        raise ManifestError(
-            f"manifests/{entry.source}.toml: row {entry.name} names no schedule, so its training is unknown"
-        )
-    return load_manifests().schedules[entry.schedule]
 
 
 def plan_training(own: Schedule, wishes: Wishes, images: int) -> Plan:
@@ -91,8 +83,9 @@ def plan_training(own: Schedule, wishes: Wishes, images: int) -> Plan:
         updates["steps"] = list(wishes.lr_steps)
     if wishes.warmup is not None:
         updates |= {"warmup_iterations": wishes.warmup, "warmup_stop": None}
-    if wishes.optimizer is not None:
-        updates["optimizer"] = wishes.optimizer
+    for name in ("optimizer", "policy", "clip_norm"):
+        if getattr(wishes, name) is not None:
+            updates[name] = getattr(wishes, name)
     schedule = schedule.model_copy(update=updates)
     per_epoch = max(1, images // (batch * wishes.accumulate))
     return Plan(

@@ -158,7 +158,7 @@ def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """SGD or Adam over the model's trainable parameters, by the schedule's rules.
+    """SGD, Adam or AdamW over the model's trainable parameters, by the schedule's rules.
 
     Args:
         model: frozen parameters (requires_grad off) are left out.
@@ -173,9 +173,20 @@ def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimiz
     ]
     if not groups:
         raise ValueError("the model has no trainable parameter; nothing is left for an optimiser")
-    if schedule.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=schedule.lr)
+    if schedule.optimizer != "sgd":
+        kind = torch.optim.Adam if schedule.optimizer == "adam" else torch.optim.AdamW
+        return kind(groups, lr=schedule.lr)
     return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=schedule.nesterov)
+
+
+def training_mode(model: nn.Module, schedule: Schedule) -> nn.Module:
+    """Put a model into training mode; batch norms stay in evaluation mode where the schedule freezes them."""
+    model.train()
+    if schedule.freeze_norms:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.eval()
+    return model
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, rescale_momentum: bool = False) -> None:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from detection_zoo.zoo.data.loading import STOP_SIGNALS
 from detection_zoo.zoo.data.training_loader import TrainingLoader, is_lost_worker
 from detection_zoo.zoo.errors import CheckpointError, DatasetError
 from detection_zoo.zoo.training import checkpoints
 from detection_zoo.zoo.training.distributed import Process, anywhere, distribute
-from detection_zoo.zoo.training.loop import Stage, train_steps
-from detection_zoo.zoo.training.metrics_log import MetricsFile, ProgressLine
+from detection_zoo.zoo.training.loop import Stage, StepRecord, train_steps
+from detection_zoo.zoo.training.metrics_log import MetricsFile, ProgressLine, update_line
 from detection_zoo.zoo.training.plan import Plan
-from detection_zoo.zoo.training.recipe import build_optimizer
+from detection_zoo.zoo.training.recipe import build_optimizer, training_mode
+
+Say = Callable[[str], None]
+MOST_BACKS = 3  # returns to a checkpoint before a loss that is not finite ends the training
+METRICS, EVALUATIONS = "metrics.csv", "evaluations.csv"
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,12 @@ class Settings:
     """How a training runs, beside its plan.
 
     folder: checkpoints, metrics.csv and recipe.json; seed: of the stream of batches; save_every: updates
-    between checkpoints, 0 saves none; keep: checkpoints that stay; log_every: updates a line; precision:
-    float32 or autocast in another type; channels_last: layout of images and weights.
+    between checkpoints, 0 saves none; keep: checkpoints that stay; log_every: updates a line; eval_every:
+    updates between evaluations, None evaluates at the end alone, 0 never; precision: float32 or autocast in
+    another type; channels_last: layout of images and weights; ema: decay of a moving average of the weights,
+    which is evaluated in their place; on_nonfinite: what a loss that is not finite does; patience:
+    evaluations without a better one after which the training ends; time_limit_s: seconds after which it is
+    saved and ends.
     """
 
     folder: Path
@@ -39,19 +48,27 @@ class Settings:
     save_every: int = 1000
     keep: int = 2
     log_every: int = 20
+    eval_every: int | None = None
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     channels_last: bool = False
+    ema: float | None = None
+    on_nonfinite: Literal["stop", "skip", "back"] = "stop"
+    patience: int | None = None
+    time_limit_s: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """How a training ended: updates made, the last total loss, the last checkpoint, the signal that stopped
-    it."""
+    """How a training ended: updates made, the last total loss, the last checkpoint, why it stopped before its
+    end, mean seconds of an update, the last evaluation and the best one."""
 
     iterations: int
-    loss: float
-    checkpoint: Path | None
-    stopped_by: signal.Signals | None = None
+    loss: float = float("nan")
+    checkpoint: Path | None = None
+    stopped_by: str | None = None
+    seconds: float = float("nan")
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
 
 
 def start_of(folder: Path, resume: bool) -> Path | None:
@@ -69,106 +86,222 @@ def start_of(folder: Path, resume: bool) -> Path | None:
     return newest
 
 
-def train(
-    model: nn.Module,
-    loader: Callable[[int], TrainingLoader],
-    plan: Plan,
-    settings: Settings,
-    *,
-    entry: str,
-    process: Process,
-    say: Callable[[str], None],
-) -> Outcome:
-    """Train a model by a plan; it is saved every so many updates, at the end, and on a signal to stop.
+class Trainer:
+    """A model in training: its optimiser, averages, place in the stream, and the files of its folder.
 
     Args:
         model: on the CPU or on the process's device; it is changed.
         loader: batches from a place of the stream on.
         plan: schedule and length.
         settings: folder, saving, logging, precision.
-        entry: name of the row, kept in the checkpoints.
-        process: this process among all.
-        say: gets the progress lines.
-
-    Raises:
-        FloatingPointError: the loss is not finite. CheckpointError: the folder's checkpoint does not fit.
+        entry: name of the row; row: what else a checkpoint says of it.
+        process: this process among all; say: gets the progress lines of the first one.
+        evaluate: metrics of a model; all processes call it.
     """
-    model = model.to(process.device).train()
-    if settings.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, plan.schedule)
-    amp = None if settings.precision == "float32" else getattr(torch, settings.precision)
-    scaler = torch.amp.GradScaler(process.device.type) if amp is torch.float16 else None
-    newest = start_of(settings.folder, settings.resume)
-    start, stream = 0, {"seed": settings.seed, "world": process.world, "accumulate": plan.accumulate}
-    stream["batch"] = plan.schedule.images_per_batch
-    if newest is not None:
-        value = checkpoints.read(newest)
-        start = checkpoints.apply(
-            value, newest, model, optimizer, scaler=scaler, entry=entry, rank=process.rank
-        )
-        for text in _other_stream(value.get("stream", {}), stream):
-            say(f"warning: {text}; the order of images differs from the unbroken training's")
-        say(f"resumed from {newest.name}: {start} of {plan.iterations} updates are made")
-    log = MetricsFile(settings.folder / "metrics.csv", start) if process.main else None
-    line = ProgressLine(plan.iterations, start, settings.log_every, process.device, say)
 
-    def save(made: int) -> Path:
-        return checkpoints.save(
-            settings.folder,
-            model,
-            optimizer,
-            made,
-            scaler=scaler,
-            entry=entry,
-            keep=settings.keep,
-            process=process,
-            more={"stream": stream},
-        )
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Callable[[int], TrainingLoader],
+        plan: Plan,
+        settings: Settings,
+        *,
+        entry: str,
+        row: Mapping[str, Any],
+        process: Process,
+        say: Say,
+        evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+        observe: Callable[[Mapping[str, Any]], None] = lambda values: None,
+    ) -> None:
+        self.loader, self.plan, self.settings, self.entry = loader, plan, settings, entry
+        self.process, self.say, self.evaluate, self.observe = process, say, evaluate, observe
+        self.model = training_mode(model.to(process.device), plan.schedule)
+        if settings.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(self.model, plan.schedule)
+        self.amp = None if settings.precision == "float32" else getattr(torch, settings.precision)
+        half = self.amp is torch.float16
+        self.scaler = torch.amp.GradScaler(process.device.type) if half else None
+        self.ema = None
+        if settings.ema is not None:
+            average = get_ema_multi_avg_fn(settings.ema)
+            self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.stream = {
+            "seed": settings.seed,
+            "world": process.world,
+            "accumulate": plan.accumulate,
+            "batch": plan.schedule.images_per_batch,
+        }
+        self.row = dict(row)
+        self.done = Outcome(0)
+        self._unimproved, self._seconds, self._updates, self._backs = 0, 0.0, 0, 0
+        self.offset = 0  # batches of the stream that were passed over
+        newest = start_of(settings.folder, settings.resume)
+        if newest is not None:
+            self._restore(newest)
+        self.saved = self.done.iterations
 
-    clock = _Clock()
-    steps = train_steps(
-        distribute(model, process),
-        loader(start * plan.accumulate),
-        optimizer,
-        plan.schedule,
-        iterations=plan.iterations,
-        start=start,
-        iterations_per_epoch=plan.updates_per_epoch,
-        accumulate=plan.accumulate,
-        amp_dtype=amp,
-        scaler=scaler,
-        mark=clock.mark,
-        channels_last=settings.channels_last,
-    )
-    made, loss, saved, path = start, float("nan"), start, newest
-    with _stopping() as stop, _lost_workers_said():
-        for record in steps:
-            made, loss = record.iteration + 1, record.total_loss
-            seconds, data_seconds = clock.lap()
-            epoch = plan.epoch(made)
-            if log is not None:
-                log.write(record, epoch, seconds, data_seconds)
-            line.add(record, epoch, seconds, data_seconds)
-            if settings.save_every and made % settings.save_every == 0:
-                saved, path = made, save(made)
+    def _restore(self, path: Path) -> None:
+        value = checkpoints.read(path)
+        made = checkpoints.apply(
+            value,
+            path,
+            self.model,
+            self.optimizer,
+            scaler=self.scaler,
+            entry=self.entry,
+            rank=self.process.rank,
+        )
+        if self.ema is not None and value.get("averaged"):
+            self.ema.module.load_state_dict(value["averaged"])
+            self.ema.n_averaged.fill_(value["averaged_updates"])
+        before = value.get("stream", {})
+        for name in self.stream:
+            if before.get(name, self.stream[name]) != self.stream[name]:
+                self.say(
+                    f"warning: the checkpoint was made with {name} {before[name]}, this training has"
+                    f" {self.stream[name]}; the order of images differs from the unbroken training's"
+                )
+        self.done = Outcome(made, checkpoint=path, best=value.get("best"))
+        self._unimproved, self.offset = value.get("unimproved", 0), value.get("offset", 0)
+        self.say(f"resumed from {path.name}: {made} of {self.plan.iterations} updates are made")
+
+    def run(self) -> Outcome:
+        """Train to the end, or until something stops it; the state is saved then.
+
+        Raises:
+            FloatingPointError: the loss is not finite. CheckpointError: a checkpoint cannot be written.
+            DatasetError: an image cannot be read, or a process that loads data ended.
+        """
+        while True:
+            try:
+                return self._run()
+            except FloatingPointError as error:
+                saved = self.done.checkpoint
+                if self.settings.on_nonfinite != "back" or saved is None or self._backs == MOST_BACKS:
+                    kept = "" if saved is None else f"; {saved.name} is from before"
+                    raise FloatingPointError(f"{error}{kept}") from None
+                bad = self.done.iterations
+                self.say(f"{error}; back to {saved.name}, and on behind the batch that did it")
+                self._backs += 1
+                self._restore(saved)
+                self.offset += (bad + 1 - self.done.iterations) * self.plan.accumulate
+
+    def _run(self) -> Outcome:
+        start, settings, main = self.done.iterations, self.settings, self.process.main
+        log = MetricsFile(settings.folder / METRICS, start) if main else None
+        self.evaluations = MetricsFile(settings.folder / EVALUATIONS, start) if main else None
+        line = ProgressLine(self.plan.iterations, start, settings.log_every, self.process.device, self.say)
+        clock, begun = _Clock(), time.monotonic()
+        with _stopping() as stop, _lost_workers_said():
+            for record in self._steps(clock):
+                made = self.done.iterations = record.iteration + 1
+                self.done.loss = record.total_loss
+                if self.ema is not None and not record.skipped:
+                    self.ema.update_parameters(self.model)
+                seconds, data_seconds = clock.lap()
+                self._seconds, self._updates = self._seconds + seconds, self._updates + 1
+                if log is not None:
+                    values = update_line(record, self.plan.epoch(made), seconds, data_seconds)
+                    log.write(values)
+                    self.observe(values)
+                    line.add(record, self.plan.epoch(made), seconds, data_seconds)
+                late = settings.time_limit_s is not None and time.monotonic() - begun > settings.time_limit_s
+                reason = stop[0].name if stop else "the time limit" if late else ""
+                self._between(made)
+                if anywhere(bool(reason), self.process):
+                    self.done.stopped_by = reason or "another process"
+                elif settings.patience and self._unimproved >= settings.patience:
+                    self.done.stopped_by = f"{self._unimproved} evaluations without a better one"
+                if self.done.stopped_by is not None:
+                    break
                 clock.lap()
-            if anywhere(bool(stop), process):
-                break
-    if log is not None:
-        log.close()
-    if settings.save_every and saved != made:
-        path = save(made)
-    return Outcome(made, loss, path, stop[0] if stop and made < plan.iterations else None)
+        if settings.save_every and self.saved != self.done.iterations:
+            self.save()
+        for file in (log, self.evaluations):
+            if file is not None:
+                file.close()
+        if self.done.iterations >= self.plan.iterations:
+            self.done.stopped_by = None
+        if self._updates:
+            self.done.seconds = self._seconds / self._updates
+        return self.done
 
+    def _steps(self, clock: _Clock) -> Iterator[StepRecord]:
+        return train_steps(
+            distribute(self.model, self.process),
+            self.loader(self.done.iterations * self.plan.accumulate + self.offset),
+            self.optimizer,
+            self.plan.schedule,
+            iterations=self.plan.iterations,
+            start=self.done.iterations,
+            iterations_per_epoch=self.plan.updates_per_epoch,
+            accumulate=self.plan.accumulate,
+            amp_dtype=self.amp,
+            scaler=self.scaler,
+            on_nonfinite="skip" if self.settings.on_nonfinite == "skip" else "raise",
+            mark=clock.mark,
+            channels_last=self.settings.channels_last,
+        )
 
-def _other_stream(before: dict[str, int], now: dict[str, int]) -> list[str]:
-    """What of the stream of batches differs from the checkpoint's, one text each."""
-    return [
-        f"the checkpoint was made with {name} {before[name]}, this training has {now[name]}"
-        for name in now
-        if before.get(name, now[name]) != now[name]
-    ]
+    def _between(self, made: int) -> None:
+        """Evaluate and save where it is due."""
+        settings = self.settings
+        every, last = settings.eval_every, made == self.plan.iterations
+        best = False
+        if self.evaluate is not None and every != 0 and (last or every and made % every == 0):
+            best = self._evaluated(made)
+        if settings.save_every and (best or last or made % settings.save_every == 0):
+            path = self.save()
+            if best and self.process.main:
+                checkpoints.point_to(settings.folder / checkpoints.BEST, path)
+
+    def _evaluated(self, made: int) -> bool:
+        """Evaluate; whether it is the best so far. What is random in training goes on as if nothing was."""
+        device = self.process.device
+        state = checkpoints.random_state(device)
+        self.done.metrics = self.evaluate(self.model if self.ema is None else self.ema.module)
+        training_mode(self.model, self.plan.schedule)
+        checkpoints.set_random_state(state, device)
+        if not self.done.metrics:
+            return False
+        if self.evaluations is not None:
+            values = {"iteration": made, "epoch": round(self.plan.epoch(made), 4), **self.done.metrics}
+            self.evaluations.write(values)
+            self.observe(values)
+        name, value = next(iter(self.done.metrics.items()))
+        self.say(f"update {made}: {name} {value:.2f}")
+        if self.done.best is not None and value <= self.done.best["value"]:
+            self._unimproved += 1
+            return False
+        self._unimproved = 0
+        self.done.best = {"metric": name, "value": value, "iteration": made}
+        return True
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment; all processes call it."""
+        self.saved = self.done.iterations
+        averaged = self.ema is not None
+        self.done.checkpoint = checkpoints.save(
+            self.settings.folder,
+            self.model,
+            self.optimizer,
+            self.saved,
+            scaler=self.scaler,
+            entry=self.entry,
+            keep=self.settings.keep,
+            process=self.process,
+            more={
+                "stream": self.stream,
+                "row": self.row,
+                "best": self.done.best,
+                "unimproved": self._unimproved,
+                "offset": self.offset,
+                "averaged": self.ema.module.state_dict() if averaged else None,
+                "averaged_updates": int(self.ema.n_averaged) if averaged else 0,
+            },
+        )
+        return self.done.checkpoint
 
 
 class _Clock:
@@ -206,8 +339,7 @@ def _lost_workers_said() -> Iterator[None]:
 
 @contextmanager
 def _stopping() -> Iterator[list[signal.Signals]]:
-    """A list that gets the signal that asks to stop; a second one of the same kind ends the process at
-    once."""
+    """A list that gets the signal that asks to stop; a second one ends the process at once."""
     received: list[signal.Signals] = []
 
     def note(number: int, _: Any) -> None:

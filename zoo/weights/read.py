@@ -12,6 +12,7 @@ from detection_zoo.zoo.weights.pickle.source import shown
 
 # Where files keep the state dict beside an optimiser, a schedule and notes; the first that is there counts.
 CONTAINERS = (
+    "averaged",  # of this project's trainings, where the weights were averaged
     "blobs",
     "model",
     "state_dict",

@@ -1,0 +1,73 @@
+"""Accuracy of a model in training on a validation split, shared out over the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from detection_zoo.benchmarks.evaluation.accuracy import DetectionCollector
+from detection_zoo.benchmarks.measure.detection import detect_all
+from detection_zoo.benchmarks.run.subject import Subject
+from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.transforms import Preprocess
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.training.distributed import Process, anywhere, gather, share
+
+FIRST = ("mask_ap", "keypoint_ap", "voc_map", "box_ap")  # the metric that decides which checkpoint is best
+
+
+def validation_split(data: str) -> str | None:
+    """The form of `open_dataset` of the validation split beside training data; none where none is known."""
+    kind, _, rest = data.partition(":")
+    if kind == "shapes":
+        return "shapes:val"
+    if kind == "voc":
+        return f"voc:{rest.rpartition(':')[0]}:test"
+    if kind == "coco":
+        folder = rest if Path(rest).expanduser().is_dir() or ":" not in rest else rest.rpartition(":")[0]
+        for split in ("val2017", "val"):
+            if (Path(folder).expanduser() / "annotations" / f"instances_{split}.json").is_file():
+                return f"coco:{folder}:{split}"
+    return None
+
+
+def evaluator(
+    entry: ModelEntry, dataset: Dataset, process: Process, workers: int, say: Callable[[str], None]
+) -> Callable[[nn.Module], dict[str, float]]:
+    """A function from a model to its accuracy in percent, the deciding metric first; every process calls it
+    and gets the same. Nothing is given for a model whose outputs are not finite.
+
+    Args:
+        entry: the row as it is trained.
+        dataset: the validation images.
+        process: each looks at its share of the images.
+        workers: processes that load data.
+        say: gets why there is no number.
+    """
+    indices = list(share(len(dataset), process))
+    part = dataset if process.world == 1 else dataset.subset([dataset.image_id(i) for i in indices])
+    spec = BenchmarkSpec(groups=("ap",), device=process.device.type, workers=workers)
+    preprocess = Preprocess.from_conventions(entry.conventions.image)
+
+    def measure(model: nn.Module) -> dict[str, float]:
+        subject = Subject(entry, model, preprocess, torch.device(process.device), part)
+        found, problem = [], ""
+        try:
+            found = [(indices[place], detections) for place, detections in detect_all(subject, spec)]
+        except FloatingPointError as error:
+            problem = str(error)
+        if anywhere(bool(problem), process):
+            say(f"warning: not evaluated: {problem or 'outputs of another process are not finite'}")
+            return {}
+        collector = DetectionCollector(dataset, inclusive=subject.inclusive)
+        for index, detections in sorted(gather(found, process), key=lambda item: item[0]):
+            collector.add(index, detections)
+        metrics = collector.evaluate().metrics
+        first = next((name for name in FIRST if name in metrics), None)
+        return ({first: metrics[first]} if first else {}) | metrics
+
+    return measure

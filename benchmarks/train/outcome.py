@@ -1,0 +1,124 @@
+"""What a finished training leaves behind beside its checkpoints: the table of the sources' READMEs, curves,
+TensorBoard events."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from detection_zoo.benchmarks.tabular import Table, render
+from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.training.distributed import Process
+from detection_zoo.zoo.training.metrics_log import peak_mib
+from detection_zoo.zoo.training.plan import Plan
+from detection_zoo.zoo.training.trainer import EVALUATIONS, METRICS, Outcome
+
+COLUMNS = ["model", "GPUs", "batch", "lr", "lr_decay", "max_epoch", "speed/epoch", "memory/GPU", "mAP"]
+
+
+def result_table(name: str, plan: Plan, done: Outcome, process: Process) -> Table:
+    """The run in the columns of the sources' READMEs; every value is the run's own.
+
+    lr_decay and max_epoch count epochs; speed is the mean time of an update times the updates of an epoch;
+    memory is the peak of the first process: allocated on a GPU, resident on a CPU.
+    """
+    schedule = plan.schedule
+    scale = 1 if schedule.epochs is not None else plan.updates_per_epoch
+    steps = [f"{step / scale:.3g}" for step in schedule.steps]
+    devices = f"{process.world} {'GPU' if process.device.type == 'cuda' else 'CPU'}"
+    known = done.seconds == done.seconds
+    speed = timedelta(seconds=round(done.seconds * plan.updates_per_epoch)) if known else "-"
+    accuracy = next((f"{value:.1f} ({key})" for key, value in done.metrics.items()), "-")
+    row = [
+        *(name, devices, str(schedule.images_per_batch * plan.accumulate), f"{schedule.lr:g}"),
+        *(", ".join(steps) or "-", f"{plan.epoch(done.iterations):.3g}", str(speed)),
+        *(f"{peak_mib(process.device):.0f} MiB", accuracy),
+    ]
+    return Table(COLUMNS, [row], name="training", title=f"{name}: training")
+
+
+def write_results(folder: Path, table: Table) -> str:
+    """Write results.md; its text."""
+    text = render([table], "markdown").rstrip("\n")
+    (folder / "results.md").write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def write_curves(folder: Path) -> Path | None:
+    """Draw curves.svg of metrics.csv and evaluations.csv: loss, rate, accuracy; none without matplotlib."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return None
+    updates, evaluations = _columns(folder / METRICS), _columns(folder / EVALUATIONS)
+    if not updates:
+        return None
+    with matplotlib.rc_context({"svg.hashsalt": "detection-zoo", "svg.fonttype": "none", "font.size": 8}):
+        figure = Figure(figsize=(7, 2.4 * (3 if evaluations else 2)), layout="constrained")
+        axes = figure.subplots(3 if evaluations else 2, 1, sharex=True)
+        axes[0].plot(updates["iteration"], updates["loss"], lw=0.5, alpha=0.4, color="#0072b2")
+        axes[0].plot(updates["iteration"], smoothed(updates["loss"]), color="#0072b2")
+        axes[0].set_ylabel("loss")
+        shown = [updates["loss"], updates["lr"]]
+        axes[1].plot(updates["iteration"], updates["lr"], color="#009e73")
+        axes[1].set_ylabel("learning rate")
+        if evaluations:
+            name = next(key for key in evaluations if key not in ("iteration", "epoch"))
+            axes[2].plot(evaluations["iteration"], evaluations[name], "o-", color="#d55e00")
+            axes[2].set_ylabel(f"{name}, %")
+            shown.append(evaluations[name])
+        axes[-1].set_xlabel("updates")
+        # without limits, one large number has no end of ticks
+        axes[-1].set_xlim(0, updates["iteration"][-1])
+        for axis, values in zip(axes, shown, strict=True):
+            axis.set_ylim(0, 1.05 * max([v for v in values if math.isfinite(v)], default=1) or 1)
+        content = io.BytesIO()
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    path = folder / "curves.svg"
+    path.write_bytes(content.getvalue())
+    return path
+
+
+def smoothed(values: list[float], window: int = 20) -> list[float]:
+    """Running means over the last `window` values."""
+    return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+
+
+def _columns(path: Path) -> dict[str, list[float]]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    names = lines[0] if lines else ()
+    return {name: [float(line[name] or "nan") for line in lines] for name in names}
+
+
+def event_writer(folder: Path) -> tuple[Callable[[Mapping[str, Any]], None], Callable[[], None]]:
+    """What writes the lines of metrics.csv and evaluations.csv as TensorBoard events, and what ends it.
+
+    Tags are the columns' names, `total_loss` for the sum.
+
+    Raises:
+        ManifestError: the package tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        raise ManifestError(
+            "--tensorboard needs the package tensorboard: pip install 'detection-zoo[tensorboard]'"
+        ) from None
+    writer = SummaryWriter(str(folder / "events"))
+
+    def observe(values: Mapping[str, Any]) -> None:
+        step = int(values["iteration"])
+        for name, value in values.items():
+            if name not in ("iteration", "images", "skipped"):
+                writer.add_scalar("total_loss" if name == "loss" else name, value, step)
+
+    return observe, writer.close

@@ -1,0 +1,59 @@
+"""A row as a training of this project changed it: other classes, other settings. No torch until a file is
+read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detection_zoo.zoo.errors import CheckpointError
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.settings import with_settings, with_value
+
+ROW = "row"  # of a training checkpoint: what differs from the manifest's row
+
+
+def row_classes(entry: ModelEntry) -> tuple[str, ...]:
+    """The names of a row's classes by label; empty where the manifests do not say them."""
+    return tuple(entry.class_names or load_manifests().datasets[entry.dataset].classes)
+
+
+def with_classes(entry: ModelEntry, classes: Sequence[str]) -> ModelEntry:
+    """The row for other classes: as many outputs as there are classes, in their order."""
+    changed = entry.model_copy(update={"classes": len(classes), "class_names": list(classes)})
+    ssd = entry.conventions.ssd if entry.conventions is not None else None
+    if ssd is not None and ssd.channels == "coco_ids":
+        changed = with_value(changed, "ssd.channels", "dense")
+    return changed
+
+
+def row_of_checkpoint(entry: ModelEntry, weights: str) -> ModelEntry:
+    """The row as a training checkpoint was trained: its classes and settings; the row itself for other
+    weights.
+
+    Args:
+        weights: what `build_model` takes.
+    """
+    import torch
+
+    from detection_zoo.zoo.weights.pickle.safe import file_kind
+
+    if weights in ("random", "published"):
+        return entry
+    path = Path(weights)
+    if not path.is_file() or file_kind(path) != "torch zip":
+        return entry
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # noqa: BLE001 - whatever it is, the reader of weights says what is wrong with it
+        return entry
+    trained = value.get(ROW) if isinstance(value, dict) else None
+    if not trained:
+        return entry
+    if value["entry"] != entry.name:
+        raise CheckpointError(f"{path}: a training of {value['entry']!r}, not of {entry.name!r}")
+    if trained["classes"] is not None:
+        entry = with_classes(entry, trained["classes"])
+    schedule = next(iter(load_manifests().schedules.values()))
+    settings = [text for text in trained["settings"] if not text.startswith("schedule.")]
+    return with_settings(entry, schedule, settings)[0]

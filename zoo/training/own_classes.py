@@ -1,0 +1,92 @@
+"""A row for the classes of one's own data: its head is rebuilt, everything else of its weights is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from detection_zoo.zoo.build import build_model, load_row_weights, own_weights
+from detection_zoo.zoo.errors import CheckpointError
+from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.weights.load import checkpoint_format as format_named
+from detection_zoo.zoo.weights.load import format_of_file
+from detection_zoo.zoo.weights.rename import account, listed
+
+
+def load_rest(
+    model: nn.Module, entry: ModelEntry, weights: str, checkpoint_format: str | None = None
+) -> list[str]:
+    """Load the tensors that fit of the row's published weights, or of a file; the others keep their initial
+    values.
+
+    Args:
+        model: of the row with other classes.
+        entry: that row.
+        weights: "published", or the path of a file.
+        checkpoint_format: of a file; default: this project's own, or that of the row's own weights.
+
+    Returns:
+        names of the tensors that were left out because their shape is another.
+
+    Raises:
+        CheckpointError: the file lacks tensors, has others, or fits in less than half.
+    """
+    if weights == "published":
+        from detection_zoo.zoo.weights.convert import read_arrays
+        from detection_zoo.zoo.weights.fetch.cache import WeightCache
+
+        spec = own_weights(entry)
+        arrays, path = read_arrays(spec, WeightCache(), entry.name)
+        name = spec.format
+    else:
+        path = Path(weights)
+        stated = [spec.format for spec in entry.trained_weights]
+        whole = build_model(load_manifests().entry(entry.name), device="meta")  # with the file's classes
+        name = checkpoint_format or format_of_file(whole, path, stated[0] if stated else None)
+        arrays = format_named(name).read(path)
+    where = f"{path} ({name}) for row {entry.name}"
+    translation = format_named(name).translate(dict(arrays))
+    tensors = model.state_dict(keep_vars=True)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    report = account(translation, shapes, where, lambda array: tuple(array.shape))
+    if report.missing or report.unexpected:
+        report.require_complete()
+    left_out = [key for key, _, _ in report.wrong_shape]
+    if len(left_out) >= len(report.matched):
+        raise CheckpointError(
+            f"{where}: {len(left_out)} of {len(shapes)} tensors are of another shape; is it a file of this"
+            " row? Nothing was loaded"
+        )
+    with torch.no_grad():
+        for key in report.matched:
+            tensors[key].copy_(torch.as_tensor(translation.state[key]))
+    return left_out
+
+
+def left_out_text(names: Sequence[str]) -> str:
+    """One line on the tensors that were left out."""
+    return f"head rebuilt; {len(names)} tensors of the weights are left out: {listed(names)}"
+
+
+def build_for(
+    entry: ModelEntry, weights: str, own: bool, checkpoint_format: str | None = None
+) -> tuple[nn.Module, list[str]]:
+    """The row's model with weights to start from, and the names that were left out.
+
+    Args:
+        entry: the row, for the classes that are trained on.
+        weights: what `build_model` takes.
+        own: those classes are not the row's.
+        checkpoint_format: of a file, where it is not the row's own.
+    """
+    model, left_out = build_model(entry), []
+    if weights == "random":
+        return model, left_out
+    if own:
+        left_out = load_rest(model, entry, weights, checkpoint_format)
+    else:
+        load_row_weights(model, entry, weights, checkpoint_format)
+    return model, left_out
