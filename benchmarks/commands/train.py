@@ -102,6 +102,9 @@ def train(
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="layout of images and weights: NHWC")
     ] = False,
+    sync_bn: Annotated[
+        bool, typer.Option("--sync-bn", help="statistics of batch norms over all processes")
+    ] = False,
     workers: Annotated[int, typer.Option(min=0, help="processes that load data, each process's own")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="of one operator on a CPU")] = None,
     device: DEVICE = "auto",
@@ -151,6 +154,7 @@ def train(
         precision=precision,
         channels_last=channels_last,
         eval_every=eval_every,
+        sync_bn=sync_bn,
         ema=ema,
         on_nonfinite=on_nan,
         patience=patience,

@@ -135,7 +135,7 @@ class MultiBoxLoss:
             chosen = positive | mine_negatives(
                 self._hardness(logits, target), positive, negatives=self.negatives
             )
-        count = positive.sum().clamp(min=1)
+        count = positives_of_a_process(positive.sum())
         box = functional.smooth_l1_loss(offsets[positive], target_offsets[positive], reduction="sum")
         return {
             "loss_box": box / count,
@@ -156,6 +156,23 @@ class MultiBoxLoss:
                 logits[:, 1:], _one_hot(logits, target), reduction="sum"
             )
         return functional.cross_entropy(logits, target, reduction="sum")
+
+
+def positives_of_a_process(count: Tensor) -> Tensor:
+    """The divisor of the losses: the positives of the whole batch over all processes, shared out evenly (so
+    that averaged gradients are those of the whole batch, as of the source's scattered module).
+
+    Args:
+        count: scalar, the positives of this process.
+
+    Returns:
+        scalar, at least one over all processes.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return count.clamp(min=1)
+    total = count.float()
+    torch.distributed.all_reduce(total)
+    return total.clamp(min=1) / torch.distributed.get_world_size()
 
 
 def _one_hot(logits: Tensor, target: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ class Settings:
     folder: checkpoints, metrics.csv and recipe.json; seed: of the stream of batches; save_every: updates
     between checkpoints, 0 saves none; keep: checkpoints that stay; log_every: updates a line; eval_every:
     updates between evaluations, None evaluates at the end alone, 0 never; precision: float32 or autocast in
-    another type; channels_last: layout of images and weights; ema: decay of a moving average of the weights,
+    another type; channels_last: layout of images and weights; sync_bn: statistics of batch
+    norms over all processes; ema: decay of a moving average of the weights,
     which is evaluated in their place; on_nonfinite: what a loss that is not finite does; patience:
     evaluations without a better one after which the training ends; time_limit_s: seconds after which it is
     saved and ends.
@@ -51,6 +52,7 @@ class Settings:
     eval_every: int | None = None
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     channels_last: bool = False
+    sync_bn: bool = False
     ema: float | None = None
     on_nonfinite: Literal["stop", "skip", "back"] = "stop"
     patience: int | None = None
@@ -115,6 +117,10 @@ class Trainer:
     ) -> None:
         self.loader, self.plan, self.settings, self.entry = loader, plan, settings, entry
         self.process, self.say, self.evaluate, self.observe = process, say, evaluate, observe
+        if settings.sync_bn and process.world > 1:
+            if process.device.type != "cuda":
+                raise ValueError("--sync-bn needs GPUs: torch has no such norm for a CPU")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = training_mode(model.to(process.device), plan.schedule)
         if settings.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -186,6 +192,16 @@ class Trainer:
                 self._backs += 1
                 self._restore(saved)
                 self.offset += (bad + 1 - self.done.iterations) * self.plan.accumulate
+            except RuntimeError as error:
+                if self.process.world == 1:
+                    raise
+                saved = self.done.checkpoint
+                kept = "there is no checkpoint" if saved is None else f"go on from {saved.name} by --resume"
+                raise RuntimeError(
+                    f"process {self.process.rank} of {self.process.world} ended after update"
+                    f" {self.done.iterations}: {str(error).splitlines()[0]} (where another process ended, its"
+                    f" own message says why); {kept}"
+                ) from error
 
     def _run(self) -> Outcome:
         start, settings, main = self.done.iterations, self.settings, self.process.main
