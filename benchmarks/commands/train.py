@@ -183,6 +183,8 @@ def train(
     except (ValueError, RuntimeError, ArithmeticError) as error:
         say(f"error: {error}")
         raise typer.Exit(1) from None
+    if os.environ.get("RANK", "0") != "0":  # the first of several processes prints
+        return
     emit(asdict(done) | {"checkpoint": done.checkpoint and str(done.checkpoint)}, as_json, table)
     say(
         f"{row}: {done.iterations} updates, loss {done.loss:.4g}"

@@ -4,7 +4,7 @@ resident set on a CPU."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,11 +51,17 @@ def memory_metric(use: str, name: str) -> str:
 
 
 @contextmanager
-def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
-    """Find the peak memory of a block; on a GPU what was cached before is given back first."""
+def peak_memory(device: torch.device, polled: bool = True) -> Iterator[PeakMemory]:
+    """Find the peak memory of a block; on a GPU what was cached before is given back first.
+
+    Args:
+        device: whose memory.
+        polled: a thread reads the GPU's process figure during the block; otherwise it is read once after it,
+            and nothing runs beside the block.
+    """
     peak = PeakMemory()
     if device.type == "cuda":
-        with _gpu_peak(device, peak):
+        with _gpu_peak(device, peak, polled):
             yield peak
     else:
         peak.absent = dict.fromkeys(ON_GPU, "measured on a CPU, where there is no GPU memory")
@@ -64,7 +70,7 @@ def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
 
 
 @contextmanager
-def _gpu_peak(device: torch.device, peak: PeakMemory) -> Iterator[None]:
+def _gpu_peak(device: torch.device, peak: PeakMemory, polled: bool) -> Iterator[None]:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     gpu, seen = None, []
@@ -80,7 +86,7 @@ def _gpu_peak(device: torch.device, peak: PeakMemory) -> Iterator[None]:
         if held_mib:
             seen.append((held_mib, held_mib - torch.cuda.memory_reserved(device) / 2**20))
 
-    with ticking(read, PERIOD_S / 5, "memory"):
+    with ticking(read, PERIOD_S / 5, "memory") if polled else nullcontext():
         yield
         torch.cuda.synchronize(device)
     read()

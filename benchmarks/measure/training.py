@@ -19,15 +19,12 @@ from detection_zoo.benchmarks.run.subject import Subject, images_in_epoch
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
 from detection_zoo.benchmarks.statistics import mean_interval, summarise
 from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
-from detection_zoo.zoo.data.targets import TargetRules
-from detection_zoo.zoo.data.training_images import TrainingBatches
+from detection_zoo.zoo.data.training_loader import training_loader
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import Schedule, load_manifests
-from detection_zoo.zoo.training.loop import endless, train_steps
-from detection_zoo.zoo.training.recipe import build_optimizer
-
-MIN_VISIBLE_KEYPOINTS = 10  # of an image that keypoint training uses, in every source
+from detection_zoo.zoo.training.loop import train_steps
+from detection_zoo.zoo.training.plan import Wishes, plan_training
+from detection_zoo.zoo.training.recipe import build_optimizer, training_mode
 
 
 def why_no_training(subject: Subject) -> str:
@@ -44,38 +41,19 @@ def schedule_of(subject: Subject) -> Schedule:
     return load_manifests().schedules[subject.entry.schedule]
 
 
-def target_rules(subject: Subject) -> TargetRules:
-    """Which objects the row trains on."""
-    keypoints = MIN_VISIBLE_KEYPOINTS if subject.dataset.keypoint_names else 0
-    if subject.entry.conventions is not None and subject.entry.conventions.targets is not None:
-        return TargetRules.from_conventions(
-            subject.entry.conventions.targets, min_visible_keypoints=keypoints
-        )
-    return TargetRules(inclusive=subject.inclusive, min_visible_keypoints=keypoints)
-
-
-def augmentation(subject: Subject) -> SSDAugmentation | None:
-    """SSD's augmentation where the row's conventions ask for it; none: a flip."""
-    targets = subject.entry.conventions.targets if subject.entry.conventions is not None else None
-    return (
-        SSDAugmentation(subject.preprocess) if targets is not None and targets.augmentation == "ssd" else None
-    )
-
-
 def batches_of(subject: Subject, dataset: Dataset, spec: BenchmarkSpec, schedule: Schedule) -> Iterator[Any]:
-    """Endless training batches, loaded as in training."""
-    batches = TrainingBatches(
-        dataset,
-        subject.preprocess,
-        target_rules(subject),
-        images_per_batch=spec.train_images_per_step,
-        seed=spec.seed,
-        short_sides=schedule.short_sides,
-        augmentation=augmentation(subject),
-        workers=spec.workers,
-        pin_memory=subject.device.type == "cuda",
+    """Endless training batches, loaded as `train` loads them."""
+    return iter(
+        training_loader(
+            subject.entry,
+            dataset,
+            batch=spec.train_images_per_step,
+            seed=spec.seed,
+            workers=spec.workers,
+            schedule=schedule,
+            pin_memory=subject.device.type == "cuda",
+        )
     )
-    return endless(batches)
 
 
 def measure_training(
@@ -85,7 +63,8 @@ def measure_training(
     spec: BenchmarkSpec,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Measurement], dict[str, str]]:
-    """Peak memory, step time and epoch time of training; the model's weights change.
+    """Peak memory, step time and epoch time of the step that `train` makes, at the recipe's rate for its
+    batch; the model's weights change.
 
     Args:
         subject: model on its device.
@@ -99,7 +78,8 @@ def measure_training(
     Raises:
         FloatingPointError: no step had a finite loss.
     """
-    schedule, model = schedule_of(subject), subject.model.train()
+    plan = plan_training(schedule_of(subject), Wishes(batch=spec.train_images_per_step), len(dataset))
+    schedule, model = plan.schedule, training_mode(subject.model, plan.schedule)
     optimizer = build_optimizer(model, schedule)
     amp = None if spec.dtype == "float32" else getattr(torch, spec.dtype)
     steps = train_steps(
@@ -108,11 +88,12 @@ def measure_training(
         optimizer,
         schedule,
         iterations=spec.train_warm_up_steps + spec.train_steps,
-        iterations_per_epoch=max(1, len(dataset) // spec.train_images_per_step),
+        iterations_per_epoch=plan.updates_per_epoch,
         amp_dtype=amp,
+        scaler=torch.amp.GradScaler(subject.device.type) if amp is torch.float16 else None,
         on_nonfinite="skip",
     )
-    with peak_memory(subject.device) as peak:
+    with peak_memory(subject.device, polled=False) as peak:
         seconds, skipped = _timed(steps, subject, spec, heartbeat)
     if skipped == spec.train_warm_up_steps + len(seconds):
         raise FloatingPointError(
