@@ -276,11 +276,10 @@ def test_timings_that_bench_kernels_stores_are_read_and_keep_every_sample(
     from detection_zoo.benchmarks.measure import kernel_speed
 
     answer = torch.tensor([1])
-    case = kernel_speed.Case(
-        "nothing much", lambda: answer, lambda: answer, lambda: answer, 0.0, on_cpu="cpu"
-    )
-    monkeypatch.setattr(kernel_speed, "_nms_cases", lambda device, on_gpu: [case])
-    monkeypatch.setattr(kernel_speed, "_pooling_cases", lambda device, on_gpu: [])
+    case = kernel_speed.Case("nothing much", lambda: answer, lambda: answer, lambda: answer, 0.0)
+    monkeypatch.setattr(kernel_speed, "nms_cases", lambda device, on_gpu: [case])
+    for others in ("soft_nms_cases", "pooling_cases"):
+        monkeypatch.setattr(kernel_speed, others, lambda *given: [])
     assert kernel_speed.report("cpu", store=tmp_path / "kernels") == 0
     (found,), problems = stored_timings(tmp_path / "runs")
     (one,) = found.cases
