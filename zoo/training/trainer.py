@@ -193,6 +193,11 @@ class Trainer:
                 self._restore(saved)
                 self.offset += (bad + 1 - self.done.iterations) * self.plan.accumulate
             except RuntimeError as error:
+                if is_lost_worker(error):
+                    raise DatasetError(
+                        f"a process that loads data ended ({str(error).splitlines()[0]}); memory may have run"
+                        " out: use fewer --workers, or 0 to see the error itself"
+                    ) from error
                 if self.process.world == 1:
                     raise
                 saved = self.done.checkpoint
@@ -209,7 +214,7 @@ class Trainer:
         self.evaluations = MetricsFile(settings.folder / EVALUATIONS, start) if main else None
         line = ProgressLine(self.plan.iterations, start, settings.log_every, self.process.device, self.say)
         clock, begun = _Clock(), time.monotonic()
-        with _stopping() as stop, _lost_workers_said():
+        with _stopping() as stop:
             for record in self._steps(clock):
                 made = self.done.iterations = record.iteration + 1
                 self.done.loss = record.total_loss
@@ -338,19 +343,6 @@ class _Clock:
         seconds, data = now - self._start, self._data
         self._start, self._last, self._data = now, now, 0.0
         return seconds, data
-
-
-@contextmanager
-def _lost_workers_said() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_lost_worker(error):
-            raise
-        raise DatasetError(
-            f"a process that loads data ended ({str(error).splitlines()[0]}); memory may have run out: use"
-            " fewer --workers, or 0 to see the error itself"
-        ) from error
 
 
 @contextmanager
