@@ -4,6 +4,7 @@ folder of single steps."""
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -17,7 +18,8 @@ from detection_zoo.zoo.conventions import ImageConventions, SSDConventions
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.ssd import SSD
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
-from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, recorded_difference
+from detection_zoo.zoo.parity.gates import GATE_GAP, flipped, gates_as_recorded
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS
@@ -276,42 +278,65 @@ class _Folder:
 
     def _training(self) -> None:
         images = torch.from_numpy(listed_input(self.meta["inputs"]["e and f"])).to(self.dtype)
-        sizes, targets, step = (
-            torch.tensor([images.shape[2:]] * len(images)),
-            self._targets(),
-            self.meta["sgd_step"],
-        )
+        sizes, targets = torch.tensor([images.shape[2:]] * len(images)), self._targets()
         with torch.no_grad():
             self._losses("e", self.model.losses(images, sizes, targets))
-        decay = step["weight_decay"]
-        optimizer = build_optimizer(
-            self.model,
-            Schedule(
-                images_per_batch=len(images),
-                lr=step["lr"],
-                momentum=step["momentum"],
-                weight_decay=decay,
-                weight_decay_bias=decay,
-            ),
+        start = copy.deepcopy(self.model)
+        self._step(images, sizes, targets, {})
+        extras = [name for name in self._recorded("f.grad.extras.") if name.endswith(".weight")]
+        extras += [f"{name}.inner" for name in extras if f"{name}.inner" in self.reference.recorded]
+
+        def excess(model: nn.Module) -> float:
+            return max((self._excess(name, model) for name in extras), default=0.0)
+
+        if excess(self.model) <= 1:
+            return
+        units = gates_as_recorded(
+            start, images, lambda model: sum(model.losses(images, sizes, targets).values()), excess
         )
+        if units:
+            self.model = start
+            self._step(images, sizes, targets, units)
+            self.reference.notes.append(
+                f"f.grad, f.after: {sum(int(u.sum()) for u in units.values())} ReLU units of the extra"
+                f" layers, whose input is within {GATE_GAP:g} of zero (of the layer's largest) in double"
+                " precision, are open or closed as recorded"
+            )
+
+    def _excess(self, name: str, model: nn.Module) -> float:
+        """How often a gradient of the model's differs by its tolerance."""
+        whole = name.removesuffix(".inner")
+        value = model.get_parameter(self.names[whole.removeprefix("f.grad.")]).grad
+        value = value[..., 1:, 1:] if whole != name else value
+        kept = self.reference.recorded[name]
+        return recorded_difference(value.detach().numpy(), kept) / self.done[name].tolerance
+
+    def _step(self, images: Tensor, sizes: Tensor, targets: list[Target], flips: dict[int, Tensor]) -> None:
+        """One update; flips: by number of an extra layer, the units (N, C, H, W) whose input changes sign."""
+        step = self.meta["sgd_step"]
+        decay = step["weight_decay"]
+        schedule = Schedule(
+            images_per_batch=len(images),
+            lr=step["lr"],
+            momentum=step["momentum"],
+            weight_decay=decay,
+            weight_decay_bias=decay,
+        )
+        optimizer = build_optimizer(self.model, schedule)
         self.model.train()
-        losses = self.model(images, sizes, targets)
-        self._losses("f", losses)
-        sum(losses.values()).backward()
-        for name in [
-            name
-            for name in self.reference.recorded
-            if name.startswith("f.grad.") and not name.endswith(".inner")
-        ]:
+        with flipped(self.model.pyramid.extras, flips):
+            losses = self.model(images, sizes, targets)
+            self._losses("f", losses)
+            sum(losses.values()).backward()
+        for name in self._recorded("f.grad."):
             self._keep(name, self.model.get_parameter(self.names[name.removeprefix("f.grad.")]).grad)
         optimizer.step()
         state = self.model.state_dict()
-        for name in [
-            name
-            for name in self.reference.recorded
-            if name.startswith("f.after.") and not name.endswith(".inner")
-        ]:
+        for name in self._recorded("f.after."):
             self._keep(name, state[self.names[name.removeprefix("f.after.")]])
+
+    def _recorded(self, prefix: str) -> list[str]:
+        return [n for n in self.reference.recorded if n.startswith(prefix) and not n.endswith(".inner")]
 
     def _losses(self, letter: str, losses: dict[str, Tensor]) -> None:
         self._keep(f"{letter}.loss_l", losses["loss_box"])
