@@ -204,7 +204,9 @@ def test_settings_are_checked() -> None:
         ManifestError, match="image.channel_order: Input should be 'rgb' or 'bgr', but it is 'grb'"
     ):
         with_value(entry, "image.channel_order", "grb")
-    with pytest.raises(ManifestError, match="'padding' is no field; write SECTION.FIELD=VALUE"):
+    with pytest.raises(
+        ManifestError, match=r"'padding' is no field \(did you mean 'pooling'\?\); write SECTION.FIELD=VALUE"
+    ):
         with_value(entry, "padding", "same")
     with pytest.raises(ManifestError, match="write SECTION.FIELD=VALUE"):
         parse_setting("padding")

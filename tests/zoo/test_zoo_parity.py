@@ -160,12 +160,12 @@ def test_a_row_that_departs_from_the_recorded_settings_is_named(tmp_path: Path) 
     settings["SOLVER"]["GAMMA"] = 0.2
     notes = parity(copied(RETINA, tmp_path, settings=settings)).notes
     asked = parity(tmp_path / RETINA, row="retinanet_resnet50_fpn_1x.maskrcnn_benchmark")
-    assert asked.notes[0].endswith(".rule: built as the row says")
+    assert asked.notes[0].endswith(".detection_rule, .rule: built as the row says")
     with pytest.raises(CheckpointError, match="the model needs, and the file has not"):
         parity(tmp_path / RETINA, row="faster_rcnn_vovnet39_fpn_2x.vovnet")
     assert (
         len(notes) == 2
-        and "departs from the recorded settings in .rule" in notes[0]
+        and "departs from the recorded settings in .detection_rule, .rule" in notes[0]
         and "solver settings" in notes[1]
     )
 
@@ -328,7 +328,7 @@ def test_departures_see_single_numbers() -> None:
     other = entry.model_copy(update={"conventions": entry.conventions.model_copy(update={"boxes": boxes})})
     with torch.device("meta"):
         assert list(departures(assemble(entry), assemble(entry))) == []
-        assert list(departures(assemble(entry), assemble(other))) == [".coder"]
+        assert list(departures(assemble(entry), assemble(other))) == [".coder", ".sampler"]
         frozen = entry.model_copy(update={"backbone": entry.backbone.model_copy(update={"freeze_at": 1})})
         assert all(name.startswith("backbone.stem") for name in departures(assemble(entry), assemble(frozen)))
     assert schedule_from_settings(reference.meta["settings"]) == load_manifests().schedules["vovnet_2x"]

@@ -159,6 +159,7 @@ def _conventions(settings: Settings, kind: str, detector: str) -> dict[str, Any]
     pixels = settings["INPUT"]
     shape: dict[str, Any] = {
         "image": {
+            "through_fractions": True,  # ToTensor, then times 255
             "channel_order": "bgr" if pixels["TO_BGR255"] else "rgb",
             "value_range": "0..255" if pixels["TO_BGR255"] else "0..1",
             "mean": pixels["PIXEL_MEAN"],
