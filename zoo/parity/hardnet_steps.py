@@ -356,7 +356,7 @@ def _schedules(reference: Reference) -> Outputs:
     found: Outputs = {f"schedule.{name}.lr": _rates(*plan, said[name]["lr"]) for name, plan in plans.items()}
     for name, (plan, size) in list(plans.items())[:2]:
         found[f"schedule.{name}.plan"] = _number(
-            [plan.epochs, *plan.steps, total_iterations(plan, size)],
+            [plan.epochs, *plan.steps, total_iterations(plan, size) - plan.extra_iterations],  # max_iter
             [said[name]["epochs"], *said[name]["steps"], said[name]["epochs"] * size],
         )
     found["schedule.coco_resumed_at_100"] = Skip(
