@@ -21,7 +21,7 @@ def evaluate(
     images: IMAGES = None,
     as_json: JSON = False,
     kind: Annotated[
-        Literal["bbox", "segm", "keypoints"] | None, typer.Option(help="default: told by the file")
+        Literal["bbox", "segm", "keypoints"] | None, typer.Option(help="default: as the file says")
     ] = None,
     every_image: Annotated[
         bool, typer.Option("--every-image", help="images without a detection were looked at too")

@@ -109,7 +109,7 @@ def import_config(
     ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Turn a configuration of Detectron or Detectron.pytorch into a manifest row; says what was mended, and
+    """Turn a configuration of Detectron or Detectron.pytorch into a manifest row; says what was fixed, and
     what cannot be honoured."""
     from detection_zoo.zoo.importers.import_config import import_config as read
 

@@ -83,7 +83,7 @@ def run(
         bool, typer.Option("--in-process", help="no process of its own for each model")
     ] = False,
     stall_s: Annotated[
-        float, typer.Option(min=1, help="end a model that shows no sign of life for so long")
+        float, typer.Option(min=1, help="kill a model after this many seconds without progress")
     ] = 600.0,
     limit_s: Annotated[float | None, typer.Option(min=1, help="end a model that takes longer")] = None,
     memory_gb: Annotated[
@@ -102,7 +102,7 @@ def run(
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Measure rows; each finished model is stored, and a sweep that was stopped goes on where it stopped."""
+    """Benchmark models. Results are stored as they finish; rerun to resume."""
     from detection_zoo.benchmarks.report.listing import results
     from detection_zoo.benchmarks.run.arguments import checked_rows
     from detection_zoo.benchmarks.run.options import SweepOptions

@@ -55,7 +55,7 @@ class Worker:
 
         Args:
             name, arguments: method and what it takes; "ready" waits until it is built.
-            stall_s: a worker that gives no sign of life for so long is ended.
+            stall_s: a worker that makes no progress for so long is killed.
 
         Raises:
             WorkerFailed: the method raised, the process died, or it did not answer in time; the process is

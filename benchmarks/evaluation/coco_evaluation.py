@@ -274,7 +274,7 @@ def _curves(precision: np.ndarray) -> dict[str, list[float]]:
 
 
 def _errors(evaluation: Any) -> dict[str, float]:
-    """What AP50 gains where each kind of mistake is mended, as fractions."""
+    """What AP50 gains where each kind of mistake is fixed, as fractions."""
     names = {
         "Cls": "class",
         "Loc": "localisation",

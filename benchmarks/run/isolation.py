@@ -39,7 +39,7 @@ _GRACE_S = 10.0  # from the work's last word to the end of its process
 
 @contextmanager
 def same_allocator() -> Iterator[None]:
-    """Processes started inside the block have the settings of ALLOCATOR, whoever measures in them."""
+    """Processes started inside the block have the settings of ALLOCATOR, whatever measures in them."""
     with _ENVIRONMENT:
         before = os.environ.get(TUNABLES)
         os.environ[TUNABLES] = ALLOCATOR

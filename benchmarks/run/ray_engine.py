@@ -100,7 +100,7 @@ def start(ray: Any, say: Callable[[str], None]) -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         if os.environ.get("RAY_AUTH_MODE") != "token":
             say(
-                f"the cluster {address} is used without authentication: whoever reaches it can run code on"
+                f"the cluster {address} is used without authentication: anyone who reaches it can run code on"
                 " it; set RAY_AUTH_MODE=token there and here"
             )
         ray.init(log_to_driver=False, runtime_env=_runtime())

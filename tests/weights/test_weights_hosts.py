@@ -72,7 +72,7 @@ ROUTES = {
 @pytest.mark.parametrize("url", ROUTES)
 def test_routes(url: str) -> None:
     if ROUTES[url] is None:
-        with pytest.raises(DownloadError, match="mend the row"):
+        with pytest.raises(DownloadError, match="fix the row"):
             routes(url)
     else:
         assert routes(url) == ROUTES[url]
@@ -186,7 +186,7 @@ def test_package_addresses() -> None:
         "npm:--x@1!y",
         "npm:a@file:../x!y",
     ):
-        with pytest.raises(DownloadError, match="mend the row"):
+        with pytest.raises(DownloadError, match="fix the row"):
             package_of(url)
 
 

@@ -2,7 +2,7 @@
 No torch.
 
 Nothing is dropped in silence: unknown options, options of the wrong type and options given twice are errors;
-    what was mended is said.
+    what was fixed is said.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Options:
     """Options by dotted name: the file's value, else the default; remembers which were asked for, so that no
     given one is lost.
 
-    given: what the file sets; notes: what was mended or renamed; refused: options that cannot be honoured,
+    given: what the file sets; notes: what was fixed or renamed; refused: options that cannot be honoured,
         with the reason; idle: options
     that this model has no use for, with the reason.
     """
@@ -155,7 +155,7 @@ def read_options(path: Path) -> Options:
 
 def _indent_strays(lines: list[str]) -> list[str]:
     """Indent, in place, options that stand at the margin below the section that they belong to; returns what
-    was mended."""
+    was fixed."""
     notes = []
     for number in range(1, len(lines)):
         section, option = _SECTION.match(lines[number - 1]), _OPTION.match(lines[number])

