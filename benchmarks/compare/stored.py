@@ -60,6 +60,7 @@ def differences(reference: Run, other: Run) -> list[Difference]:
 _FIRM = (
     "hardware",
     "precision",
+    "path",
     "TensorFloat-32",
     "batch",
     "images",
