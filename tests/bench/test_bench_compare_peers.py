@@ -146,13 +146,13 @@ def test_what_a_reader_must_know_is_said(told: tuple[Comparison, str]) -> None:
         f"{PEER}: in the model, so inside 'forward'",
         f"{TIMM}: shorter side 192 (at most 288) before the model",
     ):
-        assert said in notes and said in printed, said
+        assert said in notes and said.lower() in printed.lower(), said
     assert "1 thread an operator" in found.protocol and "fresh processes in each block" in found.protocol
 
 
 def test_rows_of_one_kind_need_no_note() -> None:
     entries = load_manifests()
-    assert unlike_rows([entries.entry(OURS), entries.entry(TIMM)]) == []
+    assert unlike_rows([entries.entry(OURS), entries.entry("mask_rcnn_vovnet27_tiny_fpn.demo")]) == []
     classifiers = [
         entries.entry(name) for name in ("resnet50_msra_imagenet.registry", "resnet18_imagenet.registry")
     ]
@@ -266,7 +266,8 @@ def test_top1_of_two_models_is_told_from_noise_as_by_the_formula() -> None:
         and "not noise" in pair.note
     )
     same = accuracy_pair("top1", base, base, "a", "b", 0.5, 0.95)
-    assert same.verdict == "SAME" and same.value == 0 and "may be noise" in same.note
+    # 200 equal answers: Tango's interval reaches 1.9 points, beyond half a point
+    assert same.verdict == "UNDECIDED" and same.value == 0 and "may be noise" in same.note
 
 
 def test_the_interval_of_a_top1_difference_covers_the_truth_in_90_of_100_draws() -> None:
