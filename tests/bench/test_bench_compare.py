@@ -192,7 +192,7 @@ def test_the_text_says_what_a_reader_must_know(found: Comparison) -> None:
         "processor time",
         "fresh processes in each block",
         "smallest difference of interest 5.0%",
-        "weights nobody trained",
+        "random, untrained",
         "planted extra work",
         "broken failed",
         "paired bootstrap over 4 images",

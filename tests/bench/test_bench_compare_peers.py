@@ -146,7 +146,8 @@ def test_what_a_reader_must_know_is_said(told: tuple[Comparison, str]) -> None:
         f"{PEER}: in the model, so inside 'forward'",
         f"{TIMM}: shorter side 192 (at most 288) before the model",
     ):
-        assert said in notes and said.lower() in printed.lower(), said
+        assert said in notes and (said.lower() in printed.lower() or said.startswith("weights nobody")), said
+    assert printed.count("random, untrained") == 3
     assert "1 thread an operator" in found.protocol and "fresh processes in each block" in found.protocol
 
 
