@@ -1,4 +1,4 @@
-"""Operators of detectors, each with a CPU and a CUDA backend; see docs/kernels.md.
+"""Operators of detectors, each with a CPU and a CUDA backend; see kernels/README.md.
 
 >>> import torch, detection_zoo as dz
 >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])

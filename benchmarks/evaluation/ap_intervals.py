@@ -234,7 +234,7 @@ def subset_interval(
     """An interval of the AP on all images of a split from some of them.
 
     AP on few images is too high: the precision envelope follows luck, the more so the fewer objects a
-        category has. How much is told by random halves of the
+        category has. How much is measured on random halves of the
     subset: what is gained from n to n/2 images is carried on from n to all, for a bias that falls like m^-1/2
         and like m^-1, and the interval spans both.
     The spread of the halves is that of the subset itself (delete-half jackknife; Shao and Wu, Annals of

@@ -108,7 +108,7 @@ def read_results(path: Path, dataset: CocoDataset, kind: Kind | None = None) -> 
         path: a JSON list of records with image_id, category_id, score and bbox, segmentation or keypoints.
         dataset: whose image and category ids may occur. Images of its full split may occur in a subset's file
             too.
-        kind: what the records hold; None: told by the first record (keypoints before bbox before
+        kind: what the records hold; None: decided by the first record (keypoints before bbox before
             segmentation).
 
     Returns:
