@@ -18,8 +18,12 @@ except KeyboardInterrupt:
 
 def main() -> None:
     """Entry point of the `detection-zoo` command."""
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA numbers GPUs as NVML does then
-    app(prog_name="bench.py" if sys.argv[0].endswith(".py") else None)
+    try:
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA numbers GPUs as NVML does then
+        app(prog_name="bench.py" if sys.argv[0].endswith(".py") else None)
+    except KeyboardInterrupt:  # before the command has begun or after it has ended
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

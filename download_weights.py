@@ -472,7 +472,11 @@ def where(
 
 def main() -> None:
     """The command `download-weights`."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # before the command has begun or after it has ended
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

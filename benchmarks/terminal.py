@@ -7,18 +7,19 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 GAP = "  "
 LEAST = 16  # letters of a word that a column is never too narrow for
 PIECE = re.compile(r"[^_./,:;=&?\-]*[_./,:;=&?\-]+|[^_./,:;=&?\-]+")  # a long word may break behind these
 
 
-def terminal_width() -> int | None:
-    """Columns of the terminal: COLUMNS where it is set, else the terminal's; None where stdout is no
-    terminal, so that lines stay whole for other programs."""
+def terminal_width(stream: TextIO | None = None) -> int | None:
+    """Columns of the terminal: COLUMNS where it is set, else the terminal's; None where the stream (stdout by
+    default) is no terminal, so that lines stay whole for other programs."""
     if os.environ.get("COLUMNS", "").isdecimal() and int(os.environ["COLUMNS"]) > 0:
         return int(os.environ["COLUMNS"])
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return shutil.get_terminal_size().columns if (stream or sys.stdout).isatty() else None
 
 
 def wrap(text: str, width: int, indent: str = "") -> list[str]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def pytest_configure() -> None:
     """A suite that was started in the background ignores Ctrl-C, and so would every process it starts; tests
-    of Ctrl-C need the usual."""
+    of Ctrl-C need the usual. Messages wrap where COLUMNS is set, and tests expect whole lines."""
+    os.environ.pop("COLUMNS", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -109,7 +109,7 @@ def emit(value: Any, as_json: bool, text: str) -> None:
 def say(text: str) -> None:
     """Print a message to stderr, secrets in addresses hidden."""
     lines = printable(without_secrets(text)).splitlines() or [""]
-    if sys.stderr.isatty() and (width := terminal_width()):
+    if width := terminal_width(sys.stderr):
         lines = [
             part for line in lines for part in (wrap(line, width, "  ") if len(line) > width else [line])
         ]
