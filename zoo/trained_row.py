@@ -34,14 +34,14 @@ def row_of_checkpoint(entry: ModelEntry, weights: str) -> ModelEntry:
     Args:
         weights: what `build_model` takes.
     """
+    path = Path(weights)
+    if weights in ("random", "published") or not path.is_file():
+        return entry
     import torch
 
     from detection_zoo.zoo.weights.pickle.safe import file_kind
 
-    if weights in ("random", "published"):
-        return entry
-    path = Path(weights)
-    if not path.is_file() or file_kind(path) != "torch zip":
+    if file_kind(path) != "torch zip":
         return entry
     try:
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
