@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -95,6 +97,34 @@ def test_run_stores_below_the_working_folder(
     done = installed.run("-m", "detection_zoo.bench", *command, "--device", "cpu", cwd=work)
     assert done.returncode == 0, done.stderr
     assert "1 measured, 0 failed" in done.stderr and list((work / "results").rglob("*.json"))
+
+
+def library_example() -> str:
+    """The Python of README's section on the library."""
+    section = (ROOT / "README.md").read_text().partition("\n## Library\n")[2]
+    return section.partition("```python\n")[2].partition("```")[0]
+
+
+def run_library_example(installed: Installed, folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run it as a user would, in a folder that holds the picture alone."""
+    skimage = pytest.importorskip("skimage")
+    shutil.copy(Path(skimage.__file__).parent / "data" / "astronaut.png", folder)
+    done = installed.run("-c", code, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in folder.iterdir()} == {"astronaut.png", "drawn.png"}
+    return done
+
+
+def test_the_library_example_runs_untrained(installed: Installed, tmp_path: Path) -> None:
+    """As in the README, but for the weights, which are not fetched."""
+    code = re.sub(r'dz\.load\("([^"]+)"\)', r'dz.load("\1", weights="random")', library_example())
+    assert code.count("random") == 1
+    run_library_example(installed, tmp_path, code)
+
+
+@pytest.mark.usefixtures("package_weights")
+def test_the_library_example_finds_the_astronaut(installed: Installed, tmp_path: Path) -> None:
+    assert "'person'" in run_library_example(installed, tmp_path, library_example()).stdout
 
 
 def test_the_import_is_the_wheel_and_no_other_name_is_taken(installed: Installed, tmp_path: Path) -> None:

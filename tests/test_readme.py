@@ -1,0 +1,60 @@
+"""The README: its links open, and its quick start runs line by line in a fresh clone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+QUICK_START = ("Install", "Detect", "Benchmark a model")  # sections whose commands are run
+PAGES = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def commands(section: str) -> list[str]:
+    """The lines of a section's shell blocks, without their comments."""
+    text = re.split(r"^## ", README.read_text().partition(f"\n## {section}\n")[2], flags=re.M)[0]
+    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.M | re.S)
+    lines = (line.partition("  #")[0].strip() for block in blocks for line in block.splitlines())
+    return [line for line in lines if line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_relative_links_open(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    here = [target for target in targets if "://" not in target]
+    assert [target for target in here if not (page.parent / target).exists()] == []
+
+
+def test_the_quick_start_gives_the_published_accuracy(
+    package_weights: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    """Every command of the first sections, in a fresh clone, with the weights that it chooses itself; only the
+    environment is this one, so that nothing is installed."""
+    skimage = pytest.importorskip("skimage")
+    lines = [line for section in QUICK_START for line in commands(section)]
+    assert lines[0].startswith("git clone") and not any("--weights" in line for line in lines)
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "clone")], check=True)
+    clone, said = tmp_path / "clone", ""
+    shutil.copy(Path(skimage.__file__).parent / "data" / "astronaut.png", clone)
+    (clone / ".venv").symlink_to(sys.prefix)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for line in lines:
+        if line.startswith(("git clone", "make setup")):
+            continue
+        line = line.replace("COCO_FOLDER", str(data_folder / "coco_mini"))
+        done = subprocess.run(line, shell=True, cwd=clone, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (line, done.stderr)
+        said += done.stdout
+    assert re.search(r"^Box AP +34\.8 ", said, re.M), said
+    assert "weights: published" in said and "person" in said
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True)
+    assert not [
+        x for x in changed.stdout.splitlines() if not x.endswith((".venv", "drawn/", "astronaut.png"))
+    ]
