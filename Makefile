@@ -1,4 +1,5 @@
-# setup makes .venv (with uv where it is installed, with pip otherwise); the other targets set it up first where that is needed.
+# `make setup` installs what the commands and the demo need, `make develop` all that the tests need, both into .venv (with uv
+# where it is installed, with pip otherwise); the other targets set it up first where that is needed.
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -9,15 +10,20 @@ REAL := ssdlite_mobilenetv2_300.registry
 # one thread an operator, so that several test processes share a machine
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup demo test browser report lint clean
+.PHONY: setup develop demo test browser report docs lint clean
 
-setup: $(VENV)/ready
+setup: $(if $(wildcard $(VENV)/ready),$(VENV)/ready,$(VENV)/demo)
 
-$(VENV)/ready: pyproject.toml
+develop: $(VENV)/ready
+
+$(VENV)/demo: EXTRAS := demo
+$(VENV)/ready: EXTRAS := test
+
+$(VENV)/demo $(VENV)/ready: pyproject.toml
 	@set -e; \
 	if command -v uv >/dev/null 2>&1; then \
 	  test -x $(RUN) || uv venv --python ">=3.11" $(VENV); \
-	  uv pip install --compile-bytecode --python $(RUN) -e ".[test]"; \
+	  uv pip install --compile-bytecode --python $(RUN) -e ".[$(EXTRAS)]"; \
 	else \
 	  if ! test -x $(RUN); then \
 	    for python in "$(PYTHON)" python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -27,7 +33,7 @@ $(VENV)/ready: pyproject.toml
 	    "$$found" -m venv $(VENV); \
 	  fi; \
 	  $(RUN) -m pip install --quiet --upgrade pip; \
-	  $(RUN) -m pip install -e ".[test]"; \
+	  $(RUN) -m pip install -e ".[$(EXTRAS)]"; \
 	fi
 	@touch $@
 
@@ -41,7 +47,7 @@ demo: setup
 	else echo "demo: no real detector, because npm or its registry cannot be reached; the rest is not touched by that" >&2; fi
 	@echo "written: $(DEMO)/table.md (the table), $(DEMO)/measurements.txt (every number), $(DEMO)/runs (the records)" >&2
 
-test: setup browser
+test: develop browser
 	$(ONE_THREAD) $(RUN) -m pytest -n $(JOBS)
 
 # the page is tested in Chromium; where none can be had, those tests are skipped and say so
@@ -54,10 +60,14 @@ browser:
 	else echo "browser: no Chromium here, and no root to install one; the tests of the page will be skipped (DETECTION_ZOO_BROWSER names one elsewhere)" >&2; fi
 
 # tables, figures, the page and the documents' blocks, from the tracked records and the manifests
-report: setup
+report: develop
 	$(RUN) bench.py report --store results/runs --out results
 
-lint: setup
+# the pages of docs/ with the API of the docstrings, as a site in build/site
+docs: develop
+	$(RUN) -m mkdocs build --strict --site-dir build/site
+
+lint: develop
 	$(RUN) -m ruff check .
 	$(RUN) bench.py report --check
 

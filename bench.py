@@ -14,6 +14,11 @@ try:  # each module registers its commands, in the order of the help
 except KeyboardInterrupt:
     print("stopped by Ctrl-C", file=sys.stderr)
     sys.exit(130)
+except ModuleNotFoundError as error:
+    if error.name != "typer":
+        raise
+    print("error: the commands need typer: pip install 'detection-zoo[commands]'", file=sys.stderr)
+    sys.exit(2)
 
 
 def main() -> None:

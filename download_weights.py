@@ -21,6 +21,11 @@ try:
 except KeyboardInterrupt:
     print("stopped by Ctrl-C", file=sys.stderr)
     sys.exit(130)
+except ModuleNotFoundError as error:
+    if error.name != "typer":
+        raise
+    print("error: the commands need typer: pip install 'detection-zoo[commands]'", file=sys.stderr)
+    sys.exit(2)
 
 INTERRUPTED = 130
 app = typer.Typer(

@@ -43,6 +43,37 @@ def test_importing_it_needs_no_torch() -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
+EXTRAS = "typer rich jinja2 matplotlib cupy timm ray tensorboard mkdocs skimage".split()
+WITHOUT_EXTRAS = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {EXTRAS}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_the_library_needs_no_extra() -> None:
+    code = f"""{WITHOUT_EXTRAS}
+import numpy as np, detection_zoo as dz
+model = dz.load("{ROW}", weights="random", device="cpu")
+model.detect(np.zeros((90, 130, 3), np.uint8)).to_pandas().to_markdown()
+dz.evaluate(model, "shapes", images=2)
+dz.benchmark("{ROW}", weights="random", metrics=["inference"], images=2, time_budget_s=1, device="cpu")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["bench", "download_weights"])
+def test_the_commands_name_the_extra_that_they_need(command: str) -> None:
+    code = f"{WITHOUT_EXTRAS}\nimport detection_zoo.{command}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: the commands need typer: pip install 'detection-zoo[commands]'\n"
+
+
 def test_unknown_names_are_told() -> None:
     with pytest.raises(AttributeError, match="it has list_models, load"):
         dz.lod  # noqa: B018

@@ -56,7 +56,7 @@ def generate(view: Overview, formats: set[str]) -> Generated:
             made.files |= part(view, formats)
         except ModuleNotFoundError as error:
             made.problems.append(
-                f"{what} left out: {error.name} is not installed; pip install 'detection-zoo[report]'"
+                f"{what} left out: {error.name} is not installed; pip install 'detection-zoo[report,plots]'"
             )
     return made
 
