@@ -118,24 +118,14 @@ class Model:
         found = detect_pixels(self.subject, pixels)
         order = found.scores.argsort(descending=True, stable=True)
         found = found.select(order[found.scores[order] >= min_score])
-        classes = self.entry.classes
-        return Prediction(
-            pixels,
-            found,
-            self.class_names,
-            self.category_ids or tuple(range(1, classes + 1)),
-            self.subject.inclusive,
-            path,
-        )
+        return Prediction(pixels, found, self.class_names, self.category_ids, self.subject.inclusive, path)
 
     @property
     def category_ids(self) -> tuple[int, ...]:
         """COCO's ids of the classes by label; 1 to K for other datasets."""
-        from detection_zoo.zoo.detectors.ssd import UNUSED_COCO_IDS
+        from detection_zoo.benchmarks.run.saving import category_ids_of
 
-        if self.entry.dataset == "coco" and self.entry.classes == 80:
-            return tuple(i for i in range(1, 91) if i not in UNUSED_COCO_IDS)
-        return tuple(range(1, self.entry.classes + 1))
+        return category_ids_of(self.entry)
 
     def __repr__(self) -> str:
         about = f"{self.weights.kind} weights, {self.entry.classes} classes, {self.device}"

@@ -98,24 +98,9 @@ class Prediction:
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
         """Detections as entries of a COCO results file: bbox x, y, width, height; masks as RLE."""
-        offset, records = 1.0 if self.inclusive else 0.0, []
-        for row, (label, score) in enumerate(zip(self.labels.tolist(), self.scores.tolist(), strict=True)):
-            x1, y1, x2, y2 = self.boxes[row].tolist()
-            record: dict[str, Any] = {
-                "image_id": image_id,
-                "category_id": self.category_ids[label],
-                "bbox": [x1, y1, x2 - x1 + offset, y2 - y1 + offset],
-                "score": score,
-            }
-            if self.masks is not None:
-                from pycocotools import mask as coco_mask
+        from detection_zoo.benchmarks.run.saving import coco_records
 
-                rle = coco_mask.encode(np.asfortranarray(self.masks[row].numpy().astype(np.uint8)))
-                record["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
-            if self.keypoints is not None:
-                record["keypoints"] = self.keypoints[row].reshape(-1).tolist()
-            records.append(record)
-        return records
+        return coco_records(self.detections, image_id, self.category_ids, self.inclusive)
 
     def __repr__(self) -> str:
         height, width = self.pixels.shape[:2]

@@ -9,16 +9,19 @@ import typer
 
 from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, checking_arguments, emit, say
 from detection_zoo.benchmarks.commands.options import (
+    CLASSES,
     DATA,
     DEVICE,
     DTYPE,
     IMAGES,
     JSON,
+    MAP,
     READ_STORE,
     ROW,
     WEIGHTS,
     WIDE,
     check_metric,
+    data_of,
     device_of,
     width_of,
 )
@@ -28,6 +31,8 @@ from detection_zoo.benchmarks.commands.options import (
 def explain(
     row: ROW,
     data: DATA = "shapes",
+    classes: CLASSES = "all",
+    renamed: MAP = "",
     weights: WEIGHTS = "published",
     images: IMAGES = None,
     settings: Annotated[
@@ -42,15 +47,17 @@ def explain(
     """Say why a number differs: change each usual suspect and measure again on the same images."""
     from dataclasses import asdict
 
-    from detection_zoo.benchmarks.ask.explain import explain as explain_row
-    from detection_zoo.benchmarks.ask.explain import text_of
     from detection_zoo.benchmarks.run.arguments import check_row
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.zoo.manifest import load_manifests
 
+    data = data_of(data, classes, renamed)
     with checking_arguments():
         entry = load_manifests().entry(row)
         check_row(entry, Sources(data, weights), images)
+    from detection_zoo.benchmarks.ask.explain import explain as explain_row  # after the checks: torch
+    from detection_zoo.benchmarks.ask.explain import text_of
+
     only = [name.strip() for name in (suspects or "").split(",") if name.strip()]
     found = explain_row(
         entry,

@@ -217,30 +217,56 @@ def reproduce(
 @app.command()
 def detect(
     row: ROW,
-    images: Annotated[list[Path], typer.Argument(help="pictures, or folders of them")],
-    out: Annotated[Path, typer.Option(help="folder for the drawn pictures")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help='pictures, videos, folders, patterns ("shots/**/*.jpg"), camera indices (0)',
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="folder of the drawn pictures and videos")],
     weights: WEIGHTS = "published",
     checkpoint_format: FORMAT = None,
     device: DEVICE = "auto",
     min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="draw detections of at least this score")
+        float, typer.Option(min=0, max=1, help="draw and save detections of at least this score")
     ] = 0.5,
+    save: Annotated[
+        Literal["json", "csv", "yolo", "coco"] | None, typer.Option(help="write the detections in --out too")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="of each video; default: all, of a camera until Ctrl-C")
+    ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Draw a row's detections on pictures: boxes, masks, keypoints."""
-    from detection_zoo.benchmarks.run.detect import detect_files, text_of_files
+    """Draw a row's detections on pictures and videos: boxes, masks, keypoints."""
+    from detection_zoo.benchmarks.run.arguments import check_weights
+    from detection_zoo.benchmarks.run.detect import check_detect, detect_files, text_of_files
+    from detection_zoo.benchmarks.run.inputs import inputs_of
+    from detection_zoo.zoo.manifest import load_manifests
 
-    found = detect_files(
-        row,
-        images,
+    where = device_of(device)
+    with checking_arguments():
+        entry = load_manifests().entry(row)
+        found = inputs_of(inputs)
+        check_detect(entry, found, out)
+        check_weights(entry, weights)
+    records, interrupted = detect_files(
+        entry,
+        found,
         out,
         weights=weights,
-        device=device_of(device),
+        device=where,
         min_score=min_score,
         checkpoint_format=checkpoint_format,
+        save=save,
+        frames=frames,
     )
-    emit(found, as_json, text_of_files(found))
+    emit(records, as_json, text_of_files(records))
     say(
-        f"{len(found)} pictures in {out}, {sum(len(one['detections']) for one in found)} detections of score"
-        f" {min_score:g} and more"
+        f"{len({record['drawn'] for record in records})} files in {out},"
+        f" {sum(len(record['detections']) for record in records)} detections of score {min_score:g} and more"
+        + ("; stopped by Ctrl-C" if interrupted else "")
     )
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from detection_zoo.benchmarks.commands.app import app, emit, say
+from detection_zoo.benchmarks.commands.app import app, checking_arguments, emit, say
 from detection_zoo.benchmarks.commands.options import DEVICE, DTYPE, FORMAT, JSON, device_of
 
 
@@ -111,7 +111,12 @@ def train(
     as_json: JSON = False,
 ) -> None:
     """Train a row by its source's recipe; a stopped training goes on with --resume."""
-    from dataclasses import asdict
+    from detection_zoo.zoo.manifest import load_manifests
+
+    with checking_arguments():
+        load_manifests().entry(row)
+    where = device_of(device)
+    from dataclasses import asdict  # after the checks: torch
 
     import torch
 
@@ -168,7 +173,7 @@ def train(
         weights,
         schedule,
         workers,
-        device_of(device),
+        where,
         tuple(changes or ()),
         tensorboard,
         class_agnostic,

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, SKELETON
-from detection_zoo.zoo.data.images import decode_image
-from detection_zoo.zoo.errors import DatasetError
 
 if TYPE_CHECKING:
     from detection_zoo.benchmarks.run.subject import Subject
     from detection_zoo.zoo.records import Detections
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MASK_WEIGHT = 0.45
-TEXT_MARGIN = 2  # pixels
+TEXT_SHARE, LEAST_TEXT = 40, 11  # height of a label: the picture's shorter side over this; pixels at least
 LEAST_LOGIT = 2.0  # a keypoint's heat below it is not drawn (Detectron's threshold)
-
-
-def images_of(paths: list[Path]) -> list[Path]:
-    """Image files that are named, and those inside named folders; raises DatasetError for a path without
-    any."""
-    found = []
-    for path in paths:
-        inside = (
-            sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            if path.is_dir()
-            else [path]
-            if path.is_file()
-            else []
-        )
-        if not inside:
-            raise DatasetError(
-                f"{path}: no such file, or a folder without images ({', '.join(IMAGE_SUFFIXES)})"
-            )
-        found += inside
-    return found
-
-
-def detect_image(subject: Subject, path: Path) -> tuple[np.ndarray, Detections]:
-    """One image file through a detector.
-
-    Returns:
-        (H, W, 3) uint8 RGB pixels, and the detections in them, on the CPU.
-
-    Raises:
-        DatasetError: the file is no image.
-    """
-    pixels = decode_image(path.read_bytes(), str(path))
-    return pixels, detect_pixels(subject, pixels)
 
 
 def detect_pixels(subject: Subject, pixels: np.ndarray) -> Detections:
@@ -83,7 +46,7 @@ def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], mi
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     kept = found.select((found.scores >= min_score).nonzero().squeeze(1))
     order = kept.scores.argsort().tolist()
@@ -97,6 +60,7 @@ def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], mi
     picture = Image.fromarray(canvas.round().astype(np.uint8))
     pen = ImageDraw.Draw(picture)
     width = max(1, round(min(picture.size) / 250))
+    font = ImageFont.load_default(max(LEAST_TEXT, round(min(picture.size) / TEXT_SHARE)))
     for row in order:
         label, paint = int(kept.labels[row]), colour(int(kept.labels[row]))
         box = [float(v) for v in kept.boxes[row]]
@@ -110,6 +74,8 @@ def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], mi
             box,
             f"{class_names[label] if label < len(class_names) else label} {float(kept.scores[row]):.2f}",
             paint,
+            font,
+            picture.size,
         )
         if kept.keypoints is not None:
             heat = kept.extra["keypoint_logits"][row].tolist() if "keypoint_logits" in kept.extra else None
@@ -170,13 +136,17 @@ def _draw_skeleton(pen: Any, points: list[list[float]], heat: list[float] | None
             )
 
 
-def _write(pen: Any, box: list[float], text: str, paint: tuple[int, int, int]) -> None:
-    """The label above the box, or inside it at the picture's edge."""
-    left, top, right, bottom = pen.textbbox((box[0], box[1]), text)
-    height = bottom - top + 2 * TEXT_MARGIN
-    y = box[1] - height if box[1] >= height else box[1]
-    pen.rectangle([box[0], y, box[0] + right - left + 2 * TEXT_MARGIN, y + height], fill=paint)
-    pen.text((box[0] + TEXT_MARGIN, y + TEXT_MARGIN - (top - box[1])), text, fill=(0, 0, 0))
+def _write(
+    pen: Any, box: list[float], text: str, paint: tuple[int, int, int], font: Any, size: tuple[int, int]
+) -> None:
+    """The label above the box, or inside it at the picture's upper edge; moved left at its right edge."""
+    margin = max(2, round(font.size / 6))
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    width, height = right - left + 2 * margin, bottom - top + 2 * margin
+    x = max(0.0, min(box[0], size[0] - width))
+    y = box[1] - height if box[1] >= height else max(0.0, box[1])
+    pen.rectangle([x, y, x + width, y + height], fill=paint)
+    pen.text((x + margin - left, y + margin - top), text, fill=(0, 0, 0), font=font)
 
 
 def colour(label: int) -> tuple[int, int, int]:
@@ -190,7 +160,7 @@ def colour(label: int) -> tuple[int, int, int]:
 def as_records(found: Detections, class_names: tuple[str, ...], min_score: float) -> list[dict[str, Any]]:
     """Detections of at least `min_score` as plain values, best first; boxes x1, y1, x2, y2 in pixels."""
     records = []
-    for row in found.scores.argsort(descending=True).tolist():
+    for row in found.scores.argsort(descending=True, stable=True).tolist():
         label, score = int(found.labels[row]), float(found.scores[row])
         if score >= min_score:
             record = {

@@ -37,6 +37,11 @@ WRONG = {
     "protocol": (("run", DEMO, *UNTRAINED, "--protocol", "zo"), "did you mean 'zoo'"),
     "device": (("run", DEMO, *UNTRAINED, "--device", "gpu"), "'gpu' is not one of"),
     "no GPU": (("run", DEMO, *UNTRAINED, "--device", "cuda"), "sees no CUDA GPU"),
+    "picture": (("detect", DEMO, "no/such.jpg", "--out", "drawn", *UNTRAINED), "no/such.jpg: no such file"),
+    "no pictures": (("detect", CLASSIFIER, "{coco}", "--out", "drawn", *UNTRAINED), "no picture or video"),
+    "camera": (("detect", DEMO, "97", "--out", "drawn", *UNTRAINED), "camera 97: OpenCV cannot open it"),
+    "row of explain": (("explain", "no_such_row"), "no row is named"),
+    "row of train": (("train", "no_such_row", "--out", "runs"), "no row is named"),
     "record": (("compare-records", "no_such_row", DEMO), "no measured run of 'no_such_row'"),
 }
 

@@ -152,7 +152,7 @@ def test_detections_are_drawn_on_the_picture(home: Path, tmp_path: Path) -> None
     )
     (told,) = json.loads(out)
     drawn = Image.open(tmp_path / "out" / "grey.png")
-    assert code == 0 and told["weights"] == "random" and drawn.size == (160, 120) and "1 pictures" in err
+    assert code == 0 and told["weights"] == "random" and drawn.size == (160, 120) and "1 files" in err
     assert told["detections"] and len(drawn.getcolors(160 * 120)) > 1, (
         "something was found, so something must be drawn"
     )
@@ -207,7 +207,7 @@ def test_ctrl_c_or_kill_says_what_is_kept_and_ends_with_130(
         (("run", ROW, "--weights", "no/such.pth", "--device", "cpu"), 2, "no such file"),
         (("run", "vovnet57_imagenet.vovnet", *UNTRAINED, "--device", "cpu"), 2, "take a row of another task"),
         (("evaluate", "no/such.json"), 1, "no such results file"),
-        (("detect", ROW, "no/such.jpg", "--out", "x", "--device", "cpu"), 1, "no such file"),
+        (("detect", ROW, "no/such.jpg", "--out", "x", "--device", "cpu"), 2, "no such file"),
         (("parity", "--reference", "no/such/folder"), 1, "no such file"),
         (("reproduce", "vovnt"), 2, "did you mean 'vovnet'"),
     ],

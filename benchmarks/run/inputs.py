@@ -1,0 +1,152 @@
+"""What `bench.py detect` looks at: pictures, folders, patterns, videos and cameras. No torch."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detection_zoo.zoo.data.images import decode_image
+from detection_zoo.zoo.errors import DatasetError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+USUAL_FPS = 25.0  # of a camera or file that does not say its own
+CODEC = "mp4v"  # MPEG-4, which OpenCV's wheels write on every system
+
+
+@dataclass(frozen=True)
+class Input:
+    """A picture, a video file, or a camera by its index.
+
+    source: a path, or the index. stem: of the files that are written.
+    """
+
+    source: Path | int
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it has several frames."""
+        return isinstance(self.source, int) or self.source.suffix.lower() in VIDEOS
+
+    @property
+    def stem(self) -> str:
+        """The name of what is written for it, without suffix."""
+        return f"camera{self.source}" if isinstance(self.source, int) else self.source.stem
+
+    @property
+    def drawn(self) -> str:
+        """The name of the drawn file."""
+        return f"{self.stem}.mp4" if self.is_video else f"{self.stem}.png"
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Its frames (H, W, 3) uint8 RGB; a picture has one.
+
+        Raises:
+            DatasetError: it cannot be read.
+        """
+        if not self.is_video:
+            yield decode_image(self.source.read_bytes(), str(self.source))
+            return
+        import cv2
+
+        capture = self._open()
+        try:
+            ok, frame = capture.read()
+            if not ok:
+                raise DatasetError(f"{self}: no frame can be read from it")
+            while ok:
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                ok, frame = capture.read()
+        finally:
+            capture.release()
+
+    def length(self) -> tuple[int | None, float]:
+        """How many frames it has, None where that is not known, and how many a second.
+
+        Raises:
+            DatasetError: it cannot be opened.
+        """
+        if not self.is_video:
+            return 1, USUAL_FPS
+        import cv2
+
+        capture = self._open()
+        count, fps = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
+        capture.release()
+        return int(count) if count > 0 else None, fps if 0 < fps <= 1000 else USUAL_FPS
+
+    def _open(self) -> Any:
+        import cv2
+
+        logging = cv2.utils.logging
+        logging.setLogLevel(logging.LOG_LEVEL_SILENT)  # its lines about codecs say less than the error below
+        capture = cv2.VideoCapture(self.source if isinstance(self.source, int) else str(self.source))
+        if not capture.isOpened():
+            raise DatasetError(f"{self}: OpenCV cannot open it")
+        return capture
+
+    def __str__(self) -> str:
+        return f"camera {self.source}" if isinstance(self.source, int) else str(self.source)
+
+
+class VideoFile:
+    """A video that is written frame by frame; the first one says the size."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path, self.fps, self._writer = path, fps, None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Add a frame (H, W, 3) uint8 RGB."""
+        import cv2
+
+        if self._writer is None:
+            size = (frame.shape[1], frame.shape[0])
+            self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter_fourcc(*CODEC), self.fps, size)
+            if not self._writer.isOpened():
+                raise DatasetError(f"{self.path}: OpenCV cannot write a video there")
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        """End the file, which plays only then."""
+        if self._writer is not None:
+            self._writer.release()
+
+
+def inputs_of(names: Sequence[str]) -> list[Input]:
+    """What the arguments name, in order.
+
+    Args:
+        names: picture and video files, folders of them, patterns ("shots/**/*.jpg"), camera indices ("0").
+
+    Raises:
+        DatasetError: nothing is there, or two would be written under one name.
+    """
+    found = [one for name in names for one in _inputs(name)]
+    names = [one.drawn for one in found]
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise DatasetError(
+            f"two of them would be written as {doubled}; detect in them one after another, with another --out"
+        )
+    return found
+
+
+def _inputs(name: str) -> list[Input]:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [Input(path)]
+    if path.is_dir():
+        inside = sorted(path.iterdir())
+    elif name.isascii() and name.isdecimal():
+        return [Input(int(name))]
+    else:
+        inside = sorted(Path(one) for one in glob.glob(str(path), recursive=True))
+    files = [Input(one) for one in inside if one.suffix.lower() in (*PICTURES, *VIDEOS) and one.is_file()]
+    if not files:
+        what = "no picture or video in it" if path.is_dir() else "no such file, and no file fits the pattern"
+        raise DatasetError(f"{name}: {what} ({' '.join((*PICTURES, *VIDEOS))})")
+    return files
