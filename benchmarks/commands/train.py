@@ -25,8 +25,9 @@ def train(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="to start from: initial (what the row starts from), random, published, or a file; default:"
-            " initial, or published where the classes are not the row's"
+            help="to start from: initial (what the row starts from), random, published, a file, or"
+            " backbone:FILE of a classifier; default: initial, or published where the classes are not the"
+            " row's"
         ),
     ] = None,
     checkpoint_format: FORMAT = None,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from detection_zoo.benchmarks.run.subject import identify_weights, open_data
+from detection_zoo.benchmarks.run.subject import identify_weights, open_data, weights_file
 from detection_zoo.benchmarks.train.dry_run import look_ahead
 from detection_zoo.benchmarks.train.evaluate import evaluator, validation_split
 from detection_zoo.benchmarks.train.outcome import event_writer, result_table, write_curves, write_results
@@ -21,7 +21,7 @@ from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.training_loader import TrainingLoader, training_batches, training_loader
-from detection_zoo.zoo.errors import DatasetError, ManifestError
+from detection_zoo.zoo.errors import CheckpointError, DatasetError, ManifestError
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
 from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.settings import with_settings
@@ -32,9 +32,10 @@ from detection_zoo.zoo.training.plan import Plan, Wishes, plan_training
 from detection_zoo.zoo.training.recipe import collect_scale, scale_collect
 from detection_zoo.zoo.training.trainer import Outcome, Settings, Trainer, start_of
 from detection_zoo.zoo.weights.fetch.one import fetch_weights
-from detection_zoo.zoo.weights.load import load_backbone
+from detection_zoo.zoo.weights.load import has_own_names, load_backbone
 
 RECIPE = "recipe.json"
+BACKBONE = "backbone:"  # before a classifier's file in --weights
 FINE_TUNE = "fine_tune"  # schedule of rows without one, and of trained weights on other classes
 
 
@@ -281,6 +282,8 @@ def _evaluator(
 def starting_model(task: Task, weights: str, seed: int, say: Callable[[str], None]) -> nn.Module:
     """The row's model with the weights that its training starts from."""
     seed_everything(seed)
+    if weights.startswith(BACKBONE):
+        return _with_backbone(task, weights_file(weights.removeprefix(BACKBONE)))
     if weights != "initial":
         _, path = identify_weights(task.entry, weights)
         model, left_out = build_for(task.entry, path, task.own_classes, task.checkpoint_format)
@@ -291,6 +294,22 @@ def starting_model(task: Task, weights: str, seed: int, say: Callable[[str], Non
     for spec in load_manifests().initial_weights(task.entry)[:1]:
         file = fetch_weights(spec, task.entry.name).path
         load_backbone(model, file, spec.format, row=task.entry.name)
+    return model
+
+
+def _with_backbone(task: Task, path: Path) -> nn.Module:
+    """The row's model with a file of a classifier in its backbone, in the format of what the row starts from;
+    raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; --weights {BACKBONE}FILE takes a classifier's file")
+    model = build_model(task.entry)
+    initial = next((spec.format for spec in load_manifests().initial_weights(task.entry)), "zoo")
+    load_backbone(
+        model,
+        path,
+        task.checkpoint_format or ("zoo" if has_own_names(path) else initial),
+        row=task.entry.name,
+    )
     return model
 
 

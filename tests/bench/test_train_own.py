@@ -110,24 +110,6 @@ def test_a_dry_run_shows_groups_schedule_memory_and_time_and_writes_nothing(tmp_
     assert "for 10 updates" in said and not out.exists()
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--optimizer", "adamw", "--policy", "cosine", "--clip-norm", 1.0, "--accumulate", 2, "--lr", 1e-4),
-        ("--precision", "bfloat16", "--channels-last", "--epochs", 1, "--no-save", "--scale-lr"),
-        ("--optimizer", "adam", "--patience", 1, "--time-limit", 1, "--workers", 1, "--images", 3),
-        ("--schedule", "detectron_1x", "--on-nan", "skip", "--keep", 1, "--save-every", 1, "--seed", 3),
-    ],
-    ids=lambda flags: "+".join(str(f) for f in flags if str(f).startswith("--")),
-)
-def test_every_flag_runs_two_updates(tmp_path: Path, flags: tuple[object, ...]) -> None:
-    data = small_folder(tmp_path / "data")
-    length = () if "--epochs" in flags else ("--iterations", 2)
-    train("--data", data, "--out", tmp_path / "out", "--eval-every", 0, *length, *flags)
-    with (tmp_path / "out" / "metrics.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 2
-
-
 def test_a_loss_that_is_not_finite_stops_is_left_out_or_goes_back(tmp_path: Path) -> None:
     data = small_folder(tmp_path / "data")
     common = ("--data", data, "--iterations", 6, "--save-every", 1, "--eval-every", 0, "--lr-steps", "9")

@@ -97,6 +97,15 @@ def format_of_file(model: nn.Module, path: Path | str, stated: str | None) -> st
     )
 
 
+def has_own_names(path: Path) -> bool:
+    """Whether a readable file names the tensors of a classifier as this project does."""
+    try:
+        names = plain_names(read_arrays(path))[0]
+    except CheckpointError:
+        return False
+    return any(name.startswith("backbone.") for name in names)
+
+
 def checkpoint_format(name: str) -> CheckpointFormat:
     """The registered format; raises CheckpointError with the nearest names."""
     try:
