@@ -24,6 +24,11 @@ def evaluate(model: Model | str, data: str = "shapes", *, images: int | None = N
 
     Raises:
         DatasetError: the data cannot be read, or its classes are not the model's.
+
+    Examples:
+        >>> model = load("faster_rcnn_resnet14_slim_fpn.demo", weights="random", device="cpu")
+        >>> sorted(evaluate(model, "shapes", images=2))[:3]
+        ['box_ap', 'box_ap50', 'box_ap75']
     """
     from detection_zoo.benchmarks.measure.detection import measure_accuracy
     from detection_zoo.benchmarks.run.subject import open_data
@@ -49,9 +54,18 @@ def benchmark(
     """Measure a row in this process and return its record, which is not stored.
 
     Args:
-        row, data, weights, device: as of `bench.py run`.
+        row: its name.
+        data: as `--data` of `bench.py run`.
+        weights: as in `load`.
         metrics: of inference, ap, top1, memory, epoch, throughput.
-        options: fields of BenchmarkSpec: images, batch_size, time_budget_s ...
+        device: as in `load`.
+        **options: fields of BenchmarkSpec: images, batch_size, time_budget_s ...
+
+    Examples:
+        >>> row = "faster_rcnn_resnet14_slim_fpn.demo"
+        >>> run = benchmark(row, weights="random", metrics=["ap"], images=2, device="cpu")
+        >>> run.status, run.measurements["box_ap"].unit
+        ('finished', '%')
     """
     from detection_zoo.benchmarks.run.runner import run_row
     from detection_zoo.benchmarks.run.subject import Sources, identify_weights
@@ -76,9 +90,19 @@ def compare(
     """Compare rows head to head, the first is the reference; returns the record, which is not stored.
 
     Args:
-        rows: two or more. data, weights, device: as of `bench.py compare`.
+        rows: two names or more.
+        data: as `--data` of `bench.py compare`.
+        weights: as in `load`.
         accuracy: compare AP on the same images too.
-        options: of CompareOptions: blocks, rounds, budget_s ...
+        device: as in `load`.
+        **options: of CompareOptions: blocks and rounds (2 at least), budget_s ...
+
+    Models run in processes of their own, so a script calls it below `if __name__ == "__main__":`.
+
+    Examples:
+        >>> rows = ["faster_rcnn_resnet14_slim_fpn.demo", "retinanet_resnet14_slim_fpn.demo"]
+        >>> compare(rows, weights="random", blocks=2, rounds=2, device="cpu").status
+        'finished'
     """
     from detection_zoo.benchmarks.compare.contestant import Entrant
     from detection_zoo.benchmarks.compare.match import compare as run_comparison

@@ -34,14 +34,18 @@ def list_models(
     detector: str | None = None,
     dataset: str | None = None,
 ) -> list[str]:
-    """Names of the rows of the manifests.
+    """List the names of the rows of the manifests.
 
     Args:
         pattern: part of a name, a shell pattern, or a source.
-        source, backbone, detector, dataset: keep the rows of this one alone.
+        source: rows of this manifest alone, "vovnet" say.
+        backbone: rows of this backbone alone.
+        detector: rows of this detector alone.
+        dataset: rows trained on this dataset alone.
 
-    >>> list_models("ssd512", backbone="hardnet68", dataset="coco")
-    ['ssd512_hardnet68_coco.hardnet']
+    Examples:
+        >>> list_models("ssd512", backbone="hardnet68", dataset="coco")
+        ['ssd512_hardnet68_coco.hardnet']
     """
     wanted = {"source": source, "backbone": backbone, "detector": detector, "dataset": dataset}
     return [
@@ -59,9 +63,8 @@ def _field(entry: ModelEntry, name: str) -> str | None:
 class Model:
     """A detector with its weights, its own pre-processing and its classes.
 
-    Attributes: `entry` the manifest row, `module` the torch module, `weights` what it was loaded with (kind,
-        file,
-    SHA-256), `class_names` by label, `device`.
+    `entry` is the manifest row, `module` the torch module, `weights` what it was loaded with (kind, file,
+    SHA-256), `class_names` its classes by label, `device` where it runs.
     """
 
     def __init__(self, subject: Subject, weights: WeightsIdentity, class_names: Sequence[str] = ()) -> None:
@@ -100,10 +103,11 @@ class Model:
         Raises:
             DatasetError: a file is no image, or the model is a classifier.
 
-        >>> import numpy as np, detection_zoo as dz
-        >>> model = dz.load("faster_rcnn_resnet14_slim_fpn.demo", weights="random")
-        >>> model.detect(np.zeros((120, 160, 3), np.uint8), min_score=0.9)
-        Prediction(0 detections in 160x120)
+        Examples:
+            >>> import numpy as np, detection_zoo as dz
+            >>> model = dz.load("faster_rcnn_resnet14_slim_fpn.demo", weights="random")
+            >>> model.detect(np.zeros((120, 160, 3), np.uint8), min_score=0.9)
+            Prediction(0 detections in 160x120)
         """
         if self.subject.is_classifier:
             raise DatasetError(f"row {self.entry.name} is a classifier; detect needs a detector")
@@ -136,7 +140,9 @@ def read_image(image: ImageLike) -> tuple[np.ndarray, str | None]:
     """The pixels (H, W, 3) uint8 RGB of what `Model.detect` takes, and the path or address it came from.
 
     Raises:
-        DatasetError: a file or address is no image. TypeError, ValueError: another type or shape.
+        DatasetError: a file or address is no image.
+        TypeError: another type.
+        ValueError: another shape.
     """
     from detection_zoo.zoo.data.images import decode_image
 
@@ -185,7 +191,7 @@ def _download(address: str) -> bytes:
 
 
 def load(row: str, weights: str | Path = "published", *, device: str = "auto") -> Model:
-    """A model of the manifests with its weights.
+    """Load a model of the manifests with its weights.
 
     Args:
         row: its name; `list_models` has them.
@@ -194,11 +200,13 @@ def load(row: str, weights: str | Path = "published", *, device: str = "auto") -
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
 
     Raises:
-        ManifestError: no such row, or it publishes no weights. DownloadError: they cannot be fetched.
+        ManifestError: no such row, or it publishes no weights.
+        DownloadError: they cannot be fetched.
         CheckpointError: they do not fit.
 
-    >>> load("faster_rcnn_resnet14_slim_fpn.demo", weights="random", device="cpu")
-    Model(faster_rcnn_resnet14_slim_fpn.demo, random weights, 8 classes, cpu)
+    Examples:
+        >>> load("faster_rcnn_resnet14_slim_fpn.demo", weights="random", device="cpu")
+        Model(faster_rcnn_resnet14_slim_fpn.demo, random weights, 8 classes, cpu)
     """
     entry = load_manifests().entry(row)
     identity, argument = identify_weights(entry, str(weights))
@@ -214,20 +222,22 @@ def create(
     device: str = "auto",
     **options: Any,
 ) -> Model:
-    """A new detector on any backbone, to train on your own classes.
+    """Create a detector on any backbone, to train on your own classes.
 
     Args:
         backbone: a registered backbone, or "timm.NAME".
         detector: faster_rcnn, mask_rcnn, keypoint_rcnn, retinanet or ssd.
         classes: their names, or how many.
         pretrained: start from the backbone's ImageNet weights: timm's own, or those of a manifest row.
-        device: as in `load`. options: arguments of the detector's builder.
+        device: as in `load`.
+        **options: arguments of the detector's builder.
 
     Raises:
         ManifestError: a name is unknown, or the parts do not go together.
 
-    >>> create("resnet14_slim", classes=["cat", "dog"], device="cpu").class_names
-    ('cat', 'dog')
+    Examples:
+        >>> create("resnet14_slim", classes=["cat", "dog"], device="cpu").class_names
+        ('cat', 'dog')
     """
     from detection_zoo.benchmarks.run.subject import RANDOM_DIGEST
     from detection_zoo.benchmarks.spec import WeightsIdentity

@@ -20,10 +20,21 @@ if TYPE_CHECKING:
 class Prediction:
     """Detections in one image, best first, in its own pixels.
 
-    pixels: (H, W, 3) uint8 RGB. detections: boxes (R, 4) float32 x1, y1, x2, y2, scores (R,), labels (R,)
-        int64,
-    and where the model has them masks (R, H, W) bool and keypoints (R, P, 3). class_names: by label.
-    category_ids: by label, of `to_coco`. inclusive: x2 and y2 are the last pixels inside. path: of the file.
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB.
+        detections: boxes (R, 4) float32 x1, y1, x2, y2, scores (R,), labels (R,) int64, and where the model
+            has them masks (R, H, W) bool and keypoints (R, P, 3).
+        class_names: by label.
+        category_ids: by label, of `to_coco`.
+        inclusive: x2 and y2 are the last pixels inside.
+        path: of the file, where there is one.
+
+    Examples:
+        >>> import numpy as np, detection_zoo as dz
+        >>> model = dz.load("faster_rcnn_resnet14_slim_fpn.demo", weights="random")
+        >>> found = model.detect(np.zeros((120, 160, 3), np.uint8))
+        >>> found.above(0.9), found[:2].boxes.shape, found.draw().size, list(found.to_pandas().columns[:3])
+        (Prediction(0 detections in 160x120), torch.Size([2, 4]), (160, 120), ['name', 'label', 'score'])
     """
 
     pixels: np.ndarray

@@ -58,3 +58,18 @@ def test_the_quick_start_gives_the_published_accuracy(
     assert not [
         x for x in changed.stdout.splitlines() if not x.endswith((".venv", "drawn/", "astronaut.png"))
     ]
+
+
+def test_the_site_builds_without_network(tmp_path: Path) -> None:
+    """`make docs`: every page is in its list, links open, the API's docstrings are read; a name that is not there
+    fails it."""
+    pytest.importorskip("mkdocs")
+    blocked = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **blocked}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    api = (tmp_path / "api.html").read_text()
+    for name in ("list_models", "load", "create", "detect", "to_coco", "evaluate", "compare", "roi_align"):
+        assert f">{name}</span>" in api, name
+    fetched = re.findall(r'(?:src|href)="(https?://[^"]+)"[^>]*(?:rel="stylesheet"|></script>)', api)
+    assert not fetched
