@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,11 +19,11 @@ PAGES = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))
 
 
 def commands(section: str) -> list[str]:
-    """The lines of a section's shell blocks, without their comments."""
-    text = re.split(r"^## ", README.read_text().partition(f"\n## {section}\n")[2], flags=re.M)[0]
+    """The commands in a section's blocks, without their comments."""
+    text = re.split(r"^##+ ", README.read_text().partition(f"\n## {section}\n")[2], flags=re.M)[0]
     blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.M | re.S)
     lines = (line.partition("  #")[0].strip() for block in blocks for line in block.splitlines())
-    return [line for line in lines if line]
+    return [line for line in lines if line.startswith(("git ", "make ", "python "))]  # the rest is output
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -30,6 +31,27 @@ def test_relative_links_open(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
     here = [target for target in targets if "://" not in target]
     assert [target for target in here if not (page.parent / target).exists()] == []
+
+
+def test_every_command_and_option_is_there() -> None:
+    """Of README and docs/: a renamed option fails here."""
+    import typer
+
+    from detection_zoo import bench, download_weights
+
+    known = {"bench.py": typer.main.get_command(bench.app).commands}
+    known["download_weights.py"] = typer.main.get_command(download_weights.app).commands
+    wrong = []
+    for page in PAGES:
+        for line in re.findall(r"^python ((?:bench|download_weights)\.py .*)$", page.read_text(), re.M):
+            program, command, *words = shlex.split(line, comments=True)
+            if command.startswith("-"):
+                continue
+            there = known[program].get(command)
+            options = {option for one in getattr(there, "params", ()) for option in one.opts} | {"--help"}
+            wrong += [line for word in words if word.startswith("--") and word not in options]
+            wrong += [] if there else [line]
+    assert wrong == []
 
 
 def test_the_quick_start_gives_the_published_accuracy(

@@ -39,7 +39,7 @@ def examine() -> tuple[list[Finding], dict[str, Any]]:
         _gpu(bool(on_gpu)),
         _cupy(),
         *on_gpu,
-        *_rooms(),
+        *_packages(),
         _manifests(),
         _store(),
         _disk(),
@@ -95,8 +95,8 @@ def _kernels() -> Finding:
     )
 
 
-def _rooms() -> list[Finding]:
-    """The rooms have common names; another package of the same name must not stand in front of them."""
+def _packages() -> list[Finding]:
+    """The packages have common names; another package of the same name must not hide them."""
     import importlib.util
 
     findings = []
@@ -106,7 +106,7 @@ def _rooms() -> list[Finding]:
         if place is None or not place.is_relative_to(ROOT):
             cure = f"uninstall the package of that name, or run from {ROOT.name}/"
             findings.append(Finding(f"import {room}", "broken", f"finds {place}, not this checkout; {cure}"))
-    return findings or [Finding("imports", "ok", "the rooms resolve inside the checkout")]
+    return findings or [Finding("imports", "ok", "the packages resolve inside the checkout")]
 
 
 def _manifests() -> Finding:
