@@ -22,7 +22,7 @@ from detection_zoo.zoo.parity import detnet
 from detection_zoo.zoo.parity.base import ParityError, Reference, parity
 from detection_zoo.zoo.parity.detnet import _Detector, detector_components, known_values, row_for
 from detection_zoo.zoo.parity.detnet_model import Pyramid, pool
-from detection_zoo.zoo.parity.detnet_steps import _Steps, head_model
+from detection_zoo.zoo.parity.detnet_steps import _Steps, head_model, resizing
 from detection_zoo.zoo.weights.load import load_arrays
 
 LIMITS = ProposalConventions(pre_nms=9, inclusive=False, together=True, fill=True, collect=0)
@@ -250,6 +250,29 @@ def test_strides_of_steps_follow_from_their_maps() -> None:
             torch.equal(steps.anchors_over(untold), steps.anchors_over(described))
             and len(steps.anchors_over(untold)) == described["count"]
         )
+
+
+DEMO = "demo.py rule on the same image: there the longest side (80) IS applied"
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "sides"),
+    [
+        (DEMO, "bilinear by target 60 / shorter side", (60, 80)),
+        (DEMO, "by target 60; the longest side of 90 asked for is NOT applied", (60, 80)),
+        ("by target 50, longest side (70) applied", "by target 60; the longest side of 90", (50, 70)),
+    ],
+)
+def test_an_image_of_the_demo_has_the_size_that_its_own_text_says(
+    text: str, first: str, sides: tuple[int, int]
+) -> None:
+    assert resizing(text, first, longest=True) == sides
+    assert resizing(text, first, longest=False) == (sides[0], None)
+
+
+def test_a_size_that_no_text_says_is_an_error() -> None:
+    with pytest.raises(ParityError, match=r"no 'target N' .* in 'the same image'"):
+        resizing("the same image", "", longest=False)
 
 
 def test_damaged_folders_name_what_they_lack(tmp_path: Path) -> None:

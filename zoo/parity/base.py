@@ -45,12 +45,14 @@ class Output:
 
     value: array or tensor of the recorded shape. tolerance: relative L2 difference allowed; none: the
         default; 0.0: exactly.
-    expected: what is recorded, where that is not in outputs.npz (numbers of outputs.json).
+    expected: what is recorded, where that is not in outputs.npz (numbers of outputs.json). note: what its
+        line says besides.
     """
 
     value: Any
     tolerance: float | None = None
     expected: Any = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -320,7 +322,7 @@ def compare(
         shape = expected.shape
     else:
         difference = recorded_difference(value, kept)
-    reason = f"the shape is {value.shape}" if value.shape != shape else None
+    reason = f"the shape is {value.shape}" if value.shape != shape else output.note
     return ParityLine(
         name, shape, difference, tolerance, "ok" if difference <= tolerance else "differs", reason
     )

@@ -24,6 +24,7 @@ from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.detectors.tta import View, detect_augmented, make_copy
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
+from detection_zoo.zoo.parity.near_ties import DetectionChoices, ProposalChoices, settle
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.proposals import select_proposals
@@ -106,7 +107,9 @@ class Folder:
         )
         self.model = model.to(kind).eval()
         reference.notes.append(f"built as row {row.name}, loaded as {checkpoint_format}")
+        self.dtype = str(kind).removeprefix("torch.")
         self.computed: Outputs = {}
+        self.choices: dict[str, ProposalChoices] = {}
 
     def _origin(self, arrays: dict[str, Any], checkpoint_format: str) -> dict[str, str]:
         """Detectron.pytorch's names of this model's parameters."""
@@ -195,7 +198,7 @@ class Folder:
         pyramid = len(features) > 1
         if pyramid:
             add(**{f"fpn_{name}": value for name, value in features.items()})
-        self.proposals(add, features, sizes, pyramid)
+        self.choices[key] = self.proposals(key, features, sizes)
         boxes, places = self.boxes_of(key, len(images))
         if pyramid:
             add(fixed_levels=model.box.pooler.level_indices(boxes)[places] + 2)
@@ -215,51 +218,59 @@ class Folder:
         if isinstance(model, KeypointRcnn):
             self.keypoint_branch(add, features, boxes, places)
 
-    def proposals(self, add: Any, features: dict[str, Tensor], sizes: Sequence[Any], pyramid: bool) -> None:
-        """Maps and proposals of each level, and those collected over levels and images."""
+    def proposals(self, key: str, features: dict[str, Tensor], sizes: Sequence[Any]) -> ProposalChoices:
+        """Maps and proposals of each level, and those collected over levels and images; what they were chosen
+        through."""
         model, levels = self.model, list(features.values())
         logits, deltas = model.rpn.head(levels)
         anchors = model.rpn.anchors(levels)
-        rule = model.rpn.rules[False]
-        for name, *level in zip(features, logits, deltas, anchors, strict=True):
-            end = f"_fpn{name[1:]}" if pyramid else ""
-            scores, flat = model.rpn.head.scores(level[0]), by_anchor(level[1], 4)
-            found = select_proposals(
-                [scores],
-                [flat],
-                [level[2]],
-                sizes,
-                coder=model.rpn.coder,
-                rule=rule.model_copy(update={"collect": 0}),
-            )
-            rois, chances = self.joined(found)
-            add(
-                **{
-                    f"rpn_logits{end}": level[0],
-                    f"rpn_deltas{end}": level[1],
-                    f"rpn_rois{end}": rois,
-                    f"rpn_probs{end}": chances[:, None],
-                }
-            )
+        ends = [f"_fpn{name[1:]}" if len(features) > 1 else "" for name in features]
+        for end, *maps in zip(ends, logits, deltas, strict=True):
+            self.add(**{f"{key}__rpn_logits{end}": maps[0], f"{key}__rpn_deltas{end}": maps[1]})
         scores = [model.rpn.head.scores(level) for level in logits]
-        every = [by_anchor(level, 4) for level in deltas]
-        found = select_proposals(
-            scores,
-            every,
-            anchors,
-            sizes,
-            coder=model.rpn.coder,
-            rule=rule.model_copy(update={"collect_over": "batch"}) if pyramid else rule,
-        )
+        flat = [by_anchor(level, 4) for level in deltas]
+        choices = ProposalChoices()
+
+        def compute() -> Outputs:
+            found = self.chosen(choices, ends, scores, flat, anchors, sizes)
+            return {
+                name: self.judged(name, Output(value))
+                for name, value in ((f"{key}.{part}", value) for part, value in found.items())
+                if name in self.reference.recorded
+            }
+
+        self.computed |= settle(compute, choices, self.reference, self.dtype)
+        return choices
+
+    def chosen(
+        self,
+        choices: ProposalChoices,
+        ends: Sequence[str],
+        scores: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        sizes: Sequence[Any],
+    ) -> dict[str, Tensor]:
+        """Proposals of each level, whose names have these ends, and those handed to the heads."""
+        model, values = self.model, {}
+        rule, pyramid = model.rpn.rules[False], len(ends) > 1
+        alone = rule.model_copy(update={"collect": 0})
+        for number, (end, *level) in enumerate(zip(ends, scores, deltas, anchors, strict=True)):
+            parts = [[part] for part in level]
+            found = choices(*parts, sizes, coder=model.rpn.coder, rule=alone, level=number)
+            values[f"rpn_rois{end}"], chances = self.joined(found)
+            values[f"rpn_probs{end}"] = chances[:, None]
+        if pyramid:
+            rule = rule.model_copy(update={"collect_over": "batch"})
+        found = choices(scores, deltas, anchors, sizes, coder=model.rpn.coder, rule=rule)
         rois, chances = self.joined(found)
         if pyramid:  # the original collects over the batch by score
             rois = rois[torch.argsort(chances, descending=True, stable=True)]
-            counts = torch.bincount(
+            values["rois_level_counts"] = torch.bincount(
                 model.box.pooler.level_indices([each.boxes for each in found]),
                 minlength=len(model.box.pooler.levels),
             )
-            add(rois_level_counts=counts)
-        add(rois=rois)
+        return values | {"rois": rois}
 
     @staticmethod
     def joined(found: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -300,7 +311,9 @@ class Folder:
         scale = float(re.search(r"im_scale ([\d.]+)", self.meta["inputs"]["det"])[1])
         original = tuple(int(n) for n in re.search(r"(\d+)x(\d+) image", self.meta["inputs"]["det"]).groups())
         where = Frame(tuple(int(n) for n in sizes[0]), original, (1 / scale, 1 / scale))
+        self.model.rpn.select = self.choices["a"]
         raw = self.model.raw(images, torch.tensor([where.size]))
+        self.model.rpn.select = select_proposals
         self.report("det", raw, where)
         if "det_vote" in self.meta["inputs"]:
             voting = float(re.search(r"VOTE_TH ([\d.]+)", self.meta["inputs"]["det_vote"])[1])
@@ -314,15 +327,32 @@ class Folder:
     def report(self, name: str, raw: Any, where: Frame) -> None:
         """Detections by falling score, with masks or keypoints."""
         model = self.model
+        choices = DetectionChoices(model.choose, model.coder.offset, model.detection_rule)
+        scored = model.scored_boxes(raw, [where])[0]
+
+        def compute() -> Outputs:
+            choices.start()
+            found = by_score(model.in_original(choices(*scored), where))
+            values = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels + 1}
+            return {
+                f"{name}.{part}": self.judged(f"{name}.{part}", Output(value))
+                for part, value in values.items()
+            }
+
+        settled = settle(compute, choices, self.reference, self.dtype)
+        choices.start()
+        model.choose = choices
         found = model.finish(raw, [where])[0]
+        del model.choose
         if isinstance(model, MaskRcnn):
             masks = model.with_masks(raw.features, [found], model.network_boxes([found], [where]))[0].masks
             found = replace(found, extra={**found.extra, "mask_probabilities": masks})
         self.describe(name, found)
+        self.computed |= settled
 
     def describe(self, name: str, found: Detections) -> None:
         """One image's detections as a folder records them."""
-        found = found.select(torch.argsort(found.scores, descending=True, stable=True))
+        found = by_score(found)
         values: dict[str, Any] = {"boxes": found.boxes, "scores": found.scores, "labels": found.labels + 1}
         if found.masks is not None:
             values |= {
@@ -365,6 +395,11 @@ class Folder:
             for name, option in (("size", "SCALE"), ("max_size", "MAX_SIZE"))
         }
         return Preprocess.from_conventions(self.row.conventions.image.model_copy(update=sides))
+
+
+def by_score(found: Detections) -> Detections:
+    """Detections by falling score."""
+    return found.select(torch.argsort(found.scores, descending=True, stable=True))
 
 
 def keypoint_rows(places: Tensor, logits: Tensor, chances: Tensor) -> Tensor:

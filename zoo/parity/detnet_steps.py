@@ -66,6 +66,28 @@ def numbers_after(text: str, word: str) -> list[float]:
     return [float(number) for number in found[1].split(",")]
 
 
+_SIDES = (r"(?:target|shorter side) (?:size |of |to )?\(?(\d+)", r"longest side (?:of |to )?\(?(\d+)")
+
+
+def resizing(text: str, first: str, *, longest: bool) -> tuple[int, int | None]:
+    """The shorter side that an image is scaled to, and the most that its longer side may have, in pixels.
+
+    Args:
+        text: of the output: "target 60", "the longest side (80) IS applied". first: of the first output of
+            the same image, where the text itself names no number. longest: whether the longer side is bounded
+            too.
+    """
+    sides = []
+    for pattern in _SIDES[: 1 + longest]:
+        found = re.search(pattern, text) or re.search(pattern, first)
+        if not found:
+            raise ParityError(
+                f"no 'target N' or 'longest side (N)' in {text!r}, which the size of an image follows from"
+            )
+        sides.append(int(found[1]))
+    return sides[0], sides[1] if longest else None
+
+
 def detection_rows(
     model: FasterRcnn,
     rois: Tensor,
@@ -410,17 +432,14 @@ class _Steps:
 
     def images(self) -> None:
         bundles, pixels = load_manifests().conventions, self.given["image"].numpy()
-        text = self.text("prep_image_detnet")
-        target, longest = (
-            int(re.search(r"by target (\d+)", text)[1]),
-            int(re.search(r"longest side of (\d+)", text)[1]),
-        )
-        for name, bundle, most in (
-            ("prep_image_detnet", "detnet", None),
-            ("prep_image_resnet", "detnet_resnet", None),
-            ("prep_image_demo", "detnet", longest),
+        first = self.text("prep_image_detnet")  # the others are of the same image, and say so
+        for name, bundle in (
+            ("prep_image_detnet", "detnet"),
+            ("prep_image_resnet", "detnet_resnet"),
+            ("prep_image_demo", "detnet"),
         ):
             if name in self.described:
+                target, most = resizing(self.text(name), first, longest="demo" in name)
                 rule = replace(
                     Preprocess.from_conventions(bundles[bundle].image),
                     resize=ShorterSide(target, most, bundles[bundle].image.rounding),

@@ -118,6 +118,7 @@ class RegionProposalNetwork(nn.Module):
         self.head, self.anchors, self.coder, self.rule = head, anchors, coder, rule
         self.sampler = ANCHOR_SAMPLERS[rule.sampling](coder, rule)
         self.rules = {False: test, True: train}
+        self.select = select_proposals
 
     def propose(
         self,
@@ -132,7 +133,7 @@ class RegionProposalNetwork(nn.Module):
         limits = [padded] * len(sizes) if rule.clip_to == "batch" else sizes
         with torch.no_grad():
             scores = [self.head.scores(widened(level)) for level in logits]
-            return select_proposals(
+            return self.select(
                 scores,
                 [by_anchor(level, 4) for level in deltas],
                 anchors,

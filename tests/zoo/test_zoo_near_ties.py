@@ -1,0 +1,187 @@
+"""Choices that rounding may make either way: made as recorded where they are near, and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from detection_zoo.zoo.conventions import DetectionConventions, ProposalConventions
+from detection_zoo.zoo.parity.base import Output, Reference
+from detection_zoo.zoo.parity.near_ties import DetectionChoices, Outputs, ProposalChoices, settle
+from detection_zoo.zoo.parts.boxes import BoxCoder
+from detection_zoo.zoo.parts.proposals import select_proposals
+from detection_zoo.zoo.parts.roi_heads import choose_detections
+from detection_zoo.zoo.records import Detections
+
+CODER = BoxCoder(offset=0.0, far_offset=0.0)
+RULE = ProposalConventions(pre_nms=200, post_nms=100, nms_iou=0.7, collect=60, collect_over="batch")
+SIZES = [(100, 120), (100, 120)]
+DETECTIONS = DetectionConventions(score_threshold=0.05, nms_iou=0.5, max_detections=20)
+
+Inputs = tuple[list[Tensor], list[Tensor], list[Tensor]]
+
+
+def inputs(seed: int = 0) -> Inputs:
+    """Scores, deltas and anchors of two levels and two images."""
+    random = torch.Generator().manual_seed(seed)
+    scores = [torch.rand(2, count, generator=random) for count in (150, 60)]
+    deltas = [0.05 * torch.randn(2, count, 4, generator=random) for count in (150, 60)]
+    corners = [torch.rand(count, 2, generator=random) * 60 for count in (150, 60)]
+    return scores, deltas, [torch.cat([near, near + 40], dim=1) for near in corners]
+
+
+def recorded(arrays: dict[str, Tensor], stride: int = 1) -> Reference:
+    """A folder whose outputs are these arrays, of which every `stride`-th number is kept."""
+    reference = Reference(Path("made_up"))
+    reference.__dict__["recorded"] = {
+        name: {
+            "shape": np.array(value.shape),
+            "moments": np.array([value.double().mean(), value.double().std(correction=0)]),
+            "samples": value.numpy().reshape(-1)[::stride],
+            "stride": np.array(stride),
+        }
+        for name, value in arrays.items()
+    }
+    return reference
+
+
+def proposals(choose: ProposalChoices | None, given: Inputs, rule: ProposalConventions = RULE) -> Tensor:
+    found = (choose or select_proposals)(*given, SIZES, coder=CODER, rule=rule)
+    return torch.cat([each.boxes for each in found])
+
+
+def settled(given: Inputs, reference: Reference, rule: ProposalConventions = RULE) -> Output:
+    choices = ProposalChoices()
+
+    def compute() -> Outputs:
+        return {"rois": Output(proposals(choices, given, rule), 1e-5)}
+
+    return settle(compute, choices, reference, "float32")["rois"]
+
+
+def equal(output: Output, reference: Reference) -> bool:
+    kept = reference.recorded["rois"]
+    value = output.value.numpy()
+    own = value.reshape(-1)[:: int(kept["stride"])]
+    return value.shape == tuple(kept["shape"]) and np.allclose(own, kept["samples"], atol=1e-3)
+
+
+def near_iou(given: Inputs, by: float) -> Inputs:
+    """The same, but that the best box of the first level overlaps another with IoU = 0.7 + by."""
+    scores, deltas, anchors = given
+    anchors = [anchor.clone() for anchor in anchors]
+    deltas = [delta.clone() for delta in deltas]
+    deltas[0][:, :2] = 0
+    scores[0][:, 0], scores[0][:, 1] = 0.9999, 0.9998
+    anchors[0][0] = torch.tensor([10.0, 10.0, 60.0, 60.0])
+    anchors[0][1] = torch.tensor([10.0, 10.0, 60.0, 10 + 50 * (0.7 + by)])
+    return scores, deltas, anchors
+
+
+@pytest.mark.parametrize("stride", [1, 7])
+@pytest.mark.parametrize("by", [2e-6, -2e-6])
+def test_an_overlap_near_the_threshold_is_decided_as_recorded(by: float, stride: int) -> None:
+    reference = recorded({"rois": proposals(None, near_iou(inputs(), -by))}, stride)
+    first = Output(proposals(None, near_iou(inputs(), by)))
+    assert not equal(first, reference)
+    output = settled(near_iou(inputs(), by), reference)
+    assert equal(output, reference) and "choices made as recorded" in output.note
+
+
+def test_an_overlap_further_from_the_threshold_is_not() -> None:
+    reference = recorded({"rois": proposals(None, near_iou(inputs(), 1e-4))})
+    output = settled(near_iou(inputs(), -1e-4), reference)
+    assert not equal(output, reference) and output.note is None
+
+
+def test_nearly_equal_scores_may_change_places_of_both_images() -> None:
+    given = inputs()
+    other = [level.clone() for level in given[0]]
+    given[0][0][0, 5], given[0][1][1, 7] = 0.99991, 0.999910 + 3e-7
+    other[0][0, 5], other[1][1, 7] = 0.99991 + 3e-7, 0.99991
+    other[0][1, 9] = given[0][0][1, 9] = other[0][1, 8] = given[0][0][1, 8]  # and exactly equal ones
+    rule = RULE.model_copy(update={"collect": 2})  # only the best two of the batch: one of them differs
+    reference = recorded({"rois": proposals(None, (other, *given[1:]), rule)})
+    assert equal(settled(given, reference, rule), reference)
+
+
+def test_scores_further_apart_may_not() -> None:
+    given = inputs()
+    other = [level.clone() for level in given[0]]
+    other[0][0, 5], other[0][0, 6] = 0.9990, 0.9991
+    given[0][0][0, 5], given[0][0][0, 6] = 0.9991, 0.9990
+    reference = recorded({"rois": proposals(None, (other, *given[1:]))})
+    assert not equal(settled(given, reference), reference)
+
+
+MISTAKES = {
+    "another threshold": lambda scores, deltas, anchors: ((scores, deltas, anchors), {"nms_iou": 0.707}),
+    "one more proposal": lambda scores, deltas, anchors: ((scores, deltas, anchors), {"collect": 61}),
+    "deltas in another order": lambda scores, deltas, anchors: (
+        (scores, [level[..., [1, 0, 2, 3]] for level in deltas], anchors),
+        {},
+    ),
+    "anchors one pixel off": lambda scores, deltas, anchors: (
+        (scores, deltas, [level + 1 for level in anchors]),
+        {},
+    ),
+    "ranked by other scores": lambda scores, deltas, anchors: (
+        ([1 - level for level in scores], deltas, anchors),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_still_differs(mistake: str) -> None:
+    reference = recorded({"rois": proposals(None, near_iou(inputs(), 0))})
+    assert equal(settled(near_iou(inputs(), 0), reference), reference)
+    given, changed = MISTAKES[mistake](*near_iou(inputs(), 0))
+    output = settled(given, reference, RULE.model_copy(update=changed))
+    assert not equal(output, reference) and output.note is None
+
+
+def detected(probabilities: Tensor, boxes: Tensor) -> Detections:
+    return choose_detections(probabilities, boxes, 0.0, DETECTIONS)
+
+
+def scored(near: float = 0.0, score: float = 0.3) -> tuple[Tensor, Tensor]:
+    """Probabilities (40, 4) and boxes (40, 4, 4); the first row has a score near the threshold."""
+    random = torch.Generator().manual_seed(3)
+    probabilities = (torch.rand(40, 4, generator=random) * 4).softmax(dim=1)
+    corners = torch.rand(40, 4, 2, generator=random) * 60
+    boxes = torch.cat([corners, corners + 30], dim=2)
+    boxes[0, 1] = torch.tensor([500.0, 500.0, 560.0, 560.0])
+    boxes[1, 1] = torch.tensor([500.0, 500.0, 560.0, 500 + 60 * (0.5 + near)])
+    boxes[0, 2] = torch.tensor([700.0, 500.0, 760.0, 560.0])
+    probabilities[0, 1], probabilities[1, 1], probabilities[0, 2] = 0.98, 0.97, score
+    return probabilities, boxes
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "same"),
+    [
+        ({"near": 2e-6}, {"near": -2e-6}, True),
+        ({"near": 5e-4}, {"near": -5e-4}, False),
+        ({"score": 0.05 + 3e-7}, {"score": 0.05 - 3e-7}, True),
+        ({"score": 0.05 - 3e-7}, {"score": 0.05 + 3e-7}, True),
+        ({"score": 0.0495}, {"score": 0.0505}, False),
+    ],
+)
+def test_detections_are_chosen_as_recorded_where_rounding_decides(
+    own: dict[str, float], theirs: dict[str, float], same: bool
+) -> None:
+    rule = DETECTIONS.model_copy(update={"max_detections": 0})
+    choices = DetectionChoices(lambda *given: choose_detections(*given, 0.0, rule), 0.0, rule)
+    reference = recorded({"rois": choose_detections(*scored(**theirs), 0.0, rule).boxes})
+
+    def compute() -> Outputs:
+        choices.start()
+        return {"rois": Output(choices(*scored(**own)).boxes, 1e-5)}
+
+    assert not equal(compute()["rois"], reference)
+    assert equal(settle(compute, choices, reference, "float32")["rois"], reference) == same

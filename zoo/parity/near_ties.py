@@ -1,0 +1,281 @@
+"""Choices that rounding may make either way: rows of nearly equal scores, and boxes whose IoU is nearly the
+threshold. Lists of proposals and detections depend on them, and so on the processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detection_zoo.zoo.conventions import DetectionConventions, ProposalConventions
+from detection_zoo.zoo.parity.base import Output, Reference, Skip, compare, to_numpy
+from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes
+from detection_zoo.zoo.parts.proposals import Proposals, Size, select_proposals
+from detection_zoo.zoo.records import Detections
+
+SCORE_GAP = 2e-6  # between scores, or a score and its threshold
+IOU_GAP = 1e-5  # between an IoU and its threshold
+MOST = 12  # choices of a stage that are made as recorded
+TRIED = 96  # choices that are tried for each, the nearest to their decision
+ROW = 1e-3  # of the largest number: numbers further apart than this are of different rows
+
+Outputs = dict[str, Output | Skip]
+
+
+@dataclass(frozen=True)
+class Nudge:
+    """A change of what one row is chosen by, which turns a choice that is near.
+
+    place: where the row stands, as the class that makes the nudge counts. score: added to it. edges: how far
+    x1, y1, x2, y2 move, as a share of the box's side. near: distance from the decision, as a share of the
+    gap.
+    """
+
+    place: tuple[int, ...]
+    score: float = 0.0
+    edges: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    near: float = 0.0
+
+
+def settle(compute: Callable[[], Outputs], choices: Choices, reference: Reference, dtype: str) -> Outputs:
+    """What `compute` gives, near choices made as recorded where that makes all of it equal to the record.
+
+    Choices are turned one after another, each time the one that brings the lists nearest to what is recorded;
+    where not everything becomes equal, none is turned. Lines that depend on them say how many.
+
+    Args:
+        compute: runs the stage through `choices`; outputs by recorded name.
+        choices: of the stage. dtype: of the comparison.
+    """
+    first = best = compute()
+    start = apart = _apart(first, reference, dtype)
+    while apart and len(choices.nudges) < MOST:
+        kept, trials = list(choices.nudges), []
+        for nudge in sorted(choices.near(), key=lambda each: each.near)[:TRIED]:
+            choices.nudges = [*kept, nudge]
+            outputs = compute()
+            trials.append((_apart(outputs, reference, dtype), len(trials), nudge, outputs))
+            if not trials[-1][0]:
+                break
+        choices.nudges = kept
+        if not trials or min(trials)[0] >= apart:
+            break
+        apart, _, nudge, best = min(trials)
+        choices.nudges = [*kept, nudge]
+    if apart:
+        choices.nudges = []
+        return first
+    return best if not start else _noted(first, best, len(choices.nudges), reference, dtype)
+
+
+def _noted(first: Outputs, best: Outputs, count: int, reference: Reference, dtype: str) -> Outputs:
+    """The outputs, of which those that differed at first say why they do not."""
+    note = (
+        f"{count} of its choices made as recorded: scores within {SCORE_GAP:g}, or an IoU within {IOU_GAP:g},"
+        " of the decision"
+    )
+    return {
+        name: replace(output, note=note) if _output_apart(name, first[name], reference, dtype) else output
+        for name, output in best.items()
+    }
+
+
+def _apart(outputs: Outputs, reference: Reference, dtype: str) -> float:
+    """How far outputs are from the record: 0 where all are equal to it."""
+    return sum(_output_apart(name, output, reference, dtype) for name, output in outputs.items())
+
+
+def _output_apart(name: str, output: Output | Skip, reference: Reference, dtype: str) -> float:
+    """0 where an output equals the record, else 1 to 2: less, the later the first row that differs."""
+    kept = reference.recorded.get(name)
+    if isinstance(output, Skip) or compare(name, output, kept, dtype).verdict != "differs":
+        return 0.0
+    return 2.0 - _agreeing(to_numpy(output.value), _known(output, kept))
+
+
+def _known(output: Output, kept: Mapping[str, np.ndarray] | None) -> tuple[np.ndarray, int]:
+    """Recorded numbers, evenly taken, and their distance from each other."""
+    if kept is None:
+        return to_numpy(output.expected).reshape(-1), 1
+    return kept["samples"], int(kept["stride"])
+
+
+def _agreeing(value: np.ndarray, known: tuple[np.ndarray, int]) -> float:
+    """The share of recorded numbers before the first that differs."""
+    samples, stride = known
+    own = value.reshape(-1)[::stride][: len(samples)].astype("float64")
+    scale = max(float(np.abs(samples).max(initial=0.0)), 1e-12)
+    differs = np.flatnonzero(~(np.abs(own - samples[: len(own)]) <= ROW * scale))
+    return (differs[0] if len(differs) else len(own)) / max(len(samples), 1)
+
+
+class Choices:
+    """The choices of a stage: `nudges` are in force in its calls, `near` lists those that may be turned."""
+
+    def __init__(self) -> None:
+        self.nudges: list[Nudge] = []
+
+    def near(self) -> list[Nudge]:
+        """Nudges that turn one choice each, of the calls since the last."""
+        raise NotImplementedError
+
+
+class ProposalChoices(Choices):
+    """Takes the place of `select_proposals` of one batch; places are (level, image, anchor)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._given: tuple[Any, ...] | None = None
+
+    def __call__(
+        self,
+        scores: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        sizes: Sequence[Size],
+        *,
+        coder: BoxCoder,
+        rule: ProposalConventions,
+        level: int = 0,
+    ) -> list[Proposals]:
+        """Proposals; arguments as in `select_proposals`, and the number of the first level."""
+        self._given = scores, deltas, anchors, sizes, coder, rule
+        scores, deltas = list(scores), list(deltas)
+        for nudge in self.nudges:
+            own, image, row = nudge.place[0] - level, *nudge.place[1:]
+            if 0 <= own < len(scores):
+                scores[own], deltas[own] = scores[own].clone(), deltas[own].clone()
+                scores[own][image, row] += nudge.score
+                _move(deltas[own][image, row], nudge.edges, coder.weights)
+        return select_proposals(scores, deltas, anchors, sizes, coder=coder, rule=rule)
+
+    def near(self) -> list[Nudge]:
+        """Of the last call, which must have been of all levels."""
+        scores, deltas, anchors, sizes, coder, rule = self._given
+        rows = []
+        for image, size in enumerate(sizes):
+            for level, (own, change, start) in enumerate(zip(scores, deltas, anchors, strict=True)):
+                group = len(scores) * image + (0 if rule.together else level)
+                boxes = coder.decode(change[image].double(), start.double())
+                boxes = clip_boxes(boxes, size, coder.offset)
+                places = [(level, image, row) for row in range(len(boxes))]
+                rows.append((boxes, own[image].double(), torch.full((len(boxes),), group), places))
+        boxes, chances, groups, places = zip(*rows, strict=True)
+        return _near(
+            torch.cat(boxes),
+            torch.cat(chances),
+            torch.cat(groups),
+            [place for own in places for place in own],
+            rule.nms_iou,
+            coder.offset,
+            rule.pre_nms,
+        )
+
+
+class DetectionChoices(Choices):
+    """Takes the place of a detector's `choose`; places are (image, row, class)."""
+
+    def __init__(
+        self, choose: Callable[[Tensor, Tensor], Detections], offset: float, rule: DetectionConventions
+    ) -> None:
+        super().__init__()
+        self._choose, self._offset, self._rule = choose, offset, rule
+        self._given: list[tuple[Tensor, Tensor]] = []
+
+    def start(self) -> None:
+        """The next call is of the first image."""
+        self._given = []
+
+    def __call__(self, probabilities: Tensor, boxes: Tensor) -> Detections:
+        """Detections of the next image; arguments as in `FasterRcnn.choose`."""
+        image = len(self._given)
+        self._given.append((probabilities, boxes))
+        probabilities, boxes = probabilities.clone(), boxes.clone()
+        for nudge in self.nudges:
+            owner, row, label = nudge.place
+            if owner == image:
+                probabilities[row, label] += nudge.score
+                box = boxes[row, _column(label, boxes)]
+                box += torch.tensor(nudge.edges).to(box) * (box[2:] - box[:2] + self._offset).repeat(2)
+        return self._choose(probabilities, boxes)
+
+    def near(self) -> list[Nudge]:
+        """Of the images since the last `start`."""
+        found = []
+        for image, (probabilities, boxes) in enumerate(self._given):
+            chances, placed = probabilities.double(), boxes.double()
+            least = self._rule.score_threshold
+            row, label = torch.nonzero(chances[:, 1:] > least - SCORE_GAP, as_tuple=True)
+            label = label + 1
+            scores = chances[row, label]
+            own = placed[row, torch.tensor([_column(each, boxes) for each in label.tolist()]).long()]
+            places = [(image, *each) for each in zip(row.tolist(), label.tolist(), strict=True)]
+            found += _near(own, scores, label, places, self._rule.nms_iou, self._offset, 0)
+            for place, score in zip(places, scores.tolist(), strict=True):
+                if abs(score - least) <= SCORE_GAP:
+                    near = abs(score - least) / SCORE_GAP
+                    found.append(Nudge(place, score=2 * (least - score) or 1e-7, near=near))
+        return found
+
+
+def _move(deltas: Tensor, edges: Sequence[float], weights: Sequence[float]) -> None:
+    """Change the deltas (4,) of a box so that its edges move by shares of its sides."""
+    for axis in (0, 1):
+        grown = (deltas[2 + axis] / weights[2 + axis]).exp()  # of the anchor's side
+        deltas[axis] += weights[axis] * grown * (edges[axis] + edges[2 + axis]) / 2
+        deltas[2 + axis] += weights[2 + axis] * (edges[2 + axis] - edges[axis])
+
+
+def _column(label: int, boxes: Tensor) -> int:
+    """The column of boxes (R, K + 1 or 2, 4) that a class 1..K has."""
+    return label if boxes.shape[1] > 2 else boxes.shape[1] - 1
+
+
+def _near(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    places: Sequence[tuple[int, ...]],
+    threshold: float,
+    offset: float,
+    most: int,
+) -> list[Nudge]:
+    """Nudges of rows (R) in one image: neighbours by score that are nearly equal, and pairs of a group whose
+    IoU is nearly the threshold.
+
+    most: rows of each group that enter the NMS, the best by score; 0: all.
+    """
+    found: dict[tuple[int, int], Nudge] = {}
+    every = [torch.nonzero(groups == group)[:, 0] for group in groups.unique()]
+    every = [rows[scores[rows].argsort(descending=True, stable=True)][: most or None] for rows in every]
+    for rows in (torch.cat(every)[scores[torch.cat(every)].argsort(descending=True)], *every):
+        ranked = scores[rows]
+        apart = ranked[:-1] - ranked[1:]
+        gaps = _score_gap(ranked[1:])
+        for upper in torch.nonzero(apart <= gaps)[:, 0].tolist():
+            more = float(apart[upper]) + max(1e-9, 2.4e-7 * float(ranked[upper]))  # above float32's rounding
+            near = float(apart[upper] / gaps[upper])
+            pair = int(rows[upper + 1]), int(rows[upper])
+            for row, other in (pair, pair[::-1]) if not apart[upper] else (pair,):  # equal: in any order
+                found[row, other] = Nudge(places[row], score=more, near=near)
+    nudges = list(found.values())
+    for rows in every:
+        margins = (box_iou(boxes[rows], boxes[rows], offset) - threshold).abs()
+        lower, upper = torch.nonzero((margins <= IOU_GAP).tril(-1), as_tuple=True)
+        for row, other in zip(lower.tolist(), upper.tolist(), strict=True):
+            margin = float(margins[row, other])
+            for edge, sign in product(range(4), (1, -1)):
+                edges = [0.0] * 4
+                edges[edge] = sign * 4 * (margin + 3e-7)
+                nudges.append(Nudge(places[int(rows[row])], edges=tuple(edges), near=margin / IOU_GAP))
+    return nudges
+
+
+def _score_gap(scores: Tensor) -> Tensor:
+    """The gap (R,) of scores (R,): as that of a logit, which is the same for all, at scores near 0 and 1."""
+    return SCORE_GAP * (4 * scores * (1 - scores)).clamp(min=0.05)
