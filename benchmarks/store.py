@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import secrets
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from detection_zoo.benchmarks.spec import SCHEMA_VERSION, Run, StoredFile
+from detection_zoo.zoo import regular
 
 PROJECT_RESULTS = Path(__file__).resolve().parent.parent / "results"  # a checkout's own, tracked by git
 RUNS, COMPARISONS, KERNELS = "runs", "comparisons", "kernels"  # folders of a results folder
@@ -114,19 +114,10 @@ def read_regular(path: Path) -> bytes:
     """The bytes of a record's file; raises ValueError where it is no regular file, is too large or cannot be
     read, without waiting for a pipe or a device."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError(f"{path}: not a regular file; it is left out. Move it out of the store")
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            size = os.fstat(descriptor).st_size
-            if size > MOST_BYTES:
-                raise ValueError(
-                    f"{path}: {size / 2**20:.0f} MiB, more than the {MOST_BYTES / 2**20:.0f} MiB of a record;"
-                    " it is left out. Move it out of the store"
-                )
-            return file.read(MOST_BYTES)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); it is left out") from None
+        return regular.read_regular(path, MOST_BYTES)
+    except (ValueError, FileNotFoundError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        raise ValueError(f"{path}: {reason}; it is left out. Move it out of the store") from None
 
 
 def record_object(text: bytes, path: Path, version: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from detection_zoo.zoo.plain import one_line
 
 Form = Literal["text", "markdown", "csv", "json", "latex"]
 LONG_NOTE = 20  # words of a sentence
+FORMULA_SIGNS = tuple("=+-@＝＋－＠")  # spreadsheets take the wide forms for the narrow ones
 MARK = re.compile(r" ?\[\d+\]")  # of a note, behind a cell
 LATEX_HEAD = "% \\usepackage{booktabs,longtable,hyperref}, in a document that reads UTF-8\n"
 LATEX_SPECIAL = {
@@ -172,7 +173,9 @@ URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
 
 def _markdown_text(text: str) -> str:
     """Text in which nothing ends the cell, opens a tag or becomes a link."""
-    return text.replace("|", "\\|").replace("<", "\\<").replace("](", "]\\(")
+    for special in ("\\", "|", "<"):
+        text = text.replace(special, f"\\{special}")
+    return text.replace("](", "]\\(")
 
 
 # --- CSV ----------
@@ -183,7 +186,7 @@ def guarded(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = one_line(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") and not _is_number(text) else text
+    return f"'{text}" if text.lstrip()[:1] in FORMULA_SIGNS and not _is_number(text) else text
 
 
 def _is_number(text: str) -> bool:

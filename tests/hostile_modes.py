@@ -12,11 +12,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES
 
 BODY = b"\x80\x02" + random.Random(3).randbytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
 OK, PART = b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 206 Partial Content\r\n"
 CUT = 100_000
+ROW = "mask_rcnn_vovnet27_tiny_fpn.demo"
 
 Mode = Callable[[socket.socket, int, bytes], None]
 MODES: dict[str, Mode] = {}
@@ -274,3 +278,27 @@ def hostile_modes() -> Iterator[int]:
         ended.set()
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
+
+
+def manifest_folder(folder: Path, urls: list[str], extra: str = "") -> Path:
+    """A folder of manifests whose rows r0.demo, r1.demo, ... have one file each.
+
+    Args:
+        folder: made.
+        urls: an address a row.
+        extra: more lines of every file.
+    """
+    folder.mkdir()
+    for name in SHARED_FILES:
+        (folder / name).write_text((MANIFEST_FOLDER / name).read_text())
+    text = (MANIFEST_FOLDER / "demo.toml").read_text()
+    start = text.index(f'name = "{ROW}"')
+    end = text.find("[[model]]", start)
+    row = text[start : end if end > 0 else None].split("[[model.weights]]")[0]
+    rows = [
+        f"[[model]]\n{row.replace(ROW, f'r{i}.demo')}\n[[model.weights]]\n"
+        f'urls = ["{url}"]\nformat = "detectron_pkl"\nholds = "detector"\n{extra}\n'
+        for i, url in enumerate(urls)
+    ]
+    (folder / "demo.toml").write_text(text[: text.index("[[model]]")] + "\n".join(rows))
+    return folder

@@ -374,8 +374,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ManifestError(f"{path}: no such manifest; it is part of the project, restore it") from None
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ManifestError(f"{path}: not valid TOML: {error}; is the file cut short?") from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError among them
+        raise ManifestError(f"{path}: not valid TOML: {error!s:.200}; is the file cut short?") from None
 
 
 def _problem(where: str, error: ValidationError) -> ManifestError:

@@ -26,7 +26,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ManifestError(f"{text!r}: write SECTION.FIELD=VALUE")
     try:
         return path.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # TOMLDecodeError among them
         return path.strip(), value.strip()
 
 

@@ -37,23 +37,28 @@ def row_of_checkpoint(entry: ModelEntry, weights: str) -> ModelEntry:
     path = Path(weights)
     if weights in ("random", "published") or not path.is_file():
         return entry
-    import torch
-
-    from detection_zoo.zoo.weights.pickle.safe import file_kind
+    from detection_zoo.zoo.weights.pickle.safe import file_kind, read_torch_outline
 
     if file_kind(path) != "torch zip":
         return entry
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # noqa: BLE001 - whatever it is, the reader of weights says what is wrong with it
+        value = read_torch_outline(path)
+    except CheckpointError:  # the reader of weights says what is wrong with it
         return entry
     trained = value.get(ROW) if isinstance(value, dict) else None
     if not trained:
         return entry
-    if value["entry"] != entry.name:
-        raise CheckpointError(f"{path}: a training of {value['entry']!r}, not of {entry.name!r}")
-    if trained["classes"] is not None:
-        entry = with_classes(entry, trained["classes"])
+    if value.get("entry") != entry.name:
+        raise CheckpointError(f"{path}: a training of {value.get('entry')!r:.100}, not of {entry.name!r}")
+    trained = trained if isinstance(trained, dict) else {}
+    classes, settings = trained.get("classes"), trained.get("settings")
+    if not (_is_texts(settings) and (classes is None or (_is_texts(classes) and classes))):
+        raise CheckpointError(f"{path}: its classes and settings are no lists of texts; is it damaged?")
+    if classes is not None:
+        entry = with_classes(entry, classes)
     schedule = next(iter(load_manifests().schedules.values()))
-    settings = [text for text in trained["settings"] if not text.startswith("schedule.")]
-    return with_settings(entry, schedule, settings)[0]
+    return with_settings(entry, schedule, [text for text in settings if not text.startswith("schedule.")])[0]
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)

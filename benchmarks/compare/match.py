@@ -105,6 +105,10 @@ class _Match:
             self.states[failed.label].failure = failed.outcome
             self.say(f"    {failed.label} failed and is out: {failed.outcome.reason}")
             return
+        except KeyboardInterrupt:
+            for worker in workers.values():
+                worker.kill()
+            raise
         finally:
             for worker in workers.values():
                 worker.close()
@@ -196,6 +200,9 @@ class _Match:
             except WorkerFailed as failed:
                 self.states[label].failure = failed.outcome
                 self.say(f"    {label} failed while detecting: {failed.outcome.reason}")
+            except KeyboardInterrupt:
+                worker.kill()
+                raise
             finally:
                 worker.close()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -84,29 +86,35 @@ class Worker:
         """End the process; it is given a moment to leave in order."""
         self._pipe.close()
         self._process.join(_LEAVE_S)
-        self._end()
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
 
     def _code(self) -> int | None:
         self._process.join(_LEAVE_S)
         return self._process.exitcode
 
     def _fail(self, outcome: Outcome) -> WorkerFailed:
-        self._end()
+        self.kill()
         return WorkerFailed(self.label, outcome)
-
-    def _end(self) -> None:
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
 
 
 def _context() -> Any:
     """Forking from a server that has imported torch and touched no GPU: a process is there in a fraction of a
-    second."""
+    second. Ctrl-C is the parent's to handle, from the server's first import on."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with same_allocator():
-        multiprocessing.forkserver.ensure_running()
+    multiprocessing.resource_tracker.ensure_running()  # which would end the block of the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server inherits it
+    try:
+        with same_allocator():
+            multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

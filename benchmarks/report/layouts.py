@@ -103,8 +103,8 @@ def read_layouts(folder: Path) -> dict[str, Layout]:
     for path in sorted(folder.glob("*.toml")):
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ManifestError(f"{path}: not valid TOML: {error}; is the file cut short?") from None
+        except (ValueError, RecursionError) as error:  # of TOML, of UTF-8
+            raise ManifestError(f"{path}: not valid TOML: {error!s:.200}; is the file cut short?") from None
         if set(document) != {"table"}:
             raise ManifestError(
                 f"{path}: only [[table]] belongs here, but there is"

@@ -442,6 +442,13 @@ def test_what_comes_from_outside_is_escaped_in_every_form() -> None:
     assert json.loads(render([table], "json")) and "\x1b" not in render([table], "json")
 
 
+def test_a_backslash_does_not_undo_the_escape_behind_it_nor_a_wide_sign_the_guard() -> None:
+    table = Table(["\\<b>", "n"], [["\\|x", "＝1+1"], [" =1+1", "-2"]], [])
+    assert render([table], "markdown").splitlines()[::2] == ["| \\\\\\<b> | n |", "| \\\\\\|x | ＝1+1 |"]
+    assert [row[2] for row in csv.reader(io.StringIO(render([table], "csv")))] == ["n", "'＝1+1", "-2"]
+    assert list(csv.reader(io.StringIO(render([table], "csv"))))[2][1] == "'=1+1"
+
+
 @pytest.mark.parametrize("width", [20, 40, 79, 100, 200])
 def test_no_line_of_text_is_wider_than_asked_for(width: int) -> None:
     draw = random.Random(width)

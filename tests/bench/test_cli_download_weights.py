@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -327,8 +328,11 @@ def test_audit_of_the_project_itself(tmp_path: Path) -> None:
     assert result.exit_code == 0
 
 
-def test_interrupt_leaves_something_that_resumes(manifests: Path, home: Path, server: HostileServer) -> None:
-    """Ctrl-C, a real SIGINT to a real process, while the server keeps it waiting."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_something_that_resumes(
+    number: signal.Signals, manifests: Path, home: Path, server: HostileServer
+) -> None:
+    """A real signal to a real process, while the server keeps it waiting."""
     row = ROW.format(name="slow") + FILE.format(url=server.url("drip"), more="")
     (manifests / "sample.toml").write_text(row)
     command = [
@@ -342,7 +346,7 @@ def test_interrupt_leaves_something_that_resumes(manifests: Path, home: Path, se
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(home.glob("parts/*.part")) or next(home.glob("parts/*.part")).stat().st_size == 0:
         assert process.poll() is None, process.stderr.read()
-    process.send_signal(2)
+    process.send_signal(number)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 130 and "1 stopped" in talk and "Traceback" not in talk
     assert next(home.glob("parts/*.part")).stat().st_size > 0

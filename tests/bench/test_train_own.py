@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from detection_zoo.bench import app
 from detection_zoo.zoo.build import build_model
+from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.trained_row import row_of_checkpoint
 from detection_zoo.zoo.training import checkpoints
@@ -65,6 +66,29 @@ def test_other_classes_rebuild_the_head_and_the_file_knows_them(tmp_path: Path) 
     assert found[0]["measurements"]["box_ap"]["value"] == pytest.approx(float(evaluated[-1]["box_ap"]))
     picture = next((tmp_path / "data" / "train").iterdir())
     bench("detect", ROW, picture, "--out", tmp_path / "drawn", "--weights", out / "best.pth")
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"classes": 7, "settings": []},
+        {"classes": ["a"], "settings": None},
+        {"classes": [], "settings": []},
+        {"settings": [1]},
+        ["classes"],
+    ],
+)
+def test_a_file_that_only_looks_like_a_training_is_refused(held: object, tmp_path: Path) -> None:
+    torch.save({"entry": ROW, "row": held}, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match="odd.pth: its classes and settings are no lists of texts"):
+        row_of_checkpoint(load_manifests().entry(ROW), str(tmp_path / "odd.pth"))
+
+
+def test_torch_does_not_read_a_foreign_file_to_find_its_row(tmp_path: Path, monkeypatch) -> None:
+    torch.save({"entry": ROW, "row": {"classes": ["a", "b"], "settings": []}}, tmp_path / "own.pth")
+    monkeypatch.setattr(torch, "load", None)
+    entry = row_of_checkpoint(load_manifests().entry(ROW), str(tmp_path / "own.pth"))
+    assert entry.class_names == ["a", "b"]
 
 
 def test_a_run_leaves_its_best_checkpoint_its_curves_and_its_table(tmp_path: Path) -> None:

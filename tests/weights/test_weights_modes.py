@@ -20,13 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hostile_modes import MODES, SHA256, hostile_modes
-
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES
+from hostile_modes import MODES, SHA256, hostile_modes, manifest_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "download_weights.py"]
-ROW = "mask_rcnn_vovnet27_tiny_fpn.demo"
 SLOW_KINDS = ("slow", "endless_body", "endless_trailers", "continue", "retry_20", "silence")
 # these need their 15 to 25 seconds, and run where DETECTION_ZOO_TEST_MODES=all
 SLOW = {name for name in MODES if name.startswith(SLOW_KINDS)}
@@ -45,21 +42,8 @@ def port() -> Iterator[int]:
 
 def manifests(folder: Path, port: int, modes: list[str], extra: str = "") -> Path:
     """A folder with one row for each mode, each with a file of its own."""
-    folder.mkdir()
-    for name in SHARED_FILES:
-        (folder / name).write_text((MANIFEST_FOLDER / name).read_text())
-    text = (MANIFEST_FOLDER / "demo.toml").read_text()
-    start = text.index(f'name = "{ROW}"')
-    end = text.find("[[model]]", start)
-    row = text[start : end if end > 0 else None].split("[[model.weights]]")[0]
-    parts = [
-        f"[[model]]\n{row.replace(ROW, f'r{i}.demo')}\n[[model.weights]]\n"
-        f'urls = ["http://localhost:{port}/{mode}/file{i}.pkl"]\nformat = "detectron_pkl"\n'
-        f'holds = "detector"\n{extra}\n'
-        for i, mode in enumerate(modes)
-    ]
-    (folder / "demo.toml").write_text(text[: text.index("[[model]]")] + "\n".join(parts))
-    return folder
+    urls = [f"http://localhost:{port}/{mode}/file{i}.pkl" for i, mode in enumerate(modes)]
+    return manifest_folder(folder, urls, extra)
 
 
 def start(folder: Path, home: Path, *arguments: str) -> subprocess.Popen:
@@ -113,7 +97,9 @@ def test_slow_modes_side_by_side(port: int, tmp_path: Path) -> None:
     assert peak_mib < 300
 
 
-@pytest.mark.parametrize("mode", sorted(SLOW) if ALL else ["slow_header", "slow_body"])
+@pytest.mark.parametrize(
+    "mode", sorted(set(MODES) - {"good"}) if ALL else ["slow_header", "slow_body", "reset"]
+)
 def test_one_interrupt_ends_it(mode: str, port: int, tmp_path: Path) -> None:
     process = start(manifests(tmp_path / "m", port, [mode, mode]), tmp_path / "home", "get", "--all")
     lines: list[str] = []
@@ -125,10 +111,14 @@ def test_one_interrupt_ends_it(mode: str, port: int, tmp_path: Path) -> None:
     reader.join(0.5)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == 130
+    code = process.wait(timeout=10)
     assert time.monotonic() - began < 2
     reader.join(2)
-    assert "Traceback" not in "".join(lines) and "2 stopped" in lines[-1]
+    assert "Traceback" not in "".join(lines)
+    if mode in SLOW:
+        assert code == 130 and "2 stopped" in lines[-1]
+    else:  # it may have ended before
+        assert code in (0, 1, 130)
 
 
 def test_audit_goes_on_after_a_hostile_link(port: int, tmp_path: Path) -> None:

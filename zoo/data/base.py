@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from detection_zoo.zoo.data.fields import dataset_bytes
 from detection_zoo.zoo.data.images import decode_image, is_turned
 from detection_zoo.zoo.errors import DatasetError
 
@@ -145,7 +146,7 @@ class Dataset(ABC):
         """The encoded bytes of an image file; raises DatasetError where it is missing."""
         path = self.image_path(index)
         try:
-            return path.read_bytes()
+            return dataset_bytes(path)
         except FileNotFoundError:
             raise DatasetError(
                 f"{path}: this image is listed but absent ({self.listed_at(index)}); "

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.regular import read_regular
 
 LARGEST = 1e9  # pixels: beyond it, areas would not be numbers
 _JSON_NAMES = {dict: "object", list: "list"}
@@ -37,6 +38,32 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
+def dataset_bytes(path: Path, most_bytes: int | None = None) -> bytes:
+    """The bytes of a file of a dataset.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        DatasetError: it is no regular file, cannot be read, or has more than `most_bytes`.
+    """
+    try:
+        return read_regular(path, most_bytes)
+    except ValueError as error:
+        raise DatasetError(f"{str(path)!r:.300}: {error}; correct the path, or remove it") from None
+
+
+def dataset_text(path: Path) -> str:
+    """The text of a file of a dataset, a byte order mark removed; raises as `dataset_bytes`, and DatasetError
+    where it is not UTF-8."""
+    data = dataset_bytes(path)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DatasetError(
+            f"{path}: line {line}: not in utf-8 ({error.reason}); write the file as utf-8"
+        ) from None
+
+
 def read_json(path: Path, kind: type, title: str, confused: str) -> Any:
     """Read a JSON file whose outermost value must be a `kind`.
 
@@ -51,7 +78,7 @@ def read_json(path: Path, kind: type, title: str, confused: str) -> Any:
     from pydantic_core import from_json
 
     try:
-        data = path.read_bytes()
+        data = dataset_bytes(path)
         encoding = json.detect_encoding(data[:4])
         with no_collection():
             value = from_json(data if encoding == "utf-8" else data.decode(encoding), cache_strings="keys")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from detection_zoo.zoo.data.base import Dataset, GroundTruth
+from detection_zoo.zoo.data.fields import dataset_text
 from detection_zoo.zoo.data.images import decode_image
 from detection_zoo.zoo.errors import DatasetError
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+MOST_CLASSES = 100_000  # where no model says how many; ImageNet-21k has 21,841
 
 
 class ImageNetDataset(Dataset):
@@ -81,31 +84,40 @@ class ImageNetDataset(Dataset):
 
 
 def _read_labels(path: Path, classes: int | None) -> tuple[list[tuple[Path, str, int]], list[str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
+    rows = csv.DictReader(io.StringIO(dataset_text(path), newline=""))
+    images, names = [], {}
+    try:
         missing = {"file", "class_index"} - set(rows.fieldnames or ())
         if missing:
             raise DatasetError(
                 f"{path}: line 1: no column {sorted(missing)[0]!r}; wanted are file, wnid, class_index, name"
             )
-        images, names = [], {}
         for row in rows:
-            if not (row["class_index"] or "").isdigit():
-                raise DatasetError(
-                    f"{path}: line {rows.line_num}: class_index is {row['class_index']!r}, a whole number is"
-                    " wanted"
-                )
-            label = int(row["class_index"])
-            if classes is not None and label >= classes:
-                raise DatasetError(
-                    f"{path}: line {rows.line_num}: class_index is {label}, the model's {classes} classes are"
-                    f" 0 to {classes - 1}; take a row trained on this dataset"
-                )
+            where = f"{path}: line {rows.line_num}"
+            if not row["file"]:
+                raise DatasetError(f"{where}: names no file")
+            label = _class_index(row["class_index"], classes, where)
             names[label] = row.get("name") or row.get("wnid") or str(label)
             images.append((path.parent / row["file"], row["file"], label))
+    except csv.Error as error:
+        raise DatasetError(f"{path}: line {rows.line_num}: no valid CSV ({error})") from None
     if not images:
         raise DatasetError(f"{path}: line 2: the list of images is empty")
     return images, [names.get(label, f"class {label}") for label in range(max(1000, max(names) + 1))]
+
+
+def _class_index(text: str | None, classes: int | None, where: str) -> int:
+    if not (text and text.isascii() and text.isdecimal() and len(text) < 19):
+        raise DatasetError(f"{where}: class_index is {text!r:.60}, a whole number is wanted")
+    label, count = int(text), MOST_CLASSES if classes is None else classes
+    if label >= count:
+        whose, advice = (
+            ("the model's", "; take a row trained on this dataset") if classes is not None else ("the", "")
+        )
+        raise DatasetError(
+            f"{where}: class_index is {label}, {whose} {count} classes are 0 to {count - 1}{advice}"
+        )
+    return label
 
 
 def _list_folders(folder: Path, classes: int | None) -> tuple[list[tuple[Path, str, int]], list[str]]:
@@ -114,7 +126,7 @@ def _list_folders(folder: Path, classes: int | None) -> tuple[list[tuple[Path, s
     if not found:
         raise DatasetError(f"{root}: holds neither labels.csv nor a folder of images a wnid")
     listed = folder / "wnids.txt"
-    wnids = listed.read_text(encoding="utf-8").split() if listed.is_file() else found
+    wnids = dataset_text(listed).split() if listed.is_file() else found
     if classes is not None and len(wnids) != classes:
         raise DatasetError(
             f"{listed if listed.is_file() else root}: tells the order of {len(wnids)} classes, the model has"

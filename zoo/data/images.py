@@ -13,6 +13,7 @@ import numpy as np
 
 from detection_zoo.zoo.data.jpeg import is_jpeg, jpeg_problem
 from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.regular import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,7 +64,7 @@ def image_size(path: Path) -> tuple[int, int]:
             say in which orientation they were made.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(_HEAD)
             try:
                 image = _opened(data, str(path))
@@ -71,9 +72,11 @@ def image_size(path: Path) -> tuple[int, int]:
                 image = _opened(data + file.read(), str(path))
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such image; unpack the images") from None
+    except ValueError as error:
+        raise DatasetError(f"{str(path)!r:.300}: {error}; correct the path, or remove it") from None
     with image:
         width, height = image.size
-        if image.getexif().get(_ORIENTATION, 1) != 1:
+        if _orientation(image) != 1:
             raise DatasetError(f"{path}: its EXIF tag turns it; turn the file's own pixels")
     return height, width
 
@@ -82,9 +85,17 @@ def is_turned(data: bytes) -> bool:
     """Whether an image's EXIF tag says that it is to be shown turned by a quarter."""
     try:
         with _opened(data, "image") as image:
-            return image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-    except Exception:  # damaged tags, which no decoder needs
+            return _orientation(image) in (5, 6, 7, 8)
+    except DatasetError:
         return False
+
+
+def _orientation(image: Image.Image) -> object:
+    """What the EXIF tag says; 1 where there is none, or only damaged tags, which no decoder needs."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
 
 
 def _opened(data: bytes, where: str) -> Image.Image:

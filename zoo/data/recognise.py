@@ -7,6 +7,7 @@ from pathlib import Path
 
 from detection_zoo.zoo.data.coco import ANNOTATION_FOLDERS, find_split
 from detection_zoo.zoo.data.coco_reader import CocoAnnotations, read_coco
+from detection_zoo.zoo.data.fields import dataset_text
 from detection_zoo.zoo.data.imagenet import IMAGE_SUFFIXES
 from detection_zoo.zoo.data.voc_folder import read_voc_folder
 from detection_zoo.zoo.data.yolo import find_yolo, read_yolo
@@ -146,7 +147,7 @@ def _devkit(path: Path, split: str | None, keypoints: bool) -> Recognised | None
         return None
     there = {p.stem: p for p in sorted(sets[0].glob("*.txt")) if "_" not in p.stem}
     file = _chosen(there, split, path)
-    names = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = [line.split()[0] for line in dataset_text(file).splitlines() if line.strip()]
     year = sets[0].parent.parent
     read, corners = read_voc_folder(year / "Annotations", year / "JPEGImages", names)
     layout = (

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from detection_zoo.zoo.data.base import Dataset, GroundTruth, label_order
+from detection_zoo.zoo.data.fields import dataset_text
 from detection_zoo.zoo.data.xml_file import Element, read_xml
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
@@ -76,9 +77,8 @@ def read_voc_xml(path: Path, classes: Sequence[str] | None = VOC_CLASSES) -> Voc
     height, width = (int(_number(size, name, path)) for name in ("height", "width"))
     if not (0 < height < 2**31 and 0 < width < 2**31):
         raise DatasetError(
-            f"{path}: line {size.line}: <size> is {width}x{height}, the image's width and height in pixels"
-            " are"
-            " wanted"
+            f"{path}: line {size.line}: <size> is {width:g}x{height:g}, the image's width and height in"
+            " pixels are wanted"
         )
     return VocAnnotation(
         height, width, tuple(_read_object(o, path, classes) for o in root.children if o.name == "object")
@@ -95,7 +95,7 @@ def _number(parent: Element, name: str, path: Path) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise DatasetError(
-            f"{path}: line {element.line}: <{name}> is {element.text.strip()!r}, a number is wanted"
+            f"{path}: line {element.line}: <{name}> is {element.text.strip()!r:.60}, a number is wanted"
         )
     return value
 
@@ -108,12 +108,12 @@ def _read_object(element: Element, path: Path, classes: Sequence[str] | None) ->
     label = name.text.strip() if classes is None else name.text.strip().lower()
     if not label or (classes is not None and label not in classes):
         raise DatasetError(
-            f"{path}: line {name.line}: class {name.text.strip()!r} is not in the list of classes;"
+            f"{path}: line {name.line}: class {name.text.strip()!r:.60} is not in the list of classes;"
             f" {did_you_mean(label, classes or ())}"
         )
     box = element.child("bndbox")
     if box is None:
-        raise DatasetError(f"{where}: object {label!r} without a box: <bndbox> is missing")
+        raise DatasetError(f"{where}: object {label!r:.60} without a box: <bndbox> is missing")
     corners = tuple(_number(box, corner, path) for corner in ("xmin", "ymin", "xmax", "ymax"))
     if corners[2] < corners[0] or corners[3] < corners[1]:
         raise DatasetError(f"{path}: line {box.line}: box {corners} has its far corner before its near one")
@@ -146,7 +146,7 @@ def read_image_set(path: Path, year_folder: Path) -> list[ListedImage]:
         DatasetError: the file is missing, empty, or lists an image twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = dataset_text(path).splitlines()
     except FileNotFoundError:
         there = (
             sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
@@ -161,7 +161,7 @@ def read_image_set(path: Path, year_folder: Path) -> list[ListedImage]:
             continue
         if words[0] in listed:
             raise DatasetError(
-                f"{path}: line {number}: image {words[0]} is listed twice, first on line"
+                f"{path}: line {number}: image {words[0]:.100} is listed twice, first on line"
                 f" {listed[words[0]].line}"
             )
         listed[words[0]] = ListedImage(words[0], year_folder, path, number)
@@ -257,7 +257,7 @@ def _list_year(devkit: Path, year: str, split: str) -> list[ListedImage]:
     for image in listed:
         if image.name not in there:
             raise DatasetError(
-                f"{image.image_set}: line {image.line}: image {image.name} is listed but absent from"
+                f"{image.image_set}: line {image.line}: image {image.name:.100} is listed but absent from"
                 f" {folder / 'JPEGImages'}; unpack the images again, or take the line out"
             )
     return listed

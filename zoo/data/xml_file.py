@@ -9,6 +9,7 @@ import xml.parsers.expat
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from detection_zoo.zoo.data.fields import dataset_bytes
 from detection_zoo.zoo.errors import DatasetError
 
 MOST_BYTES, MOST_DEPTH, MOST_ELEMENTS = 2**26, 64, 10**5  # a real annotation has a few kB and a depth of four
@@ -46,11 +47,7 @@ def read_xml(path: Path) -> Element:
             any amount of text.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise DatasetError(
-                f"{path}: has more than {MOST_BYTES >> 20} MiB, this is no annotation of an image"
-            )
-        data = path.read_bytes()
+        data = dataset_bytes(path, MOST_BYTES)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such annotation file; its image is listed in the image set") from None
     parser = xml.parsers.expat.ParserCreate("utf-8")

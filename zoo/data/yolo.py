@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from detection_zoo.zoo.data.coco_reader import CocoAnnotations
-from detection_zoo.zoo.data.fields import FieldError, identity
+from detection_zoo.zoo.data.fields import FieldError, dataset_text, identity
 from detection_zoo.zoo.data.images import image_size
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
@@ -47,10 +49,10 @@ def find_yolo(path: Path, split: str | None = None) -> YoloSplit:
         return YoloSplit(path.name, _images_in([path / "images"]), names, False, path)
     described = _yaml(file)
     classes = described.get("names")
-    if isinstance(classes, dict):
+    if isinstance(classes, dict) and all(type(key) is int for key in classes):
         classes = [classes[key] for key in sorted(classes)]
-    if not isinstance(classes, list) or not classes:
-        raise DatasetError(f"{file}: field 'names' is missing or empty, a list of class names is wanted")
+    if not (isinstance(classes, list) and classes and all(map(_is_word, classes))):
+        raise DatasetError(f"{file}: field 'names' is missing or no list of names, class names are wanted")
     there = [name for name in SPLITS if described.get(name)]
     if not there or (split is not None and split not in there):
         raise DatasetError(
@@ -59,9 +61,16 @@ def find_yolo(path: Path, split: str | None = None) -> YoloSplit:
         )
     name = split or there[0]
     given = described[name] if isinstance(described[name], list) else [described[name]]
-    root = file.parent / str(described.get("path") or "")
+    below = described.get("path") or ""
+    if not all(map(_is_word, [below, *given])):
+        raise DatasetError(f"{file}: the fields 'path' and {name!r} have paths of folders or lists of images")
+    root = file.parent / str(below)
     images = _images_in([_resolved(str(part), root, file) for part in given])
     return YoloSplit(name, images, [str(c) for c in classes], bool(described.get("kpt_shape")), file)
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str | int | float | date)
 
 
 def _yaml(file: Path) -> dict[str, Any]:
@@ -69,7 +78,7 @@ def _yaml(file: Path) -> dict[str, Any]:
 
     try:
         found = yaml.safe_load(_text(file))
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DatasetError(f"{file}: no valid YAML ({' '.join(str(error).split()):.150})") from None
     if not isinstance(found, dict):
         raise DatasetError(f"{file}: a data.yaml has the fields names and train, val or test; this has none")
@@ -78,11 +87,9 @@ def _yaml(file: Path) -> dict[str, Any]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return dataset_text(file)
     except FileNotFoundError:
         raise DatasetError(f"{file}: no such file; it lists the class names, one a line") from None
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{file}: not in utf-8 ({error.reason} at byte {error.start})") from None
 
 
 def _resolved(part: str, root: Path, file: Path) -> Path:
@@ -91,9 +98,11 @@ def _resolved(part: str, root: Path, file: Path) -> Path:
     while inside.startswith("../"):
         inside = inside[3:]
     for candidate in (root / part, file.parent / part, file.parent / inside):
-        if candidate.exists():
+        if os.path.exists(candidate):  # False for names that no file can have, too
             return candidate
-    raise DatasetError(f"{file}: names {part!r}, which is not there; unpack the images, or correct the path")
+    raise DatasetError(
+        f"{file}: names {part!r:.100}, which is not there; unpack the images, or correct the path"
+    )
 
 
 def _images_in(places: Sequence[Path]) -> list[Path]:

@@ -41,7 +41,7 @@ class Policy:
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 15.0  # of silence
     answer_s: float = 15.0  # until status and headers are there, redirects included
-    patience_s: float = 25.0  # without progress, over all attempts at one address
+    patience_s: float = 20.0  # without progress, over all attempts at one address
     slowest_bytes_per_s: float = 1024.0
     slow_window_s: float = 15.0
     redirects: int = 10

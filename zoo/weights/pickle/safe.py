@@ -111,6 +111,13 @@ def read_torch_file(path: Path | str) -> Any:
     raise CheckpointError(f"{path}: not a torch checkpoint ({kind}); is it the right file?")
 
 
+def read_torch_outline(path: Path) -> Any:
+    """The content of a torch zip file with a TensorView in place of each tensor, whose bytes are not read;
+    raises as `read_torch_file`."""
+    with malformed(path):
+        return read_zip(path, tensors=False)
+
+
 def _has_magic_number(path: Path) -> bool:
     with path.open("rb") as file:
         return b"\x8a\x0a" + MAGIC_NUMBER.to_bytes(10, "little") in file.read(24)

@@ -15,11 +15,12 @@ from detection_zoo.zoo.weights.pickle.storages import Storages, settle, storage_
 from detection_zoo.zoo.weights.zip_entries import ZipEntries, zip_entries
 
 
-def read_zip(path: Path) -> Any:
+def read_zip(path: Path, tensors: bool = True) -> Any:
     """The content of a torch zip file; torch's own reader does not see the file.
 
     Args:
         path: a file of `torch.save`, of any pickle protocol.
+        tensors: False leaves a TensorView in place of each tensor, whose bytes are not read.
 
     Raises:
         CheckpointError: it names anything but tensors and plain kinds, is malformed or damaged.
@@ -47,6 +48,8 @@ def read_zip(path: Path) -> Any:
             persistent,
             Budget(path.stat().st_size, label),
         ).run()
+        if not tensors:
+            return value
         used = {f"{root}data/{key}": key for key in storages.by_key}
         for other in entries.sizes:
             if other not in used:

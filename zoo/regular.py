@@ -1,0 +1,43 @@
+"""Files that others may have put there, read without waiting for a pipe or a device. No torch."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: something else has its name (a folder, a pipe, a device), or it cannot be read; a sentence
+            about the file, without its name.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from None
+    except ValueError:  # a NUL in the name
+        raise ValueError("no name that a file could have") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("not a regular file")
+    return open(descriptor, "rb")
+
+
+def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
+    """The bytes of a regular file; raises as `open_regular`, and ValueError where it has more than
+    `most_bytes`."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most_bytes is not None and size > most_bytes:
+            raise ValueError(f"{size / 2**20:.0f} MiB, more than the {most_bytes / 2**20:.0f} MiB expected")
+        try:
+            return file.read()
+        except OSError as error:
+            raise ValueError(f"cannot be read ({error.strerror})") from None
