@@ -25,6 +25,7 @@ MAY_IMPORT = [
     ("zoo/conventions.py", ()),
     ("zoo/records.py", ()),
     ("zoo/plain.py", ()),
+    ("zoo/regular.py", ()),
     ("zoo/home.py", ()),
     ("zoo/templates.py", ROOTS),
     ("zoo/manifest.py", (*ROOTS, "zoo.templates")),
@@ -42,7 +43,7 @@ MAY_IMPORT = [
     ("benchmarks/spec.py", ("zoo.errors", "zoo.manifest", "zoo.registry", "benchmarks.spec")),
     (
         "benchmarks/store.py",
-        ("zoo.errors", "zoo.manifest", "zoo.registry", "benchmarks.spec", "benchmarks.store"),
+        ("zoo.errors", "zoo.manifest", "zoo.registry", "zoo.regular", "benchmarks.spec", "benchmarks.store"),
     ),
     ("benchmarks/terminal.py", ()),
     ("benchmarks/tabular.py", ("zoo.plain", "benchmarks.terminal")),
