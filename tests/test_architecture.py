@@ -37,7 +37,7 @@ MAY_IMPORT = [
     # test-time augmentation makes its views with the data's own transforms
     ("zoo/detectors/tta.py", ("kernels", "zoo")),
     ("zoo/detectors/", ("kernels", *ROOTS, "zoo.parts", "zoo.necks", "zoo.backbones", "zoo.detectors")),
-    ("zoo/data/", (*ROOTS, "zoo.manifest", "zoo.home", "zoo.data")),
+    ("zoo/data/", (*ROOTS, "zoo.regular", "zoo.manifest", "zoo.home", "zoo.data")),
     ("zoo/", ("kernels", "zoo")),
     ("detection_zoo/", (*PACKAGES, "models", "predictions", "ops")),
     ("benchmarks/spec.py", ("zoo.errors", "zoo.manifest", "zoo.registry", "benchmarks.spec")),
