@@ -70,10 +70,10 @@ def benchmark(
     from detection_zoo.benchmarks.run.runner import run_row
     from detection_zoo.benchmarks.run.subject import Sources, identify_weights
     from detection_zoo.benchmarks.spec import BenchmarkSpec
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.created_row import row_named
 
     spec = BenchmarkSpec(groups=tuple(metrics), device=_device(device), **options)
-    chosen = identify_weights(load_manifests().entry(row), weights)
+    chosen = identify_weights(row_named(row), weights)
     with tempfile.TemporaryDirectory() as folder:
         return run_row(row, spec, Sources(data, weights), chosen, Path(folder), isolate=False)
 

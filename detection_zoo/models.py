@@ -12,6 +12,7 @@ import torch
 
 from detection_zoo.benchmarks.run.subject import Subject, build_subject, identify_weights
 from detection_zoo.predictions import Prediction
+from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.errors import DatasetError, ManifestError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 
@@ -208,7 +209,7 @@ def load(row: str, weights: str | Path = "published", *, device: str = "auto") -
         >>> load("faster_rcnn_resnet14_slim_fpn.demo", weights="random", device="cpu")
         Model(faster_rcnn_resnet14_slim_fpn.demo, random weights, 8 classes, cpu)
     """
-    entry = load_manifests().entry(row)
+    entry = row_named(row)
     identity, argument = identify_weights(entry, str(weights))
     return Model(build_subject(entry, argument, _device(device)), identity)
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from detection_zoo.benchmarks.run.isolation import Report
 from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.data.base import Dataset, GroundTruth
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
 
 if TYPE_CHECKING:
     from detection_zoo.benchmarks.measure.memory import PeakMemory
@@ -50,7 +51,7 @@ class Case:
     @property
     def entry(self) -> ModelEntry:
         """The row, with the other short side where there is one."""
-        row = load_manifests().entry(self.row)
+        row = row_named(self.row)
         if self.short_side is None or row.conventions is None:
             return row
         image = row.conventions.image.model_copy(update={"size": self.short_side, "max_size": None})

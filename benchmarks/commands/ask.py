@@ -49,11 +49,11 @@ def explain(
 
     from detection_zoo.benchmarks.run.arguments import check_row
     from detection_zoo.benchmarks.run.subject import Sources
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.created_row import row_named
 
     data = data_of(data, classes, renamed)
     with checking_arguments():
-        entry = load_manifests().entry(row)
+        entry = row_named(row)
         check_row(entry, Sources(data, weights), images)
     from detection_zoo.benchmarks.ask.explain import explain as explain_row  # after the checks: torch
     from detection_zoo.benchmarks.ask.explain import text_of
@@ -146,7 +146,7 @@ def fit(
     from detection_zoo.benchmarks.environment import present_hardware
     from detection_zoo.benchmarks.run.arguments import check_weights
     from detection_zoo.benchmarks.run.subject import identify_weights
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.created_row import row_named
 
     width, _, height = image.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
@@ -154,7 +154,7 @@ def fit(
             f"{image!r} is no size; write WIDTHxHEIGHT in pixels, as in 640x480", param_hint="--image"
         )
     with checking_arguments():
-        entry = load_manifests().entry(row)
+        entry = row_named(row)
         check_row(entry, train)
         check_weights(entry, weights)
     where = device_of(device)

@@ -72,14 +72,14 @@ def _entrants(rows: list[str], weights: str, data: str, images: int | None) -> l
     from detection_zoo.benchmarks.compare.options import entrants_of
     from detection_zoo.benchmarks.run.arguments import check_row
     from detection_zoo.benchmarks.run.subject import Sources
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.created_row import row_named
 
     with checking_arguments():
         entrants = entrants_of(rows, weights)
         notes = dict[str, None]()
         for entrant in entrants:
             sources = Sources(data, entrant.weights)
-            notes |= dict.fromkeys(check_row(load_manifests().entry(entrant.row), sources, images))
+            notes |= dict.fromkeys(check_row(row_named(entrant.row), sources, images))
     for note in notes:
         say(f"data: {note}")
     return entrants

@@ -57,9 +57,9 @@ def list_rows(
 def show(row: ROW, wide: WIDE = False, as_json: JSON = False) -> None:
     """Show everything the manifests say of one row."""
     from detection_zoo.benchmarks.report.listing import described
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.created_row import row_named
 
-    entry = load_manifests().entry(row)
+    entry = row_named(row)
     emit(entry.model_dump(mode="json", exclude_none=True), as_json, described(entry, width_of(wide)))
 
 

@@ -41,8 +41,13 @@ from detection_zoo.benchmarks.commands.options import (
 @app.command()
 def run(
     rows: Annotated[
-        list[str], typer.Argument(help="rows, shell patterns, or sources", autocompletion=row_names)
-    ],
+        list[str] | None, typer.Argument(help="rows, shell patterns, or sources", autocompletion=row_names)
+    ] = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(help="without a row: a registered backbone or timm.NAME, untrained; may be repeated"),
+    ] = None,
+    detector: Annotated[str, typer.Option(help="of --backbone; classifier for ImageNet")] = "faster_rcnn",
     data: DATA = "shapes",
     classes: CLASSES = "all",
     renamed: MAP = "",
@@ -111,8 +116,14 @@ def run(
     from detection_zoo.benchmarks.run.sweep import run_sweep
     from detection_zoo.benchmarks.spec import WITH_TRAINING, BenchmarkSpec
     from detection_zoo.benchmarks.store import RUNS, results_folder
+    from detection_zoo.zoo.created_row import created_name
 
     check_protocol(protocol)
+    if bool(rows) == bool(backbone):
+        raise typer.BadParameter("name rows, or a backbone by --backbone", param_hint="ROWS")
+    if backbone and weights == "published":  # nobody publishes any for a model that is made up here
+        weights = "random"
+    rows = rows or [created_name(one, detector, data) for one in backbone]
     groups, data = groups_of(metrics), data_of(data, classes, renamed)
     sources = Sources(data, weights, train_data, checkpoint_format)
     where = device_of(device)
@@ -243,11 +254,11 @@ def detect(
     from detection_zoo.benchmarks.run.arguments import check_weights
     from detection_zoo.benchmarks.run.detect import check_detect, detect_files, text_of_files
     from detection_zoo.benchmarks.run.inputs import inputs_of
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.created_row import row_named
 
     where = device_of(device)
     with checking_arguments():
-        entry = load_manifests().entry(row)
+        entry = row_named(row)
         found = inputs_of(inputs)
         check_detect(entry, found, out)
         check_weights(entry, weights)

@@ -20,7 +20,7 @@ from detection_zoo.benchmarks.measure.memory import memory_metric, peak_memory
 from detection_zoo.benchmarks.measure.timing import PhaseClock
 from detection_zoo.benchmarks.run.subject import go_fast, identify_data, open_data, prepare
 from detection_zoo.benchmarks.spec import BenchmarkSpec
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.trained_row import row_of_checkpoint
 
 TIMES = {"model_ms": MODEL, "forward_ms": ("forward",), "postprocess_ms": ("postprocess",)}
@@ -49,7 +49,7 @@ class Contestant:
         if spec.device == "cpu":
             torch.set_num_threads(threads)
         self.entrant, self.spec, self.data, self.beat = entrant, spec, data, beat
-        entry = row_of_checkpoint(load_manifests().entry(entrant.row), weights)
+        entry = row_of_checkpoint(row_named(entrant.row), weights)
         self.subject = prepare(entry, spec, open_data(entry, data, spec.images), weights)
         go_fast(self.subject, spec)
         self.subject.model.eval()

@@ -21,7 +21,7 @@ from detection_zoo.benchmarks.compare.paired import (
 from detection_zoo.benchmarks.compare.record import Pair
 from detection_zoo.benchmarks.evaluation.classification import ImageHits
 from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile, metric
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.created_row import row_named
 
 if TYPE_CHECKING:
     from detection_zoo.benchmarks.evaluation.ap_intervals import Answers
@@ -141,7 +141,7 @@ def accuracy_pairs(
 
     answers: dict[str, dict[str, Answers]] = {}
     for label, kinds in files.items():
-        dataset = open_data(load_manifests().entry(row_of(label)), data, spec.images)
+        dataset = open_data(row_named(row_of(label)), data, spec.images)
         answers[label] = {
             name: found
             for kind, file in kinds.items()

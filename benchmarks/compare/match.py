@@ -25,8 +25,8 @@ from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import identify_weights
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry
 from detection_zoo.benchmarks.store import new_id
+from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.errors import DatasetError
-from detection_zoo.zoo.manifest import load_manifests
 
 Say = Callable[[str], None]
 
@@ -39,8 +39,7 @@ class _Match:
     ) -> None:
         self.spec, self.data, self.options, self.say = spec, data, options, say
         self.states = {
-            one.label: State(one, *identify_weights(load_manifests().entry(one.row), one.weights))
-            for one in entrants
+            one.label: State(one, *identify_weights(row_named(one.row), one.weights)) for one in entrants
         }
         self.reference, self.draw = entrants[0].label, random.Random(options.seed)
         self.orders: list[list[list[str]]] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detection_zoo.benchmarks.store import results_folder
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.created_row import row_named
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def entrants_of(names: Sequence[str], weights: str) -> list[Entrant]:
     entrants: list[Entrant] = []
     for name in names:
         row, _, own = name.partition("@")
-        load_manifests().entry(row)
+        row_named(row)
         times = sum(one.label.split(" (")[0] == name for one in entrants) + 1
         entrants.append(Entrant(name if times == 1 else f"{name} ({times})", row, own or weights))
     return entrants

@@ -15,8 +15,8 @@ from detection_zoo.benchmarks.compare.record import Comparison
 from detection_zoo.benchmarks.compare.workers import Worker
 from detection_zoo.benchmarks.run.subject import identify_weights
 from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.errors import ZooError
-from detection_zoo.zoo.manifest import load_manifests
 
 PAIRS = 60  # turns and bursts that tell what a unit of extra work costs
 ENOUGH = 0.95  # of the runs must be right
@@ -117,7 +117,7 @@ def self_check(
 
 def _cost(row: str, weights: str, spec: BenchmarkSpec, data: str, options: CompareOptions) -> float:
     """What a unit of extra work costs, as a fraction of the model time of an image."""
-    _, argument = identify_weights(load_manifests().entry(row), weights)
+    _, argument = identify_weights(row_named(row), weights)
     worker = Worker(
         f"{row}, calibration",
         Contestant,

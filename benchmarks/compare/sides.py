@@ -10,7 +10,8 @@ from detection_zoo.benchmarks.compare.options import Entrant
 from detection_zoo.benchmarks.compare.record import Side
 from detection_zoo.benchmarks.run.isolation import Outcome
 from detection_zoo.benchmarks.spec import WeightsIdentity
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.created_row import row_named
+from detection_zoo.zoo.manifest import ModelEntry
 
 
 @dataclass
@@ -59,7 +60,7 @@ def footnotes(states: Sequence[State]) -> list[str]:
         f"the images of {name} are drawn by a program: times and accuracy on photographs may differ"
         for name in sorted(known)
     ]
-    notes += unlike_rows([load_manifests().entry(state.entrant.row) for state in states])
+    notes += unlike_rows([row_named(state.entrant.row) for state in states])
     if len({state.about["data"].digest for state in states if "data" in state.about}) > 1:
         notes.append(
             "the images are the same, but their labels are numbered or chosen differently for the rows"

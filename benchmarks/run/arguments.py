@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from detection_zoo.benchmarks.run.subject import Sources, identify_weights, open_data, weights_file
+from detection_zoo.zoo.created_row import CREATED, row_named
 from detection_zoo.zoo.errors import DatasetError, ManifestError, UnknownName, ZooError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.registry import did_you_mean
@@ -21,8 +22,8 @@ def chosen_rows(patterns: Iterable[str]) -> list[ModelEntry]:
     manifests, chosen = load_manifests(), {}
     for pattern in patterns:
         exact = (
-            [manifests.entries[pattern]]
-            if pattern in manifests.entries
+            [row_named(pattern)]
+            if pattern in manifests.entries or pattern.endswith(CREATED)
             else [e for e in manifests.find(pattern) if _fits(e, pattern)]
         )
         if not exact:

@@ -19,8 +19,9 @@ from detection_zoo.benchmarks.run.runner import Draft, Interrupted, run_row
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, identify_weights, open_data
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Run
 from detection_zoo.benchmarks.store import store_file
+from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.errors import ManifestError, ZooError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.trained_row import row_of_checkpoint
 
 OLDEST = (2, 52)  # the first version with authentication by tokens
@@ -215,7 +216,7 @@ def measure_on_node(
     Returns:
         The run as JSON, and the content of its files by name.
     """
-    entry = load_manifests().entry(row)
+    entry = row_named(row)
     with tempfile.TemporaryDirectory(prefix="detection-zoo-") as folder:
         draft = Draft(row, spec, fields={"stage": "finding weights and data"})
         try:

@@ -17,7 +17,7 @@ from detection_zoo.benchmarks.run.subject import Sources, Subject, go_fast, iden
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, Run, WeightsIdentity
 from detection_zoo.benchmarks.statistics import of_processes
 from detection_zoo.benchmarks.store import new_id
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.trained_row import row_of_checkpoint
 
 OPENING = "opening the data"
@@ -160,7 +160,7 @@ def time_again(
     """Time the batches of another process in this one; reports the measurements."""
     from detection_zoo.benchmarks.measure.inference import measure_inference
 
-    entry = load_manifests().entry(row)
+    entry = row_named(row)
     dataset = open_data(entry, sources.data, spec.images)
     subject = prepare(entry, spec, dataset, weights, sources.checkpoint_format)
     go_fast(subject, spec)
@@ -188,7 +188,7 @@ def measure_row(
     """
     from detection_zoo.benchmarks.environment import collect_environment
 
-    entry = row_of_checkpoint(load_manifests().entry(row), weights)
+    entry = row_of_checkpoint(row_named(row), weights)
     report({"stage": "describing the machine"})
     report({"environment": collect_environment(spec.device)})
     report({"stage": OPENING})

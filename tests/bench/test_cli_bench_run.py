@@ -131,6 +131,24 @@ def test_stored_detections_give_the_same_numbers_again(home: Path, store: Path) 
     }
 
 
+def test_a_backbone_runs_without_a_row(home: Path, tmp_path: Path) -> None:
+    options = ("--images", "2", "--metrics", "ap", "--device", "cpu", "--store", str(tmp_path), "--json")
+    code, out, err = bench(home, "run", "--backbone", "resnet14_slim", "--detector", "retinanet", *options)
+    (run,) = json.loads(out)
+    assert code == 0 and run["row"] == "retinanet_resnet14_slim_shapes.created", err
+    assert run["weights"]["kind"] == "random" and "box_ap" in run["measurements"]
+    code, _, err = bench(home, "run", run["row"], "--weights", "random", *options)  # by its name: known
+    assert code == 0 and "0 measured, 0 failed, 1 measured before" in err
+    for wrong, said in (
+        (("--backbone", "resnet14_slm"), "did you mean 'resnet14_slim'"),
+        (("--backbone", "resnet14_slim", "--detector", "fast"), "unknown detector"),
+        ((), "name rows, or a backbone"),
+        ((ROW, "--backbone", "resnet14_slim"), "name rows, or a backbone"),
+    ):
+        code, _, err = bench(home, "run", *wrong, *options)
+        assert code == 2 and said in err, err
+
+
 def test_detections_are_drawn_on_the_picture(home: Path, tmp_path: Path) -> None:
     picture = tmp_path / "in" / "grey.jpg"
     picture.parent.mkdir()

@@ -1,0 +1,47 @@
+"""Rows without a manifest, by a name that any process can build them from."""
+
+from __future__ import annotations
+
+import pytest
+
+from detection_zoo.zoo.build import build_model
+from detection_zoo.zoo.created_row import created_name, row_named
+from detection_zoo.zoo.errors import UnknownName
+
+
+@pytest.mark.parametrize(
+    ("backbone", "detector", "data", "name", "classes"),
+    [
+        ("resnet14_slim", "faster_rcnn", "shapes", "faster_rcnn_resnet14_slim_shapes.created", 8),
+        ("vovnet27_tiny", "retinanet", "coco:x", "retinanet_vovnet27_tiny_coco.created", 80),
+        ("resnet14_slim", "mask_rcnn", "some/folder", "mask_rcnn_resnet14_slim_coco.created", 80),
+        ("resnet14_slim", "faster_rcnn", "voc:x:2007:test", "faster_rcnn_resnet14_slim_voc.created", 20),
+        (
+            "resnet14_slim",
+            "keypoint_rcnn",
+            "shapes:val",
+            "keypoint_rcnn_resnet14_slim_shapes_keypoints.created",
+            1,
+        ),
+        ("resnet18", "classifier", "imagenet:x", "classifier_resnet18_imagenet.created", 1000),
+        ("timm.resnet18", "faster_rcnn", "shapes", "faster_rcnn_timm.resnet18_shapes.created", 8),
+    ],
+)
+def test_a_name_is_the_row(backbone: str, detector: str, data: str, name: str, classes: int) -> None:
+    assert created_name(backbone, detector, data) == name
+    entry = row_named(name)
+    assert (entry.name, entry.backbone.name, entry.classes) == (name, backbone, classes)
+    assert (entry.detector.name if entry.detector else "classifier") == detector
+    assert build_model(entry, device="meta").training is False
+
+
+def test_rows_of_manifests_are_found_too() -> None:
+    assert row_named("resnet18_imagenet.registry").source == "registry"
+    for name, said in (
+        ("faster_rcnn_resnet14_slm_shapes.created", "did you mean 'resnet14_slim'"),
+        ("fast_resnet14_slim_shapes.created", "unknown detector"),
+        ("faster_rcnn_resnet14_slim_nowhere.created", "unknown dataset"),
+        ("no_such_row", "no row is named"),
+    ):
+        with pytest.raises(UnknownName, match=said):
+            row_named(name)
