@@ -4,8 +4,9 @@ not."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 # of the largest input of a layer: twice what the order of summation moved these inputs by, between one thread
 # and two
 GATE_GAP = 2e-5
-MOST = 24  # units of a round that are tried, those with the largest gradient
-ROUNDS = 4
+TRIED = 400  # units that are tried, those with the largest gradient
+MOST = 40  # units that are open or closed as recorded
 
 Units = dict[int, Tensor]  # by number of an extra layer: bool (N, C, H, W)
 
@@ -30,52 +31,93 @@ class _Fixed(nn.Module):
         return self.maps
 
 
+@dataclass(frozen=True)
+class RecordedGradient:
+    """What is known of the gradient of a parameter: `take` gives the numbers (S,) of a whole gradient that
+    were recorded, `numbers` (S,) float64 are those."""
+
+    parameter: str
+    take: Callable[[Tensor], Tensor]
+    numbers: Tensor
+
+
 def gates_as_recorded(
     model: nn.Module,
     images: Tensor,
     losses: Callable[[nn.Module], Tensor],
-    excess: Callable[[nn.Module], float],
+    recorded: Sequence[RecordedGradient],
 ) -> Units:
     """Units whose input is within `GATE_GAP` of zero in double precision, and which were on the other side of
     it when the gradients were recorded.
 
-    In each round the unit is kept that brings the gradients of the extra layers nearest to what is recorded.
-    No other unit is touched, so that a real difference stays one.
+    What each unit adds to the gradients is worked out by itself; then the units are taken whose sum is
+    nearest to the difference, one after another. No other unit is touched, so that a real difference stays
+    one.
 
     Args:
         model: an SSD before the update, in training mode. images: (N, 3, S, S) of the update.
-        losses: the summed loss of a model. excess: of a model with gradients, the worst ratio of a difference
-            to its tolerance.
+        losses: the summed loss of a model. recorded: gradients of extra layers.
     """
     model = copy.deepcopy(model).train()
     candidates = _near_zero(copy.deepcopy(model).double(), images.double())
     with torch.no_grad():
         model.backbone = _Fixed({name: maps.detach() for name, maps in model.backbone(images).items()})
-
-    def ratio(units: Units) -> float:
-        model.zero_grad()
-        with flipped(model.pyramid.extras, units):
-            losses(model).backward()
-        return excess(model)
-
-    kept: Units = {}
-    best, weights = ratio(kept), _gradients(model, losses)
+    weights = _gradients(model, losses)
     candidates.sort(key=lambda one: -float(weights[one[0]][one[1]].abs()))
-    for _ in range(ROUNDS):
-        tried = [_with(kept, layer, place) for layer, place in candidates[:MOST]]
-        ratios = [ratio(units) for units in tried]
-        if best <= 1 or not ratios or min(ratios) >= best:
+    model.zero_grad()
+    losses(model).backward()
+    residual = torch.cat([one.numbers for one in recorded]) - _taken(
+        [model.get_parameter(one.parameter).grad for one in recorded], recorded
+    )
+    effects = _effects(model, images, candidates[:TRIED], weights, recorded)
+    kept: Units = {}
+    for _ in range(min(MOST, len(effects))):
+        sizes = torch.linalg.vector_norm(residual - effects, dim=1)  # (candidates)
+        best = int(sizes.argmin())
+        if sizes[best] >= torch.linalg.vector_norm(residual):
             break
-        best = min(ratios)
-        kept = tried[ratios.index(best)]
+        residual, effects[best] = residual - effects[best], 0.0
+        layer, place = candidates[best]
+        kept[layer] = kept.get(layer, torch.zeros_like(place)) | place
     return kept
 
 
-def _with(kept: Units, layer: int, place: Tensor) -> Units:
-    """The units with one more, or without it where it is there already."""
-    units = {number: mask.clone() for number, mask in kept.items()}
-    units[layer] = units.get(layer, torch.zeros_like(place)) ^ place
-    return units
+def _taken(gradients: Sequence[Tensor | None], recorded: Sequence[RecordedGradient]) -> Tensor:
+    """The recorded numbers of all gradients, one after another, as float64; those of none are 0."""
+    return torch.cat(
+        [
+            torch.zeros_like(one.numbers) if gradient is None else one.take(gradient).double()
+            for gradient, one in zip(gradients, recorded, strict=True)
+        ]
+    )
+
+
+def _effects(
+    model: nn.Module,
+    images: Tensor,
+    candidates: Sequence[tuple[int, Tensor]],
+    weights: Mapping[int, Tensor],
+    recorded: Sequence[RecordedGradient],
+) -> Tensor:
+    """What the recorded numbers change by where one unit is turned: (candidates, all numbers) float64."""
+    outputs: dict[int, Tensor] = {}
+    handles = [
+        extra.register_forward_hook(lambda _m, _a, out, layer=layer: outputs.__setitem__(layer, out.clone()))
+        for layer, extra in enumerate(model.pyramid.extras)
+    ]
+    try:
+        model.network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    parameters = [model.get_parameter(one.parameter) for one in recorded]
+    rows = []
+    for layer, place in candidates:
+        unit = outputs[layer][place].sum()  # the input of its ReLU
+        gradients = torch.autograd.grad(unit, parameters, retain_graph=True, allow_unused=True)
+        turned = -1.0 if bool(unit > 0) else 1.0
+        rows.append(turned * float(weights[layer][place]) * _taken(gradients, recorded))
+    return torch.stack(rows) if rows else torch.zeros(0, 1, dtype=torch.float64)
 
 
 def _gradients(model: nn.Module, losses: Callable[[nn.Module], Tensor]) -> dict[int, Tensor]:

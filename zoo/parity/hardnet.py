@@ -19,7 +19,7 @@ from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.ssd import SSD
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, recorded_difference
-from detection_zoo.zoo.parity.gates import GATE_GAP, flipped, gates_as_recorded
+from detection_zoo.zoo.parity.gates import GATE_GAP, RecordedGradient, flipped, gates_as_recorded
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS
@@ -286,13 +286,13 @@ class _Folder:
         extras = [name for name in self._recorded("f.grad.extras.") if name.endswith(".weight")]
         extras += [f"{name}.inner" for name in extras if f"{name}.inner" in self.reference.recorded]
 
-        def excess(model: nn.Module) -> float:
-            return max((self._excess(name, model) for name in extras), default=0.0)
-
-        if excess(self.model) <= 1:
+        if max((self._excess(name) for name in extras), default=0.0) <= 1:
             return
         units = gates_as_recorded(
-            start, images, lambda model: sum(model.losses(images, sizes, targets).values()), excess
+            start,
+            images,
+            lambda model: sum(model.losses(images, sizes, targets).values()),
+            [self._recorded_gradient(name) for name in extras],
         )
         if units:
             self.model = start
@@ -303,13 +303,21 @@ class _Folder:
                 " precision, are open or closed as recorded"
             )
 
-    def _excess(self, name: str, model: nn.Module) -> float:
-        """How often a gradient of the model's differs by its tolerance."""
-        whole = name.removesuffix(".inner")
-        value = model.get_parameter(self.names[whole.removeprefix("f.grad.")]).grad
-        value = value[..., 1:, 1:] if whole != name else value
-        kept = self.reference.recorded[name]
-        return recorded_difference(value.detach().numpy(), kept) / self.done[name].tolerance
+    def _recorded_gradient(self, name: str) -> RecordedGradient:
+        """What is known of a gradient under one of its recorded names."""
+        whole, kept = name.removesuffix(".inner"), self.reference.recorded[name]
+        stride, samples = int(kept["stride"]), torch.from_numpy(kept["samples"]).double()
+
+        def take(gradient: Tensor) -> Tensor:
+            part = gradient[..., 1:, 1:] if whole != name else gradient
+            return part.reshape(-1)[::stride][: len(samples)]
+
+        return RecordedGradient(self.names[whole.removeprefix("f.grad.")], take, samples)
+
+    def _excess(self, name: str) -> float:
+        """How often a recomputed gradient differs by its tolerance."""
+        output = self.done[name]
+        return recorded_difference(output.value.numpy(), self.reference.recorded[name]) / output.tolerance
 
     def _step(self, images: Tensor, sizes: Tensor, targets: list[Target], flips: dict[int, Tensor]) -> None:
         """One update; flips: by number of an extra layer, the units (N, C, H, W) whose input changes sign."""

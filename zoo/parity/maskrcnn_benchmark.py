@@ -4,7 +4,8 @@ record."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.detectors.classifier import Classifier
-from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnTraining
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnTraining, frames
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.detectors.retinanet import RetinaNet
@@ -26,9 +27,11 @@ from detection_zoo.zoo.parity.benchmark_settings import (
     entry_from_settings,
     schedule_from_settings,
 )
+from detection_zoo.zoo.parity.near_ties import Choices, DetectionChoices, ProposalChoices, settle
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
+from detection_zoo.zoo.parts.proposals import Proposals, select_proposals
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, select_detections
 from detection_zoo.zoo.parts.targets import BalancedSampler
 from detection_zoo.zoo.records import Detections, Target
@@ -217,17 +220,18 @@ class _Folder:
         if value.ndim == 4:
             self.computed[f"{name}.channel_mean"] = Output(value.mean(dim=1), self.tolerances.maps)
 
-    def _list(self, name: str, value: Tensor, columns: str = "") -> None:
-        """Rows of numbers, also by column."""
-        self.computed[name] = Output(value, self.tolerances.lists)
+    def _list(self, name: str, value: Tensor, columns: str = "", moved: int = 0) -> None:
+        """Rows of numbers, also by column; moved: how many rows a near tie has in the recorded order."""
+        note = f"{moved} rows of nearly equal scores stand in the recorded order" if moved else None
+        self.computed[name] = Output(value, self.tolerances.lists, note=note)
         for i, column in enumerate(columns.split()):
-            self.computed[f"{name}.{column}"] = Output(value[..., i], self.tolerances.lists)
+            self.computed[f"{name}.{column}"] = Output(value[..., i], self.tolerances.lists, note=note)
 
     def _exact(self, name: str, value: Any) -> None:
         self.computed[name] = Output(value, 0.0)
 
-    def _boxes(self, name: str, value: Tensor) -> None:
-        self._list(name, value, "x1 y1 x2 y2")
+    def _boxes(self, name: str, value: Tensor, moved: int = 0) -> None:
+        self._list(name, value, "x1 y1 x2 y2", moved)
 
     # ---- inference ----
 
@@ -264,13 +268,23 @@ class _Folder:
             self._map(f"{name}.rpn.deltas.{i}", deltas)
         if not self._wants(f"{name}.proposals.", f"{name}.detections."):
             return
-        raw = model.raw(batch.images, batch.sizes)
-        for i, proposals in enumerate(raw.proposals):
-            order = self._order(f"{name}.proposals.image{i}.boxes", proposals.scores, proposals.boxes)
-            self._boxes(f"{name}.proposals.image{i}.boxes", proposals.boxes[order])
-            self._list(f"{name}.proposals.image{i}.objectness", proposals.scores[order])
-        for i, found in enumerate(model.postprocess(raw, batch.sizes)):
-            order = self._detections(f"{name}.detections.image{i}", found)
+        with self._near_proposals() as choices:
+            raw = model.raw(batch.images, batch.sizes)
+            if self._settled(choices, lambda: self._file_proposals(name, choices.again())):
+                raw = model.raw(batch.images, batch.sizes)
+        scored = model.scored_boxes(raw, frames(batch.sizes, None, True))
+        with self._near_detections() as choices:
+
+            def file() -> None:
+                choices.start()
+                for i, each in enumerate(scored):
+                    self._detections(f"{name}.detections.image{i}", choices(*each))
+
+            self._settled(choices, file)
+            choices.start()
+            detections = model.postprocess(raw, batch.sizes)
+        for i, found in enumerate(detections):
+            order = self._order(f"{name}.detections.image{i}.boxes", found.scores, found.boxes)[0]
             if found.masks is not None:
                 self._masks(
                     f"{name}.detections.image{i}",
@@ -285,17 +299,55 @@ class _Folder:
                     f"{name}.detections.image{i}.keypoint_logits", found.extra["keypoint_logits"][order]
                 )
 
+    def _file_proposals(self, name: str, found: Sequence[Proposals]) -> None:
+        for i, proposals in enumerate(found):
+            boxes = f"{name}.proposals.image{i}.boxes"
+            order, moved = self._order(boxes, proposals.scores, proposals.boxes)
+            self._boxes(boxes, proposals.boxes[order], moved)
+            self._list(f"{name}.proposals.image{i}.objectness", proposals.scores[order])
+
+    @contextmanager
+    def _near_proposals(self) -> Iterator[ProposalChoices]:
+        """Within the block the model's proposals are chosen through what is given."""
+        self.model.rpn.select = choices = ProposalChoices()
+        try:
+            yield choices
+        finally:
+            self.model.rpn.select = select_proposals
+
+    @contextmanager
+    def _near_detections(self) -> Iterator[DetectionChoices]:
+        """Within the block the model's detections are chosen through what is given."""
+        model = self.model
+        model.choose = choices = DetectionChoices(model.choose, model.coder.offset, model.detection_rule)
+        try:
+            yield choices
+        finally:
+            del model.choose
+
+    def _settled(self, choices: Choices, file: Callable[[], None]) -> bool:
+        """File outputs with near choices made as recorded; whether any were made otherwise."""
+
+        def compute() -> Outputs:
+            before, self.computed = self.computed, {}
+            file()
+            found, self.computed = self.computed, before
+            return {name: output for name, output in found.items() if name in self.reference.recorded}
+
+        self.computed |= settle(compute, choices, self.reference, str(self.kind).removeprefix("torch."))
+        return bool(choices.nudges)
+
     def _detections(self, name: str, found: Detections) -> Tensor:
         """Detections by falling score; returns that order."""
-        order = self._order(f"{name}.boxes", found.scores, found.boxes)
-        self._boxes(f"{name}.boxes", found.boxes[order])
+        order, moved = self._order(f"{name}.boxes", found.scores, found.boxes)
+        self._boxes(f"{name}.boxes", found.boxes[order], moved)
         self._list(f"{name}.scores", found.scores[order])
         self._exact(f"{name}.labels", found.labels[order] + 1)
         return order
 
-    def _order(self, name: str, scores: Tensor, boxes: Tensor) -> Tensor:
-        """Rows by falling score; near ties as the recorded boxes of that name, whole or by column, have
-        them."""
+    def _order(self, name: str, scores: Tensor, boxes: Tensor) -> tuple[Tensor, int]:
+        """Rows by falling score, and how many of them changed places: near ties stand as the recorded boxes
+        of that name, whole or by column, have them."""
         order = scores.sort(descending=True, stable=True).indices
         recorded, columns = (
             self.reference.recorded,
@@ -306,13 +358,9 @@ class _Folder:
         elif all(column in recorded and int(recorded[column]["stride"]) == 1 for column in columns):
             rows = np.stack([recorded[column]["samples"] for column in columns], axis=1)
         else:
-            return order
+            return order, 0
         settled = settle_ties(scores[order].numpy(), boxes[order].numpy(), rows)
-        if moved := int((settled != np.arange(len(settled))).sum()):
-            self.reference.notes.append(
-                f"{name}: {moved} rows of nearly equal scores were put in the recorded order"
-            )
-        return order[torch.from_numpy(settled)]
+        return order[torch.from_numpy(settled)], int((settled != np.arange(len(settled))).sum())
 
     def _masks(
         self, name: str, masks: Tensor, boxes: Tensor, size: Sequence[int], probabilities: str
@@ -392,7 +440,10 @@ class _Folder:
                 {"loss_class": "loss_retina_cls", "loss_box": "loss_retina_reg"},
             )
         else:
-            step = model.training_step(batch.images, batch.sizes, targets)
+            with self._near_proposals() as choices:
+                step = model.training_step(batch.images, batch.sizes, targets)
+                if self._settled(choices, lambda: self._training_proposals(choices.again(), targets)):
+                    step = model.training_step(batch.images, batch.sizes, targets)
             self._sampled(step, targets)
             losses, names = (
                 step.losses,
@@ -433,16 +484,15 @@ class _Folder:
             self._list(f"train.retina.targets_at_positive.image{i}", each.targets[positive], "dx dy dw dh")
         return self.model.reduce(raw, labels)
 
+    def _training_proposals(self, found: Sequence[Proposals], targets: Sequence[Target]) -> None:
+        for i, (proposals, target) in enumerate(zip(found, targets, strict=True)):
+            truth, name = target.boxes.to(proposals.boxes.dtype), f"train.proposals.image{i}"
+            self._boxes(f"{name}.boxes", torch.cat([proposals.boxes, truth]))
+            scores = torch.cat([proposals.scores, proposals.scores.new_ones(len(truth))])
+            self._list(f"{name}.objectness", scores)
+
     def _sampled(self, step: RcnnTraining, targets: Sequence[Target]) -> None:
-        for i, (proposals, labels, sampled, target) in enumerate(
-            zip(step.proposals, step.labels, step.sampled, targets, strict=True)
-        ):
-            truth = target.boxes.to(proposals.boxes.dtype)
-            self._boxes(f"train.proposals.image{i}.boxes", torch.cat([proposals.boxes, truth]))
-            self._list(
-                f"train.proposals.image{i}.objectness",
-                torch.cat([proposals.scores, proposals.scores.new_ones(len(truth))]),
-            )
+        for i, (labels, sampled, target) in enumerate(zip(step.labels, step.sampled, targets, strict=True)):
             for part, value in (
                 ("positive", labels.positive),
                 ("negative", labels.negative),

@@ -154,6 +154,12 @@ class ProposalChoices(Choices):
                 _move(deltas[own][image, row], nudge.edges, coder.weights)
         return select_proposals(scores, deltas, anchors, sizes, coder=coder, rule=rule)
 
+    @torch.no_grad()
+    def again(self) -> list[Proposals]:
+        """The last call with the nudges of now."""
+        *given, coder, rule = self._given
+        return self(*given, coder=coder, rule=rule)
+
     def near(self) -> list[Nudge]:
         """Of the last call, which must have been of all levels."""
         scores, deltas, anchors, sizes, coder, rule = self._given
