@@ -4,6 +4,7 @@ own pre-processing."""
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -187,8 +188,8 @@ def batches_that_fit(batches: list[Any], batch_s: float, pass_s: float) -> list[
 def measure_inference_memory(
     subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Measurement], dict[str, str]]:
-    """Peak memory of inference over a few of the timed batches, evenly spaced, after a warm turn; nothing is
-    timed.
+    """Peak memory of inference over a few of the timed batches: the largest once padded, and evenly spaced
+    ones, after a warm turn; nothing is timed.
 
     Args:
         subject: model in any mode; left in evaluation mode.
@@ -203,16 +204,30 @@ def measure_inference_memory(
     count = min(MEMORY_TURNS, len(every))
     turns = Turns(subject, spec, PhaseClock(subject.device))
     turns(every[0])
+    shapes = [padded_shape(subject, batch) for batch in every]
+    largest = max(range(len(every)), key=lambda place: math.prod(shapes[place]))
+    spread = [place * len(every) // count for place in range(count)]
+    chosen = [largest, *(place for place in spread if place != largest)][:count]
     with progress(f"{subject.entry.name}: memory", count) as tick, peak_memory(subject.device) as peak:
-        for place in range(count):
-            turns(every[place * len(every) // count])
+        for place in chosen:
+            turns(every[place])
             heartbeat()
             tick()
+    shape = " x ".join(map(str, shapes[largest]))
     what = (
-        f"file to results on the host, {count} of the {len(every)} timed batches after a warm turn; batch"
-        f" {spec.batch_size}, {spec.dtype}"
+        f"file to results on the host, {count} of the {len(every)} timed batches, the largest of them once"
+        f" padded ({shape}) included, after a warm turn; batch {spec.batch_size}, {spec.dtype}"
     )
     return peak.measurements("inference", what), peak.reasons("inference")
+
+
+def padded_shape(subject: Subject, batch: Sequence[int]) -> tuple[int, int, int]:
+    """Images, height and width in pixels of a batch as the network gets it, by the images' sizes alone."""
+    plans = [subject.preprocess.resize.plan(*subject.dataset.image_size(index)) for index in batch]
+    sizes = [plan.crop[2:] if plan.crop else (plan.height, plan.width) for plan in plans]
+    step = subject.preprocess.size_divisor
+    height, width = (-(-max(size[axis] for size in sizes) // step) * step for axis in (0, 1))
+    return len(batch), height, width
 
 
 def images_digest(subject: Subject, batches: list[list[int]]) -> str:

@@ -18,22 +18,28 @@ ON_GPU, ON_CPU = ("allocated", "reserved", "process", "context"), ("resident",)
 WHOLE_PROCESS = (
     "peak resident set on a CPU: the whole process with interpreter, libraries, weights and images"
 )
+_before_resets_mib = 0.0  # the highest mark that a reset has erased
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 @dataclass
 class PeakMemory:
     """What a `peak_memory` block found: ON_GPU or ON_CPU -> MiB and how it was read, or why it is not
-    there."""
+    there. note: the process's own peak since its start, on a CPU."""
 
     mib: dict[str, float] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    note: str = ""
 
     def measurement(self, name: str, what: str) -> Measurement:
         """One of the peaks; `what` says what ran."""
         return Measurement(
-            value=self.mib[name], unit="MiB", statistic="peak", covers=f"{self.how[name]}; {what}"
+            value=self.mib[name],
+            unit="MiB",
+            statistic="peak",
+            covers=f"{self.how[name]}; {what}",
+            note=self.note,
         )
 
     def measurements(self, use: str, what: str) -> dict[str, Measurement]:
@@ -120,6 +126,10 @@ def _resident_peak(peak: PeakMemory) -> Iterator[None]:
             _high_water_mib(),
             f"{WHOLE_PROCESS} (Linux's high-water mark)",
         )
+        peak.note = (
+            f"the process's own peak since its start is {peak_since_start_mib():.0f} MiB, loading and warm-up"
+            " included; this is what /usr/bin/time would print"
+        )
         return
     import psutil
 
@@ -133,11 +143,18 @@ def _resident_peak(peak: PeakMemory) -> Iterator[None]:
     )
 
 
+def peak_since_start_mib() -> float:
+    """The highest resident set of this process since its start, in MiB, whatever was reset meanwhile."""
+    return max(_before_resets_mib, _high_water_mib())
+
+
 def _reset_high_water() -> bool:
+    global _before_resets_mib
     try:
+        _before_resets_mib = peak_since_start_mib()
         _CLEAR.write_text("5")
-        return "VmHWM" in _STATUS.read_text()
-    except OSError:
+        return True
+    except (OSError, StopIteration):  # no such file, or no such line in it
         return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from made_up_models import ROW, FindsNothing, subject_of
 from torch import Tensor, nn
 
-from detection_zoo.benchmarks.measure.inference import measure_inference_memory
+from detection_zoo.benchmarks.measure.inference import measure_inference_memory, padded_shape
+from detection_zoo.benchmarks.measure.memory import peak_memory
 from detection_zoo.benchmarks.run.groups import measure
+from detection_zoo.benchmarks.run.isolation import run_isolated
 from detection_zoo.benchmarks.run.runner import Draft
 from detection_zoo.benchmarks.run.subject import Sources, Subject
 from detection_zoo.benchmarks.spec import METRIC_GROUPS, BenchmarkSpec
@@ -34,6 +37,18 @@ class Hungry(FindsNothing):
     def raw(self, images: Tensor, sizes: Tensor) -> Tensor:
         self.turns += 1
         return torch.ones(self.mib * MIB)[: len(images)].clone()
+
+
+class Seen(FindsNothing):
+    """Finds nothing, and notes the shapes that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, int, int]] = []
+
+    def raw(self, images: Tensor, sizes: Tensor) -> Tensor:
+        self.shapes.append((len(images), *images.shape[2:]))
+        return torch.zeros(len(images))
 
 
 def record_of(subject: Subject, spec: BenchmarkSpec, folder: Path) -> dict:
@@ -58,6 +73,37 @@ def test_the_peak_holds_what_the_network_held_for_a_moment() -> None:
     assert {
         f"inference_memory_{name}_mib" for name in ("allocated", "reserved", "process", "context")
     } == set(absent)
+
+
+def test_the_largest_padded_batch_is_among_those_whose_peak_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subject_of(Seen(), 6)
+    sizes = [(100, 100)] * 5 + [(100, 140)]  # evenly spaced batches leave out the last
+    draw = np.random.default_rng(0)
+    pixels = [draw.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
+    monkeypatch.setattr(subject.dataset, "load_image", lambda index: pixels[index])
+    monkeypatch.setattr(subject.dataset, "image_size", lambda index: sizes[index])
+    spec = SPEC.model_copy(update={"timed_images": 6})
+    found, _ = measure_inference_memory(subject, spec)
+    shapes = [padded_shape(subject, [index]) for index in range(6)]
+    assert shapes[5][2] > shapes[0][2] and shapes[5] in subject.model.shapes[1:]
+    assert set(subject.model.shapes) <= set(shapes)
+    assert f"({' x '.join(map(str, shapes[5]))})" in found["inference_memory_resident_mib"].covers
+
+
+def test_the_peak_since_the_start_outlives_the_reset_of_the_mark() -> None:
+    outcome = run_isolated(hold_before_the_block, (), (seen := []).append)
+    assert outcome.status == "finished", outcome.reason
+    block, note = seen[0]
+    since_start = float(note.split(" MiB")[0].rpartition(" ")[2])
+    assert "own peak since its start" in note and since_start > block + 150
+
+
+def hold_before_the_block(report: Callable[[object], None]) -> None:
+    held = torch.ones(250 * MIB)
+    del held
+    with peak_memory(torch.device("cpu")) as peak:
+        torch.ones(10)
+    report((peak.mib["resident"], peak.measurement("resident", "nothing").note))
 
 
 def test_a_few_spread_batches_are_enough() -> None:
