@@ -108,7 +108,7 @@ class Measurement(Strict):
             parts.append(f"{sum(self.passes)} whole passes in {count} process{'es' if count > 1 else ''}")
         if self.drift is not None:
             state = "not steady" if self.steady is False else "steady"
-            parts.append(f"{state}: {self.drift:+.1%} from first to last pass")
+            parts.append(f"{state}: {self.drift:+.1%} from first to last {'pass' if self.passes else 'step'}")
         return "; ".join([*parts, *([self.note] if self.note else [])])
 
 

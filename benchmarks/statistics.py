@@ -13,6 +13,7 @@ from detection_zoo.benchmarks.spec import Measurement
 PERCENTILES = (5, 20, 80, 95, 99)
 LEAST_PASSES = 6  # over the timed images, for an interval
 LEAST_PROCESSES = 3  # from there on the process is the unit of an interval
+STEP_BLOCKS = 12  # of training steps, for the interval of their mean
 MOST_CORRELATION = 0.8  # of neighbouring passes
 DRIFT = 0.01  # from the first to the last pass: less is no drift
 
@@ -133,6 +134,24 @@ def drift(processes: Sequence[Sequence[float]]) -> tuple[float, bool]:
     change = sum(x * y for x, y in rows) / across
     error = math.sqrt(sum((y - change * x) ** 2 for x, y in rows) / freedom / across)
     return change, abs(change) < DRIFT or abs(change) <= t_quantile(0.99, freedom) * error
+
+
+def block_means(samples: Sequence[float], count: int = STEP_BLOCKS) -> list[float]:
+    """Means of so many blocks of neighbouring samples; the samples themselves where a block would hold
+    fewer than two."""
+    if len(samples) < 2 * count:
+        return list(samples)
+    ends = [place * len(samples) // count for place in range(count + 1)]
+    return [fmean(samples[start:end]) for start, end in itertools.pairwise(ends)]
+
+
+def steps_interval(steps: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Interval of the mean of consecutive steps: Student's t over means of blocks, its spread widened by
+    their correlation; over the steps where there are fewer than six. None with fewer than two."""
+    blocks = block_means(steps)
+    if len(blocks) < LEAST_PASSES:
+        return mean_interval(steps, confidence)
+    return passes_interval([blocks], confidence)
 
 
 def _relative(passes: Sequence[float]) -> list[float]:

@@ -80,7 +80,7 @@ def run(
     warm_up_s: Annotated[float, typer.Option(min=0.1, help="most seconds of warm-up")] = 20.0,
     timed_images: Annotated[int, typer.Option(min=1, help="images that are timed, again and again")] = 100,
     train_images: Annotated[int, typer.Option(min=1, help="images a training step")] = 2,
-    train_steps: Annotated[int, typer.Option(min=2, help="most training steps that are timed")] = 50,
+    train_steps: Annotated[int, typer.Option(min=2, help="most training steps that are timed")] = 200,
     train_warm_up: Annotated[int, typer.Option(min=1, help="training steps before those")] = 3,
     store: STORE = None,
     again: Annotated[bool, typer.Option("--again", help="measure what is measured already")] = False,

@@ -18,7 +18,7 @@ from detection_zoo.benchmarks.compare.paired import (
     proportions_interval,
     ratio_of_blocks,
 )
-from detection_zoo.benchmarks.statistics import passes_interval, proportion_interval
+from detection_zoo.benchmarks.statistics import passes_interval, proportion_interval, steps_interval
 
 IMAGES, SPREAD = 40, 0.05  # of a pass, and how much their times differ
 PROCESS = 0.005  # by which one process differs from another of the same model
@@ -78,6 +78,9 @@ def coverage(runs: int = RUNS, seed: int = 0) -> list[Coverage]:
     for images, right in ((50, 0.8), (200, 0.92), (1000, 0.7)):
         lines.append(top1_coverage(draw, images, right, runs))
         lines.append(paired_coverage(draw, images, runs))
+    for noise in NOISES:
+        for steps in (50, 200):
+            lines.append(epoch_coverage(draw, noise, steps, runs))
     return lines
 
 
@@ -99,6 +102,20 @@ def latency_coverage(
     width = float(np.mean([high - low for low, high in intervals])) / 2 / truth
     name = f"run, {processes} process{'es' if processes > 1 else ''} x {passes} passes"
     return Coverage(name, noise, held / runs, width)
+
+
+def epoch_coverage(draw: np.random.Generator, noise: str, steps: int, runs: int) -> Coverage:
+    """The interval of epoch time for the mean of training steps; a step takes at most twice its usual time,
+    since the mean of the heavy-tailed noise has no bound otherwise."""
+
+    def times(count: int, length: int) -> np.ndarray:
+        return np.exp(np.clip(NOISES[noise](draw, (count, length)), -math.log(2), math.log(2)))
+
+    truth = float(times(200, 2000).mean())
+    intervals = [steps_interval(one.tolist()) for one in times(runs, steps)]
+    held = sum(low <= truth <= high for low, high in intervals)
+    width = float(np.mean([high - low for low, high in intervals])) / 2 / truth
+    return Coverage(f"epoch time, {steps} steps", noise, held / runs, width)
 
 
 def verdict_share(draw: np.random.Generator, noise: str, truth: float, runs: int) -> float:

@@ -17,9 +17,9 @@ from detection_zoo.benchmarks.measure.timing import synchronise
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import Subject, images_in_epoch
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
-from detection_zoo.benchmarks.statistics import mean_interval, summarise
+from detection_zoo.benchmarks.statistics import block_means, drift, steps_interval, summarise
 from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.training_loader import training_loader
+from detection_zoo.zoo.data.training_loader import QUEUED_BATCHES, training_loader
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import Schedule, load_manifests
 from detection_zoo.zoo.training.loop import train_steps
@@ -87,7 +87,7 @@ def measure_training(
         batches_of(subject, dataset, spec, schedule),
         optimizer,
         schedule,
-        iterations=spec.train_warm_up_steps + spec.train_steps,
+        iterations=warm_up_steps(spec) + spec.train_steps,
         iterations_per_epoch=plan.updates_per_epoch,
         amp_dtype=amp,
         scaler=torch.amp.GradScaler(subject.device.type) if amp is torch.float16 else None,
@@ -95,7 +95,7 @@ def measure_training(
     )
     with peak_memory(subject.device, polled=False) as peak:
         seconds, skipped = _timed(steps, subject, spec, heartbeat)
-    if skipped == spec.train_warm_up_steps + len(seconds):
+    if skipped == warm_up_steps(spec) + len(seconds):
         raise FloatingPointError(
             f"no training step of {subject.entry.name} had a finite loss; with random weights take another"
             " row, or give weights"
@@ -110,13 +110,20 @@ def measure_training(
     return found, peak.reasons("train")
 
 
+def warm_up_steps(spec: BenchmarkSpec) -> int:
+    """Steps before the timed ones: what the spec says, and as many as the loader had batches waiting when
+    the first step began, so that the timed steps wait for data as those of an epoch do."""
+    return max(spec.train_warm_up_steps, QUEUED_BATCHES * spec.workers + 1)
+
+
 def _timed(
     steps: Iterator[Any], subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]
 ) -> tuple[list[float], int]:
     """Seconds of each step after the warm-up, and how many of all steps made no update."""
     skipped, seconds = 0, []
-    with progress(f"{subject.entry.name}: train, warm up", spec.train_warm_up_steps) as tick:
-        for record in itertools.islice(steps, spec.train_warm_up_steps):
+    untimed = warm_up_steps(spec)
+    with progress(f"{subject.entry.name}: train, warm up", untimed) as tick:
+        for record in itertools.islice(steps, untimed):
             skipped += record.skipped
             tick()
             heartbeat()
@@ -140,10 +147,12 @@ def _timed(
 def epoch_time(
     seconds: list[float], subject: Subject, dataset: Dataset, spec: BenchmarkSpec, what: str
 ) -> Measurement:
-    """The mean step time times the steps of an epoch, with the interval of that mean scaled likewise."""
+    """The mean step time times the steps of an epoch, with the interval of that mean over blocks of steps
+    scaled likewise, and the drift from first to last step."""
     images, whose = images_in_epoch(subject.entry, dataset)
     steps = math.ceil(images / spec.train_images_per_step)
-    interval = mean_interval(seconds)
+    interval = steps_interval(seconds)
+    change, steady = drift([block_means(seconds)])
     return Measurement(
         value=fmean(seconds) * steps,
         unit="s",
@@ -152,6 +161,8 @@ def epoch_time(
         samples=seconds,
         extrapolated=steps != len(seconds),
         interval=None if interval is None else (max(0.0, interval[0] * steps), interval[1] * steps),
+        drift=change,
+        steady=steady,
         covers=f"one device, data loading included; {what}",
         note=f"{len(seconds)} steps measured, scaled to the {steps} steps of {images} images ({whose})",
     )

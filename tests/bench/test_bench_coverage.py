@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench import app
-from detection_zoo.benchmarks.compare.coverage import NOISES, latency_coverage, verdict_share
+from detection_zoo.benchmarks.compare.coverage import NOISES, epoch_coverage, latency_coverage, verdict_share
 from detection_zoo.benchmarks.compare.paired import blocks_needed, proportions_interval, ratio_of_blocks
 
 RUNS = 400
@@ -22,6 +22,15 @@ LEAST = 0.93 - 3 * math.sqrt(0.93 * 0.07 / RUNS)  # what chance leaves of .93 in
 def test_the_interval_of_run_covers(noise: str, processes: int, passes: int) -> None:
     found = latency_coverage(np.random.default_rng(1), noise, processes, passes, RUNS)
     assert found.share >= LEAST and found.width < 0.08, found
+
+
+@pytest.mark.parametrize(
+    ("noise", "least"),
+    [("independent", 0.93), ("AR .5", 0.93), ("AR .9", 0.91), ("heavy-tailed", 0.93), ("busy by turns", 0.8)],
+)
+def test_the_interval_of_epoch_time_covers(noise: str, least: float) -> None:
+    found = epoch_coverage(np.random.default_rng(3), noise, 200, RUNS)
+    assert found.share >= least - 3 * math.sqrt(least * (1 - least) / RUNS), found
 
 
 @pytest.mark.parametrize("noise", NOISES)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detection_zoo.benchmarks.measure.detection import detect_all, measure_accuracy
 from detection_zoo.benchmarks.measure.inference import COVERS, measure_inference, timed_batches
-from detection_zoo.benchmarks.measure.training import measure_training
+from detection_zoo.benchmarks.measure.training import measure_training, warm_up_steps
 from detection_zoo.benchmarks.run.groups import measure
 from detection_zoo.benchmarks.run.runner import Draft, measure_row, run_row
 from detection_zoo.benchmarks.run.subject import (
@@ -32,6 +32,7 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.build import RANDOM_SEED
 from detection_zoo.zoo.conventions import TargetConventions
 from detection_zoo.zoo.data.shapes import make_shapes
+from detection_zoo.zoo.data.training_loader import QUEUED_BATCHES
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.errors import CheckpointError
@@ -179,6 +180,12 @@ def test_epoch_time_is_the_mean_step_times_the_steps() -> None:
     assert all(shape[0] == 2 and shape[1] == 3 for shape, _ in subject.model.seen) and any(
         sum(counts) for _, counts in subject.model.seen
     )
+
+
+def test_timed_steps_begin_when_the_loaders_queue_is_drained() -> None:
+    assert warm_up_steps(SPEC) == 1
+    assert warm_up_steps(SPEC.model_copy(update={"workers": 2})) == 2 * QUEUED_BATCHES + 1
+    assert warm_up_steps(SPEC.model_copy(update={"workers": 2, "train_warm_up_steps": 30})) == 30
 
 
 def test_an_epoch_of_another_dataset_has_its_own_images() -> None:

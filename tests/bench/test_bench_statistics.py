@@ -8,6 +8,7 @@ from statistics import median
 import pytest
 
 from detection_zoo.benchmarks.statistics import (
+    block_means,
     drift,
     is_warm,
     mean_interval,
@@ -18,6 +19,7 @@ from detection_zoo.benchmarks.statistics import (
     percentile,
     precise_enough,
     proportion_interval,
+    steps_interval,
     summarise,
     timed_measurement,
 )
@@ -63,6 +65,19 @@ def test_percentiles_are_linear_between_neighbours() -> None:
     assert [percentile([15, 20, 35, 40, 50], p) for p in (0, 40, 50, 100)] == [15, 29, 35, 50]
     with pytest.raises(ValueError, match="at least one sample"):
         percentile([], 50)
+
+
+def test_a_step_time_that_grows_is_seen_and_widens_the_interval() -> None:
+    steady = [1.0 + 0.01 * (place % 5) for place in range(120)]
+    growing = [value * (1 + 0.1 * place / 119) for place, value in enumerate(steady)]
+    change, level = drift([block_means(growing)])
+    assert change == pytest.approx(0.087, abs=0.005) and not level  # of block means: 11 of 12 blocks apart
+    assert drift([block_means(steady)])[1]
+    low, high = steps_interval(growing)
+    assert (high - low) / 2 > 0.03 and (lambda a, b: (b - a) / 2 < 0.01)(*steps_interval(steady))
+    assert block_means([1.0, 2.0, 3.0]) == [1.0, 2.0, 3.0]
+    assert steps_interval([1, 2, 3, 4, 5]) == mean_interval([1, 2, 3, 4, 5])
+    assert steps_interval([1.0]) is None
 
 
 def test_mean_interval_is_students() -> None:

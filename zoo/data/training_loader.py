@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from detection_zoo.zoo.records import Target
 
 Batch = tuple[Tensor, Tensor, "list[Target]"]
+QUEUED_BATCHES = 4  # that each loader process prepares ahead
 MIN_VISIBLE_KEYPOINTS = 10  # of an image that keypoint training uses, in every source
 
 
@@ -115,7 +116,7 @@ class TrainingLoader:
             num_workers=self.workers,
             pin_memory=self.pin_memory,
             collate_fn=_Collate(self.batches),
-            prefetch_factor=4 if self.workers else None,
+            prefetch_factor=QUEUED_BATCHES if self.workers else None,
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # without its own, the workers' seed is drawn from the detector's
         )
