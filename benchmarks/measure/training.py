@@ -112,8 +112,9 @@ def measure_training(
 
 def warm_up_steps(spec: BenchmarkSpec) -> int:
     """Steps before the timed ones: what the spec says, and as many as the loader had batches waiting when
-    the first step began, so that the timed steps wait for data as those of an epoch do."""
-    return max(spec.train_warm_up_steps, QUEUED_BATCHES * spec.workers + 1)
+    the first step began, so that the timed steps wait for data as those of an epoch do; no more of these than
+    there are timed steps."""
+    return max(spec.train_warm_up_steps, min(QUEUED_BATCHES * spec.workers + 1, spec.train_steps))
 
 
 def _timed(
