@@ -20,6 +20,7 @@ from detection_zoo.benchmarks.compare.paired import (
 )
 from detection_zoo.benchmarks.compare.record import Pair
 from detection_zoo.benchmarks.evaluation.classification import ImageHits
+from detection_zoo.benchmarks.report.lines import own_metric
 from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile, metric
 from detection_zoo.zoo.created_row import row_named
 
@@ -141,9 +142,10 @@ def accuracy_pairs(
 
     answers: dict[str, dict[str, Answers]] = {}
     for label, kinds in files.items():
-        dataset = open_data(row_named(row_of(label)), data, spec.images)
+        entry = row_named(row_of(label))
+        dataset = open_data(entry, data, spec.images)
         answers[label] = {
-            name: found
+            own_metric(entry, name): found
             for kind, file in kinds.items()
             for name, found in _answers(folder / file.name, kind, dataset).items()
         }

@@ -23,7 +23,7 @@ from detection_zoo.benchmarks.evaluation.ap_intervals import (
 )
 from detection_zoo.benchmarks.evaluation.coco_evaluation import EvaluationPlan, columns_of, truth_of
 from detection_zoo.benchmarks.evaluation.subset_guard import refuse_naive_subset
-from detection_zoo.benchmarks.spec import Measurement
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, StoredFile
 from detection_zoo.benchmarks.store import write_run
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.errors import DatasetError
@@ -202,3 +202,23 @@ def test_detections_of_a_subset_are_never_measured_against_all_ground_truth(tmp_
         refuse_naive_subset(file, whole, every_image=True)  # its record knows better
     file.write_text("[]")
     refuse_naive_subset(file, whole.subset(20))
+
+
+@pytest.mark.usefixtures("drawn_shapes")
+def test_box_ap_of_keypoint_rows_is_over_persons_and_called_so(tmp_path: Path) -> None:
+    """And is not compared with a box AP over all classes."""
+    from detection_zoo.benchmarks.compare.judging import accuracy_pairs
+    from detection_zoo.benchmarks.compare.options import CompareOptions
+
+    (tmp_path / "bbox.json").write_text("[]")
+    file = {"bbox": StoredFile(name="bbox.json", sha256="0" * 64, bytes=2)}
+    rows = {
+        "a": "keypoint_rcnn_resnet14_slim_fpn.demo",
+        "b": "keypoint_rcnn_resnet14_slim_fpn.demo",
+        "c": "faster_rcnn_resnet14_slim_fpn.demo",
+    }
+    pairs = accuracy_pairs(
+        dict.fromkeys(rows, file), tmp_path, rows.get, "a", "shapes", BenchmarkSpec(device="cpu"),
+        CompareOptions(),
+    )  # fmt: skip
+    assert [(pair.metric, pair.other) for pair in pairs] == [("person_ap", "b")]
