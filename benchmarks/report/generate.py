@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detection_zoo.benchmarks.compare.record import stored_comparisons
+from detection_zoo.benchmarks.report.beside import class_accuracies, row_pictures
 from detection_zoo.benchmarks.report.blocks import MARKER, renew_blocks
 from detection_zoo.benchmarks.report.export import SUFFIX, source_tables, stored_tables, table_files
 from detection_zoo.benchmarks.report.headline import HEADLINE, headline_table
@@ -44,6 +45,9 @@ def stored_overview(store: Path | None = None, manifests: Manifests | None = Non
     comparisons, refused = stored_comparisons(store)
     view = overview(manifests or load_manifests(), stored.runs, [*stored.problems, *wrong, *refused])
     view.kernels, view.comparisons = timings, comparisons
+    folder = store or results_folder() / RUNS
+    view.classes = class_accuracies(folder, stored.runs)
+    view.pictures = row_pictures(folder, view.manifests.entries)
     return view
 
 

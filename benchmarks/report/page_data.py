@@ -70,6 +70,7 @@ def page_data(view: Overview) -> dict[str, Any]:
         "data": packed.data.values,
         "kernels": [_kernels(timings) for timings in view.kernels],
         "comparisons": [comparison_data(one) for one in view.comparisons],
+        "pictures": view.pictures,
         "problems": view.problems,
     }
 
@@ -140,6 +141,7 @@ class _Packed:
             Once(),
         )
         self.metrics: set[str] = set()
+        self.classes = view.classes
         self.quantities = list(view.quantities.values())
         self._places = {
             run.id: place
@@ -212,6 +214,7 @@ class _Packed:
                     for group, one in run.telemetry.items()
                 },
                 "notes": [self.texts.place(note) for note in run.notes],
+                "classes": {name: significant(ap) for name, ap in self.classes.get(run.id, {}).items()},
             }
         )
 

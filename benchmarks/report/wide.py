@@ -77,7 +77,10 @@ class WideLine:
 
 @dataclass
 class Overview:
-    """All lines, the runs they came from, and what could not be used."""
+    """All lines, the runs they came from, and what could not be used.
+
+    classes: AP of each class by run; pictures: (name, data address) by row; see `report.beside`.
+    """
 
     manifests: Manifests
     runs: list[Run]
@@ -86,6 +89,8 @@ class Overview:
     problems: list[str] = field(default_factory=list)
     kernels: list[KernelTimings] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    classes: dict[str, dict[str, float]] = field(default_factory=dict)
+    pictures: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:

@@ -33,6 +33,15 @@ def view() -> Overview:
         load_manifests(), [*runs, runs[1].model_copy(update={"id": "20310101T000000Z-v39", "row": V39})]
     )
     view.kernels = [made_up_timings()]
+    view.classes = {"20310101T000000Z-v39": {"zebra": 81.25, "<b>cat</b>": 12.0}}
+    view.pictures = {
+        V39: [
+            (
+                "street",
+                "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII=",
+            )
+        ]
+    }
     return view
 
 
@@ -57,7 +66,10 @@ def open_page(chromium: Browser, pages: Path) -> Iterator[Open]:
     yield open_it
     for page, address in opened:
         assert page.complaints() == []
-        assert {request.partition("#")[0] for request in page.requests()} == {address}
+        asked = {
+            one.partition("#")[0] for one in page.requests() if not one.startswith("data:")
+        }  # in the page
+        assert asked == {address}
         page.call("Page.close")
 
 
@@ -254,6 +266,15 @@ def test_pointing_at_a_dot_tells_it_and_a_click_opens_it(open_page: Open) -> Non
     page.press("Escape")
     assert not page.run("document.getElementById('details').open")
     assert page.run("document.activeElement.dataset.index") == str(last)
+
+
+def test_details_show_pictures_and_ap_by_class(open_page: Open) -> None:
+    page = open_page(fragment=f"#q={V39}&kinds=m")
+    page.click("#table tbody th button")
+    assert page.run("document.querySelector('.pictures img').alt") == f"Detections of {V39} in street"
+    assert page.run("document.querySelector('.classes summary').textContent") == "2 classes"
+    rows = "[...document.querySelectorAll('.classes tbody tr')].map(row => row.textContent)"
+    assert page.run(rows) == ["zebra81.3", "<b>cat</b>12.0"]
 
 
 def test_details_tell_numbers_circumstances_weights_and_records(open_page: Open, view: Overview) -> None:

@@ -28,7 +28,7 @@ function chapters(line) {
     line.reason === undefined ? null : make("p", { class: "notice" }, DATA.texts[line.reason]),
     line.row.note ? make("p", { class: "help" }, line.row.note) : null,
     line.kind === "measured" ? measuredNumbers(records) : null, line.kind === "published" ? publishedNumbers(line) : null,
-    missing(line, records), elsewhere(line), phaseBar(records), traces(records), histories(records[0]), weightsOf(line, records[0]), circumstances(records[0]), allRecords(line),
+    pictures(line), classes(records), missing(line, records), elsewhere(line), phaseBar(records), traces(records), histories(records[0]), weightsOf(line, records[0]), circumstances(records[0]), allRecords(line),
   ].flat();
 }
 
@@ -63,6 +63,23 @@ function publishedNumbers(line) {
     const rows = Object.entries(record.values).map(([name, at]) => [metricOf(name).title, `${at} ${metricOf(name).unit}`]);
     return chapter(`Published in ${where.source}`, facts(where), grid([{ title: "Metric" }, { title: "Value", number: true }], rows));
   }).flat();
+}
+
+/** Detections drawn on pictures, where some lie beside the records. */
+function pictures(line) {
+  const found = DATA.pictures[line.row.name] || [];
+  if (!found.length) return null;
+  return chapter("Detections", make("div", { class: "pictures" }, found.map(([name, address]) =>
+    make("figure", {}, make("img", { src: address, alt: `Detections of ${line.row.name} in ${name}`, loading: "lazy" }), make("figcaption", {}, name)))));
+}
+
+/** AP of each class, the best first. */
+function classes(records) {
+  const record = records.find((each) => each.classes);
+  if (!record) return null;
+  const rows = Object.entries(record.classes).map(([name, ap]) => [name, ap.toFixed(1), make("meter", { min: 0, max: 100, value: ap, "aria-label": `${ap.toFixed(1)} %` })]);
+  const table = make("details", { class: "classes" }, make("summary", {}, `${rows.length} classes`), grid([{ title: "Class" }, { title: "AP (%)", number: true }, { title: "" }], rows));
+  return chapter("AP by class", table);
 }
 
 /** Names and values, one below the other. */
