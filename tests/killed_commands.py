@@ -162,7 +162,7 @@ def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    return process.communicate(timeout=30)[0]
+    return process.communicate(timeout=120)[0]
 
 
 def kill_often(command: Command, folder: Path, shapes: Path, kills: int, draw: random.Random) -> Tally:
