@@ -248,6 +248,12 @@ def create(
     if pretrained and backbone.startswith("timm."):
         options = {**options, "backbone_options": {"pretrained": True, **options.get("backbone_options", {})}}
     entry = create_entry(backbone, detector, len(names) or classes, **options)
+    if pretrained and backbone.startswith("timm."):
+        from detection_zoo.zoo.backbones.timm_adapter import timm_images
+        from detection_zoo.zoo.settings import with_value
+
+        for field, value in timm_images(backbone.removeprefix("timm.")).items():
+            entry = with_value(entry, f"image.{field}", value)
     model = Model(
         build_subject(entry, "random", _device(device)),
         WeightsIdentity(kind="random", digest=RANDOM_DIGEST),

@@ -17,7 +17,9 @@ from detection_zoo.benchmarks.commands.options import DEVICE, DTYPE, FORMAT, JSO
 def train(
     row: Annotated[str, typer.Argument(help="name of a row; every default below is the row's own")],
     out: Annotated[Path, typer.Option(file_okay=False, help="folder of the run")],
-    data: Annotated[str, typer.Option(help="coco:DIR[:SPLIT], voc:VOCDEVKIT:YEAR:SPLIT, shapes")] = "shapes",
+    data: Annotated[
+        str, typer.Option(help="coco:DIR[:SPLIT], voc:VOCDEVKIT:YEAR:SPLIT, imagenet:DIR, shapes")
+    ] = "shapes",
     eval_data: Annotated[
         str | None, typer.Option(help="validation images; default: the validation split beside --data")
     ] = None,
@@ -25,9 +27,9 @@ def train(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="to start from: initial (what the row starts from), random, published, a file, or"
-            " backbone:FILE of a classifier; default: initial, or published where the classes are not the"
-            " row's"
+            help="to start from: initial (what the row starts from), random, published, a file,"
+            " backbone:FILE of a classifier, or backbone:timm (timm's hub); default: initial, or published"
+            " where the classes are not the row's"
         ),
     ] = None,
     checkpoint_format: FORMAT = None,

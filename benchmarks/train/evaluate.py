@@ -25,6 +25,8 @@ def validation_split(data: str) -> str | None:
     kind, _, rest = data.partition(":")
     if kind == "shapes":
         return "shapes:val"
+    if kind == "imagenet":
+        return f"imagenet:{rest}/val" if (Path(rest).expanduser() / "val").is_dir() else None
     if kind == "voc":
         return f"voc:{rest.rpartition(':')[0]}:test"
     if kind == "coco":
@@ -69,5 +71,30 @@ def evaluator(
         metrics = collector.evaluate().metrics
         first = next((name for name in FIRST if name in metrics), None)
         return ({first: metrics[first]} if first else {}) | metrics
+
+    return measure
+
+
+def top1_evaluator(
+    entry: ModelEntry, dataset: Dataset, process: Process, batch: int = 32
+) -> Callable[[nn.Module], dict[str, float]]:
+    """A function from a classifier to its top-1 in percent; every process calls it and gets the same.
+
+    Args:
+        entry, dataset, process: as in `evaluator`. batch: images of a forward pass.
+    """
+    indices = list(share(len(dataset), process))
+    preprocess = Preprocess.from_conventions(entry.conventions.image)
+
+    def measure(model: nn.Module) -> dict[str, float]:
+        model.eval()
+        right = 0
+        for start in range(0, len(indices), batch):
+            part = indices[start : start + batch]
+            images = torch.stack([preprocess(dataset.load_image(index)).tensor for index in part])
+            with torch.inference_mode():
+                answers = model(images.to(process.device)).argmax(dim=1).tolist()
+            right += sum(answer == dataset.label(index) for answer, index in zip(answers, part, strict=True))
+        return {"top1": 100 * sum(gather([right], process)) / len(dataset)}
 
     return measure

@@ -15,7 +15,7 @@ from torch import nn
 
 from detection_zoo.benchmarks.run.subject import identify_weights, open_data, weights_file
 from detection_zoo.benchmarks.train.dry_run import look_ahead
-from detection_zoo.benchmarks.train.evaluate import evaluator, validation_split
+from detection_zoo.benchmarks.train.evaluate import evaluator, top1_evaluator, validation_split
 from detection_zoo.benchmarks.train.outcome import event_writer, result_table, write_curves, write_results
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.data.base import Dataset
@@ -36,6 +36,7 @@ from detection_zoo.zoo.weights.load import has_own_names, load_backbone
 
 RECIPE = "recipe.json"
 BACKBONE = "backbone:"  # before a classifier's file in --weights
+TIMM = "timm."  # before the name of a backbone of timm
 FINE_TUNE = "fine_tune"  # schedule of rows without one, and of trained weights on other classes
 
 
@@ -71,7 +72,7 @@ class Request:
 @dataclass
 class Task:
     """A request with everything found: the row as it is trained, its images, the schedule before (base) and
-    after it was fitted to batch and length (plan), where it starts."""
+    after it was fitted to batch and length (plan), where it starts, every "KEY=VALUE" laid over the row."""
 
     entry: ModelEntry
     dataset: Dataset
@@ -81,6 +82,7 @@ class Task:
     checkpoint_format: str | None
     own_classes: bool
     lines: list[str]
+    settings: tuple[str, ...] = ()
 
 
 def prepare_task(request: Request, wishes: Wishes) -> Task:
@@ -90,8 +92,6 @@ def prepare_task(request: Request, wishes: Wishes) -> Task:
         ManifestError, DatasetError: what is missing or does not fit.
     """
     entry = load_manifests().entry(request.row)
-    if entry.task == "classification":
-        raise ManifestError(f"row {entry.name} is a classifier; train takes detectors")
     dataset, lines, own = open_training_data(entry, request.data, request.images)
     if own:
         entry = with_classes(entry, dataset.classes)
@@ -102,7 +102,8 @@ def prepare_task(request: Request, wishes: Wishes) -> Task:
     if weights is None:
         weights = "published" if name == FINE_TUNE and entry.trained_weights else "initial"
         lines += ["weights: initial -> published"] if weights == "published" else []
-    entry, schedule, by_hand = with_settings(entry, schedule, request.settings)
+    settings = (*images_of_timm(entry, weights), *request.settings)
+    entry, schedule, by_hand = with_settings(entry, schedule, settings)
     count = training_batches(entry, dataset, batch=1, schedule=schedule).entries
     plan = plan_training(schedule, wishes, count)
     return Task(
@@ -114,6 +115,7 @@ def prepare_task(request: Request, wishes: Wishes) -> Task:
         request.checkpoint_format,
         own,
         [*lines, *by_hand, *plan.changes],
+        settings,
     )
 
 
@@ -155,7 +157,7 @@ def start_training(
             entry=task.entry.name,
             row={
                 "classes": list(task.dataset.classes) if task.own_classes else None,
-                "settings": list(request.settings),
+                "settings": list(task.settings),
             },
             process=process,
             say=tell,
@@ -202,10 +204,13 @@ def describe(task: Task, settings: Settings, process: Process) -> str:
 
 def open_training_data(entry: ModelEntry, data: str, images: int | None) -> tuple[Dataset, list[str], bool]:
     """The images to train on, what is to be said of them, and whether their classes are not the row's."""
-    dataset = open_dataset(training_split(data), keypoints=_keypoints(entry))
-    own = set(dataset.classes) != set(row_classes(entry))
-    if not own:
-        dataset = open_data(entry, training_split(data))
+    if entry.task == "classification":
+        dataset, own = _open_labelled(entry, training_split(data))
+    else:
+        dataset = open_dataset(training_split(data), keypoints=_keypoints(entry))
+        own = set(dataset.classes) != set(row_classes(entry))
+        if not own:
+            dataset = open_data(entry, training_split(data))
     if images is not None:
         dataset = dataset.subset(images)
     lines = []
@@ -213,6 +218,17 @@ def open_training_data(entry: ModelEntry, data: str, images: int | None) -> tupl
         shown = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")
         lines.append(f"classes: {entry.classes} of {entry.dataset} -> {len(dataset.classes)} ({shown})")
     return dataset, lines, own
+
+
+def _open_labelled(entry: ModelEntry, data: str) -> tuple[Dataset, bool]:
+    """The images of a classifier, and whether their classes are as many as the row's; raises DatasetError."""
+    try:
+        return open_data(entry, data), False
+    except DatasetError:
+        dataset = open_dataset(data)
+    if dataset.layout != "imagenet":
+        raise DatasetError(f"--data {data}: row {entry.name} is a classifier; give imagenet:DIR")
+    return dataset, True
 
 
 def _keypoints(entry: ModelEntry) -> bool:
@@ -224,6 +240,8 @@ def training_split(data: str) -> str:
     kind, _, rest = data.partition(":")
     if kind == "shapes":
         return data if rest else "shapes:train"
+    if kind == "imagenet" and (Path(rest).expanduser() / "train").is_dir():
+        return f"{data}/train"
     if kind == "coco" and Path(rest).expanduser().is_dir():
         for split in ("train2017", "train"):
             if (Path(rest).expanduser() / "annotations" / f"instances_{split}.json").is_file():
@@ -276,6 +294,8 @@ def _evaluator(
             raise
         say(f"nothing is evaluated: {error}; --eval-data names other images")
         return None
+    if task.entry.task == "classification":
+        return top1_evaluator(task.entry, dataset, process)
     return evaluator(task.entry, dataset, process, request.workers, say)
 
 
@@ -283,7 +303,7 @@ def starting_model(task: Task, weights: str, seed: int, say: Callable[[str], Non
     """The row's model with the weights that its training starts from."""
     seed_everything(seed)
     if weights.startswith(BACKBONE):
-        return _with_backbone(task, weights_file(weights.removeprefix(BACKBONE)))
+        return _with_backbone(task, weights.removeprefix(BACKBONE))
     if weights != "initial":
         _, path = identify_weights(task.entry, weights)
         model, left_out = build_for(task.entry, path, task.own_classes, task.checkpoint_format)
@@ -297,9 +317,36 @@ def starting_model(task: Task, weights: str, seed: int, say: Callable[[str], Non
     return model
 
 
-def _with_backbone(task: Task, path: Path) -> nn.Module:
+def images_of_timm(entry: ModelEntry, weights: str) -> list[str]:
+    """Mean, std and channel order of a timm backbone's own weights, as settings; none where others are
+    taken."""
+    if not weights.startswith(BACKBONE) or not entry.backbone.name.startswith(TIMM):
+        return []
+    from detection_zoo.zoo.backbones.timm_adapter import timm_images
+
+    return [f"image.{k}={v}" for k, v in timm_images(entry.backbone.name.removeprefix(TIMM)).items()]
+
+
+def _with_timm_weights(task: Task, where: str) -> nn.Module:
+    """The row's model with timm's weights in its backbone: those of the hub ("timm") or of a file; raises
+    CheckpointError."""
+    from detection_zoo.zoo.backbones.timm_adapter import timm_backbone
+
+    component = task.entry.backbone
+    source = True if where == TIMM.rstrip(".") else str(weights_file(where))
+    name = component.name.removeprefix(TIMM)
+    body = timm_backbone(name, **{**component.arguments, "pretrained": source})
+    model = build_model(task.entry)
+    model.backbone.load_state_dict(body.state_dict())
+    return model
+
+
+def _with_backbone(task: Task, where: str) -> nn.Module:
     """The row's model with a file of a classifier in its backbone, in the format of what the row starts from;
     raises CheckpointError."""
+    if task.entry.backbone.name.startswith(TIMM):
+        return _with_timm_weights(task, where)
+    path = weights_file(where)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; --weights {BACKBONE}FILE takes a classifier's file")
     model = build_model(task.entry)

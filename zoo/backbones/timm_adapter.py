@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.records import FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES, did_you_mean
 
@@ -41,16 +44,20 @@ class TimmBackbone(Backbone):
 
 
 @BACKBONES.family("timm")
-def timm_backbone(model: str, *, norm: str = "batch", **arguments: Any) -> TimmBackbone:
-    """A timm model without its head, freshly initialised.
+def timm_backbone(
+    model: str, *, norm: str = "batch", pretrained: bool | str = False, **arguments: Any
+) -> TimmBackbone:
+    """A timm model without its head, freshly initialised unless `pretrained` says otherwise.
 
     Args:
         model: timm's name, "resnet50" say.
         norm: "batch": as timm builds it; "frozen": its batch norms keep their statistics and affine numbers.
+        pretrained: True: timm's own weights, through its hub; or a file of them.
         arguments: of timm.create_model, `img_size` for models of one input size say.
 
     Raises:
         ValueError: timm is not installed, has no such model, or the model gives no maps.
+        CheckpointError: the weights cannot be had, or do not fit.
     """
     try:
         import timm
@@ -68,12 +75,63 @@ def timm_backbone(model: str, *, norm: str = "batch", **arguments: Any) -> TimmB
             strides = timm.create_model(
                 model, pretrained=False, features_only=True, **arguments
             ).feature_info.reduction()
-        last = {stride: place for place, stride in enumerate(strides) if stride >= FINEST}
-        body = timm.create_model(
-            model, pretrained=False, features_only=True, out_indices=tuple(sorted(last.values())), **arguments
-        )
     except (RuntimeError, AttributeError, AssertionError) as error:
         raise ValueError(f"timm's {model} gives no feature maps: {error}") from error
+    last = {stride: place for place, stride in enumerate(strides) if stride >= FINEST}
+    arguments |= {"features_only": True, "out_indices": tuple(sorted(last.values()))}
+    body = (
+        _with_weights(model, pretrained, arguments) if pretrained else timm.create_model(model, **arguments)
+    )
     if norm == "frozen":
         body = freeze_batch_norm_2d(body)
     return TimmBackbone(body, channels_last=str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC"))
+
+
+def _with_weights(model: str, pretrained: bool | str, arguments: dict[str, Any]) -> torch.nn.Module:
+    """A timm model with its own weights; raises CheckpointError."""
+    import timm
+
+    from detection_zoo.zoo.weights.read import read_arrays
+
+    where = "timm's hub" if pretrained is True else str(pretrained)
+    try:
+        if pretrained is not True:  # read without running code
+            tensors = {name: torch.as_tensor(array) for name, array in read_arrays(Path(pretrained)).items()}
+            _require_all(model, tensors, where)
+            arguments |= {"pretrained_cfg_overlay": {"state_dict": tensors, "hf_hub_id": None, "url": ""}}
+        return timm.create_model(model, pretrained=True, **arguments)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            f"{where}: weights of timm.{model} could not be loaded: {str(error).splitlines()[0]}; a file of"
+            " them can be given in place of the hub"
+        ) from error
+
+
+def _require_all(model: str, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise CheckpointError where a file lacks tensors of a model, its last layer aside."""
+    import timm
+
+    from detection_zoo.zoo.weights.rename import listed
+
+    with torch.device("meta"):
+        whole = timm.create_model(model).state_dict()
+    last = timm.get_pretrained_cfg(model).classifier if timm.get_pretrained_cfg(model) else None
+    heads = (last,) if isinstance(last, str) else tuple(last or ())
+    missing = [name for name in whole if name not in tensors and not name.startswith(heads)]
+    if missing:
+        raise CheckpointError(
+            f"{where}: weights of timm.{model} could not be loaded: {len(missing)} of {len(whole)} tensors"
+            f" are missing ({listed(missing)}); is it a file of this model?"
+        )
+
+
+def timm_images(model: str) -> dict[str, Any]:
+    """What timm's weights of a model expect of their input, as fields of the conventions of images; empty
+    where timm says nothing."""
+    import timm
+
+    known = timm.get_pretrained_cfg(model)
+    if known is None:
+        return {}
+    found = {"channel_order": "rgb", "value_range": "0..1"}
+    return found | {"mean": list(known.mean), "std": list(known.std)}

@@ -262,6 +262,14 @@ class TrainingBatches:
         batches = self.batch_order.batches(self.seed + epoch)
         return [batch for batch in batches if not any(entry.index in self._empty for entry in batch)]
 
+    def item(self, epoch: int, entry: Entry) -> Item:
+        """One image of an epoch and its target."""
+        return TrainingImages(self, epoch)[entry]
+
+    def collate(self, items: list[Item]) -> tuple[Tensor, Tensor, list[Target]]:
+        """A batch of items."""
+        return TrainingImages(self, 0).collate(items)
+
     def __call__(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor, list[Target]]]:
         """Batches of one epoch: images (N, 3, H, W) float32, sizes (N, 2) int64, N targets."""
         images = TrainingImages(self, epoch)

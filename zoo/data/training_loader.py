@@ -13,11 +13,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from detection_zoo.zoo.conventions import BoxConventions
 from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.classifier_images import ClassifierBatches
 from detection_zoo.zoo.data.loading import start_worker
-from detection_zoo.zoo.data.samplers import Entry
 from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
 from detection_zoo.zoo.data.targets import TargetRules
-from detection_zoo.zoo.data.training_images import TrainingBatches, TrainingImages
+from detection_zoo.zoo.data.training_images import TrainingBatches
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.errors import DatasetError, ManifestError, ZooError
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Batch = tuple[Tensor, Tensor, "list[Target]"]
 QUEUED_BATCHES = 4  # that each loader process prepares ahead
+Batches = TrainingBatches | ClassifierBatches
 MIN_VISIBLE_KEYPOINTS = 10  # of an image that keypoint training uses, in every source
 
 
@@ -56,7 +57,7 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     schedule: Schedule | None = None,
-) -> TrainingBatches:
+) -> Batches:
     """The epochs of a row's training: order, augmentation and targets.
 
     Args:
@@ -73,6 +74,15 @@ def training_batches(
         raise ManifestError(f"row {entry.name} has no conventions, so its pre-processing is unknown")
     if schedule is None and entry.schedule is not None:
         schedule = load_manifests().schedules[entry.schedule]
+    if entry.task == "classification":
+        return ClassifierBatches(
+            dataset,
+            entry.conventions.image,
+            images_per_batch=batch,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
     preprocess = Preprocess.from_conventions(entry.conventions.image)
     targets = entry.conventions.targets
     batches = TrainingBatches(
@@ -104,7 +114,7 @@ class TrainingLoader:
     one epoch in each process.
     """
 
-    def __init__(self, batches: TrainingBatches, *, workers: int, start: int, pin_memory: bool) -> None:
+    def __init__(self, batches: Batches, *, workers: int, start: int, pin_memory: bool) -> None:
         self.batches, self.workers, self.start, self.pin_memory = batches, workers, start, pin_memory
         self.images = batches.entries
         self.batches_per_epoch = max(1, self.images // (batches.images_per_batch * batches.world_size))
@@ -135,10 +145,10 @@ def is_lost_worker(error: Exception) -> bool:
 class _Order:
     """Lists of (epoch, entry), epoch after epoch without an end, from a place in the stream on."""
 
-    def __init__(self, batches: TrainingBatches, start: int) -> None:
+    def __init__(self, batches: Batches, start: int) -> None:
         self.batches, self.start = batches, start
 
-    def __iter__(self) -> Iterator[list[tuple[int, Entry]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, Any]]]:
         left = self.start
         for epoch in itertools.count():
             order = self.batches.order(epoch)
@@ -150,13 +160,13 @@ class _Order:
 class _Items(TorchDataset):
     """Images and targets by (epoch, entry); the workers live through all epochs."""
 
-    def __init__(self, batches: TrainingBatches) -> None:
+    def __init__(self, batches: Batches) -> None:
         self.batches = batches
 
-    def __getitem__(self, key: tuple[int, Entry]) -> object:
+    def __getitem__(self, key: tuple[int, Any]) -> object:
         epoch, entry = key
         try:
-            return TrainingImages(self.batches, epoch)[entry]
+            return self.batches.item(epoch, entry)
         except ZooError as error:  # a worker's exception would arrive as a traceback in the message
             return error
 
@@ -164,12 +174,12 @@ class _Items(TorchDataset):
 class _Collate:
     """A batch of the items, or the first error among them."""
 
-    def __init__(self, batches: TrainingBatches) -> None:
-        self.images = TrainingImages(batches, 0)
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
 
     def __call__(self, items: list[Any]) -> object:
         failed = next((item for item in items if isinstance(item, ZooError)), None)
-        return self.images.collate(items) if failed is None else failed
+        return self.batches.collate(items) if failed is None else failed
 
 
 def training_loader(

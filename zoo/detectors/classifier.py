@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection_zoo.zoo.backbones.base import Backbone
@@ -28,6 +29,10 @@ class Classifier(nn.Module):
         """(N, 3, H, W) to the mean (N, C) of the last map."""
         return list(self.backbone(images).values())[-1].mean(dim=(2, 3))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) to logits (N, K)."""
-        return self.fc(self.dropout(self.pooled(images)))
+    def forward(
+        self, images: Tensor, sizes: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """(N, 3, H, W) to logits (N, K); with labels (N,) int64 the loss of a training step, as detectors
+        give theirs. Sizes are not used."""
+        logits = self.fc(self.dropout(self.pooled(images)))
+        return logits if labels is None else {"loss_class": F.cross_entropy(logits, labels)}

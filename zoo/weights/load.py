@@ -174,12 +174,16 @@ def backbone_translation(
     moved = Translation(
         defaults=translation.defaults, dropped=dict(translation.dropped), optional=translation.optional
     )
+    known = model.state_dict(keep_vars=True).keys()
     for name, array in translation.state.items():
         prefix = max((p for p in parts if name.startswith(p)), key=len, default=None)
         if prefix is None:
             moved.dropped[translation.origin[name]] = "the classifier's last layer"
             continue
         target = parts[prefix] + name.removeprefix(prefix)
+        if name.endswith(".num_batches_tracked") and target not in known:
+            moved.dropped[translation.origin[name]] = "a counter, which a frozen norm has not"
+            continue
         moved.state[target], moved.origin[target] = array, translation.origin[name]
     return moved, tuple(parts.values())
 
