@@ -222,6 +222,9 @@ class Schedule(Strict):
     clip_norm: float | None = Field(
         None, gt=0, description="gradients are scaled down to this norm where theirs is larger"
     )
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="the rate of each stage of the backbone over that of the stage above it"
+    )
     freeze_norms: bool = Field(
         False, description="batch norms use their stored statistics in training, and keep them"
     )

@@ -40,6 +40,10 @@ def train(
     batch: Annotated[
         int | None, typer.Option(min=1, help="images of one forward pass, over all processes")
     ] = None,
+    fit_gb: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="in place of --batch: the largest that fits in so many GB, found by fit"),
+    ] = None,
     accumulate: Annotated[
         int, typer.Option(min=1, help="forward passes an update; their gradients are summed")
     ] = 1,
@@ -58,6 +62,10 @@ def train(
         Literal["steps", "cosine"] | None, typer.Option(help="how the rate falls; default: the row's own")
     ] = None,
     clip_norm: Annotated[float | None, typer.Option(min=0.0, help="largest norm of the gradients")] = None,
+    layer_decay: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1.0, help="rate of a stage of the backbone over that of the next one"),
+    ] = None,
     ema: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="decay of a moving average of the weights")
     ] = None,
@@ -139,6 +147,18 @@ def train(
         steps = None if lr_steps is None else tuple(int(part) for part in lr_steps.split(",") if part.strip())
     except ValueError:
         raise typer.BadParameter(f"{lr_steps!r} is no list of numbers", param_hint="--lr-steps") from None
+    if fit_gb is not None:
+        if batch is not None:
+            raise typer.BadParameter("give it or --batch, not both", param_hint="--fit-gb")
+        from detection_zoo.benchmarks.train.largest_batch import largest_batch
+
+        try:
+            batch = largest_batch(row, fit_gb, device_of(device), precision, say)
+        except ValueError as error:
+            say(f"error: {error}")
+            raise typer.Exit(1) from None
+        batch *= int(os.environ.get("WORLD_SIZE", "1"))
+        say(f"batch: {batch} fit in {fit_gb:g} GB")
     wishes = Wishes(
         batch,
         accumulate,
@@ -150,6 +170,7 @@ def train(
         optimizer=optimizer,
         policy=policy,
         clip_norm=clip_norm,
+        layer_decay=layer_decay,
         scale_lr=scale_lr,
     )
     settings = Settings(

@@ -61,6 +61,7 @@ def test_a_resumed_training_repeats_the_unbroken_one_and_its_file_can_be_run(tmp
     assert "holds a training already" in train("--out", broken, "--iterations", 4, *SMALL, code=1)
     said = train("--out", broken, "--iterations", 4, "--resume", "--workers", 1, *SMALL)
     assert "resumed from step_00000002.pth" in said
+    assert "the schedule is not the checkpoint's: iterations: 2 -> 4" in said
     assert list(losses(whole)) == [1, 2, 3, 4] and losses(broken) == losses(whole)
     ours, theirs = (torch.load(folder / "last.pth")["model"] for folder in (broken, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

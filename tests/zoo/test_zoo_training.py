@@ -319,6 +319,23 @@ def trained(iterations: int = 6, **options: object) -> tuple[Small, list[StepRec
     return model, records
 
 
+def test_layer_decay_lowers_the_rate_towards_the_images() -> None:
+    model = nn.Module()
+    model.backbone, model.head = nn.Module(), nn.Linear(2, 2)
+    for name in ("stem", "c2", "c3"):
+        model.backbone.add_module(name, nn.Linear(2, 2))
+    plain = Schedule(images_per_batch=1, lr=0.1, bias_lr_factor=2.0)
+    groups = parameter_groups(model, plain.model_copy(update={"layer_decay": 0.5}))
+    found = {name: group["lr_factor"] for group in groups for name in group["names"]}
+    assert found["backbone.stem.weight"] == 0.125 and found["backbone.stem.bias"] == 0.25
+    assert (found["backbone.c2.weight"], found["backbone.c3.weight"], found["head.weight"]) == (
+        0.25,
+        0.5,
+        1.0,
+    )
+    assert len(parameter_groups(model, plain)) == 2
+
+
 def test_the_loop_lowers_the_loss_at_the_schedule_rates() -> None:
     stages: list[str] = []
     _, records = trained(mark=stages.append)

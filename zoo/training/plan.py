@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ class Wishes:
 
     batch: images of one forward pass over all processes; accumulate: forward passes an update; lr: rate for
     that batch; iterations, epochs: length; lr_steps: where the rate drops, in iterations (epochs where the
-    schedule counts epochs); warmup: iterations; optimizer, policy, clip_norm: of the schedule; scale_lr:
+    schedule counts epochs); warmup: iterations; optimizer, policy, clip_norm, layer_decay: of the schedule; scale_lr:
     rescale the schedule to the batch even where the source's script does not.
     """
 
@@ -29,6 +30,7 @@ class Wishes:
     optimizer: str | None = None
     policy: str | None = None
     clip_norm: float | None = None
+    layer_decay: float | None = None
     scale_lr: bool = False
 
 
@@ -83,7 +85,7 @@ def plan_training(own: Schedule, wishes: Wishes, images: int) -> Plan:
         updates["steps"] = list(wishes.lr_steps)
     if wishes.warmup is not None:
         updates |= {"warmup_iterations": wishes.warmup, "warmup_stop": None}
-    for name in ("optimizer", "policy", "clip_norm"):
+    for name in ("optimizer", "policy", "clip_norm", "layer_decay"):
         if getattr(wishes, name) is not None:
             updates[name] = getattr(wishes, name)
     schedule = schedule.model_copy(update=updates)
@@ -122,11 +124,15 @@ def _of_length(schedule: Schedule, wishes: Wishes) -> Schedule:
 
 def differences(own: Schedule, changed: Schedule) -> list[str]:
     """ "field: old -> new" for every field in which two schedules differ."""
-    before, after = own.model_dump(), changed.model_dump()
+    return changed_fields(own.model_dump(), changed.model_dump())
+
+
+def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """ "field: old -> new" for every field of both that differs."""
     return [
-        f"{name}: {_shown(before[name])} -> {_shown(after[name])}"
-        for name in before
-        if before[name] != after[name]
+        f"{name}: {_shown(value)} -> {_shown(after[name])}"
+        for name, value in before.items()
+        if name in after and value != after[name]
     ]
 
 

@@ -133,7 +133,7 @@ def scale_collect(model: nn.Module, factor: float) -> str | None:
 
 def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict]:
     """Trainable parameters grouped by the schedule's rules: biases (of norms too), norm weights, all other
-    weights.
+    weights; with `layer_decay` by the stage of the backbone as well.
 
     Returns:
         groups with `params`, `names`, `lr_factor` and `weight_decay`; groups of equal rules are one.
@@ -141,6 +141,7 @@ def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict]:
     norm_decay = schedule.weight_decay if schedule.weight_decay_norm is None else schedule.weight_decay_norm
     groups: dict[tuple[float, float], dict] = {}
     modules = dict(model.named_modules())
+    factors = stage_factors(model, schedule.layer_decay)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -149,12 +150,32 @@ def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict]:
             rule = (schedule.bias_lr_factor, schedule.weight_decay_bias)
         else:
             rule = (1.0, norm_decay if isinstance(modules[owner], NORMS) else schedule.weight_decay)
+        stage = next((prefix for prefix in factors if name.startswith(prefix)), "")
+        rule = (rule[0] * factors.get(stage, 1.0), rule[1])
         group = groups.setdefault(
             rule, {"params": [], "names": [], "lr_factor": rule[0], "weight_decay": rule[1]}
         )
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def stage_factors(model: nn.Module, decay: float | None) -> dict[str, float]:
+    """Layer-wise decay (Clark et al. 2020, section 3.3): prefix of each stage of the backbone -> decay to the
+    number of stages from it to the neck.
+
+    Args:
+        model: its `backbone` has stages as children, or one child that has them.
+        decay: None: none.
+    """
+    backbone = getattr(model, "backbone", None)
+    if decay is None or backbone is None:
+        return {}
+    prefix, children = "backbone.", [name for name, _ in backbone.named_children()]
+    if len(children) == 1:
+        prefix = f"backbone.{children[0]}."
+        children = [name for name, _ in getattr(backbone, children[0]).named_children()]
+    return {f"{prefix}{name}.": decay ** (len(children) - place) for place, name in enumerate(children)}
 
 
 def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:

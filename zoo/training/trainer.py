@@ -21,7 +21,7 @@ from detection_zoo.zoo.training import checkpoints
 from detection_zoo.zoo.training.distributed import Process, anywhere, distribute
 from detection_zoo.zoo.training.loop import Stage, StepRecord, train_steps
 from detection_zoo.zoo.training.metrics_log import MetricsFile, ProgressLine, update_line
-from detection_zoo.zoo.training.plan import Plan
+from detection_zoo.zoo.training.plan import Plan, changed_fields
 from detection_zoo.zoo.training.recipe import build_optimizer, training_mode
 
 Say = Callable[[str], None]
@@ -168,6 +168,9 @@ class Trainer:
                     f"warning: the checkpoint was made with {name} {before[name]}, this training has"
                     f" {self.stream[name]}; the order of images differs from the unbroken training's"
                 )
+        own = self.plan.schedule.model_dump()
+        if changed := changed_fields(value.get("schedule") or own, own):
+            self.say(f"warning: the schedule is not the checkpoint's: {'; '.join(changed)}")
         self.done = Outcome(made, checkpoint=path, best=value.get("best"))
         self._unimproved, self.offset = value.get("unimproved", 0), value.get("offset", 0)
         self.say(f"resumed from {path.name}: {made} of {self.plan.iterations} updates are made")
@@ -314,6 +317,7 @@ class Trainer:
             process=self.process,
             more={
                 "stream": self.stream,
+                "schedule": self.plan.schedule.model_dump(),
                 "row": self.row,
                 "best": self.done.best,
                 "unimproved": self._unimproved,
