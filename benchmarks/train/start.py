@@ -33,6 +33,7 @@ from detection_zoo.zoo.training.recipe import collect_scale, scale_collect
 from detection_zoo.zoo.training.trainer import Outcome, Settings, Trainer, start_of
 from detection_zoo.zoo.weights.fetch.one import fetch_weights
 from detection_zoo.zoo.weights.load import has_own_names, load_backbone
+from detection_zoo.zoo.weights.read import read_arrays
 
 RECIPE = "recipe.json"
 BACKBONE = "backbone:"  # before a classifier's file in --weights
@@ -332,8 +333,10 @@ def _with_timm_weights(task: Task, where: str) -> nn.Module:
     CheckpointError."""
     from detection_zoo.zoo.backbones.timm_adapter import timm_backbone
 
-    component = task.entry.backbone
-    source = True if where == TIMM.rstrip(".") else str(weights_file(where))
+    component, source = task.entry.backbone, True
+    if where != TIMM.rstrip("."):
+        arrays = read_arrays(weights_file(where))
+        source = {name: torch.as_tensor(array) for name, array in arrays.items()}
     name = component.name.removeprefix(TIMM)
     body = timm_backbone(name, **{**component.arguments, "pretrained": source})
     model = build_model(task.entry)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,14 +44,14 @@ class TimmBackbone(Backbone):
 
 @BACKBONES.family("timm")
 def timm_backbone(
-    model: str, *, norm: str = "batch", pretrained: bool | str = False, **arguments: Any
+    model: str, *, norm: str = "batch", pretrained: bool | Mapping[str, Any] = False, **arguments: Any
 ) -> TimmBackbone:
     """A timm model without its head, freshly initialised unless `pretrained` says otherwise.
 
     Args:
         model: timm's name, "resnet50" say.
         norm: "batch": as timm builds it; "frozen": its batch norms keep their statistics and affine numbers.
-        pretrained: True: timm's own weights, through its hub; or a file of them.
+        pretrained: True: timm's own weights, through its hub; or these tensors, by timm's names.
         arguments: of timm.create_model, `img_size` for models of one input size say.
 
     Raises:
@@ -87,41 +86,40 @@ def timm_backbone(
     return TimmBackbone(body, channels_last=str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC"))
 
 
-def _with_weights(model: str, pretrained: bool | str, arguments: dict[str, Any]) -> torch.nn.Module:
+def _with_weights(
+    model: str, pretrained: bool | Mapping[str, Any], arguments: dict[str, Any]
+) -> torch.nn.Module:
     """A timm model with its own weights; raises CheckpointError."""
     import timm
 
-    from detection_zoo.zoo.weights.read import read_arrays
-
-    where = "timm's hub" if pretrained is True else str(pretrained)
+    if pretrained is not True:
+        _require_all(model, pretrained)
+        own = {"state_dict": dict(pretrained), "hf_hub_id": None, "url": ""}
+        arguments = arguments | {"pretrained_cfg_overlay": own}
     try:
-        if pretrained is not True:  # read without running code
-            tensors = {name: torch.as_tensor(array) for name, array in read_arrays(Path(pretrained)).items()}
-            _require_all(model, tensors, where)
-            arguments |= {"pretrained_cfg_overlay": {"state_dict": tensors, "hf_hub_id": None, "url": ""}}
         return timm.create_model(model, pretrained=True, **arguments)
     except (OSError, RuntimeError, KeyError) as error:
+        said = str(error).splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"{where}: weights of timm.{model} could not be loaded: {str(error).splitlines()[0]}; a file of"
-            " them can be given in place of the hub"
+            f"weights of timm.{model} could not be loaded: {said[0]}; a file of them can be given in place of"
+            " timm's hub"
         ) from error
 
 
-def _require_all(model: str, tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    """Raise CheckpointError where a file lacks tensors of a model, its last layer aside."""
+def _require_all(model: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise CheckpointError where tensors of a model are missing, its last layer aside."""
     import timm
-
-    from detection_zoo.zoo.weights.rename import listed
 
     with torch.device("meta"):
         whole = timm.create_model(model).state_dict()
-    last = timm.get_pretrained_cfg(model).classifier if timm.get_pretrained_cfg(model) else None
+    known = timm.get_pretrained_cfg(model)
+    last = known.classifier if known else ()
     heads = (last,) if isinstance(last, str) else tuple(last or ())
     missing = [name for name in whole if name not in tensors and not name.startswith(heads)]
     if missing:
         raise CheckpointError(
-            f"{where}: weights of timm.{model} could not be loaded: {len(missing)} of {len(whole)} tensors"
-            f" are missing ({listed(missing)}); is it a file of this model?"
+            f"weights of timm.{model} could not be loaded: {len(missing)} of {len(whole)} tensors are missing"
+            f" ({', '.join(missing[:4])} ...); is it a file of this model?"
         )
 
 

@@ -16,8 +16,8 @@ class Wishes:
 
     batch: images of one forward pass over all processes; accumulate: forward passes an update; lr: rate for
     that batch; iterations, epochs: length; lr_steps: where the rate drops, in iterations (epochs where the
-    schedule counts epochs); warmup: iterations; optimizer, policy, clip_norm, layer_decay: of the schedule; scale_lr:
-    rescale the schedule to the batch even where the source's script does not.
+    schedule counts epochs); warmup: iterations; optimizer, policy, clip_norm, layer_decay: of the schedule;
+    scale_lr: rescale the schedule to the batch even where the source's script does not.
     """
 
     batch: int | None = None
