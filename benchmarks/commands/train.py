@@ -223,3 +223,27 @@ def train(
         say(f"stopped by {done.stopped_by}; go on with --resume")
         number = getattr(signal, done.stopped_by, None)
         raise typer.Exit(0 if number is None else 128 + number)
+
+
+@app.command("train-step")
+def train_step(
+    row: Annotated[
+        str, typer.Argument(help="Faster R-CNN of a ResNet-50 with a pyramid; the two need one architecture")
+    ] = "faster_rcnn_resnet50_fpn_1x.maskrcnn_benchmark",
+    images: Annotated[int, typer.Option(min=1, help="of a step")] = 1,
+    height: Annotated[int, typer.Option(min=128, help="pixels of the network's input")] = 320,
+    width: Annotated[int, typer.Option(min=128, help="pixels of the network's input")] = 480,
+    steps: Annotated[int, typer.Option(min=1, help="of each process, after the warm-up")] = 4,
+    warm_up: Annotated[int, typer.Option(min=0, help="steps that are not counted")] = 1,
+    blocks: Annotated[int, typer.Option(min=1, help="fresh processes of each side, in turns")] = 3,
+    as_json: JSON = False,
+) -> None:
+    """Time a training step beside torchvision's Faster R-CNN: CPU time and peak memory, on one thread."""
+    from detection_zoo.benchmarks.tabular import render
+    from detection_zoo.benchmarks.train.beside import Batch, beside, summary
+
+    batch = Batch(images, height, width)
+    found = beside(row, batch, warm_up=warm_up, steps=steps, blocks=blocks, say=say)
+    values, table = summary(found, batch)
+    emit(values, as_json, render([table], "text"))
+    say(f"{row}: {values['speed']:.2f}x as fast as torchvision, {values['memory']:.2f}x the memory")

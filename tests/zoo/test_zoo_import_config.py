@@ -185,7 +185,7 @@ def test_detectrons_own_files_follow_the_six_rules(tmp_path: Path) -> None:
     [
         ({"RPN.CLS_ACTIVATION": "softmax"}, {"RPN.CLS_ACTIVATION"}),
         ({"MRCNN.CONV_INIT": "GaussianFill"}, {"MRCNN.CONV_INIT"}),
-        ({"TRAIN.ASPECT_CROPPING": True}, {"TRAIN.ASPECT_CROPPING"}),
+        ({"TRAIN.ASPECT_CROPPING": True, "TRAIN.ASPECT_HI": 3}, {"TRAIN.ASPECT_HI"}),
         ({"TRAIN.MAX_SIZE": 1000}, {"TRAIN.MAX_SIZE"}),
         (
             {"TEST.BBOX_AUG.ENABLED": True, "TEST.BBOX_AUG.SCALE_SIZE_DEP": True},
@@ -278,6 +278,13 @@ def test_files_that_do_not_parse(text: str, message: str, tmp_path: Path) -> Non
         import_config(path)
 
 
+def test_aspect_cropping_is_a_rule_of_the_row(tmp_path: Path) -> None:
+    imported = import_config(write(tmp_path / "cropped.yaml", {**BASE, "TRAIN.ASPECT_CROPPING": True}))
+    assert not imported.refused and imported.conventions.targets.aspect_cropping
+    plain = import_config(write(tmp_path / "plain.yaml", BASE))
+    assert not plain.conventions.targets.aspect_cropping
+
+
 def test_the_command_prints_the_row_and_says_what_a_person_should_know(tmp_path: Path) -> None:
     command = [sys.executable, str(Path(__file__).resolve().parents[2] / "bench.py"), "import-config"]
     good = write(tmp_path / "tuned.yaml", {**BASE, "TEST.NMS": 0.4})
@@ -286,7 +293,7 @@ def test_the_command_prints_the_row_and_says_what_a_person_should_know(tmp_path:
         "detections": {"nms_iou": 0.4}
     }
     assert "without effect: SOLVER.LR_POLICY: " in done.stderr
-    bad = write(tmp_path / "cropped.yaml", {**BASE, "TRAIN.ASPECT_CROPPING": True})
+    bad = write(tmp_path / "cropped.yaml", {**BASE, "TRAIN.MAX_SIZE": 1000})
     done = subprocess.run([*command, str(bad), "--json"], capture_output=True, text=True)
-    assert done.returncode == 1 and list(json.loads(done.stdout)["refused"]) == ["TRAIN.ASPECT_CROPPING"]
-    assert "cannot be honoured: TRAIN.ASPECT_CROPPING: True: " in done.stderr
+    assert done.returncode == 1 and list(json.loads(done.stdout)["refused"]) == ["TRAIN.MAX_SIZE"]
+    assert "cannot be honoured: TRAIN.MAX_SIZE: 1000: " in done.stderr

@@ -330,11 +330,9 @@ class ConfigReader:
             )
         self.require("TRAIN.USE_FLIPPED", True, "images are flipped in training here")
         self.require("TRAIN.ASPECT_GROUPING", True, "batches hold images of like aspect ratio here")
-        self.require(
-            "TRAIN.ASPECT_CROPPING",
-            False,
-            "images are not cropped here; in the original this leaves masks and keypoints unmoved",
-        )
+        if get["TRAIN.ASPECT_CROPPING"]:
+            self.require("TRAIN.ASPECT_HI", 2.0, "images are cropped beyond 2 to 1 here")
+            self.require("TRAIN.ASPECT_LO", 0.5, "images are cropped beyond 1 to 2 here")
         self.require("TRAIN.GT_MIN_AREA", -1, "objects of any area are trained on here")
         optimizer = get["SOLVER.TYPE"].lower()
         if optimizer not in ("sgd", "adam"):

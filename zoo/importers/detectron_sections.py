@@ -69,6 +69,8 @@ class ConventionReader(ConfigReader):
             },
             "boxes": {"cap": float(get["BBOX_XFORM_CLIP"])},
         }
+        if get["TRAIN.ASPECT_CROPPING"]:  # masks and keypoints move with it here; the original leaves them
+            found["targets"] = {"aspect_cropping": True}
         if self.kind == "retinanet":
             return found | self.retinanet()
         found |= self.proposals()

@@ -28,12 +28,14 @@ Batch = tuple[Tensor, Tensor, list[Target]]
 @dataclass(frozen=True)
 class Tolerances:
     """Allowed differences: of losses, relative; of gradients, in norms; of parameters' sums and of momentum,
-    in sums of magnitudes."""
+    in sums of magnitudes. gradient_updates: the first so many alone are held to that of gradients; None:
+    all."""
 
     losses: float = 1e-4
     gradients: float = 1e-3
     parameters: float = 1e-6
     momentum: float = 1e-3
+    gradient_updates: int | None = None
 
 
 @dataclass(frozen=True)
@@ -286,11 +288,12 @@ class _Watch:
         """One line a quantity, over the first `held` updates; rates over all."""
         tolerances = self.replay.tolerances
         self._compare_rates(found)
-        self._compare(found, "grad_norm_all", "grad_norm_all", tolerances.gradients, held)
+        first = min(held, tolerances.gradient_updates or held)
+        self._compare(found, "grad_norm_all", "grad_norm_all", tolerances.gradients, first)
         for name in self.watched:
             norm, size = f"grad_norm|{name}", f"param_abs|{name}"
-            self._compare(found, norm, norm, tolerances.gradients, held)
-            self._compare(found, f"grad_first|{name}", norm, tolerances.gradients, held)
+            self._compare(found, norm, norm, tolerances.gradients, first)
+            self._compare(found, f"grad_first|{name}", norm, tolerances.gradients, first)
             self._compare(found, f"param_sum|{name}", size, tolerances.parameters, held + 1)
             self._compare(found, size, size, tolerances.parameters, held + 1)
             self._compare(found, f"param_first|{name}", size, tolerances.parameters, held + 1)

@@ -1,0 +1,157 @@
+"""A training step of a row beside that of torchvision's Faster R-CNN of the same architecture: processor time
+and peak memory, on one thread of a CPU, in alternating fresh processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detection_zoo.benchmarks.measure.memory import peak_memory
+from detection_zoo.benchmarks.tabular import Table
+from detection_zoo.zoo.build import build_model
+from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.records import Target
+from detection_zoo.zoo.training.recipe import build_optimizer, training_mode
+
+ROW = "faster_rcnn_resnet50_fpn_1x.maskrcnn_benchmark"
+THEIRS = "torchvision FasterRCNN, ResNet-50-FPN"
+OBJECTS = 8  # of an image
+RATE = 1e-6  # random weights: the time of an update does not depend on the rate
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What one process measured: CPU seconds of each step after the warm-up, and the peak resident set."""
+
+    model: str
+    seconds: list[float]
+    peak_mib: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of a step: how many, and (height, width) in pixels as the network sees them."""
+
+    images: int = 1
+    height: int = 320
+    width: int = 480
+
+    def pixels(self) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) in 0..1 and boxes (N, OBJECTS, 4), the same for both models."""
+        draw = torch.Generator().manual_seed(0)
+        images = torch.rand(self.images, 3, self.height, self.width, generator=draw)
+        corners = torch.rand(self.images, OBJECTS, 2, generator=draw) * torch.tensor(
+            [self.width - 96.0, self.height - 96.0]
+        )
+        return images, torch.cat(
+            [corners, corners + 32 + 60 * torch.rand(corners.shape, generator=draw)], dim=2
+        )
+
+
+def _own(row: str, batch: Batch) -> tuple[nn.Module, Callable[[], dict[str, Tensor]]]:
+    entry = load_manifests().entry(row)
+    if entry.schedule is None:
+        raise ManifestError(f"row {row} names no schedule, so nobody knows its training step")
+    schedule = load_manifests().schedules[entry.schedule]
+    model = training_mode(build_model(entry, weights="random"), schedule)
+    images, boxes = batch.pixels()
+    sizes = torch.tensor([[batch.height, batch.width]] * batch.images)
+    targets = [
+        Target(boxes=each, labels=torch.arange(OBJECTS) % entry.classes, crowd=torch.zeros(OBJECTS).bool())
+        for each in boxes
+    ]
+    return model, lambda: model(images * 255 - 115, sizes, targets)
+
+
+def _theirs(_: str, batch: Batch) -> tuple[nn.Module, Callable[[], dict[str, Tensor]]]:
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.ops.misc import FrozenBatchNorm2d
+
+    torch.manual_seed(0)
+    body = resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
+    )
+    size = {"min_size": min(batch.height, batch.width), "max_size": max(batch.height, batch.width)}
+    model = FasterRCNN(body, num_classes=81, **size).train()
+    images, boxes = batch.pixels()
+    labels = torch.arange(OBJECTS) + 1
+    targets = [{"boxes": each, "labels": labels} for each in boxes]
+    return model, lambda: model(list(images), targets)
+
+
+SIDES = {"ours": _own, "theirs": _theirs}
+
+
+def measure(side: str, row: str, batch: Batch, warm_up: int, steps: int) -> Steps:
+    """Make the steps of one side in this process: forward, backward, SGD update."""
+    torch.set_num_threads(1)
+    model, losses = SIDES[side](row, batch)
+    if side == "ours":
+        entry = load_manifests().entry(row)
+        optimizer = build_optimizer(model, load_manifests().schedules[entry.schedule])
+    else:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=RATE, momentum=0.9, weight_decay=1e-4)
+    for group in optimizer.param_groups:
+        group["lr"] = RATE
+    seconds = []
+    with peak_memory(torch.device("cpu"), polled=False) as peak:
+        for _ in range(warm_up + steps):
+            begun = time.process_time()
+            optimizer.zero_grad(set_to_none=True)
+            sum(losses().values()).backward()
+            optimizer.step()
+            seconds.append(time.process_time() - begun)
+    return Steps(row if side == "ours" else THEIRS, seconds[warm_up:], peak.mib["resident"])
+
+
+def beside(
+    row: str, batch: Batch, *, warm_up: int, steps: int, blocks: int, say: Callable[[str], None]
+) -> dict[str, list[Steps]]:
+    """Measure both sides in turns, each time in a fresh process.
+
+    Args:
+        row: of a Faster R-CNN on ResNet-50 with a pyramid. batch: what a step sees. warm_up, steps: of a
+            process. blocks: processes of each side. say: gets a line a process.
+    """
+    context = multiprocessing.get_context("spawn")
+    found: dict[str, list[Steps]] = {"ours": [], "theirs": []}
+    for block in range(blocks):
+        for side in ("ours", "theirs") if block % 2 == 0 else ("theirs", "ours"):
+            with context.Pool(1) as pool:
+                one = pool.apply(measure, (side, row, batch, warm_up, steps))
+            found[side].append(one)
+            say(f"{one.model}: {median(one.seconds):.3f} s of CPU time a step, peak {one.peak_mib:.0f} MiB")
+    return found
+
+
+def summary(found: dict[str, list[Steps]], batch: Batch) -> tuple[dict[str, Any], Table]:
+    """Medians of all steps, the ratios, and a table of them."""
+    time_s = {side: median(s for one in runs for s in one.seconds) for side, runs in found.items()}
+    peak = {side: fmean(one.peak_mib for one in runs) for side, runs in found.items()}
+    values = {
+        "speed": time_s["theirs"] / time_s["ours"],
+        "memory": peak["ours"] / peak["theirs"],
+        "batch": asdict(batch),
+        "runs": {side: [asdict(one) for one in runs] for side, runs in found.items()},
+    }
+    rows = [
+        [runs[0].model, f"{time_s[side]:.3f}", f"{time_s['theirs'] / time_s[side]:.2f}x"]
+        + [f"{peak[side]:.0f}", f"{peak[side] / peak['theirs']:.2f}x"]
+        for side, runs in found.items()
+    ]
+    return values, Table(
+        ["model", "CPU time of a step (s)", "speed", "peak memory (MiB)", "memory"],
+        rows,
+        name="training_step",
+        title=f"training step of {batch.images} x {batch.height} x {batch.width}, one thread",
+    )
