@@ -11,7 +11,13 @@ from torch import Tensor
 
 from detection_zoo.zoo.conventions import DetectionConventions, ProposalConventions
 from detection_zoo.zoo.parity.base import Output, Reference
-from detection_zoo.zoo.parity.near_ties import DetectionChoices, Outputs, ProposalChoices, settle
+from detection_zoo.zoo.parity.near_ties import (
+    DetectionChoices,
+    Outputs,
+    ProposalChoices,
+    settle,
+    settle_areas,
+)
 from detection_zoo.zoo.parts.boxes import BoxCoder
 from detection_zoo.zoo.parts.proposals import select_proposals
 from detection_zoo.zoo.parts.roi_heads import choose_detections
@@ -185,3 +191,19 @@ def test_detections_are_chosen_as_recorded_where_rounding_decides(
 
     assert not equal(compute()["rois"], reference)
     assert equal(settle(compute, choices, reference, "float32")["rois"], reference) == same
+
+
+@pytest.mark.parametrize(("off", "same"), [(2e-6, True), (1e-3, False)])
+def test_pixels_near_the_threshold_are_on_the_recorded_side(off: float, same: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    chances = torch.rand(5, 8, 8, generator=random).double()
+    chances[2, 3, 3], chances[4, 1, 1], chances[4, 1, 2] = 0.5 + off, 0.5 - off, 0.5 - off / 2
+    theirs = (chances > 0.5).sum(dim=(1, 2))
+    theirs[2], theirs[4] = theirs[2] - 1, theirs[4] + 2
+    reference = recorded({"areas": theirs})
+    own = (chances > 0.5).sum(dim=(1, 2))
+    areas, note = settle_areas(lambda by: chances > 0.5 + by, reference, "areas", own, (1, 2))
+    assert torch.equal(areas, theirs if same else own)
+    assert note == (
+        "3 pixels within 1e-05 of the threshold are on the side that was recorded" if same else None
+    )

@@ -24,9 +24,10 @@ from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.detectors.tta import View, detect_augmented, make_copy
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
-from detection_zoo.zoo.parity.near_ties import DetectionChoices, ProposalChoices, settle
+from detection_zoo.zoo.parity.near_ties import DetectionChoices, ProposalChoices, settle, settle_areas
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
+from detection_zoo.zoo.parts.mask_head import paste_masks
 from detection_zoo.zoo.parts.proposals import select_proposals
 from detection_zoo.zoo.parts.roi_heads import StageTrunk
 from detection_zoo.zoo.parts.rpn import by_anchor
@@ -357,7 +358,7 @@ class Folder:
         if found.masks is not None:
             values |= {
                 "masks": found.masks,
-                "mask_areas": found.masks.sum(dim=(1, 2)),
+                "mask_areas": self.areas(f"{name}.mask_areas", found),
                 "mask_probs": found.extra["mask_probabilities"],
             }
         if found.keypoints is not None:
@@ -366,6 +367,19 @@ class Folder:
                 places, found.extra["keypoint_logits"], found.extra["keypoint_probabilities"]
             )
         self.add(**{f"{name}__{part}": value for part, value in values.items()})
+
+    def areas(self, name: str, found: Detections) -> Output:
+        """Pixels of each mask."""
+        model, chances = self.model, found.extra["mask_probabilities"].double()
+
+        def paste(by: float) -> Tensor:
+            size, threshold = tuple(found.masks.shape[1:]), model.threshold + by
+            boxes, kind = found.boxes, model.interpolation
+            return paste_masks(chances, boxes, size, threshold=threshold, interpolation=kind)
+
+        own = found.masks.sum(dim=(1, 2))
+        areas, note = settle_areas(paste, self.reference, name, own, (1, 2))
+        return replace(self.judged(name, Output(areas)), note=note)
 
     def image(self) -> None:
         """The whole test path on an image, plain and with test-time augmentation."""

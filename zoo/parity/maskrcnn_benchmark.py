@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,13 @@ from detection_zoo.zoo.parity.benchmark_settings import (
     entry_from_settings,
     schedule_from_settings,
 )
-from detection_zoo.zoo.parity.near_ties import Choices, DetectionChoices, ProposalChoices, settle
+from detection_zoo.zoo.parity.near_ties import (
+    Choices,
+    DetectionChoices,
+    ProposalChoices,
+    settle,
+    settle_areas,
+)
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
@@ -366,15 +373,18 @@ class _Folder:
         self, name: str, masks: Tensor, boxes: Tensor, size: Sequence[int], probabilities: str
     ) -> None:
         self._map(f"{name}.{probabilities}", masks[:, None])
-        pasted = paste_masks(
-            masks,
-            boxes,
-            (size[0], size[1]),
-            threshold=self.model.threshold,
-            interpolation=self.model.interpolation,
-        )
-        self._exact(f"{name}.pasted.row_sums", pasted.sum(dim=2))
-        self._exact(f"{name}.pasted.column_sums", pasted.sum(dim=1))
+
+        def paste(by: float, probabilities: Tensor) -> Tensor:
+            threshold, kind = self.model.threshold + by, self.model.interpolation
+            area = size[0], size[1]
+            return paste_masks(probabilities, boxes, area, threshold=threshold, interpolation=kind)
+
+        pasted = paste(0.0, masks)
+        for part, axis in (("row_sums", 2), ("column_sums", 1)):
+            whole = f"{name}.pasted.{part}"
+            near = partial(paste, probabilities=masks.double())
+            sums, note = settle_areas(near, self.reference, whole, pasted.sum(dim=axis), axis)
+            self.computed[whole] = Output(sums, 0.0, note=note)
 
     def _fixed_boxes(
         self, name: str, batch: Batch, features: dict[str, Tensor], fixed: Mapping[str, Any]

@@ -20,6 +20,8 @@ from detection_zoo.zoo.records import Detections
 
 SCORE_GAP = 2e-6  # between scores, or a score and its threshold
 IOU_GAP = 1e-5  # between an IoU and its threshold
+MASK_GAP = 1e-5  # between a mask's probability and its threshold
+ROUNDED = 3e-7  # an IoU in float32 may be off by this
 MOST = 12  # choices of a stage that are made as recorded
 TRIED = 96  # choices that are tried for each, the nearest to their decision
 ROW = 1e-3  # of the largest number: numbers further apart than this are of different rows
@@ -112,6 +114,37 @@ def _agreeing(value: np.ndarray, known: tuple[np.ndarray, int]) -> float:
     scale = max(float(np.abs(samples).max(initial=0.0)), 1e-12)
     differs = np.flatnonzero(~(np.abs(own - samples[: len(own)]) <= ROW * scale))
     return (differs[0] if len(differs) else len(own)) / max(len(samples), 1)
+
+
+def settle_areas(
+    paste: Callable[[float], Tensor],
+    reference: Reference,
+    name: str,
+    own: Tensor,
+    axis: int | tuple[int, ...],
+) -> tuple[Tensor, str | None]:
+    """Counts of pixels of masks as recorded, as far as pixels within `MASK_GAP` of the threshold may be on
+    either side of it; and what is to be said of it.
+
+    Args:
+        paste: masks (R, H, W) bool with a distance added to the threshold, in double precision.
+        name: of the counts. own: as computed, int64, the sums of masks over `axis`.
+    """
+    kept = reference.recorded.get(name)
+    if kept is None or tuple(own.shape) != tuple(int(side) for side in kept["shape"]):
+        return own, None
+    stride, samples = int(kept["stride"]), torch.from_numpy(kept["samples"]).to(own.dtype)
+    fewest, most = (paste(by).sum(dim=axis).reshape(-1)[::stride] for by in (MASK_GAP, -MASK_GAP))
+    settled = own.clone()
+    known = settled.view(-1)[::stride][: len(samples)]
+    before = known.clone()
+    known.copy_(samples.clamp(fewest[: len(samples)], most[: len(samples)]))
+    wrong = (samples < fewest[: len(samples)]) | (samples > most[: len(samples)])
+    known[wrong] = before[wrong]
+    turned = int((known - before).abs().sum())
+    if not turned:
+        return own, None
+    return settled, f"{turned} pixels within {MASK_GAP:g} of the threshold are on the side that was recorded"
 
 
 class Choices:
@@ -271,15 +304,30 @@ def _near(
                 found[row, other] = Nudge(places[row], score=more, near=near)
     nudges = list(found.values())
     for rows in every:
-        margins = (box_iou(boxes[rows], boxes[rows], offset) - threshold).abs()
-        lower, upper = torch.nonzero((margins <= IOU_GAP).tril(-1), as_tuple=True)
+        margins = box_iou(boxes[rows], boxes[rows], offset) - threshold
+        lower, upper = torch.nonzero((margins.abs() <= IOU_GAP).tril(-1), as_tuple=True)
         for row, other in zip(lower.tolist(), upper.tolist(), strict=True):
-            margin = float(margins[row, other])
-            for edge, sign in product(range(4), (1, -1)):
-                edges = [0.0] * 4
-                edges[edge] = sign * 4 * (margin + 3e-7)
-                nudges.append(Nudge(places[int(rows[row])], edges=tuple(edges), near=margin / IOU_GAP))
+            margin, own = float(margins[row, other]), int(rows[row])
+            for edges in _turning(boxes[own], boxes[rows[other]], margin, threshold, offset):
+                nudges.append(Nudge(places[own], edges=edges, near=abs(margin) / IOU_GAP))
     return nudges
+
+
+def _turning(
+    box: Tensor, other: Tensor, margin: float, threshold: float, offset: float
+) -> list[tuple[float, float, float, float]]:
+    """Moves of one edge of a box (4,) that take its IoU with another (4,) to the other side of the threshold,
+    which it is `margin` above; where float32 may round it to either side, one move for each."""
+    found: dict[bool, tuple[float, float, float, float]] = {}
+    side = (box[2:] - box[:2] + offset).repeat(2)
+    for edge, sign in product(range(4), (1, -1)):
+        edges = [0.0] * 4
+        edges[edge] = sign * 4 * (abs(margin) + ROUNDED)
+        moved = box + torch.tensor(edges).to(box) * side
+        after = float(box_iou(moved[None], other[None], offset)) - threshold
+        if abs(after) >= ROUNDED / 2 and (after > 0 > margin or after < 0 < margin or abs(margin) < ROUNDED):
+            found.setdefault(after > 0, tuple(edges))
+    return list(found.values())
 
 
 def _score_gap(scores: Tensor) -> Tensor:
