@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from detection_zoo.zoo.detectors import ssd as ssd_detector
-from detection_zoo.zoo.parity import hardnet, maskrcnn_benchmark
+from detection_zoo.zoo.parity import hardnet
 from detection_zoo.zoo.parity.base import parity
 from detection_zoo.zoo.parts import proposals, roi_heads
-from detection_zoo.zoo.parts.anchors import AnchorGenerator
 
 FOLDERS = Path(__file__).resolve().parents[1] / "reference"
 RCNN = FOLDERS / "maskrcnn_benchmark" / "e2e_faster_rcnn_V_39_FPN_2x"
@@ -43,21 +42,9 @@ def pooled_channels(pool: Any) -> Any:
     return lambda self, *given: swapped(pool(self, *given))
 
 
-def one_pixel(cells: Any) -> Any:
-    return lambda self: [cell + 1 for cell in cells(self)]
-
-
-def pooled_one_pixel_off(pool: Any) -> Any:
-    return lambda self, features, boxes, *rest: pool(self, features, [each + 1 for each in boxes], *rest)
-
-
 MISTAKES: dict[str, tuple[Path, Any, str, Change, str]] = {
     "proposals: threshold": (RCNN, proposals, "batched_nms", threshold, "A.proposals.image0.boxes.x1"),
-    "detections: threshold": (RCNN, roi_heads, "batched_nms", threshold, "A.detections.image0.boxes.x1"),
-    "anchors: a pixel": (RCNN, AnchorGenerator, "cells", one_pixel, "A.proposals.image0.boxes.x1"),
     "RoIs: channels": (RCNN, roi_heads.RoiAlignPooler, "forward", pooled_channels, "A.roi.class_logits"),
-    "RoIs: a pixel": (RCNN, roi_heads.RoiAlignPooler, "forward", pooled_one_pixel_off, "A.roi.pooled"),
-    "images: channels": (RCNN, maskrcnn_benchmark, "normal_input", image_channels, "A.stem"),
     "SSD images: channels": (SSD, hardnet, "normal_input", image_channels, "c.softmax"),
     "SSD detections: threshold": (SSD, ssd_detector, "batched_nms", threshold, "d.boxes"),
 }

@@ -379,7 +379,7 @@ class Folder:
 
         own = found.masks.sum(dim=(1, 2))
         areas, note = settle_areas(paste, self.reference, name, own, (1, 2))
-        return replace(self.judged(name, Output(areas)), note=note)
+        return Output(areas, note=note)
 
     def image(self) -> None:
         """The whole test path on an image, plain and with test-time augmentation."""

@@ -23,7 +23,8 @@ IOU_GAP = 1e-5  # between an IoU and its threshold
 MASK_GAP = 1e-5  # between a mask's probability and its threshold
 ROUNDED = 3e-7  # an IoU in float32 may be off by this
 MOST = 12  # choices of a stage that are made as recorded
-TRIED = 96  # choices that are tried for each, the nearest to their decision
+TRIED = 96  # choices of a stage that are tried at a time, the nearest to their decision
+TRIALS = 240  # in all: a stage that is really wrong is given up
 ROW = 1e-3  # of the largest number: numbers further apart than this are of different rows
 
 Outputs = dict[str, Output | Skip]
@@ -56,7 +57,8 @@ def settle(compute: Callable[[], Outputs], choices: Choices, reference: Referenc
     """
     first = best = compute()
     start = apart = _apart(first, reference, dtype)
-    while apart and len(choices.nudges) < MOST:
+    left = TRIALS
+    while apart and left > 0 and len(choices.nudges) < MOST:
         kept, trials = list(choices.nudges), []
         for nudge in sorted(choices.near(), key=lambda each: each.near)[:TRIED]:
             choices.nudges = [*kept, nudge]
@@ -64,7 +66,7 @@ def settle(compute: Callable[[], Outputs], choices: Choices, reference: Referenc
             trials.append((_apart(outputs, reference, dtype), len(trials), nudge, outputs))
             if not trials[-1][0]:
                 break
-        choices.nudges = kept
+        choices.nudges, left = kept, left - len(trials)
         if not trials or min(trials)[0] >= apart:
             break
         apart, _, nudge, best = min(trials)
