@@ -7,12 +7,12 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-SHOWN = 12  # names listed where none is near
+SHOWN = 12  # at most so many names are listed where none is near
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the nearest known names, or all of them when none is
-    near.
+    """The end of an error message about an unknown name: the nearest known names; when none is near, all of
+    them where they are few.
 
     Args:
         name: what was asked for.
@@ -24,8 +24,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         near = sorted((n for n in known if letters in _letters(n)), key=len)[:3]
     if near:
         return "did you mean " + " or ".join(repr(n) for n in near) + "?"
-    listed = ", ".join(known[:SHOWN]) + (f", ... ({len(known)} in all)" if len(known) > SHOWN else "")
-    return f"known: {listed}" if known else "none is known"
+    if len(known) > SHOWN:
+        return f"none of the {len(known)} known names is near it"
+    return f"known: {', '.join(known)}" if known else "none is known"
 
 
 def _letters(name: str) -> str:

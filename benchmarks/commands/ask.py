@@ -138,8 +138,7 @@ def fit(
     limit_s: Annotated[float, typer.Option(min=1, help="a trial that takes longer ends its search")] = 600.0,
     as_json: JSON = False,
 ) -> None:
-    """Find the largest batch and the largest image that fit in so much memory, each trial in a process of its
-    own."""
+    """Find the largest batch and the largest image that fit in so much memory."""
     from detection_zoo.benchmarks.ask.fit_find import MIB_PER_GB, check_row, text_of
     from detection_zoo.benchmarks.ask.fit_find import fit as search
     from detection_zoo.benchmarks.ask.fit_trial import Case

@@ -109,8 +109,10 @@ def import_config(
     ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Turn a configuration of Detectron or Detectron.pytorch into a manifest row; says what was fixed, and
-    what cannot be honoured."""
+    """Turn a configuration of Detectron or Detectron.pytorch into a manifest row.
+
+    Says what was fixed, and what cannot be honoured.
+    """
     from detection_zoo.zoo.importers.import_config import import_config as read
 
     found = read(file, source)

@@ -189,8 +189,7 @@ def reproduce(
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Run whatever of a source can be run here with its published weights, and say what is missing for the
-    rest."""
+    """Run what a source publishes weights of, and say what is missing for the rest."""
     from detection_zoo.benchmarks.report.tables import tables_of
     from detection_zoo.benchmarks.run.options import SweepOptions
     from detection_zoo.benchmarks.run.progress import clock
