@@ -303,6 +303,9 @@ class TimingProtocol(Strict):
         min_length=1
     )
     statistic: Literal["mean", "median", "last"]
+    cudnn_benchmark: bool = Field(
+        False, description="cuDNN picks its kernels by timing them, as the source has it"
+    )
     note: str | None = None
 
 

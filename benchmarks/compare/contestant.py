@@ -85,10 +85,10 @@ class Contestant:
         }
         if clock.cpu_ms:
             found |= {
-                name.replace("_ms", "_cpu_ms"): sum(clock.sums_ms(phases, cpu=True))
+                name.replace("_ms", "_cpu_ms"): sum(clock.sums_ms(phases, clock="cpu"))
                 for name, phases in TIMES.items()
             }
-            found["end_to_end_cpu_ms"] = sum(clock.sums_ms(list(clock.cpu_ms), cpu=True))
+            found["end_to_end_cpu_ms"] = sum(clock.sums_ms(list(clock.cpu_ms), clock="cpu"))
         return found
 
     def turn_with_peak(self, batches: list[int]) -> dict[str, float]:

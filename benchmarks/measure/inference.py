@@ -258,7 +258,10 @@ def _measurements(
             "forward + post-processing, processor time of all threads: waiting for a processor that others"
             " use is left out"
         )
-        values["model_cpu_ms"] = found(clock.sums_ms(MODEL, cpu=True), covers)
+        values["model_cpu_ms"] = found(clock.sums_ms(MODEL, "cpu"), covers)
+    if clock.event_ms:
+        covers = "forward + post-processing by CUDA events, the device's own clock"
+        values["model_event_ms"] = found(clock.sums_ms(MODEL, "event"), covers)
     values["end_to_end_ms"] = found(
         clock.sums_ms(list(COVERS)), "file to results on the host, phases one after another"
     )

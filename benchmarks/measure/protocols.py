@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,16 @@ def protocol_of(name: str) -> TimingProtocol:
             " manifests/protocols.toml"
         )
     return known[name]
+
+
+@contextmanager
+def cudnn_benchmark(wanted: bool) -> Iterator[None]:
+    """Inside the block cuDNN picks its kernels by timing them, or does not, as the protocol says."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @dataclass
@@ -68,7 +79,10 @@ def measure_protocol(
         ]
     else:
         turns, batches = Turns(subject, spec, clock), timed_batches(len(subject.dataset), spec)
-    with progress(f"{subject.entry.name}: protocol {spec.protocol}", len(batches)) as tick:
+    with (
+        cudnn_benchmark(protocol.cudnn_benchmark),
+        progress(f"{subject.entry.name}: protocol {spec.protocol}", len(batches)) as tick,
+    ):
         for batch in batches:
             turns(batch)
             heartbeat()
@@ -79,7 +93,8 @@ def measure_protocol(
         samples,
         "ms",
         covers=f"{inside}; batch {spec.batch_size}, an image; {protocol.title}",
-        note=f"protocol {spec.protocol}",
+        note=f"protocol {spec.protocol}"
+        + (", cudnn.benchmark as the source sets it" if protocol.cudnn_benchmark else ""),
     )
     value = {"mean": sum(samples) / len(samples), "last": samples[-1], "median": found.value}[
         protocol.statistic

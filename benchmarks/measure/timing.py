@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Literal
 
 import torch
 
@@ -31,31 +32,43 @@ class PhaseClock:
     samples_ms: for every phase, one value a turn, in milliseconds, divided by the images of that turn.
     cpu_ms: on a CPU the same of the processor time of all threads, which does not count waiting for a
         processor that others use.
+    event_ms: on a GPU the same by CUDA events, the device's own clock: from its first to its last work in the
+        phase, without the host's way there and back.
     starts_s: when each turn's first phase began, by time.perf_counter.
     """
 
     device: torch.device
     samples_ms: dict[str, list[float]] = field(default_factory=dict)
     cpu_ms: dict[str, list[float]] = field(default_factory=dict)
+    event_ms: dict[str, list[float]] = field(default_factory=dict)
     starts_s: list[float] = field(default_factory=list)
 
     @contextmanager
     def phase(self, name: str, images: int = 1) -> Iterator[None]:
         """Time a block as one turn of `name`."""
+        events = (
+            [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self.device.type == "cuda" else []
+        )
         synchronise(self.device)
         processor, start = time.process_time(), time.perf_counter()
+        for event in events[:1]:
+            event.record()
         yield
+        for event in events[1:]:
+            event.record()
         synchronise(self.device)
         end = time.perf_counter()
+        if events:
+            self.event_ms.setdefault(name, []).append(events[0].elapsed_time(events[1]) / images)
         if self.device.type == "cpu":
             self.cpu_ms.setdefault(name, []).append((time.process_time() - processor) * 1e3 / images)
         if name == next(iter(self.samples_ms), name):
             self.starts_s.append(start)
         self.samples_ms.setdefault(name, []).append((end - start) * 1e3 / images)
 
-    def sums_ms(self, names: Sequence[str], cpu: bool = False) -> list[float]:
-        """For every turn, the sum of these phases; cpu: of their processor time."""
-        samples = self.cpu_ms if cpu else self.samples_ms
+    def sums_ms(self, names: Sequence[str], clock: Literal["wall", "cpu", "event"] = "wall") -> list[float]:
+        """For every turn, the sum of these phases by one of the clocks."""
+        samples = {"wall": self.samples_ms, "cpu": self.cpu_ms, "event": self.event_ms}[clock]
         return [sum(values) for values in zip(*(samples[name] for name in names), strict=True)]
 
 

@@ -84,6 +84,44 @@ def test_images_are_fewer_where_the_passes_would_not_fit_into_the_budget() -> No
     assert batches_that_fit(batches, 60.0, 5.0) == [[0]]
 
 
+def test_on_a_gpu_events_stand_beside_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is played by a counter of its own milliseconds; a `gpu` test has a real one."""
+    device_ms = itertools.count(0, 7)
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = next(device_ms)
+
+        def elapsed_time(self, end: Event) -> float:
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    clock = PhaseClock(torch.device("cuda"))
+    for name in ("forward", "postprocess"):
+        with clock.phase(name, 2):
+            pass
+    assert clock.sums_ms(["forward", "postprocess"], "event") == [7.0] and not clock.cpu_ms
+    assert len(clock.sums_ms(["forward"])) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_events_of_a_device_lie_within_the_wall_time() -> None:
+    clock = PhaseClock(torch.device("cuda"))
+    product = torch.ones(2048, 2048, device="cuda")
+    for _ in range(3):
+        with clock.phase("forward"):
+            product @ product
+    assert all(
+        0 < event <= wall
+        for event, wall in zip(clock.event_ms["forward"], clock.samples_ms["forward"], strict=True)
+    )
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark can be reset on Linux only")
 def test_peak_memory_is_that_of_the_block() -> None:
     """In a process of its own: one in which other tests ran may hold freed memory that the block is laid

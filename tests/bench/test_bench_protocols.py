@@ -68,6 +68,23 @@ def test_random_inputs_have_the_size_and_the_number_that_the_source_names(subjec
     assert found.interval is None and "320 x 320" in found.covers
 
 
+@pytest.mark.parametrize(("protocol", "wanted"), [("hardnet_ssd", True), ("maskrcnn_benchmark", False)])
+def test_cudnn_times_its_kernels_where_the_source_lets_it(
+    subject: Subject, protocol: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, raw = [], subject.model.raw
+
+    def watched(images: torch.Tensor, sizes: torch.Tensor) -> int:
+        seen.append(torch.backends.cudnn.benchmark)
+        return raw(images, sizes)
+
+    monkeypatch.setattr(subject.model, "raw", watched)
+    before = torch.backends.cudnn.benchmark
+    found = measure_protocol(subject, BenchmarkSpec(protocol=protocol, timed_images=2))["model_ms"]
+    assert set(seen) == {wanted} and torch.backends.cudnn.benchmark == before
+    assert ("cudnn.benchmark" in found.note) is wanted
+
+
 def test_the_first_image_does_not_count_where_the_source_discounts_it(subject: Subject) -> None:
     found = measure_protocol(subject, BenchmarkSpec(protocol="hardnet_ssd", timed_images=4))["model_ms"]
     assert len(subject.model.shapes) == 4 and found.n == 3
