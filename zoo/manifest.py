@@ -122,6 +122,24 @@ class Published(Strict):
     note: str | None = None
 
 
+class OwnTraining(Strict):
+    """How this project trained the weights that it ships, and the accuracy to expect of them."""
+
+    seed: int
+    updates: int = Field(gt=0)
+    hours: float = Field(gt=0, description="of wall-clock time on that machine")
+    machine: str
+    date: str = Field(description="of the end, YYYY-MM-DD")
+    log: str = Field(description="file of results/training with the losses and rates")
+    expected: dict[str, dict[str, FiniteFloat]] = Field(
+        description='metric -> images of the test split ("100": the first hundred) -> value in float32'
+    )
+    tolerance: float = Field(gt=0, description="points by which another machine may differ")
+    other_seeds: dict[str, dict[str, FiniteFloat]] = Field(
+        default_factory=dict, description="seed -> metric -> value on the whole test split"
+    )
+
+
 class ModelEntry(Strict):
     """One row of a manifest: a model somebody can build, load, run and compare."""
 
@@ -153,6 +171,7 @@ class ModelEntry(Strict):
     weights: list[WeightSpec] = Field(default_factory=list)
     initial: Name | None = Field(None, description="row whose trained weights the training starts from")
     published: list[Published] = Field(default_factory=list)
+    training: OwnTraining | None = Field(None, description="of weights that this project trained")
     published_only: str | None = Field(
         None, description="why the row cannot be built here: it stands for its numbers alone"
     )
@@ -546,7 +565,8 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema of a manifest file, for editors; manifests/schema.json is this, kept current by a test."""
     row = ModelEntry.model_json_schema()
     definitions = {
-        model.__name__: row["$defs"][model.__name__] for model in (Component, WeightSpec, Published)
+        model.__name__: row["$defs"][model.__name__]
+        for model in (Component, WeightSpec, Published, OwnTraining)
     }
     del row["$defs"]
     row["properties"]["conventions"] = {"type": "string", "description": "bundle of conventions.toml"}

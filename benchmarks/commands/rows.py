@@ -78,6 +78,9 @@ def table(
         typer.Option("--format", help="of what is printed"),
     ] = "text",
     as_csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="only rows that the store has a run of")
+    ] = False,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
@@ -86,7 +89,7 @@ def table(
     from detection_zoo.benchmarks.tabular import render
 
     form = "json" if as_json else "csv" if as_csv else form
-    tables, problems = tables_of(source, store, protocol)
+    tables, problems = tables_of(source, store, protocol, measured)
     if out is not None:
         endings = {".csv": "csv", ".json": "json", ".tex": "latex", ".txt": "text"}
         out.write_text(render(tables, endings.get(out.suffix, "markdown")), encoding="utf-8")

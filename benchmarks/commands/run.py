@@ -104,6 +104,10 @@ def run(
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="ray: the cluster of RAY_ADDRESS, a GPU a model")
     ] = "local",
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="compare AP with what the rows' manifest expects; exit 1 if it differs"),
+    ] = False,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
@@ -124,7 +128,7 @@ def run(
     if backbone and weights == "published":  # nobody publishes any for a model that is made up here
         weights = "random"
     rows = rows or [created_name(one, detector, data) for one in backbone]
-    groups, data = groups_of(metrics), data_of(data, classes, renamed)
+    groups, data = groups_of(metrics or ("ap" if check else None)), data_of(data, classes, renamed)
     sources = Sources(data, weights, train_data, checkpoint_format)
     where = device_of(device)
     if path == "fast" and (trained := set(groups or ()) & set(WITH_TRAINING)):
@@ -160,6 +164,8 @@ def run(
     options = SweepOptions(folder, again, not in_process, stall_s, limit_s, memory_mib, jobs, engine)
     with clock("look at rows, weights and data"), checking_arguments():
         entries = checked_rows(rows, sources, images, say, fetch=engine == "local")
+    if check and all(entry.training is None for entry in entries):
+        raise typer.BadParameter("no row has an expected accuracy", param_hint="--check")
     sweep = run_sweep(entries, spec, sources, options, say)
     done = [*sweep.known, *sweep.runs]
     emit(

@@ -34,7 +34,7 @@ BESIDE = {
 
 
 def tables_of(
-    name: str | None, store: Path | None, protocol: str = OWN_PROTOCOL
+    name: str | None, store: Path | None, protocol: str = OWN_PROTOCOL, measured_only: bool = False
 ) -> tuple[list[Table], list[str]]:
     """The tables of a source (or one table by its name) and what is wrong in the store.
 
@@ -42,6 +42,7 @@ def tables_of(
         name: source or table, "comparisons" or "kernels"; None takes every source that has a measured row.
         store: folder of records; None: ./results/runs.
         protocol: timing protocol; runs made by another are left out, so that no table mixes them.
+        measured_only: leave out rows without a run.
 
     Raises:
         ManifestError: no source and no table is called that, or no protocol.
@@ -56,6 +57,9 @@ def tables_of(
         )
     runs = [run for run in stored.runs if run.spec.protocol == protocol]
     measured = {run.row for run in stored.runs}
+    if measured_only:
+        kept = {name: entry for name, entry in manifests.entries.items() if name in measured}
+        manifests = manifests.model_copy(update={"entries": kept})
     names = (
         [name]
         if name

@@ -11,6 +11,13 @@ SHAPE_CATEGORIES = (
     *((8, "star"), (11, "cross"), (13, "arrow"), (16, "crescent")),
 )
 
+
+def hue_of(name: str) -> float:
+    """The hue (0..1) that objects of a class mostly have."""
+    names = [known for _, known in SHAPE_CATEGORIES]
+    return names.index(name) / len(names)
+
+
 KEYPOINT_NAMES = (
     "nose",
     "left_eye",

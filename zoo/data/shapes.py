@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, SHAPE_CATEGORIES, SKELETON, outline
+from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, SHAPE_CATEGORIES, SKELETON, hue_of, outline
 from detection_zoo.zoo.data.textures import background, clutter, texture
 from detection_zoo.zoo.home import home_folder
 
-VERSION = 2  # part of the folder's name and of every record: a change of the drawing raises it
+VERSION = 3  # part of the folder's name and of every record: a change of the drawing raises it
 SPLITS = {"train": 1600, "val": 500}
 IMAGE_SIZES = ((192, 144), (144, 192), (192, 160), (160, 192), (176, 176))  # (width, height) in pixels
-SIDES = ((10, 26), (36, 84), (118, 176))  # pixels: small, medium and large in COCO's sense
+SIDES = ((12, 28), (36, 84), (104, 150))  # pixels: small, medium and large in COCO's sense
 CROWD_CLASSES = ("circle", "star")
 LEAST_VISIBLE = 0.5  # share of its area that a truncated object keeps inside the image
 
@@ -142,7 +142,7 @@ def _draw_scene(random: np.random.RandomState, *, empty: bool, crowd: bool, pers
         if sum(map(_area, inside)) < LEAST_VISIBLE * sum(map(_area, polygons)):
             continue
         _hide_keypoints(scene, inside)
-        _fill(scene.pixels, inside, random)
+        _fill(scene.pixels, inside, random, hue_of(name))
         scene.annotations.append(_annotation(category_id, inside, scene.pixels.shape[:2]))
         if points is not None:
             placed = points * side - low + corner
@@ -152,8 +152,8 @@ def _draw_scene(random: np.random.RandomState, *, empty: bool, crowd: bool, pers
 
 
 def _sides(random: np.random.RandomState, shortest: int) -> list[float]:
-    """Three to eight side lengths in pixels: small, medium and large ones."""
-    ranges = (SIDES[kind] for kind in random.choice(3, size=random.randint(3, 9), p=(0.35, 0.32, 0.33)))
+    """Two to seven side lengths in pixels: small, medium and large ones."""
+    ranges = (SIDES[kind] for kind in random.choice(3, size=random.randint(2, 8), p=(0.35, 0.4, 0.25)))
     return [min(random.uniform(low, high), 0.95 * shortest) for low, high in ranges]
 
 
@@ -185,7 +185,7 @@ def _extent(polygons: list[np.ndarray]) -> np.ndarray:
 def _free_place(
     scene: _Scene, random: np.random.RandomState, extent: np.ndarray, *, truncated: bool
 ) -> np.ndarray | None:
-    """A corner where the object fits, overlaps no earlier box by more than an IoU of 0.4 and leaves a crowd
+    """A corner where the object fits, overlaps no earlier box by more than an IoU of 0.3 and leaves a crowd
     free; None after 30 tries. A truncated object may reach beyond the image by a third of its extent."""
     height, width = scene.pixels.shape[:2]
     over = extent / 3 if truncated else np.full(2, -1.0)
@@ -193,7 +193,7 @@ def _free_place(
         corner = random.uniform(-over, np.array([width, height]) - extent + over)
         shown = np.clip(np.stack([corner, corner + extent]), 0, [width, height]).reshape(-1)
         overlaps = [_iou(shown, box) for box in scene.boxes]
-        if all(iou <= (0.0 if place == 0 and scene.crowd else 0.4) for place, iou in enumerate(overlaps)):
+        if all(iou <= (0.0 if place == 0 and scene.crowd else 0.3) for place, iou in enumerate(overlaps)):
             return corner
     return None
 
@@ -204,7 +204,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return shared / float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared)
 
 
-def _fill(pixels: np.ndarray, polygons: list[np.ndarray], random: np.random.RandomState) -> None:
+def _fill(pixels: np.ndarray, polygons: list[np.ndarray], random: np.random.RandomState, hue: float) -> None:
     """Fill with one texture, edges antialiased. OpenCV counts from pixel centres, annotations from pixel
     edges, hence the half pixel."""
     import cv2
@@ -219,7 +219,7 @@ def _fill(pixels: np.ndarray, polygons: list[np.ndarray], random: np.random.Rand
         cv2.fillPoly(covered, [corners], 255, lineType=cv2.LINE_AA, shift=4)
     alpha = covered[:, :, None].astype(np.float32) / 255
     around = part[covered > 0].mean(axis=0) if covered.any() else np.zeros(3)
-    part[:] = np.round(part * (1 - alpha) + texture(random, *covered.shape, around) * alpha)
+    part[:] = np.round(part * (1 - alpha) + texture(random, *covered.shape, around, hue) * alpha)
 
 
 def _annotation(category_id: int, polygons: list[np.ndarray], size: tuple[int, int]) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def _draw_crowd(scene: _Scene, random: np.random.RandomState) -> None:
         polygons, _ = outline(name, random)
         at = corner + random.uniform(0, 1, size=2) * [58, 38]
         polygons = [polygon * 11 + at for polygon in polygons]
-        _fill(scene.pixels, polygons, random)
+        _fill(scene.pixels, polygons, random, hue_of(name))
         cv2.fillPoly(mask, [np.round(p - 0.5).astype(np.int32) for p in polygons], 1)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]

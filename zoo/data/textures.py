@@ -1,9 +1,14 @@
-"""Backgrounds, clutter and textures of the `shapes` dataset. Classes differ by outline, never by texture."""
+"""Backgrounds, clutter and textures of the `shapes` dataset. A class has its own outline, always, and its own
+hue, mostly."""
 
 from __future__ import annotations
 
+import colorsys
+
 import numpy as np
 
+OWN_HUE = 0.8  # share of the objects that are painted in their class's hue
+HUE_SPREAD = 0.045  # of the colour circle, standard deviation around that hue
 CONTRAST = 45  # least distance of an object's colour from what it covers, of 255, in its strongest channel
 
 
@@ -29,7 +34,7 @@ def clutter(pixels: np.ndarray, random: np.random.RandomState) -> None:
     def point() -> tuple[int, int]:
         return int(random.randint(width)), int(random.randint(height))
 
-    for _ in range(random.randint(4, 13)):
+    for _ in range(random.randint(2, 8)):
         colour = tuple(int(c) for c in random.randint(0, 256, size=3))
         kind, thickness = random.randint(3), int(random.randint(1, 4))
         if kind == 0:
@@ -43,16 +48,28 @@ def clutter(pixels: np.ndarray, random: np.random.RandomState) -> None:
             cv2.polylines(pixels, [corners], False, colour, thickness, cv2.LINE_AA)
 
 
-def texture(random: np.random.RandomState, height: int, width: int, around: np.ndarray) -> np.ndarray:
+def _colour(random: np.random.RandomState, hue: float) -> np.ndarray:
+    """A colour (3,) in 0..255 near a hue (0..1), or of any hue."""
+    own = random.uniform() < OWN_HUE
+    hue = (hue + random.normal(0, HUE_SPREAD) if own else random.uniform()) % 1.0
+    return 255 * np.array(colorsys.hsv_to_rgb(hue, random.uniform(0.5, 1.0), random.uniform(0.45, 1.0)))
+
+
+def texture(
+    random: np.random.RandomState, height: int, width: int, around: np.ndarray, hue: float
+) -> np.ndarray:
     """A paint (H, W, 3) float32 in 0..255: plain, striped, checked, dotted or noisy, or a gradient.
 
     Args:
         around: (3,) mean colour of what is covered; the paint's first colour keeps a distance from it.
+        hue: 0..1, that of the class.
     """
-    first = random.uniform(0, 255, size=3)
-    while np.abs(first - around).max() < CONTRAST:
-        first = random.uniform(0, 255, size=3)
-    second = first + random.uniform(-90, 90, size=3)
+    first = _colour(random, hue)
+    for _ in range(20):  # a background may have the class's own colour
+        if np.abs(first - around).max() >= CONTRAST:
+            break
+        first = _colour(random, hue)
+    second = first * random.uniform(0.35, 1.0)
     kind = random.randint(6)
     if kind == 0:
         mix = np.zeros((height, width, 1), np.float32)

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from detection_zoo.zoo.errors import DownloadError
+from detection_zoo.zoo.manifest import MANIFEST_FOLDER
 from detection_zoo.zoo.weights.fetch import headers
 from detection_zoo.zoo.weights.fetch.cache import CHUNK_BYTES
 from detection_zoo.zoo.weights.fetch.hosts import hide, read_page
@@ -28,7 +29,7 @@ def download(url: str, part: PartFile, expected_bytes: int | None, policy: Polic
     """Bring the whole file behind an address into a part file, over as many attempts as the policy grants.
 
     Args:
-        url: a direct address, http(s) or file:.
+        url: a direct address, http(s) or file:, whose relative paths begin in the folder of the manifests.
         part: may hold the beginning of the file from an earlier run.
         expected_bytes: the size the manifest states, or none.
 
@@ -59,8 +60,9 @@ def download(url: str, part: PartFile, expected_bytes: int | None, policy: Polic
 def _copy(url: str, part: PartFile, watch: Watch) -> None:
     parts = urlsplit(url)
     path = Path(unquote(parts.path))
-    if parts.netloc not in ("", "localhost") or not path.is_absolute():
-        raise DownloadError(f"{url}: write file:///ABSOLUTE/PATH")
+    if parts.netloc not in ("", "localhost") or ".." in path.parts:
+        raise DownloadError(f"{url}: write file:///ABSOLUTE/PATH, or file:PATH below {MANIFEST_FOLDER}")
+    path = MANIFEST_FOLDER / path  # an absolute path stays
     if not path.is_file():
         raise DownloadError(f"{path}: no such file")
     part.restart(url=url)

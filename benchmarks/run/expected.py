@@ -1,0 +1,58 @@
+"""Whether what was measured is the accuracy that a row's manifest promises (`run --check`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detection_zoo.benchmarks.spec import Run
+from detection_zoo.zoo.manifest import ModelEntry
+
+
+def check_expected(entry: ModelEntry, run: Run) -> tuple[bool, list[str]]:
+    """Compare a run with what its row expects.
+
+    Args:
+        entry: a row with `training`.
+        run: of that row, on images of its test split.
+
+    Returns:
+        Whether every expected metric was found within the tolerance, and a line for each of them.
+    """
+    training = entry.training
+    if training is None:
+        return True, [f"{entry.name}: no expected accuracy in its manifest, not checked"]
+    if run.status != "finished" or run.data is None:
+        return False, [f"{entry.name}: {run.status}" + (f": {run.reason}" if run.reason else "")]
+    good, lines = True, []
+    for metric, by_images in training.expected.items():
+        expected = by_images.get(str(run.data.images))
+        if expected is None:
+            known = ", ".join(by_images)
+            lines.append(
+                f"{entry.name}: {metric}: no expected value for {run.data.images} images, for {known}"
+            )
+            good = False
+            continue
+        if (measured := run.measurements.get(metric)) is None:
+            lines.append(f"{entry.name}: {metric}: expected {expected:.2f}, not measured")
+            good = False
+            continue
+        fits = abs(measured.value - expected) <= training.tolerance
+        good &= fits
+        lines.append(
+            f"{entry.name}: {metric}: expected {expected:.2f} +- {training.tolerance:g}, found"
+            f" {measured.value:.2f}: {'as expected' if fits else 'DIFFERS'}"
+        )
+    return good, lines
+
+
+def check_runs(entries: Sequence[ModelEntry], runs: Sequence[Run]) -> tuple[bool, list[str]]:
+    """The same for many rows; a row without a run is a fault."""
+    by_row = {run.row: run for run in runs}
+    good, lines = True, []
+    for entry in entries:
+        run = by_row.get(entry.name)
+        one, said = check_expected(entry, run) if run else (False, [f"{entry.name}: not measured"])
+        good &= one
+        lines += said
+    return good, lines
