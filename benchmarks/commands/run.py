@@ -173,12 +173,22 @@ def run(
         as_json,
         results(done, width_of(wide)),
     )
-    _finish(sweep)
+    _finish(sweep, not check or _as_expected(entries, done))
 
 
-def _finish(sweep: Any) -> None:
+def _as_expected(entries: Any, runs: Any) -> bool:
+    """Whether the accuracies are those that the rows' manifest promises; says each."""
+    from detection_zoo.benchmarks.run.expected import check_runs
+
+    good, lines = check_runs(entries, runs)
+    for line in lines:
+        say(line)
+    return good
+
+
+def _finish(sweep: Any, good: bool = True) -> None:
     say(sweep.summary())
-    if sweep.interrupted or sweep.failed or sweep.unsaved:
+    if sweep.interrupted or sweep.failed or sweep.unsaved or not good:
         raise typer.Exit(INTERRUPTED if sweep.interrupted else 1)
 
 
