@@ -26,7 +26,7 @@ WRONG = {
     "row of show": (("show", "no_such_row"), "no row is named 'no_such_row'"),
     "source": (("reproduce", "vovnt"), "did you mean 'vovnet'"),
     "one row to compare": (("compare", DEMO, *UNTRAINED), "two rows"),
-    "no weights": (("run", DEMO), "--weights random"),
+    "no weights": (("run", "faster_rcnn_resnet101_fpn_voc07.detnet"), "--weights random"),
     "weights file": (("run", DEMO, "--weights", "no/such.pth"), "no/such.pth: no such file"),
     "data": (("run", DEMO, *UNTRAINED, "--data", "cocoo:x"), "unknown kind of dataset"),
     "row of fit": (("fit", "no_such_row", "--gb", "1"), "no row is named"),
