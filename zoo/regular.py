@@ -24,9 +24,10 @@ def open_regular(path: Path) -> BinaryIO:
         raise ValueError(f"cannot be read ({error.strerror})") from None
     except ValueError:  # a NUL in the name
         raise ValueError("no name that a file could have") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise ValueError("not a regular file")
+        raise ValueError("is a directory" if stat.S_ISDIR(mode) else "not a regular file")
     return open(descriptor, "rb")
 
 

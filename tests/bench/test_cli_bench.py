@@ -111,7 +111,7 @@ def test_show_prints_everything_of_a_row() -> None:
             1,
             "error: no/such/folder/table.md: no such file or directory",
         ),
-        (("evaluate", "tests", "--data", "shapes"), 1, "error: tests: is a directory"),
+        (("evaluate", "tests", "--data", "shapes"), 1, "error: 'tests': is a directory"),
     ],
 )
 def test_mistakes_get_one_answer_and_no_traceback(arguments: tuple[str, ...], code: int, said: str) -> None:
