@@ -22,8 +22,8 @@ PROJECT = PROJECT_RESULTS.parent
 FORMATS = (*SUFFIX, "svg", "png", "html")
 FIGURES = {"svg", "png"}
 PAGE = "report.html"
-TRACKED = {"md", "csv", "svg"}  # formats that git tracks in the checkout's results/
-UNTRACKED = {f"tables/{WIDE}.md", f"tables/{WIDE}.csv"}  # large, and made in seconds
+TRACKED = {"md"}  # formats that git tracks in the checkout's results/; others are made in seconds
+UNTRACKED = {f"tables/{WIDE}.md"}  # large
 
 
 @dataclass
@@ -133,14 +133,11 @@ def make_report(store: Path | None, out: Path | None, formats: set[str]) -> tupl
 
 def stale_report(root: Path = PROJECT) -> tuple[list[str], list[str]]:
     """What in a checkout's tracked results and documents is not what its tracked records and manifests say, a
-    sentence each; and what is wrong with its records. Figures are judged by the data in their metadata."""
-    from detection_zoo.benchmarks.report.plot import descriptions
-
+    sentence each; and what is wrong with its records."""
     folder = root / "results"
     view = stored_overview(folder / RUNS, read_manifests(root / "manifests"))
     view.layouts = read_layouts(root / "manifests" / "tables")
-    wanted = generate(view, TRACKED - FIGURES).files
-    drawn = {f"figures/{name}.svg": text for name, text in descriptions(view).items()}
+    wanted = generate(view, TRACKED).files
     sentences = [
         f"results/{name} is {'stale' if (folder / name).is_file() else 'missing'}"
         for name, content in wanted.items()
@@ -148,15 +145,9 @@ def stale_report(root: Path = PROJECT) -> tuple[list[str], list[str]]:
         and not ((folder / name).is_file() and (folder / name).read_bytes() == content)
     ]
     sentences += [
-        f"results/{name} is missing or stale"
-        for name, text in drawn.items()
-        if not (folder / name).is_file() or text not in (folder / name).read_text(encoding="utf-8")
-    ]
-    sentences += [
         f"results/{name} is made from nothing any more: delete it"
-        for part in ("tables", "figures")
-        for path in sorted((folder / part).glob("*"))
-        if (name := path.relative_to(folder).as_posix()) not in {*wanted, *drawn}
+        for path in sorted((folder / "tables").glob("*.md"))
+        if (name := path.relative_to(folder).as_posix()) not in wanted
     ]
     sentences += [
         f"{path.relative_to(root)} has stale blocks"

@@ -330,21 +330,17 @@ def test_stale_files_are_found_and_mended(own_results: tuple[Path, Path, Path]) 
     assert found() == [] and readme.read_text().startswith(
         "# Title\n<!-- table: vovnet -->\n### VoVNet detectors"
     )
-    for name in ("tables/vovnet.md", "tables/registry.csv"):
+    for name in ("tables/vovnet.md", "tables/registry.md"):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole.replace(b"e", b"E", 1))
         assert found() == [f"results/{name} is stale"]
         (folder / name).write_bytes(whole)
-    (folder / "figures" / "old.svg").write_text("")
-    assert found() == ["results/figures/old.svg is made from nothing any more: delete it"]
-    (folder / "figures" / "old.svg").unlink()
+    (folder / "tables" / "old.md").write_text("")
+    assert found() == ["results/tables/old.md is made from nothing any more: delete it"]
+    (folder / "tables" / "old.md").unlink()
     for run in two_of(30.0, started="2031-01-01T00:00:00+00:00"):
         write_run(store, run)
-    assert {
-        "results/figures/ap_time.svg is missing or stale",
-        "results/tables/vovnet.md is stale",
-        "README.md has stale blocks",
-    } <= set(found())
+    assert {"results/tables/vovnet.md is stale", "README.md has stale blocks"} <= set(found())
     make_report(store, folder, set(TRACKED))
     assert found() == []
 
