@@ -88,11 +88,6 @@ def described(data: Any) -> str:
     return f"made from stored records by bench.py report; data sha256 {digest_of(data)}"
 
 
-def descriptions(view: Overview) -> dict[str, str]:
-    """Figure -> what its metadata must say today."""
-    return {name: described(data) for name, (data, _) in _plans(view).items() if data}
-
-
 def _plans(view: Overview) -> dict[str, tuple[list[Any], Callable[[], Figure]]]:
     """Figure -> its data, empty where there is nothing to show, and what draws it."""
     plans: dict[str, tuple[list[Any], Callable[[], Figure]]] = {}
