@@ -304,7 +304,7 @@ def test_stale_tables_of_comparisons_and_readme_blocks_are_found_and_mended(
         "nothing is stored, nothing is shown"
     )
     write_comparison(folder / "comparisons", made_up())
-    made = {"tables/comparisons.md", "tables/comparisons.csv"}
+    made = {"tables/comparisons.md"}
     assert {f"results/{name} is missing" for name in made} | {"README.md has stale blocks"} <= set(
         stale_report(folder.parent)[0]
     )

@@ -177,7 +177,10 @@ def test_epoch_time_is_the_mean_step_times_the_steps() -> None:
         found["train_memory_resident_mib"].value > 50 and "CPU" in found["train_memory_resident_mib"].covers
     )
     assert "measured on a CPU" in absent["train_memory_allocated_mib"]
-    assert all(shape[0] == 2 and shape[1] == 3 for shape, _ in subject.model.seen) and any(
+    # the last batch of an epoch may be smaller: images of one orientation share a batch
+    images = [shape[0] for shape, _ in subject.model.seen]
+    assert set(images) <= {1, 2} and 2 * images.count(2) >= len(images)
+    assert all(shape[1] == 3 for shape, _ in subject.model.seen) and any(
         sum(counts) for _, counts in subject.model.seen
     )
 

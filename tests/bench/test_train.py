@@ -43,6 +43,8 @@ SMALL = (
     2,
     "--save-every",
     2,
+    "--policy",
+    "steps",
     "--lr-steps",
     "3",
     "--warmup",

@@ -90,6 +90,14 @@ def anywhere(flag: bool, process: Process) -> bool:
     return bool(value)
 
 
+def share_buffers(model: nn.Module, process: Process) -> None:
+    """Give every process the buffers of rank 0 (statistics of batch norms part in the last update), so that
+    all evaluate the model that is saved."""
+    if process.world > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def gather(items: list[Any], process: Process) -> list[Any]:
     """The items of every process, by rank, in one list on every process (for results of an evaluation that
     was shared out)."""

@@ -18,7 +18,7 @@ from detection_zoo.zoo.data.loading import STOP_SIGNALS
 from detection_zoo.zoo.data.training_loader import TrainingLoader, is_lost_worker
 from detection_zoo.zoo.errors import CheckpointError, DatasetError
 from detection_zoo.zoo.training import checkpoints
-from detection_zoo.zoo.training.distributed import Process, anywhere, distribute
+from detection_zoo.zoo.training.distributed import Process, anywhere, distribute, share_buffers
 from detection_zoo.zoo.training.loop import Stage, StepRecord, train_steps
 from detection_zoo.zoo.training.metrics_log import MetricsFile, ProgressLine, update_line
 from detection_zoo.zoo.training.plan import Plan, changed_fields
@@ -284,6 +284,7 @@ class Trainer:
         """Evaluate; whether it is the best so far. What is random in training goes on as if nothing was."""
         device = self.process.device
         state = checkpoints.random_state(device)
+        share_buffers(self.model, self.process)
         self.done.metrics = self.evaluate(self.model if self.ema is None else self.ema.module)
         training_mode(self.model, self.plan.schedule)
         checkpoints.set_random_state(state, device)

@@ -182,7 +182,7 @@ def backbone_translation(
             continue
         target = parts[prefix] + name.removeprefix(prefix)
         if name.endswith(".num_batches_tracked") and target not in known:
-            moved.dropped[translation.origin[name]] = "a counter, which a frozen norm has not"
+            moved.dropped[translation.origin[name]] = "a counter of training, which frozen norms do not keep"
             continue
         moved.state[target], moved.origin[target] = array, translation.origin[name]
     return moved, tuple(parts.values())

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
 
 from detection_zoo.zoo.errors import DownloadError, ManifestError
-from detection_zoo.zoo.manifest import SHARED_FILES, WeightSpec
+from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES, WeightSpec
 from detection_zoo.zoo.templates import expand_rows
 from detection_zoo.zoo.weights.fetch import headers
 from detection_zoo.zoo.weights.fetch.cache import spec_key
@@ -219,7 +220,8 @@ def probe(
     elif reason := needs_person(link.url):
         link.status, link.detail = "by hand", reason
     elif link.url.startswith("file:"):
-        link.status = "ok" if Path(link.url.removeprefix("file://")).is_file() else "dead"
+        path = MANIFEST_FOLDER / unquote(urlsplit(link.url).path)  # an absolute path stays
+        link.status = "ok" if path.is_file() else "dead"
     elif link.url.startswith(("pypi:", "npm:")):
         link.status, link.detail = "not tried", "a package, reached by its client"
     elif offline:
