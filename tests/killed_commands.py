@@ -199,7 +199,7 @@ def kill_often(command: Command, folder: Path, shapes: Path, kills: int, draw: r
 
 
 def kill_command(name: str, kills: int, seed: int = 0) -> Tally:
-    """Kill one of `run`, `compare`, `report` and `get` so often, below a folder that is removed afterwards."""
+    """Kill one of `run`, `compare`, `report` and `get` so often, in a folder that is removed afterwards."""
     from records import make_small_shapes
 
     with tempfile.TemporaryDirectory() as temporary, hostile_server() as server:

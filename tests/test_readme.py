@@ -57,8 +57,8 @@ def test_every_command_and_option_is_there() -> None:
 def test_the_quick_start_gives_the_published_accuracy(
     package_weights: Path, data_folder: Path, tmp_path: Path
 ) -> None:
-    """Every command of the first sections, in a fresh clone, with the weights that it chooses itself; only the
-    environment is this one, so that nothing is installed."""
+    """Every command of the first sections, in a fresh clone, with the weights that it chooses itself; only
+    the environment is this one, so that nothing is installed."""
     skimage = pytest.importorskip("skimage")
     lines = [line for section in QUICK_START for line in commands(section)]
     assert lines[0].startswith("git clone") and not any("--weights" in line for line in lines)
@@ -83,8 +83,8 @@ def test_the_quick_start_gives_the_published_accuracy(
 
 
 def test_the_site_builds_without_network(tmp_path: Path) -> None:
-    """`make docs`: every page is in its list, links open, the API's docstrings are read; a name that is not there
-    fails it."""
+    """`make docs`: every page is in its list, links open, the API's docstrings are read; a name that is not
+    there fails it."""
     pytest.importorskip("mkdocs")
     blocked = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]

@@ -39,7 +39,8 @@ def headline_table(view: Overview) -> Table:
         if run.environment:
             machines[f"{run.environment.device_name}"] = None
     table.notes = [
-        "Accuracy: box AP of COCO or `shapes`, or top-1 of ImageNet, on few images: compare rows alone."
+        "Accuracy: box AP of COCO or `shapes`, or top-1 of ImageNet, on few and easy images, so that it says"
+        " which of two rows is better there, and no more."
     ]
     table.notes += [f"Time of one image at batch 1, with its 95 % interval: {one}." for one in machines]
     return table

@@ -38,7 +38,8 @@ def view() -> Overview:
         V39: [
             (
                 "street",
-                "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII=",
+                "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk"
+                "YAAAAAYAAjCB0C8AAAAASUVORK5CYII=",
             )
         ]
     }

@@ -43,7 +43,11 @@ case = torch.load(sys.argv[1])
 with joined("cpu") as process:
     mine = slice(process.rank * 2, process.rank * 2 + 2)
     losses = MultiBoxLoss(PriorCoder((0.1, 0.2)))(
-        case["offsets"][mine], case["logits"][mine], case["priors"], case["boxes"][mine], case["classes"][mine]
+        case["offsets"][mine],
+        case["logits"][mine],
+        case["priors"],
+        case["boxes"][mine],
+        case["classes"][mine],
     )
     mean = mean_over_processes({name: float(value) for name, value in losses.items()}, process)
     if process.main:
