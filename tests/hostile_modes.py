@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES
+from demo_manifests import demo_manifests
 
 BODY = b"\x80\x02" + random.Random(3).randbytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -288,17 +288,8 @@ def manifest_folder(folder: Path, urls: list[str], extra: str = "") -> Path:
         urls: an address a row.
         extra: more lines of every file.
     """
-    folder.mkdir()
-    for name in SHARED_FILES:
-        (folder / name).write_text((MANIFEST_FOLDER / name).read_text())
-    text = (MANIFEST_FOLDER / "demo.toml").read_text()
-    start = text.index(f'name = "{ROW}"')
-    end = text.find("[[model]]", start)
-    row = text[start : end if end > 0 else None].split("[[model.weights]]")[0]
-    rows = [
-        f"[[model]]\n{row.replace(ROW, f'r{i}.demo')}\n[[model.weights]]\n"
-        f'urls = ["{url}"]\nformat = "detectron_pkl"\nholds = "detector"\n{extra}\n'
-        for i, url in enumerate(urls)
-    ]
-    (folder / "demo.toml").write_text(text[: text.index("[[model]]")] + "\n".join(rows))
-    return folder
+    weights = (
+        f'[[model.weights]]\nurls = ["{url}"]\nformat = "detectron_pkl"\nholds = "detector"\n{extra}'
+        for url in urls
+    )
+    return demo_manifests(folder, ROW, {f"r{i}.demo": text for i, text in enumerate(weights)})

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from demo_manifests import demo_manifests
 from typer.testing import CliRunner, Result
 
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES, read_manifests
+from detection_zoo.zoo.manifest import read_manifests
 from detection_zoo.zoo.weights.convert import read_arrays
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
 from detection_zoo.zoo.weights.fetch.one import fetch_weights
@@ -33,16 +34,8 @@ holds = "detector"
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command on the demo rows, one of which has two files that a person has to get."""
-    folder = tmp_path / "manifests"
-    folder.mkdir()
-    for name in SHARED_FILES:
-        (folder / name).write_text((MANIFEST_FOLDER / name).read_text())
-    text = (MANIFEST_FOLDER / "demo.toml").read_text()
-    start = text.index(f'name = "{ROW}"')
-    end = text.find("[[model]]", start)
-    end = len(text) if end < 0 else end
-    files = FILE.format(name="final.pth") + FILE.format(name="earlier.pth") + "\n"
-    (folder / "demo.toml").write_text(text[:end] + files + text[end:])
+    files = FILE.format(name="final.pth") + FILE.format(name="earlier.pth")
+    folder = demo_manifests(tmp_path / "manifests", ROW, {ROW: files}, others=True)
     monkeypatch.setenv("DETECTION_ZOO_HOME", str(tmp_path / "home"))
 
     def call(*arguments: str, code: int = 0) -> Result:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from demo_manifests import demo_manifests
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -162,21 +163,11 @@ def test_what_does_not_fit_is_not_converted(cache: WeightCache, slim: ModelEntry
 
 
 def test_command(cache: WeightCache, slim: ModelEntry, tmp_path: Path) -> None:
-    from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES
-
-    folder = tmp_path / "manifests"
-    folder.mkdir()
-    for name in SHARED_FILES:
-        (folder / name).write_text((MANIFEST_FOLDER / name).read_text())
-    text = (MANIFEST_FOLDER / "demo.toml").read_text()
-    start = text.index(f'name = "{SLIM}"')
-    end = text.find("[[model]]", start)
-    row = text[start : end if end > 0 else None]
     weights = (
-        f'\n[[model.weights]]\nurls = ["{slim.weights[0].urls[0]}"]\nformat = "maskrcnn_benchmark_pth"\nholds'
+        f'[[model.weights]]\nurls = ["{slim.weights[0].urls[0]}"]\nformat = "maskrcnn_benchmark_pth"\nholds'
         ' = "detector"\n'
     )
-    (folder / "demo.toml").write_text(f"{text[: text.index('[[model]]')]}[[model]]\n{row}{weights}")
+    folder = demo_manifests(tmp_path / "manifests", SLIM, {SLIM: weights})
     result = CliRunner().invoke(app, ["convert", SLIM, "--offline", "--json", "--manifests", str(folder)])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)[0]["converted"].endswith(".maskrcnn_benchmark_pth.safetensors")
