@@ -40,7 +40,7 @@ $(VENV)/demo $(VENV)/ready: pyproject.toml
 # two slim detectors that come with the project, head to head on the validation images of `shapes`; then a real detector
 demo: setup
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
-	@$(ONE_THREAD) $(RUN) bench.py run $(DEMO_ROWS) --data shapes --device cpu --images 100 --timed-images 30 --budget-s 10 --warm-up-s 4 --processes 2 \
+	@$(ONE_THREAD) $(RUN) bench.py run $(DEMO_ROWS) --data shapes --device cpu --metrics inference,ap,memory,epoch --images 100 --timed-images 30 --budget-s 10 --warm-up-s 4 --processes 2 \
 	  --train-steps 12 --check --store $(DEMO)/runs --again > $(DEMO)/measurements.txt
 	@$(RUN) bench.py table demo --measured --store $(DEMO)/runs --out $(DEMO)/table.md
 	@$(ONE_THREAD) $(RUN) bench.py compare $(DEMO_ROWS) --data shapes --ap --device cpu --images 100 --timed-images 30 --blocks 4 --budget-s 30 \
