@@ -17,12 +17,14 @@ from detection_zoo.kernels.soft_nms import soft_nms
 IMAGE = (800, 1216)  # height, width in pixels
 SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 CHANNELS = 256
+RATIO = 2  # sampling ratio of RoIAlign
+SAMPLES = RATIO * RATIO  # of a bin
 
 
 @dataclass(frozen=True)
 class Case:
-    """One piece of work: its name, ours, the peer's, the reference's answer, and the bytes it must move (0:
-    bound by something else)."""
+    """One piece of work: its name, ours, the peer's, the reference's answer, the bytes that it must write at
+    least, and the floating-point operations of its definition (0: not counted)."""
 
     name: str
     ours: Callable[[], object]
@@ -30,6 +32,7 @@ class Case:
     answer: Callable[[], object]
     tolerance: float  # 0: equal bit for bit
     least_bytes: int = 0
+    flops: int = 0
     peer_judges: bool = True  # on a CPU; else the reference does
 
 
@@ -106,7 +109,8 @@ def _max_pooling(device: str, backward: bool) -> Case:
 
     name = "RoIPool 7x7, 300 RoIs, 1,024 channels, NCHW" + ", forward + backward" * backward
     tolerance = 1e-6 if backward else 0.0
-    return Case(name, lambda: run(ours), lambda: run(peer), lambda: run(ours, "reference"), tolerance)
+    least = upstream.nbytes + features.nbytes * backward  # the output, and the map's gradient
+    return Case(name, lambda: run(ours), lambda: run(peer), lambda: run(ours, "reference"), tolerance, least)
 
 
 def _suppression(name: str, device: str, count: int, groups: Tensor | None, threshold: float) -> Case:
@@ -182,10 +186,10 @@ def _pooling(
         torch.cat([image[:, None].to(boxes.dtype), boxes], 1),
         [boxes[image == each] for each in range(images)],
     )
-    peer = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], size, 2)
+    peer = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], size, RATIO)
 
     def pool(given: list[Tensor], backend: str | None = None) -> Tensor:
-        return multilevel_roi_align(given, rois, size, SCALES, 2, channels_last=False, backend=backend)
+        return multilevel_roi_align(given, rois, size, SCALES, RATIO, channels_last=False, backend=backend)
 
     def judge(given: list[Tensor]) -> Tensor:
         return peer(
@@ -200,7 +204,8 @@ def _pooling(
         + ("" if last else ", NCHW")
         + ", forward + backward" * backward
     )
-    moved = count * CHANNELS * size * size * item
+    values = count * CHANNELS * size * size
+    flops = values * SAMPLES * 8  # a sample is four products and sums
     if not backward:
         return Case(
             name,
@@ -208,7 +213,8 @@ def _pooling(
             lambda: judge(maps),
             lambda: pool(own, "reference"),
             1e-4 if item == 4 else 4e-3,
-            moved,
+            values * item,
+            flops,
         )
     upstream = torch.randn(count, CHANNELS, size, size, generator=random).to(device, dtype)
 
@@ -222,7 +228,8 @@ def _pooling(
         lambda: both(judge, maps),
         lambda: both(lambda given: pool(given, "reference"), own),
         1e-3,
-        2 * moved,
+        values * item + sum(each.nbytes for each in maps),  # the output, and the maps' gradients
+        2 * flops,
     )
 
 

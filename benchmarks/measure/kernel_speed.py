@@ -1,9 +1,10 @@
 """The kernels beside torchvision's operators, in one run: first whether the answers agree, then the time of
 each.
 
-On a GPU the time is the device's, by events, with the L2 cache flushed before each call. On a CPU what the
-zoo runs there is timed beside torchvision's CPU operators (soft-NMS beside OpenCV's, since torchvision has
-none); only the ratio means something, and the title says so.
+Calls of ours and of the peer take turns, so that both see the same machine. On a GPU the time is the
+device's, by events, with the L2 cache flushed before each call. On a CPU what the zoo runs there is timed
+beside torchvision's CPU operators (soft-NMS beside OpenCV's, since torchvision has none); only the ratio
+means something, and the title says so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +31,9 @@ from detection_zoo.benchmarks.measure.kernel_cases import (
     pooling_cases,
     soft_nms_cases,
 )
+from detection_zoo.benchmarks.measure.limits import PROBE_S, Clock, measure_limits
 from detection_zoo.benchmarks.report.kernel_cases import (
+    DeviceLimits,
     KernelCase,
     KernelTimings,
     kernel_tables,
@@ -40,7 +43,6 @@ from detection_zoo.benchmarks.statistics import summarise
 from detection_zoo.benchmarks.tabular import render
 from detection_zoo.kernels.backend import BACKENDS, backend_for
 
-BANDWIDTH = 4.23e12  # bytes a second, read and write, that a copy reaches on one H200
 FLUSH_BYTES = 512 << 20
 FLUSHES = (
     8  # about a millisecond: longer than a host takes to queue the work, which would otherwise be counted
@@ -57,47 +59,57 @@ class Speed:
     ours_us: tuple[float, float, float]
     torchvision_us: tuple[float, float, float]
     ratio: float
-    achieved_gb_s: float | None
     share_of_limit: float | None
+    bound: str | None  # which limit that is: "bandwidth" or "arithmetic"
     ours_samples_us: list[float]
     torchvision_samples_us: list[float]
 
 
-def run_kernel_benchmark(device: str, repeats: int | None = None) -> list[dict]:
+def run_kernel_benchmark(device: str, limits: DeviceLimits, repeats: int | None = None) -> list[dict]:
     """Check and time every case.
 
     Args:
         device: "cuda" or "cpu"; a CPU gets fewer and smaller cases.
+        limits: what the device can do at most.
         repeats: calls timed of each; None for 50 on a GPU, 7 on a CPU.
     Returns:
         one dict a case, the fields of `Speed`.
     """
     on_gpu = on_cuda(device)
     cases = nms_cases(device, on_gpu) + soft_nms_cases(device) + pooling_cases(device, on_gpu)
-    return [asdict(_measure(case, device, repeats or (50 if on_gpu else 7))) for case in cases]
+    return [asdict(_measure(case, device, limits, repeats or (50 if on_gpu else 7))) for case in cases]
 
 
-def report(device: str, as_json: bool = False, store: Path | None = None, width: int | None = None) -> int:
-    """Print the benchmark as a table or JSON, and store it in a folder where one is given.
+def report(
+    device: str,
+    as_json: bool = False,
+    store: Path | None = None,
+    width: int | None = None,
+    probe_s: float = PROBE_S,
+) -> int:
+    """Measure the device's limits and the kernels, print a table or JSON, and store both where a folder is
+    given.
 
     Args:
         device: "cuda" or "cpu".
         as_json: print the dicts of `run_kernel_benchmark`.
         store: folder of timings.
         width: letters of a line; None: no limit.
+        probe_s: seconds of copies, and of matrix products, that the limits come from.
 
     Returns:
         0, or 1 where an answer differs.
     """
-    rows = run_kernel_benchmark(device)
-    timings = timings_of(rows, device)
+    limits = measure_limits(device, _clock(device), probe_s)
+    rows = run_kernel_benchmark(device, limits)
+    timings = timings_of(rows, device, limits)
     print(json.dumps(rows, indent=2) if as_json else render(kernel_tables([timings]), "text", width))
     if store is not None:
         print(f"stored as {write_timings(store, timings).name}", file=sys.stderr)
     return 0 if all(row["agrees"] for row in rows) else 1
 
 
-def timings_of(rows: list[dict[str, Any]], device: str) -> KernelTimings:
+def timings_of(rows: list[dict[str, Any]], device: str, limits: DeviceLimits) -> KernelTimings:
     """The rows of `run_kernel_benchmark` as the record that reports are made from, begun now."""
     covers = (
         "device time of one call, L2 flushed"
@@ -106,11 +118,7 @@ def timings_of(rows: list[dict[str, Any]], device: str) -> KernelTimings:
     )
 
     def case(row: dict[str, Any]) -> KernelCase:
-        rate = (
-            []
-            if row["achieved_gb_s"] is None
-            else [f"{row['achieved_gb_s']:,.0f} GB/s, {row['share_of_limit']:.0%} of the limit"]
-        )
+        share = [] if row["bound"] is None else [f"{row['share_of_limit']:.0%} of the {row['bound']} limit"]
         ours, peer = (
             summarise(row[f"{side}_samples_us"], "us", covers=covers) for side in ("ours", "torchvision")
         )
@@ -119,7 +127,7 @@ def timings_of(rows: list[dict[str, Any]], device: str) -> KernelTimings:
             ours=ours,
             peer=peer,
             correct=row["agrees"],
-            note="; ".join([f"backend {row['backend']}", *rate]),
+            note="; ".join([f"backend {row['backend']}", *share]),
         )
 
     return KernelTimings(
@@ -127,17 +135,22 @@ def timings_of(rows: list[dict[str, Any]], device: str) -> KernelTimings:
         backend="cuda" if on_cuda(device) else "cpu",
         peer=f"torchvision {torchvision.__version__}",
         environment=collect_environment(device),
+        limits=limits,
         cases=[case(row) for row in rows],
     )
 
 
-def _measure(case: Case, device: str, repeats: int) -> Speed:
+def _measure(case: Case, device: str, limits: DeviceLimits, repeats: int) -> Speed:
     with torch.no_grad() if "backward" not in case.name else torch.enable_grad():
         judge = case.peer if case.peer_judges and not on_cuda(device) else case.answer
         agrees = _agree(case.ours(), judge(), case.tolerance)
-        clock = _device_times if on_cuda(device) else _host_times
-        ours, peer = clock(case.ours, repeats), clock(case.peer, repeats)
-    moved, typical = case.least_bytes if on_cuda(device) else 0, statistics.median(ours)
+        ours, peer = _in_turns((case.ours, case.peer), _clock(device), repeats, 3 if on_cuda(device) else 1)
+    typical = statistics.median(ours)
+    least_us = {
+        "bandwidth": case.least_bytes / limits.copy_gb_s / 1e3,
+        "arithmetic": case.flops / limits.matrix_gflop_s / 1e3,
+    }
+    bound = max(least_us, key=lambda name: least_us[name]) if any(least_us.values()) else None
     return Speed(
         case.name,
         backend_for(torch.empty(0, device=device), operator=case.name, known=BACKENDS),
@@ -145,8 +158,8 @@ def _measure(case: Case, device: str, repeats: int) -> Speed:
         _spread(ours),
         _spread(peer),
         statistics.median(peer) / typical,
-        moved / typical / 1e3 if moved else None,
-        moved / BANDWIDTH * 1e6 / typical if moved else None,
+        None if bound is None else least_us[bound] / typical,
+        bound,
         ours,
         peer,
     )
@@ -161,12 +174,36 @@ def _agree(found: Tensor | tuple[Tensor, ...], answer: Tensor | tuple[Tensor, ..
     return bool((found.double() - answer.double()).norm() <= tolerance * answer.double().norm())
 
 
-def _device_times(work: Callable[[], object], repeats: int) -> list[float]:
+def _in_turns(
+    works: Sequence[Callable[[], object]], clock: Clock, repeats: int, warm_up: int
+) -> list[list[float]]:
+    """Times of each piece of work, in microseconds; in every round each is called once, and the order turns
+    round from one round to the next."""
+    for _ in range(warm_up):
+        for work in works:
+            work()
+    times: list[list[float]] = [[] for _ in works]
+    for turn in range(repeats):
+        for place in range(len(works)) if turn % 2 == 0 else reversed(range(len(works))):
+            times[place].append(clock(works[place]))
+    return times
+
+
+def _clock(device: str) -> Clock:
+    """What runs a piece of work once and gives its time in microseconds."""
+    if not on_cuda(device):
+        # with one thread the processor's time is the latency without waiting for others
+        now = time.process_time if _one_thread() else time.perf_counter
+
+        def host(work: Callable[[], object]) -> float:
+            start = now()
+            work()
+            return 1e6 * (now() - start)
+
+        return host
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    for _ in range(3):
-        work()
-    times = []
-    for _ in range(repeats):
+
+    def by_events(work: Callable[[], object]) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         for _ in range(FLUSHES):
             flush.zero_()
@@ -174,21 +211,9 @@ def _device_times(work: Callable[[], object], repeats: int) -> list[float]:
         work()
         end.record()
         end.synchronize()
-        times.append(1e3 * start.elapsed_time(end))
-    return times
+        return 1e3 * start.elapsed_time(end)
 
-
-def _host_times(work: Callable[[], object], repeats: int) -> list[float]:
-    clock = (
-        time.process_time if _one_thread() else time.perf_counter
-    )  # with one thread the processor's time is the latency without waiting for others
-    work()
-    times = []
-    for _ in range(repeats):
-        start = clock()
-        work()
-        times.append(1e6 * (clock() - start))
-    return times
+    return by_events
 
 
 def _one_thread() -> bool:

@@ -53,6 +53,13 @@ class KernelCase(Strict):
         return self.peer.interval[0] / self.ours.interval[1], self.peer.interval[1] / self.ours.interval[0]
 
 
+class DeviceLimits(Strict):
+    """What the device did at most, just before the operators were timed, by the same clock."""
+
+    copy_gb_s: float = Field(description="of a copy between two large arrays, read and written, 10^9 bytes/s")
+    matrix_gflop_s: float = Field(description="of a product of square float32 matrices, 10^9 FLOP/s")
+
+
 class KernelTimings(Strict):
     """One run of `bench.py kernels`."""
 
@@ -62,6 +69,7 @@ class KernelTimings(Strict):
     )
     peer: str = Field(description="whose operators ours are measured against, with its version")
     environment: Environment
+    limits: DeviceLimits | None = Field(None, description="none: stored before they were measured")
     cases: list[KernelCase]
 
 
@@ -137,6 +145,7 @@ def _table(one: KernelTimings) -> Table:
             ]
         ),
         "Times are medians with their 95 % interval.",
+        *([] if one.limits is None else [_limits(one.limits)]),
         "The ratio is the peer's time over ours, with the widest range that both intervals allow.",
     ]
     title = f"Operators beside {one.peer}: {one.backend}, {env.device_name}"
@@ -148,6 +157,14 @@ def _table(one: KernelTimings) -> Table:
         title,
         [_record(one, case) for case in one.cases],
         flat=True,
+    )
+
+
+def _limits(limits: DeviceLimits) -> str:
+    return (
+        f"Limits measured before: copies {limits.copy_gb_s:,.1f} GB/s, products of float32 matrices"
+        f" {limits.matrix_gflop_s:,.0f} GFLOP/s. The share is the time that the output's bytes, or the"
+        " multiply-adds, need at that rate, over the time that ours took."
     )
 
 

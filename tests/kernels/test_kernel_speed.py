@@ -1,13 +1,25 @@
-"""The kernels' benchmark: what a row holds, and that a wrong answer fails it. Its times are not tested."""
+"""The kernels' benchmark: what a row holds, that a wrong answer fails it, the limits and whose turn it is. Its
+times are not tested."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
 from detection_zoo.benchmarks.measure import kernel_speed
 from detection_zoo.benchmarks.measure.kernel_cases import Case, clustered_proposals
-from detection_zoo.benchmarks.measure.kernel_speed import _measure, _spread, report
+from detection_zoo.benchmarks.measure.kernel_speed import _in_turns, _measure, _spread, report, timings_of
+from detection_zoo.benchmarks.measure.limits import LEAST_CALLS, measure_limits
+from detection_zoo.benchmarks.report.kernel_cases import (
+    DeviceLimits,
+    kernel_tables,
+    read_timings,
+    write_timings,
+)
+
+LIMITS = DeviceLimits(copy_gb_s=10.0, matrix_gflop_s=100.0)
 
 
 def test_a_wrong_answer_fails_the_report(
@@ -19,7 +31,7 @@ def test_a_wrong_answer_fails_the_report(
     monkeypatch.setattr(kernel_speed, "soft_nms_cases", lambda device: [])
     for cases, status, word in (([right], 0, "  yes  "), ([right, wrong], 1, "  NO  ")):
         monkeypatch.setattr(kernel_speed, "nms_cases", lambda device, on_gpu, cases=cases: cases)
-        assert report("cpu") == status and word in capsys.readouterr().out
+        assert report("cpu", probe_s=0) == status and word in capsys.readouterr().out
 
 
 def test_close_answers_agree_within_the_tolerance() -> None:
@@ -27,7 +39,7 @@ def test_close_answers_agree_within_the_tolerance() -> None:
         case = Case(
             "near", lambda: torch.ones(4), lambda offset=offset: torch.ones(4) + offset, lambda: None, 1e-4
         )
-        assert _measure(case, "cpu", 5).agrees is agrees
+        assert _measure(case, "cpu", LIMITS, 5).agrees is agrees
 
 
 def test_the_table_names_what_ran(
@@ -35,7 +47,7 @@ def test_the_table_names_what_ran(
 ) -> None:
     for cases in ("nms_cases", "soft_nms_cases", "pooling_cases"):
         monkeypatch.setattr(kernel_speed, cases, lambda *given: [])
-    assert report("cpu", width=100) == 0
+    assert report("cpu", width=100, probe_s=0) == 0
     text = capsys.readouterr().out
     assert text.startswith("Operators beside torchvision ") and torch.__version__.partition("+")[0] in text
     assert max(map(len, text.splitlines())) <= 100
@@ -54,3 +66,62 @@ def test_proposals_lie_in_the_image_with_different_scores() -> None:
         and boxes[:, 3].max() <= 800
     )
     assert len(scores.unique()) == 500
+
+
+def test_limits_are_those_of_the_fastest_copy_and_product() -> None:
+    calls: list[float] = []
+
+    def clock(work: object) -> float:
+        work()
+        calls.append(4000.0 - 500.0 * (len(calls) % LEAST_CALLS))  # the fifth takes 2 ms
+        return calls[-1]
+
+    limits = measure_limits("cpu", clock, seconds=0)
+    assert len(calls) == 2 * LEAST_CALLS
+    assert limits.copy_gb_s == pytest.approx(268.435456)  # 256 MiB read and 256 MiB written in 2 ms
+    assert limits.matrix_gflop_s == pytest.approx(1073.741824)  # 2 x 1,024 cubed in 2 ms
+
+
+def test_ours_and_the_peer_take_turns() -> None:
+    calls: list[str] = []
+    works = [lambda: calls.append("ours"), lambda: calls.append("peer")]
+
+    def clock(work: object) -> float:
+        work()
+        return float(len(calls))
+
+    times = _in_turns(works, clock, repeats=3, warm_up=1)
+    assert calls == ["ours", "peer", "ours", "peer", "peer", "ours", "ours", "peer"]
+    assert times == [[3.0, 6.0, 7.0], [4.0, 5.0, 8.0]]
+
+
+@pytest.mark.parametrize(
+    ("least_bytes", "flops", "bound", "least_us"),
+    [(4000, 0, "bandwidth", 0.4), (4000, 80_000, "arithmetic", 0.8), (0, 0, None, None)],
+)
+def test_the_share_is_of_the_nearer_limit(
+    least_bytes: int, flops: int, bound: str | None, least_us: float | None
+) -> None:
+    answer = torch.tensor([1])
+    case = Case("case", lambda: answer, lambda: answer, lambda: answer, 0.0, least_bytes, flops)
+    speed = _measure(case, "cpu", LIMITS, 5)
+    assert speed.bound == bound
+    assert speed.share_of_limit == (None if least_us is None else pytest.approx(least_us / speed.ours_us[0]))
+
+
+def test_the_record_holds_the_limits_and_the_table_says_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answer = torch.tensor([1])
+    case = Case("case", lambda: answer, lambda: answer, lambda: answer, 0.0, 1000)
+    monkeypatch.setattr(kernel_speed, "nms_cases", lambda device, on_gpu: [case])
+    for others in ("soft_nms_cases", "pooling_cases"):
+        monkeypatch.setattr(kernel_speed, others, lambda *given: [])
+    rows = kernel_speed.run_kernel_benchmark("cpu", LIMITS)
+    timings = read_timings(write_timings(tmp_path, timings_of(rows, "cpu", LIMITS)))
+    assert timings.limits == LIMITS
+    assert timings.cases[0].note.endswith(f"; {rows[0]['share_of_limit']:.0%} of the bandwidth limit")
+    (table,) = kernel_tables([timings])
+    assert any("copies 10.0 GB/s" in note and "100 GFLOP/s" in note for note in table.notes)
+    (older,) = kernel_tables([timings.model_copy(update={"limits": None})])
+    assert not any("Limits" in note for note in older.notes)
