@@ -11,7 +11,7 @@ from detection_zoo.models import Model, _device, load
 
 if TYPE_CHECKING:
     from detection_zoo.benchmarks.compare.record import Comparison
-    from detection_zoo.benchmarks.spec import Run
+    from detection_zoo.benchmarks.spec import BenchmarkSpec, Run
 
 
 def evaluate(model: Model | str, data: str = "shapes", *, images: int | None = None) -> dict[str, float]:
@@ -47,7 +47,7 @@ def benchmark(
     data: str = "shapes",
     *,
     weights: str = "published",
-    metrics: Sequence[str] = ("inference", "ap"),
+    metrics: str | Sequence[str] = ("inference", "ap"),
     device: str = "auto",
     **options: Any,
 ) -> Run:
@@ -61,21 +61,28 @@ def benchmark(
         device: as in `load`.
         **options: fields of BenchmarkSpec: images, batch_size, time_budget_s ...
 
+    Raises:
+        ManifestError, DatasetError, DownloadError, CheckpointError: row, data or weights cannot be used.
+        ValueError: an option or metric is unknown, or its value is out of range.
+
     Examples:
         >>> row = "faster_rcnn_resnet14_slim_fpn.demo"
         >>> run = benchmark(row, weights="random", metrics=["ap"], images=2, device="cpu")
         >>> run.status, run.measurements["box_ap"].unit
         ('finished', '%')
     """
+    from detection_zoo.benchmarks.run.arguments import check_row
     from detection_zoo.benchmarks.run.runner import run_row
     from detection_zoo.benchmarks.run.subject import Sources, identify_weights
-    from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.zoo.created_row import row_named
 
-    spec = BenchmarkSpec(groups=tuple(metrics), device=_device(device), **options)
-    chosen = identify_weights(row_named(row), weights)
+    groups = tuple(metrics.replace(" ", "").split(",") if isinstance(metrics, str) else metrics)
+    spec = _spec(groups=groups, device=_device(device), **options)
+    sources, entry = Sources(data, str(weights)), row_named(row)
+    check_row(entry, sources, spec.images)
+    chosen = identify_weights(entry, sources.weights)
     with tempfile.TemporaryDirectory() as folder:
-        return run_row(row, spec, Sources(data, weights), chosen, Path(folder), isolate=False)
+        return run_row(row, spec, sources, chosen, Path(folder), isolate=False)
 
 
 def compare(
@@ -84,18 +91,24 @@ def compare(
     *,
     weights: str = "published",
     accuracy: bool = False,
+    images: int | None = None,
     device: str = "auto",
     **options: Any,
 ) -> Comparison:
     """Compare rows head to head, the first is the reference; returns the record, which is not stored.
 
     Args:
-        rows: two names or more.
+        rows: two names or more; "ROW@WEIGHTS" for weights of its own.
         data: as `--data` of `bench.py compare`.
         weights: as in `load`.
         accuracy: compare AP on the same images too.
+        images: the first so many alone.
         device: as in `load`.
         **options: of CompareOptions: blocks and rounds (2 at least), budget_s ...
+
+    Raises:
+        ManifestError, DatasetError, DownloadError, CheckpointError: rows, data or weights cannot be used.
+        ValueError: fewer than two rows, or an option is out of range.
 
     Models run in processes of their own, so a script calls it below `if __name__ == "__main__":`.
 
@@ -104,12 +117,37 @@ def compare(
         >>> compare(rows, weights="random", blocks=2, rounds=2, device="cpu").status
         'finished'
     """
-    from detection_zoo.benchmarks.compare.contestant import Entrant
     from detection_zoo.benchmarks.compare.match import compare as run_comparison
-    from detection_zoo.benchmarks.compare.options import CompareOptions
-    from detection_zoo.benchmarks.spec import BenchmarkSpec
+    from detection_zoo.benchmarks.compare.options import CompareOptions, entrants_of
+    from detection_zoo.benchmarks.run.arguments import check_row
+    from detection_zoo.benchmarks.run.subject import Sources
+    from detection_zoo.zoo.created_row import row_named
 
-    entrants = [Entrant(row, row, weights) for row in rows]
+    if isinstance(rows, str) or len(rows) < 2:
+        raise ValueError(f"rows is {rows!r}; name two rows or more in a list")
+    spec, entrants = _spec(device=_device(device), images=images), entrants_of(rows, str(weights))
     with tempfile.TemporaryDirectory() as folder:
         chosen = CompareOptions(accuracy=accuracy, files=Path(folder), **options)
-        return run_comparison(entrants, BenchmarkSpec(device=_device(device)), data, chosen)
+        for entrant in entrants:
+            check_row(row_named(entrant.row), Sources(data, entrant.weights), images)
+        return run_comparison(entrants, spec, data, chosen)
+
+
+def _spec(**fields: Any) -> BenchmarkSpec:
+    """A BenchmarkSpec; what is wrong with a field is one sentence, in place of pydantic's report."""
+    from pydantic import ValidationError
+
+    from detection_zoo.benchmarks.spec import METRIC_GROUPS, BenchmarkSpec
+    from detection_zoo.zoo.registry import did_you_mean
+
+    for name in fields.get("groups", ()):
+        if name not in METRIC_GROUPS:
+            raise ValueError(f"unknown metric group {name!r}: {did_you_mean(name, METRIC_GROUPS)}")
+    if unknown := fields.keys() - BenchmarkSpec.model_fields.keys():
+        name = sorted(unknown)[0]
+        raise ValueError(f"unknown option {name!r}: {did_you_mean(name, BenchmarkSpec.model_fields)}")
+    try:
+        return BenchmarkSpec(**fields)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise ValueError(f"{detail['loc'][0]} is {detail['input']!r}: {detail['msg']}") from None

@@ -156,14 +156,14 @@ def read_image(image: ImageLike) -> tuple[np.ndarray, str | None]:
             raise DatasetError(f"{path}: no such image file")
         return decode_image(path.read_bytes(), str(path)), str(path)
     if isinstance(image, torch.Tensor):
-        if image.ndim != 3 or image.shape[0] != 3:
+        if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
             raise ValueError(f"a tensor of shape (3, H, W) is wanted, not {tuple(image.shape)}")
         image = image.detach().cpu()
         if image.is_floating_point():
             image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
         return np.ascontiguousarray(image.permute(1, 2, 0).numpy()), None
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise ValueError(f"an (H, W, 3) uint8 RGB array is wanted, not {image.shape} {image.dtype}")
         return image, None
     if hasattr(image, "convert"):
@@ -198,12 +198,13 @@ def load(row: str, weights: str | Path = "published", *, device: str = "auto") -
         row: its name; `list_models` has them.
         weights: "published" (fetched where it is not here), "random", or a checkpoint's path in any format
             that the project reads, one of `bench.py train` say.
-        device: "cpu", "cuda", or "auto" for a GPU where there is one.
+        device: "cpu", "cuda", "cuda:1" ..., or "auto" for a GPU where there is one.
 
     Raises:
         ManifestError: no such row, or it publishes no weights.
         DownloadError: they cannot be fetched.
         CheckpointError: they do not fit.
+        RuntimeError: there is no GPU.
 
     Examples:
         >>> load("faster_rcnn_resnet14_slim_fpn.demo", weights="random", device="cpu")
@@ -235,6 +236,7 @@ def create(
 
     Raises:
         ManifestError: a name is unknown, or the parts do not go together.
+        ValueError: no classes, or a class twice.
 
     Examples:
         >>> create("resnet14_slim", classes=["cat", "dog"], device="cpu").class_names
@@ -245,6 +247,8 @@ def create(
     from detection_zoo.zoo.build import create_entry
 
     names = () if isinstance(classes, int) else tuple(classes)
+    if isinstance(classes, str) or len(set(names)) != len(names) or not (names or (classes and classes > 0)):
+        raise ValueError(f"classes is {classes!r}; give different names in a list, or a number above 0")
     if pretrained and backbone.startswith("timm."):
         options = {**options, "backbone_options": {"pretrained": True, **options.get("backbone_options", {})}}
     entry = create_entry(backbone, detector, len(names) or classes, **options)
@@ -277,7 +281,16 @@ def _load_imagenet(model: Model, backbone: str) -> None:
     raise ManifestError(f"no row has ImageNet weights of {backbone}; pass pretrained=False")
 
 
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
+def _device(name: str | torch.device) -> str:
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means.
+
+    Raises:
+        ValueError: another name.
+        RuntimeError: there is no GPU.
+    """
+    from detection_zoo.benchmarks.environment import choose_device
+
+    kind, colon, number = str(name).partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise ValueError(f"device is {str(name)!r}; it may be auto, cpu, cuda or cuda:N")
+    return choose_device(kind) + colon + number

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from detection_zoo.kernels.nms import batched_nms, nms, nms_padded
 from detection_zoo.kernels.roi_align import multilevel_roi_align, roi_align
-from detection_zoo.kernels.roi_crop import roi_crop
+from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
 from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
 
 __all__ = [
+    "affine_grid",
     "batched_nms",
     "multilevel_roi_align",
     "nms",

@@ -35,6 +35,8 @@ class Prediction:
         >>> found = model.detect(np.zeros((120, 160, 3), np.uint8))
         >>> found.above(0.9), found[:2].boxes.shape, found.draw().size, list(found.to_pandas().columns[:3])
         (Prediction(0 detections in 160x120), torch.Size([2, 4]), (160, 120), ['name', 'label', 'score'])
+        >>> sorted(found.to_coco(image_id=7)[0])
+        ['bbox', 'category_id', 'image_id', 'score']
     """
 
     pixels: np.ndarray

@@ -46,6 +46,11 @@ def nms(
         (M,) int64 indices of kept boxes by falling score, ties by rising index.
     Raises:
         ValueError: wrong shapes, NaN scores, non-finite or inverted boxes.
+
+    Examples:
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
+        >>> nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)
+        tensor([0, 2])
     """
     return batched_nms(
         boxes,
@@ -87,6 +92,11 @@ def batched_nms(
         (M,) int64 indices of kept boxes of all groups by falling score, ties by rising index.
     Raises:
         ValueError: wrong shapes, NaN scores, non-finite or inverted boxes, groups beyond num_groups.
+
+    Examples:
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
+        >>> batched_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 0]), 0.5)
+        tensor([0, 1, 2])
     """
     boxes, scores = check_rows(boxes, scores, groups, num_groups, max_keep, max_candidates, max_total)
     chosen = backend_for(boxes, backend, operator="NMS", known=BACKENDS)
@@ -128,6 +138,13 @@ def nms_padded(
         (num_groups, max_keep) int64 indices by falling score, -1 after the last; (num_groups,) int64 counts.
     Raises:
         ValueError: wrong shapes.
+
+    Examples:
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
+        >>> groups = torch.tensor([0, 1, 0])
+        >>> nms_padded(boxes, torch.tensor([0.9, 0.8, 0.7]), groups, 0.5, num_groups=2, max_keep=2)
+        (tensor([[ 0,  2],
+                [ 1, -1]]), tensor([2, 1]))
     """
     boxes, scores = check_rows(boxes, scores, groups, num_groups, max_keep, max_candidates)
     if groups is None and num_groups != 1:

@@ -54,6 +54,12 @@ def roi_align(
         (R, C, PH, PW) of the features' type and memory format.
     Raises:
         ValueError: wrong shapes, types or devices.
+
+    Examples:
+        >>> features = torch.arange(64.0).reshape(1, 1, 8, 8)
+        >>> roi_align(features, torch.tensor([[0, 0.0, 0, 32, 32]]), 2, spatial_scale=1 / 4, aligned=True)
+        tensor([[[[13.5000, 17.5000],
+                  [45.5000, 49.5000]]]])
     """
     return multilevel_roi_align(
         [features], rois, output_size, [spatial_scale], sampling_ratio, aligned, backend=backend
@@ -89,6 +95,12 @@ def multilevel_roi_align(
         (R, C, PH, PW).
     Raises:
         ValueError: wrong shapes, types or devices.
+
+    Examples:
+        >>> features = [torch.ones(1, 256, 64, 64), torch.ones(1, 256, 32, 32)]
+        >>> rois = torch.tensor([[0, 10.0, 10, 90, 90], [0, 0, 0, 250, 250]])
+        >>> multilevel_roi_align(features, rois, 7, [1 / 4, 1 / 8], sampling_ratio=2).shape
+        torch.Size([2, 256, 7, 7])
     """
     levels = LevelRule(canonical_scale, canonical_level, min_level, level_offset, level_eps)
     return _pool(

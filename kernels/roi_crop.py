@@ -41,6 +41,11 @@ def affine_grid(
         (R, PH, PW, 2) grid, y before x, in units of half the map.
     Raises:
         ValueError: wrong shapes, or a map of one cell.
+
+    Examples:
+        >>> affine_grid(torch.tensor([[0, 0.0, 0, 28, 28]]), (8, 8), 2, spatial_scale=1 / 4)[0, 1]
+        tensor([[ 1., -1.],
+                [ 1.,  1.]])
     """
     if rois.ndim != 2 or rois.shape[1] != 5 or not rois.is_floating_point() or min(map_size) < 2:
         raise ValueError(
@@ -77,6 +82,12 @@ def roi_crop(
         (R, C, PH, PW) of the features' type.
     Raises:
         ValueError: wrong shapes, types or devices, or R not a multiple of N without image_index.
+
+    Examples:
+        >>> features = torch.arange(64.0).reshape(1, 1, 8, 8)
+        >>> roi_crop(features, affine_grid(torch.tensor([[0, 0.0, 0, 28, 28]]), (8, 8), 2, 1 / 4))
+        tensor([[[[ 0.,  7.],
+                  [56., 63.]]]])
     """
     if (
         features.ndim != 4

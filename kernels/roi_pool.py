@@ -44,6 +44,12 @@ def roi_pool(
         (R, C, PH, PW) of the features' type.
     Raises:
         ValueError: wrong shapes, types or devices.
+
+    Examples:
+        >>> features = torch.arange(64.0).reshape(1, 1, 8, 8)
+        >>> roi_pool(features, torch.tensor([[0, 0.0, 0, 32, 32]]), 2, spatial_scale=1 / 4)
+        tensor([[[[36., 39.],
+                  [60., 63.]]]])
     """
     size = output_pair(output_size)
     check_pooling([features], rois, size)

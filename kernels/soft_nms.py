@@ -47,6 +47,11 @@ def soft_nms(
         (M,) int64 indices in the order picked; (M,) new scores of the scores' type.
     Raises:
         ValueError: wrong shapes, unknown method, sigma not above 0, NaN scores, non-finite or inverted boxes.
+
+    Examples:
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
+        >>> soft_nms(boxes, torch.tensor([0.9, 0.8, 0.7]))
+        (tensor([0, 2, 1]), tensor([0.9000, 0.7000, 0.1520]))
     """
     type_of_scores = scores.dtype
     boxes, scores = check_rows(boxes, scores)

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,27 @@ def pixels() -> np.ndarray:
 def test_docstring_examples(name: str) -> None:
     failed, _ = doctest.testmod(importlib.import_module(name))
     assert failed == 0
+
+
+@pytest.mark.parametrize("name", dz.ops.__all__)
+def test_examples_of_operators(name: str) -> None:
+    operator = getattr(dz.ops, name)
+    (test,) = doctest.DocTestFinder(recurse=False).find(operator, globs=dict(operator.__globals__))
+    assert test.examples and doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_every_public_function_has_an_example() -> None:
+    """Functions their own; methods one of the library's examples."""
+    finder = doctest.DocTestFinder()
+    tests = [test for name in PUBLIC for test in finder.find(importlib.import_module(name))]
+    run = "\n".join(example.source for test in tests for example in test.examples)
+    for name in set(dz.__all__) - {"ops"}:
+        thing = getattr(dz, name)
+        if not isinstance(thing, type):
+            assert any(test.examples for test in finder.find(thing)), name
+            continue
+        methods = [key for key, value in vars(thing).items() if callable(value) and not key.startswith("_")]
+        assert methods and [key for key in methods if f".{key}(" not in run] == [], name
 
 
 def test_importing_it_needs_no_torch() -> None:
@@ -125,6 +147,8 @@ def test_a_prediction_is_cut_drawn_and_written(model: dz.Model, pixels: np.ndarr
         (np.zeros((4, 4), np.uint8), ValueError, r"\(H, W, 3\) uint8 RGB array is wanted"),
         (np.zeros((4, 4, 3)), ValueError, "uint8"),
         (torch.zeros(4, 4, 3), ValueError, r"\(3, H, W\) is wanted"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, r"not \(0, 4, 3\) uint8"),
+        (torch.zeros(3, 0, 4), ValueError, r"not \(3, 0, 4\)"),
         (17, TypeError, "not int"),
     ],
 )
@@ -138,6 +162,35 @@ def test_names_that_do_not_exist() -> None:
         dz.load("mask_rcnn_resnet14_slim_fpm.demo", weights="random")
     with pytest.raises(ManifestError, match="did you mean"):
         dz.create("resnet5O", classes=2)
+
+
+TWO = [ROW, "retinanet_resnet14_slim_fpn.demo"]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda: dz.load(ROW, device="gpu"), ValueError, "device is 'gpu'; it may be auto, cpu, cuda"),
+        (lambda: dz.create(classes=[]), ValueError, r"classes is \[\]; give different names"),
+        (lambda: dz.create(classes=0), ValueError, "classes is 0"),
+        (lambda: dz.create(classes="cat"), ValueError, "classes is 'cat'"),
+        (lambda: dz.create(classes=["cat", "cat"]), ValueError, "give different names"),
+        (lambda: dz.evaluate(ROW, "cocoo:x"), DatasetError, "unknown kind of dataset 'cocoo'"),
+        (lambda: dz.benchmark(ROW, metrics=["app"]), ValueError, "'app': did you mean 'ap'"),
+        (lambda: dz.benchmark(ROW, image=2), ValueError, "unknown option 'image': did you mean 'images'"),
+        (lambda: dz.benchmark(ROW, images=0), ValueError, "images is 0: "),
+        (lambda: dz.benchmark(ROW, "cocoo:x"), DatasetError, "unknown kind of dataset 'cocoo'"),
+        (lambda: dz.compare(TWO, "cocoo:x"), DatasetError, "unknown kind of dataset 'cocoo'"),
+        (lambda: dz.compare(TWO, blocks=1), ValueError, "blocks is 1; intervals need 2 or more"),
+        (lambda: dz.compare(TWO, rounds=0), ValueError, "rounds is 0"),
+        (lambda: dz.compare(TWO[:1]), ValueError, "name two rows or more"),
+        (lambda: dz.compare(ROW), ValueError, "name two rows or more"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(call: Callable[[], object], error: type, said: str) -> None:
+    with pytest.raises(error, match=said) as caught:
+        call()
+    assert "\n" not in str(caught.value)
 
 
 def test_evaluate_and_benchmark_give_what_the_commands_give(model: dz.Model) -> None:

@@ -19,6 +19,8 @@ class CompareOptions:
         same images once. warm_up: rounds before those.
     turn_ms: a turn takes as many batches as last so long. budget_s: no block is begun after that.
     threads: of one operator on a CPU. accuracy: AP, or top-1, as well. files: folder for detections.
+
+    Raises ValueError for fewer than two blocks or rounds.
     """
 
     smallest: float = 0.015
@@ -33,6 +35,11 @@ class CompareOptions:
     accuracy: bool = False
     files: Path = field(default_factory=lambda: results_folder() / "detections")
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "rounds"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} is {getattr(self, name)}; intervals need 2 or more")
 
     @property
     def clock(self) -> str:
