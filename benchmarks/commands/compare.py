@@ -1,4 +1,4 @@
-"""Models side by side: compare, compare-records, self-check."""
+"""Models side by side: compare, compare-seeds, compare-records, self-check."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ from detection_zoo.benchmarks.commands.options import (
 
 SMALLEST = Annotated[
     float, typer.Option(min=0.0, max=0.5, help="smallest difference of interest, a fraction of the time")
+]
+SMALLEST_AP = Annotated[
+    float, typer.Option(min=0.0, help="smallest difference of interest of AP or top-1, in points")
 ]
 BLOCKS = Annotated[int, typer.Option(min=2, help="most blocks of fresh processes")]
 ROUNDS = Annotated[
@@ -102,9 +105,7 @@ def compare(
     tf32: TF32 = False,
     path: PATH = "eager",
     smallest: SMALLEST = 0.015,
-    smallest_ap: Annotated[
-        float, typer.Option(min=0.0, help="smallest difference of interest of AP or top-1, in points")
-    ] = 0.5,
+    smallest_ap: SMALLEST_AP = 0.5,
     with_ap: Annotated[
         bool,
         typer.Option("--ap", help="AP (of classifiers: top-1) as well, by a paired bootstrap over images"),
@@ -156,6 +157,41 @@ def compare(
     say(f"{found.status}: {found.ended}; stored as {path.name}")
     if found.status != "finished":
         raise typer.Exit(INTERRUPTED if found.status == "interrupted" else 1)
+
+
+@app.command("compare-seeds")
+def compare_seeds(
+    rows: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ROW[@WEIGHTS]...",
+            help="rows with the weights of a training each; the first row is the reference",
+        ),
+    ],
+    data: DATA = "shapes",
+    classes: CLASSES = "all",
+    renamed: MAP = "",
+    weights: WEIGHTS = "published",
+    device: DEVICE = "auto",
+    images: IMAGES = None,
+    smallest_ap: SMALLEST_AP = 0.5,
+    seed: SEED = 0,
+    wide: WIDE = False,
+    as_json: JSON = False,
+) -> None:
+    """AP of several trainings of each row: spread by seed, difference over images and seeds."""
+    from detection_zoo.benchmarks.tabular import render
+
+    spec = _spec(device, "float32", False, images, 1, 1).model_copy(update={"seed": seed})
+    data = data_of(data, classes, renamed)
+    entrants = _entrants(rows, weights, data, images)
+    from detection_zoo.benchmarks.compare.seeds import compare_seeds as run_seeds
+    from detection_zoo.benchmarks.compare.seeds import distinct_weights, seeds_data, seeds_table
+
+    with checking_arguments():
+        chosen = distinct_weights(entrants)
+    lines = run_seeds(list(zip(entrants, chosen, strict=True)), spec, data, smallest_ap, say)
+    emit(seeds_data(lines), as_json, render([seeds_table(lines, smallest_ap)], "text", width_of(wide)))
 
 
 @app.command("compare-records")

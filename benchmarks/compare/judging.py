@@ -27,6 +27,7 @@ from detection_zoo.zoo.created_row import row_named
 if TYPE_CHECKING:
     from detection_zoo.benchmarks.evaluation.ap_intervals import Answers
     from detection_zoo.zoo.data.base import Dataset
+    from detection_zoo.zoo.manifest import ModelEntry
 
 FEWEST_IMAGES = 50  # for a verdict on AP: a bootstrap over fewer images is too narrow
 Samples = dict[str, list[list[float]]]
@@ -144,11 +145,7 @@ def accuracy_pairs(
     for label, kinds in files.items():
         entry = row_named(row_of(label))
         dataset = open_data(entry, data, spec.images)
-        answers[label] = {
-            own_metric(entry, name): found
-            for kind, file in kinds.items()
-            for name, found in _answers(folder / file.name, kind, dataset).items()
-        }
+        answers[label] = answers_of(entry, kinds, folder, dataset)
     others = [label for label in files if label != reference]
     confidence = confidence_of_each(1, len(others))
     return [
@@ -168,6 +165,17 @@ def accuracy_pairs(
     ]
 
 
+def answers_of(
+    entry: ModelEntry, files: dict[str, StoredFile], folder: Path, dataset: Dataset
+) -> dict[str, Answers]:
+    """What a model answered, by metric, from its result files (by kind, relative to folder)."""
+    return {
+        own_metric(entry, name): found
+        for kind, file in files.items()
+        for name, found in _answers(folder / file.name, kind, dataset).items()
+    }
+
+
 def _answers(path: Path, kind: str, dataset: Dataset) -> dict[str, Answers]:
     """What a file holds, by the metric that is made from it."""
     from detection_zoo.benchmarks.evaluation.accuracy import DETAILS
@@ -181,6 +189,15 @@ def _answers(path: Path, kind: str, dataset: Dataset) -> dict[str, Answers]:
         return {f"top{k}": read_hits(path, dataset, k) for k in (1, 5)}
     results = read_results(path, dataset, kind)
     return {AP_OF[kind]: match_images(dataset.annotations, results, kind, dataset.image_ids)}
+
+
+def judge_difference(low: float, high: float, smallest: float) -> Verdict:
+    """What an interval of a difference, in points, says beside the smallest difference of interest."""
+    if low > smallest:
+        return "HIGHER"
+    if high < -smallest:
+        return "LOWER"
+    return "SAME" if -smallest <= low and high <= smallest else "UNDECIDED"
 
 
 def accuracy_pair(
@@ -206,17 +223,7 @@ def accuracy_pair(
         how = f"paired score interval (Tango) over {own.images} images, {gained} gained and {lost} lost"
     few = own.images < FEWEST_IMAGES and not isinstance(own, ImageHits)
     low, high = 100 * low, 100 * high
-    verdict: Verdict = (
-        "UNDECIDED"
-        if few
-        else "HIGHER"
-        if low > smallest
-        else "LOWER"
-        if high < -smallest
-        else "SAME"
-        if -smallest <= low and high <= smallest
-        else "UNDECIDED"
-    )
+    verdict: Verdict = "UNDECIDED" if few else judge_difference(low, high, smallest)
     noise = (
         "the difference may be noise of these images"
         if found.may_be_noise
