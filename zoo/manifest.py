@@ -139,6 +139,14 @@ class OwnTraining(Strict):
         default_factory=dict, description="seed -> metric -> value on the whole test split"
     )
 
+    def by_seed(self, metric: str) -> dict[str, float]:
+        """Value of a metric on the whole test split by seed, this training's first; or nothing."""
+        values = self.expected.get(metric, {})
+        if not values:
+            return {}
+        others = {seed: found[metric] for seed, found in self.other_seeds.items() if metric in found}
+        return {str(self.seed): values[max(values, key=int)]} | others
+
 
 class ModelEntry(Strict):
     """One row of a manifest: a model somebody can build, load, run and compare."""

@@ -10,7 +10,7 @@ from detection_zoo.benchmarks.compare.record import stored_comparisons
 from detection_zoo.benchmarks.report.beside import class_accuracies, row_pictures
 from detection_zoo.benchmarks.report.blocks import MARKER, renew_blocks
 from detection_zoo.benchmarks.report.export import SUFFIX, source_tables, stored_tables, table_files
-from detection_zoo.benchmarks.report.headline import HEADLINE, headline_table
+from detection_zoo.benchmarks.report.headline import BESIDE, HEADLINE, beside_table, headline_table
 from detection_zoo.benchmarks.report.kernel_cases import stored_timings
 from detection_zoo.benchmarks.report.layouts import WIDE, read_layouts
 from detection_zoo.benchmarks.report.wide import Overview, overview
@@ -90,7 +90,7 @@ def documents(root: Path) -> list[Path]:
 def document_text(view: Overview, path: Path) -> str:
     """A document with its blocks made anew; raises ManifestError for a block that is no table, ValueError for
     broken markers."""
-    stored = stored_tables(view) | {HEADLINE: [headline_table(view)]}
+    stored = stored_tables(view) | {HEADLINE: [headline_table(view)], BESIDE: [beside_table(view)]}
 
     def render(name: str) -> str:
         tables = stored[name] if name in stored else source_tables(view, name)

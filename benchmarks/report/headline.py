@@ -1,14 +1,16 @@
-"""The short table that README opens with: trained models, measured here. No torch."""
+"""The two short tables of README: trained models, and a source's numbers beside ours. No torch."""
 
 from __future__ import annotations
 
-from detection_zoo.benchmarks.report.lines import MeasuredLine
+from detection_zoo.benchmarks.report.lines import MeasuredLine, PublishedLine, measured_lines, published_lines
 from detection_zoo.benchmarks.report.wide import Overview, WideLine
-from detection_zoo.benchmarks.spec import Run
+from detection_zoo.benchmarks.spec import MADE_UP_WEIGHTS, Metric, Run
 from detection_zoo.benchmarks.tabular import Table
 from detection_zoo.zoo.manifest import ModelEntry
 
 HEADLINE = "headline"
+BESIDE, BESIDE_LAYOUT = "vovnet_beside", "vovnet_detectors"
+BESIDE_METRICS = {"box_ap": 1, "inference_time_ms": 0, "train_memory_gb": 1}  # digits
 ACCURACY = ("box_ap", "top1")
 
 
@@ -61,3 +63,53 @@ def _number(view: Overview, line: WideLine, *names: str) -> str:
             low, high = point.interval or (None, None)
             return text if low is None else f"{text} ({metric.format(low)}-{metric.format(high)})"
     return ""
+
+
+def beside_table(view: Overview) -> Table:
+    """The rows of one source: what it published and, behind a slash, what was measured here; ratios to the
+    first row of each detector."""
+    heads = [f"{view.metrics[name].title} ({view.metrics[name].unit})" for name in BESIDE_METRICS]
+    table = Table(["Backbone", "Detector", *heads], [], name=BESIDE)
+    first: dict[str, tuple[PublishedLine, MeasuredLine | None]] = {}
+    machines: dict[str, None] = {}
+    for entry in view.layouts[BESIDE_LAYOUT].select(view.manifests.entries):
+        published, here = published_lines(entry)[0], next(iter(measured_lines(entry, view.runs)), None)
+        base = first.setdefault(entry.table["Detector"], (published, here))
+        cells = []
+        for name, digits in BESIDE_METRICS.items():
+            numbers = [
+                _value(view.metrics[name], line, beside if name != "box_ap" else None, digits)
+                for line, beside in zip((published, here), base, strict=True)
+            ]
+            cells.append(" / ".join(numbers))
+        table.rows.append([entry.table["Backbone"], entry.table["Detector"], *cells])
+        if here and here.runs[0].environment and here.runs[0].data:
+            machines[f"{here.runs[0].environment.device_name}, images of {here.runs[0].data.name}"] = None
+        table.notes = [f"Published on {(published.hardware or '').split(' (')[0]}. Ratios are to R-50."]
+    table.notes += [
+        f"Behind the slash: measured here, {one}. Weights that nobody trained give no AP." for one in machines
+    ]
+    return table
+
+
+def _value(
+    metric: Metric,
+    line: PublishedLine | MeasuredLine | None,
+    base: PublishedLine | MeasuredLine | None,
+    digits: int,
+) -> str:
+    """A number of a line and its ratio to the same number of the first line; "-" where there is none."""
+    own, first = (_number_of(metric, one) for one in (line, base))
+    if own is None:
+        return "-"
+    return f"{own:.{digits}f}" + (f" ({own / first:.2f}x)" if first else "")
+
+
+def _number_of(metric: Metric, line: PublishedLine | MeasuredLine | None) -> float | None:
+    if isinstance(line, PublishedLine):
+        point = line.point(metric)
+        return None if point is None else point.value
+    if line is None or (line.weights_kind in MADE_UP_WEIGHTS and metric.name == "box_ap"):
+        return None
+    found = line.measurement(metric)
+    return None if found is None else found[1].value

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 from detection_zoo.benchmarks.spec import MADE_UP_WEIGHTS, OWN_PROTOCOL, Measurement, Metric, Run
@@ -85,6 +86,22 @@ class MeasuredLine:
     def weights_kind(self) -> str:
         """Random, stand-in, published or file."""
         return self.runs[0].weights.kind if self.runs[0].weights else ""
+
+
+def seeds_text(by_seed: dict[str, float]) -> str:
+    """Values of trainings with several seeds, their mean and standard deviation; empty for one training."""
+    if len(by_seed) < 2:
+        return ""
+    values = ", ".join(f"{value:.2f} ({seed})" for seed, value in by_seed.items())
+    return f"by seed: {values}; mean {fmean(by_seed.values()):.2f}, SD {stdev(by_seed.values()):.2f}"
+
+
+def seed_notes(entry: ModelEntry, line: MeasuredLine, metrics: dict[str, Metric]) -> list[str]:
+    """What trainings of this row with other seeds reached, where its shipped weights were measured."""
+    if entry.training is None or line.weights_kind != "published":
+        return []
+    texts = {name: seeds_text(entry.training.by_seed(name)) for name in entry.training.expected}
+    return [f"{metrics[own_metric(entry, name)].title} {text}" for name, text in texts.items() if text]
 
 
 def published_lines(entry: ModelEntry) -> list[PublishedLine]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from detection_zoo.benchmarks.report.lines import own_metric
+from detection_zoo.benchmarks.report.lines import own_metric, seeds_text
 from detection_zoo.benchmarks.spec import Metric, Run, metric
 from detection_zoo.benchmarks.tabular import Cell, Notes, Table, render, text_table
 from detection_zoo.benchmarks.terminal import wrap
@@ -17,7 +17,8 @@ def described(entry: ModelEntry, width: int | None = None) -> str:
     data = entry.model_dump(
         exclude_none=True, exclude_defaults=True, exclude={"published", "weights", "conventions"}
     )
-    lines = [f"{key}: {_plain(value)}" for key, value in data.items()]
+    lines = [f"{key}: {_plain(value)}" for key, value in data.items() if key != "training"]
+    lines += _training(entry)
     if entry.conventions is not None:
         lines += [
             "conventions:",
@@ -47,6 +48,23 @@ def described(entry: ModelEntry, width: int | None = None) -> str:
     if width is None:
         return "\n".join(lines)
     return "\n".join(part for line in lines for part in _wrapped(one_line(line), width))
+
+
+def _training(entry: ModelEntry) -> list[str]:
+    """How the shipped weights were trained, what to expect of them, and what other seeds reached."""
+    found = entry.training
+    if found is None:
+        return []
+    lines = [
+        f"training: {found.updates} updates, seed {found.seed}, {found.hours:g} h on {found.machine},"
+        f" {found.date}; log results/training/{found.log}"
+    ]
+    for name, by_images in found.expected.items():
+        title = metric(own_metric(entry, name)).title
+        expected = ", ".join(f"{value:.2f} on {images} images" for images, value in by_images.items())
+        lines.append(f"  expected {title}: {expected}, within {found.tolerance:g}")
+        lines += [f"  {title} {text}" for text in [seeds_text(found.by_seed(name))] if text]
+    return lines
 
 
 def _wrapped(line: str, width: int) -> list[str]:

@@ -16,6 +16,7 @@ from detection_zoo.benchmarks.report.lines import (
     own_metric,
     published_lines,
     qualifiers,
+    seed_notes,
     why_not_measured,
 )
 from detection_zoo.benchmarks.spec import Measurement, Metric, Run, named_metrics
@@ -105,13 +106,8 @@ class _Writer:
     def __init__(
         self, layout: Layout, columns: list[Column], metrics: dict[str, Metric], runs: list[Run]
     ) -> None:
-        self.layout, self.columns, self.metrics, self.runs, self.notes = (
-            layout,
-            columns,
-            metrics,
-            runs,
-            Notes(),
-        )
+        self.layout, self.columns, self.metrics = layout, columns, metrics
+        self.runs, self.notes = runs, Notes()
         # published or measured is said before the first column with numbers
         self.kind_place = next(
             (place for place, column in enumerate(columns) if column.numbers), len(columns)
@@ -176,7 +172,9 @@ class _Writer:
             return " ".join(filter(None, (state, self.notes.mark(reason))))
         if isinstance(line, MeasuredLine):
             words = ", ".join(["measured", *qualifiers(line.runs[0])])
-            return f"{words} {self.notes.mark(*provenance(line))}"
+            return (
+                f"{words} {self.notes.mark(*provenance(line), *seed_notes(group.entry, line, self.metrics))}"
+            )
         texts = [
             text
             for record in line.records

@@ -506,3 +506,28 @@ def test_sentences_of_notes_are_short(layout: Layout, manifests: Manifests) -> N
     text = render([build_table(layout, manifests, [run])], "markdown")
     (note,) = (line for line in text.splitlines() if "part 5" in line.lower())
     assert all(len(sentence.split()) <= 20 for sentence in note.split(". "))
+
+
+def test_other_seeds_stand_below_the_row_that_comes_with_weights() -> None:
+    """Mean and standard deviation of every training of the row; a single training says nothing."""
+    from detection_zoo.benchmarks.report.layouts import load_layouts
+
+    row, other = "faster_rcnn_resnet14_slim_fpn.demo", "faster_rcnn_detnet17_slim_fpn.demo"
+    manifests = load_manifests()
+    entry = manifests.entry(row)
+    seeds = {"1": {"box_ap": 46.86}, "2": {"box_ap": 48.86}}
+    training = entry.training.model_copy(
+        update={"expected": {"box_ap": {"100": 45.0, "500": 47.86}}, "other_seeds": seeds}
+    )
+    entries = manifests.entries | {row: entry.model_copy(update={"training": training})}
+    entries[other] = entries[other].model_copy(
+        update={"training": entries[other].training.model_copy(update={"other_seeds": {}})}
+    )
+    table = build_table(
+        load_layouts()["demo"],
+        manifests.model_copy(update={"entries": entries}),
+        [run_of(name, {"box_ap": measured(47.9, "%")}) for name in (row, other)],
+    )
+    text = "Box AP by seed: 47.86 (0), 46.86 (1), 48.86 (2); mean 47.86, SD 1.00"
+    assert sum(text in note for note in table.notes) == 1
+    assert sum("by seed" in note for note in table.notes) == 1
