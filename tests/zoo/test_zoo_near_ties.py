@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detection_zoo.zoo.conventions import DetectionConventions, ProposalConventions
+from detection_zoo.zoo.parity import detnet_steps
 from detection_zoo.zoo.parity.base import Output, Reference
 from detection_zoo.zoo.parity.near_ties import (
     DetectionChoices,
@@ -207,3 +208,23 @@ def test_pixels_near_the_threshold_are_on_the_recorded_side(off: float, same: bo
     assert note == (
         "3 pixels within 1e-05 of the threshold are on the side that was recorded" if same else None
     )
+
+
+@pytest.mark.parametrize(("shift", "same"), [(5e-4, True), (5e-3, False)])
+def test_soft_nms_counts_the_rows_that_were_recorded(shift: float, same: bool) -> None:
+    """A box whose IoU is nearly the threshold decays, and leaves, as recorded; one further off stays."""
+    left = 101 * 0.7 / 1.3 + shift  # IoU of the two, decoded 101 wide: 0.3 - 0.0084 * shift
+    rois = torch.tensor([[0.0, 0.0, 99.0, 99.0], [left, 0.0, left + 99.0, 99.0]])
+    model = detnet_steps.head_model(1, detections={"score_threshold": 0.0, "max_detections": 0})
+    probabilities = torch.tensor([[0.1, 0.9], [0.9988, 0.0012]])  # 0.0012 * 0.7 is below soft-NMS's 0.001
+    choices = detnet_steps.detection_choices(model, "linear")
+
+    def compute() -> Outputs:
+        _, before = detnet_steps.detection_rows(
+            model, rois, probabilities, torch.zeros(2, 8), (400.0, 400.0, 1.0), choices
+        )
+        return {"counts": Output(np.array([float(before)]), 0.0, expected=np.array([1.0]))}
+
+    assert float(compute()["counts"].value[0]) == 2
+    found = settle(compute, choices, recorded({}), "float32")["counts"]
+    assert float(found.value[0]) == (1 if same else 2)

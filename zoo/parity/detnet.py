@@ -31,6 +31,7 @@ from detection_zoo.zoo.parity.detnet_model import (
     propose,
     pyramid,
 )
+from detection_zoo.zoo.parity.near_ties import settle
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.roi_heads import box_losses
 from detection_zoo.zoo.records import Target
@@ -110,6 +111,11 @@ def known_values(reference: Reference, name: str) -> np.ndarray:
 
 def _array(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def _expected(value: Any, expected: Any) -> Output:
+    """Numbers that must equal those of outputs.json itself, exactly."""
+    return Output(_array(value).astype("float64"), 0.0, expected=np.asarray(expected, dtype="float64"))
 
 
 def parse_input(text: str, kind: torch.dtype) -> Tensor:
@@ -266,15 +272,36 @@ class _Detector:
         self._fixed(name, found.levels, len(images), height)
         for soft, what in (("none", "detections"), ("linear", "detections_soft_nms")):
             if what in described:
-                rows = detnet_steps.detection_rows(
-                    model, rois[0, :, 1:], probabilities[0], deltas, info[0].tolist(), soft=soft
-                )
-                self._add(name, {what: self._settled_detections(f"{name}/{what}", rows[0])})
-                self._expect(
-                    f"{name}/{what}: counts",
-                    [rows[1], len(rows[0])],
-                    [described[what]["before_cap"], described[what]["kept"]],
-                )
+                self._detections(f"{name}/{what}", soft, described[what], rois, probabilities, deltas, info)
+
+    def _detections(
+        self,
+        name: str,
+        soft: str,
+        described: dict[str, Any],
+        rois: Tensor,
+        probabilities: Tensor,
+        deltas: Tensor,
+        info: Tensor,
+    ) -> None:
+        """Rows and counts of the first image, near choices as recorded."""
+        choices = detnet_steps.detection_choices(self.model, soft)
+
+        def compute() -> Outputs:
+            rows, before = detnet_steps.detection_rows(
+                self.model, rois[0, :, 1:], probabilities[0], deltas, info[0].tolist(), choices
+            )
+            counts = [described["before_cap"], described["kept"]]
+            return {
+                name: Output(self._settled_detections(name, rows)),
+                f"{name}: counts": _expected([before, len(rows)], counts),
+            }
+
+        notes = len(self.reference.notes)
+        settled = settle(compute, choices, self.reference, str(self.kind).removeprefix("torch."))
+        del self.reference.notes[notes:]  # of choices that were tried
+        compute()
+        self.computed |= settled
 
     def _proposals(
         self, name: str, images: Tensor, found: Pyramid, sizes: Tensor, rule: ProposalConventions
@@ -352,9 +379,7 @@ class _Detector:
     def _expect(self, name: str, value: Any, expected: Any) -> None:
         """Compare with numbers that stand in outputs.json itself, exactly."""
         if expected is not None:
-            self.computed[name] = Output(
-                _array(value).astype("float64"), 0.0, expected=np.asarray(expected, dtype="float64")
-            )
+            self.computed[name] = _expected(value, expected)
 
     def _training(self, train: dict[str, Any]) -> None:
         model, images = self.model, parse_input(train["input"], self.kind)

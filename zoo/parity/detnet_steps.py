@@ -32,6 +32,7 @@ from detection_zoo.zoo.necks import SmoothedPyramid
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
 from detection_zoo.zoo.parity.detnet_model import CODER, OFFSET, Pyramid, as_rois, pool, propose
 from detection_zoo.zoo.parity.files import Described
+from detection_zoo.zoo.parity.near_ties import DetectionChoices
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.anchor_targets import FirstImageAnchorSampler
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
@@ -88,14 +89,22 @@ def resizing(text: str, first: str, *, longest: bool) -> tuple[int, int | None]:
     return sides[0], sides[1] if longest else None
 
 
+def detection_choices(model: FasterRcnn, soft: str) -> DetectionChoices:
+    """A detector's choice of detections before the cut to the best, with a kind of soft-NMS in place of its
+    own."""
+    rule = model.detection_rule.model_copy(update={"soft": soft, "max_detections": 0})
+    return DetectionChoices(
+        lambda probabilities, boxes: choose_detections(probabilities, boxes, OFFSET, rule), OFFSET, rule
+    )
+
+
 def detection_rows(
     model: FasterRcnn,
     rois: Tensor,
     probabilities: Tensor,
     deltas: Tensor,
     info: Sequence[float],
-    *,
-    soft: str,
+    choose: DetectionChoices,
 ) -> tuple[Tensor, int]:
     """Rows (M, 6) class, box, score of one image, and how many there were before the cut to the best.
 
@@ -103,20 +112,20 @@ def detection_rows(
         model: with its thresholds.
         rois: (R, 4) float boxes in input pixels; probabilities (R, K + 1); deltas (R, 4 * (K + 1)).
         info: height, width, scale.
-        soft: kind of soft-NMS in place of the model's own choice.
+        choose: of `detection_choices`; the next image is its first.
     """
     placed = model.coder.decode(deltas, rois).unflatten(1, (-1, 4))
     placed = clip_boxes(placed, info[:2], OFFSET) / info[2]
-    rule = model.detection_rule.model_copy(update={"soft": soft})
-    everything = choose_detections(
-        probabilities, placed, OFFSET, rule.model_copy(update={"max_detections": 0})
-    )
-    found = choose_detections(probabilities, placed, OFFSET, rule)
+    choose.start()
+    found = choose(probabilities, placed)
+    before, most = len(found), model.detection_rule.max_detections
+    if 0 < most < before:
+        found = found.select(torch.nonzero(found.scores >= found.scores.topk(most).values[-1]).squeeze(1))
     found = found.select(found.scores.sort(descending=True, stable=True).indices)
     found = found.select(found.labels.sort(stable=True).indices)
     return torch.cat(
         [found.labels[:, None].to(rois.dtype) + 1, found.boxes, found.scores[:, None]], dim=1
-    ), len(everything)
+    ), before
 
 
 class _NoBackbone(Backbone):
@@ -466,18 +475,11 @@ class _Steps:
             if (
                 "demo" in name
             ):  # there the proposals are scaled first and the boxes held to the scaled image, without a cap
-                rows = detection_rows(
-                    model, rois[:, 1:] / info[2], probabilities, deltas, [*info[:2], 1.0], soft="none"
-                )
+                rois_in, frame = rois[:, 1:] / info[2], [*info[:2], 1.0]
             else:
-                rows = detection_rows(
-                    model,
-                    rois[:, 1:],
-                    probabilities,
-                    deltas,
-                    info,
-                    soft="linear" if "soft" in name else "none",
-                )
+                rois_in, frame = rois[:, 1:], info
+            choose = detection_choices(model, "linear" if "soft" in name else "none")
+            rows = detection_rows(model, rois_in, probabilities, deltas, frame, choose)
             self.add(name, rows[0])
             counts = [described["before_cap"], described["kept"]]
             self.computed[f"{name}: counts"] = Output(

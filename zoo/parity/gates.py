@@ -125,9 +125,17 @@ def _gradients(model: nn.Module, losses: Callable[[nn.Module], Tensor]) -> dict[
     found: dict[int, Tensor] = {}
 
     def watch(layer: int, out: Tensor) -> Tensor:
-        opened = torch.where(out > 0, out, out - out.detach())  # the value of a ReLU, the gradient of a sum
-        opened.register_hook(lambda grad: found.__setitem__(layer, grad.clone()))
-        return opened + torch.finfo(out.dtype).tiny  # above zero, so that the ReLU behind it is open
+        above = out.detach() > 0
+        opened = (
+            torch.where(above, out, out - out.detach()) + torch.finfo(out.dtype).tiny
+        )  # the ReLU lets it pass
+
+        def hook(gradient: Tensor) -> Tensor:
+            found[layer] = gradient.clone()
+            return gradient * above  # what the ReLU lets pass to earlier layers
+
+        opened.register_hook(hook)
+        return opened
 
     handles = [
         extra.register_forward_hook(lambda _m, _a, out, layer=layer: watch(layer, out))

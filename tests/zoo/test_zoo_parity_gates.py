@@ -1,0 +1,76 @@
+"""ReLU units that rounding opens or closes are found from recorded gradients, and no others."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detection_zoo.zoo.build import build_model
+from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.parity import gates
+from detection_zoo.zoo.records import Target
+
+PARAMETERS = ("pyramid.extras.0.weight", "pyramid.extras.1.weight")
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return build_model(load_manifests().entry("ssd160_vgg11_slim.demo"), weights="random").train()
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(5))
+
+
+def _losses(model: nn.Module, images: Tensor) -> Tensor:
+    box = torch.tensor([[20.0, 30.0, 90.0, 120.0], [60.0, 10.0, 150.0, 60.0]])
+    targets = [Target(box, torch.tensor([1, 3])), Target(box + 5.0, torch.tensor([0, 2]))]
+    return sum(model.losses(images, torch.tensor([[160, 160]] * 2), targets).values())
+
+
+def _gradients(network: nn.Module, images: Tensor, units: gates.Units) -> list[Tensor]:
+    model = copy.deepcopy(network)
+    with gates.flipped(model.pyramid.extras, units):
+        _losses(model, images).backward()
+    return [model.get_parameter(name).grad for name in PARAMETERS]
+
+
+def _found(network: nn.Module, images: Tensor, gradients: list[Tensor]) -> set[tuple[int, ...]]:
+    recorded = [
+        gates.RecordedGradient(name, lambda whole: whole.reshape(-1), gradient.reshape(-1).double())
+        for name, gradient in zip(PARAMETERS, gradients, strict=True)
+    ]
+    units = gates.gates_as_recorded(network, images, lambda model: _losses(model, images), recorded)
+    return {(layer, *place) for layer, mask in units.items() for place in torch.nonzero(mask).tolist()}
+
+
+def test_units_of_an_early_and_a_late_layer_are_found(
+    network: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient at a unit passes open units of later layers only; units that were not turned stay."""
+    monkeypatch.setattr(gates, "GATE_GAP", 2e-3)  # a slim network has few units that are nearer
+    near = gates._near_zero(copy.deepcopy(network).double(), images.double())
+    planted: gates.Units = {}
+    for layer in (0, 1):
+        places = [place for own, place in near if own == layer][:8]
+        sizes = [_size(network, images, {layer: place}) for place in places]
+        planted[layer] = places[sizes.index(max(sizes))]
+    assert len(near) > 20
+    expected = {(layer, *place) for layer, mask in planted.items() for place in torch.nonzero(mask).tolist()}
+    assert _found(network, images, _gradients(network, images, planted)) == expected
+
+
+def _size(network: nn.Module, images: Tensor, units: gates.Units) -> float:
+    """How far turning these units moves the gradients."""
+    pairs = zip(_gradients(network, images, units), _gradients(network, images, {}), strict=True)
+    return sum(float((own - other).norm()) for own, other in pairs)
+
+
+def test_equal_gradients_turn_nothing(network: nn.Module, images: Tensor) -> None:
+    """Where nothing differs no unit is touched."""
+    assert _found(network, images, _gradients(network, images, {})) == set()
