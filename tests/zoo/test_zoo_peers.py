@@ -3,6 +3,8 @@ are backbones."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from contracts import check_backbone, check_detector, images_and_targets
@@ -216,6 +218,34 @@ def test_timm_models_are_backbones(model: str) -> None:
     assert list(backbone.specs) == ["c2", "c3", "c4", "c5"] and [
         spec.stride for spec in backbone.specs.values()
     ] == [4, 8, 16, 32]
+
+
+def test_a_classifier_takes_the_last_map_and_efficientnet_pytorch_s_names(tmp_path: Path) -> None:
+    """A file with the names of efficientnet_pytorch, in the order in which both packages register them, gives
+    timm's own logits."""
+    timm = pytest.importorskip("timm", reason="timm is an extra: pip install -e .[timm]")
+    entry = load_manifests().entry("efficientnet_lite0_imagenet.timm")
+    torch.manual_seed(4)
+    theirs = timm.create_model("tf_efficientnet_lite0").eval()
+    wide = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
+    layers = ["_conv_stem", "_bn0", *(f"_blocks.0.{layer}" for layer in wide[2:])]
+    layers += [f"_blocks.{block}.{layer}" for block in range(1, 16) for layer in wide]
+    layers += ["_conv_head", "_bn1", "_fc"]
+    names: list[str] = []
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    for layer in layers:
+        parts = norm if "_bn" in layer else ("weight", "bias") if layer == "_fc" else ("weight",)
+        names += [f"{layer}.{part}" for part in parts]
+    torch.save(dict(zip(names, theirs.state_dict().values(), strict=True)), tmp_path / "lite0.pth")
+    ours = assemble(entry).eval()
+    assert {name: spec.channels for name, spec in ours.backbone.specs.items()} == {"c5": 1280}
+    assert load_weights(ours, tmp_path / "lite0.pth", entry.weights[0].format).complete
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=1e-6)
+    torch.save(dict(list(theirs.state_dict().items())[:60]), tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="has 0 blocks where EfficientNet-B0 and -Lite0 have 16"):
+        load_weights(ours, tmp_path / "other.pth", entry.weights[0].format)
 
 
 def test_detector_on_a_timm_backbone_keeps_the_contract() -> None:

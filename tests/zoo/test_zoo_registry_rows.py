@@ -1,5 +1,5 @@
-"""The four models of manifests/registry.toml as pip and npm bring them: tensors, priors, AP and top-1 beside
-what others measured with them."""
+"""The models whose weights pip and npm bring: tensors, priors, AP and top-1 beside what others measured with
+them."""
 
 from __future__ import annotations
 
@@ -125,6 +125,12 @@ def test_msra_resnet_starts_detectrons_rows(package_weights: Path) -> None:
             {"top1": 79.0, "top5": 94.0},
             0.5,
         ),  # 79.5 here: torchvision rounds the crop's corner
+        (
+            "efficientnet_lite0_imagenet.timm",
+            "imagenet:{}/imagenet_mini",
+            {"top1": 87.5, "top5": 96.5},  # timm's own model and torchvision's transforms give the same
+            0.1,
+        ),
     ],
 )
 def test_accuracy_is_what_others_measured(

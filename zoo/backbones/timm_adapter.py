@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,16 +42,40 @@ class TimmBackbone(Backbone):
         }
 
 
+class TimmClassifierBody(Backbone):
+    """A classifier of timm without pooling and linear layer: one map, what its pooling takes.
+
+    Args:
+        body: a convolutional model of timm, made with `num_classes=0, global_pool=""`.
+        stride: of that map.
+    """
+
+    def __init__(self, body: torch.nn.Module, *, stride: int) -> None:
+        super().__init__()
+        self.body = body
+        self.specs = {"c5": FeatureSpec(body.head_hidden_size, stride)}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"c5": self.body(images)}
+
+
 @BACKBONES.family("timm")
 def timm_backbone(
-    model: str, *, norm: str = "batch", pretrained: bool | Mapping[str, Any] = False, **arguments: Any
-) -> TimmBackbone:
+    model: str,
+    *,
+    norm: str = "batch",
+    pretrained: bool | Mapping[str, Any] = False,
+    maps: Literal["stages", "last"] = "stages",
+    **arguments: Any,
+) -> Backbone:
     """A timm model without its head, freshly initialised unless `pretrained` says otherwise.
 
     Args:
         model: timm's name, "resnet50" say.
         norm: "batch": as timm builds it; "frozen": its batch norms keep their statistics and affine numbers.
         pretrained: True: timm's own weights, through its hub; or these tensors, by timm's names.
+        maps: "stages": the maps of the stages; "last": the one that the classifier's pooling takes, behind
+            the convolution of its head (EfficientNet's 1x1 to 1,280 channels).
         arguments: of timm.create_model, `img_size` for models of one input size say.
 
     Raises:
@@ -77,12 +101,17 @@ def timm_backbone(
     except (RuntimeError, AttributeError, AssertionError) as error:
         raise ValueError(f"timm's {model} gives no feature maps: {error}") from error
     last = {stride: place for place, stride in enumerate(strides) if stride >= FINEST}
-    arguments |= {"features_only": True, "out_indices": tuple(sorted(last.values()))}
+    if maps == "last":
+        arguments |= {"num_classes": 0, "global_pool": ""}
+    else:
+        arguments |= {"features_only": True, "out_indices": tuple(sorted(last.values()))}
     body = (
         _with_weights(model, pretrained, arguments) if pretrained else timm.create_model(model, **arguments)
     )
     if norm == "frozen":
         body = freeze_batch_norm_2d(body)
+    if maps == "last":
+        return TimmClassifierBody(body, stride=strides[-1])
     return TimmBackbone(body, channels_last=str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC"))
 
 

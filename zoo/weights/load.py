@@ -16,6 +16,7 @@ from detection_zoo.zoo.weights.formats import (  # noqa: F401 - register their f
     detectron,
     detectron2,
     detnet,
+    efficientnet,
     hardnet,
     keras_classifiers,
     maskrcnn_benchmark,

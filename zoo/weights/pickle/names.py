@@ -107,15 +107,20 @@ def _raw(machine: Machine, data: Any) -> bytearray:
 
 
 def sizes(machine: Machine, shape: Any) -> tuple[int, ...]:
-    """A shape or strides from a file: a short tuple of non-negative integers of a size that exists."""
+    """A shape from a file: a short tuple of non-negative integers of a size that exists."""
+    shape = _whole_numbers(machine, shape)
+    if math.prod(n for n in shape if n) >= 1 << 47:
+        raise machine.refuse(f"the shape {shown(shape)}, larger than any memory")
+    return shape
+
+
+def _whole_numbers(machine: Machine, shape: Any) -> tuple[int, ...]:
     if (
         not isinstance(shape, (tuple, list))
         or len(shape) > MAX_DIMENSIONS
         or not all(type(n) is int and 0 <= n < 1 << 47 for n in shape)
     ):
         raise machine.refuse(f"the shape {shown(shape)}")
-    if math.prod(n for n in shape if n) >= 1 << 47:
-        raise machine.refuse(f"the shape {shown(shape)}, larger than any memory")
     return tuple(shape)
 
 
@@ -287,7 +292,7 @@ def tensor_view(machine: Machine, storage: Any, offset: Any, shape: Any, strides
     """
     if not isinstance(storage, Storage) or type(offset) is not int or offset < 0:
         raise machine.refuse(f"a tensor of {type(storage).__name__} at {shown(offset)}")
-    shape, strides = sizes(machine, shape), sizes(machine, strides)
+    shape, strides = sizes(machine, shape), _whole_numbers(machine, strides)
     if len(shape) != len(strides):
         raise machine.refuse(f"a tensor of shape {shape} with strides {strides}")
     if offset > storage.count:
