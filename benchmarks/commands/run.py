@@ -129,6 +129,7 @@ def run(
         weights = "random"
     rows = rows or [created_name(one, detector, data) for one in backbone]
     groups, data = groups_of(metrics or ("ap" if check else None)), data_of(data, classes, renamed)
+    train_data = train_data and data_of(train_data, classes, renamed)
     sources = Sources(data, weights, train_data, checkpoint_format)
     where = device_of(device)
     if path == "fast" and (trained := set(groups or ()) & set(WITH_TRAINING)):

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from detection_zoo.benchmarks.commands.app import app, checking_arguments, emit, say
-from detection_zoo.benchmarks.commands.options import DEVICE, DTYPE, FORMAT, JSON, device_of
+from detection_zoo.benchmarks.commands.options import DEVICE, DTYPE, FORMAT, JSON, MAP, data_of, device_of
 
 
 @app.command()
@@ -18,11 +18,19 @@ def train(
     row: Annotated[str, typer.Argument(help="name of a row; every default below is the row's own")],
     out: Annotated[Path, typer.Option(file_okay=False, help="folder of the run")],
     data: Annotated[
-        str, typer.Option(help="coco:DIR[:SPLIT], voc:VOCDEVKIT:YEAR:SPLIT, imagenet:DIR, shapes")
+        str,
+        typer.Option(
+            help="PATH of own data, coco:DIR[:SPLIT], voc:VOCDEVKIT:YEAR:SPLIT, imagenet:DIR or shapes"
+        ),
     ] = "shapes",
     eval_data: Annotated[
         str | None, typer.Option(help="validation images; default: the validation split beside --data")
     ] = None,
+    classes: Annotated[
+        Literal["all", "common"],
+        typer.Option(help="all: the data's, and a new head where they differ; common: those of the row too"),
+    ] = "all",
+    renamed: MAP = "",
     images: Annotated[int | None, typer.Option(min=1, help="the first N training images only")] = None,
     weights: Annotated[
         str | None,
@@ -124,6 +132,8 @@ def train(
     """Train a row by its source's recipe; a stopped training goes on with --resume."""
     from detection_zoo.zoo.manifest import load_manifests
 
+    data = data_of(data, classes, renamed)
+    eval_data = eval_data and data_of(eval_data, classes, renamed)
     with checking_arguments():
         load_manifests().entry(row)
     where = device_of(device)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from detection_zoo.benchmarks.spec import BenchmarkSpec, DataIdentity, WeightsIdentity
 from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.class_choice import ClassChoice
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
 from detection_zoo.zoo.home import home_folder
@@ -76,13 +77,14 @@ class Subject:
         return inclusive_boxes(self.entry)
 
 
-def open_data(entry: ModelEntry, argument: str, images: int | None = None) -> Dataset:
+def open_data(entry: ModelEntry, argument: str, images: int | None = None, training: bool = False) -> Dataset:
     """The dataset in the order of the row's labels.
 
     Args:
         entry: its classes must be those of the data.
         argument: a form of `open_dataset`.
         images: keep the first so many only.
+        training: of own data that names no split, take the one to train on.
 
     Raises:
         DatasetError: the form is unknown, files are missing or malformed, or the classes are not the row's.
@@ -90,7 +92,7 @@ def open_data(entry: ModelEntry, argument: str, images: int | None = None) -> Da
     spec = load_manifests().datasets[entry.dataset]
     classes = entry.classes if spec.layout == "imagenet" else entry.class_names or spec.classes or None
     keypoints = entry.detector is not None and "keypoint" in entry.detector.name
-    return open_dataset(argument, classes=classes, keypoints=keypoints, images=images)
+    return open_dataset(argument, classes=classes, keypoints=keypoints, images=images, training=training)
 
 
 def inclusive_boxes(entry: ModelEntry) -> bool:
@@ -216,16 +218,17 @@ def training_data(entry: ModelEntry, sources: Sources) -> tuple[Dataset, str]:
     if sources.train_data is not None:
         dataset = open_data(entry, sources.train_data)
         return dataset, f"training images {dataset.name}"
-    kind, _, rest = sources.data.partition(":")
+    data, choice = ClassChoice.split(sources.data)
+    kind, _, rest = data.partition(":")
     beside = {
         "shapes": "shapes:train",
         "coco": f"coco:{_folder(rest)}:train2017",
         "voc": f"voc:{rest.rpartition(':')[0]}:trainval",
-    }.get(kind, sources.data)
+    }.get(kind, data)
     from detection_zoo.zoo.errors import DatasetError
 
     try:
-        dataset = open_data(entry, beside)
+        dataset = open_data(entry, choice.attach(beside), training=True)
     except DatasetError:
         dataset = open_data(entry, sources.data)
         return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,23 +17,6 @@ from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.training.distributed import Process, anywhere, gather, share
 
 FIRST = ("mask_ap", "keypoint_ap", "voc_map", "box_ap")  # the metric that decides which checkpoint is best
-
-
-def validation_split(data: str) -> str | None:
-    """The form of `open_dataset` of the validation split beside training data; none where none is known."""
-    kind, _, rest = data.partition(":")
-    if kind == "shapes":
-        return "shapes:val"
-    if kind == "imagenet":
-        return f"imagenet:{rest}/val" if (Path(rest).expanduser() / "val").is_dir() else None
-    if kind == "voc":
-        return f"voc:{rest.rpartition(':')[0]}:test"
-    if kind == "coco":
-        folder = rest if Path(rest).expanduser().is_dir() or ":" not in rest else rest.rpartition(":")[0]
-        for split in ("val2017", "val"):
-            if (Path(folder).expanduser() / "annotations" / f"instances_{split}.json").is_file():
-                return f"coco:{folder}:{split}"
-    return None
 
 
 def evaluator(

@@ -6,7 +6,6 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,17 @@ from torch import nn
 
 from detection_zoo.benchmarks.run.subject import identify_weights, open_data, weights_file
 from detection_zoo.benchmarks.train.dry_run import look_ahead
-from detection_zoo.benchmarks.train.evaluate import evaluator, top1_evaluator, validation_split
+from detection_zoo.benchmarks.train.evaluate import evaluator, top1_evaluator
 from detection_zoo.benchmarks.train.outcome import event_writer, result_table, write_curves, write_results
+from detection_zoo.benchmarks.train.splits import open_training_data, validation_split
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.training_loader import TrainingLoader, training_batches, training_loader
 from detection_zoo.zoo.errors import CheckpointError, DatasetError, ManifestError
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
 from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.settings import with_settings
-from detection_zoo.zoo.trained_row import row_classes, with_classes
+from detection_zoo.zoo.trained_row import with_classes
 from detection_zoo.zoo.training.distributed import Process, joined
 from detection_zoo.zoo.training.own_classes import build_for, left_out_text
 from detection_zoo.zoo.training.plan import Plan, Wishes, plan_training
@@ -203,53 +202,6 @@ def describe(task: Task, settings: Settings, process: Process) -> str:
     )
 
 
-def open_training_data(entry: ModelEntry, data: str, images: int | None) -> tuple[Dataset, list[str], bool]:
-    """The images to train on, what is to be said of them, and whether their classes are not the row's."""
-    if entry.task == "classification":
-        dataset, own = _open_labelled(entry, training_split(data))
-    else:
-        dataset = open_dataset(training_split(data), keypoints=_keypoints(entry))
-        own = set(dataset.classes) != set(row_classes(entry))
-        if not own:
-            dataset = open_data(entry, training_split(data))
-    if images is not None:
-        dataset = dataset.subset(images)
-    lines = []
-    if own:
-        shown = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")
-        lines.append(f"classes: {entry.classes} of {entry.dataset} -> {len(dataset.classes)} ({shown})")
-    return dataset, lines, own
-
-
-def _open_labelled(entry: ModelEntry, data: str) -> tuple[Dataset, bool]:
-    """The images of a classifier, and whether their classes are as many as the row's; raises DatasetError."""
-    try:
-        return open_data(entry, data), False
-    except DatasetError:
-        dataset = open_dataset(data)
-    if dataset.layout != "imagenet":
-        raise DatasetError(f"--data {data}: row {entry.name} is a classifier; give imagenet:DIR")
-    return dataset, True
-
-
-def _keypoints(entry: ModelEntry) -> bool:
-    return entry.detector is not None and "keypoint" in entry.detector.name
-
-
-def training_split(data: str) -> str:
-    """The data as given where it names a split; else the training split beside it, where there is one."""
-    kind, _, rest = data.partition(":")
-    if kind == "shapes":
-        return data if rest else "shapes:train"
-    if kind == "imagenet" and (Path(rest).expanduser() / "train").is_dir():
-        return f"{data}/train"
-    if kind == "coco" and Path(rest).expanduser().is_dir():
-        for split in ("train2017", "train"):
-            if (Path(rest).expanduser() / "annotations" / f"instances_{split}.json").is_file():
-                return f"{data}:{split}"
-    return data
-
-
 def schedule_for(entry: ModelEntry, name: str | None, own: bool) -> tuple[Schedule, str]:
     """A schedule and its name: the given one, the row's own, or the one for fine-tuning.
 
@@ -294,6 +246,9 @@ def _evaluator(
         if request.eval_data is not None:
             raise
         say(f"nothing is evaluated: {error}; --eval-data names other images")
+        return None
+    if request.eval_data is None and dataset.name == task.dataset.name and dataset.notes:
+        say("the only split is trained on, so nothing is evaluated; --eval-data names other images")
         return None
     if task.entry.task == "classification":
         return top1_evaluator(task.entry, dataset, process)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,47 @@ def test_other_classes_rebuild_the_head_and_the_file_knows_them(tmp_path: Path) 
     assert found[0]["measurements"]["box_ap"]["value"] == pytest.approx(float(evaluated[-1]["box_ap"]))
     picture = next((tmp_path / "data" / "train").iterdir())
     bench("detect", ROW, picture, "--out", tmp_path / "drawn", "--weights", out / "best.pth")
+
+
+def test_classes_in_common_keep_the_head_and_leave_out_the_rest(tmp_path: Path) -> None:
+    data = small_folder(tmp_path / "data", classes=("circle", "star"))
+    renamed = ("--data", data, "--eval-data", data, "--map", "my_circle=circle", "--classes", "common")
+    out = tmp_path / "out"
+    said = train(*renamed, "--out", out, "--iterations", 1, "--weights", "random", "--lr-steps", "9")
+    assert "data: limited to the 1 classes in common: circle; left out of the data: my_star;" in said
+    assert "classes: 8" not in said and "head rebuilt" not in said and "update 1: box_ap" in said
+    shapes = {name: tensor.shape for name, tensor in build_model(ROW).state_dict().items()}
+    value = checkpoints.read(out / "last.pth")
+    assert {name: tensor.shape for name, tensor in value["model"].items()} == shapes
+    assert json.loads((out / "recipe.json").read_text())["dataset"]["classes"] == list(
+        load_manifests().datasets["shapes"].classes
+    )
+
+
+def test_classes_are_renamed_before_the_head_is_rebuilt(tmp_path: Path) -> None:
+    data = small_folder(tmp_path / "data", classes=("circle", "star"))
+    said = train("--data", data, "--map", "my_circle=thing,my_star=thing", "--dry-run", "--out", tmp_path)
+    assert "classes: 8 of shapes -> 1 (thing)" in said
+    said = train("--data", data, "--map", "my_cirle=thing", "--out", tmp_path, code=1)
+    assert "--map names the class 'my_cirle', which is not there; did you mean 'my_circle'" in said
+    said = train("--data", data, "--map", "my_circle", "--out", tmp_path, code=2)
+    assert "each part is DATA_CLASS=MODEL_CLASS" in said
+
+
+def test_own_folders_are_trained_on_their_training_split(tmp_path: Path) -> None:
+    small_folder(tmp_path / "data", classes=("circle", "star"))
+    own = tmp_path / "own"
+    for split in ("train", "valid"):
+        shutil.copytree(tmp_path / "data" / "train", own / split)
+        shutil.copy(
+            tmp_path / "data" / "annotations" / "instances_train.json", own / split / "_annotations.coco.json"
+        )
+    said = train("--data", own, "--out", tmp_path / "out", "--iterations", 1, "--weights", "random")
+    assert "coco:own:train, float32" in said
+    assert "data: recognised as COCO as Roboflow exports it" in said and "update 1: box_ap" in said
+    shutil.rmtree(own / "valid")
+    said = train("--data", own, "--out", tmp_path / "alone", "--iterations", 1, "--weights", "random")
+    assert "the only split is trained on, so nothing is evaluated" in said
 
 
 @pytest.mark.parametrize(

@@ -109,11 +109,11 @@ class CocoDataset(Dataset):
 
 
 def _left_out(own: Sequence[str], kept: Sequence[str], choice: ClassChoice, classes: Sequence[str]) -> str:
-    """Which classes are measured, and which of either side are not."""
+    """Which classes are used, and which of either side are not."""
     data = [name for name in own if choice.names.get(name, name) not in kept]
     model = [name for name in classes if name not in kept]
     return (
-        f"measured on the {len(kept)} classes in common: {some(kept)}; left out of the data:"
+        f"limited to the {len(kept)} classes in common: {some(kept)}; left out of the data:"
         f" {some(data) or 'none'};"
         f" of the model: {some(model) or 'none'}"
     )

@@ -11,7 +11,7 @@ from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.class_choice import ClassChoice
 from detection_zoo.zoo.data.coco import CocoDataset, find_split
 from detection_zoo.zoo.data.imagenet import ImageNetDataset
-from detection_zoo.zoo.data.recognise import Recognised, coco_parts, recognise
+from detection_zoo.zoo.data.recognise import SPLITS, TRAINING_SPLITS, Recognised, coco_parts, recognise
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
@@ -38,6 +38,7 @@ def open_dataset(
     keypoints: bool = False,
     images: int | Sequence[int | str] | None = None,
     decoder: Literal["pil", "cv2"] = "pil",
+    training: bool = False,
 ) -> Dataset:
     """Open what a --data argument names.
 
@@ -48,6 +49,7 @@ def open_dataset(
         keypoints: take COCO's person_keypoints annotations.
         images: keep the first so many images only, or those of these ids.
         decoder: see `decode_image`.
+        training: of own data that names no split, take the one to train on.
 
     Raises:
         DatasetError: the form is unknown, or something is missing or malformed where it points.
@@ -59,7 +61,7 @@ def open_dataset(
         folder, split = _folder_and_rest(argument)
         if not folder.exists():
             raise DatasetError(_no_such_form(argument, kind))
-        own = recognise(folder, split, keypoints)
+        own = recognise(folder, split, keypoints, TRAINING_SPLITS if training else SPLITS)
         kind = "coco" if own.annotations is not None else "imagenet"
     if isinstance(classes, int) != (kind == "imagenet") and classes is not None:
         model, fitting = (
@@ -73,12 +75,14 @@ def open_dataset(
         )
     if own is not None and own.annotations is not None:
         dataset: Dataset = _own(own, classes, decoder, choice)
-    elif own is not None:
-        dataset = ImageNetDataset(own.images, classes=classes, decoder=decoder)
     elif kind in ("coco", "shapes"):
         dataset = _OPEN[kind](rest, classes, keypoints, decoder, choice)
     elif choice != ClassChoice():
-        raise DatasetError(f"--data {argument!r}: --classes and --map are for coco:, shapes and paths")
+        raise DatasetError(
+            f"--data {argument!r}: --classes and --map are for boxes in coco:, shapes and paths"
+        )
+    elif own is not None:
+        dataset = ImageNetDataset(own.images, classes=classes, decoder=decoder)
     else:
         dataset = _OPEN[kind](rest, classes, keypoints, decoder)
     return dataset if images is None else dataset.subset(images)

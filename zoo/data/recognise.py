@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
 
 SPLITS = ("val", "valid", "validation", "val2017", "test", "train")  # the first that is there is measured on
+TRAINING_SPLITS = ("train", "train2017", "trainval", *SPLITS)  # the first that is there is trained on
 ROBOFLOW = "_annotations.coco.json"
 WANTED = (
     "COCO (annotations/*.json, Roboflow's SPLIT/_annotations.coco.json, one *.json beside images/), YOLO"
@@ -36,13 +38,16 @@ class Recognised:
     annotations: CocoAnnotations | None = None
 
 
-def recognise(path: Path, split: str | None = None, keypoints: bool = False) -> Recognised:
+def recognise(
+    path: Path, split: str | None = None, keypoints: bool = False, order: Sequence[str] = SPLITS
+) -> Recognised:
     """Say what a folder or file is, and read its annotations.
 
     Args:
         path: a folder, a COCO annotation file or a data.yaml.
-        split: "train", "valid" ... where there are several; None takes one to evaluate on.
+        split: "train", "valid" ... where there are several; None takes the first of `order` that is there.
         keypoints: take COCO's person_keypoints annotations.
+        order: names of splits; default: those to evaluate on first.
 
     Raises:
         DatasetError: nothing is there, or it is none of the layouts; names them.
@@ -50,7 +55,7 @@ def recognise(path: Path, split: str | None = None, keypoints: bool = False) -> 
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder")
     for look in (_coco_file, _coco_folders, _roboflow, _json_beside_images, _yolo, _devkit, _voc, _imagenet):
-        found = look(path, split, keypoints)
+        found = look(path, split, keypoints, order)
         if found is not None:
             return found
     holds = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
@@ -76,11 +81,11 @@ def _folder_of_images(file: Path, read: CocoAnnotations) -> Path:
     return next(present, next((place for place in places[1:-1] if place.is_dir()), file.parent))
 
 
-def _coco_file(path: Path, split: str | None, keypoints: bool) -> Recognised | None:
+def _coco_file(path: Path, split: str | None, keypoints: bool, order: Sequence[str]) -> Recognised | None:
     return coco_parts(path, None) if path.suffix == ".json" and path.is_file() else None
 
 
-def _coco_folders(path: Path, split: str | None, keypoints: bool) -> Recognised | None:
+def _coco_folders(path: Path, split: str | None, keypoints: bool, order: Sequence[str]) -> Recognised | None:
     folder = next((path / name for name in ANNOTATION_FOLDERS if (path / name).is_dir()), None)
     files = sorted(folder.glob("*.json")) if folder is not None else []
     if not files:
@@ -88,7 +93,7 @@ def _coco_folders(path: Path, split: str | None, keypoints: bool) -> Recognised 
     official = any(p.name.startswith(("instances_", "person_keypoints_", "image_info_")) for p in files)
     if official:
         stems = {p.stem.removeprefix("instances_") for p in files}
-        wanted = split or next((name for name in SPLITS if name in stems), None)
+        wanted = split or next((name for name in order if name in stems), None)
         try:
             images, file, split = find_split(path, wanted, keypoints)
             name = f"coco:{split}" + (":keypoints" if keypoints else "")
@@ -96,57 +101,59 @@ def _coco_folders(path: Path, split: str | None, keypoints: bool) -> Recognised 
         except DatasetError:
             if len(files) > 1 or keypoints:
                 raise
-    chosen = _chosen({p.stem: p for p in files}, split, path)
+    chosen = _chosen({p.stem: p for p in files}, split, path, order)
     return coco_parts(chosen, None)
 
 
-def _chosen(there: dict[str, Path], split: str | None, path: Path) -> Path:
+def _chosen(there: dict[str, Path], split: str | None, path: Path, order: Sequence[str]) -> Path:
     """The file of a split, else that of the first usual split, else the only one."""
     ends = {stem.rpartition("_")[2]: file for stem, file in there.items()} | there
     if split is not None and split not in ends:
         raise DatasetError(f"{path}: has no split {split!r}; {did_you_mean(split, ends)}")
-    name = split or next((name for name in SPLITS if name in ends), None)
+    name = split or next((name for name in order if name in ends), None)
     if name is None and len(there) > 1:
         raise DatasetError(f"{path}: say which split, as PATH:SPLIT; there are {', '.join(there)}")
     return ends[name] if name is not None else next(iter(there.values()))
 
 
-def _roboflow(path: Path, split: str | None, keypoints: bool) -> Recognised | None:
+def _roboflow(path: Path, split: str | None, keypoints: bool, order: Sequence[str]) -> Recognised | None:
     there = {file.parent.name: file for file in sorted(path.glob(f"*/{ROBOFLOW}"))}
     if (path / ROBOFLOW).is_file():
         there = {path.name: path / ROBOFLOW}
     if not there:
         return None
-    file = _chosen(there, split, path)
+    file = _chosen(there, split, path, order)
     name = f"coco:{path.name}:{file.parent.name}"
     return Recognised(name, "COCO as Roboflow exports it", file.parent, read_coco(file))
 
 
-def _json_beside_images(path: Path, split: str | None, keypoints: bool) -> Recognised | None:
+def _json_beside_images(
+    path: Path, split: str | None, keypoints: bool, order: Sequence[str]
+) -> Recognised | None:
     files = (
         {p.stem: p for p in sorted(path.glob("*.json")) if p.name != "notes.json"} if path.is_dir() else {}
     )
-    return coco_parts(_chosen(files, split, path), None) if files else None
+    return coco_parts(_chosen(files, split, path, order), None) if files else None
 
 
-def _yolo(path: Path, split: str | None, keypoints: bool) -> Recognised | None:
+def _yolo(path: Path, split: str | None, keypoints: bool, order: Sequence[str]) -> Recognised | None:
     described = path.suffix in (".yaml", ".yml") or (path.is_dir() and any(path.glob("*.y*ml")))
     listed = (path / "classes.txt").is_file() and (path / "labels").is_dir()
     if not (described or listed):
         return None
-    found = find_yolo(path, split)
+    found = find_yolo(path, split, order)
     folder = path.parent if path.is_file() else path
     boxes = "YOLO pose, boxes alone" if found.keypoints else "YOLO"
     return Recognised(f"yolo:{folder.name}:{found.name}", boxes, folder, read_yolo(found))
 
 
-def _devkit(path: Path, split: str | None, keypoints: bool) -> Recognised | None:
+def _devkit(path: Path, split: str | None, keypoints: bool, order: Sequence[str]) -> Recognised | None:
     years = [path, *sorted(path.glob("VOC*")), *sorted(path.glob("VOCdevkit/VOC*"))]
     sets = [year / "ImageSets" / "Main" for year in years if (year / "ImageSets" / "Main").is_dir()]
     if not sets:
         return None
     there = {p.stem: p for p in sorted(sets[0].glob("*.txt")) if "_" not in p.stem}
-    file = _chosen(there, split, path)
+    file = _chosen(there, split, path, order)
     names = [line.split()[0] for line in dataset_text(file).splitlines() if line.strip()]
     year = sets[0].parent.parent
     read, corners = read_voc_folder(year / "Annotations", year / "JPEGImages", names)
@@ -156,8 +163,8 @@ def _devkit(path: Path, split: str | None, keypoints: bool) -> Recognised | None
     return Recognised(f"voc:{year.name}:{file.stem}", layout, year, read)
 
 
-def _voc(path: Path, split: str | None, keypoints: bool) -> Recognised | None:
-    inside = [path / split] if split else [path, *(path / name for name in SPLITS)]
+def _voc(path: Path, split: str | None, keypoints: bool, order: Sequence[str]) -> Recognised | None:
+    inside = [path / split] if split else [path, *(path / name for name in order)]
     for folder in inside:
         xml = folder / "Annotations" if (folder / "Annotations").is_dir() else folder
         images = next((p for p in (folder / "JPEGImages", folder / "images") if p.is_dir()), folder)
@@ -167,7 +174,9 @@ def _voc(path: Path, split: str | None, keypoints: bool) -> Recognised | None:
     return None
 
 
-def _imagenet(path: Path, split: str | None, keypoints: bool) -> Recognised | None:
+def _imagenet(path: Path, split: str | None, keypoints: bool, order: Sequence[str]) -> Recognised | None:
+    if order == TRAINING_SPLITS and (path / "train").is_dir() and not (path / "labels.csv").is_file():
+        path = path / "train"
     root = path / "val" if (path / "val").is_dir() else path
     folders = [folder for folder in root.iterdir() if folder.is_dir()] if root.is_dir() else []
     if (path / "labels.csv").is_file() or any(

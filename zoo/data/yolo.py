@@ -33,12 +33,13 @@ class YoloSplit:
     where: Path
 
 
-def find_yolo(path: Path, split: str | None = None) -> YoloSplit:
+def find_yolo(path: Path, split: str | None = None, order: Sequence[str] = SPLITS) -> YoloSplit:
     """Locate a split of a YOLO dataset.
 
     Args:
         path: data.yaml, the folder that holds it, or a folder of images/, labels/ and classes.txt.
-        split: "train", "val", "test"; None takes val, else test, else train.
+        split: "train", "val", "test"; None takes the first of `order` that is there.
+        order: names of splits; default: those to evaluate on first.
 
     Raises:
         DatasetError: names file and field of what is missing.
@@ -53,7 +54,7 @@ def find_yolo(path: Path, split: str | None = None) -> YoloSplit:
         classes = [classes[key] for key in sorted(classes)]
     if not (isinstance(classes, list) and classes and all(map(_is_word, classes))):
         raise DatasetError(f"{file}: field 'names' is missing or no list of names, class names are wanted")
-    there = [name for name in SPLITS if described.get(name)]
+    there = [name for name in order if described.get(name)]
     if not there or (split is not None and split not in there):
         raise DatasetError(
             f"{file}: names no images for the split {split or 'val, test or train'};"
