@@ -21,8 +21,8 @@ ROW = "faster_rcnn_vovnet27_tiny_fpn.demo"
 GROUPS = [
     "--optimizer adamw --policy cosine --clip-norm 1.0 --accumulate 2 --lr 1e-4 --weights random",
     "--precision bfloat16 --channels-last --epochs 1 --no-save --scale-lr --threads 1 --weights random",
-    "--optimizer adam --patience 1 --time-limit 1 --workers 1 --images 3 --weights random",
-    "--schedule detectron_1x --on-nan skip --keep 1 --save-every 1 --seed 3 --weights random",
+    "--optimizer adam --patience 1 --time-limit 1 --workers 1 --images 3 --weights random --classes common",
+    "--schedule detectron_1x --on-nan skip --keep 1 --save-every 1 --seed 3 --weights random --map star=disc",
     "--weights FILE --format zoo --lr-steps 1 --warmup 1 --ema 0.9 --eval-data DATA --eval-every 2",
     "--class-agnostic --deterministic --resume --json --log-every 1 --device cpu --sync-bn --weights random",
     "--weights random --layer-decay 0.5 --set schedule.momentum=0.8 --set rpn.foreground_iou=0.6",
