@@ -10,6 +10,7 @@ try:  # each module registers its commands, in the order of the help
     # isort: off
     from detection_zoo.benchmarks.commands import rows, run, train, compare, check, ask  # noqa: F401
     from detection_zoo.benchmarks.commands.app import app
+    from detection_zoo.zoo.entry import run_command
     # isort: on
 except KeyboardInterrupt:
     print("stopped by Ctrl-C", file=sys.stderr)
@@ -23,12 +24,8 @@ except ModuleNotFoundError as error:
 
 def main() -> None:
     """Entry point of the `detection-zoo` command."""
-    try:
-        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA numbers GPUs as NVML does then
-        app(prog_name="bench.py" if sys.argv[0].endswith(".py") else None)
-    except KeyboardInterrupt:  # before the command has begun or after it has ended
-        print("stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA numbers GPUs as NVML does then
+    run_command(app, prog_name="bench.py" if sys.argv[0].endswith(".py") else None)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 try:
     import typer
 
+    from detection_zoo.zoo.entry import INTERRUPTED, run_command
     from detection_zoo.zoo.errors import DownloadError, UnknownName, ZooError, in_one_line
     from detection_zoo.zoo.manifest import MANIFEST_FOLDER, Manifests, load_manifests, read_manifests
     from detection_zoo.zoo.weights.fetch.cache import WeightCache
@@ -28,7 +29,6 @@ except ModuleNotFoundError as error:
     print("error: the commands need typer: pip install 'detection-zoo[commands]'", file=sys.stderr)
     sys.exit(2)
 
-INTERRUPTED = 130
 app = typer.Typer(
     help=__doc__,
     no_args_is_help=True,
@@ -479,11 +479,7 @@ def where(
 
 def main() -> None:
     """The command `download-weights`."""
-    try:
-        app()
-    except KeyboardInterrupt:  # before the command has begun or after it has ended
-        print("stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)
+    run_command(app)
 
 
 if __name__ == "__main__":

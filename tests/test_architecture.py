@@ -25,6 +25,7 @@ MAY_IMPORT = [
     ("zoo/conventions.py", ()),
     ("zoo/records.py", ()),
     ("zoo/plain.py", ()),
+    ("zoo/entry.py", ()),
     ("zoo/regular.py", ()),
     ("zoo/home.py", ()),
     ("zoo/templates.py", ROOTS),
@@ -61,7 +62,7 @@ MAY_IMPORT = [
     # zoo.build: to convert alone
     (
         "download_weights.py",
-        (*ROOTS[:2], "zoo.plain", "zoo.manifest", "zoo.home", "zoo.weights", "zoo.build"),
+        (*ROOTS[:2], "zoo.plain", "zoo.entry", "zoo.manifest", "zoo.home", "zoo.weights", "zoo.build"),
     ),
 ]
 DRAWERS = {"utils", "util", "misc", "common", "helpers", "helper", "tools", "stuff"}

@@ -14,10 +14,10 @@ import typer
 from typer.core import TyperGroup
 
 from detection_zoo.benchmarks.terminal import terminal_width, wrap
+from detection_zoo.zoo.entry import INTERRUPTED
 from detection_zoo.zoo.errors import UnknownName, ZooError, in_one_line
 from detection_zoo.zoo.plain import printable, without_secrets
 
-INTERRUPTED = 130
 UsageError = typer.BadParameter.__base__
 
 

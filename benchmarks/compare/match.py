@@ -75,14 +75,17 @@ class _Match:
     def block(self) -> None:
         """Fresh processes, warm-up, rounds, memory. A model that fails is out, and the block counts for
         nobody."""
-        workers = {label: self.worker(label) for label in self.shuffled(self.running)}
+        workers: dict[str, Worker] = {}
 
         def ask(label: str, name: str, *given: Any) -> Any:
             return workers[label].call(name, *given, stall_s=self.options.stall_s)
 
-        samples: dict[str, dict[str, list[float]]] = {label: {} for label in workers}
+        labels = self.shuffled(self.running)
+        samples: dict[str, dict[str, list[float]]] = {label: {} for label in labels}
         orders: list[list[str]] = []
         try:
+            for label in labels:
+                workers[label] = self.worker(label)
             for label in workers:
                 ask(label, "ready")
             if not self.orders:

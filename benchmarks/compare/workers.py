@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
-import multiprocessing.resource_tracker
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +12,15 @@ from typing import Any
 from detection_zoo.benchmarks.run.isolation import (
     BEAT,
     Outcome,
+    Settled,
     failure,
     how_it_died,
     same_allocator,
-    settle_in_child,
+    starting_a_process,
 )
 
-PRELOADED = ["detection_zoo.benchmarks.compare.contestant"]
+# the first ties the server to this process before torch is imported
+PRELOADED = ["detection_zoo.benchmarks.compare.server", "detection_zoo.benchmarks.compare.contestant"]
 _LEAVE_S = 10.0
 
 
@@ -47,7 +47,7 @@ class Worker:
         context = _context()
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(build, arguments, theirs), name=f"worker {label}", daemon=True
+            target=_serve, args=(Settled(), build, arguments, theirs), name=f"worker {label}", daemon=True
         )
         self._process.start()
         theirs.close()
@@ -108,19 +108,13 @@ def _context() -> Any:
     second. Ctrl-C is the parent's to handle, from the server's first import on."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    multiprocessing.resource_tracker.ensure_running()  # which would end the block of the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server inherits it
-    try:
-        with same_allocator():
-            multiprocessing.forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with starting_a_process(), same_allocator():
+        multiprocessing.forkserver.ensure_running()
     return context
 
 
-def _serve(build: Callable[..., Any], arguments: tuple[Any, ...], pipe: Any) -> None:
+def _serve(settled: None, build: Callable[..., Any], arguments: tuple[Any, ...], pipe: Any) -> None:
     """The process: build, then answer until the other end is closed."""
-    settle_in_child()
     try:
         served = build(*arguments, lambda: pipe.send(("beat", BEAT)))
         while True:

@@ -3,10 +3,13 @@ the process."""
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -33,20 +36,42 @@ ALLOCATOR_NOTE = (
     "freed memory is kept (glibc: no mmap, no trim, huge pages), since page faults differ from process to"
     " process"
 )
-_ENVIRONMENT = threading.Lock()
+_ENVIRONMENT = threading.RLock()
 _GRACE_S = 10.0  # from the work's last word to the end of its process
+_PARENT_POLL_S = 0.5
+_PARENT = "DETECTION_ZOO_PARENT"  # who started a process of ours
+_PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
+
+
+@contextmanager
+def _in_environment(name: str, value: str) -> Iterator[None]:
+    with _ENVIRONMENT:
+        before = os.environ.get(name)
+        os.environ[name] = value
+        try:
+            yield
+        finally:
+            os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 @contextmanager
 def same_allocator() -> Iterator[None]:
     """Processes started inside the block have the settings of ALLOCATOR, whatever measures in them."""
-    with _ENVIRONMENT:
-        before = os.environ.get(TUNABLES)
-        os.environ[TUNABLES] = ALLOCATOR
-        try:
+    with _in_environment(TUNABLES, ALLOCATOR):
+        yield
+
+
+@contextmanager
+def starting_a_process() -> Iterator[None]:
+    """A process started inside the block knows its parent and never sees Ctrl-C; here that comes after the
+    block."""
+    multiprocessing.resource_tracker.ensure_running()  # later, it would end the block of the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with _in_environment(_PARENT, str(os.getpid())):
             yield
-        finally:
-            os.environ.pop(TUNABLES) if before is None else os.environ.update({TUNABLES: before})
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(frozen=True)
@@ -153,9 +178,12 @@ def run_isolated(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(
-        target=_in_child, args=(work, arguments, theirs, environment or {}), name="benchmark", daemon=False
+        target=_in_child,
+        args=(Settled(), work, arguments, theirs, environment or {}),
+        name="benchmark",
+        daemon=False,
     )
-    with same_allocator() if keep_memory else nullcontext():
+    with same_allocator() if keep_memory else nullcontext(), starting_a_process():
         process.start()
     theirs.close()
     try:
@@ -219,10 +247,13 @@ def how_it_died(code: int | None) -> str:
 
 
 def _in_child(
-    work: Callable[..., None], arguments: tuple[Any, ...], reports: Any, environment: dict[str, str]
+    settled: None,
+    work: Callable[..., None],
+    arguments: tuple[Any, ...],
+    reports: Any,
+    environment: dict[str, str],
 ) -> None:
     """The process."""
-    settle_in_child()
     os.environ.update(environment)
     try:
         work(*arguments, lambda value: reports.send(("report", value)))
@@ -233,16 +264,36 @@ def _in_child(
     reports.close()
 
 
+class Settled:
+    """The first argument of a process: it calls `settle_in_child` there, before the arguments behind it
+    import torch, which takes seconds; the process sees None."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return settle_in_child, ()
+
+
 def settle_in_child() -> None:
     """What every process of ours does first: Ctrl-C is the parent's to handle, stdout is for data, and
     nothing outlives the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+def end_with_parent() -> None:
+    """End this process when its parent has ended: by Linux at once, else by a thread that looks now and
+    then."""
+    parent = int(os.environ.pop(_PARENT, os.getppid()))
+    asked = sys.platform == "linux" and ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) == 0
+    if os.getppid() != parent:  # it had ended before
+        os._exit(1)
+    if not asked:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_POLL_S)
     os._exit(1)
 
 

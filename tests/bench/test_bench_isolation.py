@@ -139,3 +139,41 @@ def test_a_reason_is_one_line_and_keeps_what_our_own_errors_name() -> None:
     )
     assert failure(RuntimeError("sizes differ\n  (at some kernel)\n")).reason == "RuntimeError: sizes differ"
     assert failure(ValueError("")).reason == "ValueError: no message"
+
+
+SLEEPS = "import os, sys, time\nprint(f'PID {os.getpid()}', file=sys.stderr, flush=True)\ntime.sleep(600)\n"
+IMPORTING = {
+    "run": "import long_import_twin; from detection_zoo.benchmarks.run.isolation import"
+    " run_isolated\nif __name__ == '__main__': run_isolated(print, (long_import_twin.Value(),), print)",
+    "compare": "from detection_zoo.benchmarks.compare import workers\nif __name__ == '__main__':\n"
+    "    workers.PRELOADED[1:] = ['long_import']; workers.Worker('a', print, ())",
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("command", IMPORTING)
+def test_a_process_that_still_imports_ends_with_its_parent(
+    command: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    """The import of torch takes seconds, on a busy machine many."""
+    (tmp_path / "long_import.py").write_text(SLEEPS)
+    twin = "class Value:\n    def __reduce__(self):\n        return __import__, ('long_import',)\n"
+    (tmp_path / "long_import_twin.py").write_text(twin)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", IMPORTING[command]],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    child = int(next(line for line in parent.stderr if line.startswith("PID")).split()[1])
+    os.killpg(parent.pid, number) if number == signal.SIGINT else parent.send_signal(number)
+    said: list[str] = []
+    closed = threading.Thread(target=lambda: said.extend(parent.stderr), daemon=True)
+    closed.start()
+    closed.join(60)
+    assert not closed.is_alive(), f"process {child} is still there"
+    parent.wait(60)
+    assert "".join(said).count("Traceback") <= (number == signal.SIGINT)  # the parent's own
+    parent.stderr.close()
