@@ -96,6 +96,7 @@ MODES |= {
     "retry_400_digits": answer("503 S", "Retry-After: " + "9" * 400, "Content-Length: 0"),
     "retry_year_1": answer("503 S", "Retry-After: Mon, 01 Jan 0001 00:00:00 +2359", "Content-Length: 0"),
     "retry_nan": answer("429 S", "Retry-After: nan", "Content-Length: 0"),
+    "retry_after_8": answer("429 S", "Retry-After: 8", "Content-Length: 0"),
     "retry_20": answer("429 S", "Retry-After: 20", "Content-Length: 0"),
     "location_half_ipv6": answer("302 F", "Location: http://[::1/x", "Content-Length: 0"),
     "location_port": answer("302 F", "Location: http://localhost:99999999/x", "Content-Length: 0"),

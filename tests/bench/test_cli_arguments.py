@@ -104,3 +104,35 @@ def test_ctrl_c_while_python_imports_is_one_line_and_130(tmp_path: Path) -> None
     assert not any("Traceback" in err for err in said), said
     ours = [err for code, err in zip(codes, said, strict=True) if code == 130]
     assert all(len(err.splitlines()) <= 2 and "Ctrl-C" in err for err in ours), said
+
+
+def run_program(code: str, redirections: str = "") -> subprocess.CompletedProcess[str]:
+    command = f'exec "$0" -c "$1" {redirections}'
+    arguments = ["bash", "-c", command, sys.executable, code]
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("program", ["bench", "download_weights"])
+def test_ctrl_c_after_the_work_changes_no_exit_code(program: str) -> None:
+    code = (
+        "import atexit, os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        f"sys.argv = ['{program}.py', 'list', '--json']; import {program}; {program}.main()"
+    )
+    done = run_program(code)
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 1, done.stderr  # the summary
+    assert done.stdout.startswith("[")
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("program", ["bench", "download_weights"])
+def test_closed_streams_are_no_fault(program: str, streams: str) -> None:
+    """And no file that is opened later gets their number."""
+    code = (
+        f"import sys, {program}; from detection_zoo.zoo.entry import open_closed_streams\n"
+        "open_closed_streams(); file = open('/dev/null'); assert file.fileno() > 2\n"
+        f"sys.argv = ['{program}.py', 'list']; {program}.main()"
+    )
+    done = run_program(code, streams)
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == (streams == ">&-"), done.stderr
+    assert bool(done.stdout) == (streams == "2>&-")

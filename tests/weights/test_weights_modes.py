@@ -24,8 +24,8 @@ from hostile_modes import MODES, SHA256, hostile_modes, manifest_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "download_weights.py"]
-SLOW_KINDS = ("slow", "endless_body", "endless_trailers", "continue", "retry_20", "silence")
-# these need their 15 to 25 seconds, and run where DETECTION_ZOO_TEST_MODES=all
+SLOW_KINDS = ("slow", "endless_body", "endless_trailers", "continue", "retry_after_8", "silence")
+# these need their 8 to 25 seconds, and run where DETECTION_ZOO_TEST_MODES=all
 SLOW = {name for name in MODES if name.startswith(SLOW_KINDS)}
 ALL = os.environ.get("DETECTION_ZOO_TEST_MODES") == "all"
 ARRIVES = {
