@@ -164,6 +164,12 @@ resumed(
     ),
 )
 
+# whose first answer is cut and whose next one is wrong; without asking for the rest the file arrives
+ARRIVES = (
+    *("etag_of_60_kB", "etag_latin1", "rest_is_refused", "rest_of_superscript_size", "rest_of_ten_bytes"),
+    *("rest_is_a_page",),
+)
+
 
 @mode
 def slow_status(c: socket.socket, n: int, request: bytes) -> None:

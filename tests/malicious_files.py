@@ -7,6 +7,7 @@ import io
 import pickle
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 
 CANARY = "detection_zoo_canary"
@@ -372,10 +373,11 @@ def duplicate(content: bytes) -> bytes:
     return out.getvalue()
 
 
-def dtype_state(size: int, alignment: int, flags: int) -> bytes:
-    """The state of a numpy dtype, in which flags 63 claim that the elements are Python objects."""
+def dtype_state(size: int, alignment: int, flags: int, names: bytes = b"N") -> bytes:
+    """The state of a numpy dtype, in which flags 63 claim that the elements are Python objects; `names` is a
+    pickled tuple of fields."""
     numbers = b"".join(b"J" + struct.pack("<i", n) for n in (size, alignment, flags))
-    return MARK + b"K\x03U\x01<NNN" + numbers + TUPLE
+    return MARK + b"K\x03U\x01<N" + names + b"N" + numbers + TUPLE
 
 
 def second_end_record(content: bytes, count: int, start: int | None = None) -> bytes:
@@ -399,6 +401,31 @@ def overlapping() -> bytes:
         archive.filelist.append(twin)
         archive._didModify = True
     return out.getvalue()
+
+
+def entry_inside_another() -> bytes:
+    """The directory places the last entry inside the one before it, where it has other bytes; all sizes add
+    up, since the bytes that the entry itself takes are passed over."""
+    twin = torch_zip(b"", {"archive/data/2": b"y" * 16})
+    start = twin.index(b"archive/data/2") - 30
+    inner = bytes(10) + twin[start : start + 60]
+    out = io.BytesIO(
+        torch_zip(torch_pickle(good_tensor()), {"archive/data/1": inner, "archive/data/2": b"x" * 16})
+    )
+    with zipfile.ZipFile(out, "a") as archive:
+        last = archive.getinfo("archive/data/2")
+        last.header_offset = archive.getinfo("archive/data/1").header_offset + 30 + 14 + 10
+        last.CRC = zlib.crc32(b"y" * 16)
+        archive._didModify = True
+    return out.getvalue()
+
+
+def locator_elsewhere() -> bytes:
+    """A zip64 end record in its place, and a locator that leads to another one inside an entry."""
+    other = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 1, 1, 60, 0)
+    content = second_end_record(torch_zip(torch_pickle(good_tensor()), {"archive/data/1": other}), 4)
+    at = content.rindex(b"PK\x06\x07") + 8
+    return content[:at] + struct.pack("<Q", content.index(other)) + content[at + 8 :]
 
 
 def hidden_entry() -> bytes:
@@ -462,6 +489,8 @@ def torch_files() -> list[Bad]:
         ),
         ("zip: two end records", second_end_record(good, 1), "two end records that differ"),
         ("zip: two directories", second_end_record(good, 3, 100), "two end records that differ"),
+        ("zip: locator of another record", locator_elsewhere(), "two end records that differ"),
+        ("zip: an entry inside another", entry_inside_another(), "entries overlap"),
         ("zip: bytes after", good + b"PK", "before or after"),
         ("zip: another zip after", good + good, "before or after"),
         ("zip: overlapping entries", overlapping(), "entries overlap|zip bomb"),
@@ -470,6 +499,11 @@ def torch_files() -> list[Bad]:
         (
             "zip: numpy array with the flags of objects",
             torch_zip(array(b"K\x01\x85", dtype("f8", dtype_state(-1, -1, 63)), raw(8))),
+            "state of a numpy dtype",
+        ),
+        (
+            "zip: numpy array with named fields",
+            torch_zip(array(b"K\x01\x85", dtype("f8", dtype_state(-1, -1, 0, b"U\x01a\x85")), raw(8))),
             "state of a numpy dtype",
         ),
         (

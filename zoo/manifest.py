@@ -16,9 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from detection_zoo.zoo.conventions import Conventions
 from detection_zoo.zoo.errors import ManifestError, UnknownName
 from detection_zoo.zoo.registry import did_you_mean
+from detection_zoo.zoo.regular import read_regular
 from detection_zoo.zoo.templates import expand_rows
 
 MANIFEST_FOLDER = Path(__file__).resolve().parent.parent / "manifests"
+LARGEST_BYTES = 16 << 20  # of a manifest; the largest of the project has 0.2 MB
 SHARED_FILES = ("conventions.toml", "schedules.toml", "datasets.toml", "metrics.toml", "protocols.toml")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
@@ -400,11 +402,16 @@ class Manifests(Strict):
         ]
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file of at most 16 MiB; raises ManifestError that names it where it is none."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        data = read_regular(path, LARGEST_BYTES)
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such manifest; it is part of the project, restore it") from None
+    except ValueError as error:
+        raise ManifestError(f"{path}: {error}; a TOML file belongs here") from None
+    try:
+        return tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError among them
@@ -532,12 +539,12 @@ def read_manifests(folder: Path) -> Manifests:
             ("protocols", TimingProtocol),
         )
     }
-    bundles = _read_toml(folder / "conventions.toml")
+    bundles = read_toml(folder / "conventions.toml")
     entries: dict[str, ModelEntry] = {}
     for path in sorted(folder.glob("*.toml")):
         if path.name in SHARED_FILES:
             continue
-        document = _read_toml(path)
+        document = read_toml(path)
         for number, row in enumerate(expand_rows(document, path), start=1):
             entry = _entry(row, path, number, bundles)
             if entry.name in entries:
@@ -553,7 +560,7 @@ def read_manifests(folder: Path) -> Manifests:
 
 def _read_tables(path: Path, model: type[Strict]) -> dict[str, Any]:
     """Every table of a shared file, by name."""
-    raw = _read_toml(path)
+    raw = read_toml(path)
     return {name: _validate(model, _with_base(raw, name, str(path)), f"{path}: {name}") for name in raw}
 
 

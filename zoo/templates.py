@@ -36,7 +36,23 @@ def expand_rows(document: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     rows = document.get("model")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ManifestError(f"{path}: holds no list of [[model]] tables; is the file empty or cut short?")
+    _check_shared(document, path)
     return [_expanded(row, document, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
+
+
+def _check_shared(document: dict[str, Any], path: Path) -> None:
+    """Refuse what rows share where it is of another kind than it should be."""
+    templates, mirrors = document.get("template", {}), document.get("mirrors", [])
+    tables = {"defaults": document.get("defaults", {}), "template": templates}
+    if isinstance(templates, dict):
+        tables |= {f"template.{name}": value for name, value in templates.items()}
+    for name, table in list(tables.items()):
+        if isinstance(table, dict) and name != "template":
+            tables |= {f"{name}.{field}": table[field] for field in LISTS if field in table}
+    if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:
+        raise ManifestError(f"{path}: {wrong[0]} is {tables[wrong[0]]!r:.80}, a table is wanted")
+    if not isinstance(mirrors, list) or not all(isinstance(mirror, str) for mirror in mirrors):
+        raise ManifestError(f"{path}: mirrors is {mirrors!r:.80}, a list of addresses is wanted")
 
 
 def _expanded(row: dict[str, Any], document: dict[str, Any], where: str) -> dict[str, Any]:
@@ -56,12 +72,18 @@ def _expanded(row: dict[str, Any], document: dict[str, Any], where: str) -> dict
         {"title": merged["title"]} if "title" in merged else {}
     )
     if isinstance(weights := merged.get("weights"), list):
-        merged["weights"] = [_addressed(item, document.get("mirrors", []), where) for item in weights]
+        mirrors = document.get("mirrors", [])
+        merged["weights"] = [
+            _addressed(item, mirrors, where) if isinstance(item, dict) else item for item in weights
+        ]
     return merged
 
 
 def _templates(names: Any, known: dict[str, Any], where: str) -> Iterable[dict[str, Any]]:
-    for name in [names] if isinstance(names, str) else names:
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ManifestError(f"{where}: field extends: is {names!r:.80}, names of templates are wanted")
+    for name in names:
         if name not in known:
             raise ManifestError(f"{where}: field extends: unknown {name!r}: {did_you_mean(str(name), known)}")
         yield known[name]
@@ -86,7 +108,10 @@ def _addressed(item: dict[str, Any], mirrors: list[str], where: str) -> dict[str
                 f"{where}: field weights.path: needs `mirrors` in the file, and no urls beside it"
             )
         path = item.pop("path")
+        if not isinstance(path, str):
+            raise ManifestError(f"{where}: field weights.path: is {path!r:.80}, a text is wanted")
         item["urls"] = [mirror + path for mirror in mirrors]
-    if "{url}" in str(item.get("md5_url", "")) and item.get("urls"):
-        item["md5_url"] = item["md5_url"].replace("{url}", item["urls"][0])
+    md5_url, urls = item.get("md5_url"), item.get("urls")
+    if isinstance(md5_url, str) and isinstance(urls, list) and urls and isinstance(urls[0], str):
+        item["md5_url"] = md5_url.replace("{url}", urls[0])
     return item

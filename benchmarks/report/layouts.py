@@ -4,7 +4,6 @@ torch."""
 from __future__ import annotations
 
 import fnmatch
-import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from detection_zoo.zoo.errors import ManifestError, UnknownName
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, MetricSource, ModelEntry, Strict
+from detection_zoo.zoo.manifest import MANIFEST_FOLDER, MetricSource, ModelEntry, Strict, read_toml
 from detection_zoo.zoo.registry import did_you_mean
 
 LAYOUT_FOLDER = MANIFEST_FOLDER / "tables"
@@ -101,10 +100,7 @@ def read_layouts(folder: Path) -> dict[str, Layout]:
     file, table and field."""
     layouts: dict[str, Layout] = {}
     for path in sorted(folder.glob("*.toml")):
-        try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:  # of TOML, of UTF-8
-            raise ManifestError(f"{path}: not valid TOML: {error!s:.200}; is the file cut short?") from None
+        document = read_toml(path)
         if set(document) != {"table"}:
             raise ManifestError(
                 f"{path}: only [[table]] belongs here, but there is"

@@ -293,7 +293,7 @@ def end_with_parent() -> None:
 
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(_PARENT_POLL_S)
+        time.sleep(_PARENT_POLL_S)  # house: allowed, no event tells of it
     os._exit(1)
 
 

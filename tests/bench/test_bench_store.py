@@ -180,6 +180,7 @@ def test_files_that_are_no_records_are_skipped_with_a_sentence(tmp_path: Path) -
         records, problems = read(tmp_path / "runs")
         assert records == ([whole] if kind == "runs" else [])
         assert len(problems) == 13 and all(f"{kind}/" in text for text in problems), problems
+        assert [text for text in problems if "large.json" in text and "more than the 64 MiB" in text]
         assert not [text for text in problems if len(text) > 400 or "\n" in text]
 
 

@@ -97,6 +97,22 @@ def test_remove(run: Any, tmp_path: Path) -> None:
     assert "no row matches" in run("remove", "nothing_like_it", code=2).stderr
 
 
+def test_links_planted_where_files_are_written_are_not_followed(run: Any, tmp_path: Path) -> None:
+    victim, home, out = tmp_path / "victim", tmp_path / "home", tmp_path / "out"
+    victim.write_text("precious")
+    out.mkdir()
+    (out / ".final.pth.part").symlink_to(victim)
+    run("import", str(save(tmp_path / "final.pth")), ROW)
+    run("export", str(out), "--all", "--holds", "detector")
+    run("convert", ROW, code=1)  # of the other file, which is not here
+    (converted,) = (home / "converted").glob("*.safetensors")
+    converted.unlink()
+    (converted.parent / f".{converted.name}.part").symlink_to(victim)
+    run("convert", ROW, code=1)
+    assert victim.read_text() == "precious" and converted.is_file() and not converted.is_symlink()
+    assert (out / "final.pth").stat().st_size == (tmp_path / "final.pth").stat().st_size
+
+
 @pytest.mark.parametrize("keep_times", [True, False])
 def test_a_changed_byte_is_never_loaded(run: Any, tmp_path: Path, keep_times: bool) -> None:
     run("import", str(save(tmp_path / "final.pth")), ROW)

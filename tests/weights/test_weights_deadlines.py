@@ -3,18 +3,19 @@ without end; and the bodies of redirects and errors are not read."""
 
 from __future__ import annotations
 
+import http.client
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hostile_modes import BODY, MODES, SHA256, answer, fields, hostile_modes
+from hostile_modes import ARRIVES, BODY, MODES, SHA256, answer, fields, hostile_modes
 
 from detection_zoo.zoo.errors import DownloadError
 from detection_zoo.zoo.manifest import WeightSpec
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
 from detection_zoo.zoo.weights.fetch.one import fetch_weights
-from detection_zoo.zoo.weights.fetch.request import Policy, Watch
+from detection_zoo.zoo.weights.fetch.request import Again, Client, Policy, Watch
 
 # a twentieth of the usual patience; without a deadline each of these takes minutes at least
 BRISK = Policy(attempts=2, backoff_s=0.01, answer_s=0.8, patience_s=1.2, slow_window_s=0.8)
@@ -30,7 +31,7 @@ def port() -> Iterator[int]:
         yield port
 
 
-def outcome(url: str, home: Path, **known: str) -> list[object]:
+def outcome(url: str, home: Path, policy: Policy = BRISK, **known: str) -> list[object]:
     """What a download ended with; it is stopped where it has no end."""
     ended: list[object] = []
     watch = Watch()
@@ -38,7 +39,7 @@ def outcome(url: str, home: Path, **known: str) -> list[object]:
     def work() -> None:
         weights = WeightSpec(urls=[url], format="detectron", holds="detector", **known)
         try:
-            ended.append(fetch_weights(weights, "row", WeightCache(home), policy=BRISK, watch=watch).path)
+            ended.append(fetch_weights(weights, "row", WeightCache(home), policy=policy, watch=watch).path)
         except BaseException as error:
             ended.append(error)
 
@@ -82,3 +83,25 @@ def test_the_body_of_a_redirect_or_an_error_is_not_read(
         (ended,) = outcome(f"http://localhost:{port}/large/x.pkl", tmp_path, sha256=SHA256)
     assert isinstance(ended, Path if status == "302 F" else DownloadError)
     assert sent[0] < 32
+
+
+@pytest.mark.parametrize("mode", ARRIVES)
+def test_a_wrong_answer_for_the_rest_of_a_file_is_recovered_from(mode: str, tmp_path: Path) -> None:
+    with hostile_modes() as port:
+        (path,) = outcome(
+            f"http://localhost:{port}/{mode}/x.pkl", tmp_path, Policy(backoff_s=0.01), sha256=SHA256
+        )
+    assert isinstance(path, Path) and path.name == SHA256
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("x"), AttributeError("x"), TypeError("x"), EOFError("x"), OSError("x")]
+    + [http.client.HTTPException("x"), UnicodeEncodeError("idna", "x", 0, 1, "x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_a_library_raises_about_an_answer_is_the_failure_of_one_attempt(error: Exception) -> None:
+    """Which of them a library raises about malformed headers depends on its version."""
+    with Client(BRISK, threading.Event()) as client, pytest.raises((Again, DownloadError)):
+        with client.failures("late"):
+            raise error

@@ -122,6 +122,14 @@ def test_files_that_cost_more_than_they_look(decoder: str) -> None:
             decode_image(data, "x.jpg", decoder)
 
 
+def test_an_image_that_opencv_refuses_is_one_error() -> None:
+    """Wider than OpenCV takes, and within the budget of pixels: its own exception does not pass."""
+    wide = encoded("PPM", Image.new("L", (1_100_000, 1)))
+    assert decode_image(wide, "x.ppm", "pil").shape == (1, 1_100_000, 3)
+    with pytest.raises(DatasetError, match=r"^x\.ppm: cannot be decoded as an image \("):
+        decode_image(wide, "x.ppm", "cv2")
+
+
 def test_damaged_files_are_read_or_refused() -> None:
     """Whatever one byte is changed to, nothing but DatasetError comes out."""
     for kind in ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF"):

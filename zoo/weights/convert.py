@@ -12,7 +12,7 @@ from typing import Any
 
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import WeightSpec
-from detection_zoo.zoo.weights.fetch.cache import WeightCache, sha256_of, sync_folder, write_atomic
+from detection_zoo.zoo.weights.fetch.cache import WeightCache, fresh, sha256_of, sync_folder, write_atomic
 from detection_zoo.zoo.weights.rename import account
 
 
@@ -175,7 +175,7 @@ def _write(arrays: Mapping[str, Any], target: Path, notes: dict[str, str]) -> No
         "order": json.dumps(list(tensors)),
         "tensors_sha256": tensors_sha256(tensors),
     }
-    part = target.with_name(f".{target.name}.part")
+    part = fresh(target.with_name(f".{target.name}.part"))
     save_file(tensors, part, notes)
     with part.open("rb") as file:
         os.fsync(file.fileno())

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from detection_zoo.zoo.errors import DownloadError
-from detection_zoo.zoo.weights.fetch.cache import WeightCache, sha256_of, write_atomic
+from detection_zoo.zoo.regular import read_regular
+from detection_zoo.zoo.weights.fetch.cache import WeightCache, fresh, sha256_of, write_atomic
 from detection_zoo.zoo.weights.fetch.one import Fetched, import_file
 from detection_zoo.zoo.weights.fetch.selection import Chosen
 
 INDEX = "weights.json"
+LARGEST_INDEX_BYTES = 16 << 20
 
 
 def verify_files(files: Iterable[Chosen], cache: WeightCache) -> list[dict[str, object]]:
@@ -66,14 +68,12 @@ def verify_others(cache: WeightCache, known: set[str]) -> list[dict[str, object]
 
 def _sound(path: Path) -> bool:
     """Whether a stored file is what its name says, or a converted one what the record beside it says."""
-    if path.suffix != ".safetensors":
-        return sha256_of(path) == path.name
     try:
-        return (
-            sha256_of(path)
-            == json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["converted_sha256"]
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        if path.suffix != ".safetensors":
+            return sha256_of(path) == path.name
+        note = json.loads(read_regular(path.with_suffix(".json"), LARGEST_INDEX_BYTES))
+        return sha256_of(path) == note["converted_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -141,7 +141,7 @@ def export_files(files: Iterable[Chosen], cache: WeightCache, folder: Path) -> l
                 f"{path}: damaged; run `download_weights.py verify`, then get {chosen.row} again"
             )
         name = _free_name(chosen, path.name, names)
-        part = folder / f".{name}.part"
+        part = fresh(folder / f".{name}.part")
         shutil.copyfile(path, part)
         os.replace(part, folder / name)
         records.append(
@@ -227,7 +227,7 @@ def _import_folder(
     folder: Path, rows: list[Chosen], cache: WeightCache, check: Callable[[Chosen, Path], None]
 ) -> list[tuple[Chosen, Fetched]]:
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = json.loads(read_regular(folder / INDEX, LARGEST_INDEX_BYTES))
         wanted = [(str(r["row"]), str(r["file"]), folder / Path(str(r["exported"])).name) for r in index]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DownloadError(

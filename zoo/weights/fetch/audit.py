@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import ValidationError
 
 from detection_zoo.zoo.errors import DownloadError, ManifestError
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES, WeightSpec
+from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES, WeightSpec, read_toml
 from detection_zoo.zoo.templates import expand_rows
 from detection_zoo.zoo.weights.fetch import headers
 from detection_zoo.zoo.weights.fetch.cache import spec_key
@@ -81,13 +80,14 @@ def read_rows(folder: Path) -> tuple[list[tuple[str, WeightSpec]], list[str]]:
     faults: list[str] = []
     for path in sorted(p for p in folder.glob("*.toml") if p.name not in SHARED_FILES):
         try:
-            expanded = expand_rows(tomllib.loads(path.read_text(encoding="utf-8")), path)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, ManifestError) as error:
+            expanded = expand_rows(read_toml(path), path)
+        except ManifestError as error:
             faults.append(f"{path.name}: not readable: {error}")
             continue
         for number, row in enumerate(expanded, start=1):
             name = f"{row.get('name', f'row {number}')}"
-            for table in row.get("weights", []):
+            tables = row.get("weights", [])
+            for table in tables if isinstance(tables, list) else [tables]:
                 try:
                     rows.append((name, WeightSpec.model_validate(table)))
                 except ValidationError as error:

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from detection_zoo.zoo.errors import CheckpointError, DownloadError
 from detection_zoo.zoo.home import home_folder
 from detection_zoo.zoo.manifest import WeightSpec
+from detection_zoo.zoo.regular import open_regular
 
 CHUNK_BYTES = 1 << 20
 
@@ -61,7 +62,7 @@ def safe_name(name: str) -> str:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -100,10 +101,16 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def fresh(part: Path) -> Path:
+    """The path of a file about to be written, after what was there is removed: of a killed process, or a link
+    that somebody planted."""
+    part.unlink(missing_ok=True)
+    return part
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file as a whole or not at all; the caller is the only writer, or holds a lock."""
-    part = path.with_name(f".{path.name}.new")
-    part.unlink(missing_ok=True)  # of a killed process, or a link that somebody planted
+    part = fresh(path.with_name(f".{path.name}.new"))
     with part.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
