@@ -308,8 +308,8 @@ def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:
     )
 
 
-def text_of(found: Explanation) -> str:
-    """The answer for people."""
+def text_of(found: Explanation, width: int | None = None) -> str:
+    """The answer for people; width: letters of the table's lines."""
     from detection_zoo.benchmarks.spec import metric
     from detection_zoo.benchmarks.tabular import text_table
 
@@ -338,5 +338,11 @@ def text_of(found: Explanation) -> str:
             f" {found.nearest.value:.1f}"
         )
     return "\n".join(
-        [*head, "", text_table(["suspect", "change", title, "difference", "what it does"], rows), "", *tail]
+        [
+            *head,
+            "",
+            text_table(["suspect", "change", title, "difference", "what it does"], rows, width),
+            "",
+            *tail,
+        ]
     )

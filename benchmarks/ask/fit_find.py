@@ -244,8 +244,8 @@ def fit(
     return found
 
 
-def text_of(found: Fit, hardware: str) -> str:
-    """The answers, every trial, and what the numbers mean."""
+def text_of(found: Fit, hardware: str, width: int | None = None) -> str:
+    """The answers, every trial, and what the numbers mean; width: letters of the table's lines."""
     from detection_zoo.benchmarks.tabular import text_table
 
     rows = [
@@ -259,7 +259,9 @@ def text_of(found: Fit, hardware: str) -> str:
         ]
         for trial in found.trials
     ]
-    table = text_table(["batch", "image file", "network's input", "peak (MiB)", "verdict", "why"], rows)
+    table = text_table(
+        ["batch", "image file", "network's input", "peak (MiB)", "verdict", "why"], rows, width
+    )
     case = found.case
     title = f"{case.row}: {'training' if case.train else 'inference'}, {case.dtype}, on {hardware}"
     return "\n".join(

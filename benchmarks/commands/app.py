@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -101,16 +101,21 @@ def options(
     """Benchmark tables of object detectors: rows of the manifests, measured here and as published."""
 
 
-def emit(value: Any, as_json: bool, text: str) -> None:
-    """Print data to stdout: `value` as JSON, or the text."""
-    typer.echo(json.dumps(value, indent=2) if as_json else printable(text))
+def emit(value: Any, as_json: bool, text: str, width: int | None = None) -> None:
+    """Print data to stdout: `value` as JSON, or the text, whose lines longer than `width` are wrapped."""
+    typer.echo(json.dumps(value, indent=2) if as_json else "\n".join(_fitting(printable(text), width)))
 
 
 def say(text: str) -> None:
-    """Print a message to stderr, secrets in addresses hidden."""
-    lines = printable(without_secrets(text)).splitlines() or [""]
-    if width := terminal_width(sys.stderr):
-        lines = [
-            part for line in lines for part in (wrap(line, width, "  ") if len(line) > width else [line])
-        ]
-    typer.echo("\n".join(lines), err=True)
+    """Print a message to stderr, secrets in addresses hidden; a progress bar makes way."""
+    lines = _fitting(printable(without_secrets(text)), terminal_width(sys.stderr))
+    with nullcontext() if "tqdm" not in sys.modules else sys.modules["tqdm"].tqdm.external_write_mode():
+        typer.echo("\n".join(lines), err=True)
+
+
+def _fitting(text: str, width: int | None) -> list[str]:
+    """The lines of a text, those that are too long wrapped; no width: as they are."""
+    lines = text.split("\n")
+    if width is None:
+        return lines
+    return [part for line in lines for part in (wrap(line, width, "  ") if len(line) > width else [line])]

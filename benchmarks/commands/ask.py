@@ -25,6 +25,7 @@ from detection_zoo.benchmarks.commands.options import (
     device_of,
     width_of,
 )
+from detection_zoo.benchmarks.terminal import terminal_width
 
 
 @app.command()
@@ -70,7 +71,7 @@ def explain(
         device=device_of(device),
         say=say,
     )
-    emit(asdict(found) | {"named": found.named}, as_json, text_of(found))
+    emit(asdict(found) | {"named": found.named}, as_json, text_of(found, terminal_width()), terminal_width())
 
 
 @app.command()
@@ -172,7 +173,8 @@ def fit(
     emit(
         found.as_dict() | {"weights": identity.model_dump()},
         as_json,
-        head + text_of(found, present_hardware(where)),
+        head + text_of(found, present_hardware(where), terminal_width()),
+        terminal_width(),
     )
     say(f"{len(found.trials)} trials" + ("; stopped by Ctrl-C" if found.interrupted else ""))
     if found.interrupted or not found.ok:
@@ -186,7 +188,12 @@ def doctor(as_json: JSON = False) -> None:
 
     findings, environment = examine()
     text = "\n".join(f"{finding.state:8} {finding.what}: {finding.text}" for finding in findings)
-    emit({"findings": [vars(finding) for finding in findings], "environment": environment}, as_json, text)
+    emit(
+        {"findings": [vars(finding) for finding in findings], "environment": environment},
+        as_json,
+        text,
+        terminal_width(),
+    )
     broken = [finding for finding in findings if finding.state == "broken"]
     say(f"{len(findings)} things looked at, {len(broken)} broken")
     if broken:

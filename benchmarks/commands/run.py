@@ -36,6 +36,7 @@ from detection_zoo.benchmarks.commands.options import (
     width_of,
     workers_of,
 )
+from detection_zoo.benchmarks.terminal import terminal_width
 
 
 @app.command()
@@ -289,7 +290,7 @@ def detect(
         save=save,
         frames=frames,
     )
-    emit(records, as_json, text_of_files(records))
+    emit(records, as_json, text_of_files(records), terminal_width())
     say(
         f"{len({record['drawn'] for record in records})} files in {out},"
         f" {sum(len(record['detections']) for record in records)} detections of score {min_score:g} and more"

@@ -11,6 +11,7 @@ import typer
 
 from detection_zoo.benchmarks.commands.app import app, checking_arguments, emit, say
 from detection_zoo.benchmarks.commands.options import DEVICE, DTYPE, FORMAT, JSON, MAP, data_of, device_of
+from detection_zoo.benchmarks.terminal import terminal_width
 
 
 @app.command()
@@ -216,7 +217,7 @@ def train(
     try:
         if dry_run:
             ahead = look(request, wishes, settings, say)
-            emit(ahead, as_json, text_of(ahead))
+            emit(ahead, as_json, text_of(ahead), terminal_width())
             return
         done, table = start_training(request, wishes, settings, say)
     except (ValueError, RuntimeError, ArithmeticError) as error:
@@ -255,5 +256,5 @@ def train_step(
     batch = Batch(images, height, width)
     found = beside(row, batch, warm_up=warm_up, steps=steps, blocks=blocks, say=say)
     values, table = summary(found, batch)
-    emit(values, as_json, render([table], "text"))
+    emit(values, as_json, render([table], "text", terminal_width()))
     say(f"{row}: {values['speed']:.2f}x as fast as torchvision, {values['memory']:.2f}x the memory")

@@ -42,11 +42,11 @@ def result_table(name: str, plan: Plan, done: Outcome, process: Process) -> Tabl
     return Table(COLUMNS, [row], name="training", title=f"{name}: training")
 
 
-def write_results(folder: Path, table: Table) -> str:
-    """Write results.md; its text."""
+def write_results(folder: Path, table: Table, width: int | None = None) -> str:
+    """Write results.md; its text, or that of a terminal of this width."""
     text = render([table], "markdown").rstrip("\n")
     (folder / "results.md").write_text(text + "\n", encoding="utf-8")
-    return text
+    return text if width is None else render([table], "text", width).rstrip("\n")
 
 
 def write_curves(folder: Path) -> Path | None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from detection_zoo.benchmarks.run.subject import identify_weights, open_data, weights_file
+from detection_zoo.benchmarks.terminal import terminal_width
 from detection_zoo.benchmarks.train.dry_run import look_ahead
 from detection_zoo.benchmarks.train.evaluate import evaluator, top1_evaluator
 from detection_zoo.benchmarks.train.outcome import event_writer, result_table, write_curves, write_results
@@ -174,7 +175,8 @@ def start_training(
                 tell("no curves.svg: matplotlib is not installed, or no update was made")
         text = ""
         if process.main:
-            text = write_results(settings.folder, result_table(task.entry.name, task.plan, done, process))
+            table = result_table(task.entry.name, task.plan, done, process)
+            text = write_results(settings.folder, table, terminal_width())
         return done, text
 
 
