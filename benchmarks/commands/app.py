@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from detection_zoo.benchmarks.run.progress import make_way
 from detection_zoo.benchmarks.terminal import terminal_width, wrap
 from detection_zoo.zoo.entry import INTERRUPTED
 from detection_zoo.zoo.errors import UnknownName, ZooError, in_one_line
@@ -22,8 +23,9 @@ UsageError = typer.BadParameter.__base__
 
 
 def wrong_usage(error: ZooError | OSError) -> typer.Exit:
-    """Say what is wrong with an argument; to be raised: exit code 2."""
-    say(f"error: {in_one_line(error)}")
+    """Say what is wrong with an argument, on one line; to be raised: exit code 2."""
+    first, *rest = (line.strip() for line in in_one_line(error).splitlines())
+    say(f"error: {first} {'; '.join(rest)}".rstrip())
     return typer.Exit(2)
 
 
@@ -109,8 +111,8 @@ def emit(value: Any, as_json: bool, text: str, width: int | None = None) -> None
 def say(text: str) -> None:
     """Print a message to stderr, secrets in addresses hidden; a progress bar makes way."""
     lines = _fitting(printable(without_secrets(text)), terminal_width(sys.stderr))
-    with nullcontext() if "tqdm" not in sys.modules else sys.modules["tqdm"].tqdm.external_write_mode():
-        typer.echo("\n".join(lines), err=True)
+    make_way()
+    typer.echo("\n".join(lines), err=True)
 
 
 def _fitting(text: str, width: int | None) -> list[str]:

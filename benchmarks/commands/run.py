@@ -164,7 +164,7 @@ def run(
     memory_mib = None if memory_gb is None else memory_gb * 1024
     folder = store or results_folder() / RUNS
     options = SweepOptions(folder, again, not in_process, stall_s, limit_s, memory_mib, jobs, engine)
-    with clock("look at rows, weights and data"), checking_arguments():
+    with checking_arguments(), clock("look at rows, weights and data"):
         entries = checked_rows(rows, sources, images, say, fetch=engine == "local")
     if check and all(entry.training is None for entry in entries):
         raise typer.BadParameter("no row has an expected accuracy", param_hint="--check")

@@ -16,6 +16,7 @@ QUIET_S = 2
 TICK_S = 0.5
 LOG_S = 5.0
 _LOCK = threading.RLock()
+_BARS: list[Any] = []
 
 
 def _bar(title: str, **options: Any) -> Any:
@@ -37,15 +38,32 @@ def _bar(title: str, **options: Any) -> Any:
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[], None]]:
     """A bar (a count where the total is not known); the block gets a function that moves it by one."""
-    with _bar(title, total=total, dynamic_ncols=True) as bar:
+    with _bar(title, total=total, dynamic_ncols=True) as bar, _shown(bar):
         yield lambda: bar.update(1) and None
 
 
 @contextmanager
 def clock(title: str) -> Iterator[None]:
     """The time that a block has been running, told twice a second by a thread."""
-    with _bar(title, bar_format="{desc}: {elapsed}") as bar, ticking(lambda: bar.update(1), TICK_S, "clock"):
+    with _bar(title, bar_format="{desc}: {elapsed}") as bar, _shown(bar):
+        with ticking(lambda: bar.update(1), TICK_S, "clock"):
+            yield
+
+
+@contextmanager
+def _shown(bar: Any) -> Iterator[None]:
+    _BARS.append(bar)
+    try:
         yield
+    finally:
+        _BARS.remove(bar)
+
+
+def make_way() -> None:
+    """Clear the bars from the line, for a message; their next step draws them again."""
+    for bar in _BARS:
+        if not bar.disable and bar.last_print_t > bar.start_t:  # not in the quiet seconds
+            bar.clear()
 
 
 @contextmanager

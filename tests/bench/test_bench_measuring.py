@@ -21,6 +21,7 @@ from detection_zoo.benchmarks.measure.inference import batches_that_fit
 from detection_zoo.benchmarks.measure.memory import peak_memory
 from detection_zoo.benchmarks.measure.telemetry import judge, share_of, watching
 from detection_zoo.benchmarks.measure.timing import PhaseClock, time_passes, warm_up
+from detection_zoo.benchmarks.run import progress as progress_module
 from detection_zoo.benchmarks.run.isolation import run_isolated
 from detection_zoo.benchmarks.run.progress import clock, progress
 
@@ -257,3 +258,18 @@ def test_bars_and_clocks_appear_after_two_seconds_only(
         shown.wait(0.2)
     told = capsys.readouterr()
     assert "long" in told.err and "longer: 00:00" in told.err and not told.out
+
+
+def test_a_message_clears_the_bar_that_is_shown(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(progress_module, "QUIET_S", 0)
+    with progress("work", 3) as tick:
+        tick()
+        capsys.readouterr()
+        progress_module.make_way()
+        assert capsys.readouterr().err.strip("\r ") == ""
+    progress_module.make_way()
+    assert capsys.readouterr().err.strip("\r\n ") == ""
+    monkeypatch.setattr(progress_module, "QUIET_S", 1000)
+    with progress("work", 3):
+        progress_module.make_way()
+    assert capsys.readouterr().err == ""

@@ -54,7 +54,7 @@ def lines_of(folder: Path, home: Path, arguments: tuple[str, ...]) -> list[str]:
     assert "Traceback" not in done.stderr and done.returncode in (0, 1, 2), done.stderr
     printed = done.stdout + done.stderr
     assert printed.strip()
-    return [line.rpartition("\r")[2] for line in printed.split("\n")]
+    return printed.splitlines()
 
 
 @pytest.fixture(scope="module")

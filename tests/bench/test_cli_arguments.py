@@ -73,6 +73,22 @@ def test_a_wrong_call_ends_at_once_with_one_line_and_no_record(call: str, tmp_pa
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_without_a_network_a_row_whose_weights_are_not_here_is_one_line(tmp_path: Path) -> None:
+    """Every address is tried, again and again; the processor is idle meanwhile."""
+    nowhere = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https")}
+    environment = {**os.environ, **nowhere, "DETECTION_ZOO_HOME": str(tmp_path / "home")}
+    command = [sys.executable, str(ROOT / "bench.py"), "run", "mask_rcnn_vovnet39_fpn_2x.vovnet"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    lines = [line.strip() for line in done.stderr.splitlines()]
+    said = [line for line in lines if line and not line.startswith("look at rows")]  # the clock
+    assert done.returncode == 2 and not done.stdout and len(said) == 1, done.stderr
+    assert "no address gave MRCN-V-39-FPN-2x.pth: https://" in said[0] and "connection refused" in said[0]
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2  # 0.8
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"] == []
+
+
 @pytest.mark.usefixtures("drawn_shapes")
 def test_a_row_that_cannot_be_measured_is_left_out_of_a_pattern() -> None:
     said: list[str] = []
