@@ -17,8 +17,8 @@ PIECE = re.compile(r"[^_./,:;=&?\-]*[_./,:;=&?\-]+|[^_./,:;=&?\-]+")  # a long w
 def terminal_width(stream: TextIO | None = None) -> int | None:
     """Columns of the terminal: COLUMNS where it is set, else the terminal's; None where the stream (stdout by
     default) is no terminal, so that lines stay whole for other programs."""
-    if os.environ.get("COLUMNS", "").isdecimal() and int(os.environ["COLUMNS"]) > 0:
-        return int(os.environ["COLUMNS"])
+    if re.fullmatch("[0-9]{1,6}", given := os.environ.get("COLUMNS", "")) and int(given) > 0:
+        return int(given)
     return shutil.get_terminal_size().columns if (stream or sys.stdout).isatty() else None
 
 

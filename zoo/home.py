@@ -10,7 +10,12 @@ def home_folder() -> Path:
     """The folder of DETECTION_ZOO_HOME, or the user's cache folder of this platform; it need not exist
     yet."""
     if given := os.environ.get("DETECTION_ZOO_HOME"):
-        return Path(given).expanduser()
+        return expanded(given)
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("detection-zoo", appauthor=False))
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with the user's folder in place of `~`; a `~` that leads nowhere stays, the name of a folder."""
+    return Path(os.path.expanduser(path))

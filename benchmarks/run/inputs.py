@@ -12,6 +12,7 @@ import numpy as np
 
 from detection_zoo.zoo.data.images import decode_image
 from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.home import expanded
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -136,7 +137,7 @@ def inputs_of(names: Sequence[str]) -> list[Input]:
 
 
 def _inputs(name: str) -> list[Input]:
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return [Input(path)]
     if path.is_dir():

@@ -13,7 +13,7 @@ from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.class_choice import ClassChoice
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
-from detection_zoo.zoo.home import home_folder
+from detection_zoo.zoo.home import expanded, home_folder
 from detection_zoo.zoo.manifest import DatasetSpec, ModelEntry, load_manifests
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def identify_weights(entry: ModelEntry, argument: str) -> tuple[WeightsIdentity,
 
 def weights_file(argument: str) -> Path:
     """The file that a --weights argument names; DIR/last and DIR/best of a training may lack their suffix."""
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     trained = path.with_name(f"{path.name}.pth")
     return trained if not path.is_file() and trained.is_file() else path
 
@@ -184,7 +184,7 @@ def _published(entry: ModelEntry) -> tuple[WeightsIdentity, str]:
 def _stand_in(folder: Path) -> tuple[WeightsIdentity, str]:
     from detection_zoo.zoo.parity.standin import CHECKPOINT_FILE, write_standin_checkpoint
 
-    description = folder.expanduser() / CHECKPOINT_FILE
+    description = expanded(folder) / CHECKPOINT_FILE
     if not description.is_file():
         raise CheckpointError(
             f"{description}: no such file; {STAND_IN}FOLDER wants a folder of recorded outputs that describes"
@@ -194,7 +194,7 @@ def _stand_in(folder: Path) -> tuple[WeightsIdentity, str]:
     path = home_folder() / "stand-in" / f"{folder.name}-{digest[:12]}.pth"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_standin_checkpoint(folder.expanduser(), path)
+        write_standin_checkpoint(expanded(folder), path)
     return WeightsIdentity(
         kind="stand-in",
         digest=digest,
@@ -243,7 +243,7 @@ def training_data(entry: ModelEntry, sources: Sources) -> tuple[Dataset, str]:
 
 def _folder(rest: str) -> str:
     """DIR of "DIR" or "DIR:SPLIT"."""
-    return rest if Path(rest).expanduser().is_dir() or ":" not in rest else rest.rpartition(":")[0]
+    return rest if expanded(rest).is_dir() or ":" not in rest else rest.rpartition(":")[0]
 
 
 def images_in_epoch(entry: ModelEntry, dataset: Dataset) -> tuple[int, str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from detection_zoo.benchmarks.run.subject import open_data
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.class_choice import ClassChoice
 from detection_zoo.zoo.data.datasets import FORMS, open_dataset
 from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.home import expanded
 from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.trained_row import row_classes
 
@@ -58,11 +57,11 @@ def _training_split(data: str) -> str:
     kind, _, rest = data.partition(":")
     if kind == "shapes":
         return data if rest else "shapes:train"
-    if kind == "imagenet" and (Path(rest).expanduser() / "train").is_dir():
+    if kind == "imagenet" and (expanded(rest) / "train").is_dir():
         return f"{data}/train"
-    if kind == "coco" and Path(rest).expanduser().is_dir():
+    if kind == "coco" and expanded(rest).is_dir():
         for split in ("train2017", "train"):
-            if (Path(rest).expanduser() / "annotations" / f"instances_{split}.json").is_file():
+            if (expanded(rest) / "annotations" / f"instances_{split}.json").is_file():
                 return f"{data}:{split}"
     return data
 
@@ -77,16 +76,16 @@ def validation_split(data: str) -> str | None:
 def _validation_split(data: str) -> str | None:
     kind, _, rest = data.partition(":")
     if kind not in FORMS:  # own data: the split that is measured on
-        return data if Path(data).expanduser().exists() else data.rpartition(":")[0] or None
+        return data if expanded(data).exists() else data.rpartition(":")[0] or None
     if kind == "shapes":
         return "shapes:val"
     if kind == "imagenet":
-        return f"imagenet:{rest}/val" if (Path(rest).expanduser() / "val").is_dir() else None
+        return f"imagenet:{rest}/val" if (expanded(rest) / "val").is_dir() else None
     if kind == "voc":
         return f"voc:{rest.rpartition(':')[0]}:test"
     if kind == "coco":
-        folder = rest if Path(rest).expanduser().is_dir() or ":" not in rest else rest.rpartition(":")[0]
+        folder = rest if expanded(rest).is_dir() or ":" not in rest else rest.rpartition(":")[0]
         for split in ("val2017", "val"):
-            if (Path(folder).expanduser() / "annotations" / f"instances_{split}.json").is_file():
+            if (expanded(folder) / "annotations" / f"instances_{split}.json").is_file():
                 return f"coco:{folder}:{split}"
     return None

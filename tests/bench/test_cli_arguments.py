@@ -29,6 +29,8 @@ WRONG = {
     "no weights": (("run", "faster_rcnn_resnet101_fpn_voc07.detnet"), "--weights random"),
     "weights file": (("run", DEMO, "--weights", "no/such.pth"), "no/such.pth: no such file"),
     "data": (("run", DEMO, *UNTRAINED, "--data", "cocoo:x"), "unknown kind of dataset"),
+    "weights of nobody": (("run", DEMO, "--weights", "~nobody-of-this-name/a.pth"), "no such file"),
+    "data of nobody": (("run", DEMO, *UNTRAINED, "--data", "coco:~nobody-of-this-name/x"), "no such"),
     "row of fit": (("fit", "no_such_row", "--gb", "1"), "no row is named"),
     "missing file": (("run", DEMO, *UNTRAINED, "--data", "coco:no/such/folder"), "no such folder"),
     "wrong classes": (("run", DEMO, *UNTRAINED, "--data", "coco:{coco}"), "classes"),
@@ -120,6 +122,23 @@ def test_ctrl_c_while_python_imports_is_one_line_and_130(tmp_path: Path) -> None
     assert not any("Traceback" in err for err in said), said
     ours = [err for code, err in zip(codes, said, strict=True) if code == 130]
     assert all(len(err.splitlines()) <= 2 and "Ctrl-C" in err for err in ours), said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("COLUMNS", "9" * 5000),
+        ("COLUMNS", "\u0663\u0663"),
+        ("COLUMNS", "-1"),
+        ("DETECTION_ZOO_HOME", "~nobody-of-this-name/x"),
+        ("DETECTION_ZOO_HOME", "/dev/null"),
+    ],
+)
+@pytest.mark.parametrize("program", ["bench.py", "download_weights.py"])
+def test_odd_variables_of_the_environment_are_no_fault(program: str, name: str, value: str) -> None:
+    command = [sys.executable, str(ROOT / program), "list", "vovnet"]
+    done = subprocess.run(command, env={**os.environ, name: value}, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
 def run_program(code: str, redirections: str = "") -> subprocess.CompletedProcess[str]:

@@ -132,6 +132,13 @@ def test_tokens() -> None:
         assert token_header(url, origin, environment) == {}
 
 
+@pytest.mark.parametrize("token", ["hu\nsh", "hu sh", "h\xfcsh", "hush\x1b[31m", "hush\u20ac"])
+def test_a_token_that_no_header_carries_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(DownloadError, match="^HF_TOKEN holds white space") as caught:
+        token_header("https://huggingface.co/a", "https://huggingface.co/a", {"HF_TOKEN": token})
+    assert "sh" not in str(caught.value).replace("white space", "")
+
+
 def test_messages_tell_no_secrets() -> None:
     environment = {"HF_TOKEN": "abcd1234"}
     assert (

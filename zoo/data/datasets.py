@@ -14,6 +14,7 @@ from detection_zoo.zoo.data.imagenet import ImageNetDataset
 from detection_zoo.zoo.data.recognise import SPLITS, TRAINING_SPLITS, Recognised, coco_parts, recognise
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.home import expanded
 from detection_zoo.zoo.registry import did_you_mean
 
 FORMS = {
@@ -118,7 +119,7 @@ def _open_coco(
 ) -> Dataset:
     if rest.startswith("annotations="):
         file, _, images = rest.removeprefix("annotations=").partition(",images=")
-        parts = coco_parts(Path(file).expanduser(), Path(images).expanduser() if images else None)
+        parts = coco_parts(expanded(file), expanded(images) if images else None)
         return _own(parts, classes, decoder, choice)
     folder, split = _folder_and_rest(rest)
     images, annotations, split = find_split(folder, split, keypoints)
@@ -135,7 +136,7 @@ def _open_voc(
         raise DatasetError(f"--data 'voc:{rest}': year and split are missing; write {FORMS['voc']}")
     devkit, years, split = parts
     return VocDataset(
-        Path(devkit).expanduser(),
+        expanded(devkit),
         ["2007", "2012"] if years == "0712" else years.split("+"),
         split,
         classes=classes,
@@ -147,7 +148,7 @@ def _open_imagenet(
     rest: str, classes: int | None, keypoints: bool, decoder: Literal["pil", "cv2"]
 ) -> Dataset:
     _refuse_keypoints(keypoints, "ImageNet")
-    return ImageNetDataset(Path(rest).expanduser(), classes=classes, decoder=decoder)
+    return ImageNetDataset(expanded(rest), classes=classes, decoder=decoder)
 
 
 def _open_shapes(
@@ -167,11 +168,11 @@ def _open_shapes(
 
 def _folder_and_rest(rest: str) -> tuple[Path, str | None]:
     """Split "DIR" or "DIR:SPLIT"; a folder whose own name holds a colon is taken as it is."""
-    whole = Path(rest).expanduser()
+    whole = expanded(rest)
     if whole.is_dir() or ":" not in rest:
         return whole, None
     folder, split = rest.rsplit(":", 1)
-    return Path(folder).expanduser(), split or None
+    return expanded(folder), split or None
 
 
 def _refuse_keypoints(keypoints: bool, title: str) -> None:

@@ -181,12 +181,20 @@ def token_header(url: str, origin: str, environment: Mapping[str, str] = os.envi
         url: the address about to be asked, perhaps after a redirect.
         origin: the address of the first request: a token goes there alone, and only encrypted or within this
             machine.
+
+    Raises:
+        DownloadError: the variable of the token holds what no header can carry; its value is not shown.
     """
     here, first = urlsplit(url), urlsplit(origin)
     same_origin = (here.scheme, here.hostname, here.port) == (first.scheme, first.hostname, first.port)
     private = here.scheme == "https" or here.hostname in LOCAL_HOSTS
-    token = environment.get(token_name(host_of(url)))
-    return {"Authorization": f"Bearer {token}"} if token and same_origin and private else {}
+    name = token_name(host_of(url))
+    token = environment.get(name, "").strip()
+    if not (token and same_origin and private):
+        return {}
+    if not re.fullmatch(r"[!-~]+", token):  # libraries quote it in their errors
+        raise DownloadError(f"{name} holds white space or letters that no token has; set it again")
+    return {"Authorization": f"Bearer {token}"}
 
 
 def hide(text: str, environment: Mapping[str, str] = os.environ) -> str:
