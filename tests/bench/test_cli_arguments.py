@@ -159,6 +159,21 @@ def test_ctrl_c_after_the_work_changes_no_exit_code(program: str) -> None:
     assert done.stdout.startswith("[")
 
 
+def test_a_command_that_ctrl_c_ended_takes_nothing_down_object_by_object() -> None:
+    code = (
+        "import atexit; from detection_zoo.zoo.entry import run_command\n"
+        "class Large:\n    def __del__(self):\n        print('taken down')\n"
+        "large = Large(); atexit.register(print, 'cleaned up')\n"
+        "def app():\n    print('said')\n    raise {}\nrun_command(app)"
+    )
+    done = run_program(code.format("SystemExit(130)"))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "said\ncleaned up\n", "")
+    done = run_program(code.format("KeyboardInterrupt"))
+    assert (done.returncode, done.stdout) == (130, "said\ncleaned up\n")
+    done = run_program(code.format("SystemExit(1)"))
+    assert (done.returncode, done.stdout) == (1, "said\ncleaned up\ntaken down\n")
+
+
 @pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("program", ["bench", "download_weights"])
 def test_closed_streams_are_no_fault(program: str, streams: str) -> None:
