@@ -42,7 +42,11 @@ struct Table {  // rows 0 .. POOLED_H - 1 for y, then POOLED_W for x
     SUM weights[POOLED_H + POOLED_W][ENTRIES];
     OFFSET offsets[POOLED_H + POOLED_W][ENTRIES];
     int used[POOLED_H + POOLED_W];
+    Placed roi;
 };
+
+// Blocks of a multiprocessor that registers must leave room for: at most 64 of them a thread, 128 in double precision.
+#define BLOCKS (sizeof(SUM) == 4 ? 4 : 2)
 
 struct alignas(PACK * sizeof(SCALAR)) Pack { SCALAR lanes[PACK]; };
 
@@ -108,6 +112,13 @@ __device__ inline void add_entry(Table& table, int row, OFFSET offset, SUM weigh
     table.used[row] = used + 1;
 }
 
+// One thread places the block's RoI, in shared memory: what every thread needs of it now and then takes no registers.
+__device__ inline const Placed& place_for_block(Table& table, const Pyramid& pyramid, const SUM* rois, long long row, int thread) {
+    if (thread == 0) table.roi = place(pyramid, rois, row);
+    __syncthreads();
+    return table.roi;
+}
+
 __device__ inline bool fits_table(const Placed& roi) { return roi.y.points <= MAX_POINTS && roi.x.points <= MAX_POINTS; }
 
 // All threads of the block fill the table and wait for it.
@@ -158,7 +169,7 @@ __device__ inline SUM points_of(const Placed& roi) { return max((SUM)roi.y.point
 // Block (32, warps); a warp takes every warps-th row of bins. The output is NCHW by way of a tile in shared memory, so that it leaves in
 // whole lines, or channels-last. A row of the tile is a bin; channel PACK * lane + k stands at 32 * k + lane, and rows are one bank
 // apart, so that neither filling nor draining the tile meets a bank twice.
-extern "C" __global__ void roi_align_forward_packed(const Pyramid pyramid, const SUM* rois, SCALAR* pooled, int channels_last) {
+extern "C" __launch_bounds__(256, BLOCKS) __global__ void roi_align_forward_packed(const Pyramid pyramid, const SUM* rois, SCALAR* pooled, int channels_last) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     Table& table = *(Table*)shared_bytes;
     SCALAR* tile = (SCALAR*)(shared_bytes + (sizeof(Table) + 15) / 16 * 16);
@@ -166,7 +177,7 @@ extern "C" __global__ void roi_align_forward_packed(const Pyramid pyramid, const
     const long long row = blockIdx.x;
     const int lane = threadIdx.x, thread = threadIdx.y * 32 + lane, threads = blockDim.y * 32;
     const int first = blockIdx.y * 32 * PACK, channel = first + lane * PACK, channels = min(pyramid.channels - first, 32 * PACK);
-    const Placed roi = place(pyramid, rois, row);
+    const Placed& roi = place_for_block(table, pyramid, rois, row, thread);
     const Map& map = pyramid.maps[roi.level];
     const bool tabled = roi.state == POOLABLE && fits_table(roi);
     const SUM blank = roi.state == UNPOOLABLE ? not_a_number() : (SUM)0, points = roi.state == POOLABLE ? points_of(roi) : (SUM)1;
@@ -201,12 +212,12 @@ extern "C" __global__ void roi_align_forward_packed(const Pyramid pyramid, const
     }
 }
 
-extern "C" __global__ void roi_align_forward(const Pyramid pyramid, const SUM* rois, SCALAR* pooled, int channels_last) {
+extern "C" __launch_bounds__(256, BLOCKS) __global__ void roi_align_forward(const Pyramid pyramid, const SUM* rois, SCALAR* pooled, int channels_last) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     Table& table = *(Table*)shared_bytes;
     const long long row = blockIdx.x;
     const int first = blockIdx.y * SLICE, channels = min(pyramid.channels - first, SLICE);
-    const Placed roi = place(pyramid, rois, row);
+    const Placed& roi = place_for_block(table, pyramid, rois, row, threadIdx.x);
     const Map& map = pyramid.maps[roi.level];
     const bool tabled = roi.state == POOLABLE && fits_table(roi);
     const SUM points = roi.state == POOLABLE ? points_of(roi) : (SUM)1;
@@ -232,12 +243,12 @@ __device__ inline SUM upstream_at(const Upstream& grad, long long row, int chann
 }
 
 // pyramid.maps are the gradients here, of type SUM and filled with zeros.
-extern "C" __global__ void roi_align_backward(const Pyramid pyramid, const SUM* rois, const Upstream grad, int channels_fastest) {
+extern "C" __launch_bounds__(256, BLOCKS) __global__ void roi_align_backward(const Pyramid pyramid, const SUM* rois, const Upstream grad, int channels_fastest) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     Table& table = *(Table*)shared_bytes;
     const long long row = blockIdx.x;
     const int first = blockIdx.y * SLICE, channels = min(pyramid.channels - first, SLICE);
-    const Placed roi = place(pyramid, rois, row);
+    const Placed& roi = place_for_block(table, pyramid, rois, row, threadIdx.x);
     if (roi.state != POOLABLE) return;
     const Map& map = pyramid.maps[roi.level];
     const bool tabled = fits_table(roi);
@@ -275,7 +286,7 @@ __device__ inline SUM weight_of(const Axis& axis, int bin, int cell, int rule) {
 
 // pyramid.maps are the gradients, of type SCALAR; every element is written once, so they need no zeros. blockIdx.x counts the tiles of
 // all levels and images, blockIdx.y slices of 32 channels. RoIs are visited in order, bins in order: the sums never vary.
-extern "C" __global__ void roi_align_backward_tiles(const Pyramid pyramid, const SUM* rois, const Upstream grad, int num_rois,
+extern "C" __launch_bounds__(256, 2) __global__ void roi_align_backward_tiles(const Pyramid pyramid, const SUM* rois, const Upstream grad, int num_rois,
                                                     int channels_fastest) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     SUM* rows = (SUM*)shared_bytes;              // (TILE, POOLED_H) weights of the tile's rows

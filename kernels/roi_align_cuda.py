@@ -173,8 +173,11 @@ def _defines(maps: Sequence[Tensor], size: tuple[int, ...], pack: int) -> dict[s
 
 
 def _table_bytes(defines: dict[str, object]) -> int:
+    """Size of the kernels' `Table`, rounded up to 16: rows of weights, offsets and a count, and the RoI."""
     number, offset = 8 if defines["SUM"] == "double" else 4, 4 if defines["OFFSET"] == "int" else 8
-    return -(-(defines["POOLED_H"] + defines["POOLED_W"]) * (ENTRIES * (number + offset) + 4) // 16) * 16
+    rows = (defines["POOLED_H"] + defines["POOLED_W"]) * (ENTRIES * (number + offset) + 4)
+    placed = 64 if number == 8 else 44
+    return -(-(-(-rows // 8) * 8 + placed) // 16) * 16
 
 
 def _pack(features: Sequence[Tensor], size: tuple[int, ...], channels_last: bool) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -118,13 +119,13 @@ def _library(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     path = BUILD / f"{digest}.so"
     if not path.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
-        (BUILD / f"{digest}.cpp").write_text(text)
+        own = BUILD / f"{digest}-{os.getpid()}"  # several processes may build the same
+        own.with_suffix(".cpp").write_text(text)
         made = subprocess.run(
-            [*command, "-o", str(BUILD / f"{digest}.part"), str(BUILD / f"{digest}.cpp")],
-            capture_output=True,
-            text=True,
+            [*command, "-o", str(own), str(own.with_suffix(".cpp"))], capture_output=True, text=True
         )
         if made.returncode:
             raise RuntimeError(f"g++ could not build the kernels:\n{made.stderr[:4000]}")
-        (BUILD / f"{digest}.part").rename(path)
+        own.with_suffix(".cpp").rename(path.with_suffix(".cpp"))
+        own.rename(path)
     return ctypes.CDLL(str(path))

@@ -114,7 +114,7 @@ PLANTED = [
     (align, "tile_row = 32 * PACK +", "tile_row = 32 * PACK - 2 +"),
     (align, "axis.start, end) - (SUM)2", "axis.start, end) + (SUM)2"),
     (align, "weight += tap.weight_high", "weight = tap.weight_high"),
-    *((align, BARRIER, place) for place in range(6)),
+    *((align, BARRIER, place) for place in range(7)),
     (pool, "end - start + (SUM)1", "end - start"),
     (pool, "is_end ? ceil(at)", "is_end ? floor(at)"),
 ]
