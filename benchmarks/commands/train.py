@@ -143,7 +143,7 @@ def train(
     import torch
 
     from detection_zoo.benchmarks.train.dry_run import text_of
-    from detection_zoo.benchmarks.train.start import Request, start_training
+    from detection_zoo.benchmarks.train.start import Request, check_start, prepare_task, start_training
     from detection_zoo.benchmarks.train.start import dry_run as look
     from detection_zoo.zoo.training.plan import Wishes
     from detection_zoo.zoo.training.trainer import Settings
@@ -214,12 +214,16 @@ def train(
         class_agnostic,
         checkpoint_format,
     )
+    with checking_arguments():
+        task = prepare_task(request, wishes)
+        if not dry_run:
+            check_start(task, settings)
     try:
         if dry_run:
-            ahead = look(request, wishes, settings, say)
+            ahead = look(task, request, settings, say)
             emit(ahead, as_json, text_of(ahead), terminal_width())
             return
-        done, table = start_training(request, wishes, settings, say)
+        done, table = start_training(task, request, wishes, settings, say)
     except (ValueError, RuntimeError, ArithmeticError) as error:
         say(f"error: {error}")
         raise typer.Exit(1) from None

@@ -120,19 +120,38 @@ def prepare_task(request: Request, wishes: Wishes) -> Task:
     )
 
 
+def check_start(task: Task, settings: Settings) -> None:
+    """Raise CheckpointError, ManifestError or DownloadError where a training could not start: its folder
+    holds one already, or the weights to start from are not there."""
+    if start_of(settings.folder, settings.resume) is not None or task.weights == "initial":
+        return
+    if not task.weights.startswith(BACKBONE):
+        identify_weights(task.entry, task.weights)
+        return
+    where = task.weights.removeprefix(BACKBONE)
+    if where != TIMM.rstrip(".") and not weights_file(where).is_file():
+        raise CheckpointError(
+            f"{weights_file(where)}: no such file; --weights {BACKBONE}FILE takes a classifier's file"
+        )
+
+
 def start_training(
-    request: Request, wishes: Wishes, settings: Settings, say: Callable[[str], None]
+    task: Task, request: Request, wishes: Wishes, settings: Settings, say: Callable[[str], None]
 ) -> tuple[Outcome, str]:
     """Train a row; recipe.json in the folder says how.
+
+    Args:
+        task: of `prepare_task`, from the same request and wishes.
+        request, wishes, settings: what was asked.
+        say: gets every line for people.
 
     Returns:
         how it ended, and its line in the columns of the sources' READMEs.
 
     Raises:
-        ManifestError, DatasetError, CheckpointError, DownloadError: what is missing or does not fit.
+        CheckpointError, DownloadError, DatasetError: weights do not fit, or an image cannot be read.
         FloatingPointError: the loss is not finite.
     """
-    task = prepare_task(request, wishes)
     with joined(request.device) as process:
         batch = task.plan.schedule.images_per_batch
         if batch % process.world:
@@ -180,11 +199,8 @@ def start_training(
         return done, text
 
 
-def dry_run(
-    request: Request, wishes: Wishes, settings: Settings, say: Callable[[str], None]
-) -> dict[str, Any]:
+def dry_run(task: Task, request: Request, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     """What `start_training` would do; trains and writes nothing. Raises as `start_training`."""
-    task = prepare_task(request, wishes)
     process = Process(0, 1, torch.device(request.device))
     for text in (describe(task, settings, process), *task.lines, *task.plan.warnings):
         say(text)
@@ -306,10 +322,7 @@ def _with_backbone(task: Task, where: str) -> nn.Module:
     raises CheckpointError."""
     if task.entry.backbone.name.startswith(TIMM):
         return _with_timm_weights(task, where)
-    path = weights_file(where)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; --weights {BACKBONE}FILE takes a classifier's file")
-    model = build_model(task.entry)
+    path, model = weights_file(where), build_model(task.entry)
     initial = next((spec.format for spec in load_manifests().initial_weights(task.entry)), "zoo")
     load_backbone(
         model,

@@ -60,7 +60,9 @@ def test_a_resumed_training_repeats_the_unbroken_one_and_its_file_can_be_run(tmp
     assert f"lr: {ROW_OWN.lr:g} -> {rate:g}" in said
     assert "update 4/4" in said and "images/s" in said and "waiting for data" in said
     train("--out", broken, "--iterations", 2, *SMALL)
-    assert "holds a training already" in train("--out", broken, "--iterations", 4, *SMALL, code=1)
+    nowhere = train("--out", whole.with_name("none"), "--weights", whole / "none.pth", *SMALL, code=2)
+    assert "none.pth: no such file" in nowhere.replace("\n", "") and not whole.with_name("none").exists()
+    assert "holds a training already" in train("--out", broken, "--iterations", 4, *SMALL, code=2)
     said = train("--out", broken, "--iterations", 4, "--resume", "--workers", 1, *SMALL)
     assert "resumed from step_00000002.pth" in said
     assert "the schedule is not the checkpoint's: iterations: 2 -> 4" in said
@@ -115,4 +117,4 @@ def test_settings_are_checked_and_written_down(tmp_path: Path) -> None:
         "neck.chanels=3": "did you mean 'channels'",
         "nothing": "write SECTION.FIELD=VALUE",
     }.items():
-        assert problem in train("--out", tmp_path, *small, "--set", setting, code=1)
+        assert problem in train("--out", tmp_path, *small, "--set", setting, code=2)

@@ -73,7 +73,7 @@ def test_a_classifier_learns_its_own_folder_and_its_file_starts_a_detector(tmp_p
     with (out / "evaluations.csv").open(newline="") as file:
         top1 = float(list(csv.DictReader(file))[-1]["top1"])
     assert json.loads(done.stdout)[0]["measurements"]["top1"]["value"] == pytest.approx(top1)
-    assert "is a classifier" in train(CLASSIFIER, "--out", tmp_path / "no", *SMALL, code=1)
+    assert "is a classifier" in train(CLASSIFIER, "--out", tmp_path / "no", *SMALL, code=2)
 
 
 def test_timm_s_weights_bring_their_mean_and_std(tmp_path: Path) -> None:

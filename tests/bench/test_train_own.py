@@ -88,7 +88,7 @@ def test_classes_are_renamed_before_the_head_is_rebuilt(tmp_path: Path) -> None:
     data = small_folder(tmp_path / "data", classes=("circle", "star"))
     said = train("--data", data, "--map", "my_circle=thing,my_star=thing", "--dry-run", "--out", tmp_path)
     assert "classes: 8 of shapes -> 1 (thing)" in said
-    said = train("--data", data, "--map", "my_cirle=thing", "--out", tmp_path, code=1)
+    said = train("--data", data, "--map", "my_cirle=thing", "--out", tmp_path, code=2)
     assert "--map names the class 'my_cirle', which is not there; did you mean 'my_circle'" in said
     said = train("--data", data, "--map", "my_circle", "--out", tmp_path, code=2)
     assert "each part is DATA_CLASS=MODEL_CLASS" in said
@@ -201,4 +201,4 @@ def test_data_without_anything_to_train_on_is_an_error(tmp_path: Path) -> None:
     ):
         file.write_text(json.dumps(content | {"annotations": objects}))
         where = ("--data", f"coco:{tmp_path / 'data'}:train", "--out", tmp_path / "out", "--iterations", 2)
-        assert problem in train(*where, code=1).replace("\n", " ")
+        assert problem in train(*where, code=2).replace("\n", " ")

@@ -53,5 +53,11 @@ def test_state_of_a_row(tmp_path: Path, weights: tuple, state: str, reason: str)
 
 def test_every_row_has_a_state(tmp_path: Path) -> None:
     cache = WeightCache(tmp_path)
-    states = Counter(availability(entry, cache, {}).state for entry in load_manifests().entries.values())
-    assert set(states) <= {"fetchable", "needs a person", "partial", "none"} and states["fetchable"] > 100
+    found = {name: availability(entry, cache, {}).state for name, entry in load_manifests().entries.items()}
+    states = Counter(found.values())
+    assert set(states) <= {"here", "fetchable", "needs a person", "partial", "none"}
+    assert states["fetchable"] > 100
+    here = {
+        name for name, state in found.items() if state == "here"
+    }  # with an empty cache: those that come along
+    assert here == {entry.name for entry in load_manifests().entries.values() if entry.training}

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
 
 from detection_zoo.zoo.errors import DownloadError, ManifestError
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES, WeightSpec, read_toml
+from detection_zoo.zoo.manifest import SHARED_FILES, WeightSpec, read_toml
 from detection_zoo.zoo.templates import expand_rows
 from detection_zoo.zoo.weights.fetch import headers
+from detection_zoo.zoo.weights.fetch.availability import shipped_path
 from detection_zoo.zoo.weights.fetch.cache import spec_key
 from detection_zoo.zoo.weights.fetch.headers import printable
 from detection_zoo.zoo.weights.fetch.hosts import (
@@ -219,8 +219,7 @@ def probe(
         link.status, link.detail = "error", str(problem_of(link.url))
     elif reason := needs_person(link.url):
         link.status, link.detail = "by hand", reason
-    elif link.url.startswith("file:"):
-        path = MANIFEST_FOLDER / unquote(urlsplit(link.url).path)  # an absolute path stays
+    elif path := shipped_path(link.url):
         link.status = "ok" if path.is_file() else "dead"
     elif link.url.startswith(("pypi:", "npm:")):
         link.status, link.detail = "not tried", "a package, reached by its client"

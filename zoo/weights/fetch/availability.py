@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote, urlsplit
 
-from detection_zoo.zoo.manifest import ModelEntry, WeightSpec
+from detection_zoo.zoo.manifest import MANIFEST_FOLDER, ModelEntry, WeightSpec
 from detection_zoo.zoo.weights.fetch.cache import Pin, WeightCache
 from detection_zoo.zoo.weights.fetch.one import refusal_of
 
@@ -48,7 +50,7 @@ def availability(
     spec = next((spec for spec in own if not spec.wrong), None)
     if spec is None:
         return _nothing_usable(entry, own)
-    if cache.find(spec, pins):
+    if cache.find(spec, pins) or any(path.is_file() for path in map(shipped_path, spec.urls) if path):
         return Availability("here", spec)
     if refusal_of(spec):
         page = spec.manual or spec.urls[0]
@@ -61,6 +63,11 @@ def availability(
     return Availability(
         "fetchable", spec, f"not on this machine; `python download_weights.py get {entry.name}` fetches them"
     )
+
+
+def shipped_path(url: str) -> Path | None:
+    """Where a file lies that comes with the manifests ("file:weights/x.safetensors"); else none."""
+    return MANIFEST_FOLDER / unquote(urlsplit(url).path) if url.startswith("file:") else None
 
 
 def _nothing_usable(entry: ModelEntry, own: list[WeightSpec]) -> Availability:
