@@ -49,6 +49,8 @@ SMALL = (
     "3",
     "--warmup",
     2,
+    "--eval-every",
+    0,  # the split has 500 images; `test_train_own.py` evaluates on small ones
 )
 
 
