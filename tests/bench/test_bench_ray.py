@@ -134,7 +134,8 @@ def test_an_old_ray_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 LOCAL_CLUSTER = """
-import json, os, psutil
+import json, os, subprocess, sys
+import psutil
 from detection_zoo.benchmarks.run.ray_engine import installed_ray, start
 ray, said = installed_ray(), []
 start(ray, said.append)
@@ -143,8 +144,12 @@ processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
 places = {c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == "LISTEN"}
 mode, address = os.environ.get("RAY_AUTH_MODE"), ray.get_runtime_context().gcs_address
 kept = os.environ["MY_SECRET"]
+stranger = subprocess.run(
+    [sys.executable, "-c", f"import ray; ray.init(address={address!r}, log_to_driver=False)"],
+    env={**os.environ, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True, timeout=90,
+)
 ray.shutdown()
-print(json.dumps([hidden, sorted(places), address, kept, said]))
+print(json.dumps([hidden, sorted(places), address, kept, said, mode, stranger.returncode, stranger.stderr[-600:]]))
 """
 
 
@@ -154,10 +159,12 @@ def test_a_cluster_of_this_machine_listens_on_loopback_and_knows_no_secrets() ->
     environment = {**os.environ, "MY_SECRET": "hush", "HF_TOKEN": "hush", "PYTHONPATH": str(ROOT)}
     environment.pop("RAY_ADDRESS", None)
     done = subprocess.run(
-        [sys.executable, "-c", LOCAL_CLUSTER], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", LOCAL_CLUSTER], env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    hidden, places, address, kept, said = json.loads(done.stdout.splitlines()[-1])
+    last = json.loads(done.stdout.splitlines()[-1])
+    hidden, places, address, kept, said, mode, stranger, why = last
+    assert mode == "token" and stranger != 0, why  # who has no token is not let in
     assert hidden == [] and kept == "hush" and said == []
     assert address.startswith("127.0.0.1:")
     assert set(places) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, places
