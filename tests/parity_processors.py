@@ -3,8 +3,8 @@
     python tests/parity_processors.py ROOT [ROOT ...] --log FILE
 
 Each folder below ROOT that holds outputs runs in a process of its own, for each instruction set (as oneDNN
-and ATen name it) and number of threads. Results are appended to FILE, and a rerun continues after them. The exit
-status is 1 where anything differs.
+and ATen name it) and number of threads. Results are appended to FILE, and a rerun continues after them. The
+exit status is 1 where anything differs.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from detection_zoo.zoo.regular import read_regular
 from detection_zoo.zoo.templates import expand_rows
 
 MANIFEST_FOLDER = Path(__file__).resolve().parent.parent / "manifests"
+DEEPEST = 500  # dots of a line of a manifest
 LARGEST_BYTES = 16 << 20  # of a manifest; the largest of the project has 0.2 MB
 SHARED_FILES = ("conventions.toml", "schedules.toml", "datasets.toml", "metrics.toml", "protocols.toml")
 
@@ -410,6 +411,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ManifestError(f"{path}: no such manifest; it is part of the project, restore it") from None
     except ValueError as error:
         raise ManifestError(f"{path}: {error}; a TOML file belongs here") from None
+    for number, line in enumerate(data.splitlines(), 1):
+        if line.count(b".") > DEEPEST:  # a key of so many parts takes tomllib the square of it
+            raise ManifestError(f"{path}: line {number} has more than {DEEPEST} dots; a TOML file has few")
     try:
         return tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -149,7 +149,8 @@ stranger = subprocess.run(
     env={**os.environ, "RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True, timeout=90,
 )
 ray.shutdown()
-print(json.dumps([hidden, sorted(places), address, kept, said, mode, stranger.returncode, stranger.stderr[-600:]]))
+refused = [stranger.returncode, stranger.stderr[-600:]]
+print(json.dumps([hidden, sorted(places), address, kept, said, mode, *refused]))
 """
 
 

@@ -1,5 +1,5 @@
-"""The kernels' benchmark: what a row holds, that a wrong answer fails it, the limits and whose turn it is. Its
-times are not tested."""
+"""The kernels' benchmark: what a row holds, that a wrong answer fails it, the limits and whose turn it is.
+Its times are not tested."""
 
 from __future__ import annotations
 

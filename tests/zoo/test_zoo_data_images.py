@@ -130,6 +130,15 @@ def test_an_image_that_opencv_refuses_is_one_error() -> None:
         decode_image(wide, "x.ppm", "cv2")
 
 
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_pixels_that_pillow_cannot_decode_are_one_error(kind: str) -> None:
+    """The header is whole, what follows is not: whatever Pillow raises, the file is named."""
+    data = bytearray(encoded(kind, Image.fromarray(RANDOM.integers(0, 256, (40, 50, 3), np.uint8))))
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    with pytest.raises(DatasetError, match=r"^x: "):
+        decode_image(bytes(data), "x", "pil")
+
+
 def test_damaged_files_are_read_or_refused() -> None:
     """Whatever one byte is changed to, nothing but DatasetError comes out."""
     for kind in ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF"):

@@ -234,6 +234,10 @@ FAULTS = {
         ("[[model]]", "[other]\n[[model]]"),
         ["only [[model]] tables, [defaults]", "belong here, but there is other"],
     ),
+    "a key without end": (
+        ("classes = 2", f"a{'.a' * 100_000} = 1\nclasses = 2"),
+        ["more than 500 dots", "line "],
+    ),
     "cut short": (
         ("values = { box_ap = 41.0, fps = 20 }", "values = { box_ap = 41.0, f"),
         ["not valid TOML", "line 21", "cut short?"],
