@@ -176,7 +176,7 @@ def _table_bytes(defines: dict[str, object]) -> int:
     """Size of the kernels' `Table`, rounded up to 16: rows of weights, offsets and a count, and the RoI."""
     number, offset = 8 if defines["SUM"] == "double" else 4, 4 if defines["OFFSET"] == "int" else 8
     rows = (defines["POOLED_H"] + defines["POOLED_W"]) * (ENTRIES * (number + offset) + 4)
-    placed = 64 if number == 8 else 44
+    placed = 64 if number == 8 else 44  # sizeof(Placed)
     return -(-(-(-rows // 8) * 8 + placed) // 16) * 16
 
 

@@ -20,7 +20,7 @@ from detection_zoo.zoo.regular import read_regular
 from detection_zoo.zoo.templates import expand_rows
 
 MANIFEST_FOLDER = Path(__file__).resolve().parent.parent / "manifests"
-DEEPEST = 500  # dots of a line of a manifest
+MOST_DOTS = 500  # dots of a line of a manifest
 LARGEST_BYTES = 16 << 20  # of a manifest; the largest of the project has 0.2 MB
 SHARED_FILES = ("conventions.toml", "schedules.toml", "datasets.toml", "metrics.toml", "protocols.toml")
 
@@ -412,8 +412,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ManifestError(f"{path}: {error}; a TOML file belongs here") from None
     for number, line in enumerate(data.splitlines(), 1):
-        if line.count(b".") > DEEPEST:  # a key of so many parts takes tomllib the square of it
-            raise ManifestError(f"{path}: line {number} has more than {DEEPEST} dots; a TOML file has few")
+        if line.count(b".") > MOST_DOTS:  # a key of so many parts takes tomllib the square of it
+            raise ManifestError(f"{path}: line {number} has more than {MOST_DOTS} dots; a TOML file has few")
     try:
         return tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
