@@ -13,8 +13,16 @@ from detection_zoo.benchmarks.report.export import SUFFIX, source_tables, stored
 from detection_zoo.benchmarks.report.headline import BESIDE, HEADLINE, beside_table, headline_table
 from detection_zoo.benchmarks.report.kernel_cases import stored_timings
 from detection_zoo.benchmarks.report.layouts import WIDE, read_layouts
+from detection_zoo.benchmarks.report.training_logs import training_logs
 from detection_zoo.benchmarks.report.wide import Overview, overview
-from detection_zoo.benchmarks.store import PROJECT_RESULTS, RUNS, results_folder, stored_runs, write_whole
+from detection_zoo.benchmarks.store import (
+    PROJECT_RESULTS,
+    RUNS,
+    record_folders,
+    results_folder,
+    stored_runs,
+    write_whole,
+)
 from detection_zoo.benchmarks.tabular import render as render_tables
 from detection_zoo.zoo.manifest import Manifests, load_manifests, read_manifests
 
@@ -48,6 +56,7 @@ def stored_overview(store: Path | None = None, manifests: Manifests | None = Non
     folder = store or results_folder() / RUNS
     view.classes = class_accuracies(folder, stored.runs)
     view.pictures = row_pictures(folder, view.manifests.entries)
+    view.trainings = training_logs(record_folders(RUNS, store), view.manifests.entries)
     return view
 
 

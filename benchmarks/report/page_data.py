@@ -11,6 +11,7 @@ from detection_zoo.benchmarks.report.comparisons import comparison_data
 from detection_zoo.benchmarks.report.figure_data import PARTS, PHASES, detector
 from detection_zoo.benchmarks.report.kernel_cases import KernelTimings, kernel_tables, time_text
 from detection_zoo.benchmarks.report.lines import PublishedLine, comparable
+from detection_zoo.benchmarks.report.training_logs import TrainingLog
 from detection_zoo.benchmarks.report.wide import Overview, WideLine
 from detection_zoo.benchmarks.spec import Measurement, Run
 from detection_zoo.zoo.manifest import MetricSource, MetricSpec, ModelEntry, Published, WeightSpec
@@ -41,6 +42,7 @@ def page_data(view: Overview) -> dict[str, Any]:
     packed = _Packed(view)
     lines = [packed.line(line) for line in view.lines]
     records = [packed.record(run) for run in view.runs if run.row in view.manifests.entries]
+    evaluated = {log.metric for logs in view.trainings.values() for log in logs}
     return {
         "quantities": [
             {
@@ -55,7 +57,7 @@ def page_data(view: Overview) -> dict[str, Any]:
         ],
         "metrics": {
             name: _metric(view.manifests.metrics[name])
-            for name in sorted(packed.metrics & view.manifests.metrics.keys())
+            for name in sorted((packed.metrics | evaluated) & view.manifests.metrics.keys())
         },
         "phases": PHASES,
         "parts": PARTS,
@@ -71,6 +73,7 @@ def page_data(view: Overview) -> dict[str, Any]:
         "kernels": [_kernels(timings) for timings in view.kernels],
         "comparisons": [comparison_data(one) for one in view.comparisons],
         "pictures": view.pictures,
+        "trainings": {row: [_training(log) for log in logs] for row, logs in view.trainings.items()},
         "problems": view.problems,
     }
 
@@ -112,6 +115,20 @@ def _kernels(timings: KernelTimings) -> dict[str, Any]:
         "about": kernel_tables([timings])[0].notes,
         "cases": cases,
     }
+
+
+def _training(log: TrainingLog) -> dict[str, Any]:
+    """Curves of a training."""
+    accuracy = {"metric": log.metric, "at": log.evaluated, "values": [significant(v) for v in log.accuracy]}
+    return _bare(
+        {
+            "name": log.name,
+            "updates": log.updates,
+            "losses": [significant(value) for value in log.losses],
+            "rates": [significant(value) for value in log.rates],
+            "accuracy": accuracy if log.accuracy else None,
+        }
+    )
 
 
 def _metric(spec: MetricSpec) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from detection_zoo.benchmarks.report.lines import (
     why_not_measured,
 )
 from detection_zoo.benchmarks.report.table import provenance
+from detection_zoo.benchmarks.report.training_logs import TrainingLog
 from detection_zoo.benchmarks.spec import Metric, Run, named_metrics
 from detection_zoo.zoo.manifest import Manifests, ModelEntry, Published
 from detection_zoo.zoo.plain import one_line
@@ -79,7 +80,8 @@ class WideLine:
 class Overview:
     """All lines, the runs they came from, and what could not be used.
 
-    classes: AP of each class by run; pictures: (name, data address) by row; see `report.beside`.
+    classes: AP of each class by run; pictures: (name, data address) by row; see `report.beside`. trainings:
+    curves by row; see `report.training_logs`.
     """
 
     manifests: Manifests
@@ -91,6 +93,7 @@ class Overview:
     comparisons: list[Comparison] = field(default_factory=list)
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     pictures: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    trainings: dict[str, list[TrainingLog]] = field(default_factory=dict)
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:

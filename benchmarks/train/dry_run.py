@@ -23,11 +23,11 @@ STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # tensors of the optimiser beside ea
 def look_ahead(
     model: nn.Module, loader: TrainingLoader, plan: Plan, process: Process, amp: torch.dtype | None
 ) -> dict[str, Any]:
-    """What a training would do, by one forward and backward pass of its first batch; the weights stay.
+    """What a training would do, by forward and backward passes of its first batch; the weights stay.
 
     Returns:
         groups, schedule, memory_mib (weights, gradients, optimiser, activations of one pass), seconds of an
-        update and of the whole training (the pass alone, on this machine as it is now).
+        update and of the whole training (the second pass alone, on this machine as it is now).
     """
     model = training_mode(model.to(process.device), plan.schedule)
     groups = [
@@ -50,17 +50,19 @@ def look_ahead(
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    def one_pass() -> None:
+        with torch.autocast(process.device.type, amp, enabled=amp is not None):
+            total = sum(model(*batch).values())
+        total.backward()
+        if process.device.type == "cuda":
+            torch.cuda.synchronize(process.device)
+        model.zero_grad(set_to_none=True)
+
+    one_pass()  # the first one compiles operators
     begun = time.perf_counter()
-    with (
-        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-        torch.autocast(process.device.type, amp, enabled=amp is not None),
-    ):
-        total = sum(model(*batch).values())
-    total.backward()
-    if process.device.type == "cuda":
-        torch.cuda.synchronize(process.device)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        one_pass()
     seconds = (time.perf_counter() - begun) * plan.accumulate
-    model.zero_grad(set_to_none=True)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     memory = {
         "weights": every / MIB,

@@ -17,6 +17,7 @@ from records import PHOTOS, run_of
 
 from detection_zoo.benchmarks.report.html_page import html_page
 from detection_zoo.benchmarks.report.pareto import pareto_front
+from detection_zoo.benchmarks.report.training_logs import TrainingLog
 from detection_zoo.benchmarks.report.wide import Overview, WideLine, overview
 from detection_zoo.benchmarks.spec import metric
 from detection_zoo.zoo.manifest import load_manifests
@@ -33,6 +34,8 @@ def view() -> Overview:
         load_manifests(), [*runs, runs[1].model_copy(update={"id": "20310101T000000Z-v39", "row": V39})]
     )
     view.kernels = [made_up_timings()]
+    curves = ([10, 20, 30], [2.5, 1.5, 1.25], [0.02, 0.02, 0.002])
+    view.trainings = {V39: [TrainingLog("night", *curves, "box_ap", (15, 30), (20.5, 31.25))]}
     view.classes = {"20310101T000000Z-v39": {"zebra": 81.25, "<b>cat</b>": 12.0}}
     view.pictures = {
         V39: [
@@ -276,6 +279,22 @@ def test_details_show_pictures_and_ap_by_class(open_page: Open) -> None:
     assert page.run("document.querySelector('.classes summary').textContent") == "2 classes"
     rows = "[...document.querySelectorAll('.classes tbody tr')].map(row => row.textContent)"
     assert page.run(rows) == ["zebra81.3", "<b>cat</b>12.0"]
+
+
+def test_details_draw_the_curves_of_trainings(open_page: Open) -> None:
+    page = open_page(fragment=f"#q={V39}&kinds=m")
+    page.click("#table tbody th button")
+    assert "Training night, 30 updates" in page.run("document.getElementById('details').textContent")
+    drawn = page.run(
+        "[...document.querySelectorAll('.training svg')].map(svg => [svg.ariaLabel,"
+        " svg.querySelectorAll('circle').length, svg.textContent])"
+    )
+    assert [curve[:2] for curve in drawn] == [
+        ["Loss of night, from 2.5 to 1.25", 3],
+        ["Learning rate of night", 3],
+        ["Box AP of night", 2],
+    ]
+    assert drawn[0][2] == "1.252.50update 10update 30" and drawn[2][2] == "20.531.3update 15update 30"
 
 
 def test_details_tell_numbers_circumstances_weights_and_records(open_page: Open, view: Overview) -> None:

@@ -28,7 +28,7 @@ function chapters(line) {
     line.reason === undefined ? null : make("p", { class: "notice" }, DATA.texts[line.reason]),
     line.row.note ? make("p", { class: "help" }, line.row.note) : null,
     line.kind === "measured" ? measuredNumbers(records) : null, line.kind === "published" ? publishedNumbers(line) : null,
-    pictures(line), classes(records), missing(line, records), elsewhere(line), phaseBar(records), traces(records), histories(records[0]), weightsOf(line, records[0]), circumstances(records[0]), allRecords(line),
+    pictures(line), classes(records), missing(line, records), elsewhere(line), phaseBar(records), traces(records), histories(records[0]), trainings(line), weightsOf(line, records[0]), circumstances(records[0]), allRecords(line),
   ].flat();
 }
 
@@ -164,6 +164,20 @@ function histories(record) {
     const { title, unit, digits } = metricOf(name), every = Math.ceil(found.length / 8);
     const labels = found.map((each, place) => (place % every ? "" : `${(each.commit || "?").slice(0, 7)}${each.dirty ? "+" : ""}`));
     return chapter(`${title} (${unit}), commit by commit`, curve(found.map((each) => each.values[name].value), labels, `${title} over ${found.length} records`, digits));
+  });
+}
+
+/** Loss, rate and accuracy of trainings of the row. */
+function trainings(line) {
+  return (DATA.trainings[line.row.name] || []).flatMap(({ name, updates, losses, rates, accuracy }) => {
+    const ends = (points) => points.map((at, place) => (place === 0 || place === points.length - 1 ? `update ${at}` : ""));
+    const drawn = [make("h4", {}, "Loss"), curve(losses, ends(updates), `Loss of ${name}, from ${losses[0]} to ${losses.at(-1)}`, 2),
+      make("h4", {}, "Learning rate"), curve(rates, ends(updates), `Learning rate of ${name}`, 5)];
+    if (accuracy) {
+      const { title, unit, digits } = metricOf(accuracy.metric);
+      drawn.push(make("h4", {}, `${title} (${unit})`), curve(accuracy.values, ends(accuracy.at), `${title} of ${name}`, digits));
+    }
+    return chapter(`Training ${name}, ${updates.at(-1)} updates`, make("div", { class: "training" }, drawn));
   });
 }
 
