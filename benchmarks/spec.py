@@ -28,6 +28,7 @@ BY_TASK: dict[str, tuple[MetricGroup, ...]] = {
 WITH_TRAINING = ("memory", "epoch")  # groups that train
 OWN_PROTOCOL = "zoo"  # of manifests/protocols.toml
 MADE_UP_WEIGHTS = ("random", "stand-in")
+STORED_READINGS = 60  # of telemetry, most in a record
 
 
 class Metric(MetricSpec):
@@ -259,10 +260,24 @@ class Telemetry(Strict):
         description=(
             "time_s, sm_clock_mhz, memory_clock_mhz, power_w, temperature_c, throttle_reasons,"
             " other_processes, process_memory_mib; on a CPU own_cpus, other_cpus, stolen_cpus, quota_cuts,"
-            " cpu_clock_mhz: one value a reading"
+            " cpu_clock_mhz: one value a stored reading"
         ),
     )
+    readings: int | None = Field(None, description="how many were taken, where not all of them are stored")
     note: str = ""
+
+    def thinned(self) -> Telemetry:
+        """The same with at most STORED_READINGS readings, evenly spaced, so that a record's size does not grow
+        with its duration. The verdict stays that of all of them."""
+        count = len(self.samples.get("time_s", []))
+        if count <= STORED_READINGS:
+            return self
+        kept = [place * (count - 1) // (STORED_READINGS - 1) for place in range(STORED_READINGS)]
+        samples = {
+            name: [values[place] for place in kept] if len(values) == count else values[:STORED_READINGS]
+            for name, values in self.samples.items()
+        }
+        return self.model_copy(update={"samples": samples, "readings": count})
 
 
 SUBMISSION = "_submission"  # ends a file's key where it is for an evaluation server

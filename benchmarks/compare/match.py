@@ -276,7 +276,7 @@ def compare(
         looks=list(match.looks),
         orders=match.orders,
         pairs=pairs,
-        telemetry=telemetry,
+        telemetry=telemetry.thinned(),
         sides=[state.side(interrupted) for state in match.states.values()],
         footnotes=footnotes(list(match.states.values())),
     )

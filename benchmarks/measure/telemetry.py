@@ -16,6 +16,7 @@ from detection_zoo.benchmarks.measure.cpu_load import LoadReader, crowded_readin
 from detection_zoo.benchmarks.spec import Telemetry
 
 PERIOD_S = 0.05
+DECIMALS = 3  # of stored readings: milliseconds, mW, thousandths of a processor
 CLOCK_SPREAD = 0.05  # SM clock: (highest - lowest) / highest above this is unstable
 # Reasons that slow a busy GPU (nvml.h, nvmlClocksEventReasons); idle, application clocks and sync boost are
 # no faults.
@@ -204,7 +205,7 @@ def watching(
             for name, value in (
                 {"time_s": time.perf_counter() - watch.start_s, **reading} if reading else {}
             ).items():
-                samples.setdefault(name, []).append(value)
+                samples.setdefault(name, []).append(round(value, DECIMALS))
 
     thread = threading.Thread(target=sample, name="telemetry", daemon=True)
     thread.start()

@@ -10,7 +10,9 @@ from detection_zoo.zoo.manifest import ModelEntry
 
 HEADLINE = "headline"
 BESIDE, BESIDE_LAYOUT = "vovnet_beside", "vovnet_detectors"
-BESIDE_METRICS = {"box_ap": 1, "inference_time_ms": 0, "train_memory_gb": 1}  # digits
+AP, TIME = "box_ap", "inference_time_ms"
+BESIDE_METRICS = {AP: 1, TIME: 0, "train_memory_gb": 1}  # digits
+PER_DETECTION = ("mask_rcnn", "keypoint_rcnn")  # time depends on the number of detections
 ACCURACY = ("box_ap", "top1")
 
 
@@ -78,38 +80,43 @@ def beside_table(view: Overview) -> Table:
         cells = []
         for name, digits in BESIDE_METRICS.items():
             numbers = [
-                _value(view.metrics[name], line, beside if name != "box_ap" else None, digits)
+                _value(view.metrics[name], entry, line, beside if name != AP else None, digits)
                 for line, beside in zip((published, here), base, strict=True)
             ]
             cells.append(" / ".join(numbers))
         table.rows.append([entry.table["Backbone"], entry.table["Detector"], *cells])
         if here and here.runs[0].environment and here.runs[0].data:
             machines[f"{here.runs[0].environment.device_name}, images of {here.runs[0].data.name}"] = None
-        table.notes = [f"Published on {(published.hardware or '').split(' (')[0]}. Ratios are to R-50."]
+        table.notes = [f"Published on {(published.hardware or '').split(' (')[0]}. Ratios: to R-50."]
     table.notes += [
-        f"Behind the slash: measured here, {one}. Weights that nobody trained give no AP." for one in machines
+        f"Measured: {one}, random weights. They have no AP, and give Mask R-CNN a chance number of"
+        " detections, which its time depends on."
+        for one in machines
     ]
     return table
 
 
 def _value(
     metric: Metric,
+    entry: ModelEntry,
     line: PublishedLine | MeasuredLine | None,
     base: PublishedLine | MeasuredLine | None,
     digits: int,
 ) -> str:
     """A number of a line and its ratio to the same number of the first line; "-" where there is none."""
-    own, first = (_number_of(metric, one) for one in (line, base))
+    own, first = (_number_of(metric, entry, one) for one in (line, base))
     if own is None:
         return "-"
-    return f"{own:.{digits}f}" + (f" ({own / first:.2f}x)" if first else "")
+    return f"{own:.{digits}f}" + (f" ({own / first:.2f}x)" if first and line is not base else "")
 
 
-def _number_of(metric: Metric, line: PublishedLine | MeasuredLine | None) -> float | None:
+def _number_of(metric: Metric, entry: ModelEntry, line: PublishedLine | MeasuredLine | None) -> float | None:
+    """A number of a line; none where weights that nobody trained say nothing of it."""
     if isinstance(line, PublishedLine):
         point = line.point(metric)
         return None if point is None else point.value
-    if line is None or (line.weights_kind in MADE_UP_WEIGHTS and metric.name == "box_ap"):
+    depends = metric.name == AP or (metric.name == TIME and entry.detector.name in PER_DETECTION)
+    if line is None or (line.weights_kind in MADE_UP_WEIGHTS and depends):
         return None
     found = line.measurement(metric)
     return None if found is None else found[1].value

@@ -353,7 +353,9 @@ def provenance(line: MeasuredLine) -> list[str]:
         parts = [env.device_name, threads if run.spec.device == "cpu" else on_gpu, torch, precision, commit]
         notes = ["; ".join(filter(None, parts))]
     if weights:
-        untrained = "; untrained, accuracy has no meaning" if weights.made_up else ""
+        untrained = (
+            "; untrained: accuracy means nothing, detections are a chance number" if weights.made_up else ""
+        )
         notes.append(f"weights {weights.kind} ({weights.digest[:12]}){untrained}")
     if data:
         images = f"{data.images} images"

@@ -38,7 +38,8 @@ def measure(subject: Subject, spec: BenchmarkSpec, beat: Beat = lambda: None) ->
             for found in group.measure(subject, spec, beat):
                 timed |= found.get("measurements", {})
                 yield found
-        yield {"telemetry": {group.name: watch.result}, "measurements": with_telemetry(timed, watch, spec)}
+        measurements = with_telemetry(timed, watch, spec)
+        yield {"telemetry": {group.name: watch.result.thinned()}, "measurements": measurements}
 
 
 def with_telemetry(

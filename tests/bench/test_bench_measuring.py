@@ -24,6 +24,7 @@ from detection_zoo.benchmarks.measure.timing import PhaseClock, time_passes, war
 from detection_zoo.benchmarks.run import progress as progress_module
 from detection_zoo.benchmarks.run.isolation import run_isolated
 from detection_zoo.benchmarks.run.progress import clock, progress
+from detection_zoo.benchmarks.spec import STORED_READINGS, Telemetry
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -167,6 +168,17 @@ def test_telemetry_samples_until_the_block_ends() -> None:
         assert seen.wait(30)
     assert watch.result.verdict == "clean" and len(watch.result.samples["sm_clock_mhz"]) >= 6
     assert watch.result.samples["time_s"] == sorted(watch.result.samples["time_s"])
+
+
+def test_long_telemetry_is_stored_thinned() -> None:
+    """A record holds evenly spaced readings, the first and the last among them, and says how many there were."""
+    samples = {"time_s": [place / 10 for place in range(1000)], "power_w": [float(n) for n in range(1000)]}
+    kept = Telemetry(verdict="shared", samples=samples).thinned()
+    times = kept.samples["time_s"]
+    assert (kept.readings, len(times), times[0], times[-1]) == (1000, STORED_READINGS, 0.0, 99.9)
+    assert kept.samples["power_w"] == [10 * moment for moment in times] and kept.verdict == "shared"
+    short = Telemetry(samples={"time_s": [0.0, 0.1]})
+    assert short.thinned() == short and short.readings is None
 
 
 def test_a_reading_that_fails_is_told_and_stops_nothing() -> None:

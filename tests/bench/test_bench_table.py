@@ -227,7 +227,7 @@ def test_made_up_weights_data_and_subsets_are_said(layout: Layout, manifests: Ma
         row[1].startswith("measured, random weights, made-up data, 20 of 60 images [") and row[5] == "random"
     )
     note = notes_behind(row[1], table.notes)
-    assert "untrained, accuracy has no meaning" in note and "not comparable with published accuracy" in note
+    assert "untrained: accuracy means nothing" in note and "not comparable with published accuracy" in note
 
 
 def test_newest_measurement_of_each_metric_counts_and_settings_stay_apart(manifests: Manifests) -> None:
