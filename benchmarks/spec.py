@@ -267,8 +267,8 @@ class Telemetry(Strict):
     note: str = ""
 
     def thinned(self) -> Telemetry:
-        """The same with at most STORED_READINGS readings, evenly spaced, so that a record's size does not grow
-        with its duration. The verdict stays that of all of them."""
+        """The same with at most STORED_READINGS readings, evenly spaced, so that a long run makes no large
+        record. The verdict stays that of all of them."""
         count = len(self.samples.get("time_s", []))
         if count <= STORED_READINGS:
             return self
