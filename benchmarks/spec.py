@@ -29,6 +29,7 @@ WITH_TRAINING = ("memory", "epoch")  # groups that train
 OWN_PROTOCOL = "zoo"  # of manifests/protocols.toml
 MADE_UP_WEIGHTS = ("random", "stand-in")
 STORED_READINGS = 60  # of telemetry, most in a record
+UNSTEADY = ("throttled", "shared", "unstable")  # verdicts of telemetry that make times doubtful
 
 
 class Metric(MetricSpec):

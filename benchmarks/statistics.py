@@ -14,6 +14,9 @@ PERCENTILES = (5, 20, 80, 95, 99)
 LEAST_PASSES = 6  # over the timed images, for an interval
 LEAST_PROCESSES = 3  # from there on the process is the unit of an interval
 STEP_BLOCKS = 12  # of training steps, for the interval of their mean
+LEAST_STEPS = 50  # of a training, for an interval
+MANY_STEPS = 200  # fewer show too little of a correlation that lasts for tens of steps:
+FEW_STEPS_CONFIDENCE = 0.98  # their 95 % interval is made as wide as this
 MOST_CORRELATION = 0.8  # of neighbouring passes
 DRIFT = 0.01  # from the first to the last pass: less is no drift
 
@@ -145,13 +148,12 @@ def block_means(samples: Sequence[float], count: int = STEP_BLOCKS) -> list[floa
     return [fmean(samples[start:end]) for start, end in itertools.pairwise(ends)]
 
 
-def steps_interval(steps: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Interval of the mean of consecutive steps: Student's t over means of blocks, its spread widened by
-    their correlation; over the steps where there are fewer than six. None with fewer than two."""
-    blocks = block_means(steps)
-    if len(blocks) < LEAST_PASSES:
-        return mean_interval(steps, confidence)
-    return passes_interval([blocks], confidence)
+def steps_interval(steps: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of the mean of consecutive steps: Student's t over means of blocks, its spread widened by
+    their correlation, and once more with fewer than MANY_STEPS. None with fewer than LEAST_STEPS."""
+    if len(steps) < LEAST_STEPS:
+        return None
+    return passes_interval([block_means(steps)], 0.95 if len(steps) >= MANY_STEPS else FEW_STEPS_CONFIDENCE)
 
 
 def _relative(passes: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ from detection_zoo.benchmarks.measure.timing import synchronise
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import Subject, images_in_epoch
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
-from detection_zoo.benchmarks.statistics import block_means, drift, steps_interval, summarise
+from detection_zoo.benchmarks.statistics import LEAST_STEPS, block_means, drift, steps_interval, summarise
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.training_loader import QUEUED_BATCHES, training_loader
 from detection_zoo.zoo.errors import ManifestError
@@ -165,5 +165,6 @@ def epoch_time(
         drift=change,
         steady=steady,
         covers=f"one device, data loading included; {what}",
-        note=f"{len(seconds)} steps measured, scaled to the {steps} steps of {images} images ({whose})",
+        note=f"{len(seconds)} steps measured, scaled to the {steps} steps of {images} images ({whose})"
+        + (f"; no interval from fewer than {LEAST_STEPS} steps" if interval is None else ""),
     )

@@ -23,7 +23,7 @@ from detection_zoo.benchmarks.report.lines import (
 )
 from detection_zoo.benchmarks.report.table import provenance
 from detection_zoo.benchmarks.report.training_logs import TrainingLog
-from detection_zoo.benchmarks.spec import Metric, Run, named_metrics
+from detection_zoo.benchmarks.spec import UNSTEADY, Metric, Run, named_metrics
 from detection_zoo.zoo.manifest import Manifests, ModelEntry, Published
 from detection_zoo.zoo.plain import one_line
 
@@ -138,11 +138,7 @@ def overview(manifests: Manifests, runs: list[Run], problems: Iterable[str] = ()
 def _measured(entry: ModelEntry, line: MeasuredLine) -> WideLine:
     run = line.runs[0]
     flags = qualifiers(run)
-    verdicts = {one.verdict for each in line.runs for one in each.telemetry.values()} & {
-        "throttled",
-        "shared",
-        "unstable",
-    }
+    verdicts = {one.verdict for each in line.runs for one in each.telemetry.values()} & set(UNSTEADY)
     flags += sorted(verdicts)
     flags += ["unfinished run"] if any(each.status != "finished" for each in line.runs) else []
     made_up = bool(run.weights and run.weights.made_up) or bool(run.data and run.data.made_up)

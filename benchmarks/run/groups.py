@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from detection_zoo.benchmarks.measure.telemetry import Watch, marked, watching
 from detection_zoo.benchmarks.run.subject import Subject, training_data
-from detection_zoo.benchmarks.spec import OWN_PROTOCOL, BenchmarkSpec, Measurement, MetricGroup
+from detection_zoo.benchmarks.spec import OWN_PROTOCOL, UNSTEADY, BenchmarkSpec, Measurement, MetricGroup
 
 PARTS_SHARE = 0.08  # of the time that timing took: what the parts of the forward phase may take besides
 
@@ -45,9 +45,13 @@ def measure(subject: Subject, spec: BenchmarkSpec, beat: Beat = lambda: None) ->
 def with_telemetry(
     found: dict[str, Measurement], watch: Watch, spec: BenchmarkSpec
 ) -> dict[str, Measurement]:
-    """Timed measurements with their moments on the telemetry's clock and suspect samples marked, and the
-    energy an image where power was read."""
+    """Timed measurements with their moments on the telemetry's clock and suspect samples marked, the energy
+    an image where power was read, and epoch time without interval where something held the device back."""
     values: dict[str, Measurement] = {}
+    epoch = found.get("epoch_time_s")
+    if epoch is not None and epoch.interval and watch.result.verdict in UNSTEADY:
+        note = f"{epoch.note}; no interval: the device was {watch.result.verdict} while steps were timed"
+        values["epoch_time_s"] = epoch.model_copy(update={"interval": None, "note": note})
     for name, one in found.items():
         if one.times_s:
             times_s = [moment - watch.start_s for moment in one.times_s]

@@ -106,6 +106,16 @@ def test_energy_is_power_times_the_time_of_an_image() -> None:
     ]
 
 
+@pytest.mark.parametrize("verdict", ["clean", "shared"])
+def test_epoch_time_of_a_busy_machine_has_no_interval(verdict: str) -> None:
+    """Its steps tell nothing of phases longer than they took."""
+    watch = Watch()
+    watch.result = Telemetry(verdict=verdict, samples={"time_s": [0.0]})
+    epoch = Measurement(value=80.0, unit="s", interval=(78.0, 82.0), note="60 steps measured")
+    found = with_telemetry({"epoch_time_s": epoch}, watch, BenchmarkSpec()).get("epoch_time_s", epoch)
+    assert (found.interval is None, "no interval" in found.note) == (verdict == "shared",) * 2
+
+
 @pytest.mark.parametrize("field", ["boxes", "scores"])
 def test_results_that_are_not_finite_are_refused(field: str) -> None:
     good = Detections(torch.zeros(1, 4), torch.zeros(1), torch.zeros(1, dtype=torch.int64))

@@ -33,6 +33,12 @@ def test_the_interval_of_epoch_time_covers(noise: str, least: float) -> None:
     assert found.share >= least - 3 * math.sqrt(least * (1 - least) / RUNS), found
 
 
+@pytest.mark.parametrize("noise", ["independent", "AR .5", "AR .9", "heavy-tailed"])
+def test_fifty_steps_have_a_wider_interval_that_covers(noise: str) -> None:
+    """Phases of a busy machine are longer than these steps; its telemetry takes the interval away."""
+    assert epoch_coverage(np.random.default_rng(4), noise, 50, RUNS).share >= LEAST
+
+
 @pytest.mark.parametrize("noise", NOISES)
 def test_verdicts_of_compare_are_seldom_wrong_and_mostly_found(noise: str) -> None:
     draw = np.random.default_rng(2)
