@@ -11,7 +11,7 @@
 //
 // Shared memory is always dynamic and no kernel waits for another: the order of launches is all.
 
-#include "boxes.cuh"
+#include "nms.cuh"
 
 #define CHUNK 4096  // rows of a group settled together: 64 words of 64
 
@@ -29,22 +29,6 @@ __device__ inline Segment segment_at(int position, const int* groups_at, const i
     }
     if (found.size > max_candidates) found.size = max_candidates;
     return found;
-}
-
-// IoU above (or at) the threshold, exactly as inter / (area + area - inter) rounds. Far from the threshold a product decides: the
-// quotient, the product and the slack are each off by less than one part in 2^(mantissa), so 8 parts of slack cannot disagree.
-__device__ inline bool overlaps(const Box& a, SCALAR area_a, const Box& b, SCALAR area_b, SCALAR threshold, SCALAR offset, int inclusive) {
-    const SCALAR zero = (SCALAR)0;
-    const SCALAR width = max(min(a.x2, b.x2) - max(a.x1, b.x1) + offset, zero);
-    const SCALAR height = max(min(a.y2, b.y2) - max(a.y1, b.y1) + offset, zero);
-    const SCALAR inter = width * height, joint = area_a + area_b - inter, limit = threshold * joint;
-    const SCALAR slack = limit * (SCALAR)(sizeof(SCALAR) == 4 ? 4.8e-7 : 8.9e-16), least = (SCALAR)(sizeof(SCALAR) == 4 ? 1e-30 : 1e-290);
-    if (limit > least) {
-        if (inter > limit + slack) return true;
-        if (inter < limit - slack) return false;
-    }
-    const SCALAR quotient = inter / joint;  // 0 / 0 is not a number and removes nothing
-    return inclusive ? quotient >= threshold : quotient > threshold;
 }
 
 // problems (3,): how far from the end the first row with a NaN score, a wrong box, an unknown group stands; 0 for none.
@@ -146,29 +130,13 @@ extern "C" __global__ void nms_mask(const Box* sorted_boxes, const int* groups_a
     mask[(long long)position * words + blockIdx.y] = bits;
 }
 
-// The rows of one word that are kept. Row i survives if no kept earlier row of the word removes it (removers: bits below i). Repeating
-// that for all rows at once is right for one more row each time, and stops when nothing changes: after as many rounds as the longest
-// chain of removals, not 64.
-__device__ inline word settle(word alive, word removers_low, word removers_high, int lane) {
-    word kept = alive;
-    while (true) {
-        const bool low = (alive >> lane & 1) && !(kept & removers_low);
-        const bool high = (alive >> (lane + 32) & 1) && !(kept & removers_high);
-        const word next = (word)__ballot_sync(0xffffffffu, low) | (word)__ballot_sync(0xffffffffu, high) << 32;
-        if (next == kept) return kept;
-        kept = next;
-    }
-}
-
-__device__ inline int ones_below(word bits, int index) { return __popcll(bits & ((1ull << index) - 1)); }
-
 // A block a group. kept_counts (groups, 2): rows kept before this chunk, and after it. padded (groups, max_keep) or null.
 extern "C" __global__ void nms_scan(const word* mask, const int* sorted_rows, const int* starts, const int* counts,
                                     const unsigned char* removed_rows, int* kept_positions, int* kept_counts, int* total, long long* padded,
                                     long long* padded_counts, int words, int chunk, int max_candidates, int max_keep) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
-    word* removed = (word*)shared_bytes;  // (words,)
-    word* settled = removed + words;      // the rows kept in the current word
+    unsigned int* removed = (unsigned int*)shared_bytes;  // (words, 2): shared memory has no 64-bit "or"
+    word* settled = (word*)(removed + 2 * words);         // the rows kept in the current word
     const int group = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
     const int start = starts ? starts[group] : 0, first = start + chunk * CHUNK;
     const int size = min(min(counts[group], max_candidates) - chunk * CHUNK, CHUNK), used = (size + 63) / 64;
@@ -179,7 +147,8 @@ extern "C" __global__ void nms_scan(const word* mask, const int* sorted_rows, co
         if (chunk > 0) {
             for (int bit = 0; bit < min(64, size - 64 * index); ++bit) bits |= (word)removed_rows[first + 64 * index + bit] << bit;
         }
-        removed[index] = bits;
+        removed[2 * index] = (unsigned int)bits;
+        removed[2 * index + 1] = (unsigned int)(bits >> 32);
     }
     for (int index = 0; index < used && kept_count < max_keep; ++index) {
         __syncthreads();
@@ -188,11 +157,10 @@ extern "C" __global__ void nms_scan(const word* mask, const int* sorted_rows, co
             const int low = 64 * index + lane, high = low + 32;
             const word removers_low = low < size ? mask[(position + lane) * words + index] : 0;
             const word removers_high = high < size ? mask[(position + lane + 32) * words + index] : 0;
-            word kept = settle(~removed[index], removers_low, removers_high, lane);
+            const word gone = (word)removed[2 * index + 1] << 32 | removed[2 * index];
+            word kept = settle(~gone, removers_low, removers_high, lane);
             const int room = max_keep - kept_count;
-            const bool low_fits = (kept >> lane & 1) && ones_below(kept, lane) < room;
-            const bool high_fits = (kept >> (lane + 32) & 1) && ones_below(kept, lane + 32) < room;
-            kept = (word)__ballot_sync(0xffffffffu, low_fits) | (word)__ballot_sync(0xffffffffu, high_fits) << 32;
+            if (__popcll(kept) > room) kept = at_most(kept, room, lane);
             for (int half = 0; half < 64; half += 32) {
                 const int row = lane + half, place = kept_count + ones_below(kept, row);
                 if (!(kept >> row & 1)) continue;
@@ -211,14 +179,15 @@ extern "C" __global__ void nms_scan(const word* mask, const int* sorted_rows, co
             for (int each = row; each < row + 4; ++each) {
                 if (kept >> each & 1) bits |= mask[(position + each) * words + other];
             }
-            if (bits) atomicOr(&removed[other], bits);
+            if ((unsigned int)bits) atomicOr(&removed[2 * other], (unsigned int)bits);
+            if (bits >> 32) atomicOr(&removed[2 * other + 1], (unsigned int)(bits >> 32));
         }
     }
     if (thread == 0) {
         kept_counts[2 * group] = before;
         kept_counts[2 * group + 1] = kept_count;
         atomicAdd(total, kept_count - before);
-        if (padded) padded_counts[group] = kept_count;
+        if (padded_counts) padded_counts[group] = kept_count;
     }
     if (padded) {
         for (int place = kept_count + thread; place < max_keep; place += blockDim.x) padded[(long long)group * max_keep + place] = -1;

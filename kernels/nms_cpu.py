@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
 from detection_zoo.kernels.machine_code import array_at, compiled
@@ -34,6 +35,26 @@ def cpu_nms_padded(
     indices, counts = torch.full((num_groups, max_keep), -1), torch.zeros(num_groups, dtype=torch.int64)
     _run(boxes, scores, groups, num_groups, rule, max_keep, indices, counts)
     return indices, counts
+
+
+def cpu_nms_sorted(boxes: Tensor, present: Tensor | None, rule: NmsRule) -> Tensor:
+    """Kept rows (G, P) bool of boxes (G, P, 4), both contiguous; arguments as in
+    `kernels.nms_sorted.nms_sorted`."""
+    groups, most = boxes.shape[:2]
+    kept = torch.empty((groups, most), dtype=torch.bool)
+    run = _suppress_sorted_double if boxes.dtype == torch.float64 else _suppress_sorted_float
+    run(
+        boxes.data_ptr(),
+        0 if present is None else present.data_ptr(),
+        kept.data_ptr(),
+        groups,
+        most,
+        rule.iou_threshold,
+        rule.offset,
+        rule.inclusive,
+        rule.max_keep,
+    )
+    return kept
 
 
 def _run(
@@ -111,9 +132,7 @@ def _suppress(boxes, scores, bits, groups, num_groups, numbers, small, inclusive
     """The number of rows kept, or -1 where a value must raise; `counts` is empty for the form that is not
     padded."""
     max_keep, max_candidates, max_total = limits
-    threshold, offset, least_side = numbers
-    part, least = small
-    zero = part - part  # of the boxes' type
+    offset, least_side = numbers[1:]
     padded = len(counts) > 0
     group = np.zeros(len(scores), np.int32)
     if len(groups):
@@ -157,34 +176,9 @@ def _suppress(boxes, scores, bits, groups, num_groups, numbers, small, inclusive
         x1, y1, x2, y2 = boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]
         area = (x2 - x1 + offset) * (y2 - y1 + offset)
         start, end = starts[own], starts[own] + kept_of[own]
-        removed = False
-        for first in range(start, end, CHUNK):
-            above, below = False, True
-            for lane in range(CHUNK):
-                other = np.uint64(first) + np.uint64(lane)  # an index that may be negative makes gathers
-                width = _least(x2, right[other]) - _most(x1, left[other]) + offset
-                height = _least(y2, bottom[other]) - _most(y1, top[other]) + offset
-                inter = _most(width, zero) * _most(height, zero)
-                limit = threshold * (area + areas[other] - inter)
-                slack = limit * part
-                above |= limit > least and inter > limit + slack
-                below &= limit > least and inter < limit - slack
-            if above:
-                removed = True
-                break
-            if below:
-                continue
-            for other in range(first, min(first + CHUNK, end)):
-                width = _least(x2, right[other]) - _most(x1, left[other]) + offset
-                height = _least(y2, bottom[other]) - _most(y1, top[other]) + offset
-                inter = _most(width, zero) * _most(height, zero)
-                quotient = inter / (area + areas[other] - inter)  # 0 / 0 is not a number and removes nothing
-                if quotient > threshold or (inclusive and quotient == threshold):
-                    removed = True
-                    break
-            if removed:
-                break
-        if removed:
+        if _is_removed(
+            (x1, y1, x2, y2, area), (left, top, right, bottom, areas), start, end, numbers, small, inclusive
+        ):
             continue
         left[end], top[end], right[end], bottom[end], areas[end] = x1, y1, x2, y2, area
         kept[own * max_keep + kept_of[own] if padded else total] = row
@@ -192,6 +186,95 @@ def _suppress(boxes, scores, bits, groups, num_groups, numbers, small, inclusive
         total += 1
     counts[:] = kept_of[: len(counts)]
     return total
+
+
+@njit(inline="always", error_model="numpy")  # a call with so many arrays takes as long as a short test
+def _is_removed(box, kept, start, end, numbers, small, inclusive):
+    """Whether one of the kept rows start..end-1, whose columns fill whole chunks, overlaps a box."""
+    x1, y1, x2, y2, area = box
+    left, top, right, bottom, areas = kept
+    threshold, offset = numbers[:2]
+    part, least = small
+    zero = part - part  # of the boxes' type
+    for first in range(start, end, CHUNK):
+        above, below = False, True
+        for lane in range(CHUNK):
+            other = np.uint64(first) + np.uint64(lane)  # an index that may be negative makes gathers
+            width = _least(x2, right[other]) - _most(x1, left[other]) + offset
+            height = _least(y2, bottom[other]) - _most(y1, top[other]) + offset
+            inter = _most(width, zero) * _most(height, zero)
+            limit = threshold * (area + areas[other] - inter)
+            slack = limit * part
+            above |= limit > least and inter > limit + slack
+            below &= limit > least and inter < limit - slack
+        if above:
+            return True
+        if below:
+            continue
+        for other in range(first, min(first + CHUNK, end)):
+            width = _least(x2, right[other]) - _most(x1, left[other]) + offset
+            height = _least(y2, bottom[other]) - _most(y1, top[other]) + offset
+            inter = _most(width, zero) * _most(height, zero)
+            quotient = inter / (area + areas[other] - inter)  # 0 / 0 is not a number and removes nothing
+            if quotient > threshold or (inclusive and quotient == threshold):
+                return True
+    return False
+
+
+@compiled
+def _suppress_sorted(boxes, present, kept, numbers, small, inclusive, max_keep):
+    """Fill kept (G, P) uint8; boxes (G * P, 4) by falling score in each group, present (G * P,), or empty
+    for all."""
+    offset, least_side = numbers[1:]
+    groups, most = kept.shape
+    padding = (most + CHUNK - 1) // CHUNK * CHUNK
+    left, right = np.empty(padding, boxes.dtype), np.empty(padding, boxes.dtype)
+    top, bottom, areas = np.empty(padding, boxes.dtype), np.empty(padding, boxes.dtype), left.copy()
+    kept[:] = 0
+    for group in range(groups):
+        left[:], right[:], top[:], bottom[:], areas[:] = np.inf, -np.inf, np.inf, -np.inf, 0
+        count = 0
+        for place in range(most):
+            if count == max_keep:
+                break
+            row = group * most + place
+            if (len(present) and not present[row]) or _is_wrong(boxes, row, least_side):
+                continue
+            x1, y1, x2, y2 = boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]
+            area = (x2 - x1 + offset) * (y2 - y1 + offset)
+            if _is_removed(
+                (x1, y1, x2, y2, area), (left, top, right, bottom, areas), 0, count, numbers, small, inclusive
+            ):
+                continue
+            left[count], top[count], right[count], bottom[count], areas[count] = x1, y1, x2, y2, area
+            kept[group, place] = 1
+            count += 1
+
+
+@compiled
+def _suppress_sorted_float(boxes, present, kept, groups, most, threshold, offset, inclusive, max_keep):
+    _suppress_sorted(
+        array_at(boxes, (groups * most, 4), np.float32),
+        array_at(present, (groups * most if present else 0,), np.uint8),
+        array_at(kept, (groups, most), np.uint8),
+        (np.float32(threshold), np.float32(offset), np.float32(-1.01 * offset)),
+        (np.float32(4.8e-7), np.float32(1e-30)),
+        inclusive,
+        max_keep,
+    )
+
+
+@compiled
+def _suppress_sorted_double(boxes, present, kept, groups, most, threshold, offset, inclusive, max_keep):
+    _suppress_sorted(
+        array_at(boxes, (groups * most, 4), np.float64),
+        array_at(present, (groups * most if present else 0,), np.uint8),
+        array_at(kept, (groups, most), np.uint8),
+        (np.float64(threshold), np.float64(offset), np.float64(-1.01 * offset)),
+        (np.float64(8.9e-16), np.float64(1e-290)),
+        inclusive,
+        max_keep,
+    )
 
 
 @compiled

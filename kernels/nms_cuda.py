@@ -30,7 +30,7 @@ class Rows(NamedTuple):
     groups_at: Tensor | None  # (R,) int32, the group of each position
     starts: Tensor | None  # (G,) int32
     counts: Tensor  # (G,) int32
-    problems: Tensor  # (3,) int32
+    outcome: Tensor  # (4,) int32: rows kept, and where a score, a box or a group is wrong
 
 
 def cuda_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, rule: NmsRule) -> Tensor:
@@ -43,7 +43,7 @@ def cuda_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: i
     num_groups = max(num_groups, 1)
     sorted_rows = _sort(boxes, scores, groups, num_groups, rule, padded=False)
     kept = boxes.new_empty((1, rule.max_keep), dtype=torch.int64) if groups is None else None
-    positions, kept_counts, total = _settle(sorted_rows, rule, num_groups, kept, None)
+    positions, kept_counts = _settle(sorted_rows, rule, num_groups, kept, None)
     if kept is None:
         kept = boxes.new_empty((1, len(boxes)), dtype=torch.int64)
         _launch(
@@ -61,7 +61,7 @@ def cuda_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: i
             np.int32(len(boxes)),
             np.int32(num_groups),
         )
-    count, *problems = torch.cat([total, sorted_rows.problems]).tolist()
+    count, *problems = sorted_rows.outcome.tolist()
     for problem, distance in zip(_PROBLEMS, problems, strict=True):
         if distance:
             raise ValueError(f"{problem.format(len(boxes) - distance)}; filter the rows before NMS")
@@ -73,9 +73,9 @@ def cuda_nms_padded(
 ) -> tuple[Tensor, Tensor]:
     """Indices (G, max_keep) and counts (G,), int64; only launches, so that it can be captured in a graph."""
     indices = boxes.new_empty((num_groups, max_keep), dtype=torch.int64)
-    counts = boxes.new_zeros(num_groups, dtype=torch.int64)
+    counts = boxes.new_empty(num_groups, dtype=torch.int64)
     if min(len(boxes), max_keep, rule.max_candidates) == 0:
-        return indices.fill_(-1), counts
+        return indices.fill_(-1), counts.zero_()
     _settle(
         _sort(boxes, scores, groups, num_groups, rule, padded=True),
         rule._replace(max_keep=max_keep),
@@ -94,11 +94,9 @@ def _sort(
         raise ValueError(f"{count} boxes; the kernels take fewer than {2**31 // 32} at a time")
     boxes, scores = boxes.detach().contiguous(), scores.detach().contiguous()
     groups = None if groups is None else groups.long().contiguous()
-    ints = boxes.new_zeros(num_groups + 3, dtype=torch.int32)  # one fill for both
-    keys, arrivals = (
-        boxes.new_empty(count, dtype=torch.int64),
-        boxes.new_empty(count if groups is not None else 0, dtype=torch.int32),
-    )
+    ints = boxes.new_zeros(num_groups + 4, dtype=torch.int32)  # one fill for both
+    keys = boxes.new_empty(count, dtype=torch.int64)
+    arrivals = None if groups is None else boxes.new_empty(count, dtype=torch.int32)
     found = Rows(
         torch.empty_like(boxes),
         boxes.new_empty(count, dtype=torch.int32),
@@ -119,7 +117,7 @@ def _sort(
         keys,
         arrivals,
         found.counts,
-        found.problems,
+        found.outcome[1:],
         rows,
         np.int32(num_groups),
         _number(boxes, -1.01 * rule.offset),
@@ -176,18 +174,15 @@ def _sort(
 
 def _settle(
     found: Rows, rule: NmsRule, num_groups: int, padded: Tensor | None, padded_counts: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions kept (R,), their counts (G, 2) before and after the last chunk, and their number (1,), all
-    int32."""
+) -> tuple[Tensor, Tensor]:
+    """Positions kept (R,) and their counts (G, 2) before and after the last chunk, int32."""
     count = len(found.boxes)
     words = -(-min(rule.max_candidates, CHUNK) // 64)
     mask = found.keys.new_empty((count, words))
     chunks = -(-rule.max_candidates // CHUNK)
     removed = torch.zeros_like(found.rows, dtype=torch.uint8) if chunks > 1 else None
-    positions, total = torch.empty_like(found.rows), torch.zeros_like(found.rows[:1])
+    positions = torch.empty_like(found.rows)
     kept_counts = found.counts.new_empty((num_groups, 2))
-    if padded is not None and padded_counts is None:
-        padded_counts = padded.new_empty(num_groups)
     where = (found.groups_at, found.starts, found.counts)
     limits = (np.int32(rule.max_candidates), np.int32(rule.max_keep))
     test = (
@@ -218,7 +213,7 @@ def _settle(
                 removed,
                 positions,
                 kept_counts,
-                total,
+                found.outcome,
                 padded,
                 padded_counts,
                 np.int32(words),
@@ -242,7 +237,7 @@ def _settle(
                 *limits,
                 *test,
             )
-    return positions, kept_counts, total
+    return positions, kept_counts
 
 
 def _launch(found: Rows, kernel: str, threads: int, *args: object) -> None:

@@ -36,7 +36,7 @@ def reference_nms(
     start = 0
     for end in ends:
         last = min(end, start + rule.max_candidates)
-        alive[start:last] = _greedy(sorted_boxes[start:last], rule)
+        alive[start:last] = greedy(sorted_boxes[start:last], rule)
         start = end
     kept = torch.zeros(len(order), dtype=torch.bool, device=boxes.device)
     kept[by_group] = torch.from_numpy(alive).to(boxes.device)
@@ -69,7 +69,7 @@ def reference_nms_padded(
     return indices, counts
 
 
-def _greedy(boxes: np.ndarray, rule: NmsRule) -> np.ndarray:
+def greedy(boxes: np.ndarray, rule: NmsRule) -> np.ndarray:
     """Which of the (n, 4) boxes, already by falling score, survive."""
     x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
     threshold, offset, zero = (boxes.dtype.type(number) for number in (rule.iou_threshold, rule.offset, 0))

@@ -17,6 +17,7 @@ from kernel_backends import clustered_boxes, normal_input
 
 import detection_zoo.kernels.launch as launching
 from detection_zoo.kernels.nms import batched_nms
+from detection_zoo.kernels.nms_sorted import nms_sorted
 from detection_zoo.kernels.roi_align import multilevel_roi_align
 from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
@@ -35,6 +36,18 @@ def suppress() -> None:
         more = limits | {"offset": 1.0} | ({} if groups is None else {"num_groups": num_groups})
         found, expected = (
             batched_nms(boxes, scores, groups, 0.6, backend=name, **more) for name in ("cuda", "reference")
+        )
+        assert torch.equal(found, expected)
+
+
+def suppress_sorted() -> None:
+    """Lists of 1, 3 and 33 words, the last longer than a warp has lanes; boxes that are absent among them."""
+    for rows, limit in ((40, 40), (150, 36), (2100, 2100)):
+        boxes = clustered_boxes(2 * rows, seed=rows)[0].reshape(2, rows, 4)
+        boxes[0, ::7], present = torch.nan, torch.arange(2 * rows).reshape(2, rows) % 5 > 0
+        found, expected = (
+            nms_sorted(boxes, 0.6, present=present, offset=1.0, max_keep=limit, backend=name)
+            for name in ("cuda", "reference")
         )
         assert torch.equal(found, expected)
 
@@ -107,6 +120,15 @@ PLANTED = [
     (suppress, "kept & removers_high", "kept & removers_low"),
     (suppress, "each < row + 4", "each < row + 3"),
     *((suppress, BARRIER, place) for place in range(6)),
+    (suppress_sorted, "((1ull << thread) - 1)", "((2ull << thread) - 1)"),
+    (suppress_sorted, "(word)absent << thread", "0"),
+    (suppress_sorted, "is_wrong(box, least_side)", "false"),
+    (suppress_sorted, "diagonal += 64 * words + 1", "diagonal += 64 * words"),
+    (suppress_sorted, "min(lane + 32, words - 1)", "min(lane, words - 1)"),
+    (suppress_sorted, "slots[(index & 1) * WARPS", "slots[0 * WARPS"),
+    (suppress_sorted, "max_keep - count, lane", "max_keep, lane"),
+    (suppress_sorted, "row < rows; row += blockDim.x", "row < 0; row += blockDim.x"),
+    *((suppress_sorted, BARRIER, place) for place in range(3)),
     (suppress_softly, "b.row, a.key, a.row", "a.row, a.key, b.row"),
     *((suppress_softly, BARRIER, place) for place in range(2)),
     (align, "(SUM)point + (SUM)0.5", "(SUM)point"),
@@ -170,6 +192,7 @@ def exit_status(check: Callable[[], None], edit: Callable[[str], str]) -> int:
 if __name__ == "__main__":
     for each in (
         suppress,
+        suppress_sorted,
         suppress_softly,
         align,
         pool,

@@ -3,14 +3,16 @@ section 4.1)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detection_zoo.kernels.nms import batched_nms
+from detection_zoo.kernels.nms_sorted import nms_sorted
 from detection_zoo.zoo.conventions import ProposalConventions
 from detection_zoo.zoo.parts.boxes import BoxCoder, clip_boxes, large_enough
 
@@ -83,46 +85,58 @@ def select_proposals(
         decode_level(*level, sizes, coder, rule.pre_nms, stable=rule.together)
         for level in zip(scores, deltas, anchors, strict=True)
     ]
-    boxes = torch.cat([b for b, _ in levels], dim=1)  # (N, P, 4)
-    chances = torch.cat([s for _, s in levels], dim=1)  # (N, P)
-    images, count = chances.shape
-    level = torch.cat(
-        [torch.full((s.shape[1],), i, device=boxes.device) for i, (_, s) in enumerate(levels)]
-    )  # (P,)
-    groups = (torch.arange(images, device=boxes.device)[:, None] * len(levels) + level).reshape(-1)
-    boxes, chances = boxes.reshape(-1, 4), chances.reshape(-1)
-    rows = torch.nonzero(large_enough(boxes, rule.min_size, coder.offset)).squeeze(1)
-    boxes, chances, groups = boxes[rows], chances[rows], groups[rows]
-    kept = batched_nms(
-        boxes,
-        chances,
-        groups,
+    boxes, chances = _same_length(levels)  # (N, L, P, 4), (N, L, P)
+    images = boxes.shape[0]
+    present = large_enough(boxes.reshape(-1, 4), rule.min_size, coder.offset).view(chances.shape)
+    kept = nms_sorted(
+        boxes.flatten(0, 1),
         rule.nms_iou,
-        num_groups=images * len(levels),
+        present=present.flatten(0, 1),
         offset=coder.offset,
         inclusive=rule.inclusive,
         max_keep=rule.post_nms,
-        max_candidates=rule.pre_nms or None,
     )
-    kept = kept.sort().values  # image by image, level by level, falling score
-    return _collect(boxes[kept], chances[kept], groups[kept] // len(levels), images, rule)
+    rows = torch.nonzero(kept.view(-1)).squeeze(1)  # image by image, level by level, falling score
+    boxes, chances = boxes.reshape(-1, 4)[rows], chances.reshape(-1)[rows]
+    missing = torch.isnan(chances).sum()  # such rows are the first of their level, and so are kept
+    *counts, missing = torch.cat([kept.view(images, -1).sum(1), missing[None]]).tolist()
+    if missing:
+        raise ValueError(f"{missing} objectness scores of the best anchors are NaN; check weights and images")
+    return _collect(boxes, chances, counts, rule)
+
+
+def _same_length(levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Boxes (N, L, P, 4) and scores (N, L, P) of all levels; boxes beyond a level's end are not a number."""
+    most = max(scores.shape[1] for _, scores in levels)
+    missing = [most - scores.shape[1] for _, scores in levels]
+    boxes = [
+        functional.pad(boxes, (0, 0, 0, more), value=math.nan)
+        for (boxes, _), more in zip(levels, missing, strict=True)
+    ]
+    scores = [functional.pad(scores, (0, more)) for (_, scores), more in zip(levels, missing, strict=True)]
+    return torch.stack(boxes, 1), torch.stack(scores, 1)
 
 
 def _collect(
-    boxes: Tensor, scores: Tensor, image: Tensor, images: int, rule: ProposalConventions
+    boxes: Tensor, scores: Tensor, counts: Sequence[int], rule: ProposalConventions
 ) -> list[Proposals]:
-    """Cut what all levels gave, over each image or over the batch, and split by image."""
+    """Cut what all levels gave, over each image or over the batch, and split by image; counts: rows of
+    each."""
     if rule.collect and rule.collect_over == "batch":
         best = scores.topk(min(rule.collect, len(scores)), sorted=True).indices
         best = best if rule.collect_order == "score" else best.sort().values
-        boxes, scores, image = boxes[best], scores[best], image[best]
+        ends = list(accumulate(counts))
+        owned = [best[(best >= end - count) & (best < end)] for end, count in zip(ends, counts, strict=True)]
+        parts = [(boxes[own], scores[own]) for own in owned]
+    else:
+        parts = zip(boxes.split(counts), scores.split(counts), strict=True)
     result = []
-    for i in range(images):
-        rows = torch.nonzero(image == i).squeeze(1)
+    for own, chances in parts:
         if rule.collect and rule.collect_over == "image":
-            best = scores[rows].topk(min(rule.collect, len(rows)), sorted=True).indices
-            rows = rows[best if rule.collect_order == "score" else best.sort().values]
-        result.append(Proposals(boxes[rows], scores[rows]))
+            best = chances.topk(min(rule.collect, len(chances)), sorted=True).indices
+            best = best if rule.collect_order == "score" else best.sort().values
+            own, chances = own[best], chances[best]
+        result.append(Proposals(own, chances))
     if rule.fill:
         for each in result:
             missing = rule.post_nms - len(each.boxes)
