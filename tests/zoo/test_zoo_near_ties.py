@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from detection_zoo.zoo.conventions import DetectionConventions, ProposalConventions
 from detection_zoo.zoo.parity import detnet_steps
 from detection_zoo.zoo.parity.base import Output, Reference
+from detection_zoo.zoo.parity.maskrcnn_benchmark import _Folder, score_gap
 from detection_zoo.zoo.parity.near_ties import (
     DetectionChoices,
     Outputs,
@@ -228,3 +230,22 @@ def test_soft_nms_counts_the_rows_that_were_recorded(shift: float, same: bool) -
     assert float(compute()["counts"].value[0]) == 2
     found = settle(compute, choices, recorded({}), "float32")["counts"]
     assert float(found.value[0]) == (1 if same else 2)
+
+
+@pytest.mark.parametrize(
+    ("own", "apart", "moved"), [(3e-6, 6e-6, 2), (1e-7, 6e-6, 0), (3e-6, 4e-5, 0), (1e-3, 4e-5, 0)]
+)
+def test_detections_change_places_as_far_as_the_original_rounds_their_scores(
+    own: float, apart: float, moved: int
+) -> None:
+    """The original's float32 and float64 scores are `own` apart, relative to scores of about 0.3."""
+    scores = torch.linspace(0.5, 0.1, 20, dtype=torch.float64)
+    boxes = torch.arange(80.0).reshape(20, 4)
+    reference = recorded({"A.boxes": boxes, "A.scores": scores})
+    reference.__dict__["meta"] = {"outputs": {"A.scores": {"float64_difference": own}}}
+    scores = scores.clone()
+    scores[6] = scores[7] - apart  # row 6 stands behind row 7 here
+    order, count = _Folder._order(SimpleNamespace(reference=reference), "A.boxes", scores, boxes)
+    assert count == moved
+    assert (order.tolist() == list(range(20))) == (moved > 0)
+    assert 2e-6 <= score_gap(reference, "A.boxes") <= 2e-5

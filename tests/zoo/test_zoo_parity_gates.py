@@ -1,9 +1,11 @@
-"""ReLU units that rounding opens or closes are found from recorded gradients, and no others."""
+"""ReLU units that rounding opens or closes are found from recorded gradients, and no others; a gradient of which
+only mean and deviation are known is judged in double precision."""
 
 from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.parity import gates
+from detection_zoo.zoo.parity.base import Output, compare
+from detection_zoo.zoo.parity.hardnet import moments_in_double
 from detection_zoo.zoo.records import Target
 
 PARAMETERS = ("pyramid.extras.0.weight", "pyramid.extras.1.weight")
@@ -74,3 +78,29 @@ def _size(network: nn.Module, images: Tensor, units: gates.Units) -> float:
 def test_equal_gradients_turn_nothing(network: nn.Module, images: Tensor) -> None:
     """Where nothing differs no unit is touched."""
     assert _found(network, images, _gradients(network, images, {})) == set()
+
+
+@pytest.mark.parametrize(
+    ("single", "double", "verdict"),
+    [
+        (2.3e-6, 1e-8, "ok"),  # rounding of one processor
+        (1e-4, 1e-8, "differs"),  # more than rounding
+        (5e-6, 5e-6, "differs"),  # a mistake, which double precision has too
+    ],
+)
+def test_a_gradient_of_zeros_is_judged_in_double_precision(
+    single: float, double: float, verdict: str
+) -> None:
+    truth = np.random.RandomState(1).standard_normal((40, 40))
+    truth[::2] = 0
+    kept = {
+        "shape": np.array([40, 40]),
+        "moments": np.array([truth.mean(), truth.std()]),
+        "samples": truth.reshape(-1)[::80],
+        "stride": np.array(80),
+    }
+    own = Output(torch.from_numpy(truth * (1 + single)), 1e-6)
+    judged = moments_in_double(own, torch.from_numpy(truth * (1 + double)), kept)
+    line = compare("f.grad.extras.1.weight", judged, kept, "float32")
+    assert line.verdict == verdict
+    assert ("compared in double precision" in (line.reason or "")) == (single < 1e-5)

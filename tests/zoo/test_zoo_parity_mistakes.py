@@ -18,6 +18,7 @@ from detection_zoo.zoo.parts import proposals, roi_heads
 FOLDERS = Path(__file__).resolve().parents[1] / "reference"
 RCNN = FOLDERS / "maskrcnn_benchmark" / "e2e_faster_rcnn_V_39_FPN_2x"
 SSD = FOLDERS / "hardnet" / "ssd300_hardnet68_voc"
+VGG = FOLDERS / "hardnet" / "ssd300_vgg16_voc"
 
 Change = Callable[[Any], Any]
 
@@ -42,10 +43,21 @@ def pooled_channels(pool: Any) -> Any:
     return lambda self, *given: swapped(pool(self, *given))
 
 
+def scaled_gradient(make: Any) -> Any:
+    """The gradient of an extra layer, of which every recorded number is 0, is 1e-4 too large."""
+
+    def optimizer(model: Any, schedule: Any) -> Any:
+        model.get_parameter("pyramid.extras.1.weight").register_hook(lambda gradient: gradient * (1 + 1e-4))
+        return make(model, schedule)
+
+    return optimizer
+
+
 MISTAKES: dict[str, tuple[Path, Any, str, Change, str]] = {
     "proposals: threshold": (RCNN, proposals, "batched_nms", threshold, "A.proposals.image0.boxes.x1"),
     "RoIs: channels": (RCNN, roi_heads.RoiAlignPooler, "forward", pooled_channels, "A.roi.class_logits"),
     "SSD images: channels": (SSD, hardnet, "normal_input", image_channels, "c.softmax"),
+    "SSD gradient": (VGG, hardnet, "build_optimizer", scaled_gradient, "f.grad.extras.1.weight"),
     "SSD detections: threshold": (SSD, ssd_detector, "batched_nms", threshold, "d.boxes"),
 }
 

@@ -49,6 +49,9 @@ from detection_zoo.zoo.weights.load import copy_into, load_arrays
 from detection_zoo.zoo.weights.rename import Translation
 
 Outputs = dict[str, Output | Skip]
+# of scores: the most is twice what an instruction set and number of threads moved a score by, beside double
+# precision (9.8e-6: V-39 with SSE41 and two threads)
+GAPS = (2e-6, 2e-5)
 DETECTOR_FORMAT, CLASSIFIER_FORMAT = "maskrcnn_benchmark_pth", "vovnet_imagenet_pth"
 _CALL = re.compile(r"normal_input\(\s*(\d+)\s*,\s*\(([\d\s,]+)\)\s*\)")
 _PAIR = r"\(\s*\d+\s*,\s*\d+\s*\)"
@@ -116,6 +119,21 @@ def parse_batch(text: str, divisor: int) -> Batch:
         else [tuple(image.shape[1:]) for image in images]
     )
     return Batch(batch, torch.tensor(sizes))
+
+
+def score_gap(reference: Reference, boxes: str) -> float:
+    """Scores nearer than this may change places: ten times what the original's own float32 and float64 scores
+    of that list differ by (root mean square), as far as it is within `GAPS`.
+
+    Args:
+        boxes: recorded name of the boxes; the scores stand beside them.
+    """
+    for name in (f"{boxes.removesuffix('boxes')}{part}" for part in ("scores", "objectness")):
+        if name in reference.recorded:
+            own = reference.meta["outputs"].get(name, {}).get("float64_difference", 0.0)
+            scores = reference.recorded[name]["samples"].astype("float64")
+            return float(np.clip(10 * own * np.sqrt(np.mean(scores**2)), *GAPS))
+    return GAPS[0]
 
 
 @dataclass(frozen=True)
@@ -366,7 +384,8 @@ class _Folder:
             rows = np.stack([recorded[column]["samples"] for column in columns], axis=1)
         else:
             return order, 0
-        settled = settle_ties(scores[order].numpy(), boxes[order].numpy(), rows)
+        gap = score_gap(self.reference, name)
+        settled = settle_ties(scores[order].numpy(), boxes[order].numpy(), rows, gap)
         return order[torch.from_numpy(settled)], int((settled != np.arange(len(settled))).sum())
 
     def _masks(
