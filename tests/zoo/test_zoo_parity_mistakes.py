@@ -30,6 +30,11 @@ def threshold(suppress: Any) -> Any:
     )
 
 
+def threshold_of_sorted(suppress: Any) -> Any:
+    """The same of boxes that are sorted already."""
+    return lambda boxes, iou, **named: suppress(boxes, 1.01 * iou, **named)
+
+
 def swapped(values: Tensor) -> Tensor:
     """Two channels change places."""
     return torch.cat([values[:, [1, 0]], values[:, 2:]], dim=1)
@@ -54,7 +59,13 @@ def scaled_gradient(make: Any) -> Any:
 
 
 MISTAKES: dict[str, tuple[Path, Any, str, Change, str]] = {
-    "proposals: threshold": (RCNN, proposals, "batched_nms", threshold, "A.proposals.image0.boxes.x1"),
+    "proposals: threshold": (
+        RCNN,
+        proposals,
+        "nms_sorted",
+        threshold_of_sorted,
+        "A.proposals.image0.boxes.x1",
+    ),
     "RoIs: channels": (RCNN, roi_heads.RoiAlignPooler, "forward", pooled_channels, "A.roi.class_logits"),
     "SSD images: channels": (SSD, hardnet, "normal_input", image_channels, "c.softmax"),
     "SSD gradient": (VGG, hardnet, "build_optimizer", scaled_gradient, "f.grad.extras.1.weight"),
