@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import detection_zoo
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import load_manifests
@@ -23,10 +24,11 @@ from detection_zoo.zoo.weights.load import checkpoint_format, load_backbone
 REFERENCE = json.loads(
     (Path(__file__).resolve().parents[1] / "reference" / "registry" / "tensors.json").read_text()
 )
-RESNET, SSDLITE, VGG = (
+RESNET, SSDLITE, VGG, FACE = (
     "resnet50_msra_imagenet.registry",
     "ssdlite_mobilenetv2_300.registry",
     "vgg16_imagenet.registry",
+    "ssd_mobilenetv1_512_face.registry",
 )
 
 
@@ -71,9 +73,10 @@ def test_tensors_equal_another_conversion(row: str, package_weights: Path) -> No
     assert folded <= (24 if row == SSDLITE else 0)
 
 
-def test_priors_are_the_models_own(package_weights: Path) -> None:
+@pytest.mark.parametrize(("row", "name"), [(SSDLITE, "Postprocessor/ExpandDims"), (FACE, "Output/extra_dim")])
+def test_priors_are_the_models_own(row: str, name: str, package_weights: Path) -> None:
     """The table of prior boxes against the anchors that TensorFlow's graph holds (corners, y first)."""
-    corners = arrays_of(SSDLITE, package_weights)["Postprocessor/ExpandDims"][0]
+    corners = arrays_of(row, package_weights)[name][0]
     centres = np.stack(
         [
             corners[:, [1, 3]].mean(1),
@@ -83,7 +86,21 @@ def test_priors_are_the_models_own(package_weights: Path) -> None:
         ],
         axis=1,
     )
-    np.testing.assert_allclose(build_model(SSDLITE, "random").priors, centres, atol=1e-6)
+    np.testing.assert_allclose(build_model(row, "random").priors, centres, atol=1e-6)
+
+
+def test_the_face_detector_finds_what_its_own_program_finds(package_weights: Path) -> None:
+    """face-api 1.7.15 on TensorFlow.js 4.22 and the astronaut of scikit-image, whose 512 x 512 pixels neither
+    program resizes."""
+    import skimage
+
+    arrays_of(FACE, package_weights)
+    model = build_model(FACE, "published")
+    picture = Path(skimage.__file__).parent / "data" / "astronaut.png"
+    found = detection_zoo.load(FACE).detect(picture).above(0.3)
+    assert model.class_names == ("face",) and found.names == ["face"]
+    assert found.scores.tolist() == pytest.approx([0.96484], abs=1e-5)
+    assert found.boxes[0].tolist() == pytest.approx([181.12, 72.86, 264.40, 174.58], abs=0.01)
 
 
 def test_vgg_starts_a_training_and_is_no_classifier(package_weights: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from detection_zoo.zoo.backbones.resnet import resnet14_slim
+from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.weights.load import checkpoint_format, load_weights
@@ -85,6 +88,19 @@ def test_quantised_weights_are_widened(tmp_path: Path) -> None:
     arrays, _ = read_tfjs(write(tmp_path / "m", {"x": random(1)}, change=quantise))
     assert arrays["bytes"].tolist() == [-1.0, -0.5, 126.5] and arrays["half"].tolist() == [1.5, -2.0]
     assert arrays["bytes"].dtype == arrays["half"].dtype == np.float32
+
+
+def test_quantised_whole_numbers_and_lists_without_model_json(tmp_path: Path) -> None:
+    """As face-api's files have them: a list of weights under another name, int32 kept as bytes."""
+    quantised = {"dtype": "uint8", "scale": 1, "min": -1}
+    weights = [{"name": "sizes", "shape": [3], "dtype": "int32", "quantization": quantised}]
+    with zipfile.ZipFile(tmp_path / "m", "w") as archive:
+        archive.writestr("a-weights_manifest.json", json.dumps([{"paths": ["a.bin"], "weights": weights}]))
+        archive.writestr("a.bin", bytes([0, 1, 255]))
+    arrays, _ = read_tfjs(tmp_path / "m", "a-weights_manifest.json")
+    assert arrays["sizes"].tolist() == [-1, 0, 254] and arrays["sizes"].dtype == np.int32
+    with pytest.raises(CheckpointError, match=r"no model\.json"):
+        read_tfjs(tmp_path / "m")
 
 
 def _set(**fields: object) -> Callable[[dict[str, Any], dict[str, bytes]], None]:
@@ -383,3 +399,60 @@ def test_flax_vgg(tmp_path: Path) -> None:
 )
 def test_layout(shape: tuple[int, ...], depthwise: bool, wanted: tuple[int, ...]) -> None:
     assert torch_layout(random(*shape), depthwise=depthwise).shape == wanted
+
+
+def face_api(model: nn.Module) -> dict[str, np.ndarray]:
+    """The tensors of an SSD on MobileNetV1 as face-api's graph has them."""
+    arrays: dict[str, np.ndarray] = {}
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+
+    def convolution(layer: str, place: str) -> None:
+        arrays[f"{layer}/weights"] = state[f"{place}.0.weight"].transpose(2, 3, 1, 0)
+        arrays[f"{layer}/convolution_bn_offset"] = state[f"{place}.1.bias"]
+
+    convolution("MobilenetV1/Conv2d_0_pointwise", "backbone.features.0")
+    for block in range(1, 14):
+        layer, place = f"MobilenetV1/Conv2d_{block}_depthwise", f"backbone.features.{block}.0"
+        arrays[f"{layer}/depthwise_weights"] = state[f"{place}.0.weight"].transpose(2, 3, 0, 1)
+        for theirs, ours in (("gamma", "weight"), ("beta", "bias"), ("moving_mean", "running_mean")):
+            arrays[f"{layer}/BatchNorm/{theirs}"] = state[f"{place}.1.{ours}"]
+        arrays[f"{layer}/BatchNorm/moving_variance"] = state[f"{place}.1.running_var"] - np.float32(99e-5)
+        convolution(f"MobilenetV1/Conv2d_{block}_pointwise", f"backbone.features.{block}.1")
+    for layer in range(8):
+        convolution(f"Prediction/Conv2d_{layer}_pointwise", f"pyramid.extras.{layer // 2}.{layer % 2}")
+    for level in range(6):
+        for kind, head in (("BoxEncodingPredictor", "box_head"), ("ClassPredictor", "class_head")):
+            for part, axes in (("weight", (2, 3, 1, 0)), ("bias", (0,))):
+                values = state[f"{head}.{level}.{part}"].transpose(axes)
+                values = values.reshape(*values.shape[:-1], -1, 4 if head == "box_head" else 2)
+                if head == "box_head":
+                    values = values[..., [1, 0, 3, 2]]
+                else:  # a third channel, of no class
+                    values = np.concatenate([values, np.full_like(values[..., :1], 9)], axis=-1)
+                name = f"Prediction/BoxPredictor_{level}/{kind}/{'weights' if part == 'weight' else 'biases'}"
+                arrays[name] = values.reshape(*values.shape[:-2], -1)
+    return arrays
+
+
+def test_face_apis_detector_is_translated() -> None:
+    """Kernels, norms without or with their scale, y before x, and the third class channel; a file that lacks a
+    tensor or has one more is refused."""
+    model = build_model("ssd_mobilenetv1_512_face.registry", "random")
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if "depthwise" not in name and name.endswith("bias"):
+                value.uniform_(-1, 1)
+    translate = checkpoint_format("face_api_ssd").translate
+    arrays = face_api(model)
+    translated = translate({**arrays, "Output/extra_dim": random(1, 5118, 4)})
+    for name, array in translated.state.items():
+        wanted = model.state_dict()[name].numpy()
+        if not name.endswith(("running_var", "running_mean")) or re.search(r"features\.\d+\.0\.1\.", name):
+            np.testing.assert_allclose(array, wanted, atol=1e-6, err_msg=name)
+    left = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
+    assert set(translated.state) == left and list(translated.dropped) == ["Output/extra_dim"]
+    with pytest.raises(CheckpointError, match="model has no such layer"):
+        translate({**arrays, "MobilenetV1/other": random(1)})
+    arrays.pop("MobilenetV1/Conv2d_3_depthwise/BatchNorm/beta")
+    with pytest.raises(CheckpointError, match="has not MobilenetV1/Conv2d_3_depthwise/BatchNorm/beta"):
+        translate(arrays)

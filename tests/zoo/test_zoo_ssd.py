@@ -152,7 +152,7 @@ def test_l2norm_adds_its_epsilon_after_the_root() -> None:
 
 
 def test_heads_lay_out_row_column_box_value() -> None:
-    heads = Heads([1, 1], [2, 1], 3, separable=False)
+    heads = Heads([1, 1], [2, 1], 3, kind="plain")
     for head in heads:
         nn.init.zeros_(head.weight)
         with torch.no_grad():

@@ -1,4 +1,5 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018, table 2), with torch's symmetric padding or TensorFlow's "SAME"."""
+"""MobileNetV1 (Howard et al., 2017, table 1) and V2 (Sandler et al., CVPR 2018, table 2), with torch's
+symmetric padding or TensorFlow's "SAME"."""
 
 from __future__ import annotations
 
@@ -20,6 +21,13 @@ STAGES = (
     (6, 320, 1, 1),
 )
 STEM, LAST = 32, 1280
+# MobileNetV1: channels and stride of each depthwise separable block, and the maps after some of them
+V1_BLOCKS = (
+    *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
+    *((512, 1),) * 5,
+    *((1024, 2), (1024, 1)),
+)
+V1_ENDS = {3: "c2", 5: "c3", 11: "c4", 13: "c5"}
 ENDS = {3: "c2", 6: "c3"}  # features whose output is a map as it is
 EXPANDED = 14  # the feature whose expanded input is the map c4, as SSD takes it
 
@@ -98,6 +106,45 @@ class MobileNetV2(Backbone):
                 maps[ENDS[index]] = features
         maps["c5"] = features
         return maps
+
+
+class MobileNetV1(Backbone):
+    """MobileNetV1 without its classifier: a 3x3 convolution and 13 blocks of a depthwise 3x3 and a 1x1
+    convolution, each with norm and ReLU6.
+
+    Args:
+        padding: of the strided convolutions: "same" puts the odd pixel at the right and bottom (TensorFlow).
+    """
+
+    def __init__(self, *, padding: Padding) -> None:
+        super().__init__()
+        channels, stride = STEM, 2
+        self.features = nn.ModuleList([conv_norm_act(3, channels, 3, stride=2, padding=padding)])
+        self.specs = {}
+        for index, (out, step) in enumerate(V1_BLOCKS, 1):
+            self.features.append(
+                nn.Sequential(
+                    conv_norm_act(channels, channels, 3, stride=step, groups=channels, padding=padding),
+                    conv_norm_act(channels, out, 1, padding=padding),
+                )
+            )
+            channels, stride = out, stride * step
+            if index in V1_ENDS:
+                self.specs[V1_ENDS[index]] = FeatureSpec(channels, stride)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps, features = {}, images
+        for index, block in enumerate(self.features):
+            features = block(features)
+            if index in V1_ENDS:
+                maps[V1_ENDS[index]] = features
+        return maps
+
+
+@BACKBONES.register("mobilenet_v1")
+def mobilenet_v1(*, padding: Padding = "symmetric") -> MobileNetV1:
+    """MobileNetV1 of full width; checkpoints of TensorFlow want padding="same"."""
+    return MobileNetV1(padding=padding)
 
 
 @BACKBONES.register("mobilenet_v2")

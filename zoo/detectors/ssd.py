@@ -17,13 +17,19 @@ from detection_zoo.zoo.parts.mobile_convs import Padding
 from detection_zoo.zoo.parts.multibox import BACKGROUND, MultiBoxLoss, PriorCoder
 from detection_zoo.zoo.parts.priors import PriorTable, prior_table
 from detection_zoo.zoo.parts.rfb import RFBPyramid
-from detection_zoo.zoo.parts.ssd_pyramid import Heads, SSDLitePyramid, SSDPyramid
+from detection_zoo.zoo.parts.ssd_pyramid import HeadKind, Heads, SSDLitePyramid, SSDPyramid
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
 UNUSED_COCO_IDS = frozenset(
     {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 )  # of 1..90; the other 80 are the classes
+HEAD_KINDS: dict[str, HeadKind] = {
+    "ssd": "plain",
+    "rfb": "plain",
+    "ssdlite": "separable",
+    "mobile": "pointwise",
+}
 Pyramid = SSDPyramid | RFBPyramid | SSDLitePyramid
 
 
@@ -86,7 +92,7 @@ class SSD(Detector):
         table: priors of those maps.
         num_classes: K.
         rule: channels, scores, training and selection.
-        separable_heads: SSDLite's.
+        heads: kind of the prediction heads.
     """
 
     parts = {"backbone": ("backbone",), "neck": ("pyramid",), "heads": ("box_head", "class_head")}
@@ -101,7 +107,7 @@ class SSD(Detector):
         coarse: str,
         num_classes: int,
         rule: SSDConventions,
-        separable_heads: bool,
+        heads: HeadKind,
     ) -> None:
         super().__init__()
         columns = (
@@ -113,8 +119,8 @@ class SSD(Detector):
             raise ValueError(f"channels={rule.channels!r} go with {len(columns)} classes, not {num_classes}")
         self.num_classes = num_classes
         self.backbone, self.pyramid, self.fine, self.coarse = backbone, pyramid, fine, coarse
-        self.box_head = Heads(pyramid.channels, table.per_cell, 4, separable=separable_heads)
-        self.class_head = Heads(pyramid.channels, table.per_cell, max(columns) + 1, separable=separable_heads)
+        self.box_head = Heads(pyramid.channels, table.per_cell, 4, kind=heads)
+        self.class_head = Heads(pyramid.channels, table.per_cell, max(columns) + 1, kind=heads)
         self.rule = rule
         self.loss = MultiBoxLoss(
             PriorCoder((rule.variances[0], rule.variances[1])),
@@ -212,7 +218,7 @@ def ssd(
     *,
     size: int = 300,
     priors: str = "coco_300",
-    heads: Literal["ssd", "rfb", "ssdlite"] = "ssd",
+    heads: Literal["ssd", "rfb", "ssdlite", "mobile"] = "ssd",
     padding: Padding = "same",
 ) -> SSD:
     """Build a detector of the SSD family.
@@ -223,17 +229,18 @@ def ssd(
         rules: coding, scores, training and selection.
         size: side of the input in pixels.
         priors: a name of zoo.parts.priors.PRIOR_TABLES.
-        heads: "ssd", "rfb" or "ssdlite".
-        padding: of SSDLite's strided convolutions; TensorFlow's is "same".
+        heads: "ssd", "rfb", "ssdlite", or "mobile": extra layers with norms and 1x1 heads, as TensorFlow's
+            SSD on MobileNetV1.
+        padding: of the strided convolutions of "ssdlite" and "mobile"; TensorFlow's is "same".
     """
     table = prior_table(priors)
     fine, coarse = two_maps(backbone, size, table)
     widths = backbone.specs[fine].channels, backbone.specs[coarse].channels
-    pyramid = (
-        SSDLitePyramid(*widths, padding=padding)
-        if heads == "ssdlite"
-        else {"ssd": SSDPyramid, "rfb": RFBPyramid}[heads](*widths, size=size)
-    )
+    pyramid: Pyramid
+    if heads in ("ssdlite", "mobile"):
+        pyramid = SSDLitePyramid(*widths, padding=padding, separable=heads == "ssdlite")
+    else:
+        pyramid = {"ssd": SSDPyramid, "rfb": RFBPyramid}[heads](*widths, size=size)
     detector = SSD(
         backbone,
         pyramid,
@@ -242,7 +249,7 @@ def ssd(
         coarse=coarse,
         num_classes=num_classes,
         rule=rules.ssd,
-        separable_heads=heads == "ssdlite",
+        heads=HEAD_KINDS[heads],
     )
     detector.initialise()
     return detector

@@ -92,14 +92,15 @@ def tensorflow_table(
     low: float = 0.2,
     high: float = 0.95,
     ratios: Sequence[float] = (1.0, 2.0, 0.5, 3.0, 0.3333),
+    mean_place: int = 5,
 ) -> PriorTable:
-    """Priors as TensorFlow's object detection API lays them: fewer on the first map, the mean square last,
-    never clamped.
+    """Priors as TensorFlow's object detection API lays them: fewer on the first map, never clamped.
 
     Args:
         cells: side of each map in cells.
         low, high: scales of the first and last level, fractions of the image.
         ratios: width / height.
+        mean_place: of the geometric mean's square among a cell's boxes: the last, or 1 in graphs of 2017.
     """
     scales = [low + (high - low) * level / (len(cells) - 1) for level in range(len(cells))] + [1.0]
 
@@ -108,11 +109,9 @@ def tensorflow_table(
 
     levels = [PriorLevel(cells[0], cells[0], (box(0.1, 1.0), box(low, 2.0), box(low, 0.5)))]
     for side, scale, after in zip(cells[1:], scales[1:-1], scales[2:], strict=True):
-        levels.append(
-            PriorLevel(
-                side, side, (*(box(scale, ratio) for ratio in ratios), box(math.sqrt(scale * after), 1.0))
-            )
-        )
+        boxes = [box(scale, ratio) for ratio in ratios]
+        boxes.insert(mean_place, box(math.sqrt(scale * after), 1.0))
+        levels.append(PriorLevel(side, side, tuple(boxes)))
     return PriorTable(tuple(levels), clamp=False)
 
 
@@ -155,6 +154,7 @@ PRIOR_TABLES = {
         [(2,)] * 5,
     ),
     "tensorflow_300": tensorflow_table((19, 10, 5, 3, 2, 1)),
+    "tensorflow_2017_512": tensorflow_table((32, 16, 8, 4, 2, 1), mean_place=1),
 }
 
 

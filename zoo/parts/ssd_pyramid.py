@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,25 +80,31 @@ class SSDPyramid(nn.Module):
 
 
 class SSDLitePyramid(nn.Module):
-    """Maps for SSDLite's heads: both backbone maps as they are, then extra maps by 1x1, depthwise stride 2,
-    1x1 (MobileNetV2, section 6.2).
+    """Maps for the heads of TensorFlow's mobile detectors: both backbone maps as they are, then extra maps by
+    a 1x1 and a 3x3 convolution of stride 2; SSDLite makes the second depthwise and adds a 1x1 (MobileNetV2,
+    section 6.2).
 
     Args:
         fine_channels, coarse_channels: of the two backbone maps.
         padding: of the strided convolutions.
+        separable: as SSDLite.
     """
 
-    def __init__(self, fine_channels: int, coarse_channels: int, *, padding: Padding) -> None:
+    def __init__(
+        self, fine_channels: int, coarse_channels: int, *, padding: Padding, separable: bool = True
+    ) -> None:
         super().__init__()
         self.channels = [fine_channels, coarse_channels, 512, 256, 256, 128]
-        self.extras = nn.ModuleList(
-            nn.Sequential(
-                conv_norm_act(before, out // 2, 1, padding=padding),
-                conv_norm_act(out // 2, out // 2, 3, stride=2, groups=out // 2, padding=padding),
-                conv_norm_act(out // 2, out, 1, padding=padding),
-            )
-            for before, out in pairwise(self.channels[1:])
-        )
+        self.extras = nn.ModuleList()
+        for before, out in pairwise(self.channels[1:]):
+            half = out // 2
+            layers = [conv_norm_act(before, half, 1, padding=padding)]
+            if separable:
+                layers.append(conv_norm_act(half, half, 3, stride=2, groups=half, padding=padding))
+                layers.append(conv_norm_act(half, out, 1, padding=padding))
+            else:
+                layers.append(conv_norm_act(half, out, 3, stride=2, padding=padding))
+            self.extras.append(nn.Sequential(*layers))
 
     def forward(self, fine: Tensor, coarse: Tensor) -> list[Tensor]:
         maps = [fine, coarse]
@@ -117,6 +124,14 @@ def _separable_head(channels: int, out: int) -> nn.Module:
     )
 
 
+def _pointwise_head(channels: int, out: int) -> nn.Module:
+    return nn.Conv2d(channels, out, 1)
+
+
+HEADS = {"plain": _plain_head, "separable": _separable_head, "pointwise": _pointwise_head}
+HeadKind = Literal["plain", "separable", "pointwise"]
+
+
 class Heads(nn.ModuleList):
     """One head a map, whose outputs are laid out prior by prior.
 
@@ -124,14 +139,15 @@ class Heads(nn.ModuleList):
         channels: of each map.
         per_cell: A of each map.
         values: numbers for each prior: 4 offsets, or C classes.
-        separable: depthwise 3x3, norm, ReLU6 and 1x1 (SSDLite) in place of one 3x3 convolution.
+        kind: one 3x3 convolution; depthwise 3x3, norm, ReLU6 and 1x1 (SSDLite); or one 1x1.
     """
 
     def __init__(
-        self, channels: Sequence[int], per_cell: Sequence[int], values: int, *, separable: bool
+        self, channels: Sequence[int], per_cell: Sequence[int], values: int, *, kind: HeadKind
     ) -> None:
-        head = _separable_head if separable else _plain_head
-        super().__init__(head(width, boxes * values) for width, boxes in zip(channels, per_cell, strict=True))
+        super().__init__(
+            HEADS[kind](width, boxes * values) for width, boxes in zip(channels, per_cell, strict=True)
+        )
         self.values = values
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from detection_zoo.zoo.weights.formats import (  # noqa: F401 - register their f
     hardnet,
     keras_classifiers,
     maskrcnn_benchmark,
+    ssd_mobilenetv1,
     ssdlite,
     torchvision_detectors,
 )

@@ -22,11 +22,12 @@ TYPES = {"float32": "<f4", "float16": "<f2", "int32": "<i4", "uint8": "u1", "uin
 QUANTISED = ("uint8", "uint16", "float16")  # how a weight may be stored in place of its own type
 
 
-def read_tfjs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_tfjs(path: Path, name: str = DESCRIPTION) -> tuple[dict[str, Any], dict[str, Any]]:
     """The weights of a TensorFlow.js model, and its description.
 
     Args:
-        path: zip file that holds model.json and the shards it names, plainly stored or compressed.
+        path: zip file that holds the description and the shards it names, plainly stored or compressed.
+        name: of the description: model.json, or a file that holds its list of weights alone.
 
     Returns:
         Arrays by the model's own names (quantised ones widened to float32), and the content of model.json.
@@ -40,29 +41,31 @@ def read_tfjs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             " of another format, say which with --format"
         )
     with zip_entries(path, growth=LARGEST_GROWTH) as entries:
-        description = _description(entries)
+        description = _description(entries, name)
         return _weights(entries, description["weightsManifest"]), description
 
 
-def _description(entries: ZipEntries) -> dict[str, Any]:
+def _description(entries: ZipEntries, name: str) -> dict[str, Any]:
     path = entries.path
-    if DESCRIPTION not in entries:
+    if name not in entries:
         raise CheckpointError(
-            f"{path}: not a TensorFlow.js model in a zip file (no {DESCRIPTION}); where it is a file of"
+            f"{path}: not a TensorFlow.js model in a zip file (no {name}); where it is a file of"
             " another format, say which with --format"
         )
-    if entries.sizes[DESCRIPTION] > LARGEST_DESCRIPTION_BYTES:
+    if entries.sizes[name] > LARGEST_DESCRIPTION_BYTES:
         raise CheckpointError(
-            f"{path}: its {DESCRIPTION} is larger than {LARGEST_DESCRIPTION_BYTES:,} bytes: refused"
+            f"{path}: its {name} is larger than {LARGEST_DESCRIPTION_BYTES:,} bytes: refused"
         )
     try:
-        description = json.loads(entries.read(DESCRIPTION).decode("utf-8"))
+        description = json.loads(entries.read(name).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: its {DESCRIPTION} is malformed ({type(error).__name__}: {error!s:.120}); fetch it again"
+            f"{path}: its {name} is malformed ({type(error).__name__}: {error!s:.120}); fetch it again"
         ) from error
+    if isinstance(description, list):
+        description = {"weightsManifest": description}
     if not isinstance(description, dict) or not isinstance(description.get("weightsManifest"), list):
-        raise CheckpointError(f"{path}: its {DESCRIPTION} lists no weights; is it a TensorFlow.js model?")
+        raise CheckpointError(f"{path}: its {name} lists no weights; is it a TensorFlow.js model?")
     return description
 
 
@@ -137,7 +140,7 @@ def _weight(value: Any, path: Path) -> _Weight:
         )
     if quantisation is None:
         return _Weight(name, TYPES[kind], TYPES[kind], tuple(shape))
-    if stored not in QUANTISED or kind != "float32":
+    if stored not in QUANTISED or kind not in ("float32", "int32") or (kind, stored) == ("int32", "float16"):
         raise CheckpointError(f"{path}: weight {shown(name)} is {kind} stored as {stored}: not understood")
     if stored == "float16":
         return _Weight(name, "<f4", TYPES[stored], tuple(shape))
@@ -147,16 +150,18 @@ def _weight(value: Any, path: Path) -> _Weight:
             f"{path}: weight {shown(name)} is quantised with scale {shown(scale)} and min {shown(minimum)}:"
             " not numbers"
         )
-    return _Weight(name, "<f4", TYPES[stored], tuple(shape), scale, minimum)
+    return _Weight(name, TYPES[kind], TYPES[stored], tuple(shape), scale, minimum)
 
 
 def _array(weight: _Weight, data: memoryview) -> Any:
     import numpy as np
 
-    array = np.frombuffer(data, weight.stored).reshape(weight.shape).astype(weight.type)
+    array = np.frombuffer(data, weight.stored).reshape(weight.shape)
     if weight.scale is None:
-        return array
-    return array * np.float32(weight.scale) + np.float32(weight.minimum)
+        return array.astype(weight.type)
+    if weight.type == TYPES["int32"]:
+        return np.rint(array.astype("f8") * weight.scale + weight.minimum).astype(weight.type)
+    return array.astype(weight.type) * np.float32(weight.scale) + np.float32(weight.minimum)
 
 
 def read_tfjs_layers(path: Path) -> dict[str, Any]:

@@ -151,10 +151,11 @@ def _child(place: str, offset: int) -> str:
 
 
 def _x_first(values: Any, place: str) -> Any:
-    """Box channels (y, x, height, width) of each anchor as (x, y, width, height); class channels as they
-    are."""
-    if not place.startswith("box_head."):
-        return values
+    return boxes_x_first(values) if place.startswith("box_head.") else values
+
+
+def boxes_x_first(values: Any) -> Any:
+    """TensorFlow's box channels (y, x, height, width) of each prior as (x, y, width, height)."""
     return values.reshape(-1, 4, *values.shape[1:])[:, [1, 0, 3, 2]].reshape(values.shape)
 
 

@@ -1,0 +1,97 @@
+"""SSD on MobileNetV1 under this project's names: the weights of TensorFlow's graph as the face detector of
+face-api carries them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from detection_zoo.zoo.errors import CheckpointError
+from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
+from detection_zoo.zoo.weights.formats.detectron import NORM_EPS
+from detection_zoo.zoo.weights.formats.ssdlite import boxes_x_first
+from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, rename
+from detection_zoo.zoo.weights.tfjs import read_tfjs, torch_layout
+
+DESCRIPTION = "ssd_mobilenetv1_model-weights_manifest.json"
+EPSILON = 0.001  # of the norms in the graph
+CLASSES = 2  # background and face: the third channel of the file is no class of the model
+# a convolution of the graph -> its place in the model
+_LAYERS = (
+    (r"^MobilenetV1/Conv2d_0_pointwise$", "backbone.features.0"),
+    (r"^MobilenetV1/Conv2d_(\d+)_depthwise$", r"backbone.features.\1.0"),
+    (r"^MobilenetV1/Conv2d_(\d+)_pointwise$", r"backbone.features.\1.1"),
+    (r"^Prediction/Conv2d_(\d)_pointwise$", lambda m: f"pyramid.extras.{int(m[1]) // 2}.{int(m[1]) % 2}"),
+    (r"^Prediction/BoxPredictor_(\d)/BoxEncodingPredictor$", r"box_head.\1"),
+    (r"^Prediction/BoxPredictor_(\d)/ClassPredictor$", r"class_head.\1"),
+)
+_KERNEL = re.compile(r"(.*)/(depthwise_weights|weights)")
+_PLUMBING = re.compile(
+    r"(Pre|Post)processor/.*|Output/extra_dim|concat.*|Prediction/BoxPredictor_\d/(stack|strided_slice).*"
+)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_tfjs(path, DESCRIPTION)[0]
+
+
+def _translate(arrays: dict[str, Any]) -> Translation:
+    result = Translation(defaults=r".*\.num_batches_tracked")
+    used: set[str] = set()
+    for name in arrays:
+        if _PLUMBING.fullmatch(name):
+            result.dropped[name] = "prior boxes, or a number of the graph's own pre- and post-processing"
+        elif found := _KERNEL.fullmatch(name):
+            used |= _put_layer(result, arrays, found[1], name)
+    if unknown := sorted(set(arrays) - used - set(result.dropped)):
+        raise CheckpointError(
+            f"the file has {unknown[0]}, and the model has no such layer; is it face-api's detector?"
+        )
+    return result
+
+
+def _put_layer(result: Translation, arrays: dict[str, Any], layer: str, kernel: str) -> set[str]:
+    """One convolution with its bias or norm; names of the arrays that it took."""
+    import numpy as np
+
+    place = rename(layer, _LAYERS)
+    if place == layer:
+        raise CheckpointError(f"the file has {kernel}, which is no layer of SSD on MobileNetV1")
+    depthwise = kernel.endswith("depthwise_weights")
+    weight = torch_layout(arrays[kernel], depthwise=depthwise)
+    if "_head." in place:
+        values = {"weight": (weight, kernel), "bias": _need(arrays, f"{layer}/biases")}
+        for part, (array, origin) in values.items():
+            kept = boxes_x_first(array) if place.startswith("box_head.") else _known_classes(array)
+            result.state[f"{place}.{part}"], result.origin[f"{place}.{part}"] = kept, origin
+        return {kernel, f"{layer}/biases"}
+    if depthwise:
+        parts = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean"}
+        norm = {ours: _need(arrays, f"{layer}/BatchNorm/{theirs}") for ours, theirs in parts.items()}
+        variance, origin = _need(arrays, f"{layer}/BatchNorm/moving_variance")
+        norm["running_var"] = variance + np.float32(EPSILON - NORM_EPS), origin  # the model adds NORM_EPS
+    else:  # the norm is in the kernel already, its shift beside it
+        shift, origin = _need(arrays, f"{layer}/convolution_bn_offset")
+        constants = {"weight": 1, "running_mean": 0, "running_var": 1 - NORM_EPS}
+        norm = {part: (np.full_like(shift, value), origin) for part, value in constants.items()}
+        norm["bias"] = shift, origin
+    result.state[f"{place}.0.weight"], result.origin[f"{place}.0.weight"] = weight, kernel
+    for part, (array, origin) in norm.items():
+        result.state[f"{place}.1.{part}"], result.origin[f"{place}.1.{part}"] = array, origin
+    return {kernel, *(origin for _, origin in norm.values())}
+
+
+def _known_classes(values: Any) -> Any:
+    """Class channels of each prior without those that are no class of the model."""
+    channels = values.reshape(-1, CLASSES + 1, *values.shape[1:])[:, :CLASSES]
+    return channels.reshape(-1, *values.shape[1:])
+
+
+def _need(arrays: dict[str, Any], name: str) -> tuple[Any, str]:
+    if name not in arrays:
+        raise CheckpointError(f"the file has not {name}; is it cut short? fetch it again")
+    return arrays[name], name
+
+
+CHECKPOINT_FORMATS.register("face_api_ssd")(CheckpointFormat(_read, _translate))
