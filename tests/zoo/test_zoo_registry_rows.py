@@ -136,6 +136,7 @@ def test_msra_resnet_starts_detectrons_rows(package_weights: Path) -> None:
     [
         (SSDLITE, "coco:{}/coco_mini", {"box_ap": 34.8, "box_ap50": 50.7, "box_ap75": 38.7}, 0.2),
         (RESNET, "imagenet:{}/imagenet_mini", {"top1": 92.0, "top5": 99.0}, 0.1),
+        ("mobilenetv2_imagenet.registry", "imagenet:{}/imagenet_mini", {"top1": 78.5, "top5": 93.0}, 0.1),
         (
             "resnet18_imagenet.registry",
             "imagenet:{}/imagenet_mini",

@@ -1,5 +1,5 @@
-"""Checkpoints of torchvision's detectors: names as today's code has them, or as files of older versions have
-them."""
+"""Checkpoints of torchvision's detectors (names as today's code has them, or as files of older versions have
+them) and of its MobileNetV2."""
 
 from __future__ import annotations
 
@@ -35,4 +35,11 @@ def _detector(arrays: dict[str, Any]) -> Translation:
     return result
 
 
+def _mobilenet(arrays: dict[str, Any]) -> Translation:
+    result = translate_names(arrays, ((r"^features\.", "backbone.features."), (r"^classifier\.1\.", "fc.")))
+    result.defaults = _COUNTER
+    return result
+
+
+CHECKPOINT_FORMATS.register("torchvision_mobilenet_pth")(CheckpointFormat(read_arrays, _mobilenet))
 CHECKPOINT_FORMATS.register("torchvision_detection_pth")(CheckpointFormat(read_arrays, _detector))
