@@ -35,7 +35,7 @@ extern "C" __launch_bounds__(256) __global__ void nms_tiles(const Box* boxes, co
     const SCALAR area = area_of(box, offset);
     __syncthreads();
     unsigned int bits = 0, unsure = 0;
-    #pragma unroll
+    #pragma unroll (sizeof(SCALAR) == 4 ? QUARTER : QUARTER / 4)
     for (int k = 0; k < QUARTER; ++k) {
         const Verdict verdict = verdict_of(meeting_of(box, area, rivals[first + k], areas[first + k], offset), threshold);
         bits |= (unsigned int)verdict.hit << k;

@@ -45,8 +45,8 @@ struct Table {  // rows 0 .. POOLED_H - 1 for y, then POOLED_W for x
     Placed roi;
 };
 
-// Blocks of a multiprocessor that registers must leave room for: at most 64 of them a thread, 128 in double precision.
-#define BLOCKS (sizeof(SUM) == 4 ? 4 : 2)
+// Blocks of a multiprocessor that registers must leave room for: at most 64 of them a thread, 80 with offsets of 64 bits, 128 in double precision.
+#define BLOCKS (sizeof(SUM) > 4 ? 2 : sizeof(OFFSET) > 4 ? 3 : 4)
 
 struct alignas(PACK * sizeof(SCALAR)) Pack { SCALAR lanes[PACK]; };
 
@@ -284,6 +284,17 @@ __device__ inline SUM weight_of(const Axis& axis, int bin, int cell, int rule) {
     return weight;
 }
 
+// The cells and channels of a tile that a thread of the deterministic form sums: all rows of a column for one channel where channels
+// are fastest, all 4th channels of one cell elsewhere. The launch has 256 threads.
+#define SHARES (TILE * TILE * SLICE / 256)
+
+struct Share { int row, row_step, column, channel, channel_step; };
+
+__device__ inline Share share_of(int thread, bool channels_fastest) {
+    if (channels_fastest) return {0, 1, thread / SLICE, thread % SLICE, 0};
+    return {thread / TILE % TILE, 0, thread % TILE, thread / (TILE * TILE), 256 / (TILE * TILE)};
+}
+
 // pyramid.maps are the gradients, of type SCALAR; every element is written once, so they need no zeros. blockIdx.x counts the tiles of
 // all levels and images, blockIdx.y slices of 32 channels. RoIs are visited in order, bins in order: the sums never vary.
 extern "C" __launch_bounds__(256, 2) __global__ void roi_align_backward_tiles(const Pyramid pyramid, const SUM* rois, const Upstream grad, int num_rois,
@@ -291,7 +302,8 @@ extern "C" __launch_bounds__(256, 2) __global__ void roi_align_backward_tiles(co
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     SUM* rows = (SUM*)shared_bytes;              // (TILE, POOLED_H) weights of the tile's rows
     SUM* columns = rows + TILE * POOLED_H;       // (TILE, POOLED_W)
-    int* touching = (int*)(columns + TILE * POOLED_W);  // (blockDim.x,) which of the RoIs just looked at touch the tile
+    Placed& roi = *(Placed*)(columns + TILE * POOLED_W);
+    int* touching = (int*)(&roi + 1);            // (blockDim.x,) which of the RoIs just looked at touch the tile
     const int thread = threadIdx.x, threads = blockDim.x, first = blockIdx.y * SLICE, channels = min(pyramid.channels - first, SLICE);
     int level = 0, tile = blockIdx.x;
     while (true) {
@@ -304,45 +316,48 @@ extern "C" __launch_bounds__(256, 2) __global__ void roi_align_backward_tiles(co
     const Map& map = pyramid.maps[level];
     const int across = (map.width + TILE - 1) / TILE, down = (map.height + TILE - 1) / TILE;
     const int left = tile % across * TILE, top = tile / across % down * TILE, image = tile / across / down;
-    SUM sums[TILE * TILE * SLICE / 256];  // the launch has 256 threads
-    for (int k = 0; k < TILE * TILE * SLICE / 256; ++k) sums[k] = (SUM)0;
+    const Share own = share_of(thread, channels_fastest);
+    SUM sums[SHARES];
+    for (int k = 0; k < SHARES; ++k) sums[k] = (SUM)0;
     for (int start = 0; start < num_rois; start += threads) {
         bool hit = false;
         if (start + thread < num_rois) {
-            const Placed roi = place(pyramid, rois, start + thread);
-            hit = roi.state == POOLABLE && roi.level == level && roi.image == image && may_touch(roi.y, POOLED_H, top, top + TILE - 1) &&
-                  may_touch(roi.x, POOLED_W, left, left + TILE - 1);
+            const Placed other = place(pyramid, rois, start + thread);
+            hit = other.state == POOLABLE && other.level == level && other.image == image && may_touch(other.y, POOLED_H, top, top + TILE - 1) &&
+                  may_touch(other.x, POOLED_W, left, left + TILE - 1);
         }
         touching[thread] = hit;
         __syncthreads();
         for (int each = 0; each < threads; ++each) {
             if (!touching[each]) continue;  // the same for all threads
-            const Placed roi = place(pyramid, rois, start + each);
+            if (thread == 0) roi = place(pyramid, rois, start + each);
+            __syncthreads();
             for (int item = thread; item < TILE * (POOLED_H + POOLED_W); item += threads) {
                 const bool vertical = item < TILE * POOLED_H;
                 const int place_in = vertical ? item : item - TILE * POOLED_H, pooled = vertical ? POOLED_H : POOLED_W;
                 rows[item] = weight_of(vertical ? roi.y : roi.x, place_in % pooled, (vertical ? top : left) + place_in / pooled, pyramid.rule);
             }
+            const SUM points = points_of(roi);  // read before the barrier, since thread 0 places the next RoI without waiting
             __syncthreads();
-            const SUM points = points_of(roi);
-            for (int k = 0; k < TILE * TILE * SLICE / 256; ++k) {
-                const int item = thread + 256 * k, cell = channels_fastest ? item / SLICE : item % (TILE * TILE);
-                const int channel = channels_fastest ? item % SLICE : item / (TILE * TILE);
-                for (int ph = 0; channel < channels && ph < POOLED_H; ++ph) {
-                    const SUM weight = rows[cell / TILE * POOLED_H + ph];
+            const SCALAR* from = (const SCALAR*)grad.cells + (start + each) * grad.stride_r + (first + own.channel) * grad.stride_c;
+            for (int k = 0; k < SHARES; ++k) {
+                const long long ahead = k * own.channel_step * grad.stride_c;
+                for (int ph = 0; own.channel + k * own.channel_step < channels && ph < POOLED_H; ++ph) {
+                    const SUM weight = rows[(own.row + k * own.row_step) * POOLED_H + ph];
                     for (int pw = 0; weight != (SUM)0 && pw < POOLED_W; ++pw) {
-                        const SUM other = columns[cell % TILE * POOLED_W + pw];
-                        if (other != (SUM)0) sums[k] = fma(weight * other, upstream_at(grad, start + each, first + channel, ph, pw) / points, sums[k]);
+                        const SUM other = columns[own.column * POOLED_W + pw];
+                        if (other != (SUM)0) {
+                            const SUM part = (SUM)widen(from[ahead + ph * grad.stride_h + pw * grad.stride_w]) / points;
+                            sums[k] = fma(weight * other, part, sums[k]);
+                        }
                     }
                 }
             }
-            __syncthreads();
         }
         __syncthreads();
     }
-    for (int k = 0; k < TILE * TILE * SLICE / 256; ++k) {
-        const int item = thread + 256 * k, cell = channels_fastest ? item / SLICE : item % (TILE * TILE);
-        const int channel = channels_fastest ? item % SLICE : item / (TILE * TILE), y = top + cell / TILE, x = left + cell % TILE;
+    for (int k = 0; k < SHARES; ++k) {
+        const int channel = own.channel + k * own.channel_step, y = top + own.row + k * own.row_step, x = left + own.column;
         if (channel >= channels || y >= map.height || x >= map.width) continue;
         SCALAR* to = (SCALAR*)map.cells + image * map.stride_n + (first + channel) * map.stride_c + y * map.stride_h + x * map.stride_w;
         *to = narrow<SCALAR>(sums[k]);

@@ -14,6 +14,7 @@ from detection_zoo.kernels.launch import SHARED_BYTES, launch
 from detection_zoo.kernels.roi_levels import LevelRule
 
 FILE, MAX_LEVELS, SLICE, TILE, THREADS, ENTRIES = "roi_align.cu", 8, 32, 8, 256, 16
+PLACED_BYTES = {torch.float32: 44, torch.float64: 64}  # sizeof(Placed), by the type of sums
 SCALARS = {
     torch.float32: "float",
     torch.float64: "double",
@@ -121,7 +122,7 @@ def cuda_backward(
                 np.int32(len(rois)),
                 channels_fastest,
             ),
-            number.itemsize * TILE * sum(size) + 4 * THREADS,
+            number.itemsize * TILE * sum(size) + PLACED_BYTES[number] + 4 * THREADS,
         )
         return list(maps)
     sums = [each.zero_() if each.dtype == number else torch.zeros_like(each, dtype=number) for each in maps]
@@ -176,7 +177,7 @@ def _table_bytes(defines: dict[str, object]) -> int:
     """Size of the kernels' `Table`, rounded up to 16: rows of weights, offsets and a count, and the RoI."""
     number, offset = 8 if defines["SUM"] == "double" else 4, 4 if defines["OFFSET"] == "int" else 8
     rows = (defines["POOLED_H"] + defines["POOLED_W"]) * (ENTRIES * (number + offset) + 4)
-    placed = 64 if number == 8 else 44  # sizeof(Placed)
+    placed = PLACED_BYTES[torch.float64 if number == 8 else torch.float32]
     return -(-(-(-rows // 8) * 8 + placed) // 16) * 16
 
 

@@ -14,10 +14,11 @@ from detection_zoo.kernels.launch import compile_options, cuda_include_folder, s
 
 
 class Usage(NamedTuple):
-    """Registers of a thread, and bytes it stores to memory for want of registers."""
+    """Registers of a thread, bytes it stores to memory for want of registers, and bytes of its stack."""
 
     registers: int
     spilled_bytes: int
+    stack_bytes: int
 
 
 def compile_for(file: str, defines: dict[str, object], architecture: int) -> dict[str, Usage]:
@@ -43,11 +44,20 @@ def compile_for(file: str, defines: dict[str, object], architecture: int) -> dic
     if failed:
         raise RuntimeError(f"NVRTC refused {file} for sm_{architecture}:\n{log.value.decode()[:4000]}")
     found = re.findall(
-        r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers",
+        r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers",
         log.value.decode(),
         re.DOTALL,
     )
-    return {kernel: Usage(int(registers), int(spilled)) for kernel, spilled, registers in found}
+    return {
+        kernel: Usage(int(registers), int(spilled), int(stack)) for kernel, stack, spilled, registers in found
+    }
+
+
+def version_for(architecture: int) -> str:
+    """The version of the NVRTC that compiles for an architecture (70 for sm_70)."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _library_for(architecture).nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return f"{major.value}.{minor.value}"
 
 
 @functools.cache

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_cpu import CudaOnCpu
-from nvrtc import compile_for
+from kernel_resources import ARCHITECTURES, REGISTERS, all_launches, compiled, first_of_each_file, read_table
+from nvrtc import compile_for, version_for
 
 import detection_zoo.kernels.launch as launching
 from detection_zoo.kernels.launch import binary_of, compile_options, launch, run_on_gpu
 
-ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100)
 HALF = {"SCALAR": "__half", "SUM": "float"}
 FILES = {
     "nms.cu": {"SCALAR": "float"},
@@ -36,24 +36,6 @@ FILES = {
         "OFFSET": "int",
     },
 }
-MORE = [
-    ("nms.cu", {"SCALAR": "double"}),
-    ("nms_sorted.cu", {"SCALAR": "double"}),
-    ("soft_nms.cu", {"SCALAR": "double"}),
-    ("roi_pool.cu", {"SCALAR": "double", "SUM": "double"}),
-    ("roi_align.cu", HALF | {"POOLED_H": 14, "POOLED_W": 14, "PACK": 2, "OFFSET": "int"}),
-    (
-        "roi_align.cu",
-        {
-            "SCALAR": "__nv_bfloat16",
-            "SUM": "float",
-            "POOLED_H": 7,
-            "POOLED_W": 7,
-            "PACK": 8,
-            "OFFSET": "'long long'",
-        },
-    ),
-]
 
 
 def kernels_of(file: str) -> set[str]:
@@ -65,21 +47,50 @@ def kernels_of(file: str) -> set[str]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("file", FILES)
-def test_nvrtc_compiles_without_spilling(file: str, architecture: int) -> None:
-    usage = compile_for(file, FILES[file], architecture)
-    assert set(usage) == kernels_of(file)
-    for kernel, (registers, spilled) in sorted(usage.items()):
-        print(f"sm_{architecture} {kernel}: {registers} registers, {spilled} bytes spilled")
-        assert (
-            spilled == 0 and registers <= 128
-        )  # 65,536 registers of a multiprocessor hold two blocks of 256 threads
+def test_no_kernel_spills_or_takes_more_than_the_table_says(architecture: int) -> None:
+    """Each file in one form on every architecture, and on sm_90 every form of float32 and float16; all forms
+    on all with DETECTION_ZOO_TEST_RESOURCES=all."""
+    launches = all_launches()
+    rows, versions = read_table()
+    assert set(rows) == set(launches), "run tests/kernel_resources.py"
+    given = first_of_each_file(launches)
+    if os.environ.get("DETECTION_ZOO_TEST_RESOURCES") == "all":
+        given = launches
+    elif architecture == 90:
+        given = [
+            each for each in launches if "bfloat16" not in each.options and "=double" not in each.options
+        ]
+    for each, usage in compiled(given, architecture):
+        recorded = int(rows[each][f"sm_{architecture}"])
+        assert usage.spilled_bytes == 0, each
+        if version_for(architecture) == versions[f"sm_{architecture}"]:
+            assert usage.registers <= recorded, each
+            assert usage.stack_bytes <= int(rows[each]["stack_bytes"]), each
 
 
-@pytest.mark.parametrize(("file", "defines"), MORE)
-def test_nvrtc_compiles_other_types(file: str, defines: dict[str, object]) -> None:
-    usage = compile_for(file, {name: str(value).strip("'") for name, value in defines.items()}, 90)
-    assert set(usage) == kernels_of(file) and all(spilled == 0 for _, spilled in usage.values())
+def test_the_table_has_every_kernel_and_each_block_fits_a_multiprocessor() -> None:
+    rows, versions = read_table()
+    assert {(each.file, each.kernel) for each in rows} == {
+        (file, kernel) for file in FILES for kernel in kernels_of(file)
+    }
+    for each, row in rows.items():
+        assert row["spilled_bytes"] == "0" and each.shared_bytes <= launching.SHARED_BYTES, each
+        for architecture in ARCHITECTURES:
+            given = -(-int(row[f"sm_{architecture}"]) // 8) * 8  # to a thread, which gets a multiple of 8
+            assert given * each.threads <= REGISTERS, each
+    assert all(versions[f"sm_{architecture}"] for architecture in ARCHITECTURES)
+
+
+@pytest.mark.parametrize("file", ["nms.cu", "nms_sorted.cu", "soft_nms.cu", "roi_pool.cu"])
+def test_nvrtc_compiles_double_precision(file: str) -> None:
+    usage = compile_for(file, {"SCALAR": "double", "SUM": "double"}, 90)
+    assert set(usage) == kernels_of(file) and all(each.spilled_bytes == 0 for each in usage.values())
+
+
+def test_nvrtc_compiles_maps_of_more_than_2_to_the_31_elements() -> None:
+    usage = compile_for("roi_align.cu", FILES["roi_align.cu"] | {"OFFSET": "long long"}, 90)
+    assert set(usage) == kernels_of("roi_align.cu")
+    assert all(each.spilled_bytes == 0 for each in usage.values())
 
 
 @pytest.mark.parametrize("file", FILES)
