@@ -64,13 +64,13 @@ class Turns:
             items = [self.subject.preprocess(image) for image in pixels]
             images, sizes, original_sizes = collate(items, self.subject.preprocess)
         with phase("copy", count):
-            return images.to(device), sizes.to(device), original_sizes.to(device)
+            return images.to(device), sizes, original_sizes
 
     def network(
         self, images: torch.Tensor, sizes: torch.Tensor, original_sizes: torch.Tensor, count: int
     ) -> float:
-        """The phases from the network on, of images (N, 3, H, W) with sizes (N, 2) on the device; returns the
-        model time an image, in milliseconds."""
+        """The phases from the network on, of images (N, 3, H, W) on the device with sizes (N, 2) on the host;
+        returns the model time an image, in milliseconds."""
         phase = self.clock.phase
         with torch.inference_mode(), autocast(self.spec):
             with phase("forward", count):

@@ -122,8 +122,8 @@ def throughput_of(
     batches = [images[start : start + size] for start in range(0, len(images), size)]
 
     def turn(timed: Turns, batch: list[PreprocessedImage]) -> float:
-        on_device = [tensor.to(subject.device) for tensor in collate(batch, subject.preprocess)]
-        found_ms = timed.network(*on_device, size)
+        pixels, *sizes = collate(batch, subject.preprocess)
+        found_ms = timed.network(pixels.to(subject.device), *sizes, size)
         heartbeat()
         tick()
         return found_ms

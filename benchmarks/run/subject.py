@@ -338,7 +338,7 @@ def go_fast(subject: Subject, spec: BenchmarkSpec) -> list[str]:
     for index in range(min(CHECKED_IMAGES, len(subject.dataset or ()))):
         item = subject.preprocess(subject.dataset.load_image(index))
         pixels = pad_batch([item.tensor], subject.preprocess.size_divisor)
-        batches.append((pixels.to(subject.device), torch.tensor([item.size], device=subject.device)))
+        batches.append((pixels.to(subject.device), torch.tensor([item.size])))
     try:
         fast = fast_model(subject.model, dtype)
         report = compare_with_eager(subject.model, fast, batches, dtype)

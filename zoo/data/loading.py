@@ -61,8 +61,9 @@ class EvaluationBatch:
         return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> EvaluationBatch:
-        """The batch on a device, normalised; the copy overlaps with other work where memory is pinned."""
-        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch with its images on a device, normalised; the copy overlaps with other work where memory
+        is pinned. Sizes stay on the host, which alone reads them."""
+        moved = replace(self, images=self.images.to(device, non_blocking=True))
         return (
             replace(moved, images=self.preprocess.finish(moved.images, moved.sizes))
             if moved.images.dtype == torch.uint8

@@ -87,7 +87,8 @@ class KeypointRcnn(FasterRcnn):
         they do not lie there."""
         places, logits, chances = decode_heatmaps(heatmaps, found.boxes)
         if self.frame == "network" and frame.original is not None:
-            places = places * places.new_tensor(frame.factor)
+            across, down = frame.factor
+            places = torch.stack([places[..., 0] * across, places[..., 1] * down], dim=-1)
         keypoints = torch.cat([places, torch.ones_like(places[..., :1])], dim=2)
         found = replace(
             found,

@@ -79,14 +79,15 @@ def decode_heatmaps(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Te
     positions, logits = heatmaps.new_zeros((*heatmaps.shape[:2], 2)), heatmaps.new_zeros(heatmaps.shape[:2])
     chances = torch.zeros_like(logits)
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
-    for row, (width, height) in enumerate(sides.ceil().to(torch.int64).tolist()):
+    whole = sides.ceil()  # pixels of each resized map
+    for row, (width, height) in enumerate(whole.to(torch.int64).tolist()):
         resized = F.interpolate(
             heatmaps[row : row + 1], size=(height, width), mode="bicubic", align_corners=False
         )[0].flatten(1)  # (P, height * width)
         logits[row], place = resized.max(dim=1)
         chances[row] = (logits[row] - resized.logsumexp(dim=1)).exp()
         cell = torch.stack([place % width, place // width], dim=1)
-        factor = sides[row] / sides.new_tensor([width, height])
+        factor = sides[row] / whole[row]
         positions[row] = (cell + 0.5) * factor + boxes[row, :2]
     return positions, logits, chances
 

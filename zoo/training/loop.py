@@ -109,7 +109,8 @@ def train_steps(
         terms: dict[str, float] = {}
         images = 0
         for turn in range(accumulate):
-            batch = move(_next(stream, iteration), device)
+            pixels, sizes, targets = _next(stream, iteration)  # sizes: only the host reads them
+            batch = move(pixels, device), sizes, move(targets, device)
             if channels_last:
                 batch = (batch[0].contiguous(memory_format=torch.channels_last), *batch[1:])
             mark("data")

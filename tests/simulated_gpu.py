@@ -1,0 +1,314 @@
+"""A GPU that is not there: tensors say cuda:0 and hold CPU memory.
+
+Inside `simulated_gpu()` factories and `.to("cuda")` give `GpuTensor`s. Operators that mix devices raise as on a
+GPU, waits of the host are counted by place, and the project's CUDA kernels run in the host shim
+(tests/cuda_on_cpu.py), launched by the code that launches them on a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from cuda_on_cpu import CudaOnCpu
+from torch import Tensor, nn
+from torch._library.custom_ops import OPDEFS
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from detection_zoo.kernels import launch
+
+CUDA = torch.device("cuda", 0)
+OURS = ("/zoo/", "/kernels/", "/benchmarks/")
+# operators whose result the host must have before it can go on
+WAITING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "nonzero_numpy",
+    "argwhere",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "masked_select",
+    "bincount",
+    "equal",
+    "is_nonzero",
+}
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+COPYING = {"copy_", "_to_copy"}
+
+
+class Log:
+    """What happened on the simulated GPU: waits by (kind, place), kernels of ours and operators by name."""
+
+    def __init__(self) -> None:
+        self.waits: Counter[tuple[str, str]] = Counter()
+        self.kernels: Counter[str] = Counter()
+        self.operators: Counter[str] = Counter()
+
+    def wait(self, kind: str) -> None:
+        """Count one wait, at the innermost frame of the project."""
+        self.waits[kind, place()] += 1
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for counter in (self.waits, self.kernels, self.operators):
+            counter.clear()
+
+    def report(self) -> str:
+        """The waits, the most frequent first."""
+        return "\n".join(f"{count:4d} {kind}: {where}" for (kind, where), count in self.waits.most_common())
+
+
+LOG = Log()
+
+
+def place() -> str:
+    """File, line and function of the innermost frame of the project."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        for root in OURS:
+            if root in name and "/tests/" not in name and "/site-packages/" not in name:
+                return f"{name[name.rindex(root) + 1 :]}:{frame.f_lineno} {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "elsewhere"
+
+
+def is_cuda(device: Any) -> bool:
+    """Whether a device as callers give it is a GPU."""
+    return device is not None and torch.device(device).type == "cuda"
+
+
+def on_gpu(value: Any) -> Any:
+    """A tensor on the simulated GPU that shares memory with a CPU tensor; anything else as it is."""
+    return GpuTensor(value) if isinstance(value, Tensor) and not isinstance(value, GpuTensor) else value
+
+
+def memory_of(value: Any) -> Any:
+    """The CPU tensor that holds a simulated tensor's memory; anything else as it is."""
+    return value.memory if isinstance(value, GpuTensor) else value
+
+
+class GpuTensor(Tensor):
+    """Says cuda:0; `memory` is a CPU tensor."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, memory: Tensor) -> GpuTensor:
+        return Tensor._make_wrapper_subclass(
+            cls,
+            memory.shape,
+            strides=memory.stride(),
+            storage_offset=memory.storage_offset(),
+            dtype=memory.dtype,
+            layout=memory.layout,
+            device=memory.device,
+        )
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory.detach()
+
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
+
+    def data_ptr(self) -> int:
+        """Address in the CPU's memory, where the kernels run."""
+        return self.memory.data_ptr()
+
+    def __repr__(self) -> str:
+        return f"GpuTensor({self.memory})"
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        """Refused, as by torch."""
+        raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu() first")
+
+    __array__ = numpy
+
+    def tolist(self) -> Any:
+        """Python numbers, for which the host waits."""
+        LOG.wait("to the host")
+        return self.memory.tolist()
+
+    def cpu(self, *_: Any, **__: Any) -> Tensor:
+        """A copy on the CPU, for which the host waits."""
+        LOG.wait("to the host")
+        return _ToCpu.apply(self)
+
+    def cuda(self, *_: Any, **__: Any) -> Tensor:
+        """Itself."""
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As `Tensor.to`."""
+        kwargs.pop("copy", None)
+        if args and isinstance(args[0], Tensor):
+            device, dtype, layout = args[0].device, args[0].dtype, None
+        else:
+            device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
+        found: Tensor = self
+        if (dtype is not None and dtype != self.dtype) or layout is not None:
+            kept = {} if layout is None else {"memory_format": layout}
+            found = Tensor.to(self, dtype=dtype or self.dtype, **kept)
+        return found if device is None or is_cuda(device) else found.cpu()
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs, name = kwargs or {}, func._schema.name.split("::")[1]
+        foreign = [
+            one
+            for one in tree_leaves((args, kwargs))
+            if isinstance(one, Tensor) and not isinstance(one, GpuTensor) and one.dim() > 0
+        ]
+        if foreign and name not in INDEXING | COPYING:
+            raise RuntimeError(
+                f"{func}: expected all tensors to be on the same device, but found cuda:0 and cpu"
+                f" {[tuple(one.shape) for one in foreign]} at {place()}"
+            )
+        if func.namespace == "detection_zoo":
+            with _Factories():  # torch switches modes off while it runs an operator
+                return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+        if name in INDEXING:
+            _index(func, name, args)
+        elif name == "copy_" and foreign:
+            LOG.wait("to the device" if isinstance(args[0], GpuTensor) else "to the host")
+        elif name in WAITING or (name == "repeat_interleave" and kwargs.get("output_size") is None):
+            LOG.wait(name)
+        LOG.operators[name] += 1
+        result = func(*tree_map(memory_of, args), **tree_map(memory_of, kwargs))
+        if "out" in kwargs:
+            return kwargs["out"]
+        for given, argument in zip(args, func._schema.arguments, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                return None if name.startswith("_foreach") else given
+        return tree_map(on_gpu, result)
+
+
+def _index(func: Any, name: str, args: tuple[Any, ...]) -> None:
+    """Check the devices of an indexing operator, and count the wait that a mask or an index on the CPU means."""
+    values = args[2] if name != "index" else None
+    if not isinstance(args[0], GpuTensor) or (
+        isinstance(values, Tensor) and not isinstance(values, GpuTensor) and values.dim() > 0
+    ):
+        raise RuntimeError(f"{func}: tensors on cuda:0 and cpu at {place()}")
+    filling = values is not None and values.numel() == 1 and len(args[1]) == 1
+    for one in args[1]:
+        if isinstance(one, Tensor) and one.dtype in (torch.bool, torch.uint8):
+            if not filling:
+                LOG.wait("a mask as index")
+        elif isinstance(one, Tensor) and not isinstance(one, GpuTensor):
+            LOG.wait("to the device")
+
+
+class _ToCpu(torch.autograd.Function):
+    @staticmethod
+    def forward(_context: Any, one: GpuTensor) -> Tensor:
+        return one.memory.clone()
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
+        return on_gpu(gradient)
+
+
+class _ToGpu(torch.autograd.Function):
+    @staticmethod
+    def forward(_context: Any, one: Tensor) -> Tensor:
+        return GpuTensor(one.detach().clone())
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
+        return memory_of(gradient)
+
+
+class _Factories(TorchFunctionMode):
+    """Inside, "cuda" is a device that tensors can be made on and moved to."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (Tensor.to, Tensor.cuda) and not isinstance(args[0], GpuTensor):
+            return self._moved(func, args, kwargs)
+        if func is Tensor.new_tensor and isinstance(args[0], GpuTensor):
+            LOG.wait("to the device")
+            return GpuTensor(torch.tensor(args[1], dtype=kwargs.get("dtype") or args[0].dtype))
+        if is_cuda(kwargs.get("device")):
+            if func in (torch.tensor, torch.as_tensor):
+                LOG.wait("to the device")
+            return tree_map(on_gpu, func(*args, **{**kwargs, "device": "cpu"}))
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _moved(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        """A CPU tensor moved or cast."""
+        if func is Tensor.cuda:
+            device, dtype = CUDA, None
+        elif len(args) > 1 and isinstance(args[1], Tensor):
+            device, dtype = args[1].device, args[1].dtype
+        else:
+            plain = {name: value for name, value in kwargs.items() if name != "copy"}
+            device, dtype, _, _ = torch._C._nn._parse_to(*args[1:], **plain)
+        if not is_cuda(device):
+            return func(*args, **kwargs)
+        LOG.wait("to the device")
+        one = args[0] if dtype is None else args[0].to(dtype)
+        return _ToGpu.apply(one) if one.requires_grad else GpuTensor(one.detach().clone())
+
+
+def move_module(module: nn.Module) -> nn.Module:
+    """The module with parameters and buffers on the simulated GPU, in place; shared ones stay shared."""
+    moved: dict[int, Any] = {}
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, one in tensors.items():
+                if one is None or isinstance(one, GpuTensor):
+                    continue
+                if id(one) not in moved:
+                    moved[id(one)] = GpuTensor(one.detach())
+                    if tensors is part._parameters:
+                        moved[id(one)] = nn.Parameter(moved[id(one)], requires_grad=one.requires_grad)
+                tensors[name] = moved[id(one)]
+    return module
+
+
+@contextmanager
+def simulated_gpu() -> Iterator[Log]:
+    """Run with a simulated GPU; yields the log, which is empty at the start."""
+    shim, runner, module_to = CudaOnCpu(), launch.runner, nn.Module.to
+
+    def run(
+        file: str,
+        kernel: str,
+        options: tuple[str, ...],
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Any],
+        shared_bytes: int,
+    ) -> None:
+        for number, one in enumerate(args):
+            if isinstance(one, Tensor) and not isinstance(one, GpuTensor):
+                raise RuntimeError(f"{kernel} in {file}: argument {number} is on the CPU")
+        LOG.kernels[kernel] += 1
+        shim(file, kernel, options, grid, block, [memory_of(one) for one in args], shared_bytes)
+
+    def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if not is_cuda(device):
+            return module_to(module, *args, **kwargs)
+        return move_module(module if dtype is None else module_to(module, dtype))
+
+    launch.runner, nn.Module.to = run, to
+    LOG.clear()
+    try:
+        with _Factories():
+            yield LOG
+    finally:
+        launch.runner, nn.Module.to = runner, module_to

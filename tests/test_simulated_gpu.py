@@ -1,0 +1,170 @@
+"""Every family on a simulated GPU: the same answers as on a CPU, no tensor on the wrong device, and no more
+waits of the host than tests/reference/gpu/waits.json records.
+
+A count that has fallen is recorded by DETECTION_ZOO_TEST_RECORD_WAITS=1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from simulated_gpu import GpuTensor, Log, memory_of, move_module, simulated_gpu
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from detection_zoo.zoo.build import build_model
+from detection_zoo.zoo.data.shapes import make_shapes
+from detection_zoo.zoo.detectors.base import Detector
+from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.records import Detections, Target
+from detection_zoo.zoo.training.loop import train_steps
+from detection_zoo.zoo.training.recipe import build_optimizer
+
+TABLE = Path(__file__).parent / "reference" / "gpu" / "waits.json"
+ROWS = {
+    "faster_rcnn": "faster_rcnn_resnet14_slim_fpn.demo",
+    "detnet": "faster_rcnn_detnet17_slim_fpn.demo",
+    "mask_rcnn": "mask_rcnn_resnet14_slim_fpn.demo",
+    "keypoint_rcnn": "keypoint_rcnn_resnet14_slim_fpn.demo",
+    "retinanet": "retinanet_resnet14_slim_fpn.demo",
+    "ssd": "ssd160_hardnet_slim.demo",
+}
+SIDE = 160
+SIZES = torch.tensor([[SIDE, SIDE], [SIDE, SIDE]])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order, whatever else runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pictures(count: int) -> Tensor:
+    """Images (count, 3, 160, 160) of `shapes`, normalised."""
+    import numpy as np
+    from PIL import Image
+
+    files = sorted((make_shapes() / "val").glob("*.jpg"))[:count]
+    pixels = [np.array(Image.open(file).convert("RGB").resize((SIDE, SIDE))) for file in files]
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (images - mean[:, None, None]) / std[:, None, None]
+
+
+def targets(row: str) -> list[Target]:
+    """Two images with two objects each, with masks and key points where the row trains on them."""
+    boxes = torch.tensor([[20.0, 30, 90, 120], [60, 50, 140, 130]])
+    labels = torch.tensor([0, 0 if row.startswith("keypoint") else 2])
+    outlines = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()]
+    points = None
+    if row.startswith("keypoint"):
+        count = build_model(row, "random").keypoint.upsample.out_channels
+        across = torch.linspace(0.2, 0.8, count)
+        places = [
+            torch.stack([b[0] + across * (b[2] - b[0]), b[1] + across * (b[3] - b[1])], 1) for b in boxes
+        ]
+        points = torch.cat([torch.stack(places), torch.full((2, count, 1), 2.0)], dim=2)
+    masks = outlines if row.startswith("mask") else None
+    return [Target(boxes, labels, masks, points, torch.zeros(2, dtype=torch.bool)) for _ in range(2)]
+
+
+def check_waits(family: str, use: str, log: Log) -> None:
+    """No more waits than recorded; or record them."""
+    table = json.loads(TABLE.read_text()) if TABLE.is_file() else {}
+    count = sum(log.waits.values())
+    if os.environ.get("DETECTION_ZOO_TEST_RECORD_WAITS"):
+        table.setdefault(family, {})[use] = count
+        TABLE.parent.mkdir(parents=True, exist_ok=True)
+        TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+    assert count <= table[family][use], f"{count} waits, {table[family][use]} recorded:\n{log.report()}"
+
+
+def predict(model: Detector, images: Tensor) -> list[Detections]:
+    """Forward and post-processing, as `Detector.predict` without its inference mode."""
+    with torch.no_grad():
+        return model.postprocess(
+            model.raw(images, SIZES[: len(images)]), SIZES[: len(images)], SIZES[: len(images)]
+        )
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_detections_equal_the_cpu_s(family: str) -> None:
+    """One image, the second time: anchors are kept from the first."""
+    model, images = build_model(ROWS[family], "published").eval(), pictures(1)
+    expected = predict(model, images)[0]
+    move_module(model)
+    with simulated_gpu() as log:
+        on_gpu = images.to("cuda")
+        predict(model, on_gpu)
+        log.clear()
+        found = predict(model, on_gpu)[0]
+        kernels = dict(log.kernels)
+    check_waits(family, "inference", log)
+    assert isinstance(found.boxes, GpuTensor) and kernels, "the kernels did not run"
+    assert len(found) == len(expected) > 0 and torch.equal(memory_of(found.labels), expected.labels)
+    torch.testing.assert_close(memory_of(found.boxes), expected.boxes, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(memory_of(found.scores), expected.scores, rtol=1e-5, atol=1e-6)
+    if expected.masks is not None:
+        assert (memory_of(found.masks) != expected.masks).float().mean() < 1e-4
+    if expected.keypoints is not None:
+        torch.testing.assert_close(memory_of(found.keypoints), expected.keypoints, rtol=1e-4, atol=1e-3)
+
+
+def updated(model: nn.Module, row: str) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Losses of the second of two updates by SGD (Adam makes much of the sign of a gradient that is nearly 0),
+    and the weights after them, on the CPU."""
+    entry, manifests = load_manifests().entry(row), load_manifests()
+    schedule = manifests.schedules[entry.schedule].model_copy(update={"optimizer": "sgd"})
+    optimizer = build_optimizer(model, schedule)
+    torch.manual_seed(0)
+    batches = [(pictures(2), SIZES, targets(row))] * 2
+    steps = train_steps(model, batches, optimizer, schedule, iterations=2, iterations_per_epoch=10)
+    records = [next(steps), next(steps)]
+    weights = {name: memory_of(value.detach()).clone() for name, value in model.state_dict().items()}
+    return records[1].losses, weights
+
+
+@pytest.mark.parametrize("family", ROWS)
+def test_updates_equal_the_cpu_s(family: str) -> None:
+    """Two updates: the same losses and weights."""
+    row = ROWS[family]
+    losses, weights = updated(build_model(row, "published").train(), row)
+    model = move_module(build_model(row, "published").train())
+    with simulated_gpu() as log:
+        found, after = updated(model, row)
+    check_waits(family, "two updates of two images", log)
+    assert found == pytest.approx(losses, rel=1e-4)
+    torch.testing.assert_close(after, weights, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tensor_on_the_cpu_is_noticed() -> None:
+    """A buffer that was left behind raises at the operator that mixes the devices, with its place."""
+    model = move_module(build_model(ROWS["ssd"], "published").eval())
+    model.priors = memory_of(model.priors)
+    with simulated_gpu(), pytest.raises(RuntimeError, match=r"same device.*zoo/parts/multibox\.py"):
+        predict(model, pictures(1).to("cuda"))
+
+
+def test_waits_are_counted_by_place() -> None:
+    """Reading a number, a mask as index, and copies in both directions; arithmetic is none."""
+    with simulated_gpu() as log:
+        one = torch.ones(4, device="cuda")
+        two = one * 3 + torch.arange(4, device="cuda")
+        assert not log.waits
+        two[two > 3].sum().item()
+        two.cpu(), two.tolist()
+        torch.tensor([1.0], device="cuda")
+    kinds: dict[str, Any] = {}
+    for (kind, _), count in log.waits.items():
+        kinds[kind] = kinds.get(kind, 0) + count
+    assert kinds == {"a mask as index": 1, "_local_scalar_dense": 1, "to the host": 2, "to the device": 1}
+    assert tree_map(memory_of, [two])[0].tolist() == [3, 4, 5, 6]
