@@ -10,7 +10,7 @@ REAL := ssdlite_mobilenetv2_300.registry
 # one thread an operator, so that several test processes share a machine
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: setup develop demo test browser report docs lint clean
+.PHONY: setup develop demo test gpu browser report docs lint clean
 
 setup: $(if $(wildcard $(VENV)/ready),$(VENV)/ready,$(VENV)/demo)
 
@@ -54,6 +54,10 @@ demo: setup
 
 test: develop browser
 	$(ONE_THREAD) $(RUN) -m pytest -n $(JOBS)
+
+# all that a GPU shows within ten minutes: tests, kernels, detectors beside torchvision, training, a comparison; results/local/gpu
+gpu: develop
+	$(RUN) tests/gpu_session.py
 
 # the page is tested in Chromium; where none can be had, those tests are skipped and say so
 browser:
