@@ -301,6 +301,10 @@ def test_common_classes_are_measured_alone(tmp_path: Path) -> None:
     collector.add(0, Detections(box, torch.ones(4), torch.arange(4)))
     assert [record["category_id"] for record in collector.records["bbox"]] == [1, 0]
     assert "dog" in collector.evaluate().per_class
+    with pytest.raises(DatasetError, match=r"missing: bird\)\. --map"):  # nothing is in common
+        open_dataset(str(root), classes=["bird"])
+    with pytest.raises(DatasetError, match="--classes common measures the 1 classes in common, --map"):
+        open_dataset(str(root), classes=["bird", "dog"])
     with pytest.raises(DatasetError, match="no class in common with the model; its own are cat, dog, lorry"):
         open_dataset(ClassChoice(common=True).attach(str(root)), classes=["bird"])
 

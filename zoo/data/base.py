@@ -212,11 +212,11 @@ def label_order(
                 f"the model predicts {missing[0]!r}, which is no class of this dataset (missing:"
                 f" {some(missing)})"
             )
+        shared = len(classes) - len(missing)
+        limit = f"--classes common measures the {shared} classes in common, " if shared else ""
         raise DatasetError(
-            f"{where}: {'; '.join(said)}. --classes common measures the {len(classes) - len(missing)}"
-            " classes in"
-            " common, --map \"A=B\" takes the data's A for the model's B; or take a row trained on this"
-            " dataset"
+            f"{where}: {'; '.join(said)}. {limit}--map \"A=B\" takes the data's A for the model's B; or take"
+            " a row trained on this dataset"
         )
     return [place[name] for name in file_classes]
 
