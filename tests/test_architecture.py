@@ -150,9 +150,8 @@ def circles() -> list[list[str]]:
 # Open work: each entry leaves when its circle or its length is gone; none may be added.
 KNOWN_CIRCLES = 2
 LONG_FILES = {
-    *("zoo/parity/base.py", "zoo/parity/detnet_steps.py", "zoo/parity/benchmark_steps.py"),
-    "zoo/parity/detectron_pytorch.py",
-    *("zoo/parity/maskrcnn_benchmark.py", "zoo/parity/hardnet_steps.py", "zoo/parity/detnet.py"),
+    *("zoo/parity/detnet_steps.py", "zoo/parity/hardnet_steps.py"),
+    *("zoo/parity/maskrcnn_benchmark.py", "zoo/parity/detnet.py"),
     *("zoo/detectors/faster_rcnn.py", "zoo/parts/roi_heads.py", "zoo/manifest.py"),
     "download_weights.py",
 }

@@ -32,8 +32,9 @@ from detection_zoo.zoo.parity.benchmark_settings import (
     entry_from_settings,
     schedule_from_settings,
 )
-from detection_zoo.zoo.parity.benchmark_steps import halved
-from detection_zoo.zoo.parity.maskrcnn_benchmark import Tolerances, outputs, parse_batch
+from detection_zoo.zoo.parity.benchmark_texts import Batch, Tolerances, advice, halved
+from detection_zoo.zoo.parity.maskrcnn_benchmark import outputs
+from detection_zoo.zoo.parity.prose import Text
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.weights.load import load_arrays
 
@@ -338,7 +339,7 @@ def test_departures_see_single_numbers() -> None:
 
 
 def test_inputs_are_read_from_their_text() -> None:
-    one = parse_batch("normal_input(5, (1,3,64,96)), one image of height 64 and width 96", 32)
+    one = Batch.of(Text("normal_input(5, (1,3,64,96)), one image of height 64 and width 96"), 32)
     assert (
         one.images.shape == (1, 3, 64, 96)
         and one.sizes.tolist() == [[64, 96]]
@@ -349,20 +350,22 @@ def test_inputs_are_read_from_their_text() -> None:
         " zero-padded at the right and bottom to (3,3,64,96); true sizes (height, width) (40,50), (33,64) and"
         " (64,20) are what clipping uses"
     )
-    batch = parse_batch(text, 32)
+    batch = Batch.of(Text(text), 32)
     assert batch.images.shape == (3, 3, 64, 96) and batch.sizes.tolist() == [[40, 50], [33, 64], [64, 20]]
     assert (batch.images[1, :, :33, :64].numpy() == normal_input(2, (3, 33, 64))).all()
     assert not batch.images[1, :, 33:].any() and not batch.images[2, :, :, 20:].any()
-    unsaid = parse_batch("normal_input(1,(3,40,50)) and normal_input(2,(3,33,70))", 32)
+    unsaid = Batch.of(Text("normal_input(1,(3,40,50)) and normal_input(2,(3,33,70))"), 32)
     assert unsaid.images.shape == (2, 3, 64, 96) and unsaid.sizes.tolist() == [[40, 50], [33, 70]]
-    with pytest.raises(ParityError, match="no 'normal_input"):
-        parse_batch("an image of a cat", 1)
+    with pytest.raises(ParityError, match="'an image of a cat' does not say 'normal_input"):
+        Batch.of(Text("an image of a cat"), 1)
+    with pytest.raises(ParityError, match="does not say the true sizes of 2 images"):
+        Batch.of(Text("normal_input(1,(2,3,40,50)), true sizes (height, width) (40,50)"), 1)
 
 
 def test_tolerances_are_those_the_folder_advises() -> None:
-    advised = Tolerances.of(json.loads((FOLDERS / FASTER / "outputs.json").read_text()))
+    advised = Tolerances.of(advice(Reference(FOLDERS / FASTER)))
     assert (advised.maps, advised.lists, advised.gradients) == (1e-5, 1e-4, 5e-3)
-    assert Tolerances.of({}) == Tolerances(1e-4, 1e-4, 5e-3)
+    assert Tolerances.of(None) == Tolerances(1e-4, 1e-4, 5e-3)
 
 
 def test_differences_of_samples_shapes_and_moments() -> None:

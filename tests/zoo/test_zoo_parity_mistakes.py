@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detection_zoo.zoo.detectors import ssd as ssd_detector
-from detection_zoo.zoo.parity import hardnet
+from detection_zoo.zoo.parity import hardnet, prose
 from detection_zoo.zoo.parity.base import parity
 from detection_zoo.zoo.parts import proposals, roi_heads
 
@@ -67,7 +67,7 @@ MISTAKES: dict[str, tuple[Path, Any, str, Change, str]] = {
         "A.proposals.image0.boxes.x1",
     ),
     "RoIs: channels": (RCNN, roi_heads.RoiAlignPooler, "forward", pooled_channels, "A.roi.class_logits"),
-    "SSD images: channels": (SSD, hardnet, "normal_input", image_channels, "c.softmax"),
+    "SSD images: channels": (SSD, prose, "normal_input", image_channels, "c.softmax"),
     "SSD gradient": (VGG, hardnet, "build_optimizer", scaled_gradient, "f.grad.extras.1.weight"),
     "SSD detections: threshold": (SSD, ssd_detector, "batched_nms", threshold, "d.boxes"),
 }

@@ -19,6 +19,7 @@ import numpy as np
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.parity.files import ParityError, read_arrays, read_json
+from detection_zoo.zoo.parity.prose import Text
 from detection_zoo.zoo.parity.standin import CHECKPOINT_FILE, read_checkpoint_description, standin_arrays
 
 # source repository -> module of this package with outputs(reference, entry, dtype, checkpoint_format)
@@ -148,6 +149,16 @@ class Reference:
         """outputs.json, or steps.json of a folder of exact arrays."""
         path = self.folder / ("steps.json" if self.is_steps else "outputs.json")
         return read_json(path, "outputs.json and outputs.npz")
+
+    def text(self, *fields: str) -> Text:
+        """What a field of `meta` says in words; raises ParityError where it is missing, or no text."""
+        value: Any = self.meta
+        for field_name in fields:
+            value = value[field_name]
+        where = f"{getattr(self.meta, 'path', self.folder)}: {'.'.join(fields)}"
+        if not isinstance(value, str):
+            raise ParityError(f"{where}: holds a {type(value).__name__}, words are wanted")
+        return Text(value, where)
 
     @cached_property
     def recorded(self) -> dict[str, dict[str, np.ndarray]]:

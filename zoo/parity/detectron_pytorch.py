@@ -3,19 +3,15 @@ and steps without one."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from detection_zoo.zoo.build import assemble
-from detection_zoo.zoo.conventions import AugmentationConventions, Views
 from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame
@@ -23,9 +19,9 @@ from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.detectors.tta import View, detect_augmented, make_copy
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.parity import detectron_texts
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
 from detection_zoo.zoo.parity.near_ties import DetectionChoices, ProposalChoices, settle, settle_areas
-from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import paste_masks
 from detection_zoo.zoo.parts.proposals import select_proposals
@@ -66,26 +62,6 @@ def outputs(
         raise ParityError(f"{reference.folder}: --format must be one of {', '.join(FORMATS)}, not {kind!r}")
     row = entry or load_manifests().by_config(reference.description["config"])
     return Folder(reference, row, getattr(torch, dtype), kind).outputs()
-
-
-def parse_input(text: str, images: int | None = None) -> Tensor:
-    """The tensor of "... normal_input(1,(2,3,96,96)) ..."; `images` replaces an N in the shape."""
-    found = re.search(r"normal_input\((\d+),\s*\(([\w,\s]+)\)\)", text)
-    if not found:
-        raise ParityError(f"no 'normal_input(seed,(shape))' in {text!r}")
-    shape = tuple(
-        images if part.strip() == "N" else int(part) for part in found[2].split(",") if part.strip()
-    )
-    return torch.from_numpy(normal_input(int(found[1]), shape))
-
-
-def parse_info(text: str, images: int) -> list[list[float]]:
-    """Rows (height, width, scale) of "im_info [[96,96,1]] twice"; one row counts for every image."""
-    found = re.search(r"im_info (\[\[.*?\]\])", text)
-    if not found:
-        raise ParityError(f"no 'im_info [[height,width,scale]]' in {text!r}")
-    rows = json.loads(found[1])
-    return rows if len(rows) == images else rows * images
 
 
 class Folder:
@@ -171,18 +147,16 @@ class Folder:
 
     def sized(self, key: str) -> tuple[Tensor, list[tuple[float, float]]]:
         """The images of one input and the (height, width) that its proposals are clipped to."""
-        text = self.meta["inputs"][key]
-        images = parse_input(text).to(self.kind)
-        return images, [(row[0], row[1]) for row in parse_info(text, len(images))]
+        batch = detectron_texts.Images.of(self.reference.text("inputs", key))
+        return batch.images.to(self.kind), batch.sizes
 
     def boxes_of(self, key: str, images: int) -> tuple[list[Tensor], Tensor]:
         """The fixed boxes of each image, and where each of the recorded rows stands among them."""
         boxes = torch.tensor(self.meta["fixed_boxes"], dtype=self.kind)
         if key == "a":
             return [boxes], torch.arange(len(boxes))
-        text = self.meta["inputs"]["fixed_boxes"]
-        found = re.search(rf"input {key} uses boxes number ([\d,]+) with batch indices ([\d,]+)", text)
-        numbers, owners = (torch.tensor([int(n) for n in found[i].strip(",").split(",")]) for i in (1, 2))
+        rows = detectron_texts.FixedRows.of(self.reference.text("inputs", "fixed_boxes"), key)
+        numbers, owners = torch.tensor(rows.numbers), torch.tensor(rows.images)
         places = torch.argsort(torch.argsort(owners, stable=True))
         return [boxes[numbers[owners == image]] for image in range(images)], places
 
@@ -309,15 +283,14 @@ class Folder:
     def detections(self) -> None:
         """The whole test path on an input that is already normalised, plain and with box voting."""
         images, sizes = self.sized("a")
-        scale = float(re.search(r"im_scale ([\d.]+)", self.meta["inputs"]["det"])[1])
-        original = tuple(int(n) for n in re.search(r"(\d+)x(\d+) image", self.meta["inputs"]["det"]).groups())
-        where = Frame(tuple(int(n) for n in sizes[0]), original, (1 / scale, 1 / scale))
+        path = detectron_texts.TestPath.of(self.reference.text("inputs", "det"))
+        where = Frame(tuple(int(n) for n in sizes[0]), path.original, (1 / path.scale, 1 / path.scale))
         self.model.rpn.select = self.choices["a"]
         raw = self.model.raw(images, torch.tensor([where.size]))
         self.model.rpn.select = select_proposals
         self.report("det", raw, where)
         if "det_vote" in self.meta["inputs"]:
-            voting = float(re.search(r"VOTE_TH ([\d.]+)", self.meta["inputs"]["det_vote"])[1])
+            voting = detectron_texts.vote_threshold(self.reference.text("inputs", "det_vote"))
             plain, self.model.detection_rule = (
                 self.model.detection_rule,
                 self.model.detection_rule.model_copy(update={"vote_iou": voting, "vote_method": "id"}),
@@ -383,9 +356,13 @@ class Folder:
 
     def image(self) -> None:
         """The whole test path on an image, plain and with test-time augmentation."""
-        text = self.meta["inputs"]["img"]
-        preprocess = self.preprocess(text)
-        image = make_image(text, self.row)
+        described, rule = (
+            detectron_texts.NoisyImage.of(self.reference.text("inputs", "img")),
+            self.row.conventions.image,
+        )
+        sides = {"size": described.short, "max_size": described.longest}
+        preprocess = Preprocess.from_conventions(rule.model_copy(update=sides))
+        image = described.pixels(rule.mean)
         copy = make_copy(View(preprocess), image, torch.device("cpu"), self.kind)
         scale = preprocess(image).scale[0]
         self.add(
@@ -395,20 +372,8 @@ class Folder:
         )
         self.report("img", self.model.raw(copy.images, copy.sizes), copy.frame)
         if "img_tta" in self.meta["inputs"]:
-            self.describe(
-                "img_tta",
-                detect_augmented(
-                    self.model, image, preprocess, parse_augmentation(self.meta["inputs"]["img_tta"])
-                ),
-            )
-
-    def preprocess(self, text: str) -> Preprocess:
-        """The row's preprocessing with the text's TEST.SCALE and TEST.MAX_SIZE."""
-        sides = {
-            name: int(re.search(rf"TEST\.{option}=(\d+)", text)[1])
-            for name, option in (("size", "SCALE"), ("max_size", "MAX_SIZE"))
-        }
-        return Preprocess.from_conventions(self.row.conventions.image.model_copy(update=sides))
+            wanted = detectron_texts.augmentation(self.reference.text("inputs", "img_tta"))
+            self.describe("img_tta", detect_augmented(self.model, image, preprocess, wanted))
 
 
 def by_score(found: Detections) -> Detections:
@@ -419,39 +384,3 @@ def by_score(found: Detections) -> Detections:
 def keypoint_rows(places: Tensor, logits: Tensor, chances: Tensor) -> Tensor:
     """Decoded keypoints as Detectron lays them out: (R, 4, P) rows x, y, logit, probability."""
     return torch.stack([places[..., 0], places[..., 1], logits, chances], dim=1)
-
-
-def make_image(text: str, row: ModelEntry) -> np.ndarray:
-    """The image (H, W, 3) uint8 RGB of "clip(round(means +
-    1.5*RandomState(7).standard_normal((90,120,3))),0,255)", recorded blue first."""
-    found = re.search(r"means \+ ([\d.]+)\*RandomState\((\d+)\)\.standard_normal\(\(([\d,\s]+)\)\)", text)
-    noise = float(found[1]) * np.random.RandomState(int(found[2])).standard_normal(
-        tuple(int(n) for n in found[3].split(","))
-    )
-    return np.clip(np.round(np.array(row.conventions.image.mean) + noise), 0, 255).astype("uint8")[:, :, ::-1]
-
-
-def parse_augmentation(text: str) -> AugmentationConventions:
-    """The options of "... (boxes and masks): H_FLIP, SCALES (96,160) with MAX_SIZE 220 and SCALE_H_FLIP,
-    ASPECT_RATIOS (0.75,) with ASPECT_RATIO_H_FLIP"."""
-
-    def numbers(option: str) -> list[float]:
-        found = re.search(rf"\b{option} \(([\d.,\s]*)\)", text)
-        return [float(part) for part in found[1].split(",") if part.strip()] if found else []
-
-    size = re.search(r"MAX_SIZE (\d+)", text)
-    wanted = Views(
-        flip=bool(re.search(r"(?<!_)\bH_FLIP", text)),
-        scales=[int(n) for n in numbers("SCALES")],
-        max_size=int(size[1]) if size else 4000,
-        scale_flip="SCALE_H_FLIP" in text,
-        aspect_ratios=numbers("ASPECT_RATIOS"),
-        aspect_flip="ASPECT_RATIO_H_FLIP" in text,
-    )
-    kinds = re.search(r"\(([^()]*\b(?:boxes|masks|keypoints)\b[^()]*)\)", text)[1]
-    used = {
-        kind: wanted
-        for kind in ("boxes", "masks", "keypoints")
-        if kind in kinds and f"{kind}: off" not in kinds
-    }
-    return AugmentationConventions(**used)

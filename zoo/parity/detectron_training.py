@@ -3,7 +3,6 @@ samples drawn anew."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.manifest import Schedule, load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Skip
+from detection_zoo.zoo.parity.detectron_texts import Training
 from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
 from detection_zoo.zoo.parts.keypoint_head import keypoint_loss
 from detection_zoo.zoo.parts.mask_head import mask_loss
@@ -50,13 +50,11 @@ class _Step:
     """One training step of a folder."""
 
     def __init__(self, folder: Folder) -> None:
-        from detection_zoo.zoo.parity.detectron_pytorch import parse_input
-
         self.folder, self.model, self.kind = folder, folder.model, folder.kind
         self.meta = folder.meta["training"]
         self.count = self.meta["ims_per_batch"]
-        self.scale = float(re.search(r"at scale ([\d.]+)", self.meta["how"])[1])
-        self.images = parse_input(self.meta["how"], self.count).to(self.kind)
+        described = Training.of(folder.reference.text("training", "how"), self.count)
+        self.scale, self.seed, self.images = described.scale, described.seed, described.images.to(self.kind)
         self.sizes = torch.tensor(
             [
                 [round(each["height"] * self.scale), round(each["width"] * self.scale)]
@@ -218,7 +216,7 @@ class _Step:
     def drawn_anew(self) -> dict[str, Output | Skip]:
         """The same step with samples drawn from the recorded seed: what was drawn, and its losses."""
         state = np.random.get_state()
-        np.random.seed(int(re.search(r"numpy seed (\d+)", self.meta["how"])[1]))
+        np.random.seed(self.seed)
         try:
             with torch.no_grad():
                 done = self.model.training_step(self.images, self.sizes, self.targets())

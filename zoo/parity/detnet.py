@@ -20,7 +20,7 @@ from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.conventions import Conventions, ProposalConventions
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnRules
 from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule, load_manifests, merge
-from detection_zoo.zoo.parity import detnet_steps
+from detection_zoo.zoo.parity import detnet_steps, detnet_texts
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, settle_ties
 from detection_zoo.zoo.parity.detnet_model import (
     OFFSET,
@@ -32,7 +32,7 @@ from detection_zoo.zoo.parity.detnet_model import (
     pyramid,
 )
 from detection_zoo.zoo.parity.near_ties import settle
-from detection_zoo.zoo.parity.standin import normal_input
+from detection_zoo.zoo.parity.prose import Text
 from detection_zoo.zoo.parts.roi_heads import box_losses
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
@@ -116,16 +116,6 @@ def _array(value: Any) -> np.ndarray:
 def _expected(value: Any, expected: Any) -> Output:
     """Numbers that must equal those of outputs.json itself, exactly."""
     return Output(_array(value).astype("float64"), 0.0, expected=np.asarray(expected, dtype="float64"))
-
-
-def parse_input(text: str, kind: torch.dtype) -> Tensor:
-    """The tensor that a text such as "normal_input(3, (2, 3, 96, 128))" describes, of any shape (N, ...)."""
-    found = re.search(r"normal_input\(\s*(\d+)\s*,\s*\(([\d,\s]+)\)\s*\)", text)
-    if not found:
-        raise ParityError(f"no 'normal_input(seed, (shape))' in {text!r}, the description of an input")
-    return torch.from_numpy(
-        normal_input(int(found[1]), tuple(int(n) for n in found[2].split(",") if n.strip()))
-    ).to(kind)
 
 
 def _blocks(names: Iterable[str], layer: str) -> int:
@@ -239,7 +229,8 @@ class _Detector:
         self.computed |= {f"{prefix}/{name}": Output(value, tolerance) for name, value in values.items()}
 
     def _inference(self, name: str, described: dict[str, Any]) -> None:
-        model, images = self.model, parse_input(described["input"], self.kind)
+        model = self.model
+        images = detnet_texts.array(self.reference.text("inputs", name, "input"), self.kind)
         info = torch.tensor(described["im_info"], dtype=self.kind)
         maps = {"c1": model.backbone.stem(images)} | model.backbone(images)
         found = pyramid(model, images)
@@ -382,14 +373,14 @@ class _Detector:
             self.computed[name] = _expected(value, expected)
 
     def _training(self, train: dict[str, Any]) -> None:
-        model, images = self.model, parse_input(train["input"], self.kind)
+        model, images = self.model, detnet_texts.array(self.reference.text("train", "input"), self.kind)
         sizes = torch.tensor(train["im_info"], dtype=self.kind)[:, :2]
         targets = [
             Target(rows[:, :4], rows[:, 4].long() - 1)
             for image in train["gt_boxes"]
             for rows in [torch.tensor(image, dtype=self.kind).reshape(-1, 5)]
         ]
-        draws = np.random.RandomState(int(re.search(r"seed\((\d+)\)", train["numpy_seed"])[1]))
+        draws = np.random.RandomState(detnet_texts.seed(self.reference.text("train", "numpy_seed")))
         model.rpn.sampler.draws = model.sampler.draws = draws
         found = pyramid(model.train(), images)
         anchors = model.rpn.sampler(found.anchors, [each.boxes for each in targets], sizes.tolist())
@@ -503,13 +494,7 @@ class _Detector:
         )
         self._expect("train: tensors with another rate or decay", wrong, 0)
         for label, rates in train["learning_rate_by_epoch"].items():
-            found = re.search(r"(?:step|lr_decay) (\d+)", label)
-            if not found:
-                raise ParityError(
-                    f"{self.reference.folder}: no 'step N' or 'lr_decay N' in {label!r}, which learning rates"
-                    " follow from"
-                )
-            step = int(found[1])
+            step = detnet_texts.decay_epochs(Text(label, f"{self.reference.folder}: learning_rate_by_epoch"))
             recipe = Schedule(
                 images_per_batch=1,
                 lr=rates[0][1],
@@ -540,8 +525,9 @@ def _classifier(
     )
     model = model.to(kind).eval()
     computed: Outputs = {}
-    for name, text in reference.meta["inputs"].items():
-        kept = _watch(model, parse_input(text if isinstance(text, str) else text["input"], kind))
+    for name, described in reference.meta["inputs"].items():
+        fields = ("inputs", name) if isinstance(described, str) else ("inputs", name, "input")
+        kept = _watch(model, detnet_texts.array(reference.text(*fields), kind))
         computed |= {f"{name}/{stage}": Output(value) for stage, value in kept.items()}
     return computed
 

@@ -29,10 +29,12 @@ from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnRules, faster_rcnn
 from detection_zoo.zoo.manifest import load_manifests, merge
 from detection_zoo.zoo.necks import SmoothedPyramid
+from detection_zoo.zoo.parity import detnet_texts as texts
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
 from detection_zoo.zoo.parity.detnet_model import CODER, OFFSET, Pyramid, as_rois, pool, propose
 from detection_zoo.zoo.parity.files import Described
 from detection_zoo.zoo.parity.near_ties import DetectionChoices
+from detection_zoo.zoo.parity.prose import Text
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.anchor_targets import FirstImageAnchorSampler
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
@@ -46,47 +48,6 @@ from detection_zoo.zoo.records import FeatureSpec, Target
 EXACT = 0.0
 CLOSE = 1e-5  # the folder's own advice for values
 Outputs = dict[str, Output | Skip]
-
-
-def inputs_in(text: str, kind: torch.dtype) -> list[Tensor]:
-    """Every "normal_input(seed, (shape))" of a text, in order, as tensors of any shape (N, ...)."""
-    found = re.findall(r"normal_input\(\s*(\d+)\s*,\s*\(([\d,\s]+)\)\s*\)", text)
-    return [
-        torch.from_numpy(normal_input(int(seed), tuple(int(n) for n in shape.split(",") if n.strip()))).to(
-            kind
-        )
-        for seed, shape in found
-    ]
-
-
-def numbers_after(text: str, word: str) -> list[float]:
-    """The numbers in the first brackets after a word."""
-    found = re.search(re.escape(word) + r"\s*\(([^)]*)\)", text)
-    if not found:
-        raise ParityError(f"no '{word} (numbers)' in {text!r}")
-    return [float(number) for number in found[1].split(",")]
-
-
-_SIDES = (r"(?:target|shorter side) (?:size |of |to )?\(?(\d+)", r"longest side (?:of |to )?\(?(\d+)")
-
-
-def resizing(text: str, first: str, *, longest: bool) -> tuple[int, int | None]:
-    """The shorter side that an image is scaled to, and the most that its longer side may have, in pixels.
-
-    Args:
-        text: of the output: "target 60", "the longest side (80) IS applied". first: of the first output of
-            the same image, where the text itself names no number. longest: whether the longer side is bounded
-            too.
-    """
-    sides = []
-    for pattern in _SIDES[: 1 + longest]:
-        found = re.search(pattern, text) or re.search(pattern, first)
-        if not found:
-            raise ParityError(
-                f"no 'target N' or 'longest side (N)' in {text!r}, which the size of an image follows from"
-            )
-        sides.append(int(found[1]))
-    return sides[0], sides[1] if longest else None
 
 
 def detection_choices(model: FasterRcnn, soft: str) -> DetectionChoices:
@@ -162,7 +123,8 @@ class _Steps:
     """The inputs of a folder of steps, and one method a group of its outputs."""
 
     def __init__(self, reference: Reference, kind: torch.dtype) -> None:
-        self.meta, self.kind, self.described = reference.meta, kind, reference.meta["outputs"]
+        self.reference, self.meta, self.kind = reference, reference.meta, kind
+        self.described = reference.meta["outputs"]
         try:
             with np.load(reference.folder / "inputs.npz", allow_pickle=False) as arrays:
                 self.given = Described(
@@ -184,9 +146,9 @@ class _Steps:
         if name in self.described:
             self.computed[name] = Output(value, tolerance)
 
-    def text(self, name: str) -> str:
-        """What the folder says of an output, empty where it has none of that name."""
-        return self.described.get(name, {}).get("meaning", "")
+    def text(self, name: str) -> Text:
+        """What the folder says of an output."""
+        return self.reference.text("outputs", name, "meaning")
 
     def anchors_over(self, described: dict[str, Any]) -> Tensor:
         """All anchors (A, 4) over feature maps of the described shapes; strides that are not told follow from
@@ -210,7 +172,7 @@ class _Steps:
         decoded = CODER.decode(self.given["decode_deltas"], ex)
         self.add("decode", decoded)
         if "decode_clipped" in self.described:
-            size = numbers_after(self.text("decode_clipped"), "im_info")
+            size = texts.image_info(self.text("decode_clipped"))
             self.add("decode_clipped", clip_boxes(decoded.unflatten(1, (-1, 4)), size, OFFSET).flatten(1))
         self.add("overlaps", padded_iou(self.given["overlap_boxes"], self.given["overlap_gt"][:, :4], OFFSET))
 
@@ -221,21 +183,8 @@ class _Steps:
                 self.add(name, nms(rows[:, :4], rows[:, 4], float(found[1]), offset=OFFSET), EXACT)
             if found := re.fullmatch(r"soft_nms_method(\d)", name):
                 method = ("hard", "linear", "gaussian")[int(found[1])]
-                sigma, threshold, least = (
-                    float(n)
-                    for n in re.search(
-                        r"sigma ([\d.]+), Nt ([\d.]+), threshold ([\d.]+)", self.text(name)
-                    ).groups()
-                )
-                kept, scores = soft_nms(
-                    rows[:, :4],
-                    rows[:, 4],
-                    method=method,
-                    sigma=sigma,
-                    iou_threshold=threshold,
-                    score_threshold=least,
-                    offset=OFFSET,
-                )
+                rule = dataclasses.asdict(texts.SoftNms.of(self.text(name)))
+                kept, scores = soft_nms(rows[:, :4], rows[:, 4], method=method, offset=OFFSET, **rule)
                 self.add(name, torch.cat([rows[kept, :4], scores[:, None]], dim=1))
 
     def proposals(self) -> None:
@@ -265,7 +214,7 @@ class _Steps:
                     expected=np.array(described["kept"], float),
                 )
         if "rpn_pairing_prob" in self.described:
-            logits = inputs_in(self.text("rpn_pairing_prob"), self.kind)[0]
+            logits = texts.array(self.text("rpn_pairing_prob"), self.kind)
             head = PairedRpnHead(1, 1)
             self.add("rpn_pairing_prob", head.scores(logits))
             self.add("rpn_pairing_logits", head.flat(logits))
@@ -279,12 +228,7 @@ class _Steps:
         truth = self.given["target_gt"]
         for name, described in self.described.items():
             if name.startswith("anchor_labels_"):
-                count, seed = (
-                    int(n)
-                    for n in re.search(
-                        r"RPN_BATCHSIZE (\d+), np\.random\.seed\((\d+)\)", described["meaning"]
-                    ).groups()
-                )
+                count, seed = texts.anchor_samples(self.text(name))
                 anchors = self.anchors_over(described)
                 sampler = FirstImageAnchorSampler(
                     CODER, RpnConventions(samples=count), np.random.RandomState(seed)
@@ -303,9 +247,7 @@ class _Steps:
             self._roi_targets(truth)
 
     def _roi_targets(self, truth: Tensor) -> None:
-        draws = np.random.RandomState(
-            int(re.search(r"np\.random\.seed\((\d+)\)", self.text("proposal_target_rois"))[1])
-        )
+        draws = np.random.RandomState(texts.seed(self.text("proposal_target_rois")))
         rois = self.computed["proposals_TRAIN"].value
         sampler = head_model(20).sampler
         sampler.draws = draws
@@ -323,24 +265,15 @@ class _Steps:
     def losses(self) -> None:
         if "smooth_l1_sigma3" not in self.described:
             return
-        text = self.text("smooth_l1_sigma3")
-        predicted, target = inputs_in(text, self.kind)[:2]
-        seed, shape, part = re.search(
-            r"RandomState\((\d+)\)\.random_sample\(\(([\d,]+)\)\)<([\d.]+)", text
-        ).groups()
-        inside = torch.from_numpy(
-            np.random.RandomState(int(seed)).random_sample(tuple(int(n) for n in shape.split(",")))
-            < float(part)
-        ).to(self.kind)
-        share = float(re.search(r"inside/(\d+)", text)[1])
-        rows = (inside > 0).expand_as(predicted)
-        for sigma, parts in ((3, share * len(inside)), (1, inside.shape[:2].numel())):
-            summed = smooth_l1_sum(predicted[rows], target[rows], 1 / sigma**2)
+        loss = texts.SmoothL1.of(self.text("smooth_l1_sigma3"), self.kind)
+        rows = (loss.inside > 0).expand_as(loss.predicted)
+        for sigma, parts in ((3, loss.parts * len(loss.inside)), (1, loss.inside.shape[:2].numel())):
+            summed = smooth_l1_sum(loss.predicted[rows], loss.target[rows], 1 / sigma**2)
             self.add(f"smooth_l1_sigma{sigma}", (summed / parts).reshape(1))
 
     def pooling(self) -> None:
-        text = self.meta["inputs"]["feature_map"]
-        features, scale = inputs_in(text, self.kind)[0], 1 / float(re.search(r"1/(\d+)", text)[1])
+        text = self.reference.text("inputs", "feature_map")
+        features, scale = texts.array(text, self.kind), texts.scale(text)
         rois, cropped = self.given["roi_boxes"], self.given["crop_rois"]
         for name in self.described:
             if found := re.fullmatch(
@@ -382,16 +315,15 @@ class _Steps:
             "crop": lambda: roi_crop(features, grid),
         }[kind]()
         if what == "_grad":
-            upstream = inputs_in(self.text(name), self.kind) or inputs_in(
-                self.text(f"roi_align_avg_{size}_grad"), self.kind
-            )
-            return torch.autograd.grad(pooled, features, upstream[0])[0]
+            own = self.text(name)  # "the same" as of the averaged RoIAlign where it names no array
+            upstream = texts.array(own if own.calls() else self.text(f"roi_align_avg_{size}_grad"), self.kind)
+            return torch.autograd.grad(pooled, features, upstream)[0]
         return functional.max_pool2d(pooled, 2, 2) if what == "_max_pool" else pooled
 
     def _pool_from_minus_one(self, features: Tensor, size: int, scale: float) -> Tensor:
         """The C version reads one image and starts every bin at -1, so that nothing below -1 comes out of a
         bin with cells."""
-        lowered = features[:1] - float(re.search(r"minus ([\d.]+)", self.text(f"roi_pool_{size}_cpu"))[1])
+        lowered = features[:1] - texts.lowered_by(self.text(f"roi_pool_{size}_cpu"))
         rois = torch.tensor(self.meta["inputs"]["cpu_rois"], dtype=self.kind)
         pooled, argmax = roi_pool_with_argmax(lowered, rois, [size, size], scale)
         return torch.where(argmax < 0, pooled, pooled.clamp(min=-1))
@@ -400,14 +332,8 @@ class _Steps:
         for name, described in self.described.items():
             if not name.startswith("pyramid_roi_"):
                 continue
-            seed = int(re.search(r"normal_input\((\d+)\+i", described["meaning"])[1])
-            channels = int(re.search(r"\(1,(\d+),h,w\)", described["meaning"])[1])
-            maps = [
-                torch.from_numpy(normal_input(seed + i, (1, channels, *shape))).to(self.kind)
-                for i, shape in enumerate(described["map_shapes"])
-            ]
-            rois = self.given["pyramid_rois"]
-            size = int(re.search(r"pooled size (\d+)", described["meaning"])[1])
+            maps = texts.pyramid_maps(self.text(name), described["map_shapes"], self.kind)
+            rois, size = self.given["pyramid_rois"], texts.pooled_size(self.text(name))
             model = head_model(1, pooling={"size": size})
             self.add(name, pool(model, maps, rois, float(described["image"][0])))
             levels = assign_levels(rois, LevelRule(offset=OFFSET, eps=0.0), len(maps)).double()
@@ -417,7 +343,7 @@ class _Steps:
 
     def maps(self) -> None:
         if "upsample_add" in self.described:
-            coarse, fine = inputs_in(self.text("upsample_add"), self.kind)
+            coarse, fine = texts.arrays(self.text("upsample_add"), self.kind, 2)
             neck = SmoothedPyramid(
                 {"c2": FeatureSpec(fine.shape[1], 4), "c3": FeatureSpec(coarse.shape[1], 8)},
                 channels=fine.shape[1],
@@ -434,30 +360,31 @@ class _Steps:
                     layer.weight[:, :, middle, middle] = torch.eye(fine.shape[1], dtype=self.kind)
                 self.add("upsample_add", neck({"c2": fine, "c3": coarse})["p2"])
         if "maxpool_detnet" in self.described:
-            x = inputs_in(self.text("maxpool_detnet"), self.kind)[0]
+            x = texts.array(self.text("maxpool_detnet"), self.kind)
             self.add("maxpool_detnet", Stem(4, norm="frozen", pool="padded").pool(x))
             self.add("maxpool_resnet", Stem(4, norm="frozen", pool="ceil").pool(x))
             self.add("p6_maxpool", functional.max_pool2d(x, 1, 2))
 
     def images(self) -> None:
         bundles, pixels = load_manifests().conventions, self.given["image"].numpy()
-        first = self.text("prep_image_detnet")  # the others are of the same image, and say so
-        for name, bundle in (
-            ("prep_image_detnet", "detnet"),
-            ("prep_image_resnet", "detnet_resnet"),
-            ("prep_image_demo", "detnet"),
-        ):
-            if name in self.described:
-                target, most = resizing(self.text(name), first, longest="demo" in name)
-                rule = replace(
-                    Preprocess.from_conventions(bundles[bundle].image),
-                    resize=ShorterSide(target, most, bundles[bundle].image.rounding),
-                )
-                prepared = rule(pixels)
-                self.add(name, prepared.tensor.permute(1, 2, 0))
-                self.computed[f"{name}: scale"] = Output(
-                    np.array(prepared.scale[:1]), 1e-9, expected=np.array([self.described[name]["scale"]])
-                )
+        rules = {
+            "prep_image_detnet": "detnet",
+            "prep_image_resnet": "detnet_resnet",
+            "prep_image_demo": "detnet",
+        }
+        named = [name for name in rules if name in self.described]
+        for name in named:  # the first says what the others, of the same image, do not
+            bundle, first = rules[name], self.text(named[0])
+            target, most = texts.resizing(self.text(name), first, longest="demo" in name)
+            rule = replace(
+                Preprocess.from_conventions(bundles[bundle].image),
+                resize=ShorterSide(target, most, bundles[bundle].image.rounding),
+            )
+            prepared = rule(pixels)
+            self.add(name, prepared.tensor.permute(1, 2, 0))
+            self.computed[f"{name}: scale"] = Output(
+                np.array(prepared.scale[:1]), 1e-9, expected=np.array([self.described[name]["scale"]])
+            )
 
     def detections(self) -> None:
         rois, probabilities, deltas = (
@@ -466,7 +393,7 @@ class _Steps:
         for name, described in self.described.items():
             if not name.startswith("detections"):
                 continue
-            info = numbers_after(described["meaning"], "im_info")
+            info = texts.image_info(self.text(name))
             least = float(found[1]) if (found := re.search(r"_([\d.]+)$", name)) else 0.0
             model = head_model(
                 probabilities.shape[1] - 1,

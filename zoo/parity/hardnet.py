@@ -3,7 +3,6 @@ folder of single steps."""
 
 from __future__ import annotations
 
-import ast
 import copy
 import dataclasses
 import re
@@ -15,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.backbones import hardnet, vgg  # noqa: F401 - register their builders
-from detection_zoo.zoo.conventions import ImageConventions, SSDConventions
+from detection_zoo.zoo.conventions import ImageConventions
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.ssd import SSD
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
+from detection_zoo.zoo.parity import hardnet_texts
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, recorded_difference, to_numpy
 from detection_zoo.zoo.parity.gates import GATE_GAP, RecordedGradient, flipped, gates_as_recorded
-from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS
 from detection_zoo.zoo.training.recipe import build_optimizer
@@ -44,40 +43,6 @@ def outputs(reference: Reference, entry: ModelEntry | None, dtype: str, checkpoi
         return step_outputs(reference)
     with torch.random.fork_rng(devices=[]):
         return _Folder(reference, entry, dtype, checkpoint).outputs()
-
-
-def listed_input(text: str) -> np.ndarray:
-    """The float32 array that a folder's `inputs` describes by a call: "synth.normal_input(2,(1,3,300,300)),
-    whole network" -> (1, 3, 300, 300)."""
-    found = re.search(r"normal_input\((\d+),\s*(\([\d,\s]+\))\)", text)
-    if not found:
-        raise ParityError(
-            f"an input of the folder is described as {text!r}; a call of normal_input(seed, shape) is wanted"
-        )
-    return normal_input(int(found[1]), ast.literal_eval(found[2]))
-
-
-def listed_image(text: str) -> np.ndarray:
-    """The (H, W, 3) uint8 RGB image that `inputs` describes: random bytes repeated, or the mean colour (BGR)
-    with normal noise."""
-    if found := re.search(
-        r"clip\(rint\((\([\d,]+\)) \+ ([\d.]+)\*RandomState\((\d+)\)\.standard_normal\((\([\d,]+\))\)", text
-    ):
-        noise = np.random.RandomState(int(found[3])).standard_normal(ast.literal_eval(found[4]))
-        return np.clip(
-            np.rint(np.array(ast.literal_eval(found[1])) + float(found[2]) * noise), 0, 255
-        ).astype(np.uint8)[:, :, ::-1]
-    if found := re.search(
-        r"RandomState\((\d+)\)\.randint\(0,256,(\([\d,]+\))\)(?:.*repeated (\d+) times)?", text
-    ):
-        small, times = (
-            np.random.RandomState(int(found[1])).randint(0, 256, ast.literal_eval(found[2])).astype(np.uint8),
-            int(found[3] or 1),
-        )
-        return small.repeat(times, axis=0).repeat(times, axis=1)
-    raise ParityError(
-        f"the image of the folder is described as {text!r}, which names no generator that is known"
-    )
 
 
 def build_detector(meta: dict[str, Any]) -> SSD:
@@ -107,19 +72,6 @@ def build_classifier(meta: dict[str, Any]) -> nn.Module:
     return Classifier(
         BACKBONES[name](**({} if name.endswith("ds") else {"form": "classifier"})),
         num_classes=meta["classes"],
-    )
-
-
-def listed_selection(rules: dict[str, Any]) -> SSDConventions:
-    """The test loop that a folder's `postprocess` describes."""
-    filtered = re.search(r"at least ([\d.]+)", rules.get("background_filter") or "")
-    return SSDConventions(
-        score_threshold=rules["score_threshold"],
-        nms_iou=rules["nms_iou"],
-        per_class_keep=rules["per_class_keep"],
-        per_image_keep=rules["per_image_keep"],
-        nms_offset=0.0 if "no +1" in rules["nms"] else 1.0,
-        background_filter=float(filtered[1]) if filtered else None,
     )
 
 
@@ -235,8 +187,11 @@ class _Folder:
                 return self.model.get_submodule(ours + path.removeprefix(theirs))
         raise ParityError(f"{self.reference.folder}: no module is known for output {path!r}")
 
+    def _input(self, name: str) -> Tensor:
+        return torch.from_numpy(self.reference.text("inputs", name).call().array()).to(self.dtype)
+
     def _stages(self, letter: str) -> None:
-        images = torch.from_numpy(listed_input(self.meta["inputs"][letter])).to(self.dtype)
+        images = self._input(letter)
         last = None if self.is_detector else f"base.{len(self.model.backbone.stages)}"
         prefix = f"{letter}."
         paths = {
@@ -252,7 +207,7 @@ class _Folder:
             self._keep(f"{letter}.{path}", value)
 
     def _whole_network(self) -> None:
-        model, images = self.model, torch.from_numpy(listed_input(self.meta["inputs"]["c"])).to(self.dtype)
+        model, images = self.model, self._input("c")
         heads = [
             (f"{kind}.{level}", self._module(f"{kind}.{level}"))
             for kind in ("loc", "conf")
@@ -277,9 +232,15 @@ class _Folder:
 
     def _detections(self) -> None:
         preprocess = self._preprocess("hardnet_ssd300", size=self.meta["image_size"])
-        image = preprocess(listed_image(self.meta["inputs"]["d"]))
+        image = preprocess(hardnet_texts.image(self.reference.text("inputs", "d")))
         self._keep("d.input", image.tensor, exact=True)
-        self.model.rule = listed_selection(self.meta["postprocess"])
+        rules = self.meta["postprocess"]
+        filtered = (
+            self.reference.text("postprocess", "background_filter")
+            if rules.get("background_filter")
+            else None
+        )
+        self.model.rule = hardnet_texts.selection(rules, filtered)
         found = self.model.predict(
             image.tensor[None].to(self.dtype), torch.tensor([image.size]), torch.tensor([image.original_size])
         )[0]
@@ -289,7 +250,8 @@ class _Folder:
         self._keep("d.counts", torch.bincount(found.labels, minlength=self.model.num_classes))
 
     def _classification(self) -> None:
-        image = self._preprocess("imagenet_torchvision")(listed_image(self.meta["inputs"]["d"]))
+        pixels = hardnet_texts.image(self.reference.text("inputs", "d"))
+        image = self._preprocess("imagenet_torchvision")(pixels)
         self._keep("d.input", image.tensor[None])
         self._keep("d.logits", self.model(image.tensor[None].to(self.dtype)))
 
@@ -303,7 +265,7 @@ class _Folder:
         return found
 
     def _training(self) -> None:
-        images = torch.from_numpy(listed_input(self.meta["inputs"]["e and f"])).to(self.dtype)
+        images = self._input("e and f")
         sizes, targets = torch.tensor([images.shape[2:]] * len(images)), self._targets()
         with torch.no_grad():
             self._losses("e", self.model.losses(images, sizes, targets))

@@ -3,7 +3,6 @@ schedules), recomputed."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +26,9 @@ from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.data.voc import VOC_CLASSES
 from detection_zoo.zoo.detectors.ssd import select_priors
 from detection_zoo.zoo.manifest import Schedule, load_manifests
+from detection_zoo.zoo.parity import hardnet_texts
 from detection_zoo.zoo.parity.base import Output, Reference, Skip
-from detection_zoo.zoo.parity.hardnet import Outputs, build_detector, listed_image, listed_input
+from detection_zoo.zoo.parity.hardnet import Outputs, build_detector
 from detection_zoo.zoo.parity.recording_random import RecordingRandom
 from detection_zoo.zoo.parts.boxes import box_iou
 from detection_zoo.zoo.parts.multibox import MultiBoxLoss, PriorCoder, match_priors, prior_corners
@@ -101,10 +101,7 @@ def _boxes(reference: Reference) -> Outputs:
     summed = reference.meta["log_sum_exp"]
     return {
         "boxes|decode": Output(
-            CODER.decode(
-                torch.from_numpy(listed_input(reference.meta["array_meaning"]["boxes|decode"])), priors
-            )[::7],
-            CLOSE,
+            CODER.decode(_array(reference, "array_meaning", "boxes|decode"), priors)[::7], CLOSE
         ),
         "boxes|jaccard": Output(box_iou(boxes, prior_corners(priors))[:, ::7], CLOSE),
         "boxes|encode": Output(
@@ -112,7 +109,7 @@ def _boxes(reference: Reference) -> Outputs:
         ),
         "matrix_iou": _number(box_ious(np.array(crossed["a"]), np.array(crossed["b"])), crossed["result"]),
         "log_sum_exp": _number(
-            torch.from_numpy(_listed_multiple(summed["input"])).logsumexp(dim=1), summed["result"], CLOSE
+            _array(reference, "log_sum_exp", "input").logsumexp(dim=1), summed["result"], CLOSE
         ),
     }
 
@@ -135,9 +132,8 @@ def _losses(reference: Reference) -> Outputs:
     truths = [_truths(rows) for rows in reference.meta["targets"]]
     for name, said in ((key, value) for key, value in reference.meta.items() if key.startswith("loss_")):
         priors = prior_table(said["priors"].lower()).priors()
-        offsets = torch.from_numpy(listed_input(said["loc"])).requires_grad_()
-        logits = torch.from_numpy(_listed_multiple(said["conf"]))
-        logits[..., 0] += _added(said["conf"])
+        offsets = _array(reference, name, "loc").requires_grad_()
+        logits = hardnet_texts.logits(reference.text(name, "conf"))
         losses = MultiBoxLoss(CODER)(offsets, logits.requires_grad_(), priors, *zip(*truths, strict=True))
         sum(losses.values()).backward()
         with torch.no_grad():
@@ -178,23 +174,8 @@ def _losses(reference: Reference) -> Outputs:
     return found
 
 
-def _listed_multiple(text: str) -> np.ndarray:
-    """The array that a text like "2*normal_input(22,(2,11620,21))" names; float32, as a plain number times a
-    float32 array is."""
-    found = re.search(r"([\d.]+)\*(?:synth\.)?normal_input", text)
-    return listed_input(text) * np.float32(found[1] if found else 1)
-
-
-def _added(text: str) -> np.float32:
-    """What a text like "then 2 added to column 0" adds to the logit of background."""
-    return np.float32(re.search(r"(\d+) added to column 0", text)[1])
-
-
-def _listed_scores(text: str) -> Tensor:
-    """Scores (P, C) float32 of a float64 softmax, with a number added to the float32 logit of background."""
-    logits = _listed_multiple(text)
-    logits[:, 0] += _added(text)
-    return torch.from_numpy(logits).double().softmax(dim=1).float()
+def _array(reference: Reference, *fields: str) -> Tensor:
+    return torch.from_numpy(reference.text(*fields).call().array())
 
 
 def _test_loops(reference: Reference) -> Outputs:
@@ -204,10 +185,10 @@ def _test_loops(reference: Reference) -> Outputs:
     for name, said in ((key, value) for key, value in reference.meta.items() if key.startswith("detect_")):
         priors = prior_table(said["priors"].lower()).priors()
         height, width = said["image_hw"]
-        boxes = CODER.decode(torch.from_numpy(_listed_multiple(said["loc"])[0]), priors) * torch.tensor(
+        boxes = CODER.decode(_array(reference, name, "loc")[0], priors) * torch.tensor(
             [width, height, width, height]
         )
-        scores = _listed_scores(said["prob"])
+        scores = hardnet_texts.logits(reference.text(name, "prob")).double().softmax(dim=1).float()
         for suffix, offset, background in (("", 0.0, 0.9), ("_before_dec2019", 1.0, None)):
             rule = SSDConventions(
                 score_threshold=said["score_threshold"],
@@ -248,14 +229,7 @@ def _loop(
 
 def _suppression(reference: Reference) -> Outputs:
     said = reference.meta["nms"]
-    found_in_text = re.search(
-        r"RandomState\((\d+)\): xy=uniform\((\d+),(\d+),\((\d+),2\)\), wh=uniform\((\d+),(\d+)", said["boxes"]
-    )
-    seed, low, high, count, least, most = (int(number) for number in found_in_text.groups())
-    draw = np.random.RandomState(seed)
-    corners, sides = draw.uniform(low, high, (count, 2)), draw.uniform(least, most, (count, 2))
-    scores = torch.from_numpy((draw.permutation(count) / count).astype(np.float32))
-    boxes = torch.from_numpy(np.concatenate([corners, corners + sides], axis=1).astype(np.float32))
+    boxes, scores = hardnet_texts.scored_boxes(reference.text("nms", "boxes"))
     found: Outputs = {}
     for name, offset in (("torchvision", 0.0), ("plus_one", 1.0)):
         kept = nms(boxes, scores, said["iou"], offset=offset)
@@ -271,7 +245,7 @@ def _preprocess(size: int) -> Preprocess:
 
 def _transforms(reference: Reference) -> Outputs:
     """The folder's images are in the order of OpenCV, blue first; `Preprocess` takes RGB."""
-    small, large = (listed_image(reference.meta["transform"][name]) for name in ("small", "large"))
+    small, large = (hardnet_texts.image(reference.text("transform", name)) for name in ("small", "large"))
     found: Outputs = {}
     for name in [name for name in reference.recorded if name.startswith("transform|")]:
         size, _, corner = name.removeprefix("transform|").partition("_")

@@ -3,10 +3,9 @@ record."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,7 @@ from detection_zoo.zoo.parity.benchmark_settings import (
     entry_from_settings,
     schedule_from_settings,
 )
+from detection_zoo.zoo.parity.benchmark_texts import Batch, Tolerances, advice, batches
 from detection_zoo.zoo.parity.near_ties import (
     Choices,
     DetectionChoices,
@@ -35,7 +35,6 @@ from detection_zoo.zoo.parity.near_ties import (
     settle,
     settle_areas,
 )
-from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
 from detection_zoo.zoo.parts.proposals import Proposals, select_proposals
@@ -53,16 +52,6 @@ Outputs = dict[str, Output | Skip]
 # precision (9.8e-6: V-39 with SSE41 and two threads)
 GAPS = (2e-6, 2e-5)
 DETECTOR_FORMAT, CLASSIFIER_FORMAT = "maskrcnn_benchmark_pth", "vovnet_imagenet_pth"
-_CALL = re.compile(r"normal_input\(\s*(\d+)\s*,\s*\(([\d\s,]+)\)\s*\)")
-_PAIR = r"\(\s*\d+\s*,\s*\d+\s*\)"
-
-
-@dataclass
-class Batch:
-    """Images (N, 3, H, W) as the network sees them, and their true (height, width)."""
-
-    images: Tensor
-    sizes: Tensor
 
 
 def outputs(
@@ -86,41 +75,6 @@ def outputs(
     return _Folder(reference, entry, kind, checkpoint_format or DETECTOR_FORMAT).outputs()
 
 
-def parse_batch(text: str, divisor: int) -> Batch:
-    """The batch a text describes: "normal_input(seed, shape)" calls, of the whole batch or of single images
-    that are zero-padded.
-
-    Args:
-        text: the calls; then, where images are padded, "padded ... to (N,3,H,W)", and "true sizes ... (h,w)
-            and (h,w)".
-        divisor: padded sides are multiples of it where the text does not say to what.
-    """
-    calls = [
-        (int(seed), tuple(int(n) for n in shape.split(",") if n.strip()))
-        for seed, shape in _CALL.findall(text)
-    ]
-    if not calls:
-        raise ParityError(f"no 'normal_input(seed, (shape))' in the description of an input: {text!r}")
-    arrays = [torch.from_numpy(normal_input(seed, shape)) for seed, shape in calls]
-    images = [image for array in arrays for image in (array if array.ndim == 4 else array[None])]
-    padded = re.search(r"padded[^()]*\(\s*\d+\s*,\s*3\s*,\s*(\d+)\s*,\s*(\d+)\s*\)", text)
-    sides = [max(image.shape[axis] for image in images) for axis in (1, 2)]
-    height, width = (
-        (int(padded[1]), int(padded[2])) if padded else (-(-side // divisor) * divisor for side in sides)
-    )
-    batch = torch.zeros(len(images), 3, height, width)
-    for i, image in enumerate(images):
-        batch[i, :, : image.shape[1], : image.shape[2]] = image
-    true = re.search(rf"true sizes?[^()]*(?:\([^()\d]*\)[^()]*)?((?:{_PAIR}[\s,and]*)+)", text)
-    pairs = re.findall(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)", true[1]) if true else []
-    sizes = (
-        [(int(h), int(w)) for h, w in pairs]
-        if len(pairs) == len(images)
-        else [tuple(image.shape[1:]) for image in images]
-    )
-    return Batch(batch, torch.tensor(sizes))
-
-
 def score_gap(reference: Reference, boxes: str) -> float:
     """Scores nearer than this may change places: ten times what the original's own float32 and float64 scores
     of that list differ by (root mean square), as far as it is within `GAPS`.
@@ -136,27 +90,6 @@ def score_gap(reference: Reference, boxes: str) -> float:
     return GAPS[0]
 
 
-@dataclass(frozen=True)
-class Tolerances:
-    """Relative L2 differences that a folder advises for maps and head outputs, for lists of boxes and scores,
-    and for gradients."""
-
-    maps: float = 1e-4
-    lists: float = 1e-4
-    gradients: float = 5e-3
-
-    @classmethod
-    def of(cls, meta: Mapping[str, Any]) -> Tolerances:
-        """From the words of a folder's advice; what it does not say keeps its default."""
-        advice = meta.get("tolerance", {}).get("advice", "")
-        found = {
-            "maps": re.search(r"([\d.]+e-\d+) for maps", advice),
-            "lists": re.search(r"([\d.]+e-\d+) for boxes", advice),
-            "gradients": re.search(r"([\d.]+e-\d+) for gradients", advice),
-        }
-        return cls(**{name: float(match[1]) for name, match in found.items() if match})
-
-
 class _Folder:
     """One detector folder: its model, loaded, and every output it records."""
 
@@ -164,21 +97,15 @@ class _Folder:
         self, reference: Reference, entry: ModelEntry | None, kind: torch.dtype, checkpoint: str
     ) -> None:
         self.reference, self.meta, self.kind = reference, reference.meta, kind
-        self.tolerances, self.computed = Tolerances.of(reference.meta), {}
+        self.tolerances, self.computed = Tolerances.of(advice(reference)), {}
         row, model = self._model(entry)
         self.translation = format_of(checkpoint).translate(reference.checkpoint())
         copy_into(model, self.translation, f"stand-in checkpoint of {reference.folder} ({checkpoint})")
         self.model, self.schedule = model.to(kind).eval(), self._schedule(entry or row)
         divisor = row.conventions.image.size_divisor if row.conventions else 1
-        described = {
-            name: text
-            for name, text in self.meta["inputs"].items()
-            if isinstance(text, str) and _CALL.search(text)
-        }
         self.batches = {
             name: replace(batch, images=batch.images.to(kind))
-            for name, text in described.items()
-            for batch in [parse_batch(text, divisor)]
+            for name, batch in batches(reference, divisor).items()
         }
 
     def _model(self, entry: ModelEntry | None) -> tuple[ModelEntry, nn.Module]:
@@ -638,20 +565,16 @@ def _classifier(
         where,
     )
     model, body = model.to(kind).eval(), body.to(kind).eval()
-    tolerance = (
-        float(found[0])
-        if (found := re.findall(r"[\d.]+e-\d+", reference.meta.get("tolerance", {}).get("advice", "")))
-        else None
-    )
+    advised = advice(reference)
+    tolerance = advised.scan("{number} relative L2") if advised else None
     computed: Outputs = {}
-    for name, text in reference.meta["inputs"].items():
-        if isinstance(text, str) and _CALL.search(text):
-            with torch.no_grad():
-                values = _classifier_values(model, body, parse_batch(text, 1).images.to(kind))
-            for part, value in values.items():
-                computed[f"{name}.{part}"] = Output(value, tolerance)
-                if value.ndim == 4:
-                    computed[f"{name}.{part}.channel_mean"] = Output(value.mean(dim=1), tolerance)
+    for name, batch in batches(reference, 1).items():
+        with torch.no_grad():
+            values = _classifier_values(model, body, batch.images.to(kind))
+        for part, value in values.items():
+            computed[f"{name}.{part}"] = Output(value, tolerance)
+            if value.ndim == 4:
+                computed[f"{name}.{part}.channel_mean"] = Output(value.mean(dim=1), tolerance)
     if described := reference.meta.get("detector_loading"):
         numbers = {
             "tensors_taken": len(report.matched),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import shlex
 from random import Random
 
@@ -21,6 +20,7 @@ from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.detectors.ssd import SSD
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.parity.prose import Text
 from detection_zoo.zoo.parity.schedules import flags, hardnet_schedule
 from detection_zoo.zoo.parity.standin import standin_arrays
 from detection_zoo.zoo.parity.updates import Batch, Recorded, Replay, Tolerances
@@ -96,8 +96,8 @@ def _truth(batch: Batch) -> dict[str, np.ndarray]:
 
 def _held(recorded: Recorded) -> int | None:
     """Updates of a run that the folder says to hold besides its rates; None: all."""
-    found = re.search(rf"Hold `{re.escape(recorded.name)}` for updates 1 and (\d+)", recorded.caution)
-    return int(found[1]) if found else None
+    caution = Text(recorded.caution, f"{recorded.folder}: caution")
+    return caution.scan(f"Hold `{recorded.name}` for updates 1 and {{whole}}", default=None)
 
 
 def _batch(recorded: Recorded, number: int, dataset: VocDataset, entry: ModelEntry) -> Batch:
