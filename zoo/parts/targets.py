@@ -56,8 +56,7 @@ def match(
         tied = quality == highest
         if not zero_overlap:
             tied &= highest > 0
-        chosen = tied.any(dim=0)
-        matches[chosen] = own_best[chosen]
+        matches = torch.where(tied.any(dim=0), own_best, matches)  # a mask as index would wait on a GPU
     return matches
 
 
