@@ -35,6 +35,11 @@ def threshold_of_sorted(suppress: Any) -> Any:
     return lambda boxes, iou, **named: suppress(boxes, 1.01 * iou, **named)
 
 
+def shifted(clip: Any) -> Any:
+    """Boxes one pixel to the right and down, before they are clipped."""
+    return lambda boxes, size, offset: clip(boxes + 1, size, offset)
+
+
 def swapped(values: Tensor) -> Tensor:
     """Two channels change places."""
     return torch.cat([values[:, [1, 0]], values[:, 2:]], dim=1)
@@ -66,6 +71,9 @@ MISTAKES: dict[str, tuple[Path, Any, str, Change, str]] = {
         threshold_of_sorted,
         "A.proposals.image0.boxes.x1",
     ),
+    "proposals: one pixel": (RCNN, proposals, "clip_boxes", shifted, "A.proposals.image0.boxes.x1"),
+    "detections: threshold": (RCNN, roi_heads, "batched_nms", threshold, "A.detections.image0.boxes"),
+    "detections: one pixel": (RCNN, roi_heads, "clip_boxes", shifted, "A.detections.image0.boxes"),
     "RoIs: channels": (RCNN, roi_heads.RoiAlignPooler, "forward", pooled_channels, "A.roi.class_logits"),
     "SSD images: channels": (SSD, prose, "normal_input", image_channels, "c.softmax"),
     "SSD gradient": (VGG, hardnet, "build_optimizer", scaled_gradient, "f.grad.extras.1.weight"),

@@ -17,6 +17,7 @@ import numpy as np
 from detection_zoo.zoo.parity.files import ParityError
 from detection_zoo.zoo.parity.standin import normal_input
 
+NEEDED = object()  # a default that is none
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 _PAIR = r"\(\s*\d+\s*,\s*\d+\s*\)"
 _SLICE = r"\[\d*:\d*\]"
@@ -121,7 +122,7 @@ class Text:
         """Every word, for options that are on where they are named."""
         return set(re.findall(r"\w+", self.words))
 
-    def scan(self, *templates: str, **default: Any) -> Any:
+    def scan(self, *templates: str, default: Any = NEEDED) -> Any:
         """The value in the one hole of a template, or a tuple of the values of several holes.
 
         Args:
@@ -129,7 +130,7 @@ class Text:
                 (numbers in brackets), {wholes} and {numbers} (the same without brackets), {pairs} ("(1, 2)
                 and (3, 4)"), {slices} ("[:3] and [3:5]"). "..." stands for any words, "<of|to>" for one of
                 these words or none.
-            default: `default=` what is given back where no template fits.
+            default: what is given back where no template fits.
 
         Raises:
             ParityError: no template fits, and no default is given.
@@ -142,9 +143,9 @@ class Text:
                 except (ValueError, SyntaxError, ZeroDivisionError):
                     raise self.error(f"numbers where {template!r} has them") from None
                 return values if len(values) > 1 else values[0]
-        if "default" in default:
-            return default["default"]
-        raise self.error(" or ".join(repr(template) for template in templates))
+        if default is NEEDED:
+            raise self.error(" or ".join(repr(template) for template in templates))
+        return default
 
     def calls(self) -> list[Call]:
         """Every call of normal_input, in order."""
