@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.parity import updates_benchmark, updates_detectron, updates_detnet, updates_hardnet
 from detection_zoo.zoo.parity.base import ParityReport
 from detection_zoo.zoo.parity.files import ParityError
 from detection_zoo.zoo.parity.schedules import row_of_config
-from detection_zoo.zoo.parity.updates import FILE, THREADS, read_runs, replayed
+from detection_zoo.zoo.parity.updates import FILE, read_runs, replayed
 
 # source repository -> what sets a run of it up, and the sources of rows that it may be
 SOURCES = {
@@ -41,10 +39,6 @@ def check_trajectory(folder: Path, row: str | None = None) -> ParityReport:
         )
     set_up, sources = SOURCES[repository]
     entry = load_manifests().entry(row) if row else row_of_config(folder.name, sources)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
-        lines = [line for recorded in runs for line in replayed(set_up(recorded, entry), recorded)]
-    finally:
-        torch.set_num_threads(threads)
-    return ParityReport(str(folder), repository, entry.name, "float32", tuple(lines))
+    made = [replayed(lambda recorded: set_up(recorded, entry), recorded) for recorded in runs]
+    lines, notes = (tuple(item for part in parts for item in part) for parts in zip(*made, strict=True))
+    return ParityReport(str(folder), repository, entry.name, "float32", lines, notes)

@@ -1,0 +1,82 @@
+"""What rounding alone does to a training: the same updates with sums in another order.
+
+A freshly filled network opens or closes ReLU units whose input is zero to within rounding. Gradients jump
+there, and from update to update the jumps grow. A recorded number is held to its tolerance, or, where this
+project's own updates are further apart than that, to a stated multiple of how far they are apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import numpy as np
+import torch
+
+MULTIPLE = 10.0  # of the distance between two of this project's own trainings
+MOST = 0.25  # a number that is further off differs, whatever rounding does
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A recorded number of every update (or pass).
+
+    name: of its array. kind: loss, grad, param, buffer or stat; rounding is judged over all of a kind.
+    size: (updates,) what a difference is divided by. tolerance: of the quotient. steps: (updates,) length of
+    the way that the number has gone, in sizes; rounding is counted in it. None: in sizes.
+    """
+
+    name: str
+    kind: str
+    size: np.ndarray
+    tolerance: float
+    steps: np.ndarray | None = None
+
+    def apart(self, first: Arrays, second: Arrays) -> np.ndarray:
+        """Differences (updates,), of vectors their length, in sizes."""
+        count = len(self.size)
+        difference = np.abs(np.asarray(first[self.name])[:count] - np.asarray(second[self.name])[:count])
+        if difference.ndim > 1:
+            difference = np.linalg.norm(difference, axis=1)
+        return difference / np.maximum(np.abs(self.size), 1e-12)
+
+    def allowed(self, rounding: Arrays) -> np.ndarray:
+        """Tolerance of each update; rounding: of `measured_rounding`, or empty."""
+        whole = np.full(len(self.size), self.tolerance)
+        if self.kind not in rounding:
+            return whole
+        own = np.minimum(MULTIPLE * rounding[self.kind][: len(whole)], MOST)
+        return np.maximum(whole, own if self.steps is None else own * self.steps)
+
+
+def measured_rounding(quantities: Sequence[Quantity], made: Sequence[Arrays]) -> Arrays:
+    """How far trainings by the same rules are apart, by kind: (updates,), the largest of any two up to each
+    update.
+
+    Args:
+        quantities: what was recorded. made: arrays by name of each training.
+    """
+    found: dict[str, np.ndarray] = {}
+    for one, (first, second) in product(quantities, combinations(made, 2)):
+        apart = one.apart(first, second)
+        if one.steps is not None:
+            apart = np.where(one.steps > 0, apart / np.maximum(one.steps, 1e-30), 0.0)
+        found[one.kind] = np.maximum(found.get(one.kind, 0.0), apart)
+    return {kind: np.maximum.accumulate(apart) for kind, apart in found.items()}
+
+
+@contextmanager
+def summed_by(threads: int, *, onednn: bool = True) -> Iterator[None]:
+    """Within the block operators of a CPU use so many threads, and convolutions oneDNN or torch's own
+    products of matrices."""
+    before, was = torch.get_num_threads(), torch.backends.mkldnn.enabled
+    torch.set_num_threads(threads)
+    torch.backends.mkldnn.enabled = onednn
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.backends.mkldnn.enabled = was
