@@ -1,4 +1,4 @@
-"""The benchmark commands: `python bench.py COMMAND --help` explains each; they stand in
+"""The benchmark commands: `python bench.py COMMAND --help` explains each; they are in
 benchmarks/commands."""
 
 from __future__ import annotations

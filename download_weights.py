@@ -46,15 +46,14 @@ Everything = Annotated[bool, typer.Option("--all", help="every row of every mani
 Holds = Annotated[
     str | None,
     typer.Option(
-        help="only files that hold: detector, imagenet, results, or all; default: detector and imagenet"
+        help="only files of this kind: detector, imagenet, results, or all; default: detector and imagenet"
     ),
 ]
 Role = Annotated[
     str, typer.Option(help="trained: a row's own weights; initial: what its training starts from; or all")
 ]
 Home = Annotated[
-    Path | None,
-    typer.Option(help="folder of the weights; default: DETECTION_ZOO_HOME, else the user's cache folder"),
+    Path | None, typer.Option(help="weight folder; default: DETECTION_ZOO_HOME, else the user's cache folder")
 ]
 Folder = Annotated[Path, typer.Option("--manifests", help="folder of the manifests")]
 Offline = Annotated[
@@ -63,7 +62,7 @@ Offline = Annotated[
 
 
 def reported(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors of ours end a command in one message and exit 1; Ctrl-C keeps what is there."""
+    """End a command on the project's errors with one message and exit 1; Ctrl-C keeps finished files."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -77,14 +76,14 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
             say(f"error: {in_one_line(error)}")
             raise typer.Exit(2 if isinstance(error, UnknownName) else 1) from None
         except KeyboardInterrupt:
-            say("stopped by Ctrl-C; the same command goes on from here")
+            say("stopped by Ctrl-C; rerun the same command to resume")
             raise typer.Exit(INTERRUPTED) from None
 
     return run
 
 
 def say(text: str) -> None:
-    """Talk, on stderr."""
+    """Print a message to stderr."""
     sys.stderr.write(f"{text}\n")  # in one piece: threads talk too
     sys.stderr.flush()
 
@@ -102,7 +101,7 @@ def show(rows: Sequence[dict[str, Any]], as_json: bool, columns: Iterable[str] =
 
 
 def cell(value: Any) -> str:
-    """A value for people: sizes in MiB, nothing for none."""
+    """A value as readable text: sizes in MiB, nothing for None."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -123,7 +122,7 @@ def chosen_of(
     role: str = "all",
     default_all: bool = False,
 ) -> list[Chosen]:
-    """The weight files that a command's rows and options mean; wrong usage ends the command with 2."""
+    """The weight files selected by a command's rows and options; wrong usage exits with 2."""
     for option, value, allowed in (
         ("--holds", holds, (None, "detector", "imagenet", "results", "all")),
         ("--role", role, ("trained", "initial", "all")),
@@ -133,7 +132,7 @@ def chosen_of(
                 f"{value!r} is not one of {', '.join(filter(None, allowed))}", param_hint=option
             )
     if not rows and not everything and not default_all:
-        raise typer.BadParameter("name rows or patterns, or say --all", param_hint="ROW...")
+        raise typer.BadParameter("give rows or patterns, or --all", param_hint="ROW...")
     return choose(manifests_of(folder), rows or (), everything or not rows, holds, role)
 
 
@@ -147,7 +146,7 @@ def list_(
     folder: Folder = MANIFEST_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Every weight file: row, size, what vouches for its hash, whether it is here, licence, host."""
+    """List every weight file: row, size, source of its hash, whether it is here, licence, host."""
     cache = WeightCache(home)
     pins = cache.pins()
     lines = [state_of(c, cache, pins) for c in chosen_of(folder, rows, False, holds, default_all=True)]
@@ -169,13 +168,13 @@ def get(
     everything: Everything = False,
     holds: Holds = None,
     role: Role = "trained",
-    jobs: Annotated[int, typer.Option(min=1, help="files at a time")] = 4,
+    jobs: Annotated[int, typer.Option(min=1, help="parallel downloads")] = 4,
     offline: Offline = False,
     home: Home = None,
     folder: Folder = MANIFEST_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Fetch weight files, verify them, and keep them; what is here already is not fetched again."""
+    """Fetch weight files and verify them; files that are here already are not fetched again."""
     from detection_zoo.zoo.weights.fetch.many import fetch_many
 
     chosen = chosen_of(folder, rows, everything, holds, role)
@@ -206,7 +205,7 @@ def get(
 def verify(
     rows: Rows = None, home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False
 ) -> None:
-    """Read every fetched file again and compare its hash; a damaged one is set aside."""
+    """Verify the hash of every fetched file; damaged files are moved aside."""
     from detection_zoo.zoo.weights.exchange import verify_files, verify_others
 
     cache = WeightCache(home)
@@ -216,7 +215,7 @@ def verify(
     show(records, as_json, ("row", "file", "status", "sha256"))
     bad = sum(r["status"] != "good" for r in records)
     say(
-        f"{len(records)} files read, {bad} damaged or absent; damaged ones are set aside in"
+        f"{len(records)} files read, {bad} damaged or absent; damaged ones are moved to"
         f" {cache.home / 'damaged'}"
     )
     raise typer.Exit(1 if bad else 0)
@@ -226,12 +225,12 @@ def verify(
 @reported
 def audit(
     offline: Offline = False,
-    jobs: Annotated[int, typer.Option(min=1, help="links at a time")] = 8,
+    jobs: Annotated[int, typer.Option(min=1, help="parallel requests")] = 8,
     results: Annotated[Path, typer.Option(help="folder of the dated record")] = AUDITS,
     folder: Folder = MANIFEST_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Ask every link of every manifest; find dead links, other sizes, duplicates, malformed rows, rows
+    """Check every link of every manifest; find dead links, wrong sizes, duplicates, malformed rows, rows
     without a hash."""
     from datetime import UTC, datetime
 
@@ -266,7 +265,7 @@ def audit(
     )
     unasked = not offline and done.links != [] and set(counts) <= {"no network", "not tried"}
     if unasked:
-        say("no link could be asked: is there a network? (--offline looks at the rows alone)")
+        say("no link could be checked: is there a network? (--offline checks the rows only)")
     raise typer.Exit(1 if done.faults or done.bad_links or unasked else 0)
 
 
@@ -282,8 +281,8 @@ def convert(
     folder: Folder = MANIFEST_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Write fetched checkpoints as safetensors, which the zoo loads from then on; --all takes those that are
-    here."""
+    """Convert fetched checkpoints to safetensors, which the zoo loads from then on; --all: every fetched
+    file."""
     from detection_zoo.zoo.build import weight_shapes
     from detection_zoo.zoo.weights.convert import convert as convert_one
     from detection_zoo.zoo.weights.fetch.one import fetch_weights
@@ -312,7 +311,7 @@ def pin(
     rows: Rows = None,
     everything: Everything = False,
     forget: Annotated[bool, typer.Option("--forget", help="forget the recorded hashes instead")] = False,
-    show_only: Annotated[bool, typer.Option("--show", help="print the lines, write nothing")] = False,
+    show_only: Annotated[bool, typer.Option("--show", help="print the lines without writing them")] = False,
     home: Home = None,
     folder: Folder = MANIFEST_FOLDER,
     as_json: Json = False,
@@ -329,7 +328,7 @@ def pin(
     ]
     if not known and not everything:
         raise DownloadError(
-            f"no recorded hash waits for {', '.join(rows or ())}: pinned already, or never fetched here"
+            f"no recorded hash for {', '.join(rows or ())}: pinned already, or never fetched here"
             " (download_weights.py list)"
         )
     for chosen, found in known:
@@ -362,8 +361,8 @@ def export(
     folder: Folder = MANIFEST_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Copy fetched files into a folder under readable names, for a machine without a network; --all takes
-    those that are here."""
+    """Copy fetched files into a folder under readable names, for a machine without a network; --all: every
+    fetched file."""
     from detection_zoo.zoo.weights.exchange import export_files
 
     cache = WeightCache(home)
@@ -374,25 +373,23 @@ def export(
     show(records, as_json, ("row", "exported", "bytes", "sha256"))
     say(
         f"{len(records)} files in {target}; `sha256sum -c SHA256SUMS` checks them, `download_weights.py"
-        f" import {target}` takes them in"
+        f" import {target}` imports them"
     )
 
 
 @app.command("import")
 @reported
 def import_(
-    path: Annotated[Path, typer.Argument(help="a file, or a folder that export wrote")],
-    row: Annotated[
-        str | None, typer.Argument(help="the row whose file it is; needed where the hash is not known")
-    ] = None,
+    path: Annotated[Path, typer.Argument(help="a file, or a folder written by export")],
+    row: Annotated[str | None, typer.Argument(help="row of the file; needed if its hash is unknown")] = None,
     name: Annotated[
-        str | None, typer.Option("--as", help="which of the row's files it is: its name in `list`")
+        str | None, typer.Option("--as", help="which file of the row: its name in `list`")
     ] = None,
     home: Home = None,
     folder: Folder = MANIFEST_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Take in a file that a person fetched: its hash is compared, or its tensors where no hash is known."""
+    """Import a manually downloaded file: its hash is verified, or its tensors if no hash is known."""
     from detection_zoo.zoo.weights.exchange import import_path
 
     def check(chosen: Chosen, file: Path) -> None:
@@ -438,7 +435,7 @@ def remove(
     folder: Folder = MANIFEST_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Remove fetched files of rows, what was converted from them, and unfinished downloads."""
+    """Remove fetched files of rows, their conversions, and unfinished downloads."""
     from detection_zoo.zoo.weights.exchange import remove_files
 
     cache = WeightCache(home)
@@ -461,7 +458,7 @@ def where(
     folder: Folder = MANIFEST_FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Print the folder of the weights, or where the files of rows lie."""
+    """Print the weight folder, or the paths of the rows' files."""
     cache = WeightCache(home)
     if not rows:
         print(json.dumps({"home": str(cache.home)}) if as_json else cache.home)

@@ -23,7 +23,7 @@ UsageError = typer.BadParameter.__base__
 
 
 def wrong_usage(error: ZooError | OSError) -> typer.Exit:
-    """Say what is wrong with an argument, on one line; to be raised: exit code 2."""
+    """Make the exception for an invalid argument: a one-line message, exit code 2."""
     first, *rest = (line.strip() for line in in_one_line(error).splitlines())
     say(f"error: {first} {'; '.join(rest)}".rstrip())
     return typer.Exit(2)
@@ -31,7 +31,7 @@ def wrong_usage(error: ZooError | OSError) -> typer.Exit:
 
 @contextmanager
 def checking_arguments() -> Iterator[None]:
-    """An error of ours in the block is wrong usage: one message, exit code 2."""
+    """Report the project's errors in the block as wrong usage: one message, exit code 2."""
     try:
         yield
     except (ZooError, OSError) as error:
@@ -39,7 +39,7 @@ def checking_arguments() -> Iterator[None]:
 
 
 def _usage_exit(error: Any) -> Exception:
-    """A wrong option or argument in one line; a command without any prints its help."""
+    """Print a usage error on one line; a command without arguments prints its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         return error
     command = error.ctx.command_path if error.ctx else "bench.py"
@@ -61,7 +61,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; 1 for what failed, 2 for wrong usage, 130 for Ctrl-C or a polite kill."""
+        """Run the command; 1 for what failed, 2 for wrong usage, 130 for Ctrl-C or SIGTERM."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(ctx)
@@ -76,7 +76,7 @@ class _Commands(TyperGroup):
             say(f"error: {in_one_line(error)}")
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            typer.echo("stopped by Ctrl-C; what had been stored before is kept", err=True)
+            typer.echo("stopped by Ctrl-C; results stored so far are kept", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -90,7 +90,7 @@ def _print_version(wanted: bool) -> None:
         try:
             typer.echo(f"detection-zoo {version('detection-zoo')}")
         except PackageNotFoundError:
-            typer.echo("detection-zoo, a checkout that is not installed")
+            typer.echo("detection-zoo, run from a checkout (not installed)")
         raise typer.Exit(0)
 
 
@@ -109,14 +109,14 @@ def emit(value: Any, as_json: bool, text: str, width: int | None = None) -> None
 
 
 def say(text: str) -> None:
-    """Print a message to stderr, secrets in addresses hidden; a progress bar makes way."""
+    """Print a message to stderr, secrets in URLs hidden; a progress bar is cleared first."""
     lines = _fitting(printable(without_secrets(text)), terminal_width(sys.stderr))
     make_way()
     typer.echo("\n".join(lines), err=True)
 
 
 def _fitting(text: str, width: int | None) -> list[str]:
-    """The lines of a text, those that are too long wrapped; no width: as they are."""
+    """Wrap the lines of a text that are longer than `width`; no width: unchanged."""
     lines = text.split("\n")
     if width is None:
         return lines

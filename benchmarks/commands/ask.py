@@ -37,15 +37,14 @@ def explain(
     weights: WEIGHTS = "published",
     images: IMAGES = None,
     settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="SECTION.FIELD=VALUE: what differs in the setup in question"),
+        list[str] | None, typer.Option("--set", help="SECTION.FIELD=VALUE: a setting of the setup to explain")
     ] = None,
     suspects: Annotated[str | None, typer.Option(help="comma-separated names; default: all")] = None,
     expected: Annotated[float | None, typer.Option(help="the number that was expected, in percent")] = None,
     device: DEVICE = "auto",
     as_json: JSON = False,
 ) -> None:
-    """Say why a number differs: change each usual suspect and measure again on the same images."""
+    """Explain why a number differs: change each likely setting and measure again on the same images."""
     from dataclasses import asdict
 
     from detection_zoo.benchmarks.run.arguments import check_row
@@ -76,24 +75,24 @@ def explain(
 
 @app.command()
 def pick(
-    max_ms: Annotated[float | None, typer.Option(help="model time an image, milliseconds")] = None,
+    max_ms: Annotated[float | None, typer.Option(help="model time per image, milliseconds")] = None,
     max_gb: Annotated[float | None, typer.Option(help="training memory, GiB")] = None,
     min_ap: Annotated[float | None, typer.Option(help="accuracy in percent, of --metric")] = None,
     metric: Annotated[
-        str, typer.Option(help="what --min-ap is of: box_ap, mask_ap, voc_map, top1 ... of metrics.toml")
+        str, typer.Option(help="metric of --min-ap: box_ap, mask_ap, voc_map, top1 ... of metrics.toml")
     ] = "box_ap",
     max_parameters: Annotated[float | None, typer.Option(help="millions")] = None,
     licence: Annotated[str | None, typer.Option(help="permissive, or an SPDX name")] = None,
     hardware: Annotated[str | None, typer.Option(help="part of the name of the processor or GPU")] = None,
-    others: Annotated[int, typer.Option(min=0, help="how many of the other rows are shown")] = 10,
+    others: Annotated[int, typer.Option(min=0, help="how many non-qualifying rows to show")] = 10,
     every_row: Annotated[
-        bool, typer.Option("--all", help="rows too that cannot be built or whose weights cannot be had")
+        bool, typer.Option("--all", help="include rows that cannot be built or lack weights")
     ] = False,
     store: READ_STORE = None,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Pick the rows that fit a budget, best first, and say why others do not."""
+    """Pick the rows that fit a budget, best first, and list why others do not."""
     from dataclasses import asdict
 
     from detection_zoo.benchmarks.ask.pick import Wish, text_of
@@ -118,28 +117,29 @@ def fit(
     gb: Annotated[
         float,
         typer.Option(
-            min=0.01,
-            help="memory that a process may hold, GB of 2^30 bytes: the GPU's, or on a CPU the machine's",
+            min=0.01, help="memory limit of a process, GB of 2^30 bytes: GPU memory, or RAM on a CPU"
         ),
     ],
-    train: Annotated[bool, typer.Option("--train", help="training steps in place of inference")] = False,
+    train: Annotated[bool, typer.Option("--train", help="training steps instead of inference")] = False,
     only: Annotated[
-        Literal["batch", "image"] | None, typer.Option(help="search for this alone; default: both")
+        Literal["batch", "image"] | None, typer.Option(help="search for this only; default: both")
     ] = None,
     image: Annotated[
-        str, typer.Option(help="WIDTHxHEIGHT of the image files in pixels; the row's rule resizes them")
+        str, typer.Option(help="WIDTHxHEIGHT of the image files in pixels, before the row's resize")
     ] = "640x480",
-    max_batch: Annotated[int, typer.Option(min=1, help="largest batch that is tried")] = 1024,
+    max_batch: Annotated[int, typer.Option(min=1, help="largest batch to try")] = 1024,
     max_side: Annotated[
-        int, typer.Option(min=64, help="largest shorter side of an image that is tried, pixels")
+        int, typer.Option(min=64, help="largest shorter side of an image to try, pixels")
     ] = 8192,
     weights: WEIGHTS = "published",
     device: DEVICE = "auto",
     dtype: DTYPE = "float32",
-    limit_s: Annotated[float, typer.Option(min=1, help="a trial that takes longer ends its search")] = 600.0,
+    limit_s: Annotated[
+        float, typer.Option(min=1, help="seconds after which a trial ends its search")
+    ] = 600.0,
     as_json: JSON = False,
 ) -> None:
-    """Find the largest batch and the largest image that fit in so much memory."""
+    """Find the largest batch and the largest image that fit in a memory limit."""
     from detection_zoo.benchmarks.ask.fit_find import MIB_PER_GB, check_row, text_of
     from detection_zoo.benchmarks.ask.fit_find import fit as search
     from detection_zoo.benchmarks.ask.fit_trial import Case
@@ -151,7 +151,7 @@ def fit(
     width, _, height = image.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise typer.BadParameter(
-            f"{image!r} is no size; write WIDTHxHEIGHT in pixels, as in 640x480", param_hint="--image"
+            f"{image!r}is not a size; write WIDTHxHEIGHT in pixels, as in 640x480", param_hint="--image"
         )
     with checking_arguments():
         entry = row_named(row)
@@ -183,7 +183,7 @@ def fit(
 
 @app.command()
 def doctor(as_json: JSON = False) -> None:
-    """Look at hardware, libraries, manifests, records and disk; exit 1 where something is broken."""
+    """Check hardware, libraries, manifests, records and disk; exit 1 if anything is broken."""
     from detection_zoo.benchmarks.ask.doctor import examine
 
     findings, environment = examine()
@@ -195,7 +195,7 @@ def doctor(as_json: JSON = False) -> None:
         terminal_width(),
     )
     broken = [finding for finding in findings if finding.state == "broken"]
-    say(f"{len(findings)} things looked at, {len(broken)} broken")
+    say(f"{len(findings)} checks, {len(broken)} broken")
     if broken:
         raise typer.Exit(1)
 
@@ -207,7 +207,7 @@ def kernels(
     store: Annotated[Path | None, typer.Option(help="folder of timings; default: ./results/kernels")] = None,
     wide: WIDE = False,
 ) -> None:
-    """Time the GPU operators beside torchvision's."""
+    """Time the GPU operators against torchvision's."""
     from detection_zoo.benchmarks.measure.kernel_speed import report
     from detection_zoo.benchmarks.store import KERNELS, results_folder
 

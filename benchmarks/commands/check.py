@@ -1,4 +1,4 @@
-"""Numbers that must come out the same: evaluate, parity."""
+"""Reproducing numbers: evaluate, parity."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def evaluate(
     images: IMAGES = None,
     as_json: JSON = False,
     kind: Annotated[
-        Literal["bbox", "segm", "keypoints"] | None, typer.Option(help="default: as the file says")
+        Literal["bbox", "segm", "keypoints"] | None, typer.Option(help="default: by the file's records")
     ] = None,
     every_image: Annotated[
-        bool, typer.Option("--every-image", help="images without a detection were looked at too")
+        bool, typer.Option("--every-image", help="images without a detection count as processed")
     ] = False,
-    per_class: Annotated[bool, typer.Option("--per-class", help="AP of every class as well")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="print AP of every class too")] = False,
     errors: Annotated[
-        bool, typer.Option("--errors", help="what AP50 loses to each kind of mistake as well (TIDE)")
+        bool, typer.Option("--errors", help="print the AP50 lost to each error type too (TIDE)")
     ] = False,
 ) -> None:
-    """Evaluate stored detections again."""
+    """Evaluate a stored results file."""
     from detection_zoo.benchmarks.evaluation.accuracy import evaluate_results_file
     from detection_zoo.benchmarks.report.listing import accuracy, class_accuracy, mistakes
     from detection_zoo.benchmarks.run.progress import clock
@@ -58,9 +58,11 @@ def evaluate(
 def parity(
     reference: Annotated[Path, typer.Option(help="folder of recorded outputs")],
     row: Annotated[
-        str | None, typer.Argument(help="default: the row whose configuration the folder names")
+        str | None, typer.Argument(help="default: the row of the configuration named in the folder")
     ] = None,
-    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="of the recomputation")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "float64"], typer.Option(help="precision of the recomputation")
+    ] = "float32",
     checkpoint_format: Annotated[
         str | None,
         typer.Option("--format", help="which of the folder's checkpoints; default: the source's own"),

@@ -28,23 +28,22 @@ from detection_zoo.benchmarks.commands.options import (
 )
 
 SMALLEST = Annotated[
-    float, typer.Option(min=0.0, max=0.5, help="smallest difference of interest, a fraction of the time")
+    float, typer.Option(min=0.0, max=0.5, help="smallest difference of interest, as a fraction of the time")
 ]
 SMALLEST_AP = Annotated[
     float, typer.Option(min=0.0, help="smallest difference of interest of AP or top-1, in points")
 ]
-BLOCKS = Annotated[int, typer.Option(min=2, help="most blocks of fresh processes")]
+BLOCKS = Annotated[int, typer.Option(min=2, help="maximum number of blocks of fresh processes")]
 ROUNDS = Annotated[
-    int, typer.Option(min=2, help="rounds in a block; in each every model runs the same images")
+    int, typer.Option(min=2, help="rounds per block; in a round every model runs the same images")
 ]
-BUDGET = Annotated[float, typer.Option(min=1, help="no block begins after so many seconds")]
+BUDGET = Annotated[float, typer.Option(min=1, help="no block begins after this many seconds")]
 THREADS = Annotated[
-    int,
-    typer.Option(min=1, help="of one operator on a CPU; 1: the processor's time decides, more: wall time"),
+    int, typer.Option(min=1, help="CPU threads per operator; 1: CPU time decides, more: wall time")
 ]
-TIMED_IMAGES = Annotated[int, typer.Option(min=1, help="images that are timed")]
+TIMED_IMAGES = Annotated[int, typer.Option(min=1, help="number of timed images")]
 STALL = Annotated[float, typer.Option(min=1, help="kill a model after this many seconds without progress")]
-SEED = Annotated[int, typer.Option(min=0, help="of the order")]
+SEED = Annotated[int, typer.Option(min=0, help="random seed of the order")]
 
 
 def _spec(
@@ -108,7 +107,7 @@ def compare(
     smallest_ap: SMALLEST_AP = 0.5,
     with_ap: Annotated[
         bool,
-        typer.Option("--ap", help="AP (of classifiers: top-1) as well, by a paired bootstrap over images"),
+        typer.Option("--ap", help="compare AP (classifiers: top-1) too, by a paired bootstrap over images"),
     ] = False,
     blocks: BLOCKS = 32,
     rounds: ROUNDS = 12,
@@ -123,7 +122,7 @@ def compare(
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Run models side by side and say FASTER, SAME, SLOWER or UNDECIDED of every metric."""
+    """Run models side by side; the verdict on each metric is FASTER, SAME, SLOWER or UNDECIDED."""
     from detection_zoo.benchmarks.compare.options import CompareOptions
     from detection_zoo.benchmarks.compare.record import write_comparison
     from detection_zoo.benchmarks.compare.text import comparison_text
@@ -165,7 +164,7 @@ def compare_seeds(
         list[str],
         typer.Argument(
             metavar="ROW[@WEIGHTS]...",
-            help="rows with the weights of a training each; the first row is the reference",
+            help="each with the weights of one training; the first row is the reference",
         ),
     ],
     data: DATA = "shapes",
@@ -201,10 +200,10 @@ def compare_records(
         typer.Argument(metavar="ROW|RECORD...", help="rows or record ids; the first is the reference"),
     ],
     anyway: Annotated[
-        bool, typer.Option("--anyway", help="footnotes where the comparison would be refused")
+        bool, typer.Option("--anyway", help="compare despite differences, with footnotes")
     ] = False,
     relative_to: Annotated[
-        str | None, typer.Option(help="times as multiples of this row's on the same hardware")
+        str | None, typer.Option(help="print times relative to this row on the same hardware")
     ] = None,
     store: READ_STORE = None,
     wide: WIDE = False,
@@ -239,14 +238,18 @@ def self_check(
     ] = None,
     statistics: Annotated[
         bool,
-        typer.Option("--statistics", help="no row: what intervals and verdicts are worth on drawn times"),
+        typer.Option(
+            "--statistics", help="without a row: error rates of intervals and verdicts on simulated times"
+        ),
     ] = False,
     runs: Annotated[
         int | None,
-        typer.Option(min=1, help="comparisons of each kind, default 20; of --statistics drawn runs, 1000"),
+        typer.Option(
+            min=1, help="comparisons of each kind, default 20; with --statistics simulated runs, 1000"
+        ),
     ] = None,
     slow_down: Annotated[
-        float, typer.Option(min=0.001, max=1, help="extra work of the slowed copy, a fraction")
+        float, typer.Option(min=0.001, max=1, help="extra work of the slowed copy, as a fraction")
     ] = 0.03,
     data: DATA = "shapes",
     weights: WEIGHTS = "published",

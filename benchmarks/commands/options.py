@@ -13,7 +13,7 @@ MOST_WORKERS = 8  # that --workers auto starts
 
 
 def row_names(incomplete: str) -> list[str]:
-    """Names of rows that begin so, for the completion of a shell."""
+    """Row names with this prefix, for shell completion."""
     from detection_zoo.zoo.manifest import load_manifests
 
     return [name for name in load_manifests().entries if name.startswith(incomplete)]
@@ -21,7 +21,7 @@ def row_names(incomplete: str) -> list[str]:
 
 ROW = Annotated[str, typer.Argument(help="name of a row", autocompletion=row_names)]
 JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
-WIDE = Annotated[bool, typer.Option("--wide", help="whole lines, wider than the terminal")]
+WIDE = Annotated[bool, typer.Option("--wide", help="do not wrap lines to the terminal width")]
 STORE = Annotated[
     Path | None, typer.Option(file_okay=False, help="folder of records; default: ./results/runs")
 ]
@@ -30,7 +30,7 @@ READ_STORE = Annotated[
     typer.Option("--store", exists=True, file_okay=False, help="folder of records; default: ./results/runs"),
 ]
 PROTOCOL = Annotated[
-    str, typer.Option(help="timing protocol of manifests/protocols.toml; a table shows one alone")
+    str, typer.Option(help="timing protocol of manifests/protocols.toml; a table shows only one")
 ]
 METRICS = Annotated[
     str | None,
@@ -49,27 +49,20 @@ DATA = Annotated[
     ),
 ]
 CLASSES = Annotated[
-    Literal["all", "common"],
-    typer.Option(help="common: measure the classes that the data and the model have in common"),
+    Literal["all", "common"], typer.Option(help="common: only classes that the data and the model share")
 ]
-MAP = Annotated[str, typer.Option("--map", help='data classes under the model\'s names: "car=vehicle,..."')]
+MAP = Annotated[str, typer.Option("--map", help='rename data classes to model classes: "car=vehicle,..."')]
 WEIGHTS = Annotated[
     str, typer.Option(help="random, published, stand-in:REFERENCE_FOLDER, or a checkpoint's path")
 ]
 FORMAT = Annotated[
-    str | None, typer.Option("--format", help="checkpoint format of a file that is not in the row's own")
+    str | None, typer.Option("--format", help="checkpoint format of the file, if not the row's own")
 ]
-DEVICE = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda where torch sees a GPU")]
-IMAGES = Annotated[
-    int | None, typer.Option(min=1, help="the first N images only; ground truth is restricted to them")
-]
-WORKERS = Annotated[
-    str, typer.Option(help="processes that load data; auto: up to eight beside a GPU, none on a CPU")
-]
-BATCH = Annotated[int, typer.Option(min=1, help="images a forward pass")]
-DTYPE = Annotated[
-    Literal["float32", "float16", "bfloat16"], typer.Option(help="the shorter ones by autocast")
-]
+DEVICE = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda if torch finds a GPU")]
+IMAGES = Annotated[int | None, typer.Option(min=1, help="use the first N images and their ground truth only")]
+WORKERS = Annotated[str, typer.Option(help="data loading processes; auto: up to 8 with a GPU, 0 on a CPU")]
+BATCH = Annotated[int, typer.Option(min=1, help="images per forward pass")]
+DTYPE = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="16-bit types by autocast")]
 PATH = Annotated[
     Literal["eager", "fast"],
     typer.Option(help="fast: norms folded, channels-last, weights in --dtype; compared with eager first"),
@@ -78,7 +71,7 @@ TF32 = Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 product
 
 
 def data_of(data: str, classes: str, renamed: str) -> str:
-    """The --data argument with the choice of classes; a --map that is none is wrong usage."""
+    """The --data argument with the choice of classes; an invalid --map is wrong usage."""
     from detection_zoo.zoo.data.class_choice import ClassChoice
     from detection_zoo.zoo.errors import DatasetError
 
@@ -89,7 +82,7 @@ def data_of(data: str, classes: str, renamed: str) -> str:
 
 
 def workers_of(text: str, device: str) -> int:
-    """The --workers argument as a number; what is none is wrong usage."""
+    """The --workers argument as a number; an invalid one is wrong usage."""
     from detection_zoo.benchmarks.environment import usable_cores
 
     if text == "auto":  # on a CPU they would take the processors from the model
@@ -100,8 +93,8 @@ def workers_of(text: str, device: str) -> int:
 
 
 def width_of(wide: bool) -> int | None:
-    """Letters of a line of output: COLUMNS or the terminal's; None with --wide, or where stdout is no
-    terminal."""
+    """Characters per line of output: COLUMNS or the terminal's; None with --wide, or where stdout is not
+    a terminal."""
     return None if wide else terminal_width()
 
 
@@ -120,7 +113,7 @@ def groups_of(text: str | None) -> tuple[str, ...]:
 
 
 def check_metric(name: str) -> None:
-    """The --metric argument: a metric that is shown for all rows; another is wrong usage."""
+    """The --metric argument: a metric shown for all rows; any other is wrong usage."""
     from detection_zoo.zoo.manifest import load_manifests
     from detection_zoo.zoo.registry import did_you_mean
 
@@ -143,7 +136,7 @@ def check_protocol(name: str) -> None:
 
 
 def device_of(wanted: str) -> str:
-    """The --device argument; a GPU that is not there is wrong usage."""
+    """The --device argument; a missing GPU is wrong usage."""
     from detection_zoo.benchmarks.environment import choose_device
 
     try:

@@ -1,4 +1,4 @@
-"""What is known of models: list, show, import-config, table, report. No torch."""
+"""Information about models: list, show, import-config, table, report. No torch."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def list_rows(
 
 @app.command()
 def show(row: ROW, wide: WIDE = False, as_json: JSON = False) -> None:
-    """Show everything the manifests say of one row."""
+    """Show one row of the manifests in full."""
     from detection_zoo.benchmarks.report.listing import described
     from detection_zoo.zoo.created_row import row_named
 
@@ -70,17 +70,14 @@ def table(
     ] = None,
     store: READ_STORE = None,
     out: Annotated[
-        Path | None, typer.Option(help="write it here as well: .md, .csv, .json, .tex or .txt")
+        Path | None, typer.Option(help="also write it to this file: .md, .csv, .json, .tex or .txt")
     ] = None,
     protocol: PROTOCOL = "zoo",
     form: Annotated[
-        Literal["text", "markdown", "csv", "json", "latex"],
-        typer.Option("--format", help="of what is printed"),
+        Literal["text", "markdown", "csv", "json", "latex"], typer.Option("--format", help="output format")
     ] = "text",
     as_csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False,
-    measured: Annotated[
-        bool, typer.Option("--measured", help="only rows that the store has a run of")
-    ] = False,
+    measured: Annotated[bool, typer.Option("--measured", help="only rows with a stored run")] = False,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
@@ -97,7 +94,7 @@ def table(
     for problem in problems:
         say(f"warning: {problem}")
     if source is None and not tables:
-        say("no row is measured yet; name a source to see what it publishes")
+        say("no row is measured yet; give a source to see its published numbers")
     say(
         f"{len(tables)} tables, {sum(len(t.rows) for t in tables)} lines"
         + (f"; {len(problems)} records could not be used" if problems else "")

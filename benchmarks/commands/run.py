@@ -46,9 +46,11 @@ def run(
     ] = None,
     backbone: Annotated[
         list[str] | None,
-        typer.Option(help="without a row: a registered backbone or timm.NAME, untrained; may be repeated"),
+        typer.Option(help="run a registered backbone or timm.NAME without a row, untrained; repeatable"),
     ] = None,
-    detector: Annotated[str, typer.Option(help="of --backbone; classifier for ImageNet")] = "faster_rcnn",
+    detector: Annotated[
+        str, typer.Option(help="detector for --backbone; classifier for ImageNet")
+    ] = "faster_rcnn",
     data: DATA = "shapes",
     classes: CLASSES = "all",
     renamed: MAP = "",
@@ -70,40 +72,38 @@ def run(
         typer.Option("--tta", help="accuracy with test-time augmentation: the row's own, or Detectron's"),
     ] = False,
     soft_nms: Annotated[
-        Literal["none", "linear", "gaussian"], typer.Option(help="soft-NMS in place of the row's own NMS")
+        Literal["none", "linear", "gaussian"], typer.Option(help="soft-NMS instead of the row's own NMS")
     ] = "none",
     protocol: PROTOCOL = "zoo",
-    budget_s: Annotated[float, typer.Option(min=0.1, help="seconds of each timed group")] = 60.0,
+    budget_s: Annotated[float, typer.Option(min=0.1, help="time budget of each timed group, seconds")] = 60.0,
     processes: Annotated[
-        int | None,
-        typer.Option(min=1, help="fresh processes that times come from; default: 3 on a CPU, 1 on a GPU"),
+        int | None, typer.Option(min=1, help="fresh processes to time in; default: 3 on a CPU, 1 on a GPU")
     ] = None,
-    warm_up_s: Annotated[float, typer.Option(min=0.1, help="most seconds of warm-up")] = 20.0,
-    timed_images: Annotated[int, typer.Option(min=1, help="images that are timed, again and again")] = 100,
-    train_images: Annotated[int, typer.Option(min=1, help="images a training step")] = 2,
-    train_steps: Annotated[int, typer.Option(min=2, help="most training steps that are timed")] = 200,
-    train_warm_up: Annotated[int, typer.Option(min=1, help="training steps before those")] = 3,
+    warm_up_s: Annotated[float, typer.Option(min=0.1, help="maximum warm-up, seconds")] = 20.0,
+    timed_images: Annotated[
+        int, typer.Option(min=1, help="number of timed images, repeated in each pass")
+    ] = 100,
+    train_images: Annotated[int, typer.Option(min=1, help="images per training step")] = 2,
+    train_steps: Annotated[int, typer.Option(min=2, help="maximum number of timed training steps")] = 200,
+    train_warm_up: Annotated[int, typer.Option(min=1, help="warm-up training steps")] = 3,
     store: STORE = None,
-    again: Annotated[bool, typer.Option("--again", help="measure what is measured already")] = False,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="no process of its own for each model")
-    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="repeat finished measurements")] = False,
+    in_process: Annotated[bool, typer.Option("--in-process", help="run all models in this process")] = False,
     stall_s: Annotated[
         float, typer.Option(min=1, help="kill a model after this many seconds without progress")
     ] = 600.0,
-    limit_s: Annotated[float | None, typer.Option(min=1, help="end a model that takes longer")] = None,
+    limit_s: Annotated[float | None, typer.Option(min=1, help="kill a model after this many seconds")] = None,
     memory_gb: Annotated[
         float | None,
         typer.Option(
-            min=0.1,
-            help="end a model that holds more memory, GB of 2^30 bytes; default: nearly all that is free",
+            min=0.1, help="kill a model above this memory, GB of 2^30 bytes; default: nearly all free memory"
         ),
     ] = None,
     jobs: Annotated[
-        int, typer.Option(min=1, help="models at once, each on a GPU of its own (on a CPU they share it)")
+        int, typer.Option(min=1, help="models in parallel, each on its own GPU (on a CPU they share it)")
     ] = 1,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="ray: the cluster of RAY_ADDRESS, a GPU a model")
+        Literal["local", "ray"], typer.Option(help="ray: the cluster of RAY_ADDRESS, one GPU per model")
     ] = "local",
     check: Annotated[
         bool,
@@ -125,7 +125,7 @@ def run(
 
     check_protocol(protocol)
     if bool(rows) == bool(backbone):
-        raise typer.BadParameter("name rows, or a backbone by --backbone", param_hint="ROWS")
+        raise typer.BadParameter("give rows, or a backbone with --backbone", param_hint="ROWS")
     if backbone and weights == "published":  # nobody publishes any for a model that is made up here
         weights = "random"
     rows = rows or [created_name(one, detector, data) for one in backbone]
@@ -138,7 +138,7 @@ def run(
             f"{', '.join(sorted(trained))}: training has no fast path", param_hint="--path"
         )
     if in_process and (processes or 1) > 1:
-        raise typer.BadParameter("one process is not several", param_hint="--processes")
+        raise typer.BadParameter("needs --processes 1", param_hint="--in-process")
     spec = BenchmarkSpec(
         groups=groups,
         device=where,
@@ -160,11 +160,11 @@ def run(
         train_warm_up_steps=train_warm_up,
     )
     if in_process and (jobs > 1 or engine == "ray"):
-        raise typer.BadParameter("one process can measure one model at a time", param_hint="--in-process")
+        raise typer.BadParameter("needs --jobs 1", param_hint="--in-process")
     memory_mib = None if memory_gb is None else memory_gb * 1024
     folder = store or results_folder() / RUNS
     options = SweepOptions(folder, again, not in_process, stall_s, limit_s, memory_mib, jobs, engine)
-    with checking_arguments(), clock("look at rows, weights and data"):
+    with checking_arguments(), clock("check rows, weights and data"):
         entries = checked_rows(rows, sources, images, say, fetch=engine == "local")
     if check and all(entry.training is None for entry in entries):
         raise typer.BadParameter("no row has an expected accuracy", param_hint="--check")
@@ -179,7 +179,7 @@ def run(
 
 
 def _as_expected(entries: Any, runs: Any) -> bool:
-    """Whether the accuracies are those that the rows' manifest promises; says each."""
+    """Whether the accuracies are those expected by the rows' manifest; prints each."""
     from detection_zoo.benchmarks.run.expected import check_runs
 
     good, lines = check_runs(entries, runs)
@@ -203,11 +203,11 @@ def reproduce(
     images: IMAGES = None,
     workers: WORKERS = "auto",
     store: STORE = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what could be run")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what could be run")] = False,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Run what a source publishes weights of, and say what is missing for the rest."""
+    """Run every row of a source that has weights, and list what is missing for the others."""
     from detection_zoo.benchmarks.report.tables import tables_of
     from detection_zoo.benchmarks.run.options import SweepOptions
     from detection_zoo.benchmarks.run.progress import clock
@@ -217,7 +217,7 @@ def reproduce(
     from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.benchmarks.tabular import render
 
-    with clock(f"looking for weights and data of {source}"):
+    with clock(f"checking weights and data of {source}"):
         plans = plan_source(source, data)
     ready = [plan.entry for plan in plans if not plan.missing]
     where, sweep = device_of(device), Sweep()
@@ -249,25 +249,25 @@ def detect(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help='pictures, videos, folders, patterns ("shots/**/*.jpg"), camera indices (0)',
+            help='images, videos, folders, patterns ("shots/**/*.jpg"), camera indices (0)',
         ),
     ],
-    out: Annotated[Path, typer.Option(help="folder of the drawn pictures and videos")],
+    out: Annotated[Path, typer.Option(help="folder for the drawn images and videos")],
     weights: WEIGHTS = "published",
     checkpoint_format: FORMAT = None,
     device: DEVICE = "auto",
     min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="draw and save detections of at least this score")
+        float, typer.Option(min=0, max=1, help="minimum score of drawn and saved detections")
     ] = 0.5,
     save: Annotated[
-        Literal["json", "csv", "yolo", "coco"] | None, typer.Option(help="write the detections in --out too")
+        Literal["json", "csv", "yolo", "coco"] | None, typer.Option(help="also write the detections to --out")
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="of each video; default: all, of a camera until Ctrl-C")
+        int | None, typer.Option(min=1, help="frames of each video; default: all, of a camera until Ctrl-C")
     ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Draw a row's detections on pictures and videos: boxes, masks, keypoints."""
+    """Draw a row's detections on images and videos: boxes, masks, keypoints."""
     from detection_zoo.benchmarks.run.arguments import check_weights
     from detection_zoo.benchmarks.run.detect import check_detect, detect_files, text_of_files
     from detection_zoo.benchmarks.run.inputs import inputs_of

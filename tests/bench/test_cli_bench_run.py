@@ -142,8 +142,8 @@ def test_a_backbone_runs_without_a_row(home: Path, tmp_path: Path) -> None:
     for wrong, said in (
         (("--backbone", "resnet14_slm"), "did you mean 'resnet14_slim'"),
         (("--backbone", "resnet14_slim", "--detector", "fast"), "unknown detector"),
-        ((), "name rows, or a backbone"),
-        ((ROW, "--backbone", "resnet14_slim"), "name rows, or a backbone"),
+        ((), "give rows, or a backbone"),
+        ((ROW, "--backbone", "resnet14_slim"), "give rows, or a backbone"),
     ):
         code, _, err = bench(home, "run", *wrong, *options)
         assert code == 2 and said in err, err

@@ -163,7 +163,7 @@ def test_pin_writes_the_manifest_and_nothing_else(run: Any, manifests: Path) -> 
     row = tomllib.loads(after)["model"][1]
     assert (row["name"], row["weights"][0]["sha256"]) == ("unpinned.sample", sha256)
     assert rows(run("get", "unpinned.sample", "--json"))[0]["hash_from"] == "manifest"
-    assert "no recorded hash waits for unpinned.sample" in run("pin", "unpinned.sample", code=1).stderr
+    assert "no recorded hash for unpinned.sample" in run("pin", "unpinned.sample", code=1).stderr
 
 
 def test_pin_refuses_a_layout_it_cannot_edit(run: Any, manifests: Path) -> None:
@@ -303,8 +303,8 @@ def test_an_audit_that_could_ask_nothing_has_not_passed(run: Any, manifests: Pat
     (manifests / "sample.toml").write_text(
         ROW.format(name="far") + FILE.format(url="https://weights.invalid/x.pth", more="")
     )
-    assert "no link could be asked" in run("audit", "--results", str(tmp_path), code=1).stderr
-    assert "no link could be asked" not in run("audit", "--results", str(tmp_path), "--offline").stderr
+    assert "no link could be checked" in run("audit", "--results", str(tmp_path), code=1).stderr
+    assert "no link could be checked" not in run("audit", "--results", str(tmp_path), "--offline").stderr
 
 
 @pytest.mark.parametrize(
