@@ -33,7 +33,7 @@ WRONG = {
     "data of nobody": (("run", DEMO, *UNTRAINED, "--data", "coco:~nobody-of-this-name/x"), "no such"),
     "row of fit": (("fit", "no_such_row", "--gb", "1"), "no row is named"),
     "missing file": (("run", DEMO, *UNTRAINED, "--data", "coco:no/such/folder"), "no such folder"),
-    "wrong classes": (("run", DEMO, *UNTRAINED, "--data", "coco:{coco}"), "classes"),
+    "wrong classes": (("run", DEMO, *UNTRAINED, "--data", "coco:{coco}"), "class 'teapot' is unknown"),
     "another task": (("run", CLASSIFIER, *UNTRAINED, "--data", "shapes"), "row of another task"),
     "metric": (("run", DEMO, *UNTRAINED, "--metrics", "app"), "did you mean 'ap'"),
     "protocol": (("run", DEMO, *UNTRAINED, "--protocol", "zo"), "did you mean 'zoo'"),
