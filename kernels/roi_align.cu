@@ -3,7 +3,7 @@
 //
 // roi_align_forward_packed   channels-last maps: a warp is 32 * PACK channels of a RoI, a thread sums PACK of them bin by bin
 // roi_align_forward          any strides: a thread a bin and channel, neighbouring threads on neighbouring bins
-// roi_align_backward         the same walk, adding to the maps' gradients with atomics
+// roi_align_backward         a block gathers each cell of a RoI from the bins that read it, then adds it to the map with one atomic
 // roi_align_backward_tiles   deterministic: a block owns 8 x 8 cells of 32 channels and visits RoIs in order
 //
 // A block first writes, for each bin of each axis, the cells its points read and their weights, neighbours on the same cell merged:
@@ -16,6 +16,8 @@
 #define ENTRIES (2 * MAX_POINTS)
 #define SLICE 32                // channels of a block of the kernels that do not load packs
 #define TILE 8
+#define GAP (PACK < 4 ? 1 : 4)  // between the channels of two bins in shared memory, so that neither fills the other's banks
+#define MAX_CELLS 80            // of a RoI and axis that the backward pass gathers; beyond, bins add to their cells one by one
 
 enum Rule { LEGACY, ALIGNED, POINTS };
 
@@ -242,35 +244,19 @@ __device__ inline SUM upstream_at(const Upstream& grad, long long row, int chann
     return (SUM)widen(((const SCALAR*)grad.cells)[row * grad.stride_r + channel * grad.stride_c + ph * grad.stride_h + pw * grad.stride_w]);
 }
 
-// pyramid.maps are the gradients here, of type SUM and filled with zeros.
-extern "C" __launch_bounds__(256, BLOCKS) __global__ void roi_align_backward(const Pyramid pyramid, const SUM* rois, const Upstream grad, int channels_fastest) {
-    extern __shared__ __align__(16) unsigned char shared_bytes[];
-    Table& table = *(Table*)shared_bytes;
-    const long long row = blockIdx.x;
-    const int first = blockIdx.y * SLICE, channels = min(pyramid.channels - first, SLICE);
-    const Placed& roi = place_for_block(table, pyramid, rois, row, threadIdx.x);
-    if (roi.state != POOLABLE) return;
-    const Map& map = pyramid.maps[roi.level];
-    const bool tabled = fits_table(roi);
-    if (tabled) fill_table(table, roi, map, pyramid.rule, threadIdx.x, blockDim.x);
-    const SUM points = points_of(roi);
-    for (int item = threadIdx.x; item < channels * BINS; item += blockDim.x) {
-        const int channel = first + (channels_fastest ? item % channels : item / BINS);
-        const int bin = channels_fastest ? item / channels : item % BINS, ph = bin / POOLED_W, pw = bin % POOLED_W;
-        SUM* plane = (SUM*)map.cells + roi.image * map.stride_n + channel * map.stride_c;
-        const SUM part = upstream_at(grad, row, channel, ph, pw) / points;
-        each_cell(table, roi, map, pyramid.rule, tabled, ph, pw,
-                  [&](OFFSET offset, SUM weight) { atomicAdd(plane + offset, weight * part); });
-    }
+// The cells of an axis that a RoI may read; one more than needed at either end is harmless.
+struct Span { int first, count; };
+
+__device__ inline Span span_of(const Axis& axis, int pooled) {
+    if (axis.points == 0) return {0, 0};
+    const SUM end = axis.start + (SUM)pooled * axis.step, last = (SUM)(axis.side - 1);
+    const int low = (int)min(max(min(axis.start, end) - (SUM)1, (SUM)0), last), high = (int)min(max(max(axis.start, end) + (SUM)2, (SUM)0), last);
+    return {low, high - low + 1};
 }
 
-// The rows (or columns) of a map that an axis may read, both ends included: a cell more than needed on either side is harmless.
 __device__ inline bool may_touch(const Axis& axis, int pooled, int first, int last) {
-    if (axis.points == 0) return false;
-    const SUM end = axis.start + (SUM)pooled * axis.step;
-    const SUM low = min(max(min(axis.start, end) - (SUM)2, (SUM)0), (SUM)axis.side);
-    const SUM high = min(max(max(axis.start, end) + (SUM)2, (SUM)0), (SUM)axis.side);
-    return low <= (SUM)last && high >= (SUM)first;
+    const Span span = span_of(axis, pooled);
+    return span.count > 0 && span.first <= last && span.first + span.count > first;
 }
 
 // The weight a bin gives one cell of an axis.
@@ -282,6 +268,101 @@ __device__ inline SUM weight_of(const Axis& axis, int bin, int cell, int rule) {
         if (tap.high == cell) weight += tap.weight_high;
     }
     return weight;
+}
+
+// A thread adds PACK channels of a cell. GPUs that add four numbers at once want them side by side; on others neighbouring threads
+// add to neighbouring channels.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && PACK % 4 == 0
+#define ADDS_VECTORS 1
+#else
+#define ADDS_VECTORS 0
+#endif
+
+__device__ inline void add_pack(SUM* place, long long step, const SUM* sums) {
+#if ADDS_VECTORS
+    if (sizeof(SUM) == 4) {
+        for (int k = 0; k < PACK; k += 4) {
+            atomicAdd((float4*)(place + k), make_float4((float)sums[k], (float)sums[k + 1], (float)sums[k + 2], (float)sums[k + 3]));
+        }
+        return;
+    }
+#endif
+    for (int k = 0; k < PACK; ++k) atomicAdd(place + k * step, sums[k]);
+}
+
+// pyramid.maps are the gradients here, of type SUM and filled with zeros. Grid (RoIs, slices of `slice` channels); slice is a multiple
+// of PACK, 0 where shared memory has no room for the bins.
+extern "C" __launch_bounds__(256, BLOCKS) __global__ void roi_align_backward(const Pyramid pyramid, const SUM* rois, const Upstream grad, int channels_fastest,
+                                                                             int slice) {
+    extern __shared__ __align__(16) unsigned char shared_bytes[];
+    Table& table = *(Table*)shared_bytes;
+    const long long row = blockIdx.x;
+    const int thread = threadIdx.x, threads = blockDim.x, width = slice > 0 ? slice : SLICE;
+    const int first = blockIdx.y * width, channels = min(pyramid.channels - first, width);
+    const Placed& roi = place_for_block(table, pyramid, rois, row, thread);
+    if (roi.state != POOLABLE) return;
+    const Map& map = pyramid.maps[roi.level];
+    const SUM points = points_of(roi);
+    const Span tall = span_of(roi.y, POOLED_H), wide = span_of(roi.x, POOLED_W);
+    if (tall.count == 0 || wide.count == 0) return;
+    SUM* cells = (SUM*)map.cells + roi.image * map.stride_n + first * map.stride_c;
+    if (slice == 0 || tall.count > MAX_CELLS || wide.count > MAX_CELLS) {
+        const bool tabled = fits_table(roi);
+        if (tabled) fill_table(table, roi, map, pyramid.rule, thread, threads);
+        for (int item = thread; item < channels * BINS; item += threads) {
+            const int channel = channels_fastest ? item % channels : item / BINS, bin = channels_fastest ? item / channels : item % BINS;
+            const int ph = bin / POOLED_W, pw = bin % POOLED_W;
+            SUM* plane = cells + channel * map.stride_c;
+            const SUM part = upstream_at(grad, row, first + channel, ph, pw) / points;
+            each_cell(table, roi, map, pyramid.rule, tabled, ph, pw, [&](OFFSET offset, SUM weight) { atomicAdd(plane + offset, weight * part); });
+        }
+        return;
+    }
+    const int line = slice + GAP;
+    SUM* bins = (SUM*)(shared_bytes + (sizeof(Table) + 15) / 16 * 16);  // (BINS, line)
+    SUM* rows = bins + BINS * line;                                      // (tall.count, POOLED_H)
+    SUM* columns = rows + MAX_CELLS * POOLED_H;                          // (wide.count, POOLED_W)
+    unsigned char* ends = (unsigned char*)(columns + MAX_CELLS * POOLED_W);  // (2 * MAX_CELLS, 2)
+    for (int item = thread; item < channels * BINS; item += threads) {
+        const bool together = grad.stride_c == 1;
+        const int channel = together ? item % channels : item / BINS, bin = together ? item / channels : item % BINS;
+        bins[bin * line + channel] = upstream_at(grad, row, first + channel, bin / POOLED_W, bin % POOLED_W) / points;
+    }
+    for (int cell = thread; cell < tall.count + wide.count; cell += threads) {
+        const bool vertical = cell < tall.count;
+        const int at = vertical ? cell : cell - tall.count, pooled = vertical ? POOLED_H : POOLED_W;
+        SUM* weights = vertical ? rows + at * POOLED_H : columns + at * POOLED_W;
+        int low = pooled, high = 0;  // the bins from the first to the last that read the cell
+        for (int bin = 0; bin < pooled; ++bin) {
+            weights[bin] = weight_of(vertical ? roi.y : roi.x, bin, (vertical ? tall.first : wide.first) + at, pyramid.rule);
+            if (weights[bin] == (SUM)0) continue;
+            low = min(low, bin);
+            high = bin + 1;
+        }
+        unsigned char* own = ends + 2 * (vertical ? at : MAX_CELLS + at);
+        own[0] = (unsigned char)low;
+        own[1] = (unsigned char)high;
+    }
+    __syncthreads();
+    const int packs = channels / PACK, step = ADDS_VECTORS ? 1 : packs;
+    const OFFSET stride_h = (OFFSET)map.stride_h, stride_w = (OFFSET)map.stride_w;
+    for (int item = thread; item < tall.count * wide.count * packs; item += threads) {
+        const int pack = channels_fastest ? item % packs : item / (tall.count * wide.count);
+        const int cell = channels_fastest ? item / packs : item % (tall.count * wide.count), y = cell / wide.count, x = cell % wide.count;
+        const int top = ends[2 * y], bottom = ends[2 * y + 1], left = ends[2 * (MAX_CELLS + x)], right = ends[2 * (MAX_CELLS + x) + 1];
+        if (top >= bottom || left >= right) continue;
+        const int channel = ADDS_VECTORS ? pack * PACK : pack;
+        SUM sums[PACK];
+        for (int k = 0; k < PACK; ++k) sums[k] = (SUM)0;
+        for (int ph = top; ph < bottom; ++ph) {
+            for (int pw = left; pw < right; ++pw) {
+                const SUM weight = rows[y * POOLED_H + ph] * columns[x * POOLED_W + pw];
+                const SUM* from = bins + (ph * POOLED_W + pw) * line + channel;
+                for (int k = 0; k < PACK; ++k) sums[k] = fma(weight, from[k * step], sums[k]);
+            }
+        }
+        add_pack(cells + channel * map.stride_c + ((tall.first + y) * stride_h + (wide.first + x) * stride_w), step * map.stride_c, sums);
+    }
 }
 
 // The cells and channels of a tile that a thread of the deterministic form sums: all rows of a column for one channel where channels

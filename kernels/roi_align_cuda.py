@@ -13,7 +13,7 @@ from detection_zoo.kernels.cell_sums import sum_type
 from detection_zoo.kernels.launch import SHARED_BYTES, launch
 from detection_zoo.kernels.roi_levels import LevelRule
 
-FILE, MAX_LEVELS, SLICE, TILE, THREADS, ENTRIES = "roi_align.cu", 8, 32, 8, 256, 16
+FILE, MAX_LEVELS, SLICE, TILE, THREADS, ENTRIES, MAX_CELLS = "roi_align.cu", 8, 32, 8, 256, 16, 80
 PLACED_BYTES = {torch.float32: 44, torch.float64: 64}  # sizeof(Placed), by the type of sums
 SCALARS = {
     torch.float32: "float",
@@ -126,15 +126,23 @@ def cuda_backward(
         )
         return list(maps)
     sums = [each.zero_() if each.dtype == number else torch.zeros_like(each, dtype=number) for each in maps]
-    defines = _defines(sums, size, 1) | {"SCALAR": SCALARS[grad.dtype]}
+    pack = 4 if number == torch.float32 and channels_fastest and _in_packs(sums, 4) else 1
+    defines = _defines(sums, size, pack) | {"SCALAR": SCALARS[grad.dtype]}
+    slice_, shared = _gathered(defines, number.itemsize)
     launch(
         FILE,
         "roi_align_backward",
         defines,
-        (len(rois), slices),
+        (len(rois), -(-grad.shape[1] // (slice_ or SLICE))),
         (THREADS,),
-        (_describe(sums, scales, sampling_ratio, rule, levels), rois, upstream, channels_fastest),
-        _table_bytes(defines),
+        (
+            _describe(sums, scales, sampling_ratio, rule, levels),
+            rois,
+            upstream,
+            channels_fastest,
+            np.int32(slice_),
+        ),
+        shared,
     )
     return [each if each is total else each.copy_(total) for each, total in zip(maps, sums, strict=True)]
 
@@ -181,6 +189,30 @@ def _table_bytes(defines: dict[str, object]) -> int:
     return -(-(-(-rows // 8) * 8 + placed) // 16) * 16
 
 
+def _in_packs(maps: Sequence[Tensor], pack: int) -> bool:
+    """Whether every `pack` channels of channels-last maps (N, C, H_l, W_l) lie together, as one load wants
+    them."""
+    return maps[0].shape[1] % pack == 0 and all(
+        each.data_ptr() % (pack * each.element_size()) == 0
+        and all(each.stride(k) % pack == 0 for k in (0, 2, 3))
+        for each in maps
+    )
+
+
+def _gathered(defines: dict[str, object], number: int) -> tuple[int, int]:
+    """Channels of a block of the backward pass, and its shared memory: the table, the gradient of the bins,
+    the weights of MAX_CELLS cells of each axis and their ends; no channels where the bins do not fit."""
+    high, wide, pack = defines["POOLED_H"], defines["POOLED_W"], defines["PACK"]
+    fixed = _table_bytes(defines) + MAX_CELLS * ((high + wide) * number + 4)
+    slice_ = SLICE
+    while slice_ >= pack:
+        shared = fixed + high * wide * (slice_ + (4 if pack == 4 else 1)) * number
+        if shared <= SHARED_BYTES and max(high, wide) < 256:
+            return slice_, shared
+        slice_ //= 2
+    return 0, _table_bytes(defines)
+
+
 def _pack(features: Sequence[Tensor], size: tuple[int, ...], channels_last: bool) -> tuple[int, int]:
     """Channels a thread loads at once (at most 16 bytes), and the shared memory that takes; no channels where
     no tile for NCHW output fits."""
@@ -188,16 +220,7 @@ def _pack(features: Sequence[Tensor], size: tuple[int, ...], channels_last: bool
     for pack in (8, 4, 2, 1):
         table = _table_bytes(_defines(features, size, pack))
         tile = 0 if channels_last else size[0] * size[1] * (32 * pack + max(4 // item, 1)) * item
-        aligned = all(
-            each.data_ptr() % (pack * item) == 0 and all(each.stride(k) % pack == 0 for k in (0, 2, 3))
-            for each in features
-        )
-        if (
-            pack * item <= 16
-            and features[0].shape[1] % pack == 0
-            and aligned
-            and table + tile <= SHARED_BYTES
-        ):
+        if pack * item <= 16 and _in_packs(features, pack) and table + tile <= SHARED_BYTES:
             return pack, table + tile
     return (
         int(channels_last),

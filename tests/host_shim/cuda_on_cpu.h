@@ -319,6 +319,12 @@ template <class T> T __shfl_xor_sync(unsigned mask, T value, int lanes) { return
 template <class T> T __shfl_down_sync(unsigned mask, T value, int lanes) { return shim::shuffle(shim::SHUFFLE_DOWN, mask, value, lanes); }
 template <class T> T __shfl_sync(unsigned mask, T value, int lane) { return shim::shuffle(shim::SHUFFLE, mask, value, lane); }
 template <class T> T atomicAdd(T* place, T value) { return shim::atomic(place, [=](T old) { return old + value; }); }
+struct float4 { float x, y, z, w; };
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline float4 atomicAdd(float4* place, float4 value) {
+    if ((uintptr_t)place % sizeof(float4)) shim::problem = "a vector of four numbers that is not aligned";
+    return shim::atomic(place, [=](float4 old) { return float4{old.x + value.x, old.y + value.y, old.z + value.z, old.w + value.w}; });
+}
 template <class T> T atomicMax(T* place, T value) { return shim::atomic(place, [=](T old) { return old > value ? old : value; }); }
 template <class T> T atomicOr(T* place, T value) { return shim::atomic(place, [=](T old) { return old | value; }); }
 
