@@ -203,3 +203,11 @@ def test_a_created_model_has_its_own_classes() -> None:
     model = dz.create("resnet14_slim", "retinanet", ["cat", "dog", "cow"], device="cpu")
     assert model.class_names == ("cat", "dog", "cow") and model.module.num_classes == 3
     assert set(model.detect(np.zeros((64, 64, 3), np.uint8)).names) <= set(model.class_names)
+
+
+def test_errors_are_one_class_under_the_name_of_their_folder_too() -> None:
+    code = (
+        "import zoo.errors, detection_zoo.zoo.errors as e; assert zoo.errors.DatasetError is e.DatasetError"
+    )
+    root = Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

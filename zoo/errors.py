@@ -1,5 +1,11 @@
 """The project's own errors: each message says what is wrong, where (file and row), and what to do."""
 
+import importlib
+import sys
+
+if __name__ == "zoo.errors":  # in a checkout, under the folder's name: the errors are the same classes
+    sys.modules[__name__] = importlib.import_module("detection_zoo.zoo.errors")
+
 
 class ZooError(Exception):
     """Base of the errors that a command reports in one line, without a traceback, and ends with exit code
