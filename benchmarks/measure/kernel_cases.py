@@ -9,7 +9,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detection_zoo.kernels.nms import batched_nms
+from detection_zoo.kernels.nms import batched_nms, nms_padded
+from detection_zoo.kernels.nms_sorted import nms_sorted
 from detection_zoo.kernels.roi_align import multilevel_roi_align
 from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
@@ -34,14 +35,16 @@ class Case:
     least_bytes: int = 0
     flops: int = 0
     peer_judges: bool = True  # on a CPU; else the reference does
+    by_wall: bool = False  # on a GPU: from the call to the answer on the host, not the device's time
 
 
 def nms_cases(device: str, on_gpu: bool) -> list[Case]:
-    """NMS of one group, and of levels and classes."""
-    cases = [
-        _suppression(f"NMS, {count:,} boxes", device, count, None, 0.7)
-        for count in ((1000, 2000, 6000, 12000) if on_gpu else (100, 1000, 12000))
-    ]
+    """NMS of one group, and of levels and classes; on a GPU the padded form by the device's time, and the
+    form that waits for the host by wall time."""
+    counts = (1000, 2000, 6000, 12000) if on_gpu else (100, 1000, 12000)
+    cases = [_suppression(f"NMS, {count:,} boxes", device, count, None, 0.7) for count in counts]
+    cases += [_padded(device, count) for count in counts if on_gpu]
+    cases += [_presorted(device, images) for images in ((1, 8) if on_gpu else (1,))]
     levels = torch.repeat_interleave(torch.arange(5), torch.tensor([1000, 1000, 1000, 1000, 507]))
     cases.append(_suppression("batched NMS, RPN of 1 image (5 levels)", device, 4507, levels, 0.7))
     if on_gpu:
@@ -82,6 +85,7 @@ def soft_nms_cases(device: str) -> list[Case]:
             lambda: soft_nms(boxes.cpu(), scores.cpu(), backend="reference")[0],
             0.0,
             peer_judges=False,
+            by_wall=True,
         )
 
     return [case(count) for count in (100, 1000)]
@@ -113,6 +117,39 @@ def _max_pooling(device: str, backward: bool) -> Case:
     return Case(name, lambda: run(ours), lambda: run(peer), lambda: run(ours, "reference"), tolerance, least)
 
 
+def _padded(device: str, count: int) -> Case:
+    """One group in the form that never waits."""
+    boxes, scores = (each.to(device) for each in clustered_proposals(count))
+
+    def ours(backend: str | None = None) -> tuple[Tensor, Tensor]:
+        return nms_padded(boxes, scores, None, 0.7, max_keep=1000, backend=backend)
+
+    return Case(
+        f"padded NMS, {count:,} boxes",
+        ours,
+        lambda: torchvision.ops.nms(boxes, scores, 0.7),
+        lambda: nms_padded(boxes.cpu(), scores.cpu(), None, 0.7, max_keep=1000, backend="reference"),
+        0.0,
+        peer_judges=False,
+    )
+
+
+def _presorted(device: str, images: int) -> Case:
+    """The levels of an RPN as its top-k leaves them."""
+    groups = 5 * images
+    boxes = clustered_proposals(1000 * groups)[0].to(device).view(groups, 1000, 4)
+    flat, scores = boxes.view(-1, 4), torch.linspace(1, 0, 1000, device=device).repeat(groups)
+    of = torch.arange(1000 * groups, device=device) // 1000
+    return Case(
+        f"presorted NMS, RPN of {images} image{'s' * (images > 1)} ({groups} groups of 1,000)",
+        lambda: nms_sorted(boxes, 0.7),
+        lambda: torchvision.ops.batched_nms(flat, scores, of, 0.7),
+        lambda: nms_sorted(boxes.cpu(), 0.7, backend="reference"),
+        0.0,
+        peer_judges=False,
+    )
+
+
 def _suppression(name: str, device: str, count: int, groups: Tensor | None, threshold: float) -> Case:
     boxes, scores = (each.to(device) for each in clustered_proposals(count))
     if groups is None:
@@ -122,6 +159,7 @@ def _suppression(name: str, device: str, count: int, groups: Tensor | None, thre
             lambda: torchvision.ops.nms(boxes, scores, threshold),
             lambda: batched_nms(boxes.cpu(), scores.cpu(), None, threshold, backend="reference"),
             0.0,
+            by_wall=True,
         )
     groups = groups.to(device)
     most = int(groups.bincount().max())  # what a detector knows from its top-k
@@ -139,6 +177,7 @@ def _suppression(name: str, device: str, count: int, groups: Tensor | None, thre
         lambda: torchvision.ops.batched_nms(boxes, scores, groups, threshold),
         lambda: ours(boxes.cpu(), scores.cpu(), groups.cpu(), "reference"),
         0.0,
+        by_wall=True,
     )
 
 

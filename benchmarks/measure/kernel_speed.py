@@ -2,7 +2,8 @@
 each.
 
 Calls of ours and of the peer take turns, so that both see the same machine. On a GPU the time is the
-device's, by events, with the L2 cache flushed before each call. On a CPU what the zoo runs there is timed
+device's, by events, with the L2 cache flushed before each call; for work that waits for the host it is the
+wall time until the answer is there. On a CPU what the zoo runs there is timed
 beside torchvision's CPU operators (soft-NMS beside OpenCV's, since torchvision has none); only the ratio
 means something, and the title says so.
 """
@@ -61,6 +62,7 @@ class Speed:
     ratio: float
     share_of_limit: float | None
     bound: str | None  # which limit that is: "bandwidth" or "arithmetic"
+    covers: str  # what the times are of
     ours_samples_us: list[float]
     torchvision_samples_us: list[float]
 
@@ -111,23 +113,19 @@ def report(
 
 def timings_of(rows: list[dict[str, Any]], device: str, limits: DeviceLimits) -> KernelTimings:
     """The rows of `run_kernel_benchmark` as the record that reports are made from, begun now."""
-    covers = (
-        "device time of one call, L2 flushed"
-        if on_cuda(device)
-        else f"{'processor' if _one_thread() else 'wall'} time of one call"
-    )
 
     def case(row: dict[str, Any]) -> KernelCase:
         share = [] if row["bound"] is None else [f"{row['share_of_limit']:.0%} of the {row['bound']} limit"]
         ours, peer = (
-            summarise(row[f"{side}_samples_us"], "us", covers=covers) for side in ("ours", "torchvision")
+            summarise(row[f"{side}_samples_us"], "us", covers=row["covers"])
+            for side in ("ours", "torchvision")
         )
         return KernelCase(
             name=row["name"],
             ours=ours,
             peer=peer,
             correct=row["agrees"],
-            note="; ".join([f"backend {row['backend']}", *share]),
+            note="; ".join([f"backend {row['backend']}", *[row["covers"]] * on_cuda(device), *share]),
         )
 
     return KernelTimings(
@@ -144,7 +142,8 @@ def _measure(case: Case, device: str, limits: DeviceLimits, repeats: int) -> Spe
     with torch.no_grad() if "backward" not in case.name else torch.enable_grad():
         judge = case.peer if case.peer_judges and not on_cuda(device) else case.answer
         agrees = _agree(case.ours(), judge(), case.tolerance)
-        ours, peer = _in_turns((case.ours, case.peer), _clock(device), repeats, 3 if on_cuda(device) else 1)
+        clock = _clock(device, case.by_wall)
+        ours, peer = _in_turns((case.ours, case.peer), clock, repeats, 3 if on_cuda(device) else 1)
     typical = statistics.median(ours)
     least_us = {
         "bandwidth": case.least_bytes / limits.copy_gb_s / 1e3,
@@ -160,8 +159,19 @@ def _measure(case: Case, device: str, limits: DeviceLimits, repeats: int) -> Spe
         statistics.median(peer) / typical,
         None if bound is None else least_us[bound] / typical,
         bound,
+        _covers(device, case.by_wall),
         ours,
         peer,
+    )
+
+
+def _covers(device: str, by_wall: bool) -> str:
+    if not on_cuda(device):
+        return f"{'processor' if _one_thread() else 'wall'} time of one call"
+    return (
+        "wall time of one call until its answer is there"
+        if by_wall
+        else "device time of one call, L2 flushed"
     )
 
 
@@ -189,8 +199,9 @@ def _in_turns(
     return times
 
 
-def _clock(device: str) -> Clock:
-    """What runs a piece of work once and gives its time in microseconds."""
+def _clock(device: str, by_wall: bool = False) -> Clock:
+    """What runs a piece of work once and gives its time in microseconds; by_wall: on a GPU until the device
+    has finished, by the host's clock."""
     if not on_cuda(device):
         # with one thread the processor's time is the latency without waiting for others
         now = time.process_time if _one_thread() else time.perf_counter
@@ -213,7 +224,15 @@ def _clock(device: str) -> Clock:
         end.synchronize()
         return 1e3 * start.elapsed_time(end)
 
-    return by_events
+    def by_host(work: Callable[[], object]) -> float:
+        flush.zero_()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        return 1e6 * (time.perf_counter() - start)
+
+    return by_host if by_wall else by_events
 
 
 def _one_thread() -> bool:

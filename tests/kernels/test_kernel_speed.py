@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detection_zoo.benchmarks.measure import kernel_speed
-from detection_zoo.benchmarks.measure.kernel_cases import Case, clustered_proposals
+from detection_zoo.benchmarks.measure.kernel_cases import Case, clustered_proposals, nms_cases
 from detection_zoo.benchmarks.measure.kernel_speed import _in_turns, _measure, _spread, report, timings_of
 from detection_zoo.benchmarks.measure.limits import LEAST_CALLS, measure_limits
 from detection_zoo.benchmarks.report.kernel_cases import (
@@ -40,6 +40,21 @@ def test_close_answers_agree_within_the_tolerance() -> None:
             "near", lambda: torch.ones(4), lambda offset=offset: torch.ones(4) + offset, lambda: None, 1e-4
         )
         assert _measure(case, "cpu", LIMITS, 5).agrees is agrees
+
+
+def test_forms_that_wait_are_timed_apart_on_a_gpu() -> None:
+    """The padded and the presorted form by the device's time, the others by wall time; both are right here."""
+    cases = {case.name: case for case in nms_cases("cpu", on_gpu=True)}
+    for name, by_wall in (
+        ("NMS, 1,000 boxes", True),
+        ("padded NMS, 1,000 boxes", False),
+        ("presorted NMS, RPN of 8 images (40 groups of 1,000)", False),
+        ("batched NMS, RPN of 8 images (40 groups of 1,000)", True),
+    ):
+        assert cases[name].by_wall is by_wall
+    for name in ("padded NMS, 2,000 boxes", "presorted NMS, RPN of 1 image (5 groups of 1,000)"):
+        assert kernel_speed._agree(cases[name].ours(), cases[name].answer(), 0.0)
+    assert kernel_speed._covers("cuda", False) != kernel_speed._covers("cuda", True)
 
 
 def test_the_table_names_what_ran(
