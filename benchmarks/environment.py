@@ -163,7 +163,7 @@ def _commit(unknown: dict[str, str]) -> tuple[str | None, bool | None]:
             timeout=30,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        unknown["commit"] = f"git did not answer: {error}"
+        unknown["commit"] = f"git failed: {error}"
         return None, None
     if head.returncode or state.returncode:
         unknown["commit"] = (

@@ -223,14 +223,14 @@ class WeightsIdentity(Strict):
     def __str__(self) -> str:
         """Kind and hash in one clause; of untrained weights, what they cannot tell."""
         if self.kind == "random":
-            return "random, untrained: accuracy says nothing, a detector's time depends on what it finds"
+            return "random, untrained: accuracy is meaningless, a detector's time depends on its detections"
         name = f" ({self.file})" if self.file else ""
-        made_up = ", made from tensor names: accuracy says nothing" if self.made_up else ""
+        made_up = ", made from tensor names: accuracy is meaningless" if self.made_up else ""
         return f"{self.kind} {self.digest[:12]}{name}{made_up}"
 
     @property
     def made_up(self) -> bool:
-        """Whether accuracy says nothing, because nobody trained these weights."""
+        """Whether accuracy is meaningless, because nobody trained these weights."""
         return self.kind in MADE_UP_WEIGHTS
 
 

@@ -99,12 +99,12 @@ def unsealed(path: Path) -> bytes:
         and content.endswith(_TAIL)
     ):
         raise ValueError(
-            f"{path}: the record is cut short or no record; it is left out. Delete the file and measure again"
+            f"{path}: truncated or not a record; it is ignored. Delete the file and measure again"
         )
     text = content[start : -len(_TAIL)]
     if hashlib.sha256(text).hexdigest().encode() != content[len(_HEAD) : len(_HEAD) + 64]:
         raise ValueError(
-            f"{path}: the record was changed after it was written (its SHA-256 differs); it is left out."
+            f"{path}: the record was changed after it was written (its SHA-256 differs); it is ignored."
             " Restore or delete the file"
         )
     return text
@@ -117,7 +117,7 @@ def read_regular(path: Path) -> bytes:
         return regular.read_regular(path, MOST_BYTES)
     except (ValueError, FileNotFoundError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
-        raise ValueError(f"{path}: {reason}; it is left out. Move it out of the store") from None
+        raise ValueError(f"{path}: {reason}; it is ignored. Move it out of the store") from None
 
 
 def record_object(text: bytes, path: Path, version: int) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def record_object(text: bytes, path: Path, version: int) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise ValueError(f"{path}: not valid JSON, or nested too deeply; it is left out. Delete it") from None
+        raise ValueError(f"{path}: not valid JSON, or nested too deeply; it is ignored. Delete it") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: a record is a JSON object, not a {type(value).__name__}; it is left out")
     if value.get("schema_version", version) != version:
@@ -149,7 +149,7 @@ def read_folder(folder: Path, read: Callable[[Path], Any]) -> tuple[list[Any], l
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.endswith(".part"):
             problems.append(
-                f"{path}: a write that never finished; it is left out. Delete the file if no sweep is running"
+                f"{path}: an unfinished write; it is ignored. Delete the file if no sweep is running"
             )
         elif path.suffix == ".json":
             try:
@@ -192,9 +192,7 @@ def read_run(path: Path) -> Run:
             " again"
         ) from None
     if path.name != f"{run.id}.json":
-        raise ValueError(
-            f"{path}: holds the record of {run.id}; it is left out. Give the file its own name back"
-        )
+        raise ValueError(f"{path}: holds the record of {run.id}; it is left out. Rename the file back")
     return run
 
 

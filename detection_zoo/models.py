@@ -65,7 +65,7 @@ class Model:
     """A detector with its weights, its own pre-processing and its classes.
 
     `entry` is the manifest row, `module` the torch module, `weights` what it was loaded with (kind, file,
-    SHA-256), `class_names` its classes by label, `device` where it runs.
+    SHA-256), `class_names` its classes by label, `device` device selection.
     """
 
     def __init__(self, subject: Subject, weights: WeightsIdentity, class_names: Sequence[str] = ()) -> None:
@@ -157,20 +157,18 @@ def read_image(image: ImageLike) -> tuple[np.ndarray, str | None]:
         return decode_image(path.read_bytes(), str(path)), str(path)
     if isinstance(image, torch.Tensor):
         if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
-            raise ValueError(f"a tensor of shape (3, H, W) is wanted, not {tuple(image.shape)}")
+            raise ValueError(f"expected a tensor of shape (3, H, W), not {tuple(image.shape)}")
         image = image.detach().cpu()
         if image.is_floating_point():
             image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
         return np.ascontiguousarray(image.permute(1, 2, 0).numpy()), None
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise ValueError(f"an (H, W, 3) uint8 RGB array is wanted, not {image.shape} {image.dtype}")
+            raise ValueError(f"expected an (H, W, 3) uint8 RGB array, not {image.shape} {image.dtype}")
         return image, None
     if hasattr(image, "convert"):
         return np.array(image.convert("RGB")), getattr(image, "filename", None) or None
-    raise TypeError(
-        f"an image path, address, PIL image, array or tensor is wanted, not {type(image).__name__}"
-    )
+    raise TypeError(f"expected an image path, URL, PIL image, array or tensor, not {type(image).__name__}")
 
 
 def _download(address: str) -> bytes:

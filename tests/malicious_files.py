@@ -189,8 +189,8 @@ def pickles() -> list[Bad]:
         Bad("nested lists", b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + STOP, "nested deeper than 64"),
         Bad("nested tuples", b"\x80\x02)" + b"\x85" * 50_000 + STOP, "nested deeper than 64"),
         Bad("billion laughs", laughs(60), "expand without end"),
-        Bad("list in itself", b"\x80\x02]q\x00h\x00a.", "holds itself"),
-        Bad("dict in itself", b"\x80\x02}q\x00K\x01h\x00s.", "holds itself"),
+        Bad("list in itself", b"\x80\x02]q\x00h\x00a.", "contains itself"),
+        Bad("dict in itself", b"\x80\x02}q\x00K\x01h\x00s.", "contains itself"),
         Bad("set of a nested tuple", b"\x80\x04\x8f(" + b")\x85\x90.", "key of type tuple"),
         Bad("tuple key", b"\x80\x02})K\x01s.", "key of type tuple"),
         Bad("list key", b"\x80\x02}]K\x01s.", "key of type list"),
@@ -265,7 +265,7 @@ def pickles() -> list[Bad]:
             + name("numpy", "ndarray")
             + b"K\x00\x85U\x01bt"
             + b"R.",
-            r"numpy\.ndarray stands where a value belongs",
+            r"numpy\.ndarray is not a value",
         ),
         Bad("array without dtype", array(b"K\x01\x85", text("f4"), raw(4)), "where a numpy dtype belongs"),
         Bad(

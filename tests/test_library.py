@@ -144,9 +144,9 @@ def test_a_prediction_is_cut_drawn_and_written(model: dz.Model, pixels: np.ndarr
     [
         ("no/such/file.jpg", DatasetError, "no such image file"),
         ("http://127.0.0.1:9/x.jpg", DatasetError, "cannot be fetched"),
-        (np.zeros((4, 4), np.uint8), ValueError, r"\(H, W, 3\) uint8 RGB array is wanted"),
+        (np.zeros((4, 4), np.uint8), ValueError, r"expected an \(H, W, 3\) uint8 RGB array"),
         (np.zeros((4, 4, 3)), ValueError, "uint8"),
-        (torch.zeros(4, 4, 3), ValueError, r"\(3, H, W\) is wanted"),
+        (torch.zeros(4, 4, 3), ValueError, r"expected a tensor of shape \(3, H, W\)"),
         (np.zeros((0, 4, 3), np.uint8), ValueError, r"not \(0, 4, 3\) uint8"),
         (torch.zeros(3, 0, 4), ValueError, r"not \(3, 0, 4\)"),
         (17, TypeError, "not int"),

@@ -54,7 +54,7 @@ class FastReport:
     share: float
 
     def __str__(self) -> str:
-        found = f"no detection scores {SCORE} or more"
+        found = f"no detection has a score of {SCORE} or more"
         if self.detections:
             found = f"{self.share:.1%} of {self.detections} detections found again"
         return f"{self.images} images compared with eager: maps differ by {self.error:.1e}, {found}"

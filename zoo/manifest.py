@@ -184,7 +184,7 @@ class ModelEntry(Strict):
     published: list[Published] = Field(default_factory=list)
     training: OwnTraining | None = Field(None, description="of weights that this project trained")
     published_only: str | None = Field(
-        None, description="why the row cannot be built here: it stands for its numbers alone"
+        None, description="why the row cannot be built here: it has published numbers only"
     )
     licence: Licence | None = None
     table: dict[str, str] = Field(
@@ -410,7 +410,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such manifest; it is part of the project, restore it") from None
     except ValueError as error:
-        raise ManifestError(f"{path}: {error}; a TOML file belongs here") from None
+        raise ManifestError(f"{path}: {error}; expected a TOML file") from None
     for number, line in enumerate(data.splitlines(), 1):
         if line.count(b".") > MOST_DOTS:  # a key of so many parts takes tomllib the square of it
             raise ManifestError(f"{path}: line {number} has more than {MOST_DOTS} dots; a TOML file has few")
@@ -432,7 +432,7 @@ def _problem(where: str, error: ValidationError) -> ManifestError:
         )
         text = {
             "missing": "is required and missing",
-            "extra_forbidden": "is no field here; see manifests/README.md",
+            "extra_forbidden": "is not a field here; see manifests/README.md",
         }.get(detail["type"], detail["msg"])
         lines.append(f"{where}: field {field}: {text}{given}")
     return ManifestError("\n".join(lines))
@@ -464,7 +464,7 @@ def _with_base(raw: dict[str, Any], name: str, where: str, seen: tuple[str, ...]
     if name in seen:
         raise ManifestError(f"{where}: {name!r} extends itself: {' -> '.join((*seen, name))}")
     if not isinstance(raw[name], dict):
-        raise ManifestError(f"{where}: field {name}: a table [{name}] is wanted, but it is {raw[name]!r:.80}")
+        raise ManifestError(f"{where}: field {name}: expected a table [{name}], but it is {raw[name]!r:.80}")
     own = {k: v for k, v in raw[name].items() if k != "extends"}
     if "extends" not in raw[name]:
         return own
@@ -480,7 +480,7 @@ def _entry(row: dict[str, Any], path: Path, number: int, raw_conventions: dict[s
         row = {**row, "conventions": _validate(Conventions, bundle, where), "conventions_name": name}
     elif name is not None or adjust:
         raise ManifestError(
-            f"{where}: field conventions: the name of a bundle of conventions.toml is wanted, but it is"
+            f"{where}: field conventions: expected the name of a bundle of conventions.toml, but it is"
             f" {name!r:.80}"
         )
     return _validate(ModelEntry, row, where)
@@ -518,7 +518,7 @@ def _check_references(manifests: Manifests) -> None:
             for url in spec.urls:
                 if owner.setdefault(url, entry.name) != entry.name and not (spec.wrong or spec.shared):
                     raise ManifestError(
-                        f"{where}: weights address {url} is claimed by row {owner[url]} too; say why in"
+                        f"{where}: weights address {url} is also that of row {owner[url]} too; say why in"
                         " 'shared' or 'wrong'"
                     )
 

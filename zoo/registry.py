@@ -25,8 +25,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return "did you mean " + " or ".join(repr(n) for n in near) + "?"
     if len(known) > SHOWN:
-        return f"none of the {len(known)} known names is near it"
-    return f"known: {', '.join(known)}" if known else "none is known"
+        return f"none of the {len(known)} known names is similar"
+    return f"known: {', '.join(known)}" if known else "no names are known"
 
 
 def _letters(name: str) -> str:

@@ -50,9 +50,9 @@ def _check_shared(document: dict[str, Any], path: Path) -> None:
         if isinstance(table, dict) and name != "template":
             tables |= {f"{name}.{field}": table[field] for field in LISTS if field in table}
     if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:
-        raise ManifestError(f"{path}: {wrong[0]} is {tables[wrong[0]]!r:.80}, a table is wanted")
+        raise ManifestError(f"{path}: {wrong[0]} is {tables[wrong[0]]!r:.80}, expected a table")
     if not isinstance(mirrors, list) or not all(isinstance(mirror, str) for mirror in mirrors):
-        raise ManifestError(f"{path}: mirrors is {mirrors!r:.80}, a list of addresses is wanted")
+        raise ManifestError(f"{path}: mirrors is {mirrors!r:.80}, expected a list of URLs")
 
 
 def _expanded(row: dict[str, Any], document: dict[str, Any], where: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _expanded(row: dict[str, Any], document: dict[str, Any], where: str) -> dict
 def _templates(names: Any, known: dict[str, Any], where: str) -> Iterable[dict[str, Any]]:
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ManifestError(f"{where}: field extends: is {names!r:.80}, names of templates are wanted")
+        raise ManifestError(f"{where}: field extends: is {names!r:.80}, expected names of templates")
     for name in names:
         if name not in known:
             raise ManifestError(f"{where}: field extends: unknown {name!r}: {did_you_mean(str(name), known)}")
@@ -109,7 +109,7 @@ def _addressed(item: dict[str, Any], mirrors: list[str], where: str) -> dict[str
             )
         path = item.pop("path")
         if not isinstance(path, str):
-            raise ManifestError(f"{where}: field weights.path: is {path!r:.80}, a text is wanted")
+            raise ManifestError(f"{where}: field weights.path: is {path!r:.80}, expected a string")
         item["urls"] = [mirror + path for mirror in mirrors]
     md5_url, urls = item.get("md5_url"), item.get("urls")
     if isinstance(md5_url, str) and isinstance(urls, list) and urls and isinstance(urls[0], str):

@@ -106,7 +106,7 @@ def _packages() -> list[Finding]:
         if place is None or not place.is_relative_to(ROOT):
             cure = f"uninstall the package of that name, or run from {ROOT.name}/"
             findings.append(Finding(f"import {room}", "broken", f"finds {place}, not this checkout; {cure}"))
-    return findings or [Finding("imports", "ok", "the packages resolve inside the checkout")]
+    return findings or [Finding("imports", "ok", "imports resolve to this checkout")]
 
 
 def _manifests() -> Finding:
@@ -133,12 +133,12 @@ def _disk() -> Finding:
     place = next(path for path in (home, *home.parents) if path.exists())
     free_gib = shutil.disk_usage(place).free / 2**30
     state = "ok" if free_gib >= FREE_GIB else "warning"
-    return Finding("disk", state, f"{free_gib:.0f} GiB free where weights and made data are kept")
+    return Finding("disk", state, f"{free_gib:.0f} GiB free for weights and generated data")
 
 
 def _checkout(commit: str | None, dirty: bool | None) -> Finding:
     if commit is None:
-        return Finding("commit", "warning", "no git checkout: records cannot say which code made them")
+        return Finding("commit", "warning", "no git checkout: records cannot name their code version")
     return Finding(
         "commit",
         "warning" if dirty else "ok",

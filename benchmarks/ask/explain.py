@@ -123,7 +123,7 @@ def explain(
     plain = build_subject(entry, argument, device)
     for setting in settings:
         entry = with_value(entry, *parse_setting(setting))
-    base = Variant("none", "the row as it is", entry)
+    base = Variant("none", "the unchanged row", entry)
     model = _built(base, plain.model)
     every = list(variants(entry, model))
     names = {v.suspect for v in every}
@@ -163,7 +163,7 @@ def measure_variants(every: Sequence[Variant], plain: Subject, dataset: Dataset)
     once.
 
     Args:
-        every: the first one is the row as it is.
+        every: the first one is the unchanged row.
         plain: the loaded model.
         dataset: COCO or VOC boxes, or ImageNet labels.
     """
@@ -316,7 +316,7 @@ def text_of(found: Explanation, width: int | None = None) -> str:
     title = metric(found.metric).title
     head = [f"{found.row}: {title} {found.value:.1f} on {found.images}; weights: {found.weights}"]
     head += [f"published: {value:g} ({where})" for where, value in found.published] or [
-        "published: nothing of this metric"
+        "published: not reported"
     ]
     head += [f"expected: {found.expected:g}"] if found.expected is not None else []
     head.append(
@@ -326,11 +326,11 @@ def text_of(found: Explanation, width: int | None = None) -> str:
         [line.suspect, line.change, f"{line.value:.1f}", f"{line.difference:+.1f}", line.verdict]
         for line in found.lines
     ]
-    tail = [f"not of this model: {', '.join(found.untested)}"] if found.untested else []
+    tail = [f"not applicable: {', '.join(found.untested)}"] if found.untested else []
     tail.append(
         f"suspected: {', '.join(found.named)}"
         if found.named
-        else "suspected: nothing; no change raises the number beyond chance"
+        else "suspected: nothing; no change raises the number significantly"
     )
     if found.nearest is not None:
         tail.append(
@@ -338,11 +338,5 @@ def text_of(found: Explanation, width: int | None = None) -> str:
             f" {found.nearest.value:.1f}"
         )
     return "\n".join(
-        [
-            *head,
-            "",
-            text_table(["suspect", "change", title, "difference", "what it does"], rows, width),
-            "",
-            *tail,
-        ]
+        [*head, "", text_table(["suspect", "change", title, "difference", "effect"], rows, width), "", *tail]
     )

@@ -78,7 +78,7 @@ class Fit:
             "batch",
             Search(1, 1, most, self.limit_mib),
             lambda size: replace(self.case, batch=size),
-            f"no larger one was tried (--max-batch {most})",
+            f"larger ones were not tried (--max-batch {most})",
         )
 
     def images(self, most_side: int) -> None:
@@ -86,11 +86,9 @@ class Fit:
         rule = self.case.entry.conventions.image
         if rule.resize != "shorter_side":
             why = {
-                "fixed": f"the row makes every image {rule.size} x {rule.size}",
-                "centre_crop": f"the row cuts {rule.size} x {rule.size} out of every image",
-                "none": (
-                    "the model resizes inside itself, so that a larger file is no larger image to its network"
-                ),
+                "fixed": f"the row resizes every image to {rule.size} x {rule.size}",
+                "centre_crop": f"the row crops {rule.size} x {rule.size} out of every image",
+                "none": ("the model resizes images itself, so a larger file does not enlarge its input"),
             }[rule.resize]
             self.answers.append(Answer("image", bound=f"not searched: {why}"))
             return
@@ -111,7 +109,7 @@ class Fit:
 
         most = max(0, (most_side - rule.size) // SIDE_STEP)
         search = Search(0, min(0, -((rule.size - LEAST_SIDE) // SIDE_STEP)), most, self.limit_mib, pixels)
-        self._search("image", search, case_of, f"no larger one was tried (--max-side {most_side})")
+        self._search("image", search, case_of, f"larger ones were not tried (--max-side {most_side})")
 
     def _search(self, axis: Axis, search: Search, case_of: Callable[[int], Case], bound: str) -> None:
         """Try sizes until the answer is known, and keep what is known, Ctrl-C or not."""
@@ -190,18 +188,16 @@ def check_row(entry: ModelEntry, train: bool) -> None:
     """Raise ManifestError where a row cannot be built, or not be trained."""
     where = f"manifests/{entry.source}.toml: row {entry.name}"
     if entry.published_only is not None:
-        raise ManifestError(
-            f"{where} stands for its published numbers alone and cannot be built: {entry.published_only}"
-        )
+        raise ManifestError(f"{where} has published numbers only and cannot be built: {entry.published_only}")
     if entry.conventions is None:
         raise ManifestError(
-            f"{where} has no conventions, so nobody knows its image size; name some in the row"
+            f"{where} has no conventions, so its image size is unknown; set conventions in the row"
         )
     if train and (entry.task == "classification" or entry.schedule is None):
         why = (
             "is a classifier, whose training is not measured"
             if entry.task == "classification"
-            else "names no schedule, so nobody knows its training"
+            else "names no schedule, so its training is unknown"
         )
         raise ManifestError(f"{where} {why}; leave out --train")
 
@@ -277,21 +273,19 @@ def meaning(found: Fit) -> list[str]:
         " `pick --max-gb` counts."
     ]
     if case.device == "cpu":
-        lines.append(
-            f"Fits: the memory of the whole process stays within it; {how or 'no trial ended in order'}."
-        )
+        lines.append(f"Fits: the memory of the process stays within it; {how or 'no trial ended in order'}.")
     else:
         lines.append(
             "Fits: the GPU memory of the whole process stays within it, CUDA context and libraries included,"
-            f" with torch's allocator held to the rest; {how or 'no trial ended in order'}. A card has a"
-            " little less to give than its name says: driver and desktop hold some."
+            f" with torch's allocator held to the rest; {how or 'no trial ended in order'}. A GPU has a"
+            " little less than its nominal memory: driver and desktop use some."
         )
     turns = (
-        f"{TRAINING_STEPS} training steps, {OBJECTS} objects an image"
+        f"{TRAINING_STEPS} training steps, {OBJECTS} objects per image"
         if case.train
-        else f"{INFERENCE_TURNS} turns from pixels to results on the host"
+        else f"{INFERENCE_TURNS} iterations from pixels to results on the host"
     )
-    lines.append(f"A trial is a process of its own: the model is built and runs {turns}.")
+    lines.append(f"Each trial is a new process: the model is built and runs {turns}.")
     lines.append(
         f"Images are random pixels of {_pixels(case.image)} (--image), prepared as the row"
         f" does{_rule_text(case)}."
@@ -299,7 +293,7 @@ def meaning(found: Fit) -> list[str]:
     counts = [trial.detections for trial in found.trials if trial.detections is not None]
     if counts:
         lines.append(
-            "Memory does not depend on what is in an image, but on how much is found there: up to"
+            "Memory does not depend on image content, except through the number of detections: up to"
             f" {max(counts):.0f} detections an image here."
         )
     return lines

@@ -127,7 +127,7 @@ def _candidate(line: WideLine, wish: Wish) -> Candidate:
     ):
         reasons.append(f"on other hardware: {line.setting_title or 'not stated'}")
     if wish.min_score is not None and not line.trusted:
-        reasons.append("its accuracy says nothing: weights or images are made up")
+        reasons.append("its accuracy is meaningless: weights or images are synthetic")
     return Candidate(
         line.entry.name, line.kind, line.setting_title, licence, shown, line.flags, tuple(reasons)
     )
@@ -170,4 +170,4 @@ def text_of(
     rest = f"Why others do not ({len(others)} rows, the nearest {len(lines)})\n"
     if not wish.every_row:
         rest = "\n".join([*wrap(LEFT_OUT, width or 10**6), "", rest])
-    return "\n".join([*blocks, rest + text_table(["row", "by its numbers", "why not"], lines, width)])
+    return "\n".join([*blocks, rest + text_table(["row", "published numbers", "why not"], lines, width)])

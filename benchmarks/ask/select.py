@@ -86,7 +86,7 @@ def select(
     sources = {entry.source for entry in load_manifests().entries.values()}
     for name, known, what in ((source, sources, "source"), (weights, WEIGHTS, "state of weights")):
         if name is not None and name not in known:
-            raise UnknownName(f"no {what} is called {name!r}: {did_you_mean(name, known)}")
+            raise UnknownName(f"no {what} is named {name!r}: {did_you_mean(name, known)}")
     had = weights_of(entries)
 
     def fits(entry: ModelEntry) -> bool:
@@ -118,7 +118,7 @@ def _ordered(entries: list[ModelEntry], sort: str | None, had: dict[str, Availab
     metrics = load_manifests().metrics
     if sort not in metrics:
         raise UnknownName(
-            f"no column and no metric is called {sort!r}: {did_you_mean(sort, (*COLUMNS, *metrics))}"
+            f"no column or metric is named {sort!r}: {did_you_mean(sort, (*COLUMNS, *metrics))}"
         )
     sign = -1 if metrics[sort].better == "higher" else 1
     values = {entry.name: values_of(entry).get(sort) for entry in entries}

@@ -57,7 +57,7 @@ def _channel_order(entry: ModelEntry) -> Iterator[Variant]:
     mean, std = entry.conventions.image.mean, entry.conventions.image.std
     if mean != mean[::-1] or std != std[::-1]:
         turned = with_value(with_value(changed, "image.mean", mean[::-1]), "image.std", std[::-1])
-        yield Variant("channel order", f"{other.upper()}, mean and std turned too", turned)
+        yield Variant("channel order", f"{other.upper()}, mean and std reordered too", turned)
 
 
 def _normalisation(entry: ModelEntry) -> Iterator[Variant]:
@@ -112,7 +112,7 @@ def _resize(entry: ModelEntry) -> Iterator[Variant]:
             "resize rule", f"crop's corner: {other}", with_value(entry, "image.crop_rounding", other)
         )
         changed = with_value(with_value(entry, "image.resize", "fixed"), "image.size", image.size)
-        yield Variant("resize rule", "whole image squeezed, no crop", changed)
+        yield Variant("resize rule", "full image resized, no crop", changed)
     if image.resize == "shorter_side":
         other = {"round": "truncate", "half_up": "truncate", "truncate": "round"}[image.rounding]
         yield Variant("resize rule", f"sides: {other}", with_value(entry, "image.rounding", other))

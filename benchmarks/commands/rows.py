@@ -111,12 +111,12 @@ def import_config(
 ) -> None:
     """Turn a configuration of Detectron or Detectron.pytorch into a manifest row.
 
-    Says what was fixed, and what cannot be honoured.
+    Reports what was fixed, and what is not supported.
     """
     from detection_zoo.zoo.importers.import_config import import_config as read
 
     found = read(file, source)
-    told = {
+    report = {
         "row": found.row,
         "schedule": {found.schedule_name: found.schedule.model_dump(exclude_defaults=True)},
         "new_schedule": found.new_schedule,
@@ -124,12 +124,12 @@ def import_config(
         "without_effect": found.without_effect,
         "refused": found.refused,
     }
-    emit(told, as_json, found.toml().rstrip())
+    emit(report, as_json, found.toml().rstrip())
     for line in found.report():
         say(line)
     say(
         f"{file.name}: row {found.row['name']}, {len(found.notes)} notes, {len(found.without_effect)} options"
-        f" without effect, {len(found.refused)} that cannot be honoured"
+        f" without effect, {len(found.refused)} not supported"
     )
     if found.refused:
         raise typer.Exit(1)

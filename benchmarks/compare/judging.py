@@ -119,7 +119,7 @@ def _ratio_pair(
         verdict=verdict,
         decides=name == decides,
         note=note,
-        covers=COVERS.get(name, "peak of a turn" if memory else ""),
+        covers=COVERS.get(name, "peak of one iteration" if memory else ""),
     )
 
 

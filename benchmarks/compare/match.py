@@ -105,7 +105,7 @@ class _Match:
                     samples[label][name] = [value]
         except WorkerFailed as failed:
             self.states[failed.label].failure = failed.outcome
-            self.say(f"    {failed.label} failed and is out: {failed.outcome.reason}")
+            self.say(f"    {failed.label}failed and is excluded: {failed.outcome.reason}")
             return
         except KeyboardInterrupt:
             for worker in workers.values():
@@ -123,13 +123,13 @@ class _Match:
         return self.draw.sample(labels, len(labels))
 
     def meet(self, about: dict[str, dict[str, Any]]) -> None:
-        """Everybody runs the same images, or nobody runs."""
-        for label, told in about.items():
-            self.states[label].about = told
-            if told["image_list"] != about[self.reference]["image_list"]:
+        """Raise DatasetError unless every model runs the same images."""
+        for label, description in about.items():
+            self.states[label].about = description
+            if description["image_list"] != about[self.reference]["image_list"]:
                 raise DatasetError(
                     f"{label} and {self.reference} would run different images of {self.data}; choose data"
-                    " that fits both rows"
+                    " suitable for both rows"
                 )
 
     def warm_up(self, labels: list[str], ask: Callable[..., Any]) -> None:
@@ -185,7 +185,7 @@ class _Match:
                 if time.monotonic() - start > self.options.budget_s:
                     return f"the time budget of {self.options.budget_s:g} s was spent after {done} blocks"
         return (
-            "fewer than two models were left"
+            "fewer than two models remained"
             if self.states[self.reference].failure is None
             else f"the reference {self.reference} failed"
         )

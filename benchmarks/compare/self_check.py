@@ -42,11 +42,11 @@ class SelfCheck:
 
     def summary(self) -> str:
         """Two counts in one line."""
-        told = [
+        counts = [
             f"{', '.join(f'{word} {count}' for word, count in found.most_common())} of {found.total()}"
             for found in (self.same, self.slower)
         ]
-        return f"against itself: {told[0]}; with {self.slow_down:.1%} extra work: {told[1]}"
+        return f"against itself: {counts[0]}; with {self.slow_down:.1%} extra work: {counts[1]}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -50,14 +50,14 @@ def footnotes(states: Sequence[State]) -> list[str]:
     if kinds & {"random", "stand-in"}:
         made_up = [state.entrant.label for state in states if state.weights.made_up]
         notes.append(
-            f"weights nobody trained: {', '.join(made_up)}; a detector's time depends on what it finds, and"
-            " its accuracy says nothing"
+            f"untrained weights: {', '.join(made_up)}; a detector's time depends on its detections,"
+            " and its accuracy is meaningless"
         )
     known = {
         state.about["data"].name for state in states if "data" in state.about and state.about["data"].made_up
     }
     notes += [
-        f"the images of {name} are drawn by a program: times and accuracy on photographs may differ"
+        f"the images of {name} are synthetic: times and accuracy on photographs may differ"
         for name in sorted(known)
     ]
     notes += unlike_rows([row_named(state.entrant.row) for state in states])
@@ -68,8 +68,8 @@ def footnotes(states: Sequence[State]) -> list[str]:
     for state in states:
         if state.entrant.extra_units:
             notes.append(
-                f"{state.entrant.label} does planted extra work, {state.entrant.extra_units} units an image,"
-                " to test this comparison"
+                f"{state.entrant.label} runs injected extra work, {state.entrant.extra_units} units per"
+                " image, to test this comparison"
             )
     return notes
 
@@ -78,8 +78,8 @@ def unlike_rows(entries: Sequence[ModelEntry]) -> list[str]:
     """What sets rows apart besides backbone and weights, so that a ratio of their times is a ratio of that
     too."""
     notes = []
-    for what, told in (("detector", _detector), ("resize of the images", _resize)):
-        found = {entry.name: told(entry) for entry in entries}
+    for what, describe in (("detector", _detector), ("resize of the images", _resize)):
+        found = {entry.name: describe(entry) for entry in entries}
         if len(set(found.values())) > 1:
             notes.append(
                 f"the rows differ in the {what}: "

@@ -23,7 +23,7 @@ def comparison_text(found: Comparison, width: int | None = None) -> str:
     """
     marks = Notes()
     rows = [pair_cells(pair, marks) for pair in found.pairs]
-    table = text_table(HEADERS, rows, width) if rows else "nothing could be compared"
+    table = text_table(HEADERS, rows, width) if rows else "no metric could be compared"
     below = note_lines([*notes(found), *marks.lines()], width)
     weights = [f"weights of {side.label}: {side.weights}" for side in found.sides if side.weights]
     head = [f"reference: {found.sides[0].label}", *note_lines(weights, width)]
@@ -55,8 +55,8 @@ def notes(found: Comparison) -> list[str]:
     """What was done, under what circumstances, what failed, and what a reader must know; a sentence each."""
     lines = [found.protocol, found.ended, *_zones(found.pairs)]
     if found.telemetry is not None:
-        said = found.telemetry.note or found.telemetry.absent
-        lines.append(f"the machine was {found.telemetry.verdict}" + (f": {said}" if said else ""))
+        note = found.telemetry.note or found.telemetry.absent
+        lines.append(f"the machine was {found.telemetry.verdict}" + (f": {note}" if note else ""))
     return [
         *lines,
         *(f"{side.label} {side.status}: {side.reason}" for side in found.sides if side.status == "failed"),
@@ -97,7 +97,7 @@ def stored_text(pairs: list[StoredPair], width: int | None = None) -> str:
             ]
         )
     headers = ["model", "metric", "reference", "model's", "ratio", "95 % interval", "runs"]
-    table = text_table(headers, rows, width) if rows else "the records have no metric in common"
+    table = text_table(headers, rows, width) if rows else "the records share no metric"
     return "\n".join(
         [
             f"reference: {pairs[0].reference[0].row}" if pairs else "",

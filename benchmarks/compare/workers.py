@@ -72,7 +72,7 @@ class Worker:
             try:
                 if not self._pipe.poll(max(end - time.monotonic(), 0)):
                     raise self._fail(
-                        Outcome("failed", f"the process reported nothing for {stall_s:g} s and was ended")
+                        Outcome("failed", f"the process reported nothing for {stall_s:g} s and was killed")
                     )
                 kind, value = self._pipe.recv()
             except (EOFError, ConnectionResetError):

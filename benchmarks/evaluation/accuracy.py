@@ -198,8 +198,8 @@ def evaluate_results_file(
         refuse_naive_subset(path, dataset, every_image, images_of_results(results, dataset))
     if results.kind == "keypoints" and not dataset.keypoint_names:
         raise DatasetError(
-            f"{path}: holds keypoints, but {dataset.annotation_file or dataset.name} has none to measure"
-            " against; ask for the person_keypoints annotations (--kind keypoints)"
+            f"{path}: holds keypoints, but {dataset.annotation_file or dataset.name} has no ground truth for"
+            " them; use the person_keypoints annotations (--kind keypoints)"
         )
     return _coco_report(dataset, {results.kind: results}, details)
 
@@ -293,7 +293,7 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     """
     if not np.isfinite(scores).all():
         row = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
-        raise FloatingPointError(f"scores of image {row} are not finite; no accuracy can be told from them")
+        raise FloatingPointError(f"scores of image {row} are not finite; accuracy cannot be computed")
     own = scores[np.arange(len(labels)), labels][:, None]
     better = (scores > own).sum(axis=1) + (
         (scores == own) & (np.arange(scores.shape[1]) < labels[:, None])

@@ -257,7 +257,7 @@ def subset_interval(
             None,
             None,
             f"half of the categories occur in fewer than {FEW_IMAGES} images (of {matches.images} here), so"
-            " that nothing can be said about all images; take more",
+            " that nothing can be said about all images; use more images",
         )
     halves = weighted_ap(matches, _halves(matches.images, np.random.default_rng(seed)))
     gained, spread = float(halves.mean()) - value, float(halves.std(ddof=1)) * (1 - share) ** 0.5

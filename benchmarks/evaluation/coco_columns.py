@@ -174,7 +174,7 @@ def _row(
             f" {ids[-1]}, {len(ids)} of them"
         )
     if not _finite([record["score"]]):
-        raise DatasetError(f"{where}: field 'score' is {shown(record['score'])}, a finite number is wanted")
+        raise DatasetError(f"{where}: field 'score' is {shown(record['score'])}, expected a finite number")
     value = record[field]
     if problem := _PROBLEMS[kind](value, len(truth.keypoint_names)):
         raise DatasetError(f"{where}: field {field!r} is {shown(value)}, {problem}")
@@ -202,8 +202,8 @@ def _finite(values: list[Any]) -> bool:
 
 def _box_problem(value: Any, _: int) -> str | None:
     if not isinstance(value, list) or len(value) != 4 or not _finite(value):
-        return "four finite numbers x, y, width, height are wanted"
-    return None if plain_numbers([value]) is not None else "numbers of pixels below 1e9 are wanted"
+        return "expected four finite numbers x, y, width, height"
+    return None if plain_numbers([value]) is not None else "expected numbers of pixels below 1e9"
 
 
 def _mask_problem(value: Any, _: int) -> str | None:
@@ -214,7 +214,7 @@ def _mask_problem(value: Any, _: int) -> str | None:
         or not _finite(size)
         or not isinstance(value.get("counts"), str)
     ):
-        return "a compressed RLE is wanted: a mapping with size [height, width] and the string counts"
+        return "expected a compressed RLE: a mapping with size [height, width] and the string counts"
     return None
 
 
@@ -240,9 +240,9 @@ def _keypoint_problem(value: Any, points: int) -> str | None:
         or (points and len(value) != 3 * points)
     ):
         return (
-            f"{points} times x, y, flag as finite numbers are wanted"
+            f"{points} times x, y, flag expected, as finite numbers"
             if points
-            else "x, y, flag for each point as finite numbers are wanted"
+            else "expected x, y, flag for each point as finite numbers"
         )
     return None
 

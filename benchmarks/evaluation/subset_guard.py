@@ -37,8 +37,8 @@ def refuse_naive_subset(
     made_on = _made_on(record)
     if made_on is not None and made_on.images < len(dataset):
         raise DatasetError(
-            f"{path}: its record {record.name} says that it was made on {made_on.images} of"
-            f" {made_on.images_of_split} images, this would measure it on {len(dataset)}; say --images"
+            f"{path}: its record {record.name} states that it was made on {made_on.images} of"
+            f" {made_on.images_of_split} images, this would measure it on {len(dataset)}; give --images"
             f" {made_on.images}"
         )
     if every_image or not path.exists():
@@ -48,8 +48,8 @@ def refuse_naive_subset(
     if found and len(found & wanted) < ENOUGH * len(wanted):
         raise DatasetError(
             f"{path}: has detections in {len(found & wanted)} of the {len(wanted)} images of {dataset.name}"
-            " that hold objects. If it was made on the first N images, say --images N; if the model looked"
-            " at all and found nothing in the rest, say --every-image"
+            " that hold objects. If it was made on the first N images, give --images N; if the model"
+            " processed all and found nothing in the others, give --every-image"
         )
 
 

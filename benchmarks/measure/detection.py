@@ -142,8 +142,8 @@ def measure_accuracy(
     hidden = annotations_hidden(subject.dataset)
     if hidden and subject.dataset.is_subset:
         raise DatasetError(
-            f"{subject.dataset.name}: its annotations are not public, and the evaluation server wants the"
-            " whole split; leave out --images"
+            f"{subject.dataset.name}: its annotations are not public, and the evaluation server needs the"
+            " full split; leave out --images"
         )
     collector = DetectionCollector(subject.dataset, inclusive=subject.inclusive)
     wait = DataWait(spec.workers)
@@ -202,7 +202,7 @@ def _absent(metrics: dict[str, float], kinds: tuple[str, ...], subject: Subject)
         reason = (
             f"{subject.dataset.name} has no ground truth for it"
             if kind in kinds
-            else f"the model gives no {thing}, or the data has none"
+            else f"the model has no {thing}, or the data has none"
         )
         absent |= {name: reason for name in names if name not in metrics}
     return absent

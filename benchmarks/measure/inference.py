@@ -189,7 +189,7 @@ def measure_inference_memory(
     subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Measurement], dict[str, str]]:
     """Peak memory of inference over a few of the timed batches: the largest once padded, and evenly spaced
-    ones, after a warm turn; nothing is timed.
+    ones, after one warm-up iteration; nothing is timed.
 
     Args:
         subject: model in any mode; left in evaluation mode.
@@ -216,7 +216,7 @@ def measure_inference_memory(
     shape = " x ".join(map(str, shapes[largest]))
     what = (
         f"file to results on the host, {count} of the {len(every)} timed batches, the largest of them once"
-        f" padded ({shape}) included, after a warm turn; batch {spec.batch_size}, {spec.dtype}"
+        f" padded ({shape}) included, after one warm-up iteration; batch {spec.batch_size}, {spec.dtype}"
     )
     return peak.measurements("inference", what), peak.reasons("inference")
 
@@ -263,6 +263,6 @@ def _measurements(
         covers = "forward + post-processing by CUDA events, the device's own clock"
         values["model_event_ms"] = found(clock.sums_ms(MODEL, "event"), covers)
     values["end_to_end_ms"] = found(
-        clock.sums_ms(list(COVERS)), "file to results on the host, phases one after another"
+        clock.sums_ms(list(COVERS)), "file to results on the host, phases run sequentially"
     )
     return values

@@ -113,7 +113,7 @@ def _gpu_peak(device: torch.device, peak: PeakMemory, polled: bool) -> Iterator[
         )
     elif gpu is not None:
         peak.absent |= dict.fromkeys(
-            ("process", "context"), "NVML does not tell this process's memory (usual inside containers)"
+            ("process", "context"), "NVML does not report this process's memory (usual inside containers)"
         )
 
 

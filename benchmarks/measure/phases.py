@@ -27,7 +27,7 @@ COVERS = {
         " post-processing)"
     ),
 }
-REST = "what no named part claims: in-between steps, anchors, decoding, a resize in the network"
+REST = "what no named part claims: intermediate steps, anchors, decoding, a resize in the network"
 
 
 class PartTimes:

@@ -47,7 +47,7 @@ class Gpu:
                 else pynvml.nvmlDeviceGetHandleByUUID(visible)
             )
         except pynvml.NVMLError as error:
-            raise RuntimeError(f"NVML gives no GPU: {error}") from None
+            raise RuntimeError(f"NVML finds no GPU: {error}") from None
 
     def ask(self, name: str, *arguments: Any) -> Any:
         """A property by NVML's own name (nvmlDeviceGet...), or None where this GPU does not tell it."""
@@ -263,7 +263,7 @@ def judge(samples: dict[str, list[float]]) -> tuple[Any, str]:
         )
     clocks = samples.get("sm_clock_mhz", [])
     if not clocks:
-        return "unknown", "the GPU tells no clocks"
+        return "unknown", "the GPU reports no clocks"
     busy = clocks[len(clocks) // 5 :]  # the first readings see the clock rise
     if max(busy) - min(busy) > CLOCK_SPREAD * max(busy):
         return "unstable", f"the SM clock went from {min(busy):.0f} to {max(busy):.0f} MHz"

@@ -31,7 +31,7 @@ def why_no_training(subject: Subject) -> str:
     """Why a row's training cannot be measured; empty where it can."""
     if subject.is_classifier:
         return "training of classifiers is not measured"
-    return "" if subject.entry.schedule else "the row names no schedule, so nobody knows its training"
+    return "" if subject.entry.schedule else "the row names no schedule, so its training is unknown"
 
 
 def schedule_of(subject: Subject) -> Schedule:

@@ -32,8 +32,8 @@ def _table(one: Comparison) -> Table:
     ]
     lead = [
         "The first line is the reference.",
-        "Below: verdict, ratio to the reference (AP and top-1: difference), its interval, own value.",
-        f"Times by the other clock, and every digit, are in {COMPARISONS}.csv.",
+        "Other lines: verdict, ratio to the reference (AP and top-1: difference), its interval, value.",
+        f"Times by the other clock, and full precision, are in {COMPARISONS}.csv.",
     ]
     footnotes = [*lead, circumstances(one), *notes(one), *marks.lines()]
     return Table(
@@ -103,7 +103,7 @@ def _heads(columns: dict[str, Pair]) -> list[str]:
 
 
 def _why_not(side: Side) -> str:
-    return "the model failed" if side.status == "failed" else "no value of both models"
+    return "the model failed" if side.status == "failed" else "not measured for both models"
 
 
 def _columns(one: Comparison) -> dict[str, Pair]:
@@ -165,7 +165,7 @@ def circumstances(one: Comparison) -> str:
         subset = f", the first {data.images} of {data.images_of_split} images" if data.is_subset else ""
         timed = min(one.spec.timed_images, data.images)
         parts.append(
-            f"{data.name}{' (made up)' if data.made_up else ''}{subset}, {timed} of {data.images} images"
+            f"{data.name}{' (synthetic)' if data.made_up else ''}{subset}, {timed} of {data.images} images"
             " timed"
         )
     return "; ".join([*parts, f"record {one.id}"])

@@ -20,7 +20,7 @@ from detection_zoo.benchmarks.store import (
 from detection_zoo.benchmarks.tabular import Table
 from detection_zoo.zoo.manifest import Strict
 
-ON_A_CPU = "Timed on a CPU, beside the peer's CPU operators; GPU speed differs. Quote the ratios alone."
+ON_A_CPU = "Timed on a CPU,against the peer's CPU operators; GPU speed differs. Quote only the ratios."
 
 
 class KernelCase(Strict):
@@ -34,7 +34,7 @@ class KernelCase(Strict):
 
     @property
     def ratio(self) -> float | None:
-        """How many times as fast as the peer ours is; none without a peer, or where the units differ."""
+        """How many speed-up over the peer ours is; none without a peer, or where the units differ."""
         if self.peer is None or self.peer.unit != self.ours.unit or not self.ours.value:
             return None
         return self.peer.value / self.ours.value

@@ -149,6 +149,4 @@ def layouts_of(name: str, layouts: dict[str, Layout], sources: set[str]) -> list
         ]
     if name in layouts:
         return [layouts[name]]
-    raise UnknownName(
-        f"no source and no table is called {name!r}: {did_you_mean(name, {*layouts, *sources})}"
-    )
+    raise UnknownName(f"no source or table is named {name!r}: {did_you_mean(name, {*layouts, *sources})}")

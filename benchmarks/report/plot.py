@@ -252,7 +252,14 @@ def _legend(figure: Figure, colours: dict[str, str]) -> None:
             markersize=4,
             label="published",
         ),
-        Line2D([], [], marker="x", linestyle="", color=FAINT, label="made up: accuracy says nothing"),
+        Line2D(
+            [],
+            [],
+            marker="x",
+            linestyle="",
+            color=FAINT,
+            label="untrained or synthetic: accuracy is meaningless",
+        ),
         Line2D([], [], color=INK, linewidth=0.9, label="Pareto front"),
     ]
     families = [
@@ -270,7 +277,7 @@ def _legend(figure: Figure, colours: dict[str, str]) -> None:
 def _left_out(figure: Figure, count: int, what: str) -> None:
     if count:
         figure.suptitle(
-            f"{count} more {what} are not drawn; report.html has them all",
+            f"{count}more {what} are not shown; report.html has them all",
             fontsize=7,
             color=FAINT,
             x=0.995,
@@ -347,7 +354,7 @@ def _draw_ratios(ratios: list[Ratios]) -> Figure:
         axis.axvline(1, color=INK, linewidth=0.9)
         axis.invert_yaxis()
         axis.grid(False, axis="y")
-        axis.set_xlabel("times as fast as the peer")
+        axis.set_xlabel("speed-up over the peer")
         axis.set_title(f"measured: {one.title}", loc="right")
     return figure
 

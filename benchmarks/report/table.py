@@ -25,7 +25,7 @@ from detection_zoo.zoo.manifest import Manifests, ModelEntry
 
 Line = PublishedLine | MeasuredLine | None  # none: nothing was measured
 KIND = "Numbers"  # title of the column that says published or measured
-PERSONS = "AP over persons alone"
+PERSONS = "AP of the person class only"
 POOLING = {"roi_align": "RoIAlign", "roi_pool": "RoIPool", "roi_crop": "RoICrop"}
 
 
@@ -122,7 +122,7 @@ class _Writer:
             *(
                 [
                     f"(1.00x): ratio to the row of that detector among {', '.join(self.layout.reference)}.",
-                    "Ratios compare published with published, or measured with measured in one setting.",
+                    "Ratios are between published values, or between values measured in one setting.",
                 ]
                 if ratios
                 else []
@@ -354,7 +354,9 @@ def provenance(line: MeasuredLine) -> list[str]:
         notes = ["; ".join(filter(None, parts))]
     if weights:
         untrained = (
-            "; untrained: accuracy means nothing, detections are a chance number" if weights.made_up else ""
+            "; untrained: accuracy is meaningless, the number of detections is arbitrary"
+            if weights.made_up
+            else ""
         )
         notes.append(f"weights {weights.kind} ({weights.digest[:12]}){untrained}")
     if data:

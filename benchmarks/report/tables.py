@@ -45,7 +45,7 @@ def tables_of(
         measured_only: leave out rows without a run.
 
     Raises:
-        ManifestError: no source and no table is called that, or no protocol.
+        ManifestError: no source or table is named that, or no protocol.
     """
     if name in BESIDE:
         records, problems = BESIDE[name].read(store)

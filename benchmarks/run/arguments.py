@@ -28,7 +28,7 @@ def chosen_rows(patterns: Iterable[str]) -> list[ModelEntry]:
         )
         if not exact:
             raise UnknownName(
-                f"no row fits {pattern!r}: {did_you_mean(pattern, manifests.entries)} (bench.py list shows"
+                f"no row matches {pattern!r}: {did_you_mean(pattern, manifests.entries)} (bench.py list shows"
                 " all)"
             )
         chosen |= {entry.name: entry for entry in exact}
@@ -90,7 +90,7 @@ def check_row(
         ZooError: it stands for its published numbers alone; its data or weights cannot be used.
     """
     if entry.published_only:
-        raise ManifestError(f"row {entry.name} stands for its numbers alone: {entry.published_only}")
+        raise ManifestError(f"row {entry.name} has published numbers only: {entry.published_only}")
     check_weights(entry, sources.weights, fetch)
     entry = row_of_checkpoint(entry, str(weights_file(sources.weights)))
     try:

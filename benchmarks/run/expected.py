@@ -20,7 +20,7 @@ def check_expected(entry: ModelEntry, run: Run) -> tuple[bool, list[str]]:
     """
     training = entry.training
     if training is None:
-        return True, [f"{entry.name}: no expected accuracy in its manifest, not checked"]
+        return True, [f"{entry.name}: no expected accuracy in its manifest; not checked"]
     if run.status != "finished" or run.data is None:
         return False, [f"{entry.name}: {run.status}" + (f": {run.reason}" if run.reason else "")]
     good, lines = True, []
@@ -52,7 +52,7 @@ def check_runs(entries: Sequence[ModelEntry], runs: Sequence[Run]) -> tuple[bool
     good, lines = True, []
     for entry in entries:
         run = by_row.get(entry.name)
-        one, said = check_expected(entry, run) if run else (False, [f"{entry.name}: not measured"])
+        one, notes = check_expected(entry, run) if run else (False, [f"{entry.name}: not measured"])
         good &= one
-        lines += said
+        lines += notes
     return good, lines

@@ -111,7 +111,7 @@ def _ap(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
     from detection_zoo.benchmarks.measure.detection import measure_accuracy
 
     if subject.is_classifier:
-        yield {"absent": {"box_ap": "a classifier gives no boxes"}}
+        yield {"absent": {"box_ap": "a classifier has no boxes"}}
         return
     folder = subject.folder
     measurements, absent, files = measure_accuracy(subject, spec, folder, beat)
@@ -125,7 +125,7 @@ def _top1(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
     from detection_zoo.benchmarks.measure.detection import measure_top_k
 
     if not subject.is_classifier:
-        yield {"absent": {"top1": "a detector gives no class of the whole image"}}
+        yield {"absent": {"top1": "a detector has no image class"}}
         return
     yield {"measurements": measure_top_k(subject, spec, beat)}
 

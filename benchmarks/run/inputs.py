@@ -131,7 +131,7 @@ def inputs_of(names: Sequence[str]) -> list[Input]:
     names = [one.drawn for one in found]
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise DatasetError(
-            f"two of them would be written as {doubled}; detect in them one after another, with another --out"
+            f"two of them would be written as {doubled}; run detect on each with its own --out"
         )
     return found
 
@@ -148,6 +148,6 @@ def _inputs(name: str) -> list[Input]:
         inside = sorted(Path(one) for one in glob.glob(str(path), recursive=True))
     files = [Input(one) for one in inside if one.suffix.lower() in (*PICTURES, *VIDEOS) and one.is_file()]
     if not files:
-        what = "no picture or video in it" if path.is_dir() else "no such file, and no file fits the pattern"
+        what = "no image or video in it" if path.is_dir() else "no such file, and no file matches the pattern"
         raise DatasetError(f"{name}: {what} ({' '.join((*PICTURES, *VIDEOS))})")
     return files

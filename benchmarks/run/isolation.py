@@ -99,9 +99,9 @@ class Limits:
     def exceeded(self, running_s: float, silent_s: float, process: Any) -> str | None:
         """What is wrong with a process that has run and been silent for so long, or None."""
         if self.limit_s is not None and running_s >= self.limit_s:
-            return f"the process ran longer than its limit of {self.limit_s:g} s and was ended"
+            return f"the process ran longer than its limit of {self.limit_s:g} s and was killed"
         if self.stall_s is not None and silent_s >= self.stall_s:
-            return f"the process reported nothing for {self.stall_s:g} s and was ended"
+            return f"the process reported nothing for {self.stall_s:g} s and was killed"
         if self.memory_mib is not None and (used := _resident_mib(process.pid)) > self.memory_mib:
             return (
                 f"out of memory: the process held {used:.0f} MiB, its limit is {self.memory_mib:.0f} MiB, and"
@@ -238,12 +238,12 @@ def _drain(reports: Any, on_report: Report) -> None:
 
 
 def how_it_died(code: int | None) -> str:
-    """What an exit code says of a process that said nothing itself."""
+    """What an exit code says about a process that reported nothing itself."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        why = "; the system ends processes so when memory runs out" if -code == signal.SIGKILL else ""
+        why = "; typically the out-of-memory killer" if -code == signal.SIGKILL else ""
         return f"the process was ended by {name}{why}"
-    return f"the process ended without a word (exit code {code})"
+    return f"the process ended without a message (exit code {code})"
 
 
 def _in_child(
@@ -299,7 +299,7 @@ def _watch(parent: int) -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out: Python's, the processor's or the GPU's."""
-    said = (
+    phrases = (
         *("can't allocate memory", "_ALLOC_FAILED"),  # torch on a CPU; cuDNN and cuBLAS
         "CUDA error: out of memory",  # torch.AcceleratorError
         *("CUDA_ERROR_OUT_OF_MEMORY", "cudaErrorMemoryAllocation"),  # CuPy: the driver, the runtime
@@ -307,7 +307,7 @@ def out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or "OutOfMemory" in type(error).__name__
-        or any(words in str(error) for words in said)
+        or any(words in str(error) for words in phrases)
     )
 
 

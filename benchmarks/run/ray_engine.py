@@ -169,7 +169,7 @@ def _known(
         weights, path = identify_weights(entry, sources.weights)
         data = identify_data(open_data(row_of_checkpoint(entry, path), sources.data, spec.images))
     except (ZooError, OSError):
-        return None  # the task will say what is missing where it runs
+        return None  # the task will say what is missing device selection
     return anywhere.get((entry.name, spec.digest, data.digest, weights.digest))
 
 

@@ -33,13 +33,13 @@ def plan_source(source: str, data: str | None) -> list[Plan]:
     manifests = load_manifests()
     sources = {entry.source for entry in manifests.entries.values()}
     if source not in sources:
-        raise UnknownName(f"no source is called {source!r}: {did_you_mean(source, sources)}")
+        raise UnknownName(f"no source is named {source!r}: {did_you_mean(source, sources)}")
     opened: dict[str, str | None] = {}
     plans = []
     for entry in manifests.entries.values():
         if entry.source == source:
             if entry.published_only:
-                plans.append(Plan(entry, (f"stands for its numbers alone: {entry.published_only}",)))
+                plans.append(Plan(entry, (f"has published numbers only: {entry.published_only}",)))
                 continue
             if entry.dataset not in opened:
                 opened[entry.dataset] = _data_problem(entry, data)

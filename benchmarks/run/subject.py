@@ -311,8 +311,8 @@ def build_subject(
 
     if entry.conventions is None:
         raise ManifestError(
-            f"manifests/{entry.source}.toml: row {entry.name} has no conventions, so nobody knows its"
-            " pre-processing"
+            f"manifests/{entry.source}.toml: row {entry.name} has no conventions, so its"
+            " pre-processing is unknown"
         )
     model = build_model(entry, weights=weights if checkpoint_format is None else "random", device=device)
     if checkpoint_format is not None:

@@ -51,7 +51,7 @@ class Sweep:
             if self.unsaved
             else ""
         )
-        return text + ("; stopped by Ctrl-C, the same command goes on from here" if self.interrupted else "")
+        return text + ("; stopped by Ctrl-C; rerun the same command to resume" if self.interrupted else "")
 
 
 def run_sweep(
@@ -95,7 +95,7 @@ def run_sweep(
     def done(entry: ModelEntry, run: Run) -> None:
         if run.key in finished and finished[run.key] is run:
             sweep.known.append(run)
-            say(f"    {entry.name}: measured already in {run.id}; --again measures anew")
+            say(f"    {entry.name}: already measured in {run.id}; --again repeats it")
             return
         sweep.runs.append(run)
         if run.stage not in NOT_STARTED:  # what never started is no measurement, and no record
@@ -145,8 +145,8 @@ def store_unsaved(store: Path, sweep: Sweep, say: Say) -> None:
             sweep.unsaved[run.id] = (run, str(error))
             if not known:
                 say(
-                    f"    warning: {run.id} could not be stored ({error}); make room, it is tried again after"
-                    " the next row and at the end"
+                    f"    warning: {run.id} could not be stored ({error}); free some disk space; it is"
+                    " retried after the next row and at the end"
                 )
 
 
@@ -176,7 +176,7 @@ def measure_entry(
     draft = Draft(entry.name, spec, fields={"stage": LOOKING})
     try:
         if entry.published_only:
-            raise ZooError(f"row {entry.name} stands for its numbers alone: {entry.published_only}")
+            raise ZooError(f"row {entry.name} has published numbers only: {entry.published_only}")
         weights = identify_weights(entry, sources.weights)
         draft.add({"weights": weights[0]})
         if finished:

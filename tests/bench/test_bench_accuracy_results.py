@@ -237,7 +237,7 @@ GOOD = {"image_id": 3, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
         ([{**GOOD, "keypoints": [1, 2]}], "17 times x, y, flag|x, y, flag for each"),
         (
             [{"image_id": 3, "category_id": 2, "score": 1, "segmentation": [[1, 2, 3, 4, 5, 6]]}],
-            "a compressed RLE is wanted",
+            "expected a compressed RLE",
         ),
         (
             [{"image_id": 3, "category_id": 2, "score": 1, "segmentation": {"size": [5, 5], "counts": "0"}}],

@@ -193,7 +193,7 @@ def test_the_text_says_what_a_reader_must_know(found: Comparison) -> None:
         "fresh processes in each block",
         "smallest difference of interest 5.0%",
         "random, untrained",
-        "planted extra work",
+        "injected extra work",
         "broken failed",
         "paired bootstrap over 4 images",
         "the machine was",

@@ -140,7 +140,7 @@ def test_what_a_reader_must_know_is_said(told: tuple[Comparison, str]) -> None:
     found, printed = told
     notes = " ".join(found.footnotes)
     for said in (
-        f"weights nobody trained: {OURS}, {PEER}, {TIMM}",
+        f"untrained weights: {OURS}, {PEER}, {TIMM}",
         "the images of shapes:val are drawn by a program",
         "the rows differ in the detector",
         f"{PEER}: in the model, so inside 'forward'",

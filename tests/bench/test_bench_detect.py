@@ -60,7 +60,7 @@ def test_what_arguments_name(media: Path) -> None:
     assert names("") == ["a.png", "clip.avi"] and names("more", "a.png") == ["b.jpg", "a.png"]
     assert names("**/*.*") == ["a.png", "clip.avi", "b.jpg"]  # notes.txt is passed over
     assert str(inputs_of(["0"])[0]) == "camera 0" and inputs_of(["0"])[0].is_video
-    for wrong, said in (("*.gif", "no file fits"), ("no.png", "no such file")):
+    for wrong, said in (("*.gif", "no file matches"), ("no.png", "no such file")):
         with pytest.raises(DatasetError, match=said):
             names(wrong)
     with pytest.raises(DatasetError, match="two of them would be written as a.png"):

@@ -135,7 +135,7 @@ def test_the_right_row_blames_nothing(classifier: tuple[ModelEntry, Path], pictu
     half = next(line for line in found.lines if line.suspect == "half-loaded weights")
     assert half.value < 50 and half.verdict == "lowers it"
     assert found.untested == ["RoIAlign alignment", "padding", "score threshold"]
-    assert "published: nothing of this metric" in text_of(found) and "suspected: nothing" in text_of(found)
+    assert "published: not reported" in text_of(found) and "suspected: nothing" in text_of(found)
 
 
 def test_detectors_share_decoding_and_network_and_change_only_selection() -> None:

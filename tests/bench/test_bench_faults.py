@@ -163,7 +163,7 @@ def sweep_on_a_small_disk(store: str, limit_bytes: int) -> None:
     assert len(sweep.unsaved) == 2 and not sweep.failed and len(sweep.runs) == 2, (
         "both were measured, none could be stored"
     )
-    assert "2 COULD NOT BE STORED" in sweep.summary() and any("make room" in line for line in said)
+    assert "2 COULD NOT BE STORED" in sweep.summary() and any("free some disk space" in line for line in said)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     )  # somebody made room

@@ -164,21 +164,17 @@ def test_a_killed_process_is_an_answer_and_an_error_ends_the_search() -> None:
             "cuda",
             True,
         ),
-        ("out of memory: the process held 30000 MiB, its limit is 29000 MiB, and was ended", "cuda", False),
+        ("out of memory: the process held 30000 MiB, its limit is 29000 MiB, and was killed", "cuda", False),
         (
             "out of memory: [enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory",
             "cuda",
             False,
         ),
-        (
-            "the process was ended by SIGKILL; the system ends processes so when memory runs out",
-            "cuda",
-            False,
-        ),
-        ("the process was ended by SIGKILL; the system ends processes so when memory runs out", "cpu", True),
-        ("out of memory: the process held 800 MiB, its limit is 700 MiB, and was ended", "cpu", True),
+        ("the process was ended by SIGKILL; typically the out-of-memory killer", "cuda", False),
+        ("the process was ended by SIGKILL; typically the out-of-memory killer", "cpu", True),
+        ("out of memory: the process held 800 MiB, its limit is 700 MiB, and was killed", "cpu", True),
         ("RuntimeError: CUDA error: an illegal memory access was encountered", "cuda", False),
-        ("the process ran longer than its limit of 600 s and was ended", "cpu", False),
+        ("the process ran longer than its limit of 600 s and was killed", "cpu", False),
     ],
 )
 def test_whose_memory_ran_out(reason: str, device: str, memory: bool) -> None:
@@ -207,7 +203,8 @@ def test_a_fixed_size_is_not_searched_and_ssd_trains_on_random_images(
     found = Fit(case, 1e6)
     found.images(8192)
     assert (
-        found.trials == [] and found.answers[0].bound == "not searched: the row makes every image 300 x 300"
+        found.trials == []
+        and found.answers[0].bound == "not searched: the row resizes every image to 300 x 300"
     )
 
 
@@ -249,7 +246,7 @@ def test_rows_that_stand_for_their_numbers_alone_are_refused() -> None:
             with pytest.raises(ManifestError, match="published numbers alone"):
                 check_row(entry, train=False)
             return
-    pytest.fail("no row stands for its numbers alone, so nothing was tested")
+    pytest.fail("no row has published numbers only, so nothing was tested")
 
 
 def test_the_door_answers() -> None:
@@ -278,7 +275,7 @@ def test_the_door_answers() -> None:
         and [trial["verdict"] for trial in told["trials"]] == ["fits"]
     )
     assert [(answer["fits"]["batch"], answer["bound"]) for answer in told["answers"]] == [
-        (1, "no larger one was tried (--max-batch 1)")
+        (1, "larger ones were not tried (--max-batch 1)")
     ]
 
 

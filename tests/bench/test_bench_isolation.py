@@ -64,7 +64,7 @@ def test_reports_arrive_in_order_and_talk_goes_to_stderr(capfd: pytest.CaptureFi
     [
         ("raise", "ValueError: the wheel came off"),
         ("memory", "out of memory"),
-        ("kill", "ended by SIGKILL; the system ends processes so when memory runs out"),
+        ("kill", "ended by SIGKILL; typically the out-of-memory killer"),
         ("fault", "ended by SIGSEGV"),
         ("leave", "without a word (exit code 3)"),
         ("hang", "reported nothing for 0.5 s"),
@@ -127,14 +127,10 @@ def test_an_ended_process_with_a_bar_leaves_no_semaphore_behind() -> None:
 
 def test_a_reason_is_one_line_and_keeps_what_our_own_errors_name() -> None:
     ours = failure(
-        CheckpointError(
-            "a.pth: 1 missing\n  the model needs, and the file has not: fc.bias\n  is it the file of this"
-            " row?"
-        )
+        CheckpointError("a.pth: 1 missing\n  missing from the file: fc.bias\n  is it the file of this row?")
     )
     assert (
-        ours.reason
-        == "CheckpointError: a.pth: 1 missing; the model needs, and the file has not: fc.bias; is it the file"
+        ours.reason == "CheckpointError: a.pth: 1 missing; missing from the file: fc.bias; is it the file"
         " of this row?"
     )
     assert failure(RuntimeError("sizes differ\n  (at some kernel)\n")).reason == "RuntimeError: sizes differ"

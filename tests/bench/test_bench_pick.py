@@ -61,7 +61,7 @@ def test_a_row_is_never_made_of_both_kinds() -> None:
 
 def test_accuracy_of_made_up_weights_never_qualifies() -> None:
     _, others = picked(Wish(min_score=90), run(SSDLITE, 95.0, 5.0, weights=RANDOM))
-    assert "its accuracy says nothing: weights or images are made up" in others[SSDLITE].reasons
+    assert "its accuracy is meaningless: weights or images are synthetic" in others[SSDLITE].reasons
     fits, _ = picked(Wish(max_ms=10), run(SSDLITE, 95.0, 5.0, weights=RANDOM))
     assert [one.row for one in fits if one.kind == "measured"] == [SSDLITE]
 

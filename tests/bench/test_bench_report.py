@@ -210,7 +210,7 @@ def test_figures_tell_what_is_measured_published_and_made_up(files: dict[str, by
         for part in (
             "measured: Abacus 9 (made up)",
             "published: detectron",
-            "made up: accuracy says nothing",
+            "untrained or synthetic: accuracy is meaningless",
             "Pareto front",
             "Time (ms)",
         )

@@ -118,7 +118,7 @@ def made_up(started: str = "2030-01-02T03:04:05+00:00", **more: object) -> Compa
                 ),
             ],
             "telemetry": Telemetry(verdict="shared", note="2 processes of others"),
-            "footnotes": [f"weights nobody trained: {R50}"],
+            "footnotes": [f"untrained weights: {R50}"],
             **more,
         }
     )
@@ -173,7 +173,7 @@ def test_protocol_machine_date_and_footnotes_stand_below() -> None:
         "smallest difference of interest 1.5%",
         "the machine was shared: 2 processes of others",
         f"{R50} failed: out of memory",
-        f"weights nobody trained: {R50}",
+        f"untrained weights: {R50}",
         "too short for the clock",
     ):
         assert said.lower() in text.lower(), said

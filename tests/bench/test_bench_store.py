@@ -78,7 +78,7 @@ def test_a_record_under_another_name_and_an_unfinished_write_are_reported(tmp_pa
     assert (
         len(problems) == 2
         and any("own name" in p for p in problems)
-        and any("never finished" in p for p in problems)
+        and any("unfinished write" in p for p in problems)
     )
 
 
@@ -122,7 +122,7 @@ def test_a_writer_killed_at_any_time_leaves_whole_records_only(tmp_path: Path) -
     writer.stdout.close()
     stored = read_runs(tmp_path)
     assert set(announced) <= {f"{run.id}.json" for run in stored.runs}
-    assert all("never finished" in problem for problem in stored.problems)
+    assert all("unfinished write" in problem for problem in stored.problems)
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,7 +227,7 @@ def test_made_up_weights_data_and_subsets_are_said(layout: Layout, manifests: Ma
         row[1].startswith("measured, random weights, made-up data, 20 of 60 images [") and row[5] == "random"
     )
     note = notes_behind(row[1], table.notes)
-    assert "untrained: accuracy means nothing" in note and "not comparable with published accuracy" in note
+    assert "untrained: accuracy is meaningless" in note and "not comparable with published accuracy" in note
 
 
 def test_newest_measurement_of_each_metric_counts_and_settings_stay_apart(manifests: Manifests) -> None:
@@ -372,7 +372,7 @@ def test_box_ap_of_keypoint_rows_is_of_persons_and_says_so() -> None:
     ]
     assert [line["box AP"].partition("[")[0].strip() for line in lines] == ["53.6", "53.0"]
     for line in lines:
-        assert "AP over persons alone" in notes_behind(line["box AP"], table.notes)
+        assert "AP of the person class only" in notes_behind(line["box AP"], table.notes)
     values = [record["values"] for record in table.records if record["row"] == row]
     assert all("person_ap" in one and "box_ap" not in one for one in values)
 

@@ -40,7 +40,7 @@ WRONG = {
     "device": (("run", DEMO, *UNTRAINED, "--device", "gpu"), "'gpu' is not one of"),
     "no GPU": (("run", DEMO, *UNTRAINED, "--device", "cuda"), "sees no CUDA GPU"),
     "picture": (("detect", DEMO, "no/such.jpg", "--out", "drawn", *UNTRAINED), "no/such.jpg: no such file"),
-    "no pictures": (("detect", CLASSIFIER, "{coco}", "--out", "drawn", *UNTRAINED), "no picture or video"),
+    "no pictures": (("detect", CLASSIFIER, "{coco}", "--out", "drawn", *UNTRAINED), "no image or video"),
     "camera": (("detect", DEMO, "97", "--out", "drawn", *UNTRAINED), "camera 97: OpenCV cannot open it"),
     "row of explain": (("explain", "no_such_row"), "no row is named"),
     "row of train": (("train", "no_such_row", "--out", "runs"), "no row is named"),
@@ -94,7 +94,7 @@ def test_without_a_network_a_row_whose_weights_are_not_here_is_one_line(tmp_path
 @pytest.mark.usefixtures("drawn_shapes")
 def test_a_row_that_cannot_be_measured_is_left_out_of_a_pattern() -> None:
     said: list[str] = []
-    with pytest.raises(ManifestError, match="stands for its numbers alone"):
+    with pytest.raises(ManifestError, match="has published numbers only"):
         checked_rows(["densenet161_imagenet.vovnet"], Sources("shapes", "random"), None, said.append)
     rows = checked_rows(
         [DEMO, "*_tiny_fpn.demo", "densenet161*"], Sources("shapes", "random"), 2, said.append

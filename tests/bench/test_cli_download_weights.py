@@ -231,7 +231,7 @@ def test_import_of_a_file_fetched_by_hand(run: Any, tmp_path: Path) -> None:
     assert "download (1).pth: refused" in refused
     (tmp_path / "a.pkl").write_bytes(b"\x80\x02not it.")
     assert (
-        "bytes came, the manifest says 384,002"
+        "bytes received, the manifest says 384,002"
         in run("import", str(tmp_path / "a.pkl"), "pinned.sample", code=1).stderr
     )
     (tmp_path / "anything").write_bytes(BODY)

@@ -89,16 +89,16 @@ FAILS = {
     "redirect-to-file": r"redirect to .*file.* is refused",
     "redirect-signed-to-file": "only http",
     "redirect-nowhere": "without a Location",
-    "html": "web page came.*Page not found",
-    "html-as-binary": "web page came",
+    "html": "web page instead.*Page not found",
+    "html-as-binary": "web page instead",
     "brotli": "packs the file as 'br'",
     "wrong-bytes": "SHA-256 is .* not the file",
     "empty": "empty file|0 bytes",
     "huge": "another file|more than any",
     "larger": "another file|SHA-256",
-    "gzip-bomb": "more than .* bytes came",
+    "gzip-bomb": "more than .* bytes received",
     "chunked-cut": "connection broke",
-    "no-length-cut": "bytes came|SHA-256",
+    "no-length-cut": "bytes received|SHA-256",
     "stall": "timed out",
     "drip": "slower than",
 }
@@ -139,7 +139,7 @@ def test_fails_clearly(case: str, known: dict, server: HostileServer, cache: Wei
 def test_unpinned_without_size_or_end_is_refused(
     case: str, server: HostileServer, cache: WeightCache
 ) -> None:
-    with pytest.raises(DownloadError, match="nobody can tell whether the file is whole"):
+    with pytest.raises(DownloadError, match="cannot be checked for completeness"):
         get(cache, spec(server.url(case)))
     nothing_bad(cache)
 
@@ -253,7 +253,7 @@ def test_drive_confirm_page(
 
 
 @pytest.mark.parametrize(
-    ("case", "message"), [("quota", "quota for this file is used up.*import"), ("html", "web page came")]
+    ("case", "message"), [("quota", "quota for this file is used up.*import"), ("html", "web page instead")]
 )
 def test_drive_dead_ends(
     case: str, message: str, server: HostileServer, cache: WeightCache, monkeypatch: pytest.MonkeyPatch
@@ -305,7 +305,7 @@ def test_published_md5(server: HostileServer, cache: WeightCache) -> None:
         spec(server.url("good"), md5_url=server.url("404")),
         watch=Watch(say=said.append),
     )
-    assert any("published MD5 could not be had" in line for line in said)
+    assert any("published MD5 could not be fetched" in line for line in said)
 
 
 def test_refused_rows(server: HostileServer, cache: WeightCache) -> None:

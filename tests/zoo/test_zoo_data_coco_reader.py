@@ -152,14 +152,17 @@ REFUSED = {
     "a box of 400 digits": (lambda *r: r[3].update(bbox=[0, 0, 1, 10**400]), "four finite numbers"),
     "an image without height": (lambda *r: r[1].update(height=0), "'height' is 0, a number of pixels"),
     "an image too large": (lambda *r: r[1].update(width=2**60), "'width' is .*, a number of pixels"),
-    "a file name with a zero byte": (lambda *r: r[1].update(file_name="a\0b"), "'file_name' is .*, a text"),
+    "a file name with a zero byte": (
+        lambda *r: r[1].update(file_name="a\0b"),
+        "'file_name' is .*, expected a string",
+    ),
     "a class without a name": (lambda *r: r[2].update(name=None), r"categories\[0\]: field 'name' is None"),
     "polygons of words": (
         lambda *r: r[3].update(segmentation=[["a"] * 6]),
         "'segmentation' is .*polygons are",
     ),
-    "polygons without bounds": (lambda *r: r[3].update(segmentation=[[1e308] * 6]), "polygons are wanted"),
-    "a segmentation in words": (lambda *r: r[3].update(segmentation="x"), "polygons or an RLE are wanted"),
+    "polygons without bounds": (lambda *r: r[3].update(segmentation=[[1e308] * 6]), "expected polygons"),
+    "a segmentation in words": (lambda *r: r[3].update(segmentation="x"), "expected polygons or an RLE"),
     "run lengths too short": (
         lambda *r: r[3].update(segmentation={"size": [20, 30], "counts": [5, 5]}),
         r"code of 10 pixels, height x width are 20 x 30 = 600",
@@ -181,8 +184,8 @@ REFUSED = {
         "cannot be decoded: its counts are damaged",
     ),
     "keypoints in words": (lambda *r: r[3].update(keypoints="x"), "'keypoints' is 'x', a list"),
-    "half a keypoint": (lambda *r: r[3].update(keypoints=[1, 2, 2, 3]), "has 4 numbers, 3 are wanted"),
-    "keypoints without numbers": (lambda *r: r[3].update(keypoints=["a", 2, 2]), "finite numbers are wanted"),
+    "half a keypoint": (lambda *r: r[3].update(keypoints=[1, 2, 2, 3]), "has 4 numbers, expected 3"),
+    "keypoints without numbers": (lambda *r: r[3].update(keypoints=["a", 2, 2]), "expected finite numbers"),
     "sigmas of another number": (
         lambda d, i, category, item: (category.update(keypoints=["a"], sigmas=[1, 2]), item),
         r"categories\[0\]: field 'sigmas' is \[1, 2\], 1 numbers above 0",

@@ -101,7 +101,7 @@ def test_labels_follow_the_models_order_where_it_is_given(tmp_path: Path) -> Non
     ("classes", "said"),
     [
         (["cat", "bird"], "class 'dog' is unknown to the model"),
-        (["cat", "dog", "bird"], "predicts 'bird', which is no class of this dataset"),
+        (["cat", "dog", "bird"], "predicts 'bird', which is not a class of this dataset"),
     ],
 )
 def test_classes_that_do_not_fit(tmp_path: Path, classes: list[str], said: str) -> None:
@@ -218,11 +218,11 @@ BROKEN_COCO = {
     ),
     "half a point": (
         edited(lambda d: d["annotations"][0].update(segmentation=[[1, 2, 3, 4, 5]])),
-        "'segmentation' is .*polygons are wanted",
+        "'segmentation' is .*expected polygons",
     ),
     "a polygon that is no list": (
         edited(lambda d: d["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6])),
-        "polygons are wanted",
+        "expected polygons",
     ),
     "a mask of another size": (
         edited(lambda d: d["annotations"][0].update(segmentation={"size": [3, 4], "counts": [12]})),
@@ -240,7 +240,7 @@ BROKEN_COCO = {
                 d["annotations"][0].update(category_id=d["categories"][0]["id"]),
             )
         ),
-        "'keypoints' has 2 numbers, 3 are wanted",
+        "'keypoints' has 2 numbers, expected 3",
     ),
     "an image without size": (edited(lambda d: d["images"][1].pop("width")), r"images\[1\]: field 'width'"),
 }
@@ -425,7 +425,7 @@ def test_voc_years_join_and_class_lists_select(tmp_path: Path) -> None:
         ),
         (
             voc_xml(OBJECT.format(name="dog", difficult=0).replace(">12<", ">twelve<")),
-            "line 6: <xmax> is 'twelve', a number is wanted",
+            "line 6: <xmax> is 'twelve', expected a number",
         ),
         (
             voc_xml(OBJECT.format(name="dog", difficult=0).replace(">12<", ">0<")),
@@ -433,11 +433,11 @@ def test_voc_years_join_and_class_lists_select(tmp_path: Path) -> None:
         ),
         (
             voc_xml(OBJECT.format(name="dog", difficult=0).replace(">12<", ">nan<")),
-            "line 6: <xmax> is 'nan', a number is wanted",
+            "line 6: <xmax> is 'nan', expected a number",
         ),
         (
             voc_xml(size="<size><width>inf</width><height>20</height></size>"),
-            "line 2: <width> is 'inf', a number is wanted",
+            "line 2: <width> is 'inf', expected a number",
         ),
         (voc_xml(size=""), "line 1: no <size>"),
         ("", "line 1: malformed XML"),
@@ -496,7 +496,7 @@ def test_imagenet_by_folders(tmp_path: Path) -> None:
     assert [open_dataset(f"imagenet:{tmp_path}", classes=2).label(i) for i in range(2)] == [0, 1]
     with pytest.raises(
         DatasetError,
-        match="tells the order of 2 classes, the model has 1000; list all of them in .*wnids.txt",
+        match="gives the order of 2 classes, the model has 1000; list all of them in .*wnids.txt",
     ):
         open_dataset(f"imagenet:{tmp_path}", classes=1000)
     (tmp_path / "wnids.txt").write_text("n00\nn01\nn02\n")

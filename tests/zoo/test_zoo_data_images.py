@@ -112,7 +112,7 @@ def test_files_that_cost_more_than_they_look(decoder: str) -> None:
     huge = jpeg.replace(struct.pack(">HH", 240, 320), struct.pack(">HH", 65500, 65500))
     for data, said in (
         (scans, "more than 256 scans"),
-        (postscript, "by its first bytes it is none"),
+        (postscript, "its first bytes are not those of an image"),
         (gif, "megapixels|cannot be decoded"),
         (huge, "megapixels"),
         (png(40, 30)[:-9], "cut short"),
@@ -199,7 +199,10 @@ def test_a_file_of_gbk_that_says_gb2312(tmp_path: Path) -> None:
         ('<?xml version="1.0" encoding="punycode"?><a/>', "line 1: the encoding 'punycode' is unknown"),
         ('<?xml version="1.0" encoding="klingon"?><a/>', "line 1: the encoding 'klingon' is unknown"),
         ('<?xml version="1.0" encoding="utf-8"?>\n<a>\udcff</a>', "line 2: not in the encoding utf-8"),
-        ("<!DOCTYPE l [<!ENTITY a 'x'>]><a>&a;</a>", "line 1: declares the entity 'a'; write its text out"),
+        (
+            "<!DOCTYPE l [<!ENTITY a 'x'>]><a>&a;</a>",
+            "line 1: declares the entity 'a'; replace it by its text",
+        ),
         ("<!DOCTYPE l [<!ENTITY a SYSTEM 'file:///etc/hosts'>]><a>&a;</a>", "declares the entity 'a'"),
         ("<a>" * 100_000 + "</a>" * 100_000, "nested deeper than 64"),
         ("<a>" + "<b/>" * 200_000 + "</a>", "more than 100,000"),

@@ -244,7 +244,7 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("0 100 200 30 40", "shares of the image from 0 to 1 are wanted, not pixels"),
+        ("0 100 200 30 40", "expected fractions of the image from 0 to 1, not pixels"),
         ("7 0.5 0.5 0.1 0.1", "class 7 is not among the 3 classes"),
         ("0 0.5 0.5 0.1", "has 3 numbers after the class; 4 are a box"),
         ("0 a b c d", "is not a class and numbers"),

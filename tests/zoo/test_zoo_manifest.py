@@ -159,11 +159,11 @@ def test_a_row_adjusts_its_conventions_and_nothing_else(folder: Path) -> None:
 FAULTS = {
     "unknown field": (
         ("classes = 2", "classes = 2\nclasess = 3"),
-        ["row 1 (faster_rcnn_small.ours)", "field clasess", "no field here", "README"],
+        ["row 1 (faster_rcnn_small.ours)", "field clasess", "not a field here", "README"],
     ),
     "unknown field of weights": (
         ('holds = "detector"', 'holds = "detector"\nsize = 3'),
-        ["field weights.0.size", "no field here"],
+        ["field weights.0.size", "not a field here"],
     ),
     "wrong type": (("classes = 2", 'classes = "two"'), ["field classes", "integer", "'two'"]),
     "number as text": (("box_ap = 41.0", 'box_ap = "41.0"'), ["field published.0.values.box_ap", "'41.0'"]),
@@ -211,7 +211,7 @@ FAULTS = {
     ),
     "adjustment that is none": (
         ('conventions = "padded"', 'conventions = "padded"\nadjust = { image = { sice = 3 } }'),
-        ["field image.sice", "no field here"],
+        ["field image.sice", "not a field here"],
     ),
     "unknown metric": (
         ("fps = 20", "fsp = 20"),
@@ -279,7 +279,7 @@ def test_two_rows_may_claim_one_address_only_where_they_say_why(folder: Path) ->
     said = complaint(folder)
     assert (
         "row mask_rcnn_small.ours" in said
-        and "https://example.org/small.pth is claimed by row faster_rcnn_small.ours too" in said
+        and "https://example.org/small.pth is also that of row faster_rcnn_small.ours too" in said
     )
     assert "'shared' or 'wrong'" in said
     for reason in ('shared = "one file for both"', 'wrong = "the link of another model"'):
@@ -297,7 +297,7 @@ def test_shared_files_must_be_there_and_right(folder: Path, name: str) -> None:
     assert name in said and "no such manifest" in said and "restore it" in said
     (folder / name).write_text(text + "\n[stray]\nnothing = 1\n")
     said = complaint(folder)
-    assert f"{name}: stray: field nothing" in said and "no field here" in said
+    assert f"{name}: stray: field nothing" in said and "not a field here" in said
     (folder / name).write_text("stray = 1\n" + text)
     assert f"{name}: field stray: a table [stray] is wanted, but it is 1" in complaint(folder)
     (folder / name).write_bytes(b"\xff\xfe" + text.encode())

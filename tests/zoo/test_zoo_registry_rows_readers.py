@@ -215,7 +215,7 @@ def test_keras_resnet_gives_the_logits_it_had_with_biases(tmp_path: Path) -> Non
         wanted = model(images)
         torch.testing.assert_close(read(images), wanted, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(folded(images), wanted, rtol=1e-4, atol=1e-4)
-    with pytest.raises(CheckpointError, match="the model needs, and the file has not: fc.weight, fc.bias"):
+    with pytest.raises(CheckpointError, match="missing from the file: fc.weight, fc.bias"):
         arrays = {name: array for name, array in keras(model, {}).items() if not name.startswith("fc1000")}
         load_weights(slim("batch"), write(tmp_path / "headless", arrays, shard_bytes=1 << 20), "tfjs_layers")
 
@@ -353,7 +353,11 @@ def test_norms_left_without_effect_only_add_their_bias() -> None:
             "",
             "has not .*/epsilon",
         ),
-        ("", "FeatureExtractor/InceptionV2/Conv/Conv2D/merged_input", "no layer of SSDLite on MobileNetV2"),
+        (
+            "",
+            "FeatureExtractor/InceptionV2/Conv/Conv2D/merged_input",
+            "not a layer of SSDLite on MobileNetV2",
+        ),
         (
             "",
             "FeatureExtractor/MobilenetV2/surprise",
@@ -386,7 +390,7 @@ def test_flax_vgg(tmp_path: Path) -> None:
     }
     np.testing.assert_array_equal(found.state["backbone.features.19.weight"], ninth.transpose(3, 2, 0, 1))
     assert found.dropped == {"NetLinLayer_0/Conv_0/kernel": "LPIPS's own layer, which is no part of VGG-16"}
-    with pytest.raises(CheckpointError, match="has VGG16_0/Conv_13/kernel, which is no layer of VGG-16"):
+    with pytest.raises(CheckpointError, match="has VGG16_0/Conv_13/kernel, which is not a layer of VGG-16"):
         form.translate({"VGG16_0/Conv_13/kernel": first})
     (tmp_path / "other").write_bytes(pickle.dumps({"a": {"b": "text"}}, 3))
     with pytest.raises(CheckpointError, match="a/b is a str, no array"):

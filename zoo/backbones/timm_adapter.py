@@ -128,9 +128,9 @@ def _with_weights(
     try:
         return timm.create_model(model, pretrained=True, **arguments)
     except (OSError, RuntimeError, KeyError) as error:
-        said = str(error).splitlines() or [type(error).__name__]
+        reasons = str(error).splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"weights of timm.{model} could not be loaded: {said[0]}; a file of them can be given in place of"
+            f"weights of timm.{model} could not be loaded: {reasons[0]}; give a file of them in place of"
             " timm's hub"
         ) from error
 

@@ -132,9 +132,8 @@ class Dataset(ABC):
             remedy = "replace the image by the original one"
             if image.shape[:2] == (width, height) and is_turned(data):
                 remedy = (
-                    "its EXIF tag turns it, and its annotation was made on the picture as it is shown:"
-                    " turn the"
-                    " file's own pixels"
+                    "its EXIF tag rotates it, and its annotation was made on the rotated image:"
+                    " rotate the file's own pixels"
                 )
             raise DatasetError(
                 f"{path}: the image is {image.shape[1]}x{image.shape[0]} pixels (width x height), its"
@@ -204,19 +203,19 @@ def label_order(
     unknown = [name for name in file_classes if name not in place]
     missing = [name for name in classes if name not in file_classes]
     if unknown or (missing and not may_lack):
-        said = []
+        problems = []
         if unknown:
-            said.append(f"class {unknown[0]!r} is unknown to the model (unknown: {some(unknown)})")
+            problems.append(f"class {unknown[0]!r} is unknown to the model (unknown: {some(unknown)})")
         if missing:
-            said.append(
-                f"the model predicts {missing[0]!r}, which is no class of this dataset (missing:"
+            problems.append(
+                f"the model predicts {missing[0]!r}, which is not a class of this dataset (missing:"
                 f" {some(missing)})"
             )
         shared = len(classes) - len(missing)
         limit = f"--classes common measures the {shared} classes in common, " if shared else ""
         raise DatasetError(
-            f"{where}: {'; '.join(said)}. {limit}--map \"A=B\" takes the data's A for the model's B; or take"
-            " a row trained on this dataset"
+            f"{where}: {'; '.join(problems)}. {limit}--map \"A=B\" treats the data's A as the model's B; or"
+            " use a row trained on this dataset"
         )
     return [place[name] for name in file_classes]
 

@@ -169,7 +169,7 @@ def _resolve_split(split: str | None, there: dict[str, Path], annotations: Path,
         return split
     listed = f"{annotations}: holds {', '.join(p.name for p in there.values()) or f'no {kind}_*.json'}"
     if split is None:
-        raise DatasetError(f"{listed}; say which split: coco:DIR:SPLIT")
+        raise DatasetError(f"{listed}; choose one with coco:DIR:SPLIT")
     raise DatasetError(f"{listed}, but nothing for split {split!r}; {did_you_mean(split, there)}")
 
 

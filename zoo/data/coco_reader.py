@@ -105,13 +105,10 @@ def annotations_of(document: dict[str, Any], where: str, *, may_be_hidden: bool 
     for key in ("images", "categories"):
         if not isinstance(document.get(key), list) or not document[key]:
             raise DatasetError(
-                f"{where}: the list {key!r} is missing or empty; this is no COCO annotation file, or an"
-                " empty one"
+                f"{where}: the list {key!r} is missing or empty; not a COCO annotation file, or an empty one"
             )
     if not document.get("annotations") and ("annotations" in document or not may_be_hidden):
-        raise DatasetError(
-            f"{where}: the file holds no annotations; there is nothing to train on or to measure against"
-        )
+        raise DatasetError(f"{where}: the file holds no annotations; no ground truth to train or evaluate on")
     images = Records(document["images"], f"{where}: images")
     categories = Records(document["categories"], f"{where}: categories")
     image_ids, category_ids = images.ids("image"), categories.ids("category")
@@ -200,9 +197,7 @@ def _outlines(objects: Records, sizes: list[list[int]]) -> list[Outline]:
                 raise objects.error(row, f"field 'segmentation' is {problem}")
             outlines[row] = {"size": outline["size"], "counts": outline["counts"]}
         elif outline is not None:
-            raise objects.error(
-                row, f"field 'segmentation' is {shown(outline)}, polygons or an RLE are wanted"
-            )
+            raise objects.error(row, f"field 'segmentation' is {shown(outline)}, expected polygons or an RLE")
     return outlines
 
 
@@ -214,7 +209,7 @@ def _name_bad_polygons(objects: Records, outlines: list[Any]) -> None:
         ):
             raise objects.error(
                 row,
-                f"field 'segmentation' is {shown(outline)}, polygons are wanted, each a list of finite"
+                f"field 'segmentation' is {shown(outline)}, expected polygons, each a list of finite"
                 " numbers"
                 " x, y, x, y, ...",
             )
@@ -223,7 +218,7 @@ def _name_bad_polygons(objects: Records, outlines: list[Any]) -> None:
 def _list_or_none(value: Any) -> list[Any] | None:
     if value is None or type(value) is list:
         return value
-    raise fields.FieldError("a list of x, y, visibility of every point is wanted")
+    raise fields.FieldError("expected a list of x, y, visibility of every point")
 
 
 def _keypoint_names(
@@ -247,12 +242,11 @@ def _check_keypoints(objects: Records, keypoints: Sequence[list[float] | None], 
         if points and len(points) != 3 * count:
             raise objects.error(
                 row,
-                f"field 'keypoints' has {len(points)} numbers, {3 * count} are wanted: x, y, visibility of"
-                " every"
-                " point",
+                f"field 'keypoints' has {len(points)} numbers, expected {3 * count}: x, y, visibility of"
+                " every point",
             )
         if points and plain_numbers([points]) is None:
-            raise objects.error(row, f"field 'keypoints' is {shown(points)}, finite numbers are wanted")
+            raise objects.error(row, f"field 'keypoints' is {shown(points)}, expected finite numbers")
 
 
 def _sigmas(categories: Records, count: int) -> tuple[float, ...]:
@@ -264,7 +258,7 @@ def _sigmas(categories: Records, count: int) -> tuple[float, ...]:
             values = plain_numbers([given]) if type(given) is list and len(given) == count else None
             if values is None or values.min() <= 0:
                 raise categories.error(
-                    row, f"field 'sigmas' is {shown(given)}, {count} numbers above 0 are wanted"
+                    row, f"field 'sigmas' is {shown(given)}, expected {count} numbers above 0"
                 )
             return tuple(values.tolist())
     return ()

@@ -110,10 +110,10 @@ class Records:
     def __init__(self, records: Any, where: str, *, show_id: bool = False) -> None:
         self.where, self.show_id = where, show_id
         if not isinstance(records, list):
-            raise DatasetError(f"{where} is {shown(records)}, a list is wanted")
+            raise DatasetError(f"{where} is {shown(records)}, expected a list")
         if not set(map(type, records)) <= {dict}:
             row = next(row for row, record in enumerate(records) if type(record) is not dict)
-            raise DatasetError(f"{where}[{row}] is {shown(records[row])}, a JSON object is wanted")
+            raise DatasetError(f"{where}[{row}] is {shown(records[row])}, expected a JSON object")
         self.records: list[dict[str, Any]] = records
 
     def __len__(self) -> int:
@@ -209,21 +209,21 @@ def identity(value: Any) -> int | str:
     if type(value) is str and value.strip():
         text = value.strip()
         return int(text) if text.removeprefix("-").isdecimal() and text.isascii() and len(text) < 19 else text
-    raise FieldError("a whole number or a text is wanted")
+    raise FieldError("expected an integer or a string")
 
 
 def pixels(value: Any) -> int:
     """A side in whole pixels."""
     number = identity(value) if type(value) in (int, float, str) else 0
     if type(number) is not int or not 1 <= number < 2**31:
-        raise FieldError("a number of pixels is wanted")
+        raise FieldError("expected a number of pixels")
     return number
 
 
 def text(value: Any) -> str:
     """A text that is not empty."""
     if type(value) is not str or not value or "\0" in value:
-        raise FieldError("a text is wanted")
+        raise FieldError("expected a string")
     return value
 
 
@@ -242,7 +242,7 @@ def flag(value: Any) -> int:
         return 0
     if isinstance(value, bool | int | float) and value in (0, 1):
         return int(value)
-    raise FieldError("0 or 1 is wanted")
+    raise FieldError("expected 0 or 1")
 
 
 def number_or_none(value: Any) -> float | None:
@@ -256,7 +256,7 @@ def number_or_none(value: Any) -> float | None:
     except (ValueError, OverflowError):
         found = math.nan
     if not 0 <= found <= LARGEST**2:
-        raise FieldError("a finite number of at least 0 is wanted, or null")
+        raise FieldError("expected a finite number of at least 0, or null")
     return found
 
 
@@ -264,5 +264,5 @@ def box(value: Any) -> list[float]:
     """x, y, width, height in pixels; numbers, sides of at least 0."""
     found = plain_numbers([value]) if type(value) is list and len(value) == 4 else None
     if found is None or found[2:].min() < 0:
-        raise FieldError("four finite numbers x, y, width, height are wanted")
+        raise FieldError("expected four finite numbers x, y, width, height")
     return value

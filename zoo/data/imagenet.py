@@ -108,7 +108,7 @@ def _read_labels(path: Path, classes: int | None) -> tuple[list[tuple[Path, str,
 
 def _class_index(text: str | None, classes: int | None, where: str) -> int:
     if not (text and text.isascii() and text.isdecimal() and len(text) < 19):
-        raise DatasetError(f"{where}: class_index is {text!r:.60}, a whole number is wanted")
+        raise DatasetError(f"{where}: class_index is {text!r:.60}, expected an integer")
     label, count = int(text), MOST_CLASSES if classes is None else classes
     if label >= count:
         whose, advice = (
@@ -129,7 +129,7 @@ def _list_folders(folder: Path, classes: int | None) -> tuple[list[tuple[Path, s
     wnids = dataset_text(listed).split() if listed.is_file() else found
     if classes is not None and len(wnids) != classes:
         raise DatasetError(
-            f"{listed if listed.is_file() else root}: tells the order of {len(wnids)} classes, the model has"
+            f"{listed if listed.is_file() else root}: gives the order of {len(wnids)} classes, the model has"
             f" {classes}; list all of them in {listed}, one wnid a line in label order, or write labels.csv"
         )
     label = {name: place for place, name in enumerate(wnids)}

@@ -77,7 +77,7 @@ def image_size(path: Path) -> tuple[int, int]:
     with image:
         width, height = image.size
         if _orientation(image) != 1:
-            raise DatasetError(f"{path}: its EXIF tag turns it; turn the file's own pixels")
+            raise DatasetError(f"{path}: its EXIF tag rotates it; rotate the file's own pixels")
     return height, width
 
 
@@ -108,8 +108,7 @@ def _opened(data: bytes, where: str) -> Image.Image:
             return Image.open(io.BytesIO(data), formats=_formats(data))
         except UnidentifiedImageError:
             raise DatasetError(
-                f"{where}: cannot be decoded as an image, by its first bytes it is none; if it should be one,"
-                " download it again"
+                f"{where}: not an image by its first bytes; if it should be one, download it again"
             ) from None
         except Exception as error:
             raise _undecodable(where, error) from None
@@ -138,13 +137,12 @@ def _check_size(size: tuple[int, int], where: str) -> None:
     try:
         budget = float(given) if given else DEFAULT_MEGAPIXELS
     except ValueError:
-        raise DatasetError(f"{MAX_MEGAPIXELS} is {given!r:.40}, a number of megapixels is wanted") from None
+        raise DatasetError(f"{MAX_MEGAPIXELS} is {given!r:.40}, expected a number of megapixels") from None
     width, height = size
     if not width * height <= 1e6 * budget:
         raise DatasetError(
             f"{where}: the image has {width}x{height} pixels, {width * height / 1e6:.0f} megapixels, the"
-            " budget is"
-            f" {budget:g}; make it smaller or cut it into tiles, or set {MAX_MEGAPIXELS}"
+            f" limit is {budget:g}; make it smaller or cut it into tiles, or set {MAX_MEGAPIXELS}"
         )
 
 

@@ -59,7 +59,7 @@ def recognise(
         if found is not None:
             return found
     holds = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
-    raise DatasetError(f"{path}: holds {holds or 'nothing'}, no layout of these: {WANTED}")
+    raise DatasetError(f"{path}: holds {holds or 'nothing'}, none of these layouts: {WANTED}")
 
 
 def coco_parts(annotations: Path, images: Path | None) -> Recognised:
@@ -112,7 +112,7 @@ def _chosen(there: dict[str, Path], split: str | None, path: Path, order: Sequen
         raise DatasetError(f"{path}: has no split {split!r}; {did_you_mean(split, ends)}")
     name = split or next((name for name in order if name in ends), None)
     if name is None and len(there) > 1:
-        raise DatasetError(f"{path}: say which split, as PATH:SPLIT; there are {', '.join(there)}")
+        raise DatasetError(f"{path}: choose a split with PATH:SPLIT; there are {', '.join(there)}")
     return ends[name] if name is not None else next(iter(there.values()))
 
 

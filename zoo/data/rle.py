@@ -24,12 +24,11 @@ def rle_problem(code: Any, size: tuple[int, int]) -> str | None:
     counts = code.get("counts")
     if not isinstance(found, list) or found != list(size) or not isinstance(counts, str | list):
         return (
-            f"a run-length code of size {found!r:.40}, 'counts' and the image's size {list(size)} (height,"
-            " width)"
-            " are wanted"
+            f"a run-length code of size {found!r:.40}, expected 'counts' and the image's size {list(size)}"
+            " (height, width)"
         )
     if isinstance(counts, list) and not all(type(count) is int and count >= 0 for count in counts):
-        return "a run-length code whose counts are no whole numbers of at least 0"
+        return "a run-length code whose counts are not integers of at least 0"
     pixels = int(code_sums([counts])[0]) if isinstance(counts, str) else sum(counts)
     return None if pixels == size[0] * size[1] else sum_problem(pixels, size)
 

@@ -77,8 +77,8 @@ def read_voc_xml(path: Path, classes: Sequence[str] | None = VOC_CLASSES) -> Voc
     height, width = (int(_number(size, name, path)) for name in ("height", "width"))
     if not (0 < height < 2**31 and 0 < width < 2**31):
         raise DatasetError(
-            f"{path}: line {size.line}: <size> is {width:g}x{height:g}, the image's width and height in"
-            " pixels are wanted"
+            f"{path}: line {size.line}: <size> is {width:g}x{height:g}, expected the image's width and"
+            " height in pixels"
         )
     return VocAnnotation(
         height, width, tuple(_read_object(o, path, classes) for o in root.children if o.name == "object")
@@ -95,7 +95,7 @@ def _number(parent: Element, name: str, path: Path) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise DatasetError(
-            f"{path}: line {element.line}: <{name}> is {element.text.strip()!r:.60}, a number is wanted"
+            f"{path}: line {element.line}: <{name}> is {element.text.strip()!r:.60}, expected a number"
         )
     return value
 

@@ -106,7 +106,7 @@ class _Tree:
         if len(self.stack) > MOST_DEPTH or self.count > MOST_ELEMENTS:
             raise DatasetError(
                 f"{self.path}: line {element.line}: elements nested deeper than {MOST_DEPTH}, or more than"
-                f" {MOST_ELEMENTS:,}; this is no annotation of an image"
+                f" {MOST_ELEMENTS:,}; not an image annotation"
             )
         self.stack[-1].children.append(element)
         self.stack.append(element)
@@ -120,7 +120,6 @@ class _Tree:
 
     def entity(self, name: str, *_: object) -> None:
         raise DatasetError(
-            f"{self.path}: line {self.parser.CurrentLineNumber}: declares the entity {name!r:.60}; write"
-            " its text"
-            " out"
+            f"{self.path}: line {self.parser.CurrentLineNumber}: declares the entity {name!r:.60}; replace"
+            " it by its text"
         )

@@ -53,7 +53,7 @@ def find_yolo(path: Path, split: str | None = None, order: Sequence[str] = SPLIT
     if isinstance(classes, dict) and all(type(key) is int for key in classes):
         classes = [classes[key] for key in sorted(classes)]
     if not (isinstance(classes, list) and classes and all(map(_is_word, classes))):
-        raise DatasetError(f"{file}: field 'names' is missing or no list of names, class names are wanted")
+        raise DatasetError(f"{file}: field 'names' is missing or no list of names, expected class names")
     there = [name for name in order if described.get(name)]
     if not there or (split is not None and split not in there):
         raise DatasetError(
@@ -195,7 +195,7 @@ def _object(
             " the points of a polygon, all as shares of the image"
         )
     if not (np.isfinite(values).all() and (values >= -0.01).all() and (values <= 1.01).all()):
-        raise DatasetError(f"{where}: {line!r:.60}: shares of the image from 0 to 1 are wanted, not pixels")
+        raise DatasetError(f"{where}: {line!r:.60}: expected fractions of the image from 0 to 1, not pixels")
     sides = np.array([size[1], size[0]], np.float64)
     if len(values) == 4:
         half = values[2:] / 2

@@ -73,7 +73,7 @@ class Options:
     """Options by dotted name: the file's value, else the default; remembers which were asked for, so that no
     given one is lost.
 
-    given: what the file sets; notes: what was fixed or renamed; refused: options that cannot be honoured,
+    given: what the file sets; notes: what was fixed or renamed; refused: unsupported options,
         with the reason; idle: options
     that this model has no use for, with the reason.
     """

@@ -252,7 +252,7 @@ class ConfigReader:
             ("USE_DECONV_OUTPUT", True, "the last layer is a deconvolution here"),
             ("DECONV_KERNEL", 4, "its kernel has a side of 4 here"),
             ("CONV_HEAD_KERNEL", 3, "kernels have a side of 3 here"),
-            ("NMS_OKS", False, "keypoints are not suppressed by likeness here"),
+            ("NMS_OKS", False, "keypoint NMS by OKS is not supported here"),
             ("KEYPOINT_CONFIDENCE", "bbox", "a keypoint's score is its box's here"),
             ("INFERENCE_MIN_SIZE", 0, "heat maps are resized to the box here"),
             ("LOSS_WEIGHT", 1.0, "losses are summed as they are here"),

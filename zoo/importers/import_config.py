@@ -3,7 +3,7 @@ rules. No torch.
 
 Every option that the file sets ends in one of four lists: it became part of the row, it changes nothing (and
     why), it was fixed
-(and how), or it cannot be honoured (and why). None is dropped in silence.
+(and how), or it is not supported (and why). None is dropped in silence.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ImportedConfig:
         """What a person should know, a line each."""
         lines = [f"note: {note}" for note in self.notes]
         lines += [f"without effect: {name}: {reason}" for name, reason in self.without_effect.items()]
-        return lines + [f"cannot be honoured: {name}: {reason}" for name, reason in self.refused.items()]
+        return lines + [f"not supported: {name}: {reason}" for name, reason in self.refused.items()]
 
 
 def toml_value(value: Any) -> str:
@@ -156,9 +156,7 @@ class _Importer(ConventionReader):
             "weights are named where a row is run; add them to the row as [[model.weights]]"
         )
         for name in self.options.unread():
-            self.options.refused[name] = (
-                f"{self.options.given[name]!r}: nothing here reads it for a {self.kind}"
-            )
+            self.options.refused[name] = f"{self.options.given[name]!r}: not used here for a {self.kind}"
         return ImportedConfig(
             row,
             conventions,

@@ -231,7 +231,7 @@ def copy_into(
     ]
     if other:
         raise CheckpointError(
-            f"{where}: not real floating-point numbers in the file: {listed(other)}; is it quantised or"
+            f"{where}: tensors in the file are not floating point: {listed(other)}; is it quantised or"
             " damaged? Nothing was loaded"
         )
     with torch.no_grad():

@@ -107,10 +107,10 @@ class LoadReport:
         problems = [
             f"{word}: {listed(names)}"
             for word, names in (
-                ("the model needs, and the file has not", self.missing),
-                ("the file has, and the model knows not", self.unexpected),
+                ("missing from the file", self.missing),
+                ("unknown to the model", self.unexpected),
                 (
-                    "of another shape",
+                    "shape mismatch",
                     [
                         f"{name} {list(there)} in the file, {list(here)} in the model"
                         for name, there, here in self.wrong_shape
@@ -166,7 +166,7 @@ def translate_names(
                 )
             result.aliases.setdefault(target, result.origin[target])
             result.dropped[result.origin[target]] = (
-                f"the same module as {name}, which stands later in the file"
+                f"the same module as {name}, which comes later in the file"
             )
         result.state[target], result.origin[target] = array, name
     return result

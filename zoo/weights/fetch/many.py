@@ -163,6 +163,6 @@ def _fetch_group(
         reason = f"{first.row}: {first.filename}: unexpected {type(error).__name__}: {error}"
         return [Outcome(chosen, "failed", reason=hide(reason)) for chosen in group]
     except KeyboardInterrupt:
-        return [Outcome(chosen, "stopped", reason="the same command goes on from here") for chosen in group]
+        return [Outcome(chosen, "stopped", reason="rerun the same command to resume") for chosen in group]
     finally:
         close()

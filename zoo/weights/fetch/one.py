@@ -39,7 +39,7 @@ def refusal_of(spec: WeightSpec) -> str | None:
     if not [url for url in spec.urls if not needs_person(url)]:
         pages = [spec.manual, *spec.urls] if spec.manual else spec.urls
         return (
-            f"needs a person: open {' or '.join(dict.fromkeys(pages))} , save the file, then run"
+            f"manual download: open {' or '.join(dict.fromkeys(pages))} , save the file, then run"
             " `download_weights.py import FILE ROW`"
         )
     return None
@@ -108,12 +108,12 @@ def _from_mirrors(spec: WeightSpec, row: str, cache: WeightCache, policy: Policy
         except DownloadError as error:
             problems.append(f"{address}: {error}")
     last = (
-        f"\n  {spec.manual}: a person can get it there, then `download_weights.py import FILE {row}`"
+        f"\n  {spec.manual}: download it there manually, then `download_weights.py import FILE {row}`"
         if spec.manual
         else ""
     )
     raise DownloadError(
-        hide(f"{row}: no address gave {spec_filename(spec)}:\n  " + "\n  ".join(problems) + last)
+        hide(f"{row}: no address provided {spec_filename(spec)}:\n  " + "\n  ".join(problems) + last)
     )
 
 
@@ -155,16 +155,16 @@ def _from_address(
             part.close() if part.offset else part.discard()
         if not resumed:
             break
-        watch.say(f"{row}: the resumed file is not whole ({fault}); fetching it from its beginning")
+        watch.say(f"{row}: the resumed file is incomplete ({fault}); fetching it again from the start")
     raise DownloadError(fault)
 
 
 def _fault(spec: WeightSpec, cache: WeightCache, part: PartFile, md5: str | None) -> str | None:
     """What is wrong with a complete download, or none."""
     if spec.bytes and part.offset != spec.bytes:
-        return f"{part.offset:,} bytes came, the manifest says {spec.bytes:,}"
+        return f"{part.offset:,} bytes received, the manifest says {spec.bytes:,}"
     if not part.offset:
-        return "an empty file came"
+        return "an empty file was received"
     expected, actual = cache.expected_sha256(spec), part.sha256.hexdigest()
     if expected and actual != expected:
         vouched = "the manifest" if spec.sha256 else f"the record of {cache.pin_of(spec).date}"
@@ -183,8 +183,8 @@ def _fault(spec: WeightSpec, cache: WeightCache, part: PartFile, md5: str | None
         return f"MD5 is {part.md5.hexdigest()}, the publisher says {md5}: not the file"
     if not (expected or spec.sha256_prefix or md5 or spec.bytes) and part.state.get("whole_by") == "nothing":
         return (
-            "the server says neither a size nor an end, and the row has no hash: nobody can tell whether the"
-            " file is whole; add bytes or sha256 to the row"
+            "the server sends neither a size nor an end, and the row has no hash: the file cannot be checked"
+            " for completeness; add bytes or sha256 to the row"
         )
     return None
 
@@ -215,7 +215,7 @@ def _published_md5(spec: WeightSpec, cache: WeightCache, policy: Policy, watch: 
             if match := re.search(rb"(?<![0-9a-fA-F])([0-9a-fA-F]{32})(?![0-9a-fA-F])", text):
                 return match[1].decode().lower()
     watch.say(
-        f"{spec_filename(spec)}: its published MD5 could not be had from {hide(spec.md5_url)}; only the"
+        f"{spec_filename(spec)}: its published MD5 could not be fetched from {hide(spec.md5_url)}; only the"
         " SHA-256 is recorded"
     )
     return None

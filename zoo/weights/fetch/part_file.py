@@ -69,8 +69,7 @@ class PartFile:
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
             raise DownloadError(
-                f"cannot write {self.path}: {error.strerror}; free some space and run again, it goes on from"
-                " there"
+                f"cannot write {self.path}: {error.strerror}; free some space and run again to resume"
             ) from None
         self._update(chunk)
 

@@ -149,10 +149,10 @@ class Client:
         while len(trail) <= self.policy.redirects + 1:
             here = trail[-1]
             self.guard.end_request()
-            with self.failures(f"no whole answer within {limit_s:.0f} s"):
+            with self.failures(f"no complete response within {limit_s:.0f} s"):
                 response = self._send(here, headers, url)
             if self.guard.expired:  # cut in the middle of a header, it may look like a whole answer
-                raise Again(f"no whole answer within {limit_s:.0f} s")
+                raise Again(f"no complete response within {limit_s:.0f} s")
             if response.status_code not in (301, 302, 303, 307, 308):
                 return response, trail
             location = response.headers.get("Location", "")
@@ -271,8 +271,6 @@ def backoff_s(failures: int, asked_s: float | None, policy: Policy, left_s: floa
     """
     if asked_s is not None:
         if asked_s > min(policy.longest_wait_s, left_s):
-            raise DownloadError(
-                f"the server asks to come back in {asked_s:.0f} s; run the same command later"
-            )
+            raise DownloadError(f"the server asks to retry in {asked_s:.0f} s; run the same command later")
         return asked_s
     return random.uniform(0, min(policy.longest_wait_s, left_s, policy.backoff_s * 2**failures))

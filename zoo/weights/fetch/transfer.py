@@ -103,9 +103,9 @@ def _follow_page(url: str, page: bytes, part: PartFile) -> None:
     was_confirmed = "confirmed" in part.state
     if was_confirmed:
         part.restart(url=part.state["url"])
-        raise Again("the page that asks for confirmation came again")
+        raise Again("the confirmation page was sent again")
     part.restart(url=part.state["url"], confirmed=read_page(url, page))
-    raise Again("a page asks for confirmation", wait_s=0)
+    raise Again("the server sent a confirmation page", wait_s=0)
 
 
 def _range_headers(part: PartFile) -> dict[str, str]:
@@ -131,18 +131,18 @@ def _check_status(client: Client, response: Any, part: PartFile, ranged: bool) -
     status = response.status_code
     if status == 416:
         part.restart(url=part.state["url"])
-        raise Again("HTTP 416: the server knows another size; starting over")
+        raise Again("HTTP 416: the server reports another size; starting over")
     if status in RETRY_STATUS:
         raise Again(f"HTTP {status}", wait_s=headers.retry_after_s(response.headers))
     if ranged and 400 <= status < 500 and status not in GONE_STATUS:
         part.restart(**{**_kept(part), "no_range": True})
-        raise Again(f"HTTP {status} where the rest of the file was asked for; starting over")
+        raise Again(f"HTTP {status} for a request of the rest of the file; starting over")
     if status not in (200, 206):
         if "confirmed" in part.state:
             part.restart(url=part.state["url"])
-            raise Again(f"HTTP {status} behind a page that asks for confirmation")
+            raise Again(f"HTTP {status} after a confirmation page")
         advice = {
-            401: "it wants a login",
+            401: "it requires a login",
             403: "not public (any more)",
             404: "the file is gone",
             410: "the file is gone",
@@ -170,7 +170,7 @@ def _begin(response: Any, part: PartFile, expected_bytes: int | None, policy: Po
         total = size
         part.restart(**_kept(part), validator=validator, total=total)
     if encoded and packing not in UNPACKED:
-        raise DownloadError(f"the server packs the file as {packing!r:.40}, which was not asked for")
+        raise DownloadError(f"the server compresses the file as {packing!r:.40}, which was not requested")
     if expected_bytes and total not in (None, expected_bytes):
         raise DownloadError(
             f"the server's file has {total:,} bytes, the manifest says {expected_bytes:,}: another file"
@@ -201,7 +201,7 @@ def _continued(
         or found.total not in (None, part.state.get("total"))
     ):
         part.restart(**{**_kept(part), "no_range": True})
-        raise Again("the server sent another range or version than asked; starting over")
+        raise Again("the server sent another range or version than requested; starting over")
     part.resumed = True
     return part.state.get("total")
 
@@ -254,7 +254,7 @@ def _body(
             raise KeyboardInterrupt
         if part.offset + len(chunk) > limit:
             part.restart(url=part.state["url"])
-            raise DownloadError(f"more than {limit:,} bytes came: another file than announced")
+            raise DownloadError(f"more than {limit:,} bytes received: not the announced file")
         part.write(chunk)
         watch.progress(part.offset, total)
         patience.note(part.offset)

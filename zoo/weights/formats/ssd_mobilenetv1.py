@@ -57,7 +57,7 @@ def _put_layer(result: Translation, arrays: dict[str, Any], layer: str, kernel: 
 
     place = rename(layer, _LAYERS)
     if place == layer:
-        raise CheckpointError(f"the file has {kernel}, which is no layer of SSD on MobileNetV1")
+        raise CheckpointError(f"the file has {kernel}, which is not a layer of SSD on MobileNetV1")
     depthwise = kernel.endswith("depthwise_weights")
     weight = torch_layout(arrays[kernel], depthwise=depthwise)
     if "_head." in place:
@@ -90,7 +90,7 @@ def _known_classes(values: Any) -> Any:
 
 def _need(arrays: dict[str, Any], name: str) -> tuple[Any, str]:
     if name not in arrays:
-        raise CheckpointError(f"the file has not {name}; is it cut short? fetch it again")
+        raise CheckpointError(f"the file lacks {name}; is it cut short? fetch it again")
     return arrays[name], name
 
 

@@ -86,7 +86,7 @@ def _graph(arrays: dict[str, Any]) -> Translation:
             r".*/BatchNorm/(batchnorm/mul|gamma|moving_mean|moving_variance|FusedBatchNorm/epsilon)", name
         ):
             raise CheckpointError(
-                f"the file has {name}, and the model knows it not; is it TensorFlow's SSDLite on MobileNetV2?"
+                f"the file has {name}, unknown to the model; is it TensorFlow's SSDLite on MobileNetV2?"
             )
         result.dropped[name] = "folded into the kernel and the bias beside it"
     return result
@@ -99,7 +99,7 @@ def _put_layer(result: Translation, arrays: dict[str, Any], layer: str, kernel: 
     place = rename(layer, _LAYERS)
     if place == layer:
         raise CheckpointError(
-            f"the file has {kernel}, which is no layer of SSDLite on MobileNetV2; is it the right file?"
+            f"the file has {kernel}, which is not a layer of SSDLite on MobileNetV2; is it the right file?"
         )
     weight = torch_layout(arrays[kernel], depthwise="depthwise" in kernel)
     if "%s" not in place:  # a prediction: no norm
@@ -141,7 +141,7 @@ def _norm(arrays: dict[str, Any], layer: str) -> tuple[Any, Any, str]:
 
 def _need(arrays: dict[str, Any], name: str) -> Any:
     if name not in arrays:
-        raise CheckpointError(f"the file has not {name}; is it cut short? fetch it again")
+        raise CheckpointError(f"the file lacks {name}; is it cut short? fetch it again")
     return arrays[name]
 
 

@@ -106,13 +106,13 @@ def check_plain(value: Any, refuse: Callable[[str], CheckpointError], stray: tup
     while todo:
         node, done = todo.pop()
         if isinstance(node, stray) and not getattr(node, "plain", False):
-            raise refuse(f"{node.path} stands where a value belongs")
+            raise refuse(f"{node.path} is not a value")
         if not isinstance(node, (list, tuple, dict)) or (id(node) in size and not done):
             continue
         children = list(node.values()) if isinstance(node, dict) else node
         if not done:
             if id(node) in open_now:
-                raise refuse("a container that holds itself")
+                raise refuse("a container that contains itself")
             open_now.add(id(node))
             todo.append((node, True))
             if len(open_now) > MAX_DEPTH + 1:
