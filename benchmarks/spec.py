@@ -107,7 +107,7 @@ class Measurement(Strict):
         parts = []
         if self.passes:
             count = len(self.passes)
-            parts.append(f"{sum(self.passes)} whole passes in {count} process{'es' if count > 1 else ''}")
+            parts.append(f"{sum(self.passes)} passes in {count} process{'es' if count > 1 else ''}")
         if self.drift is not None:
             state = "not steady" if self.steady is False else "steady"
             parts.append(f"{state}: {self.drift:+.1%} from first to last {'pass' if self.passes else 'step'}")

@@ -56,7 +56,7 @@ def _gpu(seen_by_torch: bool) -> Finding:
             return Finding(
                 "gpu",
                 "warning",
-                f"torch sees a GPU, but {error}; records will have no clocks, power or process memory",
+                f"torch finds a GPU, but {error}; records will have no clocks, power or process memory",
             )
         return Finding("gpu", "missing", f"everything runs on the CPU ({error})")
     if not seen_by_torch:

@@ -181,7 +181,7 @@ class _Match:
                 if done in self.looks and self.decided():
                     return f"the deciding verdicts were reached after {done} blocks"
                 if done >= self.options.blocks:
-                    return f"the most blocks were run, {done}"
+                    return f"the maximum number of blocks was run, {done}"
                 if time.monotonic() - start > self.options.budget_s:
                     return f"the time budget of {self.options.budget_s:g} s was spent after {done} blocks"
         return (
@@ -240,7 +240,7 @@ def compare(
     started, clock = datetime.now(UTC), time.monotonic()
     match, ended, pairs, interrupted = _Match(entrants, spec, data, options, say), "", [], False
     identity = new_id("comparison", started)
-    telemetry = Telemetry(absent="the comparison ended before it was watched")
+    telemetry = Telemetry(absent="the comparison ended before its first telemetry reading")
     try:
         with watching(spec.device) as watch:
             ended = match.run()
@@ -292,7 +292,7 @@ def _count(number: int, thing: str) -> str:
 
 def _protocol(match: _Match) -> str:
     options, images = match.options, match.states[match.reference].about.get("timed_images", 0)
-    threads = f"{_count(options.threads, 'thread')} an operator"
+    threads = f"{_count(options.threads, 'thread')} per operator"
     where = f"{threads}, {ALLOCATOR_NOTE}" if match.spec.device == "cpu" else "on one GPU in turn"
     at_once = (
         f"{_count(len(match.looks), 'look')} and {_count(len(match.states) - 1, 'comparison')} of each metric"
@@ -301,5 +301,5 @@ def _protocol(match: _Match) -> str:
         f"{len(match.orders)} blocks of {options.rounds} rounds after {options.warm_up} rounds of warm-up;"
         " fresh processes in each block; in a round every model runs the same"
         f" {match.per_turn * match.spec.batch_size} of {images} images, in random order; {where}. Ratios:"
-        f" Hodges-Lehmann in a block, Student's t over blocks; intervals hold together at 95 % for {at_once}"
+        f" Hodges-Lehmann in a block, Student's t over blocks; joint 95 % intervals over {at_once}"
     )

@@ -204,8 +204,8 @@ def compare_stored(names: Sequence[str], runs: Sequence[Run], anyway: bool = Fal
         if firm and not anyway:
             raise NotComparable(
                 f"{other[0].id} and {chosen[0][0].id} cannot be compared, they differ in"
-                f" {'; '.join(map(str, firm))}. Measure both alike; or see --relative-to for other hardware,"
-                " or --anyway for ratios with footnotes"
+                f" {'; '.join(map(str, firm))}. Measure both with the same settings; or see"
+                " --relative-to for other hardware, or --anyway for ratios with footnotes"
             )
         pairs += [
             _stored_pair(name, chosen[0], other, runs, tuple(map(str, unlike)))
@@ -231,7 +231,7 @@ def _stored_pair(
     note = (
         f"interval from the spread between {freedom + len(everyone)} runs; `bench.py compare` gives a verdict"
         if freedom > 0
-        else "one run each: how far two runs of one model differ on this machine is not known; measure again"
+        else "one run each: the spread between runs on this machine is unknown; measure again"
         " with `bench.py run --again`, or run `bench.py compare`"
     )
     values = (math.exp(means[0]), math.exp(means[1]))

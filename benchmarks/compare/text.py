@@ -72,8 +72,8 @@ def _zones(pairs: Iterable[Pair]) -> list[str]:
     lines += [f"AP and top-1: smallest difference of interest {value:g} points" for value in sorted(points)]
     if fractions or points:
         lines += [
-            "SAME: the whole interval is within it.",
-            "FASTER, SLOWER (memory: LOWER, HIGHER): the whole interval is beyond it.",
+            "SAME: the interval lies within it.",
+            "FASTER, SLOWER (memory: LOWER, HIGHER): the interval lies beyond it.",
             "UNDECIDED: neither.",
         ]
     return lines

@@ -93,10 +93,10 @@ def judge_load(samples: dict[str, list[float]], processors: int | None = None) -
     processors = processors or os.cpu_count() or 1
     others = samples.get("other_cpus", [])
     if not others:
-        return "unknown", "the work ended before the processor was looked at twice"
+        return "unknown", "the work ended before two readings of the processor"
     cuts = sum(samples.get("quota_cuts", []))
     if cuts:
-        return "throttled", f"a quota stopped the processes {cuts:.0f} times"
+        return "throttled", f"a CPU quota throttled the processes {cuts:.0f} times"
     stolen = sum(samples["stolen_cpus"]) / len(others)
     if stolen > STOLEN * processors:
         return "shared", f"other machines of the host took {stolen:.2f} of {processors} processors"

@@ -242,7 +242,7 @@ def images_digest(subject: Subject, batches: list[list[int]]) -> str:
 def _measurements(
     clock: PhaseClock, passes: int, warm: bool, note: str, spec: BenchmarkSpec
 ) -> dict[str, Measurement]:
-    batch = f"batch {spec.batch_size}, an image"
+    batch = f"batch {spec.batch_size}, per image"
 
     def found(samples: list[float], covers: str, note: str = "") -> Measurement:
         return timed_measurement([samples], [passes], f"{covers}; {batch}", note, warm)

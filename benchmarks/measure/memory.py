@@ -70,7 +70,7 @@ def peak_memory(device: torch.device, polled: bool = True) -> Iterator[PeakMemor
         with _gpu_peak(device, peak, polled):
             yield peak
     else:
-        peak.absent = dict.fromkeys(ON_GPU, "measured on a CPU, where there is no GPU memory")
+        peak.absent = dict.fromkeys(ON_GPU, "measured on a CPU, without GPU memory")
         with _resident_peak(peak):
             yield peak
 

@@ -27,7 +27,7 @@ COVERS = {
         " post-processing)"
     ),
 }
-REST = "what no named part claims: intermediate steps, anchors, decoding, a resize in the network"
+REST = "all other steps: intermediate steps, anchors, decoding, a resize in the network"
 
 
 class PartTimes:
@@ -74,11 +74,7 @@ def measure_phases(
     """
     subject.model.eval()
     parts, found = parts_of(subject.model), list[dict[str, float]]()
-    absent = {
-        f"{name}_ms": "the model has no such part, or does not name it"
-        for name in COVERS
-        if name not in parts
-    }
+    absent = {f"{name}_ms": "the model has no such part" for name in COVERS if name not in parts}
     if not parts:
         return {}, absent
     batches = timed_batches(len(subject.dataset), spec)
@@ -128,7 +124,7 @@ def _measurements(
     turns: list[dict[str, float]], names: list[str], spec: BenchmarkSpec
 ) -> dict[str, Measurement]:
     total = sum(turn["forward"] for turn in turns)
-    how = f"in passes of their own, with a synchronisation at each border; batch {spec.batch_size}, an image"
+    how = f"in passes of their own, with a synchronisation at each border; batch {spec.batch_size}, per image"
     found = {}
     for name in names:
         samples = [turn[name] for turn in turns]

@@ -67,7 +67,7 @@ def measure_protocol(
         heartbeat: called after every batch.
 
     Returns:
-        model_ms: what the protocol has inside its clock, an image, by the protocol's own statistic.
+        model_ms: what the protocol has inside its clock, per image, by the protocol's own statistic.
     """
     subject.model.eval()
     protocol, clock = protocol_of(spec.protocol), PhaseClock(subject.device)
@@ -92,9 +92,9 @@ def measure_protocol(
     found = summarise(
         samples,
         "ms",
-        covers=f"{inside}; batch {spec.batch_size}, an image; {protocol.title}",
+        covers=f"{inside}; batch {spec.batch_size}, per image; {protocol.title}",
         note=f"protocol {spec.protocol}"
-        + (", cudnn.benchmark as the source sets it" if protocol.cudnn_benchmark else ""),
+        + (", cudnn.benchmark as in the source" if protocol.cudnn_benchmark else ""),
     )
     value = {"mean": sum(samples) / len(samples), "last": samples[-1], "median": found.value}[
         protocol.statistic

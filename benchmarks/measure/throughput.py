@@ -42,11 +42,11 @@ class Ladder:
             return ""
         *smaller, last = (one.value for one in self.rungs.values())
         if smaller and last < (1 + RISE) * max(smaller):
-            return f"twice the batch was not {RISE:.0%} faster"
+            return f"doubling the batch was not {RISE:.0%} faster"
         if size > images:
-            return f"there are {images} images; give more for larger batches"
+            return f"there are {images} images; use more for larger batches"
         if size > LARGEST:
-            return f"{LARGEST} is the largest batch that is tried"
+            return f"{LARGEST} is the largest batch tried"
         return (
             f"two batches of {size} would take longer than the time budget of {budget_s:g} s"
             if 2 * size / last > budget_s
@@ -58,7 +58,7 @@ class Ladder:
         throughput_batch_N_images_per_s."""
         steps = ", ".join(f"{size}: {one.value:.4g}" for size, one in self.rungs.items())
         best = self.rungs[self.best]
-        note = f"best of the batches {steps}; ended because {self.end}; {best.note}"
+        note = f"best of batches {steps}; ended because {self.end}; {best.note}"
         return {
             "throughput_images_per_s": best.model_copy(update={"note": note}),
             **{f"throughput_batch_{size}_images_per_s": one for size, one in self.rungs.items()},
@@ -144,7 +144,7 @@ def throughput_of(
         )
     covers = (
         f"batch {size}: forward + post-processing of prepared batches that lie on the device,"
-        f" {len(chosen) * size} images in a pass; {spec.dtype}"
+        f" {len(chosen) * size} images per pass; {spec.dtype}"
     )
     rates = [[1e3 / ms for ms in made] for made in passes]
     found = summarise_passes([rates], UNIT, covers=covers, note=str(warmed))

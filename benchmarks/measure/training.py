@@ -101,7 +101,7 @@ def measure_training(
             " row, or give weights"
         )
     what = f"training step of {spec.train_images_per_step} images, {spec.dtype}, {note}"
-    what += f"; {skipped} steps without update, because their loss was not finite" if skipped else ""
+    what += f"; {skipped} steps without update because of a loss that is not finite" if skipped else ""
     found = peak.measurements("train", what)
     found["train_step_ms"] = summarise(
         [s * 1e3 for s in seconds], "ms", covers=f"data loading, forward, backward, update; {what}"

@@ -152,13 +152,13 @@ def circumstances(one: Comparison) -> str:
         f"begun {one.started}",
     ]
     if one.threads is not None:
-        parts.insert(1, f"{one.threads} thread{'' if one.threads == 1 else 's'} an operator")
+        parts.insert(1, f"{one.threads} thread{'' if one.threads == 1 else 's'} per operator")
     if env:
         parts.append(f"torch {env.packages.get('torch', 'unknown')}, Python {env.python}")
         parts.append(
             f"commit {env.commit[:10]}{' with changes' if env.dirty else ''}"
             if env.commit
-            else "no commit known"
+            else "commit unknown"
         )
     parts.append(f"{one.spec.dtype}{' with TF32' if one.spec.tf32 else ''}, batch {one.spec.batch_size}")
     if data:

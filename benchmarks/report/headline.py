@@ -43,8 +43,8 @@ def headline_table(view: Overview) -> Table:
         if run.environment:
             machines[f"{run.environment.device_name}"] = None
     table.notes = [
-        "Accuracy: box AP of COCO or `shapes`, or top-1 of ImageNet, on few and easy images, so that it says"
-        " which of two rows is better there, and no more."
+        "Accuracy: box AP of COCO or `shapes`, or top-1 of ImageNet, on few and easy images: use it only"
+        " to rank these rows."
     ]
     table.notes += [f"Time of one image at batch 1, with its 95 % interval: {one}." for one in machines]
     return table
@@ -87,10 +87,10 @@ def beside_table(view: Overview) -> Table:
         table.rows.append([entry.table["Backbone"], entry.table["Detector"], *cells])
         if here and here.runs[0].environment and here.runs[0].data:
             machines[f"{here.runs[0].environment.device_name}, images of {here.runs[0].data.name}"] = None
-        table.notes = [f"Published on {(published.hardware or '').split(' (')[0]}. Ratios: to R-50."]
+        table.notes = [f"Published on {(published.hardware or '').split(' (')[0]}. Ratios to R-50."]
     table.notes += [
-        f"Measured: {one}, random weights. They have no AP, and give Mask R-CNN a chance number of"
-        " detections, which its time depends on."
+        f"Measured: {one}, random weights: no AP, and an arbitrary number of detections, on"
+        " which Mask R-CNN's time depends."
         for one in machines
     ]
     return table

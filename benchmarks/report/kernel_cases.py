@@ -126,7 +126,7 @@ def _table(one: KernelTimings) -> Table:
         for case in one.cases
     ]
     commit = (
-        f"commit {env.commit[:10]}{' with changes' if env.dirty else ''}" if env.commit else "no commit known"
+        f"commit {env.commit[:10]}{' with changes' if env.dirty else ''}" if env.commit else "commit unknown"
     )
     where = env.device_name + (
         f", driver {env.gpu_driver}"
@@ -148,7 +148,7 @@ def _table(one: KernelTimings) -> Table:
         *([] if one.limits is None else [_limits(one.limits)]),
         "The ratio is the peer's time over ours, with the widest range that both intervals allow.",
     ]
-    title = f"Operators beside {one.peer}: {one.backend}, {env.device_name}"
+    title = f"Operators compared with {one.peer}: {one.backend}, {env.device_name}"
     return Table(
         ["Work", "Ours", "Peer", "Times as fast", "Agrees", "Note"],
         rows,

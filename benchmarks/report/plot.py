@@ -298,7 +298,7 @@ def _draw_phases(title: str, bars: list[Bar], without: int) -> Figure:
         start = [a + b for a, b in zip(start, widths, strict=True)]
     _draw_parts(axis, shown)
     axis.set_xlabel(
-        "median of each phase (ms an image); below a bar the shares of the forward phase, from passes of"
+        "median of each phase (ms per image); below a bar the shares of the forward phase, from passes of"
         " their own"
     )
     axis.set_title(f"measured: {title}", loc="right")

@@ -121,7 +121,8 @@ class _Writer:
             *([self.layout.note] if self.layout.note else []),
             *(
                 [
-                    f"(1.00x): ratio to the row of that detector among {', '.join(self.layout.reference)}.",
+                    "(1.00x): ratio to the reference row of the same detector:"
+                    f" {', '.join(self.layout.reference)}.",
                     "Ratios are between published values, or between values measured in one setting.",
                 ]
                 if ratios

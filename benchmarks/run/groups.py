@@ -71,7 +71,7 @@ def with_telemetry(
             statistic="mean",
             n=len(during),
             covers=(
-                f"mean power of the whole GPU board, {len(during)} readings while images were timed one after"
+                f"mean power of the GPU board, {len(during)} readings while images were timed one after"
                 f" another, times the end-to-end time of an image; batch {spec.batch_size}"
             ),
         )

@@ -211,7 +211,7 @@ def count_cost(subject: Subject) -> dict[str, Measurement]:
     parameters = sum(parameter.numel() for parameter in subject.model.parameters()) / 1e6
     found = {
         "parameters_m": Measurement(
-            value=parameters, unit="M", covers="parameters of the whole model; buffers are not counted"
+            value=parameters, unit="M", covers="parameters of the model, without buffers"
         )
     }
     rule = subject.entry.conventions.image if subject.entry.conventions else None

@@ -187,7 +187,7 @@ def _stand_in(folder: Path) -> tuple[WeightsIdentity, str]:
     description = expanded(folder) / CHECKPOINT_FILE
     if not description.is_file():
         raise CheckpointError(
-            f"{description}: no such file; {STAND_IN}FOLDER wants a folder of recorded outputs that describes"
+            f"{description}: no such file; {STAND_IN}FOLDER needs a folder of recorded outputs that describes"
             " a checkpoint"
         )
     digest = file_digest(description)

@@ -61,7 +61,7 @@ def test_batches_double_until_there_are_no_more_images() -> None:
     assert (
         "there are 4 images" in found[BEST].note
         and "batch 4:" in found[BEST].covers
-        and "best of the batches 1: " in found[BEST].note
+        and "best of batches 1: " in found[BEST].note
     )
 
 

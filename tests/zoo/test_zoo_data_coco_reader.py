@@ -169,7 +169,7 @@ REFUSED = {
     ),
     "run lengths below zero": (
         lambda *r: r[3].update(segmentation={"size": [20, 30], "counts": [-5, 605]}),
-        "no whole numbers of at least 0",
+        "not integers of at least 0",
     ),
     "run lengths beyond bounds": (
         lambda *r: r[3].update(segmentation={"size": [20, 30], "counts": [2**40, 2**40]}),
