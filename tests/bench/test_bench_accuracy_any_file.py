@@ -192,5 +192,7 @@ def test_sigmas_are_stated(tmp_path: Path, points: int, said: str) -> None:
 
 def test_a_score_that_is_true_is_refused(tmp_path: Path) -> None:
     document, results = perfect([1])
-    with pytest.raises(DatasetError, match=r"results.json: \[0\]: field 'score' is True, a finite number"):
+    with pytest.raises(
+        DatasetError, match=r"results.json: \[0\]: field 'score' is True, expected a finite number"
+    ):
         evaluated(tmp_path, document, [{**results[0], "score": True}])

@@ -230,9 +230,9 @@ GOOD = {"image_id": 3, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
             r"\[0\]: category id 3 is not in coco:val2017; its ids run from 1 to 16, 8 of them",
         ),
         ([{k: v for k, v in GOOD.items() if k != "score"}], r"\[0\]: field 'score' is missing"),
-        ([GOOD, {**GOOD, "score": math.nan}], r"\[1\]: field 'score' is nan, a finite number"),
+        ([GOOD, {**GOOD, "score": math.nan}], r"\[1\]: field 'score' is nan, expected a finite number"),
         ([{**GOOD, "score": "0.5"}], r"\[0\]: field 'score' is '0.5'"),
-        ([{**GOOD, "bbox": [1, 2, 3]}], r"\[0\]: field 'bbox' is \[1, 2, 3\], four finite numbers"),
+        ([{**GOOD, "bbox": [1, 2, 3]}], r"\[0\]: field 'bbox' is \[1, 2, 3\], expected four finite numbers"),
         ([{**GOOD, "bbox": [1, 2, math.inf, 4]}], "four finite numbers"),
         ([{**GOOD, "keypoints": [1, 2]}], "17 times x, y, flag|x, y, flag for each"),
         (

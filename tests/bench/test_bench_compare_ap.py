@@ -198,7 +198,7 @@ def test_detections_of_a_subset_are_never_measured_against_all_ground_truth(tmp_
     refuse_naive_subset(file, whole, every_image=True)  # nobody but the asker can know
     some = PHOTOS.model_copy(update={"images": 20, "images_of_split": 60})
     write_run(tmp_path / "runs", run_of("a.demo", {}, id="some-run", data=some))
-    with pytest.raises(DatasetError, match="20 of 60 images.*say --images 20"):
+    with pytest.raises(DatasetError, match="20 of 60 images.*give --images 20"):
         refuse_naive_subset(file, whole, every_image=True)  # its record knows better
     file.write_text("[]")
     refuse_naive_subset(file, whole.subset(20))

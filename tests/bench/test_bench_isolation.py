@@ -66,7 +66,7 @@ def test_reports_arrive_in_order_and_talk_goes_to_stderr(capfd: pytest.CaptureFi
         ("memory", "out of memory"),
         ("kill", "ended by SIGKILL; typically the out-of-memory killer"),
         ("fault", "ended by SIGSEGV"),
-        ("leave", "without a word (exit code 3)"),
+        ("leave", "without a message (exit code 3)"),
         ("hang", "reported nothing for 0.5 s"),
         ("busy", "longer than its limit of 6 s"),
     ],

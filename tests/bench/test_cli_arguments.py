@@ -86,7 +86,7 @@ def test_without_a_network_a_row_whose_weights_are_not_here_is_one_line(tmp_path
     lines = [line.strip() for line in done.stderr.splitlines()]
     said = [line for line in lines if line and not line.startswith("check rows")]  # the clock
     assert done.returncode == 2 and not done.stdout and len(said) == 1, done.stderr
-    assert "no address gave MRCN-V-39-FPN-2x.pth: https://" in said[0] and "connection refused" in said[0]
+    assert "no address provided MRCN-V-39-FPN-2x.pth: https://" in said[0] and "connection refused" in said[0]
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2  # 0.8
     assert [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"] == []
 

@@ -272,7 +272,7 @@ def test_audit(run: Any, manifests: Path, tmp_path: Path, server: HostileServer)
     moved = next(link for link in record["links"] if link["row"] == "moved.sample")
     assert moved["redirects"] == [server.url("good")] and moved["bytes"] == len(BODY)
     for fault in (
-        "pinned.sample, twin.sample: all claim",
+        "pinned.sample, twin.sample: all have the address",
         "malformed.sample: htp://x: scheme 'htp' is unknown",
         "baidu.sample: https://pan.baidu.com/s/9: Baidu",
         "sample.toml: invalid.sample: weights: sha256",
@@ -294,7 +294,8 @@ def test_audit_without_a_network(run: Any, manifests: Path, tmp_path: Path) -> N
         assert [link["status"] for link in record["links"]] == ["no network"] * 2
         assert (
             len(record["faults"]) == 1
-            and "far.sample, twin.sample: all claim https://weights.invalid/x.pth" in record["faults"][0]
+            and "far.sample, twin.sample: all have the address https://weights.invalid/x.pth"
+            in record["faults"][0]
         )
     assert "no network: https://weights.invalid/x.pth" in result.stderr
 

@@ -64,7 +64,10 @@ def test_the_table_names_what_ran(
         monkeypatch.setattr(kernel_speed, cases, lambda *given: [])
     assert report("cpu", width=100, probe_s=0) == 0
     text = capsys.readouterr().out
-    assert text.startswith("Operators beside torchvision ") and torch.__version__.partition("+")[0] in text
+    assert (
+        text.startswith("Operators compared with torchvision ")
+        and torch.__version__.partition("+")[0] in text
+    )
     assert max(map(len, text.splitlines())) <= 100
 
 

@@ -82,7 +82,7 @@ FAILS = {
     "length-too-large": "bytes early|another file",
     "length-too-small": "another file|SHA-256",
     "wrong-range-always": "bytes early",
-    "429-for-hours": "come back in 7200 s",
+    "429-for-hours": "retry in 7200 s",
     "500-always": r"HTTP 500 \(tried 3 times\)",
     "404": r"HTTP 404 the file is gone \(NoSuchKey\)",
     "redirect-loop": "redirects, a loop",
@@ -91,7 +91,7 @@ FAILS = {
     "redirect-nowhere": "without a Location",
     "html": "web page instead.*Page not found",
     "html-as-binary": "web page instead",
-    "brotli": "packs the file as 'br'",
+    "brotli": "compresses the file as 'br'",
     "wrong-bytes": "SHA-256 is .* not the file",
     "empty": "empty file|0 bytes",
     "huge": "another file|more than any",
@@ -311,7 +311,7 @@ def test_published_md5(server: HostileServer, cache: WeightCache) -> None:
 def test_refused_rows(server: HostileServer, cache: WeightCache) -> None:
     with pytest.raises(DownloadError, match="marked wrong .*: holds V-39"):
         get(cache, spec(server.url("good"), wrong="holds V-39"))
-    with pytest.raises(DownloadError, match="needs a person: open https://pan.baidu.com/s/1 .*import FILE"):
+    with pytest.raises(DownloadError, match="manual download: open https://pan.baidu.com/s/1 .*import FILE"):
         get(cache, spec("https://pan.baidu.com/s/1", manual="https://pan.baidu.com/s/1", filename="a.pth"))
     with pytest.raises(DownloadError, match="--offline forbids"):
         get(cache, spec(server.url("good")), offline=True)

@@ -132,7 +132,7 @@ def test_missing_extra_and_misshapen_tensors_are_named_and_nothing_is_loaded(
     ):
         load_arrays(model, short, FORMAT, where="short")
     with pytest.raises(
-        CheckpointError, match=r"1 unexpected.*\n.*the model knows not: rpn\.head\.extra\.weight"
+        CheckpointError, match=r"1 unexpected.*\n.*unknown to the model: rpn\.head\.extra\.weight"
     ):
         load_arrays(model, good | {"module.rpn.head.extra.weight": np.zeros(3)}, FORMAT, where="long")
     with pytest.raises(

@@ -140,18 +140,30 @@ REFUSED = {
     "an image id that is a flag": (lambda *r: r[3].update(image_id=True), "'image_id' is True"),
     "a category id that is an object": (lambda *r: r[3].update(category_id={}), "'category_id' is {}"),
     "an id of an image that is a list": (lambda *r: r[1].update(id=[]), r"images\[0\]: field 'id' is \[\]"),
-    "an image that is a number": (lambda *r: r[0]["images"].append(5), r"images\[2\] is 5, a JSON object"),
+    "an image that is a number": (
+        lambda *r: r[0]["images"].append(5),
+        r"images\[2\] is 5, expected a JSON object",
+    ),
     "an annotation that is null": (lambda *r: r[0]["annotations"].append(None), r"annotations\[2\] is None"),
-    "a list that is an object": (lambda *r: r[0].update(annotations={"a": 1}), "annotations is .*, a list"),
-    "a crowd flag in words": (lambda *r: r[3].update(iscrowd="many"), "'iscrowd' is 'many', 0 or 1"),
-    "an area in words": (lambda *r: r[3].update(area="big"), "'area' is 'big', a finite number"),
-    "an area below zero": (lambda *r: r[3].update(area=-5), "'area' is -5, a finite number of at least 0"),
-    "a box in words": (lambda *r: r[3].update(bbox=["a"] * 4), "'bbox' is .*, four finite numbers"),
-    "a box of flags": (lambda *r: r[3].update(bbox=[True] * 4), "'bbox' is .*, four finite numbers"),
+    "a list that is an object": (
+        lambda *r: r[0].update(annotations={"a": 1}),
+        "annotations is .*, expected a list",
+    ),
+    "a crowd flag in words": (lambda *r: r[3].update(iscrowd="many"), "'iscrowd' is 'many', expected 0 or 1"),
+    "an area in words": (lambda *r: r[3].update(area="big"), "'area' is 'big', expected a finite number"),
+    "an area below zero": (
+        lambda *r: r[3].update(area=-5),
+        "'area' is -5, expected a finite number of at least 0",
+    ),
+    "a box in words": (lambda *r: r[3].update(bbox=["a"] * 4), "'bbox' is .*, expected four finite numbers"),
+    "a box of flags": (lambda *r: r[3].update(bbox=[True] * 4), "'bbox' is .*, expected four finite numbers"),
     "a box without bounds": (lambda *r: r[3].update(bbox=[0, 0, 1e308, 1e308]), "four finite numbers"),
     "a box of 400 digits": (lambda *r: r[3].update(bbox=[0, 0, 1, 10**400]), "four finite numbers"),
-    "an image without height": (lambda *r: r[1].update(height=0), "'height' is 0, a number of pixels"),
-    "an image too large": (lambda *r: r[1].update(width=2**60), "'width' is .*, a number of pixels"),
+    "an image without height": (
+        lambda *r: r[1].update(height=0),
+        "'height' is 0, expected a number of pixels",
+    ),
+    "an image too large": (lambda *r: r[1].update(width=2**60), "'width' is .*, expected a number of pixels"),
     "a file name with a zero byte": (
         lambda *r: r[1].update(file_name="a\0b"),
         "'file_name' is .*, expected a string",
@@ -159,7 +171,7 @@ REFUSED = {
     "a class without a name": (lambda *r: r[2].update(name=None), r"categories\[0\]: field 'name' is None"),
     "polygons of words": (
         lambda *r: r[3].update(segmentation=[["a"] * 6]),
-        "'segmentation' is .*polygons are",
+        "'segmentation' is .*, expected polygons",
     ),
     "polygons without bounds": (lambda *r: r[3].update(segmentation=[[1e308] * 6]), "expected polygons"),
     "a segmentation in words": (lambda *r: r[3].update(segmentation="x"), "expected polygons or an RLE"),
@@ -183,12 +195,12 @@ REFUSED = {
         lambda *r: r[3].update(segmentation={"size": [20, 30], "counts": "zzzz"}),
         "cannot be decoded: its counts are damaged",
     ),
-    "keypoints in words": (lambda *r: r[3].update(keypoints="x"), "'keypoints' is 'x', a list"),
+    "keypoints in words": (lambda *r: r[3].update(keypoints="x"), "'keypoints' is 'x', expected a list"),
     "half a keypoint": (lambda *r: r[3].update(keypoints=[1, 2, 2, 3]), "has 4 numbers, expected 3"),
     "keypoints without numbers": (lambda *r: r[3].update(keypoints=["a", 2, 2]), "expected finite numbers"),
     "sigmas of another number": (
         lambda d, i, category, item: (category.update(keypoints=["a"], sigmas=[1, 2]), item),
-        r"categories\[0\]: field 'sigmas' is \[1, 2\], 1 numbers above 0",
+        r"categories\[0\]: field 'sigmas' is \[1, 2\], expected 1 numbers above 0",
     ),
 }
 

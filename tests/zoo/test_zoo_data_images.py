@@ -74,7 +74,7 @@ def test_pixels_have_a_budget_before_decoding(decoder: str, monkeypatch: pytest.
     monkeypatch.setenv(MAX_MEGAPIXELS, "0.08")
     assert decode_image(encoded("PNG"), "x.png", decoder).shape == (240, 320, 3)
     monkeypatch.setenv(MAX_MEGAPIXELS, "many")
-    with pytest.raises(DatasetError, match="DETECTION_ZOO_MAX_MEGAPIXELS is 'many', a number"):
+    with pytest.raises(DatasetError, match="DETECTION_ZOO_MAX_MEGAPIXELS is 'many', expected a number"):
         decode_image(encoded("PNG"), "x.png", decoder)
 
 

@@ -299,7 +299,7 @@ def test_shared_files_must_be_there_and_right(folder: Path, name: str) -> None:
     said = complaint(folder)
     assert f"{name}: stray: field nothing" in said and "not a field here" in said
     (folder / name).write_text("stray = 1\n" + text)
-    assert f"{name}: field stray: a table [stray] is wanted, but it is 1" in complaint(folder)
+    assert f"{name}: field stray: expected a table [stray], but it is 1" in complaint(folder)
     (folder / name).write_bytes(b"\xff\xfe" + text.encode())
     assert f"{name}: not UTF-8 text" in complaint(folder)
 

@@ -361,7 +361,7 @@ def test_norms_left_without_effect_only_add_their_bias() -> None:
         (
             "",
             "FeatureExtractor/MobilenetV2/surprise",
-            "has FeatureExtractor/MobilenetV2/surprise, and the model knows it not",
+            "has FeatureExtractor/MobilenetV2/surprise, unknown to the model",
         ),
     ],
 )
