@@ -1,4 +1,4 @@
-"""What is measured and how, and what came out: the records of `results/runs`. No torch."""
+"""What is measured and how, and the results: the records of `results/runs`. No torch."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def metric(name: str) -> Metric:
 
 
 class Measurement(Strict):
-    """One measured number, how sure it is, and the raw samples it was made from."""
+    """One measured number, its uncertainty, and the raw samples it was made from."""
 
     value: FiniteFloat
     unit: str
@@ -191,7 +191,7 @@ class Environment(Strict):
     gpu_driver: str | None = None
     gpu_memory_mib: int | None = None
     gpu_clocks_mhz: dict[str, int] = Field(
-        default_factory=dict, description="graphics, sm, memory: present and highest, as NVML tells them"
+        default_factory=dict, description="graphics, sm, memory: present and highest, as reported by NVML"
     )
     cpu: str
     cpu_cores: int = Field(description="processors this process may use")

@@ -54,13 +54,13 @@ def record_folders(kind: str, store: Path | None = None) -> list[Path]:
 
 
 def new_id(row: str, now: datetime | None = None) -> str:
-    """A name for a run: UTC time, row, and eight random digits, so that writers never meet."""
+    """A name for a run: UTC time, row, and eight random digits, so that writers never collide."""
     now = now or datetime.now(UTC)
     return f"{now.strftime('%Y%m%dT%H%M%SZ')}-{row}-{secrets.token_hex(4)}"
 
 
 def write_run(folder: Path, run: Run) -> Path:
-    """Store a run for good.
+    """Store a run permanently.
 
     Args:
         folder: the store; made where it is missing.
@@ -70,7 +70,7 @@ def write_run(folder: Path, run: Run) -> Path:
         The record's file.
 
     Raises:
-        FileExistsError: a record of that id is there already; records are never changed.
+        FileExistsError: a record of that id exists; records are never changed.
         OSError: the disk is full or not writable; nothing is left behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def unsealed(path: Path) -> bytes:
         and content.endswith(_TAIL)
     ):
         raise ValueError(
-            f"{path}: truncated or not a record; it is ignored. Delete the file and measure again"
+            f"{path}: cut short or not a record; it is ignored. Delete the file and measure again"
         )
     text = content[start : -len(_TAIL)]
     if hashlib.sha256(text).hexdigest().encode() != content[len(_HEAD) : len(_HEAD) + 64]:
@@ -180,7 +180,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def read_run(path: Path) -> Run:
-    """Read one record; raises ValueError that says what is wrong with the file and what to do."""
+    """Read one record; raises ValueError with the problem and the fix."""
     text = unsealed(path)
     record_object(text, path, SCHEMA_VERSION)
     try:
@@ -192,7 +192,9 @@ def read_run(path: Path) -> Run:
             " again"
         ) from None
     if path.name != f"{run.id}.json":
-        raise ValueError(f"{path}: holds the record of {run.id}; it is left out. Rename the file back")
+        raise ValueError(
+            f"{path}: holds the record of {run.id}; it is left out. Give the file its own name back"
+        )
     return run
 
 

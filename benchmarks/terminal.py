@@ -57,7 +57,7 @@ def table_lines(
     Args:
         headers: (C,) titles.
         rows: cells of one line each, C in a row.
-        width: letters of a line; None: no limit.
+        width: characters per line; None: no limit.
         keys: leading columns that name a row; where the columns do not fit side by side, these are repeated
             in front of each further block.
     """

@@ -20,7 +20,7 @@ def evaluate(model: Model | str, data: str = "shapes", *, images: int | None = N
     Args:
         model: of `load` or `create`, or a row's name for its published weights.
         data: as `--data` of the commands: "coco:DIR", "shapes" ...
-        images: the first so many alone.
+        images: only the first N images.
 
     Raises:
         DatasetError: the data cannot be read, or its classes are not the model's.
@@ -102,7 +102,7 @@ def compare(
         data: as `--data` of `bench.py compare`.
         weights: as in `load`.
         accuracy: compare AP on the same images too.
-        images: the first so many alone.
+        images: only the first N images.
         device: as in `load`.
         **options: of CompareOptions: blocks and rounds (2 at least), budget_s ...
 
@@ -110,7 +110,7 @@ def compare(
         ManifestError, DatasetError, DownloadError, CheckpointError: rows, data or weights cannot be used.
         ValueError: fewer than two rows, or an option is out of range.
 
-    Models run in processes of their own, so a script calls it below `if __name__ == "__main__":`.
+    Models run in separate processes, so a script calls it below `if __name__ == "__main__":`.
 
     Examples:
         >>> rows = ["faster_rcnn_resnet14_slim_fpn.demo", "retinanet_resnet14_slim_fpn.demo"]

@@ -39,10 +39,10 @@ def list_models(
 
     Args:
         pattern: part of a name, a shell pattern, or a source.
-        source: rows of this manifest alone, "vovnet" say.
-        backbone: rows of this backbone alone.
-        detector: rows of this detector alone.
-        dataset: rows trained on this dataset alone.
+        source: only rows of this manifest, for example "vovnet".
+        backbone: only rows of this backbone.
+        detector: only rows of this detector.
+        dataset: only rows trained on this dataset.
 
     Examples:
         >>> list_models("ssd512", backbone="hardnet68", dataset="coco")
@@ -94,7 +94,7 @@ class Model:
         """Find objects.
 
         Args:
-            images: one image or a list: a path, an address (http, https), a PIL image, an (H, W, 3) uint8 RGB
+            images: one image or a list: a path, a URL (http, https), a PIL image, an (H, W, 3) uint8 RGB
                 array, or a (3, H, W) tensor, uint8 or float from 0 to 1.
             min_score: leave out detections below it, 0 to 1.
 
@@ -102,7 +102,7 @@ class Model:
             A `Prediction` for one image, a list of them for a list.
 
         Raises:
-            DatasetError: a file is no image, or the model is a classifier.
+            DatasetError: a file is not an image, or the model is a classifier.
 
         Examples:
             >>> import numpy as np, detection_zoo as dz
@@ -138,10 +138,10 @@ class Model:
 
 
 def read_image(image: ImageLike) -> tuple[np.ndarray, str | None]:
-    """The pixels (H, W, 3) uint8 RGB of what `Model.detect` takes, and the path or address it came from.
+    """The pixels (H, W, 3) uint8 RGB of what `Model.detect` takes, and the path or URL it came from.
 
     Raises:
-        DatasetError: a file or address is no image.
+        DatasetError: a file or URL is not an image.
         TypeError: another type.
         ValueError: another shape.
     """
@@ -194,7 +194,7 @@ def load(row: str, weights: str | Path = "published", *, device: str = "auto") -
 
     Args:
         row: its name; `list_models` has them.
-        weights: "published" (fetched where it is not here), "random", or a checkpoint's path in any format
+        weights: "published" (fetched if it is missing here), "random", or a checkpoint's path in any format
             that the project reads, one of `bench.py train` say.
         device: "cpu", "cuda", "cuda:1" ..., or "auto" for a GPU where there is one.
 

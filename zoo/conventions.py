@@ -239,7 +239,7 @@ class RoiConventions(Section):
     background_iou: float = 0.5
     background_low: float = Field(0.0, description="proposals below this IoU are not used")
     ground_truth: Literal["last", "first"] = Field(
-        "last", description="where ground truth boxes stand among the proposals"
+        "last", description="position of the ground truth boxes among the proposals"
     )
     order: Literal["position", "foreground_first"] = Field("position", description="of the sampled proposals")
     smooth_l1_beta: float = Field(1.0, gt=0)

@@ -1,4 +1,5 @@
-"""Rows that stand in no manifest: a backbone under a detector, by a name that any process builds it from."""
+"""Rows without a manifest entry: a backbone under a detector, by a name from which any process can build
+it."""
 
 from __future__ import annotations
 

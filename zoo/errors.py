@@ -21,7 +21,7 @@ class UnknownName(ManifestError):
 
 
 class DownloadError(ZooError):
-    """A file could not be fetched, or what came is not the file that the manifest promises."""
+    """A file could not be fetched, or what was received is not the file of the manifest."""
 
 
 class CheckpointError(ZooError):
@@ -33,8 +33,8 @@ class DatasetError(ZooError):
 
 
 def in_one_line(error: ZooError | OSError) -> str:
-    """What a command says of an error: its own message, or of the system's "path: what is wrong" without the
-    number."""
+    """The message that a command prints of an error: its own, or of the system's "path: what is wrong"
+    without the number."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
     return str(error)

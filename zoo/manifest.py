@@ -155,9 +155,7 @@ class ModelEntry(Strict):
     """One row of a manifest: a model somebody can build, load, run and compare."""
 
     name: Name
-    source: Name = Field(
-        description="manifest the row stands in (file name without .toml); filled in on reading"
-    )
+    source: Name = Field(description="manifest of the row (file name without .toml); filled in on reading")
     title: str = Field(description="the model's name in its source's own tables")
     task: Literal["detection", "classification", "proposals"] = "detection"
     backbone: Component

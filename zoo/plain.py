@@ -1,4 +1,4 @@
-"""Text that came from outside (files, servers, records, hardware names), made safe to print. No torch."""
+"""Text from outside (files, servers, records, hardware names), made safe to print. No torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SECRET_IN_ADDRESS = re.compile(
 
 
 def printable(text: str) -> str:
-    """The text with each character that steers a terminal, hides text or is no valid XML replaced by U+FFFD;
-    newlines and tabs stay."""
+    """The text with each character that controls a terminal, hides text or is no valid XML replaced by
+    U+FFFD; newlines and tabs stay."""
     return UNPRINTABLE.sub("\ufffd", text)
 
 

@@ -40,7 +40,7 @@ class Detections:
     label);
     masks: (R, M, M) float32 probabilities until they are pasted, then (R, H, W) bool; keypoints (R, P, 3)
         float32 with x, y, score.
-    extra: what a family records besides (keypoint heat values, say), each with R rows.
+    extra: what a family records besides (for example keypoint heat values), each with R rows.
     """
 
     boxes: Tensor

@@ -15,7 +15,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     them where they are few.
 
     Args:
-        name: what was asked for.
+        name: the requested name.
         known: the names that exist.
     """
     known = sorted(known)
@@ -34,7 +34,7 @@ def _letters(name: str) -> str:
 
 
 class Registry:
-    """Builders by name. A duplicate name raises; an unknown one answers with the nearest right one.
+    """Builders by name. A duplicate name raises; an unknown one reports the nearest known name.
 
     Args:
         kind: what the builders build, in the singular, for messages ("backbone").
@@ -46,7 +46,7 @@ class Registry:
         self._families: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorator that files a builder under `name`; raises ValueError where the name is taken."""
+        """Decorator that registers a builder under `name`; raises ValueError where the name is taken."""
 
         def add(builder: Callable[..., Any]) -> Callable[..., Any]:
             if name in self._builders:
@@ -60,7 +60,7 @@ class Registry:
         return add
 
     def family(self, prefix: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorator that files a builder for every name PREFIX.NAME of another library: it is called with
+        """Decorator that registers a builder for every name PREFIX.NAME of another library: it is called with
         NAME first. Families are not listed."""
 
         def add(builder: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Files that others may have put there, read without waiting for a pipe or a device. No torch."""
+"""Files from outside, read without waiting for a pipe or a device. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def open_regular(path: Path) -> BinaryIO:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: something else has its name (a folder, a pipe, a device), or it cannot be read; a sentence
+        ValueError: another kind of file has its name (a folder, a pipe, a device), or it cannot be read; a
+        sentence
             about the file, without its name.
     """
     try:

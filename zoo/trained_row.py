@@ -14,7 +14,7 @@ ROW = "row"  # of a training checkpoint: what differs from the manifest's row
 
 
 def row_classes(entry: ModelEntry) -> tuple[str, ...]:
-    """The names of a row's classes by label; empty where the manifests do not say them."""
+    """The names of a row's classes by label; empty where the manifests do not list them."""
     return tuple(entry.class_names or load_manifests().datasets[entry.dataset].classes)
 
 

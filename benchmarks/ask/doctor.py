@@ -1,4 +1,4 @@
-"""What a person should know before measuring here: hardware, libraries, the project's own state, and what is
+"""State of this machine for measuring: hardware, libraries, the project's own state, and what is
 missing."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOMS = ("zoo", "benchmarks", "kernels")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """One finding."""
 
     what: str
     state: Literal["ok", "warning", "missing", "broken"]
@@ -29,7 +29,7 @@ class Finding:
 
 
 def examine() -> tuple[list[Finding], dict[str, Any]]:
-    """Everything that was looked at, and the environment a record made now would carry."""
+    """All findings, and the environment that a record made now would have."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

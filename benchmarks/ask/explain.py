@@ -109,7 +109,7 @@ def explain(
     Args:
         entry: a detector or classifier with conventions.
         data, weights, device: as for `bench.py run`.
-        images: the first so many.
+        images: the first N.
         settings: "SECTION.FIELD=VALUE" laid over the row first, as somebody else's setup has it.
         only: names of suspects; none: all.
         expected: the number that somebody else got, in percent.
@@ -309,7 +309,7 @@ def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:
 
 
 def text_of(found: Explanation, width: int | None = None) -> str:
-    """The answer for people; width: letters of the table's lines."""
+    """The answer as text; width: characters per line of the table."""
     from detection_zoo.benchmarks.spec import metric
     from detection_zoo.benchmarks.tabular import text_table
 

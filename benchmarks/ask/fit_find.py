@@ -39,7 +39,7 @@ class Fit:
     """A search as it goes.
 
     case: row, weights, device, type, size of the image files. limit_mib: what a process may hold. limit_s:
-        what a trial may take. say: gets a line a trial.
+        what a trial may take. say: called with a line per trial.
     """
 
     case: Case
@@ -220,7 +220,7 @@ def fit(
         axes: what is searched for.
         most_batch: largest batch that is tried; most_side: likewise of an image's shorter side, in pixels.
         limit_s: a trial that takes longer ends its search.
-        say: gets a line a trial.
+        say: called with a line per trial.
 
     Returns:
         Every trial and the answers; after Ctrl-C what was known by then.
@@ -241,7 +241,7 @@ def fit(
 
 
 def text_of(found: Fit, hardware: str, width: int | None = None) -> str:
-    """The answers, every trial, and what the numbers mean; width: letters of the table's lines."""
+    """The answers, every trial, and what the numbers mean; width: characters per line of the table."""
     from detection_zoo.benchmarks.tabular import text_table
 
     rows = [

@@ -17,7 +17,7 @@ PATIENCE = 2  # predictions in a row that leave more than half of what is open, 
 
 @dataclass(frozen=True)
 class Trial:
-    """One attempt in a process of its own.
+    """One attempt in its own process.
 
     batch: images. image: (width, height) of the image file; network: (width, height) of what the network saw,
         padding included. peak_mib: None where the
@@ -37,7 +37,7 @@ class Trial:
 
 @dataclass
 class Search:
-    """Sizes to try, one after another; whoever searches calls `next_size`, makes the trial and calls `tell`.
+    """Sizes to try, one after another; the caller takes `next_size`, runs the trial and calls `tell`.
 
     start, least, most: first, smallest and largest size. limit: memory in MiB. cost: what memory grows with
         in a straight line, rising with the size.
@@ -90,7 +90,7 @@ class Search:
         return max(self.low + 1, min(guess, self.high - 1))
 
     def tell(self, size: int, fits: bool, peak_mib: float | None) -> None:
-        """What came of a trial; peak_mib None: it was ended before its peak was known."""
+        """Record the outcome of a trial; peak_mib None: it was ended before its peak was known."""
         self.tries += 1
         before, open_end = self.high - self.low, self.exceeding is None
         self.step = 2 * self.step if fits and self.stepped else 1

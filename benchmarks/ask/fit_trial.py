@@ -225,7 +225,7 @@ class GpuShare:
     """Holds torch's allocator to what the limit leaves beside the CUDA context, and tells the process's peak;
     made before anything else uses the GPU.
 
-    Where NVML does not tell the process's memory (usual inside containers), it is torch's reserved peak and
+    Where NVML does not report the process's memory (usual inside containers), it is torch's reserved peak and
     by how much else the GPU's used memory grew; without NVML all that is used counts.
     """
 
@@ -249,7 +249,7 @@ class GpuShare:
             torch.cuda.set_per_process_memory_fraction(min(1.0, left / total))
 
     def _used_mib(self) -> float:
-        """Memory of the GPU that is in use, by whomever."""
+        """Memory of the GPU that is in use, by any process."""
         import torch
 
         if self.gpu is not None:

@@ -22,7 +22,7 @@ ORDER = {"measured": 0, "published": 1}
 class Wish:
     """What is asked for; None: no matter.
 
-    max_ms: model time an image. max_gb: training memory in GiB. min_score: the least (or, where lower is
+    max_ms: model time per image. max_gb: training memory in GiB. min_score: the least (or, where lower is
     better, the largest) value of `metric`. licence: "permissive", or an SPDX name. hardware: part of the name
     of the processor or GPU. every_row: rows too that cannot be built or whose weights cannot be had.
     """
@@ -146,7 +146,7 @@ def _short_of(line: WideLine, quantity: Metric, bound: float) -> str | None:
 def text_of(
     fits: list[Candidate], others: list[Candidate], wish: Wish, shown: int, width: int | None = None
 ) -> str:
-    """The answer for people, in lines of at most `width` letters; of the others the nearest `shown`."""
+    """The answer as text, in lines of at most `width` characters; of the others the nearest `shown`."""
     columns = [metric(name) for name in dict.fromkeys((wish.metric, "time_ms", "memory_gib", "parameters_m"))]
     head = ["row", *(f"{q.title} ({q.unit})" for q in columns), "licence"]
     blocks, marks = [], Notes()

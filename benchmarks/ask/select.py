@@ -80,7 +80,7 @@ def select(
         sort: one of COLUMNS, or a metric of metrics.toml: best first, rows that do not publish it last.
 
     Raises:
-        UnknownName: no source, state, column or metric is called so; says which are near.
+        UnknownName: no source, state, column or metric has that name; reports similar names.
     """
     entries = list(entries)
     sources = {entry.source for entry in load_manifests().entries.values()}

@@ -1,4 +1,4 @@
-"""The usual suspects when a number differs: one wrong convention each, as a row with that one thing
+"""Likely causes of a differing number: one wrong convention each, as a row with that one thing
 changed."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NEAR = 0.01  # of the value range: normalisations closer than that count as one
 class Variant:
     """A row with one thing changed.
 
-    suspect, change: what is suspected, and the change, for people. entry: the changed row. kind: "selection"
+    suspect, change: what is suspected, and the change, as text. entry: the changed row. kind: "selection"
         leaves the network's outputs as they
     are; "precision" computes in bfloat16; "half" leaves part of the weights at their initial values; "ends"
     reads box ends the other way.

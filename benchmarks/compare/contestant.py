@@ -1,4 +1,4 @@
-"""One model of a comparison, in a process of its own: it runs the batches it is told to and answers with
+"""One model of a comparison, in its own process: it runs the batches it is given and answers with
 times."""
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Contestant:
         }
 
     def turn(self, batches: list[int]) -> dict[str, float]:
-        """Run batches by number; wall milliseconds an image of each metric, and on a CPU the processor's own
+        """Run batches by number; wall milliseconds per image of each metric, and on a CPU the processor's own
         ("model_cpu_ms"), summed over the batches."""
         clock = self.turns.clock = PhaseClock(self.subject.device)
         for number in batches:

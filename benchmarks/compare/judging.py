@@ -168,7 +168,7 @@ def accuracy_pairs(
 def answers_of(
     entry: ModelEntry, files: dict[str, StoredFile], folder: Path, dataset: Dataset
 ) -> dict[str, Answers]:
-    """What a model answered, by metric, from its result files (by kind, relative to folder)."""
+    """The output of a model, by metric, from its result files (by kind, relative to folder)."""
     return {
         own_metric(entry, name): found
         for kind, file in files.items()

@@ -1,4 +1,4 @@
-"""Head to head: models in processes of their own run the same images in turn, in random order, until each
+"""Head to head: models in separate processes run the same images in turn, in random order, until each
 difference is known or the time is spent."""
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class _Match:
         return judge_pairs(samples, self.reference, others, self.options.smallest, confidence, self.decides)
 
     def decided(self) -> bool:
-        """Whether the deciding metric has a verdict for everybody; says how things stand."""
+        """Whether the deciding metric has a verdict for every model; reports the state."""
         pairs = [pair for pair in self.pairs(self.confidence) if pair.decides]
         for pair in pairs:
             low, high = pair.interval or (float("nan"),) * 2
@@ -171,7 +171,7 @@ class _Match:
         return bool(pairs) and all(pair.verdict != "UNDECIDED" for pair in pairs)
 
     def run(self) -> str:
-        """Blocks until all is decided, or there is no more time; returns why it ended."""
+        """Run blocks until all is decided or time is up; returns why it ended."""
         start = time.monotonic()
         with progress("compare", self.options.blocks) as tick:
             while self.possible():
@@ -223,7 +223,7 @@ def compare(
         spec: device, precision, batch, images; its budgets are not used.
         data: a form of `open_dataset`.
         options: blocks, rounds, smallest differences.
-        say: gets a line a failure and a look.
+        say: called with a line a failure and a look.
 
     Returns:
         The record, not yet stored; Ctrl-C ends it with what was measured by then.

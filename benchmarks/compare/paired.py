@@ -1,4 +1,4 @@
-"""Statistics of paired measurements: how much slower one model is than another, how sure that is, and when to
+"""Statistics of paired measurements: how much slower one model is than another, its uncertainty, and when to
 stop. No torch."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Planted slow-downs: real extra work of a known share of a model's time, by which a comparison can be
+"""Injected slow-downs: real extra work of a known share of a model's time, by which a comparison can be
 tested."""
 
 from __future__ import annotations

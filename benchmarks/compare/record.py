@@ -1,4 +1,4 @@
-"""Records of comparisons: who ran against whom, every raw sample, and what was judged. No torch."""
+"""Records of comparisons: the models compared, every raw sample, and what was judged. No torch."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Comparison(Strict):
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> Path:
-    """Store a comparison for good, whole or not at all; raises FileExistsError where one of that id is
+    """Store a comparison permanently, atomically; raises FileExistsError where one of that id is
     there."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{comparison.id}.json"
@@ -110,7 +110,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> Path:
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Read one; raises ValueError that says what is wrong with the file."""
+    """Read one; raises ValueError with the problem of the file."""
     text = unsealed(path)
     record_object(text, path, 1)
     try:

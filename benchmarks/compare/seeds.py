@@ -126,7 +126,7 @@ def compare_seeds(
         spec: device, precision, images, seed.
         data: as `open_data` takes it.
         smallest: smallest difference of interest, in points.
-        say: gets a line for each training.
+        say: called with a line for each training.
     """
     found: dict[str, dict[str, list[Answers]]] = {}
     for entrant, weights in trainings:

@@ -1,4 +1,4 @@
-"""Does a comparison tell the truth on this machine? A model against itself, and against itself with planted
+"""Self-check of comparisons on this machine: A model against itself, and against itself with planted
 extra work."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ENOUGH = 0.95  # of the runs must be right
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What came of the runs: verdicts of each kind, and every comparison."""
+    """The outcome of the runs: verdicts of each kind, and every comparison."""
 
     slow_down: float
     units: int
@@ -88,7 +88,7 @@ def self_check(
         row, weights, spec, data, options: as for `compare`.
         runs: of each kind.
         slow_down: extra work, as a fraction of the row's model time.
-        say: gets a line a run.
+        say: called with a line per run.
     """
     units = max(1, round(slow_down / _cost(row, weights, spec, data, options)))
     say(f"{slow_down:.1%} of the model time are {units} units of extra work")

@@ -19,7 +19,7 @@ def comparison_text(found: Comparison, width: int | None = None) -> str:
 
     Args:
         found: the record.
-        width: letters of a line; None: no limit.
+        width: characters per line; None: no limit.
     """
     marks = Notes()
     rows = [pair_cells(pair, marks) for pair in found.pairs]

@@ -61,7 +61,7 @@ SUFFIX = {"APs": "ap_s", "APm": "ap_m", "APl": "ap_l", "ARs": "ar_s", "ARm": "ar
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """What came out: metrics of manifests/metrics.toml in percent (those without ground truth left out), AP
+    """The results: metrics of manifests/metrics.toml in percent (those without ground truth left out), AP
     of each class in percent.
 
     data: what was measured on, `subset` true where that was not the whole split; notes: by kind, what else
@@ -77,7 +77,7 @@ class AccuracyReport:
     errors: dict[Kind, dict[str, float]] = field(default_factory=dict)
 
     def note_of(self, metric: str) -> str:
-        """What is to be said of one metric."""
+        """Notes on one metric."""
         return next((note for kind, note in self.notes.items() if metric.startswith(PREFIX[kind])), "")
 
     def as_dict(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def evaluate_results_file(
     Args:
         path: a COCO results file, or for VOC the folder of comp4 files (or one of them).
         dataset: a subset restricts ground truth and detections to its images.
-        kind: of a COCO file; None: told by its first record.
+        kind: of a COCO file; None: decided by its first record.
         whole: refuse detections that were made on a part of the dataset's images alone.
         every_image: with whole: images without a detection were looked at too.
         details: kinds of mistakes too.

@@ -1,4 +1,4 @@
-"""How sure an AP is: matches are made once, then AP is computed again for other weights of the images. No
+"""Uncertainty of an AP: matches are made once, then AP is computed again for other weights of the images. No
 torch."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ClassMatches:
 
 
 class Answers(Protocol):
-    """What a model answered on some images: detections that were matched, or classes."""
+    """The output of a model on some images: detections that were matched, or classes."""
 
     @property
     def images(self) -> int:

@@ -97,7 +97,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_results(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write a results file; it appears whole or not at all."""
+    """Write a results file; the write is atomic."""
     write_atomically(path, lambda part: part.write_text(json.dumps(records), encoding="utf-8"))
 
 

@@ -27,7 +27,7 @@ class LoadReader:
         self._last = self._counters()
 
     def __call__(self) -> dict[str, float]:
-        """Processors in use by us and by others and taken by the host, the clock where it is told, and
+        """Processors in use by us and by others and taken by the host, the clock if reported, and
         periods cut by a quota; empty when just asked."""
         if time.perf_counter() - self._last["time"] < SHORTEST_S:
             return {}

@@ -29,7 +29,9 @@ def check_finite(value: Any, what: str, *, boxes: bool = True) -> None:
         torch.stack(torch.aminmax(tensor)).float() for tensor in _numbers(value, boxes)
     ]  # a NaN is the least and the greatest
     if edges and not bool(torch.cat(edges).isfinite().all()):
-        raise FloatingPointError(f"{what} outputs NaN or infinite values; check weights and precision")
+        raise FloatingPointError(
+            f"{what} outputs numbers that are not finite (NaN or infinite); check weights and precision"
+        )
 
 
 def _numbers(value: Any, boxes: bool) -> Iterator[Tensor]:

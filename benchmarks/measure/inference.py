@@ -46,7 +46,7 @@ class Turns:
     clock: PhaseClock
 
     def __call__(self, indices: list[int]) -> float:
-        """Run a batch and return its model time an image, in milliseconds."""
+        """Run a batch and return its model time per image, in milliseconds."""
         return self.network(*self.load(indices), len(indices))
 
     def load(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -70,7 +70,7 @@ class Turns:
         self, images: torch.Tensor, sizes: torch.Tensor, original_sizes: torch.Tensor, count: int
     ) -> float:
         """The phases from the network on, of images (N, 3, H, W) on the device with sizes (N, 2) on the host;
-        returns the model time an image, in milliseconds."""
+        returns the model time per image, in milliseconds."""
         phase = self.clock.phase
         with torch.inference_mode(), autocast(self.spec):
             with phase("forward", count):

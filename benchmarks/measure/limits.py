@@ -1,5 +1,5 @@
-"""What this device can do at most, measured on it: bytes a second of a copy, operations a second of a matrix
-product. The kernels' times are set beside that (the roofline of Williams et al., CACM 2009)."""
+"""What this device can do at most, measured on it: bytes per second of a copy, operations per second of a
+matrix product. The kernels' times are set beside that (the roofline of Williams et al., CACM 2009)."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def measure_limits(device: str, clock: Clock, seconds: float = PROBE_S) -> Devic
 
 
 def _copy_rate(device: str, clock: Clock, seconds: float) -> float:
-    """10^9 bytes a second, read and written."""
+    """10^9 bytes per second, read and written."""
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * COPY_BYTES / _fastest(lambda: target.copy_(source), clock, seconds) / 1e3
 
 
 def _matrix_rate(device: str, clock: Clock, seconds: float) -> float:
-    """10^9 floating-point operations a second."""
+    """10^9 floating-point operations per second."""
     side = SIDES[torch.device(device).type]
     left, right = (torch.ones(side, side, device=device) for _ in range(2))
     out = torch.empty_like(left)

@@ -101,7 +101,7 @@ def measure_phases(
 
 
 def parts_of_turn(subject: Subject, spec: BenchmarkSpec, indices: list[int]) -> dict[str, float]:
-    """One batch through the forward phase: milliseconds an image of every part, of the rest ("forward_rest")
+    """One batch through the forward phase: milliseconds per image of every part, of the rest ("forward_rest")
     and of all together ("forward")."""
     images, sizes, _ = Turns(subject, spec, PhaseClock(subject.device)).load(indices)
     times, whole = PartTimes(subject.device), PhaseClock(subject.device)

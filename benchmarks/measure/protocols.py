@@ -47,7 +47,7 @@ class _RandomTurns(Turns):
     width: int = 0
 
     def __call__(self, indices: list[int]) -> float:
-        """Run a batch of normal random numbers and return its model time an image, in milliseconds."""
+        """Run a batch of normal random numbers and return its model time per image, in milliseconds."""
         shape = (len(indices), 3, self.height, self.width)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(indices[0])).to(
             self.subject.device

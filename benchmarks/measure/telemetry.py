@@ -1,4 +1,4 @@
-"""What is seen while something runs: by NVML clocks, power, temperature, throttling and other processes of a
+"""Telemetry of a running block: by NVML clocks, power, temperature, throttling and other processes of a
 GPU; on a CPU what else used it."""
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Gpu:
             raise RuntimeError(f"NVML finds no GPU: {error}") from None
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """A property by NVML's own name (nvmlDeviceGet...), or None where this GPU does not tell it."""
+        """A property by NVML's own name (nvmlDeviceGet...), or None where this GPU does not report it."""
         try:
             return getattr(self.nvml, f"nvmlDeviceGet{name}")(self.handle, *arguments)
         except self.nvml.NVMLError:
@@ -103,7 +103,7 @@ class Gpu:
         )
 
     def sample(self) -> dict[str, float]:
-        """One reading; what the GPU does not tell is left out."""
+        """One reading; what the GPU does not report is left out."""
         held_mib, others = self.processes() or (None, None)
         readings = {
             "sm_clock_mhz": self.ask("ClockInfo", self.nvml.NVML_CLOCK_SM),
@@ -124,10 +124,11 @@ def _first_visible() -> int | str:
 
 
 def share_of(held_mib: dict[int, float]) -> tuple[float | None, int]:
-    """What this process and those it started hold of a GPU, None where that is not told, and how many others
+    """What this process and those it started hold of a GPU, None where not reported, and how many others
     there are.
 
-    held_mib: by process number, as NVML tells it. Inside a container these may be the host's numbers, under
+    held_mib: by process number, as reported by NVML. Inside a container these may be the host's numbers,
+    under
         which nobody is known here: one of them is this
     process, whose memory is known where it is alone.
     """

@@ -1,4 +1,4 @@
-"""Images a second of larger and larger batches, until it no longer pays, images run out or memory does."""
+"""Images per second of larger and larger batches, until it no longer pays, images run out or memory does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Ladder:
 
     @property
     def best(self) -> int:
-        """The batch size with the most images a second."""
+        """The batch size with the most images per second."""
         return max(self.rungs, key=lambda size: self.rungs[size].value)
 
     def why_no_more(self, size: int, images: int, budget_s: float) -> str:
@@ -68,7 +68,7 @@ class Ladder:
 def measure_throughput(
     subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
 ) -> dict[str, Measurement]:
-    """Images a second in the model (forward + post-processing, on prepared batches) of batch 1, 2, 4, 8 ...
+    """Images per second in the model (forward + post-processing, on prepared batches) of batch 1, 2, 4, 8 ...
 
     Args:
         subject: model in any mode; left in evaluation mode.
@@ -118,7 +118,7 @@ def throughput_of(
     spec: BenchmarkSpec,
     heartbeat: Callable[[], None],
 ) -> Measurement:
-    """Images a second in batches of one size, a sample a batch."""
+    """Images per second in batches of one size, a sample a batch."""
     batches = [images[start : start + size] for start in range(0, len(images), size)]
 
     def turn(timed: Turns, batch: list[PreprocessedImage]) -> float:

@@ -69,7 +69,7 @@ def measure_training(
     Args:
         subject: model on its device.
         dataset: images to train on; note: which they are, for the record.
-        spec: images a step, steps, budget, workers, precision.
+        spec: images per step, steps, budget, workers, precision.
         heartbeat: called after every step.
 
     Returns:

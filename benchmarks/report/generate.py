@@ -109,7 +109,7 @@ def document_text(view: Overview, path: Path) -> str:
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> list[Path]:
-    """Write files below a folder, each whole or not at all; those that are the same already are left alone.
+    """Write files below a folder, each atomically; those that are the same already are left alone.
     Returns every file's path."""
     for name, content in files.items():
         path = folder / name

@@ -74,7 +74,7 @@ class KernelTimings(Strict):
 
 
 def write_timings(folder: Path, timings: KernelTimings) -> Path:
-    """Store timings for good, whole or not at all."""
+    """Store timings permanently, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{new_id(KERNELS)}.json"
     write_whole(path, timings.model_dump_json(exclude_defaults=True).encode())
@@ -82,7 +82,7 @@ def write_timings(folder: Path, timings: KernelTimings) -> Path:
 
 
 def read_timings(path: Path) -> KernelTimings:
-    """Read one record; raises ValueError that says what is wrong with the file."""
+    """Read one record; raises ValueError with the problem of the file."""
     try:
         return KernelTimings.model_validate_json(read_regular(path))
     except ValidationError as error:

@@ -138,7 +138,7 @@ def layouts_of(name: str, layouts: dict[str, Layout], sources: set[str]) -> list
     """The tables of a source, or the one table of that name; a source without its own gets the wide one.
 
     Raises:
-        UnknownName: neither a source nor a table is called that; says which are near.
+        UnknownName: neither a source nor a table has that name; reports similar names.
     """
     own = [layout for layout in layouts.values() if layout.source == name]
     if own:

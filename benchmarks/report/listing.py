@@ -13,7 +13,7 @@ from detection_zoo.zoo.plain import one_line
 
 
 def described(entry: ModelEntry, width: int | None = None) -> str:
-    """Everything a manifest says of one row, as indented text in lines of at most `width` letters."""
+    """Everything a manifest says of one row, as indented text in lines of at most `width` characters."""
     data = entry.model_dump(
         exclude_none=True, exclude_defaults=True, exclude={"published", "weights", "conventions"}
     )

@@ -17,7 +17,7 @@ def chosen_rows(patterns: Iterable[str]) -> list[ModelEntry]:
     """The rows that names, shell patterns or sources mean, each once.
 
     Raises:
-        UnknownName: a pattern fits no row; says which are near.
+        UnknownName: a pattern fits no row; reports similar names.
     """
     manifests, chosen = load_manifests(), {}
     for pattern in patterns:
@@ -36,7 +36,8 @@ def chosen_rows(patterns: Iterable[str]) -> list[ModelEntry]:
 
 
 def _fits(entry: ModelEntry, pattern: str) -> bool:
-    """A plain word means a source here, never a part of a name: nobody runs a day of benchmarks by a slip."""
+    """A plain word means a source here, never a part of a name: so that a typo does not start a day of
+    benchmarks."""
     return any(c in pattern for c in "*?[") or entry.source == pattern
 
 
@@ -52,9 +53,9 @@ def checked_rows(
     Args:
         patterns: names, shell patterns or sources.
         sources: data and weights.
-        images: keep the first so many only.
-        say: gets a line about rows that a pattern or source covers and that are left out.
-        fetch: get published weights that are not here.
+        images: keep only the first N.
+        say: called with a line about rows that a pattern or source covers and that are left out.
+        fetch: get published weights that are missing here.
 
     Raises:
         ZooError: no row fits; data or weights of a row that was named cannot be used, or of no row at all.
@@ -81,13 +82,13 @@ def checked_rows(
 def check_row(
     entry: ModelEntry, sources: Sources, images: int | None = None, fetch: bool = True
 ) -> tuple[str, ...]:
-    """Whether a row can be built and measured; `fetch` gets published weights that are not here.
+    """Whether a row can be built and measured; `fetch` gets published weights that are missing here.
 
     Returns:
-        What is to be said of the data: its layout, where it was recognised, and the classes measured.
+        Notes on the data: its layout, where it was recognised, and the classes measured.
 
     Raises:
-        ZooError: it stands for its published numbers alone; its data or weights cannot be used.
+        ZooError: it has published numbers only; its data or weights cannot be used.
     """
     if entry.published_only:
         raise ManifestError(f"row {entry.name} has published numbers only: {entry.published_only}")
@@ -103,7 +104,7 @@ def check_row(
 
 
 def check_weights(entry: ModelEntry, weights: str, fetch: bool = True) -> None:
-    """Whether a row can have these weights; `fetch` gets published ones that are not here.
+    """Whether a row can have these weights; `fetch` gets published ones that are missing here.
 
     Raises:
         ZooError: the file is not there, or the row has no published weights that a program can load.

@@ -53,7 +53,7 @@ def detect_files(
         min_score: 0..1, of detections that are drawn, returned and saved.
         checkpoint_format: of a file, where it is not the row's own.
         save: write the detections in this form too.
-        frames: the first so many of each video or camera; None: all, of a camera until Ctrl-C.
+        frames: the first N frames of each video or camera; None: all, of a camera until Ctrl-C.
 
     Returns:
         For each picture and frame the path of its original and of what was drawn, the weights and the

@@ -1,4 +1,4 @@
-"""Whether what was measured is the accuracy that a row's manifest promises (`run --check`)."""
+"""Whether what was measured is the accuracy that a row's manifest expects (`run --check`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A piece of work in a process of its own: what it reports as it goes reaches the caller, whatever becomes of
+"""A piece of work in its own process: its reports reach the caller as they are made, whatever becomes of
 the process."""
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def same_allocator() -> Iterator[None]:
 
 @contextmanager
 def starting_a_process() -> Iterator[None]:
-    """A process started inside the block knows its parent and never sees Ctrl-C; here that comes after the
+    """A process started inside the block gets its parent's id and ignores Ctrl-C; here that comes after the
     block."""
     multiprocessing.resource_tracker.ensure_running()  # later, it would end the block of the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -298,7 +298,7 @@ def _watch(parent: int) -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: Python's, the processor's or the GPU's."""
+    """Whether an exception reports exhausted memory: Python's, the processor's or the GPU's."""
     phrases = (
         *("can't allocate memory", "_ALLOC_FAILED"),  # torch on a CPU; cuDNN and cuBLAS
         "CUDA error: out of memory",  # torch.AcceleratorError

@@ -50,7 +50,7 @@ def run_parallel(
         work: pieces, taken in order.
         one: does a piece, given the slot's variables and a connection that becomes readable when all is to
             end; returns a result.
-        done: gets each piece with its result, in this thread, as they come.
+        done: called with each piece with its result, in this thread, as they come.
         slots: variables of each slot.
 
     Returns:

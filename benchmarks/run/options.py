@@ -13,7 +13,7 @@ from detection_zoo.benchmarks.store import RUNS, results_folder
 class SweepOptions:
     """How a sweep treats rows.
 
-    store: folder of records. again: measure what is measured already. isolate, stall_s, limit_s, memory_mib:
+    store: folder of records. again: repeat finished measurements. isolate, stall_s, limit_s, memory_mib:
         see `run_row`; memory_mib None: nine tenths of what is free when a row begins, shared among the jobs.
     jobs: rows at once, a GPU each. engine: this machine, or a Ray cluster.
     """

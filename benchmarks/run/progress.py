@@ -44,7 +44,7 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def clock(title: str) -> Iterator[None]:
-    """The time that a block has been running, told twice a second by a thread."""
+    """The time that a block has been running, printed twice per second by a thread."""
     with _bar(title, bar_format="{desc}: {elapsed}") as bar, _shown(bar):
         with ticking(lambda: bar.update(1), TICK_S, "clock"):
             yield

@@ -51,8 +51,8 @@ def run_on_ray(
     Args:
         entries, spec, sources, options, work: as in `run_sweep`.
         finished: finished runs by key; a row that was measured on any hardware is not measured again.
-        done: gets each row with its run, as they come.
-        say: gets a line when a row is given to the cluster.
+        done: called with each row with its run, as they come.
+        say: called with a line when a row is given to the cluster.
 
     Returns:
         Whether Ctrl-C ended it.
@@ -211,7 +211,7 @@ def measure_on_node(
     limits: dict[str, float | None],
     work: Callable[..., None],
 ) -> tuple[str, dict[str, bytes]]:
-    """The task: measure a row in a process of its own on whatever machine this is.
+    """The task: measure a row in its own process on whatever machine this is.
 
     Returns:
         The run as JSON, and the content of its files by name.

@@ -28,7 +28,7 @@ def plan_source(source: str, data: str | None) -> list[Plan]:
         data: form of `open_dataset`, or None.
 
     Raises:
-        UnknownName: no manifest is called that.
+        UnknownName: no manifest has that name.
     """
     manifests = load_manifests()
     sources = {entry.source for entry in manifests.entries.values()}

@@ -1,4 +1,4 @@
-"""One row, one specification, one run: every group of metrics in turn; a failure is a run too."""
+"""One row, one specification, one run: every group of metrics; a failure is recorded as a run too."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BEAT_S = 1.0  # seconds between signs of life
 
 @dataclass
 class Draft:
-    """A run as it grows: what the work reports is laid in, so that nothing is lost when it fails."""
+    """A run in progress: reports are merged as they come, so that a failure loses nothing."""
 
     row: str
     spec: BenchmarkSpec
@@ -39,7 +39,7 @@ class Draft:
         self.id = self.id or new_id(self.row, self.started)
 
     def add(self, report: dict[str, Any]) -> None:
-        """Lay a report in: mappings are merged, lists are joined, anything else replaces what was there."""
+        """Merge a report: mappings are merged, lists are joined, anything else replaces what was there."""
         for name, value in report.items():
             old = self.fields.get(name)
             self.fields[name] = (
@@ -53,7 +53,7 @@ class Draft:
     def finish(
         self, outcome: Outcome, status: Literal["finished", "failed", "interrupted"] | None = None
     ) -> Run:
-        """The run, as it stands."""
+        """The run so far."""
         finished = outcome.status == "finished"
         stage = None if finished else self.fields.get("stage")
         fields = {name: value for name, value in self.fields.items() if name not in ("stage", "timed")}
@@ -94,7 +94,7 @@ def run_row(
         sources: where the data is.
         weights: their identity, and what `build_model` takes.
         folder: where files that belong to the run are kept.
-        isolate: in a process of its own, so that a crash or an exhausted memory ends that process only.
+        isolate: in its own process, so that a crash or an exhausted memory ends that process only.
         stall_s, limit_s, memory_mib, environment, cancel: see `run_isolated`; without isolation they are not
             used.
         work: what measures; `measure_row` where none is given.

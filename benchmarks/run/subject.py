@@ -63,7 +63,7 @@ class Subject:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether the model gives one label an image."""
+        """Whether the model gives one label per image."""
         return self.entry.task == "classification"
 
     def forward(self, images: torch.Tensor, sizes: torch.Tensor) -> Any:
@@ -83,7 +83,7 @@ def open_data(entry: ModelEntry, argument: str, images: int | None = None, train
     Args:
         entry: its classes must be those of the data.
         argument: a form of `open_dataset`.
-        images: keep the first so many only.
+        images: keep only the first N.
         training: of own data that names no split, take the one to train on.
 
     Raises:
@@ -133,7 +133,7 @@ def identify_data(dataset: Dataset) -> DataIdentity:
 
 def identify_weights(entry: ModelEntry, argument: str) -> tuple[WeightsIdentity, str]:
     """Which weights an argument means, and what `build_model` takes for them; published files are fetched
-    where they are not here.
+    if they are missing here.
 
     Raises:
         DownloadError: the published file cannot be had.

@@ -1,4 +1,4 @@
-"""Many rows, one after another: what is measured already is not measured again, and nothing that fails stops
+"""Many rows, one after another: finished measurements are not repeated, and nothing that fails stops
 the rest."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOT_STARTED = (LOOKING, OPENING)  # stages before anything is measured
 
 @dataclass
 class Sweep:
-    """What came of a sweep: new runs, and rows that had been measured already with the run that did it."""
+    """The outcome of a sweep: new runs, and rows that had been measured already with the run that did it."""
 
     runs: list[Run] = field(default_factory=list)
     known: list[Run] = field(default_factory=list)
@@ -69,7 +69,7 @@ def run_sweep(
         spec: what and how.
         sources: data and weights.
         options: store, isolation, limits.
-        say: gets a line before and after every row.
+        say: called with a line before and after every row.
         work: what measures a row; a test may plant a fault here.
 
     Raises:
@@ -130,7 +130,7 @@ def run_sweep(
 
 def keep(run: Run, store: Path, sweep: Sweep, say: Say) -> None:
     """Store a run; one that cannot be stored (the disk is full, say) stays in memory, is tried again with
-    every later one, and stops nothing."""
+    every later one, without stopping the sweep."""
     sweep.unsaved[run.id] = (run, "")
     store_unsaved(store, sweep, say)
 

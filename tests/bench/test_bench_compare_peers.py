@@ -141,14 +141,14 @@ def test_what_a_reader_must_know_is_said(told: tuple[Comparison, str]) -> None:
     notes = " ".join(found.footnotes)
     for said in (
         f"untrained weights: {OURS}, {PEER}, {TIMM}",
-        "the images of shapes:val are drawn by a program",
+        "the images of shapes:val are are synthetic",
         "the rows differ in the detector",
         f"{PEER}: in the model, so inside 'forward'",
         f"{TIMM}: shorter side 192 (at most 288) before the model",
     ):
         assert said in notes, said
     shown = " ".join(printed.lower().split())
-    assert shown.count("random, untrained") == 3 and "drawn by a program" in shown
+    assert shown.count("random, untrained") == 3 and "are synthetic" in shown
     assert "the rows differ in the detector" in shown and "the rows differ in the resize" in shown
     assert "1 thread an operator" in found.protocol and "fresh processes in each block" in found.protocol
 

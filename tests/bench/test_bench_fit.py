@@ -243,7 +243,7 @@ def test_wrong_usage(arguments: list[str], code: int, said: str) -> None:
 def test_rows_that_stand_for_their_numbers_alone_are_refused() -> None:
     for entry in load_manifests().entries.values():
         if entry.published_only is not None:
-            with pytest.raises(ManifestError, match="published numbers alone"):
+            with pytest.raises(ManifestError, match="published numbers only"):
                 check_row(entry, train=False)
             return
     pytest.fail("no row has published numbers only, so nothing was tested")

@@ -123,7 +123,7 @@ def test_samples_of_several_processes_are_joined() -> None:
     joined = of_processes([{"model_ms": one}, {"model_ms": other}, {"model_ms": one}])["model_ms"]
     assert joined.passes == [2, 2, 2] and joined.n == 12 and joined.value == pytest.approx(7 / 3)
     assert joined.steady is False and joined.interval[0] < joined.value < joined.interval[1]
-    assert joined.remarks == "6 whole passes in 3 processes; not steady: +0.0% from first to last pass; note"
+    assert joined.remarks == "6 passes in 3 processes; not steady: +0.0% from first to last pass; note"
 
 
 def test_wilsons_interval_of_a_proportion() -> None:

@@ -253,7 +253,7 @@ def test_rows_are_chosen_by_name_pattern_or_source() -> None:
     with pytest.raises(ManifestError, match="did you mean 'mask_rcnn_resnet14_slim_fpn.demo'"):
         chosen_rows(["mask_rcnn_resnet14_slim_fpn.dem"])
     with pytest.raises(
-        ManifestError, match="no row fits 'mask'"
+        ManifestError, match="no row matches 'mask'"
     ):  # a part of a name would run a hundred models
         chosen_rows(["mask"])
 

@@ -70,7 +70,7 @@ def test_a_batch_that_is_no_faster_ends_the_ladder() -> None:
     found = measure_throughput(subject_of(model), SPEC)
     assert (
         set(model.batches) == {1, 2}
-        and "twice the batch was not 3% faster" in found[BEST].note
+        and "doubling the batch was not 3% faster" in found[BEST].note
         and "batch 1:" in found[BEST].covers
     )
 

@@ -218,7 +218,7 @@ def test_ctrl_c_or_kill_says_what_is_kept_and_ends_with_130(
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("run", "no_such_row"), 2, "no row fits"),
+        (("run", "no_such_row"), 2, "no row matches"),
         (("run", ROW, "--metrics", "app"), 2, "did you mean 'ap'"),
         (("run", ROW, "--images", "0"), 2, "greater than or equal to 1"),
         (("run", ROW, *UNTRAINED, "--data", "coco:no/such/folder", "--device", "cpu"), 2, "no such folder"),
@@ -249,7 +249,7 @@ def test_reproduce_says_what_is_missing_for_each_row(home: Path, tmp_path: Path)
         for text in missing["faster_rcnn_vovnet39_fpn_2x.vovnet"]
     )
     assert any("--data coco:DIR" in text for text in missing["faster_rcnn_vovnet39_fpn_2x.vovnet"])
-    assert any("numbers alone" in text for text in missing["densenet161_imagenet.vovnet"])
+    assert any("numbers only" in text for text in missing["densenet161_imagenet.vovnet"])
 
 
 def test_doctor_looks_at_everything(home: Path) -> None:

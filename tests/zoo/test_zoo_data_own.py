@@ -248,7 +248,7 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
         ("7 0.5 0.5 0.1 0.1", "class 7 is not among the 3 classes"),
         ("0 0.5 0.5 0.1", "has 3 numbers after the class; 4 are a box"),
         ("0 a b c d", "is not a class and numbers"),
-        ("0 nan 0.5 0.1 0.1", "shares of the image"),
+        ("0 nan 0.5 0.1 0.1", "fractions of the image"),
         (f"{'9' * 400} 0.5 0.5 0.1 0.1", "is not a class and numbers|is not among"),
     ],
 )

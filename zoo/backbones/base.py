@@ -1,4 +1,4 @@
-"""What a backbone is: images in, named feature maps out, with the channels and stride of each."""
+"""Interface of backbones: images in, named feature maps out, with the channels and stride of each."""
 
 from __future__ import annotations
 

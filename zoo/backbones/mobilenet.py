@@ -143,11 +143,11 @@ class MobileNetV1(Backbone):
 
 @BACKBONES.register("mobilenet_v1")
 def mobilenet_v1(*, padding: Padding = "symmetric") -> MobileNetV1:
-    """MobileNetV1 of full width; checkpoints of TensorFlow want padding="same"."""
+    """MobileNetV1 of full width; checkpoints of TensorFlow need padding="same"."""
     return MobileNetV1(padding=padding)
 
 
 @BACKBONES.register("mobilenet_v2")
 def mobilenet_v2(*, width: float = 1.0, padding: Padding = "symmetric") -> MobileNetV2:
-    """MobileNetV2 of a width multiplier; checkpoints of TensorFlow want padding="same"."""
+    """MobileNetV2 of a width multiplier; checkpoints of TensorFlow need padding="same"."""
     return MobileNetV2(width=width, padding=padding)

@@ -1,4 +1,4 @@
-"""Any timm model that gives feature maps, as a backbone of the detectors here; timm is an extra (pip install
+"""Any timm model with feature maps, as a backbone of the detectors here; timm is an extra (pip install
 -e .[timm])."""
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def timm_backbone(
     maps: Literal["stages", "last"] = "stages",
     **arguments: Any,
 ) -> Backbone:
-    """A timm model without its head, freshly initialised unless `pretrained` says otherwise.
+    """A timm model without its head, freshly initialised unless `pretrained` is set.
 
     Args:
-        model: timm's name, "resnet50" say.
+        model: timm's name, for example "resnet50".
         norm: "batch": as timm builds it; "frozen": its batch norms keep their statistics and affine numbers.
         pretrained: True: timm's own weights, through its hub; or these tensors, by timm's names.
         maps: "stages": the maps of the stages; "last": the one that the classifier's pooling takes, behind

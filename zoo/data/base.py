@@ -1,4 +1,4 @@
-"""What a dataset is: images in a fixed order, each with its ground truth in dataset-independent terms."""
+"""Interface of datasets: images in a fixed order, each with its ground truth in dataset-independent terms."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class Dataset(ABC):
         return smaller
 
     def describe(self) -> dict[str, Any]:
-        """What a record says of its data: name, images measured, images of the whole split."""
+        """Description of the data for a record: name, images measured, images of the whole split."""
         return {
             "dataset": self.name,
             "images": len(self),

@@ -48,7 +48,7 @@ def open_dataset(
         classes: class names in the order of a model's labels (for ImageNet: their number); None takes the
             dataset's own.
         keypoints: take COCO's person_keypoints annotations.
-        images: keep the first so many images only, or those of these ids.
+        images: keep only the first N images, or those of these ids.
         decoder: see `decode_image`.
         training: of own data that names no split, take the one to train on.
 

@@ -1,4 +1,4 @@
-"""ImageNet-style folders: one label an image, from labels.csv or from folders named by wnid."""
+"""ImageNet-style folders: one label per image, from labels.csv or from folders named by wnid."""
 
 from __future__ import annotations
 

@@ -108,7 +108,8 @@ def _opened(data: bytes, where: str) -> Image.Image:
             return Image.open(io.BytesIO(data), formats=_formats(data))
         except UnidentifiedImageError:
             raise DatasetError(
-                f"{where}: not an image by its first bytes; if it should be one, download it again"
+                f"{where}: cannot be decoded as an image, unknown by its first bytes; if it should be one,"
+                " download it again"
             ) from None
         except Exception as error:
             raise _undecodable(where, error) from None
@@ -142,7 +143,7 @@ def _check_size(size: tuple[int, int], where: str) -> None:
     if not width * height <= 1e6 * budget:
         raise DatasetError(
             f"{where}: the image has {width}x{height} pixels, {width * height / 1e6:.0f} megapixels, the"
-            f" limit is {budget:g}; make it smaller or cut it into tiles, or set {MAX_MEGAPIXELS}"
+            f" budget is {budget:g}; make it smaller or cut it into tiles, or set {MAX_MEGAPIXELS}"
         )
 
 

@@ -145,7 +145,7 @@ def evaluation_loader(
     Args:
         dataset: what to read.
         preprocess: the row's own.
-        batch_size: images a batch; the last may be smaller.
+        batch_size: images per batch; the last may be smaller.
         workers: processes that decode ahead; 0 decodes in this one.
         pin_memory: page-locked batches, for copies to a GPU.
         normalise_on_device: move bytes and let `EvaluationBatch.to` normalise, where the row's preprocessing

@@ -29,7 +29,7 @@ WANTED = (
 
 @dataclass(frozen=True)
 class Recognised:
-    """Own data: name as in records; layout: what it was taken for, for people; annotations: None for ImageNet
+    """Own data: name as in records; layout: what it was taken for, as text; annotations: None for ImageNet
     folders; images: the folder that file names are relative to."""
 
     name: str

@@ -65,7 +65,7 @@ class AspectPairs:
     Args:
         indices: of the dataset, the images that are trained on.
         sizes: (height, width) of each of them.
-        batch_size: images a batch of this process.
+        batch_size: images per batch of this process.
         rank, world_size: this process among all.
     """
 

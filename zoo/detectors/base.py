@@ -1,4 +1,4 @@
-"""What a detector is: a dict of losses in training, `Detections` for each image at inference."""
+"""Interface of detectors: a dict of losses in training, `Detections` for each image at inference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Detector(nn.Module):
         Args:
             images: (N, 3, H, W) float, normalised and zero-padded as the conventions say.
             sizes: (N, 2) int64, the true (height, width) of each image before padding.
-            targets: one `Target` an image; needed in training.
+            targets: one `Target` per image; needed in training.
         """
         if self.training:
             if targets is None:

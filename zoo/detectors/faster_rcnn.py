@@ -166,7 +166,7 @@ class FasterRcnn(Detector):
 
     @property
     def backbone_parts(self) -> dict[str, str]:
-        """Prefixes of a classifier's names -> where that part stands in this model."""
+        """Prefixes of a classifier's names -> prefix of that part in this model."""
         if isinstance(self.box.trunk, StageTrunk):
             return {"backbone.": "backbone.", "backbone.c5.": "box.trunk.stage."}
         return {"backbone.": "backbone."}

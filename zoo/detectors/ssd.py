@@ -35,7 +35,7 @@ Pyramid = SSDPyramid | RFBPyramid | SSDLitePyramid
 
 @dataclass(frozen=True)
 class SSDOutput:
-    """What the network says of each prior: boxes (N, P, 4) float, fractions of the image; scores (N, P, C)
+    """Output of the network for each prior: boxes (N, P, 4) float, fractions of the image; scores (N, P, C)
     float, channel 0 is background."""
 
     boxes: Tensor

@@ -1,4 +1,4 @@
-"""What training asks of anchors: the samplers of the proposal network.
+"""Training of the proposal network: the samplers of the proposal network.
 
 A sampler maps the anchors of a batch and the ground truth of each image to one `SampledAnchors` an image.
 There are three: of maskrcnn-benchmark, of Detectron and of faster-rcnn.pytorch; `RpnConventions.sampling`

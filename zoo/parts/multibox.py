@@ -44,7 +44,7 @@ class PriorCoder:
 
 @dataclass(frozen=True)
 class PriorTargets:
-    """What each prior of one image shall learn: classes (P,) int64 with 0 for background; offsets (P, 4)
+    """Training targets of the priors of one image: classes (P,) int64 with 0 for background; offsets (P, 4)
     float, of use where classes > 0."""
 
     classes: Tensor

@@ -1,4 +1,4 @@
-"""What training asks of proposals: matching with ground truth, and the samplers of the box branch.
+"""Training of the box branch: matching with ground truth, and the samplers of the box branch.
 
 A sampler maps the proposals and the targets of a batch to one `SampledBoxes` an image. There are three: of
 maskrcnn-benchmark, of Detectron and of faster-rcnn.pytorch; `RoiConventions.sampling` names one. The samplers

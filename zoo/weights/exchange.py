@@ -1,4 +1,4 @@
-"""Carry weights between machines and people: verify, export and import. No torch."""
+"""Move weights between machines: verify, export and import. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST_INDEX_BYTES = 16 << 20
 
 
 def verify_files(files: Iterable[Chosen], cache: WeightCache) -> list[dict[str, object]]:
-    """Read every fetched file again and compare; a damaged one is set aside, so that the next `get` fetches
+    """Read every fetched file again and compare; a damaged one is moved aside, so that the next `get` fetches
     it anew.
 
     Returns:
@@ -117,7 +117,7 @@ def remove_files(
 
 
 def set_aside(path: Path, cache: WeightCache) -> None:
-    """Move a damaged file where nothing reads it, and a person can."""
+    """Move a damaged file aside, where nothing reads it."""
     (cache.home / "damaged").mkdir(exist_ok=True)
     os.replace(path, cache.home / "damaged" / path.name)
 
@@ -177,14 +177,14 @@ def import_path(
     check: Callable[[Chosen, Path], None],
     name: str | None = None,
 ) -> list[tuple[Chosen, Fetched]]:
-    """Take in a file a person fetched, or a folder that `export` wrote.
+    """Import a manually downloaded file, or a folder that `export` wrote.
 
     Args:
         path: the file or folder.
         rows: the weight files of the named row, or of all rows.
         named: whether a row was named.
         cache: where files are kept.
-        check: raises CheckpointError where a file of which no hash is known is not what the row promises.
+        check: raises CheckpointError where a file of which no hash is known is not what the row requires.
         name: which of the row's files it is, where its own name does not say.
 
     Raises:

@@ -193,7 +193,7 @@ def backbone_translation(
 def account_for(
     model: nn.Module, translation: Translation, where: str, *, only: tuple[str, ...] = ("",)
 ) -> LoadReport:
-    """Compare a translated file with a model, which may stand on the meta device.
+    """Compare a translated file with a model, which may be on the meta device.
 
     Args: as in `copy_into`.
 
@@ -211,10 +211,10 @@ def account_for(
 def copy_into(
     model: nn.Module, translation: Translation, where: str, *, only: tuple[str, ...] = ("",)
 ) -> LoadReport:
-    """Copy translated tensors into a model after the account is found complete.
+    """Copy translated tensors into a model after every tensor is accounted for.
 
     Args:
-        model: receives values in its own types; it must not stand on the meta device.
+        model: receives values in its own types; it must not be on the meta device.
         translation: by the model's names.
         where: file and row, for messages.
         only: prefixes of the model's names that the file must fill.

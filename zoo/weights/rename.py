@@ -1,4 +1,4 @@
-"""From the names of a checkpoint file to the names of a model, with an account of every tensor. No torch, no
+"""From the names of a checkpoint file to the names of a model, accounting for every tensor. No torch, no
 models."""
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class CheckpointFormat:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor of a file, and of every tensor of a model.
+    """Outcome for every tensor of a file and of a model.
 
     matched, defaulted (kept at their initial value, as the format says), missing: model names. unexpected:
     file names.

@@ -167,8 +167,8 @@ def detectron2_detector(
     """A detector of Detectron2's model zoo, without weights.
 
     Args:
-        config: name of a configuration there, "faster_rcnn_R_50_FPN_1x" say.
-        folder: where it lies, "COCO-Detection" say.
+        config: name of a configuration there, for example "faster_rcnn_R_50_FPN_1x".
+        folder: where it lies, for example "COCO-Detection".
         num_classes: K.
         options: Detectron2's own settings over those of the configuration, by dotted name:
             "MODEL.RPN.POST_NMS_TOPK_TEST".

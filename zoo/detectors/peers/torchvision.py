@@ -131,7 +131,7 @@ class TorchvisionDetector(Detector):
         return found
 
     def _dense(self, raw: PeerRaw) -> Found:
-        """SSD takes all levels at once; RetinaNet and FCOS want them apart."""
+        """SSD takes all levels at once; RetinaNet and FCOS take them separately."""
         outputs, anchors, cells = raw.heads["outputs"], raw.heads["anchors"], raw.heads["cells"]
         if not _has_levels(self.model):
             return self.model.postprocess_detections(outputs, anchors, raw.images.image_sizes)
@@ -216,7 +216,7 @@ def torchvision_detector(
     """A detector of torchvision.models.detection, without weights.
 
     Args:
-        builder: name of its function there, "fasterrcnn_resnet50_fpn" say.
+        builder: name of its function there, for example "fasterrcnn_resnet50_fpn".
         num_classes: K; 80 means COCO's, for which the model has a class for each category id up to 90.
         frozen_norm_eps: the body's batch norms are frozen ones with this eps, as torchvision builds them
             around trained weights.

@@ -1,4 +1,4 @@
-"""Whether a row's own weights are here, fetchable, for a person to fetch, partial or absent. No torch."""
+"""Whether a row's own weights are here, fetchable, manual, partial or absent. No torch."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class Availability:
 
     @property
     def usable(self) -> bool:
-        """Whether a program can load these weights: the file is here, or can be fetched."""
+        """Whether these weights can be loaded automatically: the file is here, or can be fetched."""
         return self.state in ("here", "fetchable")
 
 
 def availability(
     entry: ModelEntry, cache: WeightCache | None = None, pins: dict[str, Pin] | None = None
 ) -> Availability:
-    """Say how a row's own trained weights can be had; the network is not used.
+    """Determine how a row's own trained weights can be obtained, without network access.
 
     Args:
         entry: the row.
         cache: folder of the weights; default: the user's.
-        pins: `cache.pins()`, where several rows are asked.
+        pins: `cache.pins()`, if several rows are checked.
 
     Returns:
         State, weight file and reason.
@@ -65,7 +65,7 @@ def availability(
 
 
 def shipped_path(url: str) -> Path | None:
-    """Where a file lies that comes with the manifests ("file:weights/x.safetensors"); else none."""
+    """Path of a file shipped with the manifests ("file:weights/x.safetensors"); else none."""
     return MANIFEST_FOLDER / unquote(urlsplit(url).path) if url.startswith("file:") else None
 
 

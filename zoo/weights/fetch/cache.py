@@ -1,5 +1,5 @@
-"""The folder of fetched weights: files under their own SHA-256, a record of hashes seen first, and a lock for
-each file."""
+"""The folder of fetched weights: files under their own SHA-256, the hashes recorded on first use, and a lock
+for each file."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _stamp(handle: int) -> list[int]:
 
 
 def open_own(path: Path) -> FileIO:
-    """Open a file of ours to read and append, unbuffered; it is made where it is absent.
+    """Open one of our files to read and append, unbuffered; it is made where it is absent.
 
     Raises:
         DownloadError: something else has its name: a link, which is not followed, a folder, a pipe.
@@ -109,7 +109,7 @@ def fresh(part: Path) -> Path:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all; the caller is the only writer, or holds a lock."""
+    """Write a text file atomically; the caller is the only writer, or holds a lock."""
     part = fresh(path.with_name(f".{path.name}.new"))
     with part.open("x", encoding="utf-8") as file:
         file.write(text)
@@ -146,11 +146,11 @@ class WeightCache:
             raise DownloadError(f"{self.home}: {reason}") from None
 
     def file(self, sha256: str) -> Path:
-        """Where the file with this hash lies, whether or not it is there."""
+        """The path for the file with this hash, whether or not it exists."""
         return self.files / sha256
 
     def part(self, spec: WeightSpec) -> Path:
-        """Where an unfinished download of this file grows."""
+        """The path of the unfinished download of this file."""
         return self.parts / f"{self._short(spec)}.part"
 
     def _short(self, spec: WeightSpec) -> str:

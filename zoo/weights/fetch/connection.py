@@ -1,4 +1,4 @@
-"""Connections that end on time and go only where they may. A socket's own timeout bounds the silence between
+"""Connections with a deadline, to allowed addresses only. A socket's own timeout bounds the silence between
 two bytes; a server that sends a byte now and then would hold a request for ever."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the headers of a server say, parsed in one place: a value of the right form, or none. No network."""
+"""Parse a server's headers in one place: a value of the right form, or None. No network."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def content_range(headers: Headers) -> ContentRange | None:
 
 
 def packing(headers: Headers) -> str:
-    """How the body is packed, in small letters: identity, gzip ..."""
+    """How the body is compressed, in small letters: identity, gzip ..."""
     return headers.get("Content-Encoding", "").lower().strip() or "identity"
 
 
@@ -59,7 +59,7 @@ def is_chunked(headers: Headers) -> bool:
 
 
 def validator(headers: Headers) -> str | None:
-    """What tells one version of the file from another: a strong ETag, else the date of its last change."""
+    """Identifier of a version of the file: a strong ETag, else the date of its last change."""
     etag, date = headers.get("ETag", ""), headers.get("Last-Modified", "")
     for text, form in ((etag, r'"[!#-~]*"'), (date, r"[ -~]+")):
         if len(text) <= LONGEST_VALIDATOR and re.fullmatch(form, text):
@@ -81,5 +81,5 @@ def retry_after_s(headers: Headers) -> float | None:
 
 
 def printable(text: str) -> str:
-    """Text from a server without control characters, which a terminal would obey."""
+    """Text from a server without control characters, which a terminal would interpret."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", "?", text)

@@ -81,7 +81,7 @@ def is_private_host(host: str) -> bool:
 
 
 def needs_person(url: str) -> str | None:
-    """Why only a person can fetch this address, or none."""
+    """Why this address needs a manual download, or None."""
     return PERSON_HOSTS.get(host_of(url))
 
 
@@ -178,8 +178,9 @@ def token_header(url: str, origin: str, environment: Mapping[str, str] = os.envi
     """The Authorization header for an address, or nothing.
 
     Args:
-        url: the address about to be asked, perhaps after a redirect.
-        origin: the address of the first request: a token goes there alone, and only encrypted or within this
+        url: the address about to be requested, perhaps after a redirect.
+        origin: the address of the first request: a token is sent only there, and only encrypted or within
+        this
             machine.
 
     Raises:
@@ -245,7 +246,7 @@ class _Page(HTMLParser):
 
 
 def read_page(url: str, body: bytes) -> str:
-    """The address behind a page that was served in place of a file (Google Drive's "cannot scan for viruses"
+    """The address behind a page that was served instead of the file (Google Drive's "cannot scan for viruses"
     page).
 
     Args:
@@ -253,7 +254,7 @@ def read_page(url: str, body: bytes) -> str:
         body: the beginning of the page.
 
     Raises:
-        DownloadError: the page is no way to the file; says what it is.
+        DownloadError: the page does not lead to the file.
     """
     page = _Page()
     page.feed(body.decode("utf-8", "replace"))

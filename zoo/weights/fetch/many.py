@@ -19,7 +19,7 @@ from detection_zoo.zoo.weights.fetch.side_by_side import run_side_by_side
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file: 'fetched', 'here', 'failed', 'skipped' (a wrong link or one for a person,
+    """Outcome of one file: 'fetched', 'here', 'failed', 'skipped' (a wrong link or one for a person,
     matched by a pattern) or 'stopped'."""
 
     chosen: Chosen
@@ -112,9 +112,9 @@ def fetch_many(
     came.
 
     Args:
-        files: what to fetch; two rows' claims to one file fetch it once.
-        jobs: files at a time.
-        exact: row names that were asked for literally: what cannot be fetched for them is a failure, for
+        files: what to fetch; a file of two rows is fetched once.
+        jobs: files in parallel.
+        exact: row names that were given literally: what cannot be fetched for them is a failure, for
             others it is skipped.
         quiet: no bars and no remarks.
     """

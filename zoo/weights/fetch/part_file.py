@@ -1,4 +1,4 @@
-"""A file that grows: hashed as it grows, and continued by a later process."""
+"""A partial download: hashed while it grows, and resumable by a later process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detection_zoo.zoo.weights.fetch.cache import CHUNK_BYTES, open_own, write_a
 
 
 class PartFile:
-    """A file that grows, is hashed as it grows, and remembers which version of which address it is a part of.
+    """A partial download, hashed while it grows, with a record of the address and version it belongs to.
 
     Args:
         path: the `.part` file; its state lies beside it in `.part.json`.
@@ -81,7 +81,7 @@ class PartFile:
             self.file.close()
 
     def discard(self) -> None:
-        """Remove the file and its state: its content is of no use."""
+        """Remove the file and its state: its content is unusable."""
         self.close()
         self.path.unlink(missing_ok=True)
         self.forget()

@@ -1,4 +1,4 @@
-"""Which weight files a command means, and what is known of each on this machine. No torch."""
+"""Weight files selected by a command, and their state on this machine. No torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Chosen:
 
     @property
     def same_as(self) -> str:
-        """Equal for two rows' claims to one file."""
+        """Equal for two rows with the same file."""
         return self.spec.sha256 or spec_key(self.spec)
 
 
@@ -79,7 +79,7 @@ def choose(
 
 
 def state_of(chosen: Chosen, cache: WeightCache, pins: dict[str, Pin]) -> dict[str, object]:
-    """One line of `list`: row, file, what it holds, size in bytes, what vouches for its hash, whether it is
+    """One line of `list`: row, file, what it holds, size in bytes, source of its hash, whether it is
     here, licence, hosts, remark."""
     spec, pin = chosen.spec, cache.pin_of(chosen.spec, pins)
     trust = "pinned" if spec.sha256 else "recorded" if pin else "unpinned"

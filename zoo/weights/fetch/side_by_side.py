@@ -1,4 +1,4 @@
-"""Work on several things at once that Ctrl-C ends within moments, whatever one of them waits for."""
+"""Work on several items in parallel, stopped quickly by Ctrl-C even if one of them is blocked."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ LOOK_S = 0.2
 def run_side_by_side(
     work: Callable[[Any], None], items: Sequence[Hashable], jobs: int, stop: threading.Event
 ) -> bool:
-    """Call `work` with every item, several at a time.
+    """Call `work` with every item, several in parallel.
 
     Args:
         work: raises nothing; it ends soon after `stop` is set. What does not (a look-up of a host name) is
             left behind in a thread that does not keep the process alive.
         items: what to work on.
-        jobs: how many at a time.
+        jobs: how many in parallel.
         stop: set by Ctrl-C.
 
     Returns:

@@ -26,7 +26,7 @@ DISK_MARGIN_BYTES = 32 << 20
 
 
 def download(url: str, part: PartFile, expected_bytes: int | None, policy: Policy, watch: Watch) -> None:
-    """Bring the whole file behind an address into a part file, over as many attempts as the policy grants.
+    """Download the file of an address into a part file, with as many attempts as the policy allows.
 
     Args:
         url: a direct address, http(s) or file:, whose relative paths begin in the folder of the manifests.
@@ -116,7 +116,7 @@ def _range_headers(part: PartFile) -> dict[str, str]:
 
 
 def _is_whole(response: Any, part: PartFile) -> bool:
-    """Whether a 416 says that the part file already holds everything."""
+    """Whether a 416 means that the part file already holds everything."""
     found = headers.content_range(response.headers)
     complete = found is not None and found.first is None and found.total == part.offset
     return complete and part.offset > 0 and part.state.get("total") in (None, part.offset)
@@ -126,7 +126,7 @@ def _check_status(client: Client, response: Any, part: PartFile, ranged: bool) -
     """Raise for every status but 200 and 206.
 
     Args:
-        ranged: whether the rest of a file was asked for.
+        ranged: whether the rest of a file was requested.
     """
     status = response.status_code
     if status == 416:
@@ -151,14 +151,14 @@ def _check_status(client: Client, response: Any, part: PartFile, ranged: bool) -
 
 
 def _error_code(client: Client, response: Any) -> str:
-    """The code in a bucket's XML error, to tell a closed bucket from a lost file."""
+    """The code in a bucket's XML error, to distinguish a closed bucket from a missing file."""
     body = client.beginning(response, ERROR_BYTES)
     start, end = body.find(b"<Code>"), body.find(b"</Code>")
     return f" ({body[start + 6 : end].decode('ascii', 'replace')[:60]!s})" if 0 <= start < end else ""
 
 
 def _begin(response: Any, part: PartFile, expected_bytes: int | None, policy: Policy) -> int | None:
-    """Line the part file up with the response; returns the total size, or none where the server does not
+    """Align the part file with the response; returns the total size, or none where the server does not
     say."""
     packing = headers.packing(response.headers)
     encoded = packing != "identity"
@@ -182,7 +182,7 @@ def _begin(response: Any, part: PartFile, expected_bytes: int | None, policy: Po
 
 
 def _kept(part: PartFile) -> dict[str, Any]:
-    """What stays true of an address when its file is begun anew."""
+    """The state of an address that is kept when its file is restarted."""
     return {key: value for key, value in part.state.items() if key in ("url", "confirmed", "no_range")}
 
 
@@ -193,7 +193,8 @@ def _is_unpacked(response: Any) -> bool:
 def _continued(
     found: headers.ContentRange | None, part: PartFile, encoded: bool, validator: str | None
 ) -> int | None:
-    """The size of the file where the response is the rest of the part file; begins anew where it is not."""
+    """The size of the file where the response is the rest of the part file; restarts the file where it is
+    not."""
     fits = found is not None and found.first == part.offset and part.offset and not encoded
     if (
         not fits
@@ -215,8 +216,8 @@ def _check_space(part: PartFile, total: int | None) -> None:
 
 
 def _is_page(response: Any, first: bytes) -> bool:
-    """Whether a page came in place of a file: no checkpoint begins with '<', and none is of type text/html
-    unless a server is careless."""
+    """Whether a page was received instead of a file: no checkpoint begins with '<', and none is of type
+    text/html unless a server is misconfigured."""
     if response.status_code != 200:
         return False
     careless = first[:1] in (b"\x80", b"P", b"(")
@@ -226,7 +227,7 @@ def _is_page(response: Any, first: bytes) -> bool:
 
 
 def _limit(response: Any, total: int | None, expected_bytes: int | None, policy: Policy) -> int:
-    """The most bytes the body may have: a packed body of unknown size may not grow without measure."""
+    """The most bytes the body may have: a packed body of unknown size has a limit."""
     if total or expected_bytes:
         return total or expected_bytes or 0
     if not _is_unpacked(response):
@@ -245,7 +246,7 @@ def _body(
     watch: Watch,
     patience: Patience,
 ) -> None:
-    """Append the body; returns where the file is complete as far as the server tells."""
+    """Append the body; returns where the file is complete as far as the server states."""
     policy, unpack = client.policy, _is_unpacked(response)
     limit = _limit(response, total, expected_bytes, policy)
     window_start_s, window_offset, chunk = time.monotonic(), part.offset, first
@@ -254,7 +255,7 @@ def _body(
             raise KeyboardInterrupt
         if part.offset + len(chunk) > limit:
             part.restart(url=part.state["url"])
-            raise DownloadError(f"more than {limit:,} bytes received: not the announced file")
+            raise DownloadError(f"more than {limit:,} bytes received: another file than announced")
         part.write(chunk)
         watch.progress(part.offset, total)
         patience.note(part.offset)

@@ -1,4 +1,4 @@
-"""Read checkpoints without running a byte of them: Detectron and Caffe2 pickles, and every torch file
+"""Read checkpoints without executing code from them: Detectron and Caffe2 pickles, and every torch file
 format."""
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 160, 160
 
 
 def shown(value: object) -> str:
-    """A value from a file, fit for a terminal: escaped and cut to 120 characters, however large or deep."""
+    """A value from a file, printable: escaped and cut to 120 characters, however large or deep."""
     text = _SHORT.repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
@@ -82,7 +82,7 @@ class Budget:
             )
 
     def spend_bytes(self, count: int) -> None:
-        """Count bytes that are copied; raises CheckpointError where a small file grows without measure."""
+        """Count bytes that are copied; raises CheckpointError where a small file grows too much."""
         self.bytes -= count
         if self.bytes < 0:
             raise CheckpointError(
