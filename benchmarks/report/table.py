@@ -121,8 +121,7 @@ class _Writer:
             *([self.layout.note] if self.layout.note else []),
             *(
                 [
-                    "(1.00x): ratio to the reference row of the same detector:"
-                    f" {', '.join(self.layout.reference)}.",
+                    f"(1.00x): ratio to the reference of its detector: {', '.join(self.layout.reference)}.",
                     "Ratios are between published values, or between values measured in one setting.",
                 ]
                 if ratios
@@ -355,9 +354,7 @@ def provenance(line: MeasuredLine) -> list[str]:
         notes = ["; ".join(filter(None, parts))]
     if weights:
         untrained = (
-            "; untrained: accuracy is meaningless, the number of detections is arbitrary"
-            if weights.made_up
-            else ""
+            "; untrained: accuracy is meaningless, detection count arbitrary" if weights.made_up else ""
         )
         notes.append(f"weights {weights.kind} ({weights.digest[:12]}){untrained}")
     if data:

@@ -150,7 +150,7 @@ def test_what_a_reader_must_know_is_said(told: tuple[Comparison, str]) -> None:
     shown = " ".join(printed.lower().split())
     assert shown.count("random, untrained") == 3 and "are synthetic" in shown
     assert "the rows differ in the detector" in shown and "the rows differ in the resize" in shown
-    assert "1 thread an operator" in found.protocol and "fresh processes in each block" in found.protocol
+    assert "1 thread per operator" in found.protocol and "fresh processes in each block" in found.protocol
 
 
 def test_rows_of_one_kind_need_no_note() -> None:

@@ -161,7 +161,7 @@ def test_protocol_machine_date_and_footnotes_stand_below() -> None:
     text = render(comparison_tables([made_up()]), "markdown")
     for said in (
         "Abacus 9",
-        "1 thread an operator",
+        "1 thread per operator",
         "processor time decides",
         "2030-01-02T03:04:05+00:00",
         "torch 2.11.0",

@@ -265,7 +265,7 @@ def test_pictures_that_are_turned_have_no_certain_labels(tmp_path: Path) -> None
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(root / "valid" / "images" / "street_1.jpg", exif=exif)
-    with pytest.raises(DatasetError, match=r"street_1\.jpg: its EXIF tag turns it"):
+    with pytest.raises(DatasetError, match=r"street_1\.jpg: its EXIF tag rotates it"):
         open_dataset(str(root))
 
 
