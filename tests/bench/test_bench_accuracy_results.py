@@ -425,7 +425,7 @@ def test_voc_folders_without_results(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="holds no comp4_det_test_CLASS.txt"):
         read_voc_results(tmp_path, dataset)
     (tmp_path / "comp4_det_test_doge.txt").write_text("")
-    with pytest.raises(DatasetError, match="'doge' is no class of voc:2007:test; did you mean 'dog'"):
+    with pytest.raises(DatasetError, match="'doge' is not a class of voc:2007:test; did you mean 'dog'"):
         read_voc_results(tmp_path, dataset)
 
 

@@ -164,7 +164,7 @@ def test_a_file_loads_whole_or_not_at_all(tmp_path) -> None:
     )
     state.pop("rpn.head.cls_logits.weight")
     torch.save(state, tmp_path / "cut.pth")
-    with pytest.raises(CheckpointError, match=r"has not: model\.rpn\.head\.cls_logits\.weight"):
+    with pytest.raises(CheckpointError, match=r"missing from the file: model\.rpn\.head\.cls_logits\.weight"):
         load_weights(loaded, tmp_path / "cut.pth", "torchvision_detection_pth")
 
 

@@ -341,12 +341,12 @@ def test_norms_left_without_effect_only_add_their_bias() -> None:
         (
             "FeatureExtractor/MobilenetV2/Conv/BatchNorm/batchnorm/sub",
             "",
-            "has not FeatureExtractor/MobilenetV2/Conv/BatchNorm/batchnorm/sub",
+            "lacks FeatureExtractor/MobilenetV2/Conv/BatchNorm/batchnorm/sub",
         ),
         (
             "BoxPredictor_1/ClassPredictor/biases",
             "",
-            "has not BoxPredictor_1/ClassPredictor/biases; is it cut short",
+            "lacks BoxPredictor_1/ClassPredictor/biases; is it cut short",
         ),
         (
             "BoxPredictor_1/BoxEncodingPredictor_depthwise/BatchNorm/FusedBatchNorm/epsilon",
@@ -458,5 +458,5 @@ def test_face_apis_detector_is_translated() -> None:
     with pytest.raises(CheckpointError, match="model has no such layer"):
         translate({**arrays, "MobilenetV1/other": random(1)})
     arrays.pop("MobilenetV1/Conv2d_3_depthwise/BatchNorm/beta")
-    with pytest.raises(CheckpointError, match="has not MobilenetV1/Conv2d_3_depthwise/BatchNorm/beta"):
+    with pytest.raises(CheckpointError, match="lacks MobilenetV1/Conv2d_3_depthwise/BatchNorm/beta"):
         translate(arrays)
