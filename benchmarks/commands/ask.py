@@ -151,7 +151,7 @@ def fit(
     width, _, height = image.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise typer.BadParameter(
-            f"{image!r}is not a size; write WIDTHxHEIGHT in pixels, as in 640x480", param_hint="--image"
+            f"{image!r} is not a size; write WIDTHxHEIGHT in pixels, as in 640x480", param_hint="--image"
         )
     with checking_arguments():
         entry = row_named(row)

@@ -105,7 +105,7 @@ class _Match:
                     samples[label][name] = [value]
         except WorkerFailed as failed:
             self.states[failed.label].failure = failed.outcome
-            self.say(f"    {failed.label}failed and is excluded: {failed.outcome.reason}")
+            self.say(f"    {failed.label} failed and is excluded: {failed.outcome.reason}")
             return
         except KeyboardInterrupt:
             for worker in workers.values():

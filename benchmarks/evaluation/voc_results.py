@@ -74,7 +74,7 @@ def read_voc_results(folder: Path, dataset: VocDataset) -> dict[str, list[VocDet
         name = path.stem.rsplit("_", 1)[1]
         if name not in found:
             raise DatasetError(
-                f"{path}: {name!r}is not a class of {dataset.name}; {did_you_mean(name, dataset.classes)}"
+                f"{path}: {name!r} is not a class of {dataset.name}; {did_you_mean(name, dataset.classes)}"
             )
         found[name] += [
             d

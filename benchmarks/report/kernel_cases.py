@@ -20,7 +20,7 @@ from detection_zoo.benchmarks.store import (
 from detection_zoo.benchmarks.tabular import Table
 from detection_zoo.zoo.manifest import Strict
 
-ON_A_CPU = "Timed on a CPU,against the peer's CPU operators; GPU speed differs. Quote only the ratios."
+ON_A_CPU = "Timed on a CPU, against the peer's CPU operators; GPU speed differs. Quote only the ratios."
 
 
 class KernelCase(Strict):

@@ -277,7 +277,7 @@ def _legend(figure: Figure, colours: dict[str, str]) -> None:
 def _left_out(figure: Figure, count: int, what: str) -> None:
     if count:
         figure.suptitle(
-            f"{count}more {what} are not shown; report.html has them all",
+            f"{count} more {what} are not shown; report.html has them all",
             fontsize=7,
             color=FAINT,
             x=0.995,

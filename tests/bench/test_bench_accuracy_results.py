@@ -192,7 +192,7 @@ def test_keypoints_need_keypoint_annotations() -> None:
     with pytest.raises(
         DatasetError,
         match=(
-            r"keypoints_perturbed.json: holds keypoints, but .*instances_val2017.json has none.*--kind"
+            r"keypoints_perturbed.json: holds keypoints, but .*instances_val2017.json has no ground truth.*--kind"
             r" keypoints"
         ),
     ):

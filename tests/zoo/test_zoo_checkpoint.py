@@ -128,7 +128,8 @@ def test_missing_extra_and_misshapen_tensors_are_named_and_nothing_is_loaded(
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     short = {name: array for name, array in good.items() if not name.endswith("fpn_inner3.bias")}
     with pytest.raises(
-        CheckpointError, match=r"300 matched, 1 missing.*\n.*missing from the file: neck\.lateral\.c4\.conv\.bias"
+        CheckpointError,
+        match=r"300 matched, 1 missing.*\n.*missing from the file: neck\.lateral\.c4\.conv\.bias",
     ):
         load_arrays(model, short, FORMAT, where="short")
     with pytest.raises(
