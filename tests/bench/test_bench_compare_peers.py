@@ -141,7 +141,7 @@ def test_what_a_reader_must_know_is_said(told: tuple[Comparison, str]) -> None:
     notes = " ".join(found.footnotes)
     for said in (
         f"untrained weights: {OURS}, {PEER}, {TIMM}",
-        "the images of shapes:val are are synthetic",
+        "the images of shapes:val are synthetic",
         "the rows differ in the detector",
         f"{PEER}: in the model, so inside 'forward'",
         f"{TIMM}: shorter side 192 (at most 288) before the model",
