@@ -2,9 +2,9 @@
 
     python tests/gpu_session.py [--out DIR] [--minutes 10] [--data coco:DIR] [--list]
 
-Each step has its own time limit and writes its output to DIR as it comes; DIR/summary.md is written again after
-each. A step that fails or takes too long ends nothing else. Exit status: 0 where every step passed, 1 where one
-did not, 2 without a GPU.
+Each step has its own time limit and writes its output to DIR as it comes; DIR/summary.md is written again
+after each. A step that fails or takes too long ends nothing else. Exit status: 0 where every step passed, 1
+where one did not, 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_all(wanted: Sequence[Step], folder: Path, minutes: float) -> list[Result]:
-    """Run the steps one after another; none begins after so many minutes. The summary is always up to date."""
+    """Run the steps one after another; none begins after so many minutes. The summary is kept up to date."""
     folder.mkdir(parents=True, exist_ok=True)
     end, results = time.monotonic() + 60 * minutes, []
     for step in wanted:

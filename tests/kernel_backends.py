@@ -13,6 +13,19 @@ from cuda_on_cpu import BACKWARD, FORWARD, CudaOnCpu
 
 RECORDED = np.load(Path(__file__).parent / "reference" / "kernels" / "recorded.npz")
 
+# inside, wide, beyond every edge, far outside, a point, inverted, and the whole map
+ROIS = torch.tensor(
+    [
+        [0, 10.3, 12.7, 100.2, 90.9],
+        [1, 33.7, 20.2, 190.6, 40.8],
+        [0, -42.4, -37.9, 90.3, 240.6],
+        [1, 900, 900, 950, 990],
+        [1, 60, 60, 60, 60],
+        [0, 90.2, 80.6, 70.1, 60.3],
+        [1, 0, 0, 239, 159],
+    ]
+)
+
 
 class Backend(NamedTuple):
     """A backend's name and where its tensors live; under "cuda" on the CPU the .cu text runs in the host

@@ -1,5 +1,5 @@
-"""What each kernel takes of a GPU, by NVRTC, which needs none: registers of a thread, stack and spills, and the
-threads and shared memory of a block as launched for the work that detectors give it.
+"""What each kernel takes of a GPU, by NVRTC, which needs none: registers of a thread, stack and spills, and
+the threads and shared memory of a block as launched for the work that detectors give it.
 
     python tests/kernel_resources.py        (from the root, with PYTHONPATH=.) writes kernels/resources.csv
 """

@@ -1,7 +1,7 @@
 """A GPU that is not there: tensors say cuda:0 and hold CPU memory.
 
-Inside `simulated_gpu()` factories and `.to("cuda")` give `GpuTensor`s. Operators that mix devices raise as on a
-GPU, waits of the host are counted by place, and the project's CUDA kernels run in the host shim
+Inside `simulated_gpu()` factories and `.to("cuda")` give `GpuTensor`s. Operators that mix devices raise as
+on a GPU, waits of the host are counted by place, and the project's CUDA kernels run in the host shim
 (tests/cuda_on_cpu.py), launched by the code that launches them on a GPU.
 """
 
@@ -186,6 +186,7 @@ class GpuTensor(Tensor):
         result = func(*tree_map(memory_of, args), **tree_map(memory_of, kwargs))
         if "out" in kwargs:
             return kwargs["out"]
+        # `args` are the positional ones, the first of the schema's, so the two differ in length
         for given, argument in zip(args, func._schema.arguments, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 return None if name.startswith("_foreach") else given
@@ -193,7 +194,7 @@ class GpuTensor(Tensor):
 
 
 def _index(func: Any, name: str, args: tuple[Any, ...]) -> None:
-    """Check the devices of an indexing operator, and count the wait that a mask or an index on the CPU means."""
+    """Check the devices of an indexing operator; count the wait that a mask or an index on the CPU means."""
     values = args[2] if name != "index" else None
     if not isinstance(args[0], GpuTensor) or (
         isinstance(values, Tensor) and not isinstance(values, GpuTensor) and values.dim() > 0

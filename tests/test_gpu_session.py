@@ -33,6 +33,7 @@ def test_a_step_that_fails_or_hangs_ends_nothing_else(
     wanted = [
         Step("good", (sys.executable, "-c", "print('seen')"), 60),
         Step("bad", (sys.executable, "-c", "print('before', flush=True); raise SystemExit(3)"), 60),
+        # plays a step that hangs: it is stopped after half a second, nothing waits for its end
         Step("hanging", (sys.executable, "-c", "import time; time.sleep(600)"), 0.5),
     ]
     results = run_all(wanted, tmp_path, 5)

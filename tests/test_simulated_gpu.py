@@ -120,8 +120,8 @@ def test_detections_equal_the_cpu_s(family: str) -> None:
 
 
 def updated(model: nn.Module, row: str) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Losses of the second of two updates by SGD (Adam makes much of the sign of a gradient that is nearly 0),
-    and the weights after them, on the CPU."""
+    """Losses of the second of two updates by SGD (Adam makes much of the sign of a gradient that is nearly
+    0), and the weights after them, on the CPU."""
     entry, manifests = load_manifests().entry(row), load_manifests()
     schedule = manifests.schedules[entry.schedule].model_copy(update={"optimizer": "sgd"})
     optimizer = build_optimizer(model, schedule)

@@ -35,7 +35,7 @@ def test_published_and_measured_stand_apart_with_their_own_ratios() -> None:
 
 
 def test_random_weights_give_masks_no_time() -> None:
-    """The time of the mask head is that of a chance number of detections; the training step's memory is not."""
+    """The mask head's time is that of a chance number of detections; the training step's memory is not."""
     runs = [run_of(R50.replace("faster", "mask"), _values(2800.0, 4096.0, 0.1), weights=RANDOM)]
     rows = {tuple(row[:2]): row[2:] for row in beside_table(overview(load_manifests(), runs)).rows}
     assert rows["R-50", "Mask"][1:] == ["83 / -", "3.6 / 4.0"]

@@ -171,7 +171,7 @@ def test_telemetry_samples_until_the_block_ends() -> None:
 
 
 def test_long_telemetry_is_stored_thinned() -> None:
-    """A record holds evenly spaced readings, the first and the last among them, and says how many there were."""
+    """A record holds evenly spaced readings, with the first and the last, and says how many there were."""
     samples = {"time_s": [place / 10 for place in range(1000)], "power_w": [float(n) for n in range(1000)]}
     kept = Telemetry(verdict="shared", samples=samples).thinned()
     times = kept.samples["time_s"]

@@ -7,7 +7,14 @@ import pytest
 import torch
 import torchvision
 from cuda_on_cpu import SHUFFLED, CudaOnCpu
-from kernel_backends import Backend, every_backend, matches, normal_input, recorded  # noqa: F401 - a fixture
+from kernel_backends import (  # noqa: F401 - a fixture
+    ROIS,
+    Backend,
+    every_backend,
+    matches,
+    normal_input,
+    recorded,
+)
 
 from detection_zoo.kernels.roi_align import (
     multilevel_roi_align,
@@ -19,18 +26,6 @@ from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-# inside, wide, beyond every edge, far outside, a point, inverted, and the whole map
-ROIS = torch.tensor(
-    [
-        [0, 10.3, 12.7, 100.2, 90.9],
-        [1, 33.7, 20.2, 190.6, 40.8],
-        [0, -42.4, -37.9, 90.3, 240.6],
-        [1, 900, 900, 950, 990],
-        [1, 60, 60, 60, 60],
-        [0, 90.2, 80.6, 70.1, 60.3],
-        [1, 0, 0, 239, 159],
-    ]
-)
 
 
 @pytest.fixture(autouse=True)

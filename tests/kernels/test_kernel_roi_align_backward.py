@@ -3,6 +3,7 @@ sample by sample where a RoI is too large to gather."""
 
 from __future__ import annotations
 
+import kernel_backends
 import pytest
 import torch
 from cuda_on_cpu import BACKWARD, FORWARD, CudaOnCpu
@@ -14,20 +15,8 @@ from detection_zoo.kernels.roi_align_cuda import MAX_CELLS, SLICE, _gathered
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 WITHOUT_VECTORS, WITH_VECTORS = (), ("-D__CUDA_ARCH__=900",)  # GPUs before sm_90, and from it on
-# inside, wide, beyond the edges, far outside, a point, inverted, of the second image, absent, not a number
-ROIS = torch.tensor(
-    [
-        [0, 10.3, 12.7, 100.2, 90.9],
-        [1, 33.7, 20.2, 190.6, 40.8],
-        [0, -42.4, -37.9, 90.3, 240.6],
-        [1, 900, 900, 950, 990],
-        [1, 60, 60, 60, 60],
-        [0, 90.2, 80.6, 70.1, 60.3],
-        [1, 0, 0, 239, 159],
-        [-1, 0, 0, 50, 50],
-        [0, 0, torch.nan, 50, 50],
-    ]
-)
+# the usual ones, an absent row, and one that is not a number
+ROIS = torch.cat([kernel_backends.ROIS, torch.tensor([[-1, 0, 0, 50, 50], [0, 0, torch.nan, 50, 50]])])
 TERMS = 300  # of a cell, at most: the point's 196 samples, and some of each other RoI
 
 

@@ -43,7 +43,7 @@ def test_close_answers_agree_within_the_tolerance() -> None:
 
 
 def test_forms_that_wait_are_timed_apart_on_a_gpu() -> None:
-    """The padded and the presorted form by the device's time, the others by wall time; both are right here."""
+    """The padded and presorted forms by the device's time, the others by wall time; both are right here."""
     cases = {case.name: case for case in nms_cases("cpu", on_gpu=True)}
     for name, by_wall in (
         ("NMS, 1,000 boxes", True),

@@ -1,5 +1,5 @@
-"""ReLU units that rounding opens or closes are found from recorded gradients, and no others; a gradient of which
-only mean and deviation are known is judged in double precision."""
+"""ReLU units that rounding opens or closes are found from recorded gradients, and no others; a gradient of
+which only mean and deviation are known is judged in double precision."""
 
 from __future__ import annotations
 

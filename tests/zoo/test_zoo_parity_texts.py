@@ -1,4 +1,4 @@
-"""What reference folders say in words is read as it was recorded; another wording is an error that names it."""
+"""What reference folders say in words is read as recorded; another wording is an error that names it."""
 
 from __future__ import annotations
 

@@ -439,8 +439,8 @@ def face_api(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def test_face_apis_detector_is_translated() -> None:
-    """Kernels, norms without or with their scale, y before x, and the third class channel; a file that lacks a
-    tensor or has one more is refused."""
+    """Kernels, norms without or with their scale, y before x, and the third class channel; a file that lacks
+    a tensor or has one more is refused."""
     model = build_model("ssd_mobilenetv1_512_face.registry", "random")
     with torch.no_grad():
         for name, value in model.state_dict().items():
