@@ -87,8 +87,9 @@ def test_nvrtc_compiles_double_precision(file: str) -> None:
     assert set(usage) == kernels_of(file) and all(each.spilled_bytes == 0 for each in usage.values())
 
 
-def test_nvrtc_compiles_maps_of_more_than_2_to_the_31_elements() -> None:
-    usage = compile_for("roi_align.cu", FILES["roi_align.cu"] | {"OFFSET": "long long"}, 90)
+@pytest.mark.parametrize("other", [{}, {"SCALAR": "__nv_bfloat16", "PACK": 8}], ids=["half", "bfloat16"])
+def test_nvrtc_compiles_maps_of_more_than_2_to_the_31_elements(other: dict[str, object]) -> None:
+    usage = compile_for("roi_align.cu", FILES["roi_align.cu"] | other | {"OFFSET": "long long"}, 90)
     assert set(usage) == kernels_of("roi_align.cu")
     assert all(each.spilled_bytes == 0 for each in usage.values())
 
