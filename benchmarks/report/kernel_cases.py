@@ -34,7 +34,7 @@ class KernelCase(Strict):
 
     @property
     def ratio(self) -> float | None:
-        """How many speed-up over the peer ours is; none without a peer, or where the units differ."""
+        """Speed-up over the peer; none without a peer, or where the units differ."""
         if self.peer is None or self.peer.unit != self.ours.unit or not self.ours.value:
             return None
         return self.peer.value / self.ours.value
