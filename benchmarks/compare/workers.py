@@ -14,6 +14,7 @@ from detection_zoo.benchmarks.run.isolation import (
     Outcome,
     Settled,
     failure,
+    freeze_objects,
     how_it_died,
     same_allocator,
     starting_a_process,
@@ -117,6 +118,7 @@ def _serve(settled: None, build: Callable[..., Any], arguments: tuple[Any, ...],
     """The process: build, then answer until the other end is closed."""
     try:
         served = build(*arguments, lambda: pipe.send(("beat", BEAT)))
+        freeze_objects()
         while True:
             try:
                 name, given = pipe.recv()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -26,6 +27,9 @@ class Adder:
 
     def pid(self) -> int:
         return os.getpid()
+
+    def frozen(self) -> int:
+        return gc.get_freeze_count()
 
     def fail(self, how: str) -> None:
         match how:
@@ -52,6 +56,10 @@ def test_a_worker_keeps_its_state_between_calls(worker: Worker) -> None:
         os.getpid(),
         Worker("other", Adder, (1,)).call("pid", stall_s=60),
     )
+
+
+def test_the_garbage_collector_does_not_walk_over_imports_while_a_worker_is_timed(worker: Worker) -> None:
+    assert worker.call("frozen", stall_s=60) > 10_000
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -22,6 +23,10 @@ def counts(upto: int, report) -> None:
         report({"number": number})
         report(BEAT)
     print("this is talk, and stdout is for data", flush=True)
+
+
+def frozen(report) -> None:
+    report({"frozen": gc.get_freeze_count()})
 
 
 def breaks(kind: str, report) -> None:
@@ -83,6 +88,12 @@ def test_every_way_to_fail_is_told_and_keeps_what_was_reported(kind: str, said: 
     assert outcome.status == "failed" and said in outcome.reason and "\n" not in outcome.reason
     assert (outcome.traceback is not None) == (kind in ("raise", "memory"))
     assert seen == ["before"] or kind == "hang"  # a process may still be starting when half a second is over
+
+
+def test_the_garbage_collector_does_not_walk_over_imports() -> None:
+    reports: list[dict[str, int]] = []
+    assert run_isolated(frozen, (), reports.append, stall_s=60).status == "finished"
+    assert reports[0]["frozen"] > 10_000
 
 
 def test_a_process_does_not_outlive_its_parent() -> None:
