@@ -15,6 +15,7 @@ from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder, widened
 from detection_zoo.zoo.parts.losses import smooth_l1_sum
 from detection_zoo.zoo.parts.proposals import Proposals, Size, select_proposals
+from detection_zoo.zoo.parts.sparse_gradient import SparseGradientConv2d
 
 
 def by_anchor(maps: Tensor, values: int) -> Tensor:
@@ -38,7 +39,7 @@ class RpnHead(nn.Module):
     def __init__(self, in_channels: int, anchors: int, *, channels: int | None = None) -> None:
         super().__init__()
         channels = in_channels if channels is None else channels
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv = SparseGradientConv2d(in_channels, channels, 3)
         self.objectness = nn.Conv2d(channels, anchors * self.logits_per_anchor, 1)
         self.deltas = nn.Conv2d(channels, anchors * 4, 1)
         for layer in self.children():
