@@ -10,6 +10,7 @@ Examples:
 from __future__ import annotations
 
 from detection_zoo.kernels.nms import batched_nms, nms, nms_padded
+from detection_zoo.kernels.nms_labelled import nms_labelled
 from detection_zoo.kernels.nms_sorted import nms_sorted
 from detection_zoo.kernels.roi_align import multilevel_roi_align, roi_align
 from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
@@ -21,6 +22,7 @@ __all__ = [
     "batched_nms",
     "multilevel_roi_align",
     "nms",
+    "nms_labelled",
     "nms_padded",
     "nms_sorted",
     "roi_align",

@@ -40,21 +40,35 @@ def cpu_nms_padded(
 def cpu_nms_sorted(boxes: Tensor, present: Tensor | None, rule: NmsRule) -> Tensor:
     """Kept rows (G, P) bool of boxes (G, P, 4), both contiguous; arguments as in
     `kernels.nms_sorted.nms_sorted`."""
-    groups, most = boxes.shape[:2]
-    kept = torch.empty((groups, most), dtype=torch.bool)
-    run = _suppress_sorted_double if boxes.dtype == torch.float64 else _suppress_sorted_float
-    run(
-        boxes.data_ptr(),
-        0 if present is None else present.data_ptr(),
-        kept.data_ptr(),
-        groups,
-        most,
-        rule.iou_threshold,
-        rule.offset,
-        rule.inclusive,
-        rule.max_keep,
-    )
+    kept = torch.empty(boxes.shape[:2], dtype=torch.bool)
+    _run_sorted(boxes, None, present, rule, kept, None, None)
     return kept
+
+
+def cpu_nms_labelled(
+    boxes: Tensor, labels: Tensor, present: Tensor | None, rule: NmsRule
+) -> tuple[Tensor, Tensor]:
+    """Indices (N, max_keep) and counts (N,), int64, of boxes (N, M, 4), all contiguous; arguments as in
+    `kernels.nms_labelled.nms_labelled`."""
+    indices = torch.full((boxes.shape[0], rule.max_keep), -1)
+    counts = torch.zeros(boxes.shape[0], dtype=torch.int64)
+    _run_sorted(boxes, labels, present, rule, None, indices, counts)
+    return indices, counts
+
+
+def _run_sorted(
+    boxes: Tensor,
+    labels: Tensor | None,
+    present: Tensor | None,
+    rule: NmsRule,
+    kept: Tensor | None,
+    indices: Tensor | None,
+    counts: Tensor | None,
+) -> None:
+    run = _suppress_sorted_double if boxes.dtype == torch.float64 else _suppress_sorted_float
+    given = (0 if each is None else each.data_ptr() for each in (labels, present, kept, indices, counts))
+    numbers = rule.iou_threshold, rule.offset, rule.inclusive, rule.max_keep
+    run(boxes.data_ptr(), *given, *boxes.shape[:2], *numbers)
 
 
 def _run(
@@ -222,41 +236,60 @@ def _is_removed(box, kept, start, end, numbers, small, inclusive):
 
 
 @compiled
-def _suppress_sorted(boxes, present, kept, numbers, small, inclusive, max_keep):
-    """Fill kept (G, P) uint8; boxes (G * P, 4) by falling score in each group, present (G * P,), or empty
-    for all."""
+def _suppress_sorted(boxes, labels, present, outcome, numbers, small, inclusive, max_keep):
+    """Fill the outcome: kept (G, P) uint8, or indices (G, max_keep), -1 before, and counts (G,); what is not
+    wanted is empty. Of boxes (G * P, 4) by falling score in each group, labels and present (G * P,), or empty
+    for a single label and for all."""
+    kept, indices, counts, groups, most = outcome
     offset, least_side = numbers[1:]
-    groups, most = kept.shape
-    padding = (most + CHUNK - 1) // CHUNK * CHUNK
-    left, right = np.empty(padding, boxes.dtype), np.empty(padding, boxes.dtype)
-    top, bottom, areas = np.empty(padding, boxes.dtype), np.empty(padding, boxes.dtype), left.copy()
+    own = np.zeros(most, np.int32)
     kept[:] = 0
-    for group in range(groups):
-        left[:], right[:], top[:], bottom[:], areas[:] = np.inf, -np.inf, np.inf, -np.inf, 0
+    for group in range(groups if most > 0 else 0):
+        first, num_labels = group * most, 1
+        if len(labels):
+            num_labels = _dense_groups(labels[first : first + most], 0, own)
+        starts, kept_of = np.zeros(num_labels + 1, np.int64), np.zeros(num_labels, np.int64)
+        for place in range(most):
+            starts[own[place] + 1] += 1
+        for label in range(num_labels):  # of a whole number of chunks each
+            starts[label + 1] = starts[label] + (starts[label + 1] + CHUNK - 1) // CHUNK * CHUNK
+        padding = starts[num_labels]
+        left, right = np.full(padding, np.inf, boxes.dtype), np.full(padding, -np.inf, boxes.dtype)
+        top, bottom, areas = left.copy(), right.copy(), np.zeros(padding, boxes.dtype)
         count = 0
         for place in range(most):
             if count == max_keep:
                 break
-            row = group * most + place
+            row = first + place
             if (len(present) and not present[row]) or _is_wrong(boxes, row, least_side):
                 continue
             x1, y1, x2, y2 = boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]
             area = (x2 - x1 + offset) * (y2 - y1 + offset)
-            if _is_removed(
-                (x1, y1, x2, y2, area), (left, top, right, bottom, areas), 0, count, numbers, small, inclusive
-            ):
+            start = starts[own[place]]
+            end = start + kept_of[own[place]]
+            columns = left, top, right, bottom, areas
+            if _is_removed((x1, y1, x2, y2, area), columns, start, end, numbers, small, inclusive):
                 continue
-            left[count], top[count], right[count], bottom[count], areas[count] = x1, y1, x2, y2, area
-            kept[group, place] = 1
+            left[end], top[end], right[end], bottom[end], areas[end] = x1, y1, x2, y2, area
+            kept_of[own[place]] += 1
+            if len(kept):
+                kept[row] = 1
+            else:
+                indices[group * max_keep + count] = place
             count += 1
+        if len(counts):
+            counts[group] = count
 
 
 @compiled
-def _suppress_sorted_float(boxes, present, kept, groups, most, threshold, offset, inclusive, max_keep):
+def _suppress_sorted_float(
+    boxes, labels, present, kept, indices, counts, groups, most, threshold, offset, inclusive, max_keep
+):  # fmt: skip
     _suppress_sorted(
         array_at(boxes, (groups * most, 4), np.float32),
+        array_at(labels, (groups * most if labels else 0,), np.int64),
         array_at(present, (groups * most if present else 0,), np.uint8),
-        array_at(kept, (groups, most), np.uint8),
+        _outcome(kept, indices, counts, groups, most, max_keep),
         (np.float32(threshold), np.float32(offset), np.float32(-1.01 * offset)),
         (np.float32(4.8e-7), np.float32(1e-30)),
         inclusive,
@@ -265,15 +298,29 @@ def _suppress_sorted_float(boxes, present, kept, groups, most, threshold, offset
 
 
 @compiled
-def _suppress_sorted_double(boxes, present, kept, groups, most, threshold, offset, inclusive, max_keep):
+def _suppress_sorted_double(
+    boxes, labels, present, kept, indices, counts, groups, most, threshold, offset, inclusive, max_keep
+):  # fmt: skip
     _suppress_sorted(
         array_at(boxes, (groups * most, 4), np.float64),
+        array_at(labels, (groups * most if labels else 0,), np.int64),
         array_at(present, (groups * most if present else 0,), np.uint8),
-        array_at(kept, (groups, most), np.uint8),
+        _outcome(kept, indices, counts, groups, most, max_keep),
         (np.float64(threshold), np.float64(offset), np.float64(-1.01 * offset)),
         (np.float64(8.9e-16), np.float64(1e-290)),
         inclusive,
         max_keep,
+    )
+
+
+@compiled
+def _outcome(kept, indices, counts, groups, most, max_keep):
+    return (
+        array_at(kept, (groups * most if kept else 0,), np.uint8),
+        array_at(indices, (groups * max_keep if indices else 0,), np.int64),
+        array_at(counts, (groups if counts else 0,), np.int64),
+        groups,
+        most,
     )
 
 

@@ -1,5 +1,6 @@
-// Greedy non-maximum suppression of groups of one size, each by falling score; the rule stands in nms.py, the contract in
-// nms_sorted.py. Compiled with -DSCALAR=float or double. Two launches, since nothing is left to sort, to scatter or to merge.
+// Greedy non-maximum suppression of groups of one size, each by falling score; the rule stands in nms.py, the contracts in
+// nms_sorted.py and, for rows with labels, nms_labelled.py. Compiled with -DSCALAR=float or double. Two launches, since nothing
+// is left to sort, to scatter or to merge.
 //
 // nms_tiles  a block is 64 x 64 pairs of a group: which columns of a 64-column word a row removes (its own word: which remove it)
 // nms_walk   a block a group walks the words in order; what is removed stays in registers
@@ -13,11 +14,14 @@
 #define QUARTER 16      // columns that a thread of nms_tiles tests
 
 // Block of 256, grid (groups, tiles): tiles of the upper triangle column by column, tile = column * (column + 1) / 2 + line.
-extern "C" __launch_bounds__(256) __global__ void nms_tiles(const Box* boxes, const unsigned char* present, word* mask, int rows, int words,
-                                                            SCALAR threshold, SCALAR offset, SCALAR least_side, int inclusive) {
+// labels and present (groups, rows) or null, for a single label and for all.
+extern "C" __launch_bounds__(256) __global__ void nms_tiles(const Box* boxes, const long long* labels, const unsigned char* present,
+                                                            word* mask, int rows, int words, SCALAR threshold, SCALAR offset,
+                                                            SCALAR least_side, int inclusive) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     Box* rivals = (Box*)shared_bytes;                       // (64,)
-    SCALAR* areas = (SCALAR*)(rivals + 64);                 // (64,)
+    long long* rival_labels = (long long*)(rivals + 64);    // (64,)
+    SCALAR* areas = (SCALAR*)(rival_labels + 64);           // (64,)
     unsigned short* parts = (unsigned short*)(areas + 64);  // (64, 4)
     const long long group = blockIdx.x;
     const int tile = blockIdx.y, thread = threadIdx.x;
@@ -30,6 +34,7 @@ extern "C" __launch_bounds__(256) __global__ void nms_tiles(const Box* boxes, co
         const Box rival = boxes[min(column * 64 + thread, rows - 1)];
         rivals[thread] = rival;
         areas[thread] = area_of(rival, offset);
+        if (labels) rival_labels[thread] = labels[group * rows + min(column * 64 + thread, rows - 1)];
     }
     const Box box = boxes[min(row, rows - 1)];
     const SCALAR area = area_of(box, offset);
@@ -40,6 +45,14 @@ extern "C" __launch_bounds__(256) __global__ void nms_tiles(const Box* boxes, co
         const Verdict verdict = verdict_of(meeting_of(box, area, rivals[first + k], areas[first + k], offset), threshold);
         bits |= (unsigned int)verdict.hit << k;
         unsure |= (unsigned int)!verdict.sure << k;
+    }
+    if (labels) {
+        const long long label = labels[group * rows + min(row, rows - 1)];
+        unsigned int same = 0;
+        #pragma unroll
+        for (int k = 0; k < QUARTER; ++k) same |= (unsigned int)(rival_labels[first + k] == label) << k;
+        bits &= same;
+        unsure &= same;
     }
     while (unsure) {  // near the threshold, or tiny: the quotient as the rule has it
         const int k = __ffsll(unsure) - 1;
@@ -66,13 +79,16 @@ __device__ inline word or_of_warps(word value) {  // lane k holds the word of wa
 
 // Block of 32 * WARPS, grid (groups,), at most 64 words. Lane k holds words k and k + 32 of what its warp's rows remove. All warps
 // settle each word, each for itself, so that one barrier a word is enough; the next word's rows are loaded meanwhile.
-extern "C" __launch_bounds__(256) __global__ void nms_walk(const word* mask, unsigned char* kept_rows, int rows, int words, int max_keep) {
+// Either kept_rows (groups, rows) is filled, or indices (groups, max_keep) and counts (groups,); what is not wanted is null.
+extern "C" __launch_bounds__(256) __global__ void nms_walk(const word* mask, unsigned char* kept_rows, long long* indices,
+                                                           long long* counts, int rows, int words, int max_keep) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     word* slots = (word*)shared_bytes;  // (2, WARPS): what each warp's rows remove of the coming word
     const long long group = blockIdx.x;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, per_warp = 64 / WARPS;
     mask += group * words * 64 * words;
-    kept_rows += group * rows;
+    if (kept_rows) kept_rows += group * rows;
+    if (indices) indices += group * max_keep;
     const int low_word = min(lane, words - 1), high_word = min(lane + 32, words - 1);
     const word* own_rows = mask + warp * per_warp * words;
     const word* diagonal = mask + lane * words;
@@ -109,8 +125,12 @@ extern "C" __launch_bounds__(256) __global__ void nms_walk(const word* mask, uns
         const word absent = votes_of(first_now & own_low, second_now & own_high);
         word kept = settle(~(removed | absent), first_now & ~own_low, second_now & ~own_high, lane);
         if (__popcll(kept) > max_keep - count) kept = at_most(kept, max_keep - count, lane);
+        if (thread < 64 && 64 * index + thread < rows) {
+            const bool own_kept = kept >> thread & 1;
+            if (kept_rows) kept_rows[64 * index + thread] = own_kept;
+            else if (own_kept) indices[count + ones_below(kept, thread)] = 64 * index + thread;
+        }
         count += __popcll(kept);
-        if (thread < 64 && 64 * index + thread < rows) kept_rows[64 * index + thread] = kept >> thread & 1;
         const unsigned int own = (unsigned int)(kept >> (per_warp * warp)) & ((1u << per_warp) - 1);
         #pragma unroll
         for (int k = 0; k < per_warp; ++k) {
@@ -118,5 +138,10 @@ extern "C" __launch_bounds__(256) __global__ void nms_walk(const word* mask, uns
             high_removed |= own >> k & 1 ? high_now[k] : 0;
         }
     }
-    for (int row = 64 * index + thread; row < rows; row += blockDim.x) kept_rows[row] = 0;
+    if (kept_rows) {
+        for (int row = 64 * index + thread; row < rows; row += blockDim.x) kept_rows[row] = 0;
+        return;
+    }
+    for (int place = count + thread; place < max_keep; place += blockDim.x) indices[place] = -1;
+    if (thread == 0) counts[group] = count;
 }

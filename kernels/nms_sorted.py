@@ -16,7 +16,8 @@ from detection_zoo.kernels.launch import launch
 from detection_zoo.kernels.nms_cuda import cuda_nms_padded
 from detection_zoo.kernels.nms_reference import NmsRule, greedy, inverted_or_not_finite
 
-_FILE, _THREADS, _WORD, _MOST_WORDS, _WARPS = "nms_sorted.cu", 256, 64, 64, 8
+_FILE, _THREADS, _WORD, _WARPS = "nms_sorted.cu", 256, 64, 8
+MOST_ROWS = 64 * _WORD  # of a group that nms_walk holds
 
 
 def nms_sorted(
@@ -52,19 +53,7 @@ def nms_sorted(
         >>> nms_sorted(boxes, 0.5, present=torch.tensor([[False, True, True]]))
         tensor([[False,  True,  True]])
     """
-    if boxes.ndim != 3 or boxes.shape[2] != 4 or not boxes.is_floating_point():
-        raise ValueError(f"boxes must be floating (G, P, 4), got {boxes.dtype} {tuple(boxes.shape)}")
-    if present is not None and (present.shape != boxes.shape[:2] or present.dtype != torch.bool):
-        raise ValueError(
-            f"present must be bool {tuple(boxes.shape[:2])} to go with the boxes, got {present.dtype}"
-            f" {tuple(present.shape)}"
-        )
-    if present is not None and present.device != boxes.device:
-        raise ValueError(f"present is on {present.device}, boxes on {boxes.device}; move them together")
-    if max_keep is not None and max_keep < 0:
-        raise ValueError(f"max_keep is {max_keep}; it must be at least 0")
-    if boxes.dtype in (torch.float16, torch.bfloat16):
-        boxes = boxes.float()
+    boxes = check_sorted(boxes, present, max_keep)
     chosen = backend_for(boxes, backend, operator="sorted NMS", known=("reference", "cpu", "cuda"))
     run = _run if chosen == "cpu" and not is_traced(boxes) else _nms_sorted_op
     most = boxes.shape[1]
@@ -97,6 +86,22 @@ def _(boxes, present, iou_threshold, offset, inclusive, max_keep, backend):
     return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
 
 
+def check_sorted(boxes: Tensor, present: Tensor | None, max_keep: int | None) -> Tensor:
+    """Boxes (G, P, 4) at least float32; ValueError unless shapes, types, devices and limit go together."""
+    if boxes.ndim != 3 or boxes.shape[2] != 4 or not boxes.is_floating_point():
+        raise ValueError(f"boxes must be floating (G, P, 4), got {boxes.dtype} {tuple(boxes.shape)}")
+    if present is not None and (present.shape != boxes.shape[:2] or present.dtype != torch.bool):
+        raise ValueError(
+            f"present must be bool {tuple(boxes.shape[:2])} to go with the boxes, got {present.dtype}"
+            f" {tuple(present.shape)}"
+        )
+    if present is not None and present.device != boxes.device:
+        raise ValueError(f"present is on {present.device}, boxes on {boxes.device}; move them together")
+    if max_keep is not None and max_keep < 0:
+        raise ValueError(f"max_keep is {max_keep}; it must be at least 0")
+    return boxes.float() if boxes.dtype in (torch.float16, torch.bfloat16) else boxes
+
+
 def reference_nms_sorted(boxes: Tensor, present: Tensor | None, rule: NmsRule) -> Tensor:
     """Kept rows (G, P) bool, one group after another; arguments as in `nms_sorted`."""
     alive = ~inverted_or_not_finite(boxes.reshape(-1, 4), rule.offset).reshape(boxes.shape[:2])
@@ -111,12 +116,30 @@ def reference_nms_sorted(boxes: Tensor, present: Tensor | None, rule: NmsRule) -
 def cuda_nms_sorted(boxes: Tensor, present: Tensor | None, rule: NmsRule) -> Tensor:
     """Kept rows (G, P) bool in two launches; groups of more than 4,096 rows take the way of ragged groups."""
     groups, most = boxes.shape[:2]
-    words = -(-most // _WORD)
-    if words > _MOST_WORDS:
+    if most > MOST_ROWS:
         return _longer(boxes, present, rule)
     kept = boxes.new_empty((groups, most), dtype=torch.bool)
-    if most == 0:
-        return kept
+    launch_sorted(boxes, None, present, rule, kept, None, None)
+    return kept
+
+
+def launch_sorted(
+    boxes: Tensor,
+    labels: Tensor | None,
+    present: Tensor | None,
+    rule: NmsRule,
+    kept: Tensor | None,
+    indices: Tensor | None,
+    counts: Tensor | None,
+) -> None:
+    """Fill kept (G, P) bool, or indices (G, max_keep) and counts (G,) int64, in two launches.
+
+    Args:
+        boxes, present, rule: as in `cuda_nms_sorted`; at most MOST_ROWS rows a group.
+        labels: (G, P) int64; None for a single label.
+    """
+    groups, most = boxes.shape[:2]
+    words = -(-most // _WORD)
     number = np.float64 if boxes.dtype == torch.float64 else np.float32
     defines = {"SCALAR": "double" if number is np.float64 else "float"}
     mask = boxes.new_empty((groups, words * _WORD, words), dtype=torch.int64)
@@ -127,19 +150,18 @@ def cuda_nms_sorted(boxes: Tensor, present: Tensor | None, rule: NmsRule) -> Ten
         defines,
         (groups, words * (words + 1) // 2),
         (_THREADS,),
-        (boxes, present, mask, np.int32(most), np.int32(words), *tests, np.int32(rule.inclusive)),
-        _WORD * (5 * boxes.element_size() + 8),  # of each row of a word: a box, its area, and a word
+        (boxes, labels, present, mask, np.int32(most), np.int32(words), *tests, np.int32(rule.inclusive)),
+        _WORD * (5 * boxes.element_size() + 16),  # of each row of a word: a box, its area, its label, a word
     )
     launch(
         _FILE,
         "nms_walk",
         defines,
-        (groups,),
+        (groups if words else 0,),
         (_THREADS,),
-        (mask, kept, np.int32(most), np.int32(words), np.int32(rule.max_keep)),
+        (mask, kept, indices, counts, np.int32(most), np.int32(words), np.int32(rule.max_keep)),
         2 * _WARPS * 8,
     )
-    return kept
 
 
 def _longer(boxes: Tensor, present: Tensor | None, rule: NmsRule) -> Tensor:

@@ -19,6 +19,7 @@ from nvrtc import Usage, compile_for, version_for
 
 import detection_zoo.kernels.launch as launching
 from detection_zoo.kernels.nms import batched_nms
+from detection_zoo.kernels.nms_labelled import nms_labelled
 from detection_zoo.kernels.nms_sorted import nms_sorted
 from detection_zoo.kernels.roi_align import multilevel_roi_align
 from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
@@ -78,6 +79,8 @@ def _suppress(dtype: torch.dtype) -> None:
     batched_nms(boxes, scores, None, 0.7, backend="cuda")
     batched_nms(boxes, scores, torch.arange(5000) % 5, 0.7, num_groups=5, max_candidates=1000, backend="cuda")
     nms_sorted(boxes.view(5, 1000, 4), 0.7, backend="cuda")
+    labels = torch.arange(5000).view(5, 1000) % 80
+    nms_labelled(boxes.view(5, 1000, 4), labels, 0.5, max_keep=100, backend="cuda")
     soft_nms(boxes[:1000], scores[:1000], backend="cuda")
 
 

@@ -17,6 +17,7 @@ from kernel_backends import clustered_boxes, normal_input
 
 import detection_zoo.kernels.launch as launching
 from detection_zoo.kernels.nms import batched_nms
+from detection_zoo.kernels.nms_labelled import nms_labelled
 from detection_zoo.kernels.nms_sorted import nms_sorted
 from detection_zoo.kernels.roi_align import multilevel_roi_align
 from detection_zoo.kernels.roi_pool import roi_pool
@@ -50,6 +51,18 @@ def suppress_sorted() -> None:
             for name in ("cuda", "reference")
         )
         assert torch.equal(found, expected)
+
+
+def suppress_by_label() -> None:
+    """Lists of 3 words with 3 labels, more columns of the result than rows that are kept; coarse corners, so
+    that the IoU of many pairs is the threshold."""
+    boxes = clustered_boxes(300, seed=5)[0].mul(0.25).round().reshape(2, 150, 4)
+    labels = torch.arange(300).reshape(2, 150) % 3
+    found, expected = (
+        nms_labelled(boxes, labels, 0.5, inclusive=True, max_keep=160, backend=name)
+        for name in ("cuda", "reference")
+    )
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
 def suppress_softly() -> None:
@@ -129,6 +142,11 @@ PLANTED = [
     (suppress_sorted, "max_keep - count, lane", "max_keep, lane"),
     (suppress_sorted, "row < rows; row += blockDim.x", "row < 0; row += blockDim.x"),
     *((suppress_sorted, BARRIER, place) for place in range(3)),
+    (suppress_by_label, "bits &= same;", ""),
+    (suppress_by_label, "unsure &= same;", ""),
+    (suppress_by_label, "rival_labels[first + k]", "rival_labels[k]"),
+    (suppress_by_label, "ones_below(kept, thread)]", "thread]"),
+    (suppress_by_label, "place = count + thread", "place = count + thread + 1"),
     (suppress_softly, "b.row, a.key, a.row", "a.row, a.key, b.row"),
     *((suppress_softly, BARRIER, place) for place in range(2)),
     (align, "(SUM)point + (SUM)0.5", "(SUM)point"),
@@ -196,6 +214,7 @@ if __name__ == "__main__":
     for each in (
         suppress,
         suppress_sorted,
+        suppress_by_label,
         suppress_softly,
         align,
         pool,

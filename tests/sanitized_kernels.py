@@ -16,6 +16,7 @@ from kernel_backends import clustered_boxes
 
 import detection_zoo.kernels.launch as launching
 from detection_zoo.kernels.nms import batched_nms, nms_padded
+from detection_zoo.kernels.nms_labelled import nms_labelled
 from detection_zoo.kernels.nms_sorted import nms_sorted
 from detection_zoo.kernels.roi_align import multilevel_roi_align
 from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
@@ -88,6 +89,7 @@ def suppress_all(device: str) -> None:
         boxes[count // 2] = torch.inf
         nms_sorted(boxes[None], 0.5, max_keep=50, backend="cuda")
         nms_sorted(boxes[: count // 2 * 2].reshape(2, -1, 4), 0.5, offset=1.0, backend="cuda")
+        nms_labelled(boxes[None], groups[None], 0.5, max_keep=count + 3, backend="cuda")
         nms_padded(boxes, scores, groups, 0.5, num_groups=3, max_keep=7, max_candidates=40, backend="cuda")
 
 

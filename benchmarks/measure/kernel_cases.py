@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor
 
 from detection_zoo.kernels.nms import batched_nms, nms_padded
+from detection_zoo.kernels.nms_labelled import nms_labelled
 from detection_zoo.kernels.nms_sorted import nms_sorted
 from detection_zoo.kernels.roi_align import multilevel_roi_align
 from detection_zoo.kernels.roi_pool import roi_pool
@@ -44,7 +45,9 @@ def nms_cases(device: str, on_gpu: bool) -> list[Case]:
     counts = (1000, 2000, 6000, 12000) if on_gpu else (100, 1000, 12000)
     cases = [_suppression(f"NMS, {count:,} boxes", device, count, None, 0.7) for count in counts]
     cases += [_padded(device, count) for count in counts if on_gpu]
-    cases += [_presorted(device, images) for images in ((1, 8) if on_gpu else (1,))]
+    cases += [
+        each(device, images) for images in ((1, 8) if on_gpu else (1,)) for each in (_presorted, _labelled)
+    ]
     levels = torch.repeat_interleave(torch.arange(5), torch.tensor([1000, 1000, 1000, 1000, 507]))
     cases.append(_suppression("batched NMS, RPN of 1 image (5 levels)", device, 4507, levels, 0.7))
     if on_gpu:
@@ -145,6 +148,27 @@ def _presorted(device: str, images: int) -> Case:
         lambda: nms_sorted(boxes, 0.7),
         lambda: torchvision.ops.batched_nms(flat, scores, of, 0.7),
         lambda: nms_sorted(boxes.cpu(), 0.7, backend="reference"),
+        0.0,
+        peer_judges=False,
+    )
+
+
+def _labelled(device: str, images: int) -> Case:
+    """The best 2,000 candidates of 80 classes of an image, as a top-k leaves them; at most 100 are kept."""
+    boxes = clustered_proposals(2000 * images)[0].to(device).view(images, 2000, 4)
+    labels = (torch.arange(2000 * images, device=device) * 7919 % 80).view(images, 2000)
+    flat, scores = boxes.view(-1, 4), torch.linspace(1, 0, 2000, device=device).repeat(images)
+    of = (labels + 80 * torch.arange(images, device=device)[:, None]).view(-1)
+
+    def ours(backend: str | None = None) -> tuple[Tensor, Tensor]:
+        where = "cpu" if backend == "reference" else device
+        return nms_labelled(boxes.to(where), labels.to(where), 0.5, max_keep=100, backend=backend)
+
+    return Case(
+        f"NMS by label, 2,000 candidates of 80 classes, {images} image{'s' * (images > 1)}",
+        ours,
+        lambda: torchvision.ops.batched_nms(flat, scores, of, 0.5),
+        lambda: ours("reference"),
         0.0,
         peer_judges=False,
     )

@@ -15,6 +15,7 @@ import detection_zoo.kernels.launch as launching
 from detection_zoo.kernels.backend import use_backend
 from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.kernels.nms_cuda import cuda_nms
+from detection_zoo.kernels.nms_labelled import cuda_nms_labelled
 from detection_zoo.kernels.nms_reference import NmsRule
 from detection_zoo.kernels.nms_sorted import cuda_nms_sorted, nms_sorted
 from detection_zoo.zoo.conventions import ProposalConventions
@@ -205,6 +206,16 @@ def test_presorted_groups_take_two_launches_and_two_allocations(launched: list[s
         cuda_nms_sorted(boxes, None, rule)
     assert launched == ["nms_tiles", "nms_walk"]
     assert taken.calls == {"new_empty": 2} and not taken.of_one_element
+
+
+def test_lists_with_labels_take_two_launches_and_three_allocations(launched: list[str]) -> None:
+    """Nothing is sorted, scattered, filled or merged, and no value decides a shape."""
+    boxes, rule = sorted_groups(2, 200, seed=0), NmsRule(0.5, 0.0, False, 100, 200, 200)
+    labels = torch.arange(400).view(2, 200) % 5
+    with Allocations() as taken:
+        cuda_nms_labelled(boxes, labels, None, rule)
+    assert launched == ["nms_tiles", "nms_walk"]
+    assert taken.calls == {"new_empty": 3} and not taken.of_one_element
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from kernel_backends import Backend, clustered_boxes, every_backend, normal_inpu
 
 from detection_zoo.kernels.backend import backend_for, use_backend
 from detection_zoo.kernels.nms import _nms_op, _nms_padded_op, batched_nms, nms, nms_padded
+from detection_zoo.kernels.nms_labelled import _nms_labelled_op, nms_labelled
 from detection_zoo.kernels.nms_sorted import _nms_sorted_op, nms_sorted
 from detection_zoo.kernels.roi_align import (
     _roi_align_backward_op,
@@ -47,6 +48,19 @@ def operators(name: str) -> dict[str, tuple]:
         "nms_sorted": (
             _nms_sorted_op,
             (BOXES.reshape(3, 10, 4), SCORES.reshape(3, 10) > 0.2, 0.5, 1.0, True, 7, name),
+        ),
+        "nms_labelled": (
+            _nms_labelled_op,
+            (
+                BOXES.reshape(3, 10, 4),
+                GROUPS.reshape(3, 10),
+                SCORES.reshape(3, 10) > 0.2,
+                0.5,
+                1.0,
+                True,
+                7,
+                name,
+            ),
         ),
         "soft_nms": (_soft_nms_op, (BOXES, SCORES, "linear", 0.5, 0.3, 0.001, 0.0, name)),
         "roi_align": (_roi_align_op, (maps(), ROIS, [2, 3], [0.25, 0.125], 2, 1, LEVELS, False, name)),
@@ -109,6 +123,9 @@ class Detect(torch.nn.Module):
             "counts": counts,
             "kept": nms(boxes, scores, 0.5, backend=self.backend),
             "sorted": nms_sorted(boxes[None], 0.5, backend=self.backend),
+            "labelled": nms_labelled(
+                boxes[None], boxes[None, :, 0].long() % 3, 0.5, max_keep=40, backend=self.backend
+            )[0],
             "soft": soft_nms(boxes, scores, backend=self.backend)[1],
             "aligned": multilevel_roi_align(
                 [fine, coarse],
@@ -165,7 +182,16 @@ def test_export(backend: Backend) -> None:
     called = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
     assert {
         f"detection_zoo.{name}.default"
-        for name in ("nms", "nms_padded", "nms_sorted", "soft_nms", "roi_align", "roi_pool", "roi_crop")
+        for name in (
+            "nms",
+            "nms_padded",
+            "nms_sorted",
+            "nms_labelled",
+            "soft_nms",
+            "roi_align",
+            "roi_pool",
+            "roi_crop",
+        )
     } <= called
     torch.testing.assert_close(exported.module()(*inputs), Detect(backend.name)(*inputs))
 
