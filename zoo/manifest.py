@@ -31,13 +31,13 @@ Licence = str  # SPDX name where there is one
 class Strict(BaseModel):
     """Base of every record: no unknown fields, no silent conversion, not changed after reading."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 class Component(BaseModel):
     """A registered builder by name, and the keyword arguments it is called with."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
     name: Name
 
     @property

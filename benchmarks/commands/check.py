@@ -32,26 +32,30 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate a stored results file."""
-    from detection_zoo.benchmarks.evaluation.accuracy import evaluate_results_file
+    from detection_zoo.benchmarks.evaluation.accuracy import AccuracyReport, evaluate_results_file
     from detection_zoo.benchmarks.report.listing import accuracy, class_accuracy, mistakes
     from detection_zoo.benchmarks.run.progress import clock
     from detection_zoo.zoo.data.datasets import open_dataset
     from detection_zoo.zoo.data.fields import no_collection
 
-    with clock("evaluate"), no_collection():
+    def evaluated() -> tuple[AccuracyReport, list[str]]:
         dataset = open_dataset(data_of(data, "all", renamed), images=images, keypoints=kind == "keypoints")
         report = evaluate_results_file(
             results_file, dataset, kind, whole=True, every_image=every_image, details=errors
         )
+        notes = [f"data: {note}" for note in dataset.notes]
+        notes += [f"{measured}: {note}" for measured, note in report.notes.items()]
+        notes.append(f"{results_file.name} on {dataset.name}: {len(dataset)} of {dataset.full_size} images")
+        return report, notes
+
+    with clock("evaluate"), no_collection():  # and the dataset is gone before the collector may walk over it
+        report, notes = evaluated()
     text = [accuracy(report.metrics)]
     text += [class_accuracy(report.per_class)] if per_class else []
     text += [mistakes(kind, shares) for kind, shares in report.errors.items()]
     emit(report.as_dict(), as_json, "\n\n".join(text))
-    for note in dataset.notes:
-        say(f"data: {note}")
-    for measured, note in report.notes.items():
-        say(f"{measured}: {note}")
-    say(f"{results_file.name} on {dataset.name}: {len(dataset)} of {dataset.full_size} images")
+    for note in notes:
+        say(note)
 
 
 @app.command()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -71,11 +71,30 @@ def results_of(
     Raises:
         DatasetError: names file, record and field of the first record that cannot be evaluated.
     """
-    found = _by_arrays(records, truth, kind)
+    found = by_arrays(records, truth, kind)
     return _by_rows(records, truth, kind, where, name or truth.where) if found is None else found
 
 
-def _by_arrays(records: list[Any], truth: CocoAnnotations, kind: Kind) -> CocoResults | None:
+def joined(parts: Sequence[CocoResults]) -> CocoResults | None:
+    """Detections of one file one after another; None where their values differ in length."""
+    values = [part.values for part in parts if len(part)]
+    if all(isinstance(each, np.ndarray) for each in values):
+        if len({each.shape[1] for each in values}) > 1:
+            return None
+        whole = np.concatenate(values) if values else parts[0].values
+    else:
+        whole = list(chain.from_iterable(values))
+    return CocoResults(
+        parts[0].kind,
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("image", "category", "scores")
+        ),
+        whole,
+    )
+
+
+def by_arrays(records: list[Any], truth: CocoAnnotations, kind: Kind) -> CocoResults | None:
     """The columns, or None where anything is not as it is in nearly every file."""
     field, count = FIELDS[kind], len(records)
     try:

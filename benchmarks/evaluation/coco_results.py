@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults, Kind, results_of
+from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults, Kind, by_arrays, joined, results_of
 from detection_zoo.zoo.data.coco import CocoDataset
-from detection_zoo.zoo.data.fields import no_collection, read_json
+from detection_zoo.zoo.data.fields import json_records, no_collection, read_json
 from detection_zoo.zoo.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -119,10 +119,28 @@ def read_results(path: Path, dataset: CocoDataset, kind: Kind | None = None) -> 
         DatasetError: names file, row and field of what is wrong.
     """
     with no_collection():
+        results = _by_pieces(path, dataset, kind)
+        if results is not None:
+            return results
         records = read_json(path, list, "results file", "is it an annotation file?")
         results = results_of(records, dataset.annotations, kind or _kind_of(records), str(path), dataset.name)
         del records  # before the collector may walk over them
     return results.of_images(dataset.places) if dataset.is_subset else results
+
+
+def _by_pieces(path: Path, dataset: CocoDataset, kind: Kind | None) -> CocoResults | None:
+    """The same, a piece of the file at a time; None where anything is not as it is in nearly every file."""
+    parts: list[CocoResults] = []
+    try:
+        for records in json_records(path):
+            kind = kind or _kind_of(records)
+            part = by_arrays(records, dataset.annotations, kind)
+            if part is None:
+                return None
+            parts.append(part.of_images(dataset.places) if dataset.is_subset else part)
+    except (OSError, ValueError):
+        return None
+    return joined(parts)
 
 
 def _kind_of(records: list[Any]) -> Kind:

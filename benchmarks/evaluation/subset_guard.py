@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults
 from detection_zoo.benchmarks.evaluation.coco_results import read_results
 from detection_zoo.benchmarks.evaluation.voc_results import read_voc_results
@@ -72,4 +74,4 @@ def _images_with_detections(path: Path, dataset: Dataset) -> set[int | str]:
 
 def images_of_results(results: CocoResults, dataset: CocoDataset) -> set[int | str]:
     """Ids of the images that have a detection."""
-    return {dataset.annotations.image_ids[place] for place in set(results.image.tolist())}
+    return {dataset.annotations.image_ids[place] for place in np.unique(results.image).tolist()}

@@ -74,7 +74,7 @@ class CocoDataset(Dataset):
     def images_with_objects(self) -> set[int | str]:
         """Ids of the images that hold any object."""
         ids = self.annotations.image_ids
-        return {ids[place] for place in set(self.annotations.image.tolist()).intersection(self._rows)}
+        return {ids[place] for place in np.intersect1d(self.annotations.image, self._rows).tolist()}
 
     def image_id(self, index: int) -> int | str:
         """The COCO image id."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -15,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from detection_zoo.zoo.errors import DatasetError
-from detection_zoo.zoo.regular import read_regular
+from detection_zoo.zoo.regular import open_regular, read_regular
 
 LARGEST = 1e9  # pixels: beyond it, areas would not be numbers
+_MOST_PIECES = 8  # of a file that is read in pieces, held together
+_BETWEEN_RECORDS = re.compile(rb"\}\s*,\s*\{")
 _JSON_NAMES = {dict: "object", list: "list"}
 
 
@@ -93,6 +96,42 @@ def read_json(path: Path, kind: type, title: str, confused: str) -> Any:
             f"{path}: a {title} is a JSON {_JSON_NAMES[kind]}, this is a {type(value).__name__}; {confused}"
         )
     return value
+
+
+def json_records(path: Path, piece_bytes: int = 2**18) -> Iterator[list[dict[str, Any]]]:
+    """The records of a JSON list piece by piece, so that a large file's objects stay few: together they are
+    what `read_json` gives, or an error is raised.
+
+    The text is cut between "}" and "{" around a comma. A cut inside a text or a nested list leaves a piece
+    whose quotes or brackets do not close, which is an error.
+
+    Args:
+        path: the file.
+        piece_bytes: a piece has about as many.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is no list of objects in UTF-8 that can be cut so; `read_json` says what it is.
+    """
+    from pydantic_core import from_json
+
+    with open_regular(path) as file:
+        piece = file.read(piece_bytes).lstrip()
+        if piece[:1] != b"[":
+            raise ValueError("no list of JSON objects")
+        piece = piece[1:]
+        while more := file.read(piece_bytes):
+            piece += more
+            if len(piece) > _MOST_PIECES * piece_bytes:
+                raise ValueError("a record is longer than some pieces")
+            cut = _BETWEEN_RECORDS.search(piece, max(len(piece) - piece_bytes // 2, 0))
+            if cut is not None:
+                yield from_json(b"[%b]" % piece[: cut.start() + 1], cache_strings="keys")
+                piece = piece[cut.end() - 1 :]
+    piece = piece.rstrip()
+    if piece[-1:] != b"]":
+        raise ValueError("no list of JSON objects")
+    yield from_json(b"[%b" % piece, cache_strings="keys")
 
 
 class Records:
