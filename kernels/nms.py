@@ -17,6 +17,7 @@ from torch import Tensor
 from detection_zoo.kernels.backend import BACKENDS, backend_for, cpu_form, is_traced
 from detection_zoo.kernels.nms_cuda import cuda_nms, cuda_nms_padded
 from detection_zoo.kernels.nms_reference import NmsRule, best_of_all, reference_nms, reference_nms_padded
+from detection_zoo.kernels.operator import operator
 
 _NO_LIMIT = -1  # of the operators
 
@@ -271,10 +272,10 @@ def _run_nms(
     return best_of_all(run(boxes, scores, groups, num_groups, rule), scores, rule.max_total)
 
 
-_nms_op = torch.library.custom_op("detection_zoo::nms", _run_nms, mutates_args=())
+_nms_op = operator("nms")(_run_nms)
 
 
-@_nms_op.register_fake
+@torch.library.register_fake(_nms_op)
 def _(
     boxes,
     scores,
@@ -291,7 +292,7 @@ def _(
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
-@torch.library.custom_op("detection_zoo::nms_padded", mutates_args=())
+@operator("nms_padded")
 def _nms_padded_op(
     boxes: Tensor,
     scores: Tensor,
@@ -311,7 +312,7 @@ def _nms_padded_op(
     return run(boxes, scores, groups, num_groups, max_keep, rule)
 
 
-@_nms_padded_op.register_fake
+@torch.library.register_fake(_nms_padded_op)
 def _(boxes, scores, groups, iou_threshold, offset, inclusive, num_groups, max_keep, max_candidates, backend):
     return boxes.new_empty((num_groups, max_keep), dtype=torch.int64), boxes.new_empty(
         num_groups, dtype=torch.int64

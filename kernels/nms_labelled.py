@@ -13,6 +13,7 @@ from torch import Tensor
 from detection_zoo.kernels.backend import backend_for, cpu_form, is_traced
 from detection_zoo.kernels.nms_reference import NmsRule
 from detection_zoo.kernels.nms_sorted import MOST_ROWS, check_sorted, launch_sorted, reference_nms_sorted
+from detection_zoo.kernels.operator import operator
 
 
 def nms_labelled(
@@ -85,10 +86,10 @@ def _run(
     return (cuda_nms_labelled if backend == "cuda" else reference_nms_labelled)(boxes, labels, present, rule)
 
 
-_nms_labelled_op = torch.library.custom_op("detection_zoo::nms_labelled", _run, mutates_args=())
+_nms_labelled_op = operator("nms_labelled")(_run)
 
 
-@_nms_labelled_op.register_fake
+@torch.library.register_fake(_nms_labelled_op)
 def _(boxes, labels, present, iou_threshold, offset, inclusive, max_keep, backend):
     lists = boxes.shape[0]
     return labels.new_empty((lists, max_keep), dtype=torch.int64), labels.new_empty(lists, dtype=torch.int64)

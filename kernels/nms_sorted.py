@@ -15,6 +15,7 @@ from detection_zoo.kernels.backend import backend_for, cpu_form, is_traced
 from detection_zoo.kernels.launch import launch
 from detection_zoo.kernels.nms_cuda import cuda_nms_padded
 from detection_zoo.kernels.nms_reference import NmsRule, greedy, inverted_or_not_finite
+from detection_zoo.kernels.operator import operator
 
 _FILE, _THREADS, _WORD, _WARPS = "nms_sorted.cu", 256, 64, 8
 MOST_ROWS = 64 * _WORD  # of a group that nms_walk holds
@@ -78,10 +79,10 @@ def _run(
     return (cuda_nms_sorted if backend == "cuda" else reference_nms_sorted)(boxes, present, rule)
 
 
-_nms_sorted_op = torch.library.custom_op("detection_zoo::nms_sorted", _run, mutates_args=())
+_nms_sorted_op = operator("nms_sorted")(_run)
 
 
-@_nms_sorted_op.register_fake
+@torch.library.register_fake(_nms_sorted_op)
 def _(boxes, present, iou_threshold, offset, inclusive, max_keep, backend):
     return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
 

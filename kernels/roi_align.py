@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from detection_zoo.kernels.backend import BACKENDS, backend_for, cpu_form
+from detection_zoo.kernels.operator import operator
 from detection_zoo.kernels.roi_align_cuda import cuda_backward, cuda_forward
 from detection_zoo.kernels.roi_align_reference import reference_backward, reference_forward
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
@@ -264,7 +265,7 @@ def _torchvision_roi_align(
     return pooled
 
 
-@torch.library.custom_op("detection_zoo::roi_align", mutates_args=())
+@operator("roi_align", gradient=True)
 def _roi_align_op(
     features: list[Tensor],
     rois: Tensor,
@@ -285,12 +286,12 @@ def _roi_align_op(
     )
 
 
-@_roi_align_op.register_fake
+@torch.library.register_fake(_roi_align_op)
 def _(features, rois, output_size, scales, sampling_ratio, rule, levels, channels_last, backend):
     return empty_map((rois.shape[0], features[0].shape[1], *output_size), features[0], channels_last)
 
 
-@torch.library.custom_op("detection_zoo::roi_align_backward", mutates_args=())
+@operator("roi_align_backward", gradient=True)
 def _roi_align_backward_op(
     grad: Tensor,
     rois: Tensor,
@@ -314,7 +315,7 @@ def _roi_align_backward_op(
     return reference_backward(grad, maps, rois, scales, sampling_ratio, RULES[rule], LevelRule.of(levels))
 
 
-@_roi_align_backward_op.register_fake
+@torch.library.register_fake(_roi_align_backward_op)
 def _(grad, rois, shapes, channels_last_maps, scales, sampling_ratio, rule, levels, backend, deterministic):
     return _empty_maps(grad, shapes, channels_last_maps)
 
@@ -350,7 +351,7 @@ def _backward(ctx, grad: Tensor):
     return grads, None, None, None, None, None, None, None, None
 
 
-_roi_align_op.register_autograd(_backward, setup_context=_setup)
+torch.library.register_autograd(_roi_align_op, _backward, setup_context=_setup)
 
 
 def _setup_double(ctx, inputs, output) -> None:
@@ -375,4 +376,4 @@ def _double_backward(ctx, grads_of_maps: list[Tensor]):
     return pooled, None, None, None, None, None, None, None, None, None
 
 
-_roi_align_backward_op.register_autograd(_double_backward, setup_context=_setup_double)
+torch.library.register_autograd(_roi_align_backward_op, _double_backward, setup_context=_setup_double)

@@ -22,6 +22,7 @@ from detection_zoo.kernels.cell_sums import (
     sum_type,
     zero_table,
 )
+from detection_zoo.kernels.operator import operator
 from detection_zoo.kernels.plane_launch import run_on_planes
 from detection_zoo.kernels.roi_align import output_pair
 
@@ -167,7 +168,7 @@ def _cells(shape: torch.Size, grid: Tensor, image_index: Tensor) -> tuple[Tensor
     ).reshape(-1, 4)
 
 
-@torch.library.custom_op("detection_zoo::roi_crop", mutates_args=())
+@operator("roi_crop", gradient=True)
 def _roi_crop_op(features: Tensor, grid: Tensor, image_index: Tensor, backend: str) -> Tensor:
     if backend == "reference":
         return reference_forward(features, grid, image_index)
@@ -188,12 +189,12 @@ def _roi_crop_op(features: Tensor, grid: Tensor, image_index: Tensor, backend: s
     return cropped
 
 
-@_roi_crop_op.register_fake
+@torch.library.register_fake(_roi_crop_op)
 def _(features, grid, image_index, backend):
     return features.new_empty(grid.shape[0], features.shape[1], grid.shape[1], grid.shape[2])
 
 
-@torch.library.custom_op("detection_zoo::roi_crop_backward", mutates_args=())
+@operator("roi_crop_backward")
 def _roi_crop_backward_op(
     grad: Tensor, grid: Tensor, image_index: Tensor, shape: list[int], backend: str, deterministic: bool
 ) -> Tensor:
@@ -216,7 +217,7 @@ def _roi_crop_backward_op(
     return sums.to(grad.dtype)
 
 
-@_roi_crop_backward_op.register_fake
+@torch.library.register_fake(_roi_crop_backward_op)
 def _(grad, grid, image_index, shape, backend, deterministic):
     return grad.new_empty(shape)
 
@@ -238,4 +239,4 @@ def _backward(ctx, grad: Tensor):
     )
 
 
-_roi_crop_op.register_autograd(_backward, setup_context=_setup)
+torch.library.register_autograd(_roi_crop_op, _backward, setup_context=_setup)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from detection_zoo.kernels.backend import BACKENDS, backend_for, cpu_form
 from detection_zoo.kernels.cell_sums import cell_table, fill_maps, sum_type, zero_table
+from detection_zoo.kernels.operator import operator
 from detection_zoo.kernels.plane_launch import run_on_planes
 from detection_zoo.kernels.roi_align import check_pooling, output_pair
 from detection_zoo.kernels.roi_align_reference import poolable, unpoolable
@@ -154,7 +155,7 @@ def _cells_of(start: Tensor, end: Tensor, longest: int) -> Tensor:
     return (start[..., None] + torch.arange(longest, device=start.device)).minimum(end[..., None] - 1)
 
 
-@torch.library.custom_op("detection_zoo::roi_pool", mutates_args=())
+@operator("roi_pool", gradient=True)
 def _roi_pool_op(
     features: Tensor, rois: Tensor, output_size: list[int], spatial_scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -180,13 +181,13 @@ def _roi_pool_op(
     return pooled, argmax
 
 
-@_roi_pool_op.register_fake
+@torch.library.register_fake(_roi_pool_op)
 def _(features, rois, output_size, spatial_scale, backend):
     shape = (rois.shape[0], features.shape[1], *output_size)
     return features.new_empty(shape), features.new_empty(shape, dtype=torch.int32)
 
 
-@torch.library.custom_op("detection_zoo::roi_pool_backward", mutates_args=())
+@operator("roi_pool_backward")
 def _roi_pool_backward_op(
     grad: Tensor,
     argmax: Tensor,
@@ -221,7 +222,7 @@ def _roi_pool_backward_op(
     return sums.to(grad.dtype)
 
 
-@_roi_pool_backward_op.register_fake
+@torch.library.register_fake(_roi_pool_backward_op)
 def _(grad, argmax, rois, spatial_scale, shape, backend, deterministic):
     return grad.new_empty(shape)
 
@@ -247,4 +248,4 @@ def _backward(ctx, grad: Tensor, _):
     return grad, None, None, None, None
 
 
-_roi_pool_op.register_autograd(_backward, setup_context=_setup)
+torch.library.register_autograd(_roi_pool_op, _backward, setup_context=_setup)

@@ -17,6 +17,7 @@ from detection_zoo.kernels.backend import backend_for, cpu_form, is_traced
 from detection_zoo.kernels.launch import launch
 from detection_zoo.kernels.nms import check_rows
 from detection_zoo.kernels.nms_reference import raise_for_values
+from detection_zoo.kernels.operator import operator
 
 METHODS = ("linear", "gaussian", "hard")
 
@@ -175,10 +176,10 @@ def _run_soft_nms(
     return run(boxes, scores, method, sigma, iou_threshold, score_threshold, offset)
 
 
-_soft_nms_op = torch.library.custom_op("detection_zoo::soft_nms", _run_soft_nms, mutates_args=())
+_soft_nms_op = operator("soft_nms")(_run_soft_nms)
 
 
-@_soft_nms_op.register_fake
+@torch.library.register_fake(_soft_nms_op)
 def _(boxes, scores, method, sigma, iou_threshold, score_threshold, offset, backend):
     kept = torch.library.get_ctx().new_dynamic_size()
     return boxes.new_empty(kept, dtype=torch.int64), scores.new_empty(kept)

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from cuda_on_cpu import CudaOnCpu
 from torch import Tensor, nn
-from torch._library.custom_ops import OPDEFS
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from detection_zoo.kernels import launch
+from detection_zoo.kernels.operator import BODIES
 
 CUDA = torch.device("cuda", 0)
 OURS = ("/zoo/", "/kernels/", "/benchmarks/")
@@ -175,7 +175,7 @@ class GpuTensor(Tensor):
             )
         if func.namespace == "detection_zoo":
             with _Factories():  # torch switches modes off while it runs an operator
-                return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+                return BODIES[name](*args, **kwargs)
         if name in INDEXING:
             _index(func, name, args)
         elif name == "copy_" and foreign:

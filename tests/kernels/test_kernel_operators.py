@@ -3,6 +3,8 @@ and the choice of a backend."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import product
 
 import pytest
@@ -194,6 +196,28 @@ def test_export(backend: Backend) -> None:
         )
     } <= called
     torch.testing.assert_close(exported.module()(*inputs), Detect(backend.name)(*inputs))
+
+
+def test_torchs_compiler_is_not_imported_where_nothing_compiles() -> None:
+    """It takes 150 MiB; an operator of `torch.library.custom_op` imports it at its first call."""
+    code = """if True:
+        import sys, torch
+        from detection_zoo.kernels.nms_labelled import _nms_labelled_op
+        from detection_zoo.kernels.roi_align import roi_align
+        maps = torch.ones(1, 2, 4, 4, requires_grad=True)
+        roi_align(maps, torch.tensor([[0.0, 0, 0, 3, 3]]), 2, 1.0, backend="reference").sum().backward()
+        boxes, labels = torch.ones(1, 3, 4), torch.zeros(1, 3, dtype=torch.int64)
+        _nms_labelled_op(boxes, labels, None, 0.5, 1.0, False, 2, "reference")
+        assert maps.grad.sum() == 8 and "torch._dynamo" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+
+
+def test_a_gradient_that_there_is_not_raises() -> None:
+    """It is neither None nor 0."""
+    scores = SCORES.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="detection_zoo::soft_nms has no gradient; detach what goes into"):
+        _soft_nms_op(BOXES, scores, "linear", 0.5, 0.3, 0.001, 0.0, "reference")[1].sum().backward()
 
 
 def test_the_backend_is_the_devices_own_unless_one_is_named() -> None:
