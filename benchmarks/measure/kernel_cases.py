@@ -21,11 +21,14 @@ SCALES = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 CHANNELS = 256
 RATIO = 2  # sampling ratio of RoIAlign
 SAMPLES = RATIO * RATIO  # of a bin
+# of one IoU: four corners, two sides and two bounds of theirs, a product, a sum and a difference of areas, a
+# quotient, and its comparison
+IOU_FLOPS = 13
 
 
 @dataclass(frozen=True)
 class Case:
-    """One piece of work: its name, ours, the peer's, the reference's answer, the bytes that it must write at
+    """One piece of work: its name, ours, the peer's, the reference's answer, the bytes that it must move at
     least, and the floating-point operations of its definition (0: not counted)."""
 
     name: str
@@ -81,12 +84,15 @@ def soft_nms_cases(device: str) -> list[Case]:
 
             return cv2.dnn.softNMSBoxes(*listed, 0.001, 0.3, method=1)
 
+        picked = soft_nms(boxes, scores)[0]
         return Case(
             f"soft-NMS, {count:,} boxes (peer: OpenCV)",
             lambda: soft_nms(boxes, scores)[0],
             peer,
             lambda: soft_nms(boxes.cpu(), scores.cpu(), backend="reference")[0],
             0.0,
+            boxes.nbytes + scores.nbytes + picked.nbytes,
+            _least_flops([len(picked)], count),
             peer_judges=False,
             by_wall=True,
         )
@@ -127,12 +133,16 @@ def _padded(device: str, count: int) -> Case:
     def ours(backend: str | None = None) -> tuple[Tensor, Tensor]:
         return nms_padded(boxes, scores, None, 0.7, max_keep=1000, backend=backend)
 
+    kept = int(ours()[1])
+    last = ours()[0][0, kept - 1]
     return Case(
         f"padded NMS, {count:,} boxes",
         ours,
         lambda: torchvision.ops.nms(boxes, scores, 0.7),
         lambda: nms_padded(boxes.cpu(), scores.cpu(), None, 0.7, max_keep=1000, backend="reference"),
         0.0,
+        boxes.nbytes + scores.nbytes + 8 * kept,
+        _least_flops([kept], count if kept < 1000 else int((scores >= scores[last]).sum())),
         peer_judges=False,
     )
 
@@ -143,12 +153,15 @@ def _presorted(device: str, images: int) -> Case:
     boxes = clustered_proposals(1000 * groups)[0].to(device).view(groups, 1000, 4)
     flat, scores = boxes.view(-1, 4), torch.linspace(1, 0, 1000, device=device).repeat(groups)
     of = torch.arange(1000 * groups, device=device) // 1000
+    kept = nms_sorted(boxes, 0.7)
     return Case(
         f"presorted NMS, RPN of {images} image{'s' * (images > 1)} ({groups} groups of 1,000)",
         lambda: nms_sorted(boxes, 0.7),
         lambda: torchvision.ops.batched_nms(flat, scores, of, 0.7),
         lambda: nms_sorted(boxes.cpu(), 0.7, backend="reference"),
         0.0,
+        boxes.nbytes + kept.nbytes,
+        _least_flops(kept.sum(1).tolist(), kept.numel()),
         peer_judges=False,
     )
 
@@ -164,25 +177,43 @@ def _labelled(device: str, images: int) -> Case:
         where = "cpu" if backend == "reference" else device
         return nms_labelled(boxes.to(where), labels.to(where), 0.5, max_keep=100, backend=backend)
 
+    indices, counts = ours()
+    rows = torch.arange(100, device=device) < counts[:, None]
+    kept = (labels.gather(1, indices.clamp(min=0)) + 80 * torch.arange(images, device=device)[:, None])[rows]
     return Case(
         f"NMS by label, 2,000 candidates of 80 classes, {images} image{'s' * (images > 1)}",
         ours,
         lambda: torchvision.ops.batched_nms(flat, scores, of, 0.5),
         lambda: ours("reference"),
         0.0,
+        boxes.nbytes + labels.nbytes + indices.nbytes,
+        _least_flops(kept.bincount().tolist(), int(indices.amax(1).sum()) + images),
         peer_judges=False,
     )
+
+
+def _least_flops(kept: list[int], visited: int) -> int:
+    """What no NMS of some groups can leave out: a kept row meets every better kept row of its group, any
+    other row that is visited the one that removes it.
+
+    Args:
+        kept: rows kept of each group. visited: rows looked at, kept or not, of all.
+    """
+    return IOU_FLOPS * (sum(count * (count - 1) // 2 for count in kept) + visited - sum(kept))
 
 
 def _suppression(name: str, device: str, count: int, groups: Tensor | None, threshold: float) -> Case:
     boxes, scores = (each.to(device) for each in clustered_proposals(count))
     if groups is None:
+        kept = len(batched_nms(boxes, scores, None, threshold))
         return Case(
             name,
             lambda: batched_nms(boxes, scores, None, threshold),
             lambda: torchvision.ops.nms(boxes, scores, threshold),
             lambda: batched_nms(boxes.cpu(), scores.cpu(), None, threshold, backend="reference"),
             0.0,
+            boxes.nbytes + scores.nbytes + 8 * kept,
+            _least_flops([kept], count),
             by_wall=True,
         )
     groups = groups.to(device)
@@ -195,12 +226,15 @@ def _suppression(name: str, device: str, count: int, groups: Tensor | None, thre
             boxes, scores, groups, threshold, num_groups=80, max_candidates=most, backend=backend
         )
 
+    kept = groups[ours()].bincount().tolist()
     return Case(
         name,
         ours,
         lambda: torchvision.ops.batched_nms(boxes, scores, groups, threshold),
         lambda: ours(boxes.cpu(), scores.cpu(), groups.cpu(), "reference"),
         0.0,
+        boxes.nbytes + scores.nbytes + groups.nbytes + 8 * sum(kept),
+        _least_flops(kept, count),
         by_wall=True,
     )
 

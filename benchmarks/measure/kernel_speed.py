@@ -45,6 +45,7 @@ from detection_zoo.benchmarks.tabular import render
 from detection_zoo.kernels.backend import BACKENDS, backend_for
 
 FLUSH_BYTES = 512 << 20
+TIMED_US = 1e5  # of short calls on a CPU, all together
 FLUSHES = (
     8  # about a millisecond: longer than a host takes to queue the work, which would otherwise be counted
 )
@@ -73,13 +74,13 @@ def run_kernel_benchmark(device: str, limits: DeviceLimits, repeats: int | None 
     Args:
         device: "cuda" or "cpu"; a CPU gets fewer and smaller cases.
         limits: what the device can do at most.
-        repeats: calls timed of each; None for 50 on a GPU, 7 on a CPU.
+        repeats: calls timed of each; None for 50 on a GPU, and on a CPU 7 to 50 by how long they take.
     Returns:
         one dict a case, the fields of `Speed`.
     """
     on_gpu = on_cuda(device)
     cases = nms_cases(device, on_gpu) + soft_nms_cases(device) + pooling_cases(device, on_gpu)
-    return [asdict(_measure(case, device, limits, repeats or (50 if on_gpu else 7))) for case in cases]
+    return [asdict(_measure(case, device, limits, repeats)) for case in cases]
 
 
 def report(
@@ -138,12 +139,15 @@ def timings_of(rows: list[dict[str, Any]], device: str, limits: DeviceLimits) ->
     )
 
 
-def _measure(case: Case, device: str, limits: DeviceLimits, repeats: int) -> Speed:
+def _measure(case: Case, device: str, limits: DeviceLimits, repeats: int | None) -> Speed:
     with torch.no_grad() if "backward" not in case.name else torch.enable_grad():
         judge = case.peer if case.peer_judges and not on_cuda(device) else case.answer
         agrees = _agree(case.ours(), judge(), case.tolerance)
         clock = _clock(device, case.by_wall)
-        ours, peer = _in_turns((case.ours, case.peer), clock, repeats, 3 if on_cuda(device) else 1)
+        works = case.ours, case.peer
+        if repeats is None:
+            repeats = 50 if on_cuda(device) else _enough(clock(case.peer))
+        ours, peer = _in_turns(works, clock, repeats, 3 if on_cuda(device) else 1)
     typical = statistics.median(ours)
     least_us = {
         "bandwidth": case.least_bytes / limits.copy_gb_s / 1e3,
@@ -163,6 +167,11 @@ def _measure(case: Case, device: str, limits: DeviceLimits, repeats: int) -> Spe
         ours,
         peer,
     )
+
+
+def _enough(call_us: float) -> int:
+    """Calls of a CPU that are timed, 7 to 50: the first of a short one find cold caches."""
+    return max(7, min(50, int(TIMED_US / max(call_us, 1.0))))
 
 
 def _covers(device: str, by_wall: bool) -> str:

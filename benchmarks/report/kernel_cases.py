@@ -163,8 +163,8 @@ def _table(one: KernelTimings) -> Table:
 def _limits(limits: DeviceLimits) -> str:
     return (
         f"Limits measured before: copies {limits.copy_gb_s:,.1f} GB/s, products of float32 matrices"
-        f" {limits.matrix_gflop_s:,.0f} GFLOP/s. The share is the time that the output's bytes, or the"
-        " multiply-adds, need at that rate, over the time that ours took."
+        f" {limits.matrix_gflop_s:,.0f} GFLOP/s. The share is the time that the bytes that must be"
+        " moved, or the operations that cannot be left out, need at that rate, over the time that ours took."
     )
 
 

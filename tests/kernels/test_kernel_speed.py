@@ -9,8 +9,22 @@ import pytest
 import torch
 
 from detection_zoo.benchmarks.measure import kernel_speed
-from detection_zoo.benchmarks.measure.kernel_cases import Case, clustered_proposals, nms_cases
-from detection_zoo.benchmarks.measure.kernel_speed import _in_turns, _measure, _spread, report, timings_of
+from detection_zoo.benchmarks.measure.kernel_cases import (
+    IOU_FLOPS,
+    Case,
+    _least_flops,
+    clustered_proposals,
+    nms_cases,
+    soft_nms_cases,
+)
+from detection_zoo.benchmarks.measure.kernel_speed import (
+    _enough,
+    _in_turns,
+    _measure,
+    _spread,
+    report,
+    timings_of,
+)
 from detection_zoo.benchmarks.measure.limits import LEAST_CALLS, measure_limits
 from detection_zoo.benchmarks.report.kernel_cases import (
     DeviceLimits,
@@ -98,6 +112,20 @@ def test_limits_are_those_of_the_fastest_copy_and_product() -> None:
     assert len(calls) == 2 * LEAST_CALLS
     assert limits.copy_gb_s == pytest.approx(268.435456)  # 256 MiB read and 256 MiB written in 2 ms
     assert limits.matrix_gflop_s == pytest.approx(1073.741824)  # 2 x 1,024 cubed in 2 ms
+
+
+def test_every_kind_of_nms_has_a_limit() -> None:
+    """1,000 boxes of which 3 and 2 of two groups are kept: 3 + 1 pairs of kept rows, and 995 removals."""
+    assert _least_flops([3, 2], 1000) == IOU_FLOPS * (3 + 1 + 995)
+    for case in (*nms_cases("cpu", on_gpu=True), *soft_nms_cases("cpu")):
+        rows = (
+            int(case.name.split(" boxes")[0].split()[-1].replace(",", "")) if "boxes" in case.name else 1000
+        )
+        assert case.flops > 0 and case.least_bytes > 16 * rows, case.name
+
+
+def test_short_calls_are_timed_more_often() -> None:
+    assert [_enough(call_us) for call_us in (0.0, 30.0, 4_000.0, 20_000.0, 1e6)] == [50, 50, 25, 7, 7]
 
 
 def test_ours_and_the_peer_take_turns() -> None:
