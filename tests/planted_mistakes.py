@@ -11,11 +11,13 @@ import os
 import resource
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from cuda_on_cpu import BACKWARD, FORWARD, SHUFFLED, CudaOnCpu
 from kernel_backends import clustered_boxes, normal_input
 
 import detection_zoo.kernels.launch as launching
+from detection_zoo.kernels.launch import launch
 from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.kernels.nms_labelled import nms_labelled
 from detection_zoo.kernels.nms_sorted import nms_sorted
@@ -27,18 +29,21 @@ from detection_zoo.kernels.soft_nms import soft_nms
 def suppress() -> None:
     boxes, scores = clustered_boxes(400, seed=1)
     few = {"max_candidates": 130, "max_keep": 20}
-    for num_groups, limits in (
-        (1, {}),
-        (1, {"max_candidates": 130}),
-        (3, few),
-        (1100, {}),
-    ):  # a block finds the beginnings of 1,024 groups at a time
-        groups = None if num_groups == 1 else torch.arange(400) % 3 * (num_groups // 3)
+    for num_groups, limits in ((1, {}), (1, {"max_candidates": 130}), (3, few)):
+        groups = None if num_groups == 1 else torch.arange(400) % 3
         more = limits | {"offset": 1.0} | ({} if groups is None else {"num_groups": num_groups})
         found, expected = (
             batched_nms(boxes, scores, groups, 0.6, backend=name, **more) for name in ("cuda", "reference")
         )
         assert torch.equal(found, expected)
+
+
+def begin() -> None:
+    """Where each of 1,100 groups begins; a block finds 1,024 at a time."""
+    counts = torch.arange(1100, dtype=torch.int32) * 7919 % 5
+    starts = torch.empty_like(counts)
+    launch("nms.cu", "nms_starts", {"SCALAR": "float"}, (1,), (1024,), (counts, starts, np.int32(1100)), 4096)
+    assert torch.equal(starts, (counts.cumsum(0) - counts).int())
 
 
 def suppress_sorted() -> None:
@@ -132,7 +137,8 @@ PLANTED = [
     (suppress, "row < other_row", "row > other_row"),
     (suppress, "kept & removers_high", "kept & removers_low"),
     (suppress, "each < row + 4", "each < row + 3"),
-    *((suppress, BARRIER, place) for place in range(6)),
+    *((begin, BARRIER, place) for place in range(4)),
+    *((suppress, BARRIER, place) for place in range(4, 6)),
     (suppress_sorted, "((1ull << thread) - 1)", "((2ull << thread) - 1)"),
     (suppress_sorted, "(word)absent << thread", "0"),
     (suppress_sorted, "is_wrong(box, least_side)", "false"),
@@ -212,6 +218,7 @@ def exit_status(check: Callable[[], None], edit: Callable[[str], str]) -> int:
 
 if __name__ == "__main__":
     for each in (
+        begin,
         suppress,
         suppress_sorted,
         suppress_by_label,

@@ -143,6 +143,13 @@ def test_ragged_groups_with_any_values(backend: Backend) -> None:
     assert len(separate) == 4 and min(map(len, separate)) > 10
 
 
+def test_more_groups_than_a_block_finds_the_beginnings_of(backend: Backend) -> None:
+    boxes, scores = clustered_boxes(60, seed=3)
+    groups = torch.arange(60) % 20 * 55  # 0 ... 1045, three rows each
+    expected = kept(backend, boxes, scores, 0.3, torch.arange(60) % 20, num_groups=20)
+    assert kept(backend, boxes, scores, 0.3, groups, num_groups=1100) == expected and 20 < len(expected) < 60
+
+
 def test_limits_of_each_group(backend: Backend) -> None:
     boxes = torch.tensor([[20.0 * i, 0, 20.0 * i + 10, 10] for i in range(8)])  # none overlap
     boxes[1] = boxes[0]
