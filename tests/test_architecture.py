@@ -38,6 +38,8 @@ MAY_IMPORT = [
     # test-time augmentation makes its views with the data's own transforms
     ("zoo/detectors/tta.py", ("kernels", "zoo")),
     ("zoo/detectors/", ("kernels", *ROOTS, "zoo.parts", "zoo.necks", "zoo.backbones", "zoo.detectors")),
+    # images are enlarged by a compiled operator, which needs no torch
+    ("zoo/data/resizing.py", ("kernels.bilinear_cpu", *ROOTS, "zoo.data")),
     ("zoo/data/", (*ROOTS, "zoo.regular", "zoo.manifest", "zoo.home", "zoo.data")),
     ("zoo/", ("kernels", "zoo")),
     ("detection_zoo/", (*PACKAGES, "models", "predictions", "ops")),

@@ -16,6 +16,7 @@ from detection_zoo.zoo.data.base import GroundTruth
 from detection_zoo.zoo.data.coco import CocoDataset, find_split
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, LEFT_RIGHT
 from detection_zoo.zoo.data.loading import DataWait, evaluation_loader, pad_batch
+from detection_zoo.zoo.data.resizing import FixedSize, ShorterSide
 from detection_zoo.zoo.data.samplers import grouped_order, target_ratios
 from detection_zoo.zoo.data.shapes import make_shapes
 from detection_zoo.zoo.data.targets import (
@@ -26,7 +27,7 @@ from detection_zoo.zoo.data.targets import (
     training_boxes,
 )
 from detection_zoo.zoo.data.training_images import TrainingBatches
-from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, ShorterSide
+from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.data.voc import VocAnnotation
 
 RECORDED = Path(__file__).resolve().parents[1] / "reference" / "evaluation"

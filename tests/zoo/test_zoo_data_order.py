@@ -11,11 +11,12 @@ import torch
 from detection_zoo.zoo.data.base import GroundTruth
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.cropping import crop, crop_start, crop_to_ratio, fit_to_ratio
+from detection_zoo.zoo.data.resizing import FixedSize, ShorterSide
 from detection_zoo.zoo.data.samplers import AspectPairs, Entry, PaddedRatioGroups, RatioGroups, Shuffled
 from detection_zoo.zoo.data.targets import TargetRules
 from detection_zoo.zoo.data.training_images import TrainingBatches, training_item, upside_down
 from detection_zoo.zoo.data.training_loader import training_loader
-from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, PreprocessedImage, ShorterSide
+from detection_zoo.zoo.data.transforms import Preprocess, PreprocessedImage
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.records import Target
 

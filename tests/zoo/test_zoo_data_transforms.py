@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from detection_zoo.zoo.conventions import ImageConventions
-from detection_zoo.zoo.data.transforms import (
+from detection_zoo.zoo.data.resizing import (
     FixedSize,
     NoResize,
-    Preprocess,
     ResizeThenCentreCrop,
     ShorterSide,
     resize_pixels,
 )
+from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.manifest import load_manifests
 
 RECORDED = Path(__file__).resolve().parents[1] / "reference" / "evaluation" / "preprocessing.npz"

@@ -18,7 +18,8 @@ from detection_zoo.zoo.conventions import (
     ProposalConventions,
     Views,
 )
-from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
+from detection_zoo.zoo.data.resizing import ShorterSide
+from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnnRules, keypoint_rcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnnRules, mask_rcnn
 from detection_zoo.zoo.detectors.retinanet import retinanet

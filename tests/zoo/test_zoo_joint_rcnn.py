@@ -9,7 +9,8 @@ import torch
 from detection_zoo.benchmarks.run.subject import with_soft_nms
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.conventions import AugmentationConventions
-from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
+from detection_zoo.zoo.data.resizing import ShorterSide
+from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.detectors.tta import FLIPPED, detect_augmented
 from detection_zoo.zoo.errors import ManifestError

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from detection_zoo.zoo.data.coco import CocoDataset
+from detection_zoo.zoo.data.resizing import FixedSize, ShorterSide
 from detection_zoo.zoo.data.shapes import make_shapes
 from detection_zoo.zoo.data.ssd_augmentation import (
     FILL,
@@ -24,7 +25,7 @@ from detection_zoo.zoo.data.ssd_augmentation import (
 )
 from detection_zoo.zoo.data.targets import TargetRules
 from detection_zoo.zoo.data.training_images import TrainingBatches
-from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, ShorterSide
+from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.manifest import load_manifests
 
 PREPROCESS = Preprocess(

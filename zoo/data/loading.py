@@ -154,7 +154,9 @@ def evaluation_loader(
     Returns:
         A DataLoader of `EvaluationBatch`.
     """
-    images = _EvaluationImages(dataset, preprocess, normalise_on_device and preprocess.normalises_bytes)
+    images = _EvaluationImages(
+        dataset, preprocess.warm_up(), normalise_on_device and preprocess.normalises_bytes
+    )
     return DataLoader(
         images,
         batch_size=batch_size,

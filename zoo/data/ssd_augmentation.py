@@ -13,7 +13,8 @@ from random import Random
 
 import numpy as np
 
-from detection_zoo.zoo.data.transforms import FixedSize, NoResize, Preprocess, PreprocessedImage
+from detection_zoo.zoo.data.resizing import FixedSize, NoResize
+from detection_zoo.zoo.data.transforms import Preprocess, PreprocessedImage
 
 MINIMUM_IOUS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, -math.inf)  # None: the image stays; -inf: any crop will do
 CROP_TRIES = 50

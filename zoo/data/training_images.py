@@ -15,10 +15,11 @@ from torch.utils.data import Dataset as TorchDataset
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.cropping import Draws, crop_to_ratio, fit_to_ratio
 from detection_zoo.zoo.data.loading import pad_batch, start_worker
+from detection_zoo.zoo.data.resizing import FixedSize, ShorterSide
 from detection_zoo.zoo.data.samplers import ORDERS, BatchOrder, Entry
 from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
 from detection_zoo.zoo.data.targets import TargetRules, make_target, trained_images, training_boxes
-from detection_zoo.zoo.data.transforms import FixedSize, Preprocess, PreprocessedImage, ShorterSide
+from detection_zoo.zoo.data.transforms import Preprocess, PreprocessedImage
 from detection_zoo.zoo.records import Target
 
 Item = tuple[PreprocessedImage, Target]
@@ -218,7 +219,7 @@ class TrainingBatches:
     ) -> None:
         if short_sides and not isinstance(preprocess.resize, ShorterSide):
             raise ValueError(f"short_sides need a shorter-side resize, this row has {preprocess.resize}")
-        self.dataset, self.preprocess, self.rules, self.seed = dataset, preprocess, rules, seed
+        self.dataset, self.preprocess, self.rules, self.seed = dataset, preprocess.warm_up(), rules, seed
         self.augmentation, self.images_per_batch, self.short_sides = (
             augmentation,
             images_per_batch,

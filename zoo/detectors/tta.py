@@ -17,8 +17,9 @@ from torch import Tensor
 from detection_zoo.zoo.conventions import AugmentationConventions, Views
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
 from detection_zoo.zoo.data.loading import pad_batch
+from detection_zoo.zoo.data.resizing import ShorterSide
 from detection_zoo.zoo.data.targets import mirrored_keypoints
-from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
+from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn

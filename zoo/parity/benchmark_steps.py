@@ -17,8 +17,9 @@ from detection_zoo.kernels.nms import nms
 from detection_zoo.zoo.conventions import BoxConventions, PoolingConventions, RpnConventions
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
 from detection_zoo.zoo.data.loading import pad_batch
+from detection_zoo.zoo.data.resizing import ShorterSide, resize_pixels
 from detection_zoo.zoo.data.targets import mirrored_keypoints
-from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide, resize_pixels
+from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.faster_rcnn import box_coders
 from detection_zoo.zoo.detectors.retinanet import RetinaNet, RetinaNetRules
 from detection_zoo.zoo.manifest import load_manifests

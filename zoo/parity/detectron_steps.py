@@ -17,9 +17,10 @@ from detection_zoo.kernels.roi_pool import roi_pool
 from detection_zoo.kernels.soft_nms import soft_nms
 from detection_zoo.zoo.conventions import DetectionConventions, ProposalConventions
 from detection_zoo.zoo.data.figures import KEYPOINT_NAMES
+from detection_zoo.zoo.data.resizing import ShorterSide
 from detection_zoo.zoo.data.samplers import grouped_order, target_ratios
 from detection_zoo.zoo.data.targets import mirrored_keypoints
-from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
+from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.parity.base import Output, Reference, Skip
 from detection_zoo.zoo.parts.anchors import AnchorGenerator, rounded_cells

@@ -25,7 +25,8 @@ from detection_zoo.kernels.soft_nms import soft_nms
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.backbones.resnet import Stem
 from detection_zoo.zoo.conventions import RpnConventions
-from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
+from detection_zoo.zoo.data.resizing import ShorterSide
+from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnRules, faster_rcnn
 from detection_zoo.zoo.manifest import load_manifests, merge
 from detection_zoo.zoo.necks import SmoothedPyramid

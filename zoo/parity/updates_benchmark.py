@@ -17,11 +17,12 @@ from torch.utils.data import RandomSampler
 
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.data.coco import CocoDataset
+from detection_zoo.zoo.data.resizing import ShorterSide
 from detection_zoo.zoo.data.samplers import AspectPairs
 from detection_zoo.zoo.data.targets import trained_images
 from detection_zoo.zoo.data.training_images import collate, training_item
 from detection_zoo.zoo.data.training_loader import target_rules
-from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
+from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, without_crowd
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
 from detection_zoo.zoo.parity.standin import standin_arrays

@@ -14,10 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.conventions import RoiConventions
 from detection_zoo.zoo.data.cropping import fit_to_ratio
+from detection_zoo.zoo.data.resizing import ShorterSide
 from detection_zoo.zoo.data.samplers import Entry, PaddedRatioGroups
 from detection_zoo.zoo.data.training_images import Item, collate, training_item
 from detection_zoo.zoo.data.training_loader import target_rules
-from detection_zoo.zoo.data.transforms import Preprocess, ShorterSide
+from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
