@@ -43,7 +43,10 @@ class CocoResults:
 
     def of_images(self, places: np.ndarray | list[int]) -> CocoResults:
         """The detections of some images."""
-        keep = np.flatnonzero(np.isin(self.image, places))
+        chosen = np.asarray(places, np.int64)
+        wanted = np.zeros(max(self.image.max(initial=-1), chosen.max(initial=-1)) + 1, bool)
+        wanted[chosen] = True
+        keep = np.flatnonzero(wanted[self.image])
         if len(keep) == len(self):
             return self
         values = self.values[keep] if isinstance(self.values, np.ndarray) else [self.values[i] for i in keep]

@@ -117,7 +117,7 @@ def annotations_of(document: dict[str, Any], where: str, *, may_be_hidden: bool 
         images.column("file_name", set(), fields.text),
         categories.column("name", set(), fields.label),
     )
-    sides = [images.column(side, set(), fields.pixels) for side in ("height", "width")]
+    sides = [_pixels(images, side) for side in ("height", "width")]
     objects = Records(document.get("annotations") or [], f"{where}: annotations", show_id=True)
     place = {image_ids[row]: place for place, row in enumerate(image_rows)}
     image = objects.places("image_id", place, "image id {} is not in the list of images")
@@ -126,7 +126,7 @@ def annotations_of(document: dict[str, Any], where: str, *, may_be_hidden: bool 
     category = objects.places("category_id", place, unknown)
     boxes = _boxes(objects)
     _refuse_equal_ids(objects)
-    sizes = np.stack([np.array(side, np.int64)[image_rows] for side in sides], axis=1)  # (N, 2)
+    sizes = np.stack([side[image_rows] for side in sides], axis=1)  # (N, 2)
     areas = np.array(objects.column("area", {float}, fields.number_or_none), np.float64)
     if not (areas <= fields.LARGEST**2).all() or (areas < 0).any():  # NaN stands for null here
         areas = np.array(objects.column("area", set(), fields.number_or_none), np.float64)
@@ -153,6 +153,14 @@ def annotations_of(document: dict[str, Any], where: str, *, may_be_hidden: bool 
     )
 
 
+def _pixels(images: Records, side: str) -> np.ndarray:
+    """(N,) int64 heights or widths."""
+    values = images.column(side, {int}, fields.pixels)
+    if not all(0 < value < 2**31 for value in values):
+        values = images.column(side, set(), fields.pixels)  # names the record
+    return np.array(values, np.int64)
+
+
 def _by_id(ids: Sequence[int | str]) -> list[int]:
     """Rows by rising id, whole numbers before texts."""
     return sorted(range(len(ids)), key=lambda row: (isinstance(ids[row], str), ids[row]))
@@ -169,6 +177,9 @@ def _boxes(objects: Records) -> np.ndarray:
 
 def _refuse_equal_ids(objects: Records) -> None:
     """Annotations are numbered anew for evaluation; two of one id are a file gone wrong all the same."""
+    ids = [record.get("id") for record in objects.records]
+    if set(map(type, ids)) <= {int, str} and len(set(ids)) == len(ids):
+        return
     seen: set[int | str] = set()
     for row, record in enumerate(objects.records):
         own = record.get("id")
