@@ -45,8 +45,7 @@ class Counting(Detector):
 
 
 @pytest.fixture
-def subject(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Subject:
-    monkeypatch.setenv("DETECTION_ZOO_HOME", str(tmp_path))
+def subject(drawn_shapes: None) -> Subject:
     entry = next(entry for entry in load_manifests().entries.values() if entry.source == "demo")
     return Subject(
         entry,

@@ -11,16 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame
+from detection_zoo.zoo.detectors.faster_rcnn import Frame
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.detectors.tta import View, detect_augmented, make_copy
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.parity import detectron_texts
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
+from detection_zoo.zoo.parity.detectron_model import FORMATS, LoadedModel
+from detection_zoo.zoo.parity.detectron_training import training_outputs
 from detection_zoo.zoo.parity.near_ties import DetectionChoices, ProposalChoices, settle, settle_areas
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import paste_masks
@@ -28,10 +29,8 @@ from detection_zoo.zoo.parts.proposals import select_proposals
 from detection_zoo.zoo.parts.roi_heads import StageTrunk
 from detection_zoo.zoo.parts.rpn import by_anchor
 from detection_zoo.zoo.records import Detections
-from detection_zoo.zoo.weights.load import load_arrays
 
 Outputs = dict[str, Output | Skip]
-FORMATS = {"detectron_pytorch_pth": "checkpoint.json", "detectron_pkl": "checkpoint_pkl.json"}
 CONTINUOUS = 1e-5  # relative; float32 and float64 of the original differ by at most about 2e-6
 SWAPPED = (
     1e-3  # a recorded float32-float64 difference above it: near ties swapped places in the original itself
@@ -61,49 +60,18 @@ def outputs(
     if kind not in FORMATS:
         raise ParityError(f"{reference.folder}: --format must be one of {', '.join(FORMATS)}, not {kind!r}")
     row = entry or load_manifests().by_config(reference.description["config"])
-    return Folder(reference, row, getattr(torch, dtype), kind).outputs()
+    return _Folder(reference, row, getattr(torch, dtype), kind).outputs()
 
 
-class Folder:
-    """One folder of a model: the model loaded, and every output recomputed."""
+class _Folder(LoadedModel):
+    """One folder of a model: every output recomputed."""
 
     def __init__(
         self, reference: Reference, row: ModelEntry, kind: torch.dtype, checkpoint_format: str
     ) -> None:
-        self.reference, self.meta, self.kind, self.row = reference, reference.meta, kind, row
-        model = assemble(row)
-        if not isinstance(model, FasterRcnn):
-            raise ParityError(f"{reference.folder}: row {row.name} is no Faster R-CNN; give the right row")
-        arrays = reference.checkpoint(FORMATS[checkpoint_format])
-        self.origin = self._origin(arrays, checkpoint_format)
-        load_arrays(
-            model,
-            arrays,
-            checkpoint_format,
-            where=f"stand-in checkpoint of {reference.folder} ({checkpoint_format})",
-        )
-        self.model = model.to(kind).eval()
-        reference.notes.append(f"built as row {row.name}, loaded as {checkpoint_format}")
-        self.dtype = str(kind).removeprefix("torch.")
+        super().__init__(reference, row, kind, checkpoint_format)
         self.computed: Outputs = {}
         self.choices: dict[str, ProposalChoices] = {}
-
-    def _origin(self, arrays: dict[str, Any], checkpoint_format: str) -> dict[str, str]:
-        """Detectron.pytorch's names of this model's parameters."""
-        from detection_zoo.zoo.weights.load import checkpoint_format as registered
-
-        origin = registered(checkpoint_format).translate(arrays).origin
-        if checkpoint_format == "detectron_pkl":
-            theirs = {entry["name"]: entry["maps_to"] for entry in self.reference_pkl["tensors"]}
-            return {ours: theirs[name] for ours, name in origin.items()}
-        return origin
-
-    @property
-    def reference_pkl(self) -> dict[str, Any]:
-        """The description of the pickle."""
-        from detection_zoo.zoo.parity.standin import read_checkpoint_description
-
-        return read_checkpoint_description(self.reference.folder, FORMATS["detectron_pkl"])
 
     def outputs(self) -> Outputs:
         """Every recorded output."""
@@ -113,8 +81,6 @@ class Folder:
             self.detections()
             if "img" in self.meta["inputs"]:
                 self.image()
-        from detection_zoo.zoo.parity.detectron_training import training_outputs
-
         self.computed |= training_outputs(self)
         return {
             name: self.judged(name, output)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.manifest import Schedule, load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Skip
+from detection_zoo.zoo.parity.detectron_model import LoadedModel
 from detection_zoo.zoo.parity.detectron_texts import Training
 from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
 from detection_zoo.zoo.parts.keypoint_head import keypoint_loss
@@ -27,9 +27,6 @@ from detection_zoo.zoo.parts.targets import SampledBoxes
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
 
-if TYPE_CHECKING:
-    from detection_zoo.zoo.parity.detectron_pytorch import Folder
-
 LOSSES = 1e-4
 GRADIENTS = 1e-3
 DRAWS = 1e-4
@@ -37,7 +34,7 @@ NEIGHBOURS = 1e-2  # boxes (pixels) closer than this are one box
 TIE = 2e-6  # proposals' scores closer than this may change places with the order of a sum
 
 
-def training_outputs(folder: Folder) -> dict[str, Output | Skip]:
+def training_outputs(folder: LoadedModel) -> dict[str, Output | Skip]:
     """Losses, gradients, optimiser groups and rates of a folder of a model (float tensors of one batch)."""
     step = _Step(folder)
     computed = step.losses_and_gradients()
@@ -49,7 +46,7 @@ def training_outputs(folder: Folder) -> dict[str, Output | Skip]:
 class _Step:
     """One training step of a folder."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: LoadedModel) -> None:
         self.folder, self.model, self.kind = folder, folder.model, folder.kind
         self.meta = folder.meta["training"]
         self.count = self.meta["ims_per_batch"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,66 +12,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detection_zoo.zoo.backbones import hardnet, vgg  # noqa: F401 - register their builders
 from detection_zoo.zoo.conventions import ImageConventions
 from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.detectors.ssd import SSD
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
 from detection_zoo.zoo.parity import hardnet_texts
-from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, recorded_difference, to_numpy
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, recorded_difference, to_numpy
 from detection_zoo.zoo.parity.gates import GATE_GAP, RecordedGradient, flipped, gates_as_recorded
+from detection_zoo.zoo.parity.hardnet_model import EXACT, Outputs, build_classifier, build_detector
+from detection_zoo.zoo.parity.hardnet_steps import step_outputs
 from detection_zoo.zoo.records import Target
-from detection_zoo.zoo.registry import BACKBONES, DETECTORS
 from detection_zoo.zoo.training.recipe import build_optimizer
 from detection_zoo.zoo.weights.load import checkpoint_format, copy_into
 
 FORMATS = {"detector": "pytorchssd_pth", "classifier": "hardnet_imagenet_pth"}
 LEAST = 1e-6  # no folder asks for less of a continuous output
-EXACT = 1e-12  # room for the mean of equal numbers summed in another order
 # of a gradient's mean and deviation: four times what SSE41 moved those of an extra layer by (2.3e-6)
 ROUNDED = 1e-5
-Outputs = dict[str, "Output | Skip"]
 
 
 def outputs(reference: Reference, entry: ModelEntry | None, dtype: str, checkpoint: str | None) -> Outputs:
     """Every output of a folder, recomputed; see zoo.parity.base."""
     if reference.is_steps:
-        from detection_zoo.zoo.parity.hardnet_steps import step_outputs
-
         reference.notes.append("single steps are computed in the original's own types, whatever dtype says")
         return step_outputs(reference)
     with torch.random.fork_rng(devices=[]):
         return _Folder(reference, entry, dtype, checkpoint).outputs()
-
-
-def build_detector(meta: dict[str, Any]) -> SSD:
-    """The network that a detector folder's outputs.json describes by model, size, priors and classes."""
-    found = re.fullmatch(r"(SSD|RFB)_(HarDNet\d+|vgg)", meta["model"], flags=re.IGNORECASE)
-    if not found:
-        raise ParityError(
-            f"{meta['config']}: unknown model {meta['model']!r}; known: SSD_HarDNet68, SSD_HarDNet85,"
-            " SSD_vgg, RFB_HarDNet68, RFB_HarDNet85"
-        )
-    heads, name = found[1].lower(), {"vgg": "vgg16_reduced"}.get(found[2].lower(), found[2].lower())
-    backbone = BACKBONES[name](**({"bridge": heads == "ssd"} if name == "hardnet85" else {}))
-    return DETECTORS["ssd"](
-        backbone,
-        num_classes=meta["classes"] - 1,
-        size=meta["image_size"],
-        heads=heads,
-        priors=meta["priors"].lower(),
-    )
-
-
-def build_classifier(meta: dict[str, Any]) -> nn.Module:
-    """The classifier that a folder's outputs.json describes by model and classes."""
-    from detection_zoo.zoo.detectors.classifier import Classifier
-
-    name = meta["model"].removeprefix("imagenet_").lower()
-    return Classifier(
-        BACKBONES[name](**({} if name.endswith("ds") else {"form": "classifier"})),
-        num_classes=meta["classes"],
-    )
 
 
 def moments_in_double(output: Output, finer: Tensor, kept: Mapping[str, np.ndarray]) -> Output:

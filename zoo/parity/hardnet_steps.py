@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detection_zoo.kernels.nms import nms
 from detection_zoo.zoo.conventions import SSDConventions
@@ -28,19 +28,18 @@ from detection_zoo.zoo.detectors.ssd import select_priors
 from detection_zoo.zoo.manifest import Schedule, load_manifests
 from detection_zoo.zoo.parity import hardnet_texts
 from detection_zoo.zoo.parity.base import Output, Reference, Skip
-from detection_zoo.zoo.parity.hardnet import Outputs, build_detector
+from detection_zoo.zoo.parity.hardnet_model import EXACT, Outputs, initialisation, number, same
 from detection_zoo.zoo.parity.recording_random import RecordingRandom
 from detection_zoo.zoo.parts.boxes import box_iou
 from detection_zoo.zoo.parts.multibox import MultiBoxLoss, PriorCoder, match_priors, prior_corners
 from detection_zoo.zoo.parts.priors import prior_table
 from detection_zoo.zoo.records import Detections
 from detection_zoo.zoo.training.recipe import learning_rate, total_iterations
-from detection_zoo.zoo.weights.rename import rename
 
-EXACT, CLOSE = 1e-12, 1e-6
+CLOSE = 1e-6
 CUBIC = 1  # place of the interpolation whose rounding differs between versions of OpenCV
 SCORED = (
-    "evaluation belongs to the room above the zoo; tests/test_bench_accuracy_voc.py and"
+    "evaluation belongs to benchmarks; tests/bench/test_bench_accuracy_voc.py and"
     " test_bench_accuracy_results.py compare it"
 )
 COCO_RULES = TargetRules(extent_from_clipped=True, crowd=True, keep_thin=True, need_area=True, images="all")
@@ -63,19 +62,10 @@ def step_outputs(reference: Reference) -> Outputs:
         _augmentation_parts,
         _schedules,
         _annotations,
-        _initialisation,
+        initialisation,
     ):
         found.update(part(reference))
     return {**found, "coco_result": Skip(SCORED), "voc_eval": Skip(SCORED)}
-
-
-def _number(value: Any, expected: Any, tolerance: float = EXACT) -> Output:
-    return Output(np.asarray(value, dtype=np.float64), tolerance, np.asarray(expected, dtype=np.float64))
-
-
-def _same(value: Any, expected: Any) -> Output:
-    """1 where two plain values (draws, names) are equal."""
-    return _number(value == expected, True)
 
 
 def _truths(rows: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
@@ -89,9 +79,9 @@ def _priors(reference: Reference) -> Outputs:
     for name, said in reference.meta["priors"].items():
         priors = prior_table(name.lower()).priors()
         found[f"priors|{name}"] = Output(priors, EXACT)
-        found[f"priors.{name}.count"] = _number(len(priors), said["count"])
-        found[f"priors.{name}.first"] = _number(priors[: len(said["first"])], said["first"])
-        found[f"priors.{name}.last"] = _number(priors[-1], said["last"])
+        found[f"priors.{name}.count"] = number(len(priors), said["count"])
+        found[f"priors.{name}.first"] = number(priors[: len(said["first"])], said["first"])
+        found[f"priors.{name}.last"] = number(priors[-1], said["last"])
     return found
 
 
@@ -107,8 +97,8 @@ def _boxes(reference: Reference) -> Outputs:
         "boxes|encode": Output(
             CODER.encode(boxes[torch.arange(len(priors)) % len(boxes)], priors)[::7], CLOSE
         ),
-        "matrix_iou": _number(box_ious(np.array(crossed["a"]), np.array(crossed["b"])), crossed["result"]),
-        "log_sum_exp": _number(
+        "matrix_iou": number(box_ious(np.array(crossed["a"]), np.array(crossed["b"])), crossed["result"]),
+        "log_sum_exp": number(
             _array(reference, "log_sum_exp", "input").logsumexp(dim=1), summed["result"], CLOSE
         ),
     }
@@ -148,7 +138,7 @@ def _losses(reference: Reference) -> Outputs:
                     )
                 ),
             )
-        found[f"{name}.float64"] = _number([double["loss_box"], double["loss_class"]], said["float64"], CLOSE)
+        found[f"{name}.float64"] = number([double["loss_box"], double["loss_class"]], said["float64"], CLOSE)
         positive = [match_priors(*truth, priors, threshold=0.5, coder=CODER).classes > 0 for truth in truths]
         used = [
             row.abs().sum(dim=1) > 0 for row in logits.grad
@@ -164,11 +154,11 @@ def _losses(reference: Reference) -> Outputs:
         found[f"{name}|conf_grad_rows"] = Output(
             torch.cat([logits.grad[i][used[i]] for i in range(2)])[:40], CLOSE
         )
-        found[f"{name}.losses"] = _number(
+        found[f"{name}.losses"] = number(
             [losses["loss_box"].item(), losses["loss_class"].item()], [said["loss_l"], said["loss_c"]], CLOSE
         )
-        found[f"{name}.positives"] = _number([int(p.sum()) for p in positive], said["positives"])
-        found[f"{name}.negatives"] = _number(
+        found[f"{name}.positives"] = number([int(p.sum()) for p in positive], said["positives"])
+        found[f"{name}.negatives"] = number(
             [int((u & ~p).sum()) for u, p in zip(used, positive, strict=True)], said["negatives"]
         )
     return found
@@ -213,14 +203,14 @@ def _loop(
         f"{name}|boxes": Output(result.boxes, CLOSE),
         f"{name}|scores": Output(result.scores, EXACT),
         f"{name}|labels": Output(result.labels + 1, EXACT),
-        f"{name}.counts": _number(
+        f"{name}.counts": number(
             [capped, len(uncut), len(result)],
             [said[key + suffix] for key in ("classes_at_the_cap", "kept_after_nms", "final")],
         ),
     }
     if not suffix:
         kept = scores[~((scores.argmax(dim=1) == 0) & (scores[:, 0] >= 0.9))]
-        found[f"{name}.candidates"] = _number(
+        found[f"{name}.candidates"] = number(
             [len(kept), len(scores), int((kept[:, 1:] > rule.score_threshold).sum())],
             [said["after_background_filter"], said["priors_total"], said["candidates_above_threshold"]],
         )
@@ -234,7 +224,7 @@ def _suppression(reference: Reference) -> Outputs:
     for name, offset in (("torchvision", 0.0), ("plus_one", 1.0)):
         kept = nms(boxes, scores, said["iou"], offset=offset)
         found[f"nms|{name}"] = Output(kept, EXACT)
-        found[f"nms.kept_{name}"] = _number(len(kept), said[f"kept_{name}"])
+        found[f"nms.kept_{name}"] = number(len(kept), said[f"kept_{name}"])
     return found
 
 
@@ -276,7 +266,7 @@ def _augmentation(reference: Reference) -> Outputs:
             image.tensor, 1e-3 if rules["draws"][-1][2] == CUBIC else EXACT
         )
         found[f"augment|{run}|targets"] = Output(np.concatenate([boxes, labels[:, None]], axis=1), EXACT)
-        found[f"augment.{run}.draws"] = _same(draw.draws, rules["draws"])
+        found[f"augment.{run}.draws"] = same(draw.draws, rules["draws"])
     return found
 
 
@@ -303,9 +293,9 @@ def _augmentation_parts(reference: Reference) -> Outputs:
         }
         for name, value in results.items():
             step, field = name.split(".")
-            found[f"augment_parts.{run}.{name}"] = _number(value, rules[step][field])
+            found[f"augment_parts.{run}.{name}"] = number(value, rules[step][field])
         for name, draw in draws.items():
-            found[f"augment_parts.{run}.{name}.draws"] = _same(draw.draws, rules[name]["draws"])
+            found[f"augment_parts.{run}.{name}.draws"] = same(draw.draws, rules[name]["draws"])
     return found
 
 
@@ -329,7 +319,7 @@ def _schedules(reference: Reference) -> Outputs:
     }
     found: Outputs = {f"schedule.{name}.lr": _rates(*plan, said[name]["lr"]) for name, plan in plans.items()}
     for name, (plan, size) in list(plans.items())[:2]:
-        found[f"schedule.{name}.plan"] = _number(
+        found[f"schedule.{name}.plan"] = number(
             [plan.epochs, *plan.steps, total_iterations(plan, size) - plan.extra_iterations],  # max_iter
             [said[name]["epochs"], *said[name]["steps"], said[name]["epochs"] * size],
         )
@@ -341,7 +331,7 @@ def _schedules(reference: Reference) -> Outputs:
 
 
 def _rates(plan: Schedule, size: int, said: dict[str, float]) -> Output:
-    return _number([learning_rate(plan, int(iteration), size) for iteration in said], list(said.values()))
+    return number([learning_rate(plan, int(iteration), size) for iteration in said], list(said.values()))
 
 
 def _truth(boxes: Sequence[Sequence[float]], labels: Sequence[int], area: Sequence[float]) -> GroundTruth:
@@ -364,63 +354,8 @@ def _annotations(reference: Reference) -> Outputs:
     )
     kept, rows = training_boxes(many, (coco["image_wh"][1], coco["image_wh"][0]), COCO_RULES)
     return {
-        "voc_annotation": _number([[*boxes[0], one.labels[0] + 1]], voc["row"]),
-        "coco_annotation": _number(
+        "voc_annotation": number([[*boxes[0], one.labels[0] + 1]], voc["row"]),
+        "coco_annotation": number(
             [[*box, many.labels[row] + 1] for box, row in zip(kept, rows, strict=True)], coco["rows"]
         ),
     }
-
-
-def _initialisation(reference: Reference) -> Outputs:
-    """Which new layers a training run draws again, and how many biases it sets to zero."""
-    found: Outputs = {}
-    for name, said in reference.meta["initialisation"].items():
-        with torch.random.fork_rng(devices=[]):
-            model = build_detector(
-                {
-                    "config": "initialisation",
-                    "model": name,
-                    "classes": 81,
-                    "image_size": 512,
-                    "priors": "COCO_512",
-                }
-            )
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.fill_(7.0)
-            model.initialise()
-        changed = {key for key, value in model.named_parameters() if bool((value != 7.0).any())}
-        weights = sorted(_original_name(key) for key in changed if key.endswith(".weight"))
-        found[f"initialisation.{name}.weights_drawn_again"] = _same(
-            weights, sorted(said["weights_drawn_again"])
-        )
-        biases = [
-            key for key in changed if key.endswith(".bias") and bool((model.get_parameter(key) == 0).all())
-        ]
-        found[f"initialisation.{name}.biases_zeroed"] = _number(len(biases), said["biases_zeroed"])
-        found[f"initialisation.{name}.standard_deviation"] = _number(
-            _deviation_ratio(model, changed), 1.0, 0.05
-        )
-    return found
-
-
-def _deviation_ratio(model: nn.Module, changed: set[str]) -> float:
-    """Measured deviation of the drawn weights over sqrt(2 / (out_channels * kernel_area)), pooled over all of
-    them; 1 without any."""
-    drawn = [model.get_parameter(key).detach() for key in changed if key.endswith(".weight")]
-    scaled = [(w / (2 / (w.shape[0] * w.shape[2:].numel())) ** 0.5).flatten() for w in drawn]
-    return float(torch.cat(scaled).std()) if scaled else 1.0
-
-
-def _original_name(name: str) -> str:
-    """The name that the source gives a new layer."""
-    back = (
-        (r"^backbone\.bridge\.", "bridge."),
-        (r"^pyramid\.norm\.", "Norm."),
-        (r"^pyramid\.", ""),
-        (r"\.branches\.(\d)\.", r".branch\1."),
-        (r"\.linear\.", ".ConvLinear."),
-        (r"^box_head\.", "loc."),
-        (r"^class_head\.", "conf."),
-    )
-    return rename(name, back)
