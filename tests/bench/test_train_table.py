@@ -39,7 +39,7 @@ SAME = {
 }
 SWITCHES = {"--use_tfboard": "--tensorboard", "--no_save": "--no-save", "--cag": "--class-agnostic"}
 SWITCHES |= {"--resume": "--resume", "--resume_net": "--resume", "--r": "--resume"}
-# a processor has no time for more: the smallest images that every row takes, one a pass
+# the smallest images that every row takes, one a pass, and few RoIs
 SMALL = ["--images", "4", "--batch", "1", "--accumulate", "1", "--workers", "0", "--threads", "1"]
 SMALL += ["--device", "cpu", "--dry-run", "--json"]
 
@@ -104,7 +104,7 @@ def test_each_command_line_runs(words: list[str], tmp_path: Path) -> None:
     words[place] = words[place].replace("DIR", str(folder_of(tmp_path))).replace("2007+2012", "2007")
     words[place] = words[place].replace("VOCDEVKIT", str(TRAIN_DATA / "voc"))
     if ".hardnet" not in row:  # an SSD has one size
-        words += ["--set", "image.size=64", "--set", "image.max_size=96"]
+        words += ["--set", "image.size=64", "--set", "image.max_size=96", "--set", "roi.samples=8"]
     done = CliRunner().invoke(app, [*words, *SMALL])
     assert done.exit_code == 0, done.output + repr(done.exception)
     found = json.loads(done.stdout)
