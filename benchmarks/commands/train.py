@@ -120,7 +120,10 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="of weights, order and augmentation")] = 0,
     precision: DTYPE = "float32",
     channels_last: Annotated[
-        bool, typer.Option("--channels-last", help="layout of images and weights: NHWC")
+        bool,
+        typer.Option(
+            "--channels-last", help="layout of images and weights on a GPU: NHWC, as always on a CPU"
+        ),
     ] = False,
     sync_bn: Annotated[
         bool, typer.Option("--sync-bn", help="statistics of batch norms over all processes")

@@ -58,7 +58,7 @@ class FrozenAffine(nn.Module):
 def scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Maps (N, C, H, W) times a scale (C,) plus a shift (C,), in the type of the maps: under autocast, half
     maps stay half."""
-    return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
+    return (x * scale.to(x.dtype).view(1, -1, 1, 1)).add_(shift.to(x.dtype).view(1, -1, 1, 1))
 
 
 def make_norm(kind: str, channels: int, *, eps: float | None = None, groups: int = 32) -> nn.Module:
@@ -123,7 +123,19 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, out_channels, H', W')."""
+        fixed = isinstance(self.norm, FrozenNorm | FrozenAffine) and not self.conv.weight.requires_grad
+        if self.training and fixed:
+            return self.activation(self.folded(x))
         return self.activation(self.norm(self.conv(x)))
+
+    def folded(self, x: Tensor) -> Tensor:
+        """Convolution and fixed norm as one convolution, for stages that are not trained: (N, C, H, W) to
+        (N, out_channels, H', W'). Where weights are trained, their copies would take more memory than it
+        saves."""
+        scale, shift = self.norm.scale_and_shift()
+        weight = self.conv.weight
+        scaled_weight = (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
+        return self.conv._conv_forward(x, scaled_weight, shift.to(weight.dtype))
 
 
 def freeze(module: nn.Module) -> None:

@@ -36,8 +36,8 @@ class Settings:
     folder: checkpoints, metrics.csv and recipe.json; seed: of the stream of batches; save_every: updates
     between checkpoints, 0 saves none; keep: checkpoints that stay; log_every: updates a line; eval_every:
     updates between evaluations, None evaluates at the end alone, 0 never; precision: float32 or autocast in
-    another type; channels_last: layout of images and weights; sync_bn: statistics of batch
-    norms over all processes; ema: decay of a moving average of the weights,
+    another type; channels_last: layout of images and weights on a GPU, on a CPU it is always so; sync_bn:
+    statistics of batch norms over all processes; ema: decay of a moving average of the weights,
     which is evaluated in their place; on_nonfinite: what a loss that is not finite does; patience:
     evaluations without a better one after which the training ends; time_limit_s: seconds after which it is
     saved and ends.
