@@ -254,6 +254,9 @@ def train_step(
     steps: Annotated[int, typer.Option(min=1, help="of each process, after the warm-up")] = 4,
     warm_up: Annotated[int, typer.Option(min=0, help="steps that are not counted")] = 1,
     blocks: Annotated[int, typer.Option(min=1, help="fresh processes of each side, in turns")] = 3,
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="both are measured in it as well as in float32")
+    ] = "float32",
     as_json: JSON = False,
 ) -> None:
     """Time a training step beside torchvision's Faster R-CNN: CPU time and peak memory, on one thread."""
@@ -261,7 +264,7 @@ def train_step(
     from detection_zoo.benchmarks.train.beside import Batch, beside, summary
 
     batch = Batch(images, height, width)
-    found = beside(row, batch, warm_up=warm_up, steps=steps, blocks=blocks, say=say)
+    found = beside(row, batch, warm_up=warm_up, steps=steps, blocks=blocks, say=say, precision=precision)
     values, table = summary(found, batch)
     emit(values, as_json, render([table], "text", terminal_width()))
     say(f"{row}: {values['speed']:.2f}x as fast as torchvision, {values['memory']:.2f}x the memory")

@@ -1,5 +1,5 @@
 """A training step of a row beside that of torchvision's Faster R-CNN of the same architecture: processor time
-and peak memory, on one thread of a CPU, in alternating fresh processes."""
+and peak memory, on one thread of a CPU, in alternating fresh processes, in one or two precisions."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ RATE = 1e-6  # random weights: the time of an update does not depend on the rate
 
 @dataclass(frozen=True)
 class Steps:
-    """What one process measured: CPU seconds of each step after the warm-up, and the peak resident set."""
+    """What one process measured: CPU seconds of each step after the warm-up, RoIs of the box head in the last
+    one, and the peak resident set."""
 
     model: str
+    precision: str
     seconds: list[float]
+    rois: int
     peak_mib: float
 
 
@@ -56,22 +59,26 @@ class Batch:
         )
 
 
-def _own(row: str, batch: Batch) -> tuple[nn.Module, Callable[[], dict[str, Tensor]]]:
+Made = tuple[nn.Module, nn.Module, Callable[[], dict[str, Tensor]]]  # model, its box head, losses of a batch
+
+
+def _own(row: str, batch: Batch) -> Made:
     entry = load_manifests().entry(row)
     if entry.schedule is None:
         raise ManifestError(f"row {row} names no schedule, so nobody knows its training step")
     schedule = load_manifests().schedules[entry.schedule]
     model = training_mode(build_model(entry, weights="random"), schedule)
+    nn.init.zeros_(model.rpn.head.deltas.weight)
     images, boxes = batch.pixels()
     sizes = torch.tensor([[batch.height, batch.width]] * batch.images)
     targets = [
         Target(boxes=each, labels=torch.arange(OBJECTS) % entry.classes, crowd=torch.zeros(OBJECTS).bool())
         for each in boxes
     ]
-    return model, lambda: model(images * 255 - 115, sizes, targets)
+    return model, model.box.trunk, lambda: model(images * 255 - 115, sizes, targets)
 
 
-def _theirs(_: str, batch: Batch) -> tuple[nn.Module, Callable[[], dict[str, Tensor]]]:
+def _theirs(_: str, batch: Batch) -> Made:
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
     from torchvision.ops.misc import FrozenBatchNorm2d
@@ -82,19 +89,24 @@ def _theirs(_: str, batch: Batch) -> tuple[nn.Module, Callable[[], dict[str, Ten
     )
     size = {"min_size": min(batch.height, batch.width), "max_size": max(batch.height, batch.width)}
     model = FasterRCNN(body, num_classes=81, **size).train()
+    nn.init.zeros_(model.rpn.head.bbox_pred.weight)
     images, boxes = batch.pixels()
     labels = torch.arange(OBJECTS) + 1
     targets = [{"boxes": each, "labels": labels} for each in boxes]
-    return model, lambda: model(list(images), targets)
+    return model, model.roi_heads.box_head, lambda: model(list(images), targets)
 
 
 SIDES = {"ours": _own, "theirs": _theirs}
 
 
-def measure(side: str, row: str, batch: Batch, warm_up: int, steps: int) -> Steps:
-    """Make the steps of one side in this process: forward, backward, SGD update."""
+def measure(side: str, precision: str, row: str, batch: Batch, warm_up: int, steps: int) -> Steps:
+    """Make the steps of one side in this process: forward, backward, SGD update.
+
+    With random weights the proposals of one model may fall together to a few hundred. So on both sides the
+    deltas of the proposals start from zero: proposals are anchors, and as many RoIs are trained on.
+    """
     torch.set_num_threads(1)
-    model, losses = SIDES[side](row, batch)
+    model, head, losses = SIDES[side](row, batch)
     if side == "ours":
         entry = load_manifests().entry(row)
         optimizer = build_optimizer(model, load_manifests().schedules[entry.schedule])
@@ -103,54 +115,83 @@ def measure(side: str, row: str, batch: Batch, warm_up: int, steps: int) -> Step
         optimizer = torch.optim.SGD(trained, lr=RATE, momentum=0.9, weight_decay=1e-4)
     for group in optimizer.param_groups:
         group["lr"] = RATE
-    seconds = []
+    seconds, rois = [], [0]
+    head.register_forward_pre_hook(lambda _, given: rois.append(len(given[0])))
+    half = precision != "float32"
     with peak_memory(torch.device("cpu"), polled=False) as peak:
         for _ in range(warm_up + steps):
             begun = time.process_time()
             optimizer.zero_grad(set_to_none=True)
-            sum(losses().values()).backward()
+            with torch.autocast("cpu", getattr(torch, precision), enabled=half):
+                total = sum(losses().values())
+            total.backward()
             optimizer.step()
             seconds.append(time.process_time() - begun)
-    return Steps(row if side == "ours" else THEIRS, seconds[warm_up:], peak.mib["resident"])
+    model_name = row if side == "ours" else THEIRS
+    return Steps(model_name, precision, seconds[warm_up:], rois[-1], peak.mib["resident"])
 
 
 def beside(
-    row: str, batch: Batch, *, warm_up: int, steps: int, blocks: int, say: Callable[[str], None]
+    row: str,
+    batch: Batch,
+    *,
+    warm_up: int,
+    steps: int,
+    blocks: int,
+    say: Callable[[str], None],
+    precision: str = "float32",
 ) -> dict[str, list[Steps]]:
     """Measure both sides in turns, each time in a fresh process.
 
     Args:
         row: of a Faster R-CNN on ResNet-50 with a pyramid. batch: what a step sees. warm_up, steps: of a
-            process. blocks: processes of each side. say: gets a line a process.
+            process. blocks: processes of each side. say: gets a line a process. precision: both sides are
+            measured in it too, by autocast.
+
+    Returns:
+        "ours" and "theirs", in float32; "ours PRECISION" and "theirs PRECISION" where it is another one.
     """
     context = multiprocessing.get_context("spawn")
-    found: dict[str, list[Steps]] = {"ours": [], "theirs": []}
+    sides = {"ours": ("ours", "float32"), "theirs": ("theirs", "float32")}
+    if precision != "float32":
+        sides |= {f"{side} {precision}": (side, precision) for side in SIDES}
+    found: dict[str, list[Steps]] = {name: [] for name in sides}
     for block in range(blocks):
-        for side in ("ours", "theirs") if block % 2 == 0 else ("theirs", "ours"):
+        for name in list(sides)[:: 1 if block % 2 == 0 else -1]:
             with context.Pool(1) as pool:
-                one = pool.apply(measure, (side, row, batch, warm_up, steps))
-            found[side].append(one)
-            say(f"{one.model}: {median(one.seconds):.3f} s of CPU time a step, peak {one.peak_mib:.0f} MiB")
+                one = pool.apply(measure, (*sides[name], row, batch, warm_up, steps))
+            found[name].append(one)
+            say(
+                f"{one.model}, {one.precision}: {median(one.seconds):.3f} s of CPU time a step,"
+                f" peak {one.peak_mib:.0f} MiB"
+            )
     return found
 
 
 def summary(found: dict[str, list[Steps]], batch: Batch) -> tuple[dict[str, Any], Table]:
     """Medians of all steps, the ratios, and a table of them."""
-    time_s = {side: median(s for one in runs for s in one.seconds) for side, runs in found.items()}
-    peak = {side: fmean(one.peak_mib for one in runs) for side, runs in found.items()}
+    time_s = {name: median(s for one in runs for s in one.seconds) for name, runs in found.items()}
+    peak = {name: fmean(one.peak_mib for one in runs) for name, runs in found.items()}
     values = {
         "speed": time_s["theirs"] / time_s["ours"],
         "memory": peak["ours"] / peak["theirs"],
         "batch": asdict(batch),
-        "runs": {side: [asdict(one) for one in runs] for side, runs in found.items()},
+        "runs": {name: [asdict(one) for one in runs] for name, runs in found.items()},
     }
-    rows = [
-        [runs[0].model, f"{time_s[side]:.3f}", f"{time_s['theirs'] / time_s[side]:.2f}x"]
-        + [f"{peak[side]:.0f}", f"{peak[side] / peak['theirs']:.2f}x"]
-        for side, runs in found.items()
-    ]
+    rows = []
+    for name, runs in found.items():
+        peer = name.replace("ours", "theirs")  # in the same precision
+        rows.append(
+            [runs[0].model, runs[0].precision, str(runs[-1].rois), f"{time_s[name]:.3f}"]
+            + [f"{time_s[one] / time_s[name]:.2f}x" for one in ("theirs", peer)]
+            + [f"{peak[name]:.0f}"]
+            + [f"{peak[name] / peak[one]:.2f}x" for one in ("theirs", peer)]
+        )
+    other = "torchvision in the same precision"
     return values, Table(
-        ["model", "CPU time of a step (s)", "speed", "peak memory (MiB)", "memory"],
+        ["model", "precision", "RoIs", "CPU time of a step (s)", "speed beside torchvision float32"]
+        + [f"speed beside {other}", "peak memory (MiB)", "memory beside torchvision float32"]
+        + [f"memory beside {other}"],
         rows,
         name="training_step",
         title=f"training step of {batch.images} x {batch.height} x {batch.width}, one thread",
