@@ -75,6 +75,14 @@ def test_maps_of_a_training_on_a_cpu_are_channels_last():
         torch.testing.assert_close(level, wanted[name], rtol=1e-4, atol=1e-4)
 
 
+def test_pooled_features_are_flattened_without_a_copy():
+    model = training_mode(create_model("resnet14_slim", "faster_rcnn", 3), SCHEDULE)
+    copied = []
+    model.box.trunk.register_forward_pre_hook(lambda _, given: copied.append(not given[0].is_contiguous()))
+    model.box(model.features(torch.randn(1, 3, 64, 96)), [torch.tensor([[4.0, 4.0, 40.0, 30.0]])])
+    assert copied == [False]
+
+
 @pytest.mark.parametrize("kind", ["frozen", "affine"])
 @pytest.mark.parametrize("half", [False, True])
 def test_frozen_convolutions_take_their_norm_along_in_training(kind, half):

@@ -47,6 +47,7 @@ class RoiAlignPooler(nn.Module):
     def __init__(self, specs: Mapping[str, FeatureSpec], rule: PoolingConventions) -> None:
         super().__init__()
         self.rule, self.levels = rule, list(specs)
+        self.channels_last: bool | None = None  # memory format of the result; None for that of the maps
         self.scales = [1.0 / spec.stride for spec in specs.values()]
         self.level_rule = LevelRule(
             rule.canonical_scale, rule.canonical_level, 2, rule.level_offset, rule.level_eps
@@ -72,6 +73,7 @@ class RoiAlignPooler(nn.Module):
             scales,
             rule.sampling_ratio,
             rule.aligned,
+            channels_last=self.channels_last,
             canonical_scale=rule.canonical_scale,
             canonical_level=rule.canonical_level,
             min_level=self.level_rule.min_level,
@@ -236,6 +238,8 @@ class BoxHead(nn.Module):
     def __init__(self, pooler: nn.Module, trunk: nn.Module, predictor: nn.Module) -> None:
         super().__init__()
         self.pooler, self.trunk, self.predictor = pooler, trunk, predictor
+        if isinstance(trunk, MlpTrunk):
+            pooler.channels_last = False  # as it is flattened, without a copy
 
     def forward(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[Size] | None = None
