@@ -52,8 +52,10 @@ demo: setup
 	else echo "demo: no real detector, because npm or its registry cannot be reached; the rest is not touched by that" >&2; fi
 	@echo "written: $(DEMO)/table.md (the table), $(DEMO)/comparison.txt (the verdicts), $(DEMO)/shapes and $(DEMO)/pictures (detections), $(DEMO)/measurements.txt (every number), $(DEMO)/runs (the records)" >&2
 
+# each process starts with neighbouring files, so that what a file's tests share is made once, and takes over
+# some of another's when it has none left
 test: develop browser
-	$(ONE_THREAD) $(RUN) -m pytest -n $(JOBS)
+	$(ONE_THREAD) $(RUN) -m pytest -n $(JOBS) --dist worksteal
 
 # all that a GPU shows within ten minutes: tests, kernels, detectors beside torchvision, training, a comparison; results/local/gpu
 gpu: develop
