@@ -32,7 +32,7 @@ COMMANDS = {
     "compare": (*COMPARE, *FEW),
     "compare-records": ("compare-records", ROW, OTHER),
     "reproduce": ("reproduce", "vovnet", "--dry-run"),
-    "explain": ("explain", ROW, "--images", "2", "--suspects", "channel_order", *CPU),
+    "explain": ("explain", ROW, "--images", "2", "--suspects", "channel order", *CPU),
     "fit": ("fit", ROW, "--gb", "2", "--only", "batch", "--max-batch", "1", *CPU),
     "detect": ("detect", ROW, "{picture}", "--out", "drawn", *CPU),
     "train": ("train", ROW, "--out", "trained", "--images", "4", "--iterations", "1", *SMALL, *CPU),
