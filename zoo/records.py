@@ -53,8 +53,8 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def select(self, rows: Tensor) -> Detections:
-        """The given rows (int64 indices or a bool mask), in their order."""
+    def select(self, rows: Tensor | slice) -> Detections:
+        """The given rows (int64 indices, a bool mask or a slice), in their order."""
         picked = {
             name: value[rows]
             for name in ("boxes", "scores", "labels", "masks", "keypoints")

@@ -24,6 +24,7 @@ from detection_zoo.zoo.necks import Neck, SingleLevel
 from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder, scale_boxes
+from detection_zoo.zoo.parts.fixed_size import cut_absent, fixed_size, limits_of, trim
 from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.parts.roi_heads import (
     BoxHead,
@@ -35,6 +36,7 @@ from detection_zoo.zoo.parts.roi_heads import (
     StageTrunk,
     box_losses,
     choose_detections,
+    choose_fixed,
     score_boxes,
 )
 from detection_zoo.zoo.parts.rpn import PROPOSAL_NETWORKS, RPN_HEADS, RegionProposalNetwork
@@ -69,12 +71,28 @@ class RcnnRules(ProposalRules):
 @dataclass
 class RcnnRaw:
     """What the network computed before detections are chosen: features by level, proposals of each image,
-    logits and deltas of all."""
+    logits and deltas of all. fixed: whether the lists of proposals are of fixed size."""
 
     features: dict[str, Tensor]
     proposals: list[Proposals]
     logits: Tensor
     deltas: Tensor
+    fixed: bool = False
+
+    def trimmed(self) -> RcnnRaw:
+        """The same without absent proposals."""
+        if not self.fixed:
+            return self
+        rows = cut_absent([each.boxes for each in self.proposals])
+        counts = [len(each.boxes) for each in self.proposals]
+        logits, deltas = (
+            torch.cat([own[at] for own, at in zip(every.split(counts), rows, strict=True)])
+            for every in (self.logits, self.deltas)
+        )
+        proposals = [
+            Proposals(each.boxes[at], each.scores[at]) for each, at in zip(self.proposals, rows, strict=True)
+        ]
+        return RcnnRaw(self.features, proposals, logits, deltas)
 
 
 @dataclass
@@ -107,7 +125,7 @@ def frames(
     else the ratio of the shorter
     sides: the sizes themselves are rounded, so they do not tell it exactly.
     """
-    found = [Frame((h, w)) for h, w in sizes.tolist()]
+    found = [Frame((h, w)) for h, w in limits_of(sizes)]
     if original_sizes is not None:
         for frame, (height, width) in zip(found, original_sizes.tolist(), strict=True):
             frame.original = (height, width)
@@ -177,13 +195,31 @@ class FasterRcnn(Detector):
 
     def raw(self, images: Tensor, sizes: Tensor) -> RcnnRaw:
         """Proposals, and the box branch on all of them."""
-        limits, features = sizes.tolist(), self.features(images)
+        fixed = fixed_size(images) and self.needs_any_size is None
+        limits, features = limits_of(sizes), self.features(images)
         levels = list(features.values())
-        proposals = self.rpn.propose(
-            *self.rpn.head(levels), self.rpn.anchors(levels), limits, tuple(images.shape[-2:])
-        )
+        padded = tuple(images.shape[-2:])
+        proposals = self.rpn.propose(*self.rpn.head(levels), self.rpn.anchors(levels), limits, padded, fixed)
         _, logits, deltas = self.box(features, [each.boxes for each in proposals], limits)
-        return RcnnRaw(features, proposals, logits, deltas)
+        return RcnnRaw(features, proposals, logits, deltas, fixed)
+
+    @property
+    def needs_any_size(self) -> str | None:
+        """Why inference cannot work on lists of fixed size (zoo/parts/fixed_size.py); None: it can."""
+        rule, poolers = self.detection_rule, [self.box.pooler, *self.branch_poolers()]
+        if any(pooler.rule.method != "roi_align" for pooler in poolers):
+            return "its pooling takes each level's boxes apart"
+        if rule.soft != "none":
+            return "soft-NMS works on the candidates that there are"
+        if rule.vote_iou is not None:
+            return "box voting works on the candidates that there are"
+        if rule.max_detections < 1:
+            return "it keeps any number of detections"
+        return None
+
+    def branch_poolers(self) -> list[RoiAlignPooler]:
+        """Poolers of further branches: here none."""
+        return []
 
     def postprocess(
         self, raw: RcnnRaw, sizes: Tensor, original_sizes: Tensor | None = None
@@ -193,9 +229,17 @@ class FasterRcnn(Detector):
 
     def finish(self, raw: RcnnRaw, where: Sequence[Frame]) -> list[Detections]:
         """Detections of each image, given how its pixels relate to the original's."""
-        return self.branch_outputs(
-            raw, [self.choose(*scored) for scored in self.scored_boxes(raw, where)], where
-        )
+        if not raw.fixed:
+            found = [self.choose(*scored) for scored in self.scored_boxes(raw, where)]
+            return self.branch_results(self.branch_outputs(raw, found, where), where)
+        chances, boxes = (torch.stack(part) for part in zip(*self.scored_boxes(raw, where), strict=True))
+        chosen = choose_fixed(chances, boxes, self.coder.offset, self.detection_rule)
+        chosen.found = self.branch_outputs(raw, chosen.found, where)
+        if torch.compiler.is_compiling():
+            return chosen.found
+        unfit = torch.stack([torch.isnan(each.scores).sum() for each in raw.proposals]).sum()
+        found = trim(chosen, unfit)
+        return self.finish(raw.trimmed(), where) if found is None else self.branch_results(found, where)
 
     def choose(self, probabilities: Tensor, boxes: Tensor) -> Detections:
         """Detections of one image from class probabilities (R, K + 1) and boxes (R, K + 1 or 2, 4)."""
@@ -235,8 +279,11 @@ class FasterRcnn(Detector):
     def branch_outputs(
         self, raw: RcnnRaw, found: list[Detections], where: Sequence[Frame]
     ) -> list[Detections]:
-        """What is returned, from the detections of `choose_detections`: here, their boxes in original
-        pixels."""
+        """Detections with what the heads of further branches compute of them: here, nothing."""
+        return found
+
+    def branch_results(self, found: list[Detections], where: Sequence[Frame]) -> list[Detections]:
+        """What is returned, from the detections of `branch_outputs`: here, their boxes in original pixels."""
         return [self.in_original(each, frame) for each, frame in zip(found, where, strict=True)]
 
     def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:

@@ -30,9 +30,12 @@ from detection_zoo.zoo.parts.keypoint_head import (
     heatmap_targets,
     keypoint_loss,
 )
+from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler
 from detection_zoo.zoo.parts.targets import BalancedSampler, SampledBoxes, match
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
+
+HEATMAPS = "heatmaps"  # (R, P, S, S) of detections until their keypoints are decoded
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,25 @@ class KeypointRcnn(FasterRcnn):
     def branch_outputs(
         self, raw: RcnnRaw, found: list[Detections], where: Sequence[Frame]
     ) -> list[Detections]:
-        """Detections with keypoints (R, P, 3) x, y, 1; extra: keypoint_logits and keypoint_probabilities (R,
-        P)."""
+        """Detections with heat maps (R, P, S, S) as extra."""
         heatmaps = widened(
             self.keypoint(self.keypoint.pooler(raw.features, self.network_boxes(found, where)))
         )
         maps = heatmaps.split([len(each) for each in found])
         return [
-            self.with_keypoints(each, own, frame) for each, own, frame in zip(found, maps, where, strict=True)
+            replace(each, extra={**each.extra, HEATMAPS: own}) for each, own in zip(found, maps, strict=True)
+        ]
+
+    def branch_poolers(self) -> list[RoiAlignPooler]:
+        """The keypoint head's."""
+        return [self.keypoint.pooler]
+
+    def branch_results(self, found: list[Detections], where: Sequence[Frame]) -> list[Detections]:
+        """Detections with keypoints (R, P, 3) x, y, 1; extra: keypoint_logits and keypoint_probabilities (R,
+        P)."""
+        return [
+            self.with_keypoints(each, each.extra.pop(HEATMAPS), frame)
+            for each, frame in zip(found, where, strict=True)
         ]
 
     def with_keypoints(self, found: Detections, heatmaps: Tensor, frame: Frame) -> Detections:

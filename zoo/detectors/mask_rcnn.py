@@ -23,6 +23,7 @@ from detection_zoo.zoo.detectors.faster_rcnn import (
 )
 from detection_zoo.zoo.necks import Neck
 from detection_zoo.zoo.parts.mask_head import MaskHead, class_masks, mask_loss, mask_targets, paste_masks
+from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler
 from detection_zoo.zoo.parts.targets import SampledBoxes
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
@@ -57,9 +58,15 @@ class MaskRcnn(FasterRcnn):
     def branch_outputs(
         self, raw: RcnnRaw, found: list[Detections], where: Sequence[Frame]
     ) -> list[Detections]:
-        """Detections with masks: probabilities (R, M, M), pasted as (R, H, W) bool where the original's size
-        is known."""
-        found = self.with_masks(raw.features, found, self.network_boxes(found, where))
+        """Detections with the probabilities (R, M, M) of their masks."""
+        return self.with_masks(raw.features, found, self.network_boxes(found, where))
+
+    def branch_poolers(self) -> list[RoiAlignPooler]:
+        """The mask head's, where it has one."""
+        return [] if self.mask.pooler is None else [self.mask.pooler]
+
+    def branch_results(self, found: list[Detections], where: Sequence[Frame]) -> list[Detections]:
+        """Detections with masks, pasted as (R, H, W) bool where the original's size is known."""
         finished = []
         for each, frame in zip(found, where, strict=True):
             each = self.in_original(each, frame)

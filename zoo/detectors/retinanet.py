@@ -21,6 +21,13 @@ from detection_zoo.zoo.detectors.faster_rcnn import Frame, box_coders, frames, w
 from detection_zoo.zoo.necks import Neck, SingleLevel
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import box_iou, clip_boxes, scale_boxes, widened
+from detection_zoo.zoo.parts.fixed_size import (
+    FixedDetections,
+    best_candidates,
+    fixed_size,
+    suppress_fixed,
+    trim,
+)
 from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
 from detection_zoo.zoo.parts.norm import ConvNorm
 from detection_zoo.zoo.parts.roi_heads import suppress
@@ -137,39 +144,76 @@ class RetinaNet(Detector):
     ) -> list[Detections]:
         """Detections of each image, class rising; the order inside a class is not defined."""
         where = frames(sizes, original_sizes, self.frame != "network", self.resize)
-        found = [self._detect(raw, i, frame) for i, frame in enumerate(where)]
+        if fixed_size(raw.logits[0]):
+            chosen = self._choose_fixed(raw, where)
+            found = chosen.found if torch.compiler.is_compiling() else trim(chosen)
+        else:
+            found = None
+        if found is None:
+            found = [self._detect(raw, i, frame) for i, frame in enumerate(where)]
         if self.frame == "network":
             for each, frame in zip(found, where, strict=True):
                 each.boxes = scale_boxes(each.boxes, *frame.factor)
         return found
 
-    def _detect(self, raw: RetinaRaw, image: int, frame: Frame) -> Detections:
+    def _thresholds(self, raw: RetinaRaw) -> list[float]:
+        """Of the scores of each level."""
         usual, last = self.rule.score_threshold, self.rule.last_score_threshold
-        thresholds = [usual] * (len(raw.logits) - 1) + [usual if last is None else last]
-        parts = [
-            self._candidates(logits[image : image + 1], deltas[image : image + 1], anchors, frame, threshold)
-            for logits, deltas, anchors, threshold in zip(
-                raw.logits, raw.deltas, raw.anchors, thresholds, strict=True
-            )
-        ]
+        return [usual] * (len(raw.logits) - 1) + [usual if last is None else last]
+
+    def _chances(self, logits: Tensor) -> Tensor:
+        """Probabilities (N, A, K) of one level."""
+        return widened(by_anchor(logits, self.num_classes)).sigmoid()
+
+    def _detect(self, raw: RetinaRaw, image: int, frame: Frame) -> Detections:
+        parts = []
+        for logits, deltas, anchors, threshold in zip(
+            raw.logits, raw.deltas, raw.anchors, self._thresholds(raw), strict=True
+        ):
+            chances = self._chances(logits[image : image + 1])[0]
+            anchor, label = torch.nonzero(chances > threshold, as_tuple=True)
+            scores, best = chances[anchor, label].topk(min(self.rule.pre_nms, len(anchor)))
+            anchor, label = anchor[best], label[best]
+            boxes = self._place(by_anchor(deltas[image : image + 1], 4)[0, anchor], anchors[anchor], frame)
+            parts.append((boxes, scores, label))
         boxes, scores, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         order = labels.sort(stable=True).indices
         kept = boxes[order], scores[order], labels[order]
         return suppress(*kept, self.coder.offset, self.detection_rule, classes=self.num_classes)
 
-    def _candidates(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, frame: Frame, threshold: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best (anchor, class) pairs of one level of one image: boxes, scores, labels."""
-        chances = widened(by_anchor(logits, self.num_classes)[0]).sigmoid()  # (A, K)
-        anchor, label = torch.nonzero(chances > threshold, as_tuple=True)
-        scores, best = chances[anchor, label].topk(min(self.rule.pre_nms, len(anchor)))
-        anchor, label = anchor[best], label[best]
-        boxes = self.coder.decode(by_anchor(deltas, 4)[0, anchor], anchors[anchor])
-        size = frame.size
+    def _choose_fixed(self, raw: RetinaRaw, where: Sequence[Frame]) -> FixedDetections:
+        """`_detect` of all images by lists of fixed size."""
+        parts = []
+        for logits, deltas, anchors, threshold in zip(
+            raw.logits, raw.deltas, raw.anchors, self._thresholds(raw), strict=True
+        ):
+            chances = self._chances(logits).flatten(1)
+            chances = chances.where(chances > threshold, -torch.inf)
+            scores, best = chances.topk(min(self.rule.pre_nms, chances.shape[1]), dim=1)
+            anchor, label = best // self.num_classes, best % self.num_classes
+            places = zip(by_anchor(deltas, 4), anchor, where, strict=True)
+            boxes = [self._place(own[at], anchors[at], frame) for own, at, frame in places]
+            parts.append((torch.stack(boxes), scores, label))
+        boxes, scores, labels = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
+        found = best_candidates(scores)
+        own = labels.gather(1, found.rows)
+        return suppress_fixed(
+            found,
+            boxes.gather(1, found.rows[..., None].expand(-1, -1, 4)),
+            own,
+            own * scores.shape[1] + found.rows,
+            iou=self.detection_rule.nms_iou,
+            offset=self.coder.offset,
+            inclusive=self.detection_rule.inclusive,
+            most=self.detection_rule.max_detections,
+        )
+
+    def _place(self, deltas: Tensor, anchors: Tensor, frame: Frame) -> Tensor:
+        """Boxes (R, 4) of anchors (R, 4) of one image, held to it."""
+        boxes, size = self.coder.decode(deltas, anchors), frame.size
         if self.frame == "original" and frame.original is not None:
             boxes, size = scale_boxes(boxes, *frame.factor), frame.original
-        return clip_boxes(boxes, size, self.coder.offset), scores, label
+        return clip_boxes(boxes, size, self.coder.offset)
 
     def label(self, anchors: Tensor, target: Target) -> RetinaLabels:
         """Label all anchors (A, 4) of one image."""

@@ -13,6 +13,15 @@ from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.conventions import SSDConventions
 from detection_zoo.zoo.detectors.base import Detector
+from detection_zoo.zoo.parts.boxes import scale_boxes
+from detection_zoo.zoo.parts.fixed_size import (
+    FixedDetections,
+    best_candidates,
+    fixed_size,
+    limits_of,
+    suppress_fixed,
+    trim,
+)
 from detection_zoo.zoo.parts.mobile_convs import Padding
 from detection_zoo.zoo.parts.multibox import BACKGROUND, MultiBoxLoss, PriorCoder
 from detection_zoo.zoo.parts.priors import PriorTable, prior_table
@@ -58,17 +67,9 @@ def select_priors(boxes: Tensor, scores: Tensor, columns: Tensor, rule: SSDConve
         columns: (K,) int64, channel of each label.
         rule: thresholds and limits.
     """
-    label_of = columns.new_full(scores.shape[1:], -1)  # (C,)
-    label_of[columns] = torch.arange(len(columns), device=columns.device)
-    # sizes are exponentials without a bound: one that overflows is no box
-    allowed = torch.isfinite(boxes).all(dim=1)
-    if rule.background_filter is not None:
-        best = scores.amax(dim=1)
-        allowed &= (scores[:, BACKGROUND] != best) | (best < rule.background_filter)
-    wanted = (scores > rule.score_threshold) & (label_of >= 0) & allowed[:, None]  # (P, C)
-    priors, channels = wanted.nonzero(as_tuple=True)
-    labels = label_of[channels]
-    found = Detections(boxes[priors], scores[priors, channels], labels)
+    wanted = wanted_priors(boxes, scores, columns, rule)
+    priors, labels = wanted.nonzero(as_tuple=True)
+    found = Detections(boxes[priors], scores[priors, columns[labels]], labels)
     kept = batched_nms(
         found.boxes,
         found.scores,
@@ -81,6 +82,37 @@ def select_priors(boxes: Tensor, scores: Tensor, columns: Tensor, rule: SSDConve
         max_total=rule.per_image_keep,
     )
     return found.select(kept[labels[kept].sort(stable=True).indices])
+
+
+def wanted_priors(boxes: Tensor, scores: Tensor, columns: Tensor, rule: SSDConventions) -> Tensor:
+    """Mark (..., P, K) bool the candidates, from boxes (..., P, 4) and scores (..., P, C)."""
+    # sizes are exponentials without a bound: one that overflows is no box
+    allowed = torch.isfinite(boxes).all(dim=-1)
+    if rule.background_filter is not None:
+        best = scores.amax(dim=-1)
+        allowed &= (scores[..., BACKGROUND] != best) | (best < rule.background_filter)
+    return (scores.index_select(-1, columns) > rule.score_threshold) & allowed[..., None]
+
+
+def select_fixed(boxes: Tensor, scores: Tensor, columns: Tensor, rule: SSDConventions) -> FixedDetections:
+    """`select_priors` of N images by lists of fixed size, from boxes (N, P, 4) and scores (N, P, C)."""
+    classes = len(columns)
+    chances = scores.index_select(-1, columns)
+    wanted = wanted_priors(boxes, scores, columns, rule)
+    found = best_candidates(chances.where(wanted, -torch.inf).flatten(1))
+    priors, labels = found.rows // classes, found.rows % classes
+    length = found.scores.shape[1]
+    return suppress_fixed(
+        found,
+        boxes.gather(1, priors[..., None].expand(-1, -1, 4)),
+        labels,
+        labels * length + torch.arange(length, device=labels.device),  # of a class, by falling score
+        iou=rule.nms_iou,
+        offset=rule.nms_offset,
+        inclusive=False,
+        most=rule.per_image_keep,
+        per_class=rule.per_class_keep,
+    )
 
 
 class SSD(Detector):
@@ -166,11 +198,18 @@ class SSD(Detector):
     def postprocess(
         self, raw: SSDOutput, sizes: Tensor, original_sizes: Tensor | None = None
     ) -> list[Detections]:
-        pixels = (sizes if original_sizes is None else original_sizes).to(raw.boxes)
-        scales = pixels.flip(1).repeat(1, 2)  # (N, 4) width, height, width, height
+        limits = limits_of(sizes if original_sizes is None else original_sizes)
+        boxes = [
+            scale_boxes(own, width, height) for own, (height, width) in zip(raw.boxes, limits, strict=True)
+        ]
+        if fixed_size(raw.scores):
+            chosen = select_fixed(torch.stack(boxes), raw.scores, self.columns, self.rule)
+            found = chosen.found if torch.compiler.is_compiling() else trim(chosen)
+            if found is not None:
+                return found
         return [
-            select_priors(boxes * scale, scores, self.columns, self.rule)
-            for boxes, scores, scale in zip(raw.boxes, raw.scores, scales, strict=True)
+            select_priors(own, scores, self.columns, self.rule)
+            for own, scores in zip(boxes, raw.scores, strict=True)
         ]
 
     def initialise(self) -> None:

@@ -176,7 +176,7 @@ def _boxes(model: FasterRcnn, copies: Sequence[Copy]) -> Detections:
     """The union of all copies' scored boxes, after suppression."""
     chances, boxes = [], []
     for copy in copies:
-        probability, place = model.scored_boxes(model.raw(copy.images, copy.sizes), [copy.frame])[0]
+        probability, place = model.scored_boxes(model.raw(copy.images, copy.sizes).trimmed(), [copy.frame])[0]
         if model.frame == "network":
             place = place * place.new_tensor([*copy.frame.factor, *copy.frame.factor])
         chances.append(probability)

@@ -49,9 +49,17 @@ def box_iou(first: Tensor, second: Tensor, offset: float = 0.0) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, size: Tensor | Sequence[float], offset: float = 0.0) -> Tensor:
-    """Boxes (..., 4) held to [0, width - offset] x [0, height - offset]; size is (height, width)."""
-    height, width = float(size[0]) - offset, float(size[1]) - offset
+    """Boxes (..., 4) held to [0, width - offset] x [0, height - offset]; size is (height, width), numbers or
+    a tensor (2,) that is not read (an exported model's)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
+    if isinstance(size, Tensor) and torch.compiler.is_compiling():
+        height, width = (size.to(boxes.dtype) - offset).unbind()
+        near_x, near_y, far_x, far_y = (each.clamp(min=0) for each in (x1, y1, x2, y2))
+        return torch.stack(
+            [near_x.minimum(width), near_y.minimum(height), far_x.minimum(width), far_y.minimum(height)],
+            dim=-1,
+        )
+    height, width = float(size[0]) - offset, float(size[1]) - offset
     return torch.stack(
         [x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=-1
     )

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -15,13 +14,15 @@ from torch.nn import functional
 from detection_zoo.kernels.nms_sorted import nms_sorted
 from detection_zoo.zoo.conventions import ProposalConventions
 from detection_zoo.zoo.parts.boxes import BoxCoder, clip_boxes, large_enough
+from detection_zoo.zoo.parts.fixed_size import raise_for_missing
 
 Size = tuple[int, int]  # (height, width) in pixels
 
 
 @dataclass
 class Proposals:
-    """Proposals of one image: boxes (R, 4) xyxy pixels of the network's input, scores (R,)."""
+    """Proposals of one image: boxes (R, 4) xyxy pixels of the network's input, scores (R,). In a list of
+    fixed size the boxes of absent rows are not a number."""
 
     boxes: Tensor
     scores: Tensor
@@ -74,7 +75,43 @@ def select_proposals(
         sizes: (height, width) of each image, to clip to.
         coder: decodes deltas.
         rule: limits and order.
+
+    Raises:
+        ValueError: objectness scores of the best anchors are NaN.
     """
+    boxes, chances, counts = _choose(scores, deltas, anchors, sizes, coder, rule)
+    *counts, missing = torch.cat([counts, torch.isnan(chances).sum()[None]]).tolist()
+    raise_for_missing(missing)
+    return [
+        Proposals(own[:count], score[:count])
+        for own, score, count in zip(boxes, chances, counts, strict=True)
+    ]
+
+
+def fixed_proposals(
+    scores: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    sizes: Sequence[Size],
+    *,
+    coder: BoxCoder,
+    rule: ProposalConventions,
+) -> list[Proposals]:
+    """`select_proposals` with as many rows for each image; boxes of absent rows, the last, are not a
+    number."""
+    boxes, chances, _ = _choose(scores, deltas, anchors, sizes, coder, rule)
+    return [Proposals(*parts) for parts in zip(boxes, chances, strict=True)]
+
+
+def _choose(
+    scores: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    sizes: Sequence[Size],
+    coder: BoxCoder,
+    rule: ProposalConventions,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (N, R, 4), not a number in absent rows, the last; scores (N, R); counts (N,) of present rows."""
     if rule.together:
         scores, deltas, anchors = (
             [torch.cat(list(scores), 1)],
@@ -96,13 +133,8 @@ def select_proposals(
         inclusive=rule.inclusive,
         max_keep=rule.post_nms,
     )
-    rows = torch.nonzero(kept.view(-1)).squeeze(1)  # image by image, level by level, falling score
-    boxes, chances = boxes.reshape(-1, 4)[rows], chances.reshape(-1)[rows]
-    missing = torch.isnan(chances).sum()  # such rows are the first of their level, and so are kept
-    *counts, missing = torch.cat([kept.view(images, -1).sum(1), missing[None]]).tolist()
-    if missing:
-        raise ValueError(f"{missing} objectness scores of the best anchors are NaN; check weights and images")
-    return _collect(boxes, chances, counts, rule)
+    boxes, chances = boxes.reshape(images, -1, 4), chances.reshape(images, -1)
+    return _collect(boxes, chances, kept.view(images, -1), rule, len(levels))
 
 
 def _same_length(levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -118,28 +150,29 @@ def _same_length(levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
 
 
 def _collect(
-    boxes: Tensor, scores: Tensor, counts: Sequence[int], rule: ProposalConventions
-) -> list[Proposals]:
-    """Cut what all levels gave, over each image or over the batch, and split by image; counts: rows of
-    each."""
+    boxes: Tensor, scores: Tensor, kept: Tensor, rule: ProposalConventions, levels: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut what all levels gave (N, M), over each image or over the batch; the result as in `_choose`."""
+    ranked = scores.where(kept, -math.inf)
+    length = ranked.shape[1]
     if rule.collect and rule.collect_over == "batch":
-        best = scores.topk(min(rule.collect, len(scores)), sorted=True).indices
-        best = best if rule.collect_order == "score" else best.sort().values
-        ends = list(accumulate(counts))
-        owned = [best[(best >= end - count) & (best < end)] for end, count in zip(ends, counts, strict=True)]
-        parts = [(boxes[own], scores[own]) for own in owned]
-    else:
-        parts = zip(boxes.split(counts), scores.split(counts), strict=True)
-    result = []
-    for own, chances in parts:
-        if rule.collect and rule.collect_over == "image":
-            best = chances.topk(min(rule.collect, len(chances)), sorted=True).indices
-            best = best if rule.collect_order == "score" else best.sort().values
-            own, chances = own[best], chances[best]
-        result.append(Proposals(own, chances))
+        best = ranked.view(-1).topk(min(rule.collect, ranked.numel())).indices
+        chosen = torch.zeros_like(kept.view(-1)).index_fill(0, best, True)
+        ranked = ranked.where(chosen.view(kept.shape), -math.inf)
+    if rule.collect:
+        rows = ranked.topk(min(rule.collect, length), dim=1, sorted=True).indices
+    else:  # level by level, falling score
+        rows = torch.arange(length, device=kept.device).expand_as(kept)
+    present = ranked.gather(1, rows) != -math.inf  # NaN is present, and reported by the caller
+    if not rule.collect or rule.collect_order == "level":
+        rows = rows.where(present, length).sort(dim=1).values[:, : rule.post_nms * levels]
+        present, rows = rows < length, rows.clamp(max=length - 1)
+    boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4))
+    scores, counts = scores.gather(1, rows).where(present, 0.0), present.sum(dim=1)
+    absent = 0.0 if rule.fill else math.nan
+    boxes = boxes.where(present[..., None], absent)
     if rule.fill:
-        for each in result:
-            missing = rule.post_nms - len(each.boxes)
-            each.boxes = functional.pad(each.boxes, (0, 0, 0, missing))
-            each.scores = functional.pad(each.scores, (0, missing))
-    return result
+        missing = rule.post_nms - rows.shape[1]
+        boxes, scores = functional.pad(boxes, (0, 0, 0, missing)), functional.pad(scores, (0, missing))
+        counts = torch.full_like(counts, rule.post_nms)
+    return boxes, scores, counts

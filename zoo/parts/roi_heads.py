@@ -19,6 +19,13 @@ from detection_zoo.kernels.soft_nms import soft_nms
 from detection_zoo.zoo.conventions import DetectionConventions, PoolingConventions
 from detection_zoo.zoo.parts.box_voting import vote_boxes
 from detection_zoo.zoo.parts.boxes import BoxCoder, clip_boxes, widened
+from detection_zoo.zoo.parts.fixed_size import (
+    FixedDetections,
+    best_candidates,
+    fixed_size,
+    present_rows,
+    suppress_fixed,
+)
 from detection_zoo.zoo.parts.losses import smooth_l1_sum
 from detection_zoo.zoo.parts.norm import ConvNorm, make_norm
 from detection_zoo.zoo.parts.proposals import Size
@@ -27,10 +34,17 @@ from detection_zoo.zoo.records import Detections, FeatureSpec
 
 
 def with_image_index(boxes: Sequence[Tensor]) -> Tensor:
-    """Boxes (R_i, 4) of each image as RoIs (R, 5): image index, x1, y1, x2, y2."""
-    return torch.cat(
-        [torch.cat([each.new_full((len(each), 1), i), each], dim=1) for i, each in enumerate(boxes)]
-    )
+    """Boxes (R_i, 4) of each image as RoIs (R, 5): image index, x1, y1, x2, y2.
+
+    In lists of fixed size the index of an absent row is -1.
+    """
+
+    def index(image: int, own: Tensor) -> Tensor:
+        if fixed_size(own):
+            return torch.where(present_rows(own), image, -1)[:, None].to(own.dtype)
+        return own.new_full((len(own), 1), image)
+
+    return torch.cat([torch.cat([index(i, each), each], dim=1) for i, each in enumerate(boxes)])
 
 
 class RoiAlignPooler(nn.Module):
@@ -317,6 +331,34 @@ def choose_detections(
     column = label + 1 if sets == probability.shape[1] else torch.full_like(label, sets - 1)
     known = {"classes": probability.shape[1] - 1, "class_limit": max(len(probability), 1)}
     return suppress(boxes[row, column], scores, label, offset, rule, **known)
+
+
+def choose_fixed(
+    probability: Tensor, boxes: Tensor, offset: float, rule: DetectionConventions
+) -> FixedDetections:
+    """`choose_detections` of N images by lists of fixed size.
+
+    Args:
+        probability: (N, R, K + 1). boxes: (N, R, K + 1 or 2, 4), not a number in absent rows.
+        offset, rule: as there.
+    """
+    images, rows, sets = boxes.shape[:3]
+    chances = probability[..., 1:].transpose(1, 2)  # class after class
+    wanted = (chances > rule.score_threshold) & present_rows(boxes[..., -1, :])[:, None]
+    found = best_candidates(chances.where(wanted, -torch.inf).reshape(images, -1))
+    labels, row = found.rows // rows, found.rows % rows
+    column = labels + 1 if sets == probability.shape[2] else torch.full_like(labels, sets - 1)
+    place = (row * sets + column)[..., None].expand(-1, -1, 4)
+    return suppress_fixed(
+        found,
+        boxes.reshape(images, -1, 4).gather(1, place),
+        labels,
+        found.rows,
+        iou=rule.nms_iou,
+        offset=offset,
+        inclusive=rule.inclusive,
+        most=rule.max_detections,
+    )
 
 
 def suppress(

@@ -14,7 +14,7 @@ from detection_zoo.zoo.parts.anchor_targets import ANCHOR_SAMPLERS, SampledAncho
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder, widened
 from detection_zoo.zoo.parts.losses import smooth_l1_sum
-from detection_zoo.zoo.parts.proposals import Proposals, Size, select_proposals
+from detection_zoo.zoo.parts.proposals import Proposals, Size, fixed_proposals, select_proposals
 from detection_zoo.zoo.parts.sparse_gradient import SparseGradientConv2d
 
 
@@ -128,13 +128,15 @@ class RegionProposalNetwork(nn.Module):
         anchors: Sequence[Tensor],
         sizes: Sequence[Size],
         padded: Size,
+        fixed: bool = False,
     ) -> list[Proposals]:
-        """Proposals of each image by the mode's rule; `padded` is (height, width) of the whole batch."""
+        """Proposals of each image by the mode's rule; `padded` is (height, width) of the whole batch, `fixed`
+        asks for lists of fixed size."""
         rule = self.rules[self.training]
         limits = [padded] * len(sizes) if rule.clip_to == "batch" else sizes
         with torch.no_grad():
             scores = [self.head.scores(widened(level)) for level in logits]
-            return self.select(
+            return (fixed_proposals if fixed else self.select)(
                 scores,
                 [by_anchor(level, 4) for level in deltas],
                 anchors,

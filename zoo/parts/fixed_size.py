@@ -1,0 +1,176 @@
+"""Detections from lists whose lengths depend on no value: on a GPU, where such a length makes the host wait,
+and in an exported model, which cannot have one.
+
+A list of fixed size has absent rows, the last ones. An absent proposal has a box that is not a number; an
+absent detection has that, label -1 and score 0. The rule is that of `roi_heads.suppress`; where the fixed
+size does not hold all that it looks at, `FixedDetections.exact` says so, and the caller chooses again by
+lists of any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detection_zoo.kernels.nms_labelled import nms_labelled
+from detection_zoo.zoo.records import Detections
+
+MOST_CANDIDATES = 4096  # of an image: the most rows that labelled NMS takes on a GPU
+_forced: bool | None = None
+
+
+@contextmanager
+def use_fixed_size(wanted: bool) -> Iterator[None]:
+    """Inside, models work on lists of fixed size or not, whatever the device is; for the whole process."""
+    global _forced
+    before, _forced = _forced, wanted
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def fixed_size(like: Tensor) -> bool:
+    """Whether a model works on lists of fixed size: with tensors (...) on a GPU, and while it is exported or
+    compiled. On a CPU shorter lists are less work, and cutting them costs nothing."""
+    if _forced is not None:
+        return _forced
+    return like.is_cuda or torch.compiler.is_compiling()
+
+
+def limits_of(sizes: Tensor) -> Sequence[Any]:
+    """(height, width) of each image of sizes (N, 2): numbers, or rows of the tensor while it is exported."""
+    return list(sizes) if torch.compiler.is_compiling() else sizes.tolist()
+
+
+def present_rows(boxes: Tensor) -> Tensor:
+    """Mark (...) bool the boxes (..., 4) that are not absent."""
+    return torch.isfinite(boxes).all(dim=-1)
+
+
+@dataclass
+class Candidates:
+    """The best (box, class) pairs of each image, by falling score, equal scores in their order.
+
+    scores (N, M), -inf where absent; rows (N, M) int64, their places in what they were chosen from; total
+    (N,) int64: how many there were.
+    """
+
+    scores: Tensor
+    rows: Tensor
+    total: Tensor
+
+
+def best_candidates(scores: Tensor, most: int = MOST_CANDIDATES) -> Candidates:
+    """The best `most` of scores (N, C) of each image; absent ones have -inf."""
+    total = (scores > -torch.inf).sum(dim=1)
+    if scores.shape[1] > most:  # top-k leaves equal scores in any order: put back into theirs before the sort
+        rows = scores.topk(most, dim=1).indices.sort(dim=1).values
+        scores = scores.gather(1, rows)
+    else:
+        rows = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return Candidates(scores, rows.gather(1, order), total)
+
+
+@dataclass
+class FixedDetections:
+    """Detections of fixed size of each image, absent ones last; exact (N,) bool: whether they are all that
+    the rule asks for."""
+
+    found: list[Detections]
+    exact: Tensor
+
+
+def suppress_fixed(
+    candidates: Candidates,
+    boxes: Tensor,
+    labels: Tensor,
+    places: Tensor,
+    *,
+    iou: float,
+    offset: float,
+    inclusive: bool,
+    most: int,
+    per_class: int | None = None,
+) -> FixedDetections:
+    """NMS inside each class, then the best `most` of each image, in the order of `places`.
+
+    Args:
+        candidates: of N images, M each. boxes (N, M, 4), labels (N, M) 0..K-1, places (N, M) int64: of them.
+        iou, offset, inclusive: of the NMS; without one where iou is 0.
+        per_class: at most this many of a class.
+    """
+    scores, length = candidates.scores, candidates.scores.shape[1]
+    most = min(most, length)
+    present = (scores > -torch.inf) & present_rows(boxes)
+    if iou > 0:
+        columns = length if per_class is not None else min(most + 1, length)
+        kept, _ = nms_labelled(
+            boxes, labels, iou, present=present, offset=offset, inclusive=inclusive, max_keep=columns
+        )
+    else:
+        kept = torch.arange(length, device=scores.device).where(present, length).sort(dim=1).values
+        kept = kept.where(kept < length, -1)
+    if per_class is not None:
+        kept = _first_of_class(kept, labels, per_class)
+    rows = kept.clamp(min=0)
+    chances = scores.gather(1, rows).where(kept >= 0, -torch.inf)
+    least = chances[:, most - 1]
+    exact = (candidates.total <= length) | (least > scores[:, -1])
+    if kept.shape[1] > most:  # one that ties with the last belongs to the result too
+        exact &= (chances[:, most] < least) | (least == -torch.inf)
+    chosen = kept[:, :most] >= 0
+    rows = rows[:, :most]
+    last = torch.iinfo(torch.int64).max
+    order = places.gather(1, rows).where(chosen, last).argsort(dim=1)
+    rows, chosen = rows.gather(1, order), chosen.gather(1, order)
+    scores = scores.gather(1, rows).where(chosen, 0.0)
+    labels = labels.gather(1, rows).where(chosen, -1)
+    boxes = boxes.gather(1, rows[..., None].expand(-1, -1, 4)).where(chosen[..., None], torch.nan)
+    found = [Detections(*parts) for parts in zip(boxes, scores, labels, strict=True)]
+    return FixedDetections(found, exact)
+
+
+def _first_of_class(kept: Tensor, labels: Tensor, per_class: int) -> Tensor:
+    """Of kept rows (N, C), -1 where absent, the first of each class, the others cut; the length stays."""
+    own = labels.gather(1, kept.clamp(min=0)).where(kept >= 0, -1)  # (N, C)
+    earlier = (own[:, :, None] == own[:, None, :]).tril().sum(dim=2)
+    kept = kept.where(earlier <= per_class, -1)
+    order = (kept < 0).to(torch.int8).argsort(dim=1, stable=True)
+    return kept.gather(1, order)
+
+
+def trim(chosen: FixedDetections, unfit: Tensor | None = None) -> list[Detections] | None:
+    """The present rows of each image, after one wait for the device; None where they are not exact.
+
+    Args:
+        chosen: detections of fixed size, with whatever heads have added to them.
+        unfit: () number of objectness scores that are NaN.
+
+    Raises:
+        ValueError: there are such.
+    """
+    counts = torch.stack([(each.labels >= 0).sum() for each in chosen.found])
+    none = counts.new_zeros(1) if unfit is None else unfit[None]
+    *counts, exact, missing = torch.cat([counts, chosen.exact.all()[None], none]).tolist()
+    raise_for_missing(missing)
+    if not exact:
+        return None
+    return [each.select(slice(count)) for each, count in zip(chosen.found, counts, strict=True)]
+
+
+def raise_for_missing(count: int) -> None:
+    """Raise ValueError where so many objectness scores of the best anchors are NaN."""
+    if count:
+        raise ValueError(f"{count} objectness scores of the best anchors are NaN; check weights and images")
+
+
+def cut_absent(boxes: Sequence[Tensor]) -> list[Tensor]:
+    """Row numbers (R_i,) int64 of the boxes (P, 4) of each image that are present."""
+    return [torch.nonzero(present_rows(each)).squeeze(1) for each in boxes]
