@@ -52,12 +52,11 @@ def clip_boxes(boxes: Tensor, size: Tensor | Sequence[float], offset: float = 0.
     """Boxes (..., 4) held to [0, width - offset] x [0, height - offset]; size is (height, width), numbers or
     a tensor (2,) that is not read (an exported model's)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
-    if isinstance(size, Tensor) and torch.compiler.is_compiling():
-        height, width = (size.to(boxes.dtype) - offset).unbind()
-        near_x, near_y, far_x, far_y = (each.clamp(min=0) for each in (x1, y1, x2, y2))
+    if torch.compiler.is_compiling() and isinstance(size[0], Tensor):
+        height, width = (side.to(boxes.dtype) - offset for side in size)
+        x1, y1, x2, y2 = (each.clamp(min=0) for each in (x1, y1, x2, y2))
         return torch.stack(
-            [near_x.minimum(width), near_y.minimum(height), far_x.minimum(width), far_y.minimum(height)],
-            dim=-1,
+            [x1.minimum(width), y1.minimum(height), x2.minimum(width), y2.minimum(height)], dim=-1
         )
     height, width = float(size[0]) - offset, float(size[1]) - offset
     return torch.stack(
