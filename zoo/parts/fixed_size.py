@@ -36,8 +36,8 @@ def use_fixed_size(wanted: bool) -> Iterator[None]:
 
 
 def fixed_size(like: Tensor) -> bool:
-    """Whether a model works on lists of fixed size: with tensors (...) on a GPU, and while it is exported or
-    compiled. On a CPU shorter lists are less work, and cutting them costs nothing."""
+    """Whether a model works on lists of fixed size: with tensors (N, ...) on a GPU, and while it is exported
+    or compiled. On a CPU shorter lists are less work, and cutting them costs nothing."""
     if _forced is not None:
         return _forced
     return like.is_cuda or torch.compiler.is_compiling()
@@ -150,7 +150,7 @@ def trim(chosen: FixedDetections, unfit: Tensor | None = None) -> list[Detection
     """The present rows of each image, after one wait for the device; None where they are not exact.
 
     Args:
-        chosen: detections of fixed size, with whatever heads have added to them.
+        chosen: boxes (P, 4) and so on of each image, with whatever heads have added to them.
         unfit: () number of objectness scores that are NaN.
 
     Raises:

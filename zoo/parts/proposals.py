@@ -97,7 +97,7 @@ def fixed_proposals(
     coder: BoxCoder,
     rule: ProposalConventions,
 ) -> list[Proposals]:
-    """`select_proposals` with as many rows for each image; boxes of absent rows, the last, are not a
+    """`select_proposals` with as many rows (R, 4) for each image; boxes of absent rows, the last, are not a
     number."""
     boxes, chances, _ = _choose(scores, deltas, anchors, sizes, coder, rule)
     return [Proposals(*parts) for parts in zip(boxes, chances, strict=True)]
