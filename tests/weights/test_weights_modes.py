@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,9 +78,20 @@ def check(mode: str, port: int, folder: Path) -> str:
     return f"{mode}: {status} in {passed_s:.1f} s"
 
 
-@pytest.mark.parametrize("mode", sorted(set(MODES) - SLOW - {"good"})[:: 1 if ALL else 6])
-def test_one_hostile_file_of_three(mode: str, port: int, tmp_path: Path) -> None:
-    print(check(mode, port, tmp_path / "m"))
+QUICK = sorted(set(MODES) - SLOW - {"good"})[:: 1 if ALL else 6]
+
+
+@pytest.fixture(scope="module")
+def checks(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[str]]]:
+    """What became of each mode; four go on side by side, since they mostly wait."""
+    folder = tmp_path_factory.mktemp("modes")
+    with ThreadPoolExecutor(4) as pool:
+        yield {mode: pool.submit(check, mode, port, folder / mode) for mode in QUICK}
+
+
+@pytest.mark.parametrize("mode", QUICK)
+def test_one_hostile_file_of_three(mode: str, checks: dict[str, Future[str]]) -> None:
+    print(checks[mode].result())
 
 
 @pytest.mark.skipif(not ALL, reason="takes minutes; DETECTION_ZOO_TEST_MODES=all")
