@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -81,9 +82,22 @@ MISTAKES: dict[str, tuple[Path, Any, str, Change, str]] = {
 }
 
 
+def part_of(folder: Path, stage: str, into: Path) -> Path:
+    """A copy of a folder in which the outputs of one stage alone are recorded, so that only these are
+    computed."""
+    for path in folder.iterdir():
+        if path.name != "outputs.npz":
+            (into / path.name).symlink_to(path)
+    with np.load(folder / "outputs.npz") as recorded:
+        kept = {name: recorded[name] for name in recorded.files if name.startswith(f"{stage}.")}
+    np.savez(into / "outputs.npz", **kept)
+    return into
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_planted_mistake_differs(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_mistake_differs(mistake: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder, owner, name, change, found = MISTAKES[mistake]
     monkeypatch.setattr(owner, name, change(getattr(owner, name)))
-    differing = {line.name for line in parity(folder).lines if line.verdict == "differs"}
+    part = part_of(folder, found.split(".")[0], tmp_path)
+    differing = {line.name for line in parity(part).lines if line.verdict == "differs"}
     assert any(line == found or line.startswith(f"{found}.") for line in differing), differing

@@ -120,7 +120,7 @@ class _Folder:
                 self._detections()
             else:
                 self._classification()
-        if self.is_detector:
+        if self._recorded("e.") or self._recorded("f."):
             self._training()
         return self.done
 
