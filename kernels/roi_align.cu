@@ -47,8 +47,15 @@ struct Table {  // rows 0 .. POOLED_H - 1 for y, then POOLED_W for x
     Placed roi;
 };
 
+#ifndef BAND
+#define BAND POOLED_H  // rows of bins that the tile of the packed form holds
+#endif
+
 // Blocks of a multiprocessor that registers must leave room for: at most 64 of them a thread, 80 with offsets of 64 bits, 128 in double precision.
 #define BLOCKS (sizeof(SUM) > 4 ? 2 : sizeof(OFFSET) > 4 ? 3 : 4)
+
+// Of a block of the packed form, at most. With float32 in bands they are as few as there are: at 64 registers sm_90 would spill.
+#define PACKED_THREADS (sizeof(SCALAR) == 4 && BAND < POOLED_H && BAND < 8 ? 32 * BAND : 256)
 
 struct alignas(PACK * sizeof(SCALAR)) Pack { SCALAR lanes[PACK]; };
 
@@ -169,9 +176,10 @@ __device__ inline void each_cell(const Table& table, const Placed& roi, const Ma
 __device__ inline SUM points_of(const Placed& roi) { return max((SUM)roi.y.points * (SUM)roi.x.points, (SUM)1); }
 
 // Block (32, warps); a warp takes every warps-th row of bins. The output is NCHW by way of a tile in shared memory, so that it leaves in
-// whole lines, or channels-last. A row of the tile is a bin; channel PACK * lane + k stands at 32 * k + lane, and rows are one bank
-// apart, so that neither filling nor draining the tile meets a bank twice.
-extern "C" __launch_bounds__(256, BLOCKS) __global__ void roi_align_forward_packed(const Pyramid pyramid, const SUM* rois, SCALAR* pooled, int channels_last) {
+// whole lines, or channels-last. The tile holds BAND rows of bins at a time (a part of POOLED_H, or all), so that packs may be wide. A row
+// of the tile is a bin; channel PACK * lane + k stands at 32 * k + lane, and rows are one bank apart, so that neither filling nor draining
+// the tile meets a bank twice.
+extern "C" __launch_bounds__(PACKED_THREADS, BLOCKS) __global__ void roi_align_forward_packed(const Pyramid pyramid, const SUM* rois, SCALAR* pooled, int channels_last) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     Table& table = *(Table*)shared_bytes;
     SCALAR* tile = (SCALAR*)(shared_bytes + (sizeof(Table) + 15) / 16 * 16);
@@ -186,31 +194,36 @@ extern "C" __launch_bounds__(256, BLOCKS) __global__ void roi_align_forward_pack
     if (tabled) fill_table(table, roi, map, pyramid.rule, thread, threads);
     const SCALAR* cells = (const SCALAR*)map.cells + roi.image * map.stride_n + channel;
     SCALAR* out = pooled + row * pyramid.channels * BINS;
-    for (int ph = threadIdx.y; ph < POOLED_H; ph += blockDim.y) {
-        for (int pw = 0; pw < POOLED_W; ++pw) {
-            SUM sums[PACK];
-            for (int k = 0; k < PACK; ++k) sums[k] = blank;
-            if (roi.state == POOLABLE && channel < pyramid.channels) {
-                each_cell(table, roi, map, pyramid.rule, tabled, ph, pw, [&](OFFSET offset, SUM weight) {
-                    const Pack pack = *(const Pack*)(cells + offset);
-                    for (int k = 0; k < PACK; ++k) sums[k] = fma(weight, (SUM)widen(pack.lanes[k]), sums[k]);
-                });
-            }
-            Pack pack;
-            for (int k = 0; k < PACK; ++k) pack.lanes[k] = narrow<SCALAR>(sums[k] / points);
-            const int bin = ph * POOLED_W + pw;
-            if (channels_last) {
-                if (channel < pyramid.channels) *(Pack*)(out + (long long)bin * pyramid.channels + channel) = pack;
-            } else {
-                for (int k = 0; k < PACK; ++k) tile[bin * tile_row + 32 * k + lane] = pack.lanes[k];
+    for (int begin = 0; begin < POOLED_H; begin += BAND) {
+        for (int ph = begin + threadIdx.y; ph < begin + BAND; ph += blockDim.y) {
+            for (int pw = 0; pw < POOLED_W; ++pw) {
+                SUM sums[PACK];
+                for (int k = 0; k < PACK; ++k) sums[k] = blank;
+                if (roi.state == POOLABLE && channel < pyramid.channels) {
+                    each_cell(table, roi, map, pyramid.rule, tabled, ph, pw, [&](OFFSET offset, SUM weight) {
+                        const Pack pack = *(const Pack*)(cells + offset);
+                        for (int k = 0; k < PACK; ++k) sums[k] = fma(weight, (SUM)widen(pack.lanes[k]), sums[k]);
+                    });
+                }
+                Pack pack;
+                for (int k = 0; k < PACK; ++k) pack.lanes[k] = narrow<SCALAR>(sums[k] / points);
+                if (channels_last) {
+                    const long long bin = ph * POOLED_W + pw;
+                    if (channel < pyramid.channels) *(Pack*)(out + bin * pyramid.channels + channel) = pack;
+                } else {
+                    const int bin = (ph - begin) * POOLED_W + pw;
+                    for (int k = 0; k < PACK; ++k) tile[bin * tile_row + 32 * k + lane] = pack.lanes[k];
+                }
             }
         }
-    }
-    if (channels_last) return;
-    __syncthreads();
-    for (int item = thread; item < channels * BINS; item += threads) {
-        const int from = item / BINS, bin = item % BINS;
-        out[(long long)first * BINS + item] = tile[bin * tile_row + from % PACK * 32 + from / PACK];
+        if (channels_last) continue;
+        __syncthreads();
+        for (int item = thread; item < channels * BAND * POOLED_W; item += threads) {
+            const int from = item / (BAND * POOLED_W), bin = item % (BAND * POOLED_W);
+            const long long at = (long long)first * BINS + (BAND < POOLED_H ? from * BINS + begin * POOLED_W + bin : item);
+            out[at] = tile[bin * tile_row + from % PACK * 32 + from / PACK];
+        }
+        if (BAND < POOLED_H) __syncthreads();  // before the tile is filled again
     }
 }
 

@@ -4,6 +4,7 @@ for."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -70,16 +71,16 @@ def cuda_forward(
             _table_bytes(defines),
         )
         return pooled
-    pack, shared = _pack(features, size, channels_last)
+    pack, band, shared = _pack(features, size, channels_last)
     if pack == 0:  # a tile of the bins does not fit: leave channels-last, and let torch turn it
         turned = torch.empty_like(pooled, memory_format=torch.channels_last)
         return pooled.copy_(cuda_forward(features, rois, turned, scales, sampling_ratio, rule, levels))
     launch(
         FILE,
         "roi_align_forward_packed",
-        _defines(features, size, pack),
+        _defines(features, size, pack) | ({} if band == size[0] else {"BAND": band}),
         (len(rois), -(-pooled.shape[1] // (32 * pack))),
-        (32, min(size[0], 8)),
+        (32, min(band, 8)),
         (pyramid, rois, pooled, np.int32(channels_last)),
         shared,
     )
@@ -213,16 +214,14 @@ def _gathered(defines: dict[str, object], number: int) -> tuple[int, int]:
     return 0, _table_bytes(defines)
 
 
-def _pack(features: Sequence[Tensor], size: tuple[int, ...], channels_last: bool) -> tuple[int, int]:
-    """Channels a thread loads at once (at most 16 bytes), and the shared memory that takes; no channels where
-    no tile for NCHW output fits."""
-    item = features[0].element_size()
-    for pack in (8, 4, 2, 1):
+def _pack(features: Sequence[Tensor], size: tuple[int, ...], channels_last: bool) -> tuple[int, int, int]:
+    """Channels a thread loads at once (at most 16 bytes), rows of bins that the tile of NCHW output holds
+    (all or half), and the shared memory that takes; no channels where no tile fits."""
+    item, halves = features[0].element_size(), size[0] % 2 == 0 and not channels_last
+    for pack, band in product((8, 4, 2, 1), (size[0], size[0] // 2) if halves else (size[0],)):
         table = _table_bytes(_defines(features, size, pack))
-        tile = 0 if channels_last else size[0] * size[1] * (32 * pack + max(4 // item, 1)) * item
+        tile = 0 if channels_last else band * size[1] * (32 * pack + max(4 // item, 1)) * item
         if pack * item <= 16 and _in_packs(features, pack) and table + tile <= SHARED_BYTES:
-            return pack, table + tile
-    return (
-        int(channels_last),
-        table,
-    )  # without a tile only the table can be too large, which the launch refuses
+            return pack, band, table + tile
+    # without a tile only the table can be too large, which the launch refuses
+    return int(channels_last), size[0], table

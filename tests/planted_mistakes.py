@@ -116,6 +116,17 @@ def align() -> None:
             torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-3)
 
 
+def align_in_bands() -> None:
+    """14 x 14 bins of 128 channels: the tile holds half of the rows at a time."""
+    maps = normal_input(1, (1, 128, 12, 14)).contiguous(memory_format=torch.channels_last)
+    rois = torch.tensor([[0, 3.0, 2, 40, 44], [0, -5, 10, 30, 30]])
+    pooled = [
+        multilevel_roi_align([maps], rois, 14, [1 / 4], 2, channels_last=False, backend=name)
+        for name in ("cuda", "reference")
+    ]
+    torch.testing.assert_close(*pooled, rtol=1e-5, atol=1e-5)
+
+
 def pool() -> None:
     maps, rois = (
         normal_input(3, (2, 4, 20, 30)),
@@ -163,7 +174,10 @@ PLANTED = [
     (align, "bins[bin * line + channel] =", "bins[bin * slice + channel] ="),
     (align, "vertical ? at : MAX_CELLS + at", "at"),
     (align, "high = bin + 1", "high = bin"),
-    *((align, BARRIER, place) for place in range(8)),
+    *((align, BARRIER, place) for place in (0, 1, 2, 4, 5, 6, 7, 8)),
+    (align_in_bands, BARRIER, 3),
+    (align_in_bands, "begin * POOLED_W + bin :", "bin :"),
+    (align_in_bands, "(ph - begin) * POOLED_W", "ph * POOLED_W"),
     (pool, "end - start + (SUM)1", "end - start"),
     (pool, "is_end ? ceil(at)", "is_end ? floor(at)"),
 ]
@@ -224,6 +238,7 @@ if __name__ == "__main__":
         suppress_by_label,
         suppress_softly,
         align,
+        align_in_bands,
         pool,
     ):  # in this process, so that what torch prepares once is inherited
         print(

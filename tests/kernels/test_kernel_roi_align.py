@@ -16,12 +16,14 @@ from kernel_backends import (  # noqa: F401 - a fixture
     recorded,
 )
 
+from detection_zoo.kernels.launch import SHARED_BYTES
 from detection_zoo.kernels.roi_align import (
     multilevel_roi_align,
     roi_align,
     roi_align_averaged,
     roi_align_points,
 )
+from detection_zoo.kernels.roi_align_cuda import _pack
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -517,6 +519,19 @@ def test_more_levels_than_a_launch_takes(backend: Backend) -> None:
             [0.25] * 9,
             backend=backend.name,
         )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "loaded", "band"),
+    [("float32", 7, 16, 7), ("float32", 14, 8, 7), ("float16", 14, 8, 7), ("float32", 9, 16, 9)],
+)
+def test_bins_of_nchw_output_are_loaded_more_than_a_channel_at_a_time(
+    dtype: str, size: int, loaded: int, band: int
+) -> None:
+    """Bytes of a load, and rows of bins in the tile: 14 rows of wide loads would not fit a block's memory."""
+    maps = [torch.zeros(1, 64, 8, 9, dtype=getattr(torch, dtype)).to(memory_format=torch.channels_last)]
+    pack, rows, shared = _pack(maps, (size, size), channels_last=False)
+    assert (pack * maps[0].element_size(), rows) == (loaded, band) and shared <= SHARED_BYTES
 
 
 def test_more_bins_than_a_block_has_shared_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
