@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -60,7 +61,7 @@ FORMAT = Annotated[
 ]
 DEVICE = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda if torch finds a GPU")]
 IMAGES = Annotated[int | None, typer.Option(min=1, help="use the first N images and their ground truth only")]
-WORKERS = Annotated[str, typer.Option(help="data loading processes; auto: up to 8 with a GPU, 0 on a CPU")]
+WORKERS = Annotated[str, typer.Option(help="data loading processes; auto: up to 8 a GPU, 0 on a CPU")]
 BATCH = Annotated[int, typer.Option(min=1, help="images per forward pass")]
 DTYPE = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="16-bit types by autocast")]
 PATH = Annotated[
@@ -86,7 +87,8 @@ def workers_of(text: str, device: str) -> int:
     from detection_zoo.benchmarks.environment import usable_cores
 
     if text == "auto":  # on a CPU they would take the processors from the model
-        return min(MOST_WORKERS, usable_cores()) if device == "cuda" else 0
+        processes = int(os.environ.get("WORLD_SIZE") or 1)  # of torchrun, which share the processors
+        return min(MOST_WORKERS, max(usable_cores() // processes, 1)) if device == "cuda" else 0
     if not (text.isascii() and text.isdecimal() and int(text) <= 256):
         raise typer.BadParameter(f"{text!r} is neither auto nor a number up to 256", param_hint="--workers")
     return int(text)

@@ -10,7 +10,17 @@ from typing import Annotated, Literal
 import typer
 
 from detection_zoo.benchmarks.commands.app import app, checking_arguments, emit, say
-from detection_zoo.benchmarks.commands.options import DEVICE, DTYPE, FORMAT, JSON, MAP, data_of, device_of
+from detection_zoo.benchmarks.commands.options import (
+    DEVICE,
+    DTYPE,
+    FORMAT,
+    JSON,
+    MAP,
+    WORKERS,
+    data_of,
+    device_of,
+    workers_of,
+)
 from detection_zoo.benchmarks.terminal import terminal_width
 
 
@@ -128,7 +138,7 @@ def train(
     sync_bn: Annotated[
         bool, typer.Option("--sync-bn", help="statistics of batch norms over all processes")
     ] = False,
-    workers: Annotated[int, typer.Option(min=0, help="processes that load data, each process's own")] = 0,
+    workers: WORKERS = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="of one operator on a CPU")] = None,
     device: DEVICE = "auto",
     as_json: JSON = False,
@@ -141,6 +151,7 @@ def train(
     with checking_arguments():
         load_manifests().entry(row)
     where = device_of(device)
+    loaders = workers_of(workers, where)
     from dataclasses import asdict  # after the checks: torch
 
     import torch
@@ -210,7 +221,7 @@ def train(
         images,
         weights,
         schedule,
-        workers,
+        loaders,
         where,
         tuple(changes or ()),
         tensorboard,

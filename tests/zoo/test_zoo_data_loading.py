@@ -372,11 +372,15 @@ def test_waiting_for_data_is_counted_apart_from_work() -> None:
     ("text", "device", "count"),
     [("auto", "cpu", 0), ("0", "cuda", 0), ("3", "cpu", 3), ("auto", "cuda", None)],
 )
-def test_workers_are_chosen_by_the_device(text: str, device: str, count: int | None) -> None:
+def test_workers_are_chosen_by_the_device(
+    text: str, device: str, count: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from detection_zoo.benchmarks.commands.options import MOST_WORKERS, workers_of
 
     found = workers_of(text, device)
     assert found == count if count is not None else 1 <= found <= MOST_WORKERS
+    monkeypatch.setenv("WORLD_SIZE", "4096")  # processes on this machine: each has one
+    assert workers_of("auto", "cuda") == 1 and workers_of("auto", "cpu") == 0
     for wrong in ("many", "-1", "1000", "2.5"):
         with pytest.raises(typer.BadParameter, match="neither auto nor a number"):
             workers_of(wrong, device)
