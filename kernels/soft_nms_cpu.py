@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detection_zoo.kernels.machine_code import compiled
+from detection_zoo.kernels.machine_code import array_at, compiled
 from detection_zoo.kernels.nms_reference import raise_for_values
 
 LINEAR, GAUSSIAN, HARD = range(3)  # places in soft_nms.METHODS
@@ -30,14 +30,49 @@ def cpu_soft_nms(
 ) -> tuple[Tensor, Tensor]:
     """Boxes (R, 4), scores (R,) of their type, the rest as in `kernels.soft_nms.soft_nms`, the method as its
     place in METHODS."""
-    given = boxes.detach().contiguous().numpy(), scores.detach().contiguous().numpy()
-    number = given[0].dtype.type
-    if _any_wrong(*given, number(-1.01 * offset)):
-        raise_for_values(boxes, scores, offset)
-    rows, new_scores = _pick(
-        *given, method, number(sigma), number(iou_threshold), number(score_threshold), number(offset)
+    boxes, scores, count = boxes.detach().contiguous(), scores.detach().contiguous(), scores.shape[0]
+    picked, picked_scores = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=scores.dtype)
+    taken = (_pick_double if scores.dtype == torch.float64 else _pick_float)(
+        boxes.data_ptr(),
+        scores.data_ptr(),
+        picked.data_ptr(),
+        picked_scores.data_ptr(),
+        count,
+        method,
+        sigma,
+        iou_threshold,
+        score_threshold,
+        offset,
     )
-    return torch.from_numpy(rows), torch.from_numpy(new_scores)
+    if taken < 0:
+        raise_for_values(boxes, scores, offset)
+    return picked.resize_(taken), picked_scores.resize_(taken)
+
+
+@compiled
+def _pick_float(boxes, scores, picked, picked_scores, count, method, sigma, threshold, least, offset):
+    return _pick(
+        array_at(boxes, (count, 4), np.float32),
+        array_at(scores, (count,), np.float32),
+        array_at(picked, (count,), np.int64),
+        array_at(picked_scores, (count,), np.float32),
+        method,
+        (np.float32(sigma), np.float32(threshold), np.float32(least), np.float32(offset)),
+        np.float32(-1.01 * offset),
+    )
+
+
+@compiled
+def _pick_double(boxes, scores, picked, picked_scores, count, method, sigma, threshold, least, offset):
+    return _pick(
+        array_at(boxes, (count, 4), np.float64),
+        array_at(scores, (count,), np.float64),
+        array_at(picked, (count,), np.int64),
+        array_at(picked_scores, (count,), np.float64),
+        method,
+        (np.float64(sigma), np.float64(threshold), np.float64(least), np.float64(offset)),
+        np.float64(-1.01 * offset),
+    )
 
 
 @compiled
@@ -51,14 +86,17 @@ def _any_wrong(boxes, scores, least_side):
 
 
 @compiled
-def _pick(boxes, scores, method, sigma, threshold, least, offset):
+def _pick(boxes, scores, picked, picked_scores, method, numbers, least_side):
+    """Fill picked and its scores (R,) and give how many they are, or -1 where a value must raise."""
+    if _any_wrong(boxes, scores, least_side):
+        return -1
     count, number = len(scores), boxes.dtype
+    sigma, threshold, least, offset = numbers
     rows = np.arange(count)
     x1, y1, x2, y2 = boxes[:, 0].copy(), boxes[:, 1].copy(), boxes[:, 2].copy(), boxes[:, 3].copy()
     areas = (x2 - x1 + offset) * (y2 - y1 + offset)
     remaining, overlaps = scores.copy(), np.empty(count, number)
     alive = np.ones(count, np.bool_)
-    picked, picked_scores = np.empty(count, np.int64), np.empty(count, number)
     taken, length, here = 0, count, count
     zero, one = offset - offset, areas.dtype.type(1)
     while here > 0:
@@ -96,7 +134,7 @@ def _pick(boxes, scores, method, sigma, threshold, least, offset):
                     alive[place] = True
                     place += 1
             length = place
-    return picked[:taken].copy(), picked_scores[:taken].copy()
+    return taken
 
 
 @compiled
