@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("DETECTION_ZOO_TEST_TRAIN_KILLS", "3"))
 ROW = "mask_rcnn_vovnet27_tiny_fpn.demo"
 TINY = ["--batch", "1", "--threads", "1", "--log-every", "1", "--save-every", "1", "--deterministic"]
-TINY += ["--set", "image.size=64", "--set", "image.max_size=96", "--warmup", "2", "--eval-every", "0"]
+TINY += ["--set", "image.size=64", "--set", "image.max_size=96", "--set", "roi.samples=8"]
+TINY += ["--warmup", "2", "--eval-every", "0"]
 
 
 def command(folder: Path, iterations: int, *more: object) -> list[str]:

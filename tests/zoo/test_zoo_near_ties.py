@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detection_zoo.zoo.conventions import DetectionConventions, ProposalConventions
-from detection_zoo.zoo.parity import detnet_steps
+from detection_zoo.zoo.parity import detnet_model, detnet_steps
 from detection_zoo.zoo.parity.base import Output, Reference
 from detection_zoo.zoo.parity.maskrcnn_benchmark import _Folder, score_gap
 from detection_zoo.zoo.parity.near_ties import (
@@ -219,10 +219,10 @@ def test_soft_nms_counts_the_rows_that_were_recorded(shift: float, same: bool) -
     rois = torch.tensor([[0.0, 0.0, 99.0, 99.0], [left, 0.0, left + 99.0, 99.0]])
     model = detnet_steps.head_model(1, detections={"score_threshold": 0.0, "max_detections": 0})
     probabilities = torch.tensor([[0.1, 0.9], [0.9988, 0.0012]])  # 0.0012 * 0.7 is below soft-NMS's 0.001
-    choices = detnet_steps.detection_choices(model, "linear")
+    choices = detnet_model.detection_choices(model, "linear")
 
     def compute() -> Outputs:
-        _, before = detnet_steps.detection_rows(
+        _, before = detnet_model.detection_rows(
             model, rois, probabilities, torch.zeros(2, 8), (400.0, 400.0, 1.0), choices
         )
         return {"counts": Output(np.array([float(before)]), 0.0, expected=np.array([1.0]))}

@@ -26,6 +26,8 @@ from detection_zoo.zoo.parity.detnet_model import (
     OFFSET,
     Pyramid,
     as_rois,
+    detection_choices,
+    detection_rows,
     kept_anchors,
     pool,
     propose,
@@ -276,10 +278,10 @@ class _Detector:
         info: Tensor,
     ) -> None:
         """Rows and counts of the first image, near choices as recorded."""
-        choices = detnet_steps.detection_choices(self.model, soft)
+        choices = detection_choices(self.model, soft)
 
         def compute() -> Outputs:
-            rows, before = detnet_steps.detection_rows(
+            rows, before = detection_rows(
                 self.model, rois[0, :, 1:], probabilities[0], deltas, info[0].tolist(), choices
             )
             counts = [described["before_cap"], described["kept"]]

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from detection_zoo.zoo.conventions import ProposalConventions
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
+from detection_zoo.zoo.parity.near_ties import DetectionChoices
 from detection_zoo.zoo.parts.boxes import BoxCoder, clip_boxes
 from detection_zoo.zoo.parts.proposals import Proposals, Size, select_proposals
+from detection_zoo.zoo.parts.roi_heads import choose_detections
 from detection_zoo.zoo.parts.rpn import by_anchor
 
 OFFSET = 1.0
@@ -75,3 +77,42 @@ def pool(model: FasterRcnn, levels: Sequence[Tensor], rois: Tensor, height: floa
     names = list(model.neck.specs)[: len(levels)]
     features = dict(zip(names, levels, strict=True))
     return model.box.pooler(features, boxes, [(height, height)])[order.argsort()]
+
+
+def detection_choices(model: FasterRcnn, soft: str) -> DetectionChoices:
+    """A detector's choice of detections before the cut to the best, with a kind of soft-NMS in place of its
+    own."""
+    rule = model.detection_rule.model_copy(update={"soft": soft, "max_detections": 0})
+    return DetectionChoices(
+        lambda probabilities, boxes: choose_detections(probabilities, boxes, OFFSET, rule), OFFSET, rule
+    )
+
+
+def detection_rows(
+    model: FasterRcnn,
+    rois: Tensor,
+    probabilities: Tensor,
+    deltas: Tensor,
+    info: Sequence[float],
+    choose: DetectionChoices,
+) -> tuple[Tensor, int]:
+    """Rows (M, 6) class, box, score of one image, and how many there were before the cut to the best.
+
+    Args:
+        model: with its thresholds.
+        rois: (R, 4) float boxes in input pixels; probabilities (R, K + 1); deltas (R, 4 * (K + 1)).
+        info: height, width, scale.
+        choose: of `detection_choices`; the next image is its first.
+    """
+    placed = model.coder.decode(deltas, rois).unflatten(1, (-1, 4))
+    placed = clip_boxes(placed, info[:2], OFFSET) / info[2]
+    choose.start()
+    found = choose(probabilities, placed)
+    before, most = len(found), model.detection_rule.max_detections
+    if 0 < most < before:
+        found = found.select(torch.nonzero(found.scores >= found.scores.topk(most).values[-1]).squeeze(1))
+    found = found.select(found.scores.sort(descending=True, stable=True).indices)
+    found = found.select(found.labels.sort(stable=True).indices)
+    return torch.cat(
+        [found.labels[:, None].to(rois.dtype) + 1, found.boxes, found.scores[:, None]], dim=1
+    ), before

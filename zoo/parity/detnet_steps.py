@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,16 +31,23 @@ from detection_zoo.zoo.manifest import load_manifests, merge
 from detection_zoo.zoo.necks import SmoothedPyramid
 from detection_zoo.zoo.parity import detnet_texts as texts
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
-from detection_zoo.zoo.parity.detnet_model import CODER, OFFSET, Pyramid, as_rois, pool, propose
+from detection_zoo.zoo.parity.detnet_model import (
+    CODER,
+    OFFSET,
+    Pyramid,
+    as_rois,
+    detection_choices,
+    detection_rows,
+    pool,
+    propose,
+)
 from detection_zoo.zoo.parity.files import Described
-from detection_zoo.zoo.parity.near_ties import DetectionChoices
 from detection_zoo.zoo.parity.prose import Text
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.anchor_targets import FirstImageAnchorSampler
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import clip_boxes
 from detection_zoo.zoo.parts.losses import smooth_l1_sum
-from detection_zoo.zoo.parts.roi_heads import choose_detections
 from detection_zoo.zoo.parts.rpn import PairedRpnHead
 from detection_zoo.zoo.parts.targets import padded_iou
 from detection_zoo.zoo.records import FeatureSpec, Target
@@ -51,52 +57,10 @@ CLOSE = 1e-5  # the folder's own advice for values
 Outputs = dict[str, Output | Skip]
 
 
-def detection_choices(model: FasterRcnn, soft: str) -> DetectionChoices:
-    """A detector's choice of detections before the cut to the best, with a kind of soft-NMS in place of its
-    own."""
-    rule = model.detection_rule.model_copy(update={"soft": soft, "max_detections": 0})
-    return DetectionChoices(
-        lambda probabilities, boxes: choose_detections(probabilities, boxes, OFFSET, rule), OFFSET, rule
-    )
-
-
-def detection_rows(
-    model: FasterRcnn,
-    rois: Tensor,
-    probabilities: Tensor,
-    deltas: Tensor,
-    info: Sequence[float],
-    choose: DetectionChoices,
-) -> tuple[Tensor, int]:
-    """Rows (M, 6) class, box, score of one image, and how many there were before the cut to the best.
-
-    Args:
-        model: with its thresholds.
-        rois: (R, 4) float boxes in input pixels; probabilities (R, K + 1); deltas (R, 4 * (K + 1)).
-        info: height, width, scale.
-        choose: of `detection_choices`; the next image is its first.
-    """
-    placed = model.coder.decode(deltas, rois).unflatten(1, (-1, 4))
-    placed = clip_boxes(placed, info[:2], OFFSET) / info[2]
-    choose.start()
-    found = choose(probabilities, placed)
-    before, most = len(found), model.detection_rule.max_detections
-    if 0 < most < before:
-        found = found.select(torch.nonzero(found.scores >= found.scores.topk(most).values[-1]).squeeze(1))
-    found = found.select(found.scores.sort(descending=True, stable=True).indices)
-    found = found.select(found.labels.sort(stable=True).indices)
-    return torch.cat(
-        [found.labels[:, None].to(rois.dtype) + 1, found.boxes, found.scores[:, None]], dim=1
-    ), before
-
-
 class _NoBackbone(Backbone):
     """Stands where only the steps after the network are wanted."""
 
-    specs = {
-        f"c{level}": FeatureSpec(1, stride)
-        for level, stride in zip(range(2, 7), (4, 8, 16, 16, 16), strict=True)
-    }
+    specs = {f"c{level}": FeatureSpec(1, stride) for level, stride in enumerate((4, 8, 16, 16, 16), 2)}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         raise RuntimeError("only the steps around the network are compared here")
