@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from cuda_on_cpu import CudaOnCpu
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -249,17 +250,19 @@ class _Factories(TorchFunctionMode):
 
     @staticmethod
     def _moved(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-        """A CPU tensor moved or cast."""
+        """A CPU tensor moved or cast; what `move` copies lies in page-locked memory, so nobody waits for it."""
+        pinned = False
         if func is Tensor.cuda:
             device, dtype = CUDA, None
         elif len(args) > 1 and isinstance(args[1], Tensor):
             device, dtype = args[1].device, args[1].dtype
         else:
             plain = {name: value for name, value in kwargs.items() if name != "copy"}
-            device, dtype, _, _ = torch._C._nn._parse_to(*args[1:], **plain)
+            device, dtype, pinned, _ = torch._C._nn._parse_to(*args[1:], **plain)
         if not is_cuda(device):
             return func(*args, **kwargs)
-        LOG.wait("to the device")
+        if not pinned:
+            LOG.wait("to the device")
         one = args[0] if dtype is None else args[0].to(dtype)
         return _ToGpu.apply(one) if one.requires_grad else GpuTensor(one.detach().clone())
 
@@ -284,6 +287,12 @@ def move_module(module: nn.Module) -> nn.Module:
 def simulated_gpu() -> Iterator[Log]:
     """Run with a simulated GPU; yields the log, which is empty at the start."""
     shim, runner, module_to = CudaOnCpu(), launch.runner, nn.Module.to
+    group = clip_grad._group_tensors_by_device_and_dtype
+
+    def by_device(lists: Any, *options: Any) -> dict[tuple[torch.device, Any], Any]:
+        """C++ groups the gradients to be clipped by the device that it sees, the CPU."""
+        found = group(lists, *options)
+        return {(memory[0][0].device, kind): (memory, rows) for (_, kind), (memory, rows) in found.items()}
 
     def run(
         file: str,
@@ -306,10 +315,11 @@ def simulated_gpu() -> Iterator[Log]:
             return module_to(module, *args, **kwargs)
         return move_module(module if dtype is None else module_to(module, dtype))
 
-    launch.runner, nn.Module.to = run, to
+    launch.runner, nn.Module.to, clip_grad._group_tensors_by_device_and_dtype = run, to, by_device
     LOG.clear()
     try:
         with _Factories():
             yield LOG
     finally:
         launch.runner, nn.Module.to = runner, module_to
+        clip_grad._group_tensors_by_device_and_dtype = group

@@ -17,13 +17,14 @@ import torch
 from simulated_gpu import GpuTensor, Log, memory_of, move_module, simulated_gpu
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.data.shapes import make_shapes
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.records import Detections, Target
-from detection_zoo.zoo.training.loop import train_steps
+from detection_zoo.zoo.training.loop import move, train_steps
 from detection_zoo.zoo.training.recipe import build_optimizer
 
 TABLE = Path(__file__).parent / "reference" / "gpu" / "waits.json"
@@ -152,6 +153,20 @@ def test_a_tensor_on_the_cpu_is_noticed() -> None:
     model.priors = memory_of(model.priors)
     with simulated_gpu(), pytest.raises(RuntimeError, match=r"same device.*zoo/parts/multibox\.py"):
         predict(model, pictures(1).to("cuda"))
+
+
+def test_targets_are_moved_from_page_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DataLoader pins records too, so that `move` waits for none of their copies; crowds stay with the host."""
+    pinned = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda one: pinned.append(one) or one)
+    own = targets(ROWS["mask_rcnn"])
+    batch = pin_memory([pictures(2), SIZES, own])
+    tensors = [one for target in own for one in vars(target).values() if isinstance(one, Tensor)]
+    assert len(pinned) == len(tensors) + 2 and len(batch[2]) == 2
+    with simulated_gpu() as log:
+        moved = move(batch[2], torch.device("cuda"))
+        assert not log.waits
+    assert isinstance(moved[0].boxes, GpuTensor) and not isinstance(moved[0].crowd, GpuTensor)
 
 
 def test_waits_are_counted_by_place() -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+ON_HOST = {"on_host": True}  # metadata of fields that `zoo.training.loop.move` leaves where they are
+
 
 @dataclass(frozen=True)
 class FeatureSpec:
@@ -20,16 +22,22 @@ class Target:
     """The objects of one training image, in the pixels of the network's input.
 
     boxes (R, 4) float32 xyxy; labels (R,) int64 in 0..K-1; polygons: for each object a list of flat [x, y,
-    ...] lists; keypoints (R, P, 3) float32 with x, y, visibility (0, 1 or 2); crowd (R,) bool; scale: (x, y)
-    factors from original pixels to these.
+    ...] lists; keypoints (R, P, 3) float32 with x, y, visibility (0, 1 or 2); crowd (R,) bool, which the host
+    reads and which stays there; scale: (x, y) factors from original pixels to these.
     """
 
     boxes: Tensor
     labels: Tensor
     polygons: list[list[list[float]]] | None = None
     keypoints: Tensor | None = None
-    crowd: Tensor | None = None
+    crowd: Tensor | None = field(default=None, metadata=ON_HOST)
     scale: tuple[float, float] = (1.0, 1.0)
+
+    def pin_memory(self) -> Target:
+        """The target in page-locked memory, so that copies to a GPU do not wait; torch's DataLoader calls
+        this."""
+        pinned = {name: one.pin_memory() for name, one in vars(self).items() if isinstance(one, Tensor)}
+        return replace(self, **pinned)
 
 
 @dataclass

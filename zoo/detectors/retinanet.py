@@ -94,7 +94,7 @@ class RetinaLabels:
 
     labels: Tensor
     targets: Tensor
-    count: int
+    count: Tensor
 
 
 class RetinaNet(Detector):
@@ -224,12 +224,12 @@ class RetinaNet(Detector):
         labels = torch.zeros_like(matches)
         labels[matches < BACKGROUND] = -1
         if not len(boxes):
-            return RetinaLabels(labels, torch.zeros_like(anchors), 0)
+            return RetinaLabels(labels, torch.zeros_like(anchors), labels.new_zeros(()))
         labels = torch.where(matches >= 0, target.labels[matches.clamp(min=0)] + 1, labels)
         if rule.weak_background:
             labels[quality.max(dim=0).values < rule.background_iou] = 0
         return RetinaLabels(
-            labels, self.coder.encode(boxes[matches.clamp(min=0)], anchors), int((matches >= 0).sum())
+            labels, self.coder.encode(boxes[matches.clamp(min=0)], anchors), (matches >= 0).sum()
         )
 
     def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
@@ -253,8 +253,8 @@ class RetinaNet(Detector):
         focal = sigmoid_focal(logits, classes, alpha=rule.focal_alpha, gamma=rule.focal_gamma).sum()
         box = smooth_l1_sum(deltas[positive], targets, rule.smooth_l1_beta)
         return {
-            "loss_class": focal / max(divisor[rule.class_normalizer], 1),
-            "loss_box": box / max(divisor[rule.box_normalizer] * rule.box_weight, 1),
+            "loss_class": focal / divisor[rule.class_normalizer].clamp(min=1),
+            "loss_box": box / (divisor[rule.box_normalizer] * rule.box_weight).clamp(min=1),
         }
 
 

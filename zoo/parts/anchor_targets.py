@@ -64,13 +64,19 @@ class AnchorSampler:
     ) -> list[SampledAnchors]:
         """Sample a batch: anchors (A, 4) of all levels, ground truth (G_i, 4) and (height, width) of each
         image, without padding, in pixels of the network's input."""
-        return [
-            self.sample(anchors, boxes.to(anchors.dtype), size)
+        labelled = [
+            self.label(anchors, boxes.to(anchors.dtype), size)
             for boxes, size in zip(truth, sizes, strict=True)
         ]
+        picked = self.pick.batch([labels for labels, _ in labelled])
+        return [SampledAnchors(*own, *rows) for own, rows in zip(labelled, picked, strict=True)]
 
     def sample(self, anchors: Tensor, truth: Tensor, size: Size) -> SampledAnchors:
         """Sample one image's anchors (A, 4) by ground truth (G, 4)."""
+        return self(anchors, [truth], [size])[0]
+
+    def label(self, anchors: Tensor, truth: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+        """Labels (A,) and targets (A, 4) of one image's anchors (A, 4), by ground truth (G, 4)."""
         inside = self.inside(anchors, size)
         matches = self.match(truth, anchors, inside)
         labels = (matches >= 0).to(anchors.dtype)
@@ -78,7 +84,7 @@ class AnchorSampler:
         targets = torch.zeros_like(anchors)
         if len(truth):
             targets = self.coder.encode(truth[matches.clamp(min=0)], anchors)
-        return SampledAnchors(labels, targets, *self.pick(labels))
+        return labels, targets
 
     def inside(self, anchors: Tensor, size: Size) -> Tensor:
         """Mark (A,) bool the anchors (A, 4) that leave the image by no more than the rule allows."""
@@ -106,7 +112,29 @@ class AnchorSampler:
         return matches
 
 
-class DetectronAnchorSampler(AnchorSampler):
+class NumpyAnchorSampler(AnchorSampler):
+    """A sampler that draws image by image from numpy's generator, on the host, as its source does.
+
+    Args:
+        coder, rule: as in AnchorSampler.
+        draws: source of random numbers; default: numpy's own state, which a training's checkpoints save.
+    """
+
+    def __init__(self, coder: BoxCoder, rule: RpnConventions, draws: Draws | None = None) -> None:
+        super().__init__(coder, rule)
+        self.draws = draws
+
+    def __call__(
+        self, anchors: Tensor, truth: Sequence[Tensor], sizes: Sequence[Size]
+    ) -> list[SampledAnchors]:
+        """Sample a batch, as AnchorSampler."""
+        return [
+            self.sample(anchors, boxes.to(anchors.dtype), size)
+            for boxes, size in zip(truth, sizes, strict=True)
+        ]
+
+
+class DetectronAnchorSampler(NumpyAnchorSampler):
     """Detectron's rules: negatives are drawn WITH replacement, and not at all where candidates are fewer than
     wanted; anchors outside the image take no part.
 
@@ -115,10 +143,6 @@ class DetectronAnchorSampler(AnchorSampler):
         draws: source of random numbers; positives are thinned out first, then negatives are drawn; default:
             numpy's own state, which a training's checkpoints save.
     """
-
-    def __init__(self, coder: BoxCoder, rule: RpnConventions, draws: Draws | None = None) -> None:
-        super().__init__(coder, rule)
-        self.draws = draws
 
     def sample(self, anchors: Tensor, truth: Tensor, size: Size) -> SampledAnchors:
         """Sample one image's anchors (A, 4) by ground truth (G, 4), crowds left out."""
@@ -153,7 +177,7 @@ class DetectronAnchorSampler(AnchorSampler):
             labels[torch.from_numpy(left_out).to(labels.device)] = -1
 
 
-class FirstImageAnchorSampler(AnchorSampler):
+class FirstImageAnchorSampler(NumpyAnchorSampler):
     """faster-rcnn.pytorch's rules: anchors that cross the FIRST image of the batch take no part; the quota of
     background is taken before objects are thinned out.
 
@@ -161,10 +185,6 @@ class FirstImageAnchorSampler(AnchorSampler):
         coder, rule: as in AnchorSampler.
         draws: source of the permutations; objects of an image are drawn before its background.
     """
-
-    def __init__(self, coder: BoxCoder, rule: RpnConventions, draws: Draws | None = None) -> None:
-        super().__init__(coder, rule)
-        self.draws = draws
 
     def __call__(
         self, anchors: Tensor, truth: Sequence[Tensor], sizes: Sequence[Size]

@@ -85,9 +85,22 @@ class BalancedSampler:
         Returns:
             int64 indices of the positives and of the negatives, each ascending.
         """
-        positive = self._pick(torch.nonzero(labels >= 1).squeeze(1), int(self.count * self.positive_fraction))
-        negative = self._pick(torch.nonzero(labels == 0).squeeze(1), self.count - len(positive))
-        return positive, negative
+        return self.batch([labels])[0]
+
+    def batch(self, labels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Pick from each image, as for one; on a GPU the host waits once, for the numbers of candidates,
+        since the draws of torch.randperm depend on them."""
+        marks = [mark for own in labels for mark in (own >= 1, own == 0)]
+        counts = torch.stack([mark.sum() for mark in marks]).tolist()
+        rows = [
+            torch.nonzero_static(mark, size=count).squeeze(1)
+            for mark, count in zip(marks, counts, strict=True)
+        ]
+        found = []
+        for positive, negative in zip(rows[::2], rows[1::2], strict=True):
+            positive = self._pick(positive, int(self.count * self.positive_fraction))
+            found.append((positive, self._pick(negative, self.count - len(positive))))
+        return found
 
     def _pick(self, candidates: Tensor, most: int) -> Tensor:
         if len(candidates) <= most or self.draw == "first":
@@ -147,10 +160,25 @@ class BoxSampler:
 
     def __call__(self, proposals: Sequence[Tensor], targets: Sequence[Target]) -> list[SampledBoxes]:
         """Sample proposals (R_i, 4) of each image, in pixels of the network's input as the targets' boxes."""
-        return [self.sample(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
+        labelled = [self.label(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
+        picked = self.pick.batch([labels for _, labels, _ in labelled])
+        sampled = []
+        for target, (boxes, labels, matches), drawn in zip(targets, labelled, picked, strict=True):
+            rows, truth = torch.cat(drawn), target.boxes.to(boxes.dtype)
+            rows = rows.sort().values if self.rule.order == "position" else rows
+            own, nearest, deltas = boxes[rows], matches[rows], torch.zeros_like(boxes[rows])
+            if len(truth):
+                deltas = self.coder.encode(truth[nearest], own)
+            sampled.append(SampledBoxes(own, labels[rows], deltas, nearest, rows, *drawn, labels))
+        return sampled
 
     def sample(self, proposals: Tensor, target: Target) -> SampledBoxes:
-        """Label the proposals (R, 4) of one image, ground truth boxes among them, and draw."""
+        """Sample the proposals (R, 4) of one image."""
+        return self([proposals], [target])[0]
+
+    def label(self, proposals: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates (C, 4), the proposals (R, 4) of one image and its ground truth boxes; their labels (C,),
+        -1 for what is not drawn; their ground truth (C,)."""
         rule, truth = self.rule, target.boxes.to(proposals.dtype)
         parts = [proposals, truth]
         boxes = torch.cat(parts if rule.ground_truth == "last" else parts[::-1])
@@ -159,16 +187,7 @@ class BoxSampler:
         labels = class_labels(matches, target.labels)
         if rule.background_low > 0 and len(quality):
             labels[(labels == 0) & (quality.max(dim=0).values < rule.background_low)] = -1
-        positive, negative = self.pick(labels)
-        rows = torch.cat([positive, negative])
-        rows = rows.sort().values if rule.order == "position" else rows
-        matches = matches.clamp(min=0)
-        targets = torch.zeros_like(boxes[rows])
-        if len(truth):
-            targets = self.coder.encode(truth[matches[rows]], boxes[rows])
-        return SampledBoxes(
-            boxes[rows], labels[rows], targets, matches[rows], rows, positive, negative, labels
-        )
+        return boxes, labels, matches.clamp(min=0)
 
 
 def class_labels(matches: Tensor, classes: Tensor) -> Tensor:
@@ -179,7 +198,24 @@ def class_labels(matches: Tensor, classes: Tensor) -> Tensor:
     return torch.where(matches >= 0, classes[matches.clamp(min=0)] + 1, matches + 1)
 
 
-class DetectronBoxSampler(BoxSampler):
+class NumpyBoxSampler(BoxSampler):
+    """A sampler that draws image by image from numpy's generator, on the host, as its source does.
+
+    Args:
+        coder, rule: as in BoxSampler.
+        draws: source of random numbers; default: numpy's own state, which a training's checkpoints save.
+    """
+
+    def __init__(self, coder: BoxCoder, rule: RoiConventions, draws: Draws | None = None) -> None:
+        super().__init__(coder, rule)
+        self.draws = draws
+
+    def __call__(self, proposals: Sequence[Tensor], targets: Sequence[Target]) -> list[SampledBoxes]:
+        """Sample proposals (R_i, 4) of each image, as BoxSampler."""
+        return [self.sample(boxes, target) for boxes, target in zip(proposals, targets, strict=True)]
+
+
+class DetectronBoxSampler(NumpyBoxSampler):
     """Detectron's rules: drawn by numpy in original pixels (inclusive, widths x2 - x1 + 1), objects first,
     ground truth before the proposals; a proposal on a crowd counts as an object of its class.
 
@@ -194,10 +230,6 @@ class DetectronBoxSampler(BoxSampler):
     crowd = "proposals"
     original_pixels = True
 
-    def __init__(self, coder: BoxCoder, rule: RoiConventions, draws: Draws | None = None) -> None:
-        super().__init__(coder, rule)
-        self.draws = draws
-
     def sample(self, proposals: Tensor, target: Target) -> SampledBoxes:
         """Sample one image's proposals (R, 4)."""
         scale = proposals.new_tensor([*target.scale, *target.scale])
@@ -205,7 +237,8 @@ class DetectronBoxSampler(BoxSampler):
         candidates = torch.cat([truth, proposals / scale])
         crowd = target.crowd
         if crowd is None:
-            crowd = torch.zeros(len(truth), dtype=torch.bool, device=truth.device)
+            crowd = torch.zeros(len(truth), dtype=torch.bool)
+        crowd = crowd.to(truth.device, non_blocking=True)
         best, nearest = self.nearest(candidates, truth, crowd)
         most = int(np.round(self.rule.positive_fraction * self.rule.samples))
         found = self.draw(candidates, truth, target.labels, best, nearest, most)
@@ -298,7 +331,7 @@ def masks_of(
     return torch.tensor(drawn, device=boxes.device)[box_iou(boxes, extents, offset).argmax(dim=1)]
 
 
-class FixedCountBoxSampler(BoxSampler):
+class FixedCountBoxSampler(NumpyBoxSampler):
     """faster-rcnn.pytorch's rules: always `samples` RoIs of an image, objects first and without replacement,
     background with replacement, ground truth behind the proposals; zero boxes are never drawn.
 
@@ -308,10 +341,6 @@ class FixedCountBoxSampler(BoxSampler):
     """
 
     crowd = "keep"
-
-    def __init__(self, coder: BoxCoder, rule: RoiConventions, draws: Draws | None = None) -> None:
-        super().__init__(coder, rule)
-        self.draws = draws
 
     def sample(self, proposals: Tensor, target: Target) -> SampledBoxes:
         """Sample one image's proposals (R, 4), zero boxes included."""

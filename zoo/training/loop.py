@@ -40,7 +40,8 @@ class StepRecord:
 
 
 def move(value: Any, device: torch.device) -> Any:
-    """A tensor, or a list, tuple, dict or dataclass of them, on the device; anything else as it is."""
+    """A tensor, or a list, tuple, dict or dataclass of them, on the device; anything else as it is, and so
+    the fields of records that stay on the host."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, (list, tuple)):
@@ -50,7 +51,11 @@ def move(value: Any, device: torch.device) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.replace(
             value,
-            **{f.name: move(getattr(value, f.name), device) for f in dataclasses.fields(value) if f.init},
+            **{
+                f.name: move(getattr(value, f.name), device)
+                for f in dataclasses.fields(value)
+                if f.init and not f.metadata.get("on_host")
+            },
         )
     return value
 
