@@ -194,6 +194,8 @@ def test_a_peer_row_goes_through_the_runner(tmp_path: Path) -> None:
         "1",
         "--warm-up-s",
         "1",
+        "--processes",
+        "1",
         "--store",
         str(tmp_path / "runs"),
         "--json",
