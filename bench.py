@@ -8,7 +8,7 @@ import sys
 
 try:  # each module registers its commands, in the order of the help
     # isort: off
-    from detection_zoo.benchmarks.commands import rows, run, train, compare, check, ask  # noqa: F401
+    from detection_zoo.benchmarks.commands import rows, run, train, compare, check, export, ask  # noqa: F401
     from detection_zoo.benchmarks.commands.app import app
     from detection_zoo.zoo.entry import run_command
     # isort: on

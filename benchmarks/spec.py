@@ -124,10 +124,10 @@ class BenchmarkSpec(Strict):
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     tf32: bool = Field(False, description="allow TensorFloat-32 in float32 products on the GPU")
-    path: Literal["eager", "fast"] = Field(
+    path: Literal["eager", "fast", "onnxruntime", "openvino"] = Field(
         "eager",
-        description="fast: norms folded, channels-last, weights in `dtype` without autocast; compared with"
-        " eager on the first images",
+        description="fast: norms folded, channels-last, weights in `dtype` without autocast; onnxruntime,"
+        " openvino: the exported model in that engine; each compared with eager on the first images",
     )
     images: int | None = Field(
         None, gt=0, description="evaluate on the first N images only; ground truth is restricted to them"
@@ -173,9 +173,14 @@ class BenchmarkSpec(Strict):
     def for_task(self, task: str) -> BenchmarkSpec:
         """The specification with its groups spelled out for a row of that task, in one order."""
         wanted = self.groups or BY_TASK.get(task, ("inference",))
-        if self.path == "fast":  # a fast model is not trained
+        if self.path != "eager":  # other paths are for inference
             wanted = tuple(group for group in wanted if group not in WITH_TRAINING)
         return self.model_copy(update={"groups": tuple(group for group in METRIC_GROUPS if group in wanted)})
+
+    @property
+    def path_note(self) -> str:
+        """What the tables add to the precision: ", fast path", or an engine; nothing for eager."""
+        return {"eager": "", "fast": ", fast path"}.get(self.path, f", {self.path}")
 
     @property
     def digest(self) -> str:

@@ -45,11 +45,11 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class FastReport:
-    """What a fast model was compared with: images, the largest relative error of a map, detections of the
-    eager model of at least SCORE, and the share of them found again."""
+    """What a model on another path was compared with: images, the largest relative error of a map (None: not
+    seen), detections of the eager model of at least SCORE, and the share of them found again."""
 
     images: int
-    error: float
+    error: float | None
     detections: int
     share: float
 
@@ -57,7 +57,8 @@ class FastReport:
         found = f"no detection has a score of {SCORE} or more"
         if self.detections:
             found = f"{self.share:.1%} of {self.detections} detections found again"
-        return f"{self.images} images compared with eager: maps differ by {self.error:.1e}, {found}"
+        maps = "" if self.error is None else f"maps differ by {self.error:.1e}, "
+        return f"{self.images} images compared with eager: {maps}{found}"
 
 
 def fast_model(
@@ -153,31 +154,52 @@ def compare_with_eager(
     Raises:
         ValueError: they differ by more; says by how much and what to do.
     """
-    bound, error, pairs, images = TOLERANCES[dtype], 0.0, [], 0
-    for pixels, sizes in batches:
-        images += len(pixels)
+    error = 0.0
+    for pixels, _ in batches:
         for ours, theirs in zip(eager.backbone(pixels).values(), fast.backbone(pixels).values(), strict=True):
             distance = (ours.float() - theirs.float()).norm() / ours.float().norm().clamp(min=1e-12)
             error = error if float(distance) <= error else float(distance)  # NaN stays
-        if isinstance(eager, Detector) and error <= bound.maps:
-            pairs += zip(eager.predict(pixels, sizes), fast.predict(pixels, sizes), strict=True)
+    return compare_detections(eager, fast, batches, dtype, error)
+
+
+@torch.inference_mode()
+def compare_detections(
+    eager: nn.Module,
+    other: nn.Module,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    dtype: torch.dtype,
+    error: float | None = None,
+) -> FastReport:
+    """Compare the detections of some images, where `eager` is a detector.
+
+    Args:
+        eager, other: a detector, and what computes the same by another path.
+        batches, dtype: as in `compare_with_eager`. error: of its maps; None where maps are not seen.
+
+    Raises:
+        ValueError: they differ by more than TOLERANCES allows.
+    """
+    bound, pairs, images = TOLERANCES[dtype], [], sum(len(pixels) for pixels, _ in batches)
+    far = error is not None and not error <= bound.maps
+    for pixels, sizes in () if far or not isinstance(eager, Detector) else batches:
+        pairs += zip(eager.predict(pixels, sizes), other.predict(pixels, sizes), strict=True)
     marks = [found_again(*pair, bound).cpu() for pair in pairs]
     found = torch.cat(marks) if marks else torch.zeros(0)
     share = float(found.float().mean()) if len(found) else 1.0
     report = FastReport(images, error, len(found), share)
-    if not error <= bound.maps or share < bound.share:
+    if far or share < bound.share:
         kind = str(dtype).removeprefix("torch.")
         raise ValueError(
-            f"the fast path in {kind} leaves its tolerance: {report}; allowed are {bound.maps:g}, and"
+            f"this path in {kind} leaves its tolerance: {report}; allowed are {bound.maps:g}, and"
             f" {bound.share:.0%} found again at IoU {bound.iou} and score within {bound.score}. Use float32,"
             " or --path eager"
         )
     return report
 
 
-def found_again(eager: Detections, fast: Detections, bound: Tolerance) -> Tensor:
-    """Mark (R,) bool the eager detections of at least SCORE that the fast model has too."""
-    own = eager.select(eager.scores >= SCORE)
+def found_again(eager: Detections, fast: Detections, bound: Tolerance, least: float = SCORE) -> Tensor:
+    """Mark (R,) bool the eager detections of at least that score that the fast model has too."""
+    own = eager.select(eager.scores >= least)
     close = (
         (box_iou(own.boxes, fast.boxes) >= bound.iou)
         & (own.labels[:, None] == fast.labels)

@@ -22,6 +22,7 @@ from detection_zoo.benchmarks.commands.options import (
     TF32,
     WEIGHTS,
     WIDE,
+    check_path,
     data_of,
     device_of,
     width_of,
@@ -57,9 +58,11 @@ def _spec(
 ) -> Any:
     from detection_zoo.benchmarks.spec import BenchmarkSpec
 
+    where = device_of(device)
+    check_path(path, where, dtype)
     return BenchmarkSpec(
         groups=("inference",),
-        device=device_of(device),
+        device=where,
         dtype=dtype,
         tf32=tf32,
         path=path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -65,8 +66,13 @@ WORKERS = Annotated[str, typer.Option(help="data loading processes; auto: up to 
 BATCH = Annotated[int, typer.Option(min=1, help="images per forward pass")]
 DTYPE = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="16-bit types by autocast")]
 PATH = Annotated[
-    Literal["eager", "fast"],
-    typer.Option(help="fast: norms folded, channels-last, weights in --dtype; compared with eager first"),
+    Literal["eager", "fast", "onnxruntime", "openvino"],
+    typer.Option(
+        help=(
+            "fast: norms folded, channels-last, weights in --dtype; onnxruntime, openvino: the exported"
+            " model; each compared with eager first"
+        )
+    ),
 ]
 TF32 = Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 products")]
 
@@ -134,6 +140,24 @@ def check_protocol(name: str) -> None:
     if name not in (known := load_manifests().protocols):
         raise typer.BadParameter(
             f"unknown timing protocol {name!r}: {did_you_mean(name, known)}", param_hint="--protocol"
+        )
+
+
+def check_path(path: str, device: str, dtype: str) -> None:
+    """An engine that is not installed, or does not run there or in that type, is wrong usage."""
+    from detection_zoo.zoo.export.kinds import ENGINE_PACKAGES, ENGINE_TYPES
+
+    if path not in ENGINE_PACKAGES:
+        return
+    if missing := [name for name in ENGINE_PACKAGES[path] if find_spec(name) is None]:
+        raise typer.BadParameter(
+            f"{path} needs {', '.join(missing)}: pip install 'detection-zoo[export]'", param_hint="--path"
+        )
+    if device != "cpu":
+        raise typer.BadParameter(f"{path} runs on a CPU here; add --device cpu", param_hint="--path")
+    if dtype not in ENGINE_TYPES[path]:
+        raise typer.BadParameter(
+            f"{path} computes in {' or '.join(ENGINE_TYPES[path])} here, not {dtype}", param_hint="--dtype"
         )
 
 

@@ -28,6 +28,7 @@ from detection_zoo.benchmarks.commands.options import (
     WEIGHTS,
     WIDE,
     WORKERS,
+    check_path,
     check_protocol,
     data_of,
     device_of,
@@ -133,9 +134,10 @@ def run(
     train_data = train_data and data_of(train_data, classes, renamed)
     sources = Sources(data, weights, train_data, checkpoint_format)
     where = device_of(device)
-    if path == "fast" and (trained := set(groups or ()) & set(WITH_TRAINING)):
+    check_path(path, where, dtype)
+    if path != "eager" and (trained := set(groups or ()) & set(WITH_TRAINING)):
         raise typer.BadParameter(
-            f"{', '.join(sorted(trained))}: training has no fast path", param_hint="--path"
+            f"{', '.join(sorted(trained))}: training has no {path} path", param_hint="--path"
         )
     if in_process and (processes or 1) > 1:
         raise typer.BadParameter("needs --processes 1", param_hint="--in-process")

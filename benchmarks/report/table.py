@@ -343,7 +343,7 @@ def provenance(line: MeasuredLine) -> list[str]:
     run = line.runs[0]
     env, weights, data = run.environment, run.weights, run.data
     precision = f"{run.spec.dtype}{' with TF32' if run.spec.tf32 else ''}, batch {run.spec.batch_size}"
-    precision += ", fast path" if run.spec.path == "fast" else ""
+    precision += run.spec.path_note
     notes = [f"machine not recorded; {precision}"]
     if env:
         threads = f"{env.threads} thread{'' if env.threads == 1 else 's'}"

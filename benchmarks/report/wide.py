@@ -163,7 +163,7 @@ def setting_title(run: Run) -> str:
     )
     hardware = run.environment.device_name if run.environment else "machine not recorded"
     precision = spec.dtype + (" with TF32" if spec.tf32 else "")
-    precision += ", fast path" if spec.path == "fast" else ""
+    precision += spec.path_note
     return one_line(f"{hardware}, {precision}, batch {spec.batch_size}, {images}")
 
 

@@ -13,7 +13,14 @@ from typing import Any, Literal
 from detection_zoo.benchmarks.run.groups import measure
 from detection_zoo.benchmarks.run.isolation import BEAT, Outcome, Report, failure, run_isolated
 from detection_zoo.benchmarks.run.progress import clock
-from detection_zoo.benchmarks.run.subject import Sources, Subject, go_fast, identify_data, open_data, prepare
+from detection_zoo.benchmarks.run.subject import (
+    Sources,
+    Subject,
+    identify_data,
+    open_data,
+    prepare,
+    take_path,
+)
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, Run, WeightsIdentity
 from detection_zoo.benchmarks.statistics import of_processes
 from detection_zoo.benchmarks.store import new_id
@@ -163,7 +170,7 @@ def time_again(
     entry = row_named(row)
     dataset = open_data(entry, sources.data, spec.images)
     subject = prepare(entry, spec, dataset, weights, sources.checkpoint_format)
-    go_fast(subject, spec)
+    take_path(subject, spec)
     report(measure_inference(subject, spec, _beating(report), batches))
 
 
@@ -198,7 +205,7 @@ def measure_row(
     with clock(f"{row}: build model"):
         subject = prepare(entry, spec, dataset, weights, sources.checkpoint_format)
     subject.sources, subject.folder = sources, folder
-    report({"measurements": count_cost(subject), "notes": go_fast(subject, spec)})
+    report({"measurements": count_cost(subject), "notes": take_path(subject, spec)})
     for found in measure(subject, spec, _beating(report)):
         report(found)
 

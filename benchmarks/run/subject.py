@@ -320,19 +320,19 @@ def build_subject(
     return Subject(entry, model, Preprocess.from_conventions(entry.conventions.image), torch.device(device))
 
 
-def go_fast(subject: Subject, spec: BenchmarkSpec) -> list[str]:
-    """Put the fast copy in place of a subject's model where the specification says so; returns notes on what
-    was compared.
+def take_path(subject: Subject, spec: BenchmarkSpec) -> list[str]:
+    """Put what computes on the specification's path in place of a subject's model; returns notes on what was
+    compared with the model itself.
 
     Raises:
-        ManifestError: the model has no fast path, or leaves its tolerance on the first images.
+        ManifestError: the model has no such path, or leaves its tolerance on the first images.
     """
-    if spec.path != "fast":
+    if spec.path == "eager":
         return []
     import torch
 
     from detection_zoo.zoo.data.loading import pad_batch
-    from detection_zoo.zoo.fast import compare_with_eager, fast_model
+    from detection_zoo.zoo.fast import compare_detections, compare_with_eager, fast_model
 
     dtype, batches = getattr(torch, spec.dtype), []
     for index in range(min(CHECKED_IMAGES, len(subject.dataset or ()))):
@@ -340,20 +340,27 @@ def go_fast(subject: Subject, spec: BenchmarkSpec) -> list[str]:
         pixels = pad_batch([item.tensor], subject.preprocess.size_divisor)
         batches.append((pixels.to(subject.device), torch.tensor([item.size])))
     try:
-        fast = fast_model(subject.model, dtype)
-        report = compare_with_eager(subject.model, fast, batches, dtype)
+        if spec.path == "fast":
+            other: torch.nn.Module = fast_model(subject.model, dtype)
+            report = compare_with_eager(subject.model, other, batches, dtype)
+        else:
+            from detection_zoo.zoo.export.engines import EngineDetector
+
+            other = EngineDetector(subject.model.eval(), spec.path, dtype)
+            report = compare_detections(subject.model, other, batches, dtype)
     except ValueError as error:
         raise ManifestError(f"row {subject.entry.name}: {error}") from error
-    subject.model = fast
-    return [f"fast path: {report}"]
+    subject.model = other
+    return [f"{spec.path} path: {report}"]
 
 
 def autocast(spec: BenchmarkSpec) -> AbstractContextManager:
-    """Automatic mixed precision in the specification's type; nothing for float32 and on the fast path."""
+    """Automatic mixed precision in the specification's type; nothing for float32 and on other paths than
+    eager."""
     import torch
 
     return (
         nullcontext()
-        if spec.path == "fast" or spec.dtype == "float32"
+        if spec.path != "eager" or spec.dtype == "float32"
         else torch.autocast(spec.device, getattr(torch, spec.dtype))
     )

@@ -127,7 +127,7 @@ def suppress_fixed(
         exact &= (chances[:, most] < least) | (least == -torch.inf)
     chosen = kept[:, :most] >= 0
     rows = rows[:, :most]
-    last = torch.iinfo(torch.int64).max
+    last = torch.iinfo(torch.int32).max  # engines may compute in int32
     order = places.gather(1, rows).where(chosen, last).argsort(dim=1)
     rows, chosen = rows.gather(1, order), chosen.gather(1, order)
     scores = scores.gather(1, rows).where(chosen, 0.0)
@@ -141,9 +141,9 @@ def _first_of_class(kept: Tensor, labels: Tensor, per_class: int) -> Tensor:
     """Of kept rows (N, C), -1 where absent, the first of each class, the others cut; the length stays."""
     own = labels.gather(1, kept.clamp(min=0)).where(kept >= 0, -1)  # (N, C)
     earlier = (own[:, :, None] == own[:, None, :]).tril().sum(dim=2)
-    kept = kept.where(earlier <= per_class, -1)
-    order = (kept < 0).to(torch.int8).argsort(dim=1, stable=True)
-    return kept.gather(1, order)
+    length = labels.shape[1]
+    kept = kept.where((kept >= 0) & (earlier <= per_class), length).sort(dim=1).values
+    return kept.where(kept < length, -1)
 
 
 def trim(chosen: FixedDetections, unfit: Tensor | None = None) -> list[Detections] | None:

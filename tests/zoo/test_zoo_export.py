@@ -1,0 +1,104 @@
+"""Exported detectors: every kind of file gives the model's detections, and says what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from detection_zoo.bench import app
+from detection_zoo.zoo.build import build_model
+from detection_zoo.zoo.export.engines import EngineDetector
+from detection_zoo.zoo.export.files import NOTES, compare_file, write
+from detection_zoo.zoo.export.kinds import PACKAGES, SUFFIXES
+from detection_zoo.zoo.export.whole import WholeDetector
+from detection_zoo.zoo.manifest import load_manifests
+
+SSD, RCNN = "ssd160_hardnet_slim.demo", "mask_rcnn_resnet14_slim_fpn.demo"
+SHAPE = (1, 3, 160, 160)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(SHAPE, generator=generator), torch.tensor([[160, 150]])
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"), [*((SSD, kind) for kind in SUFFIXES), (RCNN, "onnx"), (RCNN, "tensorrt-onnx")]
+)
+def test_a_file_gives_the_same_detections(row: str, kind: str, tmp_path: Path) -> None:
+    """Boxes, scores and labels, by the engine that the file is for (TensorRT's by ONNX Runtime)."""
+    for package in PACKAGES[kind]:
+        pytest.importorskip(package)
+    model, path = build_model(row, "published").eval(), tmp_path / f"model{SUFFIXES[kind]}"
+    write(model, load_manifests().entry(row), kind, SHAPE, path)
+    count, share = compare_file(model, kind, path, [batch()])
+    assert count > 10 and share == 1.0
+    if kind.endswith("onnx"):
+        import onnx
+
+        notes = {each.key: each.value for each in onnx.load(path).metadata_props}
+        found = json.loads(notes[NOTES])
+        assert found["row"] == row and found["inputs"]["images"] == list(SHAPE)
+        assert found["classes"] == list(model.class_names) and found["preprocessing"]["mean"]
+
+
+def test_another_model_s_file_is_not_called_good(tmp_path: Path) -> None:
+    """The comparison notices one changed tensor."""
+    model, path = build_model(SSD, "published").eval(), tmp_path / "model.pt2"
+    write(model, load_manifests().entry(SSD), "torch-export", SHAPE, path)
+    with torch.no_grad():
+        next(model.class_head.parameters()).mul_(-1)
+    assert compare_file(model, "torch-export", path, [batch()])[1] < 0.9
+
+
+def test_an_engine_takes_the_detector_s_place() -> None:
+    """Masks are pasted into the original image as by the detector itself."""
+    for package in PACKAGES["onnx"]:
+        pytest.importorskip(package)
+    model, (images, sizes) = build_model(RCNN, "published").eval(), batch()
+    original = torch.tensor([[320, 300]])
+    with torch.inference_mode():
+        expected = model.predict(torch.nn.functional.pad(images, (0, 32, 0, 32)), sizes, original)[0]
+        found = EngineDetector(model, "onnxruntime").predict(images, sizes, original)[0]
+    assert torch.equal(found.labels, expected.labels) and len(expected)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=0.01)
+    assert found.masks is not None and found.masks.shape == expected.masks.shape
+    assert (found.masks != expected.masks).float().mean() < 1e-3
+
+
+def test_a_detector_that_needs_any_size_says_why() -> None:
+    model: Any = build_model(RCNN, "published").eval()
+    model.detection_rule = model.detection_rule.model_copy(update={"soft": "linear"})
+    with pytest.raises(ValueError, match="cannot be exported: soft-NMS"):
+        WholeDetector(model)
+
+
+WRONG = {
+    "a suffix of another kind": (["--out", "x.onnx"], "ends in .pt2"),
+    "a size that is none": (["--size", "800"], "not HxW"),
+    "a size below an image's": (["--size", "64x64"], "give a larger one"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_usage(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence, and no file."""
+    monkeypatch.chdir(tmp_path)
+    given, message = WRONG[name]
+    found = CliRunner().invoke(app, ["export", SSD, "--to", "torch-export", *given])
+    text = " ".join((found.output + str(found.exception)).replace("│", " ").split())
+    assert found.exit_code != 0 and message in text and not list(tmp_path.iterdir())
+
+
+def test_export_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file lies where it was asked for, alone, after the comparison that is printed."""
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(app, ["export", SSD, "--to", "torch-export"])
+    assert found.exit_code == 0, found.output
+    assert [path.name for path in tmp_path.iterdir()] == [f"{SSD}.pt2"]
+    assert "100.0% of" in found.output + found.stderr

@@ -1,0 +1,108 @@
+"""Engines that run an exported detector in this process: ONNX Runtime and OpenVINO."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detection_zoo.zoo.detectors.base import Detector
+from detection_zoo.zoo.export.files import write_onnx
+from detection_zoo.zoo.export.whole import WholeDetector, detections
+from detection_zoo.zoo.records import Detections
+
+Run = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
+KEPT_SHAPES = 8  # of batches whose graphs are kept
+PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}  # as OpenVINO names them
+GRID = 64  # pixels: sides of batches are padded to multiples, so that fewer graphs are made
+
+
+def onnxruntime(path: Path, dtype: torch.dtype) -> Run:
+    """ONNX Runtime on a CPU, with as many threads as torch has."""
+    import onnxruntime as runtime
+
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images, sizes: session.run(None, {"images": images, "sizes": sizes})
+
+
+def openvino(path: Path, dtype: torch.dtype) -> Run:
+    """OpenVINO on a CPU, with as many threads as torch has, in float32 or bfloat16."""
+    import openvino as ov
+
+    options = {
+        "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled = ov.Core().compile_model(path, "CPU", options)
+    return lambda images, sizes: list(compiled({"images": images, "sizes": sizes}).values())
+
+
+ENGINES = {"onnxruntime": onnxruntime, "openvino": openvino}
+
+
+class EngineDetector(nn.Module):
+    """A detector whose network and selection run in another engine; interface as `Detector`.
+
+    Args:
+        model: is exported for each shape of batch at its first; kept for what comes after selection.
+        engine: a name of ENGINES. dtype: of its arithmetic.
+    """
+
+    def __init__(self, model: Detector, engine: str, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model, self.engine, self.dtype = model, engine, dtype
+        self.__dict__["whole"] = WholeDetector(model)  # a copy whose parameters are not this module's
+        self._graphs: OrderedDict[tuple[int, ...], Run] = OrderedDict()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """As the detector's."""
+        return self.model.class_names
+
+    def raw(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        """Outputs of the graph by name, for images (N, 3, H, W) and sizes (N, 2)."""
+        images = padded(images) if self.model_pads else images
+        found = self._graph(images.shape)(images.numpy(), sizes.numpy())
+        return {name: torch.from_numpy(own) for name, own in zip(self.whole.outputs, found, strict=True)}
+
+    @property
+    def model_pads(self) -> bool:
+        """Whether the detector takes batches of any padded size; SSD takes one size."""
+        return not hasattr(self.model, "priors")
+
+    def postprocess(
+        self, raw: dict[str, Tensor], sizes: Tensor, original_sizes: Tensor | None = None
+    ) -> list[Detections]:
+        """Detections of each image from what `raw` returns."""
+        return detections(self.model, raw, sizes, original_sizes)
+
+    def predict(
+        self, images: Tensor, sizes: Tensor, original_sizes: Tensor | None = None
+    ) -> list[Detections]:
+        """Detections of images (N, 3, H, W)."""
+        return self.postprocess(self.raw(images, sizes), sizes, original_sizes)
+
+    def _graph(self, shape: Sequence[int]) -> Run:
+        key = tuple(shape)
+        if key not in self._graphs:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "model.onnx"
+                write_onnx(self.whole, key, path)
+                self._graphs[key] = ENGINES[self.engine](path, self.dtype)
+            while len(self._graphs) > KEPT_SHAPES:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        return self._graphs[key]
+
+
+def padded(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) padded by zeros at the right and below to multiples of GRID."""
+    height, width = images.shape[2:]
+    return nn.functional.pad(images, (0, -width % GRID, 0, -height % GRID))

@@ -1,0 +1,197 @@
+"""This project's operators as ONNX operators (opset 18: NonMaxSuppression, RoiAlign) for `torch.onnx`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from detection_zoo.kernels.roi_align import RULES
+from detection_zoo.kernels.roi_levels import LevelRule
+
+OPSET = 18
+COORDINATES = {"legacy": "output_half_pixel", "aligned": "half_pixel"}  # of RoiAlign, by our rule
+
+
+def translations(classes: int, static: bool = False) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Operators of a graph -> what builds them in ONNX.
+
+    Args:
+        classes: K, so many labels has labelled NMS. static: RoIAlign pools every RoI from every level, so
+            that no size depends on values.
+    """
+    # importing them registers the operators
+    import detection_zoo.kernels.nms_labelled
+    import detection_zoo.kernels.nms_sorted  # noqa: F401
+
+    ours = torch.ops.detection_zoo
+    return {
+        ours.nms_sorted.default: nms_sorted,
+        ours.nms_labelled.default: lambda *given: nms_labelled(classes, *given),
+        ours.roi_align.default: lambda *given: roi_align(static, *given),
+        torch.ops.aten.sort.stable: stable_sort,  # which torch.onnx does not know
+    }
+
+
+def _op() -> Any:
+    import onnxscript
+
+    return onnxscript.opset18
+
+
+def _numbers(values: Any, kind: Any = np.int64) -> Any:
+    return _op().Constant(value=_tensor(np.asarray(values, dtype=kind)))
+
+
+def _tensor(values: np.ndarray) -> Any:
+    import onnx
+
+    return onnx.numpy_helper.from_array(values)
+
+
+def _usable(boxes: Any, present: Any, offset: float) -> tuple[Any, Any]:
+    """Boxes (..., 4) with far corners moved by the offset, 0 where absent, and which (...) are not absent.
+
+    The IoU of sides x2 - x1 + offset is that of the boxes so moved.
+    """
+    op = _op()
+    size = op.Abs(boxes)
+    finite = op.Cast(op.Less(size, _numbers(np.inf, np.float32)), to=6)  # not a number is not less either
+    least = op.Squeeze(op.ReduceMin(finite, _numbers([-1]), keepdims=1), _numbers([-1]))
+    usable = op.Cast(least, to=9)
+    if present is not None:
+        usable = op.And(usable, present)
+    moved = op.Add(boxes, _numbers([0.0, 0.0, offset, offset], np.float32))
+    return op.Where(op.Unsqueeze(usable, _numbers([-1])), moved, _numbers(0.0, np.float32)), usable
+
+
+def _threshold(iou: float, inclusive: bool) -> Any:
+    """NonMaxSuppression removes above its threshold: for "at least", the next number below."""
+    number = np.float32(iou)
+    return _numbers(np.nextafter(number, np.float32(-1)) if inclusive else number, np.float32)
+
+
+def _kept(boxes: Any, scores: Any, most: int, iou: float, inclusive: bool, shape: Sequence[int]) -> Any:
+    """Which rows (N, M) are kept of any class, 1 or 0 int64; scores (N, K, M), 0 where absent."""
+    op = _op()
+    chosen = op.NonMaxSuppression(
+        boxes, scores, _numbers([most]), _threshold(iou, inclusive), _numbers([0.0], np.float32)
+    )
+    places = op.Gather(chosen, _numbers([0, 2]), axis=1)  # image, class, row
+    ones = op.Expand(_numbers([1]), op.Shape(places, end=1))
+    return op.ScatterND(_numbers(np.zeros(shape)), places, ones)
+
+
+def _ramp(length: int) -> Any:
+    """Scores (M,) that fall as the rows do."""
+    return _numbers(np.arange(length, 0, -1), np.float32)
+
+
+def stable_sort(values: Any, *, stable: bool, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
+    """Sorted values and their places; TopK leaves equal values in their order."""
+    length = _shape(values)[dim]
+    return _op().TopK(values, _numbers([length]), axis=dim, largest=int(descending), sorted=1)
+
+
+def nms_sorted(
+    boxes: Any, present: Any, iou: float, offset: float, inclusive: bool, max_keep: int, backend: str
+) -> Any:
+    """Kept rows (G, P) bool."""
+    op, shape = _op(), _shape(boxes)[:2]
+    moved, usable = _usable(boxes, present, offset)
+    scores = op.Mul(op.Cast(usable, to=1), _ramp(shape[1]))
+    kept = _kept(moved, op.Unsqueeze(scores, _numbers([1])), max_keep, iou, inclusive, shape)
+    return op.Cast(kept, to=9)
+
+
+def nms_labelled(
+    classes: int,
+    boxes: Any,
+    labels: Any,
+    present: Any,
+    iou: float,
+    offset: float,
+    inclusive: bool,
+    max_keep: int,
+    backend: str,
+) -> tuple[Any, Any]:
+    """Kept rows (N, max_keep) int64, -1 after the last, and counts (N,)."""
+    op, shape = _op(), _shape(boxes)[:2]
+    moved, usable = _usable(boxes, present, offset)
+    own = op.Equal(op.Unsqueeze(labels, _numbers([1])), _numbers(np.arange(classes)[None, :, None]))
+    here = op.And(own, op.Unsqueeze(usable, _numbers([1])))  # (N, K, M)
+    scores = op.Mul(op.Cast(here, to=1), _ramp(shape[1]))
+    kept = _kept(moved, scores, shape[1], iou, inclusive, shape)
+    rows = op.Where(op.Cast(kept, to=9), _numbers(np.arange(shape[1])), _numbers(shape[1]))
+    first, _ = op.TopK(rows, _numbers([min(max_keep, shape[1])]), axis=1, largest=0, sorted=1)
+    rows = op.Where(op.Less(first, _numbers(shape[1])), first, _numbers(-1))
+    if max_keep > shape[1]:
+        rows = op.Pad(rows, _numbers([0, 0, 0, max_keep - shape[1]]), _numbers(-1))
+    counts = op.ReduceSum(kept, _numbers([1]), keepdims=0)
+    return rows, op.Min(counts, _numbers(max_keep))
+
+
+def roi_align(
+    static: bool,
+    features: Sequence[Any],
+    rois: Any,
+    output_size: Sequence[int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    rule: int,
+    levels: Sequence[float],
+    channels_last: bool,
+    backend: str,
+) -> Any:
+    """Pooled features (R, C, PH, PW): each level's RoIs by themselves, put back into their order."""
+    op = _op()
+    if RULES[rule] not in COORDINATES:
+        raise ValueError(f"ONNX has no RoIAlign by the rule {RULES[rule]!r}; export with --to torch-export")
+    image = op.Gather(rois, _numbers(0), axis=1)
+    present = op.Not(op.Less(image, _numbers(0.0, np.float32)))
+    boxes = op.Gather(rois, _numbers([1, 2, 3, 4]), axis=1)
+    boxes = op.Where(op.Unsqueeze(present, _numbers([1])), boxes, _numbers(0.0, np.float32))
+    image = op.Cast(op.Max(image, _numbers(0.0, np.float32)), to=7)
+    level = _levels(op, boxes, LevelRule.of(list(levels)), len(features))
+    count, channels = _shape(rois)[0], _shape(features[0])[1]
+    pooled = _numbers(np.zeros((count, channels, *output_size)), np.float32)
+    for number, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+        here = op.And(op.Equal(level, _numbers(number)), present)
+        rows = None if static else op.Squeeze(op.NonZero(here), _numbers([0]))
+        part = op.RoiAlign(
+            feature,
+            boxes if static else op.Gather(boxes, rows),
+            image if static else op.Gather(image, rows),
+            mode="avg",
+            output_height=output_size[0],
+            output_width=output_size[1],
+            sampling_ratio=sampling_ratio,
+            spatial_scale=scale,
+            coordinate_transformation_mode=COORDINATES[RULES[rule]],
+        )
+        if static:
+            pooled = op.Where(op.Unsqueeze(here, _numbers([1, 2, 3])), part, pooled)
+        else:
+            pooled = op.ScatterND(pooled, op.Unsqueeze(rows, _numbers([1])), part)
+    return pooled
+
+
+def _levels(op: Any, boxes: Any, rule: LevelRule, count: int) -> Any:
+    """Level (R,) int64 of boxes (R, 4), 0 the finest: `assign_levels`."""
+    x1, y1, x2, y2 = (op.Gather(boxes, _numbers(i), axis=1) for i in range(4))
+    offset = _numbers(rule.offset, np.float32)
+    area = op.Mul(op.Add(op.Sub(x2, x1), offset), op.Add(op.Sub(y2, y1), offset))
+    side = op.Sqrt(op.Max(area, _numbers(0.0, np.float32)))
+    size = op.Add(op.Div(side, _numbers(rule.canonical_scale, np.float32)), _numbers(rule.eps, np.float32))
+    level = op.Mul(op.Cast(op.Less(size, size), to=7), _numbers(0))
+    for candidate in range(rule.min_level + 1, rule.min_level + count):
+        bound = _numbers(2.0 ** (candidate - rule.canonical_level), np.float32)
+        level = op.Add(level, op.Cast(op.GreaterOrEqual(size, bound), to=7))
+    return level
+
+
+def _shape(value: Any) -> list[int]:
+    """The shape of a value of fixed size."""
+    return [int(side) for side in value.shape]
