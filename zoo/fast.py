@@ -169,12 +169,14 @@ def compare_detections(
     batches: Sequence[tuple[Tensor, Tensor]],
     dtype: torch.dtype,
     error: float | None = None,
+    path: str = "fast",
 ) -> FastReport:
     """Compare the detections of some images, where `eager` is a detector.
 
     Args:
         eager, other: a detector, and what computes the same by another path.
-        batches, dtype: as in `compare_with_eager`. error: of its maps; None where maps are not seen.
+        batches: images (N, 3, H, W) with sizes (N, 2). dtype: of the other path.
+        error: of its maps; None where maps are not seen. path: its name, for the message.
 
     Raises:
         ValueError: they differ by more than TOLERANCES allows.
@@ -190,7 +192,7 @@ def compare_detections(
     if far or share < bound.share:
         kind = str(dtype).removeprefix("torch.")
         raise ValueError(
-            f"this path in {kind} leaves its tolerance: {report}; allowed are {bound.maps:g}, and"
+            f"the {path} path in {kind} leaves its tolerance: {report}; allowed are {bound.maps:g}, and"
             f" {bound.share:.0%} found again at IoU {bound.iou} and score within {bound.score}. Use float32,"
             " or --path eager"
         )

@@ -347,7 +347,7 @@ def take_path(subject: Subject, spec: BenchmarkSpec) -> list[str]:
             from detection_zoo.zoo.export.engines import EngineDetector
 
             other = EngineDetector(subject.model.eval(), spec.path, dtype)
-            report = compare_detections(subject.model, other, batches, dtype)
+            report = compare_detections(subject.model, other, batches, dtype, path=spec.path)
     except ValueError as error:
         raise ManifestError(f"row {subject.entry.name}: {error}") from error
     subject.model = other

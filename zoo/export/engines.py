@@ -1,50 +1,23 @@
-"""Engines that run an exported detector in this process: ONNX Runtime and OpenVINO."""
+"""A detector that runs in another engine."""
 
 from __future__ import annotations
 
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.export.files import write_onnx
+from detection_zoo.zoo.export.runners import ENGINES, Run
 from detection_zoo.zoo.export.whole import WholeDetector, detections
 from detection_zoo.zoo.records import Detections
 
-Run = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
 KEPT_SHAPES = 8  # of batches whose graphs are kept
-PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}  # as OpenVINO names them
 GRID = 64  # pixels: sides of batches are padded to multiples, so that fewer graphs are made
-
-
-def onnxruntime(path: Path, dtype: torch.dtype) -> Run:
-    """ONNX Runtime on a CPU, with as many threads as torch has."""
-    import onnxruntime as runtime
-
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images, sizes: session.run(None, {"images": images, "sizes": sizes})
-
-
-def openvino(path: Path, dtype: torch.dtype) -> Run:
-    """OpenVINO on a CPU, with as many threads as torch has, in float32 or bfloat16."""
-    import openvino as ov
-
-    options = {
-        "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    compiled = ov.Core().compile_model(path, "CPU", options)
-    return lambda images, sizes: list(compiled({"images": images, "sizes": sizes}).values())
-
-
-ENGINES = {"onnxruntime": onnxruntime, "openvino": openvino}
 
 
 class EngineDetector(nn.Module):
@@ -52,7 +25,7 @@ class EngineDetector(nn.Module):
 
     Args:
         model: is exported for each shape of batch at its first; kept for what comes after selection.
-        engine: a name of ENGINES. dtype: of its arithmetic.
+        engine: a name of runners.ENGINES. dtype: of its arithmetic.
     """
 
     def __init__(self, model: Detector, engine: str, dtype: torch.dtype = torch.float32) -> None:

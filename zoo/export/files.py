@@ -13,6 +13,7 @@ from torch import Tensor
 
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.export.onnx_ops import OPSET, translations
+from detection_zoo.zoo.export.runners import ENGINES
 from detection_zoo.zoo.export.whole import INPUTS, WholeDetector, description, detections, exported
 from detection_zoo.zoo.fast import TOLERANCES, found_again
 from detection_zoo.zoo.records import Detections
@@ -82,8 +83,6 @@ def runner(kind: str, path: Path) -> Callable[[Tensor, Tensor], list[Tensor]]:
 
         program = torch.export.load(path).module()
         return lambda images, sizes: list(program(images, sizes))
-    from detection_zoo.zoo.export.engines import ENGINES
-
     run = ENGINES["openvino" if kind == "openvino" else "onnxruntime"](path, torch.float32)
     return lambda images, sizes: [torch.from_numpy(each) for each in run(images.numpy(), sizes.numpy())]
 

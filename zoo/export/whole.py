@@ -59,7 +59,7 @@ def exported(whole: WholeDetector, shape: Sequence[int]) -> torch.export.Exporte
     """The graph for images of one shape (N, 3, H, W)."""
     images, sizes = torch.zeros(tuple(shape)), torch.tensor([shape[2:]] * shape[0])
     with torch.no_grad():
-        return torch.export.export(whole, (images, sizes), strict=False)
+        return torch.export.export(whole, (images, sizes))
 
 
 def detections(
