@@ -187,12 +187,13 @@ def _train(case: Case) -> dict[str, Any]:
 
     from detection_zoo.benchmarks.measure.training import batches_of, schedule_of
     from detection_zoo.zoo.training.loop import train_steps
-    from detection_zoo.zoo.training.recipe import build_optimizer
+    from detection_zoo.zoo.training.recipe import build_optimizer, training_mode
 
     subject, spec = _subject(case)
     schedule = schedule_of(subject)
     sides = [max(schedule.short_sides)] if schedule.short_sides and case.short_side is None else []
-    schedule, model = schedule.model_copy(update={"short_sides": sides}), subject.model.train()
+    schedule = schedule.model_copy(update={"short_sides": sides})
+    model = training_mode(subject.model, schedule)
     seen: dict[str, Any] = {}
 
     def batches() -> Iterator[Any]:
