@@ -250,7 +250,7 @@ class _Factories(TorchFunctionMode):
 
     @staticmethod
     def _moved(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-        """A CPU tensor moved or cast; what `move` copies lies in page-locked memory, so nobody waits for it."""
+        """A CPU tensor moved or cast; copies of `move` are from page-locked memory, so nobody waits."""
         pinned = False
         if func is Tensor.cuda:
             device, dtype = CUDA, None

@@ -156,7 +156,7 @@ def test_a_tensor_on_the_cpu_is_noticed() -> None:
 
 
 def test_targets_are_moved_from_page_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DataLoader pins records too, so that `move` waits for none of their copies; crowds stay with the host."""
+    """DataLoader pins records too, so that `move` waits for no copy of theirs; crowds stay on the host."""
     pinned = []
     monkeypatch.setattr(Tensor, "pin_memory", lambda one: pinned.append(one) or one)
     own = targets(ROWS["mask_rcnn"])

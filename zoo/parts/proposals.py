@@ -65,6 +65,7 @@ def select_proposals(
     *,
     coder: BoxCoder,
     rule: ProposalConventions,
+    fixed: bool = False,
 ) -> list[Proposals]:
     """Choose the proposals of each image.
 
@@ -75,43 +76,12 @@ def select_proposals(
         sizes: (height, width) of each image, to clip to.
         coder: decodes deltas.
         rule: limits and order.
+        fixed: as many rows for each image, without a wait for a GPU; boxes of absent rows, the last, are not
+            a number.
 
     Raises:
-        ValueError: objectness scores of the best anchors are NaN.
+        ValueError: objectness scores of the best anchors are NaN (with `fixed` the caller looks).
     """
-    boxes, chances, counts = _choose(scores, deltas, anchors, sizes, coder, rule)
-    *counts, missing = torch.cat([counts, torch.isnan(chances).sum()[None]]).tolist()
-    raise_for_missing(missing)
-    return [
-        Proposals(own[:count], score[:count])
-        for own, score, count in zip(boxes, chances, counts, strict=True)
-    ]
-
-
-def fixed_proposals(
-    scores: Sequence[Tensor],
-    deltas: Sequence[Tensor],
-    anchors: Sequence[Tensor],
-    sizes: Sequence[Size],
-    *,
-    coder: BoxCoder,
-    rule: ProposalConventions,
-) -> list[Proposals]:
-    """`select_proposals` with as many rows (R, 4) for each image; boxes of absent rows, the last, are not a
-    number."""
-    boxes, chances, _ = _choose(scores, deltas, anchors, sizes, coder, rule)
-    return [Proposals(*parts) for parts in zip(boxes, chances, strict=True)]
-
-
-def _choose(
-    scores: Sequence[Tensor],
-    deltas: Sequence[Tensor],
-    anchors: Sequence[Tensor],
-    sizes: Sequence[Size],
-    coder: BoxCoder,
-    rule: ProposalConventions,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (N, R, 4), not a number in absent rows, the last; scores (N, R); counts (N,) of present rows."""
     if rule.together:
         scores, deltas, anchors = (
             [torch.cat(list(scores), 1)],
@@ -134,7 +104,15 @@ def _choose(
         max_keep=rule.post_nms,
     )
     boxes, chances = boxes.reshape(images, -1, 4), chances.reshape(images, -1)
-    return _collect(boxes, chances, kept.view(images, -1), rule, len(levels))
+    boxes, chances, counts = _collect(boxes, chances, kept.view(images, -1), rule, len(levels))
+    if fixed:
+        return [Proposals(*parts) for parts in zip(boxes, chances, strict=True)]
+    *counts, missing = torch.cat([counts, torch.isnan(chances).sum()[None]]).tolist()
+    raise_for_missing(missing)
+    return [
+        Proposals(own[:count], score[:count])
+        for own, score, count in zip(boxes, chances, counts, strict=True)
+    ]
 
 
 def _same_length(levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -152,7 +130,11 @@ def _same_length(levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
 def _collect(
     boxes: Tensor, scores: Tensor, kept: Tensor, rule: ProposalConventions, levels: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut what all levels gave (N, M), over each image or over the batch; the result as in `_choose`."""
+    """Cut what all levels gave (N, M), over each image or over the batch.
+
+    Returns:
+        Boxes (N, R, 4), not a number in absent rows, the last; scores (N, R); counts (N,) of present rows.
+    """
     ranked = scores.where(kept, -math.inf)
     length = ranked.shape[1]
     if rule.collect and rule.collect_over == "batch":

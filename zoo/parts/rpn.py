@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from detection_zoo.zoo.parts.anchor_targets import ANCHOR_SAMPLERS, SampledAncho
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder, widened
 from detection_zoo.zoo.parts.losses import smooth_l1_sum
-from detection_zoo.zoo.parts.proposals import Proposals, Size, fixed_proposals, select_proposals
+from detection_zoo.zoo.parts.proposals import Proposals, Size, select_proposals
 from detection_zoo.zoo.parts.sparse_gradient import SparseGradientConv2d
 
 
@@ -136,7 +137,8 @@ class RegionProposalNetwork(nn.Module):
         limits = [padded] * len(sizes) if rule.clip_to == "batch" else sizes
         with torch.no_grad():
             scores = [self.head.scores(widened(level)) for level in logits]
-            return (fixed_proposals if fixed else self.select)(
+            select = partial(select_proposals, fixed=True) if fixed else self.select
+            return select(
                 scores,
                 [by_anchor(level, 4) for level in deltas],
                 anchors,
