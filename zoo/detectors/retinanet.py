@@ -25,6 +25,7 @@ from detection_zoo.zoo.parts.fixed_size import (
     FixedDetections,
     best_candidates,
     fixed_size,
+    rows_of,
     suppress_fixed,
     trim,
 )
@@ -245,13 +246,14 @@ class RetinaNet(Detector):
         logits = torch.cat([by_anchor(level, self.num_classes) for level in raw.logits], dim=1).flatten(0, 1)
         deltas = torch.cat([by_anchor(level, 4) for level in raw.deltas], dim=1).flatten(0, 1)
         classes = torch.cat([each.labels for each in labels])
-        positive = torch.nonzero(classes > 0).squeeze(1)
-        targets = torch.cat([each.targets for each in labels])[positive]
+        positive = classes > 0
+        rows = rows_of(positive)
+        targets = torch.cat([each.targets for each in labels])[rows]
         count = sum(each.count for each in labels)
         divisor = {"positives": count, "positives_and_images": count + len(labels)}
         rule = self.rule
         focal = sigmoid_focal(logits, classes, alpha=rule.focal_alpha, gamma=rule.focal_gamma).sum()
-        box = smooth_l1_sum(deltas[positive], targets, rule.smooth_l1_beta)
+        box = smooth_l1_sum(deltas[rows], targets, rule.smooth_l1_beta, positive[rows])
         return {
             "loss_class": focal / divisor[rule.class_normalizer].clamp(min=1),
             "loss_box": box / (divisor[rule.box_normalizer] * rule.box_weight).clamp(min=1),

@@ -178,12 +178,13 @@ class SSD(Detector):
     def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         offsets, logits = self.network(images)
         height, width = images.shape[2:]
-        scale = images.new_tensor([width, height, width, height])
+        scale = images.new_full((2, 2), height)  # filled on the device: a copy to it would wait
+        scale[:, 0].fill_(width)
         return self.loss(
             _widened(offsets),
             _widened(logits),
             self.priors,
-            [t.boxes / scale for t in targets],
+            [t.boxes / scale.flatten() for t in targets],
             [self.columns[t.labels] for t in targets],
         )
 

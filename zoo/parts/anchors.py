@@ -142,4 +142,5 @@ class AnchorGenerator(nn.Module):
         )
         shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).to(torch.float32)  # (H*W, 1, 4)
         kind = feature.dtype if feature.dtype == torch.float64 else torch.float32
-        return (shifts + cells.to(device)).reshape(-1, 4).to(kind)
+        # non-blocking: a few numbers, which the driver copies to a buffer of its own before it goes on
+        return (shifts + cells.to(device, non_blocking=True)).reshape(-1, 4).to(kind)

@@ -1,5 +1,5 @@
-"""Detections from lists whose lengths depend on no value: on a GPU, where such a length makes the host wait,
-and in an exported model, which cannot have one.
+"""Detections and losses from lists whose lengths depend on no value: on a GPU, where such a length makes the
+host wait, and in an exported model, which cannot have one.
 
 A list of fixed size has absent rows, the last ones. An absent proposal has a box that is not a number; an
 absent detection has that, label -1 and score 0. The rule is that of `roi_heads.suppress`; where the fixed
@@ -46,6 +46,12 @@ def fixed_size(like: Tensor) -> bool:
 def limits_of(sizes: Tensor) -> Sequence[Any]:
     """(height, width) of each image of sizes (N, 2): numbers, or rows of the tensor while it is exported."""
     return list(sizes) if torch.compiler.is_compiling() else sizes.tolist()
+
+
+def rows_of(mask: Tensor) -> Tensor | slice:
+    """An index of the rows of a mask (R,) bool that a loss is computed of: on a CPU those that are marked; of
+    fixed size all, and the loss leaves out what is not marked."""
+    return slice(None) if fixed_size(mask) else torch.nonzero(mask).squeeze(1)
 
 
 def present_rows(boxes: Tensor) -> Tensor:

@@ -7,9 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def smooth_l1_sum(predicted: Tensor, target: Tensor, beta: float) -> Tensor:
+def smooth_l1_sum(predicted: Tensor, target: Tensor, beta: float, used: Tensor | None = None) -> Tensor:
     """Summed smooth L1: quadratic below beta, linear above (Fast R-CNN, Girshick 2015, equation 3, with its
-    corner moved to beta)."""
+    corner moved to beta).
+
+    Args:
+        predicted, target: (R, 4) float.
+        used: (R,) bool; the other rows add nothing, whatever they hold. None: all rows.
+    """
+    if used is not None:
+        predicted, target = (part.where(used[:, None], 0.0) for part in (predicted, target))
     return F.smooth_l1_loss(predicted, target, reduction="sum", beta=beta)
 
 

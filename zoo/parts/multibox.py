@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from detection_zoo.zoo.parts.boxes import box_iou
+from detection_zoo.zoo.parts.fixed_size import rows_of
+from detection_zoo.zoo.parts.losses import smooth_l1_sum
 
 BACKGROUND = 0  # class 0 of the network's C = K + 1 channels
+UNUSED = -1  # target of a prior that the loss leaves out
 
 
 def prior_corners(priors: Tensor) -> Tensor:
@@ -135,11 +138,19 @@ class MultiBoxLoss:
             chosen = positive | mine_negatives(
                 self._hardness(logits, target), positive, negatives=self.negatives
             )
+            target = target.where(chosen, UNUSED).flatten()
+            positive = positive.flatten()
+            matched_rows, rows = rows_of(positive), rows_of(chosen.flatten())
         count = positives_of_a_process(positive.sum())
-        box = functional.smooth_l1_loss(offsets[positive], target_offsets[positive], reduction="sum")
+        box = smooth_l1_sum(
+            offsets.flatten(0, 1)[matched_rows],
+            target_offsets.flatten(0, 1)[matched_rows],
+            1.0,
+            positive[matched_rows],
+        )
         return {
             "loss_box": box / count,
-            "loss_class": self._class_loss(logits[chosen], target[chosen]) / count,
+            "loss_class": self._class_loss(logits.flatten(0, 1)[rows], target[rows]) / count,
         }
 
     def _hardness(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -151,11 +162,15 @@ class MultiBoxLoss:
         return torch.logsumexp(logits, dim=2) - logits.gather(2, target[..., None]).squeeze(2)
 
     def _class_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Summed over the rows (R, C) whose target (R,) is not UNUSED."""
         if self.scores == "sigmoid":
             return functional.binary_cross_entropy_with_logits(
-                logits[:, 1:], _one_hot(logits, target), reduction="sum"
+                logits[:, 1:],
+                _one_hot(logits, target.clamp(min=BACKGROUND)),
+                weight=(target != UNUSED)[:, None].to(logits.dtype),
+                reduction="sum",
             )
-        return functional.cross_entropy(logits, target, reduction="sum")
+        return functional.cross_entropy(logits, target, reduction="sum", ignore_index=UNUSED)
 
 
 def positives_of_a_process(count: Tensor) -> Tensor:

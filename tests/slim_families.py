@@ -1,0 +1,50 @@
+"""A small trained row of every family, and a batch that it can be trained on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from detection_zoo.zoo.build import build_model
+from detection_zoo.zoo.data.shapes import make_shapes
+from detection_zoo.zoo.records import Target
+
+ROWS = {
+    "faster_rcnn": "faster_rcnn_resnet14_slim_fpn.demo",
+    "detnet": "faster_rcnn_detnet17_slim_fpn.demo",
+    "mask_rcnn": "mask_rcnn_resnet14_slim_fpn.demo",
+    "keypoint_rcnn": "keypoint_rcnn_resnet14_slim_fpn.demo",
+    "retinanet": "retinanet_resnet14_slim_fpn.demo",
+    "ssd": "ssd160_hardnet_slim.demo",
+}
+SIDE = 160
+SIZES = torch.tensor([[SIDE, SIDE], [SIDE, SIDE]])
+
+
+def pictures(count: int) -> Tensor:
+    """Images (count, 3, 160, 160) of `shapes`, normalised."""
+    import numpy as np
+    from PIL import Image
+
+    files = sorted((make_shapes() / "val").glob("*.jpg"))[:count]
+    pixels = [np.array(Image.open(file).convert("RGB").resize((SIDE, SIDE))) for file in files]
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (images - mean[:, None, None]) / std[:, None, None]
+
+
+def targets(row: str) -> list[Target]:
+    """Two images with two objects each, with masks and key points where the row trains on them."""
+    boxes = torch.tensor([[20.0, 30, 90, 120], [60, 50, 140, 130]])
+    labels = torch.tensor([0, 0 if row.startswith("keypoint") else 2])
+    outlines = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()]
+    points = None
+    if row.startswith("keypoint"):
+        count = build_model(row, "random").keypoint.upsample.out_channels
+        across = torch.linspace(0.2, 0.8, count)
+        places = [
+            torch.stack([b[0] + across * (b[2] - b[0]), b[1] + across * (b[3] - b[1])], 1) for b in boxes
+        ]
+        points = torch.cat([torch.stack(places), torch.full((2, count, 1), 2.0)], dim=2)
+    masks = outlines if row.startswith("mask") else None
+    return [Target(boxes, labels, masks, points, torch.zeros(2, dtype=torch.bool)) for _ in range(2)]
