@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -215,7 +216,7 @@ def _place(value: Any, places: dict[int | str, int]) -> int | None:
 def _finite(values: list[Any]) -> bool:
     try:
         return all(
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
             for value in values
         )
     except OverflowError:  # a whole number of hundreds of digits

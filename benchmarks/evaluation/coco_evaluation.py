@@ -3,20 +3,18 @@ against the other."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from detection_zoo.benchmarks.evaluation.coco_columns import FIELDS, CocoResults, Kind, results_of
+from detection_zoo.benchmarks.evaluation.coco_engines import ENGINES, Engine, evaluate_with
 from detection_zoo.zoo.data.coco_reader import CocoAnnotations, annotations_of, read_coco
 from detection_zoo.zoo.errors import DatasetError
 
-Engine = Literal["hotcoco", "pycocotools"]
 BOX_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_STATISTICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 AGREEMENT = 1e-9  # largest difference between the two engines
@@ -209,7 +207,7 @@ class EvaluationPlan:
         rows = np.arange(len(truth))
         if len(self.images) < len(truth.image_ids):
             rows, results = rows[np.isin(truth.image, self.images)], results.of_images(self.images)
-        evaluation = _ENGINES[engine](truth, rows, self.images, results)
+        evaluation = ENGINES[engine](truth, rows, self.images, results)
         evaluation.params.imgIds = [place + 1 for place in self.images]
         if self.categories is not None:
             evaluation.params.catIds = [place + 1 for place in self.categories]
@@ -222,12 +220,7 @@ class EvaluationPlan:
     def run(self, engine: Engine, truth: CocoAnnotations, results: CocoResults) -> CocoScores:
         """Evaluate with one engine."""
         evaluation = self.prepare(engine, truth, results)
-        with contextlib.redirect_stdout(
-            io.StringIO()
-        ):  # pycocotools prints progress; tables belong to the caller
-            evaluation.evaluate()
-            evaluation.accumulate()
-            statistics = _summarise(engine, evaluation)
+        statistics = evaluate_with(engine, evaluation)
         categories = (
             [-1]
             if self.class_agnostic
@@ -241,14 +234,6 @@ class EvaluationPlan:
             _curves(precision) if hotcoco else {},
             _errors(evaluation) if hotcoco and self.kind != "keypoints" and self.details else {},
         )
-
-
-def _summarise(engine: Engine, evaluation: Any) -> list[float]:
-    if engine == "hotcoco":
-        evaluation.summary_lines()
-    else:
-        evaluation.summarize()
-    return [float(value) for value in evaluation.stats]
 
 
 def _per_category(precision: np.ndarray, categories: list[int | str]) -> dict[int | str, dict[str, float]]:
@@ -287,102 +272,3 @@ def _errors(evaluation: Any) -> dict[str, float]:
     }
     found = evaluation.tide_errors()["delta_ap"]
     return {title: float(found[name]) for name, title in names.items()}
-
-
-def _lists(truth: CocoAnnotations, images: list[int]) -> dict[str, list[dict[str, Any]]]:
-    """Images and categories as both engines take them."""
-    sizes = truth.sizes[images].tolist()
-    return {
-        "images": [
-            {"id": place + 1, "height": height, "width": width, "file_name": ""}
-            for place, (height, width) in zip(images, sizes, strict=True)
-        ],
-        "categories": [
-            {"id": number, "name": name} for number, name in enumerate(truth.category_names, start=1)
-        ],
-    }
-
-
-def _document(truth: CocoAnnotations, rows: np.ndarray, images: list[int], kind: Kind) -> dict[str, Any]:
-    """What evaluation of a kind needs of some objects, annotations numbered from 1 on."""
-    annotations = [
-        {
-            "id": number,
-            "image_id": image + 1,
-            "category_id": category + 1,
-            "bbox": box,
-            "area": area,
-            "iscrowd": int(crowd),
-        }
-        for number, (image, category, box, area, crowd) in enumerate(
-            zip(
-                *(
-                    c[rows].tolist()
-                    for c in (truth.image, truth.category, truth.boxes, truth.areas, truth.crowd)
-                ),
-                strict=True,
-            ),
-            start=1,
-        )
-    ]
-    for annotation, row in zip(annotations, rows.tolist(), strict=True):
-        if kind == "segm":
-            annotation["segmentation"] = truth.outlines[row]
-        elif kind == "keypoints":
-            points = truth.keypoints[row] or [0] * (3 * len(truth.keypoint_names))
-            annotation |= {"keypoints": points, "num_keypoints": sum(v > 0 for v in points[2::3])}
-    return {"info": {}, "licenses": [], **_lists(truth, images), "annotations": annotations}
-
-
-def _records(results: CocoResults) -> list[dict[str, Any]]:
-    """Only the fields that count for a kind.
-
-    pycocotools takes the area of a result from its box where it has one; without the box it is that of the
-    mask or of the keypoints, as in files of one kind alone.
-    """
-    field = FIELDS[results.kind]
-    values = results.values.tolist() if isinstance(results.values, np.ndarray) else map(dict, results.values)
-    return [
-        {"image_id": image + 1, "category_id": category + 1, field: value, "score": score}
-        for image, category, value, score in zip(
-            results.image.tolist(), results.category.tolist(), values, results.scores.tolist(), strict=True
-        )
-    ]
-
-
-def _hotcoco(truth: CocoAnnotations, rows: np.ndarray, images: list[int], results: CocoResults) -> Any:
-    import hotcoco
-
-    if results.kind != "bbox":
-        whole = hotcoco.COCO(_document(truth, rows, images, results.kind))
-        return hotcoco.COCOeval(whole, whole.load_res(_records(results)), results.kind)
-    whole = hotcoco.COCO.from_arrays(
-        **_lists(truth, images),
-        image_ids=truth.image[rows] + 1,
-        category_ids=truth.category[rows] + 1,
-        boxes=truth.boxes[rows],
-        ids=np.arange(1, len(rows) + 1),
-        area=truth.areas[rows],
-        iscrowd=truth.crowd[rows],
-    )
-    found = np.column_stack([results.image + 1, results.values, results.scores, results.category + 1])
-    return hotcoco.COCOeval(whole, whole.load_res(found), results.kind)
-
-
-def _pycocotools(truth: CocoAnnotations, rows: np.ndarray, images: list[int], results: CocoResults) -> Any:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        whole, found = COCO(), COCO()
-        whole.dataset = _document(truth, rows, images, results.kind)
-        whole.createIndex()
-        if len(results):
-            found = whole.loadRes(_records(results))
-        else:  # its loadRes looks at the first record
-            found.dataset = {**whole.dataset, "annotations": []}
-            found.createIndex()
-        return COCOeval(whole, found, results.kind)
-
-
-_ENGINES = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults
+from detection_zoo.benchmarks.evaluation.coco_engines import evaluate_with
 from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     BOX_STATISTICS,
     KEYPOINT_STATISTICS,
     CocoScores,
     EvaluationPlan,
+    columns_of,
     compare_engines,
     evaluate_coco,
     score_coco,
@@ -63,6 +65,26 @@ def test_every_case_of_the_data_folder(data_folder: Path, folder: str) -> None:
     assert cases
     for case in cases.values():
         check(case, base)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_reference_accumulates_what_is_compared_and_no_more(name: str) -> None:
+    """pycocotools's own `accumulate` and ours, which leaves out what no number reads: equal to the last
+    bit."""
+    case = CASES[name]
+    truth = truth_of(RECORDED / case["ground_truth"], case["iou_type"])
+    records = json.loads((RECORDED / case["detections"]).read_text())
+    results = columns_of(records, truth, case["iou_type"])
+    agnostic = case["params"].get("useCats", 1) == 0
+    plan = EvaluationPlan(case["iou_type"], list(range(20)), None, agnostic)
+    ours, whole = (plan.prepare("pycocotools", truth, results) for _ in range(2))
+    statistics = evaluate_with("pycocotools", ours)
+    whole.evaluate()
+    whole.accumulate()
+    whole.summarize()
+    assert statistics == whole.stats.tolist() and max(statistics) > 0
+    assert (ours.eval["precision"][..., -1] == whole.eval["precision"][..., -1]).all()
+    assert (ours.eval["recall"][..., -1] == whole.eval["recall"][..., -1]).all()
 
 
 def one_image(

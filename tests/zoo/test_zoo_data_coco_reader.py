@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.coco_reader import CocoAnnotations, annotations_of, read_coco
+from detection_zoo.zoo.data.fields import plain_numbers
 from detection_zoo.zoo.data.rle import code_sums
 from detection_zoo.zoo.errors import DatasetError
 
@@ -259,3 +260,23 @@ def test_a_code_that_is_too_long_is_refused_at_once() -> None:
     with pytest.raises(DatasetError, match="run-length code"):
         read(lambda *r: r[3].update(segmentation={"size": [20, 30], "counts": "nm3`2h3" + "o" * 40}))
     assert time.process_time() - begun < 1
+
+
+def test_plain_numbers_are_those_of_every_list_in_order() -> None:
+    random = np.random.default_rng(0)
+    lists = [random.choice([0, 1, -7, 0.0, 1.0, 2.5, 1e9, 1e-300], n).tolist() for n in [0, 4, 9] * 1000]
+    lists[5][2] = 1  # a whole number
+    assert plain_numbers(lists).tolist() == [number for each in lists for number in each]
+    assert plain_numbers([]).tolist() == plain_numbers([[]]).tolist() == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [True, False, np.bool_(True), "1.5", b"1", None, [1.0], {}, float("nan"), float("inf"), 1.1e9, -(10**10)]
+    + [10**400],
+)
+@pytest.mark.parametrize("row", [0, 1023, 1024, 2999])
+def test_plain_numbers_refuse_what_is_none(wrong: object, row: int) -> None:
+    lists = [[1.0, 2.0, 0] for _ in range(3000)]
+    lists[row][1] = wrong
+    assert plain_numbers(lists) is None
