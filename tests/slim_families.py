@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.data.shapes import make_shapes
+from detection_zoo.zoo.parts.matching import BalancedSampler
 from detection_zoo.zoo.records import Target
 
 ROWS = {
@@ -48,3 +49,13 @@ def targets(row: str) -> list[Target]:
         points = torch.cat([torch.stack(places), torch.full((2, count, 1), 2.0)], dim=2)
     masks = outlines if row.startswith("mask") else None
     return [Target(boxes, labels, masks, points, torch.zeros(2, dtype=torch.bool)) for _ in range(2)]
+
+
+def draw_first(model: nn.Module) -> nn.Module:
+    """The model, whose samplers of fixed counts take the first candidates: draws of fixed size are others."""
+    samplers = [getattr(part, "sampler", None) for part in model.modules()]
+    picks = [getattr(one, "pick", None) for one in samplers] + [getattr(model, "keypoint_sampler", None)]
+    for one in picks:
+        if isinstance(one, BalancedSampler):
+            one.draw = "first"
+    return model

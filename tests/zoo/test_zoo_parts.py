@@ -34,10 +34,11 @@ from detection_zoo.zoo.parts.keypoint_head import (
 )
 from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
 from detection_zoo.zoo.parts.mask_head import mask_loss, paste_masks, rasterise
+from detection_zoo.zoo.parts.matching import BalancedSampler, match
 from detection_zoo.zoo.parts.norm import ConvNorm, FrozenNorm, make_norm
 from detection_zoo.zoo.parts.proposals import select_proposals
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, select_detections
-from detection_zoo.zoo.parts.targets import BalancedSampler, BoxSampler, match
+from detection_zoo.zoo.parts.targets import BoxSampler
 from detection_zoo.zoo.records import Detections, FeatureSpec, Target
 
 

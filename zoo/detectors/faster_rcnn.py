@@ -24,7 +24,7 @@ from detection_zoo.zoo.necks import Neck, SingleLevel
 from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder, scale_boxes
-from detection_zoo.zoo.parts.fixed_size import cut_absent, fixed_size, limits_of, trim
+from detection_zoo.zoo.parts.fixed_size import cut_absent, fixed_size, limits_of, trim, use_fixed_size
 from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.parts.roi_heads import (
     BoxHead,
@@ -40,7 +40,7 @@ from detection_zoo.zoo.parts.roi_heads import (
     score_boxes,
 )
 from detection_zoo.zoo.parts.rpn import PROPOSAL_NETWORKS, RPN_HEADS, RegionProposalNetwork
-from detection_zoo.zoo.parts.targets import BOX_SAMPLERS, BoxSampler, SampledBoxes
+from detection_zoo.zoo.parts.targets import BOX_SAMPLERS, BoxSampler, NumpyBoxSampler, SampledBoxes
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
@@ -206,8 +206,8 @@ class FasterRcnn(Detector):
     @property
     def needs_any_size(self) -> str | None:
         """Why inference cannot work on lists of fixed size (zoo/parts/fixed_size.py); None: it can."""
-        rule, poolers = self.detection_rule, [self.box.pooler, *self.branch_poolers()]
-        if any(pooler.rule.method != "roi_align" for pooler in poolers):
+        rule = self.detection_rule
+        if not self._pools_fixed:
             return "its pooling takes each level's boxes apart"
         if rule.soft != "none":
             return "soft-NMS works on the candidates that there are"
@@ -216,6 +216,18 @@ class FasterRcnn(Detector):
         if rule.max_detections < 1:
             return "it keeps any number of detections"
         return None
+
+    @property
+    def training_needs_any_size(self) -> str | None:
+        """Why training cannot work on lists of fixed size; None: it can."""
+        if isinstance(self.sampler, NumpyBoxSampler):
+            return "its source draws by numpy, on the host"
+        return None if self._pools_fixed else "its pooling takes each level's boxes apart"
+
+    @property
+    def _pools_fixed(self) -> bool:
+        poolers = [self.box.pooler, *self.branch_poolers()]
+        return all(pooler.rule.method == "roi_align" for pooler in poolers)
 
     def branch_poolers(self) -> list[RoiAlignPooler]:
         """Poolers of further branches: here none."""
@@ -292,13 +304,18 @@ class FasterRcnn(Detector):
 
     def training_step(self, images: Tensor, sizes: Tensor, targets: Sequence[Target]) -> RcnnTraining:
         """The losses, and what was drawn to compute them; arguments as in `losses`."""
+        with use_fixed_size(fixed_size(images) and self.training_needs_any_size is None):
+            return self._training_step(images, sizes, targets)
+
+    def _training_step(self, images: Tensor, sizes: Tensor, targets: Sequence[Target]) -> RcnnTraining:
         crowd = self.sampler.crowd
         targets = [without_crowd(target) if crowd == "drop" else target for target in targets]
         limits, features = sizes.tolist(), self.features(images)
         levels = list(features.values())
         logits, deltas = self.rpn.head(levels)
         anchors = self.rpn.anchors(levels)
-        proposals = self.rpn.propose(logits, deltas, anchors, limits, tuple(images.shape[-2:]))
+        padded = tuple(images.shape[-2:])
+        proposals = self.rpn.propose(logits, deltas, anchors, limits, padded, fixed_size(images))
         with torch.no_grad():
             every = torch.cat(anchors)
             objects = [without_crowd(target) if crowd == "proposals" else target for target in targets]
@@ -328,8 +345,9 @@ def without_crowd(target: Target) -> Target:
     """The target without its crowd objects."""
     if target.crowd is None or not bool(target.crowd.any()):
         return target
-    rows = torch.nonzero(~target.crowd).squeeze(1)
-    polygons = None if target.polygons is None else [target.polygons[i] for i in rows.tolist()]
+    kept = torch.nonzero(~target.crowd).squeeze(1)  # on the host
+    rows = kept.to(target.boxes.device, non_blocking=True)
+    polygons = None if target.polygons is None else [target.polygons[i] for i in kept.tolist()]
     keypoints = None if target.keypoints is None else target.keypoints[rows]
     return replace(
         target,
@@ -337,7 +355,7 @@ def without_crowd(target: Target) -> Target:
         labels=target.labels[rows],
         polygons=polygons,
         keypoints=keypoints,
-        crowd=target.crowd[rows],
+        crowd=target.crowd[kept],
     )
 
 

@@ -23,6 +23,7 @@ from detection_zoo.zoo.detectors.faster_rcnn import (
 )
 from detection_zoo.zoo.necks import Neck
 from detection_zoo.zoo.parts.boxes import box_iou, widened
+from detection_zoo.zoo.parts.fixed_size import present_rows, take
 from detection_zoo.zoo.parts.keypoint_head import (
     KeypointHead,
     decode_heatmaps,
@@ -30,8 +31,9 @@ from detection_zoo.zoo.parts.keypoint_head import (
     heatmap_targets,
     keypoint_loss,
 )
+from detection_zoo.zoo.parts.matching import BalancedSampler, match
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler
-from detection_zoo.zoo.parts.targets import BalancedSampler, SampledBoxes, match
+from detection_zoo.zoo.parts.targets import SampledBoxes
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
@@ -48,7 +50,7 @@ class KeypointRcnnRules(RcnnRules):
 @dataclass
 class SampledKeypoints:
     """The objects of one image whose keypoints are trained: boxes (R, 4), keypoints (R, P, 3); labels of all
-    candidates, and what was drawn."""
+    candidates, and what was drawn; of fixed size the last ones may be absent, without a visible keypoint."""
 
     boxes: Tensor
     keypoints: Tensor
@@ -133,14 +135,18 @@ class KeypointRcnn(FasterRcnn):
             box_iou(boxes, sampled.boxes, self.coder.offset), rule.foreground_iou, rule.background_iou
         )
         labels = (matches >= 0).to(torch.int64) - (matches < -1).to(torch.int64)
+        keypoints = target.keypoints
         if len(boxes):
             labels = torch.where(matches >= 0, target.labels[matches.clamp(min=0)] + 1, labels)
-            usable = has_visible_keypoint(target.keypoints, target.boxes)[matches.clamp(min=0)]
+            usable = has_visible_keypoint(keypoints, target.boxes)[matches.clamp(min=0)]
             labels[(matches >= 0) & ~usable] = -1
+        else:
+            keypoints = keypoints.new_zeros(1, *keypoints.shape[1:])
+        labels = labels.where(present_rows(sampled.boxes), -1)
         positive, negative = self.keypoint_sampler(labels)
-        return SampledKeypoints(
-            sampled.boxes[positive], target.keypoints[matches[positive]], labels, positive, negative
-        )
+        own = take(keypoints[matches.clamp(min=0)], positive, 0.0)  # absent ones are not visible
+        drawn = take(sampled.boxes, positive, torch.nan)
+        return SampledKeypoints(drawn, own, labels, positive, negative)
 
     def branch_losses(
         self,

@@ -22,6 +22,7 @@ from detection_zoo.zoo.detectors.faster_rcnn import (
     rcnn_parts,
 )
 from detection_zoo.zoo.necks import Neck
+from detection_zoo.zoo.parts.fixed_size import numbers_of, take
 from detection_zoo.zoo.parts.mask_head import MaskHead, class_masks, mask_loss, mask_targets, paste_masks
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler
 from detection_zoo.zoo.parts.targets import SampledBoxes
@@ -105,15 +106,18 @@ class MaskRcnn(FasterRcnn):
         """Mean binary cross entropy over the sampled objects."""
         matches = [each.matches if each.mask_matches is None else each.mask_matches for each in sampled]
         used = [(each.labels > 0) & (own >= 0) for each, own in zip(sampled, matches, strict=True)]
-        rows = [torch.nonzero(each).squeeze(1) for each in used]
-        boxes = [each.boxes[own] for each, own in zip(sampled, rows, strict=True)]
-        labels = torch.cat([each.labels[own] for each, own in zip(sampled, rows, strict=True)])
+        rule = self.sampler.rule
+        rows = [numbers_of(each, int(rule.samples * rule.positive_fraction)) for each in used]
+        boxes = [take(each.boxes, own, torch.nan) for each, own in zip(sampled, rows, strict=True)]
+        labels = torch.cat([take(each.labels, own, -1) for each, own in zip(sampled, rows, strict=True)])
         if self.mask.pooler is None:
-            logits = self.mask(hidden[torch.cat(used)])
+            parts = hidden.split([len(each.labels) for each in sampled])
+            pooled = [part[own.clamp(min=0)] for part, own in zip(parts, rows, strict=True)]
+            logits = self.mask(torch.cat(pooled))
         else:
             logits = self.mask(self.mask_features(features, boxes))
         wanted = [
-            self.targets(own, match[at], target, logits.shape[-1], size)
+            self.targets(own, take(match, at, 0), target, logits.shape[-1], size)
             for own, match, at, target, size in zip(boxes, matches, rows, targets, sizes, strict=True)
         ]
         return {"loss_mask": mask_loss(logits, labels, torch.cat(wanted))}

@@ -30,10 +30,10 @@ from detection_zoo.zoo.parts.fixed_size import (
     trim,
 )
 from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
+from detection_zoo.zoo.parts.matching import BACKGROUND, match
 from detection_zoo.zoo.parts.norm import ConvNorm
 from detection_zoo.zoo.parts.roi_heads import suppress
 from detection_zoo.zoo.parts.rpn import by_anchor
-from detection_zoo.zoo.parts.targets import BACKGROUND, match
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 

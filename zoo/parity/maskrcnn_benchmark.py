@@ -37,9 +37,9 @@ from detection_zoo.zoo.parity.near_ties import (
 )
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
+from detection_zoo.zoo.parts.matching import BalancedSampler
 from detection_zoo.zoo.parts.proposals import Proposals, select_proposals
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, select_detections
-from detection_zoo.zoo.parts.targets import BalancedSampler
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups

@@ -16,15 +16,10 @@ from torch import Tensor
 
 from detection_zoo.zoo.conventions import RpnConventions
 from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou
+from detection_zoo.zoo.parts.fixed_size import rows_of
+from detection_zoo.zoo.parts.matching import BACKGROUND, BalancedSampler, match
 from detection_zoo.zoo.parts.proposals import Size
-from detection_zoo.zoo.parts.targets import (
-    BACKGROUND,
-    BalancedSampler,
-    Draws,
-    match,
-    one_at_least,
-    padded_iou,
-)
+from detection_zoo.zoo.parts.targets import Draws, one_at_least, padded_iou
 
 NO_CLAIM = 1e-5  # in place of a best IoU of 0: a ground truth that nothing overlaps claims no anchor
 
@@ -32,7 +27,7 @@ NO_CLAIM = 1e-5  # in place of a best IoU of 0: a ground truth that nothing over
 @dataclass
 class SampledAnchors:
     """Labels of one image's anchors: labels (A,) float, 1 object, 0 background, -1 not used; targets (A, 4)
-    deltas; positive, negative: the sampled indices."""
+    deltas; positive, negative: the sampled indices, as BalancedSampler gives them."""
 
     labels: Tensor
     targets: Tensor
@@ -97,9 +92,12 @@ class AnchorSampler:
     def match(self, truth: Tensor, anchors: Tensor, inside: Tensor) -> Tensor:
         """The ground truth (G, 4) of each anchor (A, 4), as `zoo.parts.targets.match` gives it."""
         rule = self.rule
-        rows = torch.nonzero(inside).squeeze(1) if rule.inside_only else slice(None)
+        rows = rows_of(inside) if rule.inside_only else slice(None)
+        quality = box_iou(truth, anchors[rows], self.coder.offset)
+        if rule.inside_only:
+            quality = quality.where(inside[rows], -1.0)
         found = match(
-            box_iou(truth, anchors[rows], self.coder.offset),
+            quality,
             rule.foreground_iou,
             rule.background_iou,
             low_quality=rule.low_quality,
@@ -108,7 +106,7 @@ class AnchorSampler:
         if not rule.inside_only:
             return found
         matches = torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
-        matches[rows] = found
+        matches[rows] = found.where(inside[rows], BACKGROUND)
         return matches
 
 

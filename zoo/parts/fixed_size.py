@@ -54,6 +54,29 @@ def rows_of(mask: Tensor) -> Tensor | slice:
     return slice(None) if fixed_size(mask) else torch.nonzero(mask).squeeze(1)
 
 
+def numbers_of(mask: Tensor, most: int) -> Tensor:
+    """Numbers (S,) int64 of the marked rows of a mask (R,) bool, `most` at most; of fixed size as many
+    numbers as that, -1 in absent rows, the last."""
+    if not fixed_size(mask):
+        return torch.nonzero(mask).squeeze(1)
+    return present_first(torch.arange(len(mask), device=mask.device).where(mask, -1), most)
+
+
+def take(values: Tensor, rows: Tensor, absent: float) -> Tensor:
+    """Rows (S,) int64 of values (R, ...); `absent` where a row is -1."""
+    used = (rows >= 0).view(-1, *[1] * (values.ndim - 1))
+    return values[rows.clamp(min=0)].where(used, absent)
+
+
+def present_first(rows: Tensor, most: int, *, ascending: bool = False) -> Tensor:
+    """Row numbers (S,) int64, those of -1 last, cut to `most`; the others as they are, or ascending."""
+    if ascending:
+        last = torch.iinfo(rows.dtype).max
+        rows = rows.where(rows >= 0, last).sort().values
+        return rows.where(rows < last, -1)[:most]
+    return rows[(rows < 0).to(torch.uint8).argsort(stable=True)[:most]]
+
+
 def present_rows(boxes: Tensor) -> Tensor:
     """Mark (...) bool the boxes (..., 4) that are not absent."""
     return torch.isfinite(boxes).all(dim=-1)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detection_zoo.zoo.parts.fixed_size import rows_of
 from detection_zoo.zoo.parts.norm import ConvNorm
 
 
@@ -133,6 +134,7 @@ def keypoint_loss(heatmaps: Tensor, cells: Tensor, valid: Tensor) -> Tensor:
     Args:
         heatmaps: (R, P, S, S). cells: (R, P) int64. valid: (R, P) bool.
     """
-    if not bool(valid.any()):
-        return heatmaps.sum() * 0
-    return F.cross_entropy(heatmaps.flatten(2)[valid], cells[valid])
+    rows, wanted = rows_of(valid.flatten()), cells.where(valid, -1).flatten()
+    maps = heatmaps.flatten(2).flatten(0, 1)[rows]
+    whole = F.cross_entropy(maps, wanted[rows], ignore_index=-1, reduction="sum")
+    return whole / valid.sum().clamp(min=1)

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection_zoo.zoo.parts.boxes import widened
+from detection_zoo.zoo.parts.fixed_size import fixed_size
 from detection_zoo.zoo.parts.norm import ConvNorm
+from detection_zoo.zoo.parts.polygons import draw_polygons
 from detection_zoo.zoo.parts.proposals import Size
 
 
@@ -110,7 +112,9 @@ def mask_targets(
     least: float = 1.0,
 ) -> Tensor:
     """Targets (R, side, side) float of boxes (R, 4), each from the polygons of the object it is matched with;
-    the rest as in `rasterise`."""
+    the rest as in `rasterise`. Of fixed size they are drawn on the device, whatever absent rows get."""
+    if fixed_size(boxes):
+        return draw_polygons(polygons, boxes, matches, side, size, least)
     masks = [
         rasterise(polygons[match], box, side, size, least)
         for box, match in zip(boxes.tolist(), matches.tolist(), strict=True)
@@ -123,12 +127,14 @@ def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Mean binary cross entropy of each row's own class (He et al. 2017, section 3); 0 without rows.
 
     Args:
-        logits: (R, K + 1, M, M). labels: (R,) int64, 1..K. targets: (R, M, M) 0 or 1.
+        logits: (R, K + 1, M, M). labels: (R,) int64, 1..K, -1 in absent rows. targets: (R, M, M) 0 or 1.
     """
-    if not len(labels):
-        return logits.sum() * 0
-    own = logits[torch.arange(len(labels), device=logits.device), labels]
-    return F.binary_cross_entropy_with_logits(own, targets.to(own.dtype))
+    used = (labels > 0)[:, None, None]
+    own = logits[torch.arange(len(labels), device=logits.device), labels.clamp(min=0)]
+    whole = F.binary_cross_entropy_with_logits(
+        own, targets.to(own.dtype), weight=used.to(own.dtype), reduction="sum"
+    )
+    return whole / (used.sum() * own[:1].numel()).clamp(min=1)
 
 
 def paste_masks(

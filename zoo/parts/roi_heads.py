@@ -24,6 +24,7 @@ from detection_zoo.zoo.parts.fixed_size import (
     best_candidates,
     fixed_size,
     present_rows,
+    rows_of,
     suppress_fixed,
 )
 from detection_zoo.zoo.parts.losses import smooth_l1_sum
@@ -268,15 +269,16 @@ def box_losses(
     logits: Tensor, deltas: Tensor, sampled: Sequence[SampledBoxes], beta: float
 ) -> dict[str, Tensor]:
     """Mean cross entropy and smooth L1 of the true class's deltas over the number of all sampled boxes
-    (Girshick 2015, equation 1)."""
+    (Girshick 2015, equation 1); absent ones, of label -1, do not count."""
     labels = torch.cat([each.labels for each in sampled])
     targets = torch.cat([each.targets for each in sampled])
-    rows = torch.nonzero(labels > 0).squeeze(1)
-    classes = deltas.shape[1] // 4
-    column = labels[rows] if classes > 2 else torch.full_like(labels[rows], classes - 1)
-    chosen = deltas.view(len(deltas), classes, 4)[rows, column]
-    box = smooth_l1_sum(chosen, targets[rows], beta) / max(len(labels), 1)
-    classification = F.cross_entropy(logits, labels) if len(labels) else logits.sum() * 0
+    rows, count = rows_of(labels > 0), (labels >= 0).sum().clamp(min=1)
+    classes, own = deltas.shape[1] // 4, labels[rows]
+    column = own.clamp(min=0) if classes > 2 else torch.full_like(own, classes - 1)
+    chosen = deltas.view(len(deltas), classes, 4)[rows]
+    chosen = chosen.gather(1, column[:, None, None].expand(-1, 1, 4)).squeeze(1)
+    box = smooth_l1_sum(chosen, targets[rows], beta, own > 0) / count
+    classification = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / count
     return {"loss_class": classification, "loss_box": box}
 
 

@@ -14,6 +14,7 @@ from detection_zoo.zoo.conventions import ProposalConventions, RpnConventions
 from detection_zoo.zoo.parts.anchor_targets import ANCHOR_SAMPLERS, SampledAnchors
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder, widened
+from detection_zoo.zoo.parts.fixed_size import take
 from detection_zoo.zoo.parts.losses import smooth_l1_sum
 from detection_zoo.zoo.parts.proposals import Proposals, Size, select_proposals
 from detection_zoo.zoo.parts.sparse_gradient import SparseGradientConv2d
@@ -61,8 +62,12 @@ class RpnHead(nn.Module):
         return by_anchor(logits, 1).squeeze(2)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of sampled anchors: logits as `flat` gives them, labels (S,) 0 or 1."""
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        """Mean loss of sampled anchors: logits as `flat` gives them, labels (S,) 0 or 1, -1 not used."""
+        used = labels >= 0
+        whole = F.binary_cross_entropy_with_logits(
+            logits, labels.clamp(min=0).to(logits.dtype), weight=used.to(logits.dtype), reduction="sum"
+        )
+        return whole / used.sum().clamp(min=1)
 
 
 class PairedRpnHead(RpnHead):
@@ -89,8 +94,9 @@ class PairedRpnHead(RpnHead):
         return by_anchor(logits, 2)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross entropy of sampled anchors: logits (S, 2), labels (S,) 0 or 1."""
-        return F.cross_entropy(logits, labels.long())
+        """Mean cross entropy of sampled anchors: logits (S, 2), labels (S,) 0 or 1, -1 not used."""
+        whole = F.cross_entropy(logits, labels.long(), ignore_index=-1, reduction="sum")
+        return whole / (labels >= 0).sum().clamp(min=1)
 
 
 RPN_HEADS = {"sigmoid": RpnHead, "paired": PairedRpnHead}
@@ -160,21 +166,23 @@ class RegionProposalNetwork(nn.Module):
         picked, wanted, box = self.sampled_losses(logits, deltas, labels)
         if not len(picked):  # an image smaller than every anchor
             return {"loss_rpn_objectness": picked.sum(), "loss_rpn_box": box}
-        return {"loss_rpn_objectness": self.head.loss(picked, wanted), "loss_rpn_box": box / len(picked)}
+        count = (wanted >= 0).sum().clamp(min=1)
+        return {"loss_rpn_objectness": self.head.loss(picked, wanted), "loss_rpn_box": box / count}
 
     def sampled_losses(
         self, logits: Sequence[Tensor], deltas: Sequence[Tensor], labels: Sequence[SampledAnchors]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (S, ...) and labels (S,) of all sampled anchors, and the summed smooth L1 of the positives;
-        arguments as in `losses`."""
+        """Logits (S, ...) and labels (S,) of all sampled anchors, -1 in absent rows, and the summed smooth L1
+        of the positives; arguments as in `losses`."""
         flat = torch.cat([self.head.flat(level) for level in logits], dim=1)
         boxes = torch.cat([by_anchor(level, 4) for level in deltas], dim=1)
         chosen = [(i, torch.cat([each.positive, each.negative])) for i, each in enumerate(labels)]
-        picked = torch.cat([flat[i, rows] for i, rows in chosen])
-        wanted = torch.cat([labels[i].labels[rows] for i, rows in chosen])
-        predicted = torch.cat([boxes[i, each.positive] for i, each in enumerate(labels)])
-        targets = torch.cat([each.targets[each.positive] for each in labels])
-        return picked, wanted, smooth_l1_sum(predicted, targets, self.rule.smooth_l1_beta)
+        picked = torch.cat([flat[i, rows.clamp(min=0)] for i, rows in chosen])
+        wanted = torch.cat([take(labels[i].labels, rows, -1.0) for i, rows in chosen])
+        used = torch.cat([each.positive for each in labels]) >= 0
+        predicted = torch.cat([boxes[i, each.positive.clamp(min=0)] for i, each in enumerate(labels)])
+        targets = torch.cat([take(each.targets, each.positive, 0.0) for each in labels])
+        return picked, wanted, smooth_l1_sum(predicted, targets, self.rule.smooth_l1_beta, used)
 
 
 class DetectronProposalNetwork(RegionProposalNetwork):

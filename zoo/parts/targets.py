@@ -1,4 +1,4 @@
-"""Training of the box branch: matching with ground truth, and the samplers of the box branch.
+"""Training of the box branch: its samplers.
 
 A sampler maps the proposals and the targets of a batch to one `SampledBoxes` an image. There are three: of
 maskrcnn-benchmark, of Detectron and of faster-rcnn.pytorch; `RoiConventions.sampling` names one. The samplers
@@ -18,100 +18,17 @@ from torch.nn import functional
 
 from detection_zoo.zoo.conventions import RoiConventions
 from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou
+from detection_zoo.zoo.parts.fixed_size import fixed_size, present_first, present_rows, take
+from detection_zoo.zoo.parts.matching import BalancedSampler, match
 from detection_zoo.zoo.records import Target
 
-BACKGROUND, IGNORED = -1, -2  # of `match`
 Draws = np.random.RandomState | ModuleType  # numpy's legacy generator, or the module numpy.random for its own
-
-
-def match(
-    quality: Tensor,
-    foreground: float,
-    background: float,
-    *,
-    low_quality: bool = False,
-    zero_overlap: bool = True,
-) -> Tensor:
-    """The ground truth that each candidate is matched with (Ren et al. 2015, section 3.1.2).
-
-    Args:
-        quality: (G, A) float, IoU of each ground truth with each candidate.
-        foreground: a best IoU of at least this is a match.
-        background: a best IoU below this is background; between the two, ignored.
-        low_quality: every candidate that has some ground truth's best IoU (ties too) is matched, with ITS own
-            best ground truth.
-        zero_overlap: low_quality holds even where a ground truth's best IoU is 0.
-
-    Returns:
-        (A,) int64: 0..G-1 a ground truth, -1 background, -2 ignored.
-    """
-    if quality.shape[0] == 0:
-        return torch.full((quality.shape[1],), BACKGROUND, dtype=torch.int64, device=quality.device)
-    best, matches = quality.max(dim=0)
-    own_best = matches.clone()
-    matches[best < background] = BACKGROUND
-    matches[(best >= background) & (best < foreground)] = IGNORED
-    if low_quality and quality.shape[1]:
-        highest = quality.max(dim=1, keepdim=True).values  # (G, 1)
-        tied = quality == highest
-        if not zero_overlap:
-            tied &= highest > 0
-        matches = torch.where(tied.any(dim=0), own_best, matches)  # a mask as index would wait on a GPU
-    return matches
-
-
-class BalancedSampler:
-    """A fixed number of candidates an image with at most a fraction of positives, drawn without replacement
-    (Ren et al. 2015, section 3.1.3).
-
-    Args:
-        count: candidates an image.
-        positive_fraction: at most int(count * fraction) positives; negatives fill up.
-        draw: "random", or "first" for the first ones in index order (a fixed choice, for comparisons with
-            recorded outputs).
-    """
-
-    def __init__(self, count: int, positive_fraction: float, draw: str = "random") -> None:
-        if draw not in ("random", "first"):
-            raise ValueError(f"draw must be 'random' or 'first', not {draw!r}")
-        self.count, self.positive_fraction, self.draw = count, positive_fraction, draw
-
-    def __call__(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pick from one image.
-
-        Args:
-            labels: (A,) numbers, at least 1 positive, 0 negative, below 0 never drawn.
-
-        Returns:
-            int64 indices of the positives and of the negatives, each ascending.
-        """
-        return self.batch([labels])[0]
-
-    def batch(self, labels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Pick from each image, as for one; on a GPU the host waits once, for the numbers of candidates,
-        since the draws of torch.randperm depend on them."""
-        marks = [mark for own in labels for mark in (own >= 1, own == 0)]
-        counts = torch.stack([mark.sum() for mark in marks]).tolist()
-        rows = [
-            torch.nonzero_static(mark, size=count).squeeze(1)
-            for mark, count in zip(marks, counts, strict=True)
-        ]
-        found = []
-        for positive, negative in zip(rows[::2], rows[1::2], strict=True):
-            positive = self._pick(positive, int(self.count * self.positive_fraction))
-            found.append((positive, self._pick(negative, self.count - len(positive))))
-        return found
-
-    def _pick(self, candidates: Tensor, most: int) -> Tensor:
-        if len(candidates) <= most or self.draw == "first":
-            return candidates[:most]
-        chosen = torch.randperm(len(candidates), device=candidates.device)[:most]
-        return candidates[chosen].sort().values
 
 
 @dataclass
 class SampledBoxes:
-    """The proposals of one image that are trained on.
+    """The proposals of one image that are trained on; in lists of fixed size the last ones may be absent: a
+    box that is not a number, label -1, row -1.
 
     boxes (S, 4); labels (S,) int64, 0 background, 1..K; targets (S, 4) deltas; matches (S,) int64, the ground
     truth (any for background); rows (S,): their positions among the candidates; positive, negative: indices
@@ -165,11 +82,15 @@ class BoxSampler:
         sampled = []
         for target, (boxes, labels, matches), drawn in zip(targets, labelled, picked, strict=True):
             rows, truth = torch.cat(drawn), target.boxes.to(boxes.dtype)
-            rows = rows.sort().values if self.rule.order == "position" else rows
-            own, nearest, deltas = boxes[rows], matches[rows], torch.zeros_like(boxes[rows])
+            if fixed_size(rows):
+                rows = present_first(rows, self.rule.samples)
+            if self.rule.order == "position":
+                rows = present_first(rows, len(rows), ascending=True)
+            own, nearest = take(boxes, rows, torch.nan), take(matches, rows, 0)
+            deltas = torch.zeros_like(own)
             if len(truth):
-                deltas = self.coder.encode(truth[nearest], own)
-            sampled.append(SampledBoxes(own, labels[rows], deltas, nearest, rows, *drawn, labels))
+                deltas = self.coder.encode(truth[nearest], own).where(present_rows(own)[:, None], 0.0)
+            sampled.append(SampledBoxes(own, take(labels, rows, -1), deltas, nearest, rows, *drawn, labels))
         return sampled
 
     def sample(self, proposals: Tensor, target: Target) -> SampledBoxes:
@@ -187,7 +108,7 @@ class BoxSampler:
         labels = class_labels(matches, target.labels)
         if rule.background_low > 0 and len(quality):
             labels[(labels == 0) & (quality.max(dim=0).values < rule.background_low)] = -1
-        return boxes, labels, matches.clamp(min=0)
+        return boxes, labels.where(present_rows(boxes), -1), matches.clamp(min=0)
 
 
 def class_labels(matches: Tensor, classes: Tensor) -> Tensor:
