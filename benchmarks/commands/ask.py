@@ -1,4 +1,4 @@
-"""Questions about models and the machine: explain, pick, fit, doctor, kernels."""
+"""Questions about models and the machine: explain, pick, fit, doctor, kernels, paths."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from detection_zoo.benchmarks.commands.options import (
     check_metric,
     data_of,
     device_of,
+    row_names,
+    size_of,
     width_of,
 )
 from detection_zoo.benchmarks.terminal import terminal_width
@@ -213,3 +215,35 @@ def kernels(
 
     folder = store or results_folder() / KERNELS
     raise typer.Exit(report(device_of(device), as_json, folder, width_of(wide)))
+
+
+@app.command()
+def paths(
+    rows: Annotated[
+        list[str] | None,
+        typer.Argument(help="detectors, or shell patterns; default: five families", autocompletion=row_names),
+    ] = None,
+    device: DEVICE = "auto",
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="input, pixels; default: usual ones")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=3, help="timed calls of each")] = 5,
+    as_json: JSON = False,
+    store: Annotated[Path | None, typer.Option(help="folder of timings; default: ./results/kernels")] = None,
+    wide: WIDE = False,
+) -> None:
+    """Time detectors on the fast path beside the eager path and torchvision, with random weights."""
+    from detection_zoo.benchmarks.run.arguments import chosen_rows
+
+    height_width, where = size_of(size), device_of(device)
+    with checking_arguments():
+        named = [entry for entry in chosen_rows(rows or ()) if entry.task == "detection"] if rows else None
+    if named == []:
+        raise typer.BadParameter(f"{', '.join(rows or ())}: no detector among these", param_hint="ROWS")
+    from detection_zoo.benchmarks.measure.detector_cases import DETECTORS, detector_cases
+    from detection_zoo.benchmarks.measure.kernel_speed import report
+    from detection_zoo.benchmarks.store import KERNELS, results_folder
+
+    cases = detector_cases(where, DETECTORS if named is None else [e.name for e in named], height_width)
+    folder = store or results_folder() / KERNELS
+    raise typer.Exit(report(where, as_json, folder, width_of(wide), detectors=cases, repeats=repeats))

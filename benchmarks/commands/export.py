@@ -9,7 +9,16 @@ from typing import Annotated, Literal
 import typer
 
 from detection_zoo.benchmarks.commands.app import app, checking_arguments, say
-from detection_zoo.benchmarks.commands.options import CLASSES, DATA, FORMAT, MAP, ROW, WEIGHTS, data_of
+from detection_zoo.benchmarks.commands.options import (
+    CLASSES,
+    DATA,
+    FORMAT,
+    MAP,
+    ROW,
+    WEIGHTS,
+    data_of,
+    size_of,
+)
 
 
 @app.command()
@@ -39,7 +48,7 @@ def export(
     from detection_zoo.benchmarks.run.subject import Sources, build_subject, identify_weights, open_data
     from detection_zoo.zoo.export.kinds import PACKAGES, SUFFIXES
 
-    wanted = _size(size)
+    wanted = size_of(size)
     missing = [name for name in PACKAGES[to] if find_spec(name) is None]
     if missing:
         raise typer.BadParameter(
@@ -60,13 +69,3 @@ def export(
         lines = export_subject(subject, to, path, wanted)
     for line in lines:
         say(line)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of "HxW"; wrong usage otherwise."""
-    if text is None:
-        return None
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
-        raise typer.BadParameter(f"{text!r} is not HxW in pixels, such as 800x1344", param_hint="--size")
-    return int(sides[0]), int(sides[1])

@@ -169,3 +169,13 @@ def device_of(wanted: str) -> str:
         return choose_device(wanted)
     except RuntimeError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from None
+
+
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of "HxW"; wrong usage otherwise."""
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise typer.BadParameter(f"{text!r} is not HxW in pixels, such as 800x1344", param_hint="--size")
+    return int(sides[0]), int(sides[1])

@@ -14,7 +14,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,7 @@ from detection_zoo.benchmarks.report.kernel_cases import (
     DeviceLimits,
     KernelCase,
     KernelTimings,
+    Work,
     kernel_tables,
     write_timings,
 )
@@ -68,18 +69,22 @@ class Speed:
     torchvision_samples_us: list[float]
 
 
-def run_kernel_benchmark(device: str, limits: DeviceLimits, repeats: int | None = None) -> list[dict]:
+def run_kernel_benchmark(
+    device: str, limits: DeviceLimits, repeats: int | None = None, cases: Iterable[Case] | None = None
+) -> list[dict]:
     """Check and time every case.
 
     Args:
         device: "cuda" or "cpu"; a CPU gets fewer and smaller cases.
         limits: what the device can do at most.
         repeats: calls timed of each; None for 50 on a GPU, and on a CPU 7 to 50 by how long they take.
+        cases: one is made after another; None: the operators.
     Returns:
         one dict a case, the fields of `Speed`.
     """
-    on_gpu = on_cuda(device)
-    cases = nms_cases(device, on_gpu) + soft_nms_cases(device) + pooling_cases(device, on_gpu)
+    if cases is None:
+        on_gpu = on_cuda(device)
+        cases = nms_cases(device, on_gpu) + soft_nms_cases(device) + pooling_cases(device, on_gpu)
     return [asdict(_measure(case, device, limits, repeats)) for case in cases]
 
 
@@ -89,6 +94,9 @@ def report(
     store: Path | None = None,
     width: int | None = None,
     probe_s: float = PROBE_S,
+    *,
+    detectors: Iterable[Case] | None = None,
+    repeats: int | None = None,
 ) -> int:
     """Measure the device's limits and the kernels, print a table or JSON, and store both where a folder is
     given.
@@ -99,20 +107,23 @@ def report(
         store: folder of timings.
         width: letters of a line; None: no limit.
         probe_s: seconds of copies, and of matrix products, that the limits come from.
+        detectors: measured instead of the operators. repeats: see `run_kernel_benchmark`.
 
     Returns:
         0, or 1 where an answer differs.
     """
     limits = measure_limits(device, _clock(device), probe_s)
-    rows = run_kernel_benchmark(device, limits)
-    timings = timings_of(rows, device, limits)
+    rows = run_kernel_benchmark(device, limits, repeats, detectors)
+    timings = timings_of(rows, device, limits, "operators" if detectors is None else "detectors")
     print(json.dumps(rows, indent=2) if as_json else render(kernel_tables([timings]), "text", width))
     if store is not None:
         print(f"stored as {write_timings(store, timings).name}", file=sys.stderr)
     return 0 if all(row["agrees"] for row in rows) else 1
 
 
-def timings_of(rows: list[dict[str, Any]], device: str, limits: DeviceLimits) -> KernelTimings:
+def timings_of(
+    rows: list[dict[str, Any]], device: str, limits: DeviceLimits, work: Work = "operators"
+) -> KernelTimings:
     """The rows of `run_kernel_benchmark` as the record that reports are made from, begun now."""
 
     def case(row: dict[str, Any]) -> KernelCase:
@@ -132,6 +143,7 @@ def timings_of(rows: list[dict[str, Any]], device: str, limits: DeviceLimits) ->
     return KernelTimings(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         backend="cuda" if on_cuda(device) else "cpu",
+        work=work,
         peer=f"torchvision {torchvision.__version__}",
         environment=collect_environment(device),
         limits=limits,
@@ -141,8 +153,11 @@ def timings_of(rows: list[dict[str, Any]], device: str, limits: DeviceLimits) ->
 
 def _measure(case: Case, device: str, limits: DeviceLimits, repeats: int | None) -> Speed:
     with torch.no_grad() if "backward" not in case.name else torch.enable_grad():
-        judge = case.peer if case.peer_judges and not on_cuda(device) else case.answer
-        agrees = _agree(case.ours(), judge(), case.tolerance)
+        if case.agrees is None:
+            judge = case.peer if case.peer_judges and not on_cuda(device) else case.answer
+            agrees = _agree(case.ours(), judge(), case.tolerance)
+        else:
+            agrees = case.agrees()
         clock = _clock(device, case.by_wall)
         works = case.ours, case.peer
         if repeats is None:

@@ -4,7 +4,7 @@ ratios. No torch."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -20,7 +20,9 @@ from detection_zoo.benchmarks.store import (
 from detection_zoo.benchmarks.tabular import Table
 from detection_zoo.zoo.manifest import Strict
 
-ON_A_CPU = "Timed on a CPU, against the peer's CPU operators; GPU speed differs. Quote only the ratios."
+ON_A_CPU = "Timed on a CPU, against the peer on a CPU; GPU speed differs. Quote only the ratios."
+
+Work = Literal["operators", "detectors"]
 
 
 class KernelCase(Strict):
@@ -61,12 +63,13 @@ class DeviceLimits(Strict):
 
 
 class KernelTimings(Strict):
-    """One run of `bench.py kernels`."""
+    """One run of `bench.py kernels`, or of `bench.py paths` for detectors."""
 
     started: str = Field(description="when it was stored: UTC, ISO 8601")
     backend: str = Field(
         description="cuda; on a CPU cpu, or reference where the operator has no form of its own for CPUs"
     )
+    work: Work = "operators"
     peer: str = Field(description="whose operators ours are measured against, with its version")
     environment: Environment
     limits: DeviceLimits | None = Field(None, description="none: stored before they were measured")
@@ -93,15 +96,15 @@ def read_timings(path: Path) -> KernelTimings:
 
 
 def stored_timings(store: Path | None = None) -> tuple[list[KernelTimings], list[str]]:
-    """The newest timings of each device and backend, and a sentence for each file that is not used; from the
-    folders of `record_folders`."""
-    newest: dict[tuple[str, str], KernelTimings] = {}
+    """The newest timings of each kind of work, device and backend, and a sentence for each file that is not
+    used; from the folders of `record_folders`."""
+    newest: dict[tuple[str, str, str], KernelTimings] = {}
     problems: list[str] = []
     for folder in record_folders(KERNELS, store):
         every, wrong = read_folder(folder, read_timings)
         problems += wrong
         for timings in every:
-            key = (timings.environment.device_name, timings.backend)
+            key = (timings.work, timings.environment.device_name, timings.backend)
             if key not in newest or timings.started > newest[key].started:
                 newest[key] = timings
     return [newest[key] for key in sorted(newest)], problems
@@ -148,7 +151,7 @@ def _table(one: KernelTimings) -> Table:
         *([] if one.limits is None else [_limits(one.limits)]),
         "The ratio is the peer's time over ours, with the widest range that both intervals allow.",
     ]
-    title = f"Operators compared with {one.peer}: {one.backend}, {env.device_name}"
+    title = f"{one.work.capitalize()} compared with {one.peer}: {one.backend}, {env.device_name}"
     return Table(
         ["Work", "Ours", "Peer", "Times as fast", "Agrees", "Note"],
         rows,

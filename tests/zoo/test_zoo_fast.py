@@ -10,6 +10,7 @@ from torch import nn
 from detection_zoo.zoo.build import create_model
 from detection_zoo.zoo.fast import TOLERANCES, compare_with_eager, fast_model, fold_norms, found_again
 from detection_zoo.zoo.parts.norm import ConvNorm, FrozenAffine, FrozenNorm
+from detection_zoo.zoo.parts.winograd import WinogradConv2d, use_winograd
 from detection_zoo.zoo.records import Detections
 
 SIZE = (64, 96)
@@ -113,3 +114,43 @@ def test_detections_are_found_again_by_class_place_and_score() -> None:
     assert found_again(eager, eager, bound).tolist() == [True, True]  # the third is below the least score
     other = Detections(boxes, torch.tensor([0.9, 0.6, 0.1]), torch.tensor([1, 1, 2]))
     assert found_again(eager, other, bound).tolist() == [False, False]
+
+
+def test_convolutions_of_the_copy_are_computed_by_winograds_filtering() -> None:
+    """Those of 3x3, stride 1 and enough channels; where the input is of another kind, as nn.Conv2d does."""
+    model = model_of("hardnet68", "ssd")
+    fast = fast_model(model)
+    replaced = [m for m in fast.modules() if isinstance(m, WinogradConv2d)]
+    assert replaced and not [m for m in model.modules() if isinstance(m, WinogradConv2d)]
+    assert all(m.stride == (1, 1) and m.kernel_size == (3, 3) and m.in_channels >= 16 for m in replaced)
+    assert not any(name.endswith("filters") for name in fast.state_dict())
+    assert not [m for m in fast_model(model, torch.bfloat16).modules() if isinstance(m, WinogradConv2d)]
+
+
+def test_a_winograd_convolution_takes_any_input() -> None:
+    plain = nn.Conv2d(16, 24, 3, padding=1).requires_grad_(False)
+    layer = WinogradConv2d(plain)
+    for maps in (torch.randn(2, 16, 20, 17), torch.randn(1, 16, 3, 40)):
+        torch.testing.assert_close(layer(maps), plain(maps), rtol=1e-4, atol=1e-5)
+    given = torch.randn(1, 16, 8, 8, requires_grad=True)
+    layer(given).sum().backward()
+    expected = torch.autograd.grad(plain(given).sum(), given)[0]
+    torch.testing.assert_close(given.grad, expected)
+    assert torch.equal(layer.double()(given.detach().double()), plain.double()(given.detach().double()))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.Conv2d(16, 16, 3),
+        nn.Conv2d(16, 16, 3, padding=1, stride=2),
+        nn.Conv2d(16, 16, 3, padding=1, groups=2),
+        nn.Conv2d(16, 16, 3, padding=2, dilation=2),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.Conv2d(16, 16, 1),
+    ],
+)
+def test_other_convolutions_are_left_alone(other: nn.Conv2d) -> None:
+    assert use_winograd(nn.Sequential(other, nn.ReLU())) == 0
+    assert use_winograd(nn.Sequential(other, nn.Conv2d(16, 16, 3, padding=1))) == 1

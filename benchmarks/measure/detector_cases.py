@@ -1,0 +1,90 @@
+"""What `bench.py paths` runs: whole detectors on the fast path, beside their eager path and torchvision's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from detection_zoo.benchmarks.measure.kernel_cases import Case
+from detection_zoo.zoo.build import build_model
+from detection_zoo.zoo.detectors.base import Detector
+from detection_zoo.zoo.fast import TOLERANCES, fast_model, map_error
+from detection_zoo.zoo.manifest import load_manifests
+
+LARGE = (800, 1344)  # height, width in pixels: 800 x 1333, padded to a multiple of 32
+DETECTORS = {
+    "faster_rcnn_resnet50_fpn_1x.maskrcnn_benchmark": LARGE,
+    "mask_rcnn_resnet50_fpn_1x.maskrcnn_benchmark": LARGE,
+    "retinanet_resnet50_fpn_1x.detectron": LARGE,
+    "ssd300_vgg16_voc.hardnet": (300, 300),
+    "ssd512_hardnet68_coco.hardnet": (512, 512),
+}
+PEERS = {  # rows that run torchvision's own code
+    "faster_rcnn_resnet50_fpn_1x.maskrcnn_benchmark": "faster_rcnn_resnet50_fpn_coco_v1.torchvision"
+}
+HALF = {"cpu": torch.bfloat16, "cuda": torch.float16}  # as the machine's matrix units take it
+
+
+def detector_cases(device: str, rows: Iterable[str], size: tuple[int, int] | None = None) -> Iterator[Case]:
+    """A row's fast path in float32 and in half precision beside eager in float32, and beside torchvision's
+    detector of the same architecture where the zoo has it; one image.
+
+    Weights are random. The deltas of proposals start at zero on both sides, since those of random weights
+    leave a few hundred proposals in one model and a thousand in the other.
+
+    Args:
+        device: "cpu" or "cuda".
+        rows: names of detectors. size: of the image, height and width in pixels; None: that of DETECTORS, or
+            LARGE.
+    """
+    for row in rows:
+        yield from _cases(device, row, size or DETECTORS.get(row, LARGE))
+
+
+def _cases(device: str, row: str, size: tuple[int, int]) -> list[Case]:
+    eager = _detector(row, device)
+    draw = torch.Generator().manual_seed(0)
+    pixels = 20 * torch.randn(1, 3, *size, generator=draw).to(device)
+    sizes = torch.tensor([size])
+    name = f"{row}, {size[0]} x {size[1]}"
+    works = [("eager", dtype, _prediction(eager, pixels, sizes)) for dtype in (torch.float32, HALF[device])]
+    if row in PEERS:  # torchvision takes colours in 0..1
+        colours = (pixels / 255 + 0.5).clamp(0, 1)
+        peer = _prediction(_detector(PEERS[row], device), colours, sizes)
+        works.append(("torchvision", torch.float32, peer))
+    fast = {dtype: fast_model(eager, dtype) for dtype in (torch.float32, HALF[device])}
+    return [
+        Case(
+            f"{name}, fast {str(dtype).removeprefix('torch.')} (peer: {peer} float32)",
+            _prediction(fast[dtype], pixels, sizes),
+            work,
+            answer=None,
+            agrees=_comparison(eager, fast[dtype], pixels, dtype),
+        )
+        for peer, dtype, work in works
+    ]
+
+
+def _detector(row: str, device: str) -> Detector:
+    torch.manual_seed(0)
+    model = build_model(load_manifests().entry(row), weights="random", device=device).eval()
+    for name, module in model.named_modules():
+        if name.endswith(("rpn.head.deltas", "rpn.head.bbox_pred")):
+            nn.init.zeros_(module.weight)
+    return model
+
+
+def _prediction(model: Detector, pixels: Tensor, sizes: Tensor) -> Callable[[], object]:
+    def predict() -> object:
+        with torch.inference_mode():
+            return model.predict(pixels, sizes)
+
+    return predict
+
+
+def _comparison(eager: Detector, fast: Detector, pixels: Tensor, dtype: torch.dtype) -> Callable[[], bool]:
+    """What says whether the fast model's maps are within the tolerance. Detections are not compared: those of
+    random weights have scores so near each other that rounding chooses among them."""
+    return lambda: map_error(eager, fast, [pixels]) <= TOLERANCES[dtype].maps
