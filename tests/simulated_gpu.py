@@ -190,7 +190,7 @@ class GpuTensor(Tensor):
         # `args` are the positional ones, the first of the schema's, so the two differ in length
         for given, argument in zip(args, func._schema.arguments, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                return None if name.startswith(("_foreach", "_fused")) else given
+                return None if name.startswith(("_foreach", "_fused", "_amp_foreach")) else given
         return tree_map(on_gpu, result)
 
 

@@ -1,0 +1,130 @@
+"""The code that measures, on a simulated GPU: each measurement runs, in float32 and in half types, and
+`detect_all` finds what it finds on a CPU.
+
+What is simulated holds CPU memory, so times and bytes mean nothing here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from simulated_gpu import Log, simulated_gpu
+from slim_families import ROWS
+from torch import Tensor
+
+from detection_zoo.benchmarks.measure.detection import detect_all
+from detection_zoo.benchmarks.measure.inference import measure_inference, measure_inference_memory
+from detection_zoo.benchmarks.measure.phases import measure_phases
+from detection_zoo.benchmarks.measure.throughput import measure_throughput
+from detection_zoo.benchmarks.measure.training import measure_training
+from detection_zoo.benchmarks.run.subject import Subject, open_data, prepare
+from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.zoo.fast import TOLERANCES, found_again
+from detection_zoo.zoo.manifest import load_manifests
+
+IMAGES = 2
+
+
+class Event:
+    """In place of torch.cuda.Event: the host's clock."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at_s = 0.0
+
+    def record(self) -> None:
+        """Note the time."""
+        self.at_s = time.perf_counter()
+
+    def elapsed_time(self, end: Event) -> float:
+        """Milliseconds from here to the end."""
+        return (end.at_s - self.at_s) * 1e3
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
+    """A simulated GPU, whose clock is the host's, whose allocator counts nothing and whose autocast is the
+    CPU's; inference mode is `no_grad`, since wrapped parameters have no version in it."""
+    none = lambda *_: 0  # noqa: E731
+    names = ("reset_peak_memory_stats", "max_memory_allocated", "max_memory_reserved", "memory_reserved")
+    for name in (*names, "synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, none)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    health = "_accelerator_graph_capture_health_check"  # asks the driver for the current stream
+    monkeypatch.setattr(torch.optim.Optimizer, health, lambda optimizer: None)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda one, *_: one)
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda kind, *given, **more: autocast("cpu", *given, **more))
+    mode = lambda wanted=True: torch.no_grad() if wanted else nullcontext()  # noqa: E731
+    monkeypatch.setattr(torch, "inference_mode", mode)
+    with simulated_gpu() as log:
+        yield log
+
+
+def specification(dtype: str, device: str) -> BenchmarkSpec:
+    return BenchmarkSpec(
+        device=device,
+        dtype=dtype,
+        images=IMAGES,
+        timed_images=IMAGES,
+        warm_up_budget_s=0.05,
+        time_budget_s=0.05,
+        processes=1,
+        train_steps=2,
+        train_warm_up_steps=1,
+        train_images_per_step=2,
+        workers=0,
+    )
+
+
+def subject_on(spec: BenchmarkSpec, row: str = ROWS["faster_rcnn"]) -> Subject:
+    entry = load_manifests().entry(row)
+    return prepare(entry, spec, open_data(entry, "shapes", IMAGES), "published")
+
+
+def values(found: Any) -> dict[str, float]:
+    """The numbers of what a measuring function returns."""
+    measured = found[0] if isinstance(found, tuple) else found
+    return {name: one.value for name, one in measured.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_measurement(gpu: Log, dtype: str) -> None:
+    """Times and peaks by their names, the GPU's and not the CPU's; kernels of the project ran."""
+    spec = specification(dtype, "cuda")
+    subject = subject_on(spec)
+    assert next(subject.model.parameters()).is_cuda
+    times = values(measure_inference(subject, spec))
+    assert {"model_ms", "model_event_ms", "end_to_end_ms"} <= times.keys() and "model_cpu_ms" not in times
+    assert any(name.startswith("roi_align") for name in gpu.kernels), "no kernel ran"
+    peaks = values(measure_inference_memory(subject, spec))
+    assert {"inference_memory_allocated_mib", "inference_memory_reserved_mib"} <= peaks.keys()
+    assert {"backbone_ms", "rpn_ms", "heads_ms"} <= values(measure_phases(subject, spec, 0.05)).keys()
+    assert "throughput_batch_1_images_per_s" in values(measure_throughput(subject, spec))
+    trained = values(measure_training(subject, subject.dataset, "shapes", spec))
+    assert {"train_step_ms", "epoch_time_s", "train_memory_allocated_mib"} <= trained.keys()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("family", ROWS)
+def test_detections_of_a_data_set(gpu: Log, family: str, dtype: str) -> None:
+    """`detect_all` gives every image's detections on the host: in float32 the CPU's, in half types as many of
+    them again as is asked of a fast model."""
+    spec, plain = specification(dtype, "cuda"), specification("float32", "cpu")
+    found = [one for _, one in detect_all(subject_on(spec, ROWS[family]), spec)]
+    expected = [one for _, one in detect_all(subject_on(plain, ROWS[family]), plain)]
+    assert len(found) == len(expected) == IMAGES
+    bound = TOLERANCES[getattr(torch, dtype)]
+    again = torch.cat([found_again(*pair, bound) for pair in zip(expected, found, strict=True)])
+    assert len(again) and again.float().mean() >= bound.share
+    for one, other in zip(found, expected, strict=True):
+        assert type(one.boxes) is Tensor and one.scores.dtype == torch.float32
+        if dtype == "float32":
+            assert torch.equal(one.labels, other.labels)
+            torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-5, atol=1e-3)
+            torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
