@@ -38,7 +38,7 @@ from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.detectors.peers import detectron2 as detectron2_peers  # noqa: F401
 from detection_zoo.zoo.detectors.peers import torchvision as torchvision_peers  # noqa: F401
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
-from detection_zoo.zoo.manifest import Component, ModelEntry, WeightSpec, load_manifests
+from detection_zoo.zoo.manifest import CREATED, Component, ModelEntry, WeightSpec, load_manifests
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS, NECKS, Registry, did_you_mean
 
 Weights = Literal["random", "published"] | str | Path | None
@@ -52,6 +52,7 @@ BUNDLES = {  # of conventions.toml, for models that stand in no manifest
     "ssd": "hardnet_ssd300",
     "classifier": "imagenet_torchvision",
 }
+SMALL = "demo"  # bundle and manifest of what is trained on `shapes`
 FOR_EVERY_DETECTOR = ("image", "targets", "augmentation")  # sections that data and commands read
 
 
@@ -121,32 +122,90 @@ def create_entry(
     Args:
         neck: its name and arguments; default: a feature pyramid over the backbone's maps, where the detector
             takes a neck. conventions: a bundle, or its name in conventions.toml; default: the detector's.
-        dataset: of datasets.toml. backbone_options, detector_options: arguments of their builders.
+        dataset: of datasets.toml; on `shapes` a row without conventions of its own is as small as the demo
+            row with that detector. backbone_options, detector_options: arguments of their builders.
     """
     bundles, name = load_manifests().conventions, detector or "classifier"
     if isinstance(conventions, str) and conventions not in bundles:
         raise ManifestError(f"unknown conventions {conventions!r}: {did_you_mean(conventions, bundles)}")
-    usual = bundles[BUNDLES.get(name, "maskrcnn_benchmark_images")]
-    if name not in BUNDLES:  # a detector of one's own: images as maskrcnn-benchmark's, its own defaults
-        usual = Conventions(image=usual.image)
-    if usual.retinanet is not None:  # anchors follow the levels
-        free = usual.retinanet.model_copy(update={"sizes": None})
-        usual = usual.model_copy(update={"retinanet": free})
-    chosen = bundles[conventions] if isinstance(conventions, str) else conventions or usual
-    takes_neck = detector is not None and _takes_neck(detector, name)
+    model = _model_row(detector, dataset) if conventions is None else None
     extra = {"extra": "p6p7"} if detector == "retinanet" else {}
-    return ModelEntry(
+    pyramid = model.neck.arguments if model is not None and model.neck is not None else extra
+    takes_neck = detector is not None and _takes_neck(detector, name)
+    usual = {} if model is None or model.detector is None else model.detector.arguments
+    chosen = bundles[conventions] if isinstance(conventions, str) else conventions
+    entry = ModelEntry(
         name=f"{name}_{backbone}",
-        source="created",
+        source=CREATED,
         title=f"{name} {backbone}",
         task="classification" if detector is None else "proposals" if detector == "rpn" else "detection",
         backbone=Component(name=backbone, **(backbone_options or {})),
-        neck=Component(**{"name": "fpn", **extra, **(neck or {})}) if takes_neck else None,
-        detector=None if detector is None else Component(name=detector, **detector_options),
+        neck=Component(**{"name": "fpn", **pyramid, **(neck or {})}) if takes_neck else None,
+        detector=None if detector is None else Component(name=detector, **{**usual, **detector_options}),
         classes=classes,
         dataset=dataset,
-        conventions=chosen,
+        conventions=chosen
+        or (model.conventions if model is not None else _usual_conventions(detector, dataset)),
     )
+    return entry if conventions is not None else _with_anchors_of_levels(entry)
+
+
+def _is_small(dataset: str) -> bool:
+    """Whether a dataset's images are the small ones that this project draws."""
+    spec = load_manifests().datasets.get(dataset)
+    return spec is not None and spec.layout == "shapes"
+
+
+def _model_row(detector: str | None, dataset: str) -> ModelEntry | None:
+    """The first of the demo rows with that detector on that dataset; none for images of other sizes."""
+    rows = load_manifests().entries.values()
+    return next(
+        (
+            row
+            for row in rows
+            if row.source == SMALL
+            and row.dataset == dataset
+            and row.detector is not None
+            and row.detector.name == detector
+        ),
+        None,
+    )
+
+
+def _usual_conventions(detector: str | None, dataset: str) -> Conventions:
+    """Conventions of a detector that no row for that dataset has: of its own bundle, or the images of another
+    and its own defaults."""
+    bundles = load_manifests().conventions
+    if detector is None:
+        return bundles[BUNDLES["classifier"]]
+    if not _is_small(dataset):
+        images = Conventions(image=bundles["maskrcnn_benchmark_images"].image)
+        return bundles[BUNDLES[detector]] if detector in BUNDLES else images
+    rules = rules_of(_builder(DETECTORS, Component(name=detector), detector))
+    boxes = bundles[SMALL].boxes if hasattr(rules, "boxes") else None
+    return Conventions(image=bundles[SMALL].image, targets=bundles[SMALL].targets, boxes=boxes)
+
+
+def _with_anchors_of_levels(entry: ModelEntry) -> ModelEntry:
+    """The row with anchors that follow the strides of its levels, where its bundle has sizes for another
+    number of levels."""
+    sections = {
+        name: section
+        for name in ("anchors", "retinanet")
+        if (section := getattr(entry.conventions, name)) is not None and section.sizes is not None
+    }
+    if not sections or entry.neck is None:
+        return entry
+    shape = {name: value for name, value in entry.backbone.arguments.items() if name != "pretrained"}
+    with torch.device("meta"):  # weights have no say in the number of levels
+        body = _call(BACKBONES, Component(name=entry.backbone.name, **shape), entry.where, {})
+        levels = len(_call(NECKS, entry.neck, entry.where, {"specs": body.specs}).specs)
+    changes = {
+        name: section.model_copy(update={"sizes": None})
+        for name, section in sections.items()
+        if len(section.sizes) != levels
+    }
+    return entry.model_copy(update={"conventions": entry.conventions.model_copy(update=changes)})
 
 
 def _takes_neck(detector: str, where: str) -> bool:
@@ -158,7 +217,7 @@ def assemble(row: ModelEntry) -> Detector | Classifier:
     """The modules of a row, freshly initialised; raises ManifestError naming row and component."""
     if row.published_only is not None:
         raise ManifestError(f"row {row.name} cannot be built: {row.published_only}")
-    where = f"manifests/{row.source}.toml: row {row.name}"
+    where = row.where
     if row.detector is None:
         backbone: Backbone = _call(BACKBONES, row.backbone, where, {})
         return Classifier(backbone, row.classes, dropout=backbone.classifier_dropout)

@@ -4,9 +4,9 @@ it."""
 from __future__ import annotations
 
 from detection_zoo.zoo.errors import UnknownName
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import CREATED, ModelEntry, load_manifests
 
-CREATED = ".created"
+SUFFIX = f".{CREATED}"
 CLASSIFIER = "classifier"  # in the place of a detector, for ImageNet
 
 
@@ -22,7 +22,7 @@ def created_name(backbone: str, detector: str, data: str) -> str:
     dataset = kind if kind in ("shapes", "voc", "imagenet") else "coco"
     if "keypoint" in detector and dataset in ("shapes", "coco"):
         dataset += "_keypoints"
-    return f"{detector}_{backbone}_{dataset}{CREATED}"
+    return f"{detector}_{backbone}_{dataset}{SUFFIX}"
 
 
 def row_named(name: str) -> ModelEntry:
@@ -33,12 +33,12 @@ def row_named(name: str) -> ModelEntry:
         ManifestError: backbone and detector do not go together.
     """
     manifests = load_manifests()
-    if name in manifests.entries or not name.endswith(CREATED):
+    if name in manifests.entries or not name.endswith(SUFFIX):
         return manifests.entry(name)
     from detection_zoo.zoo.build import create_entry
     from detection_zoo.zoo.registry import BACKBONES, DETECTORS, did_you_mean
 
-    text = name.removesuffix(CREATED)
+    text = name.removesuffix(SUFFIX)
     dataset = max((d for d in manifests.datasets if text.endswith(f"_{d}")), key=len, default="")
     text = text.removesuffix(f"_{dataset}")
     detectors = [*DETECTORS, CLASSIFIER]

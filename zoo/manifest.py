@@ -26,6 +26,7 @@ SHARED_FILES = ("conventions.toml", "schedules.toml", "datasets.toml", "metrics.
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 Licence = str  # SPDX name where there is one
+CREATED = "created"  # source of rows that stand in no manifest
 
 
 class Strict(BaseModel):
@@ -190,6 +191,13 @@ class ModelEntry(Strict):
         description="cells of the source's own table, by column, where the columns are not computed",
     )
     note: str | None = None
+
+    @property
+    def where(self) -> str:
+        """The row and its manifest, for messages."""
+        if self.source == CREATED:
+            return f"row {self.name} (created from a backbone and a detector, in no manifest)"
+        return f"manifests/{self.source}.toml: row {self.name}"
 
     @property
     def trained_weights(self) -> list[WeightSpec]:
@@ -494,7 +502,7 @@ def _check_references(manifests: Manifests) -> None:
     """Names that rows point to exist, and no two rows claim one address without saying why."""
     owner: dict[str, str] = {}
     for entry in manifests.entries.values():
-        where = f"manifests/{entry.source}.toml: row {entry.name}"
+        where = entry.where
         _known(where, "schedule", entry.schedule, manifests.schedules)
         _known(where, "initial", entry.initial, manifests.entries)
         _known(where, "dataset", entry.dataset, manifests.datasets)

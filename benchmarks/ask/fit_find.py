@@ -186,7 +186,7 @@ def exhausted(reason: str, device: str) -> bool:
 
 def check_row(entry: ModelEntry, train: bool) -> None:
     """Raise ManifestError where a row cannot be built, or not be trained."""
-    where = f"manifests/{entry.source}.toml: row {entry.name}"
+    where = entry.where
     if entry.published_only is not None:
         raise ManifestError(f"{where} has published numbers only and cannot be built: {entry.published_only}")
     if entry.conventions is None:

@@ -37,7 +37,7 @@ def why_no_training(subject: Subject) -> str:
 def schedule_of(subject: Subject) -> Schedule:
     """The row's training schedule; raises ManifestError where it names none."""
     if why := why_no_training(subject):
-        raise ManifestError(f"manifests/{subject.entry.source}.toml: row {subject.entry.name}: {why}")
+        raise ManifestError(f"{subject.entry.where}: {why}")
     return load_manifests().schedules[subject.entry.schedule]
 
 

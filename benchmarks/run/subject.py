@@ -174,8 +174,7 @@ def _published(entry: ModelEntry) -> tuple[WeightsIdentity, str]:
             (f" of the whole model, but {spec.partial}" for spec in entry.weights if spec.partial), ""
         )
         raise ManifestError(
-            f"manifests/{entry.source}.toml: row {entry.name} publishes no weights{part}; use --weights"
-            " random or a file of your own"
+            f"{entry.where} publishes no weights{part}; use --weights random or a file of your own"
         )
     found = fetch_weights(spec, entry.name)
     return WeightsIdentity(kind="published", digest=found.sha256, file=found.path.name), "published"
@@ -310,10 +309,7 @@ def build_subject(
     from detection_zoo.zoo.data.transforms import Preprocess
 
     if entry.conventions is None:
-        raise ManifestError(
-            f"manifests/{entry.source}.toml: row {entry.name} has no conventions, so its"
-            " pre-processing is unknown"
-        )
+        raise ManifestError(f"{entry.where} has no conventions, so its pre-processing is unknown")
     model = build_model(entry, weights=weights if checkpoint_format is None else "random", device=device)
     if checkpoint_format is not None:
         load_row_weights(model, entry, weights, checkpoint_format)
