@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -197,20 +198,55 @@ def compare_detections(
     """
     bound, pairs, images = TOLERANCES[dtype], [], sum(len(pixels) for pixels, _ in batches)
     far = error is not None and not error <= bound.maps
-    for pixels, sizes in () if far or not isinstance(eager, Detector) else batches:
+    seen = isinstance(eager, Detector) and (error is None or math.isfinite(error))
+    for pixels, sizes in batches if seen else ():
         pairs += zip(eager.predict(pixels, sizes), other.predict(pixels, sizes), strict=True)
     marks = [found_again(*pair, bound).cpu() for pair in pairs]
     found = torch.cat(marks) if marks else torch.zeros(0)
     share = float(found.float().mean()) if len(found) else 1.0
     report = FastReport(images, error, len(found), share)
     if far or share < bound.share:
-        kind = str(dtype).removeprefix("torch.")
+        kind, lost = str(dtype).removeprefix("torch."), first_lost(pairs, marks, eager)
         raise ValueError(
             f"the {path} path in {kind} leaves its tolerance: {report}; allowed are {bound.maps:g}, and"
-            f" {bound.share:.0%} found again at IoU {bound.iou} and score within {bound.score}. Use float32,"
-            " or --path eager"
+            f" {bound.share:.0%} found again at IoU {bound.iou} and score within {bound.score}{lost}. Use"
+            " float32, or --path eager"
         )
     return report
+
+
+def first_lost(
+    pairs: Sequence[tuple[Detections, Detections]], marks: Sequence[Tensor], eager: nn.Module
+) -> str:
+    """The first detection that is not found again and the nearest one of the other path, as the end of a
+    message; empty where there is none.
+
+    Args:
+        pairs: detections of each image, by the eager model and by the other. marks: of `found_again`.
+        eager: whose class names are told.
+    """
+    for image, ((own, other), found) in enumerate(zip(pairs, marks, strict=True)):
+        if found.all():
+            continue
+        lost = own.select(own.scores >= SCORE).select(~found.to(own.scores.device)).select(slice(1))
+        same = other.select(other.labels == lost.labels)
+        near = "no detection of that class"
+        if len(same):
+            overlap = box_iou(lost.boxes, same.boxes)[0]
+            at = int(overlap.argmax())
+            near = f"{_described(same.select(slice(at, at + 1)), eager)}, IoU {float(overlap[at]):.3f}"
+        return (
+            f". The first one lost is, in image {image}, {_described(lost, eager)}; the other path has {near}"
+        )
+    return ""
+
+
+def _described(one: Detections, model: nn.Module) -> str:
+    """Class, score and box of a single detection."""
+    label, names = int(one.labels), getattr(model, "class_names", ())
+    name = names[label] if label < len(names) else f"class {label}"
+    corners = ", ".join(f"{value:.1f}" for value in one.boxes[0].tolist())
+    return f"{name} {float(one.scores):.3f} ({corners})"
 
 
 def found_again(eager: Detections, fast: Detections, bound: Tolerance, least: float = SCORE) -> Tensor:

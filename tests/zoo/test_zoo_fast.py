@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from contracts import check_detections
+from slim_families import pictures
 from torch import nn
 
-from detection_zoo.zoo.build import create_model
+from detection_zoo.zoo.build import build_model, create_model
 from detection_zoo.zoo.fast import TOLERANCES, compare_with_eager, fast_model, fold_norms, found_again
 from detection_zoo.zoo.parts.norm import ConvNorm, FrozenAffine, FrozenNorm
 from detection_zoo.zoo.parts.winograd import WinogradConv2d, use_winograd
@@ -105,6 +106,27 @@ def test_a_copy_that_leaves_the_tolerance_is_refused() -> None:
         compare_with_eager(model, fast, [(images, sizes)], torch.float32)
     with pytest.raises(ValueError, match="not torch.float64"):
         fast_model(model, torch.float64)
+
+
+def test_a_refusal_names_the_first_detection_that_is_lost() -> None:
+    """A trained model whose copy has one class fewer: the message says which image, class, score and box."""
+    model = build_model("faster_rcnn_resnet14_slim_fpn.demo", "published")
+    pixels, sizes = pictures(2), torch.tensor([[160, 160]] * 2)
+    with torch.inference_mode():
+        own = [found.select(found.scores >= 0.5) for found in model.predict(pixels, sizes)]
+    first = own[0].select(slice(1))
+    fast = fast_model(model)
+    fast.box.predictor.class_logits.bias[1 + int(first.labels)] -= 100.0
+    with pytest.raises(ValueError, match="The first one lost is, in image 0, ") as refused:
+        compare_with_eager(model, fast, [(pixels, sizes)], torch.float32)
+    corners = ", ".join(f"{value:.1f}" for value in first.boxes[0].tolist())
+    name = model.class_names[int(first.labels)]
+    assert f"{name} {float(first.scores):.3f} ({corners}); the other path has no detection of" in str(
+        refused.value
+    )
+    fast.box.predictor.class_logits.bias[1 + int(first.labels)] += 99.0
+    with pytest.raises(ValueError, match=rf"the other path has {name} 0\.\d+ \(.*\), IoU 1\.000"):
+        compare_with_eager(model, fast, [(pixels, sizes)], torch.float32)
 
 
 def test_detections_are_found_again_by_class_place_and_score() -> None:
