@@ -70,8 +70,11 @@ def images_and_targets(
     return images, torch.tensor(sizes), targets
 
 
-def check_detections(found: list[Detections], sizes: list[tuple[int, int]], classes: int) -> None:
-    """One entry an image; rows go together; boxes lie in the image; labels are 0..K-1."""
+def check_detections(
+    found: list[Detections], sizes: list[tuple[int, int]], classes: int, *, offset: float = 0.0
+) -> None:
+    """One entry an image; rows go together; boxes lie in the image, and no side is negative; labels are
+    0..K-1. offset: added to x2 - x1 for a width."""
     assert len(found) == len(sizes)
     for each, (height, width) in zip(found, sizes, strict=True):
         rows = len(each.scores)
@@ -85,6 +88,8 @@ def check_detections(found: list[Detections], sizes: list[tuple[int, int]], clas
         ).all()
         assert torch.isfinite(each.boxes).all() and (each.boxes >= -1.01).all()
         assert (each.boxes[:, 0::2] <= width + 0.01).all() and (each.boxes[:, 1::2] <= height + 0.01).all()
+        sides = each.boxes[:, 2:] - each.boxes[:, :2] + offset
+        assert (sides >= -0.01).all(), f"a box has a negative side: {each.boxes[(sides < 0).any(dim=1)][0]}"
         for name in ("masks", "keypoints"):
             if (value := getattr(each, name)) is not None:
                 assert len(value) == rows, name
@@ -116,10 +121,11 @@ def check_detector(
     assert not silent, f"no gradient reaches {silent[:5]}"
     model.eval()
     with torch.no_grad():
-        check_detections(model.predict(images, true), sizes, model.num_classes)
+        offset = getattr(getattr(model, "coder", None), "offset", 0.0)
+        check_detections(model.predict(images, true), sizes, model.num_classes, offset=offset)
         doubled = [(2 * h, 2 * w) for h, w in sizes]
         found = model.predict(images, true, torch.tensor(doubled))
-    check_detections(found, doubled, model.num_classes)
+    check_detections(found, doubled, model.num_classes, offset=2 * offset)
     for each, (height, width) in zip(found, doubled, strict=True):
         assert each.masks is None or (
             each.masks.shape[1:] == (height, width) and each.masks.dtype == torch.bool

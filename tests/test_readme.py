@@ -54,6 +54,18 @@ def test_every_command_and_option_is_there() -> None:
     assert wrong == []
 
 
+def test_the_number_of_rows_is_that_of_the_manifests() -> None:
+    """Of the manifests that git tracks: a file of one's own changes nothing."""
+    from detection_zoo.zoo.manifest import load_manifests
+
+    listed = subprocess.run(["git", "ls-files", "manifests"], cwd=ROOT, capture_output=True, text=True)
+    tracked = {Path(line).stem for line in listed.stdout.splitlines()}
+    rows = [e for e in load_manifests().entries.values() if e.source in tracked or listed.returncode]
+    said = re.search(r"^(\d+) rows from (\d+) sources", README.read_text(), re.M)
+    assert said is not None
+    assert tuple(map(int, said.groups())) == (len(rows), len({e.source for e in rows}))
+
+
 def test_the_quick_start_gives_the_published_accuracy(
     package_weights: Path, data_folder: Path, tmp_path: Path
 ) -> None:

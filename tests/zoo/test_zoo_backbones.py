@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from detection_zoo.zoo.backbones.resnet import ResNet, resnet50
@@ -135,3 +138,27 @@ def test_vovnet_adds_its_input_only_from_the_second_module_of_a_stage_on() -> No
         body.c2[0].concat.conv.in_channels == 128 + 5 * 128
         and body.c5[1].concat.conv.in_channels == 1024 + 5 * 224
     )
+
+
+def test_a_backbone_brings_the_norm_before_a_classifiers_linear_layer() -> None:
+    """As ConvNeXt has it: pooled features, LayerNorm, linear layer."""
+
+    class Normed(ResNet):
+        def classifier_norm(self) -> nn.Module:
+            return nn.LayerNorm(self.specs["c5"].channels, eps=1e-6)
+
+    torch.manual_seed(0)
+    plain = BACKBONES["resnet14_slim"](norm="batch", freeze_at=0)
+    body = copy.copy(plain)
+    body.__class__ = Normed
+    model = Classifier(body, 5).eval()
+    with torch.no_grad():
+        model.norm.bias.uniform_(-1, 1)
+        images = torch.randn(2, 3, 64, 64)
+        pooled = plain.eval()(images)["c5"].mean(dim=(2, 3))
+        expected = F.linear(
+            F.layer_norm(pooled, (pooled.shape[1],), None, model.norm.bias, 1e-6), model.fc.weight
+        )
+        torch.testing.assert_close(model(images), expected + model.fc.bias)
+    assert {"norm.weight", "norm.bias"} < model.state_dict().keys()
+    assert not [name for name in Classifier(plain, 5).state_dict() if name.startswith("norm")]

@@ -11,7 +11,11 @@ from detection_zoo.zoo.records import FeatureSpec
 
 class Backbone(nn.Module):
     """Images (N, 3, H, W) to feature maps by name, finest first; necks and heads ask `specs` and hard-code
-    nothing."""
+    nothing.
+
+    The children (of the backbone, or of its only child) are its stages in the order in which they run: layer
+    decay counts them so (`zoo.training.recipe.stage_factors`).
+    """
 
     specs: dict[
         str, FeatureSpec
@@ -23,6 +27,11 @@ class Backbone(nn.Module):
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps (N, C, H / stride, W / stride) by name, finest first."""
+
+    def classifier_norm(self) -> nn.Module:
+        """A new layer between the pooled features (N, C) of the last map and a classifier's linear layer:
+        here nothing, in ConvNeXt a LayerNorm."""
+        return nn.Identity()
 
     def head_stage(self, stride: int = 2) -> tuple[nn.Module, int]:
         """A new stage to run on pooled features, with its output channels (C4 detectors); raises ValueError

@@ -1,4 +1,5 @@
-"""A classifier: a backbone, global average pooling and one linear layer; what backbones are pretrained as."""
+"""A classifier: a backbone, global average pooling, its norm where it has one, and one linear layer; what
+backbones are pretrained as."""
 
 from __future__ import annotations
 
@@ -17,11 +18,12 @@ class Classifier(nn.Module):
         dropout: probability, before the linear layer.
     """
 
-    parts = {"backbone": ("backbone",), "heads": ("fc",)}
+    parts = {"backbone": ("backbone",), "heads": ("norm", "fc")}
 
     def __init__(self, backbone: Backbone, num_classes: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.backbone, self.num_classes = backbone, num_classes
+        self.norm = backbone.classifier_norm()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(list(backbone.specs.values())[-1].channels, num_classes)
 
@@ -34,5 +36,5 @@ class Classifier(nn.Module):
     ) -> Tensor | dict[str, Tensor]:
         """(N, 3, H, W) to logits (N, K); with labels (N,) int64 the loss of a training step, as detectors
         give theirs. Sizes are not used."""
-        logits = self.fc(self.dropout(self.pooled(images)))
+        logits = self.fc(self.dropout(self.norm(self.pooled(images))))
         return logits if labels is None else {"loss_class": F.cross_entropy(logits, labels)}
