@@ -160,7 +160,7 @@ def train(
     from detection_zoo.benchmarks.train.start import Request, check_start, prepare_task, start_training
     from detection_zoo.benchmarks.train.start import dry_run as look
     from detection_zoo.zoo.training.plan import Wishes
-    from detection_zoo.zoo.training.trainer import Settings
+    from detection_zoo.zoo.training.trainer import LOSSES, Settings
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -245,7 +245,8 @@ def train(
         return
     emit(asdict(done) | {"checkpoint": done.checkpoint and str(done.checkpoint)}, as_json, table)
     say(
-        f"{row}: {done.iterations} updates, loss {done.loss:.4g}"
+        f"{row}: {done.iterations} updates, loss {done.loss:.4g} (median of the last"
+        f" {min(LOSSES, done.iterations)})"
         + ("" if done.checkpoint is None else f", saved as {done.checkpoint}")
     )
     if done.stopped_by is not None:

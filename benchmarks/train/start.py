@@ -105,8 +105,9 @@ def prepare_task(request: Request, wishes: Wishes) -> Task:
         lines += ["weights: initial -> published"] if weights == "published" else []
     settings = (*images_of_timm(entry, weights), *request.settings)
     entry, schedule, by_hand = with_settings(entry, schedule, settings)
-    count = training_batches(entry, dataset, batch=1, schedule=schedule).entries
-    plan = plan_training(schedule, wishes, count)
+    batch = wishes.batch or schedule.images_per_batch
+    batches = training_batches(entry, dataset, batch=batch, schedule=schedule)
+    plan = plan_training(schedule, wishes, batches.entries, len(batches.order(0)))
     return Task(
         entry,
         dataset,
@@ -214,8 +215,8 @@ def describe(task: Task, settings: Settings, process: Process) -> str:
     plan = task.plan
     return (
         f"{task.entry.name}: {plan.iterations} updates of"
-        f" {plan.schedule.images_per_batch * plan.accumulate} images, {plan.updates_per_epoch} updates an"
-        f" epoch, {task.dataset.name}, {settings.precision} on {process.device}"
+        f" {plan.schedule.images_per_batch * plan.accumulate} images, {plan.updates_per_epoch} an epoch,"
+        f" {task.dataset.name}, {settings.precision} on {process.device}"
         + (f", {process.world} processes" if process.world > 1 else "")
     )
 

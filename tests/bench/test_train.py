@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from detection_zoo.bench import app
+from detection_zoo.benchmarks.run.subject import open_data
+from detection_zoo.zoo.data.training_loader import training_batches
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.training.plan import Wishes, plan_training
 
@@ -60,6 +63,8 @@ def test_a_resumed_training_repeats_the_unbroken_one_and_its_file_can_be_run(tmp
     rate = ROW_OWN.lr * 2 / ROW_OWN.images_per_batch
     assert f"images_per_batch: {ROW_OWN.images_per_batch} -> 2" in said
     assert f"lr: {ROW_OWN.lr:g} -> {rate:g}" in said
+    middle = median(float(loss) for loss in losses(whole).values())
+    assert f"4 updates, loss {middle:.4g} (median of the last 4), saved as" in said
     assert "update 4/4" in said and "images/s" in said and "waiting for data" in said
     train("--out", broken, "--iterations", 2, *SMALL)
     nowhere = train("--out", whole.with_name("none"), "--weights", whole / "none.pth", *SMALL, code=2)
@@ -89,8 +94,18 @@ def test_other_lengths_and_batches_keep_the_shape_of_the_schedule() -> None:
     assert plan.schedule.steps == [600, 800] and plan.schedule.warmup_iterations == 90
     plan = plan_training(OWN, Wishes(epochs=18), 1600)
     assert plan.schedule.steps == [12, 16] and plan.iterations == 1800 and plan.updates_per_epoch == 100
+    assert plan_training(OWN, Wishes(batch=8), 1000, 130).updates_per_epoch == 130
     plan = plan_training(OWN, Wishes(batch=8, accumulate=2), 1000)
     assert plan.schedule.lr == 0.01 and plan.iterations == 180000 and plan.updates_per_epoch == 62
+
+
+def test_an_epoch_has_as_many_updates_as_the_stream_has_batches(tmp_path: Path) -> None:
+    """Groups of one aspect ratio have incomplete batches too: five images in batches of 4 are two or more."""
+    said = train("--out", tmp_path, "--images", 5, "--dry-run", *SMALL[:4], "--batch", 4)
+    entry = load_manifests().entry(ROW)
+    batches = training_batches(entry, open_data(entry, "shapes:train", 5), batch=4)
+    count = len(batches.order(0))
+    assert count > batches.entries // 4 == 1 and f"updates of 4 images, {count} an epoch, " in said
 
 
 @pytest.mark.parametrize("scale", [False, True])

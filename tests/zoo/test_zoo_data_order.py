@@ -204,7 +204,7 @@ def test_a_vertical_flip_and_jitter_change_pixels_and_boxes() -> None:
     ("row", "images", "batch", "per_epoch"),
     [
         ("faster_rcnn_resnet50_fpn_2x.detectron_pytorch", 20, 3, 6),
-        ("faster_rcnn_vovnet39_fpn_2x.vovnet", 10, 3, 3),
+        ("faster_rcnn_vovnet39_fpn_2x.vovnet", 10, 3, 4),  # incomplete batches stay
     ],
 )
 def test_the_stream_of_a_row_follows_its_source(row: str, images: int, batch: int, per_epoch: int) -> None:

@@ -110,14 +110,17 @@ def training_batches(
 class TrainingLoader:
     """An endless stream of batches that can start anywhere; made by `training_loader`.
 
-    `images` is the number of images of an epoch, flipped copies counted; `batches_per_epoch` the batches of
-    one epoch in each process.
+    `images` is the number of images of an epoch, flipped copies counted.
     """
 
     def __init__(self, batches: Batches, *, workers: int, start: int, pin_memory: bool) -> None:
         self.batches, self.workers, self.start, self.pin_memory = batches, workers, start, pin_memory
         self.images = batches.entries
-        self.batches_per_epoch = max(1, self.images // (batches.images_per_batch * batches.world_size))
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of the first epoch in this process, incomplete ones counted."""
+        return len(self.batches.order(0))
 
     def __iter__(self) -> Iterator[Batch]:
         loader = DataLoader(

@@ -54,7 +54,7 @@ class Plan:
         return iteration / self.updates_per_epoch
 
 
-def plan_training(own: Schedule, wishes: Wishes, images: int) -> Plan:
+def plan_training(own: Schedule, wishes: Wishes, images: int, batches: int | None = None) -> Plan:
     """The schedule of a training, with every difference from the row's own in one line each.
 
     Another batch changes rate, length and steps by the linear rule where the source does so; another length
@@ -64,6 +64,8 @@ def plan_training(own: Schedule, wishes: Wishes, images: int) -> Plan:
         own: the row's schedule.
         wishes: what differs.
         images: images of an epoch, over all processes.
+        batches: forward passes of an epoch, of that batch; None: as many as the images fill. Groups of one
+            aspect ratio have incomplete ones too.
     """
     schedule, warnings = own, []
     batch = wishes.batch or own.images_per_batch
@@ -89,7 +91,7 @@ def plan_training(own: Schedule, wishes: Wishes, images: int) -> Plan:
         if getattr(wishes, name) is not None:
             updates[name] = getattr(wishes, name)
     schedule = schedule.model_copy(update=updates)
-    per_epoch = max(1, images // (batch * wishes.accumulate))
+    per_epoch = max(1, (images // batch if batches is None else batches) // wishes.accumulate)
     return Plan(
         schedule,
         total_iterations(schedule, per_epoch),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -26,6 +28,7 @@ from detection_zoo.zoo.training.recipe import build_optimizer, training_mode
 
 Say = Callable[[str], None]
 MOST_BACKS = 3  # returns to a checkpoint before a loss that is not finite ends the training
+LOSSES = 20  # updates whose median is told at the end, as Detectron2 smooths its log
 METRICS, EVALUATIONS = "metrics.csv", "evaluations.csv"
 
 
@@ -61,8 +64,8 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """How a training ended: updates made, the last total loss, the last checkpoint, why it stopped before its
-    end, mean seconds of an update, the last evaluation and the best one."""
+    """How a training ended: updates made, the median total loss of the last 20, the last checkpoint, why it
+    stopped before its end, mean seconds of an update, the last evaluation and the best one."""
 
     iterations: int
     loss: float = float("nan")
@@ -216,11 +219,13 @@ class Trainer:
         log = MetricsFile(settings.folder / METRICS, start) if main else None
         self.evaluations = MetricsFile(settings.folder / EVALUATIONS, start) if main else None
         line = ProgressLine(self.plan.iterations, start, settings.log_every, self.process.device, self.say)
-        clock, begun = _Clock(), time.monotonic()
+        clock, begun, losses = _Clock(), time.monotonic(), deque[float](maxlen=LOSSES)
         with _stopping() as stop:
             for record in self._steps(clock):
                 made = self.done.iterations = record.iteration + 1
-                self.done.loss = record.total_loss
+                if not record.skipped:
+                    losses.append(record.total_loss)
+                    self.done.loss = median(losses)
                 if self.ema is not None and not record.skipped:
                     self.ema.update_parameters(self.model)
                 seconds, data_seconds = clock.lap()
