@@ -222,7 +222,8 @@ def first_lost(
     message; empty where there is none.
 
     Args:
-        pairs: detections of each image, by the eager model and by the other. marks: of `found_again`.
+        pairs: detections of each image, by the eager model and by the other. marks: (R,) bool of each, as
+            `found_again` gives them.
         eager: whose class names are told.
     """
     for image, ((own, other), found) in enumerate(zip(pairs, marks, strict=True)):
