@@ -196,7 +196,7 @@ class ModelEntry(Strict):
     def where(self) -> str:
         """The row and its manifest, for messages."""
         if self.source == CREATED:
-            return f"row {self.name} (created from a backbone and a detector, in no manifest)"
+            return f"no manifest (created from a backbone and a detector): row {self.name}"
         return f"manifests/{self.source}.toml: row {self.name}"
 
     @property
