@@ -14,7 +14,8 @@ from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 MANIFESTS = load_manifests()
 ROWS = list(MANIFESTS.entries.values())
 PEERS = "torchvision"
-REPORTING = {e.source for e in ROWS if e.published or e.source_config}  # sources that say something of rows
+# sources that publish something of their models of a kind; a row of them has to have it
+REPORTING = {(e.source, e.task) for e in ROWS if e.published or e.source_config}
 
 
 def of(source: str) -> list[ModelEntry]:
@@ -107,7 +108,7 @@ def test_a_row_is_consistent(entry: ModelEntry) -> None:
     assert (entry.detector is None) == (entry.task == "classification")
     assert entry.published_only or entry.conventions is not None, "a row that can be built needs conventions"
     alone = not (entry.weights or entry.published or entry.source_config)
-    assert not (alone and entry.source in REPORTING), (
+    assert not (alone and (entry.source, entry.task) in REPORTING), (
         f"other rows of {entry.source} have published numbers or a configuration of their source; without"
         " weights, numbers and configuration this one says nothing"
     )
