@@ -44,15 +44,21 @@ COPYING = {"copy_", "_to_copy"}
 
 
 class Log:
-    """What happened on the simulated GPU: waits by (kind, place), kernels of ours and operators by name."""
+    """What happened on the simulated GPU: waits by (kind, place), kernels of ours and operators by name.
+
+    capturing: work is recorded, so that the host may neither wait nor copy anything to the device.
+    """
 
     def __init__(self) -> None:
+        self.capturing = False
         self.waits: Counter[tuple[str, str]] = Counter()
         self.kernels: Counter[str] = Counter()
         self.operators: Counter[str] = Counter()
 
     def wait(self, kind: str) -> None:
         """Count one wait, at the innermost frame of the project."""
+        if self.capturing:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {kind} at {place()}")
         self.waits[kind, place()] += 1
 
     def clear(self) -> None:
@@ -118,6 +124,22 @@ class GpuTensor(Tensor):
     device = property(lambda self: CUDA)
     is_cuda = property(lambda self: True)
     is_cpu = property(lambda self: False)
+
+    @property
+    def data(self) -> Tensor:
+        """As `Tensor.data`; a tensor that is put there brings its memory."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: GpuTensor) -> None:
+        Tensor.data.__set__(self, value)
+        self.memory = value.memory
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if id(self) not in memo:
+            one = GpuTensor(self.memory.clone())
+            memo[id(self)] = nn.Parameter(one, self.requires_grad) if isinstance(self, nn.Parameter) else one
+        return memo[id(self)]
 
     def data_ptr(self) -> int:
         """Address in the CPU's memory, where the kernels run."""
@@ -261,7 +283,7 @@ class _Factories(TorchFunctionMode):
             device, dtype, pinned, _ = torch._C._nn._parse_to(*args[1:], **plain)
         if not is_cuda(device):
             return func(*args, **kwargs)
-        if not pinned:
+        if not pinned or LOG.capturing:
             LOG.wait("to the device")
         one = args[0] if dtype is None else args[0].to(dtype)
         return _ToGpu.apply(one) if one.requires_grad else GpuTensor(one.detach().clone())

@@ -6,24 +6,38 @@ What is simulated holds CPU memory, so times and bytes mean nothing here.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from simulated_capture import TapeCapture
 from simulated_gpu import Log, simulated_gpu
 from slim_families import ROWS
 from torch import Tensor
 
+from detection_zoo.benchmarks import environment
 from detection_zoo.benchmarks.measure.detection import detect_all
 from detection_zoo.benchmarks.measure.inference import measure_inference, measure_inference_memory
 from detection_zoo.benchmarks.measure.phases import measure_phases
 from detection_zoo.benchmarks.measure.throughput import measure_throughput
 from detection_zoo.benchmarks.measure.training import measure_training
-from detection_zoo.benchmarks.run.subject import Subject, open_data, prepare
-from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.benchmarks.run.runner import run_row
+from detection_zoo.benchmarks.run.subject import (
+    Sources,
+    Subject,
+    identify_weights,
+    open_data,
+    prepare,
+    take_path,
+)
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Run
+from detection_zoo.zoo import cuda_capture, fast
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.fast import TOLERANCES, found_again
 from detection_zoo.zoo.manifest import load_manifests
 
@@ -62,6 +76,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     monkeypatch.setattr(torch, "autocast", lambda kind, *given, **more: autocast("cpu", *given, **more))
     mode = lambda wanted=True: torch.no_grad() if wanted else nullcontext()  # noqa: E731
     monkeypatch.setattr(torch, "inference_mode", mode)
+    for name in ("map_error", "compare_detections"):
+        monkeypatch.setattr(fast, name, torch.no_grad()(getattr(fast, name).__wrapped__))
     with simulated_gpu() as log:
         yield log
 
@@ -128,3 +144,39 @@ def test_detections_of_a_data_set(gpu: Log, family: str, dtype: str) -> None:
             assert torch.equal(one.labels, other.labels)
             torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-5, atol=1e-3)
             torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["faster_rcnn", "retinanet"])
+def test_the_fast_path_replays_and_its_record_says_so(
+    gpu: Log, family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """AP and times of recorded work: AP is that of the eager path; the notes say what was compared, recorded
+    and replayed."""
+    monkeypatch.setattr(cuda_capture, "CudaCapture", TapeCapture)
+    collect = environment.collect_environment
+    monkeypatch.setattr(environment, "collect_environment", lambda device: collect("cpu"))
+    found: dict[str, Run] = {}
+    entry = load_manifests().entry(ROWS[family])
+    for path in ("eager", "fast"):
+        spec = specification("float32", "cuda").model_copy(
+            update={"path": path, "groups": ("inference", "ap")}
+        )
+        given = Sources("shapes", "published"), identify_weights(entry, "published")
+        found[path] = run_row(ROWS[family], spec, *given, tmp_path, isolate=False)
+        assert found[path].status == "finished", found[path].traceback
+    assert not found["eager"].notes
+    compared, recorded = found["fast"].notes
+    assert compared.startswith("fast path: 2 images compared with eager: maps differ by")
+    assert re.match(r"CUDA graphs: \d captured of network and choice .* replayed one, 0 let go", recorded)
+    ap = [run.measurements["box_ap"].value for run in found.values()]
+    assert ap[0] == pytest.approx(ap[1], abs=0.01) and ap[0] > 10
+    assert "model_event_ms" in found["fast"].measurements
+
+
+def test_a_rule_that_needs_any_size_is_not_recorded(gpu: Log) -> None:
+    """Soft-NMS: the fast path runs without graphs, and the notes say why."""
+    spec = specification("float32", "cuda").model_copy(update={"path": "fast", "soft_nms": "linear"})
+    subject = subject_on(spec)
+    notes = take_path(subject, spec)
+    assert notes[1:] == ["no CUDA graphs: soft-NMS works on the candidates that there are"]
+    assert list(detect_all(subject, spec)) and isinstance(subject.model, FasterRcnn)

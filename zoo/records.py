@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -63,9 +65,31 @@ class Detections:
 
     def select(self, rows: Tensor | slice) -> Detections:
         """The given rows (int64 indices, a bool mask or a slice), in their order."""
-        picked = {
-            name: value[rows]
+        return self._each(lambda value: value[rows])
+
+    def clone(self) -> Detections:
+        """A copy with memory of its own."""
+        return self._each(Tensor.clone)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Detections:
+        """The same with every tensor changed."""
+        changed = {
+            name: change(value)
             for name in ("boxes", "scores", "labels", "masks", "keypoints")
             if (value := getattr(self, name)) is not None
         }
-        return replace(self, **picked, extra={name: value[rows] for name, value in self.extra.items()})
+        return replace(self, **changed, extra={name: change(value) for name, value in self.extra.items()})
+
+
+def tensors_in(value: Any, skipped: str | None = None) -> Iterator[Tensor]:
+    """Tensors, alone or in lists, mappings and dataclasses of any depth; anything else is passed by, and so
+    is what has the name `skipped` there."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from tensors_in(one, skipped)
+    elif isinstance(value, Mapping):
+        yield from tensors_in([one for name, one in value.items() if name != skipped], skipped)
+    elif is_dataclass(value):
+        yield from tensors_in({one.name: getattr(value, one.name) for one in fields(value)}, skipped)

@@ -18,7 +18,7 @@ from detection_zoo.benchmarks.environment import collect_environment
 from detection_zoo.benchmarks.measure.inference import MODEL, Turns, timed_batches
 from detection_zoo.benchmarks.measure.memory import memory_metric, peak_memory
 from detection_zoo.benchmarks.measure.timing import PhaseClock
-from detection_zoo.benchmarks.run.subject import identify_data, open_data, prepare, take_path
+from detection_zoo.benchmarks.run.subject import identify_data, open_data, path_notes, prepare, take_path
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.trained_row import row_of_checkpoint
@@ -51,7 +51,7 @@ class Contestant:
         self.entrant, self.spec, self.data, self.beat = entrant, spec, data, beat
         entry = row_of_checkpoint(row_named(entrant.row), weights)
         self.subject = prepare(entry, spec, open_data(entry, data, spec.images), weights)
-        take_path(self.subject, spec)
+        self.compared = take_path(self.subject, spec)
         self.subject.model.eval()
         if entrant.extra_units:
             self.subject.model = with_extra_work(
@@ -72,6 +72,10 @@ class Contestant:
             "image_list": hashlib.sha256(ids.encode()).hexdigest(),
             "timed_images": sum(map(len, self.batches)),
         }
+
+    def notes(self) -> list[str]:
+        """What its path was compared with, and how it ran until now."""
+        return [*self.compared, *path_notes(self.subject)]
 
     def turn(self, batches: list[int]) -> dict[str, float]:
         """Run batches by number; wall milliseconds per image of each metric, and on a CPU the processor's own

@@ -103,6 +103,7 @@ class _Match:
             for label in workers:
                 for name, value in ask(label, "turn_with_peak", batches).items():
                     samples[label][name] = [value]
+                self.states[label].notes = ask(label, "notes")
         except WorkerFailed as failed:
             self.states[failed.label].failure = failed.outcome
             self.say(f"    {failed.label} failed and is excluded: {failed.outcome.reason}")

@@ -25,6 +25,7 @@ class State:
     about: dict[str, Any] = field(default_factory=dict)
     failure: Outcome | None = None
     files: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # of its latest process
 
     def side(self, interrupted: bool) -> Side:
         """The model's part of the record."""
@@ -66,6 +67,7 @@ def footnotes(states: Sequence[State]) -> list[str]:
             "the images are the same, but their labels are numbered or chosen differently for the rows"
         )
     for state in states:
+        notes += [f"{state.entrant.label}: {note}" for note in state.notes]
         if state.entrant.extra_units:
             notes.append(
                 f"{state.entrant.label} runs injected extra work, {state.entrant.extra_units} units per"

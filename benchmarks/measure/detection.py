@@ -109,9 +109,9 @@ def _detect_augmented(
         autocast(spec),
     ):
         for index in range(len(subject.dataset)):
-            found = detect_augmented(
-                subject.model, subject.dataset.load_image(index), subject.preprocess, wanted
-            )
+            # copies of many sizes: without CUDA graphs
+            model = getattr(subject.model, "plain", subject.model)
+            found = detect_augmented(model, subject.dataset.load_image(index), subject.preprocess, wanted)
             yield index, to_host([found])[0]
             tick()
             heartbeat()

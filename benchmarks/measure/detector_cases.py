@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detection_zoo.benchmarks.measure.kernel_cases import Case
 from detection_zoo.zoo.build import build_model
+from detection_zoo.zoo.cuda_capture import with_graphs
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.fast import TOLERANCES, fast_model, map_error
 from detection_zoo.zoo.manifest import load_manifests
@@ -54,14 +55,15 @@ def _cases(device: str, row: str, size: tuple[int, int]) -> list[Case]:
         colours = (pixels / 255 + 0.5).clamp(0, 1)
         peer = _prediction(_detector(PEERS[row], device), colours, sizes)
         works.append(("torchvision", torch.float32, peer))
-    fast = {dtype: fast_model(eager, dtype) for dtype in (torch.float32, HALF[device])}
+    copies = {dtype: fast_model(eager, dtype) for dtype in (torch.float32, HALF[device])}
+    fast = {dtype: with_graphs(copy, pixels.device)[0] for dtype, copy in copies.items()}
     return [
         Case(
             f"{name}, fast {str(dtype).removeprefix('torch.')} (peer: {peer} float32)",
             _prediction(fast[dtype], pixels, sizes),
             work,
             answer=None,
-            agrees=_comparison(eager, fast[dtype], pixels, dtype),
+            agrees=_comparison(eager, copies[dtype], pixels, dtype),
         )
         for peer, dtype, work in works
     ]
@@ -76,7 +78,7 @@ def _detector(row: str, device: str) -> Detector:
     return model
 
 
-def _prediction(model: Detector, pixels: Tensor, sizes: Tensor) -> Callable[[], object]:
+def _prediction(model: nn.Module, pixels: Tensor, sizes: Tensor) -> Callable[[], object]:
     def predict() -> object:
         with torch.inference_mode():
             return model.predict(pixels, sizes)

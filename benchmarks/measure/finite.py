@@ -3,9 +3,8 @@ anything."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from functools import wraps
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.benchmarks.measure.parts import around_parts, parts_of
+from detection_zoo.zoo.records import tensors_in
 
 
 def check_finite(value: Any, what: str, *, boxes: bool = True) -> None:
@@ -36,18 +36,8 @@ def check_finite(value: Any, what: str, *, boxes: bool = True) -> None:
 
 def _numbers(value: Any, boxes: bool) -> Iterator[Tensor]:
     """Floating-point tensors that are not empty."""
-    if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _numbers(one, boxes)
-    elif isinstance(value, Mapping) or is_dataclass(value):
-        named = (
-            value
-            if isinstance(value, Mapping)
-            else {field.name: getattr(value, field.name) for field in fields(value)}
-        )
-        yield from _numbers([one for name, one in named.items() if boxes or name != "boxes"], boxes)
+    every = tensors_in(value, None if boxes else "boxes")
+    return (one for one in every if one.is_floating_point() and one.numel())
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class _RandomTurns(Turns):
         images = torch.randn(shape, generator=torch.Generator().manual_seed(indices[0])).to(
             self.subject.device
         )
-        sizes = torch.tensor([[self.height, self.width]] * len(indices), device=self.subject.device)
+        sizes = torch.tensor([[self.height, self.width]] * len(indices))
         return self.network(images, sizes, sizes, len(indices))
 
 

@@ -18,6 +18,7 @@ from detection_zoo.benchmarks.run.subject import (
     Subject,
     identify_data,
     open_data,
+    path_notes,
     prepare,
     take_path,
 )
@@ -141,10 +142,15 @@ def time_in_more_processes(
     """Time the same images in as many fresh processes as the specification asks for, and join the samples; a
     process that fails leaves a note."""
     parts: list[dict[str, Measurement]] = []
+
+    def take(found: dict[str, Any]) -> None:
+        parts.append(found["measurements"])
+        draft.add({"notes": [f"process {number} of the timing: {note}" for note in found["notes"]]})
+
     draft.add({"stage": "timing in more processes"})
     for number in range(2, draft.spec.processes + 1):
         timed = (*arguments[:4], draft.fields["timed"])
-        outcome = isolated(time_again, timed, parts.append)
+        outcome = isolated(time_again, timed, take)
         if outcome.status != "finished":
             draft.add({"notes": [f"process {number} of the timing failed: {outcome.reason}"]})
     if parts:
@@ -164,14 +170,15 @@ def time_in_more_processes(
 def time_again(
     row: str, spec: BenchmarkSpec, sources: Sources, weights: str, batches: list[list[int]], report: Report
 ) -> None:
-    """Time the batches of another process in this one; reports the measurements."""
+    """Time the batches of another process in this one; reports the measurements and notes."""
     from detection_zoo.benchmarks.measure.inference import measure_inference
 
     entry = row_named(row)
     dataset = open_data(entry, sources.data, spec.images)
     subject = prepare(entry, spec, dataset, weights, sources.checkpoint_format)
     take_path(subject, spec)
-    report(measure_inference(subject, spec, _beating(report), batches))
+    found = measure_inference(subject, spec, _beating(report), batches)
+    report({"measurements": found, "notes": path_notes(subject)})
 
 
 class Interrupted(KeyboardInterrupt):
@@ -206,8 +213,11 @@ def measure_row(
         subject = prepare(entry, spec, dataset, weights, sources.checkpoint_format)
     subject.sources, subject.folder = sources, folder
     report({"measurements": count_cost(subject), "notes": take_path(subject, spec)})
-    for found in measure(subject, spec, _beating(report)):
-        report(found)
+    try:
+        for found in measure(subject, spec, _beating(report)):
+            report(found)
+    finally:
+        report({"notes": path_notes(subject)})
 
 
 def count_cost(subject: Subject) -> dict[str, Measurement]:

@@ -327,18 +327,21 @@ def take_path(subject: Subject, spec: BenchmarkSpec) -> list[str]:
         return []
     import torch
 
+    from detection_zoo.zoo.cuda_capture import with_graphs
     from detection_zoo.zoo.data.loading import pad_batch
-    from detection_zoo.zoo.fast import compare_detections, compare_with_eager, fast_model
+    from detection_zoo.zoo.fast import compare_detections, fast_model, map_error
 
-    dtype, batches = getattr(torch, spec.dtype), []
+    dtype, batches, notes = getattr(torch, spec.dtype), [], list[str]()
     for index in range(min(CHECKED_IMAGES, len(subject.dataset or ()))):
         item = subject.preprocess(subject.dataset.load_image(index))
         pixels = pad_batch([item.tensor], subject.preprocess.size_divisor)
         batches.append((pixels.to(subject.device), torch.tensor([item.size])))
     try:
         if spec.path == "fast":
-            other: torch.nn.Module = fast_model(subject.model, dtype)
-            report = compare_with_eager(subject.model, other, batches, dtype)
+            fast = fast_model(subject.model, dtype)
+            error = map_error(subject.model, fast, [pixels for pixels, _ in batches])
+            other, notes = with_graphs(fast, subject.device)
+            report = compare_detections(subject.model, other, batches, dtype, error)
         else:
             from detection_zoo.zoo.export.engines import EngineDetector
 
@@ -347,7 +350,13 @@ def take_path(subject: Subject, spec: BenchmarkSpec) -> list[str]:
     except ValueError as error:
         raise ManifestError(f"row {subject.entry.name}: {error}") from error
     subject.model = other
-    return [f"{spec.path} path: {report}"]
+    return [f"{spec.path} path: {report}", *notes]
+
+
+def path_notes(subject: Subject) -> list[str]:
+    """What a record says of a model's path after it ran: which CUDA graphs were captured and replayed."""
+    note = getattr(subject.model, "note", None)
+    return [] if note is None else [note]
 
 
 def autocast(spec: BenchmarkSpec) -> AbstractContextManager:

@@ -12,11 +12,12 @@ from contracts import changed, images_and_targets
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.backbones.resnet import resnet14_slim
 from detection_zoo.zoo.build import create_model
-from detection_zoo.zoo.detectors.faster_rcnn import Frame, faster_rcnn, frames, without_crowd
+from detection_zoo.zoo.detectors.faster_rcnn import faster_rcnn, without_crowd
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnnRules, keypoint_rcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn, MaskRcnnRules, mask_rcnn
 from detection_zoo.zoo.detectors.retinanet import RetinaNetRules, retinanet
 from detection_zoo.zoo.necks import FeaturePyramid
+from detection_zoo.zoo.parts.frames import Frame, frames
 from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.records import FeatureSpec, Target
 from detection_zoo.zoo.registry import BACKBONES

@@ -21,7 +21,7 @@ from detection_zoo.zoo.conventions import (
     RoiConventions,
     RpnConventions,
 )
-from detection_zoo.zoo.detectors.faster_rcnn import ProposalRules, faster_rcnn, frames, make_rpn
+from detection_zoo.zoo.detectors.faster_rcnn import ProposalRules, faster_rcnn, make_rpn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnnRules, mask_rcnn
 from detection_zoo.zoo.detectors.retinanet import RetinaNetRules, retinanet
 from detection_zoo.zoo.manifest import load_manifests
@@ -31,6 +31,7 @@ from detection_zoo.zoo.parity.detectron_training import settle_draws
 from detection_zoo.zoo.parts.anchor_targets import DetectronAnchorSampler, SampledAnchors
 from detection_zoo.zoo.parts.box_voting import vote_boxes
 from detection_zoo.zoo.parts.boxes import BoxCoder
+from detection_zoo.zoo.parts.frames import frames
 from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, suppress
 from detection_zoo.zoo.parts.targets import DetectronBoxSampler, masks_of

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from detection_zoo.zoo.parts.fixed_size import FixedDetections
+from detection_zoo.zoo.parts.frames import Frame
 from detection_zoo.zoo.records import Detections, Target
 
 
@@ -21,6 +23,10 @@ class Detector(nn.Module):
     parts: Mapping[str, tuple[str, ...]] = {}
     # shorter side, bound of the longer, of images resized by one rounded factor (Detectron)
     resize: tuple[int, int | None] | None = None
+    # why inference cannot work on lists of fixed size (zoo/parts/fixed_size.py); None: it can, and the last
+    # three methods are there
+    needs_any_size: str | None = "it chooses by lists of any size"
+    reads_sizes = False  # whether `raw` needs the sizes of images as numbers, and not on a device
 
     def forward(
         self, images: Tensor, sizes: Tensor, targets: list[Target] | None = None
@@ -57,3 +63,15 @@ class Detector(nn.Module):
     def postprocess(self, raw: Any, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
         """Selection, NMS, mask pasting and scaling to original pixels: the part timed as
         'post-processing'."""
+
+    def frames(self, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Frame]:
+        """Where the detections of images of sizes (N, 2) lie."""
+        raise NotImplementedError
+
+    def fixed_detections(self, raw: Any, where: Sequence[Frame]) -> FixedDetections:
+        """Detections of all images by lists of fixed size, without a wait for the device."""
+        raise NotImplementedError
+
+    def finish_fixed(self, chosen: FixedDetections, raw: Any, where: Sequence[Frame]) -> list[Detections]:
+        """What `postprocess` returns, from the detections of `fixed_detections`: the absent ones are cut."""
+        raise NotImplementedError

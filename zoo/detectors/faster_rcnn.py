@@ -24,7 +24,15 @@ from detection_zoo.zoo.necks import Neck, SingleLevel
 from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder, scale_boxes
-from detection_zoo.zoo.parts.fixed_size import cut_absent, fixed_size, limits_of, trim, use_fixed_size
+from detection_zoo.zoo.parts.fixed_size import (
+    FixedDetections,
+    cut_absent,
+    fixed_size,
+    limits_of,
+    trim,
+    use_fixed_size,
+)
+from detection_zoo.zoo.parts.frames import Frame, frames
 from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.parts.roi_heads import (
     BoxHead,
@@ -71,13 +79,15 @@ class RcnnRules(ProposalRules):
 @dataclass
 class RcnnRaw:
     """What the network computed before detections are chosen: features by level, proposals of each image,
-    logits and deltas of all. fixed: whether the lists of proposals are of fixed size."""
+    logits and deltas of all. fixed: whether the lists of proposals are of fixed size. anchors: of each level
+    (A, 4), kept with what was computed from them, for a recorded graph reads them again."""
 
     features: dict[str, Tensor]
     proposals: list[Proposals]
     logits: Tensor
     deltas: Tensor
     fixed: bool = False
+    anchors: Sequence[Tensor] = ()
 
     def trimmed(self) -> RcnnRaw:
         """The same without absent proposals."""
@@ -92,7 +102,7 @@ class RcnnRaw:
         proposals = [
             Proposals(each.boxes[at], each.scores[at]) for each, at in zip(self.proposals, rows, strict=True)
         ]
-        return RcnnRaw(self.features, proposals, logits, deltas)
+        return RcnnRaw(self.features, proposals, logits, deltas, anchors=self.anchors)
 
 
 @dataclass
@@ -103,50 +113,6 @@ class RcnnTraining:
     labels: list[SampledAnchors]
     sampled: list[SampledBoxes]
     losses: dict[str, Tensor]
-
-
-@dataclass
-class Frame:
-    """Where the detections of one image lie: the true size of the input, and what turns its pixels into the
-    original's (x, y)."""
-
-    size: tuple[int, int]
-    original: tuple[int, int] | None = None
-    factor: tuple[float, float] = (1.0, 1.0)
-
-
-def frames(
-    sizes: Tensor, original_sizes: Tensor | None, common: bool, resize: tuple[int, int | None] | None = None
-) -> list[Frame]:
-    """The frame of each image of sizes (N, 2); factors are the ratio of the sides, or for both axes one
-    factor (`common`).
-
-    That factor is the one of `resize` (shorter side, bound of the longer) where the sizes are its result,
-    else the ratio of the shorter
-    sides: the sizes themselves are rounded, so they do not tell it exactly.
-    """
-    found = [Frame((h, w)) for h, w in limits_of(sizes)]
-    if original_sizes is not None:
-        for frame, (height, width) in zip(found, original_sizes.tolist(), strict=True):
-            frame.original = (height, width)
-            frame.factor = (width / frame.size[1], height / frame.size[0])
-            if common:
-                frame.factor = (_unscaled(frame.size, (height, width), resize),) * 2
-    return found
-
-
-def _unscaled(
-    size: tuple[int, int], original: tuple[int, int], resize: tuple[int, int | None] | None
-) -> float:
-    """From input pixels to original pixels."""
-    if resize is not None:
-        short, longest = resize
-        scale = short / min(original)
-        if longest is not None and round(scale * max(original)) > longest:
-            scale = longest / max(original)
-        if tuple(round(side * scale) for side in original) == tuple(size):
-            return 1 / scale
-    return min(original) / min(size)
 
 
 class FasterRcnn(Detector):
@@ -198,10 +164,10 @@ class FasterRcnn(Detector):
         fixed = fixed_size(images) and self.needs_any_size is None
         limits, features = limits_of(sizes), self.features(images)
         levels = list(features.values())
-        padded = tuple(images.shape[-2:])
-        proposals = self.rpn.propose(*self.rpn.head(levels), self.rpn.anchors(levels), limits, padded, fixed)
+        padded, anchors = tuple(images.shape[-2:]), self.rpn.anchors(levels)
+        proposals = self.rpn.propose(*self.rpn.head(levels), anchors, limits, padded, fixed)
         _, logits, deltas = self.box(features, [each.boxes for each in proposals], limits)
-        return RcnnRaw(features, proposals, logits, deltas, fixed)
+        return RcnnRaw(features, proposals, logits, deltas, fixed, anchors)
 
     @property
     def needs_any_size(self) -> str | None:
@@ -225,9 +191,17 @@ class FasterRcnn(Detector):
         return None if self._pools_fixed else "its pooling takes each level's boxes apart"
 
     @property
+    def _poolers(self) -> list[RoiAlignPooler]:
+        return [self.box.pooler, *self.branch_poolers()]
+
+    @property
     def _pools_fixed(self) -> bool:
-        poolers = [self.box.pooler, *self.branch_poolers()]
-        return all(pooler.rule.method == "roi_align" for pooler in poolers)
+        return all(pooler.rule.method == "roi_align" for pooler in self._poolers)
+
+    @property
+    def reads_sizes(self) -> bool:
+        """Whether the scale of a pooled level comes from an image's height."""
+        return any(pooler.rule.scale == "height" for pooler in self._poolers)
 
     def branch_poolers(self) -> list[RoiAlignPooler]:
         """Poolers of further branches: here none."""
@@ -237,20 +211,30 @@ class FasterRcnn(Detector):
         self, raw: RcnnRaw, sizes: Tensor, original_sizes: Tensor | None = None
     ) -> list[Detections]:
         """Detections of each image, and what further branches find in them."""
-        return self.finish(raw, frames(sizes, original_sizes, self.frame != "network", self.resize))
+        return self.finish(raw, self.frames(sizes, original_sizes))
+
+    def frames(self, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Frame]:
+        """Where the detections of images of sizes (N, 2) lie."""
+        return frames(sizes, original_sizes, self.frame != "network", self.resize)
 
     def finish(self, raw: RcnnRaw, where: Sequence[Frame]) -> list[Detections]:
         """Detections of each image, given how its pixels relate to the original's."""
         if not raw.fixed:
             found = [self.choose(*scored) for scored in self.scored_boxes(raw, where)]
             return self.branch_results(self.branch_outputs(raw, found, where), where)
+        chosen = self.fixed_detections(raw, where)
+        return chosen.found if torch.compiler.is_compiling() else self.finish_fixed(chosen, raw, where)
+
+    def fixed_detections(self, raw: RcnnRaw, where: Sequence[Frame]) -> FixedDetections:
+        """Detections of all images by lists of fixed size, without a wait for the device."""
         chances, boxes = (torch.stack(part) for part in zip(*self.scored_boxes(raw, where), strict=True))
         chosen = choose_fixed(chances, boxes, self.coder.offset, self.detection_rule)
-        chosen.found = self.branch_outputs(raw, chosen.found, where)
-        if torch.compiler.is_compiling():
-            return chosen.found
         unfit = torch.stack([torch.isnan(each.scores).sum() for each in raw.proposals]).sum()
-        found = trim(chosen, unfit)
+        return replace(chosen, found=self.branch_outputs(raw, chosen.found, where), unfit=unfit)
+
+    def finish_fixed(self, chosen: FixedDetections, raw: RcnnRaw, where: Sequence[Frame]) -> list[Detections]:
+        """Detections of each image, without absent ones; where the fixed size did not do, chosen again."""
+        found = trim(chosen)
         return self.finish(raw.trimmed(), where) if found is None else self.branch_results(found, where)
 
     def choose(self, probabilities: Tensor, boxes: Tensor) -> Detections:
@@ -264,7 +248,7 @@ class FasterRcnn(Detector):
         limits = [frame.size for frame in where]
         if self.frame == "original":
             boxes = [scale_boxes(each, *frame.factor) for each, frame in zip(boxes, where, strict=True)]
-            limits = [frame.original or frame.size for frame in where]
+            limits = [frame.whole for frame in where]
         scored = score_boxes(raw.logits, raw.deltas, boxes, limits, self.coder)
         if self.frame == "scaled":
             scored = [

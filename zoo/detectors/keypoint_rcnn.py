@@ -13,7 +13,6 @@ from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.conventions import KeypointConventions
 from detection_zoo.zoo.detectors.faster_rcnn import (
     FasterRcnn,
-    Frame,
     Options,
     RcnnRaw,
     RcnnRules,
@@ -24,6 +23,7 @@ from detection_zoo.zoo.detectors.faster_rcnn import (
 from detection_zoo.zoo.necks import Neck
 from detection_zoo.zoo.parts.boxes import box_iou, widened
 from detection_zoo.zoo.parts.fixed_size import present_rows, take
+from detection_zoo.zoo.parts.frames import Frame
 from detection_zoo.zoo.parts.keypoint_head import (
     KeypointHead,
     decode_heatmaps,

@@ -13,7 +13,6 @@ from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.conventions import MaskConventions, PoolingConventions
 from detection_zoo.zoo.detectors.faster_rcnn import (
     FasterRcnn,
-    Frame,
     Options,
     RcnnRaw,
     RcnnRules,
@@ -23,6 +22,7 @@ from detection_zoo.zoo.detectors.faster_rcnn import (
 )
 from detection_zoo.zoo.necks import Neck
 from detection_zoo.zoo.parts.fixed_size import numbers_of, take
+from detection_zoo.zoo.parts.frames import Frame
 from detection_zoo.zoo.parts.mask_head import MaskHead, class_masks, mask_loss, mask_targets, paste_masks
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler
 from detection_zoo.zoo.parts.targets import SampledBoxes

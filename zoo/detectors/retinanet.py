@@ -17,7 +17,7 @@ from detection_zoo.zoo.conventions import (
     RetinaNetConventions,
 )
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.detectors.faster_rcnn import Frame, box_coders, frames, without_crowd
+from detection_zoo.zoo.detectors.faster_rcnn import box_coders, without_crowd
 from detection_zoo.zoo.necks import Neck, SingleLevel
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import box_iou, clip_boxes, scale_boxes, widened
@@ -29,6 +29,7 @@ from detection_zoo.zoo.parts.fixed_size import (
     suppress_fixed,
     trim,
 )
+from detection_zoo.zoo.parts.frames import Frame, frames
 from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
 from detection_zoo.zoo.parts.matching import BACKGROUND, match
 from detection_zoo.zoo.parts.norm import ConvNorm
@@ -107,6 +108,7 @@ class RetinaNet(Detector):
     """
 
     parts = {"backbone": ("backbone",), "neck": ("neck",), "heads": ("head",)}
+    needs_any_size = None
 
     def __init__(
         self,
@@ -144,14 +146,28 @@ class RetinaNet(Detector):
         self, raw: RetinaRaw, sizes: Tensor, original_sizes: Tensor | None = None
     ) -> list[Detections]:
         """Detections of each image, class rising; the order inside a class is not defined."""
-        where = frames(sizes, original_sizes, self.frame != "network", self.resize)
-        if fixed_size(raw.logits[0]):
-            chosen = self._choose_fixed(raw, where)
-            found = chosen.found if torch.compiler.is_compiling() else trim(chosen)
-        else:
-            found = None
+        where = self.frames(sizes, original_sizes)
+        if not fixed_size(raw.logits[0]):
+            return self._in_original([self._detect(raw, i, frame) for i, frame in enumerate(where)], where)
+        chosen = self.fixed_detections(raw, where)
+        if torch.compiler.is_compiling():
+            return self._in_original(chosen.found, where)
+        return self.finish_fixed(chosen, raw, where)
+
+    def frames(self, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Frame]:
+        """Where the detections of images of sizes (N, 2) lie."""
+        return frames(sizes, original_sizes, self.frame != "network", self.resize)
+
+    def finish_fixed(
+        self, chosen: FixedDetections, raw: RetinaRaw, where: Sequence[Frame]
+    ) -> list[Detections]:
+        """Detections of each image, without absent ones; where the fixed size did not do, chosen again."""
+        found = trim(chosen)
         if found is None:
             found = [self._detect(raw, i, frame) for i, frame in enumerate(where)]
+        return self._in_original(found, where)
+
+    def _in_original(self, found: list[Detections], where: Sequence[Frame]) -> list[Detections]:
         if self.frame == "network":
             for each, frame in zip(found, where, strict=True):
                 each.boxes = scale_boxes(each.boxes, *frame.factor)
@@ -182,8 +198,8 @@ class RetinaNet(Detector):
         kept = boxes[order], scores[order], labels[order]
         return suppress(*kept, self.coder.offset, self.detection_rule, classes=self.num_classes)
 
-    def _choose_fixed(self, raw: RetinaRaw, where: Sequence[Frame]) -> FixedDetections:
-        """`_detect` of all images by lists of fixed size."""
+    def fixed_detections(self, raw: RetinaRaw, where: Sequence[Frame]) -> FixedDetections:
+        """Detections of all images by lists of fixed size, without a wait for the device."""
         parts = []
         for logits, deltas, anchors, threshold in zip(
             raw.logits, raw.deltas, raw.anchors, self._thresholds(raw), strict=True

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.detectors.faster_rcnn import ProposalRules, frames, make_rpn, without_crowd
+from detection_zoo.zoo.detectors.faster_rcnn import ProposalRules, make_rpn, without_crowd
 from detection_zoo.zoo.necks import Neck, SingleLevel
 from detection_zoo.zoo.parts.boxes import scale_boxes
+from detection_zoo.zoo.parts.frames import frames
 from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.parts.rpn import RegionProposalNetwork
 from detection_zoo.zoo.records import Detections, Target

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,10 +19,10 @@ from detection_zoo.zoo.parts.fixed_size import (
     FixedDetections,
     best_candidates,
     fixed_size,
-    limits_of,
     suppress_fixed,
     trim,
 )
+from detection_zoo.zoo.parts.frames import Frame, frames
 from detection_zoo.zoo.parts.mobile_convs import Padding
 from detection_zoo.zoo.parts.multibox import BACKGROUND, MultiBoxLoss, PriorCoder
 from detection_zoo.zoo.parts.priors import PriorTable, prior_table
@@ -128,6 +129,7 @@ class SSD(Detector):
     """
 
     parts = {"backbone": ("backbone",), "neck": ("pyramid",), "heads": ("box_head", "class_head")}
+    needs_any_size = None
 
     def __init__(
         self,
@@ -199,18 +201,31 @@ class SSD(Detector):
     def postprocess(
         self, raw: SSDOutput, sizes: Tensor, original_sizes: Tensor | None = None
     ) -> list[Detections]:
-        limits = limits_of(sizes if original_sizes is None else original_sizes)
-        boxes = [
-            scale_boxes(own, width, height) for own, (height, width) in zip(raw.boxes, limits, strict=True)
-        ]
-        if fixed_size(raw.scores):
-            chosen = select_fixed(torch.stack(boxes), raw.scores, self.columns, self.rule)
-            found = chosen.found if torch.compiler.is_compiling() else trim(chosen)
-            if found is not None:
-                return found
+        where = self.frames(sizes, original_sizes)
+        if not fixed_size(raw.scores):
+            return self._select(raw, where)
+        chosen = self.fixed_detections(raw, where)
+        return chosen.found if torch.compiler.is_compiling() else self.finish_fixed(chosen, raw, where)
+
+    def frames(self, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Frame]:
+        """Where the detections of images of sizes (N, 2) lie."""
+        return frames(sizes, original_sizes, common=False)
+
+    def fixed_detections(self, raw: SSDOutput, where: Sequence[Frame]) -> FixedDetections:
+        """Detections of all images by lists of fixed size, without a wait for the device."""
+        return select_fixed(torch.stack(_placed(raw, where)), raw.scores, self.columns, self.rule)
+
+    def finish_fixed(
+        self, chosen: FixedDetections, raw: SSDOutput, where: Sequence[Frame]
+    ) -> list[Detections]:
+        """Detections of each image, without absent ones; where the fixed size did not do, chosen again."""
+        found = trim(chosen)
+        return self._select(raw, where) if found is None else found
+
+    def _select(self, raw: SSDOutput, where: Sequence[Frame]) -> list[Detections]:
         return [
             select_priors(own, scores, self.columns, self.rule)
-            for own, scores in zip(boxes, raw.scores, strict=True)
+            for own, scores in zip(_placed(raw, where), raw.scores, strict=True)
         ]
 
     def initialise(self) -> None:
@@ -227,6 +242,12 @@ class SSD(Detector):
                     nn.init.zeros_(module.bias)
                 elif isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+
+def _placed(raw: SSDOutput, where: Sequence[Frame]) -> list[Tensor]:
+    """Boxes (P, 4) of each image in pixels of its original."""
+    sides = [frame.whole for frame in where]
+    return [scale_boxes(own, width, height) for own, (height, width) in zip(raw.boxes, sides, strict=True)]
 
 
 def _widened(values: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ from detection_zoo.zoo.data.resizing import ShorterSide
 from detection_zoo.zoo.data.targets import mirrored_keypoints
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
+from detection_zoo.zoo.parts.frames import Frame
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
 from detection_zoo.zoo.records import Detections
 

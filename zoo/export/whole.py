@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, Frame, frames
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.detectors.keypoint_rcnn import HEATMAPS, KeypointRcnn
 from detection_zoo.zoo.fast import fold_norms
 from detection_zoo.zoo.parts.boxes import scale_boxes
+from detection_zoo.zoo.parts.frames import Frame
 from detection_zoo.zoo.records import Detections
 
 INPUTS = ("images", "sizes")
@@ -67,7 +68,7 @@ def detections(
 ) -> list[Detections]:
     """Detections of each image from an exported model's outputs by name, in original pixels where sizes (N,
     2) of the originals are given; masks are pasted then, and key points decoded."""
-    where = frames(sizes, original_sizes, getattr(model, "frame", "network") != "network", model.resize)
+    where = model.frames(sizes, original_sizes)
     found = []
     for image, frame in enumerate(where):
         count = int((outputs["labels"][image] >= 0).sum())

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.detectors.faster_rcnn import Frame
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.detectors.tta import View, detect_augmented, make_copy
@@ -23,6 +22,7 @@ from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
 from detection_zoo.zoo.parity.detectron_model import FORMATS, LoadedModel
 from detection_zoo.zoo.parity.detectron_training import training_outputs
 from detection_zoo.zoo.parity.near_ties import DetectionChoices, ProposalChoices, settle, settle_areas
+from detection_zoo.zoo.parts.frames import Frame
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import paste_masks
 from detection_zoo.zoo.parts.proposals import select_proposals

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.detectors.classifier import Classifier
-from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnTraining, frames
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnTraining
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.detectors.retinanet import RetinaNet
@@ -35,6 +35,7 @@ from detection_zoo.zoo.parity.near_ties import (
     settle,
     settle_areas,
 )
+from detection_zoo.zoo.parts.frames import frames
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
 from detection_zoo.zoo.parts.matching import BalancedSampler

@@ -49,10 +49,10 @@ def box_iou(first: Tensor, second: Tensor, offset: float = 0.0) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, size: Tensor | Sequence[float], offset: float = 0.0) -> Tensor:
-    """Boxes (..., 4) held to [0, width - offset] x [0, height - offset]; size is (height, width), numbers or
-    a tensor (2,) that is not read (an exported model's)."""
+    """Boxes (..., 4) held to [0, width - offset] x [0, height - offset]; size is (height, width), numbers, or
+    numbers in tensors, which are not read (an exported model's, a recorded graph's)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
-    if torch.compiler.is_compiling() and isinstance(size[0], Tensor):
+    if isinstance(size[0], Tensor) and (size[0].is_cuda or torch.compiler.is_compiling()):
         height, width = (side.to(boxes.dtype) - offset for side in size)
         x1, y1, x2, y2 = (each.clamp(min=0) for each in (x1, y1, x2, y2))
         return torch.stack(

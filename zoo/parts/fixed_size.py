@@ -44,8 +44,9 @@ def fixed_size(like: Tensor) -> bool:
 
 
 def limits_of(sizes: Tensor) -> Sequence[Any]:
-    """(height, width) of each image of sizes (N, 2): numbers, or rows of the tensor while it is exported."""
-    return list(sizes) if torch.compiler.is_compiling() else sizes.tolist()
+    """(height, width) of each image of sizes (N, 2): numbers, or rows of the tensor, which is not read, while
+    it is exported or where it lies on a GPU."""
+    return list(sizes.unbind()) if torch.compiler.is_compiling() or sizes.is_cuda else sizes.tolist()
 
 
 def rows_of(mask: Tensor) -> Tensor | slice:
@@ -109,11 +110,24 @@ def best_candidates(scores: Tensor, most: int = MOST_CANDIDATES) -> Candidates:
 
 @dataclass
 class FixedDetections:
-    """Detections of fixed size of each image, absent ones last; exact (N,) bool: whether they are all that
-    the rule asks for."""
+    """Detections of fixed size of each image, absent ones last, with whatever heads have added to them.
+
+    exact (N,) bool: whether they are all that the rule asks for. unfit: () number of objectness scores that
+    are NaN. counts: what `counts_of` gives, where it has been computed.
+    """
 
     found: list[Detections]
     exact: Tensor
+    unfit: Tensor | None = None
+    counts: Tensor | None = None
+
+
+def counts_of(chosen: FixedDetections) -> Tensor:
+    """All that the host must know to cut the absent rows (N + 2,) int64: how many are present in each image,
+    whether all images are exact, and the unfit scores."""
+    counts = torch.stack([(each.labels >= 0).sum() for each in chosen.found])
+    none = counts.new_zeros(1) if chosen.unfit is None else chosen.unfit[None]
+    return torch.cat([counts, chosen.exact.all()[None], none])
 
 
 def suppress_fixed(
@@ -175,19 +189,14 @@ def _first_of_class(kept: Tensor, labels: Tensor, per_class: int) -> Tensor:
     return kept.where(kept < length, -1)
 
 
-def trim(chosen: FixedDetections, unfit: Tensor | None = None) -> list[Detections] | None:
+def trim(chosen: FixedDetections) -> list[Detections] | None:
     """The present rows of each image, after one wait for the device; None where they are not exact.
 
-    Args:
-        chosen: boxes (P, 4) and so on of each image, with whatever heads have added to them.
-        unfit: () number of objectness scores that are NaN.
-
     Raises:
-        ValueError: there are such.
+        ValueError: objectness scores are NaN.
     """
-    counts = torch.stack([(each.labels >= 0).sum() for each in chosen.found])
-    none = counts.new_zeros(1) if unfit is None else unfit[None]
-    *counts, exact, missing = torch.cat([counts, chosen.exact.all()[None], none]).tolist()
+    known = counts_of(chosen) if chosen.counts is None else chosen.counts
+    *counts, exact, missing = known.tolist()
     raise_for_missing(missing)
     if not exact:
         return None
