@@ -13,11 +13,13 @@ import torch
 from detection_zoo.benchmarks.evaluation.accuracy import (
     ACCURACY_FILE,
     DETAILS,
+    AccuracyReport,
     DetectionCollector,
     annotations_hidden,
     top_k_accuracy,
 )
 from detection_zoo.benchmarks.evaluation.classification import class_scores
+from detection_zoo.benchmarks.evaluation.coco_columns import Kind
 from detection_zoo.benchmarks.evaluation.coco_results import write_atomically
 from detection_zoo.benchmarks.measure.finite import watched
 from detection_zoo.benchmarks.measure.inference import to_host
@@ -38,6 +40,7 @@ KEYPOINT = tuple(
     f"keypoint_{name}"
     for name in ("ap", "ap50", "ap75", "ap_m", "ap_l", "ar", "ar50", "ar75", "ar_m", "ar_l")
 )
+METRICS: dict[Kind, tuple[str, ...]] = {"bbox": BOX, "segm": MASK, "keypoints": KEYPOINT}
 
 WILSON = "interval of the accuracy on all such images (Wilson's), if these are as good as drawn at random"
 
@@ -158,7 +161,7 @@ def measure_accuracy(
             f"{subject.dataset.name} has no public annotations; send the submission file to the evaluation"
             " server"
         )
-        return {}, dict.fromkeys((*BOX, *MASK, *KEYPOINT), reason), files
+        return {}, {name: reason for kind in collector.records for name in METRICS[kind]}, files
     with clock(f"{subject.entry.name}: evaluate"):
         report = collector.evaluate()
     write_atomically(folder / ACCURACY_FILE, lambda part: part.write_text(json.dumps(report.as_dict())))
@@ -177,7 +180,7 @@ def measure_accuracy(
         first = next(iter(values))
         note = "; ".join(filter(None, (values[first].note, str(wait))))
         values[first] = values[first].model_copy(update={"note": note})
-    return values, _absent(report.metrics, report.kinds, subject), files
+    return values, _absent(report, collector, subject), files
 
 
 def _stored(path: Path, folder: Path) -> StoredFile:
@@ -189,23 +192,13 @@ def _stored(path: Path, folder: Path) -> StoredFile:
     )
 
 
-def _absent(metrics: dict[str, float], kinds: tuple[str, ...], subject: Subject) -> dict[str, str]:
-    """Why metrics that a reader may look for are not there."""
+def _absent(report: AccuracyReport, collector: DetectionCollector, subject: Subject) -> dict[str, str]:
+    """Why metrics of what the model detects are not there."""
     if subject.dataset.layout != "coco":
         return {}
-    absent = {}
-    for kind, names, thing in (
-        ("bbox", BOX, "boxes"),
-        ("segm", MASK, "masks"),
-        ("keypoints", KEYPOINT, "keypoints"),
-    ):
-        reason = (
-            f"{subject.dataset.name} has no ground truth for it"
-            if kind in kinds
-            else f"the model has no {thing}, or the data has none"
-        )
-        absent |= {name: reason for name in names if name not in metrics}
-    return absent
+    reason = f"{subject.dataset.name} has no ground truth for it"
+    names = [name for kind in collector.records for name in METRICS[kind]]
+    return {name: reason for name in names if name not in report.metrics}
 
 
 def measure_top_k(
