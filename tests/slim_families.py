@@ -1,25 +1,47 @@
-"""A small trained row of every family, and a batch that it can be trained on."""
+"""A small model of every registered detector, trained where this project has weights, and a batch that it can
+be trained on."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor, nn
 
-from detection_zoo.zoo.build import build_model
+from detection_zoo.zoo.build import assemble, build_model, create_entry, rules_of
 from detection_zoo.zoo.data.shapes import make_shapes
+from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.parts.matching import BalancedSampler
 from detection_zoo.zoo.records import Target
+from detection_zoo.zoo.registry import DETECTORS
 
-ROWS = {
-    "faster_rcnn": "faster_rcnn_resnet14_slim_fpn.demo",
-    "detnet": "faster_rcnn_detnet17_slim_fpn.demo",
-    "mask_rcnn": "mask_rcnn_resnet14_slim_fpn.demo",
-    "keypoint_rcnn": "keypoint_rcnn_resnet14_slim_fpn.demo",
-    "retinanet": "retinanet_resnet14_slim_fpn.demo",
-    "ssd": "ssd160_hardnet_slim.demo",
-}
+ANY_SIZE = {"rpn": "a proposal network by itself chooses its proposals by lists of any size"}
+FAMILIES = [name for name in DETECTORS if name not in ANY_SIZE]  # that work on lists of fixed size
+DEMO = [row for row in load_manifests().entries.values() if row.source == "demo"]
+# the first trained row of each detector, and one on DetNet
+ROWS = {row.detector.name: row.name for row in reversed(DEMO)}
+ROWS["detnet"] = next(row.name for row in DEMO if row.backbone.name.startswith("detnet"))
 SIDE = 160
 SIZES = torch.tensor([[SIDE, SIDE], [SIDE, SIDE]])
+
+
+def family(name: str) -> nn.Module:
+    """The trained model of a name of ROWS; of another detector a random one that gives whatever it scores
+    highest."""
+    if name in ROWS:
+        return build_model(ROWS[name], "published")
+    torch.manual_seed(0)
+    row, rules = create_entry("resnet14_slim", name, 8, dataset="shapes"), rules_of(DETECTORS[name])
+    sections = {
+        field.name: getattr(row.conventions, field.name) or getattr(rules, field.name)
+        for field in (() if rules is None else dataclasses.fields(rules))
+    }
+    changes = {
+        field: section.model_copy(update={"score_threshold": 0.0})
+        for field, section in sections.items()
+        if hasattr(section, "score_threshold")
+    }
+    return assemble(row.model_copy(update={"conventions": row.conventions.model_copy(update=changes)})).eval()
 
 
 def pictures(count: int) -> Tensor:
@@ -41,7 +63,7 @@ def targets(row: str) -> list[Target]:
     outlines = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()]
     points = None
     if row.startswith("keypoint"):
-        count = build_model(row, "random").keypoint.upsample.out_channels
+        count = build_model(ROWS["keypoint_rcnn"], "random").keypoint.upsample.out_channels
         across = torch.linspace(0.2, 0.8, count)
         places = [
             torch.stack([b[0] + across * (b[2] - b[0]), b[1] + across * (b[3] - b[1])], 1) for b in boxes

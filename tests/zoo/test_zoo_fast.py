@@ -8,11 +8,14 @@ from contracts import check_detections
 from slim_families import pictures
 from torch import nn
 
-from detection_zoo.zoo.build import build_model, create_model
+from detection_zoo.zoo.build import assemble, build_model, create_model
+from detection_zoo.zoo.created_row import created_name, row_named
 from detection_zoo.zoo.fast import TOLERANCES, compare_with_eager, fast_model, fold_norms, found_again
 from detection_zoo.zoo.parts.norm import ConvNorm, FrozenAffine, FrozenNorm
 from detection_zoo.zoo.parts.winograd import WinogradConv2d, use_winograd
 from detection_zoo.zoo.records import Detections
+from detection_zoo.zoo.registry import DETECTORS
+from detection_zoo.zoo.settings import with_value
 
 SIZE = (64, 96)
 
@@ -20,14 +23,18 @@ SIZE = (64, 96)
 def model_of(backbone: str = "resnet14_slim", detector: str | None = "faster_rcnn", **norm: str) -> nn.Module:
     """A model whose fixed norms have numbers of their own."""
     torch.manual_seed(0)
-    model = create_model(backbone, detector, 3, backbone_options=norm or None)
+    return own_numbers(create_model(backbone, detector, 3, backbone_options=norm or None))
+
+
+def own_numbers(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode, with random numbers in its fixed norms."""
     for module in model.modules():
         if isinstance(module, FrozenNorm | nn.BatchNorm2d):
             for name in ("weight", "bias", "running_mean", "running_var"):
                 getattr(module, name).data.uniform_(0.5, 1.5)
         if isinstance(module, FrozenAffine):
             module.weight.uniform_(0.5, 1.5)
-    return model
+    return model.eval()
 
 
 def batch(size: tuple[int, int] = SIZE) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,15 +64,16 @@ def test_a_norm_of_its_own_is_left_alone() -> None:
 
 @pytest.mark.parametrize(
     ("detector", "dtype"),
-    [
-        ("faster_rcnn", torch.float32),
-        ("mask_rcnn", torch.bfloat16),
-        ("retinanet", torch.bfloat16),
-        ("rpn", torch.float16),
-    ],
+    [*((name, torch.bfloat16) for name in DETECTORS), ("faster_rcnn", torch.float32), ("rpn", torch.float16)],
 )
 def test_every_family_has_a_fast_path(detector: str, dtype: torch.dtype) -> None:
-    model, (images, sizes) = model_of(detector=detector), batch()
+    entry = row_named(created_name("resnet14_slim", detector, "shapes"))
+    if entry.conventions.ssd is not None:  # its boxes are held to the image where its rule says so
+        entry = with_value(entry, "ssd.clip", True)
+    image = entry.conventions.image
+    size = (image.size, image.size) if image.resize == "fixed" else SIZE
+    torch.manual_seed(0)
+    model, (images, sizes) = own_numbers(assemble(entry)), batch(size)
     fast = fast_model(model, dtype)
     report = compare_with_eager(model, fast, [(images, sizes)], dtype)
     assert report.images == 2 and report.error < TOLERANCES[dtype].maps
@@ -76,7 +84,8 @@ def test_every_family_has_a_fast_path(detector: str, dtype: torch.dtype) -> None
     with torch.inference_mode():
         found = fast.predict(images, sizes)
     assert all(each.boxes.dtype == each.scores.dtype == torch.float32 for each in found)
-    check_detections(found, [SIZE] * 2, 3)
+    offset = getattr(getattr(model, "coder", None), "offset", 0.0)
+    check_detections(found, [size] * 2, entry.classes, offset=offset)
 
 
 def test_ssd_keeps_its_priors_in_float32() -> None:

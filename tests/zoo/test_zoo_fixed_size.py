@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from slim_families import FAMILIES, ROWS, family
 from torch import Tensor, nn
 
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.conventions import ProposalConventions
-from detection_zoo.zoo.detectors import retinanet, ssd
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
-from detection_zoo.zoo.parts import fixed_size, roi_heads
+from detection_zoo.zoo.parts import fixed_size
 from detection_zoo.zoo.parts.boxes import BoxCoder
 from detection_zoo.zoo.parts.fixed_size import best_candidates, suppress_fixed, trim, use_fixed_size
 from detection_zoo.zoo.parts.proposals import select_proposals
 from detection_zoo.zoo.records import Detections
 
-ROWS = (
-    "faster_rcnn_resnet14_slim_fpn.demo",
-    "mask_rcnn_resnet14_slim_fpn.demo",
-    "keypoint_rcnn_resnet14_slim_fpn.demo",
-    "retinanet_resnet14_slim_fpn.demo",
-    "ssd160_hardnet_slim.demo",
-)
 SIZES = torch.tensor([[160, 150], [140, 160]])
 ORIGINAL = torch.tensor([[320, 300], [280, 320]])
 
@@ -62,22 +56,23 @@ def assert_same(eager: list[Detections], fixed: list[Detections]) -> None:
 
 
 @pytest.mark.parametrize("original", [None, ORIGINAL], ids=["input", "original"])
-@pytest.mark.parametrize("row", ROWS)
-def test_every_family(row: str, original: Tensor | None) -> None:
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family(name: str, original: Tensor | None) -> None:
     """Two images of different true sizes; trained weights, so that there is something to find."""
-    model = build_model(row, "published").eval()
+    model = family(name)
     eager, fixed = eager_and_fixed(model, original_sizes=original)
     assert sum(len(each) for each in eager), "nothing was found"
     assert_same(eager, fixed)
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_more_candidates_than_fit(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", FAMILIES)
+def test_more_candidates_than_fit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of many candidates are not all that the rule asks for: noticed, and chosen again."""
-    model = build_model(row, "published").eval()
+    model = family(name)
     cut: Callable[..., Any] = fixed_size.best_candidates
-    for module in (roi_heads, retinanet, ssd):
-        monkeypatch.setattr(module, "best_candidates", lambda scores: cut(scores, 2))
+    for module in [module for title, module in sys.modules.items() if title.startswith("detection_zoo.zoo.")]:
+        if getattr(module, "best_candidates", None) is cut and module is not fixed_size:
+            monkeypatch.setattr(module, "best_candidates", lambda scores: cut(scores, 2))
     eager, fixed = eager_and_fixed(model)
     assert max(len(each) for each in eager) > 2
     assert_same(eager, fixed)
@@ -85,7 +80,7 @@ def test_more_candidates_than_fit(row: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_ssd_keeps_so_many_of_a_class() -> None:
     """The limits of a class and of an image, which cut here."""
-    model = build_model(ROWS[-1], "published").eval()
+    model = build_model(ROWS["ssd"], "published").eval()
     uncut, _ = eager_and_fixed(model)
     model.rule = model.rule.model_copy(update={"per_class_keep": 2, "per_image_keep": 3})
     eager, fixed = eager_and_fixed(model)
@@ -93,10 +88,10 @@ def test_ssd_keeps_so_many_of_a_class() -> None:
     assert_same(eager, fixed)
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_exported_whole(row: str) -> None:
+@pytest.mark.parametrize("name", FAMILIES)
+def test_exported_whole(name: str) -> None:
     """One graph from image and size to detections, which stand before the absent rows."""
-    model, names = build_model(row, "published").eval(), ("boxes", "scores", "labels", "masks")
+    model, names = family(name), ("boxes", "scores", "labels", "masks")
 
     class Whole(nn.Module):
         def __init__(self) -> None:
@@ -120,7 +115,7 @@ def test_exported_whole(row: str) -> None:
 
 def test_rules_that_need_any_size_say_so() -> None:
     """Soft-NMS and the like run as before, also where lists of fixed size are asked for."""
-    model = build_model(ROWS[0], "published").eval()
+    model = build_model(ROWS["faster_rcnn"], "published").eval()
     assert isinstance(model, FasterRcnn) and model.needs_any_size is None
     model.detection_rule = model.detection_rule.model_copy(update={"soft": "linear"})
     assert model.needs_any_size is not None and "soft-NMS" in model.needs_any_size
@@ -188,7 +183,7 @@ def test_candidates_that_were_cut_may_not_matter() -> None:
 
 def test_scores_that_are_nan_raise() -> None:
     """Weights that are not numbers: the same sentence as from lists of any size."""
-    model = build_model(ROWS[0], "random").eval()
+    model = build_model(ROWS["faster_rcnn"], "random").eval()
     nn.init.constant_(model.rpn.head.objectness.bias, float("nan"))
     with torch.inference_mode(), use_fixed_size(True), pytest.raises(ValueError, match="objectness scores"):
         model.predict(images(), SIZES)

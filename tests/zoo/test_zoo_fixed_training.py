@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from slim_families import ROWS, SIZES, draw_first, pictures, targets
+from slim_families import ROWS, SIZES, draw_first, family, pictures, targets
 from torch import Tensor, nn
 
 from detection_zoo.zoo.build import build_model
@@ -18,6 +18,7 @@ from detection_zoo.zoo.parts.matching import BalancedSampler
 from detection_zoo.zoo.parts.multibox import MultiBoxLoss, PriorCoder
 from detection_zoo.zoo.parts.polygons import draw_polygons
 from detection_zoo.zoo.records import Target
+from detection_zoo.zoo.registry import DETECTORS
 
 
 @pytest.fixture(autouse=True)
@@ -46,13 +47,13 @@ def without_objects(row: str) -> list[Target]:
 
 
 @pytest.mark.parametrize("batch", [targets, without_objects])
-@pytest.mark.parametrize("family", ROWS)
-def test_a_step_of_fixed_size(family: str, batch: Callable[[str], list[Target]]) -> None:
+@pytest.mark.parametrize("name", [*DETECTORS, "detnet"])
+def test_a_step_of_fixed_size(name: str, batch: Callable[[str], list[Target]]) -> None:
     """Losses and gradients, with and without objects in an image."""
-    model = draw_first(build_model(ROWS[family], "published").train())
-    losses, gradients = step(model, batch(ROWS[family]))
+    model = draw_first(family(name).train())
+    losses, gradients = step(model, batch(name))
     with use_fixed_size(True):
-        fixed, own = step(model, batch(ROWS[family]))
+        fixed, own = step(model, batch(name))
     assert all(bool(torch.isfinite(one)) for one in losses.values())
     torch.testing.assert_close(fixed, losses, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(own, gradients, rtol=1e-4, atol=1e-6)

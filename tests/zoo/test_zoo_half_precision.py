@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detection_zoo.zoo.build import create_model
+from detection_zoo.zoo.build import assemble, create_entry, create_model
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder
 from detection_zoo.zoo.parts.norm import ConvNorm, FrozenAffine, FrozenNorm
 from detection_zoo.zoo.records import Target
+from detection_zoo.zoo.registry import DETECTORS
 
 
 @pytest.mark.parametrize("norm", ["frozen", "affine"])
@@ -35,7 +36,7 @@ def test_scale_and_shift_are_computed_in_float32() -> None:
     torch.testing.assert_close(scale + shift, expected, rtol=0.02, atol=0.02)
 
 
-def saved_bytes(model: torch.nn.Module, half: bool) -> int:
+def saved_bytes(model: torch.nn.Module, half: bool, size: tuple[int, int]) -> int:
     """Bytes that the losses of two images keep for their gradients, without weights and their copies in half
     precision."""
     own = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
@@ -51,23 +52,28 @@ def saved_bytes(model: torch.nn.Module, half: bool) -> int:
 
     boxes = torch.tensor([[10.0, 10, 60, 70], [50, 30, 120, 90]])
     outlines = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes.tolist()]
-    targets = [Target(boxes, torch.tensor([0, 2]), polygons=outlines) for _ in range(2)]
+    points = torch.cat([(boxes[:, None, :2] + 15).expand(2, 17, 2), torch.full((2, 17, 1), 2.0)], dim=2)
+    labels = torch.tensor([0, model.num_classes - 1])
+    targets = [Target(boxes, labels, polygons=outlines, keypoints=points) for _ in range(2)]
     torch.manual_seed(0)
     with (
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        losses = model(torch.randn(2, 3, 96, 128), torch.tensor([[96, 128]] * 2), targets)
+        losses = model(torch.randn(2, 3, *size), torch.tensor([size] * 2), targets)
     assert losses
     return sum(storage.nbytes() for storage in kept.values())
 
 
-@pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "retinanet"])
+@pytest.mark.parametrize("detector", list(DETECTORS))
 def test_a_training_step_in_half_precision_keeps_half_the_bytes(detector: str) -> None:
     torch.manual_seed(0)
-    model = create_model("resnet50", detector, 3, backbone_options={"freeze_at": 2}).train()
-    whole = saved_bytes(model, half=False)
-    assert whole > 10_000_000 and saved_bytes(model, half=True) <= 0.55 * whole
+    classes = 1 if "keypoint" in detector else 3
+    entry = create_entry("resnet50", detector, classes, backbone_options={"freeze_at": 2})
+    image, model = entry.conventions.image, assemble(entry).train()
+    size = (image.size, image.size) if image.resize == "fixed" else (96, 128)
+    whole = saved_bytes(model, False, size)
+    assert whole > 10_000_000 and saved_bytes(model, True, size) <= 0.55 * whole
 
 
 def test_deltas_are_widened_before_they_are_divided() -> None:
