@@ -114,6 +114,14 @@ class Measurement(Strict):
         return "; ".join([*parts, *([self.note] if self.note else [])])
 
 
+class ExportedFile(Strict):
+    """A file that `bench.py export` wrote and that an engine runs."""
+
+    sha256: str = Field(description="of the file, and of OpenVINO's weights beside it")
+    bits: Literal[8, 32] = Field(32, description="of the network's weights and maps")
+    quantised: str = Field("", description="how, and on which images; empty: it is not")
+
+
 class BenchmarkSpec(Strict):
     """What to measure and how; with the row, the weights and the data it decides whether a measurement has
     been made already."""
@@ -128,6 +136,9 @@ class BenchmarkSpec(Strict):
         "eager",
         description="fast: norms folded, channels-last, weights in `dtype` without autocast; onnxruntime,"
         " openvino: the exported model in that engine; each compared with eager on the first images",
+    )
+    exported: ExportedFile | None = Field(
+        None, description="what an engine runs; none: what is exported for each shape of batch in the run"
     )
     images: int | None = Field(
         None, gt=0, description="evaluate on the first N images only; ground truth is restricted to them"
@@ -180,6 +191,9 @@ class BenchmarkSpec(Strict):
     @property
     def path_note(self) -> str:
         """What the tables add to the precision: ", fast path", or an engine; nothing for eager."""
+        if self.exported is not None:
+            kind = f"{self.path} int8" if self.exported.bits == 8 else self.path
+            return f", {kind}, file {self.exported.sha256[:8]}"
         return {"eager": "", "fast": ", fast path"}.get(self.path, f", {self.path}")
 
     @property

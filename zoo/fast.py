@@ -185,18 +185,20 @@ def compare_detections(
     dtype: torch.dtype,
     error: float | None = None,
     path: str = "fast",
+    bound: Tolerance | None = None,
 ) -> FastReport:
     """Compare the detections of some images, where `eager` is a detector.
 
     Args:
         eager, other: a detector, and what computes the same by another path.
         batches: images (N, 3, H, W) with sizes (N, 2). dtype: of the other path.
-        error: of its maps; None where maps are not seen. path: its name, for the message.
+        error: of its maps; None where maps are not seen. path: its name, for the message. bound: how far they
+            may be; None: as TOLERANCES has it for the type.
 
     Raises:
-        ValueError: they differ by more than TOLERANCES allows.
+        ValueError: they differ by more.
     """
-    bound, pairs, images = TOLERANCES[dtype], [], sum(len(pixels) for pixels, _ in batches)
+    bound, pairs, images = bound or TOLERANCES[dtype], [], sum(len(pixels) for pixels, _ in batches)
     far = error is not None and not error <= bound.maps
     seen = isinstance(eager, Detector) and (error is None or math.isfinite(error))
     for pixels, sizes in batches if seen else ():

@@ -39,20 +39,36 @@ def export(
     data: DATA = "shapes",
     classes: CLASSES = "all",
     renamed: MAP = "",
-    images: Annotated[int, typer.Option(min=1, help="how many images of the data are compared")] = 2,
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help="how many images of the data are compared; default: 2, of int8 20"),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="openvino: quantise the network to 8 bits, after training")
+    ] = False,
+    calibrate: Annotated[
+        str | None, typer.Option(metavar="DATA", help="images that set the ranges of --int8, as for --data")
+    ] = None,
+    calibration_images: Annotated[int, typer.Option(min=1, help="the first N of them")] = 100,
 ) -> None:
     """Write a detector, from image to detections, as a file for another engine; compare it with the model."""
     from detection_zoo.benchmarks.run.arguments import checked_rows
     from detection_zoo.benchmarks.run.exporting import export_subject
     from detection_zoo.benchmarks.run.progress import clock
     from detection_zoo.benchmarks.run.subject import Sources, build_subject, identify_weights, open_data
-    from detection_zoo.zoo.export.kinds import PACKAGES, SUFFIXES
+    from detection_zoo.zoo.export.kinds import INT8_PACKAGES, PACKAGES, SUFFIXES
 
-    wanted = size_of(size)
-    missing = [name for name in PACKAGES[to] if find_spec(name) is None]
+    wanted, images = size_of(size), images or (20 if int8 else 2)
+    if int8 and to != "openvino":
+        raise typer.BadParameter("needs --to openvino", param_hint="--int8")
+    if int8 != (calibrate is not None):
+        raise typer.BadParameter("--int8 and --calibrate DATA go together", param_hint="--int8")
+    needed = INT8_PACKAGES if int8 else PACKAGES[to]
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise typer.BadParameter(
-            f"{to} needs {', '.join(missing)}: pip install 'detection-zoo[export]'", param_hint="--to"
+            f"{to} needs {', '.join(missing)}: pip install 'detection-zoo[export]'",
+            param_hint="--int8" if int8 else "--to",
         )
     path = out or Path(f"{row}{SUFFIXES[to]}")
     if path.suffix != SUFFIXES[to]:
@@ -60,12 +76,15 @@ def export(
     sources = Sources(data_of(data, classes, renamed), weights, None, checkpoint_format)
     with checking_arguments(), clock("check row, weights and data"):
         [entry] = checked_rows([row], sources, images, say)
+        if calibrate:
+            open_data(entry, calibrate, calibration_images)
         if entry.task != "detection":
             raise typer.BadParameter(f"{row} is a classifier; a detector is exported", param_hint="ROW")
     with clock(f"export {row}"):
         subject = build_subject(entry, identify_weights(entry, weights)[1], "cpu", checkpoint_format)
         subject.model.eval()
         subject.dataset = open_data(entry, sources.data, images)
-        lines = export_subject(subject, to, path, wanted)
+        chosen = open_data(entry, calibrate, calibration_images) if calibrate else None
+        lines = export_subject(subject, to, path, wanted, chosen)
     for line in lines:
         say(line)

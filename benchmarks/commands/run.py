@@ -30,6 +30,7 @@ from detection_zoo.benchmarks.commands.options import (
     WORKERS,
     check_path,
     check_protocol,
+    checked_file,
     data_of,
     device_of,
     groups_of,
@@ -68,6 +69,10 @@ def run(
     dtype: DTYPE = "float32",
     tf32: TF32 = False,
     path: PATH = "eager",
+    exported: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="file of `export` that --path's engine runs"),
+    ] = None,
     tta: Annotated[
         bool,
         typer.Option("--tta", help="accuracy with test-time augmentation: the row's own, or Detectron's"),
@@ -132,9 +137,10 @@ def run(
     rows = rows or [created_name(one, detector, data) for one in backbone]
     groups, data = groups_of(metrics or ("ap" if check else None)), data_of(data, classes, renamed)
     train_data = train_data and data_of(train_data, classes, renamed)
-    sources = Sources(data, weights, train_data, checkpoint_format)
+    sources = Sources(data, weights, train_data, checkpoint_format, exported)
     where = device_of(device)
     check_path(path, where, dtype)
+    file = None if exported is None else checked_file(exported, path, rows, batch)
     if path != "eager" and (trained := set(groups or ()) & set(WITH_TRAINING)):
         raise typer.BadParameter(
             f"{', '.join(sorted(trained))}: training has no {path} path", param_hint="--path"
@@ -148,6 +154,7 @@ def run(
         dtype=dtype,
         tf32=tf32,
         path=path,
+        exported=file,
         tta=tta,
         soft_nms=soft_nms,
         protocol=protocol,

@@ -176,6 +176,7 @@ def time_again(
     entry = row_named(row)
     dataset = open_data(entry, sources.data, spec.images)
     subject = prepare(entry, spec, dataset, weights, sources.checkpoint_format)
+    subject.sources = sources
     take_path(subject, spec)
     found = measure_inference(subject, spec, _beating(report), batches)
     report({"measurements": found, "notes": path_notes(subject)})

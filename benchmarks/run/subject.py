@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 STAND_IN = "stand-in:"
 RANDOM_DIGEST = "seed:0"  # the seed that build_model draws random weights from
 BLOCK = 2**20
-CHECKED_IMAGES = 2  # on which a fast model is compared with the eager one
+CHECKED_IMAGES = 2  # on which a model on another path is compared with the eager one
+CHECKED_QUANTISED = 20  # the same of one in 8 bits, for a share of more detections
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class Sources:
         itself.
     weights: "random", "published", "stand-in:FOLDER" of a recorded reference, or a file.
     checkpoint_format: of a file that is not in the format of the row's own weights.
+    exported: the file that an engine runs, where `BenchmarkSpec.exported` describes one.
     """
 
     data: str
     weights: str = "random"
     train_data: str | None = None
     checkpoint_format: str | None = None
+    exported: Path | None = None
 
 
 @dataclass
@@ -332,7 +335,9 @@ def take_path(subject: Subject, spec: BenchmarkSpec) -> list[str]:
     from detection_zoo.zoo.fast import compare_detections, fast_model, map_error
 
     dtype, batches, notes = getattr(torch, spec.dtype), [], list[str]()
-    for index in range(min(CHECKED_IMAGES, len(subject.dataset or ()))):
+    quantised = spec.exported is not None and spec.exported.bits == 8
+    count = CHECKED_QUANTISED if quantised else CHECKED_IMAGES
+    for index in range(min(count, len(subject.dataset or ()))):
         item = subject.preprocess(subject.dataset.load_image(index))
         pixels = pad_batch([item.tensor], subject.preprocess.size_divisor)
         batches.append((pixels.to(subject.device), torch.tensor([item.size])))
@@ -343,10 +348,17 @@ def take_path(subject: Subject, spec: BenchmarkSpec) -> list[str]:
             other, notes = with_graphs(fast, subject.device)
             report = compare_detections(subject.model, other, batches, dtype, error)
         else:
-            from detection_zoo.zoo.export.engines import EngineDetector
+            from detection_zoo.zoo.export.engines import EngineDetector, FileDetector
+            from detection_zoo.zoo.export.files import QUANTISED
 
-            other = EngineDetector(subject.model.eval(), spec.path, dtype)
-            report = compare_detections(subject.model, other, batches, dtype, path=spec.path)
+            model, file = subject.model.eval(), subject.sources.exported if subject.sources else None
+            if file is None:
+                other = EngineDetector(model, spec.path, dtype)
+            else:
+                other = FileDetector(model, spec.path, file, dtype)
+                batches = [(other.fitted(pixels), sizes) for pixels, sizes in batches]
+            bound = QUANTISED if quantised else None
+            report = compare_detections(model, other, batches, dtype, path=spec.path, bound=bound)
     except ValueError as error:
         raise ManifestError(f"row {subject.entry.name}: {error}") from error
     subject.model = other

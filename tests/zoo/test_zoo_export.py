@@ -36,8 +36,9 @@ def test_a_file_gives_the_same_detections(row: str, kind: str, tmp_path: Path) -
         pytest.importorskip(package)
     model, path = build_model(row, "published").eval(), tmp_path / f"model{SUFFIXES[kind]}"
     write(model, load_manifests().entry(row), kind, SHAPE, path)
-    count, share = compare_file(model, kind, path, [batch()])
-    assert count > 10 and share == 1.0
+    report = compare_file(model, kind, path, [batch()])
+    assert report.detections > 10 and report.share == 1.0 and report.good
+    assert report.iou > 0.999 and report.score < 1e-3
     if kind.endswith("onnx"):
         import onnx
 
@@ -53,7 +54,7 @@ def test_another_model_s_file_is_not_called_good(tmp_path: Path) -> None:
     write(model, load_manifests().entry(SSD), "torch-export", SHAPE, path)
     with torch.no_grad():
         next(model.class_head.parameters()).mul_(-1)
-    assert compare_file(model, "torch-export", path, [batch()])[1] < 0.9
+    assert not compare_file(model, "torch-export", path, [batch()]).good
 
 
 def test_an_engine_takes_the_detector_s_place() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.export.files import write_onnx
+from detection_zoo.zoo.export.files import notes_of, write_onnx
 from detection_zoo.zoo.export.runners import ENGINES, Run
 from detection_zoo.zoo.export.whole import WholeDetector, detections
 from detection_zoo.zoo.records import Detections
@@ -41,14 +41,13 @@ class EngineDetector(nn.Module):
 
     def raw(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         """Outputs of the graph by name, for images (N, 3, H, W) and sizes (N, 2)."""
-        images = padded(images) if self.model_pads else images
+        images = self.fitted(images)
         found = self._graph(images.shape)(images.numpy(), sizes.numpy())
         return {name: torch.from_numpy(own) for name, own in zip(self.whole.outputs, found, strict=True)}
 
-    @property
-    def model_pads(self) -> bool:
-        """Whether the detector takes batches of any padded size; SSD takes one size."""
-        return not hasattr(self.model, "priors")
+    def fitted(self, images: Tensor) -> Tensor:
+        """Images as a graph takes them; SSD takes one size, other detectors batches of any padded size."""
+        return images if hasattr(self.model, "priors") else padded(images)
 
     def postprocess(
         self, raw: dict[str, Tensor], sizes: Tensor, original_sizes: Tensor | None = None
@@ -73,6 +72,39 @@ class EngineDetector(nn.Module):
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
         return self._graphs[key]
+
+
+class FileDetector(EngineDetector):
+    """A detector that runs in another engine as a file that was exported before; arguments as in
+    EngineDetector.
+
+    Args:
+        path: of the file; images are padded to its size.
+    """
+
+    def __init__(self, model: Detector, engine: str, path: Path, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(model, engine, dtype)
+        self.shape = tuple(notes_of(path)["inputs"]["images"])
+        self._run = ENGINES[engine](path, dtype)
+
+    def fitted(self, images: Tensor) -> Tensor:
+        """Images padded to the file's size.
+
+        Raises:
+            ValueError: they are larger, or not as many.
+        """
+        if len(images) != self.shape[0] or any(
+            own > its for own, its in zip(images.shape, self.shape, strict=True)
+        ):
+            raise ValueError(
+                f"images {tuple(images.shape)} do not fit the exported file's {self.shape}; export with a"
+                " larger --size"
+            )
+        right, below = self.shape[3] - images.shape[3], self.shape[2] - images.shape[2]
+        return nn.functional.pad(images, (0, right, 0, below))
+
+    def _graph(self, shape: Sequence[int]) -> Run:
+        return self._run
 
 
 def padded(images: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,41 @@ from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.export.onnx_ops import OPSET, translations
 from detection_zoo.zoo.export.runners import ENGINES
 from detection_zoo.zoo.export.whole import INPUTS, WholeDetector, description, detections, exported
-from detection_zoo.zoo.fast import TOLERANCES, found_again
+from detection_zoo.zoo.fast import TOLERANCES, Tolerance, found_again
+from detection_zoo.zoo.parts.boxes import box_iou
 from detection_zoo.zoo.records import Detections
 
 NOTES = "detection_zoo"  # of a file's metadata: a JSON object
-LEAST = 0.05  # score of the detections that are compared
+LEAST = 0.05  # score of the detections that are compared; of a quantised file it is SCORE
+EQUAL = TOLERANCES[torch.float32]  # that a file must keep
+QUANTISED = Tolerance(1.0, 0.75, 0.15, 0.8)  # that a file of 8 bits must keep; its maps are not seen
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """How a file's detections are beside its model's: the model's of at least some score, the share that is
+    found again, and of those the mean IoU and the mean difference of scores."""
+
+    least: float
+    bound: Tolerance
+    detections: int
+    share: float
+    iou: float
+    score: float
+
+    @property
+    def good(self) -> bool:
+        """Whether the file may be kept."""
+        return self.share >= self.bound.share
+
+    def __str__(self) -> str:
+        if not self.detections:
+            return f"the model finds nothing of score {self.least} and more to compare"
+        return (
+            f"{self.share:.1%} of {self.detections} detections of score {self.least} and more found again"
+            f" (IoU at least {self.bound.iou}, score within {self.bound.score}): mean IoU {self.iou:.4f},"
+            f" scores {self.score:.4f} apart in the mean"
+        )
 
 
 def write_onnx(
@@ -87,21 +119,62 @@ def runner(kind: str, path: Path) -> Callable[[Tensor, Tensor], list[Tensor]]:
     return lambda images, sizes: [torch.from_numpy(each) for each in run(images.numpy(), sizes.numpy())]
 
 
+def notes_of(path: Path) -> dict[str, Any]:
+    """The description in the metadata of an .onnx file or of OpenVINO's .xml; empty where there is none."""
+    if path.suffix == ".xml":
+        import openvino as ov
+
+        model = ov.Core().read_model(path)
+        return json.loads(model.get_rt_info(NOTES).astype(str)) if model.has_rt_info(NOTES) else {}
+    import onnx
+
+    own = {each.key: each.value for each in onnx.load(path, load_external_data=False).metadata_props}
+    return json.loads(own.get(NOTES, "{}"))
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 in hex of a file, and of the weights that OpenVINO keeps beside it."""
+    digest = hashlib.sha256(path.read_bytes())
+    if path.suffix == ".xml":
+        digest.update(path.with_suffix(".bin").read_bytes())
+    return digest.hexdigest()
+
+
 @torch.inference_mode()
 def compare_file(
-    model: Detector, kind: str, path: Path, batches: Sequence[tuple[Tensor, Tensor]]
-) -> tuple[int, float]:
+    model: Detector,
+    kind: str,
+    path: Path,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    bound: Tolerance = EQUAL,
+    least: float = LEAST,
+) -> FileReport:
     """Run a file beside its model.
 
     Args:
         batches: images (N, 3, H, W) of the file's shape, and sizes (N, 2).
-    Returns:
-        How many detections of a score of at least LEAST the model has, and the share that the file has too.
+        bound: what makes a detection found again. least: score of the model's that are compared.
     """
     run, whole = runner(kind, path), WholeDetector(model)
-    pairs: list[tuple[Detections, Detections]] = []
+    marks, near = [torch.zeros(0, dtype=torch.bool)], [torch.zeros(0, 2)]
     for images, sizes in batches:
         outputs = dict(zip(whole.outputs, run(images, sizes), strict=True))
-        pairs += zip(model.predict(images, sizes), detections(model, outputs, sizes), strict=True)
-    marks = torch.cat([found_again(*pair, TOLERANCES[torch.float32], LEAST) for pair in pairs])
-    return len(marks), float(marks.float().mean()) if len(marks) else 1.0
+        pairs = zip(model.predict(images, sizes), detections(model, outputs, sizes), strict=True)
+        for own, other in pairs:
+            marks.append(found_again(own, other, bound, least))
+            near.append(_nearest(own.select(own.scores >= least), other))
+    found, close = torch.cat(marks), torch.cat(near)
+    iou, score = close[found].mean(dim=0).tolist() if found.any() else (0.0, 0.0)
+    return FileReport(
+        least, bound, len(found), float(found.float().mean()) if len(found) else 1.0, iou, score
+    )
+
+
+def _nearest(own: Detections, other: Detections) -> Tensor:
+    """For each detection the IoU of the nearest other one of its class, and the distance of the scores
+    (R, 2)."""
+    if not len(other):
+        return torch.zeros(len(own), 2)
+    overlap = box_iou(own.boxes, other.boxes).where(own.labels[:, None] == other.labels, -1.0)
+    iou, at = overlap.max(dim=1)
+    return torch.stack([iou, (own.scores - other.scores[at]).abs()], dim=1)
