@@ -15,8 +15,6 @@ from detection_zoo.zoo.parts.matching import BalancedSampler
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.registry import DETECTORS
 
-ANY_SIZE = {"rpn": "a proposal network by itself chooses its proposals by lists of any size"}
-FAMILIES = [name for name in DETECTORS if name not in ANY_SIZE]  # that work on lists of fixed size
 DEMO = [row for row in load_manifests().entries.values() if row.source == "demo"]
 # the first trained row of each detector, and one on DetNet
 ROWS = {row.detector.name: row.name for row in reversed(DEMO)}
@@ -42,6 +40,14 @@ def family(name: str) -> nn.Module:
         if hasattr(section, "score_threshold")
     }
     return assemble(row.model_copy(update={"conventions": row.conventions.model_copy(update=changes)})).eval()
+
+
+def works_on_fixed_size(name: str) -> bool:
+    """Whether a detector works on lists of fixed size, as it says itself."""
+    return build_model(create_entry("resnet14_slim", name), device="meta").needs_any_size is None
+
+
+FAMILIES = [name for name in DETECTORS if works_on_fixed_size(name)]
 
 
 def pictures(count: int) -> Tensor:
