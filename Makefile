@@ -80,6 +80,7 @@ docs: develop
 
 lint: develop
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check --quiet .
 	$(RUN) bench.py report --check
 
 clean:
