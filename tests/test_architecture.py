@@ -225,6 +225,11 @@ INHERITED = {
     "losses",
     "raw",
     "postprocess",
+    "frames",
+    "fixed_detections",
+    "finish_fixed",
+    "head_stage",
+    "classifier_norm",
 }  # the contract's own docstring says what they take and give
 
 

@@ -14,25 +14,10 @@ from torch import nn
 from detection_zoo.zoo import necks  # noqa: F401 - likewise the necks
 
 # each registers its builders; a new backbone is one name here
-from detection_zoo.zoo.backbones import (  # noqa: F401
-    detnet,
-    hardnet,
-    mobilenet,
-    resnet,
-    timm_adapter,
-    vgg,
-    vovnet,
-)
+from detection_zoo.zoo.backbones import detnet, hardnet, mobilenet, resnet, timm_adapter, vgg, vovnet  # noqa: F401
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.conventions import Conventions
-from detection_zoo.zoo.detectors import (  # noqa: F401 - likewise the detectors
-    faster_rcnn,
-    keypoint_rcnn,
-    mask_rcnn,
-    retinanet,
-    rpn,
-    ssd,
-)
+from detection_zoo.zoo.detectors import faster_rcnn, keypoint_rcnn, mask_rcnn, retinanet, rpn, ssd  # noqa: F401 - likewise the detectors
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.detectors.peers import detectron2 as detectron2_peers  # noqa: F401
@@ -52,7 +37,7 @@ BUNDLES = {  # of conventions.toml, for models that stand in no manifest
     "ssd": "hardnet_ssd300",
     "classifier": "imagenet_torchvision",
 }
-SMALL = "demo"  # bundle and manifest of what is trained on `shapes`
+DEMO = "demo"  # manifest of what is trained on `shapes`, and its bundles
 FOR_EVERY_DETECTOR = ("image", "targets", "augmentation")  # sections that data and commands read
 
 
@@ -128,12 +113,15 @@ def create_entry(
     bundles, name = load_manifests().conventions, detector or "classifier"
     if isinstance(conventions, str) and conventions not in bundles:
         raise ManifestError(f"unknown conventions {conventions!r}: {did_you_mean(conventions, bundles)}")
-    model = _model_row(detector, dataset) if conventions is None else None
-    extra = {"extra": "p6p7"} if detector == "retinanet" else {}
-    pyramid = model.neck.arguments if model is not None and model.neck is not None else extra
-    takes_neck = detector is not None and _takes_neck(detector, name)
-    usual = {} if model is None or model.detector is None else model.detector.arguments
+    given = conventions is not None
+    like = None if given else _demo_row(detector, dataset)
+    pyramid = {"extra": "p6p7"} if detector == "retinanet" else {}
+    usual: dict[str, Any] = {}
+    if like is not None:
+        pyramid = like.neck.arguments if like.neck is not None else {}
+        usual, conventions = like.detector.arguments, like.conventions
     chosen = bundles[conventions] if isinstance(conventions, str) else conventions
+    takes_neck = detector is not None and _takes_neck(detector, name)
     entry = ModelEntry(
         name=f"{name}_{backbone}",
         source=CREATED,
@@ -144,46 +132,33 @@ def create_entry(
         detector=None if detector is None else Component(name=detector, **{**usual, **detector_options}),
         classes=classes,
         dataset=dataset,
-        conventions=chosen
-        or (model.conventions if model is not None else _usual_conventions(detector, dataset)),
+        conventions=chosen or _usual_conventions(name),
     )
-    return entry if conventions is not None else _with_anchors_of_levels(entry)
+    return entry if given else _with_anchors_of_levels(entry)
 
 
-def _is_small(dataset: str) -> bool:
-    """Whether a dataset's images are the small ones that this project draws."""
-    spec = load_manifests().datasets.get(dataset)
-    return spec is not None and spec.layout == "shapes"
+def _demo_row(detector: str | None, dataset: str) -> ModelEntry | None:
+    """What a row on `shapes` is made like: the first demo row with that detector on that dataset, else the
+    first of all with images and boxes alone in its conventions; none for other data and classifiers."""
+    manifests = load_manifests()
+    spec = manifests.datasets.get(dataset)
+    if detector is None or spec is None or spec.layout != "shapes":
+        return None
+    rows = [row for row in manifests.entries.values() if row.source == DEMO]
+    same = [row for row in rows if row.dataset == dataset and row.detector.name == detector]
+    if same:
+        return same[0]
+    images = manifests.conventions[f"{DEMO}_images"]
+    if not hasattr(rules_of(_builder(DETECTORS, Component(name=detector), detector)), "boxes"):
+        images = images.model_copy(update={"boxes": None})
+    return rows[0].model_copy(update={"detector": Component(name=detector), "conventions": images})
 
 
-def _model_row(detector: str | None, dataset: str) -> ModelEntry | None:
-    """The first of the demo rows with that detector on that dataset; none for images of other sizes."""
-    rows = load_manifests().entries.values()
-    return next(
-        (
-            row
-            for row in rows
-            if row.source == SMALL
-            and row.dataset == dataset
-            and row.detector is not None
-            and row.detector.name == detector
-        ),
-        None,
-    )
-
-
-def _usual_conventions(detector: str | None, dataset: str) -> Conventions:
-    """Conventions of a detector that no row for that dataset has: of its own bundle, or the images of another
-    and its own defaults."""
+def _usual_conventions(detector: str) -> Conventions:
+    """A detector's own bundle, or the images of another and the detector's own defaults."""
     bundles = load_manifests().conventions
-    if detector is None:
-        return bundles[BUNDLES["classifier"]]
-    if not _is_small(dataset):
-        images = Conventions(image=bundles["maskrcnn_benchmark_images"].image)
-        return bundles[BUNDLES[detector]] if detector in BUNDLES else images
-    rules = rules_of(_builder(DETECTORS, Component(name=detector), detector))
-    boxes = bundles[SMALL].boxes if hasattr(rules, "boxes") else None
-    return Conventions(image=bundles[SMALL].image, targets=bundles[SMALL].targets, boxes=boxes)
+    images = Conventions(image=bundles["maskrcnn_benchmark_images"].image)
+    return bundles[BUNDLES[detector]] if detector in BUNDLES else images
 
 
 def _with_anchors_of_levels(entry: ModelEntry) -> ModelEntry:
