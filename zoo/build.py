@@ -11,17 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from detection_zoo.zoo import necks  # noqa: F401 - likewise the necks
+from detection_zoo.zoo import necks
 
-# each registers its builders; a new backbone is one name here
-from detection_zoo.zoo.backbones import detnet, hardnet, mobilenet, resnet, timm_adapter, vgg, vovnet  # noqa: F401
+# each registers its builders; a new backbone or detector is one name here
+from detection_zoo.zoo.backbones import detnet, hardnet, mobilenet, resnet, timm_adapter, vgg, vovnet
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.conventions import Conventions
-from detection_zoo.zoo.detectors import faster_rcnn, keypoint_rcnn, mask_rcnn, retinanet, rpn, ssd  # noqa: F401 - likewise the detectors
+from detection_zoo.zoo.detectors import faster_rcnn, keypoint_rcnn, mask_rcnn, retinanet, rpn, ssd
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.classifier import Classifier
-from detection_zoo.zoo.detectors.peers import detectron2 as detectron2_peers  # noqa: F401
-from detection_zoo.zoo.detectors.peers import torchvision as torchvision_peers  # noqa: F401
+from detection_zoo.zoo.detectors.peers import detectron2 as detectron2_peers
+from detection_zoo.zoo.detectors.peers import torchvision as torchvision_peers
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
 from detection_zoo.zoo.manifest import CREATED, Component, ModelEntry, WeightSpec, load_manifests
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS, NECKS, Registry, did_you_mean
