@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from contracts import check_backbone, check_detector
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -52,6 +53,23 @@ def test_every_command_and_option_is_there() -> None:
             wrong += [line for word in words if word.startswith("--") and word not in options]
             wrong += [] if there else [line]
     assert wrong == []
+
+
+def test_the_backbone_of_contributing_keeps_the_contract() -> None:
+    """The example is registered, built and run as it stands there."""
+    from detection_zoo.zoo.build import create_model
+    from detection_zoo.zoo.registry import BACKBONES
+
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    example = next(
+        code for code in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "TwoStage" in code
+    )
+    try:
+        exec(compile(example, "CONTRIBUTING.md", "exec"), {"__name__": "two_stage"})
+        check_backbone(BACKBONES["two_stage"](), device="cpu")
+        check_detector(create_model("two_stage", "faster_rcnn", 3, dataset="shapes"), [(64, 64)])
+    finally:
+        BACKBONES._builders.pop("two_stage", None)
 
 
 def test_the_number_of_rows_is_that_of_the_manifests() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 from cuda_on_cpu import SHUFFLED, CudaOnCpu
-from kernel_backends import ROIS, Backend, every_backend, matches, normal_input, recorded  # noqa: F401 - a fixture
+from kernel_backends import ROIS, Backend, every_backend, matches, normal_input, recorded  # noqa: F401
 
 from detection_zoo.kernels.launch import SHARED_BYTES
 from detection_zoo.kernels.roi_align import (
