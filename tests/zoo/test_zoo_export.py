@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from slim_families import pictures
 from typer.testing import CliRunner
 
 from detection_zoo.bench import app
 from detection_zoo.zoo.build import build_model
-from detection_zoo.zoo.export.engines import EngineDetector
+from detection_zoo.zoo.export.engines import EngineDetector, FileDetector
 from detection_zoo.zoo.export.files import NOTES, compare_file, write
 from detection_zoo.zoo.export.kinds import PACKAGES, SUFFIXES
 from detection_zoo.zoo.export.whole import WholeDetector
 from detection_zoo.zoo.manifest import load_manifests
 
 SSD, RCNN = "ssd160_hardnet_slim.demo", "mask_rcnn_resnet14_slim_fpn.demo"
+POINTS = "keypoint_rcnn_resnet14_slim_fpn.demo"
 SHAPE = (1, 3, 160, 160)
 
 
@@ -28,7 +30,8 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("row", "kind"), [*((SSD, kind) for kind in SUFFIXES), (RCNN, "onnx"), (RCNN, "tensorrt-onnx")]
+    ("row", "kind"),
+    [*((row, kind) for row in (SSD, POINTS) for kind in SUFFIXES), (RCNN, "onnx"), (RCNN, "tensorrt-onnx")],
 )
 def test_a_file_gives_the_same_detections(row: str, kind: str, tmp_path: Path) -> None:
     """Boxes, scores and labels, by the engine that the file is for (TensorRT's by ONNX Runtime)."""
@@ -36,9 +39,11 @@ def test_a_file_gives_the_same_detections(row: str, kind: str, tmp_path: Path) -
         pytest.importorskip(package)
     model, path = build_model(row, "published").eval(), tmp_path / f"model{SUFFIXES[kind]}"
     write(model, load_manifests().entry(row), kind, SHAPE, path)
-    report = compare_file(model, kind, path, [batch()])
+    images = [(one[None], torch.tensor([[160, 150]])) for one in pictures(3)]
+    report = compare_file(model, kind, path, images if row == POINTS else [batch()])
     assert report.detections > 10 and report.share == 1.0 and report.good
     assert report.iou > 0.999 and report.score < 1e-3
+    assert report.points == (1.0 if row == POINTS else None)
     if kind.endswith("onnx"):
         import onnx
 
@@ -70,6 +75,23 @@ def test_an_engine_takes_the_detector_s_place() -> None:
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=0.01)
     assert found.masks is not None and found.masks.shape == expected.masks.shape
     assert (found.masks != expected.masks).float().mean() < 1e-3
+
+
+def test_key_points_of_a_file_lie_in_the_original(tmp_path: Path) -> None:
+    """Decoded by the graph, in pixels of the input, and scaled: as by the detector itself."""
+    for package in PACKAGES["onnx"]:
+        pytest.importorskip(package)
+    model, path = build_model(POINTS, "published").eval(), tmp_path / "points.onnx"
+    write(model, load_manifests().entry(POINTS), "onnx", SHAPE, path)
+    images, sizes, original = pictures(1), torch.tensor([[160, 160]]), torch.tensor([[320, 300]])
+    with torch.inference_mode():
+        expected = model.predict(images, sizes, original)[0]
+        found = FileDetector(model, "onnxruntime", path).predict(images, sizes, original)[0]
+    assert len(expected) and found.extra.keys() == expected.extra.keys()
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=0.01)
+    torch.testing.assert_close(found.keypoints, expected.keypoints, rtol=1e-4, atol=0.01)
+    for name, value in expected.extra.items():
+        torch.testing.assert_close(found.extra[name], value, rtol=1e-3, atol=1e-3)
 
 
 def test_a_detector_that_needs_any_size_says_why() -> None:

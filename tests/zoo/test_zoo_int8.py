@@ -98,8 +98,8 @@ def types(found: Sequence[Any]) -> set[str]:
 
 
 def test_what_is_left_in_float(tmp_path: Path) -> None:
-    """Of Faster R-CNN the choice of proposals and detections, and no layer with weights nor what leads to one:
-    features are pooled between them, from boxes in float."""
+    """Of Faster R-CNN the choice of proposals and detections, and what is pooled from one level, which may be
+    of no RoI; no layer with weights nor what leads to one."""
     for package in PACKAGES["openvino"]:
         pytest.importorskip(package)
     path = tmp_path / "rcnn.xml"
@@ -115,8 +115,8 @@ def test_what_is_left_in_float(tmp_path: Path) -> None:
     model = ov.Core().read_model(path)
     names = set(selection(model))
     left = types([one for one in model.get_ops() if one.get_friendly_name() in names])
-    assert {"NonMaxSuppression", "Exp", "Sigmoid", "Softmax", "TopK"} <= left
-    assert not {"Convolution", "MatMul", "ROIAlign", "MaxPool", "Relu"} & left
+    assert {"NonMaxSuppression", "Exp", "Sigmoid", "Softmax", "TopK", "ROIAlign"} <= left
+    assert not {"Convolution", "MatMul", "MaxPool", "Relu"} & left
 
 
 def test_the_network_is_quantised_and_its_outputs_are_not(floats: Path, quantised: Path) -> None:
@@ -132,6 +132,24 @@ def test_the_network_is_quantised_and_its_outputs_are_not(floats: Path, quantise
     assert own["dataset"] == "shapes:train" and len(own["images"]) == 8 and own["how"].startswith("NNCF ")
     assert quantised.with_suffix(".bin").stat().st_size < 0.5 * floats.with_suffix(".bin").stat().st_size
     assert sorted(one.name for one in quantised.parent.iterdir()) == ["ssd.bin", "ssd.xml"]
+
+
+def test_every_range_holds_something(tmp_path: Path) -> None:
+    """Key points of small objects: no RoI is pooled from the coarse levels, and maps of absent detections are
+    zeros; no range is empty for it."""
+    for package in (*PACKAGES["openvino"], "nncf"):
+        pytest.importorskip(package, reason=f"needs {package}: pip install 'detection-zoo[export]'")
+    path = tmp_path / "points.xml"
+    words = ("--to", "openvino", "--int8", "--calibrate", "shapes:train", "--calibration-images", "20")
+    done = run("export", "keypoint_rcnn_resnet14_slim_fpn.demo", *words, "--images", "8", "--out", str(path))
+    assert done.exit_code == 0 and "of key points within 2 pixels" in said(done), said(done)
+    ranges = [one for one in operators(path) if one.get_type_name() == "FakeQuantize"]
+    assert len(ranges) > 40
+    for one in ranges:
+        assert "ROIAlign" not in types([source(one.input(0))])
+        low, high = (source(one.input(number)) for number in (1, 2))
+        if {low.get_type_name(), high.get_type_name()} == {"Constant"}:
+            assert (high.data > low.data).all()
 
 
 def test_the_comparison_notices_another_model(quantised: Path) -> None:

@@ -43,7 +43,12 @@ class EngineDetector(nn.Module):
         """Outputs of the graph by name, for images (N, 3, H, W) and sizes (N, 2)."""
         images = self.fitted(images)
         found = self._graph(images.shape)(images.numpy(), sizes.numpy())
-        return {name: torch.from_numpy(own) for name, own in zip(self.whole.outputs, found, strict=True)}
+        return {name: torch.from_numpy(own) for name, own in zip(self.outputs, found, strict=True)}
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of what the graphs return."""
+        return self.whole.outputs
 
     def fitted(self, images: Tensor) -> Tensor:
         """Images as a graph takes them; SSD takes one size, other detectors batches of any padded size."""
@@ -84,7 +89,8 @@ class FileDetector(EngineDetector):
 
     def __init__(self, model: Detector, engine: str, path: Path, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(model, engine, dtype)
-        self.shape = tuple(notes_of(path)["inputs"]["images"])
+        self.notes = notes_of(path)
+        self.shape = tuple(self.notes["inputs"]["images"])
         self._run = ENGINES[engine](path, dtype)
 
     def fitted(self, images: Tensor) -> Tensor:
@@ -102,6 +108,11 @@ class FileDetector(EngineDetector):
             )
         right, below = self.shape[3] - images.shape[3], self.shape[2] - images.shape[2]
         return nn.functional.pad(images, (0, right, 0, below))
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of what the file gives."""
+        return self.notes["outputs"]
 
     def _graph(self, shape: Sequence[int]) -> Run:
         return self._run

@@ -21,7 +21,9 @@ from detection_zoo.zoo.fast import TOLERANCES, Tolerance, found_again
 from detection_zoo.zoo.parts.boxes import box_iou
 from detection_zoo.zoo.records import Detections
 
+DECODING = ("torch-export", "onnx", "openvino")  # kinds whose key points are decoded: each has a size
 NOTES = "detection_zoo"  # of a file's metadata: a JSON object
+PIXELS = 2.0  # distance of key points that count as found again
 LEAST = 0.05  # score of the detections that are compared; of a quantised file it is SCORE
 EQUAL = TOLERANCES[torch.float32]  # that a file must keep
 QUANTISED = Tolerance(1.0, 0.75, 0.15, 0.8)  # that a file of 8 bits must keep; its maps are not seen
@@ -30,7 +32,8 @@ QUANTISED = Tolerance(1.0, 0.75, 0.15, 0.8)  # that a file of 8 bits must keep; 
 @dataclass(frozen=True)
 class FileReport:
     """How a file's detections are beside its model's: the model's of at least some score, the share that is
-    found again, and of those the mean IoU and the mean difference of scores."""
+    found again, and of those the mean IoU, the mean difference of scores, and the share of key points that
+    are within PIXELS; None without key points."""
 
     least: float
     bound: Tolerance
@@ -38,11 +41,12 @@ class FileReport:
     share: float
     iou: float
     score: float
+    points: float | None = None
 
     @property
     def good(self) -> bool:
         """Whether the file may be kept."""
-        return self.share >= self.bound.share
+        return min(self.share, 1.0 if self.points is None else self.points) >= self.bound.share
 
     def __str__(self) -> str:
         if not self.detections:
@@ -51,6 +55,7 @@ class FileReport:
             f"{self.share:.1%} of {self.detections} detections of score {self.least} and more found again"
             f" (IoU at least {self.bound.iou}, score within {self.bound.score}): mean IoU {self.iou:.4f},"
             f" scores {self.score:.4f} apart in the mean"
+            + ("" if self.points is None else f", {self.points:.1%} of key points within {PIXELS:g} pixels")
         )
 
 
@@ -89,7 +94,7 @@ def write(model: Detector, entry: Any, kind: str, shape: Sequence[int], path: Pa
     Raises:
         ValueError: the detector cannot be exported.
     """
-    whole = WholeDetector(model)
+    whole = WholeDetector(model, kind in DECODING)
     notes = description(model, entry, whole, shape)
     if kind == "torch-export":
         extra = {f"{NOTES}.json": json.dumps(notes)}
@@ -111,7 +116,8 @@ def runner(kind: str, path: Path) -> Callable[[Tensor, Tensor], list[Tensor]]:
     """What runs a file: images (N, 3, H, W) and sizes (N, 2) to its outputs."""
     if kind == "torch-export":
         import detection_zoo.kernels.nms_labelled
-        import detection_zoo.kernels.nms_sorted  # noqa: F401  (both register operators of the graph)
+        import detection_zoo.kernels.nms_sorted
+        import detection_zoo.zoo.parts.keypoint_head  # noqa: F401  (they register operators of the graph)
 
         program = torch.export.load(path).module()
         return lambda images, sizes: list(program(images, sizes))
@@ -155,26 +161,29 @@ def compare_file(
         batches: images (N, 3, H, W) of the file's shape, and sizes (N, 2).
         bound: what makes a detection found again. least: score of the model's that are compared.
     """
-    run, whole = runner(kind, path), WholeDetector(model)
-    marks, near = [torch.zeros(0, dtype=torch.bool)], [torch.zeros(0, 2)]
+    run, whole = runner(kind, path), WholeDetector(model, kind in DECODING)
+    marks, near = [torch.zeros(0, dtype=torch.bool)], list[Tensor]()
     for images, sizes in batches:
         outputs = dict(zip(whole.outputs, run(images, sizes), strict=True))
         pairs = zip(model.predict(images, sizes), detections(model, outputs, sizes), strict=True)
         for own, other in pairs:
             marks.append(found_again(own, other, bound, least))
             near.append(_nearest(own.select(own.scores >= least), other))
-    found, close = torch.cat(marks), torch.cat(near)
-    iou, score = close[found].mean(dim=0).tolist() if found.any() else (0.0, 0.0)
-    return FileReport(
-        least, bound, len(found), float(found.float().mean()) if len(found) else 1.0, iou, score
-    )
+    found = torch.cat(marks)
+    share = float(found.float().mean()) if len(found) else 1.0
+    known = torch.cat(near)[found].mean(dim=0).tolist() if found.any() else [1.0, 0.0]
+    return FileReport(least, bound, len(found), share, *known)
 
 
 def _nearest(own: Detections, other: Detections) -> Tensor:
-    """For each detection the IoU of the nearest other one of its class, and the distance of the scores
-    (R, 2)."""
+    """Of each detection and the nearest other one of its class (R, 2 or 3): IoU, distance of scores, share of
+    key points within PIXELS."""
     if not len(other):
-        return torch.zeros(len(own), 2)
+        return torch.zeros(len(own), 2 if own.keypoints is None else 3)
     overlap = box_iou(own.boxes, other.boxes).where(own.labels[:, None] == other.labels, -1.0)
     iou, at = overlap.max(dim=1)
-    return torch.stack([iou, (own.scores - other.scores[at]).abs()], dim=1)
+    columns = [iou, (own.scores - other.scores[at]).abs()]
+    if own.keypoints is not None and other.keypoints is not None:
+        apart = (own.keypoints - other.keypoints[at])[..., :2].norm(dim=2)  # (R, P)
+        columns.append((apart <= PIXELS).float().mean(dim=1))
+    return torch.stack(columns, dim=1)

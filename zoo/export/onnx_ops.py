@@ -24,12 +24,14 @@ def translations(classes: int, static: bool = False) -> dict[Callable[..., Any],
     """
     # importing them registers the operators
     import detection_zoo.kernels.nms_labelled
-    import detection_zoo.kernels.nms_sorted  # noqa: F401
+    import detection_zoo.kernels.nms_sorted
+    import detection_zoo.zoo.parts.keypoint_head  # noqa: F401
 
     ours = torch.ops.detection_zoo
     return {
         ours.nms_sorted.default: nms_sorted,
         ours.nms_labelled.default: lambda *given: nms_labelled(classes, *given),
+        ours.decode_heatmaps.default: decode_heatmaps,
         ours.roi_align.default: lambda *given: roi_align(static, *given),
         torch.ops.aten.sort.stable: stable_sort,  # which torch.onnx does not know
     }
@@ -176,6 +178,54 @@ def roi_align(
         else:
             pooled = op.ScatterND(pooled, op.Unsqueeze(rows, _numbers([1])), part)
     return pooled
+
+
+def decode_heatmaps(heatmaps: Any, boxes: Any) -> Any:
+    """Key points (R, P, 4): each detection's maps (P, S, S) are resized to its box in turn."""
+    import onnx
+
+    op, (points, side) = _op(), _shape(heatmaps)[1:3]
+    body = onnx.parser.parse_graph(DECODE.replace("POINTS", str(points)).replace("SIDE", str(side)))
+    present = op.Where(op.IsNaN(boxes), _numbers(0.0, np.float32), boxes)
+    return op.Scan(heatmaps, present, body=body, num_scan_inputs=2)
+
+
+DECODE = """
+decode (float[POINTS, SIDE, SIDE] maps, float[4] box) => (float[POINTS, 4] found) <
+  int64[1] first = {0}, int64[1] second = {1}, int64[1] third = {2}, int64[1] end = {4},
+  int64[2] maps_each = {1, POINTS}, int64[2] flat_each = {POINTS, -1}, int64[2] turned = {1, 0},
+  float least = {1.0}, float half = {0.5}
+> {
+  near = Slice(box, first, third)
+  far = Slice(box, third, end)
+  apart = Sub(far, near)
+  sides = Max(apart, least)
+  whole = Ceil(sides)
+  pixels = Cast<to = 7>(whole)
+  height_width = Gather(pixels, turned)
+  sizes = Concat<axis = 0>(maps_each, height_width)
+  batch = Unsqueeze(maps, first)
+  resized = Resize<mode = "cubic", cubic_coeff_a = -0.75, coordinate_transformation_mode = "half_pixel">(
+    batch, , , sizes)
+  flat = Reshape(resized, flat_each)
+  best = ReduceMax<keepdims = 1>(flat, second)
+  place = ArgMax<axis = 1, keepdims = 1>(flat)
+  width = Slice(pixels, first, second)
+  column = Mod(place, width)
+  row = Div(place, width)
+  cell = Concat<axis = 1>(column, row)
+  corner = Cast<to = 1>(cell)
+  centre = Add(corner, half)
+  factor = Div(sides, whole)
+  within = Mul(centre, factor)
+  position = Add(within, near)
+  below = Sub(flat, best)
+  weights = Exp(below)
+  total = ReduceSum<keepdims = 1>(weights, second)
+  chance = Reciprocal(total)
+  found = Concat<axis = 1>(position, best, chance)
+}
+"""
 
 
 def _levels(op: Any, boxes: Any, rule: LevelRule, count: int) -> Any:

@@ -19,7 +19,8 @@ LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"
 def quantise(path: Path, batches: Sequence[tuple[Tensor, Tensor]], images: dict[str, Any]) -> None:
     """Quantise the weights and maps of the network in an OpenVINO file, in place.
 
-    What the network's outputs go through (decoding, scores, NMS) stays in float32, as do the boxes of RoIs.
+    What the network's outputs go through (decoding, scores, NMS) stays in float32, as do the boxes of RoIs
+    and what is pooled from one level.
 
     Args:
         path: of the .xml. batches: images (N, 3, H, W) of the file's shape and sizes (N, 2), whose maps set
@@ -49,8 +50,11 @@ def quantise(path: Path, batches: Sequence[tuple[Tensor, Tensor]], images: dict[
 
 
 def selection(model: Any) -> list[str]:
-    """Names of an OpenVINO model's operators whose results reach no layer with weights but as boxes of RoIs,
-    as indices or as marks."""
+    """Names of an OpenVINO model's operators that stay in float32.
+
+    They are those whose results reach no layer with weights but as boxes of RoIs, as indices or as marks, and
+    those of maps of any length: a level without RoIs has none that could set a range.
+    """
     names = {one.get_friendly_name() for one in model.get_ops()}
     found = [one for one in model.get_ops() if one.get_type_name() in LAYERS]
     network = set()
@@ -59,7 +63,13 @@ def selection(model: Any) -> list[str]:
         if one.get_friendly_name() not in network:
             network.add(one.get_friendly_name())
             found += _sources(one)
-    return sorted(names - network)
+    ragged = {one.get_friendly_name() for one in model.get_ops() if _any_length(one)}
+    return sorted(names - network | ragged)
+
+
+def _any_length(operator: Any) -> bool:
+    """Whether it takes or gives something of a size that depends on values."""
+    return any(port.get_partial_shape().is_dynamic for port in (*operator.inputs(), *operator.outputs()))
 
 
 def _sources(operator: Any) -> Iterator[Any]:

@@ -15,20 +15,24 @@ from detection_zoo.zoo.detectors.keypoint_rcnn import HEATMAPS, KeypointRcnn
 from detection_zoo.zoo.fast import fold_norms
 from detection_zoo.zoo.parts.boxes import scale_boxes
 from detection_zoo.zoo.parts.frames import Frame
+from detection_zoo.zoo.parts.keypoint_head import decoded_heatmaps
 from detection_zoo.zoo.records import Detections
 
-INPUTS = ("images", "sizes")
+INPUTS, KEYPOINTS = ("images", "sizes"), "keypoints"
 
 
 class WholeDetector(nn.Module):
     """What is exported: norms folded, boxes in pixels of the input, masks (N, D, M, M) not pasted, key
-    points as heat maps (N, D, P, S, S).
+    points (N, D, P, 4) x, y, logit and probability, in pixels of the input.
+
+    Args:
+        decode: key points; else heat maps (N, D, P, S, S), of which the original's pixels are not rounded.
 
     Raises:
         ValueError: the detector cannot work on lists of fixed size; says why.
     """
 
-    def __init__(self, model: Detector) -> None:
+    def __init__(self, model: Detector, decode: bool = False) -> None:
         super().__init__()
         if isinstance(model, FasterRcnn) and (reason := model.needs_any_size) is not None:
             raise ValueError(f"this detector cannot be exported: {reason}")
@@ -36,11 +40,12 @@ class WholeDetector(nn.Module):
             raise ValueError(f"{type(model).__name__} is no detector of this project")
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         fold_norms(self.model)
+        self.keypoints = KEYPOINTS if decode else HEATMAPS
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what `forward` returns."""
-        own = {"masks": hasattr(self.model, "mask"), HEATMAPS: isinstance(self.model, KeypointRcnn)}
+        own = {"masks": hasattr(self.model, "mask"), self.keypoints: isinstance(self.model, KeypointRcnn)}
         return ("boxes", "scores", "labels", *(name for name, has in own.items() if has))
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
@@ -52,6 +57,8 @@ class WholeDetector(nn.Module):
 
 def _output(found: Detections, name: str) -> Tensor:
     """An output of one image; boxes of absent rows, which are not a number inside the model, are 0."""
+    if name == KEYPOINTS:
+        return decoded_heatmaps(found.extra[HEATMAPS], found.boxes)
     value = found.extra[name] if name == HEATMAPS else getattr(found, name)
     return value.nan_to_num(0.0) if name == "boxes" else value
 
@@ -74,8 +81,21 @@ def detections(
         count = int((outputs["labels"][image] >= 0).sum())
         own = {name: value[image, :count] for name, value in outputs.items()}
         extra = {HEATMAPS: own.pop(HEATMAPS)} if HEATMAPS in own else {}
+        points = own.pop(KEYPOINTS, None)
         found.append(_in_frame(model, Detections(**own, extra=extra), frame))
-    return model.branch_results(found, where) if isinstance(model, FasterRcnn) else found
+        if points is not None:
+            _put_keypoints(found[-1], points, frame)
+    if not isinstance(model, FasterRcnn):
+        return found
+    finish = FasterRcnn.branch_results if KEYPOINTS in outputs else type(model).branch_results
+    return finish(model, found, where)
+
+
+def _put_keypoints(found: Detections, points: Tensor, frame: Frame) -> None:
+    """Key points (R, P, 4) of the input as `KeypointRcnn` gives them, in pixels of the original."""
+    across, down = frame.factor
+    x, y, found.extra["keypoint_logits"], found.extra["keypoint_probabilities"] = points.unbind(-1)
+    found.keypoints = torch.stack([x * across, y * down, torch.ones_like(x)], dim=-1)
 
 
 def _in_frame(model: Detector, found: Detections, frame: Frame) -> Detections:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detection_zoo.kernels.operator import operator
 from detection_zoo.zoo.parts.fixed_size import rows_of
 from detection_zoo.zoo.parts.norm import ConvNorm
 
@@ -91,6 +92,19 @@ def decode_heatmaps(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Te
         factor = sides[row] / whole[row]
         positions[row] = (cell + 0.5) * factor + boxes[row, :2]
     return positions, logits, chances
+
+
+@operator("decode_heatmaps")
+def decoded_heatmaps(heatmaps: Tensor, boxes: Tensor) -> Tensor:
+    """What `decode_heatmaps` gives, (R, P, 4) x, y, logit and probability, as one operator of an exported
+    graph; absent boxes count as one pixel."""
+    places, *values = decode_heatmaps(heatmaps, boxes.nan_to_num(0.0))
+    return torch.cat([places, torch.stack(values, dim=2)], dim=2)
+
+
+@torch.library.register_fake(decoded_heatmaps)
+def _(heatmaps, boxes):
+    return heatmaps.new_empty((*heatmaps.shape[:2], 4))
 
 
 def heatmap_targets(
