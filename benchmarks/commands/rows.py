@@ -168,6 +168,7 @@ def report(
     emit({"stale" if check else "files": done, "problems": problems}, as_json, "\n".join(done))
     for problem in problems:
         say(f"warning: {problem}")
-    say(f"{len(done)} {'things are stale; `make report` writes them again' if check else 'files'}")
+    again = "; `make report` writes them again" if check and done else ""
+    say(f"{len(done)} {'stale' if check else 'files'}{again}")
     if bool(done) == check:
         raise typer.Exit(1)

@@ -90,7 +90,7 @@ def _inference(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
     found = measure_inference(subject, spec, beat)
     yield {"measurements": found, "timed": subject.timed}
     parts, absent = measure_phases(subject, spec, PARTS_SHARE * (time.monotonic() - start), beat)
-    yield {"measurements": parts, "absent": absent}
+    yield {"measurements": parts, "absent": {} if parts else absent}  # a model has the parts that it has
 
 
 def _memory(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
