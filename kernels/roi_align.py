@@ -149,8 +149,24 @@ def roi_align_averaged(
 
     Args, returns, raises: as in `roi_align`.
     """
+    return multilevel_roi_align_averaged(
+        [features], rois, output_size, [spatial_scale], LevelRule(), backend=backend
+    )
+
+
+def multilevel_roi_align_averaged(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    output_size: int | tuple[int, int],
+    scales: Sequence[float],
+    levels: LevelRule,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`roi_align_averaged` of each RoI (R, C, PH, PW), from the pyramid level that the rule gives it; other
+    arguments and raises as in `multilevel_roi_align`."""
     height, width = output_pair(output_size)
-    points = roi_align_points(features, rois, (height + 1, width + 1), spatial_scale, backend=backend)
+    points = _pool(features, rois, (height + 1, width + 1), scales, 1, "points", levels, None, backend)
     return torch.nn.functional.avg_pool2d(points, 2, 1)
 
 

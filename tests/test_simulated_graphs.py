@@ -71,8 +71,24 @@ def test_replayed_on_other_images_of_other_sizes(family: str, original: Tensor |
             expected = model.predict(*given, known)
             gpu.clear()
             assert_equal(replaying.predict(*given, known), expected)
-    assert replaying.recordings.hits == 1 + (not model.reads_sizes)
+    assert replaying.recordings.hits == 2
     assert sum(gpu.waits.values()) <= json.loads(TABLE.read_text())[family]["inference"], gpu.report()
+
+
+def test_pooling_scaled_by_the_image_s_height(gpu: Log) -> None:
+    """DetNet's own: the scale is a number of the recording, so that each size has one of its own."""
+    images, model = pictures(2).to("cuda"), on_gpu("detnet")
+    own = {"method": "roi_align_averaged", "scale": "height"}
+    model.box.pooler.rule = model.box.pooler.rule.model_copy(update=own)
+    replaying = GraphDetector(model, TapeCapture())
+    with torch.no_grad():
+        for place in (0, 1, 0):
+            given = images[place : place + 1], SIZES[place : place + 1]
+            expected = model.predict(*given)
+            gpu.clear()
+            assert_equal(replaying.predict(*given), expected)
+            assert sum(gpu.waits.values()) == 1, gpu.report()
+    assert (replaying.recordings.misses, replaying.recordings.hits) == (2, 1)
 
 
 @pytest.mark.parametrize("family", ROWS)

@@ -12,6 +12,7 @@ from kernel_backends import ROIS, Backend, every_backend, matches, normal_input,
 from detection_zoo.kernels.launch import SHARED_BYTES
 from detection_zoo.kernels.roi_align import (
     multilevel_roi_align,
+    multilevel_roi_align_averaged,
     roi_align,
     roi_align_averaged,
     roi_align_points,
@@ -325,16 +326,24 @@ def test_recorded_detnet_gradient(backend: Backend, deterministic: bool) -> None
 def test_recorded_detnet_pyramid(backend: Backend, name: str, size: int, sides: tuple[int, ...]) -> None:
     """One scale a level from the heights alone; levels by the +1 area, without the 1e-6."""
     rois = recorded("detnet/in.pyramid_rois").to(backend.device)
-    levels = assign_levels(rois, LevelRule(offset=1.0, eps=0.0), 4)
+    rule = LevelRule(offset=1.0, eps=0.0)
+    levels = assign_levels(rois, rule, 4)
     assert levels.tolist() == recorded("detnet/in.pyramid_levels").tolist()
     pooled = torch.zeros(len(rois), 4, size, size, device=backend.device)
-    for level, height in enumerate(sides):
-        maps, rows = (
-            normal_input(50 + level, (1, 4, height, height * 5 // 4)).to(backend.device),
-            levels == level + 2,
-        )
-        pooled[rows] = roi_align_averaged(maps, rois[rows], size, height / 512, backend=backend.name)
+    every = [
+        normal_input(50 + level, (1, 4, height, height * 5 // 4)).to(backend.device)
+        for level, height in enumerate(sides)
+    ]
+    scales = [height / 512 for height in sides]
+    for level, (maps, scale) in enumerate(zip(every, scales, strict=True)):
+        rows = levels == level + 2
+        pooled[rows] = roi_align_averaged(maps, rois[rows], size, scale, backend=backend.name)
     matches(pooled, f"detnet/pyramid_roi_{name}")
+    at_once = multilevel_roi_align_averaged(every, rois, size, scales, rule, backend=backend.name)
+    assert torch.equal(at_once, pooled)
+    absent = torch.cat([rois, torch.tensor([[-1.0, *[torch.nan] * 4]], device=rois.device)])
+    with_absent = multilevel_roi_align_averaged(every, absent, size, scales, rule, backend=backend.name)
+    assert torch.equal(with_absent[:-1], pooled) and not with_absent[-1].any()
 
 
 @pytest.mark.parametrize("ratio", [0, 2])

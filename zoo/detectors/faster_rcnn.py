@@ -196,7 +196,7 @@ class FasterRcnn(Detector):
 
     @property
     def _pools_fixed(self) -> bool:
-        return all(pooler.rule.method == "roi_align" for pooler in self._poolers)
+        return all(pooler.pools_fixed for pooler in self._poolers)
 
     @property
     def reads_sizes(self) -> bool:

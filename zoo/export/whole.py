@@ -36,6 +36,10 @@ class WholeDetector(nn.Module):
         super().__init__()
         if isinstance(model, FasterRcnn) and (reason := model.needs_any_size) is not None:
             raise ValueError(f"this detector cannot be exported: {reason}")
+        if getattr(model, "reads_sizes", False):
+            raise ValueError(
+                "this detector cannot be exported: the scale of its pooling is the image's height"
+            )
         if not isinstance(model, Detector):
             raise ValueError(f"{type(model).__name__} is no detector of this project")
         self.model = copy.deepcopy(model).eval().requires_grad_(False)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detection_zoo.kernels.nms import batched_nms
-from detection_zoo.kernels.roi_align import multilevel_roi_align, roi_align_averaged
+from detection_zoo.kernels.roi_align import multilevel_roi_align, multilevel_roi_align_averaged
 from detection_zoo.kernels.roi_crop import affine_grid, roi_crop
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 from detection_zoo.kernels.roi_pool import roi_pool
@@ -79,8 +79,11 @@ class RoiAlignPooler(nn.Module):
             if sizes is None:
                 raise ValueError("pooling with scale 'height' needs the sizes of the images")
             scales = [level.shape[2] / float(sizes[0][0]) for level in levels]
-        if rule.method != "roi_align":
+        if not self.pools_fixed:
             return self._by_level(levels, scales, boxes)
+        if rule.method == "roi_align_averaged":
+            rois = with_image_index(boxes)
+            return multilevel_roi_align_averaged(levels, rois, rule.size, scales, self.level_rule)
         return multilevel_roi_align(
             levels,
             with_image_index(boxes),
@@ -96,6 +99,11 @@ class RoiAlignPooler(nn.Module):
             level_eps=rule.level_eps,
         )
 
+    @property
+    def pools_fixed(self) -> bool:
+        """Whether all levels are pooled at once, with no size that depends on the boxes."""
+        return self.rule.method in ("roi_align", "roi_align_averaged")
+
     def _by_level(self, levels: Sequence[Tensor], scales: Sequence[float], boxes: Sequence[Tensor]) -> Tensor:
         rois, level_of, size = with_image_index(boxes), self.level_indices(boxes), self.rule.size
         pooled = levels[0].new_zeros(len(rois), levels[0].shape[1], size, size)
@@ -107,8 +115,7 @@ class RoiAlignPooler(nn.Module):
                 grid = affine_grid(rois[rows], tuple(level.shape[-2:]), 2 * size)
                 part = F.max_pool2d(roi_crop(level, grid, rois[rows, 0].long()), 2, 2)
             else:
-                pool = roi_pool if self.rule.method == "roi_pool" else roi_align_averaged
-                part = pool(level, rois[rows], size, scale)
+                part = roi_pool(level, rois[rows], size, scale)
             pooled = pooled.index_copy(0, rows, part)
         return pooled
 
