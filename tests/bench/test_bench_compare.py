@@ -142,6 +142,15 @@ def test_the_slowed_model_is_slower_and_the_broken_one_is_out(found: Comparison)
     assert next(side for side in found.sides if side.label == "broken").reason and found.status == "failed"
 
 
+def test_what_a_path_was_compared_with_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTION_ZOO_HOME", str(make_small_shapes(tmp_path / "home")))
+    entrants = [Entrant("one", ROW), Entrant("other", ROW)]
+    options = CompareOptions(smallest=0.05, blocks=2, rounds=2, warm_up=1, files=tmp_path / "detections")
+    found = compare(entrants, BenchmarkSpec(images=2, path="fast"), "shapes", options)
+    for label in ("one", "other"):
+        assert [note for note in found.footnotes if note.startswith(f"{label}: fast path: 2 images compared")]
+
+
 def test_what_is_alike_comes_out_alike(found: Comparison) -> None:
     ap = next(pair for pair in found.pairs if pair.metric == "box_ap")
     assert (
