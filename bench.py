@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 
-try:  # each module registers its commands, in the order of the help
+try:  # each module registers its commands; this order is the one in --help
     # isort: off
     from detection_zoo.benchmarks.commands import rows, run, train, compare, check, export, ask  # noqa: F401
     from detection_zoo.benchmarks.commands.app import app
@@ -26,7 +26,7 @@ def main() -> None:
     """Entry point of the `detection-zoo` command."""
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA numbers GPUs as NVML does then
     called = [c for c in app.registered_commands if (c.name or c.callback.__name__) in sys.argv[1:2]]
-    app.registered_commands = called or app.registered_commands  # to make all takes typer 0.03 s
+    app.registered_commands = called or app.registered_commands  # building all of them takes typer 0.03 s
     run_command(app, prog_name="bench.py" if sys.argv[0].endswith(".py") else None)
 
 

@@ -1,1 +1,1 @@
-"""Measure, store, report."""
+"""Benchmarks: measure models, store the records, generate reports."""

@@ -1,4 +1,4 @@
-"""The machine and the software a measurement is made with."""
+"""Describe the machine and the software of a measurement."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PACKAGES = (
     "hotcoco",
     "timm",
 )
-CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")  # distributions of one library
+CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")  # all three packages provide CuPy
 
 
 def usable_cores() -> int:
-    """How many processors this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -37,7 +37,7 @@ def collect_environment(device: str) -> Environment:
     """Describe this process: hardware, drivers, libraries, the project's commit.
 
     Args:
-        device: "cpu" or "cuda", what the measurement runs on.
+        device: device of the measurement, "cpu" or "cuda".
     """
     import psutil
     import torch
@@ -65,8 +65,8 @@ def collect_environment(device: str) -> Environment:
 
 
 def choose_device(wanted: str) -> str:
-    """The device, cpu or cuda, that "cpu", "cuda" or "auto" means; raises RuntimeError for a GPU that is not
-    there."""
+    """Resolve "cpu", "cuda" or "auto" to cpu or cuda; raises RuntimeError if a requested GPU is
+    missing."""
     if wanted == "cpu":
         return wanted
     if _driver_has_gpu():
@@ -82,7 +82,7 @@ def choose_device(wanted: str) -> str:
 
 
 def _driver_has_gpu() -> bool:
-    """Whether NVIDIA's driver shows a GPU: a question that needs no import of torch, which takes seconds."""
+    """Return whether NVIDIA's driver lists a GPU; avoids importing torch, which takes seconds."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:
@@ -92,14 +92,14 @@ def _driver_has_gpu() -> bool:
 
 
 def present_hardware(device: str) -> str:
-    """What a run made now would name as its hardware."""
+    """Return the hardware name that a run on this machine would record."""
     import torch
 
     return hardware(device_name(device), torch.get_num_threads(), device)
 
 
 def device_name(device: str) -> str:
-    """The GPU's name, or the processor's."""
+    """Return the name of the GPU or CPU."""
     if device == "cpu":
         return cpu_name()
     try:
@@ -112,7 +112,7 @@ def device_name(device: str) -> str:
 
 @cache
 def cpu_name() -> str:
-    """The processor's name as the system tells it."""
+    """Return the CPU model name reported by the operating system."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -136,7 +136,8 @@ def _gpu(unknown: dict[str, str]) -> dict[str, Any]:
 
 
 def installed_packages() -> dict[str, str]:
-    """Versions of the libraries that measurements depend on; those that are not installed are left out."""
+    """Return the versions of the libraries that affect measurements; packages that are not installed are
+    omitted."""
     found = {}
     for distribution, name in {
         **{name: name for name in PACKAGES},
@@ -150,7 +151,7 @@ def installed_packages() -> dict[str, str]:
 
 
 def _commit(unknown: dict[str, str]) -> tuple[str | None, bool | None]:
-    """The checkout's commit, and whether tracked files differ from it."""
+    """Return the git commit, and whether tracked files have uncommitted changes."""
     try:
         head = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=30

@@ -1,4 +1,4 @@
-"""What is measured and how, and the results: the records of `results/runs`. No torch."""
+"""Settings and results of measurements: the records in `results/runs`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,54 +20,55 @@ METRIC_GROUPS: tuple[MetricGroup, ...] = (
     "memory",
     "epoch",
     "throughput",
-)  # as they stand in a record
+)  # as written in a record
 BY_TASK: dict[str, tuple[MetricGroup, ...]] = {
     "detection": ("inference", "ap", "memory", "epoch"),
     "classification": ("inference", "top1", "memory"),
 }
-WITH_TRAINING = ("memory", "epoch")  # groups that train
+WITH_TRAINING = ("memory", "epoch")  # metric groups that run training steps
 OWN_PROTOCOL = "zoo"  # of manifests/protocols.toml
 MADE_UP_WEIGHTS = ("random", "stand-in")
-STORED_READINGS = 60  # of telemetry, most in a record
-UNSTEADY = ("throttled", "shared", "unstable")  # verdicts of telemetry that make times doubtful
+STORED_READINGS = 60  # maximum number of telemetry readings in a record
+UNSTEADY = ("throttled", "shared", "unstable")  # telemetry verdicts that make times unreliable
 
 
 class Metric(MetricSpec):
-    """A metric of manifests/metrics.toml with its name: unit, which way is better, how many digits a table
-    prints."""
+    """A metric of manifests/metrics.toml: name, unit, whether higher or lower is better, digits
+    in tables."""
 
     name: str
 
     def format(self, value: float) -> str:
-        """The value with the metric's own number of digits."""
+        """Format a value with this metric's number of digits."""
         return f"{value:.{self.digits}f}"
 
 
 def named_metrics(known: dict[str, MetricSpec]) -> dict[str, Metric]:
-    """The metrics of a registry with their names."""
+    """Return the metrics of a registry by name."""
     return {name: Metric(name=name, **spec.model_dump()) for name, spec in known.items()}
 
 
 def metric(name: str) -> Metric:
-    """The metric of that name; raises KeyError with the nearest names."""
+    """Return a metric by name; raises KeyError with similar names."""
     known = load_metrics()
     if name not in known:
         raise KeyError(
-            f"unknown metric {name!r}: {did_you_mean(name, known)}; metrics stand in manifests/metrics.toml"
+            f"unknown metric {name!r}: {did_you_mean(name, known)}; see"
+            " manifests/metrics.toml for all metrics"
         )
     return Metric(name=name, **known[name].model_dump())
 
 
 class Measurement(Strict):
-    """One measured number, its uncertainty, and the raw samples it was made from."""
+    """One measured number, its uncertainty, and its raw samples."""
 
     value: FiniteFloat
     unit: str
     statistic: str = Field(
         "value",
         description=(
-            "what `value` is of the samples: median, mean, mean of pass medians, peak, or value where there"
-            " is one sample"
+            "how `value` is computed from the samples: median, mean, mean of pass medians, peak,"
+            " or value (one sample)"
         ),
     )
     n: int = Field(1, ge=1, description="samples")
@@ -77,33 +78,36 @@ class Measurement(Strict):
     percentiles: dict[str, FiniteFloat] = Field(
         default_factory=dict, description="p5, p20, p80, p95, p99 of the samples"
     )
-    samples: list[FiniteFloat] = Field(default_factory=list, description="raw, in the order they were taken")
+    samples: list[FiniteFloat] = Field(default_factory=list, description="raw samples in measurement order")
     passes: list[int] = Field(
         default_factory=list,
-        description="whole passes over the images of each process that the samples come from, in order",
+        description="number of complete passes over the images in each process, in the order of the samples",
     )
     drift: FiniteFloat | None = Field(
-        None, description="change from the first to the last pass of a process, a fraction of the value"
+        None, description="change from the first to the last pass of a process, as a fraction of the value"
     )
     steady: bool | None = Field(
-        None, description="whether the times had no drift from first to last pass and were warm at the start"
+        None,
+        description="whether warm-up was complete and the times did not drift from the first to the"
+        " last pass",
     )
     times_s: list[FiniteFloat] = Field(
-        default_factory=list, description="when each sample was begun, on the clock of the telemetry's time_s"
+        default_factory=list,
+        description="start time of each sample, on the same clock as the telemetry's time_s",
     )
     marked: list[int] = Field(
         default_factory=list,
         description=(
-            "places of samples taken while the device was throttled or shared; they count all the same"
+            "indices of samples taken while the device was throttled or shared; they are still included"
         ),
     )
-    covers: str = Field("", description="what is inside the clock, or how memory was read")
-    extrapolated: bool = Field(False, description="more was counted than was run")
+    covers: str = Field("", description="what was timed, or how memory was measured")
+    extrapolated: bool = Field(False, description="the value was extrapolated, not fully measured")
     note: str = ""
 
     @property
     def remarks(self) -> str:
-        """How it was taken: passes, processes and drift, and the note."""
+        """Summarise passes, processes, drift and the note."""
         parts = []
         if self.passes:
             count = len(self.passes)
@@ -123,74 +127,72 @@ class ExportedFile(Strict):
 
 
 class BenchmarkSpec(Strict):
-    """What to measure and how; with the row, the weights and the data it decides whether a measurement has
-    been made already."""
+    """What to measure and how. A measurement is skipped if one with the same specification, row, weights
+    and data is stored."""
 
     groups: tuple[MetricGroup, ...] = Field(
-        (), description="what is measured; none given: what is usual for the row's task"
+        (), description="metric groups; if empty, the default for the row's task"
     )
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     tf32: bool = Field(False, description="allow TensorFloat-32 in float32 products on the GPU")
     path: Literal["eager", "fast", "onnxruntime", "openvino"] = Field(
         "eager",
-        description="fast: norms folded, channels-last, weights in `dtype` without autocast; onnxruntime,"
-        " openvino: the exported model in that engine; each compared with eager on the first images",
+        description="fast: folded BatchNorm, channels-last, weights in `dtype` without autocast; onnxruntime,"
+        " openvino: the exported model in that engine; outputs are first compared with"
+        " eager's on a few images",
     )
     exported: ExportedFile | None = Field(
         None, description="what an engine runs; none: what is exported for each shape of batch in the run"
     )
-    images: int | None = Field(
-        None, gt=0, description="evaluate on the first N images only; ground truth is restricted to them"
-    )
-    batch_size: int = Field(1, gt=0, description="images a forward pass")
+    images: int | None = Field(None, gt=0, description="use only the first N images and their ground truth")
+    batch_size: int = Field(1, gt=0, description="images per forward pass")
     protocol: str = Field(
-        OWN_PROTOCOL, description="timing protocol of manifests/protocols.toml: what is inside the clock"
+        OWN_PROTOCOL, description="timing protocol of manifests/protocols.toml: which phases are timed"
     )
     tta: bool = Field(
         False,
         description=(
-            "accuracy with test-time augmentation: the row's own, or Detectron's; one image at a time"
+            "test-time augmentation for accuracy: the row's setting, or Detectron's; one image at a time"
         ),
     )
     soft_nms: Literal["none", "linear", "gaussian"] = Field(
-        "none", description="soft-NMS in place of the row's own NMS"
+        "none", description="soft-NMS instead of the row's NMS"
     )
-    workers: int = Field(0, ge=0, description="processes that load data for accuracy and training")
+    workers: int = Field(0, ge=0, description="data loading processes for accuracy and training")
     timed_images: int = Field(
-        100, gt=0, description="images that are timed, again and again in the same order"
+        100, gt=0, description="number of timed images; each pass runs them in the same order"
     )
     warm_up_budget_s: float = Field(20.0, gt=0)
-    time_budget_s: float = Field(60.0, gt=0, description="of each timed group, warm-up left out")
-    processes: int = Field(
-        1, ge=1, description="fresh processes that times come from; each has its share of the budget"
-    )
+    time_budget_s: float = Field(60.0, gt=0, description="seconds per timed metric group, without warm-up")
+    processes: int = Field(1, ge=1, description="fresh processes to time in; they share the budget equally")
     precision: float = Field(
         0.01,
         gt=0,
         lt=1,
-        description="timing ends when the 95 % interval of the pass medians is within this fraction",
+        description="stop timing when the half-width of the 95 % interval of the pass medians is"
+        " below this fraction",
     )
-    train_images_per_step: int = Field(2, gt=0, description="images a training step on one device")
+    train_images_per_step: int = Field(2, gt=0, description="images per training step on one device")
     train_warm_up_steps: int = Field(3, ge=1)
-    train_steps: int = Field(50, ge=2, description="most training steps that are timed")
+    train_steps: int = Field(50, ge=2, description="maximum number of timed training steps")
     seed: int = Field(0, ge=0)
 
     @property
     def least_passes(self) -> int:
-        """Whole passes over the timed images that each process makes at the least."""
+        """Minimum number of complete passes over the timed images in each process."""
         return {1: 12, 2: 6}.get(self.processes, 2)
 
     def for_task(self, task: str) -> BenchmarkSpec:
-        """The specification with its groups spelled out for a row of that task, in one order."""
+        """Return the specification with explicit metric groups for a task, in a fixed order."""
         wanted = self.groups or BY_TASK.get(task, ("inference",))
-        if self.path != "eager":  # other paths are for inference
+        if self.path != "eager":  # the other paths support inference only
             wanted = tuple(group for group in wanted if group not in WITH_TRAINING)
         return self.model_copy(update={"groups": tuple(group for group in METRIC_GROUPS if group in wanted)})
 
     @property
     def path_note(self) -> str:
-        """What the tables add to the precision: ", fast path", or an engine; nothing for eager."""
+        """Suffix of the precision in tables: ", fast path", or the engine's name; empty for eager."""
         if self.exported is not None:
             kind = f"{self.path} int8" if self.exported.bits == 8 else self.path
             return f", {kind}, file {self.exported.sha256[:8]}"
@@ -198,39 +200,44 @@ class BenchmarkSpec(Strict):
 
     @property
     def digest(self) -> str:
-        """Sixteen hex digits that name this specification."""
+        """Hash of this specification, 16 hex digits."""
         return digest_of(self.model_dump(mode="json"))[:16]
 
 
 class Environment(Strict):
-    """The machine and the software a measurement was made with."""
+    """The machine and the software of a measurement."""
 
-    device_name: str = Field(description="GPU, or processor of a CPU run")
+    device_name: str = Field(description="name of the GPU, or of the CPU for a run on the CPU")
     gpu_count: int = 0
     gpu_driver: str | None = None
     gpu_memory_mib: int | None = None
     gpu_clocks_mhz: dict[str, int] = Field(
-        default_factory=dict, description="graphics, sm, memory: present and highest, as reported by NVML"
+        default_factory=dict,
+        description="current and maximum clocks (graphics, sm, memory) as reported by NVML",
     )
     cpu: str
-    cpu_cores: int = Field(description="processors this process may use")
+    cpu_cores: int = Field(description="CPU cores this process may use")
     memory_mib: int
     system: str
     python: str
     packages: dict[str, str] = Field(
-        description="torch, torchvision, cupy ...: version; not installed ones are left out"
+        description="versions of torch, torchvision, cupy ...; packages that are not installed are omitted"
     )
     cuda: str | None = Field(None, description="CUDA version that torch was built for")
     cudnn: str | None = None
-    threads: int = Field(description="threads of one torch operator")
-    allocator: str | None = Field(None, description="settings of the C library's allocator; none: its own")
+    threads: int = Field(description="CPU threads per torch operator")
+    allocator: str | None = Field(
+        None, description="settings of the C library's allocator; none: its defaults"
+    )
     commit: str | None = Field(None, description="commit of this project; none outside a git checkout")
-    dirty: bool | None = Field(None, description="whether tracked files differed from that commit")
-    unknown: dict[str, str] = Field(default_factory=dict, description="what could not be found out, and why")
+    dirty: bool | None = Field(None, description="whether tracked files had uncommitted changes")
+    unknown: dict[str, str] = Field(
+        default_factory=dict, description="fields that could not be determined, and why"
+    )
 
 
 class WeightsIdentity(Strict):
-    """Which weights a model had."""
+    """Which weights a model used."""
 
     kind: Literal["random", "stand-in", "published", "file"]
     digest: str = Field(
@@ -240,37 +247,40 @@ class WeightsIdentity(Strict):
     note: str = ""
 
     def __str__(self) -> str:
-        """Kind and hash in one clause; of untrained weights, what they cannot tell."""
+        """Kind and hash in one line; for untrained weights, a warning."""
         if self.kind == "random":
-            return "random, untrained: accuracy is meaningless, a detector's time depends on its detections"
+            return "random, untrained: accuracy is meaningless, and a detector's time depends on"
+            " its number of detections"
         name = f" ({self.file})" if self.file else ""
         made_up = ", made from tensor names: accuracy is meaningless" if self.made_up else ""
         return f"{self.kind} {self.digest[:12]}{name}{made_up}"
 
     @property
     def made_up(self) -> bool:
-        """Whether accuracy is meaningless, because nobody trained these weights."""
+        """Whether these weights are untrained, so that accuracy is meaningless."""
         return self.kind in MADE_UP_WEIGHTS
 
 
 class DataIdentity(Strict):
-    """Which images were measured on."""
+    """Which images were used."""
 
     name: str = Field(description="layout and split: coco:val2017")
-    digest: str = Field(description="SHA-256 of image ids, file sizes and ground truth of the images used")
+    digest: str = Field(
+        description="SHA-256 over the image IDs, file sizes and ground truth of the images used"
+    )
     images: int
     images_of_split: int
-    made_up: bool = Field(False, description="drawn by a program, not photographed")
+    made_up: bool = Field(False, description="synthetic images, not photographs")
 
     @property
     def is_subset(self) -> bool:
-        """Whether fewer images than the split has were used."""
+        """Whether only a part of the split was used."""
         return self.images < self.images_of_split
 
 
 class Telemetry(Strict):
-    """What NVML saw while a group ran, or on a CPU what else used the processors; `absent` says why NVML has
-    nothing."""
+    """GPU state from NVML during a metric group, or CPU load on a CPU; `absent` says why NVML has
+    no data."""
 
     absent: str | None = None
     verdict: Literal["clean", "throttled", "shared", "unstable", "unknown"] = "unknown"
@@ -280,15 +290,15 @@ class Telemetry(Strict):
         description=(
             "time_s, sm_clock_mhz, memory_clock_mhz, power_w, temperature_c, throttle_reasons,"
             " other_processes, process_memory_mib; on a CPU own_cpus, other_cpus, stolen_cpus, quota_cuts,"
-            " cpu_clock_mhz: one value a stored reading"
+            " cpu_clock_mhz: one value per stored reading"
         ),
     )
-    readings: int | None = Field(None, description="how many were taken, where not all of them are stored")
+    readings: int | None = Field(None, description="number of readings taken, if not all are stored")
     note: str = ""
 
     def thinned(self) -> Telemetry:
-        """The same with at most STORED_READINGS readings, evenly spaced, so that a long run makes no large
-        record. The verdict stays that of all of them."""
+        """Keep at most STORED_READINGS evenly spaced readings, to limit the size of the
+        record. The verdict is based on all readings."""
         count = len(self.samples.get("time_s", []))
         if count <= STORED_READINGS:
             return self
@@ -300,11 +310,11 @@ class Telemetry(Strict):
         return self.model_copy(update={"samples": samples, "readings": count})
 
 
-SUBMISSION = "_submission"  # ends a file's key where it is for an evaluation server
+SUBMISSION = "_submission"  # suffix of a file's key if it is for an evaluation server
 
 
 class StoredFile(Strict):
-    """A file that belongs to a run, stored beside the records."""
+    """A file that belongs to a run, stored next to the records."""
 
     name: str
     sha256: str
@@ -312,15 +322,15 @@ class StoredFile(Strict):
 
 
 class Run(Strict):
-    """One attempt to measure one row: finished, failed or interrupted, with whatever was measured before
-    that."""
+    """One attempt to measure one row: finished, failed or interrupted, with everything measured until
+    then."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     id: Annotated[str, Field(pattern=r"^[0-9A-Za-z_.\-]+$")]
     row: str
     status: Literal["finished", "failed", "interrupted"]
-    stage: str | None = Field(None, description="what was going on when it failed")
-    reason: str | None = Field(None, description="why it failed, in one line")
+    stage: str | None = Field(None, description="step that failed")
+    reason: str | None = Field(None, description="reason of the failure, in one line")
     traceback: str | None = None
     started: str = Field(description="UTC, ISO 8601")
     duration_s: FiniteFloat
@@ -330,9 +340,9 @@ class Run(Strict):
     environment: Environment | None = None
     measurements: dict[str, Measurement] = Field(default_factory=dict, description="metric -> measurement")
     absent: dict[str, str] = Field(
-        default_factory=dict, description="metric -> why it was asked for and is not there"
+        default_factory=dict, description="metric -> why a requested metric has no value"
     )
-    telemetry: dict[str, Telemetry] = Field(default_factory=dict, description="group -> what NVML saw")
+    telemetry: dict[str, Telemetry] = Field(default_factory=dict, description="metric group -> telemetry")
     files: dict[str, StoredFile] = Field(
         default_factory=dict, description="bbox, segm, keypoints: COCO result files"
     )
@@ -340,13 +350,13 @@ class Run(Strict):
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
-        """Row, specification, data, weights and hardware: a finished run of the same key need not be made
-        again."""
+        """Row, specification, data, weights and hardware; a finished run with the same key is
+        not repeated."""
         return run_key(self.row, self.spec, self.data, self.weights, self.hardware)
 
     @property
     def hardware(self) -> str:
-        """The GPU, or the processor with the threads that were used of it."""
+        """The GPU's name, or the CPU's name with the number of threads used."""
         return (
             hardware(self.environment.device_name, self.environment.threads, self.spec.device)
             if self.environment
@@ -355,19 +365,19 @@ class Run(Strict):
 
 
 def hardware(name: str, threads: int, device: str) -> str:
-    """What a time depends on: a GPU by name, a processor by name and threads."""
+    """Name the hardware that a time depends on: a GPU by name, a CPU by name and threads."""
     return name if device == "cuda" else f"{name}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def run_key(
     row: str, spec: BenchmarkSpec, data: DataIdentity | None, weights: WeightsIdentity | None, machine: str
 ) -> tuple[str, str, str, str, str]:
-    """What makes two runs measurements of the same thing."""
+    """Return the key that is equal for two runs of the same measurement."""
     return (row, spec.digest, data.digest if data else "", weights.digest if weights else "", machine)
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 in hex of a JSON value, independent of the order of its keys."""
+    """Return the SHA-256 (hex) of a JSON value, independent of key order."""
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     ).hexdigest()

@@ -1,5 +1,5 @@
-"""Statistics of raw samples: medians and means with 95 % intervals, percentiles, and when a warm-up is over.
-No torch."""
+"""Statistics of raw samples: medians and means with 95 % confidence intervals, percentiles, end of warm-up.
+Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from statistics import NormalDist, fmean, median, stdev
 from detection_zoo.benchmarks.spec import Measurement
 
 PERCENTILES = (5, 20, 80, 95, 99)
-LEAST_PASSES = 6  # over the timed images, for an interval
-LEAST_PROCESSES = 3  # from there on the process is the unit of an interval
-STEP_BLOCKS = 12  # of training steps, for the interval of their mean
-LEAST_STEPS = 50  # of a training, for an interval
-MANY_STEPS = 200  # fewer show too little of a correlation that lasts for tens of steps:
-FEW_STEPS_CONFIDENCE = 0.98  # their 95 % interval is made as wide as this
-MOST_CORRELATION = 0.8  # of neighbouring passes
-DRIFT = 0.01  # from the first to the last pass: less is no drift
+LEAST_PASSES = 6  # minimum number of passes for a confidence interval
+LEAST_PROCESSES = 3  # from this number on, the interval is computed over processes instead of passes
+STEP_BLOCKS = 12  # blocks of training steps for the interval of the mean
+LEAST_STEPS = 50  # minimum number of training steps for an interval
+MANY_STEPS = 200  # fewer steps cannot show a correlation that lasts for tens of steps, so
+FEW_STEPS_CONFIDENCE = 0.98  # their 95 % interval is widened to this confidence
+MOST_CORRELATION = 0.8  # maximum assumed correlation of successive passes
+DRIFT = 0.01  # relative change from first to last pass; less is not drift
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
-    """The value below which `percent` % of the samples lie, linear between neighbours (Hyndman and Fan 1996,
+    """Return a percentile with linear interpolation (Hyndman and Fan 1996,
     definition 7)."""
     if not samples:
         raise ValueError("a percentile needs at least one sample")
@@ -34,10 +34,10 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 
 
 def median_interval_ranks(n: int, confidence: float = 0.95) -> tuple[int, int] | None:
-    """Ranks (from 1) of the order statistics that hold the median with at least that confidence, whatever the
-    distribution.
+    """Return the ranks (from 1) of the order statistics that enclose the median with this confidence, for
+    any distribution.
 
-    None where n is too small for any such interval (n < 6 for 95 %). Binomial count of samples below the
+    None if n is too small for such an interval (n < 6 for 95 %). Binomial count of samples below the
     median (Conover, Practical Nonparametric Statistics, 3.2).
     """
     term, total, rank = 1, 1, 0
@@ -50,7 +50,8 @@ def median_interval_ranks(n: int, confidence: float = 0.95) -> tuple[int, int] |
 
 
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Interval of the median from order statistics; None where there are too few samples."""
+    """Return the confidence interval of the median from order statistics; None if there are too few
+    samples."""
     ranks = median_interval_ranks(len(samples), confidence)
     if ranks is None:
         return None
@@ -59,14 +60,14 @@ def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple
 
 
 def t_quantile(confidence: float, freedom: float) -> float:
-    """How many standard errors a two-sided interval of Student's t reaches to each side."""
+    """Return the half-width of a two-sided Student's t interval in standard errors."""
     from scipy.stats import t
 
     return float(t.ppf((1 + confidence) / 2, freedom))
 
 
 def mean_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Student's t interval of the mean; None with fewer than two samples."""
+    """Return Student's t interval of the mean; None with fewer than two samples."""
     if len(samples) < 2:
         return None
     centre = fmean(samples)
@@ -77,15 +78,15 @@ def mean_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple[f
 def passes_interval(
     processes: Sequence[Sequence[float]], confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """Interval of the mean of pass medians.
+    """Return the confidence interval of the mean of pass medians.
 
-    With three processes or more the process is the unit: Student's t over the means of the processes, which
-    holds whatever is correlated inside one. With fewer it is the pass: Student's t over passes, its spread
-    widened by their correlation.
+    With three or more processes, it is Student's t over the process means, which is valid
+    for any correlation within a process. With fewer, it is Student's t over passes,
+    widened for their correlation.
 
     Args:
-        processes: of each process the median of each whole pass over the images.
-        confidence: of the interval.
+        processes: for each process, the median of each complete pass over the images.
+        confidence: confidence level.
 
     Returns:
         Low and high; None with fewer than six passes.
@@ -102,28 +103,28 @@ def passes_interval(
     if squares == 0:
         return centre, centre
     correlation = _correlation(centred, squares, count / len(processes))
-    share = (1 - correlation) / (1 + correlation)  # of the passes that count as independent
+    share = (1 - correlation) / (1 + correlation)  # fraction of the passes that counts as independent
     error = math.sqrt(squares / freedom / max(count * share, 1.5))
     half = t_quantile(confidence, max(freedom * share, 1)) * error
     return centre - half, centre + half
 
 
 def _correlation(centred: Sequence[Sequence[float]], squares: float, length: float) -> float:
-    """Correlation of neighbouring passes, corrected for its bias in short series (Kendall 1954)."""
+    """Return the correlation of successive passes, corrected for the bias in short series (Kendall 1954)."""
     products = sum(a * b for passes in centred for a, b in itertools.pairwise(passes))
     found = products / squares
     return min(max(found + (1 + 3 * found) / length, 0.0), MOST_CORRELATION)
 
 
 def drift(processes: Sequence[Sequence[float]]) -> tuple[float, bool]:
-    """How much pass medians change from the first to the last pass of a process.
+    """Return how much the pass medians change from the first to the last pass of a process.
 
     Args:
-        processes: of each process the median of each whole pass, in order.
+        processes: for each process, the median of each complete pass, in order.
 
     Returns:
-        The change as a fraction, from one straight line through all processes; and whether it is steady: the
-        change is below 1 % or within what chance gives at 99 %.
+        The change as a fraction, from one linear fit to all processes; and whether times are steady:
+        the change is below 1 % or not significant at the 99 % level.
     """
     rows = [
         (place / max(len(passes) - 1, 1) - 0.5, value)
@@ -140,8 +141,8 @@ def drift(processes: Sequence[Sequence[float]]) -> tuple[float, bool]:
 
 
 def block_means(samples: Sequence[float], count: int = STEP_BLOCKS) -> list[float]:
-    """Means of so many blocks of neighbouring samples; the samples themselves where a block would hold
-    fewer than two."""
+    """Return the means of `count` blocks of successive samples; the samples themselves if a block would
+    have fewer than two."""
     if len(samples) < 2 * count:
         return list(samples)
     ends = [place * len(samples) // count for place in range(count + 1)]
@@ -149,8 +150,8 @@ def block_means(samples: Sequence[float], count: int = STEP_BLOCKS) -> list[floa
 
 
 def steps_interval(steps: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean of consecutive steps: Student's t over means of blocks, its spread widened by
-    their correlation, and once more with fewer than MANY_STEPS. None with fewer than LEAST_STEPS."""
+    """Return the 95 % interval of the mean of successive steps: Student's t over block means, widened for
+    their correlation, and further with fewer than MANY_STEPS. None with fewer than LEAST_STEPS."""
     if len(steps) < LEAST_STEPS:
         return None
     return passes_interval([block_means(steps)], 0.95 if len(steps) >= MANY_STEPS else FEW_STEPS_CONFIDENCE)
@@ -162,16 +163,16 @@ def _relative(passes: Sequence[float]) -> list[float]:
 
 
 def precise_enough(passes: Sequence[float], fraction: float) -> bool:
-    """Whether the interval of one process's pass medians lies within `fraction` of their mean."""
+    """Return whether the interval of one process's pass medians is within `fraction` of their mean."""
     interval = passes_interval([passes])
     return interval is not None and (interval[1] - interval[0]) / 2 <= fraction * fmean(passes)
 
 
 def is_warm(series: Sequence[float], window: int = 3, tolerance: float = 0.015) -> bool:
-    """Whether times no longer trend: the medians of the last three windows lie within `tolerance` of each
-    other.
+    """Return whether the warm-up is complete: the medians of the last three windows differ by at most
+    `tolerance`.
 
-    With 20 turns a window a slow-down that decays over 100 turns is at most 3 % then.
+    With 20 iterations per window, a slow-down that decays over 100 iterations is at most 3 % then.
     """
     if len(series) < 3 * window:
         return False
@@ -181,7 +182,7 @@ def is_warm(series: Sequence[float], window: int = 3, tolerance: float = 0.015) 
 
 
 def proportion_interval(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson, JASA 22, 1927)."""
+    """Return Wilson's score interval of a proportion (Wilson, JASA 22, 1927)."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = hits / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
@@ -192,11 +193,11 @@ def proportion_interval(hits: int, count: int, confidence: float = 0.95) -> tupl
 def summarise_passes(
     processes: Sequence[Sequence[Sequence[float]]], unit: str, *, covers: str, note: str = ""
 ) -> Measurement:
-    """The mean of pass medians with its interval; samples kept.
+    """Return the mean of pass medians with its interval and the samples.
 
     Args:
         processes: process -> pass -> samples.
-        unit, covers, note: of the measurement.
+        unit, covers, note: fields of the measurement.
     """
     medians = [[median(samples) for samples in passes] for passes in processes]
     every = [sample for passes in processes for samples in passes for sample in samples]
@@ -215,7 +216,7 @@ def summarise_passes(
 
 
 def summarise(samples: Sequence[float], unit: str, *, covers: str, note: str = "") -> Measurement:
-    """The median of raw samples with its interval and percentiles, samples kept."""
+    """Return the median of raw samples with its interval, percentiles and the samples."""
     return Measurement(
         value=median(samples),
         unit=unit,
@@ -232,13 +233,13 @@ def summarise(samples: Sequence[float], unit: str, *, covers: str, note: str = "
 def timed_measurement(
     samples: list[list[float]], passes: list[int], covers: str, note: str, warm: bool
 ) -> Measurement:
-    """A time of whole passes in some processes.
+    """Return a measured time from complete passes in several processes.
 
     Args:
-        samples: of each process, in order.
-        passes: whole passes of each process.
-        covers, note: of the measurement.
-        warm: whether every process was warm at its first pass.
+        samples: samples of each process, in order.
+        passes: number of complete passes in each process.
+        covers, note: fields of the measurement.
+        warm: whether the warm-up of every process was complete before its first pass.
     """
     processes = []
     for values, count in zip(samples, passes, strict=True):
@@ -250,7 +251,7 @@ def timed_measurement(
 
 
 def of_processes(parts: Sequence[dict[str, Measurement]]) -> dict[str, Measurement]:
-    """One set of measurements from those of several processes that timed the same images."""
+    """Combine the measurements of several processes that timed the same images."""
     found = {}
     for name, first in parts[0].items():
         sides = [part[name] for part in parts]

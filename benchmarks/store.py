@@ -1,5 +1,5 @@
-"""The store: one immutable JSON file a run, written whole or not at all; a cut or edited one is reported,
-never used. No torch."""
+"""Store of records: one immutable JSON file per run, written atomically. Truncated or edited files are
+reported and not used. Does not import torch."""
 
 from __future__ import annotations
 
@@ -18,34 +18,35 @@ from pydantic import ValidationError
 from detection_zoo.benchmarks.spec import SCHEMA_VERSION, Run, StoredFile
 from detection_zoo.zoo import regular
 
-PROJECT_RESULTS = Path(__file__).resolve().parent.parent / "results"  # a checkout's own, tracked by git
+PROJECT_RESULTS = Path(__file__).resolve().parent.parent / "results"  # of a git checkout; tracked by git
 RUNS, COMPARISONS, KERNELS = "runs", "comparisons", "kernels"  # folders of a results folder
-MOST_BYTES = 64 * 2**20  # of one record; the largest of results/ has 0.2 MB
+MOST_BYTES = 64 * 2**20  # maximum size of a record; the largest in results/ has 0.2 MB
 _HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'", "run": ', b"}\n"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a store holds: its runs, oldest first, and what is wrong with files that are not used."""
+    """Contents of a store: its runs, oldest first, and the problems of files that are not used."""
 
     runs: list[Run] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 def results_folder() -> Path:
-    """Where results are written by default: ./results of the working directory. In a checkout's root that
-    folder is tracked by git, so it is results/local there, which git ignores."""
+    """Return the default output folder: ./results. In the root of a checkout, where
+    results/ is tracked by git, it is results/local, which git ignores."""
     folder = Path.cwd() / "results"
     return folder / "local" if folder == PROJECT_RESULTS else folder
 
 
 def record_folders(kind: str, store: Path | None = None) -> list[Path]:
-    """The folders that records of a kind are read from.
+    """Return the folders from which records of a kind are read.
 
     Args:
         kind: RUNS, COMPARISONS or KERNELS.
-        store: folder of runs; the other kinds lie beside it. None: those of ./results, and in a checkout's
-            root its tracked ones too.
+        store: folder of runs; the other kinds are in sibling folders. None: those in ./results, and in the
+        root
+            of a checkout also the tracked ones.
     """
     if store is not None:
         return [store if kind == RUNS else store.parent / kind]
@@ -54,24 +55,25 @@ def record_folders(kind: str, store: Path | None = None) -> list[Path]:
 
 
 def new_id(row: str, now: datetime | None = None) -> str:
-    """A name for a run: UTC time, row, and eight random digits, so that writers never collide."""
+    """Return a new run ID: UTC time, row, and eight random digits, so that parallel writers do not
+    collide."""
     now = now or datetime.now(UTC)
     return f"{now.strftime('%Y%m%dT%H%M%SZ')}-{row}-{secrets.token_hex(4)}"
 
 
 def write_run(folder: Path, run: Run) -> Path:
-    """Store a run permanently.
+    """Store a run.
 
     Args:
-        folder: the store; made where it is missing.
+        folder: folder of the store; created if missing.
         run: what to store.
 
     Returns:
         The record's file.
 
     Raises:
-        FileExistsError: a record of that id exists; records are never changed.
-        OSError: the disk is full or not writable; nothing is left behind.
+        FileExistsError: a record with this ID exists; records are never changed.
+        OSError: the disk is full or not writable; no partial file is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{run.id}.json"
@@ -85,12 +87,12 @@ def write_run(folder: Path, run: Run) -> Path:
 
 
 def sealed(text: bytes) -> bytes:
-    """A record's JSON with the SHA-256 of it in front, in one line."""
+    """Return a record's JSON, preceded by its SHA-256, on one line."""
     return _HEAD + hashlib.sha256(text).hexdigest().encode() + _MIDDLE + text + _TAIL
 
 
 def unsealed(path: Path) -> bytes:
-    """The JSON of a record's file; raises ValueError where the file is cut short or was changed."""
+    """Return the JSON of a record's file; raises ValueError if the file is truncated or was changed."""
     content = read_regular(path)
     start = len(_HEAD) + 64 + len(_MIDDLE)
     if not (
@@ -99,7 +101,7 @@ def unsealed(path: Path) -> bytes:
         and content.endswith(_TAIL)
     ):
         raise ValueError(
-            f"{path}: cut short or not a record; it is ignored. Delete the file and measure again"
+            f"{path}: truncated, or not a record; it is ignored. Delete the file and measure again"
         )
     text = content[start : -len(_TAIL)]
     if hashlib.sha256(text).hexdigest().encode() != content[len(_HEAD) : len(_HEAD) + 64]:
@@ -111,45 +113,48 @@ def unsealed(path: Path) -> bytes:
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a record's file; raises ValueError where it is no regular file, is too large or cannot be
-    read, without waiting for a pipe or a device."""
+    """Read a record's file; raises ValueError if it is not a regular file (pipe,
+    device), is too large or cannot be read."""
     try:
         return regular.read_regular(path, MOST_BYTES)
     except (ValueError, FileNotFoundError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error
         raise ValueError(f"{path}: {reason}; it is ignored. Move it out of the store") from None
 
 
 def record_object(text: bytes, path: Path, version: int) -> dict[str, Any]:
-    """A record's JSON, not validated; raises ValueError where it is no object, is nested too deeply or has
-    another schema version."""
+    """Parse a record's JSON without validation; raises ValueError if it is not an object, is nested too
+    deeply or has another schema version."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError(f"{path}: not valid JSON, or nested too deeply; it is ignored. Delete it") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: a record is a JSON object, not a {type(value).__name__}; it is left out")
+        raise ValueError(
+            f"{path}: a record must be a JSON object, not a {type(value).__name__}; it is ignored"
+        )
     if value.get("schema_version", version) != version:
         raise ValueError(
-            f"{path}: schema version {value['schema_version']!r:.40}, this program reads {version}; it is"
-            " left out. Use the program that wrote it"
+            f"{path}: schema version {value['schema_version']!r:.40}, this version reads {version}; it is"
+            " ignored. Use the version of the project that wrote it"
         )
     return value
 
 
 def read_folder(folder: Path, read: Callable[[Path], Any]) -> tuple[list[Any], list[str]]:
-    """Every record of a folder by file name, and a sentence for each file that is not used.
+    """Read every record of a folder in order of file names; return the records, and a message for each
+    unusable file.
 
     Args:
         folder: may be missing.
-        read: reads one file; its ValueError is the sentence.
+        read: reads one file; its ValueError becomes the message.
     """
     records: list[Any] = []
     problems: list[str] = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.endswith(".part"):
             problems.append(
-                f"{path}: an unfinished write; it is ignored. Delete the file if no sweep is running"
+                f"{path}: an incomplete write; it is ignored. Delete the file if no benchmark is running"
             )
         elif path.suffix == ".json":
             try:
@@ -160,8 +165,8 @@ def read_folder(folder: Path, read: Callable[[Path], Any]) -> tuple[list[Any], l
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that after any crash either all of it is there or none; raises OSError with nothing
-    left behind."""
+    """Write a file atomically, so that a crash leaves the whole file or none; raises OSError and leaves
+    no partial file."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("xb") as file:
@@ -180,7 +185,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def read_run(path: Path) -> Run:
-    """Read one record; raises ValueError with the problem and the fix."""
+    """Read one record; raises ValueError that says what is wrong and how to fix it."""
     text = unsealed(path)
     record_object(text, path, SCHEMA_VERSION)
     try:
@@ -188,25 +193,24 @@ def read_run(path: Path) -> Run:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise ValueError(
-            f"{path}: field {where}: {error.errors()[0]['msg']}; it is left out. Delete the file and measure"
-            " again"
+            f"{path}: field {where}: {error.errors()[0]['msg']}; it is ignored. Delete the file and"
+            " measure again"
         ) from None
     if path.name != f"{run.id}.json":
-        raise ValueError(
-            f"{path}: holds the record of {run.id}; it is left out. Give the file its own name back"
-        )
+        raise ValueError(f"{path}: holds the record of {run.id}; it is ignored. Rename the file back")
     return run
 
 
 def read_runs(folder: Path) -> Stored:
-    """Every run of a store, oldest first; files that are no whole record become problems, and stop
-    nothing."""
+    """Read every run of a store, oldest first; invalid files are listed as
+    problems."""
     runs, problems = read_folder(folder, read_run)
     return Stored(sorted(runs, key=_age), problems)
 
 
 def stored_runs(store: Path | None = None) -> Stored:
-    """Every run of a store, oldest first; None reads the folders of `record_folders`, each record once."""
+    """Read every run of a store, oldest first; None reads the folders of `record_folders`, each record
+    once."""
     parts = [read_runs(folder) for folder in record_folders(RUNS, store)]
     runs = {run.id: run for part in parts for run in part.runs}
     return Stored(sorted(runs.values(), key=_age), [problem for part in parts for problem in part.problems])
@@ -217,7 +221,7 @@ def _age(run: Run) -> tuple[str, str]:
 
 
 def store_file(folder: Path, name: str, content: bytes) -> StoredFile:
-    """Keep a file that belongs to a run (detections, say) in `folder`, whole, and say what was kept."""
+    """Write a file that belongs to a run (such as detections) to `folder`, and return its description."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / name, content)
     return StoredFile(name=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))

@@ -1,4 +1,4 @@
-"""Tables, and the one renderer of all of them: text, Markdown, CSV, JSON, LaTeX. No torch."""
+"""Tables and their renderer: text, Markdown, CSV, JSON, LaTeX. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from detection_zoo.benchmarks.terminal import table_lines, wrap
 from detection_zoo.zoo.plain import one_line
 
 Form = Literal["text", "markdown", "csv", "json", "latex"]
-LONG_NOTE = 20  # words of a sentence
-FORMULA_SIGNS = tuple("=+-@＝＋－＠")  # spreadsheets take the wide forms for the narrow ones
-MARK = re.compile(r" ?\[\d+\]")  # of a note, behind a cell
-LATEX_HEAD = "% \\usepackage{booktabs,longtable,hyperref}, in a document that reads UTF-8\n"
+LONG_NOTE = 20  # maximum number of words of a note on one line
+FORMULA_SIGNS = tuple("=+-@＝＋－＠")  # spreadsheets treat full-width forms like the ASCII ones
+MARK = re.compile(r" ?\[\d+\]")  # note mark at the end of a cell
+LATEX_HEAD = "% \\usepackage{booktabs,longtable,hyperref}, in a UTF-8 document\n"
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -28,7 +28,7 @@ LATEX_SPECIAL = {
 
 
 class Link(NamedTuple):
-    """A word that leads to an address."""
+    """A hyperlink: text and URL."""
 
     text: str
     url: str
@@ -39,10 +39,12 @@ Cell = str | Sequence[str | Link]
 
 @dataclass
 class Table:
-    """Headers, rows of cells and notes below; `[3]` behind a cell refers to the note that begins with it.
+    """Headers, rows of cells, and notes below the table; `[3]` at the end of a cell refers to the note that
+    begins with it.
 
-    name: of its files and in CSV. title: above it. records: its lines as data, for JSON. flat: CSV
-    holds these records, every digit kept, in place of the cells. keys: leading columns that name a row.
+    name: file name, and table column in CSV. title: heading. records: its lines as data, for JSON. flat:
+    write these records to CSV, with all digits, instead of the cells. keys: number of leading columns that
+    identify a row.
     """
 
     headers: list[str]
@@ -56,28 +58,28 @@ class Table:
 
 
 class Notes:
-    """Notes by number, each text once."""
+    """Numbered notes without duplicates."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
 
     def mark(self, *texts: str) -> str:
-        """The marks of these notes, for the end of a cell; empty texts have none."""
+        """Return the marks of these notes for the end of a cell; empty texts get none."""
         once = dict.fromkeys(text for text in texts if text)
         return "".join(f"[{self.numbers.setdefault(text, len(self.numbers) + 1)}]" for text in once)
 
     def lines(self) -> list[str]:
-        """Every note behind its number."""
+        """Return every note, preceded by its number."""
         return [f"[{number}] {text}" for text, number in self.numbers.items()]
 
 
 def render(tables: Iterable[Table], form: Form, width: int | None = None) -> str:
-    """Finished tables as text that ends with a newline; characters that steer a terminal are replaced.
+    """Render tables as text that ends with a newline; terminal control characters are replaced.
 
     Args:
-        tables: in their order.
-        form: how.
-        width: of a line of text in letters; None: no limit.
+        tables: in output order.
+        form: output format.
+        width: maximum characters per line of text; None: no limit.
     """
     tables = list(tables)
     if form == "text":
@@ -96,18 +98,18 @@ def render(tables: Iterable[Table], form: Form, width: int | None = None) -> str
 
 
 def _plain(cell: Cell, link: Callable[[Link], str]) -> str:
-    """A cell as one line, its links as `link` writes them."""
+    """Return a cell as one line, with links written by `link`."""
     parts = [cell] if isinstance(cell, str) else cell
     return "".join(one_line(part) if isinstance(part, str) else link(part) for part in parts)
 
 
 def is_address(url: str) -> bool:
-    """Whether a browser may follow it."""
+    """Return whether a URL is safe as a link in a browser."""
     return url.startswith(("https://", "http://"))
 
 
 def sentences(note: str) -> str:
-    """A note on one line; a long one broken at its semicolons into sentences."""
+    """Return a note on one line; a long note is split at its semicolons into sentences."""
     note = one_line(note)
     if len(note.split()) <= LONG_NOTE:
         return note
@@ -118,7 +120,7 @@ def sentences(note: str) -> str:
 
 
 def text_table(headers: list[str], rows: list[list[str]], width: int | None = None) -> str:
-    """A plain table without title and notes; see `render`."""
+    """Render a plain text table without title and notes; see `render`."""
     return render([Table(headers, list(map(list, rows)))], "text", width).rstrip("\n")
 
 
@@ -133,7 +135,7 @@ def _text(table: Table, width: int | None) -> str:
 
 
 def note_lines(notes: Iterable[str], width: int | None = None) -> list[str]:
-    """Notes as lines of text, each behind a dash."""
+    """Return notes as lines of text, each preceded by a dash."""
     return [line for note in notes for line in wrap(f"- {sentences(note)}", width or 10**6, indent="  ")]
 
 
@@ -172,7 +174,7 @@ URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
 
 
 def _markdown_text(text: str) -> str:
-    """Text in which nothing ends the cell, opens a tag or becomes a link."""
+    """Escape text so that it cannot end the cell, open a tag or become a link."""
     for special in ("\\", "|", "<"):
         text = text.replace(special, f"\\{special}")
     return text.replace("](", "]\\(")
@@ -182,7 +184,7 @@ def _markdown_text(text: str) -> str:
 
 
 def guarded(value: Any) -> Any:
-    """A CSV cell that no spreadsheet takes for a formula."""
+    """Return a CSV cell that spreadsheets do not interpret as a formula."""
     if not isinstance(value, str):
         return value
     text = one_line(value)
@@ -198,7 +200,8 @@ def _is_number(text: str) -> bool:
 
 
 def _cells_csv(tables: list[Table]) -> str:
-    """Cells without marks and notes, the table's name in the first column; a dash is an empty cell."""
+    """Write the cells without marks and notes, with the table's name in the first column; a dash becomes an
+    empty cell."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for table in tables:
@@ -210,7 +213,7 @@ def _cells_csv(tables: list[Table]) -> str:
 
 
 def records_csv(records: list[dict[str, Any]]) -> str:
-    """Records as CSV, every digit kept; columns that are empty in all of them are left out."""
+    """Write records as CSV with all digits; columns that are empty in all records are omitted."""
     names = dict.fromkeys(
         name for record in records for name, value in record.items() if value is not None
     ).keys()
@@ -227,7 +230,7 @@ def records_csv(records: list[dict[str, Any]]) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Text on one line with LaTeX's special characters made plain."""
+    """Return text on one line with LaTeX's special characters escaped."""
     return "".join(LATEX_SPECIAL.get(character, character) for character in one_line(text))
 
 
@@ -249,7 +252,8 @@ def _latex(table: Table) -> str:
 
 
 def _latex_cell(cell: Cell) -> str:
-    """A cell: text escaped, links as \\href, marks of notes raised, a lone dash as an en dash."""
+    """Render a cell: text escaped, links as \\href, note marks as superscripts, a single dash as an en
+    dash."""
 
     def text(part: str) -> str:
         marked = re.sub(r"\[(\d+)\]", r"\\textsuperscript{[\1]}", latex_text(part))
@@ -266,6 +270,6 @@ def _latex_cell(cell: Cell) -> str:
 
 
 def _latex_note(text: str) -> str:
-    """A note; its number is in braces, or \\item would take it for its label."""
+    """Render a note; its number is in braces, because \\item would read it as its label."""
     number, mark, rest = text.partition("] ") if text.startswith("[") else ("", "", text)
     return f"{{{latex_text(number + ']')}}} {latex_text(rest)}" if mark else latex_text(text)

@@ -1,4 +1,4 @@
-"""Tables as text that fits a terminal: cells are wrapped, further columns follow in another block."""
+"""Text tables that fit a terminal: cells are wrapped, and columns that do not fit follow in another block."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Sequence
 from typing import TextIO
 
 GAP = "  "
-LEAST = 16  # letters of a word that a column is never too narrow for
-PIECE = re.compile(r"[^_./,:;=&?\-]*[_./,:;=&?\-]+|[^_./,:;=&?\-]+")  # a long word may break behind these
+LEAST = 16  # minimum column width for a long word, characters
+PIECE = re.compile(r"[^_./,:;=&?\-]*[_./,:;=&?\-]+|[^_./,:;=&?\-]+")  # a long word may break after these
 
 
 def terminal_width(stream: TextIO | None = None) -> int | None:
-    """Columns of the terminal: COLUMNS where it is set, else the terminal's; None where the stream (stdout by
-    default) is no terminal, so that lines stay whole for other programs."""
+    """Return the terminal width: COLUMNS if set, otherwise the terminal's; None if the stream (default:
+    stdout) is not a terminal, so that lines are not wrapped for other programs."""
     if re.fullmatch("[0-9]{1,6}", given := os.environ.get("COLUMNS", "")) and int(given) > 0:
         return int(given)
     return shutil.get_terminal_size().columns if (stream or sys.stdout).isatty() else None
 
 
 def wrap(text: str, width: int, indent: str = "") -> list[str]:
-    """Lines of at most `width` letters, later ones indented: broken at spaces, inside a word only where it is
-    longer than a line."""
+    """Wrap text at `width` characters, with later lines indented: at spaces, inside a word only if it
+    is longer than a line."""
     lines, line = [], ""
     for word in text.split():
         room = width - len(line) - (1 if line.strip() else 0)
@@ -52,14 +52,14 @@ def _pieces(word: str, width: int) -> list[str]:
 def table_lines(
     headers: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, keys: int = 1
 ) -> list[str]:
-    """Headers, a rule and rows as lines of text.
+    """Return headers, a rule and rows as lines of text.
 
     Args:
         headers: (C,) titles.
-        rows: cells of one line each, C in a row.
+        rows: one-line cells, C per row.
         width: characters per line; None: no limit.
-        keys: leading columns that name a row; where the columns do not fit side by side, these are repeated
-            in front of each further block.
+        keys: number of leading columns that identify a row; if the columns do not fit side by side,
+            they are repeated in each further block.
     """
     columns = [[headers[place], *(row[place] for row in rows)] for place in range(len(headers))]
     natural = [max(map(len, column)) for column in columns]
@@ -71,7 +71,7 @@ def table_lines(
     ]
     least[0] = min(least[0], width * 2 // 3)
     over = sum(least) + len(GAP) * (len(least) - 1) - width
-    if 0 < over <= least[0] - width // 3:  # long names break before columns move to another block
+    if 0 < over <= least[0] - width // 3:  # wrap long names before moving columns to another block
         least[0] -= over
     lines: list[str] = []
     for block in _blocks(least, width, keys):
@@ -81,12 +81,12 @@ def table_lines(
 
 
 def _least(cell: str, most: int) -> int:
-    """The width below which words of a cell break that are no longer than `most`."""
+    """Return the width that a cell needs so that words of at most `most` characters do not break."""
     return max((min(len(word), most) for word in cell.split()), default=0)
 
 
 def _blocks(least: list[int], width: int, keys: int) -> list[list[int]]:
-    """Columns that fit side by side, the keys in front of each block."""
+    """Split the columns into blocks that fit the width, each with the key columns."""
     head = list(range(min(keys, len(least))))
     while len(head) > 1 and sum(least[c] + len(GAP) for c in head) > width * 3 // 5:
         head.pop()
@@ -100,14 +100,14 @@ def _blocks(least: list[int], width: int, keys: int) -> list[list[int]]:
 
 
 def _grown(least: list[int], natural: list[int], width: int) -> list[int]:
-    """Widths that fill a line: what is left goes first to the columns that lack least, so that few wrap."""
+    """Distribute spare width over the columns, first to those that need least, so that few wrap."""
     widths = list(least)
     spare = width - sum(widths) - len(GAP) * (len(widths) - 1)
     for place in sorted(range(len(widths)), key=lambda c: natural[c] - least[c]):
         more = max(0, min(natural[place] - widths[place], spare))
         widths[place] += more
         spare -= more
-    while spare < 0:  # one wide column beside the keys: it shrinks
+    while spare < 0:  # a single wide column next to the keys: shrink it
         widest = max(range(len(widths)), key=lambda c: widths[c])
         widths[widest] -= 1
         spare += 1

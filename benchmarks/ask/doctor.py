@@ -1,4 +1,4 @@
-"""State of this machine for measuring: hardware, libraries, the project's own state, and what is
+"""Check this machine: hardware, libraries, state of the project, and what is
 missing."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.home import home_folder
 from detection_zoo.zoo.manifest import load_manifests
 
-FREE_GIB = 5  # of disk, below which a warning is given
+FREE_GIB = 5  # GiB of free disk space below which a warning is given
 ROOMS = ("zoo", "benchmarks", "kernels")
 
 
@@ -29,7 +29,7 @@ class Finding:
 
 
 def examine() -> tuple[list[Finding], dict[str, Any]]:
-    """All findings, and the environment that a record made now would have."""
+    """Return all findings, and the environment that a new record would contain."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,8 +63,8 @@ def _gpu(seen_by_torch: bool) -> Finding:
         return Finding(
             "gpu",
             "broken",
-            f"NVML sees {gpu.name} with driver {gpu.driver}, torch does not; install a torch built for that"
-            " driver",
+            f"NVML finds {gpu.name} with driver {gpu.driver}, but torch does not; install a torch"
+            " built for that driver",
         )
     return Finding("gpu", "ok", f"{gpu.name}, driver {gpu.driver}")
 
@@ -77,8 +77,8 @@ def _cupy() -> Finding:
 
 
 def _kernels() -> Finding:
-    """Whether a kernel can be compiled and run: CuPy, its compiler, the headers and the driver must go
-    together."""
+    """Check that a kernel compiles and runs: CuPy, its compiler, the headers and the driver must be
+    compatible."""
     import torch
 
     from detection_zoo.kernels.nms import nms
@@ -86,7 +86,7 @@ def _kernels() -> Finding:
     boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8], [20, 20, 30, 30]], device="cuda")
     try:
         kept = nms(boxes, torch.tensor([0.5, 0.9, 0.7], device="cuda"), 0.5).tolist()
-    except Exception as error:  # whatever it is, this is the place to be told of it
+    except Exception as error:  # report any error here
         return Finding("kernels", "broken", f"{type(error).__name__}: {error}")
     return (
         Finding("kernels", "ok", "compiled and run")
@@ -96,7 +96,7 @@ def _kernels() -> Finding:
 
 
 def _packages() -> list[Finding]:
-    """The packages have common names; another package of the same name must not hide them."""
+    """Check that no other installed package with the same name hides this project's packages."""
     import importlib.util
 
     findings = []
@@ -105,7 +105,9 @@ def _packages() -> list[Finding]:
         place = Path(spec.origin) if spec and spec.origin else None
         if place is None or not place.is_relative_to(ROOT):
             cure = f"uninstall the package of that name, or run from {ROOT.name}/"
-            findings.append(Finding(f"import {room}", "broken", f"finds {place}, not this checkout; {cure}"))
+            findings.append(
+                Finding(f"import {room}", "broken", f"imports {place}, not this checkout; {cure}")
+            )
     return findings or [Finding("imports", "ok", "imports resolve to this checkout")]
 
 
@@ -138,7 +140,7 @@ def _disk() -> Finding:
 
 def _checkout(commit: str | None, dirty: bool | None) -> Finding:
     if commit is None:
-        return Finding("commit", "warning", "no git checkout: records cannot name their code version")
+        return Finding("commit", "warning", "not a git checkout: records will not contain the code version")
     return Finding(
         "commit",
         "warning" if dirty else "ok",

@@ -1,5 +1,5 @@
-"""`bench.py explain`: why a number differs. The row as it is, and with each suspect changed, on the same
-images; what each change does."""
+"""`bench.py explain`: why an accuracy differs. Measures the unchanged row and the row with each suspected
+setting changed, on the same images."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.settings import parse_setting, with_value
 
-NOTHING = 0.05  # points: what a table does not print
-LEVEL = 0.05  # of the test that a rise is no chance
+NOTHING = 0.05  # percentage points; smaller differences are not visible in tables
+LEVEL = 0.05  # significance level of the test of an increase
 RESAMPLES = 200
 
 
 @dataclass
 class Measured:
-    """A variant's number in percent, and per image what a paired test needs: right or wrong, or the
-    detections."""
+    """A variant's accuracy in percent, and the data per image for a paired test: correctness, or
+    the detections."""
 
     variant: Variant
     value: float
@@ -49,7 +49,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the answer: a change, the number with it, the difference in points, and what that means."""
+    """One line of the result: a change, the accuracy with it, the difference in percentage points, and a
+    verdict."""
 
     suspect: str
     change: str
@@ -60,8 +61,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The answer. published: (where, value) of the same metric; halves: the number on each half of the
-    images; named: suspects whose change raises it."""
+    """The result. published: (where, value) of the same metric; halves: the accuracy on each half of the
+    images; named: suspects whose change increases it."""
 
     row: str
     metric: str
@@ -76,16 +77,16 @@ class Explanation:
 
     @property
     def named(self) -> list[str]:
-        """Suspects whose change raises the number beyond chance, the largest rise first."""
+        """Suspects whose change increases the accuracy significantly, largest increase first."""
         raised = sorted(
-            (line for line in self.lines if line.verdict.startswith("RAISES")),
+            (line for line in self.lines if line.verdict.startswith("INCREASES")),
             key=lambda line: -line.difference,
         )
         return list(dict.fromkeys(line.suspect for line in raised))
 
     @property
     def nearest(self) -> Line | None:
-        """The change that comes nearest to the expected number, where it comes nearer than the row itself."""
+        """The change that comes closest to the expected accuracy, if closer than the unchanged row."""
         if self.expected is None or not self.lines:
             return None
         line = min(self.lines, key=lambda line: abs(line.value - self.expected))
@@ -110,13 +111,13 @@ def explain(
         entry: a detector or classifier with conventions.
         data, weights, device: as for `bench.py run`.
         images: the first N.
-        settings: "SECTION.FIELD=VALUE" laid over the row first, as somebody else's setup has it.
-        only: names of suspects; none: all.
-        expected: the number that somebody else got, in percent.
+        settings: "SECTION.FIELD=VALUE": changes of the row to make first, to match the setup to be explained.
+        only: names of suspects; default: all.
+        expected: the expected accuracy, in percent.
 
     Raises:
-        ManifestError: a setting does not fit. DatasetError: the data has nothing to measure against, or no
-            suspect has that name.
+        ManifestError: a setting is invalid. DatasetError: the data has no ground truth, or
+            there is no such suspect.
     """
     dataset = open_data(entry, data, images)
     identity, argument = identify_weights(entry, weights)
@@ -130,8 +131,8 @@ def explain(
     chosen = [v for v in every if not only or v.suspect in only]
     if unknown := set(only) - names:
         raise DatasetError(
-            f"row {entry.name} has no suspect {', '.join(sorted(unknown))}; there are"
-            f" {', '.join(sorted(names))}"
+            f"row {entry.name} has no suspect {', '.join(sorted(unknown))}; choose"
+            f" from {', '.join(sorted(names))}"
         )
     say(f"{len(chosen)} changes on {len(dataset)} images")
     measured = measure_variants([base, *chosen], plain, dataset)
@@ -159,8 +160,8 @@ def explain(
 
 
 def measure_variants(every: Sequence[Variant], plain: Subject, dataset: Dataset) -> list[Measured]:
-    """Each variant's number on a dataset; images are decoded once, equal inputs and equal networks are run
-    once.
+    """Measure each variant's accuracy on a dataset; images are decoded once, and equal inputs or networks are
+    run once.
 
     Args:
         every: the first one is the unchanged row.
@@ -178,7 +179,7 @@ def measure_variants(every: Sequence[Variant], plain: Subject, dataset: Dataset)
         for v in every
     ]
     right: list[list[bool]] = [[] for _ in every]
-    with progress(f"{plain.entry.name}: explain", len(dataset)) as tick, torch.inference_mode():
+    with progress(f"{plain.entry.name}: explaining", len(dataset)) as tick, torch.inference_mode():
         for index in range(len(dataset)):
             pixels, seen, outputs = dataset.load_image(index), {}, {}
             for place, variant in enumerate(every):
@@ -215,9 +216,9 @@ def _outputs(model: Any, variant: Variant, images: torch.Tensor, sizes: torch.Te
 
 
 def _built(variant: Variant, loaded: torch.nn.Module) -> torch.nn.Module:
-    """The variant's model with the loaded one's tensors."""
+    """Return the variant's model with the tensors of the loaded model."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)  # another draw than that of --weights random
+        torch.manual_seed(1)  # different random values than with --weights random
         model = assemble(variant.entry)
     state = loaded.state_dict()
     if variant.kind == "half":
@@ -241,16 +242,16 @@ def _line(one: Measured, base: Measured, dataset: Dataset, expected: float | Non
     if abs(difference) < NOTHING:
         verdict = "no effect"
     elif difference < 0:
-        verdict = "lowers it"
+        verdict = "decreases it"
     else:
         chance = chance_of_rise(one, base, dataset)
         verdict = (
-            "raises it"
+            "increases it"
             if chance is None
             else (
-                f"RAISES it, p = {chance:.2g}"
+                f"INCREASES it, p = {chance:.2g}"
                 if chance < LEVEL
-                else f"raises it, perhaps by chance (p = {chance:.2g})"
+                else f"increases it, not significantly (p = {chance:.2g})"
             )
         )
     if (
@@ -263,11 +264,11 @@ def _line(one: Measured, base: Measured, dataset: Dataset, expected: float | Non
 
 
 def chance_of_rise(one: Measured, base: Measured, dataset: Dataset) -> float | None:
-    """How likely a rise like this is by chance: the exact sign test of images that changed (top-1), or a
-    paired bootstrap over images (COCO's AP).
+    """Return the p-value of an increase: an exact sign test over images that changed (top-1), or
+    a paired bootstrap over images (COCO AP).
 
     Returns:
-        A one-sided p-value; none where the data has no such test.
+        The one-sided p-value; None if there is no test for this data.
     """
     if one.right:
         won = sum(a and not b for a, b in zip(one.right, base.right, strict=True))
@@ -286,8 +287,8 @@ def chance_of_rise(one: Measured, base: Measured, dataset: Dataset) -> float | N
 
 
 def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:
-    """The number on the first and on the second half of the images: how far a subset of that size moves
-    it."""
+    """Return the accuracy on the first and second half of the images, to show the variation of a subset of
+    that size."""
     middle = len(dataset) // 2
     if base.right:
         return 100 * float(np.mean(base.right[:middle] or [0])), 100 * float(np.mean(base.right[middle:]))
@@ -309,7 +310,7 @@ def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:
 
 
 def text_of(found: Explanation, width: int | None = None) -> str:
-    """The answer as text; width: characters per line of the table."""
+    """Return the result as text; width: characters per line of the table."""
     from detection_zoo.benchmarks.spec import metric
     from detection_zoo.benchmarks.tabular import text_table
 
@@ -330,7 +331,7 @@ def text_of(found: Explanation, width: int | None = None) -> str:
     tail.append(
         f"suspected: {', '.join(found.named)}"
         if found.named
-        else "suspected: nothing; no change raises the number significantly"
+        else "suspected: nothing; no change increases the accuracy significantly"
     )
     if found.nearest is not None:
         tail.append(

@@ -1,5 +1,5 @@
-"""`bench.py fit`: the largest batch and the largest image of a row that fit in so much memory; every trial is
-a process of its own. No torch here."""
+"""`bench.py fit`: find the largest batch and the largest image of a row that fit in a memory limit; every
+trial runs in its own process. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detection_zoo.benchmarks.run.progress import clock
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import ModelEntry
 
-MIB_PER_GB = 1024  # as `pick --max-gb`, and as memory is sold
+MIB_PER_GB = 1024  # GiB, as in `pick --max-gb`
 # pixels of the shorter side from one image size to the next: the coarsest stride that most detectors have
 SIDE_STEP = 32
 LEAST_SIDE = 64
@@ -25,8 +25,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one axis: the largest trial that fits, the smallest that does not; `bound` says why there is no such
-    neighbour, or no search."""
+    """Result for one axis: the largest trial that fits, and the smallest that does not; `bound` says why one
+    is missing, or why there was no search."""
 
     axis: Axis
     fits: Trial | None = None
@@ -36,10 +36,10 @@ class Answer:
 
 @dataclass
 class Fit:
-    """A search as it goes.
+    """State of a search.
 
-    case: row, weights, device, type, size of the image files. limit_mib: what a process may hold. limit_s:
-        what a trial may take. say: called with a line per trial.
+    case: row, weights, device, dtype, size of the image files. limit_mib: memory limit of a process.
+        limit_s: time limit of a trial. say: called with a line per trial.
     """
 
     case: Case
@@ -53,7 +53,7 @@ class Fit:
 
     @property
     def ok(self) -> bool:
-        """Whether every search that was made found a size that fits, and no trial failed."""
+        """Whether every search found a size that fits, and no trial failed."""
         return not any(trial.verdict == "failed" for trial in self.trials) and all(
             answer.fits for answer in self.answers if answer.exceeds or answer.fits
         )
@@ -73,7 +73,7 @@ class Fit:
         }
 
     def batches(self, most: int) -> None:
-        """Search for the largest batch, up to `most`, of images as the row makes them."""
+        """Search for the largest batch, up to `most`, of images resized as the row specifies."""
         self._search(
             "batch",
             Search(1, 1, most, self.limit_mib),
@@ -87,7 +87,7 @@ class Fit:
         if rule.resize != "shorter_side":
             why = {
                 "fixed": f"the row resizes every image to {rule.size} x {rule.size}",
-                "centre_crop": f"the row crops {rule.size} x {rule.size} out of every image",
+                "centre_crop": f"the row crops every image to {rule.size} x {rule.size}",
                 "none": ("the model resizes images itself, so a larger file does not enlarge its input"),
             }[rule.resize]
             self.answers.append(Answer("image", bound=f"not searched: {why}"))
@@ -112,14 +112,14 @@ class Fit:
         self._search("image", search, case_of, f"larger ones were not tried (--max-side {most_side})")
 
     def _search(self, axis: Axis, search: Search, case_of: Callable[[int], Case], bound: str) -> None:
-        """Try sizes until the answer is known, and keep what is known, Ctrl-C or not."""
+        """Try sizes until the answer is known; keep partial results on Ctrl-C."""
         tried: dict[int | None, Trial] = {}
         ended = None
         try:
             while (size := search.next_size()) is not None:
                 trial = tried[size] = self._try(axis, case_of(size), self.limit_mib)
                 if trial.verdict == "failed":
-                    ended = f"the search ended at a trial that failed: {trial.reason}"
+                    ended = f"the search stopped at a failed trial: {trial.reason}"
                     return
                 search.tell(size, trial.verdict == "fits", trial.peak_mib)
                 self._tell(axis, trial)
@@ -136,7 +136,7 @@ class Fit:
             self.answers.append(Answer(axis, fits, exceeds, ended or (None if exceeds else bound)))
 
     def _try(self, axis: Axis, case: Case, limit_mib: float | None) -> Trial:
-        """One trial; limit_mib None: with all that the machine has, to learn what is needed."""
+        """Run one trial; limit_mib None: without a limit, to measure the required memory."""
         on_cpu, started, seen = case.device == "cpu", time.monotonic(), {}
         free = usable_memory_mib()
         with clock(f"{case.row}: {_size_text(axis, case.batch, case.image)}"):
@@ -171,8 +171,8 @@ class Fit:
 
 
 def exhausted(reason: str, device: str) -> bool:
-    """Whether a process failed because the memory in question ran out; that of the machine says nothing of a
-    GPU's."""
+    """Return whether a process ran out of the limited memory; running out of RAM does not count for a
+    GPU limit."""
     text = reason.lower()
     if device == "cpu":
         return text.startswith("out of memory") or "sigkill" in text
@@ -185,7 +185,7 @@ def exhausted(reason: str, device: str) -> bool:
 
 
 def check_row(entry: ModelEntry, train: bool) -> None:
-    """Raise ManifestError where a row cannot be built, or not be trained."""
+    """Raise ManifestError if a row cannot be built or trained."""
     where = entry.where
     if entry.published_only is not None:
         raise ManifestError(f"{where} has published numbers only and cannot be built: {entry.published_only}")
@@ -195,9 +195,9 @@ def check_row(entry: ModelEntry, train: bool) -> None:
         )
     if train and (entry.task == "classification" or entry.schedule is None):
         why = (
-            "is a classifier, whose training is not measured"
+            "is a classifier; training of classifiers is not measured"
             if entry.task == "classification"
-            else "names no schedule, so its training is unknown"
+            else "has no training schedule"
         )
         raise ManifestError(f"{where} {why}; leave out --train")
 
@@ -212,18 +212,18 @@ def fit(
     limit_s: float = 600.0,
     say: Say = lambda text: None,
 ) -> Fit:
-    """Search for what fits in `limit_mib`.
+    """Search for the sizes that fit in `limit_mib`.
 
     Args:
-        case: row, weights, device, type, and the (width, height) of image files; its batch is not read.
-        limit_mib: the memory a process may hold, as `meaning` explains.
-        axes: what is searched for.
-        most_batch: largest batch that is tried; most_side: likewise of an image's shorter side, in pixels.
-        limit_s: a trial that takes longer ends its search.
+        case: row, weights, device, dtype, and the (width, height) of image files; its batch is ignored.
+        limit_mib: memory limit of a process, as `meaning` explains.
+        axes: quantities to search for.
+        most_batch: largest batch to try; most_side: largest shorter image side to try, in pixels.
+        limit_s: a longer trial stops the search.
         say: called with a line per trial.
 
     Returns:
-        Every trial and the answers; after Ctrl-C what was known by then.
+        Every trial and the answers; after Ctrl-C, those known until then.
 
     Raises:
         ManifestError: the row cannot be built, or trained.
@@ -241,7 +241,8 @@ def fit(
 
 
 def text_of(found: Fit, hardware: str, width: int | None = None) -> str:
-    """The answers, every trial, and what the numbers mean; width: characters per line of the table."""
+    """Return the answers, every trial, and an explanation as text; width: characters per line of the
+    table."""
     from detection_zoo.benchmarks.tabular import text_table
 
     rows = [
@@ -266,35 +267,38 @@ def text_of(found: Fit, hardware: str, width: int | None = None) -> str:
 
 
 def meaning(found: Fit) -> list[str]:
-    """What is counted, and of what images."""
+    """Explain what is measured, and on what images."""
     case, how = found.case, next((trial.how for trial in found.trials if trial.how), None)
     lines = [
-        f"The limit is {found.limit_mib / MIB_PER_GB:.4g} GB of 2^30 bytes, {found.limit_mib:.0f} MiB, as"
-        " `pick --max-gb` counts."
+        f"The limit is {found.limit_mib / MIB_PER_GB:.4g} GiB ({found.limit_mib:.0f} MiB), the"
+        " unit of `pick --max-gb`."
     ]
     if case.device == "cpu":
-        lines.append(f"Fits: the memory of the process stays within it; {how or 'no trial ended in order'}.")
+        lines.append(
+            f"Fits: the memory of the process stays within the limit; {how or 'no trial succeeded'}."
+        )
     else:
         lines.append(
-            "Fits: the GPU memory of the whole process stays within it, CUDA context and libraries included,"
-            f" with torch's allocator held to the rest; {how or 'no trial ended in order'}. A GPU has a"
-            " little less than its nominal memory: driver and desktop use some."
+            "Fits: the GPU memory of the whole process, including CUDA context and libraries,"
+            " stays within the limit (torch's allocator is limited accordingly);"
+            f" {how or 'no trial succeeded'}."
+            " The driver and the desktop use a part of a GPU's nominal memory."
         )
     turns = (
         f"{TRAINING_STEPS} training steps, {OBJECTS} objects per image"
         if case.train
-        else f"{INFERENCE_TURNS} iterations from pixels to results on the host"
+        else f"{INFERENCE_TURNS} iterations from image to results on the host"
     )
-    lines.append(f"Each trial is a new process: the model is built and runs {turns}.")
+    lines.append(f"Each trial is a new process that builds the model and runs {turns}.")
     lines.append(
-        f"Images are random pixels of {_pixels(case.image)} (--image), prepared as the row"
-        f" does{_rule_text(case)}."
+        f"Images are random pixels of {_pixels(case.image)} (--image), pre-processed as the"
+        f" row specifies{_rule_text(case)}."
     )
     counts = [trial.detections for trial in found.trials if trial.detections is not None]
     if counts:
         lines.append(
             "Memory does not depend on image content, except through the number of detections: up to"
-            f" {max(counts):.0f} detections an image here."
+            f" {max(counts):.0f} detections per image here."
         )
     return lines
 
@@ -304,8 +308,8 @@ def _rule_text(case: Case) -> str:
     if image.resize != "shorter_side" or image.max_size is None:
         return ""
     return (
-        f"; longer ones become up to {image.max_size} x {image.size}, and --image"
-        f" {image.max_size}x{image.size} tries that"
+        f"; images with a larger aspect ratio become up to {image.max_size} x {image.size};"
+        f" use --image {image.max_size}x{image.size} to try that"
     )
 
 

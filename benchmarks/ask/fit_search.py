@@ -1,5 +1,5 @@
-"""The largest size that fits, by few trials: doubling, a straight line through what was measured, and halving
-where the line misleads. No torch."""
+"""Find the largest size that fits with few trials: doubling, linear extrapolation, and bisection if
+extrapolation fails. Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-GROWTH = 8.0  # nothing is tried that costs more than so many times the largest that fits
+GROWTH = 8.0  # maximum cost of a trial relative to the largest size that fits
 LINE_POINTS = (
-    2  # the line goes through the largest so many, since what a process holds at rest hides in small ones
+    2  # the line is fitted to the largest sizes only, because constant memory hides the growth for small ones
 )
-PATIENCE = 2  # predictions in a row that leave more than half of what is open, before it is halved
+PATIENCE = 2  # successive predictions that leave more than half of the interval, before it is bisected
 
 
 @dataclass(frozen=True)
 class Trial:
     """One attempt in its own process.
 
-    batch: images. image: (width, height) of the image file; network: (width, height) of what the network saw,
-        padding included. peak_mib: None where the
-    process was ended before its peak was known; how: what that is. detections: of an image, on average.
+    batch: images. image: (width, height) of the image file; network: (width, height) of the network's input,
+        including padding. peak_mib: None
+    if the process ended before its peak was known; how: how it was measured. detections: mean per image.
     """
 
     batch: int
@@ -39,8 +39,8 @@ class Trial:
 class Search:
     """Sizes to try, one after another; the caller takes `next_size`, runs the trial and calls `tell`.
 
-    start, least, most: first, smallest and largest size. limit: memory in MiB. cost: what memory grows with
-        in a straight line, rising with the size.
+    start, least, most: first, smallest and largest size. limit: memory in MiB. cost: quantity that memory
+        depends on linearly; increases with the size.
     """
 
     start: int
@@ -52,9 +52,9 @@ class Search:
     high: int = field(init=False)
     points: dict[int, float] = field(default_factory=dict)
     tries: int = 0
-    stalled: bool = False  # the last prediction left more than half of what was open
-    # from the largest that fits to the next, while the line says that nothing more fits and nothing has been
-    # too much
+    stalled: bool = False  # the last prediction left more than half of the interval
+    # step from the largest size that fits to the next, while extrapolation predicts that nothing larger fits
+    # and no size has exceeded the limit
     step: int = 1
     stepped: bool = False
 
@@ -71,12 +71,12 @@ class Search:
 
     @property
     def exceeding(self) -> int | None:
-        """The smallest size known not to."""
+        """The smallest size known not to fit."""
         return self.high if self.high <= self.most else None
 
     def next_size(self) -> int | None:
-        """What to try next; None when a size that fits stands next to one that does not, or at an end of the
-        range."""
+        """Return the next size to try; None if a size that fits is next to one that does not, or at an end
+        of the range."""
         if self.high - self.low == 1:
             return None
         if not self.tries:
@@ -90,7 +90,7 @@ class Search:
         return max(self.low + 1, min(guess, self.high - 1))
 
     def tell(self, size: int, fits: bool, peak_mib: float | None) -> None:
-        """Record the outcome of a trial; peak_mib None: it was ended before its peak was known."""
+        """Record the outcome of a trial; peak_mib None: the trial ended before its peak was known."""
         self.tries += 1
         before, open_end = self.high - self.low, self.exceeding is None
         self.step = 2 * self.step if fits and self.stepped else 1
@@ -100,9 +100,9 @@ class Search:
         self.stalled = not open_end and not self.stalled and 2 * (self.high - self.low) > before
 
     def _predicted(self) -> int:
-        """The largest size under the limit by a line through the two largest measured ones (what a process
-        holds at rest hides in small ones); twice the cost of what fits where no line rises; at most GROWTH
-        times that cost."""
+        """Predict the largest size within the limit by a line through the two largest measured sizes (for
+        small ones, constant memory hides the growth); without an increasing line, twice the cost of the size
+        that fits; at most GROWTH times that cost."""
         known = self.cost(self.low) if self.fitting is not None else self.cost(self.least)
         reach = 2 * known
         if len(self.points) > 1:

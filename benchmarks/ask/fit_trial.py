@@ -1,5 +1,5 @@
-"""One trial of `bench.py fit`: a row at one batch and image size, in the process that the trial has for
-itself; it reports its peak memory."""
+"""One trial of `bench.py fit`, in its own process: run a row at one batch and image size,
+and report the peak memory."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from detection_zoo.benchmarks.measure.memory import PeakMemory
     from detection_zoo.benchmarks.run.subject import Subject
 
-OBJECTS = 8  # of an image; COCO's training images have 7.3 on average
+OBJECTS = 8  # objects per image; COCO's training images have 7.3 on average
 INFERENCE_TURNS, TRAINING_STEPS = (
     2,
     3,
-)  # the second update is the first one that the optimizer's own memory is there for from the beginning
+)  # in the second update, the optimizer's state is allocated from the beginning
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is tried.
+    """Settings of a trial.
 
-    weights: what `build_model` takes. batch: images. image: (width, height) of the files. short_side: what
-        the row's rule makes of the shorter side, in place
-    of its own (and the longer one is unbounded then); None: the row's rule. gpu_limit_mib: of the process's
-    GPU memory; None: no limit.
+    weights: argument of `build_model`. batch: images. image: (width, height) of the files.
+        short_side: resized shorter side instead of the
+    row's, with no limit of the longer side; None: the row's rule. gpu_limit_mib: limit of the
+    process's GPU memory; None: no limit.
     """
 
     row: str
@@ -50,7 +50,7 @@ class Case:
 
     @property
     def entry(self) -> ModelEntry:
-        """The row, with the other short side where there is one."""
+        """The row, with `short_side` if given."""
         row = row_named(self.row)
         if self.short_side is None or row.conventions is None:
             return row
@@ -59,13 +59,13 @@ class Case:
 
 
 class RandomImages(Dataset):
-    """Images of random pixels with objects at random places, made when they are asked for.
+    """Images of random pixels with objects at random positions, generated on access.
 
     Args:
         images: how many.
         size: (width, height) in pixels.
         classes: names by label.
-        keypoints: whether each object has COCO's 17, all visible.
+        keypoints: whether each object has COCO's 17 keypoints, all visible.
     """
 
     layout = "coco"
@@ -81,23 +81,23 @@ class RandomImages(Dataset):
         self.keypoint_names = KEYPOINT_NAMES if keypoints else ()
 
     def image_id(self, index: int) -> int:
-        """The index itself."""
+        """The index."""
         return index
 
     def image_path(self, index: int) -> Path:
-        """A name; no such file is there."""
+        """A dummy path; the file does not exist."""
         return Path(f"{index}.png")
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """(height, width) in pixels, the same of every image."""
+        """(height, width) in pixels, the same for every image."""
         return self._size[1], self._size[0]
 
     def load_image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8, drawn from the index."""
+        """(H, W, 3) uint8, generated from the index."""
         return np.random.default_rng(index).integers(0, 256, (self._size[1], self._size[0], 3), np.uint8)
 
     def target(self, index: int) -> GroundTruth:
-        """OBJECTS rectangles, their sides a tenth to a half of the image's, drawn from the index."""
+        """OBJECTS rectangles with sides of 10 % to 50 % of the image's, generated from the index."""
         random = np.random.default_rng([index, 1])
         sides = random.uniform(0.1, 0.5, (OBJECTS, 2)) * self._size
         boxes = np.concatenate(
@@ -125,8 +125,8 @@ class RandomImages(Dataset):
 
 
 def run_trial(case: Case, report: Report) -> None:
-    """Build the row, run it, and report peak_mib, how it was read, the network's image size and what was
-    found; raises where memory runs out."""
+    """Build the row, run it, and report peak_mib, how it was measured, the network's input size and the
+    detections; raises if memory runs out."""
     import torch
 
     from detection_zoo.benchmarks.measure.memory import peak_memory
@@ -154,7 +154,7 @@ def _subject(case: Case) -> tuple[Subject, BenchmarkSpec]:
 
 
 def _infer(case: Case) -> dict[str, Any]:
-    """Whole turns, from pixels to results on the host."""
+    """Run complete iterations, from image to results on the host."""
     import torch
 
     from detection_zoo.benchmarks.measure.inference import to_host
@@ -182,7 +182,7 @@ def _infer(case: Case) -> dict[str, Any]:
 
 
 def _train(case: Case) -> dict[str, Any]:
-    """Whole steps by the row's schedule; of several short sides the largest."""
+    """Run complete training steps of the row's schedule, with the largest of several short sides."""
     import torch
 
     from detection_zoo.benchmarks.measure.training import batches_of, schedule_of
@@ -216,18 +216,18 @@ def _train(case: Case) -> dict[str, Any]:
     )
     if all(step.skipped for step in steps):
         raise FloatingPointError(
-            f"no training step of {case.row} had a finite loss, so the optimizer's memory was not seen; give"
-            " weights with --weights"
+            f"no training step of {case.row} had a finite loss, so the optimizer's memory was not"
+            " measured; give --weights"
         )
     return seen
 
 
 class GpuShare:
-    """Holds torch's allocator to what the limit leaves beside the CUDA context, and tells the process's peak;
-    made before anything else uses the GPU.
+    """Limits torch's allocator to the memory limit minus the CUDA context, and measures the process's peak;
+    create it before anything else uses the GPU.
 
-    Where NVML does not report the process's memory (usual inside containers), it is torch's reserved peak and
-    by how much else the GPU's used memory grew; without NVML all that is used counts.
+    If NVML does not report the process's memory (usual inside containers), the peak is torch's reserved peak
+    plus the growth of the GPU's other used memory; without NVML, all used memory counts.
     """
 
     def __init__(self, limit_mib: float | None) -> None:
@@ -241,7 +241,7 @@ class GpuShare:
             gpu = None
         self.gpu = gpu if gpu is not None and gpu.ask("MemoryInfo") is not None else None
         self.before = self._used_mib() if self.gpu else 0.0
-        torch.zeros(1, device="cuda")  # makes the context
+        torch.zeros(1, device="cuda")  # creates the context
         total = torch.cuda.mem_get_info()[1] / 2**20
         if limit_mib is not None:
             left = limit_mib - self.beside_mib()
@@ -250,7 +250,7 @@ class GpuShare:
             torch.cuda.set_per_process_memory_fraction(min(1.0, left / total))
 
     def _used_mib(self) -> float:
-        """Memory of the GPU that is in use, by any process."""
+        """GPU memory in use by any process."""
         import torch
 
         if self.gpu is not None:
@@ -259,7 +259,8 @@ class GpuShare:
         return (total - free) / 2**20
 
     def beside_mib(self) -> float:
-        """Context and libraries: what is used more than before this process, less what torch reserves."""
+        """Context and libraries: growth of used memory since the process started, minus torch's reserved
+        memory."""
         import torch
 
         return max(0.0, self._used_mib() - self.before - torch.cuda.memory_reserved() / 2**20)
@@ -271,7 +272,7 @@ class GpuShare:
         return (
             peak.mib["reserved"] + self.beside_mib(),
             (
-                "torch's peak of reserved GPU memory, and context and libraries by how the GPU's used memory"
-                " grew"
+                "peak GPU memory reserved by torch, plus context and libraries from the growth"
+                " of used GPU memory"
             ),
         )

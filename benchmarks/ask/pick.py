@@ -1,5 +1,5 @@
-"""`bench.py pick`: the rows that fit a budget, best first, and why the others do not. Measured and published
-numbers never mix. No torch."""
+"""`bench.py pick`: the rows within a budget, best first, and why the others are not. Measured and published
+numbers are kept apart. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from detection_zoo.benchmarks.tabular import Notes, note_lines, text_table
 from detection_zoo.benchmarks.terminal import wrap
 from detection_zoo.zoo.manifest import load_manifests
 
-LEFT_OUT = "Rows that cannot be built, or whose weights cannot be had, are left out; --all shows them."
+LEFT_OUT = "Rows that cannot be built, or have no available weights, are not listed; --all includes them."
 ORDER = {"measured": 0, "published": 1}
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked for; None: no matter.
+    """The requested bounds; None: no bound.
 
-    max_ms: model time per image. max_gb: training memory in GiB. min_score: the least (or, where lower is
-    better, the largest) value of `metric`. licence: "permissive", or an SPDX name. hardware: part of the name
-    of the processor or GPU. every_row: rows too that cannot be built or whose weights cannot be had.
+    max_ms: model time per image. max_gb: training memory in GiB. min_score: the minimum (or, if lower
+    is better, the maximum) of `metric`. licence: "permissive", or an SPDX name. hardware: part of the name
+    of the CPU or GPU. every_row: include rows that cannot be built or have no available weights.
     """
 
     max_ms: float | None = None
@@ -37,7 +37,7 @@ class Wish:
     every_row: bool = False
 
     def bounds(self) -> list[tuple[Metric, float]]:
-        """Metrics with the bound that each must keep, below or above as the metric says."""
+        """Metrics and their bounds, upper or lower depending on the metric."""
         asked = (
             ("time_ms", self.max_ms),
             ("memory_gib", self.max_gb),
@@ -49,7 +49,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One line of one row and why it does not qualify; no reasons: it does."""
+    """One line of one row and why it does not qualify; without reasons it qualifies."""
 
     row: str
     kind: str
@@ -61,8 +61,8 @@ class Candidate:
 
 
 def pick(wish: Wish, store: Path | None = None) -> tuple[list[Candidate], list[Candidate]]:
-    """Lines that qualify, measured ones first and the best of each kind first; and the other rows, each with
-    the reasons of its nearest line.
+    """Return the lines that qualify, measured ones first and the best of each kind first; and the other rows,
+    each with the reasons of its closest line.
 
     Args:
         wish: the bounds.
@@ -73,7 +73,7 @@ def pick(wish: Wish, store: Path | None = None) -> tuple[list[Candidate], list[C
 
 
 def choose(view: Overview, wish: Wish) -> tuple[list[Candidate], list[Candidate]]:
-    """As `pick`, from what is already read."""
+    """As `pick`, from manifests and records already read."""
     lines = view.lines if wish.every_row else obtainable(view)
     every = [_candidate(line, wish) for line in lines]
     best = metric(wish.metric)
@@ -90,8 +90,8 @@ def choose(view: Overview, wish: Wish) -> tuple[list[Candidate], list[Candidate]
 
 
 def obtainable(view: Overview) -> list[WideLine]:
-    """Lines of the rows that a reader can have: built here, with weights that are here, can be fetched, or
-    were measured."""
+    """Return the lines of usable rows: they can be built, and their weights are here, can be downloaded,
+    or were measured."""
     had = weights_of(view.manifests.entries.values())
     measured = {line.entry.name for line in view.lines if line.kind == "measured" and line.trusted}
     return [
@@ -134,7 +134,7 @@ def _candidate(line: WideLine, wish: Wish) -> Candidate:
 
 
 def _short_of(line: WideLine, quantity: Metric, bound: float) -> str | None:
-    """Why a bound is not kept; a number that is missing keeps none."""
+    """Return why a bound is not satisfied; a missing number satisfies none."""
     found = line.point(quantity)
     if found is None:
         return f"no {line.kind} {quantity.title}"
@@ -146,13 +146,14 @@ def _short_of(line: WideLine, quantity: Metric, bound: float) -> str | None:
 def text_of(
     fits: list[Candidate], others: list[Candidate], wish: Wish, shown: int, width: int | None = None
 ) -> str:
-    """The answer as text, in lines of at most `width` characters; of the others the nearest `shown`."""
+    """Return the answer as text, in lines of at most `width` characters; of the other rows, the closest
+    `shown`."""
     columns = [metric(name) for name in dict.fromkeys((wish.metric, "time_ms", "memory_gib", "parameters_m"))]
     head = ["row", *(f"{q.title} ({q.unit})" for q in columns), "licence"]
     blocks, marks = [], Notes()
     for kind, title in (
         ("measured", "Measured here"),
-        ("published", "Published by their sources, on other hardware, timed in other ways"),
+        ("published", "Published by their sources, on other hardware, timed differently"),
     ):
         rows = [
             [
@@ -167,7 +168,7 @@ def text_of(
         blocks += [text_table(head, rows, width), ""] if rows else [""]
     blocks += [*note_lines(marks.lines(), width), *([""] if marks.numbers else [])]
     lines = [[one.row, one.kind, "; ".join(one.reasons)] for one in others[:shown]]
-    rest = f"Why others do not ({len(others)} rows, the nearest {len(lines)})\n"
+    rest = f"Why others do not ({len(others)} rows, the closest {len(lines)})\n"
     if not wish.every_row:
         rest = "\n".join([*wrap(LEFT_OUT, width or 10**6), "", rest])
     return "\n".join([*blocks, rest + text_table(["row", "published numbers", "why not"], lines, width)])

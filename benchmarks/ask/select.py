@@ -1,4 +1,4 @@
-"""Which rows: filters and order of `bench.py list`, and which rows can be had at all. No torch."""
+"""Filters and order of `bench.py list`, and availability of rows. Does not import torch."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ PERMISSIVE = frozenset(
 
 
 def weights_of(entries: Iterable[ModelEntry]) -> dict[str, Availability]:
-    """How the weights of rows can be had, by row; the network is not used."""
+    """Return the availability of each row's weights, without network access."""
     cache = WeightCache()
     pins = cache.pins()
     return {entry.name: availability(entry, cache, pins) for entry in entries}
 
 
 def licence_of(entry: ModelEntry) -> str:
-    """The licences of a row and of its weights, each once."""
+    """Return the licences of a row and its weights, without duplicates."""
     weights = (spec.licence for spec in entry.trained_weights if not spec.wrong)
     return " and ".join(name or "not stated" for name in dict.fromkeys([entry.licence, *weights]))
 
 
 def permitted(entry: ModelEntry, wanted: str) -> bool:
-    """Whether the row's licence and that of its weights are the wanted one, or permissive ones where that is
-    wanted; unstated ones are not."""
+    """Return whether the licences of a row and its weights equal `wanted`, or are permissive if that is
+    wanted; unstated licences do not match."""
     licences = {entry.licence, *(spec.licence for spec in entry.trained_weights if not spec.wrong)}
     return all(
         name is not None and (name in PERMISSIVE if wanted == "permissive" else name == wanted)
@@ -50,14 +50,14 @@ def permitted(entry: ModelEntry, wanted: str) -> bool:
 
 
 def headline(entry: ModelEntry) -> tuple[str, float] | None:
-    """The first accuracy of metrics.toml that the row publishes, and its value."""
+    """Return the first accuracy metric of metrics.toml that the row publishes, and its value."""
     values = values_of(entry)
     accuracies = (name for name, spec in load_manifests().metrics.items() if spec.accuracy)
     return next(((name, values[name]) for name in accuracies if name in values), None)
 
 
 def values_of(entry: ModelEntry) -> dict[str, float]:
-    """Every published number of a row by metric, of several the first."""
+    """Return every published number of a row by metric; the first of several."""
     return {name: value for line in reversed(published_lines(entry)) for name, value in line.values.items()}
 
 
@@ -75,12 +75,12 @@ def select(
         entries: rows.
         source: name of a manifest.
         detector: part of a detector's name; "classifier" for rows without one.
-        weights: one of WEIGHTS; "available": here or fetchable, of rows that can be built.
+        weights: one of WEIGHTS; "available": here or fetchable, for rows that can be built.
         licence: "permissive", or an SPDX name.
-        sort: one of COLUMNS, or a metric of metrics.toml: best first, rows that do not publish it last.
+        sort: one of COLUMNS, or a metric of metrics.toml: best first, rows without it last.
 
     Raises:
-        UnknownName: no source, state, column or metric has that name; reports similar names.
+        UnknownName: there is no such source, state, column or metric; the message lists similar names.
     """
     entries = list(entries)
     sources = {entry.source for entry in load_manifests().entries.values()}
@@ -133,7 +133,7 @@ def _ordered(entries: list[ModelEntry], sort: str | None, had: dict[str, Availab
 
 
 def row_of(entry: ModelEntry, had: dict[str, Availability]) -> dict[str, Any]:
-    """One row as the list shows it."""
+    """Return one row as shown in the list."""
     best = headline(entry)
     return {
         "name": entry.name,
@@ -147,8 +147,8 @@ def row_of(entry: ModelEntry, had: dict[str, Availability]) -> dict[str, Any]:
 
 
 def text_of(rows: list[dict[str, Any]], width: int | None) -> str:
-    """Rows of `row_of` as a table; where its lines would not fit, without licences and without the parts that
-    a row's name tells."""
+    """Render rows of `row_of` as a table; if lines would not fit, without licences and columns that are
+    part of the row's name."""
     if not rows:
         return ""
     whole = text_table(list(rows[0]), [list(row.values()) for row in rows])

@@ -1,4 +1,4 @@
-"""Likely causes of a differing number: one wrong convention each, as a row with that one thing
+"""Likely causes of a differing accuracy: each is one wrong convention, as a row with one setting
 changed."""
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 COMPONENTS = ("backbone", "neck", "detector")
-NEAR = 0.01  # of the value range: normalisations closer than that count as one
+NEAR = 0.01  # fraction of the value range; closer normalisations count as equal
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A row with one thing changed.
+    """A row with one setting changed.
 
-    suspect, change: what is suspected, and the change, as text. entry: the changed row. kind: "selection"
-        leaves the network's outputs as they
-    are; "precision" computes in bfloat16; "half" leaves part of the weights at their initial values; "ends"
-    reads box ends the other way.
+    suspect, change: the suspected setting and the change, as text. entry: the changed row. kind: "selection""
+        does not change the network's
+    outputs; "precision" computes in bfloat16; "half" leaves part of the weights at their initial values;"
+    "ends" inverts whether box ends are inclusive.
     """
 
     suspect: str
@@ -34,11 +34,11 @@ class Variant:
 
 
 def variants(entry: ModelEntry, model: nn.Module) -> Iterator[Variant]:
-    """Every change that makes sense for a row, suspect by suspect.
+    """Yield every change that applies to a row, suspect by suspect.
 
     Args:
         entry: with conventions.
-        model: the row's model, which says what it can be asked.
+        model: the row's model, which determines the applicable changes.
     """
     yield from _channel_order(entry)
     yield from _normalisation(entry)
@@ -61,7 +61,7 @@ def _channel_order(entry: ModelEntry) -> Iterator[Variant]:
 
 
 def _normalisation(entry: ModelEntry) -> Iterator[Variant]:
-    """Those that the bundles of conventions.toml know, each colour by colour in the row's own order."""
+    """Yield the normalisations in conventions.toml, in the row's channel order."""
     own, seen = entry.conventions.image, []
     seen.append(_affine(own.value_range, own.mean, own.std))
     for name, bundle in load_manifests().conventions.items():
@@ -87,8 +87,8 @@ def _normalisation(entry: ModelEntry) -> Iterator[Variant]:
 
 
 def _affine(value_range: str, mean: list[float], std: list[float]) -> list[float]:
-    """What black and white become, the slope first: (white - black, black) of each channel, in units of the
-    slope."""
+    """Return the normalised values of black and white: (white - black, black) of each channel, in units of
+    the slope."""
     factor, offset = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (2 / 255, -1.0)}[value_range]
     return [sum(factor / s for s in std), *((offset - m) / (255 * factor) for m in mean)]
 
@@ -121,7 +121,7 @@ def _resize(entry: ModelEntry) -> Iterator[Variant]:
 
 
 def _selection(entry: ModelEntry) -> Iterator[Variant]:
-    """Thresholds and limits, where the row's family has them."""
+    """Yield changes of thresholds and limits, if the row's family has them."""
     section = entry.detector.name if entry.detector.name in ("ssd", "retinanet") else "detections"
     values = getattr(entry.conventions, section, None)
     if values is None:
@@ -129,7 +129,7 @@ def _selection(entry: ModelEntry) -> Iterator[Variant]:
     limit = "per_image_keep" if section == "ssd" else "max_detections"
     for title, field, others in (
         ("score threshold", "score_threshold", (0.001, 0.05, 0.5)),
-        ("detections an image", limit, (20, 100, 300)),
+        ("detections per image", limit, (20, 100, 300)),
         ("NMS threshold", "nms_iou", (0.3, 0.5, 0.7)),
     ):
         for other in others:
@@ -140,7 +140,9 @@ def _selection(entry: ModelEntry) -> Iterator[Variant]:
                     with_value(entry, f"{section}.{field}", other),
                     "selection",
                 )
-    yield Variant("box ends", "x2 and y2 read the other way (the +1)", entry, "ends")
+    yield Variant(
+        "box ends", "x2 and y2 inclusive instead of exclusive, or the reverse (the +1)", entry, "ends"
+    )
 
 
 def _network(entry: ModelEntry, model: nn.Module) -> Iterator[Variant]:
@@ -149,7 +151,7 @@ def _network(entry: ModelEntry, model: nn.Module) -> Iterator[Variant]:
         aligned = pooling.aligned
         yield Variant(
             "RoIAlign alignment",
-            "off" if aligned else "shifted by half a cell",
+            "off" if aligned else "on (shift by half a pixel)",
             with_value(entry, "pooling.aligned", not aligned),
         )
     if hasattr(model.backbone if hasattr(model, "backbone") else model, "stride_in_1x1"):

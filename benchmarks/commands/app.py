@@ -1,4 +1,4 @@
-"""The application that every command registers on: output, errors and exit codes. No torch."""
+"""The typer application of bench.py: output, errors and exit codes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UsageError = typer.BadParameter.__base__
 
 
 def wrong_usage(error: ZooError | OSError) -> typer.Exit:
-    """Make the exception for an invalid argument: a one-line message, exit code 2."""
+    """Print a one-line message for an invalid argument; return the exception that exits with code 2."""
     first, *rest = (line.strip() for line in in_one_line(error).splitlines())
     say(f"error: {first} {'; '.join(rest)}".rstrip())
     return typer.Exit(2)
@@ -31,7 +31,7 @@ def wrong_usage(error: ZooError | OSError) -> typer.Exit:
 
 @contextmanager
 def checking_arguments() -> Iterator[None]:
-    """Report the project's errors in the block as wrong usage: one message, exit code 2."""
+    """Report errors raised in this block as wrong usage: one message, exit code 2."""
     try:
         yield
     except (ZooError, OSError) as error:
@@ -39,7 +39,7 @@ def checking_arguments() -> Iterator[None]:
 
 
 def _usage_exit(error: Any) -> Exception:
-    """Print a usage error on one line; a command without arguments prints its help."""
+    """Print a usage error on one line; for a command without arguments, print its help."""
     if type(error).__name__ == "NoArgsIsHelpError":
         return error
     command = error.ctx.command_path if error.ctx else "bench.py"
@@ -48,10 +48,10 @@ def _usage_exit(error: Any) -> Exception:
 
 
 class _Commands(TyperGroup):
-    """Turns the project's errors into one line and an exit code, and Ctrl-C into a sentence."""
+    """Prints each error as one line, sets the exit code, and reports Ctrl-C."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
-        """Read the arguments; 130 for Ctrl-C."""
+        """Parse the arguments; exit code 130 on Ctrl-C."""
         try:
             return super().make_context(*arguments, **options)
         except UsageError as error:
@@ -61,7 +61,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(INTERRUPTED) from None
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; 1 for what failed, 2 for wrong usage, 130 for Ctrl-C or SIGTERM."""
+        """Run the command; exit code 1 on failure, 2 on wrong usage, 130 on Ctrl-C or SIGTERM."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return super().invoke(ctx)
@@ -69,7 +69,7 @@ class _Commands(TyperGroup):
             raise wrong_usage(error) from None
         except UsageError as error:
             raise _usage_exit(error) from None
-        except BrokenPipeError:  # the reader of our output has left, as `head` does
+        except BrokenPipeError:  # stdout was closed by its reader, for example `head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except (ZooError, OSError) as error:
@@ -100,23 +100,23 @@ def options(
         bool, typer.Option("--version", help="print the version", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Benchmark tables of object detectors: rows of the manifests, measured here and as published."""
+    """Model zoo and benchmark of object detectors: published numbers beside measurements on this machine."""
 
 
 def emit(value: Any, as_json: bool, text: str, width: int | None = None) -> None:
-    """Print data to stdout: `value` as JSON, or the text, whose lines longer than `width` are wrapped."""
+    """Print to stdout: `value` as JSON, or the text with lines wrapped at `width` characters."""
     typer.echo(json.dumps(value, indent=2) if as_json else "\n".join(_fitting(printable(text), width)))
 
 
 def say(text: str) -> None:
-    """Print a message to stderr, secrets in URLs hidden; a progress bar is cleared first."""
+    """Print a message to stderr with secrets in URLs hidden; clear the progress bar first."""
     lines = _fitting(printable(without_secrets(text)), terminal_width(sys.stderr))
     make_way()
     typer.echo("\n".join(lines), err=True)
 
 
 def _fitting(text: str, width: int | None) -> list[str]:
-    """Wrap the lines of a text that are longer than `width`; no width: unchanged."""
+    """Wrap the lines of a text at `width` characters; None leaves them unchanged."""
     lines = text.split("\n")
     if width is None:
         return lines

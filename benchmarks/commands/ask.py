@@ -1,4 +1,4 @@
-"""Questions about models and the machine: explain, pick, fit, doctor, kernels, paths."""
+"""The commands explain, pick, fit, doctor, kernels and paths."""
 
 from __future__ import annotations
 
@@ -39,14 +39,18 @@ def explain(
     weights: WEIGHTS = "published",
     images: IMAGES = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="SECTION.FIELD=VALUE: a setting of the setup to explain")
+        list[str] | None,
+        typer.Option("--set", help="SECTION.FIELD=VALUE: change a setting of the row before explaining"),
     ] = None,
-    suspects: Annotated[str | None, typer.Option(help="comma-separated names; default: all")] = None,
-    expected: Annotated[float | None, typer.Option(help="the number that was expected, in percent")] = None,
+    suspects: Annotated[
+        str | None, typer.Option(help="comma-separated names of settings to try; default: all")
+    ] = None,
+    expected: Annotated[float | None, typer.Option(help="the accuracy that you expected, in percent")] = None,
     device: DEVICE = "auto",
     as_json: JSON = False,
 ) -> None:
-    """Explain why a number differs: change each likely setting and measure again on the same images."""
+    """Explain an unexpected accuracy: change one likely setting at a time, and measure again on the same
+    images."""
     from dataclasses import asdict
 
     from detection_zoo.benchmarks.run.arguments import check_row
@@ -77,16 +81,19 @@ def explain(
 
 @app.command()
 def pick(
-    max_ms: Annotated[float | None, typer.Option(help="model time per image, milliseconds")] = None,
-    max_gb: Annotated[float | None, typer.Option(help="training memory, GiB")] = None,
-    min_ap: Annotated[float | None, typer.Option(help="accuracy in percent, of --metric")] = None,
+    max_ms: Annotated[float | None, typer.Option(help="maximum model time per image, milliseconds")] = None,
+    max_gb: Annotated[float | None, typer.Option(help="maximum training memory, GiB")] = None,
+    min_ap: Annotated[float | None, typer.Option(help="minimum of --metric, in percent")] = None,
     metric: Annotated[
-        str, typer.Option(help="metric of --min-ap: box_ap, mask_ap, voc_map, top1 ... of metrics.toml")
+        str,
+        typer.Option(
+            help="metric for --min-ap: box_ap, mask_ap, voc_map, top1 ... (see manifests/metrics.toml)"
+        ),
     ] = "box_ap",
     max_parameters: Annotated[float | None, typer.Option(help="millions")] = None,
     licence: Annotated[str | None, typer.Option(help="permissive, or an SPDX name")] = None,
     hardware: Annotated[str | None, typer.Option(help="part of the name of the processor or GPU")] = None,
-    others: Annotated[int, typer.Option(min=0, help="how many non-qualifying rows to show")] = 10,
+    others: Annotated[int, typer.Option(min=0, help="how many of the other rows to show")] = 10,
     every_row: Annotated[
         bool, typer.Option("--all", help="include rows that cannot be built or lack weights")
     ] = False,
@@ -94,7 +101,7 @@ def pick(
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Pick the rows that fit a budget, best first, and list why others do not."""
+    """List the rows within a budget, best first, and why the others are not."""
     from dataclasses import asdict
 
     from detection_zoo.benchmarks.ask.pick import Wish, text_of
@@ -108,7 +115,7 @@ def pick(
         as_json,
         text_of(fits, rest, wish, others, width_of(wide)),
     )
-    say(f"{len(fits)} lines qualify, {len(rest)} rows do not")
+    say(f"{len(fits)} results are within the budget, {len(rest)} rows are not")
     if not fits:
         raise typer.Exit(1)
 
@@ -116,28 +123,21 @@ def pick(
 @app.command()
 def fit(
     row: ROW,
-    gb: Annotated[
-        float,
-        typer.Option(
-            min=0.01, help="memory limit of a process, GB of 2^30 bytes: GPU memory, or RAM on a CPU"
-        ),
-    ],
-    train: Annotated[bool, typer.Option("--train", help="training steps instead of inference")] = False,
+    gb: Annotated[float, typer.Option(min=0.01, help="memory limit in GiB: GPU memory, or RAM on a CPU")],
+    train: Annotated[bool, typer.Option("--train", help="search for training instead of inference")] = False,
     only: Annotated[
-        Literal["batch", "image"] | None, typer.Option(help="search for this only; default: both")
+        Literal["batch", "image"] | None, typer.Option(help="what to search for; default: both")
     ] = None,
     image: Annotated[
-        str, typer.Option(help="WIDTHxHEIGHT of the image files in pixels, before the row's resize")
+        str, typer.Option(help="WIDTHxHEIGHT of the images in pixels, before resizing")
     ] = "640x480",
     max_batch: Annotated[int, typer.Option(min=1, help="largest batch to try")] = 1024,
-    max_side: Annotated[
-        int, typer.Option(min=64, help="largest shorter side of an image to try, pixels")
-    ] = 8192,
+    max_side: Annotated[int, typer.Option(min=64, help="largest shorter image side to try, pixels")] = 8192,
     weights: WEIGHTS = "published",
     device: DEVICE = "auto",
     dtype: DTYPE = "float32",
     limit_s: Annotated[
-        float, typer.Option(min=1, help="seconds after which a trial ends its search")
+        float, typer.Option(min=1, help="stop the search when a trial takes longer than this many seconds")
     ] = 600.0,
     as_json: JSON = False,
 ) -> None:
@@ -185,7 +185,7 @@ def fit(
 
 @app.command()
 def doctor(as_json: JSON = False) -> None:
-    """Check hardware, libraries, manifests, records and disk; exit 1 if anything is broken."""
+    """Check hardware, libraries, manifests, records and disk space; exit 1 if anything is broken."""
     from detection_zoo.benchmarks.ask.doctor import examine
 
     findings, environment = examine()
@@ -209,7 +209,7 @@ def kernels(
     store: Annotated[Path | None, typer.Option(help="folder of timings; default: ./results/kernels")] = None,
     wide: WIDE = False,
 ) -> None:
-    """Time the GPU operators against torchvision's."""
+    """Time the GPU operators of this project and of torchvision."""
     from detection_zoo.benchmarks.measure.kernel_speed import report
     from detection_zoo.benchmarks.store import KERNELS, results_folder
 
@@ -221,25 +221,29 @@ def kernels(
 def paths(
     rows: Annotated[
         list[str] | None,
-        typer.Argument(help="detectors, or shell patterns; default: five families", autocompletion=row_names),
+        typer.Argument(
+            help="detectors, or shell patterns; default: one row of each of five families",
+            autocompletion=row_names,
+        ),
     ] = None,
     device: DEVICE = "auto",
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="input, pixels; default: usual ones")
+        str | None,
+        typer.Option(metavar="HxW", help="input size, pixels; default: the usual size of each detector"),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=3, help="timed calls of each")] = 5,
+    repeats: Annotated[int, typer.Option(min=3, help="timed calls per model")] = 5,
     as_json: JSON = False,
     store: Annotated[Path | None, typer.Option(help="folder of timings; default: ./results/kernels")] = None,
     wide: WIDE = False,
 ) -> None:
-    """Time detectors on the fast path beside the eager path and torchvision, with random weights."""
+    """Compare the fast path with the eager path and torchvision, with random weights."""
     from detection_zoo.benchmarks.run.arguments import chosen_rows
 
     height_width, where = size_of(size), device_of(device)
     with checking_arguments():
         named = [entry for entry in chosen_rows(rows or ()) if entry.task == "detection"] if rows else None
     if named == []:
-        raise typer.BadParameter(f"{', '.join(rows or ())}: no detector among these", param_hint="ROWS")
+        raise typer.BadParameter(f"{', '.join(rows or ())}: none of these is a detector", param_hint="ROWS")
     from detection_zoo.benchmarks.measure.detector_cases import DETECTORS, detector_cases
     from detection_zoo.benchmarks.measure.kernel_speed import report
     from detection_zoo.benchmarks.store import KERNELS, results_folder

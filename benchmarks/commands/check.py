@@ -1,4 +1,4 @@
-"""Reproducing numbers: evaluate, parity."""
+"""The commands evaluate and parity."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ from detection_zoo.benchmarks.commands.options import DATA, IMAGES, JSON, MAP, d
 @app.command()
 def evaluate(
     results_file: Annotated[
-        Path, typer.Argument(metavar="RESULTS", help="COCO results file, or folder of VOC comp4 files")
+        Path,
+        typer.Argument(
+            metavar="RESULTS", help="COCO results file, or folder of VOC results files (comp4_det_...txt)"
+        ),
     ],
     data: DATA = "shapes",
     renamed: MAP = "",
     images: IMAGES = None,
     as_json: JSON = False,
     kind: Annotated[
-        Literal["bbox", "segm", "keypoints"] | None, typer.Option(help="default: by the file's records")
+        Literal["bbox", "segm", "keypoints"] | None, typer.Option(help="default: recognised from the file")
     ] = None,
     every_image: Annotated[
-        bool, typer.Option("--every-image", help="images without a detection count as processed")
+        bool, typer.Option("--every-image", help="count images that have no detection as processed")
     ] = False,
-    per_class: Annotated[bool, typer.Option("--per-class", help="print AP of every class too")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="also print the AP of every class")] = False,
     errors: Annotated[
-        bool, typer.Option("--errors", help="print the AP50 lost to each error type too (TIDE)")
+        bool, typer.Option("--errors", help="also print the AP50 lost to each error type (TIDE)")
     ] = False,
 ) -> None:
-    """Evaluate a stored results file."""
+    """Compute COCO or VOC accuracy from a file of detections."""
     from detection_zoo.benchmarks.evaluation.accuracy import AccuracyReport, evaluate_results_file
     from detection_zoo.benchmarks.report.listing import accuracy, class_accuracy, mistakes
     from detection_zoo.benchmarks.run.progress import clock
@@ -48,7 +51,10 @@ def evaluate(
         notes.append(f"{results_file.name} on {dataset.name}: {len(dataset)} of {dataset.full_size} images")
         return report, notes
 
-    with clock("evaluate"), no_collection():  # and the dataset is gone before the collector may walk over it
+    with (
+        clock("evaluate"),
+        no_collection(),
+    ):  # the dataset is freed before garbage collection is enabled again
         report, notes = evaluated()
     text = [accuracy(report.metrics)]
     text += [class_accuracy(report.per_class)] if per_class else []
@@ -60,20 +66,20 @@ def evaluate(
 
 @app.command()
 def parity(
-    reference: Annotated[Path, typer.Option(help="folder of recorded outputs")],
+    reference: Annotated[Path, typer.Option(help="folder with outputs recorded from the original code")],
     row: Annotated[
-        str | None, typer.Argument(help="default: the row of the configuration named in the folder")
+        str | None, typer.Argument(help="default: the row for the configuration named in the folder")
     ] = None,
     dtype: Annotated[
-        Literal["float32", "float64"], typer.Option(help="precision of the recomputation")
+        Literal["float32", "float64"], typer.Option(help="precision of the computation")
     ] = "float32",
     checkpoint_format: Annotated[
         str | None,
-        typer.Option("--format", help="which of the folder's checkpoints; default: the source's own"),
+        typer.Option("--format", help="checkpoint format to load from the folder; default: the source's"),
     ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Compare a model with outputs recorded from the original code; exit 1 where anything differs."""
+    """Compare a model's outputs with those recorded from the original code; exit 1 if any differs."""
     from detection_zoo.benchmarks.run.parity import check_reference
     from detection_zoo.benchmarks.run.progress import clock
 

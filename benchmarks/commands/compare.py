@@ -1,4 +1,4 @@
-"""Models side by side: compare, compare-seeds, compare-records, self-check."""
+"""The commands compare, compare-seeds, compare-records and self-check."""
 
 from __future__ import annotations
 
@@ -29,22 +29,30 @@ from detection_zoo.benchmarks.commands.options import (
 )
 
 SMALLEST = Annotated[
-    float, typer.Option(min=0.0, max=0.5, help="smallest difference of interest, as a fraction of the time")
+    float,
+    typer.Option(
+        min=0.0, max=0.5, help="smallest difference in time that matters, as a fraction (0.02 is 2 %)"
+    ),
 ]
 SMALLEST_AP = Annotated[
-    float, typer.Option(min=0.0, help="smallest difference of interest of AP or top-1, in points")
+    float, typer.Option(min=0.0, help="smallest difference in AP or top-1 that matters, in percentage points")
 ]
-BLOCKS = Annotated[int, typer.Option(min=2, help="maximum number of blocks of fresh processes")]
+BLOCKS = Annotated[
+    int, typer.Option(min=2, help="maximum number of blocks; each block starts fresh processes")
+]
 ROUNDS = Annotated[
-    int, typer.Option(min=2, help="rounds per block; in a round every model runs the same images")
+    int, typer.Option(min=2, help="rounds per block; in each round, every model runs on the same images")
 ]
-BUDGET = Annotated[float, typer.Option(min=1, help="no block begins after this many seconds")]
+BUDGET = Annotated[float, typer.Option(min=1, help="start no new block after this many seconds")]
 THREADS = Annotated[
-    int, typer.Option(min=1, help="CPU threads per operator; 1: CPU time decides, more: wall time")
+    int,
+    typer.Option(
+        min=1, help="CPU threads per operator; with 1, the verdict uses CPU time, otherwise wall time"
+    ),
 ]
-TIMED_IMAGES = Annotated[int, typer.Option(min=1, help="number of timed images")]
+TIMED_IMAGES = Annotated[int, typer.Option(min=1, help="number of different images to time")]
 STALL = Annotated[float, typer.Option(min=1, help="kill a model after this many seconds without progress")]
-SEED = Annotated[int, typer.Option(min=0, help="random seed of the order")]
+SEED = Annotated[int, typer.Option(min=0, help="random seed for the order of the models")]
 
 
 def _spec(
@@ -73,7 +81,7 @@ def _spec(
 
 
 def _entrants(rows: list[str], weights: str, data: str, images: int | None) -> list[Any]:
-    """The rows with their weights, checked: anything wrong with them is wrong usage."""
+    """Resolve and check the rows and their weights; any problem is wrong usage."""
     from detection_zoo.benchmarks.compare.options import entrants_of
     from detection_zoo.benchmarks.run.arguments import check_row
     from detection_zoo.benchmarks.run.subject import Sources
@@ -94,7 +102,7 @@ def _entrants(rows: list[str], weights: str, data: str, images: int | None) -> l
 def compare(
     rows: Annotated[
         list[str],
-        typer.Argument(metavar="ROW[@WEIGHTS]...", help="two rows or more; the first is the reference"),
+        typer.Argument(metavar="ROW[@WEIGHTS]...", help="two or more rows; the first is the reference"),
     ],
     data: DATA = "shapes",
     classes: CLASSES = "all",
@@ -110,7 +118,9 @@ def compare(
     smallest_ap: SMALLEST_AP = 0.5,
     with_ap: Annotated[
         bool,
-        typer.Option("--ap", help="compare AP (classifiers: top-1) too, by a paired bootstrap over images"),
+        typer.Option(
+            "--ap", help="also compare AP (top-1 for classifiers) with a paired bootstrap over images"
+        ),
     ] = False,
     blocks: BLOCKS = 32,
     rounds: ROUNDS = 12,
@@ -120,12 +130,12 @@ def compare(
     stall_s: STALL = 300.0,
     seed: SEED = 0,
     store: Annotated[
-        Path | None, typer.Option(help="folder of comparisons; default: ./results/comparisons")
+        Path | None, typer.Option(help="folder of comparison records; default: ./results/comparisons")
     ] = None,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Run models side by side; the verdict on each metric is FASTER, SAME, SLOWER or UNDECIDED."""
+    """Run models alternately; give a verdict per metric: FASTER, SAME, SLOWER or UNDECIDED."""
     from detection_zoo.benchmarks.compare.options import CompareOptions
     from detection_zoo.benchmarks.compare.record import write_comparison
     from detection_zoo.benchmarks.compare.text import comparison_text
@@ -167,7 +177,7 @@ def compare_seeds(
         list[str],
         typer.Argument(
             metavar="ROW[@WEIGHTS]...",
-            help="each with the weights of one training; the first row is the reference",
+            help="one ROW@WEIGHTS per training run (seed); the first row is the reference",
         ),
     ],
     data: DATA = "shapes",
@@ -181,7 +191,8 @@ def compare_seeds(
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """AP of several trainings of each row: spread by seed, difference over images and seeds."""
+    """Compare rows over several training seeds: AP spread per row, and the AP difference with its
+    interval."""
     from detection_zoo.benchmarks.tabular import render
 
     spec = _spec(device, "float32", False, images, 1, 1).model_copy(update={"seed": seed})
@@ -200,19 +211,19 @@ def compare_seeds(
 def compare_records(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="ROW|RECORD...", help="rows or record ids; the first is the reference"),
+        typer.Argument(metavar="ROW|RECORD...", help="rows or record IDs; the first is the reference"),
     ],
     anyway: Annotated[
-        bool, typer.Option("--anyway", help="compare despite differences, with footnotes")
+        bool, typer.Option("--anyway", help="compare records with different settings too, with footnotes")
     ] = False,
     relative_to: Annotated[
-        str | None, typer.Option(help="print times relative to this row on the same hardware")
+        str | None, typer.Option(help="print times relative to this row's time on the same hardware")
     ] = None,
     store: READ_STORE = None,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Print ratios of stored records with the spread between runs; only `compare` gives verdicts."""
+    """Print ratios of stored records and the spread between runs; for verdicts use `compare`."""
     from detection_zoo.benchmarks.compare.stored import compare_stored, relative_speeds
     from detection_zoo.benchmarks.compare.text import relative_text, stored_text
     from detection_zoo.benchmarks.store import stored_runs
@@ -237,22 +248,23 @@ def compare_records(
 @app.command("self-check")
 def self_check(
     row: Annotated[
-        str | None, typer.Argument(metavar="ROW[@WEIGHTS]", help="the row that is compared with itself")
+        str | None, typer.Argument(metavar="ROW[@WEIGHTS]", help="the row to compare with itself")
     ] = None,
     statistics: Annotated[
         bool,
         typer.Option(
-            "--statistics", help="without a row: error rates of intervals and verdicts on simulated times"
+            "--statistics", help="needs no row: error rates of the intervals and verdicts on simulated times"
         ),
     ] = False,
     runs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="comparisons of each kind, default 20; with --statistics simulated runs, 1000"
+            min=1,
+            help="comparisons of each kind (default 20); with --statistics, simulated runs (default 1000)",
         ),
     ] = None,
     slow_down: Annotated[
-        float, typer.Option(min=0.001, max=1, help="extra work of the slowed copy, as a fraction")
+        float, typer.Option(min=0.001, max=1, help="extra work of the slowed-down copy, as a fraction")
     ] = 0.03,
     data: DATA = "shapes",
     weights: WEIGHTS = "published",
@@ -271,7 +283,8 @@ def self_check(
     seed: SEED = 0,
     as_json: JSON = False,
 ) -> None:
-    """Compare a row with itself and with a slowed copy, many times, and count the verdicts."""
+    """Check the method: compare a row many times with itself and with a slowed-down copy; count the
+    verdicts."""
     if statistics:
         from detection_zoo.benchmarks.compare.coverage import RUNS, coverage, coverage_data, coverage_text
 

@@ -1,4 +1,4 @@
-"""Models as files for other engines: export."""
+"""The command export."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ def export(
     row: ROW,
     to: Annotated[
         Literal["torch-export", "onnx", "openvino", "tensorrt-onnx"],
-        typer.Option(help="tensorrt-onnx: no size inside depends on values but NMS's"),
+        typer.Option(help="tensorrt-onnx: ONNX in which only NMS has data-dependent shapes"),
     ],
     out: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="file; default: ./ROW with its suffix")
+        Path | None,
+        typer.Option(dir_okay=False, help="output file; default: ./ROW with the suffix of the format"),
     ] = None,
     weights: WEIGHTS = "published",
     checkpoint_format: FORMAT = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="input, pixels; default: holds the compared images")
+        str | None,
+        typer.Option(metavar="HxW", help="input size, pixels; default: large enough for the compared images"),
     ] = None,
     data: DATA = "shapes",
     classes: CLASSES = "all",
     renamed: MAP = "",
     images: Annotated[
         int | None,
-        typer.Option(min=1, help="how many images of the data are compared; default: 2, of int8 20"),
+        typer.Option(min=1, help="number of images of the data to compare on; default: 2, of int8 20"),
     ] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="openvino: quantise the network to 8 bits, after training")
@@ -51,7 +53,8 @@ def export(
     ] = None,
     calibration_images: Annotated[int, typer.Option(min=1, help="the first N of them")] = 100,
 ) -> None:
-    """Write a detector, from image to detections, as a file for another engine; compare it with the model."""
+    """Export a detector with its pre- and post-processing, and compare the file's detections with the
+    model's."""
     from detection_zoo.benchmarks.run.arguments import checked_rows
     from detection_zoo.benchmarks.run.exporting import export_subject
     from detection_zoo.benchmarks.run.progress import clock
@@ -74,13 +77,15 @@ def export(
     if path.suffix != SUFFIXES[to]:
         raise typer.BadParameter(f"{path}: a file for {to} ends in {SUFFIXES[to]}", param_hint="--out")
     sources = Sources(data_of(data, classes, renamed), weights, None, checkpoint_format)
-    with checking_arguments(), clock("check row, weights and data"):
+    with checking_arguments(), clock("checking row, weights and data"):
         [entry] = checked_rows([row], sources, images, say)
         if calibrate:
             open_data(entry, calibrate, calibration_images)
         if entry.task != "detection":
-            raise typer.BadParameter(f"{row} is a classifier; a detector is exported", param_hint="ROW")
-    with clock(f"export {row}"):
+            raise typer.BadParameter(
+                f"{row} is a classifier; only detectors can be exported", param_hint="ROW"
+            )
+    with clock(f"exporting {row}"):
         subject = build_subject(entry, identify_weights(entry, weights)[1], "cpu", checkpoint_format)
         subject.model.eval()
         subject.dataset = open_data(entry, sources.data, images)

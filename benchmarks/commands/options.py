@@ -1,4 +1,4 @@
-"""Options that several commands share, and the checks of their values. No torch."""
+"""Options shared by several commands, and checks of their values. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from detection_zoo.benchmarks.terminal import terminal_width
 
-MOST_WORKERS = 8  # that --workers auto starts
+MOST_WORKERS = 8  # upper limit of --workers auto
 
 
 def row_names(incomplete: str) -> list[str]:
@@ -22,18 +22,22 @@ def row_names(incomplete: str) -> list[str]:
     return [name for name in load_manifests().entries if name.startswith(incomplete)]
 
 
-ROW = Annotated[str, typer.Argument(help="name of a row", autocompletion=row_names)]
+ROW = Annotated[
+    str, typer.Argument(help="name of a model in the manifests (a row)", autocompletion=row_names)
+]
 JSON = Annotated[bool, typer.Option("--json", help="print JSON")]
-WIDE = Annotated[bool, typer.Option("--wide", help="do not wrap lines to the terminal width")]
+WIDE = Annotated[bool, typer.Option("--wide", help="do not wrap lines at the terminal width")]
 STORE = Annotated[
-    Path | None, typer.Option(file_okay=False, help="folder of records; default: ./results/runs")
+    Path | None, typer.Option(file_okay=False, help="folder of measurement records; default: ./results/runs")
 ]
 READ_STORE = Annotated[
     Path | None,
-    typer.Option("--store", exists=True, file_okay=False, help="folder of records; default: ./results/runs"),
+    typer.Option(
+        "--store", exists=True, file_okay=False, help="folder of measurement records; default: ./results/runs"
+    ),
 ]
 PROTOCOL = Annotated[
-    str, typer.Option(help="timing protocol of manifests/protocols.toml; a table shows only one")
+    str, typer.Option(help="timing protocol of manifests/protocols.toml; each table shows one protocol")
 ]
 METRICS = Annotated[
     str | None,
@@ -45,41 +49,53 @@ DATA = Annotated[
     str,
     typer.Option(
         help=(
-            "PATH of own data (COCO, YOLO, VOC or ImageNet layout), coco:DIR[:SPLIT],"
+            "PATH of your own data (COCO, YOLO, VOC or ImageNet layout), coco:DIR[:SPLIT],"
             " voc:VOCDEVKIT:YEAR:SPLIT,"
             " imagenet:DIR or shapes[:SPLIT]"
         )
     ),
 ]
 CLASSES = Annotated[
-    Literal["all", "common"], typer.Option(help="common: only classes that the data and the model share")
+    Literal["all", "common"],
+    typer.Option(help="common: only the classes that both the data and the model have"),
 ]
-MAP = Annotated[str, typer.Option("--map", help='rename data classes to model classes: "car=vehicle,..."')]
+MAP = Annotated[
+    str, typer.Option("--map", help='rename classes of the data to classes of the model: "car=vehicle,..."')
+]
 WEIGHTS = Annotated[
-    str, typer.Option(help="random, published, stand-in:REFERENCE_FOLDER, or a checkpoint's path")
+    str,
+    typer.Option(
+        help="random, published, the path of a checkpoint, or stand-in:FOLDER (weights used by"
+        " the parity tests)"
+    ),
 ]
 FORMAT = Annotated[
-    str | None, typer.Option("--format", help="checkpoint format of the file, if not the row's own")
+    str | None, typer.Option("--format", help="checkpoint format of the file; default: the row's")
 ]
-DEVICE = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda if torch finds a GPU")]
-IMAGES = Annotated[int | None, typer.Option(min=1, help="use the first N images and their ground truth only")]
-WORKERS = Annotated[str, typer.Option(help="data loading processes; auto: up to 8 a GPU, 0 on a CPU")]
+DEVICE = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda if torch finds a GPU, otherwise cpu")
+]
+IMAGES = Annotated[int | None, typer.Option(min=1, help="use only the first N images and their ground truth")]
+WORKERS = Annotated[str, typer.Option(help="data loading processes; auto: up to 8 per GPU, 0 on a CPU")]
 BATCH = Annotated[int, typer.Option(min=1, help="images per forward pass")]
-DTYPE = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="16-bit types by autocast")]
+DTYPE = Annotated[
+    Literal["float32", "float16", "bfloat16"], typer.Option(help="float16 and bfloat16 use torch.autocast")
+]
 PATH = Annotated[
     Literal["eager", "fast", "onnxruntime", "openvino"],
     typer.Option(
         help=(
-            "fast: norms folded, channels-last, weights in --dtype; onnxruntime, openvino: the exported"
-            " model; each compared with eager first"
+            "eager: plain PyTorch; fast: folded BatchNorm, channels-last, weights in"
+            " --dtype; onnxruntime, openvino: the exported"
+            " model. The output is first compared with eager's"
         )
     ),
 ]
-TF32 = Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 products")]
+TF32 = Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 matrix products and convolutions")]
 
 
 def data_of(data: str, classes: str, renamed: str) -> str:
-    """The --data argument with the choice of classes; an invalid --map is wrong usage."""
+    """Combine --data with the choice of classes; an invalid --map is wrong usage."""
     from detection_zoo.zoo.data.class_choice import ClassChoice
     from detection_zoo.zoo.errors import DatasetError
 
@@ -90,11 +106,11 @@ def data_of(data: str, classes: str, renamed: str) -> str:
 
 
 def workers_of(text: str, device: str) -> int:
-    """The --workers argument as a number; an invalid one is wrong usage."""
+    """Parse --workers as a number; an invalid value is wrong usage."""
     from detection_zoo.benchmarks.environment import usable_cores
 
-    if text == "auto":  # on a CPU they would take the processors from the model
-        processes = int(os.environ.get("WORLD_SIZE") or 1)  # of torchrun, which share the processors
+    if text == "auto":  # on a CPU, workers would compete with the model for cores
+        processes = int(os.environ.get("WORLD_SIZE") or 1)  # processes started by torchrun share the cores
         return min(MOST_WORKERS, max(usable_cores() // processes, 1)) if device == "cuda" else 0
     if not (text.isascii() and text.isdecimal() and int(text) <= 256):
         raise typer.BadParameter(f"{text!r} is neither auto nor a number up to 256", param_hint="--workers")
@@ -102,13 +118,13 @@ def workers_of(text: str, device: str) -> int:
 
 
 def width_of(wide: bool) -> int | None:
-    """Characters per line of output: COLUMNS or the terminal's; None with --wide, or where stdout is not
-    a terminal."""
+    """Return the output width in characters: COLUMNS or the terminal's width; None with --wide or when stdout
+    is not a terminal."""
     return None if wide else terminal_width()
 
 
 def groups_of(text: str | None) -> tuple[str, ...]:
-    """The --metrics argument; an unknown name is wrong usage."""
+    """Parse --metrics; an unknown name is wrong usage."""
     from detection_zoo.benchmarks.spec import METRIC_GROUPS
     from detection_zoo.zoo.registry import did_you_mean
 
@@ -122,7 +138,7 @@ def groups_of(text: str | None) -> tuple[str, ...]:
 
 
 def check_metric(name: str) -> None:
-    """The --metric argument: a metric shown for all rows; any other is wrong usage."""
+    """Check --metric: it must be a metric that tables show for all rows; any other is wrong usage."""
     from detection_zoo.zoo.manifest import load_manifests
     from detection_zoo.zoo.registry import did_you_mean
 
@@ -134,7 +150,7 @@ def check_metric(name: str) -> None:
 
 
 def check_protocol(name: str) -> None:
-    """The --protocol argument; an unknown name is wrong usage."""
+    """Check --protocol; an unknown name is wrong usage."""
     from detection_zoo.zoo.manifest import load_manifests
     from detection_zoo.zoo.registry import did_you_mean
 
@@ -145,7 +161,7 @@ def check_protocol(name: str) -> None:
 
 
 def check_path(path: str, device: str, dtype: str) -> None:
-    """An engine that is not installed, or does not run there or in that type, is wrong usage."""
+    """Check --path: the engine must be installed and support the device and dtype, or it is wrong usage."""
     from detection_zoo.zoo.export.kinds import ENGINE_PACKAGES, ENGINE_TYPES
 
     if path not in ENGINE_PACKAGES:
@@ -188,7 +204,7 @@ def checked_file(file: Path, path: str, rows: Sequence[str], batch: int) -> Any:
 
 
 def device_of(wanted: str) -> str:
-    """The --device argument; a missing GPU is wrong usage."""
+    """Parse --device; a missing GPU is wrong usage."""
     from detection_zoo.benchmarks.environment import choose_device
 
     try:
@@ -198,7 +214,7 @@ def device_of(wanted: str) -> str:
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of "HxW"; wrong usage otherwise."""
+    """Parse "HxW" as (height, width); any other text is wrong usage."""
     if text is None:
         return None
     sides = text.lower().split("x")

@@ -1,4 +1,4 @@
-"""Information about models: list, show, import-config, table, report. No torch."""
+"""The commands list, show, import-config, table and report. Do not import torch."""
 
 from __future__ import annotations
 
@@ -22,19 +22,27 @@ from detection_zoo.benchmarks.commands.options import (
 @app.command("list")
 def list_rows(
     pattern: Annotated[
-        str, typer.Argument(help="part of a name, a shell pattern, or a source", autocompletion=row_names)
+        str,
+        typer.Argument(help="part of a name, a pattern such as ssd*, or a source", autocompletion=row_names),
     ] = "*",
-    source: Annotated[str | None, typer.Option(help="rows of this source: vovnet, detectron ...")] = None,
-    detector: Annotated[str | None, typer.Option(help="part of a detector's name, or classifier")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="only rows of this source: vovnet, detectron ...")
+    ] = None,
+    detector: Annotated[
+        str | None,
+        typer.Option(help="only rows whose detector's name contains this; classifier for classifiers"),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="available (here or fetchable), here, fetchable, needs a person, partial, none, numbers only"
+            help="state of the weights: available (here or fetchable), here, fetchable, needs"
+            " a person (manual download), partial, none, numbers only"
         ),
     ] = None,
     licence: Annotated[str | None, typer.Option(help="permissive, or an SPDX name")] = None,
     sort: Annotated[
-        str | None, typer.Option(help="name, detector, backbone, dataset, licence, weights, or a metric")
+        str | None,
+        typer.Option(help="sort by name, detector, backbone, dataset, licence, weights, or a metric"),
     ] = None,
     wide: WIDE = False,
     as_json: JSON = False,
@@ -55,7 +63,7 @@ def list_rows(
 
 @app.command()
 def show(row: ROW, wide: WIDE = False, as_json: JSON = False) -> None:
-    """Show one row of the manifests in full."""
+    """Show everything that the manifest says about one row."""
     from detection_zoo.benchmarks.report.listing import described
     from detection_zoo.zoo.created_row import row_named
 
@@ -66,22 +74,24 @@ def show(row: ROW, wide: WIDE = False, as_json: JSON = False) -> None:
 @app.command()
 def table(
     source: Annotated[
-        str | None, typer.Argument(help="source or table; default: every source with a measured row")
+        str | None, typer.Argument(help="source or table name; default: every source with a measured row")
     ] = None,
     store: READ_STORE = None,
     out: Annotated[
-        Path | None, typer.Option(help="also write it to this file: .md, .csv, .json, .tex or .txt")
+        Path | None, typer.Option(help="also write the table to this file: .md, .csv, .json, .tex or .txt")
     ] = None,
     protocol: PROTOCOL = "zoo",
     form: Annotated[
         Literal["text", "markdown", "csv", "json", "latex"], typer.Option("--format", help="output format")
     ] = "text",
     as_csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False,
-    measured: Annotated[bool, typer.Option("--measured", help="only rows with a stored run")] = False,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="show only rows with a stored measurement")
+    ] = False,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Print a source's own table, published beside measured."""
+    """Print a source's table: published numbers beside measured ones."""
     from detection_zoo.benchmarks.report.tables import tables_of
     from detection_zoo.benchmarks.tabular import render
 
@@ -94,7 +104,7 @@ def table(
     for problem in problems:
         say(f"warning: {problem}")
     if source is None and not tables:
-        say("no row is measured yet; give a source to see its published numbers")
+        say("no row has been measured yet; name a source to see its published numbers")
     say(
         f"{len(tables)} tables, {sum(len(t.rows) for t in tables)} lines"
         + (f"; {len(problems)} records could not be used" if problems else "")
@@ -105,13 +115,14 @@ def table(
 def import_config(
     file: Annotated[Path, typer.Argument(help="YAML file of Detectron or Detectron.pytorch")],
     source: Annotated[
-        str | None, typer.Option(help="manifest that the row is for; default: by the file's options")
+        str | None,
+        typer.Option(help="manifest that will hold the row; default: recognised from the file's options"),
     ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Turn a configuration of Detectron or Detectron.pytorch into a manifest row.
+    """Convert a configuration file of Detectron or Detectron.pytorch to a manifest row.
 
-    Reports what was fixed, and what is not supported.
+    Also prints notes on corrected options, and the options that are not supported.
     """
     from detection_zoo.zoo.importers.import_config import import_config as read
 
@@ -138,26 +149,24 @@ def import_config(
 @app.command()
 def report(
     out: Annotated[
-        Path | None,
-        typer.Option(help="folder to write into; default: ./results, in a checkout results/local"),
+        Path | None, typer.Option(help="output folder; default: ./results, in a git checkout results/local")
     ] = None,
     formats: Annotated[
         str, typer.Option("--format", help="comma-separated: md, csv, json, latex, svg, png, html")
     ] = "md,csv,svg,html",
     store: READ_STORE = None,
     check: Annotated[
-        bool,
-        typer.Option("--check", help="write nothing; exit 1 where the checkout's tracked results are stale"),
+        bool, typer.Option("--check", help="write nothing; exit 1 if the tracked results are out of date")
     ] = False,
     as_json: JSON = False,
 ) -> None:
-    """Make tables, figures and the page from stored records alone."""
+    """Generate tables, figures and the HTML page from the stored records."""
     from detection_zoo.benchmarks.report.generate import FORMATS, make_report, stale_report
 
     wanted = {name.strip() for name in formats.split(",") if name.strip()}
     if wanted - set(FORMATS):
         raise typer.BadParameter(
-            f"unknown format {', '.join(sorted(wanted - set(FORMATS)))}; there are {', '.join(FORMATS)}",
+            f"unknown format {', '.join(sorted(wanted - set(FORMATS)))}; choose from {', '.join(FORMATS)}",
             param_hint="--format",
         )
     try:

@@ -1,4 +1,4 @@
-"""Measuring and looking: run, reproduce, detect."""
+"""The commands run, reproduce and detect."""
 
 from __future__ import annotations
 
@@ -44,14 +44,19 @@ from detection_zoo.benchmarks.terminal import terminal_width
 @app.command()
 def run(
     rows: Annotated[
-        list[str] | None, typer.Argument(help="rows, shell patterns, or sources", autocompletion=row_names)
+        list[str] | None,
+        typer.Argument(
+            help="rows, patterns such as ssd*, or sources such as vovnet", autocompletion=row_names
+        ),
     ] = None,
     backbone: Annotated[
         list[str] | None,
-        typer.Option(help="run a registered backbone or timm.NAME without a row, untrained; repeatable"),
+        typer.Option(
+            help="benchmark an untrained backbone that has no row: a registered name or timm.NAME; repeatable"
+        ),
     ] = None,
     detector: Annotated[
-        str, typer.Option(help="detector for --backbone; classifier for ImageNet")
+        str, typer.Option(help="detector built on --backbone; classifier for ImageNet")
     ] = "faster_rcnn",
     data: DATA = "shapes",
     classes: CLASSES = "all",
@@ -59,7 +64,8 @@ def run(
     weights: WEIGHTS = "published",
     checkpoint_format: FORMAT = None,
     train_data: Annotated[
-        str | None, typer.Option(help="images for training steps; default: the training split beside --data")
+        str | None,
+        typer.Option(help="images for timed training steps; default: the training split next to --data"),
     ] = None,
     metrics: METRICS = None,
     device: DEVICE = "auto",
@@ -75,19 +81,22 @@ def run(
     ] = None,
     tta: Annotated[
         bool,
-        typer.Option("--tta", help="accuracy with test-time augmentation: the row's own, or Detectron's"),
+        typer.Option(
+            "--tta", help="measure accuracy with test-time augmentation: the row's setting, or Detectron's"
+        ),
     ] = False,
     soft_nms: Annotated[
-        Literal["none", "linear", "gaussian"], typer.Option(help="soft-NMS instead of the row's own NMS")
+        Literal["none", "linear", "gaussian"], typer.Option(help="use soft-NMS instead of the row's NMS")
     ] = "none",
     protocol: PROTOCOL = "zoo",
-    budget_s: Annotated[float, typer.Option(min=0.1, help="time budget of each timed group, seconds")] = 60.0,
+    budget_s: Annotated[float, typer.Option(min=0.1, help="seconds spent on each timed metric group")] = 60.0,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="fresh processes to time in; default: 3 on a CPU, 1 on a GPU")
+        int | None,
+        typer.Option(min=1, help="number of fresh processes to time in; default: 3 on a CPU, 1 on a GPU"),
     ] = None,
     warm_up_s: Annotated[float, typer.Option(min=0.1, help="maximum warm-up, seconds")] = 20.0,
     timed_images: Annotated[
-        int, typer.Option(min=1, help="number of timed images, repeated in each pass")
+        int, typer.Option(min=1, help="number of different images to time; each pass repeats them")
     ] = 100,
     train_images: Annotated[int, typer.Option(min=1, help="images per training step")] = 2,
     train_steps: Annotated[int, typer.Option(min=2, help="maximum number of timed training steps")] = 200,
@@ -102,18 +111,23 @@ def run(
     memory_gb: Annotated[
         float | None,
         typer.Option(
-            min=0.1, help="kill a model above this memory, GB of 2^30 bytes; default: nearly all free memory"
+            min=0.1,
+            help="kill a model that uses more memory than this, in GiB; default: almost all free memory",
         ),
     ] = None,
     jobs: Annotated[
-        int, typer.Option(min=1, help="models in parallel, each on its own GPU (on a CPU they share it)")
+        int,
+        typer.Option(
+            min=1, help="models measured in parallel, each on its own GPU (on a CPU they share the cores)"
+        ),
     ] = 1,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="ray: the cluster of RAY_ADDRESS, one GPU per model")
+        Literal["local", "ray"],
+        typer.Option(help="local, or ray: the Ray cluster of RAY_ADDRESS, one GPU per model"),
     ] = "local",
     check: Annotated[
         bool,
-        typer.Option("--check", help="compare AP with what the rows' manifest expects; exit 1 if it differs"),
+        typer.Option("--check", help="compare AP with the expected AP in the manifest; exit 1 if it differs"),
     ] = False,
     wide: WIDE = False,
     as_json: JSON = False,
@@ -132,7 +146,7 @@ def run(
     check_protocol(protocol)
     if bool(rows) == bool(backbone):
         raise typer.BadParameter("give rows, or a backbone with --backbone", param_hint="ROWS")
-    if backbone and weights == "published":  # nobody publishes any for a model that is made up here
+    if backbone and weights == "published":  # a backbone without a row has no published weights
         weights = "random"
     rows = rows or [created_name(one, detector, data) for one in backbone]
     groups, data = groups_of(metrics or ("ap" if check else None)), data_of(data, classes, renamed)
@@ -146,7 +160,7 @@ def run(
             f"{', '.join(sorted(trained))}: training has no {path} path", param_hint="--path"
         )
     if in_process and (processes or 1) > 1:
-        raise typer.BadParameter("needs --processes 1", param_hint="--in-process")
+        raise typer.BadParameter("works only with --processes 1", param_hint="--in-process")
     spec = BenchmarkSpec(
         groups=groups,
         device=where,
@@ -169,11 +183,11 @@ def run(
         train_warm_up_steps=train_warm_up,
     )
     if in_process and (jobs > 1 or engine == "ray"):
-        raise typer.BadParameter("needs --jobs 1", param_hint="--in-process")
+        raise typer.BadParameter("works only with --jobs 1", param_hint="--in-process")
     memory_mib = None if memory_gb is None else memory_gb * 1024
     folder = store or results_folder() / RUNS
     options = SweepOptions(folder, again, not in_process, stall_s, limit_s, memory_mib, jobs, engine)
-    with checking_arguments(), clock("check rows, weights and data"):
+    with checking_arguments(), clock("checking rows, weights and data"):
         entries = checked_rows(rows, sources, images, say, fetch=engine == "local")
     if check and all(entry.training is None for entry in entries):
         raise typer.BadParameter("no row has an expected accuracy", param_hint="--check")
@@ -188,7 +202,7 @@ def run(
 
 
 def _as_expected(entries: Any, runs: Any) -> bool:
-    """Whether the accuracies are those expected by the rows' manifest; prints each."""
+    """Return whether every accuracy matches the one expected in the manifest; print each."""
     from detection_zoo.benchmarks.run.expected import check_runs
 
     good, lines = check_runs(entries, runs)
@@ -205,18 +219,18 @@ def _finish(sweep: Any, good: bool = True) -> None:
 
 @app.command()
 def reproduce(
-    source: Annotated[str, typer.Argument(help="a manifest: vovnet, detectron ...")],
-    data: Annotated[str | None, typer.Option(help="as for run")] = None,
+    source: Annotated[str, typer.Argument(help="a source, such as vovnet or detectron")],
+    data: Annotated[str | None, typer.Option(help="as in bench.py run")] = None,
     metrics: METRICS = None,
     device: DEVICE = "auto",
     images: IMAGES = None,
     workers: WORKERS = "auto",
     store: STORE = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what could be run")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list what can be run, and run nothing")] = False,
     wide: WIDE = False,
     as_json: JSON = False,
 ) -> None:
-    """Run every row of a source that has weights, and list what is missing for the others."""
+    """Benchmark every row of a source that has weights; list what the other rows lack."""
     from detection_zoo.benchmarks.report.tables import tables_of
     from detection_zoo.benchmarks.run.options import SweepOptions
     from detection_zoo.benchmarks.run.progress import clock
@@ -261,22 +275,26 @@ def detect(
             help='images, videos, folders, patterns ("shots/**/*.jpg"), camera indices (0)',
         ),
     ],
-    out: Annotated[Path, typer.Option(help="folder for the drawn images and videos")],
+    out: Annotated[Path, typer.Option(help="folder for the output images and videos")],
     weights: WEIGHTS = "published",
     checkpoint_format: FORMAT = None,
     device: DEVICE = "auto",
     min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="minimum score of drawn and saved detections")
+        float, typer.Option(min=0, max=1, help="minimum score of a detection to draw and save")
     ] = 0.5,
     save: Annotated[
-        Literal["json", "csv", "yolo", "coco"] | None, typer.Option(help="also write the detections to --out")
+        Literal["json", "csv", "yolo", "coco"] | None,
+        typer.Option(help="also write the detections to --out in this format"),
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="frames of each video; default: all, of a camera until Ctrl-C")
+        int | None,
+        typer.Option(
+            min=1, help="maximum number of frames per video; default: all (a camera runs until Ctrl-C)"
+        ),
     ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Draw a row's detections on images and videos: boxes, masks, keypoints."""
+    """Detect objects in images and videos, and draw the boxes, masks and keypoints."""
     from detection_zoo.benchmarks.run.arguments import check_weights
     from detection_zoo.benchmarks.run.detect import check_detect, detect_files, text_of_files
     from detection_zoo.benchmarks.run.inputs import inputs_of
@@ -302,8 +320,8 @@ def detect(
     emit(records, as_json, text_of_files(records), terminal_width())
     say(
         f"{len({record['drawn'] for record in records})} files in {out},"
-        f" {sum(len(record['detections']) for record in records)} detections of score {min_score:g} and more"
-        + ("; stopped by Ctrl-C" if interrupted else "")
+        f" {sum(len(record['detections']) for record in records)} detections with a score"
+        f" of at least {min_score:g}" + ("; stopped by Ctrl-C" if interrupted else "")
     )
     if interrupted:
         raise typer.Exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Training: train."""
+"""The commands train and train-step."""
 
 from __future__ import annotations
 
@@ -26,124 +26,155 @@ from detection_zoo.benchmarks.terminal import terminal_width
 
 @app.command()
 def train(
-    row: Annotated[str, typer.Argument(help="name of a row; every default below is the row's own")],
-    out: Annotated[Path, typer.Option(file_okay=False, help="folder of the run")],
+    row: Annotated[str, typer.Argument(help="name of a row; it sets the defaults of the options below")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="output folder: logs and checkpoints")],
     data: Annotated[
         str,
         typer.Option(
-            help="PATH of own data, coco:DIR[:SPLIT], voc:VOCDEVKIT:YEAR:SPLIT, imagenet:DIR or shapes"
+            help="PATH of your own data, coco:DIR[:SPLIT], voc:VOCDEVKIT:YEAR:SPLIT, imagenet:DIR or shapes"
         ),
     ] = "shapes",
     eval_data: Annotated[
-        str | None, typer.Option(help="validation images; default: the validation split beside --data")
+        str | None, typer.Option(help="validation data; default: the validation split next to --data")
     ] = None,
     classes: Annotated[
         Literal["all", "common"],
-        typer.Option(help="all: the data's, and a new head where they differ; common: those of the row too"),
+        typer.Option(
+            help="all: all classes of the data, with new output layers if they differ from the"
+            " row's; common: only classes that the row has too"
+        ),
     ] = "all",
     renamed: MAP = "",
-    images: Annotated[int | None, typer.Option(min=1, help="the first N training images only")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="use only the first N training images")] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="to start from: initial (what the row starts from), random, published, a file,"
-            " backbone:FILE of a classifier, or backbone:timm (timm's hub); default: initial, or published"
-            " where the classes are not the row's"
+            help="initial weights: initial (as the row's recipe says), random, published, a checkpoint file,"
+            " backbone:FILE (a classifier's checkpoint) or backbone:timm (from timm's"
+            " hub); default: initial, or published"
+            " if the classes differ from the row's"
         ),
     ] = None,
     checkpoint_format: FORMAT = None,
     schedule: Annotated[
         str | None,
-        typer.Option(help="of schedules.toml; default: the row's, or fine_tune where the classes are other"),
+        typer.Option(
+            help="schedule of schedules.toml; default: the row's, or fine_tune if the classes differ"
+        ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="images of one forward pass, over all processes")
+        int | None, typer.Option(min=1, help="images per forward pass, summed over all processes")
     ] = None,
     fit_gb: Annotated[
         float | None,
-        typer.Option(min=0.1, help="in place of --batch: the largest that fits in so many GB, found by fit"),
+        typer.Option(min=0.1, help="use the largest batch that fits in this many GiB, instead of --batch"),
     ] = None,
     accumulate: Annotated[
-        int, typer.Option(min=1, help="forward passes an update; their gradients are summed")
+        int, typer.Option(min=1, help="gradient accumulation: forward passes per optimizer step")
     ] = 1,
-    lr: Annotated[float | None, typer.Option(help="learning rate, for that batch")] = None,
+    lr: Annotated[float | None, typer.Option(help="learning rate for this batch size")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="updates")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="in place of --iterations")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="number of epochs, instead of --iterations")
+    ] = None,
     lr_steps: Annotated[
         str | None,
-        typer.Option(help="comma-separated: where the rate drops, in iterations (or epochs, with --epochs)"),
+        typer.Option(
+            help="comma-separated iterations at which the learning rate drops (epochs, with --epochs)"
+        ),
     ] = None,
-    warmup: Annotated[int | None, typer.Option(min=0, help="iterations of the warm-up")] = None,
+    warmup: Annotated[int | None, typer.Option(min=0, help="warm-up iterations")] = None,
     optimizer: Annotated[
-        Literal["sgd", "adam", "adamw"] | None, typer.Option(help="default: the row's own")
+        Literal["sgd", "adam", "adamw"] | None, typer.Option(help="optimizer; default: the row's")
     ] = None,
     policy: Annotated[
-        Literal["steps", "cosine"] | None, typer.Option(help="how the rate falls; default: the row's own")
+        Literal["steps", "cosine"] | None, typer.Option(help="learning rate schedule; default: the row's")
     ] = None,
-    clip_norm: Annotated[float | None, typer.Option(min=0.0, help="largest norm of the gradients")] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(min=0.0, help="clip the gradient norm to this value")
+    ] = None,
     layer_decay: Annotated[
         float | None,
-        typer.Option(min=0.01, max=1.0, help="rate of a stage of the backbone over that of the next one"),
+        typer.Option(
+            min=0.01,
+            max=1.0,
+            help="layer-wise decay: learning rate of a backbone stage divided by the next stage's",
+        ),
     ] = None,
     ema: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="decay of a moving average of the weights")
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="decay of the exponential moving average of the weights"),
     ] = None,
     scale_lr: Annotated[
-        bool, typer.Option("--scale-lr", help="scale the rate to the batch though the source does not")
+        bool,
+        typer.Option(
+            "--scale-lr",
+            help="scale the learning rate linearly with the batch size, even if the source does not",
+        ),
     ] = False,
     changes: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="of the row or its schedule: image.size=600, schedule.gamma=0.5",
+            help="change a setting of the row or its schedule: image.size=600, schedule.gamma=0.5",
         ),
     ] = None,
     class_agnostic: Annotated[
-        bool, typer.Option("--class-agnostic", help="one box a RoI, whatever its class")
+        bool, typer.Option("--class-agnostic", help="class-agnostic box regression: one box per RoI")
     ] = False,
     on_nan: Annotated[
         Literal["stop", "skip", "back"],
-        typer.Option(help="a loss that is not finite: stop, leave the update out, or back to the checkpoint"),
+        typer.Option(
+            help="if the loss is not finite: stop, skip the update, or return to the last checkpoint"
+        ),
     ] = "stop",
     patience: Annotated[
-        int | None, typer.Option(min=1, help="stop after N evaluations without a better one")
+        int | None, typer.Option(min=1, help="early stopping: stop after N evaluations without improvement")
     ] = None,
-    time_limit: Annotated[float | None, typer.Option(help="hours after which it is saved and ends")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="save and stop after this many hours")] = None,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="only operators that repeat to the last digit; slower")
+        bool,
+        typer.Option(
+            "--deterministic", help="use only deterministic operators (bitwise reproducible); slower"
+        ),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="go on from the last checkpoint in --out, where there is one")
+        bool, typer.Option("--resume", help="continue from the last checkpoint in --out, if there is one")
     ] = False,
-    save_every: Annotated[int, typer.Option(min=1, help="updates between checkpoints")] = 1000,
-    keep: Annotated[int, typer.Option(min=0, help="checkpoints that stay; 0: all")] = 2,
+    save_every: Annotated[int, typer.Option(min=1, help="iterations between checkpoints")] = 1000,
+    keep: Annotated[int, typer.Option(min=0, help="number of checkpoints to keep; 0: all")] = 2,
     no_save: Annotated[bool, typer.Option("--no-save", help="write no checkpoint")] = False,
     eval_every: Annotated[
-        int | None, typer.Option(min=0, help="updates between evaluations; default: at the end; 0: never")
+        int | None,
+        typer.Option(min=0, help="iterations between evaluations; default: only at the end; 0: never"),
     ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write event files in --out")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="show groups, schedule, memory and time; train nothing")
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="write TensorBoard event files to --out")
     ] = False,
-    log_every: Annotated[int, typer.Option(min=1, help="updates a line")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="of weights, order and augmentation")] = 0,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="show parameter groups, schedule, memory and time, without training"),
+    ] = False,
+    log_every: Annotated[int, typer.Option(min=1, help="iterations per log line")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of weights, data order and augmentation")] = 0,
     precision: DTYPE = "float32",
     channels_last: Annotated[
         bool,
         typer.Option(
-            "--channels-last", help="layout of images and weights on a GPU: NHWC, as always on a CPU"
+            "--channels-last",
+            help="use the channels-last (NHWC) memory layout on a GPU, as is always done on a CPU",
         ),
     ] = False,
     sync_bn: Annotated[
-        bool, typer.Option("--sync-bn", help="statistics of batch norms over all processes")
+        bool, typer.Option("--sync-bn", help="synchronize BatchNorm statistics over all processes")
     ] = False,
     workers: WORKERS = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="of one operator on a CPU")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per operator")] = None,
     device: DEVICE = "auto",
     as_json: JSON = False,
 ) -> None:
-    """Train a row by its source's recipe; a stopped training goes on with --resume."""
+    """Train a row with its source's recipe; continue a stopped training with --resume."""
     from detection_zoo.zoo.manifest import load_manifests
 
     data = data_of(data, classes, renamed)
@@ -171,10 +202,12 @@ def train(
     try:
         steps = None if lr_steps is None else tuple(int(part) for part in lr_steps.split(",") if part.strip())
     except ValueError:
-        raise typer.BadParameter(f"{lr_steps!r} is no list of numbers", param_hint="--lr-steps") from None
+        raise typer.BadParameter(
+            f"{lr_steps!r} is not a comma-separated list of numbers", param_hint="--lr-steps"
+        ) from None
     if fit_gb is not None:
         if batch is not None:
-            raise typer.BadParameter("give it or --batch, not both", param_hint="--fit-gb")
+            raise typer.BadParameter("give --fit-gb or --batch, not both", param_hint="--fit-gb")
         from detection_zoo.benchmarks.train.largest_batch import largest_batch
 
         try:
@@ -183,7 +216,7 @@ def train(
             say(f"error: {error}")
             raise typer.Exit(1) from None
         batch *= int(os.environ.get("WORLD_SIZE", "1"))
-        say(f"batch: {batch} fit in {fit_gb:g} GB")
+        say(f"batch size: {batch} images fit in {fit_gb:g} GiB")
     wishes = Wishes(
         batch,
         accumulate,
@@ -241,16 +274,16 @@ def train(
     except (ValueError, RuntimeError, ArithmeticError) as error:
         say(f"error: {error}")
         raise typer.Exit(1) from None
-    if os.environ.get("RANK", "0") != "0":  # the first of several processes prints
+    if os.environ.get("RANK", "0") != "0":  # only the first process prints
         return
     emit(asdict(done) | {"checkpoint": done.checkpoint and str(done.checkpoint)}, as_json, table)
     say(
-        f"{row}: {done.iterations} updates, loss {done.loss:.4g} (median of the last"
+        f"{row}: {done.iterations} iterations, loss {done.loss:.4g} (median of the last"
         f" {min(LOSSES, done.iterations)})"
         + ("" if done.checkpoint is None else f", saved as {done.checkpoint}")
     )
     if done.stopped_by is not None:
-        say(f"stopped by {done.stopped_by}; go on with --resume")
+        say(f"stopped by {done.stopped_by}; continue with --resume")
         number = getattr(signal, done.stopped_by, None)
         raise typer.Exit(0 if number is None else 128 + number)
 
@@ -258,20 +291,21 @@ def train(
 @app.command("train-step")
 def train_step(
     row: Annotated[
-        str, typer.Argument(help="Faster R-CNN of a ResNet-50 with a pyramid; the two need one architecture")
+        str,
+        typer.Argument(help="a Faster R-CNN with ResNet-50 and FPN, the same architecture as torchvision's"),
     ] = "faster_rcnn_resnet50_fpn_1x.maskrcnn_benchmark",
-    images: Annotated[int, typer.Option(min=1, help="of a step")] = 1,
-    height: Annotated[int, typer.Option(min=128, help="pixels of the network's input")] = 320,
-    width: Annotated[int, typer.Option(min=128, help="pixels of the network's input")] = 480,
-    steps: Annotated[int, typer.Option(min=1, help="of each process, after the warm-up")] = 4,
-    warm_up: Annotated[int, typer.Option(min=0, help="steps that are not counted")] = 1,
-    blocks: Annotated[int, typer.Option(min=1, help="fresh processes of each side, in turns")] = 3,
+    images: Annotated[int, typer.Option(min=1, help="images per training step")] = 1,
+    height: Annotated[int, typer.Option(min=128, help="input height, pixels")] = 320,
+    width: Annotated[int, typer.Option(min=128, help="input width, pixels")] = 480,
+    steps: Annotated[int, typer.Option(min=1, help="timed steps of each process, after the warm-up")] = 4,
+    warm_up: Annotated[int, typer.Option(min=0, help="warm-up steps, not timed")] = 1,
+    blocks: Annotated[int, typer.Option(min=1, help="fresh processes per model; the two alternate")] = 3,
     precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="both are measured in it as well as in float32")
+        Literal["float32", "bfloat16"], typer.Option(help="data type measured in addition to float32")
     ] = "float32",
     as_json: JSON = False,
 ) -> None:
-    """Time a training step beside torchvision's Faster R-CNN: CPU time and peak memory, on one thread."""
+    """Compare a training step with torchvision's Faster R-CNN: CPU time and peak memory, on one thread."""
     from detection_zoo.benchmarks.tabular import render
     from detection_zoo.benchmarks.train.beside import Batch, beside, summary
 

@@ -1,4 +1,4 @@
-"""One model of a comparison, in its own process: it runs the batches it is given and answers with
+"""One model of a comparison, in its own process: runs the given batches and returns
 times."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.trained_row import row_of_checkpoint
 
 TIMES = {"model_ms": MODEL, "forward_ms": ("forward",), "postprocess_ms": ("postprocess",)}
-BURST = 0.2  # of a turn: how long the units of extra work run that are timed together
+BURST = 0.2  # fraction of a turn: duration of the units of extra work that are timed together
 
 
 class Contestant:
@@ -32,8 +32,8 @@ class Contestant:
 
     Args:
         entrant, spec, data: the row, how it is measured, on what.
-        weights: what `build_model` takes.
-        threads: of one torch operator on the CPU.
+        weights: argument of `build_model`.
+        threads: CPU threads per torch operator.
         beat: says "still alive".
     """
 
@@ -78,8 +78,8 @@ class Contestant:
         return [*self.compared, *path_notes(self.subject)]
 
     def turn(self, batches: list[int]) -> dict[str, float]:
-        """Run batches by number; wall milliseconds per image of each metric, and on a CPU the processor's own
-        ("model_cpu_ms"), summed over the batches."""
+        """Run batches by index; return wall milliseconds per image of each metric, and on a CPU also CPU
+        time ("model_cpu_ms"), summed over the batches."""
         clock = self.turns.clock = PhaseClock(self.subject.device)
         for number in batches:
             self.turns(self.batches[number])
@@ -102,8 +102,8 @@ class Contestant:
         return {memory_metric("inference", name): value for name, value in peak.mib.items()}
 
     def detect(self, folder: Path) -> dict[str, Any]:
-        """Detections (of a classifier: classes) of every image, kept in `folder`; metrics as
-        `measure_accuracy` gives them."""
+        """Write the detections (for a classifier: classes) of every image to `folder`; return
+        the metrics of `measure_accuracy`."""
         from detection_zoo.benchmarks.evaluation.classification import class_scores, write_classes
         from detection_zoo.benchmarks.measure.detection import measure_accuracy
 
@@ -119,8 +119,8 @@ class Contestant:
         return {"measurements": measurements, "absent": absent, "files": files}
 
     def cost_of_unit(self, pairs: int) -> float:
-        """What one unit of extra work costs, as a fraction of an image's model time; from so many
-        alternating pairs of turns and bursts of units."""
+        """Return the cost of one unit of extra work as a fraction of an image's model time, from
+        `pairs` alternating pairs of turns and bursts of units."""
         work, on_cpu = ExtraWork(self.subject.device), self.subject.device.type == "cpu"
         name = "model_cpu_ms" if on_cpu else "model_ms"
         turn_ms = self.turn([0])[name]

@@ -1,5 +1,5 @@
-"""What the intervals and verdicts are worth: drawn measurements whose truth is known, under several kinds of
-noise. No torch."""
+"""Coverage of the intervals and error rates of the verdicts, from simulated measurements with known true
+values under several kinds of noise. Does not import torch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from detection_zoo.benchmarks.compare.paired import (
 from detection_zoo.benchmarks.statistics import passes_interval, proportion_interval, steps_interval
 
 IMAGES, SPREAD = 40, 0.05  # of a pass, and how much their times differ
-PROCESS = 0.005  # by which one process differs from another of the same model
+PROCESS = 0.005  # relative difference between processes of the same model
 ROUNDS, BLOCKS, SMALLEST = 12, 32, 0.015
-LEVEL = 0.03  # of the noise of one sample
+LEVEL = 0.03  # relative noise of one sample
 PHASE, SLOWER_BY = 40, 0.06  # of a busy machine: mean samples of a phase, and how much slower it is then
 RUNS = 1000
-BUSY = "busy by turns"
+BUSY = "busy phases"
 
 
 def _series(draw: np.random.Generator, shape: tuple[int, ...], correlation: float) -> np.ndarray:
@@ -55,9 +55,10 @@ NOISES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How one interval or verdict fared under one kind of noise.
+    """Result for one interval or verdict under one kind of noise.
 
-    share: of the runs, in which the interval held the truth, or the verdict was given. width: half the mean
+    share: fraction of the runs in which the interval contained the true value, or the verdict was given.
+    width: half the mean
         interval, as a fraction of the value; None for verdicts.
     """
 
@@ -68,7 +69,8 @@ class Coverage:
 
 
 def coverage(runs: int = RUNS, seed: int = 0) -> list[Coverage]:
-    """Every interval and verdict under every kind of noise, from so many drawn measurements each."""
+    """Evaluate every interval and verdict under every kind of noise, with `runs` simulated measurements
+    each."""
     draw, lines = np.random.default_rng(seed), []
     for noise in NOISES:
         for processes, passes in ((3, 4), (1, 12)):
@@ -116,16 +118,17 @@ def epoch_coverage(draw: np.random.Generator, noise: str, steps: int, runs: int)
     intervals = [steps_interval(one.tolist()) for one in times(runs, steps)]
     held = sum(low <= truth <= high for low, high in intervals)
     width = float(np.mean([high - low for low, high in intervals])) / 2 / truth
-    unseen = ", unseen" if noise == BUSY else ""  # telemetry that sees it takes the interval away
+    unseen = ", unseen" if noise == BUSY else ""  # if telemetry detects it, no interval is given
     return Coverage(f"epoch time, {steps} steps", noise + unseen, held / runs, width)
 
 
 def verdict_share(draw: np.random.Generator, noise: str, truth: float, runs: int) -> float:
-    """How often `compare` calls a model of that true ratio SLOWER (of ratio 1: SLOWER or FASTER)."""
+    """Return how often `compare` judges a model with this true ratio as SLOWER (for ratio 1: SLOWER or
+    FASTER)."""
     looks, given = planned_looks(BLOCKS), 0
     confidence = confidence_of_each(len(looks), 1)
     for _ in range(runs):
-        turns = np.exp(NOISES[noise](draw, (BLOCKS, 2 * ROUNDS)))  # the two models run in turn
+        turns = np.exp(NOISES[noise](draw, (BLOCKS, 2 * ROUNDS)))  # the two models alternate
         effects = np.exp(PROCESS * draw.standard_normal((2, BLOCKS, 1)))
         reference, other = turns[:, ::2] * effects[0], turns[:, 1::2] * effects[1] * truth
         shifts: list[float] = []

@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from detection_zoo.zoo.data.base import Dataset
     from detection_zoo.zoo.manifest import ModelEntry
 
-FEWEST_IMAGES = 50  # for a verdict on AP: a bootstrap over fewer images is too narrow
+FEWEST_IMAGES = 50  # minimum for a verdict on AP: a bootstrap interval over fewer images is too narrow
 Samples = dict[str, list[list[float]]]
 AP_OF = {"bbox": "box_ap", "segm": "mask_ap", "keypoints": "keypoint_ap"}
 COVERS = {
     "model_ms": "forward + post-processing, wall time",
-    "model_cpu_ms": "forward + post-processing, processor time",
-    "forward_ms": "the network up to raw outputs, wall time",
-    "forward_cpu_ms": "the network up to raw outputs, processor time",
+    "model_cpu_ms": "forward + post-processing, CPU time",
+    "forward_ms": "network up to the raw outputs, wall time",
+    "forward_cpu_ms": "network up to the raw outputs, CPU time",
     "postprocess_ms": "post-processing, wall time",
-    "postprocess_cpu_ms": "post-processing, processor time",
-    "end_to_end_ms": "file to results on the host, wall time",
-    "end_to_end_cpu_ms": "file to results on the host, processor time",
+    "postprocess_cpu_ms": "post-processing, CPU time",
+    "end_to_end_ms": "from the image file to results on the host, wall time",
+    "end_to_end_cpu_ms": "from the image file to results on the host, CPU time",
 }
 
 
@@ -52,7 +52,7 @@ def judge_pairs(
     confidence: float,
     decides: str,
 ) -> list[Pair]:
-    """Every metric that both sides have, of every other model beside the reference.
+    """Compare every metric that both have, of every other model with the reference.
 
     Args:
         samples: label -> metric -> block -> values of its rounds.
@@ -97,7 +97,7 @@ def _ratio_pair(
     shifts = [block_shift(a, b) for a, b in zip(base, own, strict=True)] if countable else []
     ratio = ratio_of_blocks(shifts, confidence)
     verdict = judge_ratio(ratio, smallest, words)
-    note = "" if countable else "too short for the clock: some samples are zero"
+    note = "" if countable else "too short for the clock resolution: some samples are zero"
     if ratio is not None and verdict == "UNDECIDED":
         needed = blocks_needed(shifts, smallest, confidence)
         inside = abs(math.log(ratio.value)) <= math.log1p(smallest)
@@ -132,7 +132,7 @@ def accuracy_pairs(
     spec: BenchmarkSpec,
     options: CompareOptions,
 ) -> list[Pair]:
-    """Paired bootstrap over images of every AP, or of top-1 and top-5, that both sides have.
+    """Compare every AP, or top-1 and top-5, that both have, with a paired bootstrap over images.
 
     Args:
         files: label -> kind of answers -> file; folder: what their names are relative to.
@@ -168,7 +168,7 @@ def accuracy_pairs(
 def answers_of(
     entry: ModelEntry, files: dict[str, StoredFile], folder: Path, dataset: Dataset
 ) -> dict[str, Answers]:
-    """The output of a model, by metric, from its result files (by kind, relative to folder)."""
+    """Return the outputs of a model by metric, from its results files (by kind, relative to folder)."""
     return {
         own_metric(entry, name): found
         for kind, file in files.items()
@@ -177,7 +177,7 @@ def answers_of(
 
 
 def _answers(path: Path, kind: str, dataset: Dataset) -> dict[str, Answers]:
-    """What a file holds, by the metric that is made from it."""
+    """Return the outputs in a file by the metric computed from them."""
     from detection_zoo.benchmarks.evaluation.accuracy import DETAILS
     from detection_zoo.benchmarks.evaluation.ap_intervals import match_images
     from detection_zoo.benchmarks.evaluation.classification import CLASSES_FILE, read_hits
@@ -192,7 +192,8 @@ def _answers(path: Path, kind: str, dataset: Dataset) -> dict[str, Answers]:
 
 
 def judge_difference(low: float, high: float, smallest: float) -> Verdict:
-    """What an interval of a difference, in points, says beside the smallest difference of interest."""
+    """Return the verdict on an interval of a difference, in percentage points, given the smallest difference
+    of interest."""
     if low > smallest:
         return "HIGHER"
     if high < -smallest:
@@ -210,7 +211,7 @@ def accuracy_pair(
     confidence: float,
     seed: int = 0,
 ) -> Pair:
-    """One AP or accuracy of two models on the same images; smallest: in percentage points."""
+    """Compare one AP or accuracy of two models on the same images; smallest: in percentage points."""
     import numpy as np
 
     from detection_zoo.benchmarks.evaluation.ap_intervals import paired_difference
@@ -225,9 +226,9 @@ def accuracy_pair(
     low, high = 100 * low, 100 * high
     verdict: Verdict = "UNDECIDED" if few else judge_difference(low, high, smallest)
     noise = (
-        "the difference may be noise of these images"
+        "the difference may be due to the choice of images"
         if found.may_be_noise
-        else "the difference is not noise of these images"
+        else "the difference is not due to the choice of images"
     )
     if few:
         noise = f"no verdict from fewer than {FEWEST_IMAGES} images; {noise}"

@@ -1,5 +1,5 @@
-"""Head to head: models in separate processes run the same images in turn, in random order, until each
-difference is known or the time is spent."""
+"""Comparison of models in separate processes that run the same images alternately in random order, until each
+difference is known or the time budget is used up."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Match:
         self.per_turn, self.upcoming = (
             1,
             [],
-        )  # batches of a turn; numbers of batches still to come in this pass over the images
+        )  # batches per turn; indices of batches that remain in this pass over the images
         self.looks = planned_looks(options.blocks)
         self.confidence = confidence_of_each(len(self.looks), len(entrants) - 1)
 
@@ -63,7 +63,7 @@ class _Match:
         return [label for label, state in self.states.items() if state.failure is None]
 
     def possible(self) -> bool:
-        """Whether there is still something to compare."""
+        """Whether at least two models are left to compare."""
         return self.states[self.reference].failure is None and len(self.running) > 1
 
     def worker(self, label: str) -> Worker:
@@ -73,8 +73,8 @@ class _Match:
         )
 
     def block(self) -> None:
-        """Fresh processes, warm-up, rounds, memory. A model that fails is out, and the block counts for
-        nobody."""
+        """Fresh processes, warm-up, rounds, memory. A failed model is excluded, and the block is discarded
+        for all models."""
         workers: dict[str, Worker] = {}
 
         def ask(label: str, name: str, *given: Any) -> Any:
@@ -92,8 +92,8 @@ class _Match:
                 self.meet({label: ask(label, "describe") for label in workers})
             self.warm_up(list(workers), ask)
             for number in range(self.options.rounds):
-                # every second round runs in the order opposite to the one before, so that nobody is first
-                # more often
+                # every second round reverses the order of the previous one, so that no model
+                # runs first more often
                 orders.append(orders[-1][::-1] if number % 2 else self.shuffled(list(workers)))
                 batches = self.next_batches()
                 for label in orders[-1]:
@@ -129,8 +129,8 @@ class _Match:
             self.states[label].about = description
             if description["image_list"] != about[self.reference]["image_list"]:
                 raise DatasetError(
-                    f"{label} and {self.reference} would run different images of {self.data}; choose data"
-                    " suitable for both rows"
+                    f"{label} and {self.reference} would run different images of {self.data};"
+                    " choose data that suits both rows"
                 )
 
     def warm_up(self, labels: list[str], ask: Callable[..., Any]) -> None:
@@ -141,7 +141,7 @@ class _Match:
             self.per_turn = max(1, min(ceil(self.options.turn_ms / fastest), 50))
 
     def next_batches(self) -> list[int]:
-        """The batches of the next turn; every batch comes once before any comes again."""
+        """The batches of the next turn; every batch is used once before any is repeated."""
         chosen = []
         while len(chosen) < self.per_turn:
             if not self.upcoming:
@@ -172,7 +172,7 @@ class _Match:
         return bool(pairs) and all(pair.verdict != "UNDECIDED" for pair in pairs)
 
     def run(self) -> str:
-        """Run blocks until all is decided or time is up; returns why it ended."""
+        """Run blocks until all verdicts are reached or the time is used up; return why it ended."""
         start = time.monotonic()
         with progress("compare", self.options.blocks) as tick:
             while self.possible():
@@ -184,7 +184,7 @@ class _Match:
                 if done >= self.options.blocks:
                     return f"the maximum number of blocks was run, {done}"
                 if time.monotonic() - start > self.options.budget_s:
-                    return f"the time budget of {self.options.budget_s:g} s was spent after {done} blocks"
+                    return f"the time budget of {self.options.budget_s:g} s was used up after {done} blocks"
         return (
             "fewer than two models remained"
             if self.states[self.reference].failure is None
@@ -222,21 +222,21 @@ def compare(
     Args:
         entrants: at least two, with different labels.
         spec: device, precision, batch, images; its budgets are not used.
-        data: a form of `open_dataset`.
+        data: an argument of `open_dataset`.
         options: blocks, rounds, smallest differences.
-        say: called with a line a failure and a look.
+        say: called with a line for each failure and interim analysis.
 
     Returns:
-        The record, not yet stored; Ctrl-C ends it with what was measured by then.
+        The record, not yet stored; after Ctrl-C, with the measurements made until then.
 
     Raises:
-        ZooError: weights or data of an entrant cannot be had, the entrants would run different images, or
-            their accuracy cannot be compared.
+        ZooError: weights or data are not available, the models would run different images,
+            or their accuracy cannot be compared.
     """
     if options.accuracy and data.startswith("voc:"):
         raise DatasetError(
-            f"--data {data}: differences of VOC's mAP have no paired bootstrap here; leave --ap out, or take"
-            " COCO or ImageNet data"
+            f"--data {data}: VOC mAP cannot be compared by a paired bootstrap; leave out --ap,"
+            " or use COCO or ImageNet data"
         )
     started, clock = datetime.now(UTC), time.monotonic()
     match, ended, pairs, interrupted = _Match(entrants, spec, data, options, say), "", [], False

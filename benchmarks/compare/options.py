@@ -1,4 +1,4 @@
-"""What takes part in a comparison, and how it is made. No torch."""
+"""Models and options of a comparison. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from detection_zoo.zoo.created_row import row_named
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """How a comparison is made.
+    """Options of a comparison.
 
     smallest, smallest_ap: smallest differences of interest, as a fraction and in percentage points.
-    blocks: at most so many, each with fresh processes. rounds: in a block; in a round every model runs the
-        same images once. warm_up: rounds before those.
-    turn_ms: a turn takes as many batches as last so long. budget_s: no block is begun after that.
-    threads: of one operator on a CPU. accuracy: AP, or top-1, as well. files: folder for detections.
+    blocks: maximum number of blocks, each with fresh processes. rounds: in a block; in a round every model
+    runs the
+        same images once. warm_up: warm-up rounds before them.
+    turn_ms: duration of a turn, in ms, which sets its number of batches. budget_s: no block starts after this
+    many seconds. threads: CPU threads per operator. accuracy: also compare AP or top-1. files: folder for
+    detections.
 
     Raises ValueError for fewer than two blocks or rounds.
     """
@@ -43,15 +45,15 @@ class CompareOptions:
 
     @property
     def clock(self) -> str:
-        """With one thread the processor's time is the latency without the waiting that others cause; with
-        several it is not."""
+        """With one thread, CPU time equals the latency without waiting for other processes; with
+        several it does not."""
         return "processor" if self.threads == 1 else "wall"
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """What takes part: a row with weights (as `identify_weights` takes them) under a label; `extra_units` of
-    planted work an image."""
+    """A model in a comparison: a row with weights (an argument of `identify_weights`) and a label;
+    `extra_units` of injected work per image."""
 
     label: str
     row: str

@@ -1,5 +1,5 @@
-"""Statistics of paired measurements: how much slower one model is than another, its uncertainty, and when to
-stop. No torch."""
+"""Statistics of paired measurements: the ratio of two models' times, its uncertainty, and when to stop. Does
+not import torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ FIRST_LOOK = 6
 
 @dataclass(frozen=True)
 class Ratio:
-    """A model's value over the reference's, with its interval; `blocks` is what the interval rests on."""
+    """A model's value over the reference's, with its interval; `blocks` is the number of blocks that it is
+    based on."""
 
     value: float
     low: float
@@ -29,8 +30,8 @@ class Ratio:
 
 
 def hodges_lehmann(values: Sequence[float]) -> float:
-    """The median of the means of all pairs, each value with itself too: nearly as sharp as the mean, and
-    unmoved by a quarter of wild values.
+    """Return the median of the means of all pairs, including each value with itself: almost as efficient as
+    the mean, and robust to a quarter of outliers.
 
     Hodges and Lehmann, Annals of Mathematical Statistics 34 (1963).
     """
@@ -39,16 +40,16 @@ def hodges_lehmann(values: Sequence[float]) -> float:
 
 
 def block_shift(reference: Sequence[float], other: Sequence[float]) -> float:
-    """The typical log ratio of `other` to `reference` in one block; both (n,), of the same rounds, above
-    zero."""
+    """The typical log ratio of `other` to `reference` in one block; both (n,), of the same rounds,
+    positive."""
     return hodges_lehmann(np.log(np.asarray(other, np.float64) / np.asarray(reference, np.float64)))
 
 
 def ratio_of_blocks(shifts: Sequence[float], confidence: float = 0.95) -> Ratio | None:
-    """The ratio from one log ratio a block, by Student's t over blocks.
+    """Return the ratio from one log ratio per block, with Student's t interval over blocks.
 
-    A block has processes of its own, so that what differs from process to process (where its memory lies)
-    counts as noise and not as a difference between models. None with fewer than two blocks.
+    Each block has fresh processes, so that variation between processes (such as memory layout)
+    counts as noise, not as a difference between models. None with fewer than two blocks.
     """
     if len(shifts) < 2:
         return None
@@ -60,12 +61,12 @@ def ratio_of_blocks(shifts: Sequence[float], confidence: float = 0.95) -> Ratio 
 def judge_ratio(
     ratio: Ratio | None, smallest: float, words: tuple[Verdict, Verdict] = ("FASTER", "SLOWER")
 ) -> Verdict:
-    """A verdict on a ratio.
+    """Return the verdict on a ratio.
 
     Args:
         ratio: value over the reference's; None: too little is known.
         smallest: the smallest difference of interest, as a fraction: 0.01 for 1 %.
-        words: what a value below and above the reference's is called.
+        words: the words for a value below and above the reference's.
 
     Returns:
         The second word: the whole interval lies above 1 + smallest. The first: below 1 / (1 + smallest).
@@ -104,7 +105,7 @@ def proportions_interval(gained: int, lost: int, count: int, confidence: float =
 
 
 def _root(score: Callable[[float], float], target: float, low: float, high: float) -> float:
-    """Where a falling function reaches a value, by bisection."""
+    """Find where a decreasing function reaches a value, by bisection."""
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if score(middle) > target else (low, middle)
@@ -114,8 +115,8 @@ def _root(score: Callable[[float], float], target: float, low: float, high: floa
 def blocks_needed(
     shifts: Sequence[float], smallest: float, confidence: float, most: int = 10_000
 ) -> int | None:
-    """After how many blocks the interval would leave the edge of the smallest difference of interest, if mean
-    and spread stay what they are; None: more than `most`."""
+    """Estimate after how many blocks the interval would exclude the smallest difference of interest, if
+    mean and spread stay the same; None: more than `most`."""
     if len(shifts) < 2:
         return None
     edge, centre, spread = math.log1p(smallest), abs(fmean(shifts)), stdev(shifts)
@@ -129,8 +130,8 @@ def blocks_needed(
 
 
 def planned_looks(most: int, first: int = FIRST_LOOK) -> tuple[int, ...]:
-    """After how many blocks the data are looked at: the first, then about half as many again, then `most`;
-    fixed beforehand, so that it can be paid for."""
+    """Return after how many blocks interim analyses are made: `first`, then about 50 % more each time, then
+    `most`; fixed in advance, so that the confidence level can be corrected."""
     looks, blocks = [], first
     while blocks < most:
         looks.append(blocks)
@@ -139,6 +140,6 @@ def planned_looks(most: int, first: int = FIRST_LOOK) -> tuple[int, ...]:
 
 
 def confidence_of_each(looks: int, comparisons: int, confidence: float = 0.95) -> float:
-    """The confidence of one interval such that all of them hold together with `confidence`, by Bonferroni's
-    inequality."""
+    """Return the confidence level of one interval such that all intervals hold jointly with `confidence`
+    (Bonferroni)."""
     return 1 - (1 - confidence) / (looks * comparisons)

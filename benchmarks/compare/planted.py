@@ -1,5 +1,4 @@
-"""Injected slow-downs: real extra work of a known share of a model's time, by which a comparison can be
-tested."""
+"""Injected slow-downs: extra work of a known fraction of a model's time, to test comparisons."""
 
 from __future__ import annotations
 
@@ -22,12 +21,12 @@ class ExtraWork:
         self.out = torch.empty_like(self.left)
 
     def do(self, units: int) -> None:
-        """So many products."""
+        """Do `units` products."""
         for _ in range(units):
             torch.mm(self.left, self.right, out=self.out)
 
     def time_ms(self, units: int) -> float:
-        """Milliseconds of so many products: of the processor on a CPU, of the wall on a GPU."""
+        """Return the milliseconds of `units` products: CPU time on a CPU, wall time on a GPU."""
         now = time.process_time if self.device.type == "cpu" else time.perf_counter
         synchronise(self.device)
         start = now()
@@ -37,7 +36,7 @@ class ExtraWork:
 
 
 def with_extra_work(model: nn.Module, work: ExtraWork, units: int) -> nn.Module:
-    """The same detector, doing so many more products an image in its forward phase; images (N, 3, H, W)."""
+    """Let a detector do `units` extra products per image in its forward phase; images (N, 3, H, W)."""
     raw = model.raw
 
     def slowed(images: torch.Tensor, sizes: torch.Tensor):

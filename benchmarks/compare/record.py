@@ -1,4 +1,4 @@
-"""Records of comparisons: the models compared, every raw sample, and what was judged. No torch."""
+"""Records of comparisons: the models compared, every raw sample, and the verdicts. Does not import torch."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from detection_zoo.zoo.manifest import Strict, load_manifests
 
 
 class Pair(Strict):
-    """One metric of one model beside the reference's."""
+    """One metric of one model compared with the reference."""
 
     metric: str
     other: str = Field(description="label of the model")
-    reference: str = Field(description="label of the model that it is compared with")
+    reference: str = Field(description="label of the reference model")
     values: tuple[FiniteFloat, FiniteFloat] = Field(
         description="reference, other: medians over all samples, or the AP in percent"
     )
@@ -42,7 +42,9 @@ class Pair(Strict):
     value: FiniteFloat | None = Field(description="other / reference, or other - reference")
     interval: tuple[FiniteFloat, FiniteFloat] | None = Field(None, description="of `value`, at `confidence`")
     confidence: float = 0.95
-    blocks: int = Field(0, description="what the interval rests on: blocks of fresh processes, or images")
+    blocks: int = Field(
+        0, description="number of blocks of fresh processes, or of images, that the interval is based on"
+    )
     smallest: float = Field(
         description="smallest difference of interest, a fraction of the reference or percentage points"
     )
@@ -79,15 +81,15 @@ class Comparison(Strict):
     status: Literal["finished", "failed", "interrupted"]
     ended: str = Field(description="why no further block was run")
     spec: BenchmarkSpec
-    threads: int | None = Field(None, description="of one torch operator, on a CPU")
+    threads: int | None = Field(None, description="CPU threads per torch operator")
     clock: Literal["processor", "wall"] = Field(
-        description="the clock that decides: processor time of all threads, or wall time"
+        description="the clock used for the verdict: CPU time of all threads, or wall time"
     )
     protocol: str = Field(description="what was done, in a sentence")
     seed: int
     image_list: str = Field("", description="SHA-256 of the ids of the timed images, in order")
     looks: list[int] = Field(
-        default_factory=list, description="after how many blocks the verdicts might be given"
+        default_factory=list, description="after how many blocks verdicts could be given (interim analyses)"
     )
     orders: list[list[list[str]]] = Field(
         default_factory=list, description="block -> round -> labels in the order they ran"
@@ -99,8 +101,8 @@ class Comparison(Strict):
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> Path:
-    """Store a comparison permanently, atomically; raises FileExistsError where one of that id is
-    there."""
+    """Store a comparison atomically; raises FileExistsError if a record with this ID
+    exists."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{comparison.id}.json"
     if path.exists():
@@ -110,7 +112,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> Path:
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Read one; raises ValueError with the problem of the file."""
+    """Read a comparison; raises ValueError that says what is wrong with the file."""
     text = unsealed(path)
     record_object(text, path, 1)
     try:
@@ -123,8 +125,8 @@ def read_comparison(path: Path) -> Comparison:
 
 
 def stored_comparisons(store: Path | None = None) -> tuple[list[Comparison], list[str]]:
-    """The newest comparison of each setting (models, weights, images, machine, protocol), and a sentence for
-    each file that is not used; from the folders of `record_folders`."""
+    """The newest comparison of each setting (models, weights, images, machine, protocol), and a message
+    for each unusable file; from the folders of `record_folders`."""
     newest: dict[tuple[str, ...], Comparison] = {}
     problems: list[str] = []
     for folder in record_folders(COMPARISONS, store):
@@ -141,14 +143,14 @@ def _with_known_metrics(path: Path) -> Comparison:
     comparison = read_comparison(path)
     if unknown := sorted({pair.metric for pair in comparison.pairs} - load_manifests().metrics.keys()):
         raise ValueError(
-            f"{path}: manifests/metrics.toml does not know the metrics {', '.join(unknown)}; the comparison"
-            " is left out. Compare again"
+            f"{path}: manifests/metrics.toml has no metrics {', '.join(unknown)}; the comparison"
+            " is ignored. Compare again"
         )
     return comparison
 
 
 def setting_of(one: Comparison) -> tuple[str, ...]:
-    """What a later comparison must have in common to take the place of this one."""
+    """Return what a later comparison must have in common with this one to replace it."""
     sides = [
         part
         for side in one.sides

@@ -1,4 +1,4 @@
-"""AP of rows that were trained several times: spread over seeds, and differences over images and seeds."""
+"""AP of rows trained with several seeds: the spread over seeds, and differences over images and seeds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from detection_zoo.zoo.errors import CheckpointError
 
 @dataclass(frozen=True)
 class SeedsDifference:
-    """How much higher the mean AP of the other row's trainings is, in points.
+    """How much higher the mean AP of the other row's training runs is, in percentage points.
 
     interval: over images and seeds. by_images, by_seeds: standard errors from each alone.
     """
@@ -38,7 +38,8 @@ class SeedsDifference:
 
 @dataclass(frozen=True)
 class RowSeeds:
-    """One accuracy of a row's trainings, in percent, in the order given; the first row has no difference."""
+    """One accuracy metric of a row's training runs, in percent, in the given order; the first row has no
+    difference."""
 
     row: str
     metric: str
@@ -47,7 +48,7 @@ class RowSeeds:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the trainings."""
+        """Standard deviation over the training runs."""
         return variance(self.values) ** 0.5 if len(self.values) > 1 else None
 
 
@@ -61,19 +62,19 @@ def seeds_difference(
 ) -> SeedsDifference:
     """The difference of two mean APs, with an interval over images and over seeds.
 
-    The variance is the sum of two: that of the difference of the means when images are drawn again (paired
-    bootstrap, the same images for every training), and that of the means over trainings. The part over seeds
+    The variance is the sum of the variance over images (paired bootstrap of the difference of
+    the means, with the same images for every training run) and the variance over seeds. The latter
     has few degrees of freedom (Welch, Biometrika 34, 1947).
 
     Args:
-        reference, other: each training's answers on the same images.
+        reference, other: outputs of each training run on the same images.
         smallest: smallest difference of interest, in points.
-        seed: of the draws.
-        draws: of the bootstrap.
-        confidence: of the interval.
+        seed: random seed.
+        draws: bootstrap samples.
+        confidence: confidence level.
 
     Returns:
-        The difference; without interval, and UNDECIDED, where a row has one training only.
+        The difference; without an interval, and UNDECIDED, if a row has only one training run.
     """
     images = reference[0].images
     weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), draws)
@@ -96,8 +97,8 @@ def seeds_difference(
 
 
 def distinct_weights(entrants: Sequence[Entrant]) -> list[str]:
-    """What `build_model` takes for the weights of each entrant; raises CheckpointError where two trainings of
-    a row are the same file."""
+    """Return the argument for `build_model` of each training run; raises CheckpointError if two training runs
+    of a row are the same file."""
     from detection_zoo.benchmarks.run.subject import identify_weights
 
     chosen, seen = [], dict[tuple[str, str], str]()
@@ -106,7 +107,7 @@ def distinct_weights(entrants: Sequence[Entrant]) -> list[str]:
         first = seen.setdefault((entrant.row, identity.digest), entrant.label)
         if first != entrant.label:
             raise CheckpointError(
-                f"{entrant.label}: the same weights as {first}; give each training's own file"
+                f"{entrant.label}: the same weights as {first}; give a different file for each training run"
             )
         chosen.append(weights)
     return chosen
@@ -119,10 +120,10 @@ def compare_seeds(
     smallest: float,
     say: Callable[[str], None],
 ) -> list[RowSeeds]:
-    """Evaluate every training and compare the rows with the first.
+    """Evaluate every training run and compare the rows with the first.
 
     Args:
-        trainings: rows, and the weights of one training each as `distinct_weights` gives them.
+        trainings: rows, each with the weights of one training run from `distinct_weights`.
         spec: device, precision, images, seed.
         data: as `open_data` takes it.
         smallest: smallest difference of interest, in points.
@@ -147,7 +148,7 @@ def compare_seeds(
 
 
 def _answers(row: str, weights: str, spec: BenchmarkSpec, data: str) -> dict[str, Answers]:
-    """What one training answers, by metric."""
+    """Return the outputs of one training run, by metric."""
     from detection_zoo.benchmarks.measure.detection import measure_accuracy
     from detection_zoo.benchmarks.run.subject import open_data, prepare
 
@@ -187,7 +188,7 @@ def seeds_table(lines: Sequence[RowSeeds], smallest: float) -> Table:
     headers = [
         "Row",
         "Metric",
-        "Each training (%)",
+        "Each training run (%)",
         "Mean",
         "SD",
         "Difference (95 %)",
@@ -195,8 +196,8 @@ def seeds_table(lines: Sequence[RowSeeds], smallest: float) -> Table:
         "SE seeds",
     ]
     notes = [
-        "SD: standard deviation over trainings.",
-        "Difference of the means, in points; its interval covers images and seeds.",
+        "SD: standard deviation over training runs.",
+        "Difference of the means, in percentage points; its interval covers images and seeds.",
         "SE: standard error of the difference from the choice of images, and from the seeds.",
         f"Smallest difference of interest: {smallest:g} points.",
     ]

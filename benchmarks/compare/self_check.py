@@ -1,4 +1,4 @@
-"""Self-check of comparisons on this machine: A model against itself, and against itself with planted
+"""Self-check of comparisons on this machine: a model against itself, and against itself with injected
 extra work."""
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.errors import ZooError
 
-PAIRS = 60  # turns and bursts that tell what a unit of extra work costs
-ENOUGH = 0.95  # of the runs must be right
+PAIRS = 60  # turns and bursts that measure the cost of a unit of extra work
+ENOUGH = 0.95  # fraction of the runs that must be right
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SelfCheck:
         )
 
     def summary(self) -> str:
-        """Two counts in one line."""
+        """One-line summary of both counts."""
         counts = [
             f"{', '.join(f'{word} {count}' for word, count in found.most_common())} of {found.total()}"
             for found in (self.same, self.slower)
@@ -81,17 +81,17 @@ def self_check(
     slow_down: float = 0.03,
     say: Callable[[str], None] = lambda text: None,
 ) -> SelfCheck:
-    """Compare a row with itself, as it is and slowed down, so many times each, with processes of their own
+    """Compare a row with itself, unchanged and slowed down, `runs` times each, with fresh processes
     every time.
 
     Args:
         row, weights, spec, data, options: as for `compare`.
-        runs: of each kind.
+        runs: comparisons of each kind.
         slow_down: extra work, as a fraction of the row's model time.
         say: called with a line per run.
     """
     units = max(1, round(slow_down / _cost(row, weights, spec, data, options)))
-    say(f"{slow_down:.1%} of the model time are {units} units of extra work")
+    say(f"{slow_down:.1%} of the model time equals {units} units of extra work")
     counts: dict[int, Counter[str]] = {0: Counter(), units: Counter()}
     comparisons = []
     for number in range(2 * runs):
@@ -116,7 +116,7 @@ def self_check(
 
 
 def _cost(row: str, weights: str, spec: BenchmarkSpec, data: str, options: CompareOptions) -> float:
-    """What a unit of extra work costs, as a fraction of the model time of an image."""
+    """Return the cost of a unit of extra work as a fraction of the model time of an image."""
     _, argument = identify_weights(row_named(row), weights)
     worker = Worker(
         f"{row}, calibration",

@@ -1,5 +1,5 @@
-"""Imported by the server of the workers before anything else: the server ends with the command, also while it
-still imports torch, and its workers end with it."""
+"""Imported first by the fork server of the workers, so that it and its workers end with the
+command, even while it imports torch."""
 
 from detection_zoo.benchmarks.run.isolation import end_with_parent
 

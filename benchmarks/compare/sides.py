@@ -1,4 +1,4 @@
-"""The models of a comparison as it goes on, and what sets them apart besides their speed."""
+"""The state of the models in a comparison, and differences between them other than speed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detection_zoo.zoo.manifest import ModelEntry
 
 @dataclass
 class State:
-    """One model as the comparison goes on."""
+    """State of one model during the comparison."""
 
     entrant: Entrant
     weights: WeightsIdentity
@@ -45,14 +45,14 @@ class State:
 
 
 def footnotes(states: Sequence[State]) -> list[str]:
-    """What a reader must know of the models before believing a ratio."""
+    """Return caveats about the models for readers of a ratio."""
     notes = []
     kinds = {state.weights.kind for state in states}
     if kinds & {"random", "stand-in"}:
         made_up = [state.entrant.label for state in states if state.weights.made_up]
         notes.append(
-            f"untrained weights: {', '.join(made_up)}; a detector's time depends on its detections,"
-            " and its accuracy is meaningless"
+            f"untrained weights: {', '.join(made_up)}; a detector's time depends on its number of"
+            " detections, and its accuracy is meaningless"
         )
     known = {
         state.about["data"].name for state in states if "data" in state.about and state.about["data"].made_up
@@ -63,9 +63,7 @@ def footnotes(states: Sequence[State]) -> list[str]:
     ]
     notes += unlike_rows([row_named(state.entrant.row) for state in states])
     if len({state.about["data"].digest for state in states if "data" in state.about}) > 1:
-        notes.append(
-            "the images are the same, but their labels are numbered or chosen differently for the rows"
-        )
+        notes.append("the rows use the same images, but number or select the classes differently")
     for state in states:
         notes += [f"{state.entrant.label}: {note}" for note in state.notes]
         if state.entrant.extra_units:
@@ -77,8 +75,8 @@ def footnotes(states: Sequence[State]) -> list[str]:
 
 
 def unlike_rows(entries: Sequence[ModelEntry]) -> list[str]:
-    """What sets rows apart besides backbone and weights, so that a ratio of their times is a ratio of that
-    too."""
+    """Return differences between rows other than backbone and weights, which also affect a ratio of their
+    times."""
     notes = []
     for what, describe in (("detector", _detector), ("resize of the images", _resize)):
         found = {entry.name: describe(entry) for entry in entries}
@@ -97,6 +95,6 @@ def _detector(entry: ModelEntry) -> str:
 def _resize(entry: ModelEntry) -> str:
     image = entry.conventions.image if entry.conventions else None
     if image is None or image.resize == "none":
-        return "in the model, so inside 'forward'"
+        return "in the model, so timed in 'forward'"
     limits = f" {image.size}" + (f" (at most {image.max_size})" if image.max_size else "")
     return f"{image.resize.replace('_', ' ')}{limits} before the model"

@@ -1,5 +1,5 @@
-"""May two stored runs be compared, and what comes out: refused where what was measured differs, footnoted
-where the circumstances do. No torch."""
+"""Comparison of stored runs: refused if they measured different things, with footnotes if circumstances
+differ. Does not import torch."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ MEMORY = (
 
 
 class NotComparable(ManifestError):
-    """Runs that measured different things; says what differs, and how to go on."""
+    """Runs that measured different things; the message says what differs and what to do."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Something in which two runs differ; `refuses`: no ratio is taken then, unless it is asked for in spite
-    of that."""
+    """A difference between two runs; `refuses`: no ratio is computed unless explicitly
+    requested."""
 
     what: str
     reference: str
@@ -50,8 +50,8 @@ class Difference:
 
 
 def differences(reference: Run, other: Run) -> list[Difference]:
-    """Everything that a ratio of two runs would hide: hardware, precision, images, batch, protocol (each
-    refuses); versions, weights, load, commit."""
+    """Return all differences of two runs: hardware, precision, images, batch, protocol (each prevents
+    a ratio); versions, weights, load, commit."""
     pairs = [(what, a, b, True) for what, a, b in zip(_FIRM, _firm(reference), _firm(other), strict=True)]
     pairs += [(what, a, b, False) for what, (a, b) in _soft(reference, other).items()]
     return [Difference(what, str(a), str(b), refuses) for what, a, b, refuses in pairs if a != b]
@@ -68,7 +68,7 @@ _FIRM = (
     "protocol",
     "soft-NMS",
     "test-time augmentation",
-    "inside the clock",
+    "timed phases",
 )
 
 
@@ -119,10 +119,10 @@ def _soft(reference: Run, other: Run) -> dict[str, tuple[Any, Any]]:
 
 @dataclass(frozen=True)
 class StoredPair:
-    """One metric of two rows, as their stored runs have it.
+    """One metric of two rows, from their stored runs.
 
     reference, other: the runs of each, newest first. values: means over them (geometric).
-    low, high: 95 % interval of the ratio from the spread between runs; None where neither row has two runs.
+    low, high: 95 % interval of the ratio from the spread between runs; None if neither row has two runs.
     """
 
     metric: str
@@ -153,9 +153,9 @@ class StoredPair:
 
 
 def chosen_runs(name: str, runs: Sequence[Run]) -> tuple[Run, ...]:
-    """The runs that an id or a row means, newest first.
+    """Return the runs of a record ID or a row, newest first.
 
-    A row means its newest run with measurements and every other of the same weights, machine and settings.
+    For a row: its newest run with measurements, and all others with the same weights, machine and settings.
 
     Raises:
         UnknownName: the store has no such record and no run of such a row.
@@ -165,14 +165,14 @@ def chosen_runs(name: str, runs: Sequence[Run]) -> tuple[Run, ...]:
         known = {run.row for run in runs} | {run.id for run in runs}
         raise UnknownName(
             f"the store has no measured run of {name!r}:"
-            f" {did_you_mean(name, known) if known else 'it is empty'}; `bench.py run` measures it"
+            f" {did_you_mean(name, known) if known else 'it is empty'}; measure it with `bench.py run`"
         )
     newest = max(fits, key=lambda run: (run.started, run.id))
     return (newest,) if name == newest.id else alike(newest, runs)
 
 
 def alike(run: Run, runs: Sequence[Run]) -> tuple[Run, ...]:
-    """The runs that measured the same as one run (row, weights, machine, settings), newest first."""
+    """Return the runs with the same row, weights, machine and settings as a run, newest first."""
     same = [other for other in runs if other.measurements and _measured(other) == _measured(run)]
     return tuple(sorted(same, key=lambda other: (other.started, other.id), reverse=True))
 
@@ -182,15 +182,15 @@ def _measured(run: Run) -> tuple[Any, ...]:
 
 
 def compare_stored(names: Sequence[str], runs: Sequence[Run], anyway: bool = False) -> list[StoredPair]:
-    """Ratios of times and memory of stored runs, each row's over the first's.
+    """Return ratios of times and memory of stored runs, each row relative to the first.
 
-    The runs were made one after the other, so no verdict is given. The interval comes from the spread between
+    The runs were not interleaved, so no verdict is given. The interval comes from the spread between
     runs of one row: Student's t on logarithms of their values, the spread pooled over the two rows.
 
     Args:
         names: rows or ids of records; the first is the reference.
         runs: of the store.
-        anyway: give ratios of what differs too, with footnotes.
+        anyway: also give ratios of differing runs, with footnotes.
 
     Raises:
         NotComparable: no such record; or hardware, precision, images, batch or protocol differ, and `anyway`
@@ -203,7 +203,7 @@ def compare_stored(names: Sequence[str], runs: Sequence[Run], anyway: bool = Fal
         firm = [difference for difference in unlike if difference.refuses]
         if firm and not anyway:
             raise NotComparable(
-                f"{other[0].id} and {chosen[0][0].id} cannot be compared, they differ in"
+                f"{other[0].id} and {chosen[0][0].id} cannot be compared; they differ in"
                 f" {'; '.join(map(str, firm))}. Measure both with the same settings; or see"
                 " --relative-to for other hardware, or --anyway for ratios with footnotes"
             )
@@ -243,12 +243,12 @@ def _logs(runs: Sequence[Run], name: str) -> list[float]:
 
 
 def relative_speeds(runs: Sequence[Run], reference_row: str, name: str = "model_ms") -> list[dict[str, Any]]:
-    """Each run's metric over that of the reference row on the same hardware in the same setting: what may be
-    set beside other hardware.
+    """Return each run's metric relative to the reference row's on the same hardware in the same setting, for
+    comparisons across hardware.
 
     Args:
         runs: of a store.
-        reference_row: the row that every piece of hardware has measured.
+        reference_row: the row that was measured on all hardware.
         name: metric.
 
     Returns:
@@ -265,8 +265,8 @@ def relative_speeds(runs: Sequence[Run], reference_row: str, name: str = "model_
     bases = {key[2:]: run for key, run in newest.items() if key[0] == reference_row}
     if not bases:
         raise NotComparable(
-            f"no stored run of {reference_row!r} has {name}; measure it on every piece of hardware that is to"
-            " be set beside another"
+            f"no stored run of {reference_row!r} has {name}; measure it on all hardware that"
+            " you want to compare"
         )
     found = [
         {

@@ -1,4 +1,4 @@
-"""A comparison as text: a line a metric, the verdict first to be seen, and what a reader must know below. No
+"""A comparison as text: a line per metric with its verdict, and notes below. Does not import
 torch."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ HEADERS = ["model", "metric", "reference", "model's", "ratio or difference", "in
 
 
 def comparison_text(found: Comparison, width: int | None = None) -> str:
-    """The whole comparison for a terminal.
+    """Return the comparison as text for a terminal.
 
     Args:
         found: the record.
@@ -31,7 +31,7 @@ def comparison_text(found: Comparison, width: int | None = None) -> str:
 
 
 def pair_cells(pair: Pair, marks: Notes) -> list[str]:
-    """One metric of one model; a note says what it covers."""
+    """Return the cells of one metric of one model; a note says what it covers."""
     known = metric(pair.metric)
     unit = f" {pair.unit}"
     return [
@@ -45,14 +45,14 @@ def pair_cells(pair: Pair, marks: Notes) -> list[str]:
 
 
 def ratio_cells(pair: Pair) -> tuple[str, str]:
-    """The ratio or difference, and its interval; a dash for what is not known."""
+    """The ratio or difference, and its interval; a dash if unknown."""
     digits, unit = (".3f", " x") if pair.kind == "ratio" else ("+.2f", " points")
     value = "-" if pair.value is None else f"{pair.value:{digits}}{unit}"
     return value, "-" if pair.interval is None else " to ".join(f"{edge:{digits}}" for edge in pair.interval)
 
 
 def notes(found: Comparison) -> list[str]:
-    """What was done, under what circumstances, what failed, and what a reader must know; a sentence each."""
+    """Return notes, a sentence each: the method, circumstances, failures and caveats."""
     lines = [found.protocol, found.ended, *_zones(found.pairs)]
     if found.telemetry is not None:
         note = found.telemetry.note or found.telemetry.absent
@@ -65,22 +65,22 @@ def notes(found: Comparison) -> list[str]:
 
 
 def _zones(pairs: Iterable[Pair]) -> list[str]:
-    """What the verdicts mean, with their smallest differences."""
+    """Return what the verdicts mean, with the smallest differences of interest."""
     fractions = {pair.smallest for pair in pairs if pair.kind == "ratio"}
     points = {pair.smallest for pair in pairs if pair.kind == "difference"}
     lines = [f"smallest difference of interest {value:.1%} of the reference" for value in sorted(fractions)]
     lines += [f"AP and top-1: smallest difference of interest {value:g} points" for value in sorted(points)]
     if fractions or points:
         lines += [
-            "SAME: the interval lies within it.",
-            "FASTER, SLOWER (memory: LOWER, HIGHER): the interval lies beyond it.",
+            "SAME: the whole interval is within it.",
+            "FASTER, SLOWER (memory: LOWER, HIGHER): the whole interval is beyond it.",
             "UNDECIDED: neither.",
         ]
     return lines
 
 
 def stored_text(pairs: list[StoredPair], width: int | None = None) -> str:
-    """Stored runs beside each other, with what differs between them as notes; `width` as above."""
+    """Return stored runs side by side, with their differences as notes; `width` as above."""
     marks = Notes()
     rows = []
     for pair in pairs:
@@ -109,7 +109,7 @@ def stored_text(pairs: list[StoredPair], width: int | None = None) -> str:
 
 
 def relative_text(found: list[dict[str, Any]], reference_row: str, width: int | None = None) -> str:
-    """Times as multiples of the reference row's on the same hardware; `width` as above."""
+    """Return times as multiples of the reference row's on the same hardware; `width` as above."""
     rows = [
         [
             one["row"],

@@ -1,5 +1,5 @@
-"""Processes that build something once and then answer calls, one at a time, over a pipe; forked from one that
-has imported torch already."""
+"""Worker processes that build an object once and then answer calls over a pipe, one at a time; forked from a
+server that has already imported torch."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Worker:
     """The parent's side of one process.
 
     Args:
-        label: what failures call it.
-        build: a module-level class or function; called in the process with `arguments` and a function that
-            says "still alive".
+        label: name in error messages.
+        build: a module-level class or function; called in the process with `arguments` and
+            a heartbeat function.
         arguments: must pickle.
     """
 
@@ -54,15 +54,15 @@ class Worker:
         theirs.close()
 
     def call(self, name: str, *arguments: Any, stall_s: float) -> Any:
-        """Call a method of what was built.
+        """Call a method of the built object.
 
         Args:
-            name, arguments: method and what it takes; "ready" waits until it is built.
-            stall_s: a worker that makes no progress for so long is killed.
+            name, arguments: method and its arguments; "ready" waits until the object is built.
+            stall_s: a worker without progress for this many seconds is killed.
 
         Raises:
-            WorkerFailed: the method raised, the process died, or it did not answer in time; the process is
-                gone then.
+            WorkerFailed: the method raised, the process died, or it did not answer in time; the process
+                has ended.
         """
         try:
             self._pipe.send((name, arguments))
@@ -84,7 +84,7 @@ class Worker:
                 return value
 
     def close(self) -> None:
-        """End the process; it is given a moment to leave in order."""
+        """End the process, with time for a normal exit."""
         self._pipe.close()
         self._process.join(_LEAVE_S)
         self.kill()
@@ -105,8 +105,8 @@ class Worker:
 
 
 def _context() -> Any:
-    """Forking from a server that has imported torch and touched no GPU: a process is there in a fraction of a
-    second. Ctrl-C is the parent's to handle, from the server's first import on."""
+    """Fork from a server that has imported torch but not used a GPU, so that a process starts in a fraction
+    of a second. The parent handles Ctrl-C, from the server's first import on."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with starting_a_process(), same_allocator():
@@ -129,4 +129,4 @@ def _serve(settled: None, build: Callable[..., Any], arguments: tuple[Any, ...],
         try:
             pipe.send(("failed", failure(error)))
         except OSError:
-            return  # nobody listens any more
+            return  # the parent has closed the pipe

@@ -1,5 +1,5 @@
-"""Accuracy of a model on a dataset: collect its detections, keep them as results files, evaluate them now or
-again later."""
+"""Accuracy of a model on a dataset: collect its detections, store them as results files, evaluate them now
+or later."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ PREFIX: dict[Kind, str] = {
     "segm": "mask",
     "keypoints": "keypoint",
 }  # of metric names in manifests/metrics.toml
-DETAILS, ACCURACY_FILE = "accuracy", "accuracy.json"  # a run's file with what its metrics leave out
+DETAILS, ACCURACY_FILE = "accuracy", "accuracy.json"  # a run's file with details beyond its metrics
 SUFFIX = {"APs": "ap_s", "APm": "ap_m", "APl": "ap_l", "ARs": "ar_s", "ARm": "ar_m", "ARl": "ar_l"}
 
 
@@ -64,8 +64,8 @@ class AccuracyReport:
     """The results: metrics of manifests/metrics.toml in percent (those without ground truth left out), AP
     of each class in percent.
 
-    data: what was measured on, `subset` true where that was not the whole split; notes: by kind, what else
-    the numbers rest on, such as the keypoints' sigmas; curves, errors: by kind, as `CocoScores` has them.
+    data: the dataset, with `subset` true for a part of the split; notes: by kind, other settings
+    of the evaluation, such as the keypoint sigmas; curves, errors: by kind, as `CocoScores` has them.
     """
 
     metrics: dict[str, float]
@@ -99,7 +99,8 @@ class DetectionCollector:
 
     Args:
         dataset: COCO or VOC.
-        inclusive: x2 and y2 of detections are the last pixels inside (the row's conventions), not far edges.
+        inclusive: x2 and y2 of detections are inclusive pixel indices (as in the row's conventions), not
+        edges.
     """
 
     dataset: Dataset
@@ -108,7 +109,7 @@ class DetectionCollector:
     lines: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, index: int, detections: Detections) -> None:
-        """Take the detections of the dataset's image at `index`; masks must be pasted.
+        """Add the detections of the dataset's image `index`; masks must be pasted.
 
         Raises:
             FloatingPointError: a score or box is NaN or infinite.
@@ -126,7 +127,7 @@ class DetectionCollector:
             self.records.setdefault(kind, []).extend(found)
 
     def write(self, folder: Path) -> list[Path]:
-        """Keep the detections: bbox.json, segm.json, keypoints.json for COCO, comp4 files for VOC."""
+        """Write the detections: bbox.json, segm.json, keypoints.json for COCO, comp4 files for VOC."""
         if isinstance(self.dataset, VocDataset):
             return write_voc_results(folder, self.lines, self.dataset)
         for kind, records in self.records.items():
@@ -134,11 +135,11 @@ class DetectionCollector:
         return [folder / f"{kind}.json" for kind in self.records]
 
     def submissions(self, folder: Path, algorithm: str) -> dict[str, Path]:
-        """Zip files for COCO's evaluation server, a folder a kind, where the dataset's annotations are
-        hidden; none elsewhere.
+        """Write zip files for COCO's evaluation server, a folder per kind, if the dataset's annotations
+        are hidden; otherwise none.
 
         Raises:
-            DatasetError: the dataset is a subset; the server wants the whole split.
+            DatasetError: the dataset is a subset; the server needs the whole split.
         """
         if not annotations_hidden(self.dataset):
             return {}
@@ -148,7 +149,7 @@ class DetectionCollector:
         }
 
     def evaluate(self) -> AccuracyReport:
-        """Evaluate what was collected, on the dataset's images."""
+        """Evaluate the collected detections on the dataset's images."""
         if isinstance(self.dataset, VocDataset):
             texts = {
                 name: "\n".join(line for owner, line in self.lines if owner == name)
@@ -177,14 +178,14 @@ def evaluate_results_file(
     Args:
         path: a COCO results file, or for VOC the folder of comp4 files (or one of them).
         dataset: a subset restricts ground truth and detections to its images.
-        kind: of a COCO file; None: decided by its first record.
-        whole: refuse detections that were made on a part of the dataset's images alone.
-        every_image: with whole: images without a detection were looked at too.
-        details: kinds of mistakes too.
+        kind: kind of a COCO file; None: recognised from its first record.
+        whole: refuse detections that were made on only a part of the dataset's images.
+        every_image: with `whole`: images without a detection were processed too.
+        details: also compute error types.
 
     Raises:
-        DatasetError: the file is missing or malformed (with row or line), or the dataset has nothing to
-            measure against.
+        DatasetError: the file is missing or malformed (with row or line), or the dataset
+            has no ground truth.
     """
     if isinstance(dataset, VocDataset):
         detections = read_voc_results(path if path.is_dir() else path.parent, dataset)
@@ -205,15 +206,13 @@ def evaluate_results_file(
 
 
 def annotations_hidden(dataset: Dataset) -> bool:
-    """Whether only the evaluation server can tell the accuracy: COCO's test splits."""
+    """Whether accuracy is available only from the evaluation server, as for COCO's test splits."""
     return isinstance(dataset, CocoDataset) and not dataset.has_annotations
 
 
 def _measurable(dataset: Dataset) -> CocoDataset:
     if not isinstance(dataset, CocoDataset):
-        raise DatasetError(
-            f"{dataset.name}: has no boxes to measure detections against; take a COCO or VOC dataset"
-        )
+        raise DatasetError(f"{dataset.name}: has no ground-truth boxes; use a COCO or VOC dataset")
     if annotations_hidden(dataset):
         raise DatasetError(
             f"{dataset.name}: its annotations are not public; `bench.py run ... --metrics ap` writes a file"
@@ -225,7 +224,7 @@ def _measurable(dataset: Dataset) -> CocoDataset:
 def _coco_report(
     dataset: CocoDataset, results: dict[Kind, CocoResults], details: bool = False
 ) -> AccuracyReport:
-    """Keypoints are measured only where the annotation file has them, boxes and masks likewise."""
+    """Evaluate boxes, masks and keypoints, each only if the annotation file has them."""
     kinds = [kind for kind in results if kind != "keypoints" or dataset.keypoint_names]
     metrics: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {name: {} for name in dataset.classes}
@@ -253,8 +252,8 @@ def _coco_report(
 
 
 def metric_values(scores: CocoScores, kind: Kind) -> dict[str, float]:
-    """COCO statistics under the names of manifests/metrics.toml, in percent; those without ground truth are
-    left out."""
+    """COCO statistics under the names of manifests/metrics.toml, in percent; those without ground truth
+    are omitted."""
     return {
         f"{PREFIX[kind]}_{SUFFIX.get(name, name.lower())}": 100 * value
         for name, value in scores.statistics.items()
@@ -282,10 +281,10 @@ def _voc_report(dataset: VocDataset, detections: dict[str, list[VocDetection]]) 
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
-    """The share of images whose label is among the k best classes, in percent.
+    """Return the percentage of images whose label is among the k highest-scoring classes.
 
     Args:
-        scores: (N, K) float, higher is better; among equal scores the lower class comes first.
+        scores: (N, K) float, higher is better; for equal scores, the lower class index comes first.
         labels: (N,) int64.
 
     Raises:

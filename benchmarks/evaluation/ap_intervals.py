@@ -1,5 +1,5 @@
-"""Uncertainty of an AP: matches are made once, then AP is computed again for other weights of the images. No
-torch."""
+"""Uncertainty of an AP: detections are matched once, then AP is recomputed for other image weights. Does not
+import torch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from detection_zoo.benchmarks.spec import Measurement
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.coco import CocoDataset
 
-RECALLS = np.linspace(0.0, 1.0, 101)  # as pycocotools makes them, to the last bit
+RECALLS = np.linspace(0.0, 1.0, 101)  # bitwise equal to pycocotools'
 EVERY_AREA = [0.0, 1e10]
-AT_ONCE = 64  # draws computed together
+AT_ONCE = 64  # bootstrap samples computed together
 DRAWS, HALVES = 2000, 200
 FEW_IMAGES = 5
-WIDER = 1.4  # for the noise of the gain itself: drawn detectors had .80 to .95 without it, .95 to .98 with it
-RATES = (0.5, 1.0)  # the bias of AP on m images falls at least like m ** -0.5 and at most like m ** -1
+# for the noise of the estimated bias: coverage on simulated detectors was .80 to .95 without it, .95 to .98
+# with it
+WIDER = 1.4
+RATES = (0.5, 1.0)  # the bias of AP on m images decreases between m ** -0.5 and m ** -1
 
 
 @dataclass
 class ClassMatches:
-    """The detections of one category, best first, down to the last that matches anything.
+    """The detections of one category, sorted by descending score, up to the last one that matches an object.
 
-    image (D,) int: place of its image; matched, ignored (T, D) bool for T IoU thresholds; truths (N,):
-    objects to be found in each image.
+    image (D,) int: index of its image; matched, ignored (T, D) bool for T IoU thresholds; truths (N,):
+    ground-truth objects in each image.
     """
 
     image: np.ndarray
@@ -42,22 +44,22 @@ class ClassMatches:
 
 
 class Answers(Protocol):
-    """The output of a model on some images: detections that were matched, or classes."""
+    """The output of a model on some images: matched detections, or classes."""
 
     @property
     def images(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         ...
 
     def score(self, weights: np.ndarray) -> np.ndarray:
-        """(B,) fractions: AP or accuracy, as if each image stood in the dataset as often as weights (B, N)
-        say."""
+        """Return (B,) fractions: AP or accuracy, with each image counted as often as weights
+        (B, N) say."""
         ...
 
 
 @dataclass
 class ImageMatches:
-    """What was matched in N images, category by category."""
+    """Matched detections of N images, by category."""
 
     classes: list[ClassMatches]
     images: int
@@ -115,7 +117,7 @@ def _class_matches(ones: list[dict[str, Any]], place: dict[int, int]) -> ClassMa
 def class_matches(
     image: np.ndarray, scores: np.ndarray, matched: np.ndarray, ignored: np.ndarray, truths: np.ndarray
 ) -> ClassMatches:
-    """Sort detections as pycocotools does (stable, best first) and drop the tail that matches nothing; image,
+    """Sort detections as pycocotools does (stable, descending score) and drop the unmatched tail; image,
     scores (D,), the others as `ClassMatches`."""
     order = np.argsort(-scores, kind="mergesort")
     matched, ignored = matched[:, order] & ~ignored[:, order], ignored[:, order]
@@ -125,12 +127,12 @@ def class_matches(
 
 
 def weighted_ap(matches: ImageMatches, weights: np.ndarray) -> np.ndarray:
-    """AP as if each image stood in the dataset so many times.
+    """Return the AP with each image counted `weights` times.
 
     Args:
         matches: of N images.
-        weights: (B, N), whole numbers; ones give the AP of the dataset, 0 and 1 that of a subset with
-            restricted ground truth.
+        weights: (B, N), integers; all ones give the AP of the dataset, zeros and ones the AP of a
+            subset with restricted ground truth.
 
     Returns:
         (B,) fractions: COCO's AP, the mean over categories that have ground truth under those weights.
@@ -153,8 +155,8 @@ def _mean_over_classes(matches: ImageMatches, weights: np.ndarray) -> np.ndarray
 
 
 def _class_ap(one: ClassMatches, weights: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """(B,) AP of a category. Precision is needed at matched detections alone: between two of them it only
-    falls."""
+    """(B,) AP of a category. Precision is needed only at matched detections: between two of them it only
+    decreases."""
     drawn = weights[:, one.image].astype(np.float64)  # (B, D)
     every, total = np.cumsum(drawn, axis=1), np.zeros(len(weights))
     for matched, ignored in zip(one.matched, one.ignored, strict=True):
@@ -175,8 +177,8 @@ def _class_ap(one: ClassMatches, weights: np.ndarray, truths: np.ndarray) -> np.
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two APs (or top-1 accuracies) on the same images, as fractions, with its interval, and
-    how many draws were below and above zero."""
+    """A difference of two APs (or top-1 accuracies) on the same images, as fractions, with its interval and
+    the number of bootstrap samples below and above zero."""
 
     value: float
     low: float
@@ -187,22 +189,22 @@ class Difference:
 
     @property
     def may_be_noise(self) -> bool:
-        """Whether no difference at all is among what the images allow."""
+        """Whether the interval contains zero."""
         return self.low <= 0 <= self.high
 
 
 def paired_difference(
     reference: Answers, other: Answers, draws: int = DRAWS, seed: int = 0, confidence: float = 0.95
 ) -> Difference:
-    """How much higher the other's AP or accuracy is, and how much of that the choice of images may explain.
+    """Return how much higher the other's AP or accuracy is, with a confidence interval over images.
 
-    The paired bootstrap: images are drawn with replacement, the same for both, and the middle `confidence` of
-        the differences is the interval (Efron and
-    Tibshirani, An Introduction to the Bootstrap, 13.3). Both must be of the same images.
+    Paired percentile bootstrap: images are sampled with replacement, the same for both
+        models (Efron and Tibshirani,
+    An Introduction to the Bootstrap, 13.3). Both must be of the same images.
     """
     if reference.images != other.images:
         raise ValueError(
-            f"a paired bootstrap needs the same images for both, these are {reference.images} and"
+            f"a paired bootstrap needs the same images for both models, these have {reference.images} and"
             f" {other.images}"
         )
     ones = np.ones((1, other.images))
@@ -219,8 +221,8 @@ def paired_difference(
 
 @dataclass(frozen=True)
 class SubsetInterval:
-    """What AP on a subset says of AP on the whole split, as fractions; without an interval, `reason` says
-    why."""
+    """AP on a subset, and an interval of the AP on the whole split, as fractions; without an interval,
+    `reason` says why."""
 
     value: float
     low: float | None
@@ -231,22 +233,24 @@ class SubsetInterval:
 def subset_interval(
     matches: ImageMatches, all_images: int, seed: int = 0, confidence: float = 0.95
 ) -> SubsetInterval:
-    """An interval of the AP on all images of a split from some of them.
+    """Estimate an interval of the AP on all images of a split from a subset.
 
-    AP on few images is too high: the precision envelope follows luck, the more so the fewer objects a
-        category has. How much is measured on random halves of the
-    subset: what is gained from n to n/2 images is carried on from n to all, for a bias that falls like m^-1/2
-        and like m^-1, and the interval spans both.
-    The spread of the halves is that of the subset itself (delete-half jackknife; Shao and Wu, Annals of
-    Statistics 17, 1989), times the share of the split that was not seen, and widened by WIDER.
+    AP on few images is biased upwards, because the precision envelope picks up noise, more so for
+        categories with few objects. The bias is estimated on
+    random halves of the subset: the change from n to n/2 images is extrapolated from n to all, for a bias
+    that
+        decreases as m^-1/2 and as m^-1; the interval covers both.
+    The spread of the halves estimates that of the subset (delete-half jackknife; Shao and Wu, Annals of
+    Statistics 17, 1989), multiplied by the fraction of the split that is not in the subset, and widened by
+    WIDER.
 
     Args:
-        matches: of the n images of the subset, which must be as good as drawn at random.
-        all_images: of the split.
+        matches: matches on the n images of the subset, which must be a random sample.
+        all_images: number of images of the split.
 
     Returns:
-        The subset's AP and the interval; none where most categories occur in so few images that halves say
-        nothing.
+        The subset's AP and the interval; no interval if most categories occur in too
+        few images.
     """
     share = matches.images / all_images
     value = float(weighted_ap(matches, np.ones((1, matches.images)))[0])
@@ -256,8 +260,8 @@ def subset_interval(
             value,
             None,
             None,
-            f"half of the categories occur in fewer than {FEW_IMAGES} images (of {matches.images} here), so"
-            " that nothing can be said about all images; use more images",
+            f"half of the categories occur in fewer than {FEW_IMAGES} images (of {matches.images} here),"
+            " too few to estimate the AP on all images; use more images",
         )
     halves = weighted_ap(matches, _halves(matches.images, np.random.default_rng(seed)))
     gained, spread = float(halves.mean()) - value, float(halves.std(ddof=1)) * (1 - share) ** 0.5
@@ -267,7 +271,7 @@ def subset_interval(
 
 
 def _halves(images: int, draw: np.random.Generator) -> np.ndarray:
-    """(HALVES, N) random halves, each beside its complement."""
+    """Return (HALVES, N) random halves, each followed by its complement."""
     weights = np.zeros((HALVES, images))
     for row in range(0, HALVES, 2):
         order = draw.permutation(images)
@@ -279,12 +283,12 @@ def _halves(images: int, draw: np.random.Generator) -> np.ndarray:
 def subset_intervals(
     measurements: dict[str, Measurement], dataset: Dataset, files: dict[str, Path]
 ) -> dict[str, Measurement]:
-    """The AP measurements of a subset again, with the interval of the AP on all images of its split; nothing
-    where the whole split was measured.
+    """Return the AP measurements of a subset with the interval of the AP on all images of the split;
+    nothing if the whole split was measured.
 
     Args:
-        measurements: box_ap, mask_ap and keypoint_ap in percent, where they were measured.
-        dataset: what they were measured on.
+        measurements: box_ap, mask_ap and keypoint_ap in percent, if measured.
+        dataset: dataset of the measurements.
         files: "bbox", "segm", "keypoints" -> result file.
     """
     found: dict[str, Measurement] = {}
@@ -298,9 +302,9 @@ def subset_intervals(
             match_images(dataset.annotations, results, kind, dataset.image_ids), dataset.full_size
         )
         text = interval.reason or (
-            f"the interval is that of the AP on all {dataset.full_size} images, from random halves of the"
-            " subset, if its images are as good as drawn at random; AP on a subset is too high and may lie"
-            " outside"
+            f"the interval is for the AP on all {dataset.full_size} images, estimated from"
+            " random halves of the subset, which must be a random sample; AP on a subset is"
+            " biased upwards and may be outside"
         )
         edges = (
             None if interval.low is None else (100 * max(interval.low, 0.0), 100 * min(interval.high, 1.0))

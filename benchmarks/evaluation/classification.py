@@ -1,5 +1,5 @@
-"""Answers of a classifier: scores of every image, the best classes kept in a file, and who was right, image
-by image."""
+"""Classifier outputs: scores of every image, a file of the best classes, and correctness per
+image."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
     from detection_zoo.benchmarks.run.subject import Subject
 
 CLASSES_FILE = "classes"
-BEST = 5  # classes kept of each image
+BEST = 5  # classes stored per image
 
 
 @dataclass(frozen=True)
 class ImageHits:
-    """Whether the right class was among the best ones, image by image; right: (N,) bool."""
+    """Whether the correct class is among the top k of each image; right: (N,) bool."""
 
     right: np.ndarray
 
     @property
     def images(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return len(self.right)
 
     def score(self, weights: np.ndarray) -> np.ndarray:
-        """Accuracy, (B,) fractions, as if each image stood in the dataset as often as weights (B, N) say."""
+        """Return accuracy, (B,) fractions, with each image counted as often as weights (B, N) say."""
         return weights @ self.right / weights.sum(axis=1)
 
 
 def class_scores(
     subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (N, K) of a classifier on every image of its dataset, in its order, and the right classes (N,)
-    int64.
+    """Return the scores (N, K) of a classifier on every image of its dataset, in order, and the correct
+    classes (N,) int64.
 
     Raises:
-        DatasetError: the row is no classifier, or the data has no classes of images.
+        DatasetError: the row is not a classifier, or the data has no image labels.
     """
     import torch
 
@@ -65,7 +65,7 @@ def class_scores(
     )
     scores = []
     with (
-        progress(f"{subject.entry.name}: classify", len(loader)) as tick,
+        progress(f"{subject.entry.name}: classifying", len(loader)) as tick,
         torch.inference_mode(),
         autocast(spec),
     ):
@@ -82,8 +82,8 @@ def right_classes(dataset: Dataset) -> np.ndarray:
 
 
 def write_classes(scores: np.ndarray, dataset: Dataset, folder: Path) -> dict[str, StoredFile]:
-    """Keep the best classes of each image, best first, of scores (N, K); among equal scores the lower class
-    comes first."""
+    """Write the top classes of each image from scores (N, K), sorted by descending score; for equal scores
+    the lower class index comes first."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :BEST].tolist()
     content = json.dumps(
         [{"image_id": str(dataset.image_id(index)), "classes": classes} for index, classes in enumerate(best)]
@@ -93,11 +93,11 @@ def write_classes(scores: np.ndarray, dataset: Dataset, folder: Path) -> dict[st
 
 
 def read_hits(path: Path, dataset: Dataset, k: int) -> ImageHits:
-    """Who was right among the k <= 5 best classes that `write_classes` kept; raises DatasetError where the
-    file is not of these images."""
+    """Read top-k correctness (k <= 5) from a file of `write_classes`; raises DatasetError if
+    the file is of other images."""
     kept = json.loads(path.read_bytes())
     if [one["image_id"] for one in kept] != [str(dataset.image_id(index)) for index in range(len(dataset))]:
-        raise DatasetError(f"{path}: its images are not those of {dataset.name}; classify again")
+        raise DatasetError(f"{path}: its images are not those of {dataset.name}; run the classifier again")
     return ImageHits(
         np.array(
             [

@@ -1,4 +1,4 @@
-"""COCO results in columns: checked by arrays, and record by record, with full messages, where arrays fail."""
+"""COCO results as arrays, checked vectorised; if that fails, record by record with detailed messages."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FIELDS = {
     "bbox": "bbox",
     "segm": "segmentation",
     "keypoints": "keypoints",
-}  # what a result of each kind holds
+}  # required fields of a result of each kind
 
 
 @dataclass(frozen=True)
 class CocoResults:
     """D detections of one kind, in file order.
 
-    image, category (D,) int64: places in the lists of the annotations that they belong to; scores (D,)
+    image, category (D,) int64: indices into the annotations' lists; scores (D,)
     float64; values: (D, 4) float64 x, y, width, height in pixels; (D, 3 P) float64 x, y, flag; or D
     run-length codes.
     """
@@ -67,9 +67,9 @@ def results_of(
 
     Args:
         records: with image_id, category_id, score and bbox, segmentation or keypoints.
-        truth: whose image and category ids may occur.
-        kind: what the records hold.
-        where: their file, for messages.
+        truth: annotations with the valid image and category IDs.
+        kind: kind of the records.
+        where: name of the file, for messages.
         name: of the dataset, for messages.
 
     Raises:
@@ -80,7 +80,7 @@ def results_of(
 
 
 def joined(parts: Sequence[CocoResults]) -> CocoResults | None:
-    """Detections of one file one after another; None where their values differ in length."""
+    """Concatenate detections; None if their values differ in length."""
     values = [part.values for part in parts if len(part)]
     if all(isinstance(each, np.ndarray) for each in values):
         if len({each.shape[1] for each in values}) > 1:
@@ -99,7 +99,7 @@ def joined(parts: Sequence[CocoResults]) -> CocoResults | None:
 
 
 def by_arrays(records: list[Any], truth: CocoAnnotations, kind: Kind) -> CocoResults | None:
-    """The columns, or None where anything is not as it is in nearly every file."""
+    """Return the columns, or None if a record has an unusual form."""
     field, count = FIELDS[kind], len(records)
     try:
         images, categories, given, values = (
@@ -115,7 +115,7 @@ def by_arrays(records: list[Any], truth: CocoAnnotations, kind: Kind) -> CocoRes
         KeyError,
         TypeError,
         AttributeError,
-    ):  # a field is missing, a record is no object, a value no list
+    ):  # a field is missing, a record is not an object, or a value is not a list
         return None
     if scores is None or columns is None or (count and min(image.min(), category.min()) < 0):
         return None
@@ -159,7 +159,8 @@ _COLUMNS: dict[str, Callable[[list[Any], CocoAnnotations, np.ndarray], Any]] = {
 
 
 def _by_rows(records: list[Any], truth: CocoAnnotations, kind: Kind, where: str, name: str) -> CocoResults:
-    """The same row by row; what can be converted is, the rest is refused with row and field."""
+    """The same record by record; convertible values are converted, others raise an error with row and
+    field."""
     rows = [_row(record, truth, kind, f"{where}: [{row}]", name) for row, record in enumerate(records)]
     image, category, scores, values = (list(part) for part in zip(*rows, strict=True)) if rows else ([],) * 4
     if kind != "segm":
@@ -174,7 +175,7 @@ def _row(
 ) -> tuple[int, int, float, Any]:
     field = FIELDS[kind]
     if not isinstance(record, dict):
-        raise DatasetError(f"{where}: a detection is a JSON object, this is {shown(record)}")
+        raise DatasetError(f"{where}: a detection must be a JSON object, this is {shown(record)}")
     missing = next((n for n in ("image_id", "category_id", "score", field) if n not in record), None)
     if missing is not None:
         raise DatasetError(
@@ -185,8 +186,8 @@ def _row(
     image = _place(record["image_id"], truth.image_place)
     if image is None:
         raise DatasetError(
-            f"{where}: image id {shown(record['image_id'])} is not in {name}; were these detections made on"
-            " another split?"
+            f"{where}: image id {shown(record['image_id'])} is not in {name}; are these detections"
+            " from another split?"
         )
     category = _place(record["category_id"], truth.category_place)
     if category is None:
@@ -219,14 +220,14 @@ def _finite(values: list[Any]) -> bool:
             isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
             for value in values
         )
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer too large for a float
         return False
 
 
 def _box_problem(value: Any, _: int) -> str | None:
     if not isinstance(value, list) or len(value) != 4 or not _finite(value):
         return "expected four finite numbers x, y, width, height"
-    return None if plain_numbers([value]) is not None else "expected numbers of pixels below 1e9"
+    return None if plain_numbers([value]) is not None else "expected pixel coordinates below 1e9"
 
 
 def _mask_problem(value: Any, _: int) -> str | None:
@@ -265,7 +266,7 @@ def _keypoint_problem(value: Any, points: int) -> str | None:
         return (
             f"{points} times x, y, flag expected, as finite numbers"
             if points
-            else "expected x, y, flag for each point as finite numbers"
+            else "expected finite numbers x, y, flag for each keypoint"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""The two engines of COCO evaluation, fed the same columns: hotcoco, and pycocotools as the reference."""
+"""The two engines of COCO evaluation, with the same input: hotcoco, and pycocotools as the reference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _lists(truth: CocoAnnotations, images: list[int]) -> dict[str, list[dict[str
 
 
 def _document(truth: CocoAnnotations, rows: np.ndarray, images: list[int], kind: Kind) -> dict[str, Any]:
-    """What evaluation of a kind needs of some objects, annotations numbered from 1 on."""
+    """Return the document that evaluation of a kind needs, with annotations numbered from 1."""
     annotations = [
         {
             "id": number,
@@ -61,10 +61,10 @@ def _document(truth: CocoAnnotations, rows: np.ndarray, images: list[int], kind:
 
 
 def _records(results: CocoResults) -> list[dict[str, Any]]:
-    """Only the fields that count for a kind.
+    """Return only the fields that a kind uses.
 
-    pycocotools takes the area of a result from its box where it has one; without the box it is that of the
-    mask or of the keypoints, as in files of one kind alone.
+    If a result has a box, pycocotools computes its area from the box; without one, from the
+    mask or keypoints, as for files of a single kind.
     """
     field = FIELDS[results.kind]
     values = results.values.tolist() if isinstance(results.values, np.ndarray) else map(dict, results.values)
@@ -105,7 +105,7 @@ def _pycocotools(truth: CocoAnnotations, rows: np.ndarray, images: list[int], re
         whole.createIndex()
         if len(results):
             found = whole.loadRes(_records(results))
-        else:  # its loadRes looks at the first record
+        else:  # its loadRes checks the first record
             found.dataset = {**whole.dataset, "annotations": []}
             found.createIndex()
         return COCOeval(whole, found, results.kind)
@@ -115,7 +115,7 @@ ENGINES = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}
 
 
 def evaluate_with(engine: Engine, evaluation: Any) -> list[float]:
-    """Evaluate, accumulate and summarise what one of `ENGINES` has made.
+    """Evaluate, accumulate and summarise an evaluation object of one of `ENGINES`.
 
     Returns:
         The 12 (keypoints: 10) numbers, -1 where there is no ground truth.
@@ -132,8 +132,8 @@ def evaluate_with(engine: Engine, evaluation: Any) -> list[float]:
 
 
 def _accumulate(evaluation: Any) -> None:
-    """Let pycocotools accumulate what its summary reads, in half the time: precision and recall at the
-    largest number of detections, and recall over all areas at the smaller ones; the rest stays -1."""
+    """Accumulate only what pycocotools' summary reads, in half the time: precision and recall at the
+    largest number of detections, and recall over all areas at smaller ones; other entries stay -1."""
     params = evaluation.params
     most, fewer = copy.copy(params), copy.copy(params)
     most.maxDets, fewer.maxDets = params.maxDets[-1:], params.maxDets[:-1]

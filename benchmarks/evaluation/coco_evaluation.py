@@ -1,5 +1,5 @@
-"""COCO accuracy: pycocotools is the reference, hotcoco the fast path, and every run holds a sample of the one
-against the other."""
+"""COCO accuracy: hotcoco computes it fast, and every run checks a sample against pycocotools,
+the reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detection_zoo.zoo.errors import DatasetError
 BOX_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_STATISTICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 AGREEMENT = 1e-9  # largest difference between the two engines
-# of COCO's 17 keypoints: standard deviations of people's placing, as shares of the object's size
+# of COCO's 17 keypoints: standard deviations of human annotations, as fractions of the object's size
 # (cocoeval.py)
 COCO_SIGMAS = tuple(
     tenths / 10
@@ -31,12 +31,12 @@ Truth = Path | dict[str, Any] | CocoAnnotations
 
 @dataclass(frozen=True)
 class CocoScores:
-    """What COCO evaluation gives, as fractions; -1 where there is no ground truth to measure against.
+    """Results of COCO evaluation, as fractions; -1 if there is no ground truth.
 
     statistics: the 12 (keypoints: 10) numbers by name; per_category: category id -> AP and AP50 (class
         agnostic: the one id -1); curves: "0.50", "0.75", "0.50:0.95" -> precision at the recalls 0, 0.01
-        ... 1, the mean over categories with ground truth; errors: what AP50 would gain without each kind of
-        mistake (TIDE, Bolya et al., ECCV 2020), of boxes and masks.
+        ... 1, the mean over categories with ground truth; errors: AP50 gain if each error type
+        were fixed (TIDE, Bolya et al., ECCV 2020), of boxes and masks.
     """
 
     statistics: dict[str, float]
@@ -46,7 +46,7 @@ class CocoScores:
 
 
 def statistic_names(kind: Kind) -> tuple[str, ...]:
-    """Names of the numbers that evaluation of a kind gives, in pycocotools' order."""
+    """Return the names of the statistics of a kind, in pycocotools' order."""
     return KEYPOINT_STATISTICS if kind == "keypoints" else BOX_STATISTICS
 
 
@@ -60,14 +60,14 @@ def evaluate_coco(
     class_agnostic: bool = False,
     checked_images: int = 50,
 ) -> dict[str, float]:
-    """The named COCO statistics of some results.
+    """Compute COCO statistics of results.
 
     Args:
-        ground_truth: annotation file, its document, or what was read of it.
-        results: records in COCO's result format, or in columns; order decides between equal scores.
-        kind: what is compared: boxes, masks or keypoints.
+        ground_truth: annotation file, its JSON document, or annotations already read.
+        results: records in COCO's result format, or in columns; equal scores keep this order.
+        kind: compare boxes, masks or keypoints.
         image_ids, category_ids: restrict ground truth and results to these.
-        class_agnostic: compare regardless of category.
+        class_agnostic: ignore categories.
         checked_images: size of the sample on which both engines must agree.
 
     Returns:
@@ -99,7 +99,7 @@ def score_coco(
     checked_images: int = 50,
     details: bool = False,
 ) -> CocoScores:
-    """As `evaluate_coco`, with AP and AP50 of each category, curves, and with `details` kinds of mistakes."""
+    """As `evaluate_coco`, with AP and AP50 of each category, curves, and with `details` error types."""
     truth = truth_of(ground_truth, kind)
     results = columns_of(results, truth, kind)
     images = list(range(len(truth.image_ids))) if image_ids is None else _places(image_ids, truth.image_place)
@@ -117,7 +117,7 @@ def _places(ids: Sequence[int | str], place: dict[int | str, int]) -> list[int]:
 
 
 def truth_of(ground_truth: Truth, kind: Kind) -> CocoAnnotations:
-    """The annotations, which must have what results of a kind are compared with.
+    """Return the annotations, which must have the fields for a kind of results.
 
     Raises:
         DatasetError: an annotation lacks its mask, or none has keypoints.
@@ -136,8 +136,8 @@ def truth_of(ground_truth: Truth, kind: Kind) -> CocoAnnotations:
     if missing >= 0:
         raise DatasetError(
             f"{truth.where}: annotations[{missing}]: field {FIELDS[kind]!r} is missing or empty; results"
-            " of kind"
-            f" {kind} cannot be measured against this annotation file"
+            " of"
+            f" kind {kind} cannot be evaluated with this annotation file"
         )
     return truth
 
@@ -150,21 +150,21 @@ def columns_of(
 
 
 def keypoint_sigmas(truth: CocoAnnotations) -> tuple[tuple[float, ...], str]:
-    """How far off each keypoint may be, as a share of the object's size, and where the numbers are from.
+    """Return the keypoint sigmas, as fractions of the object's size, and their origin.
 
-    The annotation file's own; else COCO's where there are 17 keypoints; else 1 / P for each of P keypoints,
-    the rule of Ultralytics's trainer.
+    From the annotation file; otherwise COCO's for 17 keypoints; otherwise 1 / P for each of P
+    keypoints, as in Ultralytics's trainer.
     """
     count = len(truth.keypoint_names)
     if truth.sigmas:
-        return truth.sigmas, "the annotation file's own sigmas"
+        return truth.sigmas, "sigmas of the annotation file"
     if count == len(COCO_SIGMAS):
         return COCO_SIGMAS, "COCO's sigmas of 17 keypoints"
     return (1 / count,) * count, f"no sigmas given for these {count} keypoints: 1/{count} for each"
 
 
 def compare_engines(fast: CocoScores, reference: CocoScores) -> None:
-    """Raise RuntimeError where hotcoco and pycocotools differ by more than 1e-9 in any number."""
+    """Raise RuntimeError if hotcoco and pycocotools differ by more than 1e-9 in any number."""
     pairs = [(name, value, reference.statistics[name]) for name, value in fast.statistics.items()]
     pairs += [
         (f"{name} of category {category}", value, reference.per_category[category][name])
@@ -175,7 +175,7 @@ def compare_engines(fast: CocoScores, reference: CocoScores) -> None:
         if not abs(value - wanted) <= AGREEMENT:
             raise RuntimeError(
                 f"COCO evaluation: hotcoco gives {name} = {value!r}, pycocotools {wanted!r}, on the same"
-                " images; do not use either number, and report the results file that shows it"
+                " images; use neither number, and please report a bug with the results file"
             )
 
 
@@ -188,8 +188,8 @@ def _spread(images: list[int], count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is evaluated, for either engine; images, categories: places in the annotations' lists; details:
-    kinds of mistakes too."""
+    """Settings of an evaluation, for either engine; images, categories: indices into the annotations' lists;
+    details: also error types."""
 
     kind: Kind
     images: list[int]
@@ -198,12 +198,12 @@ class EvaluationPlan:
     details: bool = False
 
     def on(self, images: list[int]) -> EvaluationPlan:
-        """The same on other images."""
+        """The same for other images."""
         return EvaluationPlan(self.kind, images, self.categories, self.class_agnostic)
 
     def prepare(self, engine: Engine, truth: CocoAnnotations, results: CocoResults) -> Any:
-        """The engine's evaluation object; its ids are places counted from 1, since 0 is "no match" to
-        pycocotools."""
+        """The engine's evaluation object; its IDs are indices from 1, because 0 means "no match"
+        in pycocotools."""
         rows = np.arange(len(truth))
         if len(self.images) < len(truth.image_ids):
             rows, results = rows[np.isin(truth.image, self.images)], results.of_images(self.images)
@@ -259,7 +259,7 @@ def _curves(precision: np.ndarray) -> dict[str, list[float]]:
 
 
 def _errors(evaluation: Any) -> dict[str, float]:
-    """What AP50 gains where each kind of mistake is fixed, as fractions."""
+    """Return the AP50 gain if each error type were fixed, as fractions."""
     names = {
         "Cls": "class",
         "Loc": "localisation",

@@ -1,4 +1,4 @@
-"""COCO results files: detections as JSON that any COCO tool can evaluate again, and files for the test-dev
+"""COCO results files: detections as JSON that any COCO tool can evaluate, and files for the test-dev
 server."""
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def detection_records(
 
     Args:
         detections: boxes (R, 4) float32 in original pixels; masks, where present, (R, H, W) bool, pasted.
-        image_id: of the dataset.
-        category_ids: dataset category id of each label; None: detections of that label are left out.
-        inclusive: x2 and y2 are the last pixels inside, so that width = x2 - x1 + 1; otherwise they are far
-            edges.
+        image_id: image ID of the dataset.
+        category_ids: dataset category id of each label; None: detections of that label are omitted.
+        inclusive: x2 and y2 are inclusive, so that width = x2 - x1 + 1; otherwise they
+            are edges.
 
     Returns:
-        "bbox" always, "segm" and "keypoints" where the detections have them; R records each.
+        "bbox" always, "segm" and "keypoints" if the detections have them; R records each.
     """
     boxes = detections.boxes.detach().cpu().numpy()
     xywh = np.concatenate(
@@ -55,12 +55,12 @@ def detection_records(
         ]
     if detections.keypoints is not None:
         points = detections.keypoints.detach().cpu().numpy().copy()
-        points[..., 2] = 1  # the place of the visibility flag; evaluation does not read it
+        points[..., 2] = 1  # the visibility flag, which evaluation does not read
         flat = points.reshape(len(points), 3 * points.shape[1]).tolist()
         records["keypoints"] = [
             {**head, "keypoints": values} for head, values in zip(heads, flat, strict=True)
         ]
-    if None in category_ids:  # the data lacks some of the model's classes
+    if None in category_ids:  # the data does not have some of the model's classes
         records = {
             kind: [r for r in found if r["category_id"] is not None] for kind, found in records.items()
         }
@@ -73,7 +73,7 @@ def _encode(masks: np.ndarray) -> list[dict[str, Any]]:
 
     if masks.dtype != np.bool_:
         raise ValueError(
-            f"masks must be pasted into the image as bool before they are stored, these are {masks.dtype}"
+            f"masks must be pasted into the image as bool before they are stored; got {masks.dtype}"
         )
     encoded = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
     return [
@@ -83,8 +83,8 @@ def _encode(masks: np.ndarray) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place: the path holds the whole file or
-    what it held before."""
+    """Let `write` fill a temporary file, then rename it to `path`, so that the path holds either the new
+    or the previous file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, part = tempfile.mkstemp(prefix=f"{path.name}.part-", dir=path.parent)
     os.close(descriptor)
@@ -97,7 +97,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_results(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write a results file; the write is atomic."""
+    """Write a results file atomically."""
     write_atomically(path, lambda part: part.write_text(json.dumps(records), encoding="utf-8"))
 
 
@@ -106,14 +106,14 @@ def read_results(path: Path, dataset: CocoDataset, kind: Kind | None = None) -> 
 
     Args:
         path: a JSON list of records with image_id, category_id, score and bbox, segmentation or keypoints.
-        dataset: whose image and category ids may occur. Images of its full split may occur in a subset's file
-            too.
-        kind: what the records hold; None: decided by the first record (keypoints before bbox before
-            segmentation).
+        dataset: dataset with the valid image and category IDs. For a subset, images of the full split
+            are valid too.
+        kind: what the records hold; None: recognised from the first record (keypoints before bbox
+            before segmentation).
 
     Returns:
-        The detections of the dataset's images, in file order. An empty list is a valid file: nothing was
-        found.
+        The detections of the dataset's images, in file order. An empty list is valid: no
+        detections.
 
     Raises:
         DatasetError: names file, row and field of what is wrong.
@@ -124,12 +124,12 @@ def read_results(path: Path, dataset: CocoDataset, kind: Kind | None = None) -> 
             return results
         records = read_json(path, list, "results file", "is it an annotation file?")
         results = results_of(records, dataset.annotations, kind or _kind_of(records), str(path), dataset.name)
-        del records  # before the collector may walk over them
+        del records  # before garbage collection is enabled again
     return results.of_images(dataset.places) if dataset.is_subset else results
 
 
 def _by_pieces(path: Path, dataset: CocoDataset, kind: Kind | None) -> CocoResults | None:
-    """The same, a piece of the file at a time; None where anything is not as it is in nearly every file."""
+    """The same, one piece of the file at a time; None if a record has an unusual form."""
     parts: list[CocoResults] = []
     try:
         for records in json_records(path):
@@ -160,10 +160,10 @@ def write_submission(
     """Write the zip file that COCO's evaluation server takes for its hidden test annotations.
 
     Args:
-        folder: where it goes.
-        records: of the whole split; an image without detections has none.
-        dataset: the split, such as coco:DIR:test-dev2017; its name becomes part of the file's.
-        kind: challenge it is for.
+        folder: output folder.
+        records: records of the whole split; an image without detections has no record.
+        dataset: the split, such as coco:DIR:test-dev2017; its name becomes part of the file name.
+        kind: challenge that the file is for.
         algorithm: short name of the model; letters, digits, dash and underscore.
 
     Returns:
@@ -171,8 +171,8 @@ def write_submission(
             JSON file of the same name.
 
     Raises:
-        DatasetError: a record does not fit the split, or the dataset is a subset: the server wants the whole
-            split.
+        DatasetError: a record is not of the split, or the dataset is a subset: the server needs
+            the whole split.
     """
     if dataset.is_subset:
         raise DatasetError(

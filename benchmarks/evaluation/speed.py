@@ -1,4 +1,4 @@
-"""How much faster the fast COCO evaluation is than the reference, both timed in one run."""
+"""Time the fast COCO evaluation and the reference in one run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from detection_zoo.zoo.data.fields import read_json
 def repeat_images(
     document: dict[str, Any], records: list[dict[str, Any]], copies: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The same images and detections several times over under new image ids, to reach the size of a full
+    """Repeat images and detections under new image IDs, to reach the size of a full
     split."""
     step = max(image["id"] for image in document["images"]) + 1
     images = [
@@ -43,12 +43,12 @@ def evaluation_speed(
     copies: int = 1,
     repeats: int = 3,
 ) -> dict[str, float]:
-    """Time both engines on the same results and compare what they give.
+    """Time both engines on the same results and compare their outputs.
 
     Args:
         ground_truth: annotation file; records: results on it.
         copies: how often the images are repeated.
-        repeats: of hotcoco; the median counts. pycocotools runs once.
+        repeats: timed runs of hotcoco (the median is used); pycocotools runs once.
 
     Returns:
         images, detections, hotcoco_time_ms, pycocotools_time_ms, ratio (pycocotools over hotcoco).

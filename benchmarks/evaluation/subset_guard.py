@@ -1,5 +1,5 @@
-"""Detections of some images are never measured against the ground truth of all: what would come out is a
-small number that means nothing."""
+"""Detections of some images are never evaluated with the ground truth of all: the resulting
+AP would be meaningless."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.errors import DatasetError
 
-ENOUGH = 0.5  # of the images with objects
+ENOUGH = 0.5  # fraction of the images with objects
 
 
 def refuse_naive_subset(
     path: Path, dataset: Dataset, every_image: bool = False, found: set[int | str] | None = None
 ) -> None:
-    """Refuse stored detections that were made on fewer images than they are to be measured on.
+    """Refuse stored detections that were made on fewer images than the dataset has.
 
     Args:
         path: COCO results file, or folder of VOC comp4 files.
-        dataset: what they are to be measured on.
-        every_image: the user says that all images were looked at; what a record says still counts.
+        dataset: dataset to evaluate on.
+        every_image: the user states that all images were processed; a stored record still takes precedence.
         found: ids of the images that have a detection; None reads them.
 
     Raises:
-        DatasetError: the detections' own record, or the images without any detection, say that a subset was
-            looked at.
+        DatasetError: the record of the detections, or the number of images without detections, shows that
+        only
+            a subset was processed.
     """
     record = path.resolve().parent.parent.parent / RUNS / f"{path.resolve().parent.name}.json"
     made_on = _made_on(record)
     if made_on is not None and made_on.images < len(dataset):
         raise DatasetError(
             f"{path}: its record {record.name} states that it was made on {made_on.images} of"
-            f" {made_on.images_of_split} images, this would measure it on {len(dataset)}; give --images"
+            f" {made_on.images_of_split} images, but the dataset has {len(dataset)}; give --images"
             f" {made_on.images}"
         )
     if every_image or not path.exists():
@@ -50,15 +51,15 @@ def refuse_naive_subset(
     if found and len(found & wanted) < ENOUGH * len(wanted):
         raise DatasetError(
             f"{path}: has detections in {len(found & wanted)} of the {len(wanted)} images of {dataset.name}"
-            " that hold objects. If it was made on the first N images, give --images N; if the model"
-            " processed all and found nothing in the others, give --every-image"
+            " with objects. If it was made on the first N images, give --images N; if"
+            " the model processed all images and detected nothing in the others, give --every-image"
         )
 
 
 def _made_on(record: Path) -> DataIdentity | None:
     try:
         return read_run(record).data if record.is_file() else None
-    except ValueError as error:  # a damaged record cannot vouch for its detections
+    except ValueError as error:  # a damaged record says nothing about its detections
         raise DatasetError(str(error)) from None
 
 

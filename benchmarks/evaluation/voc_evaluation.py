@@ -35,10 +35,10 @@ class VocDetection:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """A class: AP (NaN where the area metric has no object to find), recall and precision after each
-    detection, counts.
+    """Score of a class: AP (NaN if the area metric has no ground truth), recall and precision after
+    each detection, counts.
 
-    recall is NaN throughout where the class has no object that is not difficult.
+    recall is NaN if all objects of the class are marked as difficult.
     """
 
     ap: float
@@ -57,14 +57,15 @@ def evaluate_voc_class(
 ) -> ClassScore:
     """Average precision of one class, as the devkit computes it.
 
-    A detection takes the object of best overlap in its image, difficult and already taken ones included. It
-    is right where that overlap is above the threshold and the object is free; one on a difficult object
-    counts neither way, one on a taken object is wrong.
+    A detection is matched to the object with the highest overlap in its image, including difficult and
+    already matched ones. It is a true positive if the overlap is above the threshold and the object is
+    unmatched; a match with a difficult object is ignored, one with an already matched object is a false
+    positive.
 
     Args:
-        truth: image -> objects of the class; images without any may be left out.
-        detections: of the class, in any order; equal scores keep theirs.
-        iou_threshold: strictly above it is a match.
+        truth: image -> objects of the class; images without any may be omitted.
+        detections: detections of the class, in any order; equal scores keep their order.
+        iou_threshold: overlap must be strictly greater.
         method: "11point" (mean of the best precision at recall 0, 0.1 ... 1) or "area" (under the precision
             envelope).
         plus_one: widths are x2 - x1 + 1, as the devkit has them.
@@ -93,7 +94,7 @@ def evaluate_voc_class(
 
 
 def _best(boxes: np.ndarray, box: Sequence[float], plus_one: bool) -> tuple[int, float]:
-    """The place of the box of best overlap (the first of equals), and that overlap."""
+    """Return the index of the box with the highest overlap (the first of equals), and the overlap."""
     more = 1.0 if plus_one else 0.0
     candidate = np.asarray(box, np.float64)
     sides = np.maximum(
@@ -108,16 +109,17 @@ def _best(boxes: np.ndarray, box: Sequence[float], plus_one: bool) -> tuple[int,
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray, method: Method, positives: int) -> float:
-    """One number from a precision-recall curve.
+    """Return the AP of a precision-recall curve.
 
     Args:
         recall, precision: (n,) after each detection; recall never falls.
         method: see `evaluate_voc_class`.
-        positives: objects to find. Without any, 11-point AP is 0 and area AP is NaN, as in the original.
+        positives: number of ground-truth objects. Without any, 11-point AP is 0 and area AP is NaN, as in the
+        original.
     """
     if method == "11point":
-        # the devkit's own thresholds: floating sums, so that a recall of exactly 0.3 misses the point
-        # 0.30000000000000004
+        # the devkit's thresholds are floating-point sums, so that a recall of exactly 0.3 is
+        # below 0.30000000000000004
         points = np.arange(0.0, 1.1, 0.1)
         if not positives:
             return 0.0

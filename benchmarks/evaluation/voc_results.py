@@ -1,4 +1,4 @@
-"""PASCAL VOC results: one text file a class, as the devkit's comp4 task has them; written, read and
+"""PASCAL VOC results: one text file per class in the devkit's comp4 format; written, read and
 checked."""
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def voc_lines(
         detections: boxes (R, 4) float32 in original pixels, counted from 0.
         image: the image's name.
         classes: names by label.
-        inclusive: x2 and y2 are the last pixels inside, so that each corner gets +1; otherwise they are far
-            edges, already 1-based.
+        inclusive: x2 and y2 are inclusive, so that each corner gets +1; otherwise they
+            are edges, already 1-based.
     """
     far = 1.0 if inclusive else 0.0
     rows = zip(detections.labels.tolist(), detections.scores.tolist(), detections.boxes.tolist(), strict=True)
@@ -39,8 +39,8 @@ def voc_lines(
 
 
 def write_voc_results(folder: Path, lines: list[tuple[str, str]], dataset: VocDataset) -> list[Path]:
-    """Write comp4_det_SPLIT_CLASS.txt for every class, empty where nothing was found; each appears whole or
-    not at all."""
+    """Write comp4_det_SPLIT_CLASS.txt for every class, empty if there are no detections; each is written
+    atomically."""
     paths = []
     for name in dataset.classes:
         text = "".join(f"{line}\n" for owner, line in lines if owner == name)
@@ -55,8 +55,8 @@ def read_voc_results(folder: Path, dataset: VocDataset) -> dict[str, list[VocDet
 
     Args:
         folder: holds comp4_det_SPLIT_CLASS.txt files; a class without a file has no detections.
-        dataset: whose images and classes may occur; detections of images that a subset leaves out are
-            dropped.
+        dataset: dataset with the valid images and classes; for a subset, detections of other
+            images are dropped.
 
     Raises:
         DatasetError: names file and line: no such file at all, an unknown class or image, a line that is not
@@ -104,8 +104,8 @@ def parse_voc_lines(text: str, where: str, known: set[str]) -> list[VocDetection
             )
         if image not in known:
             raise DatasetError(
-                f"{where}: line {number}: image {image!r} is not in the split; were these detections made on"
-                " another one?"
+                f"{where}: line {number}: image {image!r} is not in the split; are these detections"
+                " from another split?"
             )
         detections.append(VocDetection(image, score, tuple(box)))
     return detections

@@ -1,2 +1,2 @@
-"""Clocks, counters and the passes they time: inference, training, memory, telemetry, detections of a whole
+"""Measure inference, training, memory, telemetry, and detections of a whole
 dataset."""

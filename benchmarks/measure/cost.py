@@ -1,4 +1,4 @@
-"""What a model costs before any clock runs: parameters, multiply-accumulates (MAC) and floating-point
+"""Model cost: parameters, multiply-accumulates (MAC) and floating-point
 operations (FLOP)."""
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ MILLION, BILLION = 1e6, 1e9
 class ModelCost:
     """Counts for one image.
 
-    parameters: trainable numbers and frozen ones, buffers not counted.
-    macs: multiply-accumulates of convolutions, linear layers and other products; one multiply and one add is
-        ONE.
-    flops: the same, where they are TWO.
-    elementwise: two for each normalised value, one for each activated or pooled one.
+    parameters: trainable and frozen parameters, without buffers.
+    macs: multiply-accumulates of convolutions, linear layers and other products; a multiply and an add
+        count as ONE.
+    flops: the same; a multiply and an add count as TWO.
+    elementwise: two per normalised value, one per activated or pooled value.
     """
 
     parameters: int
@@ -55,7 +55,7 @@ class ModelCost:
 
 
 def _each(count: int) -> Any:
-    """A counter of `count` operations for each number of an operator's first input."""
+    """Return a counter of `count` operations per element of an operator's first input."""
 
     def counted(shape: tuple[int, ...], *_: Any, out_shape: Any = None, **__: Any) -> int:
         return count * prod(shape)
@@ -92,8 +92,8 @@ _ELEMENTWISE = {
 def model_cost(model: nn.Module, input_size: tuple[int, int]) -> ModelCost:
     """Count a model's parameters and operations on one black image.
 
-    Of a detector everything before the selection of detections is counted; where proposals decide how much is
-    computed, for a black image.
+    For a detector, everything before post-processing is counted. If the cost depends on the number of
+    proposals, it is counted for a black image.
 
     Args:
         model: a classifier (also on the meta device, where nothing is computed) or a detector.

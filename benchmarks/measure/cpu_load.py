@@ -1,5 +1,5 @@
-"""What else a processor did while something ran on it: other processes, other machines of the same host,
-quotas, clock. No torch."""
+"""CPU load during a measurement: other processes, other virtual machines of the host, quotas, clock.
+Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-PERIOD_S = 0.5  # a reading costs about a millisecond of the processor that is being measured
-SHORTEST_S = 0.1  # the system counts processor time in hundredths of a second
-BUSY = 0.9  # of the processors: from there on processes wait for each other
-OFTEN = 0.1  # of the readings
-STOLEN = 0.02  # of the processors, taken by other machines of the host
+PERIOD_S = 0.5  # seconds between readings; a reading takes about 1 ms of CPU time
+SHORTEST_S = 0.1  # seconds; the system counts CPU time in 1/100 s
+BUSY = 0.9  # fraction of the CPU cores in use above which processes wait for each other
+OFTEN = 0.1  # fraction of the readings
+STOLEN = 0.02  # fraction of the CPU time taken by other virtual machines of the host
 CLOCK_SPREAD = 0.05
 _QUOTA = Path("/sys/fs/cgroup/cpu.stat")
 
 
 class LoadReader:
-    """Gives one reading a call, each over the time since the one before."""
+    """Returns one reading per call, over the time since the previous call."""
 
     def __init__(self) -> None:
         import psutil
@@ -27,8 +27,8 @@ class LoadReader:
         self._last = self._counters()
 
     def __call__(self) -> dict[str, float]:
-        """Processors in use by us and by others and taken by the host, the clock if reported, and
-        periods cut by a quota; empty when just asked."""
+        """Return the cores used by this project, by others and by the host, the clock if reported,
+        and quota throttling; empty if called again too soon."""
         if time.perf_counter() - self._last["time"] < SHORTEST_S:
             return {}
         now, before = self._counters(), self._last
@@ -63,7 +63,7 @@ class LoadReader:
         }
 
     def _own(self) -> dict[int, float]:
-        """Processor seconds of this process and of those it started."""
+        """CPU seconds of this process and its children."""
         found = {}
         for process in [self.process, *self.process.children(recursive=True)]:
             try:
@@ -75,7 +75,7 @@ class LoadReader:
 
 
 def _quota_cuts() -> float:
-    """How often the container's quota has stopped its processes so far; 0 without a quota."""
+    """Return how often the container's CPU quota has throttled its processes; 0 without a quota."""
     try:
         lines = _QUOTA.read_text().splitlines()
     except OSError:
@@ -84,39 +84,39 @@ def _quota_cuts() -> float:
 
 
 def judge_load(samples: dict[str, list[float]], processors: int | None = None) -> tuple[str, str]:
-    """The verdict on readings (clean, throttled, shared, unstable or unknown) and why.
+    """Return the verdict on readings (clean, throttled, shared, unstable or unknown) and the reason.
 
     Args:
-        samples: as `LoadReader` gives them, a list each.
-        processors: of the machine; None: as many as there are.
+        samples: readings of `LoadReader`, a list per quantity.
+        processors: number of cores; None: all cores of the machine.
     """
     processors = processors or os.cpu_count() or 1
     others = samples.get("other_cpus", [])
     if not others:
-        return "unknown", "the work ended before two readings of the processor"
+        return "unknown", "the work ended before two CPU readings were taken"
     cuts = sum(samples.get("quota_cuts", []))
     if cuts:
         return "throttled", f"a CPU quota throttled the processes {cuts:.0f} times"
     stolen = sum(samples["stolen_cpus"]) / len(others)
     if stolen > STOLEN * processors:
-        return "shared", f"other machines of the host took {stolen:.2f} of {processors} processors"
+        return "shared", f"other virtual machines of the host used {stolen:.2f} of {processors} CPU cores"
     crowded = crowded_readings(samples, processors)
     if sum(crowded) > OFTEN * len(others):
         return (
             "shared",
             (
-                f"in {sum(crowded)} of {len(others)} readings all {processors} processors were in use, up to"
+                f"in {sum(crowded)} of {len(others)} readings all {processors} CPU cores were in use, up to"
                 f" {max(others):.1f} of them by other processes"
             ),
         )
     clocks = samples.get("cpu_clock_mhz", [])
     if clocks and max(clocks) - min(clocks) > CLOCK_SPREAD * max(clocks):
-        return "unstable", f"the processor's clock went from {min(clocks):.0f} to {max(clocks):.0f} MHz"
+        return "unstable", f"the CPU clock varied from {min(clocks):.0f} to {max(clocks):.0f} MHz"
     return "clean", ""
 
 
 def crowded_readings(samples: dict[str, list[float]], processors: int | None = None) -> list[bool]:
-    """For every reading whether others used processors while none was free."""
+    """For every reading, return whether other processes used cores while no core was free."""
     processors = processors or os.cpu_count() or 1
     pairs = zip(samples.get("other_cpus", []), samples.get("own_cpus", []), strict=True)
     return [other > 1 - BUSY and other + own > BUSY * processors for other, own in pairs]

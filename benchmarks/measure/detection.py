@@ -1,4 +1,4 @@
-"""Accuracy of a subject: every image through the model, detections kept as result files, metrics named as in
+"""Accuracy of a subject: run every image, store the detections as results files, compute the metrics of
 manifests/metrics.toml."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ KEYPOINT = tuple(
 )
 METRICS: dict[Kind, tuple[str, ...]] = {"bbox": BOX, "segm": MASK, "keypoints": KEYPOINT}
 
-WILSON = "interval of the accuracy on all such images (Wilson's), if these are as good as drawn at random"
+WILSON = "Wilson's interval of the accuracy, if these images are a random sample"
 
 
 def detect_all(
@@ -51,16 +51,17 @@ def detect_all(
     heartbeat: Callable[[], None] = lambda: None,
     wait: DataWait | None = None,
 ) -> Iterator[tuple[int, Detections]]:
-    """Detections of every image of the subject's dataset, in its order, in original pixels, on the CPU.
+    """Detect objects in every image of the subject's dataset, in order; detections are in original pixels, on
+    the CPU.
 
     Args:
         subject: a detector; left in evaluation mode.
         spec: batch size, workers, precision.
         heartbeat: called after every batch.
-        wait: gets the time that the model waited for data.
+        wait: records the time that the model waited for data.
 
     Raises:
-        FloatingPointError: a part of the model gives a number that is not finite.
+        FloatingPointError: a part of the model outputs a number that is not finite.
     """
     subject.model.eval()
     with watched(subject.model):
@@ -73,7 +74,7 @@ def detect_all(
 def _detect(
     subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None], wait: DataWait
 ) -> Iterator[tuple[int, Detections]]:
-    """Every image as the row resizes it."""
+    """Detect in every image, resized as the row specifies."""
     pinned = subject.device.type == "cuda"
     loader = evaluation_loader(
         subject.dataset,
@@ -98,7 +99,7 @@ def _detect(
 def _detect_augmented(
     subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]
 ) -> Iterator[tuple[int, Detections]]:
-    """Every image with altered copies of it, by the row's own augmentation where its conventions have one."""
+    """Detect with test-time augmentation: the row's, if its conventions have one."""
     from detection_zoo.zoo.detectors.tta import DEFAULT, detect_augmented
 
     conventions = subject.entry.conventions
@@ -123,25 +124,25 @@ def _detect_augmented(
 def measure_accuracy(
     subject: Subject, spec: BenchmarkSpec, folder: Path, heartbeat: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Measurement], dict[str, str], dict[str, StoredFile]]:
-    """AP of a detector.
+    """Measure the AP of a detector.
 
     Args:
-        subject: detector and dataset; a subset restricts ground truth to the same images.
+        subject: detector and dataset; for a subset, the ground truth is restricted to the same images.
         spec: batch size, workers, precision.
-        folder: where the result files are kept.
+        folder: folder for the results files.
         heartbeat: called after every batch.
 
     Returns:
-        Measurements in percent; metrics that have no value, with the reason; result files, the details of the
-        accuracy (AP of each class, curves, kinds of mistakes), and of a test split the zip files for COCO's
-        server.
+        Measurements in percent; metrics without a value, with the reason; results files,
+        details (AP per class, curves, error types), and for a test split the zip files
+        for COCO's server.
 
     Raises:
-        DatasetError: the dataset has no boxes to measure against.
+        DatasetError: the dataset has no ground-truth boxes.
         FloatingPointError: a box or score is not finite.
     """
     if subject.is_classifier:
-        raise DatasetError(f"row {subject.entry.name} is a classifier; measure --metrics top1")
+        raise DatasetError(f"row {subject.entry.name} is a classifier; use --metrics top1")
     hidden = annotations_hidden(subject.dataset)
     if hidden and subject.dataset.is_subset:
         raise DatasetError(
@@ -162,7 +163,7 @@ def measure_accuracy(
             " server"
         )
         return {}, {name: reason for kind in collector.records for name in METRICS[kind]}, files
-    with clock(f"{subject.entry.name}: evaluate"):
+    with clock(f"{subject.entry.name}: evaluating"):
         report = collector.evaluate()
     write_atomically(folder / ACCURACY_FILE, lambda part: part.write_text(json.dumps(report.as_dict())))
     files[DETAILS] = _stored(folder / ACCURACY_FILE, folder)
@@ -204,7 +205,7 @@ def _absent(report: AccuracyReport, collector: DetectionCollector, subject: Subj
 def measure_top_k(
     subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
 ) -> dict[str, Measurement]:
-    """Top-1 and top-5 accuracy and error of a classifier on its dataset, in percent."""
+    """Measure top-1 and top-5 accuracy and error of a classifier on its dataset, in percent."""
     logits, labels = class_scores(subject, spec, heartbeat)
     found, every = {}, subject.dataset.full_size
     covers = f"{subject.dataset.name}, {len(labels)} " + (

@@ -1,4 +1,4 @@
-"""What `bench.py paths` runs: whole detectors on the fast path, beside their eager path and torchvision's."""
+"""What `bench.py paths` runs: detectors on the fast path, on the eager path, and torchvision's."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ DETECTORS = {
 PEERS = {  # rows that run torchvision's own code
     "faster_rcnn_resnet50_fpn_1x.maskrcnn_benchmark": "faster_rcnn_resnet50_fpn_coco_v1.torchvision"
 }
-HALF = {"cpu": torch.bfloat16, "cuda": torch.float16}  # as the machine's matrix units take it
+HALF = {"cpu": torch.bfloat16, "cuda": torch.float16}  # the 16-bit type of the device's matrix units
 
 
 def detector_cases(device: str, rows: Iterable[str], size: tuple[int, int] | None = None) -> Iterator[Case]:
-    """A row's fast path in float32 and in half precision beside eager in float32, and beside torchvision's
-    detector of the same architecture where the zoo has it; one image.
+    """Compare a row's fast path in float32 and in half precision with eager in float32, and with
+    torchvision's detector of the same architecture if the zoo has it; batch of one image.
 
-    Weights are random. The deltas of proposals start at zero on both sides, since those of random weights
-    leave a few hundred proposals in one model and a thousand in the other.
+    Weights are random. The RPN's box deltas are zero in both models; with random deltas, one
+    model would keep a few hundred proposals and the other a thousand.
 
     Args:
         device: "cpu" or "cuda".
-        rows: names of detectors. size: of the image, height and width in pixels; None: that of DETECTORS, or
-            LARGE.
+        rows: names of detectors. size: image height and width in pixels; None: the size in
+            DETECTORS, or LARGE.
     """
     for row in rows:
         yield from _cases(device, row, size or DETECTORS.get(row, LARGE))
@@ -51,7 +51,7 @@ def _cases(device: str, row: str, size: tuple[int, int]) -> list[Case]:
     sizes = torch.tensor([size])
     name = f"{row}, {size[0]} x {size[1]}"
     works = [("eager", dtype, _prediction(eager, pixels, sizes)) for dtype in (torch.float32, HALF[device])]
-    if row in PEERS:  # torchvision takes colours in 0..1
+    if row in PEERS:  # torchvision expects values in 0..1
         colours = (pixels / 255 + 0.5).clamp(0, 1)
         peer = _prediction(_detector(PEERS[row], device), colours, sizes)
         works.append(("torchvision", torch.float32, peer))
@@ -87,6 +87,6 @@ def _prediction(model: nn.Module, pixels: Tensor, sizes: Tensor) -> Callable[[],
 
 
 def _comparison(eager: Detector, fast: Detector, pixels: Tensor, dtype: torch.dtype) -> Callable[[], bool]:
-    """What says whether the fast model's maps are within the tolerance. Detections are not compared: those of
-    random weights have scores so near each other that rounding chooses among them."""
+    """Return a check that the fast model's feature maps are within the tolerance. Detections are not
+    compared: with random weights, their scores are so close that rounding decides which are kept."""
     return lambda: map_error(eager, fast, [pixels]) <= TOLERANCES[dtype].maps

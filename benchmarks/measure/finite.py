@@ -1,5 +1,5 @@
-"""Numbers that are not finite: a model that gives them is broken, and neither its time nor its accuracy means
-anything."""
+"""Checks for NaN and infinite outputs: the time and accuracy of such a model are
+meaningless."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from detection_zoo.zoo.records import tensors_in
 
 
 def check_finite(value: Any, what: str, *, boxes: bool = True) -> None:
-    """Raise FloatingPointError where a number in it is NaN or infinite; waits for the device.
+    """Raise FloatingPointError if a number in a value is NaN or infinite; synchronises with the device.
 
     Args:
-        value: tensors of any shape, alone or in lists, mappings and dataclasses; anything else in them is
-            passed by.
-        what: gave it, for the message.
-        boxes: look at fields called boxes too. Raw ones may be infinite: in some families a side is an
-            exponential without a bound, and a box that overflows is dropped later.
+        value: tensors of any shape, or lists, mappings and dataclasses of tensors; other
+            objects are ignored.
+        what: its origin, for the message.
+        boxes: also check fields named boxes. Raw boxes may be infinite: some families use an
+            unbounded exponential for width and height, and drop overflowing boxes later.
     """
     edges = [
         torch.stack(torch.aminmax(tensor)).float() for tensor in _numbers(value, boxes)
-    ]  # a NaN is the least and the greatest
+    ]  # a NaN propagates to both minimum and maximum
     if edges and not bool(torch.cat(edges).isfinite().all()):
         raise FloatingPointError(
             f"{what} outputs numbers that are not finite (NaN or infinite); check weights and precision"
@@ -35,18 +35,18 @@ def check_finite(value: Any, what: str, *, boxes: bool = True) -> None:
 
 
 def _numbers(value: Any, boxes: bool) -> Iterator[Tensor]:
-    """Floating-point tensors that are not empty."""
+    """Yield non-empty floating-point tensors."""
     every = tensors_in(value, None if boxes else "boxes")
     return (one for one in every if one.is_floating_point() and one.numel())
 
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[None]:
-    """In this block, what each part of the model gives and what its forward phase gives is checked; not for
-    timing.
+    """Check the outputs of each part of the model and of its forward phase inside this block; not
+    for timing.
 
     Raises:
-        FloatingPointError: names the first part that gives a NaN or an infinite number.
+        FloatingPointError: names the first part that outputs a NaN or an infinite number.
     """
 
     def around(name: str, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,5 @@
-"""Inference time by phase: decode, resize, copy, forward, post-processing, copy back; real images, the row's
-own pre-processing."""
+"""Inference time by phase: decode, resize, copy, forward, post-processing, copy back; with real images and
+the row's pre-processing."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ COVERS = {
     "decode": "reading and decoding the image file",
     "resize": "resizing, normalising and padding",
     "copy": "host to device",
-    "forward": "the network up to raw outputs",
+    "forward": "network up to the raw outputs",
     "postprocess": (
-        "selection, NMS, mask and keypoint heads on what was selected, masks pasted, boxes in original pixels"
+        "score filtering, NMS, mask and keypoint heads on the kept boxes, mask pasting,"
+        " boxes to original pixels"
     ),
     "result_copy": "device to host",
 }
 MODEL = ("forward", "postprocess")
 MEMORY_TURNS = 3
-LEAST_S = 10.0  # of timing, over all processes
+LEAST_S = 10.0  # minimum timing, seconds, over all processes
 
 
 @dataclass
 class Turns:
-    """One batch after another through every phase."""
+    """Runs batches through every phase."""
 
     subject: Subject
     spec: BenchmarkSpec
     clock: PhaseClock
 
     def __call__(self, indices: list[int]) -> float:
-        """Run a batch and return its model time per image, in milliseconds."""
+        """Run a batch; return its model time per image in milliseconds."""
         return self.network(*self.load(indices), len(indices))
 
     def load(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The phases up to the network: images (N, 3, H, W), sizes (N, 2) and original sizes (N, 2) on the
-        device."""
+        """Run the phases before the network; return images (N, 3, H, W), sizes (N, 2) and original sizes (N,
+        2) on the device."""
         dataset, device, phase, count = (
             self.subject.dataset,
             self.subject.device,
@@ -69,8 +70,8 @@ class Turns:
     def network(
         self, images: torch.Tensor, sizes: torch.Tensor, original_sizes: torch.Tensor, count: int
     ) -> float:
-        """The phases from the network on, of images (N, 3, H, W) on the device with sizes (N, 2) on the host;
-        returns the model time per image, in milliseconds."""
+        """Run the network and later phases on images (N, 3, H, W) on the device with sizes (N, 2) on the
+        host; return the model time per image in milliseconds."""
         phase = self.clock.phase
         with torch.inference_mode(), autocast(self.spec):
             with phase("forward", count):
@@ -91,7 +92,7 @@ class Turns:
 def collate(
     items: Sequence[PreprocessedImage], preprocess: Preprocess
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images (N, 3, H, W) padded to the largest, sizes (N, 2) and original sizes (N, 2)."""
+    """Return images (N, 3, H, W) padded to the largest, sizes (N, 2) and original sizes (N, 2)."""
     images = pad_batch([item.tensor for item in items], preprocess.size_divisor)
     return (
         images,
@@ -101,7 +102,7 @@ def collate(
 
 
 def to_host(found: Any) -> Any:
-    """Class scores (N, K), or the detections of each image, on the CPU."""
+    """Return class scores (N, K), or the detections of each image, on the CPU."""
     if isinstance(found, torch.Tensor):
         return found.cpu()
     return [
@@ -116,7 +117,7 @@ def to_host(found: Any) -> Any:
 
 
 def timed_batches(images: int, spec: BenchmarkSpec) -> list[list[int]]:
-    """Indices of the images that are timed: evenly spaced, whole batches only (one smaller batch where there
+    """Return the indices of the timed images: evenly spaced, full batches only (one smaller batch if there
     are too few images)."""
     count = min(images, spec.timed_images)
     chosen = [place * images // count for place in range(count)]
@@ -130,26 +131,26 @@ def measure_inference(
     heartbeat: Callable[[], None] = lambda: None,
     batches: list[list[int]] | None = None,
 ) -> dict[str, Measurement]:
-    """Time every phase in whole passes over the images, within one process's share of the budget.
+    """Time every phase in complete passes over the images, within one process's share of the budget.
 
     Args:
         subject: model in any mode; left in evaluation mode.
         spec: batch size, images, budgets, precision, processes.
         heartbeat: called after every batch.
-        batches: indices of the images; None chooses those of which enough passes fit into the budget.
+        batches: indices of the images; None: as many as allow enough passes within the budget.
 
     Returns:
         decode_ms, resize_ms, copy_ms, forward_ms, postprocess_ms, result_copy_ms, model_ms (forward +
-        post-processing), end_to_end_ms: an image.
+        post-processing), end_to_end_ms; all per image.
     """
     subject.model.eval()
     every = batches or timed_batches(len(subject.dataset), spec)
     share_s = spec.time_budget_s / spec.processes
     warming = Turns(subject, spec, PhaseClock(subject.device))
-    with watched(subject.model):  # once, part by part: a NaN may be sorted out on its way to the outputs
+    with watched(subject.model):  # once per part: a NaN may be filtered out before the outputs
         warming(every[0])
     now = time.process_time if subject.device.type == "cpu" else time.perf_counter
-    start = now()  # of the processor: which images are timed shall not depend on what else the machine does
+    start = now()  # CPU time: the choice of timed images must not depend on other load
     warming(every[0])
     batch_s = now() - start
     chosen = batches or batches_that_fit(every, batch_s, share_s / spec.least_passes)
@@ -163,10 +164,10 @@ def measure_inference(
     def work(turns: Turns) -> list[Callable[[], float]]:
         return [lambda batch=batch: after(turns(batch)) for batch in chosen]
 
-    with progress(f"{subject.entry.name}: warm up", None) as tick:
+    with progress(f"{subject.entry.name}: warming up", None) as tick:
         warmed = warm_up(work(warming), spec.warm_up_budget_s)
     timed = Turns(subject, spec, PhaseClock(subject.device))
-    with progress(f"{subject.entry.name}: time", None) as tick:
+    with progress(f"{subject.entry.name}: timing", None) as tick:
         passes, _ = time_passes(
             work(timed),
             least_passes=spec.least_passes,
@@ -179,8 +180,8 @@ def measure_inference(
 
 
 def batches_that_fit(batches: list[Any], batch_s: float, pass_s: float) -> list[Any]:
-    """Evenly spaced ones of some batches, so many that a pass over them takes no more than so many seconds;
-    one at the least. `batch_s`: what one takes."""
+    """Return evenly spaced batches, at least one, such that a pass takes at most `pass_s`
+    seconds. `batch_s`: seconds per batch."""
     count = min(len(batches), max(1, int(pass_s / max(batch_s, 1e-9))))
     return [batches[place * len(batches) // count] for place in range(count)]
 
@@ -188,8 +189,8 @@ def batches_that_fit(batches: list[Any], batch_s: float, pass_s: float) -> list[
 def measure_inference_memory(
     subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Measurement], dict[str, str]]:
-    """Peak memory of inference over a few of the timed batches: the largest once padded, and evenly spaced
-    ones, after one warm-up iteration; nothing is timed.
+    """Measure peak inference memory on a few of the timed batches (the largest after padding, and evenly
+    spaced ones) after one warm-up iteration, without timing.
 
     Args:
         subject: model in any mode; left in evaluation mode.
@@ -197,7 +198,7 @@ def measure_inference_memory(
         heartbeat: called after every batch.
 
     Returns:
-        inference_memory_*_mib; metrics without value, with the reason.
+        inference_memory_*_mib; metrics without a value, with the reason.
     """
     subject.model.eval()
     every = timed_batches(len(subject.dataset), spec)
@@ -215,14 +216,15 @@ def measure_inference_memory(
             tick()
     shape = " x ".join(map(str, shapes[largest]))
     what = (
-        f"file to results on the host, {count} of the {len(every)} timed batches, the largest of them once"
-        f" padded ({shape}) included, after one warm-up iteration; batch {spec.batch_size}, {spec.dtype}"
+        f"file to results on the host, {count} of the {len(every)} timed batches, including the largest"
+        f" after padding ({shape}), after one warm-up iteration; batch {spec.batch_size}, {spec.dtype}"
     )
     return peak.measurements("inference", what), peak.reasons("inference")
 
 
 def padded_shape(subject: Subject, batch: Sequence[int]) -> tuple[int, int, int]:
-    """Images, height and width in pixels of a batch as the network gets it, by the images' sizes alone."""
+    """Return the number of images, height and width in pixels of a padded batch, from the image sizes
+    only."""
     plans = [subject.preprocess.resize.plan(*subject.dataset.image_size(index)) for index in batch]
     sizes = [plan.crop[2:] if plan.crop else (plan.height, plan.width) for plan in plans]
     step = subject.preprocess.size_divisor
@@ -231,7 +233,7 @@ def padded_shape(subject: Subject, batch: Sequence[int]) -> tuple[int, int, int]
 
 
 def images_digest(subject: Subject, batches: list[list[int]]) -> str:
-    """A short name for the list of timed images."""
+    """Return a short identifier of the list of timed images."""
     ids = [str(subject.dataset.image_id(index)) for batch in batches for index in batch]
     return (
         f"{len(ids)} of {subject.dataset.name}, list"
@@ -255,14 +257,14 @@ def _measurements(
     values["model_ms"] = model.model_copy(update={"times_s": clock.starts_s})
     if clock.cpu_ms:
         covers = (
-            "forward + post-processing, processor time of all threads: waiting for a processor that others"
-            " use is left out"
+            "forward + post-processing, CPU time of all threads: excludes waiting for a core"
+            " that other processes use"
         )
         values["model_cpu_ms"] = found(clock.sums_ms(MODEL, "cpu"), covers)
     if clock.event_ms:
-        covers = "forward + post-processing by CUDA events, the device's own clock"
+        covers = "forward + post-processing, device time by CUDA events"
         values["model_event_ms"] = found(clock.sums_ms(MODEL, "event"), covers)
     values["end_to_end_ms"] = found(
-        clock.sums_ms(list(COVERS)), "file to results on the host, phases run sequentially"
+        clock.sums_ms(list(COVERS)), "from the image file to results on the host, phases run sequentially"
     )
     return values

@@ -1,5 +1,5 @@
-"""What this device can do at most, measured on it: bytes per second of a copy, operations per second of a
-matrix product. The kernels' times are set beside that (the roofline of Williams et al., CACM 2009)."""
+"""Measured limits of the device: bytes per second of a copy, operations per second of a matrix
+product. Kernel times are compared with them (roofline model, Williams et al., CACM 2009)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 from detection_zoo.benchmarks.report.kernel_cases import DeviceLimits
 
-PROBE_S = 5.0  # of each of the two
+PROBE_S = 5.0  # seconds for each of the two measurements
 LEAST_CALLS = 5
-COPY_BYTES = 256 << 20  # more than caches hold
-SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices
+COPY_BYTES = 256 << 20  # larger than the caches
+SIDES = {"cpu": 1024, "cuda": 8192}  # side of the square matrices
 
 Clock = Callable[[Callable[[], object]], float]
 
@@ -21,12 +21,12 @@ Clock = Callable[[Callable[[], object]], float]
 def measure_limits(device: str, clock: Clock, seconds: float = PROBE_S) -> DeviceLimits:
     """Time copies of one large array into another and products of two square float32 matrices.
 
-    The fastest call of each counts: other work on the machine can only make a call slower.
+    The fastest call counts, because other load can only slow a call down.
 
     Args:
         device: "cuda" or "cpu".
-        clock: runs a piece of work once and gives its time in microseconds; the one that times the kernels.
-        seconds: of each of the two; at least five calls are made.
+        clock: calls a function once and returns its time in microseconds; also used to time the kernels.
+        seconds: seconds for each of the two measurements; at least five calls are made.
     """
     return DeviceLimits(
         copy_gb_s=_copy_rate(device, clock, seconds), matrix_gflop_s=_matrix_rate(device, clock, seconds)
@@ -34,14 +34,14 @@ def measure_limits(device: str, clock: Clock, seconds: float = PROBE_S) -> Devic
 
 
 def _copy_rate(device: str, clock: Clock, seconds: float) -> float:
-    """10^9 bytes per second, read and written."""
+    """Return 10^9 bytes per second, read plus written."""
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * COPY_BYTES / _fastest(lambda: target.copy_(source), clock, seconds) / 1e3
 
 
 def _matrix_rate(device: str, clock: Clock, seconds: float) -> float:
-    """10^9 floating-point operations per second."""
+    """Return 10^9 floating-point operations per second."""
     side = SIDES[torch.device(device).type]
     left, right = (torch.ones(side, side, device=device) for _ in range(2))
     out = torch.empty_like(left)

@@ -1,5 +1,5 @@
-"""Peak memory of a block: torch's allocated and reserved, NVML's process figure and the context on a GPU, the
-resident set on a CPU."""
+"""Peak memory of a block: torch's allocated and reserved memory, NVML's process memory and the context on a
+GPU; the resident set on a CPU."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from detection_zoo.benchmarks.spec import Measurement
 
 ON_GPU, ON_CPU = ("allocated", "reserved", "process", "context"), ("resident",)
 WHOLE_PROCESS = (
-    "peak resident set on a CPU: the whole process with interpreter, libraries, weights and images"
+    "peak resident set on a CPU: the whole process, including interpreter, libraries, weights and images"
 )
-_before_resets_mib = 0.0  # the highest mark that a reset has erased
+_before_resets_mib = 0.0  # highest peak before resets
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 @dataclass
 class PeakMemory:
-    """What a `peak_memory` block found: ON_GPU or ON_CPU -> MiB and how it was read, or why it is not
-    there. note: the process's own peak since its start, on a CPU."""
+    """Result of a `peak_memory` block: ON_GPU or ON_CPU -> MiB and how it was read, or why it is
+    missing. note: on a CPU, the process's peak since its start."""
 
     mib: dict[str, float] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class PeakMemory:
     note: str = ""
 
     def measurement(self, name: str, what: str) -> Measurement:
-        """One of the peaks; `what` says what ran."""
+        """Return one of the peaks; `what` describes the work."""
         return Measurement(
             value=self.mib[name],
             unit="MiB",
@@ -43,27 +43,27 @@ class PeakMemory:
         )
 
     def measurements(self, use: str, what: str) -> dict[str, Measurement]:
-        """Every peak by its metric; use: "inference" or "train"."""
+        """Return every peak by its metric; use: "inference" or "train"."""
         return {memory_metric(use, name): self.measurement(name, what) for name in self.mib}
 
     def reasons(self, use: str) -> dict[str, str]:
-        """Metrics without value, with the reason."""
+        """Return metrics without a value, with the reason."""
         return {memory_metric(use, name): why for name, why in self.absent.items()}
 
 
 def memory_metric(use: str, name: str) -> str:
-    """The metric of a peak of ON_GPU or ON_CPU; use: "inference" or "train"."""
+    """Return the metric name of a peak of ON_GPU or ON_CPU; use: "inference" or "train"."""
     return f"{use}_memory_{name}_mib"
 
 
 @contextmanager
 def peak_memory(device: torch.device, polled: bool = True) -> Iterator[PeakMemory]:
-    """Find the peak memory of a block; on a GPU what was cached before is given back first.
+    """Measure the peak memory of a block; on a GPU, cached memory is released first.
 
     Args:
-        device: whose memory.
-        polled: a thread reads the GPU's process figure during the block; otherwise it is read once after it,
-            and nothing runs beside the block.
+        device: device whose memory is measured.
+        polled: a thread reads the process's GPU memory during the block; otherwise it is read once
+            after the block, and no other thread runs.
     """
     peak = PeakMemory()
     if device.type == "cuda":
@@ -88,7 +88,7 @@ def _gpu_peak(device: torch.device, peak: PeakMemory, polled: bool) -> Iterator[
     def read() -> None:
         held_mib, _ = (
             gpu and gpu.processes() or (None, 0)
-        )  # before torch's figure: what torch takes meanwhile is no context
+        )  # read before torch's value, so that memory allocated meanwhile is not counted as context
         if held_mib:
             seen.append((held_mib, held_mib - torch.cuda.memory_reserved(device) / 2**20))
 
@@ -101,14 +101,15 @@ def _gpu_peak(device: torch.device, peak: PeakMemory, polled: bool) -> Iterator[
         "reserved": torch.cuda.max_memory_reserved(device) / 2**20,
     }
     peak.how = {
-        "allocated": "torch's peak of allocated GPU memory",
-        "reserved": "torch's peak of reserved GPU memory",
+        "allocated": "peak GPU memory allocated by torch",
+        "reserved": "peak GPU memory reserved by torch",
     }
     if seen:
         peak.mib["process"], peak.mib["context"] = map(max, zip(*seen, strict=True))
-        peak.how["process"] = f"the process's GPU memory as NVML sees it, highest of {len(seen)} readings"
+        peak.how["process"] = f"GPU memory of the process reported by NVML, highest of {len(seen)} readings"
         peak.how["context"] = (
-            "the process's GPU memory as NVML sees it less what torch reserves: CUDA context and libraries,"
+            "GPU memory of the process reported by NVML minus torch's reserved memory:"
+            " CUDA context and libraries,"
             f" highest of {len(seen)} readings"
         )
     elif gpu is not None:
@@ -119,7 +120,7 @@ def _gpu_peak(device: torch.device, peak: PeakMemory, polled: bool) -> Iterator[
 
 @contextmanager
 def _resident_peak(peak: PeakMemory) -> Iterator[None]:
-    """Linux keeps a high-water mark that can be reset; elsewhere the resident set is read again and again."""
+    """On Linux, read the resettable high-water mark; elsewhere poll the resident set."""
     if _reset_high_water():
         yield
         peak.mib["resident"], peak.how["resident"] = (
@@ -127,8 +128,8 @@ def _resident_peak(peak: PeakMemory) -> Iterator[None]:
             f"{WHOLE_PROCESS} (Linux's high-water mark)",
         )
         peak.note = (
-            f"the process's own peak since its start is {peak_since_start_mib():.0f} MiB, loading and warm-up"
-            " included; this is what /usr/bin/time would print"
+            f"the process's peak since its start is {peak_since_start_mib():.0f} MiB, including loading"
+            " and warm-up; /usr/bin/time would report this value"
         )
         return
     import psutil
@@ -144,7 +145,7 @@ def _resident_peak(peak: PeakMemory) -> Iterator[None]:
 
 
 def peak_since_start_mib() -> float:
-    """The highest resident set of this process since its start, in MiB, whatever was reset meanwhile."""
+    """Return the highest resident set of this process since its start, in MiB, regardless of resets."""
     return max(_before_resets_mib, _high_water_mib())
 
 
@@ -154,7 +155,7 @@ def _reset_high_water() -> bool:
         _before_resets_mib = peak_since_start_mib()
         _CLEAR.write_text("5")
         return True
-    except (OSError, StopIteration):  # no such file, or no such line in it
+    except (OSError, StopIteration):  # the file or the line does not exist
         return False
 
 

@@ -1,5 +1,5 @@
-"""The parts that a model names: every call of one goes through a function of ours, and afterwards the model
-is as it was."""
+"""Intercept calls to the named parts of a model; afterwards the model is
+restored."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Call = Callable[..., Any]
 
 
 def parts_of(model: nn.Module) -> Mapping[str, Sequence[str]]:
-    """What the forward phase of a model is made of: backbone, neck, rpn, heads -> dotted names of what is
-    called; empty where it names none."""
+    """Return the parts of a model's forward phase: backbone, neck, rpn, heads -> dotted names of the called
+    modules or methods; empty if the model names none."""
     return getattr(model, "parts", {})
 
 
@@ -23,13 +23,13 @@ def parts_of(model: nn.Module) -> Mapping[str, Sequence[str]]:
 def around_parts(
     model: nn.Module, parts: Mapping[str, Sequence[str]], around: Callable[[str, Call], Call]
 ) -> Iterator[None]:
-    """In this block, calls of the parts go through `around(name of the part, what was called)`; modules and
-    methods alike.
+    """Inside this block, replace the called module or method of each part by `around(part
+    name, callable)`.
 
     Args:
-        model: holds the parts.
-        parts: as `parts_of` gives them.
-        around: gives what is called instead.
+        model: model with these parts.
+        parts: result of `parts_of`.
+        around: returns the replacement callable.
     """
     with ExitStack() as stack:
         for name, places in parts.items():
@@ -40,7 +40,7 @@ def around_parts(
 
 
 def _called(model: nn.Module, place: str) -> tuple[Any, str]:
-    """Where the function stands that a call of this dotted name runs."""
+    """Return the object and attribute of the function that this dotted name calls."""
     *path, last = place.split(".")
     owner = reduce(getattr, path, model)
     target = getattr(owner, last)
@@ -49,8 +49,8 @@ def _called(model: nn.Module, place: str) -> tuple[Any, str]:
 
 @contextmanager
 def _replaced(owner: Any, attribute: str, call: Call) -> Iterator[None]:
-    """An attribute of this one object is another function for a while."""
-    own = attribute in vars(owner)  # else it is the class's, and is seen again when ours is gone
+    """Temporarily replace an attribute of one object."""
+    own = attribute in vars(owner)  # otherwise it is the class's, visible again after deletion
     before = getattr(owner, attribute)
     setattr(owner, attribute, call)
     try:

@@ -1,5 +1,5 @@
-"""What the forward phase is made of: backbone, neck, RPN and heads, in passes of their own that leave the
-main timing undisturbed."""
+"""Time the parts of the forward phase (backbone, neck, RPN, heads) in separate passes that do not
+affect the main timing."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from detection_zoo.benchmarks.statistics import summarise
 
 COVERS = {
     "backbone": "backbone",
-    "neck": "pyramid, or extra layers, between backbone and heads",
-    "rpn": "head of the proposals, anchors, and the choice of proposals",
+    "neck": "FPN or extra layers between backbone and heads",
+    "rpn": "RPN head, anchors, and proposal selection",
     "heads": (
-        "heads of the forward phase, pooling included (masks and keypoints of what was selected belong to"
-        " post-processing)"
+        "heads of the forward phase, including RoI pooling (mask and keypoint heads on kept boxes"
+        " belong to post-processing)"
     ),
 }
-REST = "all other steps: intermediate steps, anchors, decoding, a resize in the network"
+REST = "all other steps: anchors, box decoding, resizing inside the network"
 
 
 class PartTimes:
-    """Milliseconds of each part's calls within one turn; of parts that call one another the outermost
+    """Milliseconds of each part's calls within one batch; for nested parts, the outermost
     counts."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.spent_ms, self.inside = device, dict[str, float](), False
 
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """The same call, timed; the device is idle at both edges."""
+        """Return a timed version of a call; the device is synchronised before and after it."""
 
         @wraps(call)
         def timed(*arguments: Any, **options: Any) -> Any:
@@ -60,17 +60,17 @@ class PartTimes:
 def measure_phases(
     subject: Subject, spec: BenchmarkSpec, budget_s: float, heartbeat: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Measurement], dict[str, str]]:
-    """Time the parts of the forward phase, batch after batch; a batch at least.
+    """Time the parts of the forward phase batch by batch, at least one batch.
 
     Args:
-        subject: model that was run before, so that it is warm; left in evaluation mode.
+        subject: model that has been warmed up; left in evaluation mode.
         spec: batch size, images, precision.
         budget_s: seconds.
         heartbeat: called after every batch.
 
     Returns:
-        backbone_ms, neck_ms, rpn_ms, heads_ms where the model names such a part, and forward_rest_ms, an
-        image; the others, with the reason.
+        backbone_ms, neck_ms, rpn_ms, heads_ms for parts that the model has, and forward_rest_ms, per
+        image; the other metrics with the reason.
     """
     subject.model.eval()
     parts, found = parts_of(subject.model), list[dict[str, float]]()
@@ -101,8 +101,8 @@ def measure_phases(
 
 
 def parts_of_turn(subject: Subject, spec: BenchmarkSpec, indices: list[int]) -> dict[str, float]:
-    """One batch through the forward phase: milliseconds per image of every part, of the rest ("forward_rest")
-    and of all together ("forward")."""
+    """Run one batch through the forward phase; return milliseconds per image of every part, of the rest
+    ("forward_rest") and in total ("forward")."""
     images, sizes, _ = Turns(subject, spec, PhaseClock(subject.device)).load(indices)
     times, whole = PartTimes(subject.device), PhaseClock(subject.device)
     with (
@@ -124,10 +124,10 @@ def _measurements(
     turns: list[dict[str, float]], names: list[str], spec: BenchmarkSpec
 ) -> dict[str, Measurement]:
     total = sum(turn["forward"] for turn in turns)
-    how = f"in passes of their own, with a synchronisation at each border; batch {spec.batch_size}, per image"
+    how = f"in separate passes, synchronised before and after each part; batch {spec.batch_size}, per image"
     found = {}
     for name in names:
         samples = [turn[name] for turn in turns]
-        note = f"{sum(samples) / total:.1%} of the forward phase in these passes"
+        note = f"{sum(samples) / total:.1%} of the forward time in these passes"
         found[f"{name}_ms"] = summarise(samples, "ms", covers=f"{COVERS.get(name, REST)}; {how}", note=note)
     return found

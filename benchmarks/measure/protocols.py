@@ -1,4 +1,4 @@
-"""Timing as a source did it: named protocols of manifests/protocols.toml beside this project's own."""
+"""Timing as the sources did it: named protocols of manifests/protocols.toml."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from detection_zoo.zoo.registry import did_you_mean
 
 
 def protocol_of(name: str) -> TimingProtocol:
-    """The protocol of that name; raises KeyError with the nearest names."""
+    """Return a protocol by name; raises KeyError with similar names."""
     known = load_manifests().protocols
     if name not in known:
         raise KeyError(
-            f"unknown timing protocol {name!r}: {did_you_mean(name, known)}; protocols stand in"
-            " manifests/protocols.toml"
+            f"unknown timing protocol {name!r}: {did_you_mean(name, known)}; see"
+            " manifests/protocols.toml for all protocols"
         )
     return known[name]
 
 
 @contextmanager
 def cudnn_benchmark(wanted: bool) -> Iterator[None]:
-    """Inside the block cuDNN picks its kernels by timing them, or does not, as the protocol says."""
+    """Set torch.backends.cudnn.benchmark inside the block, as the protocol specifies."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, wanted
     try:
         yield
@@ -41,13 +41,14 @@ def cudnn_benchmark(wanted: bool) -> Iterator[None]:
 
 @dataclass
 class _RandomTurns(Turns):
-    """The network on one random batch after another; no file is read."""
+    """Runs the network on random batches; no file is read."""
 
     height: int = 0
     width: int = 0
 
     def __call__(self, indices: list[int]) -> float:
-        """Run a batch of normal random numbers and return its model time per image, in milliseconds."""
+        """Run a batch of normally distributed random numbers; return its model time per image in
+        milliseconds."""
         shape = (len(indices), 3, self.height, self.width)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(indices[0])).to(
             self.subject.device
@@ -59,7 +60,7 @@ class _RandomTurns(Turns):
 def measure_protocol(
     subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
 ) -> dict[str, Measurement]:
-    """Time a model by the protocol that the specification names.
+    """Time a model by the specification's protocol.
 
     Args:
         subject: model in any mode; left in evaluation mode.
@@ -67,7 +68,7 @@ def measure_protocol(
         heartbeat: called after every batch.
 
     Returns:
-        model_ms: what the protocol has inside its clock, per image, by the protocol's own statistic.
+        model_ms: time of the protocol's phases per image, by the protocol's statistic.
     """
     subject.model.eval()
     protocol, clock = protocol_of(spec.protocol), PhaseClock(subject.device)

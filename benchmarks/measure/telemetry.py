@@ -1,5 +1,5 @@
-"""Telemetry of a running block: by NVML clocks, power, temperature, throttling and other processes of a
-GPU; on a CPU what else used it."""
+"""Telemetry of a block: clocks, power, temperature, throttling and other processes of a GPU (NVML); on a
+CPU, the load by other processes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from detection_zoo.benchmarks.measure.cpu_load import LoadReader, crowded_readin
 from detection_zoo.benchmarks.spec import Telemetry
 
 PERIOD_S = 0.05
-DECIMALS = 3  # of stored readings: milliseconds, mW, thousandths of a processor
+DECIMALS = 3  # decimal places of stored readings
 CLOCK_SPREAD = 0.05  # SM clock: (highest - lowest) / highest above this is unstable
-# Reasons that slow a busy GPU (nvml.h, nvmlClocksEventReasons); idle, application clocks and sync boost are
-# no faults.
+# Reasons that throttle a busy GPU (nvml.h, nvmlClocksEventReasons); idle, application clocks and sync boost
+# are not faults.
 SLOWING = {
     0x4: "power cap",
     0x8: "hardware slowdown",
@@ -30,7 +30,7 @@ SLOWING = {
 
 
 class Gpu:
-    """One GPU as NVML shows it; raises RuntimeError with the reason where NVML or the GPU is not there."""
+    """One GPU in NVML; raises RuntimeError with the reason if NVML or the GPU is missing."""
 
     def __init__(self, index: int | None = None) -> None:
         try:
@@ -50,7 +50,7 @@ class Gpu:
             raise RuntimeError(f"NVML finds no GPU: {error}") from None
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """A property by NVML's own name (nvmlDeviceGet...), or None where this GPU does not report it."""
+        """Return an NVML property (nvmlDeviceGet...), or None if this GPU does not report it."""
         try:
             return getattr(self.nvml, f"nvmlDeviceGet{name}")(self.handle, *arguments)
         except self.nvml.NVMLError:
@@ -74,7 +74,7 @@ class Gpu:
         return self.nvml.nvmlDeviceGetCount()
 
     def clocks_mhz(self) -> dict[str, int]:
-        """Present and highest clocks."""
+        """Current and maximum clocks."""
         kinds = {
             "graphics": self.nvml.NVML_CLOCK_GRAPHICS,
             "sm": self.nvml.NVML_CLOCK_SM,
@@ -88,13 +88,13 @@ class Gpu:
         return {name: value for name, value in found.items() if value is not None}
 
     def memory_mib(self) -> int | None:
-        """All memory of the GPU."""
+        """Total memory of the GPU."""
         info = self.ask("MemoryInfo")
         return None if info is None else info.total // 2**20
 
     def processes(self) -> tuple[float | None, int] | None:
-        """As `share_of`: what ours hold in MiB, and how many others there are; None where the GPU does not
-        tell its processes."""
+        """As `share_of`: MiB used by this project's processes and the number of other processes; None if the
+        GPU does not report processes."""
         listed = self.ask("ComputeRunningProcesses")
         return (
             None
@@ -103,7 +103,7 @@ class Gpu:
         )
 
     def sample(self) -> dict[str, float]:
-        """One reading; what the GPU does not report is left out."""
+        """Take one reading; values that the GPU does not report are omitted."""
         held_mib, others = self.processes() or (None, None)
         readings = {
             "sm_clock_mhz": self.ask("ClockInfo", self.nvml.NVML_CLOCK_SM),
@@ -118,19 +118,19 @@ class Gpu:
 
 
 def _first_visible() -> int | str:
-    """The GPU that torch calls cuda:0: its number, or its UUID where CUDA_VISIBLE_DEVICES names it so."""
+    """Return the GPU that torch calls cuda:0: its index, or its UUID if CUDA_VISIBLE_DEVICES uses UUIDs."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
     return int(first) if first.isdigit() else first
 
 
 def share_of(held_mib: dict[int, float]) -> tuple[float | None, int]:
-    """What this process and those it started hold of a GPU, None where not reported, and how many others
-    there are.
+    """Return the GPU memory of this process and its children (None if not reported), and the number of
+    other processes.
 
-    held_mib: by process number, as reported by NVML. Inside a container these may be the host's numbers,
-    under
-        which nobody is known here: one of them is this
-    process, whose memory is known where it is alone.
+    held_mib: memory by process ID, as reported by NVML. In a container these may be the host's process
+    IDs,
+        which are unknown here: then one of them is
+    this process, and its memory is known only if it is the only one.
     """
     import psutil
 
@@ -142,8 +142,8 @@ def share_of(held_mib: dict[int, float]) -> tuple[float | None, int]:
 
 
 def _is_ours(number: int) -> bool:
-    """Whether a process is this one or one it started; asked of the few on a GPU, since looking through all
-    of a machine's takes milliseconds."""
+    """Return whether a process is this one or a child; called only for the few processes on a GPU, because
+    listing all processes takes milliseconds."""
     import psutil
 
     try:
@@ -156,7 +156,7 @@ def _is_ours(number: int) -> bool:
 
 class Watch:
     """Readings of one device, taken in a thread; `result` is complete after the `watching` block. start_s:
-    time.perf_counter at time_s = 0."""
+    value of time.perf_counter at time_s = 0."""
 
     def __init__(self) -> None:
         self.result = Telemetry(absent="not watched")
@@ -170,17 +170,15 @@ def watching(
     """Sample the device until the block ends.
 
     Args:
-        device: "cuda", or "cpu", where other use of the processors is read and `absent` says that NVML has
-            nothing to say.
-        read: takes one reading; default: NVML's, or the load of the processors.
+        device: "cuda"; or "cpu", for which CPU load is read and `absent` says why
+            there is no NVML data.
+        read: takes one reading; default: NVML, or CPU load.
         period_s: seconds between readings.
     """
     watch, verdict_of, absent = Watch(), judge, None
     if read is None and device == "cpu":
         read, verdict_of, period_s = LoadReader(), judge_load, period_s or cpu_load.PERIOD_S
-        absent = (
-            "the run was on the CPU; NVML watches GPUs only. Readings and verdict are of the processors' load"
-        )
+        absent = "the run was on the CPU, NVML reports GPUs only; readings and verdict are of the CPU load"
     elif read is None:
         try:
             read = Gpu().sample
@@ -200,8 +198,8 @@ def watching(
                 reading = read()
             except (
                 Exception
-            ) as error:  # a reading that fails ends the watch and is told; it must not end the measurement
-                faults.append(f"reading stopped: {type(error).__name__}: {error}")
+            ) as error:  # a failed reading stops telemetry and is noted; it must not stop the measurement
+                faults.append(f"telemetry stopped: {type(error).__name__}: {error}")
                 return
             for name, value in (
                 {"time_s": time.perf_counter() - watch.start_s, **reading} if reading else {}
@@ -226,7 +224,7 @@ def watching(
 
 
 def suspect_readings(samples: dict[str, list[float]]) -> list[bool]:
-    """For every reading whether the device was held back or shared then."""
+    """For every reading, return whether the device was throttled or shared."""
     count = len(samples.get("time_s", []))
     slowed = [int(reasons) & sum(SLOWING) != 0 for reasons in samples.get("throttle_reasons", [])]
     others = [number > 0 for number in samples.get("other_processes", [])]
@@ -239,9 +237,9 @@ def suspect_readings(samples: dict[str, list[float]]) -> list[bool]:
 
 
 def marked(times_s: list[float], telemetry: Telemetry) -> list[int]:
-    """Places of the samples that were taken next to a suspect reading; they are kept all the same.
+    """Return the indices of samples taken next to a suspect reading; they are not removed.
 
-    times_s: when each sample was begun, on the clock of the readings.
+    times_s: start time of each sample, on the clock of the readings.
     """
     readings = telemetry.samples.get("time_s", [])
     bad = suspect_readings(telemetry.samples)
@@ -252,7 +250,7 @@ def marked(times_s: list[float], telemetry: Telemetry) -> list[int]:
 
 
 def judge(samples: dict[str, list[float]]) -> tuple[Any, str]:
-    """The verdict on some readings (clean, throttled, shared, unstable or unknown) and why."""
+    """Return the verdict on readings (clean, throttled, shared, unstable or unknown) and the reason."""
     if any(count > 0 for count in samples.get("other_processes", [])):
         return "shared", f"up to {max(samples['other_processes']):.0f} other processes were on the GPU"
     slowed = [int(reasons) for reasons in samples.get("throttle_reasons", []) if int(reasons) & sum(SLOWING)]
@@ -265,7 +263,7 @@ def judge(samples: dict[str, list[float]]) -> tuple[Any, str]:
     clocks = samples.get("sm_clock_mhz", [])
     if not clocks:
         return "unknown", "the GPU reports no clocks"
-    busy = clocks[len(clocks) // 5 :]  # the first readings see the clock rise
+    busy = clocks[len(clocks) // 5 :]  # the clock rises during the first readings
     if max(busy) - min(busy) > CLOCK_SPREAD * max(busy):
-        return "unstable", f"the SM clock went from {min(busy):.0f} to {max(busy):.0f} MHz"
+        return "unstable", f"the SM clock varied from {min(busy):.0f} to {max(busy):.0f} MHz"
     return "clean", ""

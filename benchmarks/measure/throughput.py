@@ -1,4 +1,4 @@
-"""Images per second of larger and larger batches, until it no longer pays, images run out or memory does."""
+"""Images per second at doubling batch sizes, until it no longer increases, or images or memory run out."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
 from detection_zoo.benchmarks.statistics import LEAST_PASSES, summarise_passes
 from detection_zoo.zoo.data.transforms import PreprocessedImage
 
-RISE = 0.03  # by which a batch twice as large must be faster for the ladder to go on
-BUDGET_SHARE = 1 / 6  # of the budgets of the timing, for each batch size
-LARGEST = 1024  # metrics.toml has no metric beyond it
+RISE = 0.03  # minimum relative gain per doubling of the batch size to continue
+BUDGET_SHARE = 1 / 6  # fraction of the timing budget for each batch size
+LARGEST = 1024  # largest batch size that has a metric in metrics.toml
 UNIT = "images/s"
 
 
 @dataclass
 class Ladder:
-    """What each batch size gave, from 1 upward, and why there is no larger one."""
+    """Results per batch size, in increasing order, and why there is no larger one."""
 
     rungs: dict[int, Measurement] = field(default_factory=dict)
     end: str = ""
 
     @property
     def best(self) -> int:
-        """The batch size with the most images per second."""
+        """Batch size with the most images per second."""
         return max(self.rungs, key=lambda size: self.rungs[size].value)
 
     def why_no_more(self, size: int, images: int, budget_s: float) -> str:
-        """Why a batch of this size is not tried, with so many images and seconds; empty where it is."""
+        """Return why a batch of this size is not tried with this number of images and seconds; empty if it is
+        tried."""
         if not self.rungs:
             return ""
         *smaller, last = (one.value for one in self.rungs.values())
@@ -46,7 +47,7 @@ class Ladder:
         if size > images:
             return f"there are {images} images; use more for larger batches"
         if size > LARGEST:
-            return f"{LARGEST} is the largest batch tried"
+            return f"{LARGEST} is the largest batch size tried"
         return (
             f"two batches of {size} would take longer than the time budget of {budget_s:g} s"
             if 2 * size / last > budget_s
@@ -54,11 +55,11 @@ class Ladder:
         )
 
     def measurements(self) -> dict[str, Measurement]:
-        """throughput_images_per_s, that of the best batch, and the same of each batch,
-        throughput_batch_N_images_per_s."""
+        """Return throughput_images_per_s (of the best batch size) and
+        throughput_batch_N_images_per_s of each batch size."""
         steps = ", ".join(f"{size}: {one.value:.4g}" for size, one in self.rungs.items())
         best = self.rungs[self.best]
-        note = f"best of batches {steps}; ended because {self.end}; {best.note}"
+        note = f"best of batches {steps}; stopped because {self.end}; {best.note}"
         return {
             "throughput_images_per_s": best.model_copy(update={"note": note}),
             **{f"throughput_batch_{size}_images_per_s": one for size, one in self.rungs.items()},
@@ -68,12 +69,12 @@ class Ladder:
 def measure_throughput(
     subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
 ) -> dict[str, Measurement]:
-    """Images per second in the model (forward + post-processing, on prepared batches) of batch 1, 2, 4, 8 ...
+    """Measure images per second (forward + post-processing of prepared batches) at batch sizes 1, 2, 4, 8 ...
 
     Args:
         subject: model in any mode; left in evaluation mode.
-        spec: timed images (the largest power of two of them is used, for every batch the same ones), budgets,
-            precision; its own batch size is not used.
+        spec: timed images (the largest power of two of them, the same for every batch size),
+            budgets, precision; its batch size is not used.
         heartbeat: called after every batch.
 
     Returns:
@@ -97,12 +98,12 @@ def measure_throughput(
             ladder.end = f"a batch of {size} does not fit in memory"
             break
     if subject.device.type == "cuda":
-        torch.cuda.empty_cache()  # what the largest batch needed is no other measurement's memory
+        torch.cuda.empty_cache()  # release the memory of the largest batch for later measurements
     return ladder.measurements()
 
 
 def prepared_images(subject: Subject, spec: BenchmarkSpec) -> list[PreprocessedImage]:
-    """As many of the timed images as make whole batches of every size, pre-processed, on the host."""
+    """Return pre-processed images on the host, a number that gives full batches of every size."""
     count = min(len(subject.dataset), spec.timed_images)
     count = 1 << (count.bit_length() - 1)
     chosen = timed_batches(
@@ -118,7 +119,7 @@ def throughput_of(
     spec: BenchmarkSpec,
     heartbeat: Callable[[], None],
 ) -> Measurement:
-    """Images per second in batches of one size, a sample a batch."""
+    """Measure images per second at one batch size; one sample per batch."""
     batches = [images[start : start + size] for start in range(0, len(images), size)]
 
     def turn(timed: Turns, batch: list[PreprocessedImage]) -> float:
@@ -143,7 +144,7 @@ def throughput_of(
             budget_s=budget_s,
         )
     covers = (
-        f"batch {size}: forward + post-processing of prepared batches that lie on the device,"
+        f"batch {size}: forward + post-processing of prepared batches on the device,"
         f" {len(chosen) * size} images per pass; {spec.dtype}"
     )
     rates = [[1e3 / ms for ms in made] for made in passes]

@@ -1,5 +1,5 @@
-"""Clocks: phases of one piece of work apart, warm-up until times no longer trend, whole passes until the
-median is known well enough."""
+"""Clocks: time phases separately, warm up until times no longer trend, run complete passes until
+the median is precise."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ import torch
 
 from detection_zoo.benchmarks.statistics import is_warm, precise_enough
 
-WARM_UP_S = 1.0  # of warm-up at the least
-WARM_TURNS, WARM_WINDOW_S = 20, 2.0  # of a window of `is_warm`: so many turns, or those of so many seconds
+WARM_UP_S = 1.0  # minimum warm-up
+WARM_TURNS, WARM_WINDOW_S = 20, 2.0  # window of `is_warm`: iterations, or seconds
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done everything it was given; the CPU always has."""
+    """Wait until the device has finished all queued work; no effect on the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @dataclass
 class PhaseClock:
-    """Host time of named phases; the device is idle at both edges of each.
+    """Host time of named phases; the device is synchronised before and after each.
 
-    samples_ms: for every phase, one value a turn, in milliseconds, divided by the images of that turn.
-    cpu_ms: on a CPU the same of the processor time of all threads, which does not count waiting for a
-        processor that others use.
-    event_ms: on a GPU the same by CUDA events, the device's own clock: from its first to its last work in the
-        phase, without the host's way there and back.
-    starts_s: when each turn's first phase began, by time.perf_counter.
+    samples_ms: for every phase, one value per batch: milliseconds per image.
+    cpu_ms: on a CPU, the same for the CPU time of all threads, which excludes waiting
+        for a core used by others.
+    event_ms: on a GPU, the same by CUDA events: from the first to the last work on the device in this
+        phase, without launch and synchronisation latency.
+    starts_s: start of each batch's first phase, by time.perf_counter.
     """
 
     device: torch.device
@@ -45,7 +45,7 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str, images: int = 1) -> Iterator[None]:
-        """Time a block as one turn of `name`."""
+        """Time a block as one sample of phase `name`."""
         events = (
             [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self.device.type == "cuda" else []
         )
@@ -67,33 +67,37 @@ class PhaseClock:
         self.samples_ms.setdefault(name, []).append((end - start) * 1e3 / images)
 
     def sums_ms(self, names: Sequence[str], clock: Literal["wall", "cpu", "event"] = "wall") -> list[float]:
-        """For every turn, the sum of these phases by one of the clocks."""
+        """For every batch, return the sum of these phases by one of the clocks."""
         samples = {"wall": self.samples_ms, "cpu": self.cpu_ms, "event": self.event_ms}[clock]
         return [sum(values) for values in zip(*(samples[name] for name in names), strict=True)]
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """How warming up ended: seconds, whole passes over the batches, and whether times no longer trended."""
+    """Result of the warm-up: seconds, complete passes over the batches, and whether times no longer trend."""
 
     seconds: float
     passes: int
     warm: bool
 
     def __str__(self) -> str:
-        """A clause for the record."""
+        """Short text for the record."""
         made = f"warm-up of {self.seconds:.1f} s, {self.passes} passes"
-        return f"{made} (no trend at its end)" if self.warm else f"{made} (budget spent, times still changed)"
+        return (
+            f"{made} (no trend at its end)"
+            if self.warm
+            else f"{made} (time budget used up, times still changing)"
+        )
 
 
 def warm_up(work: Sequence[Callable[[], float]], budget_s: float, least_s: float = WARM_UP_S) -> WarmUp:
-    """Do whole passes until the last ones no longer trend, or the budget is spent.
+    """Run complete passes until times no longer trend or the budget is used up.
 
     Args:
-        work: one callable a batch, each gives its time; a pass does each once, so that every input shape has
-            been seen.
-        budget_s: seconds after which no pass begins.
-        least_s: seconds of warm-up at the least.
+        work: one callable per batch that returns its time; a pass calls each once, so that every input
+            shape is covered.
+        budget_s: no pass starts after this many seconds.
+        least_s: minimum warm-up in seconds.
     """
     start, series, passes = time.perf_counter(), [], 0
     while True:
@@ -101,7 +105,9 @@ def warm_up(work: Sequence[Callable[[], float]], budget_s: float, least_s: float
         passes += 1
         seconds = time.perf_counter() - start
         turns = min(WARM_TURNS, max(2, math.ceil(WARM_WINDOW_S * len(series) / max(seconds, 1e-9))))
-        window = len(work) * math.ceil(turns / len(work))  # whole passes: every image counts alike
+        window = len(work) * math.ceil(
+            turns / len(work)
+        )  # complete passes, so that every image has equal weight
         warm = is_warm(series, window)
         if warm and seconds >= min(least_s, budget_s) or seconds >= budget_s:
             return WarmUp(seconds, passes, warm)
@@ -115,13 +121,13 @@ def time_passes(
     precision: float,
     budget_s: float,
 ) -> tuple[list[list[float]], bool]:
-    """Do whole passes over pieces of work until the mean of pass medians is precise or the budget is spent.
+    """Run complete passes until the mean of pass medians is precise or the budget is used up.
 
     Args:
-        work: one callable a batch of images, each gives its time; a pass does each once.
-        least_passes, least_s: passes and seconds at the least; `least_s` is no more than the budget.
-        precision: half-width of the interval, as a fraction.
-        budget_s: seconds; a pass that would end after it is not begun, as far as the last one tells.
+        work: one callable per batch that returns its time; a pass calls each once.
+        least_passes, least_s: minimum passes and seconds; `least_s` is at most the budget.
+        precision: target half-width of the interval, as a fraction.
+        budget_s: seconds; a pass is not started if, judging by the previous one, it would exceed the budget.
 
     Returns:
         Pass -> times, and whether the precision was reached.

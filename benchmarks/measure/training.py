@@ -1,5 +1,5 @@
-"""Training memory and time: real steps (data, forward, backward, update) by the row's own schedule, scaled to
-an epoch."""
+"""Training memory and time: real training steps (data, forward, backward, update) with the row's schedule,
+scaled to an epoch."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from detection_zoo.zoo.training.recipe import build_optimizer, training_mode
 
 
 def why_no_training(subject: Subject) -> str:
-    """Why a row's training cannot be measured; empty where it can."""
+    """Return why a row's training cannot be measured; empty if it can."""
     if subject.is_classifier:
         return "training of classifiers is not measured"
-    return "" if subject.entry.schedule else "the row names no schedule, so its training is unknown"
+    return "" if subject.entry.schedule else "the row has no training schedule"
 
 
 def schedule_of(subject: Subject) -> Schedule:
-    """The row's training schedule; raises ManifestError where it names none."""
+    """Return the row's training schedule; raises ManifestError if it has none."""
     if why := why_no_training(subject):
         raise ManifestError(f"{subject.entry.where}: {why}")
     return load_manifests().schedules[subject.entry.schedule]
@@ -63,17 +63,17 @@ def measure_training(
     spec: BenchmarkSpec,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Measurement], dict[str, str]]:
-    """Peak memory, step time and epoch time of the step that `train` makes, at the recipe's rate for its
-    batch; the model's weights change.
+    """Measure peak memory, step time and epoch time of training steps like those of `train`, with the
+    recipe's learning rate; the model's weights change.
 
     Args:
         subject: model on its device.
-        dataset: images to train on; note: which they are, for the record.
+        dataset: training images; note: their description for the record.
         spec: images per step, steps, budget, workers, precision.
         heartbeat: called after every step.
 
     Returns:
-        train_memory_*_mib, train_step_ms, epoch_time_s; metrics without value, with the reason.
+        train_memory_*_mib, train_step_ms, epoch_time_s; metrics without a value, with the reason.
 
     Raises:
         FloatingPointError: no step had a finite loss.
@@ -97,11 +97,11 @@ def measure_training(
         seconds, skipped = _timed(steps, subject, spec, heartbeat)
     if skipped == warm_up_steps(spec) + len(seconds):
         raise FloatingPointError(
-            f"no training step of {subject.entry.name} had a finite loss; with random weights take another"
-            " row, or give weights"
+            f"no training step of {subject.entry.name} had a finite loss; with random weights, use"
+            " another row or give --weights"
         )
     what = f"training step of {spec.train_images_per_step} images, {spec.dtype}, {note}"
-    what += f"; {skipped} steps without update because of a loss that is not finite" if skipped else ""
+    what += f"; {skipped} steps skipped because the loss was not finite" if skipped else ""
     found = peak.measurements("train", what)
     found["train_step_ms"] = summarise(
         [s * 1e3 for s in seconds], "ms", covers=f"data loading, forward, backward, update; {what}"
@@ -111,25 +111,25 @@ def measure_training(
 
 
 def warm_up_steps(spec: BenchmarkSpec) -> int:
-    """Steps before the timed ones: what the spec says, and as many as the loader had batches waiting when
-    the first step began, so that the timed steps wait for data as those of an epoch do; no more of these than
-    there are timed steps."""
+    """Return the number of warm-up steps: the specification's, plus one per batch prefetched by the
+    data loader before the first step, so that timed steps wait for data as in an epoch; at most as
+    many of these as timed steps."""
     return max(spec.train_warm_up_steps, min(QUEUED_BATCHES * spec.workers + 1, spec.train_steps))
 
 
 def _timed(
     steps: Iterator[Any], subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]
 ) -> tuple[list[float], int]:
-    """Seconds of each step after the warm-up, and how many of all steps made no update."""
+    """Return the seconds of each step after the warm-up, and how many steps were skipped."""
     skipped, seconds = 0, []
     untimed = warm_up_steps(spec)
-    with progress(f"{subject.entry.name}: train, warm up", untimed) as tick:
+    with progress(f"{subject.entry.name}: training, warm-up", untimed) as tick:
         for record in itertools.islice(steps, untimed):
             skipped += record.skipped
             tick()
             heartbeat()
     synchronise(subject.device)
-    with progress(f"{subject.entry.name}: train", spec.train_steps) as tick:
+    with progress(f"{subject.entry.name}: training", spec.train_steps) as tick:
         end = time.perf_counter() + spec.time_budget_s
         start = time.perf_counter()
         for record in steps:
@@ -148,8 +148,8 @@ def _timed(
 def epoch_time(
     seconds: list[float], subject: Subject, dataset: Dataset, spec: BenchmarkSpec, what: str
 ) -> Measurement:
-    """The mean step time times the steps of an epoch, with the interval of that mean over blocks of steps
-    scaled likewise, and the drift from first to last step."""
+    """Return mean step time multiplied by the steps per epoch, with its interval over blocks of
+    steps, and the drift from the first to the last step."""
     images, whose = images_in_epoch(subject.entry, dataset)
     steps = math.ceil(images / spec.train_images_per_step)
     interval = steps_interval(seconds)

@@ -1,4 +1,4 @@
-"""What a command was given, checked before any work: rows, data, weights. No torch."""
+"""Check a command's arguments before any work: rows, data, weights. Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from detection_zoo.zoo.weights.fetch.availability import availability
 
 
 def chosen_rows(patterns: Iterable[str]) -> list[ModelEntry]:
-    """The rows that names, shell patterns or sources mean, each once.
+    """Return the rows matched by names, patterns or sources, without duplicates.
 
     Raises:
-        UnknownName: a pattern fits no row; reports similar names.
+        UnknownName: a pattern matches no row; the message lists similar names.
     """
     manifests, chosen = load_manifests(), {}
     for pattern in patterns:
@@ -28,15 +28,14 @@ def chosen_rows(patterns: Iterable[str]) -> list[ModelEntry]:
         )
         if not exact:
             raise UnknownName(
-                f"no row matches {pattern!r}: {did_you_mean(pattern, manifests.entries)} (bench.py list shows"
-                " all)"
+                f"no row matches {pattern!r}: {did_you_mean(pattern, manifests.entries)} (see bench.py list)"
             )
         chosen |= {entry.name: entry for entry in exact}
     return list(chosen.values())
 
 
 def _fits(entry: ModelEntry, pattern: str) -> bool:
-    """A plain word means a source here, never a part of a name: so that a typo does not start a day of
+    """A plain word must be a source, not a part of a name, so that a typo does not start many
     benchmarks."""
     return any(c in pattern for c in "*?[") or entry.source == pattern
 
@@ -48,17 +47,18 @@ def checked_rows(
     say: Callable[[str], None],
     fetch: bool = True,
 ) -> list[ModelEntry]:
-    """The rows that can be measured with these data and weights.
+    """Return the rows that can be measured with this data and these weights.
 
     Args:
         patterns: names, shell patterns or sources.
         sources: data and weights.
         images: keep only the first N.
-        say: called with a line about rows that a pattern or source covers and that are left out.
-        fetch: get published weights that are missing here.
+        say: called with a line for each row of a pattern or source that is skipped.
+        fetch: download published weights that are missing.
 
     Raises:
-        ZooError: no row fits; data or weights of a row that was named cannot be used, or of no row at all.
+        ZooError: no row matches, or the data or weights cannot be used for a row given by name, or for any
+        row.
     """
     patterns = list(patterns)
     entries, left_out, notes = [], dict[str, ZooError](), dict[str, None]()
@@ -73,7 +73,7 @@ def checked_rows(
     if not entries:
         raise next(iter(left_out.values()))
     for name, error in left_out.items():
-        say(f"left out: {name}: {error}")
+        say(f"skipped: {name}: {error}")
     for note in notes:
         say(f"data: {note}")
     return entries
@@ -82,10 +82,10 @@ def checked_rows(
 def check_row(
     entry: ModelEntry, sources: Sources, images: int | None = None, fetch: bool = True
 ) -> tuple[str, ...]:
-    """Whether a row can be built and measured; `fetch` gets published weights that are missing here.
+    """Check that a row can be built and measured; `fetch` downloads missing published weights.
 
     Returns:
-        Notes on the data: its layout, where it was recognised, and the classes measured.
+        Notes on the data: the folder layout that was recognised, and the classes measured.
 
     Raises:
         ZooError: it has published numbers only; its data or weights cannot be used.
@@ -104,15 +104,15 @@ def check_row(
 
 
 def check_weights(entry: ModelEntry, weights: str, fetch: bool = True) -> None:
-    """Whether a row can have these weights; `fetch` gets published ones that are missing here.
+    """Check that a row can use these weights; `fetch` downloads missing published ones.
 
     Raises:
-        ZooError: the file is not there, or the row has no published weights that a program can load.
+        ZooError: the file is missing, or the row has no published weights that can be loaded.
     """
     if weights == "published" and not (found := availability(entry)).usable:
         raise ManifestError(
-            f"row {entry.name}: weights ({found.state}): {found.reason}. --weights random measures"
-            " it untrained"
+            f"row {entry.name}: weights ({found.state}): {found.reason}. Use --weights random"
+            " to measure it untrained"
         )
     if fetch or weights != "published":
         identify_weights(entry, weights)

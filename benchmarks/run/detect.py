@@ -1,4 +1,4 @@
-"""`bench.py detect`: a row's model over pictures and videos, its detections drawn, printed and saved."""
+"""`bench.py detect`: run a model on images and videos; draw, print and save its detections."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from detection_zoo.zoo.trained_row import row_of_checkpoint
 
 
 def check_detect(entry: ModelEntry, inputs: list[Input], out: Path) -> None:
-    """Whether a row can detect in these and write there.
+    """Check that a row can detect in these inputs and write to this folder.
 
     Raises:
-        DatasetError: the row is a classifier, a drawn picture would replace its original, or a video or
-            camera cannot be opened.
+        DatasetError: the row is a classifier, an output would overwrite its input, or a video
+            or camera cannot be opened.
     """
     if entry.detector is None:
         raise DatasetError(f"row {entry.name} is a classifier; detect needs a detector")
     for one in inputs:
         if isinstance(one.source, Path) and (out / one.drawn).resolve() == one.source.resolve():
-            raise DatasetError(f"{one}: the drawn file would replace it; give another folder with --out")
+            raise DatasetError(
+                f"{one}: the output would overwrite this input; give another folder with --out"
+            )
         one.length()
 
 
@@ -42,22 +44,22 @@ def detect_files(
     save: Form | None = None,
     frames: int | None = None,
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Detect in pictures and videos and write the drawn ones.
+    """Detect in images and videos, and write them with the detections drawn.
 
     Args:
         entry: a detector's row.
         inputs: see `inputs_of`.
-        out: folder of what is written; made where it is missing.
+        out: output folder; created if missing.
         weights: see `identify_weights`.
         device: "cpu" or "cuda".
-        min_score: 0..1, of detections that are drawn, returned and saved.
-        checkpoint_format: of a file, where it is not the row's own.
-        save: write the detections in this form too.
-        frames: the first N frames of each video or camera; None: all, of a camera until Ctrl-C.
+        min_score: minimum score (0..1) of detections that are drawn, returned and saved.
+        checkpoint_format: checkpoint format of a file; default: the row's.
+        save: also write the detections in this format.
+        frames: maximum number of frames per video or camera; None: all (a camera runs until Ctrl-C).
 
     Returns:
-        For each picture and frame the path of its original and of what was drawn, the weights and the
-        detections, best first; and whether Ctrl-C ended it. What was done until then is written.
+        For each image or frame: the paths of the input and output, the weights, and the detections
+        sorted by descending score; and whether Ctrl-C stopped it. Outputs finished until then are kept.
 
     Raises:
         DatasetError: a file cannot be read.
@@ -95,7 +97,7 @@ def _length(one: Input, frames: int | None) -> int | None:
 def _detect(
     subject: Subject, one: Input, target: Path, min_score: float, frames: int | None, saved: Saved | None
 ) -> Any:
-    """The record of each frame, drawn into the target as it comes."""
+    """Yield the record of each frame; each frame is drawn and written immediately."""
     from PIL import Image
 
     names = subject.model.class_names
@@ -124,8 +126,8 @@ def _detect(
 
 
 def text_of_files(records: list[dict[str, Any]]) -> str:
-    """Pictures and detections as lines, of a video the number of frames and of objects by class; says where
-    the weights are untrained."""
+    """Return lines with images and detections; for a video, the number of frames and of objects per
+    class. Marks untrained weights."""
     lines, videos = [], {}
     for record in records:
         if "frame" in record:

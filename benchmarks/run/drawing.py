@@ -1,4 +1,4 @@
-"""Detections drawn on pictures: boxes with class and score, masks, keypoints."""
+"""Draw detections on images: boxes with class and score, masks, keypoints."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from detection_zoo.zoo.records import Detections
 
 MASK_WEIGHT = 0.45
-TEXT_SHARE, LEAST_TEXT = 40, 11  # height of a label: the picture's shorter side over this; pixels at least
-LEAST_LOGIT = 2.0  # a keypoint's heat below it is not drawn (Detectron's threshold)
+TEXT_SHARE, LEAST_TEXT = (
+    40,
+    11,
+)  # label height: shorter image side / TEXT_SHARE, but at least LEAST_TEXT pixels
+LEAST_LOGIT = 2.0  # keypoints with a lower heatmap value are not drawn (Detectron's threshold)
 
 
 def detect_pixels(subject: Subject, pixels: np.ndarray) -> Detections:
-    """Detections, on the CPU, in an image (H, W, 3) uint8 RGB."""
+    """Return the detections, on the CPU, in an image (H, W, 3) uint8 RGB."""
     import torch
 
     from detection_zoo.benchmarks.measure.inference import to_host
@@ -34,13 +37,13 @@ def detect_pixels(subject: Subject, pixels: np.ndarray) -> Detections:
 
 
 def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], min_score: float) -> np.ndarray:
-    """The picture with every detection of at least `min_score`, best on top: mask, box, class and score,
-    skeleton.
+    """Draw every detection with a score of at least `min_score`, the best on top: mask, box, class and
+    score, skeleton.
 
     Args:
         pixels: (H, W, 3) uint8 RGB; not changed.
-        found: detections in its pixels; masks (R, H, W) bool.
-        class_names: by label; where empty, the label's number is written.
+        found: detections in pixels of this image; masks (R, H, W) bool.
+        class_names: class names by label; if empty, the label's number is drawn.
         min_score: 0..1.
 
     Returns:
@@ -54,7 +57,7 @@ def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], mi
     if kept.masks is not None:
         for place, row in enumerate(order):
             inside = kept.masks[row].numpy().astype(bool)
-            paint = np.array(colour(place))  # by object, so that two of one class can be told apart
+            paint = np.array(colour(place))  # one colour per object, to distinguish objects of the same class
             canvas[inside] = (1 - MASK_WEIGHT) * canvas[inside] + MASK_WEIGHT * paint
             canvas[mask_edge(inside)] = paint
     picture = Image.fromarray(canvas.round().astype(np.uint8))
@@ -84,8 +87,8 @@ def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], mi
 
 
 def mask_edge(inside: np.ndarray) -> np.ndarray:
-    """The outermost pixels (H, W) bool of a mask (H, W) bool: those with a neighbour to a side that is
-    outside it."""
+    """The outermost pixels (H, W) bool of a mask (H, W) bool: those with a 4-neighbour outside
+    the mask."""
     around = np.pad(inside, 1)
     return inside & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
 
@@ -93,12 +96,12 @@ def mask_edge(inside: np.ndarray) -> np.ndarray:
 def limbs(
     points: list[list[float]], heat: list[float] | None
 ) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """Lines of a person's skeleton between keypoints that are certain enough, and down the middle of the
-    body.
+    """Return the lines of a person's skeleton between confident keypoints, and along the middle of
+    the body.
 
     Args:
-        points: COCO's 17 keypoints, x and y first; another number of them has no skeleton.
-        heat: the value of each keypoint's heat map; none: all count.
+        points: COCO's 17 keypoints, x and y first; for any other number no skeleton is drawn.
+        heat: the heatmap value of each keypoint; None: all keypoints are used.
     """
     if len(points) != len(KEYPOINT_NAMES):
         return []
@@ -139,7 +142,8 @@ def _draw_skeleton(pen: Any, points: list[list[float]], heat: list[float] | None
 def _write(
     pen: Any, box: list[float], text: str, paint: tuple[int, int, int], font: Any, size: tuple[int, int]
 ) -> None:
-    """The label above the box, or inside it at the picture's upper edge; moved left at its right edge."""
+    """Draw the label above the box, or inside it at the upper image border; shift it left at the right
+    border."""
     margin = max(2, round(font.size / 6))
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 2 * margin, bottom - top + 2 * margin
@@ -150,7 +154,7 @@ def _write(
 
 
 def colour(label: int) -> tuple[int, int, int]:
-    """A bright colour of a label, neighbours far apart (golden-angle hues)."""
+    """Return a bright colour for a label; successive labels differ strongly (golden-angle hues)."""
     import colorsys
 
     red, green, blue = colorsys.hsv_to_rgb((label * 0.618033988749895) % 1.0, 0.65, 1.0)
@@ -158,7 +162,8 @@ def colour(label: int) -> tuple[int, int, int]:
 
 
 def as_records(found: Detections, class_names: tuple[str, ...], min_score: float) -> list[dict[str, Any]]:
-    """Detections of at least `min_score` as plain values, best first; boxes x1, y1, x2, y2 in pixels."""
+    """Return detections with at least `min_score` as plain values, sorted by descending score; boxes x1, y1,
+    x2, y2 in pixels."""
     records = []
     for row in found.scores.argsort(descending=True, stable=True).tolist():
         label, score = int(found.labels[row]), float(found.scores[row])

@@ -1,4 +1,4 @@
-"""Whether what was measured is the accuracy that a row's manifest expects (`run --check`)."""
+"""Compare measured accuracy with the accuracy expected in a row's manifest (`run --check`)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from detection_zoo.zoo.manifest import ModelEntry
 
 
 def check_expected(entry: ModelEntry, run: Run) -> tuple[bool, list[str]]:
-    """Compare a run with what its row expects.
+    """Compare a run with the accuracy that its row expects.
 
     Args:
         entry: a row with `training`.
         run: of that row, on images of its test split.
 
     Returns:
-        Whether every expected metric was found within the tolerance, and a line for each of them.
+        Whether every expected metric is within the tolerance, and a line for each metric.
     """
     training = entry.training
     if training is None:
@@ -29,7 +29,7 @@ def check_expected(entry: ModelEntry, run: Run) -> tuple[bool, list[str]]:
         if expected is None:
             known = ", ".join(by_images)
             lines.append(
-                f"{entry.name}: {metric}: no expected value for {run.data.images} images, for {known}"
+                f"{entry.name}: {metric}: no expected value for {run.data.images} images, only for {known}"
             )
             good = False
             continue
@@ -40,14 +40,14 @@ def check_expected(entry: ModelEntry, run: Run) -> tuple[bool, list[str]]:
         fits = abs(measured.value - expected) <= training.tolerance
         good &= fits
         lines.append(
-            f"{entry.name}: {metric}: expected {expected:.2f} +- {training.tolerance:g}, found"
-            f" {measured.value:.2f}: {'as expected' if fits else 'DIFFERS'}"
+            f"{entry.name}: {metric}: expected {expected:.2f} +- {training.tolerance:g},"
+            f" measured {measured.value:.2f}: {'as expected' if fits else 'DIFFERS'}"
         )
     return good, lines
 
 
 def check_runs(entries: Sequence[ModelEntry], runs: Sequence[Run]) -> tuple[bool, list[str]]:
-    """The same for many rows; a row without a run is a fault."""
+    """Check many rows; a row without a run counts as failed."""
     by_row = {run.row: run for run in runs}
     good, lines = True, []
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Export a row's model: written beside its place, compared with the model, and then moved there."""
+"""Export a row's model to a temporary file, compare it with the model, then move it into place."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def export_subject(
     """Write a subject's model for batches of one image.
 
     Args:
-        subject: its dataset's images are those that are compared.
-        kind: of kinds.SUFFIXES. path: of the file. size: (height, width) of the input in pixels; default:
-            what holds all those images.
+        subject: the comparison uses the images of its dataset.
+        kind: a key of kinds.SUFFIXES. path: output file. size: (height, width) of the input in pixels;
+            default: large enough for all those images.
         calibration: quantise an OpenVINO file's network by all of these images.
 
     Returns:
-        What was written and compared, line by line.
+        Lines that say what was written and compared.
 
     Raises:
         ManifestError: the model cannot be exported, an image is larger than `size`, or the file's detections

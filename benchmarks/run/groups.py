@@ -1,4 +1,4 @@
-"""The groups of metrics, each a generator that gives what it has measured as soon as it is known."""
+"""The metric groups; each is a generator that yields results as soon as they are measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detection_zoo.benchmarks.measure.telemetry import Watch, marked, watching
 from detection_zoo.benchmarks.run.subject import Subject, training_data
 from detection_zoo.benchmarks.spec import OWN_PROTOCOL, UNSTEADY, BenchmarkSpec, Measurement, MetricGroup
 
-PARTS_SHARE = 0.08  # of the time that timing took: what the parts of the forward phase may take besides
+PARTS_SHARE = 0.08  # time for timing the parts of the forward phase, as a fraction of the main timing
 
 Found = Iterator[dict[str, Any]]  # fields of `Run`: measurements, absent, files
 Beat = Callable[[], None]
@@ -22,12 +22,12 @@ def measure(subject: Subject, spec: BenchmarkSpec, beat: Beat = lambda: None) ->
     weights.
 
     Args:
-        subject: model, data, and where results go.
-        spec: what and how.
+        subject: model, data, and output folder.
+        spec: the specification.
         beat: called after every batch.
 
     Yields:
-        Fields of `Run`, and `stage`: what is being done.
+        Fields of `Run`, and `stage`: the current step.
     """
     for group in GROUPS:
         if not set(group.metrics) & set(spec.groups):
@@ -45,8 +45,8 @@ def measure(subject: Subject, spec: BenchmarkSpec, beat: Beat = lambda: None) ->
 def with_telemetry(
     found: dict[str, Measurement], watch: Watch, spec: BenchmarkSpec
 ) -> dict[str, Measurement]:
-    """Timed measurements with their moments on the telemetry's clock and suspect samples marked, the energy
-    an image where power was read, and epoch time without interval where something held the device back."""
+    """Add telemetry to timed measurements: start times and suspect samples, energy per image
+    if power was read; epoch time loses its interval if the device was throttled or shared."""
     values: dict[str, Measurement] = {}
     epoch = found.get("epoch_time_s")
     if epoch is not None and epoch.interval and watch.result.verdict in UNSTEADY:
@@ -71,8 +71,8 @@ def with_telemetry(
             statistic="mean",
             n=len(during),
             covers=(
-                f"mean power of the GPU board, {len(during)} readings while images were timed one after"
-                f" another, times the end-to-end time of an image; batch {spec.batch_size}"
+                f"mean GPU board power ({len(during)} readings during sequential"
+                f" timing) multiplied by the end-to-end time per image; batch {spec.batch_size}"
             ),
         )
     return values
@@ -133,7 +133,7 @@ def _top1(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
 
 
 def _training(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
-    """Memory and epoch time come from the same steps; only what was asked for is kept."""
+    """Memory and epoch time are measured in the same steps; only requested metrics are kept."""
     from detection_zoo.benchmarks.measure.memory import ON_CPU, ON_GPU, memory_metric
     from detection_zoo.benchmarks.measure.training import measure_training, why_no_training
 
@@ -154,8 +154,8 @@ def _training(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
 
 
 class Group(NamedTuple):
-    """What is measured in one go: the name of its telemetry, what a failed run says was being done, the
-    metric groups that ask for it, and the function."""
+    """Metrics measured together: telemetry name, step named by a failed run,
+    metric groups that need it, function."""
 
     name: str
     stage: str

@@ -1,4 +1,4 @@
-"""What `bench.py detect` looks at: pictures, folders, patterns, videos and cameras. No torch."""
+"""Inputs of `bench.py detect`: images, folders, patterns, videos and cameras. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from detection_zoo.zoo.home import expanded
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
-USUAL_FPS = 25.0  # of a camera or file that does not say its own
-CODEC = "mp4v"  # MPEG-4, which OpenCV's wheels write on every system
+USUAL_FPS = 25.0  # frame rate for a camera or file that reports none
+CODEC = "mp4v"  # MPEG-4, which OpenCV's wheels can write on every system
 
 
 @dataclass(frozen=True)
 class Input:
-    """A picture, a video file, or a camera by its index.
+    """An image file, a video file, or a camera index.
 
-    source: a path, or the index. stem: of the files that are written.
+    source: a path, or the camera index. stem: base name of the output files.
     """
 
     source: Path | int
 
     @property
     def is_video(self) -> bool:
-        """Whether it has several frames."""
+        """Whether it is a video or a camera."""
         return isinstance(self.source, int) or self.source.suffix.lower() in VIDEOS
 
     @property
     def stem(self) -> str:
-        """The name of what is written for it, without suffix."""
+        """Base name of the output file, without suffix."""
         return f"camera{self.source}" if isinstance(self.source, int) else self.source.stem
 
     @property
     def drawn(self) -> str:
-        """The name of the drawn file."""
+        """Name of the output file."""
         return f"{self.stem}.mp4" if self.is_video else f"{self.stem}.png"
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Its frames (H, W, 3) uint8 RGB; a picture has one.
+        """Yield its frames (H, W, 3) uint8 RGB; an image has one.
 
         Raises:
             DatasetError: it cannot be read.
@@ -59,7 +59,7 @@ class Input:
         try:
             ok, frame = capture.read()
             if not ok:
-                raise DatasetError(f"{self}: no frame can be read from it")
+                raise DatasetError(f"{self}: no frame could be read")
             while ok:
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
                 ok, frame = capture.read()
@@ -67,7 +67,7 @@ class Input:
             capture.release()
 
     def length(self) -> tuple[int | None, float]:
-        """How many frames it has, None where that is not known, and how many a second.
+        """Return the number of frames (None if unknown) and the frames per second.
 
         Raises:
             DatasetError: it cannot be opened.
@@ -85,7 +85,9 @@ class Input:
         import cv2
 
         logging = cv2.utils.logging
-        logging.setLogLevel(logging.LOG_LEVEL_SILENT)  # its lines about codecs say less than the error below
+        logging.setLogLevel(
+            logging.LOG_LEVEL_SILENT
+        )  # OpenCV's codec messages are less useful than the error below
         capture = cv2.VideoCapture(self.source if isinstance(self.source, int) else str(self.source))
         if not capture.isOpened():
             raise DatasetError(f"{self}: OpenCV cannot open it")
@@ -96,7 +98,7 @@ class Input:
 
 
 class VideoFile:
-    """A video that is written frame by frame; the first one says the size."""
+    """A video that is written frame by frame; the first frame sets the size."""
 
     def __init__(self, path: Path, fps: float) -> None:
         self.path, self.fps, self._writer = path, fps, None
@@ -109,29 +111,29 @@ class VideoFile:
             size = (frame.shape[1], frame.shape[0])
             self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter_fourcc(*CODEC), self.fps, size)
             if not self._writer.isOpened():
-                raise DatasetError(f"{self.path}: OpenCV cannot write a video there")
+                raise DatasetError(f"{self.path}: OpenCV cannot write this video file")
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
-        """End the file, which plays only then."""
+        """Finish the file; it is playable only after this."""
         if self._writer is not None:
             self._writer.release()
 
 
 def inputs_of(names: Sequence[str]) -> list[Input]:
-    """What the arguments name, in order.
+    """Return the inputs named by the arguments, in order.
 
     Args:
-        names: picture and video files, folders of them, patterns ("shots/**/*.jpg"), camera indices ("0").
+        names: image and video files, folders of them, patterns ("shots/**/*.jpg"), camera indices ("0").
 
     Raises:
-        DatasetError: nothing is there, or two would be written under one name.
+        DatasetError: an input is missing, or two inputs have the same output name.
     """
     found = [one for name in names for one in _inputs(name)]
     names = [one.drawn for one in found]
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise DatasetError(
-            f"two of them would be written as {doubled}; run detect on each with its own --out"
+            f"two inputs would be written as {doubled}; run detect on each with a different --out"
         )
     return found
 

@@ -1,5 +1,5 @@
-"""A piece of work in its own process: its reports reach the caller as they are made, whatever becomes of
-the process."""
+"""Run work in its own process; its reports reach the caller immediately, even if the process
+fails later."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ from typing import Any, Literal
 from detection_zoo.zoo.errors import ZooError
 
 Report = Callable[[Any], None]
-BEAT = "beat"  # a report that says nothing but "still alive"
+BEAT = "beat"  # a report that only says "still alive"
 MEMORY_POLL_S = 0.1
-# Left alone, glibc gives freed memory back and fetches it again, or not, as the history of each process has
-# it: of two equal processes one had 13,700 page faults an image and the other 7,800, and was 7.5 % faster.
-# Memory that is kept, in large pages where the system has them, ends that.
-TUNABLES = "GLIBC_TUNABLES"  # read by glibc when a program starts
+# By default, glibc returns freed memory to the system or not, depending on each process's history:
+# of two equal processes, one had 13,700 page faults per image and the other 7,800, and was 7.5 %
+# faster. Keeping freed memory, in huge pages where available, avoids this.
+TUNABLES = "GLIBC_TUNABLES"  # read by glibc at program start
 ALLOCATOR = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
     "glibc.malloc.trim_threshold=100000000000:glibc.malloc.top_pad=67108864"
 )
 ALLOCATOR_NOTE = (
-    "freed memory is kept (glibc: no mmap, no trim, huge pages), since page faults differ from process to"
-    " process"
+    "freed memory is kept (glibc: no mmap, no trim, huge pages), because page faults vary between processes"
 )
 _ENVIRONMENT = threading.RLock()
-_GRACE_S = 10.0  # from the work's last word to the end of its process
+_GRACE_S = 10.0  # seconds between the last report and the end of the process
 _PARENT_POLL_S = 0.5
-_PARENT = "DETECTION_ZOO_PARENT"  # who started a process of ours
-_PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
+_PARENT = "DETECTION_ZOO_PARENT"  # process ID of the parent that started this process
+_PR_SET_PDEATHSIG = 1  # prctl(2): the signal sent to a process when its parent ends
 
 
 @contextmanager
@@ -57,16 +56,16 @@ def _in_environment(name: str, value: str) -> Iterator[None]:
 
 @contextmanager
 def same_allocator() -> Iterator[None]:
-    """Processes started inside the block have the settings of ALLOCATOR, whatever measures in them."""
+    """Processes started inside this block use the allocator settings of ALLOCATOR."""
     with _in_environment(TUNABLES, ALLOCATOR):
         yield
 
 
 @contextmanager
 def starting_a_process() -> Iterator[None]:
-    """A process started inside the block gets its parent's id and ignores Ctrl-C; here that comes after the
-    block."""
-    multiprocessing.resource_tracker.ensure_running()  # later, it would end the block of the signal
+    """A process started inside this block gets its parent's ID and ignores Ctrl-C; in this process Ctrl-C is
+    handled after the block."""
+    multiprocessing.resource_tracker.ensure_running()  # started later, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with _in_environment(_PARENT, str(os.getpid())):
@@ -77,7 +76,7 @@ def starting_a_process() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the work ended: finished, or failed with a reason and, where Python raised it, a traceback."""
+    """How the work ended: finished, or failed with a reason and, for a Python exception, a traceback."""
 
     status: Literal["finished", "failed"]
     reason: str | None = None
@@ -86,11 +85,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Limits:
-    """When a process is ended.
+    """Limits at which a process is killed.
 
-    stall_s: it has reported nothing for so long. limit_s: it has run for so long. memory_mib: it and its
-        children hold more than that in the machine's
-    memory; without such a limit the system would end some process of its own choice when memory runs out.
+    stall_s: seconds without a report. limit_s: run time in seconds. memory_mib:
+        memory of the process and its
+    children; without this limit, the system would kill any process when memory runs out.
     """
 
     stall_s: float | None = None
@@ -98,20 +97,20 @@ class Limits:
     memory_mib: float | None = None
 
     def exceeded(self, running_s: float, silent_s: float, process: Any) -> str | None:
-        """What is wrong with a process that has run and been silent for so long, or None."""
+        """Return which limit a process exceeded, or None."""
         if self.limit_s is not None and running_s >= self.limit_s:
             return f"the process ran longer than its limit of {self.limit_s:g} s and was killed"
         if self.stall_s is not None and silent_s >= self.stall_s:
             return f"the process reported nothing for {self.stall_s:g} s and was killed"
         if self.memory_mib is not None and (used := _resident_mib(process.pid)) > self.memory_mib:
             return (
-                f"out of memory: the process held {used:.0f} MiB, its limit is {self.memory_mib:.0f} MiB, and"
-                " was ended"
+                f"out of memory: the process held {used:.0f} MiB, its limit is {self.memory_mib:.0f}"
+                " MiB; it was killed"
             )
         return None
 
     def wait_s(self, running_s: float, silent_s: float) -> float | None:
-        """How long nothing can be exceeded unseen; None for ever."""
+        """Return the seconds until the next check is needed; None: never."""
         waits = [
             limit - passed
             for limit, passed in ((self.limit_s, running_s), (self.stall_s, silent_s))
@@ -122,7 +121,7 @@ class Limits:
 
 
 def usable_memory_mib(share: float = 0.9) -> float:
-    """That share of the memory which is free now, for this machine or container."""
+    """Return this fraction of the free memory of the machine or container."""
     import psutil
 
     free = psutil.virtual_memory().available
@@ -132,12 +131,12 @@ def usable_memory_mib(share: float = 0.9) -> float:
         )
         free = min(free, int(limit) - int(used)) if limit != "max" else free
     except OSError:
-        pass  # no such container
+        pass  # not a container with a memory limit
     return share * free / 2**20
 
 
 def _resident_mib(pid: int) -> float:
-    """Memory that a process and its children hold; 0 for one that has just ended."""
+    """Return the memory of a process and its children in MiB; 0 if it has just ended."""
     import psutil
 
     try:
@@ -164,17 +163,17 @@ def run_isolated(
     """Run `work(*arguments, report)` in a fresh process.
 
     Args:
-        work: a module-level function; it calls `report` with anything that pickles, as often as it likes.
+        work: a module-level function; it may call `report` with any picklable object, any number of times.
         arguments: must pickle.
-        on_report: gets every report in order, except BEAT.
+        on_report: called with every report in order, except BEAT.
         stall_s, limit_s, memory_mib: see `Limits`.
-        environment: variables set in the process before the work begins.
-        cancel: a connection; when something is to be read from it, or its other end closes, the work is ended
-            as by Ctrl-C.
-        keep_memory: with the allocator's settings of ALLOCATOR, for times that can be compared.
+        environment: environment variables set in the process before the work begins.
+        cancel: a connection; if it becomes readable or its other end closes, the work is
+            stopped as by Ctrl-C.
+        keep_memory: use the allocator settings of ALLOCATOR, so that times are comparable.
 
     Returns:
-        How it ended. KeyboardInterrupt passes through, after the process has been ended.
+        How it ended. KeyboardInterrupt is re-raised after the process has been ended.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -218,7 +217,7 @@ def _follow(process: Any, reports: Any, on_report: Report, limits: Limits, cance
                 return Outcome("failed", how_it_died(process.exitcode))
             heard = time.monotonic()
             if kind == "end":
-                process.join(_GRACE_S)  # it still has to leave in order; after that it is ended
+                process.join(_GRACE_S)  # time for a normal exit; after that it is killed
                 return value
             if value != BEAT:
                 on_report(value)
@@ -228,18 +227,18 @@ def _follow(process: Any, reports: Any, on_report: Report, limits: Limits, cance
 
 
 def _drain(reports: Any, on_report: Report) -> None:
-    """Pass on what an ended process had reported and nobody had read."""
+    """Pass on unread reports of an ended process."""
     try:
         while reports.poll():
             kind, value = reports.recv()
             if kind == "report" and value != BEAT:
                 on_report(value)
     except (EOFError, OSError):
-        return  # the end, or a report that was cut by the process's own
+        return  # end of file, or a report cut off by the end of the process
 
 
 def how_it_died(code: int | None) -> str:
-    """What an exit code says about a process that reported nothing itself."""
+    """Describe the exit code of a process that did not report a failure."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         why = "; typically the out-of-memory killer" if -code == signal.SIGKILL else ""
@@ -267,31 +266,31 @@ def _in_child(
 
 
 def freeze_objects() -> None:
-    """Take what is there now, above all what imports made, out of the garbage collector's sight: a full
-    collection walks over all of it, which takes 0.2 s of some timed iteration."""
+    """Exclude existing objects, mainly imported modules, from garbage collection:
+    a full collection would add 0.2 s to a timed iteration."""
     gc.collect()
     gc.freeze()
 
 
 class Settled:
-    """The first argument of a process: it calls `settle_in_child` there, before the arguments behind it
-    import torch, which takes seconds; the process sees None."""
+    """First argument of a process: unpickling it calls `settle_in_child` before the later arguments
+    import torch, which takes seconds. The process receives None."""
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return settle_in_child, ()
 
 
 def settle_in_child() -> None:
-    """What every process of ours does first: Ctrl-C is the parent's to handle, stdout is for data, and
-    nothing outlives the parent."""
+    """Set up a child process: the parent handles Ctrl-C, stdout is reserved for data, and the
+    child ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)
     end_with_parent()
 
 
 def end_with_parent() -> None:
-    """End this process when its parent has ended: by Linux at once, else by a thread that looks now and
-    then."""
+    """End this process when its parent ends: immediately on Linux, elsewhere by a polling
+    thread."""
     parent = int(os.environ.pop(_PARENT, os.getppid()))
     asked = sys.platform == "linux" and ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) == 0
     if os.getppid() != parent:  # it had ended before
@@ -302,12 +301,12 @@ def end_with_parent() -> None:
 
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(_PARENT_POLL_S)  # house: allowed, no event tells of it
+        time.sleep(_PARENT_POLL_S)  # house: allowed, there is no event for it
     os._exit(1)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception reports exhausted memory: Python's, the processor's or the GPU's."""
+    """Return whether an exception means out of memory, in Python, on the CPU or on the GPU."""
     phrases = (
         *("can't allocate memory", "_ALLOC_FAILED"),  # torch on a CPU; cuDNN and cuBLAS
         "CUDA error: out of memory",  # torch.AcceleratorError
@@ -321,10 +320,10 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def failure(error: BaseException) -> Outcome:
-    """An exception as an outcome: one line that says what went wrong, and the traceback."""
+    """Convert an exception to an outcome: a one-line reason and the traceback."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or ["no message"]
     text = (
         "; ".join(lines) if isinstance(error, ZooError) else lines[0]
-    )  # ours name what is wrong in all of their lines
+    )  # this project's errors use all their lines
     reason = f"out of memory: {text}" if out_of_memory(error) else f"{type(error).__name__}: {text}"
     return Outcome("failed", reason, "".join(traceback.format_exception(error)))

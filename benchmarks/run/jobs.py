@@ -1,4 +1,5 @@
-"""Several models at once on one machine: a thread a slot, a GPU a slot, and Ctrl-C reaches all of them."""
+"""Run several models in parallel on one machine: one thread and one GPU per slot; Ctrl-C stops all of
+them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ Environment = dict[str, str]
 
 
 def slots_of(jobs: int, device: str) -> list[Environment]:
-    """The variables that give each of so many jobs a GPU of its own; on a CPU they share the processors.
+    """Return the environment variables that give each job its own GPU; on a CPU, jobs share the cores.
 
     Raises:
         ManifestError: there are fewer GPUs than jobs.
@@ -32,8 +33,8 @@ def slots_of(jobs: int, device: str) -> list[Environment]:
     )
     if len(gpus) < jobs:
         raise ManifestError(
-            f"--jobs {jobs}: this machine shows {len(gpus)} GPUs; two models on one GPU would disturb each"
-            " other's times"
+            f"--jobs {jobs}: this machine has {len(gpus)} visible GPUs; two models on one GPU would"
+            " disturb each other's times"
         )
     return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:jobs]]
 
@@ -44,20 +45,20 @@ def run_parallel(
     done: Callable[[Any, Any], None],
     slots: Sequence[Environment],
 ) -> bool:
-    """Do pieces of work in as many threads as there are slots.
+    """Process work items in parallel, one thread per slot.
 
     Args:
-        work: pieces, taken in order.
-        one: does a piece, given the slot's variables and a connection that becomes readable when all is to
-            end; returns a result.
-        done: called with each piece with its result, in this thread, as they come.
-        slots: variables of each slot.
+        work: work items, started in order.
+        one: processes an item, given the slot's variables and a connection that becomes readable when the
+            work must stop; returns a result.
+        done: called in this thread with each item and its result, as they finish.
+        slots: environment variables of each slot.
 
     Returns:
-        Whether Ctrl-C ended it; what was in progress then has been passed to `done` too.
+        Whether Ctrl-C stopped it; items in progress then are passed to `done` too.
 
     Raises:
-        Whatever `one` raised, after the others have been ended.
+        Any exception of `one`, after the other items have been stopped.
     """
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
     results: queue.SimpleQueue[tuple[Any, Any, BaseException | None]] = queue.SimpleQueue()
@@ -103,7 +104,7 @@ def run_parallel(
 
 
 def _end(waiting: queue.SimpleQueue[Any], cancel: Any) -> int:
-    """Tell every job to end, and take back what has not begun; returns how many pieces that were."""
+    """Stop every job and remove items that have not started; returns their number."""
     cancel.close()
     taken = 0
     while True:

@@ -1,4 +1,4 @@
-"""How a sweep treats rows: store, limits, processes. No torch."""
+"""Options of a sweep over rows: store, limits, processes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from detection_zoo.benchmarks.store import RUNS, results_folder
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """How a sweep treats rows.
+    """Options of a sweep over rows.
 
     store: folder of records. again: repeat finished measurements. isolate, stall_s, limit_s, memory_mib:
-        see `run_row`; memory_mib None: nine tenths of what is free when a row begins, shared among the jobs.
-    jobs: rows at once, a GPU each. engine: this machine, or a Ray cluster.
+        see `run_row`; memory_mib None: 90 % of the free memory when a row starts, shared among the jobs.
+    jobs: number of parallel rows, one GPU each. engine: this machine, or a Ray cluster.
     """
 
     store: Path = field(default_factory=lambda: results_folder() / RUNS)
@@ -29,5 +29,5 @@ class SweepOptions:
 
     @property
     def files(self) -> Path:
-        """Where files that belong to runs are kept."""
+        """Folder of the files that belong to runs."""
         return self.store.parent / "detections"

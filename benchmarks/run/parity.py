@@ -1,5 +1,4 @@
-"""Parity of whole reference folders: what zoo.parity recomputes, and the recorded evaluations, which belong
-here."""
+"""Parity with reference folders: outputs recomputed by zoo.parity, and recorded evaluations."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from detection_zoo.zoo.parity.trajectories import check_trajectory
 from detection_zoo.zoo.records import Detections
 
 EXACT = 1e-9
-SIX_DECIMALS = 1e-6  # of recorded recall and precision
+SIX_DECIMALS = 1e-6  # tolerance of recorded recall and precision
 
 
 def check_reference(
@@ -73,8 +72,8 @@ def voc_truth_of(objects: Iterable[tuple[str, str, list[float], bool]]) -> dict[
 def _score(
     name: str, score: ClassScore, wanted: dict[str, Any], ap_key: str, tolerance: float
 ) -> dict[str, Output]:
-    """AP, recall and precision of one class beside the recorded ones; a recorded null stands for not a
-    number."""
+    """Compare AP, recall and precision of one class with the recorded values; a recorded null
+    means NaN."""
     found = {}
     for field, value, expected, allowed in (
         ("ap", score.ap, wanted[ap_key], EXACT),
@@ -94,8 +93,8 @@ def _score(
 
 
 def _voc_case(folder: Path, dtype: str) -> ParityReport:
-    """A folder of VOC detections and ground truth with the numbers that the devkit's metric gives for
-    them."""
+    """Check a folder with VOC detections, ground truth and the values of the devkit's
+    metric."""
     content = {}
     for part in ("expected", "ground_truth", "detections"):
         try:
@@ -107,7 +106,7 @@ def _voc_case(folder: Path, dtype: str) -> ParityReport:
             ) from None
         except json.JSONDecodeError as error:
             raise ParityError(
-                f"{folder / part}.json: not valid JSON: {error}; is the file cut short?"
+                f"{folder / part}.json: not valid JSON: {error}; is the file truncated?"
             ) from None
     given, expected = content["ground_truth"], content["expected"]
     truth = {name: {} for name in given["classes"]} | voc_truth_of(
@@ -145,7 +144,7 @@ def _counts(
     detections: dict[str, list[VocDetection]],
     scores: dict[str, ClassScore],
 ) -> dict[str, dict[str, int]]:
-    """How many objects, difficult ones, detections and right ones each class has."""
+    """Count the objects, difficult objects, detections and true positives of each class."""
     found = {}
     for name, images in truth.items():
         right = (
@@ -163,7 +162,7 @@ def _counts(
 
 
 def _evaluations(meta: dict[str, Any]) -> dict[str, Output]:
-    """What a folder of steps records of VOC scores and of COCO result rows."""
+    """Check the VOC scores and COCO results recorded in a reference folder."""
     outputs: dict[str, Output] = {}
     if "voc_eval" in meta:
         case = meta["voc_eval"]

@@ -1,7 +1,7 @@
-"""Progress on stderr: a bar for work that counts its steps, a clock for work that cannot. Nothing appears in
+"""Progress on stderr: a bar for work with countable steps, otherwise the elapsed time. Nothing is shown in
 the first two seconds.
 
-Where stderr is no terminal but a log, a bar says something every few seconds only.
+If stderr is not a terminal, a bar is updated only every few seconds.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _BARS: list[Any] = []
 
 
 def _bar(title: str, **options: Any) -> Any:
-    """A tqdm bar with a lock of this process: tqdm's own is a semaphore of the system, and a process that is
-    ended leaves it behind, and a warning."""
+    """A tqdm bar with a lock of this process: tqdm's default is a system semaphore, which a
+    killed process leaks with a warning."""
     from tqdm import tqdm
 
     tqdm.set_lock(_LOCK)
@@ -37,14 +37,14 @@ def _bar(title: str, **options: Any) -> Any:
 
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """A bar (a count where the total is not known); the block gets a function that moves it by one."""
+    """Show a bar (a count if the total is unknown); the block receives a function that advances it by one."""
     with _bar(title, total=total, dynamic_ncols=True) as bar, _shown(bar):
         yield lambda: bar.update(1) and None
 
 
 @contextmanager
 def clock(title: str) -> Iterator[None]:
-    """The time that a block has been running, printed twice per second by a thread."""
+    """Show the elapsed time of a block, updated twice per second by a thread."""
     with _bar(title, bar_format="{desc}: {elapsed}") as bar, _shown(bar):
         with ticking(lambda: bar.update(1), TICK_S, "clock"):
             yield
@@ -60,15 +60,15 @@ def _shown(bar: Any) -> Iterator[None]:
 
 
 def make_way() -> None:
-    """Clear the bars from the line, for a message; their next step draws them again."""
+    """Clear the progress bars for a message; their next update draws them again."""
     for bar in _BARS:
-        if not bar.disable and bar.last_print_t > bar.start_t:  # not in the quiet seconds
+        if not bar.disable and bar.last_print_t > bar.start_t:  # only if it is already visible
             bar.clear()
 
 
 @contextmanager
 def ticking(call: Callable[[], Any], period_s: float, name: str) -> Iterator[None]:
-    """Call a function every so many seconds in a thread of that name until the block ends."""
+    """Call a function every `period_s` seconds in a named thread until the block ends."""
     done = threading.Event()
 
     def tick() -> None:

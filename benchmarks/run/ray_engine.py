@@ -1,5 +1,5 @@
-"""A sweep on a Ray cluster: one GPU a task, a process of its own in each, records and detections brought back
-to the one store."""
+"""A sweep on a Ray cluster: one GPU and one process per task; records and detections are collected
+in one store."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from detection_zoo.zoo.errors import ManifestError, ZooError
 from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.trained_row import row_of_checkpoint
 
-OLDEST = (2, 52)  # the first version with authentication by tokens
+OLDEST = (2, 52)  # the first version with token authentication
 LOOPBACK = "127.0.0.1"
-# What the processes of a cluster may know of our environment; tokens and passwords are not among it.
+# Environment variables passed to the cluster's processes; tokens and passwords are excluded.
 ALLOWED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TEMP|TMP|TERM|VIRTUAL_ENV|PYTHON\w*|LD_\w+"
     r"|SYSTEMROOT|RAY_\w+|CUDA_\w+|NVIDIA_\w+|OMP_\w+|MKL_\w+|OPENBLAS_\w+|DETECTION_ZOO_\w+|XDG_CACHE_HOME"
 )
-RETRIES = 3  # of a task whose worker or machine was lost; a model that fails is a record and not tried again
+RETRIES = 3  # retries of a task whose worker or machine was lost; a failing model is recorded and not retried
 
 
 def run_on_ray(
@@ -44,21 +44,21 @@ def run_on_ray(
     say: Callable[[str], None],
     work: Callable[..., None],
 ) -> bool:
-    """Measure rows on the cluster that RAY_ADDRESS names, or on this machine's GPUs where it names none.
+    """Measure rows on the cluster that RAY_ADDRESS names, or on this machine's GPUs if it is not set.
 
     Every machine of the cluster must have this checkout, its packages and the data at the same paths.
 
     Args:
         entries, spec, sources, options, work: as in `run_sweep`.
-        finished: finished runs by key; a row that was measured on any hardware is not measured again.
-        done: called with each row with its run, as they come.
-        say: called with a line when a row is given to the cluster.
+        finished: finished runs by key; a row already measured on any hardware is skipped.
+        done: called with each row and its run, as they finish.
+        say: called with a line when a row is submitted to the cluster.
 
     Returns:
-        Whether Ctrl-C ended it.
+        Whether Ctrl-C stopped it.
 
     Raises:
-        ManifestError: Ray is not installed, or too old to have authentication.
+        ManifestError: Ray is not installed, or too old for token authentication.
     """
     ray = installed_ray()
     anywhere = {key[:-1]: run for key, run in finished.items()}
@@ -75,7 +75,7 @@ def run_on_ray(
             if known is not None:
                 done(entry, known)
                 continue
-            say(f"{entry.name}: given to the cluster")
+            say(f"{entry.name}: submitted to the cluster")
             limits = {
                 "stall_s": options.stall_s,
                 "limit_s": options.limit_s,
@@ -96,13 +96,13 @@ def run_on_ray(
 
 
 def start(ray: Any, say: Callable[[str], None]) -> None:
-    """Connect to the cluster that RAY_ADDRESS names, or start one of this machine alone: bound to loopback,
-    with authentication, without a dashboard, its processes with the variables of ALLOWED only."""
+    """Connect to the cluster named by RAY_ADDRESS, or start a local one: bound to loopback, with
+    authentication, without a dashboard, and with only the environment variables in ALLOWED."""
     if address := os.environ.get("RAY_ADDRESS"):
         if os.environ.get("RAY_AUTH_MODE") != "token":
             say(
-                f"the cluster {address} is used without authentication: anyone who reaches it can run code on"
-                " it; set RAY_AUTH_MODE=token there and here"
+                f"the cluster {address} is used without authentication: anyone who can connect can run code"
+                " on it; set RAY_AUTH_MODE=token on the cluster and here"
             )
         ray.init(log_to_driver=False, runtime_env=_runtime())
         return
@@ -118,7 +118,7 @@ def start(ray: Any, say: Callable[[str], None]) -> None:
 
 @contextmanager
 def allowed_environment() -> Iterator[None]:
-    """Take out of os.environ what processes that are started here have no need to know; put it back after."""
+    """Remove variables that child processes do not need from os.environ; restore them afterwards."""
     before = dict(os.environ)
     try:
         for name in before:
@@ -130,26 +130,27 @@ def allowed_environment() -> Iterator[None]:
 
 
 def installed_ray() -> Any:
-    """The module of Ray with authentication on; raises ManifestError where it is absent or too old."""
+    """Return the ray module with authentication enabled; raises ManifestError if it is missing or too old."""
     if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
-        # read when Ray is imported; the second makes it take loopback for the address of this machine
+        # read when Ray is imported; the second makes it use loopback as this machine's address
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     try:
         import ray
     except ImportError:
         raise ManifestError(
-            "--engine ray needs Ray: install the extra, as in `pip install -e .[ray]`, or leave --engine out"
+            "--engine ray needs Ray: run `pip install -e .[ray]`, or leave out --engine"
         ) from None
     if tuple(int(part) for part in ray.__version__.split(".")[:2]) < OLDEST:
         raise ManifestError(
-            f"--engine ray needs Ray {'.'.join(map(str, OLDEST))} or later, which has authentication; this is"
-            f" {ray.__version__}: install the extra again, as in `pip install -U -e .[ray]`"
+            f"--engine ray needs Ray {'.'.join(map(str, OLDEST))} or later (token"
+            " authentication); installed is"
+            f" {ray.__version__}: run `pip install -U -e .[ray]`"
         )
     return ray
 
 
 def _runtime() -> dict[str, Any]:
-    """What workers need to find this project and its files."""
+    """Return what workers need to find this project and its files."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     passed = {
         name: os.environ[name]
@@ -162,14 +163,14 @@ def _runtime() -> dict[str, Any]:
 def _known(
     entry: ModelEntry, spec: BenchmarkSpec, sources: Sources, anywhere: dict[tuple[str, ...], Run]
 ) -> Run | None:
-    """A finished run of the same row, specification, data and weights, whatever it ran on."""
+    """Return a finished run of the same row, specification, data and weights on any hardware."""
     if not anywhere:
         return None
     try:
         weights, path = identify_weights(entry, sources.weights)
         data = identify_data(open_data(row_of_checkpoint(entry, path), sources.data, spec.images))
     except (ZooError, OSError):
-        return None  # the task will say what is missing device selection
+        return None  # the task reports what is missing device selection
     return anywhere.get((entry.name, spec.digest, data.digest, weights.digest))
 
 
@@ -179,7 +180,7 @@ def _collect(
     files: Path,
     done: Callable[[ModelEntry, Run], None],
 ) -> bool:
-    """Take results as they come; a task that the cluster lost for good is a failed run."""
+    """Collect results as they finish; a task that the cluster lost is a failed run."""
     while drafts:
         (reference,), _ = ray.wait(list(drafts), num_returns=1)
         entry, draft = drafts[reference]
@@ -211,7 +212,7 @@ def measure_on_node(
     limits: dict[str, float | None],
     work: Callable[..., None],
 ) -> tuple[str, dict[str, bytes]]:
-    """The task: measure a row in its own process on whatever machine this is.
+    """Ray task: measure a row in its own process on the machine of the task.
 
     Returns:
         The run as JSON, and the content of its files by name.

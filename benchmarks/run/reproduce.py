@@ -1,5 +1,5 @@
-"""Reproduce a source's table: what can be run here with the published weights, and what is missing for the
-rest."""
+"""Reproduce a source's table: which rows can run here with published weights, and what the others
+lack."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from detection_zoo.zoo.weights.fetch.availability import availability
 
 @dataclass(frozen=True)
 class Plan:
-    """One row: whether it can be run here, and what is missing."""
+    """One row, whether it can run here, and what is missing."""
 
     entry: ModelEntry
     missing: tuple[str, ...] = ()
 
 
 def plan_source(source: str, data: str | None) -> list[Plan]:
-    """What of a source can be run here; nothing is fetched.
+    """Return which rows of a source can run here; nothing is downloaded.
 
     Args:
         source: name of a manifest.
-        data: form of `open_dataset`, or None.
+        data: argument of `open_dataset`, or None.
 
     Raises:
-        UnknownName: no manifest has that name.
+        UnknownName: there is no manifest with this name.
     """
     manifests = load_manifests()
     sources = {entry.source for entry in manifests.entries.values()}
@@ -50,19 +50,19 @@ def plan_source(source: str, data: str | None) -> list[Plan]:
 
 
 def _weights_problem(entry: ModelEntry) -> str | None:
-    """Why a row has no weights here, and how to get them."""
+    """Return why a row's weights are missing, and how to get them."""
     found = availability(entry)
     return None if found.state == "here" else f"weights ({found.state}): {found.reason}"
 
 
 def _data_problem(entry: ModelEntry, data: str | None) -> str | None:
-    """Why the row's dataset cannot be measured on, and how to get it."""
+    """Return why the row's dataset cannot be used, and how to get it."""
     spec = load_manifests().datasets[entry.dataset]
     where = f" (from {spec.url})" if spec.url else ""
     if data is None:
         return f"data: {spec.title} is needed{where}; give --data {spec.layout}:DIR"
     if data.partition(":")[0] != spec.layout:
-        return f"data: {spec.title} is needed{where}, and --data gives {data.partition(':')[0]}"
+        return f"data: {spec.title} is needed{where}, but --data is {data.partition(':')[0]}"
     try:
         open_data(entry, data)
     except DatasetError as error:
@@ -71,8 +71,8 @@ def _data_problem(entry: ModelEntry, data: str | None) -> str | None:
 
 
 def missing_text(plans: list[Plan]) -> str:
-    """A line for every row that cannot be run, with what is missing; rows that lack the same are named
-    together."""
+    """Return a line per reason, with all rows that cannot run for this
+    reason."""
     by_reason: dict[str, list[str]] = {}
     for plan in plans:
         for reason in plan.missing:

@@ -1,4 +1,4 @@
-"""One row, one specification, one run: every group of metrics; a failure is recorded as a run too."""
+"""Measure one row by one specification: all metric groups. A failure is also recorded as a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BEAT_S = 1.0  # seconds between signs of life
 
 @dataclass
 class Draft:
-    """A run in progress: reports are merged as they come, so that a failure loses nothing."""
+    """A run in progress: reports are merged as they arrive, so that a failure loses no results."""
 
     row: str
     spec: BenchmarkSpec
@@ -61,7 +61,7 @@ class Draft:
     def finish(
         self, outcome: Outcome, status: Literal["finished", "failed", "interrupted"] | None = None
     ) -> Run:
-        """The run so far."""
+        """Return the run so far."""
         finished = outcome.status == "finished"
         stage = None if finished else self.fields.get("stage")
         fields = {name: value for name, value in self.fields.items() if name not in ("stage", "timed")}
@@ -98,17 +98,17 @@ def run_row(
 
     Args:
         row: its name.
-        spec: what and how.
+        spec: the specification.
         sources: where the data is.
-        weights: their identity, and what `build_model` takes.
-        folder: where files that belong to the run are kept.
-        isolate: in its own process, so that a crash or an exhausted memory ends that process only.
-        stall_s, limit_s, memory_mib, environment, cancel: see `run_isolated`; without isolation they are not
-            used.
-        work: what measures; `measure_row` where none is given.
+        weights: their identity, and the argument for `build_model`.
+        folder: folder for files that belong to the run.
+        isolate: run in its own process, so that a crash or running out of memory ends only that process.
+        stall_s, limit_s, memory_mib, environment, cancel: see `run_isolated`; not used without
+            isolation.
+        work: function that measures; default: `measure_row`.
 
     Returns:
-        The run, finished or failed; Ctrl-C gives a run marked interrupted inside the exception `Interrupted`.
+        The run, finished or failed. Ctrl-C raises `Interrupted` with a run marked as interrupted.
     """
     draft, work = Draft(row, spec), work or measure_row
     draft.add({"weights": weights[0], "stage": "starting"})
@@ -132,15 +132,15 @@ def run_row(
         return draft.finish(outcome)
     except KeyboardInterrupt:
         raise Interrupted(draft.finish(Outcome("failed", "stopped by Ctrl-C"), "interrupted")) from None
-    except Exception as error:  # whatever goes wrong with one model stands in its record and ends it alone
+    except Exception as error:  # an error of one model is recorded and does not stop the others
         return draft.finish(failure(error))
 
 
 def time_in_more_processes(
     draft: Draft, isolated: Callable[..., Outcome], arguments: tuple[Any, ...]
 ) -> None:
-    """Time the same images in as many fresh processes as the specification asks for, and join the samples; a
-    process that fails leaves a note."""
+    """Time the same images in several fresh processes and join the samples; a
+    failed process leaves a note."""
     parts: list[dict[str, Measurement]] = []
 
     def take(found: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ def time_in_more_processes(
         timed = (*arguments[:4], draft.fields["timed"])
         outcome = isolated(time_again, timed, take)
         if outcome.status != "finished":
-            draft.add({"notes": [f"process {number} of the timing failed: {outcome.reason}"]})
+            draft.add({"notes": [f"timing process {number} failed: {outcome.reason}"]})
     if parts:
         first = draft.fields["measurements"]
         again = of_processes([{name: first[name] for name in parts[0]}, *parts])
@@ -183,7 +183,7 @@ def time_again(
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a run; `run` holds what had been measured by then."""
+    """Ctrl-C during a run; `run` holds the measurements made until then."""
 
     def __init__(self, run: Run) -> None:
         super().__init__("stopped by Ctrl-C")
@@ -193,13 +193,13 @@ class Interrupted(KeyboardInterrupt):
 def measure_row(
     row: str, spec: BenchmarkSpec, sources: Sources, weights: str, folder: Path, report: Report
 ) -> None:
-    """Prepare a row and measure every group of the specification, reporting each thing as soon as it is
-    known.
+    """Prepare a row and measure every metric group of the specification; report each result
+    immediately.
 
     Args:
         row, spec, sources, folder: see `run_row`.
-        weights: what `build_model` takes.
-        report: gets mappings of fields of `Run`, and `stage`.
+        weights: argument of `build_model`.
+        report: called with mappings of `Run` fields and `stage`.
     """
     from detection_zoo.benchmarks.environment import collect_environment
 
@@ -207,10 +207,10 @@ def measure_row(
     report({"stage": "describing the machine"})
     report({"environment": collect_environment(spec.device)})
     report({"stage": OPENING})
-    with clock(f"{row}: open data"):
+    with clock(f"{row}: opening data"):
         dataset = open_data(entry, sources.data, spec.images)
         report({"data": identify_data(dataset), "stage": "building the model"})
-    with clock(f"{row}: build model"):
+    with clock(f"{row}: building model"):
         subject = prepare(entry, spec, dataset, weights, sources.checkpoint_format)
     subject.sources, subject.folder = sources, folder
     report({"measurements": count_cost(subject), "notes": take_path(subject, spec)})
@@ -222,8 +222,8 @@ def measure_row(
 
 
 def count_cost(subject: Subject) -> dict[str, Measurement]:
-    """Millions of parameters (buffers, which frozen norms and anchors are, not counted), and 10^9 MACs where
-    every image has one size."""
+    """Count parameters in millions (without buffers, such as frozen norms and anchors), and 10^9 MACs
+    if all images have one size."""
     from detection_zoo.benchmarks.measure.cost import model_cost
 
     parameters = sum(parameter.numel() for parameter in subject.model.parameters()) / 1e6
@@ -235,8 +235,8 @@ def count_cost(subject: Subject) -> dict[str, Measurement]:
     rule = subject.entry.conventions.image if subject.entry.conventions else None
     if rule is not None and rule.resize in ("fixed", "centre_crop") and rule.size:
         covers = (
-            f"an image of {rule.size} x {rule.size}: products and sums of layers, norms counted twice and"
-            " activations once for each value"
+            f"an image of {rule.size} x {rule.size}: multiply-adds of layers; norms count"
+            " 2 and activations 1 per value"
         )
         found["gmacs"] = Measurement(
             value=model_cost(subject.model, (rule.size, rule.size)).gmacs, unit="GMAC", covers=covers

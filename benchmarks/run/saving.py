@@ -1,4 +1,4 @@
-"""Detections as files that other programs read: JSON, CSV, YOLO's labels, COCO."""
+"""Write detections as JSON, CSV, YOLO labels or COCO results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CSV_COLUMNS = ("image", "frame", "class", "label", "score", "x1", "y1", "x2", "y
 
 
 def category_ids_of(entry: ModelEntry) -> tuple[int, ...]:
-    """COCO's category ids of a row's classes by label; 1 to K where the classes are not COCO's 80."""
+    """Return the COCO category ID of each label; 1 to K if the classes are not COCO's 80."""
     from detection_zoo.zoo.detectors.ssd import UNUSED_COCO_IDS
 
     if entry.dataset == "coco" and entry.classes == 80:
@@ -29,10 +29,12 @@ def category_ids_of(entry: ModelEntry) -> tuple[int, ...]:
 def coco_records(
     found: Detections, image_id: int, category_ids: Sequence[int], inclusive: bool
 ) -> list[dict[str, Any]]:
-    """Detections of one image as entries of a COCO results file: box, mask as RLE, keypoints in one entry.
+    """Convert the detections of one image to entries of a COCO results file: box, RLE mask and keypoints in
+    one entry.
 
     Args:
-        found: on the CPU, in original pixels. image_id: of the image. category_ids: by label.
+        found: detections on the CPU, in pixels of the original image. image_id: ID of the image.
+        category_ids: by label.
         inclusive: x2 and y2 are the last pixels inside.
     """
     from detection_zoo.benchmarks.evaluation.coco_results import detection_records
@@ -45,9 +47,9 @@ def coco_records(
 
 
 class Saved:
-    """Files of one form, filled image by image and written at the end.
+    """Output file of one format, filled image by image and written at the end.
 
-    form: json, csv, yolo or coco. folder: where they go. class_names, category_ids: by label.
+    form: json, csv, yolo or coco. folder: output folder. class_names, category_ids: by label.
     inclusive: as in `coco_records`.
     """
 
@@ -67,11 +69,11 @@ class Saved:
         self._annotations: list[dict[str, Any]] = []
 
     def add(self, image: str, frame: int | None, size: tuple[int, int], found: Detections) -> None:
-        """Take the detections of one image.
+        """Add the detections of one image.
 
         Args:
-            image: its path. frame: its number in a video, from 0. size: height and width in pixels.
-            found: those that are saved, best first, on the CPU.
+            image: its path. frame: frame number in a video, from 0. size: height and width in pixels.
+            found: detections to save, sorted by descending score, on the CPU.
         """
         height, width = size
         name = Path(image).name if frame is None else f"{Path(image).stem}_{frame:06d}.png"
@@ -100,7 +102,8 @@ class Saved:
                 self._plain.append(head | {"score": score, "box": box})
 
     def write(self) -> Path:
-        """Write the file, and return it; for YOLO data.yaml, which expects the originals in images/."""
+        """Write the file and return its path; for YOLO this is data.yaml, which expects the images in
+        images/."""
         if self.form == "yolo":
             import yaml
 

@@ -1,4 +1,4 @@
-"""What is measured: a row's model with its weights, its own pre-processing, and the data."""
+"""The subject of a measurement: a row's model with its weights and pre-processing, and the data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from detection_zoo.zoo.data.transforms import Preprocess
 
 STAND_IN = "stand-in:"
-RANDOM_DIGEST = "seed:0"  # the seed that build_model draws random weights from
+RANDOM_DIGEST = "seed:0"  # the seed that build_model uses for random weights
 BLOCK = 2**20
 CHECKED_IMAGES = 2  # on which a model on another path is compared with the eager one
 CHECKED_QUANTISED = 20  # the same of one in 8 bits, for a share of more detections
@@ -33,10 +33,10 @@ CHECKED_QUANTISED = 20  # the same of one in 8 bits, for a share of more detecti
 class Sources:
     """Where data and weights come from, as given on the command line.
 
-    data, train_data: forms of `open_dataset`; train_data None: the training split beside `data`, or `data`
-        itself.
-    weights: "random", "published", "stand-in:FOLDER" of a recorded reference, or a file.
-    checkpoint_format: of a file that is not in the format of the row's own weights.
+    data, train_data: arguments of `open_dataset`; train_data None: the training split next to `data`, or
+        `data` itself.
+    weights: "random", "published", "stand-in:FOLDER" (a folder of recorded parity outputs), or a file.
+    checkpoint_format: format of a file, if it differs from the row's.
     exported: the file that an engine runs, where `BenchmarkSpec.exported` describes one.
     """
 
@@ -51,7 +51,7 @@ class Sources:
 class Subject:
     """A model ready to be measured.
 
-    sources: where the data is from, for training images. folder: where detections are kept.
+    sources: source of the data, for training images. folder: output folder of detections.
     timed: indices of the images of each batch that was timed.
     """
 
@@ -66,31 +66,32 @@ class Subject:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether the model gives one label per image."""
+        """Whether the model predicts one label per image."""
         return self.entry.task == "classification"
 
     def forward(self, images: torch.Tensor, sizes: torch.Tensor) -> Any:
-        """The forward phase of images (N, 3, H, W) with sizes (N, 2): raw outputs of a detector, class logits
-        (N, K) of a classifier."""
+        """Run the forward phase on images (N, 3, H, W) with sizes (N, 2): raw detector outputs,
+        or class logits (N, K)."""
         return self.model(images) if self.is_classifier else self.model.raw(images, sizes)
 
     @property
     def inclusive(self) -> bool:
-        """Whether x2 and y2 of its boxes are the last pixels inside: the "+1" of the row's conventions."""
+        """Whether x2 and y2 of its boxes are inclusive (the "+1" convention)."""
         return inclusive_boxes(self.entry)
 
 
 def open_data(entry: ModelEntry, argument: str, images: int | None = None, training: bool = False) -> Dataset:
-    """The dataset in the order of the row's labels.
+    """Open the dataset, with classes in the order of the row's labels.
 
     Args:
-        entry: its classes must be those of the data.
-        argument: a form of `open_dataset`.
+        entry: row whose classes must match the data's.
+        argument: argument of `open_dataset`.
         images: keep only the first N.
-        training: of own data that names no split, take the one to train on.
+        training: if the argument names no split, use the training split.
 
     Raises:
-        DatasetError: the form is unknown, files are missing or malformed, or the classes are not the row's.
+        DatasetError: the argument is unknown, files are missing or malformed, or the classes differ from the
+        row's.
     """
     spec = load_manifests().datasets[entry.dataset]
     classes = entry.classes if spec.layout == "imagenet" else entry.class_names or spec.classes or None
@@ -99,8 +100,8 @@ def open_data(entry: ModelEntry, argument: str, images: int | None = None, train
 
 
 def inclusive_boxes(entry: ModelEntry) -> bool:
-    """Whether a row's boxes end at the last pixel inside: as its training boxes do, else by the offset of its
-    box arithmetic."""
+    """Return whether a row's boxes have inclusive ends: as in its training boxes, otherwise by its
+    box-coding offset."""
     from detection_zoo.zoo.build import DETECTORS, rules_of
 
     if entry.conventions is not None and entry.conventions.targets is not None:
@@ -112,14 +113,14 @@ def inclusive_boxes(entry: ModelEntry) -> bool:
 
 
 def identify_data(dataset: Dataset) -> DataIdentity:
-    """Name and digest of a dataset: image ids, sizes of image files, boxes and labels of the images used."""
+    """Return the name and hash of a dataset: image IDs, file sizes, boxes and labels of the images used."""
     digest = hashlib.sha256(repr(dataset.classes).encode())
     for index in range(len(dataset)):
         truth = dataset.target(index)
         path = dataset.image_path(index)
         size = (
             path.stat().st_size if path.is_file() else -1
-        )  # a missing image is an error when it is read, not here
+        )  # a missing image raises an error when it is read
         digest.update(
             f"{dataset.image_id(index)} {size} ".encode()
             + truth.boxes_xywh.tobytes()
@@ -135,17 +136,17 @@ def identify_data(dataset: Dataset) -> DataIdentity:
 
 
 def identify_weights(entry: ModelEntry, argument: str) -> tuple[WeightsIdentity, str]:
-    """Which weights an argument means, and what `build_model` takes for them; published files are fetched
-    if they are missing here.
+    """Resolve a --weights argument: the identity of the weights and the argument for `build_model`; missing
+    published files are downloaded.
 
     Raises:
-        DownloadError: the published file cannot be had.
-        CheckpointError: the file, or the description of a stand-in, is not there.
+        DownloadError: the published file cannot be downloaded.
+        CheckpointError: the file, or the description of a stand-in, is missing.
         ManifestError: the row has no published weights.
     """
     if argument == "random":
         return (
-            WeightsIdentity(kind="random", digest=RANDOM_DIGEST, note="initial values, never trained"),
+            WeightsIdentity(kind="random", digest=RANDOM_DIGEST, note="initial values, untrained"),
             "random",
         )
     if argument == "published":
@@ -155,14 +156,15 @@ def identify_weights(entry: ModelEntry, argument: str) -> tuple[WeightsIdentity,
     path = weights_file(argument)
     if not path.is_file():
         raise CheckpointError(
-            f"{path}: no such file; --weights takes random, published, {STAND_IN}FOLDER, or a checkpoint's"
-            " path"
+            f"{path}: no such file; --weights must be random, published, {STAND_IN}FOLDER, or the path"
+            " of a checkpoint"
         )
     return WeightsIdentity(kind="file", digest=file_digest(path), file=path.name), str(path)
 
 
 def weights_file(argument: str) -> Path:
-    """The file that a --weights argument names; DIR/last and DIR/best of a training may lack their suffix."""
+    """Return the file of a --weights argument; DIR/last and DIR/best of a training run may be given without
+    suffix."""
     path = expanded(argument)
     trained = path.with_name(f"{path.name}.pth")
     return trained if not path.is_file() and trained.is_file() else path
@@ -177,7 +179,7 @@ def _published(entry: ModelEntry) -> tuple[WeightsIdentity, str]:
             (f" of the whole model, but {spec.partial}" for spec in entry.weights if spec.partial), ""
         )
         raise ManifestError(
-            f"{entry.where} publishes no weights{part}; use --weights random or a file of your own"
+            f"{entry.where} has no published weights{part}; use --weights random or your own file"
         )
     found = fetch_weights(spec, entry.name)
     return WeightsIdentity(kind="published", digest=found.sha256, file=found.path.name), "published"
@@ -189,8 +191,8 @@ def _stand_in(folder: Path) -> tuple[WeightsIdentity, str]:
     description = expanded(folder) / CHECKPOINT_FILE
     if not description.is_file():
         raise CheckpointError(
-            f"{description}: no such file; {STAND_IN}FOLDER needs a folder of recorded outputs that describes"
-            " a checkpoint"
+            f"{description}: no such file; {STAND_IN}FOLDER needs a folder of recorded outputs with the"
+            " description of a checkpoint"
         )
     digest = file_digest(description)
     path = home_folder() / "stand-in" / f"{folder.name}-{digest[:12]}.pth"
@@ -201,12 +203,12 @@ def _stand_in(folder: Path) -> tuple[WeightsIdentity, str]:
         kind="stand-in",
         digest=digest,
         file=path.name,
-        note="filled from tensor names; the digest is that of the description",
+        note="generated from tensor names; the digest is of the description",
     ), str(path)
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -215,7 +217,7 @@ def file_digest(path: Path) -> str:
 
 
 def training_data(entry: ModelEntry, sources: Sources) -> tuple[Dataset, str]:
-    """The images to train on, and a word on which they are; the evaluation images where there is no training
+    """Return the training images and a note on them; the evaluation images if there is no training
     split."""
     if sources.train_data is not None:
         dataset = open_data(entry, sources.train_data)
@@ -236,20 +238,20 @@ def training_data(entry: ModelEntry, sources: Sources) -> tuple[Dataset, str]:
         return (
             dataset,
             (
-                f"training images {dataset.name}, because no training split lies beside it: for memory and"
-                " time only"
+                f"training images {dataset.name}, because there is no training split next to it:"
+                " for memory and time only"
             ),
         )
     return dataset, f"training images {dataset.name}"
 
 
 def _folder(rest: str) -> str:
-    """DIR of "DIR" or "DIR:SPLIT"."""
+    """Return DIR of "DIR" or "DIR:SPLIT"."""
     return rest if expanded(rest).is_dir() or ":" not in rest else rest.rpartition(":")[0]
 
 
 def images_in_epoch(entry: ModelEntry, dataset: Dataset) -> tuple[int, str]:
-    """How many images an epoch of the row's training has, and whose count that is: the row's dataset's,
+    """Return the number of images per training epoch, and which dataset it is counted on: the row's,
     unless the data is of another kind."""
     spec: DatasetSpec = load_manifests().datasets[entry.dataset]
     if entry.train_split and entry.train_split in spec.splits and not dataset.name.startswith("shapes"):
@@ -269,9 +271,9 @@ def prepare(
     Args:
         entry: a row with conventions.
         spec: device, seed.
-        dataset: what is measured on.
-        weights: what `build_model` takes.
-        checkpoint_format: of a file, where it is not the row's own.
+        dataset: dataset to measure on.
+        weights: argument of `build_model`.
+        checkpoint_format: format of a checkpoint file; default: the row's.
     """
     import torch
 
@@ -283,17 +285,17 @@ def prepare(
 
 
 def with_soft_nms(entry: ModelEntry, kind: str) -> ModelEntry:
-    """The row with soft-NMS ("linear" or "gaussian") in place of its own NMS; "none" leaves it as it is.
+    """Return the row with soft-NMS ("linear" or "gaussian") instead of its NMS; "none" returns it unchanged.
 
     Raises:
-        ManifestError: the row's conventions have no detections to which it could apply.
+        ManifestError: the row's conventions have no table [detections].
     """
     if kind == "none":
         return entry
     if entry.conventions is None or entry.conventions.detections is None:
         raise ManifestError(
-            f"row {entry.name}: soft-NMS is for rows whose conventions have a table [detections], the R-CNN"
-            " families"
+            f"row {entry.name}: soft-NMS works only for rows whose conventions have a table [detections]"
+            " (the R-CNN families)"
         )
     detections = entry.conventions.detections.model_copy(update={"soft": kind})
     return entry.model_copy(
@@ -304,8 +306,8 @@ def with_soft_nms(entry: ModelEntry, kind: str) -> ModelEntry:
 def build_subject(
     entry: ModelEntry, weights: str, device: str, checkpoint_format: str | None = None
 ) -> Subject:
-    """A row's model on a device ("cpu" or "cuda") with its pre-processing, without data; `weights` is what
-    `build_model` takes."""
+    """Build a row's model on a device ("cpu" or "cuda") with its pre-processing, without data; `weights` is
+    the argument of `build_model`."""
     import torch
 
     from detection_zoo.zoo.build import build_model, load_row_weights
@@ -320,11 +322,11 @@ def build_subject(
 
 
 def take_path(subject: Subject, spec: BenchmarkSpec) -> list[str]:
-    """Put what computes on the specification's path in place of a subject's model; returns notes on what was
-    compared with the model itself.
+    """Replace a subject's model by its version for the specification's path; return notes
+    on the comparison of both.
 
     Raises:
-        ManifestError: the model has no such path, or leaves its tolerance on the first images.
+        ManifestError: the model has no such path, or differs by more than the tolerance on the first images.
     """
     if spec.path == "eager":
         return []
@@ -372,8 +374,8 @@ def path_notes(subject: Subject) -> list[str]:
 
 
 def autocast(spec: BenchmarkSpec) -> AbstractContextManager:
-    """Automatic mixed precision in the specification's type; nothing for float32 and on other paths than
-    eager."""
+    """Return torch.autocast in the specification's type; no effect for float32, or on paths other
+    than eager."""
     import torch
 
     return (

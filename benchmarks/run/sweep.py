@@ -1,5 +1,5 @@
-"""Many rows, one after another: finished measurements are not repeated, and nothing that fails stops
-the rest."""
+"""Measure many rows in sequence: finished measurements are skipped, and a failure does not stop the
+others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_STARTED = (LOOKING, OPENING)  # stages before anything is measured
 
 @dataclass
 class Sweep:
-    """The outcome of a sweep: new runs, and rows that had been measured already with the run that did it."""
+    """The outcome of a sweep: new runs, and rows that were already measured, with their runs."""
 
     runs: list[Run] = field(default_factory=list)
     known: list[Run] = field(default_factory=list)
@@ -39,13 +39,13 @@ class Sweep:
 
     @property
     def failed(self) -> list[Run]:
-        """New runs that failed; one that Ctrl-C ended has not."""
+        """New runs that failed; a run stopped by Ctrl-C does not count."""
         return [run for run in self.runs if run.status == "failed"]
 
     def summary(self) -> str:
-        """One line."""
+        """One-line summary."""
         finished = sum(run.status == "finished" for run in self.runs)
-        text = f"{finished} measured, {len(self.failed)} failed, {len(self.known)} measured before"
+        text = f"{finished} measured, {len(self.failed)} failed, {len(self.known)} already measured"
         text += (
             f"; {len(self.unsaved)} COULD NOT BE STORED: {next(iter(self.unsaved.values()))[1]}"
             if self.unsaved
@@ -62,18 +62,18 @@ def run_sweep(
     say: Say = lambda text: None,
     work: Callable[..., None] = measure_row,
 ) -> Sweep:
-    """Measure rows in order, storing each run as soon as it ends.
+    """Measure rows in order, and store each run as soon as it ends.
 
     Args:
         entries: the rows.
-        spec: what and how.
+        spec: the specification.
         sources: data and weights.
-        options: store, isolation, limits.
+        options: store, isolation and limits.
         say: called with a line before and after every row.
-        work: what measures a row; a test may plant a fault here.
+        work: function that measures a row; tests may inject faults here.
 
     Raises:
-        OSError: the store's folder is not there and cannot be made; nothing has been measured then.
+        OSError: the store's folder is missing and cannot be created; nothing has been measured.
     """
     sweep = Sweep()
     options.store.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def run_sweep(
             say(f"    {entry.name}: already measured in {run.id}; --again repeats it")
             return
         sweep.runs.append(run)
-        if run.stage not in NOT_STARTED:  # what never started is no measurement, and no record
+        if run.stage not in NOT_STARTED:  # a run that never started is not recorded
             keep(run, options.store, sweep, say)
         sweep.interrupted |= run.status == "interrupted"
         say(
@@ -122,21 +122,21 @@ def run_sweep(
                 done(entry, one(entry))
                 if sweep.interrupted:
                     break
-        except KeyboardInterrupt:  # before anything of this row was begun
+        except KeyboardInterrupt:  # before this row was started
             sweep.interrupted = True
     store_unsaved(options.store, sweep, say)
     return sweep
 
 
 def keep(run: Run, store: Path, sweep: Sweep, say: Say) -> None:
-    """Store a run; one that cannot be stored (the disk is full, say) stays in memory, is tried again with
-    every later one, without stopping the sweep."""
+    """Store a run. If that fails (for example, the disk is full), keep it in
+    memory and retry with every later run."""
     sweep.unsaved[run.id] = (run, "")
     store_unsaved(store, sweep, say)
 
 
 def store_unsaved(store: Path, sweep: Sweep, say: Say) -> None:
-    """Try to store what is not stored yet; a run that fails for the first time is told."""
+    """Retry storing unsaved runs; warn on the first failure of a run."""
     for run, known in list(sweep.unsaved.values()):
         try:
             write_run(store, run)
@@ -145,8 +145,8 @@ def store_unsaved(store: Path, sweep: Sweep, say: Say) -> None:
             sweep.unsaved[run.id] = (run, str(error))
             if not known:
                 say(
-                    f"    warning: {run.id} could not be stored ({error}); free some disk space; it is"
-                    " retried after the next row and at the end"
+                    f"    warning: {run.id} could not be stored ({error}); free some disk space;"
+                    " storing is retried after the next row and at the end"
                 )
 
 
@@ -166,11 +166,11 @@ def measure_entry(
     Args:
         entry: the row.
         spec, sources, options, work: as for `run_sweep`.
-        finished: finished runs by key; one of the same row, data, weights and machine is returned as it is.
-        environment, cancel: see `run_isolated`.
+        finished: finished runs by key; a run with the same row, data, weights and machine is returned
+        unchanged. environment, cancel: see `run_isolated`.
 
     Returns:
-        The new run, finished, failed or interrupted, or the finished one.
+        The new run (finished, failed or interrupted), or the stored finished one.
     """
     spec = spec.for_task(entry.task)
     draft = Draft(entry.name, spec, fields={"stage": LOOKING})

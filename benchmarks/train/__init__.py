@@ -1,1 +1,1 @@
-"""Training from the command line: data, weights, recipe and what is shown of it."""
+"""Training from the command line: data, weights, recipe and output."""

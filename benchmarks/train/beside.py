@@ -1,5 +1,5 @@
-"""A training step of a row beside that of torchvision's Faster R-CNN of the same architecture: processor time
-and peak memory, on one thread of a CPU, in alternating fresh processes, in one or two precisions."""
+"""Compare a training step of a row with torchvision's Faster R-CNN of the same architecture: CPU time
+and peak memory, on one CPU thread, in alternating fresh processes, in one or two precisions."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from detection_zoo.zoo.training.recipe import build_optimizer, training_mode
 
 ROW = "faster_rcnn_resnet50_fpn_1x.maskrcnn_benchmark"
 THEIRS = "torchvision FasterRCNN, ResNet-50-FPN"
-OBJECTS = 8  # of an image
-RATE = 1e-6  # random weights: the time of an update does not depend on the rate
+OBJECTS = 8  # per image
+RATE = 1e-6  # random weights: the time of an update does not depend on the learning rate
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What one process measured: CPU seconds of each step after the warm-up, RoIs of the box head in the last
-    one, and the peak resident set."""
+    """Measurements of one process: CPU seconds of each step after the warm-up, RoIs of the box head in the
+    last step, and the peak resident set."""
 
     model: str
     precision: str
@@ -41,7 +41,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of a step: how many, and (height, width) in pixels as the network sees them."""
+    """Images of a step: their number, and (height, width) of the network's input in pixels."""
 
     images: int = 1
     height: int = 320
@@ -65,7 +65,7 @@ Made = tuple[nn.Module, nn.Module, Callable[[], dict[str, Tensor]]]  # model, it
 def _own(row: str, batch: Batch) -> Made:
     entry = load_manifests().entry(row)
     if entry.schedule is None:
-        raise ManifestError(f"row {row} names no schedule, so nobody knows its training step")
+        raise ManifestError(f"row {row} has no training schedule")
     schedule = load_manifests().schedules[entry.schedule]
     model = training_mode(build_model(entry, weights="random"), schedule)
     nn.init.zeros_(model.rpn.head.deltas.weight)
@@ -100,10 +100,10 @@ SIDES = {"ours": _own, "theirs": _theirs}
 
 
 def measure(side: str, precision: str, row: str, batch: Batch, warm_up: int, steps: int) -> Steps:
-    """Make the steps of one side in this process: forward, backward, SGD update.
+    """Run the training steps of one model in this process: forward, backward, SGD update.
 
-    With random weights the proposals of one model may fall together to a few hundred. So on both sides the
-    deltas of the proposals start from zero: proposals are anchors, and as many RoIs are trained on.
+    With random weights, NMS may leave only a few hundred proposals in one model. So in both models the
+    RPN's box deltas start at zero: proposals equal anchors, and both train on the same number of RoIs.
     """
     torch.set_num_threads(1)
     model, head, losses = SIDES[side](row, batch)
@@ -141,15 +141,15 @@ def beside(
     say: Callable[[str], None],
     precision: str = "float32",
 ) -> dict[str, list[Steps]]:
-    """Measure both sides in turns, each time in a fresh process.
+    """Measure both models alternately, each time in a fresh process.
 
     Args:
-        row: of a Faster R-CNN on ResNet-50 with a pyramid. batch: what a step sees. warm_up, steps: of a
-            process. blocks: processes of each side. say: gets a line a process. precision: both sides are
-            measured in it too, by autocast.
+        row: a Faster R-CNN with ResNet-50 and FPN. batch: images of a step. warm_up, steps: number
+            per process. blocks: processes per model. say: called with a line per process.
+            precision: measure both models in it too, by autocast.
 
     Returns:
-        "ours" and "theirs", in float32; "ours PRECISION" and "theirs PRECISION" where it is another one.
+        "ours" and "theirs", in float32; "ours PRECISION" and "theirs PRECISION" if it is not float32.
     """
     context = multiprocessing.get_context("spawn")
     sides = {"ours": ("ours", "float32"), "theirs": ("theirs", "float32")}
@@ -162,7 +162,7 @@ def beside(
                 one = pool.apply(measure, (*sides[name], row, batch, warm_up, steps))
             found[name].append(one)
             say(
-                f"{one.model}, {one.precision}: {median(one.seconds):.3f} s of CPU time a step,"
+                f"{one.model}, {one.precision}: {median(one.seconds):.3f} s of CPU time per step,"
                 f" peak {one.peak_mib:.0f} MiB"
             )
     return found
@@ -189,9 +189,9 @@ def summary(found: dict[str, list[Steps]], batch: Batch) -> tuple[dict[str, Any]
         )
     other = "torchvision in the same precision"
     return values, Table(
-        ["model", "precision", "RoIs", "CPU time of a step (s)", "speed beside torchvision float32"]
-        + [f"speed beside {other}", "peak memory (MiB)", "memory beside torchvision float32"]
-        + [f"memory beside {other}"],
+        ["model", "precision", "RoIs", "CPU time per step (s)", "speed relative to torchvision float32"]
+        + [f"speed relative to {other}", "peak memory (MiB)", "memory relative to torchvision float32"]
+        + [f"memory relative to {other}"],
         rows,
         name="training_step",
         title=f"training step of {batch.images} x {batch.height} x {batch.width}, one thread",

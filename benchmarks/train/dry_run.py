@@ -1,5 +1,5 @@
-"""`train --dry-run`: parameter groups, schedule, and what memory and time one pass needs; nothing is
-trained."""
+"""`train --dry-run`: parameter groups, schedule, and memory and time of one iteration, without
+training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from detection_zoo.zoo.training.plan import Plan
 from detection_zoo.zoo.training.recipe import parameter_groups, training_mode
 
 MIB = 2**20
-STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # tensors of the optimiser beside each parameter
+STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # optimizer state tensors per parameter
 
 
 def look_ahead(
     model: nn.Module, loader: TrainingLoader, plan: Plan, process: Process, amp: torch.dtype | None
 ) -> dict[str, Any]:
-    """What a training would do, by forward and backward passes of its first batch; the weights stay.
+    """Estimate a training run from forward and backward passes of its first batch; the weights are not
+    changed.
 
     Returns:
-        groups, schedule, memory_mib (weights, gradients, optimiser, activations of one pass), seconds of an
-        update and of the whole training (the second pass alone, on this machine as it is now).
+        groups, schedule, memory_mib (weights, gradients, optimizer, activations of one pass), seconds per
+        iteration and of the whole training run (from the second pass, at the machine's current load).
     """
     model = training_mode(model.to(process.device), plan.schedule)
     groups = [
@@ -58,7 +59,7 @@ def look_ahead(
             torch.cuda.synchronize(process.device)
         model.zero_grad(set_to_none=True)
 
-    one_pass()  # the first one compiles operators
+    one_pass()  # the first pass compiles operators
     begun = time.perf_counter()
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         one_pass()
@@ -82,7 +83,8 @@ def look_ahead(
 
 
 def _turns(plan: Plan) -> list[int]:
-    """Updates, from 0, at which the rate is worth showing: start, end of the warm-up, steps, end."""
+    """Return the iterations, from 0, at which the learning rate is shown: start, end of the warm-up, steps,
+    end."""
     scale = plan.updates_per_epoch if plan.schedule.epochs is not None else 1
     turns = {0, plan.schedule.warmup_iterations, plan.iterations - 1}
     turns |= {step * scale for step in plan.schedule.steps}
@@ -90,17 +92,17 @@ def _turns(plan: Plan) -> list[int]:
 
 
 def text_of(found: dict[str, Any]) -> str:
-    """The answer for people."""
+    """Return the result as text."""
     lines = [
-        f"group {number}: {one['tensors']} tensors, {one['parameters']:,} parameters, rate x"
-        f" {one['lr_factor']:g}, decay {one['weight_decay']:g} ({one['first']} ...)"
+        f"group {number}: {one['tensors']} tensors, {one['parameters']:,} parameters, learning"
+        f" rate x {one['lr_factor']:g}, weight decay {one['weight_decay']:g} ({one['first']} ...)"
         for number, one in enumerate(found["groups"], start=1)
     ]
-    lines += [f"learning rate of update {int(i) + 1}: {rate:.4g}" for i, rate in found["rates"].items()]
+    lines += [f"learning rate of iteration {int(i) + 1}: {rate:.4g}" for i, rate in found["rates"].items()]
     parts = ", ".join(f"{name} {value:g}" for name, value in found["memory_mib"].items())
     lines.append(f"memory: {sum(found['memory_mib'].values()):.0f} MiB ({parts})")
     lines.append(
-        f"time: {found['seconds_of_an_update']:g} s an update, {timedelta(seconds=found['seconds'])} for"
-        f" {found['updates']} updates, loading of data not counted"
+        f"time: {found['seconds_of_an_update']:g} s per iteration, {timedelta(seconds=found['seconds'])}"
+        f" for {found['updates']} iterations, without data loading"
     )
     return "\n".join(lines)

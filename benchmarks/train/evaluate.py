@@ -1,4 +1,4 @@
-"""Accuracy of a model in training on a validation split, shared out over the processes."""
+"""Accuracy on a validation split during training, distributed over the processes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,26 @@ from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.training.distributed import Process, anywhere, gather, share
 
-FIRST = ("mask_ap", "keypoint_ap", "voc_map", "box_ap")  # the metric that decides which checkpoint is best
+FIRST = (
+    "mask_ap",
+    "keypoint_ap",
+    "voc_map",
+    "box_ap",
+)  # the first available metric decides which checkpoint is best
 
 
 def evaluator(
     entry: ModelEntry, dataset: Dataset, process: Process, workers: int, say: Callable[[str], None]
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """A function from a model to its accuracy in percent, the deciding metric first; every process calls it
-    and gets the same. Nothing is given for a model whose outputs are not finite.
+    """Return a function that computes a model's accuracy in percent, deciding metric first; every process
+    calls it and gets the same result. The result is empty if the model's outputs are not finite.
 
     Args:
-        entry: the row as it is trained.
+        entry: the row being trained.
         dataset: the validation images.
-        process: each looks at its share of the images.
-        workers: processes that load data.
-        say: gets why there is no number.
+        process: each evaluates its share of the images.
+        workers: data loading processes.
+        say: called with the reason if there is no result.
     """
     indices = list(share(len(dataset), process))
     part = dataset if process.world == 1 else dataset.subset([dataset.image_id(i) for i in indices])
@@ -60,10 +65,11 @@ def evaluator(
 def top1_evaluator(
     entry: ModelEntry, dataset: Dataset, process: Process, batch: int = 32
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """A function from a classifier to its top-1 in percent; every process calls it and gets the same.
+    """Return a function that computes a classifier's top-1 accuracy in percent; every process calls it and
+    gets the same result.
 
     Args:
-        entry, dataset, process: as in `evaluator`. batch: images of a forward pass.
+        entry, dataset, process: as in `evaluator`. batch: images per forward pass.
     """
     indices = list(share(len(dataset), process))
     preprocess = Preprocess.from_conventions(entry.conventions.image)

@@ -1,4 +1,4 @@
-"""The largest batch of a training that fits in so much memory, found by `fit`."""
+"""Find the largest training batch that fits in a memory limit, with `fit`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ USUAL = (640, 480)  # pixels of a photograph in COCO
 def largest_batch(
     row: str, gb: float, device: str, precision: str, say: Callable[[str], None], most: int = 256
 ) -> int:
-    """The images of a batch of one process; every trial is a process of its own.
+    """Return the images per batch of one process; every trial runs in its own process.
 
     Args:
-        row: its name. gb: memory of a process. device, precision: of the training. say: gets a line a trial.
-        most: no larger batch is tried.
+        row: its name. gb: memory limit of a process, GiB. device, precision: of the training run. say: called
+        with a line per trial. most: largest batch to try.
 
     Raises:
-        ValueError: one image is too much.
+        ValueError: even one image does not fit.
         ManifestError: the row cannot be trained.
     """
     found = fit(
@@ -34,6 +34,6 @@ def largest_batch(
         raise KeyboardInterrupt
     best = next((answer.fits for answer in found.answers if answer.fits), None)
     if best is None:
-        why = next((answer.bound for answer in found.answers if answer.bound), "one image is too much")
+        why = next((answer.bound for answer in found.answers if answer.bound), "even one image does not fit")
         raise ValueError(f"--fit-gb {gb:g}: no batch of {row} fits: {why}")
     return best.batch

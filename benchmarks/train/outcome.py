@@ -1,4 +1,4 @@
-"""What a finished training leaves behind beside its checkpoints: the table of the sources' READMEs, curves,
+"""Outputs of a finished training run besides its checkpoints: a results table, curves,
 TensorBoard events."""
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ COLUMNS = ["model", "GPUs", "batch", "lr", "lr_decay", "max_epoch", "speed/epoch
 
 
 def result_table(name: str, plan: Plan, done: Outcome, process: Process) -> Table:
-    """The run in the columns of the sources' READMEs; every value is the run's own.
+    """Return the results of a run in the columns of the sources' READMEs.
 
-    lr_decay and max_epoch count epochs; speed is the mean time of an update times the updates of an epoch;
+    lr_decay and max_epoch count epochs; speed is the mean time per iteration times the iterations per epoch;
     memory is the peak of the first process: allocated on a GPU, resident on a CPU.
     """
     schedule = plan.schedule
@@ -43,14 +43,15 @@ def result_table(name: str, plan: Plan, done: Outcome, process: Process) -> Tabl
 
 
 def write_results(folder: Path, table: Table, width: int | None = None) -> str:
-    """Write results.md; its text, or that of a terminal of this width."""
+    """Write results.md; return its text, or the table for a terminal of this width."""
     text = render([table], "markdown").rstrip("\n")
     (folder / "results.md").write_text(text + "\n", encoding="utf-8")
     return text if width is None else render([table], "text", width).rstrip("\n")
 
 
 def write_curves(folder: Path) -> Path | None:
-    """Draw curves.svg of metrics.csv and evaluations.csv: loss, rate, accuracy; none without matplotlib."""
+    """Plot metrics.csv and evaluations.csv as curves.svg: loss, learning rate, accuracy; None without
+    matplotlib."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -74,7 +75,7 @@ def write_curves(folder: Path) -> Path | None:
             axes[2].set_ylabel(f"{name}, %")
             shown.append(evaluations[name])
         axes[-1].set_xlabel("updates")
-        # without limits, one large number has no end of ticks
+        # without limits, one large value would create too many ticks
         axes[-1].set_xlim(0, updates["iteration"][-1])
         for axis, values in zip(axes, shown, strict=True):
             axis.set_ylim(0, 1.05 * max([v for v in values if math.isfinite(v)], default=1) or 1)
@@ -86,7 +87,7 @@ def write_curves(folder: Path) -> Path | None:
 
 
 def smoothed(values: list[float], window: int = 20) -> list[float]:
-    """Running means over the last `window` values."""
+    """Return running means over the last `window` values."""
     return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
 
 
@@ -100,7 +101,8 @@ def _columns(path: Path) -> dict[str, list[float]]:
 
 
 def event_writer(folder: Path) -> tuple[Callable[[Mapping[str, Any]], None], Callable[[], None]]:
-    """What writes the lines of metrics.csv and evaluations.csv as TensorBoard events, and what ends it.
+    """Return a function that writes lines of metrics.csv and evaluations.csv as TensorBoard events, and one
+    that closes the writer.
 
     Tags are the columns' names, `total_loss` for the sum.
 

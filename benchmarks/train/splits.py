@@ -1,4 +1,5 @@
-"""The images of a training: which split --data means, and whether its classes are the row's. No torch."""
+"""Training images: which split --data selects, and whether its classes are the row's. Does not import
+torch."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from detection_zoo.zoo.trained_row import row_classes
 
 
 def open_training_data(entry: ModelEntry, data: str, images: int | None) -> tuple[Dataset, list[str], bool]:
-    """The images to train on, what is to be said of them, and whether their classes are not the row's."""
+    """Return the training dataset, notes on it, and whether its classes differ from the row's."""
     data, own, names = training_split(data), False, row_classes(entry)
     if entry.task == "classification":
         dataset, own = _open_labelled(entry, data)
@@ -33,7 +34,8 @@ def open_training_data(entry: ModelEntry, data: str, images: int | None) -> tupl
 
 
 def _open_labelled(entry: ModelEntry, data: str) -> tuple[Dataset, bool]:
-    """The images of a classifier, and whether their classes are as many as the row's; raises DatasetError."""
+    """Return a classifier's dataset, and whether its number of classes differs from the row's; raises
+    DatasetError."""
     try:
         return open_data(entry, data, training=True), False
     except DatasetError:
@@ -48,7 +50,8 @@ def _keypoints(entry: ModelEntry) -> bool:
 
 
 def training_split(data: str) -> str:
-    """The data as given where it names a split; else the training split beside it, where there is one."""
+    """Return the data as given if it names a split; otherwise the training split next to it, if there is
+    one."""
     data, choice = ClassChoice.split(data)
     return choice.attach(_training_split(data))
 
@@ -67,7 +70,8 @@ def _training_split(data: str) -> str:
 
 
 def validation_split(data: str) -> str | None:
-    """The form of `open_dataset` of the validation split beside training data; none where none is known."""
+    """Return the `open_dataset` argument of the validation split next to training data; None if there is
+    none."""
     data, choice = ClassChoice.split(data)
     found = _validation_split(data)
     return found and choice.attach(found)
@@ -75,7 +79,7 @@ def validation_split(data: str) -> str | None:
 
 def _validation_split(data: str) -> str | None:
     kind, _, rest = data.partition(":")
-    if kind not in FORMS:  # own data: the split that is measured on
+    if kind not in FORMS:  # own data: the evaluation split
         return data if expanded(data).exists() else data.rpartition(":")[0] or None
     if kind == "shapes":
         return "shapes:val"

@@ -1,4 +1,4 @@
-"""From the arguments of `bench.py train` to a training: data, model, plan, recipe.json."""
+"""Set up a training run from the arguments of `bench.py train`: data, model, plan, recipe.json."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from detection_zoo.zoo.weights.load import has_own_names, load_backbone
 from detection_zoo.zoo.weights.read import read_arrays
 
 RECIPE = "recipe.json"
-BACKBONE = "backbone:"  # before a classifier's file in --weights
-TIMM = "timm."  # before the name of a backbone of timm
-FINE_TUNE = "fine_tune"  # schedule of rows without one, and of trained weights on other classes
+BACKBONE = "backbone:"  # prefix of a classifier's file in --weights
+TIMM = "timm."  # prefix of a timm backbone's name
+FINE_TUNE = "fine_tune"  # schedule for rows without one, and for training weights on other classes
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is trained on what.
+    """What to train, and on which data.
 
-    row; data, eval_data: forms of `open_dataset`; images: the first so many only; weights: None: what the
-    row starts from, or its published weights where other classes are trained; schedule: None: the row's own;
-    workers: processes that load data; changes: "KEY=VALUE" of row or schedule; tensorboard: write events;
-    class_agnostic: one box a RoI; checkpoint_format: of a file of weights.
+    row; data, eval_data: arguments of `open_dataset`; images: use only the first N; weights: None:
+    the row's initial weights, or its published weights if the classes differ; schedule: None: the row's;
+    workers: data loading processes; changes: "KEY=VALUE" of row or schedule; tensorboard: write events;
+    class_agnostic: one box per RoI; checkpoint_format: of a weights file.
     """
 
     row: str
@@ -66,14 +66,14 @@ class Request:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """Every "KEY=VALUE", those of flags too."""
+        """Every "KEY=VALUE", including those of flags."""
         return (*self.changes, "detector.deltas=object") if self.class_agnostic else self.changes
 
 
 @dataclass
 class Task:
-    """A request with everything found: the row as it is trained, its images, the schedule before (base) and
-    after it was fitted to batch and length (plan), where it starts, every "KEY=VALUE" laid over the row."""
+    """A resolved request: the row to train, its dataset, the schedule before (base) and after (plan)
+    adaptation to batch size and length, the initial weights, and every "KEY=VALUE" that changes the row."""
 
     entry: ModelEntry
     dataset: Dataset
@@ -87,10 +87,10 @@ class Task:
 
 
 def prepare_task(request: Request, wishes: Wishes) -> Task:
-    """Find row, data, schedule and weights of a request.
+    """Resolve row, data, schedule and weights of a request.
 
     Raises:
-        ManifestError, DatasetError: what is missing or does not fit.
+        ManifestError, DatasetError: something is missing or invalid.
     """
     entry = load_manifests().entry(request.row)
     dataset, lines, own = open_training_data(entry, request.data, request.images)
@@ -122,8 +122,8 @@ def prepare_task(request: Request, wishes: Wishes) -> Task:
 
 
 def check_start(task: Task, settings: Settings) -> None:
-    """Raise CheckpointError, ManifestError or DownloadError where a training could not start: its folder
-    holds one already, or the weights to start from are not there."""
+    """Raise CheckpointError, ManifestError or DownloadError if training cannot start: its folder
+    already contains a run, or the initial weights are missing."""
     if start_of(settings.folder, settings.resume) is not None or task.weights == "initial":
         return
     if not task.weights.startswith(BACKBONE):
@@ -132,25 +132,26 @@ def check_start(task: Task, settings: Settings) -> None:
     where = task.weights.removeprefix(BACKBONE)
     if where != TIMM.rstrip(".") and not weights_file(where).is_file():
         raise CheckpointError(
-            f"{weights_file(where)}: no such file; --weights {BACKBONE}FILE takes a classifier's file"
+            f"{weights_file(where)}: no such file; --weights {BACKBONE}FILE needs a classifier's checkpoint"
         )
 
 
 def start_training(
     task: Task, request: Request, wishes: Wishes, settings: Settings, say: Callable[[str], None]
 ) -> tuple[Outcome, str]:
-    """Train a row; recipe.json in the folder says how.
+    """Train a row; the settings are written to recipe.json.
 
     Args:
-        task: of `prepare_task`, from the same request and wishes.
-        request, wishes, settings: what was asked.
-        say: gets every line for people.
+        task: result of `prepare_task` for the same request and wishes.
+        request, wishes, settings: the user's settings.
+        say: called with every line of output.
 
     Returns:
-        how it ended, and its line in the columns of the sources' READMEs.
+        the outcome, and the results in the columns of the sources' READMEs.
 
     Raises:
-        CheckpointError, DownloadError, DatasetError: weights do not fit, or an image cannot be read.
+        CheckpointError, DownloadError, DatasetError: weights do not match the model, or an image cannot be
+        read.
         FloatingPointError: the loss is not finite.
     """
     with joined(request.device) as process:
@@ -192,7 +193,7 @@ def start_training(
         finally:
             close()
             if process.main and write_curves(settings.folder) is None:
-                tell("no curves.svg: matplotlib is not installed, or no update was made")
+                tell("no curves.svg: matplotlib is not installed, or there was no iteration")
         text = ""
         if process.main:
             table = result_table(task.entry.name, task.plan, done, process)
@@ -201,7 +202,7 @@ def start_training(
 
 
 def dry_run(task: Task, request: Request, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
-    """What `start_training` would do; trains and writes nothing. Raises as `start_training`."""
+    """Show what `start_training` would do, without training or writing. Raises as `start_training`."""
     process = Process(0, 1, torch.device(request.device))
     for text in (describe(task, settings, process), *task.lines, *task.plan.warnings):
         say(text)
@@ -211,21 +212,21 @@ def dry_run(task: Task, request: Request, settings: Settings, say: Callable[[str
 
 
 def describe(task: Task, settings: Settings, process: Process) -> str:
-    """One line on what will be done."""
+    """Return one line that describes the training run."""
     plan = task.plan
     return (
-        f"{task.entry.name}: {plan.iterations} updates of"
-        f" {plan.schedule.images_per_batch * plan.accumulate} images, {plan.updates_per_epoch} an epoch,"
+        f"{task.entry.name}: {plan.iterations} iterations of"
+        f" {plan.schedule.images_per_batch * plan.accumulate} images, {plan.updates_per_epoch} per epoch,"
         f" {task.dataset.name}, {settings.precision} on {process.device}"
         + (f", {process.world} processes" if process.world > 1 else "")
     )
 
 
 def schedule_for(entry: ModelEntry, name: str | None, own: bool) -> tuple[Schedule, str]:
-    """A schedule and its name: the given one, the row's own, or the one for fine-tuning.
+    """Return a schedule and its name: the given one, the row's, or the one for fine-tuning.
 
     Raises:
-        ManifestError: no schedule is called that.
+        ManifestError: there is no such schedule.
     """
     known = load_manifests().schedules
     name = name or (FINE_TUNE if own or entry.schedule is None else entry.schedule)
@@ -237,7 +238,7 @@ def schedule_for(entry: ModelEntry, name: str | None, own: bool) -> tuple[Schedu
 def loader_of(
     task: Task, request: Request, settings: Settings, process: Process, start: int
 ) -> TrainingLoader:
-    """The batches of a process from a place of the stream on."""
+    """Return the batches of a process, starting from a position in the data stream."""
     return training_loader(
         task.entry,
         task.dataset,
@@ -257,17 +258,20 @@ def _evaluator(
 ) -> Callable[[nn.Module], dict[str, float]] | None:
     where = request.eval_data or validation_split(request.data)
     if where is None:
-        say("no validation split lies beside the data, so nothing is evaluated; --eval-data names one")
+        say(
+            "there is no validation split next to the data, so nothing is evaluated; give"
+            " one with --eval-data"
+        )
         return None
     try:
         dataset = open_data(task.entry, where)
     except DatasetError as error:
         if request.eval_data is not None:
             raise
-        say(f"nothing is evaluated: {error}; --eval-data names other images")
+        say(f"nothing is evaluated: {error}; give other data with --eval-data")
         return None
     if request.eval_data is None and dataset.name == task.dataset.name and dataset.notes:
-        say("the only split is trained on, so nothing is evaluated; --eval-data names other images")
+        say("the data has only the training split, so nothing is evaluated; give other data with --eval-data")
         return None
     if task.entry.task == "classification":
         return top1_evaluator(task.entry, dataset, process)
@@ -275,7 +279,7 @@ def _evaluator(
 
 
 def starting_model(task: Task, weights: str, seed: int, say: Callable[[str], None]) -> nn.Module:
-    """The row's model with the weights that its training starts from."""
+    """Return the row's model with its initial weights for training."""
     seed_everything(seed)
     if weights.startswith(BACKBONE):
         return _with_backbone(task, weights.removeprefix(BACKBONE))
@@ -293,8 +297,8 @@ def starting_model(task: Task, weights: str, seed: int, say: Callable[[str], Non
 
 
 def images_of_timm(entry: ModelEntry, weights: str) -> list[str]:
-    """Mean, std and channel order of a timm backbone's own weights, as settings; none where others are
-    taken."""
+    """Return mean, std and channel order for a timm backbone's weights, as settings; none for other
+    weights."""
     if not weights.startswith(BACKBONE) or not entry.backbone.name.startswith(TIMM):
         return []
     from detection_zoo.zoo.backbones.timm_adapter import timm_images
@@ -303,7 +307,7 @@ def images_of_timm(entry: ModelEntry, weights: str) -> list[str]:
 
 
 def _with_timm_weights(task: Task, where: str) -> nn.Module:
-    """The row's model with timm's weights in its backbone: those of the hub ("timm") or of a file; raises
+    """Return the row's model with timm's weights in its backbone, from the hub ("timm") or a file; raises
     CheckpointError."""
     from detection_zoo.zoo.backbones.timm_adapter import timm_backbone
 
@@ -319,8 +323,8 @@ def _with_timm_weights(task: Task, where: str) -> nn.Module:
 
 
 def _with_backbone(task: Task, where: str) -> nn.Module:
-    """The row's model with a file of a classifier in its backbone, in the format of what the row starts from;
-    raises CheckpointError."""
+    """Return the row's model with a classifier's weights in its backbone, in the format of the row's initial
+    weights; raises CheckpointError."""
     if task.entry.backbone.name.startswith(TIMM):
         return _with_timm_weights(task, where)
     path, model = weights_file(where), build_model(task.entry)
@@ -335,22 +339,22 @@ def _with_backbone(task: Task, where: str) -> nn.Module:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, NumPy (the legacy one) and torch."""
+    """Seed the random generators of Python, NumPy (legacy) and torch."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def _nothing(_: Any) -> None:
-    """What other processes than the first print, and what is written without TensorBoard."""
+    """Do nothing: output of processes other than the first, and events without TensorBoard."""
 
 
 def _end() -> None:
-    """Nothing is open."""
+    """Close nothing."""
 
 
 def write_recipe(request: Request, wishes: Wishes, settings: Settings, task: Task) -> None:
-    """Write recipe.json: what was asked, the whole schedule in force, and what differs from the row's own."""
+    """Write recipe.json: the request, the complete schedule, and differences from the row's schedule."""
     recipe = {
         "request": asdict(request),
         "wishes": asdict(wishes),

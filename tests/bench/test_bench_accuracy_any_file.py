@@ -1,4 +1,5 @@
-"""Small random datasets in the shapes that exporters write: both engines agree, or the file is refused by name."""
+"""Small random datasets in the shapes that exporters write: both engines agree, or the file is refused by
+name."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ def keypoints(random: np.random.Generator, box: list[float], count: int) -> list
 
 
 def made_up(random: np.random.Generator, kind: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A dataset of a few images with gaps in ids, crowds, empty images and absent fields, and results on it with
-    ties; in one of three, one field is damaged or unusual."""
+    """A dataset of a few images with gaps in ids, crowds, empty images and absent fields, and results on it
+    with ties; in one of three, one field is damaged or unusual."""
     first = int(random.choice([-3, 0, 1, 1000, 2**40]))
     ids = [first + int(step) for step in random.permutation(12)[: random.integers(1, 6)]]
     size = random.integers(20, 90, 2).tolist()
@@ -187,7 +188,9 @@ def test_sigmas_are_stated(tmp_path: Path, points: int, said: str) -> None:
     off = evaluated(tmp_path, document, results).metrics["keypoint_ap"]
     document["categories"][0]["sigmas"] = [5.0] * points
     report = evaluated(tmp_path, document, results)
-    assert off < report.metrics["keypoint_ap"] == 100 and "own sigmas" in report.note_of("keypoint_ap")
+    assert off < report.metrics["keypoint_ap"] == 100 and "sigmas of the annotation file" in report.note_of(
+        "keypoint_ap"
+    )
 
 
 def test_a_score_that_is_true_is_refused(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ GOOD = {"image_id": 3, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
     ("records", "said"),
     [
         ({"images": []}, "a results file is a JSON list, this is a dict; is it an annotation file"),
-        ([GOOD, 5], r"\[1\]: a detection is a JSON object"),
+        ([GOOD, 5], r"\[1\]: a detection must be a JSON object"),
         ([GOOD, {**GOOD, "image_id": 4}], r"\[1\]: image id 4 is not in coco:val2017"),
         (
             [{**GOOD, "category_id": 3}],
@@ -444,7 +444,7 @@ def test_top_k() -> None:
 def test_imagenet_has_no_boxes_to_measure(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("file,class_index\nx.jpg,3\n")
     dataset = open_dataset(f"imagenet:{tmp_path}")
-    with pytest.raises(DatasetError, match="no boxes"):
+    with pytest.raises(DatasetError, match="no ground-truth boxes"):
         DetectionCollector(dataset, inclusive=True).evaluate()
 
 

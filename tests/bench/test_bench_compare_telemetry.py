@@ -35,11 +35,11 @@ def load(other: list[float], own: float = 1.0, **more: list[float]) -> dict[str,
     [
         (load([0.05] * 10), "clean", ""),
         (load([0.5] * 10), "clean", ""),  # half a processor was free
-        (load([0.05] * 8 + [1.0] * 2), "shared", "in 2 of 10 readings all 2 processors"),
-        (load([0.0] * 4, stolen_cpus=[0.0, 0.5, 0.0, 0.0]), "shared", "0.12 of 2 processors"),
+        (load([0.05] * 8 + [1.0] * 2), "shared", "in 2 of 10 readings all 2 CPU cores"),
+        (load([0.0] * 4, stolen_cpus=[0.0, 0.5, 0.0, 0.0]), "shared", "0.12 of 2 CPU cores"),
         (load([0.0] * 4, quota_cuts=[0.0, 3.0, 0.0, 1.0]), "throttled", "4 times"),
         (load([0.0] * 4, cpu_clock_mhz=[3000.0, 3000.0, 2000.0, 3000.0]), "unstable", "2000 to 3000 MHz"),
-        ({}, "unknown", "before two readings of the processor"),
+        ({}, "unknown", "before two CPU readings"),
     ],
 )
 def test_verdicts_on_a_processor(samples: dict[str, list[float]], verdict: str, said: str) -> None:

@@ -63,12 +63,12 @@ def test_what_arguments_name(media: Path) -> None:
     for wrong, said in (("*.gif", "no file matches"), ("no.png", "no such file")):
         with pytest.raises(DatasetError, match=said):
             names(wrong)
-    with pytest.raises(DatasetError, match="two of them would be written as a.png"):
+    with pytest.raises(DatasetError, match="two inputs would be written as a.png"):
         names("a.png", "a.png")
 
 
 def test_an_original_is_never_replaced(media: Path) -> None:
-    with pytest.raises(DatasetError, match="would replace it"):
+    with pytest.raises(DatasetError, match="would overwrite this input"):
         check_detect(load_manifests().entry(ROW), inputs_of([str(media / "a.png")]), media)
 
 

@@ -118,7 +118,7 @@ def test_a_planted_convention_is_found(
     best = max(found.lines, key=lambda line: line.value)
     assert (
         best.suspect == suspect
-        and best.verdict.startswith("RAISES it, p = ")
+        and best.verdict.startswith("INCREASES it, p = ")
         and best.verdict.endswith("; gives the expected number")
     )
     assert f"suspected: {suspect}" in text_of(found) and "nearest to 100" in text_of(found)
@@ -133,7 +133,7 @@ def test_the_right_row_blames_nothing(classifier: tuple[ModelEntry, Path], pictu
         and found.halves == (100.0, 100.0)
     )
     half = next(line for line in found.lines if line.suspect == "half-loaded weights")
-    assert half.value < 50 and half.verdict == "lowers it"
+    assert half.value < 50 and half.verdict == "decreases it"
     assert found.untested == ["RoIAlign alignment", "padding", "score threshold"]
     assert "published: not reported" in text_of(found) and "suspected: nothing" in text_of(found)
 
@@ -147,7 +147,7 @@ def test_detectors_share_decoding_and_network_and_change_only_selection() -> Non
     wanted = [
         Variant("none", "", entry),
         Variant("score threshold", "", with_value(entry, "detections.score_threshold", 0.5), "selection"),
-        Variant("detections an image", "", with_value(entry, "detections.max_detections", 3), "selection"),
+        Variant("detections per image", "", with_value(entry, "detections.max_detections", 3), "selection"),
     ]
     calls = []
     subject.model.backbone.register_forward_hook(lambda *_: calls.append(1))
@@ -168,7 +168,7 @@ def test_suspects_of_a_two_stage_detector() -> None:
         "mean and std",
         "resize rule",
         "score threshold",
-        "detections an image",
+        "detections per image",
         "NMS threshold",
         "box ends",
         "RoIAlign alignment",
@@ -177,7 +177,7 @@ def test_suspects_of_a_two_stage_detector() -> None:
         "half-loaded weights",
     }
     assert "in the 3x3" in named["stride position"] and named["RoIAlign alignment"] == [
-        "shifted by half a cell"
+        "on (shift by half a pixel)"
     ]
     assert any("imagenet_torchvision" in change or "0.485" in change for change in named["mean and std"])
 
@@ -213,7 +213,7 @@ def test_settings_are_checked() -> None:
 
 
 def test_unknown_suspects_and_the_command(pictures: Path) -> None:
-    with pytest.raises(DatasetError, match="has no suspect phase of the moon; there are NMS threshold"):
+    with pytest.raises(DatasetError, match="has no suspect phase of the moon; choose from NMS threshold"):
         explain(
             load_manifests().entry("mask_rcnn_resnet14_slim_fpn.demo"),
             "shapes",

@@ -207,7 +207,7 @@ def test_a_record_cut_in_half_is_told_and_measured_again(tmp_path: Path) -> None
     again = run_sweep(chosen_rows([SICK, LAST]), SPEC, SOURCES, options, said.append, work=healthy)
     assert sorted(run.row for run in again.known + again.runs) == sorted([SICK, LAST])
     assert [run.row for run in again.runs if run.row == SICK] == [SICK] and any(
-        "cut short" in line for line in said
+        "truncated" in line for line in said
     )
 
 
@@ -280,7 +280,7 @@ def test_each_job_sees_its_own_gpu_and_too_many_are_refused(monkeypatch: pytest.
     assert slots_of(2, "cuda") == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}] and slots_of(
         2, "cpu"
     ) == [{}, {}]
-    with pytest.raises(ManifestError, match="shows 2 GPUs"):
+    with pytest.raises(ManifestError, match="has 2 visible GPUs"):
         slots_of(3, "cuda")
     seen: list[str] = []
     run_isolated(tells_its_gpu, (), seen.append, environment={"CUDA_VISIBLE_DEVICES": "5"})

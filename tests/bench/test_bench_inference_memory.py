@@ -95,7 +95,7 @@ def test_the_peak_since_the_start_outlives_the_reset_of_the_mark() -> None:
     assert outcome.status == "finished", outcome.reason
     block, note = seen[0]
     since_start = float(note.split(" MiB")[0].rpartition(" ")[2])
-    assert "own peak since its start" in note and since_start > block + 150
+    assert "the process's peak since its start" in note and since_start > block + 150
 
 
 def hold_before_the_block(report: Callable[[object], None]) -> None:
@@ -117,7 +117,7 @@ def test_a_row_without_a_schedule_has_its_inference_memory_and_a_reason_for_trai
     fields = record_of(subject_of(Hungry(1), entry=entry), SPEC, tmp_path)
     assert set(fields["measurements"]) == {"inference_memory_resident_mib"}
     assert all(
-        "names no schedule" in fields["absent"][name]
+        "has no training schedule" in fields["absent"][name]
         for name in ("train_memory_allocated_mib", "train_memory_resident_mib", "epoch_time_s")
     )
     assert set(fields["telemetry"]) == {"memory", "training"}

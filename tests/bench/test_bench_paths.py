@@ -1,4 +1,5 @@
-"""`bench.py paths`: the fast path beside eager and torchvision, stored and in the table; wrong rows and sizes."""
+"""`bench.py paths`: the fast path beside eager and torchvision, stored and in the table; wrong rows and
+sizes."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ def test_wrong_rows_and_sizes_are_wrong_usage() -> None:
     for words, said in (
         (["no_such_row"], "no row matches 'no_such_row'"),
         (["resnet18_imagenet.detnet", "--size", "wide"], "'wide' is not HxW in pixels"),
-        (["resnet18_imagenet.detnet"], "no detector among these"),
+        (["resnet18_imagenet.detnet"], "none of these is a detector"),
     ):
         done = CliRunner().invoke(app, ["paths", *words, "--device", "cpu"])
         assert done.exit_code == 2 and said in " ".join(done.output.split()), done.output

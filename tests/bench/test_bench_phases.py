@@ -68,7 +68,9 @@ def test_every_part_gets_its_own_time_and_the_rest_is_told() -> None:
             f"{name} waits for {wait_s} s, once: a part inside a part counts with the outer one"
         )
         assert (
-            "synchronisation at each border" in one.covers and one.unit == "ms" and one.n == len(one.samples)
+            "synchronised before and after each part" in one.covers
+            and one.unit == "ms"
+            and one.n == len(one.samples)
         )
     shares = [float(one.note.split("%")[0]) for one in found.values()]
     assert sum(shares) == pytest.approx(100, abs=0.3), "the parts and the rest are the whole"

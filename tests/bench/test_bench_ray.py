@@ -118,7 +118,7 @@ def test_a_model_that_fails_there_is_a_record_here(cluster, tmp_path: Path) -> N
 
 def test_without_ray_the_engine_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # what import finds where it is not installed
-    with pytest.raises(ManifestError, match="install the extra"):
+    with pytest.raises(ManifestError, match="pip install -e .\\[ray\\]"):
         run_sweep(
             [load_manifests().entry(ROWS[0])], SPEC, SOURCES, SweepOptions(tmp_path / "runs", engine="ray")
         )

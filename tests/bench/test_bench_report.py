@@ -374,7 +374,7 @@ def test_wrong_usage_is_refused(arguments: list[str], said: str) -> None:
 def test_broken_records_are_told_and_stop_nothing(tmp_path: Path) -> None:
     write_run(tmp_path, run_of(V39, {"box_ap": measured(1.0, "%")})).write_text("{")
     problems = generate(stored_overview(tmp_path), {"md", "html"}).problems
-    assert len(problems) == 1 and "cut short" in problems[0]
+    assert len(problems) == 1 and "truncated" in problems[0]
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:

@@ -61,7 +61,7 @@ def test_a_cut_record_is_reported_and_stops_no_other(tmp_path: Path, keep: int) 
     path.write_bytes(path.read_bytes()[:keep])
     stored = read_runs(tmp_path)
     assert stored.runs == [whole]
-    assert len(stored.problems) == 1 and path.name in stored.problems[0] and "cut short" in stored.problems[0]
+    assert len(stored.problems) == 1 and path.name in stored.problems[0] and "truncated" in stored.problems[0]
 
 
 def test_an_edited_record_is_reported(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_a_record_under_another_name_and_an_unfinished_write_are_reported(tmp_pa
     problems = read_runs(tmp_path).problems
     assert (
         len(problems) == 2
-        and any("own name" in p for p in problems)
-        and any("unfinished write" in p for p in problems)
+        and any("Rename the file back" in p for p in problems)
+        and any("incomplete write" in p for p in problems)
     )
 
 
@@ -122,7 +122,7 @@ def test_a_writer_killed_at_any_time_leaves_whole_records_only(tmp_path: Path) -
     writer.stdout.close()
     stored = read_runs(tmp_path)
     assert set(announced) <= {f"{run.id}.json" for run in stored.runs}
-    assert all("unfinished write" in problem for problem in stored.problems)
+    assert all("incomplete write" in problem for problem in stored.problems)
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_a_model_that_dies_is_a_record_and_the_sweep_goes_on(tmp_path: Path) -> 
         (Sources("coco:no/such/folder"), "no such folder"),
         (Sources("shapes", weights="no/such/file.pth"), "no such file"),
         (Sources("cocoo:x"), "unknown kind of dataset"),
-        (Sources("shapes", weights="stand-in:no/such/folder"), "describes a checkpoint"),
+        (Sources("shapes", weights="stand-in:no/such/folder"), "description of a checkpoint"),
     ],
 )
 def test_what_never_started_fails_with_a_reason_and_is_no_record(
@@ -149,7 +149,7 @@ def test_a_row_without_published_weights_never_starts(tmp_path: Path) -> None:
     entry = load_manifests().entry("faster_rcnn_resnet101_fpn_voc07.detnet")
     options = SweepOptions(tmp_path / "runs", isolate=False)
     (run,) = run_sweep([entry], SPEC, Sources("shapes", weights="published"), options).failed
-    assert "publishes no weights" in run.reason and not read_runs(tmp_path / "runs").runs
+    assert "has no published weights" in run.reason and not read_runs(tmp_path / "runs").runs
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_the_best_batch_may_be_an_earlier_one() -> None:
     assert (
         ladder.best == 2
         and found[BEST].value == 12.0
-        and "1: 10, 2: 12, 4: 11; ended because of this" in found[BEST].note
+        and "1: 10, 2: 12, 4: 11; stopped because of this" in found[BEST].note
     )
 
 

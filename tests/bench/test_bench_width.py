@@ -71,7 +71,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, home: Path) -> tuple[Path
     """A folder with records of two rows, and what `run` printed."""
     folder = tmp_path_factory.mktemp("work")
     printed = lines_of(folder, home, (*RUN, *FEW, "--budget-s", "1", "--warm-up-s", "0.5"))
-    assert "2 measured, 0 failed, 0 measured before" in printed
+    assert "2 measured, 0 failed, 0 already measured" in printed
     return folder, printed
 
 

@@ -84,7 +84,7 @@ def test_without_a_network_a_row_whose_weights_are_not_here_is_one_line(tmp_path
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     lines = [line.strip() for line in done.stderr.splitlines()]
-    said = [line for line in lines if line and not line.startswith("check rows")]  # the clock
+    said = [line for line in lines if line and not line.startswith("checking rows")]  # the clock
     assert done.returncode == 2 and not done.stdout and len(said) == 1, done.stderr
     assert "no address provided MRCN-V-39-FPN-2x.pth: https://" in said[0] and "connection refused" in said[0]
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2  # 0.8

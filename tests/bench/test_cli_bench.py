@@ -214,6 +214,6 @@ def test_table_reports_broken_records_and_goes_on(tmp_path: Path) -> None:
     done = bench("table", "vovnet", "--store", str(tmp_path))
     assert (
         done.returncode == 0
-        and "x.json: cut short or not a record" in done.stderr
+        and "x.json: truncated, or not a record" in done.stderr
         and "published" in done.stdout
     )

@@ -73,7 +73,7 @@ def store(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results") / "runs"
     code, out, err = bench(home, "run", ROW, *UNTRAINED, "--data", "shapes", *QUICK, "--store", str(folder))
     assert code == 0, err
-    assert err.strip().endswith("1 measured, 0 failed, 0 measured before") and "Model time" in out
+    assert err.strip().endswith("1 measured, 0 failed, 0 already measured") and "Model time" in out
     return folder
 
 
@@ -100,7 +100,7 @@ def test_the_record_of_a_run_has_all_four_metrics(store: Path) -> None:
 
 def test_a_second_run_measures_nothing_anew(store: Path) -> None:
     code, out, err = call("run", ROW, *UNTRAINED, "--data", "shapes", *QUICK, "--store", str(store), "--json")
-    assert code == 0 and "0 measured, 0 failed, 1 measured before" in err and "--again" in err
+    assert code == 0 and "0 measured, 0 failed, 1 already measured" in err and "--again" in err
     assert [run["row"] for run in json.loads(out)] == [ROW] and len(read_runs(store).runs) == 1
 
 
@@ -142,7 +142,7 @@ def test_a_backbone_runs_without_a_row(home: Path, tmp_path: Path) -> None:
     assert code == 0 and run["row"] == "retinanet_resnet14_slim_shapes.created", err
     assert run["weights"]["kind"] == "random" and "box_ap" in run["measurements"]
     code, _, err = call("run", run["row"], "--weights", "random", *options)  # by its name: known
-    assert code == 0 and "0 measured, 0 failed, 1 measured before" in err
+    assert code == 0 and "0 measured, 0 failed, 1 already measured" in err
     for wrong, said in (
         (("--backbone", "resnet14_slm"), "did you mean 'resnet14_slim'"),
         (("--backbone", "resnet14_slim", "--detector", "fast"), "unknown detector"),

@@ -105,7 +105,7 @@ def test_an_epoch_has_as_many_updates_as_the_stream_has_batches(tmp_path: Path) 
     entry = load_manifests().entry(ROW)
     batches = training_batches(entry, open_data(entry, "shapes:train", 5), batch=4)
     count = len(batches.order(0))
-    assert count > batches.entries // 4 == 1 and f"updates of 4 images, {count} an epoch, " in said
+    assert count > batches.entries // 4 == 1 and f"iterations of 4 images, {count} per epoch, " in said
 
 
 @pytest.mark.parametrize("scale", [False, True])

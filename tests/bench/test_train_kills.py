@@ -91,7 +91,7 @@ def test_a_training_that_is_asked_to_stop_is_saved_first(tmp_path: Path, number:
     os.killpg(process.pid, number)
     said = process.stderr.read()
     assert process.wait() == 128 + number, said
-    assert f"stopped by {number.name}; go on with --resume" in said
+    assert f"stopped by {number.name}; continue with --resume" in said
     made = checkpoints.read(tmp_path / "last.pth")["iteration"]
     assert 1 <= made < 400 and int(metrics(tmp_path)[-1]["iteration"]) == made
 

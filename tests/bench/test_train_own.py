@@ -107,7 +107,7 @@ def test_own_folders_are_trained_on_their_training_split(tmp_path: Path) -> None
     assert "data: recognised as COCO as Roboflow exports it" in said and "update 1: box_ap" in said
     shutil.rmtree(own / "valid")
     said = train("--data", own, "--out", tmp_path / "alone", "--iterations", 1, "--weights", "random")
-    assert "the only split is trained on, so nothing is evaluated" in said
+    assert "the data has only the training split, so nothing is evaluated" in said
 
 
 @pytest.mark.parametrize(
@@ -172,8 +172,8 @@ def test_event_files_hold_what_the_csv_files_hold(tmp_path: Path) -> None:
 def test_a_dry_run_shows_groups_schedule_memory_and_time_and_writes_nothing(tmp_path: Path) -> None:
     data, out = small_folder(tmp_path / "data"), tmp_path / "out"
     said = train("--data", data, "--out", out, "--iterations", 10, "--dry-run")
-    assert "group 1:" in said and "learning rate of update 1:" in said and "memory:" in said
-    assert "for 10 updates" in said and not out.exists()
+    assert "group 1:" in said and "learning rate of iteration 1:" in said and "memory:" in said
+    assert "for 10 iterations" in said and not out.exists()
 
 
 def test_a_loss_that_is_not_finite_stops_is_left_out_or_goes_back(tmp_path: Path) -> None:

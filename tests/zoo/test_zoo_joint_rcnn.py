@@ -93,7 +93,7 @@ def test_soft_nms_of_a_row_stands_in_its_conventions() -> None:
     row = with_soft_nms(entries["faster_rcnn_detnet59_fpn_voc07.detnet"], "gaussian")
     assert row.conventions.detections.soft == "gaussian" and row.conventions.detections.nms_iou == 0.3
     assert with_soft_nms(row, "none") is row
-    with pytest.raises(ManifestError, match="soft-NMS is for rows"):
+    with pytest.raises(ManifestError, match="soft-NMS works only for rows"):
         with_soft_nms(entries["ssd300_hardnet68_voc.hardnet"], "linear")
 
 
