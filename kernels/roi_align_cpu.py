@@ -1,10 +1,9 @@
 """RoIAlign compiled for a CPU: parallel over RoIs forward, over channels backward, in the maps' own layout.
 
 Each bin of a RoI is a list of cells and weights, points on the same cell merged. Channels-last maps: four
-weighted cells at a time are added to all channels of a bin. Planes (NCHW): the lists are walked channel by
-channel. Against the reference only the order of sums and where the division by the number of points happens
-differ: with n cells a bin (before merging) an output differs by at most n + 4 ulps of the sum of its absolute
-terms.
+weighted cells at a time are added to all channels of a bin. Planes (NCHW): one after another, rows before
+columns. Against the reference only the order of sums and where the division by the number of points happens
+differ: with n cells a bin (before merging) by at most n + 4 ulps of the sum of an output's absolute terms.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 
 LEGACY, ALIGNED, POINTS = range(3)  # places in roi_align.RULES
 ABSENT, UNPOOLABLE = -1, -2  # in place of an image index
-PLANES = 4  # copied together
 ANY = 1 << 60  # the length of a map's flat array, which nothing checks
 
 
@@ -40,17 +38,21 @@ def cpu_forward(
     `kernels.roi_align.multilevel_roi_align`."""
     number = sum_type(pooled)
     maps = [each.to(number) for each in features]
+    fastest = channels_are_fastest(maps)
+    if not fastest:
+        maps = [each.contiguous() for each in maps]
     sums = pooled if pooled.dtype == number else torch.empty_like(pooled, dtype=number)
     last = not sums.is_contiguous()
     shape = tuple(pooled.shape[1:])
     flat = (sums.permute(0, 2, 3, 1) if last else sums).view(len(rois), prod(shape)).numpy()
     placed = _place(maps, rois, scales, levels)
-    forward = _forward_last if channels_are_fastest(maps) else _forward_planes
+    flat[placed[4] == ABSENT], flat[placed[4] == UNPOOLABLE] = 0, np.nan
+    forward = _forward_last if fastest else _forward_planes
 
     def work(first: int, end: int) -> None:
         forward(first, end, *placed, sampling_ratio, rule, flat, *shape, last)
 
-    in_threads(work, len(rois), torch.get_num_threads(), least=8)
+    in_threads(work, len(rois) if fastest else shape[0], torch.get_num_threads(), least=8)
     return pooled if sums is pooled else pooled.copy_(sums)
 
 
@@ -66,12 +68,19 @@ def cpu_backward(
     """Fill maps, one (N, C, H_l, W_l) a level, with the gradient of the features; grad is (R, C, PH, PW). The
     sums are in the order of RoIs and bins, whatever the number of threads."""
     number = sum_type(grad)
-    sums = [each.zero_() if each.dtype == number else torch.zeros_like(each, dtype=number) for each in maps]
+    fastest = channels_are_fastest(maps)
+    form = torch.channels_last if fastest else torch.contiguous_format
+    sums = [
+        each.zero_()
+        if each.dtype == number and each.is_contiguous(memory_format=form)
+        else torch.zeros_like(each, dtype=number, memory_format=form)
+        for each in maps
+    ]
     last = grad.stride(1) == 1 and grad.is_contiguous(memory_format=torch.channels_last)
     upstream = (grad.permute(0, 2, 3, 1) if last else grad.contiguous()).to(number)
     placed = _place(sums, rois, scales, levels)
     flat = upstream.reshape(len(rois), prod(grad.shape[1:])).numpy()
-    backward = _backward_last if channels_are_fastest(sums) else _backward_planes
+    backward = _backward_last if fastest else _backward_planes
 
     def work(first: int, end: int) -> None:
         backward(first, end, *placed, sampling_ratio, rule, flat, *grad.shape[1:], last)
@@ -85,24 +94,20 @@ def channels_are_fastest(maps: Sequence[Tensor]) -> bool:
     return all(each.stride(1) == 1 for each in maps)
 
 
-def image_of(rois: Tensor, images: int) -> np.ndarray:
-    """The image of each of rois (R, 5), ABSENT or UNPOOLABLE: (R,) int64."""
-    image = torch.where(poolable(rois, images), rois[:, 0], ABSENT)
-    return image.masked_fill(unpoolable(rois, images), UNPOOLABLE).long().numpy()
-
-
 def _place(maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], levels: LevelRule) -> tuple:
     """What the compiled forms need of maps and RoIs: (L,) addresses, (L, 4) strides, (L, 2) sizes, (R,)
-    level, (R,) image, (R, 4) edges in cells, before the shift of half a cell."""
+    level, (R,) image, ABSENT or UNPOOLABLE, (R, 4) edges in cells, before the shift of half a cell."""
     rois = rois.to(maps[0].dtype)
     level = assign_levels(rois, levels, len(maps)) - levels.min_level
+    image = torch.where(poolable(rois, maps[0].shape[0]), rois[:, 0], ABSENT)
+    image = image.masked_fill(unpoolable(rois, maps[0].shape[0]), UNPOOLABLE)
     edges = rois[:, 1:] * torch.tensor(scales, dtype=rois.dtype)[level][:, None]
     return (
         np.array([each.data_ptr() for each in maps]),
         np.array([each.stride() for each in maps]),
         np.array([each.shape[2:] for each in maps]),
         level.numpy(),
-        image_of(rois, maps[0].shape[0]),
+        image.long().numpy(),
         edges.numpy(),
     )
 
@@ -234,7 +239,6 @@ def _forward_last(
     tile = np.empty(0 if last else bins * channels, edges.dtype)
     for row in range(first, end):
         if image_of[row] < 0:
-            pooled[row] = np.nan if image_of[row] == UNPOOLABLE else 0.0
             continue
         at, size = strides[level_of[row]], sizes[level_of[row]]
         cells = array_at(addresses[level_of[row]], (ANY,), edges.dtype)
@@ -283,18 +287,46 @@ def _backward_last(
 
 
 @compiled
-def _reach(edges, size, height, width, ratio, rule, numbers):
-    """First row and column that a RoI reads, and how many rows and columns there are up to the last."""
-    y, _, many_y = _axis(edges[1], edges[3], height, size[0], ratio, rule, numbers)
-    x, _, many_x = _axis(edges[0], edges[2], width, size[1], ratio, rule, numbers)
-    top, left, bottom, right = size[0], size[1], np.int64(-1), np.int64(-1)
-    for ph in range(height):
-        for i in range(many_y[ph]):
-            top, bottom = min(top, y[ph, i]), max(bottom, y[ph, i])
-    for pw in range(width):
-        for j in range(many_x[pw]):
-            left, right = min(left, x[pw, j]), max(right, x[pw, j])
-    return top, left, max(bottom - top + 1, 0), max(right - left + 1, 0)
+def _lines(axis, sizes, strides, level_of, image_of, edges, pooled, ratio, rule, numbers):
+    """The rows (axis 0) or columns (axis 1) that the bins of all RoIs read.
+
+    Returns (where each bin's list begins, (R, pooled + 1), offsets of its cells, those of columns from the
+    RoI's first, and their weights), and (R, 2) the first cell and how many there are up to the last.
+    """
+    begins = np.zeros((len(edges), pooled + 1), np.uint64)
+    windows = np.zeros((len(edges) + 1, 2), np.int64)
+    offsets, weights, count = np.empty(0, np.uint64), np.empty(0, numbers.dtype), np.uint64(0)
+    for row in range(len(edges)):
+        begins[row] = count
+        if image_of[row] < 0:
+            continue
+        start, stop, side = edges[row][1 - axis], edges[row][3 - axis], sizes[level_of[row]][axis]
+        cells, own, filled = _axis(start, stop, pooled, side, ratio, rule, numbers)
+        more = count + np.uint64(filled.sum())
+        if more > len(offsets):
+            offsets = np.concatenate((offsets, np.empty(more, np.uint64)))
+            weights = np.concatenate((weights, np.empty(more, numbers.dtype)))
+        first, last = side, np.int64(-1)
+        for place in range(pooled):
+            for index in range(filled[place]):
+                offsets[count], weights[count] = cells[place, index], own[place, index]
+                first, last = min(first, cells[place, index]), max(last, cells[place, index])
+                count += np.uint64(1)
+            begins[row, place + 1] = count
+        windows[row] = first, max(last + 1 - first, 0)
+        for k in range(begins[row, 0], count):
+            offsets[k] -= np.uint64(0 if axis == 0 else first)
+            offsets[k] *= np.uint64(strides[level_of[row]][2] if axis == 0 else 1)
+    return (begins, offsets, weights), windows
+
+
+@compiled
+def _both_axes(sizes, strides, level_of, image_of, edges, height, width, ratio, rule):
+    """`_lines` of rows and of columns, and the windows of columns."""
+    numbers = _numbers(sizes, height, width, ratio, edges.dtype)
+    rows, _ = _lines(0, sizes, strides, level_of, image_of, edges, height, ratio, rule, numbers)
+    columns, windows = _lines(1, sizes, strides, level_of, image_of, edges, width, ratio, rule, numbers)
+    return rows, columns, windows
 
 
 @compiled
@@ -302,52 +334,37 @@ def _forward_planes(
     first, end, addresses, strides, sizes, level_of, image_of, edges, ratio, rule, pooled, channels,
     height, width, last,
 ):  # fmt: skip
-    """Maps of any strides; pooled as in `_forward_last`.
+    """Channels first .. end - 1 of NCHW maps; pooled as in `_forward_last`.
 
-    Rows of a plane lie far apart, so the time goes to waiting for memory. The part of some planes that a RoI
-    reads is copied first, which waits for many rows at once, unless it is mostly cells that no bin reads.
+    One plane after another, which a cache holds for all its RoIs. A bin's weights are products of one for the
+    row and one for the column, so the rows of each row of bins are added first, all columns at once.
     """
-    numbers = _numbers(sizes, height, width, ratio, edges.dtype)
-    bins = height * width
-    for row in range(first, end):
-        if image_of[row] < 0:
-            pooled[row] = np.nan if image_of[row] == UNPOOLABLE else 0.0
-            continue
-        at, size, out = strides[level_of[row]], sizes[level_of[row]], pooled[row]
-        cells = array_at(addresses[level_of[row]], (ANY,), edges.dtype)
-        begins, offsets, weights = _bins(edges[row], size, at, height, width, ratio, rule, numbers)
-        top, left, down, across = _reach(edges[row], size, height, width, ratio, rule, numbers)
-        packed = down * across <= 4 * len(offsets)
-        part = np.empty(PLANES * down * across if packed else 0, edges.dtype)
-        if packed:  # offsets into a part in place of the map
-            local = np.array([0, 0, across, 1])
-            _, offsets, _ = _bins(edges[row], size, local, height, width, ratio, rule, numbers)
-            offsets -= np.uint64(top * across + left)
-        for begin in range(0, channels, PLANES):
-            planes = min(PLANES, channels - begin)
-            corner = image_of[row] * at[0] + begin * at[1] + top * at[2] + left * at[3]
-            if packed:
-                for plane in range(planes):
-                    for y in range(down):
-                        to = np.uint64((plane * down + y) * across)
-                        from_ = np.uint64(corner + plane * at[1] + y * at[2])
-                        if at[3] == 1:
-                            for x in range(np.uint64(across)):
-                                part[to + x] = cells[from_ + x]
-                        else:
-                            for x in range(np.uint64(across)):
-                                part[to + x] = cells[from_ + x * np.uint64(at[3])]
-            for plane in range(planes):
-                channel = begin + plane
-                base = np.uint64(image_of[row] * at[0] + channel * at[1])
-                source = cells
-                if packed:
-                    base, source = np.uint64(plane * down * across), part
-                for place in range(bins):
-                    total = numbers[0]
-                    for k in range(begins[place], begins[place + 1]):
-                        total += weights[k] * source[base + offsets[k]]
-                    out[np.uint64(place * channels + channel if last else channel * bins + place)] = total
+    (begins_y, offsets_y, weights_y), (begins_x, offsets_x, weights_x), windows = _both_axes(
+        sizes, strides, level_of, image_of, edges, height, width, ratio, rule
+    )
+    sums = np.empty(windows[:, 1].max(), edges.dtype)
+    zero, start = weights_x.dtype.type(0), np.uint64(0)
+    for channel in range(first, end):
+        for row in range(len(edges)):
+            if image_of[row] < 0:
+                continue
+            to = np.uint64(channel if last else channel * height * width)
+            step, out = np.uint64(channels if last else 1), pooled[row]
+            at = strides[level_of[row]]
+            cells = array_at(addresses[level_of[row]], (ANY,), edges.dtype)
+            left, across = windows[row]
+            base = np.uint64(image_of[row] * at[0] + channel * at[1] + left)
+            for ph in range(height):
+                begin, stop = begins_y[row, ph], begins_y[row, ph + 1]
+                if begin == stop:
+                    sums[:] = 0
+                _add_cells(sums, start, np.uint64(across), cells, base, offsets_y, weights_y, begin, stop)
+                for pw in range(width):
+                    total = zero
+                    for k in range(begins_x[row, pw], begins_x[row, pw + 1]):
+                        total += weights_x[k] * sums[offsets_x[k]]
+                    out[to] = total
+                    to += step
 
 
 @compiled
@@ -355,18 +372,29 @@ def _backward_planes(
     first, end, addresses, strides, sizes, level_of, image_of, edges, ratio, rule, grad, channels,
     height, width, last,
 ):  # fmt: skip
-    """Channels first .. end - 1 of gradients of any strides; grad as in `_backward_last`."""
-    numbers = _numbers(sizes, height, width, ratio, edges.dtype)
-    bins = height * width
-    for row in range(len(edges)):
-        if image_of[row] < 0:
-            continue
-        at, size, upstream = strides[level_of[row]], sizes[level_of[row]], grad[row]
-        cells = array_at(addresses[level_of[row]], (ANY,), edges.dtype)
-        begins, offsets, weights = _bins(edges[row], size, at, height, width, ratio, rule, numbers)
-        for channel in range(first, end):
-            base = np.uint64(image_of[row] * at[0] + channel * at[1])
-            for place in range(bins):
-                part = upstream[np.uint64(place * channels + channel if last else channel * bins + place)]
-                for k in range(begins[place], begins[place + 1]):
-                    cells[base + offsets[k]] += weights[k] * part
+    """Channels first .. end - 1 of NCHW gradients; grad as in `_backward_last`. One plane after
+    another, columns before rows: the reverse of `_forward_planes`."""
+    (begins_y, offsets_y, weights_y), (begins_x, offsets_x, weights_x), windows = _both_axes(
+        sizes, strides, level_of, image_of, edges, height, width, ratio, rule
+    )
+    sums = np.empty(windows[:, 1].max(), edges.dtype)
+    for channel in range(first, end):
+        for row in range(len(edges)):
+            if image_of[row] < 0:
+                continue
+            from_ = np.uint64(channel if last else channel * height * width)
+            step, upstream = np.uint64(channels if last else 1), grad[row]
+            at = strides[level_of[row]]
+            cells = array_at(addresses[level_of[row]], (ANY,), edges.dtype)
+            left, across = windows[row]
+            base = np.uint64(image_of[row] * at[0] + channel * at[1] + left)
+            for ph in range(height):
+                sums[:across] = 0
+                for pw in range(width):
+                    for k in range(begins_x[row, pw], begins_x[row, pw + 1]):
+                        sums[offsets_x[k]] += weights_x[k] * upstream[from_]
+                    from_ += step
+                for k in range(begins_y[row, ph], begins_y[row, ph + 1]):
+                    to, weight = base + offsets_y[k], weights_y[k]
+                    for n in range(np.uint64(across)):
+                        cells[to + n] += weight * sums[n]

@@ -172,3 +172,11 @@ def test_command(cache: WeightCache, slim: ModelEntry, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)[0]["converted"].endswith(".maskrcnn_benchmark_pth.safetensors")
     assert "1 converted, 0 failed" in result.stderr
+
+
+def test_weights_that_come_with_a_manifest_need_no_get(cache: WeightCache) -> None:
+    entry = load_manifests().entry(SLIM)
+    assert cache.find(entry.weights[0]) is None
+    arrays, path = read_arrays(entry.weights[0], cache, SLIM)
+    assert path == cache.find(entry.weights[0])
+    assert set(arrays) == set(build_model(SLIM, "published").state_dict())

@@ -127,8 +127,8 @@ def annotations_of(document: dict[str, Any], where: str, *, may_be_hidden: bool 
     boxes = _boxes(objects)
     _refuse_equal_ids(objects)
     sizes = np.stack([side[image_rows] for side in sides], axis=1)  # (N, 2)
-    areas = np.array(objects.column("area", {float}, fields.number_or_none), np.float64)
-    if not (areas <= fields.LARGEST**2).all() or (areas < 0).any():  # NaN stands for null here
+    areas = plain_numbers([[record.get("area") for record in objects.records]])
+    if areas is None or (areas < 0).any():  # a null, which becomes NaN, a text, or a wrong value
         areas = np.array(objects.column("area", set(), fields.number_or_none), np.float64)
     keypoints = objects.column("keypoints", {list}, _list_or_none)
     keypoint_names = _keypoint_names([categories.records[row] for row in category_rows], keypoints)

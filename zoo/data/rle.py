@@ -27,7 +27,7 @@ def rle_problem(code: Any, size: tuple[int, int]) -> str | None:
             f"a run-length code of size {found!r:.40}, expected 'counts' and the image's size {list(size)}"
             " (height, width)"
         )
-    if isinstance(counts, list) and not all(type(count) is int and count >= 0 for count in counts):
+    if isinstance(counts, list) and not (set(map(type, counts)) <= {int} and min(counts, default=0) >= 0):
         return "a run-length code whose counts are not integers of at least 0"
     pixels = int(code_sums([counts])[0]) if isinstance(counts, str) else sum(counts)
     return None if pixels == size[0] * size[1] else sum_problem(pixels, size)

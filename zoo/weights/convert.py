@@ -38,17 +38,26 @@ def read_arrays(spec: WeightSpec, cache: WeightCache, row: str) -> tuple[dict[st
     """
     from detection_zoo.zoo.weights.load import checkpoint_format
 
-    path = cache.find(spec)
-    if path is None:
-        raise CheckpointError(
-            f"row {row}: its weights are not on this machine; fetch them with: python download_weights.py get"
-            f" {row}"
-        )
+    path = _source(spec, cache, row)
     cache.require_sound(path, row)
     converted = converted_path(cache, path.name, spec.format)
     if converted.is_file():
         return read_converted(converted, path.name), converted
     return checkpoint_format(spec.format).read(path), path
+
+
+def _source(spec: WeightSpec, cache: WeightCache, row: str) -> Path:
+    """The file in the cache; one that comes with its manifest is copied there first."""
+    from detection_zoo.zoo.weights.fetch.one import fetch_weights
+
+    if path := cache.find(spec):
+        return path
+    if spec.urls and all(url.startswith("file:") for url in spec.urls):
+        return fetch_weights(spec, row, cache, offline=True).path
+    raise CheckpointError(
+        f"row {row}: its weights are not on this machine; fetch them with: python download_weights.py get"
+        f" {row}"
+    )
 
 
 def read_converted(path: Path, source_sha256: str) -> dict[str, Any]:
@@ -115,12 +124,7 @@ def convert(
     """
     from detection_zoo.zoo.weights.load import checkpoint_format
 
-    source = cache.find(spec)
-    if source is None:
-        raise CheckpointError(
-            f"row {row}: its weights are not on this machine; fetch them with: python download_weights.py get"
-            f" {row}"
-        )
+    source = _source(spec, cache, row)
     if sha256_of(source) != source.name:
         raise CheckpointError(f"{source}: damaged; run `download_weights.py verify`, then get {row} again")
     arrays = checkpoint_format(spec.format).read(source)
