@@ -43,15 +43,17 @@ def export(
     renamed: MAP = "",
     images: Annotated[
         int | None,
-        typer.Option(min=1, help="number of images of the data to compare on; default: 2, of int8 20"),
+        typer.Option(min=1, help="number of images of the data to compare on; default: 2, with --int8 20"),
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="openvino: quantise the network to 8 bits, after training")
+        bool, typer.Option("--int8", help="openvino: 8-bit post-training quantisation of the network")
     ] = False,
     calibrate: Annotated[
-        str | None, typer.Option(metavar="DATA", help="images that set the ranges of --int8, as for --data")
+        str | None, typer.Option(metavar="DATA", help="calibration images for --int8, given like --data")
     ] = None,
-    calibration_images: Annotated[int, typer.Option(min=1, help="the first N of them")] = 100,
+    calibration_images: Annotated[
+        int, typer.Option(min=1, help="use only the first N calibration images")
+    ] = 100,
 ) -> None:
     """Export a detector with its pre- and post-processing, and compare the file's detections with the
     model's."""
@@ -63,9 +65,9 @@ def export(
 
     wanted, images = size_of(size), images or (20 if int8 else 2)
     if int8 and to != "openvino":
-        raise typer.BadParameter("needs --to openvino", param_hint="--int8")
+        raise typer.BadParameter("works only with --to openvino", param_hint="--int8")
     if int8 != (calibrate is not None):
-        raise typer.BadParameter("--int8 and --calibrate DATA go together", param_hint="--int8")
+        raise typer.BadParameter("give --int8 and --calibrate DATA together", param_hint="--int8")
     needed = INT8_PACKAGES if int8 else PACKAGES[to]
     missing = [name for name in needed if find_spec(name) is None]
     if missing:

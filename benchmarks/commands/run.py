@@ -77,7 +77,7 @@ def run(
     path: PATH = "eager",
     exported: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="file of `export` that --path's engine runs"),
+        typer.Option(exists=True, dir_okay=False, help="exported file to run in the engine of --path"),
     ] = None,
     tta: Annotated[
         bool,

@@ -190,8 +190,11 @@ def test_images_that_do_not_fit_a_file(floats: Path) -> None:
 
 WRONG = {
     "not OpenVINO": (("export", SSD, "--to", "onnx", "--int8", "--calibrate", "shapes"), "--to openvino"),
-    "no images": (("export", SSD, "--to", "openvino", "--int8"), "--calibrate DATA go together"),
-    "images alone": (("export", SSD, "--to", "openvino", "--calibrate", "shapes"), "go together"),
+    "no images": (("export", SSD, "--to", "openvino", "--int8"), "give --int8 and --calibrate DATA together"),
+    "images alone": (
+        ("export", SSD, "--to", "openvino", "--calibrate", "shapes"),
+        "give --int8 and --calibrate DATA together",
+    ),
     "no engine": (("run", SSD, *RUN, "--exported", "FILE"), "--path openvino runs .xml, --path is eager"),
     "another row": (("run", RCNN, *RUN, "--path", "openvino", "--exported", "FILE"), f"of row {SSD}"),
     "two rows": (("run", SSD, RCNN, *RUN, "--path", "openvino", "--exported", "FILE"), "give that row alone"),
