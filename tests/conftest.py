@@ -43,17 +43,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_weights() -> None:
-    """The weights that come with the project lie where models look for them, also in a new home."""
-    from detection_zoo.zoo.manifest import load_manifests
-    from detection_zoo.zoo.weights.fetch.one import fetch_weights
-
-    for entry in load_manifests().entries.values():
-        for spec in entry.trained_weights if entry.source == "demo" else ():
-            fetch_weights(spec, entry.name)
-
-
 @pytest.fixture(scope="session")
 def data_folder(request: pytest.FixtureRequest) -> Path:
     """The folder of real test data, or a skip that says how to give one."""
