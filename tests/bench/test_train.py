@@ -64,7 +64,7 @@ def test_a_resumed_training_repeats_the_unbroken_one_and_its_file_can_be_run(tmp
     assert f"images_per_batch: {ROW_OWN.images_per_batch} -> 2" in said
     assert f"lr: {ROW_OWN.lr:g} -> {rate:g}" in said
     middle = median(float(loss) for loss in losses(whole).values())
-    assert f"4 updates, loss {middle:.4g} (median of the last 4), saved as" in said
+    assert f"4 iterations, loss {middle:.4g} (median of the last 4), saved as" in said
     assert "update 4/4" in said and "images/s" in said and "waiting for data" in said
     train("--out", broken, "--iterations", 2, *SMALL)
     nowhere = train("--out", whole.with_name("none"), "--weights", whole / "none.pth", *SMALL, code=2)
