@@ -310,9 +310,6 @@ class Telemetry(Strict):
         return self.model_copy(update={"samples": samples, "readings": count})
 
 
-SUBMISSION = "_submission"  # suffix of a file's key if it is for an evaluation server
-
-
 class StoredFile(Strict):
     """A file that belongs to a run, stored next to the records."""
 

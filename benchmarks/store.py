@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from detection_zoo.benchmarks.folders import RUNS
 from detection_zoo.benchmarks.spec import SCHEMA_VERSION, Run, StoredFile
 from detection_zoo.zoo import regular
 
 PROJECT_RESULTS = Path(__file__).resolve().parent.parent / "results"  # of a git checkout; tracked by git
-RUNS, COMPARISONS, KERNELS = "runs", "comparisons", "kernels"  # folders of a results folder
 MOST_BYTES = 64 * 2**20  # maximum size of a record; the largest in results/ has 0.2 MB
 _HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'", "run": ', b"}\n"
 

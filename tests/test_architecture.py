@@ -44,9 +44,13 @@ MAY_IMPORT = [
     ("zoo/", ("kernels", "zoo")),
     ("detection_zoo/", (*PACKAGES, "models", "predictions", "ops")),
     ("benchmarks/spec.py", ("zoo.errors", "zoo.manifest", "zoo.registry", "benchmarks.spec")),
+    ("benchmarks/folders.py", ()),
     (
         "benchmarks/store.py",
-        ("zoo.errors", "zoo.manifest", "zoo.registry", "zoo.regular", "benchmarks.spec", "benchmarks.store"),
+        (
+            *("zoo.errors", "zoo.manifest", "zoo.registry", "zoo.regular"),
+            *("benchmarks.folders", "benchmarks.spec", "benchmarks.store"),
+        ),
     ),
     ("benchmarks/terminal.py", ()),
     ("benchmarks/tabular.py", ("zoo.plain", "benchmarks.terminal")),
@@ -54,7 +58,7 @@ MAY_IMPORT = [
         "benchmarks/report/",
         (
             *("zoo.errors", "zoo.manifest", "zoo.plain", "zoo.registry"),
-            *("benchmarks.spec", "benchmarks.store", "benchmarks.statistics"),
+            *("benchmarks.folders", "benchmarks.spec", "benchmarks.store", "benchmarks.statistics"),
             *("benchmarks.tabular", "benchmarks.terminal"),
             *("benchmarks.compare.record", "benchmarks.compare.text", "benchmarks.report"),
         ),

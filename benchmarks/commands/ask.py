@@ -210,8 +210,9 @@ def kernels(
     wide: WIDE = False,
 ) -> None:
     """Time the GPU operators of this project and of torchvision."""
+    from detection_zoo.benchmarks.folders import KERNELS
     from detection_zoo.benchmarks.measure.kernel_speed import report
-    from detection_zoo.benchmarks.store import KERNELS, results_folder
+    from detection_zoo.benchmarks.store import results_folder
 
     folder = store or results_folder() / KERNELS
     raise typer.Exit(report(device_of(device), as_json, folder, width_of(wide)))
@@ -244,9 +245,10 @@ def paths(
         named = [entry for entry in chosen_rows(rows or ()) if entry.task == "detection"] if rows else None
     if named == []:
         raise typer.BadParameter(f"{', '.join(rows or ())}: none of these is a detector", param_hint="ROWS")
+    from detection_zoo.benchmarks.folders import KERNELS
     from detection_zoo.benchmarks.measure.detector_cases import DETECTORS, detector_cases
     from detection_zoo.benchmarks.measure.kernel_speed import report
-    from detection_zoo.benchmarks.store import KERNELS, results_folder
+    from detection_zoo.benchmarks.store import results_folder
 
     cases = detector_cases(where, DETECTORS if named is None else [e.name for e in named], height_width)
     folder = store or results_folder() / KERNELS

@@ -139,7 +139,8 @@ def compare(
     from detection_zoo.benchmarks.compare.options import CompareOptions
     from detection_zoo.benchmarks.compare.record import write_comparison
     from detection_zoo.benchmarks.compare.text import comparison_text
-    from detection_zoo.benchmarks.store import COMPARISONS, results_folder
+    from detection_zoo.benchmarks.folders import COMPARISONS
+    from detection_zoo.benchmarks.store import results_folder
 
     if len(rows) < 2:
         raise typer.BadParameter("name two rows or more", param_hint="ROW")

@@ -133,6 +133,7 @@ def run(
     as_json: JSON = False,
 ) -> None:
     """Benchmark models. Results are stored as they finish; rerun to resume."""
+    from detection_zoo.benchmarks.folders import RUNS
     from detection_zoo.benchmarks.report.listing import results
     from detection_zoo.benchmarks.run.arguments import checked_rows
     from detection_zoo.benchmarks.run.options import SweepOptions
@@ -140,7 +141,7 @@ def run(
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.benchmarks.run.sweep import run_sweep
     from detection_zoo.benchmarks.spec import WITH_TRAINING, BenchmarkSpec
-    from detection_zoo.benchmarks.store import RUNS, results_folder
+    from detection_zoo.benchmarks.store import results_folder
     from detection_zoo.zoo.created_row import created_name
 
     check_protocol(protocol)

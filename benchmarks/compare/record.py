@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, FiniteFloat, ValidationError
 
 from detection_zoo.benchmarks.compare.paired import Verdict
+from detection_zoo.benchmarks.folders import COMPARISONS
 from detection_zoo.benchmarks.spec import (
     BenchmarkSpec,
     DataIdentity,
@@ -17,7 +18,6 @@ from detection_zoo.benchmarks.spec import (
     WeightsIdentity,
 )
 from detection_zoo.benchmarks.store import (
-    COMPARISONS,
     read_folder,
     record_folders,
     record_object,

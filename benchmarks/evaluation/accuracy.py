@@ -19,6 +19,7 @@ from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     score_coco,
 )
 from detection_zoo.benchmarks.evaluation.coco_results import (
+    SUBMISSION,
     detection_records,
     read_results,
     write_results,
@@ -32,7 +33,6 @@ from detection_zoo.benchmarks.evaluation.voc_results import (
     voc_lines,
     write_voc_results,
 )
-from detection_zoo.benchmarks.spec import SUBMISSION
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.voc import VocDataset

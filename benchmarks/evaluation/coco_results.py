@@ -18,6 +18,8 @@ from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.fields import json_records, no_collection, read_json
 from detection_zoo.zoo.errors import DatasetError
 
+SUBMISSION = "_submission"  # suffix of a file's key if it is for an evaluation server
+
 if TYPE_CHECKING:
     from detection_zoo.zoo.records import Detections
 

@@ -4,18 +4,21 @@ AP would be meaningless."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults
 from detection_zoo.benchmarks.evaluation.coco_results import read_results
 from detection_zoo.benchmarks.evaluation.voc_results import read_voc_results
-from detection_zoo.benchmarks.spec import DataIdentity
-from detection_zoo.benchmarks.store import RUNS, read_run
+from detection_zoo.benchmarks.folders import RUNS
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.errors import DatasetError
+
+if TYPE_CHECKING:
+    from detection_zoo.benchmarks.spec import DataIdentity
 
 ENOUGH = 0.5  # fraction of the images with objects
 
@@ -57,8 +60,12 @@ def refuse_naive_subset(
 
 
 def _made_on(record: Path) -> DataIdentity | None:
+    if not record.is_file():
+        return None
+    from detection_zoo.benchmarks.store import read_run
+
     try:
-        return read_run(record).data if record.is_file() else None
+        return read_run(record).data
     except ValueError as error:  # a damaged record says nothing about its detections
         raise DatasetError(str(error)) from None
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side
 from detection_zoo.benchmarks.compare.text import notes, ratio_cells
+from detection_zoo.benchmarks.folders import COMPARISONS
 from detection_zoo.benchmarks.spec import metric
-from detection_zoo.benchmarks.store import COMPARISONS
 from detection_zoo.benchmarks.tabular import Notes, Table
 
 

@@ -3,11 +3,11 @@ LaTeX. No torch."""
 
 from __future__ import annotations
 
+from detection_zoo.benchmarks.folders import COMPARISONS, KERNELS
 from detection_zoo.benchmarks.report.layouts import WIDE
 from detection_zoo.benchmarks.report.tables import BESIDE, tables_from
 from detection_zoo.benchmarks.report.wide import Overview, wide_records
 from detection_zoo.benchmarks.spec import OWN_PROTOCOL
-from detection_zoo.benchmarks.store import COMPARISONS, KERNELS
 from detection_zoo.benchmarks.tabular import Form, Table, render
 
 SUFFIX = {"md": "md", "csv": "csv", "json": "json", "latex": "tex"}  # format -> how its files end

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detection_zoo.benchmarks.compare.record import stored_comparisons
+from detection_zoo.benchmarks.folders import RUNS
 from detection_zoo.benchmarks.report.beside import class_accuracies, row_pictures
 from detection_zoo.benchmarks.report.blocks import MARKER, renew_blocks
 from detection_zoo.benchmarks.report.export import SUFFIX, source_tables, stored_tables, table_files
@@ -17,7 +18,6 @@ from detection_zoo.benchmarks.report.training_logs import training_logs
 from detection_zoo.benchmarks.report.wide import Overview, overview
 from detection_zoo.benchmarks.store import (
     PROJECT_RESULTS,
-    RUNS,
     record_folders,
     results_folder,
     stored_runs,

@@ -8,15 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from detection_zoo.benchmarks.folders import KERNELS
 from detection_zoo.benchmarks.spec import Environment, Measurement
-from detection_zoo.benchmarks.store import (
-    KERNELS,
-    new_id,
-    read_folder,
-    read_regular,
-    record_folders,
-    write_whole,
-)
+from detection_zoo.benchmarks.store import new_id, read_folder, read_regular, record_folders, write_whole
 from detection_zoo.benchmarks.tabular import Table
 from detection_zoo.zoo.manifest import Strict
 

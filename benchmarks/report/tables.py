@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detection_zoo.benchmarks.compare.record import stored_comparisons
+from detection_zoo.benchmarks.folders import COMPARISONS, KERNELS
 from detection_zoo.benchmarks.report.comparisons import comparison_tables
 from detection_zoo.benchmarks.report.kernel_cases import kernel_tables, stored_timings
 from detection_zoo.benchmarks.report.layouts import Layout, layouts_of, load_layouts
 from detection_zoo.benchmarks.report.table import build_table
 from detection_zoo.benchmarks.spec import OWN_PROTOCOL, Run
-from detection_zoo.benchmarks.store import COMPARISONS, KERNELS, stored_runs
+from detection_zoo.benchmarks.store import stored_runs
 from detection_zoo.benchmarks.tabular import Table
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import Manifests, load_manifests

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from detection_zoo.benchmarks.store import RUNS, results_folder
+from detection_zoo.benchmarks.folders import RUNS
+from detection_zoo.benchmarks.store import results_folder
 
 
 @dataclass(frozen=True)

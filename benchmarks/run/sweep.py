@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from detection_zoo.benchmarks.environment import present_hardware
+from detection_zoo.benchmarks.evaluation.coco_results import SUBMISSION
 from detection_zoo.benchmarks.run.isolation import Outcome, failure, usable_memory_mib
 from detection_zoo.benchmarks.run.jobs import run_parallel, slots_of
 from detection_zoo.benchmarks.run.options import SweepOptions
 from detection_zoo.benchmarks.run.runner import OPENING, Draft, Interrupted, measure_row, run_row
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, identify_weights, open_data
-from detection_zoo.benchmarks.spec import SUBMISSION, BenchmarkSpec, Run, run_key
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Run, run_key
 from detection_zoo.benchmarks.store import read_runs, write_run
 from detection_zoo.zoo.errors import ZooError
 from detection_zoo.zoo.manifest import ModelEntry
