@@ -203,7 +203,7 @@ def test_ctrl_c_or_kill_says_what_is_kept_and_ends_with_130(
         "--store",
         str(tmp_path / "runs"),
     )
-    assert any(f"{ROW}: train:" in line for line in process.stderr), (
+    assert any(f"{ROW}: training:" in line for line in process.stderr), (
         "a million steps go on for longer than the bar takes to appear"
     )
     os.killpg(process.pid, kind) if kind == signal.SIGINT else os.kill(process.pid, kind)
