@@ -114,8 +114,8 @@ def _table(one: KernelTimings) -> Table:
     rows = [
         [
             case.name,
-            _time(case.ours),
-            _time(case.peer),
+            _time(case.ours, one.work),
+            _time(case.peer, one.work),
             _ratio(case),
             "yes" if case.correct else "NO",
             case.note or "-",
@@ -165,12 +165,13 @@ def _limits(limits: DeviceLimits) -> str:
     )
 
 
-def _time(time: Measurement | None) -> str:
+def _time(time: Measurement | None, work: Work) -> str:
+    """Milliseconds for whole detectors, else the unit of the record."""
     if time is None:
         return "-"
-    return f"{time_text(time.value)} {time.unit}" + (
-        f" ({'-'.join(map(time_text, time.interval))})" if time.interval else ""
-    )
+    scale, unit = (1e-3, "ms") if work == "detectors" and time.unit == "us" else (1, time.unit)
+    low_high = "-".join(time_text(scale * each) for each in time.interval or ())
+    return f"{time_text(scale * time.value)} {unit}" + (f" ({low_high})" if low_high else "")
 
 
 def time_text(value: float) -> str:

@@ -32,7 +32,9 @@ def test_a_row_is_measured_beside_eager_and_torchvision_and_stored(
         "fast float32 (peer: torchvision float32)",
     ]
     assert all(case.correct and case.ratio > 0 and case.ours.n == 3 for case in timings.cases)
-    assert kernel_tables([timings])[0].title.startswith("Detectors compared with ")
+    (table,) = kernel_tables([timings])
+    assert table.title.startswith("Detectors compared with ")
+    assert all(" ms" in cell for cell in table.rows[0][1:3])
     assert done.stdout.startswith("Detectors compared with ")
 
 
