@@ -25,13 +25,7 @@ SIZES = torch.tensor([[SIDE, SIDE - 12], [SIDE - 7, SIDE]])
 ORIGINAL = torch.tensor([[400, 370], [306, 320]])
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in one order, whatever else runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -93,7 +87,7 @@ def test_pooling_scaled_by_the_image_s_height(gpu: Log) -> None:
 
 @pytest.mark.parametrize("family", ROWS)
 def test_a_recording_reads_no_memory_that_others_may_free(family: str, gpu: Log) -> None:
-    """Weights, and what is kept with the recording; anchors are let go by their generator after some sizes."""
+    """Weights, and what is kept with the recording; the generator drops anchors after some sizes."""
     model, capture = on_gpu(family), TapeCapture()
     replaying = GraphDetector(model, capture)
     replaying.predict(pictures(1).to("cuda"), SIZES[:1])
@@ -116,7 +110,7 @@ def test_results_have_memory_of_their_own(family: str, gpu: Log) -> None:
 
 
 def test_lists_that_are_not_exact_are_chosen_again(gpu: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More candidates than fit: found out after the replay, and chosen from the recorded network's outputs."""
+    """More candidates than fit: noticed after the replay, then chosen from the network's outputs."""
     images, model = pictures(2).to("cuda"), on_gpu("faster_rcnn")
     expected = model.predict(images, SIZES)
     cut = fixed_size.best_candidates

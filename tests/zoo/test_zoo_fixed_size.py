@@ -24,12 +24,7 @@ SIZES = torch.tensor([[160, 150], [140, 160]])
 ORIGINAL = torch.tensor([[320, 300], [280, 320]])
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images() -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,7 @@ from detection_zoo.zoo.parts.polygons import draw_polygons
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.registry import DETECTORS
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def step(model: nn.Module, batch: list[Target]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

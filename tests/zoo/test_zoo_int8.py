@@ -1,4 +1,4 @@
-"""OpenVINO files in 8 bits: what is quantised, what the file says of it, the comparison, and `run --exported`."""
+"""OpenVINO files in 8 bits: what is quantised, the file's metadata, the comparison, `run --exported`."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_what_is_left_in_float(tmp_path: Path) -> None:
 
 
 def test_the_network_is_quantised_and_its_outputs_are_not(floats: Path, quantised: Path) -> None:
-    """Every convolution reads quantised maps; decoding and NMS stay in float. The file says by which images."""
+    """Every convolution reads quantised maps; decoding and NMS stay in float. The file names the images."""
     for one in operators(quantised):
         if one.get_type_name() in LAYERS:
             assert not types(unquantised(one)) & {*LAYERS, "Parameter"}

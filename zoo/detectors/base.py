@@ -65,13 +65,18 @@ class Detector(nn.Module):
         'post-processing'."""
 
     def frames(self, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Frame]:
-        """Where the detections of images of sizes (N, 2) lie."""
-        raise NotImplementedError
+        """Where the detections of images of sizes (N, 2) lie; needed if `needs_any_size` is None."""
+        raise NotImplementedError(self._no_fixed_size())
 
     def fixed_detections(self, raw: Any, where: Sequence[Frame]) -> FixedDetections:
-        """Detections of all images by lists of fixed size, without a wait for the device."""
-        raise NotImplementedError
+        """Detections of all images by lists of fixed size, without a wait for the device; needed if
+        `needs_any_size` is None."""
+        raise NotImplementedError(self._no_fixed_size())
 
     def finish_fixed(self, chosen: FixedDetections, raw: Any, where: Sequence[Frame]) -> list[Detections]:
-        """What `postprocess` returns, from the detections of `fixed_detections`: the absent ones are cut."""
-        raise NotImplementedError
+        """What `postprocess` returns, from the detections of `fixed_detections`: the absent ones are cut;
+        needed if `needs_any_size` is None."""
+        raise NotImplementedError(self._no_fixed_size())
+
+    def _no_fixed_size(self) -> str:
+        return f"{type(self).__name__} has no detections of fixed size: {self.needs_any_size}"
