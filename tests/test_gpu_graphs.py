@@ -18,7 +18,7 @@ ORIGINAL = torch.tensor([[400, 370], [306, 320]])
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", ROWS)
 def test_replayed_on_other_images(family: str) -> None:
-    """Two shapes in turn, of which one is let go: labels equal, boxes and scores up to rounding."""
+    """Two shapes in turn, of which one is evicted: labels equal, boxes and scores up to rounding."""
     if not torch.cuda.is_available():
         pytest.skip("no GPU here, so no graph")
     model, images = build_model(ROWS[family], "published", device="cuda").eval(), pictures(2).cuda()

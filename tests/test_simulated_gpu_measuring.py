@@ -167,7 +167,7 @@ def test_the_fast_path_replays_and_its_record_says_so(
     assert not found["eager"].notes
     compared, recorded = found["fast"].notes
     assert compared.startswith("fast path: 2 images compared with eager: maps differ by")
-    assert re.match(r"CUDA graphs: \d captured of network and choice .* replayed one, 0 let go", recorded)
+    assert re.match(r"CUDA graphs: \d captured of network and choice .* replayed one, 0 evicted", recorded)
     ap = [run.measurements["box_ap"].value for run in found.values()]
     assert ap[0] == pytest.approx(ap[1], abs=0.01) and ap[0] > 10
     assert "model_event_ms" in found["fast"].measurements

@@ -120,7 +120,7 @@ def test_lists_that_are_not_exact_are_chosen_again(gpu: Log, monkeypatch: pytest
         assert_equal(replaying.predict(images, SIZES), expected)
 
 
-def test_the_oldest_is_let_go(gpu: Log) -> None:
+def test_the_oldest_is_evicted(gpu: Log) -> None:
     """Two shapes are kept of three; the third of them makes the first be recorded again."""
     model = on_gpu("ssd")
     replaying = GraphDetector(model, TapeCapture(), Recordings(most=2))
@@ -132,8 +132,8 @@ def test_the_oldest_is_let_go(gpu: Log) -> None:
     kept = replaying.recordings
     assert (kept.misses, kept.hits, kept.evictions) == (4, 0, 2) and len(kept.kept) == 2
     assert replaying.note == (
-        "CUDA graphs: 4 captured of network and choice of detections, 0 further batches replayed one, 2 let"
-        f" go, 2 of at most 2 kept, {kept.held_bytes / 2**20:.0f} MiB held; batches 1x160x160, 2x160x160,"
+        "CUDA graphs: 4 captured of network and choice of detections, 0 further batches replayed one, 2 evicted,"
+        f" 2 of at most 2 kept, {kept.held_bytes / 2**20:.0f} MiB held; batches 1x160x160, 2x160x160,"
         " 3x160x160"
     )
     few = Recordings(most_bytes=1)
@@ -149,7 +149,7 @@ def test_outputs_of_an_earlier_batch_are_refused(gpu: Log) -> None:
     images = pictures(2).to("cuda")
     first = replaying.raw(images[:1], SIZES[:1])
     replaying.raw(images[1:], SIZES[1:])
-    with pytest.raises(RuntimeError, match="another batch was computed after them"):
+    with pytest.raises(RuntimeError, match="overwritten by a later batch"):
         replaying.postprocess(first, SIZES[:1])
 
 

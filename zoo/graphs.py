@@ -1,7 +1,6 @@
-"""Work of a GPU that is recorded once for each shape of input and replayed: which recordings are kept, and
-models that run by them.
+"""CUDA graphs of a model, one for each shape of input: which are kept (LRU), and models that replay them.
 
-What records is a `Capture`: `cuda_capture.CudaCapture` on a GPU. Nothing else here knows of CUDA.
+A `Capture` records: `cuda_capture.CudaCapture` on a GPU. Everything else here is independent of CUDA.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ class Recordings:
             before = f"; before that, {used}" if self.misses else ""
             return f"no CUDA graphs: capture of {self.failure}; {self.without} batches ran without{before}"
         kept = f"{len(self.kept)} of at most {self.most} kept, {self.held_bytes / 2**20:.0f} MiB held"
-        return f"CUDA graphs: {used}, {self.evictions} let go, {kept}; batches {names}"
+        return f"CUDA graphs: {used}, {self.evictions} evicted, {kept}; batches {names}"
 
 
 class _Recorded:
@@ -131,12 +130,12 @@ class _Recorded:
 
 @dataclass
 class GraphRaw:
-    """Raw outputs of a detector; recorded: what computed them, in memory that the next batch fills again.
-    turn: which batch it was."""
+    """Raw outputs of a detector; recorded: what computed them, in memory that the next batch overwrites.
+    batch: its number."""
 
     raw: Any
     recorded: Any
-    turn: int
+    batch: int
 
 
 class GraphDetector(nn.Module):
@@ -152,7 +151,7 @@ class GraphDetector(nn.Module):
         super().__init__()
         self.__dict__["plain"] = model
         self.capture, self.recordings = capture, recordings or Recordings()
-        self._turn = 0
+        self._batch = 0
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -167,18 +166,18 @@ class GraphDetector(nn.Module):
     def raw(self, images: Tensor, sizes: Tensor) -> GraphRaw:
         """What the network computes of images (N, 3, H, W) of sizes (N, 2); used up by `postprocess` before
         the next batch."""
-        self._turn += 1
+        self._batch += 1
         with torch.inference_mode():
             key = (images.shape[0], *images.shape[2:])
             if self.plain.reads_sizes:
                 key += tuple(sizes.flatten().tolist())
             recorded = self.recordings.get(key, lambda: _Recorded(self.plain, self.capture, images, sizes))
             if recorded is None:
-                return GraphRaw(self.plain.raw(images, sizes), None, self._turn)
+                return GraphRaw(self.plain.raw(images, sizes), None, self._batch)
             recorded.images.copy_(images)
             recorded.rows.copy_(_to(images.device, rows_of_frames(self.plain.frames(sizes))))
             recorded.network()
-            return GraphRaw(recorded.raw, recorded, self._turn)
+            return GraphRaw(recorded.raw, recorded, self._batch)
 
     def postprocess(
         self, raw: GraphRaw, sizes: Tensor, original_sizes: Tensor | None = None
@@ -187,8 +186,10 @@ class GraphDetector(nn.Module):
         with torch.inference_mode():
             if raw.recorded is None:
                 return self.plain.postprocess(raw.raw, sizes, original_sizes)
-            if raw.turn != self._turn:
-                raise RuntimeError("these raw outputs are gone: another batch was computed after them")
+            if raw.batch != self._batch:
+                raise RuntimeError(
+                    "these raw outputs were overwritten by a later batch; post-process each first"
+                )
             where = self.plain.frames(sizes, original_sizes)
             raw.recorded.rows.copy_(_to(raw.recorded.rows.device, rows_of_frames(where)))
             raw.recorded.choose()
@@ -234,9 +235,10 @@ class _Logits:
     def __init__(self, model: nn.Module, capture: Capture, images: Tensor) -> None:
         self.images = images.clone()
         self.logits, self.network = capture(lambda: model(self.images))
-        self.held_bytes = self.images.numel() * self.images.element_size()
+        self.held_bytes = sum(one.numel() * one.element_size() for one in (self.images, self.logits))
 
 
 def _to(device: torch.device, rows: Tensor) -> Tensor:
-    """A few numbers on a device; nobody waits, for the driver copies them to a buffer of its own first."""
+    """Copy a few numbers to a device without a wait: the driver copies pageable memory to a staging buffer
+    first."""
     return rows.to(device, non_blocking=True)
