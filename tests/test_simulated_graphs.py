@@ -132,9 +132,9 @@ def test_the_oldest_is_evicted(gpu: Log) -> None:
     kept = replaying.recordings
     assert (kept.misses, kept.hits, kept.evictions) == (4, 0, 2) and len(kept.kept) == 2
     assert replaying.note == (
-        "CUDA graphs: 4 captured of network and choice of detections, 0 further batches replayed one, 2 evicted,"
-        f" 2 of at most 2 kept, {kept.held_bytes / 2**20:.0f} MiB held; batches 1x160x160, 2x160x160,"
-        " 3x160x160"
+        "CUDA graphs: 4 captured of network and choice of detections, 0 further batches replayed one, 2"
+        f" evicted, 2 of at most 2 kept, {kept.held_bytes / 2**20:.0f} MiB held; batches"
+        " 1x160x160, 2x160x160, 3x160x160"
     )
     few = Recordings(most_bytes=1)
     small = GraphDetector(model, TapeCapture(), few)
