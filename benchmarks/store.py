@@ -11,16 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from detection_zoo.benchmarks.folders import RUNS
-from detection_zoo.benchmarks.spec import SCHEMA_VERSION, Run, StoredFile
+from detection_zoo.benchmarks.spec import Run, StoredFile
 from detection_zoo.zoo import regular
+from detection_zoo.zoo.plain import first_problem
 
 PROJECT_RESULTS = Path(__file__).resolve().parent.parent / "results"  # of a git checkout; tracked by git
 MOST_BYTES = 64 * 2**20  # maximum size of a record; the largest in results/ has 0.2 MB
+Record = TypeVar("Record", bound=BaseModel)
 _HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'", "run": ', b"}\n"
 
 
@@ -61,28 +63,18 @@ def new_id(row: str, now: datetime | None = None) -> str:
     return f"{now.strftime('%Y%m%dT%H%M%SZ')}-{row}-{secrets.token_hex(4)}"
 
 
-def write_run(folder: Path, run: Run) -> Path:
-    """Store a run.
-
-    Args:
-        folder: folder of the store; created if missing.
-        run: what to store.
-
-    Returns:
-        The record's file.
+def write_record(folder: Path, record: Any) -> Path:
+    """Store a record with an `id` (`Run`, `Comparison`) permanently, and return its file; the folder is
+    created if missing.
 
     Raises:
         FileExistsError: a record with this ID exists; records are never changed.
         OSError: the disk is full or not writable; no partial file is left.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{run.id}.json"
+    path = folder / f"{record.id}.json"
     if path.exists():
-        raise FileExistsError(
-            f"{path}: this record exists already and records are never changed; give the run a new id"
-        )
-    text = run.model_dump_json(exclude_defaults=True).encode()
-    write_whole(path, sealed(text))
+        raise FileExistsError(f"{path}: this record exists already and records are never changed")
+    write_whole(path, sealed(record.model_dump_json(exclude_defaults=True).encode()))
     return path
 
 
@@ -164,13 +156,20 @@ def read_folder(folder: Path, read: Callable[[Path], Any]) -> tuple[list[Any], l
     return records, problems
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file atomically, so that a crash leaves the whole file or none; raises OSError and leaves
-    no partial file."""
+def write_whole(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Write a file atomically, so that a crash leaves the whole file or none; missing folders are created.
+
+    Args:
+        path: the file. content: its bytes, or a function that writes them to the open file.
+
+    Raises:
+        OSError: the disk is full or not writable; no partial file is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("xb") as file:
-            file.write(content)
+            content(file) if callable(content) else file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -184,27 +183,46 @@ def write_whole(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def read_run(path: Path) -> Run:
-    """Read one record; raises ValueError that says what is wrong and how to fix it."""
+def read_record(path: Path, kind: type[Record] = Run) -> Record:
+    """Read one record of `write_record`; raises ValueError that says what is wrong and how to fix it."""
     text = unsealed(path)
-    record_object(text, path, SCHEMA_VERSION)
+    record_object(text, path, kind.model_fields["schema_version"].default)
+    record = validated(text, path, kind)
+    if path.name != f"{record.id}.json":
+        raise ValueError(f"{path}: holds the record of {record.id}; it is ignored. Rename the file back")
+    return record
+
+
+def validated(text: bytes, path: Path, kind: type[Record]) -> Record:
+    """Parse and validate a record's JSON; raises ValueError with the file and the field."""
     try:
-        run = Run.model_validate_json(text)
+        return kind.model_validate_json(text)
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise ValueError(
-            f"{path}: field {where}: {error.errors()[0]['msg']}; it is ignored. Delete the file and"
-            " measure again"
+            f"{path}: {first_problem(error)}; it is ignored. Delete the file and measure again"
         ) from None
-    if path.name != f"{run.id}.json":
-        raise ValueError(f"{path}: holds the record of {run.id}; it is ignored. Rename the file back")
-    return run
+
+
+def newest_records(
+    kind: str, store: Path | None, read: Callable[[Path], Any], key: Callable[[Any], tuple[Any, ...]]
+) -> tuple[list[Any], list[str]]:
+    """Return the newest record of each key, sorted by key, and a message for each unusable file; from the
+    folders of `record_folders`.
+
+    Args:
+        kind, store: as in `record_folders`. read: as in `read_folder`.
+        key: what a later record must have in common with an earlier one to replace it.
+    """
+    parts = [read_folder(folder, read) for folder in record_folders(kind, store)]
+    records = sorted((one for found, _ in parts for one in found), key=lambda one: one.started)
+    newest = {key(one): one for one in records}
+    return [newest[name] for name in sorted(newest)], [text for _, problems in parts for text in problems]
 
 
 def read_runs(folder: Path) -> Stored:
     """Read every run of a store, oldest first; invalid files are listed as
     problems."""
-    runs, problems = read_folder(folder, read_run)
+    runs, problems = read_folder(folder, read_record)
     return Stored(sorted(runs, key=_age), problems)
 
 
@@ -222,6 +240,5 @@ def _age(run: Run) -> tuple[str, str]:
 
 def store_file(folder: Path, name: str, content: bytes) -> StoredFile:
     """Write a file that belongs to a run (such as detections) to `folder`, and return its description."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / name, content)
     return StoredFile(name=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))

@@ -137,10 +137,9 @@ def compare(
 ) -> None:
     """Run models alternately; give a verdict per metric: FASTER, SAME, SLOWER or UNDECIDED."""
     from detection_zoo.benchmarks.compare.options import CompareOptions
-    from detection_zoo.benchmarks.compare.record import write_comparison
     from detection_zoo.benchmarks.compare.text import comparison_text
     from detection_zoo.benchmarks.folders import COMPARISONS
-    from detection_zoo.benchmarks.store import results_folder
+    from detection_zoo.benchmarks.store import results_folder, write_record
 
     if len(rows) < 2:
         raise typer.BadParameter("name two rows or more", param_hint="ROW")
@@ -163,7 +162,7 @@ def compare(
     from detection_zoo.benchmarks.compare.match import compare as run_comparison  # after the checks: torch
 
     found = run_comparison(entrants, spec, data, options, say)
-    path = write_comparison(folder, found)
+    path = write_record(folder, found)
     emit(
         found.model_dump(mode="json", exclude_defaults=True), as_json, comparison_text(found, width_of(wide))
     )

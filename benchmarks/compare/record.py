@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat
 
 from detection_zoo.benchmarks.compare.paired import Verdict
 from detection_zoo.benchmarks.folders import COMPARISONS
@@ -17,14 +17,7 @@ from detection_zoo.benchmarks.spec import (
     Telemetry,
     WeightsIdentity,
 )
-from detection_zoo.benchmarks.store import (
-    read_folder,
-    record_folders,
-    record_object,
-    sealed,
-    unsealed,
-    write_whole,
-)
+from detection_zoo.benchmarks.store import newest_records, read_record
 from detection_zoo.zoo.manifest import Strict, load_manifests
 
 
@@ -100,47 +93,14 @@ class Comparison(Strict):
     footnotes: list[str] = Field(default_factory=list)
 
 
-def write_comparison(folder: Path, comparison: Comparison) -> Path:
-    """Store a comparison atomically; raises FileExistsError if a record with this ID
-    exists."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{comparison.id}.json"
-    if path.exists():
-        raise FileExistsError(f"{path}: this record exists already and records are never changed")
-    write_whole(path, sealed(comparison.model_dump_json(exclude_defaults=True).encode()))
-    return path
-
-
-def read_comparison(path: Path) -> Comparison:
-    """Read a comparison; raises ValueError that says what is wrong with the file."""
-    text = unsealed(path)
-    record_object(text, path, 1)
-    try:
-        return Comparison.model_validate_json(text)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise ValueError(
-            f"{path}: field {where}: {error.errors()[0]['msg']}; delete the file and compare again"
-        ) from None
-
-
 def stored_comparisons(store: Path | None = None) -> tuple[list[Comparison], list[str]]:
     """The newest comparison of each setting (models, weights, images, machine, protocol), and a message
     for each unusable file; from the folders of `record_folders`."""
-    newest: dict[tuple[str, ...], Comparison] = {}
-    problems: list[str] = []
-    for folder in record_folders(COMPARISONS, store):
-        comparisons, wrong = read_folder(folder, _with_known_metrics)
-        problems += wrong
-        for comparison in comparisons:
-            key = setting_of(comparison)
-            if key not in newest or comparison.started > newest[key].started:
-                newest[key] = comparison
-    return [newest[key] for key in sorted(newest)], problems
+    return newest_records(COMPARISONS, store, _with_known_metrics, setting_of)
 
 
 def _with_known_metrics(path: Path) -> Comparison:
-    comparison = read_comparison(path)
+    comparison = read_record(path, Comparison)
     if unknown := sorted({pair.metric for pair in comparison.pairs} - load_manifests().metrics.keys()):
         raise ValueError(
             f"{path}: manifests/metrics.toml has no metrics {', '.join(unknown)}; the comparison"

@@ -4,16 +4,15 @@ server."""
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults, Kind, by_arrays, joined, results_of
+from detection_zoo.benchmarks.store import write_whole
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.fields import json_records, no_collection, read_json
 from detection_zoo.zoo.errors import DatasetError
@@ -84,23 +83,9 @@ def _encode(masks: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file, then rename it to `path`, so that the path holds either the new
-    or the previous file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(prefix=f"{path.name}.part-", dir=path.parent)
-    os.close(descriptor)
-    try:
-        write(Path(part))
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)
-
-
 def write_results(path: Path, records: list[dict[str, Any]]) -> None:
     """Write a results file atomically."""
-    write_atomically(path, lambda part: part.write_text(json.dumps(records), encoding="utf-8"))
+    write_whole(path, json.dumps(records).encode())
 
 
 def read_results(path: Path, dataset: CocoDataset, kind: Kind | None = None) -> CocoResults:
@@ -186,9 +171,9 @@ def write_submission(
     split = dataset.name.split(":")[1]
     stem = f"{prefix}_{split}_{''.join(c if c.isalnum() or c in '-_' else '-' for c in algorithm)}_results"
 
-    def fill(part: Path) -> None:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+    def fill(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(f"{stem}.json", json.dumps(records))
 
-    write_atomically(folder / f"{stem}.zip", fill)
+    write_whole(folder / f"{stem}.zip", fill)
     return folder / f"{stem}.zip"

@@ -62,10 +62,10 @@ def refuse_naive_subset(
 def _made_on(record: Path) -> DataIdentity | None:
     if not record.is_file():
         return None
-    from detection_zoo.benchmarks.store import read_run
+    from detection_zoo.benchmarks.store import read_record
 
     try:
-        return read_run(record).data
+        return read_record(record).data
     except ValueError as error:  # a damaged record says nothing about its detections
         raise DatasetError(str(error)) from None
 

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detection_zoo.benchmarks.evaluation.coco_results import write_atomically
 from detection_zoo.benchmarks.evaluation.voc_evaluation import VocDetection
+from detection_zoo.benchmarks.store import write_whole
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
@@ -45,7 +45,7 @@ def write_voc_results(folder: Path, lines: list[tuple[str, str]], dataset: VocDa
     for name in dataset.classes:
         text = "".join(f"{line}\n" for owner, line in lines if owner == name)
         path = folder / f"comp4_det_{dataset.split}_{name}.txt"
-        write_atomically(path, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+        write_whole(path, text.encode())
         paths.append(path)
     return paths
 

@@ -20,13 +20,13 @@ from detection_zoo.benchmarks.evaluation.accuracy import (
 )
 from detection_zoo.benchmarks.evaluation.classification import class_scores
 from detection_zoo.benchmarks.evaluation.coco_columns import Kind
-from detection_zoo.benchmarks.evaluation.coco_results import write_atomically
 from detection_zoo.benchmarks.measure.finite import watched
 from detection_zoo.benchmarks.measure.inference import to_host
 from detection_zoo.benchmarks.run.progress import clock, progress
 from detection_zoo.benchmarks.run.subject import Subject, autocast
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, StoredFile
 from detection_zoo.benchmarks.statistics import proportion_interval
+from detection_zoo.benchmarks.store import write_whole
 from detection_zoo.zoo.data.loading import DataWait, evaluation_loader
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.records import Detections
@@ -165,7 +165,7 @@ def measure_accuracy(
         return {}, {name: reason for kind in collector.records for name in METRICS[kind]}, files
     with clock(f"{subject.entry.name}: evaluating"):
         report = collector.evaluate()
-    write_atomically(folder / ACCURACY_FILE, lambda part: part.write_text(json.dumps(report.as_dict())))
+    write_whole(folder / ACCURACY_FILE, json.dumps(report.as_dict()).encode())
     files[DETAILS] = _stored(folder / ACCURACY_FILE, folder)
     used, every = len(subject.dataset), subject.dataset.full_size
     covers = f"{subject.dataset.name}, " + (

@@ -113,7 +113,6 @@ def write_files(folder: Path, files: dict[str, bytes]) -> list[Path]:
     Returns every file's path."""
     for name, content in files.items():
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_bytes() != content:
             write_whole(path, content)
     return [folder / name for name in files]

@@ -6,11 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from detection_zoo.benchmarks.folders import KERNELS
 from detection_zoo.benchmarks.spec import Environment, Measurement
-from detection_zoo.benchmarks.store import new_id, read_folder, read_regular, record_folders, write_whole
+from detection_zoo.benchmarks.store import new_id, newest_records, read_regular, validated, write_whole
 from detection_zoo.benchmarks.tabular import Table
 from detection_zoo.zoo.manifest import Strict
 
@@ -72,7 +72,6 @@ class KernelTimings(Strict):
 
 def write_timings(folder: Path, timings: KernelTimings) -> Path:
     """Store timings permanently, atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{new_id(KERNELS)}.json"
     write_whole(path, timings.model_dump_json(exclude_defaults=True).encode())
     return path
@@ -80,28 +79,18 @@ def write_timings(folder: Path, timings: KernelTimings) -> Path:
 
 def read_timings(path: Path) -> KernelTimings:
     """Read one record; raises ValueError with the problem of the file."""
-    try:
-        return KernelTimings.model_validate_json(read_regular(path))
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise ValueError(
-            f"{path}: field {where}: {error.errors()[0]['msg']}; it is left out. Run `bench.py kernels` again"
-        ) from None
+    return validated(read_regular(path), path, KernelTimings)
 
 
 def stored_timings(store: Path | None = None) -> tuple[list[KernelTimings], list[str]]:
     """The newest timings of each kind of work, device and backend, and a sentence for each file that is not
     used; from the folders of `record_folders`."""
-    newest: dict[tuple[str, str, str], KernelTimings] = {}
-    problems: list[str] = []
-    for folder in record_folders(KERNELS, store):
-        every, wrong = read_folder(folder, read_timings)
-        problems += wrong
-        for timings in every:
-            key = (timings.work, timings.environment.device_name, timings.backend)
-            if key not in newest or timings.started > newest[key].started:
-                newest[key] = timings
-    return [newest[key] for key in sorted(newest)], problems
+    return newest_records(
+        KERNELS,
+        store,
+        read_timings,
+        lambda timings: (timings.work, timings.environment.device_name, timings.backend),
+    )
 
 
 def kernel_tables(timings: list[KernelTimings]) -> list[Table]:

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from detection_zoo.zoo.errors import ManifestError, UnknownName
 from detection_zoo.zoo.manifest import MANIFEST_FOLDER, MetricSource, ModelEntry, Strict, read_toml
+from detection_zoo.zoo.plain import first_problem
 from detection_zoo.zoo.registry import did_you_mean
 
 LAYOUT_FOLDER = MANIFEST_FOLDER / "tables"
@@ -121,10 +122,8 @@ def _layout(table: dict[str, Any], path: Path, number: int) -> Layout:
     try:
         return Layout.model_validate({**table, "source": path.stem})
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
         raise ManifestError(
-            f"{path}: table {number} ({table.get('name', 'without a name')}): field {field}: {first['msg']}"
+            f"{path}: table {number} ({table.get('name', 'without a name')}): {first_problem(error)}"
         ) from None
 
 

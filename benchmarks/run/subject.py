@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 STAND_IN = "stand-in:"
 RANDOM_DIGEST = "seed:0"  # the seed that build_model uses for random weights
-BLOCK = 2**20
 CHECKED_IMAGES = 2  # on which a model on another path is compared with the eager one
 CHECKED_QUANTISED = 20  # the same of one in 8 bits, for a share of more detections
 
@@ -209,11 +208,8 @@ def _stand_in(folder: Path) -> tuple[WeightsIdentity, str]:
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def training_data(entry: ModelEntry, sources: Sources) -> tuple[Dataset, str]:

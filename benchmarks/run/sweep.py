@@ -17,7 +17,7 @@ from detection_zoo.benchmarks.run.options import SweepOptions
 from detection_zoo.benchmarks.run.runner import OPENING, Draft, Interrupted, measure_row, run_row
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, identify_weights, open_data
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Run, run_key
-from detection_zoo.benchmarks.store import read_runs, write_run
+from detection_zoo.benchmarks.store import read_runs, write_record
 from detection_zoo.zoo.errors import ZooError
 from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.trained_row import row_of_checkpoint
@@ -140,7 +140,7 @@ def store_unsaved(store: Path, sweep: Sweep, say: Say) -> None:
     """Retry storing unsaved runs; warn on the first failure of a run."""
     for run, known in list(sweep.unsaved.values()):
         try:
-            write_run(store, run)
+            write_record(store, run)
             del sweep.unsaved[run.id]
         except OSError as error:
             sweep.unsaved[run.id] = (run, str(error))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluation_speed import evaluation_speed, render_evaluation_speed
 
 from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults
 from detection_zoo.benchmarks.evaluation.coco_engines import evaluate_with
@@ -21,7 +22,6 @@ from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     score_coco,
     truth_of,
 )
-from detection_zoo.benchmarks.evaluation.speed import evaluation_speed, render_evaluation_speed
 from detection_zoo.zoo.data.coco_reader import CocoAnnotations
 from detection_zoo.zoo.errors import DatasetError
 

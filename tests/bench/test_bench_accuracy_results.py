@@ -8,6 +8,7 @@ import math
 import shutil
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -20,17 +21,13 @@ from detection_zoo.benchmarks.evaluation.accuracy import (
     write_submission,
 )
 from detection_zoo.benchmarks.evaluation.coco_columns import results_of
-from detection_zoo.benchmarks.evaluation.coco_results import (
-    detection_records,
-    read_results,
-    write_atomically,
-    write_results,
-)
+from detection_zoo.benchmarks.evaluation.coco_results import detection_records, read_results, write_results
 from detection_zoo.benchmarks.evaluation.voc_results import read_voc_results
 from detection_zoo.benchmarks.run.options import SweepOptions
 from detection_zoo.benchmarks.run.subject import Sources
 from detection_zoo.benchmarks.run.sweep import run_sweep
 from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.benchmarks.store import write_whole
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.shapes import make_shapes
@@ -269,12 +266,12 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "bbox.json"
     write_results(path, [GOOD])
 
-    def fails(part: Path) -> None:
-        part.write_text("half")
+    def fails(file: BinaryIO) -> None:
+        file.write(b"half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fails)
+        write_whole(path, fails)
     assert json.loads(path.read_text()) == [GOOD] and [p.name for p in path.parent.iterdir()] == ["bbox.json"]
 
 

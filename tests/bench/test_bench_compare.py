@@ -23,9 +23,10 @@ from detection_zoo.benchmarks.compare.paired import (
     planned_looks,
     ratio_of_blocks,
 )
-from detection_zoo.benchmarks.compare.record import Comparison, Pair, read_comparison, write_comparison
+from detection_zoo.benchmarks.compare.record import Comparison, Pair
 from detection_zoo.benchmarks.compare.text import comparison_text
 from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.benchmarks.store import read_record, write_record
 from detection_zoo.zoo.errors import ManifestError
 
 ROW = "mask_rcnn_vovnet27_tiny_fpn.demo"
@@ -184,13 +185,13 @@ def test_every_raw_sample_is_kept_in_order(found: Comparison) -> None:
 
 
 def test_a_comparison_is_stored_whole_and_read_again(found: Comparison, tmp_path: Path) -> None:
-    path = write_comparison(tmp_path, found)
-    assert read_comparison(path) == found
+    path = write_record(tmp_path, found)
+    assert read_record(path, Comparison) == found
     with pytest.raises(FileExistsError):
-        write_comparison(tmp_path, found)
+        write_record(tmp_path, found)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match="truncated"):
-        read_comparison(path)
+        read_record(path, Comparison)
 
 
 def test_the_text_says_what_a_reader_must_know(found: Comparison) -> None:

@@ -24,7 +24,7 @@ from detection_zoo.benchmarks.evaluation.ap_intervals import (
 from detection_zoo.benchmarks.evaluation.coco_evaluation import EvaluationPlan, columns_of, truth_of
 from detection_zoo.benchmarks.evaluation.subset_guard import refuse_naive_subset
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, StoredFile
-from detection_zoo.benchmarks.store import write_run
+from detection_zoo.benchmarks.store import write_record
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.errors import DatasetError
 
@@ -197,7 +197,7 @@ def test_detections_of_a_subset_are_never_measured_against_all_ground_truth(tmp_
         refuse_naive_subset(file, whole)
     refuse_naive_subset(file, whole, every_image=True)  # nobody but the asker can know
     some = PHOTOS.model_copy(update={"images": 20, "images_of_split": 60})
-    write_run(tmp_path / "runs", run_of("a.demo", {}, id="some-run", data=some))
+    write_record(tmp_path / "runs", run_of("a.demo", {}, id="some-run", data=some))
     with pytest.raises(DatasetError, match="20 of 60 images.*give --images 20"):
         refuse_naive_subset(file, whole, every_image=True)  # its record knows better
     file.write_text("[]")

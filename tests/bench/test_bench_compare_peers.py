@@ -17,11 +17,12 @@ from records import make_small_shapes
 from detection_zoo.benchmarks.compare.judging import accuracy_pair
 from detection_zoo.benchmarks.compare.match import compare
 from detection_zoo.benchmarks.compare.options import CompareOptions, Entrant
-from detection_zoo.benchmarks.compare.record import Comparison, read_comparison
+from detection_zoo.benchmarks.compare.record import Comparison
 from detection_zoo.benchmarks.compare.sides import unlike_rows
 from detection_zoo.benchmarks.evaluation.ap_intervals import paired_difference
 from detection_zoo.benchmarks.evaluation.classification import ImageHits, read_hits, write_classes
 from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.benchmarks.store import read_record
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.manifest import load_manifests
 
@@ -76,7 +77,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, str]:
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **home}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (folder / "comparisons").glob("*.json")
-    return read_comparison(path), done.stdout
+    return read_record(path, Comparison), done.stdout
 
 
 def test_all_three_ran_to_the_end(told: tuple[Comparison, str]) -> None:

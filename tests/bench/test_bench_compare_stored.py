@@ -17,7 +17,7 @@ from detection_zoo.benchmarks.compare.stored import (
 )
 from detection_zoo.benchmarks.compare.text import relative_text, stored_text
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Run, Telemetry
-from detection_zoo.benchmarks.store import write_run
+from detection_zoo.benchmarks.store import write_record
 from detection_zoo.zoo.errors import UnknownName
 
 A, B = "faster_rcnn_vovnet39_fpn_2x.vovnet", "faster_rcnn_resnet50_fpn_2x.vovnet"
@@ -189,7 +189,7 @@ def test_from_outside(tmp_path: Path) -> None:
     import sys
 
     for run in (timed(A, 50.0), timed(B, 40.0, spec=SPEC.model_copy(update={"batch_size": 8}))):
-        write_run(tmp_path / "runs", run)
+        write_record(tmp_path / "runs", run)
 
     def bench(*more: str) -> subprocess.CompletedProcess[str]:
         root = Path(__file__).resolve().parents[2]

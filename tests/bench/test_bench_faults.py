@@ -24,7 +24,7 @@ from detection_zoo.benchmarks.run.options import SweepOptions
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, open_data
 from detection_zoo.benchmarks.run.sweep import Sweep, keep, run_sweep, store_unsaved
 from detection_zoo.benchmarks.spec import BenchmarkSpec
-from detection_zoo.benchmarks.store import read_runs, write_run
+from detection_zoo.benchmarks.store import read_runs, write_record
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import load_manifests
 
@@ -118,7 +118,7 @@ FAULTS = [
 def test_a_sick_model_is_a_record_and_stops_nobody(tmp_path: Path, work, limits: dict, said: str) -> None:
     store = tmp_path / "runs"
     earlier = run_of("a.demo", {"model_ms": measured(1.0, "ms")})
-    write_run(store, earlier)
+    write_record(store, earlier)
     sweep = run_sweep(
         chosen_rows([SICK, LAST]),
         SPEC,
@@ -173,7 +173,7 @@ def sweep_on_a_small_disk(store: str, limit_bytes: int) -> None:
 
 def test_a_disk_that_fills_loses_no_record_and_stops_no_model(tmp_path: Path) -> None:
     store = tmp_path / "runs"
-    write_run(store, run_of("a.demo", {}))
+    write_record(store, run_of("a.demo", {}))
     code = f"import test_bench_faults as t; t.sweep_on_a_small_disk({str(store)!r}, 300)"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -15,7 +15,7 @@ from detection_zoo.benchmarks.ask.pick import Candidate, Wish, choose, text_of
 from detection_zoo.benchmarks.ask.select import permitted
 from detection_zoo.benchmarks.report.wide import overview
 from detection_zoo.benchmarks.spec import Run
-from detection_zoo.benchmarks.store import write_run
+from detection_zoo.benchmarks.store import write_record
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 
 SSDLITE, V39, V57 = (
@@ -100,7 +100,7 @@ def test_licences() -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    write_run(tmp_path / "runs", run(SSDLITE, 38.5, 5.0))
+    write_record(tmp_path / "runs", run(SSDLITE, 38.5, 5.0))
     ask = [
         "pick",
         "--max-ms",

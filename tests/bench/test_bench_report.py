@@ -16,7 +16,7 @@ import pytest
 from made_up_records import made_up_runs, made_up_timings
 from records import MACHINE, RANDOM, measured, run_of
 
-from detection_zoo.benchmarks.compare.record import read_comparison
+from detection_zoo.benchmarks.compare.record import Comparison
 from detection_zoo.benchmarks.report.export import source_tables
 from detection_zoo.benchmarks.report.figure_data import histories, panels, phase_bars
 from detection_zoo.benchmarks.report.generate import (
@@ -32,7 +32,7 @@ from detection_zoo.benchmarks.report.generate import (
 from detection_zoo.benchmarks.report.kernel_cases import KernelCase, read_timings, stored_timings
 from detection_zoo.benchmarks.report.wide import Overview, overview
 from detection_zoo.benchmarks.spec import Run, metric
-from detection_zoo.benchmarks.store import read_run, write_run
+from detection_zoo.benchmarks.store import read_record, write_record
 from detection_zoo.benchmarks.tabular import Link, Table, latex_text, render
 from detection_zoo.zoo.manifest import load_manifests
 
@@ -61,7 +61,11 @@ def tracked(*folders: str) -> list[Path]:
 
 
 def test_tracked_records_are_read() -> None:
-    readers = {"runs": read_run, "comparisons": read_comparison, "kernels": read_timings}
+    readers = {
+        "runs": read_record,
+        "comparisons": lambda path: read_record(path, Comparison),
+        "kernels": read_timings,
+    }
     for kind, read in readers.items():
         assert [read(path) for path in tracked(f"results/{kind}")]
 
@@ -87,7 +91,7 @@ def test_the_same_records_give_the_same_bytes_in_any_order_and_process(
     view: Overview, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     for run in view.runs[::-1]:
-        write_run(tmp_path / "runs", run)
+        write_record(tmp_path / "runs", run)
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "now.json").write_text(made_up_timings().model_dump_json())
     code = (  # importing torch would fail
@@ -321,7 +325,7 @@ def test_phase_bars_are_of_one_setting(view: Overview) -> None:
 def test_stale_files_are_found_and_mended(own_results: tuple[Path, Path, Path]) -> None:
     folder, readme, store = own_results
     readme.write_text("# Title\n<!-- table: vovnet -->\n<!-- end -->\n")
-    write_run(store, run_of(V39, {"model_ms": measured(20.0, "ms")}))
+    write_record(store, run_of(V39, {"model_ms": measured(20.0, "ms")}))
     make_report(store, folder, set(TRACKED))
 
     def found() -> list[str]:
@@ -339,7 +343,7 @@ def test_stale_files_are_found_and_mended(own_results: tuple[Path, Path, Path]) 
     assert found() == ["results/tables/old.md is made from nothing any more: delete it"]
     (folder / "tables" / "old.md").unlink()
     for run in two_of(30.0, started="2031-01-01T00:00:00+00:00"):
-        write_run(store, run)
+        write_record(store, run)
     assert {"results/tables/vovnet.md is stale", "README.md has stale blocks"} <= set(found())
     make_report(store, folder, set(TRACKED))
     assert found() == []
@@ -372,7 +376,7 @@ def test_wrong_usage_is_refused(arguments: list[str], said: str) -> None:
 
 
 def test_broken_records_are_told_and_stop_nothing(tmp_path: Path) -> None:
-    write_run(tmp_path, run_of(V39, {"box_ap": measured(1.0, "%")})).write_text("{")
+    write_record(tmp_path, run_of(V39, {"box_ap": measured(1.0, "%")})).write_text("{")
     problems = generate(stored_overview(tmp_path), {"md", "html"}).problems
     assert len(problems) == 1 and "truncated" in problems[0]
 

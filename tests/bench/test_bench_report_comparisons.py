@@ -13,13 +13,7 @@ from browser import Browser, Page
 from made_up_records import made_up_timings
 from records import MACHINE, PHOTOS, RANDOM, TRAINED, measured, run_of
 
-from detection_zoo.benchmarks.compare.record import (
-    Comparison,
-    Pair,
-    Side,
-    stored_comparisons,
-    write_comparison,
-)
+from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side, stored_comparisons
 from detection_zoo.benchmarks.report.comparisons import comparison_data, comparison_tables
 from detection_zoo.benchmarks.report.export import stored_tables
 from detection_zoo.benchmarks.report.generate import (
@@ -34,7 +28,7 @@ from detection_zoo.benchmarks.report.kernel_cases import kernel_tables, stored_t
 from detection_zoo.benchmarks.report.tables import tables_of
 from detection_zoo.benchmarks.report.wide import Overview, overview
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry, metric
-from detection_zoo.benchmarks.store import write_run
+from detection_zoo.benchmarks.store import write_record
 from detection_zoo.benchmarks.tabular import render
 from detection_zoo.zoo.manifest import load_manifests
 
@@ -223,13 +217,13 @@ def test_tones_are_in_the_models_favour_or_not() -> None:
 def test_the_newest_of_a_setting_is_shown_and_broken_files_are_told(tmp_path: Path) -> None:
     store, tmp_path = tmp_path / "runs", tmp_path / "comparisons"
     for started in ("2031-01-01T00:00:00+00:00", "2030-01-01T00:00:00+00:00"):
-        write_comparison(tmp_path, made_up(started))
+        write_record(tmp_path, made_up(started))
     other = made_up("2029-01-01T00:00:00+00:00", threads=2)
-    write_comparison(tmp_path, other)
+    write_record(tmp_path, other)
     strange = made_up(
         "2028-01-01T00:00:00+00:00", pairs=[made_up().pairs[0].model_copy(update={"metric": "quickness"})]
     )
-    write_comparison(tmp_path, strange)
+    write_record(tmp_path, strange)
     (tmp_path / "cut.json").write_text("{")
     found, problems = stored_comparisons(store)
     assert {one.started[:4] for one in found} == {"2031", "2029"}
@@ -242,7 +236,7 @@ def test_the_newest_of_a_setting_is_shown_and_broken_files_are_told(tmp_path: Pa
 
 
 def test_bench_table_prints_what_the_file_holds(tmp_path: Path, view: Overview) -> None:
-    write_comparison(tmp_path / "comparisons", made_up())
+    write_record(tmp_path / "comparisons", made_up())
     tables, problems = tables_of("comparisons", tmp_path / "runs")
     assert (
         problems == []
@@ -300,11 +294,11 @@ def test_stale_tables_of_comparisons_and_readme_blocks_are_found_and_mended(
 ) -> None:
     folder, readme, store = own_results
     readme.write_text("<!-- table: comparisons -->\n<!-- end -->\n<!-- table: kernels -->\n<!-- end -->\n")
-    write_run(store, run_of(V39, {"model_ms": measured(20.0, "ms")}))
+    write_record(store, run_of(V39, {"model_ms": measured(20.0, "ms")}))
     assert document_text(stored_overview(store), readme) == readme.read_text(), (
         "nothing is stored, nothing is shown"
     )
-    write_comparison(folder / "comparisons", made_up())
+    write_record(folder / "comparisons", made_up())
     made = {"tables/comparisons.md"}
     assert {f"results/{name} is missing" for name in made} | {"README.md has stale blocks"} <= set(
         stale_report(folder.parent)[0]
@@ -315,7 +309,7 @@ def test_stale_tables_of_comparisons_and_readme_blocks_are_found_and_mended(
         f"### {V39} and {V57}, {R50}" in readme.read_text()
         and (folder / "tables" / "comparisons.md").read_text() in readme.read_text()
     )
-    write_comparison(folder / "comparisons", made_up("2031-01-01T00:00:00+00:00"))
+    write_record(folder / "comparisons", made_up("2031-01-01T00:00:00+00:00"))
     assert {f"results/{name} is stale" for name in made} | {"README.md has stale blocks"} == set(
         stale_report(folder.parent)[0]
     )

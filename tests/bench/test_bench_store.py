@@ -18,14 +18,14 @@ from detection_zoo.benchmarks.compare.record import stored_comparisons
 from detection_zoo.benchmarks.report.kernel_cases import stored_timings
 from detection_zoo.benchmarks.spec import BenchmarkSpec, digest_of
 from detection_zoo.benchmarks.store import (
-    read_run,
+    read_record,
     read_runs,
     record_folders,
     results_folder,
     sealed,
     store_file,
     stored_runs,
-    write_run,
+    write_record,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,24 +40,24 @@ def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
             )
         },
     )
-    path = write_run(tmp_path / "deep" / "runs", run)
-    assert path.name == f"{run.id}.json" and read_run(path) == run
+    path = write_record(tmp_path / "deep" / "runs", run)
+    assert path.name == f"{run.id}.json" and read_record(path) == run
     assert read_runs(path.parent).runs == [run] and not read_runs(path.parent).problems
 
 
 def test_records_are_never_changed(tmp_path: Path) -> None:
     run = run_of("a.demo", {})
-    write_run(tmp_path, run)
+    write_record(tmp_path, run)
     with pytest.raises(FileExistsError, match="never changed"):
-        write_run(tmp_path, run.model_copy(update={"duration_s": 9.0}))
+        write_record(tmp_path, run.model_copy(update={"duration_s": 9.0}))
     assert read_runs(tmp_path).runs == [run]
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, 90, 200, -1])
 def test_a_cut_record_is_reported_and_stops_no_other(tmp_path: Path, keep: int) -> None:
     whole, cut = run_of("a.demo", {}), run_of("b.demo", {})
-    write_run(tmp_path, whole)
-    path = write_run(tmp_path, cut)
+    write_record(tmp_path, whole)
+    path = write_record(tmp_path, cut)
     path.write_bytes(path.read_bytes()[:keep])
     stored = read_runs(tmp_path)
     assert stored.runs == [whole]
@@ -65,13 +65,13 @@ def test_a_cut_record_is_reported_and_stops_no_other(tmp_path: Path, keep: int) 
 
 
 def test_an_edited_record_is_reported(tmp_path: Path) -> None:
-    path = write_run(tmp_path, run_of("a.demo", {"box_ap": measured(37.5, "%")}))
+    path = write_record(tmp_path, run_of("a.demo", {"box_ap": measured(37.5, "%")}))
     path.write_bytes(path.read_bytes().replace(b"37.5", b"47.5"))
     assert not read_runs(tmp_path).runs and "changed after it was written" in read_runs(tmp_path).problems[0]
 
 
 def test_a_record_under_another_name_and_an_unfinished_write_are_reported(tmp_path: Path) -> None:
-    path = write_run(tmp_path, run_of("a.demo", {}))
+    path = write_record(tmp_path, run_of("a.demo", {}))
     path.rename(tmp_path / "other.json")
     (tmp_path / ".x.json.12345678.part").write_bytes(b"{")
     problems = read_runs(tmp_path).problems
@@ -84,14 +84,14 @@ def test_a_record_under_another_name_and_an_unfinished_write_are_reported(tmp_pa
 
 def test_runs_are_sorted_by_time(tmp_path: Path) -> None:
     late, early = (run_of("a.demo", {}, started=f"2030-01-0{day}T00:00:00+00:00") for day in (2, 1))
-    write_run(tmp_path, late)
-    write_run(tmp_path, early)
+    write_record(tmp_path, late)
+    write_record(tmp_path, early)
     assert read_runs(tmp_path).runs == [early, late]
 
 
 def _write_many(folder: str, count: int) -> None:
     for _ in range(count):
-        write_run(Path(folder), run_of("a.demo", {"model_ms": measured(1.0, "ms", samples=[1.0] * 500)}))
+        write_record(Path(folder), run_of("a.demo", {"model_ms": measured(1.0, "ms", samples=[1.0] * 500)}))
 
 
 def test_several_writers_share_a_store(tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_several_writers_share_a_store(tmp_path: Path) -> None:
 def test_a_writer_killed_at_any_time_leaves_whole_records_only(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path[:0] = ['tests']; from pathlib import Path; from records import run_of,"
-        " measured; from detection_zoo.benchmarks.store import write_run\nwhile True:"
-        " print(write_run(Path(sys.argv[1]), run_of('a.demo', {'model_ms': measured(1.0, 'ms', samples=[0.1]"
+        " measured; from detection_zoo.benchmarks.store import write_record\nwhile True:"
+        " print(write_record(Path(sys.argv[1]), run_of('a.demo', {'model_ms': measured(1.0, 'ms', samples=[0.1]"
         " * 20000)})).name, flush=True)"
     )
     writer = subprocess.Popen(
@@ -127,14 +127,14 @@ def test_a_writer_killed_at_any_time_leaves_whole_records_only(tmp_path: Path) -
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_of("a.demo", {})
-    write_run(tmp_path, whole)
+    write_record(tmp_path, whole)
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_run(tmp_path, run_of("b.demo", {}))
+        write_record(tmp_path, run_of("b.demo", {}))
     assert [path.name for path in tmp_path.iterdir()] == [f"{whole.id}.json"]
 
 
@@ -175,7 +175,7 @@ def test_files_that_are_no_records_are_skipped_with_a_sentence(tmp_path: Path) -
         with (folder / "large.json").open("wb") as file:
             file.truncate(store.MOST_BYTES + 1)
     whole = run_of("a.demo", {})
-    write_run(tmp_path / "runs", whole)
+    write_record(tmp_path / "runs", whole)
     for kind, read in folders.items():
         records, problems = read(tmp_path / "runs")
         assert records == ([whole] if kind == "runs" else [])
@@ -203,8 +203,8 @@ def test_in_a_checkout_own_results_are_apart_from_tracked_ones(
     monkeypatch.chdir(tmp_path)
     assert results_folder() == tmp_path / "results" / "local"
     tracked, own = run_of("a.demo", {}), run_of("b.demo", {})
-    write_run(tmp_path / "results" / "runs", tracked)
-    write_run(results_folder() / "runs", own)
+    write_record(tmp_path / "results" / "runs", tracked)
+    write_record(results_folder() / "runs", own)
     assert {run.id for run in stored_runs().runs} == {tracked.id, own.id}
 
 

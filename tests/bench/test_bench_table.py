@@ -24,7 +24,7 @@ from detection_zoo.benchmarks.report.lines import measured_lines, published_line
 from detection_zoo.benchmarks.report.table import build_table
 from detection_zoo.benchmarks.report.tables import tables_of
 from detection_zoo.benchmarks.spec import Run
-from detection_zoo.benchmarks.store import write_run
+from detection_zoo.benchmarks.store import write_record
 from detection_zoo.benchmarks.tabular import Link, Table, render
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import (
@@ -348,7 +348,7 @@ def test_a_source_without_a_layout_shows_what_it_publishes(tmp_path: Path) -> No
 
 
 def test_tables_of_a_store_report_broken_records(tmp_path: Path) -> None:
-    write_run(tmp_path, run_of("nobody.knows", {})).write_text("{")
+    write_record(tmp_path, run_of("nobody.knows", {})).write_text("{")
     tables, problems = tables_of(None, tmp_path)
     assert not tables and len(problems) == 1
 
@@ -386,7 +386,7 @@ def test_a_metric_appears_everywhere_from_one_entry(tmp_path: Path) -> None:
             " tables = true }\n"
         )
     row = "faster_rcnn_vovnet39_fpn_2x.vovnet"
-    write_run(tmp_path / "results" / "runs", run_of(row, {"leaves": measured(12345.0, "per tree")}))
+    write_record(tmp_path / "results" / "runs", run_of(row, {"leaves": measured(12345.0, "per tree")}))
     code = """
 import sys
 from pathlib import Path

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from records import measured, run_of
 
-from detection_zoo.benchmarks.store import write_run
+from detection_zoo.benchmarks.store import write_record
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.plain import without_secrets
 
@@ -197,7 +197,7 @@ def test_secrets_and_escape_sequences_are_not_printed() -> None:
 
 def test_table_prints_records_of_a_store(tmp_path: Path) -> None:
     row = "faster_rcnn_vovnet39_fpn_2x.vovnet"
-    write_run(tmp_path, run_of(row, {"model_ms": measured(12.34, "ms")}))
+    write_record(tmp_path, run_of(row, {"model_ms": measured(12.34, "ms")}))
     done = bench("table", "vovnet", "--store", str(tmp_path), "--out", str(tmp_path / "table.md"))
     printed = bench("table", "vovnet", "--store", str(tmp_path), "--format", "markdown").stdout
     assert done.returncode == 0 and (tmp_path / "table.md").read_text() == printed

@@ -25,7 +25,7 @@ from PIL import Image
 from records import measured, run_of
 
 from detection_zoo.benchmarks.evaluation.coco_results import read_results
-from detection_zoo.benchmarks.store import read_runs, write_run
+from detection_zoo.benchmarks.store import read_runs, write_record
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.errors import ZooError
 from detection_zoo.zoo.importers.detectron_config import read_options
@@ -104,7 +104,9 @@ def read_rows(folder: Path) -> None:
 
 
 def a_record(folder: Path) -> str:
-    path = write_run(folder, run_of("faster_rcnn_vovnet39_fpn_2x.vovnet", {"model_ms": measured(20.0, "ms")}))
+    path = write_record(
+        folder, run_of("faster_rcnn_vovnet39_fpn_2x.vovnet", {"model_ms": measured(20.0, "ms")})
+    )
     return path.read_text()
 
 
