@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from detection_zoo.benchmarks.folders import RUNS
 from detection_zoo.benchmarks.spec import Run, StoredFile
 from detection_zoo.zoo import regular
-from detection_zoo.zoo.plain import first_problem
+from detection_zoo.zoo.errors import first_problem
 
 PROJECT_RESULTS = Path(__file__).resolve().parent.parent / "results"  # of a git checkout; tracked by git
 MOST_BYTES = 64 * 2**20  # maximum size of a record; the largest in results/ has 0.2 MB

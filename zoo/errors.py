@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from typing import Any
 
 if __name__ == "zoo.errors":  # in a checkout, under the folder's name: the errors are the same classes
     sys.modules[__name__] = importlib.import_module("detection_zoo.zoo.errors")
@@ -38,3 +39,9 @@ def in_one_line(error: ZooError | OSError) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror[:1].lower()}{error.strerror[1:]}"
     return str(error)
+
+
+def first_problem(error: Any) -> str:
+    """The first error of a pydantic ValidationError: "field a.b: what is wrong"."""
+    first = error.errors()[0]
+    return f"field {'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 # control characters but tab and newline, separators and direction marks that hide text, what XML forbids
 UNPRINTABLE = re.compile(
@@ -29,9 +28,3 @@ def one_line(text: str) -> str:
 def without_secrets(text: str) -> str:
     """The text with user names, passwords and tokens of addresses replaced by ***."""
     return SECRET_IN_ADDRESS.sub(r"\1***", USER_IN_ADDRESS.sub(r"\1***@", text))
-
-
-def first_problem(error: Any) -> str:
-    """The first error of a pydantic ValidationError: "field a.b: what is wrong"."""
-    first = error.errors()[0]
-    return f"field {'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from detection_zoo.zoo.errors import ManifestError, UnknownName
+from detection_zoo.zoo.errors import ManifestError, UnknownName, first_problem
 from detection_zoo.zoo.manifest import MANIFEST_FOLDER, MetricSource, ModelEntry, Strict, read_toml
-from detection_zoo.zoo.plain import first_problem
 from detection_zoo.zoo.registry import did_you_mean
 
 LAYOUT_FOLDER = MANIFEST_FOLDER / "tables"
