@@ -16,10 +16,11 @@ LISTS = ("weights", "published")  # of a template, one table: fields of every it
 def expand_rows(document: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     """The rows of a manifest file with what they take from its shared tables filled in.
 
-    A row's own fields win over the templates that it `extends` (the last one named first), those over
-    `[defaults]`; a field is taken or replaced whole. `weights` and `published` of a template give fields to
-    every item of those lists. A weight's `path` stands below each address of `mirrors`; `{title}` in text is
-    the row's title, `{url}` in `md5_url` the first address.
+    A row's own fields win over the templates that it `extends` (the last one named first), those over the
+    templates that these extend, and those over `[defaults]`; a field is taken or replaced whole. `weights`
+    and `published` of a template give fields to every item of those lists. A weight's `path` is relative to
+    each address of `mirrors`. In text, `{title}` is the row's title, `{row}` its name without the source;
+    `{url}` in `md5_url` is the first address.
 
     Args:
         document: of a TOML file.
@@ -56,8 +57,8 @@ def _check_shared(document: dict[str, Any], path: Path) -> None:
 
 
 def _expanded(row: dict[str, Any], document: dict[str, Any], where: str) -> dict[str, Any]:
-    names = row.get("extends", [])
-    bases = [document.get("defaults", {}), *_templates(names, document.get("template", {}), where)]
+    templates = document.get("template", {})
+    bases = [document.get("defaults", {}), *_templates(row.get("extends", []), templates, where)]
     merged: dict[str, Any] = {}
     for table in (*bases, row):
         merged |= {field: value for field, value in table.items() if field not in (*LISTS, "extends")}
@@ -67,10 +68,11 @@ def _expanded(row: dict[str, Any], document: dict[str, Any], where: str) -> dict
         elif items:
             shared = {k: v for base in bases for k, v in base.get(field, {}).items()}
             merged[field] = [{**shared, **item} for item in items]
-    title = str(merged.get("title", ""))
-    merged = {field: _titled(value, title) for field, value in merged.items() if field != "title"} | (
-        {"title": merged["title"]} if "title" in merged else {}
-    )
+    texts = {"{title}": str(merged.get("title", "")), "{row}": str(merged.get("name", "")).rpartition(".")[0]}
+    merged = {
+        field: value if field in ("name", "title") else _filled(value, texts)
+        for field, value in merged.items()
+    }
     if isinstance(weights := merged.get("weights"), list):
         mirrors = document.get("mirrors", [])
         merged["weights"] = [
@@ -79,23 +81,31 @@ def _expanded(row: dict[str, Any], document: dict[str, Any], where: str) -> dict
     return merged
 
 
-def _templates(names: Any, known: dict[str, Any], where: str) -> Iterable[dict[str, Any]]:
+def _templates(
+    names: Any, known: dict[str, Any], where: str, seen: tuple[str, ...] = ()
+) -> Iterable[dict[str, Any]]:
+    """The templates of these names, each after the ones that it extends."""
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ManifestError(f"{where}: field extends: is {names!r:.80}, expected names of templates")
     for name in names:
         if name not in known:
             raise ManifestError(f"{where}: field extends: unknown {name!r}: {did_you_mean(str(name), known)}")
+        if name in seen:
+            raise ManifestError(f"{where}: template {name!r} extends itself: {' -> '.join((*seen, name))}")
+        yield from _templates(known[name].get("extends", []), known, where, (*seen, name))
         yield known[name]
 
 
-def _titled(value: Any, title: str) -> Any:
+def _filled(value: Any, texts: dict[str, str]) -> Any:
+    """The value with placeholders replaced in all its texts."""
     if isinstance(value, str):
-        return value.replace("{title}", title)
-    if isinstance(value, list):
-        return [_titled(item, title) for item in value]
-    if isinstance(value, dict):
-        return {key: _titled(item, title) for key, item in value.items()}
+        for placeholder, text in texts.items():
+            value = value.replace(placeholder, text)
+    elif isinstance(value, list):
+        return [_filled(item, texts) for item in value]
+    elif isinstance(value, dict):
+        return {key: _filled(item, texts) for key, item in value.items()}
     return value
 
 

@@ -449,10 +449,14 @@ detector = { name = "faster_rcnn" }
 conventions = "plain"
 source_config = "configs/{title}.yaml"
 
+[template.wide]
+extends = "fpn"
+source_config = "configs/{row}.yaml"
+
 [[model]]
 name = "one.shared"
 title = "One"
-extends = "fpn"
+extends = "wide"
 backbone = { name = "resnet50" }
 weights = [{ path = "one.pth", md5_url = "{url}.md5" }, { urls = ["https://x.example/y.pth"], holds = "imagenet" }]
 
@@ -472,7 +476,8 @@ def test_rows_take_what_their_file_shares(folder: Path) -> None:
     (folder / "ours.toml").write_text(text)
     read = read_manifests(folder)
     one, two = read.entry("one.shared"), read.entry("two.shared")
-    assert (one.classes, two.classes) == (3, 5) and one.source_config == "configs/One.yaml"
+    assert (one.classes, two.classes) == (3, 5) and one.source_config == "configs/one.yaml"
+    assert two.source_config == "configs/Two.yaml"
     assert one.neck.arguments == {"channels": 64} and two.neck.arguments == {}, "a field is replaced whole"
     assert one.weights[0].urls == ["https://one.example/one.pth", "https://two.example/one.pth"]
     assert one.weights[0].md5_url == "https://one.example/one.pth.md5"
@@ -482,9 +487,10 @@ def test_rows_take_what_their_file_shares(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('extends = "fpn"', 'extends = "fpm"', "row 1: field extends: unknown 'fpm': did you mean 'fpn'"),
+        ('extends = "wide"', 'extends = "widr"', "row 1: field extends: unknown 'widr': did you mean 'wide'"),
         ('mirrors = ["https://one.example/", "https://two.example/"]', "", "weights.path: needs `mirrors`"),
         ("[template.fpn]", "[templates.fpn]", "only [[model]] tables"),
+        ("[template.fpn]", '[template.fpn]\nextends = "wide"', "'wide' extends itself: wide -> fpn -> wide"),
     ],
 )
 def test_shared_fields_that_cannot_be_meant(folder: Path, old: str, new: str, said: str) -> None:
