@@ -191,6 +191,11 @@ class BenchmarkSpec(Strict):
         return self.model_copy(update={"groups": tuple(group for group in METRIC_GROUPS if group in wanted)})
 
     @property
+    def precision_text(self) -> str:
+        """The data type, and TF32 if it is allowed."""
+        return self.dtype + (" with TF32" if self.tf32 else "")
+
+    @property
     def path_note(self) -> str:
         """Suffix of the precision in tables: ", fast path", or the engine's name; empty for eager."""
         if self.exported is not None:
@@ -235,6 +240,16 @@ class Environment(Strict):
         default_factory=dict, description="fields that could not be determined, and why"
     )
 
+    @property
+    def commit_text(self) -> str:
+        """Commit and whether there were changes, for notes; empty outside a git checkout."""
+        return f"commit {self.commit[:10]}{' with changes' if self.dirty else ''}" if self.commit else ""
+
+    @property
+    def threads_text(self) -> str:
+        """Number of CPU threads per operator, for notes."""
+        return counted(self.threads, "thread")
+
 
 class WeightsIdentity(Strict):
     """Which weights a model used."""
@@ -254,6 +269,11 @@ class WeightsIdentity(Strict):
         name = f" ({self.file})" if self.file else ""
         made_up = ", made from tensor names: accuracy is meaningless" if self.made_up else ""
         return f"{self.kind} {self.digest[:12]}{name}{made_up}"
+
+    @property
+    def short(self) -> str:
+        """Kind, and for trained weights the first digits of the hash."""
+        return self.kind if self.made_up else f"{self.kind} {self.digest[:12]}"
 
     @property
     def made_up(self) -> bool:
@@ -363,7 +383,12 @@ class Run(Strict):
 
 def hardware(name: str, threads: int, device: str) -> str:
     """Name the hardware that a time depends on: a GPU by name, a CPU by name and threads."""
-    return name if device == "cuda" else f"{name}, {threads} thread{'' if threads == 1 else 's'}"
+    return name if device == "cuda" else f"{name}, {counted(threads, 'thread')}"
+
+
+def counted(number: int, thing: str) -> str:
+    """Return "1 thread", "2 threads"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def run_key(

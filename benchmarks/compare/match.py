@@ -23,7 +23,7 @@ from detection_zoo.benchmarks.measure.telemetry import watching
 from detection_zoo.benchmarks.run.isolation import ALLOCATOR_NOTE
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import identify_weights
-from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry
+from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry, counted
 from detection_zoo.benchmarks.store import new_id
 from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.errors import DatasetError
@@ -287,20 +287,15 @@ def _file_name(label: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in label)
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
 def _protocol(match: _Match) -> str:
     options, images = match.options, match.states[match.reference].about.get("timed_images", 0)
-    threads = f"{_count(options.threads, 'thread')} per operator"
+    threads = f"{counted(options.threads, 'thread')} per operator"
     where = f"{threads}, {ALLOCATOR_NOTE}" if match.spec.device == "cpu" else "on one GPU in turn"
-    at_once = (
-        f"{_count(len(match.looks), 'look')} and {_count(len(match.states) - 1, 'comparison')} of each metric"
-    )
+    looks, pairs = counted(len(match.looks), "look"), counted(len(match.states) - 1, "comparison")
     return (
         f"{len(match.orders)} blocks of {options.rounds} rounds after {options.warm_up} rounds of warm-up;"
         " fresh processes in each block; in a round every model runs the same"
         f" {match.per_turn * match.spec.batch_size} of {images} images, in random order; {where}. Ratios:"
-        f" Hodges-Lehmann in a block, Student's t over blocks; joint 95 % intervals over {at_once}"
+        " Hodges-Lehmann in a block, Student's t over blocks; joint 95 % intervals over"
+        f" {looks} and {pairs} of each metric"
     )

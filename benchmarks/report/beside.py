@@ -1,4 +1,5 @@
-"""What lies beside the records, for the page: AP by class of stored detections, drawn pictures. No torch."""
+"""Files next to the records, for the HTML page: AP per class of stored detections, pictures with detections.
+Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,16 +11,16 @@ from pathlib import Path
 
 from detection_zoo.benchmarks.spec import Run
 
-DETECTIONS, ACCURACY = "detections", "accuracy"  # folder beside the runs; name of the file in a run's record
-PICTURES, SUFFIXES = "pictures", (".jpg", ".jpeg", ".png")  # folder beside the runs, with one folder a row
-MOST_PICTURES, SIDE = 8, 640  # of a row; longest side in pixels
+DETECTIONS, ACCURACY = "detections", "accuracy"  # sibling folder of the runs; key of the file in a record
+PICTURES, SUFFIXES = ("pictures", (".jpg", ".jpeg", ".png"))  # sibling of the runs, one folder per row
+MOST_PICTURES, SIDE = 8, 640  # maximum per row; longer side in pixels
 
 
 def class_accuracies(store: Path, runs: Iterable[Run]) -> dict[str, dict[str, float]]:
-    """AP of each class in percent, the best first, by the id of the run; of runs whose detections are there.
+    """Return run ID -> class -> AP in percent, best first, for runs with stored detections.
 
     Args:
-        store: folder of runs. runs: its records.
+        store: folder of runs. runs: the records in it.
     """
     found = {}
     for run in runs:
@@ -33,17 +34,17 @@ def class_accuracies(store: Path, runs: Iterable[Run]) -> dict[str, dict[str, fl
                 (name, float(next(iter(values.values())))) for name, values in per_class.items() if values
             ]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # a damaged file costs the page this list; `bench.py evaluate` makes it again
+            continue  # the page omits this list; `bench.py evaluate` writes the file again
         found[run.id] = dict(sorted(pairs, key=lambda pair: -pair[1]))
     return found
 
 
 def row_pictures(store: Path, rows: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
-    """Pictures of a row's detections as (name, data address), those that `bench.py detect` wrote to
-    pictures/ROW beside the runs.
+    """Return row -> pictures as (name, data URL), as `bench.py detect` wrote them to pictures/ROW next to the
+    runs.
 
     Args:
-        store: folder of runs. rows: names.
+        store: folder of runs. rows: names of rows.
     """
     found = {}
     for row in rows:

@@ -1,5 +1,5 @@
-"""Blocks of documents: the text between `<!-- table: NAME -->` and `<!-- end -->` is made from records,
-again and again. No torch."""
+"""Generated blocks of Markdown documents: the text between `<!-- table: NAME -->` and `<!-- end -->`. Does
+not import torch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ MARKER = re.compile(r"^[ \t]*<!-- *(?:table: *\S+|end) *-->[ \t]*$", re.MULTILIN
 
 
 def block_names(text: str) -> list[str]:
-    """Names of the blocks of a text, in their order."""
+    """Return the names of the blocks of a text, in order."""
     return [found["name"] for found in BLOCK.finditer(text)]
 
 
 def renew_blocks(text: str, render: Callable[[str], str], where: str) -> str:
-    """The text with every block's inside made anew, everything else untouched.
+    """Return the text with the content of every block replaced.
 
     Args:
-        text: Markdown with markers, each alone on its line.
-        render: a block's name -> its Markdown; raises what it raises for a name it does not know.
-        where: the file, for messages.
+        text: Markdown; each marker is on its own line.
+        render: returns the Markdown of a block from its name; its exceptions for unknown names are passed on.
+        where: name of the file, for messages.
 
     Raises:
-        ValueError: a marker without its partner, or one inside another block.
+        ValueError: a start or end marker is missing, or blocks are nested.
     """
     paired = sum(len(MARKER.findall(found.group())) for found in BLOCK.finditer(text))
     if len(MARKER.findall(text)) != paired or paired != 2 * len(block_names(text)):

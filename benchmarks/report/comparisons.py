@@ -1,5 +1,5 @@
-"""Stored comparisons as tables: a model a line, its ratio to the reference with interval and verdict in each
-metric's column. No torch."""
+"""Stored comparisons as tables: one line per model, one column per metric with verdict, ratio to the
+reference and interval. Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,72 +8,75 @@ from typing import Any
 from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side
 from detection_zoo.benchmarks.compare.text import notes, ratio_cells
 from detection_zoo.benchmarks.folders import COMPARISONS
-from detection_zoo.benchmarks.spec import metric
+from detection_zoo.benchmarks.spec import counted, metric
 from detection_zoo.benchmarks.tabular import Notes, Table
 
 
 def comparison_tables(comparisons: list[Comparison]) -> list[Table]:
-    """A table a comparison, in the order given."""
+    """One table per comparison, in the given order."""
     return [_table(one) for one in comparisons]
 
 
 def _table(one: Comparison) -> Table:
-    reference, *others = one.sides
-    columns = _columns(one)
-    first = [
-        reference.label,
-        _weights(reference),
-        *(metric(name).format(pair.values[0]) for name, pair in columns.items()),
-    ]
-    pairs, marks = {(pair.other, pair.metric): pair for pair in one.pairs}, Notes()
+    data, marks = comparison_data(one), Notes()
     rows = [
-        [side.label, _weights(side), *(_cell(pairs.get((side.label, name)), side, marks) for name in columns)]
-        for side in others
+        [row["model"], row["weights"], *(_cell(cell, marks) for cell in row["cells"])] for row in data["rows"]
     ]
     lead = [
         "The first line is the reference.",
         "Other lines: verdict, ratio to the reference (AP and top-1: difference), its interval, value.",
         f"Times by the other clock, and full precision, are in {COMPARISONS}.csv.",
     ]
-    footnotes = [*lead, circumstances(one), *notes(one), *marks.lines()]
     return Table(
-        ["Model", "Weights", *_heads(columns)],
-        [first, *rows],
-        footnotes,
+        ["Model", "Weights", *data["heads"]],
+        rows,
+        [*lead, data["circumstances"], *data["notes"], *marks.lines()],
         COMPARISONS,
-        _title(one),
+        data["title"],
         [_record(one, pair) for pair in one.pairs],
         flat=True,
     )
 
 
+def _cell(cell: dict[str, str], marks: Notes) -> str:
+    """A cell of the page's data as text: the value of the reference; verdict, ratio and value of another
+    model; or a dash with the reason."""
+    if "why" in cell:
+        return "-" + marks.mark(cell["why"])
+    if "verdict" not in cell:
+        return cell["own"]
+    ratio = marks.mark(cell["note"]) if cell["value"] == "-" else f" {cell['value']} ({cell['interval']})"
+    return f"{cell['verdict']}{ratio}, {cell['own']}"
+
+
 def comparison_data(one: Comparison) -> dict[str, Any]:
-    """What the page shows of a comparison, in plain values."""
+    """The data of a comparison for the page, as plain values."""
     reference, *others = one.sides
     columns = _columns(one)
     pairs = {(pair.other, pair.metric): pair for pair in one.pairs}
-    own = [{"own": metric(name).format(pair.values[0])} for name, pair in columns.items()]
-    first = {"model": reference.label, "weights": _weights(reference), "cells": own}
-    rest = [
-        {
-            "model": side.label,
-            "weights": _weights(side),
-            "cells": [_shown(pairs.get((side.label, name)), side) for name in columns],
-        }
-        for side in others
-    ]
+    cells = {reference.label: [{"own": metric(n).format(pair.values[0])} for n, pair in columns.items()]}
+    for side in others:
+        cells[side.label] = [_shown(pairs.get((side.label, name)), side) for name in columns]
     return {
-        "title": _title(one),
+        "title": f"{reference.label} and {', '.join(side.label for side in others)}",
         "circumstances": circumstances(one),
-        "heads": _heads(columns),
-        "rows": [first, *rest],
+        "heads": [f"{metric(name).title} ({pair.unit})" for name, pair in columns.items()],
+        "rows": [
+            {
+                "model": side.label,
+                "weights": side.weights.short if side.weights else "-",
+                "cells": cells[side.label],
+            }
+            for side in one.sides
+        ],
         "notes": notes(one),
     }
 
 
 def _shown(pair: Pair | None, side: Side) -> dict[str, str]:
     if pair is None:
-        return {"why": _why_not(side)}
+        failed = side.status == "failed"
+        return {"why": "the model failed" if failed else "not measured for both models"}
     value, interval = ratio_cells(pair)
     return {
         "own": metric(pair.metric).format(pair.values[1]),
@@ -86,64 +89,25 @@ def _shown(pair: Pair | None, side: Side) -> dict[str, str]:
 
 
 def _tone(pair: Pair) -> str:
-    """Whether the verdict is in the model's favour: good, bad, same or open."""
+    """Whether the verdict favours the model: good, bad, same, or open (undecided)."""
     if pair.verdict in ("SAME", "UNDECIDED"):
         return "same" if pair.verdict == "SAME" else "open"
     more = pair.verdict in ("SLOWER", "HIGHER")
     return "good" if more == (metric(pair.metric).better == "higher") else "bad"
 
 
-def _title(one: Comparison) -> str:
-    reference, *others = one.sides
-    return f"{reference.label} and {', '.join(side.label for side in others)}"
-
-
-def _heads(columns: dict[str, Pair]) -> list[str]:
-    return [f"{metric(name).title} ({pair.unit})" for name, pair in columns.items()]
-
-
-def _why_not(side: Side) -> str:
-    return "the model failed" if side.status == "failed" else "not measured for both models"
-
-
 def _columns(one: Comparison) -> dict[str, Pair]:
-    """Metrics in columns: the one that decides first, accuracy, times by its clock only, memory."""
-    own_clock = (
-        (lambda name: name.endswith("_cpu_ms"))
-        if one.clock == "processor"
-        else (lambda name: not name.endswith("_cpu_ms"))
-    )
-    shown = [pair for pair in one.pairs if pair.unit != "ms" or own_clock(pair.metric)]
+    """Metric -> first pair, in column order: the deciding metric, accuracy, times by the deciding clock,
+    memory."""
+    cpu = one.clock == "processor"
+    shown = [pair for pair in one.pairs if pair.unit != "ms" or pair.metric.endswith("_cpu_ms") == cpu]
     return {
         pair.metric: pair for pair in sorted(shown, key=lambda pair: (not pair.decides, pair.unit != "%"))
     }
 
 
-def _cell(pair: Pair | None, side: Side, marks: Notes) -> str:
-    if pair is None:
-        return "-" + marks.mark(_why_not(side))
-    value, interval = ratio_cells(pair)
-    own = metric(pair.metric).format(pair.values[1])
-    return (
-        f"{pair.verdict} {value} ({interval}), {own}"
-        if pair.value is not None
-        else f"{pair.verdict}{marks.mark(pair.note)}, {own}"
-    )
-
-
-def _weights(side: Side) -> str:
-    weights = side.weights
-    return (
-        "-"
-        if weights is None
-        else weights.kind
-        if weights.made_up
-        else f"{weights.kind} {weights.digest[:12]}"
-    )
-
-
 def circumstances(one: Comparison) -> str:
-    """Machine, clock, date, software and images of a comparison, in a sentence."""
+    """Return one note: machine, clock, date, software and images of a comparison."""
     side = next((side for side in one.sides if side.environment and side.data), one.sides[0])
     env, data = side.environment, side.data
     parts = [
@@ -152,15 +116,11 @@ def circumstances(one: Comparison) -> str:
         f"begun {one.started}",
     ]
     if one.threads is not None:
-        parts.insert(1, f"{one.threads} thread{'' if one.threads == 1 else 's'} per operator")
+        parts.insert(1, f"{counted(one.threads, 'thread')} per operator")
     if env:
         parts.append(f"torch {env.packages.get('torch', 'unknown')}, Python {env.python}")
-        parts.append(
-            f"commit {env.commit[:10]}{' with changes' if env.dirty else ''}"
-            if env.commit
-            else "commit unknown"
-        )
-    parts.append(f"{one.spec.dtype}{' with TF32' if one.spec.tf32 else ''}, batch {one.spec.batch_size}")
+        parts.append(env.commit_text or "commit unknown")
+    parts.append(f"{one.spec.precision_text}, batch {one.spec.batch_size}")
     if data:
         subset = f", the first {data.images} of {data.images_of_split} images" if data.is_subset else ""
         timed = min(one.spec.timed_images, data.images)
@@ -172,7 +132,7 @@ def circumstances(one: Comparison) -> str:
 
 
 def _record(one: Comparison, pair: Pair) -> dict[str, Any]:
-    """A pair as flat data."""
+    """A pair as one flat record, for CSV and JSON."""
     rows = {side.label: side.row for side in one.sides}
     low, high = pair.interval or (None, None)
     env = next((side.environment for side in one.sides if side.environment), None)

@@ -1,5 +1,4 @@
-"""What each figure shows, as plain data: panels of points, bars of phases, histories. No torch, no
-matplotlib."""
+"""Data of the figures: panels of points, bars of phases, histories. Imports neither torch nor matplotlib."""
 
 from __future__ import annotations
 
@@ -27,14 +26,14 @@ PARTS = {
     "rpn_ms": "RPN",
     "heads_ms": "heads",
     "forward_rest_ms": "rest",
-}  # of the forward phase, timed apart
+}  # of the forward phase, timed in separate passes
 MOST_PANELS, MOST_BARS, MOST_HISTORIES = 4, 24, 6
 COMMIT_DIGITS = 7
 
 
 @dataclass(frozen=True)
 class Dot:
-    """One line of the wide table in a plot."""
+    """One point of a plot: a line of the wide table."""
 
     label: str
     detector: str
@@ -46,7 +45,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines of one setting, which may be compared with each other."""
+    """Points of one setting, which are comparable."""
 
     title: str
     kind: str
@@ -57,8 +56,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Bar:
-    """Median milliseconds of each phase of one line, and of each part of its forward phase where those were
-    timed."""
+    """Median time of each phase of one line, and of each part of its forward phase if measured, in ms."""
 
     label: str
     phases: dict[str, float]
@@ -66,7 +64,8 @@ class Bar:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The forward phase's milliseconds shared out as its parts' own passes share them."""
+        """The time of the forward phase, divided in proportion to the times of its parts in separate
+        passes."""
         total = sum(self.parts.values())
         return (
             {name: self.phases["forward_ms"] * value / total for name, value in self.parts.items()}
@@ -77,7 +76,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Ratios:
-    """How many times as fast as a peer's our operators are on one device."""
+    """Speed-up of our operators over a peer's on one device."""
 
     title: str
     names: tuple[str, ...]
@@ -86,7 +85,7 @@ class Ratios:
 
 @dataclass(frozen=True)
 class History:
-    """One metric of one row in one setting, commit by commit."""
+    """One metric of one row in one setting, per commit."""
 
     title: str
     metric: str
@@ -95,8 +94,8 @@ class History:
 
 
 def panels(view: Overview, x: Metric) -> tuple[list[Panel], int]:
-    """The settings with the most lines that have x and an accuracy, measured ones first, and how many
-    settings were left out."""
+    """Return a panel for each of the settings with most lines that have x and an accuracy, measured settings
+    first; and the number of omitted settings."""
     accuracies = [metric for metric in view.quantities.values() if metric.accuracy]
     groups: dict[tuple[str, ...], list[WideLine]] = {}
     for line in view.lines:
@@ -115,7 +114,7 @@ def panels(view: Overview, x: Metric) -> tuple[list[Panel], int]:
 
 
 def _panel(lines: list[WideLine], x: Metric, accuracies: list[Metric]) -> Panel:
-    """A panel of the accuracy that most of its lines have, of equals the first."""
+    """Return a panel with the accuracy metric that most lines have; the first one if equal."""
     have = Counter(metric.name for line in lines for metric in accuracies if line.point(metric))
     y = max(accuracies, key=lambda metric: have[metric.name])
     both = [(line, line.point(x), point) for line in lines if (point := line.point(y))]
@@ -144,13 +143,13 @@ def _label(line: WideLine) -> str:
 
 
 def detector(line: WideLine) -> str:
-    """The family a line is coloured by."""
+    """Return the detector family, which sets the colour."""
     return line.entry.detector.name.split(".")[0] if line.entry.detector else "classifier"
 
 
 def phase_bars(view: Overview) -> tuple[str, list[Bar], int]:
-    """Phases of the setting with the most lines that have them: its title, the bars, slowest first, and how
-    many lines were left out."""
+    """Return the phases of the setting with most measured phases: its title, the bars (slowest first), and
+    the number of omitted lines."""
     timed = [line for line in view.lines if line.kind == "measured" and "forward_ms" in line.metrics()]
     if not timed:
         return "", [], 0
@@ -171,7 +170,7 @@ def phase_bars(view: Overview) -> tuple[str, list[Bar], int]:
 
 
 def kernel_ratios(view: Overview) -> list[Ratios]:
-    """Ratios of every device whose operators were timed beside a peer's."""
+    """Return the ratios for each device on which operators were timed with a peer's."""
     found = []
     for timings in view.kernels:
         cases = [
@@ -186,8 +185,8 @@ def kernel_ratios(view: Overview) -> list[Ratios]:
 
 
 def histories(runs: Iterable[Run], metric: str = "model_ms") -> tuple[list[History], int]:
-    """Rows whose metric was measured at two commits or more in one setting with the same weights; those with
-    the most runs, and how many were left out."""
+    """Return the histories with most runs, for rows measured at two or more commits in one setting with the
+    same weights; and the number of omitted histories."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.started, run.id)):
         if metric in run.measurements and run.environment and run.environment.commit:

@@ -1,5 +1,5 @@
-"""Everything in a results folder, and in the blocks of documents, that is made from records: written anew, or
-compared with what is there. No torch."""
+"""Generate or check all files of a results folder, and all blocks of documents, that are computed from
+records. Does not import torch."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ PROJECT = PROJECT_RESULTS.parent
 FORMATS = (*SUFFIX, "svg", "png", "html")
 FIGURES = {"svg", "png"}
 PAGE = "report.html"
-TRACKED = {"md"}  # formats that git tracks in the checkout's results/; others are made in seconds
+TRACKED = {"md"}  # formats that are tracked by git in results/
 UNTRACKED = {f"tables/{WIDE}.md"}  # large
 
 
 @dataclass
 class Generated:
-    """Files by their path below the folder they belong to, and what was wrong in the store."""
+    """Content of files by path below the output folder, and problems of the store."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
 def stored_overview(store: Path | None = None, manifests: Manifests | None = None) -> Overview:
-    """Every line of the manifests and of a store, with the comparisons and operators' timings beside it.
+    """Return all lines of the manifests and of a store, with its comparisons and operator timings.
 
     Args:
         store: folder of runs; None: ./results/runs.
@@ -61,8 +61,8 @@ def stored_overview(store: Path | None = None, manifests: Manifests | None = Non
 
 
 def generate(view: Overview, formats: set[str]) -> Generated:
-    """Make every table, figure and page of these formats; where matplotlib or jinja2 is not installed, what
-    needs it is left out and becomes a problem."""
+    """Generate every table, figure and page in these formats; if matplotlib or jinja2 is not installed, the
+    files that need it are omitted and a problem is added."""
     made = Generated(problems=list(view.problems))
     for part, what in ((table_files, "tables"), (_figures, "figures"), (_page, "the page")):
         try:
@@ -91,14 +91,14 @@ def _page(view: Overview, formats: set[str]) -> dict[str, bytes]:
 
 
 def documents(root: Path) -> list[Path]:
-    """The Markdown files of a checkout that have blocks made from records."""
+    """Return the Markdown files of a checkout that have generated blocks."""
     every = [root / "README.md", root / "results" / "README.md", *sorted((root / "docs").rglob("*.md"))]
     return [path for path in every if path.is_file() and MARKER.search(path.read_text(encoding="utf-8"))]
 
 
 def document_text(view: Overview, path: Path) -> str:
-    """A document with its blocks made anew; raises ManifestError for a block that is no table, ValueError for
-    broken markers."""
+    """Return a document with its blocks generated again; raises ManifestError for an unknown table,
+    ValueError for invalid markers."""
     stored = stored_tables(view) | {HEADLINE: [headline_table(view)], BESIDE: [beside_table(view)]}
 
     def render(name: str) -> str:
@@ -109,8 +109,7 @@ def document_text(view: Overview, path: Path) -> str:
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> list[Path]:
-    """Write files below a folder, each atomically; those that are the same already are left alone.
-    Returns every file's path."""
+    """Write files below a folder, each atomically, unless they are up to date; return all paths."""
     for name, content in files.items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != content:
@@ -123,12 +122,12 @@ def make_report(store: Path | None, out: Path | None, formats: set[str]) -> tupl
 
     Args:
         store: folder of runs; None: ./results/runs.
-        out: folder to write into; None: ./results. For the checkout's own results/, the blocks of its
-            documents are made anew too.
+        out: output folder; None: ./results. For results/ of the checkout, the blocks of its documents are
+            updated too.
         formats: of FORMATS.
 
     Returns:
-        The files, written or left as they were, and what was wrong in the store.
+        The paths of all files, and the problems of the store.
     """
     view = stored_overview(store)
     made, folder = generate(view, formats), out or results_folder()
@@ -140,8 +139,8 @@ def make_report(store: Path | None, out: Path | None, formats: set[str]) -> tupl
 
 
 def stale_report(root: Path = PROJECT) -> tuple[list[str], list[str]]:
-    """What in a checkout's tracked results and documents is not what its tracked records and manifests say, a
-    sentence each; and what is wrong with its records."""
+    """Return a message for each tracked result or document that differs from the one generated from the
+    tracked records and manifests; and the problems of the records."""
     folder = root / "results"
     view = stored_overview(folder / RUNS, read_manifests(root / "manifests"))
     view.layouts = read_layouts(root / "manifests" / "tables")
@@ -153,7 +152,7 @@ def stale_report(root: Path = PROJECT) -> tuple[list[str], list[str]]:
         and not ((folder / name).is_file() and (folder / name).read_bytes() == content)
     ]
     sentences += [
-        f"results/{name} is made from nothing any more: delete it"
+        f"results/{name} is not generated any more: delete it"
         for path in sorted((folder / "tables").glob("*.md"))
         if (name := path.relative_to(folder).as_posix()) not in wanted
     ]

@@ -1,4 +1,5 @@
-"""The two short tables of README: trained models, and a source's numbers beside ours. No torch."""
+"""The two short tables of the README: trained models, and numbers of one source compared with ours. Does not
+import torch."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ ACCURACY = ("box_ap", "top1")
 
 
 def headline_table(view: Overview) -> Table:
-    """One row a measured model with trained weights: data, accuracy, time, memory, weights. Of made-up data,
-    only for models that this project trained on it."""
+    """Return one line per measured model with trained weights: data, accuracy, time, memory, weights.
+    Synthetic data only for models that this project trained on it."""
     headers = ["Model", "Images", "Accuracy (%)", "Time (ms)", "Memory (MiB)", "Weights"]
     table = Table(headers, [], name=HEADLINE)
     machines: dict[str, None] = {}
@@ -51,12 +52,12 @@ def headline_table(view: Overview) -> Table:
 
 
 def _trained_here(entry: ModelEntry, run: Run) -> bool:
-    """Whether a run is of weights that come with the project, on the drawn images that they are for."""
+    """Whether a run used weights that were trained by this project, on its synthetic images."""
     return entry.training is not None and run.weights is not None and run.weights.kind == "published"
 
 
 def _number(view: Overview, line: WideLine, *names: str) -> str:
-    """The first of these metrics that the line has, with its interval."""
+    """The first of these metrics that the line has, with interval; empty if it has none."""
     values = line.metrics()
     for name in names:
         if (point := values.get(name)) is not None:
@@ -68,8 +69,8 @@ def _number(view: Overview, line: WideLine, *names: str) -> str:
 
 
 def beside_table(view: Overview) -> Table:
-    """The rows of one source: what it published and, behind a slash, what was measured here; ratios to the
-    first row of each detector."""
+    """Return the rows of one source, with published / measured values; ratios are to the first row of each
+    detector."""
     heads = [f"{view.metrics[name].title} ({view.metrics[name].unit})" for name in BESIDE_METRICS]
     table = Table(["Backbone", "Detector", *heads], [], name=BESIDE)
     first: dict[str, tuple[PublishedLine, MeasuredLine | None]] = {}
@@ -103,7 +104,7 @@ def _value(
     base: PublishedLine | MeasuredLine | None,
     digits: int,
 ) -> str:
-    """A number of a line and its ratio to the same number of the first line; "-" where there is none."""
+    """A value of a line and its ratio to that of the first line; "-" if there is no value."""
     own, first = (_number_of(metric, entry, one) for one in (line, base))
     if own is None:
         return "-"
@@ -111,12 +112,9 @@ def _value(
 
 
 def _number_of(metric: Metric, entry: ModelEntry, line: PublishedLine | MeasuredLine | None) -> float | None:
-    """A number of a line; none where weights that nobody trained say nothing of it."""
-    if isinstance(line, PublishedLine):
-        point = line.point(metric)
-        return None if point is None else point.value
+    """A value of a line; None if it is meaningless with untrained weights."""
     depends = metric.name == AP or (metric.name == TIME and entry.detector.name in PER_DETECTION)
     if line is None or (line.weights_kind in MADE_UP_WEIGHTS and depends):
         return None
-    found = line.measurement(metric)
-    return None if found is None else found[1].value
+    point = line.point(metric)
+    return point and point.value

@@ -1,5 +1,5 @@
-"""The page: one HTML file that holds its style, its program and its data, and asks no network for anything.
-No torch."""
+"""The HTML page: one file with its style, script and data; it makes no network requests. Does not import
+torch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TITLE = "detection-zoo: results"
 
 
 def html_page(view: Overview) -> str:
-    """The page of these lines and records; the same records give the same bytes."""
+    """Return the page; the same records give the same bytes."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     style, script = (PAGE_FOLDER / "style.css").read_text(encoding="utf-8"), _script()
     data = page_data(view)
-    # autoescape covers the whole template; what is marked is ours (style, script) or JSON that cannot end its
-    # element
+    # autoescape covers the whole template; only our style and script, and JSON that cannot close its element,
+    # are inserted unescaped
     templates = Environment(
         loader=FileSystemLoader(PAGE_FOLDER),
         autoescape=True,
@@ -42,13 +42,13 @@ def html_page(view: Overview) -> str:
 
 
 def _script() -> str:
-    """The program: its files in one scope of their own."""
+    """Return the script: all files in one function scope."""
     inside = "\n".join((PAGE_FOLDER / name).read_text(encoding="utf-8") for name in SCRIPTS)
     return f'"use strict";\n(() => {{\n{inside}}})();\n'
 
 
 def _policy(style: str, script: str) -> str:
-    """A content security policy under which nothing is fetched and only this style and this program run."""
+    """Return a content security policy that forbids requests and allows only this style and script."""
     return (
         f"default-src 'none'; img-src data:; style-src 'sha256-{_sha256(style)}'; script-src"
         f" 'sha256-{_sha256(script)}'; base-uri 'none'; form-action 'none'"
@@ -60,5 +60,5 @@ def _sha256(text: str) -> str:
 
 
 def _embedded(value: object) -> str:
-    """JSON for the inside of a script element: no '<', so that nothing in a record can end it."""
+    """Return JSON for a script element, without '<', so that no record can close the element."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

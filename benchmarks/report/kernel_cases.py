@@ -1,5 +1,5 @@
-"""Timings of the GPU operators beside a peer's, as they are stored in results/kernels: schema, reader,
-ratios. No torch."""
+"""Records of operator timings, ours and a peer's, in results/kernels: schema, reader, ratios. Does not import
+torch."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ Work = Literal["operators", "detectors"]
 
 
 class KernelCase(Strict):
-    """One operator on one input: our time and the peer's, taken in one run."""
+    """One operator on one input: our time and the peer's, measured in one run."""
 
     name: str = Field(description="operator and input: 'nms, 1,000 boxes'")
     ours: Measurement = Field(description="time of ours, in ms or us")
     peer: Measurement | None = Field(None, description="time of the peer, in the same unit")
-    correct: bool = Field(description="whether ours equalled the reference on this input")
-    note: str = Field("", description="GB/s, share of the limit, or why the peer has no time")
+    correct: bool = Field(description="whether our output equals the reference on this input")
+    note: str = Field("", description="GB/s, fraction of the limit, or why there is no time of the peer")
 
     @property
     def ratio(self) -> float | None:
-        """Speed-up over the peer; none without a peer, or where the units differ."""
+        """Speed-up over the peer; None without a peer, or if the units differ."""
         if self.peer is None or self.peer.unit != self.ours.unit or not self.ours.value:
             return None
         return self.peer.value / self.ours.value
 
     @property
     def ratio_interval(self) -> tuple[float, float] | None:
-        """The widest ratios that both 95 % intervals allow."""
+        """Smallest and largest ratio of values within both 95 % intervals."""
         if (
             self.ratio is None
             or self.peer is None
@@ -50,10 +50,10 @@ class KernelCase(Strict):
 
 
 class DeviceLimits(Strict):
-    """What the device did at most, just before the operators were timed, by the same clock."""
+    """Maximum rates of the device, measured just before the operators, with the same clock."""
 
-    copy_gb_s: float = Field(description="of a copy between two large arrays, read and written, 10^9 bytes/s")
-    matrix_gflop_s: float = Field(description="of a product of square float32 matrices, 10^9 FLOP/s")
+    copy_gb_s: float = Field(description="copy between two large arrays, read plus written, 10^9 bytes/s")
+    matrix_gflop_s: float = Field(description="product of square float32 matrices, 10^9 FLOP/s")
 
 
 class KernelTimings(Strict):
@@ -61,30 +61,30 @@ class KernelTimings(Strict):
 
     started: str = Field(description="when it was stored: UTC, ISO 8601")
     backend: str = Field(
-        description="cuda; on a CPU cpu, or reference where the operator has no form of its own for CPUs"
+        description="cuda; on a CPU cpu, or reference if the operator has no CPU implementation"
     )
     work: Work = "operators"
-    peer: str = Field(description="whose operators ours are measured against, with its version")
+    peer: str = Field(description="library that ours is compared with, and its version")
     environment: Environment
-    limits: DeviceLimits | None = Field(None, description="none: stored before they were measured")
+    limits: DeviceLimits | None = Field(None, description="none in old records")
     cases: list[KernelCase]
 
 
 def write_timings(folder: Path, timings: KernelTimings) -> Path:
-    """Store timings permanently, atomically."""
+    """Store timings atomically; return the file."""
     path = folder / f"{new_id(KERNELS)}.json"
     write_whole(path, timings.model_dump_json(exclude_defaults=True).encode())
     return path
 
 
 def read_timings(path: Path) -> KernelTimings:
-    """Read one record; raises ValueError with the problem of the file."""
+    """Read one record; raises ValueError that says what is wrong with the file."""
     return validated(read_regular(path), path, KernelTimings)
 
 
 def stored_timings(store: Path | None = None) -> tuple[list[KernelTimings], list[str]]:
-    """The newest timings of each kind of work, device and backend, and a sentence for each file that is not
-    used; from the folders of `record_folders`."""
+    """Return the newest timings of each kind of work, device and backend, and a message for each unusable
+    file; from the folders of `record_folders`."""
     return newest_records(
         KERNELS,
         store,
@@ -94,7 +94,7 @@ def stored_timings(store: Path | None = None) -> tuple[list[KernelTimings], list
 
 
 def kernel_tables(timings: list[KernelTimings]) -> list[Table]:
-    """A table of operators for each device and backend, in the order given."""
+    """Return one table per record, in the given order."""
     return [_table(one) for one in timings]
 
 
@@ -111,13 +111,8 @@ def _table(one: KernelTimings) -> Table:
         ]
         for case in one.cases
     ]
-    commit = (
-        f"commit {env.commit[:10]}{' with changes' if env.dirty else ''}" if env.commit else "commit unknown"
-    )
-    where = env.device_name + (
-        f", driver {env.gpu_driver}"
-        if one.backend == "cuda"
-        else f", {env.threads} thread{'' if env.threads == 1 else 's'}"
+    where = f"{env.device_name}, " + (
+        f"driver {env.gpu_driver}" if one.backend == "cuda" else env.threads_text
     )
     covers = sorted({case.ours.covers for case in one.cases if case.ours.covers})
     footnotes = [
@@ -127,7 +122,7 @@ def _table(one: KernelTimings) -> Table:
                 *covers,
                 f"ended {one.started}",
                 f"torch {env.packages.get('torch', 'unknown')}",
-                commit,
+                env.commit_text or "commit unknown",
             ]
         ),
         "Times are medians with their 95 % interval.",
@@ -155,7 +150,7 @@ def _limits(limits: DeviceLimits) -> str:
 
 
 def _time(time: Measurement | None, work: Work) -> str:
-    """Milliseconds for whole detectors, else the unit of the record."""
+    """A time with unit: ms for detectors, otherwise the unit of the record."""
     if time is None:
         return "-"
     scale, unit = (1e-3, "ms") if work == "detectors" and time.unit == "us" else (1, time.unit)
@@ -164,7 +159,7 @@ def _time(time: Measurement | None, work: Work) -> str:
 
 
 def time_text(value: float) -> str:
-    """A time in whole units from a thousand on, else with four digits."""
+    """Format a time: whole units from 1000 on, otherwise four significant digits."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
@@ -177,7 +172,7 @@ def _ratio(case: KernelCase) -> str:
 
 
 def _record(one: KernelTimings, case: KernelCase) -> dict[str, Any]:
-    """A case as flat data."""
+    """A case as one flat record, for CSV and JSON."""
     low, high = case.ratio_interval or (None, None)
     return {
         "started": one.started,

@@ -1,5 +1,5 @@
-"""Table layouts: manifests/tables/<source>.toml says which rows and columns that source's own tables have. No
-torch."""
+"""Table layouts: manifests/tables/<source>.toml defines rows and columns of the tables of a source. Does not
+import torch."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from detection_zoo.zoo.manifest import MANIFEST_FOLDER, MetricSource, ModelEntry
 from detection_zoo.zoo.registry import did_you_mean
 
 LAYOUT_FOLDER = MANIFEST_FOLDER / "tables"
-WIDE = "wide"  # the layout of sources that have none of their own
+WIDE = "wide"  # the layout of sources without a layout file
 
 
 class Number(Strict):
-    """One number of a cell: the metric that a source publishes; metrics.toml says what is measured for it."""
+    """One number of a cell: a published metric; metrics.toml defines which measured metrics correspond to
+    it."""
 
-    metric: str = Field(description="metric of the published values")
+    metric: str = Field(description="name of the published metric")
     measured: list[MetricSource] = Field(
-        default_factory=list, description="metrics of records, in place of those that metrics.toml names"
+        default_factory=list, description="metrics of records, instead of those in metrics.toml"
     )
-    digits: int | None = Field(None, ge=0, description="digits of the cell; none: the metric's own")
-    optional: bool = Field(False, description="where it is absent the cell goes without it")
+    digits: int | None = Field(None, ge=0, description="decimal places; none: those of the metric")
+    optional: bool = Field(False, description="omitted from the cell if absent")
 
 
 class Column(Strict):
@@ -36,27 +37,27 @@ class Column(Strict):
     text: str | None = Field(
         None,
         description=(
-            "a cell of the row's own `table`, or one of: row, title, backbone, neck, detector, dataset,"
-            " schedule, licence, data (splits), scale (pixels), roi (how features are cut)"
+            "a key of the row's `table`, or one of: row, title, backbone, neck, detector, dataset,"
+            " schedule, licence, data (splits), scale (pixels), roi (RoI pooling method)"
         ),
     )
     own: Literal["hardware", "schedule"] | None = Field(
         None,
         description=(
-            "what the text is of: measured lines show the hardware that they were measured on; the schedule"
-            " only where the published weights were measured"
+            "of measured lines: hardware shows the hardware of the measurement; schedule is shown only for"
+            " published weights"
         ),
     )
-    numbers: list[Number] = Field(default_factory=list, description="printed with `separator` between them")
+    numbers: list[Number] = Field(default_factory=list, description="of a cell, joined by `separator`")
     separator: str = "/"
     setting: bool = Field(
-        False, description="a setting of the source, such as its learning rate; measured lines have a dash"
+        False, description="a setting of the source, such as the learning rate; a dash in measured lines"
     )
     ratio: bool = Field(
-        False, description="the first number's ratio to the reference row in brackets behind it"
+        False, description="append the ratio of the first number to the reference row, in parentheses"
     )
     weights: bool = Field(
-        False, description="the link to the weights; for measured lines, which weights those were"
+        False, description="link to the weights; in measured lines, which weights were used"
     )
 
 
@@ -65,24 +66,23 @@ class Layout(Strict):
 
     name: str = Field(description="unique among all tables")
     title: str
-    source: str = Field(description="manifest whose rows are listed; filled in on reading (the file's name)")
+    source: str = Field(description="manifest of the rows; set on reading, from the file name")
     rows: list[str] = Field(
         default_factory=lambda: ["*"],
-        description="shell patterns of row names, in the table's order; !PATTERN leaves rows out again",
+        description="shell patterns of row names, in table order; !PATTERN excludes rows",
     )
     task: Literal["detection", "classification", "proposals"] | None = None
     reference: list[str] = Field(
-        default_factory=list,
-        description="rows that ratios are relative to: the one with the same detector is taken",
+        default_factory=list, description="reference rows of ratios, one per detector"
     )
     columns: list[Column]
     overview: bool = Field(
-        False, description="a column for each overview metric of metrics.toml, in front of the last one"
+        False, description="insert a column for each overview metric of metrics.toml before the last column"
     )
     note: str | None = None
 
     def select(self, entries: dict[str, ModelEntry]) -> list[ModelEntry]:
-        """The rows of this table, in its order; the wide one has those of every source."""
+        """Return the rows of this table, in order; the wide table has the rows of all sources."""
         mine = [
             e
             for e in entries.values()
@@ -96,14 +96,14 @@ class Layout(Strict):
 
 
 def read_layouts(folder: Path) -> dict[str, Layout]:
-    """Read and validate every layout file of a folder, by name of the table; raises ManifestError that names
-    file, table and field."""
+    """Read and validate every layout file of a folder; return layouts by table name. Raises ManifestError
+    with file, table and field."""
     layouts: dict[str, Layout] = {}
     for path in sorted(folder.glob("*.toml")):
         document = read_toml(path)
         if set(document) != {"table"}:
             raise ManifestError(
-                f"{path}: only [[table]] belongs here, but there is"
+                f"{path}: a layout file has only [[table]], this one has"
                 f" {', '.join(sorted(document)) or 'nothing'}"
             )
         for number, table in enumerate(document["table"], start=1):
@@ -128,15 +128,15 @@ def _layout(table: dict[str, Any], path: Path, number: int) -> Layout:
 
 @cache
 def load_layouts() -> dict[str, Layout]:
-    """The project's own layouts, read once a process."""
+    """Return the layouts of this project, read once per process."""
     return read_layouts(LAYOUT_FOLDER)
 
 
 def layouts_of(name: str, layouts: dict[str, Layout], sources: set[str]) -> list[Layout]:
-    """The tables of a source, or the one table of that name; a source without its own gets the wide one.
+    """Return the tables of a source, or one table by name; a source without layouts gets the wide layout.
 
     Raises:
-        UnknownName: neither a source nor a table has that name; reports similar names.
+        UnknownName: there is no such source or table; the message lists similar names.
     """
     own = [layout for layout in layouts.values() if layout.source == name]
     if own:

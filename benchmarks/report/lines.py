@@ -1,12 +1,12 @@
-"""Lines of a table: one a set of published numbers, one a setting that was measured. The two never mix. No
-torch."""
+"""Lines of a table: one per set of published numbers, one per measured setting; they are never mixed. Does
+not import torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from detection_zoo.benchmarks.spec import MADE_UP_WEIGHTS, OWN_PROTOCOL, Measurement, Metric, Run
 from detection_zoo.zoo.manifest import MetricSource, ModelEntry, Published
@@ -17,30 +17,39 @@ NOT_MEASURED = "not measured with these weights on this data"
 
 
 class Point(NamedTuple):
-    """A number with its 95 % interval, where it has one."""
+    """A number with its 95 % interval, if there is one."""
 
     value: float
     interval: tuple[float, float] | None = None
 
 
 def own_metric(entry: ModelEntry, name: str) -> str:
-    """The name of a metric of this row: the box AP of a model with keypoints is over persons alone, and is
-    called so wherever it is read."""
+    """Return the name of a metric for this row: the box AP of keypoint models is of the person class only,
+    and has its own name."""
     keypoints = entry.detector is not None and "keypoint" in entry.detector.name
     return f"person_{name.removeprefix('box_')}" if keypoints and name.startswith("box_a") else name
 
 
 @dataclass
 class PublishedLine:
-    """Numbers that a source prints for one row under one set of conditions."""
+    """Numbers that a source publishes for one row under one set of conditions."""
 
     variant: str | None
     hardware: str | None
     values: dict[str, float] = field(default_factory=dict)
     records: list[Published] = field(default_factory=list)
+    weights_kind: ClassVar[str] = "published"
+
+    def points(self) -> dict[str, Point]:
+        """Every metric, in its own unit."""
+        return {name: Point(value) for name, value in self.values.items()}
+
+    def why_absent(self, metric: Metric) -> str:
+        """Why there is no such number."""
+        return NOT_REPORTED
 
     def point(self, metric: Metric) -> Point | None:
-        """The metric, or what gives it; None where nothing does."""
+        """The metric, or its value converted from another one; None if there is neither."""
         for source in metric.published or [MetricSource(metric=metric.name)]:
             if source.metric in self.values:
                 return Point(source.convert(self.values[source.metric]))
@@ -58,11 +67,11 @@ class MeasuredLine:
     def measurement(
         self, metric: Metric, sources: Sequence[MetricSource] = ()
     ) -> tuple[Measurement, Point] | None:
-        """What was measured for the metric, and its value in the metric's unit.
+        """Return the measurement that gives the metric, and its value in the unit of the metric.
 
         Args:
             metric: of metrics.toml.
-            sources: metrics of records, in place of those that the metric names.
+            sources: metrics of records, instead of those in metrics.toml.
         """
         for source in sources or metric.measured or [MetricSource(metric=metric.name)]:
             if source.metric in self.values:
@@ -72,6 +81,15 @@ class MeasuredLine:
                 return measurement, Point(source.convert(measurement.value), interval)
         return None
 
+    def points(self) -> dict[str, Point]:
+        """Every metric, in its own unit."""
+        return {name: Point(found.value, found.interval) for name, found in self.values.items()}
+
+    def point(self, metric: Metric) -> Point | None:
+        """The metric in its own unit; None if it was not measured."""
+        found = self.measurement(metric)
+        return found[1] if found else None
+
     def why_absent(self, metric: Metric, sources: Sequence[MetricSource] = ()) -> str:
         """Why there is no such number."""
         names = [source.metric for source in sources or metric.measured] or [metric.name]
@@ -79,17 +97,17 @@ class MeasuredLine:
 
     @property
     def setting(self) -> tuple[str, ...]:
-        """What may be compared with each other: hardware, device, precision, batch, data."""
+        """Key of comparable lines: hardware, device, precision, batch, data."""
         return comparable(self.runs[0])
 
     @property
     def weights_kind(self) -> str:
-        """Random, stand-in, published or file."""
+        """random, stand-in, published or file; empty if not recorded."""
         return self.runs[0].weights.kind if self.runs[0].weights else ""
 
 
 def seeds_text(by_seed: dict[str, float]) -> str:
-    """Values of trainings with several seeds, their mean and standard deviation; empty for one training."""
+    """Return values by training seed with mean and standard deviation; empty for a single seed."""
     if len(by_seed) < 2:
         return ""
     values = ", ".join(f"{value:.2f} ({seed})" for seed, value in by_seed.items())
@@ -97,7 +115,8 @@ def seeds_text(by_seed: dict[str, float]) -> str:
 
 
 def seed_notes(entry: ModelEntry, line: MeasuredLine, metrics: dict[str, Metric]) -> list[str]:
-    """What trainings of this row with other seeds reached, where its shipped weights were measured."""
+    """Return notes with the accuracy for other training seeds, if the weights of this project were
+    measured."""
     if entry.training is None or line.weights_kind != "published":
         return []
     texts = {name: seeds_text(entry.training.by_seed(name)) for name in entry.training.expected}
@@ -105,8 +124,8 @@ def seed_notes(entry: ModelEntry, line: MeasuredLine, metrics: dict[str, Metric]
 
 
 def published_lines(entry: ModelEntry) -> list[PublishedLine]:
-    """Published numbers of a row, as few lines as hold them without two values of one metric or two pieces of
-    hardware in a line."""
+    """Return the published numbers of a row in as few lines as possible; a line has one value per metric and
+    one kind of hardware."""
     lines: list[PublishedLine] = []
     for record in entry.published:
         values = {own_metric(entry, name): value for name, value in record.values.items()}
@@ -128,8 +147,8 @@ def published_lines(entry: ModelEntry) -> list[PublishedLine]:
 
 
 def comparable(run: Run) -> tuple[str, ...]:
-    """Hardware, precision, batch, data and what was done at test time: ratios are only taken between runs in
-    which these are equal."""
+    """Return hardware, precision, batch, data and test-time settings; ratios are computed only between runs
+    for which these are equal."""
     spec, data = run.spec, run.data.digest if run.data else ""
     return (
         run.hardware,
@@ -146,8 +165,8 @@ def comparable(run: Run) -> tuple[str, ...]:
 
 
 def measured_lines(entry: ModelEntry, runs: list[Run]) -> list[MeasuredLine]:
-    """Measurements of a row, a line a setting, newest measurement of each metric; runs that measured nothing
-    make no line."""
+    """Return one line per measured setting of a row, with the newest measurement of each metric; runs without
+    measurements are omitted."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.started, run.id), reverse=True):
         if run.row == entry.name and run.measurements:
@@ -168,7 +187,7 @@ def measured_lines(entry: ModelEntry, runs: list[Run]) -> list[MeasuredLine]:
 
 
 def why_not_measured(entry: ModelEntry, runs: list[Run]) -> tuple[str, str]:
-    """Why a row has no measured line: in two or three words, and the reason where there is more to say."""
+    """Return why a row has no measured line: a short state, and the full reason or an empty string."""
     if entry.published_only:
         return "cannot be built", entry.published_only
     attempts = [run for run in runs if run.row == entry.name]
@@ -182,7 +201,7 @@ def why_not_measured(entry: ModelEntry, runs: list[Run]) -> tuple[str, str]:
 
 
 def qualifiers(run: Run) -> list[str]:
-    """What a reader must know before believing a measured line, in a few words each."""
+    """Return short caveats of a measured line."""
     found = []
     if run.weights is not None and run.weights.kind in MADE_UP_WEIGHTS:
         found.append(f"{run.weights.kind} weights")

@@ -1,4 +1,5 @@
-"""What `bench.py show` and `run` print: a row of the manifests, the measurements of runs. No torch."""
+"""Output of `bench.py show`, `run` and `evaluate`: manifest rows, measurements, accuracy. Does not import
+torch."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from detection_zoo.zoo.plain import one_line
 
 
 def described(entry: ModelEntry, width: int | None = None) -> str:
-    """Everything a manifest says of one row, as indented text in lines of at most `width` characters."""
+    """Return all fields of a manifest row as indented text, in lines of at most `width` characters."""
     data = entry.model_dump(
         exclude_none=True, exclude_defaults=True, exclude={"published", "weights", "conventions"}
     )
@@ -26,18 +27,8 @@ def described(entry: ModelEntry, width: int | None = None) -> str:
         ]
     lines += [line for spec in entry.weights for line in _weights(spec)]
     for record in entry.published:
-        where = "; ".join(
-            part
-            for part in (
-                record.source,
-                record.variant,
-                record.split,
-                record.hardware,
-                record.protocol,
-                record.note,
-            )
-            if part
-        )
+        parts = ("source", "variant", "split", "hardware", "protocol", "note")
+        where = "; ".join(filter(None, (getattr(record, part) for part in parts)))
         lines += [
             f"published ({where}):",
             *(
@@ -51,7 +42,7 @@ def described(entry: ModelEntry, width: int | None = None) -> str:
 
 
 def _training(entry: ModelEntry) -> list[str]:
-    """How the shipped weights were trained, what to expect of them, and what other seeds reached."""
+    """Training of the weights of this project, expected accuracy, and accuracy of other seeds."""
     found = entry.training
     if found is None:
         return []
@@ -68,13 +59,13 @@ def _training(entry: ModelEntry) -> list[str]:
 
 
 def _wrapped(line: str, width: int) -> list[str]:
-    """A line and what does not fit, indented below it."""
+    """A wrapped line; continuation lines are indented."""
     indent = line[: len(line) - len(line.lstrip())]
     return [indent + part for part in wrap(line.strip(), width - len(indent), indent="    ")]
 
 
 def _plain(value: Any) -> str:
-    """A component as name(arguments); anything else as it is."""
+    """Format a component as name(arguments), and other values as text."""
     if isinstance(value, dict) and "name" in value:
         arguments = ", ".join(f"{key}={item!r}" for key, item in value.items() if key != "name")
         return f"{value['name']}({arguments})"
@@ -84,7 +75,7 @@ def _plain(value: Any) -> str:
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[str]:
-    """Nested tables as dotted lines."""
+    """Nested tables as lines with dotted keys."""
     lines = []
     for key, item in value.items():
         lines += _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else [f"{prefix}{key} = {item}"]
@@ -96,19 +87,13 @@ def _weights(spec: WeightSpec) -> list[str]:
     if spec.wrong:
         lines.append(f"  WRONG LINK, never fetched: {spec.wrong}")
     lines += [f"  {url}" for url in spec.urls] + ([f"  by hand: {spec.manual}"] if spec.manual else [])
-    known = {
-        "sha256": spec.sha256,
-        "md5": spec.md5,
-        "bytes": spec.bytes,
-        "licence": spec.licence,
-        "shared": spec.shared,
-        "note": spec.note,
-    }
-    return lines + [f"  {key}: {value}" for key, value in known.items() if value is not None]
+    known = ("sha256", "md5", "bytes", "licence", "shared", "note")
+    values = {name: getattr(spec, name) for name in known}
+    return lines + [f"  {name}: {value}" for name, value in values.items() if value is not None]
 
 
 def accuracy(metrics: dict[str, float], width: int | None = None) -> str:
-    """Metrics and values, a line each."""
+    """Return a table of metrics and values."""
     rows = [
         [metric(name).title, metric(name).format(value), metric(name).unit] for name, value in metrics.items()
     ]
@@ -116,7 +101,7 @@ def accuracy(metrics: dict[str, float], width: int | None = None) -> str:
 
 
 def class_accuracy(per_class: dict[str, dict[str, float]]) -> str:
-    """AP of each class in percent, the best first."""
+    """Return a table of AP per class in percent, best first."""
     names = list(dict.fromkeys(name for values in per_class.values() for name in values))
     ranked = sorted(per_class.items(), key=lambda item: -next(iter(item[1].values())))
     rows = [
@@ -127,13 +112,13 @@ def class_accuracy(per_class: dict[str, dict[str, float]]) -> str:
 
 
 def mistakes(kind: str, shares: dict[str, float]) -> str:
-    """What AP50 of one kind of results loses to each kind of mistake, in points."""
+    """Return a table of the AP50 lost to each error type, in percentage points."""
     return text_table([f"{kind}: AP50 lost to", "points"], [[n, f"{100 * v:.1f}"] for n, v in shares.items()])
 
 
 def results(runs: list[Run], width: int | None = None) -> str:
-    """Every measurement of some runs, a line each, and why others are absent; of failed runs, where and
-    why."""
+    """Return a table of measurements per run, the reasons of absent metrics, and the failure of failed
+    runs."""
     return "\n".join(_result(run, width) for run in runs)
 
 

@@ -1,5 +1,5 @@
-"""What the page knows, as one JSON value: rows, lines, records, settings; long texts are stored once. No
-torch."""
+"""The data of the HTML page, as one JSON value: rows, lines, records, settings; long texts are stored once.
+Does not import torch."""
 
 from __future__ import annotations
 
@@ -14,49 +14,44 @@ from detection_zoo.benchmarks.report.lines import PublishedLine, comparable
 from detection_zoo.benchmarks.report.training_logs import TrainingLog
 from detection_zoo.benchmarks.report.wide import Overview, WideLine
 from detection_zoo.benchmarks.spec import Measurement, Run
-from detection_zoo.zoo.manifest import MetricSource, MetricSpec, ModelEntry, Published, WeightSpec
+from detection_zoo.zoo.manifest import MetricSource, ModelEntry, Published
 
-SIGNIFICANT = 6  # digits: the page shows numbers, the records keep them
-MOST_DOTS = 40  # of a drawn series of samples
-LEAST_SAMPLES = 8
+SIGNIFICANT = 6  # significant digits; the records have all
+MOST_DOTS = 40  # maximum number of plotted samples
+LEAST_SAMPLES = 8  # fewer samples are not plotted
+METRIC = {"title", "unit", "digits", "note"}
+ROW = {"name", "title", "source", "dataset", "schedule", "licence", "note"}
+WEIGHTS = {"urls", "manual", "wrong", "sha256", "bytes", "licence", "format", "holds", "note"}
+CONDITIONS = {"source", "title", "split", "hardware", "protocol", "variant", "note"}
 
 
 class Once:
-    """Values by place, equal ones once."""
+    """A list of different values; equal values are stored once."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
         self._places: dict[str, int] = {}
 
     def place(self, value: Any) -> int:
-        """The place of the value; it is added where it is new."""
-        key = repr(value)
-        if key not in self._places:
-            self._places[key] = len(self.values)
+        """The index of the value, which is appended if it is new."""
+        place = self._places.setdefault(repr(value), len(self.values))
+        if place == len(self.values):
             self.values.append(value)
-        return self._places[key]
+        return place
 
 
 def page_data(view: Overview) -> dict[str, Any]:
-    """Everything that the page shows, in plain values; the same records give the same data."""
+    """All data of the page, as plain values; the same records give the same data."""
     packed = _Packed(view)
     lines = [packed.line(line) for line in view.lines]
     records = [packed.record(run) for run in view.runs if run.row in view.manifests.entries]
     evaluated = {log.metric for logs in view.trainings.values() for log in logs}
     return {
         "quantities": [
-            {
-                "name": q.name,
-                "title": q.title,
-                "unit": q.unit,
-                "better": q.better,
-                "digits": q.digits,
-                "note": q.note,
-            }
-            for q in view.quantities.values()
+            {"name": name} | q.model_dump(include={"better"} | METRIC) for name, q in view.quantities.items()
         ],
         "metrics": {
-            name: _metric(view.manifests.metrics[name])
+            name: view.manifests.metrics[name].model_dump(include=METRIC)
             for name in sorted((packed.metrics | evaluated) & view.manifests.metrics.keys())
         },
         "phases": PHASES,
@@ -79,7 +74,7 @@ def page_data(view: Overview) -> dict[str, Any]:
 
 
 def _followed(view: Overview) -> list[str]:
-    """Metrics of records whose history the page draws: those that give the overview metrics."""
+    """Metrics of records whose history the page plots: the overview metrics are computed from them."""
     sources = [
         source.metric
         for q in view.quantities.values()
@@ -89,22 +84,16 @@ def _followed(view: Overview) -> list[str]:
 
 
 def _kernels(timings: KernelTimings) -> dict[str, Any]:
-    """Timings of operators, times as text with their unit."""
+    """Timings of operators; times are text with unit."""
 
     def text_of(time: Measurement | None) -> str | None:
         return None if time is None else f"{time_text(time.value)} {time.unit}"
 
     cases = [
         _bare(
-            {
-                "name": case.name,
-                "ours": text_of(case.ours),
-                "peer": text_of(case.peer),
-                "ratio": case.ratio,
-                "interval": case.ratio_interval,
-                "correct": case.correct,
-                "note": case.note,
-            }
+            case.model_dump(include={"name", "correct", "note"})
+            | {"ours": text_of(case.ours), "peer": text_of(case.peer)}
+            | {"ratio": case.ratio, "interval": case.ratio_interval}
         )
         for case in timings.cases
     ]
@@ -118,7 +107,7 @@ def _kernels(timings: KernelTimings) -> dict[str, Any]:
 
 
 def _training(log: TrainingLog) -> dict[str, Any]:
-    """Curves of a training."""
+    """Curves of one training run."""
     accuracy = {"metric": log.metric, "at": log.evaluated, "values": [significant(v) for v in log.accuracy]}
     return _bare(
         {
@@ -131,32 +120,22 @@ def _training(log: TrainingLog) -> dict[str, Any]:
     )
 
 
-def _metric(spec: MetricSpec) -> dict[str, Any]:
-    return {"title": spec.title, "unit": spec.unit, "digits": spec.digits, "note": spec.note}
-
-
 def significant(value: float) -> float:
-    """The value with as many digits as the page needs."""
+    """The value, rounded to SIGNIFICANT digits."""
     return float(f"{value:.{SIGNIFICANT}g}")
 
 
 def _bare(value: Any) -> Any:
-    """A record without what says nothing."""
+    """A mapping without empty values."""
     return {name: item for name, item in value.items() if item not in (None, [], {}, "")}
 
 
 class _Packed:
-    """Lines and records as plain values; what repeats is named by its place in a list."""
+    """Lines and records as plain values; repeated values are referred to by their index in a list."""
 
     def __init__(self, view: Overview) -> None:
-        self.rows, self.settings, self.texts, self.environments, self.specs, self.data = (
-            Once(),
-            Once(),
-            Once(),
-            Once(),
-            Once(),
-            Once(),
-        )
+        self.rows, self.settings, self.texts = Once(), Once(), Once()
+        self.environments, self.specs, self.data = Once(), Once(), Once()
         self.metrics: set[str] = set()
         self.classes = view.classes
         self.quantities = list(view.quantities.values())
@@ -199,35 +178,29 @@ class _Packed:
         }
 
     def _published(self, record: Published) -> dict[str, Any]:
-        where = {
-            name: getattr(record, name)
-            for name in ("source", "title", "split", "hardware", "protocol", "variant", "note")
-        }
-        return {"where": self.texts.place(_bare(where)), "values": record.values}
+        where = _bare(record.model_dump(mode="json", include=CONDITIONS))
+        return {"where": self.texts.place(where), "values": record.values}
 
     def record(self, run: Run) -> dict[str, Any]:
-        """One record with everything that the details show; raw samples are thinned out."""
+        """One record as the details of a line show it, with fewer samples."""
         self.metrics |= run.measurements.keys() | run.absent.keys()
-        weights = run.weights.model_dump(mode="json", exclude_defaults=True) if run.weights else None
+        weights, env = run.weights, run.environment
+        machine = env and _bare(env.model_dump(mode="json", exclude={"commit", "dirty"}))
         return _bare(
-            {
-                "id": run.id,
-                "status": run.status,
-                "stage": run.stage,
-                "reason": run.reason,
-                "started": run.started,
+            run.model_dump(mode="json", include={"id", "status", "stage", "reason", "started"})
+            | {
                 "duration_s": significant(run.duration_s),
-                "series": "|".join((run.row, *comparable(run), run.weights.digest if run.weights else "")),
-                "weights": weights,
-                "commit": run.environment.commit if run.environment else None,
-                "dirty": run.environment.dirty if run.environment else None,
-                "environment": self._environment(run),
+                "series": "|".join((run.row, *comparable(run), weights.digest if weights else "")),
+                "weights": weights and weights.model_dump(mode="json", exclude_defaults=True),
+                "commit": env and env.commit,
+                "dirty": env and env.dirty,
+                "environment": self.environments.place(machine) if machine else None,
                 "spec": self.specs.place(run.spec.model_dump(mode="json")),
                 "data": self.data.place(run.data.model_dump(mode="json")) if run.data else None,
                 "values": {name: self._measurement(found) for name, found in run.measurements.items()},
                 "absent": {name: self.texts.place(why) for name, why in run.absent.items()},
                 "telemetry": {
-                    group: _bare({"verdict": one.verdict, "absent": one.absent, "note": one.note})
+                    group: _bare(one.model_dump(include={"verdict", "absent", "note"}))
                     for group, one in run.telemetry.items()
                 },
                 "notes": [self.texts.place(note) for note in run.notes],
@@ -235,24 +208,12 @@ class _Packed:
             }
         )
 
-    def _environment(self, run: Run) -> int | None:
-        """The machine without the commit, which changes with every record."""
-        return (
-            self.environments.place(
-                _bare(run.environment.model_dump(mode="json", exclude={"commit", "dirty"}))
-            )
-            if run.environment
-            else None
-        )
-
     def _measurement(self, found: Measurement) -> dict[str, Any]:
         return _bare(
-            {
+            found.model_dump(include={"unit", "n", "statistic"})
+            | {
                 "value": significant(found.value),
-                "interval": [significant(edge) for edge in found.interval] if found.interval else None,
-                "unit": found.unit,
-                "n": found.n,
-                "statistic": found.statistic,
+                "interval": [significant(edge) for edge in found.interval or ()],
                 "percentiles": {name: significant(value) for name, value in found.percentiles.items()},
                 "covers": self.texts.place(found.covers) if found.covers else None,
                 "note": self.texts.place(found.note) if found.note else None,
@@ -263,8 +224,8 @@ class _Packed:
 
 
 def thinned(samples: list[float]) -> list[float]:
-    """Medians of neighbouring samples, at most so many, in the order they were taken; nothing where there are
-    too few to draw."""
+    """Medians of successive samples, at most MOST_DOTS, in measurement order; empty for fewer
+    than LEAST_SAMPLES samples."""
     if len(samples) < LEAST_SAMPLES:
         return []
     count = min(MOST_DOTS, len(samples))
@@ -273,31 +234,18 @@ def thinned(samples: list[float]) -> list[float]:
 
 
 def _row(line: WideLine) -> dict[str, Any]:
-    """What the page says of a manifest row."""
+    """One manifest row."""
     entry: ModelEntry = line.entry
     return _bare(
-        {
-            "name": entry.name,
-            "title": entry.title,
-            "source": entry.source,
+        entry.model_dump(mode="json", include=ROW)
+        | {
             "backbone": entry.backbone.name,
             "neck": entry.neck.name if entry.neck else None,
             "detector": entry.detector.name if entry.detector else "classifier",
             "family": detector(line),
-            "dataset": entry.dataset,
-            "schedule": entry.schedule,
-            "licence": entry.licence,
             "runnable": not entry.published_only,
-            "note": entry.note,
-            "weights": [_weights(spec) for spec in entry.trained_weights],
-        }
-    )
-
-
-def _weights(spec: WeightSpec) -> dict[str, Any]:
-    return _bare(
-        {
-            name: getattr(spec, name)
-            for name in ("urls", "manual", "wrong", "sha256", "bytes", "licence", "format", "holds", "note")
+            "weights": [
+                _bare(spec.model_dump(mode="json", include=WEIGHTS)) for spec in entry.trained_weights
+            ],
         }
     )

@@ -1,4 +1,4 @@
-"""The Pareto front: the lines that no other line beats in both numbers. No torch."""
+"""The Pareto front: points that no other point dominates. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ Better = Literal["higher", "lower"]
 def pareto_front(
     points: Sequence[tuple[float, float]], better: tuple[Better, Better] = ("lower", "higher")
 ) -> list[int]:
-    """Places of the points that no other beats: none is at least as good in both numbers and better in one.
+    """Return the indices of points that are not dominated; a dominating point is at least as good in both
+    values and better in one.
 
     Args:
-        points: (x, y) of each.
-        better: which way x and y are better.
+        points: (x, y) pairs.
+        better: whether lower or higher is better, for x and y.
 
     Returns:
-        Places in `points`, best x first; of points that coincide, all.
+        Indices into `points`, best x first; equal points are all included.
     """
     signs = [1.0 if way == "lower" else -1.0 for way in better]
     cost = [(x * signs[0], y * signs[1]) for x, y in points]  # smaller is better in both

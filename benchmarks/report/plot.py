@@ -1,5 +1,5 @@
-"""Figures from stored records: accuracy against time, memory and parameters, phases, history; the same bytes
-from the same records. No torch."""
+"""Figures from stored records: accuracy against time, memory and parameters, phases, history; the same
+records give the same bytes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AGAINST = {
     "ap_time": "time_ms",
     "ap_memory": "memory_gib",
     "ap_parameters": "parameters_m",
-}  # figure -> quantity on its x axis
+}  # figure -> metric of the x axis
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -67,13 +67,13 @@ STYLE = {
     "legend.frameon": False,
     "figure.dpi": 120,
 }
-TITLE_WIDTH = 58  # letters over one of two columns
-LABEL_GAP = 0.06  # of the height of a panel, between the names of two dots
+TITLE_WIDTH = 58  # characters of a title in a figure with two columns
+LABEL_GAP = 0.06  # minimum distance of two labels, as a fraction of the panel height
 
 
 def figure_files(view: Overview, formats: set[str]) -> dict[str, bytes]:
-    """Every figure that has something to show, as SVG and PNG, by its path under results/; each says in its
-    metadata what data it was made from."""
+    """Return every non-empty figure as SVG and PNG, by path below results/; the metadata contain a hash of
+    the data."""
     drawn = {name: figure for name, figure in _plans(view).items() if figure[0]}
     return {
         f"figures/{name}.{form}": _save(draw, data, form)
@@ -84,12 +84,12 @@ def figure_files(view: Overview, formats: set[str]) -> dict[str, bytes]:
 
 
 def described(data: Any) -> str:
-    """What the metadata of a figure of that data says; a figure that says otherwise is stale."""
+    """Return the description for the metadata of a figure; a figure with another one is out of date."""
     return f"made from stored records by bench.py report; data sha256 {digest_of(data)}"
 
 
 def _plans(view: Overview) -> dict[str, tuple[list[Any], Callable[[], Figure]]]:
-    """Figure -> its data, empty where there is nothing to show, and what draws it."""
+    """Figure -> its data (empty: no figure) and the function that draws it."""
     plans: dict[str, tuple[list[Any], Callable[[], Figure]]] = {}
     for name, x in AGAINST.items():
         found, left_out = panels(view, view.quantities[x])
@@ -118,14 +118,14 @@ def _save(draw: Callable[[], Figure], data: Any, form: str) -> bytes:
     content = io.BytesIO()
     unsaid = (
         {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
-    )  # neither the day nor the library's version belongs to the data
+    )  # no date and no library version, so that equal data give equal bytes
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
         draw().savefig(content, format=form, metadata={"Description": described(data), **unsaid})
     return content.getvalue()
 
 
 def _grid(count: int, height: float, width: float = 4.6) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` axes in two columns, or one."""
+    """Return a figure with `count` axes in at most two columns."""
     from matplotlib.figure import Figure
 
     columns = min(2, count)
@@ -179,7 +179,7 @@ def _draw_panel(axis: Axes, panel: Panel, colours: dict[str, str]) -> None:
 
 
 def _alike(dots: Iterable[Dot]) -> list[list[Dot]]:
-    """Dots that look alike, drawn in one go."""
+    """Group dots with equal style, to draw them together."""
     groups: dict[tuple[str, bool], list[Dot]] = {}
     for dot in dots:
         groups.setdefault((dot.detector, dot.trusted), []).append(dot)
@@ -187,7 +187,8 @@ def _alike(dots: Iterable[Dot]) -> list[list[Dot]]:
 
 
 def _label_front(axis: Axes, panel: Panel) -> None:
-    """Names above the front, where no dot can be: to the left, but near the left edge to the right."""
+    """Draw labels above the front, where there are no dots: left of a dot, or right of it near the left
+    edge."""
     places = [dot.x.value for dot in panel.dots]
     edge = min(places) + 0.3 * (max(places) - min(places))
     for dot in _apart(panel):
@@ -203,7 +204,7 @@ def _label_front(axis: Axes, panel: Panel) -> None:
 
 
 def _marker(dot: Dot, kind: str, colour: str) -> dict[str, Any]:
-    """Measured is full, published is hollow; accuracy that says nothing is a cross."""
+    """Marker: filled for measured, hollow for published, a cross if the accuracy is meaningless."""
     if not dot.trusted:
         return {"marker": "x", "color": FAINT, "markersize": 4}
     return {
@@ -215,8 +216,7 @@ def _marker(dot: Dot, kind: str, colour: str) -> dict[str, Any]:
 
 
 def _reaches(points: list[Point]) -> list[list[float]] | None:
-    """Error bars from 95 % intervals, none of length 0; an edge on the wrong side of the value is cut to
-    it."""
+    """Return error bar lengths from 95 % intervals, at least 0; None if there is no interval."""
     if all(point.interval is None for point in points):
         return None
     edges = [point.interval or (point.value, point.value) for point in points]
@@ -227,7 +227,7 @@ def _reaches(points: list[Point]) -> list[list[float]] | None:
 
 
 def _apart(panel: Panel) -> list[Dot]:
-    """Dots of the front whose names do not fall on each other."""
+    """Return dots of the front whose labels do not overlap."""
     heights = [dot.y.value for dot in panel.dots]
     gap = LABEL_GAP * (max(heights) - min(heights))
     chosen: list[Dot] = []
@@ -290,7 +290,7 @@ def _draw_phases(title: str, bars: list[Bar], without: int) -> Figure:
 
     figure = Figure(figsize=(9.2, 1.4 + 0.24 * len(bars)), layout="constrained")
     axis = figure.subplots()
-    shown = bars[::-1]  # the first bar on top
+    shown = bars[::-1]  # the first bar at the top
     start = [0.0] * len(shown)
     for colour, (name, label) in zip(COLOURS[: len(PHASES)], PHASES.items(), strict=True):
         widths = [bar.phases.get(name, 0.0) for bar in shown]
@@ -298,8 +298,7 @@ def _draw_phases(title: str, bars: list[Bar], without: int) -> Figure:
         start = [a + b for a, b in zip(start, widths, strict=True)]
     _draw_parts(axis, shown)
     axis.set_xlabel(
-        "median of each phase (ms per image); below a bar the shares of the forward phase, from passes of"
-        " their own"
+        "median of each phase (ms per image); thin strips: parts of the forward phase, from separate passes"
     )
     axis.set_title(f"measured: {title}", loc="right")
     axis.grid(False, axis="y")
@@ -309,7 +308,7 @@ def _draw_phases(title: str, bars: list[Bar], without: int) -> Figure:
 
 
 def _draw_parts(axis: Axes, bars: list[Bar]) -> None:
-    """A thin strip under the forward phase of each bar: its parts, in greys."""
+    """Draw the parts of the forward phase as a thin grey strip below each bar."""
     start = [
         sum(bar.phases.get(name, 0.0) for name in list(PHASES)[: list(PHASES).index("forward_ms")])
         for bar in bars

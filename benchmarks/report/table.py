@@ -1,8 +1,8 @@
-"""Tables of sources: published and measured lines of each row under the source's own columns. No torch."""
+"""Tables of sources: published and measured lines of each row, with the columns of the source. Does not
+import torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,8 @@ from detection_zoo.benchmarks.spec import Measurement, Metric, Run, named_metric
 from detection_zoo.benchmarks.tabular import Cell, Link, Notes, Table
 from detection_zoo.zoo.manifest import Manifests, ModelEntry
 
-Line = PublishedLine | MeasuredLine | None  # none: nothing was measured
-KIND = "Numbers"  # title of the column that says published or measured
+Line = PublishedLine | MeasuredLine | None  # None: not measured
+KIND = "Numbers"  # title of the column with "published" or "measured"
 PERSONS = "AP of the person class only"
 POOLING = {"roi_align": "RoIAlign", "roi_pool": "RoIPool", "roi_crop": "RoICrop"}
 
@@ -39,15 +39,15 @@ class _Group:
 
     @property
     def detector(self) -> str:
-        """What ratios are taken within."""
+        """Name of the detector; ratios are computed between rows with the same one."""
         return self.entry.detector.name if self.entry.detector else ""
 
 
 def build_table(layout: Layout, manifests: Manifests, runs: list[Run]) -> Table:
-    """Lay out a table.
+    """Build a table.
 
     Args:
-        layout: rows and columns.
+        layout: defines rows and columns.
         manifests: rows with their published numbers.
         runs: records of a store.
     """
@@ -71,8 +71,8 @@ def build_table(layout: Layout, manifests: Manifests, runs: list[Run]) -> Table:
 
 
 def _columns(layout: Layout, metrics: dict[str, Metric], groups: list[_Group]) -> list[Column]:
-    """The layout's columns, and in front of the last one those that metrics.toml asks for; a source without a
-    layout of its own has a column for everything that it publishes."""
+    """Return the columns of the layout, with those of metrics.toml before the last one; a source without
+    layouts gets a column for every published metric."""
     shown = {number.metric for column in layout.columns for number in column.numbers}
     lines = [line for group in groups for line in (*group.published, *group.measured)]
     published = {name for line in lines if isinstance(line, PublishedLine) for name in line.values}
@@ -84,7 +84,7 @@ def _columns(layout: Layout, metrics: dict[str, Metric], groups: list[_Group]) -
         and (
             (layout.overview and metric.overview)
             or name in every
-            or (metric.tables and any(map(_has(metric), lines)))
+            or (metric.tables and any(line.point(metric) for line in lines))
         )
     ]
     added = [
@@ -94,27 +94,21 @@ def _columns(layout: Layout, metrics: dict[str, Metric], groups: list[_Group]) -
     return [*layout.columns[:-1], *added, *layout.columns[-1:]]
 
 
-def _has(metric: Metric) -> Callable[[PublishedLine | MeasuredLine], bool]:
-    return lambda line: (
-        (line.point(metric) if isinstance(line, PublishedLine) else line.measurement(metric)) is not None
-    )
-
-
 class _Writer:
-    """Cells of one table, with the notes that they ask for."""
+    """Builds the cells of one table and collects their notes."""
 
     def __init__(
         self, layout: Layout, columns: list[Column], metrics: dict[str, Metric], runs: list[Run]
     ) -> None:
         self.layout, self.columns, self.metrics = layout, columns, metrics
         self.runs, self.notes = runs, Notes()
-        # published or measured is said before the first column with numbers
+        # the column "published or measured" is before the first column with numbers
         self.kind_place = next(
             (place for place, column in enumerate(columns) if column.numbers), len(columns)
         )
 
     def lines(self, has_reference: bool, rows: list[list[Cell]]) -> list[str]:
-        """The layout's own note, what ratios and dashes are, and the numbered notes."""
+        """Return the notes: of the layout, on ratios and dashes, and the numbered ones."""
         ratios = has_reference and any(column.ratio for column in self.columns)
         published = [row for row in rows if str(row[self.kind_place]).startswith("published")]
         return [
@@ -136,7 +130,7 @@ class _Writer:
         ]
 
     def cells(self, group: _Group, line: Line, reference: _Group | None) -> list[Cell]:
-        """One line of the table."""
+        """Return the cells of one line."""
         kind: Cell = self.kind(line, group)
         cells: list[Cell] = []
         for column in self.columns:
@@ -154,7 +148,7 @@ class _Writer:
         return cells
 
     def text(self, entry: ModelEntry, column: Column, line: Line) -> str:
-        """A cell of text; a measured line has its own hardware, and a schedule only with the published
+        """Return a text cell; a measured line shows its own hardware, and a schedule only with published
         weights."""
         if column.own and line is None:
             return "-"
@@ -166,7 +160,7 @@ class _Writer:
         return _text(entry, column.text or "")
 
     def kind(self, line: Line, group: _Group) -> str:
-        """Published or measured, and under what circumstances."""
+        """Return "published" or "measured", with conditions and notes."""
         if line is None:
             state, reason = why_not_measured(group.entry, self.runs)
             return " ".join(filter(None, (state, self.notes.mark(reason))))
@@ -194,17 +188,15 @@ class _Writer:
         return f"{', '.join(parts)} {self.notes.mark(*(text for text in texts if text))}"
 
     def weights(self, entry: ModelEntry, line: Line) -> Cell:
-        """The link to the published weights, or which weights were measured."""
+        """Return the link to the published weights, or the weights that were measured."""
         if line is None:
             return "-"
         if isinstance(line, MeasuredLine):
             weights = line.runs[0].weights
-            if weights is None:
-                return "-"
-            return weights.kind if weights.made_up else f"{weights.kind} {weights.digest[:12]}"
+            return weights.short if weights else "-"
         parts: list[str | Link] = []
         for place, spec in enumerate(entry.trained_weights):
-            if place == 0 or spec.wrong:  # a wrong link is shown beside the right one
+            if place == 0 or spec.wrong:  # wrong links are shown too
                 address = spec.urls[0] if spec.urls else spec.manual or ""
                 parts += [" "] if parts else []
                 parts.append(Link("model" if spec.urls else "page", address))
@@ -212,29 +204,30 @@ class _Writer:
         return parts or "-"
 
     def digits(self, number: Number) -> int:
-        """Those of the column, or of the metric."""
+        """Decimal places: of the column, otherwise of the metric."""
         return self.metrics[number.metric].digits if number.digits is None else number.digits
 
     def metric(self, entry: ModelEntry, number: Number) -> Metric:
-        """The metric of a number for this row."""
+        """Return the metric of a number, for this row."""
         return self.metrics[own_metric(entry, number.metric)]
 
     def as_printed(self, number: Number, value: float, line: PublishedLine) -> str:
-        """A published value in its own digits, which are the source's; a whole number with one at most, a
-        converted one in the column's."""
+        """Format a published value with the digits of the source; a whole number with at most one decimal
+        place, a converted one with those of the column."""
         if float(value).is_integer():
             return f"{value:.{min(self.digits(number), 1)}f}"
         return repr(value) if value in line.values.values() else f"{value:.{self.digits(number)}f}"
 
     def persons(self, entry: ModelEntry, column: Column) -> str:
-        """The mark of a number that is of persons alone."""
+        """Return the note mark of numbers for the person class only."""
         alone = any(own_metric(entry, number.metric) != number.metric for number in column.numbers)
         return self.notes.mark(PERSONS) if alone else ""
 
     def published(
         self, column: Column, line: PublishedLine, entry: ModelEntry, reference: _Group | None
     ) -> str:
-        """Numbers of a source, and the first one's ratio to the reference row's under the same conditions."""
+        """Return published numbers, with the ratio of the first to the reference row under the same
+        conditions."""
         points = [line.point(self.metric(entry, number)) for number in column.numbers]
         if all(point is None for point in points):
             return "-"
@@ -259,7 +252,8 @@ class _Writer:
     def measured(
         self, column: Column, line: MeasuredLine, entry: ModelEntry, reference: _Group | None
     ) -> str:
-        """Measured numbers; a single one with its 95 % interval and ratio. What is missing says why."""
+        """Return measured numbers, a single one with 95 % interval and ratio; missing ones have a note with
+        the reason."""
         parts, notes = [], []
         for number in column.numbers:
             metric = self.metric(entry, number)
@@ -278,14 +272,14 @@ class _Writer:
         return cell + brackets + (f" {marks}" if marks and cell != "-" else marks)
 
     def interval(self, column: Column, point: Point) -> str:
-        """The 95 % interval of a cell with one number."""
+        """Return the 95 % interval, for a cell with one number."""
         if len(column.numbers) != 1 or point.interval is None:
             return ""
         return "-".join(f"{edge:.{self.digits(column.numbers[0])}f}" for edge in point.interval)
 
     def ratio(self, column: Column, line: MeasuredLine, own: Point, reference: _Group | None) -> str:
-        """The first number's ratio to the reference row's in the same setting, with the same kind of weights
-        where there are several."""
+        """Return the ratio of the first number to the reference row in the same setting, preferably with the
+        same kind of weights."""
         if not column.ratio or reference is None:
             return ""
         number = column.numbers[0]
@@ -302,13 +296,13 @@ class _Writer:
 
 
 def _how(found: Measurement) -> str:
-    """What is inside the clock, or how memory was read."""
+    """Return what was timed or how memory was measured, and remarks."""
     parts = [found.covers, "extrapolated" if found.extrapolated else "", found.remarks]
     return "; ".join(filter(None, parts))
 
 
 def _text(entry: ModelEntry, key: str) -> str:
-    """A cell of the row's own table, or a field of the row."""
+    """Return an entry of the row's `table`, or a field of the row."""
     if key in entry.table:
         return entry.table[key]
     rules = entry.conventions
@@ -331,7 +325,7 @@ def _text(entry: ModelEntry, key: str) -> str:
 
 
 def _split(name: str) -> str:
-    """A split as papers write it: VOC07+12 trainval of voc_2007+2012_trainval."""
+    """Format a split as in papers: voc_2007+2012_trainval becomes VOC07+12 trainval."""
     years, _, part = name.removeprefix("voc_").partition("_")
     if not name.startswith("voc_"):
         return name
@@ -339,18 +333,16 @@ def _split(name: str) -> str:
 
 
 def provenance(line: MeasuredLine) -> list[str]:
-    """Where measured numbers come from: machine and software, weights, data, records; a short note each."""
+    """Return notes on measured numbers: machine and software, weights, data, records."""
     run = line.runs[0]
     env, weights, data = run.environment, run.weights, run.data
-    precision = f"{run.spec.dtype}{' with TF32' if run.spec.tf32 else ''}, batch {run.spec.batch_size}"
-    precision += run.spec.path_note
+    precision = f"{run.spec.precision_text}, batch {run.spec.batch_size}{run.spec.path_note}"
     notes = [f"machine not recorded; {precision}"]
     if env:
-        threads = f"{env.threads} thread{'' if env.threads == 1 else 's'}"
         on_gpu = f"driver {env.gpu_driver}, CUDA {env.cuda}"
-        commit = f"commit {env.commit[:10]}{' with changes' if env.dirty else ''}" if env.commit else ""
         torch = f"torch {env.packages.get('torch', 'unknown')}"
-        parts = [env.device_name, threads if run.spec.device == "cpu" else on_gpu, torch, precision, commit]
+        where = env.threads_text if run.spec.device == "cpu" else on_gpu
+        parts = [env.device_name, where, torch, precision, env.commit_text]
         notes = ["; ".join(filter(None, parts))]
     if weights:
         untrained = (
@@ -369,7 +361,7 @@ def provenance(line: MeasuredLine) -> list[str]:
 
 
 def _record(layout: Layout, entry: ModelEntry, line: Line, runs: list[Run]) -> dict[str, Any]:
-    """A line as data: values by metric, in the metric's unit."""
+    """Return a line as a record: values by metric, in the unit of the metric."""
     record: dict[str, Any] = {"table": layout.name, "row": entry.name, "title": entry.title}
     if line is None:
         return record | {

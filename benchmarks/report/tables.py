@@ -1,10 +1,10 @@
-"""Tables of a source from a store: which layouts, which runs, and the finished text. No torch."""
+"""Tables of a source, from a store of records. Does not import torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from detection_zoo.benchmarks.compare.record import stored_comparisons
 from detection_zoo.benchmarks.folders import COMPARISONS, KERNELS
@@ -19,38 +19,33 @@ from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import Manifests, load_manifests
 from detection_zoo.zoo.registry import did_you_mean
 
-
-class Beside(NamedTuple):
-    """Records that lie beside the runs, in a folder of that name: how a store's are read, and laid out as
-    tables."""
-
-    read: Callable[[Path | None], tuple[list[Any], list[str]]]
-    lay_out: Callable[[list[Any]], list[Table]]
-
-
-BESIDE = {
-    COMPARISONS: Beside(stored_comparisons, comparison_tables),
-    KERNELS: Beside(stored_timings, kernel_tables),
+Read = Callable[[Path | None], tuple[list[Any], list[str]]]
+Layouter = Callable[[list[Any]], list[Table]]
+# records in sibling folders of the runs: name of the folder -> how they are read and laid out
+BESIDE: dict[str, tuple[Read, Layouter]] = {
+    COMPARISONS: (stored_comparisons, comparison_tables),
+    KERNELS: (stored_timings, kernel_tables),
 }
 
 
 def tables_of(
     name: str | None, store: Path | None, protocol: str = OWN_PROTOCOL, measured_only: bool = False
 ) -> tuple[list[Table], list[str]]:
-    """The tables of a source (or one table by its name) and what is wrong in the store.
+    """Return the tables of a source (or one table by name) and the problems of the store.
 
     Args:
-        name: source or table, "comparisons" or "kernels"; None takes every source that has a measured row.
+        name: source or table, "comparisons" or "kernels"; None: every source with a measured row.
         store: folder of records; None: ./results/runs.
-        protocol: timing protocol; runs made by another are left out, so that no table mixes them.
-        measured_only: leave out rows without a run.
+        protocol: timing protocol; runs with another protocol are omitted.
+        measured_only: omit rows without a run.
 
     Raises:
-        ManifestError: no source or table is named that, or no protocol.
+        ManifestError: there is no such source, table or protocol.
     """
     if name in BESIDE:
-        records, problems = BESIDE[name].read(store)
-        return BESIDE[name].lay_out(records), problems
+        read, lay_out = BESIDE[name]
+        records, problems = read(store)
+        return lay_out(records), problems
     manifests, stored = load_manifests(), stored_runs(store)
     if protocol not in manifests.protocols:
         raise ManifestError(
@@ -72,8 +67,8 @@ def tables_of(
 
 
 def tables_from(name: str, runs: list[Run], manifests: Manifests, layouts: dict[str, Layout]) -> list[Table]:
-    """The tables of a source (or one table by its name) that have lines, filled from runs of one protocol;
-    raises ManifestError where there is none of that name."""
+    """Return the non-empty tables of a source (or one table by name), from runs of one protocol; raises
+    ManifestError if there is no such source or table."""
     chosen = layouts_of(name, layouts, {entry.source for entry in manifests.entries.values()})
     tables = [build_table(layout, manifests, runs) for layout in chosen]
     return [table for table in tables if table.rows]

@@ -1,5 +1,5 @@
-"""Losses, rates and accuracy of trainings, for the page: the logs of shipped weights, and folders of runs. No
-torch."""
+"""Loss, learning rate and accuracy curves of training runs, for the HTML page: from the logs of the weights
+of this project, and from output folders of `bench.py train`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 
 from detection_zoo.zoo.manifest import ModelEntry
 
-TRAINING = "training"  # folder beside the runs: logs NAME.csv, and folders that `bench.py train --out` wrote
-METRICS, EVALUATIONS, RECIPE = "metrics.csv", "evaluations.csv", "recipe.json"  # of such a folder
-MOST_POINTS = 60  # of a curve
+TRAINING = "training"  # sibling folder of the runs: logs NAME.csv, output folders of `bench.py train`
+METRICS, EVALUATIONS, RECIPE = "metrics.csv", "evaluations.csv", "recipe.json"  # files of such a folder
+MOST_POINTS = 60  # maximum per curve
 
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """Curves of one training.
+    """Curves of one training run.
 
-    name: of its log or folder. updates: at which the means over equal stretches end. losses, rates: those
-    means. metric, evaluated, accuracy: name of the accuracy, updates after which it was measured, percent.
+    name: name of its log or folder. updates: last update of each of equally long parts. losses, rates: means
+    over these parts. metric, evaluated, accuracy: accuracy metric, updates of its evaluations, percent.
     """
 
     name: str
@@ -36,8 +36,8 @@ class TrainingLog:
 
 
 def training_logs(stores: Iterable[Path], entries: Mapping[str, ModelEntry]) -> dict[str, list[TrainingLog]]:
-    """Trainings by row: the log that its manifest names, then every folder of a training of it, where those
-    lie in training/ beside the runs. A file that cannot be read is left out.
+    """Return training runs by row: the log named in the manifest, then output folders, from training/ next to
+    the runs. Unreadable files are omitted.
 
     Args:
         stores: folders of runs. entries: rows by name.
@@ -52,7 +52,7 @@ def training_logs(stores: Iterable[Path], entries: Mapping[str, ModelEntry]) -> 
             try:
                 row = json.loads(recipe.read_bytes())["request"]["row"]
             except (OSError, ValueError, KeyError, TypeError):
-                continue  # no recipe of a training
+                continue  # not a recipe of a training run
             if row in entries:
                 _add(found, row, recipe.parent.name, recipe.parent / METRICS)
     return found
@@ -63,13 +63,13 @@ def _add(found: dict[str, list[TrainingLog]], row: str, name: str, path: Path) -
         lines, evaluations = _lines(path), _lines(path.with_name(EVALUATIONS))
         log = _log(name, lines, evaluations if path.name == METRICS else [])
     except (OSError, ValueError, KeyError, TypeError):
-        return  # a damaged log costs the page these curves
+        return  # the page omits the curves of a damaged log
     if log.updates:
         found.setdefault(row, []).append(log)
 
 
 def _lines(path: Path) -> list[dict[str, str]]:
-    """Lines of a CSV file by column; none without the file. Of lines for one update the last counts."""
+    """Return the lines of a CSV file, the last one for each update; empty if there is no file."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:

@@ -1,5 +1,4 @@
-"""Every line of every source in one list: what the plots, the page and the wide table are made from. No
-torch."""
+"""All lines of all sources, for figures, the HTML page and the wide table. Does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +11,6 @@ from detection_zoo.benchmarks.compare.record import Comparison
 from detection_zoo.benchmarks.report.kernel_cases import KernelTimings
 from detection_zoo.benchmarks.report.layouts import Layout, load_layouts
 from detection_zoo.benchmarks.report.lines import (
-    NOT_REPORTED,
     MeasuredLine,
     Point,
     PublishedLine,
@@ -32,56 +30,47 @@ Kind = Literal["measured", "published", "not measured"]
 
 @dataclass(frozen=True)
 class WideLine:
-    """One line of the wide table: a row's published numbers under one set of conditions, its measured ones in
+    """One line of the wide table: published numbers of a row under one set of conditions, measured numbers in
     one setting, or neither."""
 
     entry: ModelEntry
     kind: Kind
     line: PublishedLine | MeasuredLine | None
-    setting: tuple[str, ...]  # lines of equal setting may be compared with each other
+    setting: tuple[str, ...]  # lines with equal settings are comparable
     setting_title: str
-    flags: tuple[str, ...]  # what a reader must know before believing a number
-    reason: str = ""  # why there is no number at all
-    trusted: bool = (
-        True  # accuracy means something: somebody trained the weights, and the images are photographs
-    )
+    flags: tuple[str, ...]  # caveats
+    reason: str = ""  # why there are no numbers
+    trusted: bool = True  # accuracy is meaningful: trained weights, photographs
 
     @property
     def trained_by_schedule(self) -> bool:
-        """Whether the line is of weights that the row's schedule made: published ones."""
-        return not isinstance(self.line, MeasuredLine) or self.line.weights_kind == "published"
+        """Whether the weights were trained with the schedule of the row, that is, are published."""
+        return self.line is None or self.line.weights_kind == "published"
 
     @property
     def runs(self) -> list[Run]:
-        """Records of a measured line, newest first."""
+        """Records of a measured line, newest first; otherwise empty."""
         return self.line.runs if isinstance(self.line, MeasuredLine) else []
 
     def metrics(self) -> dict[str, Point]:
         """Every metric of the line in its own unit."""
-        if isinstance(self.line, MeasuredLine):
-            return {name: Point(found.value, found.interval) for name, found in self.line.values.items()}
-        return {name: Point(value) for name, value in self.line.values.items()} if self.line else {}
+        return self.line.points() if self.line else {}
 
     def point(self, metric: Metric) -> Point | None:
-        """The metric in its own unit; None where the line has none."""
-        if isinstance(self.line, MeasuredLine):
-            found = self.line.measurement(metric)
-            return found[1] if found else None
+        """The metric in its own unit; None if the line does not have it."""
         return self.line.point(metric) if self.line else None
 
     def why_not(self, metric: Metric) -> str:
-        """Why the line has no such number."""
-        if isinstance(self.line, MeasuredLine):
-            return self.line.why_absent(metric)
-        return NOT_REPORTED if self.line else self.reason
+        """Why the line does not have this metric."""
+        return self.line.why_absent(metric) if self.line else self.reason
 
 
 @dataclass
 class Overview:
-    """All lines, the runs they came from, and what could not be used.
+    """All lines, their runs, and the problems of the store.
 
-    classes: AP of each class by run; pictures: (name, data address) by row; see `report.beside`. trainings:
-    curves by row; see `report.training_logs`.
+    classes: AP per class by run; pictures: (name, data URL) by row; see `report.beside`. trainings: curves by
+    row; see `report.training_logs`.
     """
 
     manifests: Manifests
@@ -107,12 +96,12 @@ class Overview:
 
 
 def overview(manifests: Manifests, runs: list[Run], problems: Iterable[str] = ()) -> Overview:
-    """Lay every row out in lines.
+    """Return the lines of all rows.
 
     Args:
         manifests: rows with their published numbers.
-        runs: records of a store; those of rows that no manifest has become problems.
-        problems: what is wrong in the store already.
+        runs: records of a store; runs of rows without a manifest entry become problems.
+        problems: known problems of the store.
     """
     by_row: dict[str, list[Run]] = {}
     for run in runs:
@@ -120,8 +109,8 @@ def overview(manifests: Manifests, runs: list[Run], problems: Iterable[str] = ()
     view = Overview(manifests, runs, problems=list(problems))
     for row in sorted(by_row.keys() - manifests.entries.keys()):
         view.problems.append(
-            f"{len(by_row[row])} records are of {row}, which no manifest has; they are left out. Restore the"
-            " row, or move the records away"
+            f"{len(by_row[row])} records of {row} are ignored: no manifest has this row. Restore the row, or"
+            " move the records"
         )
     for entry in manifests.entries.values():
         own = by_row.get(entry.name, [])
@@ -154,7 +143,7 @@ def _measured(entry: ModelEntry, line: MeasuredLine) -> WideLine:
 
 
 def setting_title(run: Run) -> str:
-    """Hardware, precision, batch and data of a run in a few words."""
+    """Return hardware, precision, batch and data of a run in one line."""
     spec, data = run.spec, run.data
     images = (
         f"{data.name}, {'first ' if data.is_subset else ''}{data.images} images"
@@ -162,8 +151,7 @@ def setting_title(run: Run) -> str:
         else "data not recorded"
     )
     hardware = run.environment.device_name if run.environment else "machine not recorded"
-    precision = spec.dtype + (" with TF32" if spec.tf32 else "")
-    precision += spec.path_note
+    precision = spec.precision_text + spec.path_note
     return one_line(f"{hardware}, {precision}, batch {spec.batch_size}, {images}")
 
 
@@ -173,7 +161,7 @@ def _published(entry: ModelEntry, line: PublishedLine, metrics: dict[str, Metric
     dataset = record.dataset or entry.dataset
     data = (
         dataset if not record.split else record.split if "_" in record.split else f"{dataset} {record.split}"
-    )  # coco_2014_minival says it all
+    )  # coco_2014_minival contains the dataset
     protocols = tuple(sorted({one.protocol for one in line.records if one.protocol}))
     key = ("published", entry.source, data, hardware, *protocols)
     return WideLine(
@@ -187,12 +175,12 @@ def _published(entry: ModelEntry, line: PublishedLine, metrics: dict[str, Metric
 
 
 def _of_accuracy(records: list[Published], accuracy: set[str]) -> Published:
-    """The record whose split says what accuracy was measured on."""
+    """Return the first record with an accuracy; its split is the one of the line."""
     return next((record for record in records if record.values.keys() & accuracy), records[0])
 
 
 def wide_records(view: Overview) -> list[dict[str, Any]]:
-    """The wide table as flat records, a line each: identity, every metric of any line with interval and n,
+    """Return the wide table as one flat record per line: identity, all metrics with interval and n,
     provenance."""
     names = [name for name in view.metrics if any(name in line.metrics() for line in view.lines)]
     return [_flat(line, names) for line in view.lines]
@@ -239,7 +227,7 @@ def _flat(line: WideLine, names: list[str]) -> dict[str, Any]:
 
 
 def _weights(line: WideLine) -> str | None:
-    """Which weights were measured, or where the published ones lie."""
+    """Return the weights that were measured, or the address of the published ones."""
     if line.runs:
         weights = line.runs[0].weights
         return f"{weights.kind} {weights.digest}" if weights else None

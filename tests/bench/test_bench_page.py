@@ -199,10 +199,10 @@ def test_filtering_by_words_limits_and_choices(open_page: Open, view: Overview) 
     )
     page.run("document.getElementById('search').select()")
     page.write("ap>3 nothing-like-it")
-    assert status(page) == 0 and "No such number: ap" in page.run(
+    assert status(page) == 0 and "Unknown number: ap" in page.run(
         "document.getElementById('status').textContent"
     )
-    assert "No line fits" in page.run("document.querySelector('#table tbody').textContent")
+    assert "No line matches" in page.run("document.querySelector('#table tbody').textContent")
     page.click("#more summary")
     page.click("#clear")
     choose(page, "source", "vovnet")
@@ -305,10 +305,10 @@ def test_details_tell_numbers_circumstances_weights_and_records(open_page: Open,
     assert all(run.id in text for run in line.runs) and "made up by a test" in text
     for part in (
         "95 % interval",
-        "Dashes, and why",
+        "Missing numbers",
         "Phases, median of each",
-        "Model time as it was measured",
-        "Circumstances",
+        "Model time, raw samples",
+        "Environment",
         "Abacus 9",
         "torch 2.11.0",
         "The same row in every setting",
@@ -335,7 +335,7 @@ def test_history_of_a_row_that_was_measured_again(open_page: Open, pages: Path) 
     (pages / "history.html").write_text(html_page(overview(load_manifests(), runs)), encoding="utf-8")
     page = open_page("history.html", "#kinds=m")
     page.click("#table tbody th button")
-    assert "Model time (ms), commit by commit" in page.run("document.getElementById('details').textContent")
+    assert "Model time (ms) by commit" in page.run("document.getElementById('details').textContent")
     assert {"0000000", "1111111", "2222222"} <= set(
         page.run("[...document.querySelectorAll('#details svg text')].map(text => text.textContent)")
     )
@@ -593,13 +593,13 @@ def test_a_page_without_records(open_page: Open, pages: Path) -> None:
     view = overview(load_manifests(), [], ["broken.json: the record is cut short"])
     (pages / "none.html").write_text(html_page(view), encoding="utf-8")
     page = open_page("none.html")
-    assert "No record yet" in page.run("document.getElementById('nothing').textContent") and not page.run(
+    assert "No records yet" in page.run("document.getElementById('nothing').textContent") and not page.run(
         "document.getElementById('nothing').hidden"
     )
     assert status(page) == matching(view, lambda line: True, ("published",))
     assert "cut short" in page.run("document.getElementById('problems').innerText")
     page.click("#kinds input[value='published']")
-    assert status(page) == 0 and "No line that fits" in page.run(
+    assert status(page) == 0 and "No line that matches" in page.run(
         "document.getElementById('plot').textContent"
     )
 

@@ -340,7 +340,7 @@ def test_stale_files_are_found_and_mended(own_results: tuple[Path, Path, Path]) 
         assert found() == [f"results/{name} is stale"]
         (folder / name).write_bytes(whole)
     (folder / "tables" / "old.md").write_text("")
-    assert found() == ["results/tables/old.md is made from nothing any more: delete it"]
+    assert found() == ["results/tables/old.md is not generated any more: delete it"]
     (folder / "tables" / "old.md").unlink()
     for run in two_of(30.0, started="2031-01-01T00:00:00+00:00"):
         write_record(store, run)

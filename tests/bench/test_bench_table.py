@@ -289,7 +289,7 @@ def test_unknown_tables_answer_with_the_nearest(manifests: Manifests) -> None:
     [
         ("[[table]]\nname = 'x'", "field title"),
         ("[[table]]\nname = 'x'\ntitle = 't'\ncolumns = []\nrwos = ['*']", "field rwos"),
-        ("[[model]]\n", "only [[table]] belongs here"),
+        ("[[model]]\n", "a layout file has only [[table]]"),
         ("[[table]\n", "not valid TOML"),
     ],
 )

@@ -1,6 +1,6 @@
-// Models that ran side by side: the reference's values, and of every other model the verdict, the ratio and its interval.
+// Comparisons: values of the reference; verdict, ratio and interval of the other models.
 
-/** A name that may be broken behind its underscores and dots. */
+/** A name with line-break opportunities after underscores and dots. */
 function breakable(name) { return name.split(/(?<=[_.])/).flatMap((part) => [part, make("wbr")]); }
 
 function comparedCell(found) {
@@ -17,6 +17,6 @@ function showComparisons() {
     const heads = [{ title: "Model" }, ...one.heads.map((title) => ({ title, number: true }))];
     const rows = one.rows.map((row, place) => [[breakable(row.model), make("small", {}, `${place ? "" : "reference; "}weights ${row.weights}`)], ...row.cells.map(comparedCell)]);
     section.append(...chapter(breakable(one.title), grid(heads, rows), make("p", { class: "help" }, one.circumstances),
-      make("details", {}, make("summary", {}, "How it was measured, and what to know"), make("ul", {}, one.notes.map((note) => make("li", {}, note))))));
+      make("details", {}, make("summary", {}, "Method and notes"), make("ul", {}, one.notes.map((note) => make("li", {}, note))))));
   }
 }

@@ -1,4 +1,4 @@
-// The details of one line: every number with its circumstances, the same row elsewhere, phases, samples, history, weights, records.
+// The details of one line: all numbers with conditions, the row in other settings, phases, samples, history, weights, records.
 
 const details = { dialog: null, opener: null };
 
@@ -65,7 +65,7 @@ function publishedNumbers(line) {
   }).flat();
 }
 
-/** Detections drawn on pictures, where some lie beside the records. */
+/** Pictures with detections, if there are any next to the records. */
 function pictures(line) {
   const found = DATA.pictures[line.row.name] || [];
   if (!found.length) return null;
@@ -73,7 +73,7 @@ function pictures(line) {
     make("figure", {}, make("img", { src: address, alt: `Detections of ${line.row.name} in ${name}`, loading: "lazy" }), make("figcaption", {}, name)))));
 }
 
-/** AP of each class, the best first. */
+/** AP per class, best first. */
 function classes(records) {
   const record = records.find((each) => each.classes);
   if (!record) return null;
@@ -82,7 +82,7 @@ function classes(records) {
   return chapter("AP by class", table);
 }
 
-/** Names and values, one below the other. */
+/** A list of names and values. */
 function facts(pairs) {
   const known = Object.entries(pairs).filter(([, inside]) => inside !== undefined && inside !== null && inside !== "");
   const plain = (inside) => (inside instanceof Node ? inside : typeof inside === "object" ? Object.entries(inside).map(([name, at]) => `${name} ${at}`).join(", ") : String(inside));
@@ -97,7 +97,7 @@ function missing(line, records) {
   for (const quantity of shown) if (!reasons.has(quantity.title)) reasons.set(quantity.title, whyNot(line, quantity.name));
   const byReason = new Map();
   for (const [title, why] of reasons) byReason.set(why, [...(byReason.get(why) || []), title]);
-  return byReason.size ? chapter("Dashes, and why", make("ul", {}, [...byReason].map(([why, titles]) => make("li", {}, `${titles.join(", ")}: ${why}`)))) : null;
+  return byReason.size ? chapter("Missing numbers", make("ul", {}, [...byReason].map(([why, titles]) => make("li", {}, `${titles.join(", ")}: ${why}`)))) : null;
 }
 
 function elsewhere(line) {
@@ -109,7 +109,7 @@ function elsewhere(line) {
     make("span", {}, badge(each), each === line ? " this line" : "", make("span", { class: "how" }, ` ${[each.setting.title, ...each.flags].join(", ")}`)),
     ...shown.map((quantity) => (each.values[quantity.name] ? written(each.values[quantity.name][0], quantity.digits) : "–")),
   ]);
-  return chapter("The same row in every setting", grid(heads, rows), make("p", { class: "help" }, "Times and memory of different settings do not compare; accuracy does where the data is the same."));
+  return chapter("The same row in every setting", grid(heads, rows), make("p", { class: "help" }, "Times and memory of different settings are not comparable; accuracy is, on the same data."));
 }
 
 function phaseBar(records) {
@@ -117,10 +117,10 @@ function phaseBar(records) {
   if (!record) return null;
   const parts = shareBar(record, DATA.parts);
   return chapter("Phases, median of each", ...shareBar(record, DATA.phases),
-    ...(parts.length ? [make("h4", {}, "The forward phase, in passes of their own"), ...parts] : []));
+    ...(parts.length ? [make("h4", {}, "The forward phase, in separate passes"), ...parts] : []));
 }
 
-/** A bar of named times, and what they are; nothing where there are none. */
+/** A bar of named times with a legend; empty without times. */
 function shareBar(record, titles) {
   const shares = Object.entries(titles).filter(([name]) => record.values[name]).map(([name, title]) => [title, record.values[name].value]);
   if (!shares.length) return [];
@@ -136,7 +136,7 @@ function shareBar(record, titles) {
   return [svg, make("ul", { class: "legend" }, list)];
 }
 
-/** A curve over equal steps, with its ends labelled. */
+/** A curve over equal steps, with labels. */
 function curve(points, labels, title, digits) {
   const low = Math.min(...points), high = Math.max(...points), room = (high - low || Math.abs(high) || 1) * 0.15;
   const toX = scale(0, Math.max(1, points.length - 1), 56, 690, false), toY = scale(low - room, high + room, 84, 6, false);
@@ -152,7 +152,7 @@ function traces(records) {
   const record = records.find((each) => each.values && each.values.model_ms && each.values.model_ms.samples);
   if (!record) return null;
   const { samples, n } = record.values.model_ms, labels = samples.map((_, place) => (place === 0 ? "first sample" : place === samples.length - 1 ? "last" : ""));
-  return chapter(`Model time as it was measured (ms, ${n} samples)`, curve(samples, labels, `Model time, ${n} samples in the order they were taken`, metricOf("model_ms").digits));
+  return chapter(`Model time, raw samples (ms, ${n} samples)`, curve(samples, labels, `Model time, ${n} samples in measurement order`, metricOf("model_ms").digits));
 }
 
 function histories(record) {
@@ -163,11 +163,11 @@ function histories(record) {
     if (found.length < 2) return [];
     const { title, unit, digits } = metricOf(name), every = Math.ceil(found.length / 8);
     const labels = found.map((each, place) => (place % every ? "" : `${(each.commit || "?").slice(0, 7)}${each.dirty ? "+" : ""}`));
-    return chapter(`${title} (${unit}), commit by commit`, curve(found.map((each) => each.values[name].value), labels, `${title} over ${found.length} records`, digits));
+    return chapter(`${title} (${unit}) by commit`, curve(found.map((each) => each.values[name].value), labels, `${title} over ${found.length} records`, digits));
   });
 }
 
-/** Loss, rate and accuracy of trainings of the row. */
+/** Loss, learning rate and accuracy of training runs of the row. */
 function trainings(line) {
   return (DATA.trainings[line.row.name] || []).flatMap(({ name, updates, losses, rates, accuracy }) => {
     const ends = (points) => points.map((at, place) => (place === 0 || place === points.length - 1 ? `update ${at}` : ""));
@@ -185,11 +185,11 @@ function weightsOf(line, record) {
   const used = record && record.weights ? [make("p", { class: "help" }, `Measured with ${record.weights.kind} weights, ${record.weights.file || ""} ${record.weights.digest}${record.weights.note ? `; ${record.weights.note}` : ""}`)] : [];
   const published = (line.row.weights || []).map((spec) => {
     const links = (spec.urls || []).map((url) => make("dd", {}, spec.wrong || !/^https?:\/\//.test(url) ? make("code", {}, url) : make("a", { href: url, rel: "noopener noreferrer" }, url)));
-    const list = facts({ wrong: spec.wrong, by_hand: spec.manual, sha256: spec.sha256 || "not known: unpinned", bytes: spec.bytes, licence: spec.licence || "none stated", format: spec.format, holds: spec.holds, note: spec.note });
+    const list = facts({ wrong: spec.wrong, manual_download: spec.manual, sha256: spec.sha256 || "unknown (not pinned)", bytes: spec.bytes, licence: spec.licence || "not stated", format: spec.format, holds: spec.holds, note: spec.note });
     if (links.length) list.prepend(make("dt", {}, spec.wrong ? "wrong link" : "address"), ...links);
     return list;
   });
-  return chapter("Weights", ...used, ...(published.length ? published : [make("p", { class: "help" }, "The source links no weights.")]),
+  return chapter("Weights", ...used, ...(published.length ? published : [make("p", { class: "help" }, "The source publishes no weights.")]),
     make("p", { class: "help" }, make("code", {}, `python download_weights.py get ${line.row.name}`)));
 }
 
@@ -198,9 +198,9 @@ function circumstances(record) {
   const spec = DATA.specs[record.spec], data = record.data === undefined ? {} : DATA.data[record.data];
   const environment = record.environment === undefined ? { machine: "not recorded" } : DATA.environments[record.environment];
   const watched = Object.entries(record.telemetry || {}).map(([group, one]) => [`telemetry, ${group}`, [one.verdict, one.absent, one.note].filter(Boolean).join("; ")]);
-  return chapter("Circumstances", facts({ commit: record.commit ? `${record.commit}${record.dirty ? ", with changes" : ""}` : "not known", ...environment }), make("h3", {}, "Protocol and data"),
-    facts({ ...spec, groups: spec.groups.join(", ") || "what is usual for the row", data: data.name, images: data.images && `${data.images} of ${data.images_of_split}`, data_digest: data.digest,
-      made_up_data: data.made_up ? "yes: drawn by a program" : "", ...Object.fromEntries(watched), notes: (record.notes || []).map((place) => DATA.texts[place]).join("; ") }));
+  return chapter("Environment", facts({ commit: record.commit ? `${record.commit}${record.dirty ? ", with changes" : ""}` : "unknown", ...environment }), make("h3", {}, "Protocol and data"),
+    facts({ ...spec, groups: spec.groups.join(", ") || "default of the row", data: data.name, images: data.images && `${data.images} of ${data.images_of_split}`, data_digest: data.digest,
+      synthetic_data: data.made_up ? "yes" : "", ...Object.fromEntries(watched), notes: (record.notes || []).map((place) => DATA.texts[place]).join("; ") }));
 }
 
 function allRecords(line) {

@@ -1,13 +1,13 @@
-// What can be taken along: the lines that are shown as CSV, and the command that measures a row.
+// Export: the shown lines as CSV, and the command that measures a row.
 
-/** A CSV cell that no spreadsheet takes for a formula. */
+/** A CSV cell that spreadsheets do not interpret as a formula. */
 function csvCell(given) {
   const text = String(given ?? "").replace(/[\u0000-\u001f\u007f]/g, " ");
   const guarded = /^[=+\-@]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
   return /[",\n]/.test(guarded) ? `"${guarded.replaceAll('"', '""')}"` : guarded;
 }
 
-/** Lines as CSV: identity, then every number with its interval, in the table's order. */
+/** Lines as CSV: identity, then all numbers with intervals, in table order. */
 function csvText(lines) {
   const heads = ["row", "source", "numbers", "flags", "setting", "licence", "weights", ...DATA.quantities.flatMap(({ name, unit }) => [`${name} (${unit})`, `${name}_low`, `${name}_high`])];
   const rows = lines.map((line) => [line.row.name, line.row.source, line.kind, line.flags.join(", "), line.setting ? line.setting.title : "", licenceOf(line.row), weightsAddress(line.row),
@@ -21,7 +21,7 @@ function downloadCsv() {
   setTimeout(() => URL.revokeObjectURL(address), 10000);
 }
 
-/** The licences of a row and of its weights, each once. */
+/** The licences of a row and its weights, without duplicates. */
 function licenceOf(row) {
   const names = [row.licence, ...(row.weights || []).filter((each) => !each.wrong).map((each) => each.licence)];
   return [...new Set(names.map((name) => name || "not stated"))].join(" and ");
@@ -34,7 +34,7 @@ function weightsAddress(row) {
 
 function commandOf(row) { return `python bench.py run ${row.name} --weights ${weightsAddress(row) ? "published" : "random"}`; }
 
-/** A button that puts the row's command on the clipboard. */
+/** A button that copies the row's command to the clipboard. */
 function copyButton(row) {
   const button = make("button", { type: "button", class: "quiet copy", tabindex: "-1", title: commandOf(row), "aria-label": `copy: ${commandOf(row)}` }, "copy");
   button.addEventListener("click", async () => {
@@ -48,7 +48,7 @@ function copyButton(row) {
 async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch {  // not allowed here: by way of a selected text
+  } catch {  // not allowed: copy a selected text instead
     const area = make("textarea", { class: "unseen", "aria-hidden": "true" });
     area.value = text;
     document.body.append(area);

@@ -1,4 +1,4 @@
-// The operators beside a peer's: a table for each device, with a bar on a logarithmic scale that starts at equal speed.
+// Operators compared with a peer's: a table per device, with a bar of the ratio on a logarithmic scale.
 
 const KERNEL_HEADS = [{ title: "Operator" }, { title: "Ours", number: true }, { title: "Peer", number: true }, { title: "Times as fast", number: true }, { title: "" }, { title: "Notes" }];
 
@@ -15,6 +15,6 @@ function showKernels() {
   for (const timings of DATA.kernels) {
     const rows = timings.cases.map((each) => [each.name, each.ours, each.peer || "–", each.ratio ? `${written(each.ratio, 2)}${each.interval ? ` (${interval(each.interval, 2)})` : ""}` : "–",
       each.ratio ? ratioBar(each.ratio, most) : "", make("span", { class: "how" }, each.correct ? "" : make("span", { class: "flag" }, "differs from the reference"), ` ${each.note || ""}`)]);
-    section.append(...chapter(`${timings.device}: ${timings.backend} beside ${timings.peer}`, grid(KERNEL_HEADS, rows), ...timings.about.map((text) => make("p", { class: "help" }, text))));
+    section.append(...chapter(`${timings.device}: ${timings.backend} compared with ${timings.peer}`, grid(KERNEL_HEADS, rows), ...timings.about.map((text) => make("p", { class: "help" }, text))));
   }
 }

@@ -1,6 +1,6 @@
-// Wires the controls to what is chosen, and starts the page.
+// Connects the controls with the state, and starts the page.
 
-/** Lay everything out anew for what is chosen. */
+/** Update table and plot after a change of the state. */
 function update() {
   const lines = filtered();
   layTable(lines);
@@ -54,7 +54,7 @@ function fillColumns() {
   }));
 }
 
-/** Show in the controls what is chosen. */
+/** Set the controls from the state. */
 function showChosen() {
   for (const name of ["search", "source", "family", "backbone", "dataset"]) document.getElementById(name).value = state[name];
   for (const input of document.querySelectorAll("#kinds input")) input.checked = state.kinds.has(input.value);
@@ -113,9 +113,9 @@ function startControls() {
   addEventListener("hashchange", () => { readAddress(); showChosen(); update(); });
 }
 
-fillSelect("source", "source", "every source");
-fillSelect("family", "family", "every detector");
-fillSelect("backbone", "backbone", "every backbone");
+fillSelect("source", "source", "all sources");
+fillSelect("family", "family", "all detectors");
+fillSelect("backbone", "backbone", "all backbones");
 fillSelect("dataset", "dataset", "all data");
 fillKinds();
 fillAxes();

@@ -1,4 +1,4 @@
-// The Pareto plot: points of one setting with error bars and the front; it is made of SVG elements that keyboard and pointer both reach.
+// The Pareto plot: points of one setting with error bars and the front, as SVG elements for keyboard and pointer.
 
 const MARGIN = { left: 58, right: 18, top: 22, bottom: 46 };
 const EVERY = "every";  // all settings at once: no common front
@@ -7,7 +7,7 @@ const FEW_POINTS = 12, NAME_LETTER = 6.2;
 
 const plot = { points: [], active: 0, root: null };
 
-/** Places of the points that no other beats. */
+/** Indices of the points that no other point dominates. */
 function paretoFront(points, betterX, betterY) {
   const cost = points.map((point) => [betterX === "lower" ? point.x : -point.x, betterY === "lower" ? point.y : -point.y]);
   const front = [];
@@ -20,7 +20,7 @@ function paretoFront(points, betterX, betterY) {
 
 function hasBoth(line) { return line.values[state.x] && line.values[state.y] && (!state.log || value(line, state.x) > 0); }
 
-/** Settings that have points, the fullest first, measured before published. */
+/** Settings with points: measured before published, most points first. */
 function plotSettings(lines) {
   const counts = new Map();
   for (const line of lines) if (line.setting && hasBoth(line)) counts.set(line.settingPlace, (counts.get(line.settingPlace) || [0, 0]).map((count, place) => count + (place ? Number(line.trusted) : 1)));
@@ -36,7 +36,7 @@ function fillSettings(lines) {
   const found = plotSettings(lines), select = document.getElementById("plot-setting");
   const options = found.map(([place, [count]]) => make("option", { value: String(place) }, `${DATA.settings[place].kind}: ${DATA.settings[place].title} (${count})`));
   const total = found.reduce((sum, [, [count]]) => sum + count, 0);
-  select.replaceChildren(...options, ...(found.length > 1 ? [make("option", { value: EVERY }, `every setting, no common front (${total})`)] : []));
+  select.replaceChildren(...options, ...(found.length > 1 ? [make("option", { value: EVERY }, `all settings, no common front (${total})`)] : []));
   select.disabled = !found.length;
   const known = [...select.options].some((option) => option.value === state.setting);
   select.value = known ? state.setting : found.length ? String(found[0][0]) : "";
@@ -70,7 +70,7 @@ function range(points, axis, log) {
   return [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
 }
 
-/** Draw the points of the chosen lines in the chosen setting. */
+/** Draw the points of the filtered lines in the selected setting. */
 function layPlot(lines) {
   const setting = fillSettings(lines), x = QUANTITIES.get(state.x), y = QUANTITIES.get(state.y);
   const chosen = lines.filter((line) => hasBoth(line) && line.setting && (setting === EVERY || String(line.settingPlace) === setting));
@@ -80,11 +80,11 @@ function layPlot(lines) {
   hideTip();
   const trusted = plot.points.filter((point) => point.line.trusted);
   const front = setting === EVERY ? [] : paretoFront(trusted, x.better, y.better).map((place) => trusted[place]);
-  plot.root.replaceChildren(plot.points.length ? picture(x, y, front) : make("p", { class: "help" }, `No line that fits the filters has both ${x.title} and ${y.title}.`));
+  plot.root.replaceChildren(plot.points.length ? picture(x, y, front) : make("p", { class: "help" }, `No line that matches the filters has both ${x.title} and ${y.title}.`));
   layLegend(front);
   const notes = [`${plot.points.length} point${plot.points.length === 1 ? "" : "s"}`];
   if (setting === EVERY) notes.push("lines of several settings, which must not be compared: choose one for its front");
-  if (trusted.length < plot.points.length) notes.push(`${plot.points.length - trusted.length} with made-up weights or data stay off the front: their accuracy says nothing`);
+  if (trusted.length < plot.points.length) notes.push(`${plot.points.length - trusted.length} with untrained weights or synthetic data are not part of the front: their accuracy is meaningless`);
   if (plot.points.length && DATA.settings[chosen[0].settingPlace].kind === "published" && setting !== EVERY) notes.push("published by the source, not measured here");
   document.getElementById("plot-note").textContent = plot.points.length ? `${notes.join("; ")}.` : "";
 }
@@ -111,7 +111,7 @@ function picture(x, y, front) {
 
 function steps(corners) { return corners.map(([px, py], index) => (index ? `H${px.toFixed(1)}V${py.toFixed(1)}` : `M${px.toFixed(1)} ${py.toFixed(1)}`)).join(""); }
 
-/** Names of rows: of every point where they are few, else along the front; to the upper left, as long as they do not fall on each other. */
+/** Names of rows, at the upper left of the points (all points if few, otherwise the front); overlapping names are omitted. */
 function names(points, toX, toY, width) {
   const found = [], heights = [];
   for (const point of points) {
@@ -138,7 +138,7 @@ function pointMark(point, index, toX, toY, x, y) {
   return group;
 }
 
-/** What is said of a point when it is pointed at. */
+/** The text of a point, for tooltip and screen reader. */
 function pointText(point, x, y) {
   const number = (quantity, at, edges) => `${quantity.title} ${written(at, quantity.digits)} ${quantity.unit}${edges.length ? ` (${interval(edges, quantity.digits)})` : ""}`;
   const head = [point.line.row.name, [point.line.kind, ...point.line.flags].join(", ")];
@@ -150,7 +150,7 @@ function layLegend(front) {
   const swatch = (kind, trusted, colour) => draw("svg", { viewBox: "0 0 16 16", "aria-hidden": "true" }, draw("g", { class: `${kind} ${trusted ? "" : "untrusted"} ${colour}` }, markShape({ kind }, 8, 8)));
   const items = families.map((family) => make("li", {}, swatch("measured", true, colourOf(family)), family));
   if (plot.points.some((point) => point.line.kind === "published")) items.push(make("li", {}, swatch("published", true, "plain"), "published"));
-  if (plot.points.some((point) => !point.line.trusted)) items.push(make("li", {}, swatch("measured", false, "plain"), "made up"));
+  if (plot.points.some((point) => !point.line.trusted)) items.push(make("li", {}, swatch("measured", false, "plain"), "untrained or synthetic"));
   if (front.length) items.push(make("li", {}, draw("svg", { viewBox: "0 0 16 16", "aria-hidden": "true" }, draw("path", { class: "front", d: "M0 13H8V4H16" })), "Pareto front"));
   document.getElementById("legend").replaceChildren(...items);
 }

@@ -1,4 +1,4 @@
-// What the page knows and what is chosen: data, filters, the address's fragment, and how numbers are written.
+// Data and state of the page: filters, the URL fragment, number formats.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const KINDS = ["measured", "published", "not measured"];
@@ -14,7 +14,7 @@ const LINES = DATA.lines.map((line, place) => {
   return { ...line, place, row, settingPlace: line.setting, setting, flags, haystack: words.filter(Boolean).join(" ").toLowerCase() };
 });
 
-// the commonest detectors have a colour of their own, the rest share one
+// the most frequent detectors have their own colour, the others share one
 const OWN_COLOURS = 7, SHARED_COLOUR = "c7";
 const FAMILY_COUNTS = DATA.rows.reduce((counts, row) => counts.set(row.family, (counts.get(row.family) || 0) + 1), new Map());
 const FAMILIES = [...FAMILY_COUNTS.keys()].sort((a, b) => FAMILY_COUNTS.get(b) - FAMILY_COUNTS.get(a) || byText(a, b));
@@ -31,18 +31,18 @@ function byText(a, b) { return a < b ? -1 : a > b ? 1 : 0; }
 
 function value(line, name) { const found = line.values[name]; return found ? found[0] : undefined; }
 
-/** A number as its quantity or metric writes it. */
+/** A number with the given decimal places. */
 function written(number, digits) { return number.toFixed(digits); }
 
 function interval(edges, digits) { return `${written(edges[0], digits)}–${written(edges[1], digits)}`; }
 
-/** Why a line has no such number. */
+/** Why a line does not have this number. */
 function whyNot(line, name) {
   if (line.kind === "measured") return DATA.texts[line.absent[name]];
   return line.kind === "published" ? "not reported" : DATA.texts[line.reason];
 }
 
-/** Words and limits of the filter: every one must hold. */
+/** Words and limits of the filter; all must match. */
 function parseSearch(text) {
   const words = [], limits = [], unknown = [];
   for (const part of text.toLowerCase().split(/\s+/).filter(Boolean)) {
@@ -63,7 +63,7 @@ function filtered() {
     && limits.every(([name, holds, limit]) => line.values[name] !== undefined && holds(line.values[name][0], limit)));
 }
 
-/** The fragment of the address keeps what is chosen, so that a view can be passed on. */
+/** The URL fragment contains the state, so that a view can be shared. */
 const KEPT = { q: "search", source: "source", family: "family", backbone: "backbone", data: "dataset", sort: "sort", x: "x", y: "y", setting: "setting", theme: "theme" };
 const USUAL = { ...state };
 
@@ -89,7 +89,7 @@ function readAddress() {
   if (!sortable(state.sort)) state.sort = USUAL.sort;
 }
 
-/** A new element: attributes, then children; text is never read as markup. */
+/** Create an element with attributes and children; text is never parsed as HTML. */
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, given] of Object.entries(attributes)) if (given !== undefined && given !== null && given !== false) element.setAttribute(name, given === true ? "" : given);
@@ -106,7 +106,7 @@ function draw(tag, attributes = {}, ...children) {
 
 function badge(line) { return make("span", { class: `badge ${line.kind.split(" ")[0]}` }, line.kind); }
 
-/** A link to where weights lie, or words where there is none to follow; that a source also gives a wrong link is said beside it. */
+/** A link to the weights, or text if there is none; with a warning if the source also has a wrong link. */
 function weightsLink(row, focusable = true) {
   const known = row.weights || [], weights = known.find((each) => !each.wrong), wrong = known.find((each) => each.wrong);
   const warning = wrong ? make("span", { class: "flag", title: wrong.wrong }, "wrong link") : null;

@@ -1,7 +1,7 @@
-// The table: only the rows in sight are in the document, so that thousands stay fluent.
+// The table: only visible rows are in the document, so that thousands of rows scroll smoothly.
 
 const ROW_HEIGHT = 52, SPARE_ROWS = 8;
-const LONG_NAME = 36;  // letters: longer names take both lines of a row, so that none is cut
+const LONG_NAME = 36;  // characters; longer names use both lines of a row
 
 const TEXT_COLUMNS = [
   { name: "row", title: "Model", width: 330, text: (line) => line.row.name },
@@ -24,7 +24,7 @@ function emptyColumns() {
   return new Set(NUMBER_COLUMNS.filter((column) => !LINES.some((line) => line.values[column.name])).map((column) => column.name));
 }
 
-/** Sorted by the chosen column. Numbers are sorted among the measured and among the published, never across; lines without one stand last. */
+/** Sorted by the chosen column. Measured and published numbers are sorted separately; lines without a number come last. */
 function sorted(lines) {
   const way = state.descending ? -1 : 1, column = COLUMNS.find((each) => each.name === state.sort);
   const key = column.quantity ? (line) => value(line, column.name) : column.text;
@@ -90,7 +90,7 @@ function numberCell(line, column) {
   return make("td", { class: line.trusted ? "number" : "number untrusted" }, written(found[0], digits), small);
 }
 
-/** Lay out the lines that are chosen, and say how many they are. */
+/** Show the filtered lines and their number. */
 function layTable(lines) {
   table.lines = sorted(lines);
   table.active = Math.min(table.active, Math.max(0, table.lines.length - 1));
@@ -101,11 +101,11 @@ function layTable(lines) {
   showRows();
   const column = COLUMNS.find((each) => each.name === state.sort);
   const { unknown } = parseSearch(state.search);
-  const wrong = unknown.length ? ` No such number: ${unknown.join(", ")}.` : "";
+  const wrong = unknown.length ? ` Unknown number: ${unknown.join(", ")}.` : "";
   document.getElementById("status").textContent = `${table.lines.length} of ${LINES.length} lines, by ${column.title}, ${state.descending ? "descending" : "ascending"}.${wrong}`;
 }
 
-/** Put the rows in sight into the document. */
+/** Put the visible rows into the document. */
 function showRows(all = false) {
   const top = Math.floor(table.scroller.scrollTop / ROW_HEIGHT), count = Math.ceil(innerHeight / ROW_HEIGHT);  // the box is never taller than the window
   const first = all ? 0 : Math.max(0, top - SPARE_ROWS), last = all ? table.lines.length : Math.min(table.lines.length, top + count + SPARE_ROWS);
@@ -114,7 +114,7 @@ function showRows(all = false) {
   const reusable = table.first >= 0, hadFocus = table.body.contains(document.activeElement), columns = shownColumns();
   const rows = [];
   for (let index = first; index < last; index += 1) rows.push((reusable && kept.get(index)) || bodyRow(table.lines[index], index, columns));
-  const empty = table.lines.length ? null : make("tr", {}, make("td", { class: "empty", colspan: columns.length }, "No line fits these filters."));
+  const empty = table.lines.length ? null : make("tr", {}, make("td", { class: "empty", colspan: columns.length }, "No line matches these filters."));
   table.body.replaceChildren(spacer(first * ROW_HEIGHT, columns.length), ...rows, ...(empty ? [empty] : []), spacer((table.lines.length - last) * ROW_HEIGHT, columns.length));
   [table.first, table.last] = [first, last];
   if (hadFocus && !table.body.contains(document.activeElement)) table.scroller.focus({ preventScroll: true });
@@ -131,7 +131,7 @@ function spacer(height, span) {
   return make("tr", { class: "spacer", "aria-hidden": "true" }, inside);
 }
 
-/** One row can be reached with Tab; the arrow keys move it. */
+/** Tab reaches the active row; arrow keys change it. */
 function markActive() {
   for (const row of table.body.querySelectorAll("tr[data-index]")) {
     const here = Number(row.dataset.index) === table.active;
@@ -193,7 +193,7 @@ function startTable() {
   addEventListener("resize", () => { buildHead(); table.first = -1; showRows(); });
 }
 
-/** Sort by a column: first the better end of its numbers, or A to Z; again turns it around. */
+/** Sort by a column, best or A to Z first; a second call reverses the order. */
 function sortBy(name) {
   const { quantity } = COLUMNS.find((column) => column.name === name);
   state.descending = state.sort === name ? !state.descending : Boolean(quantity) && quantity.better === "higher";
