@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, FiniteFloat
 
@@ -12,15 +12,8 @@ from detection_zoo.zoo.manifest import MetricSpec, Strict, load_metrics
 from detection_zoo.zoo.registry import did_you_mean
 
 SCHEMA_VERSION = 1
-MetricGroup = Literal["ap", "top1", "inference", "memory", "epoch", "throughput"]
-METRIC_GROUPS: tuple[MetricGroup, ...] = (
-    "inference",
-    "ap",
-    "top1",
-    "memory",
-    "epoch",
-    "throughput",
-)  # as written in a record
+MetricGroup = Literal["inference", "ap", "top1", "memory", "epoch", "throughput"]
+METRIC_GROUPS: tuple[MetricGroup, ...] = get_args(MetricGroup)  # in the order of a record
 BY_TASK: dict[str, tuple[MetricGroup, ...]] = {
     "detection": ("inference", "ap", "memory", "epoch"),
     "classification": ("inference", "top1", "memory"),
@@ -244,11 +237,6 @@ class Environment(Strict):
     def commit_text(self) -> str:
         """Commit and whether there were changes, for notes; empty outside a git checkout."""
         return f"commit {self.commit[:10]}{' with changes' if self.dirty else ''}" if self.commit else ""
-
-    @property
-    def threads_text(self) -> str:
-        """Number of CPU threads per operator, for notes."""
-        return counted(self.threads, "thread")
 
 
 class WeightsIdentity(Strict):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from detection_zoo.benchmarks.folders import KERNELS
-from detection_zoo.benchmarks.spec import Environment, Measurement
+from detection_zoo.benchmarks.spec import Environment, Measurement, counted
 from detection_zoo.benchmarks.store import new_id, newest_records, read_regular, validated, write_whole
 from detection_zoo.benchmarks.tabular import Table
 from detection_zoo.zoo.manifest import Strict
@@ -112,7 +112,7 @@ def _table(one: KernelTimings) -> Table:
         for case in one.cases
     ]
     where = f"{env.device_name}, " + (
-        f"driver {env.gpu_driver}" if one.backend == "cuda" else env.threads_text
+        f"driver {env.gpu_driver}" if one.backend == "cuda" else counted(env.threads, "thread")
     )
     covers = sorted({case.ours.covers for case in one.cases if case.ours.covers})
     footnotes = [

@@ -19,7 +19,7 @@ from detection_zoo.benchmarks.report.lines import (
     seed_notes,
     why_not_measured,
 )
-from detection_zoo.benchmarks.spec import Measurement, Metric, Run, named_metrics
+from detection_zoo.benchmarks.spec import Measurement, Metric, Run, counted, named_metrics
 from detection_zoo.benchmarks.tabular import Cell, Link, Notes, Table
 from detection_zoo.zoo.manifest import Manifests, ModelEntry
 
@@ -341,7 +341,7 @@ def provenance(line: MeasuredLine) -> list[str]:
     if env:
         on_gpu = f"driver {env.gpu_driver}, CUDA {env.cuda}"
         torch = f"torch {env.packages.get('torch', 'unknown')}"
-        where = env.threads_text if run.spec.device == "cpu" else on_gpu
+        where = counted(env.threads, "thread") if run.spec.device == "cpu" else on_gpu
         parts = [env.device_name, where, torch, precision, env.commit_text]
         notes = ["; ".join(filter(None, parts))]
     if weights:
