@@ -86,9 +86,8 @@ class SSDConventions(Section):
     negatives: int = Field(3, description="background priors trained for each object prior")
 
 
-class TargetConventions(Section):
-    """Which objects and images training uses, and how boxes are written (zoo/data/targets.py), and how images
-    are augmented."""
+class ObjectConventions(Section):
+    """Which objects and images training uses, and how boxes are written (zoo/data/targets.py)."""
 
     inclusive: bool = Field(True, description="x2 is the last pixel inside; otherwise the far edge")
     extent_from_clipped: bool = Field(
@@ -104,6 +103,11 @@ class TargetConventions(Section):
     )
     flip_first: bool = Field(False, description="flip before resizing, not after")
     max_objects: int | None = Field(None, description="no more than the first so many")
+
+
+class TargetConventions(ObjectConventions):
+    """Objects and images that training uses, and how images are ordered and augmented."""
+
     augmentation: Literal["flip", "ssd"] = Field(
         "flip", description="flip, half the time; or SSD's crop, colours, expansion, mirror and resize"
     )

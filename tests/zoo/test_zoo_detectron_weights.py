@@ -182,9 +182,7 @@ def account_for(row: ModelEntry, arrays: dict[str, Any], kind: str) -> tuple[Loa
     with torch.device("meta"):
         state = assemble(row).state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    report = account(
-        checkpoint_format(kind).translate(arrays), shapes, row.name, lambda array: tuple(array.shape)
-    )
+    report = account(checkpoint_format(kind).translate(arrays), shapes, row.name)
     return report, sum(tensor.numel() for tensor in state.values())
 
 

@@ -289,12 +289,8 @@ def imagenet_hardnet39ds() -> Shapes:
 def test_every_name_of_an_unrecorded_file_has_its_place(row: str, shapes: object, form: str) -> None:
     model = build_model(row, device="meta")
     arrays = {f"module.{name}": np.broadcast_to(np.float32(0), shape) for name, shape in shapes()}
-    report = account(
-        checkpoint_format(form).translate(arrays),
-        {n: tuple(t.shape) for n, t in model.state_dict().items()},
-        row,
-        np.shape,
-    )
+    needed = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    report = account(checkpoint_format(form).translate(arrays), needed, row)
     assert report.complete and len(report.matched) == len(arrays) and not report.dropped
 
 

@@ -25,6 +25,7 @@ from detection_zoo.zoo.data.ssd_augmentation import (
 )
 from detection_zoo.zoo.data.targets import TargetRules
 from detection_zoo.zoo.data.training_images import TrainingBatches
+from detection_zoo.zoo.data.training_loader import TrainingLoader
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.manifest import load_manifests
 
@@ -184,9 +185,10 @@ def test_batches_depend_on_seed_epoch_and_image_alone(tmp_path: Path) -> None:
             images_per_batch=4,
             seed=seed,
             augmentation=SSDAugmentation(preprocess),
-            workers=workers,
         )
-        images, sizes, targets = next(iter(batches(epoch)))
+        start = epoch * len(batches.order(0))
+        loader = TrainingLoader(batches, workers=workers, start=start, pin_memory=False)
+        images, sizes, targets = next(iter(loader))
         assert images.shape == (4, 3, 300, 300) and sizes.tolist() == [[300, 300]] * 4
         assert all(
             t.boxes.min() >= 0 and t.boxes.max() <= 300 and len(t.boxes) == len(t.labels)

@@ -84,19 +84,9 @@ class Dataset(ABC):
     @property
     def all_image_ids(self) -> list[int | str]:
         """The ids of the whole split, whether or not this is a subset."""
-        return self._whole.image_ids
-
-    @property
-    def all_image_sizes(self) -> dict[int | str, tuple[int, int]]:
-        """Image id -> (height, width) in pixels, of the whole split."""
-        whole = self._whole
-        return {whole.image_id(index): whole.image_size(index) for index in range(len(whole))}
-
-    @property
-    def _whole(self) -> Dataset:
         whole = copy.copy(self)
         whole._rows = range(self.full_size)
-        return whole
+        return whole.image_ids
 
     @abstractmethod
     def image_id(self, index: int) -> int | str:

@@ -112,7 +112,7 @@ def annotations_of(document: dict[str, Any], where: str, *, may_be_hidden: bool 
     images = Records(document["images"], f"{where}: images")
     categories = Records(document["categories"], f"{where}: categories")
     image_ids, category_ids = images.ids("image"), categories.ids("category")
-    image_rows, category_rows = _by_id(image_ids), _by_id(category_ids)
+    image_rows, category_rows = by_id(image_ids), by_id(category_ids)
     file_names, names = (
         images.column("file_name", set(), fields.text),
         categories.column("name", set(), fields.label),
@@ -161,7 +161,7 @@ def _pixels(images: Records, side: str) -> np.ndarray:
     return np.array(values, np.int64)
 
 
-def _by_id(ids: Sequence[int | str]) -> list[int]:
+def by_id(ids: Sequence[int | str]) -> list[int]:
     """Rows by rising id, whole numbers before texts."""
     return sorted(range(len(ids)), key=lambda row: (isinstance(ids[row], str), ids[row]))
 

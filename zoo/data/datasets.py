@@ -11,7 +11,7 @@ from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.class_choice import ClassChoice
 from detection_zoo.zoo.data.coco import CocoDataset, find_split
 from detection_zoo.zoo.data.imagenet import ImageNetDataset
-from detection_zoo.zoo.data.recognise import SPLITS, TRAINING_SPLITS, Recognised, coco_parts, recognise
+from detection_zoo.zoo.data.recognise import SPLITS, TRAINING_SPLITS, coco_parts, recognise
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.home import expanded
@@ -30,6 +30,7 @@ FORMS = {
     "shapes": "shapes or shapes:SPLIT (train, val)",
     "path": "PATH or PATH:SPLIT of own data, whose layout is recognised",
 }
+KINDS = ("coco", "voc", "imagenet", "shapes")
 
 
 def open_dataset(
@@ -58,112 +59,80 @@ def open_dataset(
     argument, choice = ClassChoice.split(argument)
     kind, _, rest = argument.partition(":")
     own = None
-    if kind not in _OPEN or (not rest and kind != "shapes"):
+    if kind not in KINDS or (not rest and kind != "shapes"):
         folder, split = _folder_and_rest(argument)
         if not folder.exists():
             raise DatasetError(_no_such_form(argument, kind))
         own = recognise(folder, split, keypoints, TRAINING_SPLITS if training else SPLITS)
         kind = "coco" if own.annotations is not None else "imagenet"
     if isinstance(classes, int) != (kind == "imagenet") and classes is not None:
-        model, fitting = (
-            ("a classifier", ["imagenet"])
-            if isinstance(classes, int)
-            else ("a detector", ["coco", "voc", "shapes"])
-        )
+        model, fitting = "a detector", ["coco", "voc", "shapes"]
+        if isinstance(classes, int):
+            model, fitting = "a classifier", ["imagenet"]
         raise DatasetError(
             f"--data {argument!r}: the model is {model}, which does not fit a dataset of kind {kind}; give"
             " --data " + ", or ".join(FORMS[one] for one in fitting) + "; or take a row of another task"
         )
-    if own is not None and own.annotations is not None:
-        dataset: Dataset = _own(own, classes, decoder, choice)
-    elif kind in ("coco", "shapes"):
-        dataset = _OPEN[kind](rest, classes, keypoints, decoder, choice)
+    if kind in ("coco", "shapes"):
+        if rest.startswith("annotations=") and own is None:
+            file, _, folder = rest.removeprefix("annotations=").partition(",images=")
+            own = coco_parts(expanded(file), expanded(folder) if folder else None)
+        place, annotations, name = (
+            _split_of(kind, rest, keypoints) if own is None else (own.images, own.annotations, own.name)
+        )
+        dataset: Dataset = CocoDataset(
+            place, annotations, classes=classes, name=name, decoder=decoder, choice=choice
+        )
+        if own is not None:
+            dataset.notes = (f"recognised as {own.layout}", *dataset.notes)
     elif choice != ClassChoice():
         raise DatasetError(
             f"--data {argument!r}: --classes and --map are for boxes in coco:, shapes and paths"
         )
     elif own is not None:
         dataset = ImageNetDataset(own.images, classes=classes, decoder=decoder)
+    elif keypoints:
+        raise DatasetError(
+            f"{'ImageNet' if kind == 'imagenet' else 'PASCAL VOC'} has no keypoint annotations; take a COCO"
+            " folder with person_keypoints_*.json, or shapes"
+        )
+    elif kind == "imagenet":
+        dataset = ImageNetDataset(expanded(rest), classes=classes, decoder=decoder)
     else:
-        dataset = _OPEN[kind](rest, classes, keypoints, decoder)
+        dataset = _open_voc(rest, classes, decoder)
     return dataset if images is None else dataset.subset(images)
 
 
 def _no_such_form(argument: str, kind: str) -> str:
-    if kind in _OPEN:
+    if kind in KINDS:
         return f"--data {argument!r}: the folder is missing; write {FORMS[kind]}"
     if "/" in kind or kind.startswith((".", "~")):
         return f"{argument}: no such file or folder (--data)"
     return (
-        f"--data {argument!r}: unknown kind of dataset {kind!r}, {did_you_mean(kind, _OPEN)}; forms: "
+        f"--data {argument!r}: unknown kind of dataset {kind!r}, {did_you_mean(kind, KINDS)}; forms: "
         + "; ".join(FORMS.values())
     )
 
 
-def _own(
-    found: Recognised, classes: Sequence[str] | None, decoder: Literal["pil", "cv2"], choice: ClassChoice
-) -> CocoDataset:
-    dataset = CocoDataset(
-        found.images, found.annotations, classes=classes, name=found.name, decoder=decoder, choice=choice
-    )
-    dataset.notes = (f"recognised as {found.layout}", *dataset.notes)
-    return dataset
+def _split_of(kind: str, rest: str, keypoints: bool) -> tuple[Path, Path, str]:
+    """Image folder, annotation file and name of a split of a COCO folder or of `shapes`."""
+    if kind == "shapes":
+        from detection_zoo.zoo.data.shapes import make_shapes
 
-
-def _open_coco(
-    rest: str,
-    classes: Sequence[str] | None,
-    keypoints: bool,
-    decoder: Literal["pil", "cv2"],
-    choice: ClassChoice,
-) -> Dataset:
-    if rest.startswith("annotations="):
-        file, _, images = rest.removeprefix("annotations=").partition(",images=")
-        parts = coco_parts(expanded(file), expanded(images) if images else None)
-        return _own(parts, classes, decoder, choice)
-    folder, split = _folder_and_rest(rest)
+        folder, split = make_shapes(), rest or "val"
+    else:
+        folder, split = _folder_and_rest(rest)
     images, annotations, split = find_split(folder, split, keypoints)
-    name = f"coco:{split}" + (":keypoints" if keypoints else "")
-    return CocoDataset(images, annotations, classes=classes, name=name, decoder=decoder, choice=choice)
+    return images, annotations, f"{kind}:{split}" + (":keypoints" if keypoints else "")
 
 
-def _open_voc(
-    rest: str, classes: Sequence[str] | None, keypoints: bool, decoder: Literal["pil", "cv2"]
-) -> Dataset:
-    _refuse_keypoints(keypoints, "PASCAL VOC")
+def _open_voc(rest: str, classes: Sequence[str] | None, decoder: Literal["pil", "cv2"]) -> Dataset:
     parts = rest.rsplit(":", 2)
     if len(parts) != 3 or not all(parts):
         raise DatasetError(f"--data 'voc:{rest}': year and split are missing; write {FORMS['voc']}")
     devkit, years, split = parts
-    return VocDataset(
-        expanded(devkit),
-        ["2007", "2012"] if years == "0712" else years.split("+"),
-        split,
-        classes=classes,
-        decoder=decoder,
-    )
-
-
-def _open_imagenet(
-    rest: str, classes: int | None, keypoints: bool, decoder: Literal["pil", "cv2"]
-) -> Dataset:
-    _refuse_keypoints(keypoints, "ImageNet")
-    return ImageNetDataset(expanded(rest), classes=classes, decoder=decoder)
-
-
-def _open_shapes(
-    rest: str,
-    classes: Sequence[str] | None,
-    keypoints: bool,
-    decoder: Literal["pil", "cv2"],
-    choice: ClassChoice,
-) -> Dataset:
-    from detection_zoo.zoo.data.shapes import make_shapes
-
-    split = rest or "val"
-    images, annotations, split = find_split(make_shapes(), split, keypoints)
-    name = f"shapes:{split}" + (":keypoints" if keypoints else "")
-    return CocoDataset(images, annotations, classes=classes, name=name, decoder=decoder, choice=choice)
+    years = ["2007", "2012"] if years == "0712" else years.split("+")
+    return VocDataset(expanded(devkit), years, split, classes=classes, decoder=decoder)
 
 
 def _folder_and_rest(rest: str) -> tuple[Path, str | None]:
@@ -173,13 +142,3 @@ def _folder_and_rest(rest: str) -> tuple[Path, str | None]:
         return whole, None
     folder, split = rest.rsplit(":", 1)
     return expanded(folder), split or None
-
-
-def _refuse_keypoints(keypoints: bool, title: str) -> None:
-    if keypoints:
-        raise DatasetError(
-            f"{title} has no keypoint annotations; take a COCO folder with person_keypoints_*.json, or shapes"
-        )
-
-
-_OPEN = {"coco": _open_coco, "voc": _open_voc, "imagenet": _open_imagenet, "shapes": _open_shapes}

@@ -18,25 +18,8 @@ def hue_of(name: str) -> float:
     return names.index(name) / len(names)
 
 
-KEYPOINT_NAMES = (
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
-)
+_PAIRS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+KEYPOINT_NAMES = ("nose", *(f"{side}_{part}" for part in _PAIRS for side in ("left", "right")))  # COCO's
 SKELETON = (
     (16, 14),
     (14, 12),
@@ -58,17 +41,12 @@ SKELETON = (
     (4, 6),
     (5, 7),
 )  # numbered from 1, as COCO's
-LIMBS = (
-    (5, 7),
-    (7, 9),
-    (6, 8),
-    (8, 10),
-    (11, 13),
-    (13, 15),
-    (12, 14),
-    (14, 16),
-)  # of the figure, numbered from 0
-LEFT_RIGHT = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16))
+# upper and lower joint, numbered from 0, and x, y from the one to the other
+_SEGMENTS = (
+    *((5, 7, 0.09, 0.13), (6, 8, -0.09, 0.13), (7, 9, 0.03, 0.13), (8, 10, -0.03, 0.13)),
+    *((11, 13, 0.02, 0.2), (12, 14, -0.02, 0.2), (13, 15, 0.01, 0.2), (14, 16, -0.01, 0.2)),
+)
+_DRAWN = (0, 2, 1, 3, 4, 6, 5, 7)  # places in _SEGMENTS, limb by limb
 
 
 def outline(name: str, random: np.random.RandomState) -> tuple[list[np.ndarray], np.ndarray | None]:
@@ -150,24 +128,13 @@ def _person(random: np.random.RandomState) -> tuple[list[np.ndarray], np.ndarray
     points[3], points[4] = head + [0.08, -0.01], head + [-0.08, -0.01]
     for left, right, x, y in ((5, 6, 0.13, 0.26), (11, 12, 0.09, 0.55)):
         points[left], points[right] = [0.5 + x, y], [0.5 - x, y]
-    for place, (upper, lower, x, y) in enumerate(
-        (
-            (5, 7, 0.09, 0.13),
-            (6, 8, -0.09, 0.13),
-            (7, 9, 0.03, 0.13),
-            (8, 10, -0.03, 0.13),
-            (11, 13, 0.02, 0.2),
-            (12, 14, -0.02, 0.2),
-            (13, 15, 0.01, 0.2),
-            (14, 16, -0.01, 0.2),
-        )
-    ):
+    for place, (upper, lower, x, y) in enumerate(_SEGMENTS):
         points[lower] = points[upper] + [x + swing[place] * 0.6, y]
     polygons = [
         _ring(16, 1.0, 0.0) * 0.2 + head - 0.1,
         points[[5, 6, 12, 11]] + np.array([[0.02, -0.02], [-0.02, -0.02], [-0.02, 0.03], [0.02, 0.03]]),
     ]
-    polygons += [_bar(points[a], points[b], 0.035) for a, b in LIMBS]
+    polygons += [_bar(points[a], points[b], 0.035) for a, b, _, _ in (_SEGMENTS[place] for place in _DRAWN)]
     return polygons, points
 
 

@@ -183,9 +183,8 @@ def _resize_tf1(pixels: np.ndarray, plan: ResizePlan) -> np.ndarray:
     height, width = pixels.shape[:2]
     y0, y1, wy = _tf1_axis(height, plan.height)
     x0, x1, wx = _tf1_axis(width, plan.width)
-    rows = _between(
-        pixels[y0].astype(np.float32), pixels[y1].astype(np.float32), wy[:, None, None]
-    )  # (H', W, 3)
+    near, far = pixels[y0].astype(np.float32), pixels[y1].astype(np.float32)
+    rows = _between(near, far, wy[:, None, None])  # (H', W, 3)
     return _between(np.take(rows, x0, axis=1), np.take(rows, x1, axis=1), wx[None, :, None])
 
 

@@ -75,9 +75,7 @@ def _sums(codes: list[str]) -> np.ndarray:
     numbers = np.add.reduceat((values & 31) << (5 * place), start)
     numbers = numbers - np.where(values[stop] & 16, 1 << (5 * digits), 0)  # two's complement
     lengths = np.array([len(code) for code in codes])
-    first = np.searchsorted(
-        stop, np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    )  # (N,) each code's first number
+    first = np.searchsorted(stop, np.concatenate([[0], np.cumsum(lengths)[:-1]]))  # (N,) first number of each
     counts = np.diff(np.concatenate([first, [len(stop)]]))
     owner = np.repeat(np.arange(len(codes)), counts)  # (M,)
     index = np.arange(len(stop)) - first[owner]

@@ -1,16 +1,16 @@
 """The order in which images are trained on: one class for each source's rule, the same batches for the same
 seed.
 
-A class takes the sides of the images and gives the batches of an epoch of one process. What it draws by is an
-argument of its `arranged` or `drawn`, so that the draws of an original can be handed in.
+A class takes the sizes of the images and returns the batches of an epoch of one process. The source of
+randomness is an argument of `arranged` or `drawn`, so that the draws of an original can be passed in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,62 +31,63 @@ class Entry:
     ratio: float | None = None
 
 
-class BatchOrder(Protocol):
-    """The batches of an epoch of one process.
-
-    entries: images of an epoch over all processes, flipped copies counted.
-    """
-
-    entries: int
-
-    def batches(self, seed: int) -> list[list[Entry]]:
-        """Drawn from a seed."""
-        ...
-
-
-def _check(batch_size: int, rank: int, world_size: int) -> None:
-    if batch_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(
-            f"batch_size {batch_size} must be positive and rank {rank} below world_size {world_size}"
-        )
-
-
 def permutation(count: int, seed: int) -> list[int]:
     """0..count-1 in the order of torch.randperm."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-class AspectPairs:
-    """Batches of upright images (height/width at least 1) or of wide ones, as maskrcnn-benchmark makes them.
-
-    A permutation of all images is cut into contiguous shares, one a process, its start repeated at the end so
-    that shares are equal. A batch stands where its first image came; incomplete ones stay.
+@dataclass
+class BatchOrder:
+    """The batches of an epoch of one process.
 
     Args:
         indices: of the dataset, the images that are trained on.
         sizes: (height, width) of each of them.
         batch_size: images per batch of this process.
         rank, world_size: this process among all.
+        aspect_cropping: images beyond ratios of 1/2 to 2 are cropped to the ratio of their group; only orders
+            by ratio read it.
+
+    `entries`: images of an epoch over all processes, flipped copies counted.
     """
 
-    def __init__(
-        self,
-        indices: Sequence[int],
-        sizes: Sequence[tuple[int, int]],
-        batch_size: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        aspect_cropping: bool = False,
-    ) -> None:
-        _check(batch_size, rank, world_size)
-        self.indices, self.batch_size, self.rank, self.world_size = indices, batch_size, rank, world_size
-        self.upright = [height >= width for height, width in sizes]
-        self.entries = len(indices)
+    indices: Sequence[int]
+    sizes: Sequence[tuple[int, int]]
+    batch_size: int
+    _: KW_ONLY
+    rank: int = 0
+    world_size: int = 1
+    aspect_cropping: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be positive and rank {self.rank} below world_size"
+                f" {self.world_size}"
+            )
+        self.entries = len(self.indices)
 
     def batches(self, seed: int) -> list[list[Entry]]:
-        """The batches of an epoch."""
+        """The batches of an epoch, drawn from a seed."""
         return self.arranged(permutation(self.entries, seed))
+
+    def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
+        """The batches of an epoch whose images come in an order of places among `indices`."""
+        raise NotImplementedError
+
+    def shares(self, order: Sequence[Any]) -> list[Sequence[Any]]:
+        """This process's part of every whole batch of all processes."""
+        whole = self.batch_size * self.world_size
+        starts = range(self.batch_size * self.rank, len(order) // whole * whole, whole)
+        return [order[start : start + self.batch_size] for start in starts]
+
+
+class AspectPairs(BatchOrder):
+    """Batches of upright images (height/width at least 1) or of wide ones, as maskrcnn-benchmark makes them.
+
+    A permutation of all images is cut into contiguous shares, one a process, its start repeated at the end so
+    that shares are equal. A batch takes the place of its first image; incomplete ones stay.
+    """
 
     def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
         """The batches of an epoch whose images come in an order of places among `indices`."""
@@ -95,85 +96,48 @@ class AspectPairs:
         open_batches: dict[bool, list[Entry]] = {}
         batches: list[list[Entry]] = []
         for place in whole[share * self.rank : share * (self.rank + 1)]:
-            batch = open_batches.get(self.upright[place])
+            height, width = self.sizes[place]
+            batch = open_batches.get(height >= width)
             if batch is None:
-                batch = open_batches[self.upright[place]] = []
+                batch = open_batches[height >= width] = []
                 batches.append(batch)
             batch.append(Entry(self.indices[place]))
             if len(batch) == self.batch_size:
-                del open_batches[self.upright[place]]
+                del open_batches[height >= width]
         return batches
 
 
-class Shuffled:
+class Shuffled(BatchOrder):
     """A plain shuffle of all images without the incomplete batch at the end (SSD: floor(N / batch) updates an
-    epoch); each process takes its part of every batch. Arguments as in `AspectPairs`."""
-
-    def __init__(
-        self,
-        indices: Sequence[int],
-        sizes: Sequence[tuple[int, int]],
-        batch_size: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        aspect_cropping: bool = False,
-    ) -> None:
-        _check(batch_size, rank, world_size)
-        self.indices, self.batch_size, self.rank, self.world_size = indices, batch_size, rank, world_size
-        self.entries = len(indices)
-
-    def batches(self, seed: int) -> list[list[Entry]]:
-        """The batches of an epoch."""
-        return self.arranged(permutation(self.entries, seed))
+    epoch); each process takes its part of every batch."""
 
     def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
         """The batches of an epoch whose images come in an order of places among `indices`."""
-        whole = self.batch_size * self.world_size
-        starts = range(self.batch_size * self.rank, len(order) // whole * whole, whole)
-        return [
-            [Entry(self.indices[place]) for place in order[start : start + self.batch_size]]
-            for start in starts
-        ]
+        return [[Entry(self.indices[place]) for place in batch] for batch in self.shares(order)]
 
 
 SMALLEST_RATIO, LARGEST_RATIO = 0.5, 2.0  # width over height; images beyond them are cropped
 
 
-class RatioGroups:
+class RatioGroups(BatchOrder):
     """Batches of neighbours in the list of images sorted by width over height: Detectron.pytorch's.
 
     Flipped copies are appended to the images before they are sorted. Groups of `batch_size` neighbours are
     shuffled whole; what is left over at the end of the list is dropped. Consecutive groups make up the batch
     of all processes.
-
-    Args:
-        indices, sizes, batch_size, rank, world_size: as in `AspectPairs`.
-        aspect_cropping: images are held to ratios of 1/2 to 2, and those beyond are cropped to the ratio of
-            their group.
     """
 
-    def __init__(
-        self,
-        indices: Sequence[int],
-        sizes: Sequence[tuple[int, int]],
-        batch_size: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        aspect_cropping: bool = False,
-    ) -> None:
-        _check(batch_size, rank, world_size)
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.group_size = self._group_size()
-        own = np.array([width / height for height, width in sizes], np.float64)
-        limits = (SMALLEST_RATIO, LARGEST_RATIO) if aspect_cropping else (0.0, np.inf)
+        own = np.array([width / height for height, width in self.sizes], np.float64)
+        limits = (SMALLEST_RATIO, LARGEST_RATIO) if self.aspect_cropping else (0.0, np.inf)
         ratios = np.tile(np.clip(own, *limits), 2)
         places = np.argsort(ratios, kind="heapsort")  # of equal ones in the order of the originals
         targets = target_ratios(ratios[places], self.group_size)
         self.sorted = [
             Entry(
-                indices[place % len(own)],
+                self.indices[place % len(own)],
                 bool(place >= len(own)),
                 self._ratio(float(target), own[place % len(own)] != ratios[place]),
             )
@@ -194,10 +158,8 @@ class RatioGroups:
 
     def drawn(self, draws: np.random.RandomState) -> list[list[Entry]]:
         """The batches of an epoch, groups shuffled by numpy's legacy generator."""
-        order = [self.sorted[place] for place in grouped_order(self.entries, self.batch_size, draws)]
-        whole = self.batch_size * self.world_size
-        starts = range(self.batch_size * self.rank, len(order) // whole * whole, whole)
-        return [order[start : start + self.batch_size] for start in starts]
+        places = grouped_order(self.entries, self.batch_size, draws)
+        return self.shares([self.sorted[place] for place in places])
 
 
 class PaddedRatioGroups(RatioGroups):
@@ -220,7 +182,7 @@ class PaddedRatioGroups(RatioGroups):
         return [self.sorted[start : start + self.batch_size] for start in starts]
 
 
-ORDERS: dict[str, Callable[..., BatchOrder]] = {
+ORDERS: dict[str, type[BatchOrder]] = {
     "aspect_pairs": AspectPairs,
     "ratio_groups": RatioGroups,
     "padded_ratio_groups": PaddedRatioGroups,

@@ -3,52 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from detection_zoo.zoo.conventions import ObjectConventions, TargetConventions
 from detection_zoo.zoo.data.base import Dataset, GroundTruth
 
 if TYPE_CHECKING:
-    from detection_zoo.zoo.conventions import TargetConventions
     from detection_zoo.zoo.records import Target
 
 
-@dataclass(frozen=True)
-class TargetRules:
+class TargetRules(ObjectConventions):
     """Which objects a source trains on, and how it writes their boxes.
 
-    inclusive: x2 = x1 + max(0, width - 1), the last pixel inside; otherwise x2 = x1 + width, the far edge.
-    extent_from_clipped: width is laid off from the clipped x1 (HarDNet's and DetNet_pytorch's COCO readers),
-        not from the annotated one.
-    crowd, difficult: whether such objects are trained on. keep_thin: boxes with x2 == x1 or y2 == y1 stay.
-    need_area: objects of annotated area 0 are dropped. whole_pixels: corners are cut to whole pixels
-        (DetNet_pytorch).
-    images: which images are trained on: all, those with any annotation of sides above 1, those with a box
-        that is no crowd.
-    min_visible_keypoints: images with fewer labelled keypoints are left out. flip_first: flip before
-        resizing, not after.
-    max_objects: no more than the first so many.
+    min_visible_keypoints: images with fewer labelled keypoints are left out.
     """
 
-    inclusive: bool = True
-    extent_from_clipped: bool = False
-    crowd: bool = False
-    difficult: bool = True
-    keep_thin: bool = False
-    need_area: bool = False
-    whole_pixels: bool = False
-    images: Literal["all", "annotated", "usable"] = "annotated"
     min_visible_keypoints: int = 0
-    flip_first: bool = False
-    max_objects: int | None = None
 
     @classmethod
     def from_conventions(cls, targets: TargetConventions, *, min_visible_keypoints: int = 0) -> TargetRules:
         """Build from the `targets` section of a row's conventions."""
-        own = {field.name for field in fields(cls)} - {"min_visible_keypoints"}
-        return cls(**targets.model_dump(include=own), min_visible_keypoints=min_visible_keypoints)
+        own = targets.model_dump(include=set(ObjectConventions.model_fields))
+        return cls(**own, min_visible_keypoints=min_visible_keypoints)
 
 
 def training_boxes(

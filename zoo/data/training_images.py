@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.cropping import Draws, crop_to_ratio, fit_to_ratio
-from detection_zoo.zoo.data.loading import pad_batch, start_worker
+from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.data.resizing import FixedSize, ShorterSide
 from detection_zoo.zoo.data.samplers import ORDERS, BatchOrder, Entry
 from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
@@ -136,49 +134,11 @@ def collate(items: Sequence[Item], size_divisor: int) -> tuple[Tensor, Tensor, l
     )
 
 
-class TrainingImages(TorchDataset):
-    """Images and targets of one epoch by entry.
+class TrainingBatches:
+    """Shuffled, augmented batches of each epoch, the same for the same seed.
 
     Items are drawn from (seed, epoch, entry) alone, so that neither the number of workers nor their timing
     changes them.
-    """
-
-    def __init__(self, loader: TrainingBatches, epoch: int) -> None:
-        self.loader, self.epoch = loader, epoch
-
-    def __len__(self) -> int:
-        return len(self.loader.dataset)
-
-    def __getitem__(self, entry: Entry) -> Item:
-        loader, index = self.loader, entry.index
-        random = np.random.default_rng([loader.seed, self.epoch, index, int(entry.flip or 0)])
-        if loader.augmentation is not None:
-            draw = Random(int(random.integers(2**62)))
-            return augmented_item(loader.dataset, index, loader.augmentation, loader.rules, draw)
-        flip = random.random() < loader.flip_probability if entry.flip is None else entry.flip
-        preprocess = loader.preprocess
-        if loader.short_sides:
-            preprocess = preprocess.with_short_side(int(random.choice(loader.short_sides)))
-        item = training_item(
-            loader.dataset,
-            index,
-            preprocess,
-            loader.item_rules,
-            flip=flip,
-            vertical_flip=random.random() < loader.vertical_flip,
-            jitter=loader.jitter,
-            jitter_seed=int(random.integers(2**62)),
-        )
-        return brought_to_ratio(item, entry, loader.batching, random, loader.rules.max_objects)
-
-    def collate(self, items: list[Item]) -> tuple[Tensor, Tensor, list[Target]]:
-        """Images (N, 3, H, W) padded, sizes (N, 2), N targets."""
-        return collate(items, self.loader.preprocess.size_divisor)
-
-
-class TrainingBatches:
-    """Shuffled, augmented batches: calling it with an epoch gives the batches of that epoch, the same for the
-    same seed.
 
     Args:
         dataset: what to read.
@@ -193,7 +153,6 @@ class TrainingBatches:
         jitter: ranges of brightness, contrast, saturation and hue; none where empty.
         short_sides: shorter sides in pixels, one drawn for each image; empty: the row's own.
         augmentation: SSD's, in place of resize and flip; boxes only.
-        workers, pin_memory: as in `evaluation_loader`.
         rank, world_size: this process's share.
     """
 
@@ -212,25 +171,17 @@ class TrainingBatches:
         jitter: Sequence[float] = (),
         short_sides: Sequence[int] = (),
         augmentation: SSDAugmentation | None = None,
-        workers: int = 0,
-        pin_memory: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         if short_sides and not isinstance(preprocess.resize, ShorterSide):
             raise ValueError(f"short_sides need a shorter-side resize, this row has {preprocess.resize}")
         self.dataset, self.preprocess, self.rules, self.seed = dataset, preprocess.warm_up(), rules, seed
-        self.augmentation, self.images_per_batch, self.short_sides = (
-            augmentation,
-            images_per_batch,
-            list(short_sides),
-        )
+        self.augmentation, self.short_sides, self.batching = augmentation, list(short_sides), batching
         self.flip_probability, self.vertical_flip, self.jitter = flip_probability, vertical_flip, jitter
-        self.workers, self.pin_memory, self.rank, self.world_size = workers, pin_memory, rank, world_size
-        self.batching = batching
         # where objects are shuffled before the first of them are taken, all are made
         shuffled = batching == "padded_ratio_groups"
-        self.item_rules = replace(rules, max_objects=None) if shuffled else rules
+        self.item_rules = rules.model_copy(update={"max_objects": None}) if shuffled else rules
         self.indices = trained_images(dataset, rules)
         one_shape = isinstance(preprocess.resize, FixedSize)  # no groups
         sizes = [(1, 1) if one_shape else dataset.image_size(index) for index in self.indices]
@@ -265,23 +216,27 @@ class TrainingBatches:
 
     def item(self, epoch: int, entry: Entry) -> Item:
         """One image of an epoch and its target."""
-        return TrainingImages(self, epoch)[entry]
-
-    def collate(self, items: list[Item]) -> tuple[Tensor, Tensor, list[Target]]:
-        """A batch of items."""
-        return TrainingImages(self, 0).collate(items)
-
-    def __call__(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor, list[Target]]]:
-        """Batches of one epoch: images (N, 3, H, W) float32, sizes (N, 2) int64, N targets."""
-        images = TrainingImages(self, epoch)
-        return iter(
-            DataLoader(
-                images,
-                batch_sampler=self.order(epoch),
-                num_workers=self.workers,
-                pin_memory=self.pin_memory,
-                collate_fn=images.collate,
-                prefetch_factor=4 if self.workers else None,
-                worker_init_fn=start_worker,
-            )
+        index = entry.index
+        random = np.random.default_rng([self.seed, epoch, index, int(entry.flip or 0)])
+        if self.augmentation is not None:
+            draw = Random(int(random.integers(2**62)))
+            return augmented_item(self.dataset, index, self.augmentation, self.rules, draw)
+        flip = random.random() < self.flip_probability if entry.flip is None else entry.flip
+        preprocess = self.preprocess
+        if self.short_sides:
+            preprocess = preprocess.with_short_side(int(random.choice(self.short_sides)))
+        item = training_item(
+            self.dataset,
+            index,
+            preprocess,
+            self.item_rules,
+            flip=flip,
+            vertical_flip=random.random() < self.vertical_flip,
+            jitter=self.jitter,
+            jitter_seed=int(random.integers(2**62)),
         )
+        return brought_to_ratio(item, entry, self.batching, random, self.rules.max_objects)
+
+    def collate(self, items: Sequence[Item]) -> tuple[Tensor, Tensor, list[Target]]:
+        """Images (N, 3, H, W) padded, sizes (N, 2) int64, N targets."""
+        return collate(items, self.preprocess.size_divisor)

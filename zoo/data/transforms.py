@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -24,11 +24,8 @@ if TYPE_CHECKING:
 
     from detection_zoo.zoo.conventions import ImageConventions
 
-_RANGE = {
-    "0..255": (1.0, 0.0),
-    "0..1": (1 / 255.0, 0.0),
-    "-1..1": (2 / 255.0, -1.0),
-}  # multiplied by, then added
+# multiplied by, then added
+_RANGE = {"0..255": (1.0, 0.0), "0..1": (1 / 255.0, 0.0), "-1..1": (2 / 255.0, -1.0)}
 
 
 @dataclass(frozen=True)
@@ -80,17 +77,9 @@ class Preprocess:
     @classmethod
     def from_conventions(cls, image: ImageConventions) -> Preprocess:
         """Build from the `image` section of a row's conventions."""
-        return cls(
-            image.channel_order,
-            image.value_range,
-            tuple(image.mean),
-            tuple(image.std),
-            _resize_rule(image),
-            image.interpolation,
-            image.normalise_first,
-            image.size_divisor,
-            image.through_fractions,
-        )
+        own = image.model_dump(include={field.name for field in fields(cls)})
+        own |= {"mean": tuple(image.mean), "std": tuple(image.std), "resize": _resize_rule(image)}
+        return cls(**own)
 
     def with_short_side(self, size: int) -> Preprocess:
         """The same with another shorter side, for multi-scale training; raises TypeError where the rule is

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detection_zoo.zoo.data.coco_reader import CocoAnnotations
+from detection_zoo.zoo.data.coco_reader import CocoAnnotations, by_id
 from detection_zoo.zoo.data.voc import VocAnnotation, read_voc_xml
 from detection_zoo.zoo.data.yolo import SUFFIXES, ids_of
 from detection_zoo.zoo.errors import DatasetError
@@ -37,7 +37,7 @@ def read_voc_folder(
     corners = [box for one in read for box in (item.box for item in one.objects)]
     edges = any(value != int(value) or value == 0 for box in corners for value in box)
     ids = ids_of(paths)
-    order = sorted(range(len(ids)), key=lambda place: (isinstance(ids[place], str), ids[place]))
+    order = by_id(ids)
     objects = [(place, item) for place, row in enumerate(order) for item in read[row].objects]
     classes = sorted({item.name for _, item in objects})
     if not objects:

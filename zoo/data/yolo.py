@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from detection_zoo.zoo.data.coco_reader import CocoAnnotations
+from detection_zoo.zoo.data.coco_reader import CocoAnnotations, by_id
 from detection_zoo.zoo.data.fields import FieldError, dataset_text, identity
 from detection_zoo.zoo.data.images import image_size
 from detection_zoo.zoo.errors import DatasetError
@@ -134,7 +134,7 @@ def read_yolo(split: YoloSplit) -> CocoAnnotations:
                 if line.strip():
                     rows.append((place, *_object(line, sizes[-1], split, f"{labels}: line {number}")))
     boxes = np.array([row[2] for row in rows], np.float64).reshape(-1, 4)
-    order = sorted(range(len(ids)), key=lambda place: (isinstance(ids[place], str), ids[place]))
+    order = by_id(ids)
     moved = np.argsort(order)
     return CocoAnnotations(
         where=str(split.where),

@@ -16,9 +16,11 @@ from typing import Any
 import yaml
 
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.importers.detectron_options import DEFAULTS, WITHOUT_EFFECT
 from detection_zoo.zoo.registry import did_you_mean
 
+_OPTIONS = yaml.safe_load(Path(__file__).with_name("detectron_options.yaml").read_text(encoding="utf-8"))
+DEFAULTS: dict[str, Any] = _OPTIONS["defaults"]
+WITHOUT_EFFECT = {name: reason for reason, names in _OPTIONS["without_effect"].items() for name in names}
 MODULE_OPTIONS = (
     "MODEL.CONV_BODY",
     "FAST_RCNN.ROI_BOX_HEAD",
@@ -31,7 +33,6 @@ MODULE_OPTIONS = (
 RENAMED_MODULES = {"head_builder.roi_2mlp_head": "fast_rcnn_heads.roi_2mlp_head"}
 _SECTION = re.compile(r"^([A-Z][A-Z0-9_]*):\s*(#.*)?$")
 _OPTION = re.compile(r"^([A-Z][A-Z0-9_]*):\s*\S")
-
 
 LARGEST_BYTES = 1 << 18  # the largest file of either project has 3 kB
 DEEPEST = 20  # levels; an option stands on the second or third
@@ -107,11 +108,11 @@ class Options:
 
 
 def default(name: str) -> Any:
-    """The default of an option by its dotted name; tuples as lists, as a file's are."""
+    """The default of an option by its dotted name."""
     value: Any = DEFAULTS
     for part in name.split("."):
         value = value[part]
-    return list(value) if isinstance(value, tuple) else value
+    return value
 
 
 def read_options(path: Path) -> Options:
@@ -196,7 +197,7 @@ def _typed(value: Any, like: Any, name: str, path: Path) -> Any:
         return str(value)
     if isinstance(like, float) and type(value) is int:
         return float(value)
-    if isinstance(like, (list, tuple)) and isinstance(value, (list, tuple)):
+    if isinstance(like, list) and isinstance(value, (list, tuple)):
         return list(value)
     if type(value) is not type(like):
         raise ManifestError(

@@ -30,6 +30,27 @@ NORMS = {
     ("bottleneck_transformation", "basic_bn_stem", "basic_bn_shortcut"): "affine",
     ("bottleneck_gn_transformation", "basic_gn_stem", "basic_gn_shortcut"): "group",
 }
+# the only supported values of options, and what is fixed instead
+MASK_HEAD_OPTIONS = {
+    "UPSAMPLE_RATIO": (1, "masks are not upsampled further here"),
+    "USE_FC_OUTPUT": (False, "masks come from a convolution here"),
+    "CLS_SPECIFIC_MASK": (True, "there is one mask a class here"),
+    "WEIGHT_LOSS_MASK": (1.0, "losses are summed as they are here"),
+    "CONV_INIT": ("MSRAFill", "training from scratch starts from MSRA values here"),
+}
+KEYPOINT_HEAD_OPTIONS = {
+    "UP_SCALE": (2, "heat maps are doubled once here"),
+    "USE_DECONV": (False, "there is no deconvolution before the last here"),
+    "USE_DECONV_OUTPUT": (True, "the last layer is a deconvolution here"),
+    "DECONV_KERNEL": (4, "its kernel has a side of 4 here"),
+    "CONV_HEAD_KERNEL": (3, "kernels have a side of 3 here"),
+    "NMS_OKS": (False, "keypoint NMS by OKS is not supported here"),
+    "KEYPOINT_CONFIDENCE": ("bbox", "a keypoint's score is its box's here"),
+    "INFERENCE_MIN_SIZE": (0, "heat maps are resized to the box here"),
+    "LOSS_WEIGHT": (1.0, "losses are summed as they are here"),
+    "NORMALIZE_BY_VISIBLE_KEYPOINTS": (True, "the loss is a mean over visible keypoints here"),
+    "CONV_INIT": ("MSRAFill", "training from scratch starts from MSRA values here"),
+}
 BODY = re.compile(r"(?:(FPN)\.fpn_|ResNet\.)ResNet(50|101|152)_conv([45])(_P2only)?_body")
 
 
@@ -48,12 +69,8 @@ class ConfigReader:
                 f"MODEL.CONV_BODY is {options['MODEL.CONV_BODY']!r}; only ResNet bodies, plain (conv4, conv5)"
                 " and with FPN, are known"
             )
-        self.pyramid, self.depth, self.last, self.p2_only = (
-            bool(body[1]),
-            int(body[2]),
-            f"c{body[3]}",
-            bool(body[4]),
-        )
+        self.pyramid, self.p2_only = bool(body[1]), bool(body[4])
+        self.depth, self.last = int(body[2]), f"c{body[3]}"
         self.kind = self.find_kind()
 
     def cannot(self, reason: str) -> ManifestError:
@@ -61,9 +78,14 @@ class ConfigReader:
         return ManifestError(f"{self.path}: {reason}")
 
     def require(self, name: str, value: Any, reason: str) -> None:
-        """Note an option whose value, given or default, is not the only one that is known here."""
+        """Record an option as not supported if its value, given or default, is not the only supported one."""
         if self.options[name] != value:
             self.options.refused[name] = f"{self.options[name]!r}: {reason}"
+
+    def require_all(self, section: str, known: dict[str, tuple[Any, str]]) -> None:
+        """`require` for options of one section, by name: the value and the reason."""
+        for name, (value, reason) in known.items():
+            self.require(f"{section}.{name}", value, reason)
 
     def find_kind(self) -> str:
         """The detector by name."""
@@ -96,11 +118,8 @@ class ConfigReader:
         groups, width = get["RESNETS.NUM_GROUPS"], get["RESNETS.WIDTH_PER_GROUP"]
         known = RESNEXTS.get((self.depth, groups, width))
         freeze = get["TRAIN.FREEZE_AT"] if "TRAIN.FREEZE_AT" in get.given else get["RESNETS.FREEZE_AT"]
-        found: dict[str, Any] = {
-            "name": known or f"resnet{self.depth}",
-            "norm": NORMS[functions],
-            "freeze_at": freeze,
-        }
+        name = known or f"resnet{self.depth}"
+        found: dict[str, Any] = {"name": name, "norm": NORMS[functions], "freeze_at": freeze}
         if known is None and (groups, width) != (1, 64):
             found |= {"groups": groups, "width_per_group": width}
         if get["RESNETS.STRIDE_1X1"] != (known is None):
@@ -128,11 +147,12 @@ class ConfigReader:
         found: dict[str, Any] = {"name": "fpn"}
         if self.kind == "retinanet":
             found |= {"levels": ["c3", "c4", "c5"], "extra": "p6p7"}
-            self.require(
-                "FPN.EXTRA_CONV_LEVELS", True, "RetinaNet's pyramid here ends with two strided convolutions"
-            )
-            self.require("FPN.RPN_MIN_LEVEL", 3, "RetinaNet's pyramid here starts with level 3")
-            self.require("FPN.RPN_MAX_LEVEL", 7, "RetinaNet's pyramid here ends with level 7")
+            known = {
+                "EXTRA_CONV_LEVELS": (True, "RetinaNet's pyramid here ends with two strided convolutions"),
+                "RPN_MIN_LEVEL": (3, "RetinaNet's pyramid here starts with level 3"),
+                "RPN_MAX_LEVEL": (7, "RetinaNet's pyramid here ends with level 7"),
+            }
+            self.require_all("FPN", known)
         else:
             self.require(
                 "FPN.EXTRA_CONV_LEVELS",
@@ -153,8 +173,7 @@ class ConfigReader:
                 )
             found |= {"levels": [f"c{level}" for level in range(lowest, 6)]} if lowest != 2 else {}
             found |= {"extra": "none"} if highest == 5 else {}
-        for name, standard in (("FPN.DIM", 256),):
-            found |= {"channels": get[name]} if get[name] != standard else {}
+        found |= {"channels": get["FPN.DIM"]} if get["FPN.DIM"] != 256 else {}
         found |= {"norm": "group"} if get["FPN.USE_GN"] else {}
         found |= {"only": "p2"} if self.p2_only else {}
         self.require("FPN.ZERO_INIT_LATERAL", False, "laterals start from Caffe2's Xavier values here")
@@ -178,21 +197,12 @@ class ConfigReader:
             )
         box, norm = BOX_HEADS[get["FAST_RCNN.ROI_BOX_HEAD"]]
         found: dict[str, Any] = {"name": self.kind, "box_head": box}
-        sizes = {
-            "width": ("MLP_HEAD_DIM", 1024),
-            **(
-                {"conv_channels": ("CONV_HEAD_DIM", 256), "convs": ("NUM_STACKED_CONVS", 4)}
-                if box == "xconv1fc"
-                else {}
-            ),
-        }
-        if box != "conv5":
-            head = {
-                field_: get[f"FAST_RCNN.{name}"]
-                for field_, (name, standard) in sizes.items()
-                if get[f"FAST_RCNN.{name}"] != standard
-            }
-            found |= {"head": head} if head else {}
+        sizes = {"width": ("MLP_HEAD_DIM", 1024)} if box != "conv5" else {}
+        if box == "xconv1fc":
+            sizes |= {"conv_channels": ("CONV_HEAD_DIM", 256), "convs": ("NUM_STACKED_CONVS", 4)}
+        sizes = {field: (get[f"FAST_RCNN.{name}"], usual) for field, (name, usual) in sizes.items()}
+        head = {field: size for field, (size, usual) in sizes.items() if size != usual}
+        found |= {"head": head} if head else {}
         if get["MODEL.CLS_AGNOSTIC_BBOX_REG"]:
             found["deltas"] = "object"
         self.require("TEST.BBOX_REG", True, "boxes are always refined by their deltas here")
@@ -223,14 +233,7 @@ class ConfigReader:
                 f"MRCNN.RESOLUTION is {get['MRCNN.RESOLUTION']}, but this head makes masks of {side} from a"
                 f" pooled side of {pooled}"
             )
-        for name, value, reason in (
-            ("UPSAMPLE_RATIO", 1, "masks are not upsampled further here"),
-            ("USE_FC_OUTPUT", False, "masks come from a convolution here"),
-            ("CLS_SPECIFIC_MASK", True, "there is one mask a class here"),
-            ("WEIGHT_LOSS_MASK", 1.0, "losses are summed as they are here"),
-            ("CONV_INIT", "MSRAFill", "training from scratch starts from MSRA values here"),
-        ):
-            self.require(f"MRCNN.{name}", value, reason)
+        self.require_all("MRCNN", MASK_HEAD_OPTIONS)
 
     def keypoint_head(self, found: dict[str, Any]) -> None:
         """The keypoint head; its size must follow from its pooling."""
@@ -246,20 +249,7 @@ class ConfigReader:
                 "KRCNN.HEATMAP_SIZE must be four times KRCNN.ROI_XFORM_RESOLUTION, which is what this head"
                 " makes"
             )
-        for name, value, reason in (
-            ("UP_SCALE", 2, "heat maps are doubled once here"),
-            ("USE_DECONV", False, "there is no deconvolution before the last here"),
-            ("USE_DECONV_OUTPUT", True, "the last layer is a deconvolution here"),
-            ("DECONV_KERNEL", 4, "its kernel has a side of 4 here"),
-            ("CONV_HEAD_KERNEL", 3, "kernels have a side of 3 here"),
-            ("NMS_OKS", False, "keypoint NMS by OKS is not supported here"),
-            ("KEYPOINT_CONFIDENCE", "bbox", "a keypoint's score is its box's here"),
-            ("INFERENCE_MIN_SIZE", 0, "heat maps are resized to the box here"),
-            ("LOSS_WEIGHT", 1.0, "losses are summed as they are here"),
-            ("NORMALIZE_BY_VISIBLE_KEYPOINTS", True, "the loss is a mean over visible keypoints here"),
-            ("CONV_INIT", "MSRAFill", "training from scratch starts from MSRA values here"),
-        ):
-            self.require(f"KRCNN.{name}", value, reason)
+        self.require_all("KRCNN", KEYPOINT_HEAD_OPTIONS)
 
     def dataset(self) -> dict[str, Any]:
         """Dataset, classes and splits: rules 1 and 2, classes come from the dataset unless the file gives
@@ -283,12 +273,8 @@ class ConfigReader:
                     f"{option}: results were made for {', '.join(names)}; the row names the first"
                 )
                 names = names[:1]
-            joined = "+".join(
-                [
-                    names[0],
-                    *(name.removeprefix("keypoints_").removeprefix("coco_2014_") for name in names[1:]),
-                ]
-            )
+            others = (name.removeprefix("keypoints_").removeprefix("coco_2014_") for name in names[1:])
+            joined = "+".join([names[0], *others])
             if joined in spec.splits:
                 splits[field_] = joined
             else:
@@ -328,12 +314,17 @@ class ConfigReader:
                 1.1,
                 "momentum is rescaled where the rate changes by more than 1.1 times here",
             )
-        self.require("TRAIN.USE_FLIPPED", True, "images are flipped in training here")
-        self.require("TRAIN.ASPECT_GROUPING", True, "batches hold images of like aspect ratio here")
-        if get["TRAIN.ASPECT_CROPPING"]:
-            self.require("TRAIN.ASPECT_HI", 2.0, "images are cropped beyond 2 to 1 here")
-            self.require("TRAIN.ASPECT_LO", 0.5, "images are cropped beyond 1 to 2 here")
-        self.require("TRAIN.GT_MIN_AREA", -1, "objects of any area are trained on here")
+        training = {
+            "USE_FLIPPED": (True, "images are flipped in training here"),
+            "ASPECT_GROUPING": (True, "batches hold images of like aspect ratio here"),
+            "ASPECT_HI": (2.0, "images are cropped beyond 2 to 1 here"),
+            "ASPECT_LO": (0.5, "images are cropped beyond 1 to 2 here"),
+            "GT_MIN_AREA": (-1, "objects of any area are trained on here"),
+        }
+        cropped = get["TRAIN.ASPECT_CROPPING"]
+        self.require_all(
+            "TRAIN", {n: k for n, k in training.items() if cropped or not n.endswith(("HI", "LO"))}
+        )
         optimizer = get["SOLVER.TYPE"].lower()
         if optimizer not in ("sgd", "adam"):
             raise self.cannot(f"SOLVER.TYPE is {get['SOLVER.TYPE']!r}; known: SGD, Adam")

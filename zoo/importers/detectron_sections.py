@@ -215,12 +215,8 @@ class ConventionReader(ConfigReader):
                     "aspect_ratios": [float(ratio) for ratio in values["ASPECT_RATIOS"]],
                     "aspect_flip": values["ASPECT_RATIO_H_FLIP"],
                 }
-        for option in ("SCORE_HEUR", "COORD_HEUR"):
-            self.require(
-                f"TEST.BBOX_AUG.{option}",
-                "UNION",
-                "boxes of all copies are put together here, as they must be with a proposal network",
-            )
+        union = "UNION", "boxes of all copies are put together here, as they must be with a proposal network"
+        self.require_all("TEST.BBOX_AUG", {"SCORE_HEUR": union, "COORD_HEUR": union})
         combine = {
             "mask_combine": get["TEST.MASK_AUG.HEUR"].lower(),
             "keypoint_combine": {"HM_AVG": "mean", "HM_MAX": "max"}.get(get["TEST.KPS_AUG.HEUR"]),
@@ -238,17 +234,9 @@ class ConventionReader(ConfigReader):
     def retinanet(self) -> dict[str, Any]:
         """RetinaNet's head, training and selection."""
         get = self.options
-        for name, value in (
-            ("SHARE_CLS_BBOX_TOWER", False),
-            ("CLASS_SPECIFIC_BBOX", False),
-            ("SOFTMAX", False),
-            ("NUM_CONVS", 4),
-        ):
-            self.require(
-                f"RETINANET.{name}",
-                value,
-                "RetinaNet's head here has two towers of four convolutions and sigmoid classes",
-            )
+        reason = "RetinaNet's head here has two towers of four convolutions and sigmoid classes"
+        head = {"SHARE_CLS_BBOX_TOWER": False, "CLASS_SPECIFIC_BBOX": False, "SOFTMAX": False, "NUM_CONVS": 4}
+        self.require_all("RETINANET", {name: (value, reason) for name, value in head.items()})
         for name in get.given:
             if name.partition(".")[2].startswith("RPN_") and name.partition(".")[0] in ("TRAIN", "TEST"):
                 get.idle[name] = "RetinaNet has no proposal network"

@@ -58,18 +58,13 @@ class ImportedConfig:
 
     def toml(self) -> str:
         """The row, and its schedule where it is new, as TOML."""
-        text = ""
+        tables = {"[[model]]": self.row}
         if self.new_schedule:
             fields = self.schedule.model_dump(exclude_defaults=True)
-            text = (
-                f'# for schedules.toml\n["{self.schedule_name}"]\n'
-                + "".join(f"{name} = {toml_value(value)}\n" for name, value in fields.items())
-                + "\n"
-            )
-        return (
-            text
-            + "[[model]]\n"
-            + "".join(f"{name} = {toml_value(value)}\n" for name, value in self.row.items())
+            tables = {f'# for schedules.toml\n["{self.schedule_name}"]': fields} | tables
+        return "\n".join(
+            "".join([f"{header}\n", *(f"{name} = {toml_value(value)}\n" for name, value in table.items())])
+            for header, table in tables.items()
         )
 
     def report(self) -> list[str]:
@@ -105,13 +100,8 @@ def import_config(path: Path | str, source: str | None = None) -> ImportedConfig
     """
     path = Path(path)
     options = read_options(path)
-    importer = _Importer(
-        path,
-        options,
-        source
-        or ("detectron" if any(name in options.given for name in CAFFE2_ONLY) else "detectron_pytorch"),
-    )
-    return importer.result()
+    caffe2 = any(name in options.given for name in CAFFE2_ONLY)
+    return _Importer(path, options, source or ("detectron" if caffe2 else "detectron_pytorch")).result()
 
 
 class _Importer(ConventionReader):
@@ -129,19 +119,9 @@ class _Importer(ConventionReader):
         }
         if self.kind == "rpn":
             row["task"] = "proposals"
-        row |= (
-            {"backbone": backbone}
-            | ({"neck": neck} if neck else {})
-            | {"detector": detector}
-            | self.dataset()
-        )
-        row |= (
-            {"schedule": schedule_name}
-            | ({"initial": initial} if (initial := self.initial()) else {})
-            | {"conventions": bundle}
-        )
-        if adjust:
-            row["adjust"] = adjust
+        row |= {"backbone": backbone, "neck": neck, "detector": detector, **self.dataset()}
+        row |= {"schedule": schedule_name, "initial": self.initial(), "conventions": bundle, "adjust": adjust}
+        row = {name: value for name, value in row.items() if value not in (None, {})}
         if row["name"] in self.manifests.entries:
             taken = self.manifests.entries[row["name"]]
             self.options.notes.append(

@@ -101,7 +101,7 @@ class _Run:
 
     def item(self, entry: Entry) -> Item:
         """One image, cropped and padded by the run's draws."""
-        rules = replace(self.rules, max_objects=None)
+        rules = self.rules.model_copy(update={"max_objects": None})
         item = training_item(self.dataset, entry.index, self.preprocess, rules, flip=bool(entry.flip))
         height, width = item[0].original_size
         return fit_to_ratio(item, entry.ratio, width / height, self.draws, self.rules.max_objects)

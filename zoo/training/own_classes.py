@@ -51,7 +51,7 @@ def load_rest(
     translation = format_named(name).translate(dict(arrays))
     tensors = model.state_dict(keep_vars=True)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    report = account(translation, shapes, where, lambda array: tuple(array.shape))
+    report = account(translation, shapes, where)
     if report.missing or report.unexpected:
         report.require_complete()
     left_out = [key for key, _, _ in report.wrong_shape]

@@ -159,7 +159,7 @@ def _report(
         "left_out": dict(translation.dropped),
     }
     if shapes is not None:
-        result = account(translation, shapes, where, lambda array: tuple(array.shape)).require_complete()
+        result = account(translation, shapes, where).require_complete()
         report |= {
             "summary": result.summary(),
             "matched": len(result.matched),

@@ -77,7 +77,7 @@ def format_of_file(model: nn.Module, path: Path | str, stated: str | None) -> st
             translation = CHECKPOINT_FORMATS[name].translate(read(name))
         except CheckpointError:  # not a file of this format
             return False, 0
-        report = account(translation, shapes, str(path), lambda array: tuple(array.shape))
+        report = account(translation, shapes, str(path))
         return report.complete, len(report.matched)
 
     with suppress(CheckpointError):
@@ -130,10 +130,8 @@ def load_weights(
     Raises:
         CheckpointError: unreadable, unsafe, or incomplete; says which tensors.
     """
-    arrays = checkpoint_format(checkpoint).read(Path(path))
-    return load_arrays(
-        model, arrays, checkpoint, where=f"{path} ({checkpoint})" + (f" for row {row}" if row else "")
-    )
+    where = f"{path} ({checkpoint})" + (f" for row {row}" if row else "")
+    return load_arrays(model, checkpoint_format(checkpoint).read(Path(path)), checkpoint, where=where)
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, Any], checkpoint: str, *, where: str) -> LoadReport:
@@ -150,12 +148,9 @@ def load_backbone(
     Args, raises: as in `load_weights`. The model's `backbone_parts` (classifier prefix -> model prefix) says
         where they are.
     """
-    arrays = checkpoint_format(checkpoint).read(Path(path))
+    where = f"{path} ({checkpoint})" + (f" for the backbone of row {row}" if row else "")
     return load_backbone_arrays(
-        model,
-        arrays,
-        checkpoint,
-        where=f"{path} ({checkpoint})" + (f" for the backbone of row {row}" if row else ""),
+        model, checkpoint_format(checkpoint).read(Path(path)), checkpoint, where=where
     )
 
 
@@ -186,7 +181,7 @@ def backbone_translation(
         if name.endswith(".num_batches_tracked") and target not in known:
             moved.dropped[translation.origin[name]] = "a counter of training, which frozen norms do not keep"
             continue
-        moved.state[target], moved.origin[target] = array, translation.origin[name]
+        moved.put(target, array, translation.origin[name])
     return moved, tuple(parts.values())
 
 
@@ -205,7 +200,7 @@ def account_for(
         for name, tensor in model.state_dict(keep_vars=True).items()
         if name.startswith(only)
     }
-    return account(translation, shapes, where, lambda array: tuple(array.shape)).require_complete()
+    return account(translation, shapes, where).require_complete()
 
 
 def copy_into(

@@ -12,6 +12,9 @@ from typing import Any
 from detection_zoo.zoo.errors import CheckpointError
 
 SHOWN = 6  # names printed of a long list
+COUNTERS = (
+    r".*\.num_batches_tracked"  # of trained batch norms: frozen norms have none, nor files of PyTorch 0.4
+)
 Rules = Sequence[tuple[str, str]]  # regular expression, replacement
 
 
@@ -34,6 +37,10 @@ class Translation:
     aliases: dict[str, str] = field(default_factory=dict)
     defaults: str | None = None
     optional: tuple[tuple[str, str], ...] = ()
+
+    def put(self, name: str, array: Any, origin: str) -> None:
+        """Add a tensor under the model's name, with its name in the file."""
+        self.state[name], self.origin[name] = array, origin
 
     def without(self, name: str) -> str | None:
         """Why a model may do without a tensor of that name; none where it may not."""
@@ -137,7 +144,12 @@ def rename(name: str, rules: Rules) -> str:
 
 
 def translate_names(
-    arrays: Mapping[str, Any], rules: Rules, drop: Sequence[tuple[str, str]] = (), *, last_wins: bool = False
+    arrays: Mapping[str, Any],
+    rules: Rules,
+    drop: Sequence[tuple[str, str]] = (),
+    *,
+    last_wins: bool = False,
+    defaults: str | None = None,
 ) -> Translation:
     """Rename every tensor of a file.
 
@@ -147,11 +159,12 @@ def translate_names(
         drop: (regular expression that a whole file name matches, why the tensor is not needed).
         last_wins: two file names may become one model name (a module saved twice); the later one counts, the
             earlier is listed as dropped.
+        defaults: of the Translation.
 
     Raises:
         CheckpointError: two file names become one model name, without `last_wins`.
     """
-    result = Translation()
+    result = Translation(defaults=defaults)
     for name, array in arrays.items():
         reason = next((why for pattern, why in drop if re.fullmatch(pattern, name)), None)
         if reason is not None:
@@ -168,8 +181,22 @@ def translate_names(
             result.dropped[result.origin[target]] = (
                 f"the same module as {name}, which comes later in the file"
             )
-        result.state[target], result.origin[target] = array, name
+        result.put(target, array, name)
     return result
+
+
+def with_counters(translation: Translation) -> Translation:
+    """The translation for models and files that may lack the counters of batch norms."""
+    translation.defaults = COUNTERS
+    translation.optional = ((COUNTERS, "a counter of training, which frozen norms do not keep"),)
+    return translation
+
+
+def need(arrays: Mapping[str, Any], name: str) -> Any:
+    """An array of a file; raises CheckpointError where it is missing."""
+    if name not in arrays:
+        raise CheckpointError(f"the file lacks {name}; is it cut short? fetch it again")
+    return arrays[name]
 
 
 def plain_names(arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -195,23 +222,17 @@ def plain_names(arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
     return plain, dropped
 
 
-def account(
-    translation: Translation,
-    shapes: Mapping[str, tuple[int, ...]],
-    where: str,
-    shape_of: Callable[[Any], tuple[int, ...]],
-) -> LoadReport:
+def account(translation: Translation, shapes: Mapping[str, tuple[int, ...]], where: str) -> LoadReport:
     """Compare a translated file with a model.
 
     Args:
         translation: what the file holds.
         shapes: what the model needs, by name.
         where: file and row, for messages.
-        shape_of: shape of one of the file's arrays.
     """
     matched, wrong = [], []
     for name in sorted(translation.state.keys() & shapes.keys()):
-        there = tuple(shape_of(translation.state[name]))
+        there = tuple(translation.state[name].shape)
         if there == tuple(shapes[name]):
             matched.append(name)
         else:

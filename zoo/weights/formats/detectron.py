@@ -121,15 +121,10 @@ def _detector_blobs(blobs: dict[str, Any]) -> Translation:
     if not any(name.startswith("fpn_") for name in blobs):
         rules.append((r"^backbone\.c5\.", "box.trunk.stage."))
         if "cls_score_w" not in blobs:
-            drop.append(
-                (
-                    r"res5_.*",
-                    (
-                        "a stage that a proposal network without a pyramid does not use, left over from the"
-                        " ImageNet file"
-                    ),
-                )
+            reason = (
+                "a stage that a proposal network without a pyramid does not use, left over from the ImageNet"
             )
+            drop.append((r"res5_.*", f"{reason} file"))
     rules.append((r"^kps_deconv_", "keypoint.deconv_"))
     return translate_names(blobs, [*rules, *_BLOB_HEADS[-2:]], drop)
 
@@ -137,11 +132,8 @@ def _detector_blobs(blobs: dict[str, Any]) -> Translation:
 def _detector_modules(
     arrays: dict[str, Any], drop: Iterable[tuple[str, str]] = (_SHARED_STAGE,)
 ) -> Translation:
-    step = (
-        3
-        if any(re.fullmatch(r"(Box_Head\.convs|Mask_Head\.conv_fcn)\.1\.weight", name) for name in arrays)
-        else 2
-    )  # conv, norm, ReLU or conv, ReLU
+    norms = any(re.fullmatch(r"(Box_Head\.convs|Mask_Head\.conv_fcn)\.1\.weight", name) for name in arrays)
+    step = 3 if norms else 2  # conv, norm, ReLU or conv, ReLU
     return translate_names(
         arrays, (*_MODULE_BODY, *_MODULE_HEADS, *_stacked(arrays, step)), [*_MODULE_KERNELS, *drop]
     )
@@ -167,9 +159,7 @@ def _classifier_blobs(blobs: dict[str, Any]) -> Translation:
     """Caffe2's ImageNet ResNets: norms are a scale and a shift; where the model has statistics too, they stay
     at mean 0, variance 1."""
     rules = (*_BLOB_BODY, (r"^(?:fc1000|pred)_w$", "fc.weight"), (r"^(?:fc1000|pred)_b$", "fc.bias"))
-    result = translate_names(blobs, rules, _UNUSED_BLOBS)
-    result.defaults = r".*\.(running_mean|running_var)"
-    return result
+    return translate_names(blobs, rules, _UNUSED_BLOBS, defaults=r".*\.(running_mean|running_var)")
 
 
 def _folded_classifier(arrays: dict[str, Any]) -> Translation:
@@ -184,8 +174,7 @@ def _folded_classifier(arrays: dict[str, Any]) -> Translation:
         if name.endswith((".running_mean", ".running_var", ".num_batches_tracked")):
             result.dropped[name] = "folded into the norm's scale and shift"
             continue
-        target = rename(name, rules)
-        result.state[target], result.origin[target] = fold_norm(name, arrays), name
+        result.put(rename(name, rules), fold_norm(name, arrays), name)
     return result
 
 

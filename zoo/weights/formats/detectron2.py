@@ -6,12 +6,12 @@ from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.read import read_arrays
-from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, translate_names
+from detection_zoo.zoo.weights.rename import COUNTERS, CheckpointFormat, Translation, translate_names
 
 _COMPUTED = (
     (r"pixel_(mean|std)", "from the configuration"),
     (r"(.*\.)?anchor_generator\.cell_anchors\.\d+", "computed from the configuration"),
-    (r".*\.num_batches_tracked", "a counter of training, which frozen norms do not keep"),
+    (COUNTERS, "a counter of training, which frozen norms do not keep"),
 )
 
 

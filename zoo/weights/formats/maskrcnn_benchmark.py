@@ -7,7 +7,7 @@ from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.read import read_arrays
-from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, translate_names
+from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, translate_names, with_counters
 
 _RESNET = (
     (r"(^|\.)stem\.conv1\.", r"\1stem.conv.conv."),
@@ -53,9 +53,6 @@ _CONV_OR_PAIR = (
     (r"^(neck\.(?:lateral|output)\.c\d|mask\.convs\.\d)\.(weight|bias)$", r"\1.conv.\2"),
 )
 _ANCHORS = (r"rpn\.anchor_generator\.cell_anchors\.\d+", "anchor boxes, which the configuration fixes")
-_COUNTER = (  # of trained batch norms; frozen norms have none, and files of PyTorch 0.4 and older neither
-    r".*\.num_batches_tracked"
-)
 
 
 def _detector(arrays: dict[str, Any]) -> Translation:
@@ -70,9 +67,8 @@ def _detector(arrays: dict[str, Any]) -> Translation:
         (r"^rpn\.head\.cls_logits\.", "rpn.head.objectness."),
         (r"^rpn\.head\.bbox_pred\.", "rpn.head.deltas."),
     )
-    step = (
-        3 if any(".xconvs.1." in name for name in arrays) else 2
-    )  # conv, norm, ReLU in one list, or conv, ReLU
+    # conv, norm, ReLU in one list, or conv, ReLU
+    step = 3 if any(".xconvs.1." in name for name in arrays) else 2
     convs = (
         r"^roi_heads\.box\.feature_extractor\.xconvs\.(\d+)\.",
         lambda m: f"box.trunk.convs.{int(m[1]) // step}.{('conv', 'norm')[int(m[1]) % step]}.",
@@ -85,20 +81,12 @@ def _detector(arrays: dict[str, Any]) -> Translation:
 
 def _vovnet_classifier(arrays: dict[str, Any]) -> Translation:
     rules = (*_VOVNET, (r"^(stem|c\d)\.", r"backbone.\1."), (r"^classifier\.", "fc."))
-    return _with_counters(translate_names(arrays, rules))
-
-
-def _with_counters(result: Translation) -> Translation:
-    result.defaults, result.optional = (
-        _COUNTER,
-        ((_COUNTER, "a counter of training, which frozen norms do not keep"),),
-    )
-    return result
+    return with_counters(translate_names(arrays, rules))
 
 
 def _torchvision_classifier(arrays: dict[str, Any]) -> Translation:
     rules = ((r"^(conv1|bn1)\.", r"stem.\1."), *_RESNET, (r"^(stem|c\d)\.", r"backbone.\1."))
-    return _with_counters(translate_names(arrays, rules))
+    return with_counters(translate_names(arrays, rules))
 
 
 CHECKPOINT_FORMATS.register("maskrcnn_benchmark_pth")(CheckpointFormat(read_arrays, _detector))

@@ -10,8 +10,8 @@ from typing import Any
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.formats.detectron import NORM_EPS
-from detection_zoo.zoo.weights.formats.ssdlite import boxes_x_first
-from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, rename
+from detection_zoo.zoo.weights.formats.ssdlite import boxes_x_first, put_shift
+from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, need, rename
 from detection_zoo.zoo.weights.tfjs import read_tfjs, torch_layout
 
 DESCRIPTION = "ssd_mobilenetv1_model-weights_manifest.json"
@@ -61,37 +61,33 @@ def _put_layer(result: Translation, arrays: dict[str, Any], layer: str, kernel: 
     depthwise = kernel.endswith("depthwise_weights")
     weight = torch_layout(arrays[kernel], depthwise=depthwise)
     if "_head." in place:
-        values = {"weight": (weight, kernel), "bias": _need(arrays, f"{layer}/biases")}
-        for part, (array, origin) in values.items():
-            kept = boxes_x_first(array) if place.startswith("box_head.") else _known_classes(array)
-            result.state[f"{place}.{part}"], result.origin[f"{place}.{part}"] = kept, origin
-        return {kernel, f"{layer}/biases"}
-    if depthwise:
-        parts = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean"}
-        norm = {ours: _need(arrays, f"{layer}/BatchNorm/{theirs}") for ours, theirs in parts.items()}
-        variance, origin = _need(arrays, f"{layer}/BatchNorm/moving_variance")
-        norm["running_var"] = variance + np.float32(EPSILON - NORM_EPS), origin  # the model adds NORM_EPS
-    else:  # the norm is in the kernel already, its shift beside it
-        shift, origin = _need(arrays, f"{layer}/convolution_bn_offset")
-        constants = {"weight": 1, "running_mean": 0, "running_var": 1 - NORM_EPS}
-        norm = {part: (np.full_like(shift, value), origin) for part, value in constants.items()}
-        norm["bias"] = shift, origin
-    result.state[f"{place}.0.weight"], result.origin[f"{place}.0.weight"] = weight, kernel
-    for part, (array, origin) in norm.items():
-        result.state[f"{place}.1.{part}"], result.origin[f"{place}.1.{part}"] = array, origin
-    return {kernel, *(origin for _, origin in norm.values())}
+        bias = f"{layer}/biases"
+        kept = boxes_x_first if place.startswith("box_head.") else _known_classes
+        result.put(f"{place}.weight", kept(weight), kernel)
+        result.put(f"{place}.bias", kept(need(arrays, bias)), bias)
+        return {kernel, bias}
+    result.put(f"{place}.0.weight", weight, kernel)
+    if not depthwise:  # the norm is in the kernel already, its shift beside it
+        origin = f"{layer}/convolution_bn_offset"
+        put_shift(result, f"{place}.1", need(arrays, origin), origin)
+        return {kernel, origin}
+    parts = {
+        "weight": "gamma",
+        "bias": "beta",
+        "running_mean": "moving_mean",
+        "running_var": "moving_variance",
+    }
+    names = {ours: f"{layer}/BatchNorm/{theirs}" for ours, theirs in parts.items()}
+    for part, origin in names.items():
+        more = np.float32(EPSILON - NORM_EPS) if part == "running_var" else 0  # the model adds NORM_EPS
+        result.put(f"{place}.1.{part}", need(arrays, origin) + more, origin)
+    return {kernel, *names.values()}
 
 
 def _known_classes(values: Any) -> Any:
     """Class channels of each prior without those that are no class of the model."""
     channels = values.reshape(-1, CLASSES + 1, *values.shape[1:])[:, :CLASSES]
     return channels.reshape(-1, *values.shape[1:])
-
-
-def _need(arrays: dict[str, Any], name: str) -> tuple[Any, str]:
-    if name not in arrays:
-        raise CheckpointError(f"the file lacks {name}; is it cut short? fetch it again")
-    return arrays[name], name
 
 
 CHECKPOINT_FORMATS.register("face_api_ssd")(CheckpointFormat(_read, _translate))

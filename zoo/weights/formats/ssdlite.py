@@ -10,10 +10,16 @@ from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.formats.detectron import NORM_EPS
 from detection_zoo.zoo.weights.read import read_arrays
-from detection_zoo.zoo.weights.rename import CheckpointFormat, Translation, rename, translate_names
+from detection_zoo.zoo.weights.rename import (
+    COUNTERS,
+    CheckpointFormat,
+    Translation,
+    need,
+    rename,
+    translate_names,
+)
 from detection_zoo.zoo.weights.tfjs import read_tfjs_graph, torch_layout
 
-_COUNTER = r".*\.num_batches_tracked"
 _ANCHORS = "prior boxes, which the detector's own table gives"
 _RULES = (
     (r"^features\.", "backbone.features."),
@@ -70,7 +76,7 @@ def _state_dict(arrays: dict[str, Any]) -> Translation:
 def _graph(arrays: dict[str, Any]) -> Translation:
     """TensorFlow's graph: scales of norms are folded into the kernels before them, shifts become the biases
     of norms that do nothing else."""
-    result = Translation(defaults=_COUNTER)
+    result = Translation(defaults=COUNTERS)
     for name in arrays:
         if _PLUMBING.fullmatch(name):
             result.dropped[name] = (
@@ -94,8 +100,6 @@ def _graph(arrays: dict[str, Any]) -> Translation:
 
 def _put_layer(result: Translation, arrays: dict[str, Any], layer: str, kernel: str) -> None:
     """One convolution of the graph, with its norm or its bias."""
-    import numpy as np
-
     place = rename(layer, _LAYERS)
     if place == layer:
         raise CheckpointError(
@@ -103,22 +107,23 @@ def _put_layer(result: Translation, arrays: dict[str, Any], layer: str, kernel: 
         )
     weight = torch_layout(arrays[kernel], depthwise="depthwise" in kernel)
     if "%s" not in place:  # a prediction: no norm
-        _put(result, f"{place}.weight", _x_first(weight, place), kernel)
-        _put(result, f"{place}.bias", _x_first(_need(arrays, f"{layer}/biases"), place), f"{layer}/biases")
+        bias = f"{layer}/biases"
+        result.put(f"{place}.weight", _x_first(weight, place), kernel)
+        result.put(f"{place}.bias", _x_first(need(arrays, bias), place), bias)
         return
-    scale, shift, shift_name = _norm(arrays, layer)
-    _put(
-        result,
-        f"{_child(place, 0)}.weight",
-        weight if scale is None else weight * scale.reshape(-1, 1, 1, 1),
-        kernel,
-    )
-    constants = {
-        part: np.full_like(shift, value)
-        for part, value in (("weight", 1), ("running_mean", 0), ("running_var", 1 - NORM_EPS))
-    }
-    for part, value in {"bias": shift, **constants}.items():
-        _put(result, f"{_child(place, 1)}.{part}", value, shift_name)
+    scale, shift, origin = _norm(arrays, layer)
+    weight = weight if scale is None else weight * scale.reshape(-1, 1, 1, 1)
+    result.put(f"{_child(place, 0)}.weight", weight, kernel)
+    put_shift(result, _child(place, 1), shift, origin)
+
+
+def put_shift(result: Translation, norm: str, shift: Any, origin: str) -> None:
+    """Add a norm that only adds a shift (C,)."""
+    import numpy as np
+
+    result.put(f"{norm}.bias", shift, origin)
+    for part, value in (("weight", 1), ("running_mean", 0), ("running_var", 1 - NORM_EPS)):
+        result.put(f"{norm}.{part}", np.full_like(shift, value), origin)
 
 
 def _norm(arrays: dict[str, Any], layer: str) -> tuple[Any, Any, str]:
@@ -128,21 +133,12 @@ def _norm(arrays: dict[str, Any], layer: str) -> tuple[Any, Any, str]:
 
     norm = f"{layer}/BatchNorm"
     if f"{norm}/gamma" not in arrays:
-        return (
-            arrays.get(f"{norm}/batchnorm/mul"),
-            _need(arrays, f"{norm}/batchnorm/sub"),
-            f"{norm}/batchnorm/sub",
-        )
+        shift = f"{norm}/batchnorm/sub"
+        return arrays.get(f"{norm}/batchnorm/mul"), need(arrays, shift), shift
     parts = ("gamma", "moving_variance", "FusedBatchNorm/epsilon", "moving_mean", "beta")
-    gamma, variance, epsilon, mean, shift = (_need(arrays, f"{norm}/{part}") for part in parts)
+    gamma, variance, epsilon, mean, shift = (need(arrays, f"{norm}/{part}") for part in parts)
     scale = gamma / np.sqrt(variance + epsilon)
     return scale, shift - mean * scale, f"{norm}/beta"
-
-
-def _need(arrays: dict[str, Any], name: str) -> Any:
-    if name not in arrays:
-        raise CheckpointError(f"the file lacks {name}; is it cut short? fetch it again")
-    return arrays[name]
 
 
 def _child(place: str, offset: int) -> str:
@@ -157,10 +153,6 @@ def _x_first(values: Any, place: str) -> Any:
 def boxes_x_first(values: Any) -> Any:
     """TensorFlow's box channels (y, x, height, width) of each prior as (x, y, width, height)."""
     return values.reshape(-1, 4, *values.shape[1:])[:, [1, 0, 3, 2]].reshape(values.shape)
-
-
-def _put(result: Translation, target: str, array: Any, origin: str) -> None:
-    result.state[target], result.origin[target] = array, origin
 
 
 CHECKPOINT_FORMATS.register("ssdlite_pth")(CheckpointFormat(read_arrays, _state_dict))

@@ -7,9 +7,15 @@ from typing import Any
 
 from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.read import read_arrays
-from detection_zoo.zoo.weights.rename import CheckpointFormat, Rules, Translation, translate_names
+from detection_zoo.zoo.weights.rename import (
+    COUNTERS,
+    CheckpointFormat,
+    Rules,
+    Translation,
+    translate_names,
+    with_counters,
+)
 
-_COUNTER = r".*\.num_batches_tracked"
 _OLDER: Rules = (
     (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
     (r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2"),
@@ -27,18 +33,13 @@ def _detector(arrays: dict[str, Any]) -> Translation:
         "head.classification_head.conv.2.weight" in arrays
         and "head.classification_head.conv.1.weight" not in arrays
     )
-    result = translate_names(arrays, (*_OLDER, *((_OLDER_RETINANET,) if plain else ()), (r"^", "model.")))
-    result.defaults, result.optional = (
-        _COUNTER,
-        ((_COUNTER, "a counter of training, which frozen norms do not keep"),),
-    )
-    return result
+    rules = (*_OLDER, *((_OLDER_RETINANET,) if plain else ()), (r"^", "model."))
+    return with_counters(translate_names(arrays, rules))
 
 
 def _mobilenet(arrays: dict[str, Any]) -> Translation:
-    result = translate_names(arrays, ((r"^features\.", "backbone.features."), (r"^classifier\.1\.", "fc.")))
-    result.defaults = _COUNTER
-    return result
+    rules = ((r"^features\.", "backbone.features."), (r"^classifier\.1\.", "fc."))
+    return translate_names(arrays, rules, defaults=COUNTERS)
 
 
 CHECKPOINT_FORMATS.register("torchvision_mobilenet_pth")(CheckpointFormat(read_arrays, _mobilenet))

@@ -9,8 +9,8 @@ memory are bounded by the size of the file.
 
 from __future__ import annotations
 
+import codecs
 import pickle
-import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,30 +46,6 @@ class Unfinished:
     path: str
     finish: Callable[[Machine, Any], Any]
     memo_keys: list[int] = field(default_factory=list)
-
-
-_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.)", re.DOTALL)
-_SIMPLE = {
-    b"n": b"\n",
-    b"r": b"\r",
-    b"t": b"\t",
-    b"\\": b"\\",
-    b"'": b"'",
-    b'"': b'"',
-    b"a": b"\a",
-    b"b": b"\b",
-    b"f": b"\f",
-    b"v": b"\v",
-}
-
-
-def _unescape(match: re.Match[bytes]) -> bytes:
-    code = match[1]
-    if code[:1] == b"x" and len(code) == 3:
-        return bytes([int(code[1:], 16)])
-    if code.isdigit():
-        return bytes([int(code, 8) & 255])
-    return _SIMPLE.get(code, match[0])
 
 
 class Machine:
@@ -210,7 +186,7 @@ class Machine:
         line = self.source.line().strip()
         if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in b"\"'":
             raise self.refuse("malformed pickle: a string without quotes")
-        return _ESCAPE.sub(_unescape, line[1:-1]).decode("latin1")
+        return codecs.escape_decode(line[1:-1])[0].decode("latin1")
 
     def _global(self, module: str, name: str) -> None:
         path = f"{module}.{name}"

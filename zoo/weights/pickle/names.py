@@ -235,20 +235,16 @@ def numpy_names() -> dict[str, Name]:
 
 # --- torch ----------
 
-STORAGE_ITEM_BYTES = {
-    "Double": 8,
-    "Float": 4,
-    "Half": 2,
-    "BFloat16": 2,
-    "Long": 8,
-    "Int": 4,
-    "Short": 2,
-    "Char": 1,
-    "Byte": 1,
-    "Bool": 1,
-    "ComplexFloat": 8,
-    "ComplexDouble": 16,
-    "storage.Untyped": 1,
+STORAGE_TYPES = {  # element kind -> torch's name of the type, bytes
+    **{
+        "Double": ("float64", 8),
+        "Float": ("float32", 4),
+        "Half": ("float16", 2),
+        "BFloat16": ("bfloat16", 2),
+    },
+    **{"Long": ("int64", 8), "Int": ("int32", 4), "Short": ("int16", 2), "Char": ("int8", 1)},
+    **{"Byte": ("uint8", 1), "Bool": ("bool", 1), "storage.Untyped": ("uint8", 1)},
+    **{"ComplexFloat": ("complex64", 8), "ComplexDouble": ("complex128", 16)},
 }
 
 
@@ -265,7 +261,7 @@ class Storage:
     @property
     def item_bytes(self) -> int:
         """Bytes of one element."""
-        return STORAGE_ITEM_BYTES[self.kind]
+        return STORAGE_TYPES[self.kind][1]
 
     @property
     def root_count(self) -> int:
@@ -338,7 +334,7 @@ def torch_names() -> dict[str, Name]:
         "torch.Size": _size,
         "torch.device": _device,
     }
-    markers = [f"torch.{kind}{what}" for kind in STORAGE_ITEM_BYTES for what in ("Storage", "Tensor")]
+    markers = [f"torch.{kind}{what}" for kind in STORAGE_TYPES for what in ("Storage", "Tensor")]
     markers += ["torch.storage.UntypedStorage"]
     names = {path: Name(path, construct) for path, construct in constructs.items()}
     return numpy_names() | names | {path: Name(path) for path in markers}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from detection_zoo.zoo.weights.pickle.machine import Machine
-from detection_zoo.zoo.weights.pickle.names import STORAGE_ITEM_BYTES, Storage, TensorView
+from detection_zoo.zoo.weights.pickle.names import STORAGE_TYPES, Storage, TensorView
 from detection_zoo.zoo.weights.pickle.source import shown
 
 
@@ -37,7 +37,7 @@ def storage_of(machine: Machine, key: Any) -> Storage:
     kind, name, count, view = key[1], key[2], key[4], key[5] if len(key) == 6 else None
     element = getattr(kind, "path", "").removeprefix("torch.").removesuffix("Storage")
     if (
-        element not in STORAGE_ITEM_BYTES
+        element not in STORAGE_TYPES
         or type(count) is not int
         or not 0 <= count < 1 << 47
         or not isinstance(name, (str, int))
@@ -90,25 +90,8 @@ def _tensor(view: TensorView, data: dict[Any, bytes | bytearray], storages: dict
 
     storage = view.storage
     if storage.key not in storages:
-        kinds = {
-            "Double": torch.float64,
-            "Float": torch.float32,
-            "Half": torch.float16,
-            "BFloat16": torch.bfloat16,
-            "Long": torch.int64,
-            "Int": torch.int32,
-            "Short": torch.int16,
-            "Char": torch.int8,
-            "Byte": torch.uint8,
-            "Bool": torch.bool,
-            "ComplexFloat": torch.complex64,
-            "ComplexDouble": torch.complex128,
-            "storage.Untyped": torch.uint8,
-        }
+        dtype = getattr(torch, STORAGE_TYPES[storage.kind][0])
         raw = data.pop(storage.key)
-        storages[storage.key] = (
-            torch.frombuffer(raw if isinstance(raw, bytearray) else bytearray(raw), dtype=kinds[storage.kind])
-            if raw
-            else torch.empty(0, dtype=kinds[storage.kind])
-        )
+        raw = raw if isinstance(raw, bytearray) else bytearray(raw)  # frombuffer needs writable memory
+        storages[storage.key] = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
     return storages[storage.key].as_strided(view.shape, view.strides, storage.start + view.offset)
