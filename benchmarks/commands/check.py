@@ -77,11 +77,25 @@ def parity(
         str | None,
         typer.Option("--format", help="checkpoint format to load from the folder; default: the source's"),
     ] = None,
+    write_settings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="write the settings that the folder's notes state, and compare nothing; as the folder's"
+            " settings.json they are used in place of the notes",
+        ),
+    ] = None,
     as_json: JSON = False,
 ) -> None:
     """Compare a model's outputs with those recorded from the original code; exit 1 if any differs."""
-    from detection_zoo.benchmarks.run.parity import check_reference
+    from detection_zoo.benchmarks.run.parity import check_reference, folder_settings
     from detection_zoo.benchmarks.run.progress import clock
+
+    if write_settings is not None:
+        settings = folder_settings(reference)
+        write_settings.write_text(settings.to_json(), encoding="utf-8")
+        say(f"{write_settings}: settings of {len(settings.notes)} notes of {reference}")
+        return
 
     with clock(f"parity with {reference.name}"):
         report = check_reference(reference, row, dtype, checkpoint_format)

@@ -22,6 +22,7 @@ from detection_zoo.benchmarks.evaluation.voc_evaluation import (
 from detection_zoo.zoo.parity import schedules, updates
 from detection_zoo.zoo.parity.base import Output, ParityError, ParityReport, Reference, compare
 from detection_zoo.zoo.parity.base import parity as zoo_parity
+from detection_zoo.zoo.parity.settings import Settings
 from detection_zoo.zoo.parity.trajectories import check_trajectory
 from detection_zoo.zoo.records import Detections
 
@@ -51,6 +52,13 @@ def check_reference(
     return replace(
         report, lines=(*kept, *(compare(name, output, None, dtype) for name, output in scored.items()))
     )
+
+
+def folder_settings(folder: Path) -> Settings:
+    """The settings that a reference folder states in settings.json or in notes."""
+    if (folder / updates.FILE).is_file():
+        return updates.read_runs(folder)[1][0].settings
+    return Reference(folder).settings
 
 
 def voc_truth_of(objects: Iterable[tuple[str, str, list[float], bool]]) -> dict[str, dict[str, VocTruth]]:

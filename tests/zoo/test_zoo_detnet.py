@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from parity.steps_detnet import _Steps, head_model, resizing
 
 from detection_zoo.zoo.backbones.detnet import detnet59
 from detection_zoo.zoo.build import assemble
@@ -22,9 +23,7 @@ from detection_zoo.zoo.parity import detnet
 from detection_zoo.zoo.parity.base import ParityError, Reference, parity
 from detection_zoo.zoo.parity.detnet import _Detector, detector_components, known_values, row_for
 from detection_zoo.zoo.parity.detnet_model import Pyramid, pool
-from detection_zoo.zoo.parity.detnet_steps import _Steps, head_model
-from detection_zoo.zoo.parity.detnet_texts import resizing
-from detection_zoo.zoo.parity.prose import Text
+from detection_zoo.zoo.parity.prose import read_note, rule_of
 from detection_zoo.zoo.weights.load import load_arrays
 
 LIMITS = ProposalConventions(pre_nms=9, inclusive=False, together=True, fill=True, collect=0)
@@ -268,13 +267,16 @@ DEMO = "demo.py rule on the same image: there the longest side (80) IS applied"
 def test_an_image_of_the_demo_has_the_size_that_its_own_text_says(
     text: str, first: str, sides: tuple[int, int]
 ) -> None:
-    assert resizing(Text(text), Text(first), longest=True) == sides
-    assert resizing(Text(text), Text(first), longest=False) == (sides[0], None)
+    rule = rule_of("outputs.prep_image_demo.meaning", "detnet")
+    notes = [read_note(words, rule, "a note") for words in (text, first)]
+    assert resizing(notes, longest=True) == sides
+    assert resizing(notes, longest=False) == (sides[0], None)
 
 
 def test_a_size_that_no_text_says_is_an_error() -> None:
-    with pytest.raises(ParityError, match=r"'the same image' does not say 'target N'"):
-        resizing(Text("the same image"), Text(""), longest=False)
+    note = read_note("the same image", rule_of("outputs.prep_image_demo.meaning", "detnet"), "a note")
+    with pytest.raises(ParityError, match=r"no note states 'target N'"):
+        resizing([note], longest=False)
 
 
 def test_damaged_folders_name_what_they_lack(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from parity import steps_detnet
 from torch import Tensor
 
 from detection_zoo.zoo.conventions import DetectionConventions, ProposalConventions
-from detection_zoo.zoo.parity import detnet_model, detnet_steps
+from detection_zoo.zoo.parity import detnet_model
 from detection_zoo.zoo.parity.base import Output, Reference
 from detection_zoo.zoo.parity.maskrcnn_benchmark import _Folder, score_gap
 from detection_zoo.zoo.parity.near_ties import (
@@ -217,7 +218,7 @@ def test_soft_nms_counts_the_rows_that_were_recorded(shift: float, same: bool) -
     """A box whose IoU is nearly the threshold decays, and leaves, as recorded; one further off stays."""
     left = 101 * 0.7 / 1.3 + shift  # IoU of the two, decoded 101 wide: 0.3 - 0.0084 * shift
     rois = torch.tensor([[0.0, 0.0, 99.0, 99.0], [left, 0.0, left + 99.0, 99.0]])
-    model = detnet_steps.head_model(1, detections={"score_threshold": 0.0, "max_detections": 0})
+    model = steps_detnet.head_model(1, detections={"score_threshold": 0.0, "max_detections": 0})
     probabilities = torch.tensor([[0.1, 0.9], [0.9988, 0.0012]])  # 0.0012 * 0.7 is below soft-NMS's 0.001
     choices = detnet_model.detection_choices(model, "linear")
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parity.steps_maskrcnn_benchmark import halved
 
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.errors import CheckpointError
@@ -25,16 +26,17 @@ from detection_zoo.zoo.parity.base import (
     compare,
     parity,
     recorded_difference,
-    settle_ties,
 )
+from detection_zoo.zoo.parity.benchmark_batches import Batch, Tolerances
 from detection_zoo.zoo.parity.benchmark_settings import (
     departures,
     entry_from_settings,
     schedule_from_settings,
 )
-from detection_zoo.zoo.parity.benchmark_texts import Batch, Tolerances, advice, halved
 from detection_zoo.zoo.parity.maskrcnn_benchmark import outputs
-from detection_zoo.zoo.parity.prose import Text
+from detection_zoo.zoo.parity.near_ties import settle_ties
+from detection_zoo.zoo.parity.prose import read_note, rule_of
+from detection_zoo.zoo.parity.settings import Settings
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.weights.load import load_arrays
 
@@ -338,8 +340,13 @@ def test_departures_see_single_numbers() -> None:
 # ---- reading what a folder says ----
 
 
+def batch_of(words: str, divisor: int) -> Batch:
+    """The batch of an input's note."""
+    return Batch.of(read_note(words, rule_of("inputs.A", "maskrcnn_benchmark"), "inputs.A"), divisor)
+
+
 def test_inputs_are_read_from_their_text() -> None:
-    one = Batch.of(Text("normal_input(5, (1,3,64,96)), one image of height 64 and width 96"), 32)
+    one = batch_of(("normal_input(5, (1,3,64,96)), one image of height 64 and width 96"), 32)
     assert (
         one.images.shape == (1, 3, 64, 96)
         and one.sizes.tolist() == [[64, 96]]
@@ -350,22 +357,24 @@ def test_inputs_are_read_from_their_text() -> None:
         " zero-padded at the right and bottom to (3,3,64,96); true sizes (height, width) (40,50), (33,64) and"
         " (64,20) are what clipping uses"
     )
-    batch = Batch.of(Text(text), 32)
+    batch = batch_of((text), 32)
     assert batch.images.shape == (3, 3, 64, 96) and batch.sizes.tolist() == [[40, 50], [33, 64], [64, 20]]
     assert (batch.images[1, :, :33, :64].numpy() == normal_input(2, (3, 33, 64))).all()
     assert not batch.images[1, :, 33:].any() and not batch.images[2, :, :, 20:].any()
-    unsaid = Batch.of(Text("normal_input(1,(3,40,50)) and normal_input(2,(3,33,70))"), 32)
+    unsaid = batch_of(("normal_input(1,(3,40,50)) and normal_input(2,(3,33,70))"), 32)
     assert unsaid.images.shape == (2, 3, 64, 96) and unsaid.sizes.tolist() == [[40, 50], [33, 70]]
-    with pytest.raises(ParityError, match="'an image of a cat' does not say 'normal_input"):
-        Batch.of(Text("an image of a cat"), 1)
-    with pytest.raises(ParityError, match="does not say the true sizes of 2 images"):
-        Batch.of(Text("normal_input(1,(2,3,40,50)), true sizes (height, width) (40,50)"), 1)
+    with pytest.raises(ParityError, match="inputs.A: does not state 'normal_input"):
+        batch_of(("an image of a cat"), 1)
+    with pytest.raises(ParityError, match="1 true sizes are stated for 2 images"):
+        batch_of(("normal_input(1,(2,3,40,50)), true sizes (height, width) (40,50)"), 1)
 
 
-def test_tolerances_are_those_the_folder_advises() -> None:
-    advised = Tolerances.of(advice(Reference(FOLDERS / FASTER)))
+def test_tolerances_are_those_the_folder_advises(tmp_path: Path) -> None:
+    advised = Tolerances.of(Reference(FOLDERS / FASTER))
     assert (advised.maps, advised.lists, advised.gradients) == (1e-5, 1e-4, 5e-3)
-    assert Tolerances.of(None) == Tolerances(1e-4, 1e-4, 5e-3)
+    silent = Reference(tmp_path)
+    silent.__dict__["settings"] = Settings()
+    assert Tolerances.of(silent) == Tolerances(1e-4, 1e-4, 5e-3)
 
 
 def test_differences_of_samples_shapes_and_moments() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from detection_zoo.zoo.detectors import ssd as ssd_detector
-from detection_zoo.zoo.parity import hardnet, prose
+from detection_zoo.zoo.parity import hardnet, settings
 from detection_zoo.zoo.parity.base import parity
 from detection_zoo.zoo.parts import proposals, roi_heads
 
@@ -76,7 +76,7 @@ MISTAKES: dict[str, tuple[Path, Any, str, Change, str]] = {
     "detections: threshold": (RCNN, roi_heads, "batched_nms", threshold, "A.detections.image0.boxes"),
     "detections: one pixel": (RCNN, roi_heads, "clip_boxes", shifted, "A.detections.image0.boxes"),
     "RoIs: channels": (RCNN, roi_heads.RoiAlignPooler, "forward", pooled_channels, "A.roi.class_logits"),
-    "SSD images: channels": (SSD, prose, "normal_input", image_channels, "c.softmax"),
+    "SSD images: channels": (SSD, settings, "normal_input", image_channels, "c.softmax"),
     "SSD gradient": (VGG, hardnet, "build_optimizer", scaled_gradient, "f.grad.extras.1.weight"),
     "SSD detections: threshold": (SSD, ssd_detector, "batched_nms", threshold, "d.boxes"),
 }

@@ -6,7 +6,7 @@ compares.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.parity.files import ParityError, read_arrays, read_json
-from detection_zoo.zoo.parity.prose import Text
+from detection_zoo.zoo.parity.prose import read_settings
+from detection_zoo.zoo.parity.settings import Note, Settings
 from detection_zoo.zoo.parity.standin import CHECKPOINT_FILE, read_checkpoint_description, standin_arrays
 
 # source repository -> module of this package with outputs(reference, entry, dtype, checkpoint_format)
@@ -33,7 +35,6 @@ ADAPTERS = {
     "PingoLH/Pytorch-HarDNet": "hardnet",
 }
 ROUNDING = 1e-12  # of moments, which are sums in another order where the array's type is another
-SAME = 1e-3  # sum of the differences (pixels) of numbers that rounding alone sets apart
 TOLERANCE = {
     "float32": 1e-4,
     "float64": 1e-4,
@@ -150,15 +151,21 @@ class Reference:
         path = self.folder / ("steps.json" if self.is_steps else "outputs.json")
         return read_json(path, "outputs.json and outputs.npz")
 
-    def text(self, *fields: str) -> Text:
-        """What a field of `meta` says in words; raises ParityError where it is missing, or no text."""
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings that the folder states in settings.json or in notes."""
+        return read_settings(self.folder, self.meta, ADAPTERS.get(self.repository, ""))
+
+    def note(self, *fields: str) -> Note:
+        """The settings of one field of `meta`; raises ParityError where it states none."""
+        path = ".".join(fields)
+        if path in self.settings.notes:
+            return self.settings.notes[path]
         value: Any = self.meta
         for field_name in fields:
             value = value[field_name]
-        where = f"{getattr(self.meta, 'path', self.folder)}: {'.'.join(fields)}"
-        if not isinstance(value, str):
-            raise ParityError(f"{where}: holds a {type(value).__name__}, words are wanted")
-        return Text(value, where)
+        held = f"{value!r} states no setting" if isinstance(value, str) else f"holds a {type(value).__name__}"
+        raise ParityError(f"{getattr(self.meta, 'path', self.folder)}: {path}: {held}; a note is needed")
 
     @cached_property
     def recorded(self) -> dict[str, dict[str, np.ndarray]]:
@@ -275,46 +282,6 @@ def recorded_difference(value: np.ndarray, kept: Mapping[str, np.ndarray]) -> fl
     return max(difference, apart if apart > ROUNDING else 0.0)
 
 
-def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap: float = 2e-6) -> np.ndarray:
-    """An order of rows in which neighbours of nearly equal scores stand as they were recorded.
-
-    Args:
-        scores: (R,) by falling score. rows: (R, C) in that order, what tells rows apart (boxes).
-        recorded: (M, C), the first rows as recorded, M <= R, NaN where a number was not kept. gap: scores
-            closer than this may change places.
-
-    Returns:
-        (R,) int64 positions.
-    """
-    order = np.arange(len(scores))
-    start = 0
-    while start < min(len(recorded), len(scores)):
-        end = start + int(
-            (scores[start] - scores[start:] < gap).sum()
-        )  # no row of a tie is further than the gap from another
-        if end - start > 1:
-            order[start:end] = start + _matched(rows[start:end], recorded[start:end])
-        start = max(end, start + 1)
-    return order
-
-
-def _matched(rows: np.ndarray, recorded: np.ndarray) -> np.ndarray:
-    """An order (R,) of rows (R, C) by the recorded ones (M, C): those with the most known numbers choose the
-    nearest row first, the rest follow in order."""
-    chosen: dict[int, int] = {}
-    known = (~np.isnan(recorded)).sum(axis=1)
-    for place in np.argsort(-known, kind="stable"):
-        if known[place]:
-            apart = np.nansum(np.abs(rows - recorded[place]), axis=1)
-            apart[list(chosen.values())] = np.inf
-            stays = (
-                place < len(rows) and apart[place] <= apart.min() + SAME
-            )  # clipped edges alone tell no boxes apart
-            chosen[int(place)] = int(place if stays else apart.argmin())
-    left = [row for row in range(len(rows)) if row not in set(chosen.values())]
-    return np.array([chosen[place] if place in chosen else left.pop(0) for place in range(len(rows))])
-
-
 def compare(
     name: str, output: Output | Skip | None, kept: Mapping[str, np.ndarray] | None, dtype: str
 ) -> ParityLine:
@@ -337,6 +304,25 @@ def compare(
     return ParityLine(
         name, shape, difference, tolerance, "ok" if difference <= tolerance else "differs", reason
     )
+
+
+def step_outputs(reference: Reference, kind: torch.dtype) -> dict[str, Output | Skip]:
+    """Every output of a folder of single steps, by the source's module of tests/parity.
+
+    Raises:
+        ParityError: this is an installed package, which has no tests.
+    """
+    name = f"steps_{ADAPTERS[reference.repository]}"
+    path = Path(__file__).resolve().parents[2] / "tests" / "parity" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ParityError(
+            f"{reference.folder}: holds single steps of the original code, which only a checkout of this"
+            " project can compare: run bench.py there"
+        )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.step_outputs(reference, kind)
 
 
 def find_row(reference: Reference, row: str | None) -> ModelEntry | None:

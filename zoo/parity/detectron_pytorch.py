@@ -11,17 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detection_zoo.zoo.conventions import AugmentationConventions, Views
 from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.detectors.tta import View, detect_augmented, make_copy
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
-from detection_zoo.zoo.parity import detectron_texts
-from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, step_outputs
 from detection_zoo.zoo.parity.detectron_model import FORMATS, LoadedModel
 from detection_zoo.zoo.parity.detectron_training import training_outputs
 from detection_zoo.zoo.parity.near_ties import DetectionChoices, ProposalChoices, settle, settle_areas
+from detection_zoo.zoo.parity.settings import Note
 from detection_zoo.zoo.parts.frames import Frame
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import paste_masks
@@ -50,9 +51,7 @@ def outputs(
     """
     if not reference.has_checkpoint:
         if any(name.startswith("anchors.") for name in reference.recorded):
-            from detection_zoo.zoo.parity.detectron_steps import step_outputs
-
-            return step_outputs(reference)
+            return step_outputs(reference, getattr(torch, dtype))
         from detection_zoo.zoo.parity.detectron_imagenet import imagenet_outputs
 
         return imagenet_outputs(reference, getattr(torch, dtype))
@@ -79,8 +78,8 @@ class _Folder(LoadedModel):
             self.features_and_heads("a")
             self.features_and_heads("b")
             self.detections()
-            if "img" in self.meta["inputs"]:
-                self.image()
+            if note := self.reference.settings.notes.get("inputs.img"):
+                self.image(note)
         self.computed |= training_outputs(self)
         return {
             name: self.judged(name, output)
@@ -113,16 +112,19 @@ class _Folder(LoadedModel):
 
     def sized(self, key: str) -> tuple[Tensor, list[tuple[float, float]]]:
         """The images of one input and the (height, width) that its proposals are clipped to."""
-        batch = detectron_texts.Images.of(self.reference.text("inputs", key))
-        return batch.images.to(self.kind), batch.sizes
+        note = self.reference.note("inputs", key)
+        images, rows = note.tensor(self.kind), [(row[0], row[1]) for row in note.need("im_info")]
+        return images, rows if len(rows) == len(images) else rows * len(images)  # one row counts for all
 
     def boxes_of(self, key: str, images: int) -> tuple[list[Tensor], Tensor]:
         """The fixed boxes of each image, and where each of the recorded rows stands among them."""
         boxes = torch.tensor(self.meta["fixed_boxes"], dtype=self.kind)
         if key == "a":
             return [boxes], torch.arange(len(boxes))
-        rows = detectron_texts.FixedRows.of(self.reference.text("inputs", "fixed_boxes"), key)
-        numbers, owners = torch.tensor(rows.numbers), torch.tensor(rows.images)
+        note = self.reference.note("inputs", "fixed_boxes")
+        if note.need("input") != key:
+            raise ParityError(f"{self.reference.folder}: inputs.fixed_boxes states no boxes of input {key}")
+        numbers, owners = (torch.tensor(rows) for rows in note.need("box_numbers", "box_images"))
         places = torch.argsort(torch.argsort(owners, stable=True))
         return [boxes[numbers[owners == image]] for image in range(images)], places
 
@@ -249,14 +251,14 @@ class _Folder(LoadedModel):
     def detections(self) -> None:
         """The whole test path on an input that is already normalised, plain and with box voting."""
         images, sizes = self.sized("a")
-        path = detectron_texts.TestPath.of(self.reference.text("inputs", "det"))
-        where = Frame(tuple(int(n) for n in sizes[0]), path.original, (1 / path.scale, 1 / path.scale))
+        scale, *original = self.reference.note("inputs", "det").need("scale", "height", "width")
+        where = Frame(tuple(int(n) for n in sizes[0]), tuple(original), (1 / scale, 1 / scale))
         self.model.rpn.select = self.choices["a"]
         raw = self.model.raw(images, torch.tensor([where.size]))
         self.model.rpn.select = select_proposals
         self.report("det", raw, where)
-        if "det_vote" in self.meta["inputs"]:
-            voting = detectron_texts.vote_threshold(self.reference.text("inputs", "det_vote"))
+        if vote := self.reference.settings.notes.get("inputs.det_vote"):
+            voting = vote.need("vote_iou")
             plain, self.model.detection_rule = (
                 self.model.detection_rule,
                 self.model.detection_rule.model_copy(update={"vote_iou": voting, "vote_method": "id"}),
@@ -320,15 +322,11 @@ class _Folder(LoadedModel):
         areas, note = settle_areas(paste, self.reference, name, own, (1, 2))
         return Output(areas, note=note)
 
-    def image(self) -> None:
-        """The whole test path on an image, plain and with test-time augmentation."""
-        described, rule = (
-            detectron_texts.NoisyImage.of(self.reference.text("inputs", "img")),
-            self.row.conventions.image,
-        )
-        sides = {"size": described.short, "max_size": described.longest}
+    def image(self, note: Note) -> None:
+        """The whole test path on the image of a note, plain and with test-time augmentation."""
+        rule, sides = self.row.conventions.image, {"size": note.short, "max_size": note.longest}
         preprocess = Preprocess.from_conventions(rule.model_copy(update=sides))
-        image = described.pixels(rule.mean)
+        image = note.image(rule.mean)
         copy = make_copy(View(preprocess), image, torch.device("cpu"), self.kind)
         scale = preprocess(image).scale[0]
         self.add(
@@ -337,9 +335,23 @@ class _Folder(LoadedModel):
             img__scale=[scale],
         )
         self.report("img", self.model.raw(copy.images, copy.sizes), copy.frame)
-        if "img_tta" in self.meta["inputs"]:
-            wanted = detectron_texts.augmentation(self.reference.text("inputs", "img_tta"))
+        if augmented := self.reference.settings.notes.get("inputs.img_tta"):
+            wanted = augmentation(augmented)
             self.describe("img_tta", detect_augmented(self.model, image, preprocess, wanted))
+
+
+def augmentation(note: Note) -> AugmentationConventions:
+    """The options of test-time augmentation that a note states."""
+    views = Views(
+        flip=note.flip,
+        scales=note.scales or [],
+        max_size=note.max_size or 4000,
+        scale_flip=note.scale_flip,
+        aspect_ratios=note.aspect_ratios or [],
+        aspect_flip=note.aspect_flip,
+    )
+    kinds = {"boxes": note.augment_boxes, "masks": note.augment_masks, "keypoints": note.augment_keypoints}
+    return AugmentationConventions(**{kind: views for kind, on in kinds.items() if on})
 
 
 def by_score(found: Detections) -> Detections:

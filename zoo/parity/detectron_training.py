@@ -15,7 +15,6 @@ from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.manifest import Schedule, load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Skip
 from detection_zoo.zoo.parity.detectron_model import LoadedModel
-from detection_zoo.zoo.parity.detectron_texts import Training
 from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
 from detection_zoo.zoo.parts.keypoint_head import keypoint_loss
 from detection_zoo.zoo.parts.mask_head import mask_loss
@@ -50,8 +49,9 @@ class _Step:
         self.folder, self.model, self.kind = folder, folder.model, folder.kind
         self.meta = folder.meta["training"]
         self.count = self.meta["ims_per_batch"]
-        described = Training.of(folder.reference.text("training", "how"), self.count)
-        self.scale, self.seed, self.images = described.scale, described.seed, described.images.to(self.kind)
+        note = folder.reference.note("training", "how")
+        self.scale, self.seed = note.need("scale", "seed")
+        self.images = note.tensor(self.kind, N=self.count)
         self.sizes = torch.tensor(
             [
                 [round(each["height"] * self.scale), round(each["width"] * self.scale)]

@@ -20,8 +20,7 @@ from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.conventions import Conventions, ProposalConventions
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnRules
 from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule, load_manifests, merge
-from detection_zoo.zoo.parity import detnet_steps, detnet_texts
-from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, settle_ties
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, step_outputs
 from detection_zoo.zoo.parity.detnet_model import (
     OFFSET,
     Pyramid,
@@ -33,8 +32,7 @@ from detection_zoo.zoo.parity.detnet_model import (
     propose,
     pyramid,
 )
-from detection_zoo.zoo.parity.near_ties import settle
-from detection_zoo.zoo.parity.prose import Text
+from detection_zoo.zoo.parity.near_ties import settle, settle_ties
 from detection_zoo.zoo.parts.roi_heads import box_losses
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
@@ -69,7 +67,7 @@ def outputs(
     over."""
     kind = getattr(torch, dtype)
     if not reference.has_checkpoint:
-        computed = detnet_steps.outputs(reference, kind)
+        computed = step_outputs(reference, kind)
     elif "train" in reference.meta or "fixed_rois" in reference.meta:
         computed = _Detector(reference, entry, kind, checkpoint_format or "detnet_pytorch_pth").outputs()
     else:
@@ -232,7 +230,7 @@ class _Detector:
 
     def _inference(self, name: str, described: dict[str, Any]) -> None:
         model = self.model
-        images = detnet_texts.array(self.reference.text("inputs", name, "input"), self.kind)
+        images = self.reference.note("inputs", name, "input").tensor(self.kind)
         info = torch.tensor(described["im_info"], dtype=self.kind)
         maps = {"c1": model.backbone.stem(images)} | model.backbone(images)
         found = pyramid(model, images)
@@ -375,14 +373,14 @@ class _Detector:
             self.computed[name] = _expected(value, expected)
 
     def _training(self, train: dict[str, Any]) -> None:
-        model, images = self.model, detnet_texts.array(self.reference.text("train", "input"), self.kind)
+        model, images = self.model, self.reference.note("train", "input").tensor(self.kind)
         sizes = torch.tensor(train["im_info"], dtype=self.kind)[:, :2]
         targets = [
             Target(rows[:, :4], rows[:, 4].long() - 1)
             for image in train["gt_boxes"]
             for rows in [torch.tensor(image, dtype=self.kind).reshape(-1, 5)]
         ]
-        draws = np.random.RandomState(detnet_texts.seed(self.reference.text("train", "numpy_seed")))
+        draws = np.random.RandomState(self.reference.note("train", "numpy_seed").need("seed"))
         model.rpn.sampler.draws = model.sampler.draws = draws
         found = pyramid(model.train(), images)
         anchors = model.rpn.sampler(found.anchors, [each.boxes for each in targets], sizes.tolist())
@@ -496,7 +494,7 @@ class _Detector:
         )
         self._expect("train: tensors with another rate or decay", wrong, 0)
         for label, rates in train["learning_rate_by_epoch"].items():
-            step = detnet_texts.decay_epochs(Text(label, f"{self.reference.folder}: learning_rate_by_epoch"))
+            step = self.reference.note("train", "learning_rate_by_epoch", label).need("decay_epochs")
             recipe = Schedule(
                 images_per_batch=1,
                 lr=rates[0][1],
@@ -527,10 +525,9 @@ def _classifier(
     )
     model = model.to(kind).eval()
     computed: Outputs = {}
-    for name, described in reference.meta["inputs"].items():
-        fields = ("inputs", name) if isinstance(described, str) else ("inputs", name, "input")
-        kept = _watch(model, detnet_texts.array(reference.text(*fields), kind))
-        computed |= {f"{name}/{stage}": Output(value) for stage, value in kept.items()}
+    for name, note in reference.settings.under("inputs").items():
+        kept = _watch(model, note.tensor(kind))
+        computed |= {f"{name.removesuffix('.input')}/{stage}": Output(value) for stage, value in kept.items()}
     return computed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,19 +13,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detection_zoo.zoo.conventions import ImageConventions
+from detection_zoo.zoo.backbones import hardnet, vgg  # noqa: F401 - register their builders
+from detection_zoo.zoo.conventions import ImageConventions, SSDConventions
 from detection_zoo.zoo.data.transforms import Preprocess
+from detection_zoo.zoo.detectors.classifier import Classifier
+from detection_zoo.zoo.detectors.ssd import SSD
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
-from detection_zoo.zoo.parity import hardnet_texts
-from detection_zoo.zoo.parity.base import Output, ParityError, Reference, recorded_difference, to_numpy
+from detection_zoo.zoo.parity.base import (
+    Output,
+    ParityError,
+    Reference,
+    Skip,
+    recorded_difference,
+    step_outputs,
+    to_numpy,
+)
 from detection_zoo.zoo.parity.gates import GATE_GAP, RecordedGradient, flipped, gates_as_recorded
-from detection_zoo.zoo.parity.hardnet_model import EXACT, Outputs, build_classifier, build_detector
-from detection_zoo.zoo.parity.hardnet_steps import step_outputs
 from detection_zoo.zoo.records import Target
+from detection_zoo.zoo.registry import BACKBONES, DETECTORS
 from detection_zoo.zoo.training.recipe import build_optimizer
 from detection_zoo.zoo.weights.load import checkpoint_format, copy_into
 
 FORMATS = {"detector": "pytorchssd_pth", "classifier": "hardnet_imagenet_pth"}
+Outputs = dict[str, Output | Skip]
+EXACT = 1e-12  # room for the mean of equal numbers summed in another order
 LEAST = 1e-6  # no folder asks for less of a continuous output
 # of a gradient's mean and deviation: four times what SSE41 moved those of an extra layer by (2.3e-6)
 ROUNDED = 1e-5
@@ -34,7 +46,7 @@ def outputs(reference: Reference, entry: ModelEntry | None, dtype: str, checkpoi
     """Every output of a folder, recomputed; see zoo.parity.base."""
     if reference.is_steps:
         reference.notes.append("single steps are computed in the original's own types, whatever dtype says")
-        return step_outputs(reference)
+        return step_outputs(reference, getattr(torch, dtype))
     with torch.random.fork_rng(devices=[]):
         return _Folder(reference, entry, dtype, checkpoint).outputs()
 
@@ -60,6 +72,46 @@ def moments_in_double(output: Output, finer: Tensor, kept: Mapping[str, np.ndarr
         f" most {ROUNDED:g}), and were compared in double precision"
     )
     return Output(finer, output.tolerance, note=note)
+
+
+def selection(reference: Reference) -> SSDConventions:
+    """The test loop of a folder: numbers of its `postprocess`, and those that its notes state."""
+    rules, notes = reference.meta["postprocess"], reference.settings.under("postprocess")
+    return SSDConventions(
+        **{name: rules[name] for name in ("score_threshold", "nms_iou", "per_class_keep", "per_image_keep")},
+        nms_offset=0.0 if "nms" in notes and notes["nms"].without_plus_one else 1.0,
+        background_filter=notes["background_filter"].background_filter
+        if "background_filter" in notes
+        else None,
+    )
+
+
+def build_detector(meta: dict[str, Any]) -> SSD:
+    """The network that a detector folder's outputs.json describes by model, size, priors and classes."""
+    found = re.fullmatch(r"(SSD|RFB)_(HarDNet\d+|vgg)", meta["model"], flags=re.IGNORECASE)
+    if not found:
+        raise ParityError(
+            f"{meta['config']}: unknown model {meta['model']!r}; known: SSD_HarDNet68, SSD_HarDNet85,"
+            " SSD_vgg, RFB_HarDNet68, RFB_HarDNet85"
+        )
+    heads, name = found[1].lower(), {"vgg": "vgg16_reduced"}.get(found[2].lower(), found[2].lower())
+    backbone = BACKBONES[name](**({"bridge": heads == "ssd"} if name == "hardnet85" else {}))
+    return DETECTORS["ssd"](
+        backbone,
+        num_classes=meta["classes"] - 1,
+        size=meta["image_size"],
+        heads=heads,
+        priors=meta["priors"].lower(),
+    )
+
+
+def build_classifier(meta: dict[str, Any]) -> nn.Module:
+    """The classifier that a folder's outputs.json describes by model and classes."""
+    name = meta["model"].removeprefix("imagenet_").lower()
+    return Classifier(
+        BACKBONES[name](**({} if name.endswith("ds") else {"form": "classifier"})),
+        num_classes=meta["classes"],
+    )
 
 
 class _Captured:
@@ -152,7 +204,7 @@ class _Folder:
         raise ParityError(f"{self.reference.folder}: no module is known for output {path!r}")
 
     def _input(self, name: str) -> Tensor:
-        return torch.from_numpy(self.reference.text("inputs", name).call().array()).to(self.dtype)
+        return self.reference.note("inputs", name).tensor(self.dtype)
 
     def _stages(self, letter: str) -> None:
         images = self._input(letter)
@@ -196,15 +248,9 @@ class _Folder:
 
     def _detections(self) -> None:
         preprocess = self._preprocess("hardnet_ssd300", size=self.meta["image_size"])
-        image = preprocess(hardnet_texts.image(self.reference.text("inputs", "d")))
+        image = preprocess(self.reference.note("inputs", "d").image())
         self._keep("d.input", image.tensor, exact=True)
-        rules = self.meta["postprocess"]
-        filtered = (
-            self.reference.text("postprocess", "background_filter")
-            if rules.get("background_filter")
-            else None
-        )
-        self.model.rule = hardnet_texts.selection(rules, filtered)
+        self.model.rule = selection(self.reference)
         found = self.model.predict(
             image.tensor[None].to(self.dtype), torch.tensor([image.size]), torch.tensor([image.original_size])
         )[0]
@@ -214,7 +260,7 @@ class _Folder:
         self._keep("d.counts", torch.bincount(found.labels, minlength=self.model.num_classes))
 
     def _classification(self) -> None:
-        pixels = hardnet_texts.image(self.reference.text("inputs", "d"))
+        pixels = self.reference.note("inputs", "d").image()
         image = self._preprocess("imagenet_torchvision")(pixels)
         self._keep("d.input", image.tensor[None])
         self._keep("d.logits", self.model(image.tensor[None].to(self.dtype)))

@@ -21,19 +21,20 @@ from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.detectors.retinanet import RetinaNet
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
-from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, settle_ties
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, step_outputs
+from detection_zoo.zoo.parity.benchmark_batches import Batch, Tolerances, batches
 from detection_zoo.zoo.parity.benchmark_settings import (
     departures,
     entry_from_settings,
     schedule_from_settings,
 )
-from detection_zoo.zoo.parity.benchmark_texts import Batch, Tolerances, advice, batches
 from detection_zoo.zoo.parity.near_ties import (
     Choices,
     DetectionChoices,
     ProposalChoices,
     settle,
     settle_areas,
+    settle_ties,
 )
 from detection_zoo.zoo.parts.frames import frames
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
@@ -68,8 +69,6 @@ def outputs(
     """
     kind = getattr(torch, dtype)
     if not reference.has_checkpoint:
-        from detection_zoo.zoo.parity.benchmark_steps import step_outputs
-
         return step_outputs(reference, kind)
     if any(described["name"].startswith("classifier.") for described in reference.description["tensors"]):
         return _classifier(reference, entry, kind, checkpoint_format or CLASSIFIER_FORMAT)
@@ -98,7 +97,7 @@ class _Folder:
         self, reference: Reference, entry: ModelEntry | None, kind: torch.dtype, checkpoint: str
     ) -> None:
         self.reference, self.meta, self.kind = reference, reference.meta, kind
-        self.tolerances, self.computed = Tolerances.of(advice(reference)), {}
+        self.tolerances, self.computed = Tolerances.of(reference), {}
         row, model = self._model(entry)
         self.translation = format_of(checkpoint).translate(reference.checkpoint())
         copy_into(model, self.translation, f"stand-in checkpoint of {reference.folder} ({checkpoint})")
@@ -566,8 +565,8 @@ def _classifier(
         where,
     )
     model, body = model.to(kind).eval(), body.to(kind).eval()
-    advised = advice(reference)
-    tolerance = advised.scan("{number} relative L2") if advised else None
+    advice = reference.settings.notes.get("tolerance.advice")
+    tolerance = advice.need("tolerance") if advice else None
     computed: Outputs = {}
     for name, batch in batches(reference, 1).items():
         with torch.no_grad():

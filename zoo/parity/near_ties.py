@@ -25,6 +25,7 @@ ROUNDED = 3e-7  # an IoU in float32 may be off by this
 MOST = 12  # choices of a stage that are made as recorded
 TRIED = 96  # choices of a stage that are tried at a time, the nearest to their decision
 TRIALS = 240  # in all: a stage that is really wrong is given up
+SAME = 1e-3  # sum of the differences (pixels) of numbers that differ by rounding alone
 ROW = 1e-3  # of the largest number: numbers further apart than this are of different rows
 
 Outputs = dict[str, Output | Skip]
@@ -147,6 +148,46 @@ def settle_areas(
     if not turned:
         return own, None
     return settled, f"{turned} pixels within {MASK_GAP:g} of the threshold are on the side that was recorded"
+
+
+def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap: float = 2e-6) -> np.ndarray:
+    """An order of rows in which neighbours of nearly equal scores stand as they were recorded.
+
+    Args:
+        scores: (R,) by falling score. rows: (R, C) in that order, what tells rows apart (boxes).
+        recorded: (M, C), the first rows as recorded, M <= R, NaN where a number was not kept. gap: scores
+            closer than this may change places.
+
+    Returns:
+        (R,) int64 positions.
+    """
+    order = np.arange(len(scores))
+    start = 0
+    while start < min(len(recorded), len(scores)):
+        end = start + int(
+            (scores[start] - scores[start:] < gap).sum()
+        )  # no row of a tie is further than the gap from another
+        if end - start > 1:
+            order[start:end] = start + _matched(rows[start:end], recorded[start:end])
+        start = max(end, start + 1)
+    return order
+
+
+def _matched(rows: np.ndarray, recorded: np.ndarray) -> np.ndarray:
+    """An order (R,) of rows (R, C) by the recorded ones (M, C): those with the most known numbers choose the
+    nearest row first, the rest follow in order."""
+    chosen: dict[int, int] = {}
+    known = (~np.isnan(recorded)).sum(axis=1)
+    for place in np.argsort(-known, kind="stable"):
+        if known[place]:
+            apart = np.nansum(np.abs(rows - recorded[place]), axis=1)
+            apart[list(chosen.values())] = np.inf
+            stays = (
+                place < len(rows) and apart[place] <= apart.min() + SAME
+            )  # clipped edges alone tell no boxes apart
+            chosen[int(place)] = int(place if stays else apart.argmin())
+    left = [row for row in range(len(rows)) if row not in set(chosen.values())]
+    return np.array([chosen[place] if place in chosen else left.pop(0) for place in range(len(rows))])
 
 
 class Choices:

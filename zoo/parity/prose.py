@@ -1,27 +1,30 @@
-"""Settings that a folder of recorded outputs states only in words, and the one way to read them.
+"""Settings that a folder of recorded outputs states in notes: sentences such as "score 0.05, NMS 0.5".
 
-A template is the wording with holes: `text.scan("score {number}, NMS {number}, {whole} an image")`.
+This module alone reads sentences, by templates of `zoo.parity.wordings` whose holes are fields of `Note`. A
+folder's settings.json takes their place.
 """
 
 from __future__ import annotations
 
 import re
 from ast import literal_eval
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
-import numpy as np
+from pydantic import ValidationError
 
 from detection_zoo.zoo.parity.files import ParityError
-from detection_zoo.zoo.parity.standin import normal_input
+from detection_zoo.zoo.parity.settings import FILE, Draw, Note, Rows, Settings, Size
+from detection_zoo.zoo.parity.wordings import WORDINGS, Template, Wording
 
-NEEDED = object()  # a default that is none
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 _PAIR = r"\(\s*\d+\s*,\s*\d+\s*\)"
 _SLICE = r"\[\d*:\d*\]"
 _NESTED = r"[-+\d\s.,e]|\[[-+\d\s.,e]*\]|\([-+\d\s.,e]*\)"
+_WHOLE = r"(?<![\d.])\d+(?!\.?\d)"
 _CALL = re.compile(
     r"(?:(?P<times>[\d.]+)\*)?(?:synth\.)?normal_input\(\s*(?P<seed>\d+)(?P<counts>\+i)?\s*,"
     r"\s*\((?P<shape>[\w\s,]+)\)\s*\)(?P<shift>-[\d.]+)?"
@@ -33,41 +36,43 @@ def _fraction(text: str) -> float:
     return float(top) / float(bottom or 1)
 
 
-def _row(kind: type) -> Callable[[str], list[Any]]:
-    return lambda text: [kind(part) for part in text.split(",") if part.strip()]
-
-
-def _pairs(text: str) -> list[tuple[int, int]]:
-    return [literal_eval(pair) for pair in re.findall(_PAIR, text)]
-
-
-def _slices(text: str) -> list[slice]:
+def _slices(text: str) -> list[Rows]:
     ends = re.findall(r"\[(\d*):(\d*)\]", text)
-    return [slice(int(first or 0), int(end) if end else None) for first, end in ends]
+    return [(int(first or 0), int(end) if end else None) for first, end in ends]
 
 
-_HOLES: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "whole": (r"((?<![\d.])\d+(?!\.?\d))", int),
-    "number": (rf"({_NUMBER}(?:/\d+)?)", _fraction),
-    "word": (r"(\w+)", str),
-    "inside": (r"([^()]*)", str),
-    "wholes": (r"(\d+(?:\s*,\s*\d+)*)", _row(int)),
-    "numbers": (rf"({_NUMBER}(?:\s*,\s*{_NUMBER})*)", _row(float)),
-    "list": (rf"(\[(?:{_NESTED})*\]|\((?:{_NESTED})*\))", literal_eval),
-    "pairs": (rf"({_PAIR}(?:(?:\s|,|and)*{_PAIR})*)", _pairs),
-    "slices": (rf"({_SLICE}(?:(?:\s|,|and)*{_SLICE})*)", _slices),
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+# type of a field -> regular expression of its hole, and what makes its value; of other types: _BRACKETS
+_HOLES: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    int: (rf"({_WHOLE})", int),
+    float: (rf"({_NUMBER}(?:/\d+)?)", _fraction),
+    str: (r"([\w-]+)", str),
+    list[int]: (r"(\d+(?:\s*,\s*\d+)*)", _parts),
+    list[float]: (rf"({_NUMBER}(?:\s*,\s*{_NUMBER})*)", _parts),
+    list[Size]: (
+        rf"({_PAIR}(?:(?:\s|,|and)*{_PAIR})*)",
+        lambda text: [literal_eval(pair) for pair in re.findall(_PAIR, text)],
+    ),
+    list[Rows]: (rf"({_SLICE}(?:(?:\s|,|and)*{_SLICE})*)", _slices),
 }
-_PARTS = re.compile(r"\{(?P<hole>\w+)\}|<(?P<one>[^>]*)>|(?P<any>\.\.\.)|(?P<blank>\s+)|(?P<plain>.)")
+_BRACKETS = (rf"(\[(?:{_NESTED})*\]|\((?:{_NESTED})*\))", literal_eval)
+_TOKENS = re.compile(r"\{(?P<hole>\w*)\}|<(?P<one>[^>]*)>|(?P<any>\.\.\.)|(?P<blank>\s+)|(?P<plain>.)")
 
 
 @cache
-def _compiled(template: str) -> tuple[re.Pattern[str], tuple[Callable[[str], Any], ...]]:
-    """The regular expression of a template, and what makes a value of each of its groups."""
-    pattern, makers = "", []
-    for part in _PARTS.finditer(template):
+def _compiled(template: str) -> tuple[re.Pattern[str], dict[str, Callable[[str], Any]]]:
+    """The regular expression of a template, and what makes the value of each of its fields."""
+    pattern, makers = "", {}
+    for part in _TOKENS.finditer(template):
         if part["hole"]:
-            own, maker = _HOLES[part["hole"]]
-            pattern, makers = pattern + own, [*makers, maker]
+            kinds = get_args(Note.model_fields[part["hole"]].annotation)
+            own, makers[part["hole"]] = _HOLES.get(kinds[0], _BRACKETS)
+            pattern += own
+        elif part["hole"] == "":
+            pattern += _WHOLE
         elif part["one"]:
             pattern += f"(?:{'|'.join(re.escape(word) for word in part['one'].split('|'))})?"
         elif part["any"]:
@@ -77,93 +82,120 @@ def _compiled(template: str) -> tuple[re.Pattern[str], tuple[Callable[[str], Any
         else:
             mark = re.escape(part["plain"])
             pattern += rf"\s*{mark}\s*" if part["plain"] in ",()[]" else mark
-    return re.compile(pattern), tuple(makers)
+    return re.compile(pattern), makers
 
 
-@dataclass(frozen=True)
-class Call:
-    """A call such as "2*normal_input(100+i,(2,3,h,w))-3.5" in a text; products and sums are of float32."""
-
-    seed: int
-    shape: tuple[str, ...]
-    text: Text
-    times: float = 1.0
-    shift: float = 0.0
-    counts: bool = False  # the seed counts up with the level i
-
-    def array(self, level: int = 0, **letters: int) -> np.ndarray:
-        """The float32 array of one level; letters: what the letters of the shape stand for."""
-        try:
-            shape = tuple(int(letters.get(side, side)) for side in self.shape)
-        except ValueError:
-            raise self.text.error(f"a shape of numbers in place of ({','.join(self.shape)})") from None
-        array = normal_input(self.seed + (level if self.counts else 0), shape)
-        return np.float32(self.times) * array + np.float32(self.shift)
+def _scan(words: str, template: Template, where: str, *, needed: bool = True) -> dict[str, Any]:
+    """The fields that the first fitting template gives; raises ParityError where none fits and one must."""
+    for each in _alternatives(template):
+        pattern, makers = _compiled(each)
+        if found := pattern.search(words):
+            try:
+                values = zip(makers, found.groups(), strict=True)
+                return {name: makers[name](text) for name, text in values}
+            except (ValueError, SyntaxError, ZeroDivisionError):
+                raise ParityError(f"{where}: {words!r} has no numbers where {each!r} has them") from None
+    if needed:
+        raise ParityError(
+            f"{where}: {words!r} does not state {' or '.join(map(repr, _alternatives(template)))}"
+        )
+    return {}
 
 
-@dataclass(frozen=True)
-class Text:
-    """What a folder says in words.
+def draws(words: str) -> list[Draw]:
+    """Every call of normal_input in a note, such as "2*normal_input(100+i,(2,3,h,w))-3.5", in order."""
+    return [
+        Draw(
+            seed=int(found["seed"]),
+            shape=tuple(int(side) if side.isdigit() else side for side in _parts(found["shape"]) if side),
+            times=float(found["times"] or 1),
+            shift=float(found["shift"] or 0),
+            by_level=bool(found["counts"]),
+        )
+        for found in _CALL.finditer(words)
+    ]
 
-    words: as recorded. where: file and field, for errors.
+
+def read_note(words: str, rule: Wording, where: str) -> Note:
+    """The settings that a note states.
+
+    Args:
+        words: the note. rule: its templates. where: file and field, for errors.
+
+    Raises:
+        ParityError: a setting is not stated.
     """
+    values: dict[str, Any] = {"arrays": draws(words)}
+    for template in rule.templates:
+        values |= _scan(words, template, where)
+    for phrase, template in rule.where.items():
+        if phrase in words:
+            values |= _scan(words, template, where)
+    for template in rule.optional:
+        values |= _scan(words, template, where, needed=False)
+    values |= {name: bool(re.search(phrase, words)) for name, phrase in rule.flags.items()}
+    try:
+        note = Note(**values)
+    except ValidationError as error:
+        raise ParityError(f"{where}: {words!r}: {error.errors()[0]['msg']}") from None
+    if len(note.arrays) < rule.arrays:
+        raise ParityError(
+            f"{where}: {words!r} does not state 'normal_input(seed, (shape))' of {rule.arrays} inputs"
+        )
+    return note.placed(where)
 
-    words: str
-    where: str = "a description"
 
-    def error(self, wanted: str) -> ParityError:
-        """That something is not said."""
-        return ParityError(f"{self.where}: {self.words!r} does not say {wanted}")
+def settings_from_notes(meta: Mapping[str, Any], adapter: str, where: str) -> Settings:
+    """The settings of all notes of an object.
 
-    def __contains__(self, words: str) -> bool:
-        return words in self.words
+    Args:
+        meta: of outputs.json, steps.json or train_steps.json. adapter: key of `WORDINGS`. where: the file,
+            for errors.
+    """
+    notes: dict[str, Note] = {}
+    for path, words in _walk(meta):
+        if rule := rule_of(path, adapter):
+            note = read_note(words, rule, f"{where}: {path}")
+            if note.model_dump(exclude_defaults=True):
+                notes[path] = note
+    return Settings(notes=notes)
 
-    def names(self) -> set[str]:
-        """Every word, for options that are on where they are named."""
-        return set(re.findall(r"\w+", self.words))
 
-    def scan(self, *templates: str, default: Any = NEEDED) -> Any:
-        """The value in the one hole of a template, or a tuple of the values of several holes.
+def _walk(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Path and words of every field of an object; a field that holds no words is described by its name."""
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _walk(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner if isinstance(inner, str) else key
 
-        Args:
-            templates: the first that fits counts. Holes are {whole}, {number} (1/9 too), {word}, {list}
-                (numbers in brackets), {wholes} and {numbers} (the same without brackets), {pairs} ("(1, 2)
-                and (3, 4)"), {slices} ("[:3] and [3:5]"). "..." stands for any words, "<of|to>" for one of
-                these words or none.
-            default: what is given back where no template fits.
 
-        Raises:
-            ParityError: no template fits, and no default is given.
-        """
-        for template in templates:
-            pattern, makers = _compiled(template)
-            if found := pattern.search(self.words):
-                try:
-                    values = tuple(make(own) for make, own in zip(makers, found.groups(), strict=True))
-                except (ValueError, SyntaxError, ZeroDivisionError):
-                    raise self.error(f"numbers where {template!r} has them") from None
-                return values if len(values) > 1 else values[0]
-        if default is NEEDED:
-            raise self.error(" or ".join(repr(template) for template in templates))
-        return default
+def read_settings(folder: Path, meta: Mapping[str, Any], adapter: str) -> Settings:
+    """The settings of a folder: of its settings.json where it has one, else of its notes.
 
-    def calls(self) -> list[Call]:
-        """Every call of normal_input, in order."""
-        return [
-            Call(
-                int(found["seed"]),
-                tuple(side.strip() for side in found["shape"].split(",") if side.strip()),
-                self,
-                float(found["times"] or 1),
-                float(found["shift"] or 0),
-                bool(found["counts"]),
-            )
-            for found in _CALL.finditer(self.words)
-        ]
+    Args:
+        folder: the folder. meta: the object with its notes. adapter: key of `WORDINGS`.
 
-    def call(self, place: int = 0) -> Call:
-        """The call of normal_input at a place; raises ParityError where there are fewer."""
-        calls = self.calls()
-        if place >= len(calls):
-            raise self.error(f"'normal_input(seed, (shape))' of {place + 1} inputs")
-        return calls[place]
+    Raises:
+        ParityError: a setting is not stated, or settings.json is not valid.
+    """
+    path, where = folder / FILE, str(getattr(meta, "path", folder))
+    if not path.is_file():
+        return settings_from_notes(meta, adapter, where)
+    settings = Settings.read(path)
+    for key, note in settings.notes.items():
+        for template in rule.templates if (rule := rule_of(key, adapter)) else ():
+            fields = [list(_compiled(each)[1]) for each in _alternatives(template)]
+            if not any(all(getattr(note, name) is not None for name in names) for names in fields):
+                needed = " or ".join(", ".join(names) for names in fields)
+                raise ParityError(f"{path}: {key}: lacks {needed}")
+    return settings
+
+
+def rule_of(path: str, adapter: str) -> Wording | None:
+    """The templates of a note; none where it states no setting."""
+    return next((rule for rule in WORDINGS.get(adapter, ()) if fnmatchcase(path, rule.path)), None)
+
+
+def _alternatives(template: Template) -> tuple[str, ...]:
+    return (template,) if isinstance(template, str) else template

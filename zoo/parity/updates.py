@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.manifest import Schedule
-from detection_zoo.zoo.parity.base import ParityLine, relative_difference
+from detection_zoo.zoo.parity.base import ADAPTERS, ParityLine, relative_difference
 from detection_zoo.zoo.parity.files import ParityError, read_arrays, read_json
+from detection_zoo.zoo.parity.prose import read_settings
 from detection_zoo.zoo.parity.rounding import MOST, MULTIPLE, Arrays, Quantity, measured_rounding, summed_by
+from detection_zoo.zoo.parity.settings import Settings
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.loop import train_steps
 from detection_zoo.zoo.training.recipe import build_optimizer
@@ -45,7 +47,7 @@ class Recorded:
     name: str
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
-    caution: str = ""
+    settings: Settings = Settings()
 
     def array(self, name: str) -> np.ndarray:
         """An array of this run; raises ParityError where it is missing."""
@@ -83,10 +85,11 @@ def read_runs(folder: Path) -> tuple[dict[str, Any], list[Recorded]]:
     wanted = f"train_steps.json and {FILE}"
     meta = read_json(folder / "train_steps.json", wanted)
     arrays = read_arrays(folder / FILE, wanted)
+    settings = read_settings(folder, meta, ADAPTERS.get(meta["source"].split("@")[0], ""))
     runs = []
     for name, described in meta["runs"].items():
         own = {key.split("|", 1)[1]: array for key, array in arrays.items() if key.startswith(f"{name}|")}
-        runs.append(Recorded(folder, name, own, described, meta.get("caution", "")))
+        runs.append(Recorded(folder, name, own, described, settings))
     return meta, runs
 
 

@@ -20,7 +20,6 @@ from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.detectors.ssd import SSD
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
-from detection_zoo.zoo.parity.prose import Text
 from detection_zoo.zoo.parity.schedules import flags, hardnet_schedule
 from detection_zoo.zoo.parity.standin import standin_arrays
 from detection_zoo.zoo.parity.updates import Batch, Recorded, Replay, Tolerances
@@ -96,8 +95,8 @@ def _truth(batch: Batch) -> dict[str, np.ndarray]:
 
 def _held(recorded: Recorded) -> int | None:
     """Updates of a run that the folder says to hold besides its rates; None: all."""
-    caution = Text(recorded.caution, f"{recorded.folder}: caution")
-    return caution.scan(f"Hold `{recorded.name}` for updates 1 and {{whole}}", default=None)
+    caution = recorded.settings.notes.get("caution")
+    return caution.updates if caution and caution.run == recorded.name else None
 
 
 def _batch(recorded: Recorded, number: int, dataset: VocDataset, entry: ModelEntry) -> Batch:

@@ -323,7 +323,7 @@ STEPS: tuple[Callable[[Reference], Outputs], ...] = (
 )
 
 
-def step_outputs(reference: Reference) -> Outputs:
+def step_outputs(reference: Reference, kind: torch.dtype) -> Outputs:
     """Every output of the folder `processing`."""
     found: Outputs = {}
     for step in STEPS:

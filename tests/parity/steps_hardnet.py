@@ -3,12 +3,13 @@ schedules), recomputed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detection_zoo.kernels.nms import nms
 from detection_zoo.zoo.conventions import SSDConventions
@@ -26,15 +27,14 @@ from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.data.voc import VOC_CLASSES
 from detection_zoo.zoo.detectors.ssd import select_priors
 from detection_zoo.zoo.manifest import Schedule, load_manifests
-from detection_zoo.zoo.parity import hardnet_texts
 from detection_zoo.zoo.parity.base import Output, Reference, Skip
-from detection_zoo.zoo.parity.hardnet_model import EXACT, Outputs, initialisation, number, same
-from detection_zoo.zoo.parity.recording_random import RecordingRandom
+from detection_zoo.zoo.parity.hardnet import EXACT, Outputs, build_detector
 from detection_zoo.zoo.parts.boxes import box_iou
 from detection_zoo.zoo.parts.multibox import MultiBoxLoss, PriorCoder, match_priors, prior_corners
 from detection_zoo.zoo.parts.priors import prior_table
 from detection_zoo.zoo.records import Detections
 from detection_zoo.zoo.training.recipe import learning_rate, total_iterations
+from detection_zoo.zoo.weights.rename import rename
 
 CLOSE = 1e-6
 CUBIC = 1  # place of the interpolation whose rounding differs between versions of OpenCV
@@ -47,7 +47,62 @@ VOC_RULES = TargetRules(keep_thin=True, images="all")
 CODER = PriorCoder()
 
 
-def step_outputs(reference: Reference) -> Outputs:
+class RecordingRandom(Random):
+    """Draws as `random.Random`, noting name, arguments and result of each: what the folder records."""
+
+    def __init__(self, seed: int) -> None:
+        self.draws: list[list[Any]] = []
+        self._nested = False
+        super().__init__(seed)
+
+    def getrandbits(self, k: int) -> int:
+        """As inherited; overriding it keeps the choice of whole numbers as it is."""
+        return super().getrandbits(k)
+
+    def _note(self, name: str, arguments: Any, draw: Callable[[], Any]) -> Any:
+        if self._nested:  # choice and randint call randrange and random
+            return draw()
+        self._nested = True
+        value = draw()
+        self._nested = False
+        self.draws.append([name, arguments, value])
+        return value
+
+    def random(self) -> float:
+        """As inherited, noted."""
+        return self._note("random", [], super().random)
+
+    def uniform(self, a: float, b: float) -> float:
+        """As inherited, noted."""
+        return self._note("uniform", [a, b], lambda: Random.uniform(self, a, b))
+
+    def randrange(self, stop: int) -> int:
+        """As inherited, noted."""
+        return self._note("randrange", [stop], lambda: Random.randrange(self, stop))
+
+    def randint(self, a: int, b: int) -> int:
+        """As inherited, noted."""
+        return self._note("randint", [a, b], lambda: a + Random.randrange(self, b - a + 1))
+
+    def choice(self, seq: Sequence[Any]) -> Any:
+        """As inherited, noted: the folder has the number of options, and writes a mode as (minimum, maximum)
+        IoU."""
+        value = self._note("choice", len(seq), lambda: Random.choice(self, seq))
+        self.draws[-1][2] = None if value is None else [None if value < 0 else value, None]
+        return value
+
+
+def number(value: Any, expected: Any, tolerance: float = EXACT) -> Output:
+    """A number or array beside the one that the folder's text states."""
+    return Output(np.asarray(value, dtype=np.float64), tolerance, np.asarray(expected, dtype=np.float64))
+
+
+def same(value: Any, expected: Any) -> Output:
+    """1 where two plain values (draws, names) are equal."""
+    return number(value == expected, True)
+
+
+def step_outputs(reference: Reference, kind: torch.dtype) -> Outputs:
     """Every array and number of the folder."""
     found: Outputs = {}
     for part in (
@@ -123,7 +178,7 @@ def _losses(reference: Reference) -> Outputs:
     for name, said in ((key, value) for key, value in reference.meta.items() if key.startswith("loss_")):
         priors = prior_table(said["priors"].lower()).priors()
         offsets = _array(reference, name, "loc").requires_grad_()
-        logits = hardnet_texts.logits(reference.text(name, "conf"))
+        logits = _logits(reference, name, "conf")
         losses = MultiBoxLoss(CODER)(offsets, logits.requires_grad_(), priors, *zip(*truths, strict=True))
         sum(losses.values()).backward()
         with torch.no_grad():
@@ -165,7 +220,14 @@ def _losses(reference: Reference) -> Outputs:
 
 
 def _array(reference: Reference, *fields: str) -> Tensor:
-    return torch.from_numpy(reference.text(*fields).call().array())
+    return reference.note(*fields).tensor(torch.float32)
+
+
+def _logits(reference: Reference, *fields: str) -> Tensor:
+    """Logits (N, P, C) or (P, C) with a number added to those of the background."""
+    logits = _array(reference, *fields)
+    logits[..., 0] += np.float32(reference.note(*fields).need("added"))
+    return logits
 
 
 def _test_loops(reference: Reference) -> Outputs:
@@ -178,7 +240,7 @@ def _test_loops(reference: Reference) -> Outputs:
         boxes = CODER.decode(_array(reference, name, "loc")[0], priors) * torch.tensor(
             [width, height, width, height]
         )
-        scores = hardnet_texts.logits(reference.text(name, "prob")).double().softmax(dim=1).float()
+        scores = _logits(reference, name, "prob").double().softmax(dim=1).float()
         for suffix, offset, background in (("", 0.0, 0.9), ("_before_dec2019", 1.0, None)):
             rule = SSDConventions(
                 score_threshold=said["score_threshold"],
@@ -219,7 +281,12 @@ def _loop(
 
 def _suppression(reference: Reference) -> Outputs:
     said = reference.meta["nms"]
-    boxes, scores = hardnet_texts.scored_boxes(reference.text("nms", "boxes"))
+    note = reference.note("nms", "boxes")
+    draw = np.random.RandomState(note.seed)
+    corners = draw.uniform(note.low, note.high, (note.count, 2))
+    sides = draw.uniform(note.least, note.most, (note.count, 2))
+    scores = torch.from_numpy((draw.permutation(note.count) / note.count).astype(np.float32))
+    boxes = torch.from_numpy(np.concatenate([corners, corners + sides], axis=1).astype(np.float32))
     found: Outputs = {}
     for name, offset in (("torchvision", 0.0), ("plus_one", 1.0)):
         kept = nms(boxes, scores, said["iou"], offset=offset)
@@ -235,7 +302,7 @@ def _preprocess(size: int) -> Preprocess:
 
 def _transforms(reference: Reference) -> Outputs:
     """The folder's images are in the order of OpenCV, blue first; `Preprocess` takes RGB."""
-    small, large = (hardnet_texts.image(reference.text("transform", name)) for name in ("small", "large"))
+    small, large = (reference.note("transform", name).image() for name in ("small", "large"))
     found: Outputs = {}
     for name in [name for name in reference.recorded if name.startswith("transform|")]:
         size, _, corner = name.removeprefix("transform|").partition("_")
@@ -359,3 +426,58 @@ def _annotations(reference: Reference) -> Outputs:
             [[*box, many.labels[row] + 1] for box, row in zip(kept, rows, strict=True)], coco["rows"]
         ),
     }
+
+
+def initialisation(reference: Reference) -> Outputs:
+    """Which new layers a training run draws again, and how many biases it sets to zero."""
+    found: Outputs = {}
+    for name, said in reference.meta["initialisation"].items():
+        with torch.random.fork_rng(devices=[]):
+            model = build_detector(
+                {
+                    "config": "initialisation",
+                    "model": name,
+                    "classes": 81,
+                    "image_size": 512,
+                    "priors": "COCO_512",
+                }
+            )
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.fill_(7.0)
+            model.initialise()
+        changed = {key for key, value in model.named_parameters() if bool((value != 7.0).any())}
+        weights = sorted(_original_name(key) for key in changed if key.endswith(".weight"))
+        found[f"initialisation.{name}.weights_drawn_again"] = same(
+            weights, sorted(said["weights_drawn_again"])
+        )
+        biases = [
+            key for key in changed if key.endswith(".bias") and bool((model.get_parameter(key) == 0).all())
+        ]
+        found[f"initialisation.{name}.biases_zeroed"] = number(len(biases), said["biases_zeroed"])
+        found[f"initialisation.{name}.standard_deviation"] = number(
+            _deviation_ratio(model, changed), 1.0, 0.05
+        )
+    return found
+
+
+def _deviation_ratio(model: nn.Module, changed: set[str]) -> float:
+    """Measured deviation of the drawn weights over sqrt(2 / (out_channels * kernel_area)), pooled over all of
+    them; 1 without any."""
+    drawn = [model.get_parameter(key).detach() for key in changed if key.endswith(".weight")]
+    scaled = [(w / (2 / (w.shape[0] * w.shape[2:].numel())) ** 0.5).flatten() for w in drawn]
+    return float(torch.cat(scaled).std()) if scaled else 1.0
+
+
+def _original_name(name: str) -> str:
+    """The name that the source gives a new layer."""
+    back = (
+        (r"^backbone\.bridge\.", "bridge."),
+        (r"^pyramid\.norm\.", "Norm."),
+        (r"^pyramid\.", ""),
+        (r"\.branches\.(\d)\.", r".branch\1."),
+        (r"\.linear\.", ".ConvLinear."),
+        (r"^box_head\.", "loc."),
+        (r"^class_head\.", "conf."),
+    )
+    return rename(name, back)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,6 @@ from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnRules, faster_rcnn
 from detection_zoo.zoo.manifest import load_manifests, merge
 from detection_zoo.zoo.necks import SmoothedPyramid
-from detection_zoo.zoo.parity import detnet_texts as texts
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
 from detection_zoo.zoo.parity.detnet_model import (
     CODER,
@@ -42,7 +42,7 @@ from detection_zoo.zoo.parity.detnet_model import (
     propose,
 )
 from detection_zoo.zoo.parity.files import Described
-from detection_zoo.zoo.parity.prose import Text
+from detection_zoo.zoo.parity.settings import Note
 from detection_zoo.zoo.parity.standin import normal_input
 from detection_zoo.zoo.parts.anchor_targets import FirstImageAnchorSampler
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
@@ -84,6 +84,25 @@ def head_model(num_classes: int, **changed: dict[str, Any]) -> FasterRcnn:
     )
 
 
+def resizing(notes: Sequence[Note], *, longest: bool) -> tuple[int, int | None]:
+    """The shorter side that an image is scaled to, and the most that its longer side may have, in pixels.
+
+    Args:
+        notes: of the output, and of the first output of the same image: the first that states a side counts.
+        longest: whether the longer side is bounded too.
+    """
+
+    def side(name: str) -> int:
+        for note in notes:
+            if getattr(note, name) is not None:
+                return getattr(note, name)
+        raise ParityError(
+            "no note states 'target N' or 'longest side (N)', from which an image's size follows"
+        )
+
+    return side("short"), side("longest") if longest else None
+
+
 class _Steps:
     """The inputs of a folder of steps, and one method a group of its outputs."""
 
@@ -111,9 +130,9 @@ class _Steps:
         if name in self.described:
             self.computed[name] = Output(value, tolerance)
 
-    def text(self, name: str) -> Text:
-        """What the folder says of an output."""
-        return self.reference.text("outputs", name, "meaning")
+    def note(self, name: str) -> Note:
+        """The settings of an output."""
+        return self.reference.note("outputs", name, "meaning")
 
     def anchors_over(self, described: dict[str, Any]) -> Tensor:
         """All anchors (A, 4) over feature maps of the described shapes; strides that are not told follow from
@@ -137,7 +156,7 @@ class _Steps:
         decoded = CODER.decode(self.given["decode_deltas"], ex)
         self.add("decode", decoded)
         if "decode_clipped" in self.described:
-            size = texts.image_info(self.text("decode_clipped"))
+            size = self.note("decode_clipped").im_info
             self.add("decode_clipped", clip_boxes(decoded.unflatten(1, (-1, 4)), size, OFFSET).flatten(1))
         self.add("overlaps", padded_iou(self.given["overlap_boxes"], self.given["overlap_gt"][:, :4], OFFSET))
 
@@ -148,8 +167,16 @@ class _Steps:
                 self.add(name, nms(rows[:, :4], rows[:, 4], float(found[1]), offset=OFFSET), EXACT)
             if found := re.fullmatch(r"soft_nms_method(\d)", name):
                 method = ("hard", "linear", "gaussian")[int(found[1])]
-                rule = dataclasses.asdict(texts.SoftNms.of(self.text(name)))
-                kept, scores = soft_nms(rows[:, :4], rows[:, 4], method=method, offset=OFFSET, **rule)
+                note = self.note(name)
+                kept, scores = soft_nms(
+                    rows[:, :4],
+                    rows[:, 4],
+                    method=method,
+                    offset=OFFSET,
+                    sigma=note.sigma,
+                    iou_threshold=note.nms_iou,
+                    score_threshold=note.score_threshold,
+                )
                 self.add(name, torch.cat([rows[kept, :4], scores[:, None]], dim=1))
 
     def proposals(self) -> None:
@@ -179,7 +206,7 @@ class _Steps:
                     expected=np.array(described["kept"], float),
                 )
         if "rpn_pairing_prob" in self.described:
-            logits = texts.array(self.text("rpn_pairing_prob"), self.kind)
+            logits = self.note("rpn_pairing_prob").tensor(self.kind)
             head = PairedRpnHead(1, 1)
             self.add("rpn_pairing_prob", head.scores(logits))
             self.add("rpn_pairing_logits", head.flat(logits))
@@ -193,7 +220,7 @@ class _Steps:
         truth = self.given["target_gt"]
         for name, described in self.described.items():
             if name.startswith("anchor_labels_"):
-                count, seed = texts.anchor_samples(self.text(name))
+                count, seed = self.note(name).need("samples", "seed")
                 anchors = self.anchors_over(described)
                 sampler = FirstImageAnchorSampler(
                     CODER, RpnConventions(samples=count), np.random.RandomState(seed)
@@ -212,7 +239,7 @@ class _Steps:
             self._roi_targets(truth)
 
     def _roi_targets(self, truth: Tensor) -> None:
-        draws = np.random.RandomState(texts.seed(self.text("proposal_target_rois")))
+        draws = np.random.RandomState(self.note("proposal_target_rois").need("seed"))
         rois = self.computed["proposals_TRAIN"].value
         sampler = head_model(20).sampler
         sampler.draws = draws
@@ -230,15 +257,17 @@ class _Steps:
     def losses(self) -> None:
         if "smooth_l1_sigma3" not in self.described:
             return
-        loss = texts.SmoothL1.of(self.text("smooth_l1_sigma3"), self.kind)
-        rows = (loss.inside > 0).expand_as(loss.predicted)
-        for sigma, parts in ((3, loss.parts * len(loss.inside)), (1, loss.inside.shape[:2].numel())):
-            summed = smooth_l1_sum(loss.predicted[rows], loss.target[rows], 1 / sigma**2)
+        note = self.note("smooth_l1_sigma3")
+        predicted, target = (note.tensor(self.kind, place) for place in (0, 1))  # (N, R, 4)
+        inside = np.random.RandomState(note.seed).random_sample(note.shape) < note.share  # (N, R, 1)
+        rows = torch.from_numpy(inside).expand_as(predicted)
+        for sigma, parts in ((3, note.parts * len(inside)), (1, inside.size)):
+            summed = smooth_l1_sum(predicted[rows], target[rows], 1 / sigma**2)
             self.add(f"smooth_l1_sigma{sigma}", (summed / parts).reshape(1))
 
     def pooling(self) -> None:
-        text = self.reference.text("inputs", "feature_map")
-        features, scale = texts.array(text, self.kind), texts.scale(text)
+        note = self.reference.note("inputs", "feature_map")
+        features, scale = note.tensor(self.kind), 1 / note.need("stride")
         rois, cropped = self.given["roi_boxes"], self.given["crop_rois"]
         for name in self.described:
             if found := re.fullmatch(
@@ -280,15 +309,15 @@ class _Steps:
             "crop": lambda: roi_crop(features, grid),
         }[kind]()
         if what == "_grad":
-            own = self.text(name)  # "the same" as of the averaged RoIAlign where it names no array
-            upstream = texts.array(own if own.calls() else self.text(f"roi_align_avg_{size}_grad"), self.kind)
-            return torch.autograd.grad(pooled, features, upstream)[0]
+            own = self.reference.settings.notes.get(f"outputs.{name}.meaning")
+            note = own or self.note(f"roi_align_avg_{size}_grad")  # "the same" as of the averaged RoIAlign
+            return torch.autograd.grad(pooled, features, note.tensor(self.kind))[0]
         return functional.max_pool2d(pooled, 2, 2) if what == "_max_pool" else pooled
 
     def _pool_from_minus_one(self, features: Tensor, size: int, scale: float) -> Tensor:
         """The C version reads one image and starts every bin at -1, so that nothing below -1 comes out of a
         bin with cells."""
-        lowered = features[:1] - texts.lowered_by(self.text(f"roi_pool_{size}_cpu"))
+        lowered = features[:1] - self.note(f"roi_pool_{size}_cpu").need("minus")
         rois = torch.tensor(self.meta["inputs"]["cpu_rois"], dtype=self.kind)
         pooled, argmax = roi_pool_with_argmax(lowered, rois, [size, size], scale)
         return torch.where(argmax < 0, pooled, pooled.clamp(min=-1))
@@ -297,9 +326,9 @@ class _Steps:
         for name, described in self.described.items():
             if not name.startswith("pyramid_roi_"):
                 continue
-            maps = texts.pyramid_maps(self.text(name), described["map_shapes"], self.kind)
-            rois, size = self.given["pyramid_rois"], texts.pooled_size(self.text(name))
-            model = head_model(1, pooling={"size": size})
+            note, rois = self.note(name), self.given["pyramid_rois"]
+            [maps] = note.tensors(self.kind, described["map_shapes"])
+            model = head_model(1, pooling={"size": note.pooled})
             self.add(name, pool(model, maps, rois, float(described["image"][0])))
             levels = assign_levels(rois, LevelRule(offset=OFFSET, eps=0.0), len(maps)).double()
             self.computed[f"{name}: levels"] = Output(
@@ -308,7 +337,7 @@ class _Steps:
 
     def maps(self) -> None:
         if "upsample_add" in self.described:
-            coarse, fine = texts.arrays(self.text("upsample_add"), self.kind, 2)
+            coarse, fine = (self.note("upsample_add").tensor(self.kind, place) for place in (0, 1))
             neck = SmoothedPyramid(
                 {"c2": FeatureSpec(fine.shape[1], 4), "c3": FeatureSpec(coarse.shape[1], 8)},
                 channels=fine.shape[1],
@@ -325,7 +354,7 @@ class _Steps:
                     layer.weight[:, :, middle, middle] = torch.eye(fine.shape[1], dtype=self.kind)
                 self.add("upsample_add", neck({"c2": fine, "c3": coarse})["p2"])
         if "maxpool_detnet" in self.described:
-            x = texts.array(self.text("maxpool_detnet"), self.kind)
+            x = self.note("maxpool_detnet").tensor(self.kind)
             self.add("maxpool_detnet", Stem(4, norm="frozen", pool="padded").pool(x))
             self.add("maxpool_resnet", Stem(4, norm="frozen", pool="ceil").pool(x))
             self.add("p6_maxpool", functional.max_pool2d(x, 1, 2))
@@ -339,8 +368,9 @@ class _Steps:
         }
         named = [name for name in rules if name in self.described]
         for name in named:  # the first says what the others, of the same image, do not
-            bundle, first = rules[name], self.text(named[0])
-            target, most = texts.resizing(self.text(name), first, longest="demo" in name)
+            bundle, notes = rules[name], self.reference.settings.under("outputs")
+            stated = [notes[f"{each}.meaning"] for each in (name, named[0]) if f"{each}.meaning" in notes]
+            target, most = resizing(stated, longest="demo" in name)
             rule = replace(
                 Preprocess.from_conventions(bundles[bundle].image),
                 resize=ShorterSide(target, most, bundles[bundle].image.rounding),
@@ -358,7 +388,7 @@ class _Steps:
         for name, described in self.described.items():
             if not name.startswith("detections"):
                 continue
-            info = texts.image_info(self.text(name))
+            info = self.note(name).im_info
             least = float(found[1]) if (found := re.search(r"_([\d.]+)$", name)) else 0.0
             model = head_model(
                 probabilities.shape[1] - 1,
@@ -379,7 +409,7 @@ class _Steps:
             )
 
 
-def outputs(reference: Reference, kind: torch.dtype) -> Outputs:
+def step_outputs(reference: Reference, kind: torch.dtype) -> Outputs:
     """Every step that the folder records, in the type `kind`."""
     steps = _Steps(reference, kind)
     for group in (
