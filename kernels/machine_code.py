@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from itertools import pairwise
 
+from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
@@ -25,6 +26,41 @@ def _pointer(context, address):
         return builder.inttoptr(arguments[0], target.get_value_type(types.voidptr))
 
     return types.voidptr(types.intp), build
+
+
+@intrinsic
+def widen(context, number):
+    """A number as float32; one of uint16 holds the bits of a bfloat16."""
+
+    def build(target, builder, signature, arguments):
+        if number is types.float32:
+            return arguments[0]
+        wide = builder.zext(arguments[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
+
+    return types.float32(number), build
+
+
+@intrinsic
+def narrow(context, number, kind):
+    """A float32 as the type of `kind`: itself, or the bits (uint16) of the nearest bfloat16, ties to even. NaN
+    stays NaN."""
+
+    def build(target, builder, signature, arguments):
+        if kind is types.float32:
+            return arguments[0]
+        whole = ir.IntType(32)
+        bits = builder.bitcast(arguments[0], whole)
+        upper = builder.lshr(bits, ir.Constant(whole, 16))
+        odd = builder.and_(upper, ir.Constant(whole, 1))
+        rounded = builder.lshr(
+            builder.add(builder.add(bits, odd), ir.Constant(whole, 0x7FFF)), ir.Constant(whole, 16)
+        )
+        is_nan = builder.fcmp_unordered("uno", arguments[0], arguments[0])
+        chosen = builder.select(is_nan, builder.or_(upper, ir.Constant(whole, 0x40)), rounded)
+        return builder.trunc(chosen, ir.IntType(16))
+
+    return kind(types.float32, kind), build
 
 
 @compiled

@@ -1,79 +1,95 @@
 """The transforms of Winograd's convolution, compiled for a CPU; parallel over tiles.
 
-The loops run over channels, which lie next to each other, so that they become vector instructions.
+The loops run over channels, which lie next to each other, so that they become vector instructions. Numbers of
+bfloat16 come as their 16 bits (uint16), and are added and multiplied in float32.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from detection_zoo.kernels.machine_code import compiled
+from detection_zoo.kernels.machine_code import compiled, narrow, widen
 
-TWO, FOUR, FIVE, EIGHT = (np.float32(number) for number in (2, 4, 5, 8))  # products stay in float32
+HALF, THREE_HALVES, TWO, FOUR, EIGHT = (np.float32(number) for number in (0.5, 1.5, 2, 4, 8))
+QUARTER, EIGHTH = np.float32(0.25), np.float32(0.125)  # products stay in float32
 
 
 @compiled
 def transform_input(first, end, strip, values):
     """B^T d B of tiles first..end-1.
 
-    strip: (4 * R + 2, 4 * S + 2, C), R rows of S tiles with their border. values: (36, R * S, C), written.
+    strip: (4 * R + 2, 4 * S + 2, C) float32 or uint16, R rows of S tiles with their border. values:
+    (36, R * S, C) of that type, written.
     """
     channels, across = strip.shape[2], (strip.shape[1] - 2) // 4
     half = np.empty((36, channels), np.float32)
+    kind = values[0, 0, 0]
     for tile in range(first, end):
         top, left = tile // across * 4, tile % across * 4
         for j in range(6):
             for c in range(channels):
-                d0, d1, d2 = strip[top, left + j, c], strip[top + 1, left + j, c], strip[top + 2, left + j, c]
-                d3, d4 = strip[top + 3, left + j, c], strip[top + 4, left + j, c]
-                d5 = strip[top + 5, left + j, c]
-                even, odd = d4 - FOUR * d2, d3 - FOUR * d1
-                near, far = d4 - d2, TWO * (d3 - d1)
-                half[j, c] = FOUR * d0 - FIVE * d2 + d4
-                half[6 + j, c] = even + odd
-                half[12 + j, c] = even - odd
-                half[18 + j, c] = near + far
-                half[24 + j, c] = near - far
-                half[30 + j, c] = FOUR * d1 - FIVE * d3 + d5
+                d0, d1 = widen(strip[top, left + j, c]), widen(strip[top + 1, left + j, c])
+                d2, d3 = widen(strip[top + 2, left + j, c]), widen(strip[top + 3, left + j, c])
+                d4, d5 = widen(strip[top + 4, left + j, c]), widen(strip[top + 5, left + j, c])
+                even, odd = d4 - d2, d3 - d1
+                g2, g3 = d2 - d0 - THREE_HALVES * d1, odd - THREE_HALVES * d2
+                g4, g5 = even - THREE_HALVES * d3, d5 - d3 - THREE_HALVES * d4
+                half[j, c] = g4 - g2
+                half[6 + j, c] = g4 + g3
+                half[12 + j, c] = g4 - g3
+                half[18 + j, c] = even + HALF * odd
+                half[24 + j, c] = even - TWO * odd
+                half[30 + j, c] = g5 - g3
         for i in range(0, 36, 6):
             for c in range(channels):
                 d0, d1, d2 = half[i, c], half[i + 1, c], half[i + 2, c]
                 d3, d4, d5 = half[i + 3, c], half[i + 4, c], half[i + 5, c]
-                even, odd = d4 - FOUR * d2, d3 - FOUR * d1
-                near, far = d4 - d2, TWO * (d3 - d1)
-                values[i, tile, c] = FOUR * d0 - FIVE * d2 + d4
-                values[i + 1, tile, c] = even + odd
-                values[i + 2, tile, c] = even - odd
-                values[i + 3, tile, c] = near + far
-                values[i + 4, tile, c] = near - far
-                values[i + 5, tile, c] = FOUR * d1 - FIVE * d3 + d5
+                even, odd = d4 - d2, d3 - d1
+                g2, g3 = d2 - d0 - THREE_HALVES * d1, odd - THREE_HALVES * d2
+                g4, g5 = even - THREE_HALVES * d3, d5 - d3 - THREE_HALVES * d4
+                values[i, tile, c] = narrow(g4 - g2, kind)
+                values[i + 1, tile, c] = narrow(g4 + g3, kind)
+                values[i + 2, tile, c] = narrow(g4 - g3, kind)
+                values[i + 3, tile, c] = narrow(even + HALF * odd, kind)
+                values[i + 4, tile, c] = narrow(even - TWO * odd, kind)
+                values[i + 5, tile, c] = narrow(g5 - g3, kind)
 
 
 @compiled
 def transform_output(first, end, products, bias, out):
     """A^T m A + bias of tiles first..end-1.
 
-    products: (36, R * S, K). bias: (K,). out: (4 * R, 4 * S, K), written.
+    products: (36, R * S, K) float32 or uint16. bias: (K,) float32. out: (4 * R, 4 * S, K) of the type of
+    products, written.
     """
     channels, across = out.shape[2], out.shape[1] // 4
     half = np.empty((24, channels), np.float32)
+    kind = out[0, 0, 0]
     for tile in range(first, end):
         top, left = tile // across * 4, tile % across * 4
         for j in range(6):
             for c in range(channels):
-                m0, m1, m2 = products[j, tile, c], products[6 + j, tile, c], products[12 + j, tile, c]
-                m3, m4, m5 = products[18 + j, tile, c], products[24 + j, tile, c], products[30 + j, tile, c]
-                sum12, sum34, less12, less34 = m1 + m2, m3 + m4, m1 - m2, m3 - m4
-                half[j, c] = m0 + sum12 + sum34
-                half[6 + j, c] = less12 + TWO * less34
-                half[12 + j, c] = sum12 + FOUR * sum34
-                half[18 + j, c] = less12 + EIGHT * less34 + m5
+                m0, m1, m2 = (
+                    widen(products[j, tile, c]),
+                    widen(products[6 + j, tile, c]),
+                    widen(products[12 + j, tile, c]),
+                )
+                m3, m4, m5 = (
+                    widen(products[18 + j, tile, c]),
+                    widen(products[24 + j, tile, c]),
+                    widen(products[30 + j, tile, c]),
+                )
+                plus, minus = m1 + m2, m1 - m2
+                half[j, c] = m0 + plus + m3 + m4
+                half[6 + j, c] = minus + TWO * m3 - HALF * m4
+                half[12 + j, c] = plus + FOUR * m3 + QUARTER * m4
+                half[18 + j, c] = minus + EIGHT * m3 - EIGHTH * m4 + m5
         for i in range(4):
             for c in range(channels):
                 m0, m1, m2 = half[6 * i, c], half[6 * i + 1, c], half[6 * i + 2, c]
                 m3, m4, m5 = half[6 * i + 3, c], half[6 * i + 4, c], half[6 * i + 5, c]
-                sum12, sum34, less12, less34 = m1 + m2, m3 + m4, m1 - m2, m3 - m4
-                out[top + i, left, c] = m0 + sum12 + sum34 + bias[c]
-                out[top + i, left + 1, c] = less12 + TWO * less34 + bias[c]
-                out[top + i, left + 2, c] = sum12 + FOUR * sum34 + bias[c]
-                out[top + i, left + 3, c] = less12 + EIGHT * less34 + m5 + bias[c]
+                plus, minus, shift = m1 + m2, m1 - m2, bias[c]
+                out[top + i, left, c] = narrow(m0 + plus + m3 + m4 + shift, kind)
+                out[top + i, left + 1, c] = narrow(minus + TWO * m3 - HALF * m4 + shift, kind)
+                out[top + i, left + 2, c] = narrow(plus + FOUR * m3 + QUARTER * m4 + shift, kind)
+                out[top + i, left + 3, c] = narrow(minus + EIGHT * m3 - EIGHTH * m4 + m5 + shift, kind)
