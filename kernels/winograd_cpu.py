@@ -22,15 +22,17 @@ def transform_input(first, end, strip, values):
     (36, R * S, C) of that type, written.
     """
     channels, across = strip.shape[2], (strip.shape[1] - 2) // 4
-    half = np.empty((36, channels), np.float32)
+    half, line = np.empty((36, channels), np.float32), np.empty((6, channels), np.float32)
     kind = values[0, 0, 0]
     for tile in range(first, end):
         top, left = tile // across * 4, tile % across * 4
         for j in range(6):
+            for i in range(6):
+                for c in range(channels):
+                    line[i, c] = widen(strip[top + i, left + j, c])
             for c in range(channels):
-                d0, d1 = widen(strip[top, left + j, c]), widen(strip[top + 1, left + j, c])
-                d2, d3 = widen(strip[top + 2, left + j, c]), widen(strip[top + 3, left + j, c])
-                d4, d5 = widen(strip[top + 4, left + j, c]), widen(strip[top + 5, left + j, c])
+                d0, d1, d2 = line[0, c], line[1, c], line[2, c]
+                d3, d4, d5 = line[3, c], line[4, c], line[5, c]
                 even, odd = d4 - d2, d3 - d1
                 g2, g3 = d2 - d0 - THREE_HALVES * d1, odd - THREE_HALVES * d2
                 g4, g5 = even - THREE_HALVES * d3, d5 - d3 - THREE_HALVES * d4
@@ -47,12 +49,15 @@ def transform_input(first, end, strip, values):
                 even, odd = d4 - d2, d3 - d1
                 g2, g3 = d2 - d0 - THREE_HALVES * d1, odd - THREE_HALVES * d2
                 g4, g5 = even - THREE_HALVES * d3, d5 - d3 - THREE_HALVES * d4
-                values[i, tile, c] = narrow(g4 - g2, kind)
-                values[i + 1, tile, c] = narrow(g4 + g3, kind)
-                values[i + 2, tile, c] = narrow(g4 - g3, kind)
-                values[i + 3, tile, c] = narrow(even + HALF * odd, kind)
-                values[i + 4, tile, c] = narrow(even - TWO * odd, kind)
-                values[i + 5, tile, c] = narrow(g5 - g3, kind)
+                line[0, c] = g4 - g2
+                line[1, c] = g4 + g3
+                line[2, c] = g4 - g3
+                line[3, c] = even + HALF * odd
+                line[4, c] = even - TWO * odd
+                line[5, c] = g5 - g3
+            for j in range(6):
+                for c in range(channels):
+                    values[i + j, tile, c] = narrow(line[j, c], kind)
 
 
 @compiled

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.parts.boxes import box_iou
 from detection_zoo.zoo.parts.norm import ConvNorm, FrozenAffine, FrozenNorm
-from detection_zoo.zoo.parts.winograd import use_winograd
+from detection_zoo.zoo.parts.winograd import LEAST_CHANNELS, use_winograd
 from detection_zoo.zoo.records import Detections
 
 FIXED_NORMS = (FrozenNorm, FrozenAffine, nn.BatchNorm2d)
@@ -71,7 +71,7 @@ def fast_model(
 
     Norms with fixed numbers are folded into the convolutions before them, in double precision. Weights are
     `dtype` throughout; scores and boxes are computed in float32 as in the eager model. On a CPU, 3x3
-    convolutions in float32 are computed by Winograd's filtering, where numba is installed.
+    convolutions are computed by Winograd's filtering, where numba is installed.
 
     Args:
         model: a detector or classifier of this project, on any device; it is not changed.
@@ -86,14 +86,14 @@ def fast_model(
         raise ValueError(f"{type(model).__name__} has no backbone of this project; run it with --path eager")
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     fold_norms(fast)
+    if dtype in LEAST_CHANNELS and next(fast.backbone.parameters()).is_cpu:
+        use_winograd(fast, dtype)  # before weights are rounded, so that filters are rounded once
     for module in fast.modules():
         if not isinstance(module, KEPT_WHOLE):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     fast.to(memory_format=layout)
-    if dtype is torch.float32 and next(fast.backbone.parameters()).is_cpu:
-        use_winograd(fast)
 
     def enter(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         return (given[0].to(dtype, memory_format=layout), *given[1:])

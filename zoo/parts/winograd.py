@@ -10,19 +10,21 @@ from torch import Tensor, nn
 from detection_zoo.kernels.backend import is_traced
 from detection_zoo.kernels.winograd import winograd_conv, winograd_filters
 
-LEAST_CHANNELS = 16  # with fewer, the transforms cost more than the products save
+# with fewer channels, the transforms cost more than the products save
+LEAST_CHANNELS = {torch.float32: 16, torch.bfloat16: 128}
 LEAST_SIDE = 7  # pixels; in a smaller map most of the tiles is border
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3x3 convolution for inference in float32 on a CPU; it computes as nn.Conv2d does where the input is
+    """A 3x3 convolution for inference in one type on a CPU; it computes as nn.Conv2d does where the input is
     of another kind, or very small. Its transformed filters take four times the memory of its weight.
 
     Args:
         convolution: of stride 1, without dilation and groups, with a border of one zero.
+        dtype: of its inputs, float32 or bfloat16.
     """
 
-    def __init__(self, convolution: nn.Conv2d) -> None:
+    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(
             convolution.in_channels,
             convolution.out_channels,
@@ -32,22 +34,22 @@ class WinogradConv2d(nn.Conv2d):
             device="meta",
         )
         self.weight, self.bias = convolution.weight, convolution.bias
-        self.register_buffer("filters", winograd_filters(convolution.weight), persistent=False)
+        self.register_buffer("filters", winograd_filters(convolution.weight, dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H, W)."""
         if (
             not x.is_cpu
-            or x.dtype != torch.float32
+            or x.dtype != self.filters.dtype
             or min(x.shape[2:]) < LEAST_SIDE
             or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             or is_traced(x)
         ):
             return super().forward(x)
-        return winograd_conv(x, self.filters, self.bias)
+        return winograd_conv(x, self.filters, None if self.bias is None else self.bias.float())
 
 
-def use_winograd(model: nn.Module) -> int:
+def use_winograd(model: nn.Module, dtype: torch.dtype = torch.float32) -> int:
     """Replace the convolutions that WinogradConv2d can take, in place; returns how many there were.
 
     None is replaced where numba is not installed.
@@ -58,14 +60,14 @@ def use_winograd(model: nn.Module) -> int:
         (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if isinstance(child, nn.Conv2d) and _fits(child)
+        if isinstance(child, nn.Conv2d) and _fits(child, dtype)
     ]
     for parent, name in found:
-        setattr(parent, name, WinogradConv2d(getattr(parent, name)))
+        setattr(parent, name, WinogradConv2d(getattr(parent, name), dtype))
     return len(found)
 
 
-def _fits(convolution: nn.Conv2d) -> bool:
+def _fits(convolution: nn.Conv2d, dtype: torch.dtype) -> bool:
     geometry = (
         convolution.kernel_size,
         convolution.stride,
@@ -76,5 +78,5 @@ def _fits(convolution: nn.Conv2d) -> bool:
     )
     return (
         geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
-        and min(convolution.in_channels, convolution.out_channels) >= LEAST_CHANNELS
+        and min(convolution.in_channels, convolution.out_channels) >= LEAST_CHANNELS[dtype]
     )
