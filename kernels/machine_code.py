@@ -10,12 +10,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
+import torch
 from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
+from torch import Tensor
 
 compiled = njit(cache=True, nogil=True, error_model="numpy")  # x / 0 is IEEE's answer, no exception
+_WHOLE = ir.IntType(32)
 
 
 @intrinsic
@@ -30,37 +35,39 @@ def _pointer(context, address):
 
 @intrinsic
 def widen(context, number):
-    """A number as float32; one of uint16 holds the bits of a bfloat16."""
+    """A number of type uint16, the bits of a bfloat16, as float32; another as it is."""
 
     def build(target, builder, signature, arguments):
-        if number is types.float32:
+        if number is not types.uint16:
             return arguments[0]
-        wide = builder.zext(arguments[0], ir.IntType(32))
-        return builder.bitcast(builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
+        wide = builder.zext(arguments[0], _WHOLE)
+        return builder.bitcast(builder.shl(wide, _WHOLE(16)), ir.FloatType())
 
-    return types.float32(number), build
+    return (types.float32 if number is types.uint16 else number)(number), build
 
 
 @intrinsic
-def narrow(context, number, kind):
-    """A float32 as the type of `kind`: itself, or the bits (uint16) of the nearest bfloat16, ties to even. NaN
-    stays NaN."""
+def narrow(context, number, like):
+    """A float32 as the bits (uint16) of the nearest bfloat16, ties to even, where `like` is of type uint16;
+    as it is otherwise."""
 
     def build(target, builder, signature, arguments):
-        if kind is types.float32:
+        if like is not types.uint16:
             return arguments[0]
-        whole = ir.IntType(32)
-        bits = builder.bitcast(arguments[0], whole)
-        upper = builder.lshr(bits, ir.Constant(whole, 16))
-        odd = builder.and_(upper, ir.Constant(whole, 1))
-        rounded = builder.lshr(
-            builder.add(builder.add(bits, odd), ir.Constant(whole, 0x7FFF)), ir.Constant(whole, 16)
-        )
+        bits = builder.bitcast(arguments[0], _WHOLE)
+        upper = builder.lshr(bits, _WHOLE(16))
+        rounding = builder.add(builder.and_(upper, _WHOLE(1)), _WHOLE(0x7FFF))
+        rounded = builder.lshr(builder.add(bits, rounding), _WHOLE(16))
         is_nan = builder.fcmp_unordered("uno", arguments[0], arguments[0])
-        chosen = builder.select(is_nan, builder.or_(upper, ir.Constant(whole, 0x40)), rounded)
-        return builder.trunc(chosen, ir.IntType(16))
+        found = builder.select(is_nan, builder.or_(upper, _WHOLE(0x40)), rounded)
+        return builder.trunc(found, ir.IntType(16))
 
-    return kind(types.float32, kind), build
+    return (types.uint16 if like is types.uint16 else number)(number, like), build
+
+
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """The tensor's memory as an array; of bfloat16, which NumPy lacks, the bits (uint16)."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 @compiled

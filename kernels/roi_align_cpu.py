@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from detection_zoo.kernels.cell_sums import sum_type
-from detection_zoo.kernels.machine_code import array_at, compiled, in_threads
+from detection_zoo.kernels.machine_code import array_at, as_array, compiled, in_threads, narrow, widen
 from detection_zoo.kernels.roi_align_reference import poolable, unpoolable
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 
@@ -36,17 +36,17 @@ def cpu_forward(
 ) -> Tensor:
     """Fill pooled (R, C, PH, PW), NCHW or channels-last; other arguments as in
     `kernels.roi_align.multilevel_roi_align`."""
-    number = sum_type(pooled)
+    fastest = channels_are_fastest(features)
+    number = pooled.dtype if fastest and pooled.dtype == torch.bfloat16 else sum_type(pooled)
     maps = [each.to(number) for each in features]
-    fastest = channels_are_fastest(maps)
     if not fastest:
         maps = [each.contiguous() for each in maps]
     sums = pooled if pooled.dtype == number else torch.empty_like(pooled, dtype=number)
-    last = not sums.is_contiguous()
-    shape = tuple(pooled.shape[1:])
-    flat = (sums.permute(0, 2, 3, 1) if last else sums).view(len(rois), prod(shape)).numpy()
+    last, shape = not sums.is_contiguous(), tuple(pooled.shape[1:])
+    flat = as_array((sums.permute(0, 2, 3, 1) if last else sums).view(len(rois), prod(shape)))
     placed = _place(maps, rois, scales, levels)
-    flat[placed[4] == ABSENT], flat[placed[4] == UNPOOLABLE] = 0, np.nan
+    for image, value in ((ABSENT, 0), (UNPOOLABLE, np.nan)):
+        sums[torch.from_numpy(np.flatnonzero(placed[4] == image))] = value
     forward = _forward_last if fastest else _forward_planes
 
     def work(first: int, end: int) -> None:
@@ -97,7 +97,7 @@ def channels_are_fastest(maps: Sequence[Tensor]) -> bool:
 def _place(maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], levels: LevelRule) -> tuple:
     """What the compiled forms need of maps and RoIs: (L,) addresses, (L, 4) strides, (L, 2) sizes, (R,)
     level, (R,) image, ABSENT or UNPOOLABLE, (R, 4) edges in cells, before the shift of half a cell."""
-    rois = rois.to(maps[0].dtype)
+    rois = rois.to(sum_type(maps[0]))
     level = assign_levels(rois, levels, len(maps)) - levels.min_level
     image = torch.where(poolable(rois, maps[0].shape[0]), rois[:, 0], ABSENT)
     image = image.masked_fill(unpoolable(rois, maps[0].shape[0]), UNPOOLABLE)
@@ -204,27 +204,22 @@ def _bins(edges, size, strides, height, width, ratio, rule, numbers):
 def _add_cells(target, to, channels, cells, base, offsets, weights, begin, end):
     """target[to + c] = the sum of weights[k] * cells[base + offsets[k] + c], four cells at a time. All
     indices are unsigned, since one that may be negative makes gathers."""
+    for n in range(channels):
+        target[to + n] = 0
     k = begin
     while k + np.uint64(4) <= end:
         a, b = base + offsets[k], base + offsets[k + np.uint64(1)]
         c, d = base + offsets[k + np.uint64(2)], base + offsets[k + np.uint64(3)]
         p, q = weights[k], weights[k + np.uint64(1)]
         r, s = weights[k + np.uint64(2)], weights[k + np.uint64(3)]
-        if k == begin:
-            for n in range(channels):
-                target[to + n] = p * cells[a + n] + q * cells[b + n] + r * cells[c + n] + s * cells[d + n]
-        else:
-            for n in range(channels):
-                target[to + n] += p * cells[a + n] + q * cells[b + n] + r * cells[c + n] + s * cells[d + n]
+        for n in range(channels):
+            near = p * widen(cells[a + n]) + q * widen(cells[b + n])
+            target[to + n] += near + r * widen(cells[c + n]) + s * widen(cells[d + n])
         k += np.uint64(4)
     while k < end:
         a, p = base + offsets[k], weights[k]
-        if k == begin:
-            for n in range(channels):
-                target[to + n] = p * cells[a + n]
-        else:
-            for n in range(channels):
-                target[to + n] += p * cells[a + n]
+        for n in range(channels):
+            target[to + n] += p * widen(cells[a + n])
         k += np.uint64(1)
 
 
@@ -233,28 +228,27 @@ def _forward_last(
     first, end, addresses, strides, sizes, level_of, image_of, edges, ratio, rule, pooled, channels,
     height, width, last,
 ):  # fmt: skip
-    """Channels-last maps; pooled (R, PH * PW * C), or (R, C * PH * PW) where `last` is false."""
+    """Channels-last maps; pooled, of their type, (R, PH * PW * C), or (R, C * PH * PW) unless `last`."""
     numbers = _numbers(sizes, height, width, ratio, edges.dtype)
     bins, every = height * width, np.uint64(channels)
-    tile = np.empty(0 if last else bins * channels, edges.dtype)
+    tile = np.empty(bins * channels, edges.dtype)
     for row in range(first, end):
         if image_of[row] < 0:
             continue
         at, size = strides[level_of[row]], sizes[level_of[row]]
-        cells = array_at(addresses[level_of[row]], (ANY,), edges.dtype)
+        cells = array_at(addresses[level_of[row]], (ANY,), pooled.dtype)
         begins, offsets, weights = _bins(edges[row], size, at, height, width, ratio, rule, numbers)
         base = np.uint64(image_of[row] * at[0])
-        target = pooled[row] if last else tile
+        out = pooled[row]
         for place in range(bins):
-            to, begin, stop = place * channels, begins[place], begins[place + 1]
-            if begin == stop:
-                target[to : to + channels] = 0
-            _add_cells(target, np.uint64(to), every, cells, base, offsets, weights, begin, stop)
-        if not last:
-            out = pooled[row]
-            for channel in range(channels):
-                for place in range(bins):
-                    out[np.uint64(channel * bins + place)] = tile[np.uint64(place * channels + channel)]
+            to, begin, stop = 0 if last else place * channels, begins[place], begins[place + 1]
+            _add_cells(tile, np.uint64(to), every, cells, base, offsets, weights, begin, stop)
+            for n in range(channels if last else 0):
+                out[np.uint64(place * channels + n)] = narrow(tile[np.uint64(n)], out[0])
+        for channel in range(0 if last else channels):
+            for place in range(bins):
+                value = tile[np.uint64(place * channels + channel)]
+                out[np.uint64(channel * bins + place)] = narrow(value, out[0])
 
 
 @compiled

@@ -11,6 +11,7 @@ from torch import nn
 from detection_zoo.zoo.build import assemble, build_model, create_model
 from detection_zoo.zoo.created_row import created_name, row_named
 from detection_zoo.zoo.fast import TOLERANCES, compare_with_eager, fast_model, fold_norms, found_again
+from detection_zoo.zoo.parts import norm as norm_module
 from detection_zoo.zoo.parts.norm import ConvNorm, FrozenAffine, FrozenNorm
 from detection_zoo.zoo.parts.winograd import WinogradConv2d, use_winograd
 from detection_zoo.zoo.records import Detections
@@ -155,7 +156,10 @@ def test_convolutions_of_the_copy_are_computed_by_winograds_filtering() -> None:
     assert replaced and not [m for m in model.modules() if isinstance(m, WinogradConv2d)]
     assert all(m.stride == (1, 1) and m.kernel_size == (3, 3) and m.in_channels >= 16 for m in replaced)
     assert not any(name.endswith("filters") for name in fast.state_dict())
-    assert not [m for m in fast_model(model, torch.bfloat16).modules() if isinstance(m, WinogradConv2d)]
+    half = [m for m in fast_model(model, torch.bfloat16).modules() if isinstance(m, WinogradConv2d)]
+    assert 0 < len(half) < len(replaced) and all(min(m.in_channels, m.out_channels) >= 128 for m in half)
+    assert all(m.filters.dtype == torch.bfloat16 for m in half)
+    assert not [m for m in fast_model(model, torch.float16).modules() if isinstance(m, WinogradConv2d)]
 
 
 def test_a_winograd_convolution_takes_any_input() -> None:
@@ -168,6 +172,33 @@ def test_a_winograd_convolution_takes_any_input() -> None:
     expected = torch.autograd.grad(plain(given).sum(), given)[0]
     torch.testing.assert_close(given.grad, expected)
     assert torch.equal(layer.double()(given.detach().double()), plain.double()(given.detach().double()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sum_of_a_block_is_fused_into_its_last_convolution(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the norm is folded and maps are channels-last; equal to convolution, sum and ReLU by themselves."""
+    block = nn.Sequential(ConvNorm(16, 32, 1, norm="frozen"))
+    draw = torch.Generator().manual_seed(0)
+    maps, plus = torch.randn(2, 16, 9, 11, generator=draw), torch.randn(2, 32, 9, 11, generator=draw)
+    eager = block[0].eval()(maps, plus=plus)
+    assert torch.equal(eager, (block[0].norm(block[0].conv(maps)) + plus).relu())
+    fold_norms(block)
+    layer = block[0].to(dtype, memory_format=torch.channels_last)
+    given = [each.to(dtype, memory_format=torch.channels_last) for each in (maps, plus)]
+    calls = []
+    fused = norm_module._sum_and_relu
+    monkeypatch.setattr(norm_module, "_sum_and_relu", lambda *a: calls.append(1) or fused(*a))
+    bound = {torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
+    with torch.inference_mode():
+        found = layer(given[0], plus=given[1])
+        torch.testing.assert_close(found.float(), eager, rtol=bound, atol=bound)
+        assert len(calls) == (dtype == torch.float32 or norm_module._has_onednn(dtype))
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        layer(given[0].contiguous(), plus=given[1])
+    layer.requires_grad_(True)(given[0], plus=given[1]).sum().backward()
+    assert len(calls) <= 1 and layer.conv.weight.grad is not None
 
 
 @pytest.mark.parametrize(

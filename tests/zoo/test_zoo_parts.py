@@ -532,3 +532,24 @@ def test_selecting_rows_takes_everything_along() -> None:
         and picked.masks.shape == (2, 2, 2)
         and picked.extra["logits"].tolist() == [2, 0]
     )
+
+
+@pytest.mark.parametrize("size", [(48, 64), (50, 70)])
+def test_a_pyramid_without_a_gradient_is_the_same(size: tuple[int, int]) -> None:
+    """Upsampled maps are then added in place, where sizes double."""
+    torch.manual_seed(0)
+    neck = FeaturePyramid(
+        {"c2": FeatureSpec(8, 4), "c3": FeatureSpec(8, 8), "c4": FeatureSpec(8, 16)}, channels=16
+    )
+    height, width = size
+    for layout in (torch.contiguous_format, torch.channels_last):
+        maps = {
+            name: torch.randn(2, 8, -(-height // step), -(-width // step)).contiguous(memory_format=layout)
+            for name, step in (("c2", 1), ("c3", 2), ("c4", 4))
+        }
+        kept = {name: each.clone() for name, each in maps.items()}
+        trained = neck(maps)
+        with torch.inference_mode():
+            found = neck(maps)
+        assert all(torch.equal(found[name], trained[name]) for name in trained)
+        assert all(torch.equal(maps[name], kept[name]) for name in maps)

@@ -46,17 +46,16 @@ class Bottleneck(nn.Module):
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = ConvNorm(in_channels, inner, 1, stride=first, norm=norm)
         self.conv2 = ConvNorm(inner, inner, 3, stride=second, groups=groups, dilation=dilation, norm=norm)
-        self.conv3 = ConvNorm(inner, out_channels, 1, norm=norm, activation="none")
+        self.conv3 = ConvNorm(inner, out_channels, 1, norm=norm)
         self.shortcut: nn.Module = nn.Identity()
         if project or stride != 1 or in_channels != out_channels:
             self.shortcut = ConvNorm(
                 in_channels, out_channels, 1, stride=stride, norm=norm, activation="none"
             )
-        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
-        return self.relu(self.conv3(self.conv2(self.conv1(x))) + self.shortcut(x))
+        return self.conv3(self.conv2(self.conv1(x)), plus=self.shortcut(x))
 
 
 class BasicBlock(nn.Module):
@@ -77,17 +76,16 @@ class BasicBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = ConvNorm(in_channels, out_channels, 3, stride=stride, norm=norm)
-        self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm, activation="none")
+        self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = ConvNorm(
                 in_channels, out_channels, 1, stride=stride, norm=norm, activation="none"
             )
-        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
-        return self.relu(self.conv2(self.conv1(x)) + self.shortcut(x))
+        return self.conv2(self.conv1(x), plus=self.shortcut(x))
 
 
 class Stem(nn.Module):

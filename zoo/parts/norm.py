@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
+from detection_zoo.kernels.backend import is_traced
 from detection_zoo.zoo.parts.boxes import widened
 
 NORM_KINDS = ("frozen", "frozen_eps", "affine", "group", "batch", "none")
@@ -121,12 +124,29 @@ class ConvNorm(nn.Module):
         self.norm = make_norm(norm, out_channels)
         self.activation = nn.ReLU(inplace=True) if activation == "relu" else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, out_channels, H', W')."""
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) to (N, out_channels, H', W'); `plus`, of the answer's shape, is added before the
+        activation."""
         fixed = isinstance(self.norm, FrozenNorm | FrozenAffine) and not self.conv.weight.requires_grad
-        if self.training and fixed:
-            return self.activation(self.folded(x))
-        return self.activation(self.norm(self.conv(x)))
+        if plus is not None and self._has_fused_sum(x, plus):
+            return _sum_and_relu(self.conv, x, plus)
+        y = self.folded(x) if self.training and fixed else self.norm(self.conv(x))
+        return self.activation(y if plus is None else y + plus)
+
+    def _has_fused_sum(self, x: Tensor, plus: Tensor) -> bool:
+        """Whether oneDNN can compute convolution, sum and ReLU in one pass: inference on a CPU with a folded
+        norm, channels-last."""
+        return (
+            isinstance(self.norm, nn.Identity)
+            and isinstance(self.activation, nn.ReLU)
+            and type(self.conv) is nn.Conv2d
+            and x.is_cpu
+            and x.dtype == plus.dtype == self.conv.weight.dtype
+            and not torch.is_grad_enabled()
+            and not is_traced(x)
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and _has_onednn(x.dtype)
+        )
 
     def folded(self, x: Tensor) -> Tensor:
         """Convolution and fixed norm as one convolution, for stages that are not trained: (N, C, H, W) to
@@ -136,6 +156,24 @@ class ConvNorm(nn.Module):
         weight = self.conv.weight
         scaled_weight = (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
         return self.conv._conv_forward(x, scaled_weight, shift.to(weight.dtype))
+
+
+@functools.cache
+def _has_onednn(dtype: torch.dtype) -> bool:
+    """Whether this CPU computes convolutions of that type by oneDNN."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def _sum_and_relu(conv: nn.Conv2d, x: Tensor, plus: Tensor) -> Tensor:
+    """relu(conv(x) + plus); the sum is rounded once."""
+    geometry = [*conv.padding], [*conv.stride], [*conv.dilation], conv.groups
+    return torch.ops.mkldnn._convolution_pointwise.binary(
+        x, plus, conv.weight, conv.bias, *geometry, "add", 1.0, "relu", [], ""
+    )
 
 
 def freeze(module: nn.Module) -> None:

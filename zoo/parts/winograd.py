@@ -33,14 +33,14 @@ class WinogradConv2d(nn.Conv2d):
             bias=convolution.bias is not None,
             device="meta",
         )
-        self.weight, self.bias = convolution.weight, convolution.bias
+        self.weight, self.bias, self.dtype = convolution.weight, convolution.bias, dtype
         self.register_buffer("filters", winograd_filters(convolution.weight, dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H, W)."""
         if (
             not x.is_cpu
-            or x.dtype != self.filters.dtype
+            or not x.dtype == self.dtype == self.filters.dtype
             or min(x.shape[2:]) < LEAST_SIDE
             or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             or is_traced(x)
