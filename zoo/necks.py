@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detection_zoo.kernels.backend import is_traced
 from detection_zoo.zoo.parts.norm import ConvNorm
+from detection_zoo.zoo.parts.upsampling import plus_upsampled
 from detection_zoo.zoo.records import FeatureSpec
 from detection_zoo.zoo.registry import NECKS
 
@@ -21,20 +20,6 @@ class Neck(nn.Module):
 
     specs: dict[str, FeatureSpec]
     roi_levels: tuple[str, ...]
-
-
-def _plus_upsampled(lateral: Tensor, top: Tensor) -> Tensor:
-    """The sum of a map (N, C, H, W) and a coarser one, upsampled to nearest neighbours. Without a gradient, a
-    map of twice the size is added to in place, and the upsampled map is not made: the answer is the same."""
-    height, width = top.shape[-2:]
-    if lateral.shape[-2:] == top.shape[-2:]:
-        return lateral + top
-    doubled = lateral.shape[-2:] == (2 * height, 2 * width) and lateral.dtype == top.dtype
-    if not doubled or torch.is_grad_enabled() or is_traced(lateral):
-        return lateral + F.interpolate(top, size=lateral.shape[-2:], mode="nearest")
-    quads = lateral.permute(0, 2, 3, 1).unflatten(2, (width, 2)).unflatten(1, (height, 2))
-    quads += top.permute(0, 2, 3, 1)[:, :, None, :, None]
-    return lateral
 
 
 @NECKS.register("single")
@@ -148,7 +133,7 @@ class FeaturePyramid(Neck):
         for name in reversed(self.levels):
             lateral = self.lateral[name](maps[name])
             if merged is not None:
-                lateral = _plus_upsampled(lateral, merged)
+                lateral = plus_upsampled(lateral, merged)
             merged = lateral
             out[self._level_name(name)] = self.output[name](merged)
         if self.only is not None:
