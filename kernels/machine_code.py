@@ -66,7 +66,7 @@ def narrow(context, number, like):
 
 
 def as_array(tensor: Tensor) -> NDArray[Any]:
-    """The tensor's memory as an array; of bfloat16, which NumPy lacks, the bits (uint16)."""
+    """A tensor (...) as an array over its memory; bfloat16, which NumPy lacks, as bits (uint16)."""
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
