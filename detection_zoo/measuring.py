@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detection_zoo.models import Model, _device, load
+from detection_zoo.models import Model, _device, _spec, load
 
 if TYPE_CHECKING:
     from detection_zoo.benchmarks.compare.record import Comparison
-    from detection_zoo.benchmarks.spec import BenchmarkSpec, Run
+    from detection_zoo.benchmarks.spec import Run
 
 
 def evaluate(model: Model | str, data: str = "shapes", *, images: int | None = None) -> dict[str, float]:
@@ -32,12 +32,11 @@ def evaluate(model: Model | str, data: str = "shapes", *, images: int | None = N
     """
     from detection_zoo.benchmarks.measure.detection import measure_accuracy
     from detection_zoo.benchmarks.run.subject import open_data
-    from detection_zoo.benchmarks.spec import BenchmarkSpec
 
     model = load(model) if isinstance(model, str) else model
     model.subject.dataset = open_data(model.entry, data, images)
     with tempfile.TemporaryDirectory() as folder:
-        spec = BenchmarkSpec(device=model.device.type, images=images)
+        spec = model.spec.model_copy(update={"images": images})
         found, _, _ = measure_accuracy(model.subject, spec, Path(folder))
     return {name: measurement.value for name, measurement in found.items()}
 
@@ -131,23 +130,3 @@ def compare(
         for entrant in entrants:
             check_row(row_named(entrant.row), Sources(data, entrant.weights), images)
         return run_comparison(entrants, spec, data, chosen)
-
-
-def _spec(**fields: Any) -> BenchmarkSpec:
-    """A BenchmarkSpec; what is wrong with a field is one sentence, in place of pydantic's report."""
-    from pydantic import ValidationError
-
-    from detection_zoo.benchmarks.spec import METRIC_GROUPS, BenchmarkSpec
-    from detection_zoo.zoo.registry import did_you_mean
-
-    for name in fields.get("groups", ()):
-        if name not in METRIC_GROUPS:
-            raise ValueError(f"unknown metric group {name!r}: {did_you_mean(name, METRIC_GROUPS)}")
-    if unknown := fields.keys() - BenchmarkSpec.model_fields.keys():
-        name = sorted(unknown)[0]
-        raise ValueError(f"unknown option {name!r}: {did_you_mean(name, BenchmarkSpec.model_fields)}")
-    try:
-        return BenchmarkSpec(**fields)
-    except ValidationError as error:
-        detail = error.errors()[0]
-        raise ValueError(f"{detail['loc'][0]} is {detail['input']!r}: {detail['msg']}") from None

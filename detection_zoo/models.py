@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from detection_zoo.benchmarks.run.subject import Subject, build_subject, identify_weights
+from detection_zoo.benchmarks.run.subject import Subject, build_subject, identify_weights, take_path
 from detection_zoo.predictions import Prediction
 from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.errors import DatasetError, ManifestError
@@ -19,7 +20,7 @@ from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 if TYPE_CHECKING:
     from PIL import Image
 
-    from detection_zoo.benchmarks.spec import WeightsIdentity
+    from detection_zoo.benchmarks.spec import BenchmarkSpec, WeightsIdentity
 
     ImageLike = str | PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 
@@ -65,11 +66,20 @@ class Model:
     """A detector with its weights, its own pre-processing and its classes.
 
     `entry` is the manifest row, `module` the torch module, `weights` what it was loaded with (kind, file,
-    SHA-256), `class_names` its classes by label, `device` device selection.
+    SHA-256), `class_names` its classes by label, `device` device selection, `spec` its path and dtype,
+    `notes` the path's comparison with eager.
     """
 
-    def __init__(self, subject: Subject, weights: WeightsIdentity, class_names: Sequence[str] = ()) -> None:
-        self.subject, self.weights = subject, weights
+    def __init__(
+        self,
+        subject: Subject,
+        weights: WeightsIdentity,
+        class_names: Sequence[str] = (),
+        spec: BenchmarkSpec | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.subject, self.weights, self.notes = subject, weights, list(notes)
+        self.spec = spec or _spec(device=subject.device.type)
         self.class_names = tuple(class_names) or getattr(subject.model, "class_names", ())
         self.module.eval()
 
@@ -116,11 +126,44 @@ class Model:
         found = [self._detect_one(image, min_score) for image in (images if many else [images])]
         return found if many else found[0]
 
+    def with_path(
+        self, path: str, images: ImageLike | Sequence[ImageLike], *, dtype: str = "float32"
+    ) -> Model:
+        """Return this model on another path, for inference; this one is not changed.
+
+        Args:
+            path: as `--path` of `bench.py run`: fast, onnxruntime, openvino, or eager.
+            images: as in `detect`; the detections in the first two are compared with this model's.
+            dtype: float32, bfloat16 or float16; of the eager path by torch.autocast.
+
+        Raises:
+            ManifestError: the model has no such path, or its detections differ by more than the tolerance.
+            ValueError: an unknown path or dtype, or one that the path or the device does not support.
+
+        Examples:
+            >>> import numpy as np, detection_zoo as dz
+            >>> model = dz.load("faster_rcnn_resnet14_slim_fpn.demo", device="cpu")
+            >>> fast = model.with_path("fast", np.zeros((120, 160, 3), np.uint8), dtype="bfloat16")
+            >>> fast.spec.path, fast.notes[0][:35]
+            ('fast', 'fast path: 1 images compared with e')
+        """
+        from detection_zoo.zoo.export.kinds import engine_problem
+
+        spec = _spec(device=self.device.type, path=path, dtype=dtype)
+        if self.spec.path != "eager":
+            raise ValueError(f"this model is on the {self.spec.path} path; use the one that `load` returned")
+        if problem := engine_problem(path, spec.device, dtype):
+            raise ValueError(problem)
+        subject = replace(self.subject)
+        many = images if isinstance(images, (list, tuple)) else [images]
+        notes = take_path(subject, spec, (read_image(image)[0] for image in many))
+        return Model(subject, self.weights, self.class_names, spec, notes)
+
     def _detect_one(self, image: ImageLike, min_score: float) -> Prediction:
         from detection_zoo.benchmarks.run.drawing import detect_pixels
 
         pixels, path = read_image(image)
-        found = detect_pixels(self.subject, pixels)
+        found = detect_pixels(self.subject, self.spec, pixels)
         order = found.scores.argsort(descending=True, stable=True)
         found = found.select(order[found.scores[order] >= min_score])
         return Prediction(pixels, found, self.class_names, self.category_ids, self.subject.inclusive, path)
@@ -292,3 +335,23 @@ def _device(name: str | torch.device) -> str:
     if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
         raise ValueError(f"device is {str(name)!r}; it may be auto, cpu, cuda or cuda:N")
     return choose_device(kind) + colon + number
+
+
+def _spec(**fields: Any) -> BenchmarkSpec:
+    """A BenchmarkSpec; what is wrong with a field is one sentence, in place of pydantic's report."""
+    from pydantic import ValidationError
+
+    from detection_zoo.benchmarks.spec import METRIC_GROUPS, BenchmarkSpec
+    from detection_zoo.zoo.registry import did_you_mean
+
+    for name in fields.get("groups", ()):
+        if name not in METRIC_GROUPS:
+            raise ValueError(f"unknown metric group {name!r}: {did_you_mean(name, METRIC_GROUPS)}")
+    if unknown := fields.keys() - BenchmarkSpec.model_fields.keys():
+        name = sorted(unknown)[0]
+        raise ValueError(f"unknown option {name!r}: {did_you_mean(name, BenchmarkSpec.model_fields)}")
+    try:
+        return BenchmarkSpec(**fields)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise ValueError(f"{detail['loc'][0]} is {detail['input']!r}: {detail['msg']}") from None

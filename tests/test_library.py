@@ -211,3 +211,23 @@ def test_errors_are_one_class_under_the_name_of_their_folder_too() -> None:
     )
     root = Path(__file__).resolve().parents[1]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+def test_a_model_on_another_path(model: dz.Model, pixels: np.ndarray) -> None:
+    """It finds the same; the model itself stays as it is, and a path of a path is an error."""
+    before = model.detect(pixels)
+    fast = model.with_path("fast", [pixels, pixels, pixels])
+    assert fast.notes[0].startswith("fast path: 2 images compared with eager: maps differ by ")
+    found = fast.detect(pixels)
+    assert len(found) == len(before) > 0 and found.names == before.names
+    torch.testing.assert_close(found.boxes, before.boxes, atol=0.05, rtol=0)
+    assert torch.equal(model.detect(pixels).boxes, before.boxes) and model.notes == []
+    half = model.with_path("eager", pixels, dtype="bfloat16")
+    assert not torch.equal(half.detect(pixels).scores, before.scores)
+    for call, said in (
+        (lambda: fast.with_path("fast", pixels), "this model is on the fast path; use the one that `load`"),
+        (lambda: model.with_path("fats", pixels), "path is 'fats': Input should be 'eager', 'fast'"),
+        (lambda: model.with_path("onnxruntime", pixels, dtype="bfloat16"), "computes in float32 here"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -162,20 +161,10 @@ def check_protocol(name: str) -> None:
 
 def check_path(path: str, device: str, dtype: str) -> None:
     """Check --path: the engine must be installed and support the device and dtype, or it is wrong usage."""
-    from detection_zoo.zoo.export.kinds import ENGINE_PACKAGES, ENGINE_TYPES
+    from detection_zoo.zoo.export.kinds import engine_problem
 
-    if path not in ENGINE_PACKAGES:
-        return
-    if missing := [name for name in ENGINE_PACKAGES[path] if find_spec(name) is None]:
-        raise typer.BadParameter(
-            f"{path} needs {', '.join(missing)}: pip install 'detection-zoo[export]'", param_hint="--path"
-        )
-    if device != "cpu":
-        raise typer.BadParameter(f"{path} runs on a CPU here; add --device cpu", param_hint="--path")
-    if dtype not in ENGINE_TYPES[path]:
-        raise typer.BadParameter(
-            f"{path} computes in {' or '.join(ENGINE_TYPES[path])} here, not {dtype}", param_hint="--dtype"
-        )
+    if problem := engine_problem(path, device, dtype):
+        raise typer.BadParameter(problem, param_hint="--path")
 
 
 def checked_file(file: Path, path: str, rows: Sequence[str], batch: int) -> Any:

@@ -280,6 +280,8 @@ def detect(
     weights: WEIGHTS = "published",
     checkpoint_format: FORMAT = None,
     device: DEVICE = "auto",
+    dtype: DTYPE = "float32",
+    path: PATH = "eager",
     min_score: Annotated[
         float, typer.Option(min=0, max=1, help="minimum score of a detection to draw and save")
     ] = 0.5,
@@ -299,9 +301,11 @@ def detect(
     from detection_zoo.benchmarks.run.arguments import check_weights
     from detection_zoo.benchmarks.run.detect import check_detect, detect_files, text_of_files
     from detection_zoo.benchmarks.run.inputs import inputs_of
+    from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.zoo.created_row import row_named
 
-    where = device_of(device)
+    spec = BenchmarkSpec(device=device_of(device), dtype=dtype, path=path)
+    check_path(path, spec.device, dtype)
     with checking_arguments():
         entry = row_named(row)
         found = inputs_of(inputs)
@@ -311,14 +315,16 @@ def detect(
         entry,
         found,
         out,
+        spec=spec,
         weights=weights,
-        device=where,
         min_score=min_score,
         checkpoint_format=checkpoint_format,
         save=save,
         frames=frames,
     )
     emit(records, as_json, text_of_files(records), terminal_width())
+    for note in records[0]["notes"] if records else ():
+        say(note)
     say(
         f"{len({record['drawn'] for record in records})} files in {out},"
         f" {sum(len(record['detections']) for record in records)} detections with a score"

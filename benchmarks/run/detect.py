@@ -9,7 +9,14 @@ from detection_zoo.benchmarks.run.drawing import as_records, detect_pixels, draw
 from detection_zoo.benchmarks.run.inputs import Input, VideoFile
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.saving import Form, Saved, category_ids_of
-from detection_zoo.benchmarks.run.subject import Subject, build_subject, identify_weights
+from detection_zoo.benchmarks.run.subject import (
+    Subject,
+    build_subject,
+    identify_weights,
+    path_notes,
+    take_path,
+)
+from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.trained_row import row_of_checkpoint
@@ -37,8 +44,8 @@ def detect_files(
     inputs: list[Input],
     out: Path,
     *,
+    spec: BenchmarkSpec,
     weights: str,
-    device: str,
     min_score: float,
     checkpoint_format: str | None = None,
     save: Form | None = None,
@@ -50,24 +57,28 @@ def detect_files(
         entry: a detector's row.
         inputs: see `inputs_of`.
         out: output folder; created if missing.
+        spec: device, path and dtype; another path than eager is compared with it on the first inputs.
         weights: see `identify_weights`.
-        device: "cpu" or "cuda".
         min_score: minimum score (0..1) of detections that are drawn, returned and saved.
         checkpoint_format: checkpoint format of a file; default: the row's.
         save: also write the detections in this format.
         frames: maximum number of frames per video or camera; None: all (a camera runs until Ctrl-C).
 
     Returns:
-        For each image or frame: the paths of the input and output, the weights, and the detections
-        sorted by descending score; and whether Ctrl-C stopped it. Outputs finished until then are kept.
+        For each image or frame: the paths of the input and output, the weights, the model's path and dtype,
+        notes on its comparison with eager, and the detections sorted by descending score; and whether
+        Ctrl-C stopped it. Outputs finished until then are kept.
 
     Raises:
         DatasetError: a file cannot be read.
+        ManifestError: the model has no such path, or differs from eager by more than the tolerance.
     """
     identity, argument = identify_weights(entry, weights)
     entry = row_of_checkpoint(entry, argument)
-    subject = build_subject(entry, argument, device, checkpoint_format)
+    subject = build_subject(entry, argument, spec.device, checkpoint_format)
     out.mkdir(parents=True, exist_ok=True)
+    notes = take_path(subject, spec, (pixels for one in inputs for pixels in one.frames()))
+    about = {"weights": identity.kind, "path": spec.path, "dtype": spec.dtype, "notes": notes}
     names = subject.model.class_names
     saved = Saved(save, out, names, category_ids_of(entry), subject.inclusive) if save else None
     records: list[dict[str, Any]] = []
@@ -77,13 +88,14 @@ def detect_files(
     with progress(f"{entry.name}: detect", total) as tick:
         try:
             for one in inputs:
-                for record in _detect(subject, one, out / one.drawn, min_score, frames, saved):
-                    records.append(record | {"weights": identity.kind})
+                for record in _detect(subject, spec, one, out / one.drawn, min_score, frames, saved):
+                    records.append(record | about)
                     tick()
         except KeyboardInterrupt:
             interrupted = True
     if saved is not None:
         saved.write()
+    notes += path_notes(subject)
     return records, interrupted
 
 
@@ -95,7 +107,13 @@ def _length(one: Input, frames: int | None) -> int | None:
 
 
 def _detect(
-    subject: Subject, one: Input, target: Path, min_score: float, frames: int | None, saved: Saved | None
+    subject: Subject,
+    spec: BenchmarkSpec,
+    one: Input,
+    target: Path,
+    min_score: float,
+    frames: int | None,
+    saved: Saved | None,
 ) -> Any:
     """Yield the record of each frame; each frame is drawn and written immediately."""
     from PIL import Image
@@ -106,7 +124,7 @@ def _detect(
         for number, pixels in enumerate(one.frames()):
             if video is not None and number == frames:
                 break
-            found = detect_pixels(subject, pixels)
+            found = detect_pixels(subject, spec, pixels)
             drawn = draw(pixels, found, names, min_score)
             if video is not None:
                 video.write(drawn)

@@ -10,6 +10,7 @@ from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, SKELETON
 
 if TYPE_CHECKING:
     from detection_zoo.benchmarks.run.subject import Subject
+    from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.zoo.records import Detections
 
 MASK_WEIGHT = 0.45
@@ -20,11 +21,12 @@ TEXT_SHARE, LEAST_TEXT = (
 LEAST_LOGIT = 2.0  # keypoints with a lower heatmap value are not drawn (Detectron's threshold)
 
 
-def detect_pixels(subject: Subject, pixels: np.ndarray) -> Detections:
-    """Return the detections, on the CPU, in an image (H, W, 3) uint8 RGB."""
+def detect_pixels(subject: Subject, spec: BenchmarkSpec, pixels: np.ndarray) -> Detections:
+    """Return the detections, on the CPU, in an image (H, W, 3) uint8 RGB; `spec` sets path and dtype."""
     import torch
 
     from detection_zoo.benchmarks.measure.inference import to_host
+    from detection_zoo.benchmarks.run.subject import autocast
     from detection_zoo.zoo.data.loading import pad_batch
 
     item = subject.preprocess(pixels)
@@ -32,7 +34,7 @@ def detect_pixels(subject: Subject, pixels: np.ndarray) -> Detections:
     sizes, original_sizes = (
         torch.tensor([size], device=subject.device) for size in (item.size, item.original_size)
     )
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(spec):
         return to_host(subject.model.predict(images, sizes, original_sizes))[0]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from detection_zoo.zoo.home import expanded, home_folder
 from detection_zoo.zoo.manifest import DatasetSpec, ModelEntry, load_manifests
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -317,9 +320,13 @@ def build_subject(
     return Subject(entry, model, Preprocess.from_conventions(entry.conventions.image), torch.device(device))
 
 
-def take_path(subject: Subject, spec: BenchmarkSpec) -> list[str]:
+def take_path(subject: Subject, spec: BenchmarkSpec, images: Iterable[np.ndarray] | None = None) -> list[str]:
     """Replace a subject's model by its version for the specification's path; return notes
     on the comparison of both.
+
+    Args:
+        subject: with the eager model. spec: path, dtype, and the exported file.
+        images: (H, W, 3) uint8 RGB, the first of which are compared on; default: of the subject's dataset.
 
     Raises:
         ManifestError: the model has no such path, or differs by more than the tolerance on the first images.
@@ -335,8 +342,10 @@ def take_path(subject: Subject, spec: BenchmarkSpec) -> list[str]:
     dtype, batches, notes = getattr(torch, spec.dtype), [], list[str]()
     quantised = spec.exported is not None and spec.exported.bits == 8
     count = CHECKED_QUANTISED if quantised else CHECKED_IMAGES
-    for index in range(min(count, len(subject.dataset or ()))):
-        item = subject.preprocess(subject.dataset.load_image(index))
+    if images is None:
+        images = (subject.dataset.load_image(index) for index in range(len(subject.dataset or ())))
+    for image in itertools.islice(images, count):
+        item = subject.preprocess(image)
         pixels = pad_batch([item.tensor], subject.preprocess.size_divisor)
         batches.append((pixels.to(subject.device), torch.tensor([item.size])))
     try:

@@ -16,18 +16,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from in_process import call
 from PIL import Image
 
 from detection_zoo.benchmarks.run.detect import check_detect, detect_files
 from detection_zoo.benchmarks.run.drawing import draw
 from detection_zoo.benchmarks.run.inputs import inputs_of
+from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.records import Detections
 
 ROOT = Path(__file__).resolve().parents[2]
-ROW = "mask_rcnn_resnet14_slim_fpn.demo"
+ROW, SLIM = "mask_rcnn_resnet14_slim_fpn.demo", "faster_rcnn_resnet14_slim_fpn.demo"
 SIZE, FRAMES = (128, 96), 6  # width and height; of the video
 
 
@@ -49,7 +52,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def detect(media: Path, out: Path, *names: str, **options: object) -> list[dict]:
     inputs = inputs_of([str(media / name) for name in names])
-    given = {"weights": "random", "device": "cpu", "min_score": 0.0, **options}
+    given = {"weights": "random", "spec": BenchmarkSpec(), "min_score": 0.0, **options}
     return detect_files(load_manifests().entry(ROW), inputs, out, **given)[0]
 
 
@@ -153,3 +156,57 @@ def test_ctrl_c_keeps_what_was_written(tmp_path: Path) -> None:
     frames = cv2.VideoCapture(str(drawn)).get(cv2.CAP_PROP_FRAME_COUNT)
     images = json.loads((tmp_path / "drawn" / "detections.coco.json").read_text())["images"]
     assert 0 < frames < 2000 and abs(len(images) - frames) <= 1
+
+
+@pytest.fixture(scope="module")
+def two_shapes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two drawn images as files."""
+    folder, drawn = tmp_path_factory.mktemp("shapes"), open_dataset("shapes", images=2)
+    for index in range(2):
+        Image.fromarray(drawn.load_image(index)).save(folder / f"{index}.png")
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+@pytest.mark.parametrize(
+    ("path", "dtype"), [("fast", "float32"), ("fast", "bfloat16"), ("eager", "bfloat16")]
+)
+def test_another_path_finds_the_same(two_shapes: list[str], tmp_path: Path, path: str, dtype: str) -> None:
+    """The record says which path and what was compared."""
+    words = ("detect", SLIM, *two_shapes, "--out", str(tmp_path), "--device", "cpu", "--json")
+    eager, other = (
+        call(*words, "--path", path, "--dtype", dtype)
+        for path, dtype in (("eager", "float32"), (path, dtype))
+    )
+    assert eager[0] == other[0] == 0, other[2]
+    exact = dtype == "float32"
+    compared = f"{path} path: 2 images compared with eager" if path == "fast" else ""
+    assert compared in other[2]
+    for own, found in zip(json.loads(eager[1]), json.loads(other[1]), strict=True):
+        assert (own["path"], own["dtype"], own["notes"]) == ("eager", "float32", [])
+        assert (found["path"], found["dtype"]) == (path, dtype)
+        assert [note[: len(compared)] for note in found["notes"]] == [compared] * (path == "fast")
+        sure = [d for d in own["detections"] if d["score"] > 0.6]
+        same = [[d for d in found["detections"] if d["class"] == one["class"]] for one in sure]
+        apart = [
+            min(np.abs(np.subtract(d["box"], one["box"])).max() for d in near)
+            for one, near in zip(sure, same, strict=True)
+        ]
+        assert len(apart) > 2 and max(apart) < (0.05 if exact else 4.0)
+        scores = [[d["score"] for d in one["detections"][: len(sure)]] for one in (own, found)]
+        assert exact == (scores[0] == pytest.approx(scores[1], abs=1e-4))
+
+
+def test_a_path_that_differs_is_refused(two_shapes: list[str], tmp_path: Path) -> None:
+    """Maps that are too large for float16."""
+    model = build_model(SLIM, "published")
+    next(model.backbone.parameters()).data.mul_(1e6)
+    torch.save(model.state_dict(), tmp_path / "large.pth")
+    words = ("detect", SLIM, *two_shapes, "--out", str(tmp_path / "drawn"), "--device", "cpu")
+    weights = ("--weights", str(tmp_path / "large.pth"), "--path", "fast")
+    code, out, err = call(*words, *weights, "--dtype", "float16")
+    assert code == 1 and not out and not list((tmp_path / "drawn").iterdir())
+    assert f"row {SLIM}: the fast path in float16 leaves its tolerance: 2 images compared" in " ".join(
+        err.split()
+    )
+    code, _, err = call(*words, "--path", "onnxruntime", "--dtype", "bfloat16")
+    assert code == 2 and "onnxruntime computes in float32 here, not bfloat16" in " ".join(err.split())
