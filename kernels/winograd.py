@@ -87,10 +87,13 @@ def winograd_conv(maps: Tensor, filters: Tensor, bias: Tensor | None = None) -> 
 def _strip(image: Tensor, top: int, down: int, across: int) -> Tensor:
     """Rows of tiles with their border (4 * down + 2, 4 * across + 2, C) of an image (H, W, C)."""
     height, width, channels = image.shape
-    strip = image.new_zeros(TILE * down + 2, TILE * across + 2, channels)
+    strip = image.new_empty(TILE * down + 2, TILE * across + 2, channels)
     first = max(top - 1, 0)
     last = min(top + TILE * down + 1, height)
-    strip[first - top + 1 : last - top + 1, 1 : width + 1] = image[first:last]
+    begin, end = first - top + 1, last - top + 1
+    for border in (strip[:begin], strip[end:], strip[begin:end, :1], strip[begin:end, width + 1 :]):
+        border.zero_()
+    strip[begin:end, 1 : width + 1] = image[first:last]
     return strip
 
 

@@ -175,30 +175,34 @@ def test_a_winograd_convolution_takes_any_input() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_sum_of_a_block_is_fused_into_its_last_convolution(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("summed", [True, False])
+def test_sum_and_relu_are_fused_into_a_convolution(
+    dtype: torch.dtype, summed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the norm is folded and maps are channels-last; equal to convolution, sum and ReLU by themselves."""
     block = nn.Sequential(ConvNorm(16, 32, 1, norm="frozen"))
     draw = torch.Generator().manual_seed(0)
     maps, plus = torch.randn(2, 16, 9, 11, generator=draw), torch.randn(2, 32, 9, 11, generator=draw)
+    plus = plus if summed else None
     eager = block[0].eval()(maps, plus=plus)
-    assert torch.equal(eager, (block[0].norm(block[0].conv(maps)) + plus).relu())
+    plain = block[0].norm(block[0].conv(maps))
+    assert torch.equal(eager, (plain + plus if summed else plain).relu())
     fold_norms(block)
     layer = block[0].to(dtype, memory_format=torch.channels_last)
-    given = [each.to(dtype, memory_format=torch.channels_last) for each in (maps, plus)]
+    maps = maps.to(dtype, memory_format=torch.channels_last)
+    plus = plus.to(dtype, memory_format=torch.channels_last) if summed else None
     calls = []
-    fused = norm_module._sum_and_relu
-    monkeypatch.setattr(norm_module, "_sum_and_relu", lambda *a: calls.append(1) or fused(*a))
+    fused = norm_module._conv_and_relu
+    monkeypatch.setattr(norm_module, "_conv_and_relu", lambda *a: calls.append(1) or fused(*a))
     bound = {torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
+    expected_calls = int(norm_module._has_onednn(dtype))
     with torch.inference_mode():
-        found = layer(given[0], plus=given[1])
+        found = layer(maps, plus=plus)
         torch.testing.assert_close(found.float(), eager, rtol=bound, atol=bound)
-        assert len(calls) == (dtype == torch.float32 or norm_module._has_onednn(dtype))
-        assert found.is_contiguous(memory_format=torch.channels_last)
-        layer(given[0].contiguous(), plus=given[1])
-    layer.requires_grad_(True)(given[0], plus=given[1]).sum().backward()
-    assert len(calls) <= 1 and layer.conv.weight.grad is not None
+        assert len(calls) == expected_calls and found.is_contiguous(memory_format=torch.channels_last)
+        layer(maps.contiguous(), plus=plus)
+    layer.requires_grad_(True)(maps, plus=plus).sum().backward()
+    assert len(calls) == expected_calls and layer.conv.weight.grad is not None
 
 
 @pytest.mark.parametrize(

@@ -128,23 +128,25 @@ class ConvNorm(nn.Module):
         """(N, C, H, W) to (N, out_channels, H', W'); `plus`, of the answer's shape, is added before the
         activation."""
         fixed = isinstance(self.norm, FrozenNorm | FrozenAffine) and not self.conv.weight.requires_grad
-        if plus is not None and self._has_fused_sum(x, plus):
-            return _sum_and_relu(self.conv, x, plus)
+        if self._is_fused(x, plus):
+            return _conv_and_relu(self.conv, x, plus)
         y = self.folded(x) if self.training and fixed else self.norm(self.conv(x))
         return self.activation(y if plus is None else y + plus)
 
-    def _has_fused_sum(self, x: Tensor, plus: Tensor) -> bool:
-        """Whether oneDNN can compute convolution, sum and ReLU in one pass: inference on a CPU with a folded
+    def _is_fused(self, x: Tensor, plus: Tensor | None) -> bool:
+        """Whether oneDNN computes convolution, sum and ReLU in one pass: inference on a CPU with a folded
         norm, channels-last."""
         return (
             isinstance(self.norm, nn.Identity)
             and isinstance(self.activation, nn.ReLU)
             and type(self.conv) is nn.Conv2d
             and x.is_cpu
-            and x.dtype == plus.dtype == self.conv.weight.dtype
+            and x.dtype == self.conv.weight.dtype
+            and (plus is None or plus.dtype == x.dtype)
             and not torch.is_grad_enabled()
             and not is_traced(x)
             and x.is_contiguous(memory_format=torch.channels_last)
+            and not x.is_contiguous()
             and _has_onednn(x.dtype)
         )
 
@@ -168,12 +170,13 @@ def _has_onednn(dtype: torch.dtype) -> bool:
     )
 
 
-def _sum_and_relu(conv: nn.Conv2d, x: Tensor, plus: Tensor) -> Tensor:
-    """relu(conv(x) + plus); the sum is rounded once."""
+def _conv_and_relu(conv: nn.Conv2d, x: Tensor, plus: Tensor | None) -> Tensor:
+    """relu(conv(x) + plus), rounded once."""
     geometry = [*conv.padding], [*conv.stride], [*conv.dilation], conv.groups
-    return torch.ops.mkldnn._convolution_pointwise.binary(
-        x, plus, conv.weight, conv.bias, *geometry, "add", 1.0, "relu", [], ""
-    )
+    given = conv.weight, conv.bias, *geometry
+    if plus is None:
+        return torch.ops.mkldnn._convolution_pointwise(x, *given, "relu", [], "")
+    return torch.ops.mkldnn._convolution_pointwise.binary(x, plus, *given, "add", 1.0, "relu", [], "")
 
 
 def freeze(module: nn.Module) -> None:
