@@ -26,6 +26,7 @@ from detection_zoo.zoo.parts.frames import Frame
 from detection_zoo.zoo.parts.mask_head import MaskHead, class_masks, mask_loss, mask_targets, paste_masks
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler
 from detection_zoo.zoo.parts.targets import SampledBoxes
+from detection_zoo.zoo.parts.trace import record
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
@@ -90,6 +91,7 @@ class MaskRcnn(FasterRcnn):
         pixels."""
         labels = torch.cat([each.labels for each in found])
         probabilities = class_masks(self.mask(self.mask_features(features, boxes)), labels)
+        record("mask.probabilities", probabilities)
         return [
             replace(each, masks=masks)
             for each, masks in zip(found, probabilities.split([len(each) for each in found]), strict=True)

@@ -29,9 +29,21 @@ from detection_zoo.zoo.parts.mask_head import paste_masks
 from detection_zoo.zoo.parts.proposals import select_proposals
 from detection_zoo.zoo.parts.roi_heads import StageTrunk
 from detection_zoo.zoo.parts.rpn import by_anchor
+from detection_zoo.zoo.parts.trace import trace
 from detection_zoo.zoo.records import Detections
 
 Outputs = dict[str, Output | Skip]
+HEADS = {  # outputs of the fixed boxes -> path or name in the trace
+    "box_pooled": "box.pooler",
+    "box_feat": "box.trunk",
+    "mask_pooled": "mask.pooler",
+    "mask_feat": "mask.hidden",
+    "mask_logits": "mask",
+    "kps_pooled": "keypoint.pooler",
+    "kps_feat": "keypoint.convs",
+    "kps_lowres": "keypoint.low",
+    "kps_heatmaps": "keypoint",
+}
 CONTINUOUS = 1e-5  # relative; float32 and float64 of the original differ by at most about 2e-6
 SWAPPED = (
     1e-3  # a recorded float32-float64 difference above it: near ties swapped places in the original itself
@@ -130,36 +142,37 @@ class _Folder(LoadedModel):
 
     def features_and_heads(self, key: str) -> None:
         """Backbone, pyramid, proposals, and every head on the fixed boxes."""
-        model, add = (
-            self.model,
-            lambda **values: self.add(**{f"{key}__{name}": value for name, value in values.items()}),
-        )
+        model = self.model
         images, sizes = self.sized(key)
-        maps = model.backbone(images)
-        features = model.neck(maps)
-        add(res1=model.backbone.stem(images), **{f"res{name[1:]}": value for name, value in maps.items()})
-        pyramid = len(features) > 1
-        if pyramid:
-            add(**{f"fpn_{name}": value for name, value in features.items()})
+        with trace(model, "backbone.stem", "backbone") as seen:
+            features = model.features(images)
+        values = {"res1": seen["backbone.stem"]}
+        values |= {f"res{name[1:]}": value for name, value in seen["backbone"].items()}
         self.choices[key] = self.proposals(key, features, sizes)
         boxes, places = self.boxes_of(key, len(images))
-        if pyramid:
-            add(fixed_levels=model.box.pooler.level_indices(boxes)[places] + 2)
-        pooled = model.box.pooler(features, boxes)[places]
-        hidden = model.box.trunk(pooled)
-        logits, deltas = model.box.predictor(hidden)
-        feat = F.adaptive_avg_pool2d(hidden, 1) if isinstance(model.box.trunk, StageTrunk) else hidden
-        add(
-            box_pooled=pooled,
-            box_feat=feat,
-            cls_logits=logits,
-            cls_probs=logits.softmax(dim=1),
-            box_deltas=deltas,
+        if len(features) > 1:
+            values |= {f"fpn_{name}": value for name, value in features.items()}
+            values["fixed_levels"] = model.box.pooler.level_indices(boxes)[places] + 2
+        with trace(model, *HEADS.values(), "box.predictor") as seen:
+            model.box(features, boxes)
+            if isinstance(model, MaskRcnn):
+                model.mask(model.mask_features(features, boxes))
+                seen.setdefault("mask.pooler", seen["box.pooler"])
+            if isinstance(model, KeypointRcnn):
+                model.keypoint(model.keypoint.pooler(features, boxes))
+        rows = {name: seen[path][places] for name, path in HEADS.items() if path in seen}
+        rows |= zip(
+            ("cls_logits", "box_deltas"), (part[places] for part in seen["box.predictor"]), strict=True
         )
-        if isinstance(model, MaskRcnn):
-            self.mask_branch(add, features, boxes, places)
-        if isinstance(model, KeypointRcnn):
-            self.keypoint_branch(add, features, boxes, places)
+        if isinstance(model.box.trunk, StageTrunk):
+            rows["box_feat"] = F.adaptive_avg_pool2d(rows["box_feat"], 1)
+        rows["cls_probs"] = rows["cls_logits"].softmax(dim=1)
+        if "mask_logits" in rows:
+            rows["mask_probs"] = rows["mask_logits"].sigmoid()
+        if "kps_heatmaps" in rows:
+            decoded = decode_heatmaps(rows["kps_heatmaps"], torch.cat(boxes)[places])
+            rows["kps_decoded"] = keypoint_rows(*decoded)
+        self.add(**{f"{key}__{name}": value for name, value in (values | rows).items()})
 
     def proposals(self, key: str, features: dict[str, Tensor], sizes: Sequence[Any]) -> ProposalChoices:
         """Maps and proposals of each level, and those collected over levels and images; what they were chosen
@@ -224,30 +237,6 @@ class _Folder(LoadedModel):
         ]
         return torch.cat(rows), torch.cat([each.scores for each in found])
 
-    def mask_branch(self, add: Any, features: dict[str, Tensor], boxes: list[Tensor], places: Tensor) -> None:
-        """Every step of the mask head on the fixed boxes."""
-        model = self.model
-        pooled = (model.mask.pooler or model.box.pooler)(features, boxes)[places]
-        read = model.mask_features(features, boxes)[places]
-        hidden = F.relu(model.mask.upsample(model.mask.convs(model.mask.stage(read))))
-        logits = model.mask.logits(hidden)
-        add(mask_pooled=pooled, mask_feat=hidden, mask_logits=logits, mask_probs=logits.sigmoid())
-
-    def keypoint_branch(
-        self, add: Any, features: dict[str, Tensor], boxes: list[Tensor], places: Tensor
-    ) -> None:
-        """Every step of the keypoint head on the fixed boxes."""
-        head = self.model.keypoint
-        pooled = head.pooler(features, boxes)[places]
-        heatmaps = head(pooled)
-        add(
-            kps_pooled=pooled,
-            kps_feat=head.convs(pooled),
-            kps_lowres=head.low(pooled),
-            kps_heatmaps=heatmaps,
-            kps_decoded=keypoint_rows(*decode_heatmaps(heatmaps, torch.cat(boxes)[places])),
-        )
-
     def detections(self) -> None:
         """The whole test path on an input that is already normalised, plain and with box voting."""
         images, sizes = self.sized("a")
@@ -284,11 +273,11 @@ class _Folder(LoadedModel):
         settled = settle(compute, choices, self.reference, self.dtype)
         choices.start()
         model.choose = choices
-        found = model.finish(raw, [where])[0]
+        with trace(model) as seen:
+            found = model.finish(raw, [where])[0]
         del model.choose
         if isinstance(model, MaskRcnn):
-            masks = model.with_masks(raw.features, [found], model.network_boxes([found], [where]))[0].masks
-            found = replace(found, extra={**found.extra, "mask_probabilities": masks})
+            found = replace(found, extra={**found.extra, "mask_probabilities": seen["mask.probabilities"]})
         self.describe(name, found)
         self.computed |= settled
 

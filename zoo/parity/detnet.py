@@ -7,7 +7,7 @@ import dataclasses
 import re
 import zlib
 from ast import literal_eval
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -34,6 +34,7 @@ from detection_zoo.zoo.parity.detnet_model import (
 )
 from detection_zoo.zoo.parity.near_ties import settle, settle_ties
 from detection_zoo.zoo.parts.roi_heads import box_losses
+from detection_zoo.zoo.parts.trace import trace
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
 from detection_zoo.zoo.weights.load import load_arrays
@@ -232,8 +233,9 @@ class _Detector:
         model = self.model
         images = self.reference.note("inputs", name, "input").tensor(self.kind)
         info = torch.tensor(described["im_info"], dtype=self.kind)
-        maps = {"c1": model.backbone.stem(images)} | model.backbone(images)
-        found = pyramid(model, images)
+        with trace(model, "backbone.stem", "backbone") as seen:
+            found = pyramid(model, images)
+        maps = {"c1": seen["backbone.stem"]} | seen["backbone"]
         levels = dict(zip(model.neck.specs, found.levels, strict=True))
         rpn = {f"rpn_cls_score_{level}": x for level, x in zip(levels, found.logits, strict=True)}
         rpn |= {f"rpn_bbox_pred_{level}": x for level, x in zip(levels, found.delta_maps, strict=True)}
@@ -532,23 +534,13 @@ def _classifier(
 
 
 def _watch(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Outputs of the stages and blocks by the original's names, caught on the way of one forward pass."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        return lambda module, given, result: kept.__setitem__(name, result)
-
-    backbone = model.backbone
-    watched = {"maxpool": backbone.stem} | {f"layer{i}": getattr(backbone, f"c{i + 1}") for i in range(1, 6)}
-    for index in (4, 5):
-        blocks = getattr(backbone, f"c{index + 1}")
-        watched |= {f"layer{index}.{i}": block for i, block in enumerate(blocks)} | {
-            f"layer{index}.0.extra_conv": blocks[0].shortcut
-        }
-    hooks = [module.register_forward_hook(keep(name)) for name, module in watched.items()]
-    with torch.no_grad():
-        kept["logits"] = model(images)
-    for hook in hooks:
-        hook.remove()
-    kept["avgpool"] = kept["layer5"].mean(dim=(2, 3), keepdim=True)
-    return kept
+    """Outputs of the stages and blocks in one forward pass, by the original's names."""
+    paths = {"maxpool": "backbone.stem"} | {f"layer{i}": f"backbone.c{i + 1}" for i in range(1, 6)}
+    for layer in ("layer4", "layer5"):
+        blocks = range(len(model.get_submodule(paths[layer])))
+        paths |= {f"{layer}.{i}": f"{paths[layer]}.{i}" for i in blocks}
+        paths[f"{layer}.0.extra_conv"] = f"{paths[layer]}.0.shortcut"
+    with torch.no_grad(), trace(model, *paths.values()) as seen:
+        logits = model(images)
+    kept = {name: seen[path] for name, path in paths.items()}
+    return kept | {"logits": logits, "avgpool": kept["layer5"].mean(dim=(2, 3), keepdim=True)}

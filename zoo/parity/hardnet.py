@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from detection_zoo.zoo.parity.base import (
     to_numpy,
 )
 from detection_zoo.zoo.parity.gates import GATE_GAP, RecordedGradient, flipped, gates_as_recorded
+from detection_zoo.zoo.parts.trace import trace
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS
 from detection_zoo.zoo.training.recipe import build_optimizer
@@ -114,30 +115,6 @@ def build_classifier(meta: dict[str, Any]) -> nn.Module:
     )
 
 
-class _Captured:
-    """Outputs of named modules during one forward pass, kept before anything changes them in place."""
-
-    def __init__(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
-        self.values: dict[str, Any] = {}
-        self._handles = [
-            module.register_forward_hook(
-                lambda _m, _a, out, name=name: self.values.__setitem__(name, _copied(out))
-            )
-            for name, module in modules
-        ]
-
-    def __enter__(self) -> dict[str, Any]:
-        return self.values
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
-def _copied(value: Any) -> Any:
-    return [item.detach().clone() for item in value] if isinstance(value, list) else value.detach().clone()
-
-
 class _Folder:
     """One folder with a model."""
 
@@ -190,8 +167,8 @@ class _Folder:
                     part, tolerance=EXACT if exact else max(LEAST, 10 * said["float64_difference"])
                 )
 
-    def _module(self, path: str) -> nn.Module:
-        """The module that a file calls base.N..., bridge, loc.N or conf.N."""
+    def _path(self, output: str) -> str:
+        """The path of the module that a file calls base.N..., bridge, loc.N or conf.N."""
         body = "stages" if hasattr(self.model.backbone, "stages") else "features"
         for theirs, ours in (
             ("base.", f"backbone.{body}."),
@@ -199,9 +176,9 @@ class _Folder:
             ("loc.", "box_head."),
             ("conf.", "class_head."),
         ):
-            if path.startswith(theirs):
-                return self.model.get_submodule(ours + path.removeprefix(theirs))
-        raise ParityError(f"{self.reference.folder}: no module is known for output {path!r}")
+            if output.startswith(theirs):
+                return ours + output.removeprefix(theirs)
+        raise ParityError(f"{self.reference.folder}: no module is known for output {output!r}")
 
     def _input(self, name: str) -> Tensor:
         return self.reference.note("inputs", name).tensor(self.dtype)
@@ -210,31 +187,29 @@ class _Folder:
         images = self._input(letter)
         last = None if self.is_detector else f"base.{len(self.model.backbone.stages)}"
         prefix = f"{letter}."
-        paths = {
+        names = {
             name.removeprefix(prefix).removesuffix(".inner")
             for name in self.reference.recorded
             if name.startswith((f"{prefix}base", f"{prefix}bridge"))
         }
-        with _Captured((path, self._module(path)) for path in paths - {last}) as captured:
+        paths = {name: self._path(name) for name in names - {last}}
+        with trace(self.model, *paths.values()) as seen:
             end = self.model.backbone(images) if self.is_detector else self.model(images)
         if last is not None:
-            captured[last] = end
-        for path, value in captured.items():
-            self._keep(f"{letter}.{path}", value)
+            self._keep(f"{letter}.{last}", end)
+        for name, path in paths.items():
+            self._keep(f"{letter}.{name}", seen[path])
 
     def _whole_network(self) -> None:
         model, images = self.model, self._input("c")
-        heads = [
-            (f"{kind}.{level}", self._module(f"{kind}.{level}"))
-            for kind in ("loc", "conf")
-            for level in range(len(model.box_head))
-        ]
-        with _Captured([("source", model.pyramid), *heads]) as captured:
+        heads = [f"{kind}.{level}" for kind in ("loc", "conf") for level in range(len(model.box_head))]
+        paths = {name: self._path(name) for name in heads}
+        with trace(model, "pyramid", *paths.values()) as seen:
             offsets, logits = model.network(images)
-        for level, features in enumerate(captured.pop("source")):
+        for level, features in enumerate(seen["pyramid"]):
             self._keep(f"c.source.{level}", features)
-        for path, value in captured.items():
-            self._keep(f"c.{path}", value)
+        for name, path in paths.items():
+            self._keep(f"c.{name}", seen[path])
         self._keep("c.loc", offsets.transpose(1, 2))
         self._keep("c.conf", logits)
         raw = model.raw(images, torch.tensor([images.shape[2:]]))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.detectors.classifier import Classifier
-from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnTraining
+from detection_zoo.zoo.detectors.faster_rcnn import RcnnTraining
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.detectors.retinanet import RetinaNet
@@ -42,6 +42,7 @@ from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
 from detection_zoo.zoo.parts.matching import BalancedSampler
 from detection_zoo.zoo.parts.proposals import Proposals, select_proposals
 from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, select_detections
+from detection_zoo.zoo.parts.trace import trace
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
@@ -53,6 +54,26 @@ Outputs = dict[str, Output | Skip]
 # of scores: the most is twice what an instruction set and number of threads moved a score by, beside double
 # precision (9.8e-6: V-39 with SSE41 and two threads)
 GAPS = (2e-6, 2e-5)
+# outputs of an input -> path of the module that computes them
+STAGES = {
+    "stem": "backbone.stem",
+    "fpn": "neck",
+    "rpn.logits|rpn.deltas": "rpn.head",
+    "retina.logits|retina.deltas": "head",
+}
+ROIS = {
+    "roi.pooled": "box.pooler",
+    "roi.features": "box.trunk",
+    "roi.class_logits|roi.box_deltas": "box.predictor",
+}
+BRANCHES = {
+    "mask.features": "mask.convs",
+    "mask.logits": "mask",
+    "mask.pooled": "mask.pooler",
+    "keypoint.pooled": "keypoint.pooler",
+    "keypoint.features": "keypoint.convs",
+    "keypoint.heatmaps": "keypoint",
+}
 DETECTOR_FORMAT, CLASSIFIER_FORMAT = "maskrcnn_benchmark_pth", "vovnet_imagenet_pth"
 
 
@@ -189,35 +210,40 @@ class _Folder:
 
     def _inference(self, name: str, batch: Batch) -> None:
         model = self.model
-        self._map(f"{name}.stem", model.backbone.stem(batch.images))
-        maps = model.backbone(batch.images)
-        handed_on = list(maps.values()) if hasattr(model.neck, "levels") else list(model.neck(maps).values())
-        for i, value in enumerate(handed_on):
-            self._map(f"{name}.body.{i}", value)
-        features = model.neck(maps)
-        for i, value in enumerate(features.values()):
-            self._map(f"{name}.fpn.{i}", value)
+        with trace(model, *STAGES.values(), "backbone") as seen:
+            if isinstance(model, RetinaNet):
+                raw = model.raw(batch.images, batch.sizes)
+                for i, found in enumerate(model.postprocess(raw, batch.sizes)):
+                    self._detections(f"{name}.detections.image{i}", found)
+            else:
+                features = model.features(batch.images)
+                model.rpn.head(list(features.values()))
+        body = {"body": "backbone" if hasattr(model.neck, "levels") else "neck"}
+        self._traced(name, STAGES | body, seen)
         if isinstance(model, RetinaNet):
-            self._dense(name, batch)
-        else:
-            self._proposals(name, batch, features)
+            return
+        self._proposals(name, batch)
         fixed = self.meta["inputs"].get("fixed_boxes")
-        if fixed and fixed["on"] == name and isinstance(model, FasterRcnn):
+        if fixed and fixed["on"] == name:
             self._fixed_boxes(name, batch, features, fixed)
 
-    def _dense(self, name: str, batch: Batch) -> None:
-        raw = self.model.raw(batch.images, batch.sizes)
-        for i, (logits, deltas) in enumerate(zip(raw.logits, raw.deltas, strict=True)):
-            self._map(f"{name}.retina.logits.{i}", logits)
-            self._map(f"{name}.retina.deltas.{i}", deltas)
-        for i, found in enumerate(self.model.postprocess(raw, batch.sizes)):
-            self._detections(f"{name}.detections.image{i}", found)
+    def _traced(self, name: str, table: Mapping[str, str], seen: Mapping[str, Any]) -> None:
+        """Outputs of one input from a table: output -> path in the trace, of a map, of the maps of levels, or
+        of two lists, whose names the output joins by "|"."""
+        for outputs, path in table.items():
+            if path not in seen:
+                continue
+            parts = seen[path] if "|" in outputs else [seen[path]]
+            for output, value in zip(outputs.split("|"), parts, strict=True):
+                levels = list(value.values()) if isinstance(value, dict) else value
+                if isinstance(levels, Tensor):
+                    self._map(f"{name}.{output}", levels)
+                    continue
+                for i, level in enumerate(levels):
+                    self._map(f"{name}.{output}.{i}", level)
 
-    def _proposals(self, name: str, batch: Batch, features: dict[str, Tensor]) -> None:
+    def _proposals(self, name: str, batch: Batch) -> None:
         model = self.model
-        for i, (logits, deltas) in enumerate(zip(*model.rpn.head(list(features.values())), strict=True)):
-            self._map(f"{name}.rpn.logits.{i}", logits)
-            self._map(f"{name}.rpn.deltas.{i}", deltas)
         if not self._wants(f"{name}.proposals.", f"{name}.detections."):
             return
         with self._near_proposals() as choices:
@@ -339,38 +365,24 @@ class _Folder:
         labels, size = torch.tensor(fixed["labels"]) - 1, batch.sizes[0].tolist()
         pooler: RoiAlignPooler = model.box.pooler
         self._exact(f"{name}.roi.levels", pooler.level_indices(boxes))
-        hidden, logits, deltas = model.box(features, boxes)
-        for part, value in (
-            ("pooled", pooler(features, boxes)),
-            ("features", hidden),
-            ("class_logits", logits),
-            ("box_deltas", deltas),
-        ):
-            self._map(f"{name}.roi.{part}", value)
+        with trace(model, *ROIS.values(), *BRANCHES.values(), "box.pooler") as seen:
+            _, logits, deltas = model.box(features, boxes)
+            self._traced(name, ROIS, seen)
+            if isinstance(model, MaskRcnn):
+                mask_logits = model.mask(model.mask_features(features, boxes))
+                pooled = {"mask.pooled": "mask.pooler" if "mask.pooler" in seen else "box.pooler"}
+                self._traced(name, BRANCHES | pooled, seen)
+            if isinstance(model, KeypointRcnn):
+                heatmaps = model.keypoint(model.keypoint.pooler(features, boxes))
+                self._traced(name, BRANCHES, seen)
         found = select_detections(
             logits, deltas, boxes, [size], coder=model.coder, rule=model.detection_rule
         )[0]
         self._detections(f"{name}.roi.detections.image0", found)
         if isinstance(model, MaskRcnn):
-            pooled = model.mask_features(features, boxes)
-            if model.mask.pooler is not None:
-                self._map(f"{name}.mask.pooled", pooled)
-            else:
-                self._map(f"{name}.mask.pooled", pooler(features, boxes))
-            self._map(f"{name}.mask.features", model.mask.convs(pooled))
-            self._map(f"{name}.mask.logits", model.mask(pooled))
-            self._masks(
-                f"{name}.mask", class_masks(model.mask(pooled), labels).to(self.kind), boxes[0], size, "probs"
-            )
+            masks = class_masks(mask_logits, labels).to(self.kind)
+            self._masks(f"{name}.mask", masks, boxes[0], size, "probs")
         if isinstance(model, KeypointRcnn):
-            pooled = model.keypoint.pooler(features, boxes)
-            heatmaps = model.keypoint(pooled)
-            for part, value in (
-                ("pooled", pooled),
-                ("features", model.keypoint.convs(pooled)),
-                ("heatmaps", heatmaps),
-            ):
-                self._map(f"{name}.keypoint.{part}", value)
             if not self._wants(f"{name}.keypoint.keypoints", f"{name}.keypoint.scores"):
                 return
             places, values, _ = decode_heatmaps(heatmaps, boxes[0])

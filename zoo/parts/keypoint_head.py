@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from detection_zoo.kernels.operator import operator
 from detection_zoo.zoo.parts.fixed_size import rows_of
 from detection_zoo.zoo.parts.norm import ConvNorm
+from detection_zoo.zoo.parts.trace import record
 
 
 class KeypointHead(nn.Module):
@@ -55,7 +56,9 @@ class KeypointHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled features (R, C, S / 4, S / 4) to heat maps (R, P, S, S)."""
-        return self.double_size(self.low(pooled))
+        low = self.low(pooled)
+        record("keypoint.low", low)
+        return self.double_size(low)
 
     def double_size(self, low: Tensor) -> Tensor:
         """Maps (R, P, S / 2, S / 2) to (R, P, S, S), without trained weights."""

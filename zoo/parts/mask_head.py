@@ -16,6 +16,7 @@ from detection_zoo.zoo.parts.fixed_size import fixed_size
 from detection_zoo.zoo.parts.norm import ConvNorm
 from detection_zoo.zoo.parts.polygons import draw_polygons
 from detection_zoo.zoo.parts.proposals import Size
+from detection_zoo.zoo.parts.trace import record
 
 
 class MaskHead(nn.Module):
@@ -60,7 +61,9 @@ class MaskHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled features (R, C, M / 2, M / 2) to logits (R, K + 1, M, M)."""
-        return self.logits(F.relu(self.upsample(self.convs(self.stage(pooled))), inplace=True))
+        hidden = F.relu(self.upsample(self.convs(self.stage(pooled))), inplace=True)
+        record("mask.hidden", hidden)
+        return self.logits(hidden)
 
 
 def class_masks(logits: Tensor, labels: Tensor) -> Tensor:
