@@ -209,7 +209,7 @@ def test_pixels_near_the_threshold_are_on_the_recorded_side(off: float, same: bo
     areas, note = settle_areas(lambda by: chances > 0.5 + by, reference, "areas", own, (1, 2))
     assert torch.equal(areas, theirs if same else own)
     assert note == (
-        "3 pixels within 1e-05 of the threshold are on the side that was recorded" if same else None
+        "3 pixels within 1e-05 of the threshold are counted on the recorded side" if same else None
     )
 
 

@@ -163,7 +163,7 @@ def test_a_row_that_departs_from_the_recorded_settings_is_named(tmp_path: Path) 
     settings["SOLVER"]["GAMMA"] = 0.2
     notes = parity(copied(RETINA, tmp_path, settings=settings)).notes
     asked = parity(tmp_path / RETINA, row="retinanet_resnet50_fpn_1x.maskrcnn_benchmark")
-    assert asked.notes[0].endswith(".detection_rule, .rule: built as the row says")
+    assert asked.notes[0].endswith(".detection_rule, .rule: built as the row is")
     with pytest.raises(CheckpointError, match="missing from the file"):
         parity(tmp_path / RETINA, row="faster_rcnn_vovnet39_fpn_2x.vovnet")
     assert (
@@ -424,7 +424,7 @@ def test_levels_of_odd_sizes_are_halved_upwards() -> None:
 def test_folders_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     with pytest.raises(ParityError, match=r"outputs\.json: no such file"):
         parity(tmp_path)
-    with pytest.raises(ParityError, match="no adapter knows source 'somebody/else'"):
+    with pytest.raises(ParityError, match="there is no adapter for source 'somebody/else'"):
         parity(copied("common_steps", tmp_path, source="somebody/else@1"))
     folder = copied("common_steps", tmp_path / "again")
     (folder / "outputs.npz").write_bytes((folder / "outputs.npz").read_bytes()[:1000])

@@ -42,7 +42,7 @@ def test_a_folder_that_no_schedule_stands_for_says_so(tmp_path: Path) -> None:
     np.savez(tmp_path / "schedule.npz", a=np.zeros((1, 2)))
     described = {"a": {"command": "other_script.py --lr 1", "updates": 3}}
     (tmp_path / "schedule.json").write_text(json.dumps(described))
-    with pytest.raises(ParityError, match="a: no schedule is known of the script 'other_script.py'"):
+    with pytest.raises(ParityError, match="a: there is no schedule for the script 'other_script.py'"):
         check_reference(tmp_path)
     (tmp_path / "schedule.json").unlink()
     with pytest.raises(ParityError, match="no such file"):

@@ -56,5 +56,5 @@ def test_an_unknown_source_and_a_missing_array_say_so(tmp_path: Path) -> None:
         check_trajectory(folder)
     meta = json.loads((folder / "train_steps.json").read_text())
     (folder / "train_steps.json").write_text(json.dumps({**meta, "source": "some/body@1"}))
-    with pytest.raises(ParityError, match="no adapter knows source 'some/body'"):
+    with pytest.raises(ParityError, match="there is no adapter for source 'some/body'"):
         check_trajectory(folder)

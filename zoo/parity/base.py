@@ -1,7 +1,6 @@
 """Parity: recompute everything that a folder of reference outputs records, and compare it output by output.
 
-An adapter (one module a source repository) knows how to recompute; this file reads folders, dispatches and
-compares.
+An adapter, one module for each source repository, recomputes; this file reads folders, calls it and compares.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ ROUNDING = 1e-12  # of moments, which are sums in another order where the array'
 TOLERANCE = {
     "float32": 1e-4,
     "float64": 1e-4,
-}  # of continuous outputs, relative L2; folders and adapters ask for less
+}  # of continuous outputs, relative L2; folders and adapters set lower ones
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class Output:
 
     value: array or tensor of the recorded shape. tolerance: relative L2 difference allowed; none: the
         default; 0.0: exactly.
-    expected: what is recorded, where that is not in outputs.npz (numbers of outputs.json). note: what its
-        line says besides.
+    expected: what is recorded, where that is not in outputs.npz (numbers of outputs.json). note: a remark
+        on its line.
     """
 
     value: Any
@@ -85,7 +84,7 @@ class ParityLine:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Every line of one folder, what was built, and what is worth saying besides."""
+    """Every line of one folder, what was built, and remarks."""
 
     folder: str
     source: str
@@ -96,7 +95,7 @@ class ParityReport:
 
     @property
     def ok(self) -> bool:
-        """Whether something was compared, nothing differs, and every skip says why."""
+        """Whether something was compared, nothing differs, and every skip has a reason."""
         compared = any(line.verdict == "ok" for line in self.lines)
         return compared and all(
             line.verdict == "ok" or (line.verdict == "skipped" and line.reason) for line in self.lines
@@ -137,8 +136,8 @@ class Reference:
     """A folder of recorded outputs."""
 
     folder: Path
-    asked: bool = False  # the row was asked for by name: it is built as it stands, whatever the folder says
-    notes: list[str] = field(default_factory=list, compare=False)  # adapters add what a report should say
+    asked: bool = False  # the row was given by name: it is built as it is, whatever the folder states
+    notes: list[str] = field(default_factory=list, compare=False)  # remarks that adapters add to the report
 
     @property
     def is_steps(self) -> bool:
@@ -326,7 +325,7 @@ def step_outputs(reference: Reference, kind: torch.dtype) -> dict[str, Output | 
 
 
 def find_row(reference: Reference, row: str | None) -> ModelEntry | None:
-    """The manifest row asked for, or the one whose source_config is the folder's; none where no row names
+    """The manifest row given, or the one whose source_config is the folder's; none where no row names
     it."""
     manifests = load_manifests()
     if row is not None:
@@ -362,7 +361,7 @@ def parity(
     reference = Reference(Path(folder), asked=row is not None)
     if reference.repository not in ADAPTERS:
         raise ParityError(
-            f"{reference.folder}: no adapter knows source {reference.repository!r}; known:"
+            f"{reference.folder}: there is no adapter for source {reference.repository!r}; known:"
             f" {', '.join(sorted(ADAPTERS))}"
         )
     entry = find_row(reference, row)

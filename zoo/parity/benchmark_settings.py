@@ -27,7 +27,7 @@ _WIDTHS = {
     "conv5": {},
     "xconv1fc": {"width": "MLP_HEAD_DIM", "convs": "NUM_STACKED_CONVS", "conv_channels": "CONV_HEAD_DIM"},
 }
-_FIXED = {  # settings whose other values nothing here can follow, by section
+_FIXED = {  # settings of which only these values are supported, by section
     "ROI_BOX_HEAD": {"DILATION": 1},
     "ROI_MASK_HEAD": {"DILATION": 1, "POSTPROCESS_MASKS": False, "CONV_LAYERS": [256] * 4},
     "ROI_KEYPOINT_HEAD": {"CONV_LAYERS": [512] * 8, "SHARE_BOX_FEATURE_EXTRACTOR": False},
@@ -38,7 +38,7 @@ _FIXED = {  # settings whose other values nothing here can follow, by section
 
 def entry_from_settings(reference: Reference) -> ModelEntry:
     """A row made of a folder's recorded settings and of its checkpoint's shapes; raises ParityError for
-    settings it cannot follow."""
+    settings that are not supported."""
     settings = reference.meta.get("settings")
     if not settings:
         raise ParityError(
@@ -56,7 +56,7 @@ def entry_from_settings(reference: Reference) -> ModelEntry:
     if body is None:
         given = settings["BACKBONE"]["CONV_BODY"]
         raise ParityError(
-            f"{reference.folder}: backbone {given!r} is not known; known: R or V, a depth, and FPN,"
+            f"{reference.folder}: backbone {given!r} is unknown; known: R or V, a depth, and FPN,"
             " FPN-RETINANET or C4, as in R-50-FPN"
         )
     kind = body["kind"]
@@ -137,7 +137,7 @@ def _detector(settings: Settings, retina: bool, norms: Mapping[str, str]) -> Com
         return Component(name="retinanet", convs=settings["RETINANET"]["NUM_CONVS"])
     extractor = settings["ROI_BOX_HEAD"]["FEATURE_EXTRACTOR"]
     if extractor not in _BOX_HEADS:
-        raise ParityError(f"box head {extractor!r} is not known; known: {', '.join(_BOX_HEADS)}")
+        raise ParityError(f"box head {extractor!r} is unknown; known: {', '.join(_BOX_HEADS)}")
     arguments: dict[str, Any] = {"box_head": _BOX_HEADS[extractor], "norm": norms["box"]}
     widths = {
         ours: settings["ROI_BOX_HEAD"][theirs]
@@ -155,7 +155,7 @@ def _detector(settings: Settings, retina: bool, norms: Mapping[str, str]) -> Com
 
 
 def _conventions(settings: Settings, kind: str, detector: str) -> dict[str, Any]:
-    """The sections of conventions that the settings decide."""
+    """The sections of conventions that the settings give."""
     pixels = settings["INPUT"]
     shape: dict[str, Any] = {
         "image": {

@@ -48,7 +48,7 @@ def make_body(tensors: list[dict[str, Any]], kind: str) -> Body:
 
 
 def imagenet_outputs(reference: Reference, kind: torch.dtype) -> dict[str, Output | Skip]:
-    """The stages (N, C, H, W) of every backbone whose file the folder beside describes."""
+    """The stages (N, C, H, W) of every backbone whose file the parent folder describes."""
     images = reference.note("how").tensor(kind)
     computed: dict[str, Output | Skip] = {}
     for name in dict.fromkeys(output.rpartition(".")[0] for output in reference.recorded):

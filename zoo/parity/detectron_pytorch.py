@@ -126,10 +126,10 @@ class _Folder(LoadedModel):
         """The images of one input and the (height, width) that its proposals are clipped to."""
         note = self.reference.note("inputs", key)
         images, rows = note.tensor(self.kind), [(row[0], row[1]) for row in note.need("im_info")]
-        return images, rows if len(rows) == len(images) else rows * len(images)  # one row counts for all
+        return images, rows if len(rows) == len(images) else rows * len(images)  # one row is that of all
 
     def boxes_of(self, key: str, images: int) -> tuple[list[Tensor], Tensor]:
-        """The fixed boxes of each image, and where each of the recorded rows stands among them."""
+        """The fixed boxes of each image, and the index of each recorded row among them."""
         boxes = torch.tensor(self.meta["fixed_boxes"], dtype=self.kind)
         if key == "a":
             return [boxes], torch.arange(len(boxes))
@@ -207,7 +207,7 @@ class _Folder(LoadedModel):
         anchors: Sequence[Tensor],
         sizes: Sequence[Any],
     ) -> dict[str, Tensor]:
-        """Proposals of each level, whose names have these ends, and those handed to the heads."""
+        """Proposals of each level, whose names have these ends, and those that the heads get."""
         model, values = self.model, {}
         rule, pyramid = model.rpn.rules[False], len(ends) > 1
         alone = rule.model_copy(update={"collect": 0})

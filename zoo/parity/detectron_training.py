@@ -309,8 +309,8 @@ class _Step:
 
 
 def settle_draws(rois: Tensor, recorded: Tensor, proposals: Sequence[Proposals]) -> tuple[Tensor, int]:
-    """Sampled boxes, and how many changed: where two proposals of nearly equal scores stand the other way
-    round in the record, the one it drew.
+    """Sampled boxes, and how many changed: where two proposals of nearly equal scores are in the other order
+    in the record, the one that was drawn.
 
     Args:
         rois: (R, 5) image and box. recorded: (R, 5) too, else nothing changes. proposals: of each image.

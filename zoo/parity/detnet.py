@@ -57,7 +57,7 @@ _ELSEWHERE = (
     "ANCHOR_SCALES",
     "FEAT_STRIDE",
     "POOLING_SIZE",
-)  # told by the backbone and the truth, or idle
+)  # they follow from the backbone and the objects, or have no effect
 _POOLINGS = {"align": "roi_align_averaged", "pool": "roi_pool"}
 
 
@@ -161,7 +161,8 @@ def _configured(reference: Reference, bundle: str) -> Conventions:
     pooling = overrides.pop("POOLING_MODE", options.get("pooling", "align"))
     if pooling not in _POOLINGS:
         raise ParityError(
-            f"{reference.folder}: pooling {pooling!r} works on no pyramid; known: {', '.join(_POOLINGS)}"
+            f"{reference.folder}: pooling {pooling!r} is not supported on a pyramid; known:"
+            f" {', '.join(_POOLINGS)}"
         )
     changed: dict[str, Any] = {"pooling": {"size": options["pooled_size"], "method": _POOLINGS[pooling]}}
     if options.get("yml", "").endswith("_ls.yml"):
@@ -172,20 +173,20 @@ def _configured(reference: Reference, bundle: str) -> Conventions:
             value = [[float(size)] for size in value] if field == "sizes" else value
             changed = merge(changed, {section: {field: value}})
     if other := sorted(set(overrides) - set(_ELSEWHERE)):
-        reference.notes.append(f"the options set {', '.join(other)}, which nothing here follows")
+        reference.notes.append(f"the options set {', '.join(other)}, which are not supported")
     base = load_manifests().conventions[bundle].model_dump(exclude_unset=True)
     return Conventions.model_validate(merge(base, changed))
 
 
 def row_for(reference: Reference, entry: ModelEntry | None, own: dict[str, Any]) -> ModelEntry:
-    """The manifest row, or where the folder is of another model, a row made of what the folder itself says
+    """The manifest row, or where the folder is of another model, a row made of what the folder itself states
     (`own`, fields of ModelEntry)."""
     if entry is not None:
         differing = [name for name, value in own.items() if not _same(getattr(entry, name), value)]
         if not differing:
             return entry
         reference.notes.append(
-            f"the folder differs from row {entry.name} in {', '.join(differing)}; built as the folder says"
+            f"the folder differs from row {entry.name} in {', '.join(differing)}; built as the folder states"
         )
     return ModelEntry(
         name=reference.folder.name, source="detnet", title=reference.folder.name, dataset="voc_0712", **own
@@ -277,7 +278,7 @@ class _Detector:
         deltas: Tensor,
         info: Tensor,
     ) -> None:
-        """Rows and counts of the first image, near choices as recorded."""
+        """Rows and counts of the first image, with near ties as recorded."""
         choices = detection_choices(self.model, soft)
 
         def compute() -> Outputs:
@@ -299,8 +300,8 @@ class _Detector:
     def _proposals(
         self, name: str, images: Tensor, found: Pyramid, sizes: Tensor, rule: ProposalConventions
     ) -> Tensor:
-        """Proposals (N, R, 5) of a batch; near ties stand in the recorded order as far as it is known, and
-        else as double precision ranks them."""
+        """Proposals (N, R, 5) of a batch; near ties are in the recorded order as far as it is known,
+        otherwise in that of double precision."""
         limits = sizes.tolist()
         proposals = propose(found, limits, rule)
         rois = as_rois([each.boxes for each in proposals])
@@ -312,14 +313,14 @@ class _Detector:
         if self.kind != torch.float64 and any((own[:-1] - own[1:] < NEAR).any() for own in scores):
             finer = pyramid(
                 deepcopy(self.model).double(), images.double()
-            ).scores  # the folders say that both precisions agree on the order
+            ).scores  # by the folders' notes both precisions give the same order
             scores = [own[rows] for own, rows in zip(finer, kept, strict=True)]
         for index, own in enumerate(scores):
             boxes = proposals[index].boxes[: len(own)]
             ranked = own.sort(descending=True, stable=True)
             if moved := int((_array(ranked.indices) != np.arange(len(own))).sum()):
                 self.reference.notes.append(
-                    f"{name}: {moved} rows stand as double precision ranks their scores"
+                    f"{name}: {moved} rows are in the order of their scores in double precision"
                 )
             order = ranked.indices[
                 self._order(name, ranked.values, boxes[ranked.indices], known[index, : len(boxes), 1:])
@@ -328,8 +329,8 @@ class _Detector:
         return rois
 
     def _settled_detections(self, name: str, rows: Tensor) -> Tensor:
-        """Rows (M, 6) class, box, score by class and falling score; near ties of a class stand as far as it
-        is known in the recorded order."""
+        """Rows (M, 6) class, box, score by class and falling score; near ties of a class are in the
+        recorded order as far as it is known."""
         known = known_values(self.reference, name) if name in self.reference.recorded else None
         if known is None or known.shape != tuple(rows.shape):
             return rows
@@ -370,7 +371,7 @@ class _Detector:
         )
 
     def _expect(self, name: str, value: Any, expected: Any) -> None:
-        """Compare with numbers that stand in outputs.json itself, exactly."""
+        """Compare exactly with numbers of outputs.json itself."""
         if expected is not None:
             self.computed[name] = _expected(value, expected)
 

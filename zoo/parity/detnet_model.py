@@ -23,8 +23,8 @@ CODER = BoxCoder(offset=OFFSET, far_offset=0.0, cap=None)
 
 @dataclass
 class Pyramid:
-    """What the network knows of a batch before the box head: pyramid levels, RPN maps, ranking scores (N, A),
-    deltas (N, A, 4), anchors (A, 4)."""
+    """What the network computes of a batch before the box head: pyramid levels, RPN maps, ranking scores
+    (N, A), deltas (N, A, 4), anchors (A, 4)."""
 
     levels: list[Tensor]
     logits: list[Tensor]
@@ -49,7 +49,7 @@ def pyramid(model: FasterRcnn, images: Tensor) -> Pyramid:
 
 
 def propose(found: Pyramid, sizes: Sequence[Size], rule: ProposalConventions) -> list[Proposals]:
-    """Proposals of each image, filled with zero boxes as the rule says; sizes in pixels."""
+    """Proposals of each image, filled with zero boxes by the rule; sizes in pixels."""
     parts = [found.scores], [found.deltas], [found.anchors]
     return select_proposals(*parts, sizes, coder=CODER, rule=rule)
 

@@ -13,12 +13,12 @@ from detection_zoo.zoo.errors import ZooError
 
 
 class ParityError(ZooError):
-    """A reference folder cannot be read, or no adapter knows its source."""
+    """A reference folder cannot be read, or there is no adapter for its source."""
 
 
 class Described(dict[str, Any]):
-    """A JSON object that names its file where a field is missing: what a reference folder says of itself is
-    needed, not guessed."""
+    """A JSON object that names its file where a field is missing: what a reference folder states
+    is needed, not guessed."""
 
     def __init__(self, path: Path, fields: dict[str, Any]) -> None:
         super().__init__(fields)
@@ -36,7 +36,7 @@ def read_json(path: Path, wanted: str) -> dict[str, Any]:
 
     Args:
         path: the file.
-        wanted: what the folder of a missing file should hold, for the error.
+        wanted: files that the folder should hold, for the error.
 
     Raises:
         ParityError: no such file, not JSON, or no object.
@@ -46,11 +46,11 @@ def read_json(path: Path, wanted: str) -> dict[str, Any]:
             path.read_text(encoding="utf-8"), object_hook=lambda fields: Described(path, fields)
         )
     except FileNotFoundError:
-        raise ParityError(f"{path}: no such file; --reference wants a folder with {wanted}") from None
+        raise ParityError(f"{path}: no such file; --reference needs a folder with {wanted}") from None
     except json.JSONDecodeError as error:
         raise ParityError(f"{path}: not valid JSON: {error}; is the file cut short?") from None
     if not isinstance(content, dict):
-        raise ParityError(f"{path}: holds a {type(content).__name__}, an object is wanted")
+        raise ParityError(f"{path}: holds a {type(content).__name__}, an object is needed")
     return content
 
 
@@ -64,6 +64,6 @@ def read_arrays(path: Path, wanted: str = "the files of its recording") -> dict[
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
-        raise ParityError(f"{path}: no such file; --reference wants a folder with {wanted}") from None
+        raise ParityError(f"{path}: no such file; --reference needs a folder with {wanted}") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ParityError(f"{path}: cannot be read ({error}); is the file cut short?") from None

@@ -38,7 +38,7 @@ from detection_zoo.zoo.weights.load import checkpoint_format, copy_into
 FORMATS = {"detector": "pytorchssd_pth", "classifier": "hardnet_imagenet_pth"}
 Outputs = dict[str, Output | Skip]
 EXACT = 1e-12  # room for the mean of equal numbers summed in another order
-LEAST = 1e-6  # no folder asks for less of a continuous output
+LEAST = 1e-6  # the lowest tolerance of a continuous output in any folder
 # of a gradient's mean and deviation: four times what SSE41 moved those of an extra layer by (2.3e-6)
 ROUNDED = 1e-5
 
@@ -46,7 +46,7 @@ ROUNDED = 1e-5
 def outputs(reference: Reference, entry: ModelEntry | None, dtype: str, checkpoint: str | None) -> Outputs:
     """Every output of a folder, recomputed; see zoo.parity.base."""
     if reference.is_steps:
-        reference.notes.append("single steps are computed in the original's own types, whatever dtype says")
+        reference.notes.append("single steps are computed in the original's own types, whatever --dtype is")
         return step_outputs(reference, getattr(torch, dtype))
     with torch.random.fork_rng(devices=[]):
         return _Folder(reference, entry, dtype, checkpoint).outputs()
@@ -134,7 +134,7 @@ class _Folder:
 
     def _build(self, entry: ModelEntry | None) -> nn.Module:
         if entry is None:
-            self.reference.notes.append("no row has this source_config; built from what outputs.json says")
+            self.reference.notes.append("no row has this source_config; built from outputs.json")
             return build_detector(self.meta) if self.is_detector else build_classifier(self.meta)
         from detection_zoo.zoo.build import build_model
 

@@ -101,7 +101,7 @@ def score_gap(reference: Reference, boxes: str) -> float:
     of that list differ by (root mean square), as far as it is within `GAPS`.
 
     Args:
-        boxes: recorded name of the boxes; the scores stand beside them.
+        boxes: recorded name of the boxes; the scores have the same prefix.
     """
     for name in (f"{boxes.removesuffix('boxes')}{part}" for part in ("scores", "objectness")):
         if name in reference.recorded:
@@ -147,7 +147,7 @@ class _Folder:
             differing.append("conventions.image")
         if not differing:
             return entry, assemble(entry)
-        built = "built as the row says" if self.reference.asked else "built from the recorded settings"
+        built = "built as the row is" if self.reference.asked else "built from the recorded settings"
         some = ", ".join(differing[:8]) + (f", ... ({len(differing)} in all)" if len(differing) > 8 else "")
         self.reference.notes.append(f"row {entry.name} departs from the recorded settings in {some}: {built}")
         return (entry, assemble(entry)) if self.reference.asked else (recorded, assemble(recorded))
@@ -185,7 +185,7 @@ class _Folder:
         """Whether anything is recorded under one of these prefixes; the rest need not be computed."""
         return any(name.startswith(prefixes) for name in self.reference.recorded)
 
-    # ---- filing ----
+    # ---- outputs ----
 
     def _map(self, name: str, value: Tensor) -> None:
         """A map or head output, and its mean over channels."""
@@ -195,7 +195,7 @@ class _Folder:
 
     def _list(self, name: str, value: Tensor, columns: str = "", moved: int = 0) -> None:
         """Rows of numbers, also by column; moved: how many rows a near tie has in the recorded order."""
-        note = f"{moved} rows of nearly equal scores stand in the recorded order" if moved else None
+        note = f"{moved} rows of nearly equal scores are in the recorded order" if moved else None
         self.computed[name] = Output(value, self.tolerances.lists, note=note)
         for i, column in enumerate(columns.split()):
             self.computed[f"{name}.{column}"] = Output(value[..., i], self.tolerances.lists, note=note)
@@ -286,7 +286,7 @@ class _Folder:
 
     @contextmanager
     def _near_proposals(self) -> Iterator[ProposalChoices]:
-        """Within the block the model's proposals are chosen through what is given."""
+        """Within the block the model's proposals are selected by the object that is given."""
         self.model.rpn.select = choices = ProposalChoices()
         try:
             yield choices
@@ -295,7 +295,7 @@ class _Folder:
 
     @contextmanager
     def _near_detections(self) -> Iterator[DetectionChoices]:
-        """Within the block the model's detections are chosen through what is given."""
+        """Within the block the model's detections are selected by the object that is given."""
         model = self.model
         model.choose = choices = DetectionChoices(model.choose, model.coder.offset, model.detection_rule)
         try:
@@ -304,7 +304,7 @@ class _Folder:
             del model.choose
 
     def _settled(self, choices: Choices, file: Callable[[], None]) -> bool:
-        """File outputs with near choices made as recorded; whether any were made otherwise."""
+        """Keep outputs with near ties decided as recorded; returns whether any were decided otherwise."""
 
         def compute() -> Outputs:
             before, self.computed = self.computed, {}
@@ -324,8 +324,8 @@ class _Folder:
         return order
 
     def _order(self, name: str, scores: Tensor, boxes: Tensor) -> tuple[Tensor, int]:
-        """Rows by falling score, and how many of them changed places: near ties stand as the recorded boxes
-        of that name, whole or by column, have them."""
+        """Rows by falling score, and how many of them changed places: near ties in the order of the recorded
+        boxes of that name, whole or by column."""
         order = scores.sort(descending=True, stable=True).indices
         recorded, columns = (
             self.reference.recorded,
@@ -491,7 +491,7 @@ class _Folder:
         if self.schedule is None:
             raise ParityError(
                 f"{self.reference.folder}: records an optimiser, and neither settings nor a row's schedule"
-                " say how to make it"
+                " describe it"
             )
         groups = parameter_groups(self.model, self.schedule)
         ours = {(group["lr_factor"], group["weight_decay"]): group for group in groups}
@@ -527,7 +527,7 @@ class _Folder:
             self.computed["optimiser.learning_rate"] = Output(value, 1e-12, rates["lr"])
 
     def _anchors(self) -> None:
-        """Cell anchors beside the buffers that stand in the checkpoint."""
+        """Cell anchors beside the buffers of the checkpoint."""
         generator = self.model.anchors if isinstance(self.model, RetinaNet) else self.model.rpn.anchors
         stored = {
             entry["name"]: entry["values"]

@@ -24,7 +24,7 @@ MASK_GAP = 1e-5  # between a mask's probability and its threshold
 ROUNDED = 3e-7  # an IoU in float32 may be off by this
 MOST = 12  # choices of a stage that are made as recorded
 TRIED = 96  # choices of a stage that are tried at a time, the nearest to their decision
-TRIALS = 240  # in all: a stage that is really wrong is given up
+TRIALS = 240  # in all, so that a stage that is really wrong ends
 SAME = 1e-3  # sum of the differences (pixels) of numbers that differ by rounding alone
 ROW = 1e-3  # of the largest number: numbers further apart than this are of different rows
 
@@ -33,9 +33,9 @@ Outputs = dict[str, Output | Skip]
 
 @dataclass(frozen=True)
 class Nudge:
-    """A change of what one row is chosen by, which turns a choice that is near.
+    """A change of what one row is chosen by, which changes a choice that is near.
 
-    place: where the row stands, as the class that makes the nudge counts. score: added to it. edges: how far
+    place: of the row, as the class that makes the nudge numbers rows. score: added to it. edges: how far
     x1, y1, x2, y2 move, as a share of the box's side. near: distance from the decision, as a share of the
     gap.
     """
@@ -49,8 +49,8 @@ class Nudge:
 def settle(compute: Callable[[], Outputs], choices: Choices, reference: Reference, dtype: str) -> Outputs:
     """What `compute` gives, near choices made as recorded where that makes all of it equal to the record.
 
-    Choices are turned one after another, each time the one that brings the lists nearest to what is recorded;
-    where not everything becomes equal, none is turned. Lines that depend on them say how many.
+    Choices are changed one after another, each time the one that brings the lists nearest to what is
+    recorded; where not everything becomes equal, none is changed. Lines that depend on them state how many.
 
     Args:
         compute: runs the stage through `choices`; outputs by recorded name.
@@ -79,7 +79,7 @@ def settle(compute: Callable[[], Outputs], choices: Choices, reference: Referenc
 
 
 def _noted(first: Outputs, best: Outputs, count: int, reference: Reference, dtype: str) -> Outputs:
-    """The outputs, of which those that differed at first say why they do not."""
+    """The outputs, of which those that differed at first have the reason as a remark."""
     note = (
         f"{count} of its choices made as recorded: scores within {SCORE_GAP:g}, or an IoU within {IOU_GAP:g},"
         " of the decision"
@@ -127,7 +127,7 @@ def settle_areas(
     axis: int | tuple[int, ...],
 ) -> tuple[Tensor, str | None]:
     """Counts of pixels of masks as recorded, as far as pixels within `MASK_GAP` of the threshold may be on
-    either side of it; and what is to be said of it.
+    either side of it; and a remark.
 
     Args:
         paste: masks (R, H, W) bool with a distance added to the threshold, in double precision.
@@ -147,14 +147,14 @@ def settle_areas(
     turned = int((known - before).abs().sum())
     if not turned:
         return own, None
-    return settled, f"{turned} pixels within {MASK_GAP:g} of the threshold are on the side that was recorded"
+    return settled, f"{turned} pixels within {MASK_GAP:g} of the threshold are counted on the recorded side"
 
 
 def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap: float = 2e-6) -> np.ndarray:
-    """An order of rows in which neighbours of nearly equal scores stand as they were recorded.
+    """An order of rows in which neighbours of nearly equal scores are as recorded.
 
     Args:
-        scores: (R,) by falling score. rows: (R, C) in that order, what tells rows apart (boxes).
+        scores: (R,) by falling score. rows: (R, C) in that order, what distinguishes rows (boxes).
         recorded: (M, C), the first rows as recorded, M <= R, NaN where a number was not kept. gap: scores
             closer than this may change places.
 
@@ -174,7 +174,7 @@ def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap:
 
 
 def _matched(rows: np.ndarray, recorded: np.ndarray) -> np.ndarray:
-    """An order (R,) of rows (R, C) by the recorded ones (M, C): those with the most known numbers choose the
+    """An order (R,) of rows (R, C) by the recorded ones (M, C): those with the most known numbers get the
     nearest row first, the rest follow in order."""
     chosen: dict[int, int] = {}
     known = (~np.isnan(recorded)).sum(axis=1)
@@ -184,20 +184,20 @@ def _matched(rows: np.ndarray, recorded: np.ndarray) -> np.ndarray:
             apart[list(chosen.values())] = np.inf
             stays = (
                 place < len(rows) and apart[place] <= apart.min() + SAME
-            )  # clipped edges alone tell no boxes apart
+            )  # clipped edges alone do not distinguish boxes
             chosen[int(place)] = int(place if stays else apart.argmin())
     left = [row for row in range(len(rows)) if row not in set(chosen.values())]
     return np.array([chosen[place] if place in chosen else left.pop(0) for place in range(len(rows))])
 
 
 class Choices:
-    """The choices of a stage: `nudges` are in force in its calls, `near` lists those that may be turned."""
+    """The choices of a stage: `nudges` are in force in its calls, `near` lists those that may be changed."""
 
     def __init__(self) -> None:
         self.nudges: list[Nudge] = []
 
     def near(self) -> list[Nudge]:
-        """Nudges that turn one choice each, of the calls since the last."""
+        """Nudges that change one choice each, of the calls since the last."""
         raise NotImplementedError
 
 

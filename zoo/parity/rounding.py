@@ -24,7 +24,7 @@ Arrays = Mapping[str, np.ndarray]
 class Quantity:
     """A recorded number of every update (or pass).
 
-    name: of its array. kind: loss, grad, param, buffer or stat; rounding is judged over all of a kind.
+    name: of its array. kind: loss, grad, param, buffer or stat; rounding is measured over all of a kind.
     size: (updates,) what a difference is divided by. tolerance: of the quotient. steps: (updates,) length of
     the way that the number has gone, in sizes; rounding is counted in it. None: in sizes.
     """

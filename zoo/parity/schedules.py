@@ -35,7 +35,7 @@ def check_schedules(folder: Path) -> ParityReport:
     """Recompute the rates of every update of every training in a folder, and what else its run had in force.
 
     Raises:
-        ParityError: a file cannot be read, or no row or schedule stands for a recorded training.
+        ParityError: a file cannot be read, or no row or schedule corresponds to a recorded training.
     """
     path = folder / "schedule.json"
     described, arrays = read_json(path, "schedule.json and schedule.npz"), read_arrays(folder / FILE)
@@ -52,7 +52,7 @@ def check_schedules(folder: Path) -> ParityReport:
         elif not script:
             found = _maskrcnn_benchmark(name, training, arrays[name])
         else:
-            raise ParityError(f"{path}: {name}: no schedule is known of the script {script!r}")
+            raise ParityError(f"{path}: {name}: there is no schedule for the script {script!r}")
         outputs |= {f"{name}.{part}": output for part, output in found.items()}
     lines = tuple(compare(name, output, None, "float64") for name, output in outputs.items())
     return ParityReport(str(folder), folder.parent.name, None, "float64", lines)
@@ -128,7 +128,7 @@ def _compared(rates: np.ndarray, factors: list[float], recorded: np.ndarray) -> 
 
 
 def _detectron(command: list[str], training: Mapping[str, Any], changes: np.ndarray) -> dict[str, Output]:
-    """Detectron.pytorch: rates by the batch asked for, the momentum rule, the proposals collected."""
+    """Detectron.pytorch: rates by the batch size given, the momentum rule, the proposals collected."""
     asked = flags(command)
     entry = row_of_config(asked["--cfg"], ("detectron_pytorch",))
     published = _schedule_of(entry)

@@ -180,7 +180,7 @@ class Note(BaseModel):
         return torch.from_numpy(self.draw(place).array(**letters)).to(kind)
 
     def tensors(self, kind: torch.dtype, sizes: Sequence[Size] = ()) -> list[list[Tensor]]:
-        """Of each array a list: the array itself, or where its seed counts levels, that of each level.
+        """Of each array a list: the array itself, or where its seed depends on the level, that of each level.
 
         Args:
             sizes: (h, w) of each level.

@@ -89,7 +89,7 @@ def write_standin_checkpoint(folder: Path | str, path: Path | str, file: str = C
     Args:
         folder: reference folder.
         path: file to write; `.pkl` becomes Detectron's pickle of blobs, anything else a torch file with the
-            tensors under "model" where the description says so, or bare.
+            tensors under "model" where the description has that, or bare.
         file: the description's name.
     """
     path = Path(path)

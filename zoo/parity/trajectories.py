@@ -29,13 +29,14 @@ def check_trajectory(folder: Path, row: str | None = None) -> ParityReport:
         row: manifest row to train; default: the one of the folder's configuration.
 
     Raises:
-        ParityError: a file cannot be read, or no adapter knows the source.
+        ParityError: a file cannot be read, or there is no adapter for the source.
     """
     meta, runs = read_runs(folder)
     repository = meta["source"].split("@")[0]
     if repository not in SOURCES:
         raise ParityError(
-            f"{folder / FILE}: no adapter knows source {repository!r}; known: {', '.join(sorted(SOURCES))}"
+            f"{folder / FILE}: there is no adapter for source {repository!r}; known:"
+            f" {', '.join(sorted(SOURCES))}"
         )
     set_up, sources = SOURCES[repository]
     entry = load_manifests().entry(row) if row else row_of_config(folder.name, sources)

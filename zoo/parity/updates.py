@@ -41,7 +41,7 @@ class Tolerances:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run of a folder: its arrays without the run's name, and what the folder says of it."""
+    """One run of a folder: its arrays without the run's name, and its description in the folder."""
 
     folder: Path
     name: str
@@ -77,7 +77,7 @@ class Recorded:
 
 
 def read_runs(folder: Path) -> tuple[dict[str, Any], list[Recorded]]:
-    """What a folder says of itself, and its runs.
+    """A folder's description, and its runs.
 
     Raises:
         ParityError: a file is missing or cannot be read.
@@ -190,7 +190,7 @@ def replayed(set_up: Callable[[Recorded], Replay], recorded: Recorded) -> tuple[
     """Make the recorded updates with this project's loop and compare each with what was recorded of it.
 
     Where a number is further off than its tolerance, the updates are made twice more with sums in another
-    order, and `zoo.parity.rounding` says what that allows.
+    order, and `zoo.parity.rounding` gives the tolerance that follows.
 
     Args:
         set_up: the run, anew each time. recorded: what was recorded of it.
@@ -265,7 +265,7 @@ def group_members(recorded: Recorded, every: list[str]) -> list[list[str]]:
 
 
 class _Made:
-    """The updates of a run as they are made: what is looked at in each, beside what was recorded of it."""
+    """The updates of a run as they are made: what is measured in each, beside what was recorded of it."""
 
     def __init__(
         self, replay: Replay, recorded: Recorded, passes: _Passes, optimizer: torch.optim.Optimizer
@@ -331,7 +331,7 @@ class _Made:
         return [key.split("|", 1)[1] for key in self.recorded.arrays if key.startswith("loss|")]
 
     def quantities(self) -> list[Quantity]:
-        """What is compared, over the updates that are held."""
+        """What is compared, over the updates that are compared."""
         recorded, allowed, held = self.recorded, self.replay.tolerances, self.held
         passes = held * recorded.forwards // recorded.updates
         found = []
@@ -367,7 +367,7 @@ class _Made:
         return way / np.maximum(recorded.array(f"param_abs|{name}")[: self.held + 1], 1e-12)
 
     def compare(self, rounding: Arrays) -> list[ParityLine]:
-        """One line a quantity, over the updates that are held; rates over all."""
+        """One line a quantity, over the updates that are compared; rates over all."""
         found, recorded, replay = Lines(self.recorded.name), self.recorded, self.replay
         _compare_groups(found, self.optimizer, replay, recorded)
         found.add("input", self.passes.inputs, INPUTS)

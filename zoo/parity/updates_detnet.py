@@ -32,7 +32,7 @@ from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays
 
 FORMAT = "detnet_pytorch_pth"
 NUMPY_SEED, TORCH_SEED = 3, 3
-DECAY_STEP = 5  # of the script, where its command does not say another
+DECAY_STEP = 5  # of the script, where its command does not set another
 
 
 def set_up(recorded: Recorded, entry: ModelEntry) -> Replay:

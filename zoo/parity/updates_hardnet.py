@@ -27,8 +27,8 @@ from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays
 
 FORMAT = "pytorchssd_pth"
 FIRST_LOADER_SEED, SEEDS_OF_EPOCH = 70, 1000  # of the recording
-# A freshly filled SSD amplifies rounding from update to update, so the recording holds the momentum of a run
-# at a low rate to 2e-2; the true rate is held for the updates of the caution.
+# A freshly filled SSD amplifies rounding from update to update, so the recording compares the momentum of a
+# run at a low rate within 2e-2; at the true rate only the updates of its caution are compared.
 AMPLIFIED = Tolerances(momentum=2e-2)
 
 
@@ -94,7 +94,7 @@ def _truth(batch: Batch) -> dict[str, np.ndarray]:
 
 
 def _held(recorded: Recorded) -> int | None:
-    """Updates of a run that the folder says to hold besides its rates; None: all."""
+    """Updates of a run of which more than the rates are compared, by the folder's caution; None: all."""
     caution = recorded.settings.notes.get("caution")
     return caution.updates if caution and caution.run == recorded.name else None
 

@@ -11,8 +11,8 @@ Template = str | tuple[str, ...]
 class Wording:
     """Templates of the notes whose path matches a pattern.
 
-    In a template "{field}" is a hole of that field's type, "{}" a whole number that is not used, "..." stands
-    for any words, "<of|to>" for one of these words or none. Of several in a tuple the first that fits counts.
+    In a template "{field}" is a hole of that field's type, "{}" a whole number that is not used, "..." is
+    any words, "<of|to>" for one of these words or none. Of several in a tuple the first that fits is used.
     arrays: how many arrays the note must state. where: phrase -> template that is needed where the phrase
     occurs. optional: templates that need not fit. flags: field -> regular expression of its phrase.
     """
