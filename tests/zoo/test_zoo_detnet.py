@@ -134,7 +134,7 @@ def test_what_the_options_say_of_the_detector_is_followed(
 
 
 def test_options_that_cannot_be_followed_are_told(tmp_path: Path) -> None:
-    with pytest.raises(ParityError, match="pooling 'crop' works on no pyramid; known: align, pool"):
+    with pytest.raises(ParityError, match="pooling 'crop' is not supported on a pyramid; known: align, pool"):
         conventions_of(tmp_path, pooling="crop")
     _, reference = conventions_of(tmp_path, overrides=["TEST.NMS", "0.5"])
     assert any("TEST.NMS" in note for note in reference.notes)

@@ -313,8 +313,8 @@ def test_settings_that_cannot_be_followed_are_errors(tmp_path: Path) -> None:
     for number, (section, values, message) in enumerate(
         [
             ("ROI_BOX_HEAD", {"DILATION": 2}, r"ROI_BOX_HEAD\.DILATION = 2 is not supported"),
-            ("BACKBONE", {"CONV_BODY": "EFFICIENT-7"}, "backbone 'EFFICIENT-7' is not known"),
-            ("ROI_BOX_HEAD", {"FEATURE_EXTRACTOR": "Own"}, "box head 'Own' is not known"),
+            ("BACKBONE", {"CONV_BODY": "EFFICIENT-7"}, "backbone 'EFFICIENT-7' is unknown"),
+            ("ROI_BOX_HEAD", {"FEATURE_EXTRACTOR": "Own"}, "box head 'Own' is unknown"),
         ]
     ):
         reference = other_configuration(
