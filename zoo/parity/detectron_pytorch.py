@@ -3,7 +3,7 @@ and steps without one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -115,10 +115,10 @@ class _Folder(LoadedModel):
             )
         return replace(output, tolerance=10 * own if own is not None and own > SWAPPED else CONTINUOUS)
 
-    def add(self, **values: Any) -> None:
-        """Outputs by name, `__` standing for the dot."""
+    def add(self, prefix: str, values: Mapping[str, Any]) -> None:
+        """Outputs of one input by name."""
         self.computed |= {
-            name.replace("__", "."): value if isinstance(value, (Output, Skip)) else Output(value)
+            f"{prefix}.{name}": value if isinstance(value, Output) else Output(value)
             for name, value in values.items()
         }
 
@@ -172,7 +172,7 @@ class _Folder(LoadedModel):
         if "kps_heatmaps" in rows:
             decoded = decode_heatmaps(rows["kps_heatmaps"], torch.cat(boxes)[places])
             rows["kps_decoded"] = keypoint_rows(*decoded)
-        self.add(**{f"{key}__{name}": value for name, value in (values | rows).items()})
+        self.add(key, values | rows)
 
     def proposals(self, key: str, features: dict[str, Tensor], sizes: Sequence[Any]) -> ProposalChoices:
         """Maps and proposals of each level, and those collected over levels and images; what they were chosen
@@ -182,7 +182,7 @@ class _Folder(LoadedModel):
         anchors = model.rpn.anchors(levels)
         ends = [f"_fpn{name[1:]}" if len(features) > 1 else "" for name in features]
         for end, *maps in zip(ends, logits, deltas, strict=True):
-            self.add(**{f"{key}__rpn_logits{end}": maps[0], f"{key}__rpn_deltas{end}": maps[1]})
+            self.add(key, {f"rpn_logits{end}": maps[0], f"rpn_deltas{end}": maps[1]})
         scores = [model.rpn.head.scores(level) for level in logits]
         flat = [by_anchor(level, 4) for level in deltas]
         choices = ProposalChoices()
@@ -296,7 +296,7 @@ class _Folder(LoadedModel):
             values["keypoints"] = keypoint_rows(
                 places, found.extra["keypoint_logits"], found.extra["keypoint_probabilities"]
             )
-        self.add(**{f"{name}__{part}": value for part, value in values.items()})
+        self.add(name, values)
 
     def areas(self, name: str, found: Detections) -> Output:
         """Pixels of each mask."""
@@ -318,11 +318,9 @@ class _Folder(LoadedModel):
         image = note.image(rule.mean)
         copy = make_copy(View(preprocess), image, torch.device("cpu"), self.kind)
         scale = preprocess(image).scale[0]
-        self.add(
-            img__data=pad_batch([preprocess(image).tensor], preprocess.size_divisor),
-            img__im_info=[[*copy.images.shape[-2:], scale]],
-            img__scale=[scale],
-        )
+        padded = pad_batch([preprocess(image).tensor], preprocess.size_divisor)
+        info = [[*copy.images.shape[-2:], scale]]
+        self.add("img", {"data": padded, "im_info": info, "scale": [scale]})
         self.report("img", self.model.raw(copy.images, copy.sizes), copy.frame)
         if augmented := self.reference.settings.notes.get("inputs.img_tta"):
             wanted = augmentation(augmented)

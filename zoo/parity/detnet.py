@@ -20,7 +20,7 @@ from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.conventions import Conventions, ProposalConventions
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnRules
 from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule, load_manifests, merge
-from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, step_outputs
+from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, step_outputs, to_numpy
 from detection_zoo.zoo.parity.detnet_model import (
     OFFSET,
     Pyramid,
@@ -37,6 +37,7 @@ from detection_zoo.zoo.parts.roi_heads import box_losses
 from detection_zoo.zoo.parts.trace import trace
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
+from detection_zoo.zoo.weights.load import checkpoint_format as format_of
 from detection_zoo.zoo.weights.load import load_arrays
 
 GRADIENT_TOLERANCE = 2e-3  # the folders' own advice
@@ -88,7 +89,7 @@ def with_probes(reference: Reference, computed: Outputs) -> Outputs:
         whole = name.removesuffix("@probe")
         output = computed.get(whole)
         if whole != name and isinstance(output, Output):
-            flat = _array(output.value).reshape(-1)
+            flat = to_numpy(output.value).reshape(-1)
             computed[name] = Output(flat[_probed(whole, flat.size)] if flat.size else flat, output.tolerance)
         elif whole != name and isinstance(output, Skip):
             computed[name] = output
@@ -110,13 +111,9 @@ def known_values(reference: Reference, name: str) -> np.ndarray:
     return flat.reshape(kept["shape"])
 
 
-def _array(value: Any) -> np.ndarray:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-
-
 def _expected(value: Any, expected: Any) -> Output:
     """Numbers that must equal those of outputs.json itself, exactly."""
-    return Output(_array(value).astype("float64"), 0.0, expected=np.asarray(expected, dtype="float64"))
+    return Output(to_numpy(value).astype("float64"), 0.0, expected=np.asarray(expected, dtype="float64"))
 
 
 def _blocks(names: Iterable[str], layer: str) -> int:
@@ -318,7 +315,7 @@ class _Detector:
         for index, own in enumerate(scores):
             boxes = proposals[index].boxes[: len(own)]
             ranked = own.sort(descending=True, stable=True)
-            if moved := int((_array(ranked.indices) != np.arange(len(own))).sum()):
+            if moved := int((to_numpy(ranked.indices) != np.arange(len(own))).sum()):
                 self.reference.notes.append(
                     f"{name}: {moved} rows are in the order of their scores in double precision"
                 )
@@ -340,7 +337,7 @@ class _Detector:
         )
 
     def _order(self, name: str, scores: Tensor, boxes: Tensor, known: np.ndarray) -> Tensor:
-        settled = settle_ties(_array(scores), _array(boxes), known)
+        settled = settle_ties(to_numpy(scores), to_numpy(boxes), known)
         if moved := int((settled != np.arange(len(settled))).sum()):
             self.reference.notes.append(
                 f"{name}: {moved} rows of nearly equal scores were put in the recorded order"
@@ -444,9 +441,7 @@ class _Detector:
 
     def names(self) -> dict[str, str]:
         """This model's names -> the checkpoint's."""
-        from detection_zoo.zoo.weights.load import checkpoint_format
-
-        return checkpoint_format("detnet_pytorch_pth").translate(self.reference.checkpoint()).origin
+        return format_of("detnet_pytorch_pth").translate(self.reference.checkpoint()).origin
 
     def _listed(
         self, train: dict[str, Any], rois: Tensor, marks: Tensor, labels: Tensor, chosen: Tensor

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from detection_zoo.zoo.parts.trace import trace
+
 # of the largest input of a layer: what rounding moved these inputs by, beside double precision (of
 # ssd300_hardnet68_voc: up to 9.8e-5 with AVX2, 5e-5 with AVX-512)
 GATE_GAP = 1e-4
@@ -152,25 +154,16 @@ def _gradients(model: nn.Module, losses: Callable[[nn.Module], Tensor]) -> dict[
 
 def _near_zero(model: nn.Module, images: Tensor) -> list[tuple[int, Tensor]]:
     """Layer and place of each unit within the gap, nearest to zero first."""
+    paths = [f"pyramid.extras.{layer}" for layer in range(len(model.pyramid.extras))]
+    with torch.no_grad(), trace(model, *paths) as seen:
+        model.network(images)
     found: list[tuple[float, int, Tensor]] = []
-
-    def look(layer: int, out: Tensor) -> None:
-        size = out.detach().abs() / out.detach().abs().max()
+    for layer, path in enumerate(paths):
+        size = seen[path].abs() / seen[path].abs().max()
         for index in torch.nonzero(size <= GATE_GAP).tolist():
             place = torch.zeros_like(size, dtype=torch.bool)
             place[tuple(index)] = True
             found.append((float(size[tuple(index)]), layer, place))
-
-    handles = [
-        extra.register_forward_hook(lambda _m, _a, out, layer=layer: look(layer, out))
-        for layer, extra in enumerate(model.pyramid.extras)
-    ]
-    try:
-        with torch.no_grad():
-            model.network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [(layer, place) for _, layer, place in sorted(found, key=lambda one: one[0])]
 
 
