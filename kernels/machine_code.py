@@ -19,6 +19,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+ANY = 1 << 60  # length of an array at an address where the length is not checked
 compiled = njit(cache=True, nogil=True, error_model="numpy")  # x / 0 is IEEE's answer, no exception
 _WHOLE = ir.IntType(32)
 

@@ -178,22 +178,10 @@ def check_rows(
     and limits go together."""
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
         raise ValueError(f"boxes must be floating (R, 4), got {boxes.dtype} {tuple(boxes.shape)}")
-    rows = boxes.shape[0]
-    if scores.ndim != 1 or scores.shape[0] != rows or not scores.is_floating_point():
-        raise ValueError(
-            f"scores must be floating ({rows},) to go with the boxes, got {scores.dtype}"
-            f" {tuple(scores.shape)}"
-        )
-    if scores.device != boxes.device:
-        raise ValueError(f"scores are on {scores.device}, boxes on {boxes.device}; move them together")
+    rows = (boxes.shape[0],)
+    check_beside("scores", scores, boxes, rows, "floating")
     if groups is not None:
-        if groups.shape != scores.shape or groups.is_floating_point() or groups.dtype == torch.bool:
-            raise ValueError(
-                f"groups must be integers ({rows},) to go with the boxes, got {groups.dtype}"
-                f" {tuple(groups.shape)}"
-            )
-        if groups.device != boxes.device:
-            raise ValueError(f"groups are on {groups.device}, boxes on {boxes.device}; move them together")
+        check_beside("groups", groups, boxes, rows, "integers")
     if num_groups is not None and num_groups < 1:
         raise ValueError(f"num_groups is {num_groups}; it must be at least 1")
     limits = {"max_keep": max_keep, "max_candidates": max_candidates, "max_total": max_total}
@@ -203,6 +191,19 @@ def check_rows(
     if boxes.dtype in (torch.float16, torch.bfloat16):
         boxes = boxes.float()
     return boxes, scores if scores.dtype == boxes.dtype else scores.to(boxes.dtype)
+
+
+def check_beside(name: str, value: Tensor, boxes: Tensor, shape: tuple[int, ...], kind: str) -> None:
+    """Raise ValueError unless a tensor has this shape, is of this kind ("floating", "integers", "bool"), and is
+    on the device of the boxes."""
+    integers = not value.is_floating_point() and value.dtype != torch.bool
+    fits = {"floating": value.is_floating_point(), "integers": integers, "bool": value.dtype == torch.bool}
+    if tuple(value.shape) != shape or not fits[kind]:
+        raise ValueError(
+            f"{name} must be {kind} {shape} to go with the boxes, got {value.dtype} {tuple(value.shape)}"
+        )
+    if value.device != boxes.device:
+        raise ValueError(f"{name} on {value.device}, boxes on {boxes.device}; move them together")
 
 
 def _limit(number: int | None) -> int:
@@ -276,19 +277,7 @@ _nms_op = operator("nms")(_run_nms)
 
 
 @torch.library.register_fake(_nms_op)
-def _(
-    boxes,
-    scores,
-    groups,
-    iou_threshold,
-    offset,
-    inclusive,
-    num_groups,
-    max_keep,
-    max_candidates,
-    max_total,
-    backend,
-):
+def _(boxes, *_):
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 

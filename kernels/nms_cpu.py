@@ -15,7 +15,12 @@ from torch import Tensor
 from detection_zoo.kernels.machine_code import array_at, compiled
 from detection_zoo.kernels.nms_reference import NmsRule, raise_for_groups, raise_for_values
 
-CHUNK = 32  # kept rows tested before the first look at the outcome
+CHUNK = 32  # kept rows tested together before the result is read
+# by type of the boxes: relative tolerance and smallest area of the fast test, 0 of the type of the scores' bits
+SMALL = {
+    torch.float32: (np.float32(4.8e-7), np.float32(1e-30), np.uint32(0)),
+    torch.float64: (np.float64(8.9e-16), np.float64(1e-290), np.uint64(0)),
+}
 
 
 def cpu_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, rule: NmsRule) -> Tensor:
@@ -65,10 +70,9 @@ def _run_sorted(
     indices: Tensor | None,
     counts: Tensor | None,
 ) -> None:
-    run = _suppress_sorted_double if boxes.dtype == torch.float64 else _suppress_sorted_float
     given = (0 if each is None else each.data_ptr() for each in (labels, present, kept, indices, counts))
     numbers = rule.iou_threshold, rule.offset, rule.inclusive, rule.max_keep
-    run(boxes.data_ptr(), *given, *boxes.shape[:2], *numbers)
+    _suppress_sorted_at(boxes.data_ptr(), *given, *boxes.shape[:2], *numbers, *SMALL[boxes.dtype][:2])
 
 
 def _run(
@@ -83,8 +87,7 @@ def _run(
 ) -> int:
     boxes, scores = boxes.contiguous(), scores.contiguous()
     groups = None if groups is None else groups.long().contiguous()
-    suppress = _suppress_double if boxes.dtype == torch.float64 else _suppress_float
-    return suppress(
+    return _suppress_at(
         boxes.data_ptr(),
         scores.data_ptr(),
         0 if groups is None else groups.data_ptr(),
@@ -98,42 +101,25 @@ def _run(
         rule.max_total,
         kept.data_ptr(),
         0 if counts is None else counts.data_ptr(),
+        *SMALL[boxes.dtype],
     )
 
 
 @compiled
-def _suppress_float(
+def _suppress_at(
     boxes, scores, groups, rows, num_groups, threshold, offset, inclusive,
-    max_keep, max_candidates, max_total, kept, counts,
+    max_keep, max_candidates, max_total, kept, counts, part, least, bits,
 ):  # fmt: skip
+    """`_suppress` of arrays at these addresses; `part` and `bits` set the types."""
+    number = np.full(1, part).dtype
     return _suppress(
-        array_at(boxes, (rows, 4), np.float32),
-        array_at(scores, (rows,), np.float32),
-        array_at(scores, (rows,), np.uint32),
+        array_at(boxes, (rows, 4), number),
+        array_at(scores, (rows,), number),
+        array_at(scores, (rows,), np.full(1, bits).dtype),
         array_at(groups, (rows if groups else 0,), np.int64),
         num_groups,
-        (np.float32(threshold), np.float32(offset), np.float32(-1.01 * offset)),
-        (np.float32(4.8e-7), np.float32(1e-30)),
-        inclusive,
-        (max_keep, max_candidates, max_total),
-        array_at(kept, (num_groups * max_keep if counts else rows,), np.int64),
-        array_at(counts, (num_groups if counts else 0,), np.int64),
-    )
-
-
-@compiled
-def _suppress_double(
-    boxes, scores, groups, rows, num_groups, threshold, offset, inclusive,
-    max_keep, max_candidates, max_total, kept, counts,
-):  # fmt: skip
-    return _suppress(
-        array_at(boxes, (rows, 4), np.float64),
-        array_at(scores, (rows,), np.float64),
-        array_at(scores, (rows,), np.uint64),
-        array_at(groups, (rows if groups else 0,), np.int64),
-        num_groups,
-        (np.float64(threshold), np.float64(offset), np.float64(-1.01 * offset)),
-        (np.float64(8.9e-16), np.float64(1e-290)),
+        (number.type(threshold), number.type(offset), number.type(-1.01 * offset)),
+        (part, least),
         inclusive,
         (max_keep, max_candidates, max_total),
         array_at(kept, (num_groups * max_keep if counts else rows,), np.int64),
@@ -282,45 +268,27 @@ def _suppress_sorted(boxes, labels, present, outcome, numbers, small, inclusive,
 
 
 @compiled
-def _suppress_sorted_float(
-    boxes, labels, present, kept, indices, counts, groups, most, threshold, offset, inclusive, max_keep
+def _suppress_sorted_at(
+    boxes, labels, present, kept, indices, counts, groups, most, threshold, offset, inclusive, max_keep,
+    part, least,
 ):  # fmt: skip
+    """`_suppress_sorted` of arrays at these addresses; `part` sets the type of boxes."""
+    number = np.full(1, part).dtype
     _suppress_sorted(
-        array_at(boxes, (groups * most, 4), np.float32),
+        array_at(boxes, (groups * most, 4), number),
         array_at(labels, (groups * most if labels else 0,), np.int64),
         array_at(present, (groups * most if present else 0,), np.uint8),
-        _outcome(kept, indices, counts, groups, most, max_keep),
-        (np.float32(threshold), np.float32(offset), np.float32(-1.01 * offset)),
-        (np.float32(4.8e-7), np.float32(1e-30)),
+        (
+            array_at(kept, (groups * most if kept else 0,), np.uint8),
+            array_at(indices, (groups * max_keep if indices else 0,), np.int64),
+            array_at(counts, (groups if counts else 0,), np.int64),
+            groups,
+            most,
+        ),
+        (number.type(threshold), number.type(offset), number.type(-1.01 * offset)),
+        (part, least),
         inclusive,
         max_keep,
-    )
-
-
-@compiled
-def _suppress_sorted_double(
-    boxes, labels, present, kept, indices, counts, groups, most, threshold, offset, inclusive, max_keep
-):  # fmt: skip
-    _suppress_sorted(
-        array_at(boxes, (groups * most, 4), np.float64),
-        array_at(labels, (groups * most if labels else 0,), np.int64),
-        array_at(present, (groups * most if present else 0,), np.uint8),
-        _outcome(kept, indices, counts, groups, most, max_keep),
-        (np.float64(threshold), np.float64(offset), np.float64(-1.01 * offset)),
-        (np.float64(8.9e-16), np.float64(1e-290)),
-        inclusive,
-        max_keep,
-    )
-
-
-@compiled
-def _outcome(kept, indices, counts, groups, most, max_keep):
-    return (
-        array_at(kept, (groups * most if kept else 0,), np.uint8),
-        array_at(indices, (groups * max_keep if indices else 0,), np.int64),
-        array_at(counts, (groups if counts else 0,), np.int64),
-        groups,
-        most,
     )
 
 

@@ -120,7 +120,7 @@ def _sort(
         found.outcome[1:],
         rows,
         np.int32(num_groups),
-        _number(boxes, -1.01 * rule.offset),
+        number_of(boxes)(-1.01 * rule.offset),
         np.int32(padded),
     )
     segment_rows = None
@@ -131,7 +131,7 @@ def _sort(
         launch(
             FILE,
             "nms_starts",
-            _defines(boxes),
+            defines_of(boxes),
             (1,),
             (1024,),
             (found.counts, found.starts, np.int32(num_groups)),
@@ -186,8 +186,8 @@ def _settle(
     where = (found.groups_at, found.starts, found.counts)
     limits = (np.int32(rule.max_candidates), np.int32(rule.max_keep))
     test = (
-        _number(found.boxes, rule.iou_threshold),
-        _number(found.boxes, rule.offset),
+        number_of(found.boxes)(rule.iou_threshold),
+        number_of(found.boxes)(rule.offset),
         np.int32(rule.inclusive),
     )
     sizes = (np.int32(count), np.int32(num_groups))
@@ -195,7 +195,7 @@ def _settle(
         launch(
             FILE,
             "nms_mask",
-            _defines(found.boxes),
+            defines_of(found.boxes),
             (-(-count // THREADS), words),
             (THREADS,),
             (found.boxes, *where, mask, *sizes, np.int32(words), chunk, limits[0], *test),
@@ -203,7 +203,7 @@ def _settle(
         launch(
             FILE,
             "nms_scan",
-            _defines(found.boxes),
+            defines_of(found.boxes),
             (num_groups,),
             (SCAN_THREADS,),
             (
@@ -241,12 +241,14 @@ def _settle(
 
 
 def _launch(found: Rows, kernel: str, threads: int, *args: object) -> None:
-    launch(FILE, kernel, _defines(found.boxes), (-(-threads // THREADS),), (THREADS,), args)
+    launch(FILE, kernel, defines_of(found.boxes), (-(-threads // THREADS),), (THREADS,), args)
 
 
-def _defines(boxes: Tensor) -> dict[str, str]:
+def defines_of(boxes: Tensor) -> dict[str, str]:
+    """The macros of a .cu file for boxes of this type."""
     return {"SCALAR": "double" if boxes.dtype == torch.float64 else "float"}
 
 
-def _number(boxes: Tensor, value: float) -> np.generic:
-    return np.float64(value) if boxes.dtype == torch.float64 else np.float32(value)
+def number_of(boxes: Tensor) -> type[np.floating]:
+    """The NumPy type of numbers of these boxes."""
+    return np.float64 if boxes.dtype == torch.float64 else np.float32

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from detection_zoo.kernels.backend import backend_for, cpu_form, is_traced
+from detection_zoo.kernels.nms import check_beside
 from detection_zoo.kernels.nms_reference import NmsRule
 from detection_zoo.kernels.nms_sorted import MOST_ROWS, check_sorted, launch_sorted, reference_nms_sorted
 from detection_zoo.kernels.operator import operator
@@ -51,13 +52,7 @@ def nms_labelled(
         (tensor([[ 0,  1,  3, -1]]), tensor([3]))
     """
     boxes = check_sorted(boxes, present, max_keep)
-    if labels.shape != boxes.shape[:2] or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"labels must be integers {tuple(boxes.shape[:2])} to go with the boxes, got {labels.dtype}"
-            f" {tuple(labels.shape)}"
-        )
-    if labels.device != boxes.device:
-        raise ValueError(f"labels are on {labels.device}, boxes on {boxes.device}; move them together")
+    check_beside("labels", labels, boxes, tuple(boxes.shape[:2]), "integers")
     chosen = backend_for(boxes, backend, operator="labelled NMS", known=("reference", "cpu", "cuda"))
     if chosen == "cuda" and boxes.shape[1] > MOST_ROWS:
         raise ValueError(

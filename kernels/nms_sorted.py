@@ -13,7 +13,8 @@ from torch import Tensor
 
 from detection_zoo.kernels.backend import backend_for, cpu_form, is_traced
 from detection_zoo.kernels.launch import launch
-from detection_zoo.kernels.nms_cuda import cuda_nms_padded
+from detection_zoo.kernels.nms import check_beside
+from detection_zoo.kernels.nms_cuda import cuda_nms_padded, defines_of, number_of
 from detection_zoo.kernels.nms_reference import NmsRule, greedy, inverted_or_not_finite
 from detection_zoo.kernels.operator import operator
 
@@ -83,7 +84,7 @@ _nms_sorted_op = operator("nms_sorted")(_run)
 
 
 @torch.library.register_fake(_nms_sorted_op)
-def _(boxes, present, iou_threshold, offset, inclusive, max_keep, backend):
+def _(boxes, *_):
     return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
 
 
@@ -91,13 +92,8 @@ def check_sorted(boxes: Tensor, present: Tensor | None, max_keep: int | None) ->
     """Boxes (G, P, 4) at least float32; ValueError unless shapes, types, devices and limit go together."""
     if boxes.ndim != 3 or boxes.shape[2] != 4 or not boxes.is_floating_point():
         raise ValueError(f"boxes must be floating (G, P, 4), got {boxes.dtype} {tuple(boxes.shape)}")
-    if present is not None and (present.shape != boxes.shape[:2] or present.dtype != torch.bool):
-        raise ValueError(
-            f"present must be bool {tuple(boxes.shape[:2])} to go with the boxes, got {present.dtype}"
-            f" {tuple(present.shape)}"
-        )
-    if present is not None and present.device != boxes.device:
-        raise ValueError(f"present is on {present.device}, boxes on {boxes.device}; move them together")
+    if present is not None:
+        check_beside("present", present, boxes, tuple(boxes.shape[:2]), "bool")
     if max_keep is not None and max_keep < 0:
         raise ValueError(f"max_keep is {max_keep}; it must be at least 0")
     return boxes.float() if boxes.dtype in (torch.float16, torch.bfloat16) else boxes
@@ -141,8 +137,7 @@ def launch_sorted(
     """
     groups, most = boxes.shape[:2]
     words = -(-most // _WORD)
-    number = np.float64 if boxes.dtype == torch.float64 else np.float32
-    defines = {"SCALAR": "double" if number is np.float64 else "float"}
+    number, defines = number_of(boxes), defines_of(boxes)
     mask = boxes.new_empty((groups, words * _WORD, words), dtype=torch.int64)
     tests = number(rule.iou_threshold), number(rule.offset), number(-1.01 * rule.offset)
     launch(

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from detection_zoo.kernels.cell_sums import sum_type
-from detection_zoo.kernels.machine_code import array_at, as_array, compiled, in_threads, narrow, widen
+from detection_zoo.kernels.machine_code import ANY, array_at, as_array, compiled, in_threads, narrow, widen
 from detection_zoo.kernels.roi_align_reference import poolable, unpoolable
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 
 LEGACY, ALIGNED, POINTS = range(3)  # places in roi_align.RULES
 ABSENT, UNPOOLABLE = -1, -2  # in place of an image index
-ANY = 1 << 60  # the length of a map's flat array, which nothing checks
 
 
 def cpu_forward(

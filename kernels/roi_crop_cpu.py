@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from detection_zoo.kernels.cell_sums import sum_type
-from detection_zoo.kernels.machine_code import array_at, compiled, in_threads
-
-ANY = 1 << 60  # the length of a map's flat array, which nothing checks
+from detection_zoo.kernels.machine_code import ANY, array_at, compiled, in_threads
 
 
 def cpu_forward(features: Tensor, cells: Tensor, weights: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from detection_zoo.kernels.cell_sums import sum_type
-from detection_zoo.kernels.machine_code import array_at, compiled, in_threads
+from detection_zoo.kernels.machine_code import ANY, array_at, compiled, in_threads
 
 UNPOOLABLE = -2  # in place of an image index; other negative ones are absent rows
 BLOCK = 64  # channels pooled together, so that their bins stay in the nearest cache
-ANY = 1 << 60  # the length of a map's flat array, which nothing checks
 
 
 def cpu_forward(

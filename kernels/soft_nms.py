@@ -16,6 +16,7 @@ from torch import Tensor
 from detection_zoo.kernels.backend import backend_for, cpu_form, is_traced
 from detection_zoo.kernels.launch import launch
 from detection_zoo.kernels.nms import check_rows
+from detection_zoo.kernels.nms_cuda import defines_of, number_of
 from detection_zoo.kernels.nms_reference import raise_for_values
 from detection_zoo.kernels.operator import operator
 
@@ -122,15 +123,14 @@ def cuda_soft_nms(
 ) -> tuple[Tensor, Tensor]:
     """One launch of soft_nms.cu, then the host waits for the number picked; boxes (R, 4), scores (R,), the
     rest as in `soft_nms`."""
-    rows, number = len(boxes), np.float64 if boxes.dtype == torch.float64 else np.float32
+    rows, number = len(boxes), number_of(boxes)
     picked, picked_scores = boxes.new_empty(rows, dtype=torch.int64), boxes.new_empty(rows)
     count = boxes.new_zeros(2, dtype=torch.int32)
-    defines = {"SCALAR": "double" if boxes.dtype == torch.float64 else "float"}
     threads = min(1024, -(-rows // 32) * 32)
     launch(
         "soft_nms.cu",
         "soft_nms",
-        defines,
+        defines_of(boxes),
         (min(rows, 1),),
         (threads,),
         (
@@ -180,6 +180,6 @@ _soft_nms_op = operator("soft_nms")(_run_soft_nms)
 
 
 @torch.library.register_fake(_soft_nms_op)
-def _(boxes, scores, method, sigma, iou_threshold, score_threshold, offset, backend):
+def _(boxes, scores, *_):
     kept = torch.library.get_ctx().new_dynamic_size()
     return boxes.new_empty(kept, dtype=torch.int64), scores.new_empty(kept)

@@ -32,7 +32,7 @@ def cpu_soft_nms(
     place in METHODS."""
     boxes, scores, count = boxes.detach().contiguous(), scores.detach().contiguous(), scores.shape[0]
     picked, picked_scores = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=scores.dtype)
-    taken = (_pick_double if scores.dtype == torch.float64 else _pick_float)(
+    taken = _pick_at(
         boxes.data_ptr(),
         scores.data_ptr(),
         picked.data_ptr(),
@@ -43,6 +43,7 @@ def cpu_soft_nms(
         iou_threshold,
         score_threshold,
         offset,
+        np.float64(1) if scores.dtype == torch.float64 else np.float32(1),
     )
     if taken < 0:
         raise_for_values(boxes, scores, offset)
@@ -50,28 +51,17 @@ def cpu_soft_nms(
 
 
 @compiled
-def _pick_float(boxes, scores, picked, picked_scores, count, method, sigma, threshold, least, offset):
+def _pick_at(boxes, scores, picked, picked_scores, count, method, sigma, threshold, least, offset, one):
+    """`_pick` of arrays at these addresses; `one` sets the type of boxes and scores."""
+    number = np.full(1, one).dtype
     return _pick(
-        array_at(boxes, (count, 4), np.float32),
-        array_at(scores, (count,), np.float32),
+        array_at(boxes, (count, 4), number),
+        array_at(scores, (count,), number),
         array_at(picked, (count,), np.int64),
-        array_at(picked_scores, (count,), np.float32),
+        array_at(picked_scores, (count,), number),
         method,
-        (np.float32(sigma), np.float32(threshold), np.float32(least), np.float32(offset)),
-        np.float32(-1.01 * offset),
-    )
-
-
-@compiled
-def _pick_double(boxes, scores, picked, picked_scores, count, method, sigma, threshold, least, offset):
-    return _pick(
-        array_at(boxes, (count, 4), np.float64),
-        array_at(scores, (count,), np.float64),
-        array_at(picked, (count,), np.int64),
-        array_at(picked_scores, (count,), np.float64),
-        method,
-        (np.float64(sigma), np.float64(threshold), np.float64(least), np.float64(offset)),
-        np.float64(-1.01 * offset),
+        (number.type(sigma), number.type(threshold), number.type(least), number.type(offset)),
+        number.type(-1.01 * offset),
     )
 
 
