@@ -16,7 +16,7 @@ from detection_zoo.kernels.machine_code import array_at, compiled
 from detection_zoo.kernels.nms_reference import NmsRule, raise_for_groups, raise_for_values
 
 CHUNK = 32  # kept rows tested together before the result is read
-# by type of the boxes: relative tolerance and smallest area of the fast test, 0 of the type of the scores' bits
+# by type of the boxes: relative tolerance and smallest area of the fast test, 0 of the type of score bits
 SMALL = {
     torch.float32: (np.float32(4.8e-7), np.float32(1e-30), np.uint32(0)),
     torch.float64: (np.float64(8.9e-16), np.float64(1e-290), np.uint64(0)),
