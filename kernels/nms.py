@@ -194,8 +194,8 @@ def check_rows(
 
 
 def check_beside(name: str, value: Tensor, boxes: Tensor, shape: tuple[int, ...], kind: str) -> None:
-    """Raise ValueError unless a tensor has this shape, is of this kind ("floating", "integers", "bool"), and
-    is on the device of the boxes."""
+    """Raise ValueError unless a tensor (R, ...) has this shape, is of this kind ("floating", "integers",
+    "bool"), and is on the device of the boxes."""
     integers = not value.is_floating_point() and value.dtype != torch.bool
     fits = {"floating": value.is_floating_point(), "integers": integers, "bool": value.dtype == torch.bool}
     if tuple(value.shape) != shape or not fits[kind]:

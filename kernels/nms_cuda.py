@@ -245,10 +245,10 @@ def _launch(found: Rows, kernel: str, threads: int, *args: object) -> None:
 
 
 def defines_of(boxes: Tensor) -> dict[str, str]:
-    """The macros of a .cu file for boxes of this type."""
+    """The macros of a .cu file for boxes (..., 4) of this type."""
     return {"SCALAR": "double" if boxes.dtype == torch.float64 else "float"}
 
 
 def number_of(boxes: Tensor) -> type[np.floating]:
-    """The NumPy type of numbers of these boxes."""
+    """The NumPy type that matches boxes (..., 4)."""
     return np.float64 if boxes.dtype == torch.float64 else np.float32
