@@ -1,5 +1,5 @@
-"""Which implementation of an operator runs: the plain reference, the one compiled for a CPU, the CUDA kernel,
-or torchvision as a peer."""
+"""Selection of an operator's implementation: plain reference, compiled for CPU (numba), CUDA kernel, or
+torchvision for comparison."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _forced: str | None = None
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every kernel called inside the block on one backend, for the whole process.
+    """Use one backend for all operators inside the block, in the whole process.
 
     Args:
-        name: "reference", "cpu", "cuda" or "torchvision"; operators that lack it raise.
+        name: "reference", "cpu", "cuda" or "torchvision"; operators without it raise ValueError.
     Raises:
         ValueError: for another name.
     """
@@ -37,18 +37,18 @@ def use_backend(name: str) -> Iterator[None]:
 def backend_for(
     tensor: torch.Tensor, backend: str | None = None, *, operator: str, known: tuple[str, ...]
 ) -> str:
-    """Name the backend that will run on a tensor: the one asked for, the one of `use_backend`, else the
-    device's own.
+    """Return the backend for a tensor: the requested one, that of `use_backend`, otherwise the default of the
+    device.
 
     Args:
-        tensor: the operator's first input, of any shape (R, ...). A CUDA tensor runs the kernel; one on a CPU
-            the compiled form, or the reference where numba is not installed (with one warning); one on
-            another device the reference.
-        backend: one of `BACKENDS`, or None to leave the choice open.
-        operator: its name in messages. known: the backends it has.
+        tensor: the operator's first input, of any shape (R, ...). For CUDA tensors the CUDA kernel; for CPU
+            tensors the numba implementation, or the reference if numba is not installed (with one warning);
+            for other devices the reference.
+        backend: one of `BACKENDS`, or None for the default.
+        operator: name of the operator, for messages. known: backends that it has.
     Raises:
-        ValueError: for a name that is unknown, or not known to the operator, or "cpu" with a tensor that is
-            elsewhere ("cuda" with a tensor that is not on a GPU is refused at the launch).
+        ValueError: the backend is unknown, or the operator does not have it, or it is "cpu" for a tensor on
+            another device ("cuda" with a tensor that is not on a GPU raises at the launch).
     """
     chosen = backend if backend is not None else _forced
     if chosen is None:
@@ -66,10 +66,10 @@ def backend_for(
 
 @functools.cache
 def cpu_form(operator: str) -> ModuleType:
-    """The module kernels.<operator>_cpu, which is imported at the first call since it imports numba.
+    """Import and return the module kernels.<operator>_cpu; the import is delayed because it imports numba.
 
     Raises:
-        RuntimeError: where numba is not installed.
+        RuntimeError: numba is not installed.
     """
     try:
         return importlib.import_module(f"detection_zoo.kernels.{operator}_cpu")
@@ -83,8 +83,9 @@ def cpu_form(operator: str) -> ModuleType:
 
 
 def is_traced(tensor: torch.Tensor) -> bool:
-    """Whether a call on a tensor (R, ...) may be traced (compile, export, a tensor subclass, a dispatch mode)
-    and so must go through its operator; calling an operator costs 12 us."""
+    """Whether a call with a tensor (R, ...) may be traced (compile, export, a tensor subclass, a dispatch
+    mode) and must use the registered torch operator; otherwise the function is called directly, which saves
+    12 us."""
     return (
         type(tensor) is not torch.Tensor
         or torch.compiler.is_compiling()

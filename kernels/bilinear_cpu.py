@@ -1,9 +1,8 @@
-"""Pillow's bilinear enlargement of bytes, bit for bit, compiled for a CPU by numba.
+"""Bilinear enlargement of uint8 images, bitwise equal to Pillow's, compiled for CPU with numba.
 
-Pillow (libImaging/Resample.c) resizes along rows first, then along columns, and rounds to bytes after each. A
-byte is the sum of two neighbours with weights that are whole numbers of 22 bits. Here both passes take turns,
-a row at a time, so that what lies between them stays in the nearest cache, and the second is done for 16 or
-32 bytes at once.
+Pillow (libImaging/Resample.c) resizes along rows, then along columns, and rounds to bytes after each pass. A
+byte is the sum of two neighbours with 22-bit integer weights. Here both passes alternate row by row, so that
+intermediate rows stay in the L1 cache, and the second pass processes 16 or 32 bytes at once.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import numpy as np
 
 from detection_zoo.kernels.machine_code import compiled
 
-BITS = 22  # of weights; with a byte they leave two bits of 32
+BITS = 22  # of weights; with 8 bits of a pixel, two of 32 bits are left
 
 
 def enlarge_bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -32,8 +31,8 @@ def enlarge_bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """What each of `new` pixels sums: the first of two of the `old` ones (new,) int64, and weights (new, 2)
-    int32. Each operation is Pillow's, in double precision."""
+    """For each of `new` pixels: index of the first of two `old` pixels (new,) int64, and weights (new, 2)
+    int32; computed in double precision as in Pillow."""
     centre = (np.arange(new) + 0.5) * (old / new)
     first = np.clip((centre - 0.5).astype(np.int64), 0, old - 2)
     weights = np.maximum(1.0 - np.abs(first[:, None] + np.arange(2) - centre[:, None] + 0.5), 0.0)

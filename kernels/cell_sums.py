@@ -1,5 +1,4 @@
-"""Weighted sums of map cells in plain torch, and their transpose: what bilinear pooling is, whatever places
-its points."""
+"""Weighted sums of map cells in plain torch, and their transpose; used by all bilinear pooling operators."""
 
 from __future__ import annotations
 
@@ -11,13 +10,13 @@ from torch.nn.functional import embedding_bag
 
 
 def sum_type(tensor: Tensor) -> torch.dtype:
-    """The type that sums over a map (N, C, H, W) are kept in: float64 for float64, else float32."""
+    """Return the type of sums over a map (N, C, H, W): float64 for float64, otherwise float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def cell_table(maps: Sequence[Tensor]) -> Tensor:
-    """All cells of maps (N, C, H_l, W_l) as rows: level, image, row, column; then one row of zeros, for
-    points off the map.
+    """Return all cells of maps (N, C, H_l, W_l) as rows (order: level, image, row, column), then one row of
+    zeros for points outside the map.
 
     Returns (cells + 1, C) in the type of sums.
     """
@@ -40,16 +39,16 @@ def fill_maps(maps: Sequence[Tensor], table: Tensor) -> list[Tensor]:
 
 
 def sum_cells(table: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
-    """For each of n outputs the sum of k weighted rows of the table (cells + 1, C); cells (n, k) int64,
-    weights (n, k) -> (n, C)."""
-    if table.shape[1] == 0:  # which embedding_bag refuses
+    """Return for each of n outputs the sum of k weighted rows of the table (cells + 1, C); cells (n, k)
+    int64, weights (n, k) -> (n, C)."""
+    if table.shape[1] == 0:  # not supported by embedding_bag
         return table.new_zeros(len(cells), 0)
     return embedding_bag(cells, table, per_sample_weights=weights, mode="sum")
 
 
 def add_to_cells(table: Tensor, cells: Tensor, weights: Tensor, grads: Tensor) -> None:
-    """Transpose of `sum_cells`: add n weighted gradients (n, C) to the rows of the table (cells + 1, C) they
-    were summed from."""
+    """Transpose of `sum_cells`: add n weighted gradients (n, C) to the rows of the table (cells + 1, C) that
+    were summed."""
     outputs = torch.arange(len(cells), device=cells.device)[:, None].expand_as(cells)
     spread = torch.sparse_coo_tensor(
         torch.stack([cells.flatten(), outputs.flatten()]),

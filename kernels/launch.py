@@ -15,15 +15,13 @@ import torch
 
 Argument = torch.Tensor | np.generic | np.ndarray | None
 _ARGUMENTS = (torch.Tensor, np.generic, np.ndarray, type(None))  # building a union takes 0.3 us an argument
-SHARED_BYTES = 48 * 1024  # of a block, that every GPU has without being asked for more
-COMPILER_FLAGS = (
-    "--std=c++17",
-    "--fmad=false",
-)  # a product and a sum are rounded once each, as the reference rounds them
+SHARED_BYTES = 48 * 1024  # per block, available on every GPU without opting in to more
+# no fused multiply-add: each operation is rounded separately, as in the reference
+COMPILER_FLAGS = ("--std=c++17", "--fmad=false")
 
 
 class Runner(Protocol):
-    """What executes a launch: `run_on_gpu`, or the host shim of the tests."""
+    """Executes a launch: `run_on_gpu`, or the host shim of the tests."""
 
     def __call__(
         self,
@@ -46,7 +44,7 @@ def launch(
     args: Sequence[Argument],
     shared_bytes: int = 0,
 ) -> None:
-    """Start one kernel; returns at once, and does nothing for an empty grid.
+    """Launch one kernel asynchronously; does nothing for an empty grid.
 
     Args:
         file: name of the .cu file in this folder.
@@ -57,9 +55,9 @@ def launch(
             null pointer).
         shared_bytes: dynamic shared memory of a block.
     Raises:
-        TypeError: for an argument of another type, since CuPy would pass a Python int as 64 bits whatever the
-            kernel declares.
-        ValueError: for more shared memory than a block may have.
+        TypeError: an argument has another type; CuPy would pass a Python int as 64 bits, whatever the kernel
+            declares.
+        ValueError: more shared memory than a block may use.
     """
     if shared_bytes > SHARED_BYTES:
         raise ValueError(
@@ -82,8 +80,8 @@ def compile_options(defines: Mapping[str, object]) -> tuple[str, ...]:
 
 @functools.cache
 def source_of(file: str) -> str:
-    """A .cu file's text with the headers of this folder put in place of their #include lines, so that a cache
-    sees every change."""
+    """Return the text of a .cu file with the headers of this folder inserted at their #include lines, so that
+    cache keys depend on them."""
     folder = Path(__file__).parent
     lines = (folder / file).read_text().splitlines(keepends=True)
     return "".join(source_of(line.split('"')[1]) if line.startswith('#include "') else line for line in lines)
@@ -120,7 +118,7 @@ def _value(arg: Argument) -> np.generic | np.ndarray:
 
 @functools.cache
 def _function(file: str, kernel: str, options: tuple[str, ...], device_index: int):
-    """One compiled kernel, loaded on the device that is current."""
+    """Return a compiled kernel, loaded on the current device."""
     cupy = _cupy()
     return cupy.RawModule(
         path=str(binary_of(file, options, int(cupy.cuda.Device(device_index).compute_capability)))
@@ -129,11 +127,11 @@ def _function(file: str, kernel: str, options: tuple[str, ...], device_index: in
 
 @functools.cache
 def binary_of(file: str, options: tuple[str, ...], architecture: int) -> Path:
-    """A compiled .cu file for an architecture (90 for sm_90), kept in CuPy's cache folder so that a new
-    process compiles nothing.
+    """Compile a .cu file for an architecture (90 for sm_90), or return the compiled file from CuPy's cache
+    folder.
 
-    NVRTC is called here and not by CuPy's RawModule, which adds -ftz=true to all options: numbers below 1e-38
-    would count as 0, unlike in the reference.
+    NVRTC is called directly because CuPy's RawModule adds -ftz=true: numbers below 1e-38 would become 0,
+    unlike in the reference.
     """
     _cupy()
     from cupy.cuda import nvrtc
@@ -144,9 +142,8 @@ def binary_of(file: str, options: tuple[str, ...], architecture: int) -> Path:
             f"this CuPy's NVRTC {'.'.join(map(str, nvrtc.getVersion()))} does not know sm_{architecture};"
             " install cupy-cuda12x in its place"
         )
-    kind = (
-        "sm" if newest == architecture else "compute"
-    )  # a GPU that this NVRTC does not know: the driver finishes the work
+    # for a newer GPU than this NVRTC supports, the driver compiles the PTX
+    kind = "sm" if newest == architecture else "compute"
     options = (*options, f"--gpu-architecture={kind}_{newest}", f"-I{cuda_include_folder()}")
     key = hashlib.sha256(
         "\0".join([source_of(file), *options, *map(str, nvrtc.getVersion())]).encode()
@@ -157,7 +154,7 @@ def binary_of(file: str, options: tuple[str, ...], architecture: int) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             dir=folder, suffix=".part", delete=False
-        ) as part:  # processes may compile the same at once
+        ) as part:  # several processes may compile it at the same time
             part.write(_compile(file, options))
         os.replace(part.name, path)
     return path
@@ -183,7 +180,7 @@ def _compile(file: str, options: tuple[str, ...]) -> bytes:
 
 @functools.cache
 def cuda_include_folder() -> str:
-    """Where cuda_fp16.h lies: in NVIDIA's wheels, or where CUDA is installed."""
+    """Return the folder of cuda_fp16.h: in NVIDIA's wheels, or in the CUDA installation."""
     from cuda.pathfinder import find_nvidia_header_directory
 
     found = find_nvidia_header_directory("cudart")

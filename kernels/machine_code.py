@@ -1,8 +1,8 @@
-"""How the operators of a CPU are compiled: by numba, at their first call, with the machine code kept on disk.
+"""Compilation of CPU operators with numba, at the first call, with machine code cached on disk.
 
-numba keeps the code of a function beside its file (or in the user's cache folder, or in NUMBA_CACHE_DIR) and
-compiles it again when that file changes, not when a file changes that it imports from. So each `*_cpu.py`
-holds all of its compiled functions, and only what stands here is shared.
+numba caches the code of a function next to its file (or in the user's cache folder, or in NUMBA_CACHE_DIR)
+and compiles it again if that file changes, but not if an imported file changes. So each `*_cpu.py` contains
+all of its compiled functions; only the functions of this file are shared.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 ANY = 1 << 60  # length of an array at an address where the length is not checked
-compiled = njit(cache=True, nogil=True, error_model="numpy")  # x / 0 is IEEE's answer, no exception
+compiled = njit(cache=True, nogil=True, error_model="numpy")  # x / 0 follows IEEE 754 and raises no exception
 _WHOLE = ir.IntType(32)
 
 
 @intrinsic
 def _pointer(context, address):
-    """An integer address as a pointer."""
+    """Convert an integer address to a pointer."""
 
     def build(target, builder, signature, arguments):
         return builder.inttoptr(arguments[0], target.get_value_type(types.voidptr))
@@ -73,7 +73,8 @@ def as_array(tensor: Tensor) -> NDArray[Any]:
 
 @compiled
 def array_at(address, shape, dtype):
-    """The contiguous array of a shape and type at `tensor.data_ptr()`; the caller keeps the tensor alive.
+    """Return the contiguous array of this shape and type at `tensor.data_ptr()`; the caller keeps the tensor
+    alive.
 
     Passing an address takes 0.1 us, passing a tensor as a NumPy array 1.5 us.
     """
@@ -81,15 +82,14 @@ def array_at(address, shape, dtype):
 
 
 def in_threads(work: Callable[[int, int], None], count: int, threads: int, least: int = 1) -> None:
-    """Call work(start, end) on equal parts of 0..count-1, each in a thread of its own.
+    """Call work(start, end) on equal parts of 0..count-1, each in its own thread.
 
     Args:
-        work: runs without Python's lock (`compiled` functions do), and may be called at the same time on
-            different parts.
+        work: releases the GIL (as `compiled` functions do), and may run concurrently on different parts.
         threads: at most this many parts.
-        least: a part is not made smaller than this.
+        least: minimum size of a part.
     Raises:
-        whatever `work` raises in the calling thread, which takes the last part.
+        Any exception of `work` in the calling thread, which processes the last part.
     """
     parts = max(1, min(threads, count // max(least, 1)))
     cuts = [count * part // parts for part in range(parts + 1)]

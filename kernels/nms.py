@@ -1,12 +1,11 @@
-"""Greedy non-maximum suppression, alone, in groups, and in a fixed-size form that never waits for the host.
+"""Greedy non-maximum suppression: of one group, of several groups, and with outputs of fixed size that need
+no synchronisation with the host.
 
-The rule, the same bit for bit on every backend: boxes are visited by falling score, equal scores by rising
-    index; a visited box that
-is still alive is kept and removes every later box of its group whose IoU with it exceeds the threshold (or
-reaches it, with
-`inclusive`). IoU is inter / (area_a + area_b - inter), each operation rounded once in the boxes' type, sides
-x2 - x1 + offset;
-scores and threshold are rounded to that type first. 0 / 0 (two empty boxes) removes nothing.
+The rule, with bitwise equal results on every backend: boxes are visited by descending score, equal scores by
+    ascending index; a visited box that has not been removed is kept and removes every later box of its group
+    whose IoU with it exceeds the threshold (or equals it, with `inclusive`). IoU is inter / (area_a + area_b
+    - inter), each operation rounded once in the boxes' type, sides x2 - x1 + offset; scores and threshold are
+    rounded to that type first. 0 / 0 (two empty boxes) removes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from detection_zoo.kernels.nms_cuda import cuda_nms, cuda_nms_padded
 from detection_zoo.kernels.nms_reference import NmsRule, best_of_all, reference_nms, reference_nms_padded
 from detection_zoo.kernels.operator import operator
 
-_NO_LIMIT = -1  # of the operators
+_NO_LIMIT = -1  # "no limit" in the operators' schema
 
 
 def nms(
@@ -32,8 +31,8 @@ def nms(
     max_keep: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Keep the best boxes that do not overlap a better one (on a GPU the host waits once, for the result's
-    size).
+    """Keep the best boxes that do not overlap a better one (on a GPU the host waits once, for the size of the
+    result).
 
     Args:
         boxes: (R, 4) floating, (x1, y1, x2, y2) pixels; half types are widened to float32.
@@ -44,7 +43,7 @@ def nms(
             maskrcnn-benchmark).
         max_keep: at most this many.
     Returns:
-        (M,) int64 indices of kept boxes by falling score, ties by rising index.
+        (M,) int64 indices of kept boxes by descending score, ties by ascending index.
     Raises:
         ValueError: wrong shapes, NaN scores, non-finite or inverted boxes.
 
@@ -79,20 +78,21 @@ def batched_nms(
     max_total: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """NMS inside each group, for all groups at once (image x level, image x class); groups may be ragged.
+    """NMS within each group, for all groups at once (image x level, image x class); groups may differ in
+    size.
 
     Args:
         boxes, scores, iou_threshold, offset, inclusive: as in `nms`.
         groups: (R,) integers; None for one group.
-        num_groups: groups are 0..num_groups-1; None for any values, which costs a sort of the groups.
-        max_keep: at most this many of EACH group.
-        max_candidates: only this many of each group enter, the best by score.
-        max_total: of all groups the best this many, and those that tie with the last of them (a CPU then
-            looks at the best rows alone).
+        num_groups: groups are 0..num_groups-1; None: any values, which needs a sort of the groups.
+        max_keep: at most this many kept per group.
+        max_candidates: only the best this many of each group by score are used.
+        max_total: the best this many of all groups, and those with the same score as the last one (on a CPU,
+            only the best rows are then visited).
     Returns:
-        (M,) int64 indices of kept boxes of all groups by falling score, ties by rising index.
+        (M,) int64 indices of kept boxes of all groups by descending score, ties by ascending index.
     Raises:
-        ValueError: wrong shapes, NaN scores, non-finite or inverted boxes, groups beyond num_groups.
+        ValueError: wrong shapes, NaN scores, non-finite or inverted boxes, a group outside 0..num_groups-1.
 
     Examples:
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
@@ -124,19 +124,19 @@ def nms_padded(
     max_candidates: int | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """NMS inside each group with results of a fixed size; never waits for the host, so it can be captured in
-    a CUDA graph.
+    """NMS within each group with outputs of fixed size; never synchronises with the host, so it can be
+    captured in a CUDA graph.
 
-    No value raises: a row whose group is outside 0..num_groups-1, whose score is NaN or -inf, or whose box is
-        non-finite or
-    inverted, is absent (neither kept nor removing others).
+    Invalid values do not raise: a row whose group is outside 0..num_groups-1, whose score is NaN or -inf, or
+        whose box is non-finite or inverted, is ignored (neither kept nor removing others).
 
     Args:
         boxes, scores, iou_threshold, offset, inclusive, max_candidates: as in `batched_nms`.
         groups: (R,) integers in 0..num_groups-1; None for one group.
-        max_keep: columns of the result, and so the most kept of a group.
+        max_keep: number of columns of the result: the maximum kept per group.
     Returns:
-        (num_groups, max_keep) int64 indices by falling score, -1 after the last; (num_groups,) int64 counts.
+        (num_groups, max_keep) int64 indices by descending score, -1 after the last; (num_groups,) int64
+        counts.
     Raises:
         ValueError: wrong shapes.
 
@@ -174,8 +174,8 @@ def check_rows(
     max_candidates: int | None = None,
     max_total: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Boxes (R, 4) at least float32 and scores (R,) of their type; ValueError unless shapes, types, devices
-    and limits go together."""
+    """Return boxes (R, 4) in at least float32 and scores (R,) in the same type; raises ValueError unless
+    shapes, types, devices and limits match."""
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
         raise ValueError(f"boxes must be floating (R, 4), got {boxes.dtype} {tuple(boxes.shape)}")
     rows = (boxes.shape[0],)
@@ -242,13 +242,13 @@ def _torchvision_nms(
 
     if offset != 0.0 or inclusive:
         raise ValueError(
-            "torchvision's NMS knows neither offset nor inclusive; use backend 'reference', 'cpu' or 'cuda'"
+            "torchvision's NMS has neither offset nor inclusive; use backend 'reference', 'cpu' or 'cuda'"
         )
     if groups is None:
         return torchvision.ops.nms(boxes, scores, iou_threshold)[: limits[0]]
     if limits != (None, None):
         raise ValueError(
-            "torchvision's batched NMS has no limits a group; use backend 'reference', 'cpu' or 'cuda'"
+            "torchvision's batched NMS has no limits per group; use backend 'reference', 'cpu' or 'cuda'"
         )
     return torchvision.ops.batched_nms(boxes, scores, groups, iou_threshold)
 

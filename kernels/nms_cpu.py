@@ -1,8 +1,8 @@
-"""The rule of nms.py compiled for a CPU: rows are visited by falling score, each is tested against the kept
-rows of its group.
+"""The rule of nms.py, compiled for CPU: rows are visited by descending score, and each is tested against the
+kept rows of its group.
 
-The kept rows of a group lie side by side, so that a machine tests 8 or 16 of them at once. Whether a row is
-kept depends on better rows alone, so the walk ends as soon as a limit over all groups is reached.
+The kept rows of a group are contiguous in memory, so that vector instructions test 8 or 16 of them at once.
+Whether a row is kept depends only on better rows, so the loop ends when a limit over all groups is reached.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SMALL = {
 
 
 def cpu_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, rule: NmsRule) -> Tensor:
-    """Kept rows (M,) int64 by falling score; arguments as in `kernels.nms_reference.reference_nms`."""
+    """Kept rows (M,) int64 by descending score; arguments as in `kernels.nms_reference.reference_nms`."""
     kept = torch.empty(scores.shape[0], dtype=torch.int64)
     count = _run(boxes, scores, groups, num_groups, rule, rule.max_keep, kept, None)
     if count < 0:
@@ -129,8 +129,7 @@ def _suppress_at(
 
 @compiled
 def _suppress(boxes, scores, bits, groups, num_groups, numbers, small, inclusive, limits, kept, counts):
-    """The number of rows kept, or -1 where a value must raise; `counts` is empty for the form that is not
-    padded."""
+    """Return the number of kept rows, or -1 if a value is invalid; `counts` is empty without padding."""
     max_keep, max_candidates, max_total = limits
     offset, least_side = numbers[1:]
     padded = len(counts) > 0
@@ -155,7 +154,7 @@ def _suppress(boxes, scores, bits, groups, num_groups, numbers, small, inclusive
     order = _by_falling_score(bits, order[:present])
     padding = 0
     starts = np.empty(num_groups, np.int64)
-    for own in range(num_groups):  # of a whole number of chunks each
+    for own in range(num_groups):  # each group has a whole number of chunks
         starts[own] = padding
         padding += (sizes[own] + CHUNK - 1) // CHUNK * CHUNK
     left, right = np.full(padding, np.inf, boxes.dtype), np.full(padding, -np.inf, boxes.dtype)
@@ -188,18 +187,18 @@ def _suppress(boxes, scores, bits, groups, num_groups, numbers, small, inclusive
     return total
 
 
-@njit(inline="always", error_model="numpy")  # a call with so many arrays takes as long as a short test
+@njit(inline="always", error_model="numpy")  # a call with so many arrays takes as long as the test itself
 def _is_removed(box, kept, start, end, numbers, small, inclusive):
-    """Whether one of the kept rows start..end-1, whose columns fill whole chunks, overlaps a box."""
+    """Whether a box overlaps one of the kept rows start..end-1; rows are padded to whole chunks."""
     x1, y1, x2, y2, area = box
     left, top, right, bottom, areas = kept
     threshold, offset = numbers[:2]
     part, least = small
-    zero = part - part  # of the boxes' type
+    zero = part - part  # in the type of the boxes
     for first in range(start, end, CHUNK):
         above, below = False, True
         for lane in range(CHUNK):
-            other = np.uint64(first) + np.uint64(lane)  # an index that may be negative makes gathers
+            other = np.uint64(first) + np.uint64(lane)  # a signed index would prevent vector loads
             width = _least(x2, right[other]) - _most(x1, left[other]) + offset
             height = _least(y2, bottom[other]) - _most(y1, top[other]) + offset
             inter = _most(width, zero) * _most(height, zero)
@@ -215,7 +214,7 @@ def _is_removed(box, kept, start, end, numbers, small, inclusive):
             width = _least(x2, right[other]) - _most(x1, left[other]) + offset
             height = _least(y2, bottom[other]) - _most(y1, top[other]) + offset
             inter = _most(width, zero) * _most(height, zero)
-            quotient = inter / (area + areas[other] - inter)  # 0 / 0 is not a number and removes nothing
+            quotient = inter / (area + areas[other] - inter)  # 0 / 0 is NaN and removes nothing
             if quotient > threshold or (inclusive and quotient == threshold):
                 return True
     return False
@@ -223,9 +222,9 @@ def _is_removed(box, kept, start, end, numbers, small, inclusive):
 
 @compiled
 def _suppress_sorted(boxes, labels, present, outcome, numbers, small, inclusive, max_keep):
-    """Fill the outcome: kept (G, P) uint8, or indices (G, max_keep), -1 before, and counts (G,); what is not
-    wanted is empty. Of boxes (G * P, 4) by falling score in each group, labels and present (G * P,), or empty
-    for a single label and for all."""
+    """Fill the outcome: kept (G, P) uint8, or indices (G, max_keep), initially -1, and counts (G,); unused
+    arrays are empty. Boxes (G * P, 4) are sorted by descending score in each group; labels and present (G *
+    P,) are empty for a single label and for all rows."""
     kept, indices, counts, groups, most = outcome
     offset, least_side = numbers[1:]
     own = np.zeros(most, np.int32)
@@ -237,7 +236,7 @@ def _suppress_sorted(boxes, labels, present, outcome, numbers, small, inclusive,
         starts, kept_of = np.zeros(num_labels + 1, np.int64), np.zeros(num_labels, np.int64)
         for place in range(most):
             starts[own[place] + 1] += 1
-        for label in range(num_labels):  # of a whole number of chunks each
+        for label in range(num_labels):  # each label has a whole number of chunks
             starts[label + 1] = starts[label] + (starts[label + 1] + CHUNK - 1) // CHUNK * CHUNK
         padding = starts[num_labels]
         left, right = np.full(padding, np.inf, boxes.dtype), np.full(padding, -np.inf, boxes.dtype)
@@ -311,7 +310,7 @@ def _is_wrong(boxes, row, least_side):
 
 @compiled
 def _by_falling_score(bits, rows):
-    """Rows by falling score, equal scores in the order given; `bits` are the scores' as unsigned integers."""
+    """Rows by descending score, stable; `bits` are the scores as unsigned integers."""
     sign = np.uint64(1) << np.uint64(8 * bits.itemsize - 1)
     keys = np.empty(len(rows), bits.dtype)
     for place in range(len(rows)):
@@ -324,7 +323,7 @@ def _by_falling_score(bits, rows):
 
 @compiled
 def _sorted(keys, rows):
-    """Rows by rising key, equal keys in the order given: one byte after another, from the last."""
+    """Rows by ascending key, stable: a radix sort by bytes, starting with the last."""
     length, places = len(rows), keys.itemsize
     counts = np.zeros((places, 256), np.int32)
     for key in keys:
@@ -334,7 +333,7 @@ def _sorted(keys, rows):
     for place in range(places):
         shift = np.uint64(8 * place)
         if counts[place, (np.uint64(keys[0]) >> shift) & np.uint64(255)] == length:
-            continue  # all are equal in this byte
+            continue  # all keys are equal in this byte
         before = 0
         for digit in range(256):
             before, counts[place, digit] = before + counts[place, digit], before
@@ -349,8 +348,8 @@ def _sorted(keys, rows):
 
 @compiled
 def _dense_groups(groups, num_groups, group):
-    """Fill `group` with 0 .. G - 1, -1 for one outside 0 .. num_groups - 1, and give G; num_groups 0 takes
-    groups of any values."""
+    """Fill `group` with 0 .. G - 1 (-1 if outside 0 .. num_groups - 1) and return G; num_groups 0: groups of
+    any values."""
     if num_groups > 0:
         for row in range(len(groups)):
             group[row] = groups[row] if 0 <= groups[row] < num_groups else -1

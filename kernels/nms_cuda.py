@@ -1,5 +1,5 @@
-"""Launches of nms.cu: sort each group, test pairs, settle the groups, and (without padding) merge their
-survivors."""
+"""Launches of nms.cu: sort each group, test pairs, select the kept rows of each group, and (without padding)
+merge them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _PROBLEMS = (
 
 
 class Rows(NamedTuple):
-    """Rows of the input, sorted inside each group; groups lie one after another (starts is None for a single
-    group)."""
+    """Rows of the input, sorted in each group; groups are stored one after another (starts is None for a
+    single group)."""
 
     boxes: Tensor  # (R, 4)
     rows: Tensor  # (R,) int32
@@ -30,11 +30,11 @@ class Rows(NamedTuple):
     groups_at: Tensor | None  # (R,) int32, the group of each position
     starts: Tensor | None  # (G,) int32
     counts: Tensor  # (G,) int32
-    outcome: Tensor  # (4,) int32: rows kept, and where a score, a box or a group is wrong
+    outcome: Tensor  # (4,) int32: number of kept rows, and positions of an invalid score, box and group
 
 
 def cuda_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, rule: NmsRule) -> Tensor:
-    """Kept rows (M,) int64 by falling score; waits for the host once, to learn M and what was wrong."""
+    """Kept rows (M,) int64 by descending score; synchronises with the host once, for M and errors."""
     if min(len(boxes), rule.max_keep, rule.max_candidates) == 0:
         return boxes.new_empty(0, dtype=torch.int64)
     if groups is not None and not num_groups:
@@ -71,7 +71,8 @@ def cuda_nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: i
 def cuda_nms_padded(
     boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, max_keep: int, rule: NmsRule
 ) -> tuple[Tensor, Tensor]:
-    """Indices (G, max_keep) and counts (G,), int64; only launches, so that it can be captured in a graph."""
+    """Indices (G, max_keep) and counts (G,), int64; only launches kernels, so that it can be captured in a
+    graph."""
     indices = boxes.new_empty((num_groups, max_keep), dtype=torch.int64)
     counts = boxes.new_empty(num_groups, dtype=torch.int64)
     if min(len(boxes), max_keep, rule.max_candidates) == 0:
@@ -94,7 +95,7 @@ def _sort(
         raise ValueError(f"{count} boxes; the kernels take fewer than {2**31 // 32} at a time")
     boxes, scores = boxes.detach().contiguous(), scores.detach().contiguous()
     groups = None if groups is None else groups.long().contiguous()
-    ints = boxes.new_zeros(num_groups + 4, dtype=torch.int32)  # one fill for both
+    ints = boxes.new_zeros(num_groups + 4, dtype=torch.int32)  # one memset for both
     keys = boxes.new_empty(count, dtype=torch.int64)
     arrivals = None if groups is None else boxes.new_empty(count, dtype=torch.int32)
     found = Rows(
@@ -175,7 +176,7 @@ def _sort(
 def _settle(
     found: Rows, rule: NmsRule, num_groups: int, padded: Tensor | None, padded_counts: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Positions kept (R,) and their counts (G, 2) before and after the last chunk, int32."""
+    """Positions of kept rows (R,) and their counts (G, 2) before and after the last chunk, int32."""
     count = len(found.boxes)
     words = -(-min(rule.max_candidates, CHUNK) // 64)
     mask = found.keys.new_empty((count, words))

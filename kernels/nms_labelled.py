@@ -1,8 +1,8 @@
-"""Greedy non-maximum suppression inside each class, of lists that stand by falling score already: many lists
-of one size at once, results of a fixed size, and no wait for the host.
+"""Greedy non-maximum suppression within each class, for lists already sorted by descending score: many lists
+of equal size at once, outputs of fixed size, and no synchronisation with the host.
 
-The rule is that of nms.py: the rows of a list are visited in their order; a visited row that is still alive
-is kept and removes every later row of its list and label whose IoU with it exceeds the threshold.
+The rule is that of nms.py: the rows of a list are visited in order; a visited row that has not been removed
+is kept and removes every later row of the same list and label whose IoU with it exceeds the threshold.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ def nms_labelled(
     inclusive: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Keep the best rows of each list that do not overlap a better one of their label; never waits for the
-    host.
+    """Keep the best rows of each list that do not overlap a better one of their label; never synchronises
+    with the host.
 
-    No value raises: a row that is not present, or whose box is non-finite or inverted, is absent (neither
-    kept nor removing others).
+    Invalid values do not raise: a row that is not present, or whose box is non-finite or inverted, is ignored
+        (neither kept nor removing others).
 
     Args:
-        boxes: (N, M, 4) floating, (x1, y1, x2, y2) pixels, each list by falling score; half types are widened
-            to float32. On a GPU M is at most 4,096: take a top-k before.
+        boxes: (N, M, 4) floating, (x1, y1, x2, y2) pixels, each list sorted by descending score; half types
+            are widened to float32. On a GPU M is at most 4,096: use a top-k before.
         labels: (N, M) integers of any values.
         iou_threshold, offset, inclusive: as in `nms`.
-        max_keep: columns of the result, and so the most kept of a list, over all its labels.
-        present: (N, M) bool, rows that take part, such as scores above a threshold; None for all.
+        max_keep: number of columns of the result: the maximum kept per list, over all labels.
+        present: (N, M) bool, rows to use, such as scores above a threshold; None for all.
     Returns:
-        (N, max_keep) int64 rows by falling score, -1 after the last; (N,) int64 counts.
+        (N, max_keep) int64 rows by descending score, -1 after the last; (N,) int64 counts.
     Raises:
         ValueError: wrong shapes, types or devices; on a GPU more than 4,096 rows.
 
@@ -93,7 +93,7 @@ def _(boxes, labels, present, iou_threshold, offset, inclusive, max_keep, backen
 def reference_nms_labelled(
     boxes: Tensor, labels: Tensor, present: Tensor | None, rule: NmsRule
 ) -> tuple[Tensor, Tensor]:
-    """Indices (N, max_keep) and counts (N,): `reference_nms_sorted` once for each label; arguments as in
+    """Indices (N, max_keep) and counts (N,): `reference_nms_sorted` for each label; arguments as in
     `nms_labelled`."""
     every, most = rule._replace(max_keep=boxes.shape[1]), boxes.shape[1]
     kept = torch.zeros_like(labels, dtype=torch.bool)

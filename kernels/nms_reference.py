@@ -10,8 +10,7 @@ from torch import Tensor
 
 
 class NmsRule(NamedTuple):
-    """What decides a removal, and where a group stops and all together; the limits are at most the number of
-    rows."""
+    """Parameters of NMS; the limits per group and in total are at most the number of rows."""
 
     iou_threshold: float
     offset: float
@@ -24,7 +23,7 @@ class NmsRule(NamedTuple):
 def reference_nms(
     boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, rule: NmsRule
 ) -> Tensor:
-    """Kept rows (M,) int64 by falling score; arguments as in `kernels.nms.batched_nms`, num_groups 0 for
+    """Kept rows (M,) int64 by descending score; arguments as in `kernels.nms.batched_nms`, num_groups 0 for
     groups of any values."""
     raise_for_values(boxes, scores, rule.offset)
     raise_for_groups(groups, num_groups)
@@ -44,8 +43,8 @@ def reference_nms(
 
 
 def best_of_all(kept: Tensor, scores: Tensor, most: int) -> Tensor:
-    """The first `most` of kept rows (M,) int64, which stand by falling score (R,), and those that tie with
-    the last of them."""
+    """The first `most` of kept rows (M,) int64, sorted by descending score (R,), and those with the same
+    score as the last one."""
     if most == 0 or len(kept) <= most:
         return kept[:most]
     best = scores[kept]
@@ -55,7 +54,7 @@ def best_of_all(kept: Tensor, scores: Tensor, most: int) -> Tensor:
 def reference_nms_padded(
     boxes: Tensor, scores: Tensor, groups: Tensor | None, num_groups: int, max_keep: int, rule: NmsRule
 ) -> tuple[Tensor, Tensor]:
-    """Indices (G, max_keep) and counts (G,): `reference_nms` of the rows that are present; arguments as in
+    """Indices (G, max_keep) and counts (G,): `reference_nms` of the valid rows; arguments as in
     `kernels.nms.nms_padded`."""
     groups = torch.zeros_like(scores, dtype=torch.int64) if groups is None else groups.long()
     present = ~(torch.isnan(scores) | torch.isneginf(scores) | inverted_or_not_finite(boxes, rule.offset))
@@ -70,7 +69,7 @@ def reference_nms_padded(
 
 
 def greedy(boxes: np.ndarray, rule: NmsRule) -> np.ndarray:
-    """Which of the (n, 4) boxes, already by falling score, survive."""
+    """Which of the (n, 4) boxes, sorted by descending score, are kept."""
     x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
     threshold, offset, zero = (boxes.dtype.type(number) for number in (rule.iou_threshold, rule.offset, 0))
     exceeds = np.greater_equal if rule.inclusive else np.greater
@@ -88,18 +87,18 @@ def greedy(boxes: np.ndarray, rule: NmsRule) -> np.ndarray:
         inter = width * height
         with np.errstate(
             invalid="ignore", divide="ignore", over="ignore"
-        ):  # 0 / 0 of two empty boxes: not a number, removes nothing
+        ):  # 0 / 0 of two empty boxes is NaN and removes nothing
             alive[i + 1 :] &= ~exceeds(inter / (areas[i] + areas[i + 1 :] - inter), threshold)
     return alive
 
 
 def inverted_or_not_finite(boxes: Tensor, offset: float) -> Tensor:
-    """Mark boxes whose area means nothing.
+    """Mark inverted or non-finite boxes.
 
     Args:
         boxes: (R, 4) floating (x1, y1, x2, y2).
-        offset: added to sides; x2 may lie below x1 by 1.01 offsets, since a decoded legacy box of width 0 has
-            x2 = x1 - 1.
+        offset: added to sides; x2 may be below x1 by 1.01 offsets, because a decoded legacy box of width 0
+            has x2 = x1 - 1.
     Returns:
         (R,) bool.
     """
@@ -108,7 +107,7 @@ def inverted_or_not_finite(boxes: Tensor, offset: float) -> Tensor:
 
 
 def raise_for_groups(groups: Tensor | None, num_groups: int) -> None:
-    """Raise ValueError where one of groups (R,) lies outside 0..num_groups-1; num_groups 0 allows any."""
+    """Raise ValueError if one of groups (R,) is outside 0..num_groups-1; num_groups 0 allows any."""
     if groups is not None and num_groups and ((groups < 0) | (groups >= num_groups)).any():
         raise ValueError(
             f"groups reach from {int(groups.min())} to {int(groups.max())}; with num_groups they must lie in"
@@ -117,8 +116,8 @@ def raise_for_groups(groups: Tensor | None, num_groups: int) -> None:
 
 
 def raise_for_values(boxes: Tensor, scores: Tensor, offset: float) -> None:
-    """Raise ValueError that names the first NaN score of (R,) or the first inverted or non-finite box of (R,
-    4); waits for a GPU."""
+    """Raise ValueError with the first NaN score of (R,), or the first inverted or non-finite box of (R, 4);
+    synchronises with a GPU."""
     missing = torch.isnan(scores)
     if missing.any():
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Greedy non-maximum suppression of groups that stand by falling score already, as a top-k leaves them: many
-groups of one size at once, nothing to sort, and no wait for the host.
+"""Greedy non-maximum suppression of groups that are already sorted by descending score, such as top-k
+outputs: many groups of equal size at once, without a sort or a synchronisation with the host.
 
-The rule is that of nms.py: of each group, rows are visited in their order; a visited row that is still alive
+The rule is that of nms.py: rows of each group are visited in order; a visited row that has not been removed
 is kept and removes every later row of its group whose IoU with it exceeds the threshold.
 """
 
@@ -19,7 +19,7 @@ from detection_zoo.kernels.nms_reference import NmsRule, greedy, inverted_or_not
 from detection_zoo.kernels.operator import operator
 
 _FILE, _THREADS, _WORD, _WARPS = "nms_sorted.cu", 256, 64, 8
-MOST_ROWS = 64 * _WORD  # of a group that nms_walk holds
+MOST_ROWS = 64 * _WORD  # maximum rows of a group for nms_walk
 
 
 def nms_sorted(
@@ -32,16 +32,16 @@ def nms_sorted(
     max_keep: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Mark the rows that NMS keeps inside each group of one size; never waits for the host.
+    """Mark the rows that NMS keeps in each group; never synchronises with the host.
 
-    No value raises: a row that is not present, or whose box is non-finite or inverted, is absent (neither
-    kept nor removing others).
+    Invalid values do not raise: a row that is not present, or whose box is non-finite or inverted, is ignored
+        (neither kept nor removing others).
 
     Args:
-        boxes: (G, P, 4) floating, (x1, y1, x2, y2) pixels, each group by falling score; half types are
-            widened to float32.
+        boxes: (G, P, 4) floating, (x1, y1, x2, y2) pixels, each group sorted by descending score; half types
+            are widened to float32.
         iou_threshold, offset, inclusive: as in `nms`.
-        present: (G, P) bool, rows that take part; None for all.
+        present: (G, P) bool, rows to use; None for all.
         max_keep: at most this many of each group.
     Returns:
         (G, P) bool.
@@ -89,7 +89,8 @@ def _(boxes, *_):
 
 
 def check_sorted(boxes: Tensor, present: Tensor | None, max_keep: int | None) -> Tensor:
-    """Boxes (G, P, 4) at least float32; ValueError unless shapes, types, devices and limit go together."""
+    """Return boxes (G, P, 4) in at least float32; raises ValueError unless shapes, types, devices and limit
+    match."""
     if boxes.ndim != 3 or boxes.shape[2] != 4 or not boxes.is_floating_point():
         raise ValueError(f"boxes must be floating (G, P, 4), got {boxes.dtype} {tuple(boxes.shape)}")
     if present is not None:
@@ -100,7 +101,7 @@ def check_sorted(boxes: Tensor, present: Tensor | None, max_keep: int | None) ->
 
 
 def reference_nms_sorted(boxes: Tensor, present: Tensor | None, rule: NmsRule) -> Tensor:
-    """Kept rows (G, P) bool, one group after another; arguments as in `nms_sorted`."""
+    """Kept rows (G, P) bool, group by group; arguments as in `nms_sorted`."""
     alive = ~inverted_or_not_finite(boxes.reshape(-1, 4), rule.offset).reshape(boxes.shape[:2])
     if present is not None:
         alive &= present
@@ -111,7 +112,7 @@ def reference_nms_sorted(boxes: Tensor, present: Tensor | None, rule: NmsRule) -
 
 
 def cuda_nms_sorted(boxes: Tensor, present: Tensor | None, rule: NmsRule) -> Tensor:
-    """Kept rows (G, P) bool in two launches; groups of more than 4,096 rows take the way of ragged groups."""
+    """Kept rows (G, P) bool in two launches; groups of more than 4,096 rows are processed by nms.cu."""
     groups, most = boxes.shape[:2]
     if most > MOST_ROWS:
         return _longer(boxes, present, rule)
@@ -147,7 +148,7 @@ def launch_sorted(
         (groups, words * (words + 1) // 2),
         (_THREADS,),
         (boxes, labels, present, mask, np.int32(most), np.int32(words), *tests, np.int32(rule.inclusive)),
-        _WORD * (5 * boxes.element_size() + 16),  # of each row of a word: a box, its area, its label, a word
+        _WORD * (5 * boxes.element_size() + 16),  # per row of a word: box, area, label, word
     )
     launch(
         _FILE,
@@ -168,5 +169,5 @@ def _longer(boxes: Tensor, present: Tensor | None, rule: NmsRule) -> Tensor:
         owners = owners.where(present.reshape(-1), -1)
     indices, _ = cuda_nms_padded(boxes.reshape(-1, 4), scores, owners, groups, rule.max_keep, rule)
     kept = boxes.new_zeros(groups * most + 1, dtype=torch.bool)
-    kept[indices.reshape(-1)] = True  # what is no row has index -1, the last
+    kept[indices.reshape(-1)] = True  # index -1 (no row) writes to the last element
     return kept[:-1].view(groups, most)

@@ -1,9 +1,8 @@
-"""Make a function a torch operator of the namespace "detection_zoo", as `torch.library.custom_op` does, but
-without torch's compiler.
+"""Register a function as a torch operator in the namespace "detection_zoo", as `torch.library.custom_op`
+does, but without importing torch's compiler.
 
-At its first call an operator of `custom_op` imports torch._dynamo, which takes 150 MiB and more than a
-second; a process that never compiles needs neither. Fake implementations and gradients are registered with
-`torch.library.register_fake` and `register_autograd`.
+The first call of a `custom_op` operator imports torch._dynamo, which takes 150 MiB and more than a second.
+Fake implementations and gradients are registered with `torch.library.register_fake` and `register_autograd`.
 """
 
 from __future__ import annotations
@@ -15,16 +14,17 @@ from typing import Any
 import torch
 
 NAMESPACE = "detection_zoo"
-BODIES: dict[str, Callable[..., Any]] = {}  # name -> function, for what runs below torch's dispatcher
+BODIES: dict[str, Callable[..., Any]] = {}  # name -> function, for code below torch's dispatcher
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def operator(name: str, *, gradient: bool = False) -> Callable[[Callable[..., Any]], torch._ops.OpOverload]:
-    """Decorate the function that an operator runs on any device; its annotations are the schema.
+    """Decorator that registers a function as the implementation on all devices; its annotations define the
+    schema.
 
     Args:
-        name: of the operator.
-        gradient: `torch.library.register_autograd` follows; otherwise a backward pass raises RuntimeError.
+        name: name of the operator. gradient: `torch.library.register_autograd` follows; otherwise a backward
+            pass raises RuntimeError.
     """
 
     def register(function: Callable[..., Any]) -> torch._ops.OpOverload:
@@ -41,7 +41,7 @@ def operator(name: str, *, gradient: bool = False) -> Callable[[Callable[..., An
 
 
 def _outside_of_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which torch's compiler, where something has imported it, must not trace into."""
+    """Wrap the function so that torch's compiler, if imported, does not trace into it."""
     untraced: list[Callable[..., Any]] = []
 
     def run(*args: Any) -> Any:
@@ -56,6 +56,6 @@ def _outside_of_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _no_gradient(name: str) -> Callable[..., Any]:
     def backward(*_: Any) -> Any:
-        raise RuntimeError(f"{NAMESPACE}::{name} has no gradient; detach what goes into it, or what it gives")
+        raise RuntimeError(f"{NAMESPACE}::{name} has no gradient; detach its inputs or outputs")
 
     return backward

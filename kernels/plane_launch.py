@@ -1,4 +1,4 @@
-"""Launches of kernels with a thread an output on one map of any strides: roi_pool.cu and roi_crop.cu."""
+"""Launch kernels with one thread per output on a map with any strides: roi_pool.cu and roi_crop.cu."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def run_on_planes(
     Args:
         features: (N, C, H, W) of any strides, the map or its gradient.
         outputs: (R, C, PH, PW), whose type is SCALAR.
-        args: what stands between the map and the number of outputs; a Python float is passed in the type of
-            sums.
-        ordered: the deterministic kernel instead, named kernel + "_ordered", with a thread an image and
+        args: kernel arguments between the map and the number of outputs; a Python float is passed in the type
+            of sums.
+        ordered: use the deterministic kernel, named kernel + "_ordered", with one thread per image and
             channel.
     """
     images, channels = features.shape[:2]

@@ -1,17 +1,15 @@
-"""RoIAlign from one map or from all levels of a pyramid at once (He et al. 2017, section 3; Lin et al. 2017,
-equation 1).
+"""RoIAlign from one feature map or from all levels of a pyramid at once (He et al. 2017, section 3; Lin et
+al. 2017, equation 1).
 
-Along each axis a RoI is cut into P bins with g sample points each; a point reads its two neighbouring cells
-with linear weights, so an output is a sum of g * g * 4 weighted cells over g * g. The three sampling rules
-differ only in where the points lie:
-"legacy" (start = edge * scale, sides at least 1 cell), "aligned" (the same minus half a cell, no least side)
-and "points"
-(`roi_align_points`). Coordinates are float32, or float64 for float64 maps; sums are kept in that type.
+Along each axis a RoI is divided into P bins with g sample points each; a point interpolates linearly between
+two cells, so an output is a sum of g * g * 4 weighted cells, divided by g * g. The three sampling rules
+differ only in the positions of the points: "legacy" (start = edge * scale, sides at least 1 cell), "aligned"
+(the same minus half a cell, without a minimum side) and "points" (`roi_align_points`). Coordinates and sums
+are float32, or float64 for float64 maps.
 
-Rows that cannot be pooled: a negative image index is an absent row and gives zeros; an index beyond the
-    batch, or a coordinate that
-is not finite, gives NaN. Neither passes a gradient. With sampling_ratio 0 the points of a bin are ceil(side /
-P), at most the map's side + 2.
+Invalid rows: a negative image index (an absent row) gives zeros; an index beyond the batch, or a coordinate
+    that is not finite, gives NaN. Neither passes a gradient. With sampling_ratio 0, a bin has ceil(side / P)
+    points, at most the side of the map + 2.
 """
 
 from __future__ import annotations
@@ -43,13 +41,13 @@ def roi_align(
     """Average bilinear samples over the bins of each RoI (He et al. 2017, section 3).
 
     Args:
-        features: (N, C, H, W) float32, float64, float16 or bfloat16; NCHW or channels-last, read without a
-            copy on a GPU.
+        features: (N, C, H, W) float32, float64, float16 or bfloat16; NCHW or channels-last, not copied on a
+            GPU.
         rois: (R, 5) floating, (image index, x1, y1, x2, y2) in image pixels.
         output_size: (PH, PW), or one number for both.
-        spatial_scale: map cells a pixel, e.g. 1/16.
-        sampling_ratio: points a bin and axis; 0 for ceil(side / P).
-        aligned: shift by half a cell (True), or the first version without shift and with sides of at least
+        spatial_scale: map cells per pixel, e.g. 1/16.
+        sampling_ratio: points per bin and axis; 0 for ceil(side / P).
+        aligned: True: shift by half a cell; False: the original version without shift, with sides of at least
             one cell.
     Returns:
         (R, C, PH, PW) of the features' type and memory format.
@@ -83,13 +81,13 @@ def multilevel_roi_align(
     channels_last: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Pool each RoI from the pyramid level its size asks for (Lin et al. 2017, equation 1); all levels and
+    """Pool each RoI from the pyramid level given by its size (Lin et al. 2017, equation 1); all levels and
     images in one launch.
 
     Args:
-        features: L maps (N, C, H_l, W_l) of one type, finest first.
+        features: L maps (N, C, H_l, W_l) of the same type, finest first.
         rois, output_size, sampling_ratio, aligned: as in `roi_align`.
-        scales: L numbers, map cells a pixel of each level.
+        scales: L numbers, map cells per pixel of each level.
         canonical_scale, canonical_level, min_level, level_offset, level_eps: as in `LevelRule`.
         channels_last: memory format of the result; None for that of features[0].
     Returns:
@@ -163,15 +161,15 @@ def multilevel_roi_align_averaged(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """`roi_align_averaged` of each RoI (R, C, PH, PW), from the pyramid level that the rule gives it; other
-    arguments and raises as in `multilevel_roi_align`."""
+    """`roi_align_averaged` of each RoI (R, C, PH, PW), from the pyramid level given by the rule; other
+    arguments and errors as in `multilevel_roi_align`."""
     height, width = output_pair(output_size)
     points = _pool(features, rois, (height + 1, width + 1), scales, 1, "points", levels, None, backend)
     return torch.nn.functional.avg_pool2d(points, 2, 1)
 
 
 def output_pair(output_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(PH, PW) from one number for both, or from the two."""
+    """Return (PH, PW) from one number for both, or from two numbers."""
     return (output_size, output_size) if isinstance(output_size, int) else (output_size[0], output_size[1])
 
 
@@ -212,20 +210,21 @@ def _pool(
 
 
 def empty_map(shape: tuple[int, ...], like: Tensor, channels_last: bool) -> Tensor:
-    """An uninitialised (N, C, H, W) tensor of another's type and device, in NCHW or channels-last order."""
+    """Return an uninitialised (N, C, H, W) tensor with the type and device of `like`, in NCHW or
+    channels-last order."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
 def is_channels_last(features: Tensor) -> bool:
-    """Tell whether an (N, C, H, W) map is stored channels-last and not also NCHW."""
+    """Whether an (N, C, H, W) map is channels-last and not also NCHW-contiguous."""
     return features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
 
 
 def check_pooling(
     features: Sequence[Tensor], rois: Tensor, size: tuple[int, int], rule: str = "legacy"
 ) -> None:
-    """Raise ValueError unless maps (N, C, H_l, W_l), rois (R, 5) and the pooled size go together."""
+    """Raise ValueError unless maps (N, C, H_l, W_l), rois (R, 5) and the output size are valid and match."""
     if not features:
         raise ValueError("no feature maps; give at least one")
     first = features[0]
@@ -337,7 +336,7 @@ def _(grad, rois, shapes, channels_last_maps, scales, sampling_ratio, rule, leve
 
 
 def _empty_maps(grad: Tensor, shapes: list[int], channels_last_maps: list[int]) -> list[Tensor]:
-    """Uninitialised gradients, one a level; shapes holds N, H_0, W_0, H_1, W_1 ..."""
+    """Uninitialised gradients, one per level; shapes contains N, H_0, W_0, H_1, W_1 ..."""
     return [
         empty_map((shapes[0], grad.shape[1], height, width), grad, bool(last))
         for height, width, last in zip(shapes[1::2], shapes[2::2], channels_last_maps, strict=True)
@@ -377,7 +376,7 @@ def _setup_double(ctx, inputs, output) -> None:
 
 
 def _double_backward(ctx, grads_of_maps: list[Tensor]):
-    """The gradient is linear in the upstream gradient, and its transpose is the pooling itself."""
+    """The backward pass is linear in the upstream gradient; its transpose is the forward pass."""
     pooled = _roi_align_op(
         grads_of_maps,
         ctx.saved_tensors[0],

@@ -1,9 +1,11 @@
-"""RoIAlign compiled for a CPU: parallel over RoIs forward, over channels backward, in the maps' own layout.
+"""RoIAlign compiled for CPU: parallel over RoIs in the forward pass and over channels in the backward pass,
+in the memory layout of the maps.
 
-Each bin of a RoI is a list of cells and weights, points on the same cell merged. Channels-last maps: four
-weighted cells at a time are added to all channels of a bin. Planes (NCHW): one after another, rows before
-columns. Against the reference only the order of sums and where the division by the number of points happens
-differ: with n cells a bin (before merging) by at most n + 4 ulps of the sum of an output's absolute terms.
+Each bin of a RoI is a list of cells and weights; points on the same cell are merged. Channels-last maps: four
+weighted cells at a time are added to all channels of a bin. NCHW maps: plane by plane, rows before columns.
+Results differ from the reference only by the order of sums and the place of the division by the number of
+points: with n cells per bin (before merging) by at most n + 4 ulps of the sum of the absolute terms of an
+output.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from detection_zoo.kernels.machine_code import ANY, array_at, as_array, compiled
 from detection_zoo.kernels.roi_align_reference import poolable, unpoolable
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 
-LEGACY, ALIGNED, POINTS = range(3)  # places in roi_align.RULES
-ABSENT, UNPOOLABLE = -1, -2  # in place of an image index
+LEGACY, ALIGNED, POINTS = range(3)  # indices into roi_align.RULES
+ABSENT, UNPOOLABLE = -1, -2  # used instead of an image index
 
 
 def cpu_forward(
@@ -64,8 +66,8 @@ def cpu_backward(
     rule: int,
     levels: LevelRule,
 ) -> list[Tensor]:
-    """Fill maps, one (N, C, H_l, W_l) a level, with the gradient of the features; grad is (R, C, PH, PW). The
-    sums are in the order of RoIs and bins, whatever the number of threads."""
+    """Fill maps, one (N, C, H_l, W_l) per level, with the gradient of the features; grad is (R, C, PH, PW).
+    Sums are in the order of RoIs and bins for any number of threads."""
     number = sum_type(grad)
     fastest = channels_are_fastest(maps)
     form = torch.channels_last if fastest else torch.contiguous_format
@@ -89,13 +91,13 @@ def cpu_backward(
 
 
 def channels_are_fastest(maps: Sequence[Tensor]) -> bool:
-    """Whether the channels of all maps (N, C, H, W) lie side by side."""
+    """Whether all maps (N, C, H, W) are channels-last."""
     return all(each.stride(1) == 1 for each in maps)
 
 
 def _place(maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], levels: LevelRule) -> tuple:
-    """What the compiled forms need of maps and RoIs: (L,) addresses, (L, 4) strides, (L, 2) sizes, (R,)
-    level, (R,) image, ABSENT or UNPOOLABLE, (R, 4) edges in cells, before the shift of half a cell."""
+    """Arguments of the compiled functions: (L,) addresses, (L, 4) strides, (L, 2) sizes, (R,)
+    level, (R,) image index, ABSENT or UNPOOLABLE, (R, 4) edges in cells, before the shift of half a cell."""
     rois = rois.to(sum_type(maps[0]))
     level = assign_levels(rois, levels, len(maps)) - levels.min_level
     image = torch.where(poolable(rois, maps[0].shape[0]), rois[:, 0], ABSENT)
@@ -113,8 +115,8 @@ def _place(maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], levels
 
 @compiled
 def _axis(start, end, pooled, side, ratio, rule, numbers):
-    """Cells (pooled, 2 * points), their weights, and how many of them each bin has. `numbers` are 0, 1, 2 ...
-    of the coordinates' type, so that no operation widens it."""
+    """Cells (pooled, 2 * points), their weights, and the number of cells of each bin. `numbers` are 0, 1, 2
+    ... in the type of the coordinates, so that no operation is computed in a wider type."""
     zero, one, size = numbers[0], numbers[1], numbers[side]
     half = one / numbers[2]
     if rule == ALIGNED:
@@ -180,7 +182,7 @@ def _numbers(sizes, pooled_h, pooled_w, ratio, dtype):
 
 @compiled
 def _bins(edges, size, strides, height, width, ratio, rule, numbers):
-    """Where the lists of each bin begin, and the offsets and weights of their cells."""
+    """Start of the list of each bin, and offsets and weights of the cells."""
     y, weight_y, many_y = _axis(edges[1], edges[3], height, size[0], ratio, rule, numbers)
     x, weight_x, many_x = _axis(edges[0], edges[2], width, size[1], ratio, rule, numbers)
     begins = np.empty(height * width + 1, np.uint64)
@@ -202,7 +204,7 @@ def _bins(edges, size, strides, height, width, ratio, rule, numbers):
 @compiled
 def _add_cells(target, to, channels, cells, base, offsets, weights, begin, end):
     """target[to + c] = the sum of weights[k] * cells[base + offsets[k] + c], four cells at a time. All
-    indices are unsigned, since one that may be negative makes gathers."""
+    indices are unsigned, because signed ones would prevent vector loads."""
     for n in range(channels):
         target[to + n] = 0
     k = begin
@@ -281,10 +283,10 @@ def _backward_last(
 
 @compiled
 def _lines(axis, sizes, strides, level_of, image_of, edges, pooled, ratio, rule, numbers):
-    """The rows (axis 0) or columns (axis 1) that the bins of all RoIs read.
+    """The rows (axis 0) or columns (axis 1) that are read by the bins of all RoIs.
 
-    Returns (where each bin's list begins, (R, pooled + 1), offsets of its cells, those of columns from the
-    RoI's first, and their weights), and (R, 2) the first cell and how many there are up to the last.
+    Returns (start of the list of each bin (R, pooled + 1), offsets of its cells (of columns: relative to the
+    first of the RoI), and their weights), and (R, 2) the first cell and the number of cells up to the last.
     """
     begins = np.zeros((len(edges), pooled + 1), np.uint64)
     windows = np.zeros((len(edges) + 1, 2), np.int64)
@@ -329,8 +331,8 @@ def _forward_planes(
 ):  # fmt: skip
     """Channels first .. end - 1 of NCHW maps; pooled as in `_forward_last`.
 
-    One plane after another, which a cache holds for all its RoIs. A bin's weights are products of one for the
-    row and one for the column, so the rows of each row of bins are added first, all columns at once.
+    Plane by plane, so that a plane stays in the cache for all its RoIs. The weight of a cell is the product
+    of a row and a column weight, so the rows of each row of bins are added first, all columns at once.
     """
     (begins_y, offsets_y, weights_y), (begins_x, offsets_x, weights_x), windows = _both_axes(
         sizes, strides, level_of, image_of, edges, height, width, ratio, rule
@@ -365,8 +367,8 @@ def _backward_planes(
     first, end, addresses, strides, sizes, level_of, image_of, edges, ratio, rule, grad, channels,
     height, width, last,
 ):  # fmt: skip
-    """Channels first .. end - 1 of NCHW gradients; grad as in `_backward_last`. One plane after
-    another, columns before rows: the reverse of `_forward_planes`."""
+    """Channels first .. end - 1 of NCHW gradients; grad as in `_backward_last`. Plane by plane, columns
+    before rows: the reverse of `_forward_planes`."""
     (begins_y, offsets_y, weights_y), (begins_x, offsets_x, weights_x), windows = _both_axes(
         sizes, strides, level_of, image_of, edges, height, width, ratio, rule
     )

@@ -1,5 +1,5 @@
-"""Launches of roi_align.cu: how maps are described to the kernels, and which kernel their memory format asks
-for."""
+"""Launches of roi_align.cu: description of maps for the kernels, and the choice of kernel by memory
+format."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def cuda_forward(
         )
         return pooled
     pack, band, shared = _pack(features, size, channels_last)
-    if pack == 0:  # a tile of the bins does not fit: leave channels-last, and let torch turn it
+    if pack == 0:  # a tile of the bins does not fit: compute channels-last, and convert with torch
         turned = torch.empty_like(pooled, memory_format=torch.channels_last)
         return pooled.copy_(cuda_forward(features, rois, turned, scales, sampling_ratio, rule, levels))
     launch(
@@ -97,10 +97,10 @@ def cuda_backward(
     levels: LevelRule,
     deterministic: bool,
 ) -> list[Tensor]:
-    """Fill maps, one (N, C, H_l, W_l) a level, with the gradient of the features; grad (R, C, PH, PW) may
+    """Fill maps, one (N, C, H_l, W_l) per level, with the gradient of the features; grad (R, C, PH, PW) may
     have any strides.
 
-    The fast form adds with atomics, in float32 for half types, so that its last bits vary from run to run.
+    The fast kernel adds with atomics, in float32 for half types, so that the last bits vary between runs.
     """
     size, number = tuple(grad.shape[2:]), sum_type(grad)
     rois = rois.to(number).contiguous()
@@ -183,7 +183,8 @@ def _defines(maps: Sequence[Tensor], size: tuple[int, ...], pack: int) -> dict[s
 
 
 def _table_bytes(defines: dict[str, object]) -> int:
-    """Size of the kernels' `Table`, rounded up to 16: rows of weights, offsets and a count, and the RoI."""
+    """Size of the kernels' struct `Table` in bytes, rounded up to 16: rows of weights, offsets and a count,
+    and the RoI."""
     number, offset = 8 if defines["SUM"] == "double" else 4, 4 if defines["OFFSET"] == "int" else 8
     rows = (defines["POOLED_H"] + defines["POOLED_W"]) * (ENTRIES * (number + offset) + 4)
     placed = PLACED_BYTES[torch.float64 if number == 8 else torch.float32]
@@ -191,8 +192,8 @@ def _table_bytes(defines: dict[str, object]) -> int:
 
 
 def _in_packs(maps: Sequence[Tensor], pack: int) -> bool:
-    """Whether every `pack` channels of channels-last maps (N, C, H_l, W_l) lie together, as one load wants
-    them."""
+    """Whether every `pack` channels of channels-last maps (N, C, H_l, W_l) are contiguous and aligned, so
+    that one load reads them."""
     return maps[0].shape[1] % pack == 0 and all(
         each.data_ptr() % (pack * each.element_size()) == 0
         and all(each.stride(k) % pack == 0 for k in (0, 2, 3))
@@ -201,8 +202,8 @@ def _in_packs(maps: Sequence[Tensor], pack: int) -> bool:
 
 
 def _gathered(defines: dict[str, object], number: int) -> tuple[int, int]:
-    """Channels of a block of the backward pass, and its shared memory: the table, the gradient of the bins,
-    the weights of MAX_CELLS cells of each axis and their ends; no channels where the bins do not fit."""
+    """Channels per block of the backward pass, and its shared memory: the table, the gradient of the bins,
+    the weights of MAX_CELLS cells of each axis and their ends; 0 channels if the bins do not fit."""
     high, wide, pack = defines["POOLED_H"], defines["POOLED_W"], defines["PACK"]
     fixed = _table_bytes(defines) + MAX_CELLS * ((high + wide) * number + 4)
     slice_ = SLICE
@@ -215,13 +216,13 @@ def _gathered(defines: dict[str, object], number: int) -> tuple[int, int]:
 
 
 def _pack(features: Sequence[Tensor], size: tuple[int, ...], channels_last: bool) -> tuple[int, int, int]:
-    """Channels a thread loads at once (at most 16 bytes), rows of bins that the tile of NCHW output holds
-    (all or half), and the shared memory that takes; no channels where no tile fits."""
+    """Channels that a thread loads at once (at most 16 bytes), rows of bins in the tile of NCHW output (all
+    or half), and the shared memory; 0 channels if no tile fits."""
     item, halves = features[0].element_size(), size[0] % 2 == 0 and not channels_last
     for pack, band in product((8, 4, 2, 1), (size[0], size[0] // 2) if halves else (size[0],)):
         table = _table_bytes(_defines(features, size, pack))
         tile = 0 if channels_last else band * size[1] * (32 * pack + max(4 // item, 1)) * item
         if pack * item <= 16 and _in_packs(features, pack) and table + tile <= SHARED_BYTES:
             return pack, band, table + tile
-    # without a tile only the table can be too large, which the launch refuses
+    # without a tile only the table can be too large; then the launch raises
     return int(channels_last), size[0], table

@@ -1,5 +1,4 @@
-"""RoIAlign in plain torch: every output cell is a bag of weighted map cells, the same few rows and columns
-for each bin."""
+"""RoIAlign in plain torch: every output is a weighted sum of map cells, computed with embedding bags."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from detection_zoo.kernels.cell_sums import (
 )
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 
-_LOOKUPS = 1 << 21  # weighted cells built at once: 48 MB of indices, weights and products
+_LOOKUPS = 1 << 21  # weighted cells processed at once: 48 MB of indices, weights and products
 
 
 def reference_forward(
@@ -53,7 +52,8 @@ def reference_backward(
     rule: str,
     levels: LevelRule,
 ) -> list[Tensor]:
-    """Fill maps, one (N, C, H_l, W_l) a level, with the gradient of the features; grad is (R, C, PH, PW)."""
+    """Fill maps, one (N, C, H_l, W_l) per level, with the gradient of the features; grad is (R, C, PH,
+    PW)."""
     number = sum_type(grad)
     by_bin = grad.permute(0, 2, 3, 1).flatten(1, 2).to(number)  # (R, PH * PW, C)
     table = zero_table(maps)
@@ -65,13 +65,12 @@ def reference_backward(
 
 
 def poolable(rois: Tensor, images: int) -> Tensor:
-    """Rows of (R, 5) rois with finite coordinates and an image that exists: (R,) bool."""
+    """Rows of rois (R, 5) with finite coordinates and a valid image index: (R,) bool."""
     return torch.isfinite(rois).all(dim=1) & (rois[:, 0] >= 0) & (rois[:, 0] < images)
 
 
 def unpoolable(rois: Tensor, images: int) -> Tensor:
-    """Rows that come out as NaN, which are those not `poolable` and not absent (image index below 0): (R,)
-    bool."""
+    """Rows whose output is NaN: neither `poolable` nor absent (image index below 0): (R,) bool."""
     return ~poolable(rois, images) & ~(rois[:, 0] < 0)
 
 
@@ -84,8 +83,8 @@ def _bags(
     rule: str,
     levels: LevelRule,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Chunks of RoIs: their rows (n,), and for each of their bins the cells (n * PH * PW, k) and weights (the
-    same) to sum."""
+    """Yield chunks of RoIs: their rows (n,), and for each bin the cells (n * PH * PW, k) and weights (same
+    shape) to sum."""
     height, width = output_size
     images = maps[0].shape[0]
     level = assign_levels(rois, levels, len(maps)) - levels.min_level
@@ -112,7 +111,7 @@ def _bags(
         strict=True,
     )
     usable = poolable(rois, images) & (sizes > 0).all(dim=1) & (torch.minimum(*counts) > 0)
-    off_map = sum(each.shape[0] * each.shape[2] * each.shape[3] for each in maps)  # the row of zeros
+    off_map = sum(each.shape[0] * each.shape[2] * each.shape[3] for each in maps)  # the table's row of zeros
     for count_y, count_x in torch.unique(torch.stack(counts, 1)[usable], dim=0).tolist():
         same = (usable & (counts[0] == count_y) & (counts[1] == count_x)).nonzero().squeeze(1)
         for rows in same.split(max(1, _LOOKUPS // (height * width * 4 * count_y * count_x))):
@@ -135,8 +134,8 @@ def _bags(
 def _axis(
     start: Tensor, end: Tensor, pooled: int, size: Tensor, sampling_ratio: int, rule: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Start, bin length and points a bin of one axis, in map cells, each (R,); division by tensors, which
-    rounds alike on every device."""
+    """Start, bin length and points per bin of one axis, in map cells, each (R,); divides by tensors, which is
+    rounded equally on all devices."""
     if rule == "points":
         return (
             start,
@@ -158,7 +157,7 @@ def _axis(
 def _taps(
     start: Tensor, step: Tensor, pooled: int, count: int, size: Tensor, rule: str
 ) -> tuple[Tensor, Tensor]:
-    """The two cells each point of an axis reads, -1 for a point off the map, and their weights: (n, P, 2 *
+    """The two cells of each point of an axis, -1 for a point outside the map, and their weights: (n, P, 2 *
     count) int64 and floating."""
     bins = torch.arange(pooled, dtype=start.dtype, device=start.device)[None, :, None]
     points = torch.arange(count, dtype=start.dtype, device=start.device)[None, None, :]
@@ -166,16 +165,15 @@ def _taps(
     if rule == "points":
         position = start + bins * step
         inside = (position >= 0) & (position < size)
-        low = (
-            torch.where(inside, position, 0.0).floor().minimum((size - 2).clamp(min=0))
-        )  # held, so that the last line extends
+        # clamped, so that the last line is extrapolated
+        low = torch.where(inside, position, 0.0).floor().minimum((size - 2).clamp(min=0))
         high = (low + 1).minimum(size - 1)
     else:
         position = start + bins * step + (points + 0.5) * step / torch.full_like(step, count)
         inside = (position >= -1) & (position <= size)
         position = torch.where(inside, position, 0.0).clamp(min=0)
         low = position.floor().minimum(size - 1)
-        position = torch.where(low >= size - 1, low, position)  # beyond the last cell's centre: that cell
+        position = torch.where(low >= size - 1, low, position)  # beyond the last centre: the last cell
         high = (low + 1).minimum(size - 1)
     fraction = torch.where(inside, position - low, 0.0)
     weights = torch.stack([1 - fraction, fraction], dim=-1) * inside[..., None]

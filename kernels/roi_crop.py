@@ -2,9 +2,8 @@
 equations 1 and 5).
 
 As DetNet_pytorch and Detectron.pytorch define them: grid points are (y, x) in [-1, 1] over the whole map with
-    aligned corners; each of
-the four cells around a point counts only if it lies on the map; the gradient goes to the map alone, none to
-the grid.
+aligned corners; each of the four cells around a point is used only if it is inside the map; there is a
+gradient of the map, not of the grid.
 """
 
 from __future__ import annotations
@@ -30,14 +29,13 @@ from detection_zoo.kernels.roi_align import output_pair
 def affine_grid(
     rois: Tensor, map_size: tuple[int, int], output_size: int | tuple[int, int], spatial_scale: float = 1 / 16
 ) -> Tensor:
-    """The points of each box on a map, corner to corner (no +1), in any image.
+    """Return the sample points of each box on a map, corner to corner (no +1).
 
     Args:
         rois: (R, 5) floating, (image index, x1, y1, x2, y2) in image pixels.
         map_size: (H, W) of the map, both above 1.
-        output_size: (PH, PW), or one number for both; the original doubles it where it max-pools 2 x 2
-            afterwards.
-        spatial_scale: map cells a pixel; the originals fix 1/16.
+        output_size: (PH, PW), or one number for both; the original doubles it before a 2 x 2 max pooling.
+        spatial_scale: map cells per pixel; always 1/16 in the originals.
     Returns:
         (R, PH, PW, 2) grid, y before x, in units of half the map.
     Raises:
@@ -71,7 +69,7 @@ def affine_grid(
 def roi_crop(
     features: Tensor, grid: Tensor, image_index: Tensor | None = None, *, backend: str | None = None
 ) -> Tensor:
-    """Sample the map of each RoI at its grid's points.
+    """Sample a map at the grid points of each RoI.
 
     Args:
         features: (N, C, H, W) float32, float64, float16 or bfloat16.
@@ -138,8 +136,8 @@ def reference_backward(grad: Tensor, grid: Tensor, image_index: Tensor, grad_fea
 
 
 def _cells(shape: torch.Size, grid: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
-    """The four cells around each point (images * H * W for those off the map) and their weights: (R * PH *
-    PW, 4) each."""
+    """The four cells around each point (images * H * W for those outside the map) and their weights: (R * PH
+    * PW, 4) each."""
     images, _, height, width = shape
     in_batch = (image_index >= 0) & (image_index < images)
     usable = torch.isfinite(grid).all(dim=-1) & in_batch[:, None, None]

@@ -1,5 +1,5 @@
-"""RoICrop compiled for a CPU: four weighted cells a point; parallel over RoIs forward, over channels
-backward."""
+"""RoICrop compiled for CPU: four weighted cells per point; parallel over RoIs in the forward pass and over
+channels in the backward pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cpu_forward(features: Tensor, cells: Tensor, weights: Tensor, shape: tuple[i
     Args:
         features: (N, C, H, W) of any strides.
         cells: (R * PH * PW, 4) int64, (image * H + y) * W + x of the four cells around each point, N * H * W
-            for one off the map. weights: the same, in the type of sums.
+            if outside the map. weights: the same, in the type of sums.
         shape: (R, C, PH, PW).
     """
     maps = features.to(sum_type(features))
@@ -50,7 +50,8 @@ def cpu_backward(grad: Tensor, cells: Tensor, weights: Tensor, shape: list[int])
 
 @compiled
 def _offsets(point, strides, images, height, width, cells, found):
-    """Where the cells of a point lie in a map, and how many of them lie on it; `found` gets their places."""
+    """Offsets of the cells of a point in a map, and the number of cells inside it; their indices are written
+    to `found`."""
     count = 0
     offsets = np.empty(4, np.uint64)
     for k in range(4):

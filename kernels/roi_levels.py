@@ -1,4 +1,4 @@
-"""Which pyramid level a RoI is pooled from (Lin et al. 2017, equation 1)."""
+"""Assignment of RoIs to pyramid levels (Lin et al. 2017, equation 1)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class LevelRule(NamedTuple):
-    """level = floor(canonical_level + log2(sqrt(area) / canonical_scale + eps)), held to the levels there
-    are.
+    """level = floor(canonical_level + log2(sqrt(area) / canonical_scale + eps)), clamped to the existing
+    levels.
 
     The formula is evaluated as a comparison, sqrt(area) / canonical_scale + eps >= 2^(level -
-    canonical_level), which rounds the same everywhere; float32 (float64 with float64 maps). area = (x2 - x1 +
-    offset) * (y2 - y1 + offset) in pixels, negative areas count as 0.
+    canonical_level), which is rounded equally on all devices; float32 (float64 with float64 maps). area = (x2
+    - x1 + offset) * (y2 - y1 + offset) in pixels, negative areas are 0.
     """
 
     canonical_scale: float = 224.0
@@ -24,25 +24,25 @@ class LevelRule(NamedTuple):
     eps: float = 1e-6
 
     def numbers(self) -> list[float]:
-        """The rule as floats, for the operators' schema."""
+        """Return the rule as floats, for the schema of the operators."""
         return [float(number) for number in self]
 
     @classmethod
     def of(cls, numbers: list[float]) -> LevelRule:
-        """The rule from `numbers`."""
+        """Return the rule from `numbers`."""
         scale, level, least, offset, eps = numbers
         return cls(scale, int(level), int(least), offset, eps)
 
 
 def assign_levels(rois: Tensor, rule: LevelRule, num_levels: int) -> Tensor:
-    """The level of each RoI.
+    """Return the level of each RoI.
 
     Args:
         rois: (R, 5) floating, (image index, x1, y1, x2, y2) in image pixels.
         rule: see `LevelRule`.
         num_levels: L, levels min_level .. min_level + L - 1 exist.
     Returns:
-        (R,) int64 levels; a RoI with a coordinate that is not a number gets min_level.
+        (R,) int64 levels; a RoI with a NaN coordinate gets min_level.
     """
     x1, y1, x2, y2 = rois[:, 1:].unbind(1)
     area = (x2 - x1 + rule.offset) * (y2 - y1 + rule.offset)

@@ -1,11 +1,11 @@
 """RoIPool: the maximum of each bin of a RoI (Girshick 2015, section 2.1), with the rounding of the CUDA
 kernels of DetNet_pytorch.
 
-Edges are multiplied by the scale and rounded half away from zero; sides count both ends (end - start + 1) and
-are at least 1, so a box that ends before it starts pools one cell; bin p covers floor(p * side / P) ..
-ceil((p + 1) * side / P), cut to the map; an empty bin is 0. The gradient goes to the first maximum in row
-order, and only where that cell lies between the rounded edges: a box that ends before it starts passes none.
-NaN cells win. Rows that cannot be pooled are treated as in `kernels.roi_align`.
+Edges are multiplied by the scale and rounded half away from zero; sides are inclusive (end - start + 1) and
+at least 1, so an inverted box pools one cell; bin p covers floor(p * side / P) .. ceil((p + 1) * side / P),
+clipped to the map; an empty bin is 0. The gradient goes to the first maximum in row order, and only if that
+cell is between the rounded edges: an inverted box passes none. The maximum with a NaN is NaN. Invalid rows
+are treated as in `kernels.roi_align`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from detection_zoo.kernels.plane_launch import run_on_planes
 from detection_zoo.kernels.roi_align import check_pooling, output_pair
 from detection_zoo.kernels.roi_align_reference import poolable, unpoolable
 
-_CELLS = 1 << 22  # cells compared at once
+_CELLS = 1 << 22  # cells processed at once
 
 
 def roi_pool(
@@ -40,7 +40,7 @@ def roi_pool(
         features: (N, C, H, W) float32, float64, float16 or bfloat16.
         rois: (R, 5) floating, (image index, x1, y1, x2, y2) in image pixels.
         output_size: (PH, PW), or one number for both.
-        spatial_scale: map cells a pixel.
+        spatial_scale: map cells per pixel.
     Returns:
         (R, C, PH, PW) of the features' type.
     Raises:
@@ -115,7 +115,7 @@ def reference_backward(
 
 
 def _rounded_edges(rois: Tensor, spatial_scale: float) -> Tensor:
-    """(R, 4) whole numbers, halves away from zero as C's round()."""
+    """(R, 4) whole numbers, halves rounded away from zero as by C's round()."""
     scaled = rois[:, 1:] * spatial_scale
     whole = scaled.abs().floor()
     return torch.sign(scaled) * (whole + (scaled.abs() - whole >= 0.5))
@@ -124,7 +124,7 @@ def _rounded_edges(rois: Tensor, spatial_scale: float) -> Tensor:
 def _bins(
     rois: Tensor, output_size: list[int], spatial_scale: float, sides: tuple[int, int]
 ) -> list[tuple[Tensor, Tensor]]:
-    """First cell and the one past the last of each bin, for y and x: (R, P) int64 each."""
+    """First and one-past-last cell of each bin, for y and x: (R, P) int64 each."""
     edges = _rounded_edges(rois, spatial_scale)
     bins = []
     for first, last, pooled, cells in ((1, 3, output_size[0], sides[0]), (0, 2, output_size[1], sides[1])):
@@ -133,17 +133,15 @@ def _bins(
         step = side / torch.full_like(side, pooled)
         index = torch.arange(pooled, dtype=rois.dtype, device=rois.device)[None]
         low, high = torch.floor(index * step) + start, torch.ceil((index + 1) * step) + start
-        bins.append(
-            (low.clamp(0, cells).nan_to_num().long(), high.clamp(0, cells).long())
-        )  # 0 times a side beyond all numbers: the map's begin
+        # 0 * inf is NaN: the first cell
+        bins.append((low.clamp(0, cells).nan_to_num().long(), high.clamp(0, cells).long()))
     return bins
 
 
 def _placed(
     rois: Tensor, shape: Sequence[int], output_size: list[int], spatial_scale: float, number: torch.dtype
 ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Image of each RoI (R,) int64, -1 where it is absent and -2 where it cannot be pooled, and its bins
-    in y and in x."""
+    """Image index of each RoI (R,) int64, -1 if absent and -2 if invalid, and its bins in y and in x."""
     image = torch.where(poolable(rois, shape[0]), rois[:, 0], -1)
     image = image.masked_fill(unpoolable(rois, shape[0]), -2).long()
     rows, columns = _bins(rois.to(number), output_size, spatial_scale, (shape[2], shape[3]))

@@ -1,6 +1,7 @@
-"""RoIPool compiled for a CPU: parallel over RoIs forward, over channels backward, in the map's own layout.
+"""RoIPool compiled for CPU: parallel over RoIs in the forward pass and over channels in the backward pass, in
+the memory layout of the map.
 
-Every answer is the reference's bit for bit forward; backward sums stand in the order of RoIs and bins.
+Forward results equal the reference bitwise; backward sums are in the order of RoIs and bins.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ from torch import Tensor
 from detection_zoo.kernels.cell_sums import sum_type
 from detection_zoo.kernels.machine_code import ANY, array_at, compiled, in_threads
 
-UNPOOLABLE = -2  # in place of an image index; other negative ones are absent rows
-BLOCK = 64  # channels pooled together, so that their bins stay in the nearest cache
+UNPOOLABLE = -2  # used instead of an image index; other negative values are absent rows
+BLOCK = 64  # channels processed together, so that their bins stay in the L1 cache
 
 
 def cpu_forward(
     features: Tensor, image: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Maxima and their cells.
+    """Return the maxima and their cells.
 
     Args:
         features: (N, C, H, W) of any strides.
-        image: (R,) int64, the image of a RoI, -1 for an absent row and -2 for one that cannot be pooled.
-        rows, columns: first cell of each bin and the one past the last, (R, PH) and (R, PW) int64.
+        image: (R,) int64, image index of each RoI, -1 for an absent row and -2 for an invalid one.
+        rows, columns: first and one-past-last cell of each bin, (R, PH) and (R, PW) int64.
     Returns:
         (R, C, PH, PW) of the features' type; the same int32, h * W + w of each maximum, -1 for an empty bin.
     """
     maps = features.to(sum_type(features))
     cells = maps.shape[0] * maps.shape[2] * maps.shape[3]
-    if 10 * rows[0].numel() * columns[0].shape[1] > cells:  # to turn the map costs less than it saves
+    if 10 * rows[0].numel() * columns[0].shape[1] > cells:  # converting the map takes less time than it saves
         maps = maps.contiguous(memory_format=torch.channels_last)
     shape = (len(image), features.shape[1], rows[0].shape[1], columns[0].shape[1])
     pooled, argmax = maps.new_empty(shape), torch.empty(shape, dtype=torch.int32)
@@ -50,12 +51,12 @@ def cpu_forward(
 def cpu_backward(
     grad: Tensor, argmax: Tensor, image: Tensor, edges: Tensor, whole: Tensor, shape: list[int]
 ) -> Tensor:
-    """The gradient (N, C, H, W) of the features.
+    """Return the gradient (N, C, H, W) of the features.
 
     Args:
         grad: (R, C, PH, PW). argmax, image: as in `cpu_forward`.
-        edges: (R, 4) x1, y1, x2, y2, between which a maximum must lie to pass a gradient.
-        whole: (R,) bool, True where all bins lie between them, so that nothing has to be looked at.
+        edges: (R, 4) x1, y1, x2, y2; a maximum outside passes no gradient.
+        whole: (R,) bool, True if all bins are between the edges, so that no check is needed.
     """
     sums = torch.zeros(shape, dtype=sum_type(grad))
     count, bins = len(image), grad.shape[2] * grad.shape[3]
@@ -73,7 +74,7 @@ def cpu_backward(
 
 @compiled
 def _wins(value, best):
-    """Whether a value in a later cell replaces the maximum so far: NaN wins over numbers."""
+    """Whether a value of a later cell replaces the maximum so far; NaN replaces numbers."""
     return value > best or (value != value and best == best)
 
 
@@ -81,7 +82,7 @@ def _wins(value, best):
 def _forward_last(
     first, end, address, strides, map_width, image_of, tops, bottoms, lefts, rights, pooled, argmax, channels
 ):  # fmt: skip
-    """A channels-last map: all channels of a cell are compared at once."""
+    """Channels-last maps: all channels of a cell are compared at once."""
     height, width = tops.shape[1], lefts.shape[1]
     bins = height * width
     cells = array_at(address, (ANY,), pooled.dtype)
@@ -122,7 +123,7 @@ def _forward_last(
 def _forward_planes(
     first, end, address, strides, map_width, image_of, tops, bottoms, lefts, rights, pooled, argmax, channels
 ):  # fmt: skip
-    """A map of any other strides, channel by channel."""
+    """Maps with other strides, channel by channel."""
     height, width = tops.shape[1], lefts.shape[1]
     cells, step = array_at(address, (ANY,), pooled.dtype), np.uint64(strides[3])
     for row in range(first, end):

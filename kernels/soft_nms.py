@@ -1,10 +1,9 @@
 """Soft-NMS: overlapping boxes lose score instead of being removed (Bodla et al. 2017, section 3, figure 2).
 
-The rule, as Detectron and DetNet_pytorch run it: the best remaining box (equal scores: lowest index) is
-    picked; every other remaining
-box that overlaps it has its score multiplied by a weight, and leaves if the new score is below
-`score_threshold`. A box that touches no picked box keeps its score, however low. Picked boxes come out in the
-order picked.
+The rule of Detectron and DetNet_pytorch: the best remaining box (equal scores: lowest index) is picked; the
+    score of every other remaining box that overlaps it is multiplied by a weight, and the box is removed if
+    the new score is below `score_threshold`. A box that overlaps no picked box keeps its score, however low.
+    Boxes are returned in the order picked.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def soft_nms(
     offset: float = 0.0,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Pick boxes by falling decayed score (on a GPU the result's size is read by the host).
+    """Pick boxes by descending decayed score (on a GPU the host reads the size of the result).
 
     Args:
         boxes: (R, 4) floating, (x1, y1, x2, y2) pixels.
@@ -42,8 +41,8 @@ def soft_nms(
         method: weight of a box with IoU o: "linear" 1 - o above the threshold (equation 1), "gaussian"
             exp(-o^2 / sigma), "hard" 0.
         sigma: of the gaussian.
-        iou_threshold: IoU above which "linear" and "hard" act.
-        score_threshold: overlapped boxes whose new score is below it leave.
+        iou_threshold: IoU above which "linear" and "hard" have an effect.
+        score_threshold: overlapped boxes with a new score below it are removed.
         offset: added to every side; 1.0 for boxes with inclusive far corners.
     Returns:
         (M,) int64 indices in the order picked; (M,) new scores of the scores' type.
@@ -76,7 +75,7 @@ def reference_soft_nms(
     score_threshold: float,
     offset: float,
 ) -> tuple[Tensor, Tensor]:
-    """The contract of this file in NumPy, one picked box at a time; boxes (R, 4), scores (R,) of their type,
+    """The rule of this file in NumPy, one picked box at a time; boxes (R, 4), scores (R,) of their type,
     the rest as in `soft_nms`."""
     raise_for_values(boxes, scores, offset)
     number = boxes.detach().cpu().numpy().dtype.type
@@ -85,7 +84,7 @@ def reference_soft_nms(
     areas = (x2 - x1 + offset) * (y2 - y1 + offset)
     rows, picked, picked_scores = np.arange(len(remaining)), [], []
     while len(rows):
-        best = rows[np.argmax(remaining[rows])]  # the first of equal scores, and rows stay in rising order
+        best = rows[np.argmax(remaining[rows])]  # the first of equal scores; rows stay in ascending order
         picked.append(best)
         picked_scores.append(remaining[best])
         rows = rows[rows != best]
@@ -121,7 +120,7 @@ def cuda_soft_nms(
     score_threshold: float,
     offset: float,
 ) -> tuple[Tensor, Tensor]:
-    """One launch of soft_nms.cu, then the host waits for the number picked; boxes (R, 4), scores (R,), the
+    """One launch of soft_nms.cu, then the host reads the number picked; boxes (R, 4), scores (R,), the
     rest as in `soft_nms`."""
     rows, number = len(boxes), number_of(boxes)
     picked, picked_scores = boxes.new_empty(rows, dtype=torch.int64), boxes.new_empty(rows)

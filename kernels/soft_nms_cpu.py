@@ -1,8 +1,8 @@
-"""The rule of soft_nms.py compiled for a CPU: each picked box lowers the scores of all that remain, 8 or 16
-at a time; boxes that left are taken out of the arrays when they are half of them.
+"""The rule of soft_nms.py, compiled for CPU: each picked box lowers the scores of all remaining boxes, 8 or
+16 at a time; removed boxes are deleted from the arrays when they are half of them.
 
-"linear" and "hard" are the reference's bit for bit. "gaussian" is to 2 ulps of exp a pick: NumPy and the
-machine's library round exp differently.
+"linear" and "hard" equal the reference bitwise. "gaussian" differs by up to 2 ulps of exp per pick, because
+NumPy and the C library round exp differently.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from detection_zoo.kernels.machine_code import array_at, compiled
 from detection_zoo.kernels.nms_reference import raise_for_values
 
-LINEAR, GAUSSIAN, HARD = range(3)  # places in soft_nms.METHODS
+LINEAR, GAUSSIAN, HARD = range(3)  # indices into soft_nms.METHODS
 
 
 def cpu_soft_nms(
@@ -28,8 +28,8 @@ def cpu_soft_nms(
     score_threshold: float,
     offset: float,
 ) -> tuple[Tensor, Tensor]:
-    """Boxes (R, 4), scores (R,) of their type, the rest as in `kernels.soft_nms.soft_nms`, the method as its
-    place in METHODS."""
+    """Boxes (R, 4), scores (R,) of their type, the rest as in `kernels.soft_nms.soft_nms`, the method as an
+    index into METHODS."""
     boxes, scores, count = boxes.detach().contiguous(), scores.detach().contiguous(), scores.shape[0]
     picked, picked_scores = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=scores.dtype)
     taken = _pick_at(
@@ -77,7 +77,7 @@ def _any_wrong(boxes, scores, least_side):
 
 @compiled
 def _pick(boxes, scores, picked, picked_scores, method, numbers, least_side):
-    """Fill picked and its scores (R,) and give how many they are, or -1 where a value must raise."""
+    """Fill picked and its scores (R,); return their number, or -1 if a value is invalid."""
     if _any_wrong(boxes, scores, least_side):
         return -1
     count, number = len(scores), boxes.dtype
@@ -129,7 +129,7 @@ def _pick(boxes, scores, picked, picked_scores, method, numbers, least_side):
 
 @compiled
 def _best(remaining, alive, length):
-    """The first of the rows that are alive with the highest score; NaN is higher than any."""
+    """The first remaining row with the highest score; NaN counts as highest."""
     best, found = remaining[0], -1
     for row in range(length):
         score = remaining[row]

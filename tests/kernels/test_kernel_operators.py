@@ -216,7 +216,9 @@ def test_torchs_compiler_is_not_imported_where_nothing_compiles() -> None:
 def test_a_gradient_that_there_is_not_raises() -> None:
     """It is neither None nor 0."""
     scores = SCORES.clone().requires_grad_()
-    with pytest.raises(RuntimeError, match="detection_zoo::soft_nms has no gradient; detach what goes into"):
+    with pytest.raises(
+        RuntimeError, match="detection_zoo::soft_nms has no gradient; detach its inputs or outputs"
+    ):
         _soft_nms_op(BOXES, scores, "linear", 0.5, 0.3, 0.001, 0.0, "reference")[1].sum().backward()
 
 
