@@ -13,7 +13,7 @@ __device__ inline word order_key(double score) {
     return (bits & sign) ? ~bits : (bits | sign);
 }
 
-// Keys grow with scores and are never 0; of equal scores the lower row is the better.
+// Keys increase with scores and are never 0; of equal scores the lower row has the larger key.
 __device__ inline bool is_better(word key, int row, word other_key, int other_row) {
     return key > other_key || (key == other_key && row < other_row);
 }

@@ -1,23 +1,23 @@
-// Greedy non-maximum suppression of ragged groups; the rule stands in nms.py. Compiled with -DSCALAR=float or double.
+// Greedy non-maximum suppression of ragged groups; nms.py describes the algorithm. Compiled with -DSCALAR=float or double.
 //
-// nms_keys      a row an orderable key, 0 where the row is absent, and (with groups) its arrival number in its group
-// nms_starts    where each group begins when groups lie one after another (one block)
-// nms_scatter   rows moved to their group's segment, in any order
-// nms_rank      a warp counts the better rows of its row's segment: boxes, keys and rows land sorted
-// nms_mask      64 IoU tests a thread: which columns of a 64-column word a row removes (its own word: which remove it)
-// nms_scan      a block a group walks the words in order; inside a word all 64 rows settle together
-// nms_suppress  only for groups beyond one chunk: what was kept removes rows of later chunks
-// nms_merge     only without padding: where each kept row stands among the kept rows of all groups
+// nms_keys      per row a sortable key, 0 if the row is absent, and (with groups) its order of arrival in its group
+// nms_starts    offset of each group when groups are stored contiguously (one block)
+// nms_scatter   moves rows to the segment of their group, in any order
+// nms_rank      a warp counts the higher-scoring rows in its row's segment: boxes, keys and rows are written sorted
+// nms_mask      64 IoU tests per thread: which columns of a 64-column word a row removes (in its own word: which remove it)
+// nms_scan      one block per group processes the words in order; the 64 rows of a word are decided together
+// nms_suppress  only for groups larger than one chunk: kept rows remove rows of later chunks
+// nms_merge     only without padding: the rank of each kept row among the kept rows of all groups
 //
-// Shared memory is always dynamic and no kernel waits for another: the order of launches is all.
+// Shared memory is always dynamic, and kernels synchronize only through the order of launches.
 
 #include "nms.cuh"
 
-#define CHUNK 4096  // rows of a group settled together: 64 words of 64
+#define CHUNK 4096  // rows of a group decided together: 64 words of 64
 
 struct Segment { int group, start, size; };
 
-// The group that a position of the sorted arrays belongs to; starts is null for a single group. Size 0: no row stands there.
+// The group of a position in the sorted arrays; starts is null for a single group. Size 0: the position is empty.
 __device__ inline Segment segment_at(int position, const int* groups_at, const int* starts, const int* counts, int num_groups,
                                      int max_candidates) {
     Segment found = {0, 0, counts[0]};
@@ -31,7 +31,7 @@ __device__ inline Segment segment_at(int position, const int* groups_at, const i
     return found;
 }
 
-// problems (3,): how far from the end the first row with a NaN score, a wrong box, an unknown group stands; 0 for none.
+// problems (3,): distance from the end of the first row with a NaN score, an invalid box, an unknown group; 0 for none.
 extern "C" __global__ void nms_keys(const Box* boxes, const SCALAR* scores, const long long* groups, word* keys, int* arrivals, int* counts,
                                     int* problems, int rows, int num_groups, SCALAR least_side, int padded) {
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
@@ -80,7 +80,7 @@ extern "C" __global__ void nms_scatter(const word* keys, const long long* groups
     groups_at[position] = group;
 }
 
-// A warp a position. Without groups (starts is null) positions are rows, absent ones hold key 0, and counts[0] is found here.
+// One warp per position. Without groups (starts is null) positions are rows, absent rows have key 0, and counts[0] is computed here.
 extern "C" __global__ void nms_rank(const Box* boxes, const word* keys, const int* segment_rows, const int* groups_at, const int* starts,
                                     int* counts, word* sorted_keys, int* sorted_rows, Box* sorted_boxes, int rows, int num_groups,
                                     int max_candidates) {
@@ -109,8 +109,8 @@ extern "C" __global__ void nms_rank(const Box* boxes, const word* keys, const in
     sorted_boxes[segment.start + better] = boxes[row];
 }
 
-// A thread a position and word; blockIdx.y is the word. Bit b of mask[position][word]: this row and row 64 * word + b of the chunk
-// overlap, for later rows b; in the row's own word for earlier rows b, which is what nms_scan needs there.
+// One thread per position and word; blockIdx.y is the word. Bit b of mask[position][word]: this row and row 64 * word + b of the chunk
+// overlap, for later rows b; in the row's own word for earlier rows b, as nms_scan needs it.
 extern "C" __global__ void nms_mask(const Box* sorted_boxes, const int* groups_at, const int* starts, const int* counts, word* mask, int rows,
                                     int num_groups, int words, int chunk, int max_candidates, SCALAR threshold, SCALAR offset, int inclusive) {
     const int position = blockIdx.x * blockDim.x + threadIdx.x, column = blockIdx.y * 64;
@@ -130,13 +130,13 @@ extern "C" __global__ void nms_mask(const Box* sorted_boxes, const int* groups_a
     mask[(long long)position * words + blockIdx.y] = bits;
 }
 
-// A block a group. kept_counts (groups, 2): rows kept before this chunk, and after it. padded (groups, max_keep) or null.
+// One block per group. kept_counts (groups, 2): rows kept before and after this chunk. padded (groups, max_keep) or null.
 extern "C" __global__ void nms_scan(const word* mask, const int* sorted_rows, const int* starts, const int* counts,
                                     const unsigned char* removed_rows, int* kept_positions, int* kept_counts, int* total, long long* padded,
                                     long long* padded_counts, int words, int chunk, int max_candidates, int max_keep) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     unsigned int* removed = (unsigned int*)shared_bytes;  // (words, 2): shared memory has no 64-bit "or"
-    word* settled = (word*)(removed + 2 * words);         // the rows kept in the current word
+    word* settled = (word*)(removed + 2 * words);         // rows kept in the current word
     const int group = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
     const int start = starts ? starts[group] : 0, first = start + chunk * CHUNK;
     const int size = min(min(counts[group], max_candidates) - chunk * CHUNK, CHUNK), used = (size + 63) / 64;
@@ -173,7 +173,7 @@ extern "C" __global__ void nms_scan(const word* mask, const int* sorted_rows, co
         const word kept = *settled;
         kept_count += __popcll(kept);
         const int later = used - index - 1;
-        for (int item = thread; item < later * 16; item += blockDim.x) {  // 16 threads a word, 4 rows each, neighbours on neighbouring words
+        for (int item = thread; item < later * 16; item += blockDim.x) {  // 16 threads per word, 4 rows each, adjacent threads on adjacent words
             const int other = index + 1 + item % later, row = item / later * 4;
             word bits = 0;
             for (int each = row; each < row + 4; ++each) {
@@ -194,7 +194,7 @@ extern "C" __global__ void nms_scan(const word* mask, const int* sorted_rows, co
     }
 }
 
-// A warp a position of a later chunk: is it removed by a row kept in this chunk?
+// One warp per position of a later chunk: is it removed by a row kept in this chunk?
 extern "C" __global__ void nms_suppress(const Box* sorted_boxes, const int* groups_at, const int* starts, const int* counts,
                                         const int* kept_positions, const int* kept_counts, unsigned char* removed_rows, int rows,
                                         int num_groups, int chunk, int max_candidates, int max_keep, SCALAR threshold, SCALAR offset,
@@ -221,7 +221,7 @@ extern "C" __global__ void nms_suppress(const Box* sorted_boxes, const int* grou
     }
 }
 
-// A warp a kept row: its place among the kept rows of all groups, by bisection of each group's list.
+// One warp per kept row: its rank among the kept rows of all groups, by bisection of each group's list.
 extern "C" __global__ void nms_merge(const word* sorted_keys, const int* sorted_rows, const int* groups_at, const int* starts,
                                      const int* counts, const int* kept_positions, const int* kept_counts, long long* merged, int rows,
                                      int num_groups) {
@@ -233,7 +233,7 @@ extern "C" __global__ void nms_merge(const word* sorted_keys, const int* sorted_
     const word key = sorted_keys[mine];
     int better = 0;
     for (int group = lane; group < num_groups; group += 32) {
-        int low = 0, high = kept_counts[2 * group + 1];  // the first place of the group's list that is not better
+        int low = 0, high = kept_counts[2 * group + 1];  // first index in the group's list with no higher score
         while (low < high) {
             const int middle = (low + high) / 2, other = kept_positions[starts[group] + middle];
             if (is_better(sorted_keys[other], sorted_rows[other], key, row)) low = middle + 1;

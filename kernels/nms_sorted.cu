@@ -1,20 +1,20 @@
-// Greedy non-maximum suppression of groups of one size, each by falling score; the rule stands in nms.py, the contracts in
-// nms_sorted.py and, for rows with labels, nms_labelled.py. Compiled with -DSCALAR=float or double. Two launches, since nothing
-// is left to sort, to scatter or to merge.
+// Greedy non-maximum suppression of groups of one size, each sorted by descending score; the algorithm is described in nms.py, the interfaces in
+// nms_sorted.py and, for rows with labels, nms_labelled.py. Compiled with -DSCALAR=float or double. Two launches, since there is nothing
+// to sort, scatter or merge.
 //
-// nms_tiles  a block is 64 x 64 pairs of a group: which columns of a 64-column word a row removes (its own word: which remove it)
-// nms_walk   a block a group walks the words in order; what is removed stays in registers
+// nms_tiles  one block per 64 x 64 pairs of a group: which columns of a 64-column word a row removes (in its own word: which remove it)
+// nms_walk   one block per group processes the words in order; removed rows are kept in registers
 //
-// mask (groups, 64 * words rows, words) has rows beyond the end, so that no load needs a bound; words before a row's own are not
-// written, and bits taken from them are not looked at. In a row's own word bit b < row says that row b removes it, its own bit
-// that it is absent.
+// mask (groups, 64 * words rows, words) has rows beyond the end, so that loads need no bounds check; words before a row's own are not
+// written, and their bits are ignored. In a row's own word, bit b < row is set if row b removes it, its own bit
+// if it is absent.
 #include "nms.cuh"
 
-#define WARPS 8         // of a block of nms_walk; a warp holds what its 8 rows of every word remove
-#define QUARTER 16      // columns that a thread of nms_tiles tests
+#define WARPS 8         // per block of nms_walk; a warp stores what its 8 rows of every word remove
+#define QUARTER 16      // columns tested by a thread of nms_tiles
 
 // Block of 256, grid (groups, tiles): tiles of the upper triangle column by column, tile = column * (column + 1) / 2 + line.
-// labels and present (groups, rows) or null, for a single label and for all.
+// labels and present (groups, rows), or null for a single label and if all rows are present.
 extern "C" __launch_bounds__(256) __global__ void nms_tiles(const Box* boxes, const long long* labels, const unsigned char* present,
                                                             word* mask, int rows, int words, SCALAR threshold, SCALAR offset,
                                                             SCALAR least_side, int inclusive) {
@@ -54,7 +54,7 @@ extern "C" __launch_bounds__(256) __global__ void nms_tiles(const Box* boxes, co
         bits &= same;
         unsure &= same;
     }
-    while (unsure) {  // near the threshold, or tiny: the quotient as the rule has it
+    while (unsure) {  // near the threshold, or tiny: the exact quotient
         const int k = __ffsll(unsure) - 1;
         unsure &= unsure - 1;
         const bool hit = overlaps(box, area, rivals[first + k], areas[first + k], threshold, offset, inclusive);
@@ -72,18 +72,18 @@ extern "C" __launch_bounds__(256) __global__ void nms_tiles(const Box* boxes, co
     mask[(group * words * 64 + row) * words + column] = whole;
 }
 
-__device__ inline word or_of_warps(word value) {  // lane k holds the word of warp k % WARPS
+__device__ inline word or_of_warps(word value) {  // lane k has the word of warp k % WARPS
     for (int distance = WARPS / 2; distance > 0; distance /= 2) value |= __shfl_xor_sync(0xffffffffu, value, distance);
     return value;
 }
 
-// Block of 32 * WARPS, grid (groups,), at most 64 words. Lane k holds words k and k + 32 of what its warp's rows remove. All warps
-// settle each word, each for itself, so that one barrier a word is enough; the next word's rows are loaded meanwhile.
-// Either kept_rows (groups, rows) is filled, or indices (groups, max_keep) and counts (groups,); what is not wanted is null.
+// Block of 32 * WARPS, grid (groups,), at most 64 words. Lane k stores words k and k + 32 of what its warp's rows remove. All warps
+// decide each word redundantly, so that one barrier per word is enough; the next word's rows are loaded meanwhile.
+// Either kept_rows (groups, rows) is filled, or indices (groups, max_keep) and counts (groups,); unused outputs are null.
 extern "C" __launch_bounds__(256) __global__ void nms_walk(const word* mask, unsigned char* kept_rows, long long* indices,
                                                            long long* counts, int rows, int words, int max_keep) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
-    word* slots = (word*)shared_bytes;  // (2, WARPS): what each warp's rows remove of the coming word
+    word* slots = (word*)shared_bytes;  // (2, WARPS): what each warp's rows remove of the next word
     const long long group = blockIdx.x;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, per_warp = 64 / WARPS;
     mask += group * words * 64 * words;
@@ -110,7 +110,7 @@ extern "C" __launch_bounds__(256) __global__ void nms_walk(const word* mask, uns
             low_now[k] = low[k];
             high_now[k] = high[k];
         }
-        if (index + 1 < words) {  // loads that nothing waits for yet
+        if (index + 1 < words) {  // prefetch: not needed in this round
             own_rows += 64 * words;
             diagonal += 64 * words + 1;
             first = diagonal[0];

@@ -1,4 +1,4 @@
-// The element type of maps (-DSCALAR=float, double, __half or __nv_bfloat16), and the type coordinates and sums are kept in (-DSUM).
+// The element type of maps (-DSCALAR=float, double, __half or __nv_bfloat16), and the type of coordinates and sums (-DSUM).
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -14,7 +14,7 @@ template <> __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(SUM value) { r
 __device__ inline SUM not_a_number() { return (SUM)__uint_as_float(0x7fc00000u); }
 __device__ inline bool is_finite(SUM value) { return value - value == (SUM)0; }
 
-// A row of rois (image index, x1, y1, x2, y2): negative images are absent rows (zeros), others that cannot be pooled give NaN.
+// A row of rois (image index, x1, y1, x2, y2): rows with a negative image are absent (zeros); others that cannot be pooled give NaN.
 enum RoiState { POOLABLE, ABSENT, UNPOOLABLE };
 
 __device__ inline RoiState state_of(const SUM* roi, int images) {

@@ -1,4 +1,4 @@
-// A map (N, C, H, W) of any strides, for kernels with a thread an output; plane_launch.py fills it.
+// A map (N, C, H, W) of any strides, for kernels with one thread per output; filled by plane_launch.py.
 #include "numbers.cuh"
 
 struct Map {

@@ -1,23 +1,23 @@
-// RoIAlign from all levels of a pyramid in one launch; the contract stands in roi_align.py. Compiled with SCALAR, SUM (see numbers.cuh),
-// POOLED_H, POOLED_W, PACK (channels a thread loads at once) and OFFSET (int, or long long where an image's map is larger).
+// RoIAlign from all levels of a pyramid in one launch; the interface is described in roi_align.py. Compiled with SCALAR, SUM (see numbers.cuh),
+// POOLED_H, POOLED_W, PACK (channels a thread loads at once) and OFFSET (int, or long long if an image's map is larger).
 //
-// roi_align_forward_packed   channels-last maps: a warp is 32 * PACK channels of a RoI, a thread sums PACK of them bin by bin
-// roi_align_forward          any strides: a thread a bin and channel, neighbouring threads on neighbouring bins
-// roi_align_backward         a block gathers each cell of a RoI from the bins that read it, then adds it to the map with one atomic
-// roi_align_backward_tiles   deterministic: a block owns 8 x 8 cells of 32 channels and visits RoIs in order
+// roi_align_forward_packed   channels-last maps: one warp per 32 * PACK channels of a RoI; a thread sums PACK of them bin by bin
+// roi_align_forward          any strides: one thread per bin and channel, adjacent threads on adjacent bins
+// roi_align_backward         a block sums each cell of a RoI over the bins that read it, then adds it to the map with one atomic
+// roi_align_backward_tiles   deterministic: one block per 8 x 8 cells of 32 channels, which processes RoIs in order
 //
-// A block first writes, for each bin of each axis, the cells its points read and their weights, neighbours on the same cell merged:
-// 2 points a bin read at most 4 cells, 3 on average where a bin is about a cell long.
+// A block first writes, for each bin of each axis, the cells its points read and their weights, merging consecutive points on the same cell:
+// 2 points per bin read at most 4 cells, 3 on average if a bin is about one cell long.
 #include "numbers.cuh"
 
 #define MAX_LEVELS 8
 #define BINS (POOLED_H * POOLED_W)
-#define MAX_POINTS 8            // of a bin and axis that a table holds; more are walked one by one
+#define MAX_POINTS 8            // per bin and axis in a table; more are processed one by one
 #define ENTRIES (2 * MAX_POINTS)
-#define SLICE 32                // channels of a block of the kernels that do not load packs
+#define SLICE 32                // channels per block in the kernels that do not load packs
 #define TILE 8
-#define GAP (PACK < 4 ? 1 : 4)  // between the channels of two bins in shared memory, so that neither fills the other's banks
-#define MAX_CELLS 80            // of a RoI and axis that the backward pass gathers; beyond, bins add to their cells one by one
+#define GAP (PACK < 4 ? 1 : 4)  // between the channels of two bins in shared memory, to avoid bank conflicts
+#define MAX_CELLS 80            // per RoI and axis gathered by the backward pass; if more, bins add to their cells one by one
 
 enum Rule { LEGACY, ALIGNED, POINTS };
 
@@ -30,7 +30,7 @@ struct Map {
 
 struct Pyramid {
     Map maps[MAX_LEVELS];
-    double canonical_scale, area_offset, eps, second_size;  // second_size: the relative size from which on a RoI leaves level 0
+    double canonical_scale, area_offset, eps, second_size;  // second_size: the smallest relative size of a RoI not on level 0
     int levels, images, channels, sampling_ratio, rule, padding;
 };
 
@@ -38,7 +38,7 @@ struct Axis { SUM start, step; int points, side; };
 
 struct Placed { RoiState state; int level, image; Axis y, x; };
 
-struct Tap { int low, high; SUM weight_low, weight_high; };  // low is negative for a point off the map
+struct Tap { int low, high; SUM weight_low, weight_high; };  // low is negative for a point outside the map
 
 struct Table {  // rows 0 .. POOLED_H - 1 for y, then POOLED_W for x
     SUM weights[POOLED_H + POOLED_W][ENTRIES];
@@ -48,13 +48,13 @@ struct Table {  // rows 0 .. POOLED_H - 1 for y, then POOLED_W for x
 };
 
 #ifndef BAND
-#define BAND POOLED_H  // rows of bins that the tile of the packed form holds
+#define BAND POOLED_H  // rows of bins in a tile of the packed form
 #endif
 
-// Blocks of a multiprocessor that registers must leave room for: at most 64 of them a thread, 80 with offsets of 64 bits, 128 in double precision.
+// Minimum blocks per multiprocessor: at most 64 registers per thread, 80 with offsets of 64 bits, 128 in double precision.
 #define BLOCKS (sizeof(SUM) > 4 ? 2 : sizeof(OFFSET) > 4 ? 3 : 4)
 
-// Of a block of the packed form, at most. With float32 in bands they are as few as there are: at 64 registers sm_90 would spill.
+// Maximum per block of the packed form. With float32 in bands this is the number used: at 64 registers sm_90 would spill.
 #define PACKED_THREADS (sizeof(SCALAR) == 4 && BAND < POOLED_H && BAND < 8 ? 32 * BAND : 256)
 
 struct alignas(PACK * sizeof(SCALAR)) Pack { SCALAR lanes[PACK]; };
@@ -104,13 +104,13 @@ __device__ inline Tap tap_at(const Axis& axis, int bin, int point, int rule) {
     }
     const int last = axis.side - 1;
     const int low = min((int)floor(position), rule == POINTS ? max(last - 1, 0) : last);
-    const SUM fraction = rule != POINTS && low == last ? (SUM)0 : position - (SUM)low;  // beyond the last centre: that cell
+    const SUM fraction = rule != POINTS && low == last ? (SUM)0 : position - (SUM)low;  // beyond the last centre: the last cell
     return {low, min(low + 1, last), (SUM)1 - fraction, fraction};
 }
 
 __device__ inline void add_entry(Table& table, int row, OFFSET offset, SUM weight) {
     const int used = table.used[row];
-    for (int entry = used - 1; entry >= 0 && entry >= used - 2; --entry) {  // points go along the axis, so equal cells are close
+    for (int entry = used - 1; entry >= 0 && entry >= used - 2; --entry) {  // points are ordered along the axis, so equal cells are close
         if (table.offsets[row][entry] == offset) {
             table.weights[row][entry] += weight;
             return;
@@ -121,7 +121,7 @@ __device__ inline void add_entry(Table& table, int row, OFFSET offset, SUM weigh
     table.used[row] = used + 1;
 }
 
-// One thread places the block's RoI, in shared memory: what every thread needs of it now and then takes no registers.
+// One thread computes the block's RoI in shared memory, so that rarely used values take no registers.
 __device__ inline const Placed& place_for_block(Table& table, const Pyramid& pyramid, const SUM* rois, long long row, int thread) {
     if (thread == 0) table.roi = place(pyramid, rois, row);
     __syncthreads();
@@ -130,7 +130,7 @@ __device__ inline const Placed& place_for_block(Table& table, const Pyramid& pyr
 
 __device__ inline bool fits_table(const Placed& roi) { return roi.y.points <= MAX_POINTS && roi.x.points <= MAX_POINTS; }
 
-// All threads of the block fill the table and wait for it.
+// All threads of the block fill the table, then synchronize.
 __device__ inline void fill_table(Table& table, const Placed& roi, const Map& map, int rule, int thread, int threads) {
     for (int row = thread; row < POOLED_H + POOLED_W; row += threads) {
         const bool vertical = row < POOLED_H;
@@ -175,10 +175,10 @@ __device__ inline void each_cell(const Table& table, const Placed& roi, const Ma
 
 __device__ inline SUM points_of(const Placed& roi) { return max((SUM)roi.y.points * (SUM)roi.x.points, (SUM)1); }
 
-// Block (32, warps); a warp takes every warps-th row of bins. The output is NCHW by way of a tile in shared memory, so that it leaves in
-// whole lines, or channels-last. The tile holds BAND rows of bins at a time (a part of POOLED_H, or all), so that packs may be wide. A row
-// of the tile is a bin; channel PACK * lane + k stands at 32 * k + lane, and rows are one bank apart, so that neither filling nor draining
-// the tile meets a bank twice.
+// Block (32, warps); a warp processes every warps-th row of bins. NCHW output goes through a tile in shared memory, so that it is written in
+// whole lines; channels-last output does not. The tile has BAND rows of bins at a time (a part of POOLED_H, or all), so that packs may be wide. A row
+// of the tile is a bin; channel PACK * lane + k is at 32 * k + lane, and rows are one bank apart, so that neither filling nor reading
+// the tile has bank conflicts.
 extern "C" __launch_bounds__(PACKED_THREADS, BLOCKS) __global__ void roi_align_forward_packed(const Pyramid pyramid, const SUM* rois, SCALAR* pooled, int channels_last) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     Table& table = *(Table*)shared_bytes;
@@ -251,13 +251,13 @@ extern "C" __launch_bounds__(256, BLOCKS) __global__ void roi_align_forward(cons
     }
 }
 
-struct Upstream { const void* cells; long long stride_r, stride_c, stride_h, stride_w; };  // the gradient of the pooled maps
+struct Upstream { const void* cells; long long stride_r, stride_c, stride_h, stride_w; };  // gradient of the pooled maps
 
 __device__ inline SUM upstream_at(const Upstream& grad, long long row, int channel, int ph, int pw) {
     return (SUM)widen(((const SCALAR*)grad.cells)[row * grad.stride_r + channel * grad.stride_c + ph * grad.stride_h + pw * grad.stride_w]);
 }
 
-// The cells of an axis that a RoI may read; one more than needed at either end is harmless.
+// The cells of an axis that a RoI may read; one too many at either end is allowed.
 struct Span { int first, count; };
 
 __device__ inline Span span_of(const Axis& axis, int pooled) {
@@ -272,7 +272,7 @@ __device__ inline bool may_touch(const Axis& axis, int pooled, int first, int la
     return span.count > 0 && span.first <= last && span.first + span.count > first;
 }
 
-// The weight a bin gives one cell of an axis.
+// The weight of one cell of an axis in a bin.
 __device__ inline SUM weight_of(const Axis& axis, int bin, int cell, int rule) {
     SUM weight = (SUM)0;
     for (int point = 0; point < axis.points; ++point) {
@@ -283,8 +283,8 @@ __device__ inline SUM weight_of(const Axis& axis, int bin, int cell, int rule) {
     return weight;
 }
 
-// A thread adds PACK channels of a cell. GPUs that add four numbers at once want them side by side; on others neighbouring threads
-// add to neighbouring channels.
+// A thread adds PACK channels of a cell. GPUs with vector atomics of four numbers need them contiguous; on others adjacent threads
+// add to adjacent channels.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && PACK % 4 == 0
 #define ADDS_VECTORS 1
 #else
@@ -303,8 +303,8 @@ __device__ inline void add_pack(SUM* place, long long step, const SUM* sums) {
     for (int k = 0; k < PACK; ++k) atomicAdd(place + k * step, sums[k]);
 }
 
-// pyramid.maps are the gradients here, of type SUM and filled with zeros. Grid (RoIs, slices of `slice` channels); slice is a multiple
-// of PACK, 0 where shared memory has no room for the bins.
+// Here pyramid.maps are the gradients, of type SUM and filled with zeros. Grid (RoIs, slices of `slice` channels); slice is a multiple
+// of PACK, 0 if shared memory has no room for the bins.
 extern "C" __launch_bounds__(256, BLOCKS) __global__ void roi_align_backward(const Pyramid pyramid, const SUM* rois, const Upstream grad, int channels_fastest,
                                                                              int slice) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
@@ -345,7 +345,7 @@ extern "C" __launch_bounds__(256, BLOCKS) __global__ void roi_align_backward(con
         const bool vertical = cell < tall.count;
         const int at = vertical ? cell : cell - tall.count, pooled = vertical ? POOLED_H : POOLED_W;
         SUM* weights = vertical ? rows + at * POOLED_H : columns + at * POOLED_W;
-        int low = pooled, high = 0;  // the bins from the first to the last that read the cell
+        int low = pooled, high = 0;  // first and last bin that read the cell
         for (int bin = 0; bin < pooled; ++bin) {
             weights[bin] = weight_of(vertical ? roi.y : roi.x, bin, (vertical ? tall.first : wide.first) + at, pyramid.rule);
             if (weights[bin] == (SUM)0) continue;
@@ -378,8 +378,8 @@ extern "C" __launch_bounds__(256, BLOCKS) __global__ void roi_align_backward(con
     }
 }
 
-// The cells and channels of a tile that a thread of the deterministic form sums: all rows of a column for one channel where channels
-// are fastest, all 4th channels of one cell elsewhere. The launch has 256 threads.
+// The cells and channels of a tile summed by one thread of the deterministic form: all rows of a column for one channel if channels
+// are contiguous, otherwise every 4th channel of one cell. The launch has 256 threads.
 #define SHARES (TILE * TILE * SLICE / 256)
 
 struct Share { int row, row_step, column, channel, channel_step; };
@@ -389,15 +389,15 @@ __device__ inline Share share_of(int thread, bool channels_fastest) {
     return {thread / TILE % TILE, 0, thread % TILE, thread / (TILE * TILE), 256 / (TILE * TILE)};
 }
 
-// pyramid.maps are the gradients, of type SCALAR; every element is written once, so they need no zeros. blockIdx.x counts the tiles of
-// all levels and images, blockIdx.y slices of 32 channels. RoIs are visited in order, bins in order: the sums never vary.
+// Here pyramid.maps are the gradients, of type SCALAR; every element is written once, so they need not be zeroed. blockIdx.x counts the tiles of
+// all levels and images, blockIdx.y slices of 32 channels. RoIs and bins are processed in order, so the sums are deterministic.
 extern "C" __launch_bounds__(256, 2) __global__ void roi_align_backward_tiles(const Pyramid pyramid, const SUM* rois, const Upstream grad, int num_rois,
                                                     int channels_fastest) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     SUM* rows = (SUM*)shared_bytes;              // (TILE, POOLED_H) weights of the tile's rows
     SUM* columns = rows + TILE * POOLED_H;       // (TILE, POOLED_W)
     Placed& roi = *(Placed*)(columns + TILE * POOLED_W);
-    int* touching = (int*)(&roi + 1);            // (blockDim.x,) which of the RoIs just looked at touch the tile
+    int* touching = (int*)(&roi + 1);            // (blockDim.x,) which RoIs of the current batch overlap the tile
     const int thread = threadIdx.x, threads = blockDim.x, first = blockIdx.y * SLICE, channels = min(pyramid.channels - first, SLICE);
     int level = 0, tile = blockIdx.x;
     while (true) {
@@ -431,7 +431,7 @@ extern "C" __launch_bounds__(256, 2) __global__ void roi_align_backward_tiles(co
                 const int place_in = vertical ? item : item - TILE * POOLED_H, pooled = vertical ? POOLED_H : POOLED_W;
                 rows[item] = weight_of(vertical ? roi.y : roi.x, place_in % pooled, (vertical ? top : left) + place_in / pooled, pyramid.rule);
             }
-            const SUM points = points_of(roi);  // read before the barrier, since thread 0 places the next RoI without waiting
+            const SUM points = points_of(roi);  // read before the barrier, since thread 0 computes the next RoI without waiting
             __syncthreads();
             const SCALAR* from = (const SCALAR*)grad.cells + (start + each) * grad.stride_r + (first + own.channel) * grad.stride_c;
             for (int k = 0; k < SHARES; ++k) {

@@ -1,11 +1,11 @@
-// RoICrop; the contract stands in roi_crop.py. Compiled with SCALAR and SUM (see planes.cuh).
+// RoICrop; the interface is described in roi_crop.py. Compiled with SCALAR and SUM (see planes.cuh).
 //
-// roi_crop_forward           a thread an output: four cells around its grid point
-// roi_crop_backward          a thread an output: its gradient goes to those cells, with atomics
-// roi_crop_backward_ordered  deterministic: a thread owns an image's channel and visits RoIs and points in order
+// roi_crop_forward           one thread per output: four cells around its grid point
+// roi_crop_backward          one thread per output: adds its gradient to those cells with atomics
+// roi_crop_backward_ordered  deterministic: one thread per channel of an image, which processes RoIs and points in order
 #include "planes.cuh"
 
-// Call visit(offset in the image's plane, weight) for the cells around a grid point (y before x, -1 .. 1) that lie on the map.
+// Call visit(offset in the image's plane, weight) for the cells around a grid point (y before x, -1 .. 1) that are inside the map.
 template <class Visit> __device__ inline void each_cell(const Map& map, const SUM* point, Visit visit) {
     if (!is_finite(point[0]) || !is_finite(point[1])) return;
     const SUM y = (point[0] + (SUM)1) * (SUM)(map.height - 1) / (SUM)2, x = (point[1] + (SUM)1) * (SUM)(map.width - 1) / (SUM)2;
@@ -32,7 +32,7 @@ extern "C" __global__ void roi_crop_forward(const Map map, const SUM* grid, cons
     cropped[output] = narrow<SCALAR>(sum);
 }
 
-// map is the gradient here, of type SUM and filled with zeros; grad is contiguous.
+// Here map is the gradient, of type SUM and filled with zeros; grad is contiguous.
 extern "C" __global__ void roi_crop_backward(const Map map, const SUM* grid, const long long* images, const SCALAR* grad, int bins,
                                              long long outputs) {
     const long long output = (long long)blockIdx.x * blockDim.x + threadIdx.x;

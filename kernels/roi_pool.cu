@@ -1,8 +1,8 @@
-// RoIPool; the contract stands in roi_pool.py. Compiled with SCALAR and SUM (see planes.cuh).
+// RoIPool; the interface is described in roi_pool.py. Compiled with SCALAR and SUM (see planes.cuh).
 //
-// roi_pool_forward           a thread an output: the maximum of its bin, and where it stood
-// roi_pool_backward          a thread an output: its gradient goes to that cell, with an atomic
-// roi_pool_backward_ordered  deterministic: a thread owns an image's channel and visits RoIs and bins in order
+// roi_pool_forward           one thread per output: the maximum of its bin, and its position
+// roi_pool_backward          one thread per output: adds its gradient to that cell with an atomic
+// roi_pool_backward_ordered  deterministic: one thread per channel of an image, which processes RoIs and bins in order
 #include "planes.cuh"
 
 struct Edges { SUM left, top, right, bottom; };
@@ -16,7 +16,7 @@ __device__ inline Edges edges_of(const SUM* roi, SUM scale) {
     return {round_half_away(roi[1] * scale), round_half_away(roi[2] * scale), round_half_away(roi[3] * scale), round_half_away(roi[4] * scale)};
 }
 
-// First cell of a bin, or with end 1 the cell after its last, cut to the map; kept as floating numbers so that no edge overflows.
+// First cell of a bin, or with end 1 the cell after its last, clamped to the map; in floating point, so that no edge overflows.
 __device__ inline int bin_edge(SUM start, SUM end, int bin, int pooled, int side, int is_end) {
     const SUM step = max(end - start + (SUM)1, (SUM)1) / (SUM)pooled, at = (SUM)(bin + is_end) * step;
     return (int)min(max((is_end ? ceil(at) : floor(at)) + start, (SUM)0), (SUM)side);
@@ -41,7 +41,7 @@ extern "C" __global__ void roi_pool_forward(const Map map, const SUM* rois, SCAL
         for (int y = top; y < bottom; ++y) {
             for (int x = left; x < right; ++x) {
                 const SUM value = (SUM)widen(plane[y * map.stride_h + x * map.stride_w]);
-                if (where >= 0 && !(value > best) && !(value != value && best == best)) continue;  // the first NaN wins
+                if (where >= 0 && !(value > best) && !(value != value && best == best)) continue;  // the first NaN is the maximum
                 best = value;
                 where = (long long)y * map.width + x;
             }
@@ -51,14 +51,14 @@ extern "C" __global__ void roi_pool_forward(const Map map, const SUM* rois, SCAL
     argmax[output] = (int)where;
 }
 
-// The cell that an output's gradient goes to, or -1: none for an empty bin, nor outside the rounded edges.
+// The cell that receives an output's gradient, or -1 for an empty bin or outside the rounded edges.
 __device__ inline long long cell_of(const SUM* roi, long long where, SUM scale, int width) {
     const Edges edges = edges_of(roi, scale);
     const SUM y = (SUM)(where / width), x = (SUM)(where % width);
     return where >= 0 && x >= edges.left && y >= edges.top && x <= edges.right && y <= edges.bottom ? where : -1;
 }
 
-// map is the gradient here, of type SUM and filled with zeros; grad and argmax are contiguous.
+// Here map is the gradient, of type SUM and filled with zeros; grad and argmax are contiguous.
 extern "C" __global__ void roi_pool_backward(const Map map, const SUM* rois, const SCALAR* grad, const int* argmax, SUM scale, int bins,
                                              long long outputs) {
     const long long output = (long long)blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,5 +1,5 @@
-// Soft-NMS; the rule stands in soft_nms.py. Compiled with -DSCALAR=float or double. One block: each round all threads lower the scores of
-// their own rows and look for the best of them, the block agrees on the best of all, and that row is picked.
+// Soft-NMS, described in soft_nms.py. Compiled with -DSCALAR=float or double. One block: in each round all threads reduce the scores of
+// their own rows and find their maximum; the row with the block's maximum is selected.
 
 #include "boxes.cuh"
 
@@ -9,7 +9,7 @@ struct Best { word key; int row; };  // key 0: none left
 
 __device__ inline Best better_of(Best a, Best b) { return is_better(b.key, b.row, a.key, a.row) ? b : a; }
 
-// The best of the block, known to all its threads. found (warps,) lies in shared memory.
+// The block's maximum, returned to all its threads. found (warps,) is in shared memory.
 __device__ inline Best best_of_block(Best mine, Best* found) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     for (int distance = 16; distance > 0; distance /= 2) {
@@ -20,12 +20,12 @@ __device__ inline Best best_of_block(Best mine, Best* found) {
     __syncthreads();
     Best best = found[0];
     for (int other = 1; other < warps; ++other) best = better_of(best, found[other]);
-    __syncthreads();  // before found is written again
+    __syncthreads();  // before found is overwritten
     return best;
 }
 
-// remaining (R,): the scores, lowered here. left (R,): 1 while a row is to be picked. count (2,): rows picked, and how far from the end
-// the first row stands that has a NaN score, or a wrong box (0 for none).
+// remaining (R,): the scores, reduced here. left (R,): 1 until the row is selected. count (2,): rows selected, and the distance from the end
+// of the first row with a NaN score or an invalid box (0 for none).
 extern "C" __global__ void soft_nms(const Box* boxes, SCALAR* remaining, unsigned char* left, long long* picked, SCALAR* picked_scores,
                                     int* count, int rows, int method, SCALAR sigma, SCALAR threshold, SCALAR score_threshold, SCALAR offset,
                                     SCALAR least_side) {
@@ -43,7 +43,7 @@ extern "C" __global__ void soft_nms(const Box* boxes, SCALAR* remaining, unsigne
         const Box top = boxes[best.row];
         const SCALAR top_area = area_of(top, offset);
         mine = {0, rows};
-        for (int row = threadIdx.x; row < rows; row += blockDim.x) {  // a thread's rows are its own: no barrier is needed for them
+        for (int row = threadIdx.x; row < rows; row += blockDim.x) {  // only this thread uses these rows: no barrier is needed
             if (!left[row]) continue;
             if (row == best.row) {
                 picked[taken] = row;
