@@ -53,9 +53,9 @@ demo: setup
 	@echo "written: $(DEMO)/table.md (the table), $(DEMO)/comparison.txt (the verdicts), $(DEMO)/shapes and $(DEMO)/pictures (detections), $(DEMO)/measurements.txt (every number), $(DEMO)/runs (the records)" >&2
 
 # each process starts with neighbouring files, so that what a file's tests share is made once, and takes over
-# some of another's when it has none left
+# some of another's when it has none left; compiled files are kept, since some hundred commands are started
 test: develop browser
-	$(ONE_THREAD) $(RUN) -m pytest -n $(JOBS) --dist worksteal
+	$(ONE_THREAD) PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest -n $(JOBS) --dist worksteal
 
 # all that a GPU shows within ten minutes: tests, kernels, detectors beside torchvision, training, a comparison; results/local/gpu
 gpu: develop

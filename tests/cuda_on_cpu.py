@@ -20,6 +20,8 @@ from detection_zoo.kernels.launch import Argument, source_of
 
 SHIM = Path(__file__).parent / "host_shim"
 BUILD = Path(__file__).parent.parent / "build" / "host_shim"
+HEADER = "cuda_on_cpu.h"
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w")
 FORWARD, BACKWARD, SHUFFLED = 0, 1, 12345  # order in which the threads of a block run
 # address: reads and writes one element beyond a tensor; undefined: overflows, shifts, conversions that do not
 # fit. Needs libasan preloaded.
@@ -90,42 +92,39 @@ def _value(kernel: str, index: int, arg: Argument) -> np.generic | np.ndarray:
 
 @functools.cache
 def _library(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
-    """Build (once for a text, the shim and the flags; kept in build/host_shim) and load the kernels of one
-    file."""
+    """Build and load the kernels of one file."""
+    kernels = re.findall(r"__global__ void (\w+)\(", source)
+    text = f'#include "{HEADER}"\n{source}' + "".join(f"\nSHIM_KERNEL({name})" for name in kernels) + "\n"
+    others = tuple(flag for flag in flags if not flag.startswith("-D"))
+    header = _built(f"{HEADER}.gch", (SHIM / HEADER).read_text(), ("-x", "c++-header", *others))
+    return ctypes.CDLL(str(_built("kernels.so", text, ("-shared", f"-I{header.parent}", *flags))))
+
+
+@functools.cache
+def _built(name: str, text: str, flags: tuple[str, ...]) -> Path:
+    """What g++ makes of a text, once for the text, the shim and the flags; kept in build/host_shim. The shim's
+    header is one, since g++ takes 0.2 s for it."""
     compiler = shutil.which("g++")
     if compiler is None:
         raise RuntimeError(
             "g++ is not installed; the kernels' source is executed on the CPU by every test run, so"
             " install it"
         )
-    kernels = re.findall(r"__global__ void (\w+)\(", source)
-    text = (
-        '#include "cuda_on_cpu.h"\n' + source + "".join(f"\nSHIM_KERNEL({name})" for name in kernels) + "\n"
-    )
-    command = [
-        compiler,
-        "-std=c++17",
-        "-O2",
-        "-fPIC",
-        "-shared",
-        "-ffp-contract=off",
-        "-U_FORTIFY_SOURCE",
-        "-w",
-        f"-I{SHIM}",
-        *flags,
-    ]
+    command = [compiler, *FLAGS, *flags, f"-I{SHIM}"]
     shim = "".join(header.read_text() for header in sorted(SHIM.glob("*.h")))
-    digest = hashlib.sha256("\0".join([text, shim, *command[1:]]).encode()).hexdigest()[:24]
-    path = BUILD / f"{digest}.so"
+    path = BUILD / hashlib.sha256("\0".join([text, shim, *command[1:]]).encode()).hexdigest()[:24] / name
     if not path.exists():
-        BUILD.mkdir(parents=True, exist_ok=True)
-        own = BUILD / f"{digest}-{os.getpid()}"  # several processes may build the same
-        own.with_suffix(".cpp").write_text(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own = path.with_name(f"{os.getpid()}-{name}")  # several processes may build the same
+        source = own.with_suffix(".cpp")
+        source.write_text(text)
+        # g++ itself needs no libasan, which may be preloaded here
+        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         made = subprocess.run(
-            [*command, "-o", str(own), str(own.with_suffix(".cpp"))], capture_output=True, text=True
+            [*command, "-o", str(own), str(source)], env=environment, capture_output=True, text=True
         )
         if made.returncode:
             raise RuntimeError(f"g++ could not build the kernels:\n{made.stderr[:4000]}")
-        own.with_suffix(".cpp").rename(path.with_suffix(".cpp"))
+        source.rename(path.with_suffix(".cpp"))
         own.rename(path)
-    return ctypes.CDLL(str(path))
+    return path
