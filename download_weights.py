@@ -1,4 +1,4 @@
-"""Fetch, verify and convert the weights that the manifests name. Data goes to stdout, messages to stderr.
+"""Fetch, verify and convert the weights of the manifests. Data goes to stdout, messages to stderr.
 Exit codes: 0, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C."""
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Holds = Annotated[
     ),
 ]
 Role = Annotated[
-    str, typer.Option(help="trained: a row's own weights; initial: what its training starts from; or all")
+    str, typer.Option(help="trained: a row's own weights; initial: weights its training starts from; or all")
 ]
 Home = Annotated[
     Path | None, typer.Option(help="weight folder; default: DETECTION_ZOO_HOME, else the user's cache folder")
@@ -66,10 +66,10 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends pip and npm as well
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill also ends pip and npm
         try:
             return command(*args, **kwargs)
-        except BrokenPipeError:  # whoever read our output has left, as `head` does
+        except BrokenPipeError:  # the reader of our output has exited, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except (ZooError, OSError) as error:
@@ -84,7 +84,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def say(text: str) -> None:
     """Print a message to stderr."""
-    sys.stderr.write(f"{text}\n")  # in one piece: threads talk too
+    sys.stderr.write(f"{text}\n")  # in one call: threads print, too
     sys.stderr.flush()
 
 
@@ -445,7 +445,7 @@ def remove(
     show(records, as_json, ("row", "file", "status"))
     for record in records:
         if record["shared_with"]:
-            say(f"{record['row']}: {record['file']} was also of {', '.join(record['shared_with'])}")
+            say(f"{record['row']}: {record['file']} was also used by {', '.join(record['shared_with'])}")
     say(f"{sum(record['status'] == 'removed' for record in records)} removed")
 
 

@@ -4,9 +4,8 @@
 >>> dz.list_models("faster_rcnn_*", source="vovnet", backbone="vovnet39")
 ['faster_rcnn_vovnet39_fpn_2x.vovnet']
 
-`load` and `create` make a model, `Model.detect` finds objects, `evaluate`, `benchmark` and `compare` do what
-the
-commands of the same names do, `ops` has the operators. Names are imported when they are first used, so
+`load` and `create` make a model, `Model.detect` finds objects, `evaluate`, `benchmark` and `compare` are the
+commands of the same names, `ops` has the operators. Names are imported when they are first used, so
 `import detection_zoo` needs no torch.
 
 In a checkout the packages `zoo`, `kernels` and `benchmarks` lie in the root beside this folder; in an

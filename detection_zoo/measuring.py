@@ -1,4 +1,4 @@
-"""`evaluate`, `benchmark` and `compare`: what the commands of these names do, for a program."""
+"""`evaluate`, `benchmark` and `compare`: Python functions for the commands of the same names."""
 
 from __future__ import annotations
 

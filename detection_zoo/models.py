@@ -1,4 +1,4 @@
-"""Models by name or by parts, and what they find in images."""
+"""Models by name or by parts, and their detections."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def _field(entry: ModelEntry, name: str) -> str | None:
 class Model:
     """A detector with its weights, its own pre-processing and its classes.
 
-    `entry` is the manifest row, `module` the torch module, `weights` what it was loaded with (kind, file,
-    SHA-256), `class_names` its classes by label, `device` device selection, `spec` its path and dtype,
-    `notes` the path's comparison with eager.
+    `entry` is the manifest row, `module` the torch module, `weights` the loaded weights (kind, file,
+    SHA-256), `class_names` its classes by label, `device` its device, `spec` its path and dtype, `notes` the
+    path's comparison with eager.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Model:
 
 
 def read_image(image: ImageLike) -> tuple[np.ndarray, str | None]:
-    """The pixels (H, W, 3) uint8 RGB of what `Model.detect` takes, and the path or URL it came from.
+    """The pixels (H, W, 3) uint8 RGB of an argument of `Model.detect`, and its path or URL.
 
     Raises:
         DatasetError: a file or URL is not an image.
@@ -238,7 +238,7 @@ def load(row: str, weights: str | Path = "published", *, device: str = "auto") -
     Args:
         row: its name; `list_models` has them.
         weights: "published" (fetched if it is missing here), "random", or a checkpoint's path in any format
-            that the project reads, one of `bench.py train` say.
+            that the project reads, for example of `bench.py train`.
         device: "cpu", "cuda", "cuda:1" ..., or "auto" for a GPU where there is one.
 
     Raises:
@@ -276,7 +276,7 @@ def create(
         **options: arguments of the detector's builder.
 
     Raises:
-        ManifestError: a name is unknown, or the parts do not go together.
+        ManifestError: a name is unknown, or the parts are incompatible.
         ValueError: no classes, or a class twice.
 
     Examples:
@@ -338,7 +338,7 @@ def _device(name: str | torch.device) -> str:
 
 
 def _spec(**fields: Any) -> BenchmarkSpec:
-    """A BenchmarkSpec; what is wrong with a field is one sentence, in place of pydantic's report."""
+    """A BenchmarkSpec; an invalid field raises one sentence instead of pydantic's report."""
     from pydantic import ValidationError
 
     from detection_zoo.benchmarks.spec import METRIC_GROUPS, BenchmarkSpec

@@ -1,4 +1,4 @@
-"""What a model finds in one image."""
+"""Detections of a model in one image."""
 
 from __future__ import annotations
 

@@ -31,7 +31,10 @@ MAY_IMPORT = [
     ("zoo/templates.py", ROOTS),
     ("zoo/manifest.py", (*ROOTS, "zoo.regular", "zoo.templates")),
     ("zoo/settings.py", (*ROOTS, "zoo.manifest")),
-    ("zoo/weights/", (*ROOTS, "zoo.regular", "zoo.manifest", "zoo.templates", "zoo.home", "zoo.weights")),
+    (
+        "zoo/weights/",
+        (*ROOTS, "zoo.plain", "zoo.regular", "zoo.manifest", "zoo.templates", "zoo.home", "zoo.weights"),
+    ),
     ("zoo/parts/", ("kernels", *ROOTS, "zoo.parts")),
     ("zoo/necks.py", (*ROOTS, "zoo.parts")),
     ("zoo/backbones/", ("kernels", *ROOTS, "zoo.parts", "zoo.backbones")),

@@ -1,4 +1,4 @@
-"""From a manifest row to a module: the explicit list of families, and `build_model`."""
+"""Build modules from manifest rows: the list of families, and `build_model`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from detection_zoo.zoo.registry import BACKBONES, DETECTORS, NECKS, Registry, di
 
 Weights = Literal["random", "published"] | str | Path | None
 RANDOM_SEED = 0
-BUNDLES = {  # of conventions.toml, for models that stand in no manifest
+BUNDLES = {  # of conventions.toml, for models without a manifest entry
     "faster_rcnn": "maskrcnn_benchmark",
     "mask_rcnn": "maskrcnn_benchmark_mask",
     "keypoint_rcnn": "maskrcnn_benchmark_keypoint",
@@ -37,8 +37,8 @@ BUNDLES = {  # of conventions.toml, for models that stand in no manifest
     "ssd": "hardnet_ssd300",
     "classifier": "imagenet_torchvision",
 }
-DEMO = "demo"  # manifest of what is trained on `shapes`, and its bundles
-FOR_EVERY_DETECTOR = ("image", "targets", "augmentation")  # sections that data and commands read
+DEMO = "demo"  # manifest of the rows trained on `shapes`, and prefix of their bundles
+FOR_EVERY_DETECTOR = ("image", "targets", "augmentation")  # sections that data loading and commands use
 
 
 def build_model(
@@ -51,7 +51,7 @@ def build_model(
         weights: none: initialised as for training from scratch; "random": the same from a fixed seed;
             "published": the row's own file, from the local store; else the path of a file in the format of
             the row's own weights.
-        device: where the model goes; "meta" for shapes only.
+        device: target device; "meta" for shapes only.
 
     Raises:
         ManifestError: no such row, or it cannot be built. CheckpointError: the weights are absent or do not
@@ -83,7 +83,7 @@ def create_model(
     Args:
         backbone: a registered name, or one of a family ("timm.resnet18").
         detector: a registered name; none for a classifier. classes: K, background not counted.
-        device: where the model goes. options: as in `create_entry`.
+        device: target device. options: as in `create_entry`.
 
     Raises:
         ManifestError: a name is unknown, or the parts do not go together.
@@ -102,7 +102,7 @@ def create_entry(
     backbone_options: dict[str, Any] | None = None,
     **detector_options: Any,
 ) -> ModelEntry:
-    """A row for `build_model` and the benchmarks that stands in no manifest; arguments as in `create_model`.
+    """A row for `build_model` and the benchmarks without a manifest entry; arguments as in `create_model`.
 
     Args:
         neck: its name and arguments; default: a feature pyramid over the backbone's maps, where the detector
@@ -121,7 +121,10 @@ def create_entry(
         pyramid = like.neck.arguments if like.neck is not None else {}
         usual, conventions = like.detector.arguments, like.conventions
     chosen = bundles[conventions] if isinstance(conventions, str) else conventions
-    takes_neck = detector is not None and _takes_neck(detector, name)
+    takes_neck = False
+    if detector is not None:
+        builder = _builder(DETECTORS, Component(name=detector), name)
+        takes_neck = "neck" in inspect.signature(builder).parameters
     entry = ModelEntry(
         name=f"{name}_{backbone}",
         source=CREATED,
@@ -138,8 +141,9 @@ def create_entry(
 
 
 def _demo_row(detector: str | None, dataset: str) -> ModelEntry | None:
-    """What a row on `shapes` is made like: the first demo row with that detector on that dataset, else the
-    first of all with images and boxes alone in its conventions; none for other data and classifiers."""
+    """The row whose settings a new row on `shapes` uses: the first demo row with that detector on that
+    dataset, else the first of all with images and boxes alone in its conventions; none for other data and
+    classifiers."""
     manifests = load_manifests()
     spec = manifests.datasets.get(dataset)
     if detector is None or spec is None or spec.layout != "shapes":
@@ -172,7 +176,7 @@ def _with_anchors_of_levels(entry: ModelEntry) -> ModelEntry:
     if not sections or entry.neck is None:
         return entry
     shape = {name: value for name, value in entry.backbone.arguments.items() if name != "pretrained"}
-    with torch.device("meta"):  # weights have no say in the number of levels
+    with torch.device("meta"):  # the number of levels does not depend on weights
         body = _call(BACKBONES, Component(name=entry.backbone.name, **shape), entry.where, {})
         levels = len(_call(NECKS, entry.neck, entry.where, {"specs": body.specs}).specs)
     changes = {
@@ -181,11 +185,6 @@ def _with_anchors_of_levels(entry: ModelEntry) -> ModelEntry:
         if len(section.sizes) != levels
     }
     return entry.model_copy(update={"conventions": entry.conventions.model_copy(update=changes)})
-
-
-def _takes_neck(detector: str, where: str) -> bool:
-    builder = _builder(DETECTORS, Component(name=detector), where)
-    return "neck" in inspect.signature(builder).parameters
 
 
 def assemble(row: ModelEntry) -> Detector | Classifier:
@@ -197,13 +196,12 @@ def assemble(row: ModelEntry) -> Detector | Classifier:
         backbone: Backbone = _call(BACKBONES, row.backbone, where, {})
         return Classifier(backbone, row.classes, dropout=backbone.classifier_dropout)
     inputs: dict[str, Any] = {"num_classes": row.classes}
-    if (
-        "backbone" in inspect.signature(_builder(DETECTORS, row.detector, where)).parameters
-    ):  # a peer brings its own body and neck
+    builder = _builder(DETECTORS, row.detector, where)
+    if "backbone" in inspect.signature(builder).parameters:  # a peer has its own backbone and neck
         inputs["backbone"] = _call(BACKBONES, row.backbone, where, {})
         if row.neck is not None:
             inputs["neck"] = _call(NECKS, row.neck, where, {"specs": inputs["backbone"].specs})
-    rules = rules_of(_builder(DETECTORS, row.detector, where))
+    rules = rules_of(builder)
     if row.conventions is not None:
         inputs |= sections_in_force(row.conventions, rules, row.detector.name, where)
     detector: Detector = _call(DETECTORS, row.detector, where, inputs)
@@ -274,13 +272,12 @@ def _call(registry: Registry, component: Component, where: str, inputs: dict[str
 
 
 def own_weights(row: ModelEntry) -> WeightSpec:
-    """The first weight file that holds the row's own trained weights; raises CheckpointError where it has
-    none."""
+    """The first weight file with the row's own trained weights; raises CheckpointError if there is none."""
     for spec in row.trained_weights:
         if not spec.wrong:
             return spec
     why = [
-        spec.wrong or f"they are {spec.partial}, for a training to start from"
+        spec.wrong or f"they are {spec.partial}, for initialising a training"
         for spec in row.weights
         if spec.wrong or spec.partial
     ]
@@ -323,14 +320,12 @@ def weight_shapes(row: ModelEntry, spec: WeightSpec) -> dict[str, tuple[int, ...
     which fit no whole model."""
     if row.published_only is not None or spec not in row.trained_weights:
         return None
-    return {
-        name: tuple(tensor.shape)
-        for name, tensor in build_model(row, device="meta").state_dict(keep_vars=True).items()
-    }
+    state = build_model(row, device="meta").state_dict(keep_vars=True)
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def check_weights(row: ModelEntry, spec: WeightSpec, path: Path) -> None:
-    """Compare the tensors of a local file, by name and shape, with what a row says of it.
+    """Compare the tensors of a local file, by name and shape, with the row's model.
 
     Args:
         row: the row; where it cannot be built, the file is read and its names are translated.
@@ -338,7 +333,7 @@ def check_weights(row: ModelEntry, spec: WeightSpec, path: Path) -> None:
         path: the file.
 
     Raises:
-        CheckpointError: it cannot be read safely, or does not fit the row's model; says which tensors.
+        CheckpointError: it cannot be read safely, or does not fit the row's model; lists the tensors.
     """
     from detection_zoo.zoo.weights.load import account_for, backbone_translation, checkpoint_format
 

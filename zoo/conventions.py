@@ -1,4 +1,4 @@
-"""Conventions: everything numeric that a checkpoint silently assumes, as plain records. No torch.
+"""Conventions: the numeric settings that a checkpoint depends on, as plain records. No torch.
 
 A bundle in manifests/conventions.toml is one `Conventions`; rows may adjust single values. The sections are
 the objects that the parts take: `BoxConventions` makes coders, `ProposalConventions` chooses proposals, and
@@ -66,9 +66,10 @@ class SSDConventions(Section):
         "softmax", description="over all classes with background, or each class by itself"
     )
     channels: Literal["dense", "coco_ids"] = Field(
-        "dense", description="class channels behind background: one a class, or one a COCO category id (90)"
+        "dense",
+        description="class channels after background: one per class, or one per COCO category id (90)",
     )
-    clip: bool = Field(False, description="boxes are held to the image before NMS")
+    clip: bool = Field(False, description="boxes are clipped to the image before NMS")
     background_filter: float | None = Field(
         None,
         description="priors whose best class is background at this or more are left out; none: no prior is",
@@ -79,9 +80,7 @@ class SSDConventions(Section):
         0.0, description="added to widths and heights in NMS; 1.0: the CUDA NMS before December 2019"
     )
     per_class_keep: int = Field(50, gt=0, description="detections of a class that NMS keeps")
-    per_image_keep: int = Field(
-        200, gt=0, description="detections of an image, and those that tie with the last"
-    )
+    per_image_keep: int = Field(200, gt=0, description="detections per image, plus ties with the last")
     match_iou: float = Field(0.5, description="IoU from which a prior is trained as an object")
     negatives: int = Field(3, description="background priors trained for each object prior")
 
@@ -91,9 +90,9 @@ class ObjectConventions(Section):
 
     inclusive: bool = Field(True, description="x2 is the last pixel inside; otherwise the far edge")
     extent_from_clipped: bool = Field(
-        False, description="width is laid off from the clipped x1, not from the annotated one"
+        False, description="x2 is computed from the clipped x1, not from the annotated one"
     )
-    crowd: bool = Field(False, description="crowd regions are trained on as ordinary objects")
+    crowd: bool = Field(False, description="crowd regions are used as ordinary objects in training")
     difficult: bool = Field(True, description="difficult objects are trained on")
     keep_thin: bool = Field(False, description="boxes with x2 == x1 or y2 == y1 stay")
     need_area: bool = Field(False, description="objects of annotated area 0 are dropped")
@@ -152,7 +151,7 @@ class BoxConventions(Section):
     @field_validator("cap", mode="before")
     @classmethod
     def _unbounded(cls, value: Any) -> Any:
-        return None if value == "none" else value  # TOML has no word for None
+        return None if value == "none" else value  # TOML has no null
 
 
 class AnchorConventions(Section):
@@ -162,12 +161,12 @@ class AnchorConventions(Section):
         "rounded", description="recipe of the cell anchors, see zoo/parts/anchors.py"
     )
     sizes: list[list[float]] | None = Field(
-        None, description="pixels, a list a level; none: 8 strides on a pyramid, 32 to 512 on one level"
+        None, description="pixels, one list per level; none: 8 strides on a pyramid, 32 to 512 on one level"
     )
     ratios: list[float] = Field([0.5, 1.0, 2.0], min_length=1)
     strides: list[int] | None = Field(None, description="pixels from cell to cell; none: those of the levels")
     slow: Literal["rule", "size"] = Field(
-        "rule", description="what changes last among a cell's anchors: as the rule has it, or the size"
+        "rule", description="order of a cell's anchors: by the rule, or with the size changing last"
     )
 
 
@@ -176,7 +175,7 @@ class RpnConventions(Section):
 
     channels: int | None = Field(None, gt=0, description="of the 3x3 convolution; none: as its input")
     head: Literal["sigmoid", "paired"] = Field(
-        "sigmoid", description="one sigmoid an anchor, or two logits (see zoo.parts.rpn.PairedRpnHead)"
+        "sigmoid", description="one sigmoid per anchor, or two logits (see zoo.parts.rpn.PairedRpnHead)"
     )
     samples: int = Field(256, gt=0, description="anchors of an image that are trained on")
     positive_fraction: float = Field(0.5, ge=0, le=1)
@@ -192,7 +191,8 @@ class RpnConventions(Section):
     inside_only: bool = Field(False, description="anchors outside take no part in the matching either")
     smooth_l1_beta: float = Field(0.1111111111111111, gt=0)
     sampling: Literal["balanced", "detectron", "faster_rcnn_pytorch"] = Field(
-        "balanced", description="how anchors are drawn and weighed in training: zoo/parts/anchor_targets.py"
+        "balanced",
+        description="how anchors are sampled and weighted in training: zoo/parts/anchor_targets.py",
     )
     objectness_over: Literal["sampled", "configured"] = Field(
         "sampled", description="detectron: whose count divides the loss"
@@ -222,7 +222,7 @@ class PoolingConventions(Section):
     with level_offset in its sides."""
 
     size: int = Field(7, gt=0, description="cells on a side of the pooled map")
-    sampling_ratio: int = Field(2, ge=0, description="points a bin and axis; 0: as many as cells")
+    sampling_ratio: int = Field(2, ge=0, description="points per bin and axis; 0: as many as cells")
     aligned: bool = Field(False, description="RoIAlign shifted by half a cell")
     canonical_scale: float = 224.0
     canonical_level: int = 4
@@ -248,7 +248,7 @@ class RoiConventions(Section):
     order: Literal["position", "foreground_first"] = Field("position", description="of the sampled proposals")
     smooth_l1_beta: float = Field(1.0, gt=0)
     sampling: Literal["balanced", "detectron", "faster_rcnn_pytorch"] = Field(
-        "balanced", description="how proposals are drawn in training, see zoo/parts/targets.py"
+        "balanced", description="how proposals are sampled in training, see zoo/parts/targets.py"
     )
 
 
@@ -258,19 +258,19 @@ class DetectionConventions(Section):
     score_threshold: float = Field(0.05, ge=0, description="scores must be above it")
     nms_iou: float = 0.5
     inclusive: bool = True
-    max_detections: int = Field(100, description="of an image, and those that tie with the last; 0: all")
+    max_detections: int = Field(100, description="per image, plus ties with the last; 0: all")
     soft: Literal["none", "linear", "gaussian"] = Field(
         "none", description="soft-NMS in place of NMS, by this decay"
     )
     soft_sigma: float = Field(0.5, gt=0, description="of the gaussian decay")
     soft_least: float = Field(
-        1e-4, ge=0, description="boxes whose decayed score is below this leave (soft-NMS)"
+        1e-4, ge=0, description="boxes whose decayed score is below this are removed (soft-NMS)"
     )
     vote_iou: float | None = Field(
         None, description="boxes are refined by voting among those of this IoU; none: they are not"
     )
     vote_method: Literal["id", "temp_avg", "avg", "iou_avg", "generalized_avg", "quasi_sum"] = Field(
-        "id", description="what voting does to the score"
+        "id", description="score after voting"
     )
 
 
@@ -303,7 +303,7 @@ class RetinaNetConventions(Section):
 
     scales_per_octave: int = Field(3, gt=0)
     octave: float = 2.0
-    sizes: list[float] | None = Field(None, description="pixels, one a level; none: 4 strides")
+    sizes: list[float] | None = Field(None, description="pixels, one per level; none: 4 strides")
     foreground_iou: float = 0.5
     background_iou: float = 0.4
     low_quality: bool = True
@@ -329,7 +329,7 @@ class RetinaNetConventions(Section):
 
 
 class Views(Section):
-    """Copies of an image for test-time augmentation, beside the image itself."""
+    """Copies of an image for test-time augmentation, in addition to the image itself."""
 
     flip: bool = Field(False, description="mirrored, at the image's own scale")
     scales: list[int] = Field(default_factory=list, description="shorter sides, in pixels")

@@ -1,5 +1,5 @@
-"""Rows without a manifest entry: a backbone under a detector, by a name from which any process can build
-it."""
+"""Rows without a manifest entry: backbone and detector encoded in the name, so that any process can build
+them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from detection_zoo.zoo.errors import UnknownName
 from detection_zoo.zoo.manifest import CREATED, ModelEntry, load_manifests
 
 SUFFIX = f".{CREATED}"
-CLASSIFIER = "classifier"  # in the place of a detector, for ImageNet
+CLASSIFIER = "classifier"  # in place of a detector, for ImageNet
 
 
 def created_name(backbone: str, detector: str, data: str) -> str:
@@ -16,7 +16,7 @@ def created_name(backbone: str, detector: str, data: str) -> str:
     Args:
         backbone: a registered name, or "timm.NAME".
         detector: a registered name, or "classifier".
-        data: a --data argument; folders of one's own count as COCO.
+        data: a --data argument; user folders count as COCO.
     """
     kind = data.partition(":")[0]
     dataset = kind if kind in ("shapes", "voc", "imagenet") else "coco"

@@ -1,4 +1,4 @@
-"""CUDA graphs: work of a GPU recorded once, and started again by one call."""
+"""CUDA graphs: GPU work recorded once, and replayed by one call."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Result = TypeVar("Result")
 
 
 class CudaCapture:
-    """The `Capture` of a GPU: all recordings share the memory of what one replay needs in between, so they
-    run one after another, on the stream that is current.
+    """The `Capture` of a GPU: all recordings share one pool of temporary memory, so they run one after
+    another, on the current stream.
 
     Args:
         device: a GPU.
@@ -27,21 +27,21 @@ class CudaCapture:
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Callable[[], Result]) -> tuple[Result, Replay]:
-        """Run work once on a stream beside, record it there, and replay it; see `graphs.Capture`."""
+        """Run work once on a side stream, record it there, and replay it; see `graphs.Capture`."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            work()  # compiles and loads kernels, fills caches: none of it may happen while work is recorded
+            work()  # compiles and loads kernels and fills caches, which is not allowed during recording
         current.wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            # by thread: others, which load data into page-locked memory, go on meanwhile
+            # thread-local: other threads may load data into page-locked memory meanwhile
             with torch.cuda.graph(
                 graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
             ):
                 result = work()
         except RuntimeError as error:
-            torch.cuda.set_stream(current)  # which a capture that cannot be ended leaves for its own
+            torch.cuda.set_stream(current)  # a failed capture leaves its own stream current
             raise CaptureError(str(error).partition("\n")[0]) from error
         graph.replay()
         return result, graph.replay

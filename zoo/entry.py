@@ -1,5 +1,4 @@
-"""A command from its start to the end of its process: closed streams, Ctrl-C before and after the work. No
-torch."""
+"""Run a command as a process: closed streams, Ctrl-C before and after the work. No torch."""
 
 from __future__ import annotations
 
@@ -15,14 +14,14 @@ INTERRUPTED = 130
 
 
 def run_command(app: Callable[..., Any], **options: Any) -> None:
-    """Call an application as the work of this process.
+    """Call an application as the command of this process.
 
     Args:
         app: ends with SystemExit.
         options: passed on.
 
-    Ctrl-C outside the application is one line and exit code 130; once the work has ended it changes nothing.
-    A command that Ctrl-C ended leaves at once.
+    Ctrl-C outside the application is one line and exit code 130; after the work it has no effect.
+    A command interrupted by Ctrl-C exits immediately.
     """
     open_closed_streams()
     try:
@@ -35,23 +34,23 @@ def run_command(app: Callable[..., Any], **options: Any) -> None:
             _leave(INTERRUPTED)
         raise
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # while Python ends it would replace the exit code
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # during Python's shutdown it would change the exit code
 
 
 def _leave(code: int) -> None:
-    """End the process, its children and temporary files, but do not take down Python and torch object by
-    object, which takes seconds on a busy machine."""
+    """End the process, its children and temporary files, without the shutdown of Python and torch, which
+    takes seconds on a busy machine."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # nobody reads it any more
+        with suppress(OSError):  # the reader has closed the pipe
             stream.flush()
     os._exit(code)
 
 
 def open_closed_streams() -> None:
-    """Give stdin, stdout and stderr that were closed (`>&-`) the null device: else the next file that is
-    opened gets their number, and what libraries and child processes print goes into it."""
+    """Give stdin, stdout and stderr that were closed (`>&-`) the null device: otherwise the next opened
+    file gets their descriptor, and output of libraries and child processes would be written to it."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             handle = os.open(os.devnull, os.O_RDWR)

@@ -1,4 +1,4 @@
-"""The project's own errors: each message says what is wrong, where (file and row), and what to do."""
+"""The project's own errors: each message states what is wrong, where (file and row), and what to do."""
 
 import importlib
 import sys
@@ -18,7 +18,7 @@ class ManifestError(ZooError):
 
 
 class UnknownName(ManifestError):
-    """An argument names a row, source or record that is not there; a command ends with exit code 2."""
+    """An argument names a row, source or record that does not exist; a command ends with exit code 2."""
 
 
 class DownloadError(ZooError):

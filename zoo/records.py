@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-ON_HOST = {"on_host": True}  # metadata of fields that `zoo.training.loop.move` leaves where they are
+ON_HOST = {"on_host": True}  # metadata of fields that `zoo.training.loop.move` does not move
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Target:
     """The objects of one training image, in the pixels of the network's input.
 
     boxes (R, 4) float32 xyxy; labels (R,) int64 in 0..K-1; polygons: for each object a list of flat [x, y,
-    ...] lists; keypoints (R, P, 3) float32 with x, y, visibility (0, 1 or 2); crowd (R,) bool, which the host
-    reads and which stays there; scale: (x, y) factors from original pixels to these.
+    ...] lists; keypoints (R, P, 3) float32 with x, y, visibility (0, 1 or 2); crowd (R,) bool, which stays
+    on the host; scale: (x, y) factors from original pixels to these.
     """
 
     boxes: Tensor
@@ -44,13 +44,13 @@ class Target:
 
 @dataclass
 class Detections:
-    """What was found in one image.
+    """Detections in one image.
 
     boxes (R, 4) float32 xyxy pixels; scores (R,) float32; labels (R,) int64 in 0..K-1 (background is no
     label);
-    masks: (R, M, M) float32 probabilities until they are pasted, then (R, H, W) bool; keypoints (R, P, 3)
+    masks: (R, M, M) float32 probabilities before pasting, then (R, H, W) bool; keypoints (R, P, 3)
         float32 with x, y, score.
-    extra: what a family records besides (for example keypoint heat values), each with R rows.
+    extra: additional outputs of a detector (for example keypoint logits), each with R rows.
     """
 
     boxes: Tensor
@@ -82,8 +82,8 @@ class Detections:
 
 
 def tensors_in(value: Any, skipped: str | None = None) -> Iterator[Tensor]:
-    """Tensors, alone or in lists, mappings and dataclasses of any depth; anything else is passed by, and so
-    is what has the name `skipped` there."""
+    """Tensors, alone or in lists, mappings and dataclasses of any depth; anything else is ignored, as are
+    values named `skipped`."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):

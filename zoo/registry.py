@@ -48,31 +48,21 @@ class Registry:
     def register(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that registers a builder under `name`; raises ValueError where the name is taken."""
 
-        def add(builder: Callable[..., Any]) -> Callable[..., Any]:
-            if name in self._builders:
-                raise ValueError(
-                    f"{self.kind} {name!r} is registered twice: {self._builders[name].__module__} and"
-                    f" {builder.__module__}"
-                )
-            self._builders[name] = builder
-            return builder
-
-        return add
+        return functools.partial(self._add, self._builders, name)
 
     def family(self, prefix: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator that registers a builder for every name PREFIX.NAME of another library: it is called with
         NAME first. Families are not listed."""
 
-        def add(builder: Callable[..., Any]) -> Callable[..., Any]:
-            if prefix in self._families:
-                raise ValueError(
-                    f"{self.kind} family {prefix!r} is registered twice: {self._families[prefix].__module__}"
-                    f" and {builder.__module__}"
-                )
-            self._families[prefix] = builder
-            return builder
+        return functools.partial(self._add, self._families, prefix)
 
-        return add
+    def _add(self, known: dict[str, Any], name: str, builder: Callable[..., Any]) -> Callable[..., Any]:
+        if name in known:
+            kind = self.kind if known is self._builders else f"{self.kind} family"
+            modules = f"{known[name].__module__} and {builder.__module__}"
+            raise ValueError(f"{kind} {name!r} is registered twice: {modules}")
+        known[name] = builder
+        return builder
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         """The builder of that name; raises KeyError with the nearest known names."""

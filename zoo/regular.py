@@ -1,4 +1,4 @@
-"""Files from outside, read without waiting for a pipe or a device. No torch."""
+"""Read external files, without blocking on a pipe or device. No torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def open_regular(path: Path) -> BinaryIO:
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from None
     except ValueError:  # a NUL in the name
-        raise ValueError("no name that a file could have") from None
+        raise ValueError("not a valid file name") from None
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)

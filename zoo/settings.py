@@ -1,4 +1,4 @@
-"""KEY=VALUE settings laid over a row: its conventions, the arguments of its components, its schedule. No
+"""KEY=VALUE settings that change a row: its conventions, the arguments of its components, its schedule. No
 torch."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCHEDULE = "schedule"
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """Split "SECTION.FIELD=VALUE" in two; the value as TOML has it, or as plain text."""
+    """Split "SECTION.FIELD=VALUE" in two; the value as TOML, or else as plain text."""
     path, _, value = text.partition("=")
     if not value:
         raise ManifestError(f"{text!r}: write SECTION.FIELD=VALUE")
@@ -33,7 +33,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 def with_settings(
     entry: ModelEntry, schedule: Schedule, settings: Iterable[str]
 ) -> tuple[ModelEntry, Schedule, list[str]]:
-    """A row and a schedule with every setting laid over them.
+    """Apply settings to a row and a schedule.
 
     Args:
         settings: "SECTION.FIELD=VALUE", "backbone.ARGUMENT=VALUE" or "schedule.FIELD=VALUE".

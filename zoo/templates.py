@@ -1,4 +1,5 @@
-"""What rows of a manifest file share: `[defaults]`, `[template.NAME]` with `extends`, `mirrors`. No torch."""
+"""Shared fields of a manifest file's rows: `[defaults]`, `[template.NAME]` with `extends`, `mirrors`. No
+torch."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ LISTS = ("weights", "published")  # of a template, one table: fields of every it
 
 
 def expand_rows(document: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    """The rows of a manifest file with what they take from its shared tables filled in.
+    """The rows of a manifest file with the fields of its shared tables filled in.
 
     A row's own fields win over the templates that it `extends` (the last one named first), those over the
     templates that these extend, and those over `[defaults]`; a field is taken or replaced whole. `weights`
@@ -31,18 +32,18 @@ def expand_rows(document: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     """
     if unknown := sorted(set(document) - set(TABLES)):
         raise ManifestError(
-            f"{path}: only [[model]] tables, [defaults], [template.NAME] and mirrors belong here, but there"
-            f" is {', '.join(unknown)}"
+            f"{path}: only [[model]] tables, [defaults], [template.NAME] and mirrors are allowed here, not"
+            f" {', '.join(unknown)}"
         )
     rows = document.get("model")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise ManifestError(f"{path}: holds no list of [[model]] tables; is the file empty or cut short?")
+        raise ManifestError(f"{path}: contains no list of [[model]] tables; is the file empty or cut short?")
     _check_shared(document, path)
     return [_expanded(row, document, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
 
 
 def _check_shared(document: dict[str, Any], path: Path) -> None:
-    """Refuse what rows share where it is of another kind than it should be."""
+    """Raise if a shared table has a wrong type."""
     templates, mirrors = document.get("template", {}), document.get("mirrors", [])
     tables = {"defaults": document.get("defaults", {}), "template": templates}
     if isinstance(templates, dict):
@@ -64,7 +65,7 @@ def _expanded(row: dict[str, Any], document: dict[str, Any], where: str) -> dict
         merged |= {field: value for field, value in table.items() if field not in (*LISTS, "extends")}
     for field in LISTS:
         if not isinstance(items := row.get(field, []), list) or not all(isinstance(i, dict) for i in items):
-            merged[field] = items  # validation says what is wrong with it
+            merged[field] = items  # rejected by validation
         elif items:
             shared = {k: v for base in bases for k, v in base.get(field, {}).items()}
             merged[field] = [{**shared, **item} for item in items]
@@ -114,9 +115,7 @@ def _addressed(item: dict[str, Any], mirrors: list[str], where: str) -> dict[str
     item = dict(item)
     if "path" in item:
         if not mirrors or "urls" in item:
-            raise ManifestError(
-                f"{where}: field weights.path: needs `mirrors` in the file, and no urls beside it"
-            )
+            raise ManifestError(f"{where}: field weights.path: needs `mirrors` in the file, and no `urls`")
         path = item.pop("path")
         if not isinstance(path, str):
             raise ManifestError(f"{where}: field weights.path: is {path!r:.80}, expected a string")

@@ -1,5 +1,4 @@
-"""A row as a training of this project changed it: other classes, other settings. No torch until a file is
-read."""
+"""A row as changed by a training: other classes, other settings. No torch until a file is read."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 from detection_zoo.zoo.settings import with_settings, with_value
 
-ROW = "row"  # of a training checkpoint: what differs from the manifest's row
+ROW = "row"  # of a training checkpoint: differences from the manifest's row
 
 
 def row_classes(entry: ModelEntry) -> tuple[str, ...]:
@@ -43,7 +42,7 @@ def row_of_checkpoint(entry: ModelEntry, weights: str) -> ModelEntry:
         return entry
     try:
         value = read_torch_outline(path)
-    except CheckpointError:  # the reader of weights says what is wrong with it
+    except CheckpointError:  # reported later by the reader of weights
         return entry
     trained = value.get(ROW) if isinstance(value, dict) else None
     if not trained:
@@ -53,7 +52,7 @@ def row_of_checkpoint(entry: ModelEntry, weights: str) -> ModelEntry:
     trained = trained if isinstance(trained, dict) else {}
     classes, settings = trained.get("classes"), trained.get("settings")
     if not (_is_texts(settings) and (classes is None or (_is_texts(classes) and classes))):
-        raise CheckpointError(f"{path}: its classes and settings are no lists of texts; is it damaged?")
+        raise CheckpointError(f"{path}: its classes and settings are not lists of strings; is it damaged?")
     if classes is not None:
         entry = with_classes(entry, classes)
     schedule = next(iter(load_manifests().schedules.values()))

@@ -82,7 +82,7 @@ FAILS = {
     "length-too-large": "bytes early|another file",
     "length-too-small": "another file|SHA-256",
     "wrong-range-always": "bytes early",
-    "429-for-hours": "retry in 7200 s",
+    "429-for-hours": "requires a wait of 7200 s",
     "500-always": r"HTTP 500 \(tried 3 times\)",
     "404": r"HTTP 404 the file is gone \(NoSuchKey\)",
     "redirect-loop": "redirects, a loop",
@@ -171,7 +171,7 @@ def test_stopped_download_is_resumed_by_the_next_call(server: HostileServer, cac
 def test_retry_after_is_waited_for(server: HostileServer, cache: WeightCache) -> None:
     said: list[str] = []
     get(cache, spec(server.url("429"), sha256=SHA256), watch=Watch(say=said.append))
-    assert any("HTTP 429; again in 1.0 s" in line for line in said)
+    assert any("HTTP 429; retrying in 1.0 s" in line for line in said)
 
 
 def test_token_goes_to_its_host_alone(
@@ -337,7 +337,7 @@ def test_file_address_and_import(cache: WeightCache, tmp_path: Path) -> None:
 
 def test_unreachable_folder(tmp_path: Path, server: HostileServer) -> None:
     (tmp_path / "home").write_text("a file, not a folder")
-    with pytest.raises(DownloadError, match="cannot make the weight folder"):
+    with pytest.raises(DownloadError, match="cannot create the weight folder"):
         get(WeightCache(tmp_path / "home"), spec(server.url("good")))
 
 

@@ -134,7 +134,7 @@ def test_tokens() -> None:
 
 @pytest.mark.parametrize("token", ["hu\nsh", "hu sh", "h\xfcsh", "hush\x1b[31m", "hush\u20ac"])
 def test_a_token_that_no_header_carries_is_refused_and_not_shown(token: str) -> None:
-    with pytest.raises(DownloadError, match="^HF_TOKEN holds white space") as caught:
+    with pytest.raises(DownloadError, match="^HF_TOKEN contains white space") as caught:
         token_header("https://huggingface.co/a", "https://huggingface.co/a", {"HF_TOKEN": token})
     assert "sh" not in str(caught.value).replace("white space", "")
 
@@ -174,7 +174,7 @@ def test_confirm_form_to_another_host_is_not_followed() -> None:
     assert read_page("https://drive.usercontent.google.com/download?id=1", old).endswith(
         "/download?export=download&confirm=Xy&id=1"
     )
-    with pytest.raises(DownloadError, match="asks for a login"):
+    with pytest.raises(DownloadError, match="requires a login"):
         read_page("https://accounts.google.com/v3/signin", b"<html><title>Sign in</title></html>")
 
 

@@ -121,7 +121,7 @@ def test_prefixes_go_in_every_format(name: str) -> None:
 
 
 def test_two_names_that_become_one_are_an_error() -> None:
-    with pytest.raises(CheckpointError, match="holds .* and another tensor that is a.w of the model"):
+    with pytest.raises(CheckpointError, match="has .* and another tensor that also maps to a.w of the model"):
         plain_names({"a._orig_mod.w": 1, "a.w": 2})
 
 
@@ -140,10 +140,10 @@ def test_a_file_of_another_format_than_the_rows_is_recognised(tmp_path: Path, tr
 def test_what_was_found_is_named(tmp_path: Path) -> None:
     path = tmp_path / "c.pth"
     torch.save({"epoch": 3, "optimizer": {"state": {}}, "args": argparse.Namespace(a=1)}, path)
-    with pytest.raises(CheckpointError, match=r"holds a dict of 'epoch' \(a int\), 'optimizer' \(a dict"):
+    with pytest.raises(CheckpointError, match=r"contains a dict of 'epoch' \(a int\), 'optimizer' \(a dict"):
         read_arrays(path)
     torch.save({"other.weight": torch.ones(1), "stem.weight": torch.ones(4, 3, 3, 3)}, path)
-    with pytest.raises(CheckpointError, match=r"holds other.weight, stem.weight; as \w+, 1 of the model's 7"):
+    with pytest.raises(CheckpointError, match=r"has other.weight, stem.weight; as \w+, 1 of the model's 7"):
         format_of_file(Small(), path, None)
 
 

@@ -180,7 +180,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         load_weights(model, tmp_path / "evil.pkl", "detectron_imagenet_pkl")
     assert not (tmp_path / "executed").exists()
     torch.save({"model": {"weight": [1, 2]}}, whole)
-    with pytest.raises(CheckpointError, match="holds no state dict"):
+    with pytest.raises(CheckpointError, match="has no state dict"):
         load_weights(model, whole, FORMAT)
     with pytest.raises(
         CheckpointError,

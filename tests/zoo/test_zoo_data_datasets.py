@@ -333,7 +333,7 @@ def test_both_decoders_agree_on_an_ordinary_jpeg() -> None:
         ("coco:/no/such/folder", "no such folder"),
         ("imagenet:/no/such/folder", "no such folder"),
         ("voc:/no/such/folder:2007:test", "VOC2007: no such folder"),
-        ("shapes:tset", "holds instances_val.json, but nothing for split 'tset'"),
+        ("shapes:tset", "contains instances_val.json, but nothing for split 'tset'"),
     ],
 )
 def test_arguments_that_name_nothing(
@@ -352,10 +352,10 @@ def test_unknown_split_names_what_is_there(tmp_path: Path) -> None:
     write_coco(tmp_path)
     with pytest.raises(
         DatasetError,
-        match="holds instances_val2017.json, but nothing for split 'val2071'; did you mean 'val2017'",
+        match="contains instances_val2017.json, but nothing for split 'val2071'; did you mean 'val2017'",
     ):
         open_dataset(f"coco:{tmp_path}:val2071")
-    with pytest.raises(DatasetError, match="holds no person_keypoints_"):
+    with pytest.raises(DatasetError, match="contains no person_keypoints_"):
         open_dataset(f"coco:{tmp_path}:val2017", keypoints=True)
 
 
@@ -533,7 +533,7 @@ def test_empty_imagenet_folders(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="neither labels.csv nor a folder"):
         open_dataset(f"imagenet:{tmp_path}")
     (tmp_path / "n01").mkdir()
-    with pytest.raises(DatasetError, match="hold no image"):
+    with pytest.raises(DatasetError, match="contain no image"):
         open_dataset(f"imagenet:{tmp_path}")
 
 

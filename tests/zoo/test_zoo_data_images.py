@@ -201,7 +201,7 @@ def test_a_file_of_gbk_that_says_gb2312(tmp_path: Path) -> None:
         ('<?xml version="1.0" encoding="utf-8"?>\n<a>\udcff</a>', "line 2: not in the encoding utf-8"),
         (
             "<!DOCTYPE l [<!ENTITY a 'x'>]><a>&a;</a>",
-            "line 1: declares the entity 'a'; replace it by its text",
+            "line 1: declares the entity 'a'; replace it with its text",
         ),
         ("<!DOCTYPE l [<!ENTITY a SYSTEM 'file:///etc/hosts'>]><a>&a;</a>", "declares the entity 'a'"),
         ("<a>" * 100_000 + "</a>" * 100_000, "nested deeper than 64"),

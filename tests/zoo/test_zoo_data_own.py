@@ -221,8 +221,8 @@ def test_imagenet_folders_are_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({}, "holds nothing, none of these layouts: COCO .*YOLO .*PASCAL VOC .*ImageNet"),
-        ({"notes.txt": "x"}, "holds notes.txt, none of these layouts"),
+        ({}, "contains nothing, none of these layouts: COCO .*YOLO .*PASCAL VOC .*ImageNet"),
+        ({"notes.txt": "x"}, "contains notes.txt, none of these layouts"),
         ({"data.yaml": "a: ["}, "data.yaml: no valid YAML"),
         ({"data.yaml": "val: images\n"}, "data.yaml: field 'names' is missing"),
         ({"data.yaml": "names: [a]\nval: nowhere\n"}, "names 'nowhere', which is not there"),

@@ -90,7 +90,7 @@ def test_files_of_its_zoo_are_read_without_running_them(tmp_path: Path) -> None:
         names[1:]
     )
     path.write_bytes(pickle.dumps([1, 2]))
-    with pytest.raises(CheckpointError, match="holds no state dict .* it holds a list"):
+    with pytest.raises(CheckpointError, match="has no state dict .* it contains a list"):
         form.read(path)
 
 

@@ -142,9 +142,7 @@ def test_an_option_at_the_margin_is_read_where_it_belongs(tmp_path: Path) -> Non
     path.write_text(lost)
     imported = import_config(path)
     assert imported.row["initial"] == "resnext101_64x4d_imagenet.detectron"
-    assert "IMAGENET_PRETRAINED_WEIGHTS stood at the margin, outside of RESNETS" in "\n".join(
-        imported.report()
-    )
+    assert "IMAGENET_PRETRAINED_WEIGHTS is not indented under RESNETS" in "\n".join(imported.report())
 
 
 def test_a_module_that_does_not_exist_is_replaced_and_said(tmp_path: Path) -> None:
@@ -216,7 +214,7 @@ def test_a_default_that_cannot_be_honoured_is_reported_too(tmp_path: Path) -> No
     ("change", "message"),
     [
         ({"MODEL.FASTR_RCNN": True}, "no option is named MODEL.FASTR_RCNN: did you mean 'FASTER_RCNN'"),
-        ({"TEST.NMS": "half"}, "TEST.NMS wants a value of type float"),
+        ({"TEST.NMS": "half"}, "TEST.NMS needs a value of type float"),
         ({"TRAIN": 3}, "TRAIN is a section"),
         ({"MODEL.CONV_BODY": "VGG16.body"}, "MODEL.CONV_BODY is 'VGG16.body'"),
         ({"MODEL.FASTER_RCNN": False}, "a second stage alone"),
@@ -253,14 +251,14 @@ def test_stage_alone_is_refused_with_the_reason(tmp_path: Path) -> None:
     [
         ("MODEL:\n  TYPE: [", "not valid YAML"),
         ("MODEL:\n  TYPE: a\n  TYPE: b\n", "line 3, column 3: not valid YAML: TYPE is given twice"),
-        ("- 1\n", "holds no options"),
+        ("- 1\n", "contains no options"),
         ("MODEL: " + "[" * 3000 + "]" * 3000 + "\n", "more than 20 levels, not read"),
         ("MODEL: " + "{a: " * 3000 + "1" + "}" * 3000 + "\n", "more than 20 levels, not read"),
         ("MODEL:\n" + "".join("  " * n + "- \n" for n in range(1, 300)), "not valid YAML"),
         ("MODEL: &a [x]\nSOLVER: *a\n", "line 2, column 9: not valid YAML: an alias, not read"),
         ("? [a, b]\n: 1\n", "an option without a name"),
         ("MODEL:\n  NUM_CLASSES: " + "9" * 5000 + "\n", "a value cannot be read"),
-        ("MODEL:\n  NUM_CLASSES: '" + "(" * 3000 + ")" * 3000 + "'\n", "wants a value of type int"),
+        ("MODEL:\n  NUM_CLASSES: '" + "(" * 3000 + ")" * 3000 + "'\n", "needs a value of type int"),
         ("MODEL:\n  TYPE: " + "x" * (1 << 19) + "\n", "larger than 262,144 bytes"),
         ("MODEL:\n  TYPE: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
     ],

@@ -128,7 +128,7 @@ def test_a_good_row_reads_whole(folder: Path) -> None:
 )
 def test_a_manifest_without_rows_is_told(folder: Path, text: str) -> None:
     (folder / "ours.toml").write_text(text)
-    assert "ours.toml: holds no list of [[model]] tables; is the file empty or cut short?" in complaint(
+    assert "ours.toml: contains no list of [[model]] tables; is the file empty or cut short?" in complaint(
         folder
     )
 
@@ -232,7 +232,7 @@ FAULTS = {
     ),
     "other tables": (
         ("[[model]]", "[other]\n[[model]]"),
-        ["only [[model]] tables, [defaults]", "belong here, but there is other"],
+        ["only [[model]] tables, [defaults]", "are allowed here, not other"],
     ),
     "a key without end": (
         ("classes = 2", f"a{'.a' * 100_000} = 1\nclasses = 2"),
@@ -279,7 +279,7 @@ def test_two_rows_may_claim_one_address_only_where_they_say_why(folder: Path) ->
     said = complaint(folder)
     assert (
         "row mask_rcnn_small.ours" in said
-        and "https://example.org/small.pth is also that of row faster_rcnn_small.ours too" in said
+        and "https://example.org/small.pth is also used by row faster_rcnn_small.ours" in said
     )
     assert "'shared' or 'wrong'" in said
     for reason in ('shared = "one file for both"', 'wrong = "the link of another model"'):

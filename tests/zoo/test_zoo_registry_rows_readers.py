@@ -207,7 +207,7 @@ def test_keras_resnet_gives_the_logits_it_had_with_biases(tmp_path: Path) -> Non
     assert (
         report.complete
         and len(report.dropped) == 17
-        and set(report.dropped.values()) == {"worked into the mean of the norm behind it"}
+        and set(report.dropped.values()) == {"folded into the mean of the next norm"}
     )
     assert "17 left out" in report.summary() and len(report.defaulted) == 17
     load_weights(folded, path, "tfjs_layers_folded")

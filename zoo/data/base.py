@@ -1,4 +1,4 @@
-"""Interface of datasets: images in a fixed order, each with its ground truth in dataset-independent terms."""
+"""Interface of datasets: images in a fixed order, each with its ground truth in a common format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHOWN = 5  # classes in a message
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The objects of one image as the annotation file has them, in the pixels of the original image.
+    """The annotated objects of one image, in pixels of the original image.
 
     boxes_xywh (R, 4) float64: left, top, width, height, measured between pixel edges; labels (R,) int64 in
     0..K-1; crowd, difficult (R,) bool; area (R,) float64 square pixels; masks: for each object a list of flat
@@ -41,7 +41,7 @@ class GroundTruth:
 
     @property
     def boxes(self) -> np.ndarray:
-        """(R, 4) float32 x1, y1, x2, y2 between pixel edges: x2 = x1 + width, no pixel taken off."""
+        """(R, 4) float32 x1, y1, x2, y2 between pixel edges: x2 = x1 + width, without - 1."""
         xywh = self.boxes_xywh
         return np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
 
@@ -51,8 +51,8 @@ class Dataset(ABC):
 
     layout: how accuracy is measured on it; name: as in records, "coco:val2017"; classes: K names by label;
         category_ids: the
-    dataset's own id of each label, None for a class of the model that the data lacks; notes: what the data
-    was taken for, and which classes are measured.
+    dataset's own id of each label, None for a class of the model that the data lacks; notes: the recognised
+    layout, and which classes are measured.
     """
 
     layout: Literal["coco", "voc", "imagenet"]
@@ -98,14 +98,14 @@ class Dataset(ABC):
 
     @abstractmethod
     def image_size(self, index: int) -> tuple[int, int]:
-        """(height, width) in pixels, as the annotations say."""
+        """(height, width) in pixels, from the annotations."""
 
     @abstractmethod
     def target(self, index: int) -> GroundTruth:
         """The objects of an image."""
 
     def images_with_objects(self) -> set[int | str]:
-        """Ids of the images that hold any object."""
+        """Ids of the images with objects."""
         return {self.image_id(index) for index in range(len(self)) if len(self.target(index).labels)}
 
     def load_image(self, index: int) -> np.ndarray:
@@ -119,15 +119,15 @@ class Dataset(ABC):
         image = decode_image(data, str(path), self.decoder)
         height, width = self.image_size(index)
         if image.shape[:2] != (height, width):
-            remedy = "replace the image by the original one"
+            advice = "replace the image with the original"
             if image.shape[:2] == (width, height) and is_turned(data):
-                remedy = (
+                advice = (
                     "its EXIF tag rotates it, and its annotation was made on the rotated image:"
                     " rotate the file's own pixels"
                 )
             raise DatasetError(
                 f"{path}: the image is {image.shape[1]}x{image.shape[0]} pixels (width x height), its"
-                f" annotation says {width}x{height}; {remedy}"
+                f" annotation says {width}x{height}; {advice}"
             )
         return image
 
@@ -143,7 +143,7 @@ class Dataset(ABC):
             ) from None
 
     def listed_at(self, index: int) -> str:
-        """Where an image is listed, for messages."""
+        """Where an image is listed, for error messages."""
         return f"image {self.image_id(index)} of {self.annotation_file or self.name}"
 
     def subset(self, images: int | Sequence[int | str]) -> Dataset:
@@ -154,7 +154,7 @@ class Dataset(ABC):
         """
         if isinstance(images, int):
             if images < 1:
-                raise DatasetError(f"{self.name}: a subset needs at least one image, {images} were asked for")
+                raise DatasetError(f"{self.name}: a subset needs at least one image, not {images}")
             rows = self._rows[:images]
         else:
             wanted, known = set(images), set(self.image_ids)
@@ -185,7 +185,7 @@ def label_order(
     keeps the file's own; may_lack: the file may lack some of them.
 
     Raises:
-        DatasetError: the file has a class that the model does not know, or lacks one that it predicts.
+        DatasetError: the file has a class unknown to the model, or lacks one of its classes.
     """
     if classes is None:
         return list(range(len(file_classes)))

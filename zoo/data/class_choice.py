@@ -12,7 +12,7 @@ from detection_zoo.zoo.data.coco_reader import CocoAnnotations
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
 
-_MARK = "?classes="  # the end of a --data argument that carries the choice
+_MARK = "?classes="  # suffix of a --data argument with the choice
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,23 @@ class ClassChoice:
 
     @classmethod
     def split(cls, argument: str) -> tuple[str, ClassChoice]:
-        """A --data argument without the choice that it carries, and that choice."""
+        """Split a --data argument from the choice in its suffix."""
         data, mark, rest = argument.partition(_MARK)
         kind, _, names = rest.partition("&map=")
         return (data, cls.parse(kind == "common", names)) if mark else (argument, cls())
 
     def attach(self, argument: str) -> str:
-        """A --data argument that carries the choice, for processes that get nothing else."""
+        """A --data argument with the choice as suffix, to pass it to other processes."""
         if not (self.common or self.names):
             return argument
         names = ",".join(f"{old}={new}" for old, new in self.names.items())
         return f"{argument}{_MARK}{'common' if self.common else 'all'}&map={names}"
 
     def apply(self, read: CocoAnnotations, classes: Sequence[str] | None) -> CocoAnnotations:
-        """Rename and leave out categories; `classes` are the model's, None where no model is asked.
+        """Rename and leave out categories; `classes` are the model's; None without a model.
 
         Raises:
-            DatasetError: a name to be changed is not there, or nothing is in common.
+            DatasetError: a name to be mapped does not exist, or no class is in common.
         """
         if unknown := [name for name in self.names if name not in read.category_names]:
             raise DatasetError(

@@ -1,4 +1,4 @@
-"""Images and labels that a classifier is trained on: a random crop, half of them mirrored (He et al. 2016,
+"""Training images and labels of a classifier: random crops, half of them mirrored (He et al. 2016,
 section 3.4)."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Item = tuple[Tensor, int]
 
 
 class ClassifierBatches:
-    """Shuffled batches of one epoch after the other, the same for the same seed.
+    """Shuffled batches of each epoch, the same for the same seed.
 
     Args:
         dataset: images with one class each.
@@ -55,7 +55,8 @@ class ClassifierBatches:
         return len(self.indices)
 
     def order(self, epoch: int) -> list[list[int]]:
-        """The batches of an epoch of this process; what does not fill one is dropped, unless nothing does."""
+        """The batches of an epoch of this process; an incomplete batch is dropped, unless it is the only
+        one."""
         generator = torch.Generator().manual_seed(self.seed + epoch)
         order = torch.randperm(len(self.indices), generator=generator).tolist()
         size = self.images_per_batch

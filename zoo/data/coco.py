@@ -1,4 +1,4 @@
-"""COCO: images and one JSON annotation file a split, in the official layout or any folder shaped like it."""
+"""COCO: images and one JSON annotation file per split, in the official folder layout."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from detection_zoo.zoo.data.coco_reader import CocoAnnotations, read_coco
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
 
-ANNOTATION_FOLDERS = ("annotations", "original_annotations")  # the second is where one of the sources looks
+ANNOTATION_FOLDERS = ("annotations", "original_annotations")  # the second is used by HarDNet's repository
 
 
 class CocoDataset(Dataset):
     """One split of a COCO-format dataset; labels follow rising category id unless `classes` gives an order.
 
     Args:
-        images_folder: holds the image files.
-        annotations: instances_*.json, person_keypoints_*.json or image_info_*.json, or what was read already.
+        images_folder: with the image files.
+        annotations: instances_*.json, person_keypoints_*.json or image_info_*.json, or CocoAnnotations.
         classes: class names in the order of a model's labels.
         name: as in records.
         decoder: see `decode_image`.
@@ -72,7 +72,7 @@ class CocoDataset(Dataset):
         return self._rows
 
     def images_with_objects(self) -> set[int | str]:
-        """Ids of the images that hold any object."""
+        """Ids of the images with objects."""
         ids = self.annotations.image_ids
         return {ids[place] for place in np.intersect1d(self.annotations.image, self._rows).tolist()}
 
@@ -109,7 +109,7 @@ class CocoDataset(Dataset):
 
 
 def _left_out(own: Sequence[str], kept: Sequence[str], choice: ClassChoice, classes: Sequence[str]) -> str:
-    """Which classes are used, and which of either side are not."""
+    """Which classes are used, and which of the data's and model's are not."""
     data = [name for name in own if choice.names.get(name, name) not in kept]
     model = [name for name in classes if name not in kept]
     return (
@@ -123,24 +123,21 @@ def find_split(folder: Path, split: str | None, keypoints: bool) -> tuple[Path, 
     """Locate a split of a COCO folder: (images folder, annotation file, split name).
 
     Args:
-        folder: holds `annotations/` and one image folder a split.
+        folder: with `annotations/` and one image folder per split.
         split: "val2017", "train2017", "minival" (the 5000 images of val2017, under their 2014 file names
             where only those are there),
             "test-dev2017" ...; None takes val2017, or the only split there is.
         keypoints: take the person_keypoints_*.json file.
 
     Raises:
-        DatasetError: says what is there instead.
+        DatasetError: the split is not found; lists what exists.
     """
     if not folder.is_dir():
-        raise DatasetError(
-            f"{folder}: no such folder; give the folder that holds COCO's annotations/ and val2017/"
-        )
+        raise DatasetError(f"{folder}: no such folder; give the folder with COCO's annotations/ and val2017/")
     annotations = next((folder / name for name in ANNOTATION_FOLDERS if (folder / name).is_dir()), None)
     if annotations is None:
         raise DatasetError(
-            f"{folder}: holds no folder annotations/; give the folder that holds COCO's annotations/ and"
-            " val2017/"
+            f"{folder}: has no folder annotations/; give the folder with COCO's annotations/ and val2017/"
         )
     kind = "person_keypoints" if keypoints else "instances"
     there = {p.stem.removeprefix(f"{kind}_"): p for p in sorted(annotations.glob(f"{kind}_*.json"))}
@@ -167,14 +164,14 @@ def _resolve_split(split: str | None, there: dict[str, Path], annotations: Path,
             return next(iter(there))
     if split in there:
         return split
-    listed = f"{annotations}: holds {', '.join(p.name for p in there.values()) or f'no {kind}_*.json'}"
+    listed = f"{annotations}: contains {', '.join(p.name for p in there.values()) or f'no {kind}_*.json'}"
     if split is None:
         raise DatasetError(f"{listed}; choose one with coco:DIR:SPLIT")
     raise DatasetError(f"{listed}, but nothing for split {split!r}; {did_you_mean(split, there)}")
 
 
 def _image_folders(split: str) -> list[str]:
-    """Folders that may hold a split's images: test-dev is part of test, minival and valminusminival of
+    """Folders that may contain a split's images: test-dev is part of test, minival and valminusminival of
     val2014."""
     names = [split]
     if split.startswith("test-dev"):

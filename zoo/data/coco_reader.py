@@ -1,7 +1,7 @@
-"""The one reader of COCO annotations: fields that training and evaluation need, checked and in columns.
+"""Reader of COCO annotations: the fields that training and evaluation need, checked and in columns.
 
-Everything else in a file (licences, dates, supercategories, skeletons, attributes) is passed over:
-exporters write it in many ways, and no number depends on it.
+Everything else in a file (licences, dates, supercategories, skeletons, attributes) is ignored:
+exporters write it in different ways, and no result depends on it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEAST_POLYGON = 6  # numbers: shorter ones enclose nothing, and Detectron drops 
 
 @dataclass(frozen=True)
 class CocoAnnotations:
-    """What a COCO annotation file says.
+    """The content of a COCO annotation file.
 
     where: the file, for messages; annotated: whether it has ground truth (test splits have none).
     image_ids (N), category_ids (K): sorted, whole numbers before texts; file_names (N); sizes (N, 2) int64
@@ -87,7 +87,7 @@ def read_coco(path: Path) -> CocoAnnotations:
     with no_collection():
         document = read_json(path, dict, "COCO annotation file", "is it a results file?")
         read = annotations_of(document, str(path), may_be_hidden=path.name.startswith("image_info"))
-        del document  # before the collector may walk over it
+        del document  # before garbage collection resumes
     return read
 
 
@@ -108,7 +108,7 @@ def annotations_of(document: dict[str, Any], where: str, *, may_be_hidden: bool 
                 f"{where}: the list {key!r} is missing or empty; not a COCO annotation file, or an empty one"
             )
     if not document.get("annotations") and ("annotations" in document or not may_be_hidden):
-        raise DatasetError(f"{where}: the file holds no annotations; no ground truth to train or evaluate on")
+        raise DatasetError(f"{where}: the file has no annotations; no ground truth to train or evaluate on")
     images = Records(document["images"], f"{where}: images")
     categories = Records(document["categories"], f"{where}: categories")
     image_ids, category_ids = images.ids("image"), categories.ids("category")
@@ -128,7 +128,7 @@ def annotations_of(document: dict[str, Any], where: str, *, may_be_hidden: bool 
     _refuse_equal_ids(objects)
     sizes = np.stack([side[image_rows] for side in sides], axis=1)  # (N, 2)
     areas = plain_numbers([[record.get("area") for record in objects.records]])
-    if areas is None or (areas < 0).any():  # a null, which becomes NaN, a text, or a wrong value
+    if areas is None or (areas < 0).any():  # null (becomes NaN), text, or an invalid value
         areas = np.array(objects.column("area", set(), fields.number_or_none), np.float64)
     keypoints = objects.column("keypoints", {list}, _list_or_none)
     keypoint_names = _keypoint_names([categories.records[row] for row in category_rows], keypoints)
@@ -157,7 +157,7 @@ def _pixels(images: Records, side: str) -> np.ndarray:
     """(N,) int64 heights or widths."""
     values = images.column(side, {int}, fields.pixels)
     if not all(0 < value < 2**31 for value in values):
-        values = images.column(side, set(), fields.pixels)  # names the record
+        values = images.column(side, set(), fields.pixels)  # raises with the record's index
     return np.array(values, np.int64)
 
 
@@ -171,12 +171,12 @@ def _boxes(objects: Records) -> np.ndarray:
     boxes = objects.column("bbox", {list}, fields.box)
     values = plain_numbers(boxes) if set(map(len, boxes)) <= {4} else None
     if values is None or (values.reshape(-1, 4)[:, 2:] < 0).any():
-        objects.column("bbox", set(), fields.box)  # names the record
+        objects.column("bbox", set(), fields.box)  # raises with the record's index
     return values.reshape(-1, 4)
 
 
 def _refuse_equal_ids(objects: Records) -> None:
-    """Annotations are numbered anew for evaluation; two of one id are a file gone wrong all the same."""
+    """Raise for duplicate annotation ids: evaluation renumbers annotations, but the file is faulty."""
     ids = [record.get("id") for record in objects.records]
     if set(map(type, ids)) <= {int, str} and len(set(ids)) == len(ids):
         return
@@ -261,8 +261,8 @@ def _check_keypoints(objects: Records, keypoints: Sequence[list[float] | None], 
 
 
 def _sigmas(categories: Records, count: int) -> tuple[float, ...]:
-    """The list `sigmas` that a category may have: how far off, as a share of the object's size, each
-    keypoint may be."""
+    """The list `sigmas` that a category may have: the tolerated distance of each keypoint, as a
+    fraction of the object's size."""
     for row, record in enumerate(categories.records):
         if count and record.get("sigmas") is not None:
             given = record["sigmas"]

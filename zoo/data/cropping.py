@@ -16,7 +16,7 @@ Item = tuple[PreprocessedImage, Target]
 
 
 class Draws(Protocol):
-    """What is drawn: numpy's legacy generator has it, and so has its new one."""
+    """Source of randomness: numpy's legacy or new generator."""
 
     def choice(self, a: Any) -> Any:
         """One of a sequence."""
@@ -28,7 +28,7 @@ class Draws(Protocol):
 
 
 def crop_start(near: int, far: int, window: int, side: int, draws: Draws, *, last: bool) -> int:
-    """Where a window along one axis begins, so that it holds the objects, or begins among them.
+    """Start of a window along one axis that contains the objects, or starts among them.
 
     Args:
         near, far: first and last pixel of all objects together.
@@ -50,8 +50,8 @@ def crop_start(near: int, far: int, window: int, side: int, draws: Draws, *, las
 def crop(item: Item, axis: int, window: int, draws: Draws, *, last: bool) -> Item:
     """Cut a window out of an image along one axis, and move its boxes, polygons and keypoints with it.
 
-    Boxes are held to the window; keypoints outside it are no longer labelled. Polygons are moved only: what
-    lies outside is cut off where a mask is drawn.
+    Boxes are clipped to the window; keypoints outside it become unlabelled. Polygons are only shifted: the
+    parts outside are cut off when masks are rasterised.
 
     Args:
         item: an image with at least one object.
@@ -82,9 +82,9 @@ def crop(item: Item, axis: int, window: int, draws: Draws, *, last: bool) -> Ite
 
 
 def crop_to_ratio(item: Item, ratio: float, draws: Draws) -> Item:
-    """Cut an image to a width over height, as Detectron.pytorch does where aspect cropping is on.
+    """Crop an image to an aspect ratio (width / height), as Detectron.pytorch does with aspect cropping.
 
-    The original leaves masks and keypoints where they were; here they move too.
+    The original does not shift masks and keypoints; here they are shifted.
     """
     height, width = item[0].size
     if not len(item[1].boxes):
@@ -95,7 +95,7 @@ def crop_to_ratio(item: Item, ratio: float, draws: Draws) -> Item:
 
 
 def fit_to_ratio(item: Item, ratio: float, own_ratio: float, draws: Draws, max_objects: int | None) -> Item:
-    """An image as DetNet_pytorch brings it to the ratio of its group: objects shuffled, the image cropped
+    """Fit an image to the aspect ratio of its group, as DetNet_pytorch: objects shuffled, the image cropped
     where its own ratio is beyond 1/2 to 2, then padded; cut to a square where the group's ratio is 1.
 
     Args:
@@ -106,9 +106,9 @@ def fit_to_ratio(item: Item, ratio: float, own_ratio: float, draws: Draws, max_o
         max_objects: no more than the first so many of the shuffled objects; None: all.
 
     Returns:
-        an image whose size is the padded one, as the original tells its network.
+        the image and target; the image's size is the padded one, as in the original.
     """
-    ratio = np.float32(ratio)  # what the original keeps
+    ratio = np.float32(ratio)  # as in the original
     order = np.arange(len(item[1].boxes)).reshape(-1, 1)
     draws.shuffle(order)
     item = item[0], select(item[1], torch.from_numpy(order[:, 0]))

@@ -136,7 +136,7 @@ def _open_voc(rest: str, classes: Sequence[str] | None, decoder: Literal["pil", 
 
 
 def _folder_and_rest(rest: str) -> tuple[Path, str | None]:
-    """Split "DIR" or "DIR:SPLIT"; a folder whose own name holds a colon is taken as it is."""
+    """Split "DIR" or "DIR:SPLIT"; a folder name with a colon is not split."""
     whole = expanded(rest)
     if whole.is_dir() or ":" not in rest:
         return whole, None

@@ -1,5 +1,5 @@
-"""Fields of JSON records: read a file, take one field of all records, convert it, or say which record
-is wrong."""
+"""Fields of JSON records: read a file, get one field of all records and convert it; errors name the
+record."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ import numpy as np
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.regular import open_regular, read_regular
 
-LARGEST = 1e9  # pixels: beyond it, areas would not be numbers
+LARGEST = 1e9  # pixels: beyond it, areas would not be finite
 _MOST_PIECES = 8  # of a file that is read in pieces, held together
-_TOGETHER = 2**10  # lists whose numbers are packed at once, so that these stay in the processor's cache
+_TOGETHER = 2**10  # lists packed at once, so that their numbers stay in the CPU's cache
 _BETWEEN_RECORDS = re.compile(rb"\}\s*,\s*\{")
 _JSON_NAMES = {dict: "object", list: "list"}
 
 
 class FieldError(Exception):
-    """What is wanted of a field in place of what it is; `convert` functions raise it."""
+    """The expected value of a field; raised by `convert` functions."""
 
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Pause Python's cycle collector: it walks over millions of new records again and again, and finds
-    none."""
+    """Pause Python's cycle collector: it would scan millions of new records repeatedly,
+    without finding cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -72,12 +72,11 @@ def read_json(path: Path, kind: type, title: str, confused: str) -> Any:
     """Read a JSON file whose outermost value must be a `kind`.
 
     Args:
-        path: the file; title: what it should be; confused: a question about what it may be instead.
+        path: the file; title: what it should be; confused: a question about what else the file may be.
 
     Raises:
-        DatasetError: the file is missing, no JSON (nested deeper than 200 levels included), or holds
-        something
-            else.
+        DatasetError: the file is missing, not JSON (or nested deeper than 200 levels), or has another
+            type.
     """
     from pydantic_core import from_json
 
@@ -100,8 +99,8 @@ def read_json(path: Path, kind: type, title: str, confused: str) -> Any:
 
 
 def json_records(path: Path, piece_bytes: int = 2**18) -> Iterator[list[dict[str, Any]]]:
-    """The records of a JSON list piece by piece, so that a large file's objects stay few: together they are
-    what `read_json` gives, or an error is raised.
+    """The records of a JSON list piece by piece, to limit memory: together they equal the result of
+    `read_json`, or an error is raised.
 
     The text is cut between "}" and "{" around a comma. A cut inside a text or a nested list leaves a piece
     whose quotes or brackets do not close, which is an error.
@@ -112,7 +111,7 @@ def json_records(path: Path, piece_bytes: int = 2**18) -> Iterator[list[dict[str
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it is no list of objects in UTF-8 that can be cut so; `read_json` says what it is.
+        ValueError: it is not a list of objects in UTF-8 that can be split; `read_json` gives the reason.
     """
     from pydantic_core import from_json
 
@@ -136,7 +135,7 @@ def json_records(path: Path, piece_bytes: int = 2**18) -> Iterator[list[dict[str
 
 
 class Records:
-    """The JSON objects of one list of a file, with the words that name them in messages.
+    """The JSON objects of one list of a file, with their location for error messages.
 
     Args:
         records: what the file has as the list.
@@ -169,10 +168,9 @@ class Records:
 
         Args:
             field: its name.
-            types: values of these are taken as they are, if all are.
+            types: if all values are of these types, they are returned unchanged.
             convert: makes the value from anything else (None where the field is missing), or raises
-            FieldError
-                with what is wanted.
+                FieldError with the expected value.
 
         Raises:
             DatasetError: names file, record and field of the first value that cannot be converted.
@@ -203,7 +201,7 @@ class Records:
         return values
 
     def places(self, field: str, place: dict[int | str, int], unknown: str) -> np.ndarray:
-        """(R,) int64: where in a list each record's `field`, an id, points to.
+        """(R,) int64: index in a list of each record's `field`, an id.
 
         Args:
             field: name of the field.
@@ -230,15 +228,15 @@ def shown(value: Any) -> str:
 
 
 def plain_numbers(lists: Sequence[list[Any]]) -> np.ndarray | None:
-    """All numbers of some lists one after another, float64; None where one is no finite number up to 1e9, a
-    text or a truth value included."""
+    """All numbers of some lists one after another, float64; None if one is not a finite number up to 1e9, or
+    is a text or bool."""
     parts = [_packed(lists[start : start + _TOGETHER]) for start in range(0, len(lists) or 1, _TOGETHER)]
     return None if any(part is None for part in parts) else np.concatenate(parts)
 
 
 def _packed(lists: Sequence[list[Any]]) -> np.ndarray | None:
     """The same of some lists. `struct` refuses all that is no number but for truth values, which become 0 or
-    1: that is quicker than looking at the type of each."""
+    1: this is faster than checking the type of each."""
     numbers: list[Any] = []
     for each in lists:
         numbers += each

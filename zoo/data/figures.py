@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# Category ids have gaps, as COCO's do, so that ids and labels cannot be confused unnoticed.
+# Category ids have gaps, like COCO's, so that confusing ids and labels is noticed.
 SHAPE_CATEGORIES = (
     *((1, "person"), (2, "circle"), (4, "square"), (7, "triangle")),
     *((8, "star"), (11, "cross"), (13, "arrow"), (16, "crescent")),
@@ -13,7 +13,7 @@ SHAPE_CATEGORIES = (
 
 
 def hue_of(name: str) -> float:
-    """The hue (0..1) that objects of a class mostly have."""
+    """The most frequent hue (0..1) of a class's objects."""
     names = [known for _, known in SHAPE_CATEGORIES]
     return names.index(name) / len(names)
 

@@ -15,21 +15,21 @@ from detection_zoo.zoo.data.images import decode_image
 from detection_zoo.zoo.errors import DatasetError
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
-MOST_CLASSES = 100_000  # where no model says how many; ImageNet-21k has 21,841
+MOST_CLASSES = 100_000  # limit without a model; ImageNet-21k has 21,841
 
 
 class ImageNetDataset(Dataset):
-    """Images with one class each; labels are places of the wnid among the sorted wnids of all classes (0..999
-    for ImageNet-1k).
+    """Images with one class each; labels are positions in the sorted wnids of all classes (0..999 for
+    ImageNet-1k).
 
     Args:
-        folder: holds labels.csv (file, wnid, class_index, name), or one folder of images a wnid, or val/ with
-            such folders. Where not all classes have a folder, wnids.txt lists all of them, one a line in
+        folder: with labels.csv (file, wnid, class_index, name), or one folder of images per wnid, or val/
+            with such folders. Where not all classes have a folder, wnids.txt lists all of them, one a line in
             label order.
-        classes: how many classes the model has; where given, the folder must tell the labels of that many.
+        classes: how many classes the model has; if given, the folder must define the labels of that many.
 
     Raises:
-        DatasetError: names file and line, or the folder, and what is wanted there.
+        DatasetError: names file and line, or the folder, and what is expected.
     """
 
     layout: Literal["imagenet"] = "imagenet"
@@ -40,7 +40,7 @@ class ImageNetDataset(Dataset):
         super().__init__()
         if not folder.is_dir():
             raise DatasetError(
-                f"{folder}: no such folder; give a folder with labels.csv, or with one folder of images a"
+                f"{folder}: no such folder; give a folder with labels.csv, or with one folder of images per"
                 " wnid"
             )
         self.name, self.decoder = "imagenet", decoder
@@ -65,7 +65,7 @@ class ImageNetDataset(Dataset):
         return self._images[self._rows[index]][2]
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """(height, width) in pixels, read from the image: nothing else tells it."""
+        """(height, width) in pixels, read from the image itself."""
         return self.load_image(index).shape[:2]
 
     def load_image(self, index: int) -> np.ndarray:
@@ -90,7 +90,8 @@ def _read_labels(path: Path, classes: int | None) -> tuple[list[tuple[Path, str,
         missing = {"file", "class_index"} - set(rows.fieldnames or ())
         if missing:
             raise DatasetError(
-                f"{path}: line 1: no column {sorted(missing)[0]!r}; wanted are file, wnid, class_index, name"
+                f"{path}: line 1: no column {sorted(missing)[0]!r}; expected are file, wnid, class_index,"
+                f" name"
             )
         for row in rows:
             where = f"{path}: line {rows.line_num}"
@@ -124,13 +125,13 @@ def _list_folders(folder: Path, classes: int | None) -> tuple[list[tuple[Path, s
     root = folder / "val" if (folder / "val").is_dir() else folder
     found = sorted(p.name for p in root.iterdir() if p.is_dir())
     if not found:
-        raise DatasetError(f"{root}: holds neither labels.csv nor a folder of images a wnid")
+        raise DatasetError(f"{root}: contains neither labels.csv nor a folder of images per wnid")
     listed = folder / "wnids.txt"
     wnids = dataset_text(listed).split() if listed.is_file() else found
     if classes is not None and len(wnids) != classes:
         raise DatasetError(
             f"{listed if listed.is_file() else root}: gives the order of {len(wnids)} classes, the model has"
-            f" {classes}; list all of them in {listed}, one wnid a line in label order, or write labels.csv"
+            f" {classes}; list all of them in {listed}, one wnid per line in label order, or write labels.csv"
         )
     label = {name: place for place, name in enumerate(wnids)}
     if unknown := [name for name in found if name not in label]:
@@ -144,5 +145,5 @@ def _list_folders(folder: Path, classes: int | None) -> tuple[list[tuple[Path, s
         if path.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not images:
-        raise DatasetError(f"{root}: its {len(found)} folders hold no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise DatasetError(f"{root}: its {len(found)} folders contain no image ({', '.join(IMAGE_SUFFIXES)})")
     return images, wnids

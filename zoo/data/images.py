@@ -1,5 +1,4 @@
-"""Image files to pixels, as Pillow or as OpenCV reads them; what either would pass over in silence is an
-error here."""
+"""Decode image files with Pillow or OpenCV; errors that either of them ignores are raised here."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from detection_zoo.zoo.regular import open_regular
 if TYPE_CHECKING:
     from PIL import Image
 
-# of Pillow's readers those that only read pixels: its EPS reader would start Ghostscript
+# Pillow's safe readers: its EPS reader would start Ghostscript
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "TGA", "AVIF")
 MAX_MEGAPIXELS = "DETECTION_ZOO_MAX_MEGAPIXELS"  # an environment variable
 DEFAULT_MEGAPIXELS = 64.0  # decoding takes up to 10 bytes a pixel
@@ -37,7 +36,7 @@ def decode_image(data: bytes, where: str, decoder: Literal["pil", "cv2"] = "pil"
         data: the bytes of a JPEG, PNG ... file.
         where: name of the file, for messages.
         decoder: "pil" keeps the stored orientation (maskrcnn-benchmark, DetNet_pytorch, torchvision); "cv2"
-            turns the image as its EXIF tag says (Detectron, SSD). On ordinary JPEG files both give the same
+            rotates the image by its EXIF tag (Detectron, SSD). On ordinary JPEG files both give the same
             pixels.
 
     Raises:
@@ -59,16 +58,15 @@ def image_size(path: Path) -> tuple[int, int]:
     """(height, width) in pixels by the header of an image file.
 
     Raises:
-        DatasetError: the file is missing or no image, or its EXIF tag turns it: annotations without sizes
-        do not
-            say in which orientation they were made.
+        DatasetError: the file is missing or no image, or its EXIF tag rotates it: without a size, it is
+            unknown for which orientation an annotation was made.
     """
     try:
         with open_regular(path) as file:
             data = file.read(_HEAD)
             try:
                 image = _opened(data, str(path))
-            except DatasetError:  # a header of more than that
+            except DatasetError:  # a longer header
                 image = _opened(data + file.read(), str(path))
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such image; unpack the images") from None
@@ -82,7 +80,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def is_turned(data: bytes) -> bool:
-    """Whether an image's EXIF tag says that it is to be shown turned by a quarter."""
+    """Whether an image's EXIF tag rotates it by 90 degrees."""
     try:
         with _opened(data, "image") as image:
             return _orientation(image) in (5, 6, 7, 8)
@@ -91,7 +89,7 @@ def is_turned(data: bytes) -> bool:
 
 
 def _orientation(image: Image.Image) -> object:
-    """What the EXIF tag says; 1 where there is none, or only damaged tags, which no decoder needs."""
+    """The EXIF orientation; 1 if there is none, or if the tags are damaged (no decoder needs them)."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except Exception:
@@ -99,7 +97,7 @@ def _orientation(image: Image.Image) -> object:
 
 
 def _opened(data: bytes, where: str) -> Image.Image:
-    """The image with its header read; Pillow's limit gives way to `_check_size`'s."""
+    """The image with its header read; Pillow's pixel limit is replaced by `_check_size`."""
     from PIL import Image, UnidentifiedImageError
 
     with _limit:
@@ -118,7 +116,7 @@ def _opened(data: bytes, where: str) -> Image.Image:
 
 
 def _formats(data: bytes) -> tuple[str, ...]:
-    """Names of the Pillow readers to try; all but the common two take a tenth of a second to load."""
+    """Names of the Pillow readers to try; readers other than JPEG and PNG take 0.1 s to load."""
     from PIL import Image
 
     if is_jpeg(data) or data[:4] == _PNG:
@@ -128,7 +126,7 @@ def _formats(data: bytes) -> tuple[str, ...]:
 
 
 def _undecodable(where: str, error: Exception) -> DatasetError:
-    """Readers of foreign bytes raise OSError, ValueError, SyntaxError, struct.error and more."""
+    """The error for an undecodable image; readers raise OSError, ValueError, SyntaxError and more."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return DatasetError(f"{where}: cannot be decoded as an image ({reason:.200}); download it again")
 

@@ -1,5 +1,4 @@
-"""JPEG files as a chain of segments: whether one is whole, cut short, or whole with something after its
-end."""
+"""Segments of JPEG files: whether a file is complete or cut short."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 _CUT = "is cut short (no end marker after its last scan)"
 _START, _SCAN, _END, _PROGRESSIVE = b"\xff\xd8", 0xDA, 0xD9, 0xC2
 _COEFFICIENTS = frozenset(range(64))
-_MOST_SCANS = 256  # encoders write about ten; each costs the decoder a pass over the picture
+_MOST_SCANS = 256  # encoders write about ten; each costs a pass over the image
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -19,11 +18,11 @@ def is_jpeg(data: bytes) -> bool:
 
 
 def jpeg_problem(data: bytes) -> str | None:
-    """What decoders would pass over in silence in a JPEG file, or None; bytes after the end marker are none.
+    """A fault of a JPEG file that decoders ignore, or None; bytes after the end marker are allowed.
 
     A file is cut short where no end marker follows its last scan, or where the scans of a progressive one
-    do not refine every coefficient to its last bit (ITU-T T.81, G.1): a half of the file with an end marker
-    put behind.
+    do not refine every coefficient to its last bit (ITU-T T.81, G.1): a truncated file with an appended
+    end marker.
 
     Args:
         data: the whole file.

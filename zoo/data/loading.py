@@ -1,5 +1,5 @@
-"""Batches for evaluation and training: decode, preprocess, pad; worker processes and pinned memory where
-asked."""
+"""Batches for evaluation and training: decode, preprocess, pad; with optional worker processes and pinned
+memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.transforms import Preprocess, PreprocessedImage
 
-# Ctrl-C, a polite kill, and Slurm's before it requeues; not every system has all of them
+# Ctrl-C, kill, and Slurm's signal before a requeue; not every system has all of them
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
@@ -25,9 +25,9 @@ STOP_SIGNALS = tuple(
 
 @dataclass
 class EvaluationBatch:
-    """Images ready for a detector, and what is needed to bring its boxes back.
+    """Images ready for a detector, and the sizes and scales to map its boxes to the originals.
 
-    images (N, 3, H, W) float32, zero-padded; uint8 until `to` where the device is to normalise them; sizes,
+    images (N, 3, H, W) float32, zero-padded; uint8 until `to` if the device normalises them; sizes,
     original_sizes (N, 2) int64 height and width; scales (N, 2) float64 x and y factors from original to
     resized pixels; indices: places in the dataset;
     decode_ms, resize_ms: time spent on each image, in milliseconds (resize_ms includes normalising done
@@ -94,7 +94,7 @@ def pad_batch(tensors: Sequence[Tensor], size_divisor: int = 1) -> Tensor:
 
 def start_worker(_: int) -> None:
     """Let each worker decode and resize with one thread (OpenCV would start one a core in every worker), and
-    leave signals to the process that asked for it: it may still want a batch before it ends."""
+    ignore signals, which the parent process handles: it may need another batch before it ends."""
     import cv2
 
     for number in STOP_SIGNALS:
@@ -170,15 +170,14 @@ def evaluation_loader(
 
 @dataclass
 class DataWait:
-    """How long a loop over batches waited for them: waited_s of whole_s seconds, by workers processes."""
+    """How long a loop over batches waited for data: waited_s of whole_s seconds, with `workers` processes."""
 
     workers: int
     waited_s: float = 0.0
     whole_s: float = 0.0
 
     def watch(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """The loader's batches; the time until each is there is waiting, the time until the next is wanted is
-        not."""
+        """The loader's batches; the time until each is available counts as waiting."""
         begun = time.perf_counter()
         batches = iter(loader)
         while True:

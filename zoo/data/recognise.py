@@ -1,4 +1,4 @@
-"""What layout a folder or file of own data has: COCO, YOLO, PASCAL VOC or ImageNet, by what lies in it."""
+"""Recognise the layout of the user's data by its files: COCO, YOLO, PASCAL VOC or ImageNet."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from detection_zoo.zoo.data.yolo import find_yolo, read_yolo
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
 
-SPLITS = ("val", "valid", "validation", "val2017", "test", "train")  # the first that is there is measured on
-TRAINING_SPLITS = ("train", "train2017", "trainval", *SPLITS)  # the first that is there is trained on
+SPLITS = ("val", "valid", "validation", "val2017", "test", "train")  # for evaluation, the first that exists
+TRAINING_SPLITS = ("train", "train2017", "trainval", *SPLITS)  # for training, the first that exists
 ROBOFLOW = "_annotations.coco.json"
 WANTED = (
-    "COCO (annotations/*.json, Roboflow's SPLIT/_annotations.coco.json, one *.json beside images/), YOLO"
+    "COCO (annotations/*.json, Roboflow's SPLIT/_annotations.coco.json, one *.json next to images/), YOLO"
     " (data.yaml,"
     " or classes.txt with images/ and labels/), PASCAL VOC (VOC2007/ImageSets, or Annotations/ and"
     " JPEGImages/) and"
@@ -29,8 +29,8 @@ WANTED = (
 
 @dataclass(frozen=True)
 class Recognised:
-    """Own data: name as in records; layout: what it was taken for, as text; annotations: None for ImageNet
-    folders; images: the folder that file names are relative to."""
+    """The user's data: name as in records; layout: the recognised one, as text; annotations: None for
+    ImageNet folders; images: the folder that file names are relative to."""
 
     name: str
     layout: str
@@ -41,16 +41,16 @@ class Recognised:
 def recognise(
     path: Path, split: str | None = None, keypoints: bool = False, order: Sequence[str] = SPLITS
 ) -> Recognised:
-    """Say what a folder or file is, and read its annotations.
+    """Recognise a folder or file, and read its annotations.
 
     Args:
         path: a folder, a COCO annotation file or a data.yaml.
-        split: "train", "valid" ... where there are several; None takes the first of `order` that is there.
+        split: "train", "valid" ... where there are several; None: the first of `order` that exists.
         keypoints: take COCO's person_keypoints annotations.
         order: names of splits; default: those to evaluate on first.
 
     Raises:
-        DatasetError: nothing is there, or it is none of the layouts; names them.
+        DatasetError: the path does not exist, or has none of the layouts; lists them.
     """
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder")
@@ -58,12 +58,12 @@ def recognise(
         found = look(path, split, keypoints, order)
         if found is not None:
             return found
-    holds = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
-    raise DatasetError(f"{path}: holds {holds or 'nothing'}, none of these layouts: {WANTED}")
+    content = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
+    raise DatasetError(f"{path}: contains {content or 'nothing'}, none of these layouts: {WANTED}")
 
 
 def coco_parts(annotations: Path, images: Path | None) -> Recognised:
-    """A COCO annotation file with its folder of images, which is looked for where it is not given."""
+    """A COCO annotation file with its folder of images, which is searched for if it is not given."""
     read = read_coco(annotations)
     folder = _folder_of_images(annotations, read) if images is None else images
     return Recognised(f"coco:{annotations.stem}", "COCO annotations", folder, read)

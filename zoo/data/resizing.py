@@ -1,4 +1,4 @@
-"""Resizing: the sizes that each source's rule gives, and the pixels that its library gives."""
+"""Resizing: the sizes of each source's rule, and the pixels of its library."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ Interpolation = Literal["pil_bilinear", "cv2_bilinear", "tf1_bilinear"]
 
 @dataclass(frozen=True)
 class ResizePlan:
-    """What a resize does to one image: its new size in pixels, and the (x, y) factors that boxes are
-    multiplied by.
+    """The resize of one image: its new size in pixels, and the (x, y) factors for boxes.
 
     common_factor: the pixel grid follows the factor (cv2 with fx, fy), not the ratio of the rounded sizes.
     crop: (top, left, height, width) cut out afterwards.
@@ -157,8 +156,8 @@ def _resize_pil(pixels: np.ndarray, plan: ResizePlan) -> np.ndarray:
 
 @functools.cache
 def _enlargement() -> Callable[[np.ndarray, int, int], np.ndarray] | None:
-    """What enlarges as Pillow does, to the last bit, in a fifth of its time; None where numba is not
-    installed and Pillow has to do it."""
+    """A function that enlarges bit-identically to Pillow in a fifth of its time; None if numba is not
+    installed."""
     try:
         from detection_zoo.kernels.bilinear_cpu import enlarge_bilinear
     except ModuleNotFoundError as error:
@@ -178,7 +177,7 @@ def _resize_cv2(pixels: np.ndarray, plan: ResizePlan) -> np.ndarray:
 
 
 def _resize_tf1(pixels: np.ndarray, plan: ResizePlan) -> np.ndarray:
-    """Output pixel i reads input coordinate i * in / out: TensorFlow 1's default, without the half-pixel
+    """Output pixel i samples input coordinate i * in / out: TensorFlow 1's default, without the half-pixel
     offset."""
     height, width = pixels.shape[:2]
     y0, y1, wy = _tf1_axis(height, plan.height)

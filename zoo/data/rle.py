@@ -1,4 +1,4 @@
-"""Run-length codes of COCO masks: their lengths are decoded and summed before any library sees them."""
+"""Run-length codes of COCO masks: their lengths are decoded and summed before a library uses them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# five bits a character from "0" on, "P" and later say that the number goes on; no real length has more digits
+# five bits per character from "0" on; from "P" on, the number continues; real lengths have at most 7 digits
 _NUMBERS = re.compile(r"(?:[P-o]{0,6}[0-O])*")
 _AT_ONCE = 4096  # codes decoded together
 
@@ -17,7 +17,7 @@ def rle_problem(code: Any, size: tuple[int, int]) -> str | None:
     """What is wrong with one RLE mapping, or None.
 
     Args:
-        code: what a file has in place of {"size": [height, width], "counts": a string or a list of lengths}.
+        code: of a file, expected {"size": [height, width], "counts": a string or a list of lengths}.
         size: (height, width) of the image in pixels.
     """
     found = code.get("size")
@@ -34,8 +34,7 @@ def rle_problem(code: Any, size: tuple[int, int]) -> str | None:
 
 
 def sum_problem(pixels: int, size: tuple[int, int]) -> str:
-    """What to say of a code that covers another number of pixels than its image has (-1: cannot be
-    decoded)."""
+    """The message for a code with another number of pixels than its image (-1: cannot be decoded)."""
     if pixels < 0:
         return "a run-length code that cannot be decoded: its counts are damaged"
     return (

@@ -1,5 +1,4 @@
-"""The order in which images are trained on: one class for each source's rule, the same batches for the same
-seed.
+"""Order of the training images: one class for each source's rule; the same seed gives the same batches.
 
 A class takes the sizes of the images and returns the batches of an epoch of one process. The source of
 randomness is an argument of `arranged` or `drawn`, so that the draws of an original can be passed in.
@@ -22,8 +21,8 @@ LEGACY_SEEDS = 2**32  # numpy's legacy generator takes seeds below this
 class Entry:
     """One image of a batch.
 
-    index: of the dataset. flip: mirrored left to right or not; None: drawn when it is read. ratio: width over
-    height that its batch aims at; None: images keep their own.
+    index: of the dataset. flip: mirrored left to right or not; None: drawn when it is read. ratio: target
+    width over height of its batch; None: images keep their own.
     """
 
     index: int
@@ -72,7 +71,7 @@ class BatchOrder:
         return self.arranged(permutation(self.entries, seed))
 
     def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
-        """The batches of an epoch whose images come in an order of places among `indices`."""
+        """The batches of an epoch for a given order (positions in `indices`)."""
         raise NotImplementedError
 
     def shares(self, order: Sequence[Any]) -> list[Sequence[Any]]:
@@ -90,7 +89,7 @@ class AspectPairs(BatchOrder):
     """
 
     def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
-        """The batches of an epoch whose images come in an order of places among `indices`."""
+        """The batches of an epoch for a given order (positions in `indices`)."""
         share = math.ceil(len(order) / self.world_size)
         whole = [*order, *order[: share * self.world_size - len(order)]]
         open_batches: dict[bool, list[Entry]] = {}
@@ -112,7 +111,7 @@ class Shuffled(BatchOrder):
     epoch); each process takes its part of every batch."""
 
     def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
-        """The batches of an epoch whose images come in an order of places among `indices`."""
+        """The batches of an epoch for a given order (positions in `indices`)."""
         return [[Entry(self.indices[place]) for place in batch] for batch in self.shares(order)]
 
 
@@ -133,7 +132,7 @@ class RatioGroups(BatchOrder):
         own = np.array([width / height for height, width in self.sizes], np.float64)
         limits = (SMALLEST_RATIO, LARGEST_RATIO) if self.aspect_cropping else (0.0, np.inf)
         ratios = np.tile(np.clip(own, *limits), 2)
-        places = np.argsort(ratios, kind="heapsort")  # of equal ones in the order of the originals
+        places = np.argsort(ratios, kind="heapsort")  # ties in the order of the original
         targets = target_ratios(ratios[places], self.group_size)
         self.sorted = [
             Entry(
@@ -177,7 +176,7 @@ class PaddedRatioGroups(RatioGroups):
         return self.arranged(permutation(self.entries // self.group_size, seed))
 
     def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
-        """The batches of an epoch whose groups come in that order."""
+        """The batches of an epoch for a given order of groups."""
         starts = [group * self.group_size + self.rank * self.batch_size for group in order]
         return [self.sorted[start : start + self.batch_size] for start in starts]
 
@@ -191,7 +190,7 @@ ORDERS: dict[str, type[BatchOrder]] = {
 
 
 def target_ratios(ratios: np.ndarray, images_per_gpu: int) -> np.ndarray:
-    """The one width/height ratio each group of consecutive images aims at, as Detectron.pytorch chooses it.
+    """The target width/height ratio of each group of consecutive images, as in Detectron.pytorch.
 
     Args:
         ratios: (N,) width over height, rising.
@@ -211,7 +210,7 @@ def target_ratios(ratios: np.ndarray, images_per_gpu: int) -> np.ndarray:
 
 
 def grouped_order(images: int, images_per_gpu: int, random: np.random.RandomState) -> np.ndarray:
-    """One epoch of Detectron.pytorch: places in the ratio-sorted list, groups shuffled whole, left-over
+    """One epoch of Detectron.pytorch: positions in the ratio-sorted list, groups shuffled as units, left-over
     images last.
 
     Args:

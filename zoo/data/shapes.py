@@ -1,4 +1,4 @@
-"""`shapes`: a small COCO-format dataset drawn from a seed on first use, so that every command runs without a
+"""`shapes`: a small COCO-format dataset drawn from a seed on first use, so that every command works without a
 download."""
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from detection_zoo.zoo.data.figures import KEYPOINT_NAMES, SHAPE_CATEGORIES, SKE
 from detection_zoo.zoo.data.textures import background, clutter, texture
 from detection_zoo.zoo.home import home_folder
 
-VERSION = 3  # part of the folder's name and of every record: a change of the drawing raises it
+VERSION = 3  # part of the folder name and of records: raised by every change of the drawing
 SPLITS = {"train": 1600, "val": 500}
 IMAGE_SIZES = ((192, 144), (144, 192), (192, 160), (160, 192), (176, 176))  # (width, height) in pixels
 SIDES = ((12, 28), (36, 84), (104, 150))  # pixels: small, medium and large in COCO's sense
 CROWD_CLASSES = ("circle", "star")
-LEAST_VISIBLE = 0.5  # share of its area that a truncated object keeps inside the image
+LEAST_VISIBLE = 0.5  # least fraction of a truncated object's area inside the image
 
 
 def make_shapes(folder: Path | None = None, *, splits: dict[str, int] | None = None, seed: int = 0) -> Path:
     """The folder of the dataset in COCO's layout; drawn first where it is not there yet.
 
     Args:
-        folder: where it is kept; None: below the project's home folder. Several processes may ask at once:
-            one draws, the others wait.
+        folder: where it is kept; None: below the project's home folder. If several processes
+            need it at once, one draws and the others wait.
         splits: images by split; None: 1600 train and 500 val.
         seed: of the drawing; the same seed gives the same annotations everywhere.
 
     Returns:
-        The folder, holding annotations/, train/ and val/. It appears whole or not at all.
+        The folder, holding annotations/, train/ and val/. It is created atomically.
     """
     from filelock import FileLock
 
@@ -46,7 +46,7 @@ def make_shapes(folder: Path | None = None, *, splits: dict[str, int] | None = N
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
             return folder
-        # of a process that was killed; the lock says that no other process draws now
+        # left by killed processes; with the lock, no other process is drawing
         for left_over in folder.parent.glob(f"{folder.name}.part-*"):
             shutil.rmtree(left_over)
         part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
@@ -65,7 +65,7 @@ def _write_split(folder: Path, split: str, images: int, random: np.random.Random
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(1, images + 1):
-        # the first image has a person, so that no split is without keypoints
+        # the first image has a person, so that every split has keypoints
         scene = _draw_scene(random, empty=number % 20 == 0, crowd=number % 6 == 0, person=number == 1)
         name = f"{number:06d}.jpg"
         if not cv2.imwrite(
@@ -114,13 +114,13 @@ def _write_json(
 class _Scene:
     pixels: np.ndarray  # (H, W, 3) uint8 RGB
     annotations: list[dict[str, Any]] = field(default_factory=list)
-    boxes: list[np.ndarray] = field(default_factory=list)  # xyxy of what has been drawn; a crowd comes first
+    boxes: list[np.ndarray] = field(default_factory=list)  # xyxy of drawn objects, a crowd first
     crowd: bool = False
 
 
 def _draw_scene(random: np.random.RandomState, *, empty: bool, crowd: bool, person: bool) -> _Scene:
-    """One image. Later objects lie on top; masks and boxes include the parts that other objects hide and
-    end at the border of the image."""
+    """One image. Later objects are on top; masks and boxes include occluded parts, and end at the image's
+    border."""
     width, height = IMAGE_SIZES[random.randint(len(IMAGE_SIZES))]
     scene = _Scene(background(random, height, width))
     clutter(scene.pixels, random)
@@ -128,7 +128,7 @@ def _draw_scene(random: np.random.RandomState, *, empty: bool, crowd: bool, pers
         return scene
     if crowd:
         _draw_crowd(scene, random)
-    # large ones first, else they would hide small ones
+    # large objects first, so that they do not hide small ones
     for side in sorted(_sides(random, min(height, width)), reverse=True):
         kind = random.randint(len(SHAPE_CATEGORIES))
         category_id, name = SHAPE_CATEGORIES[0 if person and not scene.annotations else kind]
@@ -185,8 +185,8 @@ def _extent(polygons: list[np.ndarray]) -> np.ndarray:
 def _free_place(
     scene: _Scene, random: np.random.RandomState, extent: np.ndarray, *, truncated: bool
 ) -> np.ndarray | None:
-    """A corner where the object fits, overlaps no earlier box by more than an IoU of 0.3 and leaves a crowd
-    free; None after 30 tries. A truncated object may reach beyond the image by a third of its extent."""
+    """A corner where the object fits, with an IoU of at most 0.3 with earlier boxes and 0 with a crowd; None
+    after 30 tries. A truncated object may reach beyond the image by a third of its extent."""
     height, width = scene.pixels.shape[:2]
     over = extent / 3 if truncated else np.full(2, -1.0)
     for _ in range(30):
@@ -293,7 +293,7 @@ def _draw_crowd(scene: _Scene, random: np.random.RandomState) -> None:
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:
-    """Column by column: lengths of runs of 0 and 1 in turn, beginning with 0."""
+    """Column by column: lengths of alternating runs of 0 and 1, beginning with 0."""
     flat = mask.T.reshape(-1)
     edges = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()

@@ -16,7 +16,7 @@ import numpy as np
 from detection_zoo.zoo.data.resizing import FixedSize, NoResize
 from detection_zoo.zoo.data.transforms import Preprocess, PreprocessedImage
 
-MINIMUM_IOUS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, -math.inf)  # None: the image stays; -inf: any crop will do
+MINIMUM_IOUS = (None, 0.1, 0.3, 0.5, 0.7, 0.9, -math.inf)  # None: no crop; -inf: any crop is accepted
 CROP_TRIES = 50
 SMALLEST_SIDE = 0.01  # fraction of the image; smaller boxes are dropped
 EXPAND_PROBABILITY = 0.6
@@ -35,12 +35,13 @@ def box_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def random_crop(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, draw: Random) -> Sample:
-    """Cut out a part in which every box reaches a drawn IoU; boxes whose centre lies inside stay, clipped.
+    """Crop to a part with at least a drawn IoU with every box; boxes with their centre inside are kept,
+    clipped.
 
     Args:
         image: (H, W, 3) uint8.
         boxes: (R, 4) float64, R at least 1; labels: (R,).
-        draw: source of randomness. A new IoU is drawn after 50 parts that will not do.
+        draw: source of randomness. A new IoU is drawn after 50 rejected parts.
     """
     while True:
         minimum = draw.choice(MINIMUM_IOUS)
@@ -95,7 +96,7 @@ def _linear(values: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.
 def random_expand(
     image: np.ndarray, boxes: np.ndarray, draw: Random, *, probability: float = EXPAND_PROBABILITY
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put the image at a random place of a canvas up to 4 times as large, filled with the mean colour.
+    """Place the image at a random position on a canvas up to 4 times as large, filled with the mean colour.
 
     Args:
         image: (H, W, 3) uint8 BGR.
@@ -169,8 +170,8 @@ class SSDAugmentation:
             draw: source of randomness.
 
         Returns:
-            the network's input; boxes (R', 4) float64 as fractions of it; their labels. Where no box
-            survives, all boxes of the image as it was.
+            the network's input; boxes (R', 4) float64 as fractions of it; their labels. If no box
+            is left, the uncropped image with all its boxes.
         """
         image = np.ascontiguousarray(image[:, :, ::-1])
         if len(boxes):

@@ -1,4 +1,4 @@
-"""From ground truth in original pixels to what a detector trains on, by the rules of one source."""
+"""Training targets from ground truth in original pixels, by the rules of one source."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def training_boxes(
         rules: of the source.
 
     Returns:
-        (R, 4) float64 x1, y1, x2, y2 in original pixels, and (R,) int64 rows of `truth` that they come from.
+        (R, 4) float64 x1, y1, x2, y2 in original pixels, and (R,) int64 their rows in `truth`.
     """
     less = 1.0 if rules.inclusive else 0.0
     limit = np.array([size[1], size[0]]) - less
@@ -101,7 +101,7 @@ def make_target(
         rules: of the source.
         resized_width: of the network's input before padding, in pixels.
         flip: mirror left and right, keypoints' sides included.
-        keypoint_names: tell left from right; needed to flip keypoints.
+        keypoint_names: needed to swap left and right keypoints in a flip.
     """
     import torch
 
@@ -161,7 +161,7 @@ def _keypoints(keypoints: np.ndarray, points: Any, flip: bool, names: Sequence[s
 
 
 def mirrored_keypoints(names: Sequence[str]) -> list[int]:
-    """For each keypoint, the place of its mirror image: left_* and right_* change places, others stay."""
+    """For each keypoint, the index of its mirror image: left_* and right_* are swapped, others stay."""
     place = {name: index for index, name in enumerate(names)}
     swap = {"left_": "right_", "right_": "left_"}
     return [

@@ -1,5 +1,5 @@
-"""Backgrounds, clutter and textures of the `shapes` dataset. A class has its own outline, always, and its own
-hue, mostly."""
+"""Backgrounds, clutter and textures of the `shapes` dataset. Each class has its own outline, and most of its
+objects have the class's hue."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def texture(
         hue: 0..1, that of the class.
     """
     first = _colour(random, hue)
-    for _ in range(20):  # a background may have the class's own colour
+    for _ in range(20):  # the background may have a similar colour
         if np.abs(first - around).max() >= CONTRAST:
             break
         first = _colour(random, hue)

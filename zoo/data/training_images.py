@@ -1,4 +1,4 @@
-"""Images and targets that a detector is trained on: order, augmentation, crop and padding by one source."""
+"""Training images and targets of a detector: order, augmentation, cropping and padding of one source."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def training_item(
     jitter: Sequence[float] = (),
     jitter_seed: int = 0,
 ) -> Item:
-    """One image as the network sees it, and its target.
+    """One image as input of the network, and its target.
 
     Args:
         dataset, index: what to read.
@@ -72,7 +72,7 @@ def jittered(pixels: np.ndarray, jitter: Sequence[float], seed: int) -> np.ndarr
     Args:
         pixels: (H, W, 3) uint8 RGB.
         jitter: the four ranges, each around no change.
-        seed: of the draws; torch's own generator stays as it is.
+        seed: of the draws; torch's global generator is not changed.
     """
     from torchvision.transforms.v2 import ColorJitter
     from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
@@ -114,8 +114,8 @@ def augmented_item(
 
 
 def brought_to_ratio(item: Item, entry: Entry, order: str, draws: Draws, max_objects: int | None) -> Item:
-    """An item cropped or padded to the ratio of its batch, by the rule of the batches' order; as it is where
-    the entry has no ratio."""
+    """An item cropped or padded to the aspect ratio of its batch, by the rule of the batch order; unchanged
+    if the entry has no ratio."""
     if entry.ratio is None:
         return item
     if order == "padded_ratio_groups":
@@ -148,7 +148,7 @@ class TrainingBatches:
         seed: of order, flips and scales.
         batching: the source's order of images, a name of `zoo.data.samplers.ORDERS`.
         aspect_cropping: very wide and very tall images are cropped.
-        flip_probability: of a horizontal flip, where the order does not bring flipped copies.
+        flip_probability: of a horizontal flip, if the order has no flipped copies.
         vertical_flip: probability of one.
         jitter: ranges of brightness, contrast, saturation and hue; none where empty.
         short_sides: shorter sides in pixels, one drawn for each image; empty: the row's own.
@@ -179,7 +179,7 @@ class TrainingBatches:
         self.dataset, self.preprocess, self.rules, self.seed = dataset, preprocess.warm_up(), rules, seed
         self.augmentation, self.short_sides, self.batching = augmentation, list(short_sides), batching
         self.flip_probability, self.vertical_flip, self.jitter = flip_probability, vertical_flip, jitter
-        # where objects are shuffled before the first of them are taken, all are made
+        # this order shuffles objects before limiting them, so that all are made first
         shuffled = batching == "padded_ratio_groups"
         self.item_rules = rules.model_copy(update={"max_objects": None}) if shuffled else rules
         self.indices = trained_images(dataset, rules)
@@ -196,7 +196,7 @@ class TrainingBatches:
         self._empty = self._without_objects() if batching == "aspect_pairs" and not one_shape else frozenset()
 
     def _without_objects(self) -> frozenset[int]:
-        """Trained images of which no object is trained on (crowds alone, say)."""
+        """Trained images without a trained object (for example, only crowds)."""
         dataset = self.dataset
         return frozenset(
             index

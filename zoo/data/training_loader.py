@@ -1,4 +1,4 @@
-"""The stream of training batches of a row: order, augmentation and targets by the rules of its source."""
+"""The training batches of a row: order, augmentation and targets by the rules of its source."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Batch = tuple[Tensor, Tensor, "list[Target]"]
 QUEUED_BATCHES = 4  # that each loader process prepares ahead
 Batches = TrainingBatches | ClassifierBatches
-MIN_VISIBLE_KEYPOINTS = 10  # of an image that keypoint training uses, in every source
+MIN_VISIBLE_KEYPOINTS = 10  # required of an image for keypoint training, in every source
 
 
 def target_rules(entry: ModelEntry, dataset: Dataset) -> TargetRules:
@@ -108,7 +108,7 @@ def training_batches(
 
 
 class TrainingLoader:
-    """An endless stream of batches that can start anywhere; made by `training_loader`.
+    """An endless stream of batches that can start at any position; made by `training_loader`.
 
     `images` is the number of images of an epoch, flipped copies counted.
     """
@@ -131,7 +131,7 @@ class TrainingLoader:
             collate_fn=_Collate(self.batches),
             prefetch_factor=QUEUED_BATCHES if self.workers else None,
             worker_init_fn=start_worker,
-            generator=torch.Generator(),  # without its own, the workers' seed is drawn from the detector's
+            generator=torch.Generator(),  # the workers' seed is not drawn from torch's global generator
         )
         for batch in loader:
             if isinstance(batch, ZooError):
@@ -140,13 +140,13 @@ class TrainingLoader:
 
 
 def is_lost_worker(error: Exception) -> bool:
-    """Whether an error says that a process that loads data is gone; torch raises it from a signal handler, in
-    whatever code runs then."""
+    """Whether an error means that a data loader process has ended; torch raises it from a signal handler, in
+    any code that runs then."""
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 class _Order:
-    """Lists of (epoch, entry), epoch after epoch without an end, from a place in the stream on."""
+    """Endless lists of (epoch, entry), epoch by epoch, from a position in the stream."""
 
     def __init__(self, batches: Batches, start: int) -> None:
         self.batches, self.start = batches, start
@@ -161,7 +161,7 @@ class _Order:
 
 
 class _Items(TorchDataset):
-    """Images and targets by (epoch, entry); the workers live through all epochs."""
+    """Images and targets by (epoch, entry); the same workers load all epochs."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
@@ -170,7 +170,7 @@ class _Items(TorchDataset):
         epoch, entry = key
         try:
             return self.batches.item(epoch, entry)
-        except ZooError as error:  # a worker's exception would arrive as a traceback in the message
+        except ZooError as error:  # a worker's exception would become a traceback in the message
             return error
 
 
@@ -198,10 +198,10 @@ def training_loader(
     schedule: Schedule | None = None,
     pin_memory: bool = False,
 ) -> TrainingLoader:
-    """Batches of images (N, 3, H, W), sizes (N, 2) and N targets, epoch after epoch without an end.
+    """Batches of images (N, 3, H, W), sizes (N, 2) and N targets, endlessly, epoch by epoch.
 
-    What comes at a place of the stream depends on the seed and the place alone, so that a training goes on
-    inside an epoch, with any number of workers.
+    Each batch depends only on the seed and its position in the stream, so that training can resume within an
+    epoch, with any number of workers.
 
     Args:
         entry: a row with conventions.

@@ -1,4 +1,4 @@
-"""From decoded pixels to the network's input: resized and normalised exactly as one source does it."""
+"""Decoded pixels to the network's input: resized and normalised exactly as in one source."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _RANGE = {"0..255": (1.0, 0.0), "0..1": (1 / 255.0, 0.0), "-1..1": (2 / 255.0, -
 
 @dataclass(frozen=True)
 class PreprocessedImage:
-    """One image as the network sees it.
+    """One image as input of the network.
 
-    tensor (3, H, W) float32; size, original_size (height, width) in pixels; scale (x, y): what original
-    coordinates were multiplied by.
+    tensor (3, H, W) float32; size, original_size (height, width) in pixels; scale (x, y): factors from
+    original to resized coordinates.
     """
 
     tensor: torch.Tensor
@@ -44,18 +44,19 @@ class PreprocessedImage:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resizing and normalising as one bundle of conventions says.
+    """Resizing and normalising by one bundle of conventions.
 
     Args:
-        channel_order: of the network's input; images come as RGB.
+        channel_order: of the network's input; input images are RGB.
         value_range: of the values before mean and std.
         mean, std: subtracted, then divided by, in channel order.
         resize: the rule for sizes.
         interpolation: "pil_bilinear" (antialiased, on uint8), "cv2_bilinear" (not antialiased),
             "tf1_bilinear" (no half-pixel offset).
-        normalise_first: mean and std come before resizing, on float pixels.
+        normalise_first: mean and std are applied before resizing, on float pixels.
         size_divisor: batches are padded to multiples of it.
-        through_fractions: mean and std come in float32 after torchvision's to_tensor, in float64 otherwise.
+        through_fractions: mean and std are applied in float32 after torchvision's to_tensor, otherwise in
+            float64.
     """
 
     channel_order: Literal["rgb", "bgr"]
@@ -89,8 +90,8 @@ class Preprocess:
         return replace(self, resize=replace(self.resize, size=size))
 
     def warm_up(self) -> Preprocess:
-        """The same after a first image: what is compiled or loaded for it is there, also for processes that
-        are forked from this one."""
+        """Process a first image, so that everything is compiled and loaded, also for processes forked later;
+        returns itself."""
         self(np.zeros((2, 2, 3), np.uint8))
         return self
 
@@ -106,8 +107,8 @@ class Preprocess:
         return _preprocessed(out, image, plan)
 
     def resize_only(self, image: np.ndarray) -> PreprocessedImage:
-        """The same without mean and std, as uint8: a quarter of the bytes to move; `finish` does the rest
-        where the batch is used.
+        """The same without mean and std, as uint8: a quarter of the bytes to copy; `finish` applies them
+        on the batch's device.
 
         Raises:
             TypeError: the source normalises before resizing, or resizes to fractions of a byte.

@@ -1,4 +1,4 @@
-"""PASCAL VOC: a devkit folder with ImageSets, JPEGImages and one XML file an image."""
+"""PASCAL VOC: a devkit folder with ImageSets, JPEGImages and one XML file per image."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ class ListedImage:
 
 
 def read_image_set(path: Path, year_folder: Path) -> list[ListedImage]:
-    """Read an image set file: an image name a line, a flag after it is ignored unless it is -1 (class files:
-    no such object).
+    """Read an image set file: one image name per line; a flag after it is ignored unless it is -1 (class
+    files: no such object).
 
     Raises:
         DatasetError: the file is missing, empty, or lists an image twice.
@@ -174,7 +174,7 @@ class VocDataset(Dataset):
     """One split of one or several years of PASCAL VOC.
 
     Args:
-        devkit: the VOCdevkit folder, which holds VOC2007/ ...
+        devkit: the VOCdevkit folder, with VOC2007/ ...
         years: ("2007",), or ("2007", "2012") for the union.
         split: an image set of ImageSets/Main, such as "test" or "trainval".
         classes: class names in the order of a model's labels; None: the devkit's order.
@@ -249,7 +249,7 @@ def _list_year(devkit: Path, year: str, split: str) -> list[ListedImage]:
     folder = devkit / f"VOC{year}"
     if not folder.is_dir():
         raise DatasetError(
-            f"{folder}: no such folder; give the VOCdevkit folder that holds VOC{year}/, as in"
+            f"{folder}: no such folder; give the VOCdevkit folder with VOC{year}/, as in"
             f" voc:VOCDEVKIT:{year}:{split}"
         )
     listed = read_image_set(folder / "ImageSets" / "Main" / f"{split}.txt", folder)
@@ -258,6 +258,6 @@ def _list_year(devkit: Path, year: str, split: str) -> list[ListedImage]:
         if image.name not in there:
             raise DatasetError(
                 f"{image.image_set}: line {image.line}: image {image.name:.100} is listed but absent from"
-                f" {folder / 'JPEGImages'}; unpack the images again, or take the line out"
+                f" {folder / 'JPEGImages'}; unpack the images again, or remove the line"
             )
     return listed

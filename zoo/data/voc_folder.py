@@ -1,5 +1,4 @@
-"""Own data with PASCAL VOC's XML files: a devkit, or bare folders of annotations and images, with any
-classes."""
+"""User data with PASCAL VOC's XML files: a devkit, or folders of annotations and images, with any classes."""
 
 from __future__ import annotations
 
@@ -19,11 +18,11 @@ def read_voc_folder(
 ) -> tuple[CocoAnnotations, str]:
     """Read every XML file of a folder, or those of the given names.
 
-    Objects marked difficult count neither way, as COCO's crowds do. Corners are 1-based and inclusive in the
-    devkit; many tools write edges counted from 0, which shows where a corner is 0 or has a fraction.
+    Difficult objects are treated as COCO's crowds. Corners are 1-based and inclusive in the devkit; many
+    tools write edges counted from 0, which is detected if a corner is 0 or has a fraction.
 
     Returns:
-        The annotations, and a word on the corners.
+        The annotations, and a description of the corners.
 
     Raises:
         DatasetError: names file and line of what is wrong.
@@ -41,7 +40,7 @@ def read_voc_folder(
     objects = [(place, item) for place, row in enumerate(order) for item in read[row].objects]
     classes = sorted({item.name for _, item in objects})
     if not objects:
-        raise DatasetError(f"{annotations}: its {len(files)} XML files name no object")
+        raise DatasetError(f"{annotations}: its {len(files)} XML files have no object")
     xyxy = np.array([item.box for _, item in objects], np.float64)
     low = xyxy[:, :2] - (0 if edges else 1)
     boxes = np.concatenate([low, xyxy[:, 2:] - low], axis=1)

@@ -1,4 +1,4 @@
-"""XML annotation files: parsed in linear time, in any encoding that Python knows, with the line of each
+"""XML annotation files: parsed in linear time, in any of Python's text encodings, with the line of each
 element."""
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from pathlib import Path
 from detection_zoo.zoo.data.fields import dataset_bytes
 from detection_zoo.zoo.errors import DatasetError
 
-MOST_BYTES, MOST_DEPTH, MOST_ELEMENTS = 2**26, 64, 10**5  # a real annotation has a few kB and a depth of four
+MOST_BYTES, MOST_DEPTH, MOST_ELEMENTS = 2**26, 64, 10**5  # real annotations have a few kB and a depth of four
 _DECLARED = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z][\w.-]{0,40})["']""")
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-# files are written in supersets of what they declare
+# supersets of declared encodings, as files often use them
 _WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "cp950"}
-# codecs for other things than files of text; some take quadratic time
+# codecs that are not for text files; some take quadratic time
 _NO_FILES = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem")
 
 
 @dataclass
 class Element:
-    """An XML element with the line it starts on, which the standard library's trees do not keep."""
+    """An XML element with its start line, which the standard library's trees lack."""
 
     name: str
     line: int
@@ -43,7 +43,7 @@ def read_xml(path: Path) -> Element:
 
     Raises:
         DatasetError: names file and line: missing, malformed, not in the encoding that it declares, or beyond
-            64 MiB, a depth of 64 or 100,000 elements; entities of its own are refused, they may stand for
+            64 MiB, a depth of 64 or 100,000 elements; entity declarations are refused: they can expand to
             any amount of text.
     """
     try:
@@ -89,7 +89,7 @@ def _decoded(data: bytes, path: Path) -> str:
 
 
 class _Tree:
-    """Elements as a parser reports them."""
+    """Collects the elements of a parser."""
 
     def __init__(self, path: Path, parser: xml.parsers.expat.XMLParserType) -> None:
         self.path, self.parser, self.count = path, parser, 0
@@ -121,5 +121,5 @@ class _Tree:
     def entity(self, name: str, *_: object) -> None:
         raise DatasetError(
             f"{self.path}: line {self.parser.CurrentLineNumber}: declares the entity {name!r:.60}; replace"
-            " it by its text"
+            " it with its text"
         )

@@ -18,7 +18,7 @@ from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.registry import did_you_mean
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-SPLITS = ("val", "valid", "validation", "test", "train")  # the first that is there is measured on
+SPLITS = ("val", "valid", "validation", "test", "train")  # the first one present is used for evaluation
 DIGITS = 1e-6  # of a side: label files have six decimals
 
 
@@ -37,7 +37,7 @@ def find_yolo(path: Path, split: str | None = None, order: Sequence[str] = SPLIT
     """Locate a split of a YOLO dataset.
 
     Args:
-        path: data.yaml, the folder that holds it, or a folder of images/, labels/ and classes.txt.
+        path: data.yaml, its folder, or a folder of images/, labels/ and classes.txt.
         split: "train", "val", "test"; None takes the first of `order` that is there.
         order: names of splits; default: those to evaluate on first.
 
@@ -94,7 +94,7 @@ def _text(file: Path) -> str:
 
 
 def _resolved(part: str, root: Path, file: Path) -> Path:
-    """Exports write "../valid/images" for a folder beside data.yaml."""
+    """Resolve a path of data.yaml; some exports write "../valid/images" for a folder next to data.yaml."""
     inside = part
     while inside.startswith("../"):
         inside = inside[3:]
@@ -114,7 +114,7 @@ def _images_in(places: Sequence[Path]) -> list[Path]:
         elif place.is_dir():
             found += [p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES]
     if not found:
-        raise DatasetError(f"{places[0]}: holds no image ({', '.join(SUFFIXES)})")
+        raise DatasetError(f"{places[0]}: contains no image ({', '.join(SUFFIXES)})")
     return sorted(found)
 
 
@@ -165,7 +165,7 @@ def ids_of(images: Sequence[Path]) -> list[int | str]:
 
 
 def _label_file(image: Path) -> Path:
-    """labels/x.txt beside images/x.jpg; beside the image where no folder is called images."""
+    """labels/x.txt for images/x.jpg; in the image's folder if no parent folder is named images."""
     parts = list(image.parts)
     for place in range(len(parts) - 2, -1, -1):
         if parts[place] == "images":
@@ -192,7 +192,7 @@ def _object(
         raise DatasetError(
             f"{where}: has {len(values)} numbers after the class; 4 are a box (centre, width, height), 6"
             " and more"
-            " the points of a polygon, all as shares of the image"
+            " the points of a polygon, all as fractions of the image"
         )
     if not (np.isfinite(values).all() and (values >= -0.01).all() and (values <= 1.01).all()):
         raise DatasetError(f"{where}: {line!r:.60}: expected fractions of the image from 0 to 1, not pixels")
@@ -205,8 +205,8 @@ def _object(
 
 
 def _whole(places: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """Whole pixels where the file's digits do not say otherwise: six decimals of a share are a rounded
-    number."""
+    """Round to whole pixels within the precision of the file: six decimals of a fraction are
+    rounded."""
     whole = np.round(places)
     return np.where(np.abs(places - whole) <= DIGITS * sides, whole, places)
 

@@ -16,7 +16,7 @@ from detection_zoo.zoo.export.runners import ENGINES, Run
 from detection_zoo.zoo.export.whole import WholeDetector, detections
 from detection_zoo.zoo.records import Detections
 
-KEPT_SHAPES = 8  # of batches whose graphs are kept
+KEPT_SHAPES = 8  # number of batch shapes whose graphs are kept
 GRID = 64  # pixels: sides of batches are padded to multiples, so that fewer graphs are made
 
 
@@ -24,14 +24,14 @@ class EngineDetector(nn.Module):
     """A detector whose network and selection run in another engine; interface as `Detector`.
 
     Args:
-        model: is exported for each shape of batch at its first; kept for what comes after selection.
+        model: exported once for each batch shape; also used for the steps after selection.
         engine: a name of runners.ENGINES. dtype: of its arithmetic.
     """
 
     def __init__(self, model: Detector, engine: str, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model, self.engine, self.dtype = model, engine, dtype
-        self.__dict__["whole"] = WholeDetector(model)  # a copy whose parameters are not this module's
+        self.__dict__["whole"] = WholeDetector(model)  # a copy, not registered as a submodule
         self._graphs: OrderedDict[tuple[int, ...], Run] = OrderedDict()
 
     @property
@@ -47,7 +47,7 @@ class EngineDetector(nn.Module):
 
     @property
     def outputs(self) -> Sequence[str]:
-        """Names of what the graphs return."""
+        """Names of the graphs' outputs."""
         return self.whole.outputs
 
     def fitted(self, images: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class FileDetector(EngineDetector):
 
     @property
     def outputs(self) -> Sequence[str]:
-        """Names of what the file gives."""
+        """Names of the file's outputs."""
         return self.notes["outputs"]
 
     def _graph(self, shape: Sequence[int]) -> Run:

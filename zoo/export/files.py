@@ -1,4 +1,4 @@
-"""Exported detectors as files: what is written, and the comparison before a file is called good."""
+"""Exported detectors as files: writing, and the comparison before a file is kept."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from detection_zoo.zoo.fast import TOLERANCES, Tolerance, found_again
 from detection_zoo.zoo.parts.boxes import box_iou
 from detection_zoo.zoo.records import Detections
 
-DECODING = ("torch-export", "onnx", "openvino")  # kinds whose key points are decoded: each has a size
+DECODING = ("torch-export", "onnx", "openvino")  # kinds with decoded key points, of fixed sizes
 NOTES = "detection_zoo"  # of a file's metadata: a JSON object
 PIXELS = 2.0  # distance of key points that count as found again
 LEAST = 0.05  # score of the detections that are compared; of a quantised file it is SCORE
 EQUAL = TOLERANCES[torch.float32]  # that a file must keep
-QUANTISED = Tolerance(1.0, 0.75, 0.15, 0.8)  # that a file of 8 bits must keep; its maps are not seen
+QUANTISED = Tolerance(1.0, 0.75, 0.15, 0.8)  # that a file of 8 bits must keep; maps are not compared
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """How a file's detections are beside its model's: the model's of at least some score, the share that is
-    found again, and of those the mean IoU, the mean difference of scores, and the share of key points that
-    are within PIXELS; None without key points."""
+    """Comparison of a file's detections with its model's: number of the model's detections of at least a
+    score, fraction found again, and of those the mean IoU, the mean difference of scores, and the fraction
+    of key points within PIXELS; None without key points."""
 
     least: float
     bound: Tolerance
@@ -50,11 +50,11 @@ class FileReport:
 
     def __str__(self) -> str:
         if not self.detections:
-            return f"the model finds nothing of score {self.least} and more to compare"
+            return f"the model has no detection of score {self.least} or more to compare"
         return (
-            f"{self.share:.1%} of {self.detections} detections of score {self.least} and more found again"
+            f"{self.share:.1%} of {self.detections} detections of score {self.least} or more found again"
             f" (IoU at least {self.bound.iou}, score within {self.bound.score}): mean IoU {self.iou:.4f},"
-            f" scores {self.score:.4f} apart in the mean"
+            f" mean score difference {self.score:.4f}"
             + ("" if self.points is None else f", {self.points:.1%} of key points within {PIXELS:g} pixels")
         )
 
@@ -113,7 +113,7 @@ def write(model: Detector, entry: Any, kind: str, shape: Sequence[int], path: Pa
 
 
 def runner(kind: str, path: Path) -> Callable[[Tensor, Tensor], list[Tensor]]:
-    """What runs a file: images (N, 3, H, W) and sizes (N, 2) to its outputs."""
+    """A function that runs a file: images (N, 3, H, W) and sizes (N, 2) to its outputs."""
     if kind == "torch-export":
         import detection_zoo.kernels.nms_labelled
         import detection_zoo.kernels.nms_sorted
@@ -139,7 +139,7 @@ def notes_of(path: Path) -> dict[str, Any]:
 
 
 def digest_of_file(path: Path) -> str:
-    """SHA-256 in hex of a file, and of the weights that OpenVINO keeps beside it."""
+    """SHA-256 in hex of a file, and of OpenVINO's separate file of weights."""
     digest = hashlib.sha256(path.read_bytes())
     if path.suffix == ".xml":
         digest.update(path.with_suffix(".bin").read_bytes())
@@ -155,11 +155,11 @@ def compare_file(
     bound: Tolerance = EQUAL,
     least: float = LEAST,
 ) -> FileReport:
-    """Run a file beside its model.
+    """Run a file and its model, and compare their detections.
 
     Args:
         batches: images (N, 3, H, W) of the file's shape, and sizes (N, 2).
-        bound: what makes a detection found again. least: score of the model's that are compared.
+        bound: tolerance of a match. least: minimum score of the compared detections.
     """
     run, whole = runner(kind, path), WholeDetector(model, kind in DECODING)
     marks, near = [torch.zeros(0, dtype=torch.bool)], list[Tensor]()

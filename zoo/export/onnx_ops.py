@@ -16,10 +16,10 @@ COORDINATES = {"legacy": "output_half_pixel", "aligned": "half_pixel"}  # of Roi
 
 
 def translations(classes: int, static: bool = False) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Operators of a graph -> what builds them in ONNX.
+    """Operators of a graph -> functions that build them in ONNX.
 
     Args:
-        classes: K, so many labels has labelled NMS. static: RoIAlign pools every RoI from every level, so
+        classes: K, number of labels of labelled NMS. static: RoIAlign pools every RoI from every level, so
             that no size depends on values.
     """
     # importing them registers the operators
@@ -33,7 +33,7 @@ def translations(classes: int, static: bool = False) -> dict[Callable[..., Any],
         ours.nms_labelled.default: lambda *given: nms_labelled(classes, *given),
         ours.decode_heatmaps.default: decode_heatmaps,
         ours.roi_align.default: lambda *given: roi_align(static, *given),
-        torch.ops.aten.sort.stable: stable_sort,  # which torch.onnx does not know
+        torch.ops.aten.sort.stable: stable_sort,  # which torch.onnx lacks
     }
 
 
@@ -60,7 +60,7 @@ def _usable(boxes: Any, present: Any, offset: float) -> tuple[Any, Any]:
     """
     op = _op()
     size = op.Abs(boxes)
-    finite = op.Cast(op.Less(size, _numbers(np.inf, np.float32)), to=6)  # not a number is not less either
+    finite = op.Cast(op.Less(size, _numbers(np.inf, np.float32)), to=6)  # NaN is not less either
     least = op.Squeeze(op.ReduceMin(finite, _numbers([-1]), keepdims=1), _numbers([-1]))
     usable = op.Cast(least, to=9)
     if present is not None:
@@ -147,7 +147,8 @@ def roi_align(
     channels_last: bool,
     backend: str,
 ) -> Any:
-    """Pooled features (R, C, PH, PW): each level's RoIs by themselves, put back into their order."""
+    """Pooled features (R, C, PH, PW): each level's RoIs are pooled separately, then restored to their
+    order."""
     op = _op()
     if RULES[rule] not in COORDINATES:
         raise ValueError(f"ONNX has no RoIAlign by the rule {RULES[rule]!r}; export with --to torch-export")
@@ -181,7 +182,7 @@ def roi_align(
 
 
 def decode_heatmaps(heatmaps: Any, boxes: Any) -> Any:
-    """Key points (R, P, 4): each detection's maps (P, S, S) are resized to its box in turn."""
+    """Key points (R, P, 4): each detection's maps (P, S, S) are resized to its box, one after another."""
     import onnx
 
     op, (points, side) = _op(), _shape(heatmaps)[1:3]

@@ -19,12 +19,12 @@ LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"
 def quantise(path: Path, batches: Sequence[tuple[Tensor, Tensor]], images: dict[str, Any]) -> None:
     """Quantise the weights and maps of the network in an OpenVINO file, in place.
 
-    What the network's outputs go through (decoding, scores, NMS) stays in float32, as do the boxes of RoIs
-    and what is pooled from one level.
+    Post-processing (decoding, scores, NMS) stays in float32, as do the boxes of RoIs and single pooled
+    levels.
 
     Args:
         path: of the .xml. batches: images (N, 3, H, W) of the file's shape and sizes (N, 2), whose maps set
-            the ranges. images: what the metadata says of them.
+            the ranges. images: their description for the metadata.
     """
     import nncf
     import openvino as ov

@@ -22,14 +22,14 @@ INPUTS, KEYPOINTS = ("images", "sizes"), "keypoints"
 
 
 class WholeDetector(nn.Module):
-    """What is exported: norms folded, boxes in pixels of the input, masks (N, D, M, M) not pasted, key
+    """The exported module: norms folded, boxes in pixels of the input, masks (N, D, M, M) not pasted, key
     points (N, D, P, 4) x, y, logit and probability, in pixels of the input.
 
     Args:
         decode: key points; else heat maps (N, D, P, S, S), of which the original's pixels are not rounded.
 
     Raises:
-        ValueError: the detector cannot work on lists of fixed size; says why.
+        ValueError: the detector cannot work on lists of fixed size; gives the reason.
     """
 
     def __init__(self, model: Detector, decode: bool = False) -> None:
@@ -41,7 +41,7 @@ class WholeDetector(nn.Module):
                 "this detector cannot be exported: the scale of its pooling is the image's height"
             )
         if not isinstance(model, Detector):
-            raise ValueError(f"{type(model).__name__} is no detector of this project")
+            raise ValueError(f"{type(model).__name__} is not a detector of this project")
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         fold_norms(self.model)
         self.keypoints = KEYPOINTS if decode else HEATMAPS
@@ -53,8 +53,8 @@ class WholeDetector(nn.Module):
         return ("boxes", "scores", "labels", *(name for name, has in own.items() if has))
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """Boxes (N, D, 4), scores (N, D), labels (N, D) with -1 in absent rows, the last, and what else
-        there is; from images (N, 3, H, W) and sizes (N, 2) int64."""
+        """Boxes (N, D, 4), scores (N, D), labels (N, D) with -1 in the absent rows at the end, and further
+        outputs; from images (N, 3, H, W) and sizes (N, 2) int64."""
         found = self.model.predict(images, sizes)
         return tuple(torch.stack([_output(each, name) for each in found]) for name in self.outputs)
 
@@ -103,14 +103,14 @@ def _put_keypoints(found: Detections, points: Tensor, frame: Frame) -> None:
 
 
 def _in_frame(model: Detector, found: Detections, frame: Frame) -> Detections:
-    """Boxes where the detector's own rule has them before `branch_results`."""
+    """Boxes in the frame that `branch_results` expects."""
     if not isinstance(model, FasterRcnn) or model.frame != "network":
         found.boxes = scale_boxes(found.boxes, *frame.factor)
     return found
 
 
 def description(model: Detector, entry: Any, whole: WholeDetector, shape: Sequence[int]) -> dict[str, Any]:
-    """What a program that runs the file must know: names, pre-processing, conventions, shapes."""
+    """Metadata for programs that run the file: names, pre-processing, conventions, shapes."""
     return {
         "row": entry.name,
         "classes": list(model.class_names),

@@ -1,8 +1,8 @@
-"""Read a configuration file of Detectron or Detectron.pytorch: parse, mend, check against the known options.
+"""Read a configuration file of Detectron or Detectron.pytorch: parse, fix, check against the known options.
 No torch.
 
-Nothing is dropped in silence: unknown options, options of the wrong type and options given twice are errors;
-    what was fixed is said.
+Nothing is silently dropped: unknown options, options of the wrong type and duplicate options are errors;
+fixes are reported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SECTION = re.compile(r"^([A-Z][A-Z0-9_]*):\s*(#.*)?$")
 _OPTION = re.compile(r"^([A-Z][A-Z0-9_]*):\s*\S")
 
 LARGEST_BYTES = 1 << 18  # the largest file of either project has 3 kB
-DEEPEST = 20  # levels; an option stands on the second or third
+DEEPEST = 20  # levels; options are on the second or third
 
 
 class _Loader(yaml.SafeLoader):
@@ -71,12 +71,12 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 @dataclass
 class Options:
-    """Options by dotted name: the file's value, else the default; remembers which were asked for, so that no
-    given one is lost.
+    """Options by dotted name: the file's value, else the default; records which were read, so that no
+    given one is ignored.
 
     given: what the file sets; notes: what was fixed or renamed; refused: unsupported options,
         with the reason; idle: options
-    that this model has no use for, with the reason.
+    that this model does not use, with the reason.
     """
 
     given: dict[str, Any]
@@ -99,7 +99,7 @@ class Options:
         return always | {name: reason for name, reason in self.idle.items() if name in self.given}
 
     def unread(self) -> list[str]:
-        """Given options that nothing asked for, although they may change something."""
+        """Given options that were not read, although they may have an effect."""
         return [
             name
             for name in self.given
@@ -145,7 +145,7 @@ def read_options(path: Path) -> Options:
     except (ValueError, OverflowError, RecursionError) as error:
         raise ManifestError(f"{path}: a value cannot be read ({error!s:.100}); correct the file") from None
     if not isinstance(document, dict):
-        raise ManifestError(f"{path}: holds no options; is it a configuration file?")
+        raise ManifestError(f"{path}: contains no options; is it a configuration file?")
     options = Options({}, notes)
     _collect(document, DEFAULTS, "", options.given, path)
     for name in MODULE_OPTIONS:
@@ -155,15 +155,14 @@ def read_options(path: Path) -> Options:
 
 
 def _indent_strays(lines: list[str]) -> list[str]:
-    """Indent, in place, options that stand at the margin below the section that they belong to; returns what
-    was fixed."""
+    """Indent, in place, unindented options below their section; returns notes on the fixes."""
     notes = []
     for number in range(1, len(lines)):
         section, option = _SECTION.match(lines[number - 1]), _OPTION.match(lines[number])
         if section and option and option[1] not in DEFAULTS and option[1] in DEFAULTS.get(section[1], ()):
             lines[number] = "  " + lines[number]
             notes.append(
-                f"line {number + 1}: {option[1]} stood at the margin, outside of {section[1]}; read as"
+                f"line {number + 1}: {option[1]} is not indented under {section[1]}; read as"
                 f" {section[1]}.{option[1]}"
             )
     return notes
@@ -178,9 +177,7 @@ def _collect(
             raise ManifestError(f"{path}: no option is named {name}: {did_you_mean(str(key), known)}")
         if isinstance(known[key], dict):
             if not isinstance(value, dict):
-                raise ManifestError(
-                    f"{path}: {name} is a section and holds options, but it is {value!r:.200}"
-                )
+                raise ManifestError(f"{path}: {name} is a section of options, but it is {value!r:.200}")
             _collect(value, known[key], f"{name}.", given, path)
         else:
             given[name] = _typed(value, known[key], name, path)
@@ -201,14 +198,14 @@ def _typed(value: Any, like: Any, name: str, path: Path) -> Any:
         return list(value)
     if type(value) is not type(like):
         raise ManifestError(
-            f"{path}: {name} wants a value of type {type(like).__name__} like {like!r}, but it is"
+            f"{path}: {name} needs a value of type {type(like).__name__} like {like!r}, but it is"
             f" {value!r:.200}"
         )
     return value
 
 
 def _module(name: str, value: str, notes: list[str]) -> str:
-    """A module option by today's name: Detectron's `add_` prefix is taken off, and a module that does not
+    """A module option by its current name: Detectron's `add_` prefix is removed, and a module that does not
     exist is replaced."""
     parts = value.split(".")
     parts[-1] = parts[-1].removeprefix("add_")

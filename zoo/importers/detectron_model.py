@@ -1,5 +1,4 @@
-"""What a configuration file of Detectron says of the model: backbone, pyramid, heads, data and schedule. No
-torch."""
+"""The model of a Detectron configuration file: backbone, pyramid, heads, data and schedule. No torch."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ NORMS = {
 MASK_HEAD_OPTIONS = {
     "UPSAMPLE_RATIO": (1, "masks are not upsampled further here"),
     "USE_FC_OUTPUT": (False, "masks come from a convolution here"),
-    "CLS_SPECIFIC_MASK": (True, "there is one mask a class here"),
+    "CLS_SPECIFIC_MASK": (True, "there is one mask per class here"),
     "WEIGHT_LOSS_MASK": (1.0, "losses are summed as they are here"),
     "CONV_INIT": ("MSRAFill", "training from scratch starts from MSRA values here"),
 }
@@ -55,7 +54,7 @@ BODY = re.compile(r"(?:(FPN)\.fpn_|ResNet\.)ResNet(50|101|152)_conv([45])(_P2onl
 
 
 class ConfigReader:
-    """One configuration file, read option by option.
+    """Reader of one configuration file.
 
     Args:
         path: of the file, for messages. options: what it sets. source: manifest that the row is for.
@@ -102,7 +101,7 @@ class ConfigReader:
         masks, keypoints = get["MODEL.MASK_ON"], get["MODEL.KEYPOINTS_ON"]
         if masks and keypoints:
             raise self.cannot(
-                "MODEL.MASK_ON and MODEL.KEYPOINTS_ON together: no model with both branches is known here"
+                "MODEL.MASK_ON and MODEL.KEYPOINTS_ON together: no model with both branches is supported here"
             )
         return "mask_rcnn" if masks else "keypoint_rcnn" if keypoints else "faster_rcnn"
 
@@ -131,7 +130,7 @@ class ConfigReader:
         self.require(
             "TRAIN.FREEZE_CONV_BODY",
             False,
-            "freezing the pyramid with the backbone is not known here; set freeze_at in the row",
+            "freezing the pyramid with the backbone is not supported here; set freeze_at in the row",
         )
         for name, value in (("DIM_PER_GP", -1), ("NUM_GROUPS", 32), ("EPSILON", 1e-5)):
             self.require(f"GROUP_NORM.{name}", value, "GroupNorm here has 32 groups and eps 1e-5")
@@ -316,7 +315,7 @@ class ConfigReader:
             )
         training = {
             "USE_FLIPPED": (True, "images are flipped in training here"),
-            "ASPECT_GROUPING": (True, "batches hold images of like aspect ratio here"),
+            "ASPECT_GROUPING": (True, "batches have images of similar aspect ratio here"),
             "ASPECT_HI": (2.0, "images are cropped beyond 2 to 1 here"),
             "ASPECT_LO": (0.5, "images are cropped beyond 1 to 2 here"),
             "GT_MIN_AREA": (-1, "objects of any area are trained on here"),

@@ -1,5 +1,5 @@
-"""What a configuration file of Detectron says of conventions: sizes, anchors, sampling, selection,
-augmentation. No torch."""
+"""Conventions from a configuration file of Detectron: sizes, anchors, sampling, selection, augmentation. No
+torch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ VIEW_OPTIONS = (
     "ASPECT_RATIOS",
     "ASPECT_RATIO_H_FLIP",
 )
-ANY_STRADDLE = 100000.0  # pixels; a row cannot say "none"
+ANY_STRADDLE = 100000.0  # pixels; TOML has no null
 
 
 class ConventionReader(ConfigReader):
-    """The same file's numbers, as sections of conventions."""
+    """The file's numbers, as sections of conventions."""
 
     def conventions(self) -> tuple[str, dict[str, Any], Conventions]:
-        """The bundle nearest to what the file says, what differs from it, and the whole."""
+        """The nearest bundle, the differences from it, and the resulting conventions."""
         bundles = self.manifests.conventions
         wanted = self.sections()
         names = [
@@ -41,13 +41,13 @@ class ConventionReader(ConfigReader):
 
     @staticmethod
     def adjustment(wanted: dict[str, Any], bundle: Conventions) -> dict[str, Any]:
-        """What the wanted sections change in a bundle; none stands for what a row cannot change."""
+        """Changes from a bundle to the given sections; None for a value that a row cannot change."""
         base = bundle.model_dump()
         unwanted = {"augmentation": None} if base.get("augmentation") and "augmentation" not in wanted else {}
         return _difference(wanted, base) | unwanted
 
     def sections(self) -> dict[str, Any]:
-        """Every value of the conventions that the file decides."""
+        """All values of the conventions that the file sets."""
         get = self.options
         means = [
             value
@@ -69,7 +69,7 @@ class ConventionReader(ConfigReader):
             },
             "boxes": {"cap": float(get["BBOX_XFORM_CLIP"])},
         }
-        if get["TRAIN.ASPECT_CROPPING"]:  # masks and keypoints move with it here; the original leaves them
+        if get["TRAIN.ASPECT_CROPPING"]:  # masks and keypoints are shifted here, but not in the original
             found["targets"] = {"aspect_cropping": True}
         if self.kind == "retinanet":
             return found | self.retinanet()
@@ -167,7 +167,9 @@ class ConventionReader(ConfigReader):
         }
         for section, name in (("TEST", "proposals"), ("TRAIN", "training_proposals")):
             self.require(
-                f"{section}.RPN_MIN_SIZE", 0, "a least side in pixels of the original image is not known here"
+                f"{section}.RPN_MIN_SIZE",
+                0,
+                "a minimum side in pixels of the original image is not supported here",
             )
             post = get[f"{section}.RPN_POST_NMS_TOP_N"]
             found[name] = {
@@ -202,7 +204,7 @@ class ConventionReader(ConfigReader):
             self.require(
                 f"TEST.{section}.SCALE_SIZE_DEP",
                 False,
-                "copies count alike for objects of all sizes here; in the original this option fails",
+                "copies have equal weight for objects of all sizes here; in the original this option fails",
             )
             for threshold in ("AREA_TH", "AREA_TH_LO", "AREA_TH_HI"):
                 get.idle[f"TEST.{section}.{threshold}"] = "read only with SCALE_SIZE_DEP"
@@ -263,7 +265,7 @@ class ConventionReader(ConfigReader):
 
 
 def kind_of(bundle: Conventions) -> str:
-    """The detector that a bundle has the sections of."""
+    """The detector of a bundle, by its sections."""
     if bundle.retinanet is not None:
         return "retinanet"
     if bundle.roi is None:
@@ -272,7 +274,7 @@ def kind_of(bundle: Conventions) -> str:
 
 
 def _difference(wanted: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """What of `wanted` is not already so in `base`, table by table."""
+    """Values of `wanted` that differ from `base`, table by table."""
     found: dict[str, Any] = {}
     for name, value in wanted.items():
         if isinstance(value, dict) and isinstance(base.get(name), dict):
@@ -284,7 +286,7 @@ def _difference(wanted: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count(tree: dict[str, Any]) -> int:
-    """How many single values a nested table has; one that a row cannot write (none) counts as very many."""
+    """Number of values in a nested table; None, which a row cannot contain, counts as 99."""
     return sum(
         _count(value) if isinstance(value, dict) else 99 if value is None else 1 for value in tree.values()
     )

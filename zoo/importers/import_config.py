@@ -1,9 +1,8 @@
-"""From a configuration file of Detectron or Detectron.pytorch to a manifest row, following its README's six
-rules. No torch.
+"""Convert a configuration file of Detectron or Detectron.pytorch to a manifest row, following its README's
+six rules. No torch.
 
-Every option that the file sets ends in one of four lists: it became part of the row, it changes nothing (and
-    why), it was fixed
-(and how), or it is not supported (and why). None is dropped in silence.
+Every option of the file is in one of four groups: part of the row, without effect (with the reason), fixed
+(with the change), or not supported (with the reason). None is silently dropped.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ MODEL_TYPES = (
 
 @dataclass
 class ImportedConfig:
-    """A row made of a configuration file, and what became of every option.
+    """A row from a configuration file, and the result for every option.
 
     row: fields of a [[model]] table; conventions: that row's, resolved; schedule: fields of a table of
         schedules.toml where none of
@@ -68,7 +67,7 @@ class ImportedConfig:
         )
 
     def report(self) -> list[str]:
-        """What a person should know, a line each."""
+        """Messages for the user, one per line."""
         lines = [f"note: {note}" for note in self.notes]
         lines += [f"without effect: {name}: {reason}" for name, reason in self.without_effect.items()]
         return lines + [f"not supported: {name}: {reason}" for name, reason in self.refused.items()]
@@ -95,7 +94,7 @@ def import_config(path: Path | str, source: str | None = None) -> ImportedConfig
             "detectron_pytorch".
 
     Raises:
-        ManifestError: the file cannot be read, or describes a model that cannot be built here; says which
+        ManifestError: the file cannot be read, or describes a model that cannot be built here; names the
             options.
     """
     path = Path(path)
@@ -105,10 +104,10 @@ def import_config(path: Path | str, source: str | None = None) -> ImportedConfig
 
 
 class _Importer(ConventionReader):
-    """One file on its way to a row."""
+    """Importer of one file."""
 
     def result(self) -> ImportedConfig:
-        """Everything, and an account of every option."""
+        """The row, and the result for every option."""
         backbone, neck, detector = self.backbone(), self.neck(), self.detector()
         schedule_name, schedule, new = self.schedule()
         bundle, adjust, conventions = self.conventions()
@@ -133,7 +132,7 @@ class _Importer(ConventionReader):
                 " and retinanet, are known"
             )
         self.options.idle["TEST.WEIGHTS"] = (
-            "weights are named where a row is run; add them to the row as [[model.weights]]"
+            "weights are not part of a configuration here; add them to the row as [[model.weights]]"
         )
         for name in self.options.unread():
             self.options.refused[name] = f"{self.options.given[name]!r}: not used here for a {self.kind}"

@@ -1,5 +1,4 @@
-"""Fetched checkpoints as safetensors: converted once, read from then on; the tensors keep the names of their
-own file."""
+"""Conversion of fetched checkpoints to safetensors; the tensors keep the names of the original file."""
 
 from __future__ import annotations
 
@@ -17,12 +16,12 @@ from detection_zoo.zoo.weights.rename import account
 
 
 def converted_path(cache: WeightCache, sha256: str, checkpoint: str) -> Path:
-    """Where the conversion of a file lies: by the file's hash and its format."""
+    """Path of a file's conversion: by the file's hash and format."""
     return cache.converted / f"{sha256}.{checkpoint}.safetensors"
 
 
 def read_arrays(spec: WeightSpec, cache: WeightCache, row: str) -> tuple[dict[str, Any], Path]:
-    """The tensors of a row's fetched file by the file's own names: from its conversion where there is one,
+    """The tensors of a row's fetched file by the file's own names: from its conversion if there is one,
     else from the file.
 
     Args:
@@ -31,7 +30,7 @@ def read_arrays(spec: WeightSpec, cache: WeightCache, row: str) -> tuple[dict[st
         row: for messages.
 
     Returns:
-        The arrays (numpy's or torch's, as the format reads them), and the path they came from.
+        The arrays (numpy's or torch's, depending on the format), and the path they were read from.
 
     Raises:
         CheckpointError: the file is not on this machine, is damaged, or cannot be read safely.
@@ -47,7 +46,7 @@ def read_arrays(spec: WeightSpec, cache: WeightCache, row: str) -> tuple[dict[st
 
 
 def _source(spec: WeightSpec, cache: WeightCache, row: str) -> Path:
-    """The file in the cache; one that comes with its manifest is copied there first."""
+    """The file in the cache; a file included with its manifest is copied there first."""
     from detection_zoo.zoo.weights.fetch.one import fetch_weights
 
     if path := cache.find(spec):
@@ -64,7 +63,7 @@ def read_converted(path: Path, source_sha256: str) -> dict[str, Any]:
     """The tensors of a conversion, in the order of the original file.
 
     Raises:
-        CheckpointError: it is damaged, or the conversion of another file.
+        CheckpointError: it is damaged, or was converted from another file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -114,10 +113,10 @@ def convert(
         spec: the weight file, already fetched.
         cache: where files are kept.
         row: the manifest row.
-        shapes: what the row's model needs, by name; none where the file is not for a whole model.
+        shapes: shapes of the row's model by name; None if the file is not a whole model.
 
     Returns:
-        The record that lies beside the file: row, format, both digests, the rename report.
+        The record stored with the file: row, format, both digests, the rename report.
 
     Raises:
         CheckpointError: the file cannot be read safely, or does not fit the model.

@@ -20,7 +20,7 @@ LARGEST_INDEX_BYTES = 16 << 20
 
 def verify_files(files: Iterable[Chosen], cache: WeightCache) -> list[dict[str, object]]:
     """Read every fetched file again and compare; a damaged one is moved aside, so that the next `get` fetches
-    it anew.
+    it again.
 
     Returns:
         One record a file: row, file, status ('good', 'damaged' or 'absent'), sha256.
@@ -29,12 +29,10 @@ def verify_files(files: Iterable[Chosen], cache: WeightCache) -> list[dict[str, 
     for chosen in files:
         sha256, path = cache.expected_sha256(chosen.spec, pins), cache.find(chosen.spec, pins)
         if path is not None and path not in seen:
-            seen[path] = (
-                "good" if _sound(path) and chosen.spec.bytes in (None, path.stat().st_size) else "damaged"
-            )
-        records.append(
-            {"row": chosen.row, "file": chosen.filename, "status": seen.get(path, "absent"), "sha256": sha256}
-        )
+            sound = _sound(path) and chosen.spec.bytes in (None, path.stat().st_size)
+            seen[path] = "good" if sound else "damaged"
+        status = seen.get(path, "absent")
+        records.append({"row": chosen.row, "file": chosen.filename, "status": status, "sha256": sha256})
     for path, status in seen.items():
         if status == "damaged":
             set_aside(path, cache)
@@ -42,32 +40,25 @@ def verify_files(files: Iterable[Chosen], cache: WeightCache) -> list[dict[str, 
 
 
 def verify_others(cache: WeightCache, known: set[str]) -> list[dict[str, object]]:
-    """The same for what no row names any more, and for converted files.
+    """The same for files that no row uses any more, and for converted files.
 
     Args:
         known: hashes of files that were read already.
     """
     records: list[dict[str, object]] = []
-    others = [
-        path
-        for folder in (cache.files, cache.converted)
-        if folder.exists()
-        for path in sorted(folder.iterdir())
-    ]
-    for path in others:
+    folders = [folder for folder in (cache.files, cache.converted) if folder.exists()]
+    for path in (path for folder in folders for path in sorted(folder.iterdir())):
         if path.name in known or path.suffix == ".json" or path.name.startswith("."):
             continue
-        sound = _sound(path)
-        records.append(
-            {"row": "", "file": path.name, "status": "good" if sound else "damaged", "sha256": None}
-        )
-        if not sound:
+        status = "good" if _sound(path) else "damaged"
+        records.append({"row": "", "file": path.name, "status": status, "sha256": None})
+        if status == "damaged":
             set_aside(path, cache)
     return records
 
 
 def _sound(path: Path) -> bool:
-    """Whether a stored file is what its name says, or a converted one what the record beside it says."""
+    """Whether a stored file has the hash in its name, or a converted file the hash in its record."""
     try:
         if path.suffix != ".safetensors":
             return sha256_of(path) == path.name
@@ -104,20 +95,14 @@ def remove_files(
                 cache.forget(path)
         sha256 = path.name if path is not None else None
         shared = sorted({row for row in owners.get(sha256, []) if row != chosen.row}) if sha256 else []
-        records.append(
-            {
-                "row": chosen.row,
-                "file": chosen.filename,
-                "status": "absent" if path is None else "removed",
-                "sha256": sha256,
-                "shared_with": shared,
-            }
-        )
+        status = "absent" if path is None else "removed"
+        record = {"row": chosen.row, "file": chosen.filename, "status": status, "sha256": sha256}
+        records.append({**record, "shared_with": shared})
     return records
 
 
 def set_aside(path: Path, cache: WeightCache) -> None:
-    """Move a damaged file aside, where nothing reads it."""
+    """Move a damaged file to the folder `damaged`."""
     (cache.home / "damaged").mkdir(exist_ok=True)
     os.replace(path, cache.home / "damaged" / path.name)
 
@@ -140,33 +125,20 @@ def export_files(files: Iterable[Chosen], cache: WeightCache, folder: Path) -> l
             raise DownloadError(
                 f"{path}: damaged; run `download_weights.py verify`, then get {chosen.row} again"
             )
-        name = _free_name(chosen, path.name, names)
+        name = chosen.filename
+        if names.get(name, path.name) != path.name:  # another file has this name
+            name = f"{chosen.row}.{name}"
+        names[name] = path.name
         part = fresh(folder / f".{name}.part")
         shutil.copyfile(path, part)
         os.replace(part, folder / name)
-        records.append(
-            {
-                "row": chosen.row,
-                "file": chosen.filename,
-                "exported": name,
-                "sha256": path.name,
-                "bytes": path.stat().st_size,
-            }
-        )
+        record = {"row": chosen.row, "file": chosen.filename, "exported": name, "sha256": path.name}
+        records.append(record | {"bytes": path.stat().st_size})
     write_atomic(
         folder / "SHA256SUMS", "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(names.items()))
     )
     write_atomic(folder / INDEX, json.dumps(records, indent=1) + "\n")
     return records
-
-
-def _free_name(chosen: Chosen, sha256: str, names: dict[str, str]) -> str:
-    """The file's own name, with the row before it where another file has that name."""
-    name = (
-        chosen.filename if names.get(chosen.filename, sha256) == sha256 else f"{chosen.row}.{chosen.filename}"
-    )
-    names[name] = sha256
-    return name
 
 
 def import_path(
@@ -184,11 +156,11 @@ def import_path(
         rows: the weight files of the named row, or of all rows.
         named: whether a row was named.
         cache: where files are kept.
-        check: raises CheckpointError where a file of which no hash is known is not what the row requires.
-        name: which of the row's files it is, where its own name does not say.
+        check: raises CheckpointError if a file without a known hash does not fit the row.
+        name: which of the row's files it is, if its name differs.
 
     Raises:
-        DownloadError: no row, or more than one, fits the file; or it is not what its row promises.
+        DownloadError: no row, or more than one, fits the file; or it is not its row's file.
     """
     if path.is_dir():
         return _import_folder(path, rows, cache, check)

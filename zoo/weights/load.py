@@ -55,7 +55,7 @@ def format_of_file(model: nn.Module, path: Path | str, stated: str | None) -> st
             model completely, `stated` before the others; else `stated`.
 
     Raises:
-        CheckpointError: none fits and none is stated; says what the file holds.
+        CheckpointError: no format fits and none is stated; the message describes the file.
     """
     path = Path(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
@@ -90,11 +90,11 @@ def format_of_file(model: nn.Module, path: Path | str, stated: str | None) -> st
             return name
     if stated is not None:
         return stated
-    arrays = read("zoo")  # raises what is wrong with the file, where nothing of it can be read
+    arrays = read("zoo")  # raises if the file cannot be read at all
     nearest = max(counts, key=lambda name: counts[name])
     raise CheckpointError(
-        f"{path}: fits the model in none of the checkpoint formats, and the row states none. The file holds"
-        f" {listed(arrays)}; as {nearest}, {counts[nearest]} of the model's {len(shapes)} tensors are there."
+        f"{path}: fits the model in none of the checkpoint formats, and the row states none. The file has"
+        f" {listed(arrays)}; as {nearest}, {counts[nearest]} of the model's {len(shapes)} tensors are found."
         " Is it the right file?"
     )
 
@@ -128,25 +128,25 @@ def load_weights(
         row: the manifest row, for messages.
 
     Raises:
-        CheckpointError: unreadable, unsafe, or incomplete; says which tensors.
+        CheckpointError: unreadable, unsafe, or incomplete; lists the tensors.
     """
     where = f"{path} ({checkpoint})" + (f" for row {row}" if row else "")
     return load_arrays(model, checkpoint_format(checkpoint).read(Path(path)), checkpoint, where=where)
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, Any], checkpoint: str, *, where: str) -> LoadReport:
-    """Load tensors that are already read, by the file's names; as `load_weights`."""
+    """Load arrays by the file's names, like `load_weights`."""
     return copy_into(model, checkpoint_format(checkpoint).translate(dict(arrays)), where)
 
 
 def load_backbone(
     model: nn.Module, path: Path | str, checkpoint: str, *, row: str | None = None
 ) -> LoadReport:
-    """Load an ImageNet classifier's file into the parts of a detector that came from it; its last layer is
+    """Load an ImageNet classifier's file into the corresponding parts of a detector; its last layer is
     left out.
 
-    Args, raises: as in `load_weights`. The model's `backbone_parts` (classifier prefix -> model prefix) says
-        where they are.
+    Args, raises: as in `load_weights`. The model's `backbone_parts` (classifier prefix -> model prefix) maps
+        them.
     """
     where = f"{path} ({checkpoint})" + (f" for the backbone of row {row}" if row else "")
     return load_backbone_arrays(
@@ -157,7 +157,7 @@ def load_backbone(
 def load_backbone_arrays(
     model: nn.Module, arrays: Mapping[str, Any], checkpoint: str, *, where: str
 ) -> LoadReport:
-    """Load a classifier's tensors that are already read, by the file's names; as `load_backbone`."""
+    """Load a classifier's arrays by the file's names, like `load_backbone`."""
     translation, only = backbone_translation(model, arrays, checkpoint)
     return copy_into(model, translation, where, only=only)
 
@@ -193,7 +193,7 @@ def account_for(
     Args: as in `copy_into`.
 
     Raises:
-        CheckpointError: something is missing, unexpected or of another shape; says what.
+        CheckpointError: a tensor is missing, unexpected or of another shape; lists them.
     """
     shapes = {
         name: tuple(tensor.shape)

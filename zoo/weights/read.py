@@ -1,4 +1,4 @@
-"""Reading local weight files: arrays by the file's own names, out of what a training script saved."""
+"""Reading local weight files: arrays by the file's own names, from the files of training scripts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from detection_zoo.zoo.weights.pickle.machine import Name
 from detection_zoo.zoo.weights.pickle.safe import file_kind, load_pickle, read_torch_file
 from detection_zoo.zoo.weights.pickle.source import shown
 
-# Where files keep the state dict beside an optimiser, a schedule and notes; the first that is there counts.
+# Keys under which training files store the state dict; the first one present is used.
 CONTAINERS = (
     "averaged",  # of this project's trainings, where the weights were averaged
     "blobs",
@@ -40,14 +40,15 @@ def read_arrays(path: Path | str) -> dict[str, Any]:
             them are left out.
 
     Raises:
-        CheckpointError: the file cannot be read safely, or holds no state dict; says what it holds.
+        CheckpointError: the file cannot be read safely, or has no state dict; the message describes its
+            content.
     """
     path = Path(path)
     content = _read_content(path)
     arrays = _state_dict(content, MAX_LEVELS)
     if arrays is None:
         raise CheckpointError(
-            f"{path}: holds no state dict (arrays by name), nor one under {', '.join(CONTAINERS)}; it holds"
+            f"{path}: has no state dict (arrays by name), nor one under {', '.join(CONTAINERS)}; it contains"
             f" {_outline(content)}; is it the right file?"
         )
     return arrays
@@ -78,7 +79,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _state_dict(content: Any, levels: int) -> dict[str, Any] | None:
-    """The arrays of a state dict, or of the first one below it; none where there is no such dict."""
+    """The arrays of a state dict, or of the first nested one; None if there is none."""
     if not isinstance(content, dict) or not levels:
         return None
     arrays = {name: value for name, value in content.items() if _is_array(value)}
@@ -90,7 +91,7 @@ def _state_dict(content: Any, levels: int) -> dict[str, Any] | None:
 
 
 def _outline(content: Any, levels: int = OUTLINE_LEVELS) -> str:
-    """What a value holds, in a few words."""
+    """A short description of a value."""
     if not isinstance(content, dict):
         return f"a {type(content).__name__}"
     if not levels:

@@ -1,5 +1,4 @@
-"""From the names of a checkpoint file to the names of a model, accounting for every tensor. No torch, no
-models."""
+"""Rename the tensors of a checkpoint file to a model's names, accounting for every tensor. No torch."""
 
 from __future__ import annotations
 
@@ -24,11 +23,10 @@ class Translation:
 
     state: model name -> array. origin: model name -> file name. dropped: file name -> why the model needs no
         such tensor.
-    aliases: model name -> an earlier file name of the same tensor, where a file holds a shared module twice.
-    defaults: regular expression of model names that this kind of file may lack, and that keep the model's
-        initial value then.
-    optional: (regular expression of model names, why a model may do without them); such a tensor of the file
-        is left out then.
+    aliases: model name -> an earlier file name of the same tensor, if a file has a shared module twice.
+    defaults: regular expression of model names that this format may lack; those keep their initial value.
+    optional: (regular expression of model names, why a model may lack them); such tensors of the file are
+        left out.
     """
 
     state: dict[str, Any] = field(default_factory=dict)
@@ -43,7 +41,7 @@ class Translation:
         self.state[name], self.origin[name] = array, origin
 
     def without(self, name: str) -> str | None:
-        """Why a model may do without a tensor of that name; none where it may not."""
+        """Why a model may lack a tensor of that name, or None."""
         return next((why for pattern, why in self.optional if re.fullmatch(pattern, name)), None)
 
 
@@ -62,7 +60,7 @@ class CheckpointFormat:
         """The arrays of a file under the model's names.
 
         Raises:
-            CheckpointError: two names become one, or the file holds a layer that the model cannot have.
+            CheckpointError: two names become one, or the file has a layer that the model cannot have.
         """
         plain, dropped = plain_names(arrays)
         result = self.rules(plain)
@@ -74,7 +72,7 @@ class CheckpointFormat:
 class LoadReport:
     """Outcome for every tensor of a file and of a model.
 
-    matched, defaulted (kept at their initial value, as the format says), missing: model names. unexpected:
+    matched, defaulted (kept at their initial value, as the format allows), missing: model names. unexpected:
     file names.
     wrong_shape: (model name, shape in the file, shape in the model). dropped: file name -> why it is not
         needed.
@@ -137,7 +135,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def rename(name: str, rules: Rules) -> str:
-    """A name after every rule in turn, each applied wherever its expression matches."""
+    """Apply all rules to a name, in order; each replaces every match of its expression."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
@@ -200,11 +198,11 @@ def need(arrays: Mapping[str, Any], name: str) -> Any:
 
 
 def plain_names(arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Names as the model had them before it was wrapped: without `module.` where all have it
-    (DataParallel), and without `_orig_mod.` (torch.compile).
+    """Names without the prefixes of wrappers: `module.` if all have it (DataParallel), `_orig_mod.`
+    (torch.compile).
 
     Returns:
-        The arrays, and what is left out with the reason: the counter of averaged weights.
+        The arrays, and the names left out with the reason: the counter of averaged weights.
 
     Raises:
         CheckpointError: two names become one.
@@ -217,7 +215,9 @@ def plain_names(arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
     plain: dict[str, Any] = {}
     for own, name in names.items():
         if name in plain:
-            raise CheckpointError(f"the file holds {own} and another tensor that is {name} of the model too")
+            raise CheckpointError(
+                f"the file has {own} and another tensor that also maps to {name} of the model"
+            )
         plain[name] = arrays[own]
     return plain, dropped
 
@@ -226,7 +226,7 @@ def account(translation: Translation, shapes: Mapping[str, tuple[int, ...]], whe
     """Compare a translated file with a model.
 
     Args:
-        translation: what the file holds.
+        translation: the file's tensors.
         shapes: what the model needs, by name.
         where: file and row, for messages.
     """

@@ -1,5 +1,5 @@
-"""Read TensorFlow.js models, kept as one zip file of model.json and its shards: arrays by name, in numpy
-alone, nothing run."""
+"""Read TensorFlow.js models, stored as one zip file of model.json and its shards, into numpy arrays by name;
+no code is run."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ LARGEST_DESCRIPTION_BYTES = 8 << 20
 LARGEST_GROWTH = 8  # of the unpacked entries over the file
 MAX_DIMENSIONS = 32
 TYPES = {"float32": "<f4", "float16": "<f2", "int32": "<i4", "uint8": "u1", "uint16": "<u2", "bool": "?"}
-QUANTISED = ("uint8", "uint16", "float16")  # how a weight may be stored in place of its own type
+QUANTISED = ("uint8", "uint16", "float16")  # types in which a quantised weight may be stored
 
 
 def read_tfjs(path: Path, name: str = DESCRIPTION) -> tuple[dict[str, Any], dict[str, Any]]:
     """The weights of a TensorFlow.js model, and its description.
 
     Args:
-        path: zip file that holds the description and the shards it names, plainly stored or compressed.
-        name: of the description: model.json, or a file that holds its list of weights alone.
+        path: zip file with the description and the shards that it lists, stored or compressed.
+        name: of the description: model.json, or a file with only its list of weights.
 
     Returns:
         Arrays by the model's own names (quantised ones widened to float32), and the content of model.json.
 
     Raises:
-        CheckpointError: malformed, cut short, or a weight of a type that holds no numbers.
+        CheckpointError: malformed, cut short, or a weight of a non-numeric type.
     """
     if (kind := file_kind(path)) != "torch zip":
         raise CheckpointError(
@@ -71,7 +71,8 @@ def _description(entries: ZipEntries, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Weight:
-    """A weight as the description states it. `type`, `stored`: numpy codes of the array and in the shards."""
+    """A weight as the description states it. `type`, `stored`: numpy type codes of the array and of the
+    shards."""
 
     name: str
     type: str
@@ -87,7 +88,7 @@ class _Weight:
 
 
 def _weights(entries: ZipEntries, manifest: list[Any]) -> dict[str, Any]:
-    """Arrays by name; a group's shards are one run of bytes, which its weights fill exactly."""
+    """Arrays by name; the shards of a group are concatenated, and its weights fill these bytes exactly."""
     arrays: dict[str, Any] = {}
     used: set[str] = set()
     for group in manifest:
@@ -194,7 +195,7 @@ def read_tfjs_graph(path: Path) -> dict[str, Any]:
 
 
 def torch_layout(kernel: Any, *, depthwise: bool = False) -> Any:
-    """A kernel as torch has it.
+    """A kernel in torch's layout.
 
     Args:
         kernel: (height, width, in, out), depthwise (height, width, channels, 1), or of a linear layer (in,

@@ -1,4 +1,4 @@
-"""Zip files, read entry by entry after their layout was checked, so that every reader sees one content."""
+"""Zip files, read entry by entry after a check of their layout, so that all readers agree on the contents."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class ZipEntries:
         start = 0
         for block in self._blocks(name):
             if start + len(block) > len(data):
-                raise CheckpointError(f"{self.path}: refused: entry {name!r:.100} is longer than it says")
+                raise CheckpointError(
+                    f"{self.path}: refused: entry {name!r:.100} is longer than its directory states"
+                )
             data[start : start + len(block)] = block
             start += len(block)
         if start != len(data):
@@ -68,7 +70,7 @@ class ZipEntries:
         if name not in self._infos:
             raise CheckpointError(f"{self.path}: has no entry {name!r:.100}; is it the right file?")
         info = self._infos[name]
-        if not info.CRC:  # written without checksums, so there is none to compare
+        if not info.CRC:  # written without a checksum
             info.CRC = None  # type: ignore[assignment]
         with malformed_zip(self.path), self._archive.open(info) as file:
             while block := file.read(BLOCK_BYTES):
@@ -77,7 +79,7 @@ class ZipEntries:
 
 @contextmanager
 def malformed_zip(path: Path) -> Iterator[None]:
-    """Turn what the standard library raises about a zip file into a CheckpointError with the file's name."""
+    """Convert the standard library's errors about a zip file to a CheckpointError with the file's name."""
     try:
         yield
     except _MALFORMED as error:
@@ -89,15 +91,15 @@ def malformed_zip(path: Path) -> Iterator[None]:
 
 @contextmanager
 def zip_entries(path: Path, growth: int = 1) -> Iterator[ZipEntries]:
-    """Open a zip file whose layout is the plain one: entries one behind the other, each once, then the
-    directory, then the end.
+    """Open a zip file of the standard layout: contiguous entries with unique names, then the directory, then
+    the end record.
 
     Args:
         path: the file.
-        growth: how many times larger than the file its entries may be; 1: none may be compressed.
+        growth: the largest ratio of the entries' size to the file's; 1: no entry may be compressed.
 
     Raises:
-        CheckpointError: says what is wrong.
+        CheckpointError: the file is malformed; names the reason.
     """
     with path.open("rb") as file:
         with malformed_zip(path):
@@ -116,7 +118,7 @@ def zip_entries(path: Path, growth: int = 1) -> Iterator[ZipEntries]:
 
 
 def _directory(file: BinaryIO, path: Path) -> tuple[int, int]:
-    """Where the directory starts and how many entries it lists, after both end records were compared."""
+    """Offset of the directory and number of its entries, after comparing both end records."""
     size = file.seek(0, 2)
     file.seek(max(0, size - 22))
     end = file.read(22)
@@ -159,7 +161,7 @@ def _directory(file: BinaryIO, path: Path) -> tuple[int, int]:
 
 
 def _check_entries(infos: list[zipfile.ZipInfo], path: Path, growth: int) -> None:
-    """Names that stay inside the file and are there once; sizes that the file can hold."""
+    """Check that names are unique and have no path outside the file, and that sizes are possible."""
     size = path.stat().st_size
     names: set[str] = set()
     for info in infos:
@@ -182,7 +184,7 @@ def _check_entries(infos: list[zipfile.ZipInfo], path: Path, growth: int) -> Non
 
 
 def _check_layout(file: BinaryIO, infos: list[zipfile.ZipInfo], directory_start: int, path: Path) -> None:
-    """Every entry begins where the one before it ends, and has the name and kind that the directory says."""
+    """Check that entries are contiguous, with the names and compression that the directory states."""
     position = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         file.seek(info.header_offset)
@@ -197,8 +199,8 @@ def _check_layout(file: BinaryIO, infos: list[zipfile.ZipInfo], directory_start:
             or (flags, method) != (info.flag_bits, info.compress_type)
         ):
             raise CheckpointError(
-                f"{path}: refused: entry {info.filename!r:.100} is not where or what the directory says; its"
-                " entries overlap, or it is damaged"
+                f"{path}: refused: entry {info.filename!r:.100} differs from the directory's record in"
+                " position, name or compression; entries overlap, or the file is damaged"
             )
         position += 30 + name_bytes + extra_bytes + info.compress_size
         file.seek(position)
@@ -210,6 +212,6 @@ def _check_layout(file: BinaryIO, infos: list[zipfile.ZipInfo], directory_start:
 
 
 def _is_wide(file: BinaryIO, info: zipfile.ZipInfo, start: int) -> bool:
-    """Whether the sizes behind an entry's data are numbers of 8 bytes."""
+    """Whether the sizes after an entry's data are 8-byte numbers."""
     file.seek(start + 4)
     return file.read(16) == struct.pack("<QQ", info.compress_size, info.file_size)

@@ -1,11 +1,11 @@
-"""Look at every link of every manifest: does it answer, with what, and is the row well formed. No torch."""
+"""Check every link of every manifest, and whether its row is well formed. No torch."""
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from detection_zoo.zoo.errors import DownloadError, ManifestError
 from detection_zoo.zoo.manifest import SHARED_FILES, WeightSpec, read_toml
+from detection_zoo.zoo.plain import one_line
 from detection_zoo.zoo.templates import expand_rows
 from detection_zoo.zoo.weights.fetch import headers
 from detection_zoo.zoo.weights.fetch.availability import shipped_path
 from detection_zoo.zoo.weights.fetch.cache import spec_key
-from detection_zoo.zoo.weights.fetch.headers import printable
 from detection_zoo.zoo.weights.fetch.hosts import (
     host_of,
     needs_person,
@@ -37,7 +37,7 @@ NO_NETWORK = "no network"
 
 @dataclass
 class Link:
-    """One address of one row, and what it answered. `status`: ok, page, by hand, dead, refused, wrong size,
+    """One address of one row, and its response. `status`: ok, page, by hand, dead, refused, wrong size,
     no network, not tried, error."""
 
     row: str
@@ -51,7 +51,7 @@ class Link:
 
 @dataclass
 class Audit:
-    """What an audit found: links, faults of rows (file, row, what), rows without a hash."""
+    """Result of an audit: links, faults of rows (file, row, fault), rows without a hash."""
 
     date: str
     links: list[Link]
@@ -60,18 +60,18 @@ class Audit:
 
     @property
     def bad_links(self) -> list[Link]:
-        """Links that answered, but not with the file."""
+        """Links whose response is not the file."""
         return [
             link for link in self.links if link.status in ("dead", "refused", "wrong size", "page", "error")
         ]
 
     def values(self) -> dict[str, Any]:
-        """Plain values, as they are stored under results/."""
+        """Plain values, as stored under results/."""
         return asdict(self)
 
 
 def read_rows(folder: Path) -> tuple[list[tuple[str, WeightSpec]], list[str]]:
-    """Every weight file of a manifest folder by row name, and what is malformed; one bad row hides no other.
+    """Every weight file of a manifest folder by row name, and the faults of malformed rows.
 
     Args:
         folder: of the manifests.
@@ -99,8 +99,7 @@ def read_rows(folder: Path) -> tuple[list[tuple[str, WeightSpec]], list[str]]:
 
 
 def faults_of(row: str, spec: WeightSpec) -> list[str]:
-    """What is malformed in a row's weight file: addresses, missing pages for a person, missing package
-    hashes."""
+    """Faults of a row's weight file: malformed addresses, missing manual pages, missing package hashes."""
     faults = [
         f"{url}: {reason}"
         for url in [*spec.urls, *filter(None, [spec.md5_url])]
@@ -126,7 +125,7 @@ def faults_of(row: str, spec: WeightSpec) -> list[str]:
 
 
 def duplicates(rows: Iterable[tuple[str, WeightSpec]]) -> list[str]:
-    """Addresses that two different rows claim without saying why."""
+    """Addresses of more than one row without an explanation."""
     claims: dict[str, dict[str, bool]] = defaultdict(dict)
     for row, spec in rows:
         for url in spec.urls:
@@ -170,19 +169,17 @@ def audit(
     Args:
         folder: of the manifests.
         date: YYYY-MM-DD, for the record.
-        offline: look at the rows only.
+        offline: check only the rows.
         jobs: links at a time.
-        policy: patience with each link.
+        policy: timeouts and retries of each link.
         progress: called with each finished link.
     """
     rows, faults = read_rows(folder)
     links = [Link(row, url) for row, spec in rows for url in [*spec.urls, *filter(None, [spec.md5_url])]]
     sizes = {url: spec.bytes for _, spec in rows for url in spec.urls if spec.bytes}
     answers: dict[str, Link] = {}
-    lost: set[str] = (
-        set()
-    )  # hosts that were not found: looking each up again takes minutes where there is no network
-
+    # hosts that were not found: looking each up again takes minutes where there is no network
+    lost: set[str] = set()
     stop = threading.Event()
 
     def look(url: str) -> None:
@@ -196,15 +193,9 @@ def audit(
 
     if run_side_by_side(look, list(dict.fromkeys(link.url for link in links)), jobs, stop):
         raise KeyboardInterrupt
-    for link in links:
-        link.__dict__.update(
-            {key: value for key, value in answers[link.url].__dict__.items() if key != "row"}
-        )
-    faults += (
-        [fault for row, spec in rows for fault in faults_of(row, spec)]
-        + duplicates(rows)
-        + same_targets(links)
-    )
+    links = [replace(answers[link.url], row=link.row) for link in links]
+    faults += [fault for row, spec in rows for fault in faults_of(row, spec)]
+    faults += duplicates(rows) + same_targets(links)
     return Audit(date, links, faults, [f"{row}: {spec_key(spec)}" for row, spec in rows if not spec.sha256])
 
 
@@ -216,7 +207,7 @@ def probe(
     lost: set[str],
     stop: threading.Event,
 ) -> None:
-    """Ask for one byte of a link and note the answer; hosts in `lost` are known not to be found."""
+    """Request one byte of a link and store the result; hosts in `lost` could not be resolved before."""
     if problem_of(link.url):
         link.status, link.detail = "error", str(problem_of(link.url))
     elif reason := needs_person(link.url):
@@ -224,7 +215,7 @@ def probe(
     elif path := shipped_path(link.url):
         link.status = "ok" if path.is_file() else "dead"
     elif link.url.startswith(("pypi:", "npm:")):
-        link.status, link.detail = "not tried", "a package, reached by its client"
+        link.status, link.detail = "not tried", "a package, fetched by its client"
     elif offline:
         link.status, link.detail = NO_NETWORK, "--offline"
     else:
@@ -258,13 +249,12 @@ def _probe_routes(
 
 
 def _note(client: Client, link: Link, response: Any, trail: list[str], expected_bytes: int | None) -> None:
+    link.bytes = headers.content_length(response.headers)
     if response.status_code == 206:
         part = headers.content_range(response.headers)
         link.bytes = part.total if part else None
-    else:
-        link.bytes = headers.content_length(response.headers)
     link.type = headers.media_type(response.headers)
-    link.redirects = [printable(scrub(url).removesuffix("?...")) for url in trail[1:]]
+    link.redirects = [one_line(scrub(url).removesuffix("?...")) for url in trail[1:]]
     link.detail = f"HTTP {response.status_code}" + (f" via {host_of(trail[-1])}" if len(trail) > 1 else "")
     if response.status_code in (200, 206):
         link.status = "ok"
@@ -282,7 +272,7 @@ def _note(client: Client, link: Link, response: Any, trail: list[str], expected_
 
 
 def _note_page(client: Client, link: Link, response: Any, url: str) -> None:
-    """A page is fine where it leads to the file."""
+    """Accept a page that leads to the file."""
     link.bytes = None
     try:
         read_page(url, client.beginning(response, PAGE_BYTES))

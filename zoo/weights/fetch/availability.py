@@ -18,8 +18,8 @@ State = Literal["here", "fetchable", "needs a person", "partial", "none"]
 class Availability:
     """State of the weights that `--weights published` means for a row.
 
-    spec: the weight file; none where the state is "partial" or "none". reason: one sentence that says what is
-        missing and what to do; empty where the file is here.
+    spec: the weight file; none where the state is "partial" or "none". reason: one sentence: what is
+        missing, and what to do; empty if the file is here.
     """
 
     state: State

@@ -1,5 +1,5 @@
-"""The folder of fetched weights: files under their own SHA-256, the hashes recorded on first use, and a lock
-for each file."""
+"""The folder of fetched weights: files named by their SHA-256, hashes recorded on first use, and a lock for
+each file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from detection_zoo.zoo.errors import CheckpointError, DownloadError
@@ -37,14 +38,13 @@ class Pin:
 
 
 def spec_key(spec: WeightSpec) -> str:
-    """What identifies a weight file while its hash is unknown: its first address, else the page a person goes
-    to with its name."""
+    """Identifier of a weight file without a known hash: its first address, else its manual page and name."""
     return spec.urls[0] if spec.urls else f"{spec.manual} {spec.filename or ''}".strip()
 
 
 def spec_filename(spec: WeightSpec) -> str:
-    """The name a file is exported under: the row's, else the last part of the first address. Never what a
-    server says."""
+    """The name a file is exported under: the row's, else the last part of the first address; never a
+    name from a server."""
     if spec.filename:
         return safe_name(spec.filename)
     address = spec_key(spec)
@@ -53,7 +53,7 @@ def spec_filename(spec: WeightSpec) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A file name without folders or odd characters, at most 120 characters."""
+    """A file name without folders or special characters, at most 120 characters."""
     kept = "".join(
         c if c.isalnum() or c in "._-+=" else "_" for c in name.replace("\\", "/").rsplit("/", 1)[-1]
     )
@@ -67,16 +67,17 @@ def sha256_of(path: Path) -> str:
 
 
 def _stamp(handle: int) -> list[int]:
-    """Inode, size in bytes, and times in ns of an open file: any change of its bytes changes one of them."""
+    """Inode, size in bytes, and times in ns of an open file: a change of its bytes changes at least one of
+    them."""
     found = os.fstat(handle)
     return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def open_own(path: Path) -> FileIO:
-    """Open one of our files to read and append, unbuffered; it is made where it is absent.
+    """Open one of our files to read and append, unbuffered; it is created if it is absent.
 
     Raises:
-        DownloadError: something else has its name: a link, which is not followed, a folder, a pipe.
+        DownloadError: the path is a link (not followed), a folder or a pipe.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -86,14 +87,16 @@ def open_own(path: Path) -> FileIO:
             raise DownloadError(f"{path}: not a regular file; remove it and run again") from None
         raise DownloadError(f"{path}: cannot be opened ({error.strerror})") from None
     found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:  # two names: the other one may be anybody's
+    if (
+        not stat.S_ISREG(found.st_mode) or found.st_nlink != 1
+    ):  # two names: another process may write through the other
         os.close(handle)
         raise DownloadError(f"{path}: not a regular file; remove it and run again")
     return FileIO(handle, "ab+")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
+    """Flush a folder, so that a rename in it survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -102,14 +105,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def fresh(part: Path) -> Path:
-    """The path of a file about to be written, after what was there is removed: of a killed process, or a link
-    that somebody planted."""
+    """The path of a file to be written, after removing an existing one: left by a killed process, or a
+    planted link."""
     part.unlink(missing_ok=True)
     return part
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file atomically; the caller is the only writer, or holds a lock."""
+    """Write a text file atomically; the caller is the only writer, or has the lock."""
     part = fresh(path.with_name(f".{path.name}.new"))
     with part.open("x", encoding="utf-8") as file:
         file.write(text)
@@ -119,12 +122,23 @@ def write_atomic(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def read_note(path: Path) -> dict[str, Any]:
+    """The JSON object of one of our small files; empty where it is absent, damaged or a link."""
+    if path.is_symlink() or not path.is_file():
+        return {}
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
 class WeightCache:
     """A folder of weights.
 
     Args:
-        home: the folder; made on first write. `sha256/` holds the files, `parts/` unfinished downloads,
-            `pins.jsonl` the recorded hashes, `verified/` which files were hashed, and how they were then.
+        home: the folder; created on first write. `sha256/` has the files, `parts/` unfinished downloads,
+            `pins.jsonl` the recorded hashes, `verified/` the inode, size and times of hashed files.
     """
 
     def __init__(self, home: Path | None = None) -> None:
@@ -134,16 +148,15 @@ class WeightCache:
         self.record = self.home / "pins.jsonl"
 
     def prepare(self) -> None:
-        """Make the folders; raises DownloadError where that is not possible."""
+        """Create the folders; raises DownloadError if that fails."""
         try:
             for folder in (self.files, self.parts, self.locks, self.converted):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            reason = (
-                f"cannot make the weight folder ({error.strerror}); set DETECTION_ZOO_HOME or --home to a"
-                " folder you own"
-            )
-            raise DownloadError(f"{self.home}: {reason}") from None
+            raise DownloadError(
+                f"{self.home}: cannot create the weight folder ({error.strerror}); set DETECTION_ZOO_HOME or"
+                " --home to a folder you own"
+            ) from None
 
     def file(self, sha256: str) -> Path:
         """The path for the file with this hash, whether or not it exists."""
@@ -157,7 +170,7 @@ class WeightCache:
         return hashlib.sha256((spec.sha256 or spec_key(spec)).encode()).hexdigest()[:24]
 
     def pins(self) -> dict[str, Pin]:
-        """Recorded hashes by key; a later line replaces an earlier one, and a line with an empty hash forgets
+        """Recorded hashes by key; a later line replaces an earlier one, and a line with an empty hash removes
         it."""
         pins: dict[str, Pin] = {}
         for number, line in enumerate(self._lines(), start=1):
@@ -179,7 +192,7 @@ class WeightCache:
         if self.record.is_symlink() or not self.record.is_file():
             raise DownloadError(f"{self.record}: not a regular file; remove it and run again")
         text = self.record.read_text(encoding="utf-8")
-        # A process killed while it appended leaves a last line without its end: it was never recorded.
+        # an incomplete last line was written by a killed process: it is ignored
         return text[: text.rfind("\n") + 1].splitlines()
 
     def pin_of(self, spec: WeightSpec, pins: dict[str, Pin] | None = None) -> Pin | None:
@@ -195,22 +208,22 @@ class WeightCache:
         return pin.sha256 if pin else None
 
     def find(self, spec: WeightSpec, pins: dict[str, Pin] | None = None) -> Path | None:
-        """The fetched file of a row, or none. Its content was verified when it was stored; who reads it
-        asks `require_sound`."""
+        """The fetched file of a row, or none. Its content was verified when it was stored; before
+        reading it, call `require_sound`."""
         sha256 = self.expected_sha256(spec, pins)
         path = self.file(sha256) if sha256 else None
         return path if path and path.is_file() else None
 
     def digest_of(self, path: Path) -> str:
-        """SHA-256 of the content of a stored file: computed, or remembered since, while the file is the same
-        by inode, size and times.
+        """SHA-256 of the content of a stored file: computed once, and again after its inode, size or times
+        change.
 
         Args:
             path: in this cache.
         """
         with path.open("rb") as file:
             before = _stamp(file.fileno())
-            note = self._note(path)
+            note = read_note(self.verified / path.name)
             if note.get("stamp") == before and isinstance(note.get("sha256"), str):
                 return note["sha256"]
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -222,7 +235,7 @@ class WeightCache:
         """The SHA-256 of a stored file, which is its name.
 
         Raises:
-            CheckpointError: its bytes are no longer those that were stored.
+            CheckpointError: its content has changed since it was stored.
         """
         if (sha256 := self.digest_of(path)) != path.name:
             raise CheckpointError(
@@ -231,48 +244,38 @@ class WeightCache:
             )
         return sha256
 
-    def _note(self, path: Path) -> dict[str, object]:
-        own = self.verified / path.name
-        if own.is_symlink() or not own.is_file():
-            return {}
-        try:
-            note = json.loads(own.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return note if isinstance(note, dict) else {}
-
     def _write_note(self, path: Path, sha256: str, stamp: list[int]) -> None:
         try:
             self.verified.mkdir(exist_ok=True)
             with self.lock(f"verified-{path.name[:24]}"):
                 write_atomic(self.verified / path.name, json.dumps({"sha256": sha256, "stamp": stamp}))
         except OSError:
-            return  # a folder that may only be read: the file is hashed again next time
+            return  # read-only folder: the file is hashed again next time
 
     def forget(self, path: Path) -> None:
-        """Remove a stored file, with what was noted about it and what was converted from it."""
+        """Remove a stored file, its verification record and its conversions."""
         for old in (path, self.verified / path.name, *self.converted.glob(f"{path.name}.*")):
             old.unlink(missing_ok=True)
 
     def remember(self, spec: WeightSpec, sha256: str, size_bytes: int, url: str, row: str) -> None:
-        """Append the hash of a file to the record; an empty hash forgets the file."""
+        """Append the hash of a file to the record; an empty hash removes the file's record."""
         pin = Pin(
             spec_key(spec), sha256, size_bytes, url, row, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         )
         self.prepare()
         with self.lock("pins"), open_own(self.record) as file:
-            file.truncate(self.record.read_bytes().rfind(b"\n") + 1)  # a torn last line was never recorded
+            file.truncate(self.record.read_bytes().rfind(b"\n") + 1)  # removes an incomplete last line
             file.write(json.dumps(asdict(pin)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
     def store(self, part: Path, sha256: str) -> Path:
-        """Give a complete, verified and synced file its name, in one step."""
+        """Rename a complete, verified and synced file to its hash, atomically."""
         target = self.file(sha256)
         part.chmod(0o444)
         os.replace(part, target)
         sync_folder(self.files)
-        with target.open("rb") as file:  # its bytes were hashed as they came
+        with target.open("rb") as file:  # its bytes were hashed while they were received
             self._write_note(target, sha256, _stamp(file.fileno()))
         return target
 
@@ -280,11 +283,11 @@ class WeightCache:
     def lock(
         self, name: str, waiting: Callable[[], None] = lambda: None, stop: threading.Event | None = None
     ) -> Iterator[None]:
-        """Hold a lock that other processes respect and that the system releases when a process dies.
+        """Hold a lock between processes; the system releases it when a process dies.
 
         Args:
             name: what is locked.
-            waiting: called once where another process holds it.
+            waiting: called once if another process has the lock.
             stop: ends the waiting, by KeyboardInterrupt.
         """
         from filelock import FileLock, Timeout

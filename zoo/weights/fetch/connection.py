@@ -1,5 +1,5 @@
-"""Connections with a deadline, to allowed addresses only. A socket's own timeout bounds the silence between
-two bytes; a server that sends a byte now and then would hold a request for ever."""
+"""Connections with a deadline, to allowed addresses only. A socket's timeout limits only the time between two
+bytes, so a slow server could keep a request open without end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Guard:
         stop: ends everything.
 
     `deadline` (seconds of time.monotonic) may be moved at any time. `public_only`: whether connections to
-        private addresses are refused. `peer`: address of the last server, none behind a proxy.
+        private addresses are refused. `peer`: address of the last server, None with a proxy.
     """
 
     def __init__(self, stop: threading.Event) -> None:
@@ -56,7 +56,7 @@ class Guard:
             connection.close()
             raise DownloadError(f"a redirect to the private address {self.peer} is refused")
         with self._lock:
-            # TLS moves a connection into another object; the copy stays good
+            # TLS moves a connection into another object; the duplicate stays valid
             self._sockets.append(connection.dup())
         return connection
 
@@ -69,7 +69,7 @@ class Guard:
             self._sockets.clear()
 
     def close(self) -> None:
-        """Close everything, and end the watching."""
+        """Close everything, and end the watching thread."""
         self._done.set()
         self.end_request()
 
@@ -103,7 +103,7 @@ def guarded_adapter(guard: Guard) -> Any:
 
         def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
             manager = super().proxy_manager_for(proxy, **kwargs)
-            if proxy.lower().startswith("http"):  # a SOCKS proxy brings connections of its own
+            if proxy.lower().startswith("http"):  # a SOCKS proxy has its own connections
                 manager.pool_classes_by_scheme = pools
             return manager
 

@@ -1,4 +1,4 @@
-"""Parse a server's headers in one place: a value of the right form, or None. No network."""
+"""Parse a server's headers: a valid value, or None. No network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-LONGEST_VALIDATOR = 200  # characters; it is sent back with every request for the rest of a file
+from detection_zoo.zoo.plain import one_line
+
+LONGEST_VALIDATOR = 200  # characters; it is sent with every resumed request
 LONGEST_WAIT_S = 1e9
 
 Headers = Mapping[str, str]
@@ -36,7 +38,7 @@ def content_length(headers: Headers) -> int | None:
 
 
 def content_range(headers: Headers) -> ContentRange | None:
-    """Which part of the file the body is."""
+    """Byte range of the file in the body."""
     text = headers.get("Content-Range", "").strip(" \t")
     found = re.fullmatch(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)", text)
     return ContentRange(*(whole_number(group) for group in found.groups())) if found else None
@@ -50,11 +52,11 @@ def packing(headers: Headers) -> str:
 def media_type(headers: Headers) -> str | None:
     """The Content-Type, printable and of at most 100 characters."""
     text = headers.get("Content-Type")
-    return printable(text)[:100] if text is not None else None
+    return one_line(text)[:100] if text is not None else None
 
 
 def is_chunked(headers: Headers) -> bool:
-    """Whether the body ends with a mark."""
+    """Whether the body is sent in chunks, with an end mark."""
     return "chunked" in headers.get("Transfer-Encoding", "").lower()
 
 
@@ -68,7 +70,7 @@ def validator(headers: Headers) -> str | None:
 
 
 def retry_after_s(headers: Headers) -> float | None:
-    """Seconds that a Retry-After header asks for, in either of its forms."""
+    """Seconds of a Retry-After header, given as a number or a date."""
     text = headers.get("Retry-After")
     if text is None:
         return None
@@ -78,8 +80,3 @@ def retry_after_s(headers: Headers) -> float | None:
         return max(0.0, parsedate_to_datetime(text[:100]).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError, OSError):
         return None
-
-
-def printable(text: str) -> str:
-    """Text from a server without control characters, which a terminal would interpret."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", "?", text)

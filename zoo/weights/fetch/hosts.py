@@ -1,5 +1,5 @@
-"""What each host wants: share links become direct ones, moved buckets are followed, pages are read, tokens
-stay at home. No network here."""
+"""Rules of each host: direct links for share links, new addresses of moved buckets, confirmation pages,
+tokens. No network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from html.parser import HTMLParser
 from urllib.parse import parse_qs, parse_qsl, quote, urlencode, urljoin, urlsplit, urlunsplit
 
 from detection_zoo.zoo.errors import DownloadError
-from detection_zoo.zoo.weights.fetch.headers import printable
+from detection_zoo.zoo.plain import one_line, without_secrets
 
 DRIVE_DOWNLOAD = "https://drive.usercontent.google.com/download"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-PERSON_HOSTS = {"pan.baidu.com": "Baidu asks for an account and a code"}
-# A bucket that moved, and where its files lie now. The new address is tried first, the old one after it.
+PERSON_HOSTS = {"pan.baidu.com": "Baidu requires an account and a code"}
+# Buckets that moved, and the new addresses of their files. The new address is tried first, then the old one.
 MOVED = {
     "https://s3-us-west-2.amazonaws.com/detectron/": "https://dl.fbaipublicfiles.com/detectron/",
     "https://s3.amazonaws.com/pytorch/models/": "https://download.pytorch.org/models/",
@@ -29,19 +29,18 @@ TOKEN_NAMES = {
     "raw.githubusercontent.com": "GITHUB_TOKEN",
 }
 LONGEST_ADDRESS = 8192
-SECRET_FIELDS = r"token|key|secret|password|passwd|pwd|sig|signature|auth|access|credential"
 SCHEMES = ("https", "http", "file", "pypi", "npm", "s3", "hf")
 
 
 def host_of(url: str) -> str:
-    """The host of an address in small letters ('file', 'pypi' or 'npm' where there is none), for tables and
+    """The host of an address in lower case ('file', 'pypi' or 'npm' if it has none), for tables and
     messages."""
     parts = urlsplit(url)
     return (parts.hostname or parts.scheme).lower()
 
 
 def problem_of(url: str) -> str | None:
-    """What is wrong with an address as a row states it, or none."""
+    """Reason why an address of a row is invalid, or None."""
     try:
         parts = urlsplit(url)
         port_ok = parts.port is None or parts.port > 0
@@ -52,7 +51,7 @@ def problem_of(url: str) -> str | None:
     if parts.scheme in ("https", "http") and (not parts.hostname or not port_ok):
         return "no host in the address"
     if parts.username or parts.password:
-        return "a user name or password stands in the address; use a token in the environment"
+        return "the address contains a user name or password; use a token in the environment"
     if any(c.isspace() or ord(c) < 32 for c in url):
         return "white space in the address"
     return None
@@ -69,10 +68,10 @@ def is_private_address(address: str) -> bool:
 
 
 def is_private_host(host: str) -> bool:
-    """Whether a host is, by its name alone, this machine or one of a private network."""
+    """Whether a host name is of this machine or a private network."""
     name = host.lower().rstrip(".")
     if re.fullmatch(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+)){0,3}", name):
-        try:  # every form that a resolver takes: 127.1, 0x7f000001, 2130706433
+        try:  # every form that a resolver accepts: 127.1, 0x7f000001, 2130706433
             return is_private_address(socket.inet_ntoa(socket.inet_aton(name)))
         except OSError:
             return False
@@ -152,8 +151,8 @@ def _hugging_face(url: str) -> str:
 
 
 def same_file(url: str) -> str:
-    """A key that is equal for addresses of one file: share links of one id, an old bucket and its new
-    place."""
+    """A key that is equal for addresses of the same file: share links of one id, an old bucket and its new
+    address."""
     if problem_of(url) or needs_person(url):
         return url
     if key := drive_id(url) if host_of(url) == "drive.google.com" else None:
@@ -169,7 +168,7 @@ def same_file(url: str) -> str:
 
 
 def token_name(host: str) -> str:
-    """The environment variable whose token belongs to a host: HF_TOKEN, GITHUB_TOKEN, else the host in
+    """The environment variable of a host's token: HF_TOKEN, GITHUB_TOKEN, else the host in
     capitals and _TOKEN."""
     return TOKEN_NAMES.get(host) or re.sub(r"[^A-Z0-9]", "_", host.upper()) + "_TOKEN"
 
@@ -180,11 +179,11 @@ def token_header(url: str, origin: str, environment: Mapping[str, str] = os.envi
     Args:
         url: the address about to be requested, perhaps after a redirect.
         origin: the address of the first request: a token is sent only there, and only encrypted or within
-        this
-            machine.
+            this machine.
 
     Raises:
-        DownloadError: the variable of the token holds what no header can carry; its value is not shown.
+        DownloadError: the token's variable has characters that are invalid in a header; its value is not
+            shown.
     """
     here, first = urlsplit(url), urlsplit(origin)
     same_origin = (here.scheme, here.hostname, here.port) == (first.scheme, first.hostname, first.port)
@@ -194,7 +193,7 @@ def token_header(url: str, origin: str, environment: Mapping[str, str] = os.envi
     if not (token and same_origin and private):
         return {}
     if not re.fullmatch(r"[!-~]+", token):  # libraries quote it in their errors
-        raise DownloadError(f"{name} holds white space or letters that no token has; set it again")
+        raise DownloadError(f"{name} contains white space or invalid characters; set it again")
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -204,14 +203,12 @@ def hide(text: str, environment: Mapping[str, str] = os.environ) -> str:
     for name, value in environment.items():
         if name.endswith("_TOKEN") and len(value) >= 4:
             text = text.replace(value, "***")
-    text = re.sub(r"\b(\w{1,20}://)[^/@\s]{1,1000}@", r"\1***@", text)
-    field = rf"(?i)([?&][\w.-]{{0,40}}(?:{SECRET_FIELDS})[\w.-]{{0,40}}=)[^&\s'\"]+"
-    return re.sub(field, r"\1***", text)
+    return without_secrets(text)
 
 
 def scrub(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """A message about an address that a server chose: secrets hidden, and every query cut off, since
-    signatures stand there."""
+    it may contain signatures."""
     text = hide(text[:LONGEST_ADDRESS], environment)
     return re.sub(r"\b(\w{1,20}:/{1,9}[^\s?'\"]+)\?[^\s'\"),]*", r"\1?...", text)
 
@@ -246,7 +243,7 @@ class _Page(HTMLParser):
 
 
 def read_page(url: str, body: bytes) -> str:
-    """The address behind a page that was served instead of the file (Google Drive's "cannot scan for viruses"
+    """The file's address from a page that was served instead of it (Google Drive's "cannot scan for viruses"
     page).
 
     Args:
@@ -254,11 +251,11 @@ def read_page(url: str, body: bytes) -> str:
         body: the beginning of the page.
 
     Raises:
-        DownloadError: the page does not lead to the file.
+        DownloadError: the page has no link to the file.
     """
     page = _Page()
     page.feed(body.decode("utf-8", "replace"))
-    title, text = printable(" ".join(page.title.split()))[:100], " ".join(" ".join(page.text).split())
+    title, text = one_line(" ".join(page.title.split()))[:100], " ".join(" ".join(page.text).split())
     if host_of(url) == host_of(DRIVE_DOWNLOAD) or host_of(url).endswith(".google.com"):
         if re.search(
             r"quota exceeded|too many users have viewed or downloaded", f"{title} {text}", re.IGNORECASE
@@ -268,7 +265,7 @@ def read_page(url: str, body: bytes) -> str:
                 " browser and `import` it"
             )
         if host_of(url) == "accounts.google.com":
-            raise DownloadError("Google Drive asks for a login: the file is not public (any more)")
+            raise DownloadError("Google Drive requires a login: the file is not public (any more)")
         for action, fields in page.forms:
             target = urljoin(url, action)
             if host_of(target) in (host_of(url), host_of(DRIVE_DOWNLOAD)) and (
@@ -282,7 +279,7 @@ def read_page(url: str, body: bytes) -> str:
 
 
 def redirect_target(url: str, location: str) -> str:
-    """The address a redirect leads to.
+    """The target address of a redirect.
 
     Raises:
         DownloadError: it leaves http(s), leaves encryption, or leads from a public host to a private one.
@@ -290,8 +287,8 @@ def redirect_target(url: str, location: str) -> str:
     try:
         target = urljoin(url, location)
     except ValueError:
-        raise DownloadError("a redirect to something that is no address is refused") from None
-    shown = printable(scrub(target))[:200]
+        raise DownloadError("a redirect to an invalid address is refused") from None
+    shown = one_line(scrub(target))[:200]
     if len(target) > LONGEST_ADDRESS:
         raise DownloadError(f"a redirect to an address of {len(target):,} characters is refused")
     if problem_of(target) or urlsplit(target).scheme not in ("http", "https"):

@@ -12,7 +12,7 @@ from detection_zoo.zoo.errors import ZooError, in_one_line
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
 from detection_zoo.zoo.weights.fetch.hosts import hide
 from detection_zoo.zoo.weights.fetch.one import Fetched, fetch_weights, refusal_of
-from detection_zoo.zoo.weights.fetch.request import Policy, Watch
+from detection_zoo.zoo.weights.fetch.request import Watch
 from detection_zoo.zoo.weights.fetch.selection import Chosen
 from detection_zoo.zoo.weights.fetch.side_by_side import run_side_by_side
 
@@ -36,10 +36,7 @@ class Outcome:
             "status": self.status,
             "reason": self.reason,
             "path": str(found.path) if found else None,
-            "sha256": found.sha256 if found else None,
-            "bytes": found.bytes if found else None,
-            "hash_from": found.hash_from if found else None,
-            "url": found.url if found else None,
+            **{name: getattr(found, name, None) for name in ("sha256", "bytes", "hash_from", "url")},
         }
 
 
@@ -65,14 +62,14 @@ class Bars:
         )
 
     def say(self, text: str) -> None:
-        """A remark that does not break the bars."""
+        """Print a message without breaking the bars."""
         if self.terminal:
             self.total.write(text, file=sys.stderr)
         elif not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
     def watch(self, chosen: Chosen, stop: threading.Event) -> tuple[Watch, Any]:
-        """What one download reports to, and what closes its bar."""
+        """The Watch of one download, and a function that closes its bar."""
         if not self.terminal:
             return Watch(say=self.say, stop=stop), lambda: None
         with self.lock:
@@ -94,7 +91,7 @@ class Bars:
         return Watch(progress=progress, say=self.say, stop=stop), close
 
     def close(self) -> None:
-        """Leave the total behind."""
+        """Close the total bar."""
         if self.total is not None:
             self.total.close()
 
@@ -106,17 +103,16 @@ def fetch_many(
     offline: bool = False,
     exact: Iterable[str] = (),
     quiet: bool = False,
-    policy: Policy | None = None,
 ) -> list[Outcome]:
-    """Fetch files side by side; one that fails does not stop the others, Ctrl-C stops all and keeps what
-    came.
+    """Fetch files side by side; a failed one does not stop the others, Ctrl-C stops all and keeps the
+    received bytes.
 
     Args:
         files: what to fetch; a file of two rows is fetched once.
         jobs: files in parallel.
-        exact: row names that were given literally: what cannot be fetched for them is a failure, for
-            others it is skipped.
-        quiet: no bars and no remarks.
+        exact: row names that were given literally: a file that cannot be fetched is a failure for them,
+            and skipped for others.
+        quiet: no bars and no messages.
     """
     groups: dict[str, list[Chosen]] = {}
     for chosen in files:
@@ -126,7 +122,7 @@ def fetch_many(
     outcomes: dict[str, list[Outcome]] = {}
 
     def work(key: str) -> None:
-        outcomes[key] = _fetch_group(groups[key], cache, offline, exact, policy, bars, stop)
+        outcomes[key] = _fetch_group(groups[key], cache, offline, exact, bars, stop)
 
     run_side_by_side(work, list(groups), jobs, stop)
     bars.close()
@@ -138,13 +134,7 @@ def fetch_many(
 
 
 def _fetch_group(
-    group: list[Chosen],
-    cache: WeightCache,
-    offline: bool,
-    exact: set[str],
-    policy: Policy | None,
-    bars: Bars,
-    stop: threading.Event,
+    group: list[Chosen], cache: WeightCache, offline: bool, exact: set[str], bars: Bars, stop: threading.Event
 ) -> list[Outcome]:
     first = group[0]
     if stop.is_set():
@@ -153,13 +143,13 @@ def _fetch_group(
         return [Outcome(chosen, "skipped", reason=reason) for chosen in group]
     watch, close = bars.watch(first, stop)
     try:
-        fetched = fetch_weights(first.spec, first.row, cache, offline=offline, policy=policy, watch=watch)
+        fetched = fetch_weights(first.spec, first.row, cache, offline=offline, watch=watch)
         return [Outcome(chosen, "fetched" if fetched.url else "here", fetched) for chosen in group]
     except ZooError as error:
         return [Outcome(chosen, "failed", reason=str(error)) for chosen in group]
     except OSError as error:
         return [Outcome(chosen, "failed", reason=f"{chosen.row}: {in_one_line(error)}") for chosen in group]
-    except Exception as error:  # of this file alone: the others go on
+    except Exception as error:  # of this file only: the others continue
         reason = f"{first.row}: {first.filename}: unexpected {type(error).__name__}: {error}"
         return [Outcome(chosen, "failed", reason=hide(reason)) for chosen in group]
     except KeyboardInterrupt:

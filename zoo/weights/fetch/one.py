@@ -1,5 +1,4 @@
-"""Fetch a weight file: the right bytes from the first mirror that has them, or one clear answer why not. No
-torch."""
+"""Fetch a weight file from its first working mirror and verify it. No torch."""
 
 from __future__ import annotations
 
@@ -20,20 +19,19 @@ from detection_zoo.zoo.weights.fetch.transfer import download
 class Fetched:
     """A weight file on this machine.
 
-    `hash_from` says what vouches for it: 'manifest', 'record' (seen before) or 'first use' (nothing yet: pin
-    it).
+    `hash_from`: source of the expected hash: 'manifest', 'record' (of an earlier download) or 'first use'
+    (none yet: pin it).
     """
 
     path: Path
     sha256: str
     bytes: int
     hash_from: str
-    url: str | None = None  # address it came from; none where it was here already
+    url: str | None = None  # address it was fetched from; None if it was already here
 
 
 def refusal_of(spec: WeightSpec) -> str | None:
-    """Why a row's file is never fetched by a program, or none: a wrong link, or a page that wants a
-    person."""
+    """Why a row's file cannot be fetched automatically, or None: a wrong link, or a manual download."""
     if spec.wrong:
         return f"marked wrong in its manifest: {spec.wrong}"
     if not [url for url in spec.urls if not needs_person(url)]:
@@ -53,17 +51,17 @@ def fetch_weights(
     policy: Policy | None = None,
     watch: Watch | None = None,
 ) -> Fetched:
-    """Make a weight file available on this machine; several processes that ask for one file fetch it once.
+    """Make a weight file available on this machine; several processes that need the same file fetch it once.
 
     Args:
-        spec: where the file lies and what it must be.
+        spec: the file's addresses, hash and size.
         row: the manifest row, for messages and the record.
         cache: where files are kept; the user's cache folder by default.
         offline: never use the network.
 
     Raises:
-        DownloadError: no mirror gave the file (each is named with its reason), or it may not be fetched.
-        CheckpointError: the file is here, and damaged.
+        DownloadError: no mirror had the file (each is listed with the reason), or it may not be fetched.
+        CheckpointError: the file on this machine is damaged.
     """
     cache, policy, watch = cache or WeightCache(), policy or Policy(), watch or Watch()
     if found := _found(spec, cache, row):
@@ -134,8 +132,8 @@ def _from_address(
     policy: Policy,
     watch: Watch,
 ) -> Fetched:
-    """Download, verify, record, name. What was resumed and turns out wrong is fetched once more from its
-    beginning."""
+    """Download, verify, record, name. A resumed download that fails verification is fetched once
+    more from the start."""
     for _ in range(2):
         part = PartFile(cache.part(spec), with_md5=md5 is not None)
         try:
@@ -160,14 +158,14 @@ def _from_address(
 
 
 def _fault(spec: WeightSpec, cache: WeightCache, part: PartFile, md5: str | None) -> str | None:
-    """What is wrong with a complete download, or none."""
+    """Reason why a complete download is not the row's file, or None."""
     if spec.bytes and part.offset != spec.bytes:
         return f"{part.offset:,} bytes received, the manifest says {spec.bytes:,}"
     if not part.offset:
         return "an empty file was received"
     expected, actual = cache.expected_sha256(spec), part.sha256.hexdigest()
     if expected and actual != expected:
-        vouched = "the manifest" if spec.sha256 else f"the record of {cache.pin_of(spec).date}"
+        source = "the manifest" if spec.sha256 else f"the record of {cache.pin_of(spec).date}"
         cure = (
             ""
             if spec.sha256
@@ -176,7 +174,7 @@ def _fault(spec: WeightSpec, cache: WeightCache, part: PartFile, md5: str | None
                 " again"
             )
         )
-        return f"SHA-256 is {actual}, {vouched} says {expected}: not the file{cure}"
+        return f"SHA-256 is {actual}, {source} says {expected}: not the file{cure}"
     if spec.sha256_prefix and not actual.startswith(spec.sha256_prefix):
         return f"SHA-256 is {actual}, the publisher says it begins with {spec.sha256_prefix}: not the file"
     if md5 and part.md5 is not None and part.md5.hexdigest() != md5:
@@ -200,7 +198,7 @@ def _keep(spec: WeightSpec, row: str, cache: WeightCache, part: PartFile, addres
 
 
 def _published_md5(spec: WeightSpec, cache: WeightCache, policy: Policy, watch: Watch) -> str | None:
-    """The MD5 the source publishes, where the SHA-256 is not known yet; a remark where it cannot be had."""
+    """The MD5 the source publishes, where the SHA-256 is not known yet; a message if it cannot be fetched."""
     if spec.md5 or not spec.md5_url or cache.expected_sha256(spec):
         return spec.md5
     with Client(policy, watch.stop) as client:
@@ -222,10 +220,10 @@ def _published_md5(spec: WeightSpec, cache: WeightCache, policy: Policy, watch: 
 
 
 def import_file(path: Path, spec: WeightSpec, row: str, cache: WeightCache) -> Fetched:
-    """Take a file a person fetched into the cache, verified as a download is.
+    """Import a manually downloaded file into the cache, verified like a download.
 
     Raises:
-        DownloadError: it is not the file the row promises.
+        DownloadError: it is not the row's file.
     """
     if spec.wrong:
         raise DownloadError(f"{row}: {refusal_of(spec)}")

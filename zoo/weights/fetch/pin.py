@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def pin(chosen: Chosen, sha256: str, size_bytes: int, folder: Path) -> None:
         folder: of the manifests.
 
     Raises:
-        ManifestError: the row is not written as [[model]] and [[model.weights]] tables; says what to paste.
+        ManifestError: the row is not written as [[model]] and [[model.weights]] tables; the message has the
+            lines to paste.
     """
     path = folder / f"{chosen.entry.source}.toml"
     text = path.read_text(encoding="utf-8")
@@ -35,16 +37,18 @@ def pin(chosen: Chosen, sha256: str, size_bytes: int, folder: Path) -> None:
     lines = [f'sha256 = "{sha256}"'] + ([] if "bytes" in row else [f"bytes = {size_bytes}"])
     row |= {"sha256": sha256, "bytes": row.get("bytes", size_bytes)}
     result = _with_lines(text, model, weights, lines)
-    if result is None or _parsed(result) != wanted:
-        raise ManifestError(
-            f"{path}: row {chosen.row}: its weights are not laid out one table a file; paste by"
-            f" hand:\n{paste_lines(chosen, sha256, size_bytes)}"
-        )
-    write_atomic(path, result)
+    with suppress(tomllib.TOMLDecodeError):
+        if result is not None and tomllib.loads(result) == wanted:
+            write_atomic(path, result)
+            return
+    raise ManifestError(
+        f"{path}: row {chosen.row}: its weights are not written as one table per file; paste by"
+        f" hand:\n{paste_lines(chosen, sha256, size_bytes)}"
+    )
 
 
 def _place(document: dict[str, Any], chosen: Chosen, path: Path) -> tuple[int, int]:
-    """Which [[model]], and which [[model.weights]] in it, stands for the file."""
+    """Indices of the file's [[model]] table, and of [[model.weights]] in it."""
     spec = chosen.spec
     for model, row in enumerate(expand_rows(document, path)):
         if row.get("name") != chosen.row:
@@ -57,8 +61,8 @@ def _place(document: dict[str, Any], chosen: Chosen, path: Path) -> tuple[int, i
             ):
                 if "sha256" in table:
                     raise ManifestError(
-                        f"{path}: row {chosen.row}: {chosen.filename} is pinned already; change a pin by"
-                        " hand, knowing why"
+                        f"{path}: row {chosen.row}: {chosen.filename} is pinned already; edit the manifest"
+                        " to change a pin"
                     )
                 return model, weights
     raise ManifestError(
@@ -92,7 +96,7 @@ def _with_lines(text: str, model: int, weights: int, lines: list[str]) -> str | 
 
 
 def _inline_ends(text: str, start: int) -> list[int]:
-    """Places of the closing braces of the inline tables of an array that begins at `start`."""
+    """Offsets of the closing braces of the inline tables in an array that begins at `start`."""
     ends, depth = [], 0
     for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', text[start:]):
         mark = match.group()
@@ -102,10 +106,3 @@ def _inline_ends(text: str, start: int) -> list[int]:
         if mark == "}" and depth == 0:
             ends.append(start + match.start())
     return ends
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        return None

@@ -1,5 +1,5 @@
-"""One request by our own rules: no .netrc, tokens for their host alone, redirects that stay on http(s),
-patience within bounds."""
+"""One request: no .netrc, tokens only for their host, redirects only to http(s), limited retries and
+deadlines."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from detection_zoo.zoo.errors import DownloadError
+from detection_zoo.zoo.plain import one_line
 from detection_zoo.zoo.weights.fetch.cache import CHUNK_BYTES
 from detection_zoo.zoo.weights.fetch.connection import Guard, guarded_adapter
-from detection_zoo.zoo.weights.fetch.headers import printable
 from detection_zoo.zoo.weights.fetch.hosts import (
     host_of,
     is_private_address,
@@ -32,7 +32,7 @@ LARGEST_COOKIES = 8192  # characters
 
 @dataclass(frozen=True)
 class Policy:
-    """How patient a download is. Times in seconds, sizes in bytes."""
+    """Timeouts and retries of a download. Times in seconds, sizes in bytes."""
 
     attempts: int = 5  # failures in a row without progress
     total_attempts: int = 100
@@ -40,7 +40,7 @@ class Policy:
     longest_wait_s: float = 60.0
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 15.0  # of silence
-    answer_s: float = 15.0  # until status and headers are there, redirects included
+    answer_s: float = 15.0  # until status and headers are received, redirects included
     patience_s: float = 20.0  # without progress, over all attempts at one address
     slowest_bytes_per_s: float = 1024.0
     slow_window_s: float = 15.0
@@ -50,7 +50,7 @@ class Policy:
 
 @dataclass
 class Watch:
-    """What a caller sees and steers: progress, remarks, and a flag that stops the transfer."""
+    """Callbacks for progress and messages, and an event that stops the transfer."""
 
     progress: Callable[[int, int | None], None] = lambda done, total: None
     say: Callable[[str], None] = lambda text: None
@@ -58,11 +58,11 @@ class Watch:
 
 
 class Patience:
-    """How long an address may still go without progress, over all attempts.
+    """Time left without progress, over all attempts at one address.
 
     Args:
-        policy: grants so many seconds.
-        offset: bytes that are here.
+        policy: with the number of seconds.
+        offset: bytes already received.
     """
 
     def __init__(self, policy: Policy, offset: int) -> None:
@@ -75,13 +75,13 @@ class Patience:
         return self.ends - time.monotonic()
 
     def note(self, offset: int) -> None:
-        """Begin anew where enough has come."""
+        """Restart the time if enough bytes were received."""
         if offset >= self.best + self._policy.slowest_bytes_per_s * self._policy.slow_window_s:
             self.best, self.ends = offset, time.monotonic() + self._policy.patience_s
 
 
 class Again(Exception):
-    """This attempt failed, another may not."""
+    """This attempt failed; another one may succeed."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
@@ -89,14 +89,14 @@ class Again(Exception):
 
 
 class Client:
-    """Sends the requests of one download by our own rules. Use it as a context manager.
+    """Sends the requests of one download. Use it as a context manager.
 
     Args:
-        policy: patience.
-        stop: ends a running request within moments, by KeyboardInterrupt.
+        policy: timeouts and retries.
+        stop: ends a running request promptly, with KeyboardInterrupt.
 
-    It reads no .netrc, takes what a server sends as it is, keeps no credentials, and uses a connection for
-    one request.
+    It reads no .netrc, requests uncompressed bodies, stores no credentials, and uses one connection per
+    request.
     """
 
     def __init__(self, policy: Policy, stop: threading.Event) -> None:
@@ -127,21 +127,21 @@ class Client:
         self.session.close()
 
     def ask(self, url: str, headers: dict[str, str], within_s: float | None = None) -> tuple[Any, list[str]]:
-        """Send a request and follow redirects by our own rules; their bodies are not read.
+        """Send a request and follow allowed redirects; their bodies are not read.
 
         Args:
             url: http(s) address.
-            headers: beside the client's own.
-            within_s: until the headers of the answer are there; default and at most: the policy's.
+            headers: in addition to the client's own.
+            within_s: time limit for the response headers; default and maximum: the policy's.
 
         Returns:
-            The response, its body unread, and the addresses passed, the last one its own. The deadline stays
-            in force for the body until `guard.deadline` is moved.
+            The response with an unread body, and the chain of addresses, its own last. The deadline also
+            applies to the body until `guard.deadline` is changed.
 
         Raises:
             DownloadError: a redirect that may not be followed, or too many; a host that does not exist, or no
                 network.
-            Again: the connection failed, or no answer came in time.
+            Again: the connection failed, or no response arrived in time.
         """
         limit_s = min(self.policy.answer_s, within_s if within_s is not None else self.policy.answer_s)
         self.guard.deadline, self.guard.public_only = time.monotonic() + limit_s, False
@@ -151,7 +151,7 @@ class Client:
             self.guard.end_request()
             with self.failures(f"no complete response within {limit_s:.0f} s"):
                 response = self._send(here, headers, url)
-            if self.guard.expired:  # cut in the middle of a header, it may look like a whole answer
+            if self.guard.expired:  # cut within a header, it may look like a complete response
                 raise Again(f"no complete response within {limit_s:.0f} s")
             if response.status_code not in (301, 302, 303, 307, 308):
                 return response, trail
@@ -188,10 +188,10 @@ class Client:
 
     @contextmanager
     def failures(self, late: str) -> Iterator[None]:
-        """Turn whatever a library raises about a connection or an answer into an error of this attempt.
+        """Convert library errors about a connection or response to an error of this attempt.
 
         Args:
-            late: what to say where the deadline passed.
+            late: message if the deadline passed.
 
         Raises:
             KeyboardInterrupt: the caller stops the transfer.
@@ -218,7 +218,7 @@ class Client:
             raise Again(problem) from None
 
     def read(self, response: Any, decode: bool = False) -> bytes:
-        """The next bytes of a body, as soon as some are there; empty at the end. Raises as `failures`."""
+        """The next available bytes of a body; empty at the end. Raises as `failures`."""
         with self.failures("the connection was too slow"):
             data = response.raw.read1(CHUNK_BYTES, decode_content=decode)
         if self.stop.is_set():
@@ -228,9 +228,9 @@ class Client:
         return data
 
     def beginning(self, response: Any, size: int) -> bytes:
-        """At most so many bytes of a body, as they are; fewer where the server sends no more."""
+        """The first `size` bytes of a body, or fewer if the server sends no more."""
         body = b""
-        with suppress(Again):  # a message or a page that ends early is still a message
+        with suppress(Again):  # a truncated message or page is still useful
             while len(body) < size and (chunk := self.read(response)):
                 body += chunk
         return body[:size]
@@ -242,7 +242,7 @@ def connection_problem(error: Exception) -> str:
     for sign, meaning in (
         ("NameResolution", NO_HOST),
         ("Failed to resolve", NO_HOST),
-        ("Tunnel connection failed", "the proxy refuses the connection"),
+        ("Tunnel connection failed", "the proxy refused the connection"),
         ("Connection refused", "connection refused"),
         ("timed out", "timed out"),
         ("CERTIFICATE", "certificate not accepted"),
@@ -253,24 +253,24 @@ def connection_problem(error: Exception) -> str:
         return f"it ended {int(short[1]):,} bytes early"
     if "IncompleteRead" in text or "Connection broken" in text:
         return "the connection broke before the end"
-    return f"{type(error).__name__}: {printable(text)[:200]}"
+    return f"{type(error).__name__}: {one_line(text)[:200]}"
 
 
 def backoff_s(failures: int, asked_s: float | None, policy: Policy, left_s: float) -> float:
-    """Seconds to wait before the next attempt: what the server asks, else a random time under a bound that
-    doubles.
+    """Seconds to wait before the next attempt: the server's Retry-After, else a random time below a doubling
+    bound.
 
     Args:
         failures: in a row.
-        asked_s: what the server asks, or none.
-        policy: patience.
-        left_s: of the patience with this address.
+        asked_s: of the server's Retry-After header, or None.
+        policy: longest wait and backoff.
+        left_s: time left for this address.
 
     Raises:
-        DownloadError: the server asks for more than is left.
+        DownloadError: the server requires a longer wait than is left.
     """
     if asked_s is not None:
         if asked_s > min(policy.longest_wait_s, left_s):
-            raise DownloadError(f"the server asks to retry in {asked_s:.0f} s; run the same command later")
+            raise DownloadError(f"the server requires a wait of {asked_s:.0f} s; run the same command later")
         return asked_s
     return random.uniform(0, min(policy.longest_wait_s, left_s, policy.backoff_s * 2**failures))

@@ -48,7 +48,7 @@ def choose(
     Args:
         patterns: row names, shell patterns, parts of names or sources.
         everything: all rows, instead of patterns.
-        holds: "detector", "imagenet", "results" or "all"; none: weights of every kind, but no stored results.
+        holds: "detector", "imagenet", "results" or "all"; None: all weights, but no stored results.
         role: "trained" (a row's own weights), "initial" (what its training starts from) or "all".
 
     Raises:
@@ -79,8 +79,8 @@ def choose(
 
 
 def state_of(chosen: Chosen, cache: WeightCache, pins: dict[str, Pin]) -> dict[str, object]:
-    """One line of `list`: row, file, what it holds, size in bytes, source of its hash, whether it is
-    here, licence, hosts, remark."""
+    """One line of `list`: row, file, contents, size in bytes, source of its hash, whether it is on this
+    machine, licence, hosts, remark."""
     spec, pin = chosen.spec, cache.pin_of(chosen.spec, pins)
     trust = "pinned" if spec.sha256 else "recorded" if pin else "unpinned"
     size = spec.bytes or (pin.bytes if pin else None)

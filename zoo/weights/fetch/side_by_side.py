@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from typing import Any
 
-LAST_WORDS_S = 1.5  # for work to end by itself once it is told to stop
-LOOK_S = 0.2
+GRACE_S = 1.5  # for work to end after `stop` is set
+POLL_S = 0.2
 
 
 def run_side_by_side(
@@ -18,8 +18,8 @@ def run_side_by_side(
     """Call `work` with every item, several in parallel.
 
     Args:
-        work: raises nothing; it ends soon after `stop` is set. What does not (a look-up of a host name) is
-            left behind in a thread that does not keep the process alive.
+        work: raises nothing; it ends soon after `stop` is set. If it does not (a look-up of a host name), its
+            daemon thread is abandoned.
         items: what to work on.
         jobs: how many in parallel.
         stop: set by Ctrl-C.
@@ -46,10 +46,10 @@ def run_side_by_side(
     try:
         for thread in threads:
             while thread.is_alive():
-                thread.join(LOOK_S)
+                thread.join(POLL_S)
         return False
     except KeyboardInterrupt:
         stop.set()
         for thread in threads:
-            thread.join(LAST_WORDS_S / len(threads))
+            thread.join(GRACE_S / len(threads))
         return True

@@ -1,9 +1,10 @@
-"""One address to one `.part` file: resume, redirects, retries, refusal of pages; the bytes are hashed as they
-pass."""
+"""Download from one address to one `.part` file: resume, redirects, retries, refusal of pages; bytes are
+hashed while they are written."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from detection_zoo.zoo.weights.fetch.part_file import PartFile
 from detection_zoo.zoo.weights.fetch.request import Again, Client, Patience, Policy, Watch, backoff_s
 
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
-GONE_STATUS = (401, 403, 404, 410)  # the file itself, whatever part of it is asked for
+GONE_STATUS = (401, 403, 404, 410)  # the file itself is missing or forbidden, for any range
 UNPACKED = ("gzip", "deflate")
 PAGE_BYTES = 128 * 1024
 ERROR_BYTES = 2048
@@ -30,11 +31,11 @@ def download(url: str, part: PartFile, expected_bytes: int | None, policy: Polic
 
     Args:
         url: a direct address, http(s) or file:, whose relative paths begin in the folder of the manifests.
-        part: may hold the beginning of the file from an earlier run.
+        part: may have the beginning of the file from an earlier run.
         expected_bytes: the size the manifest states, or none.
 
     Raises:
-        DownloadError: this address does not give the file; says why.
+        DownloadError: the file cannot be fetched from this address; gives the reason.
     """
     if urlsplit(url).scheme == "file":
         _copy(url, part, watch)
@@ -52,7 +53,7 @@ def download(url: str, part: PartFile, expected_bytes: int | None, policy: Polic
                 if failures >= policy.attempts or attempt == policy.total_attempts or left_s <= 0:
                     raise DownloadError(f"{error} (tried {attempt} times)") from None
                 wait_s = backoff_s(failures, error.wait_s, policy, left_s)
-                watch.say(f"{hide(url)}: {error}; again in {wait_s:.1f} s")
+                watch.say(f"{hide(url)}: {error}; retrying in {wait_s:.1f} s")
                 if watch.stop.wait(wait_s):
                     raise KeyboardInterrupt from None
 
@@ -66,14 +67,8 @@ def _copy(url: str, part: PartFile, watch: Watch) -> None:
     if not path.is_file():
         raise DownloadError(f"{path}: no such file")
     part.restart(url=url)
-    total = path.stat().st_size
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            if watch.stop.is_set():
-                raise KeyboardInterrupt
-            part.write(chunk)
-            watch.progress(part.offset, total)
-    part.state["whole_by"] = "size"
+        part.fill(file, watch, path.stat().st_size, sys.maxsize)
 
 
 def _attempt(
@@ -99,7 +94,7 @@ def _attempt(
 
 
 def _follow_page(url: str, page: bytes, part: PartFile) -> None:
-    """Note the address behind a confirm page, and ask again there."""
+    """Store the address on a confirmation page, and request the file there."""
     was_confirmed = "confirmed" in part.state
     if was_confirmed:
         part.restart(url=part.state["url"])
@@ -116,7 +111,7 @@ def _range_headers(part: PartFile) -> dict[str, str]:
 
 
 def _is_whole(response: Any, part: PartFile) -> bool:
-    """Whether a 416 means that the part file already holds everything."""
+    """Whether a 416 means that the part file is complete."""
     found = headers.content_range(response.headers)
     complete = found is not None and found.first is None and found.total == part.offset
     return complete and part.offset > 0 and part.state.get("total") in (None, part.offset)
@@ -158,8 +153,8 @@ def _error_code(client: Client, response: Any) -> str:
 
 
 def _begin(response: Any, part: PartFile, expected_bytes: int | None, policy: Policy) -> int | None:
-    """Align the part file with the response; returns the total size, or none where the server does not
-    say."""
+    """Align the part file with the response; returns the total size, or None if the server does not
+    send it."""
     packing = headers.packing(response.headers)
     encoded = packing != "identity"
     validator = None if encoded else headers.validator(response.headers)

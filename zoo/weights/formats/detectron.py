@@ -1,5 +1,4 @@
-"""Checkpoints of Detectron (Caffe2 pickles) and Detectron.pytorch, and the ImageNet files they start from,
-under this project's names."""
+"""Checkpoints of Detectron (Caffe2 pickles) and Detectron.pytorch, and their ImageNet initial weights."""
 
 from __future__ import annotations
 
@@ -49,7 +48,7 @@ _BLOB_HEADS: Rules = (
     (r"^mask_fcn_logits_", "mask.logits_"),
     (r"^conv_fcn(\d)_", lambda m: f"keypoint.convs.{int(m[1]) - 1}:"),
     (r"^kps_score_lowres_", "keypoint.upsample_"),
-    # a colon stands for a convolution with or without a norm, an underscore for a bare layer
+    # in the rules above, a colon ends a convolution with or without a norm, an underscore a layer without
     (r":gn_s$", ".norm.weight"),
     (r":gn_b$", ".norm.bias"),
     (r":w$", ".conv.weight"),
@@ -110,8 +109,8 @@ _MODULE_KERNELS = ((r"(Keypoint|Mask)_Outs\.upsample\.upconv\.(weight|bias)", "a
 
 
 def _detector_blobs(blobs: dict[str, Any]) -> Translation:
-    """A detector's pickle. Without a pyramid the body ends with c4, and res5 is the box head's (or, of a
-    proposal network alone, unused)."""
+    """A detector's pickle. Without a pyramid the backbone ends with c4, and res5 belongs to the box head
+    (unused if the model is only a proposal network)."""
     drop = [*_UNUSED_BLOBS, *_LAST_LAYER]
     rules = [*_BLOB_BODY, *_BLOB_HEADS]
     if "kps_score_lowres_w" in blobs:
@@ -151,13 +150,13 @@ def _stacked(arrays: Mapping[str, Any], step: int) -> Rules:
 
 
 def _own_mask_stage(arrays: dict[str, Any]) -> Translation:
-    """The v0up mask head has a stage of its own, under the names that v0upshare uses for the shared one."""
+    """The v0up mask head has its own stage, with the names that v0upshare uses for the shared one."""
     return _detector_modules(arrays, drop=())
 
 
 def _classifier_blobs(blobs: dict[str, Any]) -> Translation:
-    """Caffe2's ImageNet ResNets: norms are a scale and a shift; where the model has statistics too, they stay
-    at mean 0, variance 1."""
+    """Caffe2's ImageNet ResNets: norms are a scale and a shift; if the model also has statistics, they stay
+    at mean 0 and variance 1."""
     rules = (*_BLOB_BODY, (r"^(?:fc1000|pred)_w$", "fc.weight"), (r"^(?:fc1000|pred)_b$", "fc.bias"))
     return translate_names(blobs, rules, _UNUSED_BLOBS, defaults=r".*\.(running_mean|running_var)")
 
@@ -179,8 +178,8 @@ def _folded_classifier(arrays: dict[str, Any]) -> Translation:
 
 
 def fold_norm(name: str, arrays: Mapping[str, Any]) -> Any:
-    """A norm's scale or shift with its statistics worked in (batch normalisation of fixed statistics is
-    affine); other tensors as they are."""
+    """A norm's scale or shift with its statistics folded in (batch normalisation with fixed statistics is
+    affine); other tensors unchanged."""
     norm, _, leaf = name.rpartition(".")
     if f"{norm}.running_var" not in arrays:
         return arrays[name]

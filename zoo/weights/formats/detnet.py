@@ -1,4 +1,4 @@
-"""Checkpoints of DetNet_pytorch under this project's names: detectors (`fpn_{session}_{epoch}_{step}.pth`)
+"""Checkpoints of DetNet_pytorch: detectors (`fpn_{session}_{epoch}_{step}.pth`)
 and the ImageNet classifier."""
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _CLASSIFIER = (
     *_BLOCKS,
 )
 _COUNTER = (COUNTERS, "a counter of training")
-_DROP = (_COUNTER, (r"RCNN_roi_feat_ds\..*", "a convolution that the original builds and never uses"))
+_DROP = (_COUNTER, (r"RCNN_roi_feat_ds\..*", "a convolution that the original never uses"))
 
 
 def _detector(arrays: dict[str, Any]) -> Translation:
-    """Smoothing is numbered from the coarsest upsampled map: behind DetNet's two plain sums, from the first
-    with a ResNet."""
+    """Smoothing layers are numbered from the coarsest upsampled map: after DetNet's two plain sums, from the
+    first with a ResNet."""
     plain = 2 if any(name.startswith("RCNN_layer5.") for name in arrays) else 0
     smooth = (r"^RCNN_smooth(\d)\.", lambda m: f"neck.smooth.{int(m[1]) - 1 + plain}.")
     return translate_names(arrays, (*_DETECTOR, smooth), _DROP)

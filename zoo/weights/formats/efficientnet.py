@@ -1,5 +1,4 @@
-"""EfficientNet classifiers as the package efficientnet_pytorch names their tensors, under the names of timm's
-models."""
+"""EfficientNet classifiers of the package efficientnet_pytorch, renamed for timm's models."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ _OUTSIDE: Rules = (
     (r"^_bn1\.", "backbone.body.bn2."),
     (r"^_fc\.", "fc."),
 )
-# the first block of all has no 1x1 that widens, and its second convolution is called pw
+# the very first block has no 1x1 expansion, and its second convolution is called pw
 _NARROW = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _WIDE = {
     "_expand_conv": "conv_pw",
@@ -42,7 +41,7 @@ def _classifier(arrays: dict[str, Any]) -> Translation:
 
 
 def _places(names: Iterable[str]) -> list[str]:
-    """Of each block of the file its "stage.block" in timm; raises CheckpointError for another network."""
+    """timm's "stage.block" of each block of the file; raises CheckpointError for another network."""
     blocks = {int(name.split(".")[1]) for name in names if name.startswith("_blocks.")}
     if blocks != set(range(sum(REPEATS))):
         raise CheckpointError(

@@ -1,5 +1,4 @@
-"""Checkpoints of PytorchSSD-HarDNet and Pytorch-HarDNet under this project's names, with or without `module.`
-and batch counters."""
+"""Checkpoints of PytorchSSD-HarDNet and Pytorch-HarDNet, with or without `module.` and batch counters."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from detection_zoo.zoo.registry import CHECKPOINT_FORMATS
 from detection_zoo.zoo.weights.read import read_arrays
 from detection_zoo.zoo.weights.rename import COUNTERS, CheckpointFormat, Translation, translate_names
 
-_BRIDGE_85 = r"backbone\.bridge\..*"  # trained with the detector: base files of HarDNet85 do not hold it
+_BRIDGE_85 = r"backbone\.bridge\..*"  # trained with the detector: not in the base files of HarDNet85
 _DETECTOR = (
     (r"^bridge\.", "backbone.bridge."),
     (r"^(L2Norm|Norm)\.", "pyramid.norm."),

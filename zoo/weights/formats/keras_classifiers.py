@@ -1,5 +1,5 @@
-"""ImageNet classifiers from Keras and Flax files under this project's names: the ResNet-50 of Keras
-applications, the VGG-16 of LPIPS."""
+"""ImageNet classifiers from Keras and Flax files: the ResNet-50 of Keras applications, the VGG-16 of
+LPIPS."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def _part(kind: str) -> str:
 
 
 def _resnet(arrays: dict[str, Any]) -> Translation:
-    """Keras's ResNet-50: a convolution's bias is subtracted from the mean of the norm behind it, for
-    convolutions here have none."""
+    """Keras's ResNet-50: a convolution's bias is subtracted from the mean of the next norm, since
+    convolutions here have no bias."""
     result = Translation(defaults=COUNTERS)
     for name, array in arrays.items():
         target = rename(name, _RESNET)
         if target.endswith(".conv.bias"):
-            result.dropped[name] = "worked into the mean of the norm behind it"
+            result.dropped[name] = "folded into the mean of the next norm"
             continue
         if name.endswith("/kernel"):
             array = torch_layout(array)
@@ -68,7 +68,7 @@ def _bias_before(mean: str, arrays: dict[str, Any]) -> str:
 
 
 def _folded_resnet(arrays: dict[str, Any]) -> Translation:
-    """The same for models whose norms are a fixed scale and shift (Detectron's): statistics are worked into
+    """The same for models whose norms are a fixed scale and shift (Detectron's): statistics are folded into
     them."""
     full = _resnet(arrays)
     result = Translation(dropped=dict(full.dropped))
@@ -102,13 +102,13 @@ def _read_tree(path: Path) -> dict[str, Any]:
 
     content = load_pickle(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no arrays by name; is it the right file?")
+        raise CheckpointError(f"{path}: contains no arrays by name; is it the right file?")
     walk(content, "")
     return arrays
 
 
 def _vgg16(arrays: dict[str, Any]) -> Translation:
-    """Flax's VGG-16 as LPIPS carries it: convolutions only."""
+    """Flax's VGG-16 from LPIPS: convolutions only."""
     result = Translation()
     for name, array in arrays.items():
         if re.fullmatch(LPIPS_LAYER[0], name):

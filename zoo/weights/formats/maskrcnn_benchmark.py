@@ -1,5 +1,4 @@
-"""Checkpoints of maskrcnn-benchmark and its VoVNet fork, and the ImageNet files they start from, under this
-project's names."""
+"""Checkpoints of maskrcnn-benchmark and its VoVNet fork, and their ImageNet initial weights."""
 
 from __future__ import annotations
 
@@ -52,12 +51,12 @@ _CONV_OR_PAIR = (
     (r"^(neck\.(?:lateral|output)\.c\d|mask\.convs\.\d)\.1\.", r"\1.norm."),
     (r"^(neck\.(?:lateral|output)\.c\d|mask\.convs\.\d)\.(weight|bias)$", r"\1.conv.\2"),
 )
-_ANCHORS = (r"rpn\.anchor_generator\.cell_anchors\.\d+", "anchor boxes, which the configuration fixes")
+_ANCHORS = (r"rpn\.anchor_generator\.cell_anchors\.\d+", "anchor boxes, fixed by the configuration")
 
 
 def _detector(arrays: dict[str, Any]) -> Translation:
-    """The C4 mask head shares the box head's last stage, which such a file holds twice: the later one counts,
-    as in the source."""
+    """The C4 mask head shares the box head's last stage, which the file contains twice: the later copy is
+    used, as in the source."""
     retinanet = (
         r"^rpn\.head\.(cls_logits|bbox_pred)\.",
         lambda m: f"head.{'class_logits' if m[1] == 'cls_logits' else 'box_deltas'}.",

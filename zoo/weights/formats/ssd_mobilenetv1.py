@@ -1,5 +1,4 @@
-"""SSD on MobileNetV1 under this project's names: the weights of TensorFlow's graph as the face detector of
-face-api carries them."""
+"""SSD on MobileNetV1: TensorFlow weights of face-api's face detector."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from detection_zoo.zoo.weights.tfjs import read_tfjs, torch_layout
 
 DESCRIPTION = "ssd_mobilenetv1_model-weights_manifest.json"
 EPSILON = 0.001  # of the norms in the graph
-CLASSES = 2  # background and face: the third channel of the file is no class of the model
+CLASSES = 2  # background and face: the third channel of the file is not a class of the model
 # a convolution of the graph -> its place in the model
 _LAYERS = (
     (r"^MobilenetV1/Conv2d_0_pointwise$", "backbone.features.0"),
@@ -41,7 +40,7 @@ def _translate(arrays: dict[str, Any]) -> Translation:
     used: set[str] = set()
     for name in arrays:
         if _PLUMBING.fullmatch(name):
-            result.dropped[name] = "prior boxes, or a number of the graph's own pre- and post-processing"
+            result.dropped[name] = "prior boxes, or a constant of the graph's own pre- or post-processing"
         elif found := _KERNEL.fullmatch(name):
             used |= _put_layer(result, arrays, found[1], name)
     if unknown := sorted(set(arrays) - used - set(result.dropped)):
@@ -52,7 +51,7 @@ def _translate(arrays: dict[str, Any]) -> Translation:
 
 
 def _put_layer(result: Translation, arrays: dict[str, Any], layer: str, kernel: str) -> set[str]:
-    """One convolution with its bias or norm; names of the arrays that it took."""
+    """Add one convolution with its bias or norm; returns the names of the arrays used."""
     import numpy as np
 
     place = rename(layer, _LAYERS)
@@ -67,7 +66,7 @@ def _put_layer(result: Translation, arrays: dict[str, Any], layer: str, kernel: 
         result.put(f"{place}.bias", kept(need(arrays, bias)), bias)
         return {kernel, bias}
     result.put(f"{place}.0.weight", weight, kernel)
-    if not depthwise:  # the norm is in the kernel already, its shift beside it
+    if not depthwise:  # the norm's scale is already in the kernel, its shift is separate
         origin = f"{layer}/convolution_bn_offset"
         put_shift(result, f"{place}.1", need(arrays, origin), origin)
         return {kernel, origin}
@@ -85,7 +84,7 @@ def _put_layer(result: Translation, arrays: dict[str, Any], layer: str, kernel: 
 
 
 def _known_classes(values: Any) -> Any:
-    """Class channels of each prior without those that are no class of the model."""
+    """Class channels of each prior without the unused third one."""
     channels = values.reshape(-1, CLASSES + 1, *values.shape[1:])[:, :CLASSES]
     return channels.reshape(-1, *values.shape[1:])
 

@@ -1,5 +1,4 @@
-"""SSDLite on MobileNetV2 under this project's names: TensorFlow's graph as TensorFlow.js carries it, or a
-state dict converted from it."""
+"""SSDLite on MobileNetV2: TensorFlow's graph in TensorFlow.js files, or a state dict converted from it."""
 
 from __future__ import annotations
 
@@ -27,8 +26,8 @@ _RULES = (
     (r"^regression_head\.module_list\.", "box_head."),
     (r"^classification_head\.module_list\.", "class_head."),
 )
-# a layer of the graph -> its place in the model; %s: 0 for the convolution and 1 for its norm, %s+N: these
-# stand at N and N + 1 there
+# a layer of the graph -> its name in the model; %s: index 0 for the convolution and 1 for its norm; %s+N:
+# indices N and N + 1
 _LAYERS = (
     (r"^FeatureExtractor/MobilenetV2/Conv$", "backbone.features.0.%s"),
     (r"^FeatureExtractor/MobilenetV2/Conv_1$", "backbone.features.18.%s"),
@@ -75,14 +74,14 @@ def _state_dict(arrays: dict[str, Any]) -> Translation:
 
 def _graph(arrays: dict[str, Any]) -> Translation:
     """TensorFlow's graph: scales of norms are folded into the kernels before them, shifts become the biases
-    of norms that do nothing else."""
+    of otherwise neutral norms."""
     result = Translation(defaults=COUNTERS)
     for name in arrays:
         if _PLUMBING.fullmatch(name):
             result.dropped[name] = (
                 _ANCHORS
                 if name == "Postprocessor/ExpandDims"
-                else "a number of the graph's own pre- and post-processing"
+                else "a constant of the graph's own pre- or post-processing"
             )
         elif found := _KERNEL.fullmatch(name):
             _put_layer(result, arrays, found[1], name)
@@ -94,7 +93,7 @@ def _graph(arrays: dict[str, Any]) -> Translation:
             raise CheckpointError(
                 f"the file has {name}, unknown to the model; is it TensorFlow's SSDLite on MobileNetV2?"
             )
-        result.dropped[name] = "folded into the kernel and the bias beside it"
+        result.dropped[name] = "folded into the kernel and bias of the same layer"
     return result
 
 
@@ -127,8 +126,7 @@ def put_shift(result: Translation, norm: str, shift: Any, origin: str) -> None:
 
 
 def _norm(arrays: dict[str, Any], layer: str) -> tuple[Any, Any, str]:
-    """Scale (none: it is in the kernel already) and shift of a layer's norm, and the tensor that the shift
-    comes from."""
+    """Scale (None: it is already in the kernel) and shift of a layer's norm, and the tensor of the shift."""
     import numpy as np
 
     norm = f"{layer}/BatchNorm"

@@ -1,5 +1,5 @@
-"""Checkpoints of torchvision's detectors (names as today's code has them, or as files of older versions have
-them) and of its MobileNetV2."""
+"""Checkpoints of torchvision's detectors (names of the current code or of older versions) and of its
+MobileNetV2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OLDER: Rules = (
     (r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2"),
     (r"^roi_heads\.mask_head\.mask_fcn(\d)\.", lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0."),
 )
-# convolutions and ReLUs in one list; FCOS has a norm between them, and keeps that form
+# convolutions and ReLUs in one list; FCOS also has norms, and still uses this form
 _OLDER_RETINANET = (
     r"^(head\.(?:classification|regression)_head\.conv)\.(\d+)\.(weight|bias)$",
     lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}",

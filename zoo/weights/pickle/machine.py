@@ -1,10 +1,10 @@
-"""A pickle reader that cannot run code: it interprets the opcodes itself and knows a short list of names,
-each by a stand-in.
+"""A pickle reader that cannot run code: it interprets the opcodes itself and has a short list of allowed
+globals, each with its own constructor.
 
 Python's own unpickler is not used: even with a guarded `find_class` a file can make it reserve any amount of
-memory (a memo index of 2**31, a length of 2**60), and numpy's `__setstate__` trusts what it is given. Here
-nothing is imported by name, every length is checked against the file before memory is taken, and work and
-memory are bounded by the size of the file.
+memory (a memo index of 2**31, a length of 2**60), and numpy's `__setstate__` does not validate its argument.
+Here nothing is imported by name, every length is checked against the file before memory is allocated, and
+time and memory are bounded by the size of the file.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ Construct = Callable[["Machine", tuple], Any]
 
 @dataclass(frozen=True)
 class Name:
-    """Stands for an admitted global: `construct` makes its value from REDUCE arguments, and is none for a
-    bare marker. A plain one stands for its own objects too: they are not built, whatever the pickle does to
-    them."""
+    """Placeholder of an allowed global: `construct` makes its value from the arguments of REDUCE, None for a
+    marker. A plain one also replaces its own objects: they are never built."""
 
     path: str
     construct: Construct | None = None
@@ -41,7 +40,7 @@ class Name:
 
 @dataclass
 class Unfinished:
-    """Stands for an object whose state comes by BUILD; `finish` makes the value from that state."""
+    """Placeholder of an object until BUILD gives its state; `finish` makes the value from that state."""
 
     path: str
     finish: Callable[[Machine, Any], Any]
@@ -53,10 +52,10 @@ class Machine:
 
     Args:
         source: the bytes.
-        names: admitted globals by "module.name"; anything else is refused with its name.
+        names: allowed globals by "module.name"; anything else is refused with its name.
         persistent: makes a value from a persistent id; none where the format has no such thing.
         budget: bytes that values may take beyond the file itself, shared by all machines of one file.
-        allow_names: whether a bare name may stand in the value (torch 0.1 files name the type of each
+        allow_names: whether the value may contain a bare name (torch 0.1 files name the type of each
             storage).
     """
 
@@ -307,7 +306,7 @@ def _forbid(opcode: str, detail: Callable[[Machine], str]) -> Callable[[Machine]
 
 _OPCODES: dict[bytes, Callable[[Machine], None]] = {
     b"\x80": Machine._protocol,
-    b"\x95": lambda m: m.source.number("<Q"),  # a frame is a hint for buffering
+    b"\x95": lambda m: m.source.number("<Q"),  # a frame only helps buffering
     b"(": Machine._mark,
     b"0": Machine._discard,
     b"1": lambda m: m._items(),

@@ -1,5 +1,5 @@
-"""The names a pickle may use: numpy arrays, ordered containers and torch tensors, each rebuilt by code of our
-own."""
+"""Globals that a pickle may use: numpy arrays, ordered containers and torch tensors, each rebuilt by our own
+code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TORCH_TYPES = (
     *("uint16", "uint32", "uint64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"),
     *("quint8", "qint8", "qint32", "strided", "contiguous_format", "channels_last"),
 )
-# Notes of training that stand beside the tensors. Their objects are never built, a Name stands for each.
+# Types of training settings saved with the tensors. Their objects are never built: a Name replaces each.
 PLAIN = (
     *("argparse.Namespace", "types.SimpleNamespace", "collections.deque", "typing.Any"),
     *(
@@ -79,7 +79,7 @@ def _dtype(machine: Machine, arguments: tuple) -> Unfinished:
             and state[0] == 3
             and state[2:5] == (None, None, None)
             and all(type(n) is int for n in state[5:])
-            and state[5:] == (-1, -1, 0)  # item size, alignment, flags: none says more than the type itself
+            and state[5:] == (-1, -1, 0)  # item size, alignment, flags: none adds to the type
         )
         order = (
             state[1].decode("latin1") if fits and isinstance(state[1], bytes) else state[1] if fits else None
@@ -271,7 +271,7 @@ class Storage:
 
 @dataclass
 class TensorView:
-    """A torch tensor named by a file: a strided view of a storage, checked to lie inside it."""
+    """A torch tensor named by a file: a strided view of a storage, checked to be inside it."""
 
     storage: Storage
     offset: int

@@ -53,8 +53,8 @@ def file_kind(path: Path) -> str:
 
 @contextmanager
 def malformed(path: Path) -> Iterator[None]:
-    """Whatever Python, numpy or torch raise about the content of a file becomes a CheckpointError that names
-    it."""
+    """Convert errors of Python, numpy or torch about a file's content to a CheckpointError that names the
+    file."""
     try:
         yield
     except _MALFORMED as error:
@@ -74,11 +74,11 @@ def load_pickle(path: Path | str) -> Any:
         The value, nearly always a dict; arrays are numpy's, writable and of native byte order.
 
     Raises:
-        CheckpointError: it names anything else (the message says what), is malformed, or would take more
+        CheckpointError: it uses another global (named in the message), is malformed, or would take more
             memory than its size allows.
     """
     path = Path(path)
-    if (kind := file_kind(path)) not in ("pickle", "unknown"):  # the oldest protocol has no mark of its own
+    if (kind := file_kind(path)) not in ("pickle", "unknown"):  # the oldest protocol has no signature
         raise CheckpointError(f"{path}: not a pickle ({kind}); is it the right file?")
     size = path.stat().st_size
     with malformed(path), path.open("rb") as file:
@@ -86,7 +86,7 @@ def load_pickle(path: Path | str) -> Any:
 
 
 def read_torch_file(path: Path | str) -> Any:
-    """The content of a torch checkpoint, on the CPU, by our own reader.
+    """The content of a torch checkpoint, on the CPU, read by our own reader.
 
     Args:
         path: a file of `torch.save` of any age, or a plain pickle of tensors.
@@ -96,7 +96,7 @@ def read_torch_file(path: Path | str) -> Any:
             of a plain kind (argparse.Namespace, a path, a dtype), which is not built.
 
     Raises:
-        CheckpointError: it names anything else (the message says what), is malformed, or would take more
+        CheckpointError: it uses another global (named in the message), is malformed, or would take more
             memory than its size allows.
     """
     path = Path(path)

@@ -1,5 +1,4 @@
-"""What a pickle is read from and how much it may cost: bounds on bytes, operations, and on the shape of the
-result."""
+"""The byte source of a pickle, and limits on bytes, operations, and the structure of the result."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ def shown(value: object) -> str:
 
 
 class Source:
-    """A byte source of known size: reads exactly what is asked, and refuses before reserving memory for what
-    is not there."""
+    """A byte source of known size; a read beyond its end is refused before memory is allocated."""
 
     def __init__(self, file: BinaryIO, size: int, label: str) -> None:
         self.file, self.remaining, self.label = file, size, label
@@ -36,8 +34,9 @@ class Source:
         """Exactly `count` bytes; raises CheckpointError where fewer are left."""
         if count > self.remaining:
             raise CheckpointError(
-                f"{self.label}: the pickle asks for {count} bytes, {self.remaining} are left: cut short or"
-                " malformed; fetch it again"
+                f"{self.label}: the pickle has a length of {count} bytes, {self.remaining} are left: cut"
+                f" short"
+                " or malformed; fetch it again"
             )
         self.remaining -= count
         data = self.file.read(count)
@@ -61,7 +60,7 @@ class Source:
 
 
 class Budget:
-    """What one file may cost: operations, and bytes beyond its own size.
+    """The limit of operations for one file, and of bytes beyond its own size.
 
     Args:
         file_bytes: size of the file.
@@ -95,9 +94,9 @@ def check_plain(value: Any, refuse: Callable[[str], CheckpointError], stray: tup
     would expand without end.
 
     Args:
-        value: what a pickle holds.
+        value: the content of a pickle.
         refuse: makes the error from a reason.
-        stray: kinds of stand-ins that may not be left in it.
+        stray: placeholder types that may not remain in it.
     """
     size: dict[int, int] = {}
     depth: dict[int, int] = {}
@@ -125,4 +124,4 @@ def check_plain(value: Any, refuse: Callable[[str], CheckpointError], stray: tup
         if depth[id(node)] > MAX_DEPTH:
             raise refuse(f"containers nested deeper than {MAX_DEPTH}")
         if size[id(node)] > MAX_EXPANDED:
-            raise refuse("containers that hold one another so often that they would expand without end")
+            raise refuse("containers shared so often that they would expand without end")

@@ -29,7 +29,7 @@ def read_legacy(path: Path) -> Any:
             element count.
 
     Raises:
-        CheckpointError: something but tensors and plain containers is named, or the file is malformed.
+        CheckpointError: something other than tensors and plain containers is used, or the file is malformed.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -41,7 +41,7 @@ def read_pickled_tensors(path: Path) -> Any:
     legacy torch file within it.
 
     Raises:
-        CheckpointError: something but tensors and plain containers is named, or the file is malformed.
+        CheckpointError: something other than tensors and plain containers is used, or the file is malformed.
     """
     size, label, data = path.stat().st_size, str(path), {}
 
@@ -50,7 +50,7 @@ def read_pickled_tensors(path: Path) -> Any:
             raise machine.refuse(f"a storage of {shown(arguments)}")
         storage, inner = _read_stream(_source(arguments[0], label), machine.budget)
         if not isinstance(storage, Storage) or set(inner) != {storage.key}:
-            raise machine.refuse("a storage that holds something else")
+            raise machine.refuse("a storage with other content")
         place = len(data)
         data[place] = inner[storage.key]
         return replace(storage, key=place)
@@ -116,10 +116,10 @@ def read_tar(path: Path) -> Any:
     """The content of a torch 0.1 file: a tar archive of `storages`, `tensors` and `pickle`.
 
     Args:
-        path: read with our own tar reader, since the standard library's can be made to loop.
+        path: read with our own tar reader: the standard library's can be made to loop.
 
     Raises:
-        CheckpointError: something but tensors and plain containers is named, or the file is malformed.
+        CheckpointError: something other than tensors and plain containers is used, or the file is malformed.
     """
     size, label = path.stat().st_size, str(path)
     parts = _tar_members(path, size)

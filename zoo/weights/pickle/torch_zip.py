@@ -1,5 +1,5 @@
-"""Read torch's zip format (1.6 and later): the pickle by our own reader, storages from the entries that were
-checked."""
+"""Read torch's zip format (1.6 and later): the pickle with our own reader, storages from the entries that
+were checked."""
 
 from __future__ import annotations
 
