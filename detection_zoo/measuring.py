@@ -89,6 +89,7 @@ def compare(
     data: str = "shapes",
     *,
     weights: str = "published",
+    exported: Sequence[str | Path] = (),
     accuracy: bool = False,
     images: int | None = None,
     device: str = "auto",
@@ -97,9 +98,10 @@ def compare(
     """Compare rows head to head, the first is the reference; returns the record, which is not stored.
 
     Args:
-        rows: two names or more; "ROW@WEIGHTS" for weights of its own.
+        rows: two names or more, or one with exported files; "ROW@WEIGHTS" for weights of its own.
         data: as `--data` of `bench.py compare`.
         weights: as in `load`.
+        exported: files of `bench.py export`, compared in their engines after the rows.
         accuracy: compare AP on the same images too.
         images: only the first N images.
         device: as in `load`.
@@ -107,7 +109,7 @@ def compare(
 
     Raises:
         ManifestError, DatasetError, DownloadError, CheckpointError: rows, data or weights cannot be used.
-        ValueError: fewer than two rows, or an option is out of range.
+        ValueError: fewer than two models, or an option is out of range.
 
     Models run in separate processes, so a script calls it below `if __name__ == "__main__":`.
 
@@ -121,10 +123,15 @@ def compare(
     from detection_zoo.benchmarks.run.arguments import check_row
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.zoo.created_row import row_named
+    from detection_zoo.zoo.export.kinds import engine_problem
 
-    if isinstance(rows, str) or len(rows) < 2:
+    if isinstance(rows, str) or len(rows) + len(exported) < 2:
         raise ValueError(f"rows is {rows!r}; name two rows or more in a list")
-    spec, entrants = _spec(device=_device(device), images=images), entrants_of(rows, str(weights))
+    spec = _spec(device=_device(device), images=images)
+    entrants = entrants_of(rows, str(weights), [Path(file) for file in exported])
+    for one in entrants:
+        if problem := engine_problem(one.spec(spec).path, spec.device, spec.dtype):
+            raise ValueError(problem)
     with tempfile.TemporaryDirectory() as folder:
         chosen = CompareOptions(accuracy=accuracy, files=Path(folder), **options)
         for entrant in entrants:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,15 +81,17 @@ def _spec(
     )
 
 
-def _entrants(rows: list[str], weights: str, data: str, images: int | None) -> list[Any]:
-    """Resolve and check the rows and their weights; any problem is wrong usage."""
+def _entrants(
+    rows: list[str], weights: str, data: str, images: int | None, files: Sequence[Path] = (), batch: int = 1
+) -> list[Any]:
+    """Resolve and check the rows, exported files and weights; any problem is wrong usage."""
     from detection_zoo.benchmarks.compare.options import entrants_of
     from detection_zoo.benchmarks.run.arguments import check_row
     from detection_zoo.benchmarks.run.subject import Sources
     from detection_zoo.zoo.created_row import row_named
 
     with checking_arguments():
-        entrants = entrants_of(rows, weights)
+        entrants = entrants_of(rows, weights, files, batch)
         notes = dict[str, None]()
         for entrant in entrants:
             sources = Sources(data, entrant.weights)
@@ -102,7 +105,10 @@ def _entrants(rows: list[str], weights: str, data: str, images: int | None) -> l
 def compare(
     rows: Annotated[
         list[str],
-        typer.Argument(metavar="ROW[@WEIGHTS]...", help="two or more rows; the first is the reference"),
+        typer.Argument(
+            metavar="ROW[@WEIGHTS]...",
+            help="two or more rows, or one with --exported; the first is the reference",
+        ),
     ],
     data: DATA = "shapes",
     classes: CLASSES = "all",
@@ -114,6 +120,12 @@ def compare(
     dtype: DTYPE = "float32",
     tf32: TF32 = False,
     path: PATH = "eager",
+    exported: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="also compare this exported file in its engine; repeatable"
+        ),
+    ] = None,
     smallest: SMALLEST = 0.015,
     smallest_ap: SMALLEST_AP = 0.5,
     with_ap: Annotated[
@@ -141,8 +153,9 @@ def compare(
     from detection_zoo.benchmarks.folders import COMPARISONS
     from detection_zoo.benchmarks.store import results_folder, write_record
 
-    if len(rows) < 2:
-        raise typer.BadParameter("name two rows or more", param_hint="ROW")
+    files = exported or []
+    if len(rows) + len(files) < 2:
+        raise typer.BadParameter("name two rows or more, or a row and --exported", param_hint="ROW")
     folder = store or results_folder() / COMPARISONS
     options = CompareOptions(
         smallest,
@@ -158,7 +171,9 @@ def compare(
     )
     spec = _spec(device, dtype, tf32, images, batch, timed_images, path)
     data = data_of(data, classes, renamed)
-    entrants = _entrants(rows, weights, data, images)
+    entrants = _entrants(rows, weights, data, images, files, batch)
+    for one in entrants:
+        check_path(one.spec(spec).path, spec.device, dtype)
     from detection_zoo.benchmarks.compare.match import compare as run_comparison  # after the checks: torch
 
     found = run_comparison(entrants, spec, data, options, say)

@@ -170,26 +170,20 @@ def check_path(path: str, device: str, dtype: str) -> None:
 def checked_file(file: Path, path: str, rows: Sequence[str], batch: int) -> Any:
     """The description of an exported file (`benchmarks.spec.ExportedFile`); wrong usage where --path does not
     run it, or it is another row's."""
-    from detection_zoo.benchmarks.spec import ExportedFile
-    from detection_zoo.zoo.export.files import digest_of_file, notes_of
+    from detection_zoo.benchmarks.run.arguments import exported_file
+    from detection_zoo.zoo.errors import ManifestError
     from detection_zoo.zoo.export.kinds import ENGINE_SUFFIXES
 
     if file.suffix != ENGINE_SUFFIXES.get(path):
         kinds = ", ".join(f"--path {name} runs {suffix}" for name, suffix in ENGINE_SUFFIXES.items())
         raise typer.BadParameter(f"{file}: {kinds}, --path is {path}", param_hint="--exported")
-    notes = notes_of(file)
-    if not notes or list(rows) != [notes["row"]]:
-        whose = f"of row {notes['row']}" if notes else "not written by bench.py export"
-        raise typer.BadParameter(f"{file} is {whose}; give that row alone", param_hint="--exported")
-    if batch != notes["inputs"]["images"][0]:
-        raise typer.BadParameter(f"{file} takes one image; leave --batch out", param_hint="--exported")
-    quantised = notes.get("quantisation")
-    if quantised is None:
-        return ExportedFile(sha256=digest_of_file(file))
-    images = f"{len(quantised['images'])} images of {quantised['dataset']}"
-    return ExportedFile(
-        sha256=digest_of_file(file), bits=8, quantised=f"{quantised['how']}; calibrated on the first {images}"
-    )
+    try:
+        row, _, exported = exported_file(file, batch)
+    except ManifestError as error:
+        raise typer.BadParameter(str(error), param_hint="--exported") from None
+    if list(rows) != [row]:
+        raise typer.BadParameter(f"{file} is of row {row}; give that row alone", param_hint="--exported")
+    return exported
 
 
 def device_of(wanted: str) -> str:

@@ -18,7 +18,14 @@ from detection_zoo.benchmarks.environment import collect_environment
 from detection_zoo.benchmarks.measure.inference import MODEL, Turns, timed_batches
 from detection_zoo.benchmarks.measure.memory import memory_metric, peak_memory
 from detection_zoo.benchmarks.measure.timing import PhaseClock
-from detection_zoo.benchmarks.run.subject import identify_data, open_data, path_notes, prepare, take_path
+from detection_zoo.benchmarks.run.subject import (
+    Sources,
+    identify_data,
+    open_data,
+    path_notes,
+    prepare,
+    take_path,
+)
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.trained_row import row_of_checkpoint
@@ -48,9 +55,11 @@ class Contestant:
     ) -> None:
         if spec.device == "cpu":
             torch.set_num_threads(threads)
+        spec = entrant.spec(spec)
         self.entrant, self.spec, self.data, self.beat = entrant, spec, data, beat
         entry = row_of_checkpoint(row_named(entrant.row), weights)
         self.subject = prepare(entry, spec, open_data(entry, data, spec.images), weights)
+        self.subject.sources = Sources(data, weights, exported=entrant.file)
         self.compared = take_path(self.subject, spec)
         self.subject.model.eval()
         if entrant.extra_units:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
+from detection_zoo.benchmarks.run.arguments import exported_file
+from detection_zoo.benchmarks.spec import BenchmarkSpec, ExportedFile
 from detection_zoo.benchmarks.store import results_folder
 from detection_zoo.zoo.created_row import row_named
 
@@ -53,21 +56,45 @@ class CompareOptions:
 @dataclass(frozen=True)
 class Entrant:
     """A model in a comparison: a row with weights (an argument of `identify_weights`) and a label;
-    `extra_units` of injected work per image."""
+    `extra_units` of injected work per image; an exported `file` with its `engine` and description."""
 
     label: str
     row: str
     weights: str = "random"
     extra_units: int = 0
+    file: Path | None = None
+    engine: Literal["onnxruntime", "openvino"] | None = None
+    exported: ExportedFile | None = None
+
+    def spec(self, spec: BenchmarkSpec) -> BenchmarkSpec:
+        """A comparison's specification with this model's path."""
+        if self.exported is None:
+            return spec
+        return spec.model_copy(update={"path": self.engine, "exported": self.exported})
 
 
-def entrants_of(names: Sequence[str], weights: str) -> list[Entrant]:
-    """Entrants from ROW or ROW@WEIGHTS; a row that is named twice gets a number. Raises ManifestError for an
-    unknown row."""
+def entrants_of(
+    names: Sequence[str], weights: str, files: Sequence[Path] = (), batch: int = 1
+) -> list[Entrant]:
+    """Entrants from ROW or ROW@WEIGHTS, then from exported files; a label that occurs twice gets a number.
+
+    Raises:
+        ManifestError: an unknown row, or a file that cannot be run.
+    """
     entrants: list[Entrant] = []
     for name in names:
         row, _, own = name.partition("@")
-        row_named(row)
-        times = sum(one.label.split(" (")[0] == name for one in entrants) + 1
-        entrants.append(Entrant(name if times == 1 else f"{name} ({times})", row, own or weights))
+        entrants.append(Entrant(name, row, own or weights))
+    for file in files:
+        row, engine, exported = exported_file(file, batch)
+        one = Entrant(row, row, weights, file=file, engine=engine, exported=exported)
+        note = one.spec(BenchmarkSpec()).path_note.removeprefix(", ")
+        entrants.append(replace(one, label=f"{row} ({note})"))
+    labels: list[str] = []
+    for one in entrants:
+        row_named(one.row)
+        times = labels.count(one.label) + 1
+        labels.append(one.label)
+        if times > 1:
+            entrants[len(labels) - 1] = replace(one, label=f"{one.label} ({times})")
     return entrants

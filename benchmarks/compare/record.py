@@ -13,6 +13,7 @@ from detection_zoo.benchmarks.spec import (
     BenchmarkSpec,
     DataIdentity,
     Environment,
+    ExportedFile,
     StoredFile,
     Telemetry,
     WeightsIdentity,
@@ -53,6 +54,9 @@ class Side(Strict):
     label: str
     row: str
     status: Literal["finished", "failed", "interrupted"]
+    exported: ExportedFile | None = Field(
+        None, description="file that an engine ran; none: the model on the path of `spec`"
+    )
     reason: str | None = None
     traceback: str | None = None
     weights: WeightsIdentity | None = None

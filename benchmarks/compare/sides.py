@@ -33,6 +33,7 @@ class State:
         return Side(
             label=self.entrant.label,
             row=self.entrant.row,
+            exported=self.entrant.exported,
             status="failed" if failed else "interrupted" if interrupted else "finished",
             reason=self.failure.reason if failed else None,
             traceback=self.failure.traceback if failed else None,
@@ -66,6 +67,8 @@ def footnotes(states: Sequence[State]) -> list[str]:
         notes.append("the rows use the same images, but number or select the classes differently")
     for state in states:
         notes += [f"{state.entrant.label}: {note}" for note in state.notes]
+        if (exported := state.entrant.exported) is not None and exported.quantised:
+            notes.append(f"{state.entrant.label}: {exported.quantised}")
         if state.entrant.extra_units:
             notes.append(
                 f"{state.entrant.label} runs injected extra work, {state.entrant.extra_units} units per"

@@ -120,7 +120,7 @@ def circumstances(one: Comparison) -> str:
     if env:
         parts.append(f"torch {env.packages.get('torch', 'unknown')}, Python {env.python}")
         parts.append(env.commit_text or "commit unknown")
-    parts.append(f"{one.spec.precision_text}, batch {one.spec.batch_size}")
+    parts.append(f"{one.spec.precision_text}, batch {one.spec.batch_size}{one.spec.path_note}")
     if data:
         subset = f", the first {data.images} of {data.images_of_split} images" if data.is_subset else ""
         timed = min(one.spec.timed_images, data.images)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from detection_zoo.benchmarks.run.subject import Sources, identify_weights, open_data, weights_file
+from detection_zoo.benchmarks.spec import ExportedFile
 from detection_zoo.zoo.created_row import CREATED, row_named
 from detection_zoo.zoo.errors import DatasetError, ManifestError, UnknownName, ZooError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
@@ -116,3 +118,30 @@ def check_weights(entry: ModelEntry, weights: str, fetch: bool = True) -> None:
         )
     if fetch or weights != "published":
         identify_weights(entry, weights)
+
+
+def exported_file(file: Path, batch: int = 1) -> tuple[str, str, ExportedFile]:
+    """Return the row of a file that `bench.py export` wrote, the engine that runs it, and its description.
+
+    Raises:
+        ManifestError: another program wrote it, no engine runs it, or it takes another batch.
+    """
+    from detection_zoo.zoo.export.files import digest_of_file, notes_of
+    from detection_zoo.zoo.export.kinds import ENGINE_SUFFIXES
+
+    engine = next((name for name, suffix in ENGINE_SUFFIXES.items() if suffix == file.suffix), None)
+    if engine is None:
+        kinds = ", ".join(f"{name} runs {suffix}" for name, suffix in ENGINE_SUFFIXES.items())
+        raise ManifestError(f"{file}: {kinds}")
+    if not (notes := notes_of(file)):
+        raise ManifestError(f"{file} is not written by bench.py export")
+    if batch != notes["inputs"]["images"][0]:
+        raise ManifestError(f"{file} takes one image; leave --batch out")
+    quantised = notes.get("quantisation")
+    if quantised is None:
+        return notes["row"], engine, ExportedFile(sha256=digest_of_file(file))
+    how = (
+        f"{quantised['how']}; calibrated on the first {len(quantised['images'])} images of"
+        f" {quantised['dataset']}"
+    )
+    return notes["row"], engine, ExportedFile(sha256=digest_of_file(file), bits=8, quantised=how)

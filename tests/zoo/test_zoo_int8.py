@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from detection_zoo.bench import app
 from detection_zoo.benchmarks.commands import export as command
 from detection_zoo.benchmarks.commands import options
+from detection_zoo.benchmarks.compare.record import stored_comparisons
+from detection_zoo.benchmarks.folders import COMPARISONS
 from detection_zoo.benchmarks.store import read_runs
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.export.engines import FileDetector
@@ -180,6 +182,31 @@ def test_records_of_files_do_not_mix(floats: Path, quantised: Path, tmp_path: Pa
     assert abs(ap[0] - ap[1]) < 15 and min(ap) > 10
 
 
+@pytest.mark.parametrize(("kind", "bits", "compared"), [("floats", 32, 2), ("quantised", 8, 4)])
+def test_a_row_beside_its_file(
+    kind: str, bits: int, compared: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Times and AP on the same images; the record says what each model ran."""
+    path = request.getfixturevalue(kind)
+    words = ("--data", "shapes", "--images", "4", "--device", "cpu", "--blocks", "2", "--rounds", "2")
+    done = run(
+        "compare", SSD, "--exported", str(path), *words, "--ap", "--store", str(tmp_path / COMPARISONS)
+    )
+    assert done.exit_code == 0, said(done)
+    ([found], problems) = stored_comparisons(tmp_path / "runs")
+    torch_side, file_side = found.sides
+    name = "openvino int8" if bits == 8 else "openvino"
+    label = f"{SSD} ({name}, file {digest_of_file(path)[:8]})"
+    assert (torch_side.label, file_side.label, file_side.row) == (SSD, label, SSD) and not problems
+    assert torch_side.exported is None and file_side.exported.bits == bits and found.spec.path == "eager"
+    pairs = {pair.metric: pair for pair in found.pairs}
+    assert {"model_cpu_ms", "box_ap"} <= pairs.keys() and pairs["box_ap"].other == label
+    assert abs(pairs["box_ap"].value) < (0.1 if bits == 32 else 15) and min(pairs["box_ap"].values) > 10
+    notes = " ".join(found.footnotes)
+    assert f"{label}: openvino path: {compared} images compared with eager" in notes
+    assert ("calibrated on the first 8 images of shapes:train" in notes) == (bits == 8)
+
+
 def test_images_that_do_not_fit_a_file(floats: Path) -> None:
     """Said with what to do."""
     detector = FileDetector(build_model(SSD, "published").eval(), "openvino", floats)
@@ -197,6 +224,12 @@ WRONG = {
     ),
     "no engine": (("run", SSD, *RUN, "--exported", "FILE"), "--path openvino runs .xml, --path is eager"),
     "another row": (("run", RCNN, *RUN, "--path", "openvino", "--exported", "FILE"), f"of row {SSD}"),
+    "a batch of a comparison": (
+        ("compare", SSD, "--exported", "FILE", "--data", "shapes", "--device", "cpu", "--batch", "2"),
+        "leave --batch out",
+    ),
+    "a file alone": (("compare", "--exported", "FILE", "--data", "shapes"), "Missing argument"),
+    "a row alone": (("compare", SSD, "--data", "shapes"), "or a row and --exported"),
     "two rows": (("run", SSD, RCNN, *RUN, "--path", "openvino", "--exported", "FILE"), "give that row alone"),
     "a batch": (
         ("run", SSD, *RUN, "--path", "openvino", "--exported", "FILE", "--batch", "2"),
@@ -231,3 +264,5 @@ def test_a_file_that_nobody_exported(tmp_path: Path) -> None:
     assert json.dumps(notes_of(path)) == "{}"
     with pytest.raises(options.typer.BadParameter, match="not written by bench.py export"):
         options.checked_file(path, "openvino", [SSD], 1)
+    done = run("compare", SSD, "--exported", str(path), "--data", "shapes", "--device", "cpu")
+    assert done.exit_code == 2 and "not written by bench.py export" in said(done)
