@@ -101,7 +101,7 @@ def _templates(
 def _filled(value: Any, texts: dict[str, str]) -> Any:
     """The value with placeholders replaced in all its texts."""
     if isinstance(value, str):
-        for placeholder, text in texts.items():
+        for placeholder, text in texts.items() if "{" in value else ():
             value = value.replace(placeholder, text)
     elif isinstance(value, list):
         return [_filled(item, texts) for item in value]

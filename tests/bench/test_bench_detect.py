@@ -205,7 +205,7 @@ def test_a_path_that_differs_is_refused(two_shapes: list[str], tmp_path: Path) -
     weights = ("--weights", str(tmp_path / "large.pth"), "--path", "fast")
     code, out, err = call(*words, *weights, "--dtype", "float16")
     assert code == 1 and not out and not list((tmp_path / "drawn").iterdir())
-    assert f"row {SLIM}: the fast path in float16 leaves its tolerance: 2 images compared" in " ".join(
+    assert f"row {SLIM}: the fast path in float16 exceeds its tolerance: 2 images compared" in " ".join(
         err.split()
     )
     code, _, err = call(*words, "--path", "onnxruntime", "--dtype", "bfloat16")

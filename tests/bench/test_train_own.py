@@ -122,7 +122,7 @@ def test_own_folders_are_trained_on_their_training_split(tmp_path: Path) -> None
 )
 def test_a_file_that_only_looks_like_a_training_is_refused(held: object, tmp_path: Path) -> None:
     torch.save({"entry": ROW, "row": held}, tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match="odd.pth: its classes and settings are no lists of texts"):
+    with pytest.raises(CheckpointError, match="odd.pth: its classes and settings are not lists of strings"):
         row_of_checkpoint(load_manifests().entry(ROW), str(tmp_path / "odd.pth"))
 
 

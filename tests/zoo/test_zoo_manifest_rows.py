@@ -91,7 +91,7 @@ def test_the_wrong_link_of_the_vovnet_readme_is_kept_and_never_taken() -> None:
     assert own_weights(v57).urls == [
         "https://dl.dropbox.com/s/uq1uon4oiwqwuik/MRCN-V-57-FPN-2x-norm.pth?dl=1"
     ]
-    with pytest.raises(CheckpointError, match="the README gives the link of Mask V-39 here"):
+    with pytest.raises(CheckpointError, match="the README has the link of Mask V-39 here"):
         own_weights(v57.model_copy(update={"weights": v57.weights[:1]}))
 
 
