@@ -16,6 +16,7 @@ from in_process import call
 
 from detection_zoo.benchmarks.run.parity import folder_settings
 from detection_zoo.zoo.conventions import Views
+from detection_zoo.zoo.parity import base
 from detection_zoo.zoo.parity.base import ParityError, Reference, parity
 from detection_zoo.zoo.parity.detectron_pytorch import augmentation
 from detection_zoo.zoo.parity.prose import draws, read_note, rule_of
@@ -367,6 +368,12 @@ def test_a_folder_with_settings_json_needs_no_notes(folder: str, tmp_path: Path)
     report = parity(without_notes(FOLDERS / folder, tmp_path))
     assert report.ok
     assert {line.name for line in report.lines} == {line.name for line in parity(FOLDERS / folder).lines}
+
+
+def test_single_steps_need_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "__file__", str(tmp_path / "detection_zoo" / "zoo" / "parity" / "base.py"))
+    with pytest.raises(ParityError, match="common_steps: holds single steps .* only a checkout of this"):
+        parity(FOLDERS / "maskrcnn_benchmark" / "common_steps")
 
 
 def test_a_wrong_settings_json_is_an_error_of_its_field(tmp_path: Path) -> None:
