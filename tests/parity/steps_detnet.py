@@ -42,8 +42,7 @@ from detection_zoo.zoo.parity.detnet_model import (
     propose,
 )
 from detection_zoo.zoo.parity.files import Described
-from detection_zoo.zoo.parity.settings import Note
-from detection_zoo.zoo.parity.standin import normal_input
+from detection_zoo.zoo.parity.settings import Note, normal_input
 from detection_zoo.zoo.parts.anchor_targets import FirstImageAnchorSampler
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import clip_boxes

@@ -36,8 +36,7 @@ from detection_zoo.zoo.parity.benchmark_settings import (
 from detection_zoo.zoo.parity.maskrcnn_benchmark import outputs
 from detection_zoo.zoo.parity.near_ties import settle_ties
 from detection_zoo.zoo.parity.prose import read_note, rule_of
-from detection_zoo.zoo.parity.settings import Settings
-from detection_zoo.zoo.parity.standin import normal_input
+from detection_zoo.zoo.parity.settings import Settings, normal_input
 from detection_zoo.zoo.weights.load import load_arrays
 
 FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "maskrcnn_benchmark"

@@ -20,8 +20,7 @@ from detection_zoo.zoo.parity import base
 from detection_zoo.zoo.parity.base import ParityError, Reference, parity
 from detection_zoo.zoo.parity.detectron_pytorch import augmentation
 from detection_zoo.zoo.parity.prose import draws, read_note, rule_of
-from detection_zoo.zoo.parity.settings import Note, Settings
-from detection_zoo.zoo.parity.standin import normal_input
+from detection_zoo.zoo.parity.settings import Note, Settings, normal_input
 from detection_zoo.zoo.parity.wordings import Wording
 
 FOLDERS = Path(__file__).resolve().parents[1] / "reference"

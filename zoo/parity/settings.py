@@ -15,11 +15,15 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from torch import Tensor
 
 from detection_zoo.zoo.parity.files import ParityError
-from detection_zoo.zoo.parity.standin import normal_input
 
 FILE = "settings.json"
 Size = tuple[int, int]
 Rows = tuple[int, int | None]
+
+
+def normal_input(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 standard-normal array: what a network sees after its own normalisation."""
+    return np.random.RandomState(seed).standard_normal(shape).astype("float32")
 
 
 class Draw(BaseModel):
@@ -151,6 +155,7 @@ class Note(BaseModel):
     decay_epochs: int | None = None
     run: str | None = None
     updates: int | None = None
+    wrapped: bool = False  # a checkpoint's tensors are in a dict under "model"
     _where: str = PrivateAttr("a note")
 
     def placed(self, where: str) -> Note:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from detection_zoo.zoo.errors import CheckpointError
+from detection_zoo.zoo.parity.prose import read_note
+from detection_zoo.zoo.parity.wordings import CHECKPOINT_FORMAT
 
 CHECKPOINT_FILE = "checkpoint.json"
 
@@ -104,13 +106,8 @@ def write_standin_checkpoint(folder: Path | str, path: Path | str, file: str = C
         import torch
 
         state = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        said = read_checkpoint_description(folder, file).get("format", "")
-        wrapped = "'model'" in said and "no wrapper" not in said
-        torch.save({"model": state} if wrapped else state, temporary)
+        words = read_checkpoint_description(folder, file).get("format", "")
+        note = read_note(words, CHECKPOINT_FORMAT, f"{Path(folder) / file}: format")
+        torch.save({"model": state} if note.wrapped else state, temporary)
     temporary.replace(path)
     return path
-
-
-def normal_input(seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    """A float32 standard-normal array: what a network sees after its own normalisation."""
-    return np.random.RandomState(seed).standard_normal(shape).astype("float32")

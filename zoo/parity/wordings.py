@@ -214,3 +214,4 @@ WORDINGS: dict[str, tuple[Wording, ...]] = {
         Wording("caution", where={"Hold `": "Hold `{run}` for updates 1 and {updates}"}),
     ),
 }
+CHECKPOINT_FORMAT = Wording("format", flags={"wrapped": "^(?!.*no wrapper).*'model'"})  # of checkpoint.json
