@@ -1,8 +1,8 @@
 """Training of the proposal network: the samplers of the proposal network.
 
-A sampler maps the anchors of a batch and the ground truth of each image to one `SampledAnchors` an image.
-There are three: of maskrcnn-benchmark, of Detectron and of faster-rcnn.pytorch; `RpnConventions.sampling`
-names one.
+A sampler maps the anchors of a batch and the ground truth of each image to one `SampledAnchors` per image.
+There are three: of maskrcnn-benchmark, of Detectron and of faster-rcnn.pytorch; selected by
+    `RpnConventions.sampling`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from detection_zoo.zoo.parts.matching import BACKGROUND, BalancedSampler, match
 from detection_zoo.zoo.parts.proposals import Size
 from detection_zoo.zoo.parts.targets import Draws, one_at_least, padded_iou
 
-NO_CLAIM = 1e-5  # in place of a best IoU of 0: a ground truth that nothing overlaps claims no anchor
+NO_CLAIM = 1e-5  # replaces a best IoU of 0: a ground truth without overlap gets no anchor
 
 
 @dataclass
 class SampledAnchors:
     """Labels of one image's anchors: labels (A,) float, 1 object, 0 background, -1 not used; targets (A, 4)
-    deltas; positive, negative: the sampled indices, as BalancedSampler gives them."""
+    deltas; positive, negative: the sampled indices, as returned by BalancedSampler."""
 
     labels: Tensor
     targets: Tensor
@@ -36,7 +36,7 @@ class SampledAnchors:
 
 
 class AnchorSampler:
-    """Labels and draws anchors by maskrcnn-benchmark's rules (Ren et al. 2015, section 3.1.2).
+    """Labels and samples anchors as maskrcnn-benchmark (Ren et al. 2015, section 3.1.2).
 
     Args:
         coder: of the proposals.
@@ -50,8 +50,8 @@ class AnchorSampler:
 
     @property
     def random(self) -> Draws:
-        """Source of the samplers that draw by numpy; its own state, which checkpoints save, where
-        none is set."""
+        """Random source of the samplers that use numpy; default: numpy's global state, which checkpoints
+        save."""
         return np.random if self.draws is None else self.draws
 
     def __call__(
@@ -82,7 +82,7 @@ class AnchorSampler:
         return labels, targets
 
     def inside(self, anchors: Tensor, size: Size) -> Tensor:
-        """Mark (A,) bool the anchors (A, 4) that leave the image by no more than the rule allows."""
+        """Mark (A,) bool the anchors (A, 4) that exceed the image by at most the allowed margin."""
         if self.rule.straddle is None:
             return torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
         (height, width), edge = size, self.rule.straddle
@@ -90,7 +90,7 @@ class AnchorSampler:
         return (x1 >= -edge) & (y1 >= -edge) & (x2 < width + edge) & (y2 < height + edge)
 
     def match(self, truth: Tensor, anchors: Tensor, inside: Tensor) -> Tensor:
-        """The ground truth (G, 4) of each anchor (A, 4), as `zoo.parts.targets.match` gives it."""
+        """The ground truth (G, 4) of each anchor (A, 4), as returned by `match`."""
         rule = self.rule
         rows = rows_of(inside) if rule.inside_only else slice(None)
         quality = box_iou(truth, anchors[rows], self.coder.offset)
@@ -111,11 +111,11 @@ class AnchorSampler:
 
 
 class NumpyAnchorSampler(AnchorSampler):
-    """A sampler that draws image by image from numpy's generator, on the host, as its source does.
+    """A sampler that draws per image from numpy's generator, on the host, as the source does.
 
     Args:
         coder, rule: as in AnchorSampler.
-        draws: source of random numbers; default: numpy's own state, which a training's checkpoints save.
+        draws: source of random numbers; default: numpy's global state, which training checkpoints save.
     """
 
     def __init__(self, coder: BoxCoder, rule: RpnConventions, draws: Draws | None = None) -> None:
@@ -133,17 +133,17 @@ class NumpyAnchorSampler(AnchorSampler):
 
 
 class DetectronAnchorSampler(NumpyAnchorSampler):
-    """Detectron's rules: negatives are drawn WITH replacement, and not at all where candidates are fewer than
-    wanted; anchors outside the image take no part.
+    """Detectron's sampling: negatives are drawn WITH replacement, and none if there are too few candidates;
+    anchors outside the image are not used.
 
     Args:
         coder, rule: as in AnchorSampler.
-        draws: source of random numbers; positives are thinned out first, then negatives are drawn; default:
-            numpy's own state, which a training's checkpoints save.
+        draws: source of random numbers; positives are subsampled first, then negatives are drawn; default:
+            numpy's global state, which training checkpoints save.
     """
 
     def sample(self, anchors: Tensor, truth: Tensor, size: Size) -> SampledAnchors:
-        """Sample one image's anchors (A, 4) by ground truth (G, 4), crowds left out."""
+        """Sample one image's anchors (A, 4) by ground truth (G, 4) without crowds."""
         rule, labels = self.rule, torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
         rows = torch.nonzero(self.inside(anchors, size)).squeeze(1)
         kept, targets = anchors[rows], torch.zeros_like(anchors)
@@ -168,7 +168,7 @@ class DetectronAnchorSampler(NumpyAnchorSampler):
         return SampledAnchors(labels.to(anchors.dtype), targets, positive, negative)
 
     def thin(self, labels: Tensor, most: int) -> None:
-        """Leave out positives of labels (A,), in place, until `most` are left."""
+        """Ignore positives of labels (A,), in place, until `most` are left."""
         positives = np.flatnonzero((labels == 1).cpu().numpy())
         if len(positives) > most:
             left_out = self.random.choice(positives, size=len(positives) - most, replace=False)
@@ -176,8 +176,8 @@ class DetectronAnchorSampler(NumpyAnchorSampler):
 
 
 class FirstImageAnchorSampler(NumpyAnchorSampler):
-    """faster-rcnn.pytorch's rules: anchors that cross the FIRST image of the batch take no part; the quota of
-    background is taken before objects are thinned out.
+    """faster-rcnn.pytorch's sampling: anchors that cross the border of the FIRST image of the batch are not
+    used; the number of background anchors is computed before objects are subsampled.
 
     Args:
         coder, rule: as in AnchorSampler.
@@ -187,7 +187,7 @@ class FirstImageAnchorSampler(NumpyAnchorSampler):
     def __call__(
         self, anchors: Tensor, truth: Sequence[Tensor], sizes: Sequence[Size]
     ) -> list[SampledAnchors]:
-        """Sample a batch, as AnchorSampler; raises ValueError where no anchor lies inside the first image."""
+        """Sample a batch, as AnchorSampler; raises ValueError if no anchor is inside the first image."""
         return super().__call__(anchors, truth, [sizes[0]] * len(truth))
 
     def sample(self, anchors: Tensor, truth: Tensor, size: Size) -> SampledAnchors:
@@ -196,7 +196,7 @@ class FirstImageAnchorSampler(NumpyAnchorSampler):
         rows = torch.nonzero(self.inside(anchors, (int(size[0]), int(size[1])))).squeeze(1)
         if len(rows) == 0:
             raise ValueError(
-                f"no anchor lies inside an image of {size[0]} x {size[1]}; the image is smaller than every"
+                f"no anchor is inside an image of {size[0]} x {size[1]}; the image is smaller than every"
                 " anchor"
             )
         kept, labels, targets = (
@@ -221,7 +221,7 @@ class FirstImageAnchorSampler(NumpyAnchorSampler):
         return SampledAnchors(labels, targets, positive, negative)
 
     def drop(self, labels: Tensor, value: int, most: int) -> None:
-        """Take all but `most` labels (A,) of that value out of the sample, in place, by a permutation."""
+        """Ignore all but a random `most` of the labels (A,) with that value, in place."""
         having = torch.nonzero(labels == value).squeeze(1)
         if len(having) > most:
             order = torch.from_numpy(self.random.permutation(len(having))).to(labels.device)

@@ -1,5 +1,5 @@
-"""Anchors: cell boxes by one of several rules, laid over a pyramid of feature maps (Faster R-CNN, Ren et al.
-2015, section 3.1.1)."""
+"""Anchors: cell boxes of one of several sources, placed on a pyramid of feature maps (Faster R-CNN, Ren et
+al. 2015, section 3.1.1)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 
 def rounded_cells(stride: float, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
-    """Detectron's recipe: sides are rounded at the size of one stride and scaled to `sizes` afterwards; ratio
+    """Detectron's cell boxes: sides are rounded at the size of one stride, then scaled to `sizes`; ratio
     is height / width.
 
     Returns:
-        (len(ratios) * len(sizes), 4) float64 around the centre (stride - 1) / 2, ratio slow, size fast, far
-        corners inclusive.
+        (len(ratios) * len(sizes), 4) float64 around the centre (stride - 1) / 2, ordered by ratio, then size,
+        with inclusive far corners.
     """
     centre = (stride - 1) / 2
     cells = []
@@ -34,21 +34,22 @@ def rounded_cells(stride: float, sizes: Sequence[float], ratios: Sequence[float]
 
 
 def centred_cells(stride: float, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
-    """DetNet_pytorch's recipe: around the cell's corner (0, 0), nothing rounded; ratio is width / height.
+    """DetNet_pytorch's cell boxes: around the cell's corner (0, 0), without rounding; ratio is width /
+    height.
 
     Returns:
-        (len(sizes) * len(ratios), 4) float64, size slow, ratio fast.
+        (len(sizes) * len(ratios), 4) float64, ordered by size, then ratio.
     """
     sides = np.array([[size * np.sqrt(ratio), size / np.sqrt(ratio)] for size in sizes for ratio in ratios])
     return np.concatenate([-sides / 2, sides / 2], axis=1)
 
 
 def torchvision_cells(stride: float, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
-    """torchvision's recipe: around (0, 0), corners rounded half to even; ratio is height / width; computed in
-    float32.
+    """torchvision's cell boxes: around (0, 0), corners rounded half to even; ratio is height / width;
+    computed in float32.
 
     Returns:
-        (len(ratios) * len(sizes), 4) float64, ratio slow, size fast.
+        (len(ratios) * len(sizes), 4) float64, ordered by ratio, then size.
     """
     heights = np.sqrt(np.array(ratios, dtype=np.float32))[:, None] * np.array(sizes, dtype=np.float32)
     widths = (1 / np.sqrt(np.array(ratios, dtype=np.float32)))[:, None] * np.array(sizes, dtype=np.float32)
@@ -56,20 +57,20 @@ def torchvision_cells(stride: float, sizes: Sequence[float], ratios: Sequence[fl
     return np.round(np.concatenate([-sides, sides], axis=1) / 2).astype(np.float64)
 
 
-KEPT_MAPS = 64  # sizes of maps whose anchors are kept, about 13 images of five levels
+KEPT_MAPS = 64  # map sizes whose anchors are cached, about 13 images of five levels
 CELL_RULES = {"rounded": rounded_cells, "centred": centred_cells, "torchvision": torchvision_cells}
 
 
 class AnchorGenerator(nn.Module):
-    """Anchors of every cell of every level, from the cell boxes of each level.
+    """Anchors of all cells of all levels, from the cell boxes of each level.
 
     Args:
         sizes: for each level, the anchor sizes in pixels.
-        ratios: shapes; what a ratio means, and the order, is the rule's.
+        ratios: aspect ratios; their meaning and the order depend on the rule.
         strides: for each level, the pixels from one cell to the next.
         rule: a name of CELL_RULES.
-        slow: of a cell's anchors, what changes last: "rule" as the rule has it, "size" every ratio of one
-            size after another (Detectron's RetinaNet).
+        slow: order of a cell's anchors: "rule" that of the rule, "size" all ratios of one size, then the next
+            size (Detectron's RetinaNet).
     """
 
     def __init__(
@@ -100,11 +101,11 @@ class AnchorGenerator(nn.Module):
             ]
         if len({len(level) for level in cells}) != 1:
             raise ValueError(
-                f"every level needs as many anchors a cell, but they have {[len(level) for level in cells]}"
+                f"levels need equal numbers of anchors per cell, not {[len(level) for level in cells]}"
             )
         self.strides = list(strides)
         self.per_cell = len(cells[0])  # A
-        self._laid: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()  # the latest maps' anchors
+        self._laid: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()  # anchors of the latest maps
         self._cells = [torch.tensor(level, dtype=torch.float32, device="cpu") for level in cells]
 
     def cells(self) -> list[Tensor]:
@@ -112,19 +113,19 @@ class AnchorGenerator(nn.Module):
         return [level.clone() for level in self._cells]
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Anchors of each level (H * W * A, 4), row slow, column, anchor fast; rounded to float32, then in
-        the type of the features."""
+        """Anchors of each level (H * W * A, 4), ordered by row, column, anchor; rounded to float32, then cast
+        to the type of the features."""
         if len(features) != len(self._cells):
             raise ValueError(f"anchors are of {len(self._cells)} levels, but there are {len(features)} maps")
         lay = self._level if torch.compiler.is_compiling() else self._kept
         return [lay(level, feature) for level, feature in enumerate(features)]
 
     def _kept(self, level: int, feature: Tensor) -> Tensor:
-        """Anchors of a level, laid once for each device, type and size of map; shared, so never changed in
+        """Anchors of a level, cached for each device, type and map size; shared, so never changed in
         place."""
         key = (level, *feature.shape[-2:], feature.device, feature.dtype)
         if key not in self._laid:
-            with torch.inference_mode(False):  # else a training could not use them
+            with torch.inference_mode(False):  # otherwise they could not be used in training
                 self._laid[key] = self._level(level, feature)
             while len(self._laid) > KEPT_MAPS:
                 self._laid.popitem(last=False)
@@ -142,5 +143,5 @@ class AnchorGenerator(nn.Module):
         )
         shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).to(torch.float32)  # (H*W, 1, 4)
         kind = feature.dtype if feature.dtype == torch.float64 else torch.float32
-        # non-blocking: a few numbers, which the driver copies to a buffer of its own before it goes on
+        # non-blocking: the driver copies so few numbers to its own buffer before it returns
         return (shifts + cells.to(device, non_blocking=True)).reshape(-1, 4).to(kind)

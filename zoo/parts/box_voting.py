@@ -1,4 +1,4 @@
-"""Box voting: a detection's box becomes the mean of its overlapping rivals (Gidaris and Komodakis 2015,
+"""Box voting: a detection's box becomes the weighted mean of overlapping boxes (Gidaris and Komodakis 2015,
 section 4)."""
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ def vote_boxes(
     beta: float = 1.0,
     offset: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Refine the boxes that survived suppression by all boxes of their class, as Detectron does it.
+    """Refine the boxes kept by NMS with all boxes of their class, as in Detectron.
 
     Args:
-        kept: (M, 4) survivors, float32 pixels; kept_scores: (M,).
+        kept: (M, 4) boxes after suppression, float32 pixels; kept_scores: (M,).
         boxes: (R, 4) all boxes of the class before suppression; scores: (R,).
-        threshold: a box with IoU of at least this votes, with its score as weight.
-        method: what becomes of the score; "id" leaves it, the others combine those of the voters (Detectron's
-            scoring methods).
-        beta: of the scoring method.
+        threshold: boxes with at least this IoU vote, weighted by their scores.
+        method: Detectron's scoring method: "id" keeps the score, the others combine the voters' scores.
+        beta: parameter of the scoring method.
         offset: added to every side.
 
     Returns:
-        boxes (M, 4) and scores (M,). A survivor without a voter stays as it is.
+        boxes (M, 4) and scores (M,). A kept box without voters is unchanged.
     """
     if method not in METHODS:
         raise ValueError(

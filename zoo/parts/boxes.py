@@ -1,8 +1,8 @@
 """Box arithmetic: areas, IoU, clipping, scaling, and the coding of boxes as deltas. Boxes are (x1, y1, x2,
 y2) pixels.
 
-`offset` is what a source adds to x2 - x1 for a width: 1.0 where far corners are inclusive pixels (Detectron's
-family), 0.0 elsewhere.
+The width of a box is x2 - x1 + `offset`: 1.0 if far corners are inclusive pixels (Detectron's family),
+otherwise 0.0.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DELTA_CAP = math.log(
-    1000.0 / 16
-)  # Detectron's bound of dw and dh: a box grows at most to 1000 pixels from 16
+DELTA_CAP = math.log(1000.0 / 16)  # Detectron's bound of dw and dh: boxes grow at most from 16 to 1000 pixels
 
 
 def widened(values: Tensor) -> Tensor:
-    """Values of any shape (...) in at least float32: scores and coordinates of half types would be too
-    coarse."""
+    """Values of any shape (...) in at least float32; half types are too coarse for scores and coordinates."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
@@ -49,8 +46,8 @@ def box_iou(first: Tensor, second: Tensor, offset: float = 0.0) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, size: Tensor | Sequence[float], offset: float = 0.0) -> Tensor:
-    """Boxes (..., 4) held to [0, width - offset] x [0, height - offset]; size is (height, width), numbers, or
-    numbers in tensors, which are not read (an exported model's, a recorded graph's)."""
+    """Boxes (..., 4) clipped to [0, width - offset] x [0, height - offset]; size is (height, width), as
+    numbers or as tensors, which are not read on the host (export, recorded graphs)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     if isinstance(size[0], Tensor) and (size[0].is_cuda or torch.compiler.is_compiling()):
         height, width = (side.to(boxes.dtype) - offset for side in size)
@@ -77,8 +74,7 @@ def scale_boxes(boxes: Tensor, factor_x: float, factor_y: float) -> Tensor:
 
 
 def xyxy_to_xywh(boxes: Tensor, offset: float = 0.0) -> Tensor:
-    """Corners (R, 4) to (x, y, width, height) as COCO files have them, with the offset in width and
-    height."""
+    """Corners (R, 4) to (x, y, width, height) as in COCO files, with the offset in width and height."""
     return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + offset], dim=1)
 
 
@@ -92,10 +88,10 @@ def flip_boxes(boxes: Tensor, width: float, offset: float = 0.0) -> Tensor:
 class BoxCoder:
     """Boxes as (dx, dy, dw, dh) relative to other boxes (R-CNN, Girshick et al. 2014, appendix C).
 
-    weights: multiply the four deltas when encoding, divide them when decoding.
+    weights: the four deltas are multiplied by them when encoding, divided when decoding.
     offset: added to sides of boxes; centres are x1 + width / 2 with that width.
     far_offset: subtracted from decoded far corners (Detectron 1, DetNet_pytorch 0 although its offset is 1).
-    cap: bound of dw and dh from above, after the division; None for unbounded.
+    cap: upper bound of dw and dh after the division; None for no bound.
     """
 
     weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
@@ -104,8 +100,8 @@ class BoxCoder:
     cap: float | None = DELTA_CAP
 
     def _pairs(self, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        """Weights of the centres and of the sides: numbers where x and y have the same, without a copy to
-        a device."""
+        """Weights of the centres and of the sides: plain numbers if equal for x and y, without a copy to the
+        device."""
         pairs = self.weights[:2], self.weights[2:]
         return tuple(a if a == b else like.new_tensor([a, b]) for a, b in pairs)
 
@@ -123,7 +119,7 @@ class BoxCoder:
         )
 
     def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
-        """Boxes (R, 4 * K) from deltas (R, 4 * K), K sets a row, relative to anchors (R, 4)."""
+        """Boxes (R, 4 * K) from deltas (R, 4 * K), K sets per row, relative to anchors (R, 4)."""
         centres, sides = self._centres_and_sides(anchors)
         parts = widened(deltas).reshape(len(deltas), deltas.shape[1] // 4, 4)  # (R, K, 4)
         near, far = self._pairs(parts)

@@ -1,10 +1,10 @@
-"""Detections and losses from lists whose lengths depend on no value: on a GPU, where such a length makes the
-host wait, and in an exported model, which cannot have one.
+"""Detections and losses with tensors whose lengths do not depend on data: data-dependent lengths synchronize
+the host with a GPU and cannot be exported.
 
-A list of fixed size has absent rows, the last ones. An absent proposal has a box that is not a number; an
-absent detection has that, label -1 and score 0. The rule is that of `roi_heads.suppress`; where the fixed
-size does not hold all that it looks at, `FixedDetections.exact` says so, and the caller chooses again by
-lists of any length.
+A list of fixed size is padded with absent rows at the end. An absent proposal has a NaN box; an absent
+detection a NaN box, label -1 and score 0. The result is that of `roi_heads.suppress`; if the fixed size is
+too small for all candidates, `FixedDetections.exact` is false and the caller selects again with lists of
+variable length.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor
 from detection_zoo.kernels.nms_labelled import nms_labelled
 from detection_zoo.zoo.records import Detections
 
-MOST_CANDIDATES = 4096  # of an image: the most rows that labelled NMS takes on a GPU
+MOST_CANDIDATES = 4096  # per image: the most rows of labelled NMS on a GPU
 _forced: bool | None = None
 
 
 @contextmanager
 def use_fixed_size(wanted: bool) -> Iterator[None]:
-    """Inside, models work on lists of fixed size or not, whatever the device is; for the whole process."""
+    """Inside the block, models use lists of fixed size, or not, on any device; for the whole process."""
     global _forced
     before, _forced = _forced, wanted
     try:
@@ -36,41 +36,42 @@ def use_fixed_size(wanted: bool) -> Iterator[None]:
 
 
 def fixed_size(like: Tensor) -> bool:
-    """Whether a model works on lists of fixed size: with tensors (N, ...) on a GPU, and while it is exported
-    or compiled. On a CPU shorter lists are less work, and cutting them costs nothing."""
+    """Whether a model uses lists of fixed size: with tensors (N, ...) on a GPU, and during export or
+    compilation. On a CPU variable lengths are faster, since cutting needs no synchronization."""
     if _forced is not None:
         return _forced
     return like.is_cuda or torch.compiler.is_compiling()
 
 
 def limits_of(sizes: Tensor) -> Sequence[Any]:
-    """(height, width) of each image of sizes (N, 2): numbers, or rows of the tensor, which is not read, while
-    it is exported or where it lies on a GPU."""
+    """(height, width) of each image of sizes (N, 2): numbers; during export or on a GPU rows of the tensor,
+    which is not read."""
     return list(sizes.unbind()) if torch.compiler.is_compiling() or sizes.is_cuda else sizes.tolist()
 
 
 def rows_of(mask: Tensor) -> Tensor | slice:
-    """An index of the rows of a mask (R,) bool that a loss is computed of: on a CPU those that are marked; of
-    fixed size all, and the loss leaves out what is not marked."""
+    """An index of the rows of a mask (R,) bool that a loss is computed from: on a CPU the marked rows; with
+    fixed size all rows, and the loss ignores those not marked."""
     return slice(None) if fixed_size(mask) else torch.nonzero(mask).squeeze(1)
 
 
 def numbers_of(mask: Tensor, most: int) -> Tensor:
-    """Numbers (S,) int64 of the marked rows of a mask (R,) bool, `most` at most; of fixed size as many
-    numbers as that, -1 in absent rows, the last."""
+    """Indices (S,) int64 of the marked rows of a mask (R,) bool, at most `most`; with fixed size exactly
+    `most`, padded with -1."""
     if not fixed_size(mask):
         return torch.nonzero(mask).squeeze(1)
     return present_first(torch.arange(len(mask), device=mask.device).where(mask, -1), most)
 
 
 def take(values: Tensor, rows: Tensor, absent: float) -> Tensor:
-    """Rows (S,) int64 of values (R, ...); `absent` where a row is -1."""
+    """Rows (S,) int64 of values (R, ...); `absent` if a row is -1."""
     used = (rows >= 0).view(-1, *[1] * (values.ndim - 1))
     return values[rows.clamp(min=0)].where(used, absent)
 
 
 def present_first(rows: Tensor, most: int, *, ascending: bool = False) -> Tensor:
-    """Row numbers (S,) int64, those of -1 last, cut to `most`; the others as they are, or ascending."""
+    """Row indices (S,) int64 with -1 moved to the end, cut to `most`; the others in their order, or
+    ascending."""
     if ascending:
         last = torch.iinfo(rows.dtype).max
         rows = rows.where(rows >= 0, last).sort().values
@@ -85,10 +86,10 @@ def present_rows(boxes: Tensor) -> Tensor:
 
 @dataclass
 class Candidates:
-    """The best (box, class) pairs of each image, by falling score, equal scores in their order.
+    """The highest-scoring (box, class) pairs of each image, sorted by descending score (stable).
 
-    scores (N, M), -inf where absent; rows (N, M) int64, their places in what they were chosen from; total
-    (N,) int64: how many there were.
+    scores (N, M), -inf if absent; rows (N, M) int64, indices into the input; total (N,) int64: number of
+    candidates.
     """
 
     scores: Tensor
@@ -97,9 +98,9 @@ class Candidates:
 
 
 def best_candidates(scores: Tensor, most: int = MOST_CANDIDATES) -> Candidates:
-    """The best `most` of scores (N, C) of each image; absent ones have -inf."""
+    """The `most` highest of scores (N, C) per image; absent ones are -inf."""
     total = (scores > -torch.inf).sum(dim=1)
-    if scores.shape[1] > most:  # top-k leaves equal scores in any order: put back into theirs before the sort
+    if scores.shape[1] > most:  # top-k returns equal scores in any order: restore it before the sort
         rows = scores.topk(most, dim=1).indices.sort(dim=1).values
         scores = scores.gather(1, rows)
     else:
@@ -110,10 +111,10 @@ def best_candidates(scores: Tensor, most: int = MOST_CANDIDATES) -> Candidates:
 
 @dataclass
 class FixedDetections:
-    """Detections of fixed size of each image, absent ones last, with whatever heads have added to them.
+    """Detections of fixed size per image, absent ones last, with the outputs of further heads.
 
-    exact (N,) bool: whether they are all that the rule asks for. unfit: () number of objectness scores that
-    are NaN. counts: what `counts_of` gives, where it has been computed.
+    exact (N,) bool: whether the result is complete. unfit: () number of NaN objectness scores. counts: the
+    result of `counts_of`, if already computed.
     """
 
     found: list[Detections]
@@ -123,8 +124,8 @@ class FixedDetections:
 
 
 def counts_of(chosen: FixedDetections) -> Tensor:
-    """All that the host must know to cut the absent rows (N + 2,) int64: how many are present in each image,
-    whether all images are exact, and the unfit scores."""
+    """The numbers (N + 2,) int64 that the host needs to cut absent rows: present rows per image, whether all
+    images are exact, number of unfit scores."""
     counts = torch.stack([(each.labels >= 0).sum() for each in chosen.found])
     none = counts.new_zeros(1) if chosen.unfit is None else chosen.unfit[None]
     return torch.cat([counts, chosen.exact.all()[None], none])
@@ -142,12 +143,12 @@ def suppress_fixed(
     most: int,
     per_class: int | None = None,
 ) -> FixedDetections:
-    """NMS inside each class, then the best `most` of each image, in the order of `places`.
+    """NMS per class, then the `most` highest-scoring per image, in the order of `places`.
 
     Args:
         candidates: of N images, M each. boxes (N, M, 4), labels (N, M) 0..K-1, places (N, M) int64: of them.
-        iou, offset, inclusive: of the NMS; without one where iou is 0.
-        per_class: at most this many of a class.
+        iou, offset, inclusive: of the NMS; no NMS if iou is 0.
+        per_class: maximum per class.
     """
     scores, length = candidates.scores, candidates.scores.shape[1]
     most = min(most, length)
@@ -166,11 +167,11 @@ def suppress_fixed(
     chances = scores.gather(1, rows).where(kept >= 0, -torch.inf)
     least = chances[:, most - 1]
     exact = (candidates.total <= length) | (least > scores[:, -1])
-    if kept.shape[1] > most:  # one that ties with the last belongs to the result too
+    if kept.shape[1] > most:  # rows tied with the last are part of the result
         exact &= (chances[:, most] < least) | (least == -torch.inf)
     chosen = kept[:, :most] >= 0
     rows = rows[:, :most]
-    last = torch.iinfo(torch.int32).max  # engines may compute in int32
+    last = torch.iinfo(torch.int32).max  # inference engines may compute in int32
     order = places.gather(1, rows).where(chosen, last).argsort(dim=1)
     rows, chosen = rows.gather(1, order), chosen.gather(1, order)
     scores = scores.gather(1, rows).where(chosen, 0.0)
@@ -181,7 +182,8 @@ def suppress_fixed(
 
 
 def _first_of_class(kept: Tensor, labels: Tensor, per_class: int) -> Tensor:
-    """Of kept rows (N, C), -1 where absent, the first of each class, the others cut; the length stays."""
+    """Of kept rows (N, C), -1 if absent, keep the first of each class and set the others to -1; the length is
+    unchanged."""
     own = labels.gather(1, kept.clamp(min=0)).where(kept >= 0, -1)  # (N, C)
     earlier = (own[:, :, None] == own[:, None, :]).tril().sum(dim=2)
     length = labels.shape[1]
@@ -190,7 +192,7 @@ def _first_of_class(kept: Tensor, labels: Tensor, per_class: int) -> Tensor:
 
 
 def trim(chosen: FixedDetections) -> list[Detections] | None:
-    """The present rows of each image, after one wait for the device; None where they are not exact.
+    """The present rows of each image, after one synchronization with the device; None if not exact.
 
     Raises:
         ValueError: objectness scores are NaN.
@@ -204,11 +206,11 @@ def trim(chosen: FixedDetections) -> list[Detections] | None:
 
 
 def raise_for_missing(count: int) -> None:
-    """Raise ValueError where so many objectness scores of the best anchors are NaN."""
+    """Raise ValueError if `count` NaN objectness scores are not 0."""
     if count:
         raise ValueError(f"{count} objectness scores of the best anchors are NaN; check weights and images")
 
 
 def cut_absent(boxes: Sequence[Tensor]) -> list[Tensor]:
-    """Row numbers (R_i,) int64 of the boxes (P, 4) of each image that are present."""
+    """Row indices (R_i,) int64 of the present boxes (P, 4) of each image."""
     return [torch.nonzero(present_rows(each)).squeeze(1) for each in boxes]

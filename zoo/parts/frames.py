@@ -1,4 +1,4 @@
-"""Where the detections of an image lie: in pixels of the network's input, or of the original."""
+"""Coordinate frames of detections: pixels of the network's input, or of the original image."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Side = int | Tensor  # pixels; in a recorded graph a number on the device, which is not read
+Side = int | Tensor  # pixels; in a recorded graph a tensor on the device, which is not read
 Factor = float | Tensor
 
 
 @dataclass
 class Frame:
-    """Where the detections of one image lie: the true size of the input, and what turns its pixels into the
-    original's (x, y)."""
+    """Coordinate frame of one image: the size of the input without padding, and the factors (x, y) from its
+    pixels to the original's."""
 
     size: tuple[Side, Side]
     original: tuple[Side, Side] | None = None
@@ -23,7 +23,7 @@ class Frame:
 
     @property
     def whole(self) -> tuple[Side, Side]:
-        """Size of the original, or of the input where the original's is not known."""
+        """Size of the original, or of the input if the original's is unknown."""
         return self.size if self.original is None else self.original
 
 
@@ -33,9 +33,9 @@ def frames(
     """The frame of each image of sizes (N, 2); factors are the ratio of the sides, or for both axes one
     factor (`common`).
 
-    That factor is the one of `resize` (shorter side, bound of the longer) where the sizes are its result,
-    else the ratio of the shorter
-    sides: the sizes themselves are rounded, so they do not tell it exactly.
+    That factor is the one of `resize` (shorter side, bound of the longer) if the sizes are its result,
+    otherwise the ratio of the shorter sides: sizes are rounded, so the factor cannot be computed exactly from
+    them.
     """
     limits = list(sizes) if torch.compiler.is_compiling() else sizes.tolist()
     found = [Frame((height, width)) for height, width in limits]
@@ -69,5 +69,5 @@ def rows_of_frames(where: Sequence[Frame]) -> Tensor:
 
 
 def frames_of_rows(rows: Tensor) -> list[Frame]:
-    """Frames whose numbers are those of rows (N, 6), on the device and not read."""
+    """Frames from rows (N, 6), which stay on the device and are not read."""
     return [Frame((row[0], row[1]), (row[2], row[3]), (row[4], row[5])) for row in rows.unbind()]

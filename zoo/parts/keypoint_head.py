@@ -14,15 +14,15 @@ from detection_zoo.zoo.parts.trace import record
 
 
 class KeypointHead(nn.Module):
-    """Pooled features to one heat map a keypoint.
+    """Pooled features to one heat map per keypoint.
 
     Args:
         pooler: pools features of boxes.
         channels: of the pooled features.
         keypoints: P.
         convs, width: of the 3x3 convolutions.
-        upsampling: the last doubling, "interpolate" (bilinear) or "deconvolution" (fixed bilinear kernel,
-            zeros beyond the border).
+        upsampling: the last doubling of the size, "interpolate" (bilinear) or "deconvolution" (fixed bilinear
+            kernel, zero padding).
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class KeypointHead(nn.Module):
 
 
 def decode_heatmaps(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The best pixel of each heat map, resized (bicubic) to its box; sides are x2 - x1, at least 1, rounded
+    """The maximum of each heat map, resized (bicubic) to its box; sides are x2 - x1, at least 1, rounded
     up for the map.
 
     Args:
@@ -99,8 +99,8 @@ def decode_heatmaps(heatmaps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Te
 
 @operator("decode_heatmaps")
 def decoded_heatmaps(heatmaps: Tensor, boxes: Tensor) -> Tensor:
-    """What `decode_heatmaps` gives, (R, P, 4) x, y, logit and probability, as one operator of an exported
-    graph; absent boxes count as one pixel."""
+    """The result of `decode_heatmaps`, (R, P, 4) x, y, logit and probability, as one operator of an exported
+    graph; absent boxes are treated as one pixel."""
     places, *values = decode_heatmaps(heatmaps, boxes.nan_to_num(0.0))
     return torch.cat([places, torch.stack(values, dim=2)], dim=2)
 
@@ -120,10 +120,10 @@ def heatmap_targets(
         boxes: (R, 4) pixels, sides x2 - x1.
         side: S, cells of a heat map's side.
         divide: by a box's side in float32, as numpy does it (Detectron), not times its reciprocal, as torch
-            does (maskrcnn-benchmark): a keypoint that lies exactly between two cells may fall into either.
+            does (maskrcnn-benchmark): keypoints exactly between two cells may be assigned differently.
 
     Returns:
-        (R, P) int64 row * S + column, 0 where not valid; (R, P) bool, visible and inside.
+        (R, P) int64 row * S + column, 0 if not valid; (R, P) bool, visible and inside.
     """
     if divide:
         keypoints, boxes = keypoints.float(), boxes.float()
@@ -145,8 +145,8 @@ def has_visible_keypoint(keypoints: Tensor, boxes: Tensor) -> Tensor:
 
 
 def keypoint_loss(heatmaps: Tensor, cells: Tensor, valid: Tensor) -> Tensor:
-    """Mean cross entropy over a heat map's cells, of the valid keypoints (He et al. 2017, section 5); 0
-    without any.
+    """Mean cross entropy over a heat map's cells, of the valid keypoints (He et al. 2017, section 5); 0 if
+    there are none.
 
     Args:
         heatmaps: (R, P, S, S). cells: (R, P) int64. valid: (R, P) bool.

@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def smooth_l1_sum(predicted: Tensor, target: Tensor, beta: float, used: Tensor | None = None) -> Tensor:
-    """Summed smooth L1: quadratic below beta, linear above (Fast R-CNN, Girshick 2015, equation 3, with its
-    corner moved to beta).
+    """Summed smooth L1: quadratic below beta, linear above (Fast R-CNN, Girshick 2015, equation 3, with the
+    transition at beta).
 
     Args:
         predicted, target: (R, 4) float.
-        used: (R,) bool; the other rows add nothing, whatever they hold. None: all rows.
+        used: (R,) bool; other rows are ignored whatever their values. None: all rows.
     """
     if used is not None:
         predicted, target = (part.where(used[:, None], 0.0) for part in (predicted, target))
@@ -21,16 +21,16 @@ def smooth_l1_sum(predicted: Tensor, target: Tensor, beta: float, used: Tensor |
 
 
 def sigmoid_focal(logits: Tensor, targets: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """Focal loss of each class of each candidate, not reduced (Lin et al. 2017b, equation 5).
+    """Focal loss per class and candidate, not reduced (Lin et al. 2017b, equation 5).
 
     Args:
-        logits: (A, K) float, one sigmoid a class.
+        logits: (A, K) float, one sigmoid per class.
         targets: (A,) int64, 1..K a class, 0 background, below 0 ignored.
         alpha: weight of the positives; 1 - alpha of the rest.
-        gamma: exponent that lowers what is already well classified.
+        gamma: exponent that reduces the loss of well-classified candidates.
 
     Returns:
-        (A, K) float, 0 where ignored.
+        (A, K) float, 0 if ignored.
     """
     classes = torch.arange(1, logits.shape[1] + 1, device=logits.device)
     positive = targets[:, None] == classes

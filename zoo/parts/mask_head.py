@@ -20,15 +20,15 @@ from detection_zoo.zoo.parts.trace import record
 
 
 class MaskHead(nn.Module):
-    """Pooled features to one map of mask logits a class (background first).
+    """Pooled features to one map of mask logits per class (background first).
 
     Args:
-        pooler: pools features of boxes; none where the box head's maps are taken (C4).
+        pooler: pools features of boxes; None if the box head's maps are used (C4).
         channels: of the pooled features.
         num_classes: K.
         convs: 3x3 convolutions before the upsampling. norm: their norm, "none" for biases.
         width: of the convolutions and of the upsampling. dilation: of the convolutions.
-        stage: runs before them, on the pooled features; none: nothing does.
+        stage: applied before them to the pooled features; None for none.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ def rasterise(
         polygons: flat [x, y, ...] lists in image pixels, joined.
         box: x1, y1, x2, y2; its sides are x2 - x1, at least `least`.
         side: M.
-        size: (height, width) that the box is held to first; none: it is taken as it is.
+        size: (height, width) that the box is clipped to first; None for no clipping.
     """
     from pycocotools import mask as coco_mask
 
@@ -114,8 +114,9 @@ def mask_targets(
     size: Size | None,
     least: float = 1.0,
 ) -> Tensor:
-    """Targets (R, side, side) float of boxes (R, 4), each from the polygons of the object it is matched with;
-    the rest as in `rasterise`. Of fixed size they are drawn on the device, whatever absent rows get."""
+    """Targets (R, side, side) float of boxes (R, 4), each from the polygons of its matched object; other
+    arguments as in `rasterise`. With fixed size they are rasterised on the device, with arbitrary values in
+    absent rows."""
     if fixed_size(boxes):
         return draw_polygons(polygons, boxes, matches, side, size, least)
     masks = [
@@ -127,7 +128,7 @@ def mask_targets(
 
 
 def mask_loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Mean binary cross entropy of each row's own class (He et al. 2017, section 3); 0 without rows.
+    """Mean binary cross entropy of each row's own class (He et al. 2017, section 3); 0 if there are no rows.
 
     Args:
         logits: (R, K + 1, M, M). labels: (R,) int64, 1..K, -1 in absent rows. targets: (R, M, M) 0 or 1.
@@ -149,11 +150,11 @@ def paste_masks(
     padding: int = 1,
     interpolation: str = "torch",
 ) -> Tensor:
-    """Masks in the whole image: each is padded by zeros, resized to its grown box, and compared with the
+    """Masks in the whole image: each is zero-padded, resized to its enlarged box, and compared with the
     threshold.
 
-    The box grows by (M + 2 * padding) / M around its centre, is cut to whole pixels toward zero, and spans x2
-    - x1 + 1 pixels.
+    The box is enlarged by (M + 2 * padding) / M around its centre, truncated to integers, and spans x2 - x1 +
+    1 pixels.
 
     Args:
         masks: (R, M, M) float probabilities.
@@ -178,7 +179,7 @@ def paste_masks(
 
 
 def grow_boxes(boxes: Tensor, factor: float) -> Tensor:
-    """Boxes (R, 4) grown by a factor around their centres, sides being x2 - x1."""
+    """Boxes (R, 4) enlarged by a factor around their centres, sides being x2 - x1."""
     x1, y1, x2, y2 = boxes.unbind(1)
     half_width, half_height = (x2 - x1) * 0.5 * factor, (y2 - y1) * 0.5 * factor
     x, y = (x2 + x1) * 0.5, (y2 + y1) * 0.5

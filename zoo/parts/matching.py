@@ -1,4 +1,4 @@
-"""Matching of candidates with ground truth, and the draw of a fixed number of them."""
+"""Matching of candidates with ground truth, and sampling of a fixed number of them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def match(
         quality: (G, A) float, IoU of each ground truth with each candidate.
         foreground: a best IoU of at least this is a match.
         background: a best IoU below this is background; between the two, ignored.
-        low_quality: every candidate that has some ground truth's best IoU (ties too) is matched, with ITS own
-            best ground truth.
-        zero_overlap: low_quality holds even where a ground truth's best IoU is 0.
+        low_quality: every candidate with the best IoU of some ground truth (ties included) is matched, with
+            the candidate's OWN best ground truth.
+        zero_overlap: low_quality applies even if a ground truth's best IoU is 0.
 
     Returns:
         (A,) int64: 0..G-1 a ground truth, -1 background, -2 ignored.
@@ -44,20 +44,21 @@ def match(
         tied = quality == highest
         if not zero_overlap:
             tied &= highest > 0
-        matches = torch.where(tied.any(dim=0), own_best, matches)  # a mask as index would wait on a GPU
+        # a boolean index would synchronize with a GPU
+        matches = torch.where(tied.any(dim=0), own_best, matches)
     return matches
 
 
 class BalancedSampler:
-    """A fixed number of candidates an image with at most a fraction of positives, drawn without replacement
-    (Ren et al. 2015, section 3.1.3).
+    """A fixed number of candidates per image with at most a fraction of positives, sampled without
+    replacement (Ren et al. 2015, section 3.1.3).
 
-    On a CPU by torch.randperm, as maskrcnn-benchmark draws; of fixed size, where the number of candidates is
-    not known to the host, by the least of as many random keys.
+    On a CPU with torch.randperm, as maskrcnn-benchmark; with fixed size, where the host does not know the
+    number of candidates, by the smallest random keys.
 
     Args:
-        count: candidates an image.
-        positive_fraction: at most int(count * fraction) positives; negatives fill up.
+        count: candidates per image.
+        positive_fraction: at most int(count * fraction) positives; the rest are negatives.
         draw: "random", or "first" for the first ones in index order (a fixed choice, for comparisons with
             recorded outputs).
     """
@@ -68,19 +69,19 @@ class BalancedSampler:
         self.count, self.positive_fraction, self.draw = count, positive_fraction, draw
 
     def __call__(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pick from one image.
+        """Sample one image.
 
         Args:
-            labels: (A,) numbers, at least 1 positive, 0 negative, below 0 never drawn.
+            labels: (A,) numbers, at least 1 positive, 0 negative, below 0 never sampled.
 
         Returns:
-            int64 indices of the positives and of the negatives, each ascending; of fixed size as many as can
-            be drawn at most, -1 in absent rows, the last.
+            int64 indices of the positives and of the negatives, each ascending; with fixed size the maximum
+            number, padded with -1.
         """
         return self.batch([labels])[0]
 
     def batch(self, labels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Pick from each image, as for one."""
+        """Sample each image, as for one."""
         if fixed_size(labels[0]):
             return [self._fixed(own) for own in labels]
         marks = [mark for own in labels for mark in (own >= 1, own == 0)]
@@ -98,7 +99,7 @@ class BalancedSampler:
     def _fixed(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self.draw == "first":
             keys = torch.arange(len(labels), device=labels.device, dtype=torch.float64)
-        else:  # in double precision two of a quarter million are hardly ever equal
+        else:  # in double precision ties among a quarter million keys are very unlikely
             keys = torch.rand(len(labels), device=labels.device, dtype=torch.float64)
         positive = _least(keys, labels >= 1, int(self.count * self.positive_fraction))
         negative = _least(keys, labels == 0, self.count)
@@ -114,6 +115,6 @@ class BalancedSampler:
 
 
 def _least(keys: Tensor, marked: Tensor, most: int) -> Tensor:
-    """Rows of the `most` least keys (A,) among those marked (A,) bool, -1 where there are not so many."""
+    """Rows of the `most` smallest keys (A,) among those marked (A,) bool, padded with -1."""
     values, rows = keys.where(marked, torch.inf).topk(min(most, len(keys)), largest=False)
     return rows.where(values < torch.inf, -1)

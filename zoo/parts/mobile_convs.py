@@ -21,8 +21,8 @@ def same_padding(length: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow pads: an odd zero goes to the right and bottom. Its parameters are
-    those of `nn.Conv2d`."""
+    """A convolution with TensorFlow's padding: an odd zero is added at the right and bottom. Its parameters
+    are those of `nn.Conv2d`."""
 
     def forward(self, features: Tensor) -> Tensor:
         (kernel_y, kernel_x), (stride_y, stride_x) = self.kernel_size, self.stride

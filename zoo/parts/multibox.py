@@ -16,7 +16,7 @@ from detection_zoo.zoo.parts.fixed_size import rows_of
 from detection_zoo.zoo.parts.losses import smooth_l1_sum
 
 BACKGROUND = 0  # class 0 of the network's C = K + 1 channels
-UNUSED = -1  # target of a prior that the loss leaves out
+UNUSED = -1  # target of a prior that the loss ignores
 
 
 def prior_corners(priors: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def prior_corners(priors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PriorCoder:
-    """Boxes as offsets of priors, divided by a variance of the centre and one of the size."""
+    """Boxes as offsets from priors, divided by one variance for the centre and one for the size."""
 
     variances: tuple[float, float] = (0.1, 0.2)
 
@@ -48,7 +48,7 @@ class PriorCoder:
 @dataclass(frozen=True)
 class PriorTargets:
     """Training targets of the priors of one image: classes (P,) int64 with 0 for background; offsets (P, 4)
-    float, of use where classes > 0."""
+    float, valid if classes > 0."""
 
     classes: Tensor
     offsets: Tensor
@@ -57,10 +57,10 @@ class PriorTargets:
 def match_priors(
     boxes: Tensor, classes: Tensor, priors: Tensor, *, threshold: float, coder: PriorCoder
 ) -> PriorTargets:
-    """Give every prior its ground truth: the best one at IoU >= threshold, and every ground truth owns its
+    """Match every prior with the ground truth of highest IoU >= threshold, and every ground truth with its
     best prior.
 
-    Where several ground truths share a best prior the last one has it, and the others may end up without any.
+    If several ground truths share a best prior, the last one is matched, and the others may have no prior.
 
     Args:
         boxes: (G, 4) float, corners as fractions.
@@ -74,9 +74,8 @@ def match_priors(
     overlaps = box_iou(boxes, prior_corners(priors))  # (G, P)
     best_overlap, truth = overlaps.max(dim=0)
     order = torch.arange(len(boxes), device=boxes.device)
-    owner = torch.full_like(truth, -1).scatter_reduce(
-        0, overlaps.argmax(dim=1), order, "amax"
-    )  # (P,) the last truth whose best prior it is
+    # (P,) the last ground truth with this best prior
+    owner = torch.full_like(truth, -1).scatter_reduce(0, overlaps.argmax(dim=1), order, "amax")
     truth = torch.where(owner >= 0, owner, truth)
     target = torch.where((owner < 0) & (best_overlap < threshold), BACKGROUND, classes[truth])
     return PriorTargets(target, coder.encode(boxes[truth], priors))
@@ -86,7 +85,7 @@ def mine_negatives(hardness: Tensor, positive: Tensor, *, negatives: int) -> Ten
     """The hardest background priors of each image: `negatives` times its positives, at most P - 1.
 
     Args:
-        hardness: (N, P) float; the higher the harder. Positives are left out.
+        hardness: (N, P) float; higher is harder. Positives are excluded.
         positive: (N, P) bool.
         negatives: negatives for each positive.
 
@@ -100,11 +99,11 @@ def mine_negatives(hardness: Tensor, positive: Tensor, *, negatives: int) -> Ten
 
 @dataclass(frozen=True)
 class MultiBoxLoss:
-    """SSD's two loss terms, both divided by the positives of the whole batch (at least 1, where the original
-    divides by zero).
+    """SSD's two loss terms, both divided by the number of positives of the whole batch (at least 1; the
+    original divides by zero).
 
-    threshold: IoU of a positive; negatives: mined for each positive; scores: "softmax" for cross entropy over
-        C classes, "sigmoid" for
+    threshold: IoU of a positive; negatives: per positive, by hard negative mining; scores: "softmax" for
+        cross entropy over C classes, "sigmoid" for
     a binary one in each of the K object classes (TensorFlow's SSD).
     """
 
@@ -162,7 +161,7 @@ class MultiBoxLoss:
         return torch.logsumexp(logits, dim=2) - logits.gather(2, target[..., None]).squeeze(2)
 
     def _class_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Summed over the rows (R, C) whose target (R,) is not UNUSED."""
+        """Sum over the rows (R, C) whose target (R,) is not UNUSED."""
         if self.scores == "sigmoid":
             return functional.binary_cross_entropy_with_logits(
                 logits[:, 1:],
@@ -174,11 +173,12 @@ class MultiBoxLoss:
 
 
 def positives_of_a_process(count: Tensor) -> Tensor:
-    """The divisor of the losses: the positives of the whole batch over all processes, shared out evenly (so
-    that averaged gradients are those of the whole batch, as of the source's scattered module).
+    """The divisor of the losses: the positives of the whole batch over all processes, divided by the number
+    of processes (so that averaged gradients equal those of the whole batch, as with the source's
+    DataParallel).
 
     Args:
-        count: scalar, the positives of this process.
+        count: scalar, number of positives of this process.
 
     Returns:
         scalar, at least one over all processes.

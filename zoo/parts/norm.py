@@ -1,4 +1,4 @@
-"""Normalisation layers by name, and the convolution with a norm that every network here is made of."""
+"""Normalisation layers by name, and convolution with norm, used by all networks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FrozenNorm(nn.Module):
 
     Args:
         channels: C of the input (N, C, H, W).
-        eps: added to the variance; maskrcnn-benchmark adds none.
+        eps: added to the variance; 0 in maskrcnn-benchmark.
     """
 
     def __init__(self, channels: int, eps: float = 0.0) -> None:
@@ -31,18 +31,18 @@ class FrozenNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale and shift (N, C, H, W) by channel, in the type of the input."""
+        """Scale and shift (N, C, H, W) per channel, in the type of the input."""
         return scaled(x, *self.scale_and_shift())
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """What the input is multiplied by and what is added, each (C,), at least float32."""
+        """Factor and summand of the input, each (C,), at least float32."""
         scale = widened(self.weight) * (widened(self.running_var) + self.eps).rsqrt()
         return scale, widened(self.bias) - widened(self.running_mean) * scale
 
 
 class FrozenAffine(nn.Module):
-    """A fixed scale and shift by channel without statistics, both buffers: what Caffe2 models carry in place
-    of batch normalisation."""
+    """A fixed scale and shift per channel without statistics, both buffers: used in Caffe2 models instead of
+    batch normalisation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -50,11 +50,11 @@ class FrozenAffine(nn.Module):
         self.register_buffer("bias", torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale and shift (N, C, H, W) by channel, in the type of the input."""
+        """Scale and shift (N, C, H, W) per channel, in the type of the input."""
         return scaled(x, *self.scale_and_shift())
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """What the input is multiplied by and what is added, each (C,), at least float32."""
+        """Factor and summand of the input, each (C,), at least float32."""
         return widened(self.weight), widened(self.bias)
 
 
@@ -71,8 +71,8 @@ def make_norm(kind: str, channels: int, *, eps: float | None = None, groups: int
         kind: "frozen" (fixed statistics, no eps), "frozen_eps" (the same with eps), "affine" (fixed scale and
             shift), "group" (GroupNorm, Wu and He 2018), "batch" (trained BatchNorm), "none".
         channels: C.
-        eps: default 1e-5 where the kind has one.
-        groups: of GroupNorm; fewer where they do not divide the channels.
+        eps: default 1e-5 for kinds with eps.
+        groups: of GroupNorm; fewer if they do not divide the channels.
     """
     eps = 1e-5 if eps is None else eps
     if kind == "frozen":
@@ -100,7 +100,7 @@ class ConvNorm(nn.Module):
             size.
         norm: a kind of `make_norm`; the convolution has a bias only without a norm.
         activation: "relu" or "none".
-        padding: in place of the one that keeps the size.
+        padding: default: keeps the size.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class ConvNorm(nn.Module):
         self.activation = nn.ReLU(inplace=True) if activation == "relu" else nn.Identity()
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """(N, C, H, W) to (N, out_channels, H', W'); `plus`, of the answer's shape, is added before the
+        """(N, C, H, W) to (N, out_channels, H', W'); `plus`, of the output's shape, is added before the
         activation."""
         fixed = isinstance(self.norm, FrozenNorm | FrozenAffine) and not self.conv.weight.requires_grad
         if self._is_fused(x, plus):
@@ -151,9 +151,8 @@ class ConvNorm(nn.Module):
         )
 
     def folded(self, x: Tensor) -> Tensor:
-        """Convolution and fixed norm as one convolution, for stages that are not trained: (N, C, H, W) to
-        (N, out_channels, H', W'). Where weights are trained, their copies would take more memory than it
-        saves."""
+        """Convolution and fixed norm as one convolution, for frozen stages: (N, C, H, W) to
+        (N, out_channels, H', W'). For trained weights the copies would take more memory than is saved."""
         scale, shift = self.norm.scale_and_shift()
         weight = self.conv.weight
         scaled_weight = (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
@@ -162,7 +161,7 @@ class ConvNorm(nn.Module):
 
 @functools.cache
 def _has_onednn(dtype: torch.dtype) -> bool:
-    """Whether this CPU computes convolutions of that type by oneDNN."""
+    """Whether this CPU computes convolutions of that type with oneDNN."""
     if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (
@@ -180,6 +179,6 @@ def _conv_and_relu(conv: nn.Conv2d, x: Tensor, plus: Tensor | None) -> Tensor:
 
 
 def freeze(module: nn.Module) -> None:
-    """Take every parameter of a module out of training."""
+    """Freeze all parameters of a module."""
     for parameter in module.parameters():
         parameter.requires_grad = False

@@ -17,8 +17,8 @@ from detection_zoo.zoo.registry import did_you_mean
 class PriorLevel:
     """Priors of one feature map.
 
-    cells: cells of a side that get priors; pitch: cells to the image's side, which places their centres (not
-        always `cells`);
+    cells: cells per side with priors; pitch: cells per image side, which gives their centres (not always
+        `cells`);
     boxes: (width, height) of each box of a cell, fractions of the image.
     """
 
@@ -29,8 +29,7 @@ class PriorLevel:
 
 @dataclass(frozen=True)
 class PriorTable:
-    """Priors of every level, finest first; clamp: coordinates in (cx, cy, w, h) form are held to 0..1 one by
-    one."""
+    """Priors of every level, finest first; clamp: coordinates in (cx, cy, w, h) form are clamped to 0..1."""
 
     levels: tuple[PriorLevel, ...]
     clamp: bool
@@ -41,7 +40,7 @@ class PriorTable:
         return [len(level.boxes) for level in self.levels]
 
     def priors(self) -> Tensor:
-        """All priors (P, 4) float32 as (cx, cy, w, h); level, row, column, box, the last fastest."""
+        """All priors (P, 4) float32 as (cx, cy, w, h); ordered by level, row, column, box."""
         rows = [
             ((column + 0.5) / level.pitch, (row + 0.5) / level.pitch, width, height)
             for level in self.levels
@@ -49,7 +48,7 @@ class PriorTable:
             for column in range(level.cells)
             for width, height in level.boxes
         ]
-        # on the CPU even where modules are built on the meta device: these are numbers, not weights
+        # on the CPU even if modules are built on the meta device: these are constants, not weights
         priors = torch.tensor(rows, dtype=torch.float32, device="cpu")
         return priors.clamp_(0, 1) if self.clamp else priors
 
@@ -62,13 +61,13 @@ def ssd_table(
     max_sizes: Sequence[float] | None,
     ratios: Sequence[Sequence[float]],
 ) -> PriorTable:
-    """Priors as the Caffe SSD family lays them: the small square, the square of the geometric mean, each
+    """Priors of the Caffe SSD family: the small square, the square of the geometric mean, each
     ratio and its inverse.
 
     Args:
         size: side of the input in pixels.
-        cells: side of each map in cells; steps: pixels of a cell; min_sizes, max_sizes: pixels (no max_sizes:
-            no second square).
+        cells: side of each map in cells; steps: pixels of a cell; min_sizes, max_sizes: pixels (without
+            max_sizes there is no second square).
         ratios: width / height above 1, for each level.
     """
     levels = []
@@ -94,13 +93,13 @@ def tensorflow_table(
     ratios: Sequence[float] = (1.0, 2.0, 0.5, 3.0, 0.3333),
     mean_place: int = 5,
 ) -> PriorTable:
-    """Priors as TensorFlow's object detection API lays them: fewer on the first map, never clamped.
+    """Priors of TensorFlow's Object Detection API: fewer on the first map, not clamped.
 
     Args:
         cells: side of each map in cells.
         low, high: scales of the first and last level, fractions of the image.
         ratios: width / height.
-        mean_place: of the geometric mean's square among a cell's boxes: the last, or 1 in graphs of 2017.
+        mean_place: index of the geometric mean's square among a cell's boxes: last, or 1 in graphs of 2017.
     """
     scales = [low + (high - low) * level / (len(cells) - 1) for level in range(len(cells))] + [1.0]
 

@@ -1,4 +1,4 @@
-"""From objectness and deltas of every anchor to the proposals of each image (Faster R-CNN section 3.1, FPN
+"""Proposals of each image from objectness and deltas of all anchors (Faster R-CNN section 3.1, FPN
 section 4.1)."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Size = tuple[int, int]  # (height, width) in pixels
 @dataclass
 class Proposals:
     """Proposals of one image: boxes (R, 4) xyxy pixels of the network's input, scores (R,). In a list of
-    fixed size the boxes of absent rows are not a number."""
+    fixed size absent rows have NaN boxes."""
 
     boxes: Tensor
     scores: Tensor
@@ -37,12 +37,12 @@ def decode_level(
     pre_nms: int,
     stable: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The best anchors of one level, decoded and clipped: boxes (N, P, 4) and scores (N, P), by falling
-    score.
+    """The highest-scoring anchors of one level, decoded and clipped: boxes (N, P, 4) and scores (N, P),
+    sorted by descending score.
 
     Args:
-        scores: (N, A) probabilities. deltas: (N, A, 4). anchors: (A, 4). sizes: to clip to, one an image.
-        stable: anchors of equal scores stay in their order.
+        scores: (N, A) probabilities. deltas: (N, A, 4). anchors: (A, 4). sizes: to clip to, one per image.
+        stable: keep the order of anchors with equal scores.
     """
     if stable:
         scores, order = (part[:, :pre_nms] for part in scores.sort(dim=1, descending=True, stable=True))
@@ -67,7 +67,7 @@ def select_proposals(
     rule: ProposalConventions,
     fixed: bool = False,
 ) -> list[Proposals]:
-    """Choose the proposals of each image.
+    """Select the proposals of each image.
 
     Args:
         scores: for each level (N, A) float objectness probabilities, A all its anchors.
@@ -76,11 +76,10 @@ def select_proposals(
         sizes: (height, width) of each image, to clip to.
         coder: decodes deltas.
         rule: limits and order.
-        fixed: as many rows for each image, without a wait for a GPU; boxes of absent rows, the last, are not
-            a number.
+        fixed: the same number of rows per image, without synchronizing with a GPU, padded with NaN boxes.
 
     Raises:
-        ValueError: objectness scores of the best anchors are NaN (with `fixed` the caller looks).
+        ValueError: objectness scores of the best anchors are NaN (with `fixed` the caller must check).
     """
     if rule.together:
         scores, deltas, anchors = (
@@ -116,7 +115,7 @@ def select_proposals(
 
 
 def _same_length(levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Boxes (N, L, P, 4) and scores (N, L, P) of all levels; boxes beyond a level's end are not a number."""
+    """Boxes (N, L, P, 4) and scores (N, L, P) of all levels; NaN boxes beyond a level's end."""
     most = max(scores.shape[1] for _, scores in levels)
     missing = [most - scores.shape[1] for _, scores in levels]
     boxes = [
@@ -130,10 +129,10 @@ def _same_length(levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
 def _collect(
     boxes: Tensor, scores: Tensor, kept: Tensor, rule: ProposalConventions, levels: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut what all levels gave (N, M), over each image or over the batch.
+    """Limit the proposals (N, M) of all levels, per image or per batch.
 
     Returns:
-        Boxes (N, R, 4), not a number in absent rows, the last; scores (N, R); counts (N,) of present rows.
+        Boxes (N, R, 4), padded with NaN rows; scores (N, R); counts (N,) of present rows.
     """
     ranked = scores.where(kept, -math.inf)
     length = ranked.shape[1]
@@ -143,9 +142,9 @@ def _collect(
         ranked = ranked.where(chosen.view(kept.shape), -math.inf)
     if rule.collect:
         rows = ranked.topk(min(rule.collect, length), dim=1, sorted=True).indices
-    else:  # level by level, falling score
+    else:  # level by level, descending score
         rows = torch.arange(length, device=kept.device).expand_as(kept)
-    present = ranked.gather(1, rows) != -math.inf  # NaN is present, and reported by the caller
+    present = ranked.gather(1, rows) != -math.inf  # NaN counts as present and is reported by the caller
     if not rule.collect or rule.collect_order == "level":
         rows = rows.where(present, length).sort(dim=1).values[:, : rule.post_nms * levels]
         present, rows = rows < length, rows.clamp(max=length - 1)

@@ -47,12 +47,13 @@ class BasicConv(nn.Sequential):
 
 
 class ReceptiveFieldBlock(nn.Module):
-    """Branches of growing reach, joined by `linear` and added to `shortcut`; a ReLU after the sum only.
+    """Branches of increasing receptive field, joined by `linear` and added to `shortcut`, with a ReLU after
+    the sum only.
 
     Args:
         branches: modules over the same input.
         in_channels, joined_channels, out_channels: of the input, of the concatenated branches, of the output.
-        stride: of the block; the branches carry it themselves.
+        stride: of the block; already applied in the branches.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ def rfb_a(in_channels: int, out_channels: int) -> ReceptiveFieldBlock:
 
 
 def rfb(in_channels: int, out_channels: int, *, stride: int = 1, visual: int = 2) -> ReceptiveFieldBlock:
-    """RFB of two branches; `visual` sets their dilations, visual + 1 and 2 * visual + 1."""
+    """RFB of two branches; their dilations are visual + 1 and 2 * visual + 1."""
     inter = in_channels // 8
     wide, middle = 2 * inter, inter // 2 * 3
     branches = [
@@ -121,7 +122,7 @@ def rfb(in_channels: int, out_channels: int, *, stride: int = 1, visual: int = 2
 
 
 def _extras(in_channels: int, size: int) -> tuple[list[nn.Module], list[int], list[int]]:
-    """Extra layers, which of them give a map, and the channels of those maps."""
+    """Extra layers, the indices of those that output a map, and the channels of those maps."""
     blocks: list[nn.Module] = [rfb(in_channels, 1024), rfb(1024, 512, stride=2), rfb(512, 256, stride=2)]
     if size == 512:
         blocks += [
@@ -141,8 +142,8 @@ def _extras(in_channels: int, size: int) -> tuple[list[nn.Module], list[int], li
 
 
 class RFBPyramid(nn.Module):
-    """Maps for the heads: the finer backbone map through RFB-a, then extras over the coarser one, which is no
-    map itself.
+    """Maps for the heads: the finer backbone map after RFB-a, then extra layers on the coarser one, which is
+    not itself an output.
 
     Args:
         fine_channels, coarse_channels: of the two backbone maps.

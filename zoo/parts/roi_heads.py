@@ -1,4 +1,4 @@
-"""RoI heads: pooling, trunks, the box predictor, sampling of proposals, and the choice of detections (Fast
+"""RoI heads: pooling, trunks, the box predictor, sampling of proposals, and selection of detections (Fast
 R-CNN, Girshick 2015)."""
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def with_image_index(boxes: Sequence[Tensor]) -> Tensor:
 
 
 class RoiAlignPooler(nn.Module):
-    """RoIAlign, or one of its forerunners, from the pyramid level that a RoI's size asks for (FPN, Lin et al.
+    """RoIAlign, or an earlier operator, on the pyramid level for a RoI's size (FPN, Lin et al.
     2017, equation 1).
 
     Args:
@@ -62,7 +62,7 @@ class RoiAlignPooler(nn.Module):
     def __init__(self, specs: Mapping[str, FeatureSpec], rule: PoolingConventions) -> None:
         super().__init__()
         self.rule, self.levels = rule, list(specs)
-        self.channels_last: bool | None = None  # memory format of the result; None for that of the maps
+        self.channels_last: bool | None = None  # memory format of the output; None for that of the maps
         self.scales = [1.0 / spec.stride for spec in specs.values()]
         self.level_rule = LevelRule(
             rule.canonical_scale, rule.canonical_level, 2, rule.level_offset, rule.level_eps
@@ -72,7 +72,7 @@ class RoiAlignPooler(nn.Module):
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[Size] | None = None
     ) -> Tensor:
         """Pooled features (R, C, PH, PW) of boxes (R_i, 4) of each image, image after image; sizes (height,
-        width) of each image are needed where the rule's scale is "height"."""
+        width) of each image are needed if the rule's scale is "height"."""
         rule, levels = self.rule, [features[name] for name in self.levels]
         scales = self.scales
         if rule.scale == "height":
@@ -101,7 +101,7 @@ class RoiAlignPooler(nn.Module):
 
     @property
     def pools_fixed(self) -> bool:
-        """Whether all levels are pooled at once, with no size that depends on the boxes."""
+        """Whether all levels are pooled in one call, without data-dependent sizes."""
         return self.rule.method in ("roi_align", "roi_align_averaged")
 
     def _by_level(self, levels: Sequence[Tensor], scales: Sequence[float], boxes: Sequence[Tensor]) -> Tensor:
@@ -120,7 +120,7 @@ class RoiAlignPooler(nn.Module):
         return pooled
 
     def level_indices(self, boxes: Sequence[Tensor]) -> Tensor:
-        """Which level (R,) int64, 0 the finest, each box is pooled from."""
+        """Level (R,) int64 that each box is pooled from, 0 the finest."""
         return assign_levels(with_image_index(boxes), self.level_rule, len(self.levels)) - 2
 
 
@@ -194,8 +194,8 @@ class ConvTrunk(nn.Module):
 
 
 class PooledConvTrunk(nn.Module):
-    """A convolution as large as the pooled map and a 1x1 convolution, each with ReLU; what is left is
-    averaged (faster-rcnn.pytorch's pyramid).
+    """A convolution of the size of the pooled map and a 1x1 convolution, each with ReLU; the output is
+    averaged (faster-rcnn.pytorch's FPN).
 
     Args:
         channels, size: of the pooled features. width: of both convolutions.
@@ -212,8 +212,8 @@ class PooledConvTrunk(nn.Module):
 
 
 class StageTrunk(nn.Module):
-    """The backbone's last stage, run on pooled features (He et al. 2015, appendix A); the predictor averages
-    its map.
+    """The backbone's last stage, applied to pooled features (He et al. 2015, appendix A); the predictor
+    averages its map.
 
     Args:
         stage: module. channels: of its output.
@@ -233,7 +233,7 @@ class BoxPredictor(nn.Module):
 
     Args:
         channels: of the trunk. num_classes: K.
-        deltas: for each "class", for background and "object", or "one" set for all.
+        deltas: one set per "class", one each for background and "object", or "one" set in total.
     """
 
     def __init__(self, channels: int, num_classes: int, *, deltas: str = "class") -> None:
@@ -261,7 +261,7 @@ class BoxHead(nn.Module):
         super().__init__()
         self.pooler, self.trunk, self.predictor = pooler, trunk, predictor
         if isinstance(trunk, MlpTrunk):
-            pooler.channels_last = False  # as it is flattened, without a copy
+            pooler.channels_last = False  # in the order of flattening, without a copy
 
     def forward(
         self, features: Mapping[str, Tensor], boxes: Sequence[Tensor], sizes: Sequence[Size] | None = None
@@ -276,7 +276,7 @@ def box_losses(
     logits: Tensor, deltas: Tensor, sampled: Sequence[SampledBoxes], beta: float
 ) -> dict[str, Tensor]:
     """Mean cross entropy and smooth L1 of the true class's deltas over the number of all sampled boxes
-    (Girshick 2015, equation 1); absent ones, of label -1, do not count."""
+    (Girshick 2015, equation 1); absent ones, of label -1, are ignored."""
     labels = torch.cat([each.labels for each in sampled])
     targets = torch.cat([each.targets for each in sampled])
     rows, count = rows_of(labels > 0), (labels >= 0).sum().clamp(min=1)
@@ -298,7 +298,7 @@ def select_detections(
     coder: BoxCoder,
     rule: DetectionConventions,
 ) -> list[Detections]:
-    """Detections of each image: class rising, inside a class in the order of the proposals.
+    """Detections of each image, ordered by class, then as the proposals.
 
     Args:
         logits: (R, K + 1) and deltas (R, 4 * (K + 1)), image after image.
@@ -330,11 +330,9 @@ def score_boxes(
 def choose_detections(
     probability: Tensor, boxes: Tensor, offset: float, rule: DetectionConventions
 ) -> Detections:
-    """Detections of one image from probabilities (R, K + 1) and boxes (R, K + 1 or 2, 4): class rising,
-    inside a class in the order of the rows."""
-    label, row = torch.nonzero(
-        (probability[:, 1:] > rule.score_threshold).t(), as_tuple=True
-    )  # class after class
+    """Detections of one image from probabilities (R, K + 1) and boxes (R, K + 1 or 2, 4), ordered by class,
+    then row."""
+    label, row = torch.nonzero((probability[:, 1:] > rule.score_threshold).t(), as_tuple=True)  # by class
     scores = probability[row, label + 1]
     sets = boxes.shape[1]
     column = label + 1 if sets == probability.shape[1] else torch.full_like(label, sets - 1)
@@ -345,14 +343,14 @@ def choose_detections(
 def choose_fixed(
     probability: Tensor, boxes: Tensor, offset: float, rule: DetectionConventions
 ) -> FixedDetections:
-    """`choose_detections` of N images by lists of fixed size.
+    """`choose_detections` of N images with lists of fixed size.
 
     Args:
-        probability: (N, R, K + 1). boxes: (N, R, K + 1 or 2, 4), not a number in absent rows.
+        probability: (N, R, K + 1). boxes: (N, R, K + 1 or 2, 4), NaN in absent rows.
         offset, rule: as there.
     """
     images, rows, sets = boxes.shape[:3]
-    chances = probability[..., 1:].transpose(1, 2)  # class after class
+    chances = probability[..., 1:].transpose(1, 2)  # ordered by class
     wanted = (chances > rule.score_threshold) & present_rows(boxes[..., -1, :])[:, None]
     found = best_candidates(chances.where(wanted, -torch.inf).reshape(images, -1))
     labels, row = found.rows // rows, found.rows % rows
@@ -380,20 +378,19 @@ def suppress(
     classes: int | None = None,
     class_limit: int | None = None,
 ) -> Detections:
-    """NMS inside each class, then the best of the image; what is kept stays in its order (soft-NMS: class by
-    class, as picked).
+    """NMS per class, then the highest-scoring of the image; the order of kept rows is unchanged (soft-NMS:
+    class by class, in order of selection).
 
     Args:
         boxes (R, 4), scores (R,), labels (R,) 0..K-1: of one image. offset: of the boxes' sides.
-        classes: K. class_limit: no class has more rows than this. Both spare the NMS work; none: not known.
+        classes: K. class_limit: upper bound of the rows of a class. Both make NMS faster; None: unknown.
     """
     found = Detections(boxes, scores, labels)
     if rule.soft != "none":
         found = _soft_suppress(found, offset, rule)
     elif rule.nms_iou > 0:
-        most = (
-            rule.max_detections if rule.vote_iou is None else None
-        )  # voting may change scores, so the best are known after it
+        # voting may change scores, so the limit is applied after it
+        most = rule.max_detections if rule.vote_iou is None else None
         found = found.select(
             batched_nms(
                 boxes,
@@ -446,7 +443,7 @@ def _vote(
     offset: float,
     rule: DetectionConventions,
 ) -> Detections:
-    """Boxes (and by some methods scores) refined by all boxes of the same class before suppression."""
+    """Boxes (with some methods also scores) refined by all boxes of the same class before suppression."""
     refined, changed = found.boxes.clone(), found.scores.clone()
     for label in found.labels.unique().tolist():
         rows, rivals = found.labels == label, labels == label

@@ -27,12 +27,12 @@ def by_anchor(maps: Tensor, values: int) -> Tensor:
 
 
 class RpnHead(nn.Module):
-    """3x3 convolution and ReLU, then 1x1 for one sigmoid objectness and four deltas an anchor; shared by all
+    """3x3 convolution and ReLU, then 1x1 for one sigmoid objectness and four deltas per anchor; shared by all
     levels.
 
     Args:
         in_channels: of every level.
-        anchors: A, anchors a cell.
+        anchors: A, anchors per cell.
         channels: of the 3x3; default: in_channels.
     """
 
@@ -58,11 +58,11 @@ class RpnHead(nn.Module):
         return by_anchor(logits, 1).squeeze(2).sigmoid()
 
     def flat(self, logits: Tensor) -> Tensor:
-        """Logits (N, H * W * A, ...) of one level in the order of the anchors, as `loss` takes them."""
+        """Logits (N, H * W * A, ...) of one level in the order of the anchors, as input of `loss`."""
         return by_anchor(logits, 1).squeeze(2)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of sampled anchors: logits as `flat` gives them, labels (S,) 0 or 1, -1 not used."""
+        """Mean loss of sampled anchors: logits as returned by `flat`, labels (S,) 0 or 1, -1 not used."""
         used = labels >= 0
         whole = F.binary_cross_entropy_with_logits(
             logits, labels.clamp(min=0).to(logits.dtype), weight=used.to(logits.dtype), reduction="sum"
@@ -71,11 +71,11 @@ class RpnHead(nn.Module):
 
 
 class PairedRpnHead(RpnHead):
-    """The head with two logits an anchor (Ren et al. 2015, section 3.1), as faster-rcnn.pytorch has it.
+    """The head with two logits per anchor (Ren et al. 2015, section 3.1), as in faster-rcnn.pytorch.
 
-    The score that ranks proposals is not the softmax that the loss sees: it is taken over channels (c, c + A)
-    of the 2A logits, and dealt out to anchors in pairs (2a, 2a + 1) afterwards. `scores` keeps that order,
-    for checkpoints trained with it.
+    The score that ranks proposals is not the softmax of the loss: it is computed over channels (c, c + A) of
+        the 2A logits and then assigned to anchors in pairs (2a, 2a + 1). `scores` reproduces this for
+        checkpoints trained with it.
 
     Args:
         in_channels, anchors, channels: as in RpnHead.
@@ -90,7 +90,7 @@ class PairedRpnHead(RpnHead):
         return by_anchor(paired.view(logits.shape), 2)[..., 1]
 
     def flat(self, logits: Tensor) -> Tensor:
-        """Logits (N, H * W * A, 2) of one level in the order of the anchors, as `loss` takes them."""
+        """Logits (N, H * W * A, 2) of one level in the order of the anchors, as input of `loss`."""
         return by_anchor(logits, 2)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -103,13 +103,13 @@ RPN_HEADS = {"sigmoid": RpnHead, "paired": PairedRpnHead}
 
 
 class RegionProposalNetwork(nn.Module):
-    """Head, anchors, and the rules that make proposals and training labels of them.
+    """Head, anchors, and the rules for proposals and training labels.
 
     Args:
         head: RpnHead, or another with `scores`, `flat` and `loss`.
         anchors, coder: of the proposals.
         rule: labels, sampling and losses.
-        test, train: how proposals are chosen in either mode.
+        test, train: selection of proposals in each mode.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class RegionProposalNetwork(nn.Module):
         fixed: bool = False,
     ) -> list[Proposals]:
         """Proposals of each image by the mode's rule; `padded` is (height, width) of the whole batch, `fixed`
-        asks for lists of fixed size."""
+        selects lists of fixed size."""
         rule = self.rules[self.training]
         limits = [padded] * len(sizes) if rule.clip_to == "batch" else sizes
         with torch.no_grad():
@@ -160,8 +160,8 @@ class RegionProposalNetwork(nn.Module):
         of all sampled.
 
         Args:
-            logits, deltas: of each level, as the head gives them.
-            labels: one an image.
+            logits, deltas: outputs of the head for each level.
+            labels: one per image.
         """
         picked, wanted, box = self.sampled_losses(logits, deltas, labels)
         if not len(picked):  # an image smaller than every anchor

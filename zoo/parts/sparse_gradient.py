@@ -1,4 +1,4 @@
-"""A convolution whose gradient is mostly zero: losses of sampled anchors touch few cells of large maps."""
+"""A convolution with a mostly zero gradient: losses of sampled anchors depend on few cells of large maps."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-DENSE = 0.25  # of the cells: where more have a gradient, that of whole maps takes less time
+DENSE = 0.25  # of the cells: if more have a gradient, the dense gradient is faster
 
 
 class SparseGradientConv2d(nn.Conv2d):
-    """A convolution that keeps the size of its maps; its gradient on a CPU is computed from the cells that
-    the loss depends on, since the others add nothing but zeros.
+    """A convolution that keeps the size of its maps; its gradient on a CPU is computed only from the cells
+    that the loss depends on, since the others are zero.
 
     Args:
         in_channels, out_channels: of the maps.
@@ -26,7 +26,7 @@ class SparseGradientConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, H, W)."""
-        # on a GPU the host would wait for the number of cells
+        # on a GPU the number of cells would need a synchronization
         if not (self.training and torch.is_grad_enabled() and x.device.type == "cpu"):
             return super().forward(x)
         parts = x, self.weight, self.bias
@@ -45,7 +45,7 @@ class _Convolve(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = context.saved_tensors
-        cells = torch.nonzero(gradient.abs().amax(dim=1))  # (R, 3); a NaN is not zero either
+        cells = torch.nonzero(gradient.abs().amax(dim=1))  # (R, 3); NaN counts as nonzero
         if len(cells) <= DENSE * gradient[:, 0].numel():
             return gradient_of_cells(gradient, x, weight, cells, context.needs_input_grad)
         ones, around = [1, 1], [weight.shape[-1] // 2] * 2

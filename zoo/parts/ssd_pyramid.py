@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detection_zoo.zoo.parts.mobile_convs import Padding, conv_norm_act
 
-# kernel, stride, padding, channels of the extra convolutions; every second one gives a map
+# kernel, stride, padding, channels of the extra convolutions; every second one outputs a map
 REDUCE_AND_HALVE = ((1, 1, 0, 256), (3, 2, 1, 512), (1, 1, 0, 128), (3, 2, 1, 256))
 EXTRAS = {
     160: (*((1, 1, 0, 64), (3, 2, 1, 128)) * 2, (1, 1, 0, 64), (3, 1, 0, 128)),
@@ -30,7 +30,7 @@ def check_size(size: int, known: Iterable[int] = EXTRAS) -> None:
 
 
 class L2Norm(nn.Module):
-    """Scale every cell's channels to unit length, times a learned weight of each channel (ParseNet, Liu et
+    """Scale every cell's channels to unit length, times a learned weight per channel (ParseNet, Liu et
     al. 2015).
 
     Args:
@@ -43,15 +43,14 @@ class L2Norm(nn.Module):
         self.weight = nn.Parameter(torch.full((channels,), scale))
 
     def forward(self, features: Tensor) -> Tensor:
-        length = (
-            features.pow(2).sum(dim=1, keepdim=True).sqrt() + 1e-10
-        )  # added after the root, unlike torch's normalize
+        # eps is added after the square root, unlike torch's normalize
+        length = features.pow(2).sum(dim=1, keepdim=True).sqrt() + 1e-10
         return features / length * self.weight[:, None, None]
 
 
 class SSDPyramid(nn.Module):
-    """Maps for the heads: the finer backbone map L2-normalised, the coarser as it is, then every second extra
-    convolution.
+    """Maps for the heads: the finer backbone map L2-normalised, the coarser unchanged, then every second
+    extra convolution.
 
     Args:
         fine_channels, coarse_channels: of the two backbone maps.
@@ -80,14 +79,14 @@ class SSDPyramid(nn.Module):
 
 
 class SSDLitePyramid(nn.Module):
-    """Maps for the heads of TensorFlow's mobile detectors: both backbone maps as they are, then extra maps by
-    a 1x1 and a 3x3 convolution of stride 2; SSDLite makes the second depthwise and adds a 1x1 (MobileNetV2,
-    section 6.2).
+    """Maps for the heads of TensorFlow's mobile detectors: both backbone maps unchanged, then extra maps from
+    a 1x1 and a 3x3 convolution of stride 2; in SSDLite the second is depthwise, followed by a 1x1
+    (MobileNetV2, section 6.2).
 
     Args:
         fine_channels, coarse_channels: of the two backbone maps.
         padding: of the strided convolutions.
-        separable: as SSDLite.
+        separable: as in SSDLite.
     """
 
     def __init__(
@@ -133,12 +132,12 @@ HeadKind = Literal["plain", "separable", "pointwise"]
 
 
 class Heads(nn.ModuleList):
-    """One head a map, whose outputs are laid out prior by prior.
+    """One head per map, with outputs ordered by prior.
 
     Args:
         channels: of each map.
         per_cell: A of each map.
-        values: numbers for each prior: 4 offsets, or C classes.
+        values: per prior: 4 offsets, or C classes.
         kind: one 3x3 convolution; depthwise 3x3, norm, ReLU6 and 1x1 (SSDLite); or one 1x1.
     """
 
@@ -151,7 +150,7 @@ class Heads(nn.ModuleList):
         self.values = values
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """(N, P, values) from maps (N, C, H, W): map, row, column, box, the last fastest."""
+        """(N, P, values) from maps (N, C, H, W), ordered by map, row, column, box."""
         flat = [
             head(features).permute(0, 2, 3, 1).flatten(1) for head, features in zip(self, maps, strict=True)
         ]

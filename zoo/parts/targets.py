@@ -1,8 +1,8 @@
 """Training of the box branch: its samplers.
 
-A sampler maps the proposals and the targets of a batch to one `SampledBoxes` an image. There are three: of
-maskrcnn-benchmark, of Detectron and of faster-rcnn.pytorch; `RoiConventions.sampling` names one. The samplers
-of the proposal network stand in zoo/parts/anchor_targets.py.
+A sampler maps the proposals and the targets of a batch to one `SampledBoxes` per image. There are three: of
+maskrcnn-benchmark, of Detectron and of faster-rcnn.pytorch; selected by `RoiConventions.sampling`. The
+samplers of the proposal network are in zoo/parts/anchor_targets.py.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from detection_zoo.zoo.parts.fixed_size import fixed_size, present_first, presen
 from detection_zoo.zoo.parts.matching import BalancedSampler, match
 from detection_zoo.zoo.records import Target
 
-Draws = np.random.RandomState | ModuleType  # numpy's legacy generator, or the module numpy.random for its own
+Draws = np.random.RandomState | ModuleType  # numpy's legacy generator, or numpy.random for the global one
 
 
 @dataclass
 class SampledBoxes:
-    """The proposals of one image that are trained on; in lists of fixed size the last ones may be absent: a
-    box that is not a number, label -1, row -1.
+    """The sampled proposals of one image; lists of fixed size are padded with absent rows: NaN box, label -1,
+    row -1.
 
     boxes (S, 4); labels (S,) int64, 0 background, 1..K; targets (S, 4) deltas; matches (S,) int64, the ground
     truth (any for background); rows (S,): their positions among the candidates; positive, negative: indices
-    among the candidates; candidate_labels: of all candidates. mask_matches (S,): whose mask an object is
-    trained on, where that is not its match; -1 for none. keypoint_boxes (T, 4), keypoint_matches (T,): a draw
-    of its own for the keypoint branch, where the source makes one.
+    among the candidates; candidate_labels: of all candidates. mask_matches (S,): whose mask is the target of
+    an object, if not its match; -1 for none. keypoint_boxes (T, 4), keypoint_matches (T,): separate samples
+    for the keypoint branch, if the source has them.
     """
 
     boxes: Tensor
@@ -51,10 +51,11 @@ class SampledBoxes:
 
 
 class BoxSampler:
-    """Draws the proposals of a batch that the box branch is trained on, by maskrcnn-benchmark's rules.
+    """Samples proposals of a batch to train the box branch, as maskrcnn-benchmark.
 
-    crowd: "drop": crowd objects are no targets; "keep": they are objects; "proposals": they count for the box
-    branch alone. original_pixels: boxes are drawn, and masks and keypoints rasterised, in original pixels.
+    crowd: "drop": crowd objects are not targets; "keep": they are objects; "proposals": they are targets of
+        the box branch only. original_pixels: boxes are sampled, and masks and keypoints rasterised, in
+        original pixels.
 
     Args:
         coder: of the box branch.
@@ -71,8 +72,8 @@ class BoxSampler:
 
     @property
     def random(self) -> Draws:
-        """Source of the samplers that draw by numpy; its own state, which checkpoints save, where
-        none is set."""
+        """Random source of the samplers that use numpy; default: numpy's global state, which checkpoints
+        save."""
         return np.random if self.draws is None else self.draws
 
     def __call__(self, proposals: Sequence[Tensor], targets: Sequence[Target]) -> list[SampledBoxes]:
@@ -99,7 +100,7 @@ class BoxSampler:
 
     def label(self, proposals: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
         """Candidates (C, 4), the proposals (R, 4) of one image and its ground truth boxes; their labels (C,),
-        -1 for what is not drawn; their ground truth (C,)."""
+        -1 if never sampled; their ground truth (C,)."""
         rule, truth = self.rule, target.boxes.to(proposals.dtype)
         parts = [proposals, truth]
         boxes = torch.cat(parts if rule.ground_truth == "last" else parts[::-1])
@@ -112,19 +113,19 @@ class BoxSampler:
 
 
 def class_labels(matches: Tensor, classes: Tensor) -> Tensor:
-    """Labels (R,) int64 from matches (R,) of `match` and classes (G,) 0..K-1: 1..K, 0 for background, -1 for
-    what lies between the thresholds."""
+    """Labels (R,) int64 from matches (R,) of `match` and classes (G,) 0..K-1: 1..K, 0 for background, -1
+    between the thresholds."""
     if not len(classes):
         return torch.zeros_like(matches)
     return torch.where(matches >= 0, classes[matches.clamp(min=0)] + 1, matches + 1)
 
 
 class NumpyBoxSampler(BoxSampler):
-    """A sampler that draws image by image from numpy's generator, on the host, as its source does.
+    """A sampler that draws per image from numpy's generator, on the host, as the source does.
 
     Args:
         coder, rule: as in BoxSampler.
-        draws: source of random numbers; default: numpy's own state, which a training's checkpoints save.
+        draws: source of random numbers; default: numpy's global state, which training checkpoints save.
     """
 
     def __init__(self, coder: BoxCoder, rule: RoiConventions, draws: Draws | None = None) -> None:
@@ -137,15 +138,16 @@ class NumpyBoxSampler(BoxSampler):
 
 
 class DetectronBoxSampler(NumpyBoxSampler):
-    """Detectron's rules: drawn by numpy in original pixels (inclusive, widths x2 - x1 + 1), objects first,
-    ground truth before the proposals; a proposal on a crowd counts as an object of its class.
+    """Detectron's sampling: by numpy in original pixels (inclusive, widths x2 - x1 + 1), objects first,
+    ground truth before the proposals; a proposal on a crowd is an object of its class.
 
-    The mask of a RoI is the one whose bounding box overlaps it most. Keypoints have a draw of their own.
+    The mask of a RoI is the one whose bounding box has the highest IoU with it. Keypoints are sampled
+    separately.
 
     Args:
         coder, rule: as in BoxSampler.
         draws: source of random numbers: objects, then background, then keypoints' objects; default: numpy's
-            own state, which a training's checkpoints save.
+            global state, which training checkpoints save.
     """
 
     crowd = "proposals"
@@ -207,7 +209,7 @@ class DetectronBoxSampler(NumpyBoxSampler):
         return SampledBoxes(boxes, labels, targets, matches, place, place[:count], place[count:], labels)
 
     def choice(self, rows: np.ndarray, most: int) -> np.ndarray:
-        """At most so many of the rows, in the order drawn."""
+        """At most `most` of the rows, in the order drawn."""
         return self.random.choice(rows, size=min(most, len(rows)), replace=False) if len(rows) else rows
 
     def keypoint_rows(
@@ -237,12 +239,12 @@ def masks_of(
     Args:
         boxes: (R, 4) in original pixels.
         polygons: of each object, flat [x, y, ...] lists in input pixels; an object without any (a crowd) is
-            nobody's.
+            never assigned.
         scale: (4,) x and y factors from original to input pixels, twice.
-        offset: added to sides.
+        offset: added to the sides.
 
     Returns:
-        (R,) int64 rows of `polygons`, -1 where no object has any.
+        (R,) int64 rows of `polygons`, -1 if no object has any.
     """
     drawn = [row for row, parts in enumerate(polygons) if parts]
     if not drawn or not len(boxes):
@@ -253,8 +255,8 @@ def masks_of(
 
 
 class FixedCountBoxSampler(NumpyBoxSampler):
-    """faster-rcnn.pytorch's rules: always `samples` RoIs of an image, objects first and without replacement,
-    background with replacement, ground truth behind the proposals; zero boxes are never drawn.
+    """faster-rcnn.pytorch's sampling: always `samples` RoIs per image, objects first and without replacement,
+    background with replacement, ground truth after the proposals; zero boxes are never sampled.
 
     Args:
         coder, rule: as in BoxSampler; background has an IoU in [background_low, background_iou).
@@ -297,13 +299,12 @@ class FixedCountBoxSampler(NumpyBoxSampler):
 
 
 def one_at_least(truth: Tensor) -> Tensor:
-    """Ground truth (G, 4), or one zero box (1, 4) where there is none."""
+    """Ground truth (G, 4), or one zero box (1, 4) if there is none."""
     return truth if len(truth) else truth.new_zeros(1, 4)
 
 
 def padded_iou(boxes: Tensor, truth: Tensor, offset: float) -> Tensor:
-    """IoU (R, G) where zero boxes (R, 4) overlap nothing at all (-1) and zero ground truth (G, 4) overlaps
-    with 0."""
+    """IoU (R, G), -1 for zero boxes (R, 4) and 0 for zero ground truth (G, 4)."""
 
     def empty(rows: Tensor) -> Tensor:
         return ((rows[:, 2:] - rows[:, :2] + offset) == offset).all(dim=1)

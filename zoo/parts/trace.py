@@ -1,6 +1,6 @@
-"""An optional trace: outputs of a model's modules, and tensors that its detectors record by name.
+"""Optional trace of module outputs and of tensors recorded by name in detectors.
 
-Without an open trace `record` does nothing: compiled and exported models do not contain it.
+Without an active trace `record` does nothing, so it is not part of compiled and exported models.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _open: dict[str, Any] | None = None
 
 
 def record(name: str, value: Any) -> None:
-    """Keep a copy of a tensor, or of a list, tuple or dict of tensors, in the trace that is open.
+    """Keep a copy of a tensor, or of a list, tuple or dict of tensors, in the active trace.
 
     Args:
-        name: in the trace; what had the name before is replaced. value: of any shape.
+        name: in the trace; replaces an earlier value of that name. value: of any shape.
     """
     if _open is not None:
         _open[name] = _copied(value)
@@ -26,13 +26,13 @@ def record(name: str, value: Any) -> None:
 
 @contextmanager
 def trace(model: nn.Module, *paths: str) -> Iterator[dict[str, Any]]:
-    """Within the block, keep what `record` is called with, and the outputs of modules by their path.
+    """Inside the block, keep the values passed to `record`, and the outputs of modules by their path.
 
     Args:
-        model: the model. paths: of modules; those that the model does not have are left out.
+        model: the model. paths: of modules; those missing in the model are ignored.
 
     Yields:
-        name or path -> value of its last call, detached and copied before anything changes it in place.
+        name or path -> value of its last call, detached and copied at the time of the call.
     """
     global _open
     before, found = _open, {}

@@ -10,8 +10,8 @@ from detection_zoo.kernels.backend import is_traced
 
 
 def plus_upsampled(lateral: Tensor, top: Tensor) -> Tensor:
-    """The sum of a map (N, C, H, W) and a coarser one, upsampled to nearest neighbours. Without a gradient, a
-    map of twice the size is added to in place, and the upsampled map is not made: the answer is the same."""
+    """The sum of a map (N, C, H, W) and a coarser one, upsampled by nearest neighbour. Without gradients and
+    at exactly twice the size the sum is computed in place without the upsampled map, with equal results."""
     height, width = top.shape[-2:]
     if lateral.shape[-2:] == top.shape[-2:]:
         return lateral + top

@@ -1,4 +1,4 @@
-"""3x3 convolutions of a model on a CPU by Winograd's filtering."""
+"""3x3 convolutions of a model on a CPU with Winograd's minimal filtering."""
 
 from __future__ import annotations
 
