@@ -1,5 +1,5 @@
-"""DetNet-59: a backbone for detection whose last stages keep stride 16 by dilation (Li et al. 2018, "DetNet:
-A Backbone network for Object Detection")."""
+"""DetNet-59: a backbone for detection whose last stages keep stride 16 with dilation (Li et al. 2018,
+"DetNet: A Backbone network for Object Detection")."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class DetNet(Backbone):
 
     Args:
         stages: blocks, inner channels, stride and dilation of each.
-        stem_channels: of the stem's output.
+        stem_channels: output channels of the stem.
         norm: a kind of zoo.parts.norm.make_norm.
-        freeze_at: 0 nothing, 1 the stem, 2 the stem and c2, ... are taken out of training.
+        freeze_at: number of frozen stages: 0 none, 1 the stem, 2 the stem and c2, ...
     """
 
     def __init__(
@@ -82,7 +82,8 @@ def detnet59(**arguments) -> DetNet:
 
 @BACKBONES.register("detnet17_slim")
 def detnet17_slim(*, norm: str = "batch", freeze_at: int = 0, **arguments) -> DetNet:
-    """One block a stage at a quarter of DetNet-59's width, to train on a CPU; arguments as in DetNet."""
+    """One block per stage at a quarter of DetNet-59's width, for training on a CPU; arguments as in
+    DetNet."""
     stages = {
         name: (1, inner // 4, stride, dilation) for name, (_, inner, stride, dilation) in STAGES.items()
     }

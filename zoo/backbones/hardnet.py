@@ -50,7 +50,7 @@ class SeparableLayer(nn.Sequential):
 
 
 def harmonic_links(layer: int) -> list[int]:
-    """Layers that a layer of a dense block reads, nearest first: layer - 2^i wherever 2^i divides layer
+    """Input layers of a layer of a dense block, nearest first: layer - 2^i if 2^i divides layer
     (section 3.1).
 
     Args:
@@ -76,7 +76,7 @@ class HarmonicBlock(nn.Module):
         in_channels: channels of the input.
         growth, multiplier: k and m of the paper.
         num_layers: a power of two.
-        separable: 1x1 and depthwise convolutions in place of 3x3.
+        separable: 1x1 and depthwise convolutions instead of 3x3.
         activation: "relu" or "relu6".
     """
 
@@ -145,9 +145,9 @@ def _widening_bridge(channels: int, activation: Activation) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Dense:
-    """One dense block and its 1x1 transition, as the paper's table 1 gives them.
+    """One dense block and its 1x1 transition, as in the paper's table 1.
 
-    growth, layers, out_channels; downsample: a 2x2 pooling follows; dropout: a rate between block and
+    growth, layers, out_channels; downsample: followed by a 2x2 pooling; dropout: rate between block and
     transition, or none.
     """
 
@@ -160,7 +160,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Design:
-    """Widths of one HarDNet: stem, dense blocks (the last one belongs to the classifier only), multiplier,
+    """Widths of one HarDNet: stem, dense blocks (the last one for the classifier only), multiplier,
     dropout before the classifier."""
 
     stem: tuple[int, int]
@@ -215,12 +215,11 @@ class HarDNet(Backbone):
     """A HarDNet body: `stages` is numbered as in the authors' checkpoints (`base.N`).
 
     Args:
-        design: widths.
-        form: "classifier": every block; maps are the ends of each stride. "detector": without the last
-            pooling and block, the first pooling after a block rounds up (75 to 38 cells), maps are `c3` and
-            `c4`.
+        design: its widths. form: "classifier": every block; maps are the last outputs of each stride.
+            "detector": without the last pooling and block, the first pooling after a block rounds up (75 to
+            38 cells), maps are `c3` and `c4`.
         activation: "relu" (the detectors) or "relu6" (the classifiers).
-        bridge: "inside": the last stage (68); "behind": a module of its own (85); "none".
+        bridge: "inside": the last stage (68); "behind": a separate module (85); "none".
     """
 
     def __init__(
@@ -237,7 +236,7 @@ class HarDNet(Backbone):
                 DepthwiseConv(second, stride=2) if separable else nn.MaxPool2d(3, 2, 1),
             ]
         )
-        self.maps: dict[int, str] = {}  # index of a stage -> name of the map that it ends
+        self.maps: dict[int, str] = {}  # index of a stage -> name of the map it outputs
         self.specs = {}
         channels, stride = second, 4
         blocks = design.blocks if form == "classifier" else design.blocks[:-1]
@@ -307,7 +306,7 @@ def hardnet68ds() -> HarDNet:
 
 @BACKBONES.register("hardnet68")
 def hardnet68(*, form: Form = "detector") -> HarDNet:
-    """HarDNet-68; the detector form has its bridge inside, for SSD and RFB alike."""
+    """HarDNet-68; the detector form has its bridge inside, for both SSD and RFB."""
     return _hardnet("68", form, "inside")
 
 
@@ -319,5 +318,5 @@ def hardnet85(*, form: Form = "detector", bridge: bool = True) -> HarDNet:
 
 @BACKBONES.register("hardnet_slim")
 def hardnet_slim(*, form: Form = "detector") -> HarDNet:
-    """A quarter of HarDNet-68 in width and depth, without a bridge, to train on a CPU."""
+    """A quarter of HarDNet-68 in width and depth, without a bridge, for training on a CPU."""
     return _hardnet("slim", form, "none")

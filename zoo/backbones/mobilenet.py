@@ -28,20 +28,20 @@ V1_BLOCKS = (
     *((1024, 2), (1024, 1)),
 )
 V1_ENDS = {3: "c2", 5: "c3", 11: "c4", 13: "c5"}
-ENDS = {3: "c2", 6: "c3"}  # features whose output is a map as it is
-EXPANDED = 14  # the feature whose expanded input is the map c4, as SSD takes it
+ENDS = {3: "c2", 6: "c3"}  # features whose output is a map
+EXPANDED = 14  # the feature whose expanded input is the map c4, as in SSD
 
 
 def divisible_by_8(channels: float) -> int:
-    """The nearest multiple of 8, at least 8, never more than a tenth below: how the authors round scaled
+    """The nearest multiple of 8, at least 8 and at most a tenth below: the authors' rounding of scaled
     widths."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise 3x3, project 1x1 without activation; a residual where the shape stays (section
-    3.3)."""
+    """Expand 1x1, depthwise 3x3, project 1x1 without activation; a residual if the shape is unchanged
+    (section 3.3)."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, stride: int, expansion: int, padding: Padding
@@ -64,12 +64,12 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(Backbone):
     """MobileNetV2 without its classifier; `features` is numbered as in the public checkpoints.
 
-    Maps: c2 and c3 are block outputs, c4 is the expanded input of the first stride-32 block (as SSD takes
-        it), c5 the last 1x1.
+    Maps: c2 and c3 are block outputs, c4 is the expanded input of the first stride-32 block (as in SSD), c5
+        the last 1x1.
 
     Args:
         width: multiplier of every width.
-        padding: of the strided convolutions: "same" puts the odd pixel at the right and bottom (TensorFlow).
+        padding: of the strided convolutions: "same" adds the odd pixel at the right and bottom (TensorFlow).
     """
 
     def __init__(self, *, width: float, padding: Padding) -> None:
@@ -113,7 +113,7 @@ class MobileNetV1(Backbone):
     convolution, each with norm and ReLU6.
 
     Args:
-        padding: of the strided convolutions: "same" puts the odd pixel at the right and bottom (TensorFlow).
+        padding: of the strided convolutions: "same" adds the odd pixel at the right and bottom (TensorFlow).
     """
 
     def __init__(self, *, padding: Padding) -> None:

@@ -17,7 +17,7 @@ STAGES = ("c2", "c3", "c4", "c5")
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with a sum at the end (He et al. 2015, figure 5); the shortcut is projected where shapes
+    """1x1, 3x3, 1x1 with a sum at the end (He et al. 2015, figure 5); the shortcut is projected if shapes
     differ.
 
     Args:
@@ -26,7 +26,7 @@ class Bottleneck(nn.Module):
         groups: of the 3x3.
         dilation: of the 3x3.
         norm: a kind of zoo.parts.norm.make_norm.
-        project: project the shortcut even where the shapes agree (DetNet).
+        project: project the shortcut even if the shapes agree (DetNet).
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Bottleneck(nn.Module):
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with a sum at the end (He et al. 2015, figure 5 left); arguments as in Bottleneck,
-    of which three have no effect."""
+    three of them without effect."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Stem(nn.Module):
     Args:
         channels: of the output.
         norm: a kind of make_norm.
-        pool: "padded" (padding 1), or "ceil" (no padding, sizes rounded up, as Caffe's models have it).
+        pool: "padded" (padding 1), or "ceil" (no padding, sizes rounded up, as in Caffe's models).
     """
 
     def __init__(self, channels: int, *, norm: str, pool: str) -> None:
@@ -114,8 +114,8 @@ class Stem(nn.Module):
 
 
 def initialise(module: nn.Module, norm: str) -> None:
-    """Weights for training from scratch: uniform with the variance of the fan-in (Caffe2's Xavier) under
-    frozen norms, else He et al. 2015b."""
+    """Weights for training from scratch: uniform with the variance of the fan-in (Caffe2's Xavier) with
+    frozen norms, otherwise He et al. 2015b."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             if norm in ("frozen", "frozen_eps", "affine"):
@@ -130,12 +130,12 @@ class ResNet(Backbone):
     Args:
         blocks: of stages c2 to c5.
         norm: a kind of zoo.parts.norm.make_norm, for every convolution.
-        freeze_at: 0 nothing, 1 the stem, 2 the stem and c2, ... are taken out of training.
-        stride_in_1x1: position of a stage's stride, see Bottleneck.
+        freeze_at: number of frozen stages: 0 none, 1 the stem, 2 the stem and c2, ...
+        stride_in_1x1: where a stage's stride is, see Bottleneck.
         last: the last stage of the body; "c4" leaves c5 to `head_stage` (C4 detectors).
         groups, width_per_group: of c2's 3x3 convolutions; 1 and 64 for ResNet, 32 and 8 for ResNeXt-32x8d.
         dilation_c5: dilation of c5's 3x3 convolutions; above 1 the stage has stride 1.
-        stem_channels: c2's output has as many, times four with Bottleneck.
+        stem_channels: also of c2's output, times four with Bottleneck.
         stem_pool: see Stem.
         block: Bottleneck or BasicBlock.
     """
@@ -205,11 +205,11 @@ class ResNet(Backbone):
         )
 
     def head_stage(self, stride: int = 2) -> tuple[nn.Module, int]:
-        """A new stage of the kind that follows the body's last, to run on pooled features; returns it with
-        its output channels."""
+        """A new stage like the one after the body's last, for pooled features; returns it with its output
+        channels."""
         if self.stages[-1] == "c5":
             raise ValueError(
-                "the body ends with c5, no stage is left for a head: build the backbone with last='c4'"
+                "the body ends with c5, so no stage is left for a head: build the backbone with last='c4'"
             )
         following = STAGES[len(self.stages)]
         stage = self._stage(following, stride)
@@ -217,7 +217,7 @@ class ResNet(Backbone):
         return stage, self._channels(following)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps c2 (N, 256, H / 4, W / 4) to c5 (N, 2048, H / 32, W / 32), as far as `last`."""
+        """Feature maps c2 (N, 256, H / 4, W / 4) to c5 (N, 2048, H / 32, W / 32), up to `last`."""
         x = self.stem(images)
         maps = {}
         for name in self.stages:
@@ -275,7 +275,7 @@ def resnext152_32x8d(*, stride_in_1x1: bool = False, **arguments) -> ResNet:
 
 @BACKBONES.register("resnet14_slim")
 def resnet14_slim(*, norm: str = "group", freeze_at: int = 0, **arguments) -> ResNet:
-    """One block a stage at a quarter of ResNet-50's width, for demonstrations on a CPU; arguments as in
+    """One block per stage at a quarter of ResNet-50's width, for demonstrations on a CPU; arguments as in
     ResNet."""
     return ResNet(
         (1, 1, 1, 1), stem_channels=16, width_per_group=16, norm=norm, freeze_at=freeze_at, **arguments

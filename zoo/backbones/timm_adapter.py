@@ -1,4 +1,4 @@
-"""Any timm model with feature maps, as a backbone of the detectors here; timm is an extra (pip install
+"""Any timm model with feature maps as a backbone; timm is an optional dependency (pip install
 -e .[timm])."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.records import FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES, did_you_mean
 
-FINEST = 4  # pixels: maps of smaller strides are not built
+FINEST = 4  # pixels: maps of smaller strides are not used
 
 
 class TimmBackbone(Backbone):
@@ -43,7 +43,7 @@ class TimmBackbone(Backbone):
 
 
 class TimmClassifierBody(Backbone):
-    """A classifier of timm without pooling and linear layer: one map, what its pooling takes.
+    """A timm classifier without pooling and linear layer; its one map is the input of the pooling.
 
     Args:
         body: a convolutional model of timm, made with `num_classes=0, global_pool=""`.
@@ -72,15 +72,15 @@ def timm_backbone(
 
     Args:
         model: timm's name, for example "resnet50".
-        norm: "batch": as timm builds it; "frozen": its batch norms keep their statistics and affine numbers.
-        pretrained: True: timm's own weights, through its hub; or these tensors, by timm's names.
-        maps: "stages": the maps of the stages; "last": the one that the classifier's pooling takes, behind
-            the convolution of its head (EfficientNet's 1x1 to 1,280 channels).
-        arguments: of timm.create_model, `img_size` for models of one input size say.
+        norm: "batch": as built by timm; "frozen": its batch norms keep their statistics and affine numbers.
+        pretrained: True: timm's own weights, from its hub; or these tensors, by timm's names.
+        maps: "stages": the maps of the stages; "last": the input of the classifier's pooling, after the
+            convolution of its head (EfficientNet's 1x1 to 1,280 channels).
+        arguments: of timm.create_model, for example `img_size` for models with a fixed input size.
 
     Raises:
-        ValueError: timm is not installed, has no such model, or the model gives no maps.
-        CheckpointError: the weights cannot be had, or do not fit.
+        ValueError: timm is not installed, has no such model, or the model has no feature maps.
+        CheckpointError: the weights cannot be loaded, or do not fit.
     """
     try:
         import timm
@@ -136,7 +136,7 @@ def _with_weights(
 
 
 def _require_all(model: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise CheckpointError where tensors of a model are missing, its last layer aside."""
+    """Raise CheckpointError if tensors of a model are missing, except its last layer."""
     import timm
 
     with torch.device("meta"):
@@ -153,8 +153,8 @@ def _require_all(model: str, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def timm_images(model: str) -> dict[str, Any]:
-    """What timm's weights of a model expect of their input, as fields of the conventions of images; empty
-    where timm says nothing."""
+    """The preprocessing of a model's timm weights, as fields of the conventions of images; empty if timm does
+    not document it."""
     import timm
 
     known = timm.get_pretrained_cfg(model)

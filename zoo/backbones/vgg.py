@@ -1,4 +1,4 @@
-"""VGG-16 (Simonyan and Zisserman, ICLR 2015, table 1, D) and the reduced form that SSD starts from (Liu et
+"""VGG-16 (Simonyan and Zisserman, ICLR 2015, table 1, D) and the reduced form used by SSD (Liu et
 al., ECCV 2016, section 3.1)."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def _convolutions(
     ceil_pool: int | None, widths: tuple[tuple[int, int], ...] = WIDTHS, *, norm: bool = False
 ) -> list[nn.Module]:
     """conv1_1 to conv5_3 with their ReLUs and the pools between; the pool after block `ceil_pool` (from 0)
-    rounds up. norm: batch normalisation behind every convolution."""
+    rounds up. norm: batch normalisation after every convolution."""
     layers: list[nn.Module] = []
     channels = 3
     for block, (width, convolutions) in enumerate(widths):
@@ -31,12 +31,11 @@ def _convolutions(
 
 
 class VGG(Backbone):
-    """A plain sequence `features`, numbered as in the public checkpoints, with the maps that are taken from
-    it.
+    """A plain sequence `features`, numbered as in the public checkpoints, with maps from some of its layers.
 
     Args:
         layers: the sequence.
-        maps: name of a map -> index of the layer whose output it is.
+        maps: name of a map -> index of the layer that outputs it.
         specs: name of a map -> its shape.
     """
 
@@ -84,7 +83,7 @@ def vgg16_reduced() -> VGG:
 
 @BACKBONES.register("vgg11_slim")
 def vgg11_slim() -> VGG:
-    """VGG-11's plan (table 1, A) with batch normalisation at a quarter of its width, to train on a CPU; maps
+    """VGG-11 (table 1, A) with batch normalisation at a quarter of its width, for training on a CPU; maps
     are the last of stride 8 (c3) and of stride 16 (c4)."""
     layers = _convolutions(None, ((16, 1), (32, 1), (64, 2), (128, 2), (128, 2)), norm=True)
     pools = [index for index, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]

@@ -1,5 +1,5 @@
-"""VoVNet (Lee et al. 2019): one-shot aggregation, where a module's five convolutions are concatenated once,
-at its end."""
+"""VoVNet (Lee et al. 2019): one-shot aggregation: a module's five convolutions are concatenated once, at its
+end."""
 
 from __future__ import annotations
 
@@ -14,12 +14,8 @@ from detection_zoo.zoo.records import FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES
 
 STAGES = ("c2", "c3", "c4", "c5")
-WIDTHS = (
-    (128, 256),
-    (160, 512),
-    (192, 768),
-    (224, 1024),
-)  # of each stage: of its convolutions, of its output (table 1)
+# channels per stage: of its convolutions, of its output (table 1)
+WIDTHS = ((128, 256), (160, 512), (192, 768), (224, 1024))
 SLIM_WIDTHS = ((64, 128), (80, 256), (96, 384), (112, 512))
 
 
@@ -56,10 +52,10 @@ class VoVNet(Backbone):
     """VoVNet body: a stem of three convolutions and four stages.
 
     Args:
-        modules: aggregation modules of stages c2 to c5.
+        modules: number of aggregation modules in stages c2 to c5.
         widths: of each stage, the channels of its convolutions and of its output.
         norm: a kind of zoo.parts.norm.make_norm.
-        freeze_at: 0 nothing, 1 the stem, 2 the stem and c2, ... are taken out of training.
+        freeze_at: number of frozen stages: 0 none, 1 the stem, 2 the stem and c2, ...
         stem_channels: of the three convolutions of the stem.
     """
 
@@ -79,9 +75,7 @@ class VoVNet(Backbone):
             ConvNorm(first, second, 3, norm=norm),
             ConvNorm(second, third, 3, stride=2, norm=norm),
         )
-        self.pool = nn.MaxPool2d(
-            3, 2, ceil_mode=True
-        )  # no padding: an odd side n gives ceil((n - 3) / 2) + 1
+        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)  # no padding: side n becomes ceil((n - 3) / 2) + 1
         self.specs, channels = {}, third
         for index, (name, count, (inner, out)) in enumerate(zip(STAGES, modules, widths, strict=True)):
             self.add_module(

@@ -14,19 +14,19 @@ from detection_zoo.zoo.records import Detections, Target
 
 
 class Detector(nn.Module):
-    """Base of every detector. A family implements `losses`, `raw` and `postprocess`; calling the module picks
-    by mode."""
+    """Base of every detector. A family implements `losses`, `raw` and `postprocess`; calling the module
+    selects by mode."""
 
-    num_classes: int  # K, background not counted
+    num_classes: int  # K, without background
     class_names: tuple[str, ...] = ()
-    # of `raw`: backbone, neck, rpn, heads -> dotted names of the modules and methods that it calls for each
+    # of `raw`: backbone, neck, rpn, heads -> dotted names of the modules and methods called for each
     parts: Mapping[str, tuple[str, ...]] = {}
     # shorter side, bound of the longer, of images resized by one rounded factor (Detectron)
     resize: tuple[int, int | None] | None = None
-    # why inference cannot work on lists of fixed size (zoo/parts/fixed_size.py); None: it can, and the last
-    # three methods are there
+    # why inference cannot use lists of fixed size (zoo/parts/fixed_size.py); None: it can, and the last
+    # three methods are implemented
     needs_any_size: str | None = "it chooses by lists of any size"
-    reads_sizes = False  # whether `raw` needs the sizes of images as numbers, and not on a device
+    reads_sizes = False  # whether `raw` needs the sizes of images as numbers on the host
 
     def forward(
         self, images: Tensor, sizes: Tensor, targets: list[Target] | None = None
@@ -34,8 +34,8 @@ class Detector(nn.Module):
         """Losses in training mode, detections otherwise.
 
         Args:
-            images: (N, 3, H, W) float, normalised and zero-padded as the conventions say.
-            sizes: (N, 2) int64, the true (height, width) of each image before padding.
+            images: (N, 3, H, W) float, normalised and zero-padded according to the conventions.
+            sizes: (N, 2) int64, (height, width) of each image before padding.
             targets: one `Target` per image; needed in training.
         """
         if self.training:
@@ -47,34 +47,33 @@ class Detector(nn.Module):
     def predict(
         self, images: Tensor, sizes: Tensor, original_sizes: Tensor | None = None
     ) -> list[Detections]:
-        """Detections of each image; in the pixels of `original_sizes` (N, 2) where given, of the input
-        otherwise (masks are not pasted then)."""
+        """Detections of each image, in pixels of `original_sizes` (N, 2) if given, otherwise of the input
+        (without pasting masks)."""
         return self.postprocess(self.raw(images, sizes), sizes, original_sizes)
 
     @abstractmethod
     def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        """Scalar losses by name; their plain sum is what training minimises."""
+        """Scalar losses by name; training minimises their sum."""
 
     @abstractmethod
     def raw(self, images: Tensor, sizes: Tensor) -> Any:
-        """Everything the network computes before per-class selection: the part timed as 'forward'."""
+        """All outputs of the network before per-class selection; timed as 'forward'."""
 
     @abstractmethod
     def postprocess(self, raw: Any, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Detections]:
-        """Selection, NMS, mask pasting and scaling to original pixels: the part timed as
-        'post-processing'."""
+        """Selection, NMS, mask pasting and scaling to original pixels; timed as 'post-processing'."""
 
     def frames(self, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Frame]:
-        """Where the detections of images of sizes (N, 2) lie; needed if `needs_any_size` is None."""
+        """Coordinate frames of detections for images of sizes (N, 2); needed if `needs_any_size` is None."""
         raise NotImplementedError(self._no_fixed_size())
 
     def fixed_detections(self, raw: Any, where: Sequence[Frame]) -> FixedDetections:
-        """Detections of all images by lists of fixed size, without a wait for the device; needed if
+        """Detections of all images with lists of fixed size, without synchronizing with the device; needed if
         `needs_any_size` is None."""
         raise NotImplementedError(self._no_fixed_size())
 
     def finish_fixed(self, chosen: FixedDetections, raw: Any, where: Sequence[Frame]) -> list[Detections]:
-        """What `postprocess` returns, from the detections of `fixed_detections`: the absent ones are cut;
+        """What `postprocess` returns, from the detections of `fixed_detections`, without absent ones;
         needed if `needs_any_size` is None."""
         raise NotImplementedError(self._no_fixed_size())
 

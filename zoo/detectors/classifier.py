@@ -1,5 +1,5 @@
-"""A classifier: a backbone, global average pooling, its norm where it has one, and one linear layer; what
-backbones are pretrained as."""
+"""A classifier for pretraining backbones: backbone, global average pooling, the backbone's norm if any, and
+one linear layer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Classifier(nn.Module):
     def forward(
         self, images: Tensor, sizes: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor | dict[str, Tensor]:
-        """(N, 3, H, W) to logits (N, K); with labels (N,) int64 the loss of a training step, as detectors
-        give theirs. Sizes are not used."""
+        """(N, 3, H, W) to logits (N, K); with labels (N,) int64 the loss, in the form of detectors' losses.
+        Sizes are ignored."""
         logits = self.fc(self.dropout(self.norm(self.pooled(images))))
         return logits if labels is None else {"loss_class": F.cross_entropy(logits, labels)}

@@ -53,7 +53,7 @@ from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
 Options = Mapping[str, Any] | None
-CLASSIC_SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)  # pixels, of anchors on one level
+CLASSIC_SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)  # pixels; anchor sizes on a single level
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class RcnnRules(ProposalRules):
 
 @dataclass
 class RcnnRaw:
-    """What the network computed before detections are chosen: features by level, proposals of each image,
-    logits and deltas of all. fixed: whether the lists of proposals are of fixed size. anchors: of each level
-    (A, 4), kept with what was computed from them, for a recorded graph reads them again."""
+    """Outputs of the network before detections are selected: features by level, proposals of each image,
+    logits and deltas of all. fixed: whether the lists of proposals have fixed size. anchors: of each level
+    (A, 4), kept alive because a recorded graph reads them again."""
 
     features: dict[str, Tensor]
     proposals: list[Proposals]
@@ -116,7 +116,7 @@ class RcnnTraining:
 
 
 class FasterRcnn(Detector):
-    """Backbone, neck, proposals and the box branch; families with more branches add to `branch_losses` and
+    """Backbone, neck, proposals and the box branch; families with more branches override `branch_losses` and
     `branch_outputs`.
 
     Args:
@@ -150,13 +150,13 @@ class FasterRcnn(Detector):
 
     @property
     def backbone_parts(self) -> dict[str, str]:
-        """Prefixes of a classifier's names -> prefix of that part in this model."""
+        """Prefix of a classifier's parameter names -> prefix of that part in this model."""
         if isinstance(self.box.trunk, StageTrunk):
             return {"backbone.": "backbone.", "backbone.c5.": "box.trunk.stage."}
         return {"backbone.": "backbone."}
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Levels (N, C, H, W) that the heads read."""
+        """Levels (N, C, H, W) that are input of the heads."""
         return self.neck(self.backbone(images))
 
     def raw(self, images: Tensor, sizes: Tensor) -> RcnnRaw:
@@ -171,7 +171,7 @@ class FasterRcnn(Detector):
 
     @property
     def needs_any_size(self) -> str | None:
-        """Why inference cannot work on lists of fixed size (zoo/parts/fixed_size.py); None: it can."""
+        """Why inference cannot use lists of fixed size (zoo/parts/fixed_size.py); None if it can."""
         rule = self.detection_rule
         if not self._pools_fixed:
             return "its pooling takes each level's boxes apart"
@@ -185,7 +185,7 @@ class FasterRcnn(Detector):
 
     @property
     def training_needs_any_size(self) -> str | None:
-        """Why training cannot work on lists of fixed size; None: it can."""
+        """Why training cannot use lists of fixed size; None if it can."""
         if isinstance(self.sampler, NumpyBoxSampler):
             return "its source draws by numpy, on the host"
         return None if self._pools_fixed else "its pooling takes each level's boxes apart"
@@ -200,25 +200,25 @@ class FasterRcnn(Detector):
 
     @property
     def reads_sizes(self) -> bool:
-        """Whether the scale of a pooled level comes from an image's height."""
+        """Whether the scale of a pooled level is computed from the image's height."""
         return any(pooler.rule.scale == "height" for pooler in self._poolers)
 
     def branch_poolers(self) -> list[RoiAlignPooler]:
-        """Poolers of further branches: here none."""
+        """Poolers of further branches; here none."""
         return []
 
     def postprocess(
         self, raw: RcnnRaw, sizes: Tensor, original_sizes: Tensor | None = None
     ) -> list[Detections]:
-        """Detections of each image, and what further branches find in them."""
+        """Detections of each image, with outputs of further branches."""
         return self.finish(raw, self.frames(sizes, original_sizes))
 
     def frames(self, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Frame]:
-        """Where the detections of images of sizes (N, 2) lie."""
+        """Coordinate frames of detections for images of sizes (N, 2)."""
         return frames(sizes, original_sizes, self.frame != "network", self.resize)
 
     def finish(self, raw: RcnnRaw, where: Sequence[Frame]) -> list[Detections]:
-        """Detections of each image, given how its pixels relate to the original's."""
+        """Detections of each image, for given coordinate frames."""
         if not raw.fixed:
             found = [self.choose(*scored) for scored in self.scored_boxes(raw, where)]
             return self.branch_results(self.branch_outputs(raw, found, where), where)
@@ -226,14 +226,14 @@ class FasterRcnn(Detector):
         return chosen.found if torch.compiler.is_compiling() else self.finish_fixed(chosen, raw, where)
 
     def fixed_detections(self, raw: RcnnRaw, where: Sequence[Frame]) -> FixedDetections:
-        """Detections of all images by lists of fixed size, without a wait for the device."""
+        """Detections of all images with lists of fixed size, without synchronizing with the device."""
         chances, boxes = (torch.stack(part) for part in zip(*self.scored_boxes(raw, where), strict=True))
         chosen = choose_fixed(chances, boxes, self.coder.offset, self.detection_rule)
         unfit = torch.stack([torch.isnan(each.scores).sum() for each in raw.proposals]).sum()
         return replace(chosen, found=self.branch_outputs(raw, chosen.found, where), unfit=unfit)
 
     def finish_fixed(self, chosen: FixedDetections, raw: RcnnRaw, where: Sequence[Frame]) -> list[Detections]:
-        """Detections of each image, without absent ones; where the fixed size did not do, chosen again."""
+        """Detections of each image, without absent ones; selected again if the fixed size was too small."""
         found = trim(chosen)
         return self.finish(raw.trimmed(), where) if found is None else self.branch_results(found, where)
 
@@ -275,11 +275,11 @@ class FasterRcnn(Detector):
     def branch_outputs(
         self, raw: RcnnRaw, found: list[Detections], where: Sequence[Frame]
     ) -> list[Detections]:
-        """Detections with what the heads of further branches compute of them: here, nothing."""
+        """Detections with the outputs of further branches; here unchanged."""
         return found
 
     def branch_results(self, found: list[Detections], where: Sequence[Frame]) -> list[Detections]:
-        """What is returned, from the detections of `branch_outputs`: here, their boxes in original pixels."""
+        """The final result from the detections of `branch_outputs`; here their boxes in original pixels."""
         return [self.in_original(each, frame) for each, frame in zip(found, where, strict=True)]
 
     def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
@@ -287,7 +287,7 @@ class FasterRcnn(Detector):
         return self.training_step(images, sizes, targets).losses
 
     def training_step(self, images: Tensor, sizes: Tensor, targets: Sequence[Target]) -> RcnnTraining:
-        """The losses, and what was drawn to compute them; arguments as in `losses`."""
+        """The losses, and the samples they were computed from; arguments as in `losses`."""
         with use_fixed_size(fixed_size(images) and self.training_needs_any_size is None):
             return self._training_step(images, sizes, targets)
 
@@ -321,7 +321,7 @@ class FasterRcnn(Detector):
         sizes: Sequence[tuple[int, int]],
         hidden: Tensor,
     ) -> dict[str, Tensor]:
-        """Losses of further branches: here none. `hidden` is the box trunk's output for the sampled boxes."""
+        """Losses of further branches; here none. `hidden` is the box trunk's output for the sampled boxes."""
         return {}
 
 
@@ -368,8 +368,8 @@ def box_coders(rule: BoxConventions) -> dict[str, BoxCoder]:
 
 
 def make_rpn(neck: Neck, rules: ProposalRules) -> RegionProposalNetwork:
-    """The proposal network over a neck's levels; anchors are of eight strides on a pyramid and of 32 to 512
-    pixels on a single level, where the rules give no sizes."""
+    """The proposal network over a neck's levels; without sizes in the rules, anchors are of eight strides on
+    a pyramid and of 32 to 512 pixels on a single level."""
     rule = rules.anchors
     strides = rule.strides or [spec.stride for spec in neck.specs.values()]
     usual = [[8.0 * stride] for stride in strides] if len(strides) > 1 else [CLASSIC_SIZES]
@@ -391,7 +391,8 @@ def make_pooler(neck: Neck, rule: PoolingConventions) -> RoiAlignPooler:
 
 
 def branch_pooling(rules: RcnnRules, own: PoolingConventions | None) -> PoolingConventions:
-    """Pooling of a further branch: the box branch's with 14 cells, but for what the branch sets itself."""
+    """Pooling of a further branch: that of the box branch with 14 cells, with the branch's own settings
+    applied."""
     changed = {} if own is None else own.model_dump(exclude_unset=True)
     return rules.pooling.model_copy(update={"size": 14, **changed})
 
@@ -410,7 +411,7 @@ def rcnn_parts(
     """The keyword arguments of FasterRcnn.
 
     Args:
-        neck: none for the backbone's last map.
+        neck: None for the backbone's last map.
         box_head: see make_trunk; head: options of the trunk (width, convs, conv_channels).
         norm: of the heads' own layers ("none" or "group"). deltas: see BoxPredictor.
     """

@@ -37,7 +37,7 @@ from detection_zoo.zoo.parts.targets import SampledBoxes
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
-HEATMAPS = "heatmaps"  # (R, P, S, S) of detections until their keypoints are decoded
+HEATMAPS = "heatmaps"  # (R, P, S, S) of detections before their keypoints are decoded
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class KeypointRcnnRules(RcnnRules):
 
 @dataclass
 class SampledKeypoints:
-    """The objects of one image whose keypoints are trained: boxes (R, 4), keypoints (R, P, 3); labels of all
-    candidates, and what was drawn; of fixed size the last ones may be absent, without a visible keypoint."""
+    """The objects of one image for training keypoints: boxes (R, 4), keypoints (R, P, 3); labels of all
+    candidates, and the sampled rows; with fixed size padded with absent rows, which have no visible
+    keypoint."""
 
     boxes: Tensor
     keypoints: Tensor
@@ -71,7 +72,7 @@ class KeypointRcnn(FasterRcnn):
     def __init__(self, keypoint: KeypointHead, rules: KeypointRcnnRules, **parts: Any) -> None:
         super().__init__(rules=rules, **parts)
         self.keypoint = keypoint
-        # draws once more among the boxes that the box branch trains on
+        # samples again from the boxes sampled for the box branch
         self.keypoint_sampler = BalancedSampler(rules.keypoint.samples, rules.keypoint.positive_fraction)
 
     def branch_outputs(
@@ -87,7 +88,7 @@ class KeypointRcnn(FasterRcnn):
         ]
 
     def branch_poolers(self) -> list[RoiAlignPooler]:
-        """The keypoint head's."""
+        """The pooler of the keypoint head."""
         return [self.keypoint.pooler]
 
     def branch_results(self, found: list[Detections], where: Sequence[Frame]) -> list[Detections]:
@@ -99,8 +100,8 @@ class KeypointRcnn(FasterRcnn):
         ]
 
     def with_keypoints(self, found: Detections, heatmaps: Tensor, frame: Frame) -> Detections:
-        """One image's detections, decoded in the pixels they lie in and then scaled to the original's where
-        they do not lie there."""
+        """One image's detections, decoded in their own frame and then scaled to original pixels if
+        necessary."""
         places, logits, chances = decode_heatmaps(heatmaps, found.boxes)
         if self.frame == "network" and frame.original is not None:
             across, down = frame.factor
@@ -114,8 +115,8 @@ class KeypointRcnn(FasterRcnn):
         return self.in_original(found, frame)
 
     def sample_keypoints(self, sampled: SampledBoxes, target: Target) -> SampledKeypoints:
-        """The draw that the boxes came with, or one of their objects, matched again; objects without a
-        visible keypoint inside their box are not used."""
+        """The keypoint samples that came with the boxes, or samples of their objects, matched again; objects
+        without a visible keypoint inside their box are not used."""
         if target.keypoints is None:
             raise ValueError(
                 "a keypoint branch is trained with keypoints, and the target has none; is the row's dataset"

@@ -43,7 +43,7 @@ class MaskRcnn(FasterRcnn):
     training).
 
     Args:
-        mask: the head; one without a pooler takes the box trunk's maps (C4).
+        mask: the head; without a pooler it uses the box trunk's maps (C4).
         parts: of FasterRcnn.
     """
 
@@ -52,7 +52,7 @@ class MaskRcnn(FasterRcnn):
         self.mask, self.threshold, self.interpolation = mask, rules.mask.threshold, rules.mask.interpolation
 
     def mask_features(self, features: dict[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """What the mask head reads (R, C, M / 2, M / 2) of boxes in input pixels."""
+        """Input of the mask head (R, C, M / 2, M / 2) for boxes in input pixels."""
         if self.mask.pooler is None:
             return self.box.trunk(self.box.pooler(features, boxes))
         return self.mask.pooler(features, boxes)
@@ -64,11 +64,11 @@ class MaskRcnn(FasterRcnn):
         return self.with_masks(raw.features, found, self.network_boxes(found, where))
 
     def branch_poolers(self) -> list[RoiAlignPooler]:
-        """The mask head's, where it has one."""
+        """The pooler of the mask head, if any."""
         return [] if self.mask.pooler is None else [self.mask.pooler]
 
     def branch_results(self, found: list[Detections], where: Sequence[Frame]) -> list[Detections]:
-        """Detections with masks, pasted as (R, H, W) bool where the original's size is known."""
+        """Detections with masks, pasted as (R, H, W) bool if the original's size is known."""
         finished = []
         for each, frame in zip(found, where, strict=True):
             each = self.in_original(each, frame)
@@ -127,15 +127,15 @@ class MaskRcnn(FasterRcnn):
     def targets(
         self, boxes: Tensor, matches: Tensor, target: Target, side: int, size: tuple[int, int]
     ) -> Tensor:
-        """Mask targets (R, side, side) of one image's sampled objects; raises ValueError where the target has
-        no polygons."""
+        """Mask targets (R, side, side) of one image's sampled objects; raises ValueError if the target has no
+        polygons."""
         if target.polygons is None:
             raise ValueError(
                 "a mask branch is trained with polygons, and the target has none; is the row's dataset one"
                 " with masks?"
             )
         if self.sampler.original_pixels:
-            # of original pixels: boxes are not held to the image, one original pixel is the least side
+            # in original pixels: boxes are not clipped to the image, sides are at least one original pixel
             return mask_targets(boxes, matches, target.polygons, side, None, min(target.scale))
         return mask_targets(boxes, matches, target.polygons, side, size)
 
@@ -147,7 +147,7 @@ def make_mask_head(
 
     Args:
         kind: "v1up4convs" (four convolutions), "v1up" (two), "v0upshare" (on the box trunk's maps), "v0up"
-            (on a last stage of its own).
+            (on its own copy of the last stage).
         parts: of FasterRcnn.
         rule: width and dilation of the convolutions. pooling: of this branch. norm: of the convolutions.
     """

@@ -55,7 +55,7 @@ class RetinaHead(nn.Module):
     Args:
         channels: of every level. anchors: A. num_classes: K.
         convs: of each tower.
-        prior: probability of every class that the logits start from.
+        prior: initial probability of every class.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class RetinaHead(nn.Module):
 
 @dataclass
 class RetinaRaw:
-    """Logits and deltas of each level as the head gives them, and its anchors (H * W * A, 4)."""
+    """Logits and deltas of each level from the head, and its anchors (H * W * A, 4)."""
 
     logits: list[Tensor]
     deltas: list[Tensor]
@@ -131,7 +131,7 @@ class RetinaNet(Detector):
         )
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Levels (N, C, H, W) that the head reads."""
+        """Levels (N, C, H, W) that are input of the head."""
         return self.neck(self.backbone(images))
 
     def raw(self, images: Tensor, sizes: Tensor) -> RetinaRaw:
@@ -145,7 +145,7 @@ class RetinaNet(Detector):
     def postprocess(
         self, raw: RetinaRaw, sizes: Tensor, original_sizes: Tensor | None = None
     ) -> list[Detections]:
-        """Detections of each image, class rising; the order inside a class is not defined."""
+        """Detections of each image, ordered by class; the order within a class is undefined."""
         where = self.frames(sizes, original_sizes)
         if not fixed_size(raw.logits[0]):
             return self._in_original([self._detect(raw, i, frame) for i, frame in enumerate(where)], where)
@@ -155,13 +155,13 @@ class RetinaNet(Detector):
         return self.finish_fixed(chosen, raw, where)
 
     def frames(self, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Frame]:
-        """Where the detections of images of sizes (N, 2) lie."""
+        """Coordinate frames of detections for images of sizes (N, 2)."""
         return frames(sizes, original_sizes, self.frame != "network", self.resize)
 
     def finish_fixed(
         self, chosen: FixedDetections, raw: RetinaRaw, where: Sequence[Frame]
     ) -> list[Detections]:
-        """Detections of each image, without absent ones; where the fixed size did not do, chosen again."""
+        """Detections of each image, without absent ones; selected again if the fixed size was too small."""
         found = trim(chosen)
         if found is None:
             found = [self._detect(raw, i, frame) for i, frame in enumerate(where)]
@@ -199,7 +199,7 @@ class RetinaNet(Detector):
         return suppress(*kept, self.coder.offset, self.detection_rule, classes=self.num_classes)
 
     def fixed_detections(self, raw: RetinaRaw, where: Sequence[Frame]) -> FixedDetections:
-        """Detections of all images by lists of fixed size, without a wait for the device."""
+        """Detections of all images with lists of fixed size, without synchronizing with the device."""
         parts = []
         for logits, deltas, anchors, threshold in zip(
             raw.logits, raw.deltas, raw.anchors, self._thresholds(raw), strict=True
@@ -226,7 +226,7 @@ class RetinaNet(Detector):
         )
 
     def _place(self, deltas: Tensor, anchors: Tensor, frame: Frame) -> Tensor:
-        """Boxes (R, 4) of anchors (R, 4) of one image, held to it."""
+        """Boxes (R, 4) from anchors (R, 4) of one image, clipped to it."""
         boxes, size = self.coder.decode(deltas, anchors), frame.size
         if self.frame == "original" and frame.original is not None:
             boxes, size = scale_boxes(boxes, *frame.factor), frame.original
@@ -250,7 +250,7 @@ class RetinaNet(Detector):
         )
 
     def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        """Summed focal loss over positives and images, smooth L1 over positives."""
+        """Summed focal loss divided by positives and images, smooth L1 divided by positives."""
         raw = self.raw(images, sizes)
         every = torch.cat(raw.anchors)
         with torch.no_grad():
@@ -285,7 +285,7 @@ def retinanet(
     neck: Neck | None = None,
     convs: int = 4,
 ) -> RetinaNet:
-    """RetinaNet; without a neck, on the backbone's last map. convs: of each tower of the head."""
+    """RetinaNet; without a neck, on the backbone's last map. convs: number in each tower of the head."""
     neck = SingleLevel(backbone.specs) if neck is None else neck
     rule, anchors = rules.retinanet, rules.anchors
     strides = anchors.strides or [spec.stride for spec in neck.specs.values()]

@@ -1,5 +1,4 @@
-"""A region proposal network by itself (Ren et al. 2015, section 3): its proposals are the detections, of one
-class."""
+"""A region proposal network alone (Ren et al. 2015, section 3); its proposals are detections of one class."""
 
 from __future__ import annotations
 
@@ -34,7 +33,8 @@ class ProposalDetector(Detector):
     Args:
         backbone, neck, rpn: the parts.
         num_classes: K of the dataset; proposals have no class.
-        frame: of BoxConventions; but for "network", one factor for both axes scales boxes to the original.
+        frame: of BoxConventions; unless "network", boxes are scaled to the original with one factor for both
+            axes.
     """
 
     parts = {"backbone": ("backbone",), "neck": ("neck",), "rpn": ("rpn.head", "rpn.anchors", "rpn.propose")}
@@ -64,7 +64,7 @@ class ProposalDetector(Detector):
     def postprocess(
         self, raw: RpnRaw, sizes: Tensor, original_sizes: Tensor | None = None
     ) -> list[Detections]:
-        """Proposals by falling score, in the pixels of the original images."""
+        """Proposals sorted by descending score, in pixels of the original images."""
         where = frames(sizes, original_sizes, self.frame != "network", self.resize)
         found = []
         for each, frame in zip(raw.proposals, where, strict=True):
@@ -74,7 +74,7 @@ class ProposalDetector(Detector):
         return found
 
     def losses(self, images: Tensor, sizes: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Objectness and box losses; crowds are left out."""
+        """Objectness and box losses; crowds are ignored."""
         levels = list(self.neck(self.backbone(images)).values())
         every = torch.cat(self.rpn.anchors(levels))
         with torch.no_grad():

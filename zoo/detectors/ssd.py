@@ -14,7 +14,7 @@ from detection_zoo.kernels.nms import batched_nms
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.conventions import SSDConventions
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.parts.boxes import scale_boxes
+from detection_zoo.zoo.parts.boxes import scale_boxes, widened
 from detection_zoo.zoo.parts.fixed_size import (
     FixedDetections,
     best_candidates,
@@ -31,9 +31,8 @@ from detection_zoo.zoo.parts.ssd_pyramid import HeadKind, Heads, SSDLitePyramid,
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
-UNUSED_COCO_IDS = frozenset(
-    {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-)  # of 1..90; the other 80 are the classes
+# of 1..90; the other 80 are COCO's classes
+UNUSED_COCO_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 HEAD_KINDS: dict[str, HeadKind] = {
     "ssd": "plain",
     "rfb": "plain",
@@ -45,7 +44,7 @@ Pyramid = SSDPyramid | RFBPyramid | SSDLitePyramid
 
 @dataclass(frozen=True)
 class SSDOutput:
-    """Output of the network for each prior: boxes (N, P, 4) float, fractions of the image; scores (N, P, C)
+    """Output of the network per prior: boxes (N, P, 4) float, fractions of the image; scores (N, P, C)
     float, channel 0 is background."""
 
     boxes: Tensor
@@ -60,10 +59,10 @@ class SSDRules:
 
 
 def select_priors(boxes: Tensor, scores: Tensor, columns: Tensor, rule: SSDConventions) -> Detections:
-    """Detections of one image, class ascending, score descending in a class.
+    """Detections of one image, ordered by class, then descending score.
 
     Args:
-        boxes: (P, 4) float, pixels of the image the detections are for (NMS with an offset depends on them).
+        boxes: (P, 4) float, in original pixels (which matters for NMS with an offset).
         scores: (P, C) float.
         columns: (K,) int64, channel of each label.
         rule: thresholds and limits.
@@ -87,7 +86,7 @@ def select_priors(boxes: Tensor, scores: Tensor, columns: Tensor, rule: SSDConve
 
 def wanted_priors(boxes: Tensor, scores: Tensor, columns: Tensor, rule: SSDConventions) -> Tensor:
     """Mark (..., P, K) bool the candidates, from boxes (..., P, 4) and scores (..., P, C)."""
-    # sizes are exponentials without a bound: one that overflows is no box
+    # sizes are unbounded exponentials: boxes that overflow are excluded
     allowed = torch.isfinite(boxes).all(dim=-1)
     if rule.background_filter is not None:
         best = scores.amax(dim=-1)
@@ -96,7 +95,7 @@ def wanted_priors(boxes: Tensor, scores: Tensor, columns: Tensor, rule: SSDConve
 
 
 def select_fixed(boxes: Tensor, scores: Tensor, columns: Tensor, rule: SSDConventions) -> FixedDetections:
-    """`select_priors` of N images by lists of fixed size, from boxes (N, P, 4) and scores (N, P, C)."""
+    """`select_priors` of N images with lists of fixed size, from boxes (N, P, 4) and scores (N, P, C)."""
     classes = len(columns)
     chances = scores.index_select(-1, columns)
     wanted = wanted_priors(boxes, scores, columns, rule)
@@ -107,7 +106,7 @@ def select_fixed(boxes: Tensor, scores: Tensor, columns: Tensor, rule: SSDConven
         found,
         boxes.gather(1, priors[..., None].expand(-1, -1, 4)),
         labels,
-        labels * length + torch.arange(length, device=labels.device),  # of a class, by falling score
+        labels * length + torch.arange(length, device=labels.device),  # per class, sorted by descending score
         iou=rule.nms_iou,
         offset=rule.nms_offset,
         inclusive=False,
@@ -120,8 +119,8 @@ class SSD(Detector):
     """A one-stage detector over two backbone maps and extra ones.
 
     Args:
-        backbone: images -> maps; fine, coarse: names of the two that are used.
-        pyramid: (fine, coarse) -> the maps of the heads; says their `channels`.
+        backbone: images -> maps; fine, coarse: names of the two maps used.
+        pyramid: (fine, coarse) -> maps for the heads; has their `channels`.
         table: priors of those maps.
         num_classes: K.
         rule: channels, scores, training and selection.
@@ -173,18 +172,18 @@ class SSD(Detector):
         if offsets.shape[1] != len(self.priors):
             raise ValueError(
                 f"inputs of {tuple(images.shape[2:])} pixels give {offsets.shape[1]} boxes, but there are"
-                f" {len(self.priors)} priors; resize images to the size that the row's conventions say"
+                f" {len(self.priors)} priors; resize images to the size in the row's conventions"
             )
         return offsets, logits
 
     def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         offsets, logits = self.network(images)
         height, width = images.shape[2:]
-        scale = images.new_full((2, 2), height)  # filled on the device: a copy to it would wait
+        scale = images.new_full((2, 2), height)  # filled on the device: a copy would synchronize
         scale[:, 0].fill_(width)
         return self.loss(
-            _widened(offsets),
-            _widened(logits),
+            widened(offsets),
+            widened(logits),
             self.priors,
             [t.boxes / scale.flatten() for t in targets],
             [self.columns[t.labels] for t in targets],
@@ -193,9 +192,9 @@ class SSD(Detector):
     def raw(self, images: Tensor, sizes: Tensor) -> SSDOutput:
         offsets, logits = self.network(images)
         scores = (
-            _widened(logits).softmax(dim=2) if self.rule.scores == "softmax" else _widened(logits).sigmoid()
+            widened(logits).softmax(dim=2) if self.rule.scores == "softmax" else widened(logits).sigmoid()
         )
-        boxes = torch.stack([self.loss.coder.decode(one, self.priors) for one in _widened(offsets)])
+        boxes = torch.stack([self.loss.coder.decode(one, self.priors) for one in widened(offsets)])
         return SSDOutput(boxes.clamp(0, 1) if self.rule.clip else boxes, scores)
 
     def postprocess(
@@ -208,17 +207,17 @@ class SSD(Detector):
         return chosen.found if torch.compiler.is_compiling() else self.finish_fixed(chosen, raw, where)
 
     def frames(self, sizes: Tensor, original_sizes: Tensor | None = None) -> list[Frame]:
-        """Where the detections of images of sizes (N, 2) lie."""
+        """Coordinate frames of detections for images of sizes (N, 2)."""
         return frames(sizes, original_sizes, common=False)
 
     def fixed_detections(self, raw: SSDOutput, where: Sequence[Frame]) -> FixedDetections:
-        """Detections of all images by lists of fixed size, without a wait for the device."""
+        """Detections of all images with lists of fixed size, without synchronizing with the device."""
         return select_fixed(torch.stack(_placed(raw, where)), raw.scores, self.columns, self.rule)
 
     def finish_fixed(
         self, chosen: FixedDetections, raw: SSDOutput, where: Sequence[Frame]
     ) -> list[Detections]:
-        """Detections of each image, without absent ones; where the fixed size did not do, chosen again."""
+        """Detections of each image, without absent ones; selected again if the fixed size was too small."""
         found = trim(chosen)
         return self._select(raw, where) if found is None else found
 
@@ -229,11 +228,11 @@ class SSD(Detector):
         ]
 
     def initialise(self) -> None:
-        """New layers as the authors' training script leaves them: biases of extras and heads zero,
+        """Initialise new layers as the authors' training script: biases of extras and heads zero,
         convolutions with a norm Kaiming normal.
 
-        Plain convolutions (SSD's extras and heads) keep torch's default weights, for the script's initialiser
-        passes them by.
+        Plain convolutions (SSD's extras and heads) keep torch's default weights, since the script does not
+        initialise them.
         """
         bridge = getattr(self.backbone, "bridge", None)
         for part in (self.pyramid, self.box_head, self.class_head, bridge):
@@ -248,11 +247,6 @@ def _placed(raw: SSDOutput, where: Sequence[Frame]) -> list[Tensor]:
     """Boxes (P, 4) of each image in pixels of its original."""
     sides = [frame.whole for frame in where]
     return [scale_boxes(own, width, height) for own, (height, width) in zip(raw.boxes, sides, strict=True)]
-
-
-def _widened(values: Tensor) -> Tensor:
-    """At least float32: coordinates and losses of half types would be too coarse."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def two_maps(backbone: Backbone, size: int, table: PriorTable) -> tuple[str, str]:

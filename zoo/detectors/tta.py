@@ -1,7 +1,7 @@
 """Test-time augmentation of the Faster R-CNN family, as Detectron does it: flipped, resized and stretched
 copies of an image.
 
-Boxes of all copies are put together before suppression; masks and heat maps are then computed for the
+Boxes of all copies are concatenated before suppression; masks and heat maps are then computed for the
 detections on every copy, and combined.
 """
 
@@ -30,9 +30,8 @@ from detection_zoo.zoo.records import Detections
 
 FLIPPED = Views(flip=True)
 SCALED = Views(flip=True, scales=[400, 500, 600, 700, 900, 1000, 1100, 1200], max_size=2000, scale_flip=True)
-DEFAULT = AugmentationConventions(
-    boxes=SCALED, masks=SCALED, keypoints=SCALED
-)  # of Detectron's one published model with augmentation
+# of the one model that Detectron published with augmentation
+DEFAULT = AugmentationConventions(boxes=SCALED, masks=SCALED, keypoints=SCALED)
 LOGIT_LEAST = 1e-20
 
 
@@ -53,12 +52,12 @@ class View:
         return image[:, ::-1] if self.flip else image
 
     def into(self, boxes: Tensor, width: int) -> Tensor:
-        """Boxes (..., 4) of the image as they lie in the copy, which is `width` pixels wide."""
+        """Boxes (..., 4) of the image in coordinates of the copy, which is `width` pixels wide."""
         stretch = boxes.new_tensor([self.aspect or 1.0, 1.0] * 2)
         return self._mirrored(boxes * stretch, width)
 
     def back(self, boxes: Tensor, width: int) -> Tensor:
-        """Boxes (..., 4) of the copy as they lie in the image."""
+        """Boxes (..., 4) of the copy in coordinates of the image."""
         stretch = boxes.new_tensor([1.0 / (self.aspect or 1.0), 1.0] * 2)
         return self._mirrored(boxes, width) * stretch
 
@@ -70,8 +69,8 @@ class View:
 
 
 def views(preprocess: Preprocess, wanted: Views) -> Iterator[View]:
-    """The copies beside the image itself, in Detectron's order: flipped, at each scale (and flipped), at each
-    aspect ratio (and flipped)."""
+    """The copies in addition to the image itself, in Detectron's order: flipped, at each scale (and flipped),
+    at each aspect ratio (and flipped)."""
     if wanted.flip:
         yield View(preprocess, flip=True)
     for scale in wanted.scales:
@@ -92,8 +91,8 @@ def views(preprocess: Preprocess, wanted: Views) -> Iterator[View]:
 
 @dataclass
 class Copy:
-    """A view of one image, ready for the network: images (1, 3, H, W), sizes (1, 2), and where its pixels
-    lie."""
+    """A view of one image as input of the network: images (1, 3, H, W), sizes (1, 2), and its coordinate
+    frame."""
 
     view: View
     images: Tensor
@@ -129,15 +128,15 @@ def detect_augmented(
     augmentation: AugmentationConventions = DEFAULT,
     keypoint_names: Sequence[str] = KEYPOINT_NAMES,
 ) -> Detections:
-    """Detections of one image from many copies of it, in original pixels; masks are pasted (R, H, W) bool.
+    """Detections of one image from several copies, in original pixels; masks are pasted (R, H, W) bool.
 
     Args:
         model: of the Faster R-CNN family, in evaluation mode.
         image: (H, W, 3) uint8 RGB.
         preprocess: of the model's row.
-        augmentation: which copies, for boxes, masks and keypoints, and how they are combined; none of a kind:
-            the image alone.
-        keypoint_names: tell left from right.
+        augmentation: the copies for boxes, masks and keypoints, and how they are combined; without copies of
+            a kind, the image alone.
+        keypoint_names: identify left and right.
 
     Raises:
         ValueError: the model is of another family.
@@ -174,7 +173,7 @@ def detect_augmented(
 
 
 def _boxes(model: FasterRcnn, copies: Sequence[Copy]) -> Detections:
-    """The union of all copies' scored boxes, after suppression."""
+    """Scored boxes of all copies, after suppression."""
     chances, boxes = [], []
     for copy in copies:
         probability, place = model.scored_boxes(model.raw(copy.images, copy.sizes).trimmed(), [copy.frame])[0]
@@ -192,7 +191,7 @@ def _pooled_from(copy: Copy, found: Detections) -> list[Tensor]:
 
 
 def _masks(model: MaskRcnn, copy: Copy, found: Detections) -> Tensor:
-    """Probabilities (R, M, M) of the detections' own classes, turned back."""
+    """Probabilities (R, M, M) of the detections' own classes, flipped back."""
     pooled = model.mask_features(model.features(copy.images), _pooled_from(copy, found))
     masks = class_masks(model.mask(pooled), found.labels)
     return masks.flip(-1) if copy.view.flip else masks
@@ -209,7 +208,7 @@ def combine_masks(masks: Sequence[Tensor], method: str) -> Tensor:
 
 
 def _heatmaps(model: KeypointRcnn, copy: Copy, found: Detections, mirror: Sequence[int]) -> Tensor:
-    """Heat maps (R, P, S, S) of the detections, turned back with left and right exchanged."""
+    """Heat maps (R, P, S, S) of the detections, flipped back with left and right exchanged."""
     maps = model.keypoint(
         model.keypoint.pooler(model.features(copy.images), _pooled_from(copy, found))
     ).float()

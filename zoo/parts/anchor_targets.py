@@ -41,17 +41,17 @@ class AnchorSampler:
     Args:
         coder: of the proposals.
         rule: counts and thresholds.
+        draws: random source of the samplers that use numpy; default: numpy's global state, which training
+            checkpoints save.
     """
 
-    def __init__(self, coder: BoxCoder, rule: RpnConventions) -> None:
-        self.coder, self.rule = coder, rule
+    def __init__(self, coder: BoxCoder, rule: RpnConventions, draws: Draws | None = None) -> None:
+        self.coder, self.rule, self.draws = coder, rule, draws
         self.pick = BalancedSampler(rule.samples, rule.positive_fraction)
-        self.draws: Draws | None = None
 
     @property
     def random(self) -> Draws:
-        """Random source of the samplers that use numpy; default: numpy's global state, which checkpoints
-        save."""
+        """Random source of the samplers that use numpy."""
         return np.random if self.draws is None else self.draws
 
     def __call__(
@@ -111,16 +111,7 @@ class AnchorSampler:
 
 
 class NumpyAnchorSampler(AnchorSampler):
-    """A sampler that draws per image from numpy's generator, on the host, as the source does.
-
-    Args:
-        coder, rule: as in AnchorSampler.
-        draws: source of random numbers; default: numpy's global state, which training checkpoints save.
-    """
-
-    def __init__(self, coder: BoxCoder, rule: RpnConventions, draws: Draws | None = None) -> None:
-        super().__init__(coder, rule)
-        self.draws = draws
+    """A sampler that draws per image from numpy's generator, on the host, as the source does."""
 
     def __call__(
         self, anchors: Tensor, truth: Sequence[Tensor], sizes: Sequence[Size]

@@ -60,20 +60,20 @@ class BoxSampler:
     Args:
         coder: of the box branch.
         rule: counts, thresholds and order.
+        draws: random source of the samplers that use numpy; default: numpy's global state, which training
+            checkpoints save.
     """
 
     crowd = "drop"
     original_pixels = False
 
-    def __init__(self, coder: BoxCoder, rule: RoiConventions) -> None:
-        self.coder, self.rule = coder, rule
+    def __init__(self, coder: BoxCoder, rule: RoiConventions, draws: Draws | None = None) -> None:
+        self.coder, self.rule, self.draws = coder, rule, draws
         self.pick = BalancedSampler(rule.samples, rule.positive_fraction)
-        self.draws: Draws | None = None
 
     @property
     def random(self) -> Draws:
-        """Random source of the samplers that use numpy; default: numpy's global state, which checkpoints
-        save."""
+        """Random source of the samplers that use numpy."""
         return np.random if self.draws is None else self.draws
 
     def __call__(self, proposals: Sequence[Tensor], targets: Sequence[Target]) -> list[SampledBoxes]:
@@ -125,12 +125,7 @@ class NumpyBoxSampler(BoxSampler):
 
     Args:
         coder, rule: as in BoxSampler.
-        draws: source of random numbers; default: numpy's global state, which training checkpoints save.
     """
-
-    def __init__(self, coder: BoxCoder, rule: RoiConventions, draws: Draws | None = None) -> None:
-        super().__init__(coder, rule)
-        self.draws = draws
 
     def __call__(self, proposals: Sequence[Tensor], targets: Sequence[Target]) -> list[SampledBoxes]:
         """Sample proposals (R_i, 4) of each image, as BoxSampler."""
@@ -260,7 +255,6 @@ class FixedCountBoxSampler(NumpyBoxSampler):
 
     Args:
         coder, rule: as in BoxSampler; background has an IoU in [background_low, background_iou).
-        draws: source of random numbers; default: numpy's own state.
     """
 
     crowd = "keep"

@@ -1,4 +1,4 @@
-"""Training checkpoints: written whole or not at all, read without running code, resumed bit for bit."""
+"""Training checkpoints: written atomically, read without executing code, resumed bit for bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.training.distributed import Process, bare, gather
 
 FORMAT = 1
-LAST, BEST = "last.pth", "best.pth"  # other names of the newest checkpoint and of the best evaluated one
+LAST, BEST = "last.pth", "best.pth"  # links to the newest checkpoint and to the best evaluated one
 _NAME = re.compile(r"^step_(\d{8})\.pth$")
 
 
@@ -39,7 +39,7 @@ def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device | str = "cpu") -> None:
-    """Put the generators back to a state of `random_state`."""
+    """Restore the generators from a state of `random_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
@@ -50,13 +50,13 @@ def set_random_state(state: dict[str, Any], device: torch.device | str = "cpu") 
 
 
 def write_whole(path: Path, value: Any) -> None:
-    """Write with torch.save so that the name never stands for half a file, not even after a power cut or kill
-    -9."""
+    """Write with torch.save atomically: the name never refers to a partial file, even after a power cut or
+    kill -9."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     try:
-        torch.save(value, temporary)  # by name: written without Python, where signals raise
+        torch.save(value, temporary)  # by name: torch writes outside Python, where signals would raise
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -65,7 +65,7 @@ def write_whole(path: Path, value: Any) -> None:
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name itself must outlive a power cut
+        os.fsync(folder)  # the new name itself must survive a power cut
     finally:
         os.close(folder)
 
@@ -85,16 +85,16 @@ def save(
     """Save a training state as step_<iteration>.pth, and as last.pth, and drop older ones.
 
     Args:
-        folder: made where missing.
-        model: a distributed wrapper is taken off.
+        folder: created if missing.
+        model: saved without its distributed wrapper.
         iteration: updates made; `restore` returns it as the `start` of `train_steps`.
         entry: name of the manifest row, so that a checkpoint is not resumed into another model.
-        keep: checkpoints that stay, the newest; 0 keeps all.
-        process: all processes call this, the first one writes; the generators of each are kept.
-        more: what `read` gives back under these names: plain values and tensors.
+        keep: number of newest checkpoints kept; 0 keeps all.
+        process: all processes call this, the first one writes; the generators of each are saved.
+        more: plain values and tensors that `read` returns under these names.
 
     Raises:
-        CheckpointError: the file could not be written; the checkpoints before it are still there.
+        CheckpointError: the file could not be written; earlier checkpoints are kept.
     """
     device = next(model.parameters()).device
     path = folder / f"step_{iteration:08d}.pth"
@@ -115,7 +115,7 @@ def save(
     try:
         write_whole(path, value)
         point_to(folder / LAST, path)
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError where the file system refuses
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for errors of the file system
         if is_lost_worker(error):
             raise
         newest = latest(folder)
@@ -125,13 +125,13 @@ def save(
         ) from error
     for old in _found(folder)[:-keep] if keep else []:
         old.unlink(missing_ok=True)
-    for part in folder.glob(".step_*.part"):  # left by a process that was killed while writing
+    for part in folder.glob(".step_*.part"):  # left by a process killed while writing
         part.unlink(missing_ok=True)
     return path
 
 
 def point_to(name: Path, path: Path) -> None:
-    """Make a second name of a file, in one step; a copy where the file system has no hard links."""
+    """Link a second name to a file atomically; a copy if the file system has no hard links."""
     temporary = name.with_name(f".{name.name}.part")
     temporary.unlink(missing_ok=True)
     try:
@@ -155,7 +155,7 @@ def read(path: Path) -> dict[str, Any]:
     """A checkpoint as `save` wrote it, on the CPU, read with weights_only.
 
     Raises:
-        CheckpointError: the file is cut short, holds something that is not data, or is no training
+        CheckpointError: the file is truncated, contains something other than data, or is not a training
             checkpoint.
     """
     try:
@@ -164,7 +164,7 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except (
         Exception
-    ) as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... by what is broken
+    ) as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError ... depending on the damage
         raise CheckpointError(
             f"{path}: not a readable training checkpoint ({type(error).__name__}); delete it and resume from"
             " an older one"
@@ -185,7 +185,7 @@ def restore(
     scaler: torch.amp.GradScaler | None = None,
     entry: str = "",
 ) -> int:
-    """Read a checkpoint and put its state back, as `apply`; returns the iteration to go on from.
+    """Read a checkpoint and restore its state, as `apply`; returns the iteration to resume from.
 
     Raises:
         CheckpointError: unreadable, of another row, or of another shape than the model.
@@ -203,16 +203,16 @@ def apply(
     entry: str = "",
     rank: int = 0,
 ) -> int:
-    """Put model, optimiser and random generators back to what `read` gave.
+    """Restore model, optimiser and random generators from the result of `read`.
 
     Args:
-        value: of `read`; path: where it was read, for messages.
+        value: result of `read`; path: its file, for messages.
         model, optimizer, scaler: are changed.
         entry: the row being trained.
-        rank: of this process; a rank that the checkpoint does not know keeps its generators.
+        rank: of this process; a rank missing in the checkpoint keeps its generators.
 
     Returns:
-        the iteration to go on from.
+        the iteration to resume from.
 
     Raises:
         CheckpointError: of another row, or of another shape than the model.

@@ -1,4 +1,4 @@
-"""Several processes: joining, sharing out indices, averaging, gathering. NCCL on GPUs, gloo on CPUs."""
+"""Several processes: joining, distributing indices, averaging, gathering. NCCL on GPUs, gloo on CPUs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Process:
-    """This process among all: its rank of `world` and the device it computes on."""
+    """This process: its rank of `world` processes and its device."""
 
     rank: int
     world: int
@@ -24,17 +24,18 @@ class Process:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes and prints."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
 
 @contextmanager
 def joined(device: str | torch.device = "cpu", timeout_s: float = 600.0) -> Iterator[Process]:
-    """Join the processes that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*); alone without them.
+    """Join the processes that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*); a single process
+    without them.
 
     Args:
         device: "cpu" or "cuda"; a bare "cuda" becomes the device of the local rank.
-        timeout_s: seconds after which a silent peer is an error.
+        timeout_s: seconds after which an unresponsive peer is an error.
     """
     device = torch.device(device)
     if "RANK" not in os.environ:
@@ -51,8 +52,8 @@ def joined(device: str | torch.device = "cpu", timeout_s: float = 600.0) -> Iter
 
 
 def distribute(model: nn.Module, process: Process) -> nn.Module:
-    """The model on the process's device, its gradients averaged over all processes; as it is when there is
-    one process."""
+    """The model on the process's device, with gradients averaged over all processes; unchanged for a single
+    process."""
     model = model.to(process.device)
     if process.world == 1:
         return model
@@ -61,17 +62,17 @@ def distribute(model: nn.Module, process: Process) -> nn.Module:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The module without its distributed wrapper: what checkpoints hold."""
+    """The module without its distributed wrapper, as saved in checkpoints."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def share(count: int, process: Process) -> range:
-    """This process's indices of `count` items; every index belongs to exactly one process."""
+    """This process's indices of `count` items; every index is assigned to exactly one process."""
     return range(process.rank, count, process.world)
 
 
 def mean_over_processes(values: dict[str, float], process: Process) -> dict[str, float]:
-    """Each number averaged over the processes; all must give the same names."""
+    """Each number averaged over the processes; all must pass the same names."""
     if process.world == 1:
         return dict(values)
     total = torch.tensor(
@@ -82,7 +83,7 @@ def mean_over_processes(values: dict[str, float], process: Process) -> dict[str,
 
 
 def anywhere(flag: bool, process: Process) -> bool:
-    """Whether a flag is set in any process; all must ask."""
+    """Whether a flag is set in any process; all must call this."""
     if process.world == 1:
         return flag
     value = torch.tensor(float(flag), device=process.device)
@@ -91,16 +92,16 @@ def anywhere(flag: bool, process: Process) -> bool:
 
 
 def share_buffers(model: nn.Module, process: Process) -> None:
-    """Give every process the buffers of rank 0 (statistics of batch norms part in the last update), so that
-    all evaluate the model that is saved."""
+    """Copy the buffers of rank 0 to every process (statistics of batch norms differ after the last update),
+    so that all evaluate the saved model."""
     if process.world > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 def gather(items: list[Any], process: Process) -> list[Any]:
-    """The items of every process, by rank, in one list on every process (for results of an evaluation that
-    was shared out)."""
+    """The items of every process, by rank, in one list on every process (for results of a distributed
+    evaluation)."""
     if process.world == 1:
         return list(items)
     everyone: list[list[Any]] = [[] for _ in range(process.world)]
@@ -109,8 +110,8 @@ def gather(items: list[Any], process: Process) -> list[Any]:
 
 
 def same_everywhere(tensor: Tensor, process: Process) -> bool:
-    """Whether all processes hold the same values of a tensor (N, ...): a cheap check that their weights have
-    not parted."""
+    """Whether all processes hold the same values of a tensor (N, ...): a cheap check that their weights are
+    in sync."""
     if process.world == 1:
         return True
     low, high = tensor.detach().clone(), tensor.detach().clone()

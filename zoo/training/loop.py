@@ -1,5 +1,4 @@
-"""The training loop: forward, backward, update; nothing else, so that what it costs is what a benchmark
-measures."""
+"""The training loop: forward, backward, update and nothing else, so that benchmarks measure exactly this."""
 
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ Stage = Literal["data", "forward", "backward", "update"]
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One update: which, at what rate, its losses (summed over accumulated passes, on the CPU), how many
-    images, whether it was left out."""
+    """One update: its number, learning rate, losses (summed over accumulated passes, on the CPU), number of
+    images, whether it was skipped."""
 
     iteration: int
     learning_rate: float
@@ -35,13 +34,13 @@ class StepRecord:
 
     @property
     def total_loss(self) -> float:
-        """The plain sum of the loss terms."""
+        """The sum of the loss terms."""
         return sum(self.losses.values())
 
 
 def move(value: Any, device: torch.device) -> Any:
-    """A tensor, or a list, tuple, dict or dataclass of them, on the device; anything else as it is, and so
-    the fields of records that stay on the host."""
+    """A tensor, or a list, tuple, dict or dataclass of them, on the device; anything else unchanged,
+    including fields of records that stay on the host."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, (list, tuple)):
@@ -61,7 +60,7 @@ def move(value: Any, device: torch.device) -> Any:
 
 
 def endless(batches: Callable[[int], Iterable[Any]], epoch: int = 0) -> Iterator[Any]:
-    """Batches of epoch after epoch; `batches` makes the pass of an epoch from its number, counted from
+    """Batches of successive epochs; `batches` creates the iterable of an epoch from its number, counted from
     `epoch`."""
     for number in itertools.count(epoch):
         empty = True
@@ -88,22 +87,22 @@ def train_steps(
     mark: Callable[[Stage], None] | None = None,
     channels_last: bool = False,
 ) -> Iterator[StepRecord]:
-    """Train, yielding a record after every update (so the caller logs, saves and stops).
+    """Train, yielding a record after every update, so that the caller can log, save and stop.
 
     Args:
-        model: in training mode; maps (images, sizes, targets) to a dict of scalar losses. A
-            DistributedDataParallel wrapper will do.
+        model: in training mode; maps (images, sizes, targets) to a dict of scalar losses. It may be a
+            DistributedDataParallel wrapper.
         batches: at least (iterations - start) * accumulate of them.
         optimizer: by `build_optimizer`.
         schedule: rate of each update, momentum rule.
-        iterations: updates when training ends; start: updates already made.
-        accumulate: forward passes an update; their gradients are summed, not averaged.
-        amp_dtype: torch.bfloat16 or torch.float16 for automatic mixed precision; none for full float32.
-        on_nonfinite: a loss that is NaN or infinite raises FloatingPointError, or its update is left out (and
-            the record says so).
+        iterations: total updates; start: updates already made.
+        accumulate: forward passes per update; their gradients are summed, not averaged.
+        amp_dtype: torch.bfloat16 or torch.float16 for automatic mixed precision; None for float32.
+        on_nonfinite: a loss that is NaN or infinite raises FloatingPointError, or its update is skipped (as
+            noted in the record).
         scaler: loss scaling for float16.
-        mark: called at the end of each stage; where a benchmark puts its timers.
-        channels_last: bring the images into that layout; the caller brings the weights.
+        mark: called at the end of each stage; used for a benchmark's timers.
+        channels_last: convert the images to that layout; the caller converts the weights.
     """
     device = next(model.parameters()).device
     stream, mark = iter(batches), mark or (lambda stage: None)
@@ -114,7 +113,7 @@ def train_steps(
         terms: dict[str, float] = {}
         images = 0
         for turn in range(accumulate):
-            pixels, sizes, targets = _next(stream, iteration)  # sizes: only the host reads them
+            pixels, sizes, targets = _next(stream, iteration)  # sizes: only read on the host
             batch = move(pixels, device), sizes, move(targets, device)
             if channels_last:
                 batch = (batch[0].contiguous(memory_format=torch.channels_last), *batch[1:])
@@ -149,7 +148,7 @@ def _next(stream: Iterator[Batch], iteration: int) -> Batch:
 
 
 def _unsynchronised(model: nn.Module, wanted: bool) -> AbstractContextManager:
-    """Distributed wrappers exchange gradients once an update, not once a pass."""
+    """Distributed wrappers exchange gradients once per update, not once per pass."""
     return model.no_sync() if wanted and hasattr(model, "no_sync") else nullcontext()
 
 
@@ -160,11 +159,11 @@ def _numbers(losses: dict[str, Tensor]) -> dict[str, float]:
 
 
 def _finite(terms: dict[str, float], iteration: int, on_nonfinite: str, device: torch.device) -> bool:
-    """Whether all terms are finite in every process; raises where asked."""
+    """Whether all terms are finite in every process; raises if requested."""
     bad = {name: value for name, value in terms.items() if not math.isfinite(value)}
     anywhere = bool(bad)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # one process that leaves an update out must take the others along, or their weights part
+        # if one process skips an update the others must too, or their weights diverge
         flag = torch.tensor(float(anywhere), device=device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         anywhere = bool(flag)

@@ -1,4 +1,4 @@
-"""What a training tells while it runs: a progress line, and one line of metrics.csv for every update."""
+"""Logs of a training run: a progress line, and one line of metrics.csv for every update."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from detection_zoo.zoo.training.loop import StepRecord
 
 
 class MetricsFile:
-    """A CSV file with one line an update or an evaluation; a resumed training goes on in it.
+    """A CSV file with one line per update or evaluation; a resumed run appends to it.
 
-    The first column, `iteration`, counts updates made. Floats are written so that they read back as the same
-    numbers.
+    The first column, `iteration`, counts updates made. Floats are written with full precision.
 
     Args:
-        path: made with the first line.
-        start: updates made; later lines of an earlier process are dropped.
+        path: created with the first line.
+        start: updates made; later lines of an earlier process are removed.
     """
 
     def __init__(self, path: Path, start: int = 0) -> None:
@@ -47,7 +46,7 @@ class MetricsFile:
         self._columns = lines[0]
 
     def write(self, values: Mapping[str, float | int | str]) -> None:
-        """Add a line; the first one gives the columns."""
+        """Add a line; the first one defines the columns."""
         if self._file is None:
             new = not self._columns
             self._file = self.path.open("a", newline="", encoding="utf-8", buffering=1)
@@ -60,7 +59,7 @@ class MetricsFile:
         )
 
     def close(self) -> None:
-        """End the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -69,8 +68,8 @@ class MetricsFile:
 def update_line(
     record: StepRecord, epoch: float, seconds: float, data_seconds: float
 ) -> dict[str, float | int]:
-    """The columns of metrics.csv: rate, images, seconds of the update and of waiting for its data, skipped (1
-    where the update was left out), loss (the sum), then each loss term."""
+    """The columns of metrics.csv: learning rate, images, seconds of the update and of waiting for its data,
+    skipped (1 if the update was skipped), loss (the sum), then each loss term."""
     return {
         "iteration": record.iteration + 1,
         "epoch": round(epoch, 4),
@@ -85,12 +84,12 @@ def update_line(
 
 
 class ProgressLine:
-    """One line every `every` updates: losses (means since the last line), rate, images/s, share of time
-    waiting for data, memory, time left. On a terminal it stays in place.
+    """One line every `every` updates: losses (means since the last line), learning rate, images/s, share of
+    time waiting for data, memory, time left. On a terminal it is overwritten.
 
     Args:
-        total: updates of the whole training; start: updates made; every: updates a line.
-        device: whose memory is told.
+        total: updates of the whole run; start: updates made; every: updates per line.
+        device: whose memory is shown.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class ProgressLine:
         self._sums: dict[str, float] = {}
 
     def add(self, record: StepRecord, epoch: float, seconds: float, data_seconds: float) -> None:
-        """Count an update, and print where one is due."""
+        """Count an update, and print if a line is due."""
         self._count += 1
         self._images += record.images
         self._seconds += seconds

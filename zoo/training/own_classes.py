@@ -1,4 +1,4 @@
-"""A row for the classes of one's own data: its head is rebuilt, everything else of its weights is kept."""
+"""A row with the classes of a user's own data: its head is rebuilt, all other weights are kept."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from detection_zoo.zoo.weights.rename import account, listed
 def load_rest(
     model: nn.Module, entry: ModelEntry, weights: str, checkpoint_format: str | None = None
 ) -> list[str]:
-    """Load the tensors that fit of the row's published weights, or of a file; the others keep their initial
-    values.
+    """Load the tensors of matching shape from the row's published weights or a file; the others keep their
+    initial values.
 
     Args:
         model: of the row with other classes.
         entry: that row.
         weights: "published", or the path of a file.
-        checkpoint_format: of a file; default: this project's own, or that of the row's own weights.
+        checkpoint_format: of a file; default: this project's, or that of the row's weights.
 
     Returns:
-        names of the tensors that were left out because their shape is another.
+        names of the tensors that were skipped because their shape differs.
 
     Raises:
-        CheckpointError: the file lacks tensors, has others, or fits in less than half.
+        CheckpointError: the file lacks tensors, has unknown ones, or fewer than half match.
     """
     if weights == "published":
         from detection_zoo.zoo.weights.convert import read_arrays
@@ -67,20 +67,20 @@ def load_rest(
 
 
 def left_out_text(names: Sequence[str]) -> str:
-    """One line on the tensors that were left out."""
+    """One line about the skipped tensors."""
     return f"head rebuilt; {len(names)} tensors of the weights are left out: {listed(names)}"
 
 
 def build_for(
     entry: ModelEntry, weights: str, own: bool, checkpoint_format: str | None = None
 ) -> tuple[nn.Module, list[str]]:
-    """The row's model with weights to start from, and the names that were left out.
+    """The row's model with initial weights, and the names of skipped tensors.
 
     Args:
-        entry: the row, for the classes that are trained on.
-        weights: what `build_model` takes.
-        own: those classes are not the row's.
-        checkpoint_format: of a file, where it is not the row's own.
+        entry: the row, with the classes of the training data.
+        weights: as in `build_model`.
+        own: whether those classes differ from the row's.
+        checkpoint_format: of a file, if it is not the row's.
     """
     model, left_out = build_model(entry), []
     if weights == "random":

@@ -1,4 +1,4 @@
-"""What a training will do: the row's own schedule, what was asked to differ, and the two side by side."""
+"""The plan of a training run: the row's schedule with the user's changes, and a list of the differences."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from detection_zoo.zoo.training.recipe import learning_rate, scale_schedule, tot
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a user asks to differ from a row's own training; None: as the row has it.
+    """The user's changes to a row's own schedule; None: unchanged.
 
-    batch: images of one forward pass over all processes; accumulate: forward passes an update; lr: rate for
-    that batch; iterations, epochs: length; lr_steps: where the rate drops, in iterations (epochs where the
-    schedule counts epochs); warmup: iterations; optimizer, policy, clip_norm, layer_decay: of the schedule;
-    scale_lr: rescale the schedule to the batch even where the source's script does not.
+    batch: images of one forward pass over all processes; accumulate: forward passes per update; lr: learning
+        rate for that batch; iterations, epochs: length; lr_steps: when the learning rate drops, in iterations
+        (in epochs if the schedule counts epochs); warmup: iterations; optimizer, policy, clip_norm,
+        layer_decay: of the schedule;
+    scale_lr: rescale the schedule to the batch even if the source's script does not.
     """
 
     batch: int | None = None
@@ -36,7 +37,8 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Plan:
-    """One training: its schedule, its length in updates, and what differs from the row's own schedule."""
+    """One training run: its schedule, its length in updates, and the differences from the row's own
+    schedule."""
 
     schedule: Schedule
     iterations: int
@@ -55,17 +57,17 @@ class Plan:
 
 
 def plan_training(own: Schedule, wishes: Wishes, images: int, batches: int | None = None) -> Plan:
-    """The schedule of a training, with every difference from the row's own in one line each.
+    """The schedule of a training run, with one line for every difference from the row's own.
 
-    Another batch changes rate, length and steps by the linear rule where the source does so; another length
-    keeps the steps at their share of it, and a warm-up never takes more than a tenth of it.
+    Another batch size changes learning rate, length and steps by the linear rule if the source does so;
+    another length scales the steps in proportion, and a warm-up takes at most a tenth of it.
 
     Args:
         own: the row's schedule.
-        wishes: what differs.
-        images: images of an epoch, over all processes.
-        batches: forward passes of an epoch, of that batch; None: as many as the images fill. Groups of one
-            aspect ratio have incomplete ones too.
+        wishes: the user's changes.
+        images: images per epoch, over all processes.
+        batches: forward passes per epoch with that batch; None: computed from the images. Grouping by aspect
+            ratio adds incomplete batches.
     """
     schedule, warnings = own, []
     batch = wishes.batch or own.images_per_batch
@@ -103,7 +105,7 @@ def plan_training(own: Schedule, wishes: Wishes, images: int, batches: int | Non
 
 
 def _of_length(schedule: Schedule, wishes: Wishes) -> Schedule:
-    """The schedule cut or stretched to the asked number of iterations or epochs."""
+    """The schedule cut or stretched to the requested number of iterations or epochs."""
     if wishes.iterations is None and wishes.epochs is None:
         return schedule
     if wishes.iterations is not None and wishes.epochs is not None:
@@ -113,7 +115,7 @@ def _of_length(schedule: Schedule, wishes: Wishes) -> Schedule:
     same_unit = (wishes.epochs is None) == (schedule.epochs is None)
     updates: dict[str, Any] = {"iterations": wishes.iterations, "epochs": wishes.epochs}
     if wishes.iterations is not None:
-        updates["extra_iterations"] = 0  # as many as were asked for
+        updates["extra_iterations"] = 0  # the requested number
     if old:
         updates["steps"] = [int(step * length / old + 0.5) for step in schedule.steps]
     if wishes.iterations is not None and (not same_unit or old != length):

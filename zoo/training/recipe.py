@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from detection_zoo.zoo.manifest import Schedule
 
-MOMENTUM_THRESHOLD = 1.1  # a change of rate below this ratio leaves the momentum buffers alone
+MOMENTUM_THRESHOLD = 1.1  # momentum buffers are unchanged for smaller relative changes of the rate
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)
 
 
 def total_iterations(schedule: Schedule, iterations_per_epoch: int | None = None) -> int:
-    """How many optimiser updates a schedule asks for.
+    """The number of optimiser updates of a schedule.
 
     Args:
         schedule: with `iterations`, or with `epochs`.
-        iterations_per_epoch: updates an epoch; needed where the schedule counts epochs.
+        iterations_per_epoch: updates per epoch; needed if the schedule counts epochs.
     """
     if schedule.iterations is not None:
         return schedule.iterations + schedule.extra_iterations
@@ -39,12 +39,12 @@ def _per_epoch(iterations_per_epoch: int | None) -> int:
 
 
 def learning_rate(schedule: Schedule, iteration: int, iterations_per_epoch: int | None = None) -> float:
-    """The rate of the weights (before any group's own factor) in one update.
+    """The learning rate of the weights (before any group's own factor) in one update.
 
     Args:
-        schedule: the recipe; its `steps` count iterations, or finished epochs where `epochs` is set.
+        schedule: the recipe; its `steps` count iterations, or finished epochs if `epochs` is set.
         iteration: updates already made, from 0.
-        iterations_per_epoch: updates an epoch; needed where the schedule counts epochs.
+        iterations_per_epoch: updates per epoch; needed if the schedule counts epochs.
     """
     position = iteration + schedule.scheduler_leads
     rate = schedule.lr * _warmup(schedule, position)
@@ -67,16 +67,16 @@ def _warmup(schedule: Schedule, position: int) -> float:
 
 
 def scale_schedule(schedule: Schedule, images_per_batch: int, accumulate: int = 1) -> Schedule:
-    """The same training with another batch: rate in proportion, iterations and steps in inverse proportion,
-    warm-up as it is.
+    """The same schedule for another batch size: learning rate in proportion, iterations and steps in inverse
+    proportion, warm-up unchanged.
 
     The linear rule of Detectron.pytorch's training script. Accumulated gradients are summed, so `accumulate`
-    shortens the schedule and leaves the rate alone. Schedules in epochs keep their epochs.
+    shortens the schedule and does not change the learning rate. Schedules in epochs keep their epochs.
 
     Args:
         schedule: for its own `images_per_batch`.
         images_per_batch: images of one forward pass over all devices.
-        accumulate: forward passes an update.
+        accumulate: forward passes per update.
     """
     if images_per_batch < 1 or accumulate < 1:
         raise ValueError(
@@ -103,10 +103,10 @@ def collect_scale(schedule: Schedule, images_per_batch: int, gpus: int) -> float
     Args:
         schedule: for its own `images_per_batch` and `gpus`.
         images_per_batch: images of one forward pass over all GPUs.
-        gpus: that share them.
+        gpus: number of GPUs.
 
     Returns:
-        images of a GPU, over those of the schedule; 1.0 where the schedule does not say its GPUs.
+        images per GPU, divided by those of the schedule; 1.0 if the schedule has no number of GPUs.
     """
     if schedule.gpus is None:
         return 1.0
@@ -114,14 +114,14 @@ def collect_scale(schedule: Schedule, images_per_batch: int, gpus: int) -> float
 
 
 def scale_collect(model: nn.Module, factor: float) -> str | None:
-    """Multiply the number of proposals that are collected over a batch in training, rounding halves up.
+    """Multiply the number of proposals collected over a batch in training, rounding halves up.
 
     Args:
-        model: one without such a limit is left as it is.
+        model: unchanged if it has no such limit.
         factor: of `collect_scale`.
 
     Returns:
-        "training_proposals.collect: old -> new", or none where nothing changes.
+        "training_proposals.collect: old -> new", or None if nothing changes.
     """
     rules = getattr(getattr(model, "rpn", None), "rules", None)
     if rules is None or factor == 1.0 or rules[True].collect_over != "batch" or not rules[True].collect:
@@ -136,7 +136,7 @@ def parameter_groups(model: nn.Module, schedule: Schedule) -> list[dict]:
     weights; with `layer_decay` by the stage of the backbone as well.
 
     Returns:
-        groups with `params`, `names`, `lr_factor` and `weight_decay`; groups of equal rules are one.
+        groups with `params`, `names`, `lr_factor` and `weight_decay`; groups with equal rules are merged.
     """
     norm_decay = schedule.weight_decay if schedule.weight_decay_norm is None else schedule.weight_decay_norm
     groups: dict[tuple[float, float], dict] = {}
@@ -166,7 +166,7 @@ def stage_factors(model: nn.Module, decay: float | None) -> dict[str, float]:
 
     Args:
         model: its `backbone` has stages as children, or one child that has them.
-        decay: None: none.
+        decay: None for no layer-wise decay.
     """
     backbone = getattr(model, "backbone", None)
     if decay is None or backbone is None:
@@ -186,14 +186,14 @@ def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimiz
         schedule: rates, decay, momentum.
 
     Returns:
-        an optimiser whose groups carry `lr_factor` for `set_learning_rate`.
+        an optimiser whose groups have `lr_factor` for `set_learning_rate`.
     """
     groups = [
         {**{k: v for k, v in group.items() if k != "names"}, "lr": schedule.lr * group["lr_factor"]}
         for group in parameter_groups(model, schedule)
     ]
     if not groups:
-        raise ValueError("the model has no trainable parameter; nothing is left for an optimiser")
+        raise ValueError("the model has no trainable parameters for an optimiser")
     if schedule.optimizer != "sgd":
         kind = torch.optim.Adam if schedule.optimizer == "adam" else torch.optim.AdamW
         return kind(groups, lr=schedule.lr)
@@ -205,8 +205,8 @@ def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimiz
 
 
 def _match_layouts(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Bring gradients and momentum buffers into the memory layout of their parameter: the fused update on a
-    CPU reads all three in the order in which they lie, whatever their strides."""
+    """Convert gradients and momentum buffers to the memory layout of their parameter: the fused update on a
+    CPU reads all three in storage order and ignores strides."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
@@ -217,23 +217,23 @@ def _match_layouts(optimizer: torch.optim.Optimizer, *_: object) -> None:
 
 
 def _like(parameter: Tensor, values: Tensor) -> Tensor:
-    """The values in the memory layout of a parameter of the same shape; a copy only where it differs."""
+    """The values in the memory layout of a parameter of the same shape; a copy only if it differs."""
     if values.stride() == parameter.stride():
         return values
     return torch.empty_like(parameter).copy_(values)
 
 
 def _stay_fused(optimizer: torch.optim.Optimizer) -> None:
-    """Keep the fused update where a checkpoint was saved without: a GradScaler relies on it."""
+    """Keep the fused update if a checkpoint was saved without it: a GradScaler needs it."""
     for group in optimizer.param_groups:
         group["fused"] = True
 
 
 def training_mode(model: nn.Module, schedule: Schedule) -> nn.Module:
-    """Put a model into training mode; batch norms stay in evaluation mode where the schedule freezes them.
+    """Put a model into training mode; batch norms stay in evaluation mode if the schedule freezes them.
 
-    On a CPU the weights become channels-last, and with them all maps: convolutions with a stride, pooling and
-    RoIAlign take less time so.
+    On a CPU the weights and thus all maps become channels-last, which is faster for strided convolutions,
+    pooling and RoIAlign.
     """
     model.train()
     if all(parameter.device.type == "cpu" for parameter in model.parameters()):
@@ -246,16 +246,17 @@ def training_mode(model: nn.Module, schedule: Schedule) -> nn.Module:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, rescale_momentum: bool = False) -> None:
-    """Give every group its rate, and where asked keep the last update's size by rescaling SGD's momentum.
+    """Set the learning rate of every group, and optionally keep the last update's size by rescaling SGD's
+    momentum.
 
-    Detectron keeps the rate inside the momentum buffer and so rescales it when the rate jumps. torch keeps
-    the rate outside, where the same multiplication shrinks the buffer once more; Detectron.pytorch does that
-    all the same, and so does this to follow its curves.
+    Detectron's momentum buffer includes the learning rate and is therefore rescaled when the rate changes
+    abruptly. torch's does not, so the same multiplication shrinks the buffer once more; Detectron.pytorch
+    does it nevertheless, and it is reproduced here to follow its loss curves.
 
     Args:
         optimizer: made by `build_optimizer`.
-        rate: of the weights; each group multiplies it by its own `lr_factor`.
-        rescale_momentum: multiply the buffers by new/old where the rate changes by more than 1.1 times.
+        rate: learning rate of the weights; each group multiplies it by its own `lr_factor`.
+        rescale_momentum: multiply the buffers by new/old if the rate changes by more than a factor of 1.1.
     """
     first = optimizer.param_groups[0]
     before = first["lr"] / first["lr_factor"]
@@ -270,8 +271,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, rescale_mom
 
 
 def momentum_factor(before: float, rate: float) -> float:
-    """What Detectron multiplies SGD's momentum by where the rate goes from `before` to `rate`: new over old
-    where they differ by more than 1.1 times, else 1."""
+    """Detectron's factor of SGD's momentum when the learning rate changes from `before` to `rate`: new over
+    old if they differ by more than a factor of 1.1, otherwise 1."""
     if before <= 1e-7 or max(before, rate) <= MOMENTUM_THRESHOLD * min(before, rate):
         return 1.0
     return rate / before

@@ -1,7 +1,7 @@
-"""Turn a finished training into weights that come with the project: `python -m
+"""Turn a finished training run into weights shipped with the project: `python -m
 detection_zoo.zoo.training.ship RUN_FOLDER` writes the file and the log and prints the lines of the manifest.
 
-Matrices and kernels are stored as float16, vectors (norms, biases) as they are.
+Matrices and kernels are stored as float16, vectors (norms, biases) unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from detection_zoo.zoo.manifest import MANIFEST_FOLDER, ModelEntry, load_manifests
 from detection_zoo.zoo.weights.read import read_arrays
 
-FOLDER = "weights"  # below the manifests
+FOLDER = "weights"  # relative to the manifests
 LOG_FOLDER = MANIFEST_FOLDER.parent / "results" / "training"
 LOG_ROWS = 60
 METRICS = ("box_ap", "mask_ap", "keypoint_ap", "person_ap")
@@ -45,14 +45,14 @@ def write_weights(checkpoint: Path, target: Path) -> str:
 
 
 def write_log(metrics: Path, target: Path) -> tuple[int, float]:
-    """A short copy of a training's metrics.csv: means over equal stretches of updates.
+    """A short copy of a run's metrics.csv: means over equal intervals of updates.
 
     Returns:
-        The number of updates, and the hours that they took.
+        The number of updates, and their duration in hours.
     """
     with metrics.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    rows = list({int(row["iteration"]): row for row in rows}.values())  # a resumed one repeats some
+    rows = list({int(row["iteration"]): row for row in rows}.values())  # a resumed run repeats some
     names = [name for name in rows[0] if name == "lr" or name.startswith("loss")]
     stretch = max(1, len(rows) // LOG_ROWS)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def write_log(metrics: Path, target: Path) -> tuple[int, float]:
 
 
 def accuracy(entry: ModelEntry, weights: Path, images: int | None) -> dict[str, float]:
-    """AP in float32 of a weight file on the validation split of `shapes`, or on its first images."""
+    """AP of a weight file in float32 on the validation split of `shapes`, or on its first images."""
     import detection_zoo as dz
 
     model = dz.load(entry.name, weights=str(weights), device="cpu")
@@ -107,7 +107,7 @@ def ship(run: Path, images: tuple[int | None, ...] = (100, None), whole: int = 5
 
 
 def main() -> None:
-    """Print what `ship` returns for each run folder of the command line, as JSON."""
+    """Print the result of `ship` for each run folder of the command line as JSON."""
     torch.set_num_threads(1)
     for run in sys.argv[1:]:
         print(json.dumps(ship(Path(run))), flush=True)

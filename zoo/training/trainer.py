@@ -1,4 +1,4 @@
-"""One training from its first update, or from its last checkpoint, to its end."""
+"""A training run from its first update, or from its last checkpoint, to its end."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from detection_zoo.zoo.training.plan import Plan, changed_fields
 from detection_zoo.zoo.training.recipe import build_optimizer, training_mode
 
 Say = Callable[[str], None]
-MOST_BACKS = 3  # returns to a checkpoint before a loss that is not finite ends the training
-LOSSES = 20  # updates whose median is told at the end, as Detectron2 smooths its log
+MOST_BACKS = 3  # returns to a checkpoint before a non-finite loss ends training
+LOSSES = 20  # updates in the final median, as in Detectron2's smoothed log
 METRICS, EVALUATIONS = "metrics.csv", "evaluations.csv"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a training runs, beside its plan.
+    """Settings of a training run apart from its plan.
 
     folder: checkpoints, metrics.csv and recipe.json; seed: of the stream of batches; save_every: updates
-    between checkpoints, 0 saves none; keep: checkpoints that stay; log_every: updates a line; eval_every:
-    updates between evaluations, None evaluates at the end alone, 0 never; precision: float32 or autocast in
-    another type; channels_last: layout of images and weights on a GPU, on a CPU it is always so; sync_bn:
-    statistics of batch norms over all processes; ema: decay of a moving average of the weights,
-    which is evaluated in their place; on_nonfinite: what a loss that is not finite does; patience:
-    evaluations without a better one after which the training ends; time_limit_s: seconds after which it is
-    saved and ends.
+        between checkpoints, 0 saves none; keep: number of checkpoints kept; log_every: updates per line;
+        eval_every: updates between evaluations, None evaluates at the end only, 0 never; precision: float32
+        or autocast in another type; channels_last: layout of images and weights on a GPU (always used on a
+        CPU); sync_bn: statistics of batch norms over all processes; ema: decay of a moving average of the
+        weights, which is evaluated instead of them; on_nonfinite: reaction to a non-finite loss; patience:
+        evaluations without improvement after which training ends; time_limit_s: seconds after which it is
+        saved and ends.
     """
 
     folder: Path
@@ -64,8 +64,8 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """How a training ended: updates made, the median total loss of the last 20, the last checkpoint, why it
-    stopped before its end, mean seconds of an update, the last evaluation and the best one."""
+    """Result of a training run: updates made, median total loss of the last 20, last checkpoint, reason for
+    stopping early, mean seconds per update, last and best evaluation."""
 
     iterations: int
     loss: float = float("nan")
@@ -77,10 +77,10 @@ class Outcome:
 
 
 def start_of(folder: Path, resume: bool) -> Path | None:
-    """The checkpoint to go on from; none for a training from its first update.
+    """The checkpoint to resume from; None for a new run.
 
     Raises:
-        CheckpointError: the folder holds a training and it is not to be resumed.
+        CheckpointError: the folder contains a run that is not to be resumed.
     """
     newest = checkpoints.latest(folder)
     if newest is not None and not resume:
@@ -92,15 +92,16 @@ def start_of(folder: Path, resume: bool) -> Path | None:
 
 
 class Trainer:
-    """A model in training: its optimiser, averages, place in the stream, and the files of its folder.
+    """State of a training run: model, optimiser, averages, position in the stream, and the files of its
+    folder.
 
     Args:
-        model: on the CPU or on the process's device; it is changed.
-        loader: batches from a place of the stream on.
+        model: on the CPU or on the process's device; modified in place.
+        loader: batches from a given position of the stream.
         plan: schedule and length.
         settings: folder, saving, logging, precision.
-        entry: name of the row; row: what else a checkpoint says of it.
-        process: this process among all; say: gets the progress lines of the first one.
+        entry: name of the row; row: further information about it in checkpoints.
+        process: this process; say: called with the progress lines of the first one.
         evaluate: metrics of a model; all processes call it.
     """
 
@@ -144,7 +145,7 @@ class Trainer:
         self.row = dict(row)
         self.done = Outcome(0)
         self._unimproved, self._seconds, self._updates, self._backs = 0, 0.0, 0, 0
-        self.offset = 0  # batches of the stream that were passed over
+        self.offset = 0  # skipped batches of the stream
         newest = start_of(settings.folder, settings.resume)
         if newest is not None:
             self._restore(newest)
@@ -179,7 +180,7 @@ class Trainer:
         self.say(f"resumed from {path.name}: {made} of {self.plan.iterations} updates are made")
 
     def run(self) -> Outcome:
-        """Train to the end, or until something stops it; the state is saved then.
+        """Train to the end or until stopped; the state is then saved.
 
         Raises:
             FloatingPointError: the loss is not finite. CheckpointError: a checkpoint cannot be written.
@@ -274,7 +275,7 @@ class Trainer:
         )
 
     def _between(self, made: int) -> None:
-        """Evaluate and save where it is due."""
+        """Evaluate and save if due."""
         settings = self.settings
         every, last = settings.eval_every, made == self.plan.iterations
         best = False
@@ -286,7 +287,7 @@ class Trainer:
                 checkpoints.point_to(settings.folder / checkpoints.BEST, path)
 
     def _evaluated(self, made: int) -> bool:
-        """Evaluate; whether it is the best so far. What is random in training goes on as if nothing was."""
+        """Evaluate; return whether it is the best so far. The random state of training is not affected."""
         device = self.process.device
         state = checkpoints.random_state(device)
         share_buffers(self.model, self.process)
@@ -309,7 +310,7 @@ class Trainer:
         return True
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment; all processes call it."""
+        """Write a checkpoint of the current state; all processes call it."""
         self.saved = self.done.iterations
         averaged = self.ema is not None
         self.done.checkpoint = checkpoints.save(
@@ -336,7 +337,7 @@ class Trainer:
 
 
 class _Clock:
-    """Seconds of the update since the last lap, and of those the seconds until its data were there."""
+    """Seconds of the update since the last lap, and the part of them spent waiting for data."""
 
     def __init__(self) -> None:
         self._start = self._last = time.perf_counter()
@@ -357,7 +358,7 @@ class _Clock:
 
 @contextmanager
 def _stopping() -> Iterator[list[signal.Signals]]:
-    """A list that gets the signal that asks to stop; a second one ends the process at once."""
+    """A list that receives the stop signal; a second signal ends the process immediately."""
     received: list[signal.Signals] = []
 
     def note(number: int, _: Any) -> None:
