@@ -250,7 +250,7 @@ class RetinaNet(Detector):
         )
 
     def losses(self, images: Tensor, sizes: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        """Summed focal loss divided by positives and images, smooth L1 divided by positives."""
+        """Summed focal loss and smooth L1, each divided by its normalizer (see the rule)."""
         raw = self.raw(images, sizes)
         every = torch.cat(raw.anchors)
         with torch.no_grad():
