@@ -19,7 +19,7 @@ from detection_zoo.benchmarks.run.subject import Subject, images_in_epoch
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
 from detection_zoo.benchmarks.statistics import LEAST_STEPS, block_means, drift, steps_interval, summarise
 from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.training_loader import QUEUED_BATCHES, training_loader
+from detection_zoo.zoo.data.training_loader import QUEUED_BATCHES, TrainingLoader, training_batches
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import Schedule, load_manifests
 from detection_zoo.zoo.training.loop import train_steps
@@ -43,17 +43,10 @@ def schedule_of(subject: Subject) -> Schedule:
 
 def batches_of(subject: Subject, dataset: Dataset, spec: BenchmarkSpec, schedule: Schedule) -> Iterator[Any]:
     """Endless training batches, loaded as `train` loads them."""
-    return iter(
-        training_loader(
-            subject.entry,
-            dataset,
-            batch=spec.train_images_per_step,
-            seed=spec.seed,
-            workers=spec.workers,
-            schedule=schedule,
-            pin_memory=subject.device.type == "cuda",
-        )
+    batches = training_batches(
+        subject.entry, dataset, batch=spec.train_images_per_step, seed=spec.seed, schedule=schedule
     )
+    return iter(TrainingLoader(batches, workers=spec.workers, pin_memory=subject.device.type == "cuda"))
 
 
 def measure_training(

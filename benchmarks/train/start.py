@@ -20,7 +20,7 @@ from detection_zoo.benchmarks.train.outcome import event_writer, result_table, w
 from detection_zoo.benchmarks.train.splits import open_training_data, validation_split
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.training_loader import TrainingLoader, training_batches, training_loader
+from detection_zoo.zoo.data.training_loader import TrainingLoader, training_batches
 from detection_zoo.zoo.errors import CheckpointError, DatasetError, ManifestError
 from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
 from detection_zoo.zoo.registry import did_you_mean
@@ -239,18 +239,17 @@ def loader_of(
     task: Task, request: Request, settings: Settings, process: Process, start: int
 ) -> TrainingLoader:
     """Return the batches of a process, starting from a position in the data stream."""
-    return training_loader(
+    batches = training_batches(
         task.entry,
         task.dataset,
         batch=task.plan.schedule.images_per_batch // process.world,
-        workers=request.workers,
         seed=settings.seed,
         rank=process.rank,
         world_size=process.world,
-        start=start,
         schedule=task.plan.schedule,
-        pin_memory=process.device.type == "cuda",
     )
+    pin_memory = process.device.type == "cuda"
+    return TrainingLoader(batches, workers=request.workers, start=start, pin_memory=pin_memory)
 
 
 def _evaluator(

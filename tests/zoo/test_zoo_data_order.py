@@ -15,7 +15,7 @@ from detection_zoo.zoo.data.resizing import FixedSize, ShorterSide
 from detection_zoo.zoo.data.samplers import AspectPairs, Entry, PaddedRatioGroups, RatioGroups, Shuffled
 from detection_zoo.zoo.data.targets import TargetRules
 from detection_zoo.zoo.data.training_images import TrainingBatches, training_item, upside_down
-from detection_zoo.zoo.data.training_loader import training_loader
+from detection_zoo.zoo.data.training_loader import TrainingLoader, training_batches
 from detection_zoo.zoo.data.transforms import Preprocess, PreprocessedImage
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.records import Target
@@ -210,5 +210,5 @@ def test_a_vertical_flip_and_jitter_change_pixels_and_boxes() -> None:
 def test_the_stream_of_a_row_follows_its_source(row: str, images: int, batch: int, per_epoch: int) -> None:
     coco = TRAIN_DATA / "coco"
     dataset = CocoDataset(coco / "images", coco / "annotations" / "instances_train.json")
-    loader = training_loader(load_manifests().entry(row), dataset, batch=batch)
+    loader = TrainingLoader(training_batches(load_manifests().entry(row), dataset, batch=batch))
     assert (loader.images, loader.batches_per_epoch) == (images, per_epoch)

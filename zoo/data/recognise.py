@@ -20,10 +20,8 @@ TRAINING_SPLITS = ("train", "train2017", "trainval", *SPLITS)  # for training, t
 ROBOFLOW = "_annotations.coco.json"
 WANTED = (
     "COCO (annotations/*.json, Roboflow's SPLIT/_annotations.coco.json, one *.json next to images/), YOLO"
-    " (data.yaml,"
-    " or classes.txt with images/ and labels/), PASCAL VOC (VOC2007/ImageSets, or Annotations/ and"
-    " JPEGImages/) and"
-    " ImageNet (labels.csv, or one folder of images a class)"
+    " (data.yaml, or classes.txt with images/ and labels/), PASCAL VOC (VOC2007/ImageSets, or Annotations/"
+    " and JPEGImages/) and ImageNet (labels.csv, or one folder of images per class)"
 )
 
 

@@ -108,12 +108,21 @@ def training_batches(
 
 
 class TrainingLoader:
-    """An endless stream of batches that can start at any position; made by `training_loader`.
+    """Batches of images (N, 3, H, W), sizes (N, 2) and N targets, endlessly, epoch by epoch.
 
-    `images` is the number of images of an epoch, flipped copies counted.
+    Each batch depends only on the seed and its position in the stream, so that training can resume within an
+    epoch, with any number of workers. `images` is the number of images of an epoch, flipped copies counted.
+
+    Args:
+        batches: of `training_batches`.
+        workers: processes that decode ahead; 0 decodes in this one.
+        start: batches of this process that were used already.
+        pin_memory: page-locked batches, for copies to a GPU.
     """
 
-    def __init__(self, batches: Batches, *, workers: int, start: int, pin_memory: bool) -> None:
+    def __init__(
+        self, batches: Batches, *, workers: int = 0, start: int = 0, pin_memory: bool = False
+    ) -> None:
         self.batches, self.workers, self.start, self.pin_memory = batches, workers, start, pin_memory
         self.images = batches.entries
 
@@ -183,41 +192,3 @@ class _Collate:
     def __call__(self, items: list[Any]) -> object:
         failed = next((item for item in items if isinstance(item, ZooError)), None)
         return self.batches.collate(items) if failed is None else failed
-
-
-def training_loader(
-    entry: ModelEntry,
-    dataset: Dataset,
-    *,
-    batch: int,
-    workers: int = 0,
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    start: int = 0,
-    schedule: Schedule | None = None,
-    pin_memory: bool = False,
-) -> TrainingLoader:
-    """Batches of images (N, 3, H, W), sizes (N, 2) and N targets, endlessly, epoch by epoch.
-
-    Each batch depends only on the seed and its position in the stream, so that training can resume within an
-    epoch, with any number of workers.
-
-    Args:
-        entry: a row with conventions.
-        dataset: what to read.
-        batch: images of one forward pass of this process.
-        workers: processes that decode ahead; 0 decodes in this one.
-        seed: of order and augmentation.
-        rank, world_size: this process's share.
-        start: batches of this process that were used already.
-        schedule: its short sides are drawn from; None: the row's own.
-        pin_memory: page-locked batches, for copies to a GPU.
-
-    Raises:
-        ManifestError: the row has no conventions. DatasetError: no image can be trained on.
-    """
-    batches = training_batches(
-        entry, dataset, batch=batch, seed=seed, rank=rank, world_size=world_size, schedule=schedule
-    )
-    return TrainingLoader(batches, workers=workers, start=start, pin_memory=pin_memory)
