@@ -26,7 +26,12 @@ from detection_zoo.benchmarks.evaluation.coco_results import (
     write_submission,
 )
 from detection_zoo.benchmarks.evaluation.subset_guard import images_of_results, refuse_naive_subset
-from detection_zoo.benchmarks.evaluation.voc_evaluation import VocDetection, evaluate_voc, mean_ap, voc_truth
+from detection_zoo.benchmarks.evaluation.voc_evaluation import (
+    VocDetection,
+    dataset_truth,
+    evaluate_voc,
+    mean_ap,
+)
 from detection_zoo.benchmarks.evaluation.voc_results import (
     parse_voc_lines,
     read_voc_results,
@@ -262,7 +267,7 @@ def metric_values(scores: CocoScores, kind: Kind) -> dict[str, float]:
 
 
 def _voc_report(dataset: VocDataset, detections: dict[str, list[VocDetection]]) -> AccuracyReport:
-    truth = voc_truth(dataset)
+    truth = dataset_truth(dataset)
     eleven, area = (
         evaluate_voc(truth, detections, method="11point"),
         evaluate_voc(truth, detections, method="area"),

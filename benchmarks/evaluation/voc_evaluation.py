@@ -4,7 +4,7 @@ years."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,12 +133,13 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, method: Method,
     return float(((r[steps + 1] - r[steps]) * envelope[steps + 1]).sum())
 
 
-def voc_truth(dataset: VocDataset) -> dict[str, dict[str, VocTruth]]:
-    """Class -> image -> its objects, in the files' own 1-based inclusive coordinates."""
-    found: dict[str, dict[str, list[tuple[tuple[float, ...], bool]]]] = {name: {} for name in dataset.classes}
-    for index in range(len(dataset)):
-        for item in dataset.annotation(index).objects:
-            found[item.name].setdefault(dataset.image_id(index), []).append((item.box, item.difficult))
+def voc_truth(
+    classes: Iterable[str], objects: Iterable[tuple[str, str, Sequence[float], bool]]
+) -> dict[str, dict[str, VocTruth]]:
+    """Class -> image -> its objects, from (image, class, box, difficult)."""
+    found: dict[str, dict[str, list[tuple[Sequence[float], bool]]]] = {name: {} for name in classes}
+    for image, name, box, difficult in objects:
+        found.setdefault(name, {}).setdefault(image, []).append((box, difficult))
     return {
         name: {
             image: VocTruth(
@@ -149,6 +150,18 @@ def voc_truth(dataset: VocDataset) -> dict[str, dict[str, VocTruth]]:
         }
         for name, images in found.items()
     }
+
+
+def dataset_truth(dataset: VocDataset) -> dict[str, dict[str, VocTruth]]:
+    """The objects of a dataset, in the files' own 1-based inclusive coordinates."""
+    return voc_truth(
+        dataset.classes,
+        (
+            (dataset.image_id(index), item.name, item.box, item.difficult)
+            for index in range(len(dataset))
+            for item in dataset.annotation(index).objects
+        ),
+    )
 
 
 def evaluate_voc(

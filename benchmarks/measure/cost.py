@@ -43,16 +43,6 @@ class ModelCost:
         HarDNet's README quotes them."""
         return (self.macs + self.elementwise) / BILLION
 
-    @property
-    def gmacs_products(self) -> float:
-        """Billions of MACs of convolutions and products alone."""
-        return self.macs / BILLION
-
-    @property
-    def gflops(self) -> float:
-        """Billions of FLOPs of convolutions and products alone: twice `gmacs_products`."""
-        return self.flops / BILLION
-
 
 def _each(count: int) -> Any:
     """Return a counter of `count` operations per element of an operator's first input."""

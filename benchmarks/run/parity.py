@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from detection_zoo.benchmarks.evaluation.voc_evaluation import (
     VocTruth,
     evaluate_voc,
     mean_ap,
+    voc_truth,
 )
 from detection_zoo.zoo.parity import schedules, updates
 from detection_zoo.zoo.parity.base import Output, ParityError, ParityReport, Reference, compare
@@ -61,22 +61,6 @@ def folder_settings(folder: Path) -> Settings:
     return Reference(folder).settings
 
 
-def voc_truth_of(objects: Iterable[tuple[str, str, list[float], bool]]) -> dict[str, dict[str, VocTruth]]:
-    """Class -> image -> objects, from (image, class, box, difficult)."""
-    rows: dict[str, dict[str, list[tuple[list[float], bool]]]] = {}
-    for image, name, box, difficult in objects:
-        rows.setdefault(name, {}).setdefault(image, []).append((box, bool(difficult)))
-    return {
-        name: {
-            image: VocTruth(
-                np.array([box for box, _ in found], np.float64), np.array([hard for _, hard in found], bool)
-            )
-            for image, found in images.items()
-        }
-        for name, images in rows.items()
-    }
-
-
 def _score(
     name: str, score: ClassScore, wanted: dict[str, Any], ap_key: str, tolerance: float
 ) -> dict[str, Output]:
@@ -117,8 +101,8 @@ def _voc_case(folder: Path, dtype: str) -> ParityReport:
                 f"{folder / part}.json: not valid JSON: {error}; is the file truncated?"
             ) from None
     given, expected = content["ground_truth"], content["expected"]
-    truth = {name: {} for name in given["classes"]} | voc_truth_of(
-        (o["image"], o["class"], o["bbox"], o["difficult"]) for o in given["objects"]
+    truth = voc_truth(
+        given["classes"], ((o["image"], o["class"], o["bbox"], o["difficult"]) for o in given["objects"])
     )
     detections: dict[str, list[VocDetection]] = {}
     for found in content["detections"]["detections"]:
@@ -174,11 +158,7 @@ def _evaluations(meta: dict[str, Any]) -> dict[str, Output]:
     outputs: dict[str, Output] = {}
     if "voc_eval" in meta:
         case = meta["voc_eval"]
-        truth = voc_truth_of(
-            (image, name, box, difficult)
-            for image, rows in case["ground_truth"].items()
-            for name, box, difficult in rows
-        )
+        truth = voc_truth((), ((image, *row) for image, rows in case["ground_truth"].items() for row in rows))
         detections = {
             name: [VocDetection(image, score, tuple(box)) for image, score, box in rows]
             for name, rows in case["detections"].items()

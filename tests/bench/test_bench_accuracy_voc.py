@@ -13,10 +13,10 @@ from detection_zoo.benchmarks.evaluation.voc_evaluation import (
     VocDetection,
     VocTruth,
     average_precision,
+    dataset_truth,
     evaluate_voc,
     evaluate_voc_class,
     mean_ap,
-    voc_truth,
 )
 from detection_zoo.benchmarks.evaluation.voc_results import read_voc_results
 from detection_zoo.zoo.data.datasets import open_dataset
@@ -132,7 +132,7 @@ def test_generated_case(data_folder: Path) -> None:
     dataset = open_dataset(f"voc:{data_folder / 'voc_mini' / 'VOCdevkit'}:2007:test")
     base = data_folder / "coco_eval_cases" / "voc_generated"
     case = json.loads((base / "expected.json").read_text())
-    truth, detections = voc_truth(dataset), read_voc_results(base, dataset)
+    truth, detections = dataset_truth(dataset), read_voc_results(base, dataset)
     for key, wanted in case["results"].items():
         method, threshold = key.split("@")
         scores = evaluate_voc(truth, detections, method=method, iou_threshold=float(threshold))

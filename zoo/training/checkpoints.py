@@ -87,7 +87,7 @@ def save(
     Args:
         folder: created if missing.
         model: saved without its distributed wrapper.
-        iteration: updates made; `restore` returns it as the `start` of `train_steps`.
+        iteration: updates made; `apply` returns it as the `start` of `train_steps`.
         entry: name of the manifest row, so that a checkpoint is not resumed into another model.
         keep: number of newest checkpoints kept; 0 keeps all.
         process: all processes call this, the first one writes; the generators of each are saved.
@@ -175,22 +175,6 @@ def read(path: Path) -> dict[str, Any]:
             " formats instead"
         )
     return value
-
-
-def restore(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    scaler: torch.amp.GradScaler | None = None,
-    entry: str = "",
-) -> int:
-    """Read a checkpoint and restore its state, as `apply`; returns the iteration to resume from.
-
-    Raises:
-        CheckpointError: unreadable, of another row, or of another shape than the model.
-    """
-    return apply(read(path), path, model, optimizer, scaler=scaler, entry=entry)
 
 
 def apply(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,6 @@ def share(count: int, process: Process) -> range:
     return range(process.rank, count, process.world)
 
 
-def mean_over_processes(values: dict[str, float], process: Process) -> dict[str, float]:
-    """Each number averaged over the processes; all must pass the same names."""
-    if process.world == 1:
-        return dict(values)
-    total = torch.tensor(
-        [values[name] for name in sorted(values)], dtype=torch.float64, device=process.device
-    )
-    dist.all_reduce(total)
-    return dict(zip(sorted(values), (total / process.world).tolist(), strict=True))
-
-
 def anywhere(flag: bool, process: Process) -> bool:
     """Whether a flag is set in any process; all must call this."""
     if process.world == 1:
@@ -107,14 +96,3 @@ def gather(items: list[Any], process: Process) -> list[Any]:
     everyone: list[list[Any]] = [[] for _ in range(process.world)]
     dist.all_gather_object(everyone, items)
     return [item for part in everyone for item in part]
-
-
-def same_everywhere(tensor: Tensor, process: Process) -> bool:
-    """Whether all processes hold the same values of a tensor (N, ...): a cheap check that their weights are
-    in sync."""
-    if process.world == 1:
-        return True
-    low, high = tensor.detach().clone(), tensor.detach().clone()
-    dist.all_reduce(low, op=dist.ReduceOp.MIN)
-    dist.all_reduce(high, op=dist.ReduceOp.MAX)
-    return bool(torch.equal(low, high))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -57,18 +56,6 @@ def move(value: Any, device: torch.device) -> Any:
             },
         )
     return value
-
-
-def endless(batches: Callable[[int], Iterable[Any]], epoch: int = 0) -> Iterator[Any]:
-    """Batches of successive epochs; `batches` creates the iterable of an epoch from its number, counted from
-    `epoch`."""
-    for number in itertools.count(epoch):
-        empty = True
-        for batch in batches(number):
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError(f"epoch {number} has no batch; is the data set smaller than one batch?")
 
 
 def train_steps(
@@ -142,9 +129,7 @@ def _next(stream: Iterator[Batch], iteration: int) -> Batch:
     try:
         return next(stream)
     except StopIteration:
-        raise ValueError(
-            f"the batches end before update {iteration}; give an endless iterable (zoo.training.loop.endless)"
-        ) from None
+        raise ValueError(f"the batches end before update {iteration}; give an endless iterable") from None
 
 
 def _unsynchronised(model: nn.Module, wanted: bool) -> AbstractContextManager:
