@@ -46,6 +46,18 @@ def export_subject(
     height, width = size or tuple(
         max(each.shape[side] for each, _ in [*images, *calibrating]) for side in (2, 3)
     )
+    ids = [calibration.image_id(index) for index in range(len(calibration or ()))]
+    if getattr(subject.model, "reads_sizes", False):  # its file is for images of one height
+        height = size[0] if size else images[0][0].shape[2]
+        ids = [one for one, (pixels, _) in zip(ids, calibrating, strict=True) if pixels.shape[2] == height]
+        images, calibrating = (
+            [one for one in every if one[0].shape[2] == height] for every in (images, calibrating)
+        )
+        if not images or (calibration is not None and not calibrating):
+            raise ManifestError(
+                f"row {name}: the pooling scale of this detector is computed from the image's height, so a"
+                f" file is for one height; no image of the data has {height} pixels after its pre-processing"
+            )
     batches, calibrating = (_padded(name, every, height, width) for every in (images, calibrating))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -57,7 +69,6 @@ def export_subject(
             else:
                 from detection_zoo.zoo.export.quantise import quantise
 
-                ids = [calibration.image_id(index) for index in range(len(calibration))]
                 quantise(made, calibrating, {"dataset": calibration.name, "images": ids})
                 report = compare_file(subject.model, kind, made, batches, QUANTISED, SCORE)
         except ValueError as error:
@@ -71,7 +82,7 @@ def export_subject(
             os.replace(file, path.parent / file.name)
     lines = [f"{path}: input 1x3x{height}x{width}", f"{len(batches)} images compared: {report}"]
     if calibration is not None:
-        lines.insert(1, f"network in 8 bits, calibrated on {len(calibration)} images of {calibration.name}")
+        lines.insert(1, f"network in 8 bits, calibrated on {len(ids)} images of {calibration.name}")
     return lines
 
 

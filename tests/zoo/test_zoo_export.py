@@ -12,12 +12,16 @@ from slim_families import pictures
 from typer.testing import CliRunner
 
 from detection_zoo.bench import app
+from detection_zoo.kernels.roi_align import multilevel_roi_align_averaged
+from detection_zoo.kernels.roi_levels import LevelRule
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.export.engines import EngineDetector, FileDetector
 from detection_zoo.zoo.export.files import NOTES, compare_file, write
 from detection_zoo.zoo.export.kinds import PACKAGES, SUFFIXES
+from detection_zoo.zoo.export.onnx_ops import OPSET, translations
 from detection_zoo.zoo.export.whole import WholeDetector
 from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.settings import with_value
 
 SSD, RCNN = "ssd160_hardnet_slim.demo", "mask_rcnn_resnet14_slim_fpn.demo"
 POINTS = "keypoint_rcnn_resnet14_slim_fpn.demo"
@@ -125,3 +129,68 @@ def test_export_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert found.exit_code == 0, found.output
     assert [path.name for path in tmp_path.iterdir()] == [f"{SSD}.pt2"]
     assert "100.0% of" in found.output + found.stderr
+
+
+def detnet() -> tuple[Any, Any]:
+    """A slim detector that pools as DetNet_pytorch does, and its row."""
+    entry = load_manifests().entry("faster_rcnn_detnet17_slim_fpn.demo")
+    for name, value in (("method", "roi_align_averaged"), ("scale", "height")):
+        entry = with_value(entry, f"pooling.{name}", value)
+    return build_model(entry, "published").eval(), entry
+
+
+@pytest.mark.parametrize("kind", ["torch-export", "onnx"])
+def test_detnet_is_exported_for_one_height(kind: str, tmp_path: Path) -> None:
+    """Its points are no ONNX operator's; images of another height are refused, narrower ones are not."""
+    for package in PACKAGES[kind]:
+        pytest.importorskip(package)
+    (model, entry), path = detnet(), tmp_path / f"model{SUFFIXES[kind]}"
+    write(model, entry, kind, SHAPE, path)
+    report = compare_file(model, kind, path, [(one[None], torch.tensor([[160, 160]])) for one in pictures(2)])
+    assert report.detections > 10 and report.share == 1.0 and report.iou > 0.999
+    if kind == "onnx":
+        file = FileDetector(model, "onnxruntime", path)
+        assert file.fitted(torch.zeros(1, 3, 160, 130)).shape == SHAPE
+        with pytest.raises(ValueError, match="an image has a height of 150 pixels, the file is for 160"):
+            file.fitted(torch.zeros(1, 3, 150, 160))
+
+
+class Averaged(torch.nn.Module):
+    """The operator alone, from two levels."""
+
+    def forward(self, fine: torch.Tensor, coarse: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        rule = LevelRule(canonical_scale=16.0, eps=0.0)
+        return multilevel_roi_align_averaged([fine, coarse], rois, 3, [0.5, 0.25], rule)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_averaged_roi_align_in_onnx(static: bool, tmp_path: Path) -> None:
+    """Boxes inside, over each edge of the map, of no area, reversed, and absent ones."""
+    for package in PACKAGES["onnx"]:
+        pytest.importorskip(package)
+    import onnxruntime
+
+    torch.manual_seed(0)
+    corners = [
+        [1, 1, 9, 7],
+        [20, 10, 40, 31.5],
+        [-6, -3, 12, 9],
+        [30, 5, 31.9, 30],
+        [8, 8, 8, 8],
+        [9, 9, 2, 2],
+    ]
+    rois = torch.tensor([[i % 2, *each] for i, each in enumerate(corners)] + [[-1, 0, 0, 4, 4]])
+    given = (torch.randn(2, 5, 16, 20), torch.randn(2, 5, 8, 10), rois)
+    program = torch.onnx.export(
+        torch.export.export(Averaged(), given),
+        dynamo=True,
+        custom_translation_table=translations(1, static),
+        opset_version=OPSET,
+        input_names=("fine", "coarse", "rois"),
+        verbose=False,
+    )
+    program.save(tmp_path / "op.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "op.onnx", providers=["CPUExecutionProvider"])
+    names = ("fine", "coarse", "rois")
+    (found,) = session.run(None, {name: one.numpy() for name, one in zip(names, given, strict=True)})
+    torch.testing.assert_close(torch.from_numpy(found), Averaged()(*given), rtol=1e-5, atol=1e-5)

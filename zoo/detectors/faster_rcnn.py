@@ -166,6 +166,8 @@ class FasterRcnn(Detector):
         levels = list(features.values())
         padded, anchors = tuple(images.shape[-2:]), self.rpn.anchors(levels)
         proposals = self.rpn.propose(*self.rpn.head(levels), anchors, limits, padded, fixed)
+        if torch.compiler.is_compiling():  # an exported graph is for images of its own height
+            limits = [padded] * len(images)
         _, logits, deltas = self.box(features, [each.boxes for each in proposals], limits)
         return RcnnRaw(features, proposals, logits, deltas, fixed, anchors)
 

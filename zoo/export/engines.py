@@ -51,8 +51,8 @@ class EngineDetector(nn.Module):
         return self.whole.outputs
 
     def fitted(self, images: Tensor) -> Tensor:
-        """Images as a graph takes them; SSD takes one size, other detectors batches of any padded size."""
-        return images if hasattr(self.model, "priors") else padded(images)
+        """Images as a graph takes them: padded, unless the detector takes one size (SSD) or reads heights."""
+        return images if hasattr(self.model, "priors") or self.model.reads_sizes else padded(images)
 
     def postprocess(
         self, raw: dict[str, Tensor], sizes: Tensor, original_sizes: Tensor | None = None
@@ -97,7 +97,7 @@ class FileDetector(EngineDetector):
         """Images padded to the file's size.
 
         Raises:
-            ValueError: they are larger, or not as many.
+            ValueError: they are larger, not as many, or of another height where the detector reads it.
         """
         if len(images) != self.shape[0] or any(
             own > its for own, its in zip(images.shape, self.shape, strict=True)
@@ -106,6 +106,8 @@ class FileDetector(EngineDetector):
                 f"images {tuple(images.shape)} do not fit the exported file's {self.shape}; export with a"
                 " larger --size"
             )
+        if self.model.reads_sizes and images.shape[2] != self.shape[2]:
+            raise ValueError(one_height(self.shape[2], images.shape[2]))
         right, below = self.shape[3] - images.shape[3], self.shape[2] - images.shape[2]
         return nn.functional.pad(images, (0, right, 0, below))
 
@@ -116,6 +118,14 @@ class FileDetector(EngineDetector):
 
     def _graph(self, shape: Sequence[int]) -> Run:
         return self._run
+
+
+def one_height(own: int, other: int) -> str:
+    """Message about an image of another height than a file's."""
+    return (
+        f"an image has a height of {other} pixels, the file is for {own}: this detector computes its pooling"
+        " scale from the height. Export a file for each height, or use --path without --exported"
+    )
 
 
 def padded(images: Tensor) -> Tensor:

@@ -150,8 +150,6 @@ def roi_align(
     """Pooled features (R, C, PH, PW): each level's RoIs are pooled separately, then restored to their
     order."""
     op = _op()
-    if RULES[rule] not in COORDINATES:
-        raise ValueError(f"ONNX has no RoIAlign by the rule {RULES[rule]!r}; export with --to torch-export")
     image = op.Gather(rois, _numbers(0), axis=1)
     present = op.Not(op.Less(image, _numbers(0.0, np.float32)))
     boxes = op.Gather(rois, _numbers([1, 2, 3, 4]), axis=1)
@@ -163,22 +161,64 @@ def roi_align(
     for number, (feature, scale) in enumerate(zip(features, scales, strict=True)):
         here = op.And(op.Equal(level, _numbers(number)), present)
         rows = None if static else op.Squeeze(op.NonZero(here), _numbers([0]))
-        part = op.RoiAlign(
-            feature,
-            boxes if static else op.Gather(boxes, rows),
-            image if static else op.Gather(image, rows),
-            mode="avg",
-            output_height=output_size[0],
-            output_width=output_size[1],
-            sampling_ratio=sampling_ratio,
-            spatial_scale=scale,
-            coordinate_transformation_mode=COORDINATES[RULES[rule]],
-        )
+        own = (boxes, image) if static else (op.Gather(boxes, rows), op.Gather(image, rows))
+        if RULES[rule] == "points":
+            part = _points(feature, *own, output_size, scale)
+        else:
+            part = op.RoiAlign(
+                feature,
+                *own,
+                mode="avg",
+                output_height=output_size[0],
+                output_width=output_size[1],
+                sampling_ratio=sampling_ratio,
+                spatial_scale=scale,
+                coordinate_transformation_mode=COORDINATES[RULES[rule]],
+            )
         if static:
             pooled = op.Where(op.Unsqueeze(here, _numbers([1, 2, 3])), part, pooled)
         else:
             pooled = op.ScatterND(pooled, op.Unsqueeze(rows, _numbers([1])), part)
     return pooled
+
+
+def _points(feature: Any, boxes: Any, image: Any, output_size: Sequence[int], scale: float) -> Any:
+    """`roi_align_points` (R, C, PH, PW) of boxes (R, 4) in images (R,) of one map: ONNX's RoiAlign has other
+    points."""
+    op, (channels, height, width) = _op(), _shape(feature)[1:]
+    cells = op.Reshape(op.Transpose(feature, perm=[0, 2, 3, 1]), _numbers([-1, channels]))
+    (top, bottom), (left, right) = (
+        _taps(op, boxes, axis, pooled, side, scale)
+        for axis, pooled, side in ((1, output_size[0], height), (0, output_size[1], width))
+    )
+    first = op.Unsqueeze(op.Mul(image, _numbers(height * width)), _numbers([1, 2]))
+    total = None
+    for y, down in (top, bottom):
+        for x, across in (left, right):
+            line = op.Mul(op.Unsqueeze(y, _numbers([2])), _numbers(width))
+            cell = op.Add(op.Add(first, line), op.Unsqueeze(x, _numbers([1])))  # (R, PH, PW)
+            weight = op.Mul(op.Unsqueeze(down, _numbers([2])), op.Unsqueeze(across, _numbers([1])))
+            part = op.Mul(op.Gather(cells, cell, axis=0), op.Unsqueeze(weight, _numbers([3])))
+            total = part if total is None else op.Add(total, part)
+    return op.Transpose(total, perm=[0, 3, 1, 2])
+
+
+def _taps(op: Any, boxes: Any, axis: int, pooled: int, side: int, scale: float) -> list[tuple[Any, Any]]:
+    """The two cells (R, P) int64 of each point of an axis, 0 for x, and their weights, 0 outside the map."""
+    zero, one = _numbers(0.0, np.float32), _numbers(1.0, np.float32)
+    start, end = (
+        op.Mul(op.Gather(boxes, _numbers([place]), axis=1), _numbers(scale, np.float32))
+        for place in (axis, axis + 2)
+    )
+    step = op.Div(op.Max(op.Add(op.Sub(end, start), one), zero), _numbers(pooled - 1, np.float32))
+    position = op.Add(start, op.Mul(_numbers(np.arange(pooled)[None], np.float32), step))
+    inside = op.And(op.GreaterOrEqual(position, zero), op.Less(position, _numbers(side, np.float32)))
+    position = op.Where(inside, position, zero)
+    low = op.Min(op.Floor(position), _numbers(max(side - 2, 0), np.float32))
+    fraction, present = op.Sub(position, low), op.Cast(inside, to=1)
+    high = op.Min(op.Add(low, one), _numbers(side - 1, np.float32))
+    weights = op.Mul(op.Sub(one, fraction), present), op.Mul(fraction, present)
+    return [(op.Cast(cell, to=7), weight) for cell, weight in zip((low, high), weights, strict=True)]
 
 
 def decode_heatmaps(heatmaps: Any, boxes: Any) -> Any:

@@ -25,6 +25,8 @@ class WholeDetector(nn.Module):
     """The exported module: norms folded, boxes in pixels of the input, masks (N, D, M, M) not pasted, key
     points (N, D, P, 4) x, y, logit and probability, in pixels of the input.
 
+    A detector that computes its pooling scale from the image's height is exported for images of height H.
+
     Args:
         decode: key points; else heat maps (N, D, P, S, S), of which the original's pixels are not rounded.
 
@@ -36,10 +38,6 @@ class WholeDetector(nn.Module):
         super().__init__()
         if isinstance(model, FasterRcnn) and (reason := model.needs_any_size) is not None:
             raise ValueError(f"this detector cannot be exported: {reason}")
-        if getattr(model, "reads_sizes", False):
-            raise ValueError(
-                "this detector cannot be exported: the scale of its pooling is the image's height"
-            )
         if not isinstance(model, Detector):
             raise ValueError(f"{type(model).__name__} is not a detector of this project")
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
