@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,3 +197,15 @@ def test_on_the_meta_device_nothing_is_allocated() -> None:
     model = build_model("mask_rcnn_vovnet57_fpn_2x.vovnet", device="meta")
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
     assert model.num_classes == 80 and len(model.class_names) in (0, 80)
+
+
+def test_on_the_meta_device_torchs_compiler_is_not_imported() -> None:
+    """Its import takes 1.3 s, and some operators import it at their first call on that device."""
+    code = """if True:
+        import sys
+        from detection_zoo.zoo.build import build_model
+        for name in ("keypoint_rcnn_resnet50_fpn_1x.detectron_pytorch", "ssd512_hardnet68_voc.hardnet"):
+            build_model(name, device="meta")
+        assert "torch._dynamo" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)

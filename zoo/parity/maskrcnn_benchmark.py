@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.build import assemble
+from detection_zoo.zoo.build import assemble, shapes_only
 from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.detectors.faster_rcnn import RcnnTraining
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
@@ -141,7 +141,7 @@ class _Folder:
                 " settings"
             )
             return recorded, assemble(recorded)
-        with torch.device("meta"):
+        with shapes_only():
             differing = list(departures(assemble(entry), assemble(recorded)))
         if entry.conventions is None or entry.conventions.image != recorded.conventions.image:
             differing.append("conventions.image")
@@ -617,7 +617,7 @@ def _vovnet_of(arrays: Mapping[str, Any]) -> str:
     wanted = {name: array.shape for name, array in arrays.items() if name.endswith("conv.weight")}
     for name in BACKBONES:
         if name.startswith("vovnet"):
-            with torch.device("meta"):
+            with shapes_only():
                 model = Classifier(BACKBONES[name](norm="batch"), len(arrays["classifier.bias"]))
             state = format_of(CLASSIFIER_FORMAT).translate({file: arrays[file] for file in wanted}).state
             shapes = {
