@@ -185,6 +185,8 @@ TWO = [ROW, "retinanet_resnet14_slim_fpn.demo"]
         (lambda: dz.compare(TWO, rounds=0), ValueError, "rounds is 0"),
         (lambda: dz.compare(TWO[:1]), ValueError, "name two rows or more"),
         (lambda: dz.compare(ROW), ValueError, "name two rows or more"),
+        (lambda: dz.compare([ROW], exported=["no.xml"]), ManifestError, "no.xml: no such file"),
+        (lambda: dz.compare([ROW], exported=["a.pt2"]), ManifestError, "a.pt2: onnxruntime runs .onnx"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(call: Callable[[], object], error: type, said: str) -> None:

@@ -124,7 +124,7 @@ def exported_file(file: Path, batch: int = 1) -> tuple[str, str, ExportedFile]:
     """Return the row of a file that `bench.py export` wrote, the engine that runs it, and its description.
 
     Raises:
-        ManifestError: another program wrote it, no engine runs it, or it takes another batch.
+        ManifestError: it is missing, another program wrote it, no engine runs it, or it takes another batch.
     """
     from detection_zoo.zoo.export.files import digest_of_file, notes_of
     from detection_zoo.zoo.export.kinds import ENGINE_SUFFIXES
@@ -133,6 +133,8 @@ def exported_file(file: Path, batch: int = 1) -> tuple[str, str, ExportedFile]:
     if engine is None:
         kinds = ", ".join(f"{name} runs {suffix}" for name, suffix in ENGINE_SUFFIXES.items())
         raise ManifestError(f"{file}: {kinds}")
+    if not file.is_file():
+        raise ManifestError(f"{file}: no such file")
     if not (notes := notes_of(file)):
         raise ManifestError(f"{file} is not written by bench.py export")
     if batch != notes["inputs"]["images"][0]:

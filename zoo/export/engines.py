@@ -107,7 +107,11 @@ class FileDetector(EngineDetector):
                 " larger --size"
             )
         if self.model.reads_sizes and images.shape[2] != self.shape[2]:
-            raise ValueError(one_height(self.shape[2], images.shape[2]))
+            raise ValueError(
+                f"an image has a height of {images.shape[2]} pixels, the file is for {self.shape[2]}: this"
+                " detector computes its pooling scale from the height. Export a file for each height, or use"
+                " --path without --exported"
+            )
         right, below = self.shape[3] - images.shape[3], self.shape[2] - images.shape[2]
         return nn.functional.pad(images, (0, right, 0, below))
 
@@ -118,14 +122,6 @@ class FileDetector(EngineDetector):
 
     def _graph(self, shape: Sequence[int]) -> Run:
         return self._run
-
-
-def one_height(own: int, other: int) -> str:
-    """Message about an image of another height than a file's."""
-    return (
-        f"an image has a height of {other} pixels, the file is for {own}: this detector computes its pooling"
-        " scale from the height. Export a file for each height, or use --path without --exported"
-    )
 
 
 def padded(images: Tensor) -> Tensor:
