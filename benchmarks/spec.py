@@ -252,8 +252,10 @@ class WeightsIdentity(Strict):
     def __str__(self) -> str:
         """Kind and hash in one line; for untrained weights, a warning."""
         if self.kind == "random":
-            return "random, untrained: accuracy is meaningless, and a detector's time depends on"
-            " its number of detections"
+            return (
+                "random, untrained: accuracy is meaningless, and a detector's time depends on its number of"
+                " detections"
+            )
         name = f" ({self.file})" if self.file else ""
         made_up = ", made from tensor names: accuracy is meaningless" if self.made_up else ""
         return f"{self.kind} {self.digest[:12]}{name}{made_up}"

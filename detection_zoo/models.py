@@ -269,7 +269,7 @@ def create(
 
     Args:
         backbone: a registered backbone, or "timm.NAME".
-        detector: faster_rcnn, mask_rcnn, keypoint_rcnn, retinanet or ssd.
+        detector: a registered detector, such as faster_rcnn or ssd.
         classes: their names, or how many.
         pretrained: start from the backbone's ImageNet weights: timm's own, or those of a manifest row.
         device: as in `load`.

@@ -180,6 +180,25 @@ def test_lines_and_files_are_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_no_text_is_cut_off(path: Path) -> None:
+    """A string that is a statement of its own is a docstring, or the rest of a text that lost its bracket."""
+    tree = ast.parse(path.read_text())
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    first = {id(node.body[0]) for node in ast.walk(tree) if isinstance(node, documented) and node.body}
+    stray = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr)
+        and id(node) not in first
+        and (
+            isinstance(node.value, ast.JoinedStr)
+            or (isinstance(node.value, ast.Constant) and isinstance(node.value.value, str))
+        )
+    ]
+    assert not stray, f"{path.name}: a text without effect in lines {stray}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
 def test_nothing_imports_upward(path: Path) -> None:
     relative = path.relative_to(ROOT).as_posix()
     allowed = next(names for prefix, names in MAY_IMPORT if relative.startswith(prefix))

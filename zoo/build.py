@@ -18,7 +18,7 @@ from detection_zoo.zoo import necks
 # each registers its builders; a new backbone or detector is one name here
 from detection_zoo.zoo.backbones import detnet, hardnet, mobilenet, resnet, timm_adapter, vgg, vovnet
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.conventions import Conventions
+from detection_zoo.zoo.conventions import Conventions, ObjectConventions
 from detection_zoo.zoo.detectors import faster_rcnn, keypoint_rcnn, mask_rcnn, retinanet, rpn, ssd
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.classifier import Classifier
@@ -141,10 +141,16 @@ def create_entry(
         pyramid = like.neck.arguments if like.neck is not None else {}
         usual, conventions = like.detector.arguments, like.conventions
     chosen = bundles[conventions] if isinstance(conventions, str) else conventions
+    chosen = chosen or _usual_conventions(name)
     takes_neck = False
     if detector is not None:
         builder = _builder(DETECTORS, Component(name=detector), name)
         takes_neck = "neck" in inspect.signature(builder).parameters
+        if not has_box_ends(chosen):
+            targets = ObjectConventions(inclusive=_inclusive(rules_of(builder)))
+            chosen = chosen.model_copy(update={"targets": targets})
+    if neck is not None and not takes_neck:
+        raise ManifestError(f"{name} takes no neck; leave out neck={neck}")
     entry = ModelEntry(
         name=f"{name}_{backbone}",
         source=CREATED,
@@ -155,7 +161,7 @@ def create_entry(
         detector=None if detector is None else Component(name=detector, **{**usual, **detector_options}),
         classes=classes,
         dataset=dataset,
-        conventions=chosen or _usual_conventions(name),
+        conventions=chosen,
     )
     return entry if given else _with_anchors_of_levels(entry)
 
@@ -223,6 +229,11 @@ def assemble(row: ModelEntry) -> Detector | Classifier:
             inputs["neck"] = _call(NECKS, row.neck, where, {"specs": inputs["backbone"].specs})
     rules = rules_of(builder)
     if row.conventions is not None:
+        if not has_box_ends(row.conventions) and not _inclusive(rules):
+            raise ManifestError(
+                f"{where}: field conventions: no section says where boxes end; add targets.inclusive (true:"
+                " x2 is the last pixel inside; false: the far edge)"
+            )
         inputs |= sections_in_force(row.conventions, rules, row.detector.name, where)
     detector: Detector = _call(DETECTORS, row.detector, where, inputs)
     dataset = load_manifests().datasets.get(row.dataset)
@@ -240,6 +251,16 @@ def rules_of(builder: Callable[..., Any]) -> Any:
     parameter `rules`, a dataclass; none where it uses no section."""
     parameter = inspect.signature(builder).parameters.get("rules")
     return None if parameter is None else parameter.default
+
+
+def has_box_ends(conventions: Conventions) -> bool:
+    """Whether a section says if x2 and y2 of boxes are inclusive."""
+    return conventions.targets is not None or conventions.boxes is not None
+
+
+def _inclusive(rules: Any) -> bool:
+    """Whether a detector's default boxes have inclusive ends; no default: they do not."""
+    return hasattr(rules, "boxes") and rules.boxes.offset == 1.0
 
 
 def sections_in_force(conventions: Conventions, rules: Any, detector: str, where: str) -> dict[str, Any]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import pytest
 
 from detection_zoo.benchmarks.ask.fit_find import check_row
-from detection_zoo.benchmarks.run.subject import identify_weights
-from detection_zoo.zoo.build import build_model, create_entry
+from detection_zoo.benchmarks.run.subject import identify_weights, inclusive_boxes
+from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.build import build_model, create_entry, create_model
+from detection_zoo.zoo.conventions import BoxConventions, Conventions
 from detection_zoo.zoo.created_row import created_name, row_named
+from detection_zoo.zoo.data.training_loader import target_rules
+from detection_zoo.zoo.detectors.ssd import SSD
 from detection_zoo.zoo.errors import ManifestError, UnknownName
 from detection_zoo.zoo.manifest import load_manifests
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS
@@ -63,6 +70,38 @@ def test_on_shapes_a_row_is_as_small_as_the_demo_rows(detector: str, backbone: s
     if like is not None and like.backbone.name == backbone:
         assert (entry.conventions, entry.neck) == (like.conventions, like.neck)
         assert entry.detector == like.detector
+
+
+@pytest.mark.parametrize("detector", list(DETECTORS))
+@pytest.mark.parametrize("dataset", ["coco", "shapes"])
+def test_training_and_evaluation_agree_where_boxes_end(detector: str, dataset: str) -> None:
+    entry = create_entry("resnet14_slim", detector, 8, dataset=dataset)
+    data = SimpleNamespace(keypoint_names=())
+    assert target_rules(entry, data).inclusive == inclusive_boxes(entry)
+
+
+def test_a_detector_without_its_own_box_ends_needs_them_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class EdgeRules:
+        boxes: BoxConventions = BoxConventions(offset=0.0, far_offset=0.0)
+
+    def edges(backbone: Backbone, num_classes: int, rules: EdgeRules = EdgeRules()) -> SSD:
+        return create_model("resnet14_slim", "ssd", num_classes)
+
+    monkeypatch.setitem(DETECTORS._builders, "edges", edges)
+    for dataset in ("coco", "shapes"):
+        entry = create_entry("resnet14_slim", "edges", 8, dataset=dataset)
+        assert not inclusive_boxes(entry)
+        assert not target_rules(entry, SimpleNamespace(keypoint_names=())).inclusive
+        build_model(entry)
+    bare = entry.model_copy(update={"conventions": Conventions(image=entry.conventions.image)})
+    with pytest.raises(ManifestError, match="no section says where boxes end; add targets.inclusive"):
+        build_model(bare)
+
+
+def test_a_neck_for_a_detector_without_one_is_refused() -> None:
+    with pytest.raises(ManifestError, match="ssd takes no neck; leave out neck="):
+        create_entry("resnet14_slim", "ssd", 8, neck={"name": "fpn"})
 
 
 def test_messages_name_the_manifest_of_a_row_or_say_that_it_has_none() -> None:

@@ -4,10 +4,13 @@ here."""
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from contracts import need_package
 
+from detection_zoo.benchmarks.run.subject import inclusive_boxes
+from detection_zoo.zoo.data.training_loader import target_rules
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import ModelEntry, load_manifests
 
@@ -243,3 +246,10 @@ def test_every_row_builds(entry: ModelEntry) -> None:
     model = build_model(entry, device="meta")
     slim = MANIFESTS.datasets[entry.dataset].layout == "shapes"
     assert sum(p.numel() for p in model.parameters()) > (0 if slim else 1_000_000)
+
+
+def test_training_and_evaluation_agree_where_boxes_end() -> None:
+    data = SimpleNamespace(keypoint_names=())
+    built = [row for row in ROWS if not row.published_only and row.detector is not None]
+    differ = [row.name for row in built if target_rules(row, data).inclusive != inclusive_boxes(row)]
+    assert len(built) > 100 and not differ
