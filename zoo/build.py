@@ -229,12 +229,12 @@ def assemble(row: ModelEntry) -> Detector | Classifier:
             inputs["neck"] = _call(NECKS, row.neck, where, {"specs": inputs["backbone"].specs})
     rules = rules_of(builder)
     if row.conventions is not None:
+        inputs |= sections_in_force(row.conventions, rules, row.detector.name, where)
         if not has_box_ends(row.conventions) and not _inclusive(rules):
             raise ManifestError(
                 f"{where}: field conventions: no section says where boxes end; add targets.inclusive (true:"
                 " x2 is the last pixel inside; false: the far edge)"
             )
-        inputs |= sections_in_force(row.conventions, rules, row.detector.name, where)
     detector: Detector = _call(DETECTORS, row.detector, where, inputs)
     dataset = load_manifests().datasets.get(row.dataset)
     detector.class_names = tuple(row.class_names or ()) or (
