@@ -175,12 +175,12 @@ def train(
     as_json: JSON = False,
 ) -> None:
     """Train a row with its source's recipe; continue a stopped training with --resume."""
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.created_row import row_named
 
     data = data_of(data, classes, renamed)
     eval_data = eval_data and data_of(eval_data, classes, renamed)
     with checking_arguments():
-        load_manifests().entry(row)
+        row_named(row)
     where = device_of(device)
     loaders = workers_of(workers, where)
     from dataclasses import asdict  # after the checks: torch

@@ -19,6 +19,7 @@ from detection_zoo.benchmarks.train.evaluate import evaluator, top1_evaluator
 from detection_zoo.benchmarks.train.outcome import event_writer, result_table, write_curves, write_results
 from detection_zoo.benchmarks.train.splits import open_training_data, validation_split
 from detection_zoo.zoo.build import build_model
+from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.training_loader import TrainingLoader, training_batches
 from detection_zoo.zoo.errors import CheckpointError, DatasetError, ManifestError
@@ -92,7 +93,7 @@ def prepare_task(request: Request, wishes: Wishes) -> Task:
     Raises:
         ManifestError, DatasetError: something is missing or invalid.
     """
-    entry = load_manifests().entry(request.row)
+    entry = row_named(request.row)
     dataset, lines, own = open_training_data(entry, request.data, request.images)
     if own:
         entry = with_classes(entry, dataset.classes)

@@ -202,3 +202,14 @@ def test_data_without_anything_to_train_on_is_an_error(tmp_path: Path) -> None:
         file.write_text(json.dumps(content | {"annotations": objects}))
         where = ("--data", f"coco:{tmp_path / 'data'}:train", "--out", tmp_path / "out", "--iterations", 2)
         assert problem in train(*where, code=2).replace("\n", " ")
+
+
+def test_a_row_without_a_manifest_is_trained_evaluated_and_used(tmp_path: Path) -> None:
+    """By the name that `run --backbone --detector` prints, which `run` and `detect` take too."""
+    name, out = "faster_rcnn_vovnet27_tiny_shapes.created", tmp_path / "out"
+    data = small_folder(tmp_path / "data", classes=("circle", "star"))
+    said = train("--data", data, "--out", out, "--iterations", 2, row=name)
+    assert "classes: 8 of shapes -> 2 (my_circle, my_star)" in said and "saved as" in said
+    picture = next((tmp_path / "data" / "train").iterdir())
+    bench("detect", name, picture, "--out", tmp_path / "drawn", "--weights", out / "last.pth")
+    assert "unknown detector" in train("--data", data, "--out", out, row="none_shapes.created", code=2)

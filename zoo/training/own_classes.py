@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from detection_zoo.zoo.build import build_model, load_row_weights, own_weights
+from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.weights.load import checkpoint_format as format_named
 from detection_zoo.zoo.weights.load import format_of_file
 from detection_zoo.zoo.weights.rename import account, listed
@@ -44,7 +45,7 @@ def load_rest(
     else:
         path = Path(weights)
         stated = [spec.format for spec in entry.trained_weights]
-        whole = build_model(load_manifests().entry(entry.name), device="meta")  # with the file's classes
+        whole = build_model(row_named(entry.name), device="meta")  # with the file's classes
         name = checkpoint_format or format_of_file(whole, path, stated[0] if stated else None)
         arrays = format_named(name).read(path)
     where = f"{path} ({name}) for row {entry.name}"
