@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from detection_zoo.zoo.build import build_model, create_model
 from detection_zoo.zoo.graphs import GraphClassifier, GraphDetector, Recordings
-from detection_zoo.zoo.parts import fixed_size, roi_heads
+from detection_zoo.zoo.parts import detections, fixed_size
 from detection_zoo.zoo.records import Detections, tensors_in
 
 SIZES = torch.tensor([[SIDE, SIDE - 12], [SIDE - 7, SIDE]])
@@ -114,7 +114,7 @@ def test_lists_that_are_not_exact_are_chosen_again(gpu: Log, monkeypatch: pytest
     images, model = pictures(2).to("cuda"), on_gpu("faster_rcnn")
     expected = model.predict(images, SIZES)
     cut = fixed_size.best_candidates
-    monkeypatch.setattr(roi_heads, "best_candidates", lambda scores: cut(scores, 2))
+    monkeypatch.setattr(detections, "best_candidates", lambda scores: cut(scores, 2))
     replaying = GraphDetector(model, TapeCapture())
     for _ in range(2):
         assert_equal(replaying.predict(images, SIZES), expected)

@@ -26,10 +26,10 @@ from detection_zoo.zoo.parity.base import Output, Reference, Skip
 from detection_zoo.zoo.parts.anchors import AnchorGenerator, rounded_cells
 from detection_zoo.zoo.parts.box_voting import vote_boxes
 from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes
+from detection_zoo.zoo.parts.detections import choose_detections
 from detection_zoo.zoo.parts.keypoint_head import KeypointHead, decode_heatmaps, heatmap_targets
 from detection_zoo.zoo.parts.mask_head import paste_masks, rasterise
 from detection_zoo.zoo.parts.proposals import select_proposals
-from detection_zoo.zoo.parts.roi_heads import choose_detections
 
 Outputs = dict[str, Output | Skip]
 INPUT = Skip("an input, which other outputs are computed from")

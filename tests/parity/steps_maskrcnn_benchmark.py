@@ -41,12 +41,13 @@ from detection_zoo.zoo.parts.boxes import (
     scale_boxes,
     xyxy_to_xywh,
 )
+from detection_zoo.zoo.parts.detections import select_detections
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps, heatmap_targets
 from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
 from detection_zoo.zoo.parts.mask_head import paste_masks, rasterise
 from detection_zoo.zoo.parts.matching import match
 from detection_zoo.zoo.parts.proposals import Proposals, select_proposals
-from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, select_detections
+from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler
 from detection_zoo.zoo.parts.rpn import by_anchor
 from detection_zoo.zoo.records import FeatureSpec
 

@@ -31,9 +31,10 @@ from detection_zoo.zoo.parity.detectron_training import settle_draws
 from detection_zoo.zoo.parts.anchor_targets import DetectronAnchorSampler, SampledAnchors
 from detection_zoo.zoo.parts.box_voting import vote_boxes
 from detection_zoo.zoo.parts.boxes import BoxCoder
+from detection_zoo.zoo.parts.detections import suppress
 from detection_zoo.zoo.parts.frames import frames
 from detection_zoo.zoo.parts.proposals import Proposals
-from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, suppress
+from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler
 from detection_zoo.zoo.parts.targets import DetectronBoxSampler, masks_of
 from detection_zoo.zoo.records import FeatureSpec, Target
 from detection_zoo.zoo.registry import BACKBONES

@@ -23,8 +23,8 @@ from detection_zoo.zoo.parity.near_ties import (
     settle_areas,
 )
 from detection_zoo.zoo.parts.boxes import BoxCoder
+from detection_zoo.zoo.parts.detections import choose_detections
 from detection_zoo.zoo.parts.proposals import select_proposals
-from detection_zoo.zoo.parts.roi_heads import choose_detections
 from detection_zoo.zoo.records import Detections
 
 CODER = BoxCoder(offset=0.0, far_offset=0.0)

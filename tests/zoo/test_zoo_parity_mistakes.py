@@ -14,7 +14,7 @@ from torch import Tensor
 from detection_zoo.zoo.detectors import ssd as ssd_detector
 from detection_zoo.zoo.parity import hardnet, settings
 from detection_zoo.zoo.parity.base import parity
-from detection_zoo.zoo.parts import proposals, roi_heads
+from detection_zoo.zoo.parts import detections, proposals, roi_heads
 
 FOLDERS = Path(__file__).resolve().parents[1] / "reference"
 RCNN = FOLDERS / "maskrcnn_benchmark" / "e2e_faster_rcnn_V_39_FPN_2x"
@@ -73,8 +73,8 @@ MISTAKES: dict[str, tuple[Path, Any, str, Change, str]] = {
         "A.proposals.image0.boxes.x1",
     ),
     "proposals: one pixel": (RCNN, proposals, "clip_boxes", shifted, "A.proposals.image0.boxes.x1"),
-    "detections: threshold": (RCNN, roi_heads, "batched_nms", threshold, "A.detections.image0.boxes"),
-    "detections: one pixel": (RCNN, roi_heads, "clip_boxes", shifted, "A.detections.image0.boxes"),
+    "detections: threshold": (RCNN, detections, "batched_nms", threshold, "A.detections.image0.boxes"),
+    "detections: one pixel": (RCNN, detections, "clip_boxes", shifted, "A.detections.image0.boxes"),
     "RoIs: channels": (RCNN, roi_heads.RoiAlignPooler, "forward", pooled_channels, "A.roi.class_logits"),
     "SSD images: channels": (SSD, settings, "normal_input", image_channels, "c.softmax"),
     "SSD gradient": (VGG, hardnet, "build_optimizer", scaled_gradient, "f.grad.extras.1.weight"),

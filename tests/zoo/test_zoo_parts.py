@@ -25,6 +25,7 @@ from detection_zoo.zoo.parts.boxes import (
     large_enough,
     xyxy_to_xywh,
 )
+from detection_zoo.zoo.parts.detections import select_detections
 from detection_zoo.zoo.parts.keypoint_head import (
     KeypointHead,
     decode_heatmaps,
@@ -37,7 +38,7 @@ from detection_zoo.zoo.parts.mask_head import mask_loss, paste_masks, rasterise
 from detection_zoo.zoo.parts.matching import BalancedSampler, match
 from detection_zoo.zoo.parts.norm import ConvNorm, FrozenNorm, make_norm
 from detection_zoo.zoo.parts.proposals import select_proposals
-from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, select_detections
+from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler
 from detection_zoo.zoo.parts.targets import BoxSampler
 from detection_zoo.zoo.records import Detections, FeatureSpec, Target
 

@@ -24,6 +24,7 @@ from detection_zoo.zoo.necks import Neck, SingleLevel
 from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import BoxCoder, scale_boxes
+from detection_zoo.zoo.parts.detections import choose_detections, choose_fixed, score_boxes
 from detection_zoo.zoo.parts.fixed_size import (
     FixedDetections,
     cut_absent,
@@ -43,9 +44,6 @@ from detection_zoo.zoo.parts.roi_heads import (
     RoiAlignPooler,
     StageTrunk,
     box_losses,
-    choose_detections,
-    choose_fixed,
-    score_boxes,
 )
 from detection_zoo.zoo.parts.rpn import PROPOSAL_NETWORKS, RPN_HEADS, RegionProposalNetwork
 from detection_zoo.zoo.parts.targets import BOX_SAMPLERS, BoxSampler, NumpyBoxSampler, SampledBoxes

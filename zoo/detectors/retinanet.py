@@ -21,6 +21,7 @@ from detection_zoo.zoo.detectors.faster_rcnn import box_coders, without_crowd
 from detection_zoo.zoo.necks import Neck, SingleLevel
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 from detection_zoo.zoo.parts.boxes import box_iou, clip_boxes, scale_boxes, widened
+from detection_zoo.zoo.parts.detections import suppress
 from detection_zoo.zoo.parts.fixed_size import (
     FixedDetections,
     best_candidates,
@@ -33,7 +34,6 @@ from detection_zoo.zoo.parts.frames import Frame, frames
 from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
 from detection_zoo.zoo.parts.matching import BACKGROUND, match
 from detection_zoo.zoo.parts.norm import ConvNorm
-from detection_zoo.zoo.parts.roi_heads import suppress
 from detection_zoo.zoo.parts.rpn import by_anchor
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS

@@ -13,8 +13,8 @@ from detection_zoo.zoo.conventions import ProposalConventions
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.parity.near_ties import DetectionChoices
 from detection_zoo.zoo.parts.boxes import BoxCoder, clip_boxes
+from detection_zoo.zoo.parts.detections import choose_detections
 from detection_zoo.zoo.parts.proposals import Proposals, Size, select_proposals
-from detection_zoo.zoo.parts.roi_heads import choose_detections
 from detection_zoo.zoo.parts.rpn import by_anchor
 
 OFFSET = 1.0

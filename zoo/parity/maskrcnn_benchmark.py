@@ -36,12 +36,13 @@ from detection_zoo.zoo.parity.near_ties import (
     settle_areas,
     settle_ties,
 )
+from detection_zoo.zoo.parts.detections import select_detections
 from detection_zoo.zoo.parts.frames import frames
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
 from detection_zoo.zoo.parts.matching import BalancedSampler
 from detection_zoo.zoo.parts.proposals import Proposals, select_proposals
-from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler, select_detections
+from detection_zoo.zoo.parts.roi_heads import RoiAlignPooler
 from detection_zoo.zoo.parts.trace import trace
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import BACKBONES

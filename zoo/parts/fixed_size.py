@@ -2,7 +2,7 @@
 the host with a GPU and cannot be exported.
 
 A list of fixed size is padded with absent rows at the end. An absent proposal has a NaN box; an absent
-detection a NaN box, label -1 and score 0. The result is that of `roi_heads.suppress`; if the fixed size is
+detection a NaN box, label -1 and score 0. The result is that of `detections.suppress`; if the fixed size is
 too small for all candidates, `FixedDetections.exact` is false and the caller selects again with lists of
 variable length.
 """
