@@ -17,7 +17,8 @@ try:
 
     from detection_zoo.zoo.entry import INTERRUPTED, run_command
     from detection_zoo.zoo.errors import DownloadError, UnknownName, ZooError, in_one_line
-    from detection_zoo.zoo.manifest import MANIFEST_FOLDER, Manifests, load_manifests, read_manifests
+    from detection_zoo.zoo.manifest import Manifests
+    from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER, load_manifests, read_manifests
     from detection_zoo.zoo.weights.fetch.cache import WeightCache
     from detection_zoo.zoo.weights.fetch.selection import Chosen, choose, paste_lines, state_of
 except KeyboardInterrupt:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, FiniteFloat
 
-from detection_zoo.zoo.manifest import MetricSpec, Strict, load_metrics
+from detection_zoo.zoo.manifest import MetricSpec, Strict
+from detection_zoo.zoo.manifest_files import load_metrics
 from detection_zoo.zoo.registry import did_you_mean
 
 SCHEMA_VERSION = 1

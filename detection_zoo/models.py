@@ -15,7 +15,8 @@ from detection_zoo.benchmarks.run.subject import Subject, build_subject, identif
 from detection_zoo.predictions import Prediction
 from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.errors import DatasetError, ManifestError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 
 if TYPE_CHECKING:
     from PIL import Image

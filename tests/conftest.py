@@ -109,7 +109,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Path]:
     """A results folder, a README (not yet written) and a store, which reports take for a checkout's."""
     from detection_zoo.benchmarks.report import generate
-    from detection_zoo.zoo.manifest import MANIFEST_FOLDER
+    from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER
 
     folder, readme, store = tmp_path / "results", tmp_path / "README.md", tmp_path / "results" / "runs"
     (tmp_path / "manifests").symlink_to(MANIFEST_FOLDER)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES
+from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER, SHARED_FILES
 
 OWN_WEIGHTS = ("weights =", "training =")  # of the files that come with the project
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from detection_zoo.benchmarks.run.subject import Subject, build_subject, open_data
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.records import Detections
 
 ROW = "mask_rcnn_resnet14_slim_fpn.demo"

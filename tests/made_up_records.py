@@ -11,7 +11,8 @@ from records import MACHINE, PHOTOS, RANDOM, TRAINED
 
 from detection_zoo.benchmarks.report.kernel_cases import KernelCase, KernelTimings
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, Run, Telemetry
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 
 NOTE = "made up by a test: nobody measured this"
 PHASES = {

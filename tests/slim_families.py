@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detection_zoo.zoo.build import assemble, build_model, create_entry, rules_of
 from detection_zoo.zoo.data.shapes import make_shapes
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parts.matching import BalancedSampler
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.registry import DETECTORS

@@ -17,6 +17,7 @@ PACKAGES = ("zoo", "benchmarks", "kernels")
 COMMANDS = ("bench.py", "download_weights.py")
 PUBLIC = "detection_zoo."
 ROOTS = ("zoo.errors", "zoo.registry", "zoo.conventions", "zoo.records")
+MANIFESTS = ("zoo.manifest", "zoo.manifest_files")
 # A file belongs to the first prefix that fits. It may import the listed modules and what lies below them.
 MAY_IMPORT = [
     ("kernels/", ("kernels",)),
@@ -29,11 +30,12 @@ MAY_IMPORT = [
     ("zoo/regular.py", ()),
     ("zoo/home.py", ()),
     ("zoo/templates.py", ROOTS),
-    ("zoo/manifest.py", (*ROOTS, "zoo.regular", "zoo.templates")),
-    ("zoo/settings.py", (*ROOTS, "zoo.manifest")),
+    ("zoo/manifest.py", ROOTS),
+    ("zoo/manifest_files.py", (*ROOTS, "zoo.manifest", "zoo.regular", "zoo.templates")),
+    ("zoo/settings.py", (*ROOTS, *MANIFESTS)),
     (
         "zoo/weights/",
-        (*ROOTS, "zoo.plain", "zoo.regular", "zoo.manifest", "zoo.templates", "zoo.home", "zoo.weights"),
+        (*ROOTS, *MANIFESTS, "zoo.plain", "zoo.regular", "zoo.templates", "zoo.home", "zoo.weights"),
     ),
     ("zoo/parts/", ("kernels", *ROOTS, "zoo.parts")),
     ("zoo/necks.py", (*ROOTS, "zoo.parts")),
@@ -43,15 +45,15 @@ MAY_IMPORT = [
     ("zoo/detectors/", ("kernels", *ROOTS, "zoo.parts", "zoo.necks", "zoo.backbones", "zoo.detectors")),
     # images are enlarged by a compiled operator, which needs no torch
     ("zoo/data/resizing.py", ("kernels.bilinear_cpu", *ROOTS, "zoo.data")),
-    ("zoo/data/", (*ROOTS, "zoo.regular", "zoo.manifest", "zoo.home", "zoo.data")),
+    ("zoo/data/", (*ROOTS, *MANIFESTS, "zoo.regular", "zoo.home", "zoo.data")),
     ("zoo/", ("kernels", "zoo")),
     ("detection_zoo/", (*PACKAGES, "models", "predictions", "ops")),
-    ("benchmarks/spec.py", ("zoo.errors", "zoo.manifest", "zoo.registry", "benchmarks.spec")),
+    ("benchmarks/spec.py", (*MANIFESTS, "zoo.errors", "zoo.registry", "benchmarks.spec")),
     ("benchmarks/folders.py", ()),
     (
         "benchmarks/store.py",
         (
-            *("zoo.errors", "zoo.manifest", "zoo.registry", "zoo.regular"),
+            *(*MANIFESTS, "zoo.errors", "zoo.registry", "zoo.regular"),
             *("benchmarks.folders", "benchmarks.spec", "benchmarks.store"),
         ),
     ),
@@ -60,7 +62,7 @@ MAY_IMPORT = [
     (
         "benchmarks/report/",
         (
-            *("zoo.errors", "zoo.manifest", "zoo.plain", "zoo.registry"),
+            *(*MANIFESTS, "zoo.errors", "zoo.plain", "zoo.registry"),
             *("benchmarks.folders", "benchmarks.spec", "benchmarks.store", "benchmarks.statistics"),
             *("benchmarks.tabular", "benchmarks.terminal"),
             *("benchmarks.compare.record", "benchmarks.compare.text", "benchmarks.report"),
@@ -71,12 +73,13 @@ MAY_IMPORT = [
     # zoo.build: to convert alone
     (
         "download_weights.py",
-        (*ROOTS[:2], "zoo.plain", "zoo.entry", "zoo.manifest", "zoo.home", "zoo.weights", "zoo.build"),
+        (*ROOTS[:2], *MANIFESTS, "zoo.plain", "zoo.entry", "zoo.home", "zoo.weights", "zoo.build"),
     ),
 ]
 DRAWERS = {"utils", "util", "misc", "common", "helpers", "helper", "tools", "stuff"}
 NO_TORCH_AT_START = [
     "zoo.manifest",
+    "zoo.manifest_files",
     "zoo.registry",
     "zoo.conventions",
     "zoo.weights.fetch.one",
@@ -157,12 +160,7 @@ def circles() -> list[list[str]]:
 
 
 # Open work: each entry leaves when its length is gone; none may be added.
-LONG_FILES = {
-    "zoo/parity/maskrcnn_benchmark.py",
-    "zoo/parity/detnet.py",
-    "zoo/manifest.py",
-    "download_weights.py",
-}
+LONG_FILES = {"zoo/parity/maskrcnn_benchmark.py", "zoo/parity/detnet.py", "download_weights.py"}
 FAMILY_FILES = ("zoo/backbones/", "zoo/detectors/")  # blocks, network, variants, builders in one file
 
 

@@ -11,7 +11,7 @@ import typer
 from gpu_session import Step, main, run_all, steps
 
 from bench import app
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 
 def test_every_command_and_row_exists(tmp_path: Path) -> None:

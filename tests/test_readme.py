@@ -74,7 +74,7 @@ def test_the_backbone_of_contributing_keeps_the_contract() -> None:
 
 def test_the_number_of_rows_is_that_of_the_manifests() -> None:
     """Of the manifests that git tracks: a file of one's own changes nothing."""
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.manifest_files import load_manifests
 
     listed = subprocess.run(["git", "ls-files", "manifests"], cwd=ROOT, capture_output=True, text=True)
     tracked = {Path(line).stem for line in listed.stdout.splitlines()}

@@ -21,7 +21,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.records import Detections
 from detection_zoo.zoo.training.loop import move, train_steps
 from detection_zoo.zoo.training.recipe import build_optimizer

@@ -39,7 +39,7 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec, Run
 from detection_zoo.zoo import cuda_capture, fast
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.fast import TOLERANCES, found_again
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 IMAGES = 2
 

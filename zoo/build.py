@@ -25,7 +25,8 @@ from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.detectors.peers import detectron2 as detectron2_peers
 from detection_zoo.zoo.detectors.peers import torchvision as torchvision_peers
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
-from detection_zoo.zoo.manifest import CREATED, Component, ModelEntry, WeightSpec, load_manifests
+from detection_zoo.zoo.manifest import CREATED, Component, ModelEntry, WeightSpec
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS, NECKS, Registry, did_you_mean
 
 Weights = Literal["random", "published"] | str | Path | None

@@ -4,7 +4,8 @@ them."""
 from __future__ import annotations
 
 from detection_zoo.zoo.errors import UnknownName
-from detection_zoo.zoo.manifest import CREATED, ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import CREATED, ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 
 SUFFIX = f".{CREATED}"
 CLASSIFIER = "classifier"  # in place of a detector, for ImageNet

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from detection_zoo.zoo.conventions import Conventions
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule, merge
+from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule
+from detection_zoo.zoo.manifest_files import merge
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS, NECKS, did_you_mean
 
 COMPONENTS = {"backbone": BACKBONES, "neck": NECKS, "detector": DETECTORS}

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.settings import with_settings, with_value
 
 ROW = "row"  # of a training checkpoint: differences from the manifest's row

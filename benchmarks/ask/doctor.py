@@ -13,7 +13,7 @@ from detection_zoo.benchmarks.measure.telemetry import Gpu
 from detection_zoo.benchmarks.store import stored_runs
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.home import home_folder
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 FREE_GIB = 5  # GiB of free disk space below which a warning is given
 ROOMS = ("zoo", "benchmarks", "kernels")

@@ -12,7 +12,7 @@ from detection_zoo.benchmarks.spec import Metric, metric
 from detection_zoo.benchmarks.store import stored_runs
 from detection_zoo.benchmarks.tabular import Notes, note_lines, text_table
 from detection_zoo.benchmarks.terminal import wrap
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 LEFT_OUT = "Rows that cannot be built, or have no available weights, are not listed; --all includes them."
 ORDER = {"measured": 0, "published": 1}

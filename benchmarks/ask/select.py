@@ -9,7 +9,8 @@ from detection_zoo.benchmarks.report.lines import published_lines
 from detection_zoo.benchmarks.spec import metric
 from detection_zoo.benchmarks.tabular import text_table
 from detection_zoo.zoo.errors import UnknownName
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.weights.fetch.availability import Availability, availability
 from detection_zoo.zoo.weights.fetch.cache import WeightCache

@@ -16,7 +16,7 @@ MOST_WORKERS = 8  # upper limit of --workers auto
 
 def row_names(incomplete: str) -> list[str]:
     """Row names with this prefix, for shell completion."""
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.manifest_files import load_manifests
 
     return [name for name in load_manifests().entries if name.startswith(incomplete)]
 
@@ -138,7 +138,7 @@ def groups_of(text: str | None) -> tuple[str, ...]:
 
 def check_metric(name: str) -> None:
     """Check --metric: it must be a metric that tables show for all rows; any other is wrong usage."""
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.manifest_files import load_manifests
     from detection_zoo.zoo.registry import did_you_mean
 
     known = [name for name, metric in load_manifests().metrics.items() if metric.overview]
@@ -150,7 +150,7 @@ def check_metric(name: str) -> None:
 
 def check_protocol(name: str) -> None:
     """Check --protocol; an unknown name is wrong usage."""
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.manifest_files import load_manifests
     from detection_zoo.zoo.registry import did_you_mean
 
     if name not in (known := load_manifests().protocols):

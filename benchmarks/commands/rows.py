@@ -49,7 +49,7 @@ def list_rows(
 ) -> None:
     """List the rows of the manifests."""
     from detection_zoo.benchmarks.ask.select import row_of, select, text_of, weights_of
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.manifest_files import load_manifests
 
     entries = load_manifests().find(pattern)
     entries = select(entries, source, detector, weights, licence, sort)

@@ -19,7 +19,8 @@ from detection_zoo.benchmarks.spec import (
     WeightsIdentity,
 )
 from detection_zoo.benchmarks.store import newest_records, read_record
-from detection_zoo.zoo.manifest import Strict, load_manifests
+from detection_zoo.zoo.manifest import Strict
+from detection_zoo.zoo.manifest_files import load_manifests
 
 
 class Pair(Strict):

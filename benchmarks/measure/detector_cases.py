@@ -12,7 +12,7 @@ from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.cuda_capture import with_graphs
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.fast import TOLERANCES, fast_model, map_error
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 LARGE = (800, 1344)  # height, width in pixels: 800 x 1333, padded to a multiple of 32
 DETECTORS = {

@@ -14,7 +14,8 @@ from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import Subject
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
 from detection_zoo.benchmarks.statistics import summarise
-from detection_zoo.zoo.manifest import TimingProtocol, load_manifests
+from detection_zoo.zoo.manifest import TimingProtocol
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import did_you_mean
 
 

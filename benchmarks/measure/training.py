@@ -21,7 +21,8 @@ from detection_zoo.benchmarks.statistics import LEAST_STEPS, block_means, drift,
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.training_loader import QUEUED_BATCHES, TrainingLoader, training_batches
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import Schedule, load_manifests
+from detection_zoo.zoo.manifest import Schedule
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.training.loop import train_steps
 from detection_zoo.zoo.training.plan import Wishes, plan_training
 from detection_zoo.zoo.training.recipe import build_optimizer, training_mode

@@ -24,7 +24,8 @@ from detection_zoo.benchmarks.store import (
     write_whole,
 )
 from detection_zoo.benchmarks.tabular import render as render_tables
-from detection_zoo.zoo.manifest import Manifests, load_manifests, read_manifests
+from detection_zoo.zoo.manifest import Manifests
+from detection_zoo.zoo.manifest_files import load_manifests, read_manifests
 
 PROJECT = PROJECT_RESULTS.parent
 FORMATS = (*SUFFIX, "svg", "png", "html")

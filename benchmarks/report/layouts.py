@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from detection_zoo.zoo.errors import ManifestError, UnknownName, first_problem
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, MetricSource, ModelEntry, Strict, read_toml
+from detection_zoo.zoo.manifest import MetricSource, ModelEntry, Strict
+from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER, read_toml
 from detection_zoo.zoo.registry import did_you_mean
 
 LAYOUT_FOLDER = MANIFEST_FOLDER / "tables"

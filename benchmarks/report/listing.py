@@ -9,7 +9,8 @@ from detection_zoo.benchmarks.report.lines import own_metric, seeds_text
 from detection_zoo.benchmarks.spec import Metric, Run, metric
 from detection_zoo.benchmarks.tabular import Cell, Notes, Table, render, text_table
 from detection_zoo.benchmarks.terminal import wrap
-from detection_zoo.zoo.manifest import ModelEntry, WeightSpec, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry, WeightSpec
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.plain import one_line
 
 

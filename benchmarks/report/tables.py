@@ -16,7 +16,8 @@ from detection_zoo.benchmarks.spec import OWN_PROTOCOL, Run
 from detection_zoo.benchmarks.store import stored_runs
 from detection_zoo.benchmarks.tabular import Table
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import Manifests, load_manifests
+from detection_zoo.zoo.manifest import Manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import did_you_mean
 
 Read = Callable[[Path | None], tuple[list[Any], list[str]]]

@@ -9,7 +9,8 @@ from detection_zoo.benchmarks.run.subject import Sources, identify_weights, open
 from detection_zoo.benchmarks.spec import ExportedFile
 from detection_zoo.zoo.created_row import CREATED, row_named
 from detection_zoo.zoo.errors import DatasetError, ManifestError, UnknownName, ZooError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.trained_row import row_of_checkpoint
 from detection_zoo.zoo.weights.fetch.availability import availability

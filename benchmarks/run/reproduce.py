@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from detection_zoo.benchmarks.run.subject import open_data
 from detection_zoo.zoo.errors import DatasetError, UnknownName
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.weights.fetch.availability import availability
 

@@ -16,7 +16,8 @@ from detection_zoo.zoo.data.class_choice import ClassChoice
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
 from detection_zoo.zoo.home import expanded, home_folder
-from detection_zoo.zoo.manifest import DatasetSpec, ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import DatasetSpec, ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 
 if TYPE_CHECKING:
     import numpy as np

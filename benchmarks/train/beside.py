@@ -17,7 +17,7 @@ from detection_zoo.benchmarks.measure.memory import peak_memory
 from detection_zoo.benchmarks.tabular import Table
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import build_optimizer, training_mode
 

@@ -23,7 +23,8 @@ from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.training_loader import TrainingLoader, training_batches
 from detection_zoo.zoo.errors import CheckpointError, DatasetError, ManifestError
-from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry, Schedule
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.settings import with_settings
 from detection_zoo.zoo.trained_row import with_classes

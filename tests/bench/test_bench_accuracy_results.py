@@ -32,7 +32,7 @@ from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.shapes import make_shapes
 from detection_zoo.zoo.errors import DatasetError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.records import Detections
 
 RECORDED = Path(__file__).resolve().parents[1] / "reference" / "evaluation"

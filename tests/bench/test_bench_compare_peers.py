@@ -24,7 +24,7 @@ from detection_zoo.benchmarks.evaluation.classification import ImageHits, read_h
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.benchmarks.store import read_record
 from detection_zoo.zoo.errors import DatasetError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, PEER, TIMM = (

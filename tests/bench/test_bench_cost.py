@@ -8,7 +8,7 @@ from torch import nn
 
 from detection_zoo.benchmarks.measure.cost import model_cost
 from detection_zoo.zoo.build import build_model
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 # HarDNet's README, table of ImageNet models: parameters in millions, MACs in billions at 224 x 224, as
 # printed

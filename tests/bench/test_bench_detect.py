@@ -26,7 +26,7 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.errors import DatasetError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.records import Detections
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,8 @@ from detection_zoo.benchmarks.ask.suspects import Variant, variants
 from detection_zoo.benchmarks.run.subject import build_subject, open_data
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.errors import DatasetError, ManifestError
-from detection_zoo.zoo.manifest import Component, ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import Component, ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.settings import parse_setting, with_value
 
 RESNET, SSDLITE = "resnet50_msra_imagenet.registry", "ssdlite_mobilenetv2_300.registry"

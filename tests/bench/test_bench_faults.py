@@ -25,7 +25,7 @@ from detection_zoo.benchmarks.run.sweep import Sweep, keep, run_sweep, store_uns
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.benchmarks.store import read_runs, write_record
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST, SICK, LAST = (

@@ -22,7 +22,7 @@ from detection_zoo.benchmarks.ask.fit_find import Fit, check_row, exhausted, tex
 from detection_zoo.benchmarks.ask.fit_search import Search
 from detection_zoo.benchmarks.ask.fit_trial import OBJECTS, Case, RandomImages, run_trial
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = "mask_rcnn_resnet14_slim_fpn.demo"

@@ -6,7 +6,7 @@ from records import RANDOM, TRAINED, measured, run_of
 
 from detection_zoo.benchmarks.report.headline import beside_table
 from detection_zoo.benchmarks.report.wide import overview
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 R50, V39 = "faster_rcnn_resnet50_fpn_2x.vovnet", "faster_rcnn_vovnet39_fpn_2x.vovnet"
 

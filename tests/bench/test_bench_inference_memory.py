@@ -19,7 +19,7 @@ from detection_zoo.benchmarks.run.isolation import run_isolated
 from detection_zoo.benchmarks.run.runner import Draft
 from detection_zoo.benchmarks.run.subject import Sources, Subject
 from detection_zoo.benchmarks.spec import METRIC_GROUPS, BenchmarkSpec
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 CLASSIFIER = "vovnet39_imagenet.vovnet"
 SPEC = BenchmarkSpec(images=4, timed_images=4, groups=("memory", "epoch"))

@@ -20,7 +20,7 @@ from detection_zoo.benchmarks.report.pareto import pareto_front
 from detection_zoo.benchmarks.report.training_logs import TrainingLog
 from detection_zoo.benchmarks.report.wide import Overview, WideLine, overview
 from detection_zoo.benchmarks.spec import metric
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 V39, WRONG_LINK = "faster_rcnn_vovnet39_fpn_2x.vovnet", "mask_rcnn_vovnet57_fpn_2x.vovnet"
 MANY = 1000

@@ -21,7 +21,8 @@ from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.classifier import Classifier
-from detection_zoo.zoo.manifest import Component, load_manifests
+from detection_zoo.zoo.manifest import Component
+from detection_zoo.zoo.manifest_files import load_manifests
 
 SPEC = BenchmarkSpec(images=2, timed_images=2, warm_up_budget_s=0.1, time_budget_s=0.1)
 pytestmark = pytest.mark.usefixtures("drawn_shapes")

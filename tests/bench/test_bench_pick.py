@@ -16,7 +16,8 @@ from detection_zoo.benchmarks.ask.select import permitted
 from detection_zoo.benchmarks.report.wide import overview
 from detection_zoo.benchmarks.spec import Run
 from detection_zoo.benchmarks.store import write_record
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 
 SSDLITE, V39, V57 = (
     "ssdlite_mobilenetv2_300.registry",

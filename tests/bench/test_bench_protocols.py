@@ -14,7 +14,7 @@ from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.records import Detections, Target
 
 

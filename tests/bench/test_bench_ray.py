@@ -18,7 +18,7 @@ from detection_zoo.benchmarks.run.sweep import SweepOptions, run_sweep
 from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile
 from detection_zoo.benchmarks.store import read_runs
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ["mask_rcnn_resnet14_slim_fpn.demo", "mask_rcnn_vovnet27_tiny_fpn.demo"]

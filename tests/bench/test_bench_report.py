@@ -34,7 +34,7 @@ from detection_zoo.benchmarks.report.wide import Overview, overview
 from detection_zoo.benchmarks.spec import Run, metric
 from detection_zoo.benchmarks.store import read_record, write_record
 from detection_zoo.benchmarks.tabular import Link, Table, latex_text, render
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 ROOT = Path(__file__).resolve().parents[2]
 V39 = "faster_rcnn_vovnet39_fpn_2x.vovnet"

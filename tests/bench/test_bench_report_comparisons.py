@@ -30,7 +30,7 @@ from detection_zoo.benchmarks.report.wide import Overview, overview
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry, metric
 from detection_zoo.benchmarks.store import write_record
 from detection_zoo.benchmarks.tabular import render
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 V39, V57, R50 = (f"faster_rcnn_{backbone}_fpn_2x.vovnet" for backbone in ("vovnet39", "vovnet57", "resnet50"))
 

@@ -13,7 +13,7 @@ from records import PHOTOS, RANDOM, measured, run_of
 from detection_zoo.benchmarks.report.pareto import pareto_front
 from detection_zoo.benchmarks.report.wide import Overview, WideLine, overview, wide_records
 from detection_zoo.benchmarks.spec import metric
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 V39 = "faster_rcnn_vovnet39_fpn_2x.vovnet"
 

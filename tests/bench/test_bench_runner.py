@@ -36,7 +36,7 @@ from detection_zoo.zoo.data.training_loader import QUEUED_BATCHES, training_batc
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.records import Detections
 
 ROW = "mask_rcnn_resnet14_slim_fpn.demo"

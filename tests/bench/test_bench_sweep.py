@@ -21,7 +21,7 @@ from detection_zoo.benchmarks.run.sweep import run_sweep
 from detection_zoo.benchmarks.spec import BenchmarkSpec, WeightsIdentity
 from detection_zoo.benchmarks.store import read_runs
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [

@@ -27,13 +27,8 @@ from detection_zoo.benchmarks.spec import Run
 from detection_zoo.benchmarks.store import write_record
 from detection_zoo.benchmarks.tabular import Link, Table, render
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import (
-    MANIFEST_FOLDER,
-    SHARED_FILES,
-    Manifests,
-    load_manifests,
-    read_manifests,
-)
+from detection_zoo.zoo.manifest import Manifests
+from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER, SHARED_FILES, load_manifests, read_manifests
 
 SOURCE = """
 [[model]]
@@ -390,7 +385,7 @@ def test_a_metric_appears_everywhere_from_one_entry(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-import detection_zoo.zoo.manifest as manifest
+import detection_zoo.zoo.manifest_files as manifest
 manifest.MANIFEST_FOLDER = Path("manifests").absolute()
 from detection_zoo.benchmarks.report.generate import generate, stored_overview
 from detection_zoo.benchmarks.report.listing import results

@@ -8,7 +8,7 @@ from pathlib import Path
 from detection_zoo.benchmarks.folders import RUNS
 from detection_zoo.benchmarks.report.training_logs import MOST_POINTS, training_logs
 from detection_zoo.benchmarks.store import PROJECT_RESULTS
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 ROW = "faster_rcnn_vovnet39_fpn_2x.vovnet"
 

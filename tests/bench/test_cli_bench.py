@@ -14,7 +14,7 @@ import pytest
 from records import measured, run_of
 
 from detection_zoo.benchmarks.store import write_record
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.plain import without_secrets
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,7 +23,7 @@ import pytest
 from hostile_server import BODY, SHA256, HostileServer, hostile_server
 from typer.testing import CliRunner, Result
 
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES, load_manifests
+from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER, SHARED_FILES, load_manifests
 from detection_zoo.zoo.weights.fetch.selection import choose
 from download_weights import app
 

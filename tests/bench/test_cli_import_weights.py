@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import read_manifests
+from detection_zoo.zoo.manifest_files import read_manifests
 from detection_zoo.zoo.weights.convert import read_arrays
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
 from detection_zoo.zoo.weights.fetch.one import fetch_weights

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from detection_zoo.benchmarks.compare.seeds import RowSeeds, seeds_difference
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER
+from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = "faster_rcnn_resnet14_slim_fpn.demo"

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from detection_zoo.bench import app
 from detection_zoo.benchmarks.run.subject import open_data
 from detection_zoo.zoo.data.training_loader import training_batches
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.training.plan import Wishes, plan_training
 
 ROW = "mask_rcnn_vovnet27_tiny_fpn.demo"

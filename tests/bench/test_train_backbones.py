@@ -18,7 +18,7 @@ from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.data.classifier_images import ClassifierBatches
 from detection_zoo.zoo.data.imagenet import ImageNetDataset
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.training import checkpoints
 
 CLASSIFIER = "hardnet39ds_imagenet.hardnet"

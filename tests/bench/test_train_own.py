@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from detection_zoo.bench import app
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.trained_row import row_of_checkpoint
 from detection_zoo.zoo.training import checkpoints
 

@@ -21,7 +21,7 @@ from detection_zoo.zoo.data.resizing import ShorterSide
 from detection_zoo.zoo.data.samplers import grouped_order, target_ratios
 from detection_zoo.zoo.data.targets import mirrored_keypoints
 from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.base import Output, Reference, Skip
 from detection_zoo.zoo.parts.anchors import AnchorGenerator, rounded_cells
 from detection_zoo.zoo.parts.box_voting import vote_boxes

@@ -28,7 +28,7 @@ from detection_zoo.zoo.conventions import RpnConventions
 from detection_zoo.zoo.data.resizing import ShorterSide
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnRules, faster_rcnn
-from detection_zoo.zoo.manifest import load_manifests, merge
+from detection_zoo.zoo.manifest_files import load_manifests, merge
 from detection_zoo.zoo.necks import SmoothedPyramid
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
 from detection_zoo.zoo.parity.detnet_model import (

@@ -26,7 +26,8 @@ from detection_zoo.zoo.data.targets import TargetRules, training_boxes
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.data.voc import VOC_CLASSES
 from detection_zoo.zoo.detectors.ssd import select_priors
-from detection_zoo.zoo.manifest import Schedule, load_manifests
+from detection_zoo.zoo.manifest import Schedule
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.base import Output, Reference, Skip
 from detection_zoo.zoo.parity.hardnet import EXACT, Outputs, build_detector
 from detection_zoo.zoo.parts.boxes import box_iou

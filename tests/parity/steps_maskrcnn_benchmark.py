@@ -27,7 +27,7 @@ from detection_zoo.zoo.data.targets import mirrored_keypoints
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.faster_rcnn import box_coders
 from detection_zoo.zoo.detectors.retinanet import RetinaNet, RetinaNetRules
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
 from detection_zoo.zoo.parity.settings import Note, Size
 from detection_zoo.zoo.parts.anchor_targets import AnchorSampler

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from detection_zoo.zoo.manifest import ModelEntry, WeightSpec, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry, WeightSpec
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.weights.fetch.availability import availability
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
 

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from detection_zoo.zoo.build import build_model, weight_shapes
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import ModelEntry, WeightSpec, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry, WeightSpec
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.weights.convert import convert, converted_path, read_arrays
 from detection_zoo.zoo.weights.exchange import verify_others
 from detection_zoo.zoo.weights.fetch.cache import WeightCache, sha256_of

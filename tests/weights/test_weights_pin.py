@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES, read_manifests
+from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER, SHARED_FILES, read_manifests
 from detection_zoo.zoo.weights.fetch.pin import pin
 from detection_zoo.zoo.weights.fetch.selection import Chosen
 

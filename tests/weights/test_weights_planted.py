@@ -9,7 +9,7 @@ import pytest
 
 from detection_zoo.benchmarks.report.layouts import read_layouts
 from detection_zoo.zoo.errors import DownloadError, ManifestError
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES, read_manifests
+from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER, SHARED_FILES, read_manifests
 from detection_zoo.zoo.weights.exchange import import_path, verify_others
 from detection_zoo.zoo.weights.fetch.audit import read_rows
 from detection_zoo.zoo.weights.fetch.cache import WeightCache

@@ -13,7 +13,8 @@ import torch
 from detection_zoo.zoo.build import assemble, build_model, rules_of, sections_in_force
 from detection_zoo.zoo.conventions import Conventions, DetectionConventions
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
-from detection_zoo.zoo.manifest import Component, ModelEntry, WeightSpec, load_manifests
+from detection_zoo.zoo.manifest import Component, ModelEntry, WeightSpec
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import DETECTORS
 
 

@@ -13,7 +13,7 @@ import torch
 from detection_zoo.zoo.build import assemble, build_model
 from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.standin import fill, standin_arrays, write_standin_checkpoint
 from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays, load_backbone, load_weights

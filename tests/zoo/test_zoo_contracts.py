@@ -10,7 +10,8 @@ from contracts import check_backbone, check_detector, need_package
 from detection_zoo.zoo import build
 from detection_zoo.zoo.build import assemble, build_model, create_entry, create_model
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.manifest import Component, load_manifests
+from detection_zoo.zoo.manifest import Component
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS
 
 

@@ -16,7 +16,7 @@ from detection_zoo.zoo.created_row import created_name, row_named
 from detection_zoo.zoo.data.training_loader import target_rules
 from detection_zoo.zoo.detectors.ssd import SSD
 from detection_zoo.zoo.errors import ManifestError, UnknownName
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS
 
 

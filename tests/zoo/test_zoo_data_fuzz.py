@@ -29,7 +29,7 @@ from detection_zoo.benchmarks.store import read_runs, write_record
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.errors import ZooError
 from detection_zoo.zoo.importers.detectron_config import read_options
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES, read_manifests
+from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER, SHARED_FILES, read_manifests
 
 EXAMPLES = int(os.environ.get("DETECTION_ZOO_TEST_DATA_FUZZ", "900"))
 LONGEST_S, MOST_MIB = 20, 200

@@ -217,7 +217,7 @@ def test_an_image_with_a_crowd_alone() -> None:
 
 
 def test_every_bundle_gives_rules() -> None:
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.manifest_files import load_manifests
 
     rules = {
         name: TargetRules.from_conventions(b.targets)

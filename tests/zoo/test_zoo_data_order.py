@@ -17,7 +17,7 @@ from detection_zoo.zoo.data.targets import TargetRules
 from detection_zoo.zoo.data.training_images import TrainingBatches, training_item, upside_down
 from detection_zoo.zoo.data.training_loader import TrainingLoader, training_batches
 from detection_zoo.zoo.data.transforms import Preprocess, PreprocessedImage
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.records import Target
 
 SIZES = [(10, 20), (30, 10), (10, 10), (10, 14), (10, 11), (20, 15), (10, 17)]  # (height, width)

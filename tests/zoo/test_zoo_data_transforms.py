@@ -20,7 +20,7 @@ from detection_zoo.zoo.data.resizing import (
     resize_pixels,
 )
 from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 RECORDED = Path(__file__).resolve().parents[1] / "reference" / "evaluation" / "preprocessing.npz"
 CAFFE_MEAN = (102.9801, 115.9465, 122.7717)

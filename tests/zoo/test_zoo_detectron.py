@@ -24,7 +24,7 @@ from detection_zoo.zoo.conventions import (
 from detection_zoo.zoo.detectors.faster_rcnn import ProposalRules, faster_rcnn, make_rpn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnnRules, mask_rcnn
 from detection_zoo.zoo.detectors.retinanet import RetinaNetRules, retinanet
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.necks import FeaturePyramid
 from detection_zoo.zoo.parity.base import parity
 from detection_zoo.zoo.parity.detectron_training import settle_draws

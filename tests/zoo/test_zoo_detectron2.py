@@ -15,7 +15,8 @@ from contracts import check_detector, images_and_targets
 from detection_zoo.zoo.build import assemble, build_model
 from detection_zoo.zoo.data.resizing import ShorterSide
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.weights.load import checkpoint_format, load_weights
 
 SLIM = "faster_rcnn_resnet50_fpn_slim.detectron2"

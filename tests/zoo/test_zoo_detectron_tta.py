@@ -169,7 +169,7 @@ def test_accuracy_is_measured_with_the_rows_own_copies() -> None:
     from detection_zoo.benchmarks.run.subject import Subject, open_data
     from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.zoo.build import build_model
-    from detection_zoo.zoo.manifest import load_manifests
+    from detection_zoo.zoo.manifest_files import load_manifests
 
     entry = load_manifests().entry("mask_rcnn_resnet14_slim_fpn.demo")
     flipped = AugmentationConventions(boxes=Views(flip=True), masks=Views(flip=True))

@@ -17,7 +17,8 @@ from detection_zoo.zoo.build import DETECTORS, assemble
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnnRules, keypoint_rcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnnRules, mask_rcnn
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.necks import FeaturePyramid
 from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.weights.load import checkpoint_format, load_backbone, load_weights

@@ -18,7 +18,7 @@ from detection_zoo.zoo.backbones.detnet import detnet59
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.conventions import Conventions, ProposalConventions
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity import detnet
 from detection_zoo.zoo.parity.base import ParityError, Reference, parity
 from detection_zoo.zoo.parity.detnet import _Detector, detector_components, known_values, row_for

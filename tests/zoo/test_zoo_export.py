@@ -20,7 +20,7 @@ from detection_zoo.zoo.export.files import NOTES, compare_file, write
 from detection_zoo.zoo.export.kinds import PACKAGES, SUFFIXES
 from detection_zoo.zoo.export.onnx_ops import OPSET, translations
 from detection_zoo.zoo.export.whole import WholeDetector
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.settings import with_value
 
 SSD, RCNN = "ssd160_hardnet_slim.demo", "mask_rcnn_resnet14_slim_fpn.demo"

@@ -16,7 +16,7 @@ import yaml
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.importers.detectron_config import default, read_options
 from detection_zoo.zoo.importers.import_config import import_config
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "detectron_pytorch"
 CONFIGURATIONS: dict[str, dict[str, Any]] = json.loads((REFERENCE / "configurations.json").read_text())

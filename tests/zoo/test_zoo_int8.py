@@ -23,7 +23,7 @@ from detection_zoo.zoo.export.engines import FileDetector
 from detection_zoo.zoo.export.files import QUANTISED, compare_file, digest_of_file, notes_of, write
 from detection_zoo.zoo.export.kinds import PACKAGES
 from detection_zoo.zoo.export.quantise import LAYERS, selection
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 SSD, RCNN = "ssd160_hardnet_slim.demo", "faster_rcnn_resnet14_slim_fpn.demo"
 INT8 = (

@@ -14,7 +14,8 @@ from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.detectors.tta import FLIPPED, detect_augmented
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import Component, load_manifests
+from detection_zoo.zoo.manifest import Component
+from detection_zoo.zoo.manifest_files import load_manifests
 
 PREPROCESS = Preprocess(
     "rgb",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, SHARED_FILES, json_schema, read_manifests
+from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER, SHARED_FILES, json_schema, read_manifests
 
 CONVENTIONS = """
 [plain]

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 
 MANIFESTS = load_manifests()
 SOURCES = {  # folder -> the manifests that its tables went into

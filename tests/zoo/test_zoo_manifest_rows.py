@@ -12,7 +12,8 @@ from contracts import need_package
 from detection_zoo.benchmarks.run.subject import inclusive_boxes
 from detection_zoo.zoo.data.training_loader import target_rules
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 
 MANIFESTS = load_manifests()
 ROWS = list(MANIFESTS.entries.values())

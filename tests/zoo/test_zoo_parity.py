@@ -16,7 +16,7 @@ from parity.steps_maskrcnn_benchmark import halved
 
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.base import (
     Output,
     ParityError,

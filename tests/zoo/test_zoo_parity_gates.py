@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.build import build_model
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity import gates
 from detection_zoo.zoo.parity.base import Output, compare
 from detection_zoo.zoo.parity.hardnet import moments_in_double

@@ -12,7 +12,8 @@ from contracts import check_backbone, check_detector, images_and_targets
 from detection_zoo.zoo.build import assemble, build_model
 from detection_zoo.zoo.detectors.peers.torchvision import TorchvisionDetector
 from detection_zoo.zoo.errors import CheckpointError, ManifestError
-from detection_zoo.zoo.manifest import Component, ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import Component, ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.weights.load import checkpoint_format, load_weights
 

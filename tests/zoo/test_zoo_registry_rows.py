@@ -15,7 +15,7 @@ import torch
 import detection_zoo
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.errors import CheckpointError
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.weights.convert import read_arrays
 from detection_zoo.zoo.weights.fetch.cache import WeightCache, sha256_of
 from detection_zoo.zoo.weights.fetch.one import fetch_weights

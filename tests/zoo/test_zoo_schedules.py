@@ -12,7 +12,8 @@ from torch import nn
 
 from detection_zoo.benchmarks.run.parity import check_reference
 from detection_zoo.zoo.build import assemble
-from detection_zoo.zoo.manifest import Schedule, load_manifests
+from detection_zoo.zoo.manifest import Schedule
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.files import ParityError
 from detection_zoo.zoo.training.plan import Wishes, plan_training
 from detection_zoo.zoo.training.recipe import collect_scale, momentum_factor, scale_collect, total_iterations

@@ -17,7 +17,8 @@ from detection_zoo.benchmarks.run.expected import check_runs
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.data.shapes import VERSION, make_shapes
 from detection_zoo.zoo.errors import DownloadError
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, WeightSpec, load_manifests
+from detection_zoo.zoo.manifest import WeightSpec
+from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER, load_manifests
 from detection_zoo.zoo.training.ship import LOG_FOLDER, halved, write_log
 from detection_zoo.zoo.weights.fetch.cache import WeightCache
 from detection_zoo.zoo.weights.fetch.one import fetch_weights

@@ -27,7 +27,7 @@ from detection_zoo.zoo.data.targets import TargetRules
 from detection_zoo.zoo.data.training_images import TrainingBatches
 from detection_zoo.zoo.data.training_loader import TrainingLoader
 from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 
 PREPROCESS = Preprocess(
     "bgr", "0..255", (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), FixedSize(64), "cv2_bilinear"

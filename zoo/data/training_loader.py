@@ -20,7 +20,8 @@ from detection_zoo.zoo.data.targets import TargetRules
 from detection_zoo.zoo.data.training_images import TrainingBatches
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.errors import DatasetError, ManifestError, ZooError
-from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry, Schedule
+from detection_zoo.zoo.manifest_files import load_manifests
 
 if TYPE_CHECKING:
     from detection_zoo.zoo.records import Target

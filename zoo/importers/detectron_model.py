@@ -8,7 +8,8 @@ from typing import Any
 
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.importers.detectron_config import Options
-from detection_zoo.zoo.manifest import Schedule, load_manifests
+from detection_zoo.zoo.manifest import Schedule
+from detection_zoo.zoo.manifest_files import load_manifests
 
 RESNEXTS = {
     (101, 32, 8): "resnext101_32x8d",

@@ -7,7 +7,7 @@ from typing import Any
 
 from detection_zoo.zoo.conventions import Conventions
 from detection_zoo.zoo.importers.detectron_model import MASK_HEADS, ConfigReader
-from detection_zoo.zoo.manifest import merge
+from detection_zoo.zoo.manifest_files import merge
 
 POOLINGS = {"RoIAlign": "roi_align", "RoIPoolF": "roi_pool", "RoICrop": "roi_crop"}
 VIEW_OPTIONS = (

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from detection_zoo.zoo.errors import ManifestError
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.files import ParityError, read_arrays, read_json
 from detection_zoo.zoo.parity.prose import read_settings
 from detection_zoo.zoo.parity.settings import Note, Settings

@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from detection_zoo.zoo.conventions import Conventions
-from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule, load_manifests
+from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.base import ParityError, Reference
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
 

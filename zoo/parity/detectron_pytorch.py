@@ -17,7 +17,8 @@ from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.detectors.tta import View, detect_augmented, make_copy
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, step_outputs
 from detection_zoo.zoo.parity.detectron_model import FORMATS, LoadedModel
 from detection_zoo.zoo.parity.detectron_training import training_outputs

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
-from detection_zoo.zoo.manifest import Schedule, load_manifests
+from detection_zoo.zoo.manifest import Schedule
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Skip
 from detection_zoo.zoo.parity.detectron_model import LoadedModel
 from detection_zoo.zoo.parts.anchor_targets import SampledAnchors

@@ -19,7 +19,8 @@ from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.conventions import Conventions, ProposalConventions
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnRules
-from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule, load_manifests, merge
+from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule
+from detection_zoo.zoo.manifest_files import load_manifests, merge
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, step_outputs, to_numpy
 from detection_zoo.zoo.parity.detnet_model import (
     OFFSET,

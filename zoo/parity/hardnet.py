@@ -18,7 +18,8 @@ from detection_zoo.zoo.conventions import ImageConventions, SSDConventions
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.detectors.ssd import SSD
-from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry, Schedule
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.base import (
     Output,
     ParityError,

@@ -20,7 +20,8 @@ from detection_zoo.zoo.detectors.faster_rcnn import RcnnTraining
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.detectors.retinanet import RetinaNet
-from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry, Schedule
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, step_outputs
 from detection_zoo.zoo.parity.benchmark_batches import Batch, Tolerances, batches
 from detection_zoo.zoo.parity.benchmark_settings import (

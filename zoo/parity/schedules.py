@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry, Schedule
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.base import Output, ParityReport, compare
 from detection_zoo.zoo.parity.files import ParityError, read_arrays, read_json
 from detection_zoo.zoo.training.recipe import (

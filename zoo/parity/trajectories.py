@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detection_zoo.zoo.manifest import load_manifests
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity import updates_benchmark, updates_detectron, updates_detnet, updates_hardnet
 from detection_zoo.zoo.parity.base import ParityReport
 from detection_zoo.zoo.parity.files import ParityError

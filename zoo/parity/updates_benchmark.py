@@ -24,7 +24,8 @@ from detection_zoo.zoo.data.training_images import collate, training_item
 from detection_zoo.zoo.data.training_loader import target_rules
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, without_crowd
-from detection_zoo.zoo.manifest import ModelEntry, Schedule, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry, Schedule
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.standin import standin_arrays
 from detection_zoo.zoo.parity.updates import Batch, Recorded, Replay
 from detection_zoo.zoo.parts.anchor_targets import SampledAnchors

@@ -19,7 +19,8 @@ from detection_zoo.zoo.data.training_loader import target_rules
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.detectors.ssd import SSD
-from detection_zoo.zoo.manifest import ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.schedules import flags, hardnet_schedule
 from detection_zoo.zoo.parity.standin import standin_arrays
 from detection_zoo.zoo.parity.updates import Batch, Recorded, Replay, Tolerances

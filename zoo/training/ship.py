@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, ModelEntry, load_manifests
+from detection_zoo.zoo.manifest import ModelEntry
+from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER, load_manifests
 from detection_zoo.zoo.weights.read import read_arrays
 
 FOLDER = "weights"  # relative to the manifests

@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from detection_zoo.zoo.errors import DownloadError, ManifestError
-from detection_zoo.zoo.manifest import SHARED_FILES, WeightSpec, read_toml
+from detection_zoo.zoo.manifest import WeightSpec
+from detection_zoo.zoo.manifest_files import SHARED_FILES, read_toml
 from detection_zoo.zoo.plain import one_line
 from detection_zoo.zoo.templates import expand_rows
 from detection_zoo.zoo.weights.fetch import headers

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER, ModelEntry, WeightSpec
+from detection_zoo.zoo.manifest import ModelEntry, WeightSpec
+from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER
 from detection_zoo.zoo.weights.fetch.cache import Pin, WeightCache
 from detection_zoo.zoo.weights.fetch.one import refusal_of
 

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from detection_zoo.zoo.errors import DownloadError
-from detection_zoo.zoo.manifest import MANIFEST_FOLDER
+from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER
 from detection_zoo.zoo.weights.fetch import headers
 from detection_zoo.zoo.weights.fetch.cache import CHUNK_BYTES
 from detection_zoo.zoo.weights.fetch.hosts import hide, read_page
