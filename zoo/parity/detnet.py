@@ -1,27 +1,21 @@
-"""Parity with DetNet_pytorch: detectors, the ImageNet classifier, and the steps before and after the
-network."""
+"""Parity with DetNet_pytorch: recompute what its reference folders record."""
 
 from __future__ import annotations
 
-import dataclasses
-import re
-import zlib
-from ast import literal_eval
-from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
 from detection_zoo.zoo.build import assemble
-from detection_zoo.zoo.conventions import Conventions, ProposalConventions
-from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, RcnnRules
-from detection_zoo.zoo.manifest import Component, ModelEntry, Schedule
-from detection_zoo.zoo.manifest_files import load_manifests, merge
-from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip, step_outputs, to_numpy
+from detection_zoo.zoo.conventions import ProposalConventions
+from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
+from detection_zoo.zoo.manifest import ModelEntry, Schedule
+from detection_zoo.zoo.parity.base import Output, Reference, Skip, step_outputs, to_numpy
+from detection_zoo.zoo.parity.detnet_imagenet import imagenet_outputs
 from detection_zoo.zoo.parity.detnet_model import (
     OFFSET,
     Pyramid,
@@ -33,6 +27,8 @@ from detection_zoo.zoo.parity.detnet_model import (
     propose,
     pyramid,
 )
+from detection_zoo.zoo.parity.detnet_probes import known_values, with_probes
+from detection_zoo.zoo.parity.detnet_settings import detector_components, row_for
 from detection_zoo.zoo.parity.near_ties import settle, settle_ties
 from detection_zoo.zoo.parts.roi_heads import box_losses
 from detection_zoo.zoo.parts.trace import trace
@@ -44,23 +40,6 @@ from detection_zoo.zoo.weights.load import load_arrays
 GRADIENT_TOLERANCE = 2e-3  # the folders' own advice
 NEAR = 2e-6  # between scores that two ways of adding up may rank differently
 Outputs = dict[str, Output | Skip]
-_SETTINGS = {  # the configuration's name of a number -> section and field of the conventions
-    "TEST.RPN_PRE_NMS_TOP_N": ("proposals", "pre_nms"),
-    "TEST.RPN_POST_NMS_TOP_N": ("proposals", "post_nms"),
-    "TRAIN.RPN_PRE_NMS_TOP_N": ("training_proposals", "pre_nms"),
-    "TRAIN.RPN_POST_NMS_TOP_N": ("training_proposals", "post_nms"),
-    "TRAIN.BATCH_SIZE": ("roi", "samples"),
-    "TRAIN.RPN_BATCHSIZE": ("rpn", "samples"),
-    "FPN_ANCHOR_SCALES": ("anchors", "sizes"),
-}
-_ELSEWHERE = (
-    "FPN_FEAT_STRIDES",
-    "MAX_NUM_GT_BOXES",
-    "ANCHOR_SCALES",
-    "FEAT_STRIDE",
-    "POOLING_SIZE",
-)  # they follow from the backbone and the objects, or have no effect
-_POOLINGS = {"align": "roi_align_averaged", "pool": "roi_pool"}
 
 
 def outputs(
@@ -74,131 +53,13 @@ def outputs(
     elif "train" in reference.meta or "fixed_rois" in reference.meta:
         computed = _Detector(reference, entry, kind, checkpoint_format or "detnet_pytorch_pth").outputs()
     else:
-        computed = _classifier(reference, entry, kind, checkpoint_format or "detnet_imagenet_pth")
+        computed = imagenet_outputs(reference, entry, kind, checkpoint_format or "detnet_imagenet_pth")
     return with_probes(reference, computed)
-
-
-def with_probes(reference: Reference, computed: Outputs) -> Outputs:
-    """Of what was computed, that which the folder records, and the 512 drawn values of each output whose name
-    is recorded with '@probe'."""
-    computed = {
-        name: output
-        for name, output in computed.items()
-        if name in reference.recorded or isinstance(output, Skip) or output.expected is not None
-    }
-    for name in reference.recorded:
-        whole = name.removesuffix("@probe")
-        output = computed.get(whole)
-        if whole != name and isinstance(output, Output):
-            flat = to_numpy(output.value).reshape(-1)
-            computed[name] = Output(flat[_probed(whole, flat.size)] if flat.size else flat, output.tolerance)
-        elif whole != name and isinstance(output, Skip):
-            computed[name] = output
-    return computed
-
-
-def _probed(name: str, size: int) -> np.ndarray:
-    """Places (512,) of an output's values that are recorded under its name with '@probe'."""
-    return np.random.RandomState(zlib.crc32(name.encode())).randint(0, size, 512)
-
-
-def known_values(reference: Reference, name: str) -> np.ndarray:
-    """An output as far as it is recorded, evenly and by '@probe', in its whole shape; NaN elsewhere."""
-    kept, probe = reference.recorded[name], reference.recorded.get(f"{name}@probe")
-    flat = np.full(int(np.prod(kept["shape"])), np.nan)
-    flat[:: int(kept["stride"])][: len(kept["samples"])] = kept["samples"]
-    if probe is not None and flat.size:
-        flat[_probed(name, flat.size)] = probe["samples"]
-    return flat.reshape(kept["shape"])
 
 
 def _expected(value: Any, expected: Any) -> Output:
     """Numbers that must equal those of outputs.json itself, exactly."""
     return Output(to_numpy(value).astype("float64"), 0.0, expected=np.asarray(expected, dtype="float64"))
-
-
-def _blocks(names: Iterable[str], layer: str) -> int:
-    """How many residual blocks a checkpoint has in one layer."""
-    return 1 + max(
-        int(found[1]) for name in names if (found := re.match(rf"{re.escape(layer)}(\d+)\.", name))
-    )
-
-
-def detector_components(reference: Reference) -> dict[str, Any]:
-    """Backbone, neck, detector and class count of a folder, from its options and its checkpoint's names."""
-    options, names = (
-        reference.meta["options"],
-        [tensor["name"] for tensor in reference.description["tensors"]],
-    )
-    if any(name.startswith("RCNN_layer5.") for name in names):
-        backbone, neck = (
-            Component(name="detnet59", norm="frozen_eps", freeze_at=2),
-            Component(name="smoothed_fpn"),
-        )
-    else:
-        depth = {(4, 6): 50, (4, 23): 101, (8, 36): 152}[
-            _blocks(names, "RCNN_layer2.0."), _blocks(names, "RCNN_layer3.0.")
-        ]
-        backbone = Component(name=f"resnet{depth}", norm="frozen_eps", freeze_at=2, stem_pool="ceil")
-        neck = Component(name="smoothed_fpn", extra="max_pool")
-    arguments = {"deltas": "one"} if options.get("class_agnostic") else {}
-    return {
-        "backbone": backbone,
-        "neck": neck,
-        "detector": Component(name="faster_rcnn", box_head="2conv", **arguments),
-        "classes": options["classes"] - 1,
-        "conventions": _configured(reference, "detnet" if backbone.name == "detnet59" else "detnet_resnet"),
-    }
-
-
-def _configured(reference: Reference, bundle: str) -> Conventions:
-    """A bundle with what a folder's options change: its yml, its flags, and its overrides of the yml."""
-    options = reference.meta["options"]
-    given = options.get("overrides", [])
-    overrides = dict(zip(given[::2], given[1::2], strict=True))
-    pooling = overrides.pop("POOLING_MODE", options.get("pooling", "align"))
-    if pooling not in _POOLINGS:
-        raise ParityError(
-            f"{reference.folder}: pooling {pooling!r} is not supported on a pyramid; known:"
-            f" {', '.join(_POOLINGS)}"
-        )
-    changed: dict[str, Any] = {"pooling": {"size": options["pooled_size"], "method": _POOLINGS[pooling]}}
-    if options.get("yml", "").endswith("_ls.yml"):
-        changed["proposals"] = {"post_nms": 1000}
-    for theirs, (section, field) in _SETTINGS.items():
-        if theirs in overrides:
-            value = literal_eval(str(overrides.pop(theirs)))
-            value = [[float(size)] for size in value] if field == "sizes" else value
-            changed = merge(changed, {section: {field: value}})
-    if other := sorted(set(overrides) - set(_ELSEWHERE)):
-        reference.notes.append(f"the options set {', '.join(other)}, which are not supported")
-    base = load_manifests().conventions[bundle].model_dump(exclude_unset=True)
-    return Conventions.model_validate(merge(base, changed))
-
-
-def row_for(reference: Reference, entry: ModelEntry | None, own: dict[str, Any]) -> ModelEntry:
-    """The manifest row, or where the folder is of another model, a row made of what the folder itself states
-    (`own`, fields of ModelEntry)."""
-    if entry is not None:
-        differing = [name for name, value in own.items() if not _same(getattr(entry, name), value)]
-        if not differing:
-            return entry
-        reference.notes.append(
-            f"the folder differs from row {entry.name} in {', '.join(differing)}; built as the folder states"
-        )
-    return ModelEntry(
-        name=reference.folder.name, source="detnet", title=reference.folder.name, dataset="voc_0712", **own
-    )
-
-
-def _same(ours: Any, theirs: Any) -> bool:
-    """Whether two fields of a row agree; of conventions, the sections that the detector uses count."""
-    if not isinstance(ours, Conventions) or not isinstance(theirs, Conventions):
-        return ours == theirs
-    return all(
-        getattr(ours, section.name) == getattr(theirs, section.name)
-        for section in dataclasses.fields(RcnnRules)
-    )
 
 
 class _Detector:
@@ -504,40 +365,3 @@ class _Detector:
             self.computed[f"train: learning rate by epoch, {label}"] = Output(
                 np.array(own), 1e-9, expected=np.array(rates, dtype="float64")
             )
-
-
-def _classifier(
-    reference: Reference, entry: ModelEntry | None, kind: torch.dtype, checkpoint_format: str
-) -> Outputs:
-    """Stages, pooled features and logits of DetNet-59 as a classifier."""
-    classes = next(
-        tensor["shape"][0] for tensor in reference.description["tensors"] if tensor["name"] == "fc.weight"
-    )
-    own = {
-        "backbone": Component(name="detnet59", norm="batch", freeze_at=0),
-        "classes": classes,
-        "task": "classification",
-    }
-    model = assemble(row_for(reference, entry, own))
-    load_arrays(
-        model, reference.checkpoint(), checkpoint_format, where=f"stand-in checkpoint of {reference.folder}"
-    )
-    model = model.to(kind).eval()
-    computed: Outputs = {}
-    for name, note in reference.settings.under("inputs").items():
-        kept = _watch(model, note.tensor(kind))
-        computed |= {f"{name.removesuffix('.input')}/{stage}": Output(value) for stage, value in kept.items()}
-    return computed
-
-
-def _watch(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Outputs of the stages and blocks in one forward pass, by the original's names."""
-    paths = {"maxpool": "backbone.stem"} | {f"layer{i}": f"backbone.c{i + 1}" for i in range(1, 6)}
-    for layer in ("layer4", "layer5"):
-        blocks = range(len(model.get_submodule(paths[layer])))
-        paths |= {f"{layer}.{i}": f"{paths[layer]}.{i}" for i in blocks}
-        paths[f"{layer}.0.extra_conv"] = f"{paths[layer]}.0.shortcut"
-    with torch.no_grad(), trace(model, *paths.values()) as seen:
-        logits = model(images)
-    kept = {name: seen[path] for name, path in paths.items()}
-    return kept | {"logits": logits, "avgpool": kept["layer5"].mean(dim=(2, 3), keepdim=True)}
