@@ -6,7 +6,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from statistics import NormalDist, fmean, median, stdev
+from statistics import fmean, median, stdev
+
+import numpy as np
 
 from detection_zoo.benchmarks.spec import Measurement
 
@@ -26,11 +28,7 @@ def percentile(samples: Sequence[float], percent: float) -> float:
     definition 7)."""
     if not samples:
         raise ValueError("a percentile needs at least one sample")
-    ordered = sorted(samples)
-    place = (len(ordered) - 1) * percent / 100
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    return float(np.percentile(samples, percent))
 
 
 def median_interval_ranks(n: int, confidence: float = 0.95) -> tuple[int, int] | None:
@@ -40,12 +38,9 @@ def median_interval_ranks(n: int, confidence: float = 0.95) -> tuple[int, int] |
     None if n is too small for such an interval (n < 6 for 95 %). Binomial count of samples below the
     median (Conover, Practical Nonparametric Statistics, 3.2).
     """
-    term, total, rank = 1, 1, 0
-    bound = round((1 - confidence) * 10**6) * 2**n // (2 * 10**6)  # whole numbers: 2**n outgrows a float
-    while total <= bound:
-        rank += 1
-        term = term * (n - rank + 1) // rank
-        total += term
+    from scipy.stats import binom
+
+    rank = int(binom.ppf((1 - confidence) / 2, n, 0.5))
     return (rank, n + 1 - rank) if rank else None
 
 
@@ -183,11 +178,10 @@ def is_warm(series: Sequence[float], window: int = 3, tolerance: float = 0.015) 
 
 def proportion_interval(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion (Wilson, JASA 22, 1927)."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = hits / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, count).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def summarise_passes(

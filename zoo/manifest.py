@@ -182,6 +182,11 @@ class ModelEntry(Strict):
         return f"manifests/{self.source}.toml: row {self.name}"
 
     @property
+    def has_keypoints(self) -> bool:
+        """Whether its detector predicts keypoints."""
+        return self.detector is not None and "keypoint" in self.detector.name
+
+    @property
     def trained_weights(self) -> list[WeightSpec]:
         """The row's own trained weights, usable ones before wrong links; files with only a part of the model
         are left out."""
@@ -337,6 +342,15 @@ class Manifests(Strict):
         raise UnknownName(
             f"no row is named {name!r} in the manifests: {did_you_mean(name, self.entries)} (bench.py list"
             " shows all)"
+        )
+
+    def protocol(self, name: str) -> TimingProtocol:
+        """The timing protocol of that name; raises UnknownName with the nearest names."""
+        if name in self.protocols:
+            return self.protocols[name]
+        raise UnknownName(
+            f"unknown timing protocol {name!r}: {did_you_mean(name, self.protocols)}; see"
+            " manifests/protocols.toml for all protocols"
         )
 
     def by_config(self, config: str) -> ModelEntry:

@@ -294,17 +294,17 @@ def _halves(base: Measured, dataset: Dataset) -> tuple[float, float]:
         return 100 * float(np.mean(base.right[:middle] or [0])), 100 * float(np.mean(base.right[middle:]))
     if dataset.layout != "coco":
         return base.value, base.value
-    from detection_zoo.benchmarks.evaluation.coco_evaluation import evaluate_coco
+    from detection_zoo.benchmarks.evaluation.coco_evaluation import score_coco
 
     parts = (list(dataset.image_ids)[:middle], list(dataset.image_ids)[middle:])
     return tuple(
         100
-        * evaluate_coco(
+        * score_coco(
             dataset.annotations,
             [r for r in base.records if r["image_id"] in set(part)],
             "bbox",
             image_ids=part,
-        )["AP"]
+        ).statistics["AP"]
         for part in parts
     )
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from detection_zoo.benchmarks.ask.fit_search import Search, Trial
 from detection_zoo.benchmarks.ask.fit_trial import INFERENCE_TURNS, OBJECTS, TRAINING_STEPS, Case, run_trial
-from detection_zoo.benchmarks.run.isolation import Outcome, run_isolated, usable_memory_mib
+from detection_zoo.benchmarks.run.isolation import Limits, Outcome, run_isolated, usable_memory_mib
 from detection_zoo.benchmarks.run.progress import clock
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import ModelEntry
@@ -139,13 +139,16 @@ class Fit:
         """Run one trial; limit_mib None: without a limit, to measure the required memory."""
         on_cpu, started, seen = case.device == "cpu", time.monotonic(), {}
         free = usable_memory_mib()
+        limits = Limits(
+            limit_s=self.limit_s,
+            memory_mib=min(limit_mib, free) if on_cpu and limit_mib is not None else free,
+        )
         with clock(f"{case.row}: {_size_text(axis, case.batch, case.image)}"):
             outcome = run_isolated(
                 self.work,
                 (replace(case, gpu_limit_mib=None if on_cpu else limit_mib),),
                 seen.update,
-                limit_s=self.limit_s,
-                memory_mib=min(limit_mib, free) if on_cpu and limit_mib is not None else free,
+                limits=limits,
             )
         trial = Trial(
             case.batch,

@@ -146,11 +146,8 @@ def _subject(case: Case) -> tuple[Subject, BenchmarkSpec]:
     spec = BenchmarkSpec(
         device=case.device, dtype=case.dtype, batch_size=case.batch, train_images_per_step=case.batch
     )
-    keypoints = entry.detector is not None and "keypoint" in entry.detector.name
-    return (
-        prepare(entry, spec, RandomImages(case.batch, case.image, entry.classes, keypoints), case.weights),
-        spec,
-    )
+    images = RandomImages(case.batch, case.image, entry.classes, entry.has_keypoints)
+    return prepare(entry, spec, images, case.weights), spec
 
 
 def _infer(case: Case) -> dict[str, Any]:

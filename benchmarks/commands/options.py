@@ -148,17 +148,6 @@ def check_metric(name: str) -> None:
         )
 
 
-def check_protocol(name: str) -> None:
-    """Check --protocol; an unknown name is wrong usage."""
-    from detection_zoo.zoo.manifest_files import load_manifests
-    from detection_zoo.zoo.registry import did_you_mean
-
-    if name not in (known := load_manifests().protocols):
-        raise typer.BadParameter(
-            f"unknown timing protocol {name!r}: {did_you_mean(name, known)}", param_hint="--protocol"
-        )
-
-
 def check_path(path: str, device: str, dtype: str) -> None:
     """Check --path: the engine must be installed and support the device and dtype, or it is wrong usage."""
     from detection_zoo.zoo.export.kinds import engine_problem

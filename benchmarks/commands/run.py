@@ -29,7 +29,6 @@ from detection_zoo.benchmarks.commands.options import (
     WIDE,
     WORKERS,
     check_path,
-    check_protocol,
     checked_file,
     data_of,
     device_of,
@@ -136,6 +135,7 @@ def run(
     from detection_zoo.benchmarks.folders import RUNS
     from detection_zoo.benchmarks.report.listing import results
     from detection_zoo.benchmarks.run.arguments import checked_rows
+    from detection_zoo.benchmarks.run.isolation import Limits
     from detection_zoo.benchmarks.run.options import SweepOptions
     from detection_zoo.benchmarks.run.progress import clock
     from detection_zoo.benchmarks.run.subject import Sources
@@ -143,8 +143,9 @@ def run(
     from detection_zoo.benchmarks.spec import WITH_TRAINING, BenchmarkSpec
     from detection_zoo.benchmarks.store import results_folder
     from detection_zoo.zoo.created_row import created_name
+    from detection_zoo.zoo.manifest_files import load_manifests
 
-    check_protocol(protocol)
+    load_manifests().protocol(protocol)  # an unknown one is wrong usage
     if bool(rows) == bool(backbone):
         raise typer.BadParameter("give rows, or a backbone with --backbone", param_hint="ROWS")
     if backbone and weights == "published":  # a backbone without a row has no published weights
@@ -185,9 +186,9 @@ def run(
     )
     if in_process and (jobs > 1 or engine == "ray"):
         raise typer.BadParameter("works only with --jobs 1", param_hint="--in-process")
-    memory_mib = None if memory_gb is None else memory_gb * 1024
+    limits = Limits(stall_s, limit_s, None if memory_gb is None else memory_gb * 1024)
     folder = store or results_folder() / RUNS
-    options = SweepOptions(folder, again, not in_process, stall_s, limit_s, memory_mib, jobs, engine)
+    options = SweepOptions(folder, again, not in_process, limits, jobs, engine)
     with checking_arguments(), clock("checking rows, weights and data"):
         entries = checked_rows(rows, sources, images, say, fetch=engine == "local")
     if check and all(entry.training is None for entry in entries):

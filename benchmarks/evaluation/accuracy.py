@@ -14,7 +14,6 @@ from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults, Kind
 from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     CocoScores,
     columns_of,
-    evaluate_coco,
     keypoint_sigmas,
     score_coco,
 )
@@ -45,15 +44,6 @@ from detection_zoo.zoo.errors import DatasetError
 
 if TYPE_CHECKING:
     from detection_zoo.zoo.records import Detections
-
-__all__ = [
-    "AccuracyReport",
-    "DetectionCollector",
-    "evaluate_coco",
-    "evaluate_results_file",
-    "top_k_accuracy",
-    "write_submission",
-]
 
 PREFIX: dict[Kind, str] = {
     "bbox": "box",

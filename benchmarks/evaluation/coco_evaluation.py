@@ -50,44 +50,6 @@ def statistic_names(kind: Kind) -> tuple[str, ...]:
     return KEYPOINT_STATISTICS if kind == "keypoints" else BOX_STATISTICS
 
 
-def evaluate_coco(
-    ground_truth: Truth,
-    results: list[dict[str, Any]] | CocoResults,
-    kind: Kind,
-    *,
-    image_ids: Sequence[int] | None = None,
-    category_ids: Sequence[int] | None = None,
-    class_agnostic: bool = False,
-    checked_images: int = 50,
-) -> dict[str, float]:
-    """Compute COCO statistics of results.
-
-    Args:
-        ground_truth: annotation file, its JSON document, or annotations already read.
-        results: records in COCO's result format, or in columns; equal scores keep this order.
-        kind: compare boxes, masks or keypoints.
-        image_ids, category_ids: restrict ground truth and results to these.
-        class_agnostic: ignore categories.
-        checked_images: size of the sample on which both engines must agree.
-
-    Returns:
-        Fractions by name, -1 where there is no ground truth.
-
-    Raises:
-        RuntimeError: the two engines disagree on the sample.
-        DatasetError: the annotation file or a record is missing or malformed.
-    """
-    return score_coco(
-        ground_truth,
-        results,
-        kind,
-        image_ids=image_ids,
-        category_ids=category_ids,
-        class_agnostic=class_agnostic,
-        checked_images=checked_images,
-    ).statistics
-
-
 def score_coco(
     ground_truth: Truth,
     results: list[dict[str, Any]] | CocoResults,
@@ -99,7 +61,22 @@ def score_coco(
     checked_images: int = 50,
     details: bool = False,
 ) -> CocoScores:
-    """As `evaluate_coco`, with AP and AP50 of each category, curves, and with `details` error types."""
+    """Compute COCO statistics of results: fractions by name, -1 where there is no ground truth; with AP and
+    AP50 of each category and curves.
+
+    Args:
+        ground_truth: annotation file, its JSON document, or annotations already read.
+        results: records in COCO's result format, or in columns; equal scores keep this order.
+        kind: compare boxes, masks or keypoints.
+        image_ids, category_ids: restrict ground truth and results to these.
+        class_agnostic: ignore categories.
+        checked_images: size of the sample on which both engines must agree.
+        details: also classify errors by type.
+
+    Raises:
+        RuntimeError: the two engines disagree on the sample.
+        DatasetError: the annotation file or a record is missing or malformed.
+    """
     truth = truth_of(ground_truth, kind)
     results = columns_of(results, truth, kind)
     images = list(range(len(truth.image_ids))) if image_ids is None else _places(image_ids, truth.image_place)

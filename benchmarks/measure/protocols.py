@@ -14,20 +14,7 @@ from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import Subject
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement
 from detection_zoo.benchmarks.statistics import summarise
-from detection_zoo.zoo.manifest import TimingProtocol
 from detection_zoo.zoo.manifest_files import load_manifests
-from detection_zoo.zoo.registry import did_you_mean
-
-
-def protocol_of(name: str) -> TimingProtocol:
-    """Return a protocol by name; raises KeyError with similar names."""
-    known = load_manifests().protocols
-    if name not in known:
-        raise KeyError(
-            f"unknown timing protocol {name!r}: {did_you_mean(name, known)}; see"
-            " manifests/protocols.toml for all protocols"
-        )
-    return known[name]
 
 
 @contextmanager
@@ -72,7 +59,7 @@ def measure_protocol(
         model_ms: time of the protocol's phases per image, by the protocol's statistic.
     """
     subject.model.eval()
-    protocol, clock = protocol_of(spec.protocol), PhaseClock(subject.device)
+    protocol, clock = load_manifests().protocol(spec.protocol), PhaseClock(subject.device)
     if protocol.input == "random":
         turns: Turns = _RandomTurns(subject, spec, clock, protocol.height or 0, protocol.width or 0)
         batches = [

@@ -26,8 +26,7 @@ class Point(NamedTuple):
 def own_metric(entry: ModelEntry, name: str) -> str:
     """Return the name of a metric for this row: the box AP of keypoint models is of the person class only,
     and has its own name."""
-    keypoints = entry.detector is not None and "keypoint" in entry.detector.name
-    return f"person_{name.removeprefix('box_')}" if keypoints and name.startswith("box_a") else name
+    return f"person_{name.removeprefix('box_')}" if entry.has_keypoints and name.startswith("box_a") else name
 
 
 @dataclass

@@ -15,10 +15,8 @@ from detection_zoo.benchmarks.report.table import build_table
 from detection_zoo.benchmarks.spec import OWN_PROTOCOL, Run
 from detection_zoo.benchmarks.store import stored_runs
 from detection_zoo.benchmarks.tabular import Table
-from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import Manifests
 from detection_zoo.zoo.manifest_files import load_manifests
-from detection_zoo.zoo.registry import did_you_mean
 
 Read = Callable[[Path | None], tuple[list[Any], list[str]]]
 Layouter = Callable[[list[Any]], list[Table]]
@@ -41,17 +39,14 @@ def tables_of(
         measured_only: omit rows without a run.
 
     Raises:
-        ManifestError: there is no such source, table or protocol.
+        UnknownName: there is no such source, table or protocol.
     """
     if name in BESIDE:
         read, lay_out = BESIDE[name]
         records, problems = read(store)
         return lay_out(records), problems
     manifests, stored = load_manifests(), stored_runs(store)
-    if protocol not in manifests.protocols:
-        raise ManifestError(
-            f"unknown timing protocol {protocol!r}: {did_you_mean(protocol, manifests.protocols)}"
-        )
+    manifests.protocol(protocol)  # an unknown one is an error, not an empty table
     runs = [run for run in stored.runs if run.spec.protocol == protocol]
     measured = {run.row for run in stored.runs}
     if measured_only:

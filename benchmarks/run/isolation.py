@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,14 +87,17 @@ class Outcome:
 class Limits:
     """Limits at which a process is killed.
 
-    stall_s: seconds without a report. limit_s: run time in seconds. memory_mib:
-        memory of the process and its
-    children; without this limit, the system would kill any process when memory runs out.
+    stall_s: seconds without a report. limit_s: run time in seconds. memory_mib: memory of the process and
+    its children; without this limit, the system would kill any process when memory runs out.
     """
 
     stall_s: float | None = None
     limit_s: float | None = None
     memory_mib: float | None = None
+
+    def with_memory(self, share: float = 1.0) -> Limits:
+        """These limits; without a limit of memory, with this share of the usable memory."""
+        return replace(self, memory_mib=self.memory_mib or share * usable_memory_mib())
 
     def exceeded(self, running_s: float, silent_s: float, process: Any) -> str | None:
         """Return which limit a process exceeded, or None."""
@@ -118,6 +121,9 @@ class Limits:
         ]
         waits += [MEMORY_POLL_S] if self.memory_mib is not None else []
         return max(min(waits), 0.0) if waits else None
+
+
+NO_LIMITS = Limits()
 
 
 def usable_memory_mib(share: float = 0.9) -> float:
@@ -153,9 +159,7 @@ def run_isolated(
     arguments: tuple[Any, ...],
     on_report: Report,
     *,
-    stall_s: float | None = None,
-    limit_s: float | None = None,
-    memory_mib: float | None = None,
+    limits: Limits = NO_LIMITS,
     environment: dict[str, str] | None = None,
     cancel: Any = None,
     keep_memory: bool = False,
@@ -166,7 +170,7 @@ def run_isolated(
         work: a module-level function; it may call `report` with any picklable object, any number of times.
         arguments: must pickle.
         on_report: called with every report in order, except BEAT.
-        stall_s, limit_s, memory_mib: see `Limits`.
+        limits: at which the process is killed.
         environment: environment variables set in the process before the work begins.
         cancel: a connection; if it becomes readable or its other end closes, the work is
             stopped as by Ctrl-C.
@@ -187,9 +191,7 @@ def run_isolated(
         process.start()
     theirs.close()
     try:
-        return _follow(
-            process, ours, on_report, Limits(stall_s, limit_s, memory_mib), [] if cancel is None else [cancel]
-        )
+        return _follow(process, ours, on_report, limits, [] if cancel is None else [cancel])
     except KeyboardInterrupt:
         process.kill()
         process.join()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from detection_zoo.benchmarks.folders import RUNS
+from detection_zoo.benchmarks.run.isolation import Limits
 from detection_zoo.benchmarks.store import results_folder
 
 
@@ -14,17 +15,15 @@ from detection_zoo.benchmarks.store import results_folder
 class SweepOptions:
     """Options of a sweep over rows.
 
-    store: folder of records. again: repeat finished measurements. isolate, stall_s, limit_s, memory_mib:
-        see `run_row`; memory_mib None: 90 % of the free memory when a row starts, shared among the jobs.
+    store: folder of records. again: repeat finished measurements. isolate, limits: see
+        `run_row`; memory_mib None: 90 % of the free memory when a row starts, shared among the jobs.
     jobs: number of parallel rows, one GPU each. engine: this machine, or a Ray cluster.
     """
 
     store: Path = field(default_factory=lambda: results_folder() / RUNS)
     again: bool = False
     isolate: bool = True
-    stall_s: float | None = 600.0
-    limit_s: float | None = None
-    memory_mib: float | None = None
+    limits: Limits = Limits(stall_s=600.0)
     jobs: int = 1
     engine: Literal["local", "ray"] = "local"
 

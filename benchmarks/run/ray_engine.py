@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from detection_zoo.benchmarks.environment import ROOT
-from detection_zoo.benchmarks.run.isolation import Outcome, failure, usable_memory_mib
+from detection_zoo.benchmarks.run.isolation import Limits, Outcome, failure
 from detection_zoo.benchmarks.run.options import SweepOptions
 from detection_zoo.benchmarks.run.runner import Draft, Interrupted, run_row
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, identify_weights, open_data
@@ -76,15 +76,8 @@ def run_on_ray(
                 done(entry, known)
                 continue
             say(f"{entry.name}: submitted to the cluster")
-            limits = {
-                "stall_s": options.stall_s,
-                "limit_s": options.limit_s,
-                "memory_mib": options.memory_mib,
-            }
-            drafts[task.remote(entry.name, own, sources, limits, work)] = (
-                entry,
-                Draft(entry.name, own, fields={"stage": "on the cluster"}),
-            )
+            draft = Draft(entry.name, own, fields={"stage": "on the cluster"})
+            drafts[task.remote(entry.name, own, sources, options.limits, work)] = (entry, draft)
         return _collect(ray, drafts, options.files, done)
     except KeyboardInterrupt:
         for reference in drafts:
@@ -206,11 +199,7 @@ def _collect(
 
 
 def measure_on_node(
-    row: str,
-    spec: BenchmarkSpec,
-    sources: Sources,
-    limits: dict[str, float | None],
-    work: Callable[..., None],
+    row: str, spec: BenchmarkSpec, sources: Sources, limits: Limits, work: Callable[..., None]
 ) -> tuple[str, dict[str, bytes]]:
     """Ray task: measure a row in its own process on the machine of the task.
 
@@ -222,18 +211,7 @@ def measure_on_node(
         draft = Draft(row, spec, fields={"stage": "finding weights and data"})
         try:
             weights = identify_weights(entry, sources.weights)
-            memory_mib = limits["memory_mib"] or usable_memory_mib()
-            run = run_row(
-                row,
-                spec,
-                sources,
-                weights,
-                Path(folder),
-                stall_s=limits["stall_s"],
-                limit_s=limits["limit_s"],
-                memory_mib=memory_mib,
-                work=work,
-            )
+            run = run_row(row, spec, sources, weights, Path(folder), limits=limits.with_memory(), work=work)
         except (ZooError, OSError) as error:
             run = draft.finish(failure(error))
         except Interrupted as stopped:

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detection_zoo.benchmarks.run.groups import measure
-from detection_zoo.benchmarks.run.isolation import BEAT, Outcome, Report, failure, run_isolated
+from detection_zoo.benchmarks.run.isolation import (
+    BEAT,
+    NO_LIMITS,
+    Limits,
+    Outcome,
+    Report,
+    failure,
+    run_isolated,
+)
 from detection_zoo.benchmarks.run.progress import clock
 from detection_zoo.benchmarks.run.subject import (
     Sources,
@@ -87,9 +95,7 @@ def run_row(
     folder: Path,
     *,
     isolate: bool = True,
-    stall_s: float | None = None,
-    limit_s: float | None = None,
-    memory_mib: float | None = None,
+    limits: Limits = NO_LIMITS,
     environment: dict[str, str] | None = None,
     cancel: Any = None,
     work: Callable[..., None] | None = None,
@@ -103,8 +109,7 @@ def run_row(
         weights: their identity, and the argument for `build_model`.
         folder: folder for files that belong to the run.
         isolate: run in its own process, so that a crash or running out of memory ends only that process.
-        stall_s, limit_s, memory_mib, environment, cancel: see `run_isolated`; not used without
-            isolation.
+        limits, environment, cancel: see `run_isolated`; not used without isolation.
         work: function that measures; default: `measure_row`.
 
     Returns:
@@ -113,15 +118,7 @@ def run_row(
     draft, work = Draft(row, spec), work or measure_row
     draft.add({"weights": weights[0], "stage": "starting"})
     arguments = (row, spec, sources, weights[1], folder / draft.id)
-    isolated = partial(
-        run_isolated,
-        stall_s=stall_s,
-        limit_s=limit_s,
-        memory_mib=memory_mib,
-        environment=environment,
-        cancel=cancel,
-        keep_memory=True,
-    )
+    isolated = partial(run_isolated, limits=limits, environment=environment, cancel=cancel, keep_memory=True)
     try:
         if not isolate:
             work(*arguments, lambda value: None if value == BEAT else draft.add(value))

@@ -19,10 +19,10 @@ CSV_COLUMNS = ("image", "frame", "class", "label", "score", "x1", "y1", "x2", "y
 
 def category_ids_of(entry: ModelEntry) -> tuple[int, ...]:
     """Return the COCO category ID of each label; 1 to K if the classes are not COCO's 80."""
-    from detection_zoo.zoo.detectors.ssd import UNUSED_COCO_IDS
+    from detection_zoo.zoo.detectors.ssd import COCO_IDS
 
-    if entry.dataset == "coco" and entry.classes == 80:
-        return tuple(i for i in range(1, 91) if i not in UNUSED_COCO_IDS)
+    if entry.dataset == "coco" and entry.classes == len(COCO_IDS):
+        return COCO_IDS
     return tuple(range(1, entry.classes + 1))
 
 

@@ -98,8 +98,9 @@ def open_data(entry: ModelEntry, argument: str, images: int | None = None, train
     """
     spec = load_manifests().datasets[entry.dataset]
     classes = entry.classes if spec.layout == "imagenet" else entry.class_names or spec.classes or None
-    keypoints = entry.detector is not None and "keypoint" in entry.detector.name
-    return open_dataset(argument, classes=classes, keypoints=keypoints, images=images, training=training)
+    return open_dataset(
+        argument, classes=classes, keypoints=entry.has_keypoints, images=images, training=training
+    )
 
 
 def inclusive_boxes(entry: ModelEntry) -> bool:

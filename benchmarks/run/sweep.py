@@ -11,7 +11,7 @@ from typing import Any
 
 from detection_zoo.benchmarks.environment import present_hardware
 from detection_zoo.benchmarks.evaluation.coco_results import SUBMISSION
-from detection_zoo.benchmarks.run.isolation import Outcome, failure, usable_memory_mib
+from detection_zoo.benchmarks.run.isolation import Outcome, failure
 from detection_zoo.benchmarks.run.jobs import run_parallel, slots_of
 from detection_zoo.benchmarks.run.options import SweepOptions
 from detection_zoo.benchmarks.run.runner import OPENING, Draft, Interrupted, measure_row, run_row
@@ -193,9 +193,7 @@ def measure_entry(
             weights,
             options.files,
             isolate=options.isolate,
-            stall_s=options.stall_s,
-            limit_s=options.limit_s,
-            memory_mib=options.memory_mib or usable_memory_mib() / options.jobs,
+            limits=options.limits.with_memory(1 / options.jobs),
             environment=environment,
             cancel=cancel,
             work=work,

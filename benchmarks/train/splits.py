@@ -20,7 +20,7 @@ def open_training_data(entry: ModelEntry, data: str, images: int | None) -> tupl
         dataset, own = _open_labelled(entry, data)
     else:
         if not (names and ClassChoice.split(data)[1].common):
-            dataset = open_dataset(data, keypoints=_keypoints(entry), training=True)
+            dataset = open_dataset(data, keypoints=entry.has_keypoints, training=True)
             own = set(dataset.classes) != set(names)
         if not own:
             dataset = open_data(entry, data, training=True)
@@ -43,10 +43,6 @@ def _open_labelled(entry: ModelEntry, data: str) -> tuple[Dataset, bool]:
     if dataset.layout != "imagenet":
         raise DatasetError(f"--data {data}: row {entry.name} is a classifier; give imagenet:DIR")
     return dataset, True
-
-
-def _keypoints(entry: ModelEntry) -> bool:
-    return entry.detector is not None and "keypoint" in entry.detector.name
 
 
 def training_split(data: str) -> str:

@@ -18,7 +18,6 @@ from detection_zoo.benchmarks.evaluation.coco_evaluation import (
     EvaluationPlan,
     columns_of,
     compare_engines,
-    evaluate_coco,
     score_coco,
     truth_of,
 )
@@ -106,7 +105,7 @@ def found(box: list[float], score: float, category: int = 1) -> dict:
 
 
 def test_nothing_found_is_zero_not_an_error() -> None:
-    scores = evaluate_coco(one_image([[0, 0, 50, 50]]), [], "bbox")
+    scores = score_coco(one_image([[0, 0, 50, 50]]), [], "bbox").statistics
     assert scores["AP"] == 0 and scores["APm"] == 0 and scores["APs"] == -1 and scores["AR100"] == 0
 
 
@@ -115,12 +114,14 @@ def test_a_duplicate_is_a_false_positive() -> None:
     2/3) / 101 at every threshold."""
     truth = one_image([[0, 0, 50, 50], [100, 100, 50, 50]])
     results = [found([0, 0, 50, 50], 0.9), found([0, 0, 50, 50], 0.8), found([100, 100, 50, 50], 0.7)]
-    assert evaluate_coco(truth, results, "bbox")["AP"] == pytest.approx((51 + 50 * 2 / 3) / 101, abs=1e-12)
+    assert score_coco(truth, results, "bbox").statistics["AP"] == pytest.approx(
+        (51 + 50 * 2 / 3) / 101, abs=1e-12
+    )
 
 
 def test_an_overlap_of_three_quarters_counts_at_six_of_ten_thresholds() -> None:
     """IoU 0.75 exactly reaches 0.50 ... 0.75: six thresholds of ten."""
-    scores = evaluate_coco(one_image([[0, 0, 100, 100]]), [found([0, 0, 75, 100], 0.9)], "bbox")
+    scores = score_coco(one_image([[0, 0, 100, 100]]), [found([0, 0, 75, 100], 0.9)], "bbox").statistics
     assert (
         scores["AP"] == pytest.approx(0.6, abs=1e-12)
         and scores["AP75"] == pytest.approx(1.0)
@@ -131,7 +132,7 @@ def test_an_overlap_of_three_quarters_counts_at_six_of_ten_thresholds() -> None:
 def test_detections_on_a_crowd_count_neither_way() -> None:
     truth = one_image([[0, 0, 50, 50], [100, 100, 90, 90]], crowd=[0, 1])
     results = [found([110, 110, 20, 20], 0.95), found([150, 150, 20, 20], 0.94), found([0, 0, 50, 50], 0.9)]
-    assert evaluate_coco(truth, results, "bbox")["AP"] == pytest.approx(1.0)
+    assert score_coco(truth, results, "bbox").statistics["AP"] == pytest.approx(1.0)
 
 
 def test_images_and_categories_restrict_the_ground_truth() -> None:
@@ -141,12 +142,14 @@ def test_images_and_categories_restrict_the_ground_truth() -> None:
         {"id": 3, "image_id": 6, "category_id": 1, "bbox": [0, 0, 40, 40]}
     )  # no area, no crowd flag
     results = [found([0, 0, 50, 50], 0.9)]
-    assert evaluate_coco(truth, results, "bbox")["AP"] == pytest.approx((51 / 101 + 0) / 2)
-    assert evaluate_coco(truth, results, "bbox", image_ids=[5])["AP"] == pytest.approx(0.5)
-    assert evaluate_coco(truth, results, "bbox", image_ids=[5], category_ids=[1])["AP"] == pytest.approx(1.0)
-    assert evaluate_coco(truth, results, "bbox", image_ids=[5], class_agnostic=True)["AP"] == pytest.approx(
-        51 / 101
-    )
+    assert score_coco(truth, results, "bbox").statistics["AP"] == pytest.approx((51 / 101 + 0) / 2)
+    assert score_coco(truth, results, "bbox", image_ids=[5]).statistics["AP"] == pytest.approx(0.5)
+    assert score_coco(truth, results, "bbox", image_ids=[5], category_ids=[1]).statistics[
+        "AP"
+    ] == pytest.approx(1.0)
+    assert score_coco(truth, results, "bbox", image_ids=[5], class_agnostic=True).statistics[
+        "AP"
+    ] == pytest.approx(51 / 101)
 
 
 def encoded(polygon: list[float]) -> dict:
@@ -176,15 +179,15 @@ def test_mask_results_take_the_area_of_the_mask() -> None:
         "segmentation": encoded([0, 160, 199, 160, 199, 199, 0, 199]),
         "score": 0.95,
     }
-    scores = evaluate_coco(
+    scores = score_coco(
         truth, [large, right], "segm"
-    )  # 7800 square pixels of mask, not below 96 * 96: still medium
+    ).statistics  # 7800 square pixels of mask, not below 96 * 96: still medium
     assert scores["APm"] == pytest.approx(0.5)
     larger = {
         **large,
         "segmentation": encoded([0, 100, 199, 100, 199, 199, 0, 199]),
     }  # 19,700: large, whatever its box
-    scores = evaluate_coco(truth, [larger, right], "segm")
+    scores = score_coco(truth, [larger, right], "segm").statistics
     assert scores["AP"] == pytest.approx(0.5) and scores["APm"] == pytest.approx(1.0) and scores["APl"] == -1
 
 
@@ -275,7 +278,7 @@ def test_annotations_without_what_is_compared() -> None:
         DatasetError,
         match=r"annotations\[0\]: field 'segmentation' is missing or empty; results of kind segm",
     ):
-        evaluate_coco(one_image([[0, 0, 5, 5]]), [], "segm")
+        score_coco(one_image([[0, 0, 5, 5]]), [], "segm")
     bare = one_image([[0, 0, 4, 5]])
     bare["annotations"] = [{"bbox": [0, 0, 4, 5], "image_id": 5, "category_id": 1}]
     filled = truth_of(bare, "bbox")

@@ -18,10 +18,14 @@ from detection_zoo.benchmarks.evaluation.accuracy import (
     DetectionCollector,
     evaluate_results_file,
     top_k_accuracy,
-    write_submission,
 )
 from detection_zoo.benchmarks.evaluation.coco_columns import results_of
-from detection_zoo.benchmarks.evaluation.coco_results import detection_records, read_results, write_results
+from detection_zoo.benchmarks.evaluation.coco_results import (
+    detection_records,
+    read_results,
+    write_results,
+    write_submission,
+)
 from detection_zoo.benchmarks.evaluation.voc_results import read_voc_results
 from detection_zoo.benchmarks.run.options import SweepOptions
 from detection_zoo.benchmarks.run.subject import Sources

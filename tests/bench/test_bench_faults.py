@@ -17,7 +17,7 @@ from records import MACHINE, make_small_shapes, measured, run_of
 
 from detection_zoo.benchmarks.run.arguments import chosen_rows
 from detection_zoo.benchmarks.run.groups import measure
-from detection_zoo.benchmarks.run.isolation import run_isolated, usable_memory_mib
+from detection_zoo.benchmarks.run.isolation import Limits, run_isolated, usable_memory_mib
 from detection_zoo.benchmarks.run.jobs import run_parallel, slots_of
 from detection_zoo.benchmarks.run.options import SweepOptions
 from detection_zoo.benchmarks.run.subject import Sources, identify_data, open_data
@@ -126,7 +126,7 @@ def test_a_sick_model_is_a_record_and_stops_nobody(tmp_path: Path, work, limits:
         chosen_rows([SICK, LAST]),
         SPEC,
         SOURCES,
-        SweepOptions(store, **{"stall_s": 120.0, **limits}),
+        SweepOptions(store, limits=Limits(**{"stall_s": 120.0, **limits})),
         work=work,
     )
     stored = read_runs(store)
@@ -140,7 +140,7 @@ def test_a_sick_model_is_a_record_and_stops_nobody(tmp_path: Path, work, limits:
 
 def test_a_leak_is_ended_long_before_the_machine_is_out_of_memory() -> None:
     assert 100 < usable_memory_mib() and usable_memory_mib(0.5) < usable_memory_mib()
-    outcome = run_isolated(leak_children, (), lambda value: None, memory_mib=400.0, limit_s=60)
+    outcome = run_isolated(leak_children, (), lambda value: None, limits=Limits(memory_mib=400.0, limit_s=60))
     assert "its limit is 400 MiB" in outcome.reason, "memory of children counts too"
 
 

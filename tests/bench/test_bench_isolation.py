@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from detection_zoo.benchmarks.run.isolation import BEAT, failure, run_isolated
+from detection_zoo.benchmarks.run.isolation import BEAT, Limits, failure, run_isolated
 from detection_zoo.zoo.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ def stays(report) -> None:
 
 def test_reports_arrive_in_order_and_talk_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     seen = []
-    outcome = run_isolated(counts, (5,), seen.append, stall_s=60)
+    outcome = run_isolated(counts, (5,), seen.append, limits=Limits(stall_s=60))
     assert outcome.status == "finished" and outcome.reason is None
     assert seen == [{"number": number} for number in range(5)]
     out, err = capfd.readouterr()
@@ -82,8 +82,7 @@ def test_every_way_to_fail_is_told_and_keeps_what_was_reported(kind: str, said: 
         breaks,
         (kind,),
         seen.append,
-        stall_s=0.5 if kind == "hang" else 60,
-        limit_s=6 if kind == "busy" else None,
+        limits=Limits(stall_s=0.5 if kind == "hang" else 60, limit_s=6 if kind == "busy" else None),
     )
     assert outcome.status == "failed" and said in outcome.reason and "\n" not in outcome.reason
     assert (outcome.traceback is not None) == (kind in ("raise", "memory"))
@@ -92,7 +91,7 @@ def test_every_way_to_fail_is_told_and_keeps_what_was_reported(kind: str, said: 
 
 def test_the_garbage_collector_does_not_walk_over_imports() -> None:
     reports: list[dict[str, int]] = []
-    assert run_isolated(frozen, (), reports.append, stall_s=60).status == "finished"
+    assert run_isolated(frozen, (), reports.append, limits=Limits(stall_s=60)).status == "finished"
     assert reports[0]["frozen"] > 10_000
 
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detection_zoo.benchmarks.measure.protocols import measure_protocol, protocol_of
+from detection_zoo.benchmarks.measure.protocols import measure_protocol
 from detection_zoo.benchmarks.report.tables import tables_of
 from detection_zoo.benchmarks.run.subject import Subject
 from detection_zoo.benchmarks.spec import BenchmarkSpec
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.errors import ManifestError
+from detection_zoo.zoo.errors import UnknownName
 from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.records import Detections, Target
 
@@ -95,9 +95,9 @@ def test_the_last_image_is_the_number_where_the_source_prints_that(subject: Subj
 
 
 def test_unknown_protocols_are_refused_by_name(tmp_path) -> None:
-    with pytest.raises(KeyError, match="did you mean 'hardnet'"):
-        protocol_of("hardnut")
-    with pytest.raises(ManifestError, match="unknown timing protocol 'hardnut'"):
+    with pytest.raises(UnknownName, match="did you mean 'hardnet'"):
+        load_manifests().protocol("hardnut")
+    with pytest.raises(UnknownName, match="unknown timing protocol 'hardnut'"):
         tables_of("hardnet", tmp_path, "hardnut")
 
 

@@ -31,8 +31,8 @@ from detection_zoo.zoo.parts.ssd_pyramid import HeadKind, Heads, SSDLitePyramid,
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
 
-# of 1..90; the other 80 are COCO's classes
-UNUSED_COCO_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+# category ids of COCO's 80 classes, by label: ten of 1..90 are not used
+COCO_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 HEAD_KINDS: dict[str, HeadKind] = {
     "ssd": "plain",
     "rfb": "plain",
@@ -143,11 +143,7 @@ class SSD(Detector):
         heads: HeadKind,
     ) -> None:
         super().__init__()
-        columns = (
-            [c for c in range(1, 91) if c not in UNUSED_COCO_IDS]
-            if rule.channels == "coco_ids"
-            else list(range(1, num_classes + 1))
-        )
+        columns = list(COCO_IDS if rule.channels == "coco_ids" else range(1, num_classes + 1))
         if len(columns) != num_classes:
             raise ValueError(f"channels={rule.channels!r} go with {len(columns)} classes, not {num_classes}")
         self.num_classes = num_classes

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.detectors.faster_rcnn import without_crowd
-from detection_zoo.zoo.detectors.ssd import UNUSED_COCO_IDS
+from detection_zoo.zoo.detectors.ssd import COCO_IDS
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS, did_you_mean
 
-COCO_CLASSES, COCO_IDS = 80, 90
 MASK_THRESHOLD = 0.5
 Found = list[dict[str, Tensor]]
 
@@ -178,9 +177,7 @@ class TorchvisionDetector(Detector):
 def _columns(num_classes: int) -> list[int]:
     """The model's class of each label: COCO's category ids where the row has COCO's classes, else one more
     than the label."""
-    if num_classes == COCO_CLASSES:
-        return [c for c in range(1, COCO_IDS + 1) if c not in UNUSED_COCO_IDS]
-    return list(range(1, num_classes + 1))
+    return list(COCO_IDS if num_classes == len(COCO_IDS) else range(1, num_classes + 1))
 
 
 def _has_levels(model: nn.Module) -> bool:
