@@ -301,10 +301,10 @@ def self_check(
     """Check the method: compare a row many times with itself and with a slowed-down copy; count the
     verdicts."""
     if statistics:
-        from detection_zoo.benchmarks.compare.coverage import RUNS, coverage, coverage_data, coverage_text
+        from detection_zoo.benchmarks.compare.coverage import RUNS, coverage, coverage_text
 
         lines = coverage(runs or RUNS, seed)
-        emit(coverage_data(lines), as_json, coverage_text(lines))
+        emit([vars(line) for line in lines], as_json, coverage_text(lines))
         return
     if row is None:
         raise typer.BadParameter("name a row, or give --statistics", param_hint="ROW")

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -169,8 +168,3 @@ def coverage_text(lines: list[Coverage], width: int | None = None) -> str:
         for line in lines
     ]
     return text_table(["interval or verdict", "noise", "share of runs", "half width"], rows, width)
-
-
-def coverage_data(lines: list[Coverage]) -> list[dict[str, Any]]:
-    """The lines for JSON."""
-    return [asdict(line) for line in lines]

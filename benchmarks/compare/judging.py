@@ -61,35 +61,25 @@ def judge_pairs(
         confidence: of each interval.
         decides: the metric that ends the comparison; it comes first.
     """
-    pairs = []
-    for other in others:
-        names = [name for name in samples[reference] if name in samples[other]]
-        for name in sorted(names, key=lambda name: name != decides):
-            pairs.append(
-                _ratio_pair(
-                    name,
-                    samples[reference][name],
-                    samples[other][name],
-                    reference,
-                    other,
-                    smallest,
-                    confidence,
-                    decides,
-                )
-            )
-    return pairs
+    names = sorted(samples[reference], key=lambda name: name != decides)
+    return [
+        _ratio_pair(name, samples, reference, other, smallest, confidence, decides)
+        for other in others
+        for name in names
+        if name in samples[other]
+    ]
 
 
 def _ratio_pair(
     name: str,
-    base: list[list[float]],
-    own: list[list[float]],
+    samples: dict[str, Samples],
     reference: str,
     other: str,
     smallest: float,
     confidence: float,
     decides: str,
 ) -> Pair:
+    base, own = samples[reference][name], samples[other][name]
     memory = name.endswith("_mib")
     words: tuple[Verdict, Verdict] = ("LOWER", "HIGHER") if memory else ("FASTER", "SLOWER")
     values = (median(v for block in base for v in block), median(v for block in own for v in block))
@@ -212,9 +202,7 @@ def accuracy_pair(
     seed: int = 0,
 ) -> Pair:
     """Compare one AP or accuracy of two models on the same images; smallest: in percentage points."""
-    import numpy as np
-
-    from detection_zoo.benchmarks.evaluation.ap_intervals import paired_difference
+    from detection_zoo.benchmarks.evaluation.ap_intervals import paired_difference, percent
 
     found = paired_difference(base, own, seed=seed, confidence=confidence)
     how, low, high = f"paired bootstrap over {own.images} images, {found.draws} draws", found.low, found.high
@@ -232,7 +220,7 @@ def accuracy_pair(
     )
     if few:
         noise = f"no verdict from fewer than {FEWEST_IMAGES} images; {noise}"
-    values = tuple(100 * float(one.score(np.ones((1, one.images)))[0]) for one in (base, own))
+    values = (percent(base), percent(own))
     return Pair(
         metric=name,
         other=other,

@@ -14,7 +14,7 @@ import numpy as np
 from detection_zoo.benchmarks.compare.judging import answers_of, judge_difference
 from detection_zoo.benchmarks.compare.options import Entrant
 from detection_zoo.benchmarks.compare.paired import Verdict
-from detection_zoo.benchmarks.evaluation.ap_intervals import DRAWS, Answers
+from detection_zoo.benchmarks.evaluation.ap_intervals import DRAWS, Answers, percent
 from detection_zoo.benchmarks.spec import BenchmarkSpec, metric
 from detection_zoo.benchmarks.statistics import t_quantile
 from detection_zoo.benchmarks.tabular import Table
@@ -78,8 +78,7 @@ def seeds_difference(
     """
     images = reference[0].images
     weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), draws)
-    ones = np.ones((1, images))
-    values = [[100 * float(one.score(ones)[0]) for one in side] for side in (reference, other)]
+    values = [[percent(one) for one in side] for side in (reference, other)]
     drawn = [np.mean([one.score(weights) for one in side], axis=0) for side in (reference, other)]
     value = fmean(values[1]) - fmean(values[0])
     by_images = float(np.var(100 * (drawn[1] - drawn[0]), ddof=1))
@@ -134,13 +133,12 @@ def compare_seeds(
         own = found.setdefault(entrant.row, {})
         for name, answers in _answers(entrant.row, weights, spec, data).items():
             own.setdefault(name, []).append(answers)
-            value = 100 * float(answers.score(np.ones((1, answers.images)))[0])
-            say(f"{entrant.label}: {metric(name).title} {value:.2f}")
+            say(f"{entrant.label}: {metric(name).title} {percent(answers):.2f}")
     reference, *_ = found
     lines = []
     for row, by_metric in found.items():
         for name, trainings in by_metric.items():
-            values = [100 * float(one.score(np.ones((1, one.images)))[0]) for one in trainings]
+            values = [percent(one) for one in trainings]
             base = found[reference].get(name) if row != reference else None
             difference = seeds_difference(base, trainings, smallest, spec.seed) if base else None
             lines.append(RowSeeds(row, name, values, difference))

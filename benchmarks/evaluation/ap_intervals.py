@@ -57,6 +57,11 @@ class Answers(Protocol):
         ...
 
 
+def percent(answers: Answers) -> float:
+    """Return the AP or accuracy, every image counted once, in percent."""
+    return 100 * float(answers.score(np.ones((1, answers.images)))[0])
+
+
 @dataclass
 class ImageMatches:
     """Matched detections of N images, by category."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detection_zoo.benchmarks.run.splits import split_beside
 from detection_zoo.benchmarks.spec import BenchmarkSpec, DataIdentity, WeightsIdentity
 from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.class_choice import ClassChoice
 from detection_zoo.zoo.data.datasets import open_dataset
-from detection_zoo.zoo.errors import CheckpointError, ManifestError
+from detection_zoo.zoo.errors import CheckpointError, DatasetError, ManifestError
 from detection_zoo.zoo.home import expanded, home_folder
 from detection_zoo.zoo.manifest import DatasetSpec, ModelEntry
 from detection_zoo.zoo.manifest_files import load_manifests
@@ -223,32 +223,15 @@ def training_data(entry: ModelEntry, sources: Sources) -> tuple[Dataset, str]:
     if sources.train_data is not None:
         dataset = open_data(entry, sources.train_data)
         return dataset, f"training images {dataset.name}"
-    data, choice = ClassChoice.split(sources.data)
-    kind, _, rest = data.partition(":")
-    beside = {
-        "shapes": "shapes:train",
-        "coco": f"coco:{_folder(rest)}:train2017",
-        "voc": f"voc:{rest.rpartition(':')[0]}:trainval",
-    }.get(kind, data)
-    from detection_zoo.zoo.errors import DatasetError
-
-    try:
-        dataset = open_data(entry, choice.attach(beside), training=True)
-    except DatasetError:
-        dataset = open_data(entry, sources.data)
-        return (
-            dataset,
-            (
-                f"training images {dataset.name}, because there is no training split next to it:"
-                " for memory and time only"
-            ),
-        )
-    return dataset, f"training images {dataset.name}"
-
-
-def _folder(rest: str) -> str:
-    """Return DIR of "DIR" or "DIR:SPLIT"."""
-    return rest if expanded(rest).is_dir() or ":" not in rest else rest.rpartition(":")[0]
+    if (beside := split_beside(sources.data, "train")) is not None:
+        with suppress(DatasetError):
+            dataset = open_data(entry, beside, training=True)
+            return dataset, f"training images {dataset.name}"
+    dataset = open_data(entry, sources.data)
+    return dataset, (
+        f"training images {dataset.name}, because there is no training split next to it:"
+        " for memory and time only"
+    )
 
 
 def images_in_epoch(entry: ModelEntry, dataset: Dataset) -> tuple[int, str]:

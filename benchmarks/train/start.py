@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from detection_zoo.benchmarks.run.splits import split_beside
 from detection_zoo.benchmarks.run.subject import identify_weights, open_data, weights_file
 from detection_zoo.benchmarks.terminal import terminal_width
 from detection_zoo.benchmarks.train.dry_run import look_ahead
 from detection_zoo.benchmarks.train.evaluate import evaluator, top1_evaluator
 from detection_zoo.benchmarks.train.outcome import event_writer, result_table, write_curves, write_results
-from detection_zoo.benchmarks.train.splits import open_training_data, validation_split
+from detection_zoo.benchmarks.train.splits import open_training_data
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.data.base import Dataset
@@ -257,7 +258,7 @@ def loader_of(
 def _evaluator(
     task: Task, request: Request, process: Process, say: Callable[[str], None]
 ) -> Callable[[nn.Module], dict[str, float]] | None:
-    where = request.eval_data or validation_split(request.data)
+    where = request.eval_data or split_beside(request.data, "val")
     if where is None:
         say(
             "there is no validation split next to the data, so nothing is evaluated; give"

@@ -7,7 +7,7 @@ import json
 import math
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,12 @@ from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.parity.prose import read_note
 from detection_zoo.zoo.parity.wordings import CHECKPOINT_FORMAT
 
+if TYPE_CHECKING:
+    from detection_zoo.zoo.manifest import ModelEntry
+    from detection_zoo.zoo.weights.rename import Translation
+
 CHECKPOINT_FILE = "checkpoint.json"
+M = TypeVar("M")
 
 
 def fill(entry: dict[str, Any]) -> np.ndarray:
@@ -83,6 +88,27 @@ def standin_arrays(folder: Path | str, file: str = CHECKPOINT_FILE) -> dict[str,
                 entry["shape"]
             )
     return arrays
+
+
+def standin_model(folder: Path, entry: ModelEntry, kind: type[M], form: str) -> tuple[M, Translation]:
+    """A row's model with the stand-in checkpoint of a folder, and how the checkpoint's names were translated.
+
+    Args:
+        kind: the class that the model must have.
+        form: format of the checkpoint.
+
+    Raises:
+        TypeError: the row's model is of another class.
+    """
+    from detection_zoo.zoo.build import assemble
+    from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays
+
+    model = assemble(entry)
+    if not isinstance(model, kind):
+        raise TypeError(f"row {entry.name} is no {kind.__name__}")
+    arrays = standin_arrays(folder)
+    load_arrays(model, arrays, form, where=f"start of {folder}")
+    return model, checkpoint_format(form).translate(dict(arrays))
 
 
 def write_standin_checkpoint(folder: Path | str, path: Path | str, file: str = CHECKPOINT_FILE) -> Path:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
-from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.resizing import ShorterSide
 from detection_zoo.zoo.data.samplers import AspectPairs
@@ -26,14 +25,13 @@ from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, without_crowd
 from detection_zoo.zoo.manifest import ModelEntry, Schedule
 from detection_zoo.zoo.manifest_files import load_manifests
-from detection_zoo.zoo.parity.standin import standin_arrays
+from detection_zoo.zoo.parity.standin import standin_model
 from detection_zoo.zoo.parity.updates import Batch, Recorded, Replay
 from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
 from detection_zoo.zoo.parts.boxes import box_iou
 from detection_zoo.zoo.parts.roi_heads import box_losses
 from detection_zoo.zoo.parts.targets import SampledBoxes
 from detection_zoo.zoo.records import Target
-from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays
 
 FORMAT = "maskrcnn_benchmark_pth"
 SEED = 7  # of torch and of Python's random, just before the loop
@@ -42,16 +40,11 @@ SEED = 7  # of torch and of Python's random, just before the loop
 def set_up(recorded: Recorded, entry: ModelEntry) -> Replay:
     """The run of a folder, from its command line and solver settings."""
     options = _options(shlex.split(recorded.meta["command"]))
-    model = assemble(entry)
-    if not isinstance(model, FasterRcnn):
-        raise TypeError(f"row {entry.name} is no Faster R-CNN")
-    arrays = standin_arrays(recorded.folder)
-    load_arrays(model, arrays, FORMAT, where=f"start of {recorded.folder}")
-    origin = checkpoint_format(FORMAT).translate(dict(arrays)).origin
+    model, translation = standin_model(recorded.folder, entry, FasterRcnn, FORMAT)
     passes = _Passes(model.train(), recorded)
     return Replay(
         model,
-        {theirs.removeprefix("module."): ours for ours, theirs in origin.items()},
+        {theirs.removeprefix("module."): ours for ours, theirs in translation.origin.items()},
         _schedule(entry, options),
         passes.losses,
         (passes.batch(number, entry, options) for number in range(recorded.forwards)),

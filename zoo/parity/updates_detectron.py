@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.data.coco import CocoDataset
 from detection_zoo.zoo.data.resizing import ShorterSide
 from detection_zoo.zoo.data.samplers import RatioGroups
@@ -26,7 +25,7 @@ from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.manifest import ModelEntry, Schedule
 from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.schedules import flags
-from detection_zoo.zoo.parity.standin import standin_arrays
+from detection_zoo.zoo.parity.standin import standin_model
 from detection_zoo.zoo.parity.updates import Batch, Recorded, Replay
 from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
 from detection_zoo.zoo.parts.boxes import box_iou
@@ -34,7 +33,6 @@ from detection_zoo.zoo.parts.roi_heads import box_losses
 from detection_zoo.zoo.parts.targets import SampledBoxes, masks_of
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import scale_schedule
-from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays
 
 FORMAT = "detectron_pytorch_pth"
 SEED = 3  # of numpy's legacy generator, just before the loop
@@ -45,16 +43,11 @@ def set_up(recorded: Recorded, entry: ModelEntry) -> Replay:
     """The run of a folder, from its command line."""
     command = flags(shlex.split(recorded.meta["command"]))
     options = _options(command["--set"])
-    model = assemble(entry)
-    if not isinstance(model, FasterRcnn):
-        raise TypeError(f"row {entry.name} is no Faster R-CNN")
-    arrays = standin_arrays(recorded.folder)
-    load_arrays(model, arrays, FORMAT, where=f"start of {recorded.folder}")
-    origin = checkpoint_format(FORMAT).translate(dict(arrays)).origin
+    model, translation = standin_model(recorded.folder, entry, FasterRcnn, FORMAT)
     passes = _Passes(model.train(), recorded)
     return Replay(
         model,
-        {theirs: ours for ours, theirs in origin.items()},
+        {theirs: ours for ours, theirs in translation.origin.items()},
         _schedule(entry, command, options),
         passes.losses,
         (passes.batch(number, entry, options) for number in range(recorded.forwards)),

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.conventions import RoiConventions
 from detection_zoo.zoo.data.cropping import fit_to_ratio
 from detection_zoo.zoo.data.resizing import ShorterSide
@@ -24,12 +23,11 @@ from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.schedules import flags
-from detection_zoo.zoo.parity.standin import standin_arrays
+from detection_zoo.zoo.parity.standin import standin_model
 from detection_zoo.zoo.parity.updates import Batch, Recorded, Replay
 from detection_zoo.zoo.parts.boxes import BoxCoder
 from detection_zoo.zoo.parts.targets import Draws, FixedCountBoxSampler, SampledBoxes
 from detection_zoo.zoo.records import Target
-from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays
 
 FORMAT = "detnet_pytorch_pth"
 NUMPY_SEED, TORCH_SEED = 3, 3
@@ -39,12 +37,7 @@ DECAY_STEP = 5  # of the script, where its command does not set another
 def set_up(recorded: Recorded, entry: ModelEntry) -> Replay:
     """The run of a folder, from its command line and settings."""
     command = flags(shlex.split(recorded.meta["command"]))
-    model = assemble(entry)
-    if not isinstance(model, FasterRcnn):
-        raise TypeError(f"row {entry.name} is no Faster R-CNN")
-    arrays = standin_arrays(recorded.folder)
-    load_arrays(model, arrays, FORMAT, where=f"start of {recorded.folder}")
-    translation = checkpoint_format(FORMAT).translate(dict(arrays))
+    model, translation = standin_model(recorded.folder, entry, FasterRcnn, FORMAT)
     run = _Run(model.train(), recorded, entry, int(command["--bs"]))
     decay = int(command.get("--lr_decay_step", DECAY_STEP))
     schedule = load_manifests().schedules[entry.schedule or ""]

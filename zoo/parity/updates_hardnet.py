@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
-from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.data.samplers import Shuffled
 from detection_zoo.zoo.data.ssd_augmentation import SSDAugmentation
 from detection_zoo.zoo.data.training_images import augmented_item, collate
@@ -22,9 +21,8 @@ from detection_zoo.zoo.detectors.ssd import SSD
 from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.schedules import flags, hardnet_schedule
-from detection_zoo.zoo.parity.standin import standin_arrays
+from detection_zoo.zoo.parity.standin import standin_model
 from detection_zoo.zoo.parity.updates import Batch, Recorded, Replay, Tolerances
-from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays
 
 FORMAT = "pytorchssd_pth"
 FIRST_LOADER_SEED, SEEDS_OF_EPOCH = 70, 1000  # of the recording
@@ -36,12 +34,7 @@ AMPLIFIED = Tolerances(momentum=2e-2)
 def set_up(recorded: Recorded, entry: ModelEntry) -> Replay:
     """The run of a folder, from its command line."""
     command = flags(shlex.split(recorded.meta["command"]))
-    model = assemble(entry)
-    if not isinstance(model, SSD):
-        raise TypeError(f"row {entry.name} is no SSD")
-    arrays = standin_arrays(recorded.folder)
-    load_arrays(model, arrays, FORMAT, where=f"start of {recorded.folder}")
-    origin = checkpoint_format(FORMAT).translate(dict(arrays)).origin
+    model, translation = standin_model(recorded.folder, entry, SSD, FORMAT)
     dataset = VocDataset(recorded.data / "voc", ["2007"], "trainval")
     per_epoch = len(dataset) // int(command["-b"])
     published = load_manifests().schedules[entry.schedule or ""]
@@ -54,7 +47,7 @@ def set_up(recorded: Recorded, entry: ModelEntry) -> Replay:
 
     return Replay(
         model,
-        {theirs.removeprefix("module."): ours for ours, theirs in origin.items()},
+        {theirs.removeprefix("module."): ours for ours, theirs in translation.origin.items()},
         hardnet_schedule(published, command, per_epoch),
         losses,
         (_batch(recorded, number, dataset, entry) for number in range(recorded.forwards)),
