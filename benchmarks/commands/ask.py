@@ -29,6 +29,8 @@ from detection_zoo.benchmarks.commands.options import (
 )
 from detection_zoo.benchmarks.terminal import terminal_width
 
+KERNEL_STORE = Annotated[Path | None, typer.Option(help="folder of timings; default: ./results/kernels")]
+
 
 @app.command()
 def explain(
@@ -204,10 +206,7 @@ def doctor(as_json: JSON = False) -> None:
 
 @app.command()
 def kernels(
-    device: DEVICE = "auto",
-    as_json: JSON = False,
-    store: Annotated[Path | None, typer.Option(help="folder of timings; default: ./results/kernels")] = None,
-    wide: WIDE = False,
+    device: DEVICE = "auto", as_json: JSON = False, store: KERNEL_STORE = None, wide: WIDE = False
 ) -> None:
     """Time the GPU operators of this project and of torchvision."""
     from detection_zoo.benchmarks.folders import KERNELS
@@ -234,7 +233,7 @@ def paths(
     ] = None,
     repeats: Annotated[int, typer.Option(min=3, help="timed calls per model")] = 5,
     as_json: JSON = False,
-    store: Annotated[Path | None, typer.Option(help="folder of timings; default: ./results/kernels")] = None,
+    store: KERNEL_STORE = None,
     wide: WIDE = False,
 ) -> None:
     """Compare the fast path with the eager path and torchvision, with random weights."""

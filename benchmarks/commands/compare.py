@@ -208,18 +208,21 @@ def compare_seeds(
 ) -> None:
     """Compare rows over several training seeds: AP spread per row, and the AP difference with its
     interval."""
+    from dataclasses import asdict
+
     from detection_zoo.benchmarks.tabular import render
 
     spec = _spec(device, "float32", False, images, 1, 1).model_copy(update={"seed": seed})
     data = data_of(data, classes, renamed)
     entrants = _entrants(rows, weights, data, images)
     from detection_zoo.benchmarks.compare.seeds import compare_seeds as run_seeds
-    from detection_zoo.benchmarks.compare.seeds import distinct_weights, seeds_data, seeds_table
+    from detection_zoo.benchmarks.compare.seeds import distinct_weights, seeds_table
 
     with checking_arguments():
         chosen = distinct_weights(entrants)
     lines = run_seeds(list(zip(entrants, chosen, strict=True)), spec, data, smallest_ap, say)
-    emit(seeds_data(lines), as_json, render([seeds_table(lines, smallest_ap)], "text", width_of(wide)))
+    found = [asdict(line) | {"spread": line.spread} for line in lines]
+    emit(found, as_json, render([seeds_table(lines, smallest_ap)], "text", width_of(wide)))
 
 
 @app.command("compare-records")

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from detection_zoo.benchmarks.statistics import t_quantile
+from detection_zoo.benchmarks.statistics import mean_interval, t_quantile
 
 Verdict = Literal["FASTER", "SAME", "SLOWER", "LOWER", "HIGHER", "UNDECIDED"]
 FIRST_LOOK = 6
@@ -53,9 +53,8 @@ def ratio_of_blocks(shifts: Sequence[float], confidence: float = 0.95) -> Ratio 
     """
     if len(shifts) < 2:
         return None
-    centre = fmean(shifts)
-    half = t_quantile(confidence, len(shifts) - 1) * stdev(shifts) / math.sqrt(len(shifts))
-    return Ratio(math.exp(centre), math.exp(centre - half), math.exp(centre + half), confidence, len(shifts))
+    low, high = mean_interval(shifts, confidence)
+    return Ratio(math.exp(fmean(shifts)), math.exp(low), math.exp(high), confidence, len(shifts))
 
 
 def judge_ratio(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, variance
-from typing import Any
 
 import numpy as np
 
@@ -156,11 +155,6 @@ def _answers(row: str, weights: str, spec: BenchmarkSpec, data: str) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         _, _, files = measure_accuracy(subject, spec, Path(folder))
         return answers_of(entry, files, Path(folder).parent, dataset)
-
-
-def seeds_data(lines: Sequence[RowSeeds]) -> list[dict[str, Any]]:
-    """The lines for JSON."""
-    return [asdict(line) | {"spread": line.spread} for line in lines]
 
 
 def seeds_table(lines: Sequence[RowSeeds], smallest: float) -> Table:

@@ -15,6 +15,7 @@ from detection_zoo.benchmarks.evaluation.coco_engines import ENGINES, Engine, ev
 from detection_zoo.zoo.data.coco_reader import CocoAnnotations, annotations_of, read_coco
 from detection_zoo.zoo.errors import DatasetError
 
+# in pycocotools' order
 BOX_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_STATISTICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 AGREEMENT = 1e-9  # largest difference between the two engines
@@ -43,11 +44,6 @@ class CocoScores:
     per_category: dict[int | str, dict[str, float]]
     curves: dict[str, list[float]] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
-
-
-def statistic_names(kind: Kind) -> tuple[str, ...]:
-    """Return the names of the statistics of a kind, in pycocotools' order."""
-    return KEYPOINT_STATISTICS if kind == "keypoints" else BOX_STATISTICS
 
 
 def score_coco(
@@ -203,7 +199,8 @@ class EvaluationPlan:
             if self.class_agnostic
             else [truth.category_ids[number - 1] for number in evaluation.params.catIds]
         )
-        names, precision = statistic_names(self.kind), evaluation.eval["precision"]
+        names = KEYPOINT_STATISTICS if self.kind == "keypoints" else BOX_STATISTICS
+        precision = evaluation.eval["precision"]
         hotcoco = engine == "hotcoco" and not self.class_agnostic
         return CocoScores(
             dict(zip(names, statistics, strict=True)),

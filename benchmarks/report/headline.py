@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from detection_zoo.benchmarks.report.lines import MeasuredLine, PublishedLine, measured_lines, published_lines
 from detection_zoo.benchmarks.report.wide import Overview, WideLine
-from detection_zoo.benchmarks.spec import MADE_UP_WEIGHTS, Metric, Run
+from detection_zoo.benchmarks.spec import MADE_UP_WEIGHTS, Metric
 from detection_zoo.benchmarks.tabular import Table
 from detection_zoo.zoo.manifest import ModelEntry
 
@@ -28,7 +28,9 @@ def headline_table(view: Overview) -> Table:
         if not isinstance(found, MeasuredLine) or not accuracy:
             continue
         run = found.runs[0]
-        if not (line.trusted or _trained_here(line.entry, run)):
+        published = run.weights is not None and run.weights.kind == "published"
+        trained_here = published and line.entry.training is not None  # on its synthetic images
+        if not (line.trusted or trained_here):
             continue
         data, weights = run.data, run.weights
         table.rows.append(
@@ -49,11 +51,6 @@ def headline_table(view: Overview) -> Table:
     ]
     table.notes += [f"Time of one image at batch 1, with its 95 % interval: {one}." for one in machines]
     return table
-
-
-def _trained_here(entry: ModelEntry, run: Run) -> bool:
-    """Whether a run used weights that were trained by this project, on its synthetic images."""
-    return entry.training is not None and run.weights is not None and run.weights.kind == "published"
 
 
 def _number(view: Overview, line: WideLine, *names: str) -> str:

@@ -30,13 +30,14 @@ from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.settings import with_settings
 from detection_zoo.zoo.trained_row import with_classes
 from detection_zoo.zoo.training.distributed import Process, joined
-from detection_zoo.zoo.training.own_classes import build_for, left_out_text
+from detection_zoo.zoo.training.own_classes import build_for
 from detection_zoo.zoo.training.plan import Plan, Wishes, plan_training
 from detection_zoo.zoo.training.recipe import collect_scale, scale_collect
 from detection_zoo.zoo.training.trainer import Outcome, Settings, Trainer, start_of
 from detection_zoo.zoo.weights.fetch.one import fetch_weights
 from detection_zoo.zoo.weights.load import has_own_names, load_backbone
 from detection_zoo.zoo.weights.read import read_arrays
+from detection_zoo.zoo.weights.rename import listed
 
 RECIPE = "recipe.json"
 BACKBONE = "backbone:"  # prefix of a classifier's file in --weights
@@ -289,7 +290,8 @@ def starting_model(task: Task, weights: str, seed: int, say: Callable[[str], Non
         _, path = identify_weights(task.entry, weights)
         model, left_out = build_for(task.entry, path, task.own_classes, task.checkpoint_format)
         if left_out:
-            say(left_out_text(left_out))
+            names = listed(left_out)
+            say(f"head rebuilt; {len(left_out)} tensors of the weights are left out: {names}")
         return model
     model = build_model(task.entry)
     for spec in load_manifests().initial_weights(task.entry)[:1]:

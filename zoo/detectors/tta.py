@@ -108,16 +108,11 @@ def make_copy(view: View, image: np.ndarray, device: torch.device, dtype: torch.
     frame = Frame(done.size, pixels.shape[:2], (1 / done.scale[0], 1 / done.scale[1]))
     return Copy(
         view,
-        pixels_batch(done.tensor, view.preprocess).to(device, dtype),
+        pad_batch([done.tensor], view.preprocess.size_divisor).to(device, dtype),
         torch.tensor([done.size], device=device),
         frame,
         pixels.shape[1],
     )
-
-
-def pixels_batch(tensor: Tensor, preprocess: Preprocess) -> Tensor:
-    """One image (3, h, w) as a padded batch (1, 3, H, W)."""
-    return pad_batch([tensor], preprocess.size_divisor)
 
 
 @torch.no_grad()

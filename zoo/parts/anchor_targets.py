@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from detection_zoo.zoo.conventions import RpnConventions
-from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou
+from detection_zoo.zoo.parts.boxes import box_iou
 from detection_zoo.zoo.parts.fixed_size import rows_of
-from detection_zoo.zoo.parts.matching import BACKGROUND, BalancedSampler, match
+from detection_zoo.zoo.parts.matching import BACKGROUND, match
 from detection_zoo.zoo.parts.proposals import Size
-from detection_zoo.zoo.parts.targets import Draws, one_at_least, padded_iou
+from detection_zoo.zoo.parts.targets import Sampler, one_at_least, padded_iou
 
 NO_CLAIM = 1e-5  # replaces a best IoU of 0: a ground truth without overlap gets no anchor
 
@@ -35,24 +35,10 @@ class SampledAnchors:
     negative: Tensor
 
 
-class AnchorSampler:
-    """Labels and samples anchors as maskrcnn-benchmark (Ren et al. 2015, section 3.1.2).
+class AnchorSampler(Sampler):
+    """Labels and samples anchors as maskrcnn-benchmark (Ren et al. 2015, section 3.1.2)."""
 
-    Args:
-        coder: of the proposals.
-        rule: counts and thresholds.
-        draws: random source of the samplers that use numpy; default: numpy's global state, which training
-            checkpoints save.
-    """
-
-    def __init__(self, coder: BoxCoder, rule: RpnConventions, draws: Draws | None = None) -> None:
-        self.coder, self.rule, self.draws = coder, rule, draws
-        self.pick = BalancedSampler(rule.samples, rule.positive_fraction)
-
-    @property
-    def random(self) -> Draws:
-        """Random source of the samplers that use numpy."""
-        return np.random if self.draws is None else self.draws
+    rule: RpnConventions
 
     def __call__(
         self, anchors: Tensor, truth: Sequence[Tensor], sizes: Sequence[Size]

@@ -4,6 +4,7 @@ ECCV 2016, section 3.1)."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -112,10 +113,6 @@ class SSDLitePyramid(nn.Module):
         return maps
 
 
-def _plain_head(channels: int, out: int) -> nn.Module:
-    return nn.Conv2d(channels, out, 3, padding=1)
-
-
 def _separable_head(channels: int, out: int) -> nn.Module:
     return nn.Sequential(
         conv_norm_act(channels, channels, 3, groups=channels, padding="symmetric"),
@@ -123,11 +120,11 @@ def _separable_head(channels: int, out: int) -> nn.Module:
     )
 
 
-def _pointwise_head(channels: int, out: int) -> nn.Module:
-    return nn.Conv2d(channels, out, 1)
-
-
-HEADS = {"plain": _plain_head, "separable": _separable_head, "pointwise": _pointwise_head}
+HEADS = {
+    "plain": partial(nn.Conv2d, kernel_size=3, padding=1),
+    "separable": _separable_head,
+    "pointwise": partial(nn.Conv2d, kernel_size=1),
+}
 HeadKind = Literal["plain", "separable", "pointwise"]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,24 +51,17 @@ class SampledBoxes:
     keypoint_matches: Tensor | None = None
 
 
-class BoxSampler:
-    """Samples proposals of a batch to train the box branch, as maskrcnn-benchmark.
-
-    crowd: "drop": crowd objects are not targets; "keep": they are objects; "proposals": they are targets of
-        the box branch only. original_pixels: boxes are sampled, and masks and keypoints rasterised, in
-        original pixels.
+class Sampler:
+    """What the samplers of anchors and of proposals share.
 
     Args:
-        coder: of the box branch.
-        rule: counts, thresholds and order.
+        coder: of the boxes.
+        rule: counts, thresholds and, of proposals, order.
         draws: random source of the samplers that use numpy; default: numpy's global state, which training
             checkpoints save.
     """
 
-    crowd = "drop"
-    original_pixels = False
-
-    def __init__(self, coder: BoxCoder, rule: RoiConventions, draws: Draws | None = None) -> None:
+    def __init__(self, coder: BoxCoder, rule: Any, draws: Draws | None = None) -> None:
         self.coder, self.rule, self.draws = coder, rule, draws
         self.pick = BalancedSampler(rule.samples, rule.positive_fraction)
 
@@ -75,6 +69,19 @@ class BoxSampler:
     def random(self) -> Draws:
         """Random source of the samplers that use numpy."""
         return np.random if self.draws is None else self.draws
+
+
+class BoxSampler(Sampler):
+    """Samples proposals of a batch to train the box branch, as maskrcnn-benchmark.
+
+    crowd: "drop": crowd objects are not targets; "keep": they are objects; "proposals": they are targets of
+        the box branch only. original_pixels: boxes are sampled, and masks and keypoints rasterised, in
+        original pixels.
+    """
+
+    rule: RoiConventions
+    crowd = "drop"
+    original_pixels = False
 
     def __call__(self, proposals: Sequence[Tensor], targets: Sequence[Target]) -> list[SampledBoxes]:
         """Sample proposals (R_i, 4) of each image, in pixels of the network's input as the targets' boxes."""

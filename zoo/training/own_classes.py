@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.weights.load import checkpoint_format as format_named
 from detection_zoo.zoo.weights.load import format_of_file
-from detection_zoo.zoo.weights.rename import account, listed
+from detection_zoo.zoo.weights.rename import account
 
 
 def load_rest(
@@ -65,11 +64,6 @@ def load_rest(
         for key in report.matched:
             tensors[key].copy_(torch.as_tensor(translation.state[key]))
     return left_out
-
-
-def left_out_text(names: Sequence[str]) -> str:
-    """One line about the skipped tensors."""
-    return f"head rebuilt; {len(names)} tensors of the weights are left out: {listed(names)}"
 
 
 def build_for(

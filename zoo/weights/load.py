@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,7 @@ from detection_zoo.zoo.weights.rename import (
     translate_names,
 )
 
-
-def _own_names(arrays: dict[str, Any]) -> Translation:
-    return translate_names(arrays, ())
-
-
-CHECKPOINT_FORMATS.register("zoo")(CheckpointFormat(read_arrays, _own_names))
+CHECKPOINT_FORMATS.register("zoo")(CheckpointFormat(read_arrays, partial(translate_names, rules=())))
 
 
 def format_of_file(model: nn.Module, path: Path | str, stated: str | None) -> str:

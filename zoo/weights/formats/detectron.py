@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from detection_zoo.zoo.errors import CheckpointError
@@ -149,11 +150,6 @@ def _stacked(arrays: Mapping[str, Any], step: int) -> Rules:
     return ((r"^(Box_Head\.convs|Mask_Head\.conv_fcn)\.(\d+)\.", target),)
 
 
-def _own_mask_stage(arrays: dict[str, Any]) -> Translation:
-    """The v0up mask head has its own stage, with the names that v0upshare uses for the shared one."""
-    return _detector_modules(arrays, drop=())
-
-
 def _classifier_blobs(blobs: dict[str, Any]) -> Translation:
     """Caffe2's ImageNet ResNets: norms are a scale and a shift; if the model also has statistics, they stay
     at mean 0 and variance 1."""
@@ -193,8 +189,9 @@ def fold_norm(name: str, arrays: Mapping[str, Any]) -> Any:
 
 CHECKPOINT_FORMATS.register("detectron_pkl")(CheckpointFormat(read_arrays, _detector_blobs))
 CHECKPOINT_FORMATS.register("detectron_pytorch_pth")(CheckpointFormat(read_arrays, _detector_modules))
+# the v0up mask head has its own stage, with the names that v0upshare uses for the shared one
 CHECKPOINT_FORMATS.register("detectron_pytorch_own_mask_stage_pth")(
-    CheckpointFormat(read_arrays, _own_mask_stage)
+    CheckpointFormat(read_arrays, partial(_detector_modules, drop=()))
 )
 CHECKPOINT_FORMATS.register("detectron_imagenet_pkl")(CheckpointFormat(read_arrays, _classifier_blobs))
 CHECKPOINT_FORMATS.register("caffe_resnet_pth")(CheckpointFormat(read_arrays, _folded_classifier))
