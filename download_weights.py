@@ -4,21 +4,30 @@ Exit codes: 0, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C."""
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 try:
     import typer
 
     from detection_zoo.zoo.entry import INTERRUPTED, run_command
-    from detection_zoo.zoo.errors import DownloadError, UnknownName, ZooError, in_one_line
+    from detection_zoo.zoo.errors import DownloadError, ZooError
     from detection_zoo.zoo.manifest import Manifests
     from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER, load_manifests, read_manifests
+    from detection_zoo.zoo.weights.command_line import (
+        Commands,
+        Everything,
+        Folder,
+        Holds,
+        Home,
+        Json,
+        Offline,
+        Role,
+        Rows,
+        say,
+        show,
+    )
     from detection_zoo.zoo.weights.fetch.cache import WeightCache
     from detection_zoo.zoo.weights.fetch.selection import Chosen, choose, paste_lines, state_of
 except KeyboardInterrupt:
@@ -31,6 +40,7 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 app = typer.Typer(
+    cls=Commands,
     help=__doc__,
     no_args_is_help=True,
     add_completion=False,
@@ -39,75 +49,6 @@ app = typer.Typer(
 )
 
 AUDITS = Path(__file__).resolve().parent / "results" / "audits"
-Rows = Annotated[
-    list[str] | None, typer.Argument(metavar="ROW...", help="row names, shell patterns, or parts of names")
-]
-Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
-Everything = Annotated[bool, typer.Option("--all", help="every row of every manifest")]
-Holds = Annotated[
-    str | None,
-    typer.Option(
-        help="only files of this kind: detector, imagenet, results, or all; default: detector and imagenet"
-    ),
-]
-Role = Annotated[
-    str, typer.Option(help="trained: a row's own weights; initial: weights its training starts from; or all")
-]
-Home = Annotated[
-    Path | None, typer.Option(help="weight folder; default: DETECTION_ZOO_HOME, else the user's cache folder")
-]
-Folder = Annotated[Path, typer.Option("--manifests", help="folder of the manifests")]
-Offline = Annotated[
-    bool, typer.Option("--offline", help="never use the network", envvar="DETECTION_ZOO_OFFLINE")
-]
-
-
-def reported(command: Callable[..., Any]) -> Callable[..., Any]:
-    """End a command on the project's errors with one message and exit 1; Ctrl-C keeps finished files."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill also ends pip and npm
-        try:
-            return command(*args, **kwargs)
-        except BrokenPipeError:  # the reader of our output has exited, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
-        except (ZooError, OSError) as error:
-            say(f"error: {in_one_line(error)}")
-            raise typer.Exit(2 if isinstance(error, UnknownName) else 1) from None
-        except KeyboardInterrupt:
-            say("stopped by Ctrl-C; rerun the same command to resume")
-            raise typer.Exit(INTERRUPTED) from None
-
-    return run
-
-
-def say(text: str) -> None:
-    """Print a message to stderr."""
-    sys.stderr.write(f"{text}\n")  # in one call: threads print, too
-    sys.stderr.flush()
-
-
-def show(rows: Sequence[dict[str, Any]], as_json: bool, columns: Iterable[str] = ()) -> None:
-    """Rows as JSON, or as aligned text under a header."""
-    if as_json:
-        print(json.dumps(rows, indent=1, default=str))
-        return
-    columns = list(columns)
-    cells = [[cell(row[name]) for name in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    for line in (columns, *cells):
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-
-
-def cell(value: Any) -> str:
-    """A value as readable text: sizes in MiB, nothing for None."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value / 2**20:.1f} MiB"
-    return ", ".join(value) if isinstance(value, list) else "" if value is None else str(value)
 
 
 def manifests_of(folder: Path) -> Manifests:
@@ -124,21 +65,12 @@ def chosen_of(
     default_all: bool = False,
 ) -> list[Chosen]:
     """The weight files selected by a command's rows and options; wrong usage exits with 2."""
-    for option, value, allowed in (
-        ("--holds", holds, (None, "detector", "imagenet", "results", "all")),
-        ("--role", role, ("trained", "initial", "all")),
-    ):
-        if value not in allowed:
-            raise typer.BadParameter(
-                f"{value!r} is not one of {', '.join(filter(None, allowed))}", param_hint=option
-            )
     if not rows and not everything and not default_all:
         raise typer.BadParameter("give rows or patterns, or --all", param_hint="ROW...")
     return choose(manifests_of(folder), rows or (), everything or not rows, holds, role)
 
 
 @app.command("list")
-@reported
 def list_(
     rows: Rows = None,
     holds: Holds = None,
@@ -163,7 +95,6 @@ def list_(
 
 
 @app.command()
-@reported
 def get(
     rows: Rows = None,
     everything: Everything = False,
@@ -202,7 +133,6 @@ def get(
 
 
 @app.command()
-@reported
 def verify(
     rows: Rows = None, home: Home = None, folder: Folder = MANIFEST_FOLDER, as_json: Json = False
 ) -> None:
@@ -223,7 +153,6 @@ def verify(
 
 
 @app.command()
-@reported
 def audit(
     offline: Offline = False,
     jobs: Annotated[int, typer.Option(min=1, help="parallel requests")] = 8,
@@ -236,7 +165,6 @@ def audit(
     from datetime import UTC, datetime
 
     from detection_zoo.zoo.weights.fetch.audit import audit as run_audit
-    from detection_zoo.zoo.weights.fetch.cache import write_atomic
 
     done = run_audit(
         folder,
@@ -245,9 +173,7 @@ def audit(
         jobs,
         progress=lambda link: say(f"{link.status}: {link.url}"),
     )
-    results.mkdir(parents=True, exist_ok=True)
-    record = results / f"weights_{done.date}.json"
-    write_atomic(record, json.dumps(done.values(), indent=1) + "\n")
+    record = done.write(results)
     show(
         done.values() if as_json else [vars(link) for link in done.links],
         as_json,
@@ -271,7 +197,6 @@ def audit(
 
 
 @app.command()
-@reported
 def convert(
     rows: Rows = None,
     everything: Everything = False,
@@ -307,7 +232,6 @@ def convert(
 
 
 @app.command()
-@reported
 def pin(
     rows: Rows = None,
     everything: Everything = False,
@@ -350,8 +274,7 @@ def pin(
     say(f"{len(known)} {verb}")
 
 
-@app.command("export")
-@reported
+@app.command()
 def export(
     target: Annotated[Path, typer.Argument(help="folder to write")],
     rows: Rows = None,
@@ -379,7 +302,6 @@ def export(
 
 
 @app.command("import")
-@reported
 def import_(
     path: Annotated[Path, typer.Argument(help="a file, or a folder written by export")],
     row: Annotated[str | None, typer.Argument(help="row of the file; needed if its hash is unknown")] = None,
@@ -408,16 +330,9 @@ def import_(
         check,
         name,
     )
+    names = ("bytes", "hash_from", "sha256", "path")
     records = [
-        {
-            "row": c.row,
-            "file": c.filename,
-            "bytes": f.bytes,
-            "hash_from": f.hash_from,
-            "sha256": f.sha256,
-            "path": str(f.path),
-        }
-        for c, f in taken
+        {"row": c.row, "file": c.filename} | {name: getattr(f, name) for name in names} for c, f in taken
     ]
     show(records, as_json, ("row", "file", "bytes", "hash_from", "sha256"))
     for chosen, fetched in taken:
@@ -427,7 +342,6 @@ def import_(
 
 
 @app.command()
-@reported
 def remove(
     rows: Annotated[list[str], typer.Argument(metavar="ROW...", help="row names, or shell patterns")],
     holds: Holds = None,
@@ -451,7 +365,6 @@ def remove(
 
 
 @app.command()
-@reported
 def where(
     rows: Rows = None,
     role: Role = "trained",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from detection_zoo.zoo.plain import one_line
 from detection_zoo.zoo.templates import expand_rows
 from detection_zoo.zoo.weights.fetch import headers
 from detection_zoo.zoo.weights.fetch.availability import shipped_path
-from detection_zoo.zoo.weights.fetch.cache import spec_key
+from detection_zoo.zoo.weights.fetch.cache import spec_key, write_atomic
 from detection_zoo.zoo.weights.fetch.hosts import (
     host_of,
     needs_person,
@@ -69,6 +70,13 @@ class Audit:
     def values(self) -> dict[str, Any]:
         """Plain values, as stored under results/."""
         return asdict(self)
+
+    def write(self, folder: Path) -> Path:
+        """Write the dated record into a folder, made if it is not there; returns its path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"weights_{self.date}.json"
+        write_atomic(path, json.dumps(self.values(), indent=1) + "\n")
+        return path
 
 
 def read_rows(folder: Path) -> tuple[list[tuple[str, WeightSpec]], list[str]]:
