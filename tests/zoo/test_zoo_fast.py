@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from contracts import check_detections
@@ -190,6 +192,26 @@ def test_a_winograd_convolution_takes_any_input() -> None:
     assert torch.equal(layer.double()(given.detach().double()), plain.double()(given.detach().double()))
 
 
+def test_blocks_overwrite_nothing_that_is_read_again() -> None:
+    """Neither the image, nor a stage's output, nor the input of a stage whose first block adds it as it is."""
+    body = fast_model(create_model("resnet18", "retinanet", 3).eval()).backbone
+    image = torch.randn(1, 3, 64, 96).contiguous(memory_format=torch.channels_last)
+    kept = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda module, given, out: kept.update({name: (given[0], given[0].clone(), out, out.clone())})
+
+    stages = [name for name, _ in body.named_children()]
+    for name in stages:
+        getattr(body, name).register_forward_hook(keep(name))
+    with torch.inference_mode():
+        maps = body(image)
+    assert len(kept) == len(stages) >= 5
+    for name, (given, given_then, out, out_then) in kept.items():
+        assert torch.equal(out, out_then) and (name == "stem" or torch.equal(given, given_then)), name
+    assert all(torch.equal(maps[name], kept[name][3]) for name in maps if name in kept)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("summed", [True, False])
 def test_sum_and_relu_are_fused_into_a_convolution(
@@ -217,6 +239,12 @@ def test_sum_and_relu_are_fused_into_a_convolution(
         torch.testing.assert_close(found.float(), eager, rtol=bound, atol=bound)
         assert len(calls) == expected_calls and found.is_contiguous(memory_format=torch.channels_last)
         layer(maps.contiguous(), plus=plus)
+        if summed:
+            given = plus.clone(memory_format=torch.preserve_format)
+            again = layer(maps, plus=given, overwrite=True)
+            expected_calls *= 2
+            assert torch.equal(again, found)
+            assert (again.data_ptr() == given.data_ptr()) == (expected_calls > 0)
     layer.requires_grad_(True)(maps, plus=plus).sum().backward()
     assert len(calls) == expected_calls and layer.conv.weight.grad is not None
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.backbones.resnet import EXPANSION, Bottleneck, Stem, initialise
+from detection_zoo.zoo.backbones.resnet import EXPANSION, Bottleneck, Stem, chained, initialise
 from detection_zoo.zoo.parts.norm import freeze
 from detection_zoo.zoo.records import FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES
@@ -58,7 +58,7 @@ class DetNet(Backbone):
                 Bottleneck(out, inner, out, stride=1, dilation=dilation, stride_in_1x1=False, norm=norm)
                 for _ in range(blocks - 1)
             ]
-            self.add_module(name, nn.Sequential(first, *rest))
+            self.add_module(name, chained(first, *rest))
             channels, total_stride = out, total_stride * stride
             self.specs[name] = FeatureSpec(channels, total_stride)
         initialise(self, norm)

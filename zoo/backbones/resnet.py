@@ -48,14 +48,15 @@ class Bottleneck(nn.Module):
         self.conv2 = ConvNorm(inner, inner, 3, stride=second, groups=groups, dilation=dilation, norm=norm)
         self.conv3 = ConvNorm(inner, out_channels, 1, norm=norm)
         self.shortcut: nn.Module = nn.Identity()
-        if project or stride != 1 or in_channels != out_channels:
+        self.overwrites = project or stride != 1 or in_channels != out_channels  # a sum of its own
+        if self.overwrites:
             self.shortcut = ConvNorm(
                 in_channels, out_channels, 1, stride=stride, norm=norm, activation="none"
             )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
-        return self.conv3(self.conv2(self.conv1(x)), plus=self.shortcut(x))
+        return self.conv3(self.conv2(self.conv1(x)), plus=self.shortcut(x), overwrite=self.overwrites)
 
 
 class BasicBlock(nn.Module):
@@ -78,14 +79,23 @@ class BasicBlock(nn.Module):
         self.conv1 = ConvNorm(in_channels, out_channels, 3, stride=stride, norm=norm)
         self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm)
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
+        self.overwrites = stride != 1 or in_channels != out_channels
+        if self.overwrites:
             self.shortcut = ConvNorm(
                 in_channels, out_channels, 1, stride=stride, norm=norm, activation="none"
             )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
-        return self.conv2(self.conv1(x), plus=self.shortcut(x))
+        return self.conv2(self.conv1(x), plus=self.shortcut(x), overwrite=self.overwrites)
+
+
+def chained(*blocks: Bottleneck | BasicBlock) -> nn.Sequential:
+    """Blocks one after another. Without a gradient, each but the first may write its output over its input,
+    which is read by nothing else."""
+    for block in blocks[1:]:
+        block.overwrites = True
+    return nn.Sequential(*blocks)
 
 
 class Stem(nn.Module):
@@ -188,7 +198,7 @@ class ResNet(Backbone):
         inner, out = self.inner * 2**index, self._channels(stage)
         before = self.base if index == 0 else self._channels(STAGES[index - 1])
         dilation = self.dilation_c5 if stage == "c5" else 1
-        return nn.Sequential(
+        return chained(
             *(
                 self.block(
                     before if i == 0 else out,

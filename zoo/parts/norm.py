@@ -124,12 +124,12 @@ class ConvNorm(nn.Module):
         self.norm = make_norm(norm, out_channels)
         self.activation = nn.ReLU(inplace=True) if activation == "relu" else nn.Identity()
 
-    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """(N, C, H, W) to (N, out_channels, H', W'); `plus`, of the output's shape, is added before the
-        activation."""
+    def forward(self, x: Tensor, plus: Tensor | None = None, *, overwrite: bool = False) -> Tensor:
+        """(N, C, H, W) to (N, out_channels, H', W'); `plus`, of the answer's shape, is added before the
+        activation. Its memory may take the answer where `overwrite` is true."""
         fixed = isinstance(self.norm, FrozenNorm | FrozenAffine) and not self.conv.weight.requires_grad
         if self._is_fused(x, plus):
-            return _conv_and_relu(self.conv, x, plus)
+            return _conv_and_relu(self.conv, x, plus, overwrite)
         y = self.folded(x) if self.training and fixed else self.norm(self.conv(x))
         return self.activation(y if plus is None else y + plus)
 
@@ -169,12 +169,14 @@ def _has_onednn(dtype: torch.dtype) -> bool:
     )
 
 
-def _conv_and_relu(conv: nn.Conv2d, x: Tensor, plus: Tensor | None) -> Tensor:
-    """relu(conv(x) + plus), rounded once."""
+def _conv_and_relu(conv: nn.Conv2d, x: Tensor, plus: Tensor | None, overwrite: bool) -> Tensor:
+    """relu(conv(x) + plus), rounded once; into the memory of plus where `overwrite` is true."""
     geometry = [*conv.padding], [*conv.stride], [*conv.dilation], conv.groups
     given = conv.weight, conv.bias, *geometry
     if plus is None:
         return torch.ops.mkldnn._convolution_pointwise(x, *given, "relu", [], "")
+    if overwrite:
+        return torch.ops.mkldnn._convolution_pointwise_.binary(plus, x, *given, "add", 1.0, "relu", [], "")
     return torch.ops.mkldnn._convolution_pointwise.binary(x, plus, *given, "add", 1.0, "relu", [], "")
 
 
