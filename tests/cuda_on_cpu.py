@@ -102,8 +102,8 @@ def _library(source: str, flags: tuple[str, ...]) -> ctypes.CDLL:
 
 @functools.cache
 def _built(name: str, text: str, flags: tuple[str, ...]) -> Path:
-    """What g++ makes of a text, once for the text, the shim and the flags; kept in build/host_shim. The shim's
-    header is one, since g++ takes 0.2 s for it."""
+    """The file that g++ makes of a text, once for each text, shim and flags, kept in build/host_shim. The
+    shim's header is precompiled, since g++ takes 0.2 s for it."""
     compiler = shutil.which("g++")
     if compiler is None:
         raise RuntimeError(

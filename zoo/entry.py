@@ -6,11 +6,13 @@ import atexit
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 INTERRUPTED = 130
+_AGAIN_S = 0.01
 
 
 def run_command(app: Callable[..., Any], **options: Any) -> None:
@@ -24,6 +26,7 @@ def run_command(app: Callable[..., Any], **options: Any) -> None:
     A command interrupted by Ctrl-C exits immediately.
     """
     open_closed_streams()
+    sys.unraisablehook = _interrupt_again
     try:
         app(**options)
     except KeyboardInterrupt:  # before the command has begun or after it has ended
@@ -35,6 +38,17 @@ def run_command(app: Callable[..., Any], **options: Any) -> None:
         raise
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # during Python's shutdown it would change the exit code
+
+
+def _interrupt_again(dropped: Any) -> None:
+    """Repeat an interrupt that Python dropped: in a weakref callback or `__del__` it cannot be raised."""
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
+        return
+    main = threading.main_thread().ident
+    again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, signal.SIGINT))  # the callback has ended
+    again.daemon = True
+    again.start()
 
 
 def _leave(code: int) -> None:

@@ -110,8 +110,8 @@ def test_a_writer_killed_at_any_time_leaves_whole_records_only(tmp_path: Path) -
     code = (
         "import sys; sys.path[:0] = ['tests']; from pathlib import Path; from records import run_of,"
         " measured; from detection_zoo.benchmarks.store import write_record\nwhile True:"
-        " print(write_record(Path(sys.argv[1]), run_of('a.demo', {'model_ms': measured(1.0, 'ms', samples=[0.1]"
-        " * 20000)})).name, flush=True)"
+        " print(write_record(Path(sys.argv[1]), run_of('a.demo', {'model_ms': measured(1.0, 'ms',"
+        " samples=[0.1] * 20000)})).name, flush=True)"
     )
     writer = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True

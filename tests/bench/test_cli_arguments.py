@@ -174,6 +174,23 @@ def test_a_command_that_ctrl_c_ended_takes_nothing_down_object_by_object() -> No
     assert (done.returncode, done.stdout) == (1, "said\ncleaned up\ntaken down\n")
 
 
+@pytest.mark.parametrize("place", ["weakref", "del"])
+def test_a_ctrl_c_that_python_drops_ends_the_command_all_the_same(place: str) -> None:
+    """Python raises no exception from a weakref callback or `__del__`; it prints it and goes on."""
+    code = (
+        "import os, signal, time, weakref; from detection_zoo.zoo.entry import run_command\n"
+        "def ctrl_c(*_):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0)\n"
+        "class Object:\n    pass\n"
+        "def app():\n    one = Object()\n    {}\n    del one\n    time.sleep(30)\n"
+        "run_command(app)"
+    )
+    way = {"weakref": "reference = weakref.ref(one, ctrl_c)", "del": "Object.__del__ = ctrl_c"}
+    began = time.monotonic()
+    done = run_program(code.format(way[place]))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped by Ctrl-C\n")
+    assert time.monotonic() - began < 20
+
+
 @pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("program", ["bench", "download_weights"])
 def test_closed_streams_are_no_fault(program: str, streams: str) -> None:

@@ -193,7 +193,7 @@ def test_a_winograd_convolution_takes_any_input() -> None:
 
 
 def test_blocks_overwrite_nothing_that_is_read_again() -> None:
-    """Neither the image, nor a stage's output, nor the input of a stage whose first block adds it as it is."""
+    """Neither the image, nor a stage's output, nor the input that a stage's first block adds as it is."""
     body = fast_model(create_model("resnet18", "retinanet", 3).eval()).backbone
     image = torch.randn(1, 3, 64, 96).contiguous(memory_format=torch.channels_last)
     kept = {}
@@ -217,7 +217,7 @@ def test_blocks_overwrite_nothing_that_is_read_again() -> None:
 def test_sum_and_relu_are_fused_into_a_convolution(
     dtype: torch.dtype, summed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the norm is folded and maps are channels-last; equal to convolution, sum and ReLU by themselves."""
+    """Where norms are folded and maps channels-last; equal to convolution, sum and ReLU by themselves."""
     block = nn.Sequential(ConvNorm(16, 32, 1, norm="frozen"))
     draw = torch.Generator().manual_seed(0)
     maps, plus = torch.randn(2, 16, 9, 11, generator=draw), torch.randn(2, 32, 9, 11, generator=draw)

@@ -7,6 +7,7 @@ randomness is an argument of `arranged` or `drawn`, so that the draws of an orig
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -36,7 +37,7 @@ def permutation(count: int, seed: int) -> list[int]:
 
 
 @dataclass
-class BatchOrder:
+class BatchOrder(ABC):
     """The batches of an epoch of one process.
 
     Args:
@@ -70,9 +71,9 @@ class BatchOrder:
         """The batches of an epoch, drawn from a seed."""
         return self.arranged(permutation(self.entries, seed))
 
+    @abstractmethod
     def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
         """The batches of an epoch for a given order (positions in `indices`)."""
-        raise NotImplementedError
 
     def shares(self, order: Sequence[Any]) -> list[Sequence[Any]]:
         """This process's part of every whole batch of all processes."""

@@ -3,6 +3,7 @@ threshold. Lists of proposals and detections depend on them, and so on the proce
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -190,15 +191,15 @@ def _matched(rows: np.ndarray, recorded: np.ndarray) -> np.ndarray:
     return np.array([chosen[place] if place in chosen else left.pop(0) for place in range(len(rows))])
 
 
-class Choices:
+class Choices(ABC):
     """The choices of a stage: `nudges` are in force in its calls, `near` lists those that may be changed."""
 
     def __init__(self) -> None:
         self.nudges: list[Nudge] = []
 
+    @abstractmethod
     def near(self) -> list[Nudge]:
         """Nudges that change one choice each, of the calls since the last."""
-        raise NotImplementedError
 
 
 class ProposalChoices(Choices):
