@@ -67,13 +67,9 @@ class BatchOrder(ABC):
             )
         self.entries = len(self.indices)
 
+    @abstractmethod
     def batches(self, seed: int) -> list[list[Entry]]:
         """The batches of an epoch, drawn from a seed."""
-        return self.arranged(permutation(self.entries, seed))
-
-    @abstractmethod
-    def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
-        """The batches of an epoch for a given order (positions in `indices`)."""
 
     def shares(self, order: Sequence[Any]) -> list[Sequence[Any]]:
         """This process's part of every whole batch of all processes."""
@@ -88,6 +84,10 @@ class AspectPairs(BatchOrder):
     A permutation of all images is cut into contiguous shares, one a process, its start repeated at the end so
     that shares are equal. A batch takes the place of its first image; incomplete ones stay.
     """
+
+    def batches(self, seed: int) -> list[list[Entry]]:
+        """The batches of an epoch, drawn from a seed."""
+        return self.arranged(permutation(self.entries, seed))
 
     def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
         """The batches of an epoch for a given order (positions in `indices`)."""
@@ -110,6 +110,10 @@ class AspectPairs(BatchOrder):
 class Shuffled(BatchOrder):
     """A plain shuffle of all images without the incomplete batch at the end (SSD: floor(N / batch) updates an
     epoch); each process takes its part of every batch."""
+
+    def batches(self, seed: int) -> list[list[Entry]]:
+        """The batches of an epoch, drawn from a seed."""
+        return self.arranged(permutation(self.entries, seed))
 
     def arranged(self, order: Sequence[int]) -> list[list[Entry]]:
         """The batches of an epoch for a given order (positions in `indices`)."""
