@@ -6,11 +6,15 @@ from __future__ import annotations
 import os
 import sys
 
-try:  # each module registers its commands; this order is the one in --help
+try:
     # isort: off
+    from detection_zoo.zoo.entry import leave_on_interrupt, run_command
+
+    if __name__ == "__main__":
+        leave_on_interrupt()
+    # each module registers its commands; this order is the one in --help
     from detection_zoo.benchmarks.commands import rows, run, train, compare, check, export, ask  # noqa: F401
     from detection_zoo.benchmarks.commands.app import app
-    from detection_zoo.zoo.entry import run_command
     # isort: on
 except KeyboardInterrupt:
     print("stopped by Ctrl-C", file=sys.stderr)

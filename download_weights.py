@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 try:
+    from detection_zoo.zoo.entry import INTERRUPTED, leave_on_interrupt, run_command
+
+    if __name__ == "__main__":
+        leave_on_interrupt()
     import typer
 
-    from detection_zoo.zoo.entry import INTERRUPTED, run_command
     from detection_zoo.zoo.errors import DownloadError, ZooError
     from detection_zoo.zoo.manifest import Manifests
     from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER, load_manifests, read_manifests

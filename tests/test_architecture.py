@@ -31,7 +31,7 @@ MAY_IMPORT = [
     ("zoo/home.py", ()),
     ("zoo/templates.py", ROOTS),
     ("zoo/manifest.py", ROOTS),
-    ("zoo/manifest_files.py", (*ROOTS, "zoo.manifest", "zoo.regular", "zoo.templates")),
+    ("zoo/manifest_files.py", (*ROOTS, "zoo.entry", "zoo.manifest", "zoo.regular", "zoo.templates")),
     ("zoo/settings.py", (*ROOTS, *MANIFESTS)),
     ("zoo/weights/command_line.py", (*ROOTS[:1], *MANIFESTS, "zoo.entry")),
     (
@@ -48,6 +48,7 @@ MAY_IMPORT = [
     ("zoo/data/resizing.py", ("kernels.bilinear_cpu", *ROOTS, "zoo.data")),
     ("zoo/data/", (*ROOTS, *MANIFESTS, "zoo.regular", "zoo.home", "zoo.data")),
     ("zoo/", ("kernels", "zoo")),
+    ("detection_zoo/programs.py", ("bench", "download_weights", "zoo.entry")),
     ("detection_zoo/", (*PACKAGES, "models", "predictions", "ops")),
     ("benchmarks/spec.py", (*MANIFESTS, "zoo.errors", "zoo.registry", "benchmarks.spec")),
     ("benchmarks/folders.py", ()),

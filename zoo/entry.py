@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 INTERRUPTED = 130
 _AGAIN_S = 0.01
+_at_once = True  # Ctrl-C ends the process without an exception
 
 
 def run_command(app: Callable[..., Any], **options: Any) -> None:
@@ -25,19 +26,57 @@ def run_command(app: Callable[..., Any], **options: Any) -> None:
     Ctrl-C outside the application is one line and exit code 130; after the work it has no effect.
     A command interrupted by Ctrl-C exits immediately.
     """
+    leave_on_interrupt()
     open_closed_streams()
     sys.unraisablehook = _interrupt_again
     try:
         app(**options)
-    except KeyboardInterrupt:  # before the command has begun or after it has ended
-        print("stopped by Ctrl-C", file=sys.stderr)
-        _leave(INTERRUPTED)
+    except KeyboardInterrupt:  # after the command has ended
+        _stop()
     except SystemExit as end:
         if end.code == INTERRUPTED:
             _leave(INTERRUPTED)
         raise
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # during Python's shutdown it would change the exit code
+
+
+def leave_on_interrupt() -> None:
+    """From here on, Ctrl-C ends this process with one line and exit code 130, until `interruptible`.
+
+    It raises no exception: compiled code that runs while modules are imported may drop or convert it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where Ctrl-C is ignored
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def interruptible() -> None:
+    """From here on, Ctrl-C and SIGTERM raise KeyboardInterrupt: the command has begun."""
+    global _at_once
+    _at_once = False
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+@contextmanager
+def leaving_on_interrupt() -> Iterator[None]:
+    """Ctrl-C ends a command at once in this block, which has nothing to save; libraries are not affected."""
+    global _at_once
+    before, _at_once = _at_once, True
+    try:
+        yield
+    finally:
+        _at_once = before
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    if _at_once:
+        _stop()
+    raise KeyboardInterrupt
+
+
+def _stop() -> NoReturn:
+    print("stopped by Ctrl-C", file=sys.stderr)
+    _leave(INTERRUPTED)
 
 
 def _interrupt_again(dropped: Any) -> None:
@@ -51,7 +90,7 @@ def _interrupt_again(dropped: Any) -> None:
     again.start()
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """End the process, its children and temporary files, without the shutdown of Python and torch, which
     takes seconds on a busy machine."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

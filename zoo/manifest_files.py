@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from detection_zoo.zoo.conventions import Conventions
+from detection_zoo.zoo.entry import leaving_on_interrupt
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import (
     DatasetSpec,
@@ -199,13 +200,15 @@ def _read_tables(folder: Path, kind: str) -> dict[str, Any]:
 @cache
 def load_manifests() -> Manifests:
     """The project's own manifests, read once per process."""
-    return read_manifests(MANIFEST_FOLDER)
+    with leaving_on_interrupt():
+        return read_manifests(MANIFEST_FOLDER)
 
 
 @cache
 def load_metrics() -> dict[str, MetricSpec]:
     """The metrics of metrics.toml alone, without the other manifests."""
-    return _read_tables(MANIFEST_FOLDER, "metrics")
+    with leaving_on_interrupt():
+        return _read_tables(MANIFEST_FOLDER, "metrics")
 
 
 def json_schema() -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typer.core import TyperGroup
 
 from detection_zoo.benchmarks.run.progress import make_way
 from detection_zoo.benchmarks.terminal import terminal_width, wrap
-from detection_zoo.zoo.entry import INTERRUPTED
+from detection_zoo.zoo.entry import INTERRUPTED, interruptible
 from detection_zoo.zoo.errors import UnknownName, ZooError, in_one_line
 from detection_zoo.zoo.plain import printable, without_secrets
 
@@ -51,18 +50,15 @@ class _Commands(TyperGroup):
     """Prints each error as one line, sets the exit code, and reports Ctrl-C."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
-        """Parse the arguments; exit code 130 on Ctrl-C."""
+        """Parse the arguments."""
         try:
             return super().make_context(*arguments, **options)
         except UsageError as error:
             raise _usage_exit(error) from None
-        except KeyboardInterrupt:
-            typer.echo("stopped by Ctrl-C", err=True)
-            raise typer.Exit(INTERRUPTED) from None
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exit code 1 on failure, 2 on wrong usage, 130 on Ctrl-C or SIGTERM."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        interruptible()
         try:
             return super().invoke(ctx)
         except UnknownName as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from detection_zoo.zoo.entry import INTERRUPTED
+from detection_zoo.zoo.entry import INTERRUPTED, interruptible
 from detection_zoo.zoo.errors import UnknownName, ZooError, in_one_line
 
 Rows = Annotated[
@@ -43,7 +42,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exit code 1 on failure, 2 for an unknown row, 130 on Ctrl-C or SIGTERM."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill also ends pip and npm
+        interruptible()  # kill also ends pip and npm
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # the reader of our output has exited, as `head` does
