@@ -38,9 +38,11 @@ def median_interval_ranks(n: int, confidence: float = 0.95) -> tuple[int, int] |
     None if n is too small for such an interval (n < 6 for 95 %). Binomial count of samples below the
     median (Conover, Practical Nonparametric Statistics, 3.2).
     """
-    from scipy.stats import binom
+    from scipy.special import bdtr, bdtrik  # scipy.stats takes a second to import
 
-    rank = int(binom.ppf((1 - confidence) / 2, n, 0.5))
+    tail = (1 - confidence) / 2
+    rank = math.ceil(bdtrik(tail, n, 0.5))
+    rank -= rank > 0 and bdtr(rank - 1, n, 0.5) >= tail  # `bdtrik` may lie above by rounding
     return (rank, n + 1 - rank) if rank else None
 
 
@@ -56,9 +58,9 @@ def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple
 
 def t_quantile(confidence: float, freedom: float) -> float:
     """Return the half-width of a two-sided Student's t interval in standard errors."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return float(t.ppf((1 + confidence) / 2, freedom))
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def mean_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
