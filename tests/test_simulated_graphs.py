@@ -122,7 +122,7 @@ def test_lists_that_are_not_exact_are_chosen_again(gpu: Log, monkeypatch: pytest
 
 def test_the_oldest_is_evicted(gpu: Log) -> None:
     """Two shapes are kept of three; the third of them makes the first be recorded again."""
-    model = on_gpu("ssd")
+    model = on_gpu("retinanet")
     replaying = GraphDetector(model, TapeCapture(), Recordings(most=2))
     images = pictures(2).to("cuda")
     batches = [images[:1], images, torch.cat([images, images])[:3], images[:1]]
