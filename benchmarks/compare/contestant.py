@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from detection_zoo.benchmarks.environment import collect_environment
 from detection_zoo.benchmarks.measure.inference import MODEL, Turns, timed_batches
 from detection_zoo.benchmarks.measure.memory import memory_metric, peak_memory
 from detection_zoo.benchmarks.measure.timing import PhaseClock
+from detection_zoo.benchmarks.run.progress import beat
 from detection_zoo.benchmarks.run.subject import (
     Sources,
     identify_data,
@@ -26,7 +26,7 @@ from detection_zoo.benchmarks.run.subject import (
     prepare,
     take_path,
 )
-from detection_zoo.benchmarks.spec import BenchmarkSpec
+from detection_zoo.benchmarks.spec import BenchmarkSpec, StoredFile
 from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.trained_row import row_of_checkpoint
 
@@ -41,22 +41,13 @@ class Contestant:
         entrant, spec, data: the row, how it is measured, on what.
         weights: argument of `build_model`.
         threads: CPU threads per torch operator.
-        beat: says "still alive".
     """
 
-    def __init__(
-        self,
-        entrant: Entrant,
-        spec: BenchmarkSpec,
-        data: str,
-        weights: str,
-        threads: int,
-        beat: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, entrant: Entrant, spec: BenchmarkSpec, data: str, weights: str, threads: int) -> None:
         if spec.device == "cpu":
             torch.set_num_threads(threads)
         spec = entrant.spec(spec)
-        self.entrant, self.spec, self.data, self.beat = entrant, spec, data, beat
+        self.spec = spec
         entry = row_of_checkpoint(row_named(entrant.row), weights)
         self.subject = prepare(entry, spec, open_data(entry, data, spec.images), weights)
         self.subject.sources = Sources(data, weights, exported=entrant.file)
@@ -92,7 +83,7 @@ class Contestant:
         clock = self.turns.clock = PhaseClock(self.subject.device)
         for number in batches:
             self.turns(self.batches[number])
-            self.beat()
+            beat()
         found = {name: sum(clock.sums_ms(phases)) for name, phases in TIMES.items()} | {
             "end_to_end_ms": sum(clock.sums_ms(list(clock.samples_ms)))
         }
@@ -110,22 +101,15 @@ class Contestant:
             self.turn(batches)
         return {memory_metric("inference", name): value for name, value in peak.mib.items()}
 
-    def detect(self, folder: Path) -> dict[str, Any]:
-        """Write the detections (for a classifier: classes) of every image to `folder`; return
-        the metrics of `measure_accuracy`."""
+    def detect(self, folder: Path) -> dict[str, StoredFile]:
+        """Write the detections (for a classifier: classes) of every image to `folder`; return the files."""
         from detection_zoo.benchmarks.evaluation.classification import class_scores, write_classes
         from detection_zoo.benchmarks.measure.detection import measure_accuracy
 
         if self.subject.is_classifier:
-            scores, _ = class_scores(self.subject, self.spec, self.beat)
-            return {
-                "measurements": {},
-                "absent": {},
-                "files": write_classes(scores, self.subject.dataset, folder),
-            }
-
-        measurements, absent, files = measure_accuracy(self.subject, self.spec, folder, self.beat)
-        return {"measurements": measurements, "absent": absent, "files": files}
+            scores, _ = class_scores(self.subject, self.spec)
+            return write_classes(scores, self.subject.dataset, folder)
+        return measure_accuracy(self.subject, self.spec, folder)[2]
 
     def cost_of_unit(self, pairs: int) -> float:
         """Return the cost of one unit of extra work as a fraction of an image's model time, from
@@ -139,5 +123,4 @@ class Contestant:
         for number in range(pairs):
             image_ms = self.turn([number % len(self.batches)])[name]
             costs.append(work.time_ms(units) / units / image_ms)
-            self.beat()
         return hodges_lehmann(costs)

@@ -196,10 +196,9 @@ class _Match:
         for label in self.running:
             worker = self.worker(label)
             try:
-                found = worker.call(
+                self.states[label].files = worker.call(
                     "detect", folder / f"{identity}-{_file_name(label)}", stall_s=self.options.stall_s
                 )
-                self.states[label].files = found["files"]
             except WorkerFailed as failed:
                 self.states[label].failure = failed.outcome
                 self.say(f"    {label} failed while detecting: {failed.outcome.reason}")

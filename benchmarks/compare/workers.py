@@ -19,6 +19,7 @@ from detection_zoo.benchmarks.run.isolation import (
     same_allocator,
     starting_a_process,
 )
+from detection_zoo.benchmarks.run.progress import heartbeats
 
 # the first ties the server to this process before torch is imported
 PRELOADED = ["detection_zoo.benchmarks.compare.server", "detection_zoo.benchmarks.compare.contestant"]
@@ -38,8 +39,7 @@ class Worker:
 
     Args:
         label: name in error messages.
-        build: a module-level class or function; called in the process with `arguments` and
-            a heartbeat function.
+        build: a module-level class or function; called in the process with `arguments`.
         arguments: must pickle.
     """
 
@@ -117,14 +117,15 @@ def _context() -> Any:
 def _serve(settled: None, build: Callable[..., Any], arguments: tuple[Any, ...], pipe: Any) -> None:
     """The process: build, then answer until the other end is closed."""
     try:
-        served = build(*arguments, lambda: pipe.send(("beat", BEAT)))
-        freeze_objects()
-        while True:
-            try:
-                name, given = pipe.recv()
-            except EOFError:
-                return
-            pipe.send(("reply", None if name == "ready" else getattr(served, name)(*given)))
+        with heartbeats(lambda: pipe.send(("beat", BEAT))):
+            served = build(*arguments)
+            freeze_objects()
+            while True:
+                try:
+                    name, given = pipe.recv()
+                except EOFError:
+                    return
+                pipe.send(("reply", None if name == "ready" else getattr(served, name)(*given)))
     except BaseException as error:
         try:
             pipe.send(("failed", failure(error)))

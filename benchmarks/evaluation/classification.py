@@ -4,7 +4,6 @@ image."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,9 +38,7 @@ class ImageHits:
         return weights @ self.right / weights.sum(axis=1)
 
 
-def class_scores(
-    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
-) -> tuple[np.ndarray, np.ndarray]:
+def class_scores(subject: Subject, spec: BenchmarkSpec) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores (N, K) of a classifier on every image of its dataset, in order, and the correct
     classes (N,) int64.
 
@@ -72,7 +69,6 @@ def class_scores(
         for batch in loader:
             scores.append(subject.model(batch.images.to(subject.device)).float().cpu())  # (N, K)
             tick()
-            heartbeat()
     return torch.cat(scores).numpy(), right_classes(subject.dataset)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -46,10 +46,7 @@ WILSON = "Wilson's interval of the accuracy, if these images are a random sample
 
 
 def detect_all(
-    subject: Subject,
-    spec: BenchmarkSpec,
-    heartbeat: Callable[[], None] = lambda: None,
-    wait: DataWait | None = None,
+    subject: Subject, spec: BenchmarkSpec, wait: DataWait | None = None
 ) -> Iterator[tuple[int, Detections]]:
     """Detect objects in every image of the subject's dataset, in order; detections are in original pixels, on
     the CPU.
@@ -57,7 +54,6 @@ def detect_all(
     Args:
         subject: a detector; left in evaluation mode.
         spec: batch size, workers, precision.
-        heartbeat: called after every batch.
         wait: records the time that the model waited for data.
 
     Raises:
@@ -66,14 +62,12 @@ def detect_all(
     subject.model.eval()
     with watched(subject.model):
         if spec.tta:
-            yield from _detect_augmented(subject, spec, heartbeat)
+            yield from _detect_augmented(subject, spec)
         else:
-            yield from _detect(subject, spec, heartbeat, wait or DataWait(spec.workers))
+            yield from _detect(subject, spec, wait or DataWait(spec.workers))
 
 
-def _detect(
-    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None], wait: DataWait
-) -> Iterator[tuple[int, Detections]]:
+def _detect(subject: Subject, spec: BenchmarkSpec, wait: DataWait) -> Iterator[tuple[int, Detections]]:
     """Detect in every image, resized as the row specifies."""
     pinned = subject.device.type == "cuda"
     loader = evaluation_loader(
@@ -93,12 +87,9 @@ def _detect(
             found = to_host(subject.model.predict(batch.images, batch.sizes, batch.original_sizes))
             yield from zip(batch.indices, found, strict=True)
             tick()
-            heartbeat()
 
 
-def _detect_augmented(
-    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]
-) -> Iterator[tuple[int, Detections]]:
+def _detect_augmented(subject: Subject, spec: BenchmarkSpec) -> Iterator[tuple[int, Detections]]:
     """Detect with test-time augmentation: the row's, if its conventions have one."""
     from detection_zoo.zoo.detectors.tta import DEFAULT, detect_augmented
 
@@ -118,11 +109,10 @@ def _detect_augmented(
             found = detect_augmented(model, subject.dataset.load_image(index), subject.preprocess, wanted)
             yield index, to_host([found])[0]
             tick()
-            heartbeat()
 
 
 def measure_accuracy(
-    subject: Subject, spec: BenchmarkSpec, folder: Path, heartbeat: Callable[[], None] = lambda: None
+    subject: Subject, spec: BenchmarkSpec, folder: Path
 ) -> tuple[dict[str, Measurement], dict[str, str], dict[str, StoredFile]]:
     """Measure the AP of a detector.
 
@@ -130,7 +120,6 @@ def measure_accuracy(
         subject: detector and dataset; for a subset, the ground truth is restricted to the same images.
         spec: batch size, workers, precision.
         folder: folder for the results files.
-        heartbeat: called after every batch.
 
     Returns:
         Measurements in percent; metrics without a value, with the reason; results files,
@@ -151,7 +140,7 @@ def measure_accuracy(
         )
     collector = DetectionCollector(subject.dataset, inclusive=subject.inclusive)
     wait = DataWait(spec.workers)
-    for index, found in detect_all(subject, spec, heartbeat, wait):
+    for index, found in detect_all(subject, spec, wait):
         collector.add(index, found)
     paths = {path.stem: path for path in collector.write(folder)} | collector.submissions(
         folder, subject.entry.name
@@ -202,11 +191,9 @@ def _absent(report: AccuracyReport, collector: DetectionCollector, subject: Subj
     return {name: reason for name in names if name not in report.metrics}
 
 
-def measure_top_k(
-    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
-) -> dict[str, Measurement]:
+def measure_top_k(subject: Subject, spec: BenchmarkSpec) -> dict[str, Measurement]:
     """Measure top-1 and top-5 accuracy and error of a classifier on its dataset, in percent."""
-    logits, labels = class_scores(subject, spec, heartbeat)
+    logits, labels = class_scores(subject, spec)
     found, every = {}, subject.dataset.full_size
     covers = f"{subject.dataset.name}, {len(labels)} " + (
         f"of {every} images" if subject.dataset.is_subset else "images"

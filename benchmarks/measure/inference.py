@@ -126,17 +126,13 @@ def timed_batches(images: int, spec: BenchmarkSpec) -> list[list[int]]:
 
 
 def measure_inference(
-    subject: Subject,
-    spec: BenchmarkSpec,
-    heartbeat: Callable[[], None] = lambda: None,
-    batches: list[list[int]] | None = None,
+    subject: Subject, spec: BenchmarkSpec, batches: list[list[int]] | None = None
 ) -> dict[str, Measurement]:
     """Time every phase in complete passes over the images, within one process's share of the budget.
 
     Args:
         subject: model in any mode; left in evaluation mode.
         spec: batch size, images, budgets, precision, processes.
-        heartbeat: called after every batch.
         batches: indices of the images; None: as many as allow enough passes within the budget.
 
     Returns:
@@ -157,7 +153,6 @@ def measure_inference(
     subject.timed = chosen
 
     def after(found_ms: float) -> float:
-        heartbeat()
         tick()
         return found_ms
 
@@ -187,7 +182,7 @@ def batches_that_fit(batches: list[Any], batch_s: float, pass_s: float) -> list[
 
 
 def measure_inference_memory(
-    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
+    subject: Subject, spec: BenchmarkSpec
 ) -> tuple[dict[str, Measurement], dict[str, str]]:
     """Measure peak inference memory on a few of the timed batches (the largest after padding, and evenly
     spaced ones) after one warm-up iteration, without timing.
@@ -195,7 +190,6 @@ def measure_inference_memory(
     Args:
         subject: model in any mode; left in evaluation mode.
         spec: batch size, images, precision.
-        heartbeat: called after every batch.
 
     Returns:
         inference_memory_*_mib; metrics without a value, with the reason.
@@ -212,7 +206,6 @@ def measure_inference_memory(
     with progress(f"{subject.entry.name}: memory", count) as tick, peak_memory(subject.device) as peak:
         for place in chosen:
             turns(every[place])
-            heartbeat()
             tick()
     shape = " x ".join(map(str, shapes[largest]))
     what = (

@@ -58,7 +58,7 @@ class PartTimes:
 
 
 def measure_phases(
-    subject: Subject, spec: BenchmarkSpec, budget_s: float, heartbeat: Callable[[], None] = lambda: None
+    subject: Subject, spec: BenchmarkSpec, budget_s: float
 ) -> tuple[dict[str, Measurement], dict[str, str]]:
     """Time the parts of the forward phase batch by batch, at least one batch.
 
@@ -66,7 +66,6 @@ def measure_phases(
         subject: model that has been warmed up; left in evaluation mode.
         spec: batch size, images, precision.
         budget_s: seconds.
-        heartbeat: called after every batch.
 
     Returns:
         backbone_ms, neck_ms, rpn_ms, heads_ms for parts that the model has, and forward_rest_ms, per
@@ -81,7 +80,6 @@ def measure_phases(
 
     def work(batch: list[int]) -> float:
         found.append(parts_of_turn(subject, spec, batch))
-        heartbeat()
         tick()
         return found[-1]["forward"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -45,15 +45,12 @@ class _RandomTurns(Turns):
         return self.network(images, sizes, sizes, len(indices))
 
 
-def measure_protocol(
-    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
-) -> dict[str, Measurement]:
+def measure_protocol(subject: Subject, spec: BenchmarkSpec) -> dict[str, Measurement]:
     """Time a model by the specification's protocol.
 
     Args:
         subject: model in any mode; left in evaluation mode.
         spec: names the protocol, the batch size and the images.
-        heartbeat: called after every batch.
 
     Returns:
         model_ms: time of the protocol's phases per image, by the protocol's statistic.
@@ -74,7 +71,6 @@ def measure_protocol(
     ):
         for batch in batches:
             turns(batch)
-            heartbeat()
             tick()
     samples = clock.sums_ms(protocol.inside)[protocol.skip :] or clock.sums_ms(protocol.inside)
     inside = " + ".join(COVERS[phase] for phase in protocol.inside)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -66,16 +65,13 @@ class Ladder:
         }
 
 
-def measure_throughput(
-    subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None] = lambda: None
-) -> dict[str, Measurement]:
+def measure_throughput(subject: Subject, spec: BenchmarkSpec) -> dict[str, Measurement]:
     """Measure images per second (forward + post-processing of prepared batches) at batch sizes 1, 2, 4, 8 ...
 
     Args:
         subject: model in any mode; left in evaluation mode.
         spec: timed images (the largest power of two of them, the same for every batch size),
             budgets, precision; its batch size is not used.
-        heartbeat: called after every batch.
 
     Returns:
         As `Ladder.measurements`.
@@ -91,7 +87,7 @@ def measure_throughput(
         if ladder.end:
             break
         try:
-            ladder.rungs[size] = throughput_of(subject, images, size, spec, heartbeat)
+            ladder.rungs[size] = throughput_of(subject, images, size, spec)
         except (RuntimeError, MemoryError) as error:
             if not (out_of_memory(error) and ladder.rungs):
                 raise
@@ -113,11 +109,7 @@ def prepared_images(subject: Subject, spec: BenchmarkSpec) -> list[PreprocessedI
 
 
 def throughput_of(
-    subject: Subject,
-    images: list[PreprocessedImage],
-    size: int,
-    spec: BenchmarkSpec,
-    heartbeat: Callable[[], None],
+    subject: Subject, images: list[PreprocessedImage], size: int, spec: BenchmarkSpec
 ) -> Measurement:
     """Measure images per second at one batch size; one sample per batch."""
     batches = [images[start : start + size] for start in range(0, len(images), size)]
@@ -125,7 +117,6 @@ def throughput_of(
     def turn(timed: Turns, batch: list[PreprocessedImage]) -> float:
         pixels, *sizes = collate(batch, subject.preprocess)
         found_ms = timed.network(pixels.to(subject.device), *sizes, size)
-        heartbeat()
         tick()
         return found_ms
 

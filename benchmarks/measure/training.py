@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
@@ -51,11 +51,7 @@ def batches_of(subject: Subject, dataset: Dataset, spec: BenchmarkSpec, schedule
 
 
 def measure_training(
-    subject: Subject,
-    dataset: Dataset,
-    note: str,
-    spec: BenchmarkSpec,
-    heartbeat: Callable[[], None] = lambda: None,
+    subject: Subject, dataset: Dataset, note: str, spec: BenchmarkSpec
 ) -> tuple[dict[str, Measurement], dict[str, str]]:
     """Measure peak memory, step time and epoch time of training steps like those of `train`, with the
     recipe's learning rate; the model's weights change.
@@ -64,7 +60,6 @@ def measure_training(
         subject: model on its device.
         dataset: training images; note: their description for the record.
         spec: images per step, steps, budget, workers, precision.
-        heartbeat: called after every step.
 
     Returns:
         train_memory_*_mib, train_step_ms, epoch_time_s; metrics without a value, with the reason.
@@ -88,7 +83,7 @@ def measure_training(
         on_nonfinite="skip",
     )
     with peak_memory(subject.device, polled=False) as peak:
-        seconds, skipped = _timed(steps, subject, spec, heartbeat)
+        seconds, skipped = _timed(steps, subject, spec)
     if skipped == warm_up_steps(spec) + len(seconds):
         raise FloatingPointError(
             f"no training step of {subject.entry.name} had a finite loss; with random weights, use"
@@ -111,9 +106,7 @@ def warm_up_steps(spec: BenchmarkSpec) -> int:
     return max(spec.train_warm_up_steps, min(QUEUED_BATCHES * spec.workers + 1, spec.train_steps))
 
 
-def _timed(
-    steps: Iterator[Any], subject: Subject, spec: BenchmarkSpec, heartbeat: Callable[[], None]
-) -> tuple[list[float], int]:
+def _timed(steps: Iterator[Any], subject: Subject, spec: BenchmarkSpec) -> tuple[list[float], int]:
     """Return the seconds of each step after the warm-up, and how many steps were skipped."""
     skipped, seconds = 0, []
     untimed = warm_up_steps(spec)
@@ -121,7 +114,6 @@ def _timed(
         for record in itertools.islice(steps, untimed):
             skipped += record.skipped
             tick()
-            heartbeat()
     synchronise(subject.device)
     with progress(f"{subject.entry.name}: training", spec.train_steps) as tick:
         end = time.perf_counter() + spec.time_budget_s
@@ -132,7 +124,6 @@ def _timed(
             seconds.append(now - start)
             skipped += record.skipped
             tick()
-            heartbeat()
             if now >= end and len(seconds) >= 2:
                 break
             start = time.perf_counter()

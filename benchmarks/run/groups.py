@@ -14,17 +14,15 @@ from detection_zoo.benchmarks.spec import OWN_PROTOCOL, UNSTEADY, BenchmarkSpec,
 PARTS_SHARE = 0.08  # time for timing the parts of the forward phase, as a fraction of the main timing
 
 Found = Iterator[dict[str, Any]]  # fields of `Run`: measurements, absent, files
-Beat = Callable[[], None]
 
 
-def measure(subject: Subject, spec: BenchmarkSpec, beat: Beat = lambda: None) -> Found:
+def measure(subject: Subject, spec: BenchmarkSpec) -> Found:
     """Measure the groups of a specification in a fixed order; training comes last, because it changes the
     weights.
 
     Args:
         subject: model, data, and output folder.
         spec: the specification.
-        beat: called after every batch.
 
     Yields:
         Fields of `Run`, and `stage`: the current step.
@@ -35,7 +33,7 @@ def measure(subject: Subject, spec: BenchmarkSpec, beat: Beat = lambda: None) ->
         yield {"stage": group.stage}
         timed: dict[str, Measurement] = {}
         with watching(spec.device) as watch:
-            for found in group.measure(subject, spec, beat):
+            for found in group.measure(subject, spec):
                 timed |= found.get("measurements", {})
                 yield found
         measurements = with_telemetry(timed, watch, spec)
@@ -78,35 +76,35 @@ def with_telemetry(
     return values
 
 
-def _inference(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
+def _inference(subject: Subject, spec: BenchmarkSpec) -> Found:
     from detection_zoo.benchmarks.measure.inference import measure_inference
     from detection_zoo.benchmarks.measure.phases import measure_phases
     from detection_zoo.benchmarks.measure.protocols import measure_protocol
 
     if spec.protocol != OWN_PROTOCOL:
-        yield {"measurements": measure_protocol(subject, spec, beat)}
+        yield {"measurements": measure_protocol(subject, spec)}
         return
     start = time.monotonic()
-    found = measure_inference(subject, spec, beat)
+    found = measure_inference(subject, spec)
     yield {"measurements": found, "timed": subject.timed}
-    parts, absent = measure_phases(subject, spec, PARTS_SHARE * (time.monotonic() - start), beat)
+    parts, absent = measure_phases(subject, spec, PARTS_SHARE * (time.monotonic() - start))
     yield {"measurements": parts, "absent": {} if parts else absent}  # a model has the parts that it has
 
 
-def _memory(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
+def _memory(subject: Subject, spec: BenchmarkSpec) -> Found:
     from detection_zoo.benchmarks.measure.inference import measure_inference_memory
 
-    measurements, absent = measure_inference_memory(subject, spec, beat)
+    measurements, absent = measure_inference_memory(subject, spec)
     yield {"measurements": measurements, "absent": absent}
 
 
-def _throughput(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
+def _throughput(subject: Subject, spec: BenchmarkSpec) -> Found:
     from detection_zoo.benchmarks.measure.throughput import measure_throughput
 
-    yield {"measurements": measure_throughput(subject, spec, beat)}
+    yield {"measurements": measure_throughput(subject, spec)}
 
 
-def _ap(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
+def _ap(subject: Subject, spec: BenchmarkSpec) -> Found:
     from detection_zoo.benchmarks.evaluation.ap_intervals import subset_intervals
     from detection_zoo.benchmarks.measure.detection import measure_accuracy
 
@@ -115,24 +113,24 @@ def _ap(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
             yield {"absent": {"box_ap": "a classifier has no boxes"}}
         return
     folder = subject.folder
-    measurements, absent, files = measure_accuracy(subject, spec, folder, beat)
+    measurements, absent, files = measure_accuracy(subject, spec, folder)
     measurements |= subset_intervals(
         measurements, subject.dataset, {kind: folder.parent / file.name for kind, file in files.items()}
     )
     yield {"measurements": measurements, "absent": absent, "files": files}
 
 
-def _top1(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
+def _top1(subject: Subject, spec: BenchmarkSpec) -> Found:
     from detection_zoo.benchmarks.measure.detection import measure_top_k
 
     if not subject.is_classifier:
         if "ap" not in spec.groups:
             yield {"absent": {"top1": "a detector has no image class"}}
         return
-    yield {"measurements": measure_top_k(subject, spec, beat)}
+    yield {"measurements": measure_top_k(subject, spec)}
 
 
-def _training(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
+def _training(subject: Subject, spec: BenchmarkSpec) -> Found:
     """Memory and epoch time are measured in the same steps; only requested metrics are kept."""
     from detection_zoo.benchmarks.measure.memory import ON_CPU, ON_GPU, memory_metric
     from detection_zoo.benchmarks.measure.training import measure_training, why_no_training
@@ -145,7 +143,7 @@ def _training(subject: Subject, spec: BenchmarkSpec, beat: Beat) -> Found:
         yield {"absent": {name: why for group in spec.groups for name in names.get(group, ())}}
         return
     dataset, note = training_data(subject.entry, subject.sources)
-    measurements, absent = measure_training(subject, dataset, note, spec, beat)
+    measurements, absent = measure_training(subject, dataset, note, spec)
     if "memory" not in spec.groups:
         measurements, absent = {name: m for name, m in measurements.items() if "memory" not in name}, {}
     if "epoch" not in spec.groups:
@@ -160,7 +158,7 @@ class Group(NamedTuple):
     name: str
     stage: str
     metrics: tuple[MetricGroup, ...]
-    measure: Callable[[Subject, BenchmarkSpec, Beat], Found]
+    measure: Callable[[Subject, BenchmarkSpec], Found]
 
 
 GROUPS = (

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from detection_zoo.benchmarks.run.progress import heartbeats
 from detection_zoo.zoo.errors import ZooError
 
 Report = Callable[[Any], None]
@@ -259,7 +260,8 @@ def _in_child(
     os.environ.update(environment)
     freeze_objects()
     try:
-        work(*arguments, lambda value: reports.send(("report", value)))
+        with heartbeats(lambda: reports.send(("report", BEAT))):
+            work(*arguments, lambda value: reports.send(("report", value)))
         outcome = Outcome("finished")
     except BaseException as error:
         outcome = failure(error)

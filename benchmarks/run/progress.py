@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +16,10 @@ from typing import Any
 QUIET_S = 2
 TICK_S = 0.5
 LOG_S = 5.0
+BEAT_S = 1.0  # seconds between heartbeats
 _LOCK = threading.RLock()
 _BARS: list[Any] = []
+_LISTENERS: list[Callable[[], None]] = []
 
 
 def _bar(title: str, **options: Any) -> Any:
@@ -37,9 +40,39 @@ def _bar(title: str, **options: Any) -> Any:
 
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Show a bar (a count if the total is unknown); the block receives a function that advances it by one."""
+    """Show a bar (a count if the total is unknown); the block receives a function that advances it by one,
+    which is also a heartbeat."""
+
+    def tick() -> None:
+        bar.update(1)
+        beat()
+
     with _bar(title, total=total, dynamic_ncols=True) as bar, _shown(bar):
-        yield lambda: bar.update(1) and None
+        yield tick
+
+
+def beat() -> None:
+    """Show whoever listens to `heartbeats` that this process makes progress."""
+    for listener in _LISTENERS:
+        listener()
+
+
+@contextmanager
+def heartbeats(send: Callable[[], None]) -> Iterator[None]:
+    """Call `send` after steps of this block, at most once every BEAT_S seconds."""
+    last = time.monotonic()
+
+    def listener() -> None:
+        nonlocal last
+        if time.monotonic() - last >= BEAT_S:
+            last = time.monotonic()
+            send()
+
+    _LISTENERS.append(listener)
+    try:
+        yield
+    finally:
+        _LISTENERS.remove(listener)
 
 
 @contextmanager

@@ -11,15 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detection_zoo.benchmarks.run.groups import measure
-from detection_zoo.benchmarks.run.isolation import (
-    BEAT,
-    NO_LIMITS,
-    Limits,
-    Outcome,
-    Report,
-    failure,
-    run_isolated,
-)
+from detection_zoo.benchmarks.run.isolation import NO_LIMITS, Limits, Outcome, Report, failure, run_isolated
 from detection_zoo.benchmarks.run.progress import clock
 from detection_zoo.benchmarks.run.subject import (
     Sources,
@@ -37,7 +29,6 @@ from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.trained_row import row_of_checkpoint
 
 OPENING = "opening the data"
-BEAT_S = 1.0  # seconds between signs of life
 
 
 @dataclass
@@ -121,7 +112,7 @@ def run_row(
     isolated = partial(run_isolated, limits=limits, environment=environment, cancel=cancel, keep_memory=True)
     try:
         if not isolate:
-            work(*arguments, lambda value: None if value == BEAT else draft.add(value))
+            work(*arguments, draft.add)
             return draft.finish(Outcome("finished"))
         outcome = isolated(work, arguments, draft.add)
         if outcome.status == "finished" and spec.processes > 1 and "timed" in draft.fields:
@@ -175,7 +166,7 @@ def time_again(
     subject = prepare(entry, spec, dataset, weights, sources.checkpoint_format)
     subject.sources = sources
     take_path(subject, spec)
-    found = measure_inference(subject, spec, _beating(report), batches)
+    found = measure_inference(subject, spec, batches)
     report({"measurements": found, "notes": path_notes(subject)})
 
 
@@ -212,7 +203,7 @@ def measure_row(
     subject.sources, subject.folder = sources, folder
     report({"measurements": count_cost(subject), "notes": take_path(subject, spec)})
     try:
-        for found in measure(subject, spec, _beating(report)):
+        for found in measure(subject, spec):
             report(found)
     finally:
         report({"notes": path_notes(subject)})
@@ -239,15 +230,3 @@ def count_cost(subject: Subject) -> dict[str, Measurement]:
             value=model_cost(subject.model, (rule.size, rule.size)).gmacs, unit="GMAC", covers=covers
         )
     return found
-
-
-def _beating(report: Report) -> Callable[[], None]:
-    """A heartbeat that reports at most once a second."""
-    last = [time.monotonic()]
-
-    def beat() -> None:
-        if time.monotonic() - last[0] >= BEAT_S:
-            last[0] = time.monotonic()
-            report(BEAT)
-
-    return beat

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from detection_zoo.benchmarks.run.isolation import BEAT, Limits, failure, run_isolated
+from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.zoo.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +25,13 @@ def counts(upto: int, report) -> None:
         report({"number": number})
         report(BEAT)
     print("this is talk, and stdout is for data", flush=True)
+
+
+def advances(report) -> None:
+    with progress("steps", 8) as tick:
+        for _ in range(8):
+            time.sleep(0.5)
+            tick()
 
 
 def frozen(report) -> None:
@@ -62,6 +71,12 @@ def test_reports_arrive_in_order_and_talk_goes_to_stderr(capfd: pytest.CaptureFi
     assert seen == [{"number": number} for number in range(5)]
     out, err = capfd.readouterr()
     assert "talk" in err and "talk" not in out
+
+
+def test_each_step_of_a_progress_bar_is_a_heartbeat() -> None:
+    seen = []
+    assert run_isolated(advances, (), seen.append, limits=Limits(stall_s=3)).status == "finished"
+    assert seen == []
 
 
 @pytest.mark.parametrize(
