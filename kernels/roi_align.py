@@ -23,9 +23,7 @@ from detection_zoo.kernels.backend import BACKENDS, backend_for, cpu_form
 from detection_zoo.kernels.operator import operator
 from detection_zoo.kernels.roi_align_cuda import cuda_backward, cuda_forward
 from detection_zoo.kernels.roi_align_reference import reference_backward, reference_forward
-from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
-
-RULES = ("legacy", "aligned", "points")
+from detection_zoo.kernels.roi_levels import ALIGNED, LEGACY, POINTS, LevelRule, Sampling, assign_levels
 
 
 def roi_align(
@@ -102,17 +100,8 @@ def multilevel_roi_align(
         torch.Size([2, 256, 7, 7])
     """
     levels = LevelRule(canonical_scale, canonical_level, min_level, level_offset, level_eps)
-    return _pool(
-        features,
-        rois,
-        output_size,
-        scales,
-        sampling_ratio,
-        "aligned" if aligned else "legacy",
-        levels,
-        channels_last,
-        backend,
-    )
+    sampling = Sampling(scales, sampling_ratio, ALIGNED if aligned else LEGACY, levels)
+    return _pool(features, rois, output_size, sampling, channels_last, backend)
 
 
 def roi_align_points(
@@ -131,7 +120,8 @@ def roi_align_points(
 
     Args, returns, raises: as in `roi_align`; P must be at least 2.
     """
-    return _pool([features], rois, output_size, [spatial_scale], 1, "points", LevelRule(), None, backend)
+    sampling = Sampling([spatial_scale], 1, POINTS, LevelRule())
+    return _pool([features], rois, output_size, sampling, None, backend)
 
 
 def roi_align_averaged(
@@ -164,7 +154,8 @@ def multilevel_roi_align_averaged(
     """`roi_align_averaged` of each RoI (R, C, PH, PW), from the pyramid level given by the rule; other
     arguments and errors as in `multilevel_roi_align`."""
     height, width = output_pair(output_size)
-    points = _pool(features, rois, (height + 1, width + 1), scales, 1, "points", levels, None, backend)
+    sampling = Sampling(scales, 1, POINTS, levels)
+    points = _pool(features, rois, (height + 1, width + 1), sampling, None, backend)
     return torch.nn.functional.avg_pool2d(points, 2, 1)
 
 
@@ -177,23 +168,20 @@ def _pool(
     features: Sequence[Tensor],
     rois: Tensor,
     output_size: int | tuple[int, int],
-    scales: Sequence[float],
-    sampling_ratio: int,
-    rule: str,
-    levels: LevelRule,
+    sampling: Sampling,
     channels_last: bool | None,
     backend: str | None,
 ) -> Tensor:
-    size = output_pair(output_size)
-    check_pooling(features, rois, size, rule)
-    if len(features) != len(scales) or sampling_ratio < 0:
+    size, (scales, ratio, rule, levels) = output_pair(output_size), sampling
+    check_pooling(features, rois, size, least=2 if rule == POINTS else 1)
+    if len(features) != len(scales) or ratio < 0:
         raise ValueError(
-            f"{len(features)} feature maps, {len(scales)} scales, sampling ratio {sampling_ratio}; give one"
+            f"{len(features)} feature maps, {len(scales)} scales, sampling ratio {ratio}; give one"
             " scale for each map and a ratio of at least 0"
         )
     chosen = backend_for(features[0], backend, operator="RoIAlign", known=BACKENDS)
     if chosen == "torchvision":
-        return _torchvision_roi_align(features, rois, size, scales, sampling_ratio, rule, levels)
+        return _torchvision_roi_align(features, rois, size, sampling)
     if channels_last is None:
         channels_last = is_channels_last(features[0])
     return _roi_align_op(
@@ -201,8 +189,8 @@ def _pool(
         rois.detach(),
         list(size),
         [float(s) for s in scales],
-        sampling_ratio,
-        RULES.index(rule),
+        ratio,
+        rule,
         levels.numbers(),
         channels_last,
         chosen,
@@ -221,10 +209,9 @@ def is_channels_last(features: Tensor) -> bool:
     return features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
 
 
-def check_pooling(
-    features: Sequence[Tensor], rois: Tensor, size: tuple[int, int], rule: str = "legacy"
-) -> None:
-    """Raise ValueError unless maps (N, C, H_l, W_l), rois (R, 5) and the output size are valid and match."""
+def check_pooling(features: Sequence[Tensor], rois: Tensor, size: tuple[int, int], least: int = 1) -> None:
+    """Raise ValueError unless maps (N, C, H_l, W_l), rois (R, 5) and the output size are valid and match;
+    least: of its sides."""
     if not features:
         raise ValueError("no feature maps; give at least one")
     first = features[0]
@@ -248,34 +235,26 @@ def check_pooling(
             f"rois are on {rois.device}, features on {[str(each.device) for each in features]}; move them"
             " together"
         )
-    least = 2 if rule == "points" else 1
     if min(size) < least:
         raise ValueError(f"output size {size}: sides must be at least {least}")
 
 
 def _torchvision_roi_align(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    size: tuple[int, int],
-    scales: Sequence[float],
-    sampling_ratio: int,
-    rule: str,
-    levels: LevelRule,
+    features: Sequence[Tensor], rois: Tensor, size: tuple[int, int], sampling: Sampling
 ) -> Tensor:
     import torchvision
 
-    if rule == "points":
+    scales, ratio, rule, levels = sampling
+    if rule == POINTS:
         raise ValueError("torchvision cannot place points as DetNet_pytorch does; use another backend")
     rois = rois.to(features[0].dtype)
     if len(features) == 1:
-        return torchvision.ops.roi_align(
-            features[0], rois, size, scales[0], sampling_ratio, rule == "aligned"
-        )
+        return torchvision.ops.roi_align(features[0], rois, size, scales[0], ratio, rule == ALIGNED)
     level_of = assign_levels(rois, levels, len(features)) - levels.min_level
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], *size)
     for level, (each, scale) in enumerate(zip(features, scales, strict=True)):
         rows = (level_of == level).nonzero().squeeze(1)
-        part = torchvision.ops.roi_align(each, rois[rows], size, scale, sampling_ratio, rule == "aligned")
+        part = torchvision.ops.roi_align(each, rois[rows], size, scale, ratio, rule == ALIGNED)
         pooled = pooled.index_copy(0, rows, part)
     return pooled
 
@@ -292,13 +271,12 @@ def _roi_align_op(
     channels_last: bool,
     backend: str,
 ) -> Tensor:
-    if backend != "reference":
-        pooled = empty_map((rois.shape[0], features[0].shape[1], *output_size), features[0], channels_last)
-        forward = cuda_forward if backend == "cuda" else cpu_form("roi_align").cpu_forward
-        return forward(features, rois, pooled, scales, sampling_ratio, rule, LevelRule.of(levels))
-    return reference_forward(
-        features, rois, output_size, scales, sampling_ratio, RULES[rule], LevelRule.of(levels), channels_last
-    )
+    sampling = Sampling(scales, sampling_ratio, rule, LevelRule.of(levels))
+    if backend == "reference":
+        return reference_forward(features, rois, output_size, sampling, channels_last)
+    pooled = empty_map((rois.shape[0], features[0].shape[1], *output_size), features[0], channels_last)
+    forward = cuda_forward if backend == "cuda" else cpu_form("roi_align").cpu_forward
+    return forward(features, rois, pooled, sampling)
 
 
 @torch.library.register_fake(_roi_align_op)
@@ -320,14 +298,11 @@ def _roi_align_backward_op(
     deterministic: bool,
 ) -> list[Tensor]:
     maps = _empty_maps(grad, shapes, channels_last_maps)
+    sampling = Sampling(scales, sampling_ratio, rule, LevelRule.of(levels))
     if backend == "cuda":
-        return cuda_backward(
-            grad, maps, rois, scales, sampling_ratio, rule, LevelRule.of(levels), deterministic
-        )
-    if backend == "cpu":
-        backward = cpu_form("roi_align").cpu_backward
-        return backward(grad, maps, rois, scales, sampling_ratio, rule, LevelRule.of(levels))
-    return reference_backward(grad, maps, rois, scales, sampling_ratio, RULES[rule], LevelRule.of(levels))
+        return cuda_backward(grad, maps, rois, sampling, deterministic)
+    backward = cpu_form("roi_align").cpu_backward if backend == "cpu" else reference_backward
+    return backward(grad, maps, rois, sampling)
 
 
 @torch.library.register_fake(_roi_align_backward_op)
@@ -344,7 +319,7 @@ def _empty_maps(grad: Tensor, shapes: list[int], channels_last_maps: list[int]) 
 
 
 def _setup(ctx, inputs, output) -> None:
-    features, rois, _, ctx.scales, ctx.sampling_ratio, ctx.rule, ctx.levels, _, ctx.backend = inputs
+    features, rois, _, *ctx.sampling, _, ctx.backend = inputs
     ctx.save_for_backward(rois)
     ctx.shapes = [features[0].shape[0], *(side for each in features for side in each.shape[2:])]
     ctx.channels_last_maps = [int(is_channels_last(each)) for each in features]
@@ -356,39 +331,29 @@ def _backward(ctx, grad: Tensor):
         ctx.saved_tensors[0],
         ctx.shapes,
         ctx.channels_last_maps,
-        ctx.scales,
-        ctx.sampling_ratio,
-        ctx.rule,
-        ctx.levels,
+        *ctx.sampling,
         ctx.backend,
         torch.are_deterministic_algorithms_enabled(),
     )
-    return grads, None, None, None, None, None, None, None, None
+    return grads, *[None] * 8
 
 
 torch.library.register_autograd(_roi_align_op, _backward, setup_context=_setup)
 
 
 def _setup_double(ctx, inputs, output) -> None:
-    grad, rois, _, _, ctx.scales, ctx.sampling_ratio, ctx.rule, ctx.levels, ctx.backend, _ = inputs
+    grad, rois, _, _, *ctx.sampling, ctx.backend, _ = inputs
     ctx.save_for_backward(rois)
     ctx.output_size, ctx.channels_last = list(grad.shape[2:]), is_channels_last(grad)
 
 
 def _double_backward(ctx, grads_of_maps: list[Tensor]):
     """The backward pass is linear in the upstream gradient; its transpose is the forward pass."""
+    (rois,) = ctx.saved_tensors
     pooled = _roi_align_op(
-        grads_of_maps,
-        ctx.saved_tensors[0],
-        ctx.output_size,
-        ctx.scales,
-        ctx.sampling_ratio,
-        ctx.rule,
-        ctx.levels,
-        ctx.channels_last,
-        ctx.backend,
+        grads_of_maps, rois, ctx.output_size, *ctx.sampling, ctx.channels_last, ctx.backend
     )
-    return pooled, None, None, None, None, None, None, None, None, None
+    return pooled, *[None] * 9
 
 
 torch.library.register_autograd(_roi_align_backward_op, _double_backward, setup_context=_setup_double)

@@ -20,21 +20,12 @@ from torch import Tensor
 from detection_zoo.kernels.cell_sums import sum_type
 from detection_zoo.kernels.machine_code import ANY, array_at, as_array, compiled, in_threads, narrow, widen
 from detection_zoo.kernels.roi_align_reference import poolable, unpoolable
-from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
+from detection_zoo.kernels.roi_levels import ALIGNED, LEGACY, POINTS, Sampling, assign_levels
 
-LEGACY, ALIGNED, POINTS = range(3)  # indices into roi_align.RULES
 ABSENT, UNPOOLABLE = -1, -2  # used instead of an image index
 
 
-def cpu_forward(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    pooled: Tensor,
-    scales: Sequence[float],
-    sampling_ratio: int,
-    rule: int,
-    levels: LevelRule,
-) -> Tensor:
+def cpu_forward(features: Sequence[Tensor], rois: Tensor, pooled: Tensor, sampling: Sampling) -> Tensor:
     """Fill pooled (R, C, PH, PW), NCHW or channels-last; other arguments as in
     `kernels.roi_align.multilevel_roi_align`."""
     fastest = channels_are_fastest(features)
@@ -45,27 +36,19 @@ def cpu_forward(
     sums = pooled if pooled.dtype == number else torch.empty_like(pooled, dtype=number)
     last, shape = not sums.is_contiguous(), tuple(pooled.shape[1:])
     flat = as_array((sums.permute(0, 2, 3, 1) if last else sums).view(len(rois), prod(shape)))
-    placed = _place(maps, rois, scales, levels)
+    placed = _place(maps, rois, sampling)
     for image, value in ((ABSENT, 0), (UNPOOLABLE, np.nan)):
         sums[torch.from_numpy(np.flatnonzero(placed[4] == image))] = value
     forward = _forward_last if fastest else _forward_planes
 
     def work(first: int, end: int) -> None:
-        forward(first, end, *placed, sampling_ratio, rule, flat, *shape, last)
+        forward(first, end, *placed, flat, *shape, last)
 
     in_threads(work, len(rois) if fastest else shape[0], torch.get_num_threads(), least=8)
     return pooled if sums is pooled else pooled.copy_(sums)
 
 
-def cpu_backward(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    rois: Tensor,
-    scales: Sequence[float],
-    sampling_ratio: int,
-    rule: int,
-    levels: LevelRule,
-) -> list[Tensor]:
+def cpu_backward(grad: Tensor, maps: Sequence[Tensor], rois: Tensor, sampling: Sampling) -> list[Tensor]:
     """Fill maps, one (N, C, H_l, W_l) per level, with the gradient of the features; grad is (R, C, PH, PW).
     Sums are in the order of RoIs and bins for any number of threads."""
     number = sum_type(grad)
@@ -79,12 +62,12 @@ def cpu_backward(
     ]
     last = grad.stride(1) == 1 and grad.is_contiguous(memory_format=torch.channels_last)
     upstream = (grad.permute(0, 2, 3, 1) if last else grad.contiguous()).to(number)
-    placed = _place(sums, rois, scales, levels)
+    placed = _place(sums, rois, sampling)
     flat = upstream.reshape(len(rois), prod(grad.shape[1:])).numpy()
     backward = _backward_last if fastest else _backward_planes
 
     def work(first: int, end: int) -> None:
-        backward(first, end, *placed, sampling_ratio, rule, flat, *grad.shape[1:], last)
+        backward(first, end, *placed, flat, *grad.shape[1:], last)
 
     in_threads(work, grad.shape[1], torch.get_num_threads(), least=16)
     return [each if each is total else each.copy_(total) for each, total in zip(maps, sums, strict=True)]
@@ -95,10 +78,11 @@ def channels_are_fastest(maps: Sequence[Tensor]) -> bool:
     return all(each.stride(1) == 1 for each in maps)
 
 
-def _place(maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], levels: LevelRule) -> tuple:
+def _place(maps: Sequence[Tensor], rois: Tensor, sampling: Sampling) -> tuple:
     """Arguments of the compiled functions: (L,) addresses, (L, 4) strides, (L, 2) sizes, (R,)
-    level, (R,) image index, ABSENT or UNPOOLABLE, (R, 4) edges in cells, before the shift of half a cell."""
-    rois = rois.to(sum_type(maps[0]))
+    level, (R,) image index, ABSENT or UNPOOLABLE, (R, 4) edges in cells, before the shift of half a cell;
+    points per bin and the rule."""
+    rois, (scales, ratio, rule, levels) = rois.to(sum_type(maps[0])), sampling
     level = assign_levels(rois, levels, len(maps)) - levels.min_level
     image = torch.where(poolable(rois, maps[0].shape[0]), rois[:, 0], ABSENT)
     image = image.masked_fill(unpoolable(rois, maps[0].shape[0]), UNPOOLABLE)
@@ -110,6 +94,8 @@ def _place(maps: Sequence[Tensor], rois: Tensor, scales: Sequence[float], levels
         level.numpy(),
         image.long().numpy(),
         edges.numpy(),
+        ratio,
+        rule,
     )
 
 

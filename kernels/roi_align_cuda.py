@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detection_zoo.kernels.cell_sums import sum_type
 from detection_zoo.kernels.launch import SHARED_BYTES, launch
-from detection_zoo.kernels.roi_levels import LevelRule
+from detection_zoo.kernels.roi_levels import Sampling
 
 FILE, MAX_LEVELS, SLICE, TILE, THREADS, ENTRIES, MAX_CELLS = "roi_align.cu", 8, 32, 8, 256, 16, 80
 PLACED_BYTES = {torch.float32: 44, torch.float64: 64}  # sizeof(Placed), by the type of sums
@@ -44,19 +44,11 @@ _PYRAMID = np.dtype(
 _UPSTREAM = np.dtype([("cells", "u8"), ("strides", "i8", 4)], align=True)
 
 
-def cuda_forward(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    pooled: Tensor,
-    scales: Sequence[float],
-    sampling_ratio: int,
-    rule: int,
-    levels: LevelRule,
-) -> Tensor:
+def cuda_forward(features: Sequence[Tensor], rois: Tensor, pooled: Tensor, sampling: Sampling) -> Tensor:
     """Fill pooled (R, C, PH, PW), NCHW or channels-last; other arguments as in
     `kernels.roi_align.multilevel_roi_align`."""
     size, channels_last = tuple(pooled.shape[2:]), not pooled.is_contiguous()
-    pyramid = _describe(features, scales, sampling_ratio, rule, levels)
+    pyramid = _describe(features, sampling)
     rois = rois.to(sum_type(pooled)).contiguous()
     if not all(each.stride(1) == 1 for each in features):
         defines = _defines(features, size, 1)
@@ -74,7 +66,7 @@ def cuda_forward(
     pack, band, shared = _pack(features, size, channels_last)
     if pack == 0:  # a tile of the bins does not fit: compute channels-last, and convert with torch
         turned = torch.empty_like(pooled, memory_format=torch.channels_last)
-        return pooled.copy_(cuda_forward(features, rois, turned, scales, sampling_ratio, rule, levels))
+        return pooled.copy_(cuda_forward(features, rois, turned, sampling))
     launch(
         FILE,
         "roi_align_forward_packed",
@@ -88,14 +80,7 @@ def cuda_forward(
 
 
 def cuda_backward(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    rois: Tensor,
-    scales: Sequence[float],
-    sampling_ratio: int,
-    rule: int,
-    levels: LevelRule,
-    deterministic: bool,
+    grad: Tensor, maps: Sequence[Tensor], rois: Tensor, sampling: Sampling, deterministic: bool
 ) -> list[Tensor]:
     """Fill maps, one (N, C, H_l, W_l) per level, with the gradient of the features; grad (R, C, PH, PW) may
     have any strides.
@@ -116,13 +101,7 @@ def cuda_backward(
             defines,
             (tiles, slices),
             (THREADS,),
-            (
-                _describe(maps, scales, sampling_ratio, rule, levels),
-                rois,
-                upstream,
-                np.int32(len(rois)),
-                channels_fastest,
-            ),
+            (_describe(maps, sampling), rois, upstream, np.int32(len(rois)), channels_fastest),
             number.itemsize * TILE * sum(size) + PLACED_BYTES[number] + 4 * THREADS,
         )
         return list(maps)
@@ -136,25 +115,17 @@ def cuda_backward(
         defines,
         (len(rois), -(-grad.shape[1] // (slice_ or SLICE))),
         (THREADS,),
-        (
-            _describe(sums, scales, sampling_ratio, rule, levels),
-            rois,
-            upstream,
-            channels_fastest,
-            np.int32(slice_),
-        ),
+        (_describe(sums, sampling), rois, upstream, channels_fastest, np.int32(slice_)),
         shared,
     )
     return [each if each is total else each.copy_(total) for each, total in zip(maps, sums, strict=True)]
 
 
-def _describe(
-    maps: Sequence[Tensor], scales: Sequence[float], sampling_ratio: int, rule: int, levels: LevelRule
-) -> np.ndarray:
+def _describe(maps: Sequence[Tensor], sampling: Sampling) -> np.ndarray:
     if len(maps) > MAX_LEVELS:
         raise ValueError(f"{len(maps)} feature maps; the kernels take at most {MAX_LEVELS} levels")
-    pyramid = np.zeros(1, dtype=_PYRAMID)
-    for level, (each, scale) in enumerate(zip(maps, scales, strict=True)):
+    pyramid, levels = np.zeros(1, dtype=_PYRAMID), sampling.levels
+    for level, (each, scale) in enumerate(zip(maps, sampling.scales, strict=True)):
         pyramid["maps"][0, level] = (each.data_ptr(), each.stride(), scale, each.shape[2], each.shape[3])
     pyramid["canonical_scale"], pyramid["area_offset"], pyramid["eps"] = (
         levels.canonical_scale,
@@ -163,7 +134,7 @@ def _describe(
     )
     pyramid["second_size"] = 2.0 ** (levels.min_level + 1 - levels.canonical_level)
     pyramid["levels"], pyramid["images"], pyramid["channels"] = len(maps), *maps[0].shape[:2]
-    pyramid["sampling_ratio"], pyramid["rule"] = sampling_ratio, rule
+    pyramid["sampling_ratio"], pyramid["rule"] = sampling.ratio, sampling.rule
     return pyramid
 
 

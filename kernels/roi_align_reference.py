@@ -15,7 +15,7 @@ from detection_zoo.kernels.cell_sums import (
     sum_type,
     zero_table,
 )
-from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
+from detection_zoo.kernels.roi_levels import ALIGNED, POINTS, Sampling, assign_levels
 
 _LOOKUPS = 1 << 21  # weighted cells processed at once: 48 MB of indices, weights and products
 
@@ -24,19 +24,14 @@ def reference_forward(
     features: Sequence[Tensor],
     rois: Tensor,
     output_size: Sequence[int],
-    scales: Sequence[float],
-    sampling_ratio: int,
-    rule: str,
-    levels: LevelRule,
+    sampling: Sampling,
     channels_last: bool,
 ) -> Tensor:
     """Pooled (R, C, PH, PW); arguments as in `kernels.roi_align.multilevel_roi_align`."""
     height, width = output_size
     table = cell_table(features)
     pooled = table.new_zeros(len(rois), height * width, table.shape[1])
-    for rows, cells, weights in _bags(
-        features, rois.to(table.dtype), output_size, scales, sampling_ratio, rule, levels
-    ):
+    for rows, cells, weights in _bags(features, rois.to(table.dtype), output_size, sampling):
         pooled[rows] = sum_cells(table, cells, weights).view(len(rows), height * width, -1)
     pooled[unpoolable(rois, features[0].shape[0])] = float("nan")
     pooled = pooled.to(features[0].dtype).view(len(rois), height, width, table.shape[1]).permute(0, 3, 1, 2)
@@ -44,22 +39,14 @@ def reference_forward(
 
 
 def reference_backward(
-    grad: Tensor,
-    maps: Sequence[Tensor],
-    rois: Tensor,
-    scales: Sequence[float],
-    sampling_ratio: int,
-    rule: str,
-    levels: LevelRule,
+    grad: Tensor, maps: Sequence[Tensor], rois: Tensor, sampling: Sampling
 ) -> list[Tensor]:
     """Fill maps, one (N, C, H_l, W_l) per level, with the gradient of the features; grad is (R, C, PH,
     PW)."""
     number = sum_type(grad)
     by_bin = grad.permute(0, 2, 3, 1).flatten(1, 2).to(number)  # (R, PH * PW, C)
     table = zero_table(maps)
-    for rows, cells, weights in _bags(
-        maps, rois.to(number), grad.shape[2:], scales, sampling_ratio, rule, levels
-    ):
+    for rows, cells, weights in _bags(maps, rois.to(number), grad.shape[2:], sampling):
         add_to_cells(table, cells, weights, by_bin[rows].flatten(0, 1))
     return fill_maps(maps, table)
 
@@ -75,17 +62,11 @@ def unpoolable(rois: Tensor, images: int) -> Tensor:
 
 
 def _bags(
-    maps: Sequence[Tensor],
-    rois: Tensor,
-    output_size: Sequence[int],
-    scales: Sequence[float],
-    sampling_ratio: int,
-    rule: str,
-    levels: LevelRule,
+    maps: Sequence[Tensor], rois: Tensor, output_size: Sequence[int], sampling: Sampling
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield chunks of RoIs: their rows (n,), and for each bin the cells (n * PH * PW, k) and weights (same
     shape) to sum."""
-    height, width = output_size
+    (height, width), (scales, ratio, rule, levels) = output_size, sampling
     images = maps[0].shape[0]
     level = assign_levels(rois, levels, len(maps)) - levels.min_level
     sizes = torch.tensor([each.shape[2:] for each in maps], dtype=rois.dtype, device=rois.device)[
@@ -103,7 +84,7 @@ def _bags(
                 rois[:, 4 - axis] * scale,
                 output_size[axis],
                 sizes[:, axis],
-                sampling_ratio,
+                ratio,
                 rule,
             )
             for axis in (0, 1)
@@ -132,37 +113,33 @@ def _bags(
 
 
 def _axis(
-    start: Tensor, end: Tensor, pooled: int, size: Tensor, sampling_ratio: int, rule: str
+    start: Tensor, end: Tensor, pooled: int, size: Tensor, ratio: int, rule: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Start, bin length and points per bin of one axis, in map cells, each (R,); divides by tensors, which is
     rounded equally on all devices."""
-    if rule == "points":
+    if rule == POINTS:
         return (
             start,
             (end - start + 1.0).clamp(min=0.0) / torch.full_like(start, pooled - 1),
             torch.ones_like(start, dtype=torch.int64),
         )
-    if rule == "aligned":
+    if rule == ALIGNED:
         start, end = start - 0.5, end - 0.5
-    side = end - start if rule == "aligned" else (end - start).clamp(min=1.0)
+    side = end - start if rule == ALIGNED else (end - start).clamp(min=1.0)
     step = side / torch.full_like(side, pooled)
-    count = (
-        torch.full_like(step, sampling_ratio)
-        if sampling_ratio > 0
-        else torch.ceil(step).clamp(min=0.0).minimum(size + 2)
-    )
+    count = torch.full_like(step, ratio) if ratio > 0 else torch.ceil(step).clamp(min=0.0).minimum(size + 2)
     return start, step, count.nan_to_num(0.0).long()
 
 
 def _taps(
-    start: Tensor, step: Tensor, pooled: int, count: int, size: Tensor, rule: str
+    start: Tensor, step: Tensor, pooled: int, count: int, size: Tensor, rule: int
 ) -> tuple[Tensor, Tensor]:
     """The two cells of each point of an axis, -1 for a point outside the map, and their weights: (n, P, 2 *
     count) int64 and floating."""
     bins = torch.arange(pooled, dtype=start.dtype, device=start.device)[None, :, None]
     points = torch.arange(count, dtype=start.dtype, device=start.device)[None, None, :]
     start, step, size = start[:, None, None], step[:, None, None], size[:, None, None]
-    if rule == "points":
+    if rule == POINTS:
         position = start + bins * step
         inside = (position >= 0) & (position < size)
         # clamped, so that the last line is extrapolated

@@ -1,11 +1,15 @@
-"""Assignment of RoIs to pyramid levels (Lin et al. 2017, equation 1)."""
+"""Assignment of RoIs to pyramid levels (Lin et al. 2017, equation 1), and where RoIAlign samples a level."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+RULES = ("legacy", "aligned", "points")  # of RoIAlign's sample points
+LEGACY, ALIGNED, POINTS = range(3)
 
 
 class LevelRule(NamedTuple):
@@ -32,6 +36,16 @@ class LevelRule(NamedTuple):
         """Return the rule from `numbers`."""
         scale, level, least, offset, eps = numbers
         return cls(scale, int(level), int(least), offset, eps)
+
+
+class Sampling(NamedTuple):
+    """Where RoIAlign samples: map cells per pixel of each level, points per bin and axis (0: as many as
+    cells), the index of a rule in RULES, and the level of each RoI."""
+
+    scales: Sequence[float]
+    ratio: int
+    rule: int
+    levels: LevelRule
 
 
 def assign_levels(rois: Tensor, rule: LevelRule, num_levels: int) -> Tensor:

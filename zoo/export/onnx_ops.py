@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from detection_zoo.kernels.roi_align import RULES
-from detection_zoo.kernels.roi_levels import LevelRule
+from detection_zoo.kernels.roi_levels import RULES, LevelRule
 
 OPSET = 18
 COORDINATES = {"legacy": "output_half_pixel", "aligned": "half_pixel"}  # of RoiAlign, by our rule
