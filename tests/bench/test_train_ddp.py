@@ -7,12 +7,11 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from train_folders import small_folder
 from typer.testing import CliRunner
 
@@ -20,7 +19,6 @@ from detection_zoo.bench import app
 from detection_zoo.zoo.parts.multibox import MultiBoxLoss, PriorCoder
 from detection_zoo.zoo.training import checkpoints
 
-ROOT = Path(__file__).resolve().parents[2]
 ROW = "faster_rcnn_vovnet27_tiny_fpn.demo"
 TINY = (
     "--set",
@@ -56,23 +54,13 @@ with joined("cpu") as process:
 """
 
 
-def processes(*command: object) -> list[subprocess.Popen[str]]:
+def processes(*command: object) -> list[Forked]:
     """The two processes that torchrun would start."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            cwd=ROOT,
-            env={**common, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [Forked(*command, environment={**common, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
 
 
 def test_the_divisor_of_ssd_counts_the_positives_of_all_processes(tmp_path: Path) -> None:
@@ -88,8 +76,8 @@ def test_the_divisor_of_ssd_counts_the_positives_of_all_processes(tmp_path: Path
     torch.save(case, tmp_path / "case.pth")
     (tmp_path / "loss.py").write_text(LOSS)
     both = processes(tmp_path / "loss.py", tmp_path / "case.pth", tmp_path / "mean.pth")
-    ended = [(process.communicate(timeout=300)[1], process.returncode) for process in both]
-    assert [code for _, code in ended] == [0, 0], ended
+    ended = [process.finish() for process in both]
+    assert [code for code, _ in ended] == [0, 0], ended
     whole = MultiBoxLoss(PriorCoder((0.1, 0.2)))(
         *(case[name] for name in ("offsets", "logits", "priors", "boxes", "classes"))
     )
@@ -102,8 +90,8 @@ def test_two_processes_train_evaluate_like_one_and_a_lost_one_ends_both(tmp_path
     command = ("bench.py", "train", ROW, "--data", data, "--eval-data", data, "--out", out, *TINY)
     command += ("--lr-steps", 900, "--warmup", 1, "--save-every", 1, "--accumulate", 2)
     both = processes(*command, "--iterations", 2)
-    ended = [(*process.communicate(timeout=600), process.returncode) for process in both]
-    assert [code for *_, code in ended] == [0, 0], ended
+    ended = [process.finish() for process in both]
+    assert [code for code, _ in ended] == [0, 0], ended
     assert "2 processes" in ended[0][1] and "update" not in ended[1][1]
     with (out / "evaluations.csv").open(newline="") as file:
         evaluated = float(list(csv.DictReader(file))[-1]["box_ap"])
@@ -118,8 +106,8 @@ def test_two_processes_train_evaluate_like_one_and_a_lost_one_ends_both(tmp_path
     for line in both[0].stderr:
         if line.startswith("update 4/"):
             break
-    both[1].send_signal(signal.SIGKILL)
-    said = both[0].communicate(timeout=300)[1]
-    assert both[0].returncode == 1 and "process 0 of 2 ended after update" in said and "--resume" in said
+    os.kill(both[1].pid, signal.SIGKILL)
+    code, said = both[0].finish()
+    assert code == 1 and "process 0 of 2 ended after update" in said and "--resume" in said
     assert "Traceback" not in said and checkpoints.read(out / "last.pth")["iteration"] >= 3
-    both[1].communicate()
+    both[1].finish()

@@ -9,14 +9,16 @@ import random
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from forked import ROOT, Forked
 
 from detection_zoo.zoo.training import checkpoints
 
-ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("DETECTION_ZOO_TEST_TRAIN_KILLS", "3"))
 ROW = "mask_rcnn_vovnet27_tiny_fpn.demo"
 TINY = ["--batch", "1", "--threads", "1", "--log-every", "1", "--save-every", "1"]
@@ -25,24 +27,17 @@ TINY += ["--warmup", "2", "--eval-every", "0"]
 
 
 def command(folder: Path, iterations: int, *more: object) -> list[str]:
-    """The command line of one small training."""
-    return [sys.executable, "bench.py", "train", ROW, "--out", str(folder)] + [
+    """The words of one small training."""
+    return ["bench.py", "train", ROW, "--out", str(folder)] + [
         *("--iterations", str(iterations), "--lr-steps", str(iterations - 2), *TINY, *map(str, more))
     ]
 
 
-def start(folder: Path, iterations: int, *more: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(folder, iterations, *more),
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def start(folder: Path, iterations: int, *more: object) -> Forked:
+    return Forked(*command(folder, iterations, *more))
 
 
-def wait_for_update(process: subprocess.Popen[str], updates: int = 1) -> None:
+def wait_for_update(process: Forked, updates: int = 1) -> None:
     """Read the messages until so many updates are made; the checkpoint of the one before is written then."""
     for line in process.stderr:
         updates -= line.startswith("update ")
@@ -58,25 +53,24 @@ def metrics(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in line.items() if k not in times} for line in csv.DictReader(file)]
 
 
-def finish(folder: Path, iterations: int, *more: object, code: int = 0) -> str:
-    done = subprocess.run(command(folder, iterations, *more), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done.stderr
+def finish(folder: Path, iterations: int, *more: object) -> None:
+    code, said = start(folder, iterations, *more).finish()
+    assert code == 0, said
 
 
 def test_a_training_killed_at_random_moments_repeats_the_unbroken_one(tmp_path: Path) -> None:
     iterations = 4 * KILLS + 4
-    finish(tmp_path / "whole", iterations)
+    whole = [sys.executable, *command(tmp_path / "whole", iterations)]
+    done = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True)  # hashes of its own
+    assert done.returncode == 0, done.stderr
     draw, folder = random.Random(0), tmp_path / "killed"
     for number in range(KILLS):
         process = start(folder, iterations, "--resume", "--workers", number % 3)
         wait_for_update(process)
-        try:
-            process.wait(timeout=draw.uniform(0, 0.6))
-        except subprocess.TimeoutExpired:
+        time.sleep(draw.uniform(0, 0.6))
+        with suppress(ProcessLookupError):  # it has ended
             os.killpg(process.pid, signal.SIGKILL)
-        process.stderr.close()
-        process.wait()
+        process.finish()
     finish(folder, iterations, "--resume", "--workers", 1)
     assert metrics(folder) == metrics(tmp_path / "whole")
     ours, theirs = (checkpoints.read(tmp_path / name / "last.pth") for name in ("killed", "whole"))
@@ -89,8 +83,8 @@ def test_a_training_that_is_asked_to_stop_is_saved_first(tmp_path: Path, number:
     process = start(tmp_path, 500, "--save-every", 400, "--workers", 1)
     wait_for_update(process)
     os.killpg(process.pid, number)
-    said = process.stderr.read()
-    assert process.wait() == 128 + number, said
+    code, said = process.finish()
+    assert code == 128 + number, said
     assert f"stopped by {number.name}; continue with --resume" in said
     made = checkpoints.read(tmp_path / "last.pth")["iteration"]
     assert 1 <= made < 400 and int(metrics(tmp_path)[-1]["iteration"]) == made
@@ -99,14 +93,9 @@ def test_a_training_that_is_asked_to_stop_is_saved_first(tmp_path: Path, number:
 def test_a_full_disk_ends_the_training_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     finish(tmp_path, 2)
     before = (tmp_path / "last.pth").read_bytes()
-    limited = command(tmp_path, 4, "--resume")
-    script = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2);"
-    script += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *limited[1:]], cwd=ROOT, capture_output=True, text=True
-    )
-    said = "".join(done.stderr.split())  # long messages are wrapped, within long paths too
-    assert done.returncode == 1
+    code, said = Forked(*command(tmp_path, 4, "--resume"), largest_file=100_000).finish()
+    said = "".join(said.split())  # long messages are wrapped, within long paths too
+    assert code == 1
     assert "step_00000003.pth:thecheckpointcouldnotbewritten" in said
     assert "Thelastgoodoneisstep_00000002.pth" in said and "Traceback" not in said
     assert (tmp_path / "last.pth").read_bytes() == before
@@ -118,8 +107,9 @@ def test_a_loader_process_that_dies_ends_the_training_with_a_reason(tmp_path: Pa
     wait_for_update(process, 2)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for child in children:
-        if b"bench.py" in Path(f"/proc/{child}/cmdline").read_bytes():
+        if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes():
             os.kill(int(child), signal.SIGKILL)
-    said = " ".join(process.stderr.read().split())
-    assert process.wait() == 1 and "a process that loads data ended" in said and "Traceback" not in said
+    code, said = process.finish()
+    said = " ".join(said.split())
+    assert code == 1 and "a process that loads data ended" in said and "Traceback" not in said
     assert checkpoints.read(tmp_path / "last.pth")["iteration"] >= 1
