@@ -164,9 +164,7 @@ class Model:
         from detection_zoo.benchmarks.run.drawing import detect_pixels
 
         pixels, path = read_image(image)
-        found = detect_pixels(self.subject, self.spec, pixels)
-        order = found.scores.argsort(descending=True, stable=True)
-        found = found.select(order[found.scores[order] >= min_score])
+        found = detect_pixels(self.subject, self.spec, pixels, min_score)
         return Prediction(pixels, found, self.class_names, self.category_ids, self.subject.inclusive, path)
 
     @property

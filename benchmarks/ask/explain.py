@@ -3,7 +3,6 @@ setting changed, on the same images."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import comb
@@ -14,7 +13,7 @@ import torch
 
 from detection_zoo.benchmarks.ask.suspects import Variant, variants
 from detection_zoo.benchmarks.evaluation.accuracy import DetectionCollector
-from detection_zoo.benchmarks.measure.inference import to_host
+from detection_zoo.benchmarks.measure.inference import collate, to_host
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.benchmarks.run.subject import (
     Subject,
@@ -25,7 +24,6 @@ from detection_zoo.benchmarks.run.subject import (
 )
 from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.manifest import ModelEntry
@@ -185,11 +183,8 @@ def measure_variants(every: Sequence[Variant], plain: Subject, dataset: Dataset)
             for place, variant in enumerate(every):
                 key = inputs[place]
                 if key not in seen:
-                    item = key(pixels)
-                    sizes = [
-                        torch.tensor([size], device=plain.device) for size in (item.size, item.original_size)
-                    ]
-                    seen[key] = pad_batch([item.tensor], key.size_divisor).to(plain.device), *sizes
+                    images, *sizes = collate([key(pixels)], key)
+                    seen[key] = images.to(plain.device), *sizes
                 shares = 0 if variant.kind in ("selection", "ends") else place
                 if (shares, key) not in outputs:
                     outputs[shares, key] = _outputs(models[shares], variant, *seen[key][:2])
@@ -206,12 +201,7 @@ def measure_variants(every: Sequence[Variant], plain: Subject, dataset: Dataset)
 
 
 def _outputs(model: Any, variant: Variant, images: torch.Tensor, sizes: torch.Tensor) -> Any:
-    precision = (
-        torch.autocast(images.device.type, torch.bfloat16)
-        if variant.kind == "precision"
-        else contextlib.nullcontext()
-    )
-    with precision:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=variant.kind == "precision"):
         return model.raw(images, sizes) if hasattr(model, "raw") else model(images).float()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +125,18 @@ def _detect(
         for number, pixels in enumerate(one.frames()):
             if video is not None and number == frames:
                 break
-            found = detect_pixels(subject, spec, pixels)
+            found = detect_pixels(subject, spec, pixels, min_score)
             drawn = draw(pixels, found, names, min_score)
             if video is not None:
                 video.write(drawn)
             else:
                 Image.fromarray(drawn).save(target)
             if saved is not None:
-                order = found.scores.argsort(descending=True, stable=True)
-                kept = found.select(order[found.scores[order] >= min_score])
-                saved.add(str(one), number if one.is_video else None, pixels.shape[:2], kept)
+                saved.add(str(one), number if one.is_video else None, pixels.shape[:2], found)
             record = {"image": str(one), "drawn": str(target)}
             if one.is_video:
                 record["frame"] = number
-            yield record | {"detections": as_records(found, names, min_score)}
+            yield record | {"detections": as_records(found, names)}
     finally:
         if video is not None:
             video.close()
@@ -157,9 +156,7 @@ def text_of_files(records: list[dict[str, Any]]) -> str:
             for d in record["detections"]
         ]
     for drawn, frames in videos.items():
-        counts: dict[str, int] = {}
-        for name in (d["class"] for frame in frames for d in frame["detections"]):
-            counts[name] = counts.get(name, 0) + 1
+        counts = Counter(d["class"] for frame in frames for d in frame["detections"])
         lines.append(f"{drawn}{_untrained(frames[0])}: {len(frames)} frames")
         by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         lines += [f"  {count} {name}" for name, count in by_count]

@@ -21,21 +21,19 @@ TEXT_SHARE, LEAST_TEXT = (
 LEAST_LOGIT = 2.0  # keypoints with a lower heatmap value are not drawn (Detectron's threshold)
 
 
-def detect_pixels(subject: Subject, spec: BenchmarkSpec, pixels: np.ndarray) -> Detections:
-    """Return the detections, on the CPU, in an image (H, W, 3) uint8 RGB; `spec` sets path and dtype."""
+def detect_pixels(subject: Subject, spec: BenchmarkSpec, pixels: np.ndarray, min_score: float) -> Detections:
+    """Return the detections with a score of at least `min_score` (0..1), best first and on the CPU, in an
+    image (H, W, 3) uint8 RGB; `spec` sets path and dtype."""
     import torch
 
-    from detection_zoo.benchmarks.measure.inference import to_host
+    from detection_zoo.benchmarks.measure.inference import collate, to_host
     from detection_zoo.benchmarks.run.subject import autocast
-    from detection_zoo.zoo.data.loading import pad_batch
 
-    item = subject.preprocess(pixels)
-    images = pad_batch([item.tensor], subject.preprocess.size_divisor).to(subject.device)  # (1, 3, H, W)
-    sizes, original_sizes = (
-        torch.tensor([size], device=subject.device) for size in (item.size, item.original_size)
-    )
+    images, *sizes = collate([subject.preprocess(pixels)], subject.preprocess)
     with torch.inference_mode(), autocast(spec):
-        return to_host(subject.model.predict(images, sizes, original_sizes))[0]
+        found = to_host(subject.model.predict(images.to(subject.device), *sizes))[0]
+    order = found.scores.argsort(descending=True, stable=True)
+    return found.select(order[found.scores[order] >= min_score])
 
 
 def draw(pixels: np.ndarray, found: Detections, class_names: tuple[str, ...], min_score: float) -> np.ndarray:
@@ -163,22 +161,19 @@ def colour(label: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def as_records(found: Detections, class_names: tuple[str, ...], min_score: float) -> list[dict[str, Any]]:
-    """Return detections with at least `min_score` as plain values, sorted by descending score; boxes x1, y1,
-    x2, y2 in pixels."""
+def as_records(found: Detections, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return detections as plain values, in their order; boxes x1, y1, x2, y2 in pixels."""
     records = []
-    for row in found.scores.argsort(descending=True, stable=True).tolist():
-        label, score = int(found.labels[row]), float(found.scores[row])
-        if score >= min_score:
-            record = {
-                "class": class_names[label] if label < len(class_names) else str(label),
-                "label": label,
-                "score": score,
-                "box": [float(v) for v in found.boxes[row]],
-            }
-            if found.masks is not None:
-                record["mask_pixels"] = int(found.masks[row].sum())
-            if found.keypoints is not None:
-                record["keypoints"] = found.keypoints[row].tolist()
-            records.append(record)
+    for row, label in enumerate(found.labels.tolist()):
+        record = {
+            "class": class_names[label] if label < len(class_names) else str(label),
+            "label": label,
+            "score": float(found.scores[row]),
+            "box": found.boxes[row].tolist(),
+        }
+        if found.masks is not None:
+            record["mask_pixels"] = int(found.masks[row].sum())
+        if found.keypoints is not None:
+            record["keypoints"] = found.keypoints[row].tolist()
+        records.append(record)
     return records

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from detection_zoo.benchmarks.measure.inference import collate
 from detection_zoo.benchmarks.run.subject import Subject
 from detection_zoo.zoo.data.base import Dataset
-from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.export.files import EQUAL, LEAST, QUANTISED, compare_file, write
 from detection_zoo.zoo.fast import SCORE
@@ -88,11 +88,8 @@ def export_subject(
 
 def _images(subject: Subject, dataset: Dataset | None) -> Images:
     """Every image (1, 3, H, W) of a dataset, with its size (1, 2)."""
-    found = []
-    for index in range(len(dataset or ())):
-        item = subject.preprocess(dataset.load_image(index))
-        found.append((pad_batch([item.tensor], subject.preprocess.size_divisor), torch.tensor([item.size])))
-    return found
+    items = (subject.preprocess(dataset.load_image(index)) for index in range(len(dataset or ())))
+    return [collate([item], subject.preprocess)[:2] for item in items]
 
 
 def _padded(name: str, images: Images, height: int, width: int) -> Images:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from detection_zoo.zoo.errors import ManifestError
@@ -60,56 +60,33 @@ def run_parallel(
     Raises:
         Any exception of `one`, after the other items have been stopped.
     """
-    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    results: queue.SimpleQueue[tuple[Any, Any, BaseException | None]] = queue.SimpleQueue()
+    free: queue.SimpleQueue[Environment] = queue.SimpleQueue()
+    for slot in slots:
+        free.put(slot)
     cancelled, cancel = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    for piece in work:
-        waiting.put(piece)
 
-    def serve(slot: Environment) -> None:
-        while True:
-            try:
-                piece = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                results.put((piece, one(piece, slot, cancelled), None))
-            except BaseException as error:
-                results.put((piece, None, error))
-
-    threads = [
-        threading.Thread(target=serve, args=(slot,), name=f"job {number}", daemon=True)
-        for number, slot in enumerate(slots)
-    ]
-    for thread in threads:
-        thread.start()
-    left, stopped, fault = len(work), False, None
-    while left:
+    def serve(piece: Any) -> Any:
+        slot = free.get()
         try:
-            piece, result, error = results.get()
-            left -= 1
-            if error is None:
-                done(piece, result)
-            else:
+            return one(piece, slot, cancelled)
+        finally:
+            free.put(slot)
+
+    stopped, fault = False, None
+    with ThreadPoolExecutor(len(slots), "job") as pool:
+        pieces = {pool.submit(serve, piece): piece for piece in work}
+        while pieces:
+            try:
+                future = next(as_completed(pieces))
+                piece = pieces.pop(future)
+                if (error := future.exception()) is None:
+                    done(piece, future.result())
+                    continue
                 fault = fault or error
-                left -= _end(waiting, cancel)
-        except KeyboardInterrupt:
-            stopped = True
-            left -= _end(waiting, cancel)
-    for thread in threads:
-        thread.join()
+            except KeyboardInterrupt:
+                stopped = True
+            cancel.close()  # ends the items in progress; the others do not start
+            pieces = {future: piece for future, piece in pieces.items() if not future.cancel()}
     if fault is not None:
         raise fault
     return stopped
-
-
-def _end(waiting: queue.SimpleQueue[Any], cancel: Any) -> int:
-    """Stop every job and remove items that have not started; returns their number."""
-    cancel.close()
-    taken = 0
-    while True:
-        try:
-            waiting.get_nowait()
-        except queue.Empty:
-            return taken
-        taken += 1
