@@ -153,24 +153,14 @@ def installed_packages() -> dict[str, str]:
 def _commit(unknown: dict[str, str]) -> tuple[str | None, bool | None]:
     """Return the git commit, and whether tracked files have uncommitted changes."""
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=30
-        )
-        state = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
+        return _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.TimeoutExpired) as error:
         unknown["commit"] = f"git failed: {error}"
         return None, None
-    if head.returncode or state.returncode:
-        unknown["commit"] = (
-            (head.stderr or state.stderr).strip().splitlines()[0]
-            if head.stderr or state.stderr
-            else "git failed"
-        )
-        return None, None
-    return head.stdout.strip(), bool(state.stdout.strip())
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    if done.returncode:
+        raise OSError(done.stderr.strip().partition("\n")[0])
+    return done.stdout.strip()

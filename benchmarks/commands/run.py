@@ -241,24 +241,24 @@ def reproduce(
     from detection_zoo.benchmarks.run.sweep import Sweep, run_sweep
     from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.benchmarks.tabular import render
+    from detection_zoo.zoo.manifest_files import load_manifests
 
     with clock(f"checking weights and data of {source}"):
-        plans = plan_source(source, data)
-    ready = [plan.entry for plan in plans if not plan.missing]
+        missing = plan_source(source, data)
+    ready = [load_manifests().entry(row) for row, reasons in missing.items() if not reasons]
     where, sweep = device_of(device), Sweep()
     spec = BenchmarkSpec(
         groups=groups_of(metrics), device=where, images=images, workers=workers_of(workers, where)
     )
-    say(missing_text(plans))
+    say(missing_text(missing))
     say(
-        f"{len(ready)} of {len(plans)} rows can be run here:"
+        f"{len(ready)} of {len(missing)} rows can be run here:"
         f" {', '.join(entry.name for entry in ready) or 'none'}"
     )
     if ready and data is not None and not dry_run:
         options = SweepOptions(store) if store else SweepOptions()
         sweep = run_sweep(ready, spec, Sources(data, "published"), options, say)
     tables, _ = tables_of(source, store)
-    missing = {plan.entry.name: list(plan.missing) for plan in plans}
     emit(
         {"missing": missing, "table": json.loads(render(tables, "json"))},
         as_json,

@@ -12,6 +12,7 @@ import numpy as np
 
 from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults, Kind
 from detection_zoo.benchmarks.evaluation.coco_evaluation import (
+    STATISTICS,
     CocoScores,
     columns_of,
     keypoint_sigmas,
@@ -52,6 +53,10 @@ PREFIX: dict[Kind, str] = {
 }  # of metric names in manifests/metrics.toml
 DETAILS, ACCURACY_FILE = "accuracy", "accuracy.json"  # a run's file with details beyond its metrics
 SUFFIX = {"APs": "ap_s", "APm": "ap_m", "APl": "ap_l", "ARs": "ar_s", "ARm": "ar_m", "ARl": "ar_l"}
+METRICS = {
+    kind: {name: f"{prefix}_{SUFFIX.get(name, name.lower())}" for name in STATISTICS[kind]}
+    for kind, prefix in PREFIX.items()
+}  # kind -> COCO's statistic -> metric
 
 
 @dataclass(frozen=True)
@@ -249,11 +254,7 @@ def _coco_report(
 def metric_values(scores: CocoScores, kind: Kind) -> dict[str, float]:
     """COCO statistics under the names of manifests/metrics.toml, in percent; those without ground truth
     are omitted."""
-    return {
-        f"{PREFIX[kind]}_{SUFFIX.get(name, name.lower())}": 100 * value
-        for name, value in scores.statistics.items()
-        if value >= 0
-    }
+    return {METRICS[kind][name]: 100 * value for name, value in scores.statistics.items() if value >= 0}
 
 
 def _voc_report(dataset: VocDataset, detections: dict[str, list[VocDetection]]) -> AccuracyReport:

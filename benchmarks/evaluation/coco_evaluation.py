@@ -18,6 +18,7 @@ from detection_zoo.zoo.errors import DatasetError
 # in pycocotools' order
 BOX_STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_STATISTICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+STATISTICS = {"bbox": BOX_STATISTICS, "segm": BOX_STATISTICS, "keypoints": KEYPOINT_STATISTICS}
 AGREEMENT = 1e-9  # largest difference between the two engines
 # of COCO's 17 keypoints: standard deviations of human annotations, as fractions of the object's size
 # (cocoeval.py)
@@ -199,11 +200,10 @@ class EvaluationPlan:
             if self.class_agnostic
             else [truth.category_ids[number - 1] for number in evaluation.params.catIds]
         )
-        names = KEYPOINT_STATISTICS if self.kind == "keypoints" else BOX_STATISTICS
         precision = evaluation.eval["precision"]
         hotcoco = engine == "hotcoco" and not self.class_agnostic
         return CocoScores(
-            dict(zip(names, statistics, strict=True)),
+            dict(zip(STATISTICS[self.kind], statistics, strict=True)),
             _per_category(precision, categories),
             _curves(precision) if hotcoco else {},
             _errors(evaluation) if hotcoco and self.kind != "keypoints" and self.details else {},

@@ -13,13 +13,13 @@ import torch
 from detection_zoo.benchmarks.evaluation.accuracy import (
     ACCURACY_FILE,
     DETAILS,
+    METRICS,
     AccuracyReport,
     DetectionCollector,
     annotations_hidden,
     top_k_accuracy,
 )
 from detection_zoo.benchmarks.evaluation.classification import class_scores
-from detection_zoo.benchmarks.evaluation.coco_columns import Kind
 from detection_zoo.benchmarks.measure.finite import watched
 from detection_zoo.benchmarks.measure.inference import to_host
 from detection_zoo.benchmarks.run.progress import clock, progress
@@ -30,17 +30,6 @@ from detection_zoo.benchmarks.store import write_whole
 from detection_zoo.zoo.data.loading import DataWait, evaluation_loader
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.records import Detections
-
-BOX = tuple(
-    f"box_{name}"
-    for name in ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "ar1", "ar10", "ar100", "ar_s", "ar_m", "ar_l")
-)
-MASK = tuple(name.replace("box", "mask") for name in BOX)
-KEYPOINT = tuple(
-    f"keypoint_{name}"
-    for name in ("ap", "ap50", "ap75", "ap_m", "ap_l", "ar", "ar50", "ar75", "ar_m", "ar_l")
-)
-METRICS: dict[Kind, tuple[str, ...]] = {"bbox": BOX, "segm": MASK, "keypoints": KEYPOINT}
 
 WILSON = "Wilson's interval of the accuracy, if these images are a random sample"
 
@@ -151,7 +140,7 @@ def measure_accuracy(
             f"{subject.dataset.name} has no public annotations; send the submission file to the evaluation"
             " server"
         )
-        return {}, {name: reason for kind in collector.records for name in METRICS[kind]}, files
+        return {}, {name: reason for kind in collector.records for name in METRICS[kind].values()}, files
     with clock(f"{subject.entry.name}: evaluating"):
         report = collector.evaluate()
     write_whole(folder / ACCURACY_FILE, json.dumps(report.as_dict()).encode())
@@ -187,7 +176,7 @@ def _absent(report: AccuracyReport, collector: DetectionCollector, subject: Subj
     if subject.dataset.layout != "coco":
         return {}
     reason = f"{subject.dataset.name} has no ground truth for it"
-    names = [name for kind in collector.records for name in METRICS[kind]]
+    names = [name for kind in collector.records for name in METRICS[kind].values()]
     return {name: reason for name in names if name not in report.metrics}
 
 

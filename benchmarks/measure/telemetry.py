@@ -4,7 +4,6 @@ CPU, the load by other processes."""
 from __future__ import annotations
 
 import os
-import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 from detection_zoo.benchmarks.measure import cpu_load
 from detection_zoo.benchmarks.measure.cpu_load import LoadReader, crowded_readings, judge_load
+from detection_zoo.benchmarks.run.progress import ticking
 from detection_zoo.benchmarks.spec import Telemetry
 
 PERIOD_S = 0.05
@@ -188,31 +188,24 @@ def watching(
             return
     period_s = period_s or PERIOD_S
     samples: dict[str, list[float]] = {}
-    done, faults = threading.Event(), []
+    faults: list[str] = []
 
     def sample() -> None:
-        ended = False
-        while not ended:
-            ended = done.wait(period_s)
-            try:
-                reading = read()
-            except (
-                Exception
-            ) as error:  # a failed reading stops telemetry and is noted; it must not stop the measurement
-                faults.append(f"telemetry stopped: {type(error).__name__}: {error}")
-                return
-            for name, value in (
-                {"time_s": time.perf_counter() - watch.start_s, **reading} if reading else {}
-            ).items():
-                samples.setdefault(name, []).append(round(value, DECIMALS))
+        try:
+            reading = {} if faults else read()
+        except Exception as error:  # stops telemetry and is noted; it must not stop the measurement
+            faults.append(f"telemetry stopped: {type(error).__name__}: {error}")
+            return
+        for name, value in (
+            {"time_s": time.perf_counter() - watch.start_s, **reading} if reading else {}
+        ).items():
+            samples.setdefault(name, []).append(round(value, DECIMALS))
 
-    thread = threading.Thread(target=sample, name="telemetry", daemon=True)
-    thread.start()
     try:
-        yield watch
+        with ticking(sample, period_s, "telemetry"):
+            yield watch
     finally:
-        done.set()
-        thread.join()
+        sample()
         verdict, note = verdict_of(samples)
         watch.result = Telemetry(
             absent=absent,

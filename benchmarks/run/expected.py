@@ -8,17 +8,19 @@ from detection_zoo.benchmarks.spec import Run
 from detection_zoo.zoo.manifest import ModelEntry
 
 
-def check_expected(entry: ModelEntry, run: Run) -> tuple[bool, list[str]]:
+def check_expected(entry: ModelEntry, run: Run | None) -> tuple[bool, list[str]]:
     """Compare a run with the accuracy that its row expects.
 
     Args:
         entry: a row with `training`.
-        run: of that row, on images of its test split.
+        run: of that row, on images of its test split; None: it failed.
 
     Returns:
         Whether every expected metric is within the tolerance, and a line for each metric.
     """
     training = entry.training
+    if run is None:
+        return False, [f"{entry.name}: not measured"]
     if training is None:
         return True, [f"{entry.name}: no expected accuracy in its manifest; not checked"]
     if run.status != "finished" or run.data is None:
@@ -49,10 +51,5 @@ def check_expected(entry: ModelEntry, run: Run) -> tuple[bool, list[str]]:
 def check_runs(entries: Sequence[ModelEntry], runs: Sequence[Run]) -> tuple[bool, list[str]]:
     """Check many rows; a row without a run counts as failed."""
     by_row = {run.row: run for run in runs}
-    good, lines = True, []
-    for entry in entries:
-        run = by_row.get(entry.name)
-        one, notes = check_expected(entry, run) if run else (False, [f"{entry.name}: not measured"])
-        good &= one
-        lines += notes
-    return good, lines
+    found = [check_expected(entry, by_row.get(entry.name)) for entry in entries]
+    return all(good for good, _ in found), [line for _, lines in found for line in lines]

@@ -3,8 +3,6 @@ lack."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from detection_zoo.benchmarks.run.subject import open_data
 from detection_zoo.zoo.errors import DatasetError, UnknownName
 from detection_zoo.zoo.manifest import ModelEntry
@@ -13,16 +11,8 @@ from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.weights.fetch.availability import availability
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One row, whether it can run here, and what is missing."""
-
-    entry: ModelEntry
-    missing: tuple[str, ...] = ()
-
-
-def plan_source(source: str, data: str | None) -> list[Plan]:
-    """Return which rows of a source can run here; nothing is downloaded.
+def plan_source(source: str, data: str | None) -> dict[str, list[str]]:
+    """Return what each row of a source lacks to run here; nothing is downloaded.
 
     Args:
         source: name of a manifest.
@@ -36,18 +26,15 @@ def plan_source(source: str, data: str | None) -> list[Plan]:
     if source not in sources:
         raise UnknownName(f"no source is named {source!r}: {did_you_mean(source, sources)}")
     opened: dict[str, str | None] = {}
-    plans = []
-    for entry in manifests.entries.values():
-        if entry.source == source:
-            if entry.published_only:
-                plans.append(Plan(entry, (f"has published numbers only: {entry.published_only}",)))
-                continue
-            if entry.dataset not in opened:
-                opened[entry.dataset] = _data_problem(entry, data)
-            plans.append(
-                Plan(entry, tuple(text for text in (_weights_problem(entry), opened[entry.dataset]) if text))
-            )
-    return plans
+    missing: dict[str, list[str]] = {}
+    for entry in (entry for entry in manifests.entries.values() if entry.source == source):
+        if entry.published_only:
+            missing[entry.name] = [f"has published numbers only: {entry.published_only}"]
+            continue
+        if entry.dataset not in opened:
+            opened[entry.dataset] = _data_problem(entry, data)
+        missing[entry.name] = [text for text in (_weights_problem(entry), opened[entry.dataset]) if text]
+    return missing
 
 
 def _weights_problem(entry: ModelEntry) -> str | None:
@@ -71,11 +58,11 @@ def _data_problem(entry: ModelEntry, data: str | None) -> str | None:
     return None
 
 
-def missing_text(plans: list[Plan]) -> str:
+def missing_text(missing: dict[str, list[str]]) -> str:
     """Return a line per reason, with all rows that cannot run for this
     reason."""
     by_reason: dict[str, list[str]] = {}
-    for plan in plans:
-        for reason in plan.missing:
-            by_reason.setdefault(reason, []).append(plan.entry.name)
+    for row, reasons in missing.items():
+        for reason in reasons:
+            by_reason.setdefault(reason, []).append(row)
     return "\n".join(f"{', '.join(rows)}\n    {reason}" for reason, rows in by_reason.items())

@@ -18,6 +18,7 @@ from detection_zoo.zoo.errors import CheckpointError, DatasetError, ManifestErro
 from detection_zoo.zoo.home import expanded, home_folder
 from detection_zoo.zoo.manifest import DatasetSpec, ModelEntry
 from detection_zoo.zoo.manifest_files import load_manifests
+from detection_zoo.zoo.settings import with_value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -281,10 +282,7 @@ def with_soft_nms(entry: ModelEntry, kind: str) -> ModelEntry:
             f"row {entry.name}: soft-NMS works only for rows whose conventions have a table [detections]"
             " (the R-CNN families)"
         )
-    detections = entry.conventions.detections.model_copy(update={"soft": kind})
-    return entry.model_copy(
-        update={"conventions": entry.conventions.model_copy(update={"detections": detections})}
-    )
+    return with_value(entry, "detections.soft", kind)
 
 
 def build_subject(

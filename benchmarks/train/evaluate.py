@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 
 from detection_zoo.benchmarks.evaluation.accuracy import DetectionCollector
+from detection_zoo.benchmarks.evaluation.classification import class_scores
 from detection_zoo.benchmarks.measure.detection import detect_all
 from detection_zoo.benchmarks.run.subject import Subject
 from detection_zoo.benchmarks.spec import BenchmarkSpec
@@ -22,13 +24,15 @@ FIRST = (
     "voc_map",
     "box_ap",
 )  # the first available metric decides which checkpoint is best
+CLASSIFIER_BATCH = 32  # images per forward pass
 
 
 def evaluator(
     entry: ModelEntry, dataset: Dataset, process: Process, workers: int, say: Callable[[str], None]
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """Return a function that computes a model's accuracy in percent, deciding metric first; every process
-    calls it and gets the same result. The result is empty if the model's outputs are not finite.
+    """Return a function that computes a model's accuracy in percent, deciding metric first (top-1 of a
+    classifier); every process calls it and gets the same result. The result is empty if a detector's outputs
+    are not finite.
 
     Args:
         entry: the row being trained.
@@ -39,11 +43,16 @@ def evaluator(
     """
     indices = list(share(len(dataset), process))
     part = dataset if process.world == 1 else dataset.subset([dataset.image_id(i) for i in indices])
-    spec = BenchmarkSpec(groups=("ap",), device=process.device.type, workers=workers)
     preprocess = Preprocess.from_conventions(entry.conventions.image)
+    batch = CLASSIFIER_BATCH if entry.task == "classification" else 1
+    spec = BenchmarkSpec(device=process.device.type, workers=workers, batch_size=batch)
 
-    def measure(model: nn.Module) -> dict[str, float]:
-        subject = Subject(entry, model, preprocess, torch.device(process.device), part)
+    def top1(subject: Subject) -> dict[str, float]:
+        scores, labels = class_scores(subject, spec) if indices else (np.empty((0, 1)), [])
+        right = int((scores.argmax(axis=1) == labels).sum())
+        return {"top1": 100 * sum(gather([right], process)) / len(dataset)}
+
+    def ap(subject: Subject) -> dict[str, float]:
         found, problem = [], ""
         try:
             found = [(indices[place], detections) for place, detections in detect_all(subject, spec)]
@@ -59,30 +68,5 @@ def evaluator(
         first = next((name for name in FIRST if name in metrics), None)
         return ({first: metrics[first]} if first else {}) | metrics
 
-    return measure
-
-
-def top1_evaluator(
-    entry: ModelEntry, dataset: Dataset, process: Process, batch: int = 32
-) -> Callable[[nn.Module], dict[str, float]]:
-    """Return a function that computes a classifier's top-1 accuracy in percent; every process calls it and
-    gets the same result.
-
-    Args:
-        entry, dataset, process: as in `evaluator`. batch: images per forward pass.
-    """
-    indices = list(share(len(dataset), process))
-    preprocess = Preprocess.from_conventions(entry.conventions.image)
-
-    def measure(model: nn.Module) -> dict[str, float]:
-        model.eval()
-        right = 0
-        for start in range(0, len(indices), batch):
-            part = indices[start : start + batch]
-            images = torch.stack([preprocess(dataset.load_image(index)).tensor for index in part])
-            with torch.inference_mode():
-                answers = model(images.to(process.device)).argmax(dim=1).tolist()
-            right += sum(answer == dataset.label(index) for answer, index in zip(answers, part, strict=True))
-        return {"top1": 100 * sum(gather([right], process)) / len(dataset)}
-
-    return measure
+    measure = top1 if entry.task == "classification" else ap
+    return lambda model: measure(Subject(entry, model, preprocess, torch.device(process.device), part))

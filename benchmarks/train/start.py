@@ -16,7 +16,7 @@ from detection_zoo.benchmarks.run.splits import split_beside
 from detection_zoo.benchmarks.run.subject import identify_weights, open_data, weights_file
 from detection_zoo.benchmarks.terminal import terminal_width
 from detection_zoo.benchmarks.train.dry_run import look_ahead
-from detection_zoo.benchmarks.train.evaluate import evaluator, top1_evaluator
+from detection_zoo.benchmarks.train.evaluate import evaluator
 from detection_zoo.benchmarks.train.outcome import event_writer, result_table, write_curves, write_results
 from detection_zoo.benchmarks.train.splits import open_training_data
 from detection_zoo.zoo.build import build_model
@@ -162,7 +162,7 @@ def start_training(
         batch = task.plan.schedule.images_per_batch
         if batch % process.world:
             raise ValueError(f"--batch {batch} is not divisible by the {process.world} processes")
-        tell = say if process.main else _nothing
+        tell = say if process.main else lambda text: None
         tell(describe(task, settings, process))
         for text in (*task.lines, *(f"warning: {one}" for one in task.plan.warnings)):
             tell(text)
@@ -172,9 +172,8 @@ def start_training(
             tell(text)
         if process.main:
             write_recipe(request, wishes, settings, task)
-        observe, close = _nothing, _end
-        if request.tensorboard and process.main:
-            observe, close = event_writer(settings.folder)
+        log_events = request.tensorboard and process.main
+        observe, close = event_writer(settings.folder) if log_events else (lambda values: None, lambda: None)
         trainer = Trainer(
             model,
             lambda start: loader_of(task, request, settings, process, start),
@@ -276,8 +275,6 @@ def _evaluator(
     if request.eval_data is None and dataset.name == task.dataset.name and dataset.notes:
         say("the data has only the training split, so nothing is evaluated; give other data with --eval-data")
         return None
-    if task.entry.task == "classification":
-        return top1_evaluator(task.entry, dataset, process)
     return evaluator(task.entry, dataset, process, request.workers, say)
 
 
@@ -347,14 +344,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def _nothing(_: Any) -> None:
-    """Do nothing: output of processes other than the first, and events without TensorBoard."""
-
-
-def _end() -> None:
-    """Close nothing."""
 
 
 def write_recipe(request: Request, wishes: Wishes, settings: Settings, task: Task) -> None:
