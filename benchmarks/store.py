@@ -4,7 +4,6 @@ reported and not used. Does not import torch."""
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from detection_zoo.benchmarks.folders import RUNS
 from detection_zoo.benchmarks.spec import Run, StoredFile
 from detection_zoo.zoo import regular
 from detection_zoo.zoo.errors import first_problem
+from detection_zoo.zoo.weights.fetch.cache import sync_folder
 
 PROJECT_RESULTS = Path(__file__).resolve().parent.parent / "results"  # of a git checkout; tracked by git
 MOST_BYTES = 64 * 2**20  # maximum size of a record; the largest in results/ has 0.2 MB
@@ -114,25 +114,6 @@ def read_regular(path: Path) -> bytes:
         raise ValueError(f"{path}: {reason}; it is ignored. Move it out of the store") from None
 
 
-def record_object(text: bytes, path: Path, version: int) -> dict[str, Any]:
-    """Parse a record's JSON without validation; raises ValueError if it is not an object, is nested too
-    deeply or has another schema version."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path}: not valid JSON, or nested too deeply; it is ignored. Delete it") from None
-    if not isinstance(value, dict):
-        raise ValueError(
-            f"{path}: a record must be a JSON object, not a {type(value).__name__}; it is ignored"
-        )
-    if value.get("schema_version", version) != version:
-        raise ValueError(
-            f"{path}: schema version {value['schema_version']!r:.40}, this version reads {version}; it is"
-            " ignored. Use the version of the project that wrote it"
-        )
-    return value
-
-
 def read_folder(folder: Path, read: Callable[[Path], Any]) -> tuple[list[Any], list[str]]:
     """Read every record of a folder in order of file names; return the records, and a message for each
     unusable file.
@@ -176,18 +157,12 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def read_record(path: Path, kind: type[Record] = Run) -> Record:
     """Read one record of `write_record`; raises ValueError that says what is wrong and how to fix it."""
-    text = unsealed(path)
-    record_object(text, path, kind.model_fields["schema_version"].default)
-    record = validated(text, path, kind)
+    record = validated(unsealed(path), path, kind)
     if path.name != f"{record.id}.json":
         raise ValueError(f"{path}: holds the record of {record.id}; it is ignored. Rename the file back")
     return record
@@ -198,9 +173,9 @@ def validated(text: bytes, path: Path, kind: type[Record]) -> Record:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        raise ValueError(
-            f"{path}: {first_problem(error)}; it is ignored. Delete the file and measure again"
-        ) from None
+        other_version = error.errors()[0]["loc"] == ("schema_version",)
+        cure = "Use the version of the project that wrote it" if other_version else "Delete it, measure again"
+        raise ValueError(f"{path}: {first_problem(error)}; it is ignored. {cure}") from None
 
 
 def newest_records(

@@ -97,10 +97,10 @@ def render(tables: Iterable[Table], form: Form, width: int | None = None) -> str
     )
 
 
-def _plain(cell: Cell, link: Callable[[Link], str]) -> str:
-    """Return a cell as one line, with links written by `link`."""
+def _plain(cell: Cell, link: Callable[[Link], str], text: Callable[[str], str] = one_line) -> str:
+    """Return a cell as one line, with links written by `link`, other parts by `text`."""
     parts = [cell] if isinstance(cell, str) else cell
-    return "".join(one_line(part) if isinstance(part, str) else link(part) for part in parts)
+    return "".join(text(part) if isinstance(part, str) else link(part) for part in parts)
 
 
 def is_address(url: str) -> bool:
@@ -151,18 +151,9 @@ def _markdown(table: Table) -> str:
         label = labels.setdefault(found.url, f"{table.name}-{len(labels) + 1}")
         return f"[{_markdown_text(found.text)}][{label}]"
 
-    rows = [
-        [
-            "".join(
-                _markdown_text(one_line(part)) if isinstance(part, str) else link(part)
-                for part in ([cell] if isinstance(cell, str) else cell)
-            )
-            for cell in row
-        ]
-        for row in table.rows
-    ]
-    heads = [_markdown_text(one_line(header)) for header in table.headers]
-    lines = [f"### {_markdown_text(one_line(table.title))}", ""] if table.title else []
+    rows = [[_plain(cell, link, _markdown_text) for cell in row] for row in table.rows]
+    heads = [_markdown_text(header) for header in table.headers]
+    lines = [f"### {_markdown_text(table.title)}", ""] if table.title else []
     lines += [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
     lines.insert(len(lines) - len(rows), "|" + "---|" * len(heads))
     lines += ["", *(f"- {_markdown_text(sentences(note))}" for note in table.notes)] if table.notes else []
@@ -174,7 +165,8 @@ URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
 
 
 def _markdown_text(text: str) -> str:
-    """Escape text so that it cannot end the cell, open a tag or become a link."""
+    """Return text on one line, escaped so that it cannot end the cell, open a tag or become a link."""
+    text = one_line(text)
     for special in ("\\", "|", "<"):
         text = text.replace(special, f"\\{special}")
     return text.replace("](", "]\\(")
@@ -265,8 +257,7 @@ def _latex_cell(cell: Cell) -> str:
         address = "".join(f"\\{c}" if c in "%#&_{}" else c for c in quote(found.url, safe=URL_SAFE))
         return rf"\href{{{address}}}{{{latex_text(found.text)}}}"
 
-    parts = [cell] if isinstance(cell, str) else cell
-    return "".join(text(part) if isinstance(part, str) else link(part) for part in parts)
+    return _plain(cell, link, text)
 
 
 def _latex_note(text: str) -> str:

@@ -42,6 +42,7 @@ def in_one_line(error: ZooError | OSError) -> str:
 
 
 def first_problem(error: Any) -> str:
-    """The first error of a pydantic ValidationError: "field a.b: what is wrong"."""
+    """The first error of a pydantic ValidationError: "field a.b: what is wrong"; without a field if it is
+    about the whole value."""
     first = error.errors()[0]
-    return f"field {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return (f"field {'.'.join(map(str, first['loc']))}: " if first["loc"] else "") + first["msg"]

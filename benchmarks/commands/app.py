@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from detection_zoo.benchmarks.run.progress import make_way
 from detection_zoo.benchmarks.terminal import terminal_width, wrap
-from detection_zoo.zoo.entry import INTERRUPTED, interruptible
-from detection_zoo.zoo.errors import UnknownName, ZooError, in_one_line
+from detection_zoo.zoo.errors import ZooError, in_one_line
 from detection_zoo.zoo.plain import printable, without_secrets
+from detection_zoo.zoo.weights.command_line import Commands
 
 UsageError = typer.BadParameter.__base__
 
@@ -46,8 +44,14 @@ def _usage_exit(error: Any) -> Exception:
     return typer.Exit(2)
 
 
-class _Commands(TyperGroup):
+class _Commands(Commands):
     """Prints each error as one line, sets the exit code, and reports Ctrl-C."""
+
+    stopped = "stopped by Ctrl-C; results stored so far are kept"
+
+    def say(self, text: str) -> None:
+        """Print a message to stderr."""
+        say(text)
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         """Parse the arguments."""
@@ -58,22 +62,10 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exit code 1 on failure, 2 on wrong usage, 130 on Ctrl-C or SIGTERM."""
-        interruptible()
         try:
             return super().invoke(ctx)
-        except UnknownName as error:
-            raise wrong_usage(error) from None
         except UsageError as error:
             raise _usage_exit(error) from None
-        except BrokenPipeError:  # stdout was closed by its reader, for example `head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
-        except (ZooError, OSError) as error:
-            say(f"error: {in_one_line(error)}")
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            typer.echo("stopped by Ctrl-C; results stored so far are kept", err=True)
-            raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, checking_arguments, emit, say
+from detection_zoo.benchmarks.commands.app import app, checking_arguments, emit, say
 from detection_zoo.benchmarks.commands.options import (
     CLASSES,
     DATA,
@@ -28,6 +28,7 @@ from detection_zoo.benchmarks.commands.options import (
     width_of,
 )
 from detection_zoo.benchmarks.terminal import terminal_width
+from detection_zoo.zoo.entry import INTERRUPTED
 
 KERNEL_STORE = Annotated[Path | None, typer.Option(help="folder of timings; default: ./results/kernels")]
 

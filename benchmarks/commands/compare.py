@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, checking_arguments, emit, say
+from detection_zoo.benchmarks.commands.app import app, checking_arguments, emit, say
 from detection_zoo.benchmarks.commands.options import (
     BATCH,
     CLASSES,
@@ -28,6 +28,7 @@ from detection_zoo.benchmarks.commands.options import (
     device_of,
     width_of,
 )
+from detection_zoo.zoo.entry import INTERRUPTED
 
 SMALLEST = Annotated[
     float,

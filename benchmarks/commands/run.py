@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from detection_zoo.benchmarks.commands.app import INTERRUPTED, app, checking_arguments, emit, say
+from detection_zoo.benchmarks.commands.app import app, checking_arguments, emit, say
 from detection_zoo.benchmarks.commands.options import (
     BATCH,
     CLASSES,
@@ -38,6 +38,7 @@ from detection_zoo.benchmarks.commands.options import (
     workers_of,
 )
 from detection_zoo.benchmarks.terminal import terminal_width
+from detection_zoo.zoo.entry import INTERRUPTED
 
 
 @app.command()

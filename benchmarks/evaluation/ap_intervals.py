@@ -70,8 +70,17 @@ class ImageMatches:
     images: int
 
     def score(self, weights: np.ndarray) -> np.ndarray:
-        """AP, as `weighted_ap`."""
-        return weighted_ap(self, weights)
+        """Return the AP with each image counted `weights` times.
+
+        Args:
+            weights: (B, N), integers; all ones give the AP of the dataset, zeros and ones the AP of a
+                subset with restricted ground truth.
+
+        Returns:
+            (B,) fractions: COCO's AP, the mean over categories that have ground truth under those weights.
+        """
+        starts = range(0, len(weights), AT_ONCE)
+        return np.concatenate([_mean_over_classes(self, weights[at : at + AT_ONCE]) for at in starts])
 
 
 def match_images(
@@ -129,24 +138,6 @@ def class_matches(
     hits = np.flatnonzero(matched.any(axis=0))
     used = hits[-1] + 1 if len(hits) else 0
     return ClassMatches(image[order][:used], matched[:, :used], ignored[:, :used], truths)
-
-
-def weighted_ap(matches: ImageMatches, weights: np.ndarray) -> np.ndarray:
-    """Return the AP with each image counted `weights` times.
-
-    Args:
-        matches: of N images.
-        weights: (B, N), integers; all ones give the AP of the dataset, zeros and ones the AP of a
-            subset with restricted ground truth.
-
-    Returns:
-        (B,) fractions: COCO's AP, the mean over categories that have ground truth under those weights.
-    """
-    parts = [
-        _mean_over_classes(matches, weights[start : start + AT_ONCE])
-        for start in range(0, len(weights), AT_ONCE)
-    ]
-    return np.concatenate(parts)
 
 
 def _mean_over_classes(matches: ImageMatches, weights: np.ndarray) -> np.ndarray:
@@ -258,7 +249,7 @@ def subset_interval(
         few images.
     """
     share = matches.images / all_images
-    value = float(weighted_ap(matches, np.ones((1, matches.images)))[0])
+    value = float(matches.score(np.ones((1, matches.images)))[0])
     seen = sorted(int((one.truths > 0).sum()) for one in matches.classes if (one.truths > 0).any())
     if not seen or seen[len(seen) // 2] < FEW_IMAGES:
         return SubsetInterval(
@@ -268,7 +259,7 @@ def subset_interval(
             f"half of the categories occur in fewer than {FEW_IMAGES} images (of {matches.images} here),"
             " too few to estimate the AP on all images; use more images",
         )
-    halves = weighted_ap(matches, _halves(matches.images, np.random.default_rng(seed)))
+    halves = matches.score(_halves(matches.images, np.random.default_rng(seed)))
     gained, spread = float(halves.mean()) - value, float(halves.std(ddof=1)) * (1 - share) ** 0.5
     biases = [gained * (1 - share**rate) / (2**rate - 1) for rate in RATES]
     reach = WIDER * NormalDist().inv_cdf((1 + confidence) / 2) * spread

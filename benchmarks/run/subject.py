@@ -19,6 +19,7 @@ from detection_zoo.zoo.home import expanded, home_folder
 from detection_zoo.zoo.manifest import DatasetSpec, ModelEntry
 from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.settings import with_value
+from detection_zoo.zoo.weights.fetch.cache import sha256_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,7 +165,7 @@ def identify_weights(entry: ModelEntry, argument: str) -> tuple[WeightsIdentity,
             f"{path}: no such file; --weights must be random, published, {STAND_IN}FOLDER, or the path"
             " of a checkpoint"
         )
-    return WeightsIdentity(kind="file", digest=file_digest(path), file=path.name), str(path)
+    return WeightsIdentity(kind="file", digest=sha256_of(path), file=path.name), str(path)
 
 
 def weights_file(argument: str) -> Path:
@@ -199,7 +200,7 @@ def _stand_in(folder: Path) -> tuple[WeightsIdentity, str]:
             f"{description}: no such file; {STAND_IN}FOLDER needs a folder of recorded outputs with the"
             " description of a checkpoint"
         )
-    digest = file_digest(description)
+    digest = sha256_of(description)
     path = home_folder() / "stand-in" / f"{folder.name}-{digest[:12]}.pth"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,12 +211,6 @@ def _stand_in(folder: Path) -> tuple[WeightsIdentity, str]:
         file=path.name,
         note="generated from tensor names; the digest is of the description",
     ), str(path)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def training_data(entry: ModelEntry, sources: Sources) -> tuple[Dataset, str]:

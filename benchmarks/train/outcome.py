@@ -3,13 +3,14 @@ TensorBoard events."""
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import pandas
 
 from detection_zoo.benchmarks.tabular import Table, render
 from detection_zoo.zoo.errors import ManifestError
@@ -58,25 +59,27 @@ def write_curves(folder: Path) -> Path | None:
     except ModuleNotFoundError:
         return None
     updates, evaluations = _columns(folder / METRICS), _columns(folder / EVALUATIONS)
-    if not updates:
+    if updates.empty:
         return None
+    rows = 2 if evaluations.empty else 3
     with matplotlib.rc_context({"svg.hashsalt": "detection-zoo", "svg.fonttype": "none", "font.size": 8}):
-        figure = Figure(figsize=(7, 2.4 * (3 if evaluations else 2)), layout="constrained")
-        axes = figure.subplots(3 if evaluations else 2, 1, sharex=True)
+        figure = Figure(figsize=(7, 2.4 * rows), layout="constrained")
+        axes = figure.subplots(rows, 1, sharex=True)
         axes[0].plot(updates["iteration"], updates["loss"], lw=0.5, alpha=0.4, color="#0072b2")
-        axes[0].plot(updates["iteration"], smoothed(updates["loss"]), color="#0072b2")
+        smoothed = updates["loss"].rolling(20, min_periods=1).mean()
+        axes[0].plot(updates["iteration"], smoothed, color="#0072b2")
         axes[0].set_ylabel("loss")
         shown = [updates["loss"], updates["lr"]]
         axes[1].plot(updates["iteration"], updates["lr"], color="#009e73")
         axes[1].set_ylabel("learning rate")
-        if evaluations:
+        if not evaluations.empty:
             name = next(key for key in evaluations if key not in ("iteration", "epoch"))
             axes[2].plot(evaluations["iteration"], evaluations[name], "o-", color="#d55e00")
             axes[2].set_ylabel(f"{name}, %")
             shown.append(evaluations[name])
         axes[-1].set_xlabel("updates")
         # without limits, one large value would create too many ticks
-        axes[-1].set_xlim(0, updates["iteration"][-1])
+        axes[-1].set_xlim(0, updates["iteration"].iloc[-1])
         for axis, values in zip(axes, shown, strict=True):
             axis.set_ylim(0, 1.05 * max([v for v in values if math.isfinite(v)], default=1) or 1)
         content = io.BytesIO()
@@ -86,18 +89,8 @@ def write_curves(folder: Path) -> Path | None:
     return path
 
 
-def smoothed(values: list[float], window: int = 20) -> list[float]:
-    """Return running means over the last `window` values."""
-    return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
-
-
-def _columns(path: Path) -> dict[str, list[float]]:
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    names = lines[0] if lines else ()
-    return {name: [float(line[name] or "nan") for line in lines] for name in names}
+def _columns(path: Path) -> pandas.DataFrame:
+    return pandas.read_csv(path) if path.is_file() and path.stat().st_size else pandas.DataFrame()
 
 
 def event_writer(folder: Path) -> tuple[Callable[[Mapping[str, Any]], None], Callable[[], None]]:

@@ -19,7 +19,6 @@ from detection_zoo.benchmarks.evaluation.ap_intervals import (
     paired_difference,
     subset_interval,
     subset_intervals,
-    weighted_ap,
 )
 from detection_zoo.benchmarks.evaluation.coco_evaluation import EvaluationPlan, columns_of, truth_of
 from detection_zoo.benchmarks.evaluation.subset_guard import refuse_naive_subset
@@ -54,7 +53,7 @@ def test_whole_and_subset_are_those_of_pycocotools() -> None:
         by_pycocotools(document, results, every),
         by_pycocotools(document, results, some),
     ]  # the second restricts ground truth to its images
-    assert weighted_ap(matches, weights) == pytest.approx(wanted, abs=1e-12)
+    assert matches.score(weights) == pytest.approx(wanted, abs=1e-12)
     unrestricted = by_pycocotools(document, [r for r in results if r["image_id"] in some], every)
     assert unrestricted < 0.6 * wanted[1], "what a naive subset would give is another number altogether"
 
@@ -71,7 +70,7 @@ def test_a_weight_of_two_is_an_image_that_stands_there_twice() -> None:
         found += [{**r, "image_id": 1000 + image} for r in results if r["image_id"] == image]
     weights = np.ones((1, 60))
     weights[0, [0, 1, 6]] = 2
-    assert weighted_ap(matches, weights)[0] == pytest.approx(
+    assert matches.score(weights)[0] == pytest.approx(
         by_pycocotools(twice, found, [image["id"] for image in twice["images"]]), abs=1e-12
     )
 
@@ -96,9 +95,7 @@ def test_recorded_cases(data_folder: Path, case: str) -> None:
         recorded["iou_type"],
         [i["id"] for i in truth["images"]],
     )
-    assert weighted_ap(matches, np.ones((1, matches.images)))[0] == pytest.approx(
-        recorded["stats"]["AP"], abs=1e-12
-    )
+    assert matches.score(np.ones((1, matches.images)))[0] == pytest.approx(recorded["stats"]["AP"], abs=1e-12)
 
 
 def restricted(matches: ImageMatches, chosen: np.ndarray) -> ImageMatches:
@@ -121,13 +118,13 @@ def restricted(matches: ImageMatches, chosen: np.ndarray) -> ImageMatches:
 def test_the_interval_of_a_subset_covers_the_ap_of_all_images_in_90_of_100_draws() -> None:
     document, (results,) = made_up_set(800, 10, seed=0)
     matches = match_images(document, results, "bbox", [image["id"] for image in document["images"]])
-    full, draw, hits, plain = weighted_ap(matches, np.ones((1, 800)))[0], np.random.default_rng(5), 0, 0
+    full, draw, hits, plain = matches.score(np.ones((1, 800)))[0], np.random.default_rng(5), 0, 0
     for _ in range(100):
         subset = restricted(matches, np.sort(draw.choice(800, 100, replace=False)))
         found = subset_interval(subset, 800)
         hits += found.low <= full <= found.high
-        spread = weighted_ap(
-            subset, draw.multinomial(100, [0.01] * 100, 60)
+        spread = subset.score(
+            draw.multinomial(100, [0.01] * 100, 60)
         )  # an ordinary bootstrap of the subset knows nothing of its bias
         plain += np.quantile(spread, 0.025) <= full <= np.quantile(spread, 0.975)
     print(f"the interval covered {hits} of 100, the ordinary bootstrap {plain} of 100")

@@ -38,7 +38,14 @@ Offline = Annotated[
 
 
 class Commands(TyperGroup):
-    """Ends a command on the project's errors with one message and exit 1; Ctrl-C keeps finished files."""
+    """Ends a command on the project's errors with one message and exit 1; `stopped`: the message on Ctrl-C,
+    which keeps finished files."""
+
+    stopped = "stopped by Ctrl-C; rerun the same command to resume"
+
+    def say(self, text: str) -> None:
+        """Print a message to stderr."""
+        say(text)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exit code 1 on failure, 2 for an unknown row, 130 on Ctrl-C or SIGTERM."""
@@ -49,10 +56,10 @@ class Commands(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except (ZooError, OSError) as error:
-            say(f"error: {in_one_line(error)}")
+            self.say(f"error: {in_one_line(error)}")
             raise typer.Exit(2 if isinstance(error, UnknownName) else 1) from None
         except KeyboardInterrupt:
-            say("stopped by Ctrl-C; rerun the same command to resume")
+            self.say(self.stopped)
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -67,11 +74,11 @@ def show(rows: Sequence[dict[str, Any]], as_json: bool, columns: Iterable[str] =
     if as_json:
         print(json.dumps(rows, indent=1, default=str))
         return
+    from tabulate import tabulate
+
     columns = list(columns)
     cells = [[cell(row[name]) for name in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    for line in (columns, *cells):
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    print(tabulate(cells, columns, tablefmt="plain", disable_numparse=True))
 
 
 def cell(value: Any) -> str:

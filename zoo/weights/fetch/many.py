@@ -42,24 +42,17 @@ class Outcome:
 
 class Bars:
     """Progress on stderr: a bar for each running file and one for all; plain lines where stderr is no
-    terminal.
+    terminal."""
 
-    Args:
-        files: how many there are.
-    """
-
-    def __init__(self, files: int, quiet: bool = False) -> None:
-        self.quiet, self.files, self.lock = quiet, files, threading.Lock()
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet, self.lock = quiet, threading.Lock()
         self.terminal = sys.stderr.isatty() and not quiet
-        self.total: Any = self._bar("total", 0) if self.terminal else None
-        self.places: set[int] = set()
+        self.total: Any = self._bar("total", leave=True) if self.terminal else None
 
-    def _bar(self, title: str, place: int) -> Any:
+    def _bar(self, title: str, leave: bool) -> Any:
         from tqdm import tqdm
 
-        return tqdm(
-            desc=title[:40], unit="B", unit_scale=True, position=place, leave=place == 0, file=sys.stderr
-        )
+        return tqdm(desc=title[:40], unit="B", unit_scale=True, leave=leave, file=sys.stderr)
 
     def say(self, text: str) -> None:
         """Print a message without breaking the bars."""
@@ -72,10 +65,7 @@ class Bars:
         """The Watch of one download, and a function that closes its bar."""
         if not self.terminal:
             return Watch(say=self.say, stop=stop), lambda: None
-        with self.lock:
-            place = next(n for n in range(1, self.files + 2) if n not in self.places)
-            self.places.add(place)
-            bar = self._bar(chosen.filename, place)
+        bar = self._bar(chosen.filename, leave=False)
 
         def progress(done: int, size: int | None) -> None:
             with self.lock:
@@ -83,12 +73,7 @@ class Bars:
                 self.total.update(max(0, done - bar.n))
                 bar.update(done - bar.n)
 
-        def close() -> None:
-            with self.lock:
-                self.places.discard(place)
-                bar.close()
-
-        return Watch(progress=progress, say=self.say, stop=stop), close
+        return Watch(progress=progress, say=self.say, stop=stop), bar.close
 
     def close(self) -> None:
         """Close the total bar."""
@@ -117,7 +102,7 @@ def fetch_many(
     groups: dict[str, list[Chosen]] = {}
     for chosen in files:
         groups.setdefault(chosen.same_as, []).append(chosen)
-    stop, bars, exact = threading.Event(), Bars(len(groups), quiet), set(exact)
+    stop, bars, exact = threading.Event(), Bars(quiet), set(exact)
 
     outcomes: dict[str, list[Outcome]] = {}
 
