@@ -38,7 +38,7 @@ from detection_zoo.benchmarks.report.kernel_cases import (
     KernelCase,
     KernelTimings,
     Work,
-    kernel_tables,
+    kernel_table,
     write_timings,
 )
 from detection_zoo.benchmarks.statistics import summarise
@@ -115,7 +115,7 @@ def report(
     limits = measure_limits(device, _clock(device), probe_s)
     rows = run_kernel_benchmark(device, limits, repeats, detectors)
     timings = timings_of(rows, device, limits, "operators" if detectors is None else "detectors")
-    print(json.dumps(rows, indent=2) if as_json else render(kernel_tables([timings]), "text", width))
+    print(json.dumps(rows, indent=2) if as_json else render([kernel_table(timings)], "text", width))
     if store is not None:
         print(f"stored as {write_timings(store, timings).name}", file=sys.stderr)
     return 0 if all(row["agrees"] for row in rows) else 1

@@ -12,12 +12,8 @@ from detection_zoo.benchmarks.spec import counted, metric
 from detection_zoo.benchmarks.tabular import Notes, Table
 
 
-def comparison_tables(comparisons: list[Comparison]) -> list[Table]:
-    """One table per comparison, in the given order."""
-    return [_table(one) for one in comparisons]
-
-
-def _table(one: Comparison) -> Table:
+def comparison_table(one: Comparison) -> Table:
+    """The table of a comparison: cells with ratios, records of every metric."""
     data, marks = comparison_data(one), Notes()
     rows = [
         [row["model"], row["weights"], *(_cell(cell, marks) for cell in row["cells"])] for row in data["rows"]

@@ -10,10 +10,10 @@ from detection_zoo.benchmarks.compare.record import stored_comparisons
 from detection_zoo.benchmarks.folders import RUNS
 from detection_zoo.benchmarks.report.beside import class_accuracies, row_pictures
 from detection_zoo.benchmarks.report.blocks import MARKER, renew_blocks
-from detection_zoo.benchmarks.report.export import SUFFIX, source_tables, stored_tables, table_files
 from detection_zoo.benchmarks.report.headline import BESIDE, HEADLINE, beside_table, headline_table
 from detection_zoo.benchmarks.report.kernel_cases import stored_timings
 from detection_zoo.benchmarks.report.layouts import WIDE, read_layouts
+from detection_zoo.benchmarks.report.tables import SUFFIX, source_tables, stored_tables, table_files
 from detection_zoo.benchmarks.report.training_logs import training_logs
 from detection_zoo.benchmarks.report.wide import Overview, overview
 from detection_zoo.benchmarks.store import (

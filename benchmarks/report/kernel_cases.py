@@ -93,12 +93,8 @@ def stored_timings(store: Path | None = None) -> tuple[list[KernelTimings], list
     )
 
 
-def kernel_tables(timings: list[KernelTimings]) -> list[Table]:
-    """Return one table per record, in the given order."""
-    return [_table(one) for one in timings]
-
-
-def _table(one: KernelTimings) -> Table:
+def kernel_table(one: KernelTimings) -> Table:
+    """Return the table of a record, a line per case."""
     env = one.environment
     rows = [
         [

@@ -9,7 +9,7 @@ from typing import Any
 
 from detection_zoo.benchmarks.report.comparisons import comparison_data
 from detection_zoo.benchmarks.report.figure_data import PARTS, PHASES, detector
-from detection_zoo.benchmarks.report.kernel_cases import KernelTimings, kernel_tables, time_text
+from detection_zoo.benchmarks.report.kernel_cases import KernelTimings, kernel_table, time_text
 from detection_zoo.benchmarks.report.lines import PublishedLine, comparable
 from detection_zoo.benchmarks.report.training_logs import TrainingLog
 from detection_zoo.benchmarks.report.wide import Overview, WideLine
@@ -101,7 +101,7 @@ def _kernels(timings: KernelTimings) -> dict[str, Any]:
         "device": timings.environment.device_name,
         "backend": timings.backend,
         "peer": timings.peer,
-        "about": kernel_tables([timings])[0].notes,
+        "about": kernel_table(timings).notes,
         "cases": cases,
     }
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from detection_zoo.bench import app
 from detection_zoo.benchmarks.measure import detector_cases, kernel_speed
-from detection_zoo.benchmarks.report.kernel_cases import kernel_tables, stored_timings
+from detection_zoo.benchmarks.report.kernel_cases import kernel_table, stored_timings
 
 SLIM = "faster_rcnn_resnet14_slim_fpn.demo"
 
@@ -32,7 +32,7 @@ def test_a_row_is_measured_beside_eager_and_torchvision_and_stored(
         "fast float32 (peer: torchvision float32)",
     ]
     assert all(case.correct and case.ratio > 0 and case.ours.n == 3 for case in timings.cases)
-    (table,) = kernel_tables([timings])
+    table = kernel_table(timings)
     assert table.title.startswith("Detectors compared with ")
     assert all(" ms" in cell for cell in table.rows[0][1:3])
     assert done.stdout.startswith("Detectors compared with ")

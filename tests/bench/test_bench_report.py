@@ -17,7 +17,6 @@ from made_up_records import made_up_runs, made_up_timings
 from records import MACHINE, RANDOM, measured, run_of
 
 from detection_zoo.benchmarks.compare.record import Comparison
-from detection_zoo.benchmarks.report.export import source_tables
 from detection_zoo.benchmarks.report.figure_data import histories, panels, phase_bars
 from detection_zoo.benchmarks.report.generate import (
     FORMATS,
@@ -30,6 +29,7 @@ from detection_zoo.benchmarks.report.generate import (
     write_files,
 )
 from detection_zoo.benchmarks.report.kernel_cases import KernelCase, read_timings, stored_timings
+from detection_zoo.benchmarks.report.tables import source_tables
 from detection_zoo.benchmarks.report.wide import Overview, overview
 from detection_zoo.benchmarks.spec import Run, metric
 from detection_zoo.benchmarks.store import read_record, write_record

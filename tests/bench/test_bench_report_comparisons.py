@@ -14,8 +14,7 @@ from made_up_records import made_up_timings
 from records import MACHINE, PHOTOS, RANDOM, TRAINED, measured, run_of
 
 from detection_zoo.benchmarks.compare.record import Comparison, Pair, Side, stored_comparisons
-from detection_zoo.benchmarks.report.comparisons import comparison_data, comparison_tables
-from detection_zoo.benchmarks.report.export import stored_tables
+from detection_zoo.benchmarks.report.comparisons import comparison_data, comparison_table
 from detection_zoo.benchmarks.report.generate import (
     document_text,
     generate,
@@ -24,8 +23,8 @@ from detection_zoo.benchmarks.report.generate import (
     stored_overview,
 )
 from detection_zoo.benchmarks.report.html_page import html_page
-from detection_zoo.benchmarks.report.kernel_cases import kernel_tables, stored_timings
-from detection_zoo.benchmarks.report.tables import tables_of
+from detection_zoo.benchmarks.report.kernel_cases import kernel_table, stored_timings
+from detection_zoo.benchmarks.report.tables import stored_tables, tables_of
 from detection_zoo.benchmarks.report.wide import Overview, overview
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Telemetry, metric
 from detection_zoo.benchmarks.store import write_record
@@ -126,7 +125,7 @@ def view() -> Overview:
 
 
 def test_a_model_a_line_with_verdict_ratio_interval_and_values_of_both() -> None:
-    (table,) = comparison_tables([made_up()])
+    table = comparison_table(made_up())
     assert table.title == f"{V39} and {V57}, {R50}"
     assert table.headers == [
         "Model",
@@ -152,7 +151,7 @@ def test_a_model_a_line_with_verdict_ratio_interval_and_values_of_both() -> None
 
 
 def test_protocol_machine_date_and_footnotes_stand_below() -> None:
-    text = render(comparison_tables([made_up()]), "markdown")
+    text = render([comparison_table(made_up())], "markdown")
     for said in (
         "Abacus 9",
         "1 thread per operator",
@@ -247,7 +246,7 @@ def test_bench_table_prints_what_the_file_holds(tmp_path: Path, view: Overview) 
 
 def test_operators_have_a_table_with_ratio_interval_and_agreement() -> None:
     timings = made_up_timings()
-    (table,) = kernel_tables([timings])
+    table = kernel_table(timings)
     first, case = dict(zip(table.headers, table.rows[0], strict=True)), timings.cases[0]
     assert first["Work"] == case.name and first["Peer"].startswith("484 us (") and first["Agrees"] == "yes"
     assert (
@@ -256,7 +255,7 @@ def test_operators_have_a_table_with_ratio_interval_and_agreement() -> None:
     )
     assert table.rows[-1][2:5] == ["-", "-", "NO"] and "made up" in table.title
     assert any("ended 2030-01-01" in text and "Abacus 9" in text for text in table.notes)
-    (on_cpu,) = kernel_tables([timings.model_copy(update={"backend": "cpu"})])
+    on_cpu = kernel_table(timings.model_copy(update={"backend": "cpu"}))
     assert any("on a CPU" in text for text in on_cpu.notes) and not any(
         "on a CPU" in text for text in table.notes
     )

@@ -28,7 +28,7 @@ from detection_zoo.benchmarks.measure.kernel_speed import (
 from detection_zoo.benchmarks.measure.limits import LEAST_CALLS, measure_limits
 from detection_zoo.benchmarks.report.kernel_cases import (
     DeviceLimits,
-    kernel_tables,
+    kernel_table,
     read_timings,
     write_timings,
 )
@@ -167,7 +167,7 @@ def test_the_record_holds_the_limits_and_the_table_says_them(
     timings = read_timings(write_timings(tmp_path, timings_of(rows, "cpu", LIMITS)))
     assert timings.limits == LIMITS
     assert timings.cases[0].note.endswith(f"; {rows[0]['share_of_limit']:.0%} of the bandwidth limit")
-    (table,) = kernel_tables([timings])
+    table = kernel_table(timings)
     assert any("copies 10.0 GB/s" in note and "100 GFLOP/s" in note for note in table.notes)
-    (older,) = kernel_tables([timings.model_copy(update={"limits": None})])
+    older = kernel_table(timings.model_copy(update={"limits": None}))
     assert not any("Limits" in note for note in older.notes)
