@@ -165,6 +165,8 @@ def audit(
 ) -> None:
     """Check every link of every manifest; find dead links, wrong sizes, duplicates, malformed rows, rows
     without a hash."""
+    from collections import Counter
+    from dataclasses import asdict
     from datetime import UTC, datetime
 
     from detection_zoo.zoo.weights.fetch.audit import audit as run_audit
@@ -178,16 +180,13 @@ def audit(
     )
     record = done.write(results)
     show(
-        done.values() if as_json else [vars(link) for link in done.links],
+        asdict(done) if as_json else [vars(link) for link in done.links],
         as_json,
         ("row", "status", "bytes", "type", "detail", "url"),
     )
     for fault in done.faults:
         say(f"fault: {fault}")
-    counts = {
-        status: sum(link.status == status for link in done.links)
-        for status in dict.fromkeys(link.status for link in done.links)
-    }
+    counts = Counter(link.status for link in done.links)
     summary = ", ".join(f"{n} {status}" for status, n in counts.items())
     say(
         f"{len(done.links)} links: {summary}; {len(done.faults)} faults of rows, {len(done.unpinned)} files"

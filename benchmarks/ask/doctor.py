@@ -101,7 +101,7 @@ def _packages() -> list[Finding]:
 
     findings = []
     for room in ROOMS:
-        spec = importlib.util.find_spec(room)
+        spec = importlib.util.find_spec(f"detection_zoo.{room}")
         place = Path(spec.origin) if spec and spec.origin else None
         if place is None or not place.is_relative_to(ROOT):
             cure = f"uninstall the package of that name, or run from {ROOT.name}/"

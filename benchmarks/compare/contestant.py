@@ -4,7 +4,6 @@ times."""
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +60,13 @@ class Contestant:
         self.turns = Turns(self.subject, spec, PhaseClock(self.subject.device))
 
     def describe(self) -> dict[str, Any]:
-        """Machine, data, the digest of the image list, how many batches there are, and the process."""
+        """Machine, data, the digest of the image list, how many batches there are."""
         dataset = self.subject.dataset
         ids = " ".join(str(dataset.image_id(index)) for batch in self.batches for index in batch)
         return {
             "environment": collect_environment(self.spec.device),
             "data": identify_data(dataset),
             "batches": len(self.batches),
-            "pid": os.getpid(),
             "image_list": hashlib.sha256(ids.encode()).hexdigest(),
             "timed_images": sum(map(len, self.batches)),
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -69,9 +68,8 @@ class Worker:
         except OSError:
             raise self._fail(Outcome("failed", how_it_died(self._code()))) from None
         while True:
-            end = time.monotonic() + stall_s
             try:
-                if not self._pipe.poll(max(end - time.monotonic(), 0)):
+                if not self._pipe.poll(stall_s):
                     raise self._fail(
                         Outcome("failed", f"the process reported nothing for {stall_s:g} s and was killed")
                     )

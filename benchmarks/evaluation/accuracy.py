@@ -190,13 +190,12 @@ def evaluate_results_file(
     if isinstance(dataset, VocDataset):
         detections = read_voc_results(path if path.is_dir() else path.parent, dataset)
         if whole:
-            refuse_naive_subset(
-                path, dataset, every_image, {one.image for found in detections.values() for one in found}
-            )
+            found = {one.image for found in detections.values() for one in found}
+            refuse_naive_subset(path, dataset, found, every_image)
         return _voc_report(dataset, detections)
     results = read_results(path, _measurable(dataset), kind)
     if whole:
-        refuse_naive_subset(path, dataset, every_image, images_of_results(results, dataset))
+        refuse_naive_subset(path, dataset, images_of_results(results, dataset), every_image)
     if results.kind == "keypoints" and not dataset.keypoint_names:
         raise DatasetError(
             f"{path}: holds keypoints, but {dataset.annotation_file or dataset.name} has no ground truth for"

@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from detection_zoo.benchmarks.evaluation.coco_columns import CocoResults
-from detection_zoo.benchmarks.evaluation.coco_results import read_results
-from detection_zoo.benchmarks.evaluation.voc_results import read_voc_results
 from detection_zoo.benchmarks.folders import RUNS
 from detection_zoo.zoo.data.base import Dataset
 from detection_zoo.zoo.data.coco import CocoDataset
-from detection_zoo.zoo.data.voc import VocDataset
 from detection_zoo.zoo.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -24,20 +21,19 @@ ENOUGH = 0.5  # fraction of the images with objects
 
 
 def refuse_naive_subset(
-    path: Path, dataset: Dataset, every_image: bool = False, found: set[int | str] | None = None
+    path: Path, dataset: Dataset, found: set[int | str], every_image: bool = False
 ) -> None:
     """Refuse stored detections that were made on fewer images than the dataset has.
 
     Args:
         path: COCO results file, or folder of VOC comp4 files.
         dataset: dataset to evaluate on.
+        found: ids of the images that have a detection.
         every_image: the user states that all images were processed; a stored record still takes precedence.
-        found: ids of the images that have a detection; None reads them.
 
     Raises:
         DatasetError: the record of the detections, or the number of images without detections, shows that
-        only
-            a subset was processed.
+        only a subset was processed.
     """
     record = path.resolve().parent.parent.parent / RUNS / f"{path.resolve().parent.name}.json"
     made_on = _made_on(record)
@@ -47,11 +43,8 @@ def refuse_naive_subset(
             f" {made_on.images_of_split} images, but the dataset has {len(dataset)}; give --images"
             f" {made_on.images}"
         )
-    if every_image or not path.exists():
-        return
-    found = _images_with_detections(path, dataset) if found is None else found
     wanted = dataset.images_with_objects()
-    if found and len(found & wanted) < ENOUGH * len(wanted):
+    if not every_image and found and len(found & wanted) < ENOUGH * len(wanted):
         raise DatasetError(
             f"{path}: has detections in {len(found & wanted)} of the {len(wanted)} images of {dataset.name}"
             " with objects. If it was made on the first N images, give --images N; if"
@@ -68,16 +61,6 @@ def _made_on(record: Path) -> DataIdentity | None:
         return read_record(record).data
     except ValueError as error:  # a damaged record says nothing about its detections
         raise DatasetError(str(error)) from None
-
-
-def _images_with_detections(path: Path, dataset: Dataset) -> set[int | str]:
-    if isinstance(dataset, VocDataset):
-        return {
-            one.image
-            for found in read_voc_results(path if path.is_dir() else path.parent, dataset).values()
-            for one in found
-        }
-    return images_of_results(read_results(path, dataset), dataset)
 
 
 def images_of_results(results: CocoResults, dataset: CocoDataset) -> set[int | str]:

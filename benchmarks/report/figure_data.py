@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from detection_zoo.benchmarks.report.lines import Point, comparable
-from detection_zoo.benchmarks.report.pareto import pareto_front
 from detection_zoo.benchmarks.report.wide import Overview, WideLine, setting_title
 from detection_zoo.benchmarks.spec import Metric, Run
 from detection_zoo.zoo.plain import one_line
@@ -136,6 +135,28 @@ def _panel(lines: list[WideLine], x: Metric, accuracies: list[Metric]) -> Panel:
         y.name,
         tuple(sorted(dots, key=lambda dot: (dot.x.value, dot.y.value, dot.label))),
     )
+
+
+def pareto_front(
+    points: Sequence[tuple[float, float]], better: tuple[str, str] = ("lower", "higher")
+) -> list[int]:
+    """Return the indices of points that are not dominated; a dominating point is at least as good in both
+    values and better in one.
+
+    Args:
+        points: (x, y) pairs.
+        better: whether lower or higher is better, for x and y.
+
+    Returns:
+        Indices into `points`, best x first; equal points are all included.
+    """
+    signs = [1.0 if way == "lower" else -1.0 for way in better]
+    cost = [(x * signs[0], y * signs[1]) for x, y in points]  # smaller is better in both
+    front: list[int] = []
+    for place in sorted(range(len(cost)), key=lambda place: (*cost[place], place)):
+        if not front or cost[place][1] < cost[front[-1]][1] or cost[place] == cost[front[-1]]:
+            front.append(place)
+    return front
 
 
 def _label(line: WideLine) -> str:

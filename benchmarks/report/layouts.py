@@ -6,7 +6,7 @@ from __future__ import annotations
 import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
@@ -108,7 +108,11 @@ def read_layouts(folder: Path) -> dict[str, Layout]:
                 f" {', '.join(sorted(document)) or 'nothing'}"
             )
         for number, table in enumerate(document["table"], start=1):
-            layout = _layout(table, path, number)
+            try:
+                layout = Layout.model_validate({**table, "source": path.stem})
+            except ValidationError as error:
+                where = f"{path}: table {number} ({table.get('name', 'without a name')})"
+                raise ManifestError(f"{where}: {first_problem(error)}") from None
             if layout.name in layouts:
                 raise ManifestError(
                     f"{path}: table {number}: the name {layout.name!r} is taken by a table of"
@@ -116,15 +120,6 @@ def read_layouts(folder: Path) -> dict[str, Layout]:
                 )
             layouts[layout.name] = layout
     return layouts
-
-
-def _layout(table: dict[str, Any], path: Path, number: int) -> Layout:
-    try:
-        return Layout.model_validate({**table, "source": path.stem})
-    except ValidationError as error:
-        raise ManifestError(
-            f"{path}: table {number} ({table.get('name', 'without a name')}): {first_problem(error)}"
-        ) from None
 
 
 @cache

@@ -22,7 +22,7 @@ from detection_zoo.benchmarks.report.lines import (
 from detection_zoo.benchmarks.report.table import provenance
 from detection_zoo.benchmarks.report.training_logs import TrainingLog
 from detection_zoo.benchmarks.spec import UNSTEADY, Metric, Run, named_metrics
-from detection_zoo.zoo.manifest import Manifests, ModelEntry, Published
+from detection_zoo.zoo.manifest import Manifests, ModelEntry
 from detection_zoo.zoo.plain import one_line
 
 Kind = Literal["measured", "published", "not measured"]
@@ -41,11 +41,6 @@ class WideLine:
     flags: tuple[str, ...]  # caveats
     reason: str = ""  # why there are no numbers
     trusted: bool = True  # accuracy is meaningful: trained weights, photographs
-
-    @property
-    def trained_by_schedule(self) -> bool:
-        """Whether the weights were trained with the schedule of the row, that is, are published."""
-        return self.line is None or self.line.weights_kind == "published"
 
     @property
     def runs(self) -> list[Run]:
@@ -156,7 +151,9 @@ def setting_title(run: Run) -> str:
 
 
 def _published(entry: ModelEntry, line: PublishedLine, metrics: dict[str, Metric]) -> WideLine:
-    record = _of_accuracy(line.records, {name for name, metric in metrics.items() if metric.accuracy})
+    accuracy = {name for name, metric in metrics.items() if metric.accuracy}
+    with_accuracy = (record for record in line.records if record.values.keys() & accuracy)
+    record = next(with_accuracy, line.records[0])  # its split is the one of the line
     hardware = line.hardware or "hardware not stated"
     dataset = record.dataset or entry.dataset
     data = (
@@ -174,11 +171,6 @@ def _published(entry: ModelEntry, line: PublishedLine, metrics: dict[str, Metric
     )
 
 
-def _of_accuracy(records: list[Published], accuracy: set[str]) -> Published:
-    """Return the first record with an accuracy; its split is the one of the line."""
-    return next((record for record in records if record.values.keys() & accuracy), records[0])
-
-
 def wide_records(view: Overview) -> list[dict[str, Any]]:
     """Return the wide table as one flat record per line: identity, all metrics with interval and n,
     provenance."""
@@ -188,6 +180,7 @@ def wide_records(view: Overview) -> list[dict[str, Any]]:
 
 def _flat(line: WideLine, names: list[str]) -> dict[str, Any]:
     entry, found = line.entry, line.line
+    by_schedule = found is None or found.weights_kind == "published"  # trained with the row's schedule
     parts = {
         part: component.name if (component := getattr(entry, part)) else None
         for part in ("backbone", "neck", "detector")
@@ -198,7 +191,7 @@ def _flat(line: WideLine, names: list[str]) -> dict[str, Any]:
         "title": entry.title,
         **parts,
         "dataset": entry.dataset,
-        "schedule": entry.schedule if line.trained_by_schedule else None,
+        "schedule": entry.schedule if by_schedule else None,
         "kind": line.kind,
         "setting": line.setting_title or None,
         "flags": ", ".join(line.flags) or None,

@@ -35,14 +35,10 @@ class Input:
         return isinstance(self.source, int) or self.source.suffix.lower() in VIDEOS
 
     @property
-    def stem(self) -> str:
-        """Base name of the output file, without suffix."""
-        return f"camera{self.source}" if isinstance(self.source, int) else self.source.stem
-
-    @property
     def drawn(self) -> str:
         """Name of the output file."""
-        return f"{self.stem}.mp4" if self.is_video else f"{self.stem}.png"
+        stem = f"camera{self.source}" if isinstance(self.source, int) else self.source.stem
+        return f"{stem}.mp4" if self.is_video else f"{stem}.png"
 
     def frames(self) -> Iterator[np.ndarray]:
         """Yield its frames (H, W, 3) uint8 RGB; an image has one.

@@ -21,7 +21,8 @@ from detection_zoo.benchmarks.evaluation.ap_intervals import (
     subset_intervals,
 )
 from detection_zoo.benchmarks.evaluation.coco_evaluation import EvaluationPlan, columns_of, truth_of
-from detection_zoo.benchmarks.evaluation.subset_guard import refuse_naive_subset
+from detection_zoo.benchmarks.evaluation.coco_results import read_results
+from detection_zoo.benchmarks.evaluation.subset_guard import images_of_results, refuse_naive_subset
 from detection_zoo.benchmarks.spec import BenchmarkSpec, Measurement, StoredFile
 from detection_zoo.benchmarks.store import write_record
 from detection_zoo.zoo.data.coco import CocoDataset
@@ -189,16 +190,21 @@ def test_detections_of_a_subset_are_never_measured_against_all_ground_truth(tmp_
     file = tmp_path / "detections" / "some-run" / "bbox.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps([r for r in results if r["image_id"] <= 20]))
-    refuse_naive_subset(file, whole.subset(20))
+
+    def guard(dataset: CocoDataset, every_image: bool = False) -> None:
+        found = images_of_results(read_results(file, dataset), dataset)
+        refuse_naive_subset(file, dataset, found, every_image)
+
+    guard(whole.subset(20))
     with pytest.raises(DatasetError, match="--images N.*--every-image"):
-        refuse_naive_subset(file, whole)
-    refuse_naive_subset(file, whole, every_image=True)  # nobody but the asker can know
+        guard(whole)
+    guard(whole, every_image=True)  # nobody but the asker can know
     some = PHOTOS.model_copy(update={"images": 20, "images_of_split": 60})
     write_record(tmp_path / "runs", run_of("a.demo", {}, id="some-run", data=some))
     with pytest.raises(DatasetError, match="20 of 60 images.*give --images 20"):
-        refuse_naive_subset(file, whole, every_image=True)  # its record knows better
+        guard(whole, every_image=True)  # its record knows better
     file.write_text("[]")
-    refuse_naive_subset(file, whole.subset(20))
+    guard(whole.subset(20))
 
 
 @pytest.mark.usefixtures("drawn_shapes")

@@ -15,8 +15,8 @@ from browser import Browser, Page
 from made_up_records import made_up_runs, made_up_timings
 from records import PHOTOS, run_of
 
+from detection_zoo.benchmarks.report.figure_data import pareto_front
 from detection_zoo.benchmarks.report.html_page import html_page
-from detection_zoo.benchmarks.report.pareto import pareto_front
 from detection_zoo.benchmarks.report.training_logs import TrainingLog
 from detection_zoo.benchmarks.report.wide import Overview, WideLine, overview
 from detection_zoo.benchmarks.spec import metric

@@ -10,7 +10,7 @@ import pytest
 from made_up_records import made_up_runs
 from records import PHOTOS, RANDOM, measured, run_of
 
-from detection_zoo.benchmarks.report.pareto import pareto_front
+from detection_zoo.benchmarks.report.figure_data import pareto_front
 from detection_zoo.benchmarks.report.wide import Overview, WideLine, overview, wide_records
 from detection_zoo.benchmarks.spec import metric
 from detection_zoo.zoo.manifest_files import load_manifests

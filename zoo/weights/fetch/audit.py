@@ -67,15 +67,11 @@ class Audit:
             link for link in self.links if link.status in ("dead", "refused", "wrong size", "page", "error")
         ]
 
-    def values(self) -> dict[str, Any]:
-        """Plain values, as stored under results/."""
-        return asdict(self)
-
     def write(self, folder: Path) -> Path:
         """Write the dated record into a folder, made if it is not there; returns its path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"weights_{self.date}.json"
-        write_atomic(path, json.dumps(self.values(), indent=1) + "\n")
+        write_atomic(path, json.dumps(asdict(self), indent=1) + "\n")
         return path
 
 

@@ -97,7 +97,12 @@ def _found(spec: WeightSpec, cache: WeightCache, row: str) -> Fetched | None:
 
 def _from_mirrors(spec: WeightSpec, row: str, cache: WeightCache, policy: Policy, watch: Watch) -> Fetched:
     problems: list[str] = []
-    addresses = [route for url in spec.urls if not needs_person(url) for route in _routes(url, problems)]
+    addresses: list[str] = []
+    for url in (url for url in spec.urls if not needs_person(url)):
+        try:
+            addresses += routes(url)
+        except DownloadError as error:
+            problems.append(str(error))
     md5 = _published_md5(spec, cache, policy, watch)
     for address in dict.fromkeys(addresses):
         watch.say(hide(f"{row}: {spec_filename(spec)} from {host_of(address)}"))
@@ -113,14 +118,6 @@ def _from_mirrors(spec: WeightSpec, row: str, cache: WeightCache, policy: Policy
     raise DownloadError(
         hide(f"{row}: no address provided {spec_filename(spec)}:\n  " + "\n  ".join(problems) + last)
     )
-
-
-def _routes(url: str, problems: list[str]) -> list[str]:
-    try:
-        return routes(url)
-    except DownloadError as error:
-        problems.append(str(error))
-        return []
 
 
 def _from_address(

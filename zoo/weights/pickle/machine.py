@@ -246,9 +246,6 @@ class Machine:
         self.stack.append(self.source.line().decode("latin1"))
         self._persistent()
 
-    def _forbidden(self, opcode: str, detail: Callable[[], str]) -> None:
-        raise self.refuse(f"opcode {opcode} ({detail()}), which could run code")
-
 
 def _plain(value: Any) -> bool:
     return isinstance(value, Name) and value.plain
@@ -301,7 +298,10 @@ def _stack_names(machine: Machine) -> str:
 
 
 def _forbid(opcode: str, detail: Callable[[Machine], str]) -> Callable[[Machine], None]:
-    return lambda machine: machine._forbidden(opcode, lambda: detail(machine))
+    def step(machine: Machine) -> None:
+        raise machine.refuse(f"opcode {opcode} ({detail(machine)}), which could run code")
+
+    return step
 
 
 _OPCODES: dict[bytes, Callable[[Machine], None]] = {
