@@ -11,14 +11,11 @@ means something, and the title says so.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
@@ -52,26 +49,9 @@ FLUSHES = (
 )
 
 
-@dataclass(frozen=True)
-class Speed:
-    """One line of the table; times in microseconds, median and the 20th and 80th percentile."""
-
-    name: str
-    backend: str
-    agrees: bool
-    ours_us: tuple[float, float, float]
-    torchvision_us: tuple[float, float, float]
-    ratio: float
-    share_of_limit: float | None
-    bound: str | None  # which limit that is: "bandwidth" or "arithmetic"
-    covers: str  # what the times are of
-    ours_samples_us: list[float]
-    torchvision_samples_us: list[float]
-
-
 def run_kernel_benchmark(
     device: str, limits: DeviceLimits, repeats: int | None = None, cases: Iterable[Case] | None = None
-) -> list[dict]:
+) -> list[KernelCase]:
     """Check and time every case.
 
     Args:
@@ -79,13 +59,11 @@ def run_kernel_benchmark(
         limits: what the device can do at most.
         repeats: calls timed of each; None for 50 on a GPU, and on a CPU 7 to 50 by how long they take.
         cases: one is made after another; None: the operators.
-    Returns:
-        one dict a case, the fields of `Speed`.
     """
     if cases is None:
         on_gpu = on_cuda(device)
         cases = nms_cases(device, on_gpu) + soft_nms_cases(device) + pooling_cases(device, on_gpu)
-    return [asdict(_measure(case, device, limits, repeats)) for case in cases]
+    return [_measure(case, device, limits, repeats) for case in cases]
 
 
 def report(
@@ -103,7 +81,7 @@ def report(
 
     Args:
         device: "cuda" or "cpu".
-        as_json: print the dicts of `run_kernel_benchmark`.
+        as_json: print the cases of the record and their ratios.
         store: folder of timings.
         width: letters of a line; None: no limit.
         probe_s: seconds of copies, and of matrix products, that the limits come from.
@@ -113,33 +91,24 @@ def report(
         0, or 1 where an answer differs.
     """
     limits = measure_limits(device, _clock(device), probe_s)
-    rows = run_kernel_benchmark(device, limits, repeats, detectors)
-    timings = timings_of(rows, device, limits, "operators" if detectors is None else "detectors")
-    print(json.dumps(rows, indent=2) if as_json else render([kernel_table(timings)], "text", width))
+    measured = run_kernel_benchmark(device, limits, repeats, detectors)
+    timings = timings_of(measured, device, limits, "operators" if detectors is None else "detectors")
+    if as_json:
+        plain = [
+            case.model_dump(mode="json", exclude_defaults=True) | {"ratio": case.ratio} for case in measured
+        ]
+        print(json.dumps(plain, indent=2))
+    else:
+        print(render([kernel_table(timings)], "text", width))
     if store is not None:
         print(f"stored as {write_timings(store, timings).name}", file=sys.stderr)
-    return 0 if all(row["agrees"] for row in rows) else 1
+    return 0 if all(case.correct for case in measured) else 1
 
 
 def timings_of(
-    rows: list[dict[str, Any]], device: str, limits: DeviceLimits, work: Work = "operators"
+    cases: list[KernelCase], device: str, limits: DeviceLimits, work: Work = "operators"
 ) -> KernelTimings:
-    """The rows of `run_kernel_benchmark` as the record that reports are made from, begun now."""
-
-    def case(row: dict[str, Any]) -> KernelCase:
-        share = [] if row["bound"] is None else [f"{row['share_of_limit']:.0%} of the {row['bound']} limit"]
-        ours, peer = (
-            summarise(row[f"{side}_samples_us"], "us", covers=row["covers"])
-            for side in ("ours", "torchvision")
-        )
-        return KernelCase(
-            name=row["name"],
-            ours=ours,
-            peer=peer,
-            correct=row["agrees"],
-            note="; ".join([f"backend {row['backend']}", *[row["covers"]] * on_cuda(device), *share]),
-        )
-
+    """The cases of `run_kernel_benchmark` as the record that reports are made from, begun now."""
     return KernelTimings(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         backend="cuda" if on_cuda(device) else "cpu",
@@ -147,11 +116,11 @@ def timings_of(
         peer=f"torchvision {torchvision.__version__}",
         environment=collect_environment(device),
         limits=limits,
-        cases=[case(row) for row in rows],
+        cases=cases,
     )
 
 
-def _measure(case: Case, device: str, limits: DeviceLimits, repeats: int | None) -> Speed:
+def _measure(case: Case, device: str, limits: DeviceLimits, repeats: int | None) -> KernelCase:
     with torch.no_grad() if "backward" not in case.name else torch.enable_grad():
         if case.agrees is None:
             judge = case.peer if case.peer_judges and not on_cuda(device) else case.answer
@@ -162,25 +131,26 @@ def _measure(case: Case, device: str, limits: DeviceLimits, repeats: int | None)
         works = case.ours, case.peer
         if repeats is None:
             repeats = 50 if on_cuda(device) else _enough(clock(case.peer))
-        ours, peer = _in_turns(works, clock, repeats, 3 if on_cuda(device) else 1)
-    typical = statistics.median(ours)
+        times = _in_turns(works, clock, repeats, 3 if on_cuda(device) else 1)
+    covers = _covers(device, case.by_wall)
+    ours, peer = (summarise(samples, "us", covers=covers) for samples in times)
     least_us = {
         "bandwidth": case.least_bytes / limits.copy_gb_s / 1e3,
         "arithmetic": case.flops / limits.matrix_gflop_s / 1e3,
     }
-    bound = max(least_us, key=lambda name: least_us[name]) if any(least_us.values()) else None
-    return Speed(
-        case.name,
-        backend_for(torch.empty(0, device=device), operator=case.name, known=BACKENDS),
-        agrees,
-        _spread(ours),
-        _spread(peer),
-        statistics.median(peer) / typical,
-        None if bound is None else least_us[bound] / typical,
-        bound,
-        _covers(device, case.by_wall),
-        ours,
-        peer,
+    limit = max(least_us, key=lambda name: least_us[name]) if any(least_us.values()) else None
+    share = None if limit is None else least_us[limit] / ours.value
+    backend = backend_for(torch.empty(0, device=device), operator=case.name, known=BACKENDS)
+    notes = [f"backend {backend}", *[covers] * on_cuda(device)]
+    notes += [] if share is None else [f"{share:.0%} of the {limit} limit"]
+    return KernelCase(
+        name=case.name,
+        ours=ours,
+        peer=peer,
+        correct=agrees,
+        note="; ".join(notes),
+        limit=limit,
+        share_of_limit=share,
     )
 
 
@@ -261,9 +231,3 @@ def _clock(device: str, by_wall: bool = False) -> Clock:
 
 def _one_thread() -> bool:
     return torch.get_num_threads() == 1
-
-
-def _spread(times: list[float]) -> tuple[float, float, float]:
-    """Median, 20th and 80th percentile."""
-    fifths = statistics.quantiles(times, n=5, method="inclusive")
-    return statistics.median(times), fifths[0], fifths[3]

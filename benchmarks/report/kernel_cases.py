@@ -27,6 +27,8 @@ class KernelCase(Strict):
     peer: Measurement | None = Field(None, description="time of the peer, in the same unit")
     correct: bool = Field(description="whether our output equals the reference on this input")
     note: str = Field("", description="GB/s, fraction of the limit, or why there is no time of the peer")
+    limit: Literal["bandwidth", "arithmetic"] | None = Field(None, description="the nearer of the two")
+    share_of_limit: float | None = Field(None, description="time that is needed at the limit, over ours")
 
     @property
     def ratio(self) -> float | None:

@@ -17,14 +17,7 @@ from detection_zoo.benchmarks.measure.kernel_cases import (
     nms_cases,
     soft_nms_cases,
 )
-from detection_zoo.benchmarks.measure.kernel_speed import (
-    _enough,
-    _in_turns,
-    _measure,
-    _spread,
-    report,
-    timings_of,
-)
+from detection_zoo.benchmarks.measure.kernel_speed import _enough, _in_turns, _measure, report, timings_of
 from detection_zoo.benchmarks.measure.limits import LEAST_CALLS, measure_limits
 from detection_zoo.benchmarks.report.kernel_cases import (
     DeviceLimits,
@@ -32,6 +25,7 @@ from detection_zoo.benchmarks.report.kernel_cases import (
     read_timings,
     write_timings,
 )
+from detection_zoo.benchmarks.statistics import summarise
 
 LIMITS = DeviceLimits(copy_gb_s=10.0, matrix_gflop_s=100.0)
 
@@ -53,7 +47,7 @@ def test_close_answers_agree_within_the_tolerance() -> None:
         case = Case(
             "near", lambda: torch.ones(4), lambda offset=offset: torch.ones(4) + offset, lambda: None, 1e-4
         )
-        assert _measure(case, "cpu", LIMITS, 5).agrees is agrees
+        assert _measure(case, "cpu", LIMITS, 5).correct is agrees
 
 
 def test_forms_that_wait_are_timed_apart_on_a_gpu() -> None:
@@ -86,7 +80,8 @@ def test_the_table_names_what_ran(
 
 
 def test_spread_is_median_and_fifths() -> None:
-    assert _spread([6.0, 1.0, 2.0, 3.0, 4.0, 5.0]) == (3.5, 2.0, 5.0)
+    found = summarise([6.0, 1.0, 2.0, 3.0, 4.0, 5.0], "us", covers="")
+    assert (found.value, found.percentiles["p20"], found.percentiles["p80"]) == (3.5, 2.0, 5.0)
 
 
 def test_proposals_lie_in_the_image_with_different_scores() -> None:
@@ -150,9 +145,9 @@ def test_the_share_is_of_the_nearer_limit(
 ) -> None:
     answer = torch.tensor([1])
     case = Case("case", lambda: answer, lambda: answer, lambda: answer, 0.0, least_bytes, flops)
-    speed = _measure(case, "cpu", LIMITS, 5)
-    assert speed.bound == bound
-    assert speed.share_of_limit == (None if least_us is None else pytest.approx(least_us / speed.ours_us[0]))
+    found = _measure(case, "cpu", LIMITS, 5)
+    assert found.limit == bound
+    assert found.share_of_limit == (None if least_us is None else pytest.approx(least_us / found.ours.value))
 
 
 def test_the_record_holds_the_limits_and_the_table_says_them(
@@ -166,7 +161,7 @@ def test_the_record_holds_the_limits_and_the_table_says_them(
     rows = kernel_speed.run_kernel_benchmark("cpu", LIMITS)
     timings = read_timings(write_timings(tmp_path, timings_of(rows, "cpu", LIMITS)))
     assert timings.limits == LIMITS
-    assert timings.cases[0].note.endswith(f"; {rows[0]['share_of_limit']:.0%} of the bandwidth limit")
+    assert timings.cases[0].note.endswith(f"; {rows[0].share_of_limit:.0%} of the bandwidth limit")
     table = kernel_table(timings)
     assert any("copies 10.0 GB/s" in note and "100 GFLOP/s" in note for note in table.notes)
     older = kernel_table(timings.model_copy(update={"limits": None}))
