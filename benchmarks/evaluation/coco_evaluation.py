@@ -4,7 +4,7 @@ the reference."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def score_coco(
     categories = None if category_ids is None else _places(category_ids, truth.category_place)
     plan = EvaluationPlan(kind, images, categories, class_agnostic, details)
     scores = plan.run("hotcoco", truth, results)
-    sample = plan.on(_spread(images, checked_images))
+    sample = replace(plan, images=_spread(images, checked_images), details=False)
     fast = scores if len(sample.images) == len(images) else sample.run("hotcoco", truth, results)
     compare_engines(fast, sample.run("pycocotools", truth, results))
     return scores
@@ -170,10 +170,6 @@ class EvaluationPlan:
     categories: list[int] | None
     class_agnostic: bool
     details: bool = False
-
-    def on(self, images: list[int]) -> EvaluationPlan:
-        """The same for other images."""
-        return EvaluationPlan(self.kind, images, self.categories, self.class_agnostic)
 
     def prepare(self, engine: Engine, truth: CocoAnnotations, results: CocoResults) -> Any:
         """The engine's evaluation object; its IDs are indices from 1, because 0 means "no match"

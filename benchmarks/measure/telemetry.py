@@ -32,15 +32,13 @@ SLOWING = {
 class Gpu:
     """One GPU in NVML; raises RuntimeError with the reason if NVML or the GPU is missing."""
 
-    def __init__(self, index: int | None = None) -> None:
-        try:
-            import pynvml
-        except ImportError:
-            raise RuntimeError("nvidia-ml-py is not installed") from None
+    def __init__(self) -> None:
+        import pynvml
+
         self.nvml = pynvml
         try:
             pynvml.nvmlInit()
-            visible = _first_visible() if index is None else index
+            visible = _first_visible()
             self.handle = (
                 pynvml.nvmlDeviceGetHandleByIndex(visible)
                 if isinstance(visible, int)
@@ -59,14 +57,12 @@ class Gpu:
     @property
     def name(self) -> str:
         """Marketing name of the GPU."""
-        name = self.ask("Name")
-        return name.decode() if isinstance(name, bytes) else str(name)
+        return str(self.ask("Name"))
 
     @property
     def driver(self) -> str:
         """Version of the driver."""
-        version = self.nvml.nvmlSystemGetDriverVersion()
-        return version.decode() if isinstance(version, bytes) else version
+        return self.nvml.nvmlSystemGetDriverVersion()
 
     @property
     def count(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from detection_zoo.benchmarks.evaluation.voc_evaluation import (
     voc_truth,
 )
 from detection_zoo.zoo.parity import schedules, updates
-from detection_zoo.zoo.parity.base import Output, ParityError, ParityReport, Reference, compare
+from detection_zoo.zoo.parity.base import Output, ParityReport, Reference, compare
 from detection_zoo.zoo.parity.base import parity as zoo_parity
+from detection_zoo.zoo.parity.files import read_json
 from detection_zoo.zoo.parity.settings import Settings
 from detection_zoo.zoo.parity.trajectories import check_trajectory
 from detection_zoo.zoo.records import Detections
@@ -87,25 +87,15 @@ def _score(
 def _voc_case(folder: Path, dtype: str) -> ParityReport:
     """Check a folder with VOC detections, ground truth and the values of the devkit's
     metric."""
-    content = {}
-    for part in ("expected", "ground_truth", "detections"):
-        try:
-            content[part] = json.loads((folder / f"{part}.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ParityError(
-                f"{folder / part}.json: no such file; an evaluation case needs expected.json,"
-                " ground_truth.json, detections.json"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise ParityError(
-                f"{folder / part}.json: not valid JSON: {error}; is the file truncated?"
-            ) from None
-    given, expected = content["ground_truth"], content["expected"]
+    files = "expected.json, ground_truth.json and detections.json"
+    expected, given, made = (
+        read_json(folder / f"{part}.json", files) for part in ("expected", "ground_truth", "detections")
+    )
     truth = voc_truth(
         given["classes"], ((o["image"], o["class"], o["bbox"], o["difficult"]) for o in given["objects"])
     )
     detections: dict[str, list[VocDetection]] = {}
-    for found in content["detections"]["detections"]:
+    for found in made["detections"]:
         detections.setdefault(found["class"], []).append(
             VocDetection(found["image"], found["score"], tuple(found["bbox"]))
         )
