@@ -73,8 +73,9 @@ def run_parallel(
             free.put(slot)
 
     stopped, fault = False, None
-    with ThreadPoolExecutor(len(slots), "job") as pool:
-        pieces = {pool.submit(serve, piece): piece for piece in work}
+    pool = ThreadPoolExecutor(len(slots), "job")
+    pieces = {pool.submit(serve, piece): piece for piece in work}
+    try:
         while pieces:
             try:
                 future = next(as_completed(pieces))
@@ -87,6 +88,9 @@ def run_parallel(
                 stopped = True
             cancel.close()  # ends the items in progress; the others do not start
             pieces = {future: piece for future, piece in pieces.items() if not future.cancel()}
+    finally:
+        cancel.close()
+        pool.shutdown(cancel_futures=True)
     if fault is not None:
         raise fault
     return stopped

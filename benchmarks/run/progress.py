@@ -16,7 +16,7 @@ from typing import Any
 QUIET_S = 2
 TICK_S = 0.5
 LOG_S = 5.0
-BEAT_S = 1.0  # seconds between heartbeats
+BEAT_S = 0.5  # seconds between heartbeats
 _LOCK = threading.RLock()
 _BARS: list[Any] = []
 _LISTENERS: list[Callable[[], None]] = []
