@@ -18,7 +18,6 @@ from detection_zoo.benchmarks.folders import RUNS
 from detection_zoo.benchmarks.spec import Run, StoredFile
 from detection_zoo.zoo import regular
 from detection_zoo.zoo.errors import first_problem
-from detection_zoo.zoo.weights.fetch.cache import sync_folder
 
 PROJECT_RESULTS = Path(__file__).resolve().parent.parent / "results"  # of a git checkout; tracked by git
 MOST_BYTES = 64 * 2**20  # maximum size of a record; the largest in results/ has 0.2 MB
@@ -157,7 +156,7 @@ def write_whole(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    regular.sync_folder(path.parent)
 
 
 def read_record(path: Path, kind: type[Record] = Run) -> Record:

@@ -1,4 +1,4 @@
-"""Read external files, without blocking on a pipe or device. No torch."""
+"""Read external files, without blocking on a pipe or device; flush folders. No torch."""
 
 from __future__ import annotations
 
@@ -43,3 +43,12 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
             return file.read()
         except OSError as error:
             raise ValueError(f"cannot be read ({error.strerror})") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder, so that a rename in it survives a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

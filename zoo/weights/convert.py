@@ -11,7 +11,8 @@ from typing import Any
 
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import WeightSpec
-from detection_zoo.zoo.weights.fetch.cache import WeightCache, fresh, sha256_of, sync_folder, write_atomic
+from detection_zoo.zoo.regular import sync_folder
+from detection_zoo.zoo.weights.fetch.cache import WeightCache, fresh, sha256_of, write_atomic
 from detection_zoo.zoo.weights.rename import account
 
 

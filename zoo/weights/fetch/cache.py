@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from detection_zoo.zoo.errors import CheckpointError, DownloadError
 from detection_zoo.zoo.home import home_folder
 from detection_zoo.zoo.manifest import WeightSpec
-from detection_zoo.zoo.regular import open_regular
+from detection_zoo.zoo.regular import open_regular, sync_folder
 
 CHUNK_BYTES = 1 << 20
 
@@ -93,15 +93,6 @@ def open_own(path: Path) -> FileIO:
         os.close(handle)
         raise DownloadError(f"{path}: not a regular file; remove it and run again")
     return FileIO(handle, "ab+")
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder, so that a rename in it survives a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def fresh(part: Path) -> Path:
