@@ -53,6 +53,7 @@ def evaluate_voc_class(
     *,
     iou_threshold: float = 0.5,
     method: Method = "11point",
+    plus_one: bool = True,
 ) -> ClassScore:
     """Average precision of one class, as the devkit computes it.
 
@@ -67,6 +68,7 @@ def evaluate_voc_class(
         iou_threshold: overlap must be strictly greater.
         method: "11point" (mean of the best precision at recall 0, 0.1 ... 1) or "area" (under the precision
             envelope).
+        plus_one: widths are x2 - x1 + 1, as the devkit has them.
     """
     positives = sum(int((~objects.difficult).sum()) for objects in truth.values())
     order = np.argsort([-d.score for d in detections], kind="stable")
@@ -76,7 +78,7 @@ def evaluate_voc_class(
         detection = detections[row]
         objects = truth.get(detection.image)
         best, overlap = (
-            _best(objects.boxes, detection.box)
+            _best(objects.boxes, detection.box, plus_one)
             if objects is not None and len(objects.boxes)
             else (0, -math.inf)
         )
@@ -91,16 +93,16 @@ def evaluate_voc_class(
     return ClassScore(average_precision(recall, precision, method, positives), recall, precision, positives)
 
 
-def _best(boxes: np.ndarray, box: Sequence[float]) -> tuple[int, float]:
-    """Return the index of the box with the highest overlap (the first of equals), and the overlap; widths
-    are x2 - x1 + 1, as the devkit has them."""
+def _best(boxes: np.ndarray, box: Sequence[float], plus_one: bool) -> tuple[int, float]:
+    """Return the index of the box with the highest overlap (the first of equals), and the overlap."""
+    more = 1.0 if plus_one else 0.0
     candidate = np.asarray(box, np.float64)
     sides = np.maximum(
-        np.minimum(boxes[:, 2:], candidate[2:]) - np.maximum(boxes[:, :2], candidate[:2]) + 1, 0.0
+        np.minimum(boxes[:, 2:], candidate[2:]) - np.maximum(boxes[:, :2], candidate[:2]) + more, 0.0
     )
     shared = sides[:, 0] * sides[:, 1]
-    areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
-    own = (candidate[2] - candidate[0] + 1) * (candidate[3] - candidate[1] + 1)
+    areas = (boxes[:, 2] - boxes[:, 0] + more) * (boxes[:, 3] - boxes[:, 1] + more)
+    own = (candidate[2] - candidate[0] + more) * (candidate[3] - candidate[1] + more)
     overlaps = shared / (own + areas - shared)
     best = int(np.argmax(overlaps))
     return best, float(overlaps[best])
