@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from detection_zoo.zoo import cuda_capture, fast
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.fast import TOLERANCES, found_again
 from detection_zoo.zoo.manifest_files import load_manifests
+from detection_zoo.zoo.records import Detections
 
 IMAGES = 2
 
@@ -126,14 +128,20 @@ def test_every_measurement(gpu: Log, dtype: str) -> None:
     assert {"train_step_ms", "epoch_time_s", "train_memory_allocated_mib"} <= trained.keys()
 
 
+@cache
+def detections_on_cpu(family: str) -> list[Detections]:
+    """What `detect_all` gives for a family in float32."""
+    plain = specification("float32", "cpu")
+    return [one for _, one in detect_all(subject_on(plain, ROWS[family]), plain)]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("family", ROWS)
 def test_detections_of_a_data_set(gpu: Log, family: str, dtype: str) -> None:
     """`detect_all` gives every image's detections on the host: in float32 the CPU's, in half types as many of
     them again as is asked of a fast model."""
-    spec, plain = specification(dtype, "cuda"), specification("float32", "cpu")
+    spec, expected = specification(dtype, "cuda"), detections_on_cpu(family)
     found = [one for _, one in detect_all(subject_on(spec, ROWS[family]), spec)]
-    expected = [one for _, one in detect_all(subject_on(plain, ROWS[family]), plain)]
     assert len(found) == len(expected) == IMAGES
     bound = TOLERANCES[getattr(torch, dtype)]
     again = torch.cat([found_again(*pair, bound) for pair in zip(expected, found, strict=True)])
