@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -353,10 +354,11 @@ class Manifests(Strict):
             " manifests/protocols.toml for all protocols"
         )
 
-    def by_config(self, config: str) -> ModelEntry:
+    def by_config(self, config: str, sources: Collection[str] = ()) -> ModelEntry:
         """The row of a source's configuration, given as `source_config` has it or by the file's name alone;
-        raises ManifestError."""
-        known = [e for e in self.entries.values() if e.source_config]
+        of these sources where some are given; raises ManifestError."""
+        rows = self.entries.values()
+        known = [e for e in rows if e.source_config and (not sources or e.source in sources)]
         stem = PurePosixPath(config).name.removesuffix(".yaml")
         found = [e for e in known if e.source_config == config] or [
             e for e in known if PurePosixPath(e.source_config).name.removesuffix(".yaml") == stem

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import Tensor
 
-from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.manifest import ModelEntry
-from detection_zoo.zoo.parity.base import ParityError, Reference
-from detection_zoo.zoo.parity.standin import read_checkpoint_description
-from detection_zoo.zoo.weights import load as weights
+from detection_zoo.zoo.parity.base import Reference
+from detection_zoo.zoo.parity.standin import read_checkpoint_description, standin_model
+from detection_zoo.zoo.parts.targets import SampledBoxes
 
 FORMATS = {"detectron_pytorch_pth": "checkpoint.json", "detectron_pkl": "checkpoint_pkl.json"}
 
@@ -23,30 +21,24 @@ class LoadedModel:
         self, reference: Reference, row: ModelEntry, kind: torch.dtype, checkpoint_format: str
     ) -> None:
         self.reference, self.meta, self.kind, self.row = reference, reference.meta, kind, row
-        model = assemble(row)
-        if not isinstance(model, FasterRcnn):
-            raise ParityError(f"{reference.folder}: row {row.name} is no Faster R-CNN; give the right row")
-        arrays = reference.checkpoint(FORMATS[checkpoint_format])
-        self.origin = self._origin(arrays, checkpoint_format)
-        weights.load_arrays(
-            model,
-            arrays,
-            checkpoint_format,
-            where=f"stand-in checkpoint of {reference.folder} ({checkpoint_format})",
-        )
+        file = FORMATS[checkpoint_format]
+        model, translation = standin_model(reference.folder, row, FasterRcnn, checkpoint_format, file)
         self.model = model.to(kind).eval()
+        self.origin = translation.origin  # Detectron.pytorch's names of this model's parameters
+        if checkpoint_format == "detectron_pkl":
+            entries = read_checkpoint_description(reference.folder, file)["tensors"]
+            theirs = {entry["name"]: entry["maps_to"] for entry in entries}
+            self.origin = {ours: theirs[name] for ours, name in translation.origin.items()}
         reference.notes.append(f"built as row {row.name}, loaded as {checkpoint_format}")
         self.dtype = str(kind).removeprefix("torch.")
 
-    def _origin(self, arrays: dict[str, Any], checkpoint_format: str) -> dict[str, str]:
-        """Detectron.pytorch's names of this model's parameters."""
-        origin = weights.checkpoint_format(checkpoint_format).translate(arrays).origin
-        if checkpoint_format == "detectron_pkl":
-            theirs = {entry["name"]: entry["maps_to"] for entry in self.reference_pkl["tensors"]}
-            return {ours: theirs[name] for ours, name in origin.items()}
-        return origin
 
-    @property
-    def reference_pkl(self) -> dict[str, Any]:
-        """The description of the pickle."""
-        return read_checkpoint_description(self.reference.folder, FORMATS["detectron_pkl"])
+def recorded_boxes(rois: Tensor, labels: Tensor, targets: Tensor, images: int) -> list[SampledBoxes]:
+    """The recorded RoIs (R, 5), labels (R,) and deltas (R, 4) as the samples of each image."""
+    found = []
+    for image in range(images):
+        rows = torch.nonzero(rois[:, 0] == image).squeeze(1)
+        own, place = labels[rows], torch.arange(len(rows))
+        none = torch.zeros_like(rows)
+        found.append(SampledBoxes(rois[rows, 1:], own, targets[rows], none, place, place, place, own))
+    return found

@@ -27,8 +27,8 @@ from detection_zoo.zoo.parity.settings import Note
 from detection_zoo.zoo.parts.frames import Frame
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps
 from detection_zoo.zoo.parts.mask_head import paste_masks
-from detection_zoo.zoo.parts.proposals import select_proposals
-from detection_zoo.zoo.parts.roi_heads import StageTrunk
+from detection_zoo.zoo.parts.proposals import Proposals, select_proposals
+from detection_zoo.zoo.parts.roi_heads import StageTrunk, with_image_index
 from detection_zoo.zoo.parts.rpn import by_anchor
 from detection_zoo.zoo.parts.trace import trace
 from detection_zoo.zoo.records import Detections
@@ -94,11 +94,7 @@ class _Folder(LoadedModel):
             if note := self.reference.settings.notes.get("inputs.img"):
                 self.image(note)
         self.computed |= training_outputs(self)
-        return {
-            name: self.judged(name, output)
-            for name, output in self.computed.items()
-            if name in self.reference.recorded or output.expected is not None
-        }
+        return {name: self.judged(name, output) for name, output in self.computed.items()}
 
     def judged(self, name: str, output: Output | Skip) -> Output | Skip:
         """An output with the tolerance that the original's own float32-float64 difference leaves."""
@@ -215,12 +211,12 @@ class _Folder(LoadedModel):
         for number, (end, *level) in enumerate(zip(ends, scores, deltas, anchors, strict=True)):
             parts = [[part] for part in level]
             found = choices(*parts, sizes, coder=model.rpn.coder, rule=alone, level=number)
-            values[f"rpn_rois{end}"], chances = self.joined(found)
+            values[f"rpn_rois{end}"], chances = joined(found)
             values[f"rpn_probs{end}"] = chances[:, None]
         if pyramid:
             rule = rule.model_copy(update={"collect_over": "batch"})
         found = choices(scores, deltas, anchors, sizes, coder=model.rpn.coder, rule=rule)
-        rois, chances = self.joined(found)
+        rois, chances = joined(found)
         if pyramid:  # the original collects over the batch by score
             rois = rois[torch.argsort(chances, descending=True, stable=True)]
             values["rois_level_counts"] = torch.bincount(
@@ -228,15 +224,6 @@ class _Folder(LoadedModel):
                 minlength=len(model.box.pooler.levels),
             )
         return values | {"rois": rois}
-
-    @staticmethod
-    def joined(found: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        """Proposals of all images as rows (image, x1, y1, x2, y2), and their scores."""
-        rows = [
-            torch.cat([each.boxes.new_full((len(each.boxes), 1), float(i)), each.boxes], dim=1)
-            for i, each in enumerate(found)
-        ]
-        return torch.cat(rows), torch.cat([each.scores for each in found])
 
     def detections(self) -> None:
         """The whole test path on an input that is already normalised, plain and with box voting."""
@@ -340,6 +327,11 @@ def augmentation(note: Note) -> AugmentationConventions:
     )
     kinds = {"boxes": note.augment_boxes, "masks": note.augment_masks, "keypoints": note.augment_keypoints}
     return AugmentationConventions(**{kind: views for kind, on in kinds.items() if on})
+
+
+def joined(found: Sequence[Proposals]) -> tuple[Tensor, Tensor]:
+    """Proposals of all images as rows (image, x1, y1, x2, y2), and their scores."""
+    return with_image_index([each.boxes for each in found]), torch.cat([each.scores for each in found])
 
 
 def by_score(found: Detections) -> Detections:

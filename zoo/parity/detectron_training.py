@@ -12,18 +12,17 @@ from torch import Tensor
 
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
-from detection_zoo.zoo.manifest import Schedule
 from detection_zoo.zoo.manifest_files import load_manifests
-from detection_zoo.zoo.parity.base import Output, ParityError, Skip
-from detection_zoo.zoo.parity.detectron_model import LoadedModel
+from detection_zoo.zoo.parity.base import Output, Skip
+from detection_zoo.zoo.parity.detectron_model import LoadedModel, recorded_boxes
+from detection_zoo.zoo.parity.files import read_arrays
 from detection_zoo.zoo.parts.anchor_targets import SampledAnchors
 from detection_zoo.zoo.parts.keypoint_head import keypoint_loss
 from detection_zoo.zoo.parts.mask_head import mask_loss
 from detection_zoo.zoo.parts.norm import FrozenAffine
 from detection_zoo.zoo.parts.proposals import Proposals
-from detection_zoo.zoo.parts.roi_heads import box_losses
+from detection_zoo.zoo.parts.roi_heads import box_losses, with_image_index
 from detection_zoo.zoo.parts.rpn import by_anchor
-from detection_zoo.zoo.parts.targets import SampledBoxes
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
 
@@ -64,14 +63,7 @@ class _Step:
     @cached_property
     def batch(self) -> dict[str, np.ndarray]:
         """train_batch.npz: what the original's samplers chose."""
-        path = self.folder.reference.folder / "train_batch.npz"
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (FileNotFoundError, ValueError, OSError) as error:
-            raise ParityError(
-                f"{path}: cannot be read ({error}); a folder with recorded training needs it"
-            ) from None
+        return read_arrays(self.folder.reference.folder / "train_batch.npz", "train_batch.npz")
 
     def tensor(self, name: str) -> Tensor:
         value = torch.from_numpy(self.batch[name])
@@ -84,33 +76,7 @@ class _Step:
             [by_anchor(self.tensor(f"rpn_labels{end}").to(self.kind), 1).squeeze(2) for end in ends], dim=1
         )
         targets = torch.cat([by_anchor(self.tensor(f"rpn_targets{end}"), 4) for end in ends], dim=1)
-        return [
-            SampledAnchors(
-                own, deltas, torch.nonzero(own == 1).squeeze(1), torch.nonzero(own == 0).squeeze(1)
-            )
-            for own, deltas in zip(labels, targets, strict=True)
-        ]
-
-    def recorded_samples(self) -> list[SampledBoxes]:
-        """The recorded RoIs of each image."""
-        rois, labels, targets = self.tensor("rois"), self.tensor("labels"), self.tensor("bbox_targets")
-        found = []
-        for image in range(self.count):
-            rows = torch.nonzero(rois[:, 0] == image).squeeze(1)
-            place = torch.arange(len(rows))
-            found.append(
-                SampledBoxes(
-                    rois[rows, 1:],
-                    labels[rows],
-                    targets[rows],
-                    torch.zeros_like(rows),
-                    place,
-                    place,
-                    place,
-                    labels[rows],
-                )
-            )
-        return found
+        return [SampledAnchors.of(*own) for own in zip(labels, targets, strict=True)]
 
     def of_images(self, rois: Tensor) -> list[Tensor]:
         return [rois[rois[:, 0] == image, 1:] for image in range(self.count)]
@@ -122,7 +88,8 @@ class _Step:
         features = model.features(self.images)
         levels = list(features.values())
         logits, deltas = model.rpn.head(levels)
-        sampled = self.recorded_samples()
+        parts = (self.tensor(name) for name in ("rois", "labels", "bbox_targets"))
+        sampled = recorded_boxes(*parts, self.count)
         hidden, class_logits, box_deltas = model.box(features, [each.boxes for each in sampled])
         losses: dict[str, Tensor] = {}
         for name, level in zip(
@@ -224,12 +191,7 @@ class _Step:
             len(each.boxes) + len(image["boxes"])
             for each, image in zip(done.proposals, self.meta["gt"], strict=True)
         ]
-        rois = torch.cat(
-            [
-                torch.cat([each.boxes.new_full((len(each.boxes), 1), float(i)), each.boxes], dim=1)
-                for i, each in enumerate(done.sampled)
-            ]
-        )
+        rois = with_image_index([each.boxes for each in done.sampled])
         rois, moved = settle_draws(rois, self.tensor("rois"), done.proposals)
         if moved:
             self.folder.reference.notes.append(
@@ -237,25 +199,16 @@ class _Step:
             )
         anchors = torch.cat([each.labels for each in self.recorded_labels(list(self.model.neck.specs))])
         recorded = self.folder.reference.recorded["train.total_loss"]["samples"]
+        labels, deltas = (
+            torch.cat([getattr(each, part) for each in done.sampled]) for part in ("labels", "targets")
+        )
         return {
-            "drawn.candidates": Output(
-                np.array(counts, dtype="float64"),
-                0.0,
-                expected=np.array(self.meta["candidate_boxes_per_image"], dtype="float64"),
-            ),
-            "drawn.anchor_labels": Output(
-                torch.cat([each.labels for each in done.labels]), 0.0, expected=anchors
-            ),
-            "drawn.rois": Output(rois, DRAWS, expected=self.batch["rois"]),
-            "drawn.labels": Output(
-                torch.cat([each.labels for each in done.sampled]).double(),
-                0.0,
-                expected=self.batch["labels"].astype("float64"),
-            ),
-            "drawn.box_targets": Output(
-                torch.cat([each.targets for each in done.sampled]), DRAWS, expected=self.batch["bbox_targets"]
-            ),
-            "drawn.total_loss": Output(sum(done.losses.values()).reshape(1), LOSSES, expected=recorded),
+            "drawn.candidates": Output(counts, 0.0, self.meta["candidate_boxes_per_image"]),
+            "drawn.anchor_labels": Output(torch.cat([each.labels for each in done.labels]), 0.0, anchors),
+            "drawn.rois": Output(rois, DRAWS, self.batch["rois"]),
+            "drawn.labels": Output(labels, 0.0, self.batch["labels"]),
+            "drawn.box_targets": Output(deltas, DRAWS, self.batch["bbox_targets"]),
+            "drawn.total_loss": Output(sum(done.losses.values()).reshape(1), LOSSES, recorded),
         }
 
     def recipe(self) -> dict[str, Output | Skip]:
@@ -287,26 +240,16 @@ class _Step:
             for name in self.meta["frozen"]
             if not name.startswith(("Mask_Head.res5.", "Keypoint_Outs.upsample."))
         }
+        rates = self.folder.meta["lr_schedule"]["at"]  # of some updates
+        sizes = [group["count"] for group in self.meta["param_groups"]]
         return {
-            "recipe.group_sizes": Output(
-                np.array(list(counts.values()), dtype="float64"),
-                0.0,
-                expected=np.array([group["count"] for group in self.meta["param_groups"]], dtype="float64"),
+            "recipe.group_sizes": Output(list(counts.values()), 0.0, sizes),
+            "recipe.group_rules": Output(sorted(rules), 1e-9, sorted(recorded)),
+            "recipe.frozen_that_differ": Output(len(frozen ^ wanted), 0.0, 0),
+            "recipe.learning_rates": Output(
+                [learning_rate(schedule, int(iteration)) for iteration in rates], 1e-9, list(rates.values())
             ),
-            "recipe.group_rules": Output(
-                np.array(sorted(rules)), 1e-9, expected=np.array(sorted(recorded), dtype="float64")
-            ),
-            "recipe.frozen_that_differ": Output(
-                np.array(float(len(frozen ^ wanted))), 0.0, expected=np.array(0.0)
-            ),
-            "recipe.learning_rates": self.rates(schedule),
         }
-
-    def rates(self, schedule: Schedule) -> Output:
-        """The rates of the recorded updates."""
-        at = self.folder.meta["lr_schedule"]["at"]
-        own = np.array([learning_rate(schedule, int(iteration)) for iteration in at])
-        return Output(own, 1e-9, expected=np.array(list(at.values())))
 
 
 def settle_draws(rois: Tensor, recorded: Tensor, proposals: Sequence[Proposals]) -> tuple[Tensor, int]:

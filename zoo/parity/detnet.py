@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from detection_zoo.kernels.roi_levels import LevelRule, assign_levels
-from detection_zoo.zoo.build import assemble
 from detection_zoo.zoo.conventions import ProposalConventions
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.manifest import ModelEntry, Schedule
@@ -30,12 +29,11 @@ from detection_zoo.zoo.parity.detnet_model import (
 from detection_zoo.zoo.parity.detnet_probes import known_values, with_probes
 from detection_zoo.zoo.parity.detnet_settings import detector_components, row_for
 from detection_zoo.zoo.parity.near_ties import settle, settle_ties
+from detection_zoo.zoo.parity.standin import standin_model
 from detection_zoo.zoo.parts.roi_heads import box_losses
 from detection_zoo.zoo.parts.trace import trace
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.recipe import learning_rate, parameter_groups
-from detection_zoo.zoo.weights.load import checkpoint_format as format_of
-from detection_zoo.zoo.weights.load import load_arrays
 
 GRADIENT_TOLERANCE = 2e-3  # the folders' own advice
 NEAR = 2e-6  # between scores that two ways of adding up may rank differently
@@ -57,11 +55,6 @@ def outputs(
     return with_probes(reference, computed)
 
 
-def _expected(value: Any, expected: Any) -> Output:
-    """Numbers that must equal those of outputs.json itself, exactly."""
-    return Output(to_numpy(value).astype("float64"), 0.0, expected=np.asarray(expected, dtype="float64"))
-
-
 class _Detector:
     """One detector folder: its model, loaded, and every output it records."""
 
@@ -69,12 +62,9 @@ class _Detector:
         self, reference: Reference, entry: ModelEntry | None, kind: torch.dtype, checkpoint_format: str
     ) -> None:
         self.reference, self.meta, self.kind = reference, reference.meta, kind
-        model = assemble(row_for(reference, entry, detector_components(reference)))
-        if not isinstance(model, FasterRcnn):
-            raise TypeError(f"{reference.folder}: expected Faster R-CNN, got {type(model).__name__}")
-        where = f"stand-in checkpoint of {reference.folder} ({checkpoint_format})"
-        self.report = load_arrays(model, reference.checkpoint(), checkpoint_format, where=where)
-        self.model = model.to(kind).eval()
+        row = row_for(reference, entry, detector_components(reference))
+        model, translation = standin_model(reference.folder, row, FasterRcnn, checkpoint_format)
+        self.model, self.origin = model.to(kind).eval(), translation.origin
         self.computed: Outputs = {}
 
     def outputs(self) -> Outputs:
@@ -147,7 +137,7 @@ class _Detector:
             counts = [described["before_cap"], described["kept"]]
             return {
                 name: Output(self._settled_detections(name, rows)),
-                f"{name}: counts": _expected([before, len(rows)], counts),
+                f"{name}: counts": Output([before, len(rows)], 0.0, counts),
             }
 
         notes = len(self.reference.notes)
@@ -232,7 +222,7 @@ class _Detector:
     def _expect(self, name: str, value: Any, expected: Any) -> None:
         """Compare exactly with numbers of outputs.json itself."""
         if expected is not None:
-            self.computed[name] = _expected(value, expected)
+            self.computed[name] = Output(value, 0.0, expected)
 
     def _training(self, train: dict[str, Any]) -> None:
         model, images = self.model, self.reference.note("train", "input").tensor(self.kind)
@@ -293,17 +283,13 @@ class _Detector:
     def _gradients(self, loss: Tensor) -> None:
         loss.backward()
         parameters = dict(self.model.named_parameters())
-        origin = {theirs: ours for ours, theirs in self.names().items()}
+        origin = {theirs: ours for ours, theirs in self.origin.items()}
         for name in self.reference.recorded:
             if not name.startswith("train/grad/") or name.endswith("@probe"):
                 continue
             ours = origin.get(name.removeprefix("train/grad/"))
             if ours in parameters and parameters[ours].grad is not None:
                 self.computed[name] = Output(parameters[ours].grad, GRADIENT_TOLERANCE)
-
-    def names(self) -> dict[str, str]:
-        """This model's names -> the checkpoint's."""
-        return format_of("detnet_pytorch_pth").translate(self.reference.checkpoint()).origin
 
     def _listed(
         self, train: dict[str, Any], rois: Tensor, marks: Tensor, labels: Tensor, chosen: Tensor
@@ -319,19 +305,16 @@ class _Detector:
                     torch.nonzero(marks[index] == value).squeeze(1),
                     listed[kind],
                 )
-        if "sampled_roi_labels" in train:
-            self._expect("train: sampled roi labels", labels, train["sampled_roi_labels"])
+        self._expect("train: sampled roi labels", labels, train.get("sampled_roi_labels"))
         if "sampled_rois" in train:
-            self.computed["train: sampled rois"] = Output(
-                chosen, 1e-4, expected=np.asarray(train["sampled_rois"])
-            )
+            self.computed["train: sampled rois"] = Output(chosen, 1e-4, train["sampled_rois"])
 
     def _recipe(self, train: dict[str, Any]) -> None:
         """What trains, with which decay, and the rate of every epoch."""
-        origin, trained = self.names(), {name for name, p in self.model.named_parameters() if p.requires_grad}
+        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
         frozen = {
             theirs
-            for ours, theirs in origin.items()
+            for ours, theirs in self.origin.items()
             if ours not in trained and not theirs.endswith(("running_mean", "running_var"))
         }
         self._expect("train: frozen tensors that differ", len(frozen ^ set(train["frozen"])), 0)
@@ -362,6 +345,4 @@ class _Detector:
                 steps=[(step + 1) * k - 1 for k in range(1, 50)],
             )
             own = [[epoch, learning_rate(recipe, epoch - 1, 1)] for epoch, _ in rates]
-            self.computed[f"train: learning rate by epoch, {label}"] = Output(
-                np.array(own), 1e-9, expected=np.array(rates, dtype="float64")
-            )
+            self.computed[f"train: learning rate by epoch, {label}"] = Output(own, 1e-9, rates)

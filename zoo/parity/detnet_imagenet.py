@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from detection_zoo.zoo.build import assemble
+from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.manifest import Component, ModelEntry
 from detection_zoo.zoo.parity.base import Output, Reference, Skip
 from detection_zoo.zoo.parity.detnet_settings import row_for
+from detection_zoo.zoo.parity.standin import standin_model
 from detection_zoo.zoo.parts.trace import trace
-from detection_zoo.zoo.weights.load import load_arrays
 
 
 def imagenet_outputs(
@@ -25,11 +25,8 @@ def imagenet_outputs(
         "classes": classes,
         "task": "classification",
     }
-    model = assemble(row_for(reference, entry, own))
-    load_arrays(
-        model, reference.checkpoint(), checkpoint_format, where=f"stand-in checkpoint of {reference.folder}"
-    )
-    model = model.to(kind).eval()
+    row = row_for(reference, entry, own)
+    model = standin_model(reference.folder, row, Classifier, checkpoint_format)[0].to(kind).eval()
     computed: dict[str, Output | Skip] = {}
     for name, note in reference.settings.under("inputs").items():
         kept = _watch(model, note.tensor(kind))

@@ -15,6 +15,7 @@ from detection_zoo.zoo.parity.near_ties import DetectionChoices
 from detection_zoo.zoo.parts.boxes import BoxCoder, clip_boxes
 from detection_zoo.zoo.parts.detections import choose_detections
 from detection_zoo.zoo.parts.proposals import Proposals, Size, select_proposals
+from detection_zoo.zoo.parts.roi_heads import with_image_index
 from detection_zoo.zoo.parts.rpn import by_anchor
 
 OFFSET = 1.0
@@ -64,9 +65,7 @@ def kept_anchors(found: Pyramid, image: int, size: Size, proposals: Proposals) -
 
 def as_rois(boxes: Sequence[Tensor]) -> Tensor:
     """Boxes (R, 4) of each image as (N, R, 5), the image's index first."""
-    return torch.stack(
-        [torch.cat([own.new_full((len(own), 1), float(i)), own], dim=1) for i, own in enumerate(boxes)]
-    )
+    return with_image_index(boxes).unflatten(0, (len(boxes), -1))
 
 
 def pool(model: FasterRcnn, levels: Sequence[Tensor], rois: Tensor, height: float) -> Tensor:

@@ -11,13 +11,8 @@ from detection_zoo.zoo.parity.base import Output, Reference, Skip, to_numpy
 
 
 def with_probes(reference: Reference, computed: dict[str, Output | Skip]) -> dict[str, Output | Skip]:
-    """Of what was computed, that which the folder records, and the 512 drawn values of each output whose name
-    is recorded with '@probe'."""
-    computed = {
-        name: output
-        for name, output in computed.items()
-        if name in reference.recorded or isinstance(output, Skip) or output.expected is not None
-    }
+    """What was computed, and the 512 drawn values of each output whose name is recorded with '@probe'."""
+    computed = dict(computed)
     for name in reference.recorded:
         whole = name.removesuffix("@probe")
         output = computed.get(whole)

@@ -105,12 +105,7 @@ class _Folder(LoadedModel):
         if optimiser := self.meta.get("optimiser"):
             add_optimiser(self, optimiser)
         self._anchors()
-        recorded = self.reference.recorded
-        return {
-            name: output
-            for name, output in self.computed.items()
-            if name in recorded or getattr(output, "expected", None) is not None
-        }
+        return self.computed
 
     def _inference(self, name: str, batch: Batch) -> None:
         model = self.model

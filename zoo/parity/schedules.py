@@ -72,26 +72,6 @@ def flags(command: list[str]) -> dict[str, str]:
     return found
 
 
-def row_of_config(config: str, sources: tuple[str, ...]) -> ModelEntry:
-    """The one row of these sources whose configuration file has this name, with or without its folders.
-
-    Raises:
-        ParityError: no row or several.
-    """
-    rows = [
-        entry
-        for entry in load_manifests().entries.values()
-        if entry.source in sources
-        and entry.source_config
-        and config in (entry.source_config, Path(entry.source_config).stem)
-    ]
-    if len(rows) != 1:
-        raise ParityError(
-            f"{len(rows)} rows of {', '.join(sources)} have the configuration {config!r}, one is needed"
-        )
-    return rows[0]
-
-
 def _schedule_of(entry: ModelEntry) -> Schedule:
     if entry.schedule is None:
         raise ParityError(f"row {entry.name} has no schedule to compare")
@@ -131,7 +111,7 @@ def _compared(rates: np.ndarray, factors: list[float], recorded: np.ndarray) -> 
 def _detectron(command: list[str], training: Mapping[str, Any], changes: np.ndarray) -> dict[str, Output]:
     """Detectron.pytorch: rates by the batch size given, the momentum rule, the proposals collected."""
     asked = flags(command)
-    entry = row_of_config(asked["--cfg"], ("detectron_pytorch",))
+    entry = load_manifests().by_config(asked["--cfg"], ("detectron_pytorch",))
     published = _schedule_of(entry)
     batch = int(asked.get("--bs", published.images_per_batch))
     schedule = scale_schedule(published, batch, int(asked.get("--iter_size", 1)))
@@ -147,7 +127,7 @@ def _detectron(command: list[str], training: Mapping[str, Any], changes: np.ndar
         "momentum_corrections": Output(corrections, RATES, expected=recorded[:, 3]),
         "updates": Output(total_iterations(schedule), 0.0, expected=updates),
         "lr": Output(schedule.lr, RATES, expected=effective["base_lr"]),
-        "steps": Output(np.array([0, *schedule.steps]), 0.0, expected=np.array(effective["steps"])),
+        "steps": Output([0, *schedule.steps], 0.0, effective["steps"]),
     }
     if entry.neck is not None:
         scale = collect_scale(published, batch, training["gpus"])
@@ -157,7 +137,7 @@ def _detectron(command: list[str], training: Mapping[str, Any], changes: np.ndar
 
 def _maskrcnn_benchmark(name: str, training: Mapping[str, Any], changes: np.ndarray) -> dict[str, Output]:
     """maskrcnn-benchmark and its VoVNet fork: rates of four groups, and their decays."""
-    schedule = _schedule_of(row_of_config(name, ("vovnet", "maskrcnn_benchmark")))
+    schedule = _schedule_of(load_manifests().by_config(name, ("vovnet", "maskrcnn_benchmark")))
     updates = training["updates"]
     factors = _group_factors(schedule)
     parts = ("weight", "bias", "norm weight", "norm bias")
@@ -165,11 +145,9 @@ def _maskrcnn_benchmark(name: str, training: Mapping[str, Any], changes: np.ndar
         _rates(schedule, updates), [factors[part][0] for part in parts], _recorded(changes, updates)
     )
     return found | {
-        "weight_decay": Output(
-            np.array([factors[part][1] for part in parts]), RATES, expected=np.array(training["weight_decay"])
-        ),
+        "weight_decay": Output([factors[part][1] for part in parts], RATES, training["weight_decay"]),
         "updates": Output(total_iterations(schedule), 0.0, expected=updates),
-        "steps": Output(np.array(schedule.steps), 0.0, expected=np.array(training["steps"])),
+        "steps": Output(schedule.steps, 0.0, training["steps"]),
         "images_per_batch": Output(schedule.images_per_batch, 0.0, expected=training["images_per_batch"]),
     }
 
@@ -186,9 +164,9 @@ def _hardnet(command: list[str], training: Mapping[str, Any], changes: np.ndarra
         "updates": Output(total_iterations(schedule, per_epoch), 0.0, expected=updates),
         "updates_per_epoch": Output(per_epoch, 0.0, expected=training["epoch_size"]),
         "weight_decay": Output(
-            np.array(sorted({decay for _, decay in _group_factors(schedule).values()})),
+            sorted({decay for _, decay in _group_factors(schedule).values()}),
             RATES,
-            expected=np.array([training["weight_decay"]]),
+            [training["weight_decay"]],
         ),
     }
 

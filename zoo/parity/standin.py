@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from detection_zoo.zoo.errors import CheckpointError
+from detection_zoo.zoo.parity.files import ParityError
 from detection_zoo.zoo.parity.prose import read_note
 from detection_zoo.zoo.parity.wordings import CHECKPOINT_FORMAT
 
@@ -90,25 +91,27 @@ def standin_arrays(folder: Path | str, file: str = CHECKPOINT_FILE) -> dict[str,
     return arrays
 
 
-def standin_model(folder: Path, entry: ModelEntry, kind: type[M], form: str) -> tuple[M, Translation]:
+def standin_model(
+    folder: Path, entry: ModelEntry, kind: type[M], form: str, file: str = CHECKPOINT_FILE
+) -> tuple[M, Translation]:
     """A row's model with the stand-in checkpoint of a folder, and how the checkpoint's names were translated.
 
     Args:
         kind: the class that the model must have.
-        form: format of the checkpoint.
+        form: format of the checkpoint. file: name of its description.
 
     Raises:
-        TypeError: the row's model is of another class.
+        ParityError: the row's model is of another class.
     """
     from detection_zoo.zoo.build import assemble
-    from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays
+    from detection_zoo.zoo.weights.load import checkpoint_format, copy_into
 
     model = assemble(entry)
     if not isinstance(model, kind):
-        raise TypeError(f"row {entry.name} is no {kind.__name__}")
-    arrays = standin_arrays(folder)
-    load_arrays(model, arrays, form, where=f"start of {folder}")
-    return model, checkpoint_format(form).translate(dict(arrays))
+        raise ParityError(f"{folder}: row {entry.name} is no {kind.__name__}; give the right row")
+    translation = checkpoint_format(form).translate(standin_arrays(folder, file))
+    copy_into(model, translation, f"stand-in checkpoint of {folder} ({form})")
+    return model, translation
 
 
 def write_standin_checkpoint(folder: Path | str, path: Path | str, file: str = CHECKPOINT_FILE) -> Path:

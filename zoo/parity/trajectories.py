@@ -8,7 +8,6 @@ from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity import updates_benchmark, updates_detectron, updates_detnet, updates_hardnet
 from detection_zoo.zoo.parity.base import ParityReport
 from detection_zoo.zoo.parity.files import ParityError
-from detection_zoo.zoo.parity.schedules import row_of_config
 from detection_zoo.zoo.parity.updates import FILE, read_runs, replayed
 
 # source repository -> what sets a run of it up, and the sources of rows that it may be
@@ -39,7 +38,8 @@ def check_trajectory(folder: Path, row: str | None = None) -> ParityReport:
             f" {', '.join(sorted(SOURCES))}"
         )
     set_up, sources = SOURCES[repository]
-    entry = load_manifests().entry(row) if row else row_of_config(folder.name, sources)
+    manifests = load_manifests()
+    entry = manifests.entry(row) if row else manifests.by_config(folder.name, sources)
     made = [replayed(lambda recorded: set_up(recorded, entry), recorded) for recorded in runs]
     lines, notes = (tuple(item for part in parts for item in part) for parts in zip(*made, strict=True))
     return ParityReport(str(folder), repository, entry.name, "float32", lines, notes)

@@ -24,6 +24,7 @@ from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn, without_crowd
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
 from detection_zoo.zoo.manifest import ModelEntry, Schedule
 from detection_zoo.zoo.manifest_files import load_manifests
+from detection_zoo.zoo.parity.detectron_model import recorded_boxes
 from detection_zoo.zoo.parity.schedules import flags
 from detection_zoo.zoo.parity.standin import standin_model
 from detection_zoo.zoo.parity.updates import Batch, Recorded, Replay
@@ -150,27 +151,21 @@ class _Passes:
             if len(positive):
                 nearest = box_iou(every[positive], boxes, 1.0).argmax(dim=1)
                 deltas[positive] = self.model.rpn.coder.encode(boxes[nearest], every[positive])
-            found.append(SampledAnchors(own, deltas, positive, torch.nonzero(own == 0).squeeze(1)))
+            found.append(SampledAnchors.of(own, deltas))
         return found
 
     def rois(self, number: int, targets: list[Target]) -> list[SampledBoxes]:
         """The recorded RoIs of each image; each one's mask is that of the object whose outline overlaps it
         most."""
-        rois, labels, deltas = (
-            self.recorded.tensor(f"{name}|{number}") for name in ("rois", "labels", "box_targets")
-        )
-        found = []
-        for image, target in enumerate(targets):
-            rows = torch.nonzero(rois[:, 0] == image).squeeze(1)
-            boxes, own = rois[rows, 1:], labels[rows]
-            place = torch.arange(len(rows))
-            sampled = SampledBoxes(boxes, own, deltas[rows], torch.zeros_like(own), place, place, place, own)
-            if isinstance(self.model, MaskRcnn):
-                scale = boxes.new_tensor([*target.scale, *target.scale])
-                positive = torch.nonzero(own > 0).squeeze(1)
-                sampled.mask_matches = torch.full_like(own, -1)
-                sampled.mask_matches[positive] = masks_of(
-                    boxes[positive] / scale, target.polygons, scale, self.model.coder.offset
-                )
-            found.append(sampled)
+        parts = (self.recorded.tensor(f"{name}|{number}") for name in ("rois", "labels", "box_targets"))
+        found = recorded_boxes(*parts, len(targets))
+        if not isinstance(self.model, MaskRcnn):
+            return found
+        for sampled, target in zip(found, targets, strict=True):
+            scale = sampled.boxes.new_tensor([*target.scale, *target.scale])
+            positive = torch.nonzero(sampled.labels > 0).squeeze(1)
+            sampled.mask_matches = torch.full_like(sampled.labels, -1)
+            sampled.mask_matches[positive] = masks_of(
+                sampled.boxes[positive] / scale, target.polygons, scale, self.model.coder.offset
+            )
         return found

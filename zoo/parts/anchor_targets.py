@@ -34,6 +34,11 @@ class SampledAnchors:
     positive: Tensor
     negative: Tensor
 
+    @classmethod
+    def of(cls, labels: Tensor, targets: Tensor) -> SampledAnchors:
+        """All anchors with a label, without absent rows."""
+        return cls(labels, targets, *(torch.nonzero(labels == value).squeeze(1) for value in (1, 0)))
+
 
 class AnchorSampler(Sampler):
     """Labels and samples anchors as maskrcnn-benchmark (Ren et al. 2015, section 3.1.2)."""
@@ -141,8 +146,7 @@ class DetectronAnchorSampler(NumpyAnchorSampler):
         own = torch.nonzero(chosen == 1).squeeze(1)
         if len(own):
             targets[rows[own]] = self.coder.encode(truth[nearest[own]], kept[own])
-        positive, negative = (torch.nonzero(labels == value).squeeze(1) for value in (1, 0))
-        return SampledAnchors(labels.to(anchors.dtype), targets, positive, negative)
+        return SampledAnchors.of(labels.to(anchors.dtype), targets)
 
     def thin(self, labels: Tensor, most: int) -> None:
         """Ignore positives of labels (A,), in place, until `most` are left."""
@@ -194,8 +198,7 @@ class FirstImageAnchorSampler(NumpyAnchorSampler):
         self.drop(chosen, 0, quota)
         labels[rows] = chosen
         targets[rows] = self.coder.encode(truth[assigned], kept)
-        positive, negative = (torch.nonzero(labels == value).squeeze(1) for value in (1, 0))
-        return SampledAnchors(labels, targets, positive, negative)
+        return SampledAnchors.of(labels, targets)
 
     def drop(self, labels: Tensor, value: int, most: int) -> None:
         """Ignore all but a random `most` of the labels (A,) with that value, in place."""
