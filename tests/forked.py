@@ -1,6 +1,5 @@
 """A program, such as bench.py, in a process of its own, forked from one that has imported what a training
-needs: it can be killed, joined by torchrun's variables and limited like any other, without seconds of imports.
-"""
+needs: it can be killed, joined by torchrun's variables and limited like any other, and starts at once."""
 
 from __future__ import annotations
 

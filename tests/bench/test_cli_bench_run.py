@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,8 @@ QUICK = (
     "0.2",
     "--train-steps",
     "2",
+    "--processes",
+    "2",
     "--device",
     "cpu",
 )
@@ -47,14 +51,14 @@ def own_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(home: Path, *arguments: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     environment = {**os.environ, "DETECTION_ZOO_HOME": str(home), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "bench.py", *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         start_new_session=True,
     )
@@ -65,6 +69,15 @@ def bench(home: Path, *arguments: str) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=300)
     assert "Traceback" not in err, err
     return process.returncode, out, err
+
+
+def read_until(terminal: int, text: str | None) -> str:
+    """What is written to a terminal until it has the text, or until its last writer has ended."""
+    said = ""
+    with suppress(OSError):  # its last writer has ended
+        while text is None or text not in said:
+            said += os.read(terminal, 4096).decode(errors="replace")
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +196,8 @@ def test_detections_are_drawn_on_the_picture(tmp_path: Path) -> None:
 def test_ctrl_c_or_kill_says_what_is_kept_and_ends_with_130(
     home: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:
+    terminal, stderr = os.openpty()  # where progress is drawn earlier than in a file
+    termios.tcsetwinsize(terminal, (24, 100))
     process = start(
         home,
         "run",
@@ -202,12 +217,15 @@ def test_ctrl_c_or_kill_says_what_is_kept_and_ends_with_130(
         "cpu",
         "--store",
         str(tmp_path / "runs"),
+        stderr=stderr,
     )
-    assert any(f"{ROW}: training:" in line for line in process.stderr), (
-        "a million steps go on for longer than the bar takes to appear"
-    )
+    os.close(stderr)
+    said = read_until(terminal, f"{ROW}: training:")
+    assert f"{ROW}: training:" in said, "a million steps go on for longer than the bar takes to appear"
     os.killpg(process.pid, kind) if kind == signal.SIGINT else os.kill(process.pid, kind)
-    _, err = process.communicate(timeout=120)
+    err = read_until(terminal, None)
+    os.close(terminal)
+    process.communicate(timeout=120)
     assert process.returncode == 130 and "Ctrl-C" in err and "Traceback" not in err
     (run,) = read_runs(tmp_path / "runs").runs
     assert (
