@@ -47,12 +47,6 @@ class Capture(Protocol):
         ...
 
 
-class Recording(Protocol):
-    """What is kept of one shape; held_bytes: of the memory that it holds as long as it is kept."""
-
-    held_bytes: int
-
-
 class Recordings:
     """Recordings by shape, the latest used last, and a count of what they were used for.
 
@@ -69,7 +63,8 @@ class Recordings:
         self.shapes: list[str] = []
 
     def get(self, key: tuple[int, ...], record: Callable[[], Any]) -> Any:
-        """The recording of a key, made by `record` where there is none; None where nothing can be."""
+        """The recording of a key, made by `record` where there is none; None where nothing can be. Its
+        `held_bytes` are those of the memory that it holds as long as it is kept."""
         if self.failure is None and key in self.kept:
             self.hits += 1
             self.kept.move_to_end(key)

@@ -60,8 +60,15 @@ class MaskRcnn(FasterRcnn):
     def branch_outputs(
         self, raw: RcnnRaw, found: list[Detections], where: Sequence[Frame]
     ) -> list[Detections]:
-        """Detections with the probabilities (R, M, M) of their masks."""
-        return self.with_masks(raw.features, found, self.network_boxes(found, where))
+        """Detections with the probabilities (R, M, M) of their own classes."""
+        labels = torch.cat([each.labels for each in found])
+        pooled = self.mask_features(raw.features, self.network_boxes(found, where))
+        probabilities = class_masks(self.mask(pooled), labels)
+        record("mask.probabilities", probabilities)
+        return [
+            replace(each, masks=masks)
+            for each, masks in zip(found, probabilities.split([len(each) for each in found]), strict=True)
+        ]
 
     def branch_poolers(self) -> list[RoiAlignPooler]:
         """The pooler of the mask head, if any."""
@@ -83,19 +90,6 @@ class MaskRcnn(FasterRcnn):
                 each = replace(each, masks=pasted)
             finished.append(each)
         return finished
-
-    def with_masks(
-        self, features: dict[str, Tensor], found: Sequence[Detections], boxes: Sequence[Tensor]
-    ) -> list[Detections]:
-        """Detections with the probabilities (R, M, M) of their own classes, pooled from boxes in input
-        pixels."""
-        labels = torch.cat([each.labels for each in found])
-        probabilities = class_masks(self.mask(self.mask_features(features, boxes)), labels)
-        record("mask.probabilities", probabilities)
-        return [
-            replace(each, masks=masks)
-            for each, masks in zip(found, probabilities.split([len(each) for each in found]), strict=True)
-        ]
 
     def branch_losses(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,13 +17,6 @@ from detection_zoo.zoo.parts.proposals import Proposals
 from detection_zoo.zoo.parts.rpn import RegionProposalNetwork
 from detection_zoo.zoo.records import Detections, Target
 from detection_zoo.zoo.registry import DETECTORS
-
-
-@dataclass
-class RpnRaw:
-    """The proposals of each image."""
-
-    proposals: list[Proposals]
 
 
 class ProposalDetector(Detector):
@@ -52,22 +44,20 @@ class ProposalDetector(Detector):
         self.backbone, self.neck, self.rpn = backbone, neck, rpn
         self.num_classes, self.frame = num_classes, frame
 
-    def raw(self, images: Tensor, sizes: Tensor) -> RpnRaw:
+    def raw(self, images: Tensor, sizes: Tensor) -> list[Proposals]:
         """Proposals of images (N, 3, H, W)."""
         levels = list(self.neck(self.backbone(images)).values())
-        return RpnRaw(
-            self.rpn.propose(
-                *self.rpn.head(levels), self.rpn.anchors(levels), sizes.tolist(), tuple(images.shape[-2:])
-            )
+        return self.rpn.propose(
+            *self.rpn.head(levels), self.rpn.anchors(levels), sizes.tolist(), tuple(images.shape[-2:])
         )
 
     def postprocess(
-        self, raw: RpnRaw, sizes: Tensor, original_sizes: Tensor | None = None
+        self, raw: list[Proposals], sizes: Tensor, original_sizes: Tensor | None = None
     ) -> list[Detections]:
         """Proposals sorted by descending score, in pixels of the original images."""
         where = frames(sizes, original_sizes, self.frame != "network", self.resize)
         found = []
-        for each, frame in zip(raw.proposals, where, strict=True):
+        for each, frame in zip(raw, where, strict=True):
             order = each.scores.argsort(descending=True, stable=True)
             boxes = scale_boxes(each.boxes[order], *frame.factor)
             found.append(Detections(boxes, each.scores[order], torch.zeros_like(order)))

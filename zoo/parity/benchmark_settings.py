@@ -62,8 +62,10 @@ def entry_from_settings(reference: Reference) -> ModelEntry:
         )
     kind = body["kind"]
     norms = norms_of(entry["name"] for entry in reference.description["tensors"])
-    neck = {"FPN": _pyramid, "FPN-RETINANET": _retina_pyramid, "C4": lambda *_: None}[kind](settings, norms)
     retina = kind == "FPN-RETINANET"
+    start = "c" if retina and settings["RETINANET"]["USE_C5"] else "p"
+    extra = {"extra": "p6p7", "extra_from": start} if retina else {}
+    neck = None if kind == "C4" else Component(name="fpn", norm=norms["fpn"], **extra)
     classes = settings["RETINANET" if retina else "ROI_BOX_HEAD"]["NUM_CLASSES"] - 1
     detector = _detector(settings, retina, norms)
     bundle = {"faster_rcnn": ""}.get(detector.name, "_" + detector.name.removesuffix("_rcnn"))
@@ -124,15 +126,6 @@ def _backbone(
     return Component(name=f"resnet{body['depth']}", **arguments)
 
 
-def _pyramid(settings: Settings, norms: Mapping[str, str]) -> Component:
-    return Component(name="fpn", norm=norms["fpn"])
-
-
-def _retina_pyramid(settings: Settings, norms: Mapping[str, str]) -> Component:
-    start = "c" if settings["RETINANET"]["USE_C5"] else "p"
-    return Component(name="fpn", norm=norms["fpn"], extra="p6p7", extra_from=start)
-
-
 def _detector(settings: Settings, retina: bool, norms: Mapping[str, str]) -> Component:
     if retina:
         return Component(name="retinanet", convs=settings["RETINANET"]["NUM_CONVS"])
@@ -174,30 +167,20 @@ def _conventions(settings: Settings, kind: str, detector: str) -> dict[str, Any]
     if kind == "FPN-RETINANET":
         return shape | _retina_conventions(settings)
     rpn, roi = settings["RPN"], settings["ROI_HEADS"]
-    sizes = (
-        [[float(s)] for s in rpn["ANCHOR_SIZES"]]
-        if rpn["USE_FPN"]
-        else [[float(s) for s in rpn["ANCHOR_SIZES"]]]
-    )
+    sizes = [float(size) for size in rpn["ANCHOR_SIZES"]]
     sections = shape | {
-        "anchors": {"sizes": sizes, "ratios": rpn["ASPECT_RATIOS"], "strides": rpn["ANCHOR_STRIDE"]},
-        "rpn": {
-            "samples": rpn["BATCH_SIZE_PER_IMAGE"],
-            "positive_fraction": rpn["POSITIVE_FRACTION"],
-            "foreground_iou": rpn["FG_IOU_THRESHOLD"],
-            "background_iou": rpn["BG_IOU_THRESHOLD"],
-            "straddle": float(rpn["STRADDLE_THRESH"]) if rpn["STRADDLE_THRESH"] >= 0 else None,
+        "anchors": {
+            "sizes": [[size] for size in sizes] if rpn["USE_FPN"] else [sizes],
+            "ratios": rpn["ASPECT_RATIOS"],
+            "strides": rpn["ANCHOR_STRIDE"],
         },
+        "rpn": _sampling(rpn)
+        | {"straddle": float(rpn["STRADDLE_THRESH"]) if rpn["STRADDLE_THRESH"] >= 0 else None},
         "proposals": _proposals(rpn, "TEST"),
         "training_proposals": _proposals(rpn, "TRAIN"),
         "boxes": {"weights": roi["BBOX_REG_WEIGHTS"]},
         "pooling": _pooling(settings["ROI_BOX_HEAD"]),
-        "roi": {
-            "samples": roi["BATCH_SIZE_PER_IMAGE"],
-            "positive_fraction": roi["POSITIVE_FRACTION"],
-            "foreground_iou": roi["FG_IOU_THRESHOLD"],
-            "background_iou": roi["BG_IOU_THRESHOLD"],
-        },
+        "roi": _sampling(roi),
         "detections": {
             "score_threshold": roi["SCORE_THRESH"],
             "nms_iou": roi["NMS"],
@@ -213,6 +196,15 @@ def _conventions(settings: Settings, kind: str, detector: str) -> dict[str, Any]
             "positive_fraction": roi["POSITIVE_FRACTION"],
         }
     return sections
+
+
+def _sampling(section: Settings) -> dict[str, Any]:
+    return {
+        "samples": section["BATCH_SIZE_PER_IMAGE"],
+        "positive_fraction": section["POSITIVE_FRACTION"],
+        "foreground_iou": section["FG_IOU_THRESHOLD"],
+        "background_iou": section["BG_IOU_THRESHOLD"],
+    }
 
 
 def _proposals(rpn: Settings, mode: str) -> dict[str, Any]:

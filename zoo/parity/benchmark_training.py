@@ -4,6 +4,7 @@ optimiser."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -93,29 +94,15 @@ def _add_proposals(folder: LoadedModel, found: Sequence[Proposals], targets: Seq
 
 def _add_samples(folder: LoadedModel, step: RcnnTraining, targets: Sequence[Target]) -> None:
     for i, (labels, sampled, target) in enumerate(zip(step.labels, step.sampled, targets, strict=True)):
-        for part, value in (
-            ("positive", labels.positive),
-            ("negative", labels.negative),
-            ("labels", labels.labels),
-        ):
-            folder.add_exact(f"train.rpn.{part}.image{i}", value)
-        for part, value in (
-            ("positive", sampled.positive),
-            ("negative", sampled.negative),
-            ("labels", sampled.candidate_labels),
-            ("sampled_labels", sampled.labels),
-        ):
-            folder.add_exact(f"train.roi.{part}.image{i}", value)
+        picked = {"rpn": labels, "roi": replace(sampled, labels=sampled.candidate_labels)}
+        if isinstance(folder.model, KeypointRcnn):
+            picked["kp"] = folder.model.sample_keypoints(sampled, target)
+        for head, each in picked.items():
+            for part in ("positive", "negative", "labels"):
+                folder.add_exact(f"train.{head}.{part}.image{i}", getattr(each, part))
+        folder.add_exact(f"train.roi.sampled_labels.image{i}", sampled.labels)
         folder.add_boxes(f"train.roi.sampled_boxes.image{i}", sampled.boxes)
         folder.add_list(f"train.roi.sampled_targets.image{i}", sampled.targets, "dx dy dw dh")
-        if isinstance(folder.model, KeypointRcnn):
-            drawn = folder.model.sample_keypoints(sampled, target)
-            for part, value in (
-                ("positive", drawn.positive),
-                ("negative", drawn.negative),
-                ("labels", drawn.labels),
-            ):
-                folder.add_exact(f"train.kp.{part}.image{i}", value)
 
 
 def add_optimiser(folder: LoadedModel, recorded: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
 from detection_zoo.zoo.manifest import ModelEntry
-from detection_zoo.zoo.parity.base import Reference
+from detection_zoo.zoo.parity.base import Output, Reference, Skip
+from detection_zoo.zoo.parity.near_ties import ProposalChoices
 from detection_zoo.zoo.parity.standin import read_checkpoint_description, standin_model
 from detection_zoo.zoo.parts.targets import SampledBoxes
 
@@ -21,6 +22,8 @@ class LoadedModel:
         self, reference: Reference, row: ModelEntry, kind: torch.dtype, checkpoint_format: str
     ) -> None:
         self.reference, self.meta, self.kind, self.row = reference, reference.meta, kind, row
+        self.computed: dict[str, Output | Skip] = {}
+        self.choices: dict[str, ProposalChoices] = {}  # by input
         file = FORMATS[checkpoint_format]
         model, translation = standin_model(reference.folder, row, FasterRcnn, checkpoint_format, file)
         self.model = model.to(kind).eval()

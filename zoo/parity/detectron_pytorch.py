@@ -78,13 +78,6 @@ def outputs(
 class _Folder(LoadedModel):
     """One folder of a model: every output recomputed."""
 
-    def __init__(
-        self, reference: Reference, row: ModelEntry, kind: torch.dtype, checkpoint_format: str
-    ) -> None:
-        super().__init__(reference, row, kind, checkpoint_format)
-        self.computed: Outputs = {}
-        self.choices: dict[str, ProposalChoices] = {}
-
     def outputs(self) -> Outputs:
         """Every recorded output."""
         with torch.no_grad():
