@@ -8,6 +8,8 @@ The rule of Detectron and DetNet_pytorch: the best remaining box (equal scores: 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +22,17 @@ from detection_zoo.kernels.nms_reference import raise_for_values
 from detection_zoo.kernels.operator import operator
 
 METHODS = ("linear", "gaussian", "hard")
+LINEAR, GAUSSIAN, HARD = range(3)
+
+
+class SoftRule(NamedTuple):
+    """Parameters of soft-NMS, as in `soft_nms`; method: an index into METHODS."""
+
+    method: int
+    sigma: float
+    iou_threshold: float
+    score_threshold: float
+    offset: float
 
 
 def soft_nms(
@@ -66,21 +79,12 @@ def soft_nms(
     return kept, new_scores.to(type_of_scores)
 
 
-def reference_soft_nms(
-    boxes: Tensor,
-    scores: Tensor,
-    method: str,
-    sigma: float,
-    iou_threshold: float,
-    score_threshold: float,
-    offset: float,
-) -> tuple[Tensor, Tensor]:
-    """The rule of this file in NumPy, one picked box at a time; boxes (R, 4), scores (R,) of their type,
-    the rest as in `soft_nms`."""
-    raise_for_values(boxes, scores, offset)
+def reference_soft_nms(boxes: Tensor, scores: Tensor, rule: SoftRule) -> tuple[Tensor, Tensor]:
+    """The rule of this file in NumPy, one picked box at a time; boxes (R, 4), scores (R,) of their type."""
+    raise_for_values(boxes, scores, rule.offset)
     number = boxes.detach().cpu().numpy().dtype.type
     x1, y1, x2, y2 = np.ascontiguousarray(boxes.detach().cpu().numpy().T)
-    remaining, offset = scores.detach().cpu().numpy().copy(), number(offset)
+    remaining, offset = scores.detach().cpu().numpy().copy(), number(rule.offset)
     areas = (x2 - x1 + offset) * (y2 - y1 + offset)
     rows, picked, picked_scores = np.arange(len(remaining)), [], []
     while len(rows):
@@ -94,34 +98,22 @@ def reference_soft_nms(
         inter = np.where(touching, width * height, number(0))
         with np.errstate(invalid="ignore", divide="ignore"):
             overlap = inter / (areas[best] + areas[rows] - inter)
-        remaining[rows] = np.where(
-            touching,
-            remaining[rows] * _weight(overlap, method, sigma, iou_threshold, number),
-            remaining[rows],
-        )
-        rows = rows[~(touching & (remaining[rows] < number(score_threshold)))]
+        lower = remaining[rows] * _weight(overlap, rule, number)
+        remaining[rows] = np.where(touching, lower, remaining[rows])
+        rows = rows[~(touching & (remaining[rows] < number(rule.score_threshold)))]
     kept = torch.from_numpy(np.asarray(picked, dtype=np.int64)).to(boxes.device)
     return kept, torch.from_numpy(np.asarray(picked_scores, dtype=number)).to(boxes.device)
 
 
-def _weight(overlap: np.ndarray, method: str, sigma: float, iou_threshold: float, number: type) -> np.ndarray:
-    if method == "gaussian":
-        return np.exp(-(overlap * overlap) / number(sigma))
-    above = overlap > number(iou_threshold)
-    return np.where(above, number(1) - overlap if method == "linear" else number(0), number(1))
+def _weight(overlap: np.ndarray, rule: SoftRule, number: type) -> np.ndarray:
+    if rule.method == GAUSSIAN:
+        return np.exp(-(overlap * overlap) / number(rule.sigma))
+    above = overlap > number(rule.iou_threshold)
+    return np.where(above, number(1) - overlap if rule.method == LINEAR else number(0), number(1))
 
 
-def cuda_soft_nms(
-    boxes: Tensor,
-    scores: Tensor,
-    method: str,
-    sigma: float,
-    iou_threshold: float,
-    score_threshold: float,
-    offset: float,
-) -> tuple[Tensor, Tensor]:
-    """One launch of soft_nms.cu, then the host reads the number picked; boxes (R, 4), scores (R,), the
-    rest as in `soft_nms`."""
+def cuda_soft_nms(boxes: Tensor, scores: Tensor, rule: SoftRule) -> tuple[Tensor, Tensor]:
+    """One launch of soft_nms.cu, then the host reads the number picked; boxes (R, 4), scores (R,)."""
     rows, number = len(boxes), number_of(boxes)
     picked, picked_scores = boxes.new_empty(rows, dtype=torch.int64), boxes.new_empty(rows)
     count = boxes.new_zeros(2, dtype=torch.int32)
@@ -140,12 +132,9 @@ def cuda_soft_nms(
             picked_scores,
             count,
             np.int32(rows),
-            np.int32(METHODS.index(method)),
-            number(sigma),
-            number(iou_threshold),
-            number(score_threshold),
-            number(offset),
-            number(-1.01 * offset),
+            np.int32(rule.method),
+            *map(number, rule[1:]),
+            number(-1.01 * rule.offset),
         ),
         16 * 32,
     )
@@ -168,11 +157,10 @@ def _run_soft_nms(
     offset: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    rule = SoftRule(METHODS.index(method), sigma, iou_threshold, score_threshold, offset)
     if backend == "cpu":
-        run, place = cpu_form("soft_nms").cpu_soft_nms, METHODS.index(method)
-        return run(boxes, scores, place, sigma, iou_threshold, score_threshold, offset)
-    run = cuda_soft_nms if backend == "cuda" else reference_soft_nms
-    return run(boxes, scores, method, sigma, iou_threshold, score_threshold, offset)
+        return cpu_form("soft_nms").cpu_soft_nms(boxes, scores, rule)
+    return (cuda_soft_nms if backend == "cuda" else reference_soft_nms)(boxes, scores, rule)
 
 
 _soft_nms_op = operator("soft_nms")(_run_soft_nms)

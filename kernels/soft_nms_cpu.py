@@ -15,21 +15,11 @@ from torch import Tensor
 
 from detection_zoo.kernels.machine_code import array_at, compiled
 from detection_zoo.kernels.nms_reference import raise_for_values
+from detection_zoo.kernels.soft_nms import GAUSSIAN, LINEAR, SoftRule
 
-LINEAR, GAUSSIAN, HARD = range(3)  # indices into soft_nms.METHODS
 
-
-def cpu_soft_nms(
-    boxes: Tensor,
-    scores: Tensor,
-    method: int,
-    sigma: float,
-    iou_threshold: float,
-    score_threshold: float,
-    offset: float,
-) -> tuple[Tensor, Tensor]:
-    """Boxes (R, 4), scores (R,) of their type, the rest as in `kernels.soft_nms.soft_nms`, the method as an
-    index into METHODS."""
+def cpu_soft_nms(boxes: Tensor, scores: Tensor, rule: SoftRule) -> tuple[Tensor, Tensor]:
+    """The picked boxes and their new scores, of boxes (R, 4) and scores (R,) of their type."""
     boxes, scores, count = boxes.detach().contiguous(), scores.detach().contiguous(), scores.shape[0]
     picked, picked_scores = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=scores.dtype)
     taken = _pick_at(
@@ -38,15 +28,11 @@ def cpu_soft_nms(
         picked.data_ptr(),
         picked_scores.data_ptr(),
         count,
-        method,
-        sigma,
-        iou_threshold,
-        score_threshold,
-        offset,
+        *rule,
         np.float64(1) if scores.dtype == torch.float64 else np.float32(1),
     )
     if taken < 0:
-        raise_for_values(boxes, scores, offset)
+        raise_for_values(boxes, scores, rule.offset)
     return picked.resize_(taken), picked_scores.resize_(taken)
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from detection_zoo.zoo.backbones.base import Backbone
 from detection_zoo.zoo.backbones.resnet import EXPANSION, Bottleneck, Stem, chained, initialise
-from detection_zoo.zoo.parts.norm import freeze
 from detection_zoo.zoo.records import FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES
 
@@ -63,7 +62,7 @@ class DetNet(Backbone):
             self.specs[name] = FeatureSpec(channels, total_stride)
         initialise(self, norm)
         for part in ("stem", *STAGES)[:freeze_at]:
-            freeze(getattr(self, part))
+            getattr(self, part).requires_grad_(False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps c2 (N, 256, H / 4, W / 4), c3 at stride 8, c4, c5 and c6 (N, 1024, H / 16, W / 16)."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.parts.norm import ConvNorm, freeze
+from detection_zoo.zoo.parts.norm import ConvNorm
 from detection_zoo.zoo.records import FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES
 
@@ -185,7 +185,7 @@ class ResNet(Backbone):
             self.specs[name] = FeatureSpec(self._channels(name), stride)
         initialise(self, norm)
         for part in ("stem", *self.stages)[:freeze_at]:
-            freeze(getattr(self, part))
+            getattr(self, part).requires_grad_(False)
 
     def _channels(self, stage: str) -> int:
         return self.base * (EXPANSION if self.block is Bottleneck else 1) * 2 ** STAGES.index(stage)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.parts.norm import ConvNorm, freeze
+from detection_zoo.zoo.parts.norm import ConvNorm
 from detection_zoo.zoo.records import FeatureSpec
 from detection_zoo.zoo.registry import BACKBONES
 
@@ -93,7 +93,7 @@ class VoVNet(Backbone):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
         for part in ("stem", *STAGES)[:freeze_at]:
-            freeze(getattr(self, part))
+            getattr(self, part).requires_grad_(False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps c2 (N, C, H / 4, W / 4) to c5 (N, C, H / 32, W / 32)."""

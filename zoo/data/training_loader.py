@@ -133,12 +133,13 @@ class TrainingLoader:
         return len(self.batches.order(0))
 
     def __iter__(self) -> Iterator[Batch]:
+        items = _Items(self.batches)
         loader = DataLoader(
-            _Items(self.batches),
-            batch_sampler=_Order(self.batches, self.start),
+            items,
+            batch_sampler=_order(self.batches, self.start),
             num_workers=self.workers,
             pin_memory=self.pin_memory,
-            collate_fn=_Collate(self.batches),
+            collate_fn=items.collate,
             prefetch_factor=QUEUED_BATCHES if self.workers else None,
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # the workers' seed is not drawn from torch's global generator
@@ -155,19 +156,13 @@ def is_lost_worker(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
-class _Order:
+def _order(batches: Batches, start: int) -> Iterator[list[tuple[int, Any]]]:
     """Endless lists of (epoch, entry), epoch by epoch, from a position in the stream."""
-
-    def __init__(self, batches: Batches, start: int) -> None:
-        self.batches, self.start = batches, start
-
-    def __iter__(self) -> Iterator[list[tuple[int, Any]]]:
-        left = self.start
-        for epoch in itertools.count():
-            order = self.batches.order(epoch)
-            for batch in order[left:]:
-                yield [(epoch, entry) for entry in batch]
-            left = max(0, left - len(order))
+    for epoch in itertools.count():
+        order = batches.order(epoch)
+        for batch in order[start:]:
+            yield [(epoch, entry) for entry in batch]
+        start = max(0, start - len(order))
 
 
 class _Items(TorchDataset):
@@ -183,13 +178,7 @@ class _Items(TorchDataset):
         except ZooError as error:  # a worker's exception would become a traceback in the message
             return error
 
-
-class _Collate:
-    """A batch of the items, or the first error among them."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __call__(self, items: list[Any]) -> object:
+    def collate(self, items: list[Any]) -> object:
+        """A batch of the items, or the first error among them."""
         failed = next((item for item in items if isinstance(item, ZooError)), None)
         return self.batches.collate(items) if failed is None else failed

@@ -27,9 +27,9 @@ from detection_zoo.zoo.parts.boxes import BoxCoder, scale_boxes
 from detection_zoo.zoo.parts.detections import choose_detections, choose_fixed, score_boxes
 from detection_zoo.zoo.parts.fixed_size import (
     FixedDetections,
-    cut_absent,
     fixed_size,
     limits_of,
+    present_rows,
     trim,
     use_fixed_size,
 )
@@ -91,7 +91,7 @@ class RcnnRaw:
         """The same without absent proposals."""
         if not self.fixed:
             return self
-        rows = cut_absent([each.boxes for each in self.proposals])
+        rows = [torch.nonzero(present_rows(each.boxes)).squeeze(1) for each in self.proposals]
         counts = [len(each.boxes) for each in self.proposals]
         logits, deltas = (
             torch.cat([own[at] for own, at in zip(every.split(counts), rows, strict=True)])

@@ -209,8 +209,3 @@ def raise_for_missing(count: int) -> None:
     """Raise ValueError if `count` NaN objectness scores are not 0."""
     if count:
         raise ValueError(f"{count} objectness scores of the best anchors are NaN; check weights and images")
-
-
-def cut_absent(boxes: Sequence[Tensor]) -> list[Tensor]:
-    """Row indices (R_i,) int64 of the present boxes (P, 4) of each image."""
-    return [torch.nonzero(present_rows(each)).squeeze(1) for each in boxes]

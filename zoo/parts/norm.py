@@ -178,9 +178,3 @@ def _conv_and_relu(conv: nn.Conv2d, x: Tensor, plus: Tensor | None, overwrite: b
     if overwrite:
         return torch.ops.mkldnn._convolution_pointwise_.binary(plus, x, *given, "add", 1.0, "relu", [], "")
     return torch.ops.mkldnn._convolution_pointwise.binary(x, plus, *given, "add", 1.0, "relu", [], "")
-
-
-def freeze(module: nn.Module) -> None:
-    """Freeze all parameters of a module."""
-    for parameter in module.parameters():
-        parameter.requires_grad = False

@@ -99,7 +99,7 @@ def plan_training(own: Schedule, wishes: Wishes, images: int, batches: int | Non
         total_iterations(schedule, per_epoch),
         per_epoch,
         wishes.accumulate,
-        differences(own, schedule),
+        changed_fields(own.model_dump(), schedule.model_dump()),
         warnings,
     )
 
@@ -124,11 +124,6 @@ def _of_length(schedule: Schedule, wishes: Wishes) -> Schedule:
             updates["warmup_iterations"] = 0
         updates["warmup_stop"] = None
     return schedule.model_copy(update=updates)
-
-
-def differences(own: Schedule, changed: Schedule) -> list[str]:
-    """ "field: old -> new" for every field in which two schedules differ."""
-    return changed_fields(own.model_dump(), changed.model_dump())
 
 
 def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
