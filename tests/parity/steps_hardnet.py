@@ -24,7 +24,7 @@ from detection_zoo.zoo.data.ssd_augmentation import (
 )
 from detection_zoo.zoo.data.targets import TargetRules, training_boxes
 from detection_zoo.zoo.data.transforms import Preprocess
-from detection_zoo.zoo.data.voc import VOC_CLASSES
+from detection_zoo.zoo.data.voc import voc_classes
 from detection_zoo.zoo.detectors.ssd import select_priors
 from detection_zoo.zoo.manifest import Schedule
 from detection_zoo.zoo.manifest_files import load_manifests
@@ -412,7 +412,9 @@ def _annotations(reference: Reference) -> Outputs:
     voc, coco = reference.meta["voc_annotation"], reference.meta["coco_annotation"]
     x1, y1, x2, y2 = voc["xml_box"]
     sides = [x2 - x1 + 1, y2 - y1 + 1]
-    one = _truth([[x1 - 1, y1 - 1, *sides]], [VOC_CLASSES.index(voc["name"].lower())], [sides[0] * sides[1]])
+    one = _truth(
+        [[x1 - 1, y1 - 1, *sides]], [voc_classes().index(voc["name"].lower())], [sides[0] * sides[1]]
+    )
     boxes, _ = training_boxes(one, (500, 500), VOC_RULES)
     known = sorted({category for *_, category in coco["bbox_area_cat"]})
     many = _truth(

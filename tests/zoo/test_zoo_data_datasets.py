@@ -17,7 +17,7 @@ from detection_zoo.zoo.data.coco_reader import read_coco
 from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.imagenet import ImageNetDataset
 from detection_zoo.zoo.data.images import decode_image
-from detection_zoo.zoo.data.voc import VOC_CLASSES, VocDataset, read_voc_xml
+from detection_zoo.zoo.data.voc import VocDataset, read_voc_xml, voc_classes
 from detection_zoo.zoo.errors import DatasetError
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (20, 30, 3)).astype(np.uint8)
@@ -389,7 +389,9 @@ def write_voc(
 def test_voc(tmp_path: Path) -> None:
     dataset = open_dataset(f"voc:{write_voc(tmp_path)}:2007:test")
     assert (
-        isinstance(dataset, VocDataset) and dataset.image_ids == ["a", "b"] and dataset.classes == VOC_CLASSES
+        isinstance(dataset, VocDataset)
+        and dataset.image_ids == ["a", "b"]
+        and dataset.classes == voc_classes()
     )
     truth = dataset.target(0)
     assert truth.labels.tolist() == [11, 7] and truth.difficult.tolist() == [False, True]
@@ -451,7 +453,7 @@ def test_broken_voc_annotations(tmp_path: Path, xml: str, said: str) -> None:
 
 def test_voc_annotation_missing(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such annotation file"):
-        read_voc_xml(tmp_path / "gone.xml")
+        read_voc_xml(tmp_path / "gone.xml", voc_classes())
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_coco_boxes_of_the_ssd_source(steps: dict) -> None:
 
 
 def test_voc_boxes_of_the_ssd_source(steps: dict, tmp_path: Path) -> None:
-    from detection_zoo.zoo.data.voc import VOC_CLASSES, VocDataset, read_voc_xml
+    from detection_zoo.zoo.data.voc import VocDataset, read_voc_xml, voc_classes
 
     case = steps["voc_annotation"]
     corners = "".join(
@@ -95,9 +95,9 @@ def test_voc_boxes_of_the_ssd_source(steps: dict, tmp_path: Path) -> None:
         f"<annotation><size><width>90</width><height>80</height></size><object><name>{case['name']}</name>"
         f"<difficult>{case['difficult']}</difficult><bndbox>{corners}</bndbox></object></annotation>"
     )
-    annotation: VocAnnotation = read_voc_xml(tmp_path / "a.xml")
+    annotation: VocAnnotation = read_voc_xml(tmp_path / "a.xml", voc_classes())
     dataset = object.__new__(VocDataset)
-    dataset._label = {name: label for label, name in enumerate(VOC_CLASSES)}
+    dataset._label = {name: label for label, name in enumerate(voc_classes())}
     dataset.annotation = lambda index: annotation
     found, rows = training_boxes(dataset.target(0), (80, 90), TargetRules(images="all", keep_thin=True))
     np.testing.assert_array_equal(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -15,30 +15,14 @@ from detection_zoo.zoo.data.base import Dataset, GroundTruth, label_order
 from detection_zoo.zoo.data.fields import dataset_text
 from detection_zoo.zoo.data.xml_file import Element, read_xml
 from detection_zoo.zoo.errors import DatasetError
+from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import did_you_mean
 
-VOC_CLASSES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
+
+@cache
+def voc_classes() -> tuple[str, ...]:
+    """PASCAL VOC's classes in the devkit's order, from datasets.toml."""
+    return tuple(load_manifests().datasets["voc"].classes)
 
 
 @dataclass(frozen=True)
@@ -60,7 +44,7 @@ class VocAnnotation:
     objects: tuple[VocObject, ...]
 
 
-def read_voc_xml(path: Path, classes: Sequence[str] | None = VOC_CLASSES) -> VocAnnotation:
+def read_voc_xml(path: Path, classes: Sequence[str] | None) -> VocAnnotation:
     """Read and check one annotation file.
 
     Args:
@@ -135,7 +119,7 @@ class ListedImage:
     @cached_property
     def annotation(self) -> VocAnnotation:
         """The image's XML file, read once."""
-        return read_voc_xml(self.year_folder / "Annotations" / f"{self.name}.xml")
+        return read_voc_xml(self.year_folder / "Annotations" / f"{self.name}.xml", voc_classes())
 
 
 def read_image_set(path: Path, year_folder: Path) -> list[ListedImage]:
@@ -201,9 +185,9 @@ class VocDataset(Dataset):
         self.name = f"voc:{'+'.join(years)}:{split}"
         self._images = [image for year in years for image in _list_year(devkit, year, split)]
         self._rows, self.full_size = range(len(self._images)), len(self._images)
-        order = label_order(VOC_CLASSES, classes, f"{devkit} (PASCAL VOC)")
+        order = label_order(voc_classes(), classes, f"{devkit} (PASCAL VOC)")
         self.classes = self.category_ids = tuple(
-            name for _, name in sorted(zip(order, VOC_CLASSES, strict=True))
+            name for _, name in sorted(zip(order, voc_classes(), strict=True))
         )
         self._label = {name: label for label, name in enumerate(self.classes)}
 
