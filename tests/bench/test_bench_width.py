@@ -70,7 +70,7 @@ def lines_of(folder: Path, home: Path, arguments: tuple[str, ...]) -> list[str]:
 def measured(tmp_path_factory: pytest.TempPathFactory, home: Path) -> tuple[Path, list[str]]:
     """A folder with records of two rows, and what `run` printed."""
     folder = tmp_path_factory.mktemp("work")
-    printed = lines_of(folder, home, (*RUN, *FEW, "--budget-s", "1", "--warm-up-s", "0.5"))
+    printed = lines_of(folder, home, (*RUN, *FEW, "--budget-s", "0.2", "--warm-up-s", "0.1"))
     assert "2 measured, 0 failed, 0 already measured" in printed
     return folder, printed
 
