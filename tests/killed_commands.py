@@ -27,9 +27,9 @@ from hostile_server import BODY, ETAG, SHA256, Handler, case, hostile_server  # 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 MARK = "DETECTION_ZOO_KILLED_COMMAND"  # in the environment of everything that a command starts
-ROWS = ("mask_rcnn_vovnet27_tiny_fpn.demo", "mask_rcnn_resnet14_slim_fpn.demo")
-MEASURE = ["--data", "shapes", "--images", "2", "--weights", "random", "--device", "cpu"]
-RUN = [*MEASURE, "--metrics", "inference", "--processes", "1", "--warm-up-s", "0.2", "--budget-s", "0.5"]
+ROWS = ("faster_rcnn_vovnet27_tiny_fpn.demo", "faster_rcnn_resnet14_slim_fpn.demo")
+MEASURE = ["--data", "shapes", "--images", "2", "--device", "cpu"]
+RUN = [*MEASURE, "--metrics", "inference", "--processes", "1", "--warm-up-s", "0.1", "--budget-s", "0.2"]
 
 
 @case("trickle")
@@ -122,8 +122,8 @@ def commands(folder: Path, port: int) -> dict[str, Command]:
     home.append(str(manifest_folder(folder / "get" / "manifests", urls, f'sha256 = "{SHA256}"')))
     report = ["bench.py", "report", "--store", str(ROOT / "results" / "runs"), "--out"]
     return {
-        "run": Command(["bench.py", "run", *ROWS, *RUN, *store], store_faults, 12),
-        "compare": Command(["bench.py", "compare", *ROWS, *MEASURE, *against], store_faults, 12),
+        "run": Command(["bench.py", "run", *ROWS, *RUN, *store], store_faults, 8),
+        "compare": Command(["bench.py", "compare", *ROWS, *MEASURE, *against], store_faults, 8),
         "report": Command([*report, str(folder / "report" / "cut")], report_faults, 6),
         "get": Command(["download_weights.py", "get", "--all", *home], download_faults, 2.5),
     }
