@@ -15,7 +15,7 @@ import pytest
 from records import make_small_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
-ROW = "faster_rcnn_resnet14_slim_fpn.demo"
+ROW = "ssd160_hardnet_slim.demo"
 
 
 def pip(*arguments: str) -> subprocess.CompletedProcess[str]:
