@@ -7,8 +7,8 @@ JOBS ?= 2
 DEMO := results/demo
 DEMO_ROWS := faster_rcnn_resnet14_slim_fpn.demo faster_rcnn_vovnet27_tiny_fpn.demo
 REAL := ssdlite_mobilenetv2_300.registry
-# one thread an operator, so that several test processes share a machine
-ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# one thread an operator, so that several test processes share a machine; more, where a test needs them, sleep while they wait
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .PHONY: setup develop demo test gpu browser report docs lint clean
 

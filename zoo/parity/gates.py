@@ -66,11 +66,9 @@ def gates_as_recorded(
         model.backbone = _Fixed({name: maps.detach() for name, maps in model.backbone(images).items()})
     weights = _gradients(model, losses)
     candidates.sort(key=lambda one: -float(weights[one[0]][one[1]].abs()))
-    model.zero_grad()
-    losses(model).backward()
-    residual = torch.cat([one.numbers for one in recorded]) - _taken(
-        [model.get_parameter(one.parameter).grad for one in recorded], recorded
-    )
+    parameters = [model.get_parameter(one.parameter) for one in recorded]
+    gradients = torch.autograd.grad(losses(model), parameters, allow_unused=True)
+    residual = torch.cat([one.numbers for one in recorded]) - _taken(gradients, recorded)
     effects = _effects(model, images, candidates[:TRIED], weights, recorded)
     kept: Units = {}
     for _ in range(min(MOST, len(effects))):

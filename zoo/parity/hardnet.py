@@ -145,11 +145,12 @@ class _Folder:
         with torch.no_grad():
             for letter in "ab" if self.is_detector else "abc":
                 self._stages(letter)
-            if self.is_detector:
-                self._whole_network()
-                self._detections()
-            else:
+            if not self.is_detector:
                 self._classification()
+            if self.is_detector and any(map(self._recorded, ("c.", "priors"))):
+                self._whole_network()
+            if self.is_detector and self._recorded("d."):
+                self._detections()
         if self._recorded("e.") or self._recorded("f."):
             self._training()
         return self.done
@@ -285,11 +286,9 @@ class _Folder:
         self, model: nn.Module, losses: Callable[[nn.Module], Tensor], names: list[str]
     ) -> None:
         """Judge gradients of which every recorded number is 0 by those of a model (N, C, H, W) in float64."""
-        losses(model).backward()
-        for name in names:
-            gradient = model.get_parameter(
-                self.names[name.removesuffix(".inner").removeprefix("f.grad.")]
-            ).grad
+        wholes = [name.removesuffix(".inner").removeprefix("f.grad.") for name in names]
+        parameters = [model.get_parameter(self.names[whole]) for whole in wholes]
+        for name, gradient in zip(names, torch.autograd.grad(losses(model), parameters), strict=True):
             finer = gradient[..., 1:, 1:] if name.endswith(".inner") else gradient
             self.done[name] = moments_in_double(self.done[name], finer, self.reference.recorded[name])
 
