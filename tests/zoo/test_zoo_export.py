@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from exported_files import exported_once
 from slim_families import pictures
 from typer.testing import CliRunner
 
@@ -26,6 +30,13 @@ from detection_zoo.zoo.settings import with_value
 SSD, RCNN = "ssd160_hardnet_slim.demo", "mask_rcnn_resnet14_slim_fpn.demo"
 POINTS = "keypoint_rcnn_resnet14_slim_fpn.demo"
 SHAPE = (1, 3, 160, 160)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_exports() -> Iterator[None]:
+    """Each network is exported once, whatever file is then made of it."""
+    with exported_once():
+        yield
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,6 +66,21 @@ def test_a_file_gives_the_same_detections(row: str, kind: str, tmp_path: Path) -
         found = json.loads(notes[NOTES])
         assert found["row"] == row and found["inputs"]["images"] == list(SHAPE)
         assert found["classes"] == list(model.class_names) and found["preprocessing"]["mean"]
+
+
+def test_openvino_sends_no_usage_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would store an identifier of the user in the home folder, and send it from a process of its own."""
+    for package in PACKAGES["openvino"]:
+        pytest.importorskip(package)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("CI", raising=False)
+    started: list[multiprocessing.Process] = []
+    monkeypatch.setattr(multiprocessing.Process, "start", started.append)
+    model = build_model(SSD, "published").eval()
+    write(model, load_manifests().entry(SSD), "openvino", SHAPE, tmp_path / "model.xml")
+    assert not (home / "intel").exists() and not started and "CI" not in os.environ
 
 
 def test_another_model_s_file_is_not_called_good(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import Result
+from exported_files import exported_once
 from typer.testing import CliRunner
 
 from detection_zoo.bench import app
@@ -47,6 +48,13 @@ def run(*words: str) -> Result:
 def said(result: Result) -> str:
     text = result.output + str(result.exception or "")
     return " ".join(text.replace("│", " ").split())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_exports() -> Iterator[None]:
+    """Each network is exported once, whatever file is then made of it."""
+    with exported_once():
+        yield
 
 
 @pytest.fixture(scope="module")

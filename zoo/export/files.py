@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,20 @@ def write_onnx(
     program.save(path)
 
 
+@contextmanager
+def no_usage_statistics() -> Iterator[None]:
+    """Within the block OpenVINO and NNCF send no usage statistics to their makers: in jobs of continuous
+    integration, which CI=true states, they send none; elsewhere they do unless the user has opted out."""
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        os.environ.pop("CI")
+        if before is not None:
+            os.environ["CI"] = before
+
+
 def write(model: Detector, entry: Any, kind: str, shape: Sequence[int], path: Path) -> None:
     """Write a file of one kind of kinds.SUFFIXES, with the row's description in its metadata.
 
@@ -104,7 +120,8 @@ def write(model: Detector, entry: Any, kind: str, shape: Sequence[int], path: Pa
 
         onnx = path.with_suffix(".onnx")
         write_onnx(whole, shape, onnx, notes)
-        converted = ov.convert_model(onnx)
+        with no_usage_statistics():
+            converted = ov.convert_model(onnx)
         converted.set_rt_info(json.dumps(notes), NOTES)
         ov.save_model(converted, path, compress_to_fp16=False)
         onnx.unlink()

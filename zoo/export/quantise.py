@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from detection_zoo.zoo.export.files import NOTES
+from detection_zoo.zoo.export.files import NOTES, no_usage_statistics
 
 LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
 
@@ -26,8 +26,10 @@ def quantise(path: Path, batches: Sequence[tuple[Tensor, Tensor]], images: dict[
         path: of the .xml. batches: images (N, 3, H, W) of the file's shape and sizes (N, 2), whose maps set
             the ranges. images: their description for the metadata.
     """
-    import nncf
     import openvino as ov
+
+    with no_usage_statistics():
+        import nncf
 
     nncf.set_log_level(40)  # errors only
     model = ov.Core().read_model(path)
