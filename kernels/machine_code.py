@@ -9,19 +9,52 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from llvmlite import ir
 from numba import carray, njit, types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 ANY = 1 << 60  # length of an array at an address where the length is not checked
-compiled = njit(cache=True, nogil=True, error_model="numpy")  # x / 0 follows IEEE 754 and raises no exception
 _WHOLE = ir.IntType(32)
+
+
+class _Cache(FunctionCache):
+    """numba's cache on disk, written by one process at a time. Two processes that compile a function for
+    different types at once would otherwise store both under one name, and load one in place of the other."""
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Store the machine code of one signature."""
+        if fcntl is None:
+            return super().save_overload(sig, data)
+        folder = Path(self.cache_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "numba.lock", "w") as lock:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
+            super().save_overload(sig, data)
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function at its first call for each combination of argument types, and cache the code.
+
+    It releases the interpreter lock; x / 0 follows IEEE 754 and raises no exception.
+    """
+    found = njit(nogil=True, error_model="numpy")(function)
+    found._cache = _Cache(function)  # as njit(cache=True) sets numba's own
+    return found
 
 
 @intrinsic

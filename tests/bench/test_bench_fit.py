@@ -269,11 +269,8 @@ def test_the_door_answers() -> None:
         ],
     )
     told = json.loads(result.stdout)
-    assert (
-        result.exit_code == 0
-        and told["limit_mib"] == 64 * 1024
-        and [trial["verdict"] for trial in told["trials"]] == ["fits"]
-    )
+    assert result.exit_code == 0, result.output
+    assert told["limit_mib"] == 64 * 1024 and [trial["verdict"] for trial in told["trials"]] == ["fits"]
     assert [(answer["fits"]["batch"], answer["bound"]) for answer in told["answers"]] == [
         (1, "larger ones were not tried (--max-batch 1)")
     ]

@@ -1,12 +1,41 @@
-"""What compiled operators share: bfloat16 as its bits."""
+"""What compiled operators share: bfloat16 as its bits, and machine code on disk."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 from numba import njit
 
 from detection_zoo.kernels.machine_code import as_array, narrow, widen
+
+ROOT = Path(__file__).resolve().parents[2]
+DOUBLED = """
+from detection_zoo.kernels.machine_code import compiled
+
+@compiled
+def doubled(number):
+    return number + number
+"""
+# waits where numba has chosen a name for the code, until another process has compiled, too
+AT_ONCE = """
+import sys, time
+import numba.core.caching as caching
+import doubled
+def slowly(index, entries, save=caching.IndexDataCacheFile._save_index):
+    time.sleep(1)
+    save(index, entries)
+caching.IndexDataCacheFile._save_index = slowly
+print(doubled.doubled({"int": 21, "float": 1.25, "complex": 2j}[sys.argv[1]]))
+"""
+LATER = """
+from doubled import doubled
+print(doubled(21), doubled(1.25), doubled(2j), sum(doubled.stats.cache_hits.values()))
+"""
 
 
 @njit
@@ -46,3 +75,17 @@ def test_numbers_of_other_types_stay() -> None:
         widened(given, found)
         narrowed(found, found)
         assert np.array_equal(found, given)
+
+
+def test_processes_that_compile_at_once_keep_each_other_s_code(tmp_path: Path) -> None:
+    (tmp_path / "doubled.py").write_text(DOUBLED)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    environment.pop("NUMBA_CACHE_DIR", None)
+
+    def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    both = [start(AT_ONCE, kind) for kind in ("int", "float", "complex")]
+    assert [one.communicate(timeout=120)[0] for one in both] == ["42\n", "2.5\n", "4j\n"]
+    assert start(LATER).communicate(timeout=120)[0] == "42 2.5 4j 3\n"
