@@ -209,11 +209,11 @@ def test_nothing_imports_upward(path: Path) -> None:
     assert not wrong, f"{relative} imports {sorted(set(wrong))}; it may import {allowed}"
 
 
-@pytest.mark.parametrize("room", PACKAGES)
-def test_packages_resolve_inside_the_checkout(room: str) -> None:
-    found = importlib.util.find_spec(PUBLIC + room)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_resolve_inside_the_checkout(package: str) -> None:
+    found = importlib.util.find_spec(PUBLIC + package)
     assert found is not None and found.origin is not None and Path(found.origin).is_relative_to(ROOT), (
-        f"'import {room}' finds {found and found.origin}, not this checkout: uninstall the package of that"
+        f"'import {package}' finds {found and found.origin}, not this checkout: uninstall the package of that"
         " name, or run from the project's root"
     )
 

@@ -16,7 +16,7 @@ from detection_zoo.zoo.home import home_folder
 from detection_zoo.zoo.manifest_files import load_manifests
 
 FREE_GIB = 5  # GiB of free disk space below which a warning is given
-ROOMS = ("zoo", "benchmarks", "kernels")
+PACKAGES = ("zoo", "benchmarks", "kernels")
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ def _packages() -> list[Finding]:
     import importlib.util
 
     findings = []
-    for room in ROOMS:
-        spec = importlib.util.find_spec(f"detection_zoo.{room}")
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(f"detection_zoo.{package}")
         place = Path(spec.origin) if spec and spec.origin else None
         if place is None or not place.is_relative_to(ROOT):
             cure = f"uninstall the package of that name, or run from {ROOT.name}/"
             findings.append(
-                Finding(f"import {room}", "broken", f"imports {place}, not this checkout; {cure}")
+                Finding(f"import {package}", "broken", f"imports {place}, not this checkout; {cure}")
             )
     return findings or [Finding("imports", "ok", "imports resolve to this checkout")]
 

@@ -52,7 +52,7 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[], None]]:
 
 
 def beat() -> None:
-    """Show whoever listens to `heartbeats` that this process makes progress."""
+    """Report progress to every enclosing `heartbeats` block."""
     for listener in _LISTENERS:
         listener()
 

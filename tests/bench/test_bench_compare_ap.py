@@ -202,7 +202,7 @@ def test_detections_of_a_subset_are_never_measured_against_all_ground_truth(tmp_
     some = PHOTOS.model_copy(update={"images": 20, "images_of_split": 60})
     write_record(tmp_path / "runs", run_of("a.demo", {}, id="some-run", data=some))
     with pytest.raises(DatasetError, match="20 of 60 images.*give --images 20"):
-        guard(whole, every_image=True)  # its record knows better
+        guard(whole, every_image=True)  # the record says that every image was processed
     file.write_text("[]")
     guard(whole.subset(20))
 

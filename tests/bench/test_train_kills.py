@@ -27,7 +27,7 @@ TINY += ["--warmup", "2", "--eval-every", "0"]
 
 
 def command(folder: Path, iterations: int, *more: object) -> list[str]:
-    """The words of one small training."""
+    """The command line of one small training."""
     return ["bench.py", "train", ROW, "--out", str(folder)] + [
         *("--iterations", str(iterations), "--lr-steps", str(iterations - 2), *TINY, *map(str, more))
     ]

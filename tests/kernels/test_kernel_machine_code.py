@@ -30,6 +30,8 @@ def slowly(index, entries, save=caching.IndexDataCacheFile._save_index):
     time.sleep(1)
     save(index, entries)
 caching.IndexDataCacheFile._save_index = slowly
+print("imported", flush=True)
+sys.stdin.readline()
 print(doubled.doubled({"int": 21, "float": 1.25, "complex": 2j}[sys.argv[1]]))
 """
 LATER = """
@@ -84,8 +86,13 @@ def test_processes_that_compile_at_once_keep_each_other_s_code(tmp_path: Path) -
 
     def start(code: str, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", code, *arguments]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        return subprocess.Popen(command, env=environment, text=True, **streams)
 
-    both = [start(AT_ONCE, kind) for kind in ("int", "float", "complex")]
-    assert [one.communicate(timeout=120)[0] for one in both] == ["42\n", "2.5\n", "4j\n"]
+    processes = [start(AT_ONCE, kind) for kind in ("int", "float", "complex")]
+    assert [one.stdout.readline() for one in processes] == ["imported\n"] * 3
+    for one in processes:  # all compile from here on
+        one.stdin.write("\n")
+        one.stdin.flush()
+    assert [one.communicate(timeout=120)[0] for one in processes] == ["42\n", "2.5\n", "4j\n"]
     assert start(LATER).communicate(timeout=120)[0] == "42 2.5 4j 3\n"
