@@ -1,53 +1,71 @@
-"""A program, such as bench.py, in a process of its own, forked from one that has imported what a training
-needs: it can be killed, joined by torchrun's variables and limited like any other, and starts at once."""
+"""A program of Python, such as bench.py, in a process of its own that is forked from one that has imported
+what the commands need: it starts at once, and is a process like any other, with its own exit code, streams,
+signals, limits, folder and environment. Tests of the start itself (imports, Ctrl-C meanwhile) start Python."""
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import json
 import os
 import resource
 import runpy
+import selectors
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import traceback
 from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTS = ("detection_zoo.bench", "detection_zoo.benchmarks.train.start", "detection_zoo.zoo.build")
+LIGHT = ("detection_zoo.bench", "detection_zoo.download_weights")  # what their start imports: no torch
+IMPORTS = (
+    *LIGHT,
+    "detection_zoo.benchmarks.train.start",
+    "detection_zoo.zoo.build",
+    "detection_zoo.kernels.nms",
+)
+IMPORTS += ("detection_zoo.zoo.weights.fetch.many", "requests")
+IMPORTS += ("detection_zoo.benchmarks.report.generate", "detection_zoo.benchmarks.run.sweep")
 IMPORTS += ("torch._dynamo", "torch.distributed", "matplotlib.figure", "matplotlib.backends.backend_svg")
 
 
-class Forked:
-    """A running program: `pid`, which is its process group too, and `stderr`, a text file; like a Popen.
+class Forked(subprocess.Popen):
+    """A running program: a Popen of text, in a session of its own; Ctrl-C raises KeyboardInterrupt in it.
 
     Args:
-        arguments: a file of Python, and its arguments. environment: variables added to those of this process.
+        arguments: a file of Python, or "-c" and code, and its arguments.
+        environment: variables added to those of this process. folder: its working folder.
+        imports: modules that the process it is forked from has imported.
         largest_file: limit on the bytes of a file that it writes.
+        streams: stdin, stdout and stderr of a Popen; without them, nothing to read and two pipes.
+
+    Once it has ended, `cpu_s` is the processor time in seconds of it and of the processes it waited for.
     """
 
     def __init__(
-        self, *arguments: object, environment: dict[str, str] | None = None, largest_file: int | None = None
+        self,
+        *arguments: object,
+        environment: dict[str, str] | None = None,
+        folder: Path = ROOT,
+        imports: tuple[str, ...] = IMPORTS,
+        largest_file: int | None = None,
+        **streams: Any,
     ) -> None:
-        errors, errors_end = os.pipe()
-        status, status_end = os.pipe()
-        request = {
-            "argv": [*map(str, arguments)],
-            "environment": {**os.environ, **(environment or {})},
-            "largest_file": largest_file,
-        }
-        socket.send_fds(_server(), [json.dumps(request).encode()], [errors_end, status_end])
-        os.close(errors_end)
-        os.close(status_end)
-        self.stderr, self._status = os.fdopen(errors), os.fdopen(status)
-        self.pid = int(self._status.readline())
-
-    def wait(self) -> int:
-        """Its exit code, minus the number of the signal that killed it."""
-        with self._status:
-            return int(self._status.readline())
+        self._imports, self._largest_file = imports, largest_file
+        streams = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        } | streams
+        variables = {**os.environ, **(environment or {})}
+        super().__init__([*map(str, arguments)], cwd=folder, env=variables, text=True, **streams)
 
     def finish(self) -> tuple[int, str]:
         """Its exit code, and what it wrote to stderr from here on."""
@@ -55,67 +73,141 @@ class Forked:
             said = self.stderr.read()
         return self.wait(), said
 
+    # what Popen does by fork and waitpid is done by the server: the program is a child of that process
+
+    def _execute_child(self, *given: Any) -> None:
+        status, status_end = os.pipe()
+        request = {"argv": given[0], "folder": str(given[5]), "environment": given[6]}
+        request["largest_file"] = self._largest_file
+        ends = given[10:16]  # of pipes: theirs and ours of stdin, ours and theirs of stdout and of stderr
+        theirs = [number if end < 0 else end for number, end in enumerate((ends[0], ends[3], ends[5]))]
+        socket.send_fds(_server(self._imports), [json.dumps(request).encode()], [*theirs, status_end])
+        os.close(status_end)
+        self._close_pipe_fds(*ends)
+        self._status = os.fdopen(status)
+        self.pid, self._child_created = int(self._status.readline()), True
+
+    def _wait(self, timeout: float | None) -> int:
+        if self.returncode is None:
+            with selectors.DefaultSelector() as ready:
+                ready.register(self._status, selectors.EVENT_READ)
+                if not ready.select(timeout):
+                    raise subprocess.TimeoutExpired(self.args, timeout)
+            with self._status:
+                code, seconds = self._status.readline().split()
+            self.returncode, self.cpu_s = int(code), float(seconds)
+        return self.returncode
+
+    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+        try:
+            return self._wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run such a program to its end; see `Forked`."""
+    with Forked(*arguments, **options) as process:
+        out, err = process.communicate()
+    done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    done.cpu_s = process.cpu_s
+    return done
+
 
 @cache
-def _server() -> socket.socket:
-    """The connection to the process that forks; it ends with this process."""
+def _server(imports: tuple[str, ...]) -> socket.socket:
+    """The connection to a process that forks; it ends with this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())],
+        server = subprocess.Popen(
+            [sys.executable, __file__, str(theirs.fileno()), *imports],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         )
+    atexit.register(server.wait)
+    atexit.register(ours.close)
     return ours
 
 
-def serve(requests: socket.socket) -> None:
-    """Import, then fork for each request until the connection ends; a forked process returns from here."""
-    for name in IMPORTS:
+def serve(requests: socket.socket, *imports: str) -> None:
+    """Import, then fork for each request until the connection ends."""
+    for name in imports:
         importlib.import_module(name)
-    from torch import zeros
-
-    from detection_zoo.kernels.nms import nms
-
-    nms(zeros(1, 4), zeros(1), 0.5)  # loads compiled functions
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while message := socket.recv_fds(requests, 1 << 20, 2):
-        text, (errors, status) = message[0], message[1] or (0, 0)
-        if not text:
-            return
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            requests.close()
-            pid = os.fork()
-            if pid == 0:
+    sys.modules["detection_zoo.zoo.manifest_files"].load_manifests()
+    if "detection_zoo.kernels.nms" in imports:
+        zeros = sys.modules["torch"].zeros
+        sys.modules["detection_zoo.kernels.nms"].nms(zeros(1, 4), zeros(1), 0.5)  # loads compiled functions
+    gc.freeze()  # collecting what was imported would copy its memory to each program
+    events = selectors.DefaultSelector()
+    events.register(requests, selectors.EVENT_READ)
+    while True:
+        for key, _ in events.select():
+            if key.data:  # a program has ended
+                events.unregister(key.fd)
+                os.close(key.fd)
+                pid, status = key.data
+                _, how, used = os.wait4(pid, 0)
+                os.write(
+                    status, f"{os.waitstatus_to_exitcode(how)} {used.ru_utime + used.ru_stime}\n".encode()
+                )
                 os.close(status)
-                return run(json.loads(text), errors)
-            os.close(errors)
+                continue
+            text, descriptors = socket.recv_fds(requests, 1 << 20, 4)[:2]
+            if not text:
+                return
+            *streams, status = descriptors
+            if (pid := os.fork()) == 0:
+                events.close()
+                requests.close()
+                os.close(status)
+                become(json.loads(text), streams)
+            for stream in streams:
+                os.close(stream)
             os.write(status, f"{pid}\n".encode())
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            os.write(status, f"{code}\n".encode())
-            os._exit(0)
-        os.close(errors)
-        os.close(status)
+            events.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, status))
 
 
-def run(request: dict, errors: int) -> None:
-    """Become the program."""
+def become(request: dict, streams: list[int]) -> NoReturn:
+    """Become the program, to its end."""
     os.setsid()
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for stream, place in enumerate((nothing, nothing, errors)):
-        os.dup2(place, stream)
-    os.close(nothing)
-    os.close(errors)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for place, stream in enumerate(streams):
+        os.dup2(stream, place)
+        os.close(stream)
     if request["largest_file"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     os.environ.clear()
     os.environ.update(request["environment"])
+    os.chdir(request["folder"])
     sys.argv = request["argv"]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+    code = 0
+    try:
+        execute()
+    except SystemExit as end:
+        code = end.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))  # clearing modules takes 0.4 s
+
+
+def execute() -> None:
+    """What Python does for its command line."""
+    if sys.argv[0] != "-c":
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        return
+    code = compile(sys.argv.pop(1), "<string>", "exec")
+    sys.modules["__main__"] = ModuleType("__main__")
+    exec(code, vars(sys.modules["__main__"]))
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), *sys.argv[2:])

@@ -19,10 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from forked import IMPORTS, LIGHT, ROOT, Forked, run  # noqa: E402
 from hostile_server import BODY, ETAG, SHA256, Handler, case, hostile_server  # noqa: E402
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
@@ -123,40 +123,33 @@ def commands(folder: Path, port: int) -> dict[str, Command]:
     report = ["bench.py", "report", "--store", str(ROOT / "results" / "runs"), "--out"]
     return {
         "run": Command(["bench.py", "run", *ROWS, *RUN, *store], store_faults, 8),
-        "compare": Command(["bench.py", "compare", *ROWS, *MEASURE, *against], store_faults, 8),
-        "report": Command([*report, str(folder / "report" / "cut")], report_faults, 6),
-        "get": Command(["download_weights.py", "get", "--all", *home], download_faults, 2.5),
+        "compare": Command(["bench.py", "compare", *ROWS, *MEASURE, *against], store_faults, 7),
+        "report": Command([*report, str(folder / "report" / "cut")], report_faults, 3),
+        "get": Command(["download_weights.py", "get", "--all", *home], download_faults, 1.3),
     }
 
 
-def start(command: Command, folder: Path, shapes: Path) -> subprocess.Popen[str]:
-    """Start a command in a session of its own, Ctrl-C as in a terminal."""
-    environment = {**os.environ, "DETECTION_ZOO_HOME": str(shapes), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *command.arguments],
-        cwd=ROOT,
-        env=environment | {MARK: str(folder), "no_proxy": "localhost"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+def start(command: Command, folder: Path, shapes: Path, imports: tuple[str, ...]) -> Forked:
+    """Start a command in a session of its own, as from a terminal."""
+    environment = {"DETECTION_ZOO_HOME": str(shapes), "OMP_NUM_THREADS": "1", "no_proxy": "localhost"}
+    environment[MARK] = str(folder)
+    return Forked(*command.arguments, environment=environment, stderr=subprocess.STDOUT, imports=imports)
 
 
-def left_running(folder: Path) -> list[int]:
-    """Processes that were started for this folder and run on."""
+def left_running(folder: Path, session: int) -> list[int]:
+    """Processes that were started for this folder, or forked in this session, and run on."""
     sign, pids = f"{MARK}={folder}\0".encode(), []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if sign in (path / "environ").read_bytes() and "\nState:\tZ" not in (path / "status").read_text():
+            ours = sign in (path / "environ").read_bytes() or os.getsid(int(path.name)) == session
+            if ours and "\nState:\tZ" not in (path / "status").read_text():
                 pids.append(int(path.name))
         except OSError:
             continue  # it has ended, or is another user's
     return pids
 
 
-def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
+def stop(process: Forked, number: signal.Signals) -> str:
     """Send a signal as a terminal or a supervisor does, and return what the command said."""
     if number == signal.SIGINT:
         os.killpg(process.pid, number)
@@ -165,13 +158,15 @@ def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
     return process.communicate(timeout=120)[0]
 
 
-def kill_often(command: Command, folder: Path, shapes: Path, kills: int, draw: random.Random) -> Tally:
+def kill_often(
+    command: Command, folder: Path, shapes: Path, kills: int, draw: random.Random, imports: tuple[str, ...]
+) -> Tally:
     """Start a command so often, each time to be stopped at a random moment; a command that has finished by
     then is started again."""
     tally = Tally()
     while tally.kills < kills and tally.finished < 3 * kills + 3:
         number = SIGNALS[tally.kills % len(SIGNALS)]
-        process = start(command, folder, shapes)
+        process = start(command, folder, shapes, imports)
         after_s = draw.uniform(0.1, command.longest_s)
         try:
             said, seconds = process.communicate(timeout=after_s)[0], 0.0
@@ -189,7 +184,7 @@ def kill_often(command: Command, folder: Path, shapes: Path, kills: int, draw: r
             shown = said[max(0, said.find("Traceback")) :][:1500]
             tally.faults.append(f"{where}exit code {process.returncode}: {shown}")
         deadline = time.monotonic() + 5
-        while (pids := left_running(folder)) and time.monotonic() < deadline:
+        while (pids := left_running(folder, process.pid)) and time.monotonic() < deadline:
             time.sleep(0.1)
         for pid in pids:
             tally.faults.append(f"{where}runs on: {Path(f'/proc/{pid}/cmdline').read_bytes()[-80:]}")
@@ -198,8 +193,11 @@ def kill_often(command: Command, folder: Path, shapes: Path, kills: int, draw: r
     return tally
 
 
-def kill_command(name: str, kills: int, seed: int = 0) -> Tally:
-    """Kill one of `run`, `compare`, `report` and `get` so often, in a folder that is removed afterwards."""
+def kill_command(name: str, kills: int, seed: int = 3, imports: tuple[str, ...] = IMPORTS) -> Tally:
+    """Kill one of `run`, `compare`, `report` and `get` so often, in a folder that is removed afterwards.
+
+    imports: modules that are imported before the first moment of a kill.
+    """
     from records import make_small_shapes
 
     with tempfile.TemporaryDirectory() as temporary, hostile_server() as server:
@@ -209,9 +207,9 @@ def kill_command(name: str, kills: int, seed: int = 0) -> Tally:
         folder.mkdir(exist_ok=True)
         if name == "report":
             whole = [*command.arguments[:-1], str(folder / "whole")]
-            subprocess.run([sys.executable, *whole], cwd=ROOT, check=True, capture_output=True)
-        tally = kill_often(command, folder, shapes, kills, random.Random(seed))
-        done = start(command, folder, shapes)  # and undisturbed it works in what was left
+            run(*whole).check_returncode()
+        tally = kill_often(command, folder, shapes, kills, random.Random(seed), imports)
+        done = start(command, folder, shapes, imports)  # and undisturbed it works in what was left
         said = done.communicate(timeout=300)[0]
         if done.returncode:
             tally.faults.append(f"the last one, undisturbed: exit code {done.returncode}: {said[-600:]}")
@@ -223,7 +221,7 @@ def main() -> None:
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 25
     faults = 0
     for name in sys.argv[2:] or ("run", "compare", "report", "get"):
-        tally = kill_command(name, kills)
+        tally = kill_command(name, kills, imports=LIGHT)
         print(tally.line(name), *tally.faults, sep="\n  ", flush=True)
         faults += len(tally.faults)
     sys.exit(faults > 0)

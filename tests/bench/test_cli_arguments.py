@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import LIGHT, run
 
 from detection_zoo.benchmarks.run.arguments import checked_rows
 from detection_zoo.benchmarks.run.subject import Sources
@@ -65,29 +65,25 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_wrong_call_ends_at_once_with_one_line_and_no_record(call: str, tmp_path: Path, coco: Path) -> None:
     arguments, said = WRONG[call]
     hidden = {"CUDA_VISIBLE_DEVICES": "", "DETECTION_ZOO_HOME": str(tmp_path / "home")}
-    command = [sys.executable, str(ROOT / "bench.py"), *(text.format(coco=coco) for text in arguments)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **hidden}, capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = (text.format(coco=coco) for text in arguments)
+    done = run(ROOT / "bench.py", *words, folder=tmp_path, environment=hidden, imports=LIGHT)
     assert done.returncode == 2 and said in done.stderr and not done.stdout, done.stderr
     assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr, done.stderr
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2  # 0.6; torch alone is 1.3
+    assert done.cpu_s < 1  # at most 0.3; importing torch alone takes 1.3
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_without_a_network_a_row_whose_weights_are_not_here_is_one_line(tmp_path: Path) -> None:
     """Every address is tried, again and again; the processor is idle meanwhile."""
     nowhere = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https")}
-    environment = {**os.environ, **nowhere, "DETECTION_ZOO_HOME": str(tmp_path / "home")}
-    command = [sys.executable, str(ROOT / "bench.py"), "run", "mask_rcnn_vovnet39_fpn_2x.vovnet"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = (ROOT / "bench.py", "run", "mask_rcnn_vovnet39_fpn_2x.vovnet")
+    environment = {**nowhere, "DETECTION_ZOO_HOME": str(tmp_path / "home")}
+    done = run(*command, folder=tmp_path, environment=environment, imports=LIGHT)
     lines = [line.strip() for line in done.stderr.splitlines()]
     said = [line for line in lines if line and not line.startswith("checking rows")]  # the clock
     assert done.returncode == 2 and not done.stdout and len(said) == 1, done.stderr
     assert "no address provided MRCN-V-39-FPN-2x.pth: https://" in said[0] and "connection refused" in said[0]
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2  # 0.8
+    assert done.cpu_s < 1  # 0.3
     assert [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"] == []
 
 
@@ -148,8 +144,7 @@ def test_ctrl_c_is_not_lost_where_compiled_code_drops_exceptions() -> None:
 )
 @pytest.mark.parametrize("program", ["bench.py", "download_weights.py"])
 def test_odd_variables_of_the_environment_are_no_fault(program: str, name: str, value: str) -> None:
-    command = [sys.executable, str(ROOT / program), "list", "vovnet"]
-    done = subprocess.run(command, env={**os.environ, name: value}, capture_output=True, text=True)
+    done = run(ROOT / program, "list", "vovnet", environment={name: value}, imports=LIGHT)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 

@@ -4,13 +4,13 @@ import."""
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked import LIGHT, run
 from records import measured, run_of
 
 from detection_zoo.benchmarks.store import write_record
@@ -21,23 +21,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def bench(*arguments: str, columns: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "bench.py", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"COLUMNS": columns},
-    )
+    return run("bench.py", *arguments, imports=LIGHT, environment={"COLUMNS": columns})
 
 
 def imported_by(*arguments: str) -> set[str]:
-    """Top-level modules in sys.modules after a command has run in a fresh process."""
+    """Top-level modules in sys.modules after a command has run where only bench.py's imports were there."""
     code = (
         "import sys, runpy, atexit; sys.argv = ['bench.py', *sys.argv[1:]]\natexit.register(lambda:"
         " print('MODULES', *{name.split('.')[0] for name in sys.modules},"
         " file=sys.stderr))\nrunpy.run_path('bench.py', run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = run("-c", code, *arguments, imports=LIGHT)
     assert done.returncode == 0, done.stderr
     return set(done.stderr.rpartition("MODULES")[2].split())
 
@@ -57,7 +51,8 @@ def test_a_cold_list_takes_less_than_six_tenths_of_a_second() -> None:
     seconds = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert bench("list").returncode == 0
+        started = subprocess.run([sys.executable, "bench.py", "list"], cwd=ROOT, capture_output=True)
+        assert started.returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         # processor time: it waits for nothing else, and other processes of a busy machine do not count
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
@@ -175,9 +170,7 @@ def test_list_filters_and_sorts() -> None:
 def test_version_and_completion() -> None:
     assert bench("--version").stdout.startswith("detection-zoo")
     complete = {"_BENCH.PY_COMPLETE": "complete_bash", "COMP_WORDS": "bench.py show ssdl", "COMP_CWORD": "2"}
-    done = subprocess.run(
-        [sys.executable, "bench.py"], cwd=ROOT, capture_output=True, text=True, env=os.environ | complete
-    )
+    done = run("bench.py", imports=LIGHT, environment=complete)
     assert done.stdout.split() == [name for name in load_manifests().entries if name.startswith("ssdl")]
 
 
@@ -187,7 +180,7 @@ def test_secrets_and_escape_sequences_are_not_printed() -> None:
         "say('from https://anna:pw@host/x?a=1&token=abc123&X-Amz-Signature=ff0 \\x1b[31mred')\n"
         "emit({}, False, 'row \\x1b]0;title\\x07')"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = run("-c", code, imports=LIGHT)
     assert done.returncode == 0, done.stderr
     assert "https://***@host/x?a=1&token=***&X-Amz-Signature=***" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr and "\x07" not in done.stdout
