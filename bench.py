@@ -8,10 +8,10 @@ import sys
 
 try:
     # isort: off
-    from detection_zoo.zoo.entry import leave_on_interrupt, run_command
+    from detection_zoo.zoo.entry import begin_command, run_command
 
     if __name__ == "__main__":
-        leave_on_interrupt()
+        begin_command()
     # each module registers its commands; this order is the one in --help
     from detection_zoo.benchmarks.commands import rows, run, train, compare, check, export, ask  # noqa: F401
     from detection_zoo.benchmarks.commands.app import app

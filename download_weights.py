@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 try:
-    from detection_zoo.zoo.entry import INTERRUPTED, leave_on_interrupt, run_command
+    from detection_zoo.zoo.entry import INTERRUPTED, begin_command, run_command
 
     if __name__ == "__main__":
-        leave_on_interrupt()
+        begin_command()
     import typer
 
     from detection_zoo.zoo.errors import DownloadError, ZooError

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from detection_zoo.zoo.entry import leave_on_interrupt
+from detection_zoo.zoo.entry import begin_command
 
 
 def detection_zoo() -> None:
     """The command `detection-zoo`, which is bench.py of a checkout."""
-    leave_on_interrupt()
+    begin_command()
     from detection_zoo.bench import main
 
     main()
@@ -15,7 +15,7 @@ def detection_zoo() -> None:
 
 def download_weights() -> None:
     """The command `download-weights`, which is download_weights.py of a checkout."""
-    leave_on_interrupt()
+    begin_command()
     from detection_zoo.download_weights import main
 
     main()

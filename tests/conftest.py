@@ -3,6 +3,7 @@ except for this machine."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -22,6 +23,14 @@ def pytest_configure() -> None:
     os.environ.pop("COLUMNS", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    from detection_zoo.zoo.entry import collect_rarely
+
+    collect_rarely()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is not looked at by later garbage collections."""
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

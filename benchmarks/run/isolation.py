@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detection_zoo.benchmarks.run.progress import heartbeats
+from detection_zoo.zoo.entry import collect_rarely
 from detection_zoo.zoo.errors import ZooError
 
 Report = Callable[[Any], None]
@@ -287,6 +288,7 @@ class Settled:
 def settle_in_child() -> None:
     """Set up a child process: the parent handles Ctrl-C, stdout is reserved for data, and the
     child ends with its parent."""
+    collect_rarely()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)
     end_with_parent()
