@@ -46,7 +46,8 @@ class Forked(subprocess.Popen):
         largest_file: limit on the bytes of a file that it writes.
         streams: stdin, stdout and stderr of a Popen; without them, nothing to read and two pipes.
 
-    Once it has ended, `cpu_s` is the processor time in seconds of it and of the processes it waited for.
+    Once it has ended, `cpu_s` is the processor time in seconds of it and of the processes it waited for, and
+    `peak_mib` the largest memory of one of them.
     """
 
     def __init__(
@@ -94,8 +95,8 @@ class Forked(subprocess.Popen):
                 if not ready.select(timeout):
                     raise subprocess.TimeoutExpired(self.args, timeout)
             with self._status:
-                code, seconds = self._status.readline().split()
-            self.returncode, self.cpu_s = int(code), float(seconds)
+                code, self.cpu_s, self.peak_mib = map(float, self._status.readline().split())
+            self.returncode = int(code)
         return self.returncode
 
     def _internal_poll(self, *_: Any, **__: Any) -> int | None:
@@ -105,7 +106,7 @@ class Forked(subprocess.Popen):
             return None
 
 
-def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_forked(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run such a program to its end; see `Forked`."""
     with Forked(*arguments, **options) as process:
         out, err = process.communicate()
@@ -149,9 +150,8 @@ def serve(requests: socket.socket, *imports: str) -> None:
                 os.close(key.fd)
                 pid, status = key.data
                 _, how, used = os.wait4(pid, 0)
-                os.write(
-                    status, f"{os.waitstatus_to_exitcode(how)} {used.ru_utime + used.ru_stime}\n".encode()
-                )
+                ended = (os.waitstatus_to_exitcode(how), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+                os.write(status, " ".join(map(str, ended)).encode() + b"\n")
                 os.close(status)
                 continue
             text, descriptors = socket.recv_fds(requests, 1 << 20, 4)[:2]
@@ -182,7 +182,8 @@ def become(request: dict, streams: list[int]) -> NoReturn:
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.argv = request["argv"]
-    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+    more = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    sys.path[:1] = [str(Path(sys.argv[0]).resolve().parent), *more]
     code = 0
     try:
         execute()

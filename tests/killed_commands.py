@@ -22,7 +22,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from forked import IMPORTS, LIGHT, ROOT, Forked, run  # noqa: E402
+from forked import IMPORTS, LIGHT, ROOT, Forked, run_forked  # noqa: E402
 from hostile_server import BODY, ETAG, SHA256, Handler, case, hostile_server  # noqa: E402
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
@@ -207,7 +207,7 @@ def kill_command(name: str, kills: int, seed: int = 3, imports: tuple[str, ...] 
         folder.mkdir(exist_ok=True)
         if name == "report":
             whole = [*command.arguments[:-1], str(folder / "whole")]
-            run(*whole).check_returncode()
+            run_forked(*whole).check_returncode()
         tally = kill_often(command, folder, shapes, kills, random.Random(seed), imports)
         done = start(command, folder, shapes, imports)  # and undisturbed it works in what was left
         said = done.communicate(timeout=300)[0]

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import run_forked
 from records import make_small_shapes
 
 from detection_zoo.benchmarks.compare.judging import accuracy_pair
@@ -26,7 +24,6 @@ from detection_zoo.benchmarks.store import read_record
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.manifest_files import load_manifests
 
-ROOT = Path(__file__).resolve().parents[2]
 OURS, PEER, TIMM = (
     "mask_rcnn_resnet14_slim_fpn.demo",
     "faster_rcnn_resnet50_fpn_slim.torchvision",
@@ -51,7 +48,6 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, str]:
     folder = tmp_path_factory.mktemp("peers")
     home = {"DETECTION_ZOO_HOME": str(make_small_shapes(folder / "home"))}
     command = [
-        sys.executable,
         "bench.py",
         "compare",
         OURS,
@@ -74,7 +70,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, str]:
         "--store",
         str(folder / "comparisons"),
     ]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **home}, capture_output=True, text=True)
+    done = run_forked(*command, environment=home)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (folder / "comparisons").glob("*.json")
     return read_record(path, Comparison), done.stdout
@@ -177,7 +173,6 @@ def test_a_peer_row_goes_through_the_runner(tmp_path: Path) -> None:
     """Every metric; what a row without a schedule cannot have is absent with its reason."""
     home = {"DETECTION_ZOO_HOME": str(make_small_shapes(tmp_path / "home"))}
     command = [
-        sys.executable,
         "bench.py",
         "run",
         PEER,
@@ -199,19 +194,20 @@ def test_a_peer_row_goes_through_the_runner(tmp_path: Path) -> None:
         "1",
         "--store",
         str(tmp_path / "runs"),
+        "--in-process",
         "--json",
     ]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **home}, capture_output=True, text=True)
+    done = run_forked(*command, environment=home)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (tmp_path / "runs").glob("*.json")
-    run = json.loads(path.read_text())["run"]
+    record = json.loads(path.read_text())["run"]
     assert (
-        run["status"] == "finished"
+        record["status"] == "finished"
         and {"model_ms", "forward_ms", "postprocess_ms", "end_to_end_ms", "box_ap"}
-        <= run["measurements"].keys()
+        <= record["measurements"].keys()
     )
     assert all(
-        "has no training schedule" in run["absent"][name]
+        "has no training schedule" in record["absent"][name]
         for name in ("epoch_time_s", "train_memory_resident_mib")
     )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+from forked import run_forked
 from records import MACHINE, PHOTOS, TRAINED, measured, run_of
 
 from detection_zoo.benchmarks.compare.stored import (
@@ -185,20 +187,11 @@ def test_the_text_carries_the_footnotes(tmp_path: Path) -> None:
 
 
 def test_from_outside(tmp_path: Path) -> None:
-    import subprocess
-    import sys
+    for record in (timed(A, 50.0), timed(B, 40.0, spec=SPEC.model_copy(update={"batch_size": 8}))):
+        write_record(tmp_path / "runs", record)
 
-    for run in (timed(A, 50.0), timed(B, 40.0, spec=SPEC.model_copy(update={"batch_size": 8}))):
-        write_record(tmp_path / "runs", run)
-
-    def bench(*more: str) -> subprocess.CompletedProcess[str]:
-        root = Path(__file__).resolve().parents[2]
-        return subprocess.run(
-            [sys.executable, "bench.py", "compare-records", A, B, "--store", str(tmp_path / "runs"), *more],
-            cwd=root,
-            capture_output=True,
-            text=True,
-        )
+    def bench(*more: str) -> CompletedProcess[str]:
+        return run_forked("bench.py", "compare-records", A, B, "--store", str(tmp_path / "runs"), *more)
 
     refused, forced = bench(), bench("--anyway")
     assert (

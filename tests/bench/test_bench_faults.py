@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from forked import ROOT, Forked, run_forked
 from records import MACHINE, make_small_shapes, measured, run_of
 
 from detection_zoo.benchmarks.run.arguments import chosen_rows
@@ -27,12 +28,12 @@ from detection_zoo.benchmarks.store import read_runs, write_record
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest_files import load_manifests
 
-ROOT = Path(__file__).resolve().parents[2]
 FIRST, SICK, LAST = (
     "mask_rcnn_resnet10t_fpn_slim.timm",
     "mask_rcnn_resnet14_slim_fpn.demo",
     "mask_rcnn_vovnet27_tiny_fpn.demo",
 )
+WITH_TESTS = {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'tests' / 'bench'}"}
 SPEC, SOURCES = BenchmarkSpec(images=2), Sources("shapes")
 
 
@@ -178,13 +179,7 @@ def test_a_disk_that_fills_loses_no_record_and_stops_no_model(tmp_path: Path) ->
     store = tmp_path / "runs"
     write_record(store, run_of("a.demo", {}))
     code = f"import test_bench_faults as t; t.sweep_on_a_small_disk({str(store)!r}, 300)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'bench'}"},
-        capture_output=True,
-        text=True,
-    )
+    done = run_forked("-c", code, environment=WITH_TESTS)
     assert done.returncode == 0, done.stderr
     stored = read_runs(store)
     assert sorted(run.row for run in stored.runs) == sorted(["a.demo", SICK, LAST]) and not stored.problems, (
@@ -220,15 +215,8 @@ def test_two_sweeps_at_once_share_a_store_with_a_sick_model(tmp_path: Path) -> N
         " t.run_sweep(t.chosen_rows([t.SICK, t.LAST]), t.SPEC, t.SOURCES, t.SweepOptions(Path(sys.argv[1])),"
         " work=t.kills_itself)"
     )
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "runs")],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'bench'}"},
-        )
-        for _ in range(2)
-    ]
-    assert [process.wait(120) for process in both] == [0, 0]
+    both = [Forked("-c", code, tmp_path / "runs", environment=WITH_TESTS) for _ in range(2)]
+    assert [process.finish()[0] for process in both] == [0, 0]
     stored = read_runs(tmp_path / "runs")
     assert (
         sorted((run.row, run.status) for run in stored.runs)

@@ -6,15 +6,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
+from forked import Forked
 from typer.testing import CliRunner
 
 from bench import app
@@ -24,7 +22,6 @@ from detection_zoo.benchmarks.ask.fit_trial import OBJECTS, Case, RandomImages, 
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest_files import load_manifests
 
-ROOT = Path(__file__).resolve().parents[2]
 DEMO = "mask_rcnn_resnet14_slim_fpn.demo"
 CASE = Case(DEMO, "random", "cpu", "float32", False, 1, (640, 480))
 BLOCK_MIB = 32  # an image of the processes below
@@ -292,21 +289,7 @@ def test_on_a_gpu_the_process_stays_within_the_limit() -> None:
 
 
 def test_ctrl_c_leaves_what_is_known() -> None:
-    arguments = [
-        sys.executable,
-        "bench.py",
-        "fit",
-        DEMO,
-        "--weights",
-        "random",
-        "--gb",
-        "64",
-        "--device",
-        "cpu",
-    ]
-    stopped = subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    stopped = Forked("bench.py", "fit", DEMO, "--weights", "random", "--gb", "64", "--device", "cpu")
     for line in stopped.stderr:
         if "batch 1: fits" in line:
             break

@@ -8,11 +8,11 @@ import io
 import json
 import re
 import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from forked import LIGHT, ROOT, run_forked
 from made_up_records import made_up_runs, made_up_timings
 from records import MACHINE, RANDOM, measured, run_of
 
@@ -36,7 +36,6 @@ from detection_zoo.benchmarks.store import read_record, write_record
 from detection_zoo.benchmarks.tabular import Link, Table, latex_text, render
 from detection_zoo.zoo.manifest_files import load_manifests
 
-ROOT = Path(__file__).resolve().parents[2]
 V39 = "faster_rcnn_vovnet39_fpn_2x.vovnet"
 ALL = set(FORMATS)
 
@@ -98,7 +97,6 @@ def test_the_same_records_give_the_same_bytes_in_any_order_and_process(
         "import sys; sys.modules['torch'] = None; sys.argv[0] = 'bench.py'; import bench; bench.main()"
     )
     command = [
-        sys.executable,
         "-c",
         code,
         "report",
@@ -110,7 +108,7 @@ def test_the_same_records_give_the_same_bytes_in_any_order_and_process(
         ",".join(FORMATS),
         "--json",
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_forked(*command, imports=LIGHT)
     assert done.returncode == 0, done.stderr
     assert {Path(name) for name in json.loads(done.stdout)["files"]} == {
         tmp_path / "out" / name for name in files
@@ -369,9 +367,7 @@ def test_unknown_blocks_of_readme_answer_with_the_nearest(view: Overview, tmp_pa
     [(["--format", "pdf"], "unknown format pdf"), (["--store", "elsewhere", "--out", "x"], "does not exist")],
 )
 def test_wrong_usage_is_refused(arguments: list[str], said: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "bench.py", "report", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_forked("bench.py", "report", *arguments, imports=LIGHT)
     assert done.returncode == 2 and said in " ".join(done.stderr.split())
 
 
@@ -386,7 +382,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
         "import sys, detection_zoo.benchmarks.report.generate; print(*{'torch', 'pandas', 'matplotlib',"
         " 'jinja2', 'scipy'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = run_forked("-c", code, imports=LIGHT)
     assert done.returncode == 0 and not done.stdout.split(), done.stderr + done.stdout
 
 
@@ -394,12 +390,12 @@ def test_without_matplotlib_tables_and_the_page_are_made(tmp_path: Path) -> None
     code = (
         "import sys; sys.modules['matplotlib'] = None; sys.argv[0] = 'bench.py'; import bench; bench.main()"
     )
-    command = [sys.executable, "-c", code, "report", "--store", "results/runs", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = ["-c", code, "report", "--store", "results/runs", "--out", str(tmp_path)]
+    done = run_forked(*command, imports=LIGHT)
     assert done.returncode == 0 and "figures left out: matplotlib is not installed" in done.stderr
     assert (tmp_path / "report.html").is_file() and (tmp_path / "tables" / "vovnet.md").is_file()
     assert not (tmp_path / "figures").exists()
-    none = subprocess.run([*command, "--format", "svg"], cwd=ROOT, capture_output=True, text=True)
+    none = run_forked(*command, "--format", "svg", imports=LIGHT)
     assert none.returncode == 1 and "matplotlib" in none.stderr
 
 

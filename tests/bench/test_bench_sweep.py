@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked import ROOT, Forked
 from records import MACHINE, make_small_shapes, measured
 
 from detection_zoo.benchmarks.environment import cpu_name
@@ -23,7 +23,6 @@ from detection_zoo.benchmarks.store import read_runs
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest_files import load_manifests
 
-ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
     "mask_rcnn_resnet14_slim_fpn.demo",
     "mask_rcnn_vovnet27_tiny_fpn.demo",
@@ -213,14 +212,9 @@ if __name__ == "__main__":
 """
 
 
-def in_a_process(store: Path, work: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(store), work],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'bench'}"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def in_a_process(store: Path, work: str) -> Forked:
+    with_tests = {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'tests' / 'bench'}"}
+    return Forked("-c", SCRIPT, store, work, environment=with_tests)
 
 
 def test_a_killed_sweep_loses_the_model_in_progress_only(tmp_path: Path) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import ROOT, run_forked
 from in_process import call
 from records import make_small_shapes
 
-ROOT = Path(__file__).resolve().parents[2]
 OWN_PROCESSES = ("run", "compare", "fit")  # commands that start others; the rest is called in this process
 ROW, OTHER = "faster_rcnn_resnet14_slim_fpn.demo", "faster_rcnn_vovnet27_tiny_fpn.demo"
 CPU = ("--device", "cpu")
 FEW = ("--images", "3", "--timed-images", "3", *CPU)
-RUN = ("run", ROW, OTHER, "--data", "shapes", "--metrics", "inference,ap,memory", "--processes", "1")
+RUN = ("--data", "shapes", "--metrics", "inference,ap,memory", "--processes", "1")
 COMPARE = ("compare", ROW, f"{ROW}@random", "--data", "shapes", "--ap", "--blocks", "2", "--rounds", "2")
 SMALL = ("--batch", "2", "--set", "image.size=64", "--set", "image.max_size=96", "--threads", "1")
 COMMANDS = {
@@ -52,8 +49,7 @@ def lines_of(folder: Path, home: Path, arguments: tuple[str, ...]) -> list[str]:
     environment = {"COLUMNS": "100", "DETECTION_ZOO_HOME": str(home)}
     words = [text.format(picture=next(home.rglob("val/*.jpg"))) for text in arguments]
     if words[0] in OWN_PROCESSES:
-        command, environment = [sys.executable, str(ROOT / "bench.py"), *words], os.environ | environment
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        done = run_forked(ROOT / "bench.py", *words, folder=folder, environment=environment)
         code, out, err = done.returncode, done.stdout, done.stderr
     else:
         with pytest.MonkeyPatch.context() as patch:
@@ -70,8 +66,10 @@ def lines_of(folder: Path, home: Path, arguments: tuple[str, ...]) -> list[str]:
 def measured(tmp_path_factory: pytest.TempPathFactory, home: Path) -> tuple[Path, list[str]]:
     """A folder with records of two rows, and what `run` printed."""
     folder = tmp_path_factory.mktemp("work")
-    printed = lines_of(folder, home, (*RUN, *FEW, "--budget-s", "0.2", "--warm-up-s", "0.1"))
-    assert "2 measured, 0 failed, 0 already measured" in printed
+    options = (*RUN, *FEW, "--budget-s", "0.2", "--warm-up-s", "0.1")
+    lines_of(folder, home, ("run", OTHER, *options, "--in-process"))
+    printed = lines_of(folder, home, ("run", ROW, OTHER, *options))
+    assert "1 measured, 0 failed, 1 already measured" in printed
     return folder, printed
 
 

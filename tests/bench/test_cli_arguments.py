@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from forked import LIGHT, run
+from forked import LIGHT, run_forked
 
 from detection_zoo.benchmarks.run.arguments import checked_rows
 from detection_zoo.benchmarks.run.subject import Sources
@@ -66,7 +66,7 @@ def test_a_wrong_call_ends_at_once_with_one_line_and_no_record(call: str, tmp_pa
     arguments, said = WRONG[call]
     hidden = {"CUDA_VISIBLE_DEVICES": "", "DETECTION_ZOO_HOME": str(tmp_path / "home")}
     words = (text.format(coco=coco) for text in arguments)
-    done = run(ROOT / "bench.py", *words, folder=tmp_path, environment=hidden, imports=LIGHT)
+    done = run_forked(ROOT / "bench.py", *words, folder=tmp_path, environment=hidden, imports=LIGHT)
     assert done.returncode == 2 and said in done.stderr and not done.stdout, done.stderr
     assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr, done.stderr
     assert done.cpu_s < 1  # at most 0.3; importing torch alone takes 1.3
@@ -78,7 +78,7 @@ def test_without_a_network_a_row_whose_weights_are_not_here_is_one_line(tmp_path
     nowhere = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https")}
     command = (ROOT / "bench.py", "run", "mask_rcnn_vovnet39_fpn_2x.vovnet")
     environment = {**nowhere, "DETECTION_ZOO_HOME": str(tmp_path / "home")}
-    done = run(*command, folder=tmp_path, environment=environment, imports=LIGHT)
+    done = run_forked(*command, folder=tmp_path, environment=environment, imports=LIGHT)
     lines = [line.strip() for line in done.stderr.splitlines()]
     said = [line for line in lines if line and not line.startswith("checking rows")]  # the clock
     assert done.returncode == 2 and not done.stdout and len(said) == 1, done.stderr
@@ -144,7 +144,7 @@ def test_ctrl_c_is_not_lost_where_compiled_code_drops_exceptions() -> None:
 )
 @pytest.mark.parametrize("program", ["bench.py", "download_weights.py"])
 def test_odd_variables_of_the_environment_are_no_fault(program: str, name: str, value: str) -> None:
-    done = run(ROOT / program, "list", "vovnet", environment={name: value}, imports=LIGHT)
+    done = run_forked(ROOT / program, "list", "vovnet", environment={name: value}, imports=LIGHT)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 

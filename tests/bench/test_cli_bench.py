@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from forked import LIGHT, run
+from forked import LIGHT, run_forked
 from records import measured, run_of
 
 from detection_zoo.benchmarks.store import write_record
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def bench(*arguments: str, columns: str = "") -> subprocess.CompletedProcess[str]:
-    return run("bench.py", *arguments, imports=LIGHT, environment={"COLUMNS": columns})
+    return run_forked("bench.py", *arguments, imports=LIGHT, environment={"COLUMNS": columns})
 
 
 def imported_by(*arguments: str) -> set[str]:
@@ -31,7 +31,7 @@ def imported_by(*arguments: str) -> set[str]:
         " print('MODULES', *{name.split('.')[0] for name in sys.modules},"
         " file=sys.stderr))\nrunpy.run_path('bench.py', run_name='__main__')"
     )
-    done = run("-c", code, *arguments, imports=LIGHT)
+    done = run_forked("-c", code, *arguments, imports=LIGHT)
     assert done.returncode == 0, done.stderr
     return set(done.stderr.rpartition("MODULES")[2].split())
 
@@ -170,7 +170,7 @@ def test_list_filters_and_sorts() -> None:
 def test_version_and_completion() -> None:
     assert bench("--version").stdout.startswith("detection-zoo")
     complete = {"_BENCH.PY_COMPLETE": "complete_bash", "COMP_WORDS": "bench.py show ssdl", "COMP_CWORD": "2"}
-    done = run("bench.py", imports=LIGHT, environment=complete)
+    done = run_forked("bench.py", imports=LIGHT, environment=complete)
     assert done.stdout.split() == [name for name in load_manifests().entries if name.startswith("ssdl")]
 
 
@@ -180,7 +180,7 @@ def test_secrets_and_escape_sequences_are_not_printed() -> None:
         "say('from https://anna:pw@host/x?a=1&token=abc123&X-Amz-Signature=ff0 \\x1b[31mred')\n"
         "emit({}, False, 'row \\x1b]0;title\\x07')"
     )
-    done = run("-c", code, imports=LIGHT)
+    done = run_forked("-c", code, imports=LIGHT)
     assert done.returncode == 0, done.stderr
     assert "https://***@host/x?a=1&token=***&X-Amz-Signature=***" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr and "\x07" not in done.stdout

@@ -6,20 +6,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import termios
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from forked import ROOT, Forked, run_forked
 from in_process import call
 from PIL import Image
-from records import make_small_shapes
 
 from detection_zoo.benchmarks.store import read_runs
 
-ROOT = Path(__file__).resolve().parents[2]
 ROW = "mask_rcnn_vovnet27_tiny_fpn.demo"
 UNTRAINED = ("--weights", "random")
 QUICK = (
@@ -40,35 +37,18 @@ QUICK = (
 )
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_small_shapes(tmp_path_factory.mktemp("home"))
+pytestmark = pytest.mark.usefixtures("drawn_shapes")
 
 
 @pytest.fixture(autouse=True)
-def own_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DETECTION_ZOO_HOME", str(home))
+def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def start(home: Path, *arguments: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
-    environment = {**os.environ, "DETECTION_ZOO_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "bench.py", *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def bench(home: Path, *arguments: str) -> tuple[int, str, str]:
-    process = start(home, *arguments)
-    out, err = process.communicate(timeout=300)
-    assert "Traceback" not in err, err
-    return process.returncode, out, err
+def bench(*arguments: str) -> tuple[int, str, str]:
+    done = run_forked("bench.py", *arguments)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
 
 
 def read_until(terminal: int, text: str | None) -> str:
@@ -81,10 +61,10 @@ def read_until(terminal: int, text: str | None) -> str:
 
 
 @pytest.fixture(scope="module")
-def store(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(drawn_shapes: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with one whole run of a real model, made in a process of its own."""
     folder = tmp_path_factory.mktemp("results") / "runs"
-    code, out, err = bench(home, "run", ROW, *UNTRAINED, "--data", "shapes", *QUICK, "--store", str(folder))
+    code, out, err = bench("run", ROW, *UNTRAINED, "--data", "shapes", *QUICK, "--store", str(folder))
     assert code == 0, err
     assert err.strip().endswith("1 measured, 0 failed, 0 already measured") and "Model time" in out
     return folder
@@ -148,9 +128,10 @@ def test_stored_detections_give_the_same_numbers_again(store: Path) -> None:
     }
 
 
-def test_a_backbone_runs_without_a_row(home: Path, tmp_path: Path) -> None:
+def test_a_backbone_runs_without_a_row(tmp_path: Path) -> None:
     options = ("--images", "2", "--metrics", "ap", "--device", "cpu", "--store", str(tmp_path), "--json")
-    code, out, err = bench(home, "run", "--backbone", "resnet14_slim", "--detector", "retinanet", *options)
+    options += ("--in-process",)
+    code, out, err = bench("run", "--backbone", "resnet14_slim", "--detector", "retinanet", *options)
     (run,) = json.loads(out)
     assert code == 0 and run["row"] == "retinanet_resnet14_slim_shapes.created", err
     assert run["weights"]["kind"] == "random" and "box_ap" in run["measurements"]
@@ -193,13 +174,11 @@ def test_detections_are_drawn_on_the_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=lambda kind: kind.name)
-def test_ctrl_c_or_kill_says_what_is_kept_and_ends_with_130(
-    home: Path, tmp_path: Path, kind: signal.Signals
-) -> None:
+def test_ctrl_c_or_kill_says_what_is_kept_and_ends_with_130(tmp_path: Path, kind: signal.Signals) -> None:
     terminal, stderr = os.openpty()  # where progress is drawn earlier than in a file
     termios.tcsetwinsize(terminal, (24, 100))
-    process = start(
-        home,
+    process = Forked(
+        "bench.py",
         "run",
         ROW,
         *UNTRAINED,

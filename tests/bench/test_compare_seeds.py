@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import run_forked
 from safetensors.torch import load_file, save_file
 
 from detection_zoo.benchmarks.compare.seeds import RowSeeds, seeds_difference
 from detection_zoo.zoo.manifest_files import MANIFEST_FOLDER
 
-ROOT = Path(__file__).resolve().parents[2]
 ROW = "faster_rcnn_resnet14_slim_fpn.demo"
 OTHER = "faster_rcnn_vovnet27_tiny_fpn.demo"
 
@@ -83,12 +82,7 @@ def test_one_training_gives_no_verdict() -> None:
 
 
 def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "bench.py", "compare-seeds", *arguments, "--device", "cpu"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    return run_forked("bench.py", "compare-seeds", *arguments, "--device", "cpu")
 
 
 def test_command(tmp_path: Path) -> None:

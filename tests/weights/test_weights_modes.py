@@ -9,10 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,10 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from forked import LIGHT, Forked, run_forked
 from hostile_modes import ARRIVES, MODES, SHA256, hostile_modes, manifest_folder
 
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "download_weights.py"]
 SLOW_KINDS = ("slow", "endless_body", "endless_trailers", "continue", "retry_after_8", "silence")
 # these need their 8 to 25 seconds, and run where DETECTION_ZOO_TEST_MODES=all
 SLOW = {name for name in MODES if name.startswith(SLOW_KINDS)}
@@ -42,12 +38,9 @@ def manifests(folder: Path, port: int, modes: list[str], extra: str = "") -> Pat
     return manifest_folder(folder, urls, extra)
 
 
-def start(folder: Path, home: Path, *arguments: str) -> subprocess.Popen:
-    command = [*COMMAND, *arguments, "--home", str(home), "--manifests", str(folder)]
-    environment = {**os.environ, "no_proxy": "localhost", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+def start(folder: Path, home: Path, *arguments: str) -> Forked:
+    command = ["download_weights.py", *arguments, "--home", str(home), "--manifests", str(folder)]
+    return Forked(*command, environment={"no_proxy": "localhost"}, imports=LIGHT)
 
 
 def check(mode: str, port: int, folder: Path) -> str:
@@ -75,7 +68,8 @@ def check(mode: str, port: int, folder: Path) -> str:
     for path in (folder / "home" / "sha256").iterdir():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
     assert not set("\x1b\x07\r") & set(out + err)
-    return f"{mode}: {status} in {passed_s:.1f} s"
+    assert process.peak_mib < 300
+    return f"{mode}: {status} in {passed_s:.1f} s, {process.peak_mib:.0f} MiB"
 
 
 QUICK = sorted(set(MODES) - SLOW - {"good"})[:: 1 if ALL else 6]
@@ -99,9 +93,6 @@ def test_slow_modes_side_by_side(port: int, tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         for line in pool.map(lambda mode: check(mode, port, tmp_path / mode), sorted(SLOW)):
             print(line)
-    peak_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"{len(MODES) - 1} modes; peak memory of a process {peak_mib:.0f} MiB")
-    assert peak_mib < 300
 
 
 @pytest.mark.parametrize(
@@ -133,8 +124,8 @@ def test_audit_goes_on_after_a_hostile_link(port: int, tmp_path: Path) -> None:
     folder = manifests(tmp_path / "m", port, modes)
     process = start(folder, tmp_path / "home", "list")
     process.communicate()
-    command = [*COMMAND, "audit", "--results", str(tmp_path / "audits"), "--manifests", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    command = ("download_weights.py", "audit", "--results", str(tmp_path / "audits"))
+    done = run_forked(*command, "--manifests", str(folder), imports=LIGHT)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     record = json.loads(next((tmp_path / "audits").glob("*.json")).read_text())
     assert [link["status"] for link in record["links"]] == ["ok", "error", "error", "dead", "ok"]
