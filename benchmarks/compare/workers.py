@@ -21,7 +21,7 @@ from detection_zoo.benchmarks.run.isolation import (
 from detection_zoo.benchmarks.run.progress import heartbeats
 
 # the first ties the server to this process before torch is imported
-PRELOADED = ["detection_zoo.benchmarks.compare.server", "detection_zoo.benchmarks.compare.contestant"]
+PRELOADED = ["detection_zoo.benchmarks.compare.server", "detection_zoo.benchmarks.compare.preloaded"]
 _LEAVE_S = 10.0
 
 
