@@ -56,6 +56,7 @@ def breaks(kind: str, report) -> None:
         case "busy":
             while True:
                 report(BEAT)
+                time.sleep(0.01)
     raise AssertionError("not reached")
 
 
