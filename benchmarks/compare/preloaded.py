@@ -7,4 +7,4 @@ import torch
 from detection_zoo.benchmarks.compare import contestant  # noqa: F401
 from detection_zoo.kernels.nms import nms
 
-nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # numba's part takes longer to load than everything else but torch
+nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # loads numba, which takes as long as all but torch
