@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detection_zoo.benchmarks.run.progress import heartbeats
-from detection_zoo.zoo.entry import collect_rarely
+from detection_zoo.zoo.entry import collect_rarely, leave
 from detection_zoo.zoo.errors import ZooError
 
 Report = Callable[[Any], None]
@@ -268,6 +268,7 @@ def _in_child(
         outcome = failure(error)
     reports.send(("end", outcome))
     reports.close()
+    leave(0)
 
 
 def freeze_objects() -> None:

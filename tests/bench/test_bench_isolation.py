@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -36,6 +37,17 @@ def advances(report) -> None:
 
 def frozen(report) -> None:
     report({"frozen": gc.get_freeze_count()})
+
+
+class Large:
+    def __del__(self) -> None:
+        print("taken down", flush=True)
+
+
+def leaves_much(report) -> None:
+    global large
+    large = Large()
+    atexit.register(print, "cleaned up", flush=True)
 
 
 def breaks(kind: str, report) -> None:
@@ -109,6 +121,12 @@ def test_the_garbage_collector_does_not_walk_over_imports() -> None:
     reports: list[dict[str, int]] = []
     assert run_isolated(frozen, (), reports.append, limits=Limits(stall_s=60)).status == "finished"
     assert reports[0]["frozen"] > 10_000
+
+
+def test_an_ended_process_takes_nothing_down_object_by_object(capfd: pytest.CaptureFixture[str]) -> None:
+    """All modules of torch would take half a second."""
+    assert run_isolated(leaves_much, (), print).status == "finished"
+    assert capfd.readouterr().err == "cleaned up\n"
 
 
 def test_a_process_does_not_outlive_its_parent() -> None:
