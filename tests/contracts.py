@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import pytest
 import torch
 
 from detection_zoo.zoo.backbones.base import Backbone
+from detection_zoo.zoo.build import shapes_only
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.records import Detections, Target
+from detection_zoo.zoo.records import Detections, FeatureSpec, Target
+from detection_zoo.zoo.registry import BACKBONES
 
 Rules = TypeVar("Rules")
+_BACKBONES: dict[str, Backbone] = {}
+
+
+@contextmanager
+def shared_backbones() -> Iterator[None]:
+    """Modules built inside this block are on the meta device, and a registered backbone is built once for
+    each set of arguments: hundreds of detectors have the same few."""
+    builders = BACKBONES._builders
+    originals = dict(builders)
+    builders.update({name: _built_once(name, builder) for name, builder in originals.items()})
+    try:
+        with shapes_only():
+            yield
+    finally:
+        builders.update(originals)
+
+
+def _built_once(name: str, builder: Callable[..., Backbone]) -> Callable[..., Backbone]:
+    @functools.wraps(builder)
+    def build(**arguments: object) -> Backbone:
+        key = f"{name} {sorted(arguments.items())}"
+        if key not in _BACKBONES:
+            _BACKBONES[key] = builder(**arguments)
+        return _BACKBONES[key]
+
+    return build
 
 
 def need_package(row: str) -> None:
@@ -33,13 +64,15 @@ def changed(rules: Rules, **sections: dict[str, object]) -> Rules:
 def check_backbone(backbone: Backbone, side: int = 64, device: str = "meta") -> None:
     """Maps come by name, in the order and with the channels and strides that `specs` says; strides do not
     fall."""
-    maps = backbone(torch.zeros(2, 3, side, side, device=device))
-    assert list(maps) == list(backbone.specs), (
-        f"{list(maps)} are not the names of specs, {list(backbone.specs)}"
-    )
-    strides = [spec.stride for spec in backbone.specs.values()]
+    check_maps(backbone(torch.zeros(2, 3, side, side, device=device)), backbone.specs, side)
+
+
+def check_maps(maps: dict[str, torch.Tensor], specs: dict[str, FeatureSpec], side: int) -> None:
+    """The maps of two images are as `specs` of their backbone says."""
+    assert list(maps) == list(specs), f"{list(maps)} are not the names of specs, {list(specs)}"
+    strides = [spec.stride for spec in specs.values()]
     assert strides == sorted(strides)
-    for name, spec in backbone.specs.items():
+    for name, spec in specs.items():
         images, channels, height, width = maps[name].shape
         assert (images, channels) == (2, spec.channels), name
         assert abs(height - side / spec.stride) <= 1 and abs(width - side / spec.stride) <= 1, (

@@ -41,13 +41,15 @@ BUNDLES = {  # of conventions.toml, for models without a manifest entry
     "classifier": "imagenet_torchvision",
 }
 DEMO = "demo"  # manifest of the rows trained on `shapes`, and prefix of their bundles
+RANDOM_FILLS = {torch.Tensor.normal_, torch.Tensor.uniform_}
+RANDOM_FILLS |= {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
 FOR_EVERY_DETECTOR = ("image", "targets", "augmentation")  # sections that data loading and commands use
 
 
-class _WithoutNormal(TorchFunctionMode):
+class _WithoutRandomFills(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.Tensor.normal_, nn.init.normal_):
+        if func in RANDOM_FILLS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
@@ -55,10 +57,8 @@ class _WithoutNormal(TorchFunctionMode):
 @contextmanager
 def shapes_only() -> Iterator[None]:
     """Modules built inside this block are on the meta device: names, shapes and types without values.
-
-    `normal_` is left out: its first call on that device imports 900 modules of torch, which takes 1.3 s.
-    """
-    with torch.device("meta"), _WithoutNormal():
+    Random fills are left out: on that device they take long, and the first imports 900 modules of torch."""
+    with torch.device("meta"), _WithoutRandomFills():
         yield
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+from contracts import shared_backbones
 
 from detection_zoo.benchmarks.ask.fit_find import check_row
 from detection_zoo.benchmarks.run.subject import identify_weights, inclusive_boxes
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.build import build_model, create_entry, create_model
+from detection_zoo.zoo.build import assemble, build_model, create_entry, create_model
 from detection_zoo.zoo.conventions import BoxConventions, Conventions
 from detection_zoo.zoo.created_row import created_name, row_named
 from detection_zoo.zoo.data.training_loader import target_rules
@@ -64,7 +65,8 @@ def test_on_shapes_a_row_is_as_small_as_the_demo_rows(detector: str, backbone: s
     """Images, boxes and anchors are the demo's; any backbone can be built so."""
     entry, demo = row_named(created_name(backbone, detector, "shapes")), load_manifests().conventions["demo"]
     assert entry.conventions.image.size == demo.image.size == 160 and entry.conventions.targets is not None
-    build_model(entry, device="meta")
+    with shared_backbones():
+        assemble(entry)
     own = [row for row in load_manifests().entries.values() if row.source == "demo"]
     like = next((row for row in own if row.detector.name == detector), None)
     if like is not None and like.backbone.name == backbone:

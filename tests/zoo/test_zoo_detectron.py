@@ -13,7 +13,7 @@ import torch
 from contracts import changed
 from torch import Tensor
 
-from detection_zoo.zoo.build import assemble, build_model
+from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.conventions import (
     DetectionConventions,
     PoolingConventions,
@@ -81,17 +81,13 @@ def test_only_near_ties_are_put_in_the_recorded_order(gap: float, moved: int) ->
     assert torch.equal(settled, recorded if moved else rois)
 
 
-def test_every_row_of_both_sources_builds() -> None:
-    """On the meta device; only second stages alone, and a VGG-16 that its source cannot build either, stand
-    for their numbers."""
+def test_every_row_of_both_sources_can_be_built() -> None:
+    """Only second stages alone, and a VGG-16 that its source cannot build either, stand for their numbers;
+    test_every_row_builds builds the others."""
     rows = [
         row for row in load_manifests().entries.values() if row.source in ("detectron", "detectron_pytorch")
     ]
-    built = [row for row in rows if row.published_only is None]
-    with torch.device("meta"):
-        for row in built:
-            assemble(row)
-    assert len(built) > 90
+    assert len([row for row in rows if row.published_only is None]) > 90
     assert all(
         "second stage" in row.published_only or row.name.startswith("vgg16")
         for row in rows

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts import changed
+from contracts import changed, shared_backbones
 
 from detection_zoo.zoo.build import DETECTORS, assemble
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnnRules, keypoint_rcnn
@@ -180,7 +180,7 @@ def hollow(shapes: Shapes) -> dict[str, np.ndarray]:
 
 
 def account_for(row: ModelEntry, arrays: dict[str, Any], kind: str) -> tuple[LoadReport, int]:
-    with torch.device("meta"):
+    with shared_backbones():
         state = assemble(row).state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     report = account(checkpoint_format(kind).translate(arrays), shapes, row.name)

@@ -7,9 +7,10 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from contracts import need_package
+from contracts import need_package, shared_backbones
 
 from detection_zoo.benchmarks.run.subject import inclusive_boxes
+from detection_zoo.zoo.build import assemble, own_weights
 from detection_zoo.zoo.data.training_loader import target_rules
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest import ModelEntry
@@ -83,8 +84,6 @@ def test_the_vovnet_readme_row_by_row() -> None:
 
 
 def test_the_wrong_link_of_the_vovnet_readme_is_kept_and_never_taken() -> None:
-    from detection_zoo.zoo.build import own_weights
-
     v39, v57 = (MANIFESTS.entry(f"mask_rcnn_vovnet{n}_fpn_2x.vovnet") for n in (39, 57))
     assert (
         v57.weights[0].urls
@@ -244,10 +243,10 @@ def test_formats_of_rows_that_can_be_built_have_readers() -> None:
 
 @pytest.mark.parametrize("entry", [e for e in ROWS if not e.published_only], ids=lambda e: e.name)
 def test_every_row_builds(entry: ModelEntry) -> None:
-    from detection_zoo.zoo.build import build_model
-
     need_package(entry.name)
-    model = build_model(entry, device="meta")
+    with shared_backbones():
+        model = assemble(entry)
+    assert model.num_classes == entry.classes
     slim = MANIFESTS.datasets[entry.dataset].layout == "shapes"
     assert sum(p.numel() for p in model.parameters()) > (0 if slim else 1_000_000)
 
