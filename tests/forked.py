@@ -136,7 +136,8 @@ def serve(requests: socket.socket, *imports: str) -> None:
     """Import, then fork for each request until the connection ends."""
     for name in imports:
         importlib.import_module(name)
-    sys.modules["detection_zoo.zoo.manifest_files"].load_manifests()
+    if "detection_zoo.bench" in imports:
+        sys.modules["detection_zoo.zoo.manifest_files"].load_manifests()
     if "detection_zoo.kernels.nms" in imports:
         zeros = sys.modules["torch"].zeros
         sys.modules["detection_zoo.kernels.nms"].nms(zeros(1, 4), zeros(1), 0.5)  # loads compiled functions

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import run_forked
 from PIL import Image
 
 import detection_zoo as dz
@@ -78,6 +79,7 @@ sys.meta_path.insert(0, Absent())
 
 def test_the_library_needs_no_extra() -> None:
     code = f"""{WITHOUT_EXTRAS}
+assert not set(sys.modules) & set({EXTRAS})
 import numpy as np, detection_zoo as dz
 model = dz.load("{ROW}", weights="random", device="cpu")
 model.detect(np.zeros((90, 130, 3), np.uint8)).to_pandas().to_markdown()
@@ -85,7 +87,7 @@ dz.evaluate(model, "shapes", images=2)
 dz.benchmark("{ROW}", weights="random", metrics=["inference"], images=2, time_budget_s=0.2,
     warm_up_budget_s=0.1, device="cpu")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_forked("-c", code, imports=("torch",))
     assert done.returncode == 0, done.stderr
 
 

@@ -114,13 +114,18 @@ def _plans(view: Overview) -> dict[str, tuple[list[Any], Callable[[], Figure]]]:
 
 def _save(draw: Callable[[], Figure], data: Any, form: str) -> bytes:
     import matplotlib
+    from matplotlib.backend_bases import get_registered_canvas_class
 
     content = io.BytesIO()
     unsaid = (
         {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
     )  # no date and no library version, so that equal data give equal bytes
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
-        draw().savefig(content, format=form, metadata={"Description": described(data), **unsaid})
+        figure = draw()
+        get_registered_canvas_class(form)(figure)  # texts are measured for this format
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine(None)  # it is laid out: savefig would draw everything twice for that
+        figure.savefig(content, format=form, metadata={"Description": described(data), **unsaid})
     return content.getvalue()
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from forked import run_forked
 
 from detection_zoo.kernels.backend import backend_for, cpu_form
 from detection_zoo.kernels.machine_code import in_threads
 
-ROOT = Path(__file__).resolve().parents[2]
 WITHOUT = "import sys, warnings; sys.modules['numba'] = None; warnings.simplefilter('always')\n"
 CALL = """
 import torch
@@ -24,7 +22,7 @@ for _ in range(2):
 
 
 def run_code(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    return run_forked("-c", code, imports=("torch",))
 
 
 @pytest.mark.parametrize(

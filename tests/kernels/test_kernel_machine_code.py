@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from forked import Forked
 from numba import njit
 
 from detection_zoo.kernels.machine_code import as_array, narrow, widen
 
-ROOT = Path(__file__).resolve().parents[2]
 DOUBLED = """
 from detection_zoo.kernels.machine_code import compiled
 
@@ -79,15 +78,15 @@ def test_numbers_of_other_types_stay() -> None:
         assert np.array_equal(found, given)
 
 
-def test_processes_that_compile_at_once_keep_each_other_s_code(tmp_path: Path) -> None:
+def test_processes_that_compile_at_once_keep_each_other_s_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "doubled.py").write_text(DOUBLED)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    environment.pop("NUMBA_CACHE_DIR", None)
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
 
-    def start(code: str, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", code, *arguments]
-        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        return subprocess.Popen(command, env=environment, text=True, **streams)
+    def start(code: str, *arguments: str) -> Forked:
+        path = {"PYTHONPATH": str(tmp_path)}
+        return Forked("-c", code, *arguments, environment=path, stdin=subprocess.PIPE)
 
     processes = [start(AT_ONCE, kind) for kind in ("int", "float", "complex")]
     assert [one.stdout.readline() for one in processes] == ["imported\n"] * 3

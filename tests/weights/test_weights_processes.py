@@ -8,12 +8,12 @@ import json
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked
 from hostile_server import BODY, HostileServer, hostile_server
 
 KILLS = int(os.environ.get("DETECTION_ZOO_TEST_KILLS", "50"))
@@ -24,11 +24,8 @@ class Worker:
     """A process of fetch_worker.py."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
-        command = [sys.executable, str(TESTS / "fetch_worker.py")]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        imports = ("requests", "filelock", "detection_zoo.zoo.weights.fetch.one")
+        self.process = Forked(TESTS / "fetch_worker.py", imports=imports, stdin=subprocess.PIPE, stderr=None)
 
     def send(self, **order: Any) -> None:
         self.process.stdin.write(json.dumps(order) + "\n")
