@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from in_process import call
 from records import PHOTOS, measured, run_of
 
 from detection_zoo.benchmarks.run.expected import check_runs
@@ -25,7 +23,6 @@ from detection_zoo.zoo.weights.fetch.one import fetch_weights
 from detection_zoo.zoo.weights.load import load_weights
 from detection_zoo.zoo.weights.read import read_safetensors
 
-ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = [entry for entry in load_manifests().entries.values() if entry.training is not None]
 ROW = "faster_rcnn_resnet14_slim_fpn.demo"
 
@@ -101,29 +98,22 @@ def test_expected_accuracy_is_compared_row_by_row() -> None:
     assert not check_runs([entry], [])[0]
 
 
-def bench(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "bench.py", "run", ROW, "--check", "--images", "100", "--in-process", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"DETECTION_ZOO_HOME": str(home)},
-    )
-
-
 @pytest.mark.slow
-def test_check_passes_and_one_altered_tensor_is_noticed(tmp_path: Path) -> None:
+def test_check_passes_and_one_altered_tensor_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors.torch import save_file
 
-    make_shapes(tmp_path / "data" / f"shapes-{VERSION}-seed0", splits={"train": 1, "val": 500})
-    done = bench(tmp_path, "--store", str(tmp_path / "good"))
-    assert done.returncode == 0 and f"{ROW}: box_ap: expected" in done.stderr, done.stderr
-    assert "as expected" in done.stderr
+    monkeypatch.setenv("DETECTION_ZOO_HOME", str(tmp_path))
+    make_shapes(tmp_path / "data" / f"shapes-{VERSION}-seed0", splits={"train": 1, "val": 100})
+    check = ("run", ROW, "--check", "--images", "100", "--in-process")
+    code, _, said = call(*check, "--store", str(tmp_path / "good"))
+    assert code == 0 and f"{ROW}: box_ap: expected" in said, said
+    assert "as expected" in said
     state = read_safetensors(path_of(load_manifests().entry(ROW).trained_weights[0]))
     name = next(name for name in state if name.startswith("box.trunk.fc6") and name.endswith("weight"))
     state[name] = state[name] * -1
     save_file(state, tmp_path / "altered.safetensors")
-    done = bench(
-        tmp_path, "--weights", str(tmp_path / "altered.safetensors"), "--store", str(tmp_path / "bad")
-    )
-    assert done.returncode == 1 and "DIFFERS" in done.stderr and ROW in done.stderr, done.stderr
+    altered = ("--weights", str(tmp_path / "altered.safetensors"))
+    code, _, said = call(*check, *altered, "--store", str(tmp_path / "bad"))
+    assert code == 1 and "DIFFERS" in said and ROW in said, said

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 from torch import nn
 
 from detection_zoo.zoo.errors import CheckpointError
@@ -440,7 +438,7 @@ def restore(path: Path, *arguments: Any, **options: Any) -> int:
 def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     script, folder = tmp_path / "saving.py", tmp_path / "run"
     script.write_text(SAVING)
-    writer = subprocess.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True)
+    writer = Forked(script, folder)
     done = 0
     while done < 5:
         done = int(writer.stdout.readline())
@@ -500,21 +498,14 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment["OMP_NUM_THREADS"] = "1"
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(result)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
+        Forked(script, result, environment={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    ended = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
+    assert [code for _, code in ended] == [0, 0], ended
     shared = torch.load(result, weights_only=True)
 
     class Halved(Small):
