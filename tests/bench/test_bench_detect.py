@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from forked import ROOT, Forked
 from in_process import call
 from PIL import Image
 
@@ -29,7 +27,6 @@ from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.records import Detections
 
-ROOT = Path(__file__).resolve().parents[2]
 ROW, SLIM = "mask_rcnn_resnet14_slim_fpn.demo", "faster_rcnn_resnet14_slim_fpn.demo"
 SIZE, FRAMES = (128, 96), 6  # width and height; of the video
 
@@ -141,12 +138,9 @@ def test_ctrl_c_keeps_what_was_written(tmp_path: Path) -> None:
     for number in range(2000):
         video.write(np.full((SIZE[1], SIZE[0], 3), number % 255, np.uint8))
     video.release()
-    command = [sys.executable, str(ROOT / "bench.py"), "detect", ROW, "long.avi", "--out", "drawn"]
-    options = ["--weights", "random", "--device", "cpu", "--save", "coco"]
-    process = subprocess.Popen(
-        [*command, *options], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    command = (ROOT / "bench.py", "detect", ROW, "long.avi", "--out", "drawn")
+    options = ("--weights", "random", "--device", "cpu", "--save", "coco")
+    process = Forked(*command, *options, folder=tmp_path)
     drawn = tmp_path / "drawn" / "long.mp4"
     while not (drawn.is_file() and drawn.stat().st_size > 0) and process.poll() is None:
         time.sleep(0.1)

@@ -110,7 +110,7 @@ def gives_nan(row: str, spec: BenchmarkSpec, sources, weights: str, folder: Path
 
 FAULTS = [
     (hangs, {"stall_s": 10.0}, "reported nothing for 10 s"),
-    (leaks, {"memory_mib": 1500.0}, "out of memory: the process held"),
+    (leaks, {"memory_mib": 700.0}, "out of memory: the process held"),
     (exhausts, {}, "out of memory"),
     (kills_itself, {}, "ended by SIGKILL"),
     (faults, {}, "ended by SIGSEGV"),

@@ -7,10 +7,10 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import LIGHT, ROOT, Forked
 from records import measured, run_of
 
 from detection_zoo.benchmarks import store
@@ -27,8 +27,6 @@ from detection_zoo.benchmarks.store import (
     stored_runs,
     write_record,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -113,9 +111,7 @@ def test_a_writer_killed_at_any_time_leaves_whole_records_only(tmp_path: Path) -
         " print(write_record(Path(sys.argv[1]), run_of('a.demo', {'model_ms': measured(1.0, 'ms',"
         " samples=[0.1] * 20000)})).name, flush=True)"
     )
-    writer = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    writer = Forked("-c", code, tmp_path, imports=LIGHT)
     announced = [writer.stdout.readline().strip() for _ in range(5)]
     os.kill(writer.pid, signal.SIGKILL)
     writer.wait()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import LIGHT, Forked
 from hostile_server import BODY, SHA256, HostileServer, hostile_server
 from typer.testing import CliRunner, Result
 
@@ -336,15 +337,8 @@ def test_interrupt_leaves_something_that_resumes(
     """A real signal to a real process, while the server keeps it waiting."""
     row = ROW.format(name="slow") + FILE.format(url=server.url("drip"), more="")
     (manifests / "sample.toml").write_text(row)
-    command = [
-        sys.executable,
-        str(ROOT / "download_weights.py"),
-        "get",
-        "slow.sample",
-        "--manifests",
-        str(manifests),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ("download_weights.py", "get", "slow.sample", "--manifests", manifests)
+    process = Forked(*command, imports=LIGHT)
     while not list(home.glob("parts/*.part")) or next(home.glob("parts/*.part")).stat().st_size == 0:
         assert process.poll() is None, process.stderr.read()
     process.send_signal(number)
@@ -400,16 +394,8 @@ def test_bars_on_a_terminal(manifests: Path, home: Path, server: HostileServer) 
     master, terminal = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     server.files |= {"a.pkl": BODY, "b.pkl": BODY[::-1]}
-    command = [
-        sys.executable,
-        str(ROOT / "download_weights.py"),
-        "get",
-        "pinned.sample",
-        "unpinned.sample",
-        "--manifests",
-        str(manifests),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True)
+    command = ("download_weights.py", "get", "pinned.sample", "unpinned.sample", "--manifests", manifests)
+    process = Forked(*command, imports=LIGHT, stderr=terminal)
     os.close(terminal)
     shown = b""
     while piece := read_terminal(master):

@@ -3,12 +3,11 @@ and the choice of a backend."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from itertools import product
 
 import pytest
 import torch
+from forked import run_forked
 from kernel_backends import Backend, clustered_boxes, every_backend, normal_input  # noqa: F401 - a fixture
 
 from detection_zoo.kernels.backend import backend_for, use_backend
@@ -210,7 +209,8 @@ def test_torchs_compiler_is_not_imported_where_nothing_compiles() -> None:
         _nms_labelled_op(boxes, labels, None, 0.5, 1.0, False, 2, "reference")
         assert maps.grad.sum() == 8 and "torch._dynamo" not in sys.modules
     """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+    done = run_forked("-c", code, imports=("torch",))
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_gradient_that_there_is_not_raises() -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_forked
 
 from detection_zoo.zoo.build import assemble, build_model, rules_of, sections_in_force
 from detection_zoo.zoo.conventions import Conventions, DetectionConventions
@@ -209,4 +208,5 @@ def test_on_the_meta_device_torchs_compiler_is_not_imported() -> None:
             build_model(name, device="meta")
         assert "torch._dynamo" not in sys.modules
     """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = run_forked("-c", code, imports=("torch",))
+    assert done.returncode == 0, done.stderr

@@ -4,14 +4,13 @@ reported."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from forked import LIGHT, run_forked
 
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.importers.detectron_config import default, read_options
@@ -284,14 +283,13 @@ def test_aspect_cropping_is_a_rule_of_the_row(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_the_row_and_says_what_a_person_should_know(tmp_path: Path) -> None:
-    command = [sys.executable, str(Path(__file__).resolve().parents[2] / "bench.py"), "import-config"]
     good = write(tmp_path / "tuned.yaml", {**BASE, "TEST.NMS": 0.4})
-    done = subprocess.run([*command, str(good)], capture_output=True, text=True)
+    done = run_forked("bench.py", "import-config", good, imports=LIGHT)
     assert done.returncode == 0 and tomllib.loads(done.stdout)["model"][0]["adjust"] == {
         "detections": {"nms_iou": 0.4}
     }
     assert "without effect: SOLVER.LR_POLICY: " in done.stderr
     bad = write(tmp_path / "cropped.yaml", {**BASE, "TRAIN.MAX_SIZE": 1000})
-    done = subprocess.run([*command, str(bad), "--json"], capture_output=True, text=True)
+    done = run_forked("bench.py", "import-config", bad, "--json", imports=LIGHT)
     assert done.returncode == 1 and list(json.loads(done.stdout)["refused"]) == ["TRAIN.MAX_SIZE"]
     assert "not supported: TRAIN.MAX_SIZE: 1000: " in done.stderr
