@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_on_cpu import CudaOnCpu
+from forked import ROOT, run_forked
 from kernel_resources import ARCHITECTURES, REGISTERS, all_launches, compiled, first_of_each_file, read_table
 from nvrtc import compile_for, version_for
 
@@ -129,21 +130,8 @@ def test_every_source_file_is_compiled() -> None:
     assert {path.name for path in Path(launching.__file__).parent.glob("*.cu")} == set(FILES)
 
 
-def run_python(script: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A script of tests/ in a process of its own, from the project's root."""
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.run(
-        [sys.executable, str(root / "tests" / script), *args],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"} | environment,
-    )
-
-
 def test_planted_mistakes_are_noticed() -> None:
-    done = run_python("planted_mistakes.py")
+    done = run_forked(ROOT / "tests" / "planted_mistakes.py")
     print(done.stdout)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
@@ -151,26 +139,34 @@ def test_planted_mistakes_are_noticed() -> None:
     assert not [line for line in lines[8:] if not line.startswith("noticed")]
 
 
-def under_sanitizers(*args: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def sanitized() -> subprocess.CompletedProcess[str]:
+    """The kernels under sanitizers, after a copy with a planted mistake in a process of its own."""
     found = [
         subprocess.run(
             ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
         ).stdout.strip()
         for name in ("libasan.so", "libstdc++.so.6")
     ]
-    return run_python(
-        "sanitized_kernels.py", *args, LD_PRELOAD=" ".join(found), ASAN_OPTIONS="detect_leaks=0"
+    given = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    given |= {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "sanitized_kernels.py"), "plant"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | given,
     )
 
 
-def test_sanitizers_find_nothing() -> None:
-    done = under_sanitizers()
-    assert done.returncode == 0 and done.stdout.endswith("clean\n"), done.stderr[-4000:]
+def test_sanitizers_find_nothing(sanitized: subprocess.CompletedProcess[str]) -> None:
+    assert sanitized.returncode == 0 and sanitized.stdout.endswith("\nclean\n"), sanitized.stderr[-4000:]
 
 
-def test_sanitizers_find_a_planted_read_beyond_the_map() -> None:
-    done = under_sanitizers("plant")
-    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "clean" not in done.stdout
+def test_sanitizers_find_a_planted_read_beyond_the_map(sanitized: subprocess.CompletedProcess[str]) -> None:
+    assert sanitized.stdout.startswith("planted: exit code ") and "exit code 0" not in sanitized.stdout
+    assert "heap-buffer-overflow" in sanitized.stderr and "planted: clean" not in sanitized.stdout
 
 
 @pytest.mark.gpu
@@ -182,7 +178,6 @@ def test_compute_sanitizer_finds_nothing(tool: str) -> None:
             "needs a GPU and compute-sanitizer (CUDA toolkit); the sanitizers of g++ watched the same inputs"
             " on the CPU"
         )
-    root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [
             program,
@@ -191,14 +186,14 @@ def test_compute_sanitizer_finds_nothing(tool: str) -> None:
             "--error-exitcode",
             "9",
             sys.executable,
-            str(root / "tests" / "sanitized_kernels.py"),
+            str(ROOT / "tests" / "sanitized_kernels.py"),
             "cuda",
         ],
-        cwd=root,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=1800,
-        env=os.environ | {"PYTHONPATH": str(root), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
     )  # or one block holds several tensors
     assert done.returncode == 0 and "clean" in done.stdout, done.stdout[-4000:] + done.stderr[-2000:]
 
@@ -226,6 +221,7 @@ def run_in_shim(
             "warp operation that not all lanes",
         ),
         ("if (threadIdx.x == 0) out[0] = __shfl_sync(1u, 5, 3);", "lane that does not take part"),
+        ("while (__any_sync(0xffffffffu, true));", "warp operations without an end"),
         ("((int*)shared_bytes)[threadIdx.x] = 1;", "beyond the block's shared memory"),
     ],
 )
