@@ -64,20 +64,19 @@ def test_units_of_an_early_and_a_late_layer_are_found(
     """The gradient at a unit passes open units of later layers only; units that were not turned stay."""
     monkeypatch.setattr(gates, "GATE_GAP", 2e-3)  # a slim network has few units that are nearer
     near = gates._near_zero(copy.deepcopy(network).double(), images.double())
+    plain = _gradients(network, images, {})
     planted: gates.Units = {}
     for layer in (0, 1):
         places = [place for own, place in near if own == layer][:8]
-        sizes = [_size(network, images, {layer: place}) for place in places]
-        planted[layer] = places[sizes.index(max(sizes))]
+        moved = [_apart(plain, _gradients(network, images, {layer: place})) for place in places]
+        planted[layer] = places[moved.index(max(moved))]
     assert len(near) > 20
     expected = {(layer, *place) for layer, mask in planted.items() for place in torch.nonzero(mask).tolist()}
     assert _found(network, images, _gradients(network, images, planted)) == expected
 
 
-def _size(network: nn.Module, images: Tensor, units: gates.Units) -> float:
-    """How far turning these units moves the gradients."""
-    pairs = zip(_gradients(network, images, units), _gradients(network, images, {}), strict=True)
-    return sum(float((own - other).norm()) for own, other in pairs)
+def _apart(gradients: list[Tensor], others: list[Tensor]) -> float:
+    return sum(float((one - other).norm()) for one, other in zip(gradients, others, strict=True))
 
 
 def test_equal_gradients_turn_nothing(network: nn.Module, images: Tensor) -> None:

@@ -55,13 +55,18 @@ def add_training(folder: LoadedModel, training: Mapping[str, Any]) -> None:
         )
     for name, value in losses.items():
         folder.add_list(f"train.{names[name]}", value.reshape(1))
-    torch.stack(list(losses.values())).sum().backward()
-    parameters = dict(model.named_parameters())
-    for ours, theirs in (*folder.translation.origin.items(), *folder.translation.aliases.items()):
-        if ours in parameters and parameters[ours].grad is not None:
-            folder.computed[f"train.grad.{theirs.removeprefix('module.')}"] = Output(
-                parameters[ours].grad, folder.tolerances.gradients
-            )
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = {
+        output: parameter
+        for ours, theirs in (*folder.translation.origin.items(), *folder.translation.aliases.items())
+        if (output := f"train.grad.{theirs.removeprefix('module.')}") in folder.reference.recorded
+        and (parameter := trained.get(ours)) is not None
+    }
+    if parameters:
+        torch.stack(list(losses.values())).sum().backward(inputs=list(parameters.values()))
+    for output, parameter in parameters.items():
+        if parameter.grad is not None:
+            folder.computed[output] = Output(parameter.grad, folder.tolerances.gradients)
 
 
 def _file_names(folder: LoadedModel) -> dict[str, str]:

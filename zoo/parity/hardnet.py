@@ -254,8 +254,9 @@ class _Folder:
     def _training(self) -> None:
         images = self._input("e and f")
         sizes, targets = torch.tensor([images.shape[2:]] * len(images)), self._targets()
-        with torch.no_grad():
-            self._losses("e", self.model.losses(images, sizes, targets))
+        if self._recorded("e."):
+            with torch.no_grad():
+                self._losses("e", self.model.losses(images, sizes, targets))
         start = copy.deepcopy(self.model)
         self._step(images, sizes, targets, {})
 
@@ -320,13 +321,19 @@ class _Folder:
             weight_decay_bias=decay,
         )
         optimizer = build_optimizer(self.model, schedule)
+        compared = {
+            self.names[name.removeprefix(prefix)]
+            for prefix in ("f.grad.", "f.after.")
+            for name in self._recorded(prefix)
+        }
+        updated = {name: p for name, p in self.model.named_parameters() if name in compared}
         self.model.train()
         with flipped(self.model.pyramid.extras, flips):
             losses = self.model(images, sizes, targets)
             self._losses("f", losses)
-            sum(losses.values()).backward()
+            sum(losses.values()).backward(inputs=list(updated.values()))
         for name in self._recorded("f.grad."):
-            self._keep(name, self.model.get_parameter(self.names[name.removeprefix("f.grad.")]).grad)
+            self._keep(name, updated[self.names[name.removeprefix("f.grad.")]].grad)
         optimizer.step()
         state = self.model.state_dict()
         for name in self._recorded("f.after."):

@@ -14,9 +14,11 @@ from itertools import combinations, product
 
 import numpy as np
 import torch
+from torch import Tensor
 
 MULTIPLE = 10.0  # of the distance between two of this project's own trainings
 MOST = 0.25  # a number that is further off differs, whatever rounding does
+PIECE = 1 << 16  # numbers that are summed at once: a double copy of them stays in a processor's cache
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -68,6 +70,15 @@ def measured_rounding(quantities: Sequence[Quantity], made: Sequence[Arrays]) ->
     return {kind: np.maximum.accumulate(apart) for kind, apart in found.items()}
 
 
+def rounding_note(rounding: Arrays) -> str:
+    """A sentence for the report: what was measured, by kind, after the last update."""
+    last = ", ".join(f"{kind} {apart[-1]:.1e}" for kind, apart in rounding.items())
+    return (
+        f"with sums in another order (one thread; no oneDNN) the updates end {last} apart;"
+        f" numbers beyond their tolerance are held to {MULTIPLE:g} times that, at most {MOST:g}"
+    )
+
+
 @contextmanager
 def summed_by(threads: int, *, onednn: bool = True) -> Iterator[None]:
     """Within the block operators of a CPU use so many threads, and convolutions oneDNN or torch's own
@@ -80,3 +91,13 @@ def summed_by(threads: int, *, onednn: bool = True) -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         torch.backends.mkldnn.enabled = was
+
+
+def double_sums(tensor: Tensor) -> list[float]:
+    """Sums (3,) of a tensor's numbers, their magnitudes and their squares, in double precision; piece by
+    piece, as a double copy of millions of numbers takes ten times as long."""
+    sums = torch.zeros(3, dtype=torch.float64)
+    for piece in tensor.reshape(-1).split(PIECE):
+        values = piece.double()
+        sums += torch.stack([values.sum(), values.abs().sum(), values.dot(values)])
+    return sums.tolist()

@@ -3,6 +3,7 @@ describe them."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import zlib
@@ -73,6 +74,13 @@ def read_checkpoint_description(folder: Path | str, file: str = CHECKPOINT_FILE)
     return described
 
 
+@functools.lru_cache(maxsize=1)
+def _filled(tensors: str) -> dict[str, np.ndarray]:
+    """The filled tensors of a description's JSON list; the last are kept, as replays of a training with sums
+    in another order start from them again. Do not change them."""
+    return {entry["name"]: fill(entry) for entry in json.loads(tensors)}
+
+
 def standin_arrays(folder: Path | str, file: str = CHECKPOINT_FILE) -> dict[str, np.ndarray]:
     """The whole stand-in checkpoint of a reference folder, in its own order; tensors of fixed values
     (anchors) included.
@@ -80,9 +88,12 @@ def standin_arrays(folder: Path | str, file: str = CHECKPOINT_FILE) -> dict[str,
     Args:
         folder: holds the description.
         file: its name, where a folder describes one checkpoint in several formats.
+
+    Returns:
+        file's name -> array; the arrays are shared between calls, so do not change their numbers.
     """
     described = read_checkpoint_description(folder, file)
-    arrays = {entry["name"]: fill(entry) for entry in described["tensors"]}
+    arrays = dict(_filled(json.dumps(described["tensors"])))
     for entry in described.get("not_filled", []):
         if "values" in entry:
             arrays[entry["name"]] = np.array(entry["values"], dtype=entry.get("dtype", "float32")).reshape(

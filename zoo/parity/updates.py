@@ -15,7 +15,14 @@ from detection_zoo.zoo.manifest import Schedule
 from detection_zoo.zoo.parity.base import ADAPTERS, ParityLine, relative_difference
 from detection_zoo.zoo.parity.files import ParityError, read_arrays, read_json
 from detection_zoo.zoo.parity.prose import read_settings
-from detection_zoo.zoo.parity.rounding import MOST, MULTIPLE, Arrays, Quantity, measured_rounding, summed_by
+from detection_zoo.zoo.parity.rounding import (
+    Arrays,
+    Quantity,
+    double_sums,
+    measured_rounding,
+    rounding_note,
+    summed_by,
+)
 from detection_zoo.zoo.parity.settings import Settings
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.training.loop import train_steps
@@ -208,12 +215,7 @@ def replayed(set_up: Callable[[Recorded], Replay], recorded: Recorded) -> tuple[
         with summed_by(1, onednn=onednn):
             others.append(_make_updates(set_up(recorded), recorded).numbers)
     rounding = measured_rounding(made.quantities(), [made.numbers, *others])
-    last = ", ".join(f"{kind} {apart[-1]:.1e}" for kind, apart in rounding.items())
-    note = (
-        f"{recorded.name}: with sums in another order (one thread; no oneDNN) the updates end {last} apart;"
-        f" numbers beyond their tolerance are held to {MULTIPLE:g} times that, at most {MOST:g}"
-    )
-    return made.compare(rounding), [note]
+    return made.compare(rounding), [f"{recorded.name}: {rounding_note(rounding)}"]
 
 
 def _make_updates(replay: Replay, recorded: Recorded) -> _Made:
@@ -287,24 +289,22 @@ class _Made:
                 self._note_sums(kind, name, tensor)
 
     def _note_sums(self, kind: str, name: str, tensor: Tensor) -> None:
-        values = tensor.detach().double().reshape(-1)
-        self.note(f"{kind}_sum|{name}", float(values.sum()))
-        self.note(f"{kind}_abs|{name}", float(values.abs().sum()))
-        self.note(f"{kind}_first|{name}", values[:FIRST].numpy().copy())
+        values = tensor.detach().reshape(-1)
+        total, magnitudes, _ = double_sums(values)
+        self.note(f"{kind}_sum|{name}", total)
+        self.note(f"{kind}_abs|{name}", magnitudes)
+        self.note(f"{kind}_first|{name}", values[:FIRST].double().numpy())
 
     def before_update(self) -> None:
         """Gradients and rates, just before the update."""
         squares = 0.0
         for group in self.optimizer.param_groups:
-            squares += sum(
-                float(p.grad.double().square().sum()) for p in group["params"] if p.grad is not None
-            )
+            squares += sum(double_sums(p.grad)[2] for p in group["params"] if p.grad is not None)
         self.note("grad_norm_all", squares**0.5)
         for name, parameter in self.watched.items():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
-            gradient = gradient.double().reshape(-1)
-            self.note(f"grad_norm|{name}", float(gradient.norm()))
-            self.note(f"grad_first|{name}", gradient[:FIRST].numpy())
+            self.note(f"grad_norm|{name}", double_sums(gradient)[2] ** 0.5)
+            self.note(f"grad_first|{name}", gradient.reshape(-1)[:FIRST].double().numpy())
         self.note(
             "rates", {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
         )
