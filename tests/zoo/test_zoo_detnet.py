@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from parity.steps_detnet import _Steps, head_model, resizing
+from parity_reports import report_of
 
 from detection_zoo.zoo.backbones.detnet import detnet59
 from detection_zoo.zoo.build import assemble
@@ -36,7 +37,7 @@ FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "detnet"
     "folder", ["ops", "imagenet_detnet59", "faster_rcnn_fpn_detnet59_voc", "faster_rcnn_fpn_resnet101_voc"]
 )
 def test_every_recorded_output_is_equal(folder: str) -> None:
-    report = parity(FOLDERS / folder)
+    report = report_of(f"detnet/{folder}")
     assert report.ok, "\n".join(str(line) for line in report.lines if line.verdict != "ok")
     assert not [line.name for line in report.lines if line.verdict == "skipped" and not line.reason]
 
