@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +46,10 @@ RANDOM_FILLS |= {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
 FOR_EVERY_DETECTOR = ("image", "targets", "augmentation")  # sections that data loading and commands use
 
 
-class _WithoutRandomFills(TorchFunctionMode):
+class WithoutRandomFills(TorchFunctionMode):
+    """Modules built inside this block keep their random weights as allocated: for models that are then loaded
+    whole."""
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in RANDOM_FILLS:
@@ -58,7 +61,7 @@ class _WithoutRandomFills(TorchFunctionMode):
 def shapes_only() -> Iterator[None]:
     """Modules built inside this block are on the meta device: names, shapes and types without values.
     Random fills are left out: on that device they take long, and the first imports 900 modules of torch."""
-    with torch.device("meta"), _WithoutRandomFills():
+    with torch.device("meta"), WithoutRandomFills():
         yield
 
 
@@ -79,14 +82,16 @@ def build_model(
             fit.
     """
     row = load_manifests().entry(entry) if isinstance(entry, str) else entry
+    from_file = weights not in (None, "random")
     with (
         torch.random.fork_rng(devices=[], enabled=weights is not None),
         shapes_only() if str(device) == "meta" else torch.device("cpu"),
+        WithoutRandomFills() if from_file else nullcontext(),
     ):
         if weights is not None:
             torch.manual_seed(RANDOM_SEED)
         model = assemble(row)
-    if weights not in (None, "random"):
+    if from_file:
         load_row_weights(model, row, weights)
     return model.to(device).eval()
 

@@ -65,7 +65,7 @@ def test_detections_are_torchvisions_own(detector: str) -> None:
             inner.rpn._post_nms_top_n["testing"],
             inner.roi_heads.score_thresh,
             inner.roi_heads.detections_per_img,
-        ) = (40, 0.0, 12)
+        ) = (40, 0.0, 4)
     else:
         inner.score_thresh, inner.detections_per_img = 0.0, 12
     images, sizes, _ = images_and_targets([(64, 90), (70, 60)], polygons=False, keypoints=False, classes=3)
@@ -110,6 +110,8 @@ def test_a_peer_keeps_the_contract(detector: str) -> None:
     torch.manual_seed(2)
     model = assemble(row(detector, frozen_norm_eps=0.0))
     model.model.transform.min_size, model.model.transform.max_size = (64,), 96
+    heads = model.model.roi_heads
+    heads.fg_bg_sampler.batch_size_per_image, heads.detections_per_img = 48, 6
     check_detector(model, [(64, 96), (60, 70)], polygons=True)
 
 
