@@ -155,9 +155,10 @@ def check_detector(
     model.eval()
     with torch.no_grad():
         offset = getattr(getattr(model, "coder", None), "offset", 0.0)
-        check_detections(model.predict(images, true), sizes, model.num_classes, offset=offset)
+        raw = model.raw(images, true)
+        check_detections(model.postprocess(raw, true), sizes, model.num_classes, offset=offset)
         doubled = [(2 * h, 2 * w) for h, w in sizes]
-        found = model.predict(images, true, torch.tensor(doubled))
+        found = model.postprocess(raw, true, torch.tensor(doubled))
     check_detections(found, doubled, model.num_classes, offset=2 * offset)
     for each, (height, width) in zip(found, doubled, strict=True):
         assert each.masks is None or (

@@ -26,6 +26,8 @@ def model_of(backbone: str, detector: str, classes: int = 3, **options: object) 
         entry = entry.model_copy(update={"neck": Component(**{**entry.neck.model_dump(), "channels": 32})})
     few = {
         "roi": {"samples": 24},
+        "proposals": {"post_nms": 64},
+        "training_proposals": {"post_nms": 64},
         "keypoint": {"samples": 8, "convs": 2, "width": 32},
         "detections": {"max_detections": 6},
         "ssd": {"clip": True},

@@ -278,7 +278,7 @@ def test_peers_and_timm_rows_run_through_the_runner(tmp_path) -> None:
     from detection_zoo.benchmarks.spec import BenchmarkSpec
 
     spec = BenchmarkSpec(
-        groups=("inference",), timed_images=2, images=2, time_budget_s=0.5, warm_up_budget_s=0.5
+        groups=("inference",), timed_images=2, images=2, time_budget_s=0.1, warm_up_budget_s=0.1
     )
     options = SweepOptions(tmp_path / "runs", isolate=False)
     names = ["mask_rcnn_resnet14_slim_fpn.demo", "mask_rcnn_resnet10t_fpn_slim.timm"]
