@@ -15,7 +15,7 @@ import torch
 from parity.steps_maskrcnn_benchmark import halved
 from parity_reports import report_of
 
-from detection_zoo.zoo.build import assemble, shapes_only
+from detection_zoo.zoo.build import WithoutRandomFills, assemble, shapes_only
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.base import (
@@ -216,7 +216,8 @@ def other_configuration(
 
 
 def loads(reference: Reference) -> torch.nn.Module:
-    model = assemble(entry_from_settings(reference))
+    with WithoutRandomFills():
+        model = assemble(entry_from_settings(reference))
     load_arrays(model, reference.checkpoint(), "maskrcnn_benchmark_pth", where=str(reference.folder))
     return model
 

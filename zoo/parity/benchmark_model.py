@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection_zoo.zoo.build import assemble, shapes_only
+from detection_zoo.zoo.build import WithoutRandomFills, assemble, shapes_only
 from detection_zoo.zoo.manifest import ModelEntry, Schedule
 from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity.base import Output, Reference, Skip
@@ -37,7 +37,8 @@ class LoadedModel:
         self.reference, self.meta, self.kind = reference, reference.meta, kind
         self.tolerances = Tolerances.of(reference)
         self.computed: Outputs = {}
-        row, model = self._model(entry)
+        with WithoutRandomFills():
+            row, model = self._model(entry)
         self.translation = format_of(checkpoint).translate(reference.checkpoint())
         copy_into(model, self.translation, f"stand-in checkpoint of {reference.folder} ({checkpoint})")
         self.model, self.schedule = model.to(kind).eval(), self._schedule(entry or row)

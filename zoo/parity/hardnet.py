@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.zoo.backbones import hardnet, vgg  # noqa: F401 - register their builders
+from detection_zoo.zoo.build import WithoutRandomFills, build_model
 from detection_zoo.zoo.conventions import ImageConventions, SSDConventions
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.classifier import Classifier
@@ -124,7 +125,8 @@ class _Folder:
     ) -> None:
         self.reference, self.meta, self.dtype = reference, reference.meta, getattr(torch, dtype)
         self.is_detector = "image_size" in self.meta
-        self.model = self._build(entry)
+        with WithoutRandomFills():
+            self.model = self._build(entry)
         translation = checkpoint_format(
             checkpoint or FORMATS["detector" if self.is_detector else "classifier"]
         ).translate(reference.checkpoint())
@@ -137,8 +139,6 @@ class _Folder:
         if entry is None:
             self.reference.notes.append("no row has this source_config; built from outputs.json")
             return build_detector(self.meta) if self.is_detector else build_classifier(self.meta)
-        from detection_zoo.zoo.build import build_model
-
         return build_model(entry)
 
     def outputs(self) -> Outputs:
@@ -194,6 +194,8 @@ class _Folder:
             for name in self.reference.recorded
             if name.startswith((f"{prefix}base", f"{prefix}bridge"))
         }
+        if not names:
+            return
         paths = {name: self._path(name) for name in names - {last}}
         with trace(self.model, *paths.values()) as seen:
             end = self.model.backbone(images) if self.is_detector else self.model(images)

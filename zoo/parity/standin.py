@@ -114,10 +114,11 @@ def standin_model(
     Raises:
         ParityError: the row's model is of another class.
     """
-    from detection_zoo.zoo.build import assemble
+    from detection_zoo.zoo.build import WithoutRandomFills, assemble
     from detection_zoo.zoo.weights.load import checkpoint_format, copy_into
 
-    model = assemble(entry)
+    with WithoutRandomFills():
+        model = assemble(entry)
     if not isinstance(model, kind):
         raise ParityError(f"{folder}: row {entry.name} is no {kind.__name__}; give the right row")
     translation = checkpoint_format(form).translate(standin_arrays(folder, file))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.build import shapes_only
+from detection_zoo.zoo.build import WithoutRandomFills, shapes_only
 from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
@@ -31,10 +31,11 @@ def imagenet_outputs(
         name, classes = entry.backbone.name, entry.classes
     else:
         name, classes = _vovnet_of(arrays), len(arrays["classifier.bias"])
-    model = Classifier(BACKBONES[name](norm="batch", freeze_at=0), classes)
+    with WithoutRandomFills():
+        model = Classifier(BACKBONES[name](norm="batch", freeze_at=0), classes)
+        body = BACKBONES[name](norm="frozen", freeze_at=0)
     where = f"stand-in checkpoint of {reference.folder} ({checkpoint})"
     load_arrays(model, arrays, checkpoint, where=where)
-    body = BACKBONES[name](norm="frozen", freeze_at=0)
     loading = format_of(checkpoint).translate(arrays)
     taken = {target: array for target, array in loading.state.items() if target.startswith("backbone.")}
     report = copy_into(
