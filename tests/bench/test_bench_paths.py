@@ -3,6 +3,7 @@ sizes."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ SLIM = "faster_rcnn_resnet14_slim_fpn.demo"
 def test_a_row_is_measured_beside_eager_and_torchvision_and_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel_speed, "PROBE_S", 0.0)
+    monkeypatch.setattr(kernel_speed, "report", partial(kernel_speed.report, probe_s=0.0))
     monkeypatch.setitem(detector_cases.PEERS, SLIM, SLIM)  # torchvision's own is ten times larger
     store = tmp_path / "kernels"
     words = ["paths", SLIM, "--device", "cpu", "--size", "64x96", "--repeats", "3", "--store", str(store)]

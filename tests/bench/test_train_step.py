@@ -42,5 +42,5 @@ def test_another_precision_stands_beside_float32_and_beside_its_like() -> None:
 
 @pytest.mark.parametrize("side", ["ours", "theirs"])
 def test_both_sides_make_steps_in_half_precision(side: str) -> None:
-    found = measure(side, "bfloat16", ROW, Batch(1, 128, 128), warm_up=0, steps=1)
+    found = measure(side, "bfloat16", ROW, Batch(1, 64, 64), warm_up=0, steps=1)
     assert found.precision == "bfloat16" and len(found.seconds) == 1 and found.rois > 128
