@@ -181,8 +181,8 @@ class ConvTrunk(nn.Module):
 
 
 class PooledConvTrunk(nn.Module):
-    """A convolution of the size of the pooled map and a 1x1 convolution, each with ReLU; the output is
-    averaged (faster-rcnn.pytorch's FPN).
+    """A convolution of the size of the pooled map and a 1x1 convolution, each with ReLU, which leave one cell
+    a RoI (faster-rcnn.pytorch's FPN).
 
     Args:
         channels, size: of the pooled features. width: of both convolutions.
@@ -195,7 +195,16 @@ class PooledConvTrunk(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, C, PH, PW) to (R, width)."""
-        return F.relu(self.conv2(F.relu(self.conv1(pooled)))).mean(dim=(2, 3))
+        return F.relu(_whole_map(self.conv2, F.relu(_whole_map(self.conv1, pooled))[..., None, None]))
+
+
+def _whole_map(conv: nn.Conv2d, pooled: Tensor) -> Tensor:
+    """A convolution whose kernel has the size of its maps (R, C, PH, PW), as a product of matrices in the
+    order of its weights: (R, out). On a CPU oneDNN's convolution and its gradient take four times as long,
+    channels-last sixteen times."""
+    last = conv.weight.is_contiguous(memory_format=torch.channels_last)
+    order = (0, 2, 3, 1) if last else (0, 1, 2, 3)
+    return F.linear(pooled.permute(order).flatten(1), conv.weight.permute(order).flatten(1), conv.bias)
 
 
 class StageTrunk(nn.Module):
