@@ -153,6 +153,7 @@ def check_detector(
         silent = [name for name in silent if not name.startswith("backbone.")]
     assert not silent, f"no gradient reaches {silent[:5]}"
     model.eval()
+    assert type(model).predict is Detector.predict  # benchmarks measure its two parts, as is done here
     with torch.no_grad():
         offset = getattr(getattr(model, "coder", None), "offset", 0.0)
         raw = model.raw(images, true)
