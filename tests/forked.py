@@ -1,6 +1,7 @@
 """A program of Python, such as bench.py, in a process of its own that is forked from one that has imported
 what the commands need: it starts at once, and is a process like any other, with its own exit code, streams,
-signals, limits, folder and environment. Tests of the start itself (imports, Ctrl-C meanwhile) start Python."""
+signals, limits, folder and environment. Tests of the start itself (imports, Ctrl-C meanwhile) start
+Python."""
 
 from __future__ import annotations
 

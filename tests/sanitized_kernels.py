@@ -1,8 +1,8 @@
 """Every kernel on hostile inputs under sanitizers; run by test_kernel_source.py with libasan preloaded, or
 (argument "cuda") by compute-sanitizer on a GPU.
 
-Prints "clean" at the end. With the argument "plant" a copy with a read one column beyond the map runs first, in a
-process of its own, and what it prints begins with "planted: "; it must not end so.
+Prints "clean" at the end. With the argument "plant" a copy with a read one column beyond the map runs first,
+in a process of its own, and what it prints begins with "planted: "; it must not end so.
 """
 
 from __future__ import annotations
