@@ -9,10 +9,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 GROWTH = 8.0  # maximum cost of a trial relative to the largest size that fits
-LINE_POINTS = (
-    2  # the line is fitted to the largest sizes only, because constant memory hides the growth for small ones
-)
-PATIENCE = 2  # successive predictions that leave more than half of the interval, before it is bisected
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -17,6 +17,7 @@ from detection_zoo.zoo.plain import printable, without_secrets
 from detection_zoo.zoo.weights.command_line import Commands
 
 UsageError = typer.BadParameter.__base__
+T = TypeVar("T")
 
 
 def wrong_usage(error: ZooError | OSError) -> typer.Exit:
@@ -89,6 +90,12 @@ def options(
     ] = False,
 ) -> None:
     """Model zoo and benchmark of object detectors: published numbers beside measurements on this machine."""
+
+
+def gather(kind: type[T], given: Mapping[str, Any], **named: Any) -> T:
+    """Create a dataclass or model: fields from a command's parameters of the same names, and `named` ones."""
+    known = getattr(kind, "model_fields", None) or kind.__dataclass_fields__
+    return kind(**{name: given[name] for name in known if name in given} | named)
 
 
 def emit(value: Any, as_json: bool, text: str, width: int | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from detection_zoo.benchmarks.commands.app import app, checking_arguments, emit, say
+from detection_zoo.benchmarks.commands.app import app, checking_arguments, emit, gather, say
 from detection_zoo.benchmarks.commands.options import (
     BATCH,
     CLASSES,
@@ -70,16 +70,7 @@ def _spec(
 
     where = device_of(device)
     check_path(path, where, dtype)
-    return BenchmarkSpec(
-        groups=("inference",),
-        device=where,
-        dtype=dtype,
-        tf32=tf32,
-        path=path,
-        images=images,
-        batch_size=batch,
-        timed_images=timed_images,
-    )
+    return gather(BenchmarkSpec, locals(), groups=("inference",), device=where, batch_size=batch)
 
 
 def _entrants(
@@ -158,18 +149,7 @@ def compare(
     if len(rows) + len(files) < 2:
         raise typer.BadParameter("name two rows or more, or a row and --exported", param_hint="ROW")
     folder = store or results_folder() / COMPARISONS
-    options = CompareOptions(
-        smallest,
-        smallest_ap,
-        blocks,
-        rounds,
-        budget_s=budget_s,
-        threads=threads,
-        stall_s=stall_s,
-        accuracy=with_ap,
-        files=folder.parent / "detections",
-        seed=seed,
-    )
+    options = gather(CompareOptions, locals(), accuracy=with_ap, files=folder.parent / "detections")
     spec = _spec(device, dtype, tf32, images, batch, timed_images, path)
     data = data_of(data, classes, renamed)
     entrants = _entrants(rows, weights, data, images, files, batch)
@@ -316,9 +296,7 @@ def self_check(
 
     spec = _spec(device, dtype, tf32, images, batch, timed_images)
     (entrant,) = _entrants([row], weights, data, images)
-    options = CompareOptions(
-        smallest, blocks=blocks, rounds=rounds, budget_s=budget_s, threads=threads, stall_s=stall_s, seed=seed
-    )
+    options = gather(CompareOptions, locals())
     from detection_zoo.benchmarks.compare.self_check import self_check as check_row  # after the checks: torch
 
     check = check_row(entrant.row, entrant.weights, spec, data, options, runs or 20, slow_down, say)

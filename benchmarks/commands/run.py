@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from detection_zoo.benchmarks.commands.app import app, checking_arguments, emit, say
+from detection_zoo.benchmarks.commands.app import app, checking_arguments, emit, gather, say
 from detection_zoo.benchmarks.commands.options import (
     BATCH,
     CLASSES,
@@ -164,25 +164,17 @@ def run(
         )
     if in_process and (processes or 1) > 1:
         raise typer.BadParameter("works only with --processes 1", param_hint="--in-process")
-    spec = BenchmarkSpec(
-        groups=groups,
+    spec = gather(
+        BenchmarkSpec,
+        locals(),
         device=where,
         processes=processes or (3 if where == "cpu" and not in_process else 1),
-        dtype=dtype,
-        tf32=tf32,
-        path=path,
         exported=file,
-        tta=tta,
-        soft_nms=soft_nms,
-        protocol=protocol,
-        images=images,
         batch_size=batch,
         workers=workers_of(workers, where),
         time_budget_s=budget_s,
         warm_up_budget_s=warm_up_s,
-        timed_images=timed_images,
         train_images_per_step=train_images,
-        train_steps=train_steps,
         train_warm_up_steps=train_warm_up,
     )
     if in_process and (jobs > 1 or engine == "ray"):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from detection_zoo.benchmarks.commands.app import app, checking_arguments, emit, say
+from detection_zoo.benchmarks.commands.app import app, checking_arguments, emit, gather, say
 from detection_zoo.benchmarks.commands.options import (
     DEVICE,
     DTYPE,
@@ -217,50 +217,16 @@ def train(
             raise typer.Exit(1) from None
         batch *= int(os.environ.get("WORLD_SIZE", "1"))
         say(f"batch size: {batch} images fit in {fit_gb:g} GiB")
-    wishes = Wishes(
-        batch,
-        accumulate,
-        lr,
-        iterations,
-        epochs,
-        steps,
-        warmup,
-        optimizer=optimizer,
-        policy=policy,
-        clip_norm=clip_norm,
-        layer_decay=layer_decay,
-        scale_lr=scale_lr,
-    )
-    settings = Settings(
-        out,
-        seed=seed,
-        resume=resume,
+    wishes = gather(Wishes, locals(), lr_steps=steps)
+    settings = gather(
+        Settings,
+        locals(),
+        folder=out,
         save_every=0 if no_save else save_every,
-        keep=keep,
-        log_every=log_every,
-        precision=precision,
-        channels_last=channels_last,
-        eval_every=eval_every,
-        sync_bn=sync_bn,
-        ema=ema,
         on_nonfinite=on_nan,
-        patience=patience,
         time_limit_s=None if time_limit is None else time_limit * 3600,
     )
-    request = Request(
-        row,
-        data,
-        eval_data,
-        images,
-        weights,
-        schedule,
-        loaders,
-        where,
-        tuple(changes or ()),
-        tensorboard,
-        class_agnostic,
-        checkpoint_format,
-    )
+    request = gather(Request, locals(), workers=loaders, device=where, changes=tuple(changes or ()))
     with checking_arguments():
         task = prepare_task(request, wishes)
         if not dry_run:

@@ -211,4 +211,4 @@ def test_the_stream_of_a_row_follows_its_source(row: str, images: int, batch: in
     coco = TRAIN_DATA / "coco"
     dataset = CocoDataset(coco / "images", coco / "annotations" / "instances_train.json")
     loader = TrainingLoader(training_batches(load_manifests().entry(row), dataset, batch=batch))
-    assert (loader.images, loader.batches_per_epoch) == (images, per_epoch)
+    assert (loader.images, len(loader.batches.order(0))) == (images, per_epoch)

@@ -127,11 +127,6 @@ class TrainingLoader:
         self.batches, self.workers, self.start, self.pin_memory = batches, workers, start, pin_memory
         self.images = batches.entries
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches of the first epoch in this process, incomplete ones counted."""
-        return len(self.batches.order(0))
-
     def __iter__(self) -> Iterator[Batch]:
         items = _Items(self.batches)
         loader = DataLoader(
