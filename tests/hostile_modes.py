@@ -9,6 +9,7 @@ import random
 import socket
 import struct
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -75,7 +76,20 @@ def resumed(name: str, first: tuple[str, ...], then: Mode) -> None:
 
 
 MODES["good"] = answer("200 OK", LENGTH, "Connection: close", body=BODY)
-BOMB = gzip.compress(bytes(200 << 20))
+
+
+def packed_zeros(mib: int) -> bytes:
+    """A gzip file of that many MiB of zeros, without packing each of them."""
+    zeros, checksum = bytes(1 << 20), 0
+    packer = zlib.compressobj(wbits=-15)
+    piece = packer.compress(zeros) + packer.flush(zlib.Z_FULL_FLUSH)
+    for _ in range(mib):
+        checksum = zlib.crc32(zeros, checksum)
+    sizes = struct.pack("<II", checksum, mib << 20)
+    return gzip.compress(b"")[:10] + piece * mib + packer.flush() + sizes
+
+
+BOMB = packed_zeros(200)
 PACKED = gzip.compress(BODY)
 MODES |= {
     "short_404": answer("404 N", "Content-Length: 5000", body=b"short"),
