@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +18,39 @@ if TYPE_CHECKING:
     from browser import Browser
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A suite that was started in the background ignores Ctrl-C, and so would every process it starts; tests
-    of Ctrl-C need the usual. Messages wrap where COLUMNS is set, and tests expect whole lines."""
+    of Ctrl-C need the usual. Messages wrap where COLUMNS is set, and tests expect whole lines. The processes
+    of a suite share what `forked.py` starts."""
     os.environ.pop("COLUMNS", None)
+    if not hasattr(config, "workerinput"):
+        os.environ.pop("FORK_SERVERS", None)
+        if config.getoption("numprocesses", None):
+            folder = tempfile.TemporaryDirectory()
+            os.environ["FORK_SERVERS"] = folder.name
+            config.add_cleanup(folder.cleanup)
+    refuse_connections()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     from detection_zoo.zoo.entry import collect_rarely
 
     collect_rarely()
+
+
+def refuse_connections() -> None:
+    """Refuse every connection that leaves this machine, so that no test depends on the network."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
+            "127.0.0.1",
+            "localhost",
+            "::1",
+        ):
+            raise OSError(f"tests may not use the network, tried {address!r}")
+        return connect(self, address)
+
+    socket.socket.connect = local_only
 
 
 def pytest_collection_finish() -> None:
@@ -125,20 +150,3 @@ def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, 
     monkeypatch.setattr(generate, "PROJECT", tmp_path)
     monkeypatch.setattr(generate, "PROJECT_RESULTS", folder)
     return folder, readme, store
-
-
-@pytest.fixture(autouse=True)
-def closed_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuse every connection that leaves this machine, so that no test depends on the network."""
-    connect = socket.socket.connect
-
-    def local_only(self: socket.socket, address):
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
-            "127.0.0.1",
-            "localhost",
-            "::1",
-        ):
-            raise OSError(f"tests may not use the network, tried {address!r}")
-        return connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", local_only)

@@ -6,7 +6,9 @@ Python."""
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -17,8 +19,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -118,23 +122,45 @@ def run_forked(*arguments: object, **options: Any) -> subprocess.CompletedProces
 
 @cache
 def _server(imports: tuple[str, ...]) -> socket.socket:
-    """The connection to a process that forks; it ends with this process."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        server = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno()), *imports],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-        )
-    atexit.register(server.wait)
+    """The connection to a process that forks: one that this process started, or, in the folder of sockets
+    that FORK_SERVERS names, one that any process of a session of tests started."""
+    shared = os.environ.get("FORK_SERVERS")
+    folder = Path(shared or own_folder())
+    address = str(folder / hashlib.sha256(" ".join(imports).encode()).hexdigest()[:8])
+    ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            ours.connect(address)
+        except OSError:  # nobody has started it, or it has ended
+            Path(address).unlink(missing_ok=True)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                listener.bind(address)
+                listener.listen()
+                ours.connect(address)
+                server = subprocess.Popen(
+                    [sys.executable, __file__, str(listener.fileno()), *imports],
+                    cwd=ROOT,
+                    env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                    pass_fds=[listener.fileno()],
+                    start_new_session=True,
+                )
+            if not shared:
+                atexit.register(server.wait)
     atexit.register(ours.close)
     return ours
 
 
-def serve(requests: socket.socket, *imports: str) -> None:
-    """Import, then fork for each request until the connection ends."""
+@cache
+def own_folder() -> str:
+    """A folder that ends with this process."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
+def serve(listener: socket.socket, *imports: str) -> NoReturn:
+    """Import, then fork for each request until all connections have ended."""
     for name in imports:
         importlib.import_module(name)
     if "detection_zoo.bench" in imports:
@@ -144,31 +170,51 @@ def serve(requests: socket.socket, *imports: str) -> None:
         sys.modules["detection_zoo.kernels.nms"].nms(zeros(1, 4), zeros(1), 0.5)  # loads compiled functions
     gc.freeze()  # collecting what was imported would copy its memory to each program
     events = selectors.DefaultSelector()
-    events.register(requests, selectors.EVENT_READ)
-    while True:
+    events.register(listener, selectors.EVENT_READ)
+    connections = {listener.accept()[0]}
+    events.register(*connections, selectors.EVENT_READ)
+    while connections:
         for key, _ in events.select():
             if key.data:  # a program has ended
                 events.unregister(key.fd)
                 os.close(key.fd)
-                pid, status = key.data
-                _, how, used = os.wait4(pid, 0)
-                ended = (os.waitstatus_to_exitcode(how), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
-                os.write(status, " ".join(map(str, ended)).encode() + b"\n")
-                os.close(status)
-                continue
-            text, descriptors = socket.recv_fds(requests, 1 << 20, 4)[:2]
-            if not text:
-                return
-            *streams, status = descriptors
-            if (pid := os.fork()) == 0:
-                events.close()
-                requests.close()
-                os.close(status)
-                become(json.loads(text), streams)
-            for stream in streams:
-                os.close(stream)
-            os.write(status, f"{pid}\n".encode())
-            events.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, status))
+                tell_end(*key.data)
+            elif key.fileobj is listener:
+                connection, _ = listener.accept()
+                connections.add(connection)
+                events.register(connection, selectors.EVENT_READ)
+            else:
+                text, descriptors = socket.recv_fds(key.fileobj, 1 << 20, 4)[:2]
+                if not text:
+                    events.unregister(key.fileobj)
+                    connections.remove(key.fileobj)
+                    key.fileobj.close()
+                    continue
+                *streams, status = descriptors
+                if (pid := os.fork()) == 0:
+                    for each in (events, listener, *connections):
+                        each.close()
+                    os.close(status)
+                    become(json.loads(text), streams)
+                for stream in streams:
+                    os.close(stream)
+                tell(status, pid)
+                events.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, status))
+    listener.close()
+    os._exit(0)
+
+
+def tell_end(pid: int, status: int) -> None:
+    """Exit code, processor time in seconds and largest memory in MiB of a program that has ended."""
+    _, how, used = os.wait4(pid, 0)
+    tell(status, os.waitstatus_to_exitcode(how), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+    os.close(status)
+
+
+def tell(status: int, *values: float) -> None:
+    """A line for who started the program, unless that has ended."""
+    with suppress(BrokenPipeError):
+        os.write(status, " ".join(map(str, values)).encode() + b"\n")
 
 
 def become(request: dict, streams: list[int]) -> NoReturn:
