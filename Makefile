@@ -1,6 +1,7 @@
-# `make setup` installs what the commands and the demo need, `make develop` all that the tests need, both into .venv (with uv
-# where it is installed, with pip otherwise); the other targets set it up first where that is needed. Of the packages only
-# what commands import is compiled here, the rest at its first import: all of it takes half a minute longer.
+# `make setup` installs what the commands and the demo need, `make develop` all that the tests need, both into .venv, by uv
+# (installed into .venv where there is none: it takes a third of pip's time) or by pip where that fails; the other targets
+# set it up first where that is needed. Of the packages only what commands import is compiled here, the rest at its first
+# import: all of it takes half a minute longer.
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -11,6 +12,11 @@ DEMO_ROWS := faster_rcnn_resnet14_slim_fpn.demo faster_rcnn_vovnet27_tiny_fpn.de
 REAL := ssdlite_mobilenetv2_300.registry
 # one thread an operator, so that several test processes share a machine; more, where a test needs them, sleep while they wait
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+
+# pip's settings, in uv's names
+SETTINGS_FOR_UV := -e "s/^[^=]*\.index-url=/export UV_INDEX_URL=/p" -e "s/^[^=]*\.extra-index-url=/export UV_EXTRA_INDEX_URL=/p" \
+  -e "s/^[^=]*\.find-links=/export UV_FIND_LINKS=/p" -e "s/^[^=]*\.constraint=/export UV_CONSTRAINT=/p" \
+  -e "s/^[^=]*\.cert=/export SSL_CERT_FILE=/p"
 
 .PHONY: setup develop demo test gpu browser report docs lint clean
 
@@ -34,8 +40,9 @@ $(VENV)/demo $(VENV)/ready: pyproject.toml
 	    if [ -z "$$found" ]; then echo "setup: no Python 3.11 or newer found; install one, or say where it is: make setup PYTHON=..." >&2; exit 1; fi; \
 	    "$$found" -m venv $(VENV); \
 	  fi; \
-	  $(RUN) -m pip install --quiet --upgrade pip; \
-	  $(RUN) -m pip install --no-compile -e ".[$(EXTRAS)]"; \
+	  { $(RUN) -m pip install --quiet --disable-pip-version-check uv && eval "$$($(RUN) -m pip config list | sed -n $(SETTINGS_FOR_UV))" \
+	    && UV_INDEX_STRATEGY=unsafe-best-match $(RUN) -m uv pip install --python $(RUN) -e ".[$(EXTRAS)]"; } \
+	  || $(RUN) -m pip install --no-compile -e ".[$(EXTRAS)]"; \
 	fi
 	@PYTHONDONTWRITEBYTECODE= $(RUN) -c 'import detection_zoo.bench, detection_zoo.zoo.build'
 	@touch $@
