@@ -18,7 +18,7 @@ from detection_zoo.benchmarks.compare.options import CompareOptions, Entrant
 from detection_zoo.benchmarks.compare.paired import confidence_of_each, planned_looks
 from detection_zoo.benchmarks.compare.record import Comparison, Pair
 from detection_zoo.benchmarks.compare.sides import State, footnotes
-from detection_zoo.benchmarks.compare.workers import Worker, WorkerFailed
+from detection_zoo.benchmarks.compare.workers import Worker, WorkerFailed, preload
 from detection_zoo.benchmarks.measure.telemetry import watching
 from detection_zoo.benchmarks.run.isolation import ALLOCATOR_NOTE
 from detection_zoo.benchmarks.run.progress import progress
@@ -38,9 +38,13 @@ class _Match:
         self, entrants: Sequence[Entrant], spec: BenchmarkSpec, data: str, options: CompareOptions, say: Say
     ) -> None:
         self.spec, self.data, self.options, self.say = spec, data, options, say
+        rows = [row_named(one.row) for one in entrants]
         self.states = {
-            one.label: State(one, *identify_weights(row_named(one.row), one.weights)) for one in entrants
+            one.label: State(one, *identify_weights(row, one.weights))
+            for one, row in zip(entrants, rows, strict=True)
         }
+        parts = [part.name.partition(".") for row in rows for part in (row.detector, row.backbone)]
+        preload(package for package, dot, _ in parts if dot)
         self.reference, self.draw = entrants[0].label, random.Random(options.seed)
         self.orders: list[list[list[str]]] = []
         self.per_turn, self.upcoming = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from detection_zoo.benchmarks.run.isolation import (
@@ -100,6 +100,11 @@ class Worker:
     def _fail(self, outcome: Outcome) -> WorkerFailed:
         self.kill()
         return WorkerFailed(self.label, outcome)
+
+
+def preload(packages: Iterable[str]) -> None:
+    """Import packages, such as timm, once in the server of later workers; missing ones are passed over."""
+    PRELOADED[1:1] = sorted(set(packages) - {*PRELOADED})
 
 
 def _context() -> Any:
