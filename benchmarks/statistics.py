@@ -197,18 +197,13 @@ def summarise_passes(
     """
     medians = [[median(samples) for samples in passes] for passes in processes]
     every = [sample for passes in processes for samples in passes for sample in samples]
-    return Measurement(
-        value=fmean(fmean(passes) for passes in medians),
-        unit=unit,
-        statistic="mean of pass medians",
-        n=len(every),
-        interval=passes_interval(medians),
-        percentiles={f"p{p}": percentile(every, p) for p in PERCENTILES},
-        samples=every,
-        passes=[len(passes) for passes in processes],
-        covers=covers,
-        note=note,
-    )
+    means = {
+        "value": fmean(fmean(passes) for passes in medians),
+        "statistic": "mean of pass medians",
+        "interval": passes_interval(medians),
+        "passes": [len(passes) for passes in processes],
+    }
+    return summarise(every, unit, covers=covers, note=note).model_copy(update=means)
 
 
 def summarise(samples: Sequence[float], unit: str, *, covers: str, note: str = "") -> Measurement:

@@ -75,30 +75,21 @@ def training_batches(
         raise ManifestError(f"row {entry.name} has no conventions, so its pre-processing is unknown")
     if schedule is None and entry.schedule is not None:
         schedule = load_manifests().schedules[entry.schedule]
+    share = {"images_per_batch": batch, "seed": seed, "rank": rank, "world_size": world_size}
     if entry.task == "classification":
-        return ClassifierBatches(
-            dataset,
-            entry.conventions.image,
-            images_per_batch=batch,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-        )
+        return ClassifierBatches(dataset, entry.conventions.image, **share)
     preprocess = Preprocess.from_conventions(entry.conventions.image)
     targets = entry.conventions.targets
     batches = TrainingBatches(
         dataset,
         preprocess,
         target_rules(entry, dataset),
-        images_per_batch=batch,
-        seed=seed,
         short_sides=schedule.short_sides if schedule is not None else (),
         **rules_of_batches(entry),
         augmentation=(
             SSDAugmentation(preprocess) if targets is not None and targets.augmentation == "ssd" else None
         ),
-        rank=rank,
-        world_size=world_size,
+        **share,
     )
     if not batches.indices:
         raise DatasetError(
