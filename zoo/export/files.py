@@ -74,6 +74,9 @@ def write_onnx(
         notes: for the file's metadata. static: no operator inside has a size that depends on values but
             NonMaxSuppression (TensorRT).
     """
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
+    from onnxscript.optimizer import fold_constants
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own deprecations, and that dropout is off
         program = torch.onnx.export(
@@ -84,7 +87,12 @@ def write_onnx(
             input_names=INPUTS,
             output_names=whole.outputs,
             verbose=False,
+            optimize=False,
         )
+    # the exporter's own optimiser takes as long as all else, and what it adds to this, engines do
+    fold_constants(program.model, onnx_shape_inference=False)
+    for step in (RemoveUnusedNodesPass, CommonSubexpressionEliminationPass):
+        step()(program.model)
     if notes is not None:
         program.model.metadata_props[NOTES] = json.dumps(notes)
     program.save(path)
