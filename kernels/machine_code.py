@@ -8,8 +8,8 @@ all of its compiled functions; only the functions of this file are shared.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,29 +31,45 @@ ANY = 1 << 60  # length of an array at an address where the length is not checke
 _WHOLE = ir.IntType(32)
 
 
+@contextmanager
+def _alone(folder: str, name: str) -> Iterator[None]:
+    """One process at a time for this name, where files can be locked."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder, f"{name}.lock"), "w") as lock:
+        with suppress(OSError, AttributeError):  # a file system without locks, Windows
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:  # closing the file would not release it where a process was forked meanwhile
+            with suppress(OSError, AttributeError):
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+
 class _Cache(FunctionCache):
     """numba's cache on disk, written by one process at a time. Two processes that compile a function for
     different types at once would otherwise store both under one name, and load one in place of the other."""
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Store the machine code of one signature."""
-        if fcntl is None:
-            return super().save_overload(sig, data)
-        folder = Path(self.cache_path)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "numba.lock", "w") as lock:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed
+        with _alone(self.cache_path, "numba"):
             super().save_overload(sig, data)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function at its first call for each combination of argument types, and cache the code.
+    """Compile a function at its first call for each combination of argument types, and cache the code; of
+    several processes, one compiles and the others wait for its code.
 
     It releases the interpreter lock; x / 0 follows IEEE 754 and raises no exception.
     """
     found = njit(nogil=True, error_model="numpy")(function)
     found._cache = _Cache(function)  # as njit(cache=True) sets numba's own
+    load_or_compile = found._compile_for_args
+
+    def load_or_compile_alone(*arguments: Any, **named: Any) -> Any:
+        with _alone(found._cache.cache_path, function.__name__):
+            return load_or_compile(*arguments, **named)
+
+    found._compile_for_args = load_or_compile_alone
     return found
 
 

@@ -183,7 +183,8 @@ def _suppress(boxes, scores, bits, groups, num_groups, numbers, small, inclusive
         kept[own * max_keep + kept_of[own] if padded else total] = row
         kept_of[own] += 1
         total += 1
-    counts[:] = kept_of[: len(counts)]
+    for own in range(len(counts)):  # assigning a slice would compile the text of its error: 2 s
+        counts[own] = kept_of[own]
     return total
 
 

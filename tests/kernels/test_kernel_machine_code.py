@@ -19,6 +19,18 @@ from detection_zoo.kernels.machine_code import compiled
 @compiled
 def doubled(number):
     return number + number
+
+@compiled
+def of_int(number):
+    return doubled(number)
+
+@compiled
+def of_float(number):
+    return doubled(number)
+
+@compiled
+def of_complex(number):
+    return doubled(number)
 """
 # waits where numba has chosen a name for the code, until another process has compiled, too
 AT_ONCE = """
@@ -31,7 +43,8 @@ def slowly(index, entries, save=caching.IndexDataCacheFile._save_index):
 caching.IndexDataCacheFile._save_index = slowly
 print("imported", flush=True)
 sys.stdin.readline()
-print(doubled.doubled({"int": 21, "float": 1.25, "complex": 2j}[sys.argv[1]]))
+work = getattr(doubled, f"of_{sys.argv[1]}")
+print(work({"int": 21, "float": 1.25, "complex": 2j}[sys.argv[1]]), sum(work.stats.cache_hits.values()))
 """
 LATER = """
 from doubled import doubled
@@ -78,7 +91,7 @@ def test_numbers_of_other_types_stay() -> None:
         assert np.array_equal(found, given)
 
 
-def test_processes_that_compile_at_once_keep_each_other_s_code(
+def test_processes_that_compile_at_once_keep_each_other_s_code_and_share_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "doubled.py").write_text(DOUBLED)
@@ -88,10 +101,12 @@ def test_processes_that_compile_at_once_keep_each_other_s_code(
         path = {"PYTHONPATH": str(tmp_path)}
         return Forked("-c", code, *arguments, environment=path, stdin=subprocess.PIPE)
 
-    processes = [start(AT_ONCE, kind) for kind in ("int", "float", "complex")]
-    assert [one.stdout.readline() for one in processes] == ["imported\n"] * 3
+    processes = [start(AT_ONCE, kind) for kind in ("int", "float", "complex", "int")]
+    assert [one.stdout.readline() for one in processes] == ["imported\n"] * 4
     for one in processes:  # all compile from here on
         one.stdin.write("\n")
         one.stdin.flush()
-    assert [one.communicate(timeout=120)[0] for one in processes] == ["42\n", "2.5\n", "4j\n"]
+    first, *others, last = [one.communicate(timeout=120)[0] for one in processes]
+    assert others == ["2.5 0\n", "4j 0\n"]
+    assert sorted((first, last)) == ["42 0\n", "42 1\n"]  # one has compiled and the other has waited
     assert start(LATER).communicate(timeout=120)[0] == "42 2.5 4j 3\n"
