@@ -16,6 +16,8 @@ from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.manifest import Component
 from detection_zoo.zoo.registry import BACKBONES, DETECTORS
 
+pytestmark = pytest.mark.usefixtures("kept_memory")
+
 
 def model_of(backbone: str, detector: str, classes: int = 3, **options: object) -> Detector:
     """A registered backbone and a registered detector with a thin neck, and few RoIs, so that heads take

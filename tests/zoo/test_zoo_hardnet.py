@@ -20,6 +20,8 @@ from detection_zoo.zoo.parity.standin import standin_arrays
 from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays, load_backbone, load_weights
 from detection_zoo.zoo.weights.rename import account
 
+pytestmark = pytest.mark.usefixtures("kept_memory")
+
 FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "hardnet"
 SKIPPED = {
     "transform.largest_deviation_from_rounded_float_bilinear",

@@ -40,6 +40,8 @@ from detection_zoo.zoo.parity.prose import read_note, rule_of
 from detection_zoo.zoo.parity.settings import Settings, normal_input
 from detection_zoo.zoo.weights.load import load_arrays
 
+pytestmark = pytest.mark.usefixtures("kept_memory")
+
 FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "maskrcnn_benchmark"
 RETINA, FASTER, MASK, KEYPOINT, C4 = (
     "retinanet_R-50-FPN_1x",

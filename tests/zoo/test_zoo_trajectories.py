@@ -13,6 +13,8 @@ from detection_zoo.benchmarks.run.parity import check_reference
 from detection_zoo.zoo.parity.files import ParityError
 from detection_zoo.zoo.parity.trajectories import check_trajectory
 
+pytestmark = pytest.mark.usefixtures("kept_memory")
+
 TRAINING = Path(__file__).resolve().parents[1] / "reference" / "training"
 FOLDERS = sorted(path.parent for path in TRAINING.glob("*/*/train_steps.npz"))
 

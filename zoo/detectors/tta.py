@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -92,13 +93,14 @@ def views(preprocess: Preprocess, wanted: Views) -> Iterator[View]:
 @dataclass
 class Copy:
     """A view of one image as input of the network: images (1, 3, H, W), sizes (1, 2), and its coordinate
-    frame."""
+    frame; the network's levels, once they are computed."""
 
     view: View
     images: Tensor
     sizes: Tensor
     frame: Frame
     width: int
+    features: dict[str, Tensor] | None = None
 
 
 def make_copy(view: View, image: np.ndarray, device: torch.device, dtype: torch.dtype) -> Copy:
@@ -141,13 +143,15 @@ def detect_augmented(
             f"test-time augmentation is for the Faster R-CNN family, not for {type(model).__name__}"
         )
     parameter = next(model.parameters())
-    plain = make_copy(View(preprocess), image, parameter.device, parameter.dtype)
+
+    @cache
+    def copy_of(view: View) -> Copy:
+        return make_copy(view, image, parameter.device, parameter.dtype)
 
     def copies(wanted: Views | None) -> Iterator[Copy]:
-        return (
-            make_copy(view, image, parameter.device, parameter.dtype)
-            for view in views(preprocess, wanted or Views())
-        )
+        return map(copy_of, views(preprocess, wanted or Views()))
+
+    plain = copy_of(View(preprocess))
 
     found = _boxes(model, [*copies(augmentation.boxes), plain])
     if isinstance(model, MaskRcnn) and len(found):
@@ -171,7 +175,10 @@ def _boxes(model: FasterRcnn, copies: Sequence[Copy]) -> Detections:
     """Scored boxes of all copies, after suppression."""
     chances, boxes = [], []
     for copy in copies:
-        probability, place = model.scored_boxes(model.raw(copy.images, copy.sizes).trimmed(), [copy.frame])[0]
+        raw = model.raw(copy.images, copy.sizes).trimmed()
+        if isinstance(model, (MaskRcnn, KeypointRcnn)):
+            copy.features = raw.features
+        probability, place = model.scored_boxes(raw, [copy.frame])[0]
         if model.frame == "network":
             place = place * place.new_tensor([*copy.frame.factor, *copy.frame.factor])
         chances.append(probability)
@@ -179,15 +186,16 @@ def _boxes(model: FasterRcnn, copies: Sequence[Copy]) -> Detections:
     return model.choose(torch.cat(chances), torch.cat(boxes))
 
 
-def _pooled_from(copy: Copy, found: Detections) -> list[Tensor]:
-    """The detections' boxes in pixels of a copy's network input."""
+def _pooled_from(model: FasterRcnn, copy: Copy, found: Detections) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """A copy's levels, and the detections' boxes in pixels of its network input."""
     factor = found.boxes.new_tensor([*copy.frame.factor, *copy.frame.factor])
-    return [copy.view.into(found.boxes, copy.width) / factor]
+    features = model.features(copy.images) if copy.features is None else copy.features
+    return features, [copy.view.into(found.boxes, copy.width) / factor]
 
 
 def _masks(model: MaskRcnn, copy: Copy, found: Detections) -> Tensor:
     """Probabilities (R, M, M) of the detections' own classes, flipped back."""
-    pooled = model.mask_features(model.features(copy.images), _pooled_from(copy, found))
+    pooled = model.mask_features(*_pooled_from(model, copy, found))
     masks = class_masks(model.mask(pooled), found.labels)
     return masks.flip(-1) if copy.view.flip else masks
 
@@ -204,7 +212,5 @@ def combine_masks(masks: Sequence[Tensor], method: str) -> Tensor:
 
 def _heatmaps(model: KeypointRcnn, copy: Copy, found: Detections, mirror: Sequence[int]) -> Tensor:
     """Heat maps (R, P, S, S) of the detections, flipped back with left and right exchanged."""
-    maps = model.keypoint(
-        model.keypoint.pooler(model.features(copy.images), _pooled_from(copy, found))
-    ).float()
+    maps = model.keypoint(model.keypoint.pooler(*_pooled_from(model, copy, found))).float()
     return maps[:, mirror].flip(-1) if copy.view.flip else maps

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detection_zoo.zoo.conventions import AugmentationConventions, Views
-from detection_zoo.zoo.data.loading import pad_batch
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.keypoint_rcnn import KeypointRcnn
 from detection_zoo.zoo.detectors.mask_rcnn import MaskRcnn
@@ -298,10 +297,9 @@ class _Folder(LoadedModel):
         preprocess = Preprocess.from_conventions(rule.model_copy(update=sides))
         image = note.image(rule.mean)
         copy = make_copy(View(preprocess), image, torch.device("cpu"), self.kind)
-        scale = preprocess(image).scale[0]
-        padded = pad_batch([preprocess(image).tensor], preprocess.size_divisor)
+        scale = 1 / copy.frame.factor[0]
         info = [[*copy.images.shape[-2:], scale]]
-        self.add("img", {"data": padded, "im_info": info, "scale": [scale]})
+        self.add("img", {"data": copy.images, "im_info": info, "scale": [scale]})
         self.report("img", self.model.raw(copy.images, copy.sizes), copy.frame)
         if augmented := self.reference.settings.notes.get("inputs.img_tta"):
             wanted = augmentation(augmented)

@@ -145,11 +145,10 @@ class _Step:
 
     def gradient_norms(self, loss: Tensor) -> Tensor:
         """L2 norms in the recorded order."""
-        self.model.zero_grad()
-        loss.backward()
         ours = {theirs: name for name, theirs in self.folder.origin.items()}
-        parameters = dict(self.model.named_parameters())
-        return torch.stack([parameters[ours[name]].grad.norm() for name in self.meta["grad_norm_parameters"]])
+        names = [ours[name] for name in self.meta["grad_norm_parameters"]]
+        parameters = [self.model.get_parameter(name) for name in names]
+        return torch.stack([gradient.norm() for gradient in torch.autograd.grad(loss, parameters)])
 
     def targets(self) -> list[Target]:
         """Ground truth of each image, in pixels of the input."""

@@ -281,15 +281,18 @@ class _Detector:
         return sets[torch.arange(len(sets)), labels if sets.shape[1] > 1 else 0]
 
     def _gradients(self, loss: Tensor) -> None:
-        loss.backward()
-        parameters = dict(self.model.named_parameters())
-        origin = {theirs: ours for ours, theirs in self.origin.items()}
-        for name in self.reference.recorded:
-            if not name.startswith("train/grad/") or name.endswith("@probe"):
-                continue
-            ours = origin.get(name.removeprefix("train/grad/"))
-            if ours in parameters and parameters[ours].grad is not None:
-                self.computed[name] = Output(parameters[ours].grad, GRADIENT_TOLERANCE)
+        trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        compared = {
+            name: trained[ours]
+            for ours, theirs in self.origin.items()
+            if (name := f"train/grad/{theirs}") in self.reference.recorded and ours in trained
+        }
+        found = torch.autograd.grad(loss, list(compared.values()), allow_unused=True) if compared else ()
+        self.computed |= {
+            name: Output(gradient, GRADIENT_TOLERANCE)
+            for name, gradient in zip(compared, found, strict=True)
+            if gradient is not None
+        }
 
     def _listed(
         self, train: dict[str, Any], rois: Tensor, marks: Tensor, labels: Tensor, chosen: Tensor

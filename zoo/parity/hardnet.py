@@ -271,7 +271,7 @@ class _Folder:
         extras += [f"{name}.inner" for name in extras if f"{name}.inner" in self.reference.recorded]
         blank = [name for name in extras if not self.reference.recorded[name]["samples"].any()]
         extras = [name for name in extras if name not in blank]
-        if any(self._excess(name) > 1 for name in blank):
+        if any(1 < self._excess(name) <= ROUNDED / self.done[name].tolerance for name in blank):
             self._moments_in_double(copy.deepcopy(start).double().train(), losses, blank)
         if max((self._excess(name) for name in extras), default=0.0) <= 1:
             return

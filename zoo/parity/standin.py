@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from detection_zoo.zoo.weights.rename import Translation
 
 CHECKPOINT_FILE = "checkpoint.json"
+PIECE = 1 << 14  # numbers that are drawn at once, so that their doubles stay in a processor's cache
 M = TypeVar("M")
 
 
@@ -37,24 +39,22 @@ def fill(entry: dict[str, Any]) -> np.ndarray:
     """
     shape, gain = tuple(entry["shape"]), entry.get("gain", 1.0)
     draw = np.random.RandomState(zlib.crc32(entry.get("fill_name", entry["name"]).encode()))
-    match entry["fill"]:
-        case "zeros":
-            value: Any = np.zeros(shape)
-        case "fan_in":
-            value = gain * math.sqrt(2.0 / max(1, math.prod(shape[1:]))) * draw.standard_normal(shape)
-        case "scale":
-            value = gain * (0.75 + 0.5 * draw.random_sample(shape))
-        case "shift":
-            value = gain * 0.1 * draw.standard_normal(shape)
-        case "mean":
-            value = 0.1 * draw.standard_normal(shape)
-        case "var":
-            value = 0.75 + 0.5 * draw.random_sample(shape)
-        case other:
-            raise CheckpointError(
-                f"{entry['name']}: unknown fill {other!r}; known: zeros, fan_in, scale, shift, mean, var"
-            )
-    return np.asarray(value).astype(entry.get("dtype", "float32"))
+    std = gain * math.sqrt(2.0 / max(1, math.prod(shape[1:])))
+    fills: dict[str, Callable[[int], Any]] = {
+        "zeros": np.zeros,
+        "fan_in": lambda count: std * draw.standard_normal(count),
+        "scale": lambda count: gain * (0.75 + 0.5 * draw.random_sample(count)),
+        "shift": lambda count: gain * 0.1 * draw.standard_normal(count),
+        "mean": lambda count: 0.1 * draw.standard_normal(count),
+        "var": lambda count: 0.75 + 0.5 * draw.random_sample(count),
+    }
+    if entry["fill"] not in fills:
+        raise CheckpointError(f"{entry['name']}: unknown fill {entry['fill']!r}; known: {', '.join(fills)}")
+    values = np.empty(math.prod(shape), entry.get("dtype", "float32"))
+    for start in range(0, len(values), PIECE):
+        piece = values[start : start + PIECE]
+        piece[:] = fills[entry["fill"]](len(piece))
+    return values.reshape(shape)
 
 
 def read_checkpoint_description(folder: Path | str, file: str = CHECKPOINT_FILE) -> dict[str, Any]:
