@@ -162,8 +162,10 @@ def _axis(start, end, pooled, side, ratio, rule, numbers):
 
 @compiled
 def _numbers(sizes, pooled_h, pooled_w, ratio, dtype):
-    most = max(sizes.max(), pooled_h, pooled_w, ratio) + 3
-    return np.arange(most).astype(dtype)
+    most = max(pooled_h, pooled_w, ratio)
+    for height, width in sizes:
+        most = max(most, height, width)
+    return np.arange(most + 3).astype(dtype)
 
 
 @compiled
@@ -294,7 +296,7 @@ def _lines(axis, sizes, strides, level_of, image_of, edges, pooled, ratio, rule,
                 first, last = min(first, cells[place, index]), max(last, cells[place, index])
                 count += np.uint64(1)
             begins[row, place + 1] = count
-        windows[row] = first, max(last + 1 - first, 0)
+        windows[row, 0], windows[row, 1] = first, max(last + 1 - first, 0)
         for k in range(begins[row, 0], count):
             offsets[k] -= np.uint64(0 if axis == 0 else first)
             offsets[k] *= np.uint64(strides[level_of[row]][2] if axis == 0 else 1)
@@ -303,11 +305,12 @@ def _lines(axis, sizes, strides, level_of, image_of, edges, pooled, ratio, rule,
 
 @compiled
 def _both_axes(sizes, strides, level_of, image_of, edges, height, width, ratio, rule):
-    """`_lines` of rows and of columns, and the windows of columns."""
+    """`_lines` of rows and of columns, the windows of columns, and room for a line of cells."""
     numbers = _numbers(sizes, height, width, ratio, edges.dtype)
-    rows, _ = _lines(0, sizes, strides, level_of, image_of, edges, height, ratio, rule, numbers)
-    columns, windows = _lines(1, sizes, strides, level_of, image_of, edges, width, ratio, rule, numbers)
-    return rows, columns, windows
+    first, second = np.int64(0), np.int64(1)  # for a constant `_lines` would be compiled a second time
+    rows, _ = _lines(first, sizes, strides, level_of, image_of, edges, height, ratio, rule, numbers)
+    columns, windows = _lines(second, sizes, strides, level_of, image_of, edges, width, ratio, rule, numbers)
+    return rows, columns, windows, np.empty_like(numbers)
 
 
 @compiled
@@ -320,10 +323,9 @@ def _forward_planes(
     Plane by plane, so that a plane stays in the cache for all its RoIs. The weight of a cell is the product
     of a row and a column weight, so the rows of each row of bins are added first, all columns at once.
     """
-    (begins_y, offsets_y, weights_y), (begins_x, offsets_x, weights_x), windows = _both_axes(
+    (begins_y, offsets_y, weights_y), (begins_x, offsets_x, weights_x), windows, sums = _both_axes(
         sizes, strides, level_of, image_of, edges, height, width, ratio, rule
     )
-    sums = np.empty(windows[:, 1].max(), edges.dtype)
     zero, start = weights_x.dtype.type(0), np.uint64(0)
     for channel in range(first, end):
         for row in range(len(edges)):
@@ -355,10 +357,9 @@ def _backward_planes(
 ):  # fmt: skip
     """Channels first .. end - 1 of NCHW gradients; grad as in `_backward_last`. Plane by plane, columns
     before rows: the reverse of `_forward_planes`."""
-    (begins_y, offsets_y, weights_y), (begins_x, offsets_x, weights_x), windows = _both_axes(
+    (begins_y, offsets_y, weights_y), (begins_x, offsets_x, weights_x), windows, sums = _both_axes(
         sizes, strides, level_of, image_of, edges, height, width, ratio, rule
     )
-    sums = np.empty(windows[:, 1].max(), edges.dtype)
     for channel in range(first, end):
         for row in range(len(edges)):
             if image_of[row] < 0:
