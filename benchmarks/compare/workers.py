@@ -15,6 +15,7 @@ from detection_zoo.benchmarks.run.isolation import (
     failure,
     freeze_objects,
     how_it_died,
+    kill_with_children,
     same_allocator,
     starting_a_process,
 )
@@ -89,9 +90,7 @@ class Worker:
 
     def kill(self) -> None:
         """End the process at once."""
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        kill_with_children(self._process)
 
     def _code(self) -> int | None:
         self._process.join(_LEAVE_S)

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -195,15 +195,24 @@ def run_isolated(
     try:
         return _follow(process, ours, on_report, limits, [] if cancel is None else [cancel])
     except KeyboardInterrupt:
-        process.kill()
-        process.join()
+        kill_with_children(process)
         _drain(ours, on_report)
         raise
     finally:
-        if process.is_alive():
-            process.kill()
-        process.join()
+        kill_with_children(process)
         ours.close()
+
+
+def kill_with_children(process: Any) -> None:
+    """Kill a process and what it has started, and wait for its end; nothing if it has ended."""
+    import psutil
+
+    if process.is_alive():
+        parent = psutil.Process(process.pid)
+        for one in [parent, *parent.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.join()
 
 
 def _follow(process: Any, reports: Any, on_report: Report, limits: Limits, cancel: list[Any]) -> Outcome:

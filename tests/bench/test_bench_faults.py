@@ -10,8 +10,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from forked import ROOT, Forked, run_forked
 from records import MACHINE, make_small_shapes, measured, run_of
@@ -63,9 +66,10 @@ def hangs(row: str, *rest) -> None:
 
 def leaks(row: str, *rest) -> None:
     healthy(row, *rest)
-    held = []
+    held, pause = [], threading.Event()
     while row == SICK:
         held.append(b"x" * 2**24)
+        pause.wait(0.02)  # without it the process holds many GiB before it is ended
 
 
 def exhausts(row: str, *rest) -> None:
@@ -141,13 +145,27 @@ def test_a_sick_model_is_a_record_and_stops_nobody(tmp_path: Path, work, limits:
 
 def test_a_leak_is_ended_long_before_the_machine_is_out_of_memory() -> None:
     assert 100 < usable_memory_mib() and usable_memory_mib(0.5) < usable_memory_mib()
-    outcome = run_isolated(leak_children, (), lambda value: None, limits=Limits(memory_mib=400.0, limit_s=60))
+    started: list[int] = []
+    outcome = run_isolated(leak_children, (), started.append, limits=Limits(memory_mib=400.0, limit_s=60))
     assert "its limit is 400 MiB" in outcome.reason, "memory of children counts too"
+    (child,), last, pause = started, time.monotonic() + 10, threading.Event()
+    while running(child) and time.monotonic() < last:
+        pause.wait(0.01)
+    assert not running(child), "it is killed with its parent"
 
 
-def leak_children(report) -> None:
-    code = "held = []\nwhile True: held.append(b'x' * 2**23)"
-    subprocess.run([sys.executable, "-c", code])
+def running(pid: int) -> bool:
+    """Whether a process runs; one that has ended may wait to be reaped."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def leak_children(report: Callable[[int], None]) -> None:
+    code = "import time; held = []\nwhile True: held.append(b'x' * 2**23); time.sleep(0.01)"
+    with subprocess.Popen([sys.executable, "-c", code]) as child:
+        report(child.pid)
 
 
 def sweep_on_a_small_disk(store: str, limit_bytes: int) -> None:
