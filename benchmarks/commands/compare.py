@@ -20,6 +20,7 @@ from detection_zoo.benchmarks.commands.options import (
     MAP,
     PATH,
     READ_STORE,
+    STALL,
     TF32,
     WEIGHTS,
     WIDE,
@@ -53,7 +54,6 @@ THREADS = Annotated[
     ),
 ]
 TIMED_IMAGES = Annotated[int, typer.Option(min=1, help="number of different images to time")]
-STALL = Annotated[float, typer.Option(min=1, help="kill a model after this many seconds without progress")]
 SEED = Annotated[int, typer.Option(min=0, help="random seed for the order of the models")]
 
 

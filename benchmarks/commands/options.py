@@ -90,6 +90,7 @@ PATH = Annotated[
         )
     ),
 ]
+STALL = Annotated[float, typer.Option(min=1, help="kill a model after this many seconds without progress")]
 TF32 = Annotated[bool, typer.Option("--tf32", help="allow TensorFloat-32 matrix products and convolutions")]
 
 

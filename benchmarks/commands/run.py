@@ -23,6 +23,7 @@ from detection_zoo.benchmarks.commands.options import (
     PATH,
     PROTOCOL,
     ROW,
+    STALL,
     STORE,
     TF32,
     WEIGHTS,
@@ -104,9 +105,7 @@ def run(
     store: STORE = None,
     again: Annotated[bool, typer.Option("--again", help="repeat finished measurements")] = False,
     in_process: Annotated[bool, typer.Option("--in-process", help="run all models in this process")] = False,
-    stall_s: Annotated[
-        float, typer.Option(min=1, help="kill a model after this many seconds without progress")
-    ] = 600.0,
+    stall_s: STALL = 600.0,
     limit_s: Annotated[float | None, typer.Option(min=1, help="kill a model after this many seconds")] = None,
     memory_gb: Annotated[
         float | None,

@@ -12,23 +12,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from detection_zoo.benchmarks.run.splits import split_beside
+from detection_zoo.benchmarks.run.splits import split_beside, training_split
 from detection_zoo.benchmarks.run.subject import identify_weights, open_data, weights_file
 from detection_zoo.benchmarks.terminal import terminal_width
 from detection_zoo.benchmarks.train.dry_run import look_ahead
 from detection_zoo.benchmarks.train.evaluate import evaluator
 from detection_zoo.benchmarks.train.outcome import event_writer, result_table, write_curves, write_results
-from detection_zoo.benchmarks.train.splits import open_training_data
 from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.created_row import row_named
 from detection_zoo.zoo.data.base import Dataset
+from detection_zoo.zoo.data.class_choice import ClassChoice
+from detection_zoo.zoo.data.datasets import open_dataset
 from detection_zoo.zoo.data.training_loader import TrainingLoader, training_batches
 from detection_zoo.zoo.errors import CheckpointError, DatasetError, ManifestError
 from detection_zoo.zoo.manifest import ModelEntry, Schedule
 from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import did_you_mean
 from detection_zoo.zoo.settings import with_settings
-from detection_zoo.zoo.trained_row import with_classes
+from detection_zoo.zoo.trained_row import row_classes, with_classes
 from detection_zoo.zoo.training.distributed import Process, joined
 from detection_zoo.zoo.training.own_classes import build_for
 from detection_zoo.zoo.training.plan import Plan, Wishes, plan_training
@@ -123,6 +124,38 @@ def prepare_task(request: Request, wishes: Wishes) -> Task:
         [*lines, *by_hand, *plan.changes],
         settings,
     )
+
+
+def open_training_data(entry: ModelEntry, data: str, images: int | None) -> tuple[Dataset, list[str], bool]:
+    """Return the training dataset, notes on it, and whether its classes differ from the row's."""
+    data, own, names = training_split(data), False, row_classes(entry)
+    if entry.task == "classification":
+        dataset, own = _open_labelled(entry, data)
+    else:
+        if not (names and ClassChoice.split(data)[1].common):
+            dataset = open_dataset(data, keypoints=entry.has_keypoints, training=True)
+            own = set(dataset.classes) != set(names)
+        if not own:
+            dataset = open_data(entry, data, training=True)
+    if images is not None:
+        dataset = dataset.subset(images)
+    lines = [f"data: {note}" for note in dataset.notes]
+    if own:
+        shown = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")
+        lines.append(f"classes: {entry.classes} of {entry.dataset} -> {len(dataset.classes)} ({shown})")
+    return dataset, lines, own
+
+
+def _open_labelled(entry: ModelEntry, data: str) -> tuple[Dataset, bool]:
+    """Return a classifier's dataset, and whether its number of classes differs from the row's; raises
+    DatasetError."""
+    try:
+        return open_data(entry, data, training=True), False
+    except DatasetError:
+        dataset = open_dataset(data, training=True)
+    if dataset.layout != "imagenet":
+        raise DatasetError(f"--data {data}: row {entry.name} is a classifier; give imagenet:DIR")
+    return dataset, True
 
 
 def check_start(task: Task, settings: Settings) -> None:

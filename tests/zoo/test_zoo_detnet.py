@@ -22,9 +22,8 @@ from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.parity import detnet
 from detection_zoo.zoo.parity.base import ParityError, Reference, parity
-from detection_zoo.zoo.parity.detnet import _Detector
+from detection_zoo.zoo.parity.detnet import _Detector, known_values
 from detection_zoo.zoo.parity.detnet_model import Pyramid, pool
-from detection_zoo.zoo.parity.detnet_probes import known_values
 from detection_zoo.zoo.parity.detnet_settings import detector_components, row_for
 from detection_zoo.zoo.parity.prose import read_note, rule_of
 from detection_zoo.zoo.weights.load import load_arrays

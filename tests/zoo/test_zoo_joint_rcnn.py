@@ -8,11 +8,11 @@ import torch
 
 from detection_zoo.benchmarks.run.subject import with_soft_nms
 from detection_zoo.zoo.build import assemble
-from detection_zoo.zoo.conventions import AugmentationConventions
+from detection_zoo.zoo.conventions import AugmentationConventions, Views
 from detection_zoo.zoo.data.resizing import ShorterSide
 from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.detectors.faster_rcnn import FasterRcnn
-from detection_zoo.zoo.detectors.tta import FLIPPED, detect_augmented
+from detection_zoo.zoo.detectors.tta import detect_augmented
 from detection_zoo.zoo.errors import ManifestError
 from detection_zoo.zoo.manifest import Component
 from detection_zoo.zoo.manifest_files import load_manifests
@@ -65,15 +65,11 @@ def test_copies_of_an_image_are_put_together() -> None:
     assert (
         len(plain) and torch.equal(plain.boxes, expected.boxes) and torch.equal(plain.scores, expected.scores)
     )
-    both = detect_augmented(model, picture(), PREPROCESS, AugmentationConventions(boxes=FLIPPED))
+    flipped = AugmentationConventions(boxes=Views(flip=True))
+    both = detect_augmented(model, picture(), PREPROCESS, flipped)
     mirrored = (
-        detect_augmented(model, picture(), PREPROCESS, AugmentationConventions(boxes=FLIPPED)),
-        detect_augmented(
-            model,
-            np.ascontiguousarray(picture()[:, ::-1]),
-            PREPROCESS,
-            AugmentationConventions(boxes=FLIPPED),
-        ),
+        detect_augmented(model, picture(), PREPROCESS, flipped),
+        detect_augmented(model, np.ascontiguousarray(picture()[:, ::-1]), PREPROCESS, flipped),
     )
     assert not torch.equal(both.scores, plain.scores)
     first, second = mirrored  # an image and its mirror image have the same set of copies

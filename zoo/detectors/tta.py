@@ -29,7 +29,6 @@ from detection_zoo.zoo.parts.frames import Frame
 from detection_zoo.zoo.parts.mask_head import class_masks, paste_masks
 from detection_zoo.zoo.records import Detections
 
-FLIPPED = Views(flip=True)
 SCALED = Views(flip=True, scales=[400, 500, 600, 700, 900, 1000, 1100, 1200], max_size=2000, scale_flip=True)
 # of the one model that Detectron published with augmentation
 DEFAULT = AugmentationConventions(boxes=SCALED, masks=SCALED, keypoints=SCALED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from copy import deepcopy
 from typing import Any
 
@@ -26,7 +27,6 @@ from detection_zoo.zoo.parity.detnet_model import (
     propose,
     pyramid,
 )
-from detection_zoo.zoo.parity.detnet_probes import known_values, with_probes
 from detection_zoo.zoo.parity.detnet_settings import detector_components, row_for
 from detection_zoo.zoo.parity.near_ties import settle, settle_ties
 from detection_zoo.zoo.parity.standin import standin_model
@@ -349,3 +349,32 @@ class _Detector:
             )
             own = [[epoch, learning_rate(recipe, epoch - 1, 1)] for epoch, _ in rates]
             self.computed[f"train: learning rate by epoch, {label}"] = Output(own, 1e-9, rates)
+
+
+def with_probes(reference: Reference, computed: Outputs) -> Outputs:
+    """What was computed, and the 512 drawn values of each output whose name is recorded with '@probe'."""
+    computed = dict(computed)
+    for name in reference.recorded:
+        whole = name.removesuffix("@probe")
+        output = computed.get(whole)
+        if whole != name and isinstance(output, Output):
+            flat = to_numpy(output.value).reshape(-1)
+            computed[name] = Output(flat[_probed(whole, flat.size)] if flat.size else flat, output.tolerance)
+        elif whole != name and isinstance(output, Skip):
+            computed[name] = output
+    return computed
+
+
+def _probed(name: str, size: int) -> np.ndarray:
+    """Places (512,) of an output's values that are recorded under its name with '@probe'."""
+    return np.random.RandomState(zlib.crc32(name.encode())).randint(0, size, 512)
+
+
+def known_values(reference: Reference, name: str) -> np.ndarray:
+    """An output as far as it is recorded, evenly and by '@probe', in its whole shape; NaN elsewhere."""
+    kept, probe = reference.recorded[name], reference.recorded.get(f"{name}@probe")
+    flat = np.full(int(np.prod(kept["shape"])), np.nan)
+    flat[:: int(kept["stride"])][: len(kept["samples"])] = kept["samples"]
+    if probe is not None and flat.size:
+        flat[_probed(name, flat.size)] = probe["samples"]
+    return flat.reshape(kept["shape"])
