@@ -55,10 +55,7 @@ class Search:
     stepped: bool = False
 
     def __post_init__(self) -> None:
-        self.low, self.high = (
-            self.least - 1,
-            self.most + 1,
-        )  # neither has been tried; `fitting` and `exceeding` know
+        self.low, self.high = self.least - 1, self.most + 1  # not tried; see `fitting` and `exceeding`
 
     @property
     def fitting(self) -> int | None:

@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from detection_zoo.benchmarks.run.subject import Subject
 
 OBJECTS = 8  # objects per image; COCO's training images have 7.3 on average
-INFERENCE_TURNS, TRAINING_STEPS = (
-    2,
-    3,
-)  # in the second update, the optimizer's state is allocated from the beginning
+INFERENCE_TURNS = 2
+TRAINING_STEPS = 3  # in the second update, the optimizer's state is allocated from the beginning
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,8 @@ class RandomImages(Dataset):
     def __init__(self, images: int, size: tuple[int, int], classes: int, keypoints: bool = False) -> None:
         super().__init__()
         self._rows, self.full_size, self._size = range(images), images, size
-        self.name, self.classes = (
-            f"random pixels {size[0]}x{size[1]}",
-            tuple(f"class {label}" for label in range(classes)),
-        )
+        self.name = f"random pixels {size[0]}x{size[1]}"
+        self.classes = tuple(f"class {label}" for label in range(classes))
         self.category_ids = tuple(range(1, classes + 1))
         self.keypoint_names = KEYPOINT_NAMES if keypoints else ()
 

@@ -47,10 +47,8 @@ class _Match:
         preload(package for package, dot, _ in parts if dot)
         self.reference, self.draw = entrants[0].label, random.Random(options.seed)
         self.orders: list[list[list[str]]] = []
-        self.per_turn, self.upcoming = (
-            1,
-            [],
-        )  # batches per turn; indices of batches that remain in this pass over the images
+        self.per_turn = 1  # batches
+        self.upcoming: list[int] = []  # indices of batches that remain in this pass over the images
         self.looks = planned_looks(options.blocks)
         self.confidence = confidence_of_each(len(self.looks), len(entrants) - 1)
 

@@ -258,10 +258,8 @@ def metric_values(scores: CocoScores, kind: Kind) -> dict[str, float]:
 
 def _voc_report(dataset: VocDataset, detections: dict[str, list[VocDetection]]) -> AccuracyReport:
     truth = dataset_truth(dataset)
-    eleven, area = (
-        evaluate_voc(truth, detections, method="11point"),
-        evaluate_voc(truth, detections, method="area"),
-    )
+    eleven = evaluate_voc(truth, detections, method="11point")
+    area = evaluate_voc(truth, detections, method="area")
     metrics = {"voc_map": 100 * mean_ap(eleven), "voc_map_area": 100 * mean_ap(area)}
     per_class = {
         name: (

@@ -53,12 +53,8 @@ class Turns:
     def load(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Run the phases before the network; return images (N, 3, H, W), sizes (N, 2) and original sizes (N,
         2) on the device."""
-        dataset, device, phase, count = (
-            self.subject.dataset,
-            self.subject.device,
-            self.clock.phase,
-            len(indices),
-        )
+        dataset, device = self.subject.dataset, self.subject.device
+        phase, count = self.clock.phase, len(indices)
         with phase("decode", count):
             pixels = [dataset.load_image(index) for index in indices]
         with phase("resize", count):

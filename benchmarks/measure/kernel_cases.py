@@ -280,10 +280,8 @@ def _pooling(
     image = (
         torch.arange(count, device=device) * images // count
     )  # rising, as MultiScaleRoIAlign lines them up
-    rois, split = (
-        torch.cat([image[:, None].to(boxes.dtype), boxes], 1),
-        [boxes[image == each] for each in range(images)],
-    )
+    rois = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
+    split = [boxes[image == each] for each in range(images)]
     peer = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], size, RATIO)
 
     def pool(given: list[Tensor], backend: str | None = None) -> Tensor:

@@ -86,9 +86,8 @@ def _gpu_peak(device: torch.device, peak: PeakMemory, polled: bool) -> Iterator[
         peak.absent |= dict.fromkeys(("process", "context"), str(error))
 
     def read() -> None:
-        held_mib, _ = (
-            gpu and gpu.processes() or (None, 0)
-        )  # read before torch's value, so that memory allocated meanwhile is not counted as context
+        # read before torch's value, so that memory allocated meanwhile is not counted as context
+        held_mib, _ = gpu and gpu.processes() or (None, 0)
         if held_mib:
             seen.append((held_mib, held_mib - torch.cuda.memory_reserved(device) / 2**20))
 

@@ -14,10 +14,7 @@ if TYPE_CHECKING:
     from detection_zoo.zoo.records import Detections
 
 MASK_WEIGHT = 0.45
-TEXT_SHARE, LEAST_TEXT = (
-    40,
-    11,
-)  # label height: shorter image side / TEXT_SHARE, but at least LEAST_TEXT pixels
+TEXT_SHARE, LEAST_TEXT = 40, 11  # label height: shorter image side / TEXT_SHARE, at least LEAST_TEXT pixels
 LEAST_LOGIT = 2.0  # keypoints with a lower heatmap value are not drawn (Detectron's threshold)
 
 

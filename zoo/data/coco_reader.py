@@ -113,10 +113,8 @@ def annotations_of(document: dict[str, Any], where: str, *, may_be_hidden: bool 
     categories = Records(document["categories"], f"{where}: categories")
     image_ids, category_ids = images.ids("image"), categories.ids("category")
     image_rows, category_rows = by_id(image_ids), by_id(category_ids)
-    file_names, names = (
-        images.column("file_name", set(), fields.text),
-        categories.column("name", set(), fields.label),
-    )
+    file_names = images.column("file_name", set(), fields.text)
+    names = categories.column("name", set(), fields.label)
     sides = [_pixels(images, side) for side in ("height", "width")]
     objects = Records(document.get("annotations") or [], f"{where}: annotations", show_id=True)
     place = {image_ids[row]: place for place, row in enumerate(image_rows)}
