@@ -124,9 +124,8 @@ class Fit:
                 search.tell(size, trial.verdict == "fits", trial.peak_mib)
                 self._tell(axis, trial)
             if search.fitting is None and tried[search.exceeding].peak_mib is None:
-                tried[search.exceeding] = self._try(
-                    axis, case_of(search.exceeding), None
-                )  # what it would need
+                # what it would need
+                tried[search.exceeding] = self._try(axis, case_of(search.exceeding), None)
                 self._tell(axis, tried[search.exceeding])
         except KeyboardInterrupt:
             ended, self.interrupted = "stopped by Ctrl-C", True

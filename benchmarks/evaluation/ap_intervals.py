@@ -163,9 +163,8 @@ def _class_ap(one: ClassMatches, weights: np.ndarray, truths: np.ndarray) -> np.
         hits = np.cumsum(drawn[:, places], axis=1)  # (B, P)
         precision = hits / np.maximum(counted[:, places], 1)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        reached = np.searchsorted(
-            RECALLS, hits / truths[:, None], side="right"
-        )  # recall thresholds reached so far
+        # recall thresholds reached so far
+        reached = np.searchsorted(RECALLS, hits / truths[:, None], side="right")
         reached = np.where(hits > 0, reached, 0)
         total += (np.diff(reached, axis=1, prepend=0) * envelope).sum(axis=1) / len(RECALLS)
     return total / len(one.matched)

@@ -277,9 +277,8 @@ def _pooling(
     ]
     own = [each.contiguous(memory_format=torch.channels_last) for each in maps] if last else maps
     boxes = clustered_proposals(count)[0].to(device)
-    image = (
-        torch.arange(count, device=device) * images // count
-    )  # rising, as MultiScaleRoIAlign lines them up
+    # rising, as MultiScaleRoIAlign lines them up
+    image = torch.arange(count, device=device) * images // count
     rois = torch.cat([image[:, None].to(boxes.dtype), boxes], 1)
     split = [boxes[image == each] for each in range(images)]
     peer = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], size, RATIO)

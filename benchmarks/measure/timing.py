@@ -105,9 +105,8 @@ def warm_up(work: Sequence[Callable[[], float]], budget_s: float, least_s: float
         passes += 1
         seconds = time.perf_counter() - start
         turns = min(WARM_TURNS, max(2, math.ceil(WARM_WINDOW_S * len(series) / max(seconds, 1e-9))))
-        window = len(work) * math.ceil(
-            turns / len(work)
-        )  # complete passes, so that every image has equal weight
+        # complete passes, so that every image has equal weight
+        window = len(work) * math.ceil(turns / len(work))
         warm = is_warm(series, window)
         if warm and seconds >= min(least_s, budget_s) or seconds >= budget_s:
             return WarmUp(seconds, passes, warm)

@@ -35,16 +35,8 @@ AGAINST = {
     "ap_memory": "memory_gib",
     "ap_parameters": "parameters_m",
 }  # figure -> metric of the x axis
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#8c6d00",
-    "#5e5e5e",
-    "#7a5cff",
-    "#56b4e9",
-)  # distinct for the colour-blind (after Okabe and Ito)
+# distinct for the colour-blind (after Okabe and Ito)
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#5e5e5e", "#7a5cff", "#56b4e9")
 INK, FAINT = "#1b1f24", "#8b949e"
 STYLE = {
     "svg.hashsalt": "detection-zoo",
@@ -117,9 +109,8 @@ def _save(draw: Callable[[], Figure], data: Any, form: str) -> bytes:
     from matplotlib.backend_bases import get_registered_canvas_class
 
     content = io.BytesIO()
-    unsaid = (
-        {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
-    )  # no date and no library version, so that equal data give equal bytes
+    # no date and no library version, so that equal data give equal bytes
+    unsaid = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
         figure = draw()
         get_registered_canvas_class(form)(figure)  # texts are measured for this format

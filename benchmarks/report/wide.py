@@ -156,9 +156,10 @@ def _published(entry: ModelEntry, line: PublishedLine, metrics: dict[str, Metric
     record = next(with_accuracy, line.records[0])  # its split is the one of the line
     hardware = line.hardware or "hardware not stated"
     dataset = record.dataset or entry.dataset
+    # coco_2014_minival contains the dataset
     data = (
         dataset if not record.split else record.split if "_" in record.split else f"{dataset} {record.split}"
-    )  # coco_2014_minival contains the dataset
+    )
     protocols = tuple(sorted({one.protocol for one in line.records if one.protocol}))
     key = ("published", entry.source, data, hardware, *protocols)
     return WideLine(

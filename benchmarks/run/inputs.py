@@ -81,9 +81,8 @@ class Input:
         import cv2
 
         logging = cv2.utils.logging
-        logging.setLogLevel(
-            logging.LOG_LEVEL_SILENT
-        )  # OpenCV's codec messages are less useful than the error below
+        # OpenCV's codec messages are less useful than the error below
+        logging.setLogLevel(logging.LOG_LEVEL_SILENT)
         capture = cv2.VideoCapture(self.source if isinstance(self.source, int) else str(self.source))
         if not capture.isOpened():
             raise DatasetError(f"{self}: OpenCV cannot open it")

@@ -338,8 +338,7 @@ def out_of_memory(error: BaseException) -> bool:
 def failure(error: BaseException) -> Outcome:
     """Convert an exception to an outcome: a one-line reason and the traceback."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or ["no message"]
-    text = (
-        "; ".join(lines) if isinstance(error, ZooError) else lines[0]
-    )  # this project's errors use all their lines
+    # this project's errors use all their lines
+    text = "; ".join(lines) if isinstance(error, ZooError) else lines[0]
     reason = f"out of memory: {text}" if out_of_memory(error) else f"{type(error).__name__}: {text}"
     return Outcome("failed", reason, "".join(traceback.format_exception(error)))

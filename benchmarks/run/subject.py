@@ -124,9 +124,8 @@ def identify_data(dataset: Dataset) -> DataIdentity:
     for index in range(len(dataset)):
         truth = dataset.target(index)
         path = dataset.image_path(index)
-        size = (
-            path.stat().st_size if path.is_file() else -1
-        )  # a missing image raises an error when it is read
+        # a missing image raises an error when it is read
+        size = path.stat().st_size if path.is_file() else -1
         digest.update(
             f"{dataset.image_id(index)} {size} ".encode()
             + truth.boxes_xywh.tobytes()

@@ -34,9 +34,8 @@ class Sweep:
     runs: list[Run] = field(default_factory=list)
     known: list[Run] = field(default_factory=list)
     interrupted: bool = False
-    unsaved: dict[str, tuple[Run, str]] = field(
-        default_factory=dict
-    )  # id -> a run that could not be stored, and why
+    # id -> a run that could not be stored, and why
+    unsaved: dict[str, tuple[Run, str]] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[Run]:

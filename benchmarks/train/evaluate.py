@@ -18,12 +18,8 @@ from detection_zoo.zoo.data.transforms import Preprocess
 from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.training.distributed import Process, anywhere, gather, share
 
-FIRST = (
-    "mask_ap",
-    "keypoint_ap",
-    "voc_map",
-    "box_ap",
-)  # the first available metric decides which checkpoint is best
+# the first available metric decides which checkpoint is best
+FIRST = ("mask_ap", "keypoint_ap", "voc_map", "box_ap")
 CLASSIFIER_BATCH = 32  # images per forward pass
 
 

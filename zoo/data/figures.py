@@ -20,6 +20,7 @@ def hue_of(name: str) -> float:
 
 _PAIRS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 KEYPOINT_NAMES = ("nose", *(f"{side}_{part}" for part in _PAIRS for side in ("left", "right")))  # COCO's
+# numbered from 1, as COCO's
 SKELETON = (
     (16, 14),
     (14, 12),
@@ -40,7 +41,7 @@ SKELETON = (
     (3, 5),
     (4, 6),
     (5, 7),
-)  # numbered from 1, as COCO's
+)
 # upper and lower joint, numbered from 0, and x, y from the one to the other
 _SEGMENTS = (
     *((5, 7, 0.09, 0.13), (6, 8, -0.09, 0.13), (7, 9, 0.03, 0.13), (8, 10, -0.03, 0.13)),

@@ -138,9 +138,8 @@ def add_optimiser(folder: LoadedModel, recorded: Mapping[str, Any]) -> None:
         len(frozen ^ set(recorded["frozen_parameters"])), 0.0, 0
     )
     if "buffers_never_trained" in recorded:
-        anchors = len(
-            folder.reference.description.get("not_filled", [])
-        )  # buffers there; here they follow from the configuration
+        # buffers there; here they follow from the configuration
+        anchors = len(folder.reference.description.get("not_filled", []))
         held = sum(name in names for name, _ in folder.model.named_buffers())
         folder.computed["optimiser.buffers"] = Output(held + anchors, 0.0, recorded["buffers_never_trained"])
     if rates := recorded.get("learning_rate"):

@@ -39,9 +39,8 @@ def make_body(tensors: list[dict[str, Any]], kind: str) -> Body:
     blocks = [sum(stage == own for own, _ in found) for stage in stages]
     width, per_group = next(shape for stage, shape in found if stage == stages[0])[:2]
     norm = "group" if any("_gn_" in tensor["name"] for tensor in tensors) else "affine"
-    first = (
-        norm == "affine" and width == per_group
-    )  # plain ResNets from Caffe carry the stride on the first 1x1
+    # plain ResNets from Caffe carry the stride on the first 1x1
+    first = norm == "affine" and width == per_group
     return Body(
         ResNet(blocks, norm=norm, stride_in_1x1=first, groups=width // per_group, width_per_group=per_group)
     )

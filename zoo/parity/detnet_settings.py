@@ -24,13 +24,8 @@ _SETTINGS = {  # the configuration's name of a number -> section and field of th
     "TRAIN.RPN_BATCHSIZE": ("rpn", "samples"),
     "FPN_ANCHOR_SCALES": ("anchors", "sizes"),
 }
-_ELSEWHERE = (
-    "FPN_FEAT_STRIDES",
-    "MAX_NUM_GT_BOXES",
-    "ANCHOR_SCALES",
-    "FEAT_STRIDE",
-    "POOLING_SIZE",
-)  # they follow from the backbone and the objects, or have no effect
+# they follow from the backbone and the objects, or have no effect
+_ELSEWHERE = ("FPN_FEAT_STRIDES", "MAX_NUM_GT_BOXES", "ANCHOR_SCALES", "FEAT_STRIDE", "POOLING_SIZE")
 _POOLINGS = {"align": "roi_align_averaged", "pool": "roi_pool"}
 
 

@@ -126,9 +126,8 @@ def _gradients(model: nn.Module, losses: Callable[[nn.Module], Tensor]) -> dict[
 
     def watch(layer: int, out: Tensor) -> Tensor:
         above = out.detach() > 0
-        opened = (
-            torch.where(above, out, out - out.detach()) + torch.finfo(out.dtype).tiny
-        )  # the ReLU lets it pass
+        # the ReLU lets it pass
+        opened = torch.where(above, out, out - out.detach()) + torch.finfo(out.dtype).tiny
 
         def hook(gradient: Tensor) -> Tensor:
             found[layer] = gradient.clone()

@@ -165,9 +165,8 @@ def settle_ties(scores: np.ndarray, rows: np.ndarray, recorded: np.ndarray, gap:
     order = np.arange(len(scores))
     start = 0
     while start < min(len(recorded), len(scores)):
-        end = start + int(
-            (scores[start] - scores[start:] < gap).sum()
-        )  # no row of a tie is further than the gap from another
+        # no row of a tie is further than the gap from another
+        end = start + int((scores[start] - scores[start:] < gap).sum())
         if end - start > 1:
             order[start:end] = start + _matched(rows[start:end], recorded[start:end])
         start = max(end, start + 1)
@@ -183,9 +182,8 @@ def _matched(rows: np.ndarray, recorded: np.ndarray) -> np.ndarray:
         if known[place]:
             apart = np.nansum(np.abs(rows - recorded[place]), axis=1)
             apart[list(chosen.values())] = np.inf
-            stays = (
-                place < len(rows) and apart[place] <= apart.min() + SAME
-            )  # clipped edges alone do not distinguish boxes
+            # clipped edges alone do not distinguish boxes
+            stays = place < len(rows) and apart[place] <= apart.min() + SAME
             chosen[int(place)] = int(place if stays else apart.argmin())
     left = [row for row in range(len(rows)) if row not in set(chosen.values())]
     return np.array([chosen[place] if place in chosen else left.pop(0) for place in range(len(rows))])
