@@ -7,18 +7,20 @@ import io
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from detection_zoo.zoo.export import engines, files
+from detection_zoo.zoo.export import files, onnx_ops
 from detection_zoo.zoo.export.whole import WholeDetector
 
 PROGRAMS: dict[str, ExportedProgram] = {}
-ONNX: dict[str, bytes] = {}
+ONNX: dict[tuple[int, ...], tuple[Any, Any]] = {}
+TABLES = cache(onnx_ops.translations)
 
 
 class Content(pickle.Pickler):
@@ -40,26 +42,26 @@ def digest(*given: Any) -> str:
 @contextmanager
 def exported_once() -> Iterator[None]:
     """Within the block an equal network is exported once in this process: files of all kinds are made from
-    one program, and equal ONNX files (of which OpenVINO's are made) are copies of the first."""
-    exported, write_onnx = files.exported, files.write_onnx
+    one program, and ONNX files (of which OpenVINO's are made) from one ONNX program of each kind."""
+    exported, to_onnx = files.exported, torch.onnx.export
 
     def program_of(whole: WholeDetector, shape: Sequence[int]) -> ExportedProgram:
-        key = digest(whole, tuple(shape))
+        key = digest(whole.model, whole.outputs, tuple(shape))
         if key not in PROGRAMS:
             PROGRAMS[key] = exported(whole, shape)
         return PROGRAMS[key]
 
-    def write(
-        whole: WholeDetector, shape: Sequence[int], path: Path, notes: Any = None, static: bool = False
-    ) -> None:
-        key = digest(whole, tuple(shape), notes, static)
-        if key not in ONNX:
-            write_onnx(whole, shape, path, notes, static)
-            ONNX[key] = path.read_bytes()
-        path.write_bytes(ONNX[key])
+    def onnx_of(program: Any, *, custom_translation_table: Any, **settings: Any) -> Any:
+        given = program, custom_translation_table
+        key = tuple(id(one) for one in given)
+        if key not in ONNX:  # holds what it was made of, so that nothing else gets its id
+            ONNX[key] = to_onnx(program, custom_translation_table=custom_translation_table, **settings), given
+        made = ONNX[key][0]
+        made.model.metadata_props.clear()
+        return made
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "exported", program_of)
-        for module in (files, engines):
-            patch.setattr(module, "write_onnx", write)
+        patch.setattr(files, "translations", TABLES)
+        patch.setattr(torch.onnx, "export", onnx_of)
         yield

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import Result
 from exported_files import exported_once
+from slim_families import pictures
 from typer.testing import CliRunner
 
 from detection_zoo.bench import app
@@ -23,10 +24,11 @@ from detection_zoo.zoo.build import build_model
 from detection_zoo.zoo.export.engines import FileDetector
 from detection_zoo.zoo.export.files import QUANTISED, compare_file, digest_of_file, notes_of, write
 from detection_zoo.zoo.export.kinds import PACKAGES
-from detection_zoo.zoo.export.quantise import LAYERS, selection
+from detection_zoo.zoo.export.quantise import LAYERS, quantise, selection
+from detection_zoo.zoo.fast import SCORE
 from detection_zoo.zoo.manifest_files import load_manifests
 
-SSD, RCNN = "ssd160_hardnet_slim.demo", "faster_rcnn_resnet14_slim_fpn.demo"
+SSD, POINTS = "ssd160_hardnet_slim.demo", "keypoint_rcnn_resnet14_slim_fpn.demo"
 INT8 = (
     "export",
     SSD,
@@ -108,18 +110,12 @@ def types(found: Sequence[Any]) -> set[str]:
 
 
 def test_what_is_left_in_float(tmp_path: Path) -> None:
-    """Of Faster R-CNN the choice of proposals and detections, and what is pooled from one level, which may be
+    """Of an R-CNN the choice of proposals and detections, and what is pooled from one level, which may be
     of no RoI; no layer with weights nor what leads to one."""
     for package in PACKAGES["openvino"]:
         pytest.importorskip(package)
-    path = tmp_path / "rcnn.xml"
-    write(
-        build_model(RCNN, "published").eval(),
-        load_manifests().entry(RCNN),
-        "openvino",
-        (1, 3, 160, 160),
-        path,
-    )
+    path, model = tmp_path / "rcnn.xml", build_model(POINTS, "published").eval()
+    write(model, load_manifests().entry(POINTS), "openvino", (1, 3, 160, 160), path)
     import openvino as ov
 
     model = ov.Core().read_model(path)
@@ -149,10 +145,12 @@ def test_every_range_holds_something(tmp_path: Path) -> None:
     zeros; no range is empty for it."""
     for package in (*PACKAGES["openvino"], "nncf"):
         pytest.importorskip(package, reason=f"needs {package}: pip install 'detection-zoo[export]'")
-    path = tmp_path / "points.xml"
-    words = ("--to", "openvino", "--int8", "--calibrate", "shapes:train", "--calibration-images", "20")
-    done = run("export", "keypoint_rcnn_resnet14_slim_fpn.demo", *words, "--images", "8", "--out", str(path))
-    assert done.exit_code == 0 and "of key points within 2 pixels" in said(done), said(done)
+    path, model = tmp_path / "points.xml", build_model(POINTS, "published").eval()
+    write(model, load_manifests().entry(POINTS), "openvino", (1, 3, 160, 160), path)
+    images = [(one[None], torch.tensor([[160, 160]])) for one in pictures(8)]
+    quantise(path, images, {})
+    report = compare_file(model, "openvino", path, images[:4], QUANTISED, SCORE)
+    assert report.detections and report.good and "of key points within 2 pixels" in str(report), report
     ranges = [one for one in operators(path) if one.get_type_name() == "FakeQuantize"]
     assert len(ranges) > 40
     for one in ranges:
@@ -190,29 +188,29 @@ def test_records_of_files_do_not_mix(floats: Path, quantised: Path, tmp_path: Pa
     assert abs(ap[0] - ap[1]) < 15 and min(ap) > 10
 
 
-@pytest.mark.parametrize(("kind", "bits", "compared"), [("floats", 32, 2), ("quantised", 8, 4)])
-def test_a_row_beside_its_file(
-    kind: str, bits: int, compared: int, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_row_beside_its_files(floats: Path, quantised: Path, tmp_path: Path) -> None:
     """Times and AP on the same images; the record says what each model ran."""
-    path = request.getfixturevalue(kind)
-    words = ("--data", "shapes", "--images", "4", "--device", "cpu", "--blocks", "2", "--rounds", "2")
-    done = run(
-        "compare", SSD, "--exported", str(path), *words, "--ap", "--store", str(tmp_path / COMPARISONS)
-    )
+    words = ("--data", "shapes", "--images", "4", "--device", "cpu", "--blocks", "2", "--rounds", "2", "--ap")
+    given = ("--exported", str(floats), "--exported", str(quantised), "--store", str(tmp_path / COMPARISONS))
+    done = run("compare", SSD, *given, *words)
     assert done.exit_code == 0, said(done)
     ([found], problems) = stored_comparisons(tmp_path / "runs")
-    torch_side, file_side = found.sides
-    name = "openvino int8" if bits == 8 else "openvino"
-    label = f"{SSD} ({name}, file {digest_of_file(path)[:8]})"
-    assert (torch_side.label, file_side.label, file_side.row) == (SSD, label, SSD) and not problems
-    assert torch_side.exported is None and file_side.exported.bits == bits and found.spec.path == "eager"
-    pairs = {pair.metric: pair for pair in found.pairs}
-    assert {"model_cpu_ms", "box_ap"} <= pairs.keys() and pairs["box_ap"].other == label
-    assert abs(pairs["box_ap"].value) < (0.1 if bits == 32 else 15) and min(pairs["box_ap"].values) > 10
+    torch_side, *file_sides = found.sides
+    assert torch_side.label == SSD and not problems and len(file_sides) == 2
+    assert torch_side.exported is None and found.spec.path == "eager"
     notes = " ".join(found.footnotes)
-    assert f"{label}: openvino path: {compared} images compared with eager" in notes
-    assert ("calibrated on the first 8 images of shapes:train" in notes) == (bits == 8)
+    for side, path, bits, compared in zip(file_sides, (floats, quantised), (32, 8), (2, 4), strict=True):
+        name = "openvino int8" if bits == 8 else "openvino"
+        label = f"{SSD} ({name}, file {digest_of_file(path)[:8]})"
+        assert (side.label, side.row, side.exported.bits) == (label, SSD, bits)
+        pairs = {pair.metric: pair for pair in found.pairs if pair.other == label}
+        assert {"model_cpu_ms", "box_ap"} <= pairs.keys()
+        assert abs(pairs["box_ap"].value) < (0.1 if bits == 32 else 15) and min(pairs["box_ap"].values) > 10
+        assert f"{label}: openvino path: {compared} images compared with eager" in notes
+        assert any(
+            one.startswith(label) and "calibrated on the first 8 images of shapes:train" in one
+            for one in found.footnotes
+        ) == (bits == 8)
 
 
 def test_images_that_do_not_fit_a_file(floats: Path) -> None:
@@ -231,14 +229,17 @@ WRONG = {
         "give --int8 and --calibrate DATA together",
     ),
     "no engine": (("run", SSD, *RUN, "--exported", "FILE"), "--path openvino runs .xml, --path is eager"),
-    "another row": (("run", RCNN, *RUN, "--path", "openvino", "--exported", "FILE"), f"of row {SSD}"),
+    "another row": (("run", POINTS, *RUN, "--path", "openvino", "--exported", "FILE"), f"of row {SSD}"),
     "a batch of a comparison": (
         ("compare", SSD, "--exported", "FILE", "--data", "shapes", "--device", "cpu", "--batch", "2"),
         "leave --batch out",
     ),
     "a file alone": (("compare", "--exported", "FILE", "--data", "shapes"), "Missing argument"),
     "a row alone": (("compare", SSD, "--data", "shapes"), "or a row and --exported"),
-    "two rows": (("run", SSD, RCNN, *RUN, "--path", "openvino", "--exported", "FILE"), "give that row alone"),
+    "two rows": (
+        ("run", SSD, POINTS, *RUN, "--path", "openvino", "--exported", "FILE"),
+        "give that row alone",
+    ),
     "a batch": (
         ("run", SSD, *RUN, "--path", "openvino", "--exported", "FILE", "--batch", "2"),
         "leave --batch out",
