@@ -12,7 +12,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from detection_zoo.kernels.machine_code import array_at, compiled
+from detection_zoo.kernels.machine_code import array_at, compiled, least, most, part_of_compiled
 from detection_zoo.kernels.nms_reference import NmsRule, raise_for_groups, raise_for_values
 
 CHUNK = 32  # kept rows tested together before the result is read
@@ -72,7 +72,7 @@ def _run_sorted(
 ) -> None:
     given = (0 if each is None else each.data_ptr() for each in (labels, present, kept, indices, counts))
     numbers = rule.iou_threshold, rule.offset, rule.inclusive, rule.max_keep
-    _suppress_sorted_at(boxes.data_ptr(), *given, *boxes.shape[:2], *numbers, *SMALL[boxes.dtype][:2])
+    _suppress_sorted(boxes.data_ptr(), *given, *boxes.shape[:2], *numbers, *SMALL[boxes.dtype][:2])
 
 
 def _run(
@@ -87,7 +87,7 @@ def _run(
 ) -> int:
     boxes, scores = boxes.contiguous(), scores.contiguous()
     groups = None if groups is None else groups.long().contiguous()
-    return _suppress_at(
+    return _suppress(
         boxes.data_ptr(),
         scores.data_ptr(),
         0 if groups is None else groups.data_ptr(),
@@ -106,40 +106,30 @@ def _run(
 
 
 @compiled
-def _suppress_at(
-    boxes, scores, groups, rows, num_groups, threshold, offset, inclusive,
-    max_keep, max_candidates, max_total, kept, counts, part, least, bits,
+def _suppress(
+    boxes_at, scores_at, groups_at, rows, num_groups, threshold, offset, inclusive,
+    max_keep, max_candidates, max_total, kept_at, counts_at, part, small, bits,
 ):  # fmt: skip
-    """`_suppress` of arrays at these addresses; `part` and `bits` set the types."""
-    number = np.full(1, part).dtype
-    return _suppress(
-        array_at(boxes, (rows, 4), number),
-        array_at(scores, (rows,), number),
-        array_at(scores, (rows,), np.full(1, bits).dtype),
-        array_at(groups, (rows if groups else 0,), np.int64),
-        num_groups,
-        (number.type(threshold), number.type(offset), number.type(-1.01 * offset)),
-        (part, least),
-        inclusive,
-        (max_keep, max_candidates, max_total),
-        array_at(kept, (num_groups * max_keep if counts else rows,), np.int64),
-        array_at(counts, (num_groups if counts else 0,), np.int64),
-    )
-
-
-@compiled
-def _suppress(boxes, scores, bits, groups, num_groups, numbers, small, inclusive, limits, kept, counts):
-    """Return the number of kept rows, or -1 if a value is invalid; `counts` is empty without padding."""
-    max_keep, max_candidates, max_total = limits
-    offset, least_side = numbers[1:]
+    """Return the number of kept rows, or -1 if a value is invalid. Arrays are given by their addresses, 0 for
+    none; `counts` only with padding. `part` and `bits` set the types of boxes and of the bits of scores."""
+    boxes, scores = array_at(boxes_at, (rows, 4), part), array_at(scores_at, (rows,), part)
+    groups = array_at(groups_at, (rows if groups_at else 0,), np.int64)
+    kept = array_at(kept_at, (num_groups * max_keep if counts_at else rows,), np.int64)
+    counts = array_at(counts_at, (num_groups if counts_at else 0,), np.int64)
+    number = boxes.dtype.type
+    numbers = number(threshold), number(offset), part, small
+    least_side = number(-1.01 * offset)
     padded = len(counts) > 0
-    group = np.zeros(len(scores), np.int32)
-    if len(groups):
-        num_groups = _dense_groups(groups, num_groups, group)
-    order = np.empty(len(scores), np.int32)
+    group = np.zeros(rows, np.int32)
+    if len(groups) and num_groups > 0:
+        for row in range(rows):
+            group[row] = groups[row] if 0 <= groups[row] < num_groups else -1
+    elif len(groups):
+        num_groups = _dense_groups(groups, group)
+    order = np.empty(rows, np.int32)
     sizes = np.zeros(num_groups, np.int32)
     present = 0
-    for row in range(len(scores)):
+    for row in range(rows):
         score = scores[row]
         wrong = score != score or group[row] < 0 or _is_wrong(boxes, row, least_side)
         if wrong and not padded:
@@ -151,14 +141,13 @@ def _suppress(boxes, scores, bits, groups, num_groups, numbers, small, inclusive
         sizes[group[row]] += 1
     if present == 0:
         return 0
-    order = _by_falling_score(bits, order[:present])
+    order = _by_falling_score(array_at(scores_at, (rows,), bits), order[:present])
     padding = 0
     starts = np.empty(num_groups, np.int64)
     for own in range(num_groups):  # each group has a whole number of chunks
         starts[own] = padding
         padding += (sizes[own] + CHUNK - 1) // CHUNK * CHUNK
-    left, right = np.full(padding, np.inf, boxes.dtype), np.full(padding, -np.inf, boxes.dtype)
-    top, bottom, areas = left.copy(), right.copy(), np.zeros(padding, boxes.dtype)
+    columns = _columns(padding, part)
     visited, kept_of = np.zeros(num_groups, np.int32), np.zeros(num_groups, np.int32)
     total = 0
     for row in order:
@@ -172,144 +161,121 @@ def _suppress(boxes, scores, bits, groups, num_groups, numbers, small, inclusive
         if visited[own] == max_candidates or kept_of[own] == max_keep:
             continue
         visited[own] += 1
-        x1, y1, x2, y2 = boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]
-        area = (x2 - x1 + offset) * (y2 - y1 + offset)
         start, end = starts[own], starts[own] + kept_of[own]
-        if _is_removed(
-            (x1, y1, x2, y2, area), (left, top, right, bottom, areas), start, end, numbers, small, inclusive
-        ):
+        if _is_removed(boxes, row, columns, start, end, numbers, inclusive):
             continue
-        left[end], top[end], right[end], bottom[end], areas[end] = x1, y1, x2, y2, area
         kept[own * max_keep + kept_of[own] if padded else total] = row
         kept_of[own] += 1
         total += 1
-    for own in range(len(counts)):  # assigning a slice would compile the text of its error: 2 s
+    for own in range(len(counts)):
         counts[own] = kept_of[own]
     return total
 
 
+@part_of_compiled
+def _columns(padding, number):
+    """Kept rows (5, padding) for `_is_removed`: left, top, right, bottom, area; absent ones overlap none."""
+    columns = np.empty((5, padding), type(number))
+    for place in range(padding):
+        columns[0, place] = columns[1, place] = np.inf
+        columns[2, place] = columns[3, place] = -np.inf
+        columns[4, place] = 0
+    return columns
+
+
 @njit(inline="always", error_model="numpy")  # a call with so many arrays takes as long as the test itself
-def _is_removed(box, kept, start, end, numbers, small, inclusive):
-    """Whether a box overlaps one of the kept rows start..end-1; rows are padded to whole chunks."""
-    x1, y1, x2, y2, area = box
-    left, top, right, bottom, areas = kept
-    threshold, offset = numbers[:2]
-    part, least = small
+def _is_removed(boxes, row, columns, start, end, numbers, inclusive):
+    """Whether a box overlaps one of the kept rows start..end-1 of the columns, padded to whole chunks;
+    otherwise it becomes row `end`."""
+    threshold, offset, part, small = numbers
+    x1, y1, x2, y2 = boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]
+    area = (x2 - x1 + offset) * (y2 - y1 + offset)
     zero = part - part  # in the type of the boxes
     for first in range(start, end, CHUNK):
         above, below = False, True
         for lane in range(CHUNK):
             other = np.uint64(first) + np.uint64(lane)  # a signed index would prevent vector loads
-            width = _least(x2, right[other]) - _most(x1, left[other]) + offset
-            height = _least(y2, bottom[other]) - _most(y1, top[other]) + offset
-            inter = _most(width, zero) * _most(height, zero)
-            limit = threshold * (area + areas[other] - inter)
+            width = least(x2, columns[2, other]) - most(x1, columns[0, other]) + offset
+            height = least(y2, columns[3, other]) - most(y1, columns[1, other]) + offset
+            inter = most(width, zero) * most(height, zero)
+            limit = threshold * (area + columns[4, other] - inter)
             slack = limit * part
-            above |= limit > least and inter > limit + slack
-            below &= limit > least and inter < limit - slack
+            above |= limit > small and inter > limit + slack
+            below &= limit > small and inter < limit - slack
         if above:
             return True
         if below:
             continue
         for other in range(first, min(first + CHUNK, end)):
-            width = _least(x2, right[other]) - _most(x1, left[other]) + offset
-            height = _least(y2, bottom[other]) - _most(y1, top[other]) + offset
-            inter = _most(width, zero) * _most(height, zero)
-            quotient = inter / (area + areas[other] - inter)  # 0 / 0 is NaN and removes nothing
+            width = least(x2, columns[2, other]) - most(x1, columns[0, other]) + offset
+            height = least(y2, columns[3, other]) - most(y1, columns[1, other]) + offset
+            inter = most(width, zero) * most(height, zero)
+            quotient = inter / (area + columns[4, other] - inter)  # 0 / 0 is NaN and removes nothing
             if quotient > threshold or (inclusive and quotient == threshold):
                 return True
+    columns[0, end], columns[1, end], columns[2, end], columns[3, end] = x1, y1, x2, y2
+    columns[4, end] = area
     return False
 
 
 @compiled
-def _suppress_sorted(boxes, labels, present, outcome, numbers, small, inclusive, max_keep):
-    """Fill the outcome: kept (G, P) uint8, or indices (G, max_keep), initially -1, and counts (G,); unused
-    arrays are empty. Boxes (G * P, 4) are sorted by descending score in each group; labels and present (G *
-    P,) are empty for a single label and for all rows."""
-    kept, indices, counts, groups, most = outcome
-    offset, least_side = numbers[1:]
-    own = np.zeros(most, np.int32)
-    kept[:] = 0
-    for group in range(groups if most > 0 else 0):
-        first, num_labels = group * most, 1
-        if len(labels):
-            num_labels = _dense_groups(labels[first : first + most], 0, own)
+def _suppress_sorted(
+    boxes_at, labels_at, present_at, kept_at, indices_at, counts_at, groups, rows, threshold, offset,
+    inclusive, max_keep, part, small,
+):  # fmt: skip
+    """Fill kept (G, P) uint8, or indices (G, max_keep), initially -1, and counts (G,). Boxes (G * P, 4) are
+    sorted by descending score in each group; without labels and present (G * P,), all rows have one label and
+    are there. Arrays are given by their addresses, 0 for none; `part` sets the type of boxes."""
+    every = groups * rows
+    boxes, labels = array_at(boxes_at, (every, 4), part), array_at(labels_at, (every,), np.int64)
+    present, kept = array_at(present_at, (every,), np.uint8), array_at(kept_at, (every,), np.uint8)
+    indices = array_at(indices_at, (groups * max_keep,), np.int64)
+    counts = array_at(counts_at, (groups,), np.int64)
+    number = boxes.dtype.type
+    numbers = number(threshold), number(offset), part, small
+    least_side = number(-1.01 * offset)
+    own = np.zeros(rows, np.int32)
+    for row in range(every if kept_at else 0):
+        kept[row] = 0
+    for group in range(groups if rows > 0 else 0):
+        first, num_labels = group * rows, 1
+        if labels_at:
+            num_labels = _dense_groups(labels[first : first + rows], own)
         starts, kept_of = np.zeros(num_labels + 1, np.int64), np.zeros(num_labels, np.int64)
-        for place in range(most):
+        for place in range(rows):
             starts[own[place] + 1] += 1
         for label in range(num_labels):  # each label has a whole number of chunks
             starts[label + 1] = starts[label] + (starts[label + 1] + CHUNK - 1) // CHUNK * CHUNK
-        padding = starts[num_labels]
-        left, right = np.full(padding, np.inf, boxes.dtype), np.full(padding, -np.inf, boxes.dtype)
-        top, bottom, areas = left.copy(), right.copy(), np.zeros(padding, boxes.dtype)
+        columns = _columns(starts[num_labels], part)
         count = 0
-        for place in range(most):
+        for place in range(rows):
             if count == max_keep:
                 break
             row = first + place
-            if (len(present) and not present[row]) or _is_wrong(boxes, row, least_side):
+            if (present_at and not present[row]) or _is_wrong(boxes, row, least_side):
                 continue
-            x1, y1, x2, y2 = boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]
-            area = (x2 - x1 + offset) * (y2 - y1 + offset)
             start = starts[own[place]]
             end = start + kept_of[own[place]]
-            columns = left, top, right, bottom, areas
-            if _is_removed((x1, y1, x2, y2, area), columns, start, end, numbers, small, inclusive):
+            if _is_removed(boxes, row, columns, start, end, numbers, inclusive):
                 continue
-            left[end], top[end], right[end], bottom[end], areas[end] = x1, y1, x2, y2, area
             kept_of[own[place]] += 1
-            if len(kept):
+            if kept_at:
                 kept[row] = 1
             else:
                 indices[group * max_keep + count] = place
             count += 1
-        if len(counts):
+        if counts_at:
             counts[group] = count
 
 
-@compiled
-def _suppress_sorted_at(
-    boxes, labels, present, kept, indices, counts, groups, most, threshold, offset, inclusive, max_keep,
-    part, least,
-):  # fmt: skip
-    """`_suppress_sorted` of arrays at these addresses; `part` sets the type of boxes."""
-    number = np.full(1, part).dtype
-    _suppress_sorted(
-        array_at(boxes, (groups * most, 4), number),
-        array_at(labels, (groups * most if labels else 0,), np.int64),
-        array_at(present, (groups * most if present else 0,), np.uint8),
-        (
-            array_at(kept, (groups * most if kept else 0,), np.uint8),
-            array_at(indices, (groups * max_keep if indices else 0,), np.int64),
-            array_at(counts, (groups if counts else 0,), np.int64),
-            groups,
-            most,
-        ),
-        (number.type(threshold), number.type(offset), number.type(-1.01 * offset)),
-        (part, least),
-        inclusive,
-        max_keep,
-    )
-
-
-@compiled
-def _least(a, b):
-    return a if a < b else b
-
-
-@compiled
-def _most(a, b):
-    return a if a > b else b
-
-
-@compiled
+@part_of_compiled
 def _is_wrong(boxes, row, least_side):
     x1, y1, x2, y2 = boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]
     finite = np.isfinite(x1) and np.isfinite(y1) and np.isfinite(x2) and np.isfinite(y2)
     return not finite or x2 - x1 < least_side or y2 - y1 < least_side
 
 
-@compiled
+@part_of_compiled
 def _by_falling_score(bits, rows):
     """Rows by descending score, stable; `bits` are the scores as unsigned integers."""
     sign = np.uint64(1) << np.uint64(8 * bits.itemsize - 1)
@@ -322,7 +288,7 @@ def _by_falling_score(bits, rows):
     return _sorted(keys, rows)
 
 
-@compiled
+@part_of_compiled
 def _sorted(keys, rows):
     """Rows by ascending key, stable: a radix sort by bytes, starting with the last."""
     length, places = len(rows), keys.itemsize
@@ -347,16 +313,13 @@ def _sorted(keys, rows):
     return rows
 
 
-@compiled
-def _dense_groups(groups, num_groups, group):
-    """Fill `group` with 0 .. G - 1 (-1 if outside 0 .. num_groups - 1) and return G; num_groups 0: groups of
-    any values."""
-    if num_groups > 0:
-        for row in range(len(groups)):
-            group[row] = groups[row] if 0 <= groups[row] < num_groups else -1
-        return num_groups
-    keys = groups.astype(np.uint64)
-    order = _sorted(keys, np.arange(len(groups)).astype(np.int32))
+@part_of_compiled
+def _dense_groups(groups, group):
+    """Fill `group` with 0 .. G - 1, in the order of the values of groups, and return G."""
+    keys, order = np.empty(len(groups), np.uint64), np.empty(len(groups), np.int32)
+    for row in range(len(groups)):
+        keys[row], order[row] = groups[row], row
+    order = _sorted(keys, order)
     found = 0
     for place in range(len(order)):
         if place > 0 and groups[order[place]] != groups[order[place - 1]]:

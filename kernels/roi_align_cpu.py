@@ -18,11 +18,21 @@ import torch
 from torch import Tensor
 
 from detection_zoo.kernels.cell_sums import sum_type
-from detection_zoo.kernels.machine_code import ANY, array_at, as_array, compiled, in_threads, narrow, widen
+from detection_zoo.kernels.machine_code import (
+    ANY,
+    array_at,
+    as_array,
+    compiled,
+    in_threads,
+    narrow,
+    part_of_compiled,
+    widen,
+)
 from detection_zoo.kernels.roi_align_reference import poolable, unpoolable
 from detection_zoo.kernels.roi_levels import ALIGNED, LEGACY, POINTS, Sampling, assign_levels
 
 ABSENT, UNPOOLABLE = -1, -2  # used instead of an image index
+ROWS, COLUMNS = np.int64(0), np.int64(1)  # a function of a plain number would be compiled for each
 
 
 def cpu_forward(features: Sequence[Tensor], rois: Tensor, pooled: Tensor, sampling: Sampling) -> Tensor:
@@ -36,13 +46,13 @@ def cpu_forward(features: Sequence[Tensor], rois: Tensor, pooled: Tensor, sampli
     sums = pooled if pooled.dtype == number else torch.empty_like(pooled, dtype=number)
     last, shape = not sums.is_contiguous(), tuple(pooled.shape[1:])
     flat = as_array((sums.permute(0, 2, 3, 1) if last else sums).view(len(rois), prod(shape)))
-    placed = _place(maps, rois, sampling)
+    placed = _place(maps, rois, shape[1:], sampling)
     for image, value in ((ABSENT, 0), (UNPOOLABLE, np.nan)):
-        sums[torch.from_numpy(np.flatnonzero(placed[4] == image))] = value
-    forward = _forward_last if fastest else _forward_planes
+        sums[torch.from_numpy(np.flatnonzero(placed[3] == image))] = value
+    forward, given = (_forward_last, placed) if fastest else (_forward_planes, _lines_of(placed, shape[1:]))
 
     def work(first: int, end: int) -> None:
-        forward(first, end, *placed, flat, *shape, last)
+        forward(first, end, *given, flat, *shape, last)
 
     in_threads(work, len(rois) if fastest else shape[0], torch.get_num_threads(), least=8)
     return pooled if sums is pooled else pooled.copy_(sums)
@@ -62,12 +72,14 @@ def cpu_backward(grad: Tensor, maps: Sequence[Tensor], rois: Tensor, sampling: S
     ]
     last = grad.stride(1) == 1 and grad.is_contiguous(memory_format=torch.channels_last)
     upstream = (grad.permute(0, 2, 3, 1) if last else grad.contiguous()).to(number)
-    placed = _place(sums, rois, sampling)
+    placed = _place(sums, rois, grad.shape[2:], sampling)
     flat = upstream.reshape(len(rois), prod(grad.shape[1:])).numpy()
-    backward = _backward_last if fastest else _backward_planes
+    backward, given = (_backward_last, placed)
+    if not fastest:
+        backward, given = _backward_planes, _lines_of(placed, grad.shape[2:])
 
     def work(first: int, end: int) -> None:
-        backward(first, end, *placed, flat, *grad.shape[1:], last)
+        backward(first, end, *given, flat, *grad.shape[1:], last)
 
     in_threads(work, grad.shape[1], torch.get_num_threads(), least=16)
     return [each if each is total else each.copy_(total) for each, total in zip(maps, sums, strict=True)]
@@ -78,31 +90,38 @@ def channels_are_fastest(maps: Sequence[Tensor]) -> bool:
     return all(each.stride(1) == 1 for each in maps)
 
 
-def _place(maps: Sequence[Tensor], rois: Tensor, sampling: Sampling) -> tuple:
-    """Arguments of the compiled functions: (L,) addresses, (L, 4) strides, (L, 2) sizes, (R,)
-    level, (R,) image index, ABSENT or UNPOOLABLE, (R, 4) edges in cells, before the shift of half a cell;
-    points per bin and the rule."""
+def _place(maps: Sequence[Tensor], rois: Tensor, pooled: Sequence[int], sampling: Sampling) -> tuple:
+    """Arguments of the compiled functions: (L,) addresses, (L, 4) strides, (R,) level, (R,) image index,
+    ABSENT or UNPOOLABLE, (L, 2) sizes, (R, 4) edges in cells, before the shift of half a cell; points per
+    bin, the rule, and 0, 1, 2 ... in the type of edges."""
     rois, (scales, ratio, rule, levels) = rois.to(sum_type(maps[0])), sampling
     level = assign_levels(rois, levels, len(maps)) - levels.min_level
     image = torch.where(poolable(rois, maps[0].shape[0]), rois[:, 0], ABSENT)
     image = image.masked_fill(unpoolable(rois, maps[0].shape[0]), UNPOOLABLE)
-    edges = rois[:, 1:] * torch.tensor(scales, dtype=rois.dtype)[level][:, None]
+    edges = (rois[:, 1:] * torch.tensor(scales, dtype=rois.dtype)[level][:, None]).numpy()
+    longest = max(*pooled, ratio, *(max(each.shape[2:]) for each in maps))
     return (
         np.array([each.data_ptr() for each in maps]),
         np.array([each.stride() for each in maps]),
-        np.array([each.shape[2:] for each in maps]),
         level.numpy(),
         image.long().numpy(),
-        edges.numpy(),
+        np.array([each.shape[2:] for each in maps]),
+        edges,
         ratio,
         rule,
+        np.arange(longest + 3, dtype=edges.dtype),
     )
 
 
-@compiled
+def _lines_of(placed: tuple, pooled: Sequence[int]) -> tuple:
+    """What functions for planes get: addresses, strides, level and image of `_place`, and `_both_axes`."""
+    return *placed[:4], *_both_axes(*pooled, *placed[1:])
+
+
+@part_of_compiled
 def _axis(start, end, pooled, side, ratio, rule, numbers):
-    """Cells (pooled, 2 * points), their weights, and the number of cells of each bin. `numbers` are 0, 1, 2
-    ... in the type of the coordinates, so that no operation is computed in a wider type."""
+    """Cells (pooled, 2 * points), their weights, the number of cells of each bin, and of all bins. `numbers`
+    are 0, 1, 2 ... in the type of the coordinates, so that no operation is computed in a wider type."""
     zero, one, size = numbers[0], numbers[1], numbers[side]
     half = one / numbers[2]
     if rule == ALIGNED:
@@ -125,7 +144,7 @@ def _axis(start, end, pooled, side, ratio, rule, numbers):
         count = 0
     cells = np.empty((pooled, 2 * count), np.int64)
     weights = np.empty((pooled, 2 * count), numbers.dtype)
-    filled = np.zeros(pooled, np.int64)
+    filled, total = np.empty(pooled, np.int64), 0
     for place in range(pooled):
         found = 0
         for point in range(count):
@@ -157,24 +176,17 @@ def _axis(start, end, pooled, side, ratio, rule, numbers):
         for index in range(found):
             weights[place, index] /= numbers[count]
         filled[place] = found
-    return cells, weights, filled
+        total += found
+    return cells, weights, filled, total
 
 
-@compiled
-def _numbers(sizes, pooled_h, pooled_w, ratio, dtype):
-    most = max(pooled_h, pooled_w, ratio)
-    for height, width in sizes:
-        most = max(most, height, width)
-    return np.arange(most + 3).astype(dtype)
-
-
-@compiled
+@part_of_compiled
 def _bins(edges, size, strides, height, width, ratio, rule, numbers):
     """Start of the list of each bin, and offsets and weights of the cells."""
-    y, weight_y, many_y = _axis(edges[1], edges[3], height, size[0], ratio, rule, numbers)
-    x, weight_x, many_x = _axis(edges[0], edges[2], width, size[1], ratio, rule, numbers)
+    y, weight_y, many_y, total_y = _axis(edges[1], edges[3], height, size[0], ratio, rule, numbers)
+    x, weight_x, many_x, total_x = _axis(edges[0], edges[2], width, size[1], ratio, rule, numbers)
     begins = np.empty(height * width + 1, np.uint64)
-    offsets = np.empty(many_y.sum() * many_x.sum(), np.uint64)
+    offsets = np.empty(total_y * total_x, np.uint64)
     weights = np.empty(len(offsets), numbers.dtype)
     count = 0
     for ph in range(height):
@@ -189,7 +201,7 @@ def _bins(edges, size, strides, height, width, ratio, rule, numbers):
     return begins, offsets, weights
 
 
-@compiled
+@part_of_compiled
 def _add_cells(target, to, channels, cells, base, offsets, weights, begin, end):
     """target[to + c] = the sum of weights[k] * cells[base + offsets[k] + c], four cells at a time. All
     indices are unsigned, because signed ones would prevent vector loads."""
@@ -214,11 +226,10 @@ def _add_cells(target, to, channels, cells, base, offsets, weights, begin, end):
 
 @compiled
 def _forward_last(
-    first, end, addresses, strides, sizes, level_of, image_of, edges, ratio, rule, pooled, channels,
+    first, end, addresses, strides, level_of, image_of, sizes, edges, ratio, rule, numbers, pooled, channels,
     height, width, last,
 ):  # fmt: skip
     """Channels-last maps; pooled, of their type, (R, PH * PW * C), or (R, C * PH * PW) unless `last`."""
-    numbers = _numbers(sizes, height, width, ratio, edges.dtype)
     bins, every = height * width, np.uint64(channels)
     tile = np.empty(bins * channels, edges.dtype)
     for row in range(first, end):
@@ -242,11 +253,10 @@ def _forward_last(
 
 @compiled
 def _backward_last(
-    first, end, addresses, strides, sizes, level_of, image_of, edges, ratio, rule, grad, channels,
+    first, end, addresses, strides, level_of, image_of, sizes, edges, ratio, rule, numbers, grad, channels,
     height, width, last,
 ):  # fmt: skip
     """Channels first .. end - 1 of channels-last gradients; grad as `pooled` of `_forward_last`."""
-    numbers = _numbers(sizes, height, width, ratio, edges.dtype)
     bins, own = height * width, end - first
     tile, every = np.empty(bins * own, edges.dtype), np.uint64(own)
     for row in range(len(edges)):
@@ -269,23 +279,23 @@ def _backward_last(
                     cells[to + n] += weight * tile[start + n]
 
 
-@compiled
-def _lines(axis, sizes, strides, level_of, image_of, edges, pooled, ratio, rule, numbers):
-    """The rows (axis 0) or columns (axis 1) that are read by the bins of all RoIs.
+@part_of_compiled
+def _lines(axis, pooled, strides, level_of, image_of, sizes, edges, ratio, rule, numbers):
+    """The rows (axis ROWS) or columns (COLUMNS) that are read by the bins of all RoIs.
 
-    Returns (start of the list of each bin (R, pooled + 1), offsets of its cells (of columns: relative to the
-    first of the RoI), and their weights), and (R, 2) the first cell and the number of cells up to the last.
+    Returns the start of the list of each bin (R, pooled + 1), offsets of its cells (of columns: relative to
+    the first of the RoI), their weights, and (R, 2) the first cell and the number of cells up to the last.
     """
-    begins = np.zeros((len(edges), pooled + 1), np.uint64)
-    windows = np.zeros((len(edges) + 1, 2), np.int64)
+    begins, windows = np.empty((len(edges), pooled + 1), np.uint64), np.empty((len(edges), 2), np.int64)
     offsets, weights, count = np.empty(0, np.uint64), np.empty(0, numbers.dtype), np.uint64(0)
     for row in range(len(edges)):
-        begins[row] = count
+        windows[row, 0] = windows[row, 1] = 0
         if image_of[row] < 0:
             continue
+        begins[row, 0] = count
         start, stop, side = edges[row][1 - axis], edges[row][3 - axis], sizes[level_of[row]][axis]
-        cells, own, filled = _axis(start, stop, pooled, side, ratio, rule, numbers)
-        more = count + np.uint64(filled.sum())
+        cells, own, filled, total = _axis(start, stop, pooled, side, ratio, rule, numbers)
+        more = count + np.uint64(total)
         if more > len(offsets):
             offsets = np.concatenate((offsets, np.empty(more, np.uint64)))
             weights = np.concatenate((weights, np.empty(more, numbers.dtype)))
@@ -300,41 +310,44 @@ def _lines(axis, sizes, strides, level_of, image_of, edges, pooled, ratio, rule,
         for k in range(begins[row, 0], count):
             offsets[k] -= np.uint64(0 if axis == 0 else first)
             offsets[k] *= np.uint64(strides[level_of[row]][2] if axis == 0 else 1)
-    return (begins, offsets, weights), windows
+    return begins, offsets, weights, windows
 
 
 @compiled
-def _both_axes(sizes, strides, level_of, image_of, edges, height, width, ratio, rule):
-    """`_lines` of rows and of columns, the windows of columns, and room for a line of cells."""
-    numbers = _numbers(sizes, height, width, ratio, edges.dtype)
-    first, second = np.int64(0), np.int64(1)  # for a constant `_lines` would be compiled a second time
-    rows, _ = _lines(first, sizes, strides, level_of, image_of, edges, height, ratio, rule, numbers)
-    columns, windows = _lines(second, sizes, strides, level_of, image_of, edges, width, ratio, rule, numbers)
-    return rows, columns, windows, np.empty_like(numbers)
+def _both_axes(height, width, *given):
+    """`_lines` of rows and of columns, but no windows of rows."""
+    begins, offsets, weights, _ = _lines(ROWS, height, *given)
+    return begins, offsets, weights, *_lines(COLUMNS, width, *given)
+
+
+@part_of_compiled
+def _widest(windows):
+    widest = 0
+    for row in range(len(windows)):
+        widest = max(widest, windows[row, 1])
+    return widest
 
 
 @compiled
 def _forward_planes(
-    first, end, addresses, strides, sizes, level_of, image_of, edges, ratio, rule, pooled, channels,
-    height, width, last,
+    first, end, addresses, strides, level_of, image_of, begins_y, offsets_y, weights_y, begins_x, offsets_x,
+    weights_x, windows, pooled, channels, height, width, last,
 ):  # fmt: skip
     """Channels first .. end - 1 of NCHW maps; pooled as in `_forward_last`.
 
     Plane by plane, so that a plane stays in the cache for all its RoIs. The weight of a cell is the product
     of a row and a column weight, so the rows of each row of bins are added first, all columns at once.
     """
-    (begins_y, offsets_y, weights_y), (begins_x, offsets_x, weights_x), windows, sums = _both_axes(
-        sizes, strides, level_of, image_of, edges, height, width, ratio, rule
-    )
+    sums = np.empty(_widest(windows), weights_x.dtype)
     zero, start = weights_x.dtype.type(0), np.uint64(0)
     for channel in range(first, end):
-        for row in range(len(edges)):
+        for row in range(len(image_of)):
             if image_of[row] < 0:
                 continue
             to = np.uint64(channel if last else channel * height * width)
             step, out = np.uint64(channels if last else 1), pooled[row]
             at = strides[level_of[row]]
-            cells = array_at(addresses[level_of[row]], (ANY,), edges.dtype)
+            cells = array_at(addresses[level_of[row]], (ANY,), weights_x.dtype)
             left, across = windows[row]
             base = np.uint64(image_of[row] * at[0] + channel * at[1] + left)
             for ph in range(height):
@@ -352,22 +365,20 @@ def _forward_planes(
 
 @compiled
 def _backward_planes(
-    first, end, addresses, strides, sizes, level_of, image_of, edges, ratio, rule, grad, channels,
-    height, width, last,
+    first, end, addresses, strides, level_of, image_of, begins_y, offsets_y, weights_y, begins_x, offsets_x,
+    weights_x, windows, grad, channels, height, width, last,
 ):  # fmt: skip
     """Channels first .. end - 1 of NCHW gradients; grad as in `_backward_last`. Plane by plane, columns
     before rows: the reverse of `_forward_planes`."""
-    (begins_y, offsets_y, weights_y), (begins_x, offsets_x, weights_x), windows, sums = _both_axes(
-        sizes, strides, level_of, image_of, edges, height, width, ratio, rule
-    )
+    sums = np.empty(_widest(windows), weights_x.dtype)
     for channel in range(first, end):
-        for row in range(len(edges)):
+        for row in range(len(image_of)):
             if image_of[row] < 0:
                 continue
             from_ = np.uint64(channel if last else channel * height * width)
             step, upstream = np.uint64(channels if last else 1), grad[row]
             at = strides[level_of[row]]
-            cells = array_at(addresses[level_of[row]], (ANY,), edges.dtype)
+            cells = array_at(addresses[level_of[row]], (ANY,), weights_x.dtype)
             left, across = windows[row]
             base = np.uint64(image_of[row] * at[0] + channel * at[1] + left)
             for ph in range(height):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detection_zoo.kernels.cell_sums import sum_type
-from detection_zoo.kernels.machine_code import ANY, array_at, compiled, in_threads
+from detection_zoo.kernels.machine_code import ANY, array_at, compiled, in_threads, part_of_compiled
 
 
 def cpu_forward(features: Tensor, cells: Tensor, weights: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -48,7 +48,7 @@ def cpu_backward(grad: Tensor, cells: Tensor, weights: Tensor, shape: list[int])
     return sums.to(grad.dtype)
 
 
-@compiled
+@part_of_compiled
 def _offsets(point, strides, images, height, width, cells, found):
     """Offsets of the cells of a point in a map, and the number of cells inside it; their indices are written
     to `found`."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detection_zoo.kernels.cell_sums import sum_type
-from detection_zoo.kernels.machine_code import ANY, array_at, compiled, in_threads
+from detection_zoo.kernels.machine_code import ANY, array_at, compiled, in_threads, part_of_compiled
 
 UNPOOLABLE = -2  # used instead of an image index; other negative values are absent rows
 BLOCK = 64  # channels processed together, so that their bins stay in the L1 cache
@@ -72,7 +72,7 @@ def cpu_backward(
     return sums.to(grad.dtype)
 
 
-@compiled
+@part_of_compiled
 def _wins(value, best):
     """Whether a value of a later cell replaces the maximum so far; NaN replaces numbers."""
     return value > best or (value != value and best == best)

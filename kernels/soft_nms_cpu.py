@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detection_zoo.kernels.machine_code import array_at, compiled
+from detection_zoo.kernels.machine_code import array_at, compiled, least, most, part_of_compiled
 from detection_zoo.kernels.nms_reference import raise_for_values
 from detection_zoo.kernels.soft_nms import GAUSSIAN, LINEAR, SoftRule
 
@@ -22,7 +22,7 @@ def cpu_soft_nms(boxes: Tensor, scores: Tensor, rule: SoftRule) -> tuple[Tensor,
     """The picked boxes and their new scores, of boxes (R, 4) and scores (R,) of their type."""
     boxes, scores, count = boxes.detach().contiguous(), scores.detach().contiguous(), scores.shape[0]
     picked, picked_scores = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=scores.dtype)
-    taken = _pick_at(
+    taken = _pick(
         boxes.data_ptr(),
         scores.data_ptr(),
         picked.data_ptr(),
@@ -37,44 +37,30 @@ def cpu_soft_nms(boxes: Tensor, scores: Tensor, rule: SoftRule) -> tuple[Tensor,
 
 
 @compiled
-def _pick_at(boxes, scores, picked, picked_scores, count, method, sigma, threshold, least, offset, one):
-    """`_pick` of arrays at these addresses; `one` sets the type of boxes and scores."""
-    number = np.full(1, one).dtype
-    return _pick(
-        array_at(boxes, (count, 4), number),
-        array_at(scores, (count,), number),
-        array_at(picked, (count,), np.int64),
-        array_at(picked_scores, (count,), number),
-        method,
-        (number.type(sigma), number.type(threshold), number.type(least), number.type(offset)),
-        number.type(-1.01 * offset),
-    )
-
-
-@compiled
-def _any_wrong(boxes, scores, least_side):
-    for row in range(len(scores)):
-        x1, y1, x2, y2 = boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]
-        finite = np.isfinite(x1) and np.isfinite(y1) and np.isfinite(x2) and np.isfinite(y2)
-        if scores[row] != scores[row] or not finite or x2 - x1 < least_side or y2 - y1 < least_side:
-            return True
-    return False
-
-
-@compiled
-def _pick(boxes, scores, picked, picked_scores, method, numbers, least_side):
-    """Fill picked and its scores (R,); return their number, or -1 if a value is invalid."""
-    if _any_wrong(boxes, scores, least_side):
-        return -1
-    count, number = len(scores), boxes.dtype
-    sigma, threshold, least, offset = numbers
-    rows = np.arange(count)
-    x1, y1, x2, y2 = boxes[:, 0].copy(), boxes[:, 1].copy(), boxes[:, 2].copy(), boxes[:, 3].copy()
-    areas = (x2 - x1 + offset) * (y2 - y1 + offset)
-    remaining, overlaps = scores.copy(), np.empty(count, number)
-    alive = np.ones(count, np.bool_)
+def _pick(
+    boxes_at, scores_at, picked_at, picked_scores_at, count, method, sigma, threshold, lowest, offset, one
+):  # fmt: skip
+    """Fill picked and its scores (R,); return their number, or -1 if a value is invalid. Arrays are given by
+    their addresses; `one` has the type of boxes and scores."""
+    boxes, scores = array_at(boxes_at, (count, 4), one), array_at(scores_at, (count,), one)
+    picked, picked_scores = array_at(picked_at, (count,), np.int64), array_at(picked_scores_at, (count,), one)
+    number, zero = boxes.dtype.type, one - one
+    least_side = number(-1.01 * offset)
+    sigma, threshold, lowest, offset = number(sigma), number(threshold), number(lowest), number(offset)
+    rows, alive = np.empty(count, np.int64), np.empty(count, np.bool_)
+    x1, y1, areas = np.empty(count, boxes.dtype), np.empty(count, boxes.dtype), np.empty(count, boxes.dtype)
+    x2, y2, overlaps = np.empty_like(x1), np.empty_like(x1), np.empty_like(x1)
+    remaining = np.empty_like(x1)
+    for row in range(count):
+        left, top, right, bottom = boxes[row, 0], boxes[row, 1], boxes[row, 2], boxes[row, 3]
+        finite = np.isfinite(left) and np.isfinite(top) and np.isfinite(right) and np.isfinite(bottom)
+        wide, high = right - left, bottom - top
+        if scores[row] != scores[row] or not finite or wide < least_side or high < least_side:
+            return -1
+        rows[row], alive[row] = row, True
+        x1[row], y1[row], x2[row], y2[row] = left, top, right, bottom
+        areas[row], remaining[row] = (wide + offset) * (high + offset), scores[row]
     taken, length, here = 0, count, count
-    zero, one = offset - offset, areas.dtype.type(1)
     while here > 0:
         best = _best(remaining, alive, length)
         picked[taken], picked_scores[taken] = rows[best], remaining[best]
@@ -82,8 +68,8 @@ def _pick(boxes, scores, picked, picked_scores, method, numbers, least_side):
         alive[best] = False
         left, top, right, bottom, area = x1[best], y1[best], x2[best], y2[best], areas[best]
         for row in range(np.uint64(length)):
-            width = (right if right < x2[row] else x2[row]) - (left if left > x1[row] else x1[row]) + offset
-            height = (bottom if bottom < y2[row] else y2[row]) - (top if top > y1[row] else y1[row]) + offset
+            width = least(right, x2[row]) - most(left, x1[row]) + offset
+            height = least(bottom, y2[row]) - most(top, y1[row]) + offset
             touching = (width > zero) & (height > zero)
             inter = width * height
             overlap = inter / (area + areas[row] - inter)
@@ -92,12 +78,12 @@ def _pick(boxes, scores, picked, picked_scores, method, numbers, least_side):
             score = remaining[row] * weight if touching else remaining[row]
             if method != GAUSSIAN:
                 remaining[row] = score
-            alive[row] &= (method == GAUSSIAN) | (not (touching & (score < least)))
+            alive[row] &= (method == GAUSSIAN) | (not (touching & (score < lowest)))
         if method == GAUSSIAN:
             for row in range(np.uint64(length)):
                 if alive[row] and not overlaps[row] < zero:
                     remaining[row] *= math.exp(-(overlaps[row] * overlaps[row]) / sigma)
-                    alive[row] = not remaining[row] < least
+                    alive[row] = not remaining[row] < lowest
         here = 0
         for row in range(np.uint64(length)):
             here += alive[row]
@@ -113,7 +99,7 @@ def _pick(boxes, scores, picked, picked_scores, method, numbers, least_side):
     return taken
 
 
-@compiled
+@part_of_compiled
 def _best(remaining, alive, length):
     """The first remaining row with the highest score; NaN counts as highest."""
     best, found = remaining[0], -1
