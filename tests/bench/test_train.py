@@ -33,6 +33,8 @@ def losses(folder: Path) -> dict[int, str]:
         return {int(line["iteration"]): line["loss"] for line in csv.DictReader(file)}
 
 
+pytestmark = pytest.mark.usefixtures("drawn_shapes")
+
 OWN = load_manifests().schedules["maskrcnn_benchmark_2x"]  # 180,000 updates of 16 images
 ROW_OWN = load_manifests().schedules[load_manifests().entry(ROW).schedule]
 SMALL = (
@@ -40,6 +42,8 @@ SMALL = (
     "image.size=64",
     "--set",
     "image.max_size=96",
+    "--set",
+    "roi.samples=16",
     "--batch",
     2,
     "--log-every",
@@ -53,7 +57,7 @@ SMALL = (
     "--warmup",
     2,
     "--eval-every",
-    0,  # the split has 500 images; `test_train_own.py` evaluates on small ones
+    0,  # `test_train_own.py` evaluates
 )
 
 
