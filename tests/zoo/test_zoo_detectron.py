@@ -39,7 +39,7 @@ from detection_zoo.zoo.parts.targets import DetectronBoxSampler, masks_of
 from detection_zoo.zoo.records import FeatureSpec, Target
 from detection_zoo.zoo.registry import BACKBONES
 
-pytestmark = pytest.mark.usefixtures("kept_memory")
+pytestmark = pytest.mark.usefixtures("kept_memory", "kept_fills")
 
 FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "detectron_pytorch"
 

@@ -28,7 +28,7 @@ from detection_zoo.zoo.parity.detnet_settings import detector_components, row_fo
 from detection_zoo.zoo.parity.prose import read_note, rule_of
 from detection_zoo.zoo.weights.load import load_arrays
 
-pytestmark = pytest.mark.usefixtures("kept_memory")
+pytestmark = pytest.mark.usefixtures("kept_memory", "kept_fills")
 
 LIMITS = ProposalConventions(pre_nms=9, inclusive=False, together=True, fill=True, collect=0)
 FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "detnet"

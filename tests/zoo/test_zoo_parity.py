@@ -40,7 +40,7 @@ from detection_zoo.zoo.parity.prose import read_note, rule_of
 from detection_zoo.zoo.parity.settings import Settings, normal_input
 from detection_zoo.zoo.weights.load import load_arrays
 
-pytestmark = pytest.mark.usefixtures("kept_memory")
+pytestmark = pytest.mark.usefixtures("kept_memory", "kept_fills")
 
 FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "maskrcnn_benchmark"
 RETINA, FASTER, MASK, KEYPOINT, C4 = (

@@ -16,7 +16,7 @@ from detection_zoo.zoo.parity import hardnet, settings
 from detection_zoo.zoo.parity.base import parity
 from detection_zoo.zoo.parts import detections, proposals, roi_heads
 
-pytestmark = pytest.mark.usefixtures("kept_memory")
+pytestmark = pytest.mark.usefixtures("kept_memory", "kept_fills")
 
 FOLDERS = Path(__file__).resolve().parents[1] / "reference"
 RCNN = FOLDERS / "maskrcnn_benchmark" / "e2e_faster_rcnn_V_39_FPN_2x"

@@ -13,7 +13,7 @@ from detection_zoo.benchmarks.run.parity import check_reference
 from detection_zoo.zoo.parity.files import ParityError
 from detection_zoo.zoo.parity.trajectories import check_trajectory
 
-pytestmark = pytest.mark.usefixtures("kept_memory")
+pytestmark = pytest.mark.usefixtures("kept_memory", "kept_fills")
 
 TRAINING = Path(__file__).resolve().parents[1] / "reference" / "training"
 FOLDERS = sorted(path.parent for path in TRAINING.glob("*/*/train_steps.npz"))
