@@ -26,6 +26,7 @@ develop: $(VENV)/ready
 
 $(VENV)/demo: EXTRAS := demo
 $(VENV)/ready: EXTRAS := test
+$(VENV)/ready: MORE := , torchvision, torch.distributed
 
 $(VENV)/demo $(VENV)/ready: pyproject.toml
 	@set -e; \
@@ -44,7 +45,8 @@ $(VENV)/demo $(VENV)/ready: pyproject.toml
 	    && UV_INDEX_STRATEGY=unsafe-best-match $(RUN) -m uv pip install --python $(RUN) -e ".[$(EXTRAS)]"; } \
 	  || $(RUN) -m pip install --no-compile -e ".[$(EXTRAS)]"; \
 	fi
-	@PYTHONDONTWRITEBYTECODE= $(RUN) -c 'import detection_zoo.bench, detection_zoo.zoo.build'
+	@export PYTHONDONTWRITEBYTECODE=; $(RUN) -c 'import numba, sympy' & \
+	$(RUN) -c 'import detection_zoo.bench, detection_zoo.zoo.build$(MORE)' && wait
 	@touch $@
 
 # two slim detectors that come with the project, head to head on the validation images of `shapes`; then a real detector
