@@ -108,7 +108,8 @@ def test_every_family_has_a_fast_path(detector: str, dtype: torch.dtype) -> None
 
 
 def test_ssd_keeps_its_priors_in_float32() -> None:
-    model, (images, sizes) = model_of("hardnet68", "ssd"), batch((300, 300))
+    model = own_numbers(build_model("ssd160_hardnet_slim.demo", "random"))
+    images, sizes = batch((160, 160))
     assert fast_model(model, torch.bfloat16).priors.dtype == torch.float32
     fast = fast_model(model, torch.float32)
     assert compare_with_eager(model, fast, [(images, sizes)], torch.float32).error < 1e-4
