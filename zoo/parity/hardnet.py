@@ -208,15 +208,14 @@ class _Folder:
         model, images = self.model, self._input("c")
         heads = [f"{kind}.{level}" for kind in ("loc", "conf") for level in range(len(model.box_head))]
         paths = {name: self._path(name) for name in heads}
-        with trace(model, "pyramid", *paths.values()) as seen:
-            offsets, logits = model.network(images)
+        with trace(model, "pyramid", "box_head", "class_head", *paths.values()) as seen:
+            raw = model.raw(images, torch.tensor([images.shape[2:]]))
         for level, features in enumerate(seen["pyramid"]):
             self._keep(f"c.source.{level}", features)
         for name, path in paths.items():
             self._keep(f"c.{name}", seen[path])
-        self._keep("c.loc", offsets.transpose(1, 2))
-        self._keep("c.conf", logits)
-        raw = model.raw(images, torch.tensor([images.shape[2:]]))
+        self._keep("c.loc", seen["box_head"].transpose(1, 2))
+        self._keep("c.conf", seen["class_head"])
         self._keep("c.softmax", raw.scores[0])
         self._keep("c.decoded", raw.boxes[0].t())
         self._keep("priors", model.priors.float().t(), exact=True)

@@ -14,6 +14,7 @@ from detection_zoo.zoo.detectors.classifier import Classifier
 from detection_zoo.zoo.manifest import ModelEntry
 from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
 from detection_zoo.zoo.parity.benchmark_batches import batches
+from detection_zoo.zoo.parts.trace import trace
 from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.weights.load import checkpoint_format as format_of
 from detection_zoo.zoo.weights.load import copy_into, load_arrays
@@ -69,10 +70,12 @@ def imagenet_outputs(
 
 
 def _values(model: Classifier, body: Backbone, images: Tensor) -> dict[str, Tensor]:
-    values = {"stem": model.backbone.stem(images)}
-    values |= {f"stage{name.removeprefix('c')}": value for name, value in model.backbone(images).items()}
+    with trace(model, "backbone.stem", "backbone", "norm") as seen:  # a VoVNet has no norm before the classes
+        logits = model(images)
+    values = {"stem": seen["backbone.stem"]}
+    values |= {f"stage{name.removeprefix('c')}": value for name, value in seen["backbone"].items()}
     values |= {f"detector_body.{i}": value for i, value in enumerate(body(images).values())}
-    return values | {"pooled": model.pooled(images), "logits": model(images)}
+    return values | {"pooled": seen["norm"], "logits": logits}
 
 
 def _vovnet_of(arrays: Mapping[str, Any]) -> str:
