@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import multiprocessing
 import os
 import signal
 import socket
@@ -12,11 +13,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
     from browser import Browser
 
 
@@ -146,6 +150,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def forked_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of measurements are forked, as those of comparisons are, in place of new ones of Python,
+    whose start takes longer than what a test has them do."""
+    from detection_zoo.benchmarks.compare.workers import _context
+
+    context = _context()
+
+    def process(*, args: tuple, **options: Any) -> BaseProcess:
+        *others, environment = args
+        return context.Process(args=(*others, {**os.environ, **environment}), **options)
+
+    forked = SimpleNamespace(Pipe=context.Pipe, Process=process)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: forked)
 
 
 @pytest.fixture

@@ -107,6 +107,7 @@ def rest_mib() -> float:
     return alone.trials[0].peak_mib - BLOCK_MIB
 
 
+@pytest.mark.usefixtures("forked_measurements")
 def test_processes_that_hold_memory() -> None:
     """Room for five blocks and a half: the sixth is too much, whether the process was ended or lived to
     tell."""
@@ -117,6 +118,7 @@ def test_processes_that_hold_memory() -> None:
     assert "largest batch: 5 fits" in text_of(found, "a machine")
 
 
+@pytest.mark.usefixtures("forked_measurements")
 def test_what_the_smallest_needs_is_found_without_the_limit() -> None:
     found = Fit(CASE, rest_mib() / 2, work=holds)
     found.batches(64)
@@ -130,6 +132,7 @@ def test_what_the_smallest_needs_is_found_without_the_limit() -> None:
     assert f"none fits; 1 needs {answer.exceeds.peak_mib:.0f} MiB" in text_of(found, "a machine")
 
 
+@pytest.mark.usefixtures("forked_measurements")
 def test_a_killed_process_is_an_answer_and_an_error_ends_the_search() -> None:
     killed = Fit(CASE, 1000, work=killed_from_three)
     killed.batches(64)
@@ -189,6 +192,7 @@ def test_a_trial_sees_what_the_row_makes_of_an_image() -> None:
     assert seen["network"] == (416, 320)
 
 
+@pytest.mark.usefixtures("forked_measurements")
 def test_a_fixed_size_is_not_searched_and_ssd_trains_on_random_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -246,6 +250,7 @@ def test_rows_that_stand_for_their_numbers_alone_are_refused() -> None:
     pytest.fail("no row has published numbers only, so nothing was tested")
 
 
+@pytest.mark.usefixtures("forked_measurements")
 def test_the_door_answers() -> None:
     result = CliRunner().invoke(
         app,

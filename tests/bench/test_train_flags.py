@@ -62,6 +62,7 @@ def test_a_dry_run_makes_none(tmp_path: Path) -> None:
     assert run(["--dry-run", "--weights", "random"], tmp_path) == 0
 
 
+@pytest.mark.usefixtures("forked_measurements")
 def test_the_largest_batch_that_fits_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(largest_batch, "USUAL", (96, 64))
     assert run(["--fit-gb", "0.1", "--weights", "random"], tmp_path, code=2) == 0  # --batch is there as well
