@@ -122,6 +122,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.usefixtures("forked_measurements")
 @pytest.mark.parametrize(("work", "limits", "said"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_sick_model_is_a_record_and_stops_nobody(tmp_path: Path, work, limits: dict, said: str) -> None:
     store = tmp_path / "runs"
