@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from exported_files import exported_once
-from slim_families import pictures
+from slim_families import FAMILIES, ROWS, family, pictures
 from typer.testing import CliRunner
 
 from detection_zoo.bench import app
 from detection_zoo.kernels.roi_align import multilevel_roi_align_averaged
 from detection_zoo.kernels.roi_levels import LevelRule
 from detection_zoo.zoo.build import build_model
+from detection_zoo.zoo.export import files
 from detection_zoo.zoo.export.engines import EngineDetector, FileDetector
 from detection_zoo.zoo.export.files import NOTES, compare_file, write
 from detection_zoo.zoo.export.kinds import PACKAGES, SUFFIXES
@@ -70,6 +71,23 @@ def test_a_file_gives_the_same_detections(row: str, kind: str, tmp_path: Path) -
         found = json.loads(notes[NOTES])
         assert found["row"] == row and found["inputs"]["images"] == list(shape)
         assert found["classes"] == list(model.class_names) and found["preprocessing"]["mean"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_graph_from_image_to_detections(name: str) -> None:
+    """They stand before the absent rows, as exact as those of the network that is exported."""
+    whole, given = WholeDetector(family(name).eval(), True), batch(ROWS[name])
+    with torch.no_grad():
+        found = files.exported(whole, given[0].shape).module()(*given)
+        [expected] = whole.model.predict(*given)
+    boxes, scores, labels, *masks = (one[0] for one in found)
+    count = int((labels >= 0).sum())
+    assert count == len(expected) > 0 and (labels[count:] == -1).all()
+    assert torch.equal(labels[:count], expected.labels)
+    torch.testing.assert_close(boxes[:count], expected.boxes, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(scores[:count], expected.scores, rtol=1e-5, atol=1e-4)
+    if expected.masks is not None:
+        torch.testing.assert_close(masks[0][:count], expected.masks, rtol=1e-5, atol=1e-4)
 
 
 def test_openvino_sends_no_usage_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,31 +88,6 @@ def test_ssd_keeps_so_many_of_a_class() -> None:
     assert_same(eager, fixed)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_exported_whole(name: str) -> None:
-    """One graph from image and size to detections, which stand before the absent rows."""
-    model, names = family(name), ("boxes", "scores", "labels", "masks")
-
-    class Whole(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixels: Tensor, sizes: Tensor) -> list[Tensor]:
-            found = self.model.predict(pixels, sizes)[0]
-            return [value for name in names if (value := getattr(found, name)) is not None]
-
-    given = images()[:1], SIZES[:1]
-    with torch.no_grad():
-        program = torch.export.export(Whole(), given).module()
-        found = program(*given)
-        expected = model.predict(*given)[0]
-    count = int((found[2] >= 0).sum())
-    for name, value in zip(names[: len(found)], found, strict=True):  # masks where the model has them
-        torch.testing.assert_close(value[:count], getattr(expected, name), rtol=1e-5, atol=1e-4)
-    assert count == len(expected) > 0 and (found[2][count:] == -1).all()
-
-
 def test_rules_that_need_any_size_say_so() -> None:
     """Soft-NMS and the like run as before, also where lists of fixed size are asked for."""
     model = build_model(ROWS["faster_rcnn"], "published").eval()
