@@ -267,7 +267,7 @@ def test_what_timm_cannot_give_is_said() -> None:
         assemble(timm_row("resnet10t", norm="group"))
 
 
-def test_peers_and_timm_rows_run_through_the_runner(tmp_path) -> None:
+def test_peers_and_timm_rows_run_through_the_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours, torchvision's Faster R-CNN and ours on a timm backbone: one runner, times of the same phases,
     real pre-processing."""
     pytest.importorskip("timm", reason="timm is an extra: pip install -e .[timm]")
@@ -277,6 +277,7 @@ def test_peers_and_timm_rows_run_through_the_runner(tmp_path) -> None:
     from detection_zoo.benchmarks.run.sweep import run_sweep
     from detection_zoo.benchmarks.spec import BenchmarkSpec
 
+    monkeypatch.setattr(BenchmarkSpec, "least_passes", 2)
     spec = BenchmarkSpec(
         groups=("inference",), timed_images=2, images=2, time_budget_s=0.1, warm_up_budget_s=0.1
     )
