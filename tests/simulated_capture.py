@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from simulated_gpu import LOG, GpuTensor, memory_of
+from simulated_gpu import LOG, GpuTensor, leaves, memory_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from detection_zoo.zoo.graphs import CaptureError, Replay
 
@@ -24,7 +23,7 @@ def address(one: Tensor) -> int:
 
 def tensors(value: Any) -> Iterator[Tensor]:
     """Tensors among an operator's arguments or results."""
-    return (one for one in tree_leaves(value) if isinstance(one, Tensor))
+    return (one for one in leaves(value) if isinstance(one, Tensor))
 
 
 class Tape(TorchDispatchMode):

@@ -18,7 +18,6 @@ from cuda_on_cpu import CudaOnCpu
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from detection_zoo.kernels import launch
 from detection_zoo.kernels.operator import BODIES
@@ -104,6 +103,25 @@ def on_gpu(value: Any) -> Any:
 def memory_of(value: Any) -> Any:
     """The CPU tensor that holds a simulated tensor's memory; anything else as it is."""
     return value.memory if isinstance(value, GpuTensor) else value
+
+
+def leaves(value: Any) -> list[Any]:
+    """What is in the tuples, lists and dicts of an operator's arguments, as torch's tree_leaves gives it in
+    many times the time."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return [leaf for one in value for leaf in leaves(one)]
+    return [value]
+
+
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """The value with each of its leaves changed, as by torch's tree_map."""
+    if isinstance(value, tuple | list):
+        return type(value)([mapped(change, one) for one in value])
+    if isinstance(value, dict):
+        return {name: mapped(change, one) for name, one in value.items()}
+    return change(value)
 
 
 class GpuTensor(Tensor):
@@ -193,7 +211,7 @@ class GpuTensor(Tensor):
         kwargs, name = kwargs or {}, func._schema.name.split("::")[1]
         foreign = [
             one
-            for one in tree_leaves((args, kwargs))
+            for one in leaves((args, kwargs))
             if isinstance(one, Tensor) and not isinstance(one, GpuTensor) and one.dim() > 0
         ]
         if foreign and name not in INDEXING | COPYING:
@@ -211,9 +229,9 @@ class GpuTensor(Tensor):
         elif name in WAITING or (name == "repeat_interleave" and kwargs.get("output_size") is None):
             LOG.wait(name)
         LOG.operators[name] += 1
-        given, named = tree_map(memory_of, (args, kwargs))
+        given, named = mapped(memory_of, (args, kwargs))
         if name in SUMMING and args[0].dtype == torch.float16:
-            result = tree_map(_half, func(*tree_map(_whole, given), **named))
+            result = mapped(_half, func(*mapped(_whole, given), **named))
         else:
             result = func(*given, **named)
         if "out" in kwargs:
@@ -222,7 +240,7 @@ class GpuTensor(Tensor):
         for given, argument in zip(args, func._schema.arguments, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 return None if name.startswith(("_foreach", "_fused", "_amp_foreach")) else given
-        return tree_map(on_gpu, result)
+        return mapped(on_gpu, result)
 
 
 def _whole(value: Any) -> Any:
@@ -284,7 +302,7 @@ class _Factories(TorchFunctionMode):
         if is_cuda(kwargs.get("device")):
             if func in (torch.tensor, torch.as_tensor):
                 LOG.wait("to the device")
-            return tree_map(on_gpu, func(*args, **{**kwargs, "device": "cpu"}))
+            return mapped(on_gpu, func(*args, **{**kwargs, "device": "cpu"}))
         return func(*args, **kwargs)
 
     @staticmethod
