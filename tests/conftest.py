@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def pytest_configure(config: pytest.Config) -> None:
     """A suite that was started in the background ignores Ctrl-C, and so would every process it starts; tests
     of Ctrl-C need the usual. Messages wrap where COLUMNS is set, and tests expect whole lines. The processes
-    of a suite share what `forked.py` starts."""
+    of a suite share what `forked.py` starts, and a home folder with a few `shapes`."""
     os.environ.pop("COLUMNS", None)
     if not hasattr(config, "workerinput"):
         os.environ.pop("FORK_SERVERS", None)
@@ -35,12 +36,21 @@ def pytest_configure(config: pytest.Config) -> None:
             folder = tempfile.TemporaryDirectory()
             os.environ["FORK_SERVERS"] = folder.name
             config.add_cleanup(folder.cleanup)
+            os.environ["DETECTION_ZOO_HOME"] = home = str(Path(folder.name, "home"))
+            draw = f"import records, pathlib; records.make_small_shapes(pathlib.Path({home!r}), 24, 100)"
+            config.drawing = subprocess.Popen([sys.executable, "-c", draw], cwd=Path(__file__).parent)
     refuse_connections()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     from detection_zoo.zoo.entry import collect_rarely
 
     collect_rarely()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node) -> None:
+    """No test begins before `shapes` are drawn."""
+    assert node.config.drawing.wait() == 0
 
 
 def refuse_connections() -> None:

@@ -56,9 +56,9 @@ def run_of(
     )
 
 
-def make_small_shapes(home: Path) -> Path:
+def make_small_shapes(home: Path, train: int = 12, val: int = 6) -> Path:
     """A home folder whose `shapes` has a few images only; to be named in DETECTION_ZOO_HOME."""
     from detection_zoo.zoo.data.shapes import VERSION, make_shapes
 
-    make_shapes(home / "data" / f"shapes-{VERSION}-seed0", splits={"train": 12, "val": 6})
+    make_shapes(home / "data" / f"shapes-{VERSION}-seed0", splits={"train": train, "val": val})
     return home
