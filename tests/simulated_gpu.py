@@ -24,8 +24,8 @@ from detection_zoo.kernels.operator import BODIES
 from detection_zoo.zoo.parts.fixed_size import best_candidates
 
 CUDA = torch.device("cuda", 0)
-# of an image, in place of 4,096: enough for what is tested here, and a quarter of the pairs
-MOST_CANDIDATES = 2048
+# of an image, in place of 4,096: enough for what is tested here, and a seventh of the pairs
+MOST_CANDIDATES = 1536
 OURS = ("/zoo/", "/kernels/", "/benchmarks/")
 # operators whose result the host must have before it can go on
 WAITING = {
