@@ -55,18 +55,31 @@ def assert_equal(found: list[Detections], expected: list[Detections]) -> None:
 @pytest.mark.parametrize("family", ROWS)
 def test_replayed_on_other_images_of_other_sizes(family: str, original: Tensor | None, gpu: Log) -> None:
     """Recorded on the first image, replayed on the second: what the detector itself finds, to the last bit,
-    with as many waits as without, which all come after the replay: recording none is allowed."""
-    images, model = pictures(2).to("cuda"), on_gpu(family)
-    replaying = GraphDetector(model, TapeCapture())
+    with as many waits as without, which all come after the replay: recording none is allowed. What was found
+    in an image stays as it is when the next is computed.
+
+    A recording reads no memory that others may free: weights, and what is kept with it; the generator drops
+    anchors after some sizes."""
+    images, model, capture = pictures(2).to("cuda"), on_gpu(family), TapeCapture()
+    replaying, results = GraphDetector(model, capture), []
     with torch.no_grad():
         for place in (0, 1, 0):
             given = images[place : place + 1], SIZES[place : place + 1]
             known = None if original is None else original[place : place + 1]
             expected = model.predict(*given, known)
             gpu.clear()
-            assert_equal(replaying.predict(*given, known), expected)
+            found = replaying.predict(*given, known)
+            assert_equal(found, expected)
+            assert sum(gpu.waits.values()) <= json.loads(TABLE.read_text())[family]["inference"], gpu.report()
+            results.append((found, expected))
     assert replaying.recordings.hits == 2
-    assert sum(gpu.waits.values()) <= json.loads(TABLE.read_text())[family]["inference"], gpu.report()
+    for found, expected in results:
+        assert_equal(found, expected)
+    (kept,) = replaying.recordings.kept.values()
+    held = [*model.parameters(), *model.buffers(), *tensors_in([kept.images, kept.rows, kept.raw])]
+    assert len(capture.tapes) == 2
+    for tape in capture.tapes:
+        assert tape.external <= {address(one) for one in held}
 
 
 def test_pooling_scaled_by_the_image_s_height(gpu: Log) -> None:
@@ -83,30 +96,6 @@ def test_pooling_scaled_by_the_image_s_height(gpu: Log) -> None:
             assert_equal(replaying.predict(*given), expected)
             assert sum(gpu.waits.values()) == 1, gpu.report()
     assert (replaying.recordings.misses, replaying.recordings.hits) == (2, 1)
-
-
-@pytest.mark.parametrize("family", ROWS)
-def test_a_recording_reads_no_memory_that_others_may_free(family: str, gpu: Log) -> None:
-    """Weights, and what is kept with the recording; the generator drops anchors after some sizes."""
-    model, capture = on_gpu(family), TapeCapture()
-    replaying = GraphDetector(model, capture)
-    replaying.predict(pictures(1).to("cuda"), SIZES[:1])
-    (kept,) = replaying.recordings.kept.values()
-    held = [*model.parameters(), *model.buffers(), *tensors_in([kept.images, kept.rows, kept.raw])]
-    assert len(capture.tapes) == 2
-    for tape in capture.tapes:
-        assert tape.external <= {address(one) for one in held}
-
-
-@pytest.mark.parametrize("family", ["mask_rcnn", "ssd"])
-def test_results_have_memory_of_their_own(family: str, gpu: Log) -> None:
-    """What was found in one image stays as it is when the next is computed."""
-    images, model = pictures(2).to("cuda"), on_gpu(family)
-    replaying = GraphDetector(model, TapeCapture())
-    first = replaying.predict(images[:1], SIZES[:1], ORIGINAL[:1])
-    before = values(first)
-    replaying.predict(images[1:], SIZES[1:], ORIGINAL[1:])
-    assert all(torch.equal(*pair) for pair in zip(values(first), before, strict=True))
 
 
 def test_lists_that_are_not_exact_are_chosen_again(gpu: Log, monkeypatch: pytest.MonkeyPatch) -> None:
