@@ -38,6 +38,7 @@ from detection_zoo.zoo.data.shapes import make_shapes
 from detection_zoo.zoo.errors import DatasetError
 from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.records import Detections
+from detection_zoo.zoo.settings import with_value
 
 RECORDED = Path(__file__).resolve().parents[1] / "reference" / "evaluation"
 EXPECTED = json.loads((RECORDED / "expected.json").read_text())
@@ -328,6 +329,8 @@ def test_a_run_on_test_dev_writes_what_the_server_takes(
 ) -> None:
     shutil.copytree(home / "val2017", tmp_path / "test2017", dirs_exist_ok=True)
     entry, said = load_manifests().entry("mask_rcnn_resnet14_slim_fpn.demo"), []
+    for setting, few in (("proposals.post_nms", 50), ("detections.max_detections", 10)):
+        entry = with_value(entry, setting, few)
     sources, options = (
         Sources(f"coco:{tmp_path}:test-dev2017"),
         SweepOptions(tmp_path / "runs", isolate=False),

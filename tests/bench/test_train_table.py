@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from detection_zoo.bench import app
 from detection_zoo.zoo.build import build_model
 
+pytestmark = pytest.mark.usefixtures("kept_memory")
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_DATA = ROOT / "tests" / "reference" / "training" / "train_data"
 # flag of a source -> flag here with the same value

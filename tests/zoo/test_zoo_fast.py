@@ -28,6 +28,8 @@ from detection_zoo.zoo.records import Detections
 from detection_zoo.zoo.registry import DETECTORS
 from detection_zoo.zoo.settings import with_value
 
+pytestmark = pytest.mark.usefixtures("kept_memory")
+
 SIZE = (64, 96)
 
 

@@ -12,6 +12,8 @@ from detection_zoo.zoo.parts.norm import ConvNorm, FrozenAffine, FrozenNorm
 from detection_zoo.zoo.records import Target
 from detection_zoo.zoo.registry import DETECTORS
 
+pytestmark = pytest.mark.usefixtures("kept_memory")
+
 
 @pytest.mark.parametrize("norm", ["frozen", "affine"])
 def test_maps_behind_a_frozen_norm_are_half_under_autocast(norm: str) -> None:

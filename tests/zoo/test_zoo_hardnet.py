@@ -20,7 +20,7 @@ from detection_zoo.zoo.parity.standin import standin_arrays
 from detection_zoo.zoo.weights.load import checkpoint_format, load_arrays, load_backbone, load_weights
 from detection_zoo.zoo.weights.rename import account
 
-pytestmark = pytest.mark.usefixtures("kept_memory")
+pytestmark = pytest.mark.usefixtures("kept_memory", "kept_fills")
 
 FOLDERS = Path(__file__).resolve().parents[1] / "reference" / "hardnet"
 SKIPPED = {

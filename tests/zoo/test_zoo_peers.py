@@ -17,6 +17,8 @@ from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import BACKBONES
 from detection_zoo.zoo.weights.load import checkpoint_format, load_weights
 
+pytestmark = pytest.mark.usefixtures("kept_memory")
+
 PEERS = [
     entry for entry in load_manifests().entries.values() if entry.source == "torchvision" and entry.weights
 ]
