@@ -47,7 +47,7 @@ $(VENV)/demo $(VENV)/ready: pyproject.toml
 	    && UV_INDEX_STRATEGY=unsafe-best-match $(RUN) -m uv pip install --python $(RUN) -e ".[$(EXTRAS)]"; } \
 	  || $(RUN) -m pip install --no-compile -e ".[$(EXTRAS)]"; \
 	fi
-	@export PYTHONDONTWRITEBYTECODE=; $(RUN) -c 'import numba, sympy' & \
+	@export PYTHONDONTWRITEBYTECODE=; { $(RUN) -c 'import numba, sympy'; $(RUN) -m compileall -q benchmarks kernels zoo; } & \
 	$(RUN) -c 'import detection_zoo.bench, detection_zoo.zoo.build$(MORE)' && wait
 	@touch $@
 
