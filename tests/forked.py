@@ -11,7 +11,9 @@ import gc
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
+import pickle
 import resource
 import runpy
 import selectors
@@ -24,8 +26,9 @@ import threading
 import traceback
 from contextlib import suppress
 from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +52,7 @@ class Forked(subprocess.Popen):
         environment: variables added to those of this process. folder: its working folder.
         imports: modules that the process it is forked from has imported.
         largest_file: limit on the bytes of a file that it writes.
+        forks: whether its processes that measure runs are forked as well, in place of new ones of Python.
         streams: stdin, stdout and stderr of a Popen; without them, nothing to read and two pipes.
 
     Once it has ended, `cpu_s` is the processor time in seconds of it and of the processes it waited for, and
@@ -62,9 +66,10 @@ class Forked(subprocess.Popen):
         folder: Path = ROOT,
         imports: tuple[str, ...] = IMPORTS,
         largest_file: int | None = None,
+        forks: bool = False,
         **streams: Any,
     ) -> None:
-        self._imports, self._largest_file = imports, largest_file
+        self._imports, self._largest_file, self._forks = imports, largest_file, forks
         streams = {
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,
@@ -84,7 +89,7 @@ class Forked(subprocess.Popen):
     def _execute_child(self, *given: Any) -> None:
         status, status_end = os.pipe()
         request = {"argv": given[0], "folder": str(given[5]), "environment": given[6]}
-        request["largest_file"] = self._largest_file
+        request |= {"largest_file": self._largest_file, "forks": self._forks}
         ends = given[10:16]  # of pipes: theirs and ours of stdin, ours and theirs of stdout and of stderr
         theirs = [number if end < 0 else end for number, end in enumerate((ends[0], ends[3], ends[5]))]
         socket.send_fds(_server(self._imports), [json.dumps(request).encode()], [*theirs, status_end])
@@ -226,6 +231,8 @@ def become(request: dict, streams: list[int]) -> NoReturn:
         os.close(stream)
     if request["largest_file"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
+    if request["forks"]:
+        fork_measurements()
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
@@ -246,6 +253,21 @@ def become(request: dict, streams: list[int]) -> NoReturn:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))  # clearing modules takes 0.4 s
+
+
+def fork_measurements() -> None:
+    """Fork the processes that would be new ones of Python; what would be pickled for them is."""
+    context = multiprocessing.get_context("fork")
+
+    def process(*, target: Any, args: tuple, **options: Any) -> multiprocessing.Process:
+        def work() -> None:
+            target(*(v if isinstance(v, Connection) else pickle.loads(pickle.dumps(v)) for v in args))
+
+        return context.Process(target=work, **options)
+
+    kinds = {"spawn": SimpleNamespace(Pipe=context.Pipe, Process=process)}
+    get_context = multiprocessing.get_context
+    multiprocessing.get_context = lambda kind=None: kinds.get(kind) or get_context(kind)
 
 
 def execute() -> None:

@@ -129,11 +129,14 @@ def commands(folder: Path, port: int) -> dict[str, Command]:
     }
 
 
-def start(command: Command, folder: Path, shapes: Path, imports: tuple[str, ...]) -> Forked:
+def start(
+    command: Command, folder: Path, shapes: Path, imports: tuple[str, ...], forks: bool = False
+) -> Forked:
     """Start a command in a session of its own, as from a terminal."""
     environment = {"DETECTION_ZOO_HOME": str(shapes), "OMP_NUM_THREADS": "1", "no_proxy": "localhost"}
     environment[MARK] = str(folder)
-    return Forked(*command.arguments, environment=environment, stderr=subprocess.STDOUT, imports=imports)
+    options = {"stderr": subprocess.STDOUT, "imports": imports, "forks": forks}
+    return Forked(*command.arguments, environment=environment, **options)
 
 
 def left_running(folder: Path, session: int) -> list[int]:
@@ -209,7 +212,9 @@ def kill_command(name: str, kills: int, seed: int = 3, imports: tuple[str, ...] 
             whole = [*command.arguments[:-1], str(folder / "whole")]
             run_forked(*whole).check_returncode()
         tally = kill_often(command, folder, shapes, kills, random.Random(seed), imports)
-        done = start(command, folder, shapes, imports)  # and undisturbed it works in what was left
+        done = start(
+            command, folder, shapes, imports, forks=True
+        )  # and undisturbed it works in what was left
         said = done.communicate(timeout=300)[0]
         if done.returncode:
             tally.faults.append(f"the last one, undisturbed: exit code {done.returncode}: {said[-600:]}")

@@ -49,7 +49,7 @@ def lines_of(folder: Path, home: Path, arguments: tuple[str, ...]) -> list[str]:
     environment = {"COLUMNS": "100", "DETECTION_ZOO_HOME": str(home)}
     words = [text.format(picture=next(home.rglob("val/*.jpg"))) for text in arguments]
     if words[0] in OWN_PROCESSES:
-        done = run_forked(ROOT / "bench.py", *words, folder=folder, environment=environment)
+        done = run_forked(ROOT / "bench.py", *words, folder=folder, environment=environment, forks=True)
         code, out, err = done.returncode, done.stdout, done.stderr
     else:
         with pytest.MonkeyPatch.context() as patch:

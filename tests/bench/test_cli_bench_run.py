@@ -1,5 +1,6 @@
 """bench.py run, table, detect, evaluate, parity, reproduce and doctor as a person types them, with a real
-model on `shapes`. Runs that measure have a process of their own; what only reads is called in this one."""
+model on `shapes`. Runs that measure have processes of their own, all forked; what only reads is called in
+this one."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bench(*arguments: str) -> tuple[int, str, str]:
-    done = run_forked("bench.py", *arguments)
+    done = run_forked("bench.py", *arguments, forks=True)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
 
@@ -197,6 +198,7 @@ def test_ctrl_c_or_kill_says_what_is_kept_and_ends_with_130(tmp_path: Path, kind
         "--store",
         str(tmp_path / "runs"),
         stderr=stderr,
+        forks=True,
     )
     os.close(stderr)
     said = read_until(terminal, f"{ROW}: training:")
