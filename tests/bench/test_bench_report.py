@@ -332,13 +332,14 @@ def test_stale_files_are_found_and_mended(own_results: tuple[Path, Path, Path]) 
     assert found() == [] and readme.read_text().startswith(
         "# Title\n<!-- table: vovnet -->\n### VoVNet detectors"
     )
-    for name in ("tables/vovnet.md", "tables/registry.md"):
-        whole = (folder / name).read_bytes()
-        (folder / name).write_bytes(whole.replace(b"e", b"E", 1))
-        assert found() == [f"results/{name} is stale"]
-        (folder / name).write_bytes(whole)
+    whole = {name: (folder / name).read_bytes() for name in ("tables/registry.md", "tables/vovnet.md")}
+    for name, content in whole.items():
+        (folder / name).write_bytes(content.replace(b"e", b"E", 1))
     (folder / "tables" / "old.md").write_text("")
-    assert found() == ["results/tables/old.md is not generated any more: delete it"]
+    said = [f"results/{name} is stale" for name in whole]
+    assert found() == [*said, "results/tables/old.md is not generated any more: delete it"]
+    for name, content in whole.items():
+        (folder / name).write_bytes(content)
     (folder / "tables" / "old.md").unlink()
     for run in two_of(30.0, started="2031-01-01T00:00:00+00:00"):
         write_record(store, run)

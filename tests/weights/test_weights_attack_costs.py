@@ -143,8 +143,8 @@ def safetensors_files() -> dict[str, bytes]:
 
 @cache
 def zip64_bomb() -> bytes:
-    """1.5 MB: two directories, the second of which finds 384 MB of one tensor by compressing it."""
-    inner = torch_zip(torch_pickle(good_tensor()), {"archive/data/1": bytes(384 << 20)}, zipfile.ZIP_DEFLATED)
+    """0.5 MB: two directories, the second of which finds 128 MB of one tensor by compressing it."""
+    inner = torch_zip(torch_pickle(good_tensor()), {"archive/data/1": bytes(128 << 20)}, zipfile.ZIP_DEFLATED)
     return second_end_record(inner, 4, 0)
 
 

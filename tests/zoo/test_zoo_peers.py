@@ -15,6 +15,7 @@ from detection_zoo.zoo.errors import CheckpointError, ManifestError
 from detection_zoo.zoo.manifest import Component, ModelEntry
 from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.registry import BACKBONES
+from detection_zoo.zoo.settings import with_value
 from detection_zoo.zoo.weights.load import checkpoint_format, load_weights
 
 pytestmark = pytest.mark.usefixtures("kept_memory")
@@ -285,8 +286,9 @@ def test_peers_and_timm_rows_run_through_the_runner(tmp_path: Path, monkeypatch:
     )
     options = SweepOptions(tmp_path / "runs", isolate=False)
     names = ["mask_rcnn_resnet14_slim_fpn.demo", "mask_rcnn_resnet10t_fpn_slim.timm"]
+    rows = [with_value(each, "detections.max_detections", 10) for each in chosen_rows(names)]
     phases = None
-    for run in run_sweep(chosen_rows(names), spec, Sources("shapes"), options).runs:
+    for run in run_sweep(rows, spec, Sources("shapes"), options).runs:
         assert run.status == "finished", run.reason
         phases = phases or set(run.measurements)
         assert (
