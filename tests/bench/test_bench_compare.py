@@ -117,7 +117,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     broken.write_bytes(b"not a checkpoint")
     entrants = [
         Entrant("plain", ROW),
-        Entrant("slowed", ROW, extra_units=5000),
+        Entrant("slowed", ROW, extra_units=2000),
         Entrant("broken", ROW, str(broken)),
     ]
     options = CompareOptions(
@@ -145,7 +145,8 @@ def test_the_slowed_model_is_slower_and_the_broken_one_is_out(found: Comparison)
 
 def test_what_a_path_was_compared_with_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTION_ZOO_HOME", str(make_small_shapes(tmp_path / "home")))
-    entrants = [Entrant("one", ROW), Entrant("other", ROW)]
+    row = "faster_rcnn_resnet14_slim_fpn.demo"
+    entrants = [Entrant("one", row), Entrant("other", row)]
     options = CompareOptions(smallest=0.05, blocks=2, rounds=2, warm_up=1, files=tmp_path / "detections")
     found = compare(entrants, BenchmarkSpec(images=2, path="fast"), "shapes", options)
     for label in ("one", "other"):

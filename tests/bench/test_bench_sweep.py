@@ -214,7 +214,7 @@ if __name__ == "__main__":
 
 def in_a_process(store: Path, work: str) -> Forked:
     with_tests = {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'tests' / 'bench'}"}
-    return Forked("-c", SCRIPT, store, work, environment=with_tests)
+    return Forked("-c", SCRIPT, store, work, environment=with_tests, forks=True)
 
 
 def test_a_killed_sweep_loses_the_model_in_progress_only(tmp_path: Path) -> None:
