@@ -302,7 +302,7 @@ def test_stale_tables_of_comparisons_and_readme_blocks_are_found_and_mended(
     assert {f"results/{name} is missing" for name in made} | {"README.md has stale blocks"} <= set(
         stale_report(folder.parent)[0]
     )
-    make_report(store, folder, {"md", "csv", "html", "svg"})
+    make_report(store, folder, {"md", "csv", "html"})
     assert stale_report(folder.parent)[0] == []
     assert (
         f"### {V39} and {V57}, {R50}" in readme.read_text()
