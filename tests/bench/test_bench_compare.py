@@ -117,7 +117,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     broken.write_bytes(b"not a checkpoint")
     entrants = [
         Entrant("plain", ROW),
-        Entrant("slowed", ROW, extra_units=2000),
+        Entrant("slowed", ROW, extra_units=5000),
         Entrant("broken", ROW, str(broken)),
     ]
     options = CompareOptions(
