@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("COLUMNS", None)
     if not hasattr(config, "workerinput"):
         os.environ.pop("FORK_SERVERS", None)
+        if config.args_source is config.ArgsSource.TESTPATHS:
+            os.environ["ALL_TESTS"] = "1"
         if config.getoption("numprocesses", None):
             folder = tempfile.TemporaryDirectory()
             os.environ["FORK_SERVERS"] = folder.name
@@ -45,6 +49,19 @@ def pytest_configure(config: pytest.Config) -> None:
     from detection_zoo.zoo.entry import collect_rarely
 
     collect_rarely()
+
+
+def pytest_sessionstart() -> None:
+    """Of several processes that run all tests each imports other files first, so that not all of them rewrite
+    the assertions of the same file at the same time."""
+    if "ALL_TESTS" in os.environ and (process := os.environ.get("PYTEST_XDIST_WORKER")):
+        count = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        for file in sorted(Path(__file__).parent.rglob("test_*.py"))[
+            int(process.removeprefix("gw")) :: count
+        ]:
+            sys.path.insert(0, str(file.parent))
+            with suppress(Exception, pytest.skip.Exception):  # reported when it is collected
+                importlib.import_module(file.stem)
 
 
 @pytest.hookimpl(optionalhook=True)
