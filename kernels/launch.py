@@ -1,12 +1,13 @@
-"""Compile a .cu file once for its options and device, and launch its kernels on torch's current stream."""
+"""Compile a kernel of a .cu file once for its options and device, and launch it on torch's current stream."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ _ARGUMENTS = (torch.Tensor, np.generic, np.ndarray, type(None))  # building a un
 SHARED_BYTES = 48 * 1024  # per block, available on every GPU without opting in to more
 # no fused multiply-add: each operation is rounded separately, as in the reference
 COMPILER_FLAGS = ("--std=c++17", "--fmad=false")
+KERNEL = re.compile(r'extern "C"(?: __launch_bounds__\([^)]*\))? __global__ void (\w+)(?=\()')
 
 
 class Runner(Protocol):
@@ -87,6 +89,15 @@ def source_of(file: str) -> str:
     return "".join(source_of(line.split('"')[1]) if line.startswith('#include "') else line for line in lines)
 
 
+def source_with(file: str, kernels: Collection[str]) -> str:
+    """Return `source_of` a file where its other kernels are functions that nothing calls, which NVRTC drops:
+    RoIAlign's forward alone compiles five times as fast as the whole file."""
+    return KERNEL.sub(
+        lambda found: found[0] if found[1] in kernels else f"static __device__ void {found[1]}",
+        source_of(file),
+    )
+
+
 def run_on_gpu(
     file: str,
     kernel: str,
@@ -121,14 +132,14 @@ def _function(file: str, kernel: str, options: tuple[str, ...], device_index: in
     """Return a compiled kernel, loaded on the current device."""
     cupy = _cupy()
     return cupy.RawModule(
-        path=str(binary_of(file, options, int(cupy.cuda.Device(device_index).compute_capability)))
+        path=str(binary_of(file, kernel, options, int(cupy.cuda.Device(device_index).compute_capability)))
     ).get_function(kernel)
 
 
 @functools.cache
-def binary_of(file: str, options: tuple[str, ...], architecture: int) -> Path:
-    """Compile a .cu file for an architecture (90 for sm_90), or return the compiled file from CuPy's cache
-    folder.
+def binary_of(file: str, kernel: str, options: tuple[str, ...], architecture: int) -> Path:
+    """Compile a kernel of a .cu file for an architecture (90 for sm_90), or return the compiled file from
+    CuPy's cache folder.
 
     NVRTC is called directly because CuPy's RawModule adds -ftz=true: numbers below 1e-38 would become 0,
     unlike in the reference.
@@ -145,25 +156,25 @@ def binary_of(file: str, options: tuple[str, ...], architecture: int) -> Path:
     # for a newer GPU than this NVRTC supports, the driver compiles the PTX
     kind = "sm" if newest == architecture else "compute"
     options = (*options, f"--gpu-architecture={kind}_{newest}", f"-I{cuda_include_folder()}")
-    key = hashlib.sha256(
-        "\0".join([source_of(file), *options, *map(str, nvrtc.getVersion())]).encode()
-    ).hexdigest()[:32]
+    source = source_with(file, (kernel,))
+    parts = [source, *options, *map(str, nvrtc.getVersion())]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
-    path = folder / f"detection-zoo-{Path(file).stem}-{key}.{'cubin' if kind == 'sm' else 'ptx'}"
+    path = folder / f"detection-zoo-{kernel}-{key}.{'cubin' if kind == 'sm' else 'ptx'}"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             dir=folder, suffix=".part", delete=False
         ) as part:  # several processes may compile it at the same time
-            part.write(_compile(file, options))
+            part.write(_compile(file, source, options))
         os.replace(part.name, path)
     return path
 
 
-def _compile(file: str, options: tuple[str, ...]) -> bytes:
+def _compile(file: str, source: str, options: tuple[str, ...]) -> bytes:
     from cupy.cuda import nvrtc
 
-    program = nvrtc.createProgram(source_of(file), file, (), ())
+    program = nvrtc.createProgram(source, file, (), ())
     try:
         nvrtc.compileProgram(program, options)
         found = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,13 +119,17 @@ def first_of_each_file(launches: Iterable[Launched]) -> list[Launched]:
 
 
 def compiled(launches: Sequence[Launched], architecture: int) -> Iterator[tuple[Launched, Usage]]:
-    """What each launch uses on an architecture; a file is compiled once for each set of macros."""
-    made: dict[tuple[str, str], dict[str, Usage]] = {}
-    for each in launches:
-        key = each.file, each.options
-        if key not in made:
-            made[key] = compile_for(each.file, each.defines(), architecture)
-        yield each, made[key][each.kernel]
+    """What each launch uses on an architecture; the kernels of a file that are launched with the same macros
+    are compiled together."""
+    for _, group in groupby(sorted(launches, key=_form), _form):
+        given = list(group)
+        kernels = {each.kernel for each in given}
+        made = compile_for(given[0].file, kernels, given[0].defines(), architecture)
+        yield from ((each, made[each.kernel]) for each in given)
+
+
+def _form(each: Launched) -> tuple[str, str]:
+    return each.file, each.options
 
 
 def read_table() -> tuple[dict[Launched, dict[str, str]], dict[str, str]]:

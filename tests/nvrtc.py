@@ -7,10 +7,11 @@ import ctypes
 import functools
 import importlib.util
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from detection_zoo.kernels.launch import compile_options, cuda_include_folder, source_of
+from detection_zoo.kernels.launch import compile_options, cuda_include_folder, source_with
 
 
 class Usage(NamedTuple):
@@ -21,8 +22,10 @@ class Usage(NamedTuple):
     stack_bytes: int
 
 
-def compile_for(file: str, defines: dict[str, object], architecture: int) -> dict[str, Usage]:
-    """What each kernel of a file uses on an architecture (70 for sm_70); RuntimeError with the compiler's
+def compile_for(
+    file: str, kernels: Collection[str], defines: dict[str, object], architecture: int
+) -> dict[str, Usage]:
+    """What these kernels of a file use on an architecture (70 for sm_70); RuntimeError with the compiler's
     words if it refuses."""
     library = _library_for(architecture)
     options = [
@@ -32,7 +35,8 @@ def compile_for(file: str, defines: dict[str, object], architecture: int) -> dic
         f"-I{cuda_include_folder()}",
     ]
     program = ctypes.c_void_p()
-    library.nvrtcCreateProgram(ctypes.byref(program), source_of(file).encode(), file.encode(), 0, None, None)
+    source = source_with(file, kernels).encode()
+    library.nvrtcCreateProgram(ctypes.byref(program), source, file.encode(), 0, None, None)
     failed = library.nvrtcCompileProgram(
         program, len(options), (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     )

@@ -4,6 +4,7 @@ the sanitizers find none."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,11 +41,7 @@ FILES = {
 
 
 def kernels_of(file: str) -> set[str]:
-    return {
-        line.split("__global__ void ")[1].split("(")[0]
-        for line in launching.source_of(file).splitlines()
-        if "__global__ void " in line
-    }
+    return set(re.findall(r"__global__ void (\w+)\(", launching.source_of(file)))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -84,14 +81,15 @@ def test_the_table_has_every_kernel_and_each_block_fits_a_multiprocessor() -> No
 
 @pytest.mark.parametrize("file", ["nms.cu", "nms_sorted.cu", "soft_nms.cu", "roi_pool.cu"])
 def test_nvrtc_compiles_double_precision(file: str) -> None:
-    usage = compile_for(file, {"SCALAR": "double", "SUM": "double"}, 90)
+    usage = compile_for(file, kernels_of(file), {"SCALAR": "double", "SUM": "double"}, 90)
     assert set(usage) == kernels_of(file) and all(each.spilled_bytes == 0 for each in usage.values())
 
 
 @pytest.mark.parametrize("other", [{}, {"SCALAR": "__nv_bfloat16", "PACK": 8}], ids=["half", "bfloat16"])
 def test_nvrtc_compiles_maps_of_more_than_2_to_the_31_elements(other: dict[str, object]) -> None:
-    usage = compile_for("roi_align.cu", FILES["roi_align.cu"] | other | {"OFFSET": "long long"}, 90)
-    assert set(usage) == kernels_of("roi_align.cu")
+    kernels, given = kernels_of("roi_align.cu"), FILES["roi_align.cu"] | other | {"OFFSET": "long long"}
+    usage = compile_for("roi_align.cu", kernels, given, 90)
+    assert set(usage) == kernels
     assert all(each.spilled_bytes == 0 for each in usage.values())
 
 
@@ -99,31 +97,29 @@ def test_nvrtc_compiles_maps_of_more_than_2_to_the_31_elements(other: dict[str, 
 def test_what_a_gpu_loads_keeps_small_numbers(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PTX for a GPU that is newer than NVRTC and a binary for a known one; no operation may take a subnormal
-    number for 0, as the reference does not."""
+    """PTX for a GPU that is newer than NVRTC and a binary for a known one, each with one kernel; no operation
+    may take a subnormal number for 0, as the reference does not."""
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
     binary_of.cache_clear()
-    text, binary = (binary_of(file, compile_options(FILES[file]), architecture) for architecture in (999, 90))
-    assert (
-        kernels_of(file) <= {word.split("(")[0] for word in text.read_text().split()}
-        and ".f32" in text.read_text()
-    )
-    assert ".ftz" not in text.read_text().replace(
-        "ex2.approx.ftz", ""
-    )  # part of exp itself, whose argument was brought into range before
-    assert binary.read_bytes().startswith(b"\x7fELF") and sorted((tmp_path / "cache").iterdir()) == sorted(
-        [text, binary]
-    )
-    made = binary.stat().st_mtime_ns
+    options, made, floats = compile_options(FILES[file]), {}, False
+    for kernel in sorted(kernels_of(file)):
+        text, binary = (binary_of(file, kernel, options, architecture) for architecture in (999, 90))
+        words = text.read_text()
+        assert re.findall(r"\.entry (\w+)", words) == [kernel]
+        # ex2.approx.ftz is part of exp itself, whose argument was brought into range before
+        assert ".ftz" not in words.replace("ex2.approx.ftz", "")
+        assert binary.read_bytes().startswith(b"\x7fELF")
+        made |= {path: path.stat().st_mtime_ns for path in (text, binary)}
+        floats |= ".f32" in words
+    assert floats and sorted((tmp_path / "cache").iterdir()) == sorted(made)
     binary_of.cache_clear()
-    assert (
-        binary_of(file, compile_options(FILES[file]), 90).stat().st_mtime_ns == made
-    )  # a new process compiles nothing
+    again = binary_of(file, kernel, options, 90)  # a new process compiles nothing
+    assert again == binary and again.stat().st_mtime_ns == made[binary]
 
 
 def test_a_gpu_too_old_for_this_nvrtc_is_told_what_to_install() -> None:
     with pytest.raises(RuntimeError, match="sm_30; install cupy-cuda12x"):
-        binary_of("nms.cu", (), 30)
+        binary_of("nms.cu", "nms_keys", (), 30)
 
 
 def test_every_source_file_is_compiled() -> None:
