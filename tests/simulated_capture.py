@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from simulated_gpu import LOG, GpuTensor, leaves, memory_of
+from simulated_gpu import LOG, GpuTensor, computed, facts_of, leaves, mapped, memory_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,14 +27,14 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 class Tape(TorchDispatchMode):
-    """Operators that ran inside, with their arguments and results.
+    """Operators that ran inside, with their arguments and the memory of new results.
 
     external: addresses of the device's memory that was read and that no operator on the tape made.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.events: list[tuple[Any, Any, Any, Any]] = []
+        self.events: list[tuple[Any, Any, Any, dict[int, Tensor]]] = []
         self.made: set[int] = set()
         self.external: set[int] = set()
 
@@ -43,25 +43,35 @@ class Tape(TorchDispatchMode):
         read = {address(one) for one in tensors((args, kwargs)) if isinstance(one, GpuTensor)}
         self.external |= read - self.made
         result = func(*args, **kwargs)
-        given = {address(one) for one in tensors((args, kwargs))}
-        self.made |= {address(one) for one in tensors(result)} - given
-        self.events.append((func, args, kwargs, result))
+        given, found = {address(one) for one in tensors((args, kwargs))}, list(tensors(result))
+        new = {place: memory_of(one) for place, one in enumerate(found) if address(one) not in given}
+        self.made |= {address(one) for one in new.values()}
+        about = facts_of(func)
+        if not about.ours:  # replayed on the memory alone
+            args, kwargs = mapped(memory_of, (args, kwargs))
+        if new or not found or about.written is not None:  # others only look at memory in another way
+            self.events.append((func, args, kwargs, new))
         return result
 
     def forget(self) -> None:
         """Leave in the memory of all results what a recording leaves there: anything."""
-        for *_, result in self.events:
-            for one in tensors(result):
-                if address(one) in self.made and memory_of(one).is_floating_point():
-                    memory_of(one).fill_(torch.nan)
+        for *_, new in self.events:
+            for one in new.values():
+                if one.is_floating_point():
+                    one.fill_(torch.nan)
 
     def replay(self) -> None:
         """Run all again; results go to the memory of the first ones."""
-        for func, args, kwargs, result in self.events:
-            again = func(*args, **kwargs)
-            for old, new in zip(tensors(result), tensors(again), strict=True):
-                if address(old) != address(new):
-                    memory_of(old).copy_(memory_of(new))
+        for func, args, kwargs, new in self.events:
+            if facts_of(func).ours:
+                again = func(*args, **kwargs)
+            else:
+                with torch._C.DisableTorchFunction():
+                    again = computed(func, args, kwargs)
+            if new:
+                found = list(tensors(again))
+                for place, one in new.items():
+                    one.copy_(memory_of(found[place]))
 
 
 class TapeCapture:

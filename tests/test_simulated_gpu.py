@@ -15,6 +15,7 @@ import pytest
 import torch
 from simulated_gpu import GpuTensor, Log, memory_of, move_module, simulated_gpu
 from slim_families import ROWS, SIZES, draw_first, pictures, targets
+from slim_families import family as family_of
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data._utils.pin_memory import pin_memory
@@ -54,7 +55,7 @@ def predict(model: Detector, images: Tensor) -> list[Detections]:
 @pytest.mark.parametrize("family", ROWS)
 def test_detections_equal_the_cpu_s(family: str) -> None:
     """One image, the second time: anchors are kept from the first."""
-    model, images = build_model(ROWS[family], "published").eval(), pictures(1)
+    model, images = family_of(family), pictures(1)
     expected = predict(model, images)[0]
     move_module(model)
     with simulated_gpu() as log:
@@ -92,8 +93,8 @@ def updated(model: nn.Module, row: str) -> tuple[dict[str, float], dict[str, Ten
 def test_updates_equal_the_cpu_s(family: str) -> None:
     """Two updates: the same losses and weights."""
     row = ROWS[family]
-    losses, weights = updated(draw_first(build_model(row, "published").train()), row)
-    model = move_module(draw_first(build_model(row, "published").train()))
+    losses, weights = updated(draw_first(family_of(family).train()), row)
+    model = move_module(draw_first(family_of(family).train()))
     with simulated_gpu() as log:
         found, after = updated(model, row)
     check_waits(family, "two updates of two images", log)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from simulated_capture import TapeCapture
 from simulated_gpu import Log, simulated_gpu
-from slim_families import ROWS
+from slim_families import ROWS, row_of
 from torch import Tensor
 
 from detection_zoo.benchmarks import environment
@@ -100,8 +100,8 @@ def specification(dtype: str, device: str) -> BenchmarkSpec:
     )
 
 
-def subject_on(spec: BenchmarkSpec, row: str = ROWS["faster_rcnn"]) -> Subject:
-    entry = load_manifests().entry(row)
+def subject_on(spec: BenchmarkSpec, family: str = "faster_rcnn") -> Subject:
+    entry = row_of(family)
     return prepare(entry, spec, open_data(entry, "shapes", IMAGES), "published")
 
 
@@ -132,7 +132,7 @@ def test_every_measurement(gpu: Log, dtype: str) -> None:
 def detections_on_cpu(family: str) -> list[Detections]:
     """What `detect_all` gives for a family in float32."""
     plain = specification("float32", "cpu")
-    return [one for _, one in detect_all(subject_on(plain, ROWS[family]), plain)]
+    return [one for _, one in detect_all(subject_on(plain, family), plain)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -141,7 +141,7 @@ def test_detections_of_a_data_set(gpu: Log, family: str, dtype: str) -> None:
     """`detect_all` gives every image's detections on the host: in float32 the CPU's, in half types as many of
     them again as is asked of a fast model."""
     spec, expected = specification(dtype, "cuda"), detections_on_cpu(family)
-    found = [one for _, one in detect_all(subject_on(spec, ROWS[family]), spec)]
+    found = [one for _, one in detect_all(subject_on(spec, family), spec)]
     assert len(found) == len(expected) == IMAGES
     bound = TOLERANCES[getattr(torch, dtype)]
     again = torch.cat([found_again(*pair, bound) for pair in zip(expected, found, strict=True)])
