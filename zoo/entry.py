@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 INTERRUPTED = 130
@@ -82,9 +83,13 @@ def leaving_on_interrupt() -> Iterator[None]:
         _at_once = before
 
 
-def _interrupt(*_: Any) -> NoReturn:
+def _interrupt(_: int, frame: FrameType | None) -> None:
     if _at_once:
         _stop()
+    while frame is not None:
+        if frame.f_code.co_name == "_numba_unpickle":  # its caller, compiled code, would raise SystemError
+            return _interrupt_later()
+        frame = frame.f_back
     raise KeyboardInterrupt
 
 
@@ -95,11 +100,16 @@ def _stop() -> NoReturn:
 
 def _interrupt_again(dropped: Any) -> None:
     """Repeat an interrupt that Python dropped: in a weakref callback or `__del__` it cannot be raised."""
-    if not issubclass(dropped.exc_type, KeyboardInterrupt):
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        _interrupt_later()
+    else:
         sys.__unraisablehook__(dropped)
-        return
+
+
+def _interrupt_later() -> None:
+    """Repeat an interrupt when the function that could not raise it has ended."""
     main = threading.main_thread().ident
-    again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, signal.SIGINT))  # the callback has ended
+    again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, signal.SIGINT))
     again.daemon = True
     again.start()
 

@@ -181,17 +181,24 @@ def test_a_command_that_ctrl_c_ended_takes_nothing_down_object_by_object() -> No
     assert (done.returncode, done.stdout) == (1, "said\ncleaned up\ntaken down\n")
 
 
-@pytest.mark.parametrize("place", ["weakref", "del"])
+@pytest.mark.parametrize("place", ["weakref", "del", "numba"])
 def test_a_ctrl_c_that_python_drops_ends_the_command_all_the_same(place: str) -> None:
-    """Python raises no exception from a weakref callback or `__del__`; it prints it and goes on."""
+    """Python raises no exception from a weakref callback or `__del__`; it prints it and goes on. Functions
+    compiled by numba turn one of a function that they call into SystemError."""
     code = (
-        "import os, signal, time, weakref; from detection_zoo.zoo.entry import run_command\n"
+        "import os, signal, time, weakref; from detection_zoo.zoo.entry import interruptible, run_command\n"
         "def ctrl_c(*_):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0)\n"
         "class Object:\n    pass\n"
-        "def app():\n    one = Object()\n    {}\n    del one\n    time.sleep(30)\n"
+        "def app():\n    interruptible()\n    one = Object()\n    {}\n    del one\n    time.sleep(30)\n"
         "run_command(app)"
     )
     way = {"weakref": "reference = weakref.ref(one, ctrl_c)", "del": "Object.__del__ = ctrl_c"}
+    way["numba"] = (
+        "import pickle; from numba.core.serialize import _numba_unpickle\n"
+        "    Object.__reduce__ = lambda self: (ctrl_c, ())\n"
+        "    try:\n        _numba_unpickle(0, pickle.dumps(one), b'')\n"
+        "    except BaseException as error:\n        raise SystemError from error"
+    )
     began = time.monotonic()
     done = run_program(code.format(way[place]))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped by Ctrl-C\n")
