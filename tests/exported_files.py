@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import pickle
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from detection_zoo.zoo.export import files, onnx_ops
 from detection_zoo.zoo.export.whole import WholeDetector
@@ -21,6 +23,14 @@ from detection_zoo.zoo.export.whole import WholeDetector
 PROGRAMS: dict[str, ExportedProgram] = {}
 ONNX: dict[tuple[int, ...], tuple[Any, Any]] = {}
 TABLES = cache(onnx_ops.translations)
+REGISTRY = cache(ONNXRegistry.from_torchlib)
+
+
+def registry(opset_version: int) -> ONNXRegistry:
+    """torch's own translations, to which every export adds; to collect them takes half a second."""
+    copied = copy.copy(REGISTRY(opset_version))
+    copied.functions = {target: list(known) for target, known in copied.functions.items()}
+    return copied
 
 
 class Content(pickle.Pickler):
@@ -55,7 +65,10 @@ def exported_once() -> Iterator[None]:
         given = program, custom_translation_table
         key = tuple(id(one) for one in given)
         if key not in ONNX:  # holds what it was made of, so that nothing else gets its id
+            graph = program._graph_module
+            program._graph_module = copy.deepcopy(graph)  # torch changes it
             ONNX[key] = to_onnx(program, custom_translation_table=custom_translation_table, **settings), given
+            program._graph_module = graph
         made = ONNX[key][0]
         made.model.metadata_props.clear()
         return made
@@ -64,4 +77,5 @@ def exported_once() -> Iterator[None]:
         patch.setattr(files, "exported", program_of)
         patch.setattr(files, "translations", TABLES)
         patch.setattr(torch.onnx, "export", onnx_of)
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(registry))
         yield

@@ -23,7 +23,7 @@ from detection_zoo.zoo.export import files
 from detection_zoo.zoo.export.engines import EngineDetector, FileDetector
 from detection_zoo.zoo.export.files import NOTES, compare_file, write
 from detection_zoo.zoo.export.kinds import PACKAGES, SUFFIXES
-from detection_zoo.zoo.export.onnx_ops import OPSET, translations
+from detection_zoo.zoo.export.onnx_ops import in_onnx, translations
 from detection_zoo.zoo.export.whole import WholeDetector
 from detection_zoo.zoo.manifest_files import load_manifests
 from detection_zoo.zoo.settings import with_value
@@ -216,8 +216,6 @@ def test_averaged_roi_align_in_onnx(static: bool, tmp_path: Path) -> None:
     """Boxes inside, over each edge of the map, of no area, reversed, and absent ones."""
     for package in PACKAGES["onnx"]:
         pytest.importorskip(package)
-    import onnxruntime
-
     torch.manual_seed(0)
     corners = [
         [1, 1, 9, 7],
@@ -229,16 +227,43 @@ def test_averaged_roi_align_in_onnx(static: bool, tmp_path: Path) -> None:
     ]
     rois = torch.tensor([[i % 2, *each] for i, each in enumerate(corners)] + [[-1, 0, 0, 4, 4]])
     given = (torch.randn(2, 5, 16, 20), torch.randn(2, 5, 8, 10), rois)
-    program = torch.onnx.export(
-        torch.export.export(Averaged(), given),
-        dynamo=True,
-        custom_translation_table=translations(1, static),
-        opset_version=OPSET,
-        input_names=("fine", "coarse", "rois"),
-        verbose=False,
-    )
-    program.save(tmp_path / "op.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "op.onnx", providers=["CPUExecutionProvider"])
-    names = ("fine", "coarse", "rois")
+    found = by_onnxruntime(Averaged(), given, tmp_path / "op.onnx", translations(1, static))
+    torch.testing.assert_close(found, Averaged()(*given), rtol=1e-5, atol=1e-5)
+
+
+def by_onnxruntime(module: torch.nn.Module, given: tuple[Any, ...], path: Path, table: Any) -> torch.Tensor:
+    """The output of a module that is translated by a table."""
+    import onnxruntime
+
+    names = [f"input{number}" for number, _ in enumerate(given)]
+    program = torch.export.export(module, given)
+    in_onnx(program, custom_translation_table=table, input_names=names).save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {name: one.numpy() for name, one in zip(names, given, strict=True)})
-    torch.testing.assert_close(torch.from_numpy(found), Averaged()(*given), rtol=1e-5, atol=1e-5)
+    return torch.from_numpy(found)
+
+
+class Overwriting(torch.nn.Module):
+    """What it returns is a part of what it changes in place."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        doubled = values * 2
+        part = doubled[:2]
+        doubled.relu_()
+        return part + 1
+
+
+class Ranking(torch.nn.Module):
+    """Its operator has no translation."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.argsort()
+
+
+@pytest.mark.parametrize("module", [Overwriting(), Ranking()])
+def test_operators_that_torch_takes_apart(module: torch.nn.Module, tmp_path: Path) -> None:
+    for package in PACKAGES["onnx"]:
+        pytest.importorskip(package)
+    given = torch.tensor([-1.0, 3.0, -2.0])
+    found = by_onnxruntime(module, (given,), tmp_path / "op.onnx", translations(1))
+    assert torch.equal(found, module(given))

@@ -90,7 +90,7 @@ def wanted_priors(boxes: Tensor, scores: Tensor, columns: Tensor, rule: SSDConve
     allowed = torch.isfinite(boxes).all(dim=-1)
     if rule.background_filter is not None:
         best = scores.amax(dim=-1)
-        allowed &= (scores[..., BACKGROUND] != best) | (best < rule.background_filter)
+        allowed = allowed & ((scores[..., BACKGROUND] != best) | (best < rule.background_filter))
     return (scores.index_select(-1, columns) > rule.score_threshold) & allowed[..., None]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from detection_zoo.zoo.detectors.base import Detector
-from detection_zoo.zoo.export.onnx_ops import OPSET, translations
+from detection_zoo.zoo.export.onnx_ops import in_onnx, translations
 from detection_zoo.zoo.export.runners import ENGINES
 from detection_zoo.zoo.export.whole import INPUTS, WholeDetector, description, detections, exported
 from detection_zoo.zoo.fast import TOLERANCES, Tolerance, found_again
@@ -79,14 +79,11 @@ def write_onnx(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own deprecations, and that dropout is off
-        program = torch.onnx.export(
+        program = in_onnx(
             exported(whole, shape),
-            dynamo=True,
             custom_translation_table=translations(whole.model.num_classes, static),
-            opset_version=OPSET,
             input_names=INPUTS,
             output_names=whole.outputs,
-            verbose=False,
             optimize=False,
         )
     # the exporter's own optimiser takes as long as all else, and what it adds to this, engines do

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,44 @@ def translations(classes: int, static: bool = False) -> dict[Callable[..., Any],
         ours.nms_labelled.default: lambda *given: nms_labelled(classes, *given),
         ours.decode_heatmaps.default: decode_heatmaps,
         ours.roi_align.default: lambda *given: roi_align(static, *given),
-        torch.ops.aten.sort.stable: stable_sort,  # which torch.onnx lacks
+        **translations_of_aten(),
     }
+
+
+def translations_of_aten() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """As `translations`: what torch.onnx lacks, or takes apart into other operators."""
+    aten = torch.ops.aten
+    return {
+        aten.sort.stable: stable_sort,
+        aten.relu_.default: lambda values: _op().Relu(values),
+        aten.to.dtype: lambda values, kind, *_: _op().Cast(values, to=kind),
+        aten.to.dtype_layout: lambda values, *, dtype, **_: _op().Cast(values, to=dtype),
+        aten.__and__.Tensor: lambda one, other: _op().And(one, other),
+        aten.__or__.Tensor: lambda one, other: _op().Or(one, other),
+        aten.conv_transpose2d.input: conv_transpose2d,
+    }
+
+
+def in_onnx(program: torch.export.ExportedProgram, **settings: Any) -> Any:
+    """What `torch.onnx.export` makes of a program. It would trace it anew, to take operators apart and to
+    change nothing in place, for longer than all else takes: where nobody needs that, it does not."""
+    settings |= {"dynamo": True, "opset_version": OPSET, "verbose": False}
+    if not any(program.graph_module.children()) and not any(map(_overwrites, program.graph.nodes)):
+        program.run_decompositions = lambda table: program
+        with suppress(torch.onnx.OnnxExporterError):  # of an operator without a translation
+            return torch.onnx.export(program, **settings)
+        del program.run_decompositions
+    return torch.onnx.export(program, **settings)
+
+
+def _overwrites(node: torch.fx.Node) -> bool:
+    """Whether it changes what others may read: relu_ that alone reads its input, which is new, does not."""
+    if not getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+        return False
+    given = node.args[0]
+    if node.target != torch.ops.aten.relu_.default or not isinstance(given.target, torch._ops.OpOverload):
+        return True
+    return len(given.users) > 1 or any(one.alias_info for one in given.target._schema.returns)
 
 
 def _op() -> Any:
@@ -94,6 +131,21 @@ def stable_sort(values: Any, *, stable: bool, dim: int = -1, descending: bool = 
     """Sorted values and their places; TopK leaves equal values in their order."""
     length = _shape(values)[dim]
     return _op().TopK(values, _numbers([length]), axis=dim, largest=int(descending), sorted=1)
+
+
+def conv_transpose2d(
+    values: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    output_padding: Sequence[int] = (0, 0),
+    groups: int = 1,
+    dilation: Sequence[int] = (1, 1),
+) -> Any:
+    """A transposed convolution (N, C, H, W)."""
+    sides = {"strides": stride, "pads": [*padding] * 2, "output_padding": output_padding}
+    return _op().ConvTranspose(values, weight, bias, **sides, group=groups, dilations=dilation)
 
 
 def nms_sorted(

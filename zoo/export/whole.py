@@ -62,7 +62,7 @@ def _output(found: Detections, name: str) -> Tensor:
     if name == KEYPOINTS:
         return decoded_heatmaps(found.extra[HEATMAPS], found.boxes)
     value = found.extra[name] if name == HEATMAPS else getattr(found, name)
-    return value.nan_to_num(0.0) if name == "boxes" else value
+    return value.where(~value.isnan(), 0.0) if name == "boxes" else value
 
 
 def exported(whole: WholeDetector, shape: Sequence[int]) -> torch.export.ExportedProgram:

@@ -136,11 +136,8 @@ class AnchorGenerator(nn.Module):
         cells, stride = self._cells[level], self.strides[level]
         height, width = feature.shape[-2:]
         device = feature.device
-        y, x = torch.meshgrid(
-            torch.arange(height, device=device) * stride,
-            torch.arange(width, device=device) * stride,
-            indexing="ij",
-        )
+        x = (torch.arange(width, device=device) * stride).expand(height, width)
+        y = (torch.arange(height, device=device) * stride)[:, None].expand(height, width)
         shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).to(torch.float32)  # (H*W, 1, 4)
         kind = feature.dtype if feature.dtype == torch.float64 else torch.float32
         # non-blocking: the driver copies so few numbers to its own buffer before it returns

@@ -168,11 +168,11 @@ def suppress_fixed(
     least = chances[:, most - 1]
     exact = (candidates.total <= length) | (least > scores[:, -1])
     if kept.shape[1] > most:  # rows tied with the last are part of the result
-        exact &= (chances[:, most] < least) | (least == -torch.inf)
+        exact = exact & ((chances[:, most] < least) | (least == -torch.inf))
     chosen = kept[:, :most] >= 0
     rows = rows[:, :most]
     last = torch.iinfo(torch.int32).max  # inference engines may compute in int32
-    order = places.gather(1, rows).where(chosen, last).argsort(dim=1)
+    order = places.gather(1, rows).where(chosen, last).sort(dim=1).indices
     rows, chosen = rows.gather(1, order), chosen.gather(1, order)
     scores = scores.gather(1, rows).where(chosen, 0.0)
     labels = labels.gather(1, rows).where(chosen, -1)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -141,7 +142,7 @@ class RegionProposalNetwork(nn.Module):
         selects lists of fixed size."""
         rule = self.rules[self.training]
         limits = [padded] * len(sizes) if rule.clip_to == "batch" else sizes
-        with torch.no_grad():
+        with torch.no_grad() if torch.is_grad_enabled() else nullcontext():  # exporters split graphs at it
             scores = [self.head.scores(widened(level)) for level in logits]
             select = partial(select_proposals, fixed=True) if fixed else self.select
             return select(
