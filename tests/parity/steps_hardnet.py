@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detection_zoo.kernels.nms import nms
+from detection_zoo.zoo.build import WithoutRandomFills
 from detection_zoo.zoo.conventions import SSDConventions
 from detection_zoo.zoo.data.base import GroundTruth
 from detection_zoo.zoo.data.ssd_augmentation import (
@@ -436,20 +437,15 @@ def initialisation(reference: Reference) -> Outputs:
     found: Outputs = {}
     for name, said in reference.meta["initialisation"].items():
         with torch.random.fork_rng(devices=[]):
-            model = build_detector(
-                {
-                    "config": "initialisation",
-                    "model": name,
-                    "classes": 81,
-                    "image_size": 512,
-                    "priors": "COCO_512",
-                }
-            )
+            whole = {"classes": 81, "image_size": 512, "priors": "COCO_512"}
+            with WithoutRandomFills():
+                model = build_detector({"config": "initialisation", "model": name, **whole})
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.fill_(7.0)
             model.initialise()
-        changed = {key for key, value in model.named_parameters() if bool((value != 7.0).any())}
+            ends = {key: value.aminmax() for key, value in model.named_parameters()}
+        changed = {key for key, (least, most) in ends.items() if not least == most == 7.0}
         weights = sorted(_original_name(key) for key in changed if key.endswith(".weight"))
         found[f"initialisation.{name}.weights_drawn_again"] = same(
             weights, sorted(said["weights_drawn_again"])

@@ -54,6 +54,9 @@ def test_a_changed_record_is_found(tmp_path: Path) -> None:
 def test_a_changed_step_is_found(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(FOLDERS / "steps", tmp_path / "steps"))
     steps = json.loads((folder / "steps.json").read_text())
+    for name in [name for name in steps if name.startswith(("loss_", "detect_"))]:
+        del steps[name]  # computed for long, and compared above
+    steps["initialisation"] = {}
     steps["augment"]["runs"][2]["draws"][3][2] += 1
     steps["schedule"]["voc"]["lr"]["77550"] = 0.004
     (folder / "steps.json").write_text(json.dumps(steps))
