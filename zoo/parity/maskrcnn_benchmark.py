@@ -123,7 +123,8 @@ class _Folder(LoadedModel):
             return
         self._proposals(name, batch)
         fixed = self.meta["inputs"].get("fixed_boxes")
-        if fixed and fixed["on"] == name:
+        parts = [f"{name}.{part}." for part in ("roi", "mask", "keypoint")]
+        if fixed and fixed["on"] == name and self.records(*parts):
             self._fixed_boxes(name, batch, features, fixed)
 
     def _traced(self, name: str, table: Mapping[str, str], seen: Mapping[str, Any]) -> None:
@@ -147,8 +148,10 @@ class _Folder(LoadedModel):
             return
         with self.near_proposals() as choices:
             raw = model.raw(batch.images, batch.sizes)
-            if self.settled(choices, lambda: self._file_proposals(name, choices.again())):
-                raw = model.raw(batch.images, batch.sizes)
+            moved = self.settled(choices, lambda: self._file_proposals(name, choices.again()))
+            if not self.records(f"{name}.detections."):
+                return
+            raw = model.raw(batch.images, batch.sizes) if moved else raw
         scored = model.scored_boxes(raw, frames(batch.sizes, None, True))
         with self._near_detections() as choices:
 
