@@ -39,10 +39,9 @@ def _losses(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _gradients(network: nn.Module, images: Tensor, units: gates.Units) -> list[Tensor]:
-    model = copy.deepcopy(network)
-    with gates.flipped(model.pyramid.extras, units):
-        _losses(model, images).backward()
-    return [model.get_parameter(name).grad for name in PARAMETERS]
+    parameters = [network.get_parameter(name) for name in PARAMETERS]
+    with gates.flipped(network.pyramid.extras, units):
+        return list(torch.autograd.grad(_losses(network, images), parameters))
 
 
 def _found(network: nn.Module, images: Tensor, gradients: list[Tensor]) -> set[tuple[int, ...]]:
