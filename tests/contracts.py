@@ -6,19 +6,40 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from detection_zoo.zoo.backbones.base import Backbone
-from detection_zoo.zoo.build import shapes_only
+from detection_zoo.zoo.build import RANDOM_FILLS, shapes_only
 from detection_zoo.zoo.detectors.base import Detector
 from detection_zoo.zoo.records import Detections, FeatureSpec, Target
 from detection_zoo.zoo.registry import BACKBONES
 
 Rules = TypeVar("Rules")
 _BACKBONES: dict[str, Backbone] = {}
+
+
+class QuickFills(TorchFunctionMode):
+    """Weights that are drawn at random inside this block are the same numbers again and again, divided by
+    the root of a weight's inputs: drawing those of large backbones takes most of their tests' time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn = torch.randn(1 << 16, generator=torch.Generator().manual_seed(2))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in RANDOM_FILLS:
+            return func(*args, **kwargs)
+        tensor = args[0] if args else kwargs["tensor"]
+        scaled = self.drawn * (len(tensor) / tensor.numel()) ** 0.5
+        with torch.no_grad():
+            for part in tensor.view(-1).split(len(scaled)):
+                part.copy_(scaled[: len(part)])
+        return tensor
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import functools
 
 import pytest
 import torch
-from contracts import check_detector, check_maps, shared_backbones
+from contracts import QuickFills, check_detector, check_maps, shared_backbones
 
 from detection_zoo.zoo import build
 from detection_zoo.zoo.backbones.base import Backbone
@@ -80,14 +80,17 @@ def test_detector_keeps_its_contract(detector: str) -> None:
     fixed = image.resize == "fixed"
     sizes, divisor = ([(image.size, image.size)] * 2, 1) if fixed else ([(64, 96), (60, 70)], 32)
     for backbone in ("resnet14_slim",) if fixed else ("resnet14_slim", "vovnet27_tiny"):
-        model = model_of(backbone, detector, classes)
+        with QuickFills():
+            model = model_of(backbone, detector, classes)
         check_detector(model, sizes, polygons=True, keypoints=True, divisor=divisor)
 
 
 @pytest.mark.parametrize("backbone", list(BACKBONES))
 def test_backbone_trains_and_detects(backbone: str) -> None:
     """Every registered backbone, in a whole detector."""
-    check_detector(model_of(backbone, "faster_rcnn"), [(64, 64)])
+    with QuickFills():
+        model = model_of(backbone, "faster_rcnn")
+    check_detector(model, [(64, 64)])
 
 
 def test_a_model_without_a_row_takes_any_conventions_and_options() -> None:
