@@ -18,6 +18,7 @@ from detection_zoo.zoo.parity.prose import read_settings
 from detection_zoo.zoo.parity.rounding import (
     Arrays,
     Quantity,
+    double_squares,
     double_sums,
     measured_rounding,
     rounding_note,
@@ -288,20 +289,19 @@ class _Made:
 
     def _note_sums(self, kind: str, name: str, tensor: Tensor) -> None:
         values = tensor.detach().reshape(-1)
-        total, magnitudes, _ = double_sums(values)
+        total, magnitudes = double_sums(values)
         self.note(f"{kind}_sum|{name}", total)
         self.note(f"{kind}_abs|{name}", magnitudes)
         self.note(f"{kind}_first|{name}", values[:FIRST].double().numpy())
 
     def before_update(self) -> None:
         """Gradients and rates, just before the update."""
-        squares = 0.0
-        for group in self.optimizer.param_groups:
-            squares += sum(double_sums(p.grad)[2] for p in group["params"] if p.grad is not None)
-        self.note("grad_norm_all", squares**0.5)
+        places = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        squares = {id(p): double_squares(p.grad) for p in places}
+        self.note("grad_norm_all", sum(squares.values()) ** 0.5)
         for name, parameter in self.watched.items():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
-            self.note(f"grad_norm|{name}", double_sums(gradient)[2] ** 0.5)
+            self.note(f"grad_norm|{name}", squares.get(id(parameter), 0.0) ** 0.5)
             self.note(f"grad_first|{name}", gradient.reshape(-1)[:FIRST].double().numpy())
         self.note(
             "rates", {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}

@@ -54,7 +54,7 @@ def learning_rate(schedule: Schedule, iteration: int, iterations_per_epoch: int 
         if end is None:
             raise ValueError("a cosine schedule needs iterations or epochs")
         return rate * 0.5 * (1 + math.cos(math.pi * done / end))
-    return rate * schedule.gamma ** sum(done >= step for step in schedule.steps)
+    return rate * schedule.gamma ** len([step for step in schedule.steps if done >= step])
 
 
 def _warmup(schedule: Schedule, position: int) -> float:
