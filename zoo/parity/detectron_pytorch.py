@@ -144,10 +144,10 @@ class _Folder(LoadedModel):
             values["fixed_levels"] = model.box.pooler.level_indices(boxes)[places] + 2
         with trace(model, *HEADS.values(), "box.predictor") as seen:
             model.box(features, boxes)
-            if isinstance(model, MaskRcnn):
+            if isinstance(model, MaskRcnn) and f"{key}.mask_logits" in self.reference.recorded:
                 model.mask(model.mask_features(features, boxes))
                 seen.setdefault("mask.pooler", seen["box.pooler"])
-            if isinstance(model, KeypointRcnn):
+            if isinstance(model, KeypointRcnn) and f"{key}.kps_heatmaps" in self.reference.recorded:
                 model.keypoint(model.keypoint.pooler(features, boxes))
         rows = {name: seen[path][places] for name, path in HEADS.items() if path in seen}
         rows |= zip(
@@ -300,10 +300,14 @@ class _Folder(LoadedModel):
         scale = 1 / copy.frame.factor[0]
         info = [[*copy.images.shape[-2:], scale]]
         self.add("img", {"data": copy.images, "im_info": info, "scale": [scale]})
-        self.report("img", self.model.raw(copy.images, copy.sizes), copy.frame)
+        raw, compute = self.model.raw(copy.images, copy.sizes), self.model.raw
+        self.report("img", raw, copy.frame)
         if augmented := self.reference.settings.notes.get("inputs.img_tta"):
+            # the image itself is among the copies
+            self.model.raw = lambda own, sizes: raw if torch.equal(own, copy.images) else compute(own, sizes)
             wanted = augmentation(augmented)
             self.describe("img_tta", detect_augmented(self.model, image, preprocess, wanted))
+            del self.model.raw
 
 
 def augmentation(note: Note) -> AugmentationConventions:

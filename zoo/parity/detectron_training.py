@@ -86,6 +86,7 @@ class _Step:
         norms."""
         model = self.model
         features = model.features(self.images)
+        self.features = {name: level.detach() for name, level in features.items()}
         levels = list(features.values())
         logits, deltas = model.rpn.head(levels)
         parts = (self.tensor(name) for name in ("rois", "labels", "bbox_targets"))
@@ -181,11 +182,13 @@ class _Step:
         """The same step with samples drawn from the recorded seed: what was drawn, and its losses."""
         state = np.random.get_state()
         np.random.seed(self.seed)
+        self.model.features = lambda images: self.features  # of the same images
         try:
             with torch.no_grad():
                 done = self.model.training_step(self.images, self.sizes, self.targets())
         finally:
             np.random.set_state(state)
+            del self.model.features
         counts = [
             len(each.boxes) + len(image["boxes"])
             for each, image in zip(done.proposals, self.meta["gt"], strict=True)

@@ -104,6 +104,6 @@ def double_sums(tensor: Tensor) -> list[float]:
 
 
 def double_squares(tensor: Tensor) -> float:
-    """The sum of the squares of a tensor's numbers, in the same way."""
+    """The sum (scalar) of the squares of a tensor's numbers, in the same way."""
     pieces = (piece.double() for piece in tensor.reshape(-1).split(PIECE))
     return float(sum(values.dot(values) for values in pieces))
