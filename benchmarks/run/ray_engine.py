@@ -207,6 +207,7 @@ def measure_on_node(
         The run as JSON, and the content of its files by name.
     """
     entry = row_named(row)
+    vars(sys.modules["__main__"]).pop("__file__", None)  # else the process would import Ray and its worker
     with tempfile.TemporaryDirectory(prefix="detection-zoo-") as folder:
         draft = Draft(row, spec, fields={"stage": "finding weights and data"})
         try:

@@ -234,7 +234,7 @@ def test_two_sweeps_at_once_share_a_store_with_a_sick_model(tmp_path: Path) -> N
         " t.run_sweep(t.chosen_rows([t.SICK, t.LAST]), t.SPEC, t.SOURCES, t.SweepOptions(Path(sys.argv[1])),"
         " work=t.kills_itself)"
     )
-    both = [Forked("-c", code, tmp_path / "runs", environment=WITH_TESTS) for _ in range(2)]
+    both = [Forked("-c", code, tmp_path / "runs", environment=WITH_TESTS, forks=True) for _ in range(2)]
     assert [process.finish()[0] for process in both] == [0, 0]
     stored = read_runs(tmp_path / "runs")
     assert (

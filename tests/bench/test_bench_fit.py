@@ -294,7 +294,8 @@ def test_on_a_gpu_the_process_stays_within_the_limit() -> None:
 
 
 def test_ctrl_c_leaves_what_is_known() -> None:
-    stopped = Forked("bench.py", "fit", DEMO, "--weights", "random", "--gb", "64", "--device", "cpu")
+    words = ("bench.py", "fit", DEMO, "--weights", "random", "--gb", "64", "--device", "cpu")
+    stopped = Forked(*words, forks=True)
     for line in stopped.stderr:
         if "batch 1: fits" in line:
             break

@@ -65,11 +65,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory):
             "PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}{os.pathsep}{ROOT / 'tests' / 'bench'}"
         )
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # no workers without the environment that tasks have
+        patch.setenv("RAY_prestart_worker_first_driver", "0")
+        # nobody reads its logs, and it gets no more nodes
+        node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False}
         two = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False},
+            initialize_head=True, head_node_args={**node, "include_dashboard": False, "no_monitor": True}
         )
-        two.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        two.add_node(**node)
         ray.init(address=two.address, log_to_driver=False)
         yield ray
         ray.shutdown()
