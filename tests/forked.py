@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import resource
@@ -26,6 +27,7 @@ import threading
 import traceback
 from contextlib import suppress
 from functools import cache
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -52,7 +54,8 @@ class Forked(subprocess.Popen):
         environment: variables added to those of this process. folder: its working folder.
         imports: modules that the process it is forked from has imported.
         largest_file: limit on the bytes of a file that it writes.
-        forks: whether its processes that measure runs are forked as well, in place of new ones of Python.
+        forks: whether its processes that measure are forked as well, in place of new ones of Python, and a
+            run makes two passes over its images in place of 12.
         streams: stdin, stdout and stderr of a Popen; without them, nothing to read and two pipes.
 
     Once it has ended, `cpu_s` is the processor time in seconds of it and of the processes it waited for, and
@@ -257,17 +260,40 @@ def become(request: dict, streams: list[int]) -> NoReturn:
 
 def fork_measurements() -> None:
     """Fork the processes that would be new ones of Python; what would be pickled for them is."""
-    context = multiprocessing.get_context("fork")
+    context, kept = multiprocessing.get_context("fork"), []
+
+    def pipe(**options: Any) -> tuple[Connection, Connection]:
+        ends = context.Pipe(**options)
+        kept.append(ends[0])
+        return ends
 
     def process(*, target: Any, args: tuple, **options: Any) -> multiprocessing.Process:
         def work() -> None:
+            for end in kept:  # a new process has none; with it, who writes would not see that nobody reads
+                end.close()
             target(*(v if isinstance(v, Connection) else pickle.loads(pickle.dumps(v)) for v in args))
 
         return context.Process(target=work, **options)
 
-    kinds = {"spawn": SimpleNamespace(Pipe=context.Pipe, Process=process)}
+    importlib.import_module("detection_zoo.benchmarks.spec").BenchmarkSpec.least_passes = 2
+    kinds = {"spawn": SimpleNamespace(Pipe=pipe, Process=process)}
     get_context = multiprocessing.get_context
     multiprocessing.get_context = lambda kind=None: kinds.get(kind) or get_context(kind)
+    start = multiprocessing.util.spawnv_passfds
+
+    def start_server(path: str, words: list[str], kept: list[int]) -> int:
+        """As `start`; what the workers of a comparison are forked from has imported all by now."""
+        if "multiprocessing.forkserver" not in words[-1]:
+            return start(path, words, kept)
+        if pid := os.fork():
+            return pid
+        with suppress(BaseException):
+            for first, last in pairwise([2, *sorted(kept), os.sysconf("SC_OPEN_MAX")]):
+                os.closerange(first + 1, last)
+            exec(words[-1], {})
+        os._exit(0)
+
+    multiprocessing.util.spawnv_passfds = start_server
 
 
 def execute() -> None:

@@ -110,8 +110,8 @@ def report_faults(folder: Path) -> list[str]:
     ] + unfinished(folder)
 
 
-def commands(folder: Path, port: int) -> dict[str, Command]:
-    """The four commands, each working below a folder of its own."""
+def commands(folder: Path, port: int, forks: bool) -> dict[str, Command]:
+    """The four commands, each working below a folder of its own; what forks takes half as long."""
     from hostile_modes import manifest_folder
 
     store = ["--store", str(folder / "run" / "runs"), "--again"]
@@ -122,16 +122,16 @@ def commands(folder: Path, port: int) -> dict[str, Command]:
     home.append(str(manifest_folder(folder / "get" / "manifests", urls, f'sha256 = "{SHA256}"')))
     report = ["bench.py", "report", "--store", str(ROOT / "results" / "runs"), "--out"]
     return {
-        "run": Command(["bench.py", "run", *ROWS, *RUN, *store], store_faults, 8),
-        "compare": Command(["bench.py", "compare", *ROWS, *MEASURE, *against], store_faults, 7),
+        "run": Command(["bench.py", "run", *ROWS, *RUN, *store], store_faults, 4 if forks else 8),
+        "compare": Command(
+            ["bench.py", "compare", *ROWS, *MEASURE, *against], store_faults, 3.5 if forks else 7
+        ),
         "report": Command([*report, str(folder / "report" / "cut")], report_faults, 3),
         "get": Command(["download_weights.py", "get", "--all", *home], download_faults, 1.3),
     }
 
 
-def start(
-    command: Command, folder: Path, shapes: Path, imports: tuple[str, ...], forks: bool = False
-) -> Forked:
+def start(command: Command, folder: Path, shapes: Path, imports: tuple[str, ...], forks: bool) -> Forked:
     """Start a command in a session of its own, as from a terminal."""
     environment = {"DETECTION_ZOO_HOME": str(shapes), "OMP_NUM_THREADS": "1", "no_proxy": "localhost"}
     environment[MARK] = str(folder)
@@ -162,14 +162,20 @@ def stop(process: Forked, number: signal.Signals) -> str:
 
 
 def kill_often(
-    command: Command, folder: Path, shapes: Path, kills: int, draw: random.Random, imports: tuple[str, ...]
+    command: Command,
+    folder: Path,
+    shapes: Path,
+    kills: int,
+    draw: random.Random,
+    imports: tuple[str, ...],
+    forks: bool,
 ) -> Tally:
     """Start a command so often, each time to be stopped at a random moment; a command that has finished by
     then is started again."""
     tally = Tally()
     while tally.kills < kills and tally.finished < 3 * kills + 3:
         number = SIGNALS[tally.kills % len(SIGNALS)]
-        process = start(command, folder, shapes, imports)
+        process = start(command, folder, shapes, imports, forks)
         after_s = draw.uniform(0.1, command.longest_s)
         try:
             said, seconds = process.communicate(timeout=after_s)[0], 0.0
@@ -199,22 +205,23 @@ def kill_often(
 def kill_command(name: str, kills: int, seed: int = 3, imports: tuple[str, ...] = IMPORTS) -> Tally:
     """Kill one of `run`, `compare`, `report` and `get` so often, in a folder that is removed afterwards.
 
-    imports: modules that are imported before the first moment of a kill.
+    imports: modules that are imported before the first moment of a kill; with all of them, the processes
+        that measure are forked too.
     """
     from records import make_small_shapes
 
     with tempfile.TemporaryDirectory() as temporary, hostile_server() as server:
         root = Path(temporary)
         shapes = make_small_shapes(root / "shapes")
-        command, folder = commands(root, server.port)[name], root / name
+        forks = imports == IMPORTS
+        command, folder = commands(root, server.port, forks)[name], root / name
         folder.mkdir(exist_ok=True)
         if name == "report":
             whole = [*command.arguments[:-1], str(folder / "whole")]
             run_forked(*whole).check_returncode()
-        tally = kill_often(command, folder, shapes, kills, random.Random(seed), imports)
-        done = start(
-            command, folder, shapes, imports, forks=True
-        )  # and undisturbed it works in what was left
+        tally = kill_often(command, folder, shapes, kills, random.Random(seed), imports, forks)
+        # and undisturbed it works in what was left
+        done = start(command, folder, shapes, imports, forks=True)
         said = done.communicate(timeout=300)[0]
         if done.returncode:
             tally.faults.append(f"the last one, undisturbed: exit code {done.returncode}: {said[-600:]}")

@@ -70,7 +70,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, str]:
         "--store",
         str(folder / "comparisons"),
     ]
-    done = run_forked(*command, environment=home)
+    done = run_forked(*command, environment=home, forks=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (folder / "comparisons").glob("*.json")
     return read_record(path, Comparison), done.stdout
@@ -197,7 +197,7 @@ def test_a_peer_row_goes_through_the_runner(tmp_path: Path) -> None:
         "--in-process",
         "--json",
     ]
-    done = run_forked(*command, environment=home)
+    done = run_forked(*command, environment=home, forks=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (tmp_path / "runs").glob("*.json")
     record = json.loads(path.read_text())["run"]
