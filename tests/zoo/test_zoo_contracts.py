@@ -31,6 +31,7 @@ def model_of(backbone: str, detector: str, classes: int = 3, **options: object) 
         "proposals": {"post_nms": 64},
         "training_proposals": {"post_nms": 64},
         "keypoint": {"samples": 8, "convs": 2, "width": 32},
+        "mask": {"width": 32},
         "detections": {"max_detections": 6},
         "ssd": {"clip": True},
     }

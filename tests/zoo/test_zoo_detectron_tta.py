@@ -170,8 +170,11 @@ def test_accuracy_is_measured_with_the_rows_own_copies() -> None:
     from detection_zoo.benchmarks.spec import BenchmarkSpec
     from detection_zoo.zoo.build import build_model
     from detection_zoo.zoo.manifest_files import load_manifests
+    from detection_zoo.zoo.settings import with_value
 
-    entry = load_manifests().entry("mask_rcnn_resnet14_slim_fpn.demo")
+    entry = with_value(
+        load_manifests().entry("mask_rcnn_resnet14_slim_fpn.demo"), "detections.max_detections", 10
+    )
     flipped = AugmentationConventions(boxes=Views(flip=True), masks=Views(flip=True))
     entry = entry.model_copy(
         update={"conventions": entry.conventions.model_copy(update={"augmentation": flipped})}
