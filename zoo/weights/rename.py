@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,12 @@ def listed(names: Iterable[str]) -> str:
 
 def rename(name: str, rules: Rules) -> str:
     """Apply all rules to a name, in order; each replaces every match of its expression."""
+    return _renamed(name, tuple(rules))
+
+
+@lru_cache(1 << 14)
+def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    """The same; files of a format have most names in common."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
