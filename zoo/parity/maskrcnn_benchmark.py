@@ -121,7 +121,9 @@ class _Folder(LoadedModel):
         self._traced(name, STAGES | body, seen)
         if isinstance(model, RetinaNet):
             return
+        model.features = lambda images: features  # those of this batch
         self._proposals(name, batch)
+        del model.features
         fixed = self.meta["inputs"].get("fixed_boxes")
         parts = [f"{name}.{part}." for part in ("roi", "mask", "keypoint")]
         if fixed and fixed["on"] == name and self.records(*parts):
