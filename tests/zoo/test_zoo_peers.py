@@ -3,6 +3,7 @@ are backbones."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,18 @@ def row(detector: str, classes: int = 3, **arguments: object) -> ModelEntry:
     )
 
 
+@functools.cache
+def without_values(name: str) -> TorchvisionDetector:
+    """A row's model on the meta device."""
+    return build_model(name, device="meta")
+
+
 @pytest.mark.parametrize("entry", PEERS, ids=lambda entry: entry.name)
 def test_parameters_are_those_that_torchvision_states(entry: ModelEntry) -> None:
     stated = next(
         record.values["parameters_m"] for record in entry.published if "parameters_m" in record.values
     )
-    model = build_model(entry, device="meta")
+    model = without_values(entry.name)
     assert sum(parameter.numel() for parameter in model.parameters()) == round(stated * 1e6)
 
 
@@ -138,7 +145,7 @@ def older(name: str) -> str:
 @pytest.mark.parametrize("entry", PEERS, ids=lambda entry: entry.name)
 def test_files_of_today_and_of_older_versions_are_read(entry: ModelEntry) -> None:
     """The older names are those that torchvision's own loader still takes."""
-    model = build_model(entry, device="meta")
+    model = without_values(entry.name)
     assert isinstance(model, TorchvisionDetector)
     today = model.model.state_dict()
     wanted = {f"model.{name}" for name in today}
