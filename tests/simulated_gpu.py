@@ -21,12 +21,11 @@ from torch.overrides import TorchFunctionMode
 
 from detection_zoo.kernels import launch
 from detection_zoo.kernels.operator import BODIES
-from detection_zoo.zoo.detectors import retinanet
 from detection_zoo.zoo.parts.fixed_size import best_candidates
 
 CUDA = torch.device("cuda", 0)
-# of an image, in place of 4,096: RetinaNet gives up to 1,335 here, the others 240; a kernel tests all pairs
-MOST_CANDIDATES, MOST_OF_RETINANET = 512, 1408
+# of an image, in place of 4,096: slim_families.py gives fewer, and a kernel tests all pairs
+MOST_CANDIDATES = 512
 # operators whose result the host must have before it can go on
 WAITING = {
     "_local_scalar_dense",
@@ -364,7 +363,6 @@ def simulated_gpu() -> Iterator[Log]:
         return move_module(module if dtype is None else module_to(module, dtype))
 
     most, best_candidates.__defaults__ = best_candidates.__defaults__, (MOST_CANDIDATES,)
-    retinanet.best_candidates = functools.partial(best_candidates, most=MOST_OF_RETINANET)
     launch.runner, nn.Module.to, clip_grad._group_tensors_by_device_and_dtype = run, to, by_device
     LOG.clear()
     try:
@@ -373,4 +371,4 @@ def simulated_gpu() -> Iterator[Log]:
     finally:
         launch.runner, nn.Module.to = runner, module_to
         clip_grad._group_tensors_by_device_and_dtype = group
-        best_candidates.__defaults__, retinanet.best_candidates = most, best_candidates
+        best_candidates.__defaults__ = most

@@ -28,16 +28,17 @@ FEW = {
     "proposals": {"pre_nms": 100, "post_nms": 50, "collect": 50},
     "training_proposals": {"pre_nms": 200, "post_nms": 100, "collect": 100},
     "detections": {"max_detections": 20},
+    "retinanet": {"pre_nms": 100, "max_detections": 20},
 }
 SIZES = torch.tensor([[SIDE, SIDE], [SIDE, SIDE]])
 
 
 @cache
 def row_of(name: str) -> ModelEntry:
-    """The row of a name of ROWS, with few proposals and detections where it has proposals."""
+    """The row of a name of ROWS, with few proposals and detections."""
     row = load_manifests().entry(ROWS[name])
-    for section, changes in FEW.items() if row.conventions.proposals is not None else ():
-        for field, value in changes.items():
+    for section, changes in FEW.items():
+        for field, value in changes.items() if getattr(row.conventions, section) is not None else ():
             row = with_value(row, f"{section}.{field}", value)
     return row
 

@@ -78,6 +78,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     monkeypatch.setattr(torch, "autocast", lambda kind, *given, **more: autocast("cpu", *given, **more))
     mode = lambda wanted=True: torch.no_grad() if wanted else nullcontext()  # noqa: E731
     monkeypatch.setattr(torch, "inference_mode", mode)
+    for family, row in ROWS.items():
+        monkeypatch.setitem(load_manifests().entries, row, row_of(family))
     for name in ("map_error", "compare_detections"):
         monkeypatch.setattr(fast, name, torch.no_grad()(getattr(fast, name).__wrapped__))
     with simulated_gpu() as log:

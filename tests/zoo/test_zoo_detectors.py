@@ -177,5 +177,5 @@ def test_pooling_levels_and_anchors_follow_the_neck() -> None:
 @pytest.mark.parametrize("conventions", ["maskrcnn_benchmark", "detectron", "detnet"])
 def test_a_detector_can_be_copied(conventions: str) -> None:
     """Whatever draws its samples, a copy detects the same."""
-    model = create_model("resnet14_slim", "faster_rcnn", 3, conventions=conventions)
+    model = create_model("resnet14_slim", "faster_rcnn", 3, conventions=conventions, device="meta")
     assert type(copy.deepcopy(model).sampler) is type(model.sampler)

@@ -42,8 +42,8 @@ class KeypointHead(nn.Module):
         self.convs = nn.Sequential(*(ConvNorm(channels if i == 0 else width, width, 3) for i in range(convs)))
         self.upsample = nn.ConvTranspose2d(width, keypoints, 4, 2, padding=1)
         ramp = (0.25, 0.75, 0.75, 0.25)
-        kernel = torch.tensor([[row * column for column in ramp] for row in ramp])
-        self.register_buffer("kernel", kernel.expand(keypoints, 1, 4, 4).clone(), persistent=False)
+        kernel = torch.tensor([[[[row * column for column in ramp] for row in ramp]]] * keypoints)
+        self.register_buffer("kernel", kernel, persistent=False)
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
