@@ -27,20 +27,13 @@ def translations(classes: int, static: bool = False) -> dict[Callable[..., Any],
     import detection_zoo.kernels.nms_sorted
     import detection_zoo.zoo.parts.keypoint_head  # noqa: F401
 
-    ours = torch.ops.detection_zoo
+    ours, aten = torch.ops.detection_zoo, torch.ops.aten
     return {
         ours.nms_sorted.default: nms_sorted,
         ours.nms_labelled.default: lambda *given: nms_labelled(classes, *given),
         ours.decode_heatmaps.default: decode_heatmaps,
         ours.roi_align.default: lambda *given: roi_align(static, *given),
-        **translations_of_aten(),
-    }
-
-
-def translations_of_aten() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """As `translations`: what torch.onnx lacks, or takes apart into other operators."""
-    aten = torch.ops.aten
-    return {
+        # what torch.onnx lacks, or takes apart before
         aten.sort.stable: stable_sort,
         aten.relu_.default: lambda values: _op().Relu(values),
         aten.to.dtype: lambda values, kind, *_: _op().Cast(values, to=kind),
@@ -65,12 +58,10 @@ def in_onnx(program: torch.export.ExportedProgram, **settings: Any) -> Any:
 
 def _overwrites(node: torch.fx.Node) -> bool:
     """Whether it changes what others may read: relu_ that alone reads its input, which is new, does not."""
-    if not getattr(getattr(node.target, "_schema", None), "is_mutable", False):
-        return False
-    given = node.args[0]
-    if node.target != torch.ops.aten.relu_.default or not isinstance(given.target, torch._ops.OpOverload):
-        return True
-    return len(given.users) > 1 or any(one.alias_info for one in given.target._schema.returns)
+    if node.target != torch.ops.aten.relu_.default:
+        return getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+    made = getattr(node.args[0].target, "_schema", None)
+    return made is None or len(node.args[0].users) > 1 or any(one.alias_info for one in made.returns)
 
 
 def _op() -> Any:
@@ -133,19 +124,12 @@ def stable_sort(values: Any, *, stable: bool, dim: int = -1, descending: bool = 
     return _op().TopK(values, _numbers([length]), axis=dim, largest=int(descending), sorted=1)
 
 
-def conv_transpose2d(
-    values: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    output_padding: Sequence[int] = (0, 0),
-    groups: int = 1,
-    dilation: Sequence[int] = (1, 1),
-) -> Any:
+def conv_transpose2d(values: Any, weight: Any, bias: Any = None, *given: Any) -> Any:
     """A transposed convolution (N, C, H, W)."""
-    sides = {"strides": stride, "pads": [*padding] * 2, "output_padding": output_padding}
-    return _op().ConvTranspose(values, weight, bias, **sides, group=groups, dilations=dilation)
+    usual = ((1, 1), (0, 0), (0, 0), 1, (1, 1))
+    stride, padding, more, groups, dilations = (*given, *usual[len(given) :])
+    sides = {"strides": stride, "pads": [*padding] * 2, "output_padding": more, "dilations": dilations}
+    return _op().ConvTranspose(values, weight, bias, **sides, group=groups)
 
 
 def nms_sorted(
