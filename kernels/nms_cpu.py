@@ -142,7 +142,7 @@ def _suppress(
     if present == 0:
         return 0
     order = _by_falling_score(array_at(scores_at, (rows,), bits), order[:present])
-    padding = 0
+    padding = np.int64(0)  # `_columns` would be compiled for a plain 0, too
     starts = np.empty(num_groups, np.int64)
     for own in range(num_groups):  # each group has a whole number of chunks
         starts[own] = padding
