@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from forked import start_server
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -43,6 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ["DETECTION_ZOO_HOME"] = home = str(Path(folder.name, "home"))
             draw = f"import records, pathlib; records.make_small_shapes(pathlib.Path({home!r}), 24, 100)"
             config.drawing = subprocess.Popen([sys.executable, "-c", draw], cwd=Path(__file__).parent)
+            start_server()
+            python = Path(__file__).with_name("forked_python.py")
+            config.option.tx = [f"{spec}//python={sys.executable} {python}" for spec in config.option.tx]
     refuse_connections()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

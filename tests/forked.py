@@ -44,6 +44,7 @@ IMPORTS = (
 IMPORTS += ("detection_zoo.zoo.weights.fetch.many", "requests")
 IMPORTS += ("detection_zoo.benchmarks.report.generate", "detection_zoo.benchmarks.run.sweep")
 IMPORTS += ("torch._dynamo", "torch.distributed", "matplotlib.figure", "matplotlib.backends.backend_svg")
+IMPORTS += ("detection_zoo.benchmarks.measure.detector_cases", "scipy.special", "filelock", "psutil")
 
 
 class Forked(subprocess.Popen):
@@ -95,7 +96,7 @@ class Forked(subprocess.Popen):
         request |= {"largest_file": self._largest_file, "forks": self._forks}
         ends = given[10:16]  # of pipes: theirs and ours of stdin, ours and theirs of stdout and of stderr
         theirs = [number if end < 0 else end for number, end in enumerate((ends[0], ends[3], ends[5]))]
-        socket.send_fds(_server(self._imports), [json.dumps(request).encode()], [*theirs, status_end])
+        socket.send_fds(start_server(self._imports), [json.dumps(request).encode()], [*theirs, status_end])
         os.close(status_end)
         self._close_pipe_fds(*ends)
         self._status = os.fdopen(status)
@@ -129,9 +130,11 @@ def run_forked(*arguments: object, **options: Any) -> subprocess.CompletedProces
 
 
 @cache
-def _server(imports: tuple[str, ...]) -> socket.socket:
+def start_server(imports: tuple[str, ...] = IMPORTS) -> socket.socket:
     """The connection to a process that forks: one that this process started, or, in the folder of sockets
     that FORK_SERVERS names, one that any process of a session of tests started."""
+    if "torch._dynamo" in imports:
+        start_server(("torch",))  # it is forked from that one
     shared = os.environ.get("FORK_SERVERS")
     folder = Path(shared or own_folder())
     address = str(folder / hashlib.sha256(" ".join(imports).encode()).hexdigest()[:8])
@@ -146,13 +149,20 @@ def _server(imports: tuple[str, ...]) -> socket.socket:
                 listener.bind(address)
                 listener.listen()
                 ours.connect(address)
-                server = subprocess.Popen(
-                    [sys.executable, __file__, str(listener.fileno()), *imports],
-                    cwd=ROOT,
-                    env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-                    pass_fds=[listener.fileno()],
-                    start_new_session=True,
-                )
+                environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+                if "torch._dynamo" in imports:
+                    streams = {"stdin": listener, "stdout": None, "stderr": None}
+                    server = Forked(
+                        __file__, *imports, imports=("torch",), environment=environment, **streams
+                    )
+                else:
+                    server = subprocess.Popen(
+                        [sys.executable, __file__, *imports],
+                        cwd=ROOT,
+                        env=os.environ | environment,
+                        stdin=listener,
+                        start_new_session=True,
+                    )
             if not shared:
                 atexit.register(server.wait)
     atexit.register(ours.close)
@@ -307,4 +317,6 @@ def execute() -> None:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])), *sys.argv[2:])
+    with socket.socket(fileno=os.dup(0)) as ours:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        serve(ours, *sys.argv[1:])
