@@ -3,13 +3,14 @@ operations (FLOP)."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from detection_zoo.zoo.detectors.base import Detector
 
@@ -44,39 +45,36 @@ class ModelCost:
         return (self.macs + self.elementwise) / BILLION
 
 
-def _each(count: int) -> Any:
-    """Return a counter of `count` operations per element of an operator's first input."""
-
-    def counted(shape: tuple[int, ...], *_: Any, out_shape: Any = None, **__: Any) -> int:
-        return count * prod(shape)
-
-    return counted
-
-
 _ATEN = torch.ops.aten
-_ELEMENTWISE = {
-    **{
-        op: _each(2)
-        for op in (
-            _ATEN.native_batch_norm,
-            _ATEN.cudnn_batch_norm,
-            _ATEN._native_batch_norm_legit_no_training,
-            _ATEN.native_group_norm,
-        )
-    },
-    **{
-        op: _each(1)
-        for op in (
-            _ATEN.relu,
-            _ATEN.relu_,
-            _ATEN.hardtanh,
-            _ATEN.hardtanh_,
-            _ATEN.max_pool2d_with_indices,
-            _ATEN.avg_pool2d,
-            _ATEN.mean,
-        )
-    },
-}
+_NORMS = (_ATEN.native_batch_norm, _ATEN.cudnn_batch_norm, _ATEN._native_batch_norm_legit_no_training)
+_ACTIVATIONS = (_ATEN.relu, _ATEN.relu_, _ATEN.hardtanh, _ATEN.hardtanh_)
+_POOLS = (_ATEN.max_pool2d_with_indices, _ATEN.avg_pool2d, _ATEN.mean)
+# operations per element of an operator's first input
+_ELEMENTWISE = dict.fromkeys((*_NORMS, _ATEN.native_group_norm), 2) | dict.fromkeys(_ACTIVATIONS + _POOLS, 1)
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the operations of every operator. The first operator below torch's own FlopCounterMode imports
+    torch's compiler, which takes more than a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[Any] = Counter()
+
+    def count(self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        with self:
+            out = operator.decompose(*args, **kwargs)
+        if out is NotImplemented:
+            out, packet = operator(*args, **kwargs), operator._overloadpacket
+            if packet in _ELEMENTWISE:
+                self.counts[packet] += _ELEMENTWISE[packet] * args[0].numel()
+            elif packet in flop_registry:
+                self.counts[packet] += flop_registry[packet](*args, **kwargs, out_val=out)
+        return out
+
+
+_Operations.__torch_dispatch__ = _Operations.count  # torch wraps one that the class defines: it imports that
 
 
 def model_cost(model: nn.Module, input_size: tuple[int, int]) -> ModelCost:
@@ -92,13 +90,13 @@ def model_cost(model: nn.Module, input_size: tuple[int, int]) -> ModelCost:
     device = next(model.parameters()).device
     images, training = torch.zeros(1, 3, *input_size, device=device), model.training
     model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_ELEMENTWISE) as counter:
+    with torch.no_grad(), _Operations() as counter:
         if isinstance(model, Detector):
             model.raw(images, torch.tensor([input_size], device=device))
         else:
             model(images)
     model.train(training)
-    counts = counter.get_flop_counts().get("Global", {})
+    counts = counter.counts
     elementwise = sum(count for op, count in counts.items() if op in _ELEMENTWISE)
     flops = sum(counts.values()) - elementwise
     return ModelCost(sum(p.numel() for p in model.parameters()), flops // 2, flops, elementwise)
