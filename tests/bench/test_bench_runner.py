@@ -223,7 +223,8 @@ def test_groups_report_what_was_asked_for(tmp_path: Path) -> None:
     assert draft.fields["telemetry"]["ap"].absent and draft.fields["stage"] == "training"
 
 
-def test_a_real_row_from_file_to_record(tmp_path: Path) -> None:
+def test_a_real_row_from_file_to_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BenchmarkSpec, "least_passes", 2)
     spec = SPEC.model_copy(update={"images": 2, "timed_images": 1, "train_steps": 2}).for_task("detection")
     draft = Draft(ROW, spec)
     measure_row(
