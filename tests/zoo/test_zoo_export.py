@@ -260,7 +260,15 @@ class Ranking(torch.nn.Module):
         return values.argsort()
 
 
-@pytest.mark.parametrize("module", [Overwriting(), Ranking()])
+class Bits(torch.nn.Module):
+    """The same operators on truth values and on bits."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        both = (values > -2) & (values < 3) | (values == 3)
+        return values.to(torch.int64) & 5 | both.to(torch.int64)
+
+
+@pytest.mark.parametrize("module", [Overwriting(), Ranking(), Bits()])
 def test_operators_that_torch_takes_apart(module: torch.nn.Module, tmp_path: Path) -> None:
     for package in PACKAGES["onnx"]:
         pytest.importorskip(package)

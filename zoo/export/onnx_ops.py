@@ -38,8 +38,8 @@ def translations(classes: int, static: bool = False) -> dict[Callable[..., Any],
         aten.relu_.default: lambda values: _op().Relu(values),
         aten.to.dtype: lambda values, kind, *_: _op().Cast(values, to=kind),
         aten.to.dtype_layout: lambda values, *, dtype, **_: _op().Cast(values, to=dtype),
-        aten.__and__.Tensor: lambda one, other: _op().And(one, other),
-        aten.__or__.Tensor: lambda one, other: _op().Or(one, other),
+        aten.__and__.Tensor: lambda *given: _by_kind("And", *given),
+        aten.__or__.Tensor: lambda *given: _by_kind("Or", *given),
         aten.conv_transpose2d.input: conv_transpose2d,
     }
 
@@ -68,6 +68,10 @@ def _op() -> Any:
     import onnxscript
 
     return onnxscript.opset18
+
+
+def _by_kind(name: str, one: Any, other: Any) -> Any:
+    return getattr(_op(), name if one.dtype.name == "BOOL" else f"Bitwise{name}")(one, other)
 
 
 def _numbers(values: Any, kind: Any = np.int64) -> Any:
