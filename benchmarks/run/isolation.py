@@ -76,6 +76,22 @@ def starting_a_process() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are handled after the block, which neither reads half a report nor loses one."""
+    numbers: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    kinds = [kind for kind in (signal.SIGINT, signal.SIGTERM) if main and signal.getsignal(kind)]
+    before = [(kind, signal.signal(kind, lambda number, _: numbers.append(number))) for kind in kinds]
+    try:
+        yield
+    finally:
+        for kind, handler in before:
+            signal.signal(kind, handler)
+        if numbers:
+            signal.raise_signal(numbers[0])
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How the work ended: finished, or failed with a reason and, for a Python exception, a traceback."""
@@ -224,7 +240,10 @@ def _follow(process: Any, reports: Any, on_report: Report, limits: Limits, cance
             raise KeyboardInterrupt
         if reports in ready:
             try:
-                kind, value = reports.recv()
+                with _interrupted_later():
+                    kind, value = reports.recv()
+                    if kind == "report" and value != BEAT:
+                        on_report(value)
             except EOFError:
                 process.join(_GRACE_S)
                 return Outcome("failed", how_it_died(process.exitcode))
@@ -232,8 +251,6 @@ def _follow(process: Any, reports: Any, on_report: Report, limits: Limits, cance
             if kind == "end":
                 process.join(_GRACE_S)  # time for a normal exit; after that it is killed
                 return value
-            if value != BEAT:
-                on_report(value)
         now = time.monotonic()
         if wrong := limits.exceeded(now - started, now - heard, process):
             return Outcome("failed", wrong)

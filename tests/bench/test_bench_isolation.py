@@ -35,6 +35,18 @@ def advances(report) -> None:
             tick()
 
 
+class Interrupting:
+    """Who reads it gets Ctrl-C meanwhile."""
+
+    def __reduce__(self) -> tuple:
+        return signal.raise_signal, (signal.SIGINT,)
+
+
+def interrupts_its_reader(report) -> None:
+    report({"number": 1, "other": Interrupting()})
+    signal.pause()
+
+
 def frozen(report) -> None:
     report({"frozen": gc.get_freeze_count()})
 
@@ -217,3 +229,11 @@ def test_a_process_that_still_imports_ends_with_its_parent(
     parent.wait(60)
     assert "".join(said).count("Traceback") <= (number == signal.SIGINT)  # the parent's own
     parent.stderr.close()
+
+
+def test_a_report_that_ctrl_c_interrupts_is_kept() -> None:
+    reports: list[dict[str, object]] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_isolated(interrupts_its_reader, (), reports.append)
+    assert reports == [{"number": 1, "other": None}]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
