@@ -291,7 +291,7 @@ def fork_measurements() -> None:
     multiprocessing.get_context = lambda kind=None: kinds.get(kind) or get_context(kind)
     start = multiprocessing.util.spawnv_passfds
 
-    def start_server(path: str, words: list[str], kept: list[int]) -> int:
+    def start_forked(path: str, words: list[str], kept: list[int]) -> int:
         """As `start`; what the workers of a comparison are forked from has imported all by now."""
         if "multiprocessing.forkserver" not in words[-1]:
             return start(path, words, kept)
@@ -303,7 +303,7 @@ def fork_measurements() -> None:
             exec(words[-1], {})
         os._exit(0)
 
-    multiprocessing.util.spawnv_passfds = start_server
+    multiprocessing.util.spawnv_passfds = start_forked
 
 
 def execute() -> None:
