@@ -123,22 +123,19 @@ class Browser:
 
 
 class Page:
-    """One tab, with everything it asked for, said and threw since it was opened."""
+    """One tab, with everything it asked for, said and threw since it was opened or made to forget."""
 
-    def __init__(
-        self,
-        browser: Browser,
-        *,
-        width: int = 1280,
-        height: int = 900,
-        dark: bool = False,
-        phone: bool = False,
-    ) -> None:
+    def __init__(self, browser: Browser, **how: Any) -> None:
         self.browser = browser
         target = browser.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
+        self.emulate(**how)
+
+    def emulate(
+        self, *, width: int = 1280, height: int = 900, dark: bool = False, phone: bool = False
+    ) -> None:
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -157,8 +154,15 @@ class Page:
 
     def open(self, address: str) -> Page:
         self.call("Page.navigate", url=address)
-        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
+        here = json.dumps(address.partition("#")[0])
+        self.wait_for(f"document.readyState === 'complete' && location.href.split('#')[0] === {here}")
         return self
+
+    def forget(self) -> None:
+        """Drop the history and what the page did; the mouse goes to the corner."""
+        self.call("Page.resetNavigationHistory")
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=0, y=0)
+        self.browser.events = [one for one in self.browser.events if one.get("sessionId") != self.session]
 
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression, awaited; raises what it throws."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from detection_zoo.benchmarks.spec import metric
 from detection_zoo.zoo.manifest_files import load_manifests
 
 V39, WRONG_LINK = "faster_rcnn_vovnet39_fpn_2x.vovnet", "mask_rcnn_vovnet57_fpn_2x.vovnet"
-MANY = 1000
+MANY, NUMBERS = 1000, itertools.count()
 Open = Callable[..., Page]
 
 
@@ -56,25 +57,43 @@ def pages(tmp_path_factory: pytest.TempPathFactory, view: Overview) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def tab(chromium: Browser) -> Iterator[Page]:
+    page = Page(chromium)
+    page.looked_at, page.address = None, ""
+    yield page
+    page.call("Page.close")
+
+
 @pytest.fixture
-def open_page(chromium: Browser, pages: Path) -> Iterator[Open]:
-    """Opens a page, and holds at the end that it complained of nothing and asked for nothing but itself."""
-    opened: list[tuple[Page, str]] = []
+def open_page(tab: Page, pages: Path) -> Iterator[Open]:
+    """Opens a page in the one tab, and holds of each that it complained of nothing and asked for nothing but
+    itself; a page that a test only looks at is not opened again for the next that does."""
+    address = ""
 
-    def open_it(name: str = "some.html", fragment: str = "", **how: object) -> Page:
-        address = f"{(pages / name).as_uri()}"
-        page = Page(chromium, **how).open(address + fragment)
-        opened.append((page, address))
-        return page
-
-    yield open_it
-    for page, address in opened:
-        assert page.complaints() == []
+    def check() -> None:
+        assert tab.complaints() == []
         asked = {
-            one.partition("#")[0] for one in page.requests() if not one.startswith("data:")
+            one.partition("#")[0] for one in tab.requests() if not one.startswith("data:")
         }  # in the page
         assert asked == {address}
-        page.call("Page.close")
+
+    def open_it(name: str = "some.html", fragment: str = "", *, looks: bool = False, **how: object) -> Page:
+        nonlocal address
+        if address:
+            check()
+        wanted = (name, fragment, how) if looks else None
+        if wanted is None or tab.looked_at != wanted:
+            tab.forget()
+            tab.looked_at = wanted
+            tab.emulate(**how)
+            tab.address = f"{(pages / name).as_uri()}?{next(NUMBERS)}"  # another one is another document
+            tab.open(tab.address + fragment)
+        address = tab.address
+        return tab
+
+    yield open_it
+    check()
 
 
 def shown(page: Page, column: str) -> list[str]:
@@ -272,9 +291,15 @@ def test_pointing_at_a_dot_tells_it_and_a_click_opens_it(open_page: Open) -> Non
     assert page.run("document.activeElement.dataset.index") == str(last)
 
 
+def details_of_v39(open_page: Open) -> Page:
+    page = open_page(fragment=f"#q={V39}&kinds=m", looks=True)
+    if not page.run("document.getElementById('details').open"):
+        page.click("#table tbody th button")
+    return page
+
+
 def test_details_show_pictures_and_ap_by_class(open_page: Open) -> None:
-    page = open_page(fragment=f"#q={V39}&kinds=m")
-    page.click("#table tbody th button")
+    page = details_of_v39(open_page)
     assert page.run("document.querySelector('.pictures img').alt") == f"Detections of {V39} in street"
     assert page.run("document.querySelector('.classes summary').textContent") == "2 classes"
     rows = "[...document.querySelectorAll('.classes tbody tr')].map(row => row.textContent)"
@@ -282,8 +307,7 @@ def test_details_show_pictures_and_ap_by_class(open_page: Open) -> None:
 
 
 def test_details_draw_the_curves_of_trainings(open_page: Open) -> None:
-    page = open_page(fragment=f"#q={V39}&kinds=m")
-    page.click("#table tbody th button")
+    page = details_of_v39(open_page)
     assert "Training night, 30 updates" in page.run("document.getElementById('details').textContent")
     drawn = page.run(
         "[...document.querySelectorAll('.training svg')].map(svg => [svg.ariaLabel,"
@@ -298,8 +322,7 @@ def test_details_draw_the_curves_of_trainings(open_page: Open) -> None:
 
 
 def test_details_tell_numbers_circumstances_weights_and_records(open_page: Open, view: Overview) -> None:
-    page = open_page(fragment=f"#q={V39}&kinds=m")
-    page.click("#table tbody th button")
+    page = details_of_v39(open_page)
     text = page.run("document.getElementById('details').textContent")
     line = next(line for line in view.lines if line.entry.name == V39 and line.kind == "measured")
     assert all(run.id in text for run in line.runs) and "made up by a test" in text
@@ -338,20 +361,6 @@ def test_history_of_a_row_that_was_measured_again(open_page: Open, pages: Path) 
     assert "Model time (ms) by commit" in page.run("document.getElementById('details').textContent")
     assert {"0000000", "1111111", "2222222"} <= set(
         page.run("[...document.querySelectorAll('#details svg text')].map(text => text.textContent)")
-    )
-
-
-def test_operators_stand_beside_the_peers(open_page: Open) -> None:
-    page = open_page()
-    rows = page.run(
-        "[...document.querySelectorAll('#kernels tbody tr')].map(row => [...row.children].map(cell =>"
-        " cell.textContent))"
-    )
-    assert [row[0] for row in rows] == [case.name for case in made_up_timings().cases]
-    assert (
-        rows[0][3].startswith(f"{made_up_timings().cases[0].ratio:.2f} (")
-        and rows[3][2:4] == ["–", "–"]
-        and "differs from the reference" in rows[3][5]
     )
 
 
@@ -425,31 +434,6 @@ def test_tab_reaches_every_control_in_order_and_shows_where_it_is(open_page: Ope
     assert places == sorted(places)
 
 
-def test_table_semantics(open_page: Open) -> None:
-    page = open_page()
-    assert page.run("document.querySelector('#table').ariaRowCount") == str(status(page) + 1)
-    rows = page.run(
-        "[...document.querySelectorAll('#table tbody tr[data-index]')].map(row => Number(row.ariaRowIndex))"
-    )
-    assert rows == list(range(2, 2 + len(rows)))
-    assert page.run(
-        "[...document.querySelectorAll('#table tbody tr[data-index]')].every(row =>"
-        " row.querySelectorAll('th[scope=row]').length === 1)"
-    )
-    assert page.run("[...document.querySelectorAll('#table thead th')].every(th => th.scope === 'col')")
-    assert page.run(
-        "[...document.querySelectorAll('input, select')].every(control => control.labels.length > 0)"
-    )
-    assert page.run(
-        "[...document.querySelectorAll('button, #plot .point')].every(b => (b.ariaLabel ||"
-        " b.textContent).trim().length > 0)"
-    )
-    assert (
-        page.run("document.documentElement.lang") == "en"
-        and page.run("document.querySelectorAll('h1').length") == 1
-    )
-
-
 # the contrast ratio of WCAG 2 between each element's ink and what is painted behind it
 CONTRAST = """(selector => {
   const parts = colour => colour.match(/[\\d.]+/g).map(Number);
@@ -519,13 +503,10 @@ def test_the_address_keeps_what_is_chosen(open_page: Open, view: Overview) -> No
     page.press("/")
     page.write("vovnet")
     page.click("#plot-log")
-    fragment = page.run("location.hash")
-    again = open_page(fragment=fragment)
-    assert (
-        status(again) == status(page)
-        and shown(again, "time_ms") == shown(page, "time_ms")
-        and again.run("document.getElementById('plot-log').checked")
-    )
+    chosen = status(page), shown(page, "time_ms")
+    again = open_page(fragment=page.run("location.hash"))
+    assert (status(again), shown(again, "time_ms")) == chosen
+    assert again.run("document.getElementById('plot-log').checked")
     assert (
         open_page(fragment="#sort=nonsense&x=nonsense").run(
             "document.querySelector('[data-column=box_ap]').ariaSort"
@@ -616,8 +597,47 @@ def test_text_of_records_is_never_markup(open_page: Open, pages: Path) -> None:
     assert page.run("window.broken === undefined && document.querySelectorAll('img').length === 0")
 
 
+def test_operators_stand_beside_the_peers(open_page: Open) -> None:
+    page = open_page(looks=True)
+    rows = page.run(
+        "[...document.querySelectorAll('#kernels tbody tr')].map(row => [...row.children].map(cell =>"
+        " cell.textContent))"
+    )
+    assert [row[0] for row in rows] == [case.name for case in made_up_timings().cases]
+    assert (
+        rows[0][3].startswith(f"{made_up_timings().cases[0].ratio:.2f} (")
+        and rows[3][2:4] == ["–", "–"]
+        and "differs from the reference" in rows[3][5]
+    )
+
+
+def test_table_semantics(open_page: Open) -> None:
+    page = open_page(looks=True)
+    assert page.run("document.querySelector('#table').ariaRowCount") == str(status(page) + 1)
+    rows = page.run(
+        "[...document.querySelectorAll('#table tbody tr[data-index]')].map(row => Number(row.ariaRowIndex))"
+    )
+    assert rows == list(range(2, 2 + len(rows)))
+    assert page.run(
+        "[...document.querySelectorAll('#table tbody tr[data-index]')].every(row =>"
+        " row.querySelectorAll('th[scope=row]').length === 1)"
+    )
+    assert page.run("[...document.querySelectorAll('#table thead th')].every(th => th.scope === 'col')")
+    assert page.run(
+        "[...document.querySelectorAll('input, select')].every(control => control.labels.length > 0)"
+    )
+    assert page.run(
+        "[...document.querySelectorAll('button, #plot .point')].every(b => (b.ariaLabel ||"
+        " b.textContent).trim().length > 0)"
+    )
+    assert (
+        page.run("document.documentElement.lang") == "en"
+        and page.run("document.querySelectorAll('h1').length") == 1
+    )
+
+
 def test_the_page_opens_on_measured_detectors(open_page: Open) -> None:
-    page = open_page()
+    page = open_page(looks=True)
     assert page.run("document.getElementById('plot-setting').selectedOptions[0].textContent").startswith(
         "measured"
     )
@@ -625,7 +645,7 @@ def test_the_page_opens_on_measured_detectors(open_page: Open) -> None:
 
 
 def test_points_are_labelled_by_row(open_page: Open, view: Overview) -> None:
-    page = open_page()
+    page = open_page(looks=True)
     names = page.run("[...document.querySelectorAll('#plot .name')].map(name => name.textContent)")
     assert names and set(names) <= {line.entry.name for line in largest_setting(view)}
     inside = page.run(
