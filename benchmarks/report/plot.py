@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +66,16 @@ LABEL_GAP = 0.06  # minimum distance of two labels, as a fraction of the panel h
 def figure_files(view: Overview, formats: set[str]) -> dict[str, bytes]:
     """Return every non-empty figure as SVG and PNG, by path below results/; the metadata contain a hash of
     the data."""
-    drawn = {name: figure for name, figure in _plans(view).items() if figure[0]}
-    return {
-        f"figures/{name}.{form}": _save(draw, data, form)
-        for name, (data, draw) in drawn.items()
-        for form in ("svg", "png")
-        if form in formats
-    }
+    import matplotlib
+
+    forms = [form for form in ("svg", "png") if form in formats]
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
+        return {
+            f"figures/{name}.{form}": content
+            for name, (data, draw) in _plans(view).items()
+            if data
+            for form, content in zip(forms, _saved(draw(), data, forms), strict=True)
+        }
 
 
 def described(data: Any) -> str:
@@ -104,20 +107,18 @@ def _plans(view: Overview) -> dict[str, tuple[list[Any], Callable[[], Figure]]]:
     return plans
 
 
-def _save(draw: Callable[[], Figure], data: Any, form: str) -> bytes:
-    import matplotlib
+def _saved(figure: Figure, data: Any, forms: list[str]) -> Iterator[bytes]:
     from matplotlib.backend_bases import get_registered_canvas_class
 
-    content = io.BytesIO()
-    # no date and no library version, so that equal data give equal bytes
-    unsaid = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
-        figure = draw()
-        get_registered_canvas_class(form)(figure)  # texts are measured for this format
-        figure.get_layout_engine().execute(figure)
-        figure.set_layout_engine(None)  # it is laid out: savefig would draw everything twice for that
+    get_registered_canvas_class("svg")(figure)  # texts are measured as in SVG, for PNG too
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine(None)  # it is laid out: savefig would draw everything twice for that
+    for form in forms:
+        content = io.BytesIO()
+        # no date and no library version, so that equal data give equal bytes
+        unsaid = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
         figure.savefig(content, format=form, metadata={"Description": described(data), **unsaid})
-    return content.getvalue()
+        yield content.getvalue()
 
 
 def _grid(count: int, height: float, width: float = 4.6) -> tuple[Figure, list[Axes]]:
