@@ -63,8 +63,9 @@ def write_curves(folder: Path) -> Path | None:
         return None
     rows = 2 if evaluations.empty else 3
     with matplotlib.rc_context({"svg.hashsalt": "detection-zoo", "svg.fonttype": "none", "font.size": 8}):
-        figure = Figure(figsize=(7, 2.4 * rows), layout="constrained")
-        axes = figure.subplots(rows, 1, sharex=True)
+        figure = Figure(figsize=(7, 2.4 * rows))
+        places = {"left": 0.12, "right": 0.98, "top": 0.98, "hspace": 0.08}
+        axes = figure.subplots(rows, 1, sharex=True, gridspec_kw=places)
         axes[0].plot(updates["iteration"], updates["loss"], lw=0.5, alpha=0.4, color="#0072b2")
         smoothed = updates["loss"].rolling(20, min_periods=1).mean()
         axes[0].plot(updates["iteration"], smoothed, color="#0072b2")

@@ -19,6 +19,7 @@ from detection_zoo.zoo.data.classifier_images import ClassifierBatches
 from detection_zoo.zoo.data.imagenet import ImageNetDataset
 from detection_zoo.zoo.errors import CheckpointError
 from detection_zoo.zoo.manifest_files import load_manifests
+from detection_zoo.zoo.settings import with_value
 from detection_zoo.zoo.training import checkpoints
 
 CLASSIFIER = "hardnet39ds_imagenet.hardnet"
@@ -107,13 +108,19 @@ def test_a_library_model_says_that_timm_s_hub_is_out_of_reach(monkeypatch: pytes
 
 
 def test_a_trained_classifier_s_file_fills_a_backbone(tmp_path: Path) -> None:
-    state = build_model("vovnet39_imagenet.vovnet").state_dict()
+    narrow = {"widths": [[8, 16], [8, 16], [8, 16], [8, 16]], "stem_channels": [8, 8, 16]}
+    classifier = load_manifests().entry("vovnet39_imagenet.vovnet")
+    for name, channels in narrow.items():
+        classifier = with_value(classifier, f"backbone.{name}", channels)
+    state = build_model(classifier).state_dict()
     torch.save(state, tmp_path / "classifier.pth")
     row, out = "faster_rcnn_vovnet39_fpn_2x.vovnet", tmp_path / "out"
     train(
         *(row, "--data", "shapes", "--schedule", "maskrcnn_benchmark_2x", "--out", out, "--iterations", 1),
         *(*SMALL, "--lr", 1e-12, "--images", 4, "--warmup", 0, "--set", "image.size=64"),
         *("--weights", f"backbone:{tmp_path / 'classifier.pth'}"),
+        *(word for name, channels in narrow.items() for word in ("--set", f"backbone.{name}={channels}")),
+        *("--set", "neck.channels=32", "--set", "pooling.size=2"),
     )
     found = checkpoints.read(out / "last.pth")["model"]
     torch.testing.assert_close(found["backbone.stem.0.conv.weight"], state["backbone.stem.0.conv.weight"])
