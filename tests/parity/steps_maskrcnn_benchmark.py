@@ -32,15 +32,7 @@ from detection_zoo.zoo.parity.base import Output, ParityError, Reference, Skip
 from detection_zoo.zoo.parity.settings import Note, Size
 from detection_zoo.zoo.parts.anchor_targets import AnchorSampler
 from detection_zoo.zoo.parts.anchors import AnchorGenerator
-from detection_zoo.zoo.parts.boxes import (
-    BoxCoder,
-    box_iou,
-    clip_boxes,
-    flip_boxes,
-    large_enough,
-    scale_boxes,
-    xyxy_to_xywh,
-)
+from detection_zoo.zoo.parts.boxes import BoxCoder, box_iou, clip_boxes, large_enough, scale_boxes
 from detection_zoo.zoo.parts.detections import select_detections
 from detection_zoo.zoo.parts.keypoint_head import decode_heatmaps, heatmap_targets
 from detection_zoo.zoo.parts.losses import sigmoid_focal, smooth_l1_sum
@@ -54,6 +46,17 @@ from detection_zoo.zoo.records import FeatureSpec
 Outputs = dict[str, Output | Skip]
 OFFSET = 1.0
 COUNTS = {"two": 2, "three": 3, "four": 4}
+
+
+def xyxy_to_xywh(boxes: Tensor, offset: float = 0.0) -> Tensor:
+    """Corners (R, 4) to (x, y, width, height) as in COCO files, with the offset in width and height."""
+    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + offset], dim=1)
+
+
+def flip_boxes(boxes: Tensor, width: float, offset: float = 0.0) -> Tensor:
+    """Boxes (R, 4) of a horizontally flipped image: x1' = width - offset - x2."""
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack([width - offset - x2, y1, width - offset - x1, y2], dim=1)
 
 
 def step_outputs(reference: Reference, kind: torch.dtype) -> Outputs:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from parity.steps_maskrcnn_benchmark import flip_boxes, xyxy_to_xywh
 from torch import nn
 
 from detection_zoo.zoo.conventions import (
@@ -16,15 +17,7 @@ from detection_zoo.zoo.conventions import (
 )
 from detection_zoo.zoo.necks import FeaturePyramid, SingleLevel
 from detection_zoo.zoo.parts.anchors import AnchorGenerator, centred_cells, rounded_cells, torchvision_cells
-from detection_zoo.zoo.parts.boxes import (
-    DELTA_CAP,
-    BoxCoder,
-    box_iou,
-    clip_boxes,
-    flip_boxes,
-    large_enough,
-    xyxy_to_xywh,
-)
+from detection_zoo.zoo.parts.boxes import DELTA_CAP, BoxCoder, box_iou, clip_boxes, large_enough
 from detection_zoo.zoo.parts.detections import select_detections
 from detection_zoo.zoo.parts.keypoint_head import (
     KeypointHead,

@@ -73,17 +73,6 @@ def scale_boxes(boxes: Tensor, factor_x: float, factor_y: float) -> Tensor:
     return torch.stack([x1 * factor_x, y1 * factor_y, x2 * factor_x, y2 * factor_y], dim=-1)
 
 
-def xyxy_to_xywh(boxes: Tensor, offset: float = 0.0) -> Tensor:
-    """Corners (R, 4) to (x, y, width, height) as in COCO files, with the offset in width and height."""
-    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2] + offset], dim=1)
-
-
-def flip_boxes(boxes: Tensor, width: float, offset: float = 0.0) -> Tensor:
-    """Boxes (R, 4) of a horizontally flipped image: x1' = width - offset - x2."""
-    x1, y1, x2, y2 = boxes.unbind(1)
-    return torch.stack([width - offset - x2, y1, width - offset - x1, y2], dim=1)
-
-
 @dataclass(frozen=True)
 class BoxCoder:
     """Boxes as (dx, dy, dw, dh) relative to other boxes (R-CNN, Girshick et al. 2014, appendix C).
