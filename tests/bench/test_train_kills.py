@@ -23,7 +23,7 @@ KILLS = int(os.environ.get("DETECTION_ZOO_TEST_TRAIN_KILLS", "3"))
 ROW = "mask_rcnn_vovnet27_tiny_fpn.demo"
 TINY = ["--batch", "1", "--threads", "1", "--log-every", "1", "--save-every", "1"]
 TINY += ["--set", "image.size=64", "--set", "image.max_size=96", "--set", "roi.samples=8"]
-TINY += ["--warmup", "2", "--eval-every", "0"]
+TINY += ["--set", "pooling.size=2", "--set", "neck.channels=16", "--warmup", "2", "--eval-every", "0"]
 
 
 def command(folder: Path, iterations: int, *more: object) -> list[str]:

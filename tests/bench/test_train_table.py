@@ -53,6 +53,7 @@ NARROW = {
     "_vovnet39_": ["backbone.widths=[[8, 16], [8, 16], [8, 16], [8, 16]]"]
     + ["backbone.stem_channels=[8, 8, 16]"],
     "_resnet50_": ["backbone.width_per_group=8", "backbone.stem_channels=8"],
+    "_detnet59_": ["backbone.stages={c2=[1,8,1,1], c3=[1,8,2,1], c4=[1,8,2,1], c5=[1,8,1,2], c6=[1,8,1,2]}"],
     "_fpn_": ["neck.channels=32"],
 }
 SMALL = ["--images", "4", "--batch", "1", "--accumulate", "1", "--workers", "0", "--threads", "1"]
