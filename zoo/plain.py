@@ -22,7 +22,7 @@ def printable(text: str) -> str:
 
 def one_line(text: str) -> str:
     """The printable text on one line."""
-    return re.sub(r"[\n\t]+", " ", printable(text))
+    return text if text.isprintable() else re.sub(r"[\n\t]+", " ", printable(text))
 
 
 def without_secrets(text: str) -> str:

@@ -92,7 +92,7 @@ def table_files(view: Overview, formats: set[str]) -> dict[str, bytes]:
     sources = sorted({entry.source for entry in view.manifests.entries.values()})
     tables = {name: source_tables(view, name) for name in (*sources, WIDE)}
     tables |= {name: found for name, found in stored_tables(view).items() if found}
-    for table in tables[WIDE]:
+    for table in tables[WIDE] if formats & {"csv", "json"} else ():
         table.records, table.flat = wide_records(view), True
     return {
         f"tables/{name}.{SUFFIX[form]}": render(found, FORM[form]).encode()

@@ -175,7 +175,8 @@ def _published(entry: ModelEntry, line: PublishedLine, metrics: dict[str, Metric
 def wide_records(view: Overview) -> list[dict[str, Any]]:
     """Return the wide table as one flat record per line: identity, all metrics with interval and n,
     provenance."""
-    names = [name for name in view.metrics if any(name in line.metrics() for line in view.lines)]
+    known = {name for line in view.lines for name in line.metrics()}
+    names = [name for name in view.metrics if name in known]
     return [_flat(line, names) for line in view.lines]
 
 
