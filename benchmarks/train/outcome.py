@@ -3,14 +3,13 @@ TensorBoard events."""
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-import pandas
 
 from detection_zoo.benchmarks.tabular import Table, render
 from detection_zoo.zoo.errors import ManifestError
@@ -59,28 +58,30 @@ def write_curves(folder: Path) -> Path | None:
     except ModuleNotFoundError:
         return None
     updates, evaluations = _columns(folder / METRICS), _columns(folder / EVALUATIONS)
-    if updates.empty:
+    if not updates:
         return None
-    rows = 2 if evaluations.empty else 3
+    rows = 3 if evaluations else 2
     with matplotlib.rc_context({"svg.hashsalt": "detection-zoo", "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=(7, 2.4 * rows))
         places = {"left": 0.12, "right": 0.98, "top": 0.98, "hspace": 0.08}
         axes = figure.subplots(rows, 1, sharex=True, gridspec_kw=places)
-        axes[0].plot(updates["iteration"], updates["loss"], lw=0.5, alpha=0.4, color="#0072b2")
-        smoothed = updates["loss"].rolling(20, min_periods=1).mean()
+        losses = updates["loss"]
+        axes[0].plot(updates["iteration"], losses, lw=0.5, alpha=0.4, color="#0072b2")
+        last = [[v for v in losses[max(i - 19, 0) : i + 1] if math.isfinite(v)] for i in range(len(losses))]
+        smoothed = [sum(each) / len(each) if each else math.nan for each in last]
         axes[0].plot(updates["iteration"], smoothed, color="#0072b2")
         axes[0].set_ylabel("loss")
-        shown = [updates["loss"], updates["lr"]]
+        shown = [losses, updates["lr"]]
         axes[1].plot(updates["iteration"], updates["lr"], color="#009e73")
         axes[1].set_ylabel("learning rate")
-        if not evaluations.empty:
+        if evaluations:
             name = next(key for key in evaluations if key not in ("iteration", "epoch"))
             axes[2].plot(evaluations["iteration"], evaluations[name], "o-", color="#d55e00")
             axes[2].set_ylabel(f"{name}, %")
             shown.append(evaluations[name])
         axes[-1].set_xlabel("updates")
         # without limits, one large value would create too many ticks
-        axes[-1].set_xlim(0, updates["iteration"].iloc[-1])
+        axes[-1].set_xlim(0, updates["iteration"][-1])
         for axis, values in zip(axes, shown, strict=True):
             axis.set_ylim(0, 1.05 * max([v for v in values if math.isfinite(v)], default=1) or 1)
         content = io.BytesIO()
@@ -90,8 +91,9 @@ def write_curves(folder: Path) -> Path | None:
     return path
 
 
-def _columns(path: Path) -> pandas.DataFrame:
-    return pandas.read_csv(path) if path.is_file() and path.stat().st_size else pandas.DataFrame()
+def _columns(path: Path) -> dict[str, list[float]]:
+    lines = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
+    return {name: [float(line[name] or "nan") for line in lines] for name in (lines[0] if lines else ())}
 
 
 def event_writer(folder: Path) -> tuple[Callable[[Mapping[str, Any]], None], Callable[[], None]]:
