@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-import subprocess
-import sys
 import time
 import tracemalloc
 import zipfile
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_forked
 from malicious_files import Bad, good_tensor, pickles, second_end_record, torch_files, torch_pickle, torch_zip
 from safetensors.torch import load_file  # noqa: F401 - the memory of the import is not the reader's
 
@@ -202,10 +201,5 @@ def test_a_bomb_takes_no_memory_of_the_process(tmp_path: Path) -> None:
         "try: read_arrays(sys.argv[1])\n"
         "except CheckpointError: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)],
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-    )
+    done = run_forked("-c", code, str(path), imports=("torch",))
     assert int(done.stdout) / 1024 < 64, done.stderr
