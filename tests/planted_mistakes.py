@@ -188,8 +188,8 @@ PLANTED = [
 
 
 def planted(what: str, instead: str | int) -> Callable[[str], str]:
-    """An edit of a source: every occurrence of a text replaced, or the n-th barrier left out. For all barriers
-    of a file g++ makes one library, which reads when it is loaded which of them to leave out."""
+    """An edit of a source: every occurrence of a text replaced, or the n-th barrier left out. For all
+    barriers of a file g++ makes one library, which reads when it is loaded which of them to leave out."""
 
     def edit(source: str) -> str:
         first, *others = source.split(what)

@@ -35,8 +35,8 @@ def arrays(folder: str) -> dict[str, np.ndarray]:
 
 
 def filled(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-    """A model whose matrices and biases repeat the same few random numbers, matrices as large as torchvision's
-    start."""
+    """A model whose matrices and biases repeat the same few random numbers, matrices as large as
+    torchvision's start."""
     few = torch.randn(100_003, generator=torch.Generator().manual_seed(1))
     with WithoutRandomFills():
         model = make().eval()
