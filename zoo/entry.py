@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 INTERRUPTED = 130
 _AGAIN_S = 0.01
 _at_once = True  # Ctrl-C ends the process without an exception
+_received: list[int] = []  # signals that became KeyboardInterrupt
 
 
 def run_command(app: Callable[..., Any], **options: Any) -> None:
@@ -25,19 +26,20 @@ def run_command(app: Callable[..., Any], **options: Any) -> None:
         app: ends with SystemExit.
         options: passed on.
 
-    Ctrl-C outside the application is one line and exit code 130; after the work it has no effect.
-    A command interrupted by Ctrl-C exits immediately.
+    Ctrl-C outside the application, and an error after it (compiled code converts it), is one line and exit
+    code 130; after the work it has no effect. A command interrupted by Ctrl-C exits immediately.
     """
     begin_command()
     open_closed_streams()
     sys.unraisablehook = _interrupt_again
     try:
         app(**options)
-    except KeyboardInterrupt:  # after the command has ended
-        _stop()
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
+    except BaseException as end:
+        code = getattr(end, "code", 1)
+        if code == INTERRUPTED:
             leave(INTERRUPTED)
+        if code and (_received or isinstance(end, KeyboardInterrupt)):
+            _stop()
         raise
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # during Python's shutdown it would change the exit code
@@ -83,9 +85,10 @@ def leaving_on_interrupt() -> Iterator[None]:
         _at_once = before
 
 
-def _interrupt(_: int, frame: FrameType | None) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     if _at_once:
         _stop()
+    _received.append(number)
     while frame is not None:
         if frame.f_code.co_name == "_numba_unpickle":  # its caller, compiled code, would raise SystemError
             return _interrupt_later()

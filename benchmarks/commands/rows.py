@@ -169,11 +169,7 @@ def report(
             f"unknown format {', '.join(sorted(wanted - set(FORMATS)))}; choose from {', '.join(FORMATS)}",
             param_hint="--format",
         )
-    try:
-        done, problems = stale_report() if check else make_report(store, out, wanted)
-    except ValueError as error:
-        say(f"error: {error}")
-        raise typer.Exit(1) from None
+    done, problems = stale_report() if check else make_report(store, out, wanted)
     emit({"stale" if check else "files": done, "problems": problems}, as_json, "\n".join(done))
     for problem in problems:
         say(f"warning: {problem}")

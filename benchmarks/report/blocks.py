@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from detection_zoo.zoo.errors import ZooError
+
 BLOCK = re.compile(r"^<!-- table: (?P<name>\S+) -->\n(?P<inside>.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 MARKER = re.compile(r"^[ \t]*<!-- *(?:table: *\S+|end) *-->[ \t]*$", re.MULTILINE)
 
@@ -24,12 +26,12 @@ def renew_blocks(text: str, render: Callable[[str], str], where: str) -> str:
         where: name of the file, for messages.
 
     Raises:
-        ValueError: a start or end marker is missing, or blocks are nested.
+        ZooError: a start or end marker is missing, or blocks are nested.
     """
     paired = sum(len(MARKER.findall(found.group())) for found in BLOCK.finditer(text))
     if len(MARKER.findall(text)) != paired or paired != 2 * len(block_names(text)):
         lines = [str(text[: found.start()].count("\n") + 1) for found in MARKER.finditer(text)]
-        raise ValueError(
+        raise ZooError(
             f"{where}: the markers in lines {', '.join(lines)} are not pairs of '<!-- table: NAME -->' and"
             " '<!-- end -->', each alone on its line; add what is missing"
         )

@@ -99,7 +99,7 @@ def documents(root: Path) -> list[Path]:
 
 def document_text(view: Overview, path: Path) -> str:
     """Return a document with its blocks generated again; raises ManifestError for an unknown table,
-    ValueError for invalid markers."""
+    ZooError for invalid markers."""
     stored = stored_tables(view) | {HEADLINE: [headline_table(view)], BESIDE: [beside_table(view)]}
 
     def render(name: str) -> str:

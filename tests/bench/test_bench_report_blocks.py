@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from detection_zoo.benchmarks.report.blocks import block_names, renew_blocks
+from detection_zoo.zoo.errors import ZooError
 
 TEXT = (
     "# Title\n\n<!-- table: vovnet -->\nold\n<!-- end -->\n\nwords\n<!-- table: demo -->\n<!-- end"
@@ -39,7 +40,7 @@ def test_backslashes_of_a_table_are_kept() -> None:
     ],
 )
 def test_broken_markers_are_refused_with_their_lines(broken: str, lines: str) -> None:
-    with pytest.raises(ValueError, match=f"README.md: the markers in lines {lines} are not pairs"):
+    with pytest.raises(ZooError, match=f"README.md: the markers in lines {lines} are not pairs"):
         renew_blocks(broken, lambda name: "", "README.md")
 
 

@@ -181,10 +181,11 @@ def test_a_command_that_ctrl_c_ended_takes_nothing_down_object_by_object() -> No
     assert (done.returncode, done.stdout) == (1, "said\ncleaned up\ntaken down\n")
 
 
-@pytest.mark.parametrize("place", ["weakref", "del", "numba"])
+@pytest.mark.parametrize("place", ["weakref", "del", "numba", "other error", "other code"])
 def test_a_ctrl_c_that_python_drops_ends_the_command_all_the_same(place: str) -> None:
     """Python raises no exception from a weakref callback or `__del__`; it prints it and goes on. Functions
-    compiled by numba turn one of a function that they call into SystemError."""
+    compiled by numba turn one of a function that they call into SystemError, those of matplotlib into
+    ValueError, for which a command may have an exit code."""
     code = (
         "import os, signal, time, weakref; from detection_zoo.zoo.entry import interruptible, run_command\n"
         "def ctrl_c(*_):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0)\n"
@@ -199,10 +200,29 @@ def test_a_ctrl_c_that_python_drops_ends_the_command_all_the_same(place: str) ->
         "    try:\n        _numba_unpickle(0, pickle.dumps(one), b'')\n"
         "    except BaseException as error:\n        raise SystemError from error"
     )
+    way["other error"] = (
+        "try:\n        ctrl_c()\n    except KeyboardInterrupt:\n        raise ValueError from None"
+    )
+    way["other code"] = way["other error"].replace("ValueError", "SystemExit(2)")
     began = time.monotonic()
     done = run_program(code.format(way[place]))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped by Ctrl-C\n")
     assert time.monotonic() - began < 20
+
+
+def test_a_ctrl_c_that_matplotlib_turns_into_another_error_ends_a_report(tmp_path: Path) -> None:
+    """Its compiled code reads a transform by `__array__`, and makes ValueError of what that raises."""
+    code = (
+        "import os, signal, sys, time; from matplotlib.transforms import AffineBase\n"
+        "def ctrl_c(*_):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0)\n"
+        "AffineBase.__array__ = ctrl_c\n"
+        f"sys.argv = ['bench.py', 'report', '--format', 'svg', '--out', {str(tmp_path)!r}]\n"
+        "import bench; from detection_zoo.zoo.entry import begin_command\n"
+        "begin_command(); bench.main()"
+    )
+    done = run_forked("-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped by Ctrl-C\n")
+    assert not [*tmp_path.rglob("*")]
 
 
 @pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-"])
