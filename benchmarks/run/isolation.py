@@ -199,16 +199,12 @@ def run_isolated(
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_in_child,
-        args=(Settled(), work, arguments, theirs, environment or {}),
-        name="benchmark",
-        daemon=False,
-    )
-    with same_allocator() if keep_memory else nullcontext(), starting_a_process():
-        process.start()
-    theirs.close()
+    given = (Settled(), work, arguments, theirs, environment or {})
+    process = context.Process(target=_in_child, args=given, name="benchmark", daemon=False)
     try:
+        with same_allocator() if keep_memory else nullcontext(), starting_a_process():
+            process.start()
+        theirs.close()
         return _follow(process, ours, on_report, limits, [] if cancel is None else [cancel])
     except KeyboardInterrupt:
         kill_with_children(process)
@@ -220,7 +216,7 @@ def run_isolated(
 
 
 def kill_with_children(process: Any) -> None:
-    """Kill a process and what it has started, and wait for its end; nothing if it has ended."""
+    """Kill a process and what it has started, and wait for its end; nothing if it has ended or not begun."""
     import psutil
 
     if process.is_alive():
@@ -228,7 +224,8 @@ def kill_with_children(process: Any) -> None:
         for one in [parent, *parent.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
-    process.join()
+    if process.pid is not None:
+        process.join()
 
 
 def _follow(process: Any, reports: Any, on_report: Report, limits: Limits, cancel: list[Any]) -> Outcome:

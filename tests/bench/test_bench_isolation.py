@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from pickle import PicklingError
 
 import pytest
 
@@ -229,6 +231,26 @@ def test_a_process_that_still_imports_ends_with_its_parent(
     parent.wait(60)
     assert "".join(said).count("Traceback") <= (number == signal.SIGINT)  # the parent's own
     parent.stderr.close()
+
+
+def test_a_process_that_ctrl_c_interrupts_at_its_start_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is interrupted when the start is over, the first moment in which Ctrl-C is let through."""
+    start, started = BaseProcess.start, []
+
+    def interrupted(process: BaseProcess) -> None:
+        start(process)
+        started.append(process)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(BaseProcess, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_isolated(stays, (), print)
+    assert [process.exitcode for process in started] == [-signal.SIGKILL]
+
+
+def test_a_process_that_cannot_start_says_why() -> None:
+    with pytest.raises((AttributeError, PicklingError), match="pickle"):
+        run_isolated(lambda report: None, (), print)
 
 
 def test_a_report_that_ctrl_c_interrupts_is_kept() -> None:
