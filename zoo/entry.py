@@ -59,26 +59,21 @@ def collect_rarely() -> None:
 
 
 def leave_on_interrupt() -> None:
-    """From here on, Ctrl-C ends this process with one line and exit code 130, until `interruptible`.
+    """From here on, Ctrl-C and SIGTERM end this process with one line and exit code 130.
 
-    It raises no exception: compiled code that runs while modules are imported may drop or convert it.
+    They raise no exception: compiled code that runs while modules are imported may drop or convert it.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where Ctrl-C is ignored
         signal.signal(signal.SIGINT, _interrupt)
-
-
-def interruptible() -> None:
-    """From here on, Ctrl-C and SIGTERM raise KeyboardInterrupt: the command has begun."""
-    global _at_once
-    _at_once = False
     signal.signal(signal.SIGTERM, _interrupt)
 
 
 @contextmanager
-def leaving_on_interrupt() -> Iterator[None]:
-    """Ctrl-C ends a command at once in this block, which has nothing to save; libraries are not affected."""
+def leaving_on_interrupt(leave: bool = True) -> Iterator[None]:
+    """In this block, Ctrl-C and SIGTERM end a command at once, since there is nothing to save, or else raise
+    KeyboardInterrupt. They are not changed where no command runs."""
     global _at_once
-    before, _at_once = _at_once, True
+    before, _at_once = _at_once, leave
     try:
         yield
     finally:

@@ -187,10 +187,12 @@ def test_a_ctrl_c_that_python_drops_ends_the_command_all_the_same(place: str) ->
     compiled by numba turn one of a function that they call into SystemError, those of matplotlib into
     ValueError, for which a command may have an exit code."""
     code = (
-        "import os, signal, time, weakref; from detection_zoo.zoo.entry import interruptible, run_command\n"
+        "import os, signal, time, weakref\n"
+        "from detection_zoo.zoo.entry import leaving_on_interrupt, run_command\n"
         "def ctrl_c(*_):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0)\n"
         "class Object:\n    pass\n"
-        "def app():\n    interruptible()\n    one = Object()\n    {}\n    del one\n    time.sleep(30)\n"
+        "def work():\n    one = Object()\n    {}\n    del one\n    time.sleep(30)\n"
+        "def app():\n    with leaving_on_interrupt(False):\n        work()\n"
         "run_command(app)"
     )
     way = {"weakref": "reference = weakref.ref(one, ctrl_c)", "del": "Object.__del__ = ctrl_c"}
@@ -208,6 +210,24 @@ def test_a_ctrl_c_that_python_drops_ends_the_command_all_the_same(place: str) ->
     done = run_program(code.format(way[place]))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped by Ctrl-C\n")
     assert time.monotonic() - began < 20
+
+
+def test_ctrl_c_at_any_line_around_the_work_is_no_traceback() -> None:
+    code = (
+        "import os, signal, sys; from detection_zoo.zoo import entry\n"
+        "def app():\n    with entry.leaving_on_interrupt(False):\n        pass\n    sys.exit(0)\n"
+        "def local(frame, *_):\n    if frame.f_lineno == line:\n"
+        "        sys.settrace(None)\n        os.kill(os.getpid(), signal.SIGINT)\n    return local\n"
+        "entry.begin_command(); code = entry.run_command.__code__\n"
+        "for line in sorted({line for *_, line in code.co_lines() if line})[1:]:\n"
+        "    if not os.fork():\n        print(line, flush=True)\n"
+        "        sys.settrace(lambda frame, *_: local if frame.f_code is code else None)\n"
+        "        entry.run_command(app)\n"
+        "    assert os.waitstatus_to_exitcode(os.wait()[1]) in (0, 130)"
+    )
+    done = run_program(code)
+    assert done.returncode == 0 and len(done.stdout.split()) > 5, done.stderr
+    assert 0 < len(done.stderr.splitlines()) == done.stderr.count("stopped by Ctrl-C\n")
 
 
 def test_a_ctrl_c_that_matplotlib_turns_into_another_error_ends_a_report(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from detection_zoo.zoo.entry import INTERRUPTED, interruptible
+from detection_zoo.zoo.entry import INTERRUPTED, leaving_on_interrupt
 from detection_zoo.zoo.errors import UnknownName, ZooError, in_one_line
 
 Rows = Annotated[
@@ -49,9 +49,9 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; exit code 1 on failure, 2 for an unknown row, 130 on Ctrl-C or SIGTERM."""
-        interruptible()  # kill also ends pip and npm
         try:
-            return super().invoke(ctx)
+            with leaving_on_interrupt(False):
+                return super().invoke(ctx)
         except BrokenPipeError:  # the reader of our output has exited, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
