@@ -100,7 +100,7 @@ def _interrupt_again(dropped: Any) -> None:
     """Repeat an interrupt that Python dropped: in a weakref callback or `__del__` it cannot be raised."""
     if issubclass(dropped.exc_type, KeyboardInterrupt):
         _interrupt_later()
-    else:
+    elif not _received:  # afterwards it may be of an object that Ctrl-C left half made
         sys.__unraisablehook__(dropped)
 
 

@@ -181,11 +181,12 @@ def test_a_command_that_ctrl_c_ended_takes_nothing_down_object_by_object() -> No
     assert (done.returncode, done.stdout) == (1, "said\ncleaned up\ntaken down\n")
 
 
-@pytest.mark.parametrize("place", ["weakref", "del", "numba", "other error", "other code"])
+@pytest.mark.parametrize("place", ["weakref", "del", "numba", "other error", "other code", "half made"])
 def test_a_ctrl_c_that_python_drops_ends_the_command_all_the_same(place: str) -> None:
     """Python raises no exception from a weakref callback or `__del__`; it prints it and goes on. Functions
     compiled by numba turn one of a function that they call into SystemError, those of matplotlib into
-    ValueError, for which a command may have an exit code."""
+    ValueError, for which a command may have an exit code. An object that was not finished when Ctrl-C came may
+    fail when it is deleted."""
     code = (
         "import os, signal, time, weakref\n"
         "from detection_zoo.zoo.entry import leaving_on_interrupt, run_command\n"
@@ -206,6 +207,10 @@ def test_a_ctrl_c_that_python_drops_ends_the_command_all_the_same(place: str) ->
         "try:\n        ctrl_c()\n    except KeyboardInterrupt:\n        raise ValueError from None"
     )
     way["other code"] = way["other error"].replace("ValueError", "SystemExit(2)")
+    way["half made"] = (
+        "Object.__del__ = lambda self: self.unknown\n"
+        "    try:\n        ctrl_c()\n    finally:\n        one = None"
+    )
     began = time.monotonic()
     done = run_program(code.format(way[place]))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped by Ctrl-C\n")
