@@ -50,7 +50,8 @@ class Worker:
         self._process = context.Process(
             target=_serve, args=(Settled(), build, arguments, theirs), name=f"worker {label}", daemon=True
         )
-        self._process.start()
+        with starting_a_process():
+            self._process.start()
         theirs.close()
 
     def call(self, name: str, *arguments: Any, stall_s: float) -> Any:
