@@ -50,8 +50,7 @@ class Worker:
         self._process = context.Process(
             target=_serve, args=(Settled(), build, arguments, theirs), name=f"worker {label}", daemon=True
         )
-        with starting_a_process():
-            self._process.start()
+        self._process.start()
         theirs.close()
 
     def call(self, name: str, *arguments: Any, stall_s: float) -> Any:

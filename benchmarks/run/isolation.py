@@ -68,9 +68,9 @@ def starting_a_process() -> Iterator[None]:
     """A process started inside this block gets its parent's ID and ignores Ctrl-C; in this process Ctrl-C is
     handled after the block."""
     multiprocessing.resource_tracker.ensure_running()  # started later, it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it inherits that
     try:
-        with _in_environment(_PARENT, str(os.getpid())):
+        with _interrupted_later(), _in_environment(_PARENT, str(os.getpid())):
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -78,7 +78,8 @@ def starting_a_process() -> Iterator[None]:
 
 @contextmanager
 def _interrupted_later() -> Iterator[None]:
-    """Ctrl-C and SIGTERM are handled after the block, which neither reads half a report nor loses one."""
+    """Ctrl-C and SIGTERM are handled after the block, which neither starts half a process nor reads half a
+    report. A signal that is blocked in this thread may come through another."""
     numbers: list[int] = []
     main = threading.current_thread() is threading.main_thread()
     kinds = [kind for kind in (signal.SIGINT, signal.SIGTERM) if main and signal.getsignal(kind)]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from pickle import PicklingError
@@ -234,16 +235,17 @@ def test_a_process_that_still_imports_ends_with_its_parent(
 
 
 def test_a_process_that_ctrl_c_interrupts_at_its_start_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is interrupted when the start is over, the first moment in which Ctrl-C is let through."""
+    """It is interrupted when the start is over, also where another thread gets the signal."""
     start, started = BaseProcess.start, []
 
     def interrupted(process: BaseProcess) -> None:
+        other.submit(signal.raise_signal, signal.SIGINT).result()
         start(process)
         started.append(process)
-        os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(BaseProcess, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with ThreadPoolExecutor(1) as other, pytest.raises(KeyboardInterrupt):
+        other.submit(int).result()  # its thread has begun, and does not block the signal
         run_isolated(stays, (), print)
     assert [process.exitcode for process in started] == [-signal.SIGKILL]
 
