@@ -42,7 +42,7 @@ def run_command(app: Callable[..., Any], **options: Any) -> None:
             _stop()
         raise
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # during Python's shutdown it would change the exit code
+        _ignore_interrupts()  # during Python's shutdown they would change the exit code
 
 
 def begin_command() -> None:
@@ -112,10 +112,15 @@ def _interrupt_later() -> None:
     again.start()
 
 
+def _ignore_interrupts() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def leave(code: int) -> NoReturn:
     """End the process, its children and temporary files, without the shutdown of Python and torch, which
     takes half a second, on a busy machine more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _ignore_interrupts()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # the reader has closed the pipe

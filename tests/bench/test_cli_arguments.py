@@ -154,11 +154,12 @@ def run_program(code: str, redirections: str = "") -> subprocess.CompletedProces
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("program", ["bench", "download_weights"])
-def test_ctrl_c_after_the_work_changes_no_exit_code(program: str) -> None:
+def test_ctrl_c_after_the_work_changes_no_exit_code(program: str, name: str) -> None:
     code = (
         "import atexit, os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        f"atexit.register(lambda: os.kill(os.getpid(), signal.{name}))\n"
         f"sys.argv = ['{program}.py', 'list', '--json']; import {program}; {program}.main()"
     )
     done = run_program(code)
@@ -217,12 +218,13 @@ def test_a_ctrl_c_that_python_drops_ends_the_command_all_the_same(place: str) ->
     assert time.monotonic() - began < 20
 
 
-def test_ctrl_c_at_any_line_around_the_work_is_no_traceback() -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_ctrl_c_at_any_line_around_the_work_is_no_traceback(name: str) -> None:
     code = (
         "import os, signal, sys; from detection_zoo.zoo import entry\n"
         "def app():\n    with entry.leaving_on_interrupt(False):\n        pass\n    sys.exit(0)\n"
         "def local(frame, *_):\n    if frame.f_lineno == line:\n"
-        "        sys.settrace(None)\n        os.kill(os.getpid(), signal.SIGINT)\n    return local\n"
+        "        sys.settrace(None)\n        os.kill(os.getpid(), NUMBER)\n    return local\n"
         "entry.begin_command(); code = entry.run_command.__code__\n"
         "for line in sorted({line for *_, line in code.co_lines() if line})[1:]:\n"
         "    if not os.fork():\n        print(line, flush=True)\n"
@@ -230,7 +232,7 @@ def test_ctrl_c_at_any_line_around_the_work_is_no_traceback() -> None:
         "        entry.run_command(app)\n"
         "    assert os.waitstatus_to_exitcode(os.wait()[1]) in (0, 130)"
     )
-    done = run_program(code)
+    done = run_program(code.replace("NUMBER", f"signal.{name}"))
     assert done.returncode == 0 and len(done.stdout.split()) > 5, done.stderr
     assert 0 < len(done.stderr.splitlines()) == done.stderr.count("stopped by Ctrl-C\n")
 
