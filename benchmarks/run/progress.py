@@ -24,18 +24,13 @@ _LISTENERS: list[Callable[[], None]] = []
 
 def _bar(title: str, **options: Any) -> Any:
     """A tqdm bar with a lock of this process: tqdm's default is a system semaphore, which a
-    killed process leaks with a warning."""
+    killed process leaks with a warning. Ctrl-C while tqdm's thread starts would be lost."""
     from tqdm import tqdm
 
     tqdm.set_lock(_LOCK)
-    return tqdm(
-        desc=title,
-        delay=QUIET_S,
-        leave=False,
-        miniters=1,
-        mininterval=0.1 if sys.stderr.isatty() else LOG_S,
-        **options,
-    )
+    kind = type("Bar", (tqdm,), {"monitor_interval": 0})  # no thread: it only adapts miniters
+    every_s = 0.1 if sys.stderr.isatty() else LOG_S
+    return kind(desc=title, delay=QUIET_S, leave=False, miniters=1, mininterval=every_s, **options)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from detection_zoo.benchmarks.environment import choose_device, collect_environment, cpu_name
 from detection_zoo.benchmarks.measure.inference import batches_that_fit
@@ -258,8 +259,10 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 def test_bars_and_clocks_appear_after_two_seconds_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tqdm, "monitor", None)
     with progress("short", 3) as tick, clock("short too"):
         tick()
+        assert tqdm.monitor is None  # its thread's start would lose Ctrl-C
     assert capsys.readouterr().err.strip() == ""
     monkeypatch.setattr("detection_zoo.benchmarks.run.progress.QUIET_S", 0)
     monkeypatch.setattr("detection_zoo.benchmarks.run.progress.TICK_S", 0.001)

@@ -52,7 +52,8 @@ class Bars:
     def _bar(self, title: str, leave: bool) -> Any:
         from tqdm import tqdm
 
-        return tqdm(desc=title[:40], unit="B", unit_scale=True, leave=leave, file=sys.stderr)
+        kind = type("Bar", (tqdm,), {"monitor_interval": 0})  # no thread: it only adapts miniters
+        return kind(desc=title[:40], unit="B", unit_scale=True, miniters=1, leave=leave, file=sys.stderr)
 
     def say(self, text: str) -> None:
         """Print a message without breaking the bars."""
