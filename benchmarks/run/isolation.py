@@ -220,11 +220,12 @@ def kill_with_children(process: Any) -> None:
     """Kill a process and what it has started, and wait for its end; nothing if it has ended or not begun."""
     import psutil
 
-    if process.is_alive():
-        parent = psutil.Process(process.pid)
-        for one in [parent, *parent.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
+    with suppress(psutil.NoSuchProcess):  # it ends meanwhile
+        if process.is_alive():
+            parent = psutil.Process(process.pid)
+            for one in [parent, *parent.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
     if process.pid is not None:
         process.join()
 

@@ -11,13 +11,16 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from pickle import PicklingError
+from typing import Any
 
+import psutil
 import pytest
 
-from detection_zoo.benchmarks.run.isolation import BEAT, Limits, failure, run_isolated
+from detection_zoo.benchmarks.run.isolation import BEAT, Limits, failure, kill_with_children, run_isolated
 from detection_zoo.benchmarks.run.progress import progress
 from detection_zoo.zoo.errors import CheckpointError
 
@@ -248,6 +251,22 @@ def test_a_process_that_ctrl_c_interrupts_at_its_start_is_killed(monkeypatch: py
         other.submit(int).result()  # its thread has begun, and does not block the signal
         run_isolated(stays, (), print)
     assert [process.exitcode for process in started] == [-signal.SIGKILL]
+
+
+def test_a_process_that_ends_while_it_is_killed_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between what is asked of it and the look for what it has started."""
+    process = get_context("fork").Process(target=signal.pause)
+    process.start()
+    children = psutil.Process.children
+
+    def ends(parent: psutil.Process, **options: Any) -> list[psutil.Process]:
+        process.kill()
+        process.join()
+        return children(parent, **options)
+
+    monkeypatch.setattr(psutil.Process, "children", ends)
+    kill_with_children(process)
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_process_that_cannot_start_says_why() -> None:
