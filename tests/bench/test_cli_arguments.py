@@ -186,8 +186,8 @@ def test_a_command_that_ctrl_c_ended_takes_nothing_down_object_by_object() -> No
 def test_a_ctrl_c_that_python_drops_ends_the_command_all_the_same(place: str) -> None:
     """Python raises no exception from a weakref callback or `__del__`; it prints it and goes on. Functions
     compiled by numba turn one of a function that they call into SystemError, those of matplotlib into
-    ValueError, for which a command may have an exit code. An object that was not finished when Ctrl-C came may
-    fail when it is deleted."""
+    ValueError, for which a command may have an exit code. An object that was not finished when Ctrl-C
+    came may fail when it is deleted."""
     code = (
         "import os, signal, time, weakref\n"
         "from detection_zoo.zoo.entry import leaving_on_interrupt, run_command\n"
